@@ -38,18 +38,18 @@ SOURCES = (
     "maths/*.py",
     "algorithms/*.py",
     "algorithms/on_demand/*.py",
-    *(f"matching/{name}.py" for name in ("place", "match", "target_weight", "landing", "homes")),
+    *(f"matching/{name}.py" for name in ("placement", "match", "module_map")),
     *(f"architectures/{name}.py" for name in ("rows", "correspondence")),
-    *(f"merging/{name}.py" for name in ("folded_weights", "links", "plan")),
-    *(f"reading/{name}.py" for name in ("scales", "module_scales", "coded_weights", "quantisation")),
-    *(f"converting/{name}.py" for name in ("carried_scale", "change_norm", "fused_slices", "scaled_factors")),
-    *(f"converting/{name}.py" for name in ("arranged_rows", "compared", "mlx_factors", "plain_lora", "relayout")),
-    *(f"converting/{name}.py" for name in ("settled_magnitude", "other_norms", "whole_changes", "misapplied")),
-    *(f"programs/{name}.py" for name in ("looks", "reception", "verdict")),
-    *(f"verifying/{name}.py" for name in ("alternatives", "rows", "shares", "sums")),
+    *(f"merging/{name}.py" for name in ("fold", "fold_chain", "plan")),
+    *(f"reading/{name}.py" for name in ("scale/scales", "scale/scale_rules", "base/base_codecs", "base/quantisation")),
+    *(f"converting/steps/{name}.py" for name in ("carried_scale", "part", "split_fuse", "respell", "low_rank_lora")),
+    *(f"converting/steps/{name}.py" for name in ("renormalise", "full_delta")),
+    *(f"converting/{name}.py" for name in ("target/target_layout", "output/proof")),
+    *(f"programs/{name}.py" for name in ("adapter_view", "evaluate", "verdict")),
+    *(f"verifying/{name}.py" for name in ("causes", "measure", "shares")),
 )
-# What does not compute a change: how torch is loaded, and the names of algorithms that are only recognised.
-LEFT_OUT = ("torch_threads.py", "recognised.py")
+# What does not compute a change: how torch is loaded.
+LEFT_OUT = ("torch_threads.py",)
 TESTS = tuple(
     f"tests/{name}"
     for name in (

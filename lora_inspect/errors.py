@@ -3,7 +3,7 @@
 import errno
 import os
 
-from lora_inspect.escape import SENTENCE, shortened
+from lora_inspect.sentences import SENTENCE, shortened
 
 _CHECK = "check the path and its rights"
 _WAYS_OUT = {

@@ -1,8 +1,94 @@
-"""Lists within a sentence."""
+"""Lists within a sentence.
 
-from collections.abc import Sequence
+Text from files as a terminal may show it: nothing that it obeys, and no more than a reader looks at.
+"""
 
-from lora_inspect.escape import shortened
+from collections.abc import Iterable, Iterator, Sequence
+
+# The columns that a name or a value may take, and those of a whole sentence.
+VALUE, SENTENCE = 200, 2_000
+# No script puts more on a letter; what is stacked higher is drawn over the lines around it.
+_MARKS_ON_A_LETTER = 4
+# Letters, marks and a symbol that are drawn as a blank or not at all, save the two marks that choose between a sign
+# in colour and in ink: a name that holds one looks like another name.
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(
+    map(chr, (*range(0x180B, 0x1810), *range(0xFE00, 0xFE0E), *range(0xE0100, 0xE01F0)))
+)
+
+
+def printable(text: str) -> str:
+    """The text with escapes for whatever is drawn as nothing, as something else or over other text, or is obeyed.
+
+    Names and metadata come from files and may hold anything: control sequences, line breaks, marks of direction.
+    """
+    return text if _is_plain(text) else "".join(_pieces(text))
+
+
+def shortened(text: str, columns: int = VALUE) -> str:
+    """The printable text in at most so many columns: a longer one without its middle, with the number left out.
+
+    Takes as long for two million characters as for two thousand. `columns` are 100 at least.
+    """
+    if len(text) <= columns and _is_plain(text):
+        return text
+    reach = columns * (1 + _MARKS_ON_A_LETTER)  # more characters cannot fit
+    if len(text) <= reach:
+        pieces = list(_pieces(text))
+        if sum(map(width, pieces)) <= columns:
+            return "".join(pieces)
+    room = columns - len(_left_out(len(text)))
+    head = _fitting(_pieces(text[:reach]), room * 2 // 3)
+    tail = _fitting(reversed(list(_pieces(text[-reach:]))), room - room * 2 // 3)
+    while tail and not width(tail[-1]):
+        tail.pop()  # a mark whose letter is left out
+    return "".join(head) + _left_out(len(text) - len(head) - len(tail)) + "".join(reversed(tail))
+
+
+def width(text: str) -> int:
+    """The columns that printable text takes."""
+    return len(text) if text.isascii() else sum(map(_columns, text))
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _left_out(count: int) -> str:
+    return f" … ({count:,} more characters) … "
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Each character of the text, or its escape."""
+    from unicodedata import category
+
+    room = 0  # for marks; a first one would hang on what stands before the text
+    for character in text:
+        shown = character.isprintable() and character not in _UNSEEN
+        if shown and category(character) in ("Mn", "Me"):
+            shown, room = room > 0, room - 1
+        else:
+            bears_marks = shown and (character.isalnum() or not character.isascii())
+            room = _MARKS_ON_A_LETTER if bears_marks else 0
+        yield character if shown else character.encode("unicode_escape").decode()
+
+
+def _fitting(pieces: Iterable[str], columns: int) -> list[str]:
+    """As many of the first pieces as the columns hold."""
+    fitting = []
+    for piece in pieces:
+        columns -= width(piece)
+        if columns < 0:
+            break
+        fitting.append(piece)
+    return fitting
+
+
+def _columns(character: str) -> int:
+    from unicodedata import category, east_asian_width
+
+    if category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if east_asian_width(character) in "WF" else 1
 
 
 def listed(parts: Sequence[str], word: str = "and") -> str:

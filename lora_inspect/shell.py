@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from lora_inspect.escape import printable
 from lora_inspect.files.system import IS_WINDOWS
+from lora_inspect.sentences import printable
 
 # What no shell gives a meaning to.
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_")

@@ -26,8 +26,8 @@ ORDER = {
         ("architectures", "shell"),
         ("files",),
         ("stores",),
-        ("errors", "torchrun", "sentences", "caching"),
-        ("__init__", "escape", "progress", "fast_namedtuple", "start"),
+        ("errors", "torchrun", "caching"),
+        ("__init__", "sentences", "progress", "fast_namedtuple", "start"),
         ("interrupt", "version"),
     ),
     "networks": (
@@ -38,7 +38,6 @@ ORDER = {
         ("files",),
         ("kernels",),
         ("__init__", "arguments"),
-        ("option_hints",),
     ),
 }
 # What stands at the bottom, where nothing takes time, and leads to the top when it is called: the process begins in the

@@ -11,7 +11,7 @@ from lora_inspect import architectures
 from lora_inspect.algorithms import every
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.writer import TensorPlan
-from lora_inspect.maths.packed_factors import PACKINGS
+from lora_inspect.maths.scaling import PACKINGS
 from lora_inspect.reading.keys.suffixes import SHARED
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.schemes import SCHEMES

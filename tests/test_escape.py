@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_inspect.escape import printable, shortened, width
+from lora_inspect.sentences import printable, shortened, width
 
 LEFT_OUT = re.compile(r" … \(([\d,]+) more characters\) … ")
 # Letters of all kinds and marks: much of it is escaped, some of it is wide.

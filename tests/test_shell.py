@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_inspect.escape import printable
+from lora_inspect.sentences import printable
 from lora_inspect.shell import command_line
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="cmd has rules of its own")

@@ -4,18 +4,49 @@ A file of several algorithms that have one formula has them in `ALGORITHMS`. `in
 waits until a key, a config or a name asks for it: those of this folder by the table in `file_index.py`, and one that is
 not in the table is imported at once. The files in `on_demand` need no table, as their keys and configs have their name:
 `hira.py` waits for a key with a part that begins with `hira_`, or for the `peft_type` HIRA.
+
+Algorithms known by the names of their tensors, so that a file that uses one is refused by the right name.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from lora_inspect.algorithms.file_index import NAMES, OPTIONS, SUFFIXES, TYPES
-from lora_inspect.algorithms.recognised import RECOGNISED
-from lora_inspect.algorithms.record import Algorithm, Role, Suffix
+from lora_inspect.algorithms.record import Algorithm, Role, Shapes, Suffix
 from lora_inspect.schemes.record import LONGEST_SUFFIX
+
+
+def _named(
+    name: str,
+    title: str,
+    *suffixes: str,
+    marks: tuple[str, ...] = (),
+    fits: Callable[[Shapes], bool] | None = None,
+    why: str = "",
+) -> Algorithm:
+    roles = {suffix.lstrip("."): suffix for suffix in suffixes}
+    return Algorithm(name=name, title=title, dialects={"": roles}, marks=marks, fits=fits, why=why)
+
+
+RECOGNISED = (
+    _named(
+        "oft_flux",
+        "OFT of sd-scripts in slices",
+        *(f".oft_blocks.{number}" for number in range(4)),
+        why="turns slices of a layer, which sd-scripts alone does, while it runs the layer; use the file there",
+    ),
+    _named(
+        "reshaped",
+        "a weight that ComfyUI widens",
+        ".reshape_weight",
+        why="is to be padded with zeros before what is beside it is added, and a merge keeps the shapes of its base; "
+        "write a base with the wider weight, and the adapter without its reshape_weight",
+    ),
+)
+
 
 # Those that were asked for until now; `every` has all.
 ALGORITHMS: dict[str, Algorithm] = {}

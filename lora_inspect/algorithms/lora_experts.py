@@ -62,7 +62,7 @@ def misfit(experts: int, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 def change(experts: int, tensors: Tensors, scale: float, alpha: float | None, packing: str, turned: bool) -> "Change":
     """The products of all experts, below each other; those of the transposed matrices where they are `turned`."""
     from lora_inspect.maths.change import ExpertProducts
-    from lora_inspect.maths.packed_factors import per_expert
+    from lora_inspect.maths.scaling import per_expert
 
     up, down = per_expert(tensors["up"], tensors["down"], experts, packing)
     if turned:

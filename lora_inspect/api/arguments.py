@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from lora_inspect.errors import LoraInspectError, of_system
 from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
 from lora_inspect.matching.orientation import Answers, parse_answers
-from lora_inspect.maths.packed_factors import PACKINGS
+from lora_inspect.maths.scaling import PACKINGS
 from lora_inspect.maths.torch_threads import whole_products
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings, parse_argument, parse_settings

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from lora_inspect.api.arguments import in_a_sentence
-from lora_inspect.escape import shortened
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.ops.info import module_record
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.scale.scale_records import FoldedScales
+from lora_inspect.sentences import shortened
 
 if TYPE_CHECKING:
     import torch

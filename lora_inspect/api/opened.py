@@ -9,11 +9,10 @@ from typing import Any
 from lora_inspect.api.arguments import PathWithSettings, in_a_sentence, reading_settings, without_strength
 from lora_inspect.api.modules import Modules
 from lora_inspect.architectures import by_name
-from lora_inspect.escape import shortened
 from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import FileInfo, inspect
 from lora_inspect.reading.model.evidence import Evidence, Problem
-from lora_inspect.sentences import counted
+from lora_inspect.sentences import counted, shortened
 
 _SHOWN = 3
 

@@ -52,7 +52,7 @@ from lora_inspect.ops.verify import VerifyResult, plan_verify
 from lora_inspect.ops.verify import verify as verify_planned
 from lora_inspect.programs import CONSUMERS
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.chosen_modules import Choice
+from lora_inspect.reading.ambiguous_options import Choice
 from lora_inspect.reading.weights_toml import read_weights
 from lora_inspect.scanning.scan_file import ScannedFile
 

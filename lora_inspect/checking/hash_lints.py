@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 
 from lora_inspect.checking.subject import Draft, Subject
-from lora_inspect.escape import shortened
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import (
     LEGACY_HASH,
@@ -19,6 +18,7 @@ from lora_inspect.files.hashes import (
 from lora_inspect.files.safetensors.writer import Content, in_file_order, renamed
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.evidence import Finding
+from lora_inspect.sentences import shortened
 
 STALE, EMPTY = "hash-stale", "hash-empty"
 

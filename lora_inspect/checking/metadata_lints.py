@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from lora_inspect.architectures import by_name
 from lora_inspect.architectures.detection import METADATA_KEYS, named_by
 from lora_inspect.checking.subject import Draft, Subject
-from lora_inspect.escape import shortened
 from lora_inspect.files.hashes import HASH_KEYS
 from lora_inspect.files.strict_json import parse_json
 from lora_inspect.reading.identify import described
 from lora_inspect.reading.metadata.output_metadata import one_or_several
 from lora_inspect.reading.model.evidence import Finding, close, network_args
-from lora_inspect.sentences import counted, listed, some
+from lora_inspect.sentences import counted, listed, shortened, some
 
 DIM, ALPHA = "ss_network_dim", "ss_network_alpha"
 # What sd-scripts writes as JSON, and programs read as such.

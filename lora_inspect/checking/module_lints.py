@@ -8,13 +8,12 @@ from collections.abc import Iterator
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT
 from lora_inspect.checking.subject import Draft, Subject
-from lora_inspect.escape import printable
 from lora_inspect.files.safetensors.dtypes import BITS, FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import INPUT, OUTPUT
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import Finding
-from lora_inspect.sentences import counted, listed, some
+from lora_inspect.sentences import counted, listed, printable, some
 
 _MAGNITUDE = ".dora_scale"
 

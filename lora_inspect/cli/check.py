@@ -13,15 +13,25 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.options import FilePath, parse_without_strength
 from lora_inspect.cli.progress_bar import bar_below, percent
-from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, PLAIN, RIGHT, WRONG, Piece, spelled, wrapped
+from lora_inspect.cli.terminal import (
+    BOLD,
+    DOUBTFUL,
+    FAINT,
+    PLAIN,
+    RIGHT,
+    WRONG,
+    Piece,
+    sentence_of,
+    show_defect,
+    spelled,
+    wrapped,
+)
 from lora_inspect.cli.verb import VERBS, Verb
-from lora_inspect.escape import SENTENCE, shortened
 from lora_inspect.files.discovery import stored_bytes
 from lora_inspect.reading.model.evidence import ERROR, NOTE, SEVERITIES, WARNING, Problem
-from lora_inspect.sentences import counted, listed
+from lora_inspect.sentences import SENTENCE, counted, listed, shortened
 
 if TYPE_CHECKING:
     from lora_inspect.ops.check import CheckResult

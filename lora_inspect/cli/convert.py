@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.options import (
     FilePath,
     architecture_option,
@@ -26,12 +25,12 @@ from lora_inspect.cli.options import (
     writing_options,
 )
 from lora_inspect.cli.progress_bar import progress_bar
+from lora_inspect.cli.terminal import sentence_of, show_defect
 from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS, ConvertOptions
 from lora_inspect.converting.target.key_names import output_ending
 from lora_inspect.converting.target.target_program import scheme_for
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.escape import shortened
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import Mirrored, is_collection, mirrored
@@ -42,7 +41,7 @@ from lora_inspect.programs import CONSUMERS
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.schemes import written
-from lora_inspect.sentences import listed, some
+from lora_inspect.sentences import listed, shortened, some
 from lora_inspect.stores.address import is_remote
 
 if TYPE_CHECKING:

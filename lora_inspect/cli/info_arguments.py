@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.options import parse_without_strength
+from lora_inspect.cli.terminal import sentence_of, show_defect
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import find_checkpoints, is_collection

@@ -12,7 +12,7 @@ from typing import Any
 from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, RIGHT, WRONG, Line, Sheet
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.dora import OF_BASE
-from lora_inspect.maths.packed_factors import PACKINGS
+from lora_inspect.maths.scaling import PACKINGS
 from lora_inspect.ops.info import Outlook, outlook_of
 from lora_inspect.programs.verdict import (
     LOST,

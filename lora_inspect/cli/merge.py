@@ -157,7 +157,7 @@ def merge(
         planned_record,
     )
     from lora_inspect.ops.merge import merge as merge_files
-    from lora_inspect.reading.chosen_modules import Choice
+    from lora_inspect.reading.ambiguous_options import Choice
     from lora_inspect.reading.model.settings import parse_arguments
     from lora_inspect.reading.weights_toml import read_weights
     from lora_inspect.torchrun import launched
@@ -237,11 +237,10 @@ def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePla
     if as_json:
         terminal.json_text(record)
         return
-    from lora_inspect.escape import shortened
     from lora_inspect.matching.orientation import in_words
     from lora_inspect.matching.unmatched import in_components
     from lora_inspect.merging.retention import in_summary
-    from lora_inspect.sentences import some
+    from lora_inspect.sentences import shortened, some
 
     if record.get("dry_run"):
         for name, modules in record["targets"].items():

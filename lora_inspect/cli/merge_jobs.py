@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.failures import sentence_of, show_defect
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
+from lora_inspect.cli.terminal import sentence_of, show_defect
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.processes import Elsewhere, all_ranks

@@ -10,8 +10,7 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.options import FilePath
 from lora_inspect.cli.progress_bar import BarBelow, bar_below, percent
 from lora_inspect.cli.verb import METADATA_VERBS, Verb
-from lora_inspect.escape import shortened
-from lora_inspect.sentences import listed
+from lora_inspect.sentences import listed, shortened
 
 if TYPE_CHECKING:
     from lora_inspect.editing.edit import Change, Edit

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lora_inspect.escape import shortened, width
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.strict_json import is_shallow, parse_json
+from lora_inspect.sentences import shortened, width
 
 # A value takes at most so many lines, an object or a list shows so many of its members, and they stand so deep.
 _LINES, _MEMBERS, _DEEPEST = 3, 12, 5

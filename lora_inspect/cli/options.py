@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_inspect.maths.dora import MULTIPLIER_RULES
-from lora_inspect.maths.packed_factors import PACKINGS
+from lora_inspect.maths.scaling import PACKINGS
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

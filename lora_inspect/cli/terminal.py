@@ -3,6 +3,8 @@
 Sentences in lines that fit a terminal: broken at blanks, wide letters counted by their width.
 
 A sheet of lines for one terminal: labels, sentences and commands, laid out for its width.
+
+What a command says of an exception that ends it, or a part of it.
 """
 
 import io
@@ -14,9 +16,11 @@ from typing import Any, TextIO
 
 import click
 
-from lora_inspect.escape import SENTENCE, VALUE, printable, shortened, width
+from lora_inspect.errors import LoraInspectError, of_system
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import IS_WINDOWS
+from lora_inspect.sentences import SENTENCE, VALUE, printable, shortened, width
+from lora_inspect.version import __version__
 
 # How a piece of a line looks on a terminal that has colours, by the numbers that ECMA-48 has for it.
 PLAIN, BOLD, FAINT, WRONG, DOUBTFUL, RIGHT = "", "1", "2", "1;31", "33", "32"
@@ -284,3 +288,41 @@ class Sheet:
             right = (" " * (columns - width(cell)) + cell for cell, columns in zip(others, widths[1:], strict=True))
             text = _INDENT + first + " " * (widths[0] - width(first)) + "".join(gap + cell for cell in right)
             yield [Piece(cut(text, self.columns, self.mark), PLAIN if number else FAINT)]
+
+
+# Set to anything at all, it has defects shown with their traceback.
+DEBUG = "LORA_INSPECT_DEBUG"
+
+# How torch and the loader of libraries say that memory was refused.
+_NO_MEMORY = ("not enough memory", "allocate memory", "out of memory", "failed to map segment", "bad_alloc")
+
+
+def sentence_of(error: Exception, path: str = "") -> str:
+    """Our own sentence, or one about the system's error, or about a defect. `path` is the file that it came with."""
+    if isinstance(error, LoraInspectError):
+        return str(error)
+    if isinstance(error, OSError):
+        return of_system(error, path)
+    about = path and f"{path}: "
+    if _is_of_memory(error):
+        return f"{about}there is not enough memory; close other programs, or use a machine that has more."
+    if isinstance(error, ImportError):
+        return f"{about}a library that lora-inspect needs cannot be loaded ({error}); install it again."
+    return (
+        f"{about}this is a defect of lora-inspect {__version__} ({type(error).__name__}: {error}); "
+        f"report it with the command and the files' headers, and with what {DEBUG}=1 shows."
+    )
+
+
+def show_defect(error: Exception) -> None:
+    """The traceback of an error that nobody foresaw, where the environment asks for it."""
+    if os.environ.get(DEBUG) and not isinstance(error, (LoraInspectError, OSError)):
+        from traceback import format_exception
+
+        traceback("".join(format_exception(error)))
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, ImportError)) and any(words in str(error) for words in _NO_MEMORY)
+    )

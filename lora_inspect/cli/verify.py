@@ -77,7 +77,7 @@ def verify(
     """Plans, verifies and prints."""
     from lora_inspect.ops.verify import MergeOptions, plan_verify
     from lora_inspect.ops.verify import verify as verify_files
-    from lora_inspect.reading.chosen_modules import Choice
+    from lora_inspect.reading.ambiguous_options import Choice
     from lora_inspect.reading.model.settings import parse_arguments
     from lora_inspect.reading.weights_toml import read_weights
 

@@ -7,8 +7,7 @@ All experts of a layer are one tensor: `gate_up_proj_blocks` (experts, out, in/3
 from collections.abc import Mapping
 from typing import Any
 
-from lora_inspect.codecs.four_bits import E2M1, unpacked
-from lora_inspect.codecs.powers_of_two import powers
+from lora_inspect.codecs.four_bits import E2M1, powers, unpacked
 from lora_inspect.codecs.record import NOWHERE, Codec, Found, Layout
 
 BLOCK = 32

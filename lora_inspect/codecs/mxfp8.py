@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from lora_inspect.codecs.powers_of_two import powers
+from lora_inspect.codecs.four_bits import padded, powers, scales_of_rows
 from lora_inspect.codecs.record import Codec, Found, Layout, NotRead
-from lora_inspect.codecs.scale_tiles import padded, scales_of_rows
 
 BLOCK = 32
 FORMAT = "mxfp8"

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from math import isfinite, prod
 from typing import Any
 
-from lora_inspect.codecs.four_bits import E2M1, unpacked
+from lora_inspect.codecs.four_bits import E2M1, padded, scales_of_rows, unpacked
 from lora_inspect.codecs.record import BadSetting, Codec, Found, Layout, NotRead
-from lora_inspect.codecs.scale_tiles import padded, scales_of_rows
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS, decode_number
 

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.escape import shortened
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import nearest_name
 from lora_inspect.files.hashes import HASH_KEYS
 from lora_inspect.files.input_file import read_whole
 from lora_inspect.files.strict_json import METADATA_CHARACTERS, is_unicode, parse_json
+from lora_inspect.sentences import shortened
 
 # What begins the name of a file that holds the value; a value of its own that begins so has it twice.
 _FROM_FILE = "@"

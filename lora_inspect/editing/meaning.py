@@ -12,7 +12,6 @@ from typing import Any
 from lora_inspect.codecs.record import FORMATS_KEY
 from lora_inspect.editing.edit import Change, applied
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.escape import shortened
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.safetensors.edit_in_place import Headed
@@ -24,7 +23,7 @@ from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import ERROR, RsloraReading
 from lora_inspect.reading.scale.dora_evidence import NORMS_KEY
 from lora_inspect.reading.scale.scale_records import FoldedScales
-from lora_inspect.sentences import listed, some
+from lora_inspect.sentences import listed, shortened, some
 
 # By topic, and in it by what the fact is of: a module, a program, or the file itself.
 Meaning = Mapping[str, Mapping[str, Any]]

@@ -25,15 +25,13 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import match
 from lora_inspect.matching.module_map import module_names
 from lora_inspect.matching.orientation import Answers, Orientation, check_answers, together
-from lora_inspect.matching.tied_head import has_head, is_embedding
-from lora_inspect.matching.unmatched import accept_unmatched, other_base_notes
+from lora_inspect.matching.unmatched import accept_unmatched, has_head, is_embedding, other_base_notes
 from lora_inspect.maths import dora
 from lora_inspect.merging.fold_chain import Fold, check_rounding
 from lora_inspect.merging.storage import Asked, Storage, plan_storage, read_config
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.ambiguous_options import Strengths, read_settled
+from lora_inspect.reading.ambiguous_options import Choice, Strengths, read_settled
 from lora_inspect.reading.base.base_codecs import open_weights
-from lora_inspect.reading.chosen_modules import Choice
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates, base_candidates

@@ -24,7 +24,7 @@ from lora_inspect.merging.fold_chain import STOCHASTIC, working_types
 from lora_inspect.merging.plan import MergeOptions, MergePlan
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.chosen_modules import Choice
+from lora_inspect.reading.ambiguous_options import Choice
 from lora_inspect.reading.metadata.merge_record import (
     ADAPTERS,
     BASE,

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.escape import shortened
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.fold_chain import NEAREST, OPTION, STOCHASTIC, Fold, working_type
-from lora_inspect.sentences import counted, listed
+from lora_inspect.sentences import counted, listed, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor

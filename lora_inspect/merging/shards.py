@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.escape import shortened
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import file_sha256, sha256_behind
@@ -39,7 +38,7 @@ from lora_inspect.merging.retention import Keeping, SeenWeight, check_kept, kept
 from lora_inspect.merging.shard_assignment import Share, taken
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.metadata.merge_record import ADAPTERS, BASE, CONFIG, FILE, HEADER, OPTIONS, SHA256
-from lora_inspect.sentences import counted, listed, some
+from lora_inspect.sentences import counted, listed, shortened, some
 
 # Pieces of so many bytes are looked at, at least so many of a base and so many of each file, from its first tensor to
 # its last: models of one shape have the same header, and may differ in some of their weights alone.

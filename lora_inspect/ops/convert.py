@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect import programs
 from lora_inspect.converting import result
 from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.output.program_check import Received
 from lora_inspect.converting.plan import ConversionPlan, plan_conversion
+from lora_inspect.converting.result import Received
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.target.target_program import norms_remarks
 from lora_inspect.errors import LoraInspectError

@@ -14,7 +14,7 @@ from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import ERROR, DoraReading, Evidence, Problem, RsloraReading
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.config_lookup import find_configs
-from lora_inspect.reading.peft.match_budget import Steps
+from lora_inspect.reading.peft.regex import Steps
 from lora_inspect.reading.problems import ALPHA_MISSING, DAMAGED, REPEATS, find_problems, open_settings
 from lora_inspect.reading.scale.dora_evidence import dora_claims, read_dora
 from lora_inspect.reading.scale.scale_rules import facts_of, read_groups, read_ruled, rslora_of_groups, scaled_modules

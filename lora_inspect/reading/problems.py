@@ -352,7 +352,7 @@ _packing_setting = RareLook(
 )
 _packing_hint = RareLook("experts.packed_experts", "packing_hint", _has_packed)
 _unknown_formulas = RareLook(
-    "peft.formula_settings",
+    "peft.unsupported",
     "unknown_formulas",
     lambda reading: any(contribution.unsettled for contribution in reading.contributions),
 )

@@ -18,8 +18,8 @@ from lora_inspect.reading.metadata.trainers import is_musubi
 from lora_inspect.reading.model.contribution import Module
 from lora_inspect.reading.model.evidence import INIT_KEY, Evidence, Finding
 from lora_inspect.reading.peft.config_lookup import FoundConfig
-from lora_inspect.reading.peft.match_budget import Steps
 from lora_inspect.reading.peft.peft_config import is_peft_config
+from lora_inspect.reading.peft.regex import Steps
 from lora_inspect.reading.scale.scales import Counting
 from lora_inspect.schemes.cloneofsimo import CLONEOFSIMO
 from lora_inspect.schemes.mlx import MLX
@@ -138,9 +138,9 @@ def with_settings(
     own = (contribution.algorithm for contribution in changes_of_kinds(modules))
     if not configs and not any(algorithm.shared or algorithm.variant or algorithm.settings for algorithm in own):
         return modules
-    from lora_inspect.reading.peft import formula_settings
+    from lora_inspect.reading.peft import unsupported
 
-    return formula_settings.with_settings(modules, configs, metadata, numbers)
+    return unsupported.with_settings(modules, configs, metadata, numbers)
 
 
 def with_packing(

@@ -35,7 +35,7 @@ from lora_inspect.reading.keys.suffixes import ParsedKey, parse_key
 from lora_inspect.reading.metadata.output_metadata import without_scale_options
 from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG, SCALE_KEY
 from lora_inspect.reading.peft import peft_config
-from lora_inspect.reading.peft.match_budget import Steps
+from lora_inspect.reading.peft.regex import Steps
 from lora_inspect.schemes.diffusers import DIFFUSERS
 from lora_inspect.schemes.kohya import KOHYA
 from lora_inspect.schemes.lycoris import LYCORIS

@@ -38,7 +38,7 @@ from lora_inspect.reading.model.evidence import (
     close,
     read_flag,
 )
-from lora_inspect.reading.peft.match_budget import Steps
+from lora_inspect.reading.peft.regex import Steps
 from lora_inspect.reading.scale.requested_rank import AskedRanks, read_asked_ranks, saves_parts
 from lora_inspect.reading.scale.scale_rules import read_rslora
 

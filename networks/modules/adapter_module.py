@@ -18,7 +18,7 @@ from lora_inspect.maths.torch_threads import whole_products
 from ..arguments import read_probability
 from ..files.reading import read_alpha
 from ..kernels.base_weight import is_sharded
-from .copies import copied
+from .base_forward import copied
 from .masks import draws_skip, is_training_step
 
 

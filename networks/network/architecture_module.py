@@ -22,10 +22,10 @@ from ..files.file_names import FileNames
 from ..modules.lora_module import LoRAModule
 from ..modules.module_merging import LoRAInfModule
 from . import creation
-from .adaptable import class_name, named_leaves
 from .construction import check_model
 from .creation import PREFIX
 from .network import LoRANetwork
+from .targets import class_name, named_leaves
 
 logger = logging.getLogger(__name__)
 

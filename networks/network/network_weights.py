@@ -17,7 +17,7 @@ from ..files.file_names import FileNames, Named
 from ..files.reading import Reading
 from ..modules import dora_layer
 from ..modules.adapter_module import AdapterModule
-from ..modules.copies import copied
+from ..modules.base_forward import copied
 from ..modules.masks import RankMask
 from ..modules.pissa import PissaModule
 from . import summary

@@ -18,8 +18,7 @@ from lora_inspect.version import __version__
 from ..arguments import NATIVE, STANDARD, NetworkArguments
 from ..files.reading import count
 from ..modules.adapter_module import AdapterModule
-from .adaptable import class_name
-from .targets import Selection, has_kernel, value_at
+from .targets import Selection, class_name, has_kernel, value_at
 
 logger = logging.getLogger(__name__)
 

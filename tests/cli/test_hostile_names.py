@@ -9,7 +9,7 @@ import pytest
 from adapters import base, lora, loras
 
 from lora_inspect.cli import cli, terminal
-from lora_inspect.escape import width
+from lora_inspect.sentences import width
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 if sys.platform != "win32":

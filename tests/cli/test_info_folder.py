@@ -14,7 +14,7 @@ from adapters import base, lora, loras
 from gguf_files import pair, write_adapter
 from pseudo_terminal import on_a_terminal
 
-from lora_inspect.escape import width
+from lora_inspect.sentences import width
 
 ROOT = Path(__file__).parents[2]
 # What fixtures/make_synthetic.py made, at 80 columns: 8 adapters, of which four lose their strength or their DoRA.

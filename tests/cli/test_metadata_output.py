@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from strategies import metadata
 
 from lora_inspect.cli.metadata_output import metadata_lines, unfolded
-from lora_inspect.escape import printable, width
+from lora_inspect.sentences import printable, width
 
 
 def shown(found, columns=60):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_inspect.cli.terminal import cut, wrapped
-from lora_inspect.escape import printable, width
+from lora_inspect.sentences import printable, width
 
 TEXTS = st.text(max_size=60).map(printable)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from oracles import oracle
 
+from lora_inspect.codecs.four_bits import padded
 from lora_inspect.codecs.nvfp4 import Scales, decoded
-from lora_inspect.codecs.scale_tiles import padded
 from lora_inspect.files.safetensors.dtypes import decode_number
 
 kitchen = oracle("comfy_kitchen")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_inspect.codecs.powers_of_two import powers
+from lora_inspect.codecs.four_bits import powers
 
 pytestmark = pytest.mark.numeric
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_inspect.codecs.scale_tiles import padded, scales_of_rows
+from lora_inspect.codecs.four_bits import padded, scales_of_rows
 
 SHAPES = [(1, 1), (16, 1), (128, 4), (129, 5), (300, 9), (512, 3)]
 

@@ -9,7 +9,7 @@ from adapters import dotted, factors, kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.converting.steps import own_weight
+from lora_inspect.converting.steps import dora_delta
 from lora_inspect.converting.steps.base_change import find_landed
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
@@ -84,7 +84,7 @@ LAYOUTS = {
 @pytest.mark.parametrize(("paths", "spell", "prefix"), LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.slow
 def test_either_layout_of_the_base_gives_the_same_change(paths, spell, prefix, elements, tmp_path, monkeypatch):
-    monkeypatch.setattr(own_weight, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(dora_delta, "BLOCK_ELEMENTS", elements)
     original = layouts.flux(width=4)
     diffusers = layouts.flux_in_diffusers(original)
     own, other = (diffusers, original) if paths is SPLIT else (original, diffusers)

@@ -12,7 +12,7 @@ from adapters import dotted, factors, kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.converting.steps import full_delta, own_weight
+from lora_inspect.converting.steps import dora_delta, full_delta
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
@@ -54,7 +54,7 @@ def assert_near(found, expected, bound=2.0**-23):
 @pytest.mark.parametrize("scheme", [None, "comfyui", "lycoris"])
 @pytest.mark.slow
 def test_dora_in_either_layout_of_the_base(scheme, of_base, elements, tmp_path, monkeypatch):
-    monkeypatch.setattr(own_weight, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(dora_delta, "BLOCK_ELEMENTS", elements)
     monkeypatch.setattr(full_delta, "BLOCK_ELEMENTS", elements)
     original = layouts.flux(width=4)
     diffusers = layouts.flux_in_diffusers(original)

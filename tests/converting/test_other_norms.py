@@ -12,7 +12,7 @@ from adapters import dotted, factors, kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.converting.steps import own_weight, renormalise
+from lora_inspect.converting.steps import dora_delta, renormalise
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
@@ -99,7 +99,7 @@ def assert_near(found, expected, weight):
 @pytest.mark.parametrize(("paths", "spell", "prefix"), SPELLINGS.values(), ids=SPELLINGS)
 @pytest.mark.slow
 def test_comfyui_makes_what_was_trained(paths, spell, prefix, of_base, elements, tmp_path, monkeypatch):
-    monkeypatch.setattr(own_weight, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(dora_delta, "BLOCK_ELEMENTS", elements)
     monkeypatch.setattr(renormalise, "BLOCK_ELEMENTS", elements)
     original = layouts.flux(width=4)
     diffusers = layouts.flux_in_diffusers(original)

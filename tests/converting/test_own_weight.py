@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lora_inspect.architectures.rows import INPUTS, Interleaved, Stacked, Swapped
-from lora_inspect.converting.steps import own_weight
+from lora_inspect.converting.steps import dora_delta
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.placement import Place
 from lora_inspect.reading.base.base_codecs import BaseCodecs
@@ -58,12 +58,12 @@ def test_a_part_has_its_rows_and_a_whole_those_of_its_parts(tmp_path_factory, ca
     stored = {"whole": whole, **{f"part{number}": part for number, part in enumerate(parts)}}
     place = opened(folder, {name: tensor.T if transposed else tensor for name, tensor in stored.items()})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own_weight, "BLOCK_ELEMENTS", elements)
+        patch.setattr(dora_delta, "BLOCK_ELEMENTS", elements)
         for own, part in zip(runs, parts, strict=True):
-            assert torch.equal(own_weight.own_weight([place("whole", own, transposed)]), part.flatten(1))
+            assert torch.equal(dora_delta.own_weight([place("whole", own, transposed)]), part.flatten(1))
         split = [place(f"part{number}", own.inverted, transposed) for number, own in enumerate(runs)]
-        assert torch.equal(own_weight.own_weight(split), whole.flatten(1))
-        assert torch.equal(own_weight.own_weight([place("whole", None, transposed)]), whole.flatten(1))
+        assert torch.equal(dora_delta.own_weight(split), whole.flatten(1))
+        assert torch.equal(dora_delta.own_weight([place("whole", None, transposed)]), whole.flatten(1))
 
 
 @pytest.mark.parametrize("elements", [1, 9, 1000])
@@ -79,7 +79,7 @@ def test_a_part_has_its_rows_and_a_whole_those_of_its_parts(tmp_path_factory, ca
     ],
 )
 def test_codes_are_decoded_by_their_own_rows_of_the_scale(suffix, shape, dtype, elements, tmp_path, monkeypatch):
-    monkeypatch.setattr(own_weight, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(dora_delta, "BLOCK_ELEMENTS", elements)
     generator = torch.Generator().manual_seed(0)
     codes = (8 * torch.randn(12, COLUMNS, generator=generator)).to(dtype)
     scale = torch.rand(shape, generator=generator) + 0.5
@@ -88,7 +88,7 @@ def test_codes_are_decoded_by_their_own_rows_of_the_scale(suffix, shape, dtype, 
     each = blocks.repeat_interleave(COLUMNS // blocks.shape[1], 1) if suffix else torch.ones(1, 1)
     expected = (codes.double() * each.double()).float()
     for own in Stacked((1, 2)).runs(12, COLUMNS):
-        found = own_weight.own_weight([place("a.weight", own)])
+        found = dora_delta.own_weight([place("a.weight", own)])
         assert torch.equal(found, expected[own.start : own.start + own.length])
 
 
@@ -96,5 +96,5 @@ def test_parts_of_which_one_is_stored_in_float64(tmp_path):
     stored = {"a": torch.rand(2, 3, dtype=torch.float64), "b": torch.rand(1, 3)}
     place = opened(tmp_path, stored)
     runs = [own.inverted for own in Stacked((2, 1)).runs(3, 3)]
-    found = own_weight.own_weight([place(name, own) for name, own in zip(stored, runs, strict=True)])
+    found = dora_delta.own_weight([place(name, own) for name, own in zip(stored, runs, strict=True)])
     assert torch.equal(found, torch.cat([tensor.double() for tensor in stored.values()]))

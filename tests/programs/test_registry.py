@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from lora_inspect import algorithms, programs, schemes
-from lora_inspect.algorithms import lora_experts
-from lora_inspect.algorithms.recognised import RECOGNISED
+from lora_inspect.algorithms import RECOGNISED, lora_experts
 from lora_inspect.architectures import every
 from lora_inspect.architectures.text_encoders import ROOTS
 from lora_inspect.maths.dora import INPUT, OUTPUT, SPELLINGS

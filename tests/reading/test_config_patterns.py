@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import expressions
 
 from lora_inspect.reading.peft.config_patterns import EndNames, PatternMap, RefusedKey, Targets
-from lora_inspect.reading.peft.match_budget import Steps
+from lora_inspect.reading.peft.regex import Steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 

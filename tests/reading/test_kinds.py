@@ -3,8 +3,7 @@
 import pytest
 from adapters import base, lora, loras
 
-from lora_inspect.algorithms import every
-from lora_inspect.algorithms.recognised import RECOGNISED
+from lora_inspect.algorithms import RECOGNISED, every
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.info import as_json

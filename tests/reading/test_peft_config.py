@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from strategies import paths
 
 from lora_inspect.algorithms.lora import residual_init
-from lora_inspect.reading.peft.match_budget import Steps
 from lora_inspect.reading.peft.peft_config import (
     EMBEDDED_KEY,
     FOREIGN_SETTINGS,
@@ -18,6 +17,7 @@ from lora_inspect.reading.peft.peft_config import (
     foreign_settings,
     is_peft_config,
 )
+from lora_inspect.reading.peft.regex import Steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import expressions
 
-from lora_inspect.reading.peft.match_budget import Refused, Steps
-from lora_inspect.reading.peft.regex import Expression
+from lora_inspect.reading.peft.regex import Expression, Refused, Steps
 
 REACHES = {
     "whole": lambda source, text: re.fullmatch(source, text),

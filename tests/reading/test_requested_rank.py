@@ -12,7 +12,7 @@ from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.reading.peft.match_budget import Steps
+from lora_inspect.reading.peft.regex import Steps
 
 WIDTH = 8
 # The layers that networks of sd-scripts save in parts, with the rows of each part: qkv in three equal ones, the first

@@ -24,10 +24,9 @@ from lora_inspect.algorithms import mlx
 from lora_inspect.algorithms.record import Role
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.carried_scale import EXACT
-from lora_inspect.converting.steps.dora_delta import true_change
+from lora_inspect.converting.steps.dora_delta import own_weight, true_change
 from lora_inspect.converting.steps.full_delta import WholeChanges
 from lora_inspect.converting.steps.low_rank_lora import thin_rank
-from lora_inspect.converting.steps.own_weight import own_weight
 from lora_inspect.converting.steps.part import lost_share, read_factor
 from lora_inspect.converting.steps.renormalise import other_magnitude
 from lora_inspect.converting.target.target_layout import Destination, OneLayer, Source
@@ -39,7 +38,7 @@ from lora_inspect.maths import dora
 from lora_inspect.maths.change import Change, OnRows, added, folded, settled
 from lora_inspect.maths.dora import OUTPUT
 from lora_inspect.maths.low_rank import Distance, Product, distance
-from lora_inspect.maths.packed_factors import per_expert
+from lora_inspect.maths.scaling import per_expert
 from lora_inspect.maths.tensors import SampleWeight, load_whole
 from lora_inspect.programs.evaluate import Taken
 from lora_inspect.programs.record import BASE_NORM, LEAVES, OTHER_AXIS, SUM_NORM

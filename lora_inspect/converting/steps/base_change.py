@@ -10,7 +10,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.placement import Place
-from lora_inspect.matching.tied_head import EMBEDDINGS, HEADS, shared_embedding
+from lora_inspect.matching.unmatched import EMBEDDINGS, HEADS, shared_embedding
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
 from lora_inspect.reading.model.contribution import Contribution

@@ -16,7 +16,7 @@ from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.steps.part import Factor, Growth, Part, as_factor, joined, scaled, zeros
 from lora_inspect.converting.target.target_layout import Destination, ManyLayers, OneLayer
 from lora_inspect.files.safetensors.writer import TensorPlan
-from lora_inspect.maths.packed_factors import RANK_MAJOR, per_expert
+from lora_inspect.maths.scaling import RANK_MAJOR, per_expert
 
 Values = dict[Role, Factor]
 

@@ -16,7 +16,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from lora_inspect.algorithms.record import SEEN
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.output.output_tensors import SpelledModule
-from lora_inspect.converting.steps.own_weight import BLOCK_ELEMENTS, take_rows
+from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, take_rows
 from lora_inspect.converting.steps.part import Growth, Part, read_factor
 from lora_inspect.converting.target.key_names import factor_key
 from lora_inspect.converting.target.target_algorithm import DIFFERENCES, changes_otherwise

@@ -19,8 +19,7 @@ from lora_inspect import schemes
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.steps.base_change import Landed
-from lora_inspect.converting.steps.dora_delta import approximate_change, module_change
-from lora_inspect.converting.steps.own_weight import BLOCK_ELEMENTS, own_weight
+from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, approximate_change, module_change, own_weight
 from lora_inspect.converting.steps.part import Factor, Part, check_finite, relative, rounded
 from lora_inspect.converting.target.target_program import due_norms
 from lora_inspect.errors import LoraInspectError

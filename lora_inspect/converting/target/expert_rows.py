@@ -4,6 +4,12 @@ An adapter has them in one pair of factors for the parameter of all experts, as 
 pair for each layer of each expert, as PEFT does where the experts are modules, and as vLLM reads both. What relates the
 names is the correspondence of the family. Which way round the factors of all experts are, and which of the rows are
 those of gate and up, only a base tells.
+
+What the published checkpoints of a mixture call the layers of single experts: as Mixtral's do, or as most others.
+
+The classes of transformers 5 have the experts of a layer in `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`. The
+files of most have `mlp.experts.{i}.gate_proj` for them, those of Mixtral's line `block_sparse_moe.experts.{i}.w1`.
+Source: the conversion mapping of transformers 5.24, and the classes.
 """
 
 from collections import defaultdict
@@ -12,7 +18,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from lora_inspect.algorithms import lora
 from lora_inspect.algorithms.lora_experts import lora_experts
 from lora_inspect.architectures.correspondence import Correspondence, Link
-from lora_inspect.architectures.published_experts import is_block_sparse
 from lora_inspect.architectures.rows import Interleaved, Runs
 from lora_inspect.converting.target.target_layout import Destination, ManyLayers, OneLayer, Source
 from lora_inspect.errors import LoraInspectError
@@ -26,6 +31,28 @@ from lora_inspect.reading.identify import adapter_candidates, certain_correspond
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.peft.saved_tensors import BELOW
 from lora_inspect.schemes.record import ModuleName
+
+# The `model_type` of a config of the line.
+_KINDS = frozenset(("kimi_linear", "minimax", "minimax_m2", "mixtral", "phimoe"))
+_NORMS = ("self_attn.q_norm.weight", "post_attention_layernorm.weight")
+_FEED_FORWARD, _EXPERTS = "mlp.", "mlp.experts."
+# What tells a layer of the line where there is no config: which of those norms it has, and what beside its experts.
+_LAYERS = (
+    {"post_attention_layernorm.weight", "mlp.gate.weight"},  # Mixtral, MiniMax
+    {*_NORMS, "mlp.gate.weight", "mlp.e_score_correction_bias"},  # MiniMax-M2
+    {"post_attention_layernorm.weight", "mlp.router.weight"},  # PhiMoE
+)
+
+
+def is_block_sparse(kinds: Collection[str], layer: Collection[str]) -> bool:
+    """Whether a model is of the line, by the kinds that its config says, or by the names in one of its layers."""
+    if kinds:
+        return not _KINDS.isdisjoint(kinds)
+    told = {
+        name for name in layer if name in _NORMS or (name.startswith(_FEED_FORWARD) and not name.startswith(_EXPERTS))
+    }
+    return told in _LAYERS
+
 
 _PEFT = "peft"
 # The parameter whose wrapper is the innermost one where that of the other is there too.

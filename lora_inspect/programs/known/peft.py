@@ -26,8 +26,8 @@ from lora_inspect.programs.record import (
     as_meant,
 )
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.peft.match_budget import Steps
 from lora_inspect.reading.peft.peft_config import ModuleSettings
+from lora_inspect.reading.peft.regex import Steps
 
 # The layers of a block that every program which serves models of the Llama line adapts, fused ones of Phi-3 included.
 OF_BLOCKS = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj")

@@ -22,7 +22,7 @@ from lora_inspect.algorithms.config_fields import peft_version
 from lora_inspect.files.checkpoint import Checkpoint, read_row
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS, decode_number
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.packed_factors import GROUPED_BY_EXPERT, PACKINGS, RANK_MAJOR
+from lora_inspect.maths.scaling import GROUPED_BY_EXPERT, PACKINGS, RANK_MAJOR
 from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import Evidence, Finding

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.maths.packed_factors import PACKINGS
+from lora_inspect.maths.scaling import PACKINGS
 from lora_inspect.stores.address import is_remote, named
 
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"

@@ -9,8 +9,8 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.discovery import PEFT_WEIGHTS
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.peft import peft_config
-from lora_inspect.reading.peft.match_budget import Steps
 from lora_inspect.reading.peft.peft_config import LORA_TYPE, ModuleSettings
+from lora_inspect.reading.peft.regex import Steps
 from lora_inspect.schemes.diffusers import DIFFUSERS
 
 

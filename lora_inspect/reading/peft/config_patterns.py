@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.escape import shortened
-from lora_inspect.reading.peft.match_budget import Refused, Steps
+from lora_inspect.reading.peft.regex import Refused, Steps
+from lora_inspect.sentences import shortened
 
 if TYPE_CHECKING:
     from lora_inspect.reading.peft.regex import Expression, Reach

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.files.strict_json import json_count, json_number, parse_json
-from lora_inspect.reading.peft.match_budget import Steps
+from lora_inspect.reading.peft.regex import Steps
 
 if TYPE_CHECKING:
     from lora_inspect.reading.peft.config_patterns import EndNames, ParameterTargets, PatternMap, Targets

@@ -17,7 +17,7 @@ from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import Evidence, Finding
 from lora_inspect.reading.peft.config_lookup import FoundConfig
-from lora_inspect.reading.peft.match_budget import Refused, Steps
+from lora_inspect.reading.peft.regex import Refused, Steps
 from lora_inspect.schemes.record import ModuleName
 from lora_inspect.sentences import some
 

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.escape import shortened
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.strict_json import json_count
 from lora_inspect.reading.metadata.trainers import is_musubi
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import asked_alpha, close, network_args
-from lora_inspect.reading.peft.match_budget import Refused, Steps
+from lora_inspect.reading.peft.regex import Refused, Steps
 from lora_inspect.reading.scale.scales import Counted
 from lora_inspect.schemes.record import MODEL
+from lora_inspect.sentences import shortened
 
 if TYPE_CHECKING:
     from lora_inspect.reading.peft.regex import Expression
