@@ -26,8 +26,8 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.module_map import Home
 from lora_inspect.reading.base.base_names import Piece
-from lora_inspect.reading.experts.packed_experts import FIRST, INPUT
 from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.packed_experts import FIRST, INPUT
 from lora_inspect.reading.peft.residual_adapters import PISSA
 
 if TYPE_CHECKING:

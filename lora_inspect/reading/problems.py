@@ -338,7 +338,7 @@ _unbuilt_algorithms = RareLook(
     lambda reading: not all(contribution.algorithm.formula for contribution in reading.contributions),
 )
 _missing_saved = RareLook("peft.saved_tensors", "missing_saved", _has_configs)
-_lost_parameters = RareLook("experts.expert_parameters", "lost_parameters", _has_configs)
+_lost_parameters = RareLook("expert_parameters", "lost_parameters", _has_configs)
 _residual_bases = RareLook(
     "peft.residual_adapters",
     "residual_bases",
@@ -348,9 +348,9 @@ _residual_setting = RareLook(
     "peft.residual_adapters", "residual_setting", lambda reading: reading.settings.residual is not None
 )
 _packing_setting = RareLook(
-    "experts.packed_experts", "packing_setting", lambda reading: reading.settings.expert_packing is not None
+    "packed_experts", "packing_setting", lambda reading: reading.settings.expert_packing is not None
 )
-_packing_hint = RareLook("experts.packed_experts", "packing_hint", _has_packed)
+_packing_hint = RareLook("packed_experts", "packing_hint", _has_packed)
 _unknown_formulas = RareLook(
     "peft.unsupported",
     "unknown_formulas",

@@ -95,7 +95,7 @@ def with_experts(claims: Claims, configs: Sequence[FoundConfig]) -> Claims:
     """The claims with the parameters that PEFT trains, and with what lies in the modules that it wraps for them."""
     if not configs and not any(name.endswith(_OF_EXPERTS) or _BELOW_WRAPPERS in name for name in claims.modules):
         return claims
-    from lora_inspect.reading.experts.expert_parameters import claim_wrapped
+    from lora_inspect.reading.expert_parameters import claim_wrapped
 
     return claim_wrapped(claims, configs)
 
@@ -149,7 +149,7 @@ def with_packing(
     """The modules with how the factors of all experts lie in their tensors."""
     if not any(contribution.algorithm.packed for contribution in changes_of_kinds(modules)):
         return modules
-    from lora_inspect.reading.experts import packed_experts
+    from lora_inspect.reading import packed_experts
 
     return packed_experts.with_packing(modules, configs, metadata, chosen)
 
@@ -196,7 +196,7 @@ def about_experts(reading: FileReading) -> Iterable[Evidence]:
     """How the factors of all experts are packed."""
     if not any(contribution.algorithm.packed for contribution in changes_of_kinds(reading.modules)):
         return ()
-    from lora_inspect.reading.experts import packed_experts
+    from lora_inspect.reading import packed_experts
 
     chosen = reading.settings.expert_packing
     return packed_experts.about_experts(
@@ -208,7 +208,7 @@ def about_attention(reading: FileReading) -> Iterable[Evidence]:
     """How often PEFT counts the change of an attention's output."""
     if not any(contribution.in_config for contribution in changes_of_kinds(reading.modules)):
         return ()
-    from lora_inspect.reading.experts import expert_parameters
+    from lora_inspect.reading import expert_parameters
 
     return expert_parameters.about_attention(reading)
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from lora_inspect.files.strict_json import json_number
 from lora_inspect.maths.scaling import RANK_MAJOR
-from lora_inspect.reading.experts.packed_experts import INPUT, LAYOUT, MARKS, along, is_of_unsloth
 from lora_inspect.reading.mlx_config import DORA, LORA, PARAMETERS, TYPE, is_mlx_config
+from lora_inspect.reading.packed_experts import INPUT, LAYOUT, MARKS, along, is_of_unsloth
 from lora_inspect.reading.peft.peft_config import LORA_TYPE, NARROWING, ModuleSettings, adapted_modules
 from lora_inspect.reading.peft.regex import Steps
 
