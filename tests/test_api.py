@@ -38,10 +38,11 @@ print(sorted({"torch", "numpy", "click", "tabulate"} & set(sys.modules)))
 """
 
 
-def test_importing_it_loads_one_file(run_process):
+def test_importing_it_loads_the_package_and_its_version(run_process):
     shown = run_process("-S", "-c", IMPORTED)
     assert (shown.status, shown.stderr) == (0, "")
-    assert shown.stdout.splitlines() == ["['lora_inspect']", "['lora_inspect']", "[]"]
+    own = "['lora_inspect', 'lora_inspect.version']"
+    assert shown.stdout.splitlines() == [own, own, "[]"]
 
 
 @pytest.mark.parametrize("name", lora_inspect.__all__)

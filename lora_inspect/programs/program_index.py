@@ -93,7 +93,6 @@ PROGRAMS: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             ),
         ),
     ),
-    "dictionary": (),
     "diffusers": (
         (
             "diffusers",
@@ -137,7 +136,6 @@ PROGRAMS: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             ),
         ),
     ),
-    "diffusers_files": (),
     "diffusers_flux": (),
     "diffusers_rules": (),
     "forge": (
@@ -176,7 +174,6 @@ PROGRAMS: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             ),
         ),
     ),
-    "invokeai_kinds": (),
     "llama_cpp": (
         ("llama-cpp", "llama.cpp", "October 2026", {"": "gguf"}, False, True, ((("llm",), (), False), ((), (), False))),
     ),
@@ -225,7 +222,6 @@ PROGRAMS: Mapping[str, tuple[tuple[Any, ...], ...]] = {
         ),
     ),
     "peft": (("peft", "PEFT", "0.21.2", {"": "peft"}, False, False, (((), (), False),)),),
-    "peft_folders": (),
     "sd_scripts": (
         (
             "sd-scripts",
@@ -280,5 +276,4 @@ PROGRAMS: Mapping[str, tuple[tuple[Any, ...], ...]] = {
     ),
     "sglang": (("sglang", "SGLang", "0.5.23", {"": "peft"}, True, False, ((("llm",), (), False),)),),
     "vllm": (("vllm", "vLLM", "0.33.0", {"": "peft"}, False, False, ((("llm",), (), False),)),),
-    "webui_networks": (),
 }

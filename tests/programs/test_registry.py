@@ -103,7 +103,7 @@ def test_the_table_is_that_of_the_files():
 
 
 def test_a_program_is_what_its_file_says(consumer):
-    files = (path.stem for path in Path(programs.__file__).parent.glob("*.py") if path.stem != "__init__")
+    files = (path.stem for path in (Path(programs.__file__).parent / "known").glob("*.py") if path.stem != "__init__")
     (own,) = (one for file in files for one in programs.in_file(file) if one.name == consumer.name)
     assert own._replace(loaders=tuple(own.loaders)) == consumer._replace(loaders=tuple(consumer.loaders))
     assert own.loaders[:1] == consumer.loaders[:1]
@@ -112,11 +112,11 @@ def test_a_program_is_what_its_file_says(consumer):
 
 def test_files_of_programs_wait_until_one_of_their_loaders_is_asked_for():
     code = (
-        "import sys; from lora_inspect import consumers; from lora_inspect.programs.adapter_view import FramedKeys; "
-        "from lora_inspect.programs.adapter_view import loader_for; keys = FramedKeys(['a.lora_A.weight']); "
-        "loaded = lambda: sorted({f for f in consumers.PROGRAMS if consumers.PROGRAMS[f] "
-        "and f'lora_inspect.programs.{f}' in sys.modules}); print(loaded()); "
-        "print([one.name for one in consumers.CONSUMERS.values() if loader_for(one, 'framepack', keys)]); "
+        "import sys; from lora_inspect import programs; "
+        "from lora_inspect.programs.adapter_view import FramedKeys, loader_for; keys = FramedKeys(['a.lora_A.weight']); "
+        "loaded = lambda: sorted({f for f in programs.PROGRAMS if programs.PROGRAMS[f] "
+        "and f'lora_inspect.programs.known.{f}' in sys.modules}); print(loaded()); "
+        "print([one.name for one in programs.CONSUMERS.values() if loader_for(one, 'framepack', keys)]); "
         "print(loaded())"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
