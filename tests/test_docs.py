@@ -87,7 +87,9 @@ def test_the_readme_names_every_verb_and_stays_short():
 
 def test_every_bound_is_documented():
     page = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
-    numbers = {f"{value:,}" for name, value in vars(strict_json).items() if name.isupper()}
+    # SIZES is what a number of a header can be, and refuses no real file.
+    bounds = {name: value for name, value in vars(strict_json).items() if name.isupper() and name[0] != "_"}
+    numbers = {f"{value:,}" for name, value in bounds.items() if name != "SIZES"}
     assert len(numbers) >= 7
     assert [number for number in numbers if number not in page] == []
 

@@ -27,13 +27,10 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "oft": ("oft",),
     "onetrainer_oft": ("onetrainer_oft",),
     "peft_oft": ("peft_oft", "peft_oft_embedding"),
-    "recognised": (),
     "record": (),
     "saved": ("saved",),
     "stacked_experts": ("stacked_experts",),
     "tlora": ("tlora",),
-    "tucker": (),
-    "weight_shapes": (),
 }
 # The files by the suffixes of their keys.
 SUFFIXES: Mapping[str, tuple[str, ...]] = {

@@ -35,8 +35,8 @@ from lora_inspect.api.arguments import (
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import stored_bytes
 from lora_inspect.maths.dora import MULTIPLIER_RULES
-from lora_inspect.merging.fold_chain import NEAREST, STOCHASTIC, seed_of
 from lora_inspect.merging.plan import MergeOptions
+from lora_inspect.merging.rounding_choice import NEAREST, STOCHASTIC, seed_of
 from lora_inspect.ops.check import CheckResult
 from lora_inspect.ops.check import check as problems_of
 from lora_inspect.ops.check import fix as mend

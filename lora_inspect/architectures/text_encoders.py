@@ -1,11 +1,19 @@
 """Text encoders as an adapter file shows them: the kind by the names of their layers, and the width.
 
 A file that adapts an encoder which a family does not have is no file of that family.
+
+CLIP's text model as transformers and as open_clip name it, which is how single files of SD 2.x and SDXL have it.
+
+open_clip's attention has query, key and value in one parameter, of torch's MultiheadAttention. Source of the names:
+`convert_open_clip_checkpoint` of diffusers. Source of the orientations: `CLIP.encode_text` and `VisionTransformer` of
+open_clip, which multiply by the parameter itself, x @ text_projection and x @ proj.
 """
 
 from collections.abc import Iterable, Mapping
 
 from ..fast_namedtuple import NamedTuple
+from . import correspondence
+from .correspondence import Correspondence, Relation, same, stack
 from .patterns import fill, pattern_of, separator_of
 
 INPUT, OUTPUT = 1, 0
@@ -148,3 +156,34 @@ def _table(separator: str) -> dict[str, tuple[str, int]]:
         for root in names.roots
         for leaf, side in names.layers
     }
+
+
+# Matrices that are parameters here and weights of Linear layers in transformers, which stores them the other way round.
+_PROJECTIONS = ("text_projection", "visual.proj")
+
+
+def open_clip_relations() -> tuple[Relation, ...]:
+    """How open_clip's layers are related to those of transformers."""
+    return (
+        same("token_embedding", "text_model.embeddings.token_embedding"),
+        same("positional_embedding", "text_model.embeddings.position_embedding"),
+        *correspondence.below(
+            "transformer.resblocks.{i}",
+            "text_model.encoder.layers.{i}",
+            stack("attn.in_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            same("attn.out_proj", "self_attn.out_proj"),
+            same("mlp.c_fc", "mlp.fc1"),
+            same("mlp.c_proj", "mlp.fc2"),
+            same("ln_1", "layer_norm1"),
+            same("ln_2", "layer_norm2"),
+        ),
+        same("ln_final", "text_model.final_layer_norm"),
+    )
+
+
+def is_open_clip_projection(parameter: str) -> bool:
+    """Whether a parameter that is no `.weight` is a projection of CLIP, which is stored as (in, out)."""
+    return f".{parameter}".endswith(tuple(f".{name}" for name in _PROJECTIONS))
+
+
+OPEN_CLIP = Correspondence(open_clip_relations)

@@ -19,7 +19,7 @@ from lora_inspect.cli.options import (
 )
 from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
-from lora_inspect.merging.fold_chain import NEAREST, STOCHASTIC, seed_of
+from lora_inspect.merging.rounding_choice import NEAREST, STOCHASTIC, seed_of
 
 if TYPE_CHECKING:
     from lora_inspect.matching.orientation import Answers

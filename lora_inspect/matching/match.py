@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from lora_inspect.algorithms import full
 from lora_inspect.algorithms.lora import other_than
 from lora_inspect.algorithms.record import WEIGHT
-from lora_inspect.architectures import open_clip
+from lora_inspect.architectures import text_encoders
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -95,7 +95,7 @@ def _is_of_a_layer(parameter: TensorInfo, home: Home) -> bool:
     A difference, or what replaces the matrix, is as the parameter is where no program has that as a layer.
     """
     changes = (one for one in home.module.contributions if one.algorithm.parameter == WEIGHT)
-    return open_clip.is_projection(parameter.name) or any(
+    return text_encoders.is_open_clip_projection(parameter.name) or any(
         not one.algorithm.replaces and full.DIFFERENCE not in one.factors for one in changes
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT
-from lora_inspect.architectures import open_clip
+from lora_inspect.architectures import text_encoders
 from lora_inspect.architectures.correspondence import Correspondence
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Layout
@@ -71,7 +71,7 @@ def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], co
     kinds = {(module.name.scheme, module.name.component, module.name.prefix) for module in modules}
     tables = {
         (scheme, component, prefix): NameTable(
-            base, scheme, component, prefix, correspondence if component in MODELS else open_clip.CORRESPONDENCE
+            base, scheme, component, prefix, correspondence if component in MODELS else text_encoders.OPEN_CLIP
         )
         for scheme, component, prefix in kinds
     }
@@ -246,7 +246,7 @@ def _spelled(base: Checkpoint, component: str) -> dict[str, str | None]:
     """The paths of the base's layers by their underscored spellings; None where several are spelled so."""
     found: dict[str, str | None] = {}
     for info in base.tensors.values():
-        if not is_weight(info) and not open_clip.is_projection(info.name):
+        if not is_weight(info) and not text_encoders.is_open_clip_projection(info.name):
             continue
         for path in own_paths(path_of(info), component, base):
             flat = path.replace(".", "_")
@@ -260,7 +260,7 @@ def _called(name: ModuleName, of_base: str | None, naming: _Naming) -> Called:
     if not own:
         return Called((), name.body)
     is_of_model = name.component in MODELS
-    relations = naming.correspondence if is_of_model else open_clip.CORRESPONDENCE
+    relations = naming.correspondence if is_of_model else text_encoders.OPEN_CLIP
     paths = [*own, *(other for path in own for other in _related(path, relations))]
     paths += [rest for path in paths if (rest := without_roots(path)[1])]
     if is_of_model:

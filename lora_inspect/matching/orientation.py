@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_inspect import schemes
-from lora_inspect.architectures import open_clip
+from lora_inspect.architectures import text_encoders
 from lora_inspect.architectures.families.gpt2 import CONV1D
 from lora_inspect.architectures.record import Layout
 from lora_inspect.errors import LoraInspectError
@@ -229,7 +229,7 @@ def _by_base(
     if not _fits(shape, target.shape):
         return Orientation(False, SHAPE)
     if not is_weight(target):
-        return Orientation(True, ARCHITECTURE) if open_clip.is_projection(target.name) else None
+        return Orientation(True, ARCHITECTURE) if text_encoders.is_open_clip_projection(target.name) else None
     leaf = leaf_of(path_of(target))
     siblings = known.get(leaf, set())
     if len(siblings) == 1:

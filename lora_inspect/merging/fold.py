@@ -16,9 +16,10 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import ROOM, TensorPlan, Writer, encode_header, in_file_order
 from lora_inspect.matching.placement import as_matrix
 from lora_inspect.merging.encode import Encoder, Recoded, Rounded, Witness
-from lora_inspect.merging.fold_chain import Fold, rounding_of, working_type
+from lora_inspect.merging.fold_chain import Fold, working_type
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.retention import Keeping
+from lora_inspect.merging.rounding_choice import rounding_of
 from lora_inspect.merging.storage import Storage
 from lora_inspect.merging.threads import Job
 from lora_inspect.progress import Progress

@@ -1,11 +1,9 @@
 """What is folded into a weight, as a chain of changes whose factors are read.
 
-How changed weights are rounded to what they are written in: to the nearest number, or stochastically.
-
 What a changed weight is folded in, so that the arithmetic stays far below the rounding of what is written.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,14 +15,11 @@ from lora_inspect.matching.placement import Placed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.sentences import listed
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_inspect.files.checkpoint import Checkpoint
     from lora_inspect.maths.change import Change, Link, Read
-    from lora_inspect.maths.rounding import StochasticRounding
     from lora_inspect.maths.tensors import Decode, RowBlocks
     from lora_inspect.merging.factor_reader import FactorReader
 
@@ -91,43 +86,6 @@ def no_numbers_of_a_change(info: TensorInfo, fold: Fold) -> LoraInspectError:
         f"{fold.adapter.checkpoint.path}: folding {fold.contribution.module.key} into {info.name} meets a matrix that "
         "cannot be inverted or taken apart; repair the file that holds numbers too large for that, or not finite."
     )
-
-
-# The two ways, the option that chooses the second, and the bits of the finest numbers that it is for.
-NEAREST, STOCHASTIC = "nearest", "stochastic"
-OPTION, _MOST_BITS = f"--rounding {STOCHASTIC}", 16
-
-
-def seed_of(rounding: str, seed: int | None) -> int | None:
-    """What is drawn by, None for the nearest number; ValueError for a seed that nothing is drawn by."""
-    if rounding == STOCHASTIC:
-        return seed or 0
-    if seed is not None:
-        raise ValueError(f"a seed is what rounding {STOCHASTIC} is drawn by, so give both or neither")
-    return None
-
-
-def rounding_of(seed: int | None, name: str, folds: "Sequence[Fold]") -> "StochasticRounding | None":
-    """What rounds a weight by the `seed`; None for the nearest number, which what is not changed always gets."""
-    if seed is None or not folds:
-        return None
-    from lora_inspect.maths.rounding import StochasticRounding
-
-    return StochasticRounding(seed, name)
-
-
-def check_rounding(
-    seed: int | None, base: "Checkpoint", folds: "Mapping[str, Sequence[Fold]]", types: Mapping[str, str]
-) -> None:
-    """Raises LoraInspectError where there is a `seed` and no changed weight is written in numbers so coarse.
-
-    `types` has the element type of each weight that gets another one.
-    """
-    changed = (name for name, own in folds.items() if any(fold.multiplier for fold in own))
-    written = {types.get(name, base.tensors[name].dtype) for name in changed}
-    if seed is not None and not any(BITS[one] <= _MOST_BITS for one in written):
-        why = f"what changes is written in {listed(sorted(written))}" if written else "nothing changes"
-        raise LoraInspectError(f"{base.path}: {OPTION} has nothing to round, as {why}; leave it out.")
 
 
 SINGLE, DOUBLE = "F32", "F64"

@@ -27,7 +27,8 @@ from lora_inspect.matching.module_map import module_names
 from lora_inspect.matching.orientation import Answers, Orientation, check_answers, together
 from lora_inspect.matching.unmatched import accept_unmatched, has_head, is_embedding, other_base_notes
 from lora_inspect.maths import dora
-from lora_inspect.merging.fold_chain import Fold, check_rounding
+from lora_inspect.merging.fold_chain import Fold
+from lora_inspect.merging.rounding_choice import check_rounding
 from lora_inspect.merging.storage import Asked, Storage, plan_storage, read_config
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.ambiguous_options import Choice, Strengths, read_settled

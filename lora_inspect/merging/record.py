@@ -20,8 +20,9 @@ from lora_inspect.matching.orientation import parse_answers, spell_answer
 from lora_inspect.maths import dora
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
-from lora_inspect.merging.fold_chain import STOCHASTIC, working_types
+from lora_inspect.merging.fold_chain import working_types
 from lora_inspect.merging.plan import MergeOptions, MergePlan
+from lora_inspect.merging.rounding_choice import STOCHASTIC
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.ambiguous_options import Choice

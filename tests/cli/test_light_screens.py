@@ -15,7 +15,7 @@ sys.meta_path.insert(0, Barred())
 from lora_inspect.cli.info import info
 for name in sys.argv[1:]:
     info([name], standalone_mode=False)
-print(*sorted(module for module in sys.modules if module.endswith("loading_fix")))
+print(*sorted(module for module in sys.modules if module == "lora_inspect.converting.fixes"))
 """
 PLANNED = (
     "sd15-cloneofsimo-disney", "sd15-diffusers-pokemon", "mlx-minicpm", "minilm-lycoris-lora-dora-r8",

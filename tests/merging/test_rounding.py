@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_inspect.merging.fold_chain import seed_of
+from lora_inspect.merging.rounding_choice import seed_of
 
 
 @pytest.mark.parametrize(

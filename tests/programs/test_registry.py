@@ -113,7 +113,8 @@ def test_a_program_is_what_its_file_says(consumer):
 def test_files_of_programs_wait_until_one_of_their_loaders_is_asked_for():
     code = (
         "import sys; from lora_inspect import programs; "
-        "from lora_inspect.programs.adapter_view import FramedKeys, loader_for; keys = FramedKeys(['a.lora_A.weight']); "
+        "from lora_inspect.programs.adapter_view import FramedKeys, loader_for; "
+        "keys = FramedKeys(['a.lora_A.weight']); "
         "loaded = lambda: sorted({f for f in programs.PROGRAMS if programs.PROGRAMS[f] "
         "and f'lora_inspect.programs.known.{f}' in sys.modules}); print(loaded()); "
         "print([one.name for one in programs.CONSUMERS.values() if loader_for(one, 'framepack', keys)]); "
