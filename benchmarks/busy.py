@@ -90,7 +90,7 @@ def commands(folder: str, blocks: int, rank: int) -> dict[str, list[str]]:
     return {
         "merge LoRA": [*program, "merge", base, lora, *out],
         "merge DoRA": [*program, "merge", base, dora, *out],
-        "convert --base": [*program, "convert", small, "--base", few, "--rank", "16", "--lossy", *out],
+        "convert --base": [*program, "convert", small, "--base", few, "--rank", "16", "--allow-loss", *out],
         "train LoRA": ["-c", _STEPS, "LoRA"],
         "train DoRA": ["-c", _STEPS, "DoRA"],
     }

@@ -40,7 +40,19 @@ from pathlib import Path
 from typing import Any
 
 # Old name of an option -> new name, as "--touched-dtype": "--changed-dtype".
-RENAMED_OPTIONS: dict[str, str] = {}
+RENAMED_OPTIONS = {
+    "merge --undo": "unmerge",
+    "--lossy": "--allow-loss",
+    "--accept-loss": "--allow-loss",
+    "--accept-unproved": "--allow-ambiguous",
+    "--allow-other-meaning": "--allow-meaning-change",
+    "--touched-dtype": "--changed-dtype",
+    "--drop-unclaimed": "--allow-unclaimed",
+    "--except": "--exclude",
+    '"consumers":': '"programs":',
+}
+# Of `metadata copy` alone; in other verbs the option names components.
+ONLY_OF_COPY = re.compile(r"(?<=metadata copy )(.*?)--only\b", re.DOTALL)
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a command sees beside its own folder: links of these names.
@@ -370,7 +382,7 @@ def scripts(inputs: Path) -> list[str]:
 def renamed(text: str) -> str:
     for old, new in RENAMED_OPTIONS.items():
         text = re.sub(rf"(?<![\w-]){re.escape(old)}(?![\w-])", new, text)
-    return text
+    return ONLY_OF_COPY.sub(r"\1--include", text)
 
 
 def become(words: Sequence[str], entry: Sequence[str], folder: Path, streams: Sequence[Path]) -> None:

@@ -75,7 +75,7 @@ def merged(folder: str, base: Mapping[str, Tensor], adapter: str, seed: int | No
     """The share of the adapter, and the noise over its change."""
     path = os.path.join(folder, "base.safetensors")
     save_file(dict(base), path)
-    plan = plan_merge(path, [(adapter, 1.0)], MergeOptions(seed=seed, accept_loss=True))
+    plan = plan_merge(path, [(adapter, 1.0)], MergeOptions(seed=seed, allow_loss=True))
     (kept,) = merge(plan, os.path.join(folder, "out.safetensors"), force=True).kept
     return kept.share or 0.0, kept.noise or 0.0
 

@@ -18,7 +18,7 @@ _HOMES = {
     "OpenedModule": "modules",
     "ScannedFile": "verbs",
     "StateDict": "convert",
-    "UndoResult": "verbs",
+    "UnmergeResult": "verbs",
     "VerifyResult": "verbs",
     "check": "verbs",
     "compat": "verbs",
@@ -27,7 +27,7 @@ _HOMES = {
     "open_adapter": "opened",
     "scan": "verbs",
     "state_dict": "convert",
-    "undo": "verbs",
+    "unmerge": "verbs",
     "verify": "verbs",
 }
 
@@ -42,7 +42,7 @@ __all__ = [
     "OpenedModule",
     "ScannedFile",
     "StateDict",
-    "UndoResult",
+    "UnmergeResult",
     "VerifyResult",
     "__version__",
     "check",
@@ -52,7 +52,7 @@ __all__ = [
     "open_adapter",
     "scan",
     "state_dict",
-    "undo",
+    "unmerge",
     "verify",
 ]
 
@@ -67,13 +67,13 @@ if TYPE_CHECKING:
         CompatResult,
         MergeResult,
         ScannedFile,
-        UndoResult,
+        UnmergeResult,
         VerifyResult,
         check,
         compat,
         merge,
         scan,
-        undo,
+        unmerge,
         verify,
     )
 else:  # names that are not there are wrong for what checks types as well

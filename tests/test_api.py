@@ -276,8 +276,8 @@ def test_dtypes_have_torch_s_names_too(tmp_path):
         (RSLORA, {}, []),
         (RSLORA, {"to": "diffusers"}, ["--to", "diffusers"]),
         (RSLORA, {"to": "comfyui", "verify": False}, ["--to", "comfyui", "--no-verify"]),
-        (DORA, {"drop_magnitude": True, "lossy": True}, ["--drop-magnitude", "--lossy"]),
-        (DORA, {"base": BASE, "rank": 8, "lossy": True}, ["--base", str(BASE), "--rank", "8", "--lossy"]),
+        (DORA, {"drop_magnitude": True, "allow_loss": True}, ["--drop-magnitude", "--allow-loss"]),
+        (DORA, {"base": BASE, "rank": 8, "allow_loss": True}, ["--base", str(BASE), "--rank", "8", "--allow-loss"]),
     ],
 )
 def test_convert_is_that_of_the_command_line(file, options, flags, run, tmp_path, capsys):
@@ -314,7 +314,7 @@ def test_compat_is_that_of_the_command_line(run, capsys):
     [
         lambda out, watch: lora_inspect.merge(BASE, [RSLORA], out, progress=watch),
         lambda out, watch: lora_inspect.convert(RSLORA, out, to="diffusers", progress=watch),
-        lambda out, watch: lora_inspect.convert(DORA, out, base=BASE, rank=4, lossy=True, progress=watch),
+        lambda out, watch: lora_inspect.convert(DORA, out, base=BASE, rank=4, allow_loss=True, progress=watch),
         lambda out, watch: lora_inspect.verify(BASE, BASE, [RSLORA], progress=watch),
         lambda out, watch: lora_inspect.compat(DORA, base=BASE, progress=watch),
     ],

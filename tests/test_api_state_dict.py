@@ -94,7 +94,7 @@ def test_peft_takes_the_tensors_with_their_config(family, kind, tmp_path):
 
 
 @pytest.mark.parametrize("names", ["diffusers", "kohya", "comfyui", "musubi", "lycoris", "onetrainer", "peft"])
-@pytest.mark.parametrize(("file", "flags"), [(RSLORA, []), (PEFT, []), (DORA, ["--drop-magnitude", "--lossy"])])
+@pytest.mark.parametrize(("file", "flags"), [(RSLORA, []), (PEFT, []), (DORA, ["--drop-magnitude", "--allow-loss"])])
 def test_it_is_what_convert_writes(file, flags, names, run, tmp_path):
     options = {flag.removeprefix("--").replace("-", "_"): True for flag in flags}
     out = tmp_path / ("out" if names == "peft" else "out.safetensors")

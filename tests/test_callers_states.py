@@ -79,27 +79,27 @@ class Calls:
 
     def merge(self, base, *adapters, **options):
         files = [(self._file(name), 0.5) for name in adapters]
-        lora_inspect.merge(self._file(base), files, self._output, force=True, accept_loss=True, **options)
+        lora_inspect.merge(self._file(base), files, self._output, force=True, allow_loss=True, **options)
         return self._output.read_bytes()
 
     def verify(self, merged, *adapters):
         return lora_inspect.verify(self._file(merged), self._file("base"), [self._file(name) for name in adapters])
 
-    def undo(self, base=None):
+    def unmerge(self, base=None):
         base = base and self._file(base)
         files = [self._file("lora")]
-        lora_inspect.undo(
-            self._file("merged"), files, self._output, base=base, accept_unproved=base is None, force=True
+        lora_inspect.unmerge(
+            self._file("merged"), files, self._output, base=base, allow_ambiguous=base is None, force=True
         )
         return self._output.read_bytes()
 
     def convert(self, kind, base=None, **options):
         base = base and self._file(base)
-        lora_inspect.convert(self._file(kind), self._output, base=base, lossy=True, force=True, **options)
+        lora_inspect.convert(self._file(kind), self._output, base=base, allow_loss=True, force=True, **options)
         return self._output.read_bytes()
 
     def state_dict(self, kind, names, **options):
-        tensors = lora_inspect.state_dict(self._file(kind), names, architecture="flux", lossy=True, **options)
+        tensors = lora_inspect.state_dict(self._file(kind), names, architecture="flux", allow_loss=True, **options)
         return {name: bits(tensor) for name, tensor in tensors.items()}
 
     def delta(self, kind, weight=None):
@@ -129,8 +129,8 @@ ASKED = {
     "verify": lambda calls: calls.verify("merged", "lora"),
     "verify two": lambda calls: calls.verify("both", "lora", "rows"),
     "verify what is wrong": lambda calls: calls.verify("both", "lora"),
-    "undo": lambda calls: calls.undo(),
-    "undo with the base": lambda calls: calls.undo("base"),
+    "unmerge": lambda calls: calls.unmerge(),
+    "unmerge with the base": lambda calls: calls.unmerge("base"),
     "convert": lambda calls: calls.convert("lora"),
     "convert DoRA to a rank": lambda calls: calls.convert("rows", "base", rank=4),
     "convert DoRA to an error": lambda calls: calls.convert("rows", "base", max_error=0.2),

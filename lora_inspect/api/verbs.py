@@ -46,8 +46,8 @@ from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeResult, merge_bytes, plan_merge
 from lora_inspect.ops.merge import merge as merge_planned
 from lora_inspect.ops.scan import files_of, scan_files
-from lora_inspect.ops.undo import UndoResult, plan_undo
-from lora_inspect.ops.undo import undo as undo_planned
+from lora_inspect.ops.unmerge import UnmergeResult, plan_unmerge
+from lora_inspect.ops.unmerge import unmerge as unmerge_planned
 from lora_inspect.ops.verify import VerifyResult, plan_verify
 from lora_inspect.ops.verify import verify as verify_planned
 from lora_inspect.programs import CONSUMERS
@@ -64,13 +64,13 @@ __all__ = [
     "CompatResult",
     "MergeResult",
     "ScannedFile",
-    "UndoResult",
+    "UnmergeResult",
     "VerifyResult",
     "check",
     "compat",
     "merge",
     "scan",
-    "undo",
+    "unmerge",
     "verify",
 ]
 
@@ -138,7 +138,7 @@ def merge(
     output: StrPath,
     *,
     dtype: "str | torch.dtype | None" = None,
-    touched_dtype: "str | torch.dtype | None" = None,
+    changed_dtype: "str | torch.dtype | None" = None,
     only: str | Iterable[str] = (),
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
@@ -146,7 +146,7 @@ def merge(
     allow_unmatched: bool = False,
     rounding: str = NEAREST,
     seed: int | None = None,
-    accept_loss: bool = False,
+    allow_loss: bool = False,
     dora_multiplier: str | None = None,
     architecture: str | None = None,
     transposed: Transposed = None,
@@ -168,7 +168,7 @@ def merge(
     """
     options = MergeOptions(
         dtype=dtype_of(dtype),
-        touched_dtype=dtype_of(touched_dtype),
+        changed_dtype=dtype_of(changed_dtype),
         only=names_of(only),
         transposed=answers_of(transposed),
         allow_unmatched=allow_unmatched,
@@ -178,34 +178,34 @@ def merge(
         weights=None if weights is None else read_weights(path_of(weights)),
         hash_base=hash_base,
         seed=seed_of(chosen("rounding", rounding, (NEAREST, STOCHASTIC)), given_seed(seed)),
-        accept_loss=accept_loss,
+        allow_loss=allow_loss,
     )
-    if dtype is not None and touched_dtype is not None:
-        raise ValueError("dtype is for all weights and touched_dtype for those that change; give one of both")
+    if dtype is not None and changed_dtype is not None:
+        raise ValueError("dtype is for all weights and changed_dtype for those that change; give one of both")
     plan = plan_merge(path_of(base), all_with_settings(adapters), options)
     return merge_planned(plan, path_of(output), force, watched(progress, merge_bytes(plan, path_of(output))))
 
 
 @in_a_sentence()
-def undo(
+def unmerge(
     merged: StrPath,
     adapters: PathWithSettings | Iterable[PathWithSettings],
     output: StrPath,
     *,
     base: StrPath | None = None,
-    accept_unproved: bool = False,
+    allow_ambiguous: bool = False,
     force: bool = False,
     progress: WatchProgress | None = None,
-) -> UndoResult:
-    """Takes the adapters of the last merge out of `merged` and writes the result to `output`, as `merge --undo` does.
+) -> UnmergeResult:
+    """Takes the adapters of the last merge out of `merged` and writes the result to `output`, as `unmerge` does.
 
-    With the `base` all is restored; else numbers that are not proved are written where `accept_unproved` says so, and
+    With the `base` all is restored; else numbers that are not proved are written where `allow_ambiguous` says so, and
     the result counts them. `progress(done, total)` is told of bytes.
 
     Raises LoraInspectError, and writes nothing, for whatever stands in the way.
     """
-    plan = plan_undo(path_of(merged), all_with_settings(adapters), None if base is None else path_of(base))
-    return undo_planned(plan, path_of(output), force, accept_unproved, watched(progress, plan.bytes))
+    plan = plan_unmerge(path_of(merged), all_with_settings(adapters), None if base is None else path_of(base))
+    return unmerge_planned(plan, path_of(output), force, allow_ambiguous, watched(progress, plan.bytes))
 
 
 @in_a_sentence()

@@ -84,7 +84,7 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
     callback=finite,
     help="With --base or --algorithm: the least rank whose relative error is at most this, per module.",
 )
-@click.option("--lossy", is_flag=True, help="Accept modules that lose more than 5% of their change.")
+@click.option("--allow-loss", is_flag=True, help="Accept modules that lose more than 5% of their change.")
 @click.option(
     "--allow-growth", is_flag=True, help="Accept an output above 64 MB and above 16 times the input's tensors."
 )
@@ -92,7 +92,7 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
     "--drop-magnitude", is_flag=True, help="DoRA: leave the magnitude out; each row keeps the length of W + delta."
 )
 @click.option(
-    "--drop-unclaimed", is_flag=True, help="Leave out tensors that belong to no known algorithm, and list them."
+    "--allow-unclaimed", is_flag=True, help="Leave out tensors that belong to no known algorithm, and list them."
 )
 @click.option("--drop-biases", is_flag=True, help="Leave out what changes biases; what that loses is not measured.")
 @click.option(
@@ -143,10 +143,10 @@ def convert(
     base: str | None,
     rank: int | None,
     max_error: float | None,
-    lossy: bool,
+    allow_loss: bool,
     drop_magnitude: bool,
     drop_biases: bool,
-    drop_unclaimed: bool,
+    allow_unclaimed: bool,
     allow_growth: bool,
     layout: str | None,
     target: str | None,
@@ -171,11 +171,11 @@ def convert(
         keep_dora=keep_dora,
         drop_magnitude=drop_magnitude,
         drop_biases=drop_biases,
-        drop_unclaimed=drop_unclaimed,
+        allow_unclaimed=allow_unclaimed,
         base=base,
         rank=rank,
         max_error=max_error,
-        lossy=lossy,
+        allow_loss=allow_loss,
         allow_growth=allow_growth,
         transposed=transposed,
         layout=layout,

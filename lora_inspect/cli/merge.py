@@ -52,7 +52,7 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
     "--dtype", type=click.Choice(list(DTYPE_NAMES)), help="Element type of floating tensors; the base's by default."
 )
 @click.option(
-    "--touched-dtype",
+    "--changed-dtype",
     type=click.Choice(list(DTYPE_NAMES)),
     help="Element type of the weights alone that a change touches; the rest stays as it is stored.",
 )
@@ -71,7 +71,7 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
     help="How changed weights are rounded to 16 bits and less: stochastic keeps the mean of small changes, with noise.",
 )
 @click.option("--seed", type=int, metavar="N", help="What stochastic rounding is drawn by; 0 by default.")
-@click.option("--accept-loss", is_flag=True, help="Write also what keeps less than half of an adapter.")
+@click.option("--allow-loss", is_flag=True, help="Write also what keeps less than half of an adapter.")
 @click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target, and list them.")
 @dora_multiplier_option
 @architecture_option("the adapters are")
@@ -91,24 +91,6 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
     help="Write OUT of the shards in OUT.parts, with all else as it was given to the jobs.",
 )
 @click.option(
-    "--undo",
-    "is_undo",
-    is_flag=True,
-    help="Take the ADAPTERs out of BASE again, which is a merged model here, by what it records of the merge.",
-)
-@click.option(
-    "--base",
-    "original",
-    type=FilePath(),
-    metavar="PATH",
-    help="With --undo: what was merged into, to be restored whole.",
-)
-@click.option(
-    "--accept-unproved",
-    is_flag=True,
-    help="With --undo: write the nearest numbers where several may have been there, and count them.",
-)
-@click.option(
     "--hash-base", is_flag=True, help="Read BASE for its SHA-256 as well and record that; the header's is always there."
 )
 @click.option(
@@ -121,14 +103,14 @@ def merge(
     output: str | None,
     force: bool,
     dtype: str | None,
-    touched_dtype: str | None,
+    changed_dtype: str | None,
     only: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     weights: str | None,
     rounding: str,
     seed: int | None,
-    accept_loss: bool,
+    allow_loss: bool,
     allow_unmatched: bool,
     dora_multiplier: str | None,
     architecture: str | None,
@@ -139,14 +121,11 @@ def merge(
     expert_packing: str | None,
     share: "Share | None",
     is_finish: bool,
-    is_undo: bool,
-    original: str | None,
-    accept_unproved: bool,
     hash_base: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Plans, merges and prints; or undoes."""
+    """Plans, merges and prints."""
     from lora_inspect.cli.progress_bar import in_bytes, progress_bar
     from lora_inspect.ops.merge import (
         MergeOptions,
@@ -162,18 +141,9 @@ def merge(
     from lora_inspect.reading.weights_toml import read_weights
     from lora_inspect.torchrun import launched
 
-    if is_undo:
-        if launched():
-            raise click.UsageError("--undo is no work for several processes; run it without torchrun.")
-        from lora_inspect.cli.merge_undone import undo
-
-        undo(base, parse_arguments(adapters), output, force, original, accept_unproved, dry_run, as_json)
-        return
-    if original is not None or accept_unproved:
-        raise click.UsageError(f"{'--base' if original is not None else '--accept-unproved'} is for --undo.")
-    if dtype and touched_dtype:
+    if dtype and changed_dtype:
         raise click.UsageError(
-            "--dtype is for all weights and --touched-dtype for those that change; give one of both."
+            "--dtype is for all weights and --changed-dtype for those that change; give one of both."
         )
     if (share or is_finish) and launched():
         raise click.UsageError("torchrun deals the shards and finishes by itself; leave out --shard and --finish.")
@@ -187,7 +157,7 @@ def merge(
     def planned() -> "MergePlan":
         options = MergeOptions(
             dtype=DTYPE_NAMES[dtype] if dtype else None,
-            touched_dtype=DTYPE_NAMES[touched_dtype] if touched_dtype else None,
+            changed_dtype=DTYPE_NAMES[changed_dtype] if changed_dtype else None,
             only=only,
             transposed=transposed,
             allow_unmatched=allow_unmatched,
@@ -197,7 +167,7 @@ def merge(
             weights=read_weights(weights) if weights is not None else None,
             hash_base=hash_base,
             seed=drawn_by,
-            accept_loss=accept_loss,
+            allow_loss=allow_loss,
         )
         return plan_merge(base, parse_arguments(adapters), options)
 

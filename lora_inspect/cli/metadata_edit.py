@@ -39,7 +39,7 @@ _COPY = """\
 Takes over what another file says of itself, but for the hashes of its tensors. What only PATH says stays.
 
 \b
-Example: lora-inspect metadata copy adapter.safetensors --from trained.safetensors --only "ss_tag_*"
+Example: lora-inspect metadata copy adapter.safetensors --from trained.safetensors --include "ss_tag_*"
 """
 
 _STRIP = """\
@@ -76,7 +76,7 @@ def _writing_options(function: Decorated) -> Decorated:
 
 
 _meaning_option = click.option(
-    "--allow-other-meaning",
+    "--allow-meaning-change",
     "other_meaning",
     is_flag=True,
     help="Allow what changes how the file is read.",
@@ -131,17 +131,19 @@ def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> Non
 @click.command(cls=Verb, help=_COPY, short_help=METADATA_VERBS["copy"])
 @_writing_options
 @click.option("--from", "source", required=True, type=FilePath(), metavar="OTHER", help="The file to take it from.")
-@click.option("--only", multiple=True, metavar="GLOB", help="Take over these keys alone; may be repeated.")
-@click.option("--except", "but", multiple=True, metavar="GLOB", help="Leave these keys out; may be repeated.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Take over these keys alone; may be repeated.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these keys out; may be repeated.")
 @_meaning_option
-def copy(path: str, source: str, only: tuple[str, ...], but: tuple[str, ...], as_json: bool, **target: Any) -> None:
+def copy(
+    path: str, source: str, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool, **target: Any
+) -> None:
     """Reads the other file and edits."""
     from lora_inspect.editing.edit import copying
     from lora_inspect.ops.metadata import show
 
     where = _target(**target)
     found = {key: value for one in show(source) for key, value in one.metadata.items()}
-    _edit(path, copying(found, only, but, source), where, as_json)
+    _edit(path, copying(found, include, exclude, source), where, as_json)
 
 
 @click.command(cls=Verb, help=_STRIP, short_help=METADATA_VERBS["strip"])

@@ -45,6 +45,7 @@ VERBS = {
     "info": "What a file is and means, and on which evidence.",
     "check": "What is wrong or doubtful with files, and what can be mended.",
     "merge": "Fold adapters into a base.",
+    "unmerge": "Take the adapters of the last merge out of a model again.",
     "verify": "Prove how much of each adapter a merged model carries.",
     "convert": "Rewrite an adapter so that every loader applies the same scale.",
     "metadata": "Show and change what a file says of itself; the tensors stay as they are.",

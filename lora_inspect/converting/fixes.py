@@ -56,7 +56,7 @@ def mending(
     for drops in (False, True) if adapter.unclaimed else (False,):
         for make in EVERY_WAY if ways is None else ways:
             try:
-                options = make(adapter, replace(asked, drop_unclaimed=drops), base)
+                options = make(adapter, replace(asked, allow_unclaimed=drops), base)
                 if options is None:
                     continue
                 output = output_beside(adapter, options.consumer or "standard", scheme_for(adapter, options))
@@ -159,8 +159,8 @@ def _words(options: ConvertOptions) -> Iterator[str]:
         yield from ("--algorithm", options.algorithm)
     if options.max_error is not None:
         yield from ("--max-error", f"{options.max_error:g}")
-    if options.drop_unclaimed:
-        yield "--drop-unclaimed"
+    if options.allow_unclaimed:
+        yield "--allow-unclaimed"
     if options.settings.allow_partial_dora:
         yield "--allow-partial-dora"
 

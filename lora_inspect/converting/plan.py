@@ -62,7 +62,7 @@ def chosen_input(whole: Adapter, options: ConvertOptions) -> Input:
     modules = {module.name.key: module for module in asked}
     biases = _biases(adapter, modules) if options.drop_biases else []
     left_out += [info.name for contribution in biases for info in contribution.factors.values()]
-    if options.drop_unclaimed:
+    if options.allow_unclaimed:
         left_out += _unclaimed(adapter)
         adapter = adapter._replace(unclaimed=())
     adapter = adapter._replace(modules=_without(modules, biases), embeddings=embeddings)
@@ -84,7 +84,7 @@ def _unclaimed(adapter: Adapter) -> tuple[str, ...]:
     """The keys that no algorithm claims; LoraInspectError where there is none."""
     if not adapter.unclaimed:
         raise LoraInspectError(
-            f"{adapter.checkpoint.path}: all its tensors belong to known algorithms; leave --drop-unclaimed out."
+            f"{adapter.checkpoint.path}: all its tensors belong to known algorithms; leave --allow-unclaimed out."
         )
     return adapter.unclaimed
 

@@ -201,7 +201,7 @@ def settled_meaning(checkpoint: Checkpoint, headed: Headed, made: Sequence[Chang
         keys = some(deciding_keys(checkpoint, headed, made) or [one.key for one in made], 3)
         raise LoraInspectError(
             f"{headed.file}: {keys} decides how the file is read, and the change would make {_few(found)}; leave it "
-            "out, or add --allow-other-meaning."
+            "out, or add --allow-meaning-change."
         )
     return tuple(found)
 

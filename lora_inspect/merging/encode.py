@@ -214,5 +214,5 @@ class Recoded:
             raise LoraInspectError(
                 f"{fold.adapter.checkpoint.path}: folding {fold.contribution.module.key} into {self._weight.info.name} "
                 f"gives {lost.value:g}, which {self._weight.info.dtype} has no code for; lower the multiplier, choose "
-                "another element type with --dtype or --touched-dtype, or repair the file that holds such numbers."
+                "another element type with --dtype or --changed-dtype, or repair the file that holds such numbers."
             ) from None

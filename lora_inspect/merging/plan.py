@@ -162,11 +162,11 @@ def _is_of_a_head(side_files: SideFiles) -> bool:
 class MergeOptions:
     """What the user may choose. `dtype` is a safetensors name; None keeps the base's.
 
-    `touched_dtype` is that of the weights alone that a change touches; at most one of both is chosen. `only` are
+    `changed_dtype` is that of the weights alone that a change touches; at most one of both is chosen. `only` are
     components, all where it is empty. `transposed` says by globs how the base stores the square weights whose
     orientation the evidence leaves open. `choice` are the modules that --include and --exclude leave, `weights` the
     file with more settings of strength. `hash_base` reads the base for its hash as well. Changed weights are
-    rounded to the nearest number, or where there is a `seed` stochastically by that. With `accept_loss` the output may
+    rounded to the nearest number, or where there is a `seed` stochastically by that. With `allow_loss` the output may
     keep little of an adapter.
     """
 
@@ -179,9 +179,9 @@ class MergeOptions:
     choice: Choice = field(default_factory=Choice)
     weights: WeightsFile | None = None
     hash_base: bool = False
-    touched_dtype: str | None = None
+    changed_dtype: str | None = None
     seed: int | None = None
-    accept_loss: bool = False
+    allow_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +329,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
             folds[name] += own
     _check_replaced(folds)
     side_files = find_side_files(base)
-    storage = plan_storage(base, side_files, Asked(options.dtype, options.touched_dtype), *_read(folds))
+    storage = plan_storage(base, side_files, Asked(options.dtype, options.changed_dtype), *_read(folds))
     check_rounding(options.seed, base, folds, storage.types)
     return MergePlan(
         base=base,

@@ -50,10 +50,12 @@ from lora_inspect.version import __version__
 
 # The options that are recorded under names of the command line, or with the adapters, or that change nothing.
 _SPELLED = (
-    *("dtype", "touched_dtype", "only", "choice", "transposed", "dora_rule", "allow_unmatched", "settings"),
+    *("dtype", "changed_dtype", "only", "choice", "transposed", "dora_rule", "allow_unmatched", "settings"),
     *("weights", "hash_base"),
 )
 
+# Options that records have under an earlier name.
+_RECORDED_AS = {"allow_loss": "accept_loss"}
 
 # What stands in a record for the hash of a file that has yet to be read.
 _NO_HASH = "0" * 64
@@ -167,7 +169,7 @@ def _options(plan: MergePlan) -> dict[str, Any]:
     options = plan.options
     said = {
         "dtype": options.dtype,
-        "touched_dtype": options.touched_dtype,
+        "touched_dtype": options.changed_dtype,
         "only": list(options.only),
         "include": list(options.choice.include),
         "exclude": list(options.choice.exclude),
@@ -178,10 +180,12 @@ def _options(plan: MergePlan) -> dict[str, Any]:
         "allow_unmatched": options.allow_unmatched,
         "allow_partial_dora": options.settings.allow_partial_dora,
     }
-    others = {one.name: getattr(options, one.name) for one in fields(options) if one.name not in _SPELLED}
     defaults = MergeOptions()
+    others = [one.name for one in fields(options) if one.name not in _SPELLED]
     return {name: value for name, value in said.items() if value} | {
-        name: value for name, value in others.items() if value != getattr(defaults, name)
+        _RECORDED_AS.get(name, name): value
+        for name in others
+        if (value := getattr(options, name)) != getattr(defaults, name)
     }
 
 
@@ -222,7 +226,7 @@ def last_record(merged: Checkpoint) -> MergeRecord:
         )
     if last.is_estimated:
         raise LoraInspectError(
-            f"{merged.path}: a merge into it was undone with --accept-unproved, so its numbers may be others than "
+            f"{merged.path}: a merge into it was undone with --allow-ambiguous, so its numbers may be others than "
             "those of the merge before, and nothing of that can be proved; fetch the base itself."
         )
     return last
@@ -257,7 +261,7 @@ def recorded_options(record: MergeRecord, path: str) -> MergeOptions:
         )
     return MergeOptions(
         dtype=said.get("dtype"),
-        touched_dtype=said.get("touched_dtype"),
+        changed_dtype=said.get("touched_dtype"),
         only=tuple(said.get("only", ())),
         transposed=answers,
         allow_unmatched=bool(said.get("allow_unmatched")),
@@ -278,14 +282,22 @@ def recorded_adapters(
     opened = [(open_checkpoint(adapter), own) for adapter, own in named]
     hashes = [_hashes_to_find(checkpoint) for checkpoint, _ in opened]
     left = list(range(len(opened)))
-    found: list[tuple[str, Settings]] = []
+    matched: list[int | None] = []
     for one in record.adapters:
         at = next((number for number in left if hashes[number] == (sorted(one.sha256.values()), one.config)), None)
-        if at is None:
-            raise LoraInspectError(_missing(one, path, [(opened[number][0], hashes[number]) for number in left]))
-        left.remove(at)
-        checkpoint, own = opened[at]
+        matched.append(at)
+        if at is not None:
+            left.remove(at)
+    found: list[tuple[str, Settings]] = []
+    for one, at in zip(record.adapters, matched, strict=True):
         settings = _settings(one, path)
+        if at is None:
+            near = None if left else _beside(one, path)
+            if near is None:
+                raise LoraInspectError(_missing(one, path, [(opened[number][0], hashes[number]) for number in left]))
+            found.append((near, settings))
+            continue
+        checkpoint, own = opened[at]
         if own != Settings() and own != settings:
             said = spell_settings(settings)
             raise LoraInspectError(
@@ -299,6 +311,15 @@ def recorded_adapters(
             f"{listed([one.file for one in record.adapters])}; leave it out."
         )
     return found
+
+
+def _beside(one: MergedAdapter, path: str) -> str | None:
+    """The path of the adapter that was merged, under its recorded name in the folder of the model at `path`."""
+    near = os.path.join(os.path.dirname(path), one.file)
+    if os.path.basename(one.file) != one.file or not os.path.exists(near):
+        return None
+    is_it = _hashes_to_find(open_checkpoint(near)) == (sorted(one.sha256.values()), one.config)
+    return near if is_it else None
 
 
 def _missing(one: MergedAdapter, path: str, left: Sequence[tuple[Checkpoint, _Hashes]]) -> str:

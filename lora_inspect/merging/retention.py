@@ -96,7 +96,7 @@ def check_kept(kept: Sequence[KeptAdapter], seed: int | None) -> None:
         also = f", and of {counted(len(lost) - 1, 'other adapter')} no more than half" if len(lost) > 1 else ""
         raise LoraInspectError(
             f"{least.path}: the output would keep {least.in_words} of it{also}: {_because(least)}; "
-            f"{', '.join(_ways_out(least, seed))}, or take what is left with --accept-loss."
+            f"{', '.join(_ways_out(least, seed))}, or take what is left with --allow-loss."
         )
 
 
@@ -121,7 +121,7 @@ def _because(one: KeptAdapter) -> str:
 def _ways_out(one: KeptAdapter, seed: int | None) -> list[str]:
     bits = min((BITS[weight.dtype] for weight in one.worst), default=16)
     finer = next((name for most, name in _FINER.items() if bits <= most), None)
-    ways = [f"write finer numbers with --touched-dtype {finer} or --dtype {finer}"] if finer else []
+    ways = [f"write finer numbers with --changed-dtype {finer} or --dtype {finer}"] if finer else []
     return ways if seed is not None else [*ways, f"keep its mean with {OPTION}"]
 
 

@@ -47,6 +47,8 @@ _NUMBERS, _WEIGHTS, _VERSION = "numbers", "weights", "version"
 # What decides whether an output is written, not what is in it.
 _DECIDES = "accept_loss"
 _OPTION = "an option"
+# Options that records have under an earlier name.
+_OPTION_NOW = {"touched_dtype": "changed_dtype"}
 _WORDS = {
     FILE: "the name",
     "bytes": "the size in bytes",
@@ -101,7 +103,8 @@ def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None
     owner, said, own = different
     said = said if isinstance(said, dict) else {}
     name = next(name for name in (*own, *said) if said.get(name) != own.get(name))
-    what = f"--{name.replace('_', '-')}" if owner == _OPTION else f"{_WORDS.get(name, f'the {name}')}{owner}"
+    option = f"--{_OPTION_NOW.get(name, name).replace('_', '-')}"
+    what = option if owner == _OPTION else f"{_WORDS.get(name, f'the {name}')}{owner}"
     return f"{what} is {_told(said.get(name))} there and {_told(own.get(name))} here"
 
 
@@ -332,7 +335,7 @@ class SharedMerge:
             entries = self._all_entries()
             try:
                 kept = kept_of(self._adapters, self._seen())
-                if not self._plan.options.accept_loss:
+                if not self._plan.options.allow_loss:
                     check_kept(kept, self._plan.options.seed)
                 self._finish(entries, force, progress)
             except (FileNotFoundError, LoraInspectError):

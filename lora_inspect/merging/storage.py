@@ -198,7 +198,7 @@ def _known(base_codecs: BaseCodecs, infos: Iterable[TensorInfo]) -> dict[str, Co
 
 def _check_written(base: Checkpoint, weight: CodedWeight) -> None:
     if weight.codec.encoding is None:
-        alone = "" if weight.codec.mixes == NOWHERE else ", or what changes alone, with --touched-dtype bf16"
+        alone = "" if weight.codec.mixes == NOWHERE else ", or what changes alone, with --changed-dtype bf16"
         raise LoraInspectError(
             f"{base.path}: {weight.info.name} is stored as {weight.codec.title}, which is read but not written; "
             f"choose what the merged base is written in, for instance with --dtype bf16{alone}."
@@ -263,7 +263,7 @@ def _config(
     if changed is None and asked.touched:
         raise LoraInspectError(
             f"{root}: nothing is known of how its {CONFIG} says in {QUANTIZATION} that only some weights "
-            "are codes; give --dtype instead of --touched-dtype, with which none are."
+            "are codes; give --dtype instead of --changed-dtype, with which none are."
         )
     changed = dict(config) if changed is None else changed
     if asked.every:

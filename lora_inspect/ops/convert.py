@@ -204,13 +204,13 @@ def _looked_at(path: str, looks: Sequence[Callable[[str], None] | None]) -> None
 def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: ConvertOptions) -> None:
     errors = {key: module.relative_error for key, module in modules.items() if module.relative_error is not None}
     lossy = [key for key, error in errors.items() if error > _LOSSY]
-    if lossy and not options.lossy:
+    if lossy and not options.allow_loss:
         worst = max(lossy, key=lambda key: errors[key])
         is_limited = options.rank is not None or options.max_error is not None
         way = "raise --rank, lower --max-error, or accept the loss" if is_limited else "accept the loss"
         raise LoraInspectError(
             f"{path}: {len(lossy)} of {len(modules)} modules would lose over {_LOSSY:.0%} of their change, "
-            f"{worst} {errors[worst]:.1%}; {way} with --lossy."
+            f"{worst} {errors[worst]:.1%}; {way} with --allow-loss."
         )
 
 

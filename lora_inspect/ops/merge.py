@@ -53,7 +53,7 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
 
     def accept() -> None:
         kept.extend(kept_of(paths, keeping.seen()))
-        if not plan.options.accept_loss:
+        if not plan.options.allow_loss:
             check_kept(kept, plan.options.seed)
 
     sent = Share(progress, merge_bytes(plan, output) - plan.bytes)

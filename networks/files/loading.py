@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _WAY_OUT = (
     "; if they are RS-LoRA, write it into the file with "
-    f"lora-inspect metadata set FILE '{SCALE_KEY}={RANK_STABILISED}' --allow-other-meaning"
+    f"lora-inspect metadata set FILE '{SCALE_KEY}={RANK_STABILISED}' --allow-meaning-change"
 )
 _IGNORED = "magnitudes are ignored; add use_dora=True if they are to count"
 

@@ -117,7 +117,7 @@ def of_merge(write, folder):
     for number, options in enumerate(({}, {EVIL: EVIL}, {"transposed": [EVIL]})):
         metadata = {"lora_inspect.merged": json.dumps({**record, "options": options})}
         merged = write(weights, metadata, name=f"merged{number}.safetensors")
-        yield ["merge", "--undo", merged, adapter, "-o", output]
+        yield ["unmerge", merged, adapter, "-o", output]
         yield ["info", merged]
         yield ["metadata", "show", merged]
     yield ["merge", whole, adapter, adapter, "-o", output, "--force"]
@@ -162,7 +162,7 @@ def of_convert(write, folder):
     yield ["convert", dora, "-o", output, "--force", "--keep-dora"]
     yield ["convert", dora, "-o", output, "--force", "--drop-magnitude"]
     yield ["convert", dora, "-o", output, "--force", "--base", weights, "--rank", "1"]
-    yield ["convert", dora, "-o", output, "--force", "--base", weights, "--rank", "1", "--lossy"]
+    yield ["convert", dora, "-o", output, "--force", "--base", weights, "--rank", "1", "--allow-loss"]
     yield ["convert", dora, "-o", output, "--force", "--base", other, "--rank", "1"]
     yield ["convert", dora, "-o", output, "--force", "--base", folder / f"no{EVIL_FILE}", "--rank", "1"]
     yield ["convert", rslora, "-o", output, "--force", "--alpha", "3"]

@@ -93,8 +93,6 @@ def test_what_one_process_says_beside_parts(run, place):
             ("--shard", "1/2", "--finish"),
             "--shard makes shards and --finish makes the output of them; give one of both.",
         ),
-        (("--shard", "1/2", "--undo"), "--shard is no option of --undo"),
-        (("--finish", "--undo"), "--finish is no option of --undo"),
     ],
 )
 def test_wrong_usage(words, says, run, place):

@@ -36,11 +36,11 @@ def test_a_merge_that_loses_an_adapter_is_refused_and_leaves_nothing(merge, tmp_
 
 
 def test_the_loss_can_be_accepted_and_is_still_told(merge, tmp_path):
-    done = merge(0.001, "--accept-loss")
+    done = merge(0.001, "--allow-loss")
     assert done.status == 0
     assert "kept: ~0.00 of" in done.stdout
     assert f"Note: {tmp_path / 'a.safetensors'}: the output keeps ~0.00 of it" in done.stderr
-    record = merge(0.001, "--accept-loss", "--force", "--json").json
+    record = merge(0.001, "--allow-loss", "--force", "--json").json
     assert record["kept"] == {str(tmp_path / "a.safetensors"): 0}
     assert set(record["kept_worst"][str(tmp_path / "a.safetensors")].values()) == {0}
 

@@ -161,7 +161,7 @@ def test_wrong_usage_ends_with_two_and_writes_nothing(words, path, run):
 def test_what_decides_is_refused_in_one_sentence(path, run):
     refusal = run("metadata", "set", path, "lora_inspect.scale=standard").refusal
     assert refusal.startswith(f"{path}: lora_inspect.scale decides how the file is read, and the change would make ")
-    shown = run("metadata", "set", path, "lora_inspect.scale=standard", "--allow-other-meaning")
+    shown = run("metadata", "set", path, "lora_inspect.scale=standard", "--allow-meaning-change")
     assert shown.status == 0
     assert shown.stderr.startswith(f"Note: {path}: the file is read otherwise: RS-LoRA from yes (stated) to unknown")
 

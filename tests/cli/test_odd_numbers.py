@@ -145,11 +145,11 @@ _FLAT = (".lokr_w1",)
 CONVERSIONS = [
     ("convert", "ADAPTER", "-o", "OUT"),
     ("convert", "ADAPTER", "--algorithm", "lora", "-o", "OUT"),
-    ("convert", "ADAPTER", "--algorithm", "lora", "--rank", "1", "--lossy", "-o", "OUT"),
+    ("convert", "ADAPTER", "--algorithm", "lora", "--rank", "1", "--allow-loss", "-o", "OUT"),
     ("convert", "ADAPTER", "--algorithm", "full", "--base", "BASE", "-o", "OUT"),
     ("convert", "ADAPTER", "--keep-dora", "-o", "OUT"),
     ("convert", "ADAPTER", "--drop-magnitude", "-o", "OUT"),
-    ("convert", "ADAPTER", "--base", "BASE", "--rank", "2", "--lossy", "-o", "OUT"),
+    ("convert", "ADAPTER", "--base", "BASE", "--rank", "2", "--allow-loss", "-o", "OUT"),
 ]
 
 

@@ -25,7 +25,17 @@ def test_a_bar_is_drawn_by_what_is_done_and_not_by_what_is_refused(write_safeten
     dora = write_safetensors(loras(1, **magnitude), name="dora.safetensors")
     words = {
         "Merging": ["merge", model, adapter, "-o", tmp_path / "merged.safetensors"],
-        "Converting": ["convert", dora, "--base", model, "--rank", "1", "--lossy", "-o", tmp_path / "c.safetensors"],
+        "Converting": [
+            "convert",
+            dora,
+            "--base",
+            model,
+            "--rank",
+            "1",
+            "--allow-loss",
+            "-o",
+            tmp_path / "c.safetensors",
+        ],
     }
     done = on_a_terminal(words.values(), tmp_path)
     refused = on_a_terminal(words.values(), tmp_path)  # the outputs exist

@@ -58,8 +58,8 @@ def test_one_record_more_is_read_and_refused_where_it_would_be_written(tmp_path,
     refusal = run("merge", *pair).refusal
     assert "q.weight is stored as signed fp8, which is read but not written" in refusal
     assert "--dtype bf16" in refusal
-    assert "--touched-dtype bf16" in refusal
-    for option in ("--dtype", "--touched-dtype"):
+    assert "--changed-dtype bf16" in refusal
+    for option in ("--dtype", "--changed-dtype"):
         ended = run("merge", *pair, option, "fp32", "--force")
         assert "1 signed fp8 tensors decoded" in ended.stdout
         found = load_file(out)

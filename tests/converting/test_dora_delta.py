@@ -41,7 +41,7 @@ def made(base, paths):
 def converted(folder, adapter, base, rank=1000, **options):
     save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, folder / "adapter.safetensors", SAYS)
     save_file({name: tensor.clone().contiguous() for name, tensor in base.items()}, folder / "base.safetensors")
-    settled = ConvertOptions(base=str(folder / "base.safetensors"), rank=rank, lossy=True, **options)
+    settled = ConvertOptions(base=str(folder / "base.safetensors"), rank=rank, allow_loss=True, **options)
     convert_to_standard(str(folder / "adapter.safetensors"), str(folder / "out.safetensors"), settled, force=True)
     return load_file(folder / "out.safetensors")
 

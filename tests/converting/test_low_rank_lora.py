@@ -102,7 +102,7 @@ def test_products_that_half_precision_holds_stay_in_it(made):
 
 @pytest.mark.parametrize(("own", "delta"), [(loha(), loha_delta), (lokr(), lokr_delta)], ids=["LoHa", "LoKr"])
 def test_a_rank_below_is_the_nearest_of_it(own, delta, made):
-    result, found = made(module(own), rank=4, lossy=True)
+    result, found = made(module(own), rank=4, allow_loss=True)
     expected = 2 / 3 * delta(own)
     values = torch.linalg.svdvals(expected)
     least = float(values[4:].norm() / values.norm())

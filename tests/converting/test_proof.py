@@ -278,7 +278,7 @@ def test_the_change_of_a_base_is_compared_with_what_approximates_it(magnitude_of
     base = {"blocks.0.q.weight": normal(12, 10, seed=30)}
     save_file(base, tmp_path / "base.safetensors")
     tensors = pair(name, 12, 10) | {f"{name}.dora_scale": 1 + normal(12, 1, seed=31).abs()}
-    options = {"base": str(tmp_path / "base.safetensors"), "rank": 3, "lossy": True}
+    options = {"base": str(tmp_path / "base.safetensors"), "rank": 3, "allow_loss": True}
     result = converted(tmp_path / "a", tensors, **options)
     stated = result.relative_errors[name]
     assert stated is not None

@@ -99,7 +99,7 @@ def test_a_folder_of_peft_is_refused_as_well(tmp_path):
 def test_the_command_and_python_refuse_it_alike(tmp_path, run):
     file, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     save_file(lora("lora_unet_blocks_0_self_attn_q"), file, {"ss_base_model_version": "wan2.1"})
-    ended = run("convert", file, "--algorithm", "lora", "--rank", "4", "--lossy", "-o", output)
+    ended = run("convert", file, "--algorithm", "lora", "--rank", "4", "--allow-loss", "-o", output)
     assert (ended.status, ended.stdout) == (1, "")
     assert ended.stderr == f"Error: {file}: the file is LoRA already, so --rank has nothing to do; leave it out.\n"
     with pytest.raises(LoraInspectError, match="the file is LoRA already"):
@@ -114,7 +114,7 @@ def test_of_a_folder_of_adapters_those_that_are_lora_are_named(tmp_path, run):
     save_file(lora(NAME.format("q")), tmp_path / "in" / "lora.safetensors")
     save_file(lokr(NAME.format("q")), tmp_path / "in" / "lokr.safetensors")
     ended = run(
-        "convert", tmp_path / "in", "--algorithm", "lora", "--rank", "4", "--lossy", "-o", tmp_path / "out"
+        "convert", tmp_path / "in", "--algorithm", "lora", "--rank", "4", "--allow-loss", "-o", tmp_path / "out"
     )  # fmt: skip
     assert ended.status == 1
     assert f"{tmp_path / 'in' / 'lora.safetensors'}: the file is LoRA already, so --rank" in ended.stderr
@@ -125,7 +125,7 @@ def test_the_rank_of_doras_true_change_is_that_which_was_asked_for(tmp_path, bas
     tensors = lora(NAME.format("q")) | {f"{NAME.format('q')}.dora_scale": normal(OUT, 1).abs() + 1}
     save_file(tensors, tmp_path / "in.safetensors")
     for algorithm in (None, "lora"):
-        options = ConvertOptions(algorithm=algorithm, base=base, rank=4, lossy=True)
+        options = ConvertOptions(algorithm=algorithm, base=base, rank=4, allow_loss=True)
         convert_to_standard(str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"), options, force=True)
         found = load_file(tmp_path / "out.safetensors")
         assert found[f"{NAME.format('q')}.lora_down.weight"].shape == (4, IN)
@@ -136,7 +136,7 @@ def test_beside_lora_the_rank_is_that_of_the_others_and_a_note_says_so(tmp_path)
     save_file(lora(q) | lokr(k), tmp_path / "in.safetensors")
 
     def made(rank):
-        options = ConvertOptions(algorithm="lora", rank=rank, lossy=True)
+        options = ConvertOptions(algorithm="lora", rank=rank, allow_loss=True)
         result = convert_to_standard(
             str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors"), options, force=True
         )

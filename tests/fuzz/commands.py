@@ -15,7 +15,7 @@ _OFTEN = {
     "output": 0.97, "force": 0.3, "dry_run": 0.1, "as_json": 0.3, "as_json_": 0.4, "allow_unmatched": 0.3, "base": 0.2,
     "keep_dora": 0.25, "layout": 0.25, "modules": 0.3, "metadata": 0.3, "rank": 0.02, "max_error": 0.02,
     "source": 0.98, "everything": 0.3, "other_meaning": 0.5, "title": 0.2, "thumbnail": 0.1,
-    "accept_loss": 0.3, "is_undo": 0.02, "original": 0.3, "accept_unproved": 0.5,
+    "allow_loss": 0.3,
     "weights": 0.02, "seed": 0.02, "share": 0.02, "is_finish": 0.02,
     "only": 0.02, "include": 0.02, "exclude": 0.02, "expert_packing": 0.02, "transposed": 0.02, "dora_multiplier": 0.02,
     "rslora": 0.02, "alpha": 0.02,
@@ -25,10 +25,9 @@ _SELDOM = 0.03
 _WITH = {"base": ("rank", "rank", "max_error"), "seed": ("rounding",)}
 # What writes only where it is told to, and what is said of its output.
 _MENDS, _OF_MENDING = "fixes", ("output", "force")
-# What takes a merge back, and what is said of that alone.
-_UNDOES, _OF_UNDOING = "is_undo", ("original", "accept_unproved")
-# With which of a merge's options it is taken back where there is something to, and how often each is there.
-_UNDONE_WITH = {"output": 0.97, "is_undo": 0.98, "original": 0.3, "accept_unproved": 0.7, "as_json": 0.3, "force": 0.1}
+# What a merge is taken back with where there was one, and how often each is there.
+_UNMERGE = "unmerge"
+_UNMERGED_WITH = {"output": 0.97, "base": 0.3, "allow_ambiguous": 0.7, "as_json": 0.3, "force": 0.1}
 # Parts of a sharded base.
 _SHARES = ("1/1", "1/2", "2/2", "2/2", "1/9", "0/2", "3/2", "1", "")
 # What changes a file itself where no output is named, and may do so only in its header.
@@ -107,11 +106,9 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
         chosen = [name for name in chosen if name not in (_MENDS, *_OF_MENDING)]
     elif _MENDS in options:
         chosen = [*(name for name in chosen if name != _MENDS), _MENDS]
-    undoes = _UNDOES in options and bool(files.merged) and source.random() < 0.8
+    undoes = verb.name == _UNMERGE and bool(files.merged) and source.random() < 0.8
     if undoes:
-        chosen = [name for name, often in _UNDONE_WITH.items() if source.random() < often]
-    if _UNDOES in options and _UNDOES not in chosen:
-        chosen = [name for name in chosen if name not in _OF_UNDOING]
+        chosen = [name for name, often in _UNMERGED_WITH.items() if source.random() < often]
     if _IN_PLACE in options and source.random() < 0.6:
         chosen = [name for name in chosen if name not in (_IN_PLACE, *_OF_MENDING)]
         chosen += source.choice(([], [_IN_PLACE]))
@@ -141,7 +138,7 @@ def _operands(source: random.Random, argument: click.Argument, files: Files, und
     wants_base = argument.name in ("base", "merged")
     usual = (
         files.merged
-        if files.merged and (undoes or argument.name == "merged") and wants_base
+        if files.merged and argument.name == "merged"
         else files.bases
         if wants_base
         else [*files.adapters, *files.bases]

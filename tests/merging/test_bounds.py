@@ -45,7 +45,7 @@ def merged(folder, weight, adapters, multipliers, **options):
     for number, (tensors, multiplier) in enumerate(zip(adapters, multipliers, strict=True)):
         save_file(tensors, folder / f"{number}.safetensors")
         named.append(parse_argument(f"{folder / f'{number}.safetensors'}:{multiplier}"))
-    options = MergeOptions(accept_loss=True, **options)
+    options = MergeOptions(allow_loss=True, **options)
     merge(plan_merge(str(folder / "base.safetensors"), named, options), str(folder / "out.safetensors"), force=True)
     return load_file(folder / "out.safetensors")["a.weight"]
 

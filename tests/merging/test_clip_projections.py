@@ -160,7 +160,7 @@ def test_a_plain_lora_of_dora_is_of_the_projection_as_the_layer_is(outputs, merg
     save_file(base, tmp_path / "base.safetensors")
     save_file(kohya("lora_te2_", adapter), tmp_path / "dora.safetensors")
     out = tmp_path / "plain.safetensors"
-    options = ("--base", tmp_path / "base.safetensors", "--rank", WIDTH, "--lossy", "-o", out, "--json")
+    options = ("--base", tmp_path / "base.safetensors", "--rank", WIDTH, "--allow-loss", "-o", out, "--json")
     assert run("convert", tmp_path / "dora.safetensors", *map(str, options)).json["relative_error"]["max"] < 1e-5
     plain = load_file(out)
     for path, one in adapter.items():
@@ -186,7 +186,7 @@ def test_taking_it_out_again_gives_the_base_bit_for_bit(outputs, merged, tmp_pat
     merged(base, adapter)
     again = tmp_path / "again.safetensors"
     files = [tmp_path / f"{name}.safetensors" for name in ("out", "adapter")]
-    ended = run("merge", "--undo", *files, "-o", again, "--base", tmp_path / "base.safetensors")
+    ended = run("unmerge", *files, "-o", again, "--base", tmp_path / "base.safetensors")
     assert ended.status == 0, ended.stderr
     assert all(torch.equal(value, base[name]) for name, value in load_file(again).items())
 

@@ -62,7 +62,7 @@ def merged(tmp_path):
 def test_the_share_is_that_of_the_whole_weight_in_float64(grid, size, seed, merged):
     base = coded(*grid)
     own, change = adapter(size)
-    kept, out = merged(base, own, seed=seed, accept_loss=True)
+    kept, out = merged(base, own, seed=seed, allow_loss=True)
     x = decoded(out) - decoded(base)
     assert kept.share == pytest.approx(float((x * change).sum() / change.square().sum()), abs=1e-4)
     assert kept.noise == pytest.approx(float((x - change).norm() / change.norm()), rel=1e-3)
@@ -123,9 +123,9 @@ def test_a_scale_that_does_not_hold_is_looked_at_as_it_is_written(seed, merged):
 
 def test_a_loss_names_the_type_of_the_codes_and_finer_ones(merged, tmp_path):
     own, _ = adapter(0.002)
-    with pytest.raises(LoraInspectError, match=r"steps of F8_E4M3, least in .* --touched-dtype bf16 or --dtype bf16"):
+    with pytest.raises(LoraInspectError, match=r"steps of F8_E4M3, least in .* --changed-dtype bf16 or --dtype bf16"):
         merged(coded(E4M3, ()), own)
     assert not (tmp_path / "out.safetensors").exists()
-    kept, _ = merged(coded(E4M3, ()), own, touched_dtype="BF16")
+    kept, _ = merged(coded(E4M3, ()), own, changed_dtype="BF16")
     assert kept.share > 0.7
     assert kept.is_sampled

@@ -105,7 +105,7 @@ def test_what_is_changed_alone_is_decoded_where_each_layer_says_what_it_is(kind,
     base = CODECS[kind](tmp_path)
     deltas = write_lora(tmp_path / "a.safetensors", CODED[:1])
     out = tmp_path / "out.safetensors"
-    assert run("merge", base.path, tmp_path / "a.safetensors", "--touched-dtype", "bf16", "-o", out).status == 0
+    assert run("merge", base.path, tmp_path / "a.safetensors", "--changed-dtype", "bf16", "-o", out).status == 0
     before, after = load_file(base.path), load_file(out)
     gone = {name for name in before if name.startswith(f"{CODED[0]}.")} - {f"{CODED[0]}.weight"}
     assert before.keys() - after.keys() == gone
@@ -122,7 +122,7 @@ def test_what_is_changed_alone_is_not_decoded_where_programs_take_all_layers_for
     base = CODECS[kind](tmp_path)
     write_lora(tmp_path / "a.safetensors", CODED[:1])
     out = tmp_path / "out.safetensors"
-    said = run("merge", base.path, tmp_path / "a.safetensors", "--touched-dtype", "bf16", "-o", out).refusal
+    said = run("merge", base.path, tmp_path / "a.safetensors", "--changed-dtype", "bf16", "-o", out).refusal
     assert f"{CODED[0]}.weight would be floats beside {CODED[1]}.weight" in said
     assert not out.exists()
 
@@ -136,7 +136,7 @@ def test_the_config_of_a_folder_lists_what_is_decoded_alone(run, tmp_path):
     (folder / "config.json").write_text(json.dumps({"quantization_config": method}))
     write_lora(tmp_path / "a.safetensors", CODED[:1])
     out = tmp_path / "out"
-    assert run("merge", folder, tmp_path / "a.safetensors", "--touched-dtype", "bf16", "-o", out).status == 0
+    assert run("merge", folder, tmp_path / "a.safetensors", "--changed-dtype", "bf16", "-o", out).status == 0
     written = json.loads((out / "config.json").read_text())["quantization_config"]
     assert written == method | {"llm_int8_skip_modules": ["lm_head", CODED[0]]}
     after = load_file(out / "model.safetensors")
@@ -216,7 +216,7 @@ def test_convert_sees_the_weights_of_a_base(kind, run, tmp_path):
     written = []
     for source in (base.path, tmp_path / "floats.safetensors"):
         out = tmp_path / f"{len(written)}.safetensors"
-        options = ["--base", source, "--rank", "6", "--lossy", "-o", out]
+        options = ["--base", source, "--rank", "6", "--allow-loss", "-o", out]
         assert run("convert", tmp_path / "dora.safetensors", *options).status == 0
         written.append(load_file(out))
     assert written[0].keys() == written[1].keys()

@@ -182,8 +182,8 @@ def test_the_family_is_recorded_and_undone_by(merged, run):
     merged("k.safetensors:*mlp*=0", "--architecture", "flux")
     shown = run("metadata", "get", "out.safetensors", "lora_inspect.merged").stdout
     assert json.loads(shown)["adapters"][0]["settings"] == "*mlp*=0,architecture=flux"
-    undone = ("--undo", "out.safetensors", "k.safetensors", "--accept-unproved", "-o", "back.safetensors")
-    assert run("merge", *undone).status == 0
+    undone = ("out.safetensors", "k.safetensors", "--allow-ambiguous", "-o", "back.safetensors")
+    assert run("unmerge", *undone).status == 0
     assert all((weight == 1).all() for weight in load_file("back.safetensors").values())
 
 

@@ -64,7 +64,7 @@ def fold(tmp_path, run):
         out.unlink(missing_ok=True)
         ended = run(
             "merge", tmp_path / "base.safetensors", f"{tmp_path / 'adapter.safetensors'}:{multiplier}", "-o", out,
-            *options, "--accept-loss", "--json",
+            *options, "--allow-loss", "--json",
         )  # fmt: skip
         if refused:
             assert not out.exists()
@@ -190,7 +190,7 @@ def test_codes_without_a_scale_are_written_again(dtype, fold):
     refusal = fold(base, lora(1e6), refused=True)
     assert f"folding {MODULE} into {Q}.weight gives" in refusal
     assert "has no code for" in refusal
-    assert "--touched-dtype" in refusal
+    assert "--changed-dtype" in refusal
 
 
 def test_a_scale_in_another_shard_is_written_there(tmp_path, run):
@@ -232,7 +232,7 @@ def test_what_a_change_touches_alone_is_decoded(spelling, fold):
     base = coded(*spelling) | coded(dtype, name, shape, stored, beside, OTHER)
     base["norm.weight"] = drawn(0, 4)
     adapter = lora(0.3)
-    found, record = fold(base, adapter, "--touched-dtype", "bf16")
+    found, record = fold(base, adapter, "--changed-dtype", "bf16")
     gone = {key for key in base if key.startswith(f"{Q}.") and key != f"{Q}.weight"}
     assert found.keys() == base.keys() - gone
     assert (record["decoded"], record["recoded"], set(record["dropped"])) == ([f"{Q}.weight"], [], gone)
@@ -245,7 +245,7 @@ def test_what_a_change_touches_alone_is_decoded(spelling, fold):
 
 def test_a_marker_stays_as_long_as_one_weight_is_scaled(fold):
     base = coded(*SPELLINGS["ComfyUI's first form"])
-    found, record = fold(base, lora(), "--touched-dtype", "fp16")
+    found, record = fold(base, lora(), "--changed-dtype", "fp16")
     assert found.keys() == {f"{Q}.weight"}
     assert "scaled_fp8" in record["dropped"]
 
@@ -254,7 +254,7 @@ def test_metadata_says_no_more_of_what_a_change_touches(fold, tmp_path):
     layer = {"format": "float8_e4m3fn"}
     base = coded(E4M3, "weight_scale", (), F32, {}) | coded(E4M3, "weight_scale", (), F32, {}, OTHER)
     metadata = {"_quantization_metadata": json.dumps({"layers": {Q: layer, OTHER: layer}})}
-    for options, layers in (((), {Q: layer, OTHER: layer}), (("--touched-dtype", "bf16"), {OTHER: layer})):
+    for options, layers in (((), {Q: layer, OTHER: layer}), (("--changed-dtype", "bf16"), {OTHER: layer})):
         fold(base, lora(0.1), *options, metadata=metadata)
         with safe_open(tmp_path / "out.safetensors", "pt") as opened:
             assert json.loads(opened.metadata()["_quantization_metadata"])["layers"] == layers
@@ -262,9 +262,9 @@ def test_metadata_says_no_more_of_what_a_change_touches(fold, tmp_path):
 
 def test_the_touched_type_is_that_of_plain_weights_too(fold):
     base = {f"{Q}.weight": drawn(0, OUT, IN), "bias": drawn(0, 3)}
-    found, _ = fold(base, lora(), "--touched-dtype", "bf16")
+    found, _ = fold(base, lora(), "--changed-dtype", "bf16")
     assert (found[f"{Q}.weight"].dtype, found["bias"].dtype) == (BF16, F32)
-    found, _ = fold(base, lora(), "--touched-dtype", "bf16", multiplier=0)
+    found, _ = fold(base, lora(), "--changed-dtype", "bf16", multiplier=0)
     assert found[f"{Q}.weight"].dtype == F32
 
 
@@ -275,7 +275,7 @@ CONFIG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [(), ("--touched-dtype", "bf16"), ("--dtype", "bf16")])
+@pytest.mark.parametrize("options", [(), ("--changed-dtype", "bf16"), ("--dtype", "bf16")])
 def test_the_config_of_a_folder_says_how_it_is_stored(options, tmp_path, run):
     folder = tmp_path / "base"
     folder.mkdir()
@@ -287,7 +287,7 @@ def test_the_config_of_a_folder_says_how_it_is_stored(options, tmp_path, run):
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     if not options:
         assert (tmp_path / "out" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
-    elif options[0] == "--touched-dtype":
+    elif options[0] == "--changed-dtype":
         left_out = {**CONFIG["quantization_config"], "modules_to_not_convert": ["lm_head", Q]}
         assert written == {**CONFIG, "quantization_config": left_out}
     else:
@@ -303,7 +303,7 @@ def test_a_config_that_cannot_say_it_is_refused(tmp_path, run):
     (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "odd"}}))
     save_file(lora(), tmp_path / "adapter.safetensors")
     pair = (folder, tmp_path / "adapter.safetensors")
-    ended = run("merge", *pair, "--touched-dtype", "bf16", "-o", tmp_path / "out")
+    ended = run("merge", *pair, "--changed-dtype", "bf16", "-o", tmp_path / "out")
     assert "quantization_config that only some weights are codes" in ended.refusal
     assert not (tmp_path / "out").exists()
     run("merge", *pair, "--dtype", "bf16", "-o", tmp_path / "out")
@@ -314,7 +314,7 @@ def test_only_one_of_both_types_is_chosen(tmp_path, run):
     save_file({f"{Q}.weight": drawn(0, OUT, IN)}, tmp_path / "base.safetensors")
     save_file(lora(), tmp_path / "adapter.safetensors")
     pair = (tmp_path / "base.safetensors", tmp_path / "adapter.safetensors")
-    ended = run("merge", *pair, "--touched-dtype", "bf16", "--dtype", "fp16", "-o", tmp_path / "out.safetensors")
+    ended = run("merge", *pair, "--changed-dtype", "bf16", "--dtype", "fp16", "-o", tmp_path / "out.safetensors")
     assert ended.status == 2
     assert "--dtype" in ended.stderr
 
@@ -327,6 +327,6 @@ def test_a_bias_of_floats_beside_codes_is_changed_as_any(spelling, fold):
     assert found[f"{Q}.bias"].equal(base[f"{Q}.bias"] + 0.5 * change)
     assert all(bits(found[key]).equal(bits(base[key])) for key in base.keys() - {f"{Q}.bias"})
     assert (record["recoded"], record["decoded"], record["dropped"]) == ([], [], [])
-    touched, _ = fold(base, {f"{MODULE}.diff_b": change}, "--touched-dtype", "bf16")
+    touched, _ = fold(base, {f"{MODULE}.diff_b": change}, "--changed-dtype", "bf16")
     assert touched[f"{Q}.bias"].equal((base[f"{Q}.bias"] + change).to(BF16))
     assert bits(touched[f"{Q}.weight"]).equal(bits(base[f"{Q}.weight"]))

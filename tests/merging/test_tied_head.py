@@ -142,7 +142,7 @@ def test_a_magnitude_of_a_head_needs_a_base_with_its_own_weight(tmp_path, run):
     trained(tmp_path / "adapter", target_modules=["lm_head"], use_dora=True)
     for tied in (True, False):
         llama(tied).save_pretrained(tmp_path / f"base {tied}")
-    words = "convert", tmp_path / "adapter", "--rank", "2", "--lossy", "-o", tmp_path / "plain", "--base"
+    words = "convert", tmp_path / "adapter", "--rank", "2", "--allow-loss", "-o", tmp_path / "plain", "--base"
     assert (
         "the head shares model.embed_tokens.weight, so save the base with"
         in run(*words, tmp_path / "base True").refusal

@@ -91,13 +91,13 @@ def test_alphas_of_sqrt_rank_without_flags_are_not_taken_for_a_standard_file_of_
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     with pytest.raises(ValueError, match=r"RS-LoRA flag mismatch.*100% of the alphas equal sqrt\(rank\)") as error:
         network.load_weights(file)
-    assert "lora-inspect metadata set FILE 'lora_inspect.scale=alpha/sqrt(rank)' --allow-other-meaning" in str(error)
+    assert "lora-inspect metadata set FILE 'lora_inspect.scale=alpha/sqrt(rank)' --allow-meaning-change" in str(error)
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
 
 
 def test_the_way_out_of_the_hint_loads_the_file(make_model, saved):
     file = saved(without("flag"), use_rslora=True, alpha=0)
-    command = ["metadata", "set", file, "lora_inspect.scale=alpha/sqrt(rank)", "--allow-other-meaning"]
+    command = ["metadata", "set", file, "lora_inspect.scale=alpha/sqrt(rank)", "--allow-meaning-change"]
     assert CliRunner().invoke(cli, command).exit_code == 0
     network = create(make_model(5), use_rslora=True, alpha=1.0)
     network.load_weights(file)

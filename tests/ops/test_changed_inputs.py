@@ -161,7 +161,7 @@ CONVERTED_FILES = [
 def test_convert_refuses_an_input_that_changes(files, change, moment, place, monkeypatch):
     adapter, options, path = files
     interference = Interference(moment, change, path, monkeypatch)
-    converting = ConvertOptions(lossy=True, **options)
+    converting = ConvertOptions(allow_loss=True, **options)
     refused(path, lambda: convert_to_standard(adapter, "out/converted", converting, progress=interference.progress))
     assert interference.done
 

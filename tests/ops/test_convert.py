@@ -326,7 +326,7 @@ class TestDora:
     @pytest.mark.parametrize("bound", [0.3, 0.04])
     def test_a_base_gives_plain_lora_within_the_error(self, folder, bound, tmp_path):
         base = CREPE if folder.startswith("crepe") else minilm()
-        result = convert(FIXTURES / folder, tmp_path / "plain", base=str(base), max_error=bound, lossy=True)
+        result = convert(FIXTURES / folder, tmp_path / "plain", base=str(base), max_error=bound, allow_loss=True)
         assert not result.exact
         out = tmp_path / "plain" / "adapter_model.safetensors"
         original, weights = load_file(base), merged(base, FIXTURES / folder, tmp_path / "a.safetensors")
@@ -347,10 +347,10 @@ class TestDora:
             assert error <= BOUND * float((squares[rank:].sum() / squares.sum()).sqrt()) + 1e-5
 
     def test_a_great_loss_needs_consent(self, tmp_path):
-        with pytest.raises(LoraInspectError, match=r"over 5%.*classifier \d+\.\d%.*--lossy"):
+        with pytest.raises(LoraInspectError, match=r"over 5%.*classifier \d+\.\d%.*--allow-loss"):
             convert(self.DORA, tmp_path / "out", base=str(CREPE), rank=4)
         assert not (tmp_path / "out").exists()
-        result = convert(self.DORA, tmp_path / "out", base=str(CREPE), rank=4, lossy=True)
+        result = convert(self.DORA, tmp_path / "out", base=str(CREPE), rank=4, allow_loss=True)
         assert max(result.relative_errors.values()) > 0.05
 
     def test_dropping_the_magnitude_says_so(self, tmp_path):

@@ -260,9 +260,9 @@ def test_what_underflows_is_no_exact_conversion(tmp_path):
         f"{name}.alpha": torch.tensor(4e-20),
     }
     save_file(tensors, tmp_path / "in.safetensors")
-    with pytest.raises(LoraInspectError, match=r"would lose over 5% of their change.* 100\.0%.*--lossy"):
+    with pytest.raises(LoraInspectError, match=r"would lose over 5% of their change.* 100\.0%.*--allow-loss"):
         convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
-    result = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", lossy=True)
+    result = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", allow_loss=True)
     assert not result.exact
     assert result.relative_errors == {name: 1.0}
 
@@ -290,7 +290,7 @@ def test_a_change_that_cancels_itself_out_is_no_division_by_zero(tmp_path):
         f"{name}.alpha": torch.tensor(0.2),
     }
     save_file(tensors, tmp_path / "in.safetensors")
-    with pytest.raises(LoraInspectError, match=r"would lose over 5% of their change.*--lossy"):
+    with pytest.raises(LoraInspectError, match=r"would lose over 5% of their change.*--allow-loss"):
         convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
 
 

@@ -67,11 +67,11 @@ MERGES = {
     "two adapters": (("lora:0.7", "other"), {}),
     "DoRA behind LoRA": (("lora", "dora:0.8"), {}),
     "cast": (("lora",), {"dtype": "F16"}),
-    "touched": (("lora",), {"touched_dtype": "F32"}),
+    "touched": (("lora",), {"changed_dtype": "F32"}),
     "stochastic": (("lora",), {"seed": 7}),
     "base with its hash": (("lora",), {"hash_base": True}),
     "nothing": (("lora:0",), {}),
-    "loss accepted": (("lora:1e-6",), {"accept_loss": True}),
+    "loss accepted": (("lora:1e-6",), {"allow_loss": True}),
 }
 ORDERS = [["1/1"], ["1/2", "2/2"], ["2/2", "1/2"], ["3/3", "1/3", "2/3"], ["4/5", "2/5", "1/5", "5/5", "3/5"]]
 
@@ -107,7 +107,7 @@ def coded(place):
     save_file(own, "adapter.safetensors")
 
     def plan():
-        return plan_merge("coded", [("adapter.safetensors", 1.0)], MergeOptions(accept_loss=True))
+        return plan_merge("coded", [("adapter.safetensors", 1.0)], MergeOptions(allow_loss=True))
 
     merge(plan(), "one")
     assert load_file("one/m-00002-of-00002.safetensors")["blocks.0.q.weight_scale"] != scale
@@ -497,8 +497,8 @@ class TestTheEnd:
             job("2/2", "lora:1e-5")
         assert str(found.value) == str(expected.value)
         assert not os.path.exists("out")
-        accepted, files = one_process("lora:1e-5", accept_loss=True)
-        done = finish("lora:1e-5", accept_loss=True)
+        accepted, files = one_process("lora:1e-5", allow_loss=True)
+        done = finish("lora:1e-5", allow_loss=True)
         assert {**without_times(done), "bytes": 0} == {**without_times(accepted), "bytes": 0}
         for name in SHARDS:  # the header has as many blanks less as its text is longer
             assert load_file(f"out/{name}").keys() == load_file(f"one/{name}").keys()
@@ -508,9 +508,9 @@ class TestTheEnd:
     @pytest.mark.parametrize("first", [True, False])
     def test_may_accept_a_loss_or_not_whatever_the_jobs_did(self, first, place):
         """The record of it is longer or shorter then, and the header has as many blanks less or more."""
-        one_process(accept_loss=not first)
-        job("1/2", accept_loss=first)
-        assert job("2/2", accept_loss=not first).merged
+        one_process(allow_loss=not first)
+        job("1/2", allow_loss=first)
+        assert job("2/2", allow_loss=not first).merged
         for name in SHARDS:
             with safe_open(f"out/{name}", "pt") as found, safe_open(f"one/{name}", "pt") as expected:
                 assert found.metadata() == expected.metadata()

@@ -60,7 +60,7 @@ def shares(result):
 @pytest.mark.parametrize("size", [0.01, 0.001, 0.0004])
 def test_a_sixteenth_of_the_rows_tells_what_is_kept_in_16_bits(merged, base, size):
     adapter = lora(size=size, **SIZES)
-    result, out = merged({"a": adapter}, accept_loss=True)
+    result, out = merged({"a": adapter}, allow_loss=True)
     rows = ({name: looked_at(tensors[name]) for name in map(weight, range(BLOCKS))} for tensors in (base, out))
     assert shares(result) == pytest.approx(dense(*rows, lambda block: looked_at(delta(adapter, block))), abs=1e-4)
     # They are 60 of 960, of which each keeps what its change, of rank 4, is large enough for.
@@ -115,10 +115,10 @@ def test_what_would_be_lost_is_refused_and_nothing_is_written(merged, tmp_path):
         merged({"a": adapter})
     assert "--dtype fp32" in str(refused.value)
     assert "--rounding stochastic" in str(refused.value)
-    assert "--accept-loss" in str(refused.value)
+    assert "--allow-loss" in str(refused.value)
     assert weight(0) in str(refused.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "base.safetensors"]
-    result, _ = merged({"a": adapter}, accept_loss=True)
+    result, _ = merged({"a": adapter}, allow_loss=True)
     assert 0 < result.kept[0].share < 0.5
     assert any("the output keeps" in note for note in result.notes)
 
@@ -240,8 +240,8 @@ def test_the_worst_adapter_is_named_and_others_are_counted():
         check_kept(found, 4)
     assert str(refused.value) == (
         "b: the output would keep 0.10 of it, and of 2 other adapters no more than half: its change is small beside "
-        "the steps of F8_E4M3 and BF16, least in w (0.01) and v (0.20); write finer numbers with --touched-dtype bf16 "
-        "or --dtype bf16, or take what is left with --accept-loss."
+        "the steps of F8_E4M3 and BF16, least in w (0.01) and v (0.20); write finer numbers with --changed-dtype bf16 "
+        "or --dtype bf16, or take what is left with --allow-loss."
     )
 
 

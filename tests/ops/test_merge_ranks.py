@@ -71,7 +71,7 @@ def test_what_all_refuse_is_told_once(place):
     assert said == ["Error: out: it exists; choose another output or add --force."]
 
 
-@pytest.mark.parametrize("words", [("--shard", "1/2"), ("--undo",), ("--no-such-option",)])
+@pytest.mark.parametrize("words", [("--shard", "1/2"), ("--no-such-option",)])
 def test_wrong_usage_is_told_by_the_first_alone(words, run_process):
     others = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     first, second = (run_process("-m", "lora_inspect", *MERGE, *words, RANK=rank, **others) for rank in "01")

@@ -120,7 +120,7 @@ def test_what_changes_the_reading_is_refused_unless_it_is_allowed(name, copied):
     with pytest.raises(LoraInspectError) as refused:
         edit(path, change)
     assert says in str(refused.value)
-    assert str(refused.value).endswith("leave it out, or add --allow-other-meaning.")
+    assert str(refused.value).endswith("leave it out, or add --allow-meaning-change.")
     assert Path(path).read_bytes() == before
     edited = edit(path, change, Target(other_meaning=True))
     assert edited.changes
@@ -191,7 +191,7 @@ def test_what_is_stripped_means_the_same_and_keeps_no_key_that_it_can_do_without
     assert metadata_of(path).keys() == set(kept)
     assert "secret" not in kept
     for key in kept:
-        with pytest.raises(LoraInspectError, match="--allow-other-meaning"):
+        with pytest.raises(LoraInspectError, match="--allow-meaning-change"):
             edit(path, unsetting([key]), Target(dry_run=True))
 
 

@@ -170,7 +170,7 @@ def shape_of_rank(key, tensor):
 
 def test_the_true_change_of_dora_is_a_plain_lora(folder, convert, merge):
     base = folder / "llama.safetensors"
-    out = convert(folder / "dora", "--base", base, "--rank", "100", "--lossy")
+    out = convert(folder / "dora", "--base", base, "--rank", "100", "--allow-loss")
     config = config_of(out)
     assert (config["fine_tune_type"], config["lora_parameters"]["scale"]) == ("lora", 1.0)
     tensors = weights(out)
@@ -185,7 +185,7 @@ def test_the_true_change_of_dora_is_a_plain_lora(folder, convert, merge):
 def test_scales_that_differ_go_into_the_factors(folder, made, convert, merge):
     base = folder / "llama.safetensors"
     path = made("dora", {key: value for key, value in weights(folder / "dora").items() if key != f"{Q}.m"})
-    out = convert(path, "--allow-partial-dora", "--base", base, "--rank", "100", "--lossy")
+    out = convert(path, "--allow-partial-dora", "--base", base, "--rank", "100", "--allow-loss")
     config = config_of(out)
     # That of the module without a magnitude was another one than that of the true changes.
     assert (config["fine_tune_type"], config["lora_parameters"]["scale"]) == ("lora", 1.0)

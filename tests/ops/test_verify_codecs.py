@@ -40,7 +40,7 @@ def verified(run, paths):
 def test_our_own_merges_are_right_in_every_format(spelling, size, paths, run):
     save_file(coded(*spelling), paths[0])
     save_file(lora(size), paths[1])
-    for options in ((), ("--touched-dtype", "bf16"), ("--dtype", "fp16")):
+    for options in ((), ("--changed-dtype", "bf16"), ("--dtype", "fp16")):
         merged(run, paths, *options)
         found = verified(run, paths)
         assert found.status == 0, json.loads(found.stdout)["findings"]

@@ -33,7 +33,7 @@ def test_our_own_merges_are_right_or_untold_in_every_type(size, base, merged, fo
         paths = [folder.file(name, tensors) for name, tensors in (("base", own), ("a", a), ("b", b))]
         out = str(tmp_path / "out.safetensors")
         merge(
-            plan_merge(paths[0], [(paths[1], 1.0), (paths[2], 1.0)], MergeOptions(dtype=merged, accept_loss=True)),
+            plan_merge(paths[0], [(paths[1], 1.0), (paths[2], 1.0)], MergeOptions(dtype=merged, allow_loss=True)),
             out,
             force=True,
         )

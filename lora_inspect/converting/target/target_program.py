@@ -91,7 +91,7 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
     if adapter.unclaimed and not writing.extras:
         raise LoraInspectError(
             f"{path}: {some(adapter.unclaimed, 3)} belong to no algorithm that is known here, and {writing.title} may "
-            f"refuse a file with them; leave them out with --drop-unclaimed, or {WAY_OUT}."
+            f"refuse a file with them; leave them out with --allow-unclaimed, or {WAY_OUT}."
         )
     if adapter.embeddings and not (writing.embeddings or writing.extras):
         raise LoraInspectError(

@@ -30,13 +30,13 @@ from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import some
 
 if TYPE_CHECKING:
-    from lora_inspect.merging.undo import Account
+    from lora_inspect.merging.unmerge import Account
 
 _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class UndoPlan:
+class UnmergePlan:
     """What is taken out of where.
 
     `merge` is the plan of the merge, with the merged model in the place of the base where that is not at hand; `base`
@@ -63,12 +63,12 @@ class UndoPlan:
 
     @property
     def bytes(self) -> int:
-        """What `undo` tells its progress of: the bytes of all tensors, and of the base's files where it is at hand."""
+        """The bytes that `unmerge` reports to its progress: all tensors, and the base's files if it is given."""
         return self.merge.bytes + (self.base.bytes if self.base else 0)
 
 
 @dataclass(frozen=True, slots=True)
-class UndoResult:
+class UnmergeResult:
     """What was restored.
 
     Of the `entries` of all weights that the merge changed, `proved` are as they were in the base: no other number of
@@ -90,7 +90,7 @@ class UndoResult:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `merge --undo --json` prints."""
+        """The record that `unmerge --json` prints."""
         return {
             "output": self.output,
             "undone": self.adapters,
@@ -105,7 +105,9 @@ class UndoResult:
         }
 
 
-def plan_undo(merged_path: str, adapters: Sequence[tuple[str, Settings]], base_path: str | None = None) -> UndoPlan:
+def plan_unmerge(
+    merged_path: str, adapters: Sequence[tuple[str, Settings]], base_path: str | None = None
+) -> UnmergePlan:
     """Finds by the record of a merge what it changed, and how.
 
     Raises LoraInspectError where the adapters, or the base, are not those that are recorded, and where a change cannot
@@ -121,7 +123,7 @@ def plan_undo(merged_path: str, adapters: Sequence[tuple[str, Settings]], base_p
     if base_path is not None:
         base = open_checkpoint(base_path)
         _check_base(base, known, merged)
-        return UndoPlan(merged, plan_merge(base_path, named, options), base, is_drawn, record.folded_in)
+        return UnmergePlan(merged, plan_merge(base_path, named, options), base, is_drawn, record.folded_in)
     if cast := recorded_cast(record):
         raise LoraInspectError(
             f"{merged_path}: weights of {known.file} were cast to {cast} in the merge, which lost what they were "
@@ -132,26 +134,26 @@ def plan_undo(merged_path: str, adapters: Sequence[tuple[str, Settings]], base_p
             f"{merged_path}: it was rounded stochastically, which leaves several numbers for each that was there; name "
             f"{known.file} with --base."
         )
-    as_stored = replace(options, dtype=None, touched_dtype=None)
-    plan = UndoPlan(merged, plan_merge(merged_path, named, as_stored), folded_in=record.folded_in)
+    as_stored = replace(options, dtype=None, changed_dtype=None)
+    plan = UnmergePlan(merged, plan_merge(merged_path, named, as_stored), folded_in=record.folded_in)
     _check_possible(plan, known)
     return plan
 
 
-def undo(
-    plan: UndoPlan, output: str, force: bool = False, accept_unproved: bool = False, progress: Progress = silent
-) -> UndoResult:
+def unmerge(
+    plan: UnmergePlan, output: str, force: bool = False, allow_ambiguous: bool = False, progress: Progress = silent
+) -> UnmergeResult:
     """Writes the model without the adapters: a file for a file, a folder with the same names for any other.
 
     Raises LoraInspectError, and leaves nothing, where the merged model is not what its record says, and where numbers
     are not proved that are not accepted.
     """
     started = time.perf_counter()
-    output = undo_output(plan, output)
+    output = unmerge_output(plan, output)
     leftovers = remove_leftovers(output)
-    check_undo_output(plan, output, force)
+    check_unmerge_output(plan, output, force)
     load_torch()
-    from lora_inspect.merging.undo import AgainstBase, FromMerged
+    from lora_inspect.merging.unmerge import AgainstBase, FromMerged
 
     beyond_rules = plan.merge.storage.rewritten | (plan.folds.keys() if plan.is_drawn else set())
     restored = FromMerged(plan.folds, plan.folded_in)
@@ -168,12 +170,12 @@ def undo(
             return
         infos = {info.name: info for info in source.tensors.values() if info.file == file}
         plans = in_file_order(TensorPlan(info.name, info.dtype, info.shape) for info in infos.values())
-        metadata = undone_metadata(source.file_metadata[file], accept_unproved)
+        metadata = undone_metadata(source.file_metadata[file], allow_ambiguous)
         with Writer(target, plans, metadata, inputs, force) as writer:
             progress(0)
             restored.write(writer, [infos[one.name] for one in plans], progress)
             if target == output:
-                _check_accepted(restored.accounts, accept_unproved, plan)
+                _check_accepted(restored.accounts, allow_ambiguous, plan)
 
     if source.root is None:
         write(source.files[0], output, force)
@@ -181,13 +183,13 @@ def undo(
         with new_folder(output, plan.inputs, force) as folder:
             for file in source.files:
                 write(file, os.path.join(folder, os.path.basename(file)))
-            _check_accepted(restored.accounts, accept_unproved, plan)
+            _check_accepted(restored.accounts, allow_ambiguous, plan)
             total = sum(info.nbytes for info in source.tensors.values())
             copy_side_files(source, plan.merge.side_files, folder, total, progress)
     return _result(plan, output, restored.accounts, held.unchecked, started, leftovers)
 
 
-def planned_undo(plan: UndoPlan, output: str | None) -> dict[str, Any]:
+def planned_unmerge(plan: UnmergePlan, output: str | None) -> dict[str, Any]:
     """What would be undone, as `--dry-run --json` prints it."""
     return {
         "dry_run": True,
@@ -198,16 +200,16 @@ def planned_undo(plan: UndoPlan, output: str | None) -> dict[str, Any]:
     }
 
 
-def undo_output(plan: UndoPlan, named: str) -> str:
-    """The path that `undo` writes for what the user `named`; raises LoraInspectError where that is no output of it."""
+def unmerge_output(plan: UnmergePlan, named: str) -> str:
+    """The path that `unmerge` writes for what the user `named`; raises LoraInspectError if it can be no output."""
     source = plan.merge.base
     if source.root is None:
         return file_output(named, source.name, plan.inputs)
     return folder_output(named, f"{source.path} is a folder or a part of a sharded set", plan.inputs)
 
 
-def check_undo_output(plan: UndoPlan, output: str, force: bool) -> None:
-    """Raises LoraInspectError where `undo` would refuse to write to the path `output`."""
+def check_unmerge_output(plan: UnmergePlan, output: str, force: bool) -> None:
+    """Raises LoraInspectError where `unmerge` would refuse to write to the path `output`."""
     source = plan.merge.base
     check_output(output, plan.inputs, force, folder=source.root is not None)
     if source.root is not None:
@@ -226,9 +228,9 @@ def _check_base(base: Checkpoint, known: MergedBase, merged: Checkpoint) -> None
         )
 
 
-def _check_possible(plan: UndoPlan, known: MergedBase) -> None:
+def _check_possible(plan: UnmergePlan, known: MergedBase) -> None:
     """Raises LoraInspectError where a change is of a kind that cannot be taken out, or the weight is codes."""
-    from lora_inspect.merging.undo import is_plain, why_not
+    from lora_inspect.merging.unmerge import is_plain, why_not
 
     for name, folds in plan.folds.items():
         info = plan.merged.tensors[name]
@@ -250,28 +252,28 @@ def _check_possible(plan: UndoPlan, known: MergedBase) -> None:
                 )
 
 
-def _check_accepted(accounts: "dict[str, Account]", accept_unproved: bool, plan: UndoPlan) -> None:
+def _check_accepted(accounts: "dict[str, Account]", allow_ambiguous: bool, plan: UnmergePlan) -> None:
     doubtful = [name for name, account in accounts.items() if account.proved < account.entries]
-    if accept_unproved or not doubtful:
+    if allow_ambiguous or not doubtful:
         return
     entries = sum(account.entries for account in accounts.values())
     left = entries - sum(account.proved for account in accounts.values())
     raise LoraInspectError(
         f"{plan.merged.path}: of {entries:,} numbers that were changed {left:,} ({left / entries:.2%}) may have been "
-        f"others before ({some(doubtful, _SHOWN)}); --base restores all, --accept-unproved writes the nearest ones."
+        f"others before ({some(doubtful, _SHOWN)}); --base restores all, --allow-ambiguous writes the nearest ones."
     )
 
 
 def _result(
-    plan: UndoPlan,
+    plan: UnmergePlan,
     output: str,
     accounts: "dict[str, Account]",
     unchecked: list[str],
     started: float,
     notes: Sequence[str],
-) -> UndoResult:
+) -> UnmergeResult:
     entries = sum(plan.merge.base.tensors[name].numel for name in plan.folds)
-    return UndoResult(
+    return UnmergeResult(
         output=output,
         adapters=[adapter.checkpoint.path for adapter, _ in plan.merge.adapters],
         weights=len(plan.folds),

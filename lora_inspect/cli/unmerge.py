@@ -1,0 +1,97 @@
+"""`lora-inspect unmerge`."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_inspect.cli import terminal
+from lora_inspect.cli.options import FilePath, writing_options
+from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.sentences import some
+
+if TYPE_CHECKING:
+    from lora_inspect.ops.unmerge import UnmergeResult
+
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Takes the adapters of the last merge out of MERGED again and writes the result.
+
+MERGED records which adapters were merged, how strongly and with which options. An ADAPTER that is not named is looked
+for in the folder of MERGED, under its recorded name. With --base the original model is restored whole.
+
+\b
+Example: lora-inspect unmerge merged.safetensors style.safetensors -o restored.safetensors --allow-ambiguous
+"""
+_SHOWN = 3
+
+
+@click.command(help=_HELP, cls=Verb, short_help=VERBS["unmerge"])
+@click.argument("merged", type=FilePath())
+@click.argument("adapters", metavar="[ADAPTER]...", nargs=-1, type=FilePath())
+@writing_options(dry_run=True)
+@click.option("--base", type=FilePath(), metavar="BASE", help="The model that was merged into, to be restored whole.")
+@click.option(
+    "--allow-ambiguous",
+    is_flag=True,
+    help="Write the nearest numbers where several may have been there, and count them.",
+)
+@click.option(
+    "--dry-run", is_flag=True, is_eager=True, help="Say what would be unmerged, with or without -o; write nothing."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def unmerge(
+    merged: str,
+    adapters: tuple[str, ...],
+    output: str | None,
+    force: bool,
+    base: str | None,
+    allow_ambiguous: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Plans, unmerges and prints."""
+    from lora_inspect.cli.progress_bar import progress_bar
+    from lora_inspect.ops.unmerge import check_unmerge_output, plan_unmerge, planned_unmerge, unmerge_output
+    from lora_inspect.ops.unmerge import unmerge as unmerge_files
+    from lora_inspect.reading.model.settings import parse_arguments
+    from lora_inspect.torchrun import launched
+
+    if launched():
+        raise click.UsageError("unmerge is no work for several processes; run it without torchrun.")
+    plan = plan_unmerge(merged, parse_arguments(adapters), base)
+    if dry_run:
+        if output is not None:
+            output = unmerge_output(plan, output)
+            check_unmerge_output(plan, output, force)
+        if as_json:
+            terminal.json_text(planned_unmerge(plan, output))
+        else:
+            terminal.line(
+                f"would take {len(plan.merge.adapters)} adapters out of {len(plan.folds)} weights of {merged}"
+            )
+        return
+    assert output is not None  # the option asks for it where there is no dry run
+    with progress_bar("Undoing", plan.bytes) as progress:
+        result = unmerge_files(plan, output, force, allow_ambiguous, progress)
+    for note in result.notes:
+        terminal.note(note)
+    if as_json:
+        terminal.json_text(result.to_dict())
+    else:
+        _print(result, base)
+
+
+def _print(result: "UnmergeResult", base: str | None) -> None:
+    terminal.line(f"took {', '.join(result.adapters)} out of {result.weights} weights into {result.output}")
+    if base is not None:
+        terminal.line(f"all is as in {base}")
+        if unchecked := result.unchecked:
+            told = some(unchecked, _SHOWN)
+            terminal.aside(f"{len(unchecked)} tensors could not be held against the merged model: {told}")
+    else:
+        share = result.proved / result.entries if result.entries else 1.0
+        terminal.line(f"{result.proved:,} of {result.entries:,} changed numbers are proved ({share:.2%})")
+        terminal.line(f"{result.tensors_copied} tensors copied unchanged")
+        if left := result.entries - result.proved:
+            terminal.aside(f"{left:,} numbers are the nearest ones, not proved: {some(list(result.unproved), _SHOWN)}")
+    terminal.line(f"{result.bytes:,} bytes in {result.seconds:.1f} s")
