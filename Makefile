@@ -30,7 +30,7 @@ contract: ## the layers, and the other rules of the source
 	$(PYTHON) -m pytest -q tests/test_contract.py
 
 docs: ## the pages: their links, options, commands and output
-	$(PYTHON) -m pytest -q -n auto tests/test_docs.py tests/test_written_pages.py tests/test_commands_in_docs.py tests/test_training_page.py tests/test_symptoms.py tests/test_consumers_page.py
+	$(PYTHON) -m pytest -q -n auto tests/test_docs.py tests/test_written_pages.py tests/test_commands_in_docs.py tests/test_training_page.py tests/test_symptoms.py tests/test_programs_page.py
 
 pages: ## writes what is made from the source: pages, the output of commands in the others, the marks of families, the tables of algorithms and programs
 	$(PYTHON) docs/write_family_marks.py
@@ -38,7 +38,7 @@ pages: ## writes what is made from the source: pages, the output of commands in 
 	$(PYTHON) docs/write_program_index.py
 	$(PYTHON) docs/write_algorithms.py
 	$(PYTHON) docs/write_architectures.py
-	$(PYTHON) docs/write_consumers.py
+	$(PYTHON) docs/write_programs.py
 	$(PYTHON) docs/write_checking.py
 	$(PYTHON) docs/write_cli.py
 	$(PYTHON) docs/write_formats.py

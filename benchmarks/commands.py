@@ -50,6 +50,7 @@ RENAMED_OPTIONS = {
     "--drop-unclaimed": "--allow-unclaimed",
     "--except": "--exclude",
     '"consumers":': '"programs":',
+    '"consumer":': '"program":',
 }
 # Of `metadata copy` alone; in other verbs the option names components.
 ONLY_OF_COPY = re.compile(r"(?<=metadata copy )(.*?)--only\b", re.DOTALL)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lora_inspect import programs as registry  # noqa: E402
-from lora_inspect.programs.record import Consumer  # noqa: E402
+from lora_inspect.programs.record import Program  # noqa: E402
 
 FOLDER = ROOT / "lora_inspect" / "programs" / "known"
 TABLE = FOLDER.parent / "program_index.py"
@@ -23,12 +23,12 @@ from typing import Any
 
 # The programs of each file, none of most. Of each the name, the title, the version, the schemes, whether it is uniform,
 # whether it sets the strength, and of each loader the families, the marks, and whether all keys have one of them.
-PROGRAMS: Mapping[str, tuple[tuple[Any, ...], ...]] = '''
+INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = '''
 WIDTH = 120
 STEP = 4
 
 
-def row(program: Consumer) -> tuple[object, ...]:
+def row(program: Program) -> tuple[object, ...]:
     """What the table has of a program."""
     reads = tuple((tuple(one.families), tuple(one.marks), one.all_marked) for one in program.loaders)
     names = (program.name, program.title, program.version, dict(program.schemes))

@@ -113,8 +113,8 @@ def test_the_page_of_architectures_is_that_of_the_registry():
 
 @pytest.mark.slow
 def test_the_page_of_programs_is_that_of_their_rules():
-    written = (ROOT / "docs" / "consumers.md").read_text(encoding="utf-8")
-    assert written == script("write_consumers").page(), "run python docs/write_consumers.py"
+    written = (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
+    assert written == script("write_programs").page(), "run python docs/write_programs.py"
 
 
 def test_the_page_of_architectures_says_what_is_known():

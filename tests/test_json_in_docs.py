@@ -28,7 +28,7 @@ LISTS = {
     ),
 }
 # Fields of which each entry has fields of its own, which stand in the list as well.
-WITHIN = ("consumers", "findings", "evidence", "problems", "from", "to", "rslora", "dora", "verified", "module_list")
+WITHIN = ("programs", "findings", "evidence", "problems", "from", "to", "rslora", "dora", "verified", "module_list")
 
 
 def fields(record):

@@ -11,7 +11,7 @@ from lora_inspect.architectures import every
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.programs.record import READ, Consumer
+from lora_inspect.programs.record import READ, Program
 from lora_inspect.programs.verdict import (
     LOST,
     NOTHING,
@@ -59,7 +59,7 @@ class Judged:
     `says` is what each program says of those that were asked for.
     """
 
-    def __init__(self, folder: Path, programs: Iterable[Consumer], families: Iterable[Architecture]) -> None:
+    def __init__(self, folder: Path, programs: Iterable[Program], families: Iterable[Architecture]) -> None:
         self._folder = folder
         self._read: dict[object, Seen] = {}
         self.programs = sorted(programs, key=lambda one: (one.title.lower(), one.name))
@@ -77,12 +77,12 @@ class Judged:
         self._counted: dict[str, dict[int, bool]] = {one.name: {} for one in self.programs}
         self.says: dict[str, set[str]] = {one.name: set() for one in self.programs}
 
-    def names(self, program: Consumer) -> dict[str, tuple[str, ...]]:
+    def names(self, program: Program) -> dict[str, tuple[str, ...]]:
         """The cells of each family that the program knows names of, in the order of SPELLINGS."""
         known = [family for family in self.families if self._knows(program, family)]
         return {family.name: tuple(self._of_names(program, family, one) for one in SPELLINGS) for family in known}
 
-    def kinds(self, program: Consumer) -> dict[str, tuple[str, ...]]:
+    def kinds(self, program: Program) -> dict[str, tuple[str, ...]]:
         """The cells of each family of which plain LoRA is known in the program's own names, in the order of KINDS."""
         plain = {family.name: self._of_kind(program, family, KINDS[0]) for family in self.families}
         known = [family for family in self.families if (seen := plain[family.name]) and _is_known(seen, program)]
@@ -91,23 +91,23 @@ class Judged:
             for family in known
         }
 
-    def folders(self, program: Consumer) -> tuple[str, ...]:
+    def folders(self, program: Program) -> tuple[str, ...]:
         """The cells in the order of FOLDERS; none where not even the first is known."""
         seen = list(self._folders.values())
         return tuple(self._cell(one, program) for one in seen) if _is_known(seen[0], program) else ()
 
-    def counts(self, program: Consumer) -> Counter[bool]:
+    def counts(self, program: Program) -> Counter[bool]:
         """How many files were asked for of a program, by whether it is unknown what it makes of them."""
         return Counter(self._counted[program.name].values())
 
-    def _knows(self, program: Consumer, family: Architecture) -> bool:
+    def _knows(self, program: Program, family: Architecture) -> bool:
         return any(_is_known(seen, program) for one in SPELLINGS for seen in self._spelled[family.name, one.title])
 
-    def _of_names(self, program: Consumer, family: Architecture, spelling: Spelling) -> str:
+    def _of_names(self, program: Program, family: Architecture, spelling: Spelling) -> str:
         cells = [self._cell(seen, program) for seen in self._spelled[family.name, spelling.title]]
         return "/".join(dict.fromkeys(cells))
 
-    def _of_kind(self, program: Consumer, family: Architecture, kind: Kind) -> Seen | None:
+    def _of_kind(self, program: Program, family: Architecture, kind: Kind) -> Seen | None:
         scheme = own_scheme(program, family.name)
         asked = kind.title, scheme, family.name
         if scheme and asked not in self._kinds:
@@ -115,7 +115,7 @@ class Judged:
             self._kinds[asked] = self._seen(file, family) if file else None
         return self._kinds.get(asked)
 
-    def _cell(self, seen: Seen | None, program: Consumer) -> str:
+    def _cell(self, seen: Seen | None, program: Program) -> str:
         """A cell of a table, counted; empty without a file."""
         if seen is None:
             return ""
@@ -141,15 +141,15 @@ class Judged:
         verdicts = judge_each(adapter, families, self.programs)
         # A program that misses an alpha names it.
         names = (*file.tensors, *adapter.modules, *(f"{module}.alpha" for module in adapter.modules))
-        return Seen({one.consumer.name: one for one in verdicts}, frozenset(names))
+        return Seen({one.program.name: one for one in verdicts}, frozenset(names))
 
 
-def own_scheme(program: Consumer, family: str) -> str:
+def own_scheme(program: Program, family: str) -> str:
     """The naming scheme in which the program loads files of the family best; empty where none is known."""
     return program.schemes.get(family, program.schemes.get("", ""))
 
 
-def _is_known(seen: Seen, program: Consumer) -> bool:
+def _is_known(seen: Seen, program: Program) -> bool:
     return seen.verdicts[program.name].verdict != UNKNOWN
 
 

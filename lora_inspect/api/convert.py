@@ -35,7 +35,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.outputs import GGUF_ENDING
 from lora_inspect.ops.convert import ConvertResult, convert_planned, plan_conversion
-from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs import PROGRAMS
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.schemes import written
 
@@ -76,7 +76,7 @@ def asked_conversion(
     """
     name, own = without_strength(adapter)
     if to is not None:
-        chosen("the name", to, {*written(), *CONSUMERS})
+        chosen("the name", to, {*written(), *PROGRAMS})
     if layout is not None:
         chosen("layout", layout, (*LAYOUTS, *EXPERT_LAYOUTS))
     if algorithm is not None:
@@ -93,8 +93,8 @@ def asked_conversion(
         allow_growth=allow_growth,
         transposed=answers_of(transposed),
         layout=layout,
-        scheme=None if to in CONSUMERS else to,
-        consumer=to if to in CONSUMERS else None,
+        scheme=None if to in PROGRAMS else to,
+        program=to if to in PROGRAMS else None,
         model_config=None if model_config is None else path_of(model_config),
         only=names_of(only),
         verify=verify,

@@ -50,7 +50,7 @@ from lora_inspect.ops.unmerge import UnmergeResult, plan_unmerge
 from lora_inspect.ops.unmerge import unmerge as unmerge_planned
 from lora_inspect.ops.verify import VerifyResult, plan_verify
 from lora_inspect.ops.verify import verify as verify_planned
-from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs import PROGRAMS
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.ambiguous_options import Choice
 from lora_inspect.reading.weights_toml import read_weights
@@ -123,7 +123,7 @@ def compat(
     """
     name, own = without_strength(adapter)
     if program is not None:
-        chosen("program", program, CONSUMERS)
+        chosen("program", program, PROGRAMS)
     settings = own.joined(reading_settings(rslora, alpha, allow_partial_dora, expert_packing), name)
     if base is None:
         return compat_of(name, program, settings)

@@ -10,8 +10,8 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.options import FilePath, parse_without_strength, reading_options, settings
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.verb import VERBS, Verb
-from lora_inspect.programs import CONSUMERS
-from lora_inspect.programs.record import READ, Consumer
+from lora_inspect.programs import PROGRAMS
+from lora_inspect.programs.record import READ, Program
 
 if TYPE_CHECKING:
     from lora_inspect.programs.verdict import Verdict
@@ -29,7 +29,7 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
 
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["compat"])
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
-@click.option("--for", "named", type=click.Choice(sorted(CONSUMERS)), help="Only this program.")
+@click.option("--for", "named", type=click.Choice(sorted(PROGRAMS)), help="Only this program.")
 @click.option("--base", type=FilePath(), metavar="BASE", help="The model's own weights, for commands that need them.")
 @reading_options
 @click.option("--json", "as_json_", is_flag=True, help="Print the result as JSON.")
@@ -67,25 +67,25 @@ def _print(verdicts: "tuple[Verdict, ...]") -> None:
     """A row per program, and below them what mends which; the unknown ones are one line."""
     from lora_inspect.programs.verdict import UNKNOWN
 
-    titles = Counter(one.consumer.title for one in verdicts)
+    titles = Counter(one.program.title for one in verdicts)
     known = [one for one in verdicts if one.verdict != UNKNOWN]
     if known:
-        terminal.table([(_name(one.consumer, titles), _in_short(one), _says(one)) for one in known])
-    if unknown := [_name(one.consumer, titles) for one in verdicts if one.verdict == UNKNOWN]:
+        terminal.table([(_name(one.program, titles), _in_short(one), _says(one)) for one in known])
+    if unknown := [_name(one.program, titles) for one in verdicts if one.verdict == UNKNOWN]:
         terminal.line(f"unknown: {', '.join(unknown)}")
     fixes: dict[str, list[str]] = {}
     for one in known:
         if one.fix:
-            fixes.setdefault(one.fix, []).append(_name(one.consumer, titles))
+            fixes.setdefault(one.fix, []).append(_name(one.program, titles))
     for fix, names in fixes.items():
         terminal.line("")
         terminal.line(f"For {', '.join(names)}:")
         terminal.line(f"  {fix}")
 
 
-def _name(consumer: Consumer, titles: Counter[str]) -> str:
+def _name(program: Program, titles: Counter[str]) -> str:
     """Its title, with the version where several of one program are there."""
-    return f"{consumer.title} {consumer.version}" if titles[consumer.title] > 1 else consumer.title
+    return f"{program.title} {program.version}" if titles[program.title] > 1 else program.title
 
 
 def _says(one: "Verdict") -> str:

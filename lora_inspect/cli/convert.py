@@ -37,7 +37,7 @@ from lora_inspect.files.discovery import Mirrored, is_collection, mirrored
 from lora_inspect.files.outputs import folder_of_outputs
 from lora_inspect.matching.orientation import in_words
 from lora_inspect.ops.convert import ConvertResult, convert_to_standard
-from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs import PROGRAMS
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.schemes import written
@@ -104,10 +104,10 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.option(
     "--to",
     "target",
-    type=click.Choice(sorted({*written(), *CONSUMERS})),
+    type=click.Choice(sorted({*written(), *PROGRAMS})),
     metavar="NAME",
     help="Spell everything as a program, or the programs of a naming scheme, load it, in the layout that they have of "
-    f"the model. Programs: {', '.join(sorted(CONSUMERS))}; schemes: {', '.join(sorted({*written()} - {*CONSUMERS}))}.",
+    f"the model. Programs: {', '.join(sorted(PROGRAMS))}; schemes: {', '.join(sorted({*written()} - {*PROGRAMS}))}.",
 )
 @click.option(
     "--model-config",
@@ -179,8 +179,8 @@ def convert(
         allow_growth=allow_growth,
         transposed=transposed,
         layout=layout,
-        scheme=None if target in CONSUMERS else target,
-        consumer=target if target in CONSUMERS else None,
+        scheme=None if target in PROGRAMS else target,
+        program=target if target in PROGRAMS else None,
         model_config=model_config,
         only=only,
         verify=not no_verify,

@@ -221,7 +221,7 @@ def _is_lost(outlook: Outlook, info: FileInfo) -> bool:
     if one is None or one.verdict not in NOT_THERE or outlook.is_open:
         return False
     families = {family.architecture.name for family in info.candidates}
-    return any(not families.isdisjoint(loader.families) for loader in one.consumer.reads)
+    return any(not families.isdisjoint(loader.families) for loader in one.program.reads)
 
 
 def _right(sheet: Sheet, one: Alike, is_open: bool, info: FileInfo) -> Iterator[Line]:
@@ -236,7 +236,7 @@ def _right(sheet: Sheet, one: Alike, is_open: bool, info: FileInfo) -> Iterator[
 
 def _of_most_asked(outlook: Outlook, info: FileInfo) -> str:
     """What is to be said of the program that people ask about most where its verdict says nothing."""
-    own: list[Verdict] = [one for one in outlook.verdicts if one.consumer.title == MOST_ASKED]
+    own: list[Verdict] = [one for one in outlook.verdicts if one.program.title == MOST_ASKED]
     if not own:
         return (
             "not known to load adapters of such a model"

@@ -19,7 +19,7 @@ from lora_inspect.converting.target.target_names import targets
 from lora_inspect.converting.target.target_program import (
     check_kinds,
     check_loadable,
-    for_consumer,
+    for_program,
     scheme_for,
     with_base,
     with_magnitudes,
@@ -27,7 +27,7 @@ from lora_inspect.converting.target.target_program import (
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.locations import is_folder
-from lora_inspect.programs.record import Consumer
+from lora_inspect.programs.record import Program
 from lora_inspect.programs.verdict import SAME, Verdict, judge
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
@@ -42,7 +42,7 @@ _NEAR = 0.01
 
 
 def mending(
-    adapter: Adapter, given: str, consumer: Consumer, base: str | None, ways: "Sequence[Way] | None" = None
+    adapter: Adapter, given: str, program: Program, base: str | None, ways: "Sequence[Way] | None" = None
 ) -> str | None:
     """The command line that converts the adapter, which the user called `given`, for the program; None for none.
 
@@ -50,7 +50,7 @@ def mending(
     what is to be written and none was given, the command has BASE in its place, and CONFIG in that of the config of a
     model that the names of llama.cpp depend on.
     """
-    asked = ConvertOptions(consumer=consumer.name, settings=adapter.settings)
+    asked = ConvertOptions(program=program.name, settings=adapter.settings)
     if _is_for_llama_cpp(adapter, asked):
         asked = replace(asked, model_config=base if base and is_folder(base) else CONFIG)
     for drops in (False, True) if adapter.unclaimed else (False,):
@@ -59,8 +59,8 @@ def mending(
                 options = make(adapter, replace(asked, allow_unclaimed=drops), base)
                 if options is None:
                     continue
-                output = output_beside(adapter, options.consumer or "standard", scheme_for(adapter, options))
-                if not _is_right(adapter, output, options, consumer):
+                output = output_beside(adapter, options.program or "standard", scheme_for(adapter, options))
+                if not _is_right(adapter, output, options, program):
                     continue
             except LoraInspectError:
                 continue
@@ -78,7 +78,7 @@ def _is_for_llama_cpp(adapter: Adapter, asked: ConvertOptions) -> bool:
 
 def _standard(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
     """The file under its own names, for all programs that read those, where alpha/rank is all that it lacks."""
-    return None if adapter.dora.value else replace(asked, consumer=None, model_config=None)
+    return None if adapter.dora.value else replace(asked, program=None, model_config=None)
 
 
 def _exact(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
@@ -113,42 +113,40 @@ EVERY_WAY: tuple[Way, ...] = (_standard, _exact, _with_base, _as_lora, _near, _a
 OF_ITS_FACTORS: tuple[Way, ...] = (_exact, _with_base)
 
 
-def _is_right(adapter: Adapter, output: str, options: ConvertOptions, consumer: Consumer) -> bool:
+def _is_right(adapter: Adapter, output: str, options: ConvertOptions, program: Program) -> bool:
     """Whether the program will make of the output what is meant, as far as that can be foreseen.
 
     Raises LoraInspectError where the conversion cannot be; what is told by files that are not given is taken for told.
     """
     if options.base != BASE and options.model_config != CONFIG:
         plan = plan_for(adapter, output, options)
-        return _is_read(plan.adapter, plan.destinations, plan.options, consumer)
+        return _is_read(plan.adapter, plan.destinations, plan.options, program)
     adapter = chosen_input(adapter, options).adapter
-    told = with_magnitudes(adapter, for_consumer(adapter, adapter, options))
+    told = with_magnitudes(adapter, for_program(adapter, adapter, options))
     if check_algorithm(adapter, told):
         raise LoraInspectError(f"{adapter.checkpoint.path}: nothing of it becomes anything else.")
     check_kinds(adapter, [family.architecture.name for family in adapter_candidates(adapter)], told)
     if options.model_config != CONFIG:
-        return _is_read(adapter, targets(adapter, adapter, None, None, told), told, consumer)
+        return _is_read(adapter, targets(adapter, adapter, None, None, told), told, program)
     if not all(c.algorithm.rows or c.algorithm.replaces for c in adapter.contributions):
         raise LoraInspectError(f"{adapter.checkpoint.path}: the config tells whether rows move that cannot.")
     check_loadable(adapter, schemes.by_name(told.scheme or ""), told)
     return True
 
 
-def _is_read(
-    adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions, consumer: Consumer
-) -> bool:
+def _is_read(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions, program: Program) -> bool:
     written = foreseen(adapter, destinations, options)
     if written is None:
         # A folder is as its config says, but only programs that read such folders are given one.
-        return options.consumer is not None
+        return options.program is not None
     # Under other names it may be of more families, which widths tell apart where factors tell those.
     told = written if all(None not in c.shape for c in adapter.contributions if c.algorithm.formula) else adapter
-    return judge(written, adapter_candidates(told), consumer).verdict == SAME
+    return judge(written, adapter_candidates(told), program).verdict == SAME
 
 
 def _words(options: ConvertOptions) -> Iterator[str]:
-    if options.consumer:
-        yield from ("--to", options.consumer)
+    if options.program:
+        yield from ("--to", options.program)
     if options.base:
         yield from ("--base", options.base)
     if options.keep_dora:
@@ -175,5 +173,5 @@ class LoadingFix(NamedTuple):
 def loading_fix(adapter: Adapter, verdict: Verdict) -> LoadingFix | None:
     """The command for the program of a `verdict`; None where neither other names nor a base mend the file for it."""
     given = spell_argument(operand(adapter.checkpoint.path), adapter.settings)
-    command = mending(adapter, given, verdict.consumer, None, OF_ITS_FACTORS)
-    return LoadingFix(verdict.consumer.title, command) if command else None
+    command = mending(adapter, given, verdict.program, None, OF_ITS_FACTORS)
+    return LoadingFix(verdict.program.title, command) if command else None

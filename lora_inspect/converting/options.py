@@ -22,7 +22,7 @@ class ConvertOptions:
     `allow_loss` accepts modules whose relative error is above 5%, `allow_growth` an output that is large and over 16
     times its input. `transposed` says by globs how the base stores those square weights that the evidence leaves open.
     `layout` is that of the output's modules, None for the adapter's own; `scheme` is the name of the scheme that they
-    are spelled in, which has its own layouts, and `consumer` that of a program that it is for. `model_config` is the
+    are spelled in, which has its own layouts, and `program` that of a program that it is for. `model_config` is the
     path of the model's `config.json`, or of its folder, for what llama.cpp does by it. `only` are the components that
     are written; without any, all are. `verify` has the output read anew and compared with the input. `algorithm` is
     what all changes of weights become that could, "lora", of which `rank` and `max_error` speak as well, "full", or
@@ -42,7 +42,7 @@ class ConvertOptions:
     transposed: Answers = field(default_factory=dict)
     layout: str | None = None
     scheme: str | None = None
-    consumer: str | None = None
+    program: str | None = None
     model_config: str | None = None
     only: tuple[str, ...] = ()
     verify: bool = True
@@ -67,7 +67,7 @@ def contradiction(options: ConvertOptions, architecture: str | None = None) -> s
 
     `architecture` is the option of that name, which stands in the settings as well as what a path says.
     """
-    has_base, has_target = options.base is not None, bool(options.scheme or options.consumer)
+    has_base, has_target = options.base is not None, bool(options.scheme or options.program)
     is_approximated = has_base and options.layout != SINGLE_EXPERTS
     is_limited = options.rank is not None or options.max_error is not None
     if options.drop_magnitude and (options.keep_dora or has_base):

@@ -14,7 +14,7 @@ from lora_inspect.converting.steps.base_change import Landed, find_landed
 from lora_inspect.converting.target.target_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.converting.target.target_names import architecture_of, targets, with_scheme
-from lora_inspect.converting.target.target_program import check_kinds, for_consumer, is_remeasured, with_magnitudes
+from lora_inspect.converting.target.target_program import check_kinds, for_program, is_remeasured, with_magnitudes
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
@@ -208,7 +208,7 @@ def plan_conversion(path: str, output: str, options: ConvertOptions) -> Conversi
 def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> ConversionPlan:
     """Plans, as `plan_conversion` does, what becomes of an adapter that was read."""
     adapter, left_out, biased = chosen_input(whole, options)
-    options = with_magnitudes(adapter, with_scheme(adapter, for_consumer(adapter, whole, options)))
+    options = with_magnitudes(adapter, with_scheme(adapter, for_program(adapter, whole, options)))
     already = check_algorithm(adapter, options)
     check_kinds(adapter, [family.architecture.name for family in adapter_candidates(whole)], options)
     base = open_base(adapter, options)

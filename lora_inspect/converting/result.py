@@ -14,7 +14,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.maths.dora import SPELLINGS
-from lora_inspect.programs.record import READ, Consumer
+from lora_inspect.programs.record import READ, Program
 from lora_inspect.programs.verdict import LOST, UNKNOWN, WRONG, judge, needs_mending
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.identify import adapter_candidates, with_paths
@@ -137,12 +137,12 @@ def titles(algorithms: Iterable[Algorithm]) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class Received:
-    """Judges an output by the rules of the `consumer` when it is called with its path; `output` is its name.
+    """Judges an output by the rules of the `program` when it is called with its path; `output` is its name.
 
     `remarks` say what is not known of it, and what is wrong there of magnitudes that the user kept.
     """
 
-    consumer: Consumer
+    program: Program
     output: str
     options: ConvertOptions
     remarks: list[str] = field(default_factory=list)
@@ -152,8 +152,8 @@ class Received:
         told = Settings(allow_partial_dora=self.options.settings.allow_partial_dora)
         adapter = read_adapter(open_checkpoint(path), told)
         families = adapter_candidates(adapter)
-        found = judge(with_paths(adapter, families), families, self.consumer)
-        program = f"{self.consumer.title} {self.consumer.version}"
+        found = judge(with_paths(adapter, families), families, self.program)
+        program = f"{self.program.title} {self.program.version}"
         says = f" ({found.says})" if found.says else ""
         if self.options.keep_dora and found.verdict in (LOST, WRONG):
             self.remarks.append(f"{program} does not apply its magnitudes as they were trained: {found.verdict}{says}")

@@ -16,7 +16,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.safetensors.edit_in_place import Headed
 from lora_inspect.maths.dora import OF_BASE
-from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.verdict import judge_each
 from lora_inspect.reading.file_info import ADAPTER, FileInfo, inspect_adapter
 from lora_inspect.reading.model.contribution import Contribution
@@ -129,10 +129,10 @@ def _comparable(value: Any) -> Any:
 def _of_programs(info: FileInfo) -> Iterator[tuple[str, Any]]:
     if any(problem.severity == ERROR for problem in info.adapter.problems):
         return
-    for one in judge_each(info.adapter, info.candidates, CONSUMERS.values()):
+    for one in judge_each(info.adapter, info.candidates, PROGRAMS.values()):
         strength = f" at {one.factor:g} times the strength" if one.factor not in (None, 1.0) else ""
         ignored = f", {len(one.ignored)} keys ignored" if one.ignored else ""
-        yield f"{one.consumer.title} {one.consumer.version}", f"{one.verdict}{strength}{ignored}"
+        yield f"{one.program.title} {one.program.version}", f"{one.verdict}{strength}{ignored}"
 
 
 def _clause(topic: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
 from lora_inspect.maths.torch_threads import load_torch
-from lora_inspect.programs.record import Consumer
+from lora_inspect.programs.record import Program
 from lora_inspect.programs.verdict import LOST, WRONG, Verdict, judge_each, needs_mending
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
@@ -33,11 +33,11 @@ class CompatResult(NamedTuple):
         """The record that `compat --json` prints."""
         return {
             "path": self.adapter.checkpoint.path,
-            "consumers": [
+            "programs": [
                 {
-                    "name": one.consumer.name,
-                    "title": one.consumer.title,
-                    "versions": one.consumer.version,
+                    "name": one.program.name,
+                    "title": one.program.title,
+                    "versions": one.program.version,
                     "verdict": one.verdict,
                     "factor": one.factor,
                     "factors": {f"{factor:g}": modules for factor, modules in one.factors},
@@ -75,7 +75,7 @@ def compat(
     adapter = with_paths(adapter, families)
     given = spell_argument(operand(path), settings)
     verdicts = [
-        one._replace(fix=mending(adapter, given, one.consumer, base)) if needs_mending(one) else one
+        one._replace(fix=mending(adapter, given, one.program, base)) if needs_mending(one) else one
         for one in judge_each(adapter, families, asked)
     ]
     return CompatResult(adapter, tuple(_with_errors(adapter, base, verdicts, progress) if base else verdicts))
@@ -83,7 +83,7 @@ def compat(
 
 def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progress: Progress) -> list[Verdict]:
     """The verdicts with the error that each program makes of DoRA on this base."""
-    wrong = {one.consumer.name: one.taken for one in verdicts if one.verdict in (LOST, WRONG)}
+    wrong = {one.program.name: one.taken for one in verdicts if one.verdict in (LOST, WRONG)}
     if not wrong and not any(one.fix and "--base" in one.fix for one in verdicts):
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: no program is known to make another change of its magnitudes, so --base has "
@@ -95,11 +95,11 @@ def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progr
     from lora_inspect.converting.output.proof import dora_errors
 
     errors = dora_errors(landed, wrong, progress)
-    return [one._replace(error=errors.get(one.consumer.name)) for one in verdicts]
+    return [one._replace(error=errors.get(one.program.name)) for one in verdicts]
 
 
-def _asked(named: str | None) -> list[Consumer]:
-    known = sorted(programs.CONSUMERS.values(), key=lambda one: (one.title.lower(), one.name))
+def _asked(named: str | None) -> list[Program]:
+    known = sorted(programs.PROGRAMS.values(), key=lambda one: (one.title.lower(), one.name))
     if named is None:
         return known
     found = [one for one in known if one.name == named]

@@ -149,12 +149,12 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
     if options.verify:
         made = [target for target in plan.destinations if target.module.name.key in modules]
         proof = Proof(adapter, made, landed, remeasured, changes, errors, keeps, place.path)
-    received = Received(programs.by_name(options.consumer), place.path, options) if options.consumer else None
+    received = Received(programs.by_name(options.program), place.path, options) if options.program else None
     written = place.write(contents, metadata, modules, inputs, force, partial(_looked_at, looks=(proof, received)))
     target = {
         "scheme": place.scheme,
         "layout": options.layout,
-        "consumer": options.consumer,
+        "program": options.program,
         "algorithm": "+".join(algorithms),
         "rslora": False,
         "dora": magnitudes > 0,

@@ -33,10 +33,10 @@ def verdicts_of(info: FileInfo) -> "tuple[Verdict, ...] | None":
 
 
 def _judged(info: FileInfo) -> "tuple[Verdict, ...]":
-    from lora_inspect.programs import CONSUMERS
+    from lora_inspect.programs import PROGRAMS
     from lora_inspect.programs.verdict import judge_each
 
-    return tuple(judge_each(info.adapter, info.candidates, CONSUMERS.values()))
+    return tuple(judge_each(info.adapter, info.candidates, PROGRAMS.values()))
 
 
 class Outlook(NamedTuple):
@@ -205,9 +205,9 @@ def _received(info: FileInfo, verdicts: "Sequence[Verdict] | None") -> dict[str,
 
         fix = standard_fix(info.adapter, verdicts)
     return {
-        "read_by": [one.consumer.title for one in verdicts if one.verdict == SAME],
-        "verdicts": {one.consumer.name: one.verdict for one in verdicts},
-        "factors": {one.consumer.name: one.factor for one in verdicts if one.factor is not None},
+        "read_by": [one.program.title for one in verdicts if one.verdict == SAME],
+        "verdicts": {one.program.name: one.verdict for one in verdicts},
+        "factors": {one.program.name: one.factor for one in verdicts if one.factor is not None},
         "fix": fix,
     }
 

@@ -1,4 +1,4 @@
-"""The registry of programs that load adapters: every file of `known/` with a record `CONSUMER`, or `CONSUMERS`.
+"""The registry of programs that load adapters: every file of `known/` with a record `PROGRAM`, or `PROGRAMS`.
 
 `info` pays for every import, and few programs load a given file: what stands in `program_index.py`, which is written
 from the records, says which files those are, and a program's own file is imported where one of its loaders is asked
@@ -11,54 +11,54 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 
-from lora_inspect.programs.program_index import PROGRAMS
-from lora_inspect.programs.record import Consumer, Loader, Loaders, Reads
+from lora_inspect.programs.program_index import INDEX
+from lora_inspect.programs.record import Loader, Loaders, Program, Reads
 
-CONSUMERS: dict[str, Consumer] = {}
+PROGRAMS: dict[str, Program] = {}
 
 
-def add(consumer: Consumer) -> None:
+def add(program: Program) -> None:
     """Makes a program known to `compat`, `convert --to` and `info`; raises ValueError for a name that is taken."""
-    if consumer.name in CONSUMERS:
-        raise ValueError(f"there is a program called {consumer.name} already")
-    CONSUMERS[consumer.name] = consumer
+    if program.name in PROGRAMS:
+        raise ValueError(f"there is a program called {program.name} already")
+    PROGRAMS[program.name] = program
 
 
 @contextmanager
-def added(consumer: Consumer) -> Iterator[None]:
+def added(program: Program) -> Iterator[None]:
     """Has a program known for as long as the block runs."""
-    add(consumer)
+    add(program)
     try:
         yield
     finally:
-        del CONSUMERS[consumer.name]
+        del PROGRAMS[program.name]
 
 
-def by_name(name: str) -> Consumer:
+def by_name(name: str) -> Program:
     """The program called `name`; raises KeyError."""
-    return CONSUMERS[name]
+    return PROGRAMS[name]
 
 
-def in_file(name: str) -> Sequence[Consumer]:
+def in_file(name: str) -> Sequence[Program]:
     """The programs of one file of `known/`, none of most."""
     module = import_module(f"{__name__}.known.{name}")
-    return getattr(module, "CONSUMERS", None) or [*filter(None, [getattr(module, "CONSUMER", None)])]
+    return getattr(module, "PROGRAMS", None) or [*filter(None, [getattr(module, "PROGRAM", None)])]
 
 
 def _loaders_in(file: str, at: int) -> Sequence[Loader]:
     return in_file(file)[at].loaders
 
 
-def _indexed(file: str) -> Iterator[Consumer]:
+def _indexed(file: str) -> Iterator[Program]:
     """The programs of a file, which is not imported for that."""
-    for at, (name, title, version, schemes, uniform, sets_strength, reads) in enumerate(PROGRAMS[file]):
+    for at, (name, title, version, schemes, uniform, sets_strength, reads) in enumerate(INDEX[file]):
         make: Callable[[], Sequence[Loader]] = partial(_loaders_in, file, at)
         loaders = Loaders(tuple(Reads(*one) for one in reads), make)
-        yield Consumer(name, title, version, loaders, schemes, uniform, sets_strength)
+        yield Program(name, title, version, loaders, schemes, uniform, sets_strength)
 
 
 for _file in sorted(os.listdir(os.path.join(os.path.dirname(__file__), "known"))):
     _name, _ending = os.path.splitext(_file)
     if _ending == ".py" and _name != "__init__":
-        for _consumer in _indexed(_name) if _name in PROGRAMS else in_file(_name):
-            add(_consumer)
+        for _program in _indexed(_name) if _name in INDEX else in_file(_name):
+            add(_program)

@@ -14,7 +14,7 @@ from lora_inspect.architectures.patterns import layout_patterns, pattern_of
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import PATHS, ROOTS
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.programs.record import HIDING, INFIXED, SLICED, TEXT_ENCODERS, Consumer, Loader, Reads
+from lora_inspect.programs.record import HIDING, INFIXED, SLICED, TEXT_ENCODERS, Loader, Program, Reads
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.keys.groups import alike
 from lora_inspect.reading.keys.suffixes import parse_key
@@ -133,19 +133,19 @@ class FramedKeys:
         return "\n".join(self._framed)
 
 
-def loader_for(consumer: Consumer, family: str, keys: FramedKeys) -> Loader | None:
+def loader_for(program: Program, family: str, keys: FramedKeys) -> Loader | None:
     """The loader that reads a file with these keys into a model of the family, "" for an unknown one."""
-    at = _place_of_loader(consumer, family, keys)
-    return None if at is None else consumer.loaders[at]
+    at = _place_of_loader(program, family, keys)
+    return None if at is None else program.loaders[at]
 
 
-def has_loader_for(consumer: Consumer, family: str, keys: FramedKeys) -> bool:
+def has_loader_for(program: Program, family: str, keys: FramedKeys) -> bool:
     """Whether there is one."""
-    return _place_of_loader(consumer, family, keys) is not None
+    return _place_of_loader(program, family, keys) is not None
 
 
-def _place_of_loader(consumer: Consumer, family: str, keys: FramedKeys) -> int | None:
-    return next((at for at, one in enumerate(consumer.reads) if _reads(one, family, keys)), None)
+def _place_of_loader(program: Program, family: str, keys: FramedKeys) -> int | None:
+    return next((at for at, one in enumerate(program.reads) if _reads(one, family, keys)), None)
 
 
 def _reads(loader: Reads | Loader, family: str, keys: FramedKeys) -> bool:

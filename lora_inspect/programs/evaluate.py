@@ -25,11 +25,11 @@ from lora_inspect.programs.record import (
     ODD,
     READ,
     RUN,
-    Consumer,
     Failure,
     Given,
     Loader,
     OfKind,
+    Program,
     Rule,
     ScaleOfFile,
     Strangers,
@@ -241,10 +241,10 @@ def _numbered(text: str) -> tuple[str, str]:
 _Answer = TypeVar("_Answer")
 
 
-def receive(view: View, family: Architecture | None, consumer: Consumer) -> Reception:
-    """What the consumer makes of an adapter of the family, None for one of no known family."""
+def receive(view: View, family: Architecture | None, program: Program) -> Reception:
+    """What the program makes of an adapter of the family, None for one of no known family."""
     name = family.name if family else ""
-    loader = loader_for(consumer, name, view.keys)
+    loader = loader_for(program, name, view.keys)
     reception = Reception()
     if loader is None:
         whose = f"models of {family.title}" if family else "models of families that are not known here"

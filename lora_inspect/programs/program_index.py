@@ -5,7 +5,7 @@ from typing import Any
 
 # The programs of each file, none of most. Of each the name, the title, the version, the schemes, whether it is uniform,
 # whether it sets the strength, and of each loader the families, the marks, and whether all keys have one of them.
-PROGRAMS: Mapping[str, tuple[tuple[Any, ...], ...]] = {
+INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
     "a1111": (
         (
             "a1111",

@@ -277,7 +277,7 @@ class Loaders(Sequence[Loader]):
         return self._made[at]
 
 
-class Consumer(NamedTuple):
+class Program(NamedTuple):
     """A program that loads adapters, in the `version` that its rules were taken from.
 
     The first of the `loaders` counts that is of a file's family and finds a mark in it. `schemes` gives by family the

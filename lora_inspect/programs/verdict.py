@@ -19,7 +19,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.gguf.gguf_format import OF_FORMAT
 from lora_inspect.programs.adapter_view import FramedKeys, View, has_loader_for
 from lora_inspect.programs.evaluate import Left, Reception, Taken, TakenAlike, receive
-from lora_inspect.programs.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Consumer
+from lora_inspect.programs.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Program
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.keys.groups import alike
 from lora_inspect.reading.model.contribution import Contribution
@@ -50,7 +50,7 @@ class Verdict(NamedTuple):
     verdict is on, None where it depends on which model the file is of.
     """
 
-    consumer: Consumer
+    program: Program
     verdict: str
     factor: float | None = None
     factors: tuple[tuple[float, int], ...] = ()
@@ -72,34 +72,34 @@ class Verdict(NamedTuple):
         return tuple(self.reception.each_taken()) if self.reception else ()
 
 
-def judge(adapter: Adapter, families: Sequence[Detection], consumer: Consumer) -> Verdict:
+def judge(adapter: Adapter, families: Sequence[Detection], program: Program) -> Verdict:
     """The verdict on an adapter that may be of any of the `families`; unknown where these differ in it."""
-    return next(judge_each(adapter, families, [consumer]))
+    return next(judge_each(adapter, families, [program]))
 
 
-def judge_each(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> Iterator[Verdict]:
+def judge_each(adapter: Adapter, families: Sequence[Detection], programs: Iterable[Program]) -> Iterator[Verdict]:
     """The verdicts of several programs, each as `judge` has it."""
     view = View(adapter)
-    for consumer in consumers:
-        yield _agreed(view, families, consumer)
+    for program in programs:
+        yield _agreed(view, families, program)
 
 
-def _agreed(view: View, families: Sequence[Detection], consumer: Consumer) -> Verdict:
+def _agreed(view: View, families: Sequence[Detection], program: Program) -> Verdict:
     if not families:
-        return _judged(consumer, receive(view, None, consumer))
-    found = [_judged(consumer, receive(view, family.architecture, consumer)) for family in families]
+        return _judged(program, receive(view, None, program))
+    found = [_judged(program, receive(view, family.architecture, program)) for family in families]
     if len({(one.verdict, one.factor) for one in found}) == 1:
         return found[0]
     differ = listed([f"{one.verdict} as {family}" for one, family in zip(found, families, strict=True)], "or")
-    return Verdict(consumer, UNKNOWN, says=f"it depends on which model the file is of: {differ}")
+    return Verdict(program, UNKNOWN, says=f"it depends on which model the file is of: {differ}")
 
 
-def _judged(consumer: Consumer, reception: Reception) -> Verdict:
+def _judged(program: Program, reception: Reception) -> Verdict:
     verdict, says, told = _verdict(reception)
     factors = _factors(reception.taken) if verdict not in (REFUSED, UNKNOWN) else ()
     is_silent = verdict in (STRENGTH, WRONG, OTHER) or (bool(told) and all(left.does == SILENT for left in told))
     return Verdict(
-        consumer,
+        program,
         verdict,
         factor=factors[0][0] if factors else None,
         factors=factors,
@@ -196,29 +196,29 @@ _MOST = 32
 _remembered: dict[Any, tuple[Verdict, ...]] = {}
 
 
-def verdicts_on(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> tuple[Verdict, ...]:
+def verdicts_on(adapter: Adapter, families: Sequence[Detection], programs: Iterable[Program]) -> tuple[Verdict, ...]:
     """What each program that knows models of the families makes of the adapter, but for single modules.
 
     A program that has no loader for such files is left out. The verdicts are those of `judge_each`.
     """
-    consumers = tuple(consumers)
+    programs = tuple(programs)
     adapter = _as_rules_see_it(adapter)
     if any(map(str.endswith, adapter.checkpoint.tensors, repeat(_SCALE))):
-        return _judge_all(adapter, families, consumers)
-    key = (tuple(map(id, consumers)), *_appearance(adapter, families))
+        return _judge_all(adapter, families, programs)
+    key = (tuple(map(id, programs)), *_appearance(adapter, families))
     found = _remembered.pop(key, None)
     if found is None:
-        found = _judge_all(adapter, families, consumers)
+        found = _judge_all(adapter, families, programs)
         while len(_remembered) >= _MOST:
             del _remembered[next(iter(_remembered))]
     _remembered[key] = found
     return found
 
 
-def _judge_all(adapter: Adapter, families: Sequence[Detection], consumers: Iterable[Consumer]) -> tuple[Verdict, ...]:
+def _judge_all(adapter: Adapter, families: Sequence[Detection], programs: Iterable[Program]) -> tuple[Verdict, ...]:
     names = [family.architecture.name for family in families] or [""]
     keys = FramedKeys(adapter.checkpoint.tensors)
-    asked = [one for one in consumers if any(has_loader_for(one, name, keys) for name in names)]
+    asked = [one for one in programs if any(has_loader_for(one, name, keys) for name in names)]
     return tuple(verdict._replace(reception=None) for verdict in judge_each(adapter, families, asked))
 
 
@@ -301,18 +301,18 @@ def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> lis
     A program for models of any kind counts where it loads something of the file, or where there is no other; one that
     trains on from it does not. Those that people ask about most come first.
     """
-    verdicts = [one for one in verdicts if one.consumer.name not in _TRAINING]
+    verdicts = [one for one in verdicts if one.program.name not in _TRAINING]
     names = {family.architecture.name for family in families}
     counts = [
         any(
             not names.isdisjoint(loader.families) or (not loader.families and one.verdict not in (*NOT_THERE, UNKNOWN))
-            for loader in one.consumer.reads
+            for loader in one.program.reads
         )
         for one in verdicts
     ]
-    general = [any(not loader.families for loader in one.consumer.reads) for one in verdicts]
+    general = [any(not loader.families for loader in one.program.reads) for one in verdicts]
     meant = [one for one, is_meant in zip(verdicts, counts if any(counts) else general, strict=True) if is_meant]
-    return sorted(meant, key=lambda one: asked(one.consumer.title))
+    return sorted(meant, key=lambda one: asked(one.program.title))
 
 
 def asked(title: str) -> int:
@@ -326,7 +326,7 @@ def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
     Where it is not known in that one it is the first of which it is, if the file is right in no other; else None.
     """
     known = [one for one in verdicts if one.verdict != UNKNOWN]
-    if not known or (known[0].consumer.title != MOST_ASKED and any(one.verdict == SAME for one in known)):
+    if not known or (known[0].program.title != MOST_ASKED and any(one.verdict == SAME for one in known)):
         return None
     return known[0]
 
@@ -336,7 +336,7 @@ def mending_strength(verdict: Verdict) -> float | None:
 
     A strength multiplies the scales, so it takes a file of changes that are all in proportion to theirs, by one factor.
     """
-    if verdict.verdict != STRENGTH or len(verdict.factors) != 1 or not verdict.consumer.sets_strength:
+    if verdict.verdict != STRENGTH or len(verdict.factors) != 1 or not verdict.program.sets_strength:
         return None
     [(factor, modules)] = verdict.factors
     strength = float(f"{1 / factor:.4g}") if factor > 0 else 0.0
@@ -356,13 +356,13 @@ def group_verdicts(verdicts: Sequence[Verdict]) -> list[Alike]:
         factors = tuple(factor for factor, _ in one.factors)
         is_right = one.verdict in (SAME, OTHER) or factors == (1.0,)
         groups.setdefault((one.verdict, says, () if is_right else factors), []).append(one)
-    versions = Counter(one.consumer.title for one in verdicts)
+    versions = Counter(one.program.title for one in verdicts)
     return [
         Alike(
             verdict,
             says,
             factors,
-            tuple(_named([one.consumer for one in theirs], versions)),
+            tuple(_named([one.program for one in theirs], versions)),
             any(one.silent for one in theirs),
             _of_all([mending_strength(one) for one in theirs]),
         )
@@ -375,7 +375,7 @@ def _of_all(strengths: Sequence[float | None]) -> float | None:
     return strengths[0] if len(set(strengths)) == 1 else None
 
 
-def _named(programs: Sequence[Consumer], versions: Counter[str]) -> Iterable[str]:
+def _named(programs: Sequence[Program], versions: Counter[str]) -> Iterable[str]:
     """The titles, each once where all versions of the program are there, else with the version."""
     counts = Counter(program.title for program in programs)
     return dict.fromkeys(

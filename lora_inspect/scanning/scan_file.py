@@ -10,7 +10,7 @@ from typing import Any
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import without_collecting
-from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.verdict import (
     LOST,
     NOTHING,
@@ -90,7 +90,7 @@ def state_of(info: FileInfo) -> tuple[str, tuple[str, ...]]:
     if errors:
         return ANSWER, _question(errors[0], waits_for)
     verdicts = [
-        one for one in verdicts_on(adapter, info.candidates, CONSUMERS.values()) if one.consumer.name not in _ASIDE
+        one for one in verdicts_on(adapter, info.candidates, PROGRAMS.values()) if one.program.name not in _ASIDE
     ]
     wrong = sorted((one for one in verdicts if _is_wrong(one)), key=_place)
     if wrong:
@@ -136,14 +136,14 @@ def _is_wrong(verdict: Verdict) -> bool:
 
 
 def _place(verdict: Verdict) -> int:
-    name = verdict.consumer.name
+    name = verdict.program.name
     return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 def _difference(wrong: Sequence[Verdict]) -> tuple[str, ...]:
     """What the first program makes of it, and how many others make the same."""
     first = wrong[0]
-    same = [one.consumer.title for one in wrong if (one.verdict, one.factor) == (first.verdict, first.factor)]
+    same = [one.program.title for one in wrong if (one.verdict, one.factor) == (first.verdict, first.factor)]
     long, short = _words(first)
     told = [f"{long} in {listed(same)}"] if len(same) < 3 else []
     more = f" and {len(same) - 1} more" if len(same) > 1 else ""

@@ -5,14 +5,14 @@ import shutil
 
 import pytest
 
-from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs import PROGRAMS
 
 
 def test_each_program_has_a_verdict(run, fixtures):
     outcome = run("compat", fixtures / "synthetic/rslora_flag.safetensors", "--json")
     record = outcome.json
-    assert {one["name"] for one in record["consumers"]} == set(CONSUMERS)
-    comfyui = next(one for one in record["consumers"] if one["name"] == "comfyui")
+    assert {one["name"] for one in record["programs"]} == set(PROGRAMS)
+    comfyui = next(one for one in record["programs"] if one["name"] == "comfyui")
     assert (comfyui["verdict"], comfyui["factor"], comfyui["silent"]) == ("wrong strength", 0.5, True)
     assert comfyui["ignored"] == ["use_rslora_flag"]
 
@@ -39,7 +39,7 @@ def test_a_program_that_is_not_known_is_wrong_usage(run, fixtures):
 def test_the_command_that_mends_a_file_can_be_run_whatever_its_name_begins_with(run, fixtures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(fixtures / "synthetic/rslora_flag.safetensors", "-x.safetensors")
-    programs = run("compat", "--json", "--", "-x.safetensors").json["consumers"]
+    programs = run("compat", "--json", "--", "-x.safetensors").json["programs"]
     comfyui = next(one for one in programs if one["name"] == "comfyui")
     program, *arguments = shlex.split(comfyui["fix"])
     assert program == "lora-inspect"

@@ -39,7 +39,7 @@ def base(tmp_path):
 @pytest.mark.slow
 def test_every_fix_runs_and_mends(run, base, tmp_path, kind):
     folder = peft_kinds.make(MODEL, peft_kinds.KINDS[kind], tmp_path / "adapter")
-    found = {one.consumer.name: one for one in compat(str(folder.path)).verdicts}
+    found = {one.program.name: one for one in compat(str(folder.path)).verdicts}
     for program in PROGRAMS:
         verdict = found[program]
         assert (verdict.fix is None) == (not needs_mending(verdict) or kind in LEFT[program]), (program, verdict)

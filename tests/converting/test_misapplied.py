@@ -15,8 +15,8 @@ from lora_inspect.programs.record import (
     LEAVES,
     OTHER_AXIS,
     SILENT,
-    Consumer,
     Loader,
+    Program,
     Rule,
     Strangers,
 )
@@ -29,7 +29,7 @@ SHAPES = {"blocks.0.self_attn.q": (OUT, IN), "blocks.0.cross_attn.v": (OUT, IN),
 def toy(does):
     magnitudes = {f"{suffix} output": does for suffix in (".dora_scale", ".dora_layer.weight")}
     rule = Rule(kinds={"lora": COMPUTES}, magnitudes=magnitudes)
-    return Consumer("toy", "Toy", "1.0", (Loader((rule,), Strangers(SILENT)),), {"wan": "comfyui"})
+    return Program("toy", "Toy", "1.0", (Loader((rule,), Strangers(SILENT)),), {"wan": "comfyui"})
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_corrected_magnitudes_have_no_error_there_and_one_elsewhere(made, tmp_pa
     path, base, exact = made
     output = str(tmp_path / "out.safetensors")
     with added(toy(BASE_NORM)):
-        convert_to_standard(path, output, ConvertOptions(consumer="toy", base=base))
+        convert_to_standard(path, output, ConvertOptions(program="toy", base=base))
         (found,) = compat(output, "toy").verdicts
         assert found.verdict == "same meaning"
     with added(toy(COMPUTES)):

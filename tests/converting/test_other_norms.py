@@ -19,7 +19,7 @@ from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.programs import added
-from lora_inspect.programs.record import BASE_NORM, COMPUTES, OTHER_AXIS, SILENT, Consumer, Loader, Rule, Strangers
+from lora_inspect.programs.record import BASE_NORM, COMPUTES, OTHER_AXIS, SILENT, Loader, Program, Rule, Strangers
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.scale.dora_evidence import NORMS_KEY, NormsRecord
 
@@ -253,7 +253,7 @@ def test_it_does_not_become_a_trainers_dora_without_the_base(scheme, corrected, 
 
 def toy(does, scheme):
     rule = Rule(kinds={"lora": COMPUTES}, magnitudes={".dora_scale output": does})
-    return Consumer("toy", "Toy", "1.0", (Loader((rule,), Strangers(SILENT)),), {"": scheme})
+    return Program("toy", "Toy", "1.0", (Loader((rule,), Strangers(SILENT)),), {"": scheme})
 
 
 def test_a_program_that_divides_so_under_names_of_others(tmp_path):
@@ -263,8 +263,8 @@ def test_a_program_that_divides_so_under_names_of_others(tmp_path):
     given, output = written(tmp_path, "base.safetensors", base), str(tmp_path / "toy.safetensors")
     with added(toy(BASE_NORM, "kohya")):
         with pytest.raises(LoraInspectError, match=r"norms of the base's weights; choose --base BASE"):
-            convert_to_standard(source, output, ConvertOptions(consumer="toy"))
-        result = convert_to_standard(source, output, ConvertOptions(consumer="toy", base=given))
+            convert_to_standard(source, output, ConvertOptions(program="toy"))
+        result = convert_to_standard(source, output, ConvertOptions(program="toy", base=given))
     assert (result.target["scheme"], result.target["norms"]) == ("kohya", "base")
     for path, layer in adapter.items():
         weight = base[f"{path}.weight"]
@@ -277,8 +277,8 @@ def test_a_program_that_divides_as_trainers_do_is_offered_their_magnitudes(corre
     back = str(tmp_path / "back.safetensors")
     with added(toy(COMPUTES, "kohya")):
         with pytest.raises(LoraInspectError, match=r"over those of the base's; choose --keep-dora with --base BASE"):
-            convert_to_standard(output, back, ConvertOptions(consumer="toy"))
-        result = convert_to_standard(output, back, ConvertOptions(consumer="toy", base=base, keep_dora=True))
+            convert_to_standard(output, back, ConvertOptions(program="toy"))
+        result = convert_to_standard(output, back, ConvertOptions(program="toy", base=base, keep_dora=True))
     assert (result.target["norms"], result.exact, NORMS_KEY in metadata_of(back)) == ("sum", True, False)
 
 
@@ -288,8 +288,8 @@ def test_a_program_that_takes_the_other_axis_has_full_differences(tmp_path):
     given, output = written(tmp_path, "base.safetensors", base), str(tmp_path / "toy.safetensors")
     with added(toy(OTHER_AXIS, "kohya")):
         with pytest.raises(LoraInspectError, match="--base BASE with --algorithm full"):
-            convert_to_standard(source, output, ConvertOptions(consumer="toy"))
-        convert_to_standard(source, output, ConvertOptions(consumer="toy", base=given, algorithm="full"))
+            convert_to_standard(source, output, ConvertOptions(program="toy"))
+        convert_to_standard(source, output, ConvertOptions(program="toy", base=given, algorithm="full"))
     assert {key.rpartition(".")[2] for key in load_file(output)} == {"diff"}
 
 
@@ -313,7 +313,7 @@ def test_a_difference_beside_it_is_in_either_norm(tmp_path):
 
 
 def verdicts(printed):
-    return {one["name"]: one["verdict"] for one in json.loads(printed)["consumers"]}
+    return {one["name"]: one["verdict"] for one in json.loads(printed)["programs"]}
 
 
 def test_as_a_user_has_it(tmp_path, run):

@@ -8,7 +8,7 @@ from adapters import lora
 from lora_inspect.converting.fixes import mending
 from lora_inspect.converting.standard_fix import standard_fix
 from lora_inspect.ops.info import verdicts_of
-from lora_inspect.programs.record import COMPUTES, SILENT, Consumer, Loader, Rule, Strangers
+from lora_inspect.programs.record import COMPUTES, SILENT, Loader, Program, Rule, Strangers
 from lora_inspect.programs.record import one as one_for_all
 from lora_inspect.programs.verdict import STRENGTH, judge
 from lora_inspect.reading.file_info import inspect
@@ -58,10 +58,10 @@ def read(file, settings=Settings()):  # noqa: B008 (frozen)
 def test_it_is_what_the_search_finds_for_every_program_of_another_strength(tensors, write_safetensors):
     file = write_safetensors(tensors)
     adapter, verdicts = read(file)
-    wrong = [one.consumer for one in verdicts if one.verdict == STRENGTH]
+    wrong = [one.program for one in verdicts if one.verdict == STRENGTH]
     assert wrong
     fix = standard_fix(adapter, verdicts)
-    assert [mending(adapter, str(file), consumer, None) for consumer in wrong] == [fix] * len(wrong)
+    assert [mending(adapter, str(file), program, None) for program in wrong] == [fix] * len(wrong)
 
 
 @pytest.mark.parametrize("tensors", NOT_FOUND.values(), ids=NOT_FOUND)
@@ -79,7 +79,7 @@ def test_a_program_that_has_no_use_for_alpha_is_not_mended_by_another_one(write_
     adapter, verdicts = read(write_safetensors(FOUND["all RS-LoRA"]))
     reader = next(one for one in verdicts if one.verdict == STRENGTH)
     rule = Rule(kinds={"lora": COMPUTES}, scale=one_for_all)
-    other = judge(adapter, (), Consumer("other", "Other", "1", (Loader((rule,), Strangers(SILENT)),), {}))
+    other = judge(adapter, (), Program("other", "Other", "1", (Loader((rule,), Strangers(SILENT)),), {}))
     assert (other.verdict, other.factor) == (STRENGTH, pytest.approx(1 / 1.5, rel=1e-3))
     assert standard_fix(adapter, [reader])
     assert standard_fix(adapter, [other]) is None

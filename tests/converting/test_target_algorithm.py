@@ -53,7 +53,7 @@ def base(tmp_path):
     return str(tmp_path / "base.safetensors")
 
 
-@pytest.mark.parametrize("asked", [{}, {"scheme": "comfyui"}, {"consumer": "musubi"}], ids=str)
+@pytest.mark.parametrize("asked", [{}, {"scheme": "comfyui"}, {"program": "musubi"}], ids=str)
 @pytest.mark.parametrize("limit", LIMITS)
 def test_lora_of_another_rank_is_refused(refused, limit, asked):
     says = refused(lora("lora_unet_blocks_0_self_attn_q"), **LIMITS[limit], **asked)

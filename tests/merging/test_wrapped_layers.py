@@ -213,7 +213,7 @@ def test_peft_reads_the_standard_form(case, options, adapted, run, tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_peft_is_said_to_load_it(case, adapted, run):
-    (program,) = run("compat", adapted(case).folder, "--for", "peft", "--json").json["consumers"]
+    (program,) = run("compat", adapted(case).folder, "--for", "peft", "--json").json["programs"]
     assert program["verdict"] == "same meaning", program
     assert run("info", adapted(case).folder, "--json").json["problems"] == []
 

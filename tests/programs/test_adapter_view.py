@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lora_inspect.architectures import by_name
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.adapter_view import View
 from lora_inspect.programs.record import RulesByFamily, ScaleOfFile
 from lora_inspect.programs.verdict import judge_each
@@ -18,10 +18,10 @@ from lora_inspect.reading.identify import adapter_candidates, with_paths
 FAMILIES = ("sd15", "sdxl", "flux", "wan", "qwen_image", "z_image", "llm")
 
 
-def asked_of_each(consumer):
+def asked_of_each(program):
     """The program with rules that are asked of every contribution by itself."""
-    return consumer._replace(
-        loaders=tuple(loader._replace(rules=_all_asked_of_each(loader.rules)) for loader in consumer.loaders)
+    return program._replace(
+        loaders=tuple(loader._replace(rules=_all_asked_of_each(loader.rules)) for loader in program.loaders)
     )
 
 
@@ -59,10 +59,10 @@ def told(verdict):
 def assert_judged_alike(adapter):
     families = adapter_candidates(adapter)
     adapter = with_paths(adapter, families)
-    ours = list(judge_each(adapter, families, CONSUMERS.values()))
-    each = judge_each(adapter, families, map(asked_of_each, CONSUMERS.values()))
+    ours = list(judge_each(adapter, families, PROGRAMS.values()))
+    each = judge_each(adapter, families, map(asked_of_each, PROGRAMS.values()))
     for one, other in zip(ours, each, strict=True):
-        assert told(one)[1:] == told(other)[1:], one.consumer.name
+        assert told(one)[1:] == told(other)[1:], one.program.name
 
 
 KINDS = {

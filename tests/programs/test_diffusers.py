@@ -9,9 +9,9 @@ import pytest
 import torch
 from adapter_files import ALL_KINDS, adapter_file, arranged, layout_of
 from adapters import NAMES
-from consumer_grid import Weight, differs, is_gap, observe
 from diffusers.loaders import lora_pipeline
 from diffusers_pipelines import bias_of, loaded, weights
+from program_grid import Weight, differs, is_gap, observe
 from safetensors.torch import save_file
 
 from lora_inspect.architectures import by_name

@@ -20,13 +20,13 @@ OF_FLUX = {"ss_base_model_version": "flux1"}
 
 @pytest.fixture
 def easel():
-    _, page = PAGE.read_text(encoding="utf-8").split("# Adding a consumer\n")
+    _, page = PAGE.read_text(encoding="utf-8").split("# Adding a program\n")
     code, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {}
     exec(compile(code, "easel.py", "exec"), names)
-    with added(names["CONSUMER"]):
-        yield names["CONSUMER"]
-    assert "easel" not in programs.CONSUMERS
+    with added(names["PROGRAM"]):
+        yield names["PROGRAM"]
+    assert "easel" not in programs.PROGRAMS
 
 
 def loras(modules, **options):
@@ -73,7 +73,7 @@ def test_it_is_written_for(easel, write_safetensors, tmp_path):
     (found,) = compat(str(path), "easel").verdicts
     # Under its own names a standard file has the scale in the factors, for every program that reads them.
     assert found.fix.startswith(f"lora-inspect convert {path} -o ")
-    convert_to_standard(str(path), str(tmp_path / "o.safetensors"), ConvertOptions(consumer="easel"))
+    convert_to_standard(str(path), str(tmp_path / "o.safetensors"), ConvertOptions(program="easel"))
     (found,) = compat(str(tmp_path / "o.safetensors"), "easel").verdicts
     assert found.verdict == "same meaning"
 

@@ -71,7 +71,7 @@ def verdicts(tmp_path):
 
     def judge(kind, model=MODEL):
         folder = peft_kinds.make(model, kind, tmp_path / "adapter")
-        return {one.consumer.name: one for one in compat(str(folder.path)).verdicts}
+        return {one.program.name: one for one in compat(str(folder.path)).verdicts}
 
     return judge
 
@@ -145,13 +145,13 @@ def test_programs_of_peft_folders_take_nothing_else(tmp_path, change, says):
     change(folder)
     settings = Settings(rslora=False, alpha=6.0) if says == "adapter_config.json" else Settings()
     for one in compat(str(folder), settings=settings).verdicts:
-        if one.consumer.name in ("peft", "vllm", "sglang", "llama-cpp"):
+        if one.program.name in ("peft", "vllm", "sglang", "llama-cpp"):
             assert (one.verdict, says in one.says) == (REFUSED, True)
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "square-lora", "square-dora"])
 def test_mlx_lm_loads_its_own_folders(fixtures, name):
-    found = {one.consumer.name: one for one in compat(str(fixtures / "mlx" / name)).verdicts}
+    found = {one.program.name: one for one in compat(str(fixtures / "mlx" / name)).verdicts}
     assert found["mlx-lm"].verdict == SAME
     assert found["peft"].verdict == found["vllm"].verdict == REFUSED
 

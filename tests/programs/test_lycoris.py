@@ -10,9 +10,9 @@ import shlex
 import pytest
 import torch
 from adapters import ALPHA, KINDS, RANK, adapter
-from consumer_grid import Weight, differs, is_gap, observe
 from diffusers_families import model, says
 from lycoris.wrapper import create_lycoris_from_weights
+from program_grid import Weight, differs, is_gap, observe
 from safetensors.torch import save_file
 from torch import nn
 

@@ -296,7 +296,7 @@ def test_what_mends_lokr_before_training(tmp_path, run, rank, is_small_product, 
     second = own[f"{stem}.lokr_w2_a"] @ own[f"{stem}.lokr_w2_b"]
     meant = torch.kron(first.double(), second.double()) * (1.0 if alpha is None else alpha / rank)
     ended = run("compat", file, "--for", "musubi-networks", "--json")
-    (told,) = json.loads(ended.stdout)["consumers"]
+    (told,) = json.loads(ended.stdout)["programs"]
     if (rank, is_small_product, alpha) == (2, False, 3.0):
         assert told["verdict"] == SAME
         return

@@ -61,13 +61,13 @@ def test_programs_for_other_models_do_not_count_unless_they_load_something(fixtu
     wan = inspect(str(fixtures / "synthetic" / "i64_alpha.safetensors")).candidates
     names = ("comfyui", "a1111", "vllm", "peft", "lycoris")
     refused = [verdict(name, REFUSED if name == "peft" else UNKNOWN) for name in names]
-    assert [one.consumer.name for one in concerned(refused, wan)] == ["comfyui"]
+    assert [one.program.name for one in concerned(refused, wan)] == ["comfyui"]
     loaded = [verdict(name, SAME) for name in names]
-    assert [one.consumer.name for one in concerned(loaded, wan)] == ["comfyui", "peft", "lycoris"]
+    assert [one.program.name for one in concerned(loaded, wan)] == ["comfyui", "peft", "lycoris"]
 
 
 def test_of_a_model_that_no_program_is_for_those_for_any_model_count():
-    assert [one.consumer.name for one in concerned([verdict("comfyui", UNKNOWN), verdict("peft", REFUSED)], ())] == [
+    assert [one.program.name for one in concerned([verdict("comfyui", UNKNOWN), verdict("peft", REFUSED)], ())] == [
         "peft"
     ]
 
@@ -106,6 +106,6 @@ def test_a_strength_mends_plain_lora_of_one_factor_where_a_user_sets_one(tensors
     info = inspect(str(write_safetensors(tensors)))
     found = judge(info.adapter, info.candidates, by_name("comfyui"))
     assert mending_strength(found) == strength
-    unset = found._replace(consumer=found.consumer._replace(sets_strength=False))
+    unset = found._replace(program=found.program._replace(sets_strength=False))
     assert mending_strength(unset) is None
     assert [one.strength for one in group_verdicts([found, unset])] == [None]

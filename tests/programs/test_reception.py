@@ -19,9 +19,9 @@ from lora_inspect.programs.record import (
     SLICED,
     TEXT_ENCODERS,
     WARNS,
-    Consumer,
     Failure,
     Loader,
+    Program,
     Rule,
     ScaleOfFile,
     Strangers,
@@ -39,15 +39,15 @@ SAYS = "key not loaded"
 TALKS = Strangers(WARNS, SAYS)
 
 
-def program(*rules, strangers=TALKS, **fields):
+def toy_program(*rules, strangers=TALKS, **fields):
     loader = Loader(rules=rules, strangers=strangers, **fields)
-    return Consumer("toy", "Toy", "1.0", (loader,), {})
+    return Program("toy", "Toy", "1.0", (loader,), {})
 
 
 @pytest.fixture
 def judged(write_safetensors):
-    def judge(consumer, tensors, metadata=None):
-        with added(consumer):
+    def judge(program, tensors, metadata=None):
+        with added(program):
             (found,) = compat(str(write_safetensors(tensors, metadata)), "toy").verdicts
         return found
 
@@ -62,7 +62,7 @@ def wan(*modules, **options):
 
 
 def test_a_plain_file_has_the_same_meaning(judged):
-    found = judged(program(LORA), wan())
+    found = judged(toy_program(LORA), wan())
     assert (found.verdict, found.factor, found.silent, found.ignored, found.by) == (
         "same meaning",
         1.0,
@@ -73,34 +73,34 @@ def test_a_plain_file_has_the_same_meaning(judged):
 
 
 def test_a_rule_that_was_only_read_says_so(judged):
-    assert judged(program(LORA._replace(by=READ)), wan()).by == "read"
+    assert judged(toy_program(LORA._replace(by=READ)), wan()).by == "read"
 
 
 def test_a_program_without_the_flag_applies_less(judged):
-    found = judged(program(LORA), {**wan(), "use_rslora_flag": ("F32", (), 1.0)})
+    found = judged(toy_program(LORA), {**wan(), "use_rslora_flag": ("F32", (), 1.0)})
     assert (found.verdict, found.factor, found.silent) == ("wrong strength", 0.25, True)
     assert found.ignored == ("use_rslora_flag",)
 
 
 def test_a_program_that_fails_on_flags_refuses_the_file(judged):
-    strict = program(LORA, others=Strangers(FAILS, "ValueError"))
+    strict = toy_program(LORA, others=Strangers(FAILS, "ValueError"))
     found = judged(strict, {**wan(), "use_rslora_flag": ("F32", (), 1.0)})
     assert (found.verdict, found.says, found.factor) == ("refused", "ValueError", None)
 
 
 def test_a_scale_rule_is_asked_for_each_change(judged):
     tensors = {**wan(WAN_Q, alpha=8.0), **wan(WAN_K, alpha=32.0)}
-    found = judged(program(LORA._replace(scale=one)), tensors)
+    found = judged(toy_program(LORA._replace(scale=one)), tensors)
     assert found.verdict == "wrong strength"
     assert sorted(found.factors) == [(0.5, 1), (2.0, 1)]
 
 
 def test_an_unknown_scale_is_unknown(judged):
-    assert judged(program(LORA._replace(scale=lambda given: None)), wan()).verdict == "unknown"
+    assert judged(toy_program(LORA._replace(scale=lambda given: None)), wan()).verdict == "unknown"
 
 
 def test_names_that_no_rule_speaks_of_are_unknown(judged):
-    found = judged(program(LORA._replace(prefixes=("diffusion_model.",))), wan())
+    found = judged(toy_program(LORA._replace(prefixes=("diffusion_model.",))), wan())
     assert (found.verdict, found.by) == ("unknown", "")
     assert WAN_Q in found.says
 
@@ -116,20 +116,20 @@ def test_names_that_no_rule_speaks_of_are_unknown(judged):
     ],
 )
 def test_names_without_a_layer_are_left(judged, strangers, verdict, silent):
-    found = judged(program(Rule(), strangers=strangers), wan())
+    found = judged(toy_program(Rule(), strangers=strangers), wan())
     assert (found.verdict, found.silent) == (verdict, silent)
     assert verdict == "refused" or len(found.ignored) == 6
 
 
 def test_names_that_the_program_trips_over_refuse_the_file(judged):
     rules = (Rule(alpha=True, says="KeyError"), LORA)
-    assert judged(program(*rules), wan()).verdict == "refused"
-    assert judged(program(*rules), wan(alpha=None)).verdict == "same meaning"
-    assert judged(program(rules[0]._replace(alpha=False), LORA), wan(alpha=None)).says == "KeyError"
+    assert judged(toy_program(*rules), wan()).verdict == "refused"
+    assert judged(toy_program(*rules), wan(alpha=None)).verdict == "same meaning"
+    assert judged(toy_program(rules[0]._replace(alpha=False), LORA), wan(alpha=None)).says == "KeyError"
 
 
 def test_a_part_of_the_layout_may_be_lacking(judged):
-    found = judged(program(LORA._replace(lacks=("blocks.{i}.self_attn.k",))), wan())
+    found = judged(toy_program(LORA._replace(lacks=("blocks.{i}.self_attn.k",))), wan())
     assert (found.verdict, found.factor) == ("partly loaded", 1.0)
     assert all(key.startswith(WAN_K) for key in found.ignored)
     assert SAYS in found.says
@@ -139,31 +139,31 @@ def test_rules_speak_of_families_and_layouts(judged):
     plain = wan(
         *(f"lora_unet_blocks_{i}_{leaf}" for i in range(2) for leaf in ("self_attn_q", "cross_attn_v", "ffn_0"))
     )
-    assert judged(program(LORA._replace(families=("wan",), layouts=("original",))), plain).verdict == "same meaning"
-    assert judged(program(LORA._replace(families=("flux",))), plain).verdict == "unknown"
-    assert judged(program(LORA._replace(families=("wan",), layouts=("diffusers",))), plain).verdict == "unknown"
-    assert judged(program(LORA, families=("flux",)), plain).says.endswith("were not tried")
+    assert judged(toy_program(LORA._replace(families=("wan",), layouts=("original",))), plain).verdict == "same meaning"
+    assert judged(toy_program(LORA._replace(families=("flux",))), plain).verdict == "unknown"
+    assert judged(toy_program(LORA._replace(families=("wan",), layouts=("diffusers",))), plain).verdict == "unknown"
+    assert judged(toy_program(LORA, families=("flux",)), plain).says.endswith("were not tried")
 
 
 def test_text_encoders_are_a_layout_of_their_own(judged):
     encoder = lora("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", out=768, inputs=768)
     rule = LORA._replace(prefixes=("lora_te1_",), layouts=(TEXT_ENCODERS,))
-    assert judged(program(rule), encoder).verdict == "same meaning"
-    assert judged(program(rule._replace(prefixes=("lora_te2_",))), encoder).verdict == "unknown"
+    assert judged(toy_program(rule), encoder).verdict == "same meaning"
+    assert judged(toy_program(rule._replace(prefixes=("lora_te2_",))), encoder).verdict == "unknown"
 
 
 def test_text_encoders_of_one_kind_have_the_root_of_their_blocks(judged):
     encoder = lora("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", out=768, inputs=768)
     clip, t5 = "text_model.encoder.layers.{i}", "encoder.block.{i}.layer.{i}"
-    assert judged(program(LORA._replace(layouts=(clip,))), encoder).verdict == "same meaning"
-    assert judged(program(LORA._replace(layouts=(t5,))), encoder).verdict == "unknown"
+    assert judged(toy_program(LORA._replace(layouts=(clip,))), encoder).verdict == "same meaning"
+    assert judged(toy_program(LORA._replace(layouts=(t5,))), encoder).verdict == "unknown"
 
 
 def test_a_rule_may_ask_for_a_key_of_the_file(judged):
     key = f"{WAN_K}.lora_down.weight"
     rule = LORA._replace(where=lambda adapter: key in adapter.checkpoint.tensors)
-    assert judged(program(rule), wan()).verdict == "same meaning"
-    assert judged(program(rule), wan(WAN_Q)).verdict == "unknown"
+    assert judged(toy_program(rule), wan()).verdict == "same meaning"
+    assert judged(toy_program(rule), wan(WAN_Q)).verdict == "unknown"
 
 
 def test_a_scale_that_depends_on_the_other_modules_is_made_once_for_a_file(judged):
@@ -173,7 +173,7 @@ def test_a_scale_that_depends_on_the_other_modules_is_made_once_for_a_file(judge
         made.append(adapter)
         return lambda given: given.contribution.scale * len(adapter.modules)
 
-    found = judged(program(LORA._replace(scale=ScaleOfFile(scale_of))), wan())
+    found = judged(toy_program(LORA._replace(scale=ScaleOfFile(scale_of))), wan())
     assert (found.verdict, found.factor) == ("wrong strength", 2.0)
     assert len({id(adapter) for adapter in made}) == len(made)
 
@@ -181,14 +181,14 @@ def test_a_scale_that_depends_on_the_other_modules_is_made_once_for_a_file(judge
 def test_a_scale_that_no_tensor_has_is_not_applied(judged):
     metadata = {"lora_adapter_metadata": '{"transformer.r": 16, "transformer.lora_alpha": 32}'}
     modules = ("transformer.blocks.0.attn1.to_q", "transformer.blocks.0.attn1.to_k")
-    found = judged(program(LORA), wan(*modules, spelling="peft", alpha=None), metadata)
+    found = judged(toy_program(LORA), wan(*modules, spelling="peft", alpha=None), metadata)
     assert (found.verdict, found.factor) == ("wrong strength", 0.5)
 
 
 def test_the_spelling_of_factors_decides(judged):
     peft = wan(spelling="peft")
-    assert judged(program(LORA._replace(dialects=("peft",))), peft).verdict == "same meaning"
-    assert judged(program(LORA._replace(dialects=("kohya",))), peft).verdict == "unknown"
+    assert judged(toy_program(LORA._replace(dialects=("peft",))), peft).verdict == "same meaning"
+    assert judged(toy_program(LORA._replace(dialects=("kohya",))), peft).verdict == "unknown"
 
 
 def test_slices_and_infixes_have_to_be_named(judged):
@@ -196,15 +196,15 @@ def test_slices_and_infixes_have_to_be_named(judged):
     infixed = {key.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."): tensor
                for key, tensor in wan(spelling="peft").items()}  # fmt: skip
     for tensors, name in ((sliced, SLICED), (infixed, INFIXED)):
-        assert judged(program(LORA), tensors).verdict == "unknown"
-        assert judged(program(LORA._replace(dialects=(name,))), tensors).verdict == "same meaning"
+        assert judged(toy_program(LORA), tensors).verdict == "unknown"
+        assert judged(toy_program(LORA._replace(dialects=(name,))), tensors).verdict == "same meaning"
 
 
 def test_tensors_of_a_module_count_once_towards_the_limit(judged):
     tensors = wan(WAN_Q) | {f"{WAN_Q}.diff_b": ("F32", (8,), 0.5)}
     limited = Strangers(WARNS, SAYS, most=4, beyond="too many")
-    assert judged(program(Rule(), strangers=limited), tensors).verdict == "nothing loaded"
-    assert judged(program(Rule(), strangers=limited._replace(most=3)), tensors).verdict == "refused"
+    assert judged(toy_program(Rule(), strangers=limited), tensors).verdict == "nothing loaded"
+    assert judged(toy_program(Rule(), strangers=limited._replace(most=3)), tensors).verdict == "refused"
 
 
 @pytest.mark.parametrize(
@@ -213,13 +213,13 @@ def test_tensors_of_a_module_count_once_towards_the_limit(judged):
 )
 def test_kinds_are_treated_each_in_its_way(judged, does, verdict):
     tensors = {**wan(WAN_K), f"{WAN_Q}.diff": ("F32", (8, 8), 0.5)}
-    assert judged(program(Rule(kinds={"lora": COMPUTES, "full": does})), tensors).verdict == verdict
-    assert judged(program(Rule(kinds={"lora": COMPUTES, "": does})), tensors).verdict == verdict
+    assert judged(toy_program(Rule(kinds={"lora": COMPUTES, "full": does})), tensors).verdict == verdict
+    assert judged(toy_program(Rule(kinds={"lora": COMPUTES, "": does})), tensors).verdict == verdict
 
 
 def test_a_single_role_may_be_treated_otherwise(judged):
     tucker = wan(kernel=(1, 1)) | {f"{WAN_Q}.lora_mid.weight": ("F32", (16, 16, 3, 3), 0.5)}
-    assert judged(program(LORA._replace(parts={"lora.mid": LEAVES})), tucker).verdict == "partly loaded"
+    assert judged(toy_program(LORA._replace(parts={"lora.mid": LEAVES})), tucker).verdict == "partly loaded"
 
 
 @pytest.mark.parametrize(
@@ -237,13 +237,13 @@ def test_a_single_contribution_may_be_an_exception(judged, does, verdict):
         return does if given.contribution.rank == 16 else None
 
     tensors = {**wan(WAN_Q), **wan(WAN_K, rank=4)}
-    assert judged(program(LORA._replace(exceptions=of_high_rank)), tensors).verdict == verdict
-    assert judged(program(LORA._replace(exceptions=of_high_rank)), wan(rank=4)).verdict == "same meaning"
+    assert judged(toy_program(LORA._replace(exceptions=of_high_rank)), tensors).verdict == verdict
+    assert judged(toy_program(LORA._replace(exceptions=of_high_rank)), wan(rank=4)).verdict == "same meaning"
 
 
 def test_what_a_program_says_of_one_contribution_is_the_refusal(judged):
     rule = LORA._replace(exceptions=lambda given: Failure("TypeError") if given.contribution.rank == 16 else None)
-    found = judged(program(rule._replace(says="other")), {**wan(WAN_Q), **wan(WAN_K, rank=4)})
+    found = judged(toy_program(rule._replace(says="other")), {**wan(WAN_Q), **wan(WAN_K, rank=4)})
     assert (found.verdict, found.says) == ("refused", "TypeError")
 
 
@@ -251,7 +251,7 @@ def test_a_single_contribution_may_be_passed_over_with_words_of_its_own(judged):
     def of_high_rank(given):
         return Strangers(WARNS, "ERROR") if given.contribution.rank == 16 else None
 
-    found = judged(program(LORA._replace(exceptions=of_high_rank)), {**wan(WAN_Q), **wan(WAN_K, rank=4)})
+    found = judged(toy_program(LORA._replace(exceptions=of_high_rank)), {**wan(WAN_Q), **wan(WAN_K, rank=4)})
     assert (found.verdict, found.silent) == ("partly loaded", False)
     assert found.says.endswith("with a message: ERROR")
 
@@ -270,7 +270,7 @@ def test_a_single_contribution_may_be_passed_over_with_words_of_its_own(judged):
 def test_magnitudes_are_treated_each_in_its_way(judged, does, verdict, silent):
     tensors = wan()
     tensors |= {f"{module}.dora_scale": ("F32", (8, 1), 1.0) for module in (WAN_Q, WAN_K)}
-    found = judged(program(LORA._replace(magnitudes={".dora_scale output": does})), tensors)
+    found = judged(toy_program(LORA._replace(magnitudes={".dora_scale output": does})), tensors)
     assert (found.verdict, found.silent) == (verdict, silent)
     if does == LEAVES:
         assert len(found.ignored) == 2
@@ -291,7 +291,7 @@ def test_magnitudes_over_the_norms_of_the_base_are_right_where_those_divide(judg
     shape = (8, 1) if axis == "output" else (1, 8)
     tensors = wan() | {f"{module}.dora_scale": ("F32", shape, 1.0) for module in (WAN_Q, WAN_K)}
     rule = LORA._replace(magnitudes={f".dora_scale {axis}": does})
-    found = judged(program(rule), tensors, {NORMS_KEY: NormsRecord("base", "w", "").text()})
+    found = judged(toy_program(rule), tensors, {NORMS_KEY: NormsRecord("base", "w", "").text()})
     assert found.verdict == verdict
     assert says in found.says
 
@@ -300,29 +300,29 @@ def test_a_file_of_several_families_is_judged_as_each(judged):
     # Names that FLUX and Chroma have in common.
     names = [f"lora_unet_double_blocks_0_img_attn_{leaf}" for leaf in ("qkv", "proj")]
     tensors = {key: tensor for name in names for key, tensor in lora(name, out=3072, inputs=3072).items()}
-    found = judged(program(LORA._replace(families=("flux",))), tensors)
+    found = judged(toy_program(LORA._replace(families=("flux",))), tensors)
     assert found.verdict == "unknown"
     assert "depends on which model" in found.says
-    assert judged(program(LORA), tensors).verdict == "same meaning"
+    assert judged(toy_program(LORA), tensors).verdict == "same meaning"
 
 
 def test_what_refuses_a_whole_file_is_asked(judged):
     def limited(adapter):
         return "rank above 8" if any((c.rank or 0) > 8 for c in adapter.contributions) else None
 
-    assert judged(program(LORA, refuses=limited), wan()).says == "rank above 8"
-    assert judged(program(LORA, refuses=limited), wan(rank=8)).verdict == "same meaning"
+    assert judged(toy_program(LORA, refuses=limited), wan()).says == "rank above 8"
+    assert judged(toy_program(LORA, refuses=limited), wan(rank=8)).verdict == "same meaning"
 
 
 def test_factors_whose_first_values_are_in_the_base_are_misread(judged):
     pissa = {"ss_init_lora_weights": "pissa"}
-    assert judged(program(LORA), wan(), pissa).verdict == "wrong change"
-    assert "pissa" in judged(program(LORA), wan(), pissa).says
-    assert judged(program(LORA._replace(residual=True)), wan(), pissa).verdict == "same meaning"
+    assert judged(toy_program(LORA), wan(), pissa).verdict == "wrong change"
+    assert "pissa" in judged(toy_program(LORA), wan(), pissa).says
+    assert judged(toy_program(LORA._replace(residual=True)), wan(), pissa).verdict == "same meaning"
 
 
 def loading(*loaders):
-    return Consumer("toy", "Toy", "1.0", tuple(loaders), {})
+    return Program("toy", "Toy", "1.0", tuple(loaders), {})
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_a_loader_may_want_a_mark_in_every_key(judged):
 
 
 def test_what_rules_leave_and_flags_are_told_from_strangers(judged):
-    strict = program(
+    strict = toy_program(
         LORA._replace(magnitudes={".dora_scale output": LEAVES}),
         strangers=Strangers(FAILS, "left over"),
         leaves=Strangers(WARNS, "no DoRA"),
@@ -363,7 +363,7 @@ def test_what_rules_leave_and_flags_are_told_from_strangers(judged):
 
 
 def test_blocks_may_have_to_be_complete(judged):
-    complete = program(LORA, complete=("blocks.{i}.self_attn.q", "blocks.{i}.self_attn.k"))
+    complete = toy_program(LORA, complete=("blocks.{i}.self_attn.q", "blocks.{i}.self_attn.k"))
     assert judged(complete, wan()).verdict == "same meaning"
     assert judged(complete, wan(WAN_Q)).says == "it has nothing for blocks.0.self_attn.k"
     second = wan(*(name.replace("_0_", "_1_") for name in (WAN_Q, WAN_K)))
@@ -372,27 +372,27 @@ def test_blocks_may_have_to_be_complete(judged):
 
 
 def test_what_depends_on_a_whole_file_is_unknown(judged):
-    found = judged(program(LORA, unsure=lambda adapter: "which of two scales counts"), wan())
+    found = judged(toy_program(LORA, unsure=lambda adapter: "which of two scales counts"), wan())
     assert (found.verdict, found.says) == ("unknown", "it is not known which of two scales counts")
 
 
 def test_a_rule_may_speak_of_some_paths(judged):
     rules = (LORA._replace(paths=("blocks.{i}.self_attn.q",)), Rule(paths=("blocks.{i}.self_attn.k",)))
-    assert judged(program(*rules), wan()).verdict == "partly loaded"
-    assert judged(program(rules[0]), wan()).verdict == "unknown"
+    assert judged(toy_program(*rules), wan()).verdict == "partly loaded"
+    assert judged(toy_program(rules[0]), wan()).verdict == "unknown"
 
 
 @pytest.mark.parametrize(
     ("times", "verdict"), [(1.0009, "same meaning"), (1.01, "wrong strength"), (0.99, "wrong strength")]
 )
 def test_a_strength_is_right_to_the_rounding_of_half_precision(judged, times, verdict):
-    found = judged(program(LORA._replace(scale=lambda given: given.contribution.scale * times)), wan())
+    found = judged(toy_program(LORA._replace(scale=lambda given: given.contribution.scale * times)), wan())
     assert found.verdict == verdict
 
 
 def test_a_residual_base_that_is_given_has_no_first_values_left(write_safetensors):
     path = str(write_safetensors(wan(), {"ss_init_lora_weights": "pissa"}))
-    with added(program(LORA)):
+    with added(toy_program(LORA)):
         (found,) = compat(path, "toy", Settings(residual=True)).verdicts
     assert found.verdict == "same meaning"
 
@@ -400,12 +400,12 @@ def test_a_residual_base_that_is_given_has_no_first_values_left(write_safetensor
 @pytest.mark.parametrize(("takes", "ignored"), [(True, 0), (False, 1)])
 def test_embeddings_are_strangers_where_nothing_takes_them(judged, takes, ignored):
     bundle = {"bundle_emb.token.string_to_param.*": ("F32", (2, 768), 0.5)}
-    found = judged(program(LORA, embeddings=takes), wan() | bundle)
+    found = judged(toy_program(LORA, embeddings=takes), wan() | bundle)
     assert (found.verdict, len(found.ignored)) == ("same meaning", ignored)
 
 
 def test_nothing_is_offered_for_what_is_unknown(judged):
-    found = judged(program(LORA._replace(prefixes=("diffusion_model.",))), wan())
+    found = judged(toy_program(LORA._replace(prefixes=("diffusion_model.",))), wan())
     assert (found.fix, needs_mending(found)) == (None, False)
 
 
@@ -416,5 +416,5 @@ def test_keys_that_hide_a_part_of_the_path_have_to_be_named(judged):
         for leaf in "qkv"
         for side, shape in (("down", (4, 320)), ("up", (320, 4)))
     }
-    assert judged(program(LORA), tensors).verdict == "unknown"
-    assert judged(program(LORA._replace(dialects=(HIDING,))), tensors).verdict == "same meaning"
+    assert judged(toy_program(LORA), tensors).verdict == "unknown"
+    assert judged(toy_program(LORA._replace(dialects=(HIDING,))), tensors).verdict == "same meaning"

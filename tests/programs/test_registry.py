@@ -29,32 +29,32 @@ from lora_inspect.programs.record import (
 )
 
 WRITTEN = Path(__file__).parents[2] / "docs" / "write_program_index.py"
-PROGRAMS = sorted(programs.CONSUMERS)
+NAMES = sorted(programs.PROGRAMS)
 FAMILIES = {architecture.name: architecture for architecture in every()}
 LAYOUTS = {name for family in every() for layout in family.layouts for name in layout.names}
 ALGORITHMS = algorithms.every() | {one.name: one for one in RECOGNISED}
 DIALECTS = {name for one in ALGORITHMS.values() for name in one.dialects} | set(ODD)
 
 
-@pytest.fixture(params=PROGRAMS)
-def consumer(request):
+@pytest.fixture(params=NAMES)
+def program(request):
     return programs.by_name(request.param)
 
 
-def rules(consumer):
-    return [rule for loader in consumer.loaders for rule in loader.rules]
+def rules(program):
+    return [rule for loader in program.loaders for rule in loader.rules]
 
 
-def test_a_record_is_found_by_its_name(consumer):
-    assert programs.by_name(consumer.name) is consumer
-    assert consumer.title
-    assert consumer.version
+def test_a_record_is_found_by_its_name(program):
+    assert programs.by_name(program.name) is program
+    assert program.title
+    assert program.version
 
 
-def test_families_and_layouts_exist(consumer):
-    for loader in consumer.loaders:
+def test_families_and_layouts_exist(program):
+    for loader in program.loaders:
         assert set(loader.families) <= FAMILIES.keys()
-    for rule in rules(consumer):
+    for rule in rules(program):
         assert set(rule.families) <= FAMILIES.keys()
         assert set(rule.layouts) <= LAYOUTS | {TEXT_ENCODERS} | ROOTS.keys()
         own = [FAMILIES[name] for name in rule.families]
@@ -62,14 +62,14 @@ def test_families_and_layouts_exist(consumer):
         assert set(rule.lacks) <= paths
 
 
-def test_what_it_loads_best_is_written(consumer):
-    assert consumer.schemes.keys() <= FAMILIES.keys() | {""}
-    assert all(schemes.by_name(scheme).writing for scheme in consumer.schemes.values() if scheme)
+def test_what_it_loads_best_is_written(program):
+    assert program.schemes.keys() <= FAMILIES.keys() | {""}
+    assert all(schemes.by_name(scheme).writing for scheme in program.schemes.values() if scheme)
 
 
-def test_spellings_exist(consumer):
+def test_spellings_exist(program):
     magnitudes = {f"{suffix} {axis}" for suffix in SPELLINGS for axis in (OUTPUT, INPUT)}
-    for rule in rules(consumer):
+    for rule in rules(program):
         assert set(rule.dialects) <= DIALECTS
         assert rule.kinds.keys() <= ALGORITHMS.keys() | {"", lora_experts.NAME}
         assert set(rule.kinds.values()) <= {COMPUTES, LEAVES, MISREADS, FAILS, ""}
@@ -83,8 +83,8 @@ def test_spellings_exist(consumer):
             assert role in {*roles, *known.unmarked, *known.numbers, *known.shared}
 
 
-def test_what_it_does_with_strangers_is_one_of_three(consumer):
-    for loader in consumer.loaders:
+def test_what_it_does_with_strangers_is_one_of_three(program):
+    for loader in program.loaders:
         for strangers in filter(None, (loader.strangers, loader.others)):
             assert strangers.does in (SILENT, WARNS, FAILS)
             assert bool(strangers.beyond) == (strangers.most is not None)
@@ -92,7 +92,7 @@ def test_what_it_does_with_strangers_is_one_of_three(consumer):
 
 def test_a_name_is_given_once():
     with pytest.raises(ValueError, match="already"):
-        programs.add(programs.by_name(PROGRAMS[0]))
+        programs.add(programs.by_name(NAMES[0]))
 
 
 def test_the_table_is_that_of_the_files():
@@ -102,12 +102,12 @@ def test_the_table_is_that_of_the_files():
     assert script.TABLE.read_text(encoding="utf-8") == script.table(), "run python docs/write_program_index.py"
 
 
-def test_a_program_is_what_its_file_says(consumer):
+def test_a_program_is_what_its_file_says(program):
     files = (path.stem for path in (Path(programs.__file__).parent / "known").glob("*.py") if path.stem != "__init__")
-    (own,) = (one for file in files for one in programs.in_file(file) if one.name == consumer.name)
-    assert own._replace(loaders=tuple(own.loaders)) == consumer._replace(loaders=tuple(consumer.loaders))
-    assert own.loaders[:1] == consumer.loaders[:1]
-    assert len(consumer.reads) == len(own.loaders) == len(consumer.loaders)
+    (own,) = (one for file in files for one in programs.in_file(file) if one.name == program.name)
+    assert own._replace(loaders=tuple(own.loaders)) == program._replace(loaders=tuple(program.loaders))
+    assert own.loaders[:1] == program.loaders[:1]
+    assert len(program.reads) == len(own.loaders) == len(program.loaders)
 
 
 def test_files_of_programs_wait_until_one_of_their_loaders_is_asked_for():
@@ -115,9 +115,9 @@ def test_files_of_programs_wait_until_one_of_their_loaders_is_asked_for():
         "import sys; from lora_inspect import programs; "
         "from lora_inspect.programs.adapter_view import FramedKeys, loader_for; "
         "keys = FramedKeys(['a.lora_A.weight']); "
-        "loaded = lambda: sorted({f for f in programs.PROGRAMS if programs.PROGRAMS[f] "
+        "loaded = lambda: sorted({f for f in programs.INDEX if programs.INDEX[f] "
         "and f'lora_inspect.programs.known.{f}' in sys.modules}); print(loaded()); "
-        "print([one.name for one in programs.CONSUMERS.values() if loader_for(one, 'framepack', keys)]); "
+        "print([one.name for one in programs.PROGRAMS.values() if loader_for(one, 'framepack', keys)]); "
         "print(loaded())"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

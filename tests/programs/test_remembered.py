@@ -7,13 +7,13 @@ from adapters import loras
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.discovery import find_checkpoints
-from lora_inspect.programs import CONSUMERS
+from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs import verdict as module
 from lora_inspect.programs.adapter_view import FramedKeys, loader_for
 from lora_inspect.programs.verdict import judge_each, verdicts_on
 from lora_inspect.reading.file_info import ADAPTER, inspect
 
-PROGRAMS = tuple(CONSUMERS.values())
+EVERY = tuple(PROGRAMS.values())
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def on(write_safetensors):
         beside = file.with_name("adapter_config.json")
         beside.write_text(json.dumps(config)) if config else beside.unlink(missing_ok=True)
         info = inspect(str(file))
-        return verdicts_on(info.adapter, info.candidates, PROGRAMS)
+        return verdicts_on(info.adapter, info.candidates, EVERY)
 
     return verdicts
 
@@ -50,10 +50,10 @@ def test_they_are_those_that_would_be_judged(fixtures):
         count += 1
         names = [family.architecture.name for family in info.candidates] or [""]
         keys = FramedKeys(info.checkpoint.tensors)
-        asked = [one for one in PROGRAMS if any(loader_for(one, name, keys) for name in names)]
+        asked = [one for one in EVERY if any(loader_for(one, name, keys) for name in names)]
         judged = [one._replace(reception=None) for one in judge_each(info.adapter, info.candidates, asked)]
         for _ in range(2):
-            assert list(verdicts_on(info.adapter, info.candidates, PROGRAMS)) == judged, path
+            assert list(verdicts_on(info.adapter, info.candidates, EVERY)) == judged, path
     assert count > 50
 
 
@@ -90,7 +90,7 @@ def test_a_config_is_a_part_of_the_file(on):
 def test_rules_see_no_other_metadata(on, monkeypatch):
     seen = []
 
-    def judge(adapter, families, consumers):
+    def judge(adapter, families, programs):
         seen.append((adapter.checkpoint.metadata, adapter.checkpoint.file_metadata, adapter.problems, adapter.evidence))
         return iter(())
 

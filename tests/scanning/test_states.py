@@ -99,9 +99,9 @@ def test_states_agree_with_compat(fixtures):
         if one.state not in (FINE, CONVERT):
             continue
         seen.add(one.state)
-        verdicts = [v for v in compat(path).verdicts if v.consumer.name not in aside]
+        verdicts = [v for v in compat(path).verdicts if v.program.name not in aside]
         loaded = [v for v in verdicts if v.verdict not in ("unknown", "refused", "nothing loaded")]
-        wrong = {v.consumer.title: v for v in loaded if v.verdict != SAME}
+        wrong = {v.program.title: v for v in loaded if v.verdict != SAME}
         if one.state == FINE:
             assert not wrong, path
         elif loaded:

@@ -74,8 +74,8 @@ def test_check_and_compat_say_the_same(at, on_disk, run):
         known = remote.stdout.replace(at(ADAPTER).removesuffix(QUERY), str(on_disk / ADAPTER))
         told, expected = json.loads(known), json.loads(local.stdout)
         for one in (told, expected):
-            for consumer in (one if isinstance(one, dict) else {}).get("consumers", []):
-                consumer.pop("fix")  # which names another output
+            for program in (one if isinstance(one, dict) else {}).get("programs", []):
+                program.pop("fix")  # which names another output
         assert told == expected
 
 

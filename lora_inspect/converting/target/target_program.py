@@ -36,8 +36,8 @@ from lora_inspect.programs.record import (
     LEAVES,
     OTHER_AXIS,
     SUM_NORM,
-    Consumer,
     Loader,
+    Program,
     Rule,
     treatment,
 )
@@ -159,7 +159,7 @@ def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions
     magnitudes = [c.magnitude for c in adapter.contributions if c.magnitude]
     if options.scheme is not None:
         writing = writing_of(schemes.by_name(options.scheme))
-        if options.consumer is None:
+        if options.program is None:
             over = {True: OF_BASE, False: OF_SUM, None: None}
             options = replace(options, norms=over[writing.over_base])
         if writing.magnitudes == LOST and not (options.drop_magnitude or (options.base and is_limited)):
@@ -201,7 +201,7 @@ def _check_norms(adapter: Adapter, options: ConvertOptions) -> None:
             )
     elif options.base is None:
         if adapter.dora.norms == OF_BASE and options.norms == OF_SUM and options.scheme:
-            program = options.consumer and programs.by_name(options.consumer).title
+            program = options.program and programs.by_name(options.program).title
             title = program or writing_of(schemes.by_name(options.scheme)).title
             raise LoraInspectError(
                 f"{path}: its magnitudes are over the norms of the base, and {title} divides them by those of the "
@@ -222,7 +222,7 @@ def norms_remarks(adapter: Adapter, options: ConvertOptions, norms: str | None) 
             "trained, in these programs alone and on this base; at a strength m they apply m times that change",
         )
     # What a program that is asked for makes of it, its own rules say.
-    if norms == OF_SUM and options.norms == OF_BASE and not options.consumer:
+    if norms == OF_SUM and options.norms == OF_BASE and not options.program:
         return (
             "ComfyUI divides magnitudes of outputs by the norms of the base's rows and not of the changed ones, so its "
             "change is not the trained one; --base BASE makes magnitudes of which it is",
@@ -257,22 +257,22 @@ _OVER = {BASE_NORM: OF_BASE, COMPUTES: OF_SUM}
 _LOST = ("applies none", f"{PLAIN}, or {DROPPED}")
 
 
-def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> ConvertOptions:
+def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> ConvertOptions:
     """The options with the scheme that the program loads best, and with magnitudes kept where it applies them right.
 
     Raises LoraInspectError where no names are known that it loads for the family of the `whole` file, and for DoRA that
     it does not apply as it was trained where no other option settles it.
     """
-    if options.consumer is None:
+    if options.program is None:
         return options
-    consumer, families = programs.by_name(options.consumer), adapter_candidates(whole)
-    scheme = _scheme(adapter, consumer, families)
-    norms = _norms(consumer, families, schemes.by_name(scheme))
-    options = replace(options, scheme=scheme, norms=norms, uniform=consumer.uniform)
+    program, families = programs.by_name(options.program), adapter_candidates(whole)
+    scheme = _scheme(adapter, program, families)
+    norms = _norms(program, families, schemes.by_name(scheme))
+    options = replace(options, scheme=scheme, norms=norms, uniform=program.uniform)
     is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
     if not adapter.dora.value or is_settled:
         return options
-    does = _treatments(adapter, consumer, families, schemes.by_name(scheme))
+    does = _treatments(adapter, program, families, schemes.by_name(scheme))
     if does == {COMPUTES}:
         return replace(options, keep_dora=True)
     if "" in does:
@@ -280,69 +280,69 @@ def for_consumer(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> C
         return options
     what, offers = next((_OFFERS[one] for one in _OFFERS if one in does), _LOST)
     raise LoraInspectError(
-        f"{adapter.checkpoint.path}: it is DoRA ({adapter.dora.modules} magnitudes), and {consumer.title} {what}; "
+        f"{adapter.checkpoint.path}: it is DoRA ({adapter.dora.modules} magnitudes), and {program.title} {what}; "
         f"choose {offers}."
     )
 
 
 def with_base(adapter: Adapter, base: str, options: ConvertOptions) -> ConvertOptions:
     """The options for DoRA whose true change `base` tells, as the program of the options can have it."""
-    consumer, families = programs.by_name(options.consumer or ""), adapter_candidates(adapter)
-    scheme = schemes.by_name(_scheme(adapter, consumer, families))
-    does = _treatments(adapter, consumer, families, scheme)
+    program, families = programs.by_name(options.program or ""), adapter_candidates(adapter)
+    scheme = schemes.by_name(_scheme(adapter, program, families))
+    does = _treatments(adapter, program, families, scheme)
     return replace(options, base=base, **next((way for one, way in _WAYS.items() if one in does), {"max_error": _NEAR}))
 
 
 def scheme_for(adapter: Adapter, options: ConvertOptions) -> str | None:
     """The scheme that the output is to have, None for the adapter's own."""
-    if options.consumer is None:
+    if options.program is None:
         return options.scheme
-    return _scheme(adapter, programs.by_name(options.consumer), adapter_candidates(adapter))
+    return _scheme(adapter, programs.by_name(options.program), adapter_candidates(adapter))
 
 
-def _scheme(adapter: Adapter, consumer: Consumer, families: Sequence[Detection]) -> str:
+def _scheme(adapter: Adapter, program: Program, families: Sequence[Detection]) -> str:
     names = [family.architecture.name for family in families] or [""]
-    found = {consumer.schemes.get(name, consumer.schemes.get("", "")) for name in names}
+    found = {program.schemes.get(name, program.schemes.get("", "")) for name in names}
     if len(found) > 1:
         raise LoraInspectError(
             f"{adapter.checkpoint.path}: it is of {described(families)}, which have other names each in "
-            f"{consumer.title}; say which with --architecture {names[0]}."
+            f"{program.title}; say which with --architecture {names[0]}."
         )
     if scheme := found.pop():
         return scheme
     raise LoraInspectError(
         f"{adapter.checkpoint.path}: it is of {described(families) or 'a model of no known family'}, and no names are "
-        f"known by which {consumer.title} loads adapters of that; choose a naming scheme for --to."
+        f"known by which {program.title} loads adapters of that; choose a naming scheme for --to."
     )
 
 
-def _treatments(adapter: Adapter, consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> set[str]:
+def _treatments(adapter: Adapter, program: Program, families: Sequence[Detection], scheme: Scheme) -> set[str]:
     """What the program does with magnitudes as the scheme spells them, of every axis that the file has."""
     own = {(c.magnitude.axis, c.magnitude.spelling.norms) for c in adapter.contributions if c.magnitude}
     suffix = scheme.suffixes.get("magnitude", "")
-    rules = _rules(consumer, families, scheme)
+    rules = _rules(program, families, scheme)
     return {treatment(rule, f"{suffix} {axis}", norms) if rule else "" for rule in rules for axis, norms in own}
 
 
-def _norms(consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> str | None:
+def _norms(program: Program, families: Sequence[Detection], scheme: Scheme) -> str | None:
     """Whose norms the program divides magnitudes of outputs by; None where it does something else, or nobody knows."""
     spelled = f"{scheme.suffixes.get('magnitude', '')} {OUTPUT}"
-    does = {treatment(rule, spelled, OF_SUM) if rule else "" for rule in _rules(consumer, families, scheme)}
+    does = {treatment(rule, spelled, OF_SUM) if rule else "" for rule in _rules(program, families, scheme)}
     return _OVER.get(does.pop()) if len(does) == 1 else None
 
 
-def _rules(consumer: Consumer, families: Sequence[Detection], scheme: Scheme) -> list[Rule | None]:
+def _rules(program: Program, families: Sequence[Detection], scheme: Scheme) -> list[Rule | None]:
     """By family the rule that speaks of magnitudes as the scheme has them; None where there is none."""
     found: list[Rule | None] = []
     for family in (one.architecture for one in families):
         prefix = scheme.writing.prefix.format(pipeline=family.pipeline_name) if scheme.writing else ""
-        found.append(_of_magnitudes(consumer, family.name, prefix, scheme))
-    return found or [_of_magnitudes(consumer, "", "", scheme)]
+        found.append(_of_magnitudes(program, family.name, prefix, scheme))
+    return found or [_of_magnitudes(program, "", "", scheme)]
 
 
-def _of_magnitudes(consumer: Consumer, family: str, prefix: str, scheme: Scheme) -> Rule | None:
+def _of_magnitudes(program: Program, family: str, prefix: str, scheme: Scheme) -> Rule | None:
     """The rule of the loader that reads files with keys that begin so."""
-    loader = loader_for(consumer, family, FramedKeys([prefix]))
+    loader = loader_for(program, family, FramedKeys([prefix]))
     rules = loader.rules_for(family) if loader else []
     return next((one for one in rules if one.magnitudes and _is_of(scheme, one)), None)
 
@@ -361,14 +361,14 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
 
     Of what its rules do not speak of, nothing is known.
     """
-    if options.consumer is None or options.scheme is None:
+    if options.program is None or options.scheme is None:
         return
-    consumer, scheme = programs.by_name(options.consumer), schemes.by_name(options.scheme)
+    program, scheme = programs.by_name(options.program), schemes.by_name(options.scheme)
     names = list(families) or [""]
-    for loader in filter(None, (_loader(consumer, name) for name in names)):
+    for loader in filter(None, (_loader(program, name) for name in names)):
         if why := loader.never(adapter):
             raise LoraInspectError(
-                f"{adapter.checkpoint.path}: {consumer.title} {why}, whatever its config says; merge it, or choose "
+                f"{adapter.checkpoint.path}: {program.title} {why}, whatever its config says; merge it, or choose "
                 "another program."
             )
     for contribution in adapter.contributions:
@@ -380,7 +380,7 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
         )
         if becomes or is_named or contribution.module.scheme != scheme.name:
             continue
-        does = {_does(algorithm, consumer, name, scheme) for name in names}
+        does = {_does(algorithm, program, name, scheme) for name in names}
         if len(does) == 1 and (word := _DOES.get(does.pop())):
             shapes = contribution.shapes
             can_be_lora = becomes_lora(algorithm, shapes) or is_saved_weight(algorithm, shapes)
@@ -388,18 +388,18 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
             if algorithm.parameter == BIAS:
                 way = "leave the biases out with --drop-biases (loses them), "
             raise LoraInspectError(
-                f"{adapter.checkpoint.path}: {contribution.module.key} is {algorithm.title}, which {consumer.title} "
+                f"{adapter.checkpoint.path}: {contribution.module.key} is {algorithm.title}, which {program.title} "
                 f"{word}; {way}merge it, or choose another program."
             )
 
 
-def _loader(consumer: Consumer, family: str) -> Loader | None:
-    return next((one for one in consumer.loaders if not one.families or family in one.families), None)
+def _loader(program: Program, family: str) -> Loader | None:
+    return next((one for one in program.loaders if not one.families or family in one.families), None)
 
 
-def _does(algorithm: Algorithm, consumer: Consumer, family: str, scheme: Scheme) -> str:
+def _does(algorithm: Algorithm, program: Program, family: str, scheme: Scheme) -> str:
     """Whether all rules that speak of it for files of the scheme have no use for it; empty where some do, or none."""
-    loader = _loader(consumer, family)
+    loader = _loader(program, family)
     prefix = scheme.writing.prefix if scheme.writing else ""
     found = {
         does

@@ -22,11 +22,11 @@ from lora_inspect.programs.record import (
     SILENT,
     SLICED,
     TEXT_ENCODERS,
-    Consumer,
     Exceptions,
     Given,
     Loader,
     OfKind,
+    Program,
     Rule,
     ScaleOfFile,
     ScaleRule,
@@ -179,7 +179,7 @@ def _loader(family: str, *names: _Names) -> Loader:
     return Loader(tuple(_rules(*names)), Strangers(SILENT), (family,), embeddings=True)
 
 
-CONSUMER = Consumer(
+PROGRAM = Program(
     name="a1111",
     title="AUTOMATIC1111's web UI",
     version="1.10.1",

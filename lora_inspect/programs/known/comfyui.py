@@ -27,12 +27,12 @@ from lora_inspect.programs.record import (
     SLICED,
     TEXT_ENCODERS,
     WARNS,
-    Consumer,
     Failure,
     FileTest,
     Given,
     Loader,
     OfKind,
+    Program,
     Rule,
     RulesByFamily,
     Strangers,
@@ -339,14 +339,14 @@ def _loader(names: tuple[Names, ...]) -> Loader:
     return Loader(families=families, rules=RulesByFamily(families, rules), strangers=_STRANGERS)
 
 
-_NOW = Consumer(
+_NOW = Program(
     name="comfyui",
     title="ComfyUI",
     version="0.33.0",
     loaders=(_loader((*_COMMON, *_SINCE, *_ENCODERS, *_ENCODERS_SINCE)),),
     schemes={"": "comfyui"},
 )
-CONSUMERS = (
+PROGRAMS = (
     _NOW,
     _NOW._replace(
         name="comfyui-0.3.64",

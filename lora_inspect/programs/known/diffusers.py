@@ -20,7 +20,7 @@ from lora_inspect.programs.known.diffusers_rules import (
     own,
     stored,
 )
-from lora_inspect.programs.record import COMPUTES, FAILS, INFIXED, Consumer, Rule, ScaleOfFile, Strangers
+from lora_inspect.programs.record import COMPUTES, FAILS, INFIXED, Program, Rule, ScaleOfFile, Strangers
 from lora_inspect.reading.adapter import Adapter
 
 _WAN_BLOCKS = tuple(
@@ -203,7 +203,7 @@ _OTHERS = {
 }
 _OTHER_LOADERS = tuple(own(family, pipeline, marks=(f"^{pipeline}.",)) for family, pipeline in _OTHERS.items())
 
-CONSUMER = Consumer(
+PROGRAM = Program(
     name="diffusers",
     title="diffusers",
     version="0.42.0 with PEFT 0.21.2",

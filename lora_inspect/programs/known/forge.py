@@ -36,10 +36,10 @@ from lora_inspect.programs.record import (
     MISREADS,
     SLICED,
     WARNS,
-    Consumer,
     Given,
     Loader,
     OfKind,
+    Program,
     Rule,
     RulesByFamily,
     Strangers,
@@ -95,7 +95,7 @@ def _rules(family: str) -> Iterator[Rule]:
     yield from left_of(own)
 
 
-CONSUMER = Consumer(
+PROGRAM = Program(
     name="forge",
     title="Forge",
     version="2025-06-26",

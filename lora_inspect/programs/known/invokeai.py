@@ -22,10 +22,10 @@ from lora_inspect.programs.record import (
     OTHER_AXIS,
     SILENT,
     WARNS,
-    Consumer,
     Given,
     Loader,
     OfKind,
+    Program,
     Refusal,
     Rule,
     RulesByFamily,
@@ -303,7 +303,7 @@ def _loader(family: str, make: Callable[[], Iterable[Rule]], refuses: Refusal) -
     return Loader(rules, BESIDE, (family,), others=_PASSED, refuses=refuses)
 
 
-CONSUMER = Consumer(
+PROGRAM = Program(
     name="invokeai",
     title="InvokeAI",
     version="6.14.0-alpha (2026-08-19)",

@@ -10,11 +10,11 @@ from lora_inspect.programs.record import (
     FAILS,
     LEAVES,
     SILENT,
-    Consumer,
     Finder,
     Given,
     Loader,
     OfKind,
+    Program,
     Rule,
     Strangers,
 )
@@ -76,7 +76,7 @@ def _scale(alpha: float, rank: int | None) -> float | None:
 
 _OWN = Rule(dialects=("gguf",), kinds={"lora": COMPUTES, "lora_embedding_along_tokens": COMPUTES}, scale=_scale_of_file)
 
-CONSUMER = Consumer(
+PROGRAM = Program(
     name="llama-cpp",
     title="llama.cpp",
     version="October 2026",

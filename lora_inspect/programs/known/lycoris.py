@@ -16,11 +16,11 @@ from lora_inspect.programs.record import (
     MISREADS,
     SILENT,
     SLICED,
-    Consumer,
     Failure,
     Given,
     Loader,
     OfKind,
+    Program,
     Rule,
     Strangers,
     alpha_over_rank,
@@ -132,7 +132,7 @@ _OTHER_KEYS = _FOUND._replace(
 _OTHER_NAMES = Rule(
     prefixes=tuple({prefix: None for scheme in SCHEMES.values() for prefix in scheme.prefixes if prefix != PREFIX})
 )
-_LYCORIS = Consumer(
+_LYCORIS = Program(
     name="lycoris",
     title="LyCORIS",
     version="4.1.3",
@@ -149,4 +149,4 @@ _MERGE = _LYCORIS._replace(
         ),
     ),
 )
-CONSUMERS = (_LYCORIS, _MERGE)
+PROGRAMS = (_LYCORIS, _MERGE)

@@ -5,7 +5,7 @@ Source: `load_adapters` and `linear_to_lora_layers` of mlx-lm.
 
 from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.programs.known.peft import names_in
-from lora_inspect.programs.record import COMPUTES, FAILS, Consumer, Loader, Rule, Strangers, as_meant
+from lora_inspect.programs.record import COMPUTES, FAILS, Loader, Program, Rule, Strangers, as_meant
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.schemes.mlx import MLX
 
@@ -43,7 +43,7 @@ def _below_block(path: str) -> str:
     return path.partition(_BLOCKS)[2].partition(".")[2]
 
 
-CONSUMER = Consumer(
+PROGRAM = Program(
     name="mlx-lm",
     title="mlx-lm",
     version="0.32.2",

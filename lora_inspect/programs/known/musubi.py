@@ -27,12 +27,12 @@ from lora_inspect.programs.record import (
     SILENT,
     SLICED,
     WARNS,
-    Consumer,
     Failure,
     Finder,
     Given,
     Loader,
     OfKind,
+    Program,
     Rule,
     RulesByFamily,
     Strangers,
@@ -205,7 +205,7 @@ def _trains(family: str) -> Iterator[Rule]:
         yield Rule(families=(family,), layouts=(other,), by=READ)
 
 
-_MUSUBI = Consumer(
+_MUSUBI = Program(
     name="musubi",
     title="musubi-tuner",
     version="2026-06-24",
@@ -230,4 +230,4 @@ _NETWORKS = _MUSUBI._replace(
         ),
     ),
 )
-CONSUMERS = (_MUSUBI, _NETWORKS)
+PROGRAMS = (_MUSUBI, _NETWORKS)

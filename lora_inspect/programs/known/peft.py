@@ -17,10 +17,10 @@ from lora_inspect.programs.record import (
     INFIXED,
     SILENT,
     WARNS,
-    Consumer,
     Finder,
     Given,
     Loader,
+    Program,
     Rule,
     Strangers,
     as_meant,
@@ -115,7 +115,7 @@ _FILE = Rule(
     residual=True,
 )
 
-CONSUMER = Consumer(
+PROGRAM = Program(
     name="peft",
     title="PEFT",
     version="0.21.2",

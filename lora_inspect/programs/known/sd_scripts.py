@@ -17,12 +17,12 @@ from lora_inspect.programs.record import (
     SILENT,
     TEXT_ENCODERS,
     WARNS,
-    Consumer,
     Failure,
     Finder,
     Given,
     Loader,
     OfKind,
+    Program,
     Rule,
     Strangers,
 )
@@ -131,7 +131,7 @@ def _of(family: str) -> tuple[Rule, ...]:
     )
 
 
-_NETWORKS = Consumer(
+_NETWORKS = Program(
     name="sd-scripts",
     title="sd-scripts",
     version="2026-02-16",
@@ -169,4 +169,4 @@ _FLUX_MERGE = _NETWORKS._replace(
         ),
     ),
 )
-CONSUMERS = (_NETWORKS, _FLUX_MERGE)
+PROGRAMS = (_NETWORKS, _FLUX_MERGE)

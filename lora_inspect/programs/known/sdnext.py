@@ -12,7 +12,7 @@ from functools import partial
 
 from lora_inspect.architectures import by_name
 from lora_inspect.programs.known import a1111
-from lora_inspect.programs.known.diffusers import CONSUMER as DIFFUSERS
+from lora_inspect.programs.known.diffusers import PROGRAM as DIFFUSERS
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
@@ -23,10 +23,10 @@ from lora_inspect.programs.record import (
     SILENT,
     TEXT_ENCODERS,
     WARNS,
-    Consumer,
     Given,
     Loader,
     OfKind,
+    Program,
     Refusal,
     Rule,
     RulesByFamily,
@@ -275,7 +275,7 @@ def _loader(family: str, make: Callable[[], Iterable[Rule]], others: Strangers, 
     return Loader(rules, _PASSED, (family,), others, refuses, embeddings=True)
 
 
-CONSUMER = Consumer(
+PROGRAM = Program(
     name="sdnext",
     title="SD.Next",
     version="2026-07-23",

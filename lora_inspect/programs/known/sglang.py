@@ -17,11 +17,11 @@ from lora_inspect.programs.record import (
     READ,
     SILENT,
     WARNS,
-    Consumer,
     Finder,
     Given,
     Loader,
     OfKind,
+    Program,
     Rule,
     Strangers,
 )
@@ -130,7 +130,7 @@ _FILE = Rule(
     by=READ,
 )
 
-CONSUMER = Consumer(
+PROGRAM = Program(
     name="sglang",
     title="SGLang",
     version="0.5.23",

@@ -10,10 +10,10 @@ from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
     SILENT,
-    Consumer,
     Finder,
     Given,
     Loader,
+    Program,
     Rule,
     Strangers,
     as_meant,
@@ -115,7 +115,7 @@ _NAMES = Rule(
     magnitudes={".lora_magnitude_vector output": FAILS},
 )
 
-CONSUMER = Consumer(
+PROGRAM = Program(
     name="vllm",
     title="vLLM",
     version="0.33.0",

@@ -1,17 +1,17 @@
-"""What `consumer_grid` sees of toy programs, and that every kind of adapter is what the program's own reading takes."""
+"""What `program_grid` sees of toy programs, and that every kind of adapter is what the program's own reading takes."""
 
 import pytest
 import torch
 from adapters import KINDS, adapter
-from consumer_grid import Observed, Weight, differs, is_gap, observe
+from program_grid import Observed, Weight, differs, is_gap, observe
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.programs.record import Consumer
+from lora_inspect.programs.record import Program
 from lora_inspect.programs.verdict import Verdict
 
 pytestmark = pytest.mark.numeric
 
-PROGRAM = Consumer("toy", "Toy", "1", (), {})
+PROGRAM = Program("toy", "Toy", "1", (), {})
 
 
 def drawn(seed):

@@ -1,4 +1,4 @@
-"""Writes docs/consumers.md from the rules of the programs that load adapters: `python docs/write_consumers.py`."""
+"""Writes docs/programs.md from the rules of the programs that load adapters: `python docs/write_programs.py`."""
 
 import sys
 import tempfile
@@ -17,13 +17,13 @@ from program_files.kinds import KINDS  # noqa: E402
 from program_files.spellings import SPELLINGS  # noqa: E402
 
 from lora_inspect.architectures import every  # noqa: E402
-from lora_inspect.programs import CONSUMERS  # noqa: E402
-from lora_inspect.programs.record import FAILS, SILENT, Consumer, Strangers  # noqa: E402
+from lora_inspect.programs import PROGRAMS  # noqa: E402
+from lora_inspect.programs.record import FAILS, SILENT, Program, Strangers  # noqa: E402
 
-PAGE = ROOT / "docs" / "consumers.md"
+PAGE = ROOT / "docs" / "programs.md"
 HEAD = """# What every program makes of a file
 
-Written by `docs/write_consumers.py` from the rules in `lora_inspect/programs/known/`, one file for each program, by
+Written by `docs/write_programs.py` from the rules in `lora_inspect/programs/known/`, one file for each program, by
 what `lora-inspect compat` says of small adapters in every naming scheme and of every kind. A rule was seen by running
 the program's own loading code, of the version that stands here, over a small model, and comparing every weight with
 what the trainer meant; a cell with `°` was read in its source alone. What nobody tried is unknown, which is a gap of
@@ -102,7 +102,7 @@ def grouped(rows: Mapping[str, tuple[str, ...]]) -> list[tuple[list[str], tuple[
     return groups
 
 
-def names_of(judged: Judged, program: Consumer) -> Iterator[str]:
+def names_of(judged: Judged, program: Program) -> Iterator[str]:
     """The section of a program on names; nothing where none are known."""
     rows = judged.names(program)
     if not rows:
@@ -134,7 +134,7 @@ def kinds_of(judged: Judged) -> Iterator[str]:
         yield from ("", "What other families have otherwise:", "", *elsewhere)
 
 
-def _differences(program: Consumer, rows: Mapping[str, tuple[str, ...]], first: str) -> Iterator[str]:
+def _differences(program: Program, rows: Mapping[str, tuple[str, ...]], first: str) -> Iterator[str]:
     """The other families of a program, with what they have otherwise than the first."""
     others = {
         name: tuple(cell if cell != own else "" for cell, own in zip(row, rows[first], strict=True))
@@ -171,7 +171,7 @@ def counts_of(judged: Judged) -> list[str]:
     return table([*rows, ("in all", "", *_of_files(whole))])
 
 
-def _counted(judged: Judged, program: Consumer) -> tuple[str, ...]:
+def _counted(judged: Judged, program: Program) -> tuple[str, ...]:
     known = len(judged.names(program))
     families = f"{known} of {len(judged.families)}" if known else "language models"
     return (f"{program.title} {program.version}", families, *_of_files(judged.counts(program)))
@@ -189,7 +189,7 @@ def messages_of(judged: Judged) -> Iterator[str]:
         yield from _item(f"**{program.title} {program.version}**: {'; '.join(_strangers_of(program))}.{told}")
 
 
-def _strangers_of(program: Consumer) -> Iterator[str]:
+def _strangers_of(program: Program) -> Iterator[str]:
     """What it does with keys that it has no use for, and of which families."""
     ways: dict[str, list[str]] = {}
     for loader in program.loaders:
@@ -218,7 +218,7 @@ def _in_words(strangers: Strangers) -> str:
 def page() -> str:
     """The page as it should be."""
     with tempfile.TemporaryDirectory() as folder:
-        judged = Judged(Path(folder), CONSUMERS.values(), FAMILIES)
+        judged = Judged(Path(folder), PROGRAMS.values(), FAMILIES)
         names = [line for program in judged.programs for line in names_of(judged, program)]
         kinds, folders = list(kinds_of(judged)), folders_of(judged)
     parts = (

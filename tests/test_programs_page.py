@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "docs"))
 
-import write_consumers  # noqa: E402
+import write_programs  # noqa: E402
 from program_files.folders import FOLDERS  # noqa: E402
 from program_files.judged import Judged, shown  # noqa: E402
 from program_files.kinds import KINDS  # noqa: E402
@@ -18,15 +18,15 @@ from program_files.spellings import SPELLINGS, spelled  # noqa: E402
 from program_files.written import layers, named  # noqa: E402
 
 from lora_inspect import architectures, schemes  # noqa: E402
-from lora_inspect.programs import CONSUMERS  # noqa: E402
+from lora_inspect.programs import PROGRAMS  # noqa: E402
 from lora_inspect.programs.record import (  # noqa: E402
     BASE_NORM,
     COMPUTES,
     LEAVES,
     READ,
     WARNS,
-    Consumer,
     Loader,
+    Program,
     Rule,
     Strangers,
     as_meant,
@@ -46,7 +46,7 @@ from lora_inspect.programs.verdict import (  # noqa: E402
 )
 
 FAMILIES = {family.name: family for family in architectures.every()}
-TOY = Consumer(
+TOY = Program(
     name="toy",
     title="Toy",
     version="7",
@@ -158,7 +158,7 @@ def test_every_verdict_has_a_cell(verdict, cell):
 
 
 def test_the_legend_has_every_verdict():
-    assert re.findall(r"^\| `[^|]*` \| ([^|]*) \|", write_consumers.LEGEND, re.MULTILINE) == list(VERDICTS)
+    assert re.findall(r"^\| `[^|]*` \| ([^|]*) \|", write_programs.LEGEND, re.MULTILINE) == list(VERDICTS)
 
 
 def test_the_layers_are_those_in_blocks_that_most_models_have():
@@ -177,20 +177,20 @@ def test_the_width_of_tokens_tells_a_family():
 
 def test_rows_that_agree_are_one():
     rows = {"a": ("=", ""), "b": ("=", "?"), "c": ("ref", "?"), "d": ("", "?")}
-    assert write_consumers.grouped(rows) == [(["a", "b", "d"], ("=", "?")), (["c"], ("ref", "?"))]
+    assert write_programs.grouped(rows) == [(["a", "b", "d"], ("=", "?")), (["c"], ("ref", "?"))]
 
 
 def test_the_page_has_a_place_for_every_program():
-    page = (ROOT / "docs" / "consumers.md").read_text(encoding="utf-8")
-    for program in CONSUMERS.values():
+    page = (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
+    for program in PROGRAMS.values():
         assert f"**{program.title} {program.version}**" in page
-    for table in re.findall(r"(?:^\|.*\|\n)+", page.replace(write_consumers.LEGEND, ""), re.MULTILINE):
+    for table in re.findall(r"(?:^\|.*\|\n)+", page.replace(write_programs.LEGEND, ""), re.MULTILINE):
         assert len(set(map(len, table.splitlines()))) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
 def test_every_kind_is_one_in_some_family(kind):
-    assert any(kind.file(schemes.by_name("kohya"), FAMILIES[name]) for name in write_consumers.REFERENCES)
+    assert any(kind.file(schemes.by_name("kohya"), FAMILIES[name]) for name in write_programs.REFERENCES)
 
 
 def test_a_config_tells_of_a_scale_without_alpha():
