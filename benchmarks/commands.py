@@ -51,6 +51,8 @@ RENAMED_OPTIONS = {
     "--except": "--exclude",
     '"consumers":': '"programs":',
     '"consumer":': '"program":',
+    '"mended":': '"fixed":',
+    "mended:": "fixed:",
 }
 # Of `metadata copy` alone; in other verbs the option names components.
 ONLY_OF_COPY = re.compile(r"(?<=metadata copy )(.*?)--only\b", re.DOTALL)

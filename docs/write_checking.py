@@ -62,8 +62,8 @@ GROUPS = (
 
 def section(rule: Rule) -> str:
     """A problem by its code."""
-    mends = " Mended by `--fix`." if rule.mends or rule.rewritten else ""
-    return f"### `{rule.code}` ({rule.severity})\n\n{rule.means} {rule.matters}\n\n{rule.mend}{mends}\n"
+    mends = " Mended by `--fix`." if rule.fix or rule.rewritten else ""
+    return f"### `{rule.code}` ({rule.severity})\n\n{rule.means} {rule.matters}\n\n{rule.way_out}{mends}\n"
 
 
 def page() -> str:

@@ -32,7 +32,7 @@ def row(program: Program) -> tuple[object, ...]:
     """What the table has of a program."""
     reads = tuple((tuple(one.families), tuple(one.marks), one.all_marked) for one in program.loaders)
     names = (program.name, program.title, program.version, dict(program.schemes))
-    return (*names, program.uniform, program.sets_strength, reads)
+    return (*names, program.uniform, program.sets_multiplier, reads)
 
 
 def laid_out(value: object, room: int, depth: int = 0) -> str:

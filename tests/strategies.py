@@ -151,7 +151,7 @@ _patterns = st.text(_pattern_letters, min_size=1, max_size=8).filter(
 settings = st.builds(
     Settings,
     multiplier=st.none() | _strengths,
-    strengths=st.dictionaries(_patterns, _strengths, max_size=3).map(lambda found: tuple(found.items())),
+    part_multipliers=st.dictionaries(_patterns, _strengths, max_size=3).map(lambda found: tuple(found.items())),
     rslora=st.none() | st.booleans(),
     alpha=st.none() | _strengths,
     allow_partial_dora=st.just(False),

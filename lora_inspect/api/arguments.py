@@ -54,10 +54,10 @@ def with_settings(given: PathWithSettings) -> tuple[str, Settings]:
     return parse_argument(given) if isinstance(given, str) else (path_of(given), Settings())
 
 
-def without_strength(given: PathWithSettings) -> tuple[str, Settings]:
+def without_multiplier(given: PathWithSettings) -> tuple[str, Settings]:
     """The same for what applies no adapter; ValueError where a multiplier is given."""
     path, settings = with_settings(given)
-    if settings.has_strength:
+    if settings.has_multiplier:
         raise ValueError(f"{path}: nothing is applied here, so a multiplier means nothing; leave it out")
     return path, settings
 

@@ -25,7 +25,7 @@ from lora_inspect.api.arguments import (
     rank_of,
     reading_settings,
     watched,
-    without_strength,
+    without_multiplier,
 )
 from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS, ConvertOptions, contradiction
 from lora_inspect.converting.plan import plan_for
@@ -74,7 +74,7 @@ def asked_conversion(
 
     Raises ValueError and TypeError for arguments that are none, or say nothing together.
     """
-    name, own = without_strength(adapter)
+    name, own = without_multiplier(adapter)
     if to is not None:
         chosen("the name", to, {*written(), *PROGRAMS})
     if layout is not None:

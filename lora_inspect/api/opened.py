@@ -6,7 +6,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from lora_inspect.api.arguments import PathWithSettings, in_a_sentence, reading_settings, without_strength
+from lora_inspect.api.arguments import PathWithSettings, in_a_sentence, reading_settings, without_multiplier
 from lora_inspect.api.modules import Modules
 from lora_inspect.architectures import by_name
 from lora_inspect.ops.info import as_json
@@ -131,7 +131,7 @@ def open_adapter(
     (`"lora.safetensors:alpha=16"`). Problems are listed, not raised. Raises LoraInspectError where it is no readable
     checkpoint.
     """
-    name, own = without_strength(path)
+    name, own = without_multiplier(path)
     options = reading_settings(rslora, alpha, allow_partial_dora, expert_packing)
     return OpenedAdapter(inspect(name, own.joined(options, name)))
 

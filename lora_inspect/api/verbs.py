@@ -30,7 +30,7 @@ from lora_inspect.api.arguments import (
     path_of,
     reading_settings,
     watched,
-    without_strength,
+    without_multiplier,
 )
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import stored_bytes
@@ -39,7 +39,7 @@ from lora_inspect.merging.plan import MergeOptions
 from lora_inspect.merging.rounding_choice import NEAREST, STOCHASTIC, seed_of
 from lora_inspect.ops.check import CheckResult
 from lora_inspect.ops.check import check as problems_of
-from lora_inspect.ops.check import fix as mend
+from lora_inspect.ops.check import fix as fix_file
 from lora_inspect.ops.compat import CompatResult
 from lora_inspect.ops.compat import compat as compat_of
 from lora_inspect.ops.info import as_json
@@ -93,10 +93,10 @@ def check(
     Raises LoraInspectError where there is no such file or it is a folder of several, and with `fix` where nothing can
     be mended; ValueError for `force` without it.
     """
-    name, settings = without_strength(path)
+    name, settings = without_multiplier(path)
     told = watched(progress, stored_bytes(name))
     if fix is not None:
-        return mend(name, path_of(fix), settings, tensors, force, told)
+        return fix_file(name, path_of(fix), settings, tensors, force, told)
     if force:
         raise ValueError("force speaks of the file that fix names; leave it out, or give fix")
     return problems_of(name, settings, tensors, told)
@@ -121,7 +121,7 @@ def compat(
 
     Raises LoraInspectError where the file is no adapter, or its own meaning is open.
     """
-    name, own = without_strength(adapter)
+    name, own = without_multiplier(adapter)
     if program is not None:
         chosen("program", program, PROGRAMS)
     settings = own.joined(reading_settings(rslora, alpha, allow_partial_dora, expert_packing), name)
@@ -269,6 +269,6 @@ def scan(
     that cannot be listed.
     """
     several = [paths] if isinstance(paths, (str, os.PathLike, tuple)) else list(paths)
-    named = [without_strength(one) for one in several]
+    named = [without_multiplier(one) for one in several]
     listing = [(file, settings) for path, settings in named for file in files_of(path, recursive)]
     return scan_files(listing, jobs, watched(progress, len(listing)), as_json if records else None)

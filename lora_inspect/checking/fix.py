@@ -16,7 +16,7 @@ from lora_inspect.reading.model.evidence import Problem, close
 _HASHES = (hash_lints.STALE, hash_lints.EMPTY)
 
 
-class Mending(NamedTuple):
+class Fixing(NamedTuple):
     """The file as it would be written, the codes of what is mended in it, and what was done, a sentence each."""
 
     draft: Draft
@@ -24,74 +24,74 @@ class Mending(NamedTuple):
     told: tuple[str, ...]
 
 
-def mending(subject: Subject, problems: Iterable[Problem]) -> Mending:
+def fixing(subject: Subject, problems: Iterable[Problem]) -> Fixing:
     """What can be mended of the problems. Nothing is read or written for it but a few numbers."""
     draft, codes, told = Draft(subject.checkpoint), set(), []
     found = {problem.code for problem in problems}
     if len(subject.checkpoint.files) != 1 or len(subject.headers) != 1:
-        return Mending(draft, frozenset(), ())
+        return Fixing(draft, frozenset(), ())
     for rule in RULES:
         if rule.code not in found:
             continue
         if rule.rewritten or rule.code in _HASHES:
             codes.add(rule.code)
-        elif done := _mended(rule, subject, draft):
+        elif done := _fixed(rule, subject, draft):
             codes.add(rule.code)
             told += done
     if any(rule.rewritten for rule in RULES if rule.code in codes):
         told.append("the header is written anew")
-    return Mending(draft, frozenset(codes), tuple(told))
+    return Fixing(draft, frozenset(codes), tuple(told))
 
 
-def write_mended(
-    subject: Subject, mended: Mending, output: str, force: bool, prove: Callable[[str], None], progress: Progress
+def write_fixed(
+    subject: Subject, fixed: Fixing, output: str, force: bool, prove: Callable[[str], None], progress: Progress
 ) -> tuple[str, ...]:
     """Writes the file, and says what was done to it; `progress` is told of the bytes, some of them several times."""
-    draft, told = mended.draft, list(mended.told)
-    if _hashes_changed(subject, mended):
+    draft, told = fixed.draft, list(fixed.told)
+    if _hashes_changed(subject, fixed):
         told += hash_lints.recompute(subject, draft, progress)
     contents = list(draft.contents.values())
     write_contents(output, contents, draft.metadata, subject.checkpoint.inputs, force, prove, progress)
     return tuple(told)
 
 
-def check_mended(subject: Subject, codes: frozenset[str], other: Subject, output: str) -> None:
+def check_fixed(subject: Subject, codes: frozenset[str], other: Subject, output: str) -> None:
     """Raises LoraInspectError where the mended file means something else, or still has what was to be mended."""
     left = sorted(codes & {problem.code for problem in find_problems(other, tensors=False)})
     if left or not _is_same(subject.adapter, other.adapter):
         why = f"still has {left[0]}" if left else "would not mean what it means now"
         raise LoraInspectError(
-            f"{output}: mended, {subject.checkpoint.path} {why}, so nothing is written; mend it by hand."
+            f"{output}: fixed, {subject.checkpoint.path} {why}, so nothing is written; mend it by hand."
         )
 
 
-def open_mended(path: str, subject: Subject) -> Subject:
+def open_fixed(path: str, subject: Subject) -> Subject:
     """The written file, looked at as the one that it was made of."""
     return Subject(open_checkpoint(path), subject.settings, subject.progress)
 
 
-def _mended(rule: Rule, subject: Subject, draft: Draft) -> list[str]:
+def _fixed(rule: Rule, subject: Subject, draft: Draft) -> list[str]:
     """What the rule did to the draft; nothing where the file would mean something else."""
-    if rule.mends is None:
+    if rule.fix is None:
         return []
     before = dict(draft.metadata)
-    done = list(rule.mends(subject, draft))
+    done = list(rule.fix(subject, draft))
     if draft.metadata != before and not _is_same(subject.adapter, read_again(subject, draft.metadata)):
         draft.metadata = before
         return []
     return done
 
 
-def _hashes_changed(subject: Subject, mended: Mending) -> bool:
+def _hashes_changed(subject: Subject, fixed: Fixing) -> bool:
     """Whether what the stated hashes are taken of is not what it was, or whether they were wrong."""
-    draft = mended.draft
+    draft = fixed.draft
     before = [info.name for info in subject.checkpoint.tensors.values()]
     after = [plan.name for plan in in_file_order(content.plan for content in draft.contents.values())]
     ss_before, ss_after = (
         {key: value for key, value in metadata.items() if key.startswith("ss_")}
         for metadata in (subject.metadata, draft.metadata)
     )
-    return draft.changes_tensors or before != after or ss_before != ss_after or bool(mended.codes & {*_HASHES})
+    return draft.changes_tensors or before != after or ss_before != ss_after or bool(fixed.codes & {*_HASHES})
 
 
 def _is_same(before: Adapter, after: Adapter) -> bool:

@@ -26,7 +26,7 @@ LINTS = (
         "ComfyUI and LyCORIS fail on it, or silently compute something else where the layer is square.",
         "Give it its second dimension, as --fix does: the layers that are not square say which.",
         (module_lints.flat_magnitudes,),
-        mends=module_lints.shape_magnitudes,
+        fix=module_lints.shape_magnitudes,
     ),
     Rule(
         "dora-axis-unknown",
@@ -59,7 +59,7 @@ LINTS = (
         "Every program applies a slightly wrong scale.",
         "Store it in F32, as --fix does, with the number that was asked for.",
         (alpha_lints.alpha_rounded,),
-        mends=alpha_lints.restore_alphas,
+        fix=alpha_lints.restore_alphas,
     ),
     Rule(
         "alpha-half",
@@ -84,7 +84,7 @@ LINTS = (
         "It is read by its value here; a program that asks for a BOOL does not find it.",
         "Store it as BOOL, as --fix does.",
         (alpha_lints.flag_type,),
-        mends=alpha_lints.restore_flags,
+        fix=alpha_lints.restore_flags,
     ),
     Rule(
         "rank-large",
@@ -109,7 +109,7 @@ LINTS = (
         _LOOKED_UP,
         "Take it anew, as --fix does.",
         (hash_lints.stated_hashes,),
-        mends=hash_lints.recompute,
+        fix=hash_lints.recompute,
     ),
     Rule(
         "hash-empty",
@@ -118,7 +118,7 @@ LINTS = (
         _LOOKED_UP,
         "Take it anew, as --fix does.",
         (hash_lints.stated_hashes,),
-        mends=hash_lints.recompute,
+        fix=hash_lints.recompute,
     ),
     Rule(
         "dim-contradicts",
@@ -127,7 +127,7 @@ LINTS = (
         "Programs that show or resume the training take it for true; the file was resized, or merged.",
         "Write the rank of the modules, as --fix does.",
         (metadata_lints.dim_contradicts,),
-        mends=metadata_lints.correct_dim,
+        fix=metadata_lints.correct_dim,
     ),
     Rule(
         "alpha-contradicts",
@@ -136,7 +136,7 @@ LINTS = (
         "The one or the other was changed after training, and the strength may be another than that of training.",
         "Find out which one is right; --fix writes the alpha of the modules into the metadata.",
         (metadata_lints.alpha_contradicts,),
-        mends=metadata_lints.correct_alpha,
+        fix=metadata_lints.correct_alpha,
     ),
     Rule(
         "architecture-contradicts",
@@ -153,7 +153,7 @@ LINTS = (
         "Programs fail on it, or take it for true.",
         "Write that of the modules, as --fix does.",
         (metadata_lints.metadata_number,),
-        mends=metadata_lints.correct_numbers,
+        fix=metadata_lints.correct_numbers,
     ),
     Rule(
         "metadata-json",
@@ -170,7 +170,7 @@ LINTS = (
         "They say nothing.",
         "Leave them out, as --fix does.",
         (metadata_lints.metadata_empty,),
-        mends=metadata_lints.drop_empty,
+        fix=metadata_lints.drop_empty,
     ),
     Rule(
         "metadata-large",

@@ -18,7 +18,7 @@ class _Words(NamedTuple):
 
     means: str
     matters: str
-    mend: str
+    way_out: str
 
 
 _ANEW = "Fetch the file again, or write it anew with the program that trained it."

@@ -58,8 +58,8 @@ def _described(rule: Rule) -> dict[str, Any]:
         "shortDescription": {"text": rule.means},
         "fullDescription": {"text": f"{rule.means} {rule.matters}"},
         "help": {
-            "text": f"{rule.matters} {rule.mend}",
-            "markdown": f"{rule.means}\n\n**Why it matters.** {rule.matters}\n\n**The way out.** {rule.mend}",
+            "text": f"{rule.matters} {rule.way_out}",
+            "markdown": f"{rule.means}\n\n**Why it matters.** {rule.matters}\n\n**The way out.** {rule.way_out}",
         },
         "defaultConfiguration": {"level": rule.severity},
     }

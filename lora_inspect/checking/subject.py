@@ -160,15 +160,15 @@ def read_again(subject: Subject, metadata: Mapping[str, str]) -> Adapter:
 
 Look = Callable[[Subject], Iterable[Finding]]
 # Changes the draft of the output, and says what it changed, a sentence each; nothing where nothing can be proved.
-Mend = Callable[[Subject, Draft], Iterable[str]]
+Fix = Callable[[Subject, Draft], Iterable[str]]
 
 
 class Rule(NamedTuple):
     """A kind of problem.
 
-    `means`, `matters` and `mend` are sentences for people: what it is, why that matters and the way out. `looks` find
-    it, none where the reading of the file does. `of_tensors` says that the tensors have to be read for it. `mends` is
-    what --fix does about it; None where it would have to guess. `rewritten` says that any writing of the file anew
+    `means`, `matters` and `way_out` are sentences for people: what it is, why that matters and the way out. `looks`
+    find it, none where the reading of the file does. `of_tensors` says that the tensors have to be read for it. `fix`
+    is what --fix does about it; None where it would have to guess. `rewritten` says that any writing of the file anew
     mends it.
     """
 
@@ -176,8 +176,8 @@ class Rule(NamedTuple):
     severity: str
     means: str
     matters: str
-    mend: str
+    way_out: str
     looks: tuple[Look, ...] = ()
     of_tensors: bool = False
-    mends: Mend | None = None
+    fix: Fix | None = None
     rewritten: bool = False

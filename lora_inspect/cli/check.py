@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath, parse_without_strength
+from lora_inspect.cli.options import FilePath, parse_without_multiplier
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.terminal import (
     BOLD,
@@ -55,10 +55,10 @@ def print_problems(path: str, problems: Sequence[Problem]) -> None:
         terminal.line(f"{path}: {_CLEAN}")
 
 
-def print_mended(result: "CheckResult") -> None:
+def print_fixed(result: "CheckResult") -> None:
     """What was done to a file, where it is, and what is wrong with it still."""
-    for sentence in result.mended:
-        terminal.line(f"{result.path}: mended: {sentence}.")
+    for sentence in result.fixed:
+        terminal.line(f"{result.path}: fixed: {sentence}.")
     print_problems(result.output or result.path, result.left)
     terminal.line(f"wrote {result.output}")
 
@@ -141,7 +141,7 @@ def check(
     fail_on: str | None,
 ) -> None:
     """Checks, prints, and exits with what was found."""
-    given = [parse_without_strength(path, "check") for path in paths]
+    given = [parse_without_multiplier(path, "check") for path in paths]
     if fixes and fail_on:
         raise click.UsageError("--fail-on judges what is there, and --fix writes: check OUT for what is left.")
     if as_json_ and format_ not in (None, JSON):
@@ -153,9 +153,9 @@ def check(
         raise click.UsageError("-o is where --fix writes: give --fix, too.")
     errors: list[str] = []
     if output is not None:
-        results = [_mended(given, output, tensors, force)]
+        results = [_fixed(given, output, tensors, force)]
         if format_ == TEXT:
-            print_mended(results[0])
+            print_fixed(results[0])
     else:
         results, errors = _checked(given, tensors, shown=format_ == TEXT)
     if format_ == JSON:
@@ -198,7 +198,7 @@ def _checked(given: "list[tuple[str, Settings]]", tensors: bool, shown: bool) ->
     return results, errors
 
 
-def _mended(given: "list[tuple[str, Settings]]", output: str, tensors: bool, force: bool) -> "CheckResult":
+def _fixed(given: "list[tuple[str, Settings]]", output: str, tensors: bool, force: bool) -> "CheckResult":
     from lora_inspect.ops.check import fix, found_in
 
     if len(given) > 1 or len(files := found_in(given[0][0])) > 1:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath, parse_without_strength, reading_options, settings
+from lora_inspect.cli.options import FilePath, parse_without_multiplier, reading_options, settings
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.programs import PROGRAMS
@@ -46,10 +46,10 @@ def compat(
     """Judges and prints."""
     from lora_inspect.files.checkpoint import open_checkpoint
     from lora_inspect.ops.compat import compat as judged
-    from lora_inspect.programs.verdict import needs_mending
+    from lora_inspect.programs.verdict import needs_fix
     from lora_inspect.reading.keys.claims import claim
 
-    adapter, own = parse_without_strength(adapter, "compat")
+    adapter, own = parse_without_multiplier(adapter, "compat")
     told = own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter)
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
     with progress_bar("Comparing", length) as progress:
@@ -59,7 +59,7 @@ def compat(
     else:
         terminal.line(result.adapter.checkpoint.path)
         _print(result.verdicts)
-    if named and any(needs_mending(one) for one in result.verdicts):
+    if named and any(needs_fix(one) for one in result.verdicts):
         sys.exit(1)
 
 

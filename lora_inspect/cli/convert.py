@@ -18,7 +18,7 @@ from lora_inspect.cli.options import (
     FilePath,
     architecture_option,
     finite,
-    parse_without_strength,
+    parse_without_multiplier,
     reading_options,
     settings,
     transposed_option,
@@ -166,7 +166,7 @@ def convert(
     from lora_inspect.converting.options import contradiction
     from lora_inspect.ops.convert import ConvertOptions, convert_planned, plan_conversion
 
-    adapter, own = parse_without_strength(adapter, "convert")
+    adapter, own = parse_without_multiplier(adapter, "convert")
     options = ConvertOptions(
         keep_dora=keep_dora,
         drop_magnitude=drop_magnitude,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lora_inspect.cli.options import parse_without_strength
+from lora_inspect.cli.options import parse_without_multiplier
 from lora_inspect.cli.terminal import sentence_of, show_defect
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -37,7 +37,7 @@ class Asked(NamedTuple):
 def asked(argument: str) -> Asked:
     """The files that an argument of `info` names; the settings on a folder's path are those of each file in it."""
     try:
-        path, settings = parse_without_strength(argument, "info")
+        path, settings = parse_without_multiplier(argument, "info")
         is_folder = is_collection(path)
         path = settled(path) if is_folder else path
         files = tuple(find_checkpoints(path)) if is_folder else ()

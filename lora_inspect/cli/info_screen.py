@@ -197,7 +197,7 @@ def lines_of_programs(
             yield from sheet.command(fix)
     if outlook.fix and (is_lost or wrong):
         needs = ", with the model's own weights as BASE" if _BASE in outlook.fix.command else ""
-        yield from sheet.mending(f"For {outlook.fix.title}{needs}:", outlook.fix.command)
+        yield from sheet.fix(f"For {outlook.fix.title}{needs}:", outlook.fix.command)
     for one in sorted(right, key=lambda one: bool(one.says)):
         yield from _right(sheet, one, outlook.is_open, info)
     if lost and not is_lost:

@@ -265,7 +265,7 @@ class Sheet:
         """A command line, which is never broken: it is there to be copied."""
         yield [Piece(_HANGING), Piece(spelled(command), BOLD)]
 
-    def mending(self, text: str, command: str) -> Iterator[Line]:
+    def fix(self, text: str, command: str) -> Iterator[Line]:
         """What a command is for, below what is wrong, and the command."""
         for piece in wrapped(self.shown(text), self.columns - len(_HANGING)):
             yield [Piece(_HANGING), Piece(piece)]

@@ -2,7 +2,7 @@
 
 The conversion that makes a file right in one program: planned in the ways that are soon tried, and in no others.
 
-`mending` tries every way for every program, which takes longer than a look at a file may.
+`find_fix` tries every way for every program, which takes longer than a look at a file may.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +41,7 @@ BASE, CONFIG = "BASE", "CONFIG"
 _NEAR = 0.01
 
 
-def mending(
+def find_fix(
     adapter: Adapter, given: str, program: Program, base: str | None, ways: "Sequence[Way] | None" = None
 ) -> str | None:
     """The command line that converts the adapter, which the user called `given`, for the program; None for none.
@@ -173,5 +173,5 @@ class LoadingFix(NamedTuple):
 def loading_fix(adapter: Adapter, verdict: Verdict) -> LoadingFix | None:
     """The command for the program of a `verdict`; None where neither other names nor a base mend the file for it."""
     given = spell_argument(operand(adapter.checkpoint.path), adapter.settings)
-    command = mending(adapter, given, verdict.program, None, OF_ITS_FACTORS)
+    command = find_fix(adapter, given, verdict.program, None, OF_ITS_FACTORS)
     return LoadingFix(verdict.program.title, command) if command else None

@@ -15,7 +15,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.programs.record import READ, Program
-from lora_inspect.programs.verdict import LOST, UNKNOWN, WRONG, judge, needs_mending
+from lora_inspect.programs.verdict import LOST, UNKNOWN, WRONG, judge, needs_fix
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.identify import adapter_candidates, with_paths
 from lora_inspect.reading.model.settings import Settings
@@ -157,7 +157,7 @@ class Received:
         says = f" ({found.says})" if found.says else ""
         if self.options.keep_dora and found.verdict in (LOST, WRONG):
             self.remarks.append(f"{program} does not apply its magnitudes as they were trained: {found.verdict}{says}")
-        elif needs_mending(found):
+        elif needs_fix(found):
             raise LoraInspectError(
                 f"{self.output}: {program} would not read it as it is meant: {found.verdict}{says}; nothing is "
                 "written. Choose --algorithm lora where it is of another algorithm, or another program."

@@ -31,7 +31,7 @@ from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.rounding_choice import check_rounding
 from lora_inspect.merging.storage import Asked, Storage, plan_storage, read_config
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.ambiguous_options import Choice, Strengths, read_settled
+from lora_inspect.reading.ambiguous_options import Choice, Multipliers, read_settled
 from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_info import ADAPTER, kind_of
@@ -45,7 +45,7 @@ from lora_inspect.reading.weights_toml import WeightsFile
 class Parts(NamedTuple):
     """What is merged of an adapter: all modules but those whose keys are `excluded`, each at its strength."""
 
-    strengths: Strengths
+    strengths: Multipliers
     excluded: tuple[str, ...] = ()
 
 
@@ -55,7 +55,7 @@ def parts_of(adapters: Sequence[Adapter], base: Checkpoint, choice: Choice) -> l
     names = {
         adapter.checkpoint.path: module_names(adapter, base)
         for adapter in adapters
-        if choice.says or adapter.settings.strengths
+        if choice.says or adapter.settings.part_multipliers
     }
     excluded = choice.left_out(names) if choice.says else {}
     parts: list[Parts] = []
@@ -63,7 +63,7 @@ def parts_of(adapters: Sequence[Adapter], base: Checkpoint, choice: Choice) -> l
         path = adapter.checkpoint.path
         without = excluded.get(path, ())
         left = {key: one for key, one in names.get(path, {}).items() if key not in without}
-        parts.append(Parts(Strengths(adapter.settings, path, left, choice.leaves), tuple(without)))
+        parts.append(Parts(Multipliers(adapter.settings, path, left, choice.leaves), tuple(without)))
     return parts
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lora_inspect.checking.fix import Mending, check_mended, mending, open_mended, write_mended
+from lora_inspect.checking.fix import Fixing, check_fixed, fixing, open_fixed, write_fixed
 from lora_inspect.checking.hash_lints import readings
 from lora_inspect.checking.rules import UNREADABLE, find_problems
 from lora_inspect.checking.subject import Subject
@@ -24,7 +24,7 @@ from lora_inspect.stores.address import is_remote
 class CheckResult(NamedTuple):
     """The problems of the file at `path`, and the codes of those that can be mended.
 
-    Of a file that was mended, `output` is where it was written, `mended` says what was done, a sentence each, and
+    Of a file that was mended, `output` is where it was written, `fixed` says what was done, a sentence each, and
     `left` are the problems of the output.
     """
 
@@ -32,7 +32,7 @@ class CheckResult(NamedTuple):
     problems: tuple[Problem, ...]
     fixable: frozenset[str] = frozenset()
     output: str | None = None
-    mended: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
     left: tuple[Problem, ...] = ()
 
     def fails(self, severity: str) -> bool:
@@ -52,7 +52,7 @@ class CheckResult(NamedTuple):
         if self.output:
             record |= {
                 "output": self.output,
-                "mended": list(self.mended),
+                "fixed": list(self.fixed),
                 "left": _told(self.left, frozenset()),
             }
         return record
@@ -81,7 +81,7 @@ def check(
         subject = Subject(open_checkpoint(path), settings, share.done)
         share.work *= _readings(subject, tensors)
         problems = _problems_of(subject, tensors)
-        return CheckResult(path, problems, mending(subject, problems).codes)
+        return CheckResult(path, problems, fixing(subject, problems).codes)
     except LoraInspectError as error:
         if not exists(path) or is_collection(path):
             raise
@@ -109,15 +109,15 @@ def fix(
     share.work *= 2 * _readings(subject, tensors) + readings(subject) + 3
     problems = _problems_of(subject, tensors)
     inputs = subject.checkpoint.inputs
-    mended = _needed(mending(subject, problems), subject, problems)
+    fixed = _needed(fixing(subject, problems), subject, problems)
     output = file_output(output, subject.checkpoint.name, inputs)
     check_output(output, inputs, force)
     _keep_config(subject, output)
-    prove = partial(_prove, subject, mended, output)
-    told = write_mended(subject, mended, output, force, prove, share.done)
-    left = _problems_of(open_mended(output, subject), tensors)
+    prove = partial(_prove, subject, fixed, output)
+    told = write_fixed(subject, fixed, output, force, prove, share.done)
+    left = _problems_of(open_fixed(output, subject), tensors)
     share.finish()
-    return CheckResult(path, problems, mended.codes, output, told, left)
+    return CheckResult(path, problems, fixed.codes, output, told, left)
 
 
 def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
@@ -151,10 +151,10 @@ def _told(problems: Sequence[Problem], fixable: frozenset[str]) -> list[dict[str
     ]
 
 
-def _needed(mended: Mending, subject: Subject, problems: Sequence[Problem]) -> Mending:
+def _needed(fixed: Fixing, subject: Subject, problems: Sequence[Problem]) -> Fixing:
     path = subject.checkpoint.path
-    if mended.codes:
-        return mended
+    if fixed.codes:
+        return fixed
     if not problems:
         raise LoraInspectError(f"{path}: nothing is wrong with it, so there is nothing to mend; use it as it is.")
     if len(subject.checkpoint.files) != 1 or len(subject.headers) != 1:
@@ -175,5 +175,5 @@ def _keep_config(subject: Subject, output: str) -> None:
         )
 
 
-def _prove(subject: Subject, mended: Mending, output: str, written: str) -> None:
-    check_mended(subject, mended.codes, open_mended(written, subject), output)
+def _prove(subject: Subject, fixed: Fixing, output: str, written: str) -> None:
+    check_fixed(subject, fixed.codes, open_fixed(written, subject), output)

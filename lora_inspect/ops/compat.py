@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_inspect import programs
-from lora_inspect.converting.fixes import mending
+from lora_inspect.converting.fixes import find_fix
 from lora_inspect.converting.steps.base_change import find_landed
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -12,7 +12,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.programs.record import Program
-from lora_inspect.programs.verdict import LOST, WRONG, Verdict, judge_each, needs_mending
+from lora_inspect.programs.verdict import LOST, WRONG, Verdict, judge_each, needs_fix
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.base.base_codecs import open_weights
@@ -75,7 +75,7 @@ def compat(
     adapter = with_paths(adapter, families)
     given = spell_argument(operand(path), settings)
     verdicts = [
-        one._replace(fix=mending(adapter, given, one.program, base)) if needs_mending(one) else one
+        one._replace(fix=find_fix(adapter, given, one.program, base)) if needs_fix(one) else one
         for one in judge_each(adapter, families, asked)
     ]
     return CompatResult(adapter, tuple(_with_errors(adapter, base, verdicts, progress) if base else verdicts))

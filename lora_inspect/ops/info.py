@@ -61,12 +61,12 @@ def outlook_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", fix: str | 
     found = verdicts if verdicts is not None else _with_some_scale(info)
     if found is None:
         return None
-    from lora_inspect.programs.verdict import concerned, decisive, needs_mending
+    from lora_inspect.programs.verdict import concerned, decisive, needs_fix
 
     meant = concerned(found, info.candidates)
     first = decisive(meant)
     loading = None
-    if first is not None and needs_mending(first) and not fix and not is_open:
+    if first is not None and needs_fix(first) and not fix and not is_open:
         from lora_inspect.converting.fixes import loading_fix
 
         loading = loading_fix(info.adapter, first)

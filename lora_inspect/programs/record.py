@@ -282,7 +282,7 @@ class Program(NamedTuple):
 
     The first of the `loaders` counts that is of a file's family and finds a mark in it. `schemes` gives by family the
     naming scheme whose files it loads best, with "" for every other family, and for files of no known one.
-    `uniform` says that it takes one rank and one scale for those of all modules, and `sets_strength` that its user
+    `uniform` says that it takes one rank and one scale for those of all modules, and `sets_multiplier` that its user
     gives an adapter any strength.
     """
 
@@ -292,7 +292,7 @@ class Program(NamedTuple):
     loaders: Sequence[Loader]
     schemes: Mapping[str, str]
     uniform: bool = False
-    sets_strength: bool = True
+    sets_multiplier: bool = True
 
     @property
     def reads(self) -> Sequence[Reads | Loader]:

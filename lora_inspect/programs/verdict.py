@@ -181,7 +181,7 @@ def _strengths(factors: Sequence[tuple[float, int]]) -> str:
     return listed([f"{factor:g} times ({count})" for factor, count in factors[:4]])
 
 
-def needs_mending(verdict: Verdict) -> bool:
+def needs_fix(verdict: Verdict) -> bool:
     """Whether the file is wrong there for certain."""
     return verdict.verdict not in (SAME, UNKNOWN)
 
@@ -331,12 +331,12 @@ def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
     return known[0]
 
 
-def mending_strength(verdict: Verdict) -> float | None:
+def fixing_multiplier(verdict: Verdict) -> float | None:
     """What a user sets in the program in the place of 1; None where there is no number that makes all changes right.
 
     A strength multiplies the scales, so it takes a file of changes that are all in proportion to theirs, by one factor.
     """
-    if verdict.verdict != STRENGTH or len(verdict.factors) != 1 or not verdict.program.sets_strength:
+    if verdict.verdict != STRENGTH or len(verdict.factors) != 1 or not verdict.program.sets_multiplier:
         return None
     [(factor, modules)] = verdict.factors
     strength = float(f"{1 / factor:.4g}") if factor > 0 else 0.0
@@ -364,7 +364,7 @@ def group_verdicts(verdicts: Sequence[Verdict]) -> list[Alike]:
             factors,
             tuple(_named([one.program for one in theirs], versions)),
             any(one.silent for one in theirs),
-            _of_all([mending_strength(one) for one in theirs]),
+            _of_all([fixing_multiplier(one) for one in theirs]),
         )
         for (verdict, says, factors), theirs in groups.items()
     ]

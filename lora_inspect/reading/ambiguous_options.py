@@ -119,16 +119,16 @@ def _forms(adapters: Sequence[Adapter], option: Settings = Settings()) -> str:  
 
 def multiplier_of(settings: Settings, names: ModuleNames) -> float:
     """The strength of a module: by the first pattern that fits it, else by its component, else the plain number."""
-    return _strength(settings, names)[1]
+    return _multiplier(settings, names)[1]
 
 
-def check_strengths(settings: Settings, path: str, modules: Collection[ModuleNames], left: str = "") -> None:
+def check_multipliers(settings: Settings, path: str, modules: Collection[ModuleNames], left: str = "") -> None:
     """Raises LoraInspectError where a component or a pattern decides the strength of none of the `modules`.
 
     `path` is the adapter's, and `left` says how it came that these are its modules.
     """
-    deciding = {_strength(settings, names)[0] for names in modules}
-    for pattern, _ in settings.strengths:
+    deciding = {_multiplier(settings, names)[0] for names in modules}
+    for pattern, _ in settings.part_multipliers:
         if pattern in deciding:
             continue
         if fitting := [names for names in modules if fits(pattern, names)]:
@@ -139,7 +139,7 @@ def check_strengths(settings: Settings, path: str, modules: Collection[ModuleNam
         raise LoraInspectError(f"{path}: {unknown_pattern(pattern, modules, left)}.")
 
 
-class Strengths:
+class Multipliers:
     """The multipliers of one adapter's modules. `names` are those of the modules by their keys.
 
     They are needed where a part has a strength of its own; LoraInspectError where one has it for no module.
@@ -147,19 +147,19 @@ class Strengths:
 
     def __init__(self, settings: Settings, path: str, names: Mapping[str, ModuleNames], left: str = "") -> None:
         self._settings, self._names = settings, names
-        if settings.strengths:
-            check_strengths(settings, path, names.values(), left)
+        if settings.part_multipliers:
+            check_multipliers(settings, path, names.values(), left)
 
     def of(self, key: str) -> float:
         """The multiplier of the module with this key."""
-        if self._settings.strengths:
+        if self._settings.part_multipliers:
             return multiplier_of(self._settings, self._names[key])
         return 1.0 if self._settings.multiplier is None else self._settings.multiplier
 
 
-def _strength(settings: Settings, names: ModuleNames) -> tuple[str, float]:
+def _multiplier(settings: Settings, names: ModuleNames) -> tuple[str, float]:
     of_component: tuple[str, float] | None = None
-    for pattern, number in settings.strengths:
+    for pattern, number in settings.part_multipliers:
         if is_component(pattern, names):
             of_component = of_component or (pattern, number)
         elif fits_path(pattern, names):

@@ -88,13 +88,13 @@ class WeightsFile(NamedTuple):
         if None not in (own.multiplier, said.multiplier) and own.multiplier != said.multiplier:
             told = spell_settings(Settings(multiplier=own.multiplier))
             raise self.source.wrong((name, _MULTIPLIER), f"the path of {path} says {told} instead; {_LEAVE_ONE}")
-        numbers = dict(own.strengths)
-        for pattern, number in said.strengths:
+        numbers = dict(own.part_multipliers)
+        for pattern, number in said.part_multipliers:
             if numbers.setdefault(pattern, number) != number:
-                told = spell_settings(Settings(strengths=((pattern, numbers[pattern]),)))
+                told = spell_settings(Settings(part_multipliers=((pattern, numbers[pattern]),)))
                 raise self.source.wrong((name,), f"the path of {path} says {told} instead; {_LEAVE_ONE}")
         multiplier = said.multiplier if own.multiplier is None else own.multiplier
-        return own._replace(multiplier=multiplier, strengths=tuple(numbers.items()))
+        return own._replace(multiplier=multiplier, part_multipliers=tuple(numbers.items()))
 
 
 def read_weights(path: str) -> WeightsFile:
@@ -143,7 +143,7 @@ def _table(source: _Text, name: str, value: Any) -> Settings:
                 if pattern in strengths:
                     raise source.wrong(own, f"{_quoted(pattern)} is said twice; {_LEAVE_ONE}")
                 strengths[pattern] = _number(source, own, number)
-    return Settings(multiplier=multiplier, strengths=tuple(strengths.items()))
+    return Settings(multiplier=multiplier, part_multipliers=tuple(strengths.items()))
 
 
 def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -21,7 +21,7 @@ from lora_inspect.programs.verdict import (
     UNKNOWN,
     WRONG,
     Verdict,
-    needs_mending,
+    needs_fix,
     verdicts_on,
 )
 from lora_inspect.reading.adapter import Adapter
@@ -132,7 +132,7 @@ def _told(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
 
 
 def _is_wrong(verdict: Verdict) -> bool:
-    return verdict.verdict not in _NOT_LOADED and needs_mending(verdict)
+    return verdict.verdict not in _NOT_LOADED and needs_fix(verdict)
 
 
 def _place(verdict: Verdict) -> int:

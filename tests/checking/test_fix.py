@@ -17,7 +17,7 @@ from lora_inspect.files.safetensors.writer import Content, write_contents
 from lora_inspect.ops.check import check, fix
 from lora_inspect.reading.adapter import read_adapter
 
-MENDED = [rule.code for rule in RULES if rule.mends or rule.rewritten]
+MENDED = [rule.code for rule in RULES if rule.fix or rule.rewritten]
 # The tensors that the problem is in; those of all others keep their bytes.
 CHANGED = {
     "alpha-rounded": {"lora_unet_blocks_0_attn_q.alpha"},
@@ -41,7 +41,7 @@ def test_what_is_mended_is_gone_and_nothing_else_changes(code, write_toy, tmp_pa
     path, settings = write_toy(LINT_TOYS[code])
     result = mend(path, settings, tmp_path)
     assert code in result.fixable
-    assert result.mended
+    assert result.fixed
     left = check(result.output, settings, tensors=True).problems
     assert not {problem.code for problem in left} & result.fixable
     assert tuple(problem for problem in left if not BY_CODE[problem.code].of_tensors) == result.left

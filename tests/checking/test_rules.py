@@ -55,7 +55,7 @@ def test_no_code_has_two_rules_and_every_rule_explains_itself():
     for rule in RULES:
         assert rule.severity in (ERROR, WARNING, NOTE)
         assert all(
-            text.endswith((".", ".'")) and not text[0].isspace() for text in (rule.means, rule.matters, rule.mend)
+            text.endswith((".", ".'")) and not text[0].isspace() for text in (rule.means, rule.matters, rule.way_out)
         )
         assert rule.code in OF_READING or rule.looks or rule.code == "unreadable"
 

@@ -117,7 +117,7 @@ class TestJson:
         out = tmp_path / "out.safetensors"
         (record,) = run("check", adapter(WARNING, **DORA_MISSING), "--fix", "-o", out, "--json").json
         assert record["output"] == str(out)
-        assert record["mended"] == ["wrote ss_network_dim 4 where '8' was"]
+        assert record["fixed"] == ["wrote ss_network_dim 4 where '8' was"]
         assert [problem["code"] for problem in record["left"]] == ["dora-missing"]
         assert [problem["code"] for problem in record["problems"]] == ["dora-missing", "dim-contradicts"]
 
@@ -168,7 +168,7 @@ class TestFix:
         out = tmp_path / "out.safetensors"
         outcome = run("check", path := adapter(WARNING, **DORA_MISSING), "--fix", "-o", out)
         first, second, last = outcome.stdout.splitlines()
-        assert first == f"{path}: mended: wrote ss_network_dim 4 where '8' was."
+        assert first == f"{path}: fixed: wrote ss_network_dim 4 where '8' was."
         assert second.startswith(f"{out}: error dora-missing: ")
         assert last == f"wrote {out}"
         assert outcome.status == 0

@@ -168,7 +168,7 @@ def test_every_command_works_from_a_folder_with_a_foreign_networks_package(run_p
 # The signal arrives while the second changed tensor is being written.
 INTERRUPTED = """
 import os, signal, sys
-from lora_inspect.files import writer
+from lora_inspect.files.safetensors import writer
 from lora_inspect.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

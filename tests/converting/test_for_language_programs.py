@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from lora_inspect.ops.compat import compat
-from lora_inspect.programs.verdict import SAME, UNKNOWN, needs_mending
+from lora_inspect.programs.verdict import SAME, UNKNOWN, needs_fix
 
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore")]
 
@@ -42,7 +42,7 @@ def test_every_fix_runs_and_mends(run, base, tmp_path, kind):
     found = {one.program.name: one for one in compat(str(folder.path)).verdicts}
     for program in PROGRAMS:
         verdict = found[program]
-        assert (verdict.fix is None) == (not needs_mending(verdict) or kind in LEFT[program]), (program, verdict)
+        assert (verdict.fix is None) == (not needs_fix(verdict) or kind in LEFT[program]), (program, verdict)
         # Of the tiny model's embedding the rank is the vocabulary, so that llama.cpp's two orders have one shape.
         if verdict.fix is None or (program, kind) == ("llama-cpp", "saved embeddings"):
             continue

@@ -4,7 +4,7 @@ import pytest
 from adapters import lora
 from screens import EVERY
 
-from lora_inspect.converting.fixes import loading_fix, mending
+from lora_inspect.converting.fixes import find_fix, loading_fix
 from lora_inspect.ops.info import outlook_of, verdicts_of
 from lora_inspect.programs import by_name
 from lora_inspect.programs.verdict import LOST, NOTHING, REFUSED, judge
@@ -21,7 +21,7 @@ def test_names_that_nobody_reads_become_those_of_the_program(tmp_path):
     assert verdict.verdict == NOTHING
     found = loading_fix(adapter, verdict)
     assert found.title == "ComfyUI"
-    assert found.command == mending(adapter, adapter.checkpoint.path, by_name("comfyui"), None)
+    assert found.command == find_fix(adapter, adapter.checkpoint.path, by_name("comfyui"), None)
 
 
 def test_dora_that_is_lost_needs_a_base_and_no_name_becomes_an_option(write_safetensors, monkeypatch):
@@ -40,7 +40,7 @@ def test_other_factors_are_for_compat_to_find(write_safetensors):
     tensors = {f"{path}{leaf}.{role}": ("F32", shape, 0.5) for leaf in "qkvo" for role, shape in shapes.items()}
     adapter, verdict = read(write_safetensors(tensors), "diffusers")
     assert verdict.verdict == REFUSED
-    assert "--algorithm lora" in mending(adapter, adapter.checkpoint.path, by_name("diffusers"), None)
+    assert "--algorithm lora" in find_fix(adapter, adapter.checkpoint.path, by_name("diffusers"), None)
     assert loading_fix(adapter, verdict) is None
 
 
@@ -49,7 +49,7 @@ def test_nothing_is_planned_for_what_is_right_is_mended_or_waits_for_an_answer(n
     def planned(*arguments):
         raise AssertionError("it is not asked for")
 
-    monkeypatch.setattr("lora_inspect.converting.fixes.mending", planned)
+    monkeypatch.setattr("lora_inspect.converting.fixes.find_fix", planned)
     info = inspect(str(EVERY[name](tmp_path)))
     outlook = outlook_of(info, verdicts_of(info), "a command" if name == "wan-rslora-flag" else None)
     assert outlook.fix is None

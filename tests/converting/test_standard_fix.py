@@ -5,7 +5,7 @@ import shlex
 import pytest
 from adapters import lora
 
-from lora_inspect.converting.fixes import mending
+from lora_inspect.converting.fixes import find_fix
 from lora_inspect.converting.standard_fix import standard_fix
 from lora_inspect.ops.info import verdicts_of
 from lora_inspect.programs.record import COMPUTES, SILENT, Loader, Program, Rule, Strangers
@@ -61,7 +61,7 @@ def test_it_is_what_the_search_finds_for_every_program_of_another_strength(tenso
     wrong = [one.program for one in verdicts if one.verdict == STRENGTH]
     assert wrong
     fix = standard_fix(adapter, verdicts)
-    assert [mending(adapter, str(file), program, None) for program in wrong] == [fix] * len(wrong)
+    assert [find_fix(adapter, str(file), program, None) for program in wrong] == [fix] * len(wrong)
 
 
 @pytest.mark.parametrize("tensors", NOT_FOUND.values(), ids=NOT_FOUND)

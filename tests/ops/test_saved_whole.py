@@ -143,7 +143,7 @@ def test_they_may_have_a_multiplier_of_their_own_beside_half_a_lora(of_head, ber
     for module in model.modules():
         if hasattr(module, "set_scale"):
             module.set_scale("default", 0.5)
-    settings = Settings(multiplier=0.5, strengths=(("classifier", of_head),))
+    settings = Settings(multiplier=0.5, part_multipliers=(("classifier", of_head),))
     merged(bert, tmp_path / "adapter", tmp_path / "merged", settings)
     if of_head:
         expected = logits(model)
@@ -160,7 +160,7 @@ def test_two_adapters_of_which_one_replaces_what_the_other_changes_are_refused(b
     pairs = [(str(tmp_path / name), 1.0) for name in ("first", "second")]
     with pytest.raises(LoraInspectError, match=r"takes the place of classifier.weight, which .*second changes too"):
         plan_merge(str(bert), pairs, MergeOptions())
-    pairs[1] = (pairs[1][0], Settings(strengths=(("classifier", 0.0),)))
+    pairs[1] = (pairs[1][0], Settings(part_multipliers=(("classifier", 0.0),)))
     assert plan_merge(str(bert), pairs, MergeOptions()).unmatched == ()
 
 

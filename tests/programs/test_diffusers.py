@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from lora_inspect.architectures import by_name
 from lora_inspect.ops.compat import compat
-from lora_inspect.programs.verdict import needs_mending
+from lora_inspect.programs.verdict import needs_fix
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +159,7 @@ def mends(family, names, kind, made, said, file, run):
 def test_what_is_written_for_them_loads_as_it_was_trained(family, kind, tmp_path, run):
     source, output = tmp_path / "adapter.safetensors", tmp_path / "written.safetensors"
     _, verdict, _ = judged(family, "kohya", kind, True, source)
-    assert needs_mending(verdict)
+    assert needs_fix(verdict)
     run("convert", source, "--to", "diffusers", "--architecture", family, "-o", output)
     (written,) = compat(str(output), "diffusers").verdicts
     assert written.verdict == "same meaning"

@@ -15,9 +15,9 @@ from lora_inspect.programs.verdict import (
     Verdict,
     concerned,
     decisive,
+    fixing_multiplier,
     group_verdicts,
     judge,
-    mending_strength,
 )
 from lora_inspect.reading.file_info import inspect
 
@@ -105,7 +105,7 @@ def wan(**ranks):
 def test_a_strength_mends_plain_lora_of_one_factor_where_a_user_sets_one(tensors, strength, write_safetensors):
     info = inspect(str(write_safetensors(tensors)))
     found = judge(info.adapter, info.candidates, by_name("comfyui"))
-    assert mending_strength(found) == strength
-    unset = found._replace(program=found.program._replace(sets_strength=False))
-    assert mending_strength(unset) is None
+    assert fixing_multiplier(found) == strength
+    unset = found._replace(program=found.program._replace(sets_multiplier=False))
+    assert fixing_multiplier(unset) is None
     assert [one.strength for one in group_verdicts([found, unset])] == [None]

@@ -27,7 +27,7 @@ from lora_inspect.programs.record import (
     Strangers,
     one,
 )
-from lora_inspect.programs.verdict import needs_mending
+from lora_inspect.programs.verdict import needs_fix
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.scale.dora_evidence import NORMS_KEY, NormsRecord
 
@@ -406,7 +406,7 @@ def test_embeddings_are_strangers_where_nothing_takes_them(judged, takes, ignore
 
 def test_nothing_is_offered_for_what_is_unknown(judged):
     found = judged(toy_program(LORA._replace(prefixes=("diffusion_model.",))), wan())
-    assert (found.fix, needs_mending(found)) == (None, False)
+    assert (found.fix, needs_fix(found)) == (None, False)
 
 
 def test_keys_that_hide_a_part_of_the_path_have_to_be_named(judged):

@@ -30,8 +30,8 @@ ARGUMENTS = {
     "a:1,residual=no": ("a", Settings(multiplier=1.0, residual=False)),
     "a:residual=0.5": ("a:residual=0.5", Settings()),
     "a:0.8,text_encoder=0,*attn*=0.5,rslora=no": (
-        "a", Settings(multiplier=0.8, strengths=(("text_encoder", 0.0), ("*attn*", 0.5)), rslora=False)),
-    "a:*.[0-9].q=1,?=2": ("a", Settings(strengths=(("*.[0-9].q", 1.0), ("?", 2.0)))),
+        "a", Settings(multiplier=0.8, part_multipliers=(("text_encoder", 0.0), ("*attn*", 0.5)), rslora=False)),
+    "a:*.[0-9].q=1,?=2": ("a", Settings(part_multipliers=(("*.[0-9].q", 1.0), ("?", 2.0)))),
     "a.safetensors:1_0": ("a.safetensors:1_0", Settings()),
     "a.safetensors: 1": ("a.safetensors: 1", Settings()),
     "a.safetensors:٣": ("a.safetensors:٣", Settings()),
@@ -55,7 +55,7 @@ ARGUMENTS = {
     "https://host:8080": ("https://host:8080", Settings()),
     "https://me:secret@host/a?b=1:0.5,alpha=4": ("https://host/a", Settings(multiplier=0.5, alpha=4.0)),
     "s3://bucket/a:b:0.5": ("s3://bucket/a:b", Settings(multiplier=0.5)),
-    "hf://owner/name@main:unet=0.5": ("hf://owner/name@main", Settings(strengths=(("unet", 0.5),))),
+    "hf://owner/name@main:unet=0.5": ("hf://owner/name@main", Settings(part_multipliers=(("unet", 0.5),))),
 }  # fmt: skip
 
 

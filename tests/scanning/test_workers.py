@@ -11,7 +11,7 @@ from lora_inspect.scanning.workers import side_by_side
 # What is run in a process of its own, where no other thread keeps it from being copied.
 COMMON = """
 import multiprocessing, os, sys, time
-from lora_inspect.scanning import side_by_side as module
+from lora_inspect.scanning import workers as module
 from lora_inspect.scanning.workers import side_by_side
 PARENT = os.getpid()
 def where(thing):

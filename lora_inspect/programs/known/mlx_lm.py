@@ -47,7 +47,7 @@ PROGRAM = Program(
     name="mlx-lm",
     title="mlx-lm",
     version="0.32.2",
-    sets_strength=False,
+    sets_multiplier=False,
     loaders=(
         Loader(
             families=("llm",),

@@ -119,7 +119,7 @@ PROGRAM = Program(
     name="peft",
     title="PEFT",
     version="0.21.2",
-    sets_strength=False,
+    sets_multiplier=False,
     loaders=(
         Loader(
             rules=(

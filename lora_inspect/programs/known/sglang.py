@@ -134,7 +134,7 @@ PROGRAM = Program(
     name="sglang",
     title="SGLang",
     version="0.5.23",
-    sets_strength=False,
+    sets_multiplier=False,
     loaders=(
         Loader(
             families=("llm",),

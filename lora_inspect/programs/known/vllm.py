@@ -119,7 +119,7 @@ PROGRAM = Program(
     name="vllm",
     title="vLLM",
     version="0.33.0",
-    sets_strength=False,
+    sets_multiplier=False,
     loaders=(
         Loader(
             families=("llm",),

@@ -42,14 +42,14 @@ _FORMS = (
 class Settings(NamedTuple):
     """What the user settles about one adapter: its strength, and what its evidence leaves open.
 
-    `multiplier` is the plain number, None where there is none (which means 1); `strengths` are multipliers by
+    `multiplier` is the plain number, None where there is none (which means 1); `part_multipliers` are multipliers by
     component or by glob, as they were written. `rslora`, `alpha` and `expert_packing` count where the file leaves them
     open. `residual` says whether the base is the one that an initialisation left; None stands for the original one.
     `architecture` is the name of the family, of those that the file may be of.
     """
 
     multiplier: float | None = None
-    strengths: tuple[tuple[str, float], ...] = ()
+    part_multipliers: tuple[tuple[str, float], ...] = ()
     rslora: bool | None = None
     alpha: float | None = None
     allow_partial_dora: bool = False
@@ -58,9 +58,9 @@ class Settings(NamedTuple):
     architecture: str | None = None
 
     @property
-    def has_strength(self) -> bool:
+    def has_multiplier(self) -> bool:
         """Whether any multiplier is set."""
-        return self.multiplier is not None or bool(self.strengths)
+        return self.multiplier is not None or bool(self.part_multipliers)
 
     def joined(self, options: "Settings", path: str) -> "Settings":
         """The settings on a `path` with those of options; raises LoraInspectError where they contradict each other."""
@@ -78,7 +78,7 @@ class Settings(NamedTuple):
     def multipliers(self) -> float | dict[str, float]:
         """The plain multiplier alone, or each by the name it was given, with "*" for all other modules."""
         plain = 1.0 if self.multiplier is None else self.multiplier
-        return {ALL: plain, **dict(self.strengths)} if self.strengths else plain
+        return {ALL: plain, **dict(self.part_multipliers)} if self.part_multipliers else plain
 
 
 def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
@@ -235,7 +235,7 @@ def parse_settings(text: str) -> Settings:
             from lora_inspect.reading.module_patterns import check_pattern  # most runs name no part of an adapter
 
             check_pattern(name)
-            settings = settings._replace(strengths=(*settings.strengths, (name, _number(value, item))))
+            settings = settings._replace(part_multipliers=(*settings.part_multipliers, (name, _number(value, item))))
         else:
             raise ValueError(f"{item!r} is no setting")
         if name in said:
@@ -252,7 +252,7 @@ def is_pattern(name: str) -> bool:
 def spell_settings(settings: Settings) -> str:
     """The settings as they are written on a path, the inverse of `parse_settings`; "" where there are none."""
     parts = [] if settings.multiplier is None else [_spell(settings.multiplier)]
-    parts += [f"{name}={_spell(number)}" for name, number in settings.strengths]
+    parts += [f"{name}={_spell(number)}" for name, number in settings.part_multipliers]
     parts += [] if settings.alpha is None else [f"{_ALPHA}={_spell(settings.alpha)}"]
     parts += [] if settings.rslora is None else [f"{_RSLORA}={'yes' if settings.rslora else 'no'}"]
     parts += [] if settings.residual is None else [f"{_RESIDUAL}={'yes' if settings.residual else 'no'}"]

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.reading.ambiguous_options import Strengths, check_strengths, multiplier_of
+from lora_inspect.reading.ambiguous_options import Multipliers, check_multipliers, multiplier_of
 from lora_inspect.reading.model.settings import Settings, parse_settings
 from lora_inspect.reading.module_patterns import ModuleNames, check_pattern, fits, fits_path
 
@@ -68,17 +68,17 @@ def test_the_strength_of_a_module(text, expected):
 )
 def test_a_strength_that_no_module_takes_is_an_error(text, says):
     with pytest.raises(LoraInspectError, match=says):
-        check_strengths(parse_settings(text), "a.safetensors", MODULES)
+        check_multipliers(parse_settings(text), "a.safetensors", MODULES)
 
 
 def test_settings_that_each_decide_something_are_taken():
     other = named("layers.0.attn.k", "text_encoder", "lora_te1_")
-    check_strengths(parse_settings("0.5,text_encoder=0,*attn.q=1,*mlp*=2"), "a.safetensors", [*MODULES, other])
+    check_multipliers(parse_settings("0.5,text_encoder=0,*attn.q=1,*mlp*=2"), "a.safetensors", [*MODULES, other])
 
 
 def test_a_plain_number_needs_no_names():
-    assert Strengths(parse_settings("0.5"), "a", {}).of("any") == 0.5
-    assert Strengths(Settings(), "a", {}).of("any") == 1.0
+    assert Multipliers(parse_settings("0.5"), "a", {}).of("any") == 0.5
+    assert Multipliers(Settings(), "a", {}).of("any") == 1.0
 
 
 def test_numbers_of_a_range_are_those_between_its_ends():
