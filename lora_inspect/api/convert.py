@@ -29,7 +29,7 @@ from lora_inspect.api.arguments import (
 )
 from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS, ConvertOptions, contradiction
 from lora_inspect.converting.plan import plan_for
-from lora_inspect.converting.target.key_names import output_ending
+from lora_inspect.converting.standard_fix import output_ending
 from lora_inspect.converting.target.target_program import scheme_for
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint

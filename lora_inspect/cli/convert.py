@@ -28,7 +28,7 @@ from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.terminal import sentence_of, show_defect
 from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS, ConvertOptions
-from lora_inspect.converting.target.key_names import output_ending
+from lora_inspect.converting.standard_fix import output_ending
 from lora_inspect.converting.target.target_program import scheme_for
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple

@@ -117,10 +117,12 @@ def transposed_option(of: str) -> Callable[[Decorated], Decorated]:
 
 def share_of(context: click.Context, parameter: click.Parameter, value: str | None) -> "Share | None":
     """What I/N says: one of the shares 1/N to N/N."""
+    if value is None:
+        return None
     from lora_inspect.merging.shard_assignment import Share
 
     try:
-        return None if value is None else Share.parse(value)
+        return Share.parse(value)
     except ValueError as error:
         raise click.BadParameter(f"{error}.") from None
 

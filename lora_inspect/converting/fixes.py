@@ -11,7 +11,7 @@ from dataclasses import replace
 from lora_inspect import schemes
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.plan import chosen_input, plan_for
-from lora_inspect.converting.target.key_names import output_beside
+from lora_inspect.converting.standard_fix import output_beside
 from lora_inspect.converting.target.prediction import foreseen
 from lora_inspect.converting.target.target_algorithm import becomes_lora, check_algorithm, is_kernel_open, is_thin
 from lora_inspect.converting.target.target_layout import Destination

@@ -15,6 +15,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -39,7 +40,9 @@ from lora_inspect.reading.identify import adapter_candidates, base_candidates
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.residual_adapters import OLORA
 from lora_inspect.reading.pipeline import pipeline_expert
-from lora_inspect.reading.weights_toml import WeightsFile
+
+if TYPE_CHECKING:
+    from lora_inspect.reading.weights_toml import WeightsFile
 
 
 class Parts(NamedTuple):
@@ -177,7 +180,7 @@ class MergeOptions:
     dora_rule: str | None = None
     settings: Settings = field(default_factory=Settings)
     choice: Choice = field(default_factory=Choice)
-    weights: WeightsFile | None = None
+    weights: "WeightsFile | None" = None
     hash_base: bool = False
     changed_dtype: str | None = None
     seed: int | None = None
