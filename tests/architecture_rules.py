@@ -37,7 +37,7 @@ ORDER = {
         ("modules",),
         ("files",),
         ("kernels",),
-        ("__init__", "arguments"),
+        ("__init__", "network_args"),
     ),
 }
 # What stands at the bottom, where nothing takes time, and leads to the top when it is called: the process begins in the
@@ -55,7 +55,7 @@ OF_TENSORS = "lora_inspect.checking.measured"
 # none of, plans lead on. tests/cli/test_light_screens.py runs that.
 OF_PLANS = "lora_inspect.converting.fixes"
 # Where each verb, or each name of the API, is imported once it is asked for, whichever it is.
-ASKED_FOR = ("lora_inspect.cli.verbs", "lora_inspect")
+ASKED_FOR = ("lora_inspect.cli.group", "lora_inspect")
 # A file that is longer holds two concepts.
 LONGEST = 500
 NAMELESS = ("utils", "util", "helpers", "helper", "common", "misc")
