@@ -3,9 +3,11 @@
 A rule that finds nothing anywhere would be none.
 """
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -327,6 +329,16 @@ def test_something_is_planted_for_every_rule():
 def test_the_order_names_what_there_is(source):
     for package, levels in LEVELS.items():
         assert {part_of(module, source) for module in source.of(package)} == set(levels)
+
+
+def test_the_page_shows_the_folders_in_their_order(source):
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    folders = {module.split(".")[1] for module in source.of("lora_inspect") if module.count(".") > 1}
+    parts = [re.findall(r"`(\w+)`", cell) for cell in re.findall(r"^\| (`[^|]*) \|.*\|$", page, re.MULTILINE)]
+    assert {*chain(*parts)} == folders
+    levels = [{LEVELS["lora_inspect"][part] for part in row} for row in parts]
+    assert all(len(level) == 1 for level in levels)
+    assert levels == sorted(levels, key=max, reverse=True)
 
 
 def test_every_moment_of_an_import_is_in_the_source(source):

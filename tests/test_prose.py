@@ -14,7 +14,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # How many a folder may have: in docstrings, or in Markdown pages outside of code. Lower a number when you remove some.
 MOST = {
     ".": 16,
-    "docs": 288,
+    "docs": 283,
     "lora_inspect": 13,
     "lora_inspect/algorithms": 68,
     "lora_inspect/algorithms/on_demand": 70,
