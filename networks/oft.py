@@ -17,7 +17,6 @@ from lora_inspect.algorithms.record import Shapes
 from lora_inspect.maths import rotation
 from lora_inspect.maths.change import Change
 
-from .arguments import Option, read_bool, read_float
 from .files.reading import FactorReader, ModuleWeights, read_limit
 from .kernels.base_weight import is_plain
 from .kernels.half_precision import is_traced
@@ -26,6 +25,7 @@ from .modules.adapter_module import AdapterModule
 from .modules.base_forward import CONVOLUTIONS
 from .modules.module_merging import FoldableModule, merge_into
 from .network.architecture_module import Algorithm, functions_of
+from .network_args import Option, read_bool, read_float
 
 logger = logging.getLogger(__name__)
 

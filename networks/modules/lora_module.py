@@ -17,11 +17,11 @@ from lora_inspect.algorithms import lora
 from lora_inspect.maths import dora
 from lora_inspect.maths.products import squared_norm
 
-from ..arguments import KAIMING, ORTHOGONAL
 from ..kernels import fused_lora
 from ..kernels.base_weight import is_plain
 from ..kernels.fused_lora import fused_gain, fused_linear
 from ..kernels.half_precision import is_traced
+from ..network_args import KAIMING, ORTHOGONAL
 from .adapter_module import AdapterModule
 from .base_forward import CONVOLUTIONS, check_dora
 from .dora_layer import DoRALayer

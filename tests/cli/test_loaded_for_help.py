@@ -25,5 +25,6 @@ def test_the_help_of_a_verb_loads_nothing_of_what_it_does(verb, doing):
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     _, _, loaded = said.partition("LOADED ")
     assert "lora_inspect.cli" in loaded.split()
+    assert "tabulate" not in loaded.split()
     parts = tuple(f"lora_inspect.{one}." for one in doing)
     assert [name for name in loaded.split() if f"{name}.".startswith(parts)] == []
