@@ -37,7 +37,7 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths import dora
 from lora_inspect.maths.change import Change, OnRows, added, folded, settled
 from lora_inspect.maths.dora import OUTPUT
-from lora_inspect.maths.low_rank import Distance, Product, distance
+from lora_inspect.maths.low_rank import Distance, Product, distance, relative
 from lora_inspect.maths.scaling import per_expert
 from lora_inspect.maths.tensors import SampleWeight, load_whole
 from lora_inspect.programs.evaluate import Taken
@@ -393,7 +393,7 @@ class Proof:
                 if last > due.shape[0]:
                     return float("inf")
                 due[first:last] = own[at : at + last - first]
-        return float((values - due).norm() / due.norm()) if due.any() else float(values.any())
+        return relative(float((values - due).norm()), float(due.norm()))
 
 
 def _runs(contribution: Contribution, source: Source | None) -> Runs | None:
@@ -440,7 +440,7 @@ def dora_errors(
                 wrong[name] += error
                 right[name] += float(meant.double().square().sum())
         progress(1)
-    return {name: math.sqrt(wrong[name] / right[name]) if right[name] else 0.0 for name in programs}
+    return {name: math.sqrt(relative(wrong[name], right[name])) for name in programs}
 
 
 def _received(landed: Landed, does: str, scale: float) -> torch.Tensor:

@@ -20,13 +20,14 @@ from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, approximate_change, module_change, own_weight
-from lora_inspect.converting.steps.part import Factor, Part, check_finite, relative, rounded
+from lora_inspect.converting.steps.part import Factor, Part, check_finite, rounded
 from lora_inspect.converting.target.target_program import due_norms
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.hashes import sha256
 from lora_inspect.maths.change import folded, settled
 from lora_inspect.maths.dora import OF_BASE, OVER_BASE, SPELLINGS, DoraSpelling
 from lora_inspect.maths.dora_fold import DecomposedRows, magnitude_of
+from lora_inspect.maths.low_rank import relative
 from lora_inspect.maths.tensors import first_non_finite
 from lora_inspect.reading.metadata.output_metadata import describe_file
 from lora_inspect.reading.model.contribution import Module
