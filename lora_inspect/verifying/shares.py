@@ -31,7 +31,7 @@ from lora_inspect.maths.retained_share import NOT_FINITE, SIGMAS, why_untold
 from lora_inspect.maths.rounding import GRIDS, ROUNDING, grid_of, rounded, spacing
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
+from lora_inspect.reading.base.base_codecs import CodedWeight
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -149,7 +149,7 @@ class StoredWeight(NamedTuple):
 
     def rows(self, together: int = 1) -> Iterator[StoredRows]:
         """All rows in blocks of a multiple of `together`, 0 for all at once; the memory is used again."""
-        decode = None if self.info.dtype in PLAIN_FLOATS else decoder(self.coded)
+        decode = self.coded.decode
         dtype = self.info.dtype if self.info.dtype in GRIDS else "F32"
         for first, values in self.blocks.read(self.info, together, decode):
             scale = None

@@ -3,22 +3,22 @@
 The weight of a module as a base has it: the module's own rows in their order, wherever the base has them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import torch
 
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.steps.base_change import Landed
-from lora_inspect.converting.steps.part import few_rows, in_rows, read_factor
+from lora_inspect.converting.steps.part import few_rows, in_rows, read_operands
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.placement import Place, Placed
-from lora_inspect.maths.change import Change, folded, settled
+from lora_inspect.maths.change import Change, deltas, folded, settled
 from lora_inspect.maths.low_rank import Approximation, approximate
-from lora_inspect.maths.tensors import RowBlocks, first_non_finite, load, load_whole, working_dtype
-from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
+from lora_inspect.maths.tensors import RowBlocks, first_non_finite, working_dtype
+from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.reading.model.contribution import Contribution
 
 # A block of rows that is read at once: 4 MB in float32.
@@ -37,8 +37,7 @@ def own_weight(places: Sequence[tuple[Place, CodedWeight]]) -> torch.Tensor:
     own = torch.empty(rows, columns, dtype=dtype, device="cpu")
     blocks = RowBlocks(BLOCK_ELEMENTS)
     for place, weight in places:
-        decode = None if weight.info.dtype in PLAIN_FLOATS else decoder(weight)
-        for first, block in blocks.read(weight.info, decode=decode):
+        for first, block in blocks.read(weight.info, decode=weight.decode):
             take_rows(own, block, first, place)
     return own
 
@@ -81,9 +80,9 @@ def true_change(landed: Landed) -> torch.Tensor:
     weight = own_weight(landed.places)
     for other in landed.before:
         _fold(module_change(other, landed, weight.dtype), weight)
-    changed = weight.clone()
-    _fold(module_change(landed.contribution, landed, weight.dtype), changed)
-    difference = changed.sub_(weight)
+    own = module_change(landed.contribution, landed, weight.dtype)
+    ((_, rows),) = deltas([(own, 1.0)], partial(_at_once, weight))
+    difference: torch.Tensor = rows
     if first_non_finite(difference) is not None:
         place, _ = landed.places[0]
         raise LoraInspectError(
@@ -97,19 +96,16 @@ def true_change(landed: Landed) -> torch.Tensor:
 def module_change(contribution: Contribution, landed: Landed, dtype: torch.dtype) -> Change:
     """The change of the module's own rows as (out, in·kernel), with factors in `dtype`."""
     place, _ = landed.places[0]
-    positions = contribution.algorithm.positions
-    tensors = {
-        role: load_whole(info) if role in positions else read_factor(info).values.to(dtype)
-        for role, info in contribution.operands.items()
-    }
-    if contribution.magnitude:
-        tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
-    return Placed(contribution, Place(place.target._replace(shape=landed.shape))).change(tensors)
+    placed = Placed(contribution, Place(place.target._replace(shape=landed.shape)))
+    return placed.read_change(partial(read_operands, dtype=dtype), lambda seen: iter(()), dtype)
 
 
 def _fold(change: Change, matrix: torch.Tensor) -> None:
     """Folds the change into all rows at once."""
-    for _ in folded(
-        settled([(change, 1.0)], lambda together: iter([(0, matrix)])), lambda together: iter([(0, matrix)])
-    ):
+    read = partial(_at_once, matrix)
+    for _ in folded(settled([(change, 1.0)], read), read):
         pass
+
+
+def _at_once(matrix: torch.Tensor, together: int) -> Iterator[tuple[int, torch.Tensor]]:
+    yield 0, matrix

@@ -8,30 +8,29 @@ Which parameters of a base the modules of an adapter change, with all that each 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from math import lcm, prod
+from math import prod
 
 import torch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from lora_inspect.algorithms.record import SEEN
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.output.output_tensors import SpelledModule
 from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, take_rows
-from lora_inspect.converting.steps.part import Growth, Part, read_factor
+from lora_inspect.converting.steps.part import Growth, Part, read_operands
 from lora_inspect.converting.target.key_names import factor_key
 from lora_inspect.converting.target.target_algorithm import DIFFERENCES, changes_otherwise
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Computed, Content, TensorPlan
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.placement import Place, Placed
-from lora_inspect.maths.change import Change, settled
-from lora_inspect.maths.tensors import RowBlocks, first_non_finite, load, load_whole, to_bytes
+from lora_inspect.maths.change import Change, deltas
+from lora_inspect.maths.tensors import RowBlocks, first_non_finite, to_bytes
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight, decoder
+from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
 from lora_inspect.reading.model.contribution import Contribution
 
 
@@ -86,32 +85,19 @@ class WholeChange(NamedTuple):
     def _differences(self, one: Folded) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, difference) of the tensor as it is stored."""
         read = partial(_read, one.weight, one.changes[0].place)
-        links = settled([(self._change(placed), 1.0) for placed in one.changes], read)
-        for first, rows in read(lcm(1, *(change.together for change, _ in links))):
-            changed = rows.clone()
-            for change, multiplier in links:
-                change.fold(changed, first, multiplier)
-            yield first, changed.sub_(rows)
+        return deltas([(self._change(placed), 1.0) for placed in one.changes], read)
 
     def _change(self, placed: Placed) -> Change:
-        contribution, place, _ = placed
-        positions = contribution.algorithm.positions
-        tensors = {
-            role: load_whole(info) if role in positions else read_factor(info).values
-            for role, info in contribution.operands.items()
-        }
-        if contribution.magnitude:
-            tensors["magnitude"] = load(contribution.magnitude.info).double()
-        if place.seen and contribution.formula.seen:
-            seen = self.codecs[place.seen.name]
-            tensors[SEEN] = contribution.formula.seen(tensors, _read(seen, Place(seen.info), 1))
-        return placed.change(tensors)
+        def blocks(info: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
+            seen = self.codecs[info.name]
+            return _read(seen, Place(seen.info), 1)
+
+        return placed.read_change(partial(read_operands, dtype=torch.float64), blocks, torch.float64)
 
 
 def _read(weight: CodedWeight, place: Place, together: int) -> Iterator[tuple[int, torch.Tensor]]:
     """A weight in float64, in blocks of rows of its own memory."""
-    decode = None if weight.info.dtype in PLAIN_FLOATS else decoder(weight)
-    for first, rows in RowBlocks(BLOCK_ELEMENTS).read(place.target, together, decode):
+    for first, rows in RowBlocks(BLOCK_ELEMENTS).read(place.target, together, weight.decode):
         yield first, rows.double() if rows.dtype != torch.float64 else rows.clone()
 
 

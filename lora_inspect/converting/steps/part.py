@@ -25,7 +25,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Content, TensorPlan
 from lora_inspect.maths.low_rank import SCALED_GRAM, product_norm, relative
-from lora_inspect.maths.tensors import TORCH_DTYPES, first_non_finite, load_stored, to_bytes
+from lora_inspect.maths.tensors import TORCH_DTYPES, first_non_finite, load_stored, load_whole, to_bytes
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 
 _TIMES, _FREE_BYTES = 16, 64 << 20
@@ -93,6 +93,15 @@ def check_finite(info: TensorInfo) -> torch.Tensor:
 def read_factor(info: TensorInfo) -> Factor:
     """The factor of a file in float64; raises LoraInspectError as `check_finite` does."""
     return Factor(check_finite(info).double(), info.dtype)
+
+
+def read_operands(contribution: Contribution, dtype: torch.dtype) -> dict[Role, torch.Tensor]:
+    """What its change is computed from: numbers in `dtype`, whole ones in int64; raises as `read_factor` does."""
+    positions = contribution.algorithm.positions
+    return {
+        role: load_whole(info) if role in positions else read_factor(info).values.to(dtype)
+        for role, info in contribution.operands.items()
+    }
 
 
 def as_factor(factor: TensorInfo | Factor) -> Factor:
