@@ -9,6 +9,7 @@ from lora_inspect.converting.output.output_tensors import SpelledModule, spell
 from lora_inspect.converting.steps import renormalise
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.carried_scale import alpha_of_all, carry_scales, of_one_scale
+from lora_inspect.converting.steps.dora_delta import Told
 from lora_inspect.converting.steps.expert_split import ExpertArranger, repack
 from lora_inspect.converting.steps.full_delta import WholeChanges, spell_differences
 from lora_inspect.converting.steps.low_rank_lora import LoraMaker
@@ -48,7 +49,7 @@ def convert_modules(
     """
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
-    experts = ExpertArranger()
+    experts, told = ExpertArranger(), Told(1)
     common = alpha_of_all(adapter.contributions)
     writing = writing_of(schemes.by_name(options.scheme)) if options.scheme else None
     dialects = writing.dialects if writing else ()
@@ -60,7 +61,7 @@ def convert_modules(
     progress(0)
     for target in targets:
         if all(source.module.name.key in changes for source in target.sources):
-            converted[target.module.name.key] = spell_differences(target, changes, growth)
+            converted[target.module.name.key] = spell_differences(target, changes, told, growth)
             progress(1)
             continue
         carrier = carrier_of(target.module)
@@ -70,7 +71,7 @@ def convert_modules(
             parts: Sequence[Part] = as_lora(write_instead(repack(read), instead))
             parts = fuse_slices(parts, carrier, growth)
             if own := landed.get(source.module.name.key):
-                parts = renormalise.approximate(parts, own, options.rank, options.max_error, source.runs)
+                parts = renormalise.approximate(parts, own, options.rank, options.max_error, told, source.runs)
                 parts = without_unchanged(parts, own)
             elif own := remeasured.get(source.module.name.key):
                 parts = renormalise.remeasure(parts, own, target.module, options)

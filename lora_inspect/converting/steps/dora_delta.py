@@ -11,6 +11,7 @@ from math import prod
 import torch
 
 from lora_inspect.architectures.rows import Runs
+from lora_inspect.caching import Remembered
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.part import few_rows, in_rows, read_operands
 from lora_inspect.errors import LoraInspectError
@@ -60,19 +61,30 @@ def _runs(place: Place) -> Sequence[tuple[int, int, int]]:
     return [(0, place.shape[0], 0)] if place.runs is None else list(place.runs.each())
 
 
+# What a base tells of the modules that were last asked for, by their names: a fused layer is asked for by each of the
+# layers that take rows of it, one after the other.
+Told = Remembered[str, torch.Tensor]
+
+
 def approximate_change(
-    landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None = None
+    landed: Landed, rank: int | None, max_error: float | None, told: Told, runs: Runs | None = None
 ) -> Approximation:
     """The low-rank approximation of the true change, with factors in float32; raises as `true_change` does.
 
     Where `runs` take some of the rows, it is that of those alone, and zeros in all other ones.
     """
-    change = true_change(landed)
+    change = told_change(landed, told, runs)
     taken = few_rows(runs, len(change))
     if taken is None:
         return approximate(change, rank, max_error, torch.float32)
     found = approximate(change[taken], rank, max_error, torch.float32)
     return replace(found, up=in_rows(found.up, taken, len(change)))
+
+
+def told_change(landed: Landed, told: Told, runs: Runs | None) -> torch.Tensor:
+    """The true change, which is remembered where `runs` take some of its rows."""
+    key = landed.contribution.module.key
+    return told.of(key, partial(true_change, landed)) if runs else true_change(landed)
 
 
 def true_change(landed: Landed) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.output.output_tensors import SpelledModule
-from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, take_rows
+from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, Told, take_rows
 from lora_inspect.converting.steps.part import Growth, Part, read_operands
 from lora_inspect.converting.target.key_names import factor_key
 from lora_inspect.converting.target.target_algorithm import DIFFERENCES, changes_otherwise
@@ -74,6 +74,11 @@ class WholeChange(NamedTuple):
         if first_non_finite(found.float()) is not None:
             raise self._no_numbers("is not finite, or beyond float32")
         return found
+
+    def told(self, told: Told, runs: Runs | None) -> torch.Tensor:
+        """The `matrix`, which is remembered where `runs` take some of the rows of a weight."""
+        is_part = runs is not None and len(self.shape) > 1
+        return told.of(self.first.module.key, self.matrix) if is_part else self.matrix()
 
     def _no_numbers(self, what: str) -> LoraInspectError:
         file = next(iter(self.first.factors.values())).file
@@ -140,13 +145,13 @@ def _whole(places: dict[Place, list[Placed]], base_codecs: BaseCodecs) -> WholeC
     return WholeChange(folded, {info.name: base_codecs.of(info) for info in seen})
 
 
-# A change and where its rows are in that of the output: (first row, row behind the last one, first row of the change).
-Rows = tuple[WholeChange, tuple[tuple[int, int, int], ...]]
+# A change, and which of its rows a module of the output has.
+Rows = tuple[WholeChange, Runs | None]
 # What rounding a number to float32 costs of it at most.
 _ROUNDING = 2.0**-24
 
 
-def spell_differences(target: Destination, changes: WholeChanges, growth: Growth) -> SpelledModule:
+def spell_differences(target: Destination, changes: WholeChanges, told: Told, growth: Growth) -> SpelledModule:
     """The module with a difference in float32 for every parameter that its sources change.
 
     Raises LoraInspectError where the sources change other parameters each, and where the output grows too much.
@@ -161,26 +166,22 @@ def spell_differences(target: Destination, changes: WholeChanges, growth: Growth
         )
     parts, contents = [], []
     for parameter in own[0]:
-        rows = [_rows(one[parameter], runs) for one, (_, runs) in zip(own, target.sources, strict=True)]
+        rows = [(one[parameter], runs) for one, (_, runs) in zip(own, target.sources, strict=True)]
         shape = (target.rows or rows[0][0].shape[0], *rows[0][0].shape[1:])
         first = rows[0][0].first
         key = factor_key(target.module, first, DIFFERENCES[parameter], "difference")
         plan = TensorPlan(key, "F32", shape)
         growth.take(plan.nbytes, f"the full difference of {first.module.key}")
-        contents.append(Content(plan, Computed(partial(_computed, rows, shape))))
+        contents.append(Content(plan, Computed(partial(_computed, rows, shape, told))))
         origin = first._replace(alpha=None, magnitude=None)
         parts.append(Part(origin, DIFFERENCES[parameter], {}, 1.0, replaced=True, error=_ROUNDING))
     return SpelledModule(target.module, tuple(parts), tuple(contents))
 
 
-def _rows(change: WholeChange, runs: Runs | None) -> Rows:
-    return change, tuple(runs.each()) if runs else ((0, change.shape[0], 0),)
-
-
-def _computed(rows: Sequence[Rows], shape: tuple[int, ...]) -> bytes:
+def _computed(rows: Sequence[Rows], shape: tuple[int, ...], told: Told) -> bytes:
     whole = torch.zeros(shape[0], prod(shape[1:]), dtype=torch.float32, device="cpu")
     for change, runs in rows:
-        matrix = change.matrix()
-        for first, last, source in runs:
+        matrix = change.told(told, runs)
+        for first, last, source in runs.each() if runs else [(0, len(matrix), 0)]:
             whole[first:last] = matrix[source : source + last - first]
     return to_bytes(whole, "F32")

@@ -19,7 +19,7 @@ from lora_inspect import schemes
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.steps.base_change import Landed
-from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, approximate_change, module_change, own_weight
+from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, Told, approximate_change, module_change, own_weight
 from lora_inspect.converting.steps.part import Factor, Part, check_finite, rounded
 from lora_inspect.converting.target.target_program import due_norms
 from lora_inspect.errors import LoraInspectError
@@ -110,7 +110,7 @@ def _remeasured(part: Part, landed: Landed, spelling: DoraSpelling) -> Part:
 
 
 def approximate(
-    parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None
+    parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None, told: Told, runs: Runs | None
 ) -> list[Part]:
     """A plain LoRA of the true change in the place of the part whose change depends on the base, where it lands.
 
@@ -118,16 +118,16 @@ def approximate(
     """
     own = landed.contribution
     return [
-        _of(part, landed, rank, max_error, runs)
+        _of(part, landed, rank, max_error, told, runs)
         if (part.magnitude if own.magnitude else part.algorithm is own.algorithm)
         else part
         for part in parts
     ]
 
 
-def _of(part: Part, landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None) -> Part:
+def _of(part: Part, landed: Landed, rank: int | None, max_error: float | None, told: Told, runs: Runs | None) -> Part:
     """The approximation in the form in which the part has its factors, else in that of the base's weight."""
-    found = approximate_change(landed, rank, max_error, runs)
+    found = approximate_change(landed, rank, max_error, told, runs)
     origin = part.origin
     if landed.is_turned:
         factors = {"down": Factor(found.up.T.contiguous(), "F32"), "up": Factor(found.down.T.contiguous(), "F32")}
