@@ -173,7 +173,7 @@ class OFTInfModule(FoldableModule, OFTModule):
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
         """Turns the rows."""
-        _change(self.lora_name, tensors, rows, self.lora_dim).fold(rows, 0, multiplier)
+        _change(self.lora_name, tensors, rows).fold(rows, 0, multiplier)
 
 
 def _solved(matrices: Tensor, right: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def _solved(matrices: Tensor, right: Tensor) -> Tensor:
     return result
 
 
-def _change(name: str, tensors: Mapping[str, Tensor], rows: Tensor, rank: int) -> Change:
+def _change(name: str, tensors: Mapping[str, Tensor], rows: Tensor) -> Change:
     """The rotation of rows (out, in·kernel) that the `tensors` of a module are, in the dtype of the rows."""
     keys = {role: OFTModule.reader.key(role, None) for role in OFTModule.reader.roles}
     shapes = {role: tuple(tensors[key].shape) for role, key in keys.items() if key in tensors}

@@ -145,7 +145,7 @@ def _result(
     absent: list[str],
     swapped: bool,
 ) -> VerifyResult:
-    from lora_inspect.maths.retained_share import NOT_FINITE
+    from lora_inspect.maths.share import NOT_FINITE
     from lora_inspect.verifying.findings import (
         MISSING,
         OPPOSITE,

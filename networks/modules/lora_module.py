@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lora_inspect.algorithms import lora
 from lora_inspect.maths import dora
-from lora_inspect.maths.products import squared_norm
+from lora_inspect.maths.low_rank import GRAM, product_norm
 
 from ..kernels import fused_lora
 from ..kernels.base_weight import is_plain
@@ -315,11 +315,12 @@ class LoRAModule(AdapterModule):
     @torch.no_grad()
     def change_norm(self) -> Tensor:
         """‖scale · up @ down‖ over all slices; DoRA's magnitude is no part of it."""
-        squares = [
-            squared_norm(*lora.matrices({"up": up.weight.float(), "down": down.weight.float()}))
+        norms = [
+            product_norm(*lora.matrices({"up": up.weight.float(), "down": down.weight.float()}), GRAM)
             for down, up in self.factors
         ]
-        return torch.stack(squares).sum().sqrt() * abs(self.scale)
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm * abs(self.scale)
 
     @torch.no_grad()
     def shrink(self, ratio: Tensor) -> None:
