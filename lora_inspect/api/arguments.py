@@ -219,9 +219,12 @@ def _yes_or_no(name: str, given: bool) -> bool:
 def takes(record: "type[DataclassInstance]", keywords: Any) -> Callable[[Function], Function]:
     """Has a function with `**keywords` show those that a verb's record declares, and refuse any other.
 
-    `keywords` is the TypedDict with the types that Python programs may give.
+    `keywords` is the TypedDict with the types that Python programs may give. Raises ValueError for one of them that the
+    record does not declare.
     """
     types = keywords.__annotations__
+    if other := types.keys() - declared(record).keys():
+        raise ValueError(f"{record.__name__} declares no {min(other)}")
     shown = [
         Parameter(
             one.name,
