@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,19 +24,13 @@ from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.terminal import sentence_of, show_defect
 from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.converting.options import ConvertOptions, ConvertRequest, contradiction, convert_options
-from lora_inspect.converting.target.key_names import output_ending
-from lora_inspect.converting.target.target_program import scheme_for
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.discovery import Mirrored, is_collection, mirrored
-from lora_inspect.files.outputs import folder_of_outputs
-from lora_inspect.matching.orientation import in_words
-from lora_inspect.ops.convert import ConvertResult, convert_to_standard
-from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.sentences import listed, shortened, some
-from lora_inspect.stores.address import is_remote
+
+if TYPE_CHECKING:
+    from lora_inspect.files.discovery import Mirrored
+    from lora_inspect.ops.convert import ConvertResult
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -62,6 +56,7 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert(adapter: str, output: str, force: bool, to_standard: bool, as_json: bool, **asked: Any) -> None:
     """Converts and prints."""
+    from lora_inspect.files.discovery import is_collection
     from lora_inspect.ops.convert import convert_planned, plan_conversion
 
     request = ConvertRequest(**asked)
@@ -83,8 +78,10 @@ def convert(adapter: str, output: str, force: bool, to_standard: bool, as_json: 
     tell(result, with_errors=options.base is not None or options.algorithm is not None)
 
 
-def tell(result: ConvertResult, with_errors: bool) -> None:
+def tell(result: "ConvertResult", with_errors: bool) -> None:
     """Prints all of it; `with_errors` that of each module."""
+    from lora_inspect.matching.orientation import in_words
+
     terminal.line(headline(result))
     terminal.line(f"{_size(result.source)} to {_size(result.target)}")
     if with_errors:
@@ -108,7 +105,7 @@ def tell(result: ConvertResult, with_errors: bool) -> None:
         terminal.aside(f"passed through as they are: {some(result.passed_through, 5)}")
 
 
-def headline(result: ConvertResult) -> str:
+def headline(result: "ConvertResult") -> str:
     """What became what."""
     was = _kinds(result.was, "RS-LoRA" if result.source["rslora"] else "LoRA")
     was += " with DoRA" if result.source["dora"] else ""
@@ -131,7 +128,7 @@ def _size(described: dict[str, Any]) -> str:
     return f"rank {shown}, {described['bytes']:,} bytes" if ranks else f"{described['bytes']:,} bytes"
 
 
-def loss(result: ConvertResult) -> str:
+def loss(result: "ConvertResult") -> str:
     """How much the change of the modules lost, in words."""
     known = [error for error in result.relative_errors.values() if error is not None]
     if len(known) < len(result.relative_errors):
@@ -149,7 +146,7 @@ class _Outcome(NamedTuple):
     """What became of one checkpoint: its conversion, the reason why it was skipped, or the sentence of its error."""
 
     path: str
-    result: ConvertResult | None = None
+    result: "ConvertResult | None" = None
     skipped: str = ""
     error: str = ""
 
@@ -159,6 +156,10 @@ def convert_folder(folder: str, output: str, options: ConvertOptions, force: boo
 
     Raises LoraInspectError where the output is the folder itself or no folder, and where no adapter is in the folder.
     """
+    from lora_inspect.files.checkpoint import open_checkpoint
+    from lora_inspect.files.discovery import mirrored
+    from lora_inspect.files.outputs import folder_of_outputs
+
     _check(folder, output)
     found = mirrored(folder, output)
     if not found:
@@ -183,6 +184,8 @@ def convert_folder(folder: str, output: str, options: ConvertOptions, force: boo
 
 
 def _check(folder: str, output: str) -> None:
+    from lora_inspect.stores.address import is_remote
+
     if os.path.lexists(output) and not os.path.isdir(output):
         raise LoraInspectError(f"{output}: {folder} is a folder of adapters, so a folder is written; choose another.")
     if is_remote(folder):
@@ -193,7 +196,15 @@ def _check(folder: str, output: str) -> None:
         raise LoraInspectError(f"{output}: the folder of the inputs is in it; choose another output.")
 
 
-def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool, before: list[_Outcome]) -> _Outcome:
+def _converted(one: "Mirrored", output: str, options: ConvertOptions, force: bool, before: list[_Outcome]) -> _Outcome:
+    from lora_inspect.converting.target.key_names import output_ending
+    from lora_inspect.converting.target.target_program import scheme_for
+    from lora_inspect.files.checkpoint import open_checkpoint
+    from lora_inspect.files.outputs import folder_of_outputs
+    from lora_inspect.ops.convert import convert_to_standard
+    from lora_inspect.reading.adapter import read_adapter
+    from lora_inspect.reading.file_info import ADAPTER, kind_of
+
     try:
         kind, adapter = kind_of(read_adapter(open_checkpoint(one.path), options.settings))
         if kind != ADAPTER:
