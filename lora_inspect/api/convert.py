@@ -62,6 +62,7 @@ class StateDictKeywords(ReadingKeywords, total=False):
     drop_biases: bool
     only: str | Iterable[str]
     verify: bool
+    hashes: bool
     architecture: str | None
     algorithm: str | None
     transposed: Transposed

@@ -76,6 +76,7 @@ class ConvertRequest(option.ReadingRequest):
     verify: bool = option.flag(
         "Do not read the output anew and compare every module with that of ADAPTER.", default=True
     )
+    hashes: bool = option.flag("Write the hashes by which A1111's images name the LoRA, also where ADAPTER has none.")
     architecture: str | None = option.architecture("the adapter is")
     algorithm: str | None = option.choice(
         ALGORITHMS,
