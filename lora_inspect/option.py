@@ -23,6 +23,7 @@ FLAG, TEXT, PATH, CHOICE, DTYPE, WHOLE, NUMBER, YES_NO, NAMES, ANSWERS = (
     *("flag", "text", "path", "choice", "element type", "whole number", "number", "yes or no", "names", "answers"),
 )
 _OPTION = "option"
+_WORDS = {True: "yes", False: "no"}
 
 
 class Option(NamedTuple):
@@ -67,9 +68,20 @@ class Declared(NamedTuple):
         """The option with a value as a command line has it; nothing for the default."""
         if value == self.default:
             return
-        yield self.flag
-        if self.option.kind != FLAG:
-            yield f"{value:g}" if self.option.kind == NUMBER else str(value)
+        if self.option.kind == FLAG:
+            yield self.flag
+            return
+        for text in self._texts(value):
+            yield from (self.flag, text)
+
+    def _texts(self, value: Any) -> Iterator[str]:
+        kind = self.option.kind
+        if kind == NAMES:
+            yield from value
+        elif kind == ANSWERS:
+            yield from (f"{glob}={_WORDS[is_so]}" for glob, is_so in value.items())
+        else:
+            yield f"{value:g}" if kind == NUMBER else _WORDS[value] if kind == YES_NO else str(value)
 
 
 def declared(record: "type[DataclassInstance]") -> dict[str, Declared]:

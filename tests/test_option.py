@@ -2,9 +2,11 @@
 
 import inspect
 from dataclasses import dataclass, fields
+from typing import get_type_hints
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 import lora_inspect
@@ -132,11 +134,17 @@ def test_some_options_may_stand_elsewhere():
     assert named(but=("seed", "loud")) == [name for name in declared(Toy) if name not in ("seed", "loud")]
 
 
-def test_words_of_a_command_line():
-    known = declared(Toy)
-    given = {"loud": True, "proven": False, "error": 0.010, "base_file": "x", "way": "near", "rank": None}
-    words = [word for name, value in given.items() for word in known[name].words(value)]
-    assert words == ["--loud", "--no-proven", "--error", "0.01", "--base-file", "x"]
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(Toy(), Toy(loud=True), Toy(proven=False), Toy(word="a b"), Toy(base_file="x"), Toy(colour="red")),
+        *(Toy(way="far"), Toy(rank=3), Toy(seed=0), Toy(alpha=0.0), Toy(error=0.01), Toy(scaled=False)),
+        *(Toy(only=("b", "a")), Toy(turned={"q": False, "*": True}), Toy(loud=True, rank=3, kept=True)),
+    ],
+)
+def test_the_words_of_a_record_say_it_again(given):
+    words = [word for name, one in declared(Toy).items() for word in one.words(getattr(given, name))]
+    assert parsed(*words) == given
 
 
 @pytest.mark.parametrize("verb", RECORDS)
@@ -162,6 +170,7 @@ def test_a_function_has_the_keywords_of_its_record(name):
         assert keywords[one].default == (said.default or None if one == "transposed" else said.default)
         assert keywords[one].annotation is not inspect.Parameter.empty
     assert not any(one.kind == inspect.Parameter.VAR_KEYWORD for one in keywords.values())
+    assert get_type_hints(getattr(lora_inspect, name), {"torch": torch}).keys() == {*keywords, "return"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -250,6 +250,9 @@ def takes(record: "type[DataclassInstance]", keywords: Any) -> Callable[[Functio
 
         parameters = [*first, *shown, *own[len(first) :]]
         checked.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        checked.__annotations__ = {one.name: one.annotation for one in parameters} | {
+            "return": signature.return_annotation
+        }
         return cast(Function, checked)
 
     return decorate

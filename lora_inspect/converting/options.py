@@ -110,7 +110,7 @@ class ConvertOptions(ConvertRequest):
 
 
 def convert_options(request: ConvertRequest, own: "Settings", adapter: str) -> ConvertOptions:
-    """What is asked of the conversion of an `adapter`, of which its path says its `own` settings.
+    """The options of a conversion of the `adapter`; its path says its `own` settings.
 
     Raises LoraInspectError where an option and the path contradict each other.
     """
@@ -128,7 +128,7 @@ def convert_options(request: ConvertRequest, own: "Settings", adapter: str) -> C
 
 
 def contradiction(request: ConvertRequest) -> str | None:
-    """What is wrong with the options as they are given, as a sentence; None where nothing is."""
+    """A sentence on options that say nothing together; None where there are none."""
     has_base, has_target = request.base is not None, request.to is not None
     is_approximated = has_base and request.layout != SINGLE_EXPERTS
     is_limited = request.rank is not None or request.max_error is not None

@@ -2,7 +2,7 @@
 
 The command line and the API make a request of them, and a plan sees the `MergeOptions` of that.
 
-How changed weights are rounded to what they are written in: to the nearest number, or stochastically.
+The rounding of changed weights to the type that they are written in: to the nearest number, or stochastically.
 """
 
 from collections.abc import Mapping, Sequence
@@ -123,7 +123,7 @@ class MergeOptions:
 
 
 def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
-    """What is asked of a merge, or of the one that is verified.
+    """The options of a merge, or of the one that is verified, as its plan sees them.
 
     Raises LoraInspectError for a file of weights that is none, and ValueError for a seed that nothing is drawn by.
     """
