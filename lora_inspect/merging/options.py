@@ -6,7 +6,7 @@ The rounding of changed weights to the type that they are written in: to the nea
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect import option
@@ -100,7 +100,7 @@ def _no_choice() -> "Choice":
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """The options of a merge as its plan sees them.
+    """The options of a merge as its plan sees them; those of a request that have the same name are the same.
 
     `dtype` and `changed_dtype` are names of the safetensors format. `choice` are the modules that --include and
     --exclude leave, `weights` the file with more settings of strength, and `settings` what the options say of what the
@@ -131,20 +131,17 @@ def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
     from lora_inspect.reading.model.settings import requested_settings
     from lora_inspect.reading.weights_toml import read_weights
 
-    written: dict[str, Any] = {}
-    if isinstance(request, MergeRequest):
-        written = {name: getattr(request, name) for name in ("dtype", "changed_dtype", "hash_base", "allow_loss")}
-        written["seed"] = seed_of(request.rounding, request.seed)
-    return MergeOptions(
-        only=request.only,
-        transposed=request.transposed,
-        allow_unmatched=request.allow_unmatched,
-        dora_rule=request.dora_multiplier,
-        settings=requested_settings(request),
-        choice=Choice(request.include, request.exclude),
-        weights=None if request.weights is None else read_weights(request.weights),
-        **written,
-    )
+    same: dict[str, Any] = {
+        one.name: getattr(request, one.name) for one in fields(MergeOptions) if hasattr(request, one.name)
+    }
+    own = {
+        "dora_rule": request.dora_multiplier,
+        "settings": requested_settings(request),
+        "choice": Choice(request.include, request.exclude),
+        "weights": None if request.weights is None else read_weights(request.weights),
+        "seed": seed_of(request.rounding, request.seed) if isinstance(request, MergeRequest) else None,
+    }
+    return MergeOptions(**{**same, **own})
 
 
 def seed_of(rounding: str, seed: int | None) -> int | None:
