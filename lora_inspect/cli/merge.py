@@ -11,7 +11,7 @@ from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.merging.options import MergeRequest, merge_options, seed_of
 
 if TYPE_CHECKING:
-    from lora_inspect.merging.shard_assignment import Share
+    from lora_inspect.merging.options import Share
     from lora_inspect.ops.merge import MergePlan, MergeResult
 
 # No docstring: python -OO leaves those out.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from click.shell_completion import CompletionItem
 
-    from lora_inspect.merging.shard_assignment import Share
+    from lora_inspect.merging.options import Share
     from lora_inspect.option import Declared
     from lora_inspect.reading.model.settings import Settings
 
@@ -113,7 +113,7 @@ def _answers(context: click.Context, parameter: click.Parameter, values: tuple[s
 
 def share_of(context: click.Context, parameter: click.Parameter, value: str | None) -> "Share | None":
     """What I/N says: one of the shares 1/N to N/N."""
-    from lora_inspect.merging.shard_assignment import Share
+    from lora_inspect.merging.options import Share
 
     try:
         return None if value is None else Share.parse(value)
