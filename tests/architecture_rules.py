@@ -25,7 +25,7 @@ ORDER = {
         ("merging", "converting", "checking", "editing"),
         ("programs", "matching"),
         ("reading",),
-        ("algorithms", "codecs"),
+        ("algorithms", "codecs", "option"),
         ("maths", "schemes"),
         ("architectures", "shell"),
         ("files",),

@@ -17,9 +17,9 @@ from lora_inspect.files.safetensors.writer import ROOM, TensorPlan, Writer, enco
 from lora_inspect.matching.placement import as_matrix
 from lora_inspect.merging.encode import Encoder, Recoded, Rounded, Witness
 from lora_inspect.merging.fold_chain import Fold, working_type
+from lora_inspect.merging.options import rounding_of
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.retention import Keeping
-from lora_inspect.merging.rounding_choice import rounding_of
 from lora_inspect.merging.storage import Storage
 from lora_inspect.merging.threads import Job
 from lora_inspect.progress import Progress

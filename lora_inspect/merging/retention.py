@@ -15,7 +15,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.fold_chain import Fold, working_type
-from lora_inspect.merging.rounding_choice import NEAREST, OPTION, STOCHASTIC
+from lora_inspect.merging.options import NEAREST, OPTION, STOCHASTIC
 from lora_inspect.sentences import counted, listed, shortened
 
 if TYPE_CHECKING:
