@@ -21,7 +21,6 @@ from lora_inspect.sentences import listed
 if TYPE_CHECKING:
     from lora_inspect.files.checkpoint import Checkpoint
     from lora_inspect.matching.orientation import Answers
-    from lora_inspect.maths.rounding import StochasticRounding
     from lora_inspect.merging.fold_chain import Fold
     from lora_inspect.reading.ambiguous_options import Choice
     from lora_inspect.reading.model.settings import Settings
@@ -154,15 +153,6 @@ def seed_of(rounding: str, seed: int | None) -> int | None:
     if seed is not None:
         raise ValueError(f"a seed is what rounding {STOCHASTIC} is drawn by, so give both or neither")
     return None
-
-
-def rounding_of(seed: int | None, name: str, folds: "Sequence[Fold]") -> "StochasticRounding | None":
-    """What rounds a weight by the `seed`; None for the nearest number, which what is not changed always gets."""
-    if seed is None or not folds:
-        return None
-    from lora_inspect.maths.rounding import StochasticRounding
-
-    return StochasticRounding(seed, name)
 
 
 def check_rounding(
