@@ -99,28 +99,20 @@ class Estimate(NamedTuple):
         """That of some of the changes, as if x had these shares, `values`, of them, and nothing was lost in it."""
         scatter, lost, square, least = self.rounding
         gram, own = self.gram[numbers][:, numbers], scatter[numbers][:, numbers]
-        return Estimate(
-            gram @ values, gram, Rounding(own, lost[numbers], square[numbers], torch.zeros_like(least[numbers]))
-        )
+        rounding = Rounding(own, lost[numbers], square[numbers], torch.zeros_like(least[numbers]))
+        return Estimate(gram @ values, gram, rounding)
 
     def shares(self) -> list[Share]:
         """The share of each change."""
         inverted = inverse(self.gram)
-        scatter, lost, squares, least = self.rounding
+        scatter, lost, square, least = self.rounding
         errors = (inverted @ scatter @ inverted).diagonal().clamp(min=0.0).sqrt()
-        stated = ((inverted @ lost).abs() + SIGMAS * errors).tolist()
+        stated = (inverted @ lost).abs() + SIGMAS * errors
+        columns = inverted @ self.along, stated, least, square, self.gram.diagonal()
+        rows = zip(*(column.tolist() for column in columns), strict=True)
         return [
-            Share(value, error, _why(number, self.gram, error, smallest), sqrt(square / own) if own > 0 else None)
-            for number, (value, error, smallest, square, own) in enumerate(
-                zip(
-                    (inverted @ self.along).tolist(),
-                    stated,
-                    least.tolist(),
-                    squares.tolist(),
-                    self.gram.diagonal().tolist(),
-                    strict=True,
-                )
-            )
+            Share(value, error, _why(number, self.gram, error, smallest), sqrt(added / own) if own > 0 else None)
+            for number, (value, error, smallest, added, own) in enumerate(rows)
         ]
 
     @property

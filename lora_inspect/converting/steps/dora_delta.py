@@ -61,9 +61,9 @@ def _runs(place: Place) -> Sequence[tuple[int, int, int]]:
     return [(0, place.shape[0], 0)] if place.runs is None else list(place.runs.each())
 
 
-# What a base tells of the modules that were last asked for, by their names: a fused layer is asked for by each of the
-# layers that take rows of it, one after the other.
-Told = Remembered[str, torch.Tensor]
+# What a base tells of the module that was last asked for, by its name and the parameter: a fused layer is asked for by
+# each of the layers that take rows of it, one after the other.
+Told = Remembered[tuple[str, str], torch.Tensor]
 
 
 def approximate_change(
@@ -83,7 +83,8 @@ def approximate_change(
 
 def told_change(landed: Landed, told: Told, runs: Runs | None) -> torch.Tensor:
     """The true change, which is remembered where `runs` take some of its rows."""
-    key = landed.contribution.module.key
+    own = landed.contribution
+    key = own.module.key, own.algorithm.parameter
     return told.of(key, partial(true_change, landed)) if runs else true_change(landed)
 
 

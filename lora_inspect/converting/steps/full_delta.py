@@ -78,7 +78,8 @@ class WholeChange(NamedTuple):
     def told(self, told: Told, runs: Runs | None) -> torch.Tensor:
         """The `matrix`, which is remembered where `runs` take some of the rows of a weight."""
         is_part = runs is not None and len(self.shape) > 1
-        return told.of(self.first.module.key, self.matrix) if is_part else self.matrix()
+        key = self.first.module.key, self.first.algorithm.parameter
+        return told.of(key, self.matrix) if is_part else self.matrix()
 
     def _no_numbers(self, what: str) -> LoraInspectError:
         file = next(iter(self.first.factors.values())).file
