@@ -9,7 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
-from lora_inspect.errors import LoraInspectError, of_system
+from lora_inspect.errors import (
+    AmbiguousError,
+    CouldNotWorkError,
+    DamagedError,
+    LoraInspectError,
+    NeedsLibraryError,
+    NeedsTorchError,
+    NotFoundError,
+    RefusedError,
+    WouldOverwriteError,
+    of_system,
+)
 from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
 from lora_inspect.matching.orientation import Answers, parse_answers
 from lora_inspect.maths.scaling import PACKINGS
@@ -20,7 +31,18 @@ from lora_inspect.reading.model.settings import Settings, parse_argument, parse_
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LoraInspectError", "in_a_sentence"]
+__all__ = [
+    "AmbiguousError",
+    "CouldNotWorkError",
+    "DamagedError",
+    "LoraInspectError",
+    "NeedsLibraryError",
+    "NeedsTorchError",
+    "NotFoundError",
+    "RefusedError",
+    "WouldOverwriteError",
+    "in_a_sentence",
+]
 
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -189,5 +211,7 @@ def in_a_sentence() -> Iterator[None]:
     try:
         with whole_products():
             yield
+    except LoraInspectError:
+        raise
     except OSError as error:
-        raise LoraInspectError(of_system(error)) from error
+        raise of_system(error) from error

@@ -31,7 +31,7 @@ from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS,
 from lora_inspect.converting.plan import plan_for
 from lora_inspect.converting.target.key_names import output_ending
 from lora_inspect.converting.target.target_program import scheme_for
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.outputs import GGUF_ENDING
 from lora_inspect.ops.convert import ConvertResult, convert_planned, plan_conversion
@@ -249,9 +249,10 @@ def state_dict(
     whole = read_adapter(open_checkpoint(name), options.settings)
     ending = output_ending(whole, scheme_for(whole, options))
     if ending == GGUF_ENDING:
-        raise LoraInspectError(
-            f"{name}: {names} reads GGUF, whose header says alpha, so that no dict of tensors is right; write a file "
-            "with convert."
+        raise RefusedError(
+            name,
+            f"{names} reads GGUF, whose header says alpha, so that no dict of tensors is right",
+            "write a file with convert",
         )
     with tempfile.TemporaryDirectory(prefix="lora-inspect-") as folder:
         plan = plan_for(whole, os.path.join(folder, f"adapter{ending}"), options)

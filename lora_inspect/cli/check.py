@@ -29,6 +29,7 @@ from lora_inspect.cli.terminal import (
     wrapped,
 )
 from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.discovery import stored_bytes
 from lora_inspect.reading.model.evidence import ERROR, NOTE, SEVERITIES, WARNING, Problem
 from lora_inspect.sentences import SENTENCE, counted, listed, shortened
@@ -181,6 +182,8 @@ def _checked(given: "list[tuple[str, Settings]]", tensors: bool, shown: bool) ->
     for path, settings in given:
         try:
             files += [(file, settings) for file in found_in(path)]
+        except LoraInspectError:
+            raise
         except OSError as error:
             errors.append(sentence_of(error, path))
     with bar_below("Reading", sum(stored_bytes(path) for path, _ in files), percent) as bar:

@@ -30,7 +30,7 @@ from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS, ConvertOptions
 from lora_inspect.converting.target.key_names import output_ending
 from lora_inspect.converting.target.target_program import scheme_for
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import Mirrored, is_collection, mirrored
@@ -290,7 +290,7 @@ def convert_folder(folder: str, output: str, options: ConvertOptions, force: boo
             outcomes.append(_converted(one, output, options, force, outcomes))
             progress(1)
     if not any(outcome.result or outcome.error for outcome in outcomes):
-        raise LoraInspectError(f"{folder}: it holds no adapter to convert; name a folder that does.")
+        raise RefusedError(folder, "it holds no adapter to convert", "name a folder that does")
     if as_json:
         terminal.json_text([_record(outcome) for outcome in outcomes])
     else:
@@ -304,13 +304,13 @@ def convert_folder(folder: str, output: str, options: ConvertOptions, force: boo
 
 def _check(folder: str, output: str) -> None:
     if os.path.lexists(output) and not os.path.isdir(output):
-        raise LoraInspectError(f"{output}: {folder} is a folder of adapters, so a folder is written; choose another.")
+        raise RefusedError(output, f"{folder} is a folder of adapters, so a folder is written", "choose another")
     if is_remote(folder):
         return
     if os.path.isdir(output) and os.path.samefile(folder, output):
-        raise LoraInspectError(f"{output}: it is the folder of the inputs; choose another output.")
+        raise RefusedError(output, "it is the folder of the inputs", "choose another output")
     if os.path.join(os.path.realpath(folder), "").startswith(os.path.join(os.path.realpath(output), "")):
-        raise LoraInspectError(f"{output}: the folder of the inputs is in it; choose another output.")
+        raise RefusedError(output, "the folder of the inputs is in it", "choose another output")
 
 
 def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool, before: list[_Outcome]) -> _Outcome:
@@ -320,7 +320,7 @@ def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool,
             return _Outcome(one.path, skipped="it is a base" if kind == "base" else "it is no adapter")
         target = os.path.join(output, one.stem + output_ending(adapter, scheme_for(adapter, options)))
         if taken := next((done.path for done in before if done.result and done.result.output == target), None):
-            raise LoraInspectError(f"{one.path}: {taken} is written to {target} already; give one another name.")
+            raise RefusedError(one.path, f"{taken} is written to {target} already", "give one another name")
         present = {module.name.component for module in adapter.modules.values()}
         own = tuple(component for component in options.only if component in present)
         options = replace(options, only=own or options.only)

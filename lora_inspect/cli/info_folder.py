@@ -16,7 +16,7 @@ from lora_inspect.cli.info_arguments import ERROR, Asked, FolderOptions, broken
 from lora_inspect.cli.info_screen import size_in_words
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
 from lora_inspect.cli.terminal import DEBUG, DOUBTFUL, FAINT, PLAIN, WRONG, Line, Piece, Sheet, cut, sentence_of
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of
 from lora_inspect.ops.info import as_json
@@ -214,9 +214,7 @@ def _read(
         for argument in arguments:
             if argument.broken:
                 bar.advance(1)
-                yield _Entry(
-                    ScannedFile(argument.path, error=LoraInspectError(argument.broken[ERROR])), next(name), True
-                )
+                yield _Entry(ScannedFile(argument.path, error=RefusedError(argument.broken[ERROR])), next(name), True)
             for _ in argument.files:
                 yield _Entry(next(found), next(name), not argument.is_collection)
 

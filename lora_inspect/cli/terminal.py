@@ -302,7 +302,7 @@ def sentence_of(error: Exception, path: str = "") -> str:
     if isinstance(error, LoraInspectError):
         return str(error)
     if isinstance(error, OSError):
-        return of_system(error, path)
+        return str(of_system(error, path))
     about = path and f"{path}: "
     if _is_of_memory(error):
         return f"{about}there is not enough memory; close other programs, or use a machine that has more."

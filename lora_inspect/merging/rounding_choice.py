@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.sentences import listed
 
@@ -46,4 +46,4 @@ def check_rounding(
     written = {types.get(name, base.tensors[name].dtype) for name in changed}
     if seed is not None and not any(BITS[one] <= _MOST_BITS for one in written):
         why = f"what changes is written in {listed(sorted(written))}" if written else "nothing changes"
-        raise LoraInspectError(f"{base.path}: {OPTION} has nothing to round, as {why}; leave it out.")
+        raise RefusedError(base.path, f"{OPTION} has nothing to round, as {why}", "leave it out")

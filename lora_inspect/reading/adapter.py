@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading import rare_steps as rare
@@ -15,7 +15,7 @@ from lora_inspect.reading.model.evidence import ERROR, DoraReading, Evidence, Pr
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.config_lookup import find_configs
 from lora_inspect.reading.peft.regex import Steps
-from lora_inspect.reading.problems import ALPHA_MISSING, DAMAGED, REPEATS, find_problems, open_settings
+from lora_inspect.reading.problems import ALPHA_MISSING, DAMAGED, REPEATS, find_problems, kind_of_error, open_settings
 from lora_inspect.reading.scale.dora_evidence import dora_claims, read_dora
 from lora_inspect.reading.scale.scale_rules import facts_of, read_groups, read_ruled, rslora_of_groups, scaled_modules
 from lora_inspect.reading.scale.scales import about_hidden_ranks, about_parts
@@ -80,18 +80,19 @@ class Adapter(NamedTuple):
         """Raises LoraInspectError with the first problem that is an error, or where the file is no adapter at all."""
         for problem in self.problems:
             if problem.severity == ERROR:
-                raise LoraInspectError(f"{self.checkpoint.path}: {problem.message}.")
+                raise kind_of_error(problem).of(self.checkpoint.path, problem.message)
         if not self.modules and self.embeddings:
             from lora_inspect.reading.embeddings import in_words
 
-            raise LoraInspectError(
-                f"{self.checkpoint.path}: it holds {in_words(self.embeddings)} and no adapter: an embedding changes no "
-                "weight, so leave it as it is and load it beside the model."
+            raise RefusedError(
+                self.checkpoint.path,
+                f"it holds {in_words(self.embeddings)} and no adapter: an embedding changes no weight, so leave it as "
+                "it is and load it beside the model",
             )
         if not self.modules:
             tensors = len(self.checkpoint.tensors)
-            raise LoraInspectError(
-                f"{self.checkpoint.path}: none of its {tensors} tensors belongs to a known adapter; name an adapter."
+            raise RefusedError(
+                self.checkpoint.path, f"none of its {tensors} tensors belongs to a known adapter", "name an adapter"
             )
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.sentences import listed
 
@@ -70,7 +70,7 @@ def condition(text: str) -> Condition:
     """The condition that `KEY=PATTERN` states; raises LoraInspectError for any other text or key."""
     key, equals, pattern = text.partition("=")
     if not equals or key.lower() not in _WORDS:
-        raise LoraInspectError(f"'{text}' is no condition KEY=VALUE; the keys are {listed(KEYS)}.")
+        raise RefusedError(f"'{text}' is no condition KEY=VALUE; the keys are {listed(KEYS)}.")
     return Condition(key.lower(), pattern)
 
 

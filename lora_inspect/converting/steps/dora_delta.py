@@ -12,7 +12,7 @@ import torch
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.part import few_rows, in_rows, read_factor
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.maths.change import Change, folded, settled
@@ -86,10 +86,11 @@ def true_change(landed: Landed) -> torch.Tensor:
     difference = changed.sub_(weight)
     if first_non_finite(difference) is not None:
         place, _ = landed.places[0]
-        raise LoraInspectError(
-            f"{landed.file}: the change that {landed.contribution.module.key} makes to "
-            f"{place.target.name} is not finite or too large to take its norm; lower its alpha, or repair the file "
-            "that holds such numbers."
+        raise RefusedError(
+            landed.file,
+            f"the change that {landed.contribution.module.key} makes to {place.target.name} is not finite or too "
+            "large to take its norm",
+            "lower its alpha, or repair the file that holds such numbers",
         )
     return difference
 
