@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 
 from lora_inspect.sentences import SENTENCE, shortened
 
@@ -52,6 +53,11 @@ class LoraInspectError(Exception):
     def replace(self, old: str, new: str) -> None:
         """Says `new` where it says `old`, as the name of an output for the file that becomes it."""
         LoraInspectError.__init__(self, *(text.replace(old, new) for text in self.args))
+
+    def spell(self, spelling: Callable[[str], str]) -> None:
+        """Says what is wrong, and the way out, in another spelling."""
+        path, *others = self.args if len(self.args) > 1 else ("", *self.args)
+        LoraInspectError.__init__(self, *([path] if path else []), *map(spelling, others))
 
     @classmethod
     def of(cls, path: str, says: str) -> "LoraInspectError":

@@ -19,6 +19,7 @@ from lora_inspect.api.arguments import (
     answers_of,
     chosen,
     in_a_sentence,
+    in_keywords,
     limit_of,
     names_of,
     path_of,
@@ -102,7 +103,7 @@ def asked_conversion(
         settings=own.joined(reading_settings(rslora, alpha, allow_partial_dora, expert_packing, architecture), name),
     )
     if wrong := contradiction(options, architecture):
-        raise ValueError(wrong)
+        raise ValueError(in_keywords(wrong))
     return name, options
 
 
