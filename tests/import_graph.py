@@ -97,7 +97,8 @@ def _known(name: str, sources: Mapping[str, str]) -> str:
 def _by_name(module: str, package: str, call: ast.Call, when: str, sources: Mapping[str, str]) -> Iterator[Import]:
     """Imports by a name that is put together: a part that is not written down stands for files of the folder.
 
-    They are those whose names the module has as texts, or all of them where it has none.
+    They are those whose names below the folder the module has as texts, as in `part.file:function`, or all files of the
+    folder where it has none.
 
     A package that imports its own files so does it once and for all, whichever function it is in. A name of which
     nothing is written down leads nowhere.
@@ -110,9 +111,10 @@ def _by_name(module: str, package: str, call: ast.Call, when: str, sources: Mapp
         yield Import(module, _known(name, sources), when)
     elif folder:
         moment = AT_IMPORT if folder == module else when
+        constants = (node.value for node in ast.walk(ast.parse(sources[module])) if isinstance(node, ast.Constant))
+        named = {f"{folder}.{text.partition(':')[0]}" for text in constants if isinstance(text, str)}
         files = [found for found in sources if found.rpartition(".")[0] == folder]
-        named = {node.value for node in ast.walk(ast.parse(sources[module])) if isinstance(node, ast.Constant)}
-        meant = [found for found in files if found.rpartition(".")[2] in named] or files
+        meant = [found for found in sources if found in named] or files
         yield from (Import(module, found, moment) for found in meant)
 
 

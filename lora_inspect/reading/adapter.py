@@ -1,27 +1,19 @@
 """From a checkpoint to an adapter: what every tensor means, on which evidence, and what is wrong with the file."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.reading import rare_steps as rare
-from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.keys.groups import alike, changes_of_kinds, computed, kinds_of, read_numbers
+from lora_inspect.reading.keys.groups import changes_of_kinds, claim_as_before
 from lora_inspect.reading.metadata.trainers import find_trainer
-from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import ERROR, DoraReading, Evidence, Problem, RsloraReading
+from lora_inspect.reading.model.contribution import Contribution, Embedding, Module
+from lora_inspect.reading.model.evidence import ERROR, REPEATS, DoraReading, Evidence, Problem, RsloraReading
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.reading.peft.config_lookup import find_configs
 from lora_inspect.reading.peft.regex import Steps
-from lora_inspect.reading.problems import ALPHA_MISSING, DAMAGED, REPEATS, find_problems, kind_of_error, open_settings
-from lora_inspect.reading.scale.dora_evidence import dora_claims, read_dora
-from lora_inspect.reading.scale.scale_rules import facts_of, read_groups, read_ruled, rslora_of_groups, scaled_modules
-from lora_inspect.reading.scale.scales import about_hidden_ranks, about_parts
-
-if TYPE_CHECKING:  # where a file has some, and few have
-    from lora_inspect.reading.embeddings import Embedding
+from lora_inspect.reading.problems import ALPHA_MISSING, DAMAGED, find_problems, kind_of_error, open_settings
+from lora_inspect.reading.state import Reading
+from lora_inspect.reading.steps import STEPS
 
 
 class Adapter(NamedTuple):
@@ -42,7 +34,7 @@ class Adapter(NamedTuple):
     unclaimed: tuple[str, ...]
     problems: tuple[Problem, ...]
     settings: Settings = Settings()
-    embeddings: "tuple[Embedding, ...]" = ()
+    embeddings: tuple[Embedding, ...] = ()
 
     @property
     def beside(self) -> tuple[str, ...]:
@@ -98,82 +90,25 @@ class Adapter(NamedTuple):
 
 def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Adapter:  # noqa: B008 (frozen)
     """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
-    claims, about_names = rare.named(rare.claimed(checkpoint), checkpoint.metadata)
-    claims = rare.with_shared(claims, checkpoint.tensors)
-    claims = rare.with_stacked(rare.with_alpha_of_all(claims, checkpoint.alpha))
-    rules = rare.rules_of(checkpoint, claims)
-    claims = rules.claimed(claims)
-    numbers = read_numbers(checkpoint, claims)
-    steps = Steps()
-    configs = find_configs(checkpoint, lambda found: [c for _, c in rare.with_experts(claims, [found]).computed], steps)
-    claims = rare.with_experts(claims, configs)
-    claims = rare.with_saved(claims, checkpoint.tensors, configs, steps)
-    claims, embeddings = rare.without_embeddings(claims, checkpoint)
-    claims, norms, about_norms, wrong_norms = rare.with_norms(claims, checkpoint.metadata)
-    counting = rare.counting(checkpoint, steps)
-    by_path = counting.by_name or any(found.modules.tells_apart for found in configs)
-    kinds = kinds_of(claims.modules, numbers, by_path)
-    ruled = read_ruled(kinds, numbers, configs, counting)
-    groups = read_groups(ruled, claims, numbers, configs, checkpoint.metadata)
-    settled = {voice: group.settled(settings.rslora) for voice, group in groups.items()}
-    rslora = rslora_of_groups(list(settled.values()))
-    known = {id(one.contribution): one.facts for one in ruled}
-    facts = [
-        known.get(id(contribution)) or facts_of(kind, contribution, numbers)
-        for kind, contribution in computed(kinds)
-        if contribution.algorithm.decomposes
-    ]
-    said = [*dora_claims(ruled, facts, numbers.flags), *rules.dora(facts, claims)]
-    dora, about_dora, about_magnitudes = read_dora(facts, said, checkpoint.metadata)
-
-    def scaled(settings: Settings) -> dict[str, Module]:
-        return rules.scaled(scaled_modules(claims, kinds, numbers, configs, ruled, settled, settings), settings)
-
-    modules = rare.with_settings(scaled(settings), configs, checkpoint.metadata, numbers)
-    modules = rare.with_packing(modules, configs, checkpoint.metadata, settings.expert_packing)
-    modules = alike(rare.with_residual_bases(modules, configs, checkpoint.metadata, settings.residual))
-    reading = FileReading(
-        checkpoint=checkpoint,
-        settings=settings,
-        claims=claims,
-        configs=configs,
-        rules=rules,
-        modules=modules,
-        contributions=[contribution for module in modules.values() for contribution in module.contributions],
-        scaled=scaled,
-        stated=[group.reading for group in groups.values()],
-        rslora=rslora,
-        about_magnitudes=[*about_magnitudes, *wrong_norms],
-        embeddings=embeddings,
-    )
-    about_rules = dict.fromkeys(evidence for group in settled.values() for evidence in group.evidence)
+    reading = Reading(checkpoint, settings, claim_as_before(checkpoint.tensors), Steps())
+    for step in STEPS:
+        reading = step(reading)
     return Adapter(
         checkpoint=checkpoint,
         modules=reading.modules,
-        scheme=claims.scheme,
+        scheme=reading.claims.scheme,
         trainer=find_trainer(
-            checkpoint.metadata, checkpoint.tensors, has_peft_config=bool(configs), is_of_mlx=rules.config is not None
+            checkpoint.metadata,
+            checkpoint.tensors,
+            has_peft_config=bool(reading.configs),
+            is_of_mlx=reading.rules.config is not None,
         ),
-        rslora=rslora,
-        dora=dora._replace(norms=norms),
-        evidence=(
-            *about_names,
-            *rare.about_method(configs, bool(claims.modules)),
-            *about_rules,
-            *about_dora,
-            *about_norms,
-            *rare.about_alpha_of_all(checkpoint),
-            *about_parts((one.counted, one.facts.modules) for one in ruled),
-            *rare.about_saved(claims, configs),
-            *rules.about(reading.contributions),
-            *rare.about_experts(reading),
-            *rare.about_attention(reading),
-            *rare.about_residuals(reading),
-            *about_hidden_ranks(reading.contributions, claims.flags),
-        ),
-        flags=claims.flags,
-        unclaimed=claims.unclaimed,
+        rslora=reading.rslora,
+        dora=reading.dora,
+        evidence=reading.evidence,
+        flags=reading.claims.flags,
+        unclaimed=reading.claims.unclaimed,
         problems=find_problems(reading),
         settings=settings,
-        embeddings=embeddings,
+        embeddings=reading.embeddings,
     )

@@ -7,9 +7,8 @@ lora, textual inversion of sd-scripts, A1111 and diffusers.
 
 from collections.abc import Mapping, Sequence
 
-from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.reading.keys.claims import Claims
+from lora_inspect.reading.model.contribution import Embedding
+from lora_inspect.reading.state import Reading
 from lora_inspect.sentences import some
 
 # `bundle_emb.TOKEN.` and the text encoder, or what a file of textual inversion calls its tensor.
@@ -27,27 +26,20 @@ _OF_ONE_TOKEN = frozenset(
 )  # fmt: skip
 
 
-class Embedding(NamedTuple):
-    """The vectors of one `token`, which is empty where the file does not say it, by the keys of its tensors."""
-
-    token: str
-    keys: tuple[str, ...]
-
-
-def claim_embeddings(
-    claims: Claims, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
-) -> tuple[Claims, tuple[Embedding, ...]]:
-    """The claims without the tensors that are embeddings, and these by their tokens."""
+def claim_embeddings(reading: Reading) -> Reading:
+    """Takes the tensors that are embeddings out of the claims, by their tokens."""
+    claims, checkpoint = reading.claims, reading.checkpoint
     found: dict[str, list[str]] = {}
     for key in claims.unclaimed:
-        token = _token_of(key, metadata)
-        if token is not None and 1 <= len(tensors[key].shape) <= 2:
+        token = _token_of(key, checkpoint.metadata)
+        if token is not None and 1 <= len(checkpoint.tensors[key].shape) <= 2:
             found.setdefault(token, []).append(key)
     if not found:
-        return claims, ()
+        return reading
     taken = {key for keys in found.values() for key in keys}
     unclaimed = tuple(key for key in claims.unclaimed if key not in taken)
-    return claims._replace(unclaimed=unclaimed), tuple(Embedding(token, tuple(keys)) for token, keys in found.items())
+    embeddings = tuple(Embedding(token, tuple(keys)) for token, keys in found.items())
+    return reading._replace(claims=claims._replace(unclaimed=unclaimed), embeddings=embeddings)
 
 
 def _token_of(key: str, metadata: Mapping[str, str]) -> str | None:

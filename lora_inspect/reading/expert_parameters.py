@@ -17,14 +17,13 @@ from lora_inspect.algorithms.attention_lora import IN_PROJ, OUT_PROJ
 from lora_inspect.algorithms.lora import ALGORITHM as LORA
 from lora_inspect.algorithms.lora_experts import OF_MATRIX, lora_experts
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import Evidence, Finding
 from lora_inspect.reading.peft.saved_tensors import BELOW, without_wrappers
+from lora_inspect.reading.state import Reading
 from lora_inspect.sentences import some
 
 if TYPE_CHECKING:
-    from lora_inspect.reading.keys.claims import Claims
     from lora_inspect.reading.peft.config_lookup import FoundConfig
 
 # What classes of transformers call the parameters of all experts, in the order in which they have them.
@@ -91,8 +90,9 @@ class _Wrapped(NamedTuple):
         return set(self.by_depth) == set(range(len(self.by_depth)))
 
 
-def claim_wrapped(claims: "Claims", configs: "Sequence[FoundConfig]") -> "Claims":
-    """The claims with parameters, and modules of the model, in the place of what the wrappers make of their names."""
+def claim_wrapped(reading: Reading) -> Reading:
+    """Claims parameters, and modules of the model, in the place of what the wrappers make of their names."""
+    claims, configs = reading.claims, reading.configs
     renamed: dict[str, Module] = {}
     findings = list(claims.findings)
     wrong: dict[str, list[_Wrapped]] = defaultdict(list)
@@ -118,7 +118,8 @@ def claim_wrapped(claims: "Claims", configs: "Sequence[FoundConfig]") -> "Claims
         more = f" and {len(others)} more modules" if others else ""
         findings.append(Finding("experts", f"{first.path}{more}: {why}", first.keys[:5]))
     modules = [renamed.get(name, module) for name, module in claims.modules.items()]
-    return claims._replace(modules={module.name.key: module for module in modules}, findings=tuple(findings))
+    claims = claims._replace(modules={module.name.key: module for module in modules}, findings=tuple(findings))
+    return reading._replace(claims=claims)
 
 
 def names_parameters(config: Mapping[str, Any]) -> list[str]:
@@ -127,7 +128,7 @@ def names_parameters(config: Mapping[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
 
 
-def lost_parameters(reading: "FileReading") -> Iterator[Finding]:
+def lost_parameters(reading: "Reading") -> Iterator[Finding]:
     """Configs of whose parameters the file has nothing."""
     if any(finding.code == "experts" for finding in reading.claims.findings):
         return
@@ -279,9 +280,10 @@ def _in_model(wrapped: _Wrapped) -> list[tuple[Module, Module]]:
     return [(module, module._replace(name=name, contributions=own))]
 
 
-def about_attention(reading: FileReading) -> Iterator[Evidence]:
-    """How many there are."""
+def about_attention(reading: Reading) -> Reading:
+    """Adds how many outputs of attention PEFT counts twice."""
     count = sum(one.algorithm is OUT_PROJ for one in reading.contributions)
-    if count:
-        says = f"{count} modules are the out_proj of a MultiheadAttention, whose change PEFT adds twice"
-        yield Evidence("scale", says, "names and shapes")
+    if not count:
+        return reading
+    says = f"{count} modules are the out_proj of a MultiheadAttention, whose change PEFT adds twice"
+    return reading.with_evidence([Evidence("scale", says, "names and shapes")])

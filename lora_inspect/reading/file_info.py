@@ -9,9 +9,9 @@ from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.base.base_names import is_weight
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, with_paths
+from lora_inspect.reading.model.evidence import CONTRADICTS
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.pipeline import PipelineExpert, pipeline_expert
-from lora_inspect.reading.problems import CONTRADICTS
 
 ADAPTER, BASE, OTHER = "adapter", "base", "other"
 

@@ -14,13 +14,12 @@ from lora_inspect.files.discovery import MLX_WEIGHTS
 from lora_inspect.files.strict_json import json_number
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.maths.scaling import scale_of as scale_of_alpha
-from lora_inspect.reading.file_reading import OwnRules
 from lora_inspect.reading.mlx_config import PARAMETERS, TYPE, MlxConfig, find_mlx_config, scale_of
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import Evidence, Finding, LoraFacts
+from lora_inspect.reading.model.evidence import DoraClaim, Evidence, Finding, LoraFacts
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.reading.scale.dora_evidence import DoraClaim
 from lora_inspect.reading.scale.scale_records import TRAINED_SCALE
+from lora_inspect.reading.state import OwnRules, Reading
 from lora_inspect.schemes.mlx import MLX
 
 if TYPE_CHECKING:
@@ -153,3 +152,9 @@ def _misplaced(key: str, contributions: Sequence[Contribution]) -> Iterator[Find
     for magnitude in (one.magnitude for one in contributions if one.algorithm.experts and one.magnitude):
         says = f"{magnitude.info.name} is a magnitude of experts, for which mlx-lm has none; {_WAY_OUT}"
         yield Finding("magnitude-shape", says, (magnitude.info.name,))
+
+
+def read_rules(reading: Reading) -> Reading:
+    """Reads mlx-lm's config, and takes each module of MLX for one of its kind of layer."""
+    rules = MlxRules(reading.checkpoint)
+    return reading._replace(rules=rules, claims=rules.claimed(reading.claims))

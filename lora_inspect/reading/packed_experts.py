@@ -23,10 +23,10 @@ from lora_inspect.files.checkpoint import Checkpoint, read_row
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS, decode_number
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.scaling import GROUPED_BY_EXPERT, PACKINGS, RANK_MAJOR
-from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import Evidence, Finding
-from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers
+from lora_inspect.reading.peft.config_lookup import Speakers
+from lora_inspect.reading.state import Reading
 
 LAYOUT, _DETAIL, _UNSLOTH = "lora_B_layout", "unsloth_fused_expert_lora", "unsloth_fixed"
 # What a config says of the packing.
@@ -41,15 +41,10 @@ _WAY_OUT = f"say which with --{OPTION} {'|'.join(PACKINGS)}"
 FIRST, OUTPUT, INPUT = "first", "output", "input"
 
 
-def with_packing(
-    modules: Mapping[str, Module],
-    configs: Sequence[FoundConfig],
-    metadata: Mapping[str, str],
-    chosen: str | None,
-) -> dict[str, Module]:
-    """The modules with the packing of every parameter of experts; `chosen` is what the user says of open ones."""
-    if not any(contribution.algorithm.packed for module in modules.values() for contribution in module.contributions):
-        return dict(modules)
+def settle_packing(reading: Reading) -> Reading:
+    """Settles the packing of every parameter of experts: by the file, or by the user where that leaves it open."""
+    modules, configs, metadata = reading.modules, reading.configs, reading.checkpoint.metadata
+    chosen = reading.settings.expert_packing
     speakers = Speakers(configs)
 
     def packed(contribution: Contribution) -> Contribution:
@@ -62,10 +57,11 @@ def with_packing(
             return contribution._replace(unsettled=_why_unsettled(contribution, config, metadata))
         return contribution._replace(settings={"packing": packing, "along": along(config)})
 
-    return {
+    own = {
         name: module._replace(contributions=tuple(map(packed, module.contributions)))
         for name, module in modules.items()
     }
+    return reading._replace(modules=own)
 
 
 def packing_of(
@@ -97,7 +93,7 @@ def along(config: Mapping[str, Any]) -> str | None:
     return OUTPUT if version == (0, 19, 0) else INPUT
 
 
-def packing_setting(reading: FileReading) -> Iterator[Finding]:
+def packing_setting(reading: Reading) -> Iterator[Finding]:
     """What the setting says against what is known without it."""
     chosen = reading.settings.expert_packing
     if chosen is None:
@@ -122,13 +118,14 @@ def packing_setting(reading: FileReading) -> Iterator[Finding]:
         yield Finding("setting-repeats", f"{setting} repeats what is known of it")
 
 
-def about_experts(
-    contributions: Sequence[Contribution],
-    configs: Sequence[FoundConfig],
-    metadata: Mapping[str, str],
-    chosen: str | None,
-) -> Iterator[Evidence]:
-    """How many parameters of how many experts there are, and how their factors are packed."""
+def about_experts(reading: Reading) -> Reading:
+    """Adds how many parameters of how many experts there are, and how their factors are packed."""
+    return reading.with_evidence(_about_experts(reading))
+
+
+def _about_experts(reading: Reading) -> Iterator[Evidence]:
+    contributions, configs, metadata = reading.contributions, reading.configs, reading.checkpoint.metadata
+    chosen = reading.settings.expert_packing
     speakers, counts = Speakers(configs), Counter[tuple[int, str, str]]()
     for contribution in contributions:
         if contribution.algorithm.packed and contribution.settings:
@@ -191,7 +188,7 @@ _MOST_COLUMNS, _MOST_RANK = 1 << 14, 64
 _ALIKE, _TIMES = 0.2, 2.0
 
 
-def packing_hint(reading: FileReading) -> Iterator[Finding]:
+def packing_hint(reading: Reading) -> Iterator[Finding]:
     """What the columns look like where nothing says how they lie."""
     opened = list(_unsettled_factors(reading))
     chosen = [opened[number] for number in _spread(len(opened), _PARAMETERS)]
@@ -209,7 +206,7 @@ def packing_hint(reading: FileReading) -> Iterator[Finding]:
     )
 
 
-def _unsettled_factors(reading: FileReading) -> Iterator[tuple[TensorInfo, int]]:
+def _unsettled_factors(reading: Reading) -> Iterator[tuple[TensorInfo, int]]:
     """B and the number of experts of each parameter whose packing nothing tells, not even the user."""
     speakers = Speakers(reading.configs)
     for contribution in reading.contributions:

@@ -18,13 +18,24 @@ from lora_inspect import schemes
 from lora_inspect.errors import AmbiguousError, DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
-from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.keys.claims import MIXED
 from lora_inspect.reading.keys.suffixes import ROOT, parse_key
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.reading.model.evidence import ERROR, INIT_KEY, NOTE, WARNING, Finding, Problem, close, is_lycoris
+from lora_inspect.reading.model.evidence import (
+    CONTRADICTS,
+    ERROR,
+    INIT_KEY,
+    NOTE,
+    REPEATS,
+    WARNING,
+    Finding,
+    Problem,
+    close,
+    is_lycoris,
+)
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY, embedded_object
 from lora_inspect.reading.scale.scales import WAYS_OUT
+from lora_inspect.reading.state import Reading
 from lora_inspect.schemes.peft import PEFT
 from lora_inspect.sentences import counted, listed, some
 
@@ -43,12 +54,12 @@ _FOREIGN = (
 )
 
 
-def unfit_tensors(reading: FileReading) -> Iterable[Finding]:
+def unfit_tensors(reading: Reading) -> Iterable[Finding]:
     """Tensors that do not make a module, found as they were claimed."""
     return reading.claims.findings
 
 
-def several_schemes(reading: FileReading) -> Iterator[Finding]:
+def several_schemes(reading: Reading) -> Iterator[Finding]:
     """Keys that follow several naming schemes, with the modules of each."""
     if reading.claims.scheme != MIXED:
         return
@@ -60,7 +71,7 @@ def several_schemes(reading: FileReading) -> Iterator[Finding]:
     yield Finding("mixed-schemes", f"the modules follow {len(told)} naming schemes: {listed(told)}", firsts)
 
 
-def foreign_schemes(reading: FileReading) -> Iterator[Finding]:
+def foreign_schemes(reading: Reading) -> Iterator[Finding]:
     """Names of an adapter in no naming scheme that is known, in a file of little else."""
     keys = reading.claims.unclaimed
     if reading.claims.modules or not keys:
@@ -78,7 +89,7 @@ def _is_shared(key: str) -> bool:
     return key.startswith(f"{ROOT}.") and not key.startswith(tuple(PEFT.prefixes))
 
 
-def unclaimed_tensors(reading: FileReading) -> Iterator[Finding]:
+def unclaimed_tensors(reading: Reading) -> Iterator[Finding]:
     """Tensors beside the modules that nobody claims."""
     if not reading.claims.unclaimed or not reading.claims.modules:
         return
@@ -91,7 +102,7 @@ def unclaimed_tensors(reading: FileReading) -> Iterator[Finding]:
         yield Finding("unclaimed", message, tuple(keys[:5]))
 
 
-def embeddings(reading: FileReading) -> Iterator[Finding]:
+def embeddings(reading: Reading) -> Iterator[Finding]:
     """Embeddings of tokens, beside the modules or alone."""
     if reading.embeddings:
         from lora_inspect.reading.embeddings import in_words
@@ -100,14 +111,12 @@ def embeddings(reading: FileReading) -> Iterator[Finding]:
         yield Finding("embeddings", message, tuple(key for one in reading.embeddings for key in one.keys)[:5])
 
 
-def magnitudes(reading: FileReading) -> Iterable[Finding]:
+def magnitudes(reading: Reading) -> Iterable[Finding]:
     """Magnitudes against what is said of DoRA, found as the evidence was read, without what the user allows."""
     allowed = "dora-partial" if reading.settings.allow_partial_dora else None
     return (finding for finding in reading.about_magnitudes if finding.code != allowed)
 
 
-# What a setting is against evidence that it cannot change.
-REPEATS, CONTRADICTS = "setting-repeats", "setting-contradicts"
 # Modules whose scale is 1, as they have no alpha, among others that have one.
 ALPHA_MISSING = "alpha-missing"
 # The options that settle what a scale waits for.
@@ -122,7 +131,7 @@ def open_settings(contributions: Iterable[Contribution]) -> tuple[str, ...]:
     return (*(("alpha",) if alpha else ()), *(("rslora",) if rule else ()))
 
 
-def unknown_scales(reading: FileReading) -> Iterator[Finding]:
+def unknown_scales(reading: Reading) -> Iterator[Finding]:
     """Modules whose scale is unknown, by the reason, and all that settles them."""
     by_reason: dict[str, list[str]] = {}
     unknown = [contribution for contribution in reading.contributions if contribution.scale is None]
@@ -141,7 +150,7 @@ def _and_more(keys: list[str]) -> str:
     return f" and {len(keys) - 1} more modules" if len(keys) > 1 else ""
 
 
-def rule_setting(reading: FileReading) -> Iterator[Finding]:
+def rule_setting(reading: Reading) -> Iterator[Finding]:
     """What the rslora setting says against the evidence: it settles what the file leaves open, and no more."""
     rslora = reading.settings.rslora
     if rslora is None:
@@ -165,7 +174,7 @@ def rule_setting(reading: FileReading) -> Iterator[Finding]:
         yield Finding(CONTRADICTS, f"its {source} says {rule}, which {setting} contradicts; leave it out")
 
 
-def alpha_setting(reading: FileReading) -> Iterator[Finding]:
+def alpha_setting(reading: Reading) -> Iterator[Finding]:
     """What the alpha setting says against alphas that are known without it."""
     alpha = reading.settings.alpha
     if alpha is None:
@@ -188,7 +197,7 @@ def alpha_setting(reading: FileReading) -> Iterator[Finding]:
         yield Finding(REPEATS, f"alpha={alpha:g} repeats the alpha that it has")
 
 
-def architecture_setting(reading: FileReading) -> Iterator[Finding]:
+def architecture_setting(reading: Reading) -> Iterator[Finding]:
     """That it names none of the families that the file may be of, or the one that is known."""
     named = reading.settings.architecture
     if named is None:
@@ -205,7 +214,7 @@ def architecture_setting(reading: FileReading) -> Iterator[Finding]:
         yield Finding(REPEATS, f"{setting} repeats what the names and shapes of its modules say")
 
 
-def missing_alphas(reading: FileReading) -> Iterator[Finding]:
+def missing_alphas(reading: Reading) -> Iterator[Finding]:
     """Modules without an alpha among others that have one, in schemes where none means scale 1."""
     having: Counter[str] = Counter()
     missing: dict[str, list[str]] = defaultdict(list)
@@ -233,7 +242,7 @@ def _takes_alpha(contribution: Contribution) -> bool:
     return is_own and algorithm.has_alpha and contribution.rank is not None
 
 
-def rslora_hint(reading: FileReading) -> Iterator[Finding]:
+def rslora_hint(reading: Reading) -> Iterator[Finding]:
     """The hint, which is a note and never applied."""
     if reading.rslora.hint:
         read = "it is read as plain LoRA: should it be too weak as such, give --rslora yes"
@@ -248,7 +257,7 @@ DAMAGED = "config-damaged"
 _TOKENS = "trainable_token_indices"
 
 
-def missing_tokens(reading: FileReading) -> Iterator[Finding]:
+def missing_tokens(reading: Reading) -> Iterator[Finding]:
     """Configs of a LoRA that name tokens whose rows were trained beside its factors, of which the file has nothing."""
     if any(c.algorithm.ties for c in reading.contributions):
         return
@@ -262,7 +271,7 @@ def missing_tokens(reading: FileReading) -> Iterator[Finding]:
             )
 
 
-def damaged_metadata(reading: FileReading) -> Iterator[Finding]:
+def damaged_metadata(reading: Reading) -> Iterator[Finding]:
     """An embedded config that nobody can read: rank, alpha and rule that it said are lost."""
     if embedded_object(reading.checkpoint.metadata) is None:
         yield Finding(
@@ -272,7 +281,7 @@ def damaged_metadata(reading: FileReading) -> Iterator[Finding]:
         )
 
 
-def refused_patterns(reading: FileReading) -> Iterator[Finding]:
+def refused_patterns(reading: Reading) -> Iterator[Finding]:
     """Patterns of configs that are not compared with modules."""
     for where, refused in {found.where: found.modules.refused for found in reading.configs}.items():
         if refused:
@@ -285,7 +294,7 @@ def _way_out(refused: str) -> str:
     return "write the plain module path instead"
 
 
-def contradicting_shards(reading: FileReading) -> Iterator[Finding]:
+def contradicting_shards(reading: Reading) -> Iterator[Finding]:
     """Metadata that decides what the tensors mean, where the files of a set contradict each other."""
     if not reading.claims.modules:
         return
@@ -300,16 +309,16 @@ def contradicting_shards(reading: FileReading) -> Iterator[Finding]:
                 )
 
 
-Look = Callable[[FileReading], Iterable[Finding]]
+Look = Callable[[Reading], Iterable[Finding]]
 
 
 class RareLook:
     """A look that finds something only `where` a sign of it is in a file: its `file` in this folder is loaded then."""
 
-    def __init__(self, file: str, name: str, where: Callable[[FileReading], bool]) -> None:
+    def __init__(self, file: str, name: str, where: Callable[[Reading], bool]) -> None:
         self.file, self.name, self.where = file, name, where
 
-    def __call__(self, reading: FileReading) -> Iterable[Finding]:
+    def __call__(self, reading: Reading) -> Iterable[Finding]:
         """What it finds; nothing without the sign."""
         return self.look(reading) if self.where(reading) else ()
 
@@ -320,11 +329,11 @@ class RareLook:
         return found
 
 
-def _has_configs(reading: FileReading) -> bool:
+def _has_configs(reading: Reading) -> bool:
     return bool(reading.configs)
 
 
-def _has_packed(reading: FileReading) -> bool:
+def _has_packed(reading: Reading) -> bool:
     return any(contribution.algorithm.packed for contribution in reading.contributions)
 
 
@@ -431,7 +440,7 @@ def kind_of_error(problem: Problem) -> type[LoraInspectError]:
     return DamagedError if problem.code in _DAMAGE else RefusedError
 
 
-def find_problems(reading: FileReading, entries: tuple[Entry, ...] = PROBLEMS) -> tuple[Problem, ...]:
+def find_problems(reading: Reading, entries: tuple[Entry, ...] = PROBLEMS) -> tuple[Problem, ...]:
     """All that is wrong with a file; raises KeyError for a finding whose code has no entry."""
     found: dict[str, list[Problem]] = {entry.code: [] for entry in entries}
     severities = {entry.code: entry.severity for entry in entries}

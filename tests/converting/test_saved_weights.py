@@ -74,7 +74,7 @@ def test_a_difference_of_the_rank_is_exact(made, converted, tmp_path):
 
 def test_a_difference_of_more_ranks_is_measured(made, converted):
     folder = made(HEAD)
-    assert "lossy" in converted(folder, "--rank", "1").refusal
+    assert "--allow-loss" in converted(folder, "--rank", "1").refusal
     errors = converted(folder, "--rank", "1", "--allow-loss").json["relative_error"]["per_module"]
     assert 0.05 < errors.pop("base_model.model.lm_head") < 1
     assert set(errors.values()) == {0.0}

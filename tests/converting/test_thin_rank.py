@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_inspect.algorithms import full, loha, lokr, lora
-from lora_inspect.converting.steps.low_rank_lora import thin_rank
+from lora_inspect.converting.steps.part import thin_rank
 from lora_inspect.converting.target.target_algorithm import is_thin
 
 HUGE = 1 << 25

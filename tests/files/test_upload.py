@@ -344,8 +344,9 @@ def test_a_signal_leaves_all_or_nothing(verb, count, seconds, number, files, mad
 
     store.trouble = end
     script = (
-        f"from lora_inspect.start import main; from lora_inspect.stores import client; client.PART_BYTES = {PART}; main()"
+        f"from lora_inspect.start import main; from lora_inspect.stores import client; client.PART_BYTES = {PART}; "
     )
+    script += "main()"
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
     with subprocess.Popen(
         [sys.executable, "-c", script, *merge_of_shards(files), f"s3://{store.bucket}/out"],

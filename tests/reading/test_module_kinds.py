@@ -12,7 +12,7 @@ from strategies import odd_adapters
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.reading import adapter as adapter_module
+from lora_inspect.reading import steps
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.keys.groups import ModuleKind
 from lora_inspect.reading.model.contribution import Contribution, Module, Scaling, with_scalings
@@ -74,7 +74,7 @@ def test_a_file_is_read_by_kinds_as_module_by_module(tensors, about, rslora, alp
     options = Settings(rslora=rslora, alpha=alpha)
     found = spelled(path, options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter_module, "kinds_of", each_alone)
+        patch.setattr(steps, "kinds_of", each_alone)
         assert found == spelled(path, options)
 
 

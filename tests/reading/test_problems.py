@@ -7,9 +7,9 @@ import pytest
 from adapters import loras
 from problem_toys import TOYS
 
-from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING, Finding, Problem
 from lora_inspect.reading.problems import PROBLEMS, Entry, RareLook, find_problems
+from lora_inspect.reading.state import Reading
 
 PAGE = Path(__file__).parents[2] / "docs" / "reading.md"
 ENTRIES = {entry.code: entry for entry in PROBLEMS}
@@ -52,7 +52,7 @@ class TestTheRegistry:
 
     @pytest.fixture
     def reading(self):
-        return FileReading(*[None] * len(FileReading._fields))
+        return Reading(*[None] * len(Reading._fields))
 
     def test_an_entry_is_all_that_a_new_problem_takes(self, reading):
         def look(reading):

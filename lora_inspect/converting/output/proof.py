@@ -26,8 +26,7 @@ from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.carried_scale import EXACT
 from lora_inspect.converting.steps.dora_delta import own_weight, true_change
 from lora_inspect.converting.steps.full_delta import WholeChanges
-from lora_inspect.converting.steps.low_rank_lora import thin_rank
-from lora_inspect.converting.steps.part import lost_share, read_factor
+from lora_inspect.converting.steps.part import lost_share, read_factor, thin_rank
 from lora_inspect.converting.steps.renormalise import other_magnitude
 from lora_inspect.converting.target.target_layout import Destination, OneLayer, Source
 from lora_inspect.errors import LoraInspectError, RefusedError

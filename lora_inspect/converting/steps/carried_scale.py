@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from lora_inspect.algorithms import mlx
-from lora_inspect.converting.steps.part import Factor, Part, as_factor, lost_share, scaled
+from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Part, as_factor, lost_share, scaled
 from lora_inspect.converting.target.key_names import ALPHA, CONFIG, FACTORS, HEADER, ONE_SCALE
 from lora_inspect.errors import RefusedError
 from lora_inspect.maths.scaling import plain_alpha, to_float32
@@ -26,6 +26,11 @@ def alpha_of_all(contributions: Iterable[Contribution]) -> float:
     alphas = (_as_float32(_plain(c, c.known_scale, rank)) for c in contributions if (rank := c.rank))
     held = Counter(alpha for alpha in alphas if alpha and math.isfinite(alpha))
     return held.most_common(1)[0][0] if held else 1.0
+
+
+def carry_scale(module: ModuleParts, context: Context) -> ModuleParts:
+    """Puts the scale of each part where readers of the output look for it."""
+    return replace(module, parts=carry_scales(module.parts, module.carrier, context.common))
 
 
 def carry_scales(parts: Sequence[Part], carrier: str, common: float = 1.0) -> list[Part]:

@@ -1,41 +1,129 @@
-"""A module's way through a conversion, from the tensors that were read to those that are written."""
+"""A module's way through a conversion, from the tensors that were read to those that are written.
 
-from collections.abc import Mapping, Sequence
+Each step takes a module and the context and returns the next module. A step that few files need is named by its
+address, below this folder, and is imported for a module that has its sign. To add one is to add its row here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from lora_inspect import schemes
-from lora_inspect.algorithms import lora
+from lora_inspect.algorithms import lora, mlx
+from lora_inspect.algorithms.attention_lora import IN_PROJ, OUT_PROJ
+from lora_inspect.algorithms.lora_embedding import spelled_in
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.output.output_tensors import SpelledModule, spell
-from lora_inspect.converting.steps import renormalise
-from lora_inspect.converting.steps.base_change import Landed
-from lora_inspect.converting.steps.carried_scale import alpha_of_all, carry_scales, of_one_scale
-from lora_inspect.converting.steps.expert_split import ExpertArranger, repack
-from lora_inspect.converting.steps.full_delta import WholeChanges, spell_differences
-from lora_inspect.converting.steps.low_rank_lora import LoraMaker
-from lora_inspect.converting.steps.part import Growth, Part, read_parts
-from lora_inspect.converting.steps.respell import (
-    as_lora,
-    as_mlx,
-    counted_once,
-    turn_embeddings,
-    without_unchanged,
-    write_instead,
-)
-from lora_inspect.converting.steps.split_fuse import arrange, fuse_slices
+from lora_inspect.converting.steps.carried_scale import alpha_of_all, carry_scale, of_one_scale
+from lora_inspect.converting.steps.part import Context, Growth, ModuleParts, Part, read_parts
 from lora_inspect.converting.target.key_names import ONE_SCALE, carrier_of
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.converting.target.target_program import writing_of
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Module
+
+if TYPE_CHECKING:
+    from lora_inspect.converting.steps.base_change import Landed
+    from lora_inspect.converting.steps.full_delta import WholeChanges
+
+_StepFunction = Callable[[ModuleParts, Context], ModuleParts]
+
+
+class Step(NamedTuple):
+    """One step: a function, or the address of one as `file:function`, and the sign of the modules that need it."""
+
+    run: "_StepFunction | str"
+    sign: Callable[[ModuleParts, Context], bool] = lambda module, context: True
+
+    def __call__(self, module: ModuleParts, context: Context) -> ModuleParts:
+        """The module behind the step; as it is where the sign is not there."""
+        if not self.sign(module, context):
+            return module
+        if not isinstance(self.run, str):
+            return self.run(module, context)
+        file, _, name = self.run.partition(":")
+        found: _StepFunction = getattr(import_module(f"lora_inspect.converting.steps.{file}"), name)
+        return found(module, context)
+
+
+def _any(module: ModuleParts, sign: Callable[[Part], bool]) -> bool:
+    return any(sign(part) for parts in module.found for part in parts)
+
+
+def _is_of_attention(module: ModuleParts, context: Context) -> bool:
+    return _any(module, lambda part: part.algorithm in (IN_PROJ, OUT_PROJ))
+
+
+def _is_packed(module: ModuleParts, context: Context) -> bool:
+    return _any(module, lambda part: part.algorithm.packed)
+
+
+def _is_written_otherwise(module: ModuleParts, context: Context) -> bool:
+    return _any(module, lambda part: part.algorithm.name in context.instead)
+
+
+def _is_of_mlx(module: ModuleParts, context: Context) -> bool:
+    return _any(module, lambda part: part.algorithm.name == mlx.NAME)
+
+
+def _has_slices(module: ModuleParts, context: Context) -> bool:
+    return _any(module, lambda part: part.origin.rows is not None)
+
+
+def _depends_on_the_base(module: ModuleParts, context: Context) -> bool:
+    keys = {source.module.name.key for source in module.target.sources}
+    is_told = not keys.isdisjoint(context.landed) or not keys.isdisjoint(context.remeasured)
+    return is_told or _any(module, lambda part: part.magnitude is not None)
+
+
+def _becomes_lora(module: ModuleParts, context: Context) -> bool:
+    return context.options.algorithm == lora.ALGORITHM.name
+
+
+def _is_turned_embedding(module: ModuleParts, context: Context) -> bool:
+    return _any(module, lambda part: spelled_in(part.algorithm, context.dialects) is not part.algorithm)
+
+
+def _has_moved_rows(module: ModuleParts, context: Context) -> bool:
+    return module.target.rows is not None and module.target.experts is None
+
+
+def _has_experts(module: ModuleParts, context: Context) -> bool:
+    return module.target.experts is not None
+
+
+def join_sources(module: ModuleParts, context: Context) -> ModuleParts:
+    """Takes the parts of the only source; the steps that arrange rows and experts take those of several."""
+    return replace(module, parts=module.found[0])
+
+
+STEPS = (
+    # The parts of each source.
+    Step("respell:count_once", _is_of_attention),
+    Step("expert_split:repack", _is_packed),
+    Step("respell:substitute_algorithms", _is_written_otherwise),
+    Step("respell:turn_mlx", _is_of_mlx),
+    Step("split_fuse:fuse_slices", _has_slices),
+    Step("renormalise:settle_magnitudes", _depends_on_the_base),
+    Step("low_rank_lora:make_lora", _becomes_lora),
+    Step("respell:turn_embeddings", _is_turned_embedding),
+    # The parts of the module of the output.
+    Step(join_sources),
+    Step("split_fuse:arrange_rows", _has_moved_rows),
+    Step("expert_split:arrange_experts", _has_experts),
+    Step(carry_scale),
+)
 
 
 def convert_modules(
     adapter: Adapter,
     targets: Sequence[Destination],
-    landed: Mapping[str, Landed],
-    remeasured: Mapping[str, Landed],
-    changes: WholeChanges,
+    landed: "Mapping[str, Landed]",
+    remeasured: "Mapping[str, Landed]",
+    changes: "WholeChanges",
     inner: dict[str, tuple[int, ...]],
     options: ConvertOptions,
     progress: Progress,
@@ -48,49 +136,41 @@ def convert_modules(
     """
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
-    experts = ExpertArranger()
-    common = alpha_of_all(adapter.contributions)
     writing = writing_of(schemes.by_name(options.scheme)) if options.scheme else None
-    dialects = writing.dialects if writing else ()
-    instead = writing.instead if writing else {}
-    is_lora = options.algorithm == lora.ALGORITHM.name
-    maker = LoraMaker(options.rank, options.max_error, inner, growth) if is_lora else None
+    dialects, instead = (writing.dialects, writing.instead) if writing else ((), {})
+    common = alpha_of_all(adapter.contributions)
+    context = Context(options, growth, landed, remeasured, inner, common, dialects, instead)
     converted = {}
     of_one: list[tuple[Module, Sequence[Part]]] = []
     progress(0)
     for target in targets:
         if all(source.module.name.key in changes for source in target.sources):
+            from lora_inspect.converting.steps.full_delta import spell_differences
+
             converted[target.module.name.key] = spell_differences(target, changes, growth)
             progress(1)
             continue
-        carrier = carrier_of(target.module)
-        found: list[Sequence[Part]] = []
-        for source in target.sources:
-            read = counted_once(read_parts(source.module), source.module, target.module)
-            parts: Sequence[Part] = as_lora(write_instead(repack(read), instead))
-            parts = fuse_slices(parts, carrier, growth)
-            if own := landed.get(source.module.name.key):
-                parts = renormalise.approximate(parts, own, options.rank, options.max_error, source.runs)
-                parts = without_unchanged(parts, own)
-            elif own := remeasured.get(source.module.name.key):
-                parts = renormalise.remeasure(parts, own, target.module, options)
-            elif options.drop_magnitude:
-                parts = renormalise.drop(parts)
-            else:
-                parts = renormalise.keep(parts)
-            found.append(turn_embeddings(maker.made(parts, source.runs) if maker else parts, dialects))
-        if not any(found):
-            progress(1)
-            continue
-        parts = experts.arrange(target, found, growth) if target.experts else arrange(target, found, carrier, growth)
-        parts = carry_scales(parts, carrier, common)
-        if carrier == ONE_SCALE:
-            of_one.append((target.module, as_mlx(parts)))
-        elif options.uniform:
-            of_one.append((target.module, parts))
+        found = tuple(read_parts(source.module) for source in target.sources)
+        module = ModuleParts(target, carrier_of(target.module), found)
+        for step in STEPS:
+            module = step(module, context)
+            if not any(module.found):
+                break
         else:
-            converted[target.module.name.key] = spell(target.module, parts, growth)
+            if module.carrier == ONE_SCALE or options.uniform:
+                of_one.append((target.module, _of_one(module)))
+            else:
+                converted[target.module.name.key] = spell(target.module, module.parts, growth)
         progress(1)
-    for (module, _), parts in zip(of_one, of_one_scale(parts for _, parts in of_one), strict=True):
-        converted[module.name.key] = spell(module, parts, growth)
+    for (own, _), parts in zip(of_one, of_one_scale(parts for _, parts in of_one), strict=True):
+        converted[own.name.key] = spell(own, parts, growth)
     return converted
+
+
+def _of_one(module: ModuleParts) -> Sequence[Part]:
+    """The parts as a program takes them whose config says one scale of all modules."""
+    if module.carrier != ONE_SCALE:
+        return module.parts
+    from lora_inspect.converting.steps.respell import as_mlx
+
+    return as_mlx(module.parts)

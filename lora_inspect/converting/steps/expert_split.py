@@ -13,7 +13,17 @@ import torch
 
 from lora_inspect.algorithms.record import Role
 from lora_inspect.architectures.rows import Runs
-from lora_inspect.converting.steps.part import Factor, Growth, Part, as_factor, joined, scaled, zeros
+from lora_inspect.converting.steps.part import (
+    Context,
+    Factor,
+    Growth,
+    ModuleParts,
+    Part,
+    as_factor,
+    joined,
+    scaled,
+    zeros,
+)
 from lora_inspect.converting.target.target_layout import Destination, ManyLayers, OneLayer
 from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.scaling import RANK_MAJOR, per_expert
@@ -100,9 +110,15 @@ def _put(whole: torch.Tensor, up: Factor, runs: Runs) -> None:
         whole[start:stop] = up.values[source : source + stop - start].to(whole.dtype)
 
 
-def repack(parts: Sequence[Part]) -> list[Part]:
-    """The parts with the columns of B in PEFT's order: the same numbers, and the same change."""
-    return [_repacked(part) if part.algorithm.packed else part for part in parts]
+def arrange_experts(module: ModuleParts, context: Context) -> ModuleParts:
+    """Takes the layer of one expert out of those of all, or puts those of all together."""
+    arranger = context.kept.setdefault("expert_split", ExpertArranger())
+    return replace(module, parts=arranger.arrange(module.target, module.found, context.growth))
+
+
+def repack(module: ModuleParts, context: Context) -> ModuleParts:
+    """Puts the columns of B in PEFT's order: the same numbers, and the same change."""
+    return module.each(lambda source, parts: [_repacked(part) if part.algorithm.packed else part for part in parts])
 
 
 def _repacked(part: Part) -> Part:

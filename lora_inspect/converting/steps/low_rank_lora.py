@@ -3,22 +3,22 @@
 A change that is a product of thin factors (LoHa's Khatri-Rao product, LoKr's Kronecker product with a thin side, a
 Tucker core) becomes LoRA of its own rank exactly, but for the rounding of the factors. Any other one is the best one
 of a rank, or of an error, as the true change under DoRA is.
-
-The rank of the thin product that a change is, told by the shapes of its factors before it takes any memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
 import torch
 
 from lora_inspect.algorithms import lora
-from lora_inspect.algorithms.record import Formula, Role
+from lora_inspect.algorithms.record import Role
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.steps.part import (
+    Context,
     Factor,
     Growth,
+    ModuleParts,
     Part,
     as_factor,
     few_rows,
@@ -26,25 +26,13 @@ from lora_inspect.converting.steps.part import (
     in_rows,
     joined,
     scaled,
+    thin_rank,
 )
 from lora_inspect.converting.target.target_algorithm import becomes_lora, is_kernel_open
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.low_rank import Product, approximate, distance
 from lora_inspect.maths.tensors import load_whole
-
-
-def thin_rank(formula: Formula, shapes: Mapping[Role, tuple[int, ...]]) -> int | None:
-    """The inner size of the product; None where the change is none.
-
-    The factors are tensors of torch's meta device, which have shapes and no numbers.
-    """
-    if formula.low_rank is None:
-        return None
-    shadows = {role: torch.empty(shape, dtype=torch.float64, device="meta") for role, shape in shapes.items()}
-    found = formula.low_rank(shadows)
-    return None if found is None else int(found[1].shape[0])
-
 
 # A change that is built whole takes 8 bytes an element: 8 GB at most.
 _ELEMENTS = 1 << 30
@@ -215,3 +203,10 @@ def _tensors(part: Part) -> dict[Role, torch.Tensor]:
 
 def _lost(meant: list[Product], written: Product) -> float:
     return distance(meant, [written]).share
+
+
+def make_lora(module: ModuleParts, context: Context) -> ModuleParts:
+    """Makes LoRA of the parts of each source."""
+    options = context.options
+    maker = LoraMaker(options.rank, options.max_error, context.inner, context.growth)
+    return module.each(lambda source, parts: maker.made(parts, source.runs))

@@ -14,12 +14,15 @@ that changes little.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lora_inspect.algorithms.record import Algorithm, Formula, Role, Shapes
 from lora_inspect.architectures.rows import Runs
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.target.target_layout import Destination, Source
 from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -27,6 +30,9 @@ from lora_inspect.files.safetensors.writer import Content, TensorPlan
 from lora_inspect.maths.products import squared_norm
 from lora_inspect.maths.tensors import TORCH_DTYPES, first_non_finite, load_stored, to_bytes
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
+
+if TYPE_CHECKING:
+    from lora_inspect.converting.steps.base_change import Landed
 
 _TIMES, _FREE_BYTES = 16, 64 << 20
 
@@ -215,8 +221,43 @@ class Part:
         return next(iter(self.origin.factors.values())).file
 
 
-# From the parts of one module to those that take their place.
-Step = Callable[[Sequence[Part]], Sequence[Part]]
+@dataclass(frozen=True, slots=True)
+class ModuleParts:
+    """A module of the output on its way: the parts `found` in each of its sources and, once these are joined, its own.
+
+    The `carrier` says where readers of its names look for its scale.
+    """
+
+    target: Destination
+    carrier: str
+    found: tuple[Sequence[Part], ...]
+    parts: Sequence[Part] = ()
+
+    def each(self, change: Callable[[Source, Sequence[Part]], Sequence[Part]]) -> "ModuleParts":
+        """The module with other parts in the place of those of each source."""
+        pairs = zip(self.target.sources, self.found, strict=True)
+        return replace(self, found=tuple(change(source, parts) for source, parts in pairs))
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the steps of a conversion know beside the module.
+
+    `landed` are the true changes of modules that a base tells, `remeasured` the modules whose magnitudes will be over
+    other norms, `inner` the (in, *kernel) of its weights, and `common` is the alpha that a header says once.
+    `dialects` are those of the output's scheme, which writes the algorithms in `instead` as other ones. A step keeps
+    in `kept`, under its file's name, what it needs for the next module.
+    """
+
+    options: ConvertOptions
+    growth: Growth
+    landed: "Mapping[str, Landed]"
+    remeasured: "Mapping[str, Landed]"
+    inner: dict[str, tuple[int, ...]]
+    common: float
+    dialects: Sequence[str]
+    instead: Mapping[str, str]
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def read_parts(module: Module) -> list[Part]:
@@ -277,3 +318,15 @@ def in_rows(factor: torch.Tensor, taken: torch.Tensor, rows: int) -> torch.Tenso
     whole = factor.new_zeros(rows, *factor.shape[1:])
     whole[taken] = factor
     return whole
+
+
+def thin_rank(formula: Formula, shapes: Mapping[Role, tuple[int, ...]]) -> int | None:
+    """The inner size of the product; None where the change is none.
+
+    The factors are tensors of torch's meta device, which have shapes and no numbers.
+    """
+    if formula.low_rank is None:
+        return None
+    shadows = {role: torch.empty(shape, dtype=torch.float64, device="meta") for role, shape in shapes.items()}
+    found = formula.low_rank(shadows)
+    return None if found is None else int(found[1].shape[0])

@@ -20,7 +20,9 @@ from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, approximate_change, module_change, own_weight
-from lora_inspect.converting.steps.part import Factor, Part, check_finite, relative, rounded
+from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Part, check_finite, relative, rounded
+from lora_inspect.converting.steps.respell import without_unchanged
+from lora_inspect.converting.target.target_layout import Source
 from lora_inspect.converting.target.target_program import due_norms
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.hashes import sha256
@@ -70,7 +72,23 @@ def norms_record_of(remeasured: Mapping[str, Landed], base: str) -> NormsRecord:
     return NormsRecord(describe_file(base), place.target.name, sha256(place.target))
 
 
-def keep(parts: Sequence[Part]) -> Sequence[Part]:
+def settle_magnitudes(module: ModuleParts, context: Context) -> ModuleParts:
+    """Settles the magnitudes of each source: near the true change, over other norms, dropped or kept as they are."""
+    options = context.options
+
+    def settled_in(source: Source, parts: Sequence[Part]) -> Sequence[Part]:
+        key = source.module.name.key
+        if own := context.landed.get(key):
+            found = _approximate(parts, own, options.rank, options.max_error, source.runs)
+            return without_unchanged(found, own)
+        if own := context.remeasured.get(key):
+            return _remeasure(parts, own, module.target.module, options)
+        return _drop(parts) if options.drop_magnitude else _keep(parts)
+
+    return module.each(settled_in)
+
+
+def _keep(parts: Sequence[Part]) -> Sequence[Part]:
     """The magnitudes stay; raises LoraInspectError where one is not finite."""
     for part in parts:
         if part.magnitude:
@@ -78,7 +96,7 @@ def keep(parts: Sequence[Part]) -> Sequence[Part]:
     return parts
 
 
-def drop(parts: Sequence[Part]) -> list[Part]:
+def _drop(parts: Sequence[Part]) -> list[Part]:
     """The magnitudes go, and what that loses only a base could tell."""
     return [
         replace(part, magnitude=None, dropped=(part.magnitude.info.name,), error=None) if part.magnitude else part
@@ -86,7 +104,7 @@ def drop(parts: Sequence[Part]) -> list[Part]:
     ]
 
 
-def remeasure(parts: Sequence[Part], landed: Landed, module: Module, options: ConvertOptions) -> list[Part]:
+def _remeasure(parts: Sequence[Part], landed: Landed, module: Module, options: ConvertOptions) -> list[Part]:
     """The same DoRA with a magnitude over the norms that are due, in float32, for a `module` of the output.
 
     The parts are those of the module that has `landed`.
@@ -109,7 +127,7 @@ def _remeasured(part: Part, landed: Landed, spelling: DoraSpelling) -> Part:
     return replace(part, magnitude=own, lengths=Factor(written, "F32"), error=error)
 
 
-def approximate(
+def _approximate(
     parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None
 ) -> list[Part]:
     """A plain LoRA of the true change in the place of the part whose change depends on the base, where it lands.

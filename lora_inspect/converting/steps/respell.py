@@ -4,7 +4,7 @@ The step that turns the factors of an Embedding round, which llama.cpp has along
 
 The steps between LoRA's factors and those of mlx-lm, which stand the other way round.
 
-`as_lora` and `as_mlx` undo each other. Source: `linear_to_lora_layers` and `load_adapters` of mlx-lm.
+`turn_mlx` and `as_mlx` undo each other. Source: `linear_to_lora_layers` and `load_adapters` of mlx-lm.
 
 Weights that were saved whole as the base has them: nothing of them is written.
 
@@ -21,15 +21,20 @@ from lora_inspect.algorithms.lora_embedding import spelled_in
 from lora_inspect.algorithms.record import Algorithm, Role
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.carried_scale import into_factors
-from lora_inspect.converting.steps.part import Factor, Part, as_factor
+from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Part, as_factor
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.model.contribution import Module
 
 
-def write_instead(parts: Sequence[Part], instead: Mapping[str, str]) -> list[Part]:
-    """The parts, those of the algorithms in `instead` as of the one that stands there, which has one factor as well."""
-    return [_written(part, instead[part.algorithm.name]) if part.algorithm.name in instead else part for part in parts]
+def substitute_algorithms(module: ModuleParts, context: Context) -> ModuleParts:
+    """Writes algorithms as the ones that the scheme has instead, which have one factor as well."""
+    instead = context.instead
+    return module.each(
+        lambda source, parts: [
+            _written(part, instead[part.algorithm.name]) if part.algorithm.name in instead else part for part in parts
+        ]
+    )
 
 
 def _written(part: Part, name: str) -> Part:
@@ -38,9 +43,11 @@ def _written(part: Part, name: str) -> Part:
     return into_factors(replace(part, algorithm=other, factors={role: factor}))
 
 
-def turn_embeddings(parts: Sequence[Part], dialects: Sequence[str]) -> list[Part]:
-    """The parts with the factors as the dialects have them."""
-    return [_turned_embedding(part, spelled_in(part.algorithm, dialects)) for part in parts]
+def turn_embeddings(module: ModuleParts, context: Context) -> ModuleParts:
+    """Turns the factors of Embeddings as the dialects of the output have them."""
+    return module.each(
+        lambda source, parts: [_turned_embedding(part, spelled_in(part.algorithm, context.dialects)) for part in parts]
+    )
 
 
 def _turned_embedding(part: Part, algorithm: Algorithm) -> Part:
@@ -55,9 +62,11 @@ def _turned_embedding(part: Part, algorithm: Algorithm) -> Part:
 _EMBEDDING = by_name("lora_embedding")
 
 
-def as_lora(parts: Sequence[Part]) -> list[Part]:
-    """The parts with LoRA's factors, down (rank, in) and up (out, rank), in the place of mlx-lm's of one layer."""
-    return [_as_lora(part) if part.algorithm.name == mlx.NAME else part for part in parts]
+def turn_mlx(module: ModuleParts, context: Context) -> ModuleParts:
+    """Writes mlx-lm's factors of one layer as LoRA's, down (rank, in) and up (out, rank)."""
+    return module.each(
+        lambda source, parts: [_as_lora(part) if part.algorithm.name == mlx.NAME else part for part in parts]
+    )
 
 
 def as_mlx(parts: Sequence[Part]) -> list[Part]:
@@ -109,6 +118,11 @@ def _is_of(part: Part, landed: Landed) -> bool:
 
 def _is_nothing(part: Part) -> bool:
     return not any(as_factor(factor).values.any() for factor in part.factors.values())
+
+
+def count_once(module: ModuleParts, context: Context) -> ModuleParts:
+    """Makes plain LoRA of what PEFT alone counts twice, where the output has other names."""
+    return module.each(lambda source, parts: counted_once(parts, source.module, module.target.module))
 
 
 def counted_once(parts: Sequence[Part], source: Module, target: Module) -> Sequence[Part]:

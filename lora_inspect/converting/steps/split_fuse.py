@@ -20,8 +20,10 @@ import torch
 from lora_inspect.algorithms.record import Role
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.steps.part import (
+    Context,
     Factor,
     Growth,
+    ModuleParts,
     Part,
     as_factor,
     change_norm,
@@ -247,7 +249,18 @@ def _lost(
     return relative(math.hypot(*lost), math.hypot(*norm))
 
 
-def fuse_slices(parts: Sequence[Part], carrier: str, growth: Growth) -> Sequence[Part]:
+def arrange_rows(module: ModuleParts, context: Context) -> ModuleParts:
+    """Puts the rows of all sources where the module of the output has them."""
+    parts = arrange(module.target, module.found, module.carrier, context.growth)
+    return replace(module, parts=parts)
+
+
+def fuse_slices(module: ModuleParts, context: Context) -> ModuleParts:
+    """Makes one part of the slices of a split layer, in each source."""
+    return module.each(lambda source, parts: fused_slices(parts, module.carrier, context.growth))
+
+
+def fused_slices(parts: Sequence[Part], carrier: str, growth: Growth) -> Sequence[Part]:
     """One part in the place of a split layer's slices; what is whole stays as it is.
 
     Its scale is 1 where readers know none, else the largest of the slices' own. Raises LoraInspectError where

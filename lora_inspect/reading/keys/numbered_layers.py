@@ -12,8 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.strict_json import parse_json
+from lora_inspect.reading.keys.claims import claim
 from lora_inspect.reading.keys.suffixes import ParsedKey
 from lora_inspect.reading.model.evidence import Finding
+from lora_inspect.reading.state import Reading
 from lora_inspect.sentences import listed
 
 _KEY = re.compile(r"(unet|text_encoder):([0-9]{1,6}):(down|up)")
@@ -32,7 +34,15 @@ class _Layer(NamedTuple):
     inputs: _Side
 
 
-def numbered_keys(
+def name_layers(reading: Reading) -> Reading:
+    """Claims the keys that number a layer as if they named it, and says why where those of a model stay unknown."""
+    checkpoint = reading.checkpoint
+    known, findings = _numbered_keys(checkpoint.tensors, checkpoint.metadata)
+    claims = claim(checkpoint.tensors, known)
+    return reading._replace(claims=claims._replace(findings=(*findings, *claims.findings)))
+
+
+def _numbered_keys(
     tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 ) -> tuple[dict[str, ParsedKey], list[Finding]]:
     """The keys that number a layer as if they named it, and what keeps those of a model from being known."""

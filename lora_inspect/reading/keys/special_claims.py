@@ -17,7 +17,7 @@ It takes every underscore for a dot, and some words of Wan and HunyuanVideo back
 layers one alone is spelled so with underscores.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from lora_inspect import algorithms
 from lora_inspect.algorithms.record import Algorithm
@@ -25,12 +25,12 @@ from lora_inspect.algorithms.stacked_experts import ALGORITHM, stacked_experts
 from lora_inspect.architectures import by_name
 from lora_inspect.architectures.detection import METADATA_KEYS, named_by
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
-from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.keys.suffixes import ROOT, Table, canonical_path, table_of
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import Evidence, Finding
+from lora_inspect.reading.state import Reading
 from lora_inspect.schemes.dotted import DOTTED
 from lora_inspect.schemes.peft import PEFT
 from lora_inspect.schemes.record import MODEL, ModuleName
@@ -73,11 +73,12 @@ class _AtRoot:
         return [*([self._by_name[name]] if name in self._by_name else []), *self._parts.get(name, {}).values()]
 
 
-def claim_shared(claims: Claims, tensors: Mapping[str, TensorInfo]) -> Claims:
-    """The claims with what their modules share as factors of each; what does not fit them is left unclaimed."""
-    at_root = _AtRoot(claims, tensors)
+def claim_shared(reading: Reading) -> Reading:
+    """Claims what modules share as factors of each; what does not fit them is left unclaimed."""
+    claims = reading.claims
+    at_root = _AtRoot(claims, reading.checkpoint.tensors)
     if not at_root:
-        return claims
+        return reading
     modules = {}
     taken: set[str] = set()
     left: list[str] = []
@@ -101,7 +102,8 @@ def claim_shared(claims: Claims, tensors: Mapping[str, TensorInfo]) -> Claims:
             left.extend(info.name for info in module.tensors if info.name not in held)
     findings += _alone(claims, at_root)
     unclaimed = (*(key for key in claims.unclaimed if key not in taken), *left)
-    return claims._replace(modules=modules, unclaimed=unclaimed, findings=(*claims.findings, *findings))
+    findings = [*claims.findings, *findings]
+    return reading._replace(claims=claims._replace(modules=modules, unclaimed=unclaimed, findings=tuple(findings)))
 
 
 def _alone(claims: Claims, at_root: _AtRoot) -> list[Finding]:
@@ -128,8 +130,9 @@ def shared_tensors(contribution: Contribution) -> dict[str, TensorInfo]:
     return {role: contribution.factors[role] for role in contribution.algorithm.shared if role in contribution.factors}
 
 
-def claim_stacked(claims: "Claims") -> "Claims":
-    """The claims with those layers computed; what does not fit together is left unclaimed and said."""
+def claim_stacked(reading: Reading) -> Reading:
+    """Computes the layers whose factors are stacked; what does not fit together is left unclaimed and said."""
+    claims = reading.claims
     modules: dict[str, Module] = {}
     unclaimed, findings = list(claims.unclaimed), list(claims.findings)
     for key, module in claims.modules.items():
@@ -148,26 +151,28 @@ def claim_stacked(claims: "Claims") -> "Claims":
                 kept.append(contribution)
         if kept:
             modules[key] = module._replace(contributions=tuple(kept))
-    return claims._replace(modules=modules, unclaimed=tuple(unclaimed), findings=tuple(findings))
+    claims = claims._replace(modules=modules, unclaimed=tuple(unclaimed), findings=tuple(findings))
+    return reading._replace(claims=claims)
 
 
-def claim_alpha_of_all(claims: Claims, alpha: TensorInfo | None) -> Claims:
-    """The claims with `alpha` as that of each module."""
-    if alpha is None:
-        return claims
-    return claims._replace(modules={name: module._replace(alpha=alpha) for name, module in claims.modules.items()})
+def claim_alpha_of_all(reading: Reading) -> Reading:
+    """Gives each module the alpha that a header says once."""
+    alpha, modules = reading.checkpoint.alpha, reading.claims.modules
+    own = {name: module._replace(alpha=alpha) for name, module in modules.items()}
+    return reading._replace(claims=reading.claims._replace(modules=own))
 
 
-def about_alpha_of_all(checkpoint: Checkpoint) -> Iterator[Evidence]:
-    """What the header says of the scale."""
-    if checkpoint.alpha is not None:
-        from lora_inspect.files.gguf.gguf_format import ALPHA_KEY
+def about_alpha_of_all(reading: Reading) -> Reading:
+    """Adds what the header says of the scale."""
+    from lora_inspect.files.gguf.gguf_format import ALPHA_KEY
 
-        yield Evidence("scale", "llama.cpp divides the alpha of all modules by the rank of each", ALPHA_KEY)
+    says = "llama.cpp divides the alpha of all modules by the rank of each"
+    return reading.with_evidence([Evidence("scale", says, ALPHA_KEY)])
 
 
-def with_true_dots(claims: Claims, metadata: Mapping[str, str]) -> tuple[Claims, tuple[Evidence, ...]]:
-    """The claims with the paths of the family for names that are none of its own, and what is said of them."""
+def restore_dots(reading: Reading) -> Reading:
+    """Gives names that are none of the family's own the family's paths, and says so."""
+    claims, metadata = reading.claims, reading.checkpoint.metadata
     layouts = [layout for name in named_by(metadata) for layout in by_name(name).layouts]
     known = patterns_of((path for layout in layouts for path in layout.paths), ".")
     tables = [[table_of(layout.paths)] for layout in layouts]
@@ -181,10 +186,11 @@ def with_true_dots(claims: Claims, metadata: Mapping[str, str]) -> tuple[Claims,
             module = _called(module, found)
         modules[module.name.key] = module
     if not told or len(modules) < len(claims.modules):
-        return claims, ()
+        return reading
     (key, path), *_ = told.items()
     says = f"the dots of {len(told)} names are those that musubi-tuner guesses: {key} is {path}"
-    return claims._replace(modules=modules), (Evidence("names", says, f"metadata {METADATA_KEYS[0]}"),)
+    about = Evidence("names", says, f"metadata {METADATA_KEYS[0]}")
+    return reading._replace(claims=claims._replace(modules=modules)).with_evidence([about])
 
 
 def _found(name: ModuleName, tables: Sequence[Sequence[Table]]) -> ModuleName | None:

@@ -201,6 +201,13 @@ class Module(NamedTuple):
 _PATH = Module._fields.index("path")
 
 
+class Embedding(NamedTuple):
+    """The vectors of one `token`, which is empty where the file does not say it, by the keys of its tensors."""
+
+    token: str
+    keys: tuple[str, ...]
+
+
 def with_scalings(modules: Sequence[Module], scalings: Sequence[Scaling | None]) -> Iterable[Module]:
     """Modules that are alike, with what is known of the scale of each of their contributions, None for nothing."""
     if not scalings:

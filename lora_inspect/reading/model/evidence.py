@@ -4,7 +4,7 @@ What can be wrong with a file: as it is found, and as it is told.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -99,6 +99,19 @@ class LoraFacts(NamedTuple):
         return len(self.places)
 
 
+class DoraClaim(NamedTuple):
+    """What one voice says of DoRA: yes, no, or None for neither; `facts` are the modules that it speaks of.
+
+    `says` are its words, where these are not those of a flag or of PEFT's config.
+    """
+
+    source: str
+    where: str
+    value: bool | None
+    facts: Sequence[LoraFacts]
+    says: str = ""
+
+
 def names_of(facts: Iterable[LoraFacts]) -> list[str]:
     """The names of the modules in the order of the file."""
     return [name for _, name in sorted((place, name) for fact in facts for name, place in fact.places.items())]
@@ -147,6 +160,10 @@ def asked_alpha(metadata: Mapping[str, str]) -> float | None:
 ERROR, WARNING, NOTE = "error", "warning", "note"
 # From the least serious to the most.
 SEVERITIES = (NOTE, WARNING, ERROR)
+
+
+# The codes of a setting against evidence that it cannot change.
+REPEATS, CONTRADICTS = "setting-repeats", "setting-contradicts"
 
 
 class Finding(NamedTuple):

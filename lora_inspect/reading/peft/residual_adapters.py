@@ -7,14 +7,13 @@ Source: `LoraLayer.reset_lora_parameters` and its callees in PEFT.
 What metadata say of an initialisation that moves a part of the base into the factors.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from lora_inspect.algorithms import lora
-from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import INIT_KEY, Evidence, Finding
-from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers
-from lora_inspect.reading.problems import CONTRADICTS
+from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.model.evidence import CONTRADICTS, INIT_KEY, Evidence, Finding
+from lora_inspect.reading.peft.config_lookup import Speakers
+from lora_inspect.reading.state import Reading
 
 # Those whose part can be computed again from the original base.
 PISSA, OLORA = "pissa", "olora"
@@ -44,10 +43,10 @@ _LOST = {
 _RESIDUAL_BASE = "give the path :residual=yes where the base is the residual one"
 
 
-def with_residual_bases(
-    modules: Mapping[str, Module], configs: Sequence[FoundConfig], metadata: Mapping[str, str], is_given: bool | None
-) -> dict[str, Module]:
-    """The modules with what was moved out of their base; `is_given` says that the base is the residual one."""
+def note_residuals(reading: Reading) -> Reading:
+    """Notes what an initialisation moved out of the base of each module, and whether the base is what it left."""
+    modules, configs = reading.modules, reading.configs
+    metadata, is_given = reading.checkpoint.metadata, reading.settings.residual
     speakers = Speakers(configs)
     of_all = residual_init(metadata)
 
@@ -60,27 +59,30 @@ def with_residual_bases(
         return contribution._replace(residual=computed_init(init) or init, on_residual=bool(is_given))
 
     if not of_all and not any(lora.residual_init(found.config) for found in configs):
-        return dict(modules)
-    return {
+        return reading
+    own = {
         name: module._replace(contributions=tuple(map(told, module.contributions))) for name, module in modules.items()
     }
+    return reading._replace(modules=own)
 
 
-def _said(reading: FileReading) -> list[tuple[str, str]]:
+def _said(reading: Reading) -> list[tuple[str, str]]:
     """Which initialisations are said, and where."""
     inits = [(found.where, lora.residual_init(found.config)) for found in reading.configs]
     inits.append((_METADATA, residual_init(reading.checkpoint.metadata)))
     return [(where, init) for where, init in inits if init]
 
 
-def about_residuals(reading: FileReading) -> Iterator[Evidence]:
-    """Which base the factors change."""
+def about_residuals(reading: Reading) -> Reading:
+    """Adds which base the factors change."""
     taken = "the residual base that is given" if reading.settings.residual else "what it leaves of the original base"
-    for where, init in _said(reading):
-        yield Evidence("base", f"the factors come from the {init} initialisation and change {taken}", where)
+    return reading.with_evidence(
+        Evidence("base", f"the factors come from the {init} initialisation and change {taken}", where)
+        for where, init in _said(reading)
+    )
 
 
-def residual_bases(reading: FileReading) -> Iterator[Finding]:
+def residual_bases(reading: Reading) -> Iterator[Finding]:
     """What was moved out of the base and cannot be computed from it."""
     if reading.settings.residual:
         return
@@ -115,7 +117,7 @@ _ODD = {
 }
 
 
-def residual_setting(reading: FileReading) -> Iterator[Finding]:
+def residual_setting(reading: Reading) -> Iterator[Finding]:
     """A setting about a residual base of factors that have none."""
     said = reading.settings.residual
     if said is not None and not _said(reading):

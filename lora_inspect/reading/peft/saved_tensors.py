@@ -12,12 +12,12 @@ from lora_inspect import schemes
 from lora_inspect.algorithms.saved import NAME, ORIGINAL, SAVED, TWIN, saved
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import Evidence, Finding
 from lora_inspect.reading.peft.config_lookup import FoundConfig
 from lora_inspect.reading.peft.regex import Refused, Steps
+from lora_inspect.reading.state import Reading
 from lora_inspect.schemes.record import ModuleName
 from lora_inspect.sentences import some
 
@@ -108,13 +108,12 @@ def _says(config: Mapping[str, Any]) -> bool:
     return config.get("bias") not in (None, "none") or bool(saved_modules(config))
 
 
-def claim_saved(
-    claims: Claims, tensors: Mapping[str, TensorInfo], configs: Sequence[FoundConfig], steps: Steps
-) -> Claims:
-    """The claims with what the configs say was saved whole, in front of what else changes the same parameter."""
-    evidence = [_Evidence(found, steps) for found in configs if _says(found.config)]
+def claim_saved(reading: Reading) -> Reading:
+    """Claims what the configs say was saved whole, in front of what else changes the same parameter."""
+    claims, tensors = reading.claims, reading.checkpoint.tensors
+    evidence = [_Evidence(found, reading.budget) for found in reading.configs if _says(found.config)]
     if not evidence:
-        return claims
+        return reading
     groups: dict[tuple[str, str], dict[str, TensorInfo]] = {}
     findings, wrapped = list(claims.findings), _wrapped(claims)
     for key in claims.unclaimed:
@@ -139,7 +138,8 @@ def claim_saved(
         modules[path] = module._replace(contributions=tuple(together))
         claimed.update(info.name for info in factors.values())
     unclaimed = tuple(key for key in claims.unclaimed if key not in claimed)
-    return claims._replace(modules=modules, unclaimed=unclaimed, findings=tuple(findings))
+    claims = claims._replace(modules=modules, unclaimed=unclaimed, findings=tuple(findings))
+    return reading._replace(claims=claims)
 
 
 def copies_below(unclaimed: Iterable[str], modules: Collection[str]) -> list[str]:
@@ -159,8 +159,12 @@ def _wrapped(claims: Claims) -> set[str]:
     return found
 
 
-def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evidence]:
-    """What is saved whole, and which config says so; and what is a copy of the base's."""
+def about_saved(reading: Reading) -> Reading:
+    """Adds what is saved whole, and which config says so; and what is a copy of the base's."""
+    return reading.with_evidence(_about_saved(reading.claims, reading.configs))
+
+
+def _about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evidence]:
     found = [c for module in claims.modules.values() for c in module.contributions if c.algorithm.name == NAME]
     where = [one.where for one in configs if _says(one.config)]
     biases = [c.module.key for c in found if c.algorithm.parameter == "bias"]
@@ -173,7 +177,7 @@ def about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evid
         yield Evidence("saved", says, "names")
 
 
-def missing_saved(reading: FileReading) -> Iterator[Finding]:
+def missing_saved(reading: Reading) -> Iterator[Finding]:
     """Configs that name modules of which the file has nothing."""
     parameters = {c.algorithm.parameter for c in reading.contributions if c.algorithm.name == NAME}
     for found in reading.configs:

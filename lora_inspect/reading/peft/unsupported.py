@@ -19,13 +19,12 @@ from lora_inspect import algorithms
 from lora_inspect.algorithms.record import Algorithm, Surroundings
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import MLX_WEIGHTS, PEFT_WEIGHTS
-from lora_inspect.reading.file_reading import FileReading
-from lora_inspect.reading.keys.groups import StoredNumbers
 from lora_inspect.reading.keys.special_claims import missing_shared
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import Evidence, Finding
 from lora_inspect.reading.peft import peft_config
 from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers
+from lora_inspect.reading.state import Reading
 from lora_inspect.sentences import some
 
 _VIRTUAL_TOKENS = "prompt_embeddings"
@@ -87,7 +86,7 @@ _TOKENS = Method(
 )
 
 
-def weightless(reading: FileReading) -> Iterator[Finding]:
+def weightless(reading: Reading) -> Iterator[Finding]:
     """Methods that change no weight, by what configs say and by tensors that only they have."""
     said = {str(found.peft_type): found.where for found in reading.configs if str(found.peft_type) in METHODS}
     for peft_type, where in said.items():
@@ -115,7 +114,7 @@ def _by_keys(unclaimed: Collection[str]) -> Iterator[tuple[Method, list[str]]]:
 _OWN_PROGRAM = "merge it with the program that trained it"
 
 
-def unbuilt_configs(reading: FileReading) -> Iterator[Finding]:
+def unbuilt_configs(reading: Reading) -> Iterator[Finding]:
     """Algorithms and settings of configs that make the tensors something else than factors that are computed."""
     present = {contribution.algorithm.name for contribution in reading.contributions}
     for found in reading.configs:
@@ -137,18 +136,18 @@ def unbuilt_configs(reading: FileReading) -> Iterator[Finding]:
             yield Finding("peft-setting", f"{found.where}: {says}, which is not built yet; {_OWN_PROGRAM}", keys[:5])
 
 
-def _names(reading: FileReading, algorithm: str, role: str) -> tuple[str, ...]:
+def _names(reading: Reading, algorithm: str, role: str) -> tuple[str, ...]:
     """The tensors of one role in the modules of an algorithm."""
     return tuple(c.factors[role].name for c in reading.contributions if c.algorithm.name == algorithm)
 
 
-def _whole_of_conv1d(reading: FileReading) -> tuple[str, ...]:
+def _whole_of_conv1d(reading: Reading) -> tuple[str, ...]:
     """Factors w2 (o2, i2, kernel) of LoKr, whose last two dimensions PEFT's `make_kron` pairs with those of w1."""
     own = (c for c in reading.contributions if c.algorithm.name == "lokr" and "w2" in c.factors)
     return tuple(c.factors["w2"].name for c in own if len(c.factors["w2"].shape) == 3)
 
 
-def unbuilt_algorithms(reading: FileReading) -> Iterator[Finding]:
+def unbuilt_algorithms(reading: Reading) -> Iterator[Finding]:
     """Algorithms that the keys name."""
     by_name: dict[str, list[str]] = {}
     for contribution in reading.contributions:
@@ -170,16 +169,17 @@ _FIELDS = (
 _MOST_ITEMS, _LETTERS = 5, 80
 
 
-def about_method(configs: Sequence[FoundConfig], has_modules: bool) -> Iterator[Evidence]:
-    """The method of each config and its settings, where no modules tell them."""
-    if has_modules:
-        return
-    for found in configs:
-        said = [f"{name} {value}" for name in _FIELDS if (value := _shown(found.config.get(name)))]
-        yield Evidence("method", ", ".join([_method(str(found.peft_type)), *said]), found.where)
+def about_method(reading: Reading) -> Reading:
+    """Adds the method of each config and its settings, where no modules tell them."""
+    return reading.with_evidence(map(_about_method, reading.configs))
 
 
-def missing_weights(reading: FileReading) -> Iterator[Finding]:
+def _about_method(found: FoundConfig) -> Evidence:
+    said = [f"{name} {value}" for name in _FIELDS if (value := _shown(found.config.get(name)))]
+    return Evidence("method", ", ".join([_method(str(found.peft_type)), *said]), found.where)
+
+
+def missing_weights(reading: Reading) -> Iterator[Finding]:
     """A config that is there alone."""
     checkpoint = reading.checkpoint
     if checkpoint.files or not checkpoint.config_path:
@@ -217,10 +217,10 @@ def _shown(value: Any) -> str:
     return ""
 
 
-def with_settings(
-    modules: Mapping[str, Module], configs: Sequence[FoundConfig], metadata: Mapping[str, str], numbers: StoredNumbers
-) -> dict[str, Module]:
-    """The modules with the settings of every contribution whose algorithm asks for some, or has variants."""
+def settle_formulas(reading: Reading) -> Reading:
+    """Reads the settings of every contribution whose algorithm asks for some, or has variants."""
+    modules, configs = reading.modules, reading.configs
+    metadata, numbers = reading.checkpoint.metadata, reading.numbers
     speakers = Speakers(configs)
     options = dict(_options(configs))
 
@@ -244,12 +244,12 @@ def with_settings(
             return contribution._replace(algorithm=found)
         return contribution._replace(settings=found)
 
-    found: dict[str, Module] = {}
+    own: dict[str, Module] = {}
     for name, module in modules.items():
         contributions = tuple([settled(contribution, module) for contribution in module.contributions])
         is_same = all(map(operator.is_, contributions, module.contributions))
-        found[name] = module if is_same else module._replace(contributions=contributions)
-    return found
+        own[name] = module if is_same else module._replace(contributions=contributions)
+    return reading._replace(modules=own)
 
 
 def _options(configs: Sequence[FoundConfig]) -> Iterator[tuple[str, Callable[[Surroundings], Algorithm | str]]]:
@@ -281,7 +281,7 @@ def _around(
     )
 
 
-def unknown_formulas(reading: FileReading) -> Iterator[Finding]:
+def unknown_formulas(reading: Reading) -> Iterator[Finding]:
     """Contributions whose formula is unknown, by the reason."""
     keys: dict[tuple[str, str], list[str]] = {}
     for contribution in reading.contributions:

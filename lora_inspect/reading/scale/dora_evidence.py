@@ -13,10 +13,10 @@ from typing import Any
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.strict_json import parse_json
 from lora_inspect.maths.dora import OF_BASE, OF_SUM, OUTPUT, OVER_BASE
-from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import (
     DORA_FLAG,
+    DoraClaim,
     DoraReading,
     Evidence,
     Finding,
@@ -26,22 +26,10 @@ from lora_inspect.reading.model.evidence import (
     read_switch,
 )
 from lora_inspect.reading.scale.scale_rules import Ruled
+from lora_inspect.reading.state import Reading
 
 # How many modules had a magnitude when the file was written, where that need not be all.
 MAGNITUDES_KEY = "lora_inspect.magnitudes"
-
-
-class DoraClaim(NamedTuple):
-    """What one voice says of DoRA: yes, no, or None for neither; `facts` are the modules that it speaks of.
-
-    `says` are its words, where these are not those of a flag or of PEFT's config.
-    """
-
-    source: str
-    where: str
-    value: bool | None
-    facts: Sequence[LoraFacts]
-    says: str = ""
 
 
 def dora_claims(
@@ -158,18 +146,6 @@ class NormsRecord(NamedTuple):
         return json.dumps({"of": OF_BASE, **self._asdict()})
 
 
-class StatedNorms(NamedTuple):
-    """The claims with magnitudes as their file means them, whose norms these are over, and what is said of that.
-
-    `norms` is None where there is no magnitude of outputs.
-    """
-
-    claims: Claims
-    norms: str | None
-    evidence: tuple[Evidence, ...] = ()
-    findings: tuple[Finding, ...] = ()
-
-
 def norms_record(metadata: Mapping[str, str]) -> NormsRecord | None:
     """The record of a base; None where there is none, or none that can be read."""
     try:
@@ -182,11 +158,12 @@ def norms_record(metadata: Mapping[str, str]) -> NormsRecord | None:
     return NormsRecord(*(value if isinstance(value, str) else "" for value in values))
 
 
-def with_stated_norms(claims: Claims, metadata: Mapping[str, str]) -> StatedNorms:
-    """What the metadata say of magnitudes of outputs; those of inputs every program takes alike."""
+def state_norms(reading: Reading) -> Reading:
+    """Reads from the metadata whose norms magnitudes of outputs are over; every program takes those of inputs alike."""
+    claims, metadata = reading.claims, reading.checkpoint.metadata
     own = [c for module in claims.modules.values() for c in module.contributions if _is_of_outputs(c)]
     if NORMS_KEY not in metadata or not own:
-        return StatedNorms(claims, OF_SUM if own else None)
+        return reading._replace(norms=OF_SUM if own else None)
     record = norms_record(metadata)
     other = next((c for c in own if c.magnitude and c.magnitude.spelling.suffix != OVER_BASE.suffix), None)
     if record is None or other:
@@ -197,11 +174,12 @@ def with_stated_norms(claims: Claims, metadata: Mapping[str, str]) -> StatedNorm
             else "says nothing that is known here of whose norms the magnitudes are over"
         )
         message = f"{_WHERE} {says}; find out which it is, and leave out the key, or the file"
-        return StatedNorms(claims, None, findings=(Finding("dora-conflict", message),))
+        return reading._replace(wrong_norms=(Finding("dora-conflict", message),))
     modules = {key: _over_base(module) for key, module in claims.modules.items()}
     of = f" (those of {record.base})" if record.base else ""
     says = f"{len(own)} magnitudes of outputs are over the norms of the base's rows{of}, as {_PROGRAMS} divide them"
-    return StatedNorms(claims._replace(modules=modules), OF_BASE, (Evidence("dora", says, _WHERE),))
+    about = (Evidence("dora", says, _WHERE),)
+    return reading._replace(claims=claims._replace(modules=modules), norms=OF_BASE, about_norms=about)
 
 
 def _is_of_outputs(contribution: Contribution) -> bool:

@@ -1,15 +1,18 @@
 """The rank that sd-scripts was asked for, against that of the tensors: layers saved in parts, and contradictions."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.checkpoint import read_row
 from lora_inspect.files.strict_json import json_count
 from lora_inspect.reading.metadata.trainers import is_musubi
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import asked_alpha, close, network_args
 from lora_inspect.reading.peft.regex import Refused, Steps
-from lora_inspect.reading.scale.scales import Counted
+from lora_inspect.reading.scale.scales import Counted, Counting
+from lora_inspect.reading.state import Reading
 from lora_inspect.schemes.record import MODEL
 from lora_inspect.sentences import shortened
 
@@ -194,6 +197,15 @@ class AskedRanks(NamedTuple):
         if asked is not None:
             means += f", alpha={asked / expected * rank:.9g} the scale {asked / expected:.4g} that was asked for"
         return f"the metadata says rank {expected}{of_parts}, but the tensors have rank {rank}: {means}"
+
+
+def count_requested(reading: Reading) -> Reading:
+    """Reads how often alphas count, by the ranks that sd-scripts was asked for."""
+    asked = read_asked_ranks(reading.checkpoint.metadata, reading.budget)
+    if not asked:
+        return reading
+    counted = partial(asked.counted, read_row=partial(read_row, reading.checkpoint))
+    return reading._replace(counting=Counting(counted, asked.by_name))
 
 
 def read_asked_ranks(metadata: Mapping[str, str], steps: Steps) -> AskedRanks | None:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from lora_inspect.files.strict_json import json_number, parse_json
-from lora_inspect.reading.file_reading import FileReading
 from lora_inspect.reading.model.evidence import Finding, is_lycoris, network_args
+from lora_inspect.reading.state import Reading
 
 FOLDED_KEY = "lora_inspect.folded"
 
@@ -73,7 +73,7 @@ TRAINED_SCALE = "trained-scale"
 _BLOCK = 4
 
 
-def dylora_scale(reading: FileReading) -> Iterator[Finding]:
+def dylora_scale(reading: Reading) -> Iterator[Finding]:
     """LyCORIS's DyLoRA, which trains all of its blocks at alpha over their number and saves a plain LoRA.
 
     Source: the `DyLoraModule` of lycoris-lora.

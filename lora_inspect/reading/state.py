@@ -1,0 +1,95 @@
+"""The state of a reading, which its steps hand on, and the rules of the program that wrote the file."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.reading.keys.claims import Claims
+from lora_inspect.reading.keys.groups import StoredNumbers
+from lora_inspect.reading.model.contribution import Contribution, Embedding, Module
+from lora_inspect.reading.model.evidence import DoraClaim, DoraReading, Evidence, Finding, LoraFacts, RsloraReading
+from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reading.peft.config_lookup import FoundConfig
+from lora_inspect.reading.peft.regex import Steps
+from lora_inspect.reading.scale.scales import Counting
+
+if TYPE_CHECKING:
+    from lora_inspect.reading.mlx_config import MlxConfig
+
+
+class OwnRules(Protocol):
+    """The rules of a program; by default there are none, and everything stays as it is."""
+
+    @property
+    def config(self) -> "MlxConfig | None":
+        """The config of the program, where its files have one."""
+        return None
+
+    def claimed(self, claims: "Claims") -> "Claims":
+        """The claims with each module as what it is to the program."""
+        return claims
+
+    def dora(self, facts: Sequence[LoraFacts], claims: "Claims") -> Sequence[DoraClaim]:
+        """What its config says of DoRA."""
+        return ()
+
+    def scaled(self, modules: dict[str, Module], settings: Settings) -> dict[str, Module]:
+        """The modules with the scales that it has."""
+        return modules
+
+    def about(self, contributions: Iterable[Contribution]) -> Iterable[Evidence]:
+        """What its config says."""
+        return ()
+
+    def no_adapter(self, files: Sequence[str]) -> Iterable[Finding]:
+        """Why the `files` of it are no adapter."""
+        return ()
+
+    def trained_otherwise(self, contributions: Iterable[Contribution]) -> Iterable[Finding]:
+        """With which other scale it was trained."""
+        return ()
+
+
+class NoRules(OwnRules):
+    """Those of most programs."""
+
+
+class Reading(NamedTuple):
+    """All that is known of a file so far: every step of reading takes one and returns the next.
+
+    `budget` is left for comparing patterns with names. `configs` are those of PEFT, and `rules` are those of the
+    program that wrote the file. `norms` says whose norms magnitudes of outputs are over. `scaled` gives the modules
+    with their scales under any settings, `modules` are those under the file's own, and `contributions` all of theirs.
+    `stated` are the scale rules as the file states them, `rslora` sums them up with the settings. `about_rules`,
+    `about_dora`, `about_norms` and `about_parts` wait for their turn in `evidence`; `wrong_norms` and
+    `about_magnitudes` are findings.
+    """
+
+    checkpoint: Checkpoint
+    settings: Settings
+    claims: Claims
+    budget: Steps
+    evidence: tuple[Evidence, ...] = ()
+    rules: OwnRules = NoRules()
+    numbers: StoredNumbers = StoredNumbers({}, {}, {})
+    configs: Sequence[FoundConfig] = ()
+    embeddings: tuple[Embedding, ...] = ()
+    norms: str | None = None
+    about_norms: tuple[Evidence, ...] = ()
+    wrong_norms: tuple[Finding, ...] = ()
+    counting: Counting = Counting()
+    rslora: RsloraReading = RsloraReading(None, "default")
+    stated: Sequence[RsloraReading] = ()
+    about_rules: Sequence[Evidence] = ()
+    dora: DoraReading = DoraReading(None, "default", 0, None)
+    about_dora: Sequence[Evidence] = ()
+    about_magnitudes: Sequence[Finding] = ()
+    about_parts: Sequence[Evidence] = ()
+    scaled: Callable[[Settings], dict[str, Module]] = lambda settings: {}
+    modules: dict[str, Module] = {}  # noqa: RUF012 (replaced, never changed)
+    contributions: Sequence[Contribution] = ()
+
+    def with_evidence(self, evidence: Iterable[Evidence]) -> "Reading":
+        """The reading with more evidence behind that of before."""
+        return self._replace(evidence=(*self.evidence, *evidence))
