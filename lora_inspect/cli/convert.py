@@ -25,7 +25,7 @@ from lora_inspect.cli.options import (
     writing_options,
 )
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.terminal import sentence_of, show_defect
+from lora_inspect.cli.terminal import Failure, failure, show_defect
 from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS, ConvertOptions
 from lora_inspect.converting.target.key_names import output_ending
@@ -266,16 +266,16 @@ def loss(result: ConvertResult) -> str:
 
 
 class _Outcome(NamedTuple):
-    """What became of one checkpoint: its conversion, the reason why it was skipped, or the sentence of its error."""
+    """What became of one checkpoint: its conversion, the reason why it was skipped, or its failure."""
 
     path: str
     result: ConvertResult | None = None
     skipped: str = ""
-    error: str = ""
+    failure: Failure | None = None
 
 
 def convert_folder(folder: str, output: str, options: ConvertOptions, force: bool, as_json: bool) -> None:
-    """Converts every adapter below `folder` to the same place below `output`, tells of all and exits 1 if one failed.
+    """Converts every adapter below `folder` to the same place below `output`, tells of all and exits if one failed.
 
     Raises LoraInspectError where the output is the folder itself or no folder, and where no adapter is in the folder.
     """
@@ -289,17 +289,17 @@ def convert_folder(folder: str, output: str, options: ConvertOptions, force: boo
         for one in found:
             outcomes.append(_converted(one, output, options, force, outcomes))
             progress(1)
-    if not any(outcome.result or outcome.error for outcome in outcomes):
+    if not any(outcome.result or outcome.failure for outcome in outcomes):
         raise RefusedError(folder, "it holds no adapter to convert", "name a folder that does")
     if as_json:
         terminal.json_text([_record(outcome) for outcome in outcomes])
     else:
         _tell(outcomes)
-    failed = [outcome.error for outcome in outcomes if outcome.error]
-    for error in failed:
-        terminal.error(error)
+    failed = [outcome.failure for outcome in outcomes if outcome.failure]
+    for failed_one in failed:
+        terminal.error(failed_one.says)
     if failed:
-        sys.exit(1)
+        sys.exit(max(failed_one.status for failed_one in failed))
 
 
 def _check(folder: str, output: str) -> None:
@@ -330,13 +330,13 @@ def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool,
         raise
     except Exception as error:  # one file that cannot be converted leaves the others their outputs
         show_defect(error)
-        return _Outcome(one.path, error=sentence_of(error, one.path))
+        return _Outcome(one.path, failure=failure(one.path, error))
 
 
 def _record(outcome: _Outcome) -> dict[str, Any]:
     if outcome.result:
         return {"path": outcome.path, **outcome.result.to_dict()}
-    return {"path": outcome.path, **({"error": outcome.error} if outcome.error else {"skipped": outcome.skipped})}
+    return outcome.failure.record() if outcome.failure else {"path": outcome.path, "skipped": outcome.skipped}
 
 
 def _tell(outcomes: list[_Outcome]) -> None:

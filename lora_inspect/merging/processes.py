@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from lora_inspect.errors import CouldNotWorkError, LoraInspectError, RefusedError, kind_of, with_code
+from lora_inspect.errors import REFUSED_STATUS, CouldNotWorkError, LoraInspectError, RefusedError, kind_of, with_code
 from lora_inspect.files.system import usable_cores
 from lora_inspect.progress import Progress
 from lora_inspect.torchrun import Rank
@@ -30,7 +30,9 @@ _FAILED, _DONE, _TOLD = "failed", "done", "told"
 
 
 class Elsewhere(Exception):
-    """Another process has failed, and the first one says so."""
+    """Another process has failed, and the first one says so; with the `status` that all end with."""
+
+    status = REFUSED_STATUS
 
 
 class Ranks:
@@ -60,7 +62,9 @@ class Ranks:
         if not self._store.add(self._failed(), 0):
             return result
         if not self.rank.is_first:
-            raise Elsewhere
+            ended = Elsewhere()
+            ended.status = self._failure().status
+            raise ended
         raise self._failure()
 
     def equal(self, text: str, difference: Callable[[str], str]) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 
-from lora_inspect.errors import NotFoundError, RefusedError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.scaling import PACKINGS
 from lora_inspect.stores.address import is_remote, named
@@ -89,7 +89,7 @@ def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
         if (number := bare_number(argument)) is not None:
             path, settings = parsed[-1] if parsed else ("ADAPTER", Settings())
             form = f"{path}:{spell_settings(settings._replace(multiplier=number))}"
-            raise NotFoundError(argument, "there is no such file, and a multiplier hangs on its path", f"write {form}")
+            raise RefusedError(argument, "there is no such file, and a multiplier hangs on its path", f"write {form}")
         parsed.append(parse_argument(argument))
     return parsed
 
@@ -161,10 +161,10 @@ def _settings_of(file: str, argument: str) -> Settings:
             says = f"{error}; write {' or '.join(f'{file}:{form}' for form in forms)}"
         else:
             says = f"there is no such file, and {error}; a setting is {_FORMS}, as in {file}:0.5"
-        raise RefusedError(argument, says) from None
+        raise RefusedError.of(argument, says) from None
     if joined != tail:
         before = argument.rpartition(":")[0]
-        raise NotFoundError(argument, f"there is no file {before}", f"settings stand behind one colon: {file}:{joined}")
+        raise RefusedError(argument, f"there is no file {before}", f"settings stand behind one colon: {file}:{joined}")
     return settings
 
 
@@ -192,7 +192,7 @@ def _refuse_other_separators(argument: str) -> None:
     number = _meant(behind[1]) if behind else None
     path = argument.removesuffix(behind[0]) if behind else argument
     if number is not None and os.path.lexists(path):
-        raise NotFoundError(
+        raise RefusedError(
             argument, "there is no such file, and a multiplier stands behind a colon", f"write {path}:{_spell(number)}"
         )
 
