@@ -13,7 +13,7 @@ import click
 
 from lora_inspect.cli.options import parse_without_multiplier
 from lora_inspect.cli.terminal import sentence_of, show_defect
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, kind_of
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import find_checkpoints, is_collection
 from lora_inspect.files.locations import settled
@@ -96,7 +96,7 @@ def _is_glob(pattern: str) -> bool:
 
 
 # The field of a record that stands for a file that could not be read.
-ERROR = "error"
+ERROR, CODE = "error", "code"
 
 
 class Asked(NamedTuple):
@@ -129,7 +129,7 @@ def asked(argument: str) -> Asked:
 def broken(path: str, error: Exception) -> dict[str, Any]:
     """The record of a file that cannot be read."""
     show_defect(error)
-    return {"path": path, ERROR: sentence_of(error, path)}
+    return {"path": path, ERROR: sentence_of(error, path), CODE: kind_of(error).code}
 
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
