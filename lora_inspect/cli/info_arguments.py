@@ -13,7 +13,7 @@ import click
 
 from lora_inspect.cli.options import parse_without_multiplier
 from lora_inspect.cli.terminal import sentence_of, show_defect
-from lora_inspect.errors import LoraInspectError, kind_of
+from lora_inspect.errors import LoraInspectError, RefusedError, kind_of
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import find_checkpoints, is_collection
 from lora_inspect.files.locations import settled
