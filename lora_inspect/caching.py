@@ -49,7 +49,7 @@ class Remembered(Generic[_Key, _Found]):
         self._found[key] = found
 
     def of(self, key: _Key, make: Callable[[], _Found]) -> _Found:
-        """What was found by this key, else what `make` finds, once there is room for it."""
+        """The thing found by this key, else the one that `make` finds, once there is room for it."""
         found = self.get(key)
         if found is None:
             self._make_room()

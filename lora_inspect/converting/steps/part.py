@@ -105,7 +105,7 @@ def read_factor(info: TensorInfo) -> Factor:
 
 
 def read_operands(contribution: Contribution, dtype: torch.dtype) -> dict[Role, torch.Tensor]:
-    """What its change is computed from: numbers in `dtype`, whole ones in int64; raises as `read_factor` does."""
+    """The tensors of its change by role: numbers in `dtype`, whole ones in int64; raises as `read_factor` does."""
     positions = contribution.algorithm.positions
     return {
         role: load_whole(info) if role in positions else read_factor(info).values.to(dtype)
