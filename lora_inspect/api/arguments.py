@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from lora_inspect.errors import (
     AmbiguousError,
@@ -176,6 +176,23 @@ def watched(watch: WatchProgress | None, total: int) -> Progress:
         watch(done, total)
 
     return add
+
+
+class _Noted(Protocol):
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+
+_Result = TypeVar("_Result", bound=_Noted)
+
+
+def logged(result: _Result) -> _Result:
+    """The result, of which the notes go to the log of this library as well."""
+    import logging
+
+    for note in result.notes:
+        logging.getLogger("lora_inspect").info("%s", note)
+    return result
 
 
 def _settings_of(given: float | str) -> Settings:

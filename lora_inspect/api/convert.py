@@ -21,6 +21,7 @@ from lora_inspect.api.arguments import (
     in_a_sentence,
     in_keywords,
     limit_of,
+    logged,
     names_of,
     path_of,
     rank_of,
@@ -167,7 +168,7 @@ def convert(
         model_config=model_config,
     )
     plan = plan_conversion(name, path_of(output), options)
-    return convert_planned(plan, force, watched(progress, len(plan.destinations)))
+    return logged(convert_planned(plan, force, watched(progress, len(plan.destinations))))
 
 
 class StateDict(dict[str, "torch.Tensor"]):
@@ -189,6 +190,12 @@ class StateDict(dict[str, "torch.Tensor"]):
         self.metadata = dict(metadata)
         self.config = config
         self.result = result
+
+    def __repr__(self) -> str:
+        return f"<StateDict: {len(self)} tensors, {sum(one.nbytes for one in self.values()):,} bytes>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StateDict, (dict(self), self.metadata, self.config, self.result)
 
 
 @in_a_sentence()
@@ -257,7 +264,7 @@ def state_dict(
         )
     with tempfile.TemporaryDirectory(prefix="lora-inspect-") as folder:
         plan = plan_for(whole, os.path.join(folder, f"adapter{ending}"), options)
-        return _loaded(convert_planned(plan, progress=watched(progress, len(plan.destinations))))
+        return _loaded(logged(convert_planned(plan, progress=watched(progress, len(plan.destinations)))))
 
 
 def _loaded(result: ConvertResult) -> StateDict:

@@ -26,6 +26,7 @@ from lora_inspect.api.arguments import (
     dtype_of,
     given_seed,
     in_a_sentence,
+    logged,
     names_of,
     path_of,
     reading_settings,
@@ -183,7 +184,8 @@ def merge(
     if dtype is not None and changed_dtype is not None:
         raise ValueError("dtype is for all weights and changed_dtype for those that change; give one of both")
     plan = plan_merge(path_of(base), all_with_settings(adapters), options)
-    return merge_planned(plan, path_of(output), force, watched(progress, merge_bytes(plan, path_of(output))))
+    done = watched(progress, merge_bytes(plan, path_of(output)))
+    return logged(merge_planned(plan, path_of(output), force, done))
 
 
 @in_a_sentence()
@@ -205,7 +207,8 @@ def unmerge(
     Raises LoraInspectError, and writes nothing, for whatever stands in the way.
     """
     plan = plan_unmerge(path_of(merged), all_with_settings(adapters), None if base is None else path_of(base))
-    return unmerge_planned(plan, path_of(output), force, allow_ambiguous, watched(progress, plan.bytes))
+    done = watched(progress, plan.bytes)
+    return logged(unmerge_planned(plan, path_of(output), force, allow_ambiguous, done))
 
 
 @in_a_sentence()
@@ -246,7 +249,7 @@ def verify(
         weights=None if weights is None else read_weights(path_of(weights)),
     )
     plan = plan_verify(path_of(merged), path_of(base), all_with_settings(adapters), options)
-    return verify_planned(plan, watched(progress, plan.bytes))
+    return logged(verify_planned(plan, watched(progress, plan.bytes)))
 
 
 @in_a_sentence()
