@@ -55,6 +55,7 @@ class MergeResult(Result):
     def to_dict(self) -> dict[str, Any]:
         """The record that `merge --json` prints."""
         record: dict[str, Any] = {
+            "schema": "lora-inspect/merge/1",
             "output": self.output,
             "modules_merged": self.modules_merged,
             "tensors_copied": self.tensors_copied,
@@ -84,6 +85,7 @@ class MergeResult(Result):
 def planned_record(plan: MergePlan, output: str | None) -> dict[str, Any]:
     """The record of a merge that is planned and not made, to `output` where that is known."""
     return {
+        "schema": "lora-inspect/merge-plan/1",
         "output": output,
         "modules_merged": plan.modules,
         "tensors_copied": plan.tensors_copied,

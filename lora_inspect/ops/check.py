@@ -51,6 +51,7 @@ class CheckResult(Result):
     def to_dict(self) -> dict[str, Any]:
         """The record of this file in what `check --json` prints."""
         record: dict[str, Any] = {
+            "schema": "lora-inspect/check/1",
             "path": self.path,
             "problems": _told(self.problems, self.fixable),
         }

@@ -74,6 +74,7 @@ class CompatResult(Result):
     def to_dict(self) -> dict[str, Any]:
         """The record that `compat --json` prints."""
         return {
+            "schema": "lora-inspect/compat/1",
             "path": self.path,
             "programs": [
                 {

@@ -76,6 +76,7 @@ class ConvertResult(Result):
         """The record that `convert --json` prints."""
         known = [error for error in self.relative_errors.values() if error is not None]
         return {
+            "schema": "lora-inspect/convert/1",
             "output": self.output,
             "from": self.source,
             "to": self.target,

@@ -44,6 +44,7 @@ class ShardResult(Result):
     def to_dict(self) -> dict[str, Any]:
         """The record that `merge --shard --json` prints: that of the merge, or null, beside what the job did."""
         return {
+            "schema": "lora-inspect/merge-shard/1",
             "output": self.output,
             "shard": str(self.share),
             "parts": self.parts,

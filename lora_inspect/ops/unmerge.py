@@ -93,6 +93,7 @@ class UnmergeResult(Result):
     def to_dict(self) -> dict[str, Any]:
         """The record that `unmerge --json` prints."""
         return {
+            "schema": "lora-inspect/unmerge/1",
             "output": self.output,
             "undone": list(self.adapters),
             "weights": self.weights,
@@ -195,6 +196,7 @@ def unmerge(
 def planned_unmerge(plan: UnmergePlan, output: str | None) -> dict[str, Any]:
     """What would be undone, as `--dry-run --json` prints it."""
     return {
+        "schema": "lora-inspect/unmerge-plan/1",
         "dry_run": True,
         "output": output,
         "undone": [adapter.checkpoint.path for adapter, _ in plan.merge.adapters],

@@ -73,6 +73,7 @@ class VerifyResult(Result):
     def to_dict(self) -> dict[str, Any]:
         """The record that `verify --json` prints."""
         return {
+            "schema": "lora-inspect/verify/1",
             "ok": self.ok,
             "share": self.share,
             "noise": self.noise,
