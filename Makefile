@@ -26,8 +26,8 @@ types: ## mypy, for each system
 	.venv/bin/mypy --platform darwin
 	.venv/bin/mypy --platform win32
 
-contract: ## the layers, and the other rules of the source
-	$(PYTHON) -m pytest -q tests/test_contract.py
+contract: ## the layers, and the other rules of the source and its prose
+	$(PYTHON) -m pytest -q tests/test_contract.py tests/test_prose.py
 
 docs: ## the pages: their links, options, commands and output
 	$(PYTHON) -m pytest -q -n auto tests/test_docs.py tests/test_written_pages.py tests/test_commands_in_docs.py tests/test_training_page.py tests/test_symptoms.py tests/test_programs_page.py

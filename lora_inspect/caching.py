@@ -45,6 +45,17 @@ class Remembered(Generic[_Key, _Found]):
     def put(self, key: _Key, found: _Found) -> None:
         """Remembers it instead of what was asked for longest ago."""
         self._found.pop(key, None)
+        self._make_room()
+        self._found[key] = found
+
+    def of(self, key: _Key, make: Callable[[], _Found]) -> _Found:
+        """The thing found by this key, else the one that `make` finds, once there is room for it."""
+        found = self.get(key)
+        if found is None:
+            self._make_room()
+            found = self._found[key] = make()
+        return found
+
+    def _make_room(self) -> None:
         while len(self._found) >= self._most:
             del self._found[next(iter(self._found))]
-        self._found[key] = found

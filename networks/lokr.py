@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from lora_inspect.algorithms import lokr
 from lora_inspect.algorithms.record import Shapes
 
-from .arguments import Option
 from .files.reading import FactorReader, ModuleWeights
 from .kernels import kronecker
 from .kernels.adapted_linear import Kernel
@@ -24,6 +23,7 @@ from .modules.base_forward import convolve_as
 from .modules.delta_module import DeltaModule
 from .modules.module_merging import FoldableDelta, merging
 from .network.architecture_module import Algorithm, functions_of
+from .network_args import Option
 
 _ROLES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")
 

@@ -17,7 +17,6 @@ from lora_inspect.algorithms.record import Shapes
 from lora_inspect.maths import rotation
 from lora_inspect.maths.change import Change
 
-from .arguments import Option, read_bool, read_float
 from .files.reading import FactorReader, ModuleWeights, read_limit
 from .kernels.base_weight import is_plain
 from .kernels.half_precision import is_traced
@@ -26,6 +25,7 @@ from .modules.adapter_module import AdapterModule
 from .modules.base_forward import CONVOLUTIONS
 from .modules.module_merging import FoldableModule, merge_into
 from .network.architecture_module import Algorithm, functions_of
+from .network_args import Option, read_bool, read_float
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class OFTInfModule(FoldableModule, OFTModule):
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
         """Turns the rows."""
-        _change(self.lora_name, tensors, rows, self.lora_dim).fold(rows, 0, multiplier)
+        _change(self.lora_name, tensors, rows).fold(rows, 0, multiplier)
 
 
 def _solved(matrices: Tensor, right: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def _solved(matrices: Tensor, right: Tensor) -> Tensor:
     return result
 
 
-def _change(name: str, tensors: Mapping[str, Tensor], rows: Tensor, rank: int) -> Change:
+def _change(name: str, tensors: Mapping[str, Tensor], rows: Tensor) -> Change:
     """The rotation of rows (out, in·kernel) that the `tensors` of a module are, in the dtype of the rows."""
     keys = {role: OFTModule.reader.key(role, None) for role in OFTModule.reader.roles}
     shapes = {role: tuple(tensors[key].shape) for role, key in keys.items() if key in tensors}

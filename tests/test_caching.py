@@ -50,3 +50,14 @@ def test_what_is_found_again_takes_the_place_of_what_was():
     found.put("b", 2)
     found.put("a", 3)
     assert [found.get(key) for key in "ab"] == [3, 2]
+
+
+def test_what_is_not_remembered_is_found_once_there_is_room():
+    found, before = Remembered(1), []
+
+    def make(value):
+        before.append(len(found))
+        return value
+
+    assert [found.of(key, lambda key=key: make(key.upper())) for key in ("a", "a", "b", "b", "a")] == list("AABBA")
+    assert before == [0, 0, 0]

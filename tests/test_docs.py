@@ -1,5 +1,6 @@
 """The documentation names every option that there is, and no other."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -83,6 +84,30 @@ def test_the_readme_names_every_verb_and_stays_short():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"lora-inspect {verb}" in readme for verb in VERBS)
     assert len(readme.splitlines()) <= 120
+
+
+CONCEPTS = (
+    "checkpoint", "adapter", "contribution", "evidence", "algorithm", "change", "scheme", "architecture", "layout",
+    "placement", "program", "verdict", "codec", "plan", "result",
+)  # fmt: skip
+
+
+def test_the_glossary_names_the_class_and_the_file_of_each_concept():
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", page, re.MULTILINE)
+    ]
+    assert rows[0] == ["concept", "definition", "class and file", "example"]
+    assert tuple(concept for concept, *_ in rows[2:]) == CONCEPTS
+    for concept, definition, places, example in rows[2:]:
+        named = re.findall(r"`(\w+)` in `([\w/]+\.py)`", places)
+        assert named, concept
+        assert definition, concept
+        assert example, concept
+        for name, path in named:
+            tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+            classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+            assert name in classes, f"{path} defines no {name}"
 
 
 def test_every_bound_is_documented():

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.algorithms.lora import contracted, other_than_told
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
 from lora_inspect.maths.products import product, row_wise
-from lora_inspect.maths.scaling import scale_of
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
@@ -58,11 +57,6 @@ def _expected(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 def rank(shapes: Shapes) -> int:
     """The inner size of both products: first dimension of w1_b."""
     return shapes["w1_b"][0]
-
-
-def scale(alpha: float, shapes: Shapes) -> float:
-    """What the delta is multiplied by, once for both products."""
-    return scale_of(alpha, rank(shapes), rslora=False)
 
 
 def weight_shape(shapes: Shapes) -> tuple[int, ...]:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.lora import contracted, other_than_told
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
-from lora_inspect.maths.scaling import scale_of
 
 if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
@@ -113,12 +112,6 @@ def rank(shapes: Shapes) -> int | None:
 def largest_side(shapes: Shapes) -> int:
     """What blissful-tuner divides alpha by where both factors are whole: the largest dimension of w2."""
     return max(shapes["w2"])
-
-
-def scale(alpha: float, shapes: Shapes) -> float:
-    """What the delta is multiplied by, where nothing but the tensors says it."""
-    inner = rank(shapes)
-    return 1.0 if inner is None else scale_of(alpha, inner, rslora=False)
 
 
 def weight_shape(shapes: Shapes) -> tuple[int, ...]:

@@ -1,13 +1,18 @@
 """Arguments as Python programs give them: paths with what is settled about them, answers, and who watches.
 
 How a call of the API goes: by whole products, whatever the program has set, and if it fails in a sentence.
+
+Keywords by the record of a verb's options: shown in the signature, and checked.
 """
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from functools import wraps
+from inspect import Parameter
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
 from lora_inspect.errors import (
     AmbiguousError,
@@ -26,11 +31,25 @@ from lora_inspect.matching.orientation import Answers, parse_answers
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.maths.scaling import PACKINGS
 from lora_inspect.maths.torch_threads import whole_products
+from lora_inspect.option import (
+    ANSWERS,
+    CHOICE,
+    DTYPE,
+    FLAG,
+    NAMES,
+    PATH,
+    TEXT,
+    WHOLE,
+    YES_NO,
+    Declared,
+    declared,
+)
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings, parse_argument, parse_settings
 
 if TYPE_CHECKING:
     import torch
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "AmbiguousError",
@@ -54,6 +73,8 @@ PathWithSettings: TypeAlias = StrPath | tuple[StrPath, float | str]
 WatchProgress: TypeAlias = Callable[[int, int], object]
 # Whether a base stores weights as (in, out): all, or by glob.
 Transposed: TypeAlias = bool | Mapping[str, bool] | None
+Function = TypeVar("Function", bound=Callable[..., Any])
+Request = TypeVar("Request", bound="DataclassInstance")
 
 
 def path_of(given: StrPath) -> str:
@@ -93,29 +114,6 @@ def all_with_settings(given: PathWithSettings | Iterable[PathWithSettings]) -> l
     return [with_settings(one) for one in several]
 
 
-def reading_settings(
-    rslora: bool | None,
-    alpha: float | None,
-    allow_partial_dora: bool,
-    expert_packing: str | None,
-    architecture: str | None = None,
-) -> Settings:
-    """What the options settle where a file leaves it open; ValueError or TypeError for what none of them can be."""
-    if rslora is not None and not isinstance(rslora, bool):
-        raise TypeError(f"rslora is True, False or None, not {rslora!r}")
-    if alpha is not None:
-        alpha = _finite(alpha, "alpha")
-    if expert_packing is not None:
-        chosen("expert_packing", expert_packing, PACKINGS)
-    return Settings(
-        rslora=rslora,
-        alpha=alpha,
-        allow_partial_dora=allow_partial_dora,
-        expert_packing=expert_packing,
-        architecture=architecture,
-    )
-
-
 def names_of(given: str | Iterable[str]) -> tuple[str, ...]:
     """Several names, or the one that is given."""
     return (given,) if isinstance(given, str) else tuple(given)
@@ -138,30 +136,6 @@ def chosen(name: str, value: str, choices: Iterable[str]) -> str:
     if value not in (known := sorted(choices)):
         raise ValueError(f"{name} is {value!r}, which is none of {', '.join(known)}")
     return value
-
-
-def dtype_of(given: "str | torch.dtype | None") -> str | None:
-    """The name that the format has for "bf16", "bfloat16", torch.bfloat16 and so on; ValueError for any other type."""
-    if given is None:
-        return None
-    name = str(given).removeprefix("torch.")
-    return DTYPE_NAMES[chosen("dtype", name, DTYPE_NAMES)]
-
-
-def rank_of(given: int) -> int:
-    """A rank, 1 at least."""
-    _check_whole(given, "rank")
-    if given < 1:
-        raise ValueError(f"rank is {given}, which is less than 1")
-    return given
-
-
-def limit_of(given: float) -> float:
-    """A relative error, from 0 to below 1."""
-    limit = _finite(given, "max_error")
-    if not 0 <= limit < 1:
-        raise ValueError(f"max_error is {limit}, which is not from 0 to below 1")
-    return limit
 
 
 def watched(watch: WatchProgress | None, total: int) -> Progress:
@@ -199,18 +173,6 @@ def _settings_of(given: float | str) -> Settings:
     return parse_settings(given) if isinstance(given, str) else Settings(multiplier=_finite(given, "a multiplier"))
 
 
-def given_seed(given: int | None) -> int | None:
-    """What is drawn by; None where nothing is."""
-    if given is not None:
-        _check_whole(given, "seed")
-    return given
-
-
-def _check_whole(number: int, name: str) -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name} is a whole number, not {number!r}")
-
-
 def _finite(number: float, name: str) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"{name} is a number, not {number!r}")
@@ -230,7 +192,8 @@ KEYWORDS = {
     **{
         f"--{flag}": (f"{flag.replace('-', '_')}=True", "")
         for flag in (
-            *("keep-dora", "drop-magnitude", "drop-biases", "allow-loss", "allow-growth", "allow-unclaimed", "tensors"),
+            *("keep-dora", "drop-magnitude", "drop-biases", "allow-loss", "allow-growth", "allow-unclaimed"),
+            *("tensors", "hashes"),
             *("allow-unmatched", "allow-partial-dora", "allow-ambiguous", "hash-base", "force"),
         )
     },
@@ -304,3 +267,107 @@ def in_a_sentence() -> Iterator[None]:
         raise
     except OSError as error:
         raise of_system(error) from error
+
+
+class ReadingKeywords(TypedDict, total=False):
+    """The keywords of what reads an adapter: they settle what its evidence leaves open."""
+
+    rslora: bool | None
+    alpha: float | None
+    allow_partial_dora: bool
+    expert_packing: str | None
+
+
+def request_of(record: type[Request], given: Mapping[str, Any]) -> Request:
+    """The record of a verb's options, as Python programs give them.
+
+    Raises ValueError and TypeError for a value that its option cannot have.
+    """
+    return record(**{one.name: _value(one, given[one.name]) for one in declared(record).values() if one.name in given})
+
+
+def _value(one: Declared, given: Any) -> Any:
+    name, option = one.name, one.option
+    if option.kind == ANSWERS:
+        return answers_of(given)
+    if option.kind == NAMES:
+        return names_of(given)
+    if option.kind in (FLAG, TEXT) or (given is None and one.default is None):
+        return given
+    if option.kind == PATH:
+        return path_of(given)
+    if option.kind == CHOICE:
+        return chosen(name, given, option.chosen_from)
+    if option.kind == DTYPE:
+        return _dtype(name, given)
+    if option.kind == WHOLE:
+        return _whole(name, given, option.least)
+    return _yes_or_no(name, given) if option.kind == YES_NO else _number(name, given, option.share)
+
+
+def _dtype(name: str, given: "str | torch.dtype") -> str:
+    """The name that the format has for "bf16", "bfloat16", torch.bfloat16 and so on; ValueError for any other type."""
+    return DTYPE_NAMES[chosen(name, str(given).removeprefix("torch."), DTYPE_NAMES)]
+
+
+def _whole(name: str, given: int, least: int | None) -> int:
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"{name} is a whole number, not {given!r}")
+    if least is not None and given < least:
+        raise ValueError(f"{name} is {given}, which is less than {least}")
+    return given
+
+
+def _number(name: str, given: float, share: bool) -> float:
+    number = _finite(given, name)
+    if share and not 0 <= number < 1:
+        raise ValueError(f"{name} is {number}, which is not from 0 to below 1")
+    return number
+
+
+def _yes_or_no(name: str, given: bool) -> bool:
+    if not isinstance(given, bool):
+        raise TypeError(f"{name} is True, False or None, not {given!r}")
+    return given
+
+
+def takes(record: "type[DataclassInstance]", keywords: Any) -> Callable[[Function], Function]:
+    """Has a function with `**keywords` show those that a verb's record declares, and refuse any other.
+
+    `keywords` is the TypedDict with the types that Python programs may give. Raises ValueError for one of them that the
+    record does not declare.
+    """
+    types = keywords.__annotations__
+    if other := types.keys() - declared(record).keys():
+        raise ValueError(f"{record.__name__} declares no {min(other)}")
+    shown = [
+        Parameter(
+            one.name,
+            Parameter.KEYWORD_ONLY,
+            default=None if one.option.kind == ANSWERS else one.default,
+            annotation=getattr(types[one.name], "__forward_arg__", types[one.name]),
+        )
+        for one in declared(record).values()
+        if one.name in types
+    ]
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [one for one in signature.parameters.values() if one.kind != Parameter.VAR_KEYWORD]
+        first = [one for one in own if one.kind != Parameter.KEYWORD_ONLY]
+        names = {one.name for one in (*own, *shown)}
+
+        @wraps(function)
+        def checked(*positional: Any, **given: Any) -> Any:
+            if other := next((name for name in given if name not in names), None):
+                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {other!r}")
+            return function(*positional, **given)
+
+        parameters = [*first, *shown, *own[len(first) :]]
+        checked.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        checked.__annotations__ = {one.name: one.annotation for one in parameters} | {
+            "return": signature.return_annotation
+        }
+        return cast(Function, checked)
+
+    return decorate

@@ -13,129 +13,95 @@ from typing import TYPE_CHECKING, Any
 
 from lora_inspect.api.arguments import (
     PathWithSettings,
+    ReadingKeywords,
     StrPath,
     Transposed,
     WatchProgress,
-    answers_of,
     chosen,
     in_a_sentence,
     in_keywords,
-    limit_of,
     logged,
-    names_of,
     path_of,
-    rank_of,
-    reading_settings,
+    request_of,
+    takes,
     watched,
     without_multiplier,
 )
-from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS, ConvertOptions, contradiction
+from lora_inspect.converting.options import (
+    ConvertOptions,
+    ConvertRequest,
+    contradiction,
+    convert_options,
+    known_targets,
+)
 from lora_inspect.converting.plan import plan_for
-from lora_inspect.converting.target.key_names import output_ending
+from lora_inspect.converting.standard_fix import output_ending
 from lora_inspect.converting.target.target_program import scheme_for
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.outputs import GGUF_ENDING
 from lora_inspect.ops.convert import ConvertResult, convert_planned, plan_conversion
-from lora_inspect.programs import PROGRAMS
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.schemes import written
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
 
 __all__ = ["ConvertResult", "StateDict", "convert", "state_dict"]
 
 
-def asked_conversion(
-    adapter: PathWithSettings,
-    to: str | None,
-    *,
-    keep_dora: bool,
-    base: StrPath | None,
-    rank: int | None,
-    max_error: float | None,
-    allow_loss: bool,
-    allow_growth: bool,
-    drop_magnitude: bool,
-    allow_unclaimed: bool,
-    drop_biases: bool,
-    only: str | Iterable[str],
-    verify: bool,
-    architecture: str | None,
-    algorithm: str | None,
-    transposed: Transposed,
-    rslora: bool | None,
-    alpha: float | None,
-    allow_partial_dora: bool,
-    expert_packing: str | None,
-    layout: str | None = None,
-    model_config: StrPath | None = None,
-) -> tuple[str, ConvertOptions]:
+class StateDictKeywords(ReadingKeywords, total=False):
+    """The keywords of a conversion, wherever its output goes."""
+
+    keep_dora: bool
+    base: StrPath | None
+    rank: int | None
+    max_error: float | None
+    allow_loss: bool
+    allow_growth: bool
+    drop_magnitude: bool
+    allow_unclaimed: bool
+    drop_biases: bool
+    only: str | Iterable[str]
+    verify: bool
+    hashes: bool
+    architecture: str | None
+    algorithm: str | None
+    transposed: Transposed
+
+
+class ConvertKeywords(StateDictKeywords, total=False):
+    """The keywords of a conversion to a file."""
+
+    layout: str | None
+    model_config: StrPath | None
+
+
+def asked_conversion(adapter: PathWithSettings, to: str | None, given: Mapping[str, Any]) -> tuple[str, ConvertOptions]:
     """The path of the adapter, and the options as the command line has them.
 
     Raises ValueError and TypeError for arguments that are none, or say nothing together.
     """
     name, own = without_multiplier(adapter)
     if to is not None:
-        chosen("the name", to, {*written(), *PROGRAMS})
-    if layout is not None:
-        chosen("layout", layout, (*LAYOUTS, *EXPERT_LAYOUTS))
-    if algorithm is not None:
-        chosen("algorithm", algorithm, ALGORITHMS)
-    options = ConvertOptions(
-        keep_dora=keep_dora,
-        drop_magnitude=drop_magnitude,
-        drop_biases=drop_biases,
-        allow_unclaimed=allow_unclaimed,
-        base=None if base is None else path_of(base),
-        rank=None if rank is None else rank_of(rank),
-        max_error=None if max_error is None else limit_of(max_error),
-        allow_loss=allow_loss,
-        allow_growth=allow_growth,
-        transposed=answers_of(transposed),
-        layout=layout,
-        scheme=None if to in PROGRAMS else to,
-        program=to if to in PROGRAMS else None,
-        model_config=None if model_config is None else path_of(model_config),
-        only=names_of(only),
-        verify=verify,
-        algorithm=algorithm,
-        settings=own.joined(reading_settings(rslora, alpha, allow_partial_dora, expert_packing, architecture), name),
-    )
-    if wrong := contradiction(options, architecture):
+        chosen("the name", to, known_targets())
+    request = request_of(ConvertRequest, {**given, "to": to})
+    options = convert_options(request, own, name)
+    if wrong := contradiction(request):
         raise ValueError(in_keywords(wrong))
     return name, options
 
 
 @in_a_sentence()
+@takes(ConvertRequest, ConvertKeywords)
 def convert(
     adapter: PathWithSettings,
     output: StrPath,
     *,
     to: str | None = None,
-    keep_dora: bool = False,
-    base: StrPath | None = None,
-    rank: int | None = None,
-    max_error: float | None = None,
-    allow_loss: bool = False,
-    allow_growth: bool = False,
-    drop_magnitude: bool = False,
-    allow_unclaimed: bool = False,
-    drop_biases: bool = False,
-    layout: str | None = None,
-    model_config: StrPath | None = None,
-    only: str | Iterable[str] = (),
-    verify: bool = True,
-    architecture: str | None = None,
-    algorithm: str | None = None,
-    transposed: Transposed = None,
-    rslora: bool | None = None,
-    alpha: float | None = None,
-    allow_partial_dora: bool = False,
-    expert_packing: str | None = None,
     force: bool = False,
     progress: WatchProgress | None = None,
+    **options: "Unpack[ConvertKeywords]",
 ) -> ConvertResult:
     """Writes one adapter anew to `output`, as `convert` does: standard in its own names, or `to` those of a program.
 
@@ -143,31 +109,8 @@ def convert(
     told of modules. Raises LoraInspectError, and writes nothing, for whatever stands in the way, and ValueError for
     arguments that say nothing together.
     """
-    name, options = asked_conversion(
-        adapter,
-        to,
-        keep_dora=keep_dora,
-        base=base,
-        rank=rank,
-        max_error=max_error,
-        allow_loss=allow_loss,
-        allow_growth=allow_growth,
-        drop_magnitude=drop_magnitude,
-        allow_unclaimed=allow_unclaimed,
-        drop_biases=drop_biases,
-        only=only,
-        verify=verify,
-        architecture=architecture,
-        algorithm=algorithm,
-        transposed=transposed,
-        rslora=rslora,
-        alpha=alpha,
-        allow_partial_dora=allow_partial_dora,
-        expert_packing=expert_packing,
-        layout=layout,
-        model_config=model_config,
-    )
-    plan = plan_conversion(name, path_of(output), options)
+    name, asked = asked_conversion(adapter, to, options)
+    plan = plan_conversion(name, path_of(output), asked)
     return logged(convert_planned(plan, force, watched(progress, len(plan.destinations))))
 
 
@@ -199,29 +142,13 @@ class StateDict(dict[str, "torch.Tensor"]):
 
 
 @in_a_sentence()
+@takes(ConvertRequest, StateDictKeywords)
 def state_dict(
     adapter: PathWithSettings,
     names: str = "diffusers",
     *,
-    keep_dora: bool = False,
-    base: StrPath | None = None,
-    rank: int | None = None,
-    max_error: float | None = None,
-    allow_loss: bool = False,
-    allow_growth: bool = False,
-    drop_magnitude: bool = False,
-    allow_unclaimed: bool = False,
-    drop_biases: bool = False,
-    only: str | Iterable[str] = (),
-    verify: bool = True,
-    architecture: str | None = None,
-    algorithm: str | None = None,
-    transposed: Transposed = None,
-    rslora: bool | None = None,
-    alpha: float | None = None,
-    allow_partial_dora: bool = False,
-    expert_packing: str | None = None,
     progress: WatchProgress | None = None,
+    **options: "Unpack[StateDictKeywords]",
 ) -> StateDict:
     """The adapter's tensors as the program or the scheme `names` has them: `pipe.load_lora_weights(state_dict(path))`.
 
@@ -232,30 +159,9 @@ def state_dict(
 
     Raises LoraInspectError for whatever stands in the way of the conversion, and for GGUF, which is no dict of tensors.
     """
-    name, options = asked_conversion(
-        adapter,
-        names,
-        keep_dora=keep_dora,
-        base=base,
-        rank=rank,
-        max_error=max_error,
-        allow_loss=allow_loss,
-        allow_growth=allow_growth,
-        drop_magnitude=drop_magnitude,
-        allow_unclaimed=allow_unclaimed,
-        drop_biases=drop_biases,
-        only=only,
-        verify=verify,
-        architecture=architecture,
-        algorithm=algorithm,
-        transposed=transposed,
-        rslora=rslora,
-        alpha=alpha,
-        allow_partial_dora=allow_partial_dora,
-        expert_packing=expert_packing,
-    )
-    whole = read_adapter(open_checkpoint(name), options.settings)
-    ending = output_ending(whole, scheme_for(whole, options))
+    name, asked = asked_conversion(adapter, names, options)
+    whole = read_adapter(open_checkpoint(name), asked.settings)
+    ending = output_ending(whole, scheme_for(whole, asked))
     if ending == GGUF_ENDING:
         raise RefusedError(
             name,
@@ -263,7 +169,7 @@ def state_dict(
             "write a file with convert",
         )
     with tempfile.TemporaryDirectory(prefix="lora-inspect-") as folder:
-        plan = plan_for(whole, os.path.join(folder, f"adapter{ending}"), options)
+        plan = plan_for(whole, os.path.join(folder, f"adapter{ending}"), asked)
         return _loaded(logged(convert_planned(plan, progress=watched(progress, len(plan.destinations)))))
 
 

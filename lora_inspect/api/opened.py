@@ -4,15 +4,27 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_inspect.api.arguments import PathWithSettings, in_a_sentence, reading_settings, without_multiplier
+from lora_inspect.api.arguments import (
+    PathWithSettings,
+    ReadingKeywords,
+    in_a_sentence,
+    request_of,
+    takes,
+    without_multiplier,
+)
 from lora_inspect.api.modules import Modules
 from lora_inspect.architectures import by_name
 from lora_inspect.ops.info import as_json
+from lora_inspect.option import ReadingRequest
 from lora_inspect.reading.file_info import FileInfo, inspect
 from lora_inspect.reading.model.evidence import Evidence, Problem
+from lora_inspect.reading.model.settings import requested_settings
 from lora_inspect.sentences import counted, shortened
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _SHOWN = 3
 
@@ -117,14 +129,8 @@ class OpenedAdapter:
 
 
 @in_a_sentence()
-def open_adapter(
-    path: PathWithSettings,
-    *,
-    rslora: bool | None = None,
-    alpha: float | None = None,
-    allow_partial_dora: bool = False,
-    expert_packing: str | None = None,
-) -> OpenedAdapter:
+@takes(ReadingRequest, ReadingKeywords)
+def open_adapter(path: PathWithSettings, **options: "Unpack[ReadingKeywords]") -> OpenedAdapter:
     """Reads what a file is and means, as `info` does.
 
     `rslora`, `alpha` and `expert_packing` settle what the file leaves open, as settings on the path do
@@ -132,8 +138,8 @@ def open_adapter(
     checkpoint.
     """
     name, own = without_multiplier(path)
-    options = reading_settings(rslora, alpha, allow_partial_dora, expert_packing)
-    return OpenedAdapter(inspect(name, own.joined(options, name)))
+    asked = requested_settings(request_of(ReadingRequest, options))
+    return OpenedAdapter(inspect(name, own.joined(asked, name)))
 
 
 def _some(values: list[str]) -> str:

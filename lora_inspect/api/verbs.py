@@ -13,31 +13,27 @@ The files of folders, from Python: a short account of each as soon as it is read
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from lora_inspect.api.arguments import (
     PathWithSettings,
+    ReadingKeywords,
     StrPath,
     Transposed,
     WatchProgress,
     all_with_settings,
-    answers_of,
     chosen,
-    dtype_of,
-    given_seed,
     in_a_sentence,
     logged,
-    names_of,
     path_of,
-    reading_settings,
+    request_of,
+    takes,
     watched,
     without_multiplier,
 )
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import stored_bytes
-from lora_inspect.maths.dora import MULTIPLIER_RULES
-from lora_inspect.merging.plan import MergeOptions
-from lora_inspect.merging.rounding_choice import NEAREST, STOCHASTIC, seed_of
+from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest, merge_options
 from lora_inspect.ops.check import CheckResult
 from lora_inspect.ops.check import check as problems_of
 from lora_inspect.ops.check import fix as fix_file
@@ -51,14 +47,15 @@ from lora_inspect.ops.unmerge import UnmergeResult, plan_unmerge
 from lora_inspect.ops.unmerge import unmerge as unmerge_planned
 from lora_inspect.ops.verify import VerifyResult, plan_verify
 from lora_inspect.ops.verify import verify as verify_planned
+from lora_inspect.option import ReadingRequest
 from lora_inspect.programs import PROGRAMS
 from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.ambiguous_options import Choice
-from lora_inspect.reading.weights_toml import read_weights
+from lora_inspect.reading.model.settings import requested_settings
 from lora_inspect.scanning.scan_file import ScannedFile
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
 
 __all__ = [
     "CheckResult",
@@ -104,16 +101,14 @@ def check(
 
 
 @in_a_sentence()
+@takes(ReadingRequest, ReadingKeywords)
 def compat(
     adapter: PathWithSettings,
     *,
     program: str | None = None,
     base: StrPath | None = None,
-    rslora: bool | None = None,
-    alpha: float | None = None,
-    allow_partial_dora: bool = False,
-    expert_packing: str | None = None,
     progress: WatchProgress | None = None,
+    **options: "Unpack[ReadingKeywords]",
 ) -> CompatResult:
     """What every program that loads adapters will make of one, or the `program` alone, as `compat` says it.
 
@@ -125,39 +120,47 @@ def compat(
     name, own = without_multiplier(adapter)
     if program is not None:
         chosen("program", program, PROGRAMS)
-    settings = own.joined(reading_settings(rslora, alpha, allow_partial_dora, expert_packing), name)
+    settings = own.joined(requested_settings(request_of(ReadingRequest, options)), name)
     if base is None:
         return compat_of(name, program, settings)
     modules = read_adapter(open_checkpoint(name), settings).dora.modules if progress else 0
     return compat_of(name, program, settings, path_of(base), watched(progress, modules))
 
 
+class VerifyKeywords(ReadingKeywords, total=False):
+    """The keywords of what applies adapters to a base."""
+
+    only: str | Iterable[str]
+    include: str | Iterable[str]
+    exclude: str | Iterable[str]
+    weights: StrPath | None
+    allow_unmatched: bool
+    dora_multiplier: str | None
+    architecture: str | None
+    transposed: Transposed
+
+
+class MergeKeywords(VerifyKeywords, total=False):
+    """The keywords of a merge that is written."""
+
+    dtype: "str | torch.dtype | None"
+    changed_dtype: "str | torch.dtype | None"
+    rounding: str
+    seed: int | None
+    allow_loss: bool
+    hash_base: bool
+
+
 @in_a_sentence()
+@takes(MergeRequest, MergeKeywords)
 def merge(
     base: StrPath,
     adapters: PathWithSettings | Iterable[PathWithSettings],
     output: StrPath,
     *,
-    dtype: "str | torch.dtype | None" = None,
-    changed_dtype: "str | torch.dtype | None" = None,
-    only: str | Iterable[str] = (),
-    include: str | Iterable[str] = (),
-    exclude: str | Iterable[str] = (),
-    weights: StrPath | None = None,
-    allow_unmatched: bool = False,
-    rounding: str = NEAREST,
-    seed: int | None = None,
-    allow_loss: bool = False,
-    dora_multiplier: str | None = None,
-    architecture: str | None = None,
-    transposed: Transposed = None,
-    rslora: bool | None = None,
-    alpha: float | None = None,
-    allow_partial_dora: bool = False,
-    expert_packing: str | None = None,
-    hash_base: bool = False,
     force: bool = False,
     progress: WatchProgress | None = None,
+    **options: "Unpack[MergeKeywords]",
 ) -> MergeResult:
     """Folds each adapter, with its multiplier, into the base and writes the result to `output`, as `merge` does.
 
@@ -167,37 +170,32 @@ def merge(
 
     Raises LoraInspectError, and writes nothing, for whatever stands in the way.
     """
-    options = MergeOptions(
-        dtype=dtype_of(dtype),
-        changed_dtype=dtype_of(changed_dtype),
-        only=names_of(only),
-        transposed=answers_of(transposed),
-        allow_unmatched=allow_unmatched,
-        dora_rule=dora_multiplier and chosen("dora_multiplier", dora_multiplier, MULTIPLIER_RULES),
-        settings=reading_settings(rslora, alpha, allow_partial_dora, expert_packing, architecture),
-        choice=Choice(names_of(include), names_of(exclude)),
-        weights=None if weights is None else read_weights(path_of(weights)),
-        hash_base=hash_base,
-        seed=seed_of(chosen("rounding", rounding, (NEAREST, STOCHASTIC)), given_seed(seed)),
-        allow_loss=allow_loss,
-    )
-    if dtype is not None and changed_dtype is not None:
+    request = request_of(MergeRequest, options)
+    asked = merge_options(request)
+    if request.dtype is not None and request.changed_dtype is not None:
         raise ValueError("dtype is for all weights and changed_dtype for those that change; give one of both")
-    plan = plan_merge(path_of(base), all_with_settings(adapters), options)
+    plan = plan_merge(path_of(base), all_with_settings(adapters), asked)
     done = watched(progress, merge_bytes(plan, path_of(output)))
     return logged(merge_planned(plan, path_of(output), force, done))
 
 
+class UnmergeKeywords(TypedDict, total=False):
+    """The keywords of what takes a merge back."""
+
+    base: StrPath | None
+    allow_ambiguous: bool
+
+
 @in_a_sentence()
+@takes(UnmergeRequest, UnmergeKeywords)
 def unmerge(
     merged: StrPath,
     adapters: PathWithSettings | Iterable[PathWithSettings],
     output: StrPath,
     *,
-    base: StrPath | None = None,
-    allow_ambiguous: bool = False,
     force: bool = False,
     progress: WatchProgress | None = None,
+    **options: "Unpack[UnmergeKeywords]",
 ) -> UnmergeResult:
     """Takes the adapters of the last merge out of `merged` and writes the result to `output`, as `unmerge` does.
 
@@ -206,30 +204,21 @@ def unmerge(
 
     Raises LoraInspectError, and writes nothing, for whatever stands in the way.
     """
-    plan = plan_unmerge(path_of(merged), all_with_settings(adapters), None if base is None else path_of(base))
+    asked = request_of(UnmergeRequest, options)
+    plan = plan_unmerge(path_of(merged), all_with_settings(adapters), asked.base)
     done = watched(progress, plan.bytes)
-    return logged(unmerge_planned(plan, path_of(output), force, allow_ambiguous, done))
+    return logged(unmerge_planned(plan, path_of(output), force, asked.allow_ambiguous, done))
 
 
 @in_a_sentence()
+@takes(VerifyRequest, VerifyKeywords)
 def verify(
     merged: StrPath,
     base: StrPath,
     adapters: PathWithSettings | Iterable[PathWithSettings],
     *,
-    only: str | Iterable[str] = (),
-    include: str | Iterable[str] = (),
-    exclude: str | Iterable[str] = (),
-    weights: StrPath | None = None,
-    allow_unmatched: bool = False,
-    dora_multiplier: str | None = None,
-    architecture: str | None = None,
-    transposed: Transposed = None,
-    rslora: bool | None = None,
-    alpha: float | None = None,
-    allow_partial_dora: bool = False,
-    expert_packing: str | None = None,
     progress: WatchProgress | None = None,
+    **options: "Unpack[VerifyKeywords]",
 ) -> VerifyResult:
     """Says how much of each adapter is in `merged`, which was made of `base` by any program, as `verify` does.
 
@@ -239,16 +228,8 @@ def verify(
 
     Raises LoraInspectError where there is nothing to compare.
     """
-    options = MergeOptions(
-        only=names_of(only),
-        transposed=answers_of(transposed),
-        allow_unmatched=allow_unmatched,
-        dora_rule=dora_multiplier and chosen("dora_multiplier", dora_multiplier, MULTIPLIER_RULES),
-        settings=reading_settings(rslora, alpha, allow_partial_dora, expert_packing, architecture),
-        choice=Choice(names_of(include), names_of(exclude)),
-        weights=None if weights is None else read_weights(path_of(weights)),
-    )
-    plan = plan_verify(path_of(merged), path_of(base), all_with_settings(adapters), options)
+    asked = merge_options(request_of(VerifyRequest, options))
+    plan = plan_verify(path_of(merged), path_of(base), all_with_settings(adapters), asked)
     return logged(verify_planned(plan, watched(progress, plan.bytes)))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.gguf.gguf_format import MAGIC
+from lora_inspect.files.file_types import GGUF_MAGIC
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.safetensors.strict_header import METADATA
 from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
@@ -83,7 +83,7 @@ def header_shapes(checkpoint: Checkpoint) -> list[HeaderShape]:
 def _shape(file: str, checkpoint: Checkpoint) -> HeaderShape | None:
     with InputFile(file, checkpoint.inputs[file]) as source:
         start = bytes(source.read(0, _LENGTH_BYTES))
-        if start.startswith(MAGIC):
+        if start.startswith(GGUF_MAGIC):
             return None
         stop = _LENGTH_BYTES + int.from_bytes(start, "little")
         first = bytes(source.read(_LENGTH_BYTES, min(_FIRST, stop - _LENGTH_BYTES)))

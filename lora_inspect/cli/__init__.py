@@ -7,9 +7,9 @@ from types import FrameType
 import click
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.group import Verbs
 from lora_inspect.cli.terminal import failure, show_defect
 from lora_inspect.cli.verb import version_option
-from lora_inspect.cli.verbs import Verbs
 from lora_inspect.errors import FAILED_STATUS, LoraInspectError
 from lora_inspect.files.system import ENDING_SIGNALS
 from lora_inspect.interrupt import INTERRUPTED, WORDS

@@ -2,14 +2,15 @@
 
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath, parse_without_multiplier, reading_options, settings
+from lora_inspect.cli.options import FilePath, declared_options, parse_without_multiplier
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.option import ReadingRequest
 from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.record import READ
 
@@ -31,25 +32,17 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
 @click.option("--for", "named", type=click.Choice(sorted(PROGRAMS)), help="Only this program.")
 @click.option("--base", type=FilePath(), metavar="BASE", help="The model's own weights, for commands that need them.")
-@reading_options
+@declared_options(ReadingRequest)
 @click.option("--json", "as_json_", is_flag=True, help="Print the result as JSON.")
-def compat(
-    adapter: str,
-    named: str | None,
-    base: str | None,
-    rslora: str | None,
-    alpha: float | None,
-    allow_partial_dora: bool,
-    expert_packing: str | None,
-    as_json_: bool,
-) -> None:
+def compat(adapter: str, named: str | None, base: str | None, as_json_: bool, **asked: Any) -> None:
     """Judges and prints."""
     from lora_inspect.files.checkpoint import open_checkpoint
     from lora_inspect.ops.compat import compat as judged
     from lora_inspect.reading.keys.claims import claim
+    from lora_inspect.reading.model.settings import requested_settings
 
     adapter, own = parse_without_multiplier(adapter, "compat")
-    told = own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing), adapter)
+    told = own.joined(requested_settings(ReadingRequest(**asked)), adapter)
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
     with progress_bar("Comparing", length) as progress:
         result = judged(adapter, named, told, base, progress)

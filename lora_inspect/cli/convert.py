@@ -16,36 +16,21 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.options import (
     FilePath,
-    architecture_option,
-    finite,
+    declared_options,
     parse_without_multiplier,
-    reading_options,
-    settings,
-    transposed_option,
     writing_options,
 )
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.terminal import Failure, failure, show_defect
 from lora_inspect.cli.verb import VERBS, Verb
-from lora_inspect.converting.options import ALGORITHMS, EXPERT_LAYOUTS, LAYOUTS, ConvertOptions
-from lora_inspect.converting.target.key_names import output_ending
-from lora_inspect.converting.target.target_program import scheme_for
+from lora_inspect.converting.options import ConvertOptions, ConvertRequest, contradiction, convert_options
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.discovery import Mirrored, is_collection, mirrored
-from lora_inspect.files.outputs import folder_of_outputs
-from lora_inspect.matching.orientation import in_words
-from lora_inspect.ops.convert import ConvertResult, convert_to_standard
-from lora_inspect.programs import PROGRAMS
-from lora_inspect.reading.adapter import read_adapter
-from lora_inspect.reading.file_info import ADAPTER, kind_of
-from lora_inspect.schemes import written
 from lora_inspect.sentences import listed, shortened, some
-from lora_inspect.stores.address import is_remote
 
 if TYPE_CHECKING:
-    from lora_inspect.matching.orientation import Answers
+    from lora_inspect.files.discovery import Mirrored
+    from lora_inspect.ops.convert import ConvertResult
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -67,127 +52,17 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.option(
     "--to-standard", is_flag=True, help="Scale alpha/rank in every module, no flags, corrected metadata (the default)."
 )
-@click.option(
-    "--keep-dora", is_flag=True, help="DoRA: keep the magnitude, as the readers of the file's names spell it."
-)
-@click.option(
-    "--base",
-    type=FilePath(),
-    metavar="BASE",
-    help="DoRA: approximate the true change of BASE's weights by plain LoRA; without --rank and --max-error write the "
-    "magnitudes that make it in programs that divide by BASE's norms (--to comfyui).",
-)
-@click.option("--rank", type=click.IntRange(min=1), help="With --base or --algorithm: the rank of the approximation.")
-@click.option(
-    "--max-error",
-    type=click.FloatRange(0, 1, max_open=True),
-    callback=finite,
-    help="With --base or --algorithm: the least rank whose relative error is at most this, per module.",
-)
-@click.option("--allow-loss", is_flag=True, help="Accept modules that lose more than 5% of their change.")
-@click.option(
-    "--allow-growth", is_flag=True, help="Accept an output above 64 MB and above 16 times the input's tensors."
-)
-@click.option(
-    "--drop-magnitude", is_flag=True, help="DoRA: leave the magnitude out; each row keeps the length of W + delta."
-)
-@click.option(
-    "--allow-unclaimed", is_flag=True, help="Leave out tensors that belong to no known algorithm, and list them."
-)
-@click.option("--drop-biases", is_flag=True, help="Leave out what changes biases; what that loses is not measured.")
-@click.option(
-    "--layout",
-    type=click.Choice((*LAYOUTS, *EXPERT_LAYOUTS)),
-    help="Arrange and name the modules as the model's original repository or diffusers has them, only fuse or split "
-    "layers as Phi-3 does, or put the experts of a mixture in one module or take them apart (with --base).",
-)
-@click.option(
-    "--to",
-    "target",
-    type=click.Choice(sorted({*written(), *PROGRAMS})),
-    metavar="NAME",
-    help="Spell everything as a program, or the programs of a naming scheme, load it, in the layout that they have of "
-    f"the model. Programs: {', '.join(sorted(PROGRAMS))}; schemes: {', '.join(sorted({*written()} - {*PROGRAMS}))}.",
-)
-@click.option(
-    "--model-config",
-    type=FilePath(),
-    metavar="CONFIG",
-    help="GGUF: the model's config.json, or its folder, for what llama.cpp calls it and for its number of heads.",
-)
-@click.option(
-    "--only",
-    multiple=True,
-    metavar="COMPONENT",
-    help="Write this component of the adapter alone: model, text_encoder, …; may be repeated.",
-)
-@click.option(
-    "--no-verify", is_flag=True, help="Do not read the output anew and compare every module with that of ADAPTER."
-)
-@architecture_option("the adapter is")
-@click.option(
-    "--algorithm",
-    type=click.Choice(ALGORITHMS),
-    help="lora: make plain LoRA of LoHa, LoKr, OFT and the like, exact where it can be, else of a --rank or a "
-    "--max-error. full: write the difference of every weight of --base, exact for any algorithm and large.",
-)
-@transposed_option("--base stores")
-@reading_options
+@declared_options(ConvertRequest)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def convert(
-    adapter: str,
-    output: str,
-    force: bool,
-    to_standard: bool,
-    keep_dora: bool,
-    base: str | None,
-    rank: int | None,
-    max_error: float | None,
-    allow_loss: bool,
-    drop_magnitude: bool,
-    drop_biases: bool,
-    allow_unclaimed: bool,
-    allow_growth: bool,
-    layout: str | None,
-    target: str | None,
-    model_config: str | None,
-    only: tuple[str, ...],
-    no_verify: bool,
-    architecture: str | None,
-    algorithm: str | None,
-    transposed: "Answers",
-    rslora: str | None,
-    alpha: float | None,
-    allow_partial_dora: bool,
-    expert_packing: str | None,
-    as_json: bool,
-) -> None:
+def convert(adapter: str, output: str, force: bool, to_standard: bool, as_json: bool, **asked: Any) -> None:
     """Converts and prints."""
-    from lora_inspect.converting.options import contradiction
-    from lora_inspect.ops.convert import ConvertOptions, convert_planned, plan_conversion
+    from lora_inspect.files.discovery import is_collection
+    from lora_inspect.ops.convert import convert_planned, plan_conversion
 
+    request = ConvertRequest(**asked)
     adapter, own = parse_without_multiplier(adapter, "convert")
-    options = ConvertOptions(
-        keep_dora=keep_dora,
-        drop_magnitude=drop_magnitude,
-        drop_biases=drop_biases,
-        allow_unclaimed=allow_unclaimed,
-        base=base,
-        rank=rank,
-        max_error=max_error,
-        allow_loss=allow_loss,
-        allow_growth=allow_growth,
-        transposed=transposed,
-        layout=layout,
-        scheme=None if target in PROGRAMS else target,
-        program=target if target in PROGRAMS else None,
-        model_config=model_config,
-        only=only,
-        verify=not no_verify,
-        algorithm=algorithm,
-        settings=own.joined(settings(rslora, alpha, allow_partial_dora, expert_packing, architecture), adapter),
-    )
-    if wrong := contradiction(options, architecture):
+    options = convert_options(request, own, adapter)
+    if wrong := contradiction(request):
         raise click.UsageError(wrong)
     if is_collection(adapter):
         convert_folder(adapter, output, options, force, as_json)
@@ -200,11 +75,13 @@ def convert(
     if as_json:
         terminal.json_text(result.to_dict())
         return
-    tell(result, with_errors=base is not None or algorithm is not None)
+    tell(result, with_errors=options.base is not None or options.algorithm is not None)
 
 
-def tell(result: ConvertResult, with_errors: bool) -> None:
+def tell(result: "ConvertResult", with_errors: bool) -> None:
     """Prints all of it; `with_errors` that of each module."""
+    from lora_inspect.matching.orientation import in_words
+
     terminal.line(headline(result))
     terminal.line(f"{_size(result.source)} to {_size(result.target)}")
     if with_errors:
@@ -228,7 +105,7 @@ def tell(result: ConvertResult, with_errors: bool) -> None:
         terminal.aside(f"passed through as they are: {some(result.passed_through, 5)}")
 
 
-def headline(result: ConvertResult) -> str:
+def headline(result: "ConvertResult") -> str:
     """What became what."""
     was = _kinds(result.was, "RS-LoRA" if result.source["rslora"] else "LoRA")
     was += " with DoRA" if result.source["dora"] else ""
@@ -251,7 +128,7 @@ def _size(described: dict[str, Any]) -> str:
     return f"rank {shown}, {described['bytes']:,} bytes" if ranks else f"{described['bytes']:,} bytes"
 
 
-def loss(result: ConvertResult) -> str:
+def loss(result: "ConvertResult") -> str:
     """How much the change of the modules lost, in words."""
     known = [error for error in result.relative_errors.values() if error is not None]
     if len(known) < len(result.relative_errors):
@@ -269,7 +146,7 @@ class _Outcome(NamedTuple):
     """What became of one checkpoint: its conversion, the reason why it was skipped, or its failure."""
 
     path: str
-    result: ConvertResult | None = None
+    result: "ConvertResult | None" = None
     skipped: str = ""
     failure: Failure | None = None
 
@@ -279,6 +156,10 @@ def convert_folder(folder: str, output: str, options: ConvertOptions, force: boo
 
     Raises LoraInspectError where the output is the folder itself or no folder, and where no adapter is in the folder.
     """
+    from lora_inspect.files.checkpoint import open_checkpoint
+    from lora_inspect.files.discovery import mirrored
+    from lora_inspect.files.outputs import folder_of_outputs
+
     _check(folder, output)
     found = mirrored(folder, output)
     if not found:
@@ -303,6 +184,8 @@ def convert_folder(folder: str, output: str, options: ConvertOptions, force: boo
 
 
 def _check(folder: str, output: str) -> None:
+    from lora_inspect.stores.address import is_remote
+
     if os.path.lexists(output) and not os.path.isdir(output):
         raise RefusedError(output, f"{folder} is a folder of adapters, so a folder is written", "choose another")
     if is_remote(folder):
@@ -313,7 +196,15 @@ def _check(folder: str, output: str) -> None:
         raise RefusedError(output, "the folder of the inputs is in it", "choose another output")
 
 
-def _converted(one: Mirrored, output: str, options: ConvertOptions, force: bool, before: list[_Outcome]) -> _Outcome:
+def _converted(one: "Mirrored", output: str, options: ConvertOptions, force: bool, before: list[_Outcome]) -> _Outcome:
+    from lora_inspect.converting.standard_fix import output_ending
+    from lora_inspect.converting.target.target_program import scheme_for
+    from lora_inspect.files.checkpoint import open_checkpoint
+    from lora_inspect.files.outputs import folder_of_outputs
+    from lora_inspect.ops.convert import convert_to_standard
+    from lora_inspect.reading.adapter import read_adapter
+    from lora_inspect.reading.file_info import ADAPTER, kind_of
+
     try:
         kind, adapter = kind_of(read_adapter(open_checkpoint(one.path), options.settings))
         if kind != ADAPTER:

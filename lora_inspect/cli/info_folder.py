@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_arguments import CODE, ERROR, Asked, FolderOptions, broken
+from lora_inspect.cli.info_arguments import CODE, ERROR, Asked, FolderOptions, broken, sorting_key
 from lora_inspect.cli.info_screen import size_in_words
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
 from lora_inspect.cli.terminal import DEBUG, DOUBTFUL, FAINT, PLAIN, WRONG, Line, Piece, Sheet, cut, failure
@@ -23,7 +23,6 @@ from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import scan_files
 from lora_inspect.reading.file_info import ADAPTER, BASE, OTHER
 from lora_inspect.scanning.scan_file import ANSWER, CONVERT, INFO_ONLY, STATES, Record, ScannedFile
-from lora_inspect.scanning.selection import sorting_key
 from lora_inspect.sentences import width
 
 _HEADERS = ("name", "model", "type", "rank", "scale", "size", "note")

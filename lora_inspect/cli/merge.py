@@ -6,24 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import (
-    FilePath,
-    architecture_option,
-    choosing_options,
-    dora_multiplier_option,
-    reading_options,
-    settings,
-    share_of,
-    transposed_option,
-    writing_options,
-)
+from lora_inspect.cli.options import FilePath, declared_options, writing_options
 from lora_inspect.cli.verb import VERBS, Verb
-from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
-from lora_inspect.merging.rounding_choice import NEAREST, STOCHASTIC, seed_of
+from lora_inspect.merging.options import MergeRequest, Share, merge_options, seed_of
 
 if TYPE_CHECKING:
-    from lora_inspect.matching.orientation import Answers
-    from lora_inspect.merging.shard_assignment import Share
     from lora_inspect.ops.merge import MergePlan, MergeResult
 
 # No docstring: python -OO leaves those out.
@@ -44,43 +31,23 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 """
 
 
+def _share(context: click.Context, parameter: click.Parameter, value: str | None) -> Share | None:
+    """The share of the shards that I/N says: one of 1/N to N/N."""
+    try:
+        return None if value is None else Share.parse(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
+
+
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["merge"])
 @click.argument("base", type=FilePath())
 @click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
 @writing_options(dry_run=True)
-@click.option(
-    "--dtype", type=click.Choice(list(DTYPE_NAMES)), help="Element type of floating tensors; the base's by default."
-)
-@click.option(
-    "--changed-dtype",
-    type=click.Choice(list(DTYPE_NAMES)),
-    help="Element type of the weights alone that a change touches; the rest stays as it is stored.",
-)
-@click.option(
-    "--only",
-    multiple=True,
-    metavar="COMPONENT",
-    help="Merge this component of the adapters: model, text_encoder, …; may be repeated.",
-)
-@choosing_options("Merge")
-@click.option(
-    "--rounding",
-    type=click.Choice([NEAREST, STOCHASTIC]),
-    default=NEAREST,
-    show_default=True,
-    help="How changed weights are rounded to 16 bits and less: stochastic keeps the mean of small changes, with noise.",
-)
-@click.option("--seed", type=int, metavar="N", help="What stochastic rounding is drawn by; 0 by default.")
-@click.option("--allow-loss", is_flag=True, help="Write also what keeps less than half of an adapter.")
-@click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target, and list them.")
-@dora_multiplier_option
-@architecture_option("the adapters are")
-@transposed_option("the base stores")
-@reading_options
+@declared_options(MergeRequest, but=("hash_base",))
 @click.option(
     "--shard",
     "share",
-    callback=share_of,
+    callback=_share,
     metavar="I/N",
     help="Make the I-th of N parts of a sharded base alone, in OUT.parts; the job that makes the last one writes OUT.",
 )
@@ -90,9 +57,7 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
     is_flag=True,
     help="Write OUT of the shards in OUT.parts, with all else as it was given to the jobs.",
 )
-@click.option(
-    "--hash-base", is_flag=True, help="Read BASE for its SHA-256 as well and record that; the header's is always there."
-)
+@declared_options(MergeRequest, names=("hash_base",))
 @click.option(
     "--dry-run", is_flag=True, is_eager=True, help="Say what would be merged, with or without -o; write nothing."
 )
@@ -102,46 +67,21 @@ def merge(
     adapters: tuple[str, ...],
     output: str | None,
     force: bool,
-    dtype: str | None,
-    changed_dtype: str | None,
-    only: tuple[str, ...],
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    weights: str | None,
-    rounding: str,
-    seed: int | None,
-    allow_loss: bool,
-    allow_unmatched: bool,
-    dora_multiplier: str | None,
-    architecture: str | None,
-    transposed: "Answers",
-    rslora: str | None,
-    alpha: float | None,
-    allow_partial_dora: bool,
-    expert_packing: str | None,
-    share: "Share | None",
+    share: Share | None,
     is_finish: bool,
-    hash_base: bool,
     dry_run: bool,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Plans, merges and prints."""
     from lora_inspect.cli.progress_bar import in_bytes, progress_bar
-    from lora_inspect.ops.merge import (
-        MergeOptions,
-        check_merge_output,
-        merge_bytes,
-        merge_output,
-        plan_merge,
-        planned_record,
-    )
+    from lora_inspect.ops.merge import check_merge_output, merge_bytes, merge_output, plan_merge, planned_record
     from lora_inspect.ops.merge import merge as merge_files
-    from lora_inspect.reading.ambiguous_options import Choice
     from lora_inspect.reading.model.settings import parse_arguments
-    from lora_inspect.reading.weights_toml import read_weights
     from lora_inspect.torchrun import launched
 
-    if dtype and changed_dtype:
+    request = MergeRequest(**asked)
+    if request.dtype and request.changed_dtype:
         raise click.UsageError(
             "--dtype is for all weights and --changed-dtype for those that change; give one of both."
         )
@@ -150,26 +90,12 @@ def merge(
     if share and is_finish:
         raise click.UsageError("--shard makes shards and --finish makes the output of them; give one of both.")
     try:
-        drawn_by = seed_of(rounding, seed)
+        seed_of(request.rounding, request.seed)
     except ValueError as error:
         raise click.UsageError(f"{error}.") from None
 
     def planned() -> "MergePlan":
-        options = MergeOptions(
-            dtype=DTYPE_NAMES[dtype] if dtype else None,
-            changed_dtype=DTYPE_NAMES[changed_dtype] if changed_dtype else None,
-            only=only,
-            transposed=transposed,
-            allow_unmatched=allow_unmatched,
-            dora_rule=dora_multiplier,
-            settings=settings(rslora, alpha, allow_partial_dora, expert_packing, architecture),
-            choice=Choice(include, exclude),
-            weights=read_weights(weights) if weights is not None else None,
-            hash_base=hash_base,
-            seed=drawn_by,
-            allow_loss=allow_loss,
-        )
-        return plan_merge(base, parse_arguments(adapters), options)
+        return plan_merge(base, parse_arguments(adapters), merge_options(request))
 
     rank = launched()
     if rank and not dry_run:

@@ -1,4 +1,4 @@
-"""Options that several verbs share: what settles an unknown scale, and where the output goes.
+"""Options as click has them: those that a verb's record declares, and where the output goes.
 
 How a path is taken from the command line: completed by the shell as a file, and judged by what opens it.
 
@@ -6,19 +6,16 @@ The settings on a path, for a verb that applies no adapter.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lora_inspect.maths.dora import MULTIPLIER_RULES
-from lora_inspect.maths.scaling import PACKINGS
-
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from click.shell_completion import CompletionItem
 
-    from lora_inspect.matching.orientation import Answers
-    from lora_inspect.merging.shard_assignment import Share
+    from lora_inspect.option import Declared
     from lora_inspect.reading.model.settings import Settings
 
 
@@ -41,118 +38,76 @@ class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic in later v
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+def declared_options(
+    record: "type[DataclassInstance]", names: Collection[str] = (), but: Collection[str] = ()
+) -> Callable[[Decorated], Decorated]:
+    """The options that a verb's record declares, in its order: those of the `names`, or all `but` some."""
+
+    def decorate(function: Decorated) -> Decorated:
+        from lora_inspect.option import declared  # `info` has no record, and starts without what makes one
+
+        for one in reversed(declared(record).values()):
+            if one.name in names if names else one.name not in but:
+                function = click.option(one.flag, one.name, help=one.option.says, **_as_click(one))(function)
+        return function
+
+    return decorate
+
+
+def _as_click(one: "Declared") -> Mapping[str, Any]:
+    """The rest of what click needs, by the kind of the value."""
+    from lora_inspect import option
+
+    asked = one.option
+    if asked.kind == option.FLAG:
+        return {"is_flag": True, **({"callback": _inverted} if one.default is True else {})}
+    if asked.kind == option.CHOICE:
+        chosen = {"type": click.Choice(list(asked.chosen_from)), "metavar": asked.metavar}
+        return chosen if one.default is None else {**chosen, "default": one.default, "show_default": True}
+    if asked.kind == option.DTYPE:
+        return {"type": click.Choice(list(asked.chosen_from)), "callback": _dtype}
+    if asked.kind == option.YES_NO:
+        return {"type": click.Choice(["yes", "no"]), "callback": _yes}
+    if asked.kind == option.PATH:
+        return {"type": FilePath(), "metavar": asked.metavar}
+    if asked.kind == option.WHOLE:
+        return {"type": int if asked.least is None else click.IntRange(min=asked.least), "metavar": asked.metavar}
+    if asked.kind == option.NUMBER:
+        kind = click.FloatRange(0, 1, max_open=True) if asked.share else float
+        return {"type": kind, "metavar": asked.metavar, "callback": _finite}
+    if asked.kind == option.ANSWERS:
+        return {"multiple": True, "metavar": asked.metavar, "callback": _answers}
+    return {"multiple": asked.kind == option.NAMES, "metavar": asked.metavar}
+
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     """Refuses the infinities and NaN, which click takes for numbers."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.")
     return value
 
 
-def reading_options(function: Decorated) -> Decorated:
-    """--rslora, --alpha, --expert-packing and --allow-partial-dora, which become `Settings`."""
-    for option in (
-        click.option(
-            "--expert-packing",
-            type=click.Choice(PACKINGS),
-            help="How the factors of all experts of a layer lie in lora_B, where the file does not say.",
-        ),
-        click.option(
-            "--allow-partial-dora", is_flag=True, help="Accept magnitudes on a part of the Linear modules only."
-        ),
-        click.option(
-            "--alpha",
-            type=float,
-            callback=finite,
-            metavar="N",
-            help="Alpha of the modules whose alpha is unknown, of the one adapter that has such.",
-        ),
-        click.option(
-            "--rslora",
-            type=click.Choice(["yes", "no"]),
-            help="Whether the scale is alpha/sqrt(rank), where the file does not say.",
-        ),
-    ):
-        function = option(function)
-    return function
+def _inverted(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    return not value
 
 
-def architecture_option(of: str) -> Callable[[Decorated], Decorated]:
-    """--architecture, the name of a family or None; `of` says in its help what it is that is of one."""
-    return click.option(
-        "--architecture",
-        metavar="NAME",
-        help=f"Of which model family {of}, where names may be of several: flux, chroma, ….",
-    )
+def _yes(context: click.Context, parameter: click.Parameter, value: str | None) -> bool | None:
+    return None if value is None else value == "yes"
 
 
-def dora_multiplier_option(function: Decorated) -> Decorated:
-    """--dora-multiplier, the name of a rule or None."""
-    return click.option(
-        "--dora-multiplier",
-        type=click.Choice(MULTIPLIER_RULES),
-        help="What a multiplier does to DoRA; by default what the file's own program does.",
-    )(function)
+def _dtype(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
+
+    return None if value is None else DTYPE_NAMES[value]
 
 
-def transposed_option(of: str) -> Callable[[Decorated], Decorated]:
-    """--transposed, whose value is a mapping of globs to answers; `of` says in its help whose weights it means."""
-
-    def parse(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> "Answers":
-        from lora_inspect.matching.orientation import parse_answers
-
-        try:
-            return parse_answers(values)
-        except ValueError as error:
-            raise click.BadParameter(f"{error}.") from None
-
-    return click.option(
-        "--transposed",
-        multiple=True,
-        callback=parse,
-        metavar="[GLOB=]yes|no",
-        help=f"Whether {of} square weights as (in, out), where nothing else says it; of all, or of those that a glob "
-        "fits; may be repeated.",
-    )
-
-
-def share_of(context: click.Context, parameter: click.Parameter, value: str | None) -> "Share | None":
-    """What I/N says: one of the shares 1/N to N/N."""
-    from lora_inspect.merging.shard_assignment import Share
+def _answers(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, bool]:
+    from lora_inspect.matching.orientation import parse_answers
 
     try:
-        return None if value is None else Share.parse(value)
+        return parse_answers(values)
     except ValueError as error:
         raise click.BadParameter(f"{error}.") from None
-
-
-def choosing_options(verb: str) -> Callable[[Decorated], Decorated]:
-    """--include, --exclude and --weights of a verb that applies adapters."""
-
-    def decorate(function: Decorated) -> Decorated:
-        for option in (
-            click.option(
-                "--weights",
-                type=FilePath(),
-                metavar="FILE.toml",
-                help="Multipliers of adapters, their components and blocks, a table for each.",
-            ),
-            click.option(
-                "--exclude",
-                multiple=True,
-                metavar="GLOB",
-                help="Leave out the modules that it fits: a path, a block, blocks.0-9, a glob; may be repeated.",
-            ),
-            click.option(
-                "--include",
-                multiple=True,
-                metavar="GLOB",
-                help=f"{verb} the modules alone that it fits; may be repeated.",
-            ),
-        ):
-            function = option(function)
-        return function
-
-    return decorate
 
 
 def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
@@ -178,25 +133,6 @@ def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
         )(function)
 
     return decorate
-
-
-def settings(
-    rslora: str | None,
-    alpha: float | None,
-    allow_partial_dora: bool,
-    expert_packing: str | None,
-    architecture: str | None = None,
-) -> "Settings":
-    """What the reading options amount to, and --architecture."""
-    from lora_inspect.reading.model.settings import Settings
-
-    return Settings(
-        rslora=None if rslora is None else rslora == "yes",
-        alpha=alpha,
-        allow_partial_dora=allow_partial_dora,
-        expert_packing=expert_packing,
-        architecture=architecture,
-    )
 
 
 def parse_without_multiplier(argument: str, verb: str) -> "tuple[str, Settings]":

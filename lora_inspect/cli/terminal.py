@@ -9,6 +9,7 @@ What a command says of an exception that ends it, or a part of it.
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ PLAIN, BOLD, FAINT, WRONG, DOUBTFUL, RIGHT = "", "1", "2", "1;31", "33", "32"
 _COLUMNS, _LEAST_COLUMNS = 80, 40
 # Where the consoles of Windows obey sequences without being asked to.
 _OBEYING_CONSOLES = ("WT_SESSION", "ANSICON", "TERM", "TERM_PROGRAM")
+# A letter of one column.
+_STAND_IN = "x"
 
 
 class Piece(NamedTuple):
@@ -154,14 +157,22 @@ def exact(text: str) -> None:
 
 
 def _write_columns(rows: Sequence[Sequence[str]], headers: Sequence[str] = ()) -> None:
-    above = [headers] if headers else []
-    widths = [max(map(width, column)) for column in zip(*above, *rows, strict=True)]
-    dashes = [["-" * columns for columns in widths]] if headers else []
-    lines = (
-        "  ".join(cell + " " * (columns - width(cell)) for cell, columns in zip(row, widths, strict=True)).rstrip()
-        for row in (*above, *dashes, *rows)
-    )
-    _write(sys.stdout, lines)
+    if headers:
+        dashes = ["-" * max(map(width, column)) for column in zip(headers, *rows, strict=True)]
+        rows = [headers, dashes, *rows]
+    _write(sys.stdout, _aligned(rows))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of columns. tabulate counts letters, so it aligns stand-ins of the cells: a letter for each column."""
+    from tabulate import tabulate  # with importlib.metadata, which takes longer than the rest of this module
+
+    if not rows:
+        return
+    stand_ins = [[_STAND_IN * width(cell) for cell in row] for row in rows]
+    cells = iter([cell for row in rows for cell in row if width(cell)])
+    for text in tabulate(stand_ins, tablefmt="plain", disable_numparse=True).split("\n"):
+        yield re.sub(f"{_STAND_IN}+", lambda _: next(cells), text).rstrip()
 
 
 def _write(stream: TextIO | None, lines: Iterable[str]) -> None:

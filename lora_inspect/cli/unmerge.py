@@ -1,12 +1,13 @@
 """`lora-inspect unmerge`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath, writing_options
+from lora_inspect.cli.options import FilePath, declared_options, writing_options
 from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.merging.options import UnmergeRequest
 from lora_inspect.sentences import some
 
 if TYPE_CHECKING:
@@ -29,12 +30,7 @@ _SHOWN = 3
 @click.argument("merged", type=FilePath())
 @click.argument("adapters", metavar="[ADAPTER]...", nargs=-1, type=FilePath())
 @writing_options(dry_run=True)
-@click.option("--base", type=FilePath(), metavar="BASE", help="The model that was merged into, to be restored whole.")
-@click.option(
-    "--allow-ambiguous",
-    is_flag=True,
-    help="Write the nearest numbers where several may have been there, and count them.",
-)
+@declared_options(UnmergeRequest)
 @click.option(
     "--dry-run", is_flag=True, is_eager=True, help="Say what would be unmerged, with or without -o; write nothing."
 )
@@ -44,10 +40,9 @@ def unmerge(
     adapters: tuple[str, ...],
     output: str | None,
     force: bool,
-    base: str | None,
-    allow_ambiguous: bool,
     dry_run: bool,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Plans, unmerges and prints."""
     from lora_inspect.cli.progress_bar import progress_bar
@@ -56,9 +51,10 @@ def unmerge(
     from lora_inspect.reading.model.settings import parse_arguments
     from lora_inspect.torchrun import launched
 
+    request = UnmergeRequest(**asked)
     if launched():
         raise click.UsageError("unmerge is no work for several processes; run it without torchrun.")
-    plan = plan_unmerge(merged, parse_arguments(adapters), base)
+    plan = plan_unmerge(merged, parse_arguments(adapters), request.base)
     if dry_run:
         if output is not None:
             output = unmerge_output(plan, output)
@@ -72,13 +68,13 @@ def unmerge(
         return
     assert output is not None  # the option asks for it where there is no dry run
     with progress_bar("Undoing", plan.bytes) as progress:
-        result = unmerge_files(plan, output, force, allow_ambiguous, progress)
+        result = unmerge_files(plan, output, force, request.allow_ambiguous, progress)
     for note in result.notes:
         terminal.note(note)
     if as_json:
         terminal.json_text(result.to_dict())
     else:
-        _print(result, base)
+        _print(result, request.base)
 
 
 def _print(result: "UnmergeResult", base: str | None) -> None:

@@ -1,25 +1,17 @@
 """`lora-inspect verify`."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import (
-    FilePath,
-    architecture_option,
-    choosing_options,
-    dora_multiplier_option,
-    reading_options,
-    settings,
-    transposed_option,
-)
+from lora_inspect.cli.options import FilePath, declared_options
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
 from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.merging.options import VerifyRequest, merge_options
 
 if TYPE_CHECKING:
-    from lora_inspect.matching.orientation import Answers
     from lora_inspect.ops.verify import VerifyResult
 
 # How many modules the table shows, how many columns a name has there, and what is too little for a row.
@@ -43,53 +35,15 @@ Example: lora-inspect verify merged.safetensors base.safetensors style.safetenso
 @click.argument("merged", type=FilePath())
 @click.argument("base", type=FilePath())
 @click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
-@click.option(
-    "--only",
-    multiple=True,
-    metavar="COMPONENT",
-    help="Verify this component of the adapters: model, text_encoder, …; may be repeated.",
-)
-@choosing_options("Verify")
-@click.option("--allow-unmatched", is_flag=True, help="Leave out modules and tensors without a target.")
-@dora_multiplier_option
-@architecture_option("the adapters are")
-@transposed_option("the base stores")
-@reading_options
+@declared_options(VerifyRequest)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def verify(
-    merged: str,
-    base: str,
-    adapters: tuple[str, ...],
-    only: tuple[str, ...],
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    weights: str | None,
-    allow_unmatched: bool,
-    dora_multiplier: str | None,
-    architecture: str | None,
-    transposed: "Answers",
-    rslora: str | None,
-    alpha: float | None,
-    allow_partial_dora: bool,
-    expert_packing: str | None,
-    as_json: bool,
-) -> None:
+def verify(merged: str, base: str, adapters: tuple[str, ...], as_json: bool, **asked: Any) -> None:
     """Plans, verifies and prints."""
-    from lora_inspect.ops.verify import MergeOptions, plan_verify
+    from lora_inspect.ops.verify import plan_verify
     from lora_inspect.ops.verify import verify as verify_files
-    from lora_inspect.reading.ambiguous_options import Choice
     from lora_inspect.reading.model.settings import parse_arguments
-    from lora_inspect.reading.weights_toml import read_weights
 
-    options = MergeOptions(
-        only=only,
-        transposed=transposed,
-        allow_unmatched=allow_unmatched,
-        dora_rule=dora_multiplier,
-        settings=settings(rslora, alpha, allow_partial_dora, expert_packing, architecture),
-        choice=Choice(include, exclude),
-        weights=read_weights(weights) if weights is not None else None,
-    )
+    options = merge_options(VerifyRequest(**asked))
     plan = plan_verify(merged, base, parse_arguments(adapters), options)
     for note in plan.notes:
         terminal.note(note)

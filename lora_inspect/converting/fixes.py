@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
-from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.options import ConvertOptions, ConvertRequest
 from lora_inspect.converting.plan import chosen_input, plan_for
-from lora_inspect.converting.target.key_names import output_beside
+from lora_inspect.converting.standard_fix import output_beside
 from lora_inspect.converting.target.prediction import foreseen
 from lora_inspect.converting.target.target_algorithm import becomes_lora, check_algorithm, is_kernel_open, is_thin
 from lora_inspect.converting.target.target_layout import Destination
@@ -27,6 +27,7 @@ from lora_inspect.converting.target.target_program import (
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.locations import is_folder
+from lora_inspect.option import declared
 from lora_inspect.programs.record import Program
 from lora_inspect.programs.verdict import SAME, Verdict, judge
 from lora_inspect.reading.adapter import Adapter
@@ -37,6 +38,10 @@ from lora_inspect.shell import command_line, operand
 
 # What stands in a command for the base, and for the config of the model, which only the user knows.
 BASE, CONFIG = "BASE", "CONFIG"
+# The options that a way to a fix may have, in the order of the command.
+_SPELLED = (
+    *("to", "base", "keep_dora", "model_config", "algorithm", "max_error", "allow_unclaimed", "allow_partial_dora"),
+)
 # How near a LoRA is to come of what has no exact place in the program's files.
 _NEAR = 0.01
 
@@ -145,22 +150,10 @@ def _is_read(adapter: Adapter, destinations: Sequence[Destination], options: Con
 
 
 def _words(options: ConvertOptions) -> Iterator[str]:
-    if options.program:
-        yield from ("--to", options.program)
-    if options.base:
-        yield from ("--base", options.base)
-    if options.keep_dora:
-        yield "--keep-dora"
-    if options.model_config:
-        yield from ("--model-config", options.model_config)
-    if options.algorithm:
-        yield from ("--algorithm", options.algorithm)
-    if options.max_error is not None:
-        yield from ("--max-error", f"{options.max_error:g}")
-    if options.allow_unclaimed:
-        yield "--allow-unclaimed"
-    if options.settings.allow_partial_dora:
-        yield "--allow-partial-dora"
+    spelled = declared(ConvertRequest)
+    asked = replace(options, to=options.program, allow_partial_dora=options.settings.allow_partial_dora)
+    for name in _SPELLED:
+        yield from spelled[name].words(getattr(asked, name))
 
 
 class LoadingFix(NamedTuple):

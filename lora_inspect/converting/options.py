@@ -1,56 +1,16 @@
-"""What the user of a conversion may choose.
+"""Options of a conversion: each is declared here, and is a keyword of Python programs and an option of `convert`.
 
-What the user of a conversion chooses among, by the words of the command line.
-
-Options of a conversion that say nothing together, told before a file is looked at.
+The command line and the API make a `ConvertRequest`, and the steps of a conversion see the `ConvertOptions` of that.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
-from lora_inspect.matching.orientation import Answers
-from lora_inspect.reading.model.settings import Settings
+from lora_inspect import option
 
-
-@dataclass(frozen=True, slots=True)
-class ConvertOptions:
-    """What the user may choose. For DoRA one of `keep_dora`, `drop_magnitude` or `base` must be given.
-
-    `drop_biases` leaves out what changes biases, `allow_unclaimed` what belongs to no known algorithm.
-
-    With `base`, `rank` or `max_error` says how the true weight change is approximated, and `keep_dora` that magnitudes
-    will be over the norms that the programs of the output divide by: `norms`, which the scheme or the program settles.
-    `allow_loss` accepts modules whose relative error is above 5%, `allow_growth` an output that is large and over 16
-    times its input. `transposed` says by globs how the base stores those square weights that the evidence leaves open.
-    `layout` is that of the output's modules, None for the adapter's own; `scheme` is the name of the scheme that they
-    are spelled in, which has its own layouts, and `program` that of a program that it is for. `model_config` is the
-    path of the model's `config.json`, or of its folder, for what llama.cpp does by it. `only` are the components that
-    are written; without any, all are. `verify` has the output read anew and compared with the input. `algorithm` is
-    what all changes of weights become that could, "lora", of which `rank` and `max_error` speak as well, "full", or
-    None. `uniform` says that the program takes one rank and one scale for those of all modules, which it settles
-    itself.
-    """
-
-    keep_dora: bool = False
-    drop_magnitude: bool = False
-    drop_biases: bool = False
-    allow_unclaimed: bool = False
-    base: str | None = None
-    rank: int | None = None
-    max_error: float | None = None
-    allow_loss: bool = False
-    allow_growth: bool = False
-    transposed: Answers = field(default_factory=dict)
-    layout: str | None = None
-    scheme: str | None = None
-    program: str | None = None
-    model_config: str | None = None
-    only: tuple[str, ...] = ()
-    verify: bool = True
-    algorithm: str | None = None
-    norms: str | None = None
-    uniform: bool = False
-    settings: Settings = field(default_factory=Settings)
-
+if TYPE_CHECKING:
+    from lora_inspect.matching.orientation import Answers
+    from lora_inspect.reading.model.settings import Settings
 
 # What `--algorithm` makes of changes.
 ALGORITHMS = (LORA, FULL) = ("lora", "full")
@@ -62,28 +22,130 @@ LAYOUTS = (*NAMED, *ARRANGED)
 EXPERT_LAYOUTS = (ALL_EXPERTS, SINGLE_EXPERTS) = ("all-experts", "single-experts")
 
 
-def contradiction(options: ConvertOptions, architecture: str | None = None) -> str | None:
-    """What is wrong with the options as the user gave them, as a sentence; None where nothing is.
+def known_targets() -> list[str]:
+    """The programs that adapters are written for, and the schemes that have names of their own."""
+    from lora_inspect.programs import PROGRAMS
+    from lora_inspect.schemes import written
 
-    `architecture` is the option of that name, which stands in the settings as well as what a path says.
+    return sorted({*written(), *PROGRAMS})
+
+
+def _about_targets() -> str:
+    from lora_inspect.programs import PROGRAMS
+
+    schemes = [name for name in known_targets() if name not in PROGRAMS]
+    return (
+        "Spell everything as a program, or the programs of a naming scheme, load it, in the layout that they have of "
+        f"the model. Programs: {', '.join(sorted(PROGRAMS))}; schemes: {', '.join(schemes)}."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertRequest(option.ReadingRequest):
+    """The options of a conversion as they are given. For DoRA there must be `keep_dora`, `drop_magnitude` or `base`."""
+
+    keep_dora: bool = option.flag("DoRA: keep the magnitude, as the readers of the file's names spell it.")
+    base: str | None = option.path(
+        "BASE",
+        "DoRA: approximate the true change of BASE's weights by plain LoRA; without --rank and --max-error write "
+        "the magnitudes that make it in programs that divide by BASE's norms (--to comfyui).",
+    )
+    rank: int | None = option.whole("With --base or --algorithm: the rank of the approximation.", least=1)
+    max_error: float | None = option.share(
+        "With --base or --algorithm: the least rank whose relative error is at most this, per module."
+    )
+    allow_loss: bool = option.flag("Accept modules that lose more than 5% of their change.")
+    allow_growth: bool = option.flag("Accept an output above 64 MB and above 16 times the input's tensors.")
+    drop_magnitude: bool = option.flag("DoRA: leave the magnitude out; each row keeps the length of W + delta.")
+    allow_unclaimed: bool = option.flag("Leave out tensors that belong to no known algorithm, and list them.")
+    drop_biases: bool = option.flag("Leave out what changes biases; what that loses is not measured.")
+    layout: str | None = option.choice(
+        (*LAYOUTS, *EXPERT_LAYOUTS),
+        "Arrange and name the modules as the model's original repository or diffusers has them, only fuse or "
+        "split layers as Phi-3 does, or put the experts of a mixture in one module or take them apart (with "
+        "--base).",
+    )
+    to: str | None = option.choice(known_targets, _about_targets, "NAME")
+    model_config: str | None = option.path(
+        "CONFIG",
+        "GGUF: the model's config.json, or its folder, for what llama.cpp calls it and for its number of heads.",
+    )
+    only: tuple[str, ...] = option.names(
+        "COMPONENT", "Write this component of the adapter alone: model, text_encoder, …; may be repeated."
+    )
+    verify: bool = option.flag(
+        "Do not read the output anew and compare every module with that of ADAPTER.", default=True
+    )
+    hashes: bool = option.flag("Write the hashes by which A1111's images name the LoRA, also where ADAPTER has none.")
+    architecture: str | None = option.architecture("the adapter is")
+    algorithm: str | None = option.choice(
+        ALGORITHMS,
+        "lora: make plain LoRA of LoHa, LoKr, OFT and the like, exact where it can be, else of a --rank or a "
+        "--max-error. full: write the difference of every weight of --base, exact for any algorithm and large.",
+    )
+    transposed: "Answers" = option.transposed("--base stores")
+
+
+def _no_settings() -> "Settings":
+    from lora_inspect.reading.model.settings import Settings
+
+    return Settings()
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions(ConvertRequest):
+    """The options of a conversion, and what they come to.
+
+    `scheme` is the name of the scheme that the output is spelled in, which has its own layouts, and `program` that of
+    a program that it is for. `norms` are those that the programs of the output divide magnitudes by, and `uniform` says
+    that they take one rank and one scale for all modules; the scheme or the program settles both. `settings` are what
+    the options and the adapter's path say of what its evidence leaves open.
     """
-    has_base, has_target = options.base is not None, bool(options.scheme or options.program)
-    is_approximated = has_base and options.layout != SINGLE_EXPERTS
-    is_limited = options.rank is not None or options.max_error is not None
-    if options.drop_magnitude and (options.keep_dora or has_base):
+
+    scheme: str | None = None
+    program: str | None = None
+    norms: str | None = None
+    uniform: bool = False
+    settings: "Settings" = field(default_factory=_no_settings)
+
+
+def convert_options(request: ConvertRequest, own: "Settings", adapter: str) -> ConvertOptions:
+    """The options of a conversion of the `adapter`; its path says its `own` settings.
+
+    Raises LoraInspectError where an option and the path contradict each other.
+    """
+    from lora_inspect.programs import PROGRAMS
+    from lora_inspect.reading.model.settings import requested_settings
+
+    given = {one.name: getattr(request, one.name) for one in fields(request)}
+    is_program = request.to in PROGRAMS
+    return ConvertOptions(
+        **given,
+        scheme=None if is_program else request.to,
+        program=request.to if is_program else None,
+        settings=own.joined(requested_settings(request), adapter),
+    )
+
+
+def contradiction(request: ConvertRequest) -> str | None:
+    """A sentence on options that say nothing together; None where there are none."""
+    has_base, has_target = request.base is not None, request.to is not None
+    is_approximated = has_base and request.layout != SINGLE_EXPERTS
+    is_limited = request.rank is not None or request.max_error is not None
+    if request.drop_magnitude and (request.keep_dora or has_base):
         return "--drop-magnitude excludes --keep-dora and --base."
-    if options.rank is not None and options.max_error is not None:
+    if request.rank is not None and request.max_error is not None:
         return "--rank and --max-error exclude each other."
-    if is_limited and not (is_approximated or options.algorithm):
+    if is_limited and not (is_approximated or request.algorithm):
         return "--rank and --max-error speak of what --base or --algorithm approximates."
-    if options.keep_dora and is_limited and has_base:
+    if request.keep_dora and is_limited and has_base:
         return "--keep-dora keeps the magnitude, and --rank and --max-error make plain LoRA of it."
-    if is_approximated and not (is_limited or options.algorithm or options.keep_dora or has_target):
+    if is_approximated and not (is_limited or request.algorithm or request.keep_dora or has_target):
         return "--base takes one of --rank, --max-error, --keep-dora and --to."
-    if has_target and options.layout:
+    if has_target and request.layout:
         return "--to has its own layouts; leave --layout out."
-    if architecture and not (has_target or options.layout in LAYOUTS):
+    if request.architecture and not (has_target or request.layout in LAYOUTS):
         return "--architecture says what --to and --layout have to know; leave it out."
-    if options.transposed and not has_base:
+    if request.transposed and not has_base:
         return "--transposed speaks of the weights of --base."
     return None

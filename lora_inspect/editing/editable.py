@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from lora_inspect.errors import CouldNotWorkError, RefusedError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
-from lora_inspect.files.gguf.gguf_format import MAGIC
+from lora_inspect.files.file_types import GGUF_MAGIC
 from lora_inspect.files.hashes import (
     LEGACY_HASH,
     MODEL_HASH,
@@ -57,7 +57,7 @@ def files_of(path: str, checkpoint: Checkpoint) -> tuple[str, ...]:
 def is_gguf(file: str) -> bool:
     """Whether it is a file of llama.cpp's format, by its first bytes."""
     with InputFile(file) as source:
-        return source.identity.bytes >= len(MAGIC) and source.read(0, len(MAGIC)) == MAGIC
+        return source.identity.bytes >= len(GGUF_MAGIC) and source.read(0, len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
 def check_own_place(file: str, in_place: bool) -> list[str]:

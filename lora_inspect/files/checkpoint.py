@@ -12,7 +12,6 @@ from lora_inspect.errors import DamagedError, LoraInspectError, NotFoundError, R
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
 from lora_inspect.files.file_types import PICKLE_ENDINGS, is_gguf, is_weights, likely_weights
-from lora_inspect.files.gguf.gguf_format import ADAPTER
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.json_files import read_index, read_json
 from lora_inspect.files.locations import (
@@ -307,7 +306,7 @@ def open_model(path: str) -> Checkpoint:
 def _open_model(path: str, named: str) -> Checkpoint:
     if not is_file(path) or not is_gguf(path):
         return open_checkpoint(path)._replace(path=named)
-    from lora_inspect.files.gguf.gguf_format import kind_of_gguf
+    from lora_inspect.files.gguf.gguf_format import ADAPTER, kind_of_gguf
     from lora_inspect.files.gguf.gguf_reader import read_gguf_model
 
     if kind_of_gguf(path) == ADAPTER:

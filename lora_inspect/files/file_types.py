@@ -6,11 +6,12 @@ import re
 
 from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.gguf.gguf_format import MAGIC
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.locations import is_of_server, join, names_in
 from lora_inspect.stores.address import is_remote
 
+# Of GGUF: how a file begins, and how the keys begin that only programs of the format understand.
+GGUF_MAGIC, GGUF_KEYS = b"GGUF", ("general.", "adapter.")
 # Enough for the name of the first file in a zip archive and for the mark of a tar archive.
 START_BYTES = 512
 
@@ -84,7 +85,7 @@ def is_safetensors(start: bytes) -> bool:
 def is_gguf(file: str) -> bool:
     """Whether a file begins as GGUF files do, whatever its name is."""
     with InputFile(file) as source:
-        return source.identity.bytes >= len(MAGIC) and source.read(0, len(MAGIC)) == MAGIC
+        return source.identity.bytes >= len(GGUF_MAGIC) and source.read(0, len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
 def is_weights(path: str) -> bool:

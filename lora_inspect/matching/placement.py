@@ -11,7 +11,7 @@ and (experts, m, n) are stored as (experts, out, in), (experts, m, 2·n) and (ex
 sizes are both. Where each of the layers has a module of its own, as in mlx-lm, its weight is (experts, out, in).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,27 @@ class Placed(NamedTuple):
             values = magnitude_of(spelling, tensors["magnitude"].reshape(-1), rule)
             change = decomposed(change, values, contribution.magnitude.axis, prod(place.shape[2:]))
         return self._on_target(change)
+
+    def read_change(
+        self,
+        factors: Callable[[Contribution], dict[str, Any]],
+        blocks: Callable[[TensorInfo], Iterable[tuple[int, Any]]],
+        dtype: Any,
+        rule: str | None = None,
+    ) -> "Change":
+        """The same with the tensors read from the file, numbers in `dtype`.
+
+        `factors` reads those of a contribution by role, and `blocks` the weight that a change of a bias depends on.
+        """
+        from lora_inspect.maths.tensors import load
+
+        contribution, place, _ = self
+        tensors = factors(contribution)
+        if contribution.magnitude:
+            tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
+        if place.seen and contribution.formula.seen:
+            tensors[SEEN] = contribution.formula.seen(tensors, blocks(place.seen))
+        return self.change(tensors, rule)
 
     @property
     def has_residual(self) -> bool:

@@ -396,6 +396,15 @@ def folded(links: Sequence[Link], read: Read, together: int = 1) -> Iterator[tup
     return Behind(links, read, together)()
 
 
+def deltas(links: Sequence[Link], read: Read) -> Iterator[tuple[int, Any]]:
+    """(first row, W' - W) in blocks: the true change that links which have not settled make of the weight."""
+    done = settled(links, read)
+    for first, rows in read(together_in(done)):
+        changed = rows.clone()
+        fold_all(done, changed, first)
+        yield first, changed.sub_(rows)
+
+
 def fold_all(links: Sequence[Link], rows: Any, first: int) -> None:
     """Folds settled changes into rows of the weight, in place, one after the other."""
     for change, multiplier in links:

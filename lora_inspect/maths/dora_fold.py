@@ -49,8 +49,8 @@ class Magnitude:
 
 
 @dataclass(frozen=True, slots=True)
-class DecomposedRows(Change):
-    """W' = magnitude · V / ‖V‖, or V / ‖W‖, over output rows."""
+class _Decomposed(Change):
+    """W' = magnitude · V / ‖V‖, or V / ‖W‖, where V is W with the `change` in it."""
 
     change: Change
     magnitude: Magnitude
@@ -68,24 +68,38 @@ class DecomposedRows(Change):
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
         """The change settles at the strength at which it enters V."""
         inner = dora.inner_multiplier(multiplier, self.magnitude.rule)
-        return replace(self, change=self.change.settled(blocks, inner))
+        return self._settled(self.change.settled(blocks, inner), blocks, inner)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Scales each row of V by its magnitude over the norm of that row."""
+        """Scales V by the magnitude over the norm."""
         before, combined = self.magnitude.combined(self.change, rows, first, multiplier)
-        gains = self._gains(before, combined, first).reshape(-1, 1)
+        gains = self._gains(before, combined, first)
         dora.apply_gain(before, combined, gains, multiplier, self.magnitude.rule)
+
+    def _settled(self, change: Change, blocks: Blocks, inner: float) -> Change:
+        """The same with its `change` settled, to enter V at the strength `inner`."""
+        return replace(self, change=change)
+
+    def _gains(self, rows: Any, combined: Any, first: int) -> Any:
+        """A gain for each row, or column, of V, which is `combined`; the `rows` of W may be None, as in `combined`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class DecomposedRows(_Decomposed):
+    """DoRA over output rows."""
 
     def values_of(self, other: Magnitude, rows: Any, first: int) -> Any:
         """The magnitudes with which `other`, by its own norms, makes the same of the `rows` of W at multiplier 1."""
         combined = rows.clone()
         self.change.fold(combined, first, 1.0)
         norms = other.divisors(other.squared_norms(rows, combined, dora.OUTPUT))
-        return self._gains(rows, combined, first) * norms
+        return self._gains(rows, combined, first).flatten() * norms
 
     def _gains(self, rows: Any, combined: Any, first: int) -> Any:
         values = self.magnitude.values[first : first + combined.shape[0]]
-        return self.magnitude.gains(self.magnitude.squared_norms(rows, combined, dora.OUTPUT), values)
+        gains = self.magnitude.gains(self.magnitude.squared_norms(rows, combined, dora.OUTPUT), values)
+        return gains.reshape(-1, 1)
 
     def transposed(self) -> Change:
         """What were rows are columns in the weight as it is stored."""
@@ -93,33 +107,16 @@ class DecomposedRows(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class DecomposedColumns(Change):
-    """W' = magnitude · V / ‖V‖, or V / ‖W‖, over inputs.
+class DecomposedColumns(_Decomposed):
+    """DoRA over inputs, for each of which a convolution has `columns_per_input` neighbouring columns.
 
-    A convolution has `columns_per_input` neighbouring columns for each. `squares` are the squared norms, known once the
-    change has settled.
+    `squares` are the squared norms, over all rows, known once the change has settled.
     """
 
-    change: Change
-    magnitude: Magnitude
     columns_per_input: int = 1
     squares: Any = None
 
-    @property
-    def together(self) -> int:
-        """That of the change."""
-        return self.change.together
-
-    @property
-    def holds_all(self) -> bool:
-        """As the change."""
-        return holds_all(self.change)
-
-    def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Sums up the squares over all rows."""
-        inner = dora.inner_multiplier(multiplier, self.magnitude.rule)
-        change = self.change.settled(blocks, inner)
-
+    def _settled(self, change: Change, blocks: Blocks, inner: float) -> Change:
         def squares(first: int, rows: Any) -> Any:
             combined = rows.clone()
             change.fold(combined, first, inner)
@@ -128,12 +125,9 @@ class DecomposedColumns(Change):
         per_column = summed(blocks, squares, self.magnitude.values)
         return replace(self, change=change, squares=per_column.reshape(-1, self.columns_per_input).sum(1))
 
-    def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Scales each column of V by the norm of all columns of its input."""
-        before, combined = self.magnitude.combined(self.change, rows, first, multiplier)
+    def _gains(self, rows: Any, combined: Any, first: int) -> Any:
         gains = self.magnitude.gains(self.squares, self.magnitude.values)
-        gains = gains.repeat_interleave(self.columns_per_input).reshape(1, -1)
-        dora.apply_gain(before, combined, gains, multiplier, self.magnitude.rule)
+        return gains.repeat_interleave(self.columns_per_input).reshape(1, -1)
 
     def transposed(self) -> Change:
         """What were columns are rows in the weight as it is stored; of a convolution all rows have to be there."""

@@ -8,17 +8,10 @@ it is computed in float64.
 Source: Musco & Musco 2015, "Randomized Block Krylov Methods for Stronger and Faster Approximate Singular Value
 Decomposition": unlike plain subspace iteration it needs no gap in the spectrum, and a DoRA change has none.
 
-How far two sums of products of thin factors are from each other, without building any of them.
+The norm of a product of thin factors, and how far two sums of products are from each other, without building any.
 
 A product is a sum of columns times rows. Where the same row stands in several products its columns are subtracted, so
-that what is equal costs nothing and leaves nothing. ‖A @ B‖ of the rest is, with QR decompositions of both factors, the
-norm of a product of triangles; one from Gram matrices would lose half of the digits where the products nearly agree.
-All of it in float64.
-
-Least squares from the products of vectors: the coefficients that make of some what comes nearest to another one.
-
-The vectors are the changes of a weight, or of all weights, and are never held: `gram` (k, k) are their products with
-each other, `along` (k,) those with the vector that is to be explained. All are float64.
+that what is equal costs nothing and leaves nothing. Of the rest the norm is taken to all digits, in float64.
 """
 
 import math
@@ -167,6 +160,46 @@ def _times_two_to(tensor: Tensor, exponent: int) -> Tensor:
     return tensor * 2.0**first * 2.0 ** (exponent - first)
 
 
+# How ‖up @ down‖ is computed. From the two Gram matrices (rank, rank), in the type of the factors, where none of their
+# squares is beyond it: it costs least and never waits for a device. The same of factors whose largest entries are 1,
+# so that they may be of any size. As the product of the triangles of two QR decompositions, which is a few times as
+# much work and keeps all digits where the columns of the product cancel each other; the others lose half of them.
+GRAM, SCALED_GRAM, TRIANGLES = "gram", "scaled gram", "triangles"
+
+
+def product_norm(up: Tensor, down: Tensor, accuracy: str) -> Tensor:
+    """‖up @ down‖ in the Frobenius norm, of (out, rank) and (rank, columns), with one of the accuracies above.
+
+    Infinite where a factor is not finite and none is zero.
+    """
+    if accuracy == GRAM:
+        return _gram_norm(up, down)
+    largest = [float(factor.abs().max()) if factor.numel() else 0.0 for factor in (up, down)]
+    if 0.0 in largest or not all(map(math.isfinite, largest)):
+        return up.new_full((), 0.0 if 0.0 in largest else math.inf)
+    up, down = up / largest[0], down / largest[1]
+    return (_gram_norm(up, down) if accuracy == SCALED_GRAM else _triangle_norm(up, down)) * largest[0] * largest[1]
+
+
+def _gram_norm(up: Tensor, down: Tensor) -> Tensor:
+    return ((up.transpose(0, 1) @ up) * (down @ down.transpose(0, 1))).sum().clamp(min=0.0).sqrt()
+
+
+def _triangle_norm(up: Tensor, down: Tensor) -> Tensor:
+    left, right = (torch.linalg.qr(factor, mode="r").R for factor in (up, down.t()))
+    norm: Tensor = (left @ right.t()).norm()
+    return norm
+
+
+def relative(apart: float, norm: float) -> float:
+    """The error of a change of so large a `norm`, as a share of it.
+
+    Of no change, as of one that cancels itself out, anything at all is 1: a number that can be stated, as an infinite
+    one cannot, and more than any error that is allowed.
+    """
+    return apart / norm if norm else float(apart != 0.0)
+
+
 class Product(NamedTuple):
     """up (out, rank) @ down (rank, columns), in float64."""
 
@@ -182,10 +215,8 @@ class Distance(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The distance as a share of the norm; infinite where only the norm is zero."""
-        if self.apart == 0.0:
-            return 0.0
-        return self.apart / self.norm if self.norm else math.inf
+        """The distance as a share of the norm."""
+        return relative(self.apart, self.norm)
 
 
 def distance(ones: list[Product], others: list[Product]) -> Distance:
@@ -194,23 +225,14 @@ def distance(ones: list[Product], others: list[Product]) -> Distance:
     Off by some 1e-16 of the norms of the factors. Factors that are not finite give NaN.
     """
     apart = _norm([*ones, *(product._replace(up=-product.up) for product in others)])
-    return Distance(apart, _norm(ones) if apart else 0.0)
+    return Distance(apart if math.isfinite(apart) else math.nan, _norm(ones) if apart else 0.0)
 
 
 def _norm(products: Iterable[Product]) -> float:
     """‖the sum of the products‖."""
     up, down = _without_doubles(list(products))
     used = up.ne(0).any(0)
-    up, down = up[:, used], down[used]
-    if not up.numel() or not down.numel():
-        return 0.0
-    # Largest entries of 1 keep every square in the range of float64.
-    largest = [float(factor.abs().max()) for factor in (up, down)]
-    if 0.0 in largest or not all(map(math.isfinite, largest)):
-        return 0.0 if 0.0 in largest else math.nan
-    left = torch.linalg.qr(up / largest[0], mode="r").R
-    right = torch.linalg.qr(down.t() / largest[1], mode="r").R
-    return float((left @ right.t()).norm()) * largest[0] * largest[1]
+    return float(product_norm(up[:, used], down[used], TRIANGLES))
 
 
 def _without_doubles(products: list[Product]) -> Product:
@@ -228,37 +250,3 @@ def _without_doubles(products: list[Product]) -> Product:
         1, torch.tensor(places, dtype=torch.long, device="cpu"), whole
     )
     return Product(up, torch.stack(rows))
-
-
-# The multiple correlation of a vector with the others from which on its coefficient is open.
-DEPENDENT = 0.999
-
-
-def inverse(gram: Tensor) -> Tensor:
-    """The inverse where there is one, of matrices whose entries may be of any size; the least solution elsewhere."""
-    if not len(gram):
-        return gram
-    sizes = gram.diagonal().sqrt()
-    scale = torch.where(sizes > 0, 1 / sizes, 0.0)
-    inverted: Tensor = torch.linalg.pinv(gram * scale[:, None] * scale, rtol=1e-9, hermitian=True)
-    return inverted * scale[:, None] * scale
-
-
-def solved(gram: Tensor, along: Tensor) -> Tensor:
-    """The coefficients (k,)."""
-    solution: Tensor = inverse(gram) @ along
-    return solution
-
-
-def standard_errors(gram: Tensor, scatter: Tensor) -> Tensor:
-    """Those of the coefficients (k,), where `scatter` (k, k) is the covariance of the products with what is found."""
-    inverted = inverse(gram)
-    return (inverted @ scatter @ inverted).diagonal().clamp(min=0.0).sqrt()
-
-
-def is_dependent(gram: Tensor, number: int) -> bool:
-    """Whether the others make nearly all of one vector, which is not 0, so that its coefficient is open."""
-    square = float(gram[number, number])
-    others = [other for other in range(len(gram)) if other != number and gram[other, other] > 0]
-    shared = gram[number, others]
-    return float(shared @ inverse(gram[others][:, others]) @ shared) > DEPENDENT**2 * square

@@ -1,4 +1,4 @@
-"""Products of matrices, and what is known of one without building it. Tensor methods alone."""
+"""Products of matrices. Tensor methods alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,11 +36,6 @@ def _filled(rows: Any) -> Any:
     filled = rows.new_zeros(*more, count + -count % ROWS_AT_ONCE, columns)
     filled[..., :count, :] = rows
     return filled
-
-
-def squared_norm(up: Any, down: Any) -> Any:
-    """‖up @ down‖² in the Frobenius norm, from the two (rank, rank) Gram matrices instead of the product."""
-    return ((up.transpose(0, 1) @ up) * (down @ down.transpose(0, 1))).sum().clamp(min=0.0)
 
 
 def row_wise(left: Any, right: Any) -> Any:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_inspect.codecs.record import Extremes
-    from lora_inspect.maths.retained_share import KeptSums, Look
     from lora_inspect.maths.rounding import StochasticRounding
+    from lora_inspect.maths.share import Look, StepSums
     from lora_inspect.maths.tensors import RowBlocks
 
 
@@ -73,7 +73,7 @@ class Witness(Protocol):
         The look then sees the block behind the changes of each adapter, and as it was written.
         """
 
-    def done(self, sums: "KeptSums | None") -> None:
+    def done(self, sums: "StepSums | None") -> None:
         """What all looks at a weight gave, added up in the order of the blocks."""
 
 

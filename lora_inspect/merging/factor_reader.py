@@ -6,8 +6,7 @@ import torch
 
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.tensors import load, load_whole
-from lora_inspect.reading.keys.special_claims import shared_tensors
-from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.model.contribution import Contribution, shared_tensors
 
 _Key = tuple[str, str, torch.dtype]
 

@@ -19,7 +19,6 @@ from lora_inspect.merging.encode import Encoder, Recoded, Rounded, Witness
 from lora_inspect.merging.fold_chain import Fold, working_type
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.retention import Keeping
-from lora_inspect.merging.rounding_choice import rounding_of
 from lora_inspect.merging.storage import Storage
 from lora_inspect.merging.threads import Job
 from lora_inspect.progress import Progress
@@ -28,11 +27,21 @@ from lora_inspect.reading.metadata.output_metadata import merged_metadata
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lora_inspect.maths.rounding import StochasticRounding
     from lora_inspect.merging.working_crew import Tools
 
 # A block of rows that stays in the second-level cache of one core while it is folded: 1 MB in float32. All that is
 # computed is computed of these blocks, so that the output depends on this number alone.
 BLOCK_ELEMENTS = 1 << 18
+
+
+def rounding_of(seed: int | None, name: str, folds: "Sequence[Fold]") -> "StochasticRounding | None":
+    """What rounds a weight by the `seed`; None for the nearest number, which what is not changed always gets."""
+    if seed is None or not folds:
+        return None
+    from lora_inspect.maths.rounding import StochasticRounding
+
+    return StochasticRounding(seed, name)
 
 
 @dataclass(frozen=True, slots=True)

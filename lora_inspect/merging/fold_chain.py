@@ -5,9 +5,9 @@ What a changed weight is folded in, so that the arithmetic stays far below the r
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from lora_inspect.algorithms.record import SEEN
 from lora_inspect.errors import DamagedError, LoraInspectError
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -62,17 +62,16 @@ class LinkReader:
         yield self._change(fold, rule), fold.multiplier
 
     def _change(self, fold: Fold, rule: str | None) -> "Change":
-        from lora_inspect.maths.tensors import load, working_dtype
+        from lora_inspect.maths.tensors import working_dtype
 
-        contribution, place, _ = fold.placed
-        dtype = self.working or working_dtype(place.target)
-        tensors = self.factors.read(contribution, dtype, is_needed_again=not fold.placed.is_alone)
-        if contribution.magnitude:
-            tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
-        if place.seen and contribution.formula.seen:
-            rows = self.blocks.read(place.seen, decode=decode_of(place.seen, self.decoded), working=dtype)
-            tensors[SEEN] = contribution.formula.seen(tensors, rows)
-        return fold.placed.change(tensors, rule)
+        placed = fold.placed
+        dtype = self.working or working_dtype(placed.place.target)
+        factors = partial(self.factors.read, dtype=dtype, is_needed_again=not placed.is_alone)
+
+        def blocks(info: TensorInfo) -> "Iterator[tuple[int, torch.Tensor]]":
+            return self.blocks.read(info, decode=decode_of(info, self.decoded), working=dtype)
+
+        return placed.read_change(factors, blocks, dtype, rule)
 
 
 def decode_of(info: TensorInfo, decoded: Mapping[str, CodedWeight]) -> "Decode | None":

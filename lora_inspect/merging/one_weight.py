@@ -13,7 +13,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Writer
 from lora_inspect.maths.change import Link, Measure, fold_all, holds_all, settled, together_in
-from lora_inspect.maths.retained_share import KeptSums, both
+from lora_inspect.maths.share import StepSums, both
 from lora_inspect.maths.tensors import TORCH_DTYPES, Cut, Decode, bytes_in, cut
 from lora_inspect.merging.encode import Encoder, Witness
 from lora_inspect.merging.factor_reader import FactorReader
@@ -150,7 +150,7 @@ class WeightJob:
         terms: Sequence[Sequence[Link]],
         encoder: Encoder,
         tell: Callable[[int], None],
-    ) -> tuple[list[Any], KeptSums | None]:
+    ) -> tuple[list[Any], StepSums | None]:
         """Writes all rows; what is known beside those of each block, and the sums of what the witness saw."""
         beside: list[Any] = [None] * blocks.number
 

@@ -7,8 +7,6 @@ What a merge says of an adapter of one expert of a pipeline on a base of another
 What an initialisation moved out of a base into the factors: where it can be taken out again, and that it is.
 
 What a merge refuses, or says, where it would change a head through the weight that it shares with the embedding.
-
-What a user may choose of a merge.
 """
 
 import os
@@ -24,11 +22,11 @@ from lora_inspect.files.input_file import Identity
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import match
 from lora_inspect.matching.module_map import module_names
-from lora_inspect.matching.orientation import Answers, Orientation, check_answers, together
+from lora_inspect.matching.orientation import Orientation, check_answers, together
 from lora_inspect.matching.unmatched import accept_unmatched, has_head, is_embedding, other_base_notes
 from lora_inspect.maths import dora
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.merging.rounding_choice import check_rounding
+from lora_inspect.merging.options import MergeOptions, check_rounding
 from lora_inspect.merging.storage import Asked, Storage, plan_storage, read_config
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.ambiguous_options import Choice, Multipliers, read_settled
@@ -39,7 +37,6 @@ from lora_inspect.reading.identify import adapter_candidates, base_candidates
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.residual_adapters import OLORA
 from lora_inspect.reading.pipeline import pipeline_expert
-from lora_inspect.reading.weights_toml import WeightsFile
 
 
 class Parts(NamedTuple):
@@ -163,32 +160,6 @@ def _is_of_a_head(side_files: SideFiles) -> bool:
     config = read_config(side_files)
     names = config.get("architectures") if config else None
     return isinstance(names, list) and any(isinstance(name, str) and name.endswith(_CLASSES) for name in names)
-
-
-@dataclass(frozen=True, slots=True)
-class MergeOptions:
-    """What the user may choose. `dtype` is a safetensors name; None keeps the base's.
-
-    `changed_dtype` is that of the weights alone that a change touches; at most one of both is chosen. `only` are
-    components, all where it is empty. `transposed` says by globs how the base stores the square weights whose
-    orientation the evidence leaves open. `choice` are the modules that --include and --exclude leave, `weights` the
-    file with more settings of strength. `hash_base` reads the base for its hash as well. Changed weights are
-    rounded to the nearest number, or where there is a `seed` stochastically by that. With `allow_loss` the output may
-    keep little of an adapter.
-    """
-
-    dtype: str | None = None
-    only: tuple[str, ...] = ()
-    transposed: Answers = field(default_factory=dict)
-    allow_unmatched: bool = False
-    dora_rule: str | None = None
-    settings: Settings = field(default_factory=Settings)
-    choice: Choice = field(default_factory=Choice)
-    weights: WeightsFile | None = None
-    hash_base: bool = False
-    changed_dtype: str | None = None
-    seed: int | None = None
-    allow_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)

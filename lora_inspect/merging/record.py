@@ -21,8 +21,8 @@ from lora_inspect.maths import dora
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.merging.fold_chain import working_types
-from lora_inspect.merging.plan import MergeOptions, MergePlan
-from lora_inspect.merging.rounding_choice import STOCHASTIC
+from lora_inspect.merging.options import STOCHASTIC, MergeOptions
+from lora_inspect.merging.plan import MergePlan
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.ambiguous_options import Choice

@@ -15,13 +15,13 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.fold_chain import Fold, working_type
-from lora_inspect.merging.rounding_choice import NEAREST, OPTION, STOCHASTIC
+from lora_inspect.merging.options import NEAREST, OPTION, STOCHASTIC
 from lora_inspect.sentences import counted, listed, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_inspect.maths.retained_share import Kept, KeptSums, Look
+    from lora_inspect.maths.share import Estimate, Look, StepSums
 
 # A share below the first is told, one below the second refused.
 TOLD, REFUSED = 0.9, 0.5
@@ -168,24 +168,24 @@ class WeightWitness:
         self.is_sampled = BITS[dtype] > FEW_BITS
         self._working = working_type(read.dtype, dtype)
         self._rows, self._entries = read.shape[0] if read.shape else 1, read.numel
-        self._sums: KeptSums | None = None
+        self._sums: StepSums | None = None
 
     def look(self, rows: "Tensor", first: int) -> "Look | None":
         """Looks at a block that nothing is folded into yet; None where it has no row that is looked at."""
-        from lora_inspect.maths.retained_share import Look
+        from lora_inspect.maths.share import Look
 
         spans = looked_rows(self._rows, first, len(rows)) if self.is_sampled else [(first, first + len(rows))]
         return Look(spans, rows, first, len(self.adapters)) if spans else None
 
-    def done(self, sums: "KeptSums | None") -> None:
+    def done(self, sums: "StepSums | None") -> None:
         """Takes the sums over all blocks, in their order."""
         self._sums = sums
 
-    def kept(self) -> "Kept | None":
+    def kept(self) -> "Estimate | None":
         """What shares come from, None for a weight without entries."""
-        from lora_inspect.maths.retained_share import kept_in
+        from lora_inspect.maths.share import estimate_of
 
-        return kept_in(self._sums, self._entries, self._working) if self._sums else None
+        return estimate_of(self._sums, self._entries, self._working) if self._sums else None
 
 
 class SeenWeight(NamedTuple):
@@ -195,11 +195,13 @@ class SeenWeight(NamedTuple):
     dtype: str
     is_sampled: bool
     adapters: tuple[int, ...]
-    kept: "Kept"
+    kept: "Estimate"
 
     def in_record(self) -> list[Any]:
         """As JSON has it, to the last bit."""
-        numbers = [number for sums in self.kept for number in sums.flatten().tolist()]
+        along, gram, rounding = self.kept
+        sums = (along, gram, rounding.scatter, rounding.square, rounding.least)
+        numbers = [number for own in sums for number in own.flatten().tolist()]
         packed = struct.pack(f"<{len(numbers)}d", *numbers)
         return [self.name, self.dtype, self.is_sampled, list(self.adapters), b64encode(packed).decode()]
 
@@ -208,7 +210,7 @@ class SeenWeight(NamedTuple):
         """What `in_record` gave; raises ValueError, TypeError or LookupError for anything else."""
         import torch
 
-        from lora_inspect.maths.retained_share import Kept
+        from lora_inspect.maths.share import Estimate, Rounding
 
         name, dtype, is_sampled, adapters, packed = record
         count = len(adapters)
@@ -217,9 +219,10 @@ class SeenWeight(NamedTuple):
             raise ValueError(f"{record[:4]} is no weight that was seen")
         found = struct.unpack(f"<{sum(sizes)}d", b64decode(packed, validate=True))
         numbers = torch.tensor(found, dtype=torch.float64, device="cpu")
-        along, gram, scatter, left, unsure = torch.split(numbers, sizes)
-        square = (count, count)
-        kept = Kept(along, gram.reshape(square), scatter.reshape(square), left, unsure)
+        along, gram, scatter, square, least = torch.split(numbers, sizes)
+        pairs = (count, count)
+        rounding = Rounding(scatter.reshape(pairs), torch.zeros_like(along), square, least)
+        kept = Estimate(along, gram.reshape(pairs), rounding)
         return cls(str(name), dtype, bool(is_sampled), tuple(adapters), kept)
 
 
@@ -248,21 +251,21 @@ class Keeping:
 
 def kept_of(adapters: Sequence[str], seen: Iterable[SeenWeight]) -> list[KeptAdapter]:
     """How much is kept of each of the `adapters`, by their paths, in all weights that were seen."""
-    from lora_inspect.maths.retained_share import REASONS, nothing_kept
+    from lora_inspect.maths.share import REASONS, Estimate
 
-    whole = nothing_kept(len(adapters))
+    whole = Estimate.nothing(len(adapters))
     worst: list[tuple[KeptWeight, ...]] = [()] * len(adapters)
     sampled: set[int] = set()
     for one in seen:
         whole.add(one.kept, one.adapters)
         sampled.update(one.adapters if one.is_sampled else ())
         for number, share in zip(one.adapters, one.kept.shares(), strict=True):
-            if share.value is not None:
-                worst[number] = worst_of([*worst[number], KeptWeight(one.name, share.value, one.dtype)])
+            if share.told is not None:
+                worst[number] = worst_of([*worst[number], KeptWeight(one.name, share.told, one.dtype)])
     return [
         KeptAdapter(
             path=path,
-            share=share.value,
+            share=share.told,
             noise=share.noise,
             why=REASONS.get(share.why, ""),
             is_sampled=number in sampled,

@@ -31,11 +31,11 @@ from lora_inspect.files.shard_staging import PartsFolder
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.fold import OutputFiles, Written
+from lora_inspect.merging.options import Share, taken
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.record import recorded, with_base_hashes
 from lora_inspect.merging.result import MergeResult, result_of
 from lora_inspect.merging.retention import Keeping, SeenWeight, check_kept, kept_of
-from lora_inspect.merging.shard_assignment import Share, taken
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.metadata.merge_record import ADAPTERS, BASE, CONFIG, FILE, HEADER, OPTIONS, SHA256
 from lora_inspect.sentences import counted, listed, shortened, some

@@ -15,7 +15,7 @@ from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.orientation import covered_shape
 from lora_inspect.matching.placement import Place, Placed
-from lora_inspect.maths.change import folded, settled
+from lora_inspect.maths.change import deltas
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite
 from lora_inspect.merging.factor_reader import FactorReader
@@ -52,7 +52,7 @@ def lone_change(adapter: Adapter, changes: Sequence[Contribution], weight: Tenso
     # A change that is its own is not rounded by a weight beside it.
     start = _matrix(shape, weight if any(map(needs_weight, changes)) else None, is_wide)
     try:
-        change = _folded(start, folds) - start
+        change = _delta(start, folds)
     except LinAlgError as error:
         raise no_numbers_of_a_change(target, folds[-1]) from error
     value = first_non_finite(change)
@@ -61,15 +61,14 @@ def lone_change(adapter: Adapter, changes: Sequence[Contribution], weight: Tenso
     return change.reshape(shape)
 
 
-def _folded(start: Tensor, folds: Sequence[Fold]) -> Tensor:
+def _delta(start: Tensor, folds: Sequence[Fold]) -> Tensor:
     def read(together: int) -> Iterator[tuple[int, Tensor]]:
         yield 0, start.clone()
 
     reader = LinkReader(RowBlocks(1), FactorReader(), {})
-    links = settled([link for fold in folds for link in reader.links(fold, read, None)], read)
-    ((_, rows),) = folded(links, read)
-    whole: Tensor = rows
-    return whole
+    ((_, rows),) = deltas([link for fold in folds for link in reader.links(fold, read, None)], read)
+    delta: Tensor = rows
+    return delta
 
 
 def _matrix(shape: _Shape, weight: Tensor | None, is_wide: bool) -> Tensor:

@@ -141,7 +141,7 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
     )
     if expert := _expert(plan.whole, options):
         metadata[EXPERT_KEY] = expert
-    if any(key in adapter.checkpoint.metadata for key in HASHES):
+    if options.hashes or any(key in adapter.checkpoint.metadata for key in HASHES):
         metadata |= sshs_hashes(contents, metadata)
     errors = {key: module.relative_error for key, module in modules.items()}
     # What a bias was worth, beside the weight, nobody can tell.

@@ -13,8 +13,9 @@ from lora_inspect.files.shard_staging import PartsFolder
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.fold import OutputFiles
+from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.output_path import check_merge_output, merge_bytes, merge_output
-from lora_inspect.merging.plan import MergeOptions, MergePlan, plan_merge
+from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.merging.record import recorded
 from lora_inspect.merging.result import MergeResult, planned_record, result_of
 from lora_inspect.merging.retention import Keeping, KeptAdapter, check_kept, kept_of

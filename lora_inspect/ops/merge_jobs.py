@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect.errors import CouldNotWorkError, NotFoundError
+from lora_inspect.merging.options import Share
 from lora_inspect.merging.output_path import check_merge_output, shared_output
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.processes import Ranks
 from lora_inspect.merging.result import MergeResult
-from lora_inspect.merging.shard_assignment import Share
 from lora_inspect.merging.shards import SharedMerge, bytes_of, difference, files_of_share
 from lora_inspect.progress import Progress, silent
 from lora_inspect.results import Result

@@ -31,7 +31,7 @@ from lora_inspect.results import Result
 from lora_inspect.sentences import some
 
 if TYPE_CHECKING:
-    from lora_inspect.merging.unmerge import Account
+    from lora_inspect.merging.unmerged_weights import Account
 
 _SHOWN = 3
 
@@ -157,7 +157,7 @@ def unmerge(
     leftovers = remove_leftovers(output)
     check_unmerge_output(plan, output, force)
     load_torch()
-    from lora_inspect.merging.unmerge import AgainstBase, FromMerged
+    from lora_inspect.merging.unmerged_weights import AgainstBase, FromMerged
 
     beyond_rules = plan.merge.storage.rewritten | (plan.folds.keys() if plan.is_drawn else set())
     restored = FromMerged(plan.folds, plan.folded_in)
@@ -235,7 +235,7 @@ def _check_base(base: Checkpoint, known: MergedBase, merged: Checkpoint) -> None
 
 def _check_possible(plan: UnmergePlan, known: MergedBase) -> None:
     """Raises LoraInspectError where a change is of a kind that cannot be taken out, or the weight is codes."""
-    from lora_inspect.merging.unmerge import is_plain, why_not
+    from lora_inspect.merging.unmerged_weights import is_plain, why_not
 
     for name, folds in plan.folds.items():
         info = plan.merged.tensors[name]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.input_file import check_unchanged
 from lora_inspect.maths.torch_threads import load_torch
-from lora_inspect.merging.plan import MergeOptions, MergePlan, plan_merge
+from lora_inspect.merging.options import MergeOptions
+from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.model.settings import Settings
@@ -158,7 +159,7 @@ def _result(
     absent: list[str],
     swapped: bool,
 ) -> VerifyResult:
-    from lora_inspect.maths.retained_share import NOT_FINITE
+    from lora_inspect.maths.share import NOT_FINITE
     from lora_inspect.verifying.findings import (
         MISSING,
         OPPOSITE,

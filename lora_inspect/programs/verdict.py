@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.gguf.gguf_format import OF_FORMAT
+from lora_inspect.files.file_types import GGUF_KEYS
 from lora_inspect.programs.adapter_view import FramedKeys, View, has_loader_for
 from lora_inspect.programs.evaluate import Left, Reception, Taken, TakenAlike, receive
 from lora_inspect.programs.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Program
@@ -187,7 +187,7 @@ def needs_fix(verdict: Verdict) -> bool:
 
 
 # How the keys begin that rules look at in the metadata; they are shown no others.
-_SEEN_METADATA = (EMBEDDED_KEY, *OF_FORMAT)
+_SEEN_METADATA = (EMBEDDED_KEY, *GGUF_KEYS)
 # A tensor of one number that some programs take for a module's scale: its value counts too.
 _SCALE = ".scale"
 # So many are remembered, each with the names of its tensors.

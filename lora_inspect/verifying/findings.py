@@ -14,7 +14,7 @@ import torch
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.hashes import are_same_bytes
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.retained_share import ALIKE, NO_CHANGE, NOT_FINITE, REASONS
+from lora_inspect.maths.share import ALIKE, NO_CHANGE, NOT_FINITE, REASONS
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.reading.base.base_codecs import CodedWeight
@@ -141,10 +141,10 @@ def about_shares(told: Sequence[Told], total: Shares) -> Iterator[Finding]:
 def about_alike(weights: Sequence[Weighed]) -> Iterator[Finding]:
     """Adapters whose changes are the same: what of them is there together."""
     wrong = {
-        weight.name: weight.shares.together
+        weight.name: weight.shares.estimate.together
         for weight in weights
-        if ALIKE in weight.shares.why and not weight.instead and weight.shares.together is not None
-        if abs(weight.shares.together - 1) > weight.shares.tolerance_together
+        if ALIKE in weight.shares.why and not weight.instead and weight.shares.estimate.together is not None
+        if abs(weight.shares.estimate.together - 1) > weight.shares.tolerance_together
     }
     if wrong:
         says = f"{_modules(wrong)} have {_span(list(wrong.values()))} of what adapters change together that are alike"

@@ -15,7 +15,7 @@ from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.change import Link, settled
-from lora_inspect.maths.retained_share import SIGMAS
+from lora_inspect.maths.share import SIGMAS
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.fold_chain import Fold, LinkReader, no_numbers_of_a_change
@@ -77,9 +77,9 @@ def _parts(term: int, parts: Sequence[Part], sums: Sums, shares: Shares, values:
     """The share of each part, which is entered into the `values` (n, k) of its rows."""
     if len(parts) == 1:
         told = None if shares.why[term] else shares.values[term]
-        return [PartShare(parts[0], told, shares.noise[term], float(shares.gram[term, term]))]
+        return [PartShare(parts[0], told, shares.noise[term], float(shares.estimate.gram[term, term]))]
     along = _along(term, sums, values)
-    whole, found = float(shares.gram[term, term]), []
+    whole, found = float(shares.estimate.gram[term, term]), []
     for part in parts:
         rows = torch.cat([torch.arange(start, stop, dtype=torch.long, device="cpu") for start, stop in part.rows])
         square = float(sums.gram[rows, term, term].sum())

@@ -1,13 +1,4 @@
-"""Least squares: the share of each change in what was found, how far rounding moves it, and what no change explains.
-
-With x = merged - base and d_t the changes, the shares c minimise ‖x - Σ c_t d_t‖ over a weight, or over all of them.
-
-What is stated with a share, ±, is what rounding may do to it: that by which an exact merge, rounded once, misses 1
-(small changes fall between the numbers of a coarse type, which no average brings back), and `SIGMAS` standard errors.
-The standard error is that of independent rounding errors, as far as they are seen in what is left of x, or where it is
-larger that of the rows: a program that computes DoRA's gain in half precision errs alike in a whole row.
-
-What the shares in one weight are computed from: sums over the entries of each row, gathered as the rows go by.
+"""The shares in one weight of a model of unknown making, from sums over the entries of each row as the rows go by.
 
 What is weighed in one weight: the changes of each adapter, and the modules that they come from.
 
@@ -15,7 +6,7 @@ A weight of a model, a block of rows at a time, and what its element type makes 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import lcm, sqrt
 
@@ -26,12 +17,11 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.change import Link
-from lora_inspect.maths.low_rank import solved, standard_errors
-from lora_inspect.maths.retained_share import NOT_FINITE, SIGMAS, why_untold
 from lora_inspect.maths.rounding import GRIDS, ROUNDING, grid_of, rounded, spacing
+from lora_inspect.maths.share import NOT_FINITE, SIGMAS, Estimate, Share, inverse, unknown_rounding
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
+from lora_inspect.reading.base.base_codecs import CodedWeight
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -149,7 +139,7 @@ class StoredWeight(NamedTuple):
 
     def rows(self, together: int = 1) -> Iterator[StoredRows]:
         """All rows in blocks of a multiple of `together`, 0 for all at once; the memory is used again."""
-        decode = None if self.info.dtype in PLAIN_FLOATS else decoder(self.coded)
+        decode = self.coded.decode
         dtype = self.info.dtype if self.info.dtype in GRIDS else "F32"
         for first, values in self.blocks.read(self.info, together, decode):
             scale = None
@@ -279,25 +269,40 @@ UNEXPLAINED, ROUNDINGS = 0.02, 8.0
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The shares in one weight, or in all; every list has an item a term.
+    """The shares in one weight, or in all, by term, and the `estimate` that they come from.
 
-    `values` are the coefficients, `noise` what is stated with them, `why` is empty where they are told. `gram` (k, k)
-    are the products of the changes, `scatter` (k, k) the variance of the products of x, `lost` (k,) what rounding
-    takes. `unexplained`, `rounding`, `allowed` and `expected` are squares: of x without all shares, what of it is
-    rounding, what it may be, and of the sum of all changes. `together` is the share of that sum, None without one.
+    `unexplained`, `rounding`, `allowed` and `expected` are squares: of x without all shares, what of it is rounding,
+    what it may be, and of the sum of all changes. `is_finite` says whether the weight is.
     """
 
-    values: list[float]
-    noise: list[float]
-    why: list[str]
-    gram: Tensor
-    scatter: Tensor
-    lost: Tensor
+    estimate: Estimate
     unexplained: float
     rounding: float
     allowed: float
     expected: float
-    together: float | None
+    is_finite: bool = True
+    found: tuple[Share, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = self.estimate.shares()
+        if not self.is_finite:
+            found = [share._replace(why=NOT_FINITE) for share in found]
+        object.__setattr__(self, "found", tuple(found))
+
+    @property
+    def values(self) -> list[float]:
+        """The shares, told or not."""
+        return [share.value for share in self.found]
+
+    @property
+    def noise(self) -> list[float]:
+        """The ± that is stated with each."""
+        return [share.error for share in self.found]
+
+    @property
+    def why(self) -> list[str]:
+        """The reason why each is not told, empty where it is."""
+        return [share.why for share in self.found]
 
     @property
     def is_explained(self) -> bool:
@@ -307,8 +312,8 @@ class Shares:
     @property
     def off(self) -> float:
         """How far beyond its tolerance the worst share that is told is from 1; 0 where all are right."""
-        told = (term for term, why in enumerate(self.why) if not why)
-        beyond = (abs(self.values[term] - 1) - self.tolerance(term) for term in told)
+        told = (term for term, share in enumerate(self.found) if not share.why)
+        beyond = (abs(self.found[term].value - 1) - self.tolerance(term) for term in told)
         return max((0.0, *beyond))
 
     @property
@@ -321,12 +326,13 @@ class Shares:
         """How far from 1 the share of the sum of all changes may be."""
         if self.expected <= 0:
             return TOLERANCE
-        error = sqrt(max(0.0, float(self.scatter.sum()))) / self.expected
-        return max(TOLERANCE, abs(float(self.lost.sum())) / self.expected + SIGMAS * error)
+        scatter, lost, *_ = self.estimate.rounding
+        error = sqrt(max(0.0, float(scatter.sum()))) / self.expected
+        return max(TOLERANCE, abs(float(lost.sum())) / self.expected + SIGMAS * error)
 
     def tolerance(self, term: int) -> float:
         """How far from 1 the share may be."""
-        return max(TOLERANCE, self.noise[term])
+        return max(TOLERANCE, self.found[term].error)
 
 
 def residual(unexplained: float, rounding: float, expected: float) -> float | None:
@@ -337,32 +343,16 @@ def residual(unexplained: float, rounding: float, expected: float) -> float | No
 def shares_in(sums: Sums) -> Shares:
     """The shares in one weight."""
     gram, along = sums.gram.sum(0), sums.along.sum(0)
-    values = solved(gram, along)
-    scores = sums.along - sums.gram @ values
+    values = inverse(gram) @ along
     unexplained = left_over(sums, values.expand_as(sums.along))
     plain, base = float(sums.noise.sum()), float(sums.base_noise.sum())
     rounding = max(plain, float(sums.lost_squares.sum()))
     expected = float(gram.sum())
     allowed = ROUNDINGS * rounding + base + UNEXPLAINED**2 * expected
     level = min(max(unexplained / plain, 1.0), (ROUNDINGS * rounding + base) / plain) if plain else 1.0
-    by_entry = ((sums.noise / max(sums.entries, 1))[:, None, None] * sums.gram).sum(0) * level
-    by_row = scores.t() @ scores if unexplained <= allowed else torch.zeros_like(by_entry)
-    scatter = by_row if by_row.trace() > by_entry.trace() else by_entry
-    lost = sums.lost.sum(0)
-    noise = _noise(gram, scatter, lost)
-    return Shares(
-        values=values.tolist(),
-        noise=noise,
-        why=[NOT_FINITE] * len(noise) if sums.broken else why_untold(gram, noise, [plain * level] * len(noise)),
-        gram=gram,
-        scatter=scatter,
-        lost=lost,
-        unexplained=unexplained,
-        rounding=rounding,
-        allowed=allowed,
-        expected=expected,
-        together=float(along.sum()) / expected if expected > 0 else None,
-    )
+    scores = sums.along - sums.gram @ values if unexplained <= allowed else None
+    unknown = unknown_rounding(sums.gram, sums.noise, sums.entries, level, sums.lost.sum(0), scores)
+    return Shares(Estimate(along, gram, unknown), unexplained, rounding, allowed, expected, not sums.broken)
 
 
 def left_over(sums: Sums, values: Tensor) -> float:
@@ -376,34 +366,15 @@ def pooled(parts: Sequence[tuple[Shares, Sequence[int]]], terms: int) -> Shares:
 
     What is not told in a weight stays out of it.
     """
-    gram = torch.zeros(terms, terms, dtype=torch.float64, device="cpu")
-    along = torch.zeros(terms, dtype=torch.float64, device="cpu")
-    scatter, lost = gram.clone(), along.clone()
+    whole = Estimate.nothing(terms)
     for shares, numbers in parts:
-        told = [term for term, why in enumerate(shares.why) if not why]
-        where = torch.tensor([numbers[term] for term in told], dtype=torch.long, device="cpu")
-        own = shares.gram[told][:, told]
-        gram[where[:, None], where] += own
-        scatter[where[:, None], where] += shares.scatter[told][:, told]
-        along[where] += own @ torch.tensor([shares.values[term] for term in told], dtype=torch.float64, device="cpu")
-        lost[where] += shares.lost[told]
-    noise = _noise(gram, scatter, lost)
-    expected = float(gram.sum())
+        told = [term for term, share in enumerate(shares.found) if not share.why]
+        values = torch.tensor([shares.found[term].value for term in told], dtype=torch.float64, device="cpu")
+        whole.add(shares.estimate.only(told, values), [numbers[term] for term in told])
     return Shares(
-        values=solved(gram, along).tolist(),
-        noise=noise,
-        why=why_untold(gram, noise, [0.0] * len(noise)),
-        gram=gram,
-        scatter=scatter,
-        lost=lost,
+        estimate=whole,
         unexplained=sum(shares.unexplained for shares, _ in parts),
         rounding=sum(shares.rounding for shares, _ in parts),
         allowed=sum(shares.allowed for shares, _ in parts),
         expected=sum(shares.expected for shares, _ in parts),
-        together=float(along.sum()) / expected if expected > 0 else None,
     )
-
-
-def _noise(gram: Tensor, scatter: Tensor, lost: Tensor) -> list[float]:
-    noise: list[float] = (solved(gram, lost).abs() + SIGMAS * standard_errors(gram, scatter)).tolist()
-    return noise

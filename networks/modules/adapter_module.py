@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from lora_inspect.maths.scaling import neutral_alpha, scale_of
 from lora_inspect.maths.torch_threads import whole_products
 
-from ..arguments import read_probability
 from ..files.reading import read_alpha
 from ..kernels.base_weight import is_sharded
+from ..network_args import read_probability
 from .base_forward import copied
 from .masks import draws_skip, is_training_step
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from lora_inspect.algorithms import lora
 from lora_inspect.maths import dora
-from lora_inspect.maths.products import squared_norm
+from lora_inspect.maths.low_rank import GRAM, product_norm
 
-from ..arguments import KAIMING, ORTHOGONAL
 from ..kernels import fused_lora
 from ..kernels.base_weight import is_plain
 from ..kernels.fused_lora import fused_gain, fused_linear
 from ..kernels.half_precision import is_traced
+from ..network_args import KAIMING, ORTHOGONAL
 from .adapter_module import AdapterModule
 from .base_forward import CONVOLUTIONS, check_dora
 from .dora_layer import DoRALayer
@@ -315,11 +315,12 @@ class LoRAModule(AdapterModule):
     @torch.no_grad()
     def change_norm(self) -> Tensor:
         """‖scale · up @ down‖ over all slices; DoRA's magnitude is no part of it."""
-        squares = [
-            squared_norm(*lora.matrices({"up": up.weight.float(), "down": down.weight.float()}))
+        norms = [
+            product_norm(*lora.matrices({"up": up.weight.float(), "down": down.weight.float()}), GRAM)
             for down, up in self.factors
         ]
-        return torch.stack(squares).sum().sqrt() * abs(self.scale)
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm * abs(self.scale)
 
     @torch.no_grad()
     def shrink(self, ratio: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lora_inspect.algorithms import lora
 from lora_inspect.maths import dora
-from lora_inspect.maths.change import Change, LowRank, OnRows
+from lora_inspect.maths.change import Change
 from lora_inspect.maths.dora_fold import DecomposedRows, Magnitude
 from lora_inspect.maths.scaling import scale_of
 from lora_inspect.maths.torch_threads import whole_products
@@ -158,41 +158,64 @@ class LoRAInfModule(FoldableModule, LoRAModule):
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
         """Slice by slice; with DoRA the magnitude has to be among the tensors."""
-        if self.use_dora and "dora_layer.weight" not in tensors:
-            raise ValueError(
-                f"{self.lora_name}.dora_layer.weight is missing: without the magnitude DoRA cannot be merged"
-            )
+        check_magnitude(self, tensors)
         first = 0
-        for up, down in self._matrices(tensors):
-            up, down = up.to(rows), down.to(rows)
-            last = first + up.shape[0]
-            if last > rows.shape[0] or down.shape != (up.shape[1], rows.shape[1]):
-                raise ValueError(
-                    f"{self.lora_name}: up {list(up.shape)} and down {list(down.shape)} make no change of a weight of "
-                    f"{rows.shape[0]} rows and {rows.shape[1]} columns"
-                )
-            rank = down.shape[0]
-            alpha = read_alpha(self.lora_name, tensors.get("alpha"), rank, self.use_rslora)
-            scale = scale_of(alpha, rank, self.use_rslora)
-            change: Change = OnRows(LowRank(up, down, scale), ((first, last, 0),))
-            if self.use_dora:
-                change = DecomposedRows(change, Magnitude(tensors["dora_layer.weight"].to(rows), dora.INSIDE))
-            change.fold(rows, 0, multiplier)
+        for factors in self._factors(tensors):
+            last = first + factors["up"].shape[0]
+            own = rows[first:last]
+            change_of(self.lora_name, lora, factors, tensors, own, self.use_rslora).fold(own, 0, multiplier)
             first = last
 
-    def _matrices(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(up, down) as matrices, slice by slice."""
+    def _factors(self, tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Those of each slice, by role."""
         for part in [""] if not self.split_dims else [f".{number}" for number in range(len(self.split_dims))]:
             try:
-                factors = {role: tensors[f"lora_{role}{part}.weight"] for role in ("up", "down")}
+                yield {role: tensors[f"lora_{role}{part}.weight"] for role in ("up", "down")}
             except KeyError as missing:
                 raise ValueError(f"{self.lora_name}.{missing.args[0]} is missing") from None
-            yield lora.matrices(factors)
+
+
+def check_magnitude(module: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where a module with DoRA has no magnitude among the tensors."""
+    if module.use_dora and MAGNITUDE not in tensors:
+        raise ValueError(f"{module.lora_name}.{MAGNITUDE} is missing: without the magnitude DoRA cannot be merged")
+
+
+def change_of(
+    name: str,
+    formula: Any,
+    factors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    rows: Tensor,
+    rslora: bool = False,
+) -> Change:
+    """The change of a weight `rows` (out, in·kernel), in their dtype, that `factors` by role make by the `formula`.
+
+    The `tensors` of the module called `name` have the alpha, and a magnitude that makes it DoRA's. Raises ValueError
+    where one of all these is none for the rows.
+    """
+    shapes = {role: tuple(factor.shape) for role, factor in factors.items()}
+    if wrong := formula.check(shapes):
+        raise ValueError(f"{name}: {wrong}")
+    out_features, *columns = formula.weight_shape(shapes)
+    if (changed := [out_features, prod(columns)]) != list(rows.shape):
+        raise ValueError(f"{name}: its factors change a weight of {changed}, but the base's is {list(rows.shape)}")
+    rank = formula.rank(shapes)
+    scale = 1.0
+    if rank is not None:
+        scale = scale_of(read_alpha(name, tensors.get("alpha"), rank, rslora), rank, rslora)
+    change: Change = formula.change({role: factor.to(rows) for role, factor in factors.items()}, scale, None)
+    if MAGNITUDE not in tensors:
+        return change
+    magnitude = tensors[MAGNITUDE].to(rows)
+    if magnitude.shape != rows.shape[:1]:
+        raise ValueError(f"{name}.{MAGNITUDE} has shape {list(magnitude.shape)}, but the base has {rows.shape[0]} rows")
+    return DecomposedRows(change, Magnitude(magnitude, dora.INSIDE))
 
 
 def merge_into(
     module_class: Any,
-    change_of: Callable[[str, Mapping[str, Tensor], Tensor, int], Change],
+    change: Callable[[str, Mapping[str, Tensor], Tensor], Change],
     model_weight: Tensor,
     lora_name: str,
     lora_sd: Mapping[str, Tensor],
@@ -202,8 +225,8 @@ def merge_into(
 ) -> Tensor:
     """The weight with the module called `lora_name` merged, in its own dtype; as it is where there is no such module.
 
-    `module_class` has the reader and the prefix of its algorithm, `change_of(name, tensors, rows, rank)` makes the
-    change of rows (out, in·kernel). The keys that were used are removed from `lora_weight_keys`. Computed on
+    `module_class` has the reader and the prefix of its algorithm, `change(name, tensors, rows)` makes that of rows
+    (out, in·kernel). The keys that were used are removed from `lora_weight_keys`. Computed on
     `calc_device` in float32 or better. Raises ValueError for a weight that is no plain float, for what is no factor of
     the algorithm, and for factors that do not fit the weight.
     """
@@ -216,9 +239,9 @@ def merge_into(
     working = torch.promote_types(model_weight.dtype, torch.float32)
     merged = model_weight.to(calc_device, working, copy=True)
     read = reading.read({key: lora_sd[key] for key in keys}, reader=module_class.reader.with_every_role)
-    module, rows = read.modules[lora_name], merged.view(merged.shape[0], -1)
+    rows = merged.view(merged.shape[0], -1)
     with whole_products(rows.device.type):
-        change_of(lora_name, module.tensors, rows, module.rank).fold(rows, 0, multiplier)
+        change(lora_name, read.modules[lora_name].tensors, rows).fold(rows, 0, multiplier)
     lora_weight_keys.difference_update(keys)
     return merged.to(model_weight.device, model_weight.dtype)
 
@@ -228,9 +251,8 @@ class FoldableDelta(FoldableModule, DeltaModule):
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
         """Adds the delta; with DoRA the magnitude has to be among the tensors."""
-        if self.use_dora and MAGNITUDE not in tensors:
-            raise ValueError(f"{self.lora_name}.{MAGNITUDE} is missing: without the magnitude DoRA cannot be merged")
-        _change(self, self.lora_name, tensors, rows, self.lora_dim).fold(rows, 0, multiplier)
+        check_magnitude(self, tensors)
+        _change(self, self.lora_name, tensors, rows).fold(rows, 0, multiplier)
 
 
 def merging(module_class: type[DeltaModule]) -> Callable[..., Tensor]:
@@ -238,25 +260,7 @@ def merging(module_class: type[DeltaModule]) -> Callable[..., Tensor]:
     return partial(merge_into, module_class, partial(_change, module_class))
 
 
-def _change(algorithm: Any, name: str, tensors: Mapping[str, Tensor], rows: Tensor, rank: int) -> Change:
-    """The change of a weight `rows` (out, in·kernel) that the `tensors` of a module are, in the dtype of the rows.
-
-    A magnitude among them makes it DoRA's.
-    """
+def _change(algorithm: Any, name: str, tensors: Mapping[str, Tensor], rows: Tensor) -> Change:
     prefix = algorithm.prefix
-    shapes = {key.removeprefix(prefix): tuple(tensors[key].shape) for key in tensors if key.startswith(prefix)}
-    formula = algorithm.formula
-    if wrong := formula.check(shapes):
-        raise ValueError(f"{name}: {wrong}")
-    out_features, *columns = formula.weight_shape(shapes)
-    if (changed := [out_features, prod(columns)]) != list(rows.shape):
-        raise ValueError(f"{name}: its factors change a weight of {changed}, but the base's is {list(rows.shape)}")
-    alpha = read_alpha(name, tensors.get("alpha"), rank, rslora=False)
-    factors = {role: tensors[prefix + role].to(rows) for role in shapes}
-    change: Change = formula.change(factors, formula.scale(alpha, shapes), None)
-    if MAGNITUDE not in tensors:
-        return change
-    magnitude = tensors[MAGNITUDE].to(rows)
-    if magnitude.shape != rows.shape[:1]:
-        raise ValueError(f"{name}.{MAGNITUDE} has shape {list(magnitude.shape)}, but the base has {rows.shape[0]} rows")
-    return DecomposedRows(change, Magnitude(magnitude, dora.INSIDE))
+    factors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return change_of(name, algorithm.formula, factors, tensors, rows)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from lora_inspect.maths.residual import principal_factors
 from lora_inspect.maths.scaling import alpha_growth
 
-from ..arguments import PISSA, pissa_iterations
 from ..kernels.base_weight import true_weight
+from ..network_args import PISSA, pissa_iterations
 from .lora_module import Factor, LoRAModule
 
 _OPTION = f"init_lora_weights={PISSA}"

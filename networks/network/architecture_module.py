@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from lora_inspect.architectures.record import Architecture, Switch, Training
 from lora_inspect.architectures.trained import blocks_of, by_option, family_of, training_of
 
-from .. import arguments
-from ..arguments import NetworkArguments, Option
 from ..files import reading
 from ..files.file_names import FileNames
 from ..modules.lora_module import LoRAModule
 from ..modules.module_merging import LoRAInfModule
+from ..network_args import NetworkArguments, Option, parse, read_bool, read_keywords
 from . import creation
 from .construction import check_model
 from .creation import PREFIX
@@ -62,7 +61,7 @@ class CreateNetwork(Protocol):
         neuron_dropout: float | None = None,
         **kwargs: Any,
     ) -> LoRANetwork:
-        """A new network; `kwargs` are network_args, see `networks.arguments`."""
+        """A new network; `kwargs` are network_args, see `networks.network_args`."""
 
 
 class CreateNetworkFromWeights(Protocol):
@@ -119,7 +118,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
         neuron_dropout: float | None = None,
         **kwargs: Any,
     ) -> LoRANetwork:
-        """A new network; `kwargs` are network_args, see `networks.arguments`."""
+        """A new network; `kwargs` are network_args, see `networks.network_args`."""
         unet = check_model(unet)
         family = architecture or _pop_architecture(kwargs, unet)
         training = training_of(family)
@@ -140,7 +139,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Algo
             unet,
             neuron_dropout,
             module_class=module_class,
-            module_kwargs={**arguments.read_keywords("module_kwargs", module_kwargs), **own},
+            module_kwargs={**read_keywords("module_kwargs", module_kwargs), **own},
             default_exclude_patterns=_excludes(training, options),
             default_include_patterns=training.includes,
             arguments=options,
@@ -234,8 +233,8 @@ def _pop_architecture(kwargs: dict[str, Any], unet: nn.Module) -> Architecture:
 def _parse(
     training: Training, algorithm: Algorithm, kwargs: Mapping[str, Any], neuron_dropout: float | None
 ) -> NetworkArguments:
-    switches = {switch.name: Option(arguments.read_bool, switch.default) for switch in training.switches}
-    return arguments.parse(kwargs, neuron_dropout, extra={**switches, **algorithm.options})
+    switches = {switch.name: Option(read_bool, switch.default) for switch in training.switches}
+    return parse(kwargs, neuron_dropout, extra={**switches, **algorithm.options})
 
 
 def _without_alphas(algorithm: Algorithm, network_alpha: float | None, options: NetworkArguments) -> NetworkArguments:

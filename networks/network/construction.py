@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from ..arguments import KAIMING, ORTHOGONAL, PISSA, NetworkArguments, read_alpha, read_rank
 from ..files.file_names import module_name
 from ..modules.base_forward import CONVOLUTIONS
 from ..modules.lora_module import LoRAModule
 from ..modules.pissa import PissaModule
+from ..network_args import KAIMING, ORTHOGONAL, PISSA, NetworkArguments, read_alpha, read_rank
 from .targets import Target
 
 logger = logging.getLogger(__name__)

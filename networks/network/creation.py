@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..arguments import NetworkArguments, parse
 from ..files import loading, reading, standard_form
 from ..modules.lora_module import LoRAModule
 from ..modules.module_merging import LoRAInfModule
+from ..network_args import NetworkArguments, parse
 from . import summary
 from .network import LoRANetwork
 from .targets import Form, Splits, named_sizes

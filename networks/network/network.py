@@ -10,14 +10,13 @@ from torch import nn
 
 from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
 
-from .. import arguments
-from ..arguments import NetworkArguments
 from ..files import saving
 from ..files.file_names import module_name
 from ..modules import adapter_module
 from ..modules.lora_module import LoRAModule
 from ..modules.masks import RankMask
 from ..modules.pissa import NO_NORM, PissaModule
+from ..network_args import PISSA, NetworkArguments, parse, read_keywords
 from . import construction, summary, targets
 from .network_weights import NetworkWeights
 from .summary import Rates
@@ -33,7 +32,7 @@ class LoRANetwork(NetworkWeights):
     of the whole model), or those that `forms` has by module name, wherever in the model they are; `modules_dim` and
     `modules_alpha` are the same of modules that are whole. Default patterns are the architecture's own.
 
-    `options` are all that is said in `arguments.NetworkArguments`. Without them they are made of the keywords that
+    `options` are all that is said in `network_args.NetworkArguments`. Without them they are made of the keywords that
     musubi-tuner has for them, of which `conv_lora_dim` is `conv_dim`, and of `network_args`.
 
     The flags `use_rslora_flag` and `use_dora_flag` are buffers where at least one of them is true. A state dict
@@ -83,7 +82,7 @@ class LoRANetwork(NetworkWeights):
                 "include_patterns": include_patterns,
                 "verbose": verbose,
             }
-            options = arguments.parse({**named, **network_args})
+            options = parse({**named, **network_args})
         if modules_dim is not None:
             forms = {name: Form(rank, (modules_alpha or {}).get(name)) for name, rank in modules_dim.items()}
         self.multiplier = multiplier
@@ -99,7 +98,7 @@ class LoRANetwork(NetworkWeights):
         construction.check_model(unet)
         construction.refuse_options(module_class, options)
         self.module_class = construction.choose_class(module_class, options.init_lora_weights)
-        self.module_kwargs = arguments.read_keywords("module_kwargs", module_kwargs or {})
+        self.module_kwargs = read_keywords("module_kwargs", module_kwargs or {})
         self.rank_mask = RankMask(options.tlora_min_rank, options.tlora_alpha) if options.use_tlora else None
         if forms is None:
             construction.check_sizes(lora_dim, alpha)
@@ -204,7 +203,7 @@ class LoRANetwork(NetworkWeights):
             self.unet_loras = []
         if not self.unet_loras:
             raise RuntimeError(f"No LoRA modules found: {self._nothing or 'apply_unet is False'}")
-        if self.init_lora_weights == arguments.PISSA:
+        if self.init_lora_weights == PISSA:
             logger.info(f"{len(self.unet_loras)} weights to decompose; init_lora_weights=pissa_niter_4 is much faster")
         if apply_text_encoder and any(encoder is not None for encoder in _as_list(text_encoders)):
             logger.warning("text encoders are not adapted: no network module of this package does")

@@ -12,7 +12,6 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.scaling import neutral_alpha
 from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
 
-from ..arguments import NATIVE, STANDARD
 from ..files import loading, reading, saving, standard_form
 from ..files.file_names import FileNames, Named
 from ..files.reading import Reading
@@ -21,6 +20,7 @@ from ..modules.adapter_module import AdapterModule
 from ..modules.base_forward import copied
 from ..modules.masks import RankMask
 from ..modules.pissa import PissaModule
+from ..network_args import NATIVE, STANDARD
 from . import summary
 from .targets import LeftOut
 

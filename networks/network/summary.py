@@ -15,9 +15,9 @@ from torch import nn
 
 from lora_inspect.version import __version__
 
-from ..arguments import NATIVE, STANDARD, NetworkArguments
 from ..files.reading import count
 from ..modules.adapter_module import AdapterModule
+from ..network_args import NATIVE, STANDARD, NetworkArguments
 from .targets import Selection, class_name, has_kernel, value_at
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import sys
 
 class Barred:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "numpy", "safetensors"):
+        if name.partition(".")[0] in ("torch", "numpy", "safetensors", "tabulate"):
             raise ImportError(f"{name} takes long to load")
 
 sys.meta_path.insert(0, Barred())

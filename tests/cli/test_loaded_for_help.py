@@ -9,12 +9,18 @@ import pytest
 DOING = ("ops", "reading", "merging.plan", "matching", "programs", "editing", "verifying", "scanning")
 
 
-VERBS = ["merge", "verify", "metadata", "metadata set", "metadata show", "metadata strip"]
+VERBS = ["merge", "unmerge", "verify", "metadata", "metadata set", "metadata show", "metadata strip"]
 # Options of `info` name what folders are sorted and chosen by.
 INFO = ("ops", "reading.file_info", "programs", "architectures")
 
 
-@pytest.mark.parametrize(("verb", "doing"), [*((verb, DOING) for verb in VERBS), ("info", INFO)])
+# Those of `convert` and `compat` name the programs.
+CONVERT = (*(part for part in DOING if part != "programs"), "converting.plan", "converting.target")
+
+
+@pytest.mark.parametrize(
+    ("verb", "doing"), [*((verb, DOING) for verb in VERBS), ("info", INFO), ("convert", CONVERT), ("compat", CONVERT)]
+)
 def test_the_help_of_a_verb_loads_nothing_of_what_it_does(verb, doing):
     code = (
         "import atexit, sys\n"
@@ -25,5 +31,6 @@ def test_the_help_of_a_verb_loads_nothing_of_what_it_does(verb, doing):
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     _, _, loaded = said.partition("LOADED ")
     assert "lora_inspect.cli" in loaded.split()
+    assert "tabulate" not in loaded.split()
     parts = tuple(f"lora_inspect.{one}." for one in doing)
     assert [name for name in loaded.split() if f"{name}.".startswith(parts)] == []

@@ -68,6 +68,19 @@ def test_a_table_of_nothing_has_its_headers(capsys):
     assert capsys.readouterr().out == "a  b\n-  -\n"
 
 
+def test_cells_of_a_table_are_printed_as_they_are(capsys):
+    # tabulate aligns numbers by their point, and drops blanks at the edges of cells and rows without a cell.
+    terminal.table([("1.5", "x"), (" 10", "1e5"), ("", None), ("|", "-")])
+    assert capsys.readouterr().out == "1.5  x\n 10  1e5\n\n|    -\n"
+    terminal.table([(None, "")])
+    assert capsys.readouterr().out == "\n"
+
+
+def test_facts_of_nothing_are_no_line(capsys):
+    terminal.facts([])
+    assert capsys.readouterr().out == ""
+
+
 def test_json_is_exact_and_holds_nothing_that_a_terminal_obeys(capsys):
     value = {"".join(map(chr, range(0x250))): ["\x7f", "\\\x7f", "\u202e\x9b\udc9b\U000e0041\U0001f3a8", '"\x7f"', 1.5]}
     terminal.json_text(value)

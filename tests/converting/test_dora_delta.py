@@ -9,7 +9,7 @@ from adapters import dotted, factors, kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.converting.steps import dora_delta
+from lora_inspect.converting.steps import dora_delta, full_delta
 from lora_inspect.converting.steps.base_change import find_landed
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
@@ -192,6 +192,27 @@ def test_a_loha_of_a_fused_layer_on_a_base_of_its_parts(tmp_path):
     parts = {f"{LLM}.{part}_proj.weight": whole[4 * at : 4 * at + 4] for at, part in enumerate("qkv")}
     found = plain(converted(tmp_path, {**adapter, f"{name}.dora_scale": scale}, parts))
     assert_near(found[name], changed - whole.double())
+
+
+@pytest.mark.parametrize("step", [dora_delta.true_change, full_delta.WholeChange.matrix], ids=["lora", "full"])
+def test_the_change_of_a_fused_layer_is_computed_once_for_all_its_parts(step, tmp_path, monkeypatch):
+    """And once more by the proof, which takes nothing from the steps."""
+    base = layouts.flux(width=4)
+    path, asked = "double_blocks.0.img_attn.qkv", []
+    adapter, expected = made(base, [path])
+
+    def counted(change):
+        asked.append(change)
+        return step(change)
+
+    of_class = step.__name__ == "matrix"
+    monkeypatch.setattr(full_delta.WholeChange if of_class else dora_delta, step.__name__, counted)
+    options = {"rank": None, "algorithm": "full"} if of_class else {}
+    found = converted(tmp_path, kohya("lora_unet_", adapter), base, scheme="lycoris", **options)
+    parts = [f"lycoris_transformer_blocks_0_attn_to_{part}" for part in "qkv"]
+    changes = {name: found[f"{name}.diff"].double() for name in parts} if of_class else plain(found)
+    assert_near(torch.cat([changes[name] for name in parts]), expected[path])
+    assert len(asked) == 2
 
 
 def test_single_experts_on_a_base_of_all(tmp_path):

@@ -1,11 +1,9 @@
-"""Factors with a scale in them: the dtype that holds every product, and norms of products of any size."""
-
-import math
+"""Factors with a scale in them: the dtype that holds every product."""
 
 import pytest
 import torch
 
-from lora_inspect.converting.steps.part import Factor, joined, product_norm, relative, scaled
+from lora_inspect.converting.steps.part import Factor, joined, scaled
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -44,26 +42,3 @@ def test_codes_of_eight_bits_stay_only_where_nothing_is_multiplied():
 )
 def test_the_dtype_that_holds_all(dtypes, expected):
     assert joined([factor([1.0], dtype) for dtype in dtypes]) == expected
-
-
-@pytest.mark.parametrize("sizes", [(1.0, 1.0), (1e200, 1e-200), (1e200, 1e50), (1e-200, 1e-50)])
-def test_the_norm_of_a_product_of_any_size(sizes):
-    generator = torch.Generator().manual_seed(0)
-    up = torch.randn(7, 3, generator=generator, dtype=torch.float64)
-    down = torch.randn(3, 5, generator=generator, dtype=torch.float64)
-    expected = float((up @ down).norm()) * sizes[0] * sizes[1]
-    assert product_norm(up * sizes[0], down * sizes[1]) == pytest.approx(expected, rel=1e-12)
-
-
-def test_the_norm_of_nothing_and_of_what_is_beyond_all():
-    some = torch.ones(2, 2, dtype=torch.float64)
-    assert product_norm(some, 0 * some) == product_norm(0 * some, some) == product_norm(some[:, :0], some[:0]) == 0.0
-    assert product_norm(math.inf * some, some) == math.inf
-    assert product_norm(math.inf * some, 0 * some) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("lost", "norm", "share"), [(1.0, 4.0, 0.25), (0.0, 4.0, 0.0), (0.0, 0.0, 0.0), (1e-9, 0.0, 1.0)]
-)
-def test_the_share_of_a_change_that_is_lost(lost, norm, share):
-    assert relative(lost, norm) == share

@@ -1,4 +1,4 @@
-"""Distances of products, against float64 matrices that are built."""
+"""Norms and distances of products, against float64 matrices that are built."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_inspect.maths.low_rank import Product, distance
+from lora_inspect.maths.low_rank import GRAM, SCALED_GRAM, TRIANGLES, Product, distance, product_norm, relative
 
 pytestmark = pytest.mark.numeric
 
@@ -22,6 +22,53 @@ def product(out, rank, columns, seed):
 
 def built(products):
     return sum(one.up @ one.down for one in products)
+
+
+ACCURACIES = [GRAM, SCALED_GRAM, TRIANGLES]
+OF_ANY_SIZE = [SCALED_GRAM, TRIANGLES]
+
+
+@pytest.mark.parametrize("accuracy", ACCURACIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_norm_of_a_product(accuracy, dtype):
+    one = product(7, 3, 5, 0)
+    found = product_norm(one.up.to(dtype), one.down.to(dtype), accuracy)
+    assert found.dtype == dtype
+    assert float(found) == pytest.approx(float((one.up @ one.down).norm()), rel=8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("accuracy", OF_ANY_SIZE)
+@pytest.mark.parametrize("sizes", [(1.0, 1.0), (1e200, 1e-200), (1e200, 1e50), (1e-200, 1e-50)])
+def test_the_norm_of_a_product_of_any_size(sizes, accuracy):
+    one = product(7, 3, 5, 0)
+    expected = float((one.up @ one.down).norm()) * sizes[0] * sizes[1]
+    found = product_norm(one.up * sizes[0], one.down * sizes[1], accuracy)
+    assert float(found) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("accuracy", OF_ANY_SIZE)
+def test_the_norm_of_nothing_and_of_what_is_beyond_all(accuracy):
+    some = torch.ones(2, 2, dtype=torch.float64)
+    for nothing in ((some, 0 * some), (0 * some, some), (some[:, :0], some[:0]), (math.inf * some, 0 * some)):
+        assert float(product_norm(*nothing, accuracy)) == 0.0
+    assert float(product_norm(math.inf * some, some, accuracy)) == math.inf
+
+
+def test_triangles_keep_the_digits_that_gram_matrices_lose():
+    """Two columns that are nearly the same, of which one is taken away: 1e-10 of them is left."""
+    up, down = torch.ones(4, 2, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
+    up[:, 1] = -(1 + 1e-10)
+    expected = float((up @ down).norm())
+    assert float(product_norm(up, down, TRIANGLES)) == pytest.approx(expected, rel=1e-5)
+    assert float(product_norm(up, down, SCALED_GRAM)) != pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("lost", "norm", "share"),
+    [(1.0, 4.0, 0.25), (0.0, 4.0, 0.0), (0.0, 0.0, 0.0), (1e-9, 0.0, 1.0), (math.nan, 0.0, 1.0)],
+)
+def test_the_share_of_a_change_that_is_lost(lost, norm, share):
+    assert relative(lost, norm) == share
 
 
 @settings(max_examples=60, deadline=None)
@@ -74,6 +121,6 @@ def test_nothing_and_what_is_not_finite():
     one = product(3, 2, 4, 5)
     zero = Product(torch.zeros(3, 2, dtype=torch.float64), one.down)
     assert distance([zero], [zero]).share == 0.0
-    assert distance([zero], [one]).share == math.inf
+    assert distance([zero], [one]).share == 1.0
     assert distance([one], [zero]).share == pytest.approx(1.0, rel=1e-12)
     assert math.isnan(distance([one], [Product(one.up * math.inf, one.down)]).share)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_inspect.merging.rounding_choice import seed_of
+from lora_inspect.merging.options import seed_of
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_inspect.merging.shard_assignment import Share, dealt, taken
+from lora_inspect.merging.options import Share, dealt, taken
 
 SIZES = st.dictionaries(st.text(min_size=1, max_size=8), st.integers(0, 1 << 40), max_size=40)
 

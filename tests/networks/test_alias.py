@@ -41,4 +41,4 @@ def test_lora_inspect_imports_neither_networks_nor_torch(tmp_path):
 
 
 def test_reading_arguments_needs_no_torch(tmp_path):
-    assert run("import networks.arguments, sys; print('torch' in sys.modules)", tmp_path) == "False"
+    assert run("import networks.network_args, sys; print('torch' in sys.modules)", tmp_path) == "False"

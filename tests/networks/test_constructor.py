@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from networks import lora
-from networks.arguments import NetworkArguments, parse
 from networks.modules.lora_module import LoRAModule
 from networks.modules.pissa import PissaModule
 from networks.network.network import LoRANetwork
+from networks.network_args import NetworkArguments, parse
 
 # The values of `network_args` by name, as a trainer passes them; none is what the network has without it.
 OPTIONS = {

@@ -193,7 +193,7 @@ def test_an_option_beside_weights_works_or_says_why_not(algorithm, option, caplo
 
 
 def test_the_table_has_every_option_and_algorithm():
-    from networks.arguments import _OPTIONS
+    from networks.network_args import _OPTIONS
 
     assert {option.partition("=")[0] for option in CASES} >= set(_OPTIONS)
     assert documented().keys() == {(algorithm, option) for algorithm in ALGORITHMS for option in CASES}

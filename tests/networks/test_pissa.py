@@ -15,9 +15,9 @@ from lora_inspect.maths.residual import principal_factors
 from lora_inspect.ops import merge as merge_command
 from lora_inspect.reading.adapter import read_adapter
 from networks import lora
-from networks.arguments import read_init
 from networks.modules.lora_module import LoRAModule
 from networks.modules.pissa import PissaModule
+from networks.network_args import read_init
 
 pytestmark = pytest.mark.numeric
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from networks import lora, lora_qwen_image, lora_wan
-from networks.arguments import parse
 from networks.lora import LoRAInfModule
 from networks.modules.lora_module import LoRAModule
+from networks.network_args import parse
 
 
 def network_args(*strings):

@@ -13,7 +13,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.scale.dora_evidence import NORMS_KEY, NormsRecord
 from networks import lora
-from networks.arguments import parse
+from networks.network_args import parse
 
 KINDS = {
     "plain": {},

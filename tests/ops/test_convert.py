@@ -1,5 +1,6 @@
 """convert --to-standard: the meaning of the output, read by an independent alpha/rank reader, is that of the input."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
+import lora_inspect
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.low_rank import BOUND
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
@@ -238,6 +240,22 @@ def test_a_file_without_hashes_gets_none(tmp_path):
     write_kohya(tmp_path / "rs.safetensors", 4, 3.0, flag=True, metadata={"ss_output_name": "kept"})
     convert(tmp_path / "rs.safetensors", tmp_path / "out.safetensors")
     assert not [key for key in metadata_of(tmp_path / "out.safetensors") if "hash" in key]
+
+
+@pytest.mark.parametrize("scheme", [None, "diffusers"])
+def test_a_file_without_hashes_gets_those_that_are_asked_for(scheme, tmp_path):
+    write_kohya(tmp_path / "rs.safetensors", 4, 3.0, flag=True, metadata={"ss_output_name": "kept"})
+    output = tmp_path / "out.safetensors"
+    convert(tmp_path / "rs.safetensors", output, hashes=True, scheme=scheme)
+    found = metadata_of(output)
+    of_trainer = {key: value for key, value in found.items() if key.startswith("ss_")}
+    content = save(load_file(output), of_trainer)
+    data = content[8 + int.from_bytes(content[:8], "little") :]
+    assert found["sshs_model_hash"] == hashlib.sha256(data).hexdigest()
+    assert found["sshs_legacy_hash"] == hashlib.sha256(content[0x100000:][:0x10000]).hexdigest()[:8]
+    if scheme is None:
+        lora_inspect.convert(tmp_path / "rs.safetensors", tmp_path / "api.safetensors", hashes=True)
+        assert (tmp_path / "api.safetensors").read_bytes() == output.read_bytes()
 
 
 def test_an_adapter_is_no_base(tmp_path):

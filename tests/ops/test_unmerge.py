@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.merging import unmerge, working_crew
+from lora_inspect.merging import unmerged_weights, working_crew
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.ops.unmerge import plan_unmerge
 from lora_inspect.ops.unmerge import unmerge as unmerge_files
@@ -171,7 +171,7 @@ def test_what_is_restored_does_not_depend_on_the_number_of_threads(with_base, fo
     merged, found = folder.merged("merged.safetensors", *files), []
     for threads, elements in [(1, 1 << 15), (2, 1000), (5, 100)]:
         monkeypatch.setattr(working_crew, "computing_threads", lambda most, threads=threads: threads)
-        monkeypatch.setattr(unmerge, "BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(unmerged_weights, "BLOCK_ELEMENTS", elements)
         result, _ = folder.undone(merged, files[1], base=files[0] if with_base else None)
         written = (folder.path / "undone.safetensors").read_bytes()
         found.append((result.proved, list(result.unproved), result.unchecked, written))

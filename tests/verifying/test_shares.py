@@ -4,7 +4,7 @@ import pytest
 import torch
 from adapters import drawn
 
-from lora_inspect.maths.retained_share import ALIKE, NO_CHANGE, ROUNDED_AWAY
+from lora_inspect.maths.share import ALIKE, NO_CHANGE, ROUNDED_AWAY
 from lora_inspect.verifying.shares import Sums, left_over, pooled, shares_in
 
 pytestmark = pytest.mark.numeric
@@ -77,7 +77,7 @@ def test_a_change_that_two_others_make_together_is_alike_too():
     found = shares_in(sums(one, one, other, one + other))
     whole = 2 * one + 2 * other
     assert found.why == [ALIKE] * 3
-    assert found.together == pytest.approx(float((one * whole).sum() / whole.square().sum()))
+    assert found.estimate.together == pytest.approx(float((one * whole).sum() / whole.square().sum()))
 
 
 def test_no_change_has_no_share_and_leaves_the_others_as_they_are():

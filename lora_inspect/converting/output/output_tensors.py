@@ -12,8 +12,7 @@ from lora_inspect.converting.steps.part import Factor, Growth, Part, check_finit
 from lora_inspect.converting.target.key_names import ALPHA, alpha_key, carrier_of, factor_key, magnitude_place
 from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
 from lora_inspect.maths.dora import OUTPUT
-from lora_inspect.reading.keys.special_claims import shared_tensors
-from lora_inspect.reading.model.contribution import Magnitude, Module
+from lora_inspect.reading.model.contribution import Magnitude, Module, shared_tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from lora_inspect.algorithms import mlx
 from lora_inspect.algorithms.record import Role
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.carried_scale import EXACT
-from lora_inspect.converting.steps.dora_delta import own_weight, true_change
+from lora_inspect.converting.steps.dora_delta import Told, own_weight, told_change, true_change
 from lora_inspect.converting.steps.full_delta import WholeChanges
 from lora_inspect.converting.steps.part import lost_share, read_factor, thin_rank
 from lora_inspect.converting.steps.renormalise import other_magnitude
@@ -36,7 +36,7 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths import dora
 from lora_inspect.maths.change import Change, OnRows, added, folded, settled
 from lora_inspect.maths.dora import OUTPUT
-from lora_inspect.maths.low_rank import Distance, Product, distance
+from lora_inspect.maths.low_rank import Distance, Product, distance, relative
 from lora_inspect.maths.scaling import per_expert
 from lora_inspect.maths.tensors import SampleWeight, load_whole
 from lora_inspect.programs.evaluate import Taken
@@ -302,6 +302,7 @@ class Proof:
     modules: int = 0
     max_relative_error: float = 0.0
     _read: FactorCache = field(default_factory=FactorCache)
+    _told: Told = field(default_factory=lambda: Told(1))
 
     def __call__(self, path: str) -> None:
         """Raises LoraInspectError where a module is missing or changed by more than what is stated."""
@@ -348,7 +349,7 @@ class Proof:
             whole = self.changes.get(source.module.name.key)
             for parameter, change in whole.items() if whole else ():
                 runs = tuple(source.runs.each()) if source.runs else None
-                ones[parameter].append(Term(change.first, runs, change.matrix()))
+                ones[parameter].append(Term(change.first, runs, change.told(self._told, source.runs)))
             for contribution in () if whole else source.module.contributions:
                 ones[contribution.algorithm.parameter].append(self._term(contribution, source))
         for contribution in written.contributions:
@@ -363,7 +364,7 @@ class Proof:
         own = self.landed.get(contribution.module.key)
         runs = _runs(contribution, source)
         if own and own.contribution is contribution:
-            change = true_change(own).double()
+            change = told_change(own, self._told, source.runs).double()
             return Term(contribution, runs, change.T if own.is_turned else change)
         return Term(contribution._replace(magnitude=None), runs)
 
@@ -393,7 +394,7 @@ class Proof:
                 if last > due.shape[0]:
                     return float("inf")
                 due[first:last] = own[at : at + last - first]
-        return float((values - due).norm() / due.norm()) if due.any() else float(values.any())
+        return relative(float((values - due).norm()), float(due.norm()))
 
 
 def _runs(contribution: Contribution, source: Source | None) -> Runs | None:
@@ -440,7 +441,7 @@ def dora_errors(
                 wrong[name] += error
                 right[name] += float(meant.double().square().sum())
         progress(1)
-    return {name: math.sqrt(wrong[name] / right[name]) if right[name] else 0.0 for name in programs}
+    return {name: math.sqrt(relative(wrong[name], right[name])) for name in programs}
 
 
 def _received(landed: Landed, does: str, scale: float) -> torch.Tensor:

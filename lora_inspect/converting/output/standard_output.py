@@ -31,7 +31,7 @@ from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.delivery import delivered
 from lora_inspect.files.discovery import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS
-from lora_inspect.files.gguf.gguf_format import OF_FORMAT
+from lora_inspect.files.file_types import GGUF_KEYS
 from lora_inspect.files.gguf.gguf_writer import write_gguf
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.outputs import (
@@ -201,7 +201,7 @@ class StandardOutput:
         """Makes the output at a path on a disk; returns that of its weights."""
         if self._is_gguf:
             alpha = next(module.alpha for module in modules.values() if module.alpha is not None)
-            strings = {key: value for key, value in metadata.items() if not key.startswith(OF_FORMAT)}
+            strings = {key: value for key, value in metadata.items() if not key.startswith(GGUF_KEYS)}
             write_gguf(path, self._architecture or "", alpha, contents, strings, inputs, force, prove)
             return path
         if not self.is_folder:

@@ -3,22 +3,23 @@
 The weight of a module as a base has it: the module's own rows in their order, wherever the base has them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import torch
 
 from lora_inspect.architectures.rows import Runs
+from lora_inspect.caching import Remembered
 from lora_inspect.converting.steps.base_change import Landed
-from lora_inspect.converting.steps.part import few_rows, in_rows, read_factor
+from lora_inspect.converting.steps.part import few_rows, in_rows, read_operands
 from lora_inspect.errors import RefusedError
-from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.matching.placement import Place, Placed
-from lora_inspect.maths.change import Change, folded, settled
+from lora_inspect.maths.change import Change, deltas, folded, settled
 from lora_inspect.maths.low_rank import Approximation, approximate
-from lora_inspect.maths.tensors import RowBlocks, first_non_finite, load, load_whole, working_dtype
-from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
+from lora_inspect.maths.tensors import RowBlocks, first_non_finite, working_dtype
+from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.reading.model.contribution import Contribution
 
 # A block of rows that is read at once: 4 MB in float32.
@@ -37,8 +38,7 @@ def own_weight(places: Sequence[tuple[Place, CodedWeight]]) -> torch.Tensor:
     own = torch.empty(rows, columns, dtype=dtype, device="cpu")
     blocks = RowBlocks(BLOCK_ELEMENTS)
     for place, weight in places:
-        decode = None if weight.info.dtype in PLAIN_FLOATS else decoder(weight)
-        for first, block in blocks.read(weight.info, decode=decode):
+        for first, block in blocks.read(weight.info, decode=weight.decode):
             take_rows(own, block, first, place)
     return own
 
@@ -61,14 +61,19 @@ def _runs(place: Place) -> Sequence[tuple[int, int, int]]:
     return [(0, place.shape[0], 0)] if place.runs is None else list(place.runs.each())
 
 
+# What a base tells of the module that was last asked for, by its name and the parameter: a fused layer is asked for by
+# each of the layers that take rows of it, one after the other.
+Told = Remembered[tuple[str, str], torch.Tensor]
+
+
 def approximate_change(
-    landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None = None
+    landed: Landed, rank: int | None, max_error: float | None, told: Told, runs: Runs | None = None
 ) -> Approximation:
     """The low-rank approximation of the true change, with factors in float32; raises as `true_change` does.
 
     Where `runs` take some of the rows, it is that of those alone, and zeros in all other ones.
     """
-    change = true_change(landed)
+    change = told_change(landed, told, runs)
     taken = few_rows(runs, len(change))
     if taken is None:
         return approximate(change, rank, max_error, torch.float32)
@@ -76,14 +81,21 @@ def approximate_change(
     return replace(found, up=in_rows(found.up, taken, len(change)))
 
 
+def told_change(landed: Landed, told: Told, runs: Runs | None) -> torch.Tensor:
+    """The true change, which is remembered where `runs` take some of its rows."""
+    own = landed.contribution
+    key = own.module.key, own.algorithm.parameter
+    return told.of(key, partial(true_change, landed)) if runs else true_change(landed)
+
+
 def true_change(landed: Landed) -> torch.Tensor:
     """W' - W as (out, in·kernel), where W has what the module adds to it before; LoraInspectError if not finite."""
     weight = own_weight(landed.places)
     for other in landed.before:
         _fold(module_change(other, landed, weight.dtype), weight)
-    changed = weight.clone()
-    _fold(module_change(landed.contribution, landed, weight.dtype), changed)
-    difference = changed.sub_(weight)
+    own = module_change(landed.contribution, landed, weight.dtype)
+    ((_, rows),) = deltas([(own, 1.0)], partial(_at_once, weight))
+    difference: torch.Tensor = rows
     if first_non_finite(difference) is not None:
         place, _ = landed.places[0]
         raise RefusedError(
@@ -98,19 +110,16 @@ def true_change(landed: Landed) -> torch.Tensor:
 def module_change(contribution: Contribution, landed: Landed, dtype: torch.dtype) -> Change:
     """The change of the module's own rows as (out, in·kernel), with factors in `dtype`."""
     place, _ = landed.places[0]
-    positions = contribution.algorithm.positions
-    tensors = {
-        role: load_whole(info) if role in positions else read_factor(info).values.to(dtype)
-        for role, info in contribution.operands.items()
-    }
-    if contribution.magnitude:
-        tensors["magnitude"] = load(contribution.magnitude.info).to(dtype)
-    return Placed(contribution, Place(place.target._replace(shape=landed.shape))).change(tensors)
+    placed = Placed(contribution, Place(place.target._replace(shape=landed.shape)))
+    return placed.read_change(partial(read_operands, dtype=dtype), lambda seen: iter(()), dtype)
 
 
 def _fold(change: Change, matrix: torch.Tensor) -> None:
     """Folds the change into all rows at once."""
-    for _ in folded(
-        settled([(change, 1.0)], lambda together: iter([(0, matrix)])), lambda together: iter([(0, matrix)])
-    ):
+    read = partial(_at_once, matrix)
+    for _ in folded(settled([(change, 1.0)], read), read):
         pass
+
+
+def _at_once(matrix: torch.Tensor, together: int) -> Iterator[tuple[int, torch.Tensor]]:
+    yield 0, matrix

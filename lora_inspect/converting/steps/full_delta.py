@@ -8,30 +8,29 @@ Which parameters of a base the modules of an adapter change, with all that each 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from math import lcm, prod
+from math import prod
 
 import torch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from lora_inspect.algorithms.record import SEEN
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.output.output_tensors import SpelledModule
-from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, take_rows
-from lora_inspect.converting.steps.part import Growth, Part, read_factor
+from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, Told, take_rows
+from lora_inspect.converting.steps.part import Growth, Part, read_operands
 from lora_inspect.converting.target.key_names import factor_key
 from lora_inspect.converting.target.target_algorithm import DIFFERENCES, changes_otherwise
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Computed, Content, TensorPlan
 from lora_inspect.matching.match import Matching
 from lora_inspect.matching.placement import Place, Placed
-from lora_inspect.maths.change import Change, settled
-from lora_inspect.maths.tensors import RowBlocks, first_non_finite, load, load_whole, to_bytes
+from lora_inspect.maths.change import Change, deltas
+from lora_inspect.maths.tensors import RowBlocks, first_non_finite, to_bytes
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight, decoder
+from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
 from lora_inspect.reading.model.contribution import Contribution
 
 
@@ -76,6 +75,12 @@ class WholeChange(NamedTuple):
             raise self._no_numbers("is not finite, or beyond float32")
         return found
 
+    def told(self, told: Told, runs: Runs | None) -> torch.Tensor:
+        """The `matrix`, which is remembered where `runs` take some of the rows of a weight."""
+        is_part = runs is not None and len(self.shape) > 1
+        key = self.first.module.key, self.first.algorithm.parameter
+        return told.of(key, self.matrix) if is_part else self.matrix()
+
     def _no_numbers(self, what: str) -> LoraInspectError:
         file = next(iter(self.first.factors.values())).file
         return DamagedError(
@@ -87,32 +92,19 @@ class WholeChange(NamedTuple):
     def _differences(self, one: Folded) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, difference) of the tensor as it is stored."""
         read = partial(_read, one.weight, one.changes[0].place)
-        links = settled([(self._change(placed), 1.0) for placed in one.changes], read)
-        for first, rows in read(lcm(1, *(change.together for change, _ in links))):
-            changed = rows.clone()
-            for change, multiplier in links:
-                change.fold(changed, first, multiplier)
-            yield first, changed.sub_(rows)
+        return deltas([(self._change(placed), 1.0) for placed in one.changes], read)
 
     def _change(self, placed: Placed) -> Change:
-        contribution, place, _ = placed
-        positions = contribution.algorithm.positions
-        tensors = {
-            role: load_whole(info) if role in positions else read_factor(info).values
-            for role, info in contribution.operands.items()
-        }
-        if contribution.magnitude:
-            tensors["magnitude"] = load(contribution.magnitude.info).double()
-        if place.seen and contribution.formula.seen:
-            seen = self.codecs[place.seen.name]
-            tensors[SEEN] = contribution.formula.seen(tensors, _read(seen, Place(seen.info), 1))
-        return placed.change(tensors)
+        def blocks(info: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
+            seen = self.codecs[info.name]
+            return _read(seen, Place(seen.info), 1)
+
+        return placed.read_change(partial(read_operands, dtype=torch.float64), blocks, torch.float64)
 
 
 def _read(weight: CodedWeight, place: Place, together: int) -> Iterator[tuple[int, torch.Tensor]]:
     """A weight in float64, in blocks of rows of its own memory."""
-    decode = None if weight.info.dtype in PLAIN_FLOATS else decoder(weight)
-    for first, rows in RowBlocks(BLOCK_ELEMENTS).read(place.target, together, decode):
+    for first, rows in RowBlocks(BLOCK_ELEMENTS).read(place.target, together, weight.decode):
         yield first, rows.double() if rows.dtype != torch.float64 else rows.clone()
 
 
@@ -156,13 +148,13 @@ def _whole(places: dict[Place, list[Placed]], base_codecs: BaseCodecs) -> WholeC
     return WholeChange(folded, {info.name: base_codecs.of(info) for info in seen})
 
 
-# A change and where its rows are in that of the output: (first row, row behind the last one, first row of the change).
-Rows = tuple[WholeChange, tuple[tuple[int, int, int], ...]]
+# A change, and which of its rows a module of the output has.
+Rows = tuple[WholeChange, Runs | None]
 # What rounding a number to float32 costs of it at most.
 _ROUNDING = 2.0**-24
 
 
-def spell_differences(target: Destination, changes: WholeChanges, growth: Growth) -> SpelledModule:
+def spell_differences(target: Destination, changes: WholeChanges, told: Told, growth: Growth) -> SpelledModule:
     """The module with a difference in float32 for every parameter that its sources change.
 
     Raises LoraInspectError where the sources change other parameters each, and where the output grows too much.
@@ -178,26 +170,22 @@ def spell_differences(target: Destination, changes: WholeChanges, growth: Growth
         )
     parts, contents = [], []
     for parameter in own[0]:
-        rows = [_rows(one[parameter], runs) for one, (_, runs) in zip(own, target.sources, strict=True)]
+        rows = [(one[parameter], runs) for one, (_, runs) in zip(own, target.sources, strict=True)]
         shape = (target.rows or rows[0][0].shape[0], *rows[0][0].shape[1:])
         first = rows[0][0].first
         key = factor_key(target.module, first, DIFFERENCES[parameter], "difference")
         plan = TensorPlan(key, "F32", shape)
         growth.take(plan.nbytes, f"the full difference of {first.module.key}")
-        contents.append(Content(plan, Computed(partial(_computed, rows, shape))))
+        contents.append(Content(plan, Computed(partial(_computed, rows, shape, told))))
         origin = first._replace(alpha=None, magnitude=None)
         parts.append(Part(origin, DIFFERENCES[parameter], {}, 1.0, replaced=True, error=_ROUNDING))
     return SpelledModule(target.module, tuple(parts), tuple(contents))
 
 
-def _rows(change: WholeChange, runs: Runs | None) -> Rows:
-    return change, tuple(runs.each()) if runs else ((0, change.shape[0], 0),)
-
-
-def _computed(rows: Sequence[Rows], shape: tuple[int, ...]) -> bytes:
+def _computed(rows: Sequence[Rows], shape: tuple[int, ...], told: Told) -> bytes:
     whole = torch.zeros(shape[0], prod(shape[1:]), dtype=torch.float32, device="cpu")
     for change, runs in rows:
-        matrix = change.matrix()
-        for first, last, source in runs:
+        matrix = change.told(told, runs)
+        for first, last, source in runs.each() if runs else [(0, len(matrix), 0)]:
             whole[first:last] = matrix[source : source + last - first]
     return to_bytes(whole, "F32")

@@ -31,7 +31,7 @@ from lora_inspect.converting.steps.part import (
 from lora_inspect.converting.target.target_algorithm import becomes_lora, is_kernel_open
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.writer import TensorPlan
-from lora_inspect.maths.low_rank import Product, approximate, distance
+from lora_inspect.maths.low_rank import Product, approximate, distance, relative
 from lora_inspect.maths.tensors import load_whole
 
 # A change that is built whole takes 8 bytes an element: 8 GB at most.
@@ -171,7 +171,7 @@ class LoraMaker:
             lost = sum((own or 0.0) * distance([one], []).apart for own, one in zip(errors, meant, strict=True))
             whole = distance(meant, [Product(up.values, down.values)])
             norm = distance(meant, []).apart
-            error = (lost + whole.apart) / norm if norm else 0.0
+            error = relative(lost + whole.apart, norm)
         made = self._part(replace(first, scale=scale, error=0.0), up, down, shape, 0.0)
         dropped = tuple(key for part in parts for key in part.dropped)
         return replace(made, error=error, dropped=dropped)

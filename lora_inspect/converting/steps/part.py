@@ -27,8 +27,8 @@ from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Content, TensorPlan
-from lora_inspect.maths.products import squared_norm
-from lora_inspect.maths.tensors import TORCH_DTYPES, first_non_finite, load_stored, to_bytes
+from lora_inspect.maths.low_rank import SCALED_GRAM, product_norm, relative
+from lora_inspect.maths.tensors import TORCH_DTYPES, first_non_finite, load_stored, load_whole, to_bytes
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 
 if TYPE_CHECKING:
@@ -104,6 +104,15 @@ def read_factor(info: TensorInfo) -> Factor:
     return Factor(check_finite(info).double(), info.dtype)
 
 
+def read_operands(contribution: Contribution, dtype: torch.dtype) -> dict[Role, torch.Tensor]:
+    """The tensors of its change by role: numbers in `dtype`, whole ones in int64; raises as `read_factor` does."""
+    positions = contribution.algorithm.positions
+    return {
+        role: load_whole(info) if role in positions else read_factor(info).values.to(dtype)
+        for role, info in contribution.operands.items()
+    }
+
+
 def as_factor(factor: TensorInfo | Factor) -> Factor:
     """The factor in float64, read from its file or computed before."""
     return factor._replace(values=factor.values.double()) if isinstance(factor, Factor) else read_factor(factor)
@@ -158,20 +167,6 @@ def content(name: str, factor: Factor, source: str) -> Content:
         return Content(plan, to_bytes(factor.values, factor.dtype))
     stored = factor.values.to(_EIGHT_BITS[factor.dtype]).contiguous()
     return Content(plan, stored.view(torch.uint8).numpy().tobytes())
-
-
-def relative(lost: float, norm: float) -> float:
-    """The share of a change of `norm` that is `lost`: all of it where the change cancels itself out to nothing."""
-    return lost / norm if norm else float(lost > 0.0)
-
-
-def product_norm(up: torch.Tensor, down: torch.Tensor) -> float:
-    """‖up @ down‖ in the Frobenius norm of two float64 matrices, scaled so that no square leaves float64."""
-    largest = [float(matrix.abs().max()) if matrix.numel() else 0.0 for matrix in (up, down)]
-    if 0.0 in largest or not all(map(math.isfinite, largest)):
-        return 0.0 if 0.0 in largest else math.inf
-    squared = float(squared_norm(up / largest[0], down / largest[1]))
-    return math.sqrt(squared) * largest[0] * largest[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +271,7 @@ _ELEMENTS = 1 << 20
 def change_norm(formula: Formula, factors: Mapping[Role, torch.Tensor]) -> float:
     """‖change‖ in the Frobenius norm, unscaled, of factors in float64."""
     if thin := formula.low_rank and formula.low_rank(factors):
-        return product_norm(*thin)
+        return float(product_norm(*thin, SCALED_GRAM))
     shape = formula.shape({role: tuple(factor.shape) for role, factor in factors.items()})
     known = [size for size in shape if size is not None]
     rows, columns = known[0], math.prod(known[1:])

@@ -19,8 +19,8 @@ from lora_inspect import schemes
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.steps.base_change import Landed
-from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, approximate_change, module_change, own_weight
-from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Part, check_finite, relative, rounded
+from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, Told, approximate_change, module_change, own_weight
+from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Part, check_finite, rounded
 from lora_inspect.converting.steps.respell import without_unchanged
 from lora_inspect.converting.target.target_layout import Source
 from lora_inspect.converting.target.target_program import due_norms
@@ -29,6 +29,7 @@ from lora_inspect.files.hashes import sha256
 from lora_inspect.maths.change import folded, settled
 from lora_inspect.maths.dora import OF_BASE, OVER_BASE, SPELLINGS, DoraSpelling
 from lora_inspect.maths.dora_fold import DecomposedRows, magnitude_of
+from lora_inspect.maths.low_rank import relative
 from lora_inspect.maths.tensors import first_non_finite
 from lora_inspect.reading.metadata.output_metadata import describe_file
 from lora_inspect.reading.model.contribution import Module
@@ -75,11 +76,12 @@ def norms_record_of(remeasured: Mapping[str, Landed], base: str) -> NormsRecord:
 def settle_magnitudes(module: ModuleParts, context: Context) -> ModuleParts:
     """Settles the magnitudes of each source: near the true change, over other norms, dropped or kept as they are."""
     options = context.options
+    told = context.kept.setdefault("dora_delta", Told(1))
 
     def settled_in(source: Source, parts: Sequence[Part]) -> Sequence[Part]:
         key = source.module.name.key
         if own := context.landed.get(key):
-            found = _approximate(parts, own, options.rank, options.max_error, source.runs)
+            found = _approximate(parts, own, options.rank, options.max_error, told, source.runs)
             return without_unchanged(found, own)
         if own := context.remeasured.get(key):
             return _remeasure(parts, own, module.target.module, options)
@@ -128,7 +130,7 @@ def _remeasured(part: Part, landed: Landed, spelling: DoraSpelling) -> Part:
 
 
 def _approximate(
-    parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None
+    parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None, told: Told, runs: Runs | None
 ) -> list[Part]:
     """A plain LoRA of the true change in the place of the part whose change depends on the base, where it lands.
 
@@ -136,16 +138,16 @@ def _approximate(
     """
     own = landed.contribution
     return [
-        _of(part, landed, rank, max_error, runs)
+        _of(part, landed, rank, max_error, told, runs)
         if (part.magnitude if own.magnitude else part.algorithm is own.algorithm)
         else part
         for part in parts
     ]
 
 
-def _of(part: Part, landed: Landed, rank: int | None, max_error: float | None, runs: Runs | None) -> Part:
+def _of(part: Part, landed: Landed, rank: int | None, max_error: float | None, told: Told, runs: Runs | None) -> Part:
     """The approximation in the form in which the part has its factors, else in that of the base's weight."""
-    found = approximate_change(landed, rank, max_error, runs)
+    found = approximate_change(landed, rank, max_error, told, runs)
     origin = part.origin
     if landed.is_turned:
         factors = {"down": Factor(found.up.T.contiguous(), "F32"), "up": Factor(found.down.T.contiguous(), "F32")}

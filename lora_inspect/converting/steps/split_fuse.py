@@ -29,7 +29,6 @@ from lora_inspect.converting.steps.part import (
     change_norm,
     joined,
     read_factor,
-    relative,
     rows_in_order,
     scaled,
     zeros,
@@ -40,6 +39,7 @@ from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.dora import OUTPUT
+from lora_inspect.maths.low_rank import relative
 
 Values = Mapping[Role, Factor]
 

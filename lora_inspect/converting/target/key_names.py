@@ -6,18 +6,13 @@ of mlx-lm, in llama.cpp's header, or nowhere, so that the factors carry it thems
 What a converted adapter is called, before anything of it is made.
 """
 
-import os
-
 from lora_inspect import schemes
 from lora_inspect.algorithms.record import Algorithm, Role
 from lora_inspect.errors import RefusedError
-from lora_inspect.files.outputs import GGUF_ENDING, SAFETENSORS_ENDING
 from lora_inspect.maths.dora import INPUT, OF_STORED_ROWS
-from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.keys.suffixes import parse_key
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 from lora_inspect.schemes.peft import PEFT
-from lora_inspect.stores.address import is_remote
 
 # The config is one of PEFT, which has an alpha for each module, or of mlx-lm, which has one scale for all.
 ALPHA, CONFIG, ONE_SCALE, FACTORS, HEADER = "alpha", "config", "one scale", "factors", "header"
@@ -108,26 +103,3 @@ def magnitude_place(
             "choose --base BASE or --drop-magnitude",
         )
     return key, due, (1, shape[0], *ones) if ones else (shape[0],)
-
-
-# What a scheme without alphas says of a scale where that stands in a config, so that a folder is written.
-_IN_CONFIG = ("config", "scale")
-
-
-def output_ending(adapter: Adapter, asked: str | None) -> str:
-    """That of the scheme that was asked for, or of its own ones; empty where the output is a folder."""
-    named = [asked] if asked else [module.name.scheme for module in adapter.modules.values()]
-    found = [schemes.by_name(name) for name in named]
-    if any(scheme.absent_alpha in _IN_CONFIG for scheme in found):
-        return ""
-    return GGUF_ENDING if any(scheme.alpha_of_all for scheme in found) else SAFETENSORS_ENDING
-
-
-def output_beside(adapter: Adapter, purpose: str, asked: str | None) -> str:
-    """A name beside the input that says what it is for, ending as the scheme that was asked for has it."""
-    path = adapter.checkpoint.path
-    if is_remote(path):
-        path = os.path.basename(path)  # nothing is written where it lies
-    path = os.path.normpath(path)
-    stem = path if os.path.isdir(path) else os.path.splitext(path)[0]
-    return f"{stem}-{purpose}{output_ending(adapter, asked)}"

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.file_types import GGUF_MAGIC
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.strict_json import JSON_ITEMS, KEY_BYTES, METADATA_CHARACTERS, METADATA_KEYS
 
-MAGIC: Final = b"GGUF"
 # Of version 1, which counts in 32 bits, there are no adapters.
 VERSIONS: Final = (2, 3)
 WRITTEN_VERSION: Final = 3
@@ -55,8 +55,6 @@ ARCHITECTURE_KEY: Final = "general.architecture"
 ADAPTER_TYPE_KEY: Final = "adapter.type"
 ALPHA_KEY: Final = "adapter.lora.alpha"
 INVOCATION_KEY: Final = "adapter.alora.invocation_tokens"
-# With which the keys begin that only programs of the format understand.
-OF_FORMAT: Final = ("general.", "adapter.")
 ADAPTER, LORA = "adapter", "lora"
 
 
@@ -261,7 +259,7 @@ def is_gguf_adapter(path: str) -> bool:
         return False
     try:
         with InputFile(path) as source:
-            if source.read(0, min(len(MAGIC), source.identity.bytes)) != MAGIC:
+            if source.read(0, min(len(GGUF_MAGIC), source.identity.bytes)) != GGUF_MAGIC:
                 return False
             return _kind(source) == ADAPTER
     except LoraInspectError:
@@ -275,7 +273,7 @@ def kind_of_gguf(path: str) -> object:
 
 
 def _kind(source: InputFile) -> object:
-    cursor = Cursor(source, len(MAGIC))
+    cursor = Cursor(source, len(GGUF_MAGIC))
     if cursor.number("I") not in VERSIONS:
         return None
     cursor.number("Q")

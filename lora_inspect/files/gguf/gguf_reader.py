@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 
 from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.file_types import GGUF_MAGIC
 from lora_inspect.files.gguf.gguf_format import (
     ADAPTER,
     ADAPTER_TYPE_KEY,
@@ -29,7 +30,6 @@ from lora_inspect.files.gguf.gguf_format import (
     FLOAT32,
     INVOCATION_KEY,
     LORA,
-    MAGIC,
     MODEL,
     MOST_DIMENSIONS,
     MOST_DIMENSIONS_OF_PICTURES,
@@ -76,7 +76,7 @@ class Contents(NamedTuple):
 
 def read_contents(source: InputFile, expected: Expected) -> Contents:
     """The whole header; raises LoraInspectError where it is damaged or another one than `expected`."""
-    cursor = Cursor(source, len(MAGIC))
+    cursor = Cursor(source, len(GGUF_MAGIC))
     _check_version(cursor, expected)
     tensors, keys = cursor.number("Q"), cursor.number("Q")
     if tensors > TENSORS:

@@ -4,6 +4,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 
 from lora_inspect.errors import RefusedError
+from lora_inspect.files.file_types import GGUF_MAGIC
 from lora_inspect.files.gguf.gguf_format import (
     ADAPTER,
     ADAPTER_TYPE_KEY,
@@ -12,7 +13,6 @@ from lora_inspect.files.gguf.gguf_format import (
     ARCHITECTURE_KEY,
     FLOAT32,
     LORA,
-    MAGIC,
     MOST_DIMENSIONS,
     NAME_BYTES,
     STRING,
@@ -72,7 +72,7 @@ def encode_gguf(architecture: str, alpha: float, contents: Sequence[Content], me
         counts = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
         entries.append(_text(plan.name) + counts + struct.pack("<IQ", TYPE_NUMBERS[plan.dtype], position))
         position = aligned(position + plan.nbytes, ALIGNMENT)
-    start = MAGIC + struct.pack("<IQQ", WRITTEN_VERSION, len(entries), len(values))
+    start = GGUF_MAGIC + struct.pack("<IQQ", WRITTEN_VERSION, len(entries), len(values))
     header = start + b"".join(values) + b"".join(entries)
     return header + _padding(len(header))
 

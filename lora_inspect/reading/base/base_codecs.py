@@ -68,6 +68,11 @@ class CodedWeight(NamedTuple):
         """Whether its codes are no numbers of the weight by themselves."""
         return self.codec.decode is not None
 
+    @property
+    def decode(self) -> "Decode | None":
+        """The function that makes blocks of it from the values of its codes; None where those are plain numbers."""
+        return None if self.info.dtype in PLAIN_FLOATS else decoder(self)
+
 
 class Description(NamedTuple):
     """What JSON says of the codes of a module, and what that JSON is called."""

@@ -119,17 +119,6 @@ def _alone(claims: Claims, at_root: _AtRoot) -> list[Finding]:
     return findings
 
 
-def missing_shared(contribution: Contribution) -> str | None:
-    """Why a contribution lacks a tensor that its algorithm shares, as the end of a sentence; None where it has all."""
-    shared = contribution.algorithm.shared
-    return next((shared[role].missing for role in shared if role not in contribution.factors), None)
-
-
-def shared_tensors(contribution: Contribution) -> dict[str, TensorInfo]:
-    """The factors that other modules have as well, by role."""
-    return {role: contribution.factors[role] for role in contribution.algorithm.shared if role in contribution.factors}
-
-
 def claim_stacked(reading: Reading) -> Reading:
     """Computes the layers whose factors are stacked; what does not fit together is left unclaimed and said."""
     claims = reading.claims

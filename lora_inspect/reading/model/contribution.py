@@ -165,6 +165,17 @@ _BEHIND = _FIRST + len(Scaling._fields)
 UNSCALED = tuple(Contribution._field_defaults[name] for name in Contribution._fields[_FIRST:])
 
 
+def missing_shared(contribution: Contribution) -> str | None:
+    """Why a contribution lacks a tensor that its algorithm shares, as the end of a sentence; None where it has all."""
+    shared = contribution.algorithm.shared
+    return next((shared[role].missing for role in shared if role not in contribution.factors), None)
+
+
+def shared_tensors(contribution: Contribution) -> dict[str, TensorInfo]:
+    """The factors that other modules have as well, by role."""
+    return {role: contribution.factors[role] for role in contribution.algorithm.shared if role in contribution.factors}
+
+
 class Module(NamedTuple):
     """One adapted layer: its contributions in the order in which they are folded, and the tensors that they share.
 

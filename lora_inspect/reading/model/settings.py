@@ -5,11 +5,15 @@ import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.scaling import PACKINGS
 from lora_inspect.stores.address import is_remote, named
+
+if TYPE_CHECKING:
+    from lora_inspect.option import ReadingRequest
 
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 # A component or a glob over module paths, in which files and addresses have no place.
@@ -77,6 +81,12 @@ class Settings(NamedTuple):
         """The plain multiplier alone, or each by the name it was given, with "*" for all other modules."""
         plain = 1.0 if self.multiplier is None else self.multiplier
         return {ALL: plain, **dict(self.part_multipliers)} if self.part_multipliers else plain
+
+
+def requested_settings(request: "ReadingRequest") -> Settings:
+    """The settings that the options of a verb amount to."""
+    open_settings: dict[str, Any] = {name: getattr(request, name, None) for name in _OPEN}
+    return Settings(allow_partial_dora=request.allow_partial_dora, **open_settings)
 
 
 def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:

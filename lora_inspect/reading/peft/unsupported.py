@@ -19,8 +19,7 @@ from lora_inspect import algorithms
 from lora_inspect.algorithms.record import Algorithm, Surroundings
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import MLX_WEIGHTS, PEFT_WEIGHTS
-from lora_inspect.reading.keys.special_claims import missing_shared
-from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.contribution import Contribution, Module, missing_shared
 from lora_inspect.reading.model.evidence import Evidence, Finding
 from lora_inspect.reading.peft import peft_config
 from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers

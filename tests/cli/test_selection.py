@@ -2,9 +2,9 @@
 
 import pytest
 
+from lora_inspect.cli.info_arguments import KEYS, ORDERS, condition, sorting_key
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.scanning.scan_file import ScannedFile
-from lora_inspect.scanning.selection import KEYS, ORDERS, condition, sorting_key
 
 STYLE = ScannedFile(
     "loras/Style[1].safetensors", "adapter", ("wan",), "Wan 2.1 / 2.2 14B", ("RS-LoRA", "LoKr"), (4, 16), (0.5, None),

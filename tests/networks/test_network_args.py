@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from networks.arguments import NetworkArguments, Option, parse, read_bool
+from networks.network_args import NetworkArguments, Option, parse, read_bool
 
 
 @pytest.mark.parametrize(

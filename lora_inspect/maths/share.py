@@ -1,0 +1,257 @@
+"""The share of each change in what was found, of one weight or of many: least squares, from sums of products.
+
+With x = what was found - the base and d_1 … d_k the changes, the shares c minimise ‖x - Σ c_t d_t‖. A merge asks what
+its output keeps of an adapter, and a comparison of two models how much of it is in one of them. Both have one estimator
+and differ in what they know of the rounding in x: a merge sees what it adds to every entry, so that a change below what
+the type tells apart has a share too, which says how little of it is left; of a file of unknown making there are only
+the spacing of its numbers, and what no share explains.
+
+What is stated with a share, ±, is what rounding may do to it: that by which an exact merge, rounded once, misses 1
+(small changes fall between the numbers of a coarse type, which no average brings back), and `SIGMAS` standard errors.
+
+The vectors are never held: what is gathered while the rows of a weight go by are their products.
+"""
+
+from collections.abc import Sequence
+from math import isfinite, sqrt
+
+import torch
+from torch import Tensor
+
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.maths.rounding import GRIDS, ROUNDING
+
+# What is stated with a share are so many standard errors: less than one false alarm in a million modules.
+SIGMAS = 5.0
+# A share that is stated with as much does not tell a change that is there from one that is not.
+OPEN = 0.5
+# Why a share is not told.
+NO_CHANGE, ROUNDED_AWAY, ALIKE, NOT_FINITE = "no change", "rounding", "alike", "not finite"
+REASONS = {
+    NO_CHANGE: "the adapter changes nothing there",
+    ROUNDED_AWAY: "the change is smaller than what rounding leaves of it",
+    ALIKE: "another adapter makes the same change",
+    NOT_FINITE: "the merged weights are not finite",
+}
+
+# The multiple correlation of a vector with the others from which on its coefficient is open.
+DEPENDENT = 0.999
+
+
+class Share(NamedTuple):
+    """The part of a change that is in what was found, `value`, and the `error` that is stated with it.
+
+    `why` says what keeps it from being told, empty for nothing. `noise` is the size of what rounding adds to the
+    weights over that of the change in them, None where there is no change.
+    """
+
+    value: float
+    error: float
+    why: str
+    noise: float | None
+
+    @property
+    def told(self) -> float | None:
+        """The value where it is told."""
+        return None if self.why else self.value
+
+
+class Rounding(NamedTuple):
+    """The effect of rounding on x and on its products with k changes, in float64.
+
+    `scatter` (k, k) is the covariance that it gives the products, and `lost` (k,) what it takes from them besides. Of
+    the weights that a change is in, `square` (k,) is the square of what it adds, and `least` (k,) that of the smallest
+    change that is not lost in what nobody knows.
+    """
+
+    scatter: Tensor
+    lost: Tensor
+    square: Tensor
+    least: Tensor
+
+
+class Estimate(NamedTuple):
+    """The sums that shares come from, over all entries of a weight, or of several, in float64.
+
+    `along` (k,) are the products x · d_t and `gram` (k, k) those of d_t · d_s.
+    """
+
+    along: Tensor
+    gram: Tensor
+    rounding: Rounding
+
+    @classmethod
+    def nothing(cls, changes: int) -> "Estimate":
+        """The estimate of so many changes over no weight, which others are added to."""
+
+        def zeros(axes: int) -> Tensor:
+            return torch.zeros((changes,) * axes, dtype=torch.float64, device="cpu")
+
+        return cls(zeros(1), zeros(2), Rounding(zeros(2), zeros(1), zeros(1), zeros(1)))
+
+    def add(self, other: "Estimate", numbers: Sequence[int]) -> None:
+        """Adds, in place, that of a weight that has some of the changes: those that the numbers name."""
+        where = torch.tensor(numbers, dtype=torch.long, device="cpu")
+        for total, part in zip((*self[:2], *self.rounding), (*other[:2], *other.rounding), strict=True):
+            total[where if total.dim() == 1 else (where[:, None], where)] += part
+
+    def only(self, numbers: Sequence[int], values: Tensor) -> "Estimate":
+        """The estimate of some of the changes, as if x had these shares of them, `values`, and nothing was lost."""
+        scatter, lost, square, least = self.rounding
+        gram, own = self.gram[numbers][:, numbers], scatter[numbers][:, numbers]
+        rounding = Rounding(own, lost[numbers], square[numbers], torch.zeros_like(least[numbers]))
+        return Estimate(gram @ values, gram, rounding)
+
+    def shares(self) -> list[Share]:
+        """The share of each change."""
+        inverted = inverse(self.gram)
+        scatter, lost, square, least = self.rounding
+        errors = (inverted @ scatter @ inverted).diagonal().clamp(min=0.0).sqrt()
+        stated = (inverted @ lost).abs() + SIGMAS * errors
+        columns = inverted @ self.along, stated, least, square, self.gram.diagonal()
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [
+            Share(value, error, _why(number, self.gram, error, smallest), sqrt(added / own) if own > 0 else None)
+            for number, (value, error, smallest, added, own) in enumerate(rows)
+        ]
+
+    @property
+    def together(self) -> float | None:
+        """The share of the sum of all changes, None where that is nothing."""
+        square = float(self.gram.sum())
+        return float(self.along.sum()) / square if square > 0 else None
+
+
+def _why(number: int, gram: Tensor, error: float, least: float) -> str:
+    square = float(gram[number, number])
+    if square <= 0:
+        return NO_CHANGE
+    if _is_dependent(gram, number):
+        return ALIKE
+    return ROUNDED_AWAY if square < least or error >= OPEN else ""
+
+
+def inverse(gram: Tensor) -> Tensor:
+    """The inverse where there is one, of matrices whose entries may be of any size; the least solution elsewhere."""
+    if not len(gram):
+        return gram
+    sizes = gram.diagonal().sqrt()
+    scale = torch.where(sizes > 0, 1 / sizes, 0.0)
+    inverted: Tensor = torch.linalg.pinv(gram * scale[:, None] * scale, rtol=1e-9, hermitian=True)
+    return inverted * scale[:, None] * scale
+
+
+def _is_dependent(gram: Tensor, number: int) -> bool:
+    """Whether the others make nearly all of one vector, which is not 0, so that its coefficient is open."""
+    square = float(gram[number, number])
+    others = [other for other in range(len(gram)) if other != number and gram[other, other] > 0]
+    shared = gram[number, others]
+    return float(shared @ inverse(gram[others][:, others]) @ shared) > DEPENDENT**2 * square
+
+
+# What is multiplied at a time: it stays in a cache, and float32 adds it up without losing more than a millionth.
+_TOGETHER = 1 << 16
+
+Spans = Sequence[tuple[int, int]]
+
+
+class StepSums(NamedTuple):
+    """Of k changes and what rounding adds to all of them, e, in float64, over the entries that were `looked_at`.
+
+    What is written is the base + Σ d_t + e. `products` (k + 1, k + 1) are those of d_1 … d_k and e with each other,
+    where d_t is what adapter t changes after those before it, and `base` is the square of the base.
+    """
+
+    products: Tensor
+    base: float
+    looked_at: int
+
+
+def both(one: StepSums | None, other: StepSums | None) -> StepSums | None:
+    """The sums over both; None is over nothing."""
+    if one is None or other is None:
+        return one or other
+    return StepSums(one.products + other.products, one.base + other.base, one.looked_at + other.looked_at)
+
+
+class Look:
+    """Looks at some rows of a block of a weight: before, behind each of so many `changes`, and as they are written.
+
+    `spans` are the (start, stop) of those rows in the weight, of which the block begins with the row `first`.
+    """
+
+    def __init__(self, spans: Spans, rows: Tensor, first: int, changes: int) -> None:
+        self._spans = [(start - first, stop - first) for start, stop in spans]
+        count = sum(stop - start for start, stop in spans)
+        self._seen = rows.new_empty(changes + 2, count, rows.shape[1])
+        self._next = 0
+        self.see(rows)
+
+    def see(self, rows: Tensor) -> None:
+        """Keeps what the block is now: `rows` begin with the same one."""
+        kept, at = self._seen[self._next], 0
+        for start, stop in self._spans:
+            kept[at : at + stop - start].copy_(rows[start:stop])
+            at += stop - start
+        self._next += 1
+
+    def sums(self) -> StepSums:
+        """The sums over these rows, once all is seen."""
+        seen = self._seen.view(len(self._seen), -1)
+        products, base = _products(seen)
+        if not (isfinite(base) and products.isfinite().all()):  # squares beyond float32
+            products, base = _products(seen.double())
+        return StepSums(products, base, seen.shape[1])
+
+
+def _products(seen: Tensor) -> tuple[Tensor, float]:
+    """Those of the steps from each row to the next with each other, and of the first row with itself."""
+    products, base = seen.new_zeros(len(seen) - 1, len(seen) - 1, dtype=torch.float64), 0.0
+    memory = seen.new_empty(len(products), min(seen.shape[1], _TOGETHER))
+    for begin in range(0, seen.shape[1], _TOGETHER):
+        part = seen[:, begin : begin + _TOGETHER]
+        steps = torch.sub(part[1:], part[:-1], out=memory[:, : part.shape[1]])
+        products += torch.mm(steps, steps.t())
+        base += torch.dot(part[0], part[0]).item()
+    return products, base
+
+
+# A change is known as the difference of two numbers of the working type, each of which is rounded.
+_ROUNDINGS = 2
+
+
+def estimate_of(sums: StepSums, entries: int, working: str) -> Estimate:
+    """The estimate of one weight of so many entries, folded in the type `working`, whose rounding is known.
+
+    What it takes is in x itself, so that nothing is lost besides, and what nobody knows is the rounding of that type.
+    """
+    times = entries / sums.looked_at
+    products = sums.products * times
+    gram, rounding = products[:-1, :-1], products[:-1, -1]
+    left = float(products[-1, -1])
+    changed = (gram.diagonal() > 0).double()
+    known = Rounding(
+        scatter=gram * (left / entries * times),
+        lost=torch.zeros_like(changed),
+        square=changed * left,
+        least=changed * (sums.base * times * _ROUNDINGS * ROUNDING * 4.0 ** -GRIDS[working].bits),
+    )
+    return Estimate(gram.sum(1) + rounding, gram, known)
+
+
+def unknown_rounding(
+    by_row: Tensor, noise: Tensor, entries: int, level: float, lost: Tensor, scores: Tensor | None
+) -> Rounding:
+    """The rounding of one weight, of which little is known.
+
+    `by_row` (n, k, k) are the products of the changes in each row of so many `entries`, `noise` (n,) the sums of the
+    variances that the type gives them and `level` how many times as much is seen, `lost` (k,) what an exact merge
+    loses. The errors are independent, or where that makes a larger difference alike in a whole row, as those of a
+    program that computes DoRA's gain in half precision: `scores` (n, k) are the products of the changes with what is
+    left of x, None where that is no rounding.
+    """
+    scatter = ((noise / max(entries, 1))[:, None, None] * by_row).sum(0) * level
+    if scores is not None and (in_rows := scores.t() @ scores).trace() > scatter.trace():
+        scatter = in_rows
+    square = torch.full_like(lost, float(noise.sum()) * level)
+    return Rounding(scatter, lost, square, square)

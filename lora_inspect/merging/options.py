@@ -1,0 +1,206 @@
+"""Options of `merge`, `verify` and `unmerge`: each is declared here, a keyword in Python and an option of the verb.
+
+The command line and the API make a request of them, and a plan sees the `MergeOptions` of that.
+
+The rounding of changed weights to the type that they are written in: to the nearest number, or stochastically.
+
+The deal of a base's files among several jobs: by size, and the same for whoever plans.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect import option
+from lora_inspect.errors import RefusedError
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.safetensors.dtypes import BITS
+from lora_inspect.maths.dora import MULTIPLIER_RULES
+from lora_inspect.sentences import listed
+
+if TYPE_CHECKING:
+    from lora_inspect.files.checkpoint import Checkpoint
+    from lora_inspect.matching.orientation import Answers
+    from lora_inspect.merging.fold_chain import Fold
+    from lora_inspect.reading.ambiguous_options import Choice
+    from lora_inspect.reading.model.settings import Settings
+    from lora_inspect.reading.weights_toml import WeightsFile
+
+# The two ways, the option that chooses the second, and the bits of the finest numbers that it is for.
+NEAREST, STOCHASTIC = "nearest", "stochastic"
+OPTION, _MOST_BITS = f"--rounding {STOCHASTIC}", 16
+
+
+_EXCLUDE = "Leave out the modules that it fits: a path, a block, blocks.0-9, a glob; may be repeated."
+_WEIGHTS = "Multipliers of adapters, their components and blocks, a table for each."
+_DORA_MULTIPLIER = "What a multiplier does to DoRA; by default what the file's own program does."
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyRequest(option.ReadingRequest):
+    """The options of `verify` as they are given."""
+
+    only: tuple[str, ...] = option.names(
+        "COMPONENT", "Verify this component of the adapters: model, text_encoder, …; may be repeated."
+    )
+    include: tuple[str, ...] = option.names("GLOB", "Verify the modules alone that it fits; may be repeated.")
+    exclude: tuple[str, ...] = option.names("GLOB", _EXCLUDE)
+    weights: str | None = option.path("FILE.toml", _WEIGHTS)
+    allow_unmatched: bool = option.flag("Leave out modules and tensors without a target.")
+    dora_multiplier: str | None = option.choice(MULTIPLIER_RULES, _DORA_MULTIPLIER)
+    architecture: str | None = option.architecture("the adapters are")
+    transposed: "Answers" = option.transposed("the base stores")
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRequest(option.ReadingRequest):
+    """The options of a merge as they are given; at most one of `dtype` and `changed_dtype` is."""
+
+    dtype: str | None = option.dtype("Element type of floating tensors; the base's by default.")
+    changed_dtype: str | None = option.dtype(
+        "Element type of the weights alone that a change touches; the rest stays as it is stored."
+    )
+    only: tuple[str, ...] = option.names(
+        "COMPONENT", "Merge this component of the adapters: model, text_encoder, …; may be repeated."
+    )
+    include: tuple[str, ...] = option.names("GLOB", "Merge the modules alone that it fits; may be repeated.")
+    exclude: tuple[str, ...] = option.names("GLOB", _EXCLUDE)
+    weights: str | None = option.path("FILE.toml", _WEIGHTS)
+    rounding: str = option.choice(
+        (NEAREST, STOCHASTIC),
+        "How changed weights are rounded to 16 bits and less: stochastic keeps the mean of small changes, with noise.",
+        default=NEAREST,
+    )
+    seed: int | None = option.whole("What stochastic rounding is drawn by; 0 by default.", metavar="N")
+    allow_loss: bool = option.flag("Write also what keeps less than half of an adapter.")
+    allow_unmatched: bool = option.flag("Leave out modules and tensors without a target, and list them.")
+    dora_multiplier: str | None = option.choice(MULTIPLIER_RULES, _DORA_MULTIPLIER)
+    architecture: str | None = option.architecture("the adapters are")
+    transposed: "Answers" = option.transposed("the base stores")
+    hash_base: bool = option.flag("Read BASE for its SHA-256 as well and record that; the header's is always there.")
+
+
+@dataclass(frozen=True, slots=True)
+class UnmergeRequest:
+    """The options of `unmerge` as they are given."""
+
+    base: str | None = option.path("BASE", "The model that was merged into, to be restored whole.")
+    allow_ambiguous: bool = option.flag("Write the nearest numbers where several may have been there, and count them.")
+
+
+def _no_settings() -> "Settings":
+    from lora_inspect.reading.model.settings import Settings
+
+    return Settings()
+
+
+def _no_choice() -> "Choice":
+    from lora_inspect.reading.ambiguous_options import Choice
+
+    return Choice()
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """The options of a merge as its plan sees them; those of a request that have the same name are the same.
+
+    `dtype` and `changed_dtype` are names of the safetensors format. `choice` are the modules that --include and
+    --exclude leave, `weights` the file with more settings of strength, and `settings` what the options say of what the
+    evidence of adapters leaves open. Changed weights are rounded to the nearest number, or where there is a `seed`
+    stochastically by that.
+    """
+
+    dtype: str | None = None
+    only: tuple[str, ...] = ()
+    transposed: "Answers" = field(default_factory=dict)
+    allow_unmatched: bool = False
+    dora_rule: str | None = None
+    settings: "Settings" = field(default_factory=_no_settings)
+    choice: "Choice" = field(default_factory=_no_choice)
+    weights: "WeightsFile | None" = None
+    hash_base: bool = False
+    changed_dtype: str | None = None
+    seed: int | None = None
+    allow_loss: bool = False
+
+
+def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
+    """The options of a merge, or of the one that is verified, as its plan sees them.
+
+    Raises LoraInspectError for a file of weights that is none, and ValueError for a seed that nothing is drawn by.
+    """
+    from lora_inspect.reading.ambiguous_options import Choice
+    from lora_inspect.reading.model.settings import requested_settings
+    from lora_inspect.reading.weights_toml import read_weights
+
+    same: dict[str, Any] = {
+        one.name: getattr(request, one.name) for one in fields(MergeOptions) if hasattr(request, one.name)
+    }
+    own = {
+        "dora_rule": request.dora_multiplier,
+        "settings": requested_settings(request),
+        "choice": Choice(request.include, request.exclude),
+        "weights": None if request.weights is None else read_weights(request.weights),
+        "seed": seed_of(request.rounding, request.seed) if isinstance(request, MergeRequest) else None,
+    }
+    return MergeOptions(**{**same, **own})
+
+
+def seed_of(rounding: str, seed: int | None) -> int | None:
+    """What is drawn by, None for the nearest number; ValueError for a seed that nothing is drawn by."""
+    if rounding == STOCHASTIC:
+        return seed or 0
+    if seed is not None:
+        raise ValueError(f"a seed is what rounding {STOCHASTIC} is drawn by, so give both or neither")
+    return None
+
+
+def check_rounding(
+    seed: int | None, base: "Checkpoint", folds: "Mapping[str, Sequence[Fold]]", types: Mapping[str, str]
+) -> None:
+    """Raises LoraInspectError where there is a `seed` and no changed weight is written in numbers so coarse.
+
+    `types` has the element type of each weight that gets another one.
+    """
+    changed = (name for name, own in folds.items() if any(fold.multiplier for fold in own))
+    written = {types.get(name, base.tensors[name].dtype) for name in changed}
+    if seed is not None and not any(BITS[one] <= _MOST_BITS for one in written):
+        why = f"what changes is written in {listed(sorted(written))}" if written else "nothing changes"
+        raise RefusedError(base.path, f"{OPTION} has nothing to round, as {why}", "leave it out")
+
+
+class Share(NamedTuple):
+    """What one of several processes takes: the share `number` of `of`, counted from 1."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """What `I/N` says; raises ValueError where it is none of 1/N to N/N."""
+        number, slash, of = text.partition("/")
+        if not slash or not (_is_count(number) and _is_count(of)) or not 1 <= int(number) <= int(of):
+            raise ValueError(f"{text!r} is none of the shares 1/N to N/N, as 3/8")
+        return cls(int(number), int(of))
+
+
+def dealt(sizes: Mapping[str, int], of: int) -> list[list[str]]:
+    """The files of each of so many shares, in their order: the largest one goes to whoever has least, and so on."""
+    loads, hands = [0] * of, [list[str]() for _ in range(of)]
+    for file in sorted(sizes, key=lambda file: (-sizes[file], file)):
+        number = min(range(of), key=lambda number: (loads[number], len(hands[number]), number))
+        loads[number] += sizes[file]
+        hands[number].append(file)
+    return [[file for file in sizes if file in hand] for hand in hands]
+
+
+def taken(share: Share, sizes: Mapping[str, int]) -> Sequence[str]:
+    """The files of one share."""
+    return dealt(sizes, share.of)[share.number - 1]
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 7

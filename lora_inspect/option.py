@@ -1,0 +1,184 @@
+"""Declarations of options: a field of a verb's record each, of which the command line and the API are made.
+
+A record is a frozen dataclass of plain values, whose fields are made by the functions below: each has the name that
+Python programs give, its default, and as metadata the `Option`, which says how values are given and what the option
+does. `lora_inspect.cli.options` makes click's options of a record, `lora_inspect.api.arguments` the keywords of a
+function and the checks of their values. The file of a record is loaded for `--help`, so it loads nothing of what its
+verb does.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
+from lora_inspect.maths.scaling import PACKINGS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# The kinds of values.
+FLAG, TEXT, PATH, CHOICE, DTYPE, WHOLE, NUMBER, YES_NO, NAMES, ANSWERS = (
+    *("flag", "text", "path", "choice", "element type", "whole number", "number", "yes or no", "names", "answers"),
+)
+_OPTION = "option"
+_WORDS = {True: "yes", False: "no"}
+
+
+class Option(NamedTuple):
+    """An option: its kind, its help, and what values of its kind need.
+
+    `help` and `choices` may be functions, which are called where they are shown. `metavar` stands for the value in
+    help. A whole number is `least` at least; a number is any that is finite, or a `share`, from 0 to below 1.
+    """
+
+    kind: str
+    help: str | Callable[[], str]
+    metavar: str | None = None
+    choices: Collection[str] | Callable[[], Collection[str]] = ()
+    least: int | None = None
+    share: bool = False
+
+    @property
+    def chosen_from(self) -> Collection[str]:
+        """The values of a choice, in the order of the help."""
+        return self.choices() if callable(self.choices) else self.choices
+
+    @property
+    def says(self) -> str:
+        """The help as text."""
+        return self.help() if callable(self.help) else self.help
+
+
+class Declared(NamedTuple):
+    """An option of a record: its name in Python, which is that of the field, and its default."""
+
+    name: str
+    option: Option
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        """The option of the command line: `--no-NAME` for a flag that is set without it."""
+        spelled = self.name.replace("_", "-")
+        return f"--no-{spelled}" if self.default is True else f"--{spelled}"
+
+    def words(self, value: Any) -> Iterator[str]:
+        """The option with a value as a command line has it; nothing for the default."""
+        if value == self.default:
+            return
+        if self.option.kind == FLAG:
+            yield self.flag
+            return
+        for text in self._texts(value):
+            yield from (self.flag, text)
+
+    def _texts(self, value: Any) -> Iterator[str]:
+        kind = self.option.kind
+        if kind == NAMES:
+            yield from value
+        elif kind == ANSWERS:
+            yield from (f"{glob}={_WORDS[is_so]}" for glob, is_so in value.items())
+        else:
+            yield f"{value:g}" if kind == NUMBER else _WORDS[value] if kind == YES_NO else str(value)
+
+
+def declared(record: "type[DataclassInstance]") -> dict[str, Declared]:
+    """The options of a record by their names: its own in their order, then those that it shares with other records."""
+    own = [one for one in fields(record) if _OPTION in one.metadata]
+    shared = {one.name for base in record.__mro__[1:] for one in getattr(base, "__dataclass_fields__", {}).values()}
+    own.sort(key=lambda one: one.name in shared)
+    return {one.name: Declared(one.name, one.metadata[_OPTION], _default(one)) for one in own}
+
+
+def _default(one: Any) -> Any:
+    return one.default_factory() if one.default is MISSING else one.default
+
+
+def _field(option: Option, default: Any = None) -> Any:
+    return field(default=default, metadata={_OPTION: option})
+
+
+def flag(says: str, default: bool = False) -> Any:
+    """An option without a value; where the default is True, the command line has `--no-NAME`."""
+    return _field(Option(FLAG, says), default)
+
+
+def text(metavar: str, says: str) -> Any:
+    """Any text."""
+    return _field(Option(TEXT, says, metavar))
+
+
+def path(metavar: str, says: str) -> Any:
+    """The path of a file or a folder."""
+    return _field(Option(PATH, says, metavar))
+
+
+def choice(
+    choices: Collection[str] | Callable[[], Collection[str]],
+    says: str | Callable[[], str],
+    metavar: str | None = None,
+    default: str | None = None,
+) -> Any:
+    """One of several words."""
+    return _field(Option(CHOICE, says, metavar, choices), default)
+
+
+def dtype(says: str) -> Any:
+    """An element type: any of its names where it is given, and that of the safetensors format in the record."""
+    return _field(Option(DTYPE, says, choices=DTYPE_NAMES))
+
+
+def whole(says: str, least: int | None = None, metavar: str | None = None) -> Any:
+    """A whole number."""
+    return _field(Option(WHOLE, says, metavar, least=least))
+
+
+def number(metavar: str, says: str) -> Any:
+    """A finite number."""
+    return _field(Option(NUMBER, says, metavar))
+
+
+def share(says: str) -> Any:
+    """A number from 0 to below 1."""
+    return _field(Option(NUMBER, says, share=True))
+
+
+def yes_or_no(says: str) -> Any:
+    """True, False or neither."""
+    return _field(Option(YES_NO, says))
+
+
+def names(metavar: str, says: str) -> Any:
+    """Any number of texts, in the order in which they are given."""
+    return _field(Option(NAMES, says, metavar), ())
+
+
+# Options of several records.
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingRequest:
+    """The options that settle what an adapter's evidence leaves open."""
+
+    rslora: bool | None = yes_or_no("Whether the scale is alpha/sqrt(rank), where the file does not say.")
+    alpha: float | None = number("N", "Alpha of the modules whose alpha is unknown, of the one adapter that has such.")
+    allow_partial_dora: bool = flag("Accept magnitudes on a part of the Linear modules only.")
+    expert_packing: str | None = choice(
+        PACKINGS, "How the factors of all experts of a layer lie in lora_B, where the file does not say."
+    )
+
+
+def architecture(of: str) -> Any:
+    """The name of a model family; `of` says in its help what it is that is of one."""
+    return text("NAME", f"Of which model family {of}, where names may be of several: flux, chroma, ….")
+
+
+def transposed(of: str) -> Any:
+    """Answers by glob, whether weights are stored as (in, out); `of` says in its help whose weights it means."""
+    says = (
+        f"Whether {of} square weights as (in, out), where nothing else says it; of all, or of those that a glob fits; "
+        "may be repeated."
+    )
+    return field(default_factory=dict, metadata={_OPTION: Option(ANSWERS, says, "[GLOB=]yes|no")})
