@@ -37,6 +37,15 @@ not at all.
   files one is enough.
 - 130: interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; nothing half-written is left.
 
+## JSON
+
+With `--json` each verb prints one JSON text to the standard output: an object, or a list of them where several files
+were asked for, as the files of a folder are. `schema` stands first in each, as "lora-inspect/info/1"; the number
+changes when something is taken out or means something else, and not when something is added. [docs/schemas](schemas)
+has a JSON Schema of each. What fails is {`path`, `error`, `code`} in its place: `path` is null where no single file
+is at fault, `error` is the sentence that the standard error has as well, and `code` one of those of [the Python
+API](api.md). Wrong usage prints none.
+
 ## What follows a path
 
 Every adapter may carry settings: `PATH[:SETTING,SETTING...]`. The colon counts only where all that follows is settings

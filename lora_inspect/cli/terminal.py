@@ -326,22 +326,31 @@ def sentence_of(error: Exception, path: str = "") -> str:
 
 
 class Failure(NamedTuple):
-    """What ended a part of a command: the file, a sentence, the code of its kind, and the status that it asks for."""
+    """What ended a command or a part of it: the file, a sentence, the code of its kind, and the status to end with.
 
-    path: str
+    `path` is None for what is of no single file.
+    """
+
+    path: str | None
     says: str
     code: str
     status: int
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, str | None]:
         """It as JSON has it."""
         return {"path": self.path, "error": self.says, "code": self.code}
 
 
-def failure(path: str, error: Exception) -> Failure:
+def failure(path: str | None, error: Exception) -> Failure:
     """What is said of an error that came with a file."""
     kind = kind_of(error)
-    return Failure(path, sentence_of(error, path), kind.code, kind.status)
+    return Failure(path, sentence_of(error, path or ""), kind.code, kind.status)
+
+
+def json_failure(ended: Failure) -> None:
+    """What ended a command, for programs; nothing where the result cannot be written, as that may be what ended it."""
+    with suppress(OSError):
+        json_text(ended.record())
 
 
 def show_defect(error: Exception) -> None:
