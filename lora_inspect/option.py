@@ -162,23 +162,23 @@ def names(metavar: str, says: str) -> Any:
 class ReadingRequest:
     """The options that settle what an adapter's evidence leaves open."""
 
-    rslora: bool | None = yes_or_no("Whether the scale is alpha/sqrt(rank), where the file does not say.")
-    alpha: float | None = number("N", "Alpha of the modules whose alpha is unknown, of the one adapter that has such.")
-    allow_partial_dora: bool = flag("Accept magnitudes on a part of the Linear modules only.")
+    rslora: bool | None = yes_or_no("yes: scale by alpha/sqrt(rank); no: by alpha/rank. For a file that does not say.")
+    alpha: float | None = number("N", "Alpha where the file gives none; only one adapter may need it.")
+    allow_partial_dora: bool = flag("Accept DoRA magnitudes on only some of the Linear modules.")
     expert_packing: str | None = choice(
-        PACKINGS, "How the factors of all experts of a layer lie in lora_B, where the file does not say."
+        PACKINGS, "Order of the experts' factors in lora_B, for a file that does not say."
     )
 
 
 def architecture(of: str) -> Any:
-    """The name of a model family; `of` says in its help what it is that is of one."""
-    return text("NAME", f"Of which model family {of}, where names may be of several: flux, chroma, ….")
+    """The name of a model family; `of` names the adapters in its help."""
+    return text("NAME", f"Model family of {of}, if the names match several: flux, chroma, ….")
 
 
 def transposed(of: str) -> Any:
-    """Answers by glob, whether weights are stored as (in, out); `of` says in its help whose weights it means."""
+    """Answers by glob: are weights stored as (in, out)? `of` names the model that stores them in its help."""
     says = (
-        f"Whether {of} square weights as (in, out), where nothing else says it; of all, or of those that a glob fits; "
-        "may be repeated."
+        f"yes: {of} stores square weights as (in, out); no: as (out, in). For weights whose sizes and names do not "
+        "show it: all, or those that match GLOB. Repeatable."
     )
     return field(default_factory=dict, metadata={_OPTION: Option(ANSWERS, says, "[GLOB=]yes|no")})

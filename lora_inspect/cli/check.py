@@ -105,10 +105,10 @@ TEXT, JSON, SARIF = "text", "json", "sarif"
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Says what is wrong or doubtful with each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters.
+Report the problems of each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters.
 
-The exit status is 1 where a problem is as serious as --fail-on says, or more. With --fix, all that can be mended
-without a guess is mended in a new file, and the status is 0. Every code stands in docs/checking.md.
+The exit status is 1 if a problem is as serious as --fail-on, or more serious. --fix writes a copy in which every
+problem with one safe fix is fixed; the status is then 0. docs/checking.md explains every code.
 
 \b
 Example: lora-inspect check adapter.safetensors --tensors
@@ -117,18 +117,16 @@ Example: lora-inspect check adapter.safetensors --tensors
 
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["check"])
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
-@click.option("--tensors", is_flag=True, help="Read all numbers: NaN, untrained modules, overflow.")
-@click.option("--fix", "fixes", is_flag=True, help="Write the file of one PATH to OUT, mended.")
-@click.option("-o", "--output", type=FilePath(), metavar="OUT", help="Where --fix writes: a name or a folder.")
+@click.option("--tensors", is_flag=True, help="Read all numbers, to find NaN, untrained modules and overflow.")
+@click.option("--fix", "fixes", is_flag=True, help="Write a fixed copy of the file to OUT; takes a single PATH.")
+@click.option("-o", "--output", type=FilePath(), metavar="OUT", help="Output of --fix: a name or a folder.")
 @click.option("--force", is_flag=True, help="Overwrite the output if it exists; never an input.")
-@click.option(
-    "--format", "format_", type=click.Choice([TEXT, JSON, SARIF]), help="How the problems are printed: text by default."
-)
+@click.option("--format", "format_", type=click.Choice([TEXT, JSON, SARIF]), help="Output format. [default: text]")
 @click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
 @click.option(
     "--fail-on",
     type=click.Choice(SEVERITIES[::-1]),
-    help="What makes the exit status 1: warnings and errors by default.",
+    help="Least severity that makes the exit status 1. [default: warning]",
 )
 def check(
     paths: tuple[str, ...],

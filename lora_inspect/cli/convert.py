@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Writes ADAPTER anew so that alpha/rank is its scale: the one rule that every loader follows.
+Rewrite ADAPTER so that alpha/rank is its scale: the one rule that every loader follows.
 
-RS-LoRA is exact. DoRA needs one of --keep-dora, --base or --drop-magnitude.
+RS-LoRA converts exactly. DoRA needs one of --keep-dora, --base or --drop-magnitude.
 
-The output has the names of ADAPTER, in another layout with --layout; PEFT's names need a folder, for the config that
-says their scale. Of a folder of adapters each file is converted into the folder OUT, under its name.
+The output keeps the names of ADAPTER, or has those of another --layout or of --to. PEFT's names need a folder, because
+a config states their scale. If ADAPTER is a folder of adapters, `convert` writes each into the folder OUT under its
+name.
 
 \b
 Example: lora-inspect convert rslora.safetensors -o standard.safetensors
@@ -50,7 +51,7 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
 @writing_options()
 @click.option(
-    "--to-standard", is_flag=True, help="Scale alpha/rank in every module, no flags, corrected metadata (the default)."
+    "--to-standard", is_flag=True, help="Write scale alpha/rank, no flags and corrected metadata (the default)."
 )
 @declared_options(ConvertRequest)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

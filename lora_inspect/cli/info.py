@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Says what each PATH is: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
+Describe each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
 
-Only headers, alphas and flags are read. alpha=N and rslora=yes|no after a colon settle what a file leaves open.
+`info` reads only headers, alphas and flags. alpha=N and rslora=yes|no after a colon supply facts that a file does not
+state.
 
 \b
 Example: lora-inspect info adapter.safetensors --modules
@@ -36,11 +37,9 @@ Example: lora-inspect info loras/ --where model=wan --sort size
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["info"])
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
 @click.option("--modules", is_flag=True, help="List every module with its rank, alpha and scale.")
-@click.option("--metadata", is_flag=True, help="Show the file's metadata, JSON in it unfolded and long values cut.")
-@click.option("--why", is_flag=True, help="Show all evidence for what is said of the file.")
-@click.option(
-    "--json", "as_json_", is_flag=True, help="Print JSON: a list if several PATHs or a folder of files are given."
-)
+@click.option("--metadata", is_flag=True, help="Show the file's metadata: JSON expanded, long values shortened.")
+@click.option("--why", is_flag=True, help="Show all evidence for the reported facts.")
+@click.option("--json", "as_json_", is_flag=True, help="Print JSON; a list for several PATHs or a folder of files.")
 @folder_options
 def info(
     paths: tuple[str, ...], modules: bool, metadata: bool, why: bool, as_json_: bool, **about_folders: Any

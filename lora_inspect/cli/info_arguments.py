@@ -161,23 +161,23 @@ def folder_options(command: Decorated) -> Decorated:
     """Adds the options, by the names that the fields of FolderOptions have."""
     for option in reversed(
         (
-            click.option("--all", "all_", is_flag=True, help="List bases and other files of a folder too."),
+            click.option("--all", "all_", is_flag=True, help="Also list the bases and other files of a folder."),
             click.option(
-                "--sort", type=click.Choice(ORDERS), help="Order the rows, which are then shown once all are read."
+                "--sort", type=click.Choice(ORDERS), help="Sort the rows; they appear after all files are read."
             ),
             click.option(
                 "--where",
                 multiple=True,
                 metavar="KEY=VALUE",
                 callback=_conditions,
-                help="List only files of which that holds, as model=wan, type=dora or state=need*; all of several.",
+                help="List only matching files, as model=wan, type=dora or state=need*. Repeatable: all must match.",
             ),
-            click.option("--jsonl", is_flag=True, help="Print a JSON object a line for each file, as it is read."),
+            click.option("--jsonl", is_flag=True, help="Print a JSON line per file, as soon as it is read."),
             click.option(
                 "--jobs",
                 type=click.IntRange(1),
                 metavar="N",
-                help="Read a folder with N processes; without it with as many as pay.",
+                help="Read a folder with N processes. [default: as many as make it faster]",
             ),
         )
     ):

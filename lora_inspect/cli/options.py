@@ -142,7 +142,7 @@ def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
             callback=needed if dry_run else None,
             type=FilePath(),
             metavar="OUT",
-            help="Where to write: a name that ends in .safetensors, or a folder.",
+            help="Output: a name that ends in .safetensors, or a folder.",
         )(function)
 
     return decorate

@@ -35,8 +35,8 @@ def _about_targets() -> str:
 
     schemes = [name for name in known_targets() if name not in PROGRAMS]
     return (
-        "Spell everything as a program, or the programs of a naming scheme, load it, in the layout that they have of "
-        f"the model. Programs: {', '.join(sorted(PROGRAMS))}; schemes: {', '.join(schemes)}."
+        "Write names, suffixes, layout and config as a program, or the programs of a naming scheme, load them. "
+        f"Programs: {', '.join(sorted(PROGRAMS))}; schemes: {', '.join(schemes)}."
     )
 
 
@@ -44,46 +44,44 @@ def _about_targets() -> str:
 class ConvertRequest(option.ReadingRequest):
     """The options of a conversion as they are given. For DoRA there must be `keep_dora`, `drop_magnitude` or `base`."""
 
-    keep_dora: bool = option.flag("DoRA: keep the magnitude, as the readers of the file's names spell it.")
+    keep_dora: bool = option.flag("DoRA: keep the magnitude, spelled as programs that read the file's names expect it.")
     base: str | None = option.path(
         "BASE",
-        "DoRA: approximate the true change of BASE's weights by plain LoRA; without --rank and --max-error write "
-        "the magnitudes that make it in programs that divide by BASE's norms (--to comfyui).",
+        "DoRA: approximate the true change of BASE's weights by plain LoRA. Without --rank and --max-error, write "
+        "magnitudes that give this change in programs that divide by BASE's norms (--to comfyui).",
     )
-    rank: int | None = option.whole("With --base or --algorithm: the rank of the approximation.", least=1)
+    rank: int | None = option.whole("Rank of the approximation, with --base or --algorithm.", least=1)
     max_error: float | None = option.share(
-        "With --base or --algorithm: the least rank whose relative error is at most this, per module."
+        "Use the lowest rank with at most this relative error in each module, with --base or --algorithm."
     )
     allow_loss: bool = option.flag("Accept modules that lose more than 5% of their change.")
-    allow_growth: bool = option.flag("Accept an output above 64 MB and above 16 times the input's tensors.")
-    drop_magnitude: bool = option.flag("DoRA: leave the magnitude out; each row keeps the length of W + delta.")
+    allow_growth: bool = option.flag("Accept an output that is above 64 MB and above 16 times the input's tensors.")
+    drop_magnitude: bool = option.flag("DoRA: leave out the magnitude; each row keeps the length of W + delta.")
     allow_unclaimed: bool = option.flag("Leave out tensors that belong to no known algorithm, and list them.")
-    drop_biases: bool = option.flag("Leave out what changes biases; what that loses is not measured.")
+    drop_biases: bool = option.flag("Leave out changes of biases; the loss is not measured.")
     layout: str | None = option.choice(
         (*LAYOUTS, *EXPERT_LAYOUTS),
-        "Arrange and name the modules as the model's original repository or diffusers has them, only fuse or "
-        "split layers as Phi-3 does, or put the experts of a mixture in one module or take them apart (with "
-        "--base).",
+        "original, diffusers: arrange and name modules as the model's original repository or diffusers does. "
+        "fused, split: only fuse or split layers, as for Phi-3. all-experts: put the experts of a mixture into one "
+        "module. single-experts: take them apart (with --base).",
     )
     to: str | None = option.choice(known_targets, _about_targets, "NAME")
     model_config: str | None = option.path(
         "CONFIG",
-        "GGUF: the model's config.json, or its folder, for what llama.cpp calls it and for its number of heads.",
+        "GGUF: the model's config.json, or its folder; gives llama.cpp's name of the model and the number of heads.",
     )
     only: tuple[str, ...] = option.names(
-        "COMPONENT", "Write this component of the adapter alone: model, text_encoder, …; may be repeated."
+        "COMPONENT", "Write only this component of the adapter: model, text_encoder, …. Repeatable."
     )
-    verify: bool = option.flag(
-        "Do not read the output anew and compare every module with that of ADAPTER.", default=True
-    )
-    hashes: bool = option.flag("Write the hashes by which A1111's images name the LoRA, also where ADAPTER has none.")
-    architecture: str | None = option.architecture("the adapter is")
+    verify: bool = option.flag("Do not re-read the output to compare every module with ADAPTER.", default=True)
+    hashes: bool = option.flag("Write the hashes by which A1111's images name the LoRA, even if ADAPTER has none.")
+    architecture: str | None = option.architecture("the adapter")
     algorithm: str | None = option.choice(
         ALGORITHMS,
-        "lora: make plain LoRA of LoHa, LoKr, OFT and the like, exact where it can be, else of a --rank or a "
-        "--max-error. full: write the difference of every weight of --base, exact for any algorithm and large.",
+        "lora: turn LoHa, LoKr, OFT and the like into plain LoRA, exactly where possible, else with --rank or "
+        "--max-error. full: write the difference of every weight of --base; exact for any algorithm, and large.",
     )
-    transposed: "Answers" = option.transposed("--base stores")
+    transposed: "Answers" = option.transposed("BASE")
 
 
 def _no_settings() -> "Settings":

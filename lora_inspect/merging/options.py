@@ -31,9 +31,9 @@ NEAREST, STOCHASTIC = "nearest", "stochastic"
 OPTION, _MOST_BITS = f"--rounding {STOCHASTIC}", 16
 
 
-_EXCLUDE = "Leave out the modules that it fits: a path, a block, blocks.0-9, a glob; may be repeated."
-_WEIGHTS = "Multipliers of adapters, their components and blocks, a table for each."
-_DORA_MULTIPLIER = "What a multiplier does to DoRA; by default what the file's own program does."
+_EXCLUDE = "Leave out matching modules: a path, a block, blocks.0-9 or a glob. Repeatable."
+_WEIGHTS = "Read multipliers of adapters, components and blocks from a file with a table per adapter."
+_DORA_MULTIPLIER = "Rule by which a multiplier acts on DoRA. [default: the rule of the file's own program]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,51 +41,55 @@ class VerifyRequest(option.ReadingRequest):
     """The options of `verify` as they are given."""
 
     only: tuple[str, ...] = option.names(
-        "COMPONENT", "Verify this component of the adapters: model, text_encoder, …; may be repeated."
+        "COMPONENT", "Verify only this component of the adapters: model, text_encoder, …. Repeatable."
     )
-    include: tuple[str, ...] = option.names("GLOB", "Verify the modules alone that it fits; may be repeated.")
+    include: tuple[str, ...] = option.names("GLOB", "Verify only matching modules. Repeatable.")
     exclude: tuple[str, ...] = option.names("GLOB", _EXCLUDE)
     weights: str | None = option.path("FILE.toml", _WEIGHTS)
-    allow_unmatched: bool = option.flag("Leave out modules and tensors without a target.")
+    allow_unmatched: bool = option.flag("Leave out modules and tensors without a target in BASE.")
     dora_multiplier: str | None = option.choice(MULTIPLIER_RULES, _DORA_MULTIPLIER)
-    architecture: str | None = option.architecture("the adapters are")
-    transposed: "Answers" = option.transposed("the base stores")
+    architecture: str | None = option.architecture("the adapters")
+    transposed: "Answers" = option.transposed("BASE")
 
 
 @dataclass(frozen=True, slots=True)
 class MergeRequest(option.ReadingRequest):
     """The options of a merge as they are given; at most one of `dtype` and `changed_dtype` is."""
 
-    dtype: str | None = option.dtype("Element type of floating tensors; the base's by default.")
+    dtype: str | None = option.dtype("Element type of floating-point tensors. [default: the type in BASE]")
     changed_dtype: str | None = option.dtype(
-        "Element type of the weights alone that a change touches; the rest stays as it is stored."
+        "Element type of the changed weights only; other tensors keep their stored type."
     )
     only: tuple[str, ...] = option.names(
-        "COMPONENT", "Merge this component of the adapters: model, text_encoder, …; may be repeated."
+        "COMPONENT", "Merge only this component of the adapters: model, text_encoder, …. Repeatable."
     )
-    include: tuple[str, ...] = option.names("GLOB", "Merge the modules alone that it fits; may be repeated.")
+    include: tuple[str, ...] = option.names("GLOB", "Merge only matching modules. Repeatable.")
     exclude: tuple[str, ...] = option.names("GLOB", _EXCLUDE)
     weights: str | None = option.path("FILE.toml", _WEIGHTS)
     rounding: str = option.choice(
         (NEAREST, STOCHASTIC),
-        "How changed weights are rounded to 16 bits and less: stochastic keeps the mean of small changes, with noise.",
+        "Rounding of changed weights to 16 bits or fewer; stochastic keeps the mean of small changes and adds noise.",
         default=NEAREST,
     )
-    seed: int | None = option.whole("What stochastic rounding is drawn by; 0 by default.", metavar="N")
-    allow_loss: bool = option.flag("Write also what keeps less than half of an adapter.")
-    allow_unmatched: bool = option.flag("Leave out modules and tensors without a target, and list them.")
+    seed: int | None = option.whole("Seed of stochastic rounding. [default: 0]", metavar="N")
+    allow_loss: bool = option.flag("Write the output even if it keeps less than half of an adapter.")
+    allow_unmatched: bool = option.flag("Leave out modules and tensors without a target in BASE, and list them.")
     dora_multiplier: str | None = option.choice(MULTIPLIER_RULES, _DORA_MULTIPLIER)
-    architecture: str | None = option.architecture("the adapters are")
-    transposed: "Answers" = option.transposed("the base stores")
-    hash_base: bool = option.flag("Read BASE for its SHA-256 as well and record that; the header's is always there.")
+    architecture: str | None = option.architecture("the adapters")
+    transposed: "Answers" = option.transposed("BASE")
+    hash_base: bool = option.flag(
+        "Read all of BASE and record its SHA-256, too; that of its header is always recorded."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class UnmergeRequest:
     """The options of `unmerge` as they are given."""
 
-    base: str | None = option.path("BASE", "The model that was merged into, to be restored whole.")
-    allow_ambiguous: bool = option.flag("Write the nearest numbers where several may have been there, and count them.")
+    base: str | None = option.path("BASE", "The original base of the merge; restores it completely.")
+    allow_ambiguous: bool = option.flag(
+        "Where the original value is ambiguous, write the nearest one and report how many."
+    )
 
 
 def _no_settings() -> "Settings":
