@@ -1,6 +1,6 @@
-"""The process of the command line, from its first moment to its last: an interrupt ends it in a sentence at any time.
+"""The process of the command line, from its first moment to its last; Ctrl-C ends it at any time with a sentence.
 
-Imports nothing that takes time, so that there is little before its first moment.
+This module imports nothing that takes time, so little happens before its first moment.
 """
 
 import atexit
@@ -15,9 +15,9 @@ _STANDARD_STREAMS = (0, 1, 2)
 
 
 def main() -> None:
-    """Runs the command line of this process and ends it; the entry of `lora-inspect` and of `python -m lora_inspect`.
+    """Run the command line of this process and end it; the entry of `lora-inspect` and of `python -m lora_inspect`.
 
-    `lora_inspect.cli.main` is the same for a process that goes on.
+    `lora_inspect.cli.main` does the same for a process that goes on.
     """
     interrupt = Interrupt()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores it

@@ -22,10 +22,10 @@ from lora_inspect.stores.address import is_remote
 
 
 class CheckResult(NamedTuple):
-    """The problems of the file at `path`, and the codes of those that can be mended.
+    """The problems of the file at `path`, and the codes of those that `--fix` can fix.
 
-    Of a file that was mended, `output` is where it was written, `fixed` says what was done, a sentence each, and
-    `left` are the problems of the output.
+    After a fix, `output` is the path of the fixed copy, `fixed` describes each change in a sentence, and `left` are the
+    problems of the output.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""What every program that loads adapters will make of a file."""
+"""The verdicts of all programs that load adapters on one file."""
 
 from collections.abc import Sequence
 from typing import Any

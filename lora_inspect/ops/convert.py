@@ -45,14 +45,14 @@ class Verified(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ConvertResult:
-    """What a conversion did. `was` and `becomes` are titles of algorithms.
+    """The account of a conversion.
 
-    `relative_errors` are per module, None where a magnitude was dropped without a base.
-    `orientations` say by base weight how it is stored, where a base was looked at.
-    `exact` says that no module lost more than the rounding of a float32. `dropped` are keys whose meaning is in no
-    tensor of the output, `remarks` are sentences on what its readers do differently.
-    `biased` is how many modules lost their biases.
-    `verified` says of how many modules the output, read anew, was compared, and by how much they differ at most.
+    `was` and `becomes` are titles of algorithms. `relative_errors` are per module, None for a magnitude that was
+    dropped without a base. `orientations` give for each base weight how it is stored, if there was a base. `exact` is
+    true if no module lost more than the rounding of a float32. `dropped` are keys that no tensor of the output
+    expresses. `remarks` are sentences on differences in the programs that read the output. `biased` counts the modules
+    that lost their biases. `verified` is the comparison of the re-read output with the input: the number of modules and
+    the largest difference.
     """
 
     output: str

@@ -69,12 +69,12 @@ class UnmergePlan:
 
 @dataclass(frozen=True, slots=True)
 class UnmergeResult:
-    """What was restored.
+    """The account of a restored model.
 
-    Of the `entries` of all weights that the merge changed, `proved` are as they were in the base: no other number of
-    the type could have become what was merged. `unproved` are by weight how many others there are, and how far each
-    may be from what the base had. With the base at hand all are its own; `unchecked` are then the tensors of which it
-    cannot be told whether they became those of the merged model.
+    `entries` counts the numbers of all weights that the merge changed. `proved` of them are as they were in the base:
+    no other number of the type could have become the merged one. `unproved` counts the others by weight, with the
+    largest possible distance of each from the base. With the base at hand all are its own; `unchecked` are then the
+    tensors for which nothing shows that they became those of the merged model.
     """
 
     output: str

@@ -46,13 +46,13 @@ class VerifyPlan:
 
 
 class VerifyResult(NamedTuple):
-    """What a merged model carries.
+    """The shares of adapters in a merged model, and its findings.
 
-    `modules` are the shares by weight and adapter, `share` those over all weights; None where there is none or it
-    cannot be told. `noise` and `module_noise` say how far rounding may move them. `residual` is what nothing explains,
-    over the size of what was expected, of all weights together; `residuals` are those of the weights. `missing` are
-    the modules that have nothing of an adapter. `beside` are tensors that no adapter changes and what is different in
-    them, `absent` those of the base that are not there, `extra` those that only the merged model has. `ok` is whether
+    `modules` are the shares by weight and adapter, `share` those over all weights; None if there is none or it cannot
+    be measured. `noise` and `module_noise` bound the effect of rounding on them. `residual` is the unexplained
+    difference over the size of the expected one, for all weights together; `residuals` are those of each weight.
+    `missing` are modules that have nothing of an adapter. `beside` are tensors that no adapter changes and that differ,
+    with the difference. `absent` are tensors only in the base, `extra` those only in the merged model. `ok` is true if
     no finding is an error. `notes` are sentences on the adapters and their targets.
     """
 
