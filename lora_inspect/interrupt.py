@@ -1,4 +1,4 @@
-"""The answer to Ctrl-C: an exception while outputs may be half-written, else the end of the process.
+"""The answer to Ctrl-C: an exception while outputs may be half-written, else the end.
 
 This module imports nothing that takes time, because the process answers before it has loaded anything else.
 """
@@ -11,9 +11,10 @@ WORDS = "interrupted; nothing half-written is left."
 
 
 class Interrupt:
-    """A signal handler for Ctrl-C that unwinds while outputs may be half-written and else ends the process.
+    """A signal handler for Ctrl-C: it unwinds, or ends the process at once.
 
-    After the command is done it ignores the signal: the exit status reports the outcome of the command.
+    It unwinds by an exception while outputs may be half-written. After the command is done it ignores the signal: the
+    exit status reports the outcome of the command.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""Text for people: lists and counts in sentences, and names from files in a printable, bounded form.
+"""Text for people: lists and counts in sentences, and printable forms of names.
 
-Names and metadata may hold anything. A terminal obeys nothing of the printable form.
+Names and metadata come from files and may hold anything; a terminal obeys nothing of their printable form.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,17 +17,19 @@ _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(
 
 
 def printable(text: str) -> str:
-    """Escape every character that is invisible, looks like another, overwrites text, or controls a terminal.
+    """Escape every character that a reader cannot see for what it is, or that a terminal obeys.
 
     Names and metadata come from files and may hold anything: control sequences, line breaks, marks of direction.
+    Escapes replace characters that are drawn as nothing, as another character or over other text.
     """
     return text if _is_plain(text) else "".join(_pieces(text))
 
 
 def shortened(text: str, columns: int = VALUE) -> str:
-    """Return the printable text in at most so many columns; a longer text loses its middle and gets the number of it.
+    """Return the printable text in at most so many columns.
 
-    This takes as long for two million characters as for two thousand. `columns` must be at least 100.
+    A longer text loses its middle, and the number of characters that it lost takes their place. This takes as long for
+    two million characters as for two thousand. `columns` must be at least 100.
     """
     if len(text) <= columns and _is_plain(text):
         return text

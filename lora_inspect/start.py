@@ -1,6 +1,7 @@
-"""The process of the command line, from its first moment to its last; Ctrl-C ends it at any time with a sentence.
+"""The process of the command line, from its first moment to its last.
 
-This module imports nothing that takes time, so little happens before its first moment.
+Ctrl-C ends it at any time with a sentence. This module imports nothing that takes time, so little happens before its
+first moment.
 """
 
 import atexit
@@ -15,9 +16,10 @@ _STANDARD_STREAMS = (0, 1, 2)
 
 
 def main() -> None:
-    """Run the command line of this process and end it; the entry of `lora-inspect` and of `python -m lora_inspect`.
+    """Run the command line of this process and end it.
 
-    `lora_inspect.cli.main` does the same for a process that goes on.
+    This is the entry of `lora-inspect` and of `python -m lora_inspect`. `lora_inspect.cli.main` does the same for a
+    process that goes on.
     """
     interrupt = Interrupt()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores it

@@ -145,7 +145,10 @@ def _word(is_so: bool) -> str:
 
 @contextmanager
 def in_a_sentence() -> Iterator[None]:
-    """Raise LoraInspectError for an error of the system, which stays its cause. Works as a decorator, too."""
+    """Raise LoraInspectError for an error of the system, which stays its cause.
+
+    Works as a decorator, too.
+    """
     try:
         with whole_products():
             yield
@@ -216,10 +219,10 @@ def _yes_or_no(name: str, given: bool) -> bool:
 
 
 def takes(record: "type[DataclassInstance]", keywords: Any) -> Callable[[Function], Function]:
-    """Give a function with `**keywords` the signature that a verb's record declares, and refuse other keywords.
+    """Give a function with `**keywords` the signature that a verb's record declares.
 
-    `keywords` is the TypedDict with the types that Python programs may give. Raises ValueError for one of them that the
-    record does not declare.
+    The function then refuses other keywords. `keywords` is the TypedDict with the types that Python programs may give.
+    Raises ValueError for one of them that the record does not declare.
     """
     types = keywords.__annotations__
     if other := types.keys() - declared(record).keys():

@@ -153,7 +153,7 @@ def merge(
     progress: WatchProgress | None = None,
     **options: "Unpack[MergeKeywords]",
 ) -> MergeResult:
-    """Fold each adapter, with its multiplier, into the base and write the result to `output`, as `merge` does.
+    """Fold each adapter into the base and write the result to `output`, as `merge` does.
 
     An adapter is a path, a string with settings as on the command line (`"style.safetensors:0.8"`), or a pair (path,
     multiplier). The other arguments are the options of the command line. `progress(done, total)` counts bytes, from (0,
@@ -187,10 +187,11 @@ def unmerge(
     progress: WatchProgress | None = None,
     **options: "Unpack[UnmergeKeywords]",
 ) -> UnmergeResult:
-    """Remove the adapters of the last merge from `merged` and write the result to `output`, as `unmerge` does.
+    """Remove the adapters of the last merge from `merged`, as `unmerge` does.
 
-    With the `base`, everything is restored. Without it, `allow_ambiguous` writes the nearest number where the original
-    one is ambiguous, and the result counts these. `progress(done, total)` counts bytes.
+    The result goes to `output`. With the `base`, everything is restored. Without it, `allow_ambiguous` writes the
+    nearest number where the original one is ambiguous, and the result counts these. `progress(done, total)` counts
+    bytes.
 
     Raises LoraInspectError, and writes nothing, if the removal is refused.
     """
@@ -209,11 +210,11 @@ def verify(
     progress: WatchProgress | None = None,
     **options: "Unpack[VerifyKeywords]",
 ) -> VerifyResult:
-    """Measure how much of each adapter is in `merged`, as `verify` does. Any program may have made it from `base`.
+    """Measure how much of each adapter is in `merged`, as `verify` does.
 
-    If a change is missing, applied twice or unexpected, `ok` of the result is false and its `findings` name it; that
-    raises nothing. Give the adapters as for `merge`, in the order of the merge. `progress(done, total)` counts bytes of
-    the base.
+    Any program may have made `merged` from `base`. If a change is missing, applied twice or unexpected, `ok` of the
+    result is false and its `findings` name it; that raises nothing. Give the adapters as for `merge`, in the order of
+    the merge. `progress(done, total)` counts bytes of the base.
 
     Raises LoraInspectError if there is nothing to compare.
     """
