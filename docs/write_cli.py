@@ -27,11 +27,14 @@ not at all.
 ## Exit status
 
 - 0: done.
-- 1: refused or failed, with one sentence that names the file, what is wrong and the way out; nothing is written.
+- 1: refused, with one sentence that names the file, what is wrong and the way out; nothing is written.
   It is also the answer no: of `verify` where the model does not carry the adapters, of `compat --for` where the file
   would be wrong in that program, of `check` where it finds problems. A folder goes on past a file that is refused, and
   the status is 1 then.
 - 2: wrong usage, as an unknown command or option, or a value that does not parse.
+- 3: it could not work, and the answer may be another when that is mended: a file is missing or may not be read, the
+  disk or the network fails, memory or a library is missing. One sentence says which; nothing is written. Of several
+  files one is enough.
 - 130: interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; nothing half-written is left.
 
 ## What follows a path

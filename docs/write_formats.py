@@ -16,7 +16,7 @@ from program_files.written import File  # noqa: E402
 
 from lora_inspect import algorithms  # noqa: E402
 from lora_inspect.architectures import by_name  # noqa: E402
-from lora_inspect.converting.target.key_names import output_beside  # noqa: E402
+from lora_inspect.converting.standard_fix import output_beside  # noqa: E402
 from lora_inspect.errors import LoraInspectError  # noqa: E402
 from lora_inspect.files.checkpoint import open_checkpoint  # noqa: E402
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard  # noqa: E402

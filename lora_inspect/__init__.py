@@ -8,18 +8,26 @@ from lora_inspect.version import __version__
 
 # Where each public name is, in lora_inspect.api.
 _HOMES = {
+    "AmbiguousError": "arguments",
     "CheckResult": "verbs",
     "CompatResult": "verbs",
     "ConvertResult": "convert",
+    "CouldNotWorkError": "arguments",
+    "DamagedError": "arguments",
     "LoraInspectError": "arguments",
     "MergeResult": "verbs",
     "ModuleChange": "modules",
+    "NeedsLibraryError": "arguments",
+    "NeedsTorchError": "arguments",
+    "NotFoundError": "arguments",
     "OpenedAdapter": "opened",
     "OpenedModule": "modules",
+    "RefusedError": "arguments",
     "ScannedFile": "verbs",
     "StateDict": "convert",
     "UnmergeResult": "verbs",
     "VerifyResult": "verbs",
+    "WouldOverwriteError": "arguments",
     "check": "verbs",
     "compat": "verbs",
     "convert": "convert",
@@ -32,18 +40,26 @@ _HOMES = {
 }
 
 __all__ = [
+    "AmbiguousError",
     "CheckResult",
     "CompatResult",
     "ConvertResult",
+    "CouldNotWorkError",
+    "DamagedError",
     "LoraInspectError",
     "MergeResult",
     "ModuleChange",
+    "NeedsLibraryError",
+    "NeedsTorchError",
+    "NotFoundError",
     "OpenedAdapter",
     "OpenedModule",
+    "RefusedError",
     "ScannedFile",
     "StateDict",
     "UnmergeResult",
     "VerifyResult",
+    "WouldOverwriteError",
     "__version__",
     "check",
     "compat",
@@ -58,7 +74,17 @@ __all__ = [
 
 TYPE_CHECKING = False  # what checks types takes it for true, and `typing` takes longer to load than all of this
 if TYPE_CHECKING:
-    from lora_inspect.api.arguments import LoraInspectError
+    from lora_inspect.api.arguments import (
+        AmbiguousError,
+        CouldNotWorkError,
+        DamagedError,
+        LoraInspectError,
+        NeedsLibraryError,
+        NeedsTorchError,
+        NotFoundError,
+        RefusedError,
+        WouldOverwriteError,
+    )
     from lora_inspect.api.convert import ConvertResult, StateDict, convert, state_dict
     from lora_inspect.api.modules import ModuleChange, OpenedModule
     from lora_inspect.api.opened import OpenedAdapter, open_adapter

@@ -1,7 +1,8 @@
-"""The one exception that a user is meant to read, and the sentences for what the system refuses."""
+"""What a user is meant to read: errors by what they are about, and the sentences for what the system refuses."""
 
 import errno
 import os
+from collections.abc import Callable
 
 from lora_inspect.sentences import SENTENCE, shortened
 
@@ -13,29 +14,140 @@ _WAYS_OUT = {
     errno.ENFILE: "close other programs, as the system has too many files open",
     errno.EIO: "check the disk, or fetch the file again",
 }
+# How a command ends that is refused or answers no, and one that could not do its work.
+REFUSED_STATUS, FAILED_STATUS = 1, 3
 
 
 class LoraInspectError(Exception):
-    """A file or a request that is refused: one sentence with the file, the key, what was expected and the way out."""
+    """A file or a request that is refused, in one sentence: `path`, its `problem` and the `fix`, as far as it has them.
+
+    A sentence that does not begin with a path is all in `problem`. `code` names the kind of error, for programs.
+    """
+
+    code = "refused"
+    # Of the process that it ends.
+    status = REFUSED_STATUS
+
+    path: str
+    problem: str
+    fix: str
+    # As OSError has them, in those errors that are of that kind.
+    filename: str | None
+    strerror: str | None
+
+    def __init__(self, said: str = "", problem: str | None = None, fix: str = "") -> None:
+        self.args = (said,) if problem is None else (said, problem, fix)
+        self.path, self.problem, self.fix = ("", said, "") if problem is None else (said, problem, fix)
+        if isinstance(self, OSError):
+            self.filename, self.strerror = self.path or None, self.problem
 
     def __str__(self) -> str:
-        return shortened(super().__str__(), SENTENCE)
+        if len(self.args) == 1:
+            return shortened(self.problem, SENTENCE)
+        way_out = self.fix and f"; {self.fix}"
+        return shortened(f"{self.path}: {self.problem}{way_out}.", SENTENCE)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), self.args, self.__dict__
+
+    def replace(self, old: str, new: str) -> None:
+        """Says `new` where it says `old`, as the name of an output for the file that becomes it."""
+        LoraInspectError.__init__(self, *(text.replace(old, new) for text in self.args))
+
+    def spell(self, spelling: Callable[[str], str]) -> None:
+        """Says what is wrong, and the way out, in another spelling."""
+        path, *others = self.args if len(self.args) > 1 else ("", *self.args)
+        LoraInspectError.__init__(self, *([path] if path else []), *map(spelling, others))
+
+    @classmethod
+    def of(cls, path: str, says: str) -> "LoraInspectError":
+        """The error of a text that may have its way out behind the last semicolon."""
+        problem, _, fix = says.rpartition("; ")
+        return cls(path, problem or says, fix if problem else "")
 
 
-def changed(path: str) -> LoraInspectError:
-    """The error for a file that did not stay as it was."""
-    return LoraInspectError(f"{path}: it changed while it was read; run the command again.")
+class RefusedError(LoraInspectError, ValueError):
+    """What was asked for cannot be done with these files, or only with an option that allows it."""
 
 
-class DiskRefused(LoraInspectError):
+class DamagedError(LoraInspectError, ValueError):
+    """A file is not what its format says."""
+
+    code = "damaged"
+
+
+class AmbiguousError(LoraInspectError, ValueError):
+    """What files say has several meanings, and nothing tells which is meant."""
+
+    code = "ambiguous"
+
+
+class WouldOverwriteError(LoraInspectError, FileExistsError):
+    """Something stands where an output belongs."""
+
+    code, errno = "would-overwrite", errno.EEXIST
+
+
+class NotFoundError(LoraInspectError, FileNotFoundError):
+    """There is nothing at a path or an address."""
+
+    code, status, errno = "not-found", FAILED_STATUS, errno.ENOENT
+
+
+class CouldNotWorkError(LoraInspectError, OSError):
+    """The disk, the network or another part of the system did not do its part."""
+
+    code, status = "could-not-work", FAILED_STATUS
+
+
+class NeedsLibraryError(LoraInspectError, ImportError):  # type: ignore[misc]
+    """A library that the work needs is not installed."""
+
+    code, status = "needs-library", FAILED_STATUS
+
+
+class NeedsTorchError(NeedsLibraryError):
+    """Torch is not installed, and something is to be computed."""
+
+    code = "needs-torch"
+
+
+class DiskRefused(CouldNotWorkError):
     """What is said where the disk does not take an output, for the `reason` that the system gives."""
 
-    def __init__(self, sentence: str, reason: str | None) -> None:
-        super().__init__(sentence)
+    def __init__(self, said: str, problem: str | None = None, fix: str = "", reason: str | None = None) -> None:
+        super().__init__(said, problem, fix)
         self.reason = reason
 
 
-def of_system(error: OSError, path: str = "") -> str:
-    """The sentence about an error of the system. `path` is the file that it came with, where it names none itself."""
+_KINDS = (
+    *(RefusedError, DamagedError, AmbiguousError, WouldOverwriteError),
+    *(NotFoundError, CouldNotWorkError, NeedsLibraryError, NeedsTorchError),
+)
+
+
+def kind_of(error: BaseException) -> type[LoraInspectError]:
+    """The kind of an error that ends a command, or a part of it, whoever raised it; a defect could not work."""
+    if isinstance(error, LoraInspectError):
+        return type(error)
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError
+    return NeedsLibraryError if isinstance(error, ImportError) else CouldNotWorkError
+
+
+def with_code(code: str) -> type[LoraInspectError]:
+    """The kind that has a code."""
+    return next((kind for kind in _KINDS if kind.code == code), RefusedError)
+
+
+def changed(path: str) -> CouldNotWorkError:
+    """The error for a file that did not stay as it was."""
+    return CouldNotWorkError(path, "it changed while it was read", "run the command again")
+
+
+def of_system(error: OSError, path: str = "") -> LoraInspectError:
+    """What is said of an error of the system. `path` is the file that it came with, where it names none itself."""
     where = os.fsdecode(error.filename or path) if isinstance(error.filename or path, (str, bytes)) else path
-    return f"{where and where + ': '}{error.strerror or error}; {_WAYS_OUT.get(error.errno or 0, _CHECK)}."
+    kind = kind_of(error)
+    problem, fix = str(error.strerror or error), _WAYS_OUT.get(error.errno or 0, _CHECK)
+    return kind(where, problem, fix) if where else kind(f"{problem}; {fix}.")

@@ -13,6 +13,12 @@ import sys
 from lora_inspect.interrupt import Interrupt
 
 _STANDARD_STREAMS = (0, 1, 2)
+# As `FAILED_STATUS` of lora_inspect.errors, which may be what cannot be loaded.
+_COULD_NOT_WORK = 3
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def main() -> None:
@@ -30,13 +36,11 @@ def main() -> None:
         from lora_inspect.cli import main as run
         from lora_inspect.files.system import ENDING_SIGNALS
     except ImportError as error:  # without click there is no other way to tell
-        sys.exit(f"Error: a library that lora-inspect needs cannot be loaded ({error}); install it again.")
+        _fail(f"a library that lora-inspect needs cannot be loaded ({error}); install it again.")
     except OSError as error:
-        sys.exit(
-            f"Error: a part of lora-inspect cannot be loaded ({error.strerror}); check its installation and limits."
-        )
+        _fail(f"a part of lora-inspect cannot be loaded ({error.strerror}); check its installation and limits.")
     except MemoryError:
-        sys.exit("Error: there is not enough memory; close other programs, or use a machine that has more.")
+        _fail("there is not enough memory; close other programs, or use a machine that has more.")
 
     gc.freeze()
     gc.enable()
@@ -54,6 +58,11 @@ def main() -> None:
         gc.freeze()  # all ends with the process, and its last look for garbage takes longer than many a command
         for number in (signal.SIGINT, *ENDING_SIGNALS):
             signal.signal(number, signal.SIG_IGN)  # of all settings the one that Python's own end leaves alone
+
+
+def _fail(says: str) -> "NoReturn":
+    os.write(2, f"Error: {says}\n".encode(errors="backslashreplace"))
+    sys.exit(_COULD_NOT_WORK)
 
 
 def _end_at_once(status: object) -> None:

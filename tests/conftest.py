@@ -89,6 +89,15 @@ class Outcome:
     def refusal(self) -> str:
         """The one sentence with which the command refused."""
         assert self.status == 1, self
+        return self._sentence()
+
+    @property
+    def failure(self) -> str:
+        """The one sentence of a command that could not work."""
+        assert self.status == 3, self
+        return self._sentence()
+
+    def _sentence(self) -> str:
         lines = self.stderr.splitlines()
         assert len(lines) == 1, self.stderr
         assert lines[0].startswith("Error: "), self.stderr

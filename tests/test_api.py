@@ -188,7 +188,7 @@ def test_an_os_path_is_the_path_as_it_is(write_safetensors, tmp_path):
         (lambda: lora_inspect.convert(RSLORA, "out", rank=0, algorithm="lora"), ValueError, "less than 1"),
         (lambda: lora_inspect.convert(RSLORA, "out", rank=2.0), TypeError, "a whole number"),
         (lambda: lora_inspect.convert(RSLORA, "out", max_error=1, algorithm="lora"), ValueError, "below 1"),
-        (lambda: lora_inspect.convert(RSLORA, "out", rank=3), ValueError, "--rank and --max-error speak of"),
+        (lambda: lora_inspect.convert(RSLORA, "out", rank=3), ValueError, "rank and max_error speak of"),
         (lambda: lora_inspect.compat(RSLORA, program="odd"), ValueError, "program is 'odd'"),
         (lambda: lora_inspect.check(RSLORA, force=True), ValueError, "leave it out, or give fix"),
         (lambda: open_adapter(RSLORA).modules[0].delta(parameter="bias"), ValueError, "changes no bias"),

@@ -75,7 +75,7 @@ def test_a_signal_at_the_end_changes_nothing(number, merge):
 def test_a_missing_click_is_one_sentence(run_process):
     code = "import sys; sys.modules['click'] = None; from lora_inspect.start import main; main()"
     shown = run_process("-c", code, "--help")
-    assert (shown.status, shown.stdout, shown.stderr.count("\n")) == (1, "", 1)
+    assert (shown.status, shown.stdout, shown.stderr.count("\n")) == (3, "", 1)
     assert shown.stderr.startswith("Error: a library that lora-inspect needs cannot be loaded (")
 
 
@@ -83,7 +83,7 @@ def test_a_missing_click_is_one_sentence(run_process):
 def test_too_few_files_to_load_the_commands_is_one_sentence(run_process):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))"
     shown = run_process("-c", f"from lora_inspect.start import main; {limit}; main()", "--help")
-    assert (shown.status, shown.stdout) == (1, "")
+    assert (shown.status, shown.stdout) == (3, "")
     assert shown.stderr == (
         "Error: a part of lora-inspect cannot be loaded (Too many open files); check its installation and limits.\n"
     )
@@ -96,5 +96,5 @@ def test_a_working_folder_that_is_gone_is_named(run_process, write_safetensors, 
     (tmp_path / "gone").mkdir()
     code = "import os; os.chdir('gone'); os.rmdir('../gone'); from lora_inspect.start import main; main()"
     shown = run_process("-c", code, "merge", *files, "-o", tmp_path / "out.safetensors")
-    assert (shown.status, shown.stdout, sorted(os.listdir(tmp_path))) == (1, "", sorted(names))
+    assert (shown.status, shown.stdout, sorted(os.listdir(tmp_path))) == (3, "", sorted(names))
     assert shown.stderr == "Error: the working folder is not there any more; change to another one.\n"

@@ -13,9 +13,22 @@ from functools import wraps
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, cast
 
-from lora_inspect.errors import LoraInspectError, of_system
+from lora_inspect.errors import (
+    AmbiguousError,
+    CouldNotWorkError,
+    DamagedError,
+    LoraInspectError,
+    NeedsLibraryError,
+    NeedsTorchError,
+    NotFoundError,
+    RefusedError,
+    WouldOverwriteError,
+    of_system,
+)
 from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
 from lora_inspect.matching.orientation import Answers, parse_answers
+from lora_inspect.maths.dora import MULTIPLIER_RULES
+from lora_inspect.maths.scaling import PACKINGS
 from lora_inspect.maths.torch_threads import whole_products
 from lora_inspect.option import (
     ANSWERS,
@@ -37,7 +50,18 @@ if TYPE_CHECKING:
     import torch
     from _typeshed import DataclassInstance
 
-__all__ = ["LoraInspectError", "in_a_sentence"]
+__all__ = [
+    "AmbiguousError",
+    "CouldNotWorkError",
+    "DamagedError",
+    "LoraInspectError",
+    "NeedsLibraryError",
+    "NeedsTorchError",
+    "NotFoundError",
+    "RefusedError",
+    "WouldOverwriteError",
+    "in_a_sentence",
+]
 
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -143,17 +167,87 @@ def _word(is_so: bool) -> str:
     return "yes" if is_so else "no"
 
 
+_DTYPES = "|".join((*DTYPE_NAMES, *DTYPE_NAMES.values(), *map(str.lower, DTYPE_NAMES.values())))
+# Options of the command line that sentences name -> the keyword, and the values that may follow; without any, it is a
+# flag.
+KEYWORDS = {
+    **{
+        f"--{flag}": (f"{flag.replace('-', '_')}=True", "")
+        for flag in (
+            *("keep-dora", "drop-magnitude", "drop-biases", "allow-loss", "allow-growth", "allow-unclaimed", "tensors"),
+            *("allow-unmatched", "allow-partial-dora", "allow-ambiguous", "hash-base", "force"),
+        )
+    },
+    "--no-verify": ("verify=False", ""),
+    "--alpha": ("alpha", "N"),
+    "--rslora": ("rslora", "yes|no"),
+    "--expert-packing": ("expert_packing", "|".join(PACKINGS)),
+    "--architecture": ("architecture", r"(?!(?:out|and|or|is|to|with)\b)[a-z][a-z0-9_]*"),
+    "--transposed": ("transposed", r"yes|no|[^\s=]+=yes\|no"),
+    "--base": ("base", "BASE"),
+    "--rank": ("rank", r"N|\d+"),
+    "--max-error": ("max_error", r"E|\d[\d.e-]*"),
+    "--algorithm": ("algorithm", "lora|full"),
+    "--layout": ("layout", r"(?!(?:out|and|or|is|to|with)\b)[a-z][a-z_]*"),
+    "--model-config": ("model_config", ""),
+    "--dtype": ("dtype", _DTYPES),
+    "--changed-dtype": ("changed_dtype", _DTYPES),
+    "--dora-multiplier": ("dora_multiplier", "|".join(MULTIPLIER_RULES)),
+    "--rounding": ("rounding", "nearest|stochastic"),
+    "--seed": ("seed", r"N|\d+"),
+    "--only": ("only", r"(?!(?:out|and|or|is|to|with|leaves|merges)\b)[a-z][a-z0-9_]*"),
+    "--include": ("include", "GLOB"),
+    "--exclude": ("exclude", "GLOB"),
+    "--weights": ("weights", "FILE"),
+    "--to": ("to", "NAME"),
+    "--for": ("program", "NAME"),
+    "--fix": ("fix", ""),
+    "--jobs": ("jobs", r"N|\d+"),
+}
+_WORDS = {"yes": "True", "no": "False"}
+
+
+def in_keywords(text: str) -> str:
+    """Replace options in a sentence by keywords: `--allow-loss` by `allow_loss=True`. Whole commands stay."""
+    if "--" not in text:
+        return text
+    import re
+
+    options = "|".join(
+        rf"{option}(?![\w-])(?:[ =](?P<_{number}>{values})(?![\w-]))?" if values else rf"{option}(?![\w-])"
+        for number, (option, (_, values)) in enumerate(KEYWORDS.items())
+    )
+
+    def keyword(found: "re.Match[str]") -> str:
+        if not found[0].startswith("--"):
+            return found[0]
+        option = re.split("[ =]", found[0])[0]
+        name, value = KEYWORDS[option][0], found[0][len(option) + 1 :]
+        if not value:
+            return name
+        glob, equals, _ = value.partition("=")
+        if equals:
+            return f'{name}={{"{glob}": True}} or {{"{glob}": False}}'
+        is_word = not value.isupper() and value not in _WORDS
+        return f'{name}="{value}"' if is_word else f"{name}={_WORDS.get(value, value)}"
+
+    return re.sub(rf"`?lora-inspect [^`;]*|(?<![\w-])(?:{options})", keyword, text)
+
+
 @contextmanager
 def in_a_sentence() -> Iterator[None]:
     """Raise LoraInspectError for an error of the system, which stays its cause.
 
-    Works as a decorator, too.
+    Errors name the keywords of the API and no options of the command line. Works as a decorator, too.
     """
     try:
         with whole_products():
             yield
+    except LoraInspectError as error:
+        error.spell(in_keywords)
+        raise
     except OSError as error:
-        raise LoraInspectError(of_system(error)) from error
+        raise of_system(error) from error
 
 
 class ReadingKeywords(TypedDict, total=False):

@@ -17,6 +17,7 @@ from lora_inspect.api.arguments import (
     WatchProgress,
     chosen,
     in_a_sentence,
+    in_keywords,
     path_of,
     request_of,
     takes,
@@ -33,7 +34,7 @@ from lora_inspect.converting.options import (
 from lora_inspect.converting.plan import plan_for
 from lora_inspect.converting.standard_fix import output_ending
 from lora_inspect.converting.target.target_program import scheme_for
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.outputs import GGUF_ENDING
 from lora_inspect.ops.convert import ConvertResult, convert_planned, plan_conversion
@@ -84,7 +85,7 @@ def asked_conversion(adapter: PathWithSettings, to: str | None, given: Mapping[s
     request = request_of(ConvertRequest, {**given, "to": to})
     options = convert_options(request, own, name)
     if wrong := contradiction(request):
-        raise ValueError(wrong)
+        raise ValueError(in_keywords(wrong))
     return name, options
 
 
@@ -155,9 +156,10 @@ def state_dict(
     whole = read_adapter(open_checkpoint(name), asked.settings)
     ending = output_ending(whole, scheme_for(whole, asked))
     if ending == GGUF_ENDING:
-        raise LoraInspectError(
-            f"{name}: {names} reads GGUF, whose header says alpha, so that no dict of tensors is right; write a file "
-            "with convert."
+        raise RefusedError(
+            name,
+            f"{names} reads GGUF, whose header says alpha, so that no dict of tensors is right",
+            "write a file with convert",
         )
     with tempfile.TemporaryDirectory(prefix="lora-inspect-") as folder:
         plan = plan_for(whole, os.path.join(folder, f"adapter{ending}"), asked)

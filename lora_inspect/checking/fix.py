@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from lora_inspect.checking import hash_lints
 from lora_inspect.checking.rules import RULES, find_problems
 from lora_inspect.checking.subject import Draft, Rule, Subject, read_again
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.safetensors.writer import in_file_order, write_contents
@@ -60,9 +60,7 @@ def check_fixed(subject: Subject, codes: frozenset[str], other: Subject, output:
     left = sorted(codes & {problem.code for problem in find_problems(other, tensors=False)})
     if left or not _is_same(subject.adapter, other.adapter):
         why = f"still has {left[0]}" if left else "would not mean what it means now"
-        raise LoraInspectError(
-            f"{output}: fixed, {subject.checkpoint.path} {why}, so nothing is written; mend it by hand."
-        )
+        raise RefusedError(output, f"fixed, {subject.checkpoint.path} {why}, so nothing is written", "mend it by hand")
 
 
 def open_fixed(path: str, subject: Subject) -> Subject:

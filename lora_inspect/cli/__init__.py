@@ -10,6 +10,7 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.group import Verbs
 from lora_inspect.cli.terminal import sentence_of, show_defect
 from lora_inspect.cli.verb import version_option
+from lora_inspect.errors import FAILED_STATUS, kind_of
 from lora_inspect.files.system import ENDING_SIGNALS
 from lora_inspect.interrupt import INTERRUPTED, WORDS
 from lora_inspect.torchrun import launched
@@ -36,7 +37,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 1 refused, 2 wrong usage, 130 interrupted."""
+    """Runs the command line and exits: 0 done, 1 refused, 2 wrong usage, 3 it could not work, 130 interrupted."""
     for number in ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on
             signal.signal(number, _terminate)
@@ -55,10 +56,10 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         if sys.stderr:
             sys.stderr.close()  # whoever read the output has left, and Python would complain about it once more
-        sys.exit(1)
+        sys.exit(FAILED_STATUS)
     except Exception as error:  # the last place that sees it: no user gets a traceback
         show_defect(error)
-        _fail(sentence_of(error), 1)
+        _fail(sentence_of(error), kind_of(error).status)
 
 
 def _run(arguments: list[str] | None) -> object:

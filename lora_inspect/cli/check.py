@@ -22,13 +22,15 @@ from lora_inspect.cli.terminal import (
     PLAIN,
     RIGHT,
     WRONG,
+    Failure,
     Piece,
-    sentence_of,
+    failure,
     show_defect,
     spelled,
     wrapped,
 )
 from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.errors import REFUSED_STATUS, LoraInspectError
 from lora_inspect.files.discovery import stored_bytes
 from lora_inspect.reading.model.evidence import ERROR, NOTE, SEVERITIES, WARNING, Problem
 from lora_inspect.sentences import SENTENCE, counted, listed, shortened
@@ -149,13 +151,16 @@ def check(
         raise click.UsageError(f"{'--fix' if fixes else '--force'} needs an output: give -o OUT.")
     if output is not None and not fixes:
         raise click.UsageError("-o is where --fix writes: give --fix, too.")
-    errors: list[str] = []
+    errors: list[Failure] = []
     if output is not None:
         results = [_fixed(given, output, tensors, force)]
         if format_ == TEXT:
             print_fixed(results[0])
     else:
         results, errors = _checked(given, tensors, shown=format_ == TEXT)
+    statuses = [error.status for error in errors]
+    if not fixes and any(result.fails(fail_on or WARNING) for result in results):
+        statuses.append(REFUSED_STATUS)
     if format_ == JSON:
         terminal.json_text([result.to_dict() for result in results])
     elif format_ == SARIF:
@@ -163,31 +168,34 @@ def check(
 
         terminal.json_text(as_sarif(results, os.curdir))
     for error in errors:
-        terminal.error(error)
-    if errors or (not fixes and any(result.fails(fail_on or WARNING) for result in results)):
-        sys.exit(1)
+        terminal.error(error.says)
+    sys.exit(max(statuses, default=0))
 
 
-def _checked(given: "list[tuple[str, Settings]]", tensors: bool, shown: bool) -> "tuple[list[CheckResult], list[str]]":
-    """What is found in every file, printed as it is found, and the sentences about paths that lead to none."""
+def _checked(
+    given: "list[tuple[str, Settings]]", tensors: bool, shown: bool
+) -> "tuple[list[CheckResult], list[Failure]]":
+    """What is found in every file, printed as it is found, and the failures of paths that lead to none."""
     from lora_inspect.ops.check import check as checked
     from lora_inspect.ops.check import found_in
 
     results: list[CheckResult] = []
-    errors: list[str] = []
+    errors: list[Failure] = []
     files: list[tuple[str, Settings]] = []
     for path, settings in given:
         try:
             files += [(file, settings) for file in found_in(path)]
+        except LoraInspectError:
+            raise
         except OSError as error:
-            errors.append(sentence_of(error, path))
+            errors.append(failure(path, error))
     with bar_below("Reading", sum(stored_bytes(path) for path, _ in files), percent) as bar:
         for path, settings in files:
             try:
                 results.append(checked(path, settings, tensors, bar.advance))
             except Exception as error:  # one file that cannot be read leaves the others their results
                 bar.above(partial(show_defect, error))
-                errors.append(sentence_of(error, path))
+                errors.append(failure(path, error))
                 continue
             if shown:
                 bar.above(partial(print_problems, path, results[-1].problems))

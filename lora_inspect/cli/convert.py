@@ -21,10 +21,10 @@ from lora_inspect.cli.options import (
     writing_options,
 )
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.terminal import sentence_of, show_defect
+from lora_inspect.cli.terminal import Failure, failure, show_defect
 from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.converting.options import ConvertOptions, ConvertRequest, contradiction, convert_options
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.sentences import listed, shortened, some
 
@@ -144,16 +144,16 @@ def loss(result: "ConvertResult") -> str:
 
 
 class _Outcome(NamedTuple):
-    """What became of one checkpoint: its conversion, the reason why it was skipped, or the sentence of its error."""
+    """What became of one checkpoint: its conversion, the reason why it was skipped, or its failure."""
 
     path: str
     result: "ConvertResult | None" = None
     skipped: str = ""
-    error: str = ""
+    failure: Failure | None = None
 
 
 def convert_folder(folder: str, output: str, options: ConvertOptions, force: bool, as_json: bool) -> None:
-    """Converts every adapter below `folder` to the same place below `output`, tells of all and exits 1 if one failed.
+    """Converts every adapter below `folder` to the same place below `output`, tells of all and exits if one failed.
 
     Raises LoraInspectError where the output is the folder itself or no folder, and where no adapter is in the folder.
     """
@@ -171,30 +171,30 @@ def convert_folder(folder: str, output: str, options: ConvertOptions, force: boo
         for one in found:
             outcomes.append(_converted(one, output, options, force, outcomes))
             progress(1)
-    if not any(outcome.result or outcome.error for outcome in outcomes):
-        raise LoraInspectError(f"{folder}: it holds no adapter to convert; name a folder that does.")
+    if not any(outcome.result or outcome.failure for outcome in outcomes):
+        raise RefusedError(folder, "it holds no adapter to convert", "name a folder that does")
     if as_json:
         terminal.json_text([_record(outcome) for outcome in outcomes])
     else:
         _tell(outcomes)
-    failed = [outcome.error for outcome in outcomes if outcome.error]
-    for error in failed:
-        terminal.error(error)
+    failed = [outcome.failure for outcome in outcomes if outcome.failure]
+    for failed_one in failed:
+        terminal.error(failed_one.says)
     if failed:
-        sys.exit(1)
+        sys.exit(max(failed_one.status for failed_one in failed))
 
 
 def _check(folder: str, output: str) -> None:
     from lora_inspect.stores.address import is_remote
 
     if os.path.lexists(output) and not os.path.isdir(output):
-        raise LoraInspectError(f"{output}: {folder} is a folder of adapters, so a folder is written; choose another.")
+        raise RefusedError(output, f"{folder} is a folder of adapters, so a folder is written", "choose another")
     if is_remote(folder):
         return
     if os.path.isdir(output) and os.path.samefile(folder, output):
-        raise LoraInspectError(f"{output}: it is the folder of the inputs; choose another output.")
+        raise RefusedError(output, "it is the folder of the inputs", "choose another output")
     if os.path.join(os.path.realpath(folder), "").startswith(os.path.join(os.path.realpath(output), "")):
-        raise LoraInspectError(f"{output}: the folder of the inputs is in it; choose another output.")
+        raise RefusedError(output, "the folder of the inputs is in it", "choose another output")
 
 
 def _converted(one: "Mirrored", output: str, options: ConvertOptions, force: bool, before: list[_Outcome]) -> _Outcome:
@@ -212,7 +212,7 @@ def _converted(one: "Mirrored", output: str, options: ConvertOptions, force: boo
             return _Outcome(one.path, skipped="it is a base" if kind == "base" else "it is no adapter")
         target = os.path.join(output, one.stem + output_ending(adapter, scheme_for(adapter, options)))
         if taken := next((done.path for done in before if done.result and done.result.output == target), None):
-            raise LoraInspectError(f"{one.path}: {taken} is written to {target} already; give one another name.")
+            raise RefusedError(one.path, f"{taken} is written to {target} already", "give one another name")
         present = {module.name.component for module in adapter.modules.values()}
         own = tuple(component for component in options.only if component in present)
         options = replace(options, only=own or options.only)
@@ -222,13 +222,13 @@ def _converted(one: "Mirrored", output: str, options: ConvertOptions, force: boo
         raise
     except Exception as error:  # one file that cannot be converted leaves the others their outputs
         show_defect(error)
-        return _Outcome(one.path, error=sentence_of(error, one.path))
+        return _Outcome(one.path, failure=failure(one.path, error))
 
 
 def _record(outcome: _Outcome) -> dict[str, Any]:
     if outcome.result:
         return {"path": outcome.path, **outcome.result.to_dict()}
-    return {"path": outcome.path, **({"error": outcome.error} if outcome.error else {"skipped": outcome.skipped})}
+    return outcome.failure.record() if outcome.failure else {"path": outcome.path, "skipped": outcome.skipped}
 
 
 def _tell(outcomes: list[_Outcome]) -> None:

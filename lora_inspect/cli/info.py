@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_arguments import ERROR, Asked, FolderOptions, asked, broken, folder_options
+from lora_inspect.cli.info_arguments import CODE, ERROR, Asked, FolderOptions, asked, broken, folder_options
 from lora_inspect.cli.options import FilePath
 from lora_inspect.cli.terminal import Line, Sheet
 from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.errors import with_code
 from lora_inspect.files.system import without_collecting
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _refuse_for_several(modules: bool, metadata: bool, why: bool) -> None:
 
 
 def _info_of_one(argument: Asked, modules: bool, metadata: bool, why: bool, json: bool) -> None:
-    """Reads one checkpoint, prints what it is, and exits 1 where it cannot be read."""
+    """Reads one checkpoint, prints what it is, and exits with 1 or 3 where it cannot be read."""
     found, verdicts, record = _read(argument, modules)
     if json:
         terminal.json_text(record)
@@ -72,7 +73,7 @@ def _info_of_one(argument: Asked, modules: bool, metadata: bool, why: bool, json
         _show(found, record, verdicts, metadata, why)
     if ERROR in record:
         terminal.error(record[ERROR])
-        sys.exit(1)
+        sys.exit(with_code(record[CODE]).status)
 
 
 def _read(argument: Asked, modules: bool) -> "tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]":

@@ -13,7 +13,7 @@ import click
 
 from lora_inspect.cli.options import parse_without_multiplier
 from lora_inspect.cli.terminal import sentence_of, show_defect
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, RefusedError, kind_of
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import find_checkpoints, is_collection
 from lora_inspect.files.locations import settled
@@ -82,7 +82,7 @@ def condition(text: str) -> Condition:
     """The condition that `KEY=PATTERN` states; raises LoraInspectError for any other text or key."""
     key, equals, pattern = text.partition("=")
     if not equals or key.lower() not in _WORDS:
-        raise LoraInspectError(f"'{text}' is no condition KEY=VALUE; the keys are {listed(KEYS)}.")
+        raise RefusedError(f"'{text}' is no condition KEY=VALUE; the keys are {listed(KEYS)}.")
     return Condition(key.lower(), pattern)
 
 
@@ -96,7 +96,7 @@ def _is_glob(pattern: str) -> bool:
 
 
 # The field of a record that stands for a file that could not be read.
-ERROR = "error"
+ERROR, CODE = "error", "code"
 
 
 class Asked(NamedTuple):
@@ -129,7 +129,7 @@ def asked(argument: str) -> Asked:
 def broken(path: str, error: Exception) -> dict[str, Any]:
     """The record of a file that cannot be read."""
     show_defect(error)
-    return {"path": path, ERROR: sentence_of(error, path)}
+    return {"path": path, ERROR: sentence_of(error, path), CODE: kind_of(error).code}
 
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])

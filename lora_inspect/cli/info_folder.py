@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_arguments import ERROR, Asked, FolderOptions, broken, sorting_key
+from lora_inspect.cli.info_arguments import CODE, ERROR, Asked, FolderOptions, broken, sorting_key
 from lora_inspect.cli.info_screen import size_in_words
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
 from lora_inspect.cli.terminal import DEBUG, DOUBTFUL, FAINT, PLAIN, WRONG, Line, Piece, Sheet, cut, sentence_of
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import FAILED_STATUS, REFUSED_STATUS, kind_of, with_code
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of
 from lora_inspect.ops.info import as_json
@@ -159,6 +159,8 @@ def _size(count: int) -> str:
 _ENDING = ".safetensors"
 # What is counted in the last line beside the states: files that could not be read, copies, and what --where left out.
 _BROKEN, _COPIES, _LEFT_OUT = "unreadable", "duplicate", "left out"
+# Those of the unreadable ones that the system did not give.
+_UNREAD = "unread"
 _PLURALS = {BASE: "bases", OTHER: "others", _COPIES: "duplicates"}
 
 
@@ -171,7 +173,7 @@ class _Entry(NamedTuple):
 
 
 def info_of_several(arguments: Sequence[Asked], modules: bool, json: bool, options: FolderOptions) -> None:
-    """Reads all files of the arguments, prints what they are, and exits 1 where one cannot be read."""
+    """Reads all files of the arguments, prints what they are, and exits with 1 or 3 where one cannot be read."""
     names = _names(arguments)
     counts: Counter[str] = Counter()
     with bar_below("Reading", len(names)) as bar:
@@ -193,7 +195,7 @@ def info_of_several(arguments: Sequence[Asked], modules: bool, json: bool, optio
     elif not options.jsonl:
         terminal.line(_totals(counts))
     if counts[_BROKEN]:
-        sys.exit(1)
+        sys.exit(FAILED_STATUS if counts[_UNREAD] else REFUSED_STATUS)
 
 
 def _names(arguments: Sequence[Asked]) -> list[str]:
@@ -214,7 +216,9 @@ def _read(
             if argument.broken:
                 bar.advance(1)
                 yield _Entry(
-                    ScannedFile(argument.path, error=LoraInspectError(argument.broken[ERROR])), next(name), True
+                    ScannedFile(argument.path, error=with_code(argument.broken[CODE])(argument.broken[ERROR])),
+                    next(name),
+                    True,
                 )
             for _ in argument.files:
                 yield _Entry(next(found), next(name), not argument.is_collection)
@@ -228,6 +232,7 @@ def _chosen(
         one = entry.one
         if one.error:
             counts[_BROKEN] += 1
+            counts[_UNREAD] += kind_of(one.error).status == FAILED_STATUS
             bar.above(partial(_tell_error, one.path, one.error))
             yield entry
         elif all(condition.holds(one) for condition in options.where):
@@ -253,7 +258,7 @@ def _sorted(entries: Sequence[_Entry], order: str) -> Iterator[_Entry]:
 def _record(one: ScannedFile) -> dict[str, Any]:
     """The record that scripts rely on."""
     if one.error:
-        return {"path": one.path, ERROR: sentence_of(one.error, one.path)}
+        return {"path": one.path, ERROR: sentence_of(one.error, one.path), CODE: kind_of(one.error).code}
     return {**(one.record or {}), "state": one.state or None, "note": one.note, "duplicate_of": one.duplicate_of}
 
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath, declared_options, share_of, writing_options
+from lora_inspect.cli.options import FilePath, declared_options, writing_options
 from lora_inspect.cli.verb import VERBS, Verb
-from lora_inspect.merging.options import MergeRequest, merge_options, seed_of
+from lora_inspect.merging.options import MergeRequest, Share, merge_options, seed_of
 
 if TYPE_CHECKING:
-    from lora_inspect.merging.options import Share
     from lora_inspect.ops.merge import MergePlan, MergeResult
 
 # No docstring: python -OO leaves those out.
@@ -32,6 +31,14 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 """
 
 
+def _share(context: click.Context, parameter: click.Parameter, value: str | None) -> Share | None:
+    """The share of the shards that I/N says: one of 1/N to N/N."""
+    try:
+        return None if value is None else Share.parse(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
+
+
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["merge"])
 @click.argument("base", type=FilePath())
 @click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
@@ -40,7 +47,7 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 @click.option(
     "--shard",
     "share",
-    callback=share_of,
+    callback=_share,
     metavar="I/N",
     help="Make only part I of N of a sharded base, in OUT.parts; the job that makes the last part writes OUT.",
 )
@@ -60,7 +67,7 @@ def merge(
     adapters: tuple[str, ...],
     output: str | None,
     force: bool,
-    share: "Share | None",
+    share: Share | None,
     is_finish: bool,
     dry_run: bool,
     as_json: bool,

@@ -10,6 +10,7 @@ from typing import Any
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
 from lora_inspect.cli.terminal import sentence_of, show_defect
+from lora_inspect.errors import kind_of
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.processes import Elsewhere, all_ranks
@@ -90,7 +91,7 @@ def run_processes(
     force: bool,
     tell: Callable[[MergePlan, MergeResult], None],
 ) -> None:
-    """Merges as one of several processes; where one of them fails, the first one says so and all end with 1."""
+    """Merges as one of several processes; where one of them fails, the first one says so and all end alike."""
     load_torch()
     with all_ranks(rank, _sentence_of) as ranks:
         try:
@@ -100,13 +101,13 @@ def run_processes(
             if merged:
                 note_beyond(plan.notes, merged.notes)
                 tell(plan, merged)
-        except Elsewhere:
+        except Elsewhere as ended:
             ranks.told()
-            sys.exit(1)
+            sys.exit(ended.status)
         except Exception as error:  # the other processes wait to hear of it, whatever it is
             terminal.error(_sentence_of(error))
             ranks.told()
-            sys.exit(1)
+            sys.exit(kind_of(error).status)
 
 
 def _sentence_of(error: Exception) -> str:

@@ -10,6 +10,7 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.options import FilePath
 from lora_inspect.cli.progress_bar import BarBelow, bar_below, percent
 from lora_inspect.cli.verb import METADATA_VERBS, Verb
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.sentences import listed, shortened
 
 if TYPE_CHECKING:
@@ -179,6 +180,8 @@ def _pairs(pairs: Iterable[str]) -> dict[str, str]:
     for text in pairs:
         try:
             key, value = parse_pair(text)
+        except LoraInspectError:
+            raise
         except ValueError as error:
             raise click.UsageError(f"{error}.") from None
         if key in found:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from click.shell_completion import CompletionItem
 
-    from lora_inspect.merging.options import Share
     from lora_inspect.option import Declared
     from lora_inspect.reading.model.settings import Settings
 
@@ -107,18 +106,6 @@ def _answers(context: click.Context, parameter: click.Parameter, values: tuple[s
 
     try:
         return parse_answers(values)
-    except ValueError as error:
-        raise click.BadParameter(f"{error}.") from None
-
-
-def share_of(context: click.Context, parameter: click.Parameter, value: str | None) -> "Share | None":
-    """What I/N says: one of the shares 1/N to N/N."""
-    if value is None:
-        return None
-    from lora_inspect.merging.options import Share
-
-    try:
-        return Share.parse(value)
     except ValueError as error:
         raise click.BadParameter(f"{error}.") from None
 

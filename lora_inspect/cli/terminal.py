@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import click
 
-from lora_inspect.errors import LoraInspectError, of_system
+from lora_inspect.errors import LoraInspectError, kind_of, of_system
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import IS_WINDOWS
 from lora_inspect.sentences import SENTENCE, VALUE, printable, shortened, width
@@ -313,7 +313,7 @@ def sentence_of(error: Exception, path: str = "") -> str:
     if isinstance(error, LoraInspectError):
         return str(error)
     if isinstance(error, OSError):
-        return of_system(error, path)
+        return str(of_system(error, path))
     about = path and f"{path}: "
     if _is_of_memory(error):
         return f"{about}there is not enough memory; close other programs, or use a machine that has more."
@@ -323,6 +323,25 @@ def sentence_of(error: Exception, path: str = "") -> str:
         f"{about}this is a defect of lora-inspect {__version__} ({type(error).__name__}: {error}); "
         f"report it with the command and the files' headers, and with what {DEBUG}=1 shows."
     )
+
+
+class Failure(NamedTuple):
+    """What ended a part of a command: the file, a sentence, the code of its kind, and the status that it asks for."""
+
+    path: str
+    says: str
+    code: str
+    status: int
+
+    def record(self) -> dict[str, str]:
+        """It as JSON has it."""
+        return {"path": self.path, "error": self.says, "code": self.code}
+
+
+def failure(path: str, error: Exception) -> Failure:
+    """What is said of an error that came with a file."""
+    kind = kind_of(error)
+    return Failure(path, sentence_of(error, path), kind.code, kind.status)
 
 
 def show_defect(error: Exception) -> None:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from lora_inspect.codecs.record import NOWHERE, Codec, Found, Layout
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import NeedsLibraryError
 from lora_inspect.files.gguf.gguf_format import QUANTISED, TENSOR_TYPES
 
 _LIBRARY = "gguf"
@@ -24,9 +24,11 @@ def decoded(blocks: Any, kind: str) -> Any:
 def _layout(found: Found) -> Layout:
     codes = found.codes
     if find_spec(_LIBRARY) is None:
-        raise LoraInspectError(
-            f"{codes.file}: {codes.name} is stored as {codes.dtype}, which is decoded with the library {_LIBRARY}, and "
-            f'that is not here; install it with pip install "lora-inspect[{_LIBRARY}]".'
+        raise NeedsLibraryError(
+            codes.file,
+            f"{codes.name} is stored as {codes.dtype}, which is decoded with the library {_LIBRARY}, and that is not "
+            "here",
+            f'install it with pip install "lora-inspect[{_LIBRARY}]"',
         )
     return Layout(codes.shape, codes.dtype, unit=_TYPES[codes.dtype].block)
 

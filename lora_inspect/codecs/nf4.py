@@ -62,8 +62,9 @@ def _layout(found: Found) -> Layout | None:
     states = [name for name in STATES if name in found.beside]
     if len(states) != 1:
         raise NotRead("no quant_state says its shape" if not states else "it has two of quant_state")
+    text = found.read(found.beside[states[0]])
     try:
-        said = parse_json(found.read(found.beside[states[0]]))
+        said = parse_json(text)
     except ValueError:
         said = None
     shape = _shape(said)

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 
 Shape = tuple[int, ...]
 
 
-class UnknownCodec(LoraInspectError):
+class UnknownCodec(RefusedError):
     """A tensor is codes whose meaning is not known here."""
 
 

@@ -24,7 +24,7 @@ from lora_inspect.converting.target.target_program import (
     with_base,
     with_magnitudes,
 )
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.locations import is_folder
 from lora_inspect.option import declared
@@ -129,12 +129,12 @@ def _is_right(adapter: Adapter, output: str, options: ConvertOptions, program: P
     adapter = chosen_input(adapter, options).adapter
     told = with_magnitudes(adapter, for_program(adapter, adapter, options))
     if check_algorithm(adapter, told):
-        raise LoraInspectError(f"{adapter.checkpoint.path}: nothing of it becomes anything else.")
+        raise RefusedError(adapter.checkpoint.path, "nothing of it becomes anything else")
     check_kinds(adapter, [family.architecture.name for family in adapter_candidates(adapter)], told)
     if options.model_config != CONFIG:
         return _is_read(adapter, targets(adapter, adapter, None, None, told), told, program)
     if not all(c.algorithm.rows or c.algorithm.replaces for c in adapter.contributions):
-        raise LoraInspectError(f"{adapter.checkpoint.path}: the config tells whether rows move that cannot.")
+        raise RefusedError(adapter.checkpoint.path, "the config tells whether rows move that cannot")
     check_loadable(adapter, schemes.by_name(told.scheme or ""), told)
     return True
 

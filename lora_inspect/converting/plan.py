@@ -15,7 +15,7 @@ from lora_inspect.converting.target.target_algorithm import check_algorithm, che
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.converting.target.target_names import architecture_of, targets, with_scheme
 from lora_inspect.converting.target.target_program import check_kinds, for_program, is_remeasured, with_magnitudes
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.input_file import Identity
@@ -54,7 +54,7 @@ def chosen_input(whole: Adapter, options: ConvertOptions) -> Input:
     asked, others = chosen(adapter, options.only)
     present = dict.fromkeys(module.name.component for module in asked)
     if absent := [component for component in options.only if component not in present]:
-        raise LoraInspectError(f"{adapter.checkpoint.path}: it has no component {absent[0]}; leave its --only out.")
+        raise RefusedError(adapter.checkpoint.path, f"it has no component {absent[0]}", "leave its --only out")
     # Embeddings are of no component.
     embeddings = () if options.only else adapter.embeddings
     left_out = [info.name for module in others for info in module.tensors]
@@ -76,15 +76,15 @@ def _biases(adapter: Adapter, modules: Mapping[str, Module]) -> list[Contributio
     found = [contribution for contribution in changes if contribution.algorithm.parameter == BIAS]
     if not found or len(found) == len(changes):
         what = "nothing but biases" if found else "no biases"
-        raise LoraInspectError(f"{adapter.checkpoint.path}: it changes {what}; leave --drop-biases out.")
+        raise RefusedError(adapter.checkpoint.path, f"it changes {what}", "leave --drop-biases out")
     return found
 
 
 def _unclaimed(adapter: Adapter) -> tuple[str, ...]:
     """The keys that no algorithm claims; LoraInspectError where there is none."""
     if not adapter.unclaimed:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: all its tensors belong to known algorithms; leave --allow-unclaimed out."
+        raise RefusedError(
+            adapter.checkpoint.path, "all its tensors belong to known algorithms", "leave --allow-unclaimed out"
         )
     return adapter.unclaimed
 
@@ -103,9 +103,11 @@ def _without(modules: Mapping[str, Module], biases: Collection[Contribution]) ->
 def _refuse_residual(adapter: Adapter) -> None:
     """Raises LoraInspectError where no alpha says what the factors change."""
     if one := next((c for c in adapter.contributions if c.residual), None):
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {one.module.key} changes what the {one.residual} initialisation left of the "
-            "base, which no standard file says; merge it, or convert it to plain LoRA with the program that trained it."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"{one.module.key} changes what the {one.residual} initialisation left of the base, which no standard "
+            "file says",
+            "merge it, or convert it to plain LoRA with the program that trained it",
         )
 
 
@@ -116,23 +118,25 @@ def open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
     """
     path, is_for_experts = adapter.checkpoint.path, options.layout == SINGLE_EXPERTS
     if adapter.dora.value and not (options.base or options.keep_dora or options.drop_magnitude):
-        raise LoraInspectError(
-            f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), which alpha/rank alone cannot express; "
-            "choose --keep-dora (exact for readers of its magnitude), --base BASE with --rank N or --max-error E "
-            "(a plain LoRA of the true change), or --drop-magnitude (loses the magnitude)."
+        raise RefusedError(
+            path,
+            f"it is DoRA ({adapter.dora.modules} magnitudes), which alpha/rank alone cannot express",
+            "choose --keep-dora (exact for readers of its magnitude), --base BASE with --rank N or --max-error E (a "
+            "plain LoRA of the true change), or --drop-magnitude (loses the magnitude)",
         )
     if not options.base:
         return None
     if not adapter.dora.value and not is_for_experts and options.algorithm is None:
-        raise LoraInspectError(f"{path}: it has no DoRA magnitude, so --base has nothing to do; leave it out.")
+        raise RefusedError(path, "it has no DoRA magnitude, so --base has nothing to do", "leave it out")
     if adapter.dora.value and is_for_experts:
-        raise LoraInspectError(
-            f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), which is settled first; make it plain without "
-            "--layout, then give that to the output."
+        raise RefusedError(
+            path,
+            f"it is DoRA ({adapter.dora.modules} magnitudes), which is settled first",
+            "make it plain without --layout, then give that to the output",
         )
     base = open_weights(options.base)
     if kind_of(read_adapter(base))[0] == ADAPTER:
-        raise LoraInspectError(f"{base.path}: it is an adapter itself, not a base; name the model's own weights.")
+        raise RefusedError(base.path, "it is an adapter itself, not a base", "name the model's own weights")
     return base
 
 

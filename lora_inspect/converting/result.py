@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
 from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.maths.dora import SPELLINGS
@@ -158,9 +158,10 @@ class Received:
         if self.options.keep_dora and found.verdict in (LOST, WRONG):
             self.remarks.append(f"{program} does not apply its magnitudes as they were trained: {found.verdict}{says}")
         elif needs_fix(found):
-            raise LoraInspectError(
-                f"{self.output}: {program} would not read it as it is meant: {found.verdict}{says}; nothing is "
-                "written. Choose --algorithm lora where it is of another algorithm, or another program."
+            raise RefusedError(
+                self.output,
+                f"{program} would not read it as it is meant: {found.verdict}{says}",
+                "nothing is written. Choose --algorithm lora where it is of another algorithm, or another program",
             )
         elif found.by == READ:
             self.remarks.append(f"that {program} reads it as it is meant was read in its code, and not run")

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import nearest_name
 from lora_inspect.files.hashes import HASH_KEYS
@@ -75,7 +75,7 @@ def read_value(text: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise LoraInspectError(f"{name}: it is no text in UTF-8; name a text file.") from None
+        raise DamagedError(name, "it is no text in UTF-8", "name a text file") from None
 
 
 def thumbnail(path: str) -> str:
@@ -83,7 +83,7 @@ def thumbnail(path: str) -> str:
     content, _ = read_whole(path, THUMBNAIL_BYTES, way_out="save the picture smaller, 256 by 256")
     kind = next((kind for start, kind in _PICTURES.items() if content.startswith(start)), None)
     if kind is None or (kind == "image/webp" and content[8:12] != b"WEBP"):
-        raise LoraInspectError(f"{path}: it is no JPEG, PNG or WebP; save the picture as one of these, 256 by 256.")
+        raise RefusedError(path, "it is no JPEG, PNG or WebP", "save the picture as one of these, 256 by 256")
     import base64
 
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
@@ -93,11 +93,12 @@ def check_values(file: str, values: Mapping[str, str]) -> None:
     """Raises LoraInspectError for what no header can hold, and for a text under a key that holds JSON."""
     for key, value in values.items():
         if not is_unicode(key) or not is_unicode(value):
-            raise LoraInspectError(f"{file}: the value of {shortened(key)} is no text in UTF-8; give it as @FILE.")
+            raise RefusedError(file, f"the value of {shortened(key)} is no text in UTF-8", "give it as @FILE")
         if key in _JSON_KEYS and not _is_json(value):
-            raise LoraInspectError(
-                f"{file}: {key} holds JSON, and {shortened(json.dumps(value))} is no object or list; mend it, or give "
-                "it as @FILE."
+            raise RefusedError(
+                file,
+                f"{key} holds JSON, and {shortened(json.dumps(value))} is no object or list",
+                "mend it, or give it as @FILE",
             )
 
 
@@ -145,10 +146,10 @@ def named_values(named: Mapping[str, str | None], present: Iterable[str]) -> dic
 def missing_key(path: str, key: str, metadata: Mapping[str, str]) -> LoraInspectError:
     """The error for a key, or a glob of keys, that a metadata has not."""
     if not metadata:
-        return LoraInspectError(f"{path}: it has no metadata, so no {shortened(key)}; set it first.")
+        return RefusedError(path, f"it has no metadata, so no {shortened(key)}", "set it first")
     near = nearest_name(key, metadata)
     which = f" (did you mean {shortened(near)}?)" if near else ", of those that `lora-inspect metadata show` lists"
-    return LoraInspectError(f"{path}: its metadata has no {shortened(key)}; name another key{which}.")
+    return RefusedError(path, f"its metadata has no {shortened(key)}", f"name another key{which}")
 
 
 # What an edit makes of a metadata; `path` is the file that errors name.

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Mapping
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import CouldNotWorkError, RefusedError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.file_types import GGUF_MAGIC
 from lora_inspect.files.hashes import (
@@ -33,16 +33,18 @@ def editable_file(path: str) -> str:
     put_right(path)
     files = files_of(path, open_checkpoint(path))
     if not files:
-        raise LoraInspectError(f"{path}: the folder holds a configuration and no weights, so there is no metadata.")
+        raise RefusedError(path, "the folder holds a configuration and no weights, so there is no metadata")
     if len(files) > 1:
-        raise LoraInspectError(
-            f"{path}: it is a set of {len(files)} files, each with a metadata of its own; name one of them, as "
-            f"{files[0]}."
+        raise RefusedError(
+            path,
+            f"it is a set of {len(files)} files, each with a metadata of its own",
+            f"name one of them, as {files[0]}",
         )
     if is_gguf(files[0]):
-        raise LoraInspectError(
-            f"{path}: it is a GGUF file, of which lora-inspect reads the metadata and changes none; use "
-            "gguf_new_metadata.py of llama.cpp."
+        raise RefusedError(
+            path,
+            "it is a GGUF file, of which lora-inspect reads the metadata and changes none",
+            "use gguf_new_metadata.py of llama.cpp",
         )
     return files[0]
 
@@ -62,18 +64,20 @@ def check_own_place(file: str, in_place: bool) -> list[str]:
     """Sentences on what replacing a file does beside; LoraInspectError where it would do what nobody asked for."""
     refuse_remote(file, "write another file with -o")
     if os.path.islink(file):
-        raise LoraInspectError(
-            f"{file}: it is a link to {os.path.realpath(file)}; name that file, or write another one with -o."
+        raise RefusedError(
+            file, f"it is a link to {os.path.realpath(file)}", "name that file, or write another one with -o"
         )
     status = os.stat(file)
     if not status.st_mode & _WRITABLE:
-        raise LoraInspectError(f"{file}: it is write-protected; allow writing to it, or write another one with -o.")
+        raise CouldNotWorkError(file, "it is write-protected", "allow writing to it, or write another one with -o")
     if status.st_nlink < 2:
         return []
     if in_place:
-        raise LoraInspectError(
-            f"{file}: it has {status.st_nlink} names (hard links), and whoever reads another one would not know of a "
-            "rewriting that was broken off; leave --in-place out, or write another file with -o."
+        raise RefusedError(
+            file,
+            f"it has {status.st_nlink} names (hard links), and whoever reads another one would not know of a "
+            "rewriting that was broken off",
+            "leave --in-place out, or write another file with -o",
         )
     return [f"{file}: it had {status.st_nlink} names (hard links); the others keep the file as it was."]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_inspect.codecs.record import FORMATS_KEY
 from lora_inspect.editing.edit import Change, applied
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.safetensors.edit_in_place import Headed
@@ -199,9 +199,10 @@ def settled_meaning(checkpoint: Checkpoint, headed: Headed, made: Sequence[Chang
     found = differences(meaning(checkpoint), after)
     if found and not allowed:
         keys = some(deciding_keys(checkpoint, headed, made) or [one.key for one in made], 3)
-        raise LoraInspectError(
-            f"{headed.file}: {keys} decides how the file is read, and the change would make {_few(found)}; leave it "
-            "out, or add --allow-meaning-change."
+        raise RefusedError(
+            headed.file,
+            f"{keys} decides how the file is read, and the change would make {_few(found)}",
+            "leave it out, or add --allow-meaning-change",
         )
     return tuple(found)
 
@@ -216,9 +217,10 @@ def check_elsewhere(checkpoint: Checkpoint, headed: Headed, metadata: Mapping[st
     meant = meaning(with_metadata(checkpoint, headed.file, metadata))
     found = differences(under_any_name(meant), under_any_name(meaning(open_checkpoint(written))))
     if found:
-        raise LoraInspectError(
-            f"{headed.file}: what lies beside it decides how it is read, and where the output goes it would have "
-            f"{_few(found)}; name an output in the same folder, or copy the folder and leave -o out."
+        raise RefusedError(
+            headed.file,
+            f"what lies beside it decides how it is read, and where the output goes it would have {_few(found)}",
+            "name an output in the same folder, or copy the folder and leave -o out",
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import CouldNotWorkError, LoraInspectError, RefusedError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.input_file import Identity, InputFile, identify
 from lora_inspect.files.json_files import read_index
@@ -172,7 +172,7 @@ def _holds_no_part(name: str) -> bool:
 
 
 def _refuse_unreadable(error: OSError) -> None:
-    raise LoraInspectError(f"{error.filename}: it cannot be read ({error.strerror}); check the path and its rights.")
+    raise CouldNotWorkError(error.filename, f"it cannot be read ({error.strerror})", "check the path and its rights")
 
 
 def _target(root: str, name: str) -> str:
@@ -206,8 +206,8 @@ def _blobs(snapshot: str) -> str | None:
 
 
 def _refused_link(path: str, how: str) -> LoraInspectError:
-    return LoraInspectError(
-        f"{path}: it is a link to {os.readlink(path)}, which {how}; put the file itself there or remove the link."
+    return RefusedError(
+        path, f"it is a link to {os.readlink(path)}, which {how}", "put the file itself there or remove the link"
     )
 
 

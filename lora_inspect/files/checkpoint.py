@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, LoraInspectError, NotFoundError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
 from lora_inspect.files.file_types import PICKLE_ENDINGS, is_gguf, is_weights, likely_weights
@@ -85,9 +85,10 @@ class Checkpoint(NamedTuple):
         for name in names:
             info = self.alpha if self.alpha and name == self.alpha.name else self.tensors[name]
             if info.shape and info.numel != 1:
-                raise LoraInspectError(
-                    f"{info.file}: {name} has shape {list(info.shape)}, but a single number was expected there; "
-                    "the file is damaged or uses the name for something else."
+                raise DamagedError(
+                    info.file,
+                    f"{name} has shape {list(info.shape)}, but a single number was expected there",
+                    "the file is damaged or uses the name for something else",
                 )
             wanted.setdefault(info.file, []).append(info)
         values: dict[str, float | int | bool | None] = {}
@@ -139,13 +140,13 @@ def _open(path: str, named: str) -> Checkpoint:
 def _is_no_file(path: str) -> LoraInspectError:
     if exists(path):
         if os.path.islink(path) and not os.path.exists(path):
-            return LoraInspectError(f"{path}: it is a link that leads nowhere; name the file that it should lead to.")
-        return LoraInspectError(f"{path}: it is neither a file nor a folder; name a file on a disk.")
+            return NotFoundError(path, "it is a link that leads nowhere", "name the file that it should lead to")
+        return RefusedError(path, "it is neither a file nor a folder", "name a file on a disk")
     from lora_inspect.files.discovery import nearest_path
 
     near = nearest_path(path)
     meant = f" (did you mean {near}?)" if near else ""
-    return LoraInspectError(f"{path or 'the empty name'}: there is no such file or folder; check the path{meant}.")
+    return NotFoundError(path or "the empty name", "there is no such file or folder", f"check the path{meant}")
 
 
 def _open_folder(folder: str, named: str) -> Checkpoint:
@@ -167,9 +168,7 @@ def _open_folder(folder: str, named: str) -> Checkpoint:
     if is_config_alone(names):
         return _config_alone(folder, named)
     found = f"{len(weights)} .safetensors files" if weights else "no .safetensors file"
-    raise LoraInspectError(
-        f"{folder}: the folder holds {found}, but one checkpoint was expected; name the file itself."
-    )
+    raise RefusedError(folder, f"the folder holds {found}, but one checkpoint was expected", "name the file itself")
 
 
 def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
@@ -232,7 +231,7 @@ def _config_beside(file: str, inputs: dict[str, Identity]) -> tuple[dict[str, An
         return None, None
     config, inputs[path] = read_json(path)
     if not isinstance(config, dict):
-        raise LoraInspectError(f"{path}: it is JSON but not an object; fetch the adapter's configuration again.")
+        raise DamagedError(path, "it is JSON but not an object", "fetch the adapter's configuration again")
     return config, path
 
 
@@ -242,13 +241,11 @@ def _open_index(index: str, named: str) -> Checkpoint:
     weight_map = content["weight_map"]
     names = sorted(set(weight_map.values()))
     if any(os.path.basename(name) != name for name in names):
-        raise LoraInspectError(f"{index}: it points outside its own folder; fetch the index again.")
+        raise DamagedError(index, "it points outside its own folder", "fetch the index again")
     checkpoint = _join([join(folder, name) for name in names], folder, {index: identity}, named)
     for tensor, name in weight_map.items():
         if tensor not in checkpoint.tensors or os.path.basename(checkpoint.tensors[tensor].file) != name:
-            raise LoraInspectError(
-                f"{index}: it places {tensor} in {name}, which does not hold it; fetch the set again."
-            )
+            raise DamagedError(index, f"it places {tensor} in {name}, which does not hold it", "fetch the set again")
     return checkpoint
 
 
@@ -260,7 +257,7 @@ def _open_shards(folder: str, whole: ShardSet, named: str) -> Checkpoint:
     names = sorted(name for name in names_in(folder) if name.startswith(f"{whole.stem}-"))
     files = [join(folder, name) for name in names if set_of(name) == whole]
     if len(files) != whole.shards:
-        raise LoraInspectError(
+        raise NotFoundError(
             f"{join(folder, whole.stem)}: {len(files)} of {whole.shards} shards are there; fetch the missing ones."
         )
     found = {index: read_index(index)[1]} if exists(index) else {}
@@ -274,11 +271,11 @@ def _join(files: list[str], folder: str, index: dict[str, Identity], named: str)
     begin_reading(files)
     for file in files:
         if not exists(file):
-            raise LoraInspectError(f"{file}: the shard is missing; fetch it.")
+            raise NotFoundError(file, "the shard is missing", "fetch it")
         shard, file_metadata[file], identities[file] = identified_header(file)
         for name, info in shard.items():
             if name in tensors:
-                raise LoraInspectError(f"{file}: {name} is also in {tensors[name].file}; fetch the set again.")
+                raise DamagedError(file, f"{name} is also in {tensors[name].file}", "fetch the set again")
             tensors[name] = info
         if len(tensors) > TENSORS:
             raise too_many_tensors(named, len(tensors))

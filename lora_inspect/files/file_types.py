@@ -4,7 +4,7 @@ import codecs
 import os
 import re
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.locations import is_of_server, join, names_in
@@ -114,29 +114,26 @@ def refuse_foreign(file: str, start: bytes, size: int) -> None:
     refuse_format(file, start)
     is_json = re.match(_JSON, start) is not None
     if is_json and file.lower().endswith(".json"):
-        raise LoraInspectError(f"{file}: it is a JSON file, not weights; {_weights_beside(file)}.")
+        raise RefusedError(file, "it is a JSON file, not weights", _weights_beside(file))
     if size < 8:
-        raise LoraInspectError(
-            f"{file}: it has {size} bytes, fewer than the 8 that begin a safetensors file; fetch it again."
+        raise DamagedError(
+            file, f"it has {size} bytes, fewer than the 8 that begin a safetensors file", "fetch it again"
         )
     if is_json:
-        raise LoraInspectError(
-            f"{file}: it is JSON, as servers send it to say that they refuse, and not weights; {_DOWNLOAD}."
-        )
+        raise DamagedError(file, "it is JSON, as servers send it to say that they refuse, and not weights", _DOWNLOAD)
     if _is_text(start):
-        raise LoraInspectError(f"{file}: it is text, not weights; {_DOWNLOAD}.")
+        raise DamagedError(file, "it is text, not weights", _DOWNLOAD)
 
 
 def refuse_format(file: str, start: bytes) -> None:
     """Raises LoraInspectError where a file begins with the mark of a format that is neither safetensors nor text."""
     if any(re.match(pickle, start, re.DOTALL) for pickle in _PICKLES):
-        raise LoraInspectError(
-            f"{file}: it is a pickle, which can run code when it is unpickled, so it is never read; "
-            f"{_conversion(file)}."
+        raise RefusedError(
+            file, "it is a pickle, which can run code when it is unpickled, so it is never read", _conversion(file)
         )
     for form in _FORMATS:
         if re.match(form.start, start, re.DOTALL):
-            raise LoraInspectError(f"{file}: it is {form.what}; {form.way_out}.")
+            raise RefusedError(file, f"it is {form.what}", form.way_out)
 
 
 def _conversion(pickle: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from lora_inspect.errors import LoraInspectError, changed
+from lora_inspect.errors import CouldNotWorkError, LoraInspectError, RefusedError, changed
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import open_without_waiting
 from lora_inspect.stores.address import is_remote
@@ -63,7 +63,7 @@ class InputFile:
             raise changed(path)
         if not stat.S_ISREG(status.st_mode):
             self.close()
-            raise LoraInspectError(f"{path}: it is neither a file nor a folder; name a file on a disk.")
+            raise RefusedError(path, "it is neither a file nor a folder", "name a file on a disk")
 
     def __enter__(self) -> "InputFile":
         return self
@@ -94,10 +94,12 @@ class InputFile:
             while view:
                 count = self._handle.readinto(view)
                 if not count:
-                    raise changed(self.path)
+                    break
                 view = view[count:]
         except OSError as error:
             raise _unreadable(self.path, error.strerror) from None
+        if view:
+            raise changed(self.path)
 
     def read_few(self, start: int, count: int) -> bytes:
         """The `count` bytes from position `start` on, where the system mostly has them in one piece."""
@@ -208,9 +210,7 @@ def read_whole(
     with InputFile(path, identity) as source:
         size = source.identity.bytes
         if size > longest:
-            raise LoraInspectError(
-                f"{path}: it has {size:,} bytes, but at most {longest:,} of such a file are read; {way_out}."
-            )
+            raise RefusedError(path, f"it has {size:,} bytes, but at most {longest:,} of such a file are read", way_out)
         return source.read(0, size), source.identity
 
 
@@ -237,4 +237,4 @@ def check_unchanged(inputs: Mapping[str, Identity]) -> None:
 
 
 def _unreadable(path: str, reason: str | None) -> LoraInspectError:
-    return LoraInspectError(f"{path or 'the empty name'}: it cannot be read ({reason}); check the path and its rights.")
+    return CouldNotWorkError(path or "the empty name", f"it cannot be read ({reason})", "check the path and its rights")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError
 from lora_inspect.files.file_types import START_BYTES, refuse_format
 from lora_inspect.files.input_file import Identity, read_whole
 from lora_inspect.files.strict_json import JSON_BYTES, JSON_ITEMS, parse_json
@@ -18,8 +18,8 @@ def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identit
         return parse_json(content), identity
     except ValueError:
         refuse_format(file, bytes(content[:START_BYTES]))
-        raise LoraInspectError(
-            f"{file}: it is not valid JSON of at most {JSON_ITEMS:,} items; fetch it again or repair it."
+        raise DamagedError(
+            file, f"it is not valid JSON of at most {JSON_ITEMS:,} items", "fetch it again or repair it"
         ) from None
 
 
@@ -28,5 +28,5 @@ def read_index(file: str, identity: Identity | None = None) -> tuple[dict[str, A
     content, identity = read_json(file, identity)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise LoraInspectError(f"{file}: it has no `weight_map` of tensor names to files; fetch the index again.")
+        raise DamagedError(file, "it has no `weight_map` of tensor names to files", "fetch the index again")
     return content, identity

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.stores.address import is_remote
 
 
@@ -104,7 +104,7 @@ def _parts_below(root: str) -> Iterator[list[str]]:
     for found in below(root):
         parts = found.address[len(root) + 1 :].split("/")
         if any(part in ("", os.curdir, os.pardir) or os.sep in part for part in parts):
-            raise LoraInspectError(f"{found.address}: no file on a disk can be called so; name the file that you mean.")
+            raise RefusedError(found.address, "no file on a disk can be called so", "name the file that you mean")
         yield parts
 
 
@@ -145,4 +145,4 @@ def is_of_server(path: str) -> bool:
 def refuse_remote(path: str, way_out: str) -> None:
     """Raises LoraInspectError for an address where only what is on a disk can be changed."""
     if is_remote(path):
-        raise LoraInspectError(f"{path}: files at addresses are only read; {way_out}.")
+        raise RefusedError(path, "files at addresses are only read", way_out)

@@ -11,7 +11,14 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from lora_inspect.errors import DiskRefused, LoraInspectError
+from lora_inspect.errors import (
+    CouldNotWorkError,
+    DiskRefused,
+    LoraInspectError,
+    NotFoundError,
+    RefusedError,
+    WouldOverwriteError,
+)
 from lora_inspect.files.file_types import PICKLE_ENDINGS
 from lora_inspect.files.input_file import Identity, check_unchanged
 from lora_inspect.files.store_outputs import (
@@ -35,33 +42,35 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
         check_store_output(output, inputs, force, folder)
         return
     if "\0" in output:
-        raise LoraInspectError(f"{output}: no path may hold a NUL character; name another output.")
+        raise RefusedError(output, "no path may hold a NUL character", "name another output")
     parent = os.path.dirname(without_slash(output)) or os.curdir
     if not os.path.isdir(parent):
         if os.path.lexists(parent):
-            raise LoraInspectError(f"{output}: {parent} is no folder; choose another place.")
-        raise LoraInspectError(f"{output}: the folder {parent} does not exist; make it first.")
+            raise RefusedError(output, f"{parent} is no folder", "choose another place")
+        raise NotFoundError(output, f"the folder {parent} does not exist", "make it first")
     if not folder and not os.path.basename(output):
-        raise LoraInspectError(f"{output or 'the empty name'}: it cannot be a file; name the file to write.")
+        raise RefusedError(output or "the empty name", "it cannot be a file", "name the file to write")
     if not os.path.lexists(output):
         return
     if is_input(output, inputs):
-        raise LoraInspectError(f"{output}: it is an input of the command; choose another output.")
+        raise RefusedError(output, "it is an input of the command", "choose another output")
     if not os.path.isdir(output):
         _check_file(output)
         if os.path.islink(output):
-            raise LoraInspectError(f"{output}: it is a link; name the file that it leads to, or another output.")
+            raise RefusedError(output, "it is a link", "name the file that it leads to, or another output")
     if not force:
-        raise LoraInspectError(f"{output}: it exists; choose another output or add --force.")
+        raise WouldOverwriteError(output, "it exists", "choose another output or add --force")
     if os.path.isdir(output) != folder:
-        raise LoraInspectError(f"{output}: it is {'a folder' if os.path.isdir(output) else 'a file'}; remove it first.")
+        raise WouldOverwriteError(
+            output, f"it is {'a folder' if os.path.isdir(output) else 'a file'}", "remove it first"
+        )
     if folder and os.path.islink(output):
-        raise LoraInspectError(f"{output}: it is a link to a folder; name the folder itself.")
+        raise RefusedError(output, "it is a link to a folder", "name the folder itself")
     if os.path.basename(without_slash(output)) in (os.curdir, os.pardir):
-        raise LoraInspectError(f"{output}: what replaces a folder is made beside it; name it by its own name.")
+        raise RefusedError(output, "what replaces a folder is made beside it", "name it by its own name")
     if os.path.ismount(output):
         way_out = "name a folder in it" if folder else "choose another output"
-        raise LoraInspectError(f"{output}: a disk or a volume is mounted there; {way_out}.")
+        raise RefusedError(output, "a disk or a volume is mounted there", way_out)
 
 
 def is_input(output: str, inputs: Iterable[str]) -> bool:
@@ -86,13 +95,13 @@ def check_replaceable(output: str, names: Iterable[str], folders: Iterable[str] 
 def _check_file(output: str) -> None:
     """Raises LoraInspectError where the name belongs to a pipe, a device or a socket, which a file must not replace."""
     if os.path.lexists(output) and stat.S_IFMT(os.lstat(output).st_mode) not in _REPLACED:
-        raise LoraInspectError(f"{output}: it is neither a file nor a folder; choose another output.")
+        raise RefusedError(output, "it is neither a file nor a folder", "choose another output")
 
 
 def _check_lost(output: str, written: set[str]) -> None:
     if others := sorted(_entries(output) - written):
-        raise LoraInspectError(
-            f"{output}: the folder holds {others[0]}, which the command does not write; choose another output."
+        raise WouldOverwriteError(
+            output, f"the folder holds {others[0]}, which the command does not write", "choose another output"
         )
 
 
@@ -126,7 +135,7 @@ def new_file(
         finally:
             os.close(descriptor)
         if not is_whole:
-            raise LoraInspectError(f"{output}: {partial} was taken away while it was written; run the command again.")
+            raise CouldNotWorkError(output, f"{partial} was taken away while it was written", "run the command again")
         if prove:
             prove(partial)
         check_unchanged(inputs or {})
@@ -160,13 +169,12 @@ def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force:
             os.mkdir(partial)
             yield partial
             take_place(partial, output, inputs or {}, force)
-        except DiskRefused as error:
-            raise DiskRefused(str(error).replace(partial, output), error.reason) from None
         except LoraInspectError as error:
-            raise LoraInspectError(str(error).replace(partial, output)) from None
+            error.replace(partial, output)
+            raise
     if left := left_under(partial):
-        raise LoraInspectError(
-            f"{output}: it is complete, but what it replaced cannot be removed; remove {' and '.join(left)}."
+        raise CouldNotWorkError(
+            output, "it is complete, but what it replaced cannot be removed", f"remove {' and '.join(left)}"
         )
 
 
@@ -192,14 +200,16 @@ def refusing(output: str) -> Iterator[None]:
     """Says in a sentence what the system refused."""
     try:
         yield
+    except LoraInspectError:
+        raise
     except FileExistsError:
-        raise LoraInspectError(
-            f"{output}: it appeared while the command ran; choose another output, or run it again with --force."
+        raise WouldOverwriteError(
+            output, "it appeared while the command ran", "choose another output, or run it again with --force"
         ) from None
     except OSError as error:
         way_out = "free space or choose" if error.errno in _NO_SPACE else "choose"
         raise DiskRefused(
-            f"{output}: it cannot be written ({error.strerror}); {way_out} another place.", error.strerror
+            output, f"it cannot be written ({error.strerror})", f"{way_out} another place", reason=error.strerror
         ) from None
 
 
@@ -216,8 +226,8 @@ def _sync_name(output: str) -> None:
     try:
         sync_folder(os.path.dirname(output) or os.curdir)
     except OSError as error:
-        raise LoraInspectError(
-            f"{output}: it is complete, but the disk may not keep its name ({error.strerror}); run the command again."
+        raise CouldNotWorkError(
+            output, f"it is complete, but the disk may not keep its name ({error.strerror})", "run the command again"
         ) from None
 
 
@@ -295,14 +305,14 @@ def file_output(named: str, name: str, inputs: Collection[str], ending: str = SA
     if os.path.isdir(named):
         return os.path.join(named, _bare(name) + ending)
     if os.path.basename(named) == ending:
-        raise LoraInspectError(f"{named}: it is an ending without a name; put the name of the file before it.")
+        raise RefusedError(named, "it is an ending without a name", "put the name of the file before it")
     if _ends_with_slash(named):
-        raise LoraInspectError(f"{named}: there is no such folder; make it first, or name a file.")
+        raise NotFoundError(named, "there is no such folder", "make it first, or name a file")
     if named.endswith(ending) or is_input(named, inputs) or _is_no_file(named):
         return named
     proper = _bare(named) + ending
     way_out = f"name it {proper}" if not os.path.lexists(proper) else f"choose a name that ends in {ending}"
-    raise LoraInspectError(f"{named}: what is written is a {_FORMATS[ending]} file; {way_out}.")
+    raise RefusedError(named, f"what is written is a {_FORMATS[ending]} file", way_out)
 
 
 def folder_output(named: str, because: str, inputs: Collection[str]) -> str:
@@ -317,14 +327,14 @@ def folder_output(named: str, because: str, inputs: Collection[str]) -> str:
     if bare == named or os.path.isdir(named) or is_input(named, inputs):
         return named
     which = f", as in -o {bare}" if not os.path.lexists(bare) else " that does not exist"
-    raise LoraInspectError(f"{named}: {because}, so a folder is written; name a folder{which}.")
+    raise RefusedError(named, f"{because}, so a folder is written", f"name a folder{which}")
 
 
 def _refuse_nothing(named: str) -> None:
     if not named:
-        raise LoraInspectError("the empty name: it cannot be an output; name the file or the folder to write.")
+        raise RefusedError("the empty name: it cannot be an output; name the file or the folder to write.")
     if named == _STREAM:
-        raise LoraInspectError(f"{named}: an output is no stream; name the file or the folder to write.")
+        raise RefusedError(named, "an output is no stream", "name the file or the folder to write")
 
 
 def _bare(name: str) -> str:

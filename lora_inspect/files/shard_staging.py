@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import WouldOverwriteError
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.outputs import check_output, check_replaceable, new_file, refusing, take_place
 from lora_inspect.files.system import close_locked, create, is_at, lock, open_itself, rename_new
@@ -48,8 +48,8 @@ class PartsFolder:
         for name in sorted(os.listdir(self.path)) if self.is_there() else []:
             is_own = known.get(name)
             if not (is_own(os.path.join(self.path, name)) if is_own else is_leftover(name)):
-                raise LoraInspectError(
-                    f"{self.path}: it holds {name}, which is no part of a merge; move that, or choose another output."
+                raise WouldOverwriteError(
+                    self.path, f"it holds {name}, which is no part of a merge", "move that, or choose another output"
                 )
 
     def make(self) -> None:

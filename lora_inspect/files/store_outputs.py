@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError, WouldOverwriteError
 from lora_inspect.stores.address import HF, S3, VERSION, named, scheme_of
 from lora_inspect.stores.client import file_system
 
@@ -22,17 +22,17 @@ def output_address(output: str) -> str:
     scheme = scheme_of(address)
     if scheme != S3:
         way_out = _WAYS_OUT.get(scheme, _OTHERWISE)
-        raise LoraInspectError(f"{address}: what has an address of {scheme}:// is only read; {way_out}.")
+        raise RefusedError(address, f"what has an address of {scheme}:// is only read", way_out)
     address = address.rstrip("/")
     bucket, _, key = address.partition("://")[2].partition("/")
     if not bucket or not key:
         form = f"s3://{bucket or 'BUCKET'}/OUT"
-        raise LoraInspectError(f"{address}: it is a whole bucket; name what to write in it, as in {form}.")
+        raise RefusedError(address, "it is a whole bucket", f"name what to write in it, as in {form}")
     parts = key.split("/")
     if any(part in ("", ".", "..") for part in parts) or not key.isprintable() or "?" in key or "#" in key:
-        raise LoraInspectError(f"{output}: programs read such an address in different ways; name another output.")
+        raise RefusedError(output, "programs read such an address in different ways", "name another output")
     if len(key.encode()) > _LONGEST_KEY:
-        raise LoraInspectError(f"{output}: a store takes names of {_LONGEST_KEY:,} bytes; choose a shorter one.")
+        raise RefusedError(output, f"a store takes names of {_LONGEST_KEY:,} bytes", "choose a shorter one")
     return address
 
 
@@ -47,7 +47,7 @@ def check_store_output(output: str, inputs: Iterable[str], force: bool, folder: 
     """Raises LoraInspectError where the output would replace an input or, without `force`, anything at all."""
     address = output_address(output)
     if is_input_address(address, inputs):
-        raise LoraInspectError(f"{address}: it is an input of the command; choose another output.")
+        raise RefusedError(address, "it is an input of the command", "choose another output")
     store = _store_of(address)
     from lora_inspect.stores.s3 import described, names_below
 
@@ -56,9 +56,9 @@ def check_store_output(output: str, inputs: Iterable[str], force: bool, folder: 
     if not is_folder and not is_file:
         return
     if is_file if folder else is_folder:
-        raise LoraInspectError(f"{address}: it is {'a file' if folder else 'a folder'}; remove it first.")
+        raise WouldOverwriteError(address, f"it is {'a file' if folder else 'a folder'}", "remove it first")
     if not force:
-        raise LoraInspectError(f"{address}: it exists; choose another output or add --force.")
+        raise WouldOverwriteError(address, "it exists", "choose another output or add --force")
 
 
 def check_store_replaceable(output: str, names: Collection[str]) -> None:
@@ -69,8 +69,8 @@ def check_store_replaceable(output: str, names: Collection[str]) -> None:
 
     other = next((name for name in names_below(store, address) if name not in names), None)
     if other is not None:
-        raise LoraInspectError(
-            f"{address}: the folder holds {other}, which the command does not write; choose another output."
+        raise WouldOverwriteError(
+            address, f"the folder holds {other}, which the command does not write", "choose another output"
         )
 
 
@@ -78,11 +78,11 @@ def unfinished_notes(output: str) -> tuple[str, ...]:
     """A sentence on uploads to an output that another run has begun and not ended, as far as the store tells."""
     address = output_address(output)
     store = _store_of(address)
-    from lora_inspect.stores.s3 import Refused, unfinished
+    from lora_inspect.stores.s3 import StoreRefused, unfinished
 
     try:
         found = unfinished(store, address)
-    except Refused:
+    except StoreRefused:
         return ()
     if not found:
         return ()

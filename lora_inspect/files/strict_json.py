@@ -12,7 +12,7 @@ import json
 import math
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.files.safetensors.dtypes import SIZES
 
 # The library takes what is near the end of a double's range for infinite.
@@ -101,9 +101,7 @@ JSON_ITEMS = TENSORS + 1_000
 
 def too_many_tensors(file: str, count: int) -> LoraInspectError:
     """The error for a file or a set of files with `count` tensors."""
-    return LoraInspectError(
-        f"{file}: {count:,} tensors are more than the {TENSORS:,} that are read; name another file."
-    )
+    return RefusedError(file, f"{count:,} tensors are more than the {TENSORS:,} that are read", "name another file")
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
 
-from lora_inspect.errors import DiskRefused, LoraInspectError
+from lora_inspect.errors import CouldNotWorkError, DiskRefused, LoraInspectError, kind_of
 from lora_inspect.files.deferred_signals import told_of_signals
 from lora_inspect.files.input_file import Identity, check_unchanged
 from lora_inspect.files.pending_output import Borrowing, MadeOutput
@@ -14,7 +14,7 @@ from lora_inspect.progress import Progress, silent
 from lora_inspect.stores import client
 from lora_inspect.stores.address import join, split
 from lora_inspect.stores.multipart_upload import Upload, abort_all, complete_all
-from lora_inspect.stores.s3 import Refused, S3Store, Unfinished, is_empty, unfinished
+from lora_inspect.stores.s3 import S3Store, StoreRefused, Unfinished, is_empty, unfinished
 
 _RUN_BYTES = 8
 _INDEX, _CONFIG, _RANKS = ".index.json", "config.json", 3
@@ -41,7 +41,10 @@ def sent_to_store(
             except DiskRefused as refused:
                 raise _no_room(address, folder, refused.reason) from None
             except LoraInspectError as error:
-                raise LoraInspectError(str(error).replace(path, address)) from None
+                error.replace(path, address)
+                raise
+    except LoraInspectError:
+        raise
     except OSError as error:
         raise _no_room(address, "the folder for temporary files", error.strerror) from None
 
@@ -62,7 +65,7 @@ def _sent(
         with told_of_signals():
             left = sending.abort()
         if left and isinstance(error, LoraInspectError):
-            raise LoraInspectError(f"{str(error)[:-1]}; abort what stays unfinished of {', '.join(left)}.") from None
+            raise kind_of(error)(f"{str(error)[:-1]}; abort what stays unfinished of {', '.join(left)}.") from None
         raise
 
 
@@ -116,10 +119,10 @@ class ToStore(MadeOutput):
                 complete_all(self._store, group, replaces)
         except LoraInspectError as error:
             if replaces:
-                raise LoraInspectError(
+                raise kind_of(error)(
                     f"{str(error)[:-1]}; some of what stood at {self._address} may be replaced already."
                 ) from None
-            with suppress(Refused):
+            with suppress(StoreRefused):
                 for upload in self._uploads:
                     upload.remove()
             raise
@@ -135,12 +138,12 @@ class ToStore(MadeOutput):
         """Gives up what was begun by a request whose reply was lost, and has got no part since."""
         own = {upload.address for upload in self._uploads}
         begun = [one for one in self._unfinished() if one not in self._before and one.address in own]
-        with suppress(Refused):
+        with suppress(StoreRefused):
             abort_all(self._store, [(one.address, one.upload) for one in begun if is_empty(self._store, one)])
 
     def _unfinished(self) -> list[Unfinished]:
         """What the store tells of uploads to the output; nothing where it does not."""
-        with suppress(Refused):
+        with suppress(StoreRefused):
             return unfinished(self._store, self._address)
         return []
 
@@ -156,6 +159,6 @@ def _rank(upload: Upload) -> int:
 
 
 def _no_room(address: str, folder: str, reason: str | None) -> LoraInspectError:
-    return LoraInspectError(
-        f"{address}: it is made in {folder} first, which does not take it ({reason}); set TMPDIR to a folder with room."
+    return CouldNotWorkError(
+        address, f"it is made in {folder} first, which does not take it ({reason})", "set TMPDIR to a folder with room"
     )

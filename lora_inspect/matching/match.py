@@ -14,7 +14,7 @@ from lora_inspect.algorithms.lora import other_than
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures import text_encoders
 from lora_inspect.architectures.rows import Runs
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -46,17 +46,20 @@ def check_place(placed: Placed, adapter: Adapter, base: Checkpoint, base_codecs:
         wrong = other_than(covered, place._replace(runs=None).shape)
         ours = f"the slices of {name} cover {list(covered)}"
     if wrong:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {ours}, but {target.name} of {base.path} has "
-            f"{list(base.tensors[target.name].shape)}; {_difference(adapter, base)}."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"{ours}, but {target.name} of {base.path} has {list(base.tensors[target.name].shape)}",
+            _difference(adapter, base),
         )
     placed.check_groups()
     magnitude = contribution.magnitude
     # Factors of a flattened kernel do not tell how many inputs there are.
     if magnitude and magnitude.axis == INPUT and magnitude.info.numel != place.shape[1]:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {magnitude.info.name} is a magnitude of {magnitude.info.numel} inputs, but "
-            f"{target.name} of {base.path} has {place.shape[1]}; {_difference(adapter, base)}."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"{magnitude.info.name} is a magnitude of {magnitude.info.numel} inputs, but {target.name} of {base.path} "
+            f"has {place.shape[1]}",
+            _difference(adapter, base),
         )
 
 
@@ -142,10 +145,10 @@ def _land_on_experts(contribution: Contribution, home: Home, base: Checkpoint) -
     elif contribution.algorithm.experts and one.expert is None:
         found = of_all(home, contribution.algorithm.experts, base)
     else:
-        raise LoraInspectError(_other_factors(contribution, home, base))
+        raise RefusedError(_other_factors(contribution, home, base))
     if found is None:
         rows, inputs = base.tensors[one.tensor(WEIGHT)].shape[-2:]
-        raise LoraInspectError(_other_rows(home, [(rows, inputs)], base))
+        raise RefusedError(_other_rows(home, [(rows, inputs)], base))
     landing = Landing(*found)
     _check_exact(contribution, home, landing, base)
     return landing
@@ -187,7 +190,7 @@ def _runs(home: Home, base: Checkpoint, orientations: dict[str, Orientation]) ->
         piece = one.piece
         arranged = piece.arrangement.runs(rows, inputs) if piece else None
         if piece is None or arranged is None or (piece.of_whole and arranged[piece.part].rows != own_rows):
-            raise LoraInspectError(_other_rows(home, sizes, base))
+            raise RefusedError(_other_rows(home, sizes, base))
         runs = arranged[piece.part]
         found.append(runs.inverted if piece.of_whole else runs)
     return found
@@ -213,19 +216,24 @@ def _check_exact(contribution: Contribution, home: Home, landing: Landing, base:
     name, file = contribution.module.key, next(iter(contribution.factors.values())).file
     paths = " and ".join(one.path for one in home.found)
     if contribution.formula.seen:
-        raise LoraInspectError(
-            f"{file}: {name} ({contribution.algorithm.title}) changes a bias by what the weight is, and {base.path} "
-            f"has both in {paths}; use a base in the adapter's layout."
+        raise RefusedError(
+            file,
+            f"{name} ({contribution.algorithm.title}) changes a bias by what the weight is, and {base.path} has both "
+            f"in {paths}",
+            "use a base in the adapter's layout",
         )
     if contribution.rows is not None:
-        raise LoraInspectError(
-            f"{file}: {name} is in slices, and {base.path} has its rows in {paths}; convert the adapter first, which "
-            "joins them."
+        raise RefusedError(
+            file,
+            f"{name} is in slices, and {base.path} has its rows in {paths}",
+            "convert the adapter first, which joins them",
         )
     if len(landing.places) > 1 and contribution.magnitude and contribution.magnitude.axis == dora.INPUT:
-        raise LoraInspectError(
-            f"{file}: {name} has a magnitude of inputs, whose norm is over all of its rows, and {base.path} has them "
-            f"in {paths}; use a base in the adapter's layout."
+        raise RefusedError(
+            file,
+            f"{name} has a magnitude of inputs, whose norm is over all of its rows, and {base.path} has them in "
+            f"{paths}",
+            "use a base in the adapter's layout",
         )
 
 

@@ -14,7 +14,7 @@ from lora_inspect.architectures import text_encoders
 from lora_inspect.architectures.correspondence import Correspondence
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.record import Layout
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import AmbiguousError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter
@@ -95,7 +95,7 @@ def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], co
         for one in found:
             here = taken[one.path, one.expert]
             if other := next((module for earlier, module in here if _share_rows(earlier, one)), None):
-                raise LoraInspectError(_both_change(other, module, one, adapter, base))
+                raise RefusedError(_both_change(other, module, one, adapter, base))
             here.append((one, module))
         homes.append(Home(module, found))
     return Homes(homes, tuple(unmatched), tuple(partial), tuple(lacking))
@@ -122,11 +122,11 @@ def _one_meaning(module: Module, found: Iterable[Found], adapter: Adapter, base:
         meaning = meanings.setdefault((piece and piece.arrangement) if is_part else one, {})
         number = one.single or 0, piece.part if is_part and piece else 0
         if number in meaning:
-            raise LoraInspectError(_ambiguous(module, meaning[number], one, adapter, base))
+            raise AmbiguousError(_ambiguous(module, meaning[number], one, adapter, base))
         meaning[number] = one
     if len(meanings) > 1:
         first, second, *_ = (next(iter(meaning.values())) for meaning in meanings.values())
-        raise LoraInspectError(_ambiguous(module, first, second, adapter, base))
+        raise AmbiguousError(_ambiguous(module, first, second, adapter, base))
     return tuple(one for meaning in meanings.values() for _, one in sorted(meaning.items()))
 
 
@@ -179,9 +179,10 @@ def families_of(adapter: Adapter, base: Checkpoint) -> tuple[Detection, ...]:
         unsettled = adapter._replace(settings=adapter.settings._replace(architecture=None))
         known = common_families(adapter_candidates(unsettled), theirs)
         if known and named not in [family.architecture.name for family in known]:
-            raise LoraInspectError(
-                f"{adapter.checkpoint.path}: {base.path} is of {described(known)}, so the adapter is not of {named}; "
-                f"leave architecture={named} out."
+            raise RefusedError(
+                adapter.checkpoint.path,
+                f"{base.path} is of {described(known)}, so the adapter is not of {named}",
+                f"leave architecture={named} out",
             )
     return common_families(ours, theirs)
 

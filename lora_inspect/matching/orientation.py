@@ -20,7 +20,7 @@ from lora_inspect import schemes
 from lora_inspect.architectures import text_encoders
 from lora_inspect.architectures.families.gpt2 import CONV1D
 from lora_inspect.architectures.record import Layout
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import AmbiguousError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -119,7 +119,7 @@ def orient(
         else:
             decided[target.name] = found
     if undecided:
-        raise LoraInspectError(_open_question(undecided, base))
+        raise AmbiguousError(_open_question(undecided, base))
     return decided
 
 
@@ -136,14 +136,14 @@ def check_answers(orientations: Iterable[Mapping[str, Orientation]], answers: An
     for glob, stored in answers.items():
         said, found = spell_answer(glob, stored), spoken_of[glob]
         if not found:
-            raise LoraInspectError(
+            raise RefusedError(
                 f"{said} has nothing to settle, as no Linear weight that is changed waits for it; leave it out."
             )
         if any(item.source == OPTION for _, item in found):
             continue
         for name, item in found:
             if item.transposed != stored:
-                raise LoraInspectError(
+                raise RefusedError(
                     f"{name} is stored as {_written(item.transposed)} by its {item.source}, which {said} contradicts; "
                     "leave the option out."
                 )
@@ -158,10 +158,11 @@ def together(orientations: Iterable[Mapping[str, Orientation]], base: Checkpoint
         for name, item in decided.items():
             first = found.setdefault(name, item)
             if first.transposed != item.transposed:
-                raise LoraInspectError(
-                    f"{base.path}: for one adapter {name} is stored as {_written(first.transposed)} by its "
-                    f"{first.source}, for another as {_written(item.transposed)} by its {item.source}; leave out the "
-                    "one that is for another model."
+                raise RefusedError(
+                    base.path,
+                    f"for one adapter {name} is stored as {_written(first.transposed)} by its {first.source}, for "
+                    f"another as {_written(item.transposed)} by its {item.source}",
+                    "leave out the one that is for another model",
                 )
     return found
 

@@ -20,7 +20,7 @@ from lora_inspect.algorithms.lora_experts import widths
 from lora_inspect.algorithms.record import SEEN, WEIGHT
 from lora_inspect.architectures.families.llm import EXPERT_PARAMETERS
 from lora_inspect.architectures.rows import Interleaved, Runs
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import AmbiguousError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -144,9 +144,10 @@ class Placed(NamedTuple):
         outside = contribution.formula.outside
         if outside and (wrong := outside(factors, self.whole, **contribution.settings)):
             first = next(iter(contribution.factors.values()))
-            raise LoraInspectError(
-                f"{first.file}: {contribution.module.key} {wrong}, and {self.place.target.name} is {list(self.whole)}; "
-                "the adapter is for another model or size, or the file is damaged."
+            raise RefusedError(
+                first.file,
+                f"{contribution.module.key} {wrong}, and {self.place.target.name} is {list(self.whole)}",
+                "the adapter is for another model or size, or the file is damaged",
             )
 
     def check_groups(self) -> None:
@@ -158,9 +159,11 @@ class Placed(NamedTuple):
         if not any((stop - start) % together or source % together for start, stop, source in runs.each()):
             return
         first = next(iter(contribution.factors.values()))
-        raise LoraInspectError(
-            f"{first.file}: {contribution.module.key} ({contribution.algorithm.title}) changes groups of {together} "
-            f"rows, which {place.target.name} has in another order or only in part; use a base in the adapter's layout."
+        raise RefusedError(
+            first.file,
+            f"{contribution.module.key} ({contribution.algorithm.title}) changes groups of {together} rows, which "
+            f"{place.target.name} has in another order or only in part",
+            "use a base in the adapter's layout",
         )
 
 
@@ -203,10 +206,11 @@ def storage_of(path: str, base: Checkpoint) -> Storage:
                 return Storage(transposed=True, interleaved=has_biases and _CLASSIFIER not in base.tensors)
     shapes[leaf] = base.tensors[path].shape  # whatever it is called
     found = " and ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-    raise LoraInspectError(
-        f"{base.path}: {parent} has {found}, but {' and '.join(EXPERT_PARAMETERS)} of (experts, 2·n, m) and "
-        "(experts, m, n), or of (experts, m, 2·n) and (experts, n, m), were expected, so that it is not known which "
-        "rows an expert has; use a base that has the experts one by one."
+    raise AmbiguousError(
+        base.path,
+        f"{parent} has {found}, but {' and '.join(EXPERT_PARAMETERS)} of (experts, 2·n, m) and (experts, m, n), or of "
+        "(experts, m, 2·n) and (experts, n, m), were expected, so that it is not known which rows an expert has",
+        "use a base that has the experts one by one",
     )
 
 
@@ -247,7 +251,7 @@ def of_all(home: Home, experts: int, base: Checkpoint) -> ExpertRows | None:
     if first.single is None:
         parameter = base.tensors[first.tensor(WEIGHT)]
         if len(parameter.shape) != 3 or parameter.shape[0] != experts:
-            raise LoraInspectError(_other_number(home, f"{parameter.name} is {list(parameter.shape)}", base))
+            raise RefusedError(_other_number(home, f"{parameter.name} is {list(parameter.shape)}", base))
         if first.piece:
             return _of_part(first.path, first.piece, base)
         matrix = as_matrix(parameter)
@@ -255,7 +259,7 @@ def of_all(home: Home, experts: int, base: Checkpoint) -> ExpertRows | None:
     layers = [base.tensors[one.tensor(WEIGHT)] for one in home.found]
     parts = first.piece.parts if first.piece else 1
     if len(layers) != experts * parts:
-        raise LoraInspectError(_other_number(home, f"it has {len(layers) // parts} experts", base))
+        raise RefusedError(_other_number(home, f"it has {len(layers) // parts} experts", base))
     if len({layer.shape for layer in layers}) > 1 or len(layers[0].shape) != 2:
         return None
     rows, inputs = layers[0].shape
@@ -327,10 +331,11 @@ class Turns:
             return next(iter(self._seen))
         along: str | None = contribution.settings["along"]
         if along is None:
-            raise LoraInspectError(
-                f"{next(iter(contribution.factors.values())).file}: {contribution.module.key} changes square matrices "
-                f"{list(shape)}, whose two dimensions PEFT's versions take in different order, and no other module "
-                "shows which it is; write the peft_version that it was trained with into its config."
+            raise AmbiguousError(
+                next(iter(contribution.factors.values())).file,
+                f"{contribution.module.key} changes square matrices {list(shape)}, whose two dimensions PEFT's "
+                "versions take in different order, and no other module shows which it is",
+                "write the peft_version that it was trained with into its config",
             )
         one = home.found[0]
         transposed = one.single is None and storage_of(one.tensor(WEIGHT), self._base).transposed

@@ -21,7 +21,7 @@ from dataclasses import replace
 
 from lora_inspect import schemes
 from lora_inspect.algorithms.record import WEIGHT
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import sha256
 from lora_inspect.files.input_file import InputFile
@@ -113,10 +113,11 @@ def equal_copies(adapter: Adapter, base: Checkpoint, matching: Matching, tied: M
     equal: set[str] = set()
     for key, original in _copies(adapter, base, matching, tied):
         if not _equal(adapter.checkpoint.tensors[key], original):
-            raise LoraInspectError(
-                f"{adapter.checkpoint.path}: {key} differs from {original.name} of {base.path}, so the adapter was "
-                "trained on another version of it; use that version as the base, or leave the tensor out with "
-                "--allow-unmatched."
+            raise RefusedError(
+                adapter.checkpoint.path,
+                f"{key} differs from {original.name} of {base.path}, so the adapter was trained on another version of "
+                "it",
+                "use that version as the base, or leave the tensor out with --allow-unmatched",
             )
         equal.add(key)
     return equal
@@ -184,21 +185,23 @@ def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, all
     matching = replace(matching, unmatched=tuple(one for one in matching.unmatched if one not in repeated))
     if not matching.targets:
         why = _why(matching, adapter, base)
-        raise LoraInspectError(f"{path}: no module fits {base.path}; {why}.")
+        raise RefusedError(path, f"no module fits {base.path}", why)
     if allowed:
         absent = [f"{c.module.key} ({c.algorithm.title})" for c in matching.absent]
         return [module.name.key for module in matching.unmatched] + absent + list(adapter.unclaimed)
     used = equal_copies(adapter, base, matching, {one.name.key: shared_embedding(base) or "" for one in repeated})
     homeless = {module.name.key for module in matching.unmatched}
     if keys := [key for key in adapter.unclaimed if key not in used and BaseTensor.of(key).module not in homeless]:
-        raise LoraInspectError(
-            f"{path}: {len(keys)} tensors belong to no known algorithm ({keys[0]}); --allow-unmatched leaves them out."
+        raise RefusedError(
+            path, f"{len(keys)} tensors belong to no known algorithm ({keys[0]})", "--allow-unmatched leaves them out"
         )
     if matching.absent:
         first = matching.absent[0]
-        raise LoraInspectError(
-            f"{path}: {first.module.key} changes a {first.algorithm.parameter} that its layer has not in {base.path} "
-            f"({len(matching.absent)} such tensors); --allow-unmatched leaves them out."
+        raise RefusedError(
+            path,
+            f"{first.module.key} changes a {first.algorithm.parameter} that its layer has not in {base.path} "
+            f"({len(matching.absent)} such tensors)",
+            "--allow-unmatched leaves them out",
         )
     if not matching.unmatched:
         return []
@@ -206,14 +209,16 @@ def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, all
     missing = Counter(module.name.component for module in matching.unmatched)
     if not missing.keys() & fitting.keys():
         options = " ".join(f"--only {component}" for component in fitting)
-        raise LoraInspectError(
-            f"{path}: {_absence(missing, adapter, base)}; {options} merges {in_components(fitting)} and leaves out "
-            f"{in_components(missing)}."
+        raise RefusedError(
+            path,
+            _absence(missing, adapter, base),
+            f"{options} merges {in_components(fitting)} and leaves out {in_components(missing)}",
         )
     count = len(matching.unmatched) + fitting.total()
-    raise LoraInspectError(
-        f"{path}: {len(matching.unmatched)} of {count} modules have no target in {base.path}; "
-        f"{_why(matching, adapter, base)}; --allow-unmatched leaves out {in_components(missing)}."
+    raise RefusedError(
+        path,
+        f"{len(matching.unmatched)} of {count} modules have no target in {base.path}; {_why(matching, adapter, base)}",
+        f"--allow-unmatched leaves out {in_components(missing)}",
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -88,9 +88,10 @@ def load(info: TensorInfo) -> torch.Tensor:
     Those of eight bits are numbers by themselves here. LoraInspectError for other dtypes.
     """
     if info.dtype not in STORED_DTYPES:
-        raise LoraInspectError(
-            f"{info.file}: {info.name} is stored as {info.dtype}, but one of {', '.join(STORED_DTYPES)} was expected "
-            "there; write the file anew in one of them."
+        raise DamagedError(
+            info.file,
+            f"{info.name} is stored as {info.dtype}, but one of {', '.join(STORED_DTYPES)} was expected there",
+            "write the file anew in one of them",
         )
     stored = load_stored(info, STORED_DTYPES[info.dtype])
     return stored if info.dtype == "F64" else stored.float()
@@ -105,8 +106,8 @@ def load_whole(info: TensorInfo) -> torch.Tensor:
         whole = stored.nan_to_num().long()
         if torch.equal(whole.float(), stored):
             return whole
-    raise LoraInspectError(
-        f"{info.file}: {info.name} says where numbers belong, and holds no whole numbers; fetch the file again."
+    raise DamagedError(
+        info.file, f"{info.name} says where numbers belong, and holds no whole numbers", "fetch the file again"
     )
 
 
@@ -117,16 +118,17 @@ def load_as_it_is(info: TensorInfo) -> torch.Tensor:
     """
     dtype = (STORED_DTYPES | _WHOLE_DTYPES | {"BOOL": torch.bool, "F8_E8M0": torch.uint8}).get(info.dtype)
     if dtype is None:
-        raise LoraInspectError(f"{info.file}: {info.name} is stored as {info.dtype}, which torch has no type for.")
+        raise RefusedError(info.file, f"{info.name} is stored as {info.dtype}, which torch has no type for")
     return load_stored(info, dtype)
 
 
 def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
     """The tensor as it is stored, which is in `dtype`, in its own shape, of no more dimensions than torch has."""
     if len(info.shape) > _DIMENSIONS:
-        raise LoraInspectError(
-            f"{info.file}: {info.name} has {len(info.shape)} dimensions, and torch computes with {_DIMENSIONS}; "
-            "fetch the file again."
+        raise DamagedError(
+            info.file,
+            f"{info.name} has {len(info.shape)} dimensions, and torch computes with {_DIMENSIONS}",
+            "fetch the file again",
         )
     with InputFile(info.file, info.identity) as source:
         buffer = source.read(info.start, info.nbytes)

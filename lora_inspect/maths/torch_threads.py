@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import NeedsTorchError, NotFoundError
 from lora_inspect.files.deferred_signals import held_signals
 from lora_inspect.files.system import usable_cores
 
@@ -33,7 +33,7 @@ def load_torch() -> None:
     try:
         os.getcwd()
     except OSError:
-        raise LoraInspectError("the working folder is not there any more; change to another one.") from None
+        raise NotFoundError("the working folder is not there any more; change to another one.") from None
     wait_briefly()
     try:
         with held_signals():
@@ -41,7 +41,7 @@ def load_torch() -> None:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise LoraInspectError(
+        raise NeedsTorchError(
             "this computes with tensors, and torch is not installed; install it, for instance with pip install torch."
         ) from error
 

@@ -8,7 +8,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_inspect.codecs.record import Encoding, NoCode
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.fold_chain import Fold
@@ -122,9 +122,10 @@ def check_finite(values: "Tensor", info: TensorInfo, fold: Fold, dtype: str) -> 
     if value is None:
         return
     module, source = fold.contribution.module.key, fold.adapter.checkpoint.path
-    raise LoraInspectError(
-        f"{source}: folding {module} into {info.name} gives {value} in {dtype}; lower the multiplier, choose another "
-        "--dtype, or repair the file that holds non-finite numbers."
+    raise RefusedError(
+        source,
+        f"folding {module} into {info.name} gives {value} in {dtype}",
+        "lower the multiplier, choose another --dtype, or repair the file that holds non-finite numbers",
     )
 
 
@@ -134,8 +135,8 @@ def _check_cast(block: "Tensor", rounded: "Tensor", info: TensorInfo, dtype: str
 
     value = first_overflow(block, rounded)
     if value is not None:
-        raise LoraInspectError(
-            f"{info.file}: {info.name} holds {value:g}, which is inf in {dtype}; choose another --dtype, or none."
+        raise RefusedError(
+            info.file, f"{info.name} holds {value:g}, which is inf in {dtype}", "choose another --dtype, or none"
         )
 
 
@@ -211,8 +212,10 @@ class Recoded:
             return self._encoding.settled(seen, first)
         except NoCode as lost:
             fold = self._folds[-1]
-            raise LoraInspectError(
-                f"{fold.adapter.checkpoint.path}: folding {fold.contribution.module.key} into {self._weight.info.name} "
-                f"gives {lost.value:g}, which {self._weight.info.dtype} has no code for; lower the multiplier, choose "
-                "another element type with --dtype or --changed-dtype, or repair the file that holds such numbers."
+            raise RefusedError(
+                fold.adapter.checkpoint.path,
+                f"folding {fold.contribution.module.key} into {self._weight.info.name} gives {lost.value:g}, which "
+                f"{self._weight.info.dtype} has no code for",
+                "lower the multiplier, choose another element type with --dtype or --changed-dtype, or repair the "
+                "file that holds such numbers",
             ) from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, LoraInspectError
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.placement import Placed
@@ -81,9 +81,11 @@ def decode_of(info: TensorInfo, decoded: Mapping[str, CodedWeight]) -> "Decode |
 
 def no_numbers_of_a_change(info: TensorInfo, fold: Fold) -> LoraInspectError:
     """The error for a change whose numbers no factorisation takes."""
-    return LoraInspectError(
-        f"{fold.adapter.checkpoint.path}: folding {fold.contribution.module.key} into {info.name} meets a matrix that "
-        "cannot be inverted or taken apart; repair the file that holds numbers too large for that, or not finite."
+    return DamagedError(
+        fold.adapter.checkpoint.path,
+        f"folding {fold.contribution.module.key} into {info.name} meets a matrix that cannot be inverted or taken "
+        "apart",
+        "repair the file that holds numbers too large for that, or not finite",
     )
 
 

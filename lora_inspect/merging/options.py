@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect import option
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.maths.dora import MULTIPLIER_RULES
@@ -170,7 +170,7 @@ def check_rounding(
     written = {types.get(name, base.tensors[name].dtype) for name in changed}
     if seed is not None and not any(BITS[one] <= _MOST_BITS for one in written):
         why = f"what changes is written in {listed(sorted(written))}" if written else "nothing changes"
-        raise LoraInspectError(f"{base.path}: {OPTION} has nothing to round, as {why}; leave it out.")
+        raise RefusedError(base.path, f"{OPTION} has nothing to round, as {why}", "leave it out")
 
 
 class Share(NamedTuple):

@@ -2,7 +2,7 @@
 
 import os
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.locations import is_folder
 from lora_inspect.files.outputs import check_output, check_replaceable, file_output, folder_output
 from lora_inspect.files.temp_files import without_slash
@@ -40,24 +40,25 @@ def shared_output(plan: MergePlan, named: str, force: bool, jobs: int = 1) -> st
     """
     base = plan.base
     if is_remote(named):
-        raise LoraInspectError(
-            f"{named}: jobs know of each other by files beside the output, which has to be in a folder that all of "
-            "them see; name one, and copy it to the store when it is there."
+        raise RefusedError(
+            named,
+            "jobs know of each other by files beside the output, which has to be in a folder that all of them see",
+            "name one, and copy it to the store when it is there",
         )
     if base.root is None:
-        raise LoraInspectError(
-            f"{base.path}: it is one file, and shards are what several processes share; merge it by one."
-        )
+        raise RefusedError(base.path, "it is one file, and shards are what several processes share", "merge it by one")
     if jobs > len(base.files):
-        raise LoraInspectError(
-            f"{base.path}: it has {counted(len(base.files), 'shard')}, and no more jobs than that can share it; give "
-            f"--shard I/{len(base.files)}."
+        raise RefusedError(
+            base.path,
+            f"it has {counted(len(base.files), 'shard')}, and no more jobs than that can share it",
+            f"give --shard I/{len(base.files)}",
         )
     output = without_slash(merge_output(plan, named))
     if os.path.realpath(output).startswith(os.path.join(os.path.realpath(base.root), "")):
-        raise LoraInspectError(
-            f"{output}: it is in the folder of the base, of which each job takes all for a part of the base; choose a "
-            "place outside."
+        raise RefusedError(
+            output,
+            "it is in the folder of the base, of which each job takes all for a part of the base",
+            "choose a place outside",
         )
     check_merge_output(plan, output, force)
     return output

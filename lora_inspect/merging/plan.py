@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.base_folder import SideFiles, find_side_files
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
@@ -90,20 +90,25 @@ def check_residual(folds: Sequence[Fold], base: Checkpoint) -> None:
         contribution, place, rows = fold.placed
         name, init, path = contribution.module.key, contribution.residual, fold.adapter.checkpoint.path
         if fold.multiplier != 1:
-            raise LoraInspectError(
-                f"{path}: {name} has no multiplier between or beyond 0 and 1 on the original base, as the {init} "
-                f"initialisation took a part of it, but {fold.multiplier:g} is given; give 1 or 0, or residual=yes "
-                "on the residual base."
+            raise RefusedError(
+                path,
+                f"{name} has no multiplier between or beyond 0 and 1 on the original base, as the {init} "
+                f"initialisation took a part of it, but {fold.multiplier:g} is given",
+                "give 1 or 0, or residual=yes on the residual base",
             )
         if place.block or (rows is not None and place.runs and place.runs.rows != rows):
-            raise LoraInspectError(
-                f"{path}: {name} took its {init} initialisation from a whole layer, of which {place.target.name} of "
-                f"{base.path} is a part; use a base in the adapter's layout."
+            raise RefusedError(
+                path,
+                f"{name} took its {init} initialisation from a whole layer, of which {place.target.name} of "
+                f"{base.path} is a part",
+                "use a base in the adapter's layout",
             )
         if place.transposed and init == OLORA:
-            raise LoraInspectError(
-                f"{path}: {place.target.name} of {base.path} is stored as (in, out), for which no program has the "
-                f"{init} initialisation; give residual=yes where the base is the residual one."
+            raise RefusedError(
+                path,
+                f"{place.target.name} of {base.path} is stored as (in, out), for which no program has the {init} "
+                "initialisation",
+                "give residual=yes where the base is the residual one",
             )
 
 
@@ -134,10 +139,12 @@ def check_tied(base: Checkpoint, side_files: SideFiles, folds: Mapping[str, Sequ
     name, fold = changed[0]
     path, key = fold.adapter.checkpoint.path, fold.contribution.module.key
     if _is_of_a_head(side_files):
-        raise LoraInspectError(
-            f"{path}: {key} was trained without the head, but the head of {base.path} has no weight of its own and "
-            f"would change with {name}; save the base with tie_word_embeddings false, or leave it out with "
-            f"{path}:{fold.contribution.module.body}=0."
+        raise RefusedError(
+            path,
+            f"{key} was trained without the head, but the head of {base.path} has no weight of its own and would "
+            f"change with {name}",
+            "save the base with tie_word_embeddings false, or leave it out with "
+            f"{path}:{fold.contribution.module.body}=0",
         )
     return [f"{base.path} has no head: one that shares {name} changes with it, which {key} of {path} did not train"]
 
@@ -328,17 +335,19 @@ def _check_replaced(folds: Mapping[str, Sequence[Fold]]) -> None:
             if not fold.contribution.algorithm.replaces or not fold.multiplier:
                 continue
             if fold.multiplier != 1:
-                raise LoraInspectError(
-                    f"{path}: {module.key} is saved whole, so it takes the place of {name} or does not, and a "
-                    f"multiplier of {fold.multiplier:g} says neither; give it 1 or 0, for instance with "
-                    f"{path}:{fold.multiplier:g},{module.body}=1."
+                raise RefusedError(
+                    path,
+                    f"{module.key} is saved whole, so it takes the place of {name} or does not, and a multiplier of "
+                    f"{fold.multiplier:g} says neither",
+                    f"give it 1 or 0, for instance with {path}:{fold.multiplier:g},{module.body}=1",
                 )
             other = next((one for one in own if one.adapter is not fold.adapter and one.multiplier), None)
             if other:
-                raise LoraInspectError(
-                    f"{path}: {module.key} is saved whole and takes the place of {name}, which "
-                    f"{other.adapter.checkpoint.path} changes too; give it 0 in one of them, for instance with "
-                    f"{path}:{module.body}=0."
+                raise RefusedError(
+                    path,
+                    f"{module.key} is saved whole and takes the place of {name}, which "
+                    f"{other.adapter.checkpoint.path} changes too",
+                    f"give it 0 in one of them, for instance with {path}:{module.body}=0",
                 )
 
 
@@ -356,8 +365,8 @@ def _check_named_once(adapters: Sequence[Checkpoint]) -> None:
         files = tuple(map(os.path.realpath, adapter.files or [adapter.path]))
         if files in named:
             also = "" if named[files] == adapter.path else f", also as {named[files]}"
-            raise LoraInspectError(
-                f"{adapter.path}: it is named more than once{also}; name it once, with the multipliers added."
+            raise RefusedError(
+                adapter.path, f"it is named more than once{also}", "name it once, with the multipliers added"
             )
         named[files] = adapter.path
 
@@ -367,9 +376,11 @@ def _check_multipliers(folds: Sequence[Fold]) -> None:
     for fold in folds:
         algorithm = fold.contribution.algorithm
         if not algorithm.blends and fold.multiplier not in (0, 1):
-            raise LoraInspectError(
-                f"{fold.adapter.checkpoint.path}: {algorithm.title} has no multiplier between or beyond 0 and 1, but "
-                f"{fold.multiplier:g} is given for {fold.contribution.module.key}; give 1, or 0 to leave it out."
+            raise RefusedError(
+                fold.adapter.checkpoint.path,
+                f"{algorithm.title} has no multiplier between or beyond 0 and 1, but {fold.multiplier:g} is given for "
+                f"{fold.contribution.module.key}",
+                "give 1, or 0 to leave it out",
             )
 
 
@@ -382,13 +393,13 @@ def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
     for adapter in adapters:
         kind, reading = kind_of(adapter)
         if base_is_adapter and kind != ADAPTER:
-            raise LoraInspectError(
+            raise RefusedError(
                 f"{base.path} is an adapter and {adapter.checkpoint.path} is none; name the base first, then the "
                 "adapters."
             )
         reading.refuse()
     if base_is_adapter:
-        raise LoraInspectError(f"{base.path}: it is an adapter itself, not a base; name the model's own weights first.")
+        raise RefusedError(base.path, "it is an adapter itself, not a base", "name the model's own weights first")
 
 
 def _check_components(only: Sequence[str], adapters: Sequence[Adapter]) -> None:
@@ -396,18 +407,19 @@ def _check_components(only: Sequence[str], adapters: Sequence[Adapter]) -> None:
     present = sorted({module.name.component for adapter in adapters for module in adapter.modules.values()})
     if unknown := [component for component in only if component not in present]:
         paths = ", ".join(adapter.checkpoint.path for adapter in adapters)
-        raise LoraInspectError(f"{paths}: it has no component {unknown[0]}; it has {', '.join(present)}.")
+        raise RefusedError(paths, f"it has no component {unknown[0]}", f"it has {', '.join(present)}")
 
 
 def _check_rule(rule: str | None, adapters: Sequence[Adapter]) -> None:
     """Raises LoraInspectError for a rule of DoRA where there is none."""
     if rule and not any(contribution.magnitude for adapter in adapters for contribution in adapter.contributions):
-        raise LoraInspectError(
+        raise RefusedError(
             f"--dora-multiplier {rule} has nothing to rule, as no adapter has a DoRA magnitude; leave it out."
         )
     over_base = next((one for one in adapters if one.dora.norms == dora.OF_BASE), None)
     if rule == dora.INSIDE and over_base:
-        raise LoraInspectError(
-            f"{over_base.checkpoint.path}: its magnitudes are over the norms of the base, which a strength inside the "
-            "norm does not change; make the trainer's of them first, with convert --keep-dora --base BASE."
+        raise RefusedError(
+            over_base.checkpoint.path,
+            "its magnitudes are over the norms of the base, which a strength inside the norm does not change",
+            "make the trainer's of them first, with convert --keep-dora --base BASE",
         )

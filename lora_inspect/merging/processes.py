@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import REFUSED_STATUS, CouldNotWorkError, LoraInspectError, RefusedError, kind_of, with_code
 from lora_inspect.files.system import usable_cores
 from lora_inspect.progress import Progress
 from lora_inspect.torchrun import Rank
@@ -30,7 +30,9 @@ _FAILED, _DONE, _TOLD = "failed", "done", "told"
 
 
 class Elsewhere(Exception):
-    """Another process has failed, and the first one says so."""
+    """Another process has failed, and the first one says so; with the `status` that all end with."""
+
+    status = REFUSED_STATUS
 
 
 class Ranks:
@@ -54,14 +56,16 @@ class Ranks:
         except Elsewhere:
             pass
         except Exception as error:  # the first process has to tell it, whatever it is
-            self._store.set(self._failed(self.rank.number), self._sentence_of(error))
+            self._store.set(self._failed(self.rank.number), f"{kind_of(error).code} {self._sentence_of(error)}")
             self._store.add(self._failed(), 1)
         self._wait_for_all(of_all)
         if not self._store.add(self._failed(), 0):
             return result
         if not self.rank.is_first:
-            raise Elsewhere
-        raise LoraInspectError(self._failure())
+            ended = Elsewhere()
+            ended.status = self._failure().status
+            raise ended
+        raise self._failure()
 
     def equal(self, text: str, difference: Callable[[str], str]) -> None:
         """Raises LoraInspectError where the text is not that of the first process.
@@ -75,7 +79,7 @@ class Ranks:
 
         def check() -> None:
             if own != first:
-                raise LoraInspectError(difference(self._store.get("text").decode()))
+                raise RefusedError(difference(self._store.get("text").decode()))
 
         self.together(check)
 
@@ -134,15 +138,17 @@ class Ranks:
         """
         return f"{_FAILED}/{self._phases}" + ("" if number is None else f"/{number}")
 
-    def _failure(self) -> str:
+    def _failure(self) -> LoraInspectError:
         """What the processes that failed say: what all say once, of others the first one with its number."""
         said = {
             number: self._store.get(self._failed(number)).decode()
             for number in range(self.rank.of)
             if self._store.check([self._failed(number)])
         }
-        number, sentence = next(iter(said.items()))
-        return sentence if number == 0 or len(said) == self.rank.of else f"process {number}: {sentence}"
+        number, text = next(iter(said.items()))
+        code, _, sentence = text.partition(" ")
+        is_of_all = number == 0 or len(said) == self.rank.of
+        return with_code(code)(sentence if is_of_all else f"process {number}: {sentence}")
 
 
 def threads_of(rank: Rank) -> int | None:
@@ -169,8 +175,12 @@ def all_ranks(rank: Rank, sentence_of: Callable[[Exception], str]) -> Iterator[R
         ranks.together(lambda: None)
         distributed.init_process_group("gloo", store=store, rank=rank.number, world_size=rank.of, timeout=_TO_MEET)
         yield ranks
+    except LoraInspectError:
+        raise
     except (RuntimeError, ValueError) as error:
-        raise LoraInspectError(f"the processes of torchrun cannot reach each other ({error}); run it again.") from error
+        raise CouldNotWorkError(
+            f"the processes of torchrun cannot reach each other ({error}); run it again."
+        ) from error
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()

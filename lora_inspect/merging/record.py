@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.hashes import MODEL_HASH, file_sha256
 from lora_inspect.files.input_file import InputFile
@@ -208,26 +208,31 @@ def last_record(merged: Checkpoint) -> MergeRecord:
     """The last merge into a model; LoraInspectError where none is recorded that could be undone."""
     records = merge_records(merged.metadata)
     if not records:
-        raise LoraInspectError(
-            f"{merged.path}: it records no merge of lora-inspect ({MERGED_KEY}), so nothing says what to undo; fetch "
-            "the base itself."
+        raise RefusedError(
+            merged.path,
+            f"it records no merge of lora-inspect ({MERGED_KEY}), so nothing says what to undo",
+            "fetch the base itself",
         )
     last = records[-1]
     others = (merge_records(metadata)[-1:] for metadata in merged.file_metadata.values())
     if any(found != [last] for found in others):
-        raise LoraInspectError(
-            f"{merged.path}: its files do not all record the same merge, so they are of several; fetch it again."
+        raise DamagedError(
+            merged.path, "its files do not all record the same merge, so they are of several", "fetch it again"
         )
     has_hashes = last.base is not None and last.adapters and all(one.sha256 for one in last.adapters)
     if not has_hashes or not last.is_whole:
-        raise LoraInspectError(
-            f"{merged.path}: its record of a merge is of an earlier version or damaged, and does not say what base and "
-            "adapters there were, by their hashes; fetch the base itself."
+        raise DamagedError(
+            merged.path,
+            "its record of a merge is of an earlier version or damaged, and does not say what base and adapters "
+            "there were, by their hashes",
+            "fetch the base itself",
         )
     if last.is_estimated:
-        raise LoraInspectError(
-            f"{merged.path}: a merge into it was undone with --allow-ambiguous, so its numbers may be others than "
-            "those of the merge before, and nothing of that can be proved; fetch the base itself."
+        raise RefusedError(
+            merged.path,
+            "a merge into it was undone with --allow-ambiguous, so its numbers may be others than those of the merge "
+            "before, and nothing of that can be proved",
+            "fetch the base itself",
         )
     return last
 
@@ -255,9 +260,10 @@ def recorded_options(record: MergeRecord, path: str) -> MergeOptions:
     except ValueError:
         wrong.append("transposed")
     if wrong:
-        raise LoraInspectError(
-            f"{path}: it was merged with {wrong[0]}, which this version cannot undo; use the version {record.version}, "
-            "or fetch the base itself."
+        raise RefusedError(
+            path,
+            f"it was merged with {wrong[0]}, which this version cannot undo",
+            f"use the version {record.version}, or fetch the base itself",
         )
     return MergeOptions(
         dtype=said.get("dtype"),
@@ -294,21 +300,23 @@ def recorded_adapters(
         if at is None:
             near = None if left else _beside(one, path)
             if near is None:
-                raise LoraInspectError(_missing(one, path, [(opened[number][0], hashes[number]) for number in left]))
+                raise RefusedError(_missing(one, path, [(opened[number][0], hashes[number]) for number in left]))
             found.append((near, settings))
             continue
         checkpoint, own = opened[at]
         if own != Settings() and own != settings:
             said = spell_settings(settings)
-            raise LoraInspectError(
-                f"{checkpoint.path}: it was merged with {said or 'no settings'}, and {spell_settings(own)} is on its "
-                "path; leave that out."
+            raise RefusedError(
+                checkpoint.path,
+                f"it was merged with {said or 'no settings'}, and {spell_settings(own)} is on its path",
+                "leave that out",
             )
         found.append((checkpoint.path, settings))
     if left:
-        raise LoraInspectError(
-            f"{opened[left[0]][0].path}: {path} records no merge of it, only of "
-            f"{listed([one.file for one in record.adapters])}; leave it out."
+        raise RefusedError(
+            opened[left[0]][0].path,
+            f"{path} records no merge of it, only of {listed([one.file for one in record.adapters])}",
+            "leave it out",
         )
     return found
 
@@ -347,13 +355,12 @@ def _settings(one: MergedAdapter, path: str) -> Settings:
     try:
         settings = parse_settings(one.settings) if one.settings else Settings()
     except ValueError:
-        raise LoraInspectError(
-            f"{path}: its record of {one.file} has settings that are none ({one.settings}); fetch the base itself."
+        raise RefusedError(
+            path, f"its record of {one.file} has settings that are none ({one.settings})", "fetch the base itself"
         ) from None
     if one.multiplier != settings.multipliers():
-        raise LoraInspectError(
-            f"{path}: its record of {one.file} has a multiplier that is not that of its settings; fetch the base "
-            "itself."
+        raise RefusedError(
+            path, f"its record of {one.file} has a multiplier that is not that of its settings", "fetch the base itself"
         )
     return settings
 

@@ -10,7 +10,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -94,9 +94,10 @@ def check_kept(kept: Sequence[KeptAdapter], seed: int | None) -> None:
     if lost:
         least = min(lost, key=lambda one: one.share or 0.0)
         also = f", and of {counted(len(lost) - 1, 'other adapter')} no more than half" if len(lost) > 1 else ""
-        raise LoraInspectError(
-            f"{least.path}: the output would keep {least.in_words} of it{also}: {_because(least)}; "
-            f"{', '.join(_ways_out(least, seed))}, or take what is left with --allow-loss."
+        raise RefusedError(
+            least.path,
+            f"the output would keep {least.in_words} of it{also}: {_because(least)}",
+            f"{', '.join(_ways_out(least, seed))}, or take what is left with --allow-loss",
         )
 
 

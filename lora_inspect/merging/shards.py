@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import CouldNotWorkError, LoraInspectError, NotFoundError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import file_sha256, sha256_behind
@@ -77,9 +77,10 @@ def digest(parts: Mapping[str, Any]) -> str:
 def check_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
     """Raises LoraInspectError, which names the first difference, where what is found at `where` is of another merge."""
     if said := difference(theirs, ours):
-        raise LoraInspectError(
-            f"{where}: it is of another merge: {said}; give the command that made it, choose "
-            "another output, or remove the folder."
+        raise RefusedError(
+            where,
+            f"it is of another merge: {said}",
+            "give the command that made it, choose another output, or remove the folder",
         )
 
 
@@ -286,9 +287,10 @@ class SharedMerge:
         except LoraInspectError:
             if self.parts.is_there():
                 raise
-            raise LoraInspectError(
-                f"{self.parts.path}: it went away while shards were made, as another run of this job was faster, or as "
-                f"somebody removed it; see whether {self.parts.output} is there, and run the job again if not."
+            raise CouldNotWorkError(
+                self.parts.path,
+                "it went away while shards were made, as another run of this job was faster, or as somebody removed it",
+                f"see whether {self.parts.output} is there, and run the job again if not",
             ) from None
 
     def _make(self, name: str, progress: Progress) -> Made:
@@ -370,9 +372,10 @@ class SharedMerge:
         found = ((name, self._entry(name)) for name in self.files)
         entries = {name: entry._replace(records=()) for name, entry in found if entry}
         if left := [name for name in self.files if name not in entries]:
-            raise LoraInspectError(
-                f"{self.parts.path}: of {counted(len(self.files), 'shard')} {len(left)} lack ({some(left, 3)}); run "
-                "the jobs that make them, with --shard, and repeat those that ended early."
+            raise NotFoundError(
+                self.parts.path,
+                f"of {counted(len(self.files), 'shard')} {len(left)} lack ({some(left, 3)})",
+                "run the jobs that make them, with --shard, and repeat those that ended early",
             )
         return entries
 

@@ -11,7 +11,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lora_inspect.algorithms.lora import other_than
 from lora_inspect.architectures.rows import Runs
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.orientation import covered_shape
 from lora_inspect.matching.placement import Place, Placed
@@ -139,4 +139,4 @@ def _check_computed(adapter: Adapter, changes: Sequence[Contribution], has_weigh
 
 def _refused(adapter: Adapter, contribution: Contribution, why: str) -> LoraInspectError:
     way = "" if ";" in why else "; merge the adapter into its base"
-    return LoraInspectError(f"{adapter.checkpoint.path}: {contribution.module.key} {why}{way}.")
+    return RefusedError(adapter.checkpoint.path, f"{contribution.module.key} {why}{way}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_inspect.codecs import stored_types
 from lora_inspect.codecs.record import BY_CONFIG, FORMATS_KEY, NOWHERE, UnknownCodec
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.base_folder import SideFiles
 from lora_inspect.files.checkpoint import Checkpoint
@@ -199,9 +199,10 @@ def _known(base_codecs: BaseCodecs, infos: Iterable[TensorInfo]) -> dict[str, Co
 def _check_written(base: Checkpoint, weight: CodedWeight) -> None:
     if weight.codec.encoding is None:
         alone = "" if weight.codec.mixes == NOWHERE else ", or what changes alone, with --changed-dtype bf16"
-        raise LoraInspectError(
-            f"{base.path}: {weight.info.name} is stored as {weight.codec.title}, which is read but not written; "
-            f"choose what the merged base is written in, for instance with --dtype bf16{alone}."
+        raise RefusedError(
+            base.path,
+            f"{weight.info.name} is stored as {weight.codec.title}, which is read but not written",
+            f"choose what the merged base is written in, for instance with --dtype bf16{alone}",
         )
 
 
@@ -213,10 +214,11 @@ def _check_mixed(
     for name, weight in decoded.items():
         mixes = weight.codec.mixes
         if weight.codec.name in staying and (mixes == NOWHERE or (mixes == BY_CONFIG and not lists_others)):
-            raise LoraInspectError(
-                f"{base.path}: {name} would be floats beside {staying[weight.codec.name]} in {weight.codec.title}, and "
-                "programs take all such layers of a file for codes; choose what the merged base is written in, for "
-                "instance with --dtype bf16."
+            raise RefusedError(
+                base.path,
+                f"{name} would be floats beside {staying[weight.codec.name]} in {weight.codec.title}, and programs "
+                "take all such layers of a file for codes",
+                "choose what the merged base is written in, for instance with --dtype bf16",
             )
 
 
@@ -224,9 +226,10 @@ def _check_held(base: Checkpoint, left: Iterable[TensorInfo]) -> None:
     """Raises LoraInspectError for what would stay in an element type that the output cannot have."""
     for info in left:
         if info.dtype not in BITS:
-            raise LoraInspectError(
-                f"{base.path}: {info.name} is stored as {info.dtype}, which a .safetensors file cannot hold; choose "
-                "what the merged base is written in, for instance with --dtype bf16."
+            raise RefusedError(
+                base.path,
+                f"{info.name} is stored as {info.dtype}, which a .safetensors file cannot hold",
+                "choose what the merged base is written in, for instance with --dtype bf16",
             )
 
 
@@ -261,9 +264,10 @@ def _config(
     modules = [name.removesuffix(".weight") for name in decoded]
     changed = without_codes(config, modules, has_codes(left))
     if changed is None and asked.touched:
-        raise LoraInspectError(
-            f"{root}: nothing is known of how its {CONFIG} says in {QUANTIZATION} that only some weights "
-            "are codes; give --dtype instead of --changed-dtype, with which none are."
+        raise RefusedError(
+            root,
+            f"nothing is known of how its {CONFIG} says in {QUANTIZATION} that only some weights are codes",
+            "give --dtype instead of --changed-dtype, with which none are",
         )
     changed = dict(config) if changed is None else changed
     if asked.every:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import CouldNotWorkError
 from lora_inspect.files.deferred_signals import told_of_signals
 from lora_inspect.progress import Progress
 
@@ -124,7 +124,7 @@ class Crew(Generic[Tools]):
                     break
                 threads.append(thread)
             if self._due and not threads:
-                raise LoraInspectError(
+                raise CouldNotWorkError(
                     "no thread can be started; close other programs, or raise the limit of processes."
                 )
             yield threads

@@ -16,7 +16,7 @@ from math import lcm
 import torch
 from torch import Tensor
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import are_same_bytes
@@ -267,14 +267,16 @@ def _memory(folds: Sequence[Fold]) -> int:
 
 
 def _changed_since(info: TensorInfo, count: int) -> LoraInspectError:
-    return LoraInspectError(
-        f"{info.file}: {count:,} numbers of {info.name} are no result of the merge that it records, so it was changed "
-        "since; fetch the base itself."
+    return RefusedError(
+        info.file,
+        f"{count:,} numbers of {info.name} are no result of the merge that it records, so it was changed since",
+        "fetch the base itself",
     )
 
 
 def _of_another_base(info: TensorInfo, merged: Checkpoint, what: str) -> LoraInspectError:
-    return LoraInspectError(
-        f"{info.file}: {info.name} did not become that of {merged.path}, as {what} another; name the base that was "
-        "merged into."
+    return RefusedError(
+        info.file,
+        f"{info.name} did not become that of {merged.path}, as {what} another",
+        "name the base that was merged into",
     )

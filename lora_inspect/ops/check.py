@@ -9,7 +9,7 @@ from lora_inspect.checking.fix import Fixing, check_fixed, fixing, open_fixed, w
 from lora_inspect.checking.hash_lints import readings
 from lora_inspect.checking.rules import UNREADABLE, find_problems
 from lora_inspect.checking.subject import Subject
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import find_checkpoints, is_collection, stored_bytes
@@ -156,12 +156,12 @@ def _needed(fixed: Fixing, subject: Subject, problems: Sequence[Problem]) -> Fix
     if fixed.codes:
         return fixed
     if not problems:
-        raise LoraInspectError(f"{path}: nothing is wrong with it, so there is nothing to mend; use it as it is.")
+        raise RefusedError(path, "nothing is wrong with it, so there is nothing to mend", "use it as it is")
     if len(subject.checkpoint.files) != 1 or len(subject.headers) != 1:
-        raise LoraInspectError(f"{path}: only single safetensors files are mended; convert it first.")
+        raise RefusedError(path, "only single safetensors files are mended", "convert it first")
     codes = ", ".join(dict.fromkeys(problem.code for problem in problems))
-    raise LoraInspectError(
-        f"{path}: nothing of it can be mended without a guess ({codes}); docs/checking.md says what each is about."
+    raise RefusedError(
+        path, f"nothing of it can be mended without a guess ({codes})", "docs/checking.md says what each is about"
     )
 
 
@@ -170,8 +170,8 @@ def _keep_config(subject: Subject, output: str) -> None:
     config = subject.checkpoint.config_path
     beside = os.path.dirname(output) or os.curdir
     if config and (is_remote(config) or not os.path.samefile(os.path.dirname(config) or os.curdir, beside)):
-        raise LoraInspectError(
-            f"{output}: {config} would not lie beside it; name an output in the same folder, or copy the folder first."
+        raise RefusedError(
+            output, f"{config} would not lie beside it", "name an output in the same folder, or copy the folder first"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from lora_inspect import programs
 from lora_inspect.converting.fixes import find_fix
 from lora_inspect.converting.steps.base_change import find_landed
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
@@ -69,7 +69,7 @@ def compat(
     asked = _asked(named)
     kind, adapter = kind_of(read_adapter(open_checkpoint(path), settings))
     if kind != ADAPTER:
-        raise LoraInspectError(f"{path}: it is no adapter, so no program loads it as one; name an adapter.")
+        raise RefusedError(path, "it is no adapter, so no program loads it as one", "name an adapter")
     adapter.refuse()
     families = adapter_candidates(adapter)
     adapter = with_paths(adapter, families)
@@ -85,9 +85,10 @@ def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progr
     """The verdicts with the error that each program makes of DoRA on this base."""
     wrong = {one.program.name: one.taken for one in verdicts if one.verdict in (LOST, WRONG)}
     if not wrong and not any(one.fix and "--base" in one.fix for one in verdicts):
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: no program is known to make another change of its magnitudes, so --base has "
-            "nothing to do; leave it out."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            "no program is known to make another change of its magnitudes, so --base has nothing to do",
+            "leave it out",
         )
     weights = open_weights(base)
     landed = find_landed(adapter, weights, match(adapter, weights))
@@ -105,5 +106,5 @@ def _asked(named: str | None) -> list[Program]:
     found = [one for one in known if one.name == named]
     if not found:
         names = listed([one.name for one in known], "and")
-        raise LoraInspectError(f"there is no program called {named} here; known are {names}.")
+        raise RefusedError(f"there is no program called {named} here; known are {names}.")
     return found

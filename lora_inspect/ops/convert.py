@@ -12,7 +12,7 @@ from lora_inspect.converting.plan import ConversionPlan, plan_conversion
 from lora_inspect.converting.result import Received
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.target.target_program import norms_remarks
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.safetensors.writer import renamed
@@ -208,9 +208,11 @@ def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: Co
         worst = max(lossy, key=lambda key: errors[key])
         is_limited = options.rank is not None or options.max_error is not None
         way = "raise --rank, lower --max-error, or accept the loss" if is_limited else "accept the loss"
-        raise LoraInspectError(
-            f"{path}: {len(lossy)} of {len(modules)} modules would lose over {_LOSSY:.0%} of their change, "
-            f"{worst} {errors[worst]:.1%}; {way} with --allow-loss."
+        raise RefusedError(
+            path,
+            f"{len(lossy)} of {len(modules)} modules would lose over {_LOSSY:.0%} of their change, {worst} "
+            f"{errors[worst]:.1%}",
+            f"{way} with --allow-loss",
         )
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import CouldNotWorkError, NotFoundError
 from lora_inspect.merging.options import Share
 from lora_inspect.merging.output_path import check_merge_output, shared_output
 from lora_inspect.merging.plan import MergePlan
@@ -103,10 +103,10 @@ def finish_merge(plan: MergePlan, named: str, force: bool = False, progress: Pro
     output = shared_output(plan, named, force)
     shared = SharedMerge(plan, output)
     if not shared.parts.is_there():
-        raise LoraInspectError(f"{shared.parts.path}: there is no such folder; make the shards with --shard first.")
+        raise NotFoundError(shared.parts.path, "there is no such folder", "make the shards with --shard first")
     merged = shared.finish(force, progress)
     if merged is None:
-        raise LoraInspectError(f"{output}: another process finishes it just now; wait for that.")
+        raise CouldNotWorkError(output, "another process finishes it just now", "wait for that")
     return merged
 
 
@@ -141,7 +141,7 @@ def merge_by_ranks(
     def finish() -> MergeResult | None:
         merged = shared.finish(force) if ranks.rank.is_first else None
         if ranks.rank.is_first and merged is None:
-            raise LoraInspectError(f"{shared.parts.output}: another process finishes it just now; wait for that.")
+            raise CouldNotWorkError(shared.parts.output, "another process finishes it just now", "wait for that")
         return merged
 
     return ranks.together(finish)

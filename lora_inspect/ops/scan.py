@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterable
 from contextlib import closing
 from functools import partial
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import CouldNotWorkError
 from lora_inspect.files.discovery import find_checkpoints, is_collection
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings
@@ -78,5 +78,5 @@ def _scan(asked: tuple[str, Settings], record: Record | None) -> ScannedFile:
 
 def _lost(asked: tuple[str, Settings]) -> ScannedFile:
     path, _ = asked
-    error = LoraInspectError(f"{path}: the process that read it ended without an answer; read it with --jobs 1.")
+    error = CouldNotWorkError(path, "the process that read it ended without an answer", "read it with --jobs 1")
     return ScannedFile(path, error=error)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import AmbiguousError, RefusedError
 from lora_inspect.files.base_folder import copy_side_files
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.input_file import Identity, InputFile
@@ -125,14 +125,16 @@ def plan_unmerge(
         _check_base(base, known, merged)
         return UnmergePlan(merged, plan_merge(base_path, named, options), base, is_drawn, record.folded_in)
     if cast := recorded_cast(record):
-        raise LoraInspectError(
-            f"{merged_path}: weights of {known.file} were cast to {cast} in the merge, which lost what they were "
-            "before; name it with --base."
+        raise RefusedError(
+            merged_path,
+            f"weights of {known.file} were cast to {cast} in the merge, which lost what they were before",
+            "name it with --base",
         )
     if is_drawn:
-        raise LoraInspectError(
-            f"{merged_path}: it was rounded stochastically, which leaves several numbers for each that was there; name "
-            f"{known.file} with --base."
+        raise AmbiguousError(
+            merged_path,
+            "it was rounded stochastically, which leaves several numbers for each that was there",
+            f"name {known.file} with --base",
         )
     as_stored = replace(options, dtype=None, changed_dtype=None)
     plan = UnmergePlan(merged, plan_merge(merged_path, named, as_stored), folded_in=record.folded_in)
@@ -223,8 +225,8 @@ def _check_base(base: Checkpoint, known: MergedBase, merged: Checkpoint) -> None
     same = found["bytes"] == known.bytes and found["header"] == known.header
     if not same or (known.sha256 and sorted(hashes_of(found["sha256"]).values()) != sorted(known.sha256.values())):
         what = "header or size" if not same else "content"
-        raise LoraInspectError(
-            f"{base.path}: its {what} is not that of {known.file}, which {merged.path} was merged from; name that one."
+        raise RefusedError(
+            base.path, f"its {what} is not that of {known.file}, which {merged.path} was merged from", "name that one"
         )
 
 
@@ -235,20 +237,23 @@ def _check_possible(plan: UnmergePlan, known: MergedBase) -> None:
     for name, folds in plan.folds.items():
         info = plan.merged.tensors[name]
         if not is_plain(info) or name in plan.merge.storage.coded:
-            raise LoraInspectError(
-                f"{plan.merged.path}: {name} is stored as {info.dtype} codes, of which is not known what they were "
-                f"before; name {known.file} with --base."
+            raise RefusedError(
+                plan.merged.path,
+                f"{name} is stored as {info.dtype} codes, of which is not known what they were before",
+                f"name {known.file} with --base",
             )
         if info.dtype not in known.dtypes:
-            raise LoraInspectError(
-                f"{plan.merged.path}: {name} is {info.dtype}, as no tensor of {known.file} was, so it was cast since; "
-                f"fetch the merged model again, or name {known.file} with --base."
+            raise RefusedError(
+                plan.merged.path,
+                f"{name} is {info.dtype}, as no tensor of {known.file} was, so it was cast since",
+                f"fetch the merged model again, or name {known.file} with --base",
             )
         for fold in folds:
             if why := why_not(fold):
-                raise LoraInspectError(
-                    f"{fold.adapter.checkpoint.path}: {fold.contribution.module.key} cannot be taken out of {name}, as "
-                    f"{why}; name {known.file} with --base."
+                raise RefusedError(
+                    fold.adapter.checkpoint.path,
+                    f"{fold.contribution.module.key} cannot be taken out of {name}, as {why}",
+                    f"name {known.file} with --base",
                 )
 
 
@@ -258,9 +263,11 @@ def _check_accepted(accounts: "dict[str, Account]", allow_ambiguous: bool, plan:
         return
     entries = sum(account.entries for account in accounts.values())
     left = entries - sum(account.proved for account in accounts.values())
-    raise LoraInspectError(
-        f"{plan.merged.path}: of {entries:,} numbers that were changed {left:,} ({left / entries:.2%}) may have been "
-        f"others before ({some(doubtful, _SHOWN)}); --base restores all, --allow-ambiguous writes the nearest ones."
+    raise AmbiguousError(
+        plan.merged.path,
+        f"of {entries:,} numbers that were changed {left:,} ({left / entries:.2%}) may have been others before "
+        f"({some(doubtful, _SHOWN)})",
+        "--base restores all, --allow-ambiguous writes the nearest ones",
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.keys.groups import changes_of_kinds, claim_as_before
@@ -11,7 +11,7 @@ from lora_inspect.reading.model.contribution import Contribution, Embedding, Mod
 from lora_inspect.reading.model.evidence import ERROR, REPEATS, DoraReading, Evidence, Problem, RsloraReading
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.regex import Steps
-from lora_inspect.reading.problems import ALPHA_MISSING, DAMAGED, find_problems, open_settings
+from lora_inspect.reading.problems import ALPHA_MISSING, DAMAGED, find_problems, kind_of_error, open_settings
 from lora_inspect.reading.state import Reading
 from lora_inspect.reading.steps import STEPS
 
@@ -72,18 +72,19 @@ class Adapter(NamedTuple):
         """Raise LoraInspectError for the first problem that is an error, or if there is no module."""
         for problem in self.problems:
             if problem.severity == ERROR:
-                raise LoraInspectError(f"{self.checkpoint.path}: {problem.message}.")
+                raise kind_of_error(problem).of(self.checkpoint.path, problem.message)
         if not self.modules and self.embeddings:
             from lora_inspect.reading.embeddings import in_words
 
-            raise LoraInspectError(
-                f"{self.checkpoint.path}: it holds {in_words(self.embeddings)} and no adapter: an embedding changes no "
-                "weight, so leave it as it is and load it beside the model."
+            raise RefusedError(
+                self.checkpoint.path,
+                f"it holds {in_words(self.embeddings)} and no adapter: an embedding changes no weight, so leave it as "
+                "it is and load it beside the model",
             )
         if not self.modules:
             tensors = len(self.checkpoint.tensors)
-            raise LoraInspectError(
-                f"{self.checkpoint.path}: none of its {tensors} tensors belongs to a known adapter; name an adapter."
+            raise RefusedError(
+                self.checkpoint.path, f"none of its {tensors} tensors belongs to a known adapter", "name an adapter"
             )
 
 

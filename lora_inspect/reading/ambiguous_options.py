@@ -7,7 +7,7 @@ Which modules of several adapters the options --include and --exclude leave.
 
 from collections.abc import Collection, Mapping, Sequence
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import AmbiguousError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.maths.scaling import PACKINGS
@@ -48,7 +48,7 @@ def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Setting
         option = Settings()._replace(**{name: getattr(options, name)})
         takers = _takers(adapters, name)
         if len(takers) > 1:
-            raise LoraInspectError(
+            raise AmbiguousError(
                 f"{spell_settings(option)} could speak of {len(takers)} adapters; say it on the path of each: "
                 f"{_forms([adapters[taker] for taker in takers], option)}."
             )
@@ -59,7 +59,7 @@ def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Setting
     if len(unsettled) > 1:
         packing = all(adapter.open == ("expert_packing",) for adapter in unsettled)
         what = "how experts are packed" if packing else "the scale"
-        raise LoraInspectError(
+        raise AmbiguousError(
             f"{what} is unknown in {len(unsettled)} adapters, which `lora-inspect info` explains; "
             f"settle each on its path: {_forms(unsettled)}."
         )
@@ -132,11 +132,13 @@ def check_multipliers(settings: Settings, path: str, modules: Collection[ModuleN
         if pattern in deciding:
             continue
         if fitting := [names for names in modules if fits(pattern, names)]:
-            raise LoraInspectError(
-                f"{path}: {pattern} decides nothing, as settings before it or closer ones decide for all "
-                f"{len(fitting)} modules that it fits; leave it out, or write it first."
+            raise RefusedError(
+                path,
+                f"{pattern} decides nothing, as settings before it or closer ones decide for all {len(fitting)} "
+                "modules that it fits",
+                "leave it out, or write it first",
             )
-        raise LoraInspectError(f"{path}: {unknown_pattern(pattern, modules, left)}.")
+        raise RefusedError(path, unknown_pattern(pattern, modules, left))
 
 
 class Multipliers:
@@ -204,5 +206,5 @@ class Choice(NamedTuple):
         }
         for path, keys in found.items():
             if keys and len(keys) == len(adapters[path]):
-                raise LoraInspectError(f"{path}: {self.says} leave none of its {len(keys)} modules; leave it out.")
+                raise RefusedError(path, f"{self.says} leave none of its {len(keys)} modules", "leave it out")
         return found

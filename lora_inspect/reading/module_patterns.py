@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import AmbiguousError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import nearest_name
 from lora_inspect.sentences import listed
@@ -140,10 +140,11 @@ def fits_path(pattern: str, names: ModuleNames) -> bool:
     answers = [(family, _fits_called(pattern, called)) for family, called in names.open.by_family]
     fitting, others = ([family for family, fits_it in answers if fits_it is is_so] for is_so in (True, False))
     if fitting and others:
-        raise LoraInspectError(
-            f"{names.open.file}: {pattern} fits {names.written[0]} where the adapter is of {_titles(fitting)}, and not "
-            f"where it is of {_titles(others)}; say which it is of with --architecture "
-            f"{listed([family.name for family, _ in answers], 'or')}."
+        raise AmbiguousError(
+            names.open.file,
+            f"{pattern} fits {names.written[0]} where the adapter is of {_titles(fitting)}, and not where it is of "
+            f"{_titles(others)}",
+            f"say which it is of with --architecture {listed([family.name for family, _ in answers], 'or')}",
         )
     return bool(fitting)
 
@@ -190,9 +191,9 @@ def check_all_fit(patterns: Iterable[str], modules: Iterable[ModuleNames], optio
         try:
             check_pattern(pattern)
         except ValueError as error:
-            raise LoraInspectError(f"{option} {pattern}: {error}.") from None
+            raise RefusedError(f"{option} {pattern}: {error}.") from None
         if not any(fits(pattern, one) for one in modules):
-            raise LoraInspectError(f"{option} {pattern}: {unknown_pattern(pattern, modules)}.")
+            raise RefusedError(f"{option} {pattern}: {unknown_pattern(pattern, modules)}.")
 
 
 @cache

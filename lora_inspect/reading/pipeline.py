@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.text_encoders import TITLES, TextEncoder
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo, count_elements
@@ -222,5 +222,5 @@ def chosen(
     found = [module for module in modules if module.name.component in only]
     if not found:
         present = ", ".join(sorted({module.name.component for module in modules}))
-        raise LoraInspectError(f"{adapter.checkpoint.path}: it has no component {' or '.join(only)}; it has {present}.")
+        raise RefusedError(adapter.checkpoint.path, f"it has no component {' or '.join(only)}", f"it has {present}")
     return found, tuple(module for module in modules if module.name.component not in only)

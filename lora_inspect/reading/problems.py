@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 
 from lora_inspect import schemes
+from lora_inspect.errors import AmbiguousError, DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.reading.keys.claims import MIXED
@@ -418,6 +419,25 @@ PROBLEMS = (
         "trained-scale", NOTE, (_dylora_scale, lambda reading: reading.rules.trained_otherwise(reading.contributions))
     ),
 )
+
+
+_DAMAGE = (
+    "twice",
+    "shape",
+    "incomplete",
+    "magnitude-shape",
+    "experts",
+    "shards-contradict",
+    "dora-conflict",
+    "dora-missing",
+)
+
+
+def kind_of_error(problem: Problem) -> type[LoraInspectError]:
+    """What is raised where somebody asks for more than a file with the problem can give."""
+    if problem.code in ("scale-unknown", "dora-partial"):
+        return AmbiguousError
+    return DamagedError if problem.code in _DAMAGE else RefusedError
 
 
 def find_problems(reading: Reading, entries: tuple[Entry, ...] = PROBLEMS) -> tuple[Problem, ...]:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import nearest_name
 from lora_inspect.files.input_file import Identity, read_whole
@@ -46,7 +46,7 @@ class _Text(NamedTuple):
 
     def wrong(self, keys: Sequence[str], says: str) -> LoraInspectError:
         """The error for the value at the `keys`."""
-        return LoraInspectError(f"{self.path}: line {_line_of(self.text, keys)}: {says}.")
+        return RefusedError(self.path, f"line {_line_of(self.text, keys)}: {says}")
 
 
 class WeightsFile(NamedTuple):
@@ -104,16 +104,16 @@ def read_weights(path: str) -> WeightsFile:
         text = bytes(data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise LoraInspectError(f"{path}: line {line} is not UTF-8; save it as that.") from None
+        raise DamagedError(path, f"line {line} is not UTF-8", "save it as that") from None
     if long := _LONG_NAME.search(text):
         line = text.count("\n", 0, long.start()) + 1
-        raise LoraInspectError(
-            f"{path}: line {line}: a name of more than {_MOST_PARTS} parts stands there; name a layer or a block."
+        raise RefusedError(
+            path, f"line {line}: a name of more than {_MOST_PARTS} parts stands there", "name a layer or a block"
         )
     try:
         found = _parsed(text)
     except ValueError as error:
-        raise LoraInspectError(f"{path}: it is no TOML: {_in_a_line(error, text)}.") from None
+        raise DamagedError(path, f"it is no TOML: {_in_a_line(error, text)}") from None
     source = _Text(path, text)
     return WeightsFile(source, identity, {name: _table(source, name, value) for name, value in found.items()})
 

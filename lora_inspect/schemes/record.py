@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 
 # The layout that a file has already, where programs load the modules of any.
@@ -148,7 +148,7 @@ class Scheme(NamedTuple):
         for path in paths:
             name = self.module(path, prefix)
             if inverted.setdefault(name, path) != path:
-                raise LoraInspectError(
+                raise RefusedError(
                     f"{inverted[name]} and {path} are both spelled {name} in the {self.name} scheme; "
                     "name the modules in a dotted scheme instead."
                 )

@@ -9,7 +9,7 @@ import os
 from _thread import allocate_lock
 from itertools import count
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 
 HTTPS, HTTP, S3, HF = SCHEMES = ("https", "http", "s3", "hf")
@@ -99,7 +99,7 @@ def _without_credentials(scheme: str, rest: str) -> str:
     userinfo, at, store = authority.rpartition("@")
     # In hf://model@revision the mark stands before a revision, in which there is no colon.
     if at and (scheme == S3 or ":" in userinfo):
-        raise LoraInspectError(
+        raise RefusedError(
             f"{scheme}://{store}{slash}{path}: credentials do not belong into an address; "
             f"set them as {_SETTINGS[scheme]} and name the address without them."
         )

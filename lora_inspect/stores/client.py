@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError, changed
+from lora_inspect.errors import NeedsLibraryError, changed
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.address import HF, HTTP, HTTPS, S3, named, scheme_of
 
@@ -55,9 +55,10 @@ def _open(address: str) -> Any:
         for library in _NEEDS[scheme]:
             __import__(library)
     except ImportError as missing:
-        raise LoraInspectError(
-            f"{named(address)}: {scheme}:// is read with {' and '.join(_NEEDS[scheme])}, of which one cannot be "
-            f"loaded ({missing}); run `{INSTALL}`."
+        raise NeedsLibraryError(
+            named(address),
+            f"{scheme}:// is read with {' and '.join(_NEEDS[scheme])}, of which one cannot be loaded ({missing})",
+            f"run `{INSTALL}`",
         ) from None
     import fsspec
 

@@ -15,6 +15,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 import yarl
 
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.stores.address import HTTP, HTTPS, scheme_of, whole
 from lora_inspect.stores.client import Answer, Sink, file_system
 from lora_inspect.stores.store_failures import (
@@ -62,6 +63,8 @@ async def get_from(sink: Sink, url: str, headers: Mapping[str, str], identify: I
             except _Moved:
                 _led_to.pop(url, None)
         await _ask(sink, url, headers, identify)
+    except LoraInspectError:
+        raise
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
         raise _meaning(sink.address, error) from None
     except ValueError:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_inspect.caching import Remembered
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import CouldNotWorkError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.client import Answer, Found, Sink
 from lora_inspect.stores.http import get_from
@@ -87,7 +87,7 @@ async def below(address: str, deep: bool) -> list[Found]:
 def _parts(address: str) -> tuple[_Place, str]:
     found = _REPOSITORY.fullmatch(address.partition("://")[2])
     if found is None:
-        raise LoraInspectError(f"{address}: it names no repository of Hugging Face; write {_FORM}.")
+        raise RefusedError(address, "it names no repository of Hugging Face", f"write {_FORM}")
     kind, revision = found["kind"] or "models", found["revision"] or "main"
     return _place(kind, found["name"], revision), (found["path"] or "").strip("/")
 
@@ -120,8 +120,8 @@ def _ask(address: str, place: _Place) -> Any:
     except HFValidationError:
         raise missing(address) from None
     except OfflineModeIsEnabled:
-        raise LoraInspectError(
-            f"{address}: HF_HUB_OFFLINE is set; unset it, or name the file in the cache of Hugging Face."
+        raise CouldNotWorkError(
+            address, "HF_HUB_OFFLINE is set", "unset it, or name the file in the cache of Hugging Face"
         ) from None
     except HfHubHTTPError as error:
         response = error.response

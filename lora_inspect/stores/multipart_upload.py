@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError, changed
+from lora_inspect.errors import LoraInspectError, WouldOverwriteError, changed
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores import client
 from lora_inspect.stores.client import Borrowed, part_size
 from lora_inspect.stores.requests import read_into
-from lora_inspect.stores.s3 import NO_OBJECT, Refused, Reply, S3Store, object_at
+from lora_inspect.stores.s3 import NO_OBJECT, Reply, S3Store, StoreRefused, object_at
 
 _AT_ONCE = 8
 # Of them so many hold the content of a part in memory, which is there two times while it is sent.
@@ -30,15 +30,15 @@ _UNKNOWN = ("NotImplemented", "501")
 
 def appeared(address: str) -> LoraInspectError:
     """The error for an output that others have written meanwhile."""
-    return LoraInspectError(
-        f"{address}: it appeared while the command ran; choose another output, or run it again with --force."
+    return WouldOverwriteError(
+        address, "it appeared while the command ran", "choose another output, or run it again with --force"
     )
 
 
 class Upload:
     """An object that takes its `address` once it is completed, and leaves nothing where it is aborted.
 
-    `run` tells whose object it is. Raises Refused where the store does not do it.
+    `run` tells whose object it is. Raises StoreRefused where the store does not do it.
     """
 
     def __init__(self, store: S3Store, address: str, run: str) -> None:
@@ -64,14 +64,14 @@ class Upload:
         self._store.wait(self._send({one.at: one for one in borrowed}), lambda: self._sent, progress)
 
     async def complete(self, replaces: bool) -> None:
-        """Has the object appear; Refused where there is one meanwhile and it does not replace that."""
+        """Has the object appear; StoreRefused where there is one meanwhile and it does not replace that."""
         condition = {} if replaces else {"IfNoneMatch": "*"}
         try:
             await self._complete(**condition)
-        except Refused as refused:
-            if refused.code in _UNKNOWN and condition and await self._described() is None:
+        except StoreRefused as refused:
+            if refused.answer in _UNKNOWN and condition and await self._described() is None:
                 await self._complete()
-            elif refused.code not in (*_GONE, *_TAKEN):
+            elif refused.answer not in (*_GONE, *_TAKEN):
                 raise
             elif not await self._is_own():
                 raise (appeared(self.address) if condition else refused) from None
@@ -102,8 +102,8 @@ class Upload:
     async def _described(self) -> Reply | None:
         try:
             return await self._ask("head_object", "look at it")
-        except Refused as refused:
-            if refused.code in NO_OBJECT:
+        except StoreRefused as refused:
+            if refused.answer in NO_OBJECT:
                 return None
             raise
 
@@ -121,7 +121,7 @@ class Upload:
         try:
             self._upload = await asyncio.shield(begun)
         except asyncio.CancelledError:
-            with suppress(Refused, asyncio.TimeoutError):  # without a name, what was begun is looked for in the store
+            with suppress(StoreRefused, asyncio.TimeoutError):  # without a name, it is looked for in the store
                 self._upload = await asyncio.wait_for(begun, _BEGINNING)
             raise
 
@@ -146,8 +146,8 @@ class Upload:
         """Has the store copy a part; fetches and sends it where the store does not do that."""
         try:
             return await self._copied(number, one)
-        except Refused as refused:
-            if refused.code in _TAKEN:
+        except StoreRefused as refused:
+            if refused.answer in _TAKEN:
                 raise changed(one.address) from None
         async with self._room:
             content = bytearray(one.stop - one.start)
@@ -195,7 +195,7 @@ def abort_all(store: S3Store, uploads: Iterable[tuple[str, str]]) -> list[str]:
 
     async def work() -> None:
         for address, upload in waiting:
-            with suppress(Refused):
+            with suppress(StoreRefused):
                 await _give_up(store, address, upload)
                 left.remove((address, upload))
 
@@ -208,20 +208,20 @@ def abort_all(store: S3Store, uploads: Iterable[tuple[str, str]]) -> list[str]:
 
 
 async def _give_up(store: S3Store, address: str, upload: str) -> None:
-    """Gives up an upload with all that it has; raises Refused.
+    """Gives up an upload with all that it has; raises StoreRefused.
 
     A part that was under way may come behind that, and stay: it is over where the store knows no such upload.
     """
     for _ in range(_ABORTS):
         try:
             await store.ask("abort_multipart_upload", address, "abort the upload", UploadId=upload)
-        except Refused as refused:
-            if refused.code in _GONE:
+        except StoreRefused as refused:
+            if refused.answer in _GONE:
                 return
             raise
         try:
             await store.ask("list_parts", address, "look at the upload", UploadId=upload)
-        except Refused:
+        except StoreRefused:
             return
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import CouldNotWorkError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores.address import S3, VERSION, join
@@ -167,16 +167,17 @@ NO_OBJECT = ("404", "NoSuchKey", "NotFound")
 _DENIED = ("AccessDenied", "403", "Forbidden", "AllAccessDisabled")
 
 
-class Refused(LoraInspectError):
-    """What a store answered instead of doing it. `code` is the store's word for it, or the name of the trouble."""
+class StoreRefused(CouldNotWorkError):
+    """What a store answered instead of doing it. `answer` is the store's word for it, or the name of the trouble."""
 
     def __init__(self, address: str, code: str, doing: str) -> None:
-        self.code = code
+        self.answer = code
         if code in _DENIED:
             said = f"the store does not allow to {doing} ({code}); check the credentials and their rights"
         else:
             said = _WAYS_OUT.get(code) or f"the store failed to {doing} ({code}); run the command again"
-        super().__init__(f"{address}: {said}.")
+        problem, _, fix = said.rpartition("; ")
+        super().__init__(address, problem, fix)
 
 
 class S3Store:
@@ -188,13 +189,13 @@ class S3Store:
     async def ask(self, method: str, address: str, doing: str, **arguments: Any) -> Reply:
         """What the store replies about the object or the prefix of an address; `doing` says what for.
 
-        Raises Refused, where it is nothing that another try mends.
+        Raises StoreRefused, where it is nothing that another try mends.
         """
         try:
             return dict(await self._store._call_s3(method, **object_at(address), **arguments))
         except Exception as error:
             # What the libraries say may hold the key that the request was signed with.
-            raise Refused(address, _code_of(error), doing) from None
+            raise StoreRefused(address, _code_of(error), doing) from None
 
     def wait(
         self, work: Coroutine[Any, Any, _Result], done: Callable[[], int] = lambda: 0, progress: Progress = silent
@@ -253,8 +254,8 @@ def described(store: S3Store, address: str) -> Reply | None:
     """What the store says of the object that has the address, None where there is none; raises Refused."""
     try:
         return store.wait(store.ask("head_object", address, "look at it"))
-    except Refused as refused:
-        if refused.code in NO_OBJECT:
+    except StoreRefused as refused:
+        if refused.answer in NO_OBJECT:
             return None
         raise
 
@@ -262,7 +263,8 @@ def described(store: S3Store, address: str) -> Reply | None:
 def names_below(store: S3Store, folder: str) -> Iterator[str]:
     """The objects below an address by their names from there on, asked for as they are taken.
 
-    The empty object that some programs have for a folder is none of them. Raises Refused, as where there is no bucket.
+    The empty object that some programs have for a folder is none of them. Raises StoreRefused, as where
+    there is no bucket.
     """
     prefix = object_at(folder)["Key"] + "/"
     position: dict[str, str] = {}

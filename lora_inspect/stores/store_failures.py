@@ -7,7 +7,7 @@ How often what failed is tried again, and when. Standard library only.
 
 import random
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import CouldNotWorkError, LoraInspectError, NotFoundError, RefusedError
 from lora_inspect.stores.address import HF, S3, scheme_of, split
 
 _LOG_IN = {
@@ -27,90 +27,87 @@ class Transient(Exception):
         self.wait = wait
 
 
-class Missing(LoraInspectError):
+class Missing(NotFoundError):
     """There is nothing at an address."""
 
 
-class Denied(LoraInspectError):
+class Denied(CouldNotWorkError):
     """The store does not say whether there is something at an address, or does not give it."""
 
 
 def missing(address: str) -> Missing:
     """The error for an address at which there is nothing."""
-    return Missing(f"{address}: there is no such file or folder; check the address.")
+    return Missing(address, "there is no such file or folder", "check the address")
 
 
 def denied(address: str, status: int) -> Denied:
     """The error for what only others may read."""
-    return Denied(
-        f"{address}: it is not given to you (status {status}); {_LOG_IN.get(scheme_of(address), _FETCH_ADDRESS)}."
-    )
+    return Denied(address, f"it is not given to you (status {status})", _LOG_IN.get(scheme_of(address), _FETCH_ADDRESS))
 
 
 def whole_files_only(address: str) -> LoraInspectError:
     """The error for a server that sends a file from its first to its last byte, whichever are asked for."""
-    return LoraInspectError(
-        f"{address}: the server sends whole files only, and the file would be read in parts; {DOWNLOAD}."
+    return CouldNotWorkError(
+        address, "the server sends whole files only, and the file would be read in parts", DOWNLOAD
     )
 
 
 def refused(address: str, status: int) -> Denied:
     """The error for any other answer that is none of the file."""
-    return Denied(f"{address}: the server refuses to send it (status {status}); check the address.")
+    return Denied(address, f"the server refuses to send it (status {status})", "check the address")
 
 
 def sent_a_page(address: str) -> Denied:
     """The error for a server that says what it has to say on a web page, and that this is the file."""
     return Denied(
-        f"{address}: the server sends a web page in its place; check the address, and whether one has to log in."
+        address, "the server sends a web page in its place", "check the address, and whether one has to log in"
     )
 
 
 def leads_nowhere(address: str) -> Denied:
     """The error for a server that leads on to what is no address of a server, or without an end."""
-    return Denied(f"{address}: the server leads on to where no file is; check the address.")
+    return Denied(address, "the server leads on to where no file is", "check the address")
 
 
 def unknown_host(address: str, host: str) -> LoraInspectError:
     """The error for a name that stands for no machine: that of the address, or of where its server leads to."""
-    return LoraInspectError(f"{address}: no machine is called {host or 'so'}; check the address and the network.")
+    return CouldNotWorkError(address, f"no machine is called {host or 'so'}", "check the address and the network")
 
 
 def untrusted(address: str) -> LoraInspectError:
     """The error for a server that cannot prove who it is."""
-    return LoraInspectError(
-        f"{address}: the certificate of the server cannot be trusted; check the address, or name the authority that "
-        "signed it in SSL_CERT_FILE."
+    return CouldNotWorkError(
+        address,
+        "the certificate of the server cannot be trusted",
+        "check the address, or name the authority that signed it in SSL_CERT_FILE",
     )
 
 
 def less_safe(address: str) -> LoraInspectError:
     """The error for a server that leads from an address that is encrypted to one that is not."""
-    return LoraInspectError(
-        f"{address}: the server leads on to an address that is not encrypted; name that yourself if you trust it."
+    return CouldNotWorkError(
+        address, "the server leads on to an address that is not encrypted", "name that yourself if you trust it"
     )
 
 
 def no_folder_of_a_server(address: str) -> LoraInspectError:
     """The error for a folder of a server, which lists none."""
-    return LoraInspectError(
-        f"{address}: folders of a server cannot be listed; name a file, or the index.json of a set."
-    )
+    return CouldNotWorkError(address, "folders of a server cannot be listed", "name a file, or the index.json of a set")
 
 
 def is_a_folder(address: str) -> LoraInspectError:
     """The error for a folder where a file is asked for."""
-    return LoraInspectError(f"{address}: it is a folder; name a file in it, such as {split(address)[1]}/NAME.")
+    return RefusedError(address, "it is a folder", f"name a file in it, such as {split(address)[1]}/NAME")
 
 
 def gave_up(address: str, why: str, tries: int) -> LoraInspectError:
     """The error for what failed as often as it was tried."""
-    return LoraInspectError(f"{address}: it cannot be read ({why}, {tries} times); try again later.")
+    return CouldNotWorkError(address, f"it cannot be read ({why}, {tries} times)", "try again later")
 
 
 def without_credentials(address: str) -> Denied:
     """The error for a store that is asked by nobody."""
-    return Denied(f"{address}: there are no credentials for the store; {_LOG_IN[S3]}.")
+    return Denied(address, "there are no credentials for the store", _LOG_IN[S3])
 
 
 def of_status(address: str, status: int, wait: float | None = None) -> Exception:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.change import Link, settled
@@ -269,10 +269,11 @@ class Weigher:
             raise no_numbers_of_a_change(info, folds[-1]) from error
         if not sums.gram.isfinite().all():
             fold = folds[-1]
-            raise LoraInspectError(
-                f"{fold.adapter.checkpoint.path}: folding {fold.contribution.module.key} into {info.name} gives "
-                "numbers that are not finite or too large to weigh; lower the multiplier, or repair the file that "
-                "holds such numbers."
+            raise RefusedError(
+                fold.adapter.checkpoint.path,
+                f"folding {fold.contribution.module.key} into {info.name} gives numbers that are not finite or too "
+                "large to weigh",
+                "lower the multiplier, or repair the file that holds such numbers",
             )
         return sums
 

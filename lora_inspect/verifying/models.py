@@ -5,7 +5,7 @@ from functools import cached_property
 
 from lora_inspect.codecs import stored_types
 from lora_inspect.codecs.record import UnknownCodec
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.discovery import nearest_name
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
@@ -55,9 +55,10 @@ def check_kinds(merged: Checkpoint, base: Checkpoint) -> None:
     """Raises LoraInspectError where one of the two models is an adapter."""
     for checkpoint, name in ((merged, "MERGED"), (base, "BASE")):
         if kind_of(read_adapter(checkpoint))[0] == ADAPTER:
-            raise LoraInspectError(
-                f"{checkpoint.path}: it is an adapter, not a model; name the merged model first, then its base, then "
-                f"the adapters: it stands where {name} belongs."
+            raise RefusedError(
+                checkpoint.path,
+                "it is an adapter, not a model",
+                f"name the merged model first, then its base, then the adapters: it stands where {name} belongs",
             )
 
 
@@ -68,15 +69,19 @@ def check_names(merged: Checkpoint, base: Checkpoint, changed: Collection[str]) 
         first = next(iter(changed))
         near = nearest_name(first, _alike(first, merged.tensors))
         hint = f"the nearest name that it has is {near}" if near else "no name that it has is like it"
-        raise LoraInspectError(
-            f"{merged.path}: it has none of the {len(changed)} weights of {base.path} that the adapters change, such "
-            f"as {first}; {hint}; give a merged model and a base of the same layout."
+        raise RefusedError(
+            merged.path,
+            f"it has none of the {len(changed)} weights of {base.path} that the adapters change, such as {first}; "
+            f"{hint}",
+            "give a merged model and a base of the same layout",
         )
     for name in there:
         if merged.tensors[name].shape != base.tensors[name].shape:
-            raise LoraInspectError(
-                f"{merged.path}: {name} has shape {list(merged.tensors[name].shape)}, but "
-                f"{list(base.tensors[name].shape)} in {base.path}; give the base that it was merged from."
+            raise RefusedError(
+                merged.path,
+                f"{name} has shape {list(merged.tensors[name].shape)}, but {list(base.tensors[name].shape)} in "
+                f"{base.path}",
+                "give the base that it was merged from",
             )
 
 

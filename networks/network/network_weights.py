@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.scaling import neutral_alpha
 from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
 
@@ -66,6 +67,8 @@ class NetworkWeights(nn.Module):
             more = {} if self.is_grouped else self.left_out.modules(self._foreign_names(opened[0]))
             loras = [*self.unet_loras, *more.values()]
             fit = loading.fitted(self._read(*opened, loras), self._expected(loras))
+        except LoraInspectError:
+            raise
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
         if saving.TLORA_KEY in opened[1] and self.rank_mask is None:

@@ -28,10 +28,10 @@ def contents(folder):
 def refuse(run, tmp_path):
     """Runs a command that must refuse: one sentence with every word, and not a byte of the folder changed."""
 
-    def refuse_command(*command, words=()):
+    def refuse_command(*command, words=(), status=1):
         before = contents(tmp_path)
         shown = run(*command)
-        sentence = shown.refusal
+        sentence = shown.refusal if status == 1 else shown.failure
         assert [word for word in words if word not in sentence] == [], sentence
         assert sentence.rsplit("; ", 1)[1].startswith(WAYS_OUT), sentence
         assert shown.stdout == ""
@@ -51,12 +51,12 @@ def good(write_safetensors):
 def refuse_everywhere(refuse, good, tmp_path):
     """`file` through info, as adapter and base of merge, and through convert."""
 
-    def refuse_file(file, words):
+    def refuse_file(file, words, status=1):
         out = tmp_path / "out.safetensors"
-        refuse("info", file, words=words)
-        refuse("merge", good[0], file, "-o", out, words=words)
-        refuse("merge", file, good[1], "-o", out, words=words)
-        refuse("convert", file, "--to-standard", "-o", out, words=words)
+        refuse("info", file, words=words, status=status)
+        refuse("merge", good[0], file, "-o", out, words=words, status=status)
+        refuse("merge", file, good[1], "-o", out, words=words, status=status)
+        refuse("convert", file, "--to-standard", "-o", out, words=words, status=status)
 
     return refuse_file
 
@@ -106,7 +106,7 @@ def test_an_unreadable_file_is_refused_by_every_command(content, words, refuse_e
 
 
 def test_a_missing_file_and_an_empty_folder_are_refused(refuse_everywhere, tmp_path):
-    refuse_everywhere(tmp_path / "missing.safetensors", ["missing.safetensors", "no such file"])
+    refuse_everywhere(tmp_path / "missing.safetensors", ["missing.safetensors", "no such file"], status=3)
     (tmp_path / "empty").mkdir()
     refuse_everywhere(tmp_path / "empty", ["empty", "no .safetensors file"])
 

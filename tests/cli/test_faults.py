@@ -45,7 +45,7 @@ def test_what_nobody_foresaw_is_one_sentence(verb, error, words, run, files, tmp
     monkeypatch.setattr(f"lora_inspect.{place[verb]}", raiser(error))
     out = tmp_path / "out.safetensors"
     words_of = {"info": [files[1]], "merge": [*files, "-o", out], "convert": [files[1], "-o", out]}
-    sentence = run(verb, *words_of[verb]).refusal
+    sentence = run(verb, *words_of[verb]).failure
     assert [word for word in words if word not in sentence] == [], sentence
     assert verb != "info" or sentence.startswith(str(files[1]))
     assert not out.exists()
@@ -55,7 +55,7 @@ def test_the_traceback_is_shown_where_it_is_asked_for(run, files, monkeypatch):
     monkeypatch.setattr("lora_inspect.reading.file_info.inspect", raiser(KeyError("x")))
     monkeypatch.setenv("LORA_INSPECT_DEBUG", "1")
     shown = run("info", files[1])
-    assert shown.status == 1
+    assert shown.status == 3
     assert shown.stderr.startswith("Traceback (most recent call last):\n")
     assert "KeyError: 'x'\nError: " in shown.stderr
 
@@ -69,7 +69,7 @@ def test_info_goes_on_after_a_file_that_nobody_foresaw(run, files, monkeypatch):
     monkeypatch.setattr("lora_inspect.scanning.scan_file.inspect", fail_at_the_first)
     shown = run("info", *files, "--json")
     broken, whole = json.loads(shown.stdout)
-    assert (shown.status, broken["path"], whole["kind"]) == (1, str(files[0]), "adapter")
+    assert (shown.status, broken["path"], whole["kind"]) == (3, str(files[0]), "adapter")
     assert "TypeError: odd" in broken["error"]
     assert shown.stderr == f"Error: {broken['error']}\n"
 
@@ -83,7 +83,7 @@ def test_a_file_that_shrinks_after_its_header_was_read_is_refused(run, files, mo
         return opened
 
     monkeypatch.setattr("lora_inspect.reading.file_info.open_checkpoint", open_and_cut)
-    sentence = run("info", files[1]).refusal
+    sentence = run("info", files[1]).failure
     assert str(files[1]) in sentence
     assert "defect" not in sentence
 
@@ -93,21 +93,22 @@ def test_a_file_that_shrinks_after_its_header_was_read_is_refused(run, files, mo
                                    ["convert", "a\0b", "-o", "OUT"], ["info", "a\0b"]], ids=" ".join)  # fmt: skip
 def test_a_path_with_a_nul_character_is_refused(words, run, files, tmp_path):
     names = {"BASE": files[0], "ADAPTER": files[1], "OUT": tmp_path / "out.safetensors"}
-    sentence = run(*(names.get(word, word) for word in words)).refusal
+    shown = run(*(names.get(word, word) for word in words))
+    sentence = shown.refusal if words[-1] == "a\0b" and "-o" in words else shown.failure
     assert sentence.startswith("a\\x00b: ")
 
 
 FULL, ON_FULL = "Error: No space left on device; free space, or send the output elsewhere.\n", ">/dev/full"
 # A command in a shell, FILE being an adapter: exit status, and what stderr has.
 SURROUNDINGS = {
-    "stdout full": (f"PYTHON info FILE {ON_FULL}", 1, FULL),
-    "JSON to a full disk": (f"PYTHON info --json FILE {ON_FULL}", 1, FULL),
-    "help to a full disk": (f"PYTHON --help {ON_FULL}", 1, FULL),
-    "stderr full": ("PYTHON info nothing 2>/dev/full", 1, ""),
+    "stdout full": (f"PYTHON info FILE {ON_FULL}", 3, FULL),
+    "JSON to a full disk": (f"PYTHON info --json FILE {ON_FULL}", 3, FULL),
+    "help to a full disk": (f"PYTHON --help {ON_FULL}", 3, FULL),
+    "stderr full": ("PYTHON info nothing 2>/dev/full", 3, ""),
     "usage to a full disk": ("PYTHON merge 2>/dev/full", 2, ""),
     "usage without arguments to a full disk": ("PYTHON 2>/dev/full", 2, ""),
     "stdout closed": ("PYTHON info FILE >&-", 0, ""),
-    "stderr closed": ("PYTHON info nothing 2>&-", 1, ""),
+    "stderr closed": ("PYTHON info nothing 2>&-", 3, ""),
     "all closed": ("PYTHON info FILE <&- >&- 2>&-", 0, ""),
     "a reader that leaves": ("PYTHON --help | true", 0, ""),
     "no home": ("env -u HOME PYTHON info FILE >/dev/null", 0, ""),

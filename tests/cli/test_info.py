@@ -190,17 +190,17 @@ def test_json_has_an_entry_per_path_and_is_a_list_where_several_are_meant(
     names = [("!" if "error" in record else "") + record["path"] for record in records]
     assert (names if isinstance(printed, list) else names[0]) == expected
     broken = [record for record in records if "error" in record]
-    assert all(record.keys() == {"path", "error"} for record in broken)
+    assert all(record.keys() == {"path", "error", "code"} for record in broken)
     assert all(record.keys() >= FIELDS for record in records if record not in broken)
     assert shown.stderr.splitlines() == [f"Error: {record['error']}" for record in broken]
-    assert shown.status == (1 if broken else 0)
+    assert shown.status == max((3 if record["code"] == "not-found" else 1 for record in broken), default=0)
 
 
 def test_one_broken_file_does_not_hide_the_others(run, synthetic, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"{}")
     good = synthetic / "split.safetensors"
     shown = run("info", tmp_path / "broken.safetensors", good, tmp_path / "missing.safetensors")
-    assert shown.status == 1
+    assert shown.status == 3
     assert [line.split()[-5:-2] for line in shown.stdout.splitlines()[1:-1]] == [["4", "0.5", "1.9"]]
     assert shown.stdout.endswith("\n1 adapter: 1 fine; 2 unreadable\n")
     assert [name in line for name, line in zip(("broken", "missing"), shown.stderr.splitlines(), strict=True)] == [
@@ -240,7 +240,7 @@ def test_a_folder_in_the_folder_that_cannot_be_read_has_its_entry(run, synthetic
     shown = run("info", tmp_path, "--json")
     good, broken = json.loads(shown.stdout)
     assert good["path"] == str(tmp_path / "split.safetensors")
-    assert (shown.status, broken["path"]) == (1, str(tmp_path / "shut"))
+    assert (shown.status, broken["path"]) == (3, str(tmp_path / "shut"))
     assert broken["error"].endswith("Permission denied; check the path and its rights.")
 
 

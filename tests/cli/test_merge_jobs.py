@@ -64,14 +64,14 @@ def test_a_dry_run_says_which_shards_a_job_would_make(run, place):
 
 
 def test_the_end_by_itself(run, place):
-    assert run(*MERGE, "--finish").refusal == (
+    assert run(*MERGE, "--finish").failure == (
         "out.parts: there is no such folder; make the shards with --shard first."
     )
     run("merge", "base", "lora", "-o", "one")
     run(*MERGE, "--shard", "1/2")
     run(*MERGE, "--shard", "2/2")
     os.rename("out", "whole")
-    assert run(*MERGE, "--finish").status == 1
+    assert run(*MERGE, "--finish").status == 3
     assert content("whole") == content("one")
 
 

@@ -93,7 +93,7 @@ def test_a_key_that_is_not_there_is_refused_with_the_nearest(path, run):
 def test_a_value_that_begins_with_an_at_sign_has_it_twice(path, run):
     run("metadata", "set", path, "k=@@me")
     assert metadata_of(path)["k"] == "@me"
-    refusal = run("metadata", "set", path, "k=@nowhere").refusal
+    refusal = run("metadata", "set", path, "k=@nowhere").failure
     assert refusal.startswith("nowhere: it cannot be read (No such file or directory)")
     (path.parent / "bytes").write_bytes(b"\xff")
     assert "it is no text in UTF-8" in run("metadata", "set", path, f"k=@{path.parent / 'bytes'}").refusal
@@ -131,7 +131,7 @@ def test_a_large_picture_is_refused(path, run):
     (path.parent / "picture.png").write_bytes(PICTURES["image/png"] + bytes(1 << 20))
     refusal = run("metadata", "set", path, "--thumbnail", path.parent / "picture.png").refusal
     assert refusal.endswith("but at most 1,048,576 of such a file are read; save the picture smaller, 256 by 256.")
-    refusal = run("metadata", "set", path, "k=@").refusal
+    refusal = run("metadata", "set", path, "k=@").failure
     assert refusal == "the empty name: it cannot be read (No such file or directory); check the path and its rights."
 
 
@@ -248,7 +248,7 @@ def test_a_full_disk_keeps_the_file_and_nothing_else(path, small_disk, run):
         while handle.write(bytes(4096)):
             pass
     for options in ([], ["--in-place"]):
-        refusal = run("metadata", "unset", file, "ss_network_module", *options).refusal
+        refusal = run("metadata", "unset", file, "ss_network_module", *options).failure
         assert refusal.startswith(f"{file}: it cannot be written (No space left on device); free space or choose")
         assert file.read_bytes() == before
         assert sorted(os.listdir(place)) == ["a.safetensors", "fills"]
@@ -259,7 +259,7 @@ def test_a_disk_that_is_only_read_is_one_sentence(path, small_disk, run):
     file = shutil.copy(path, place / "a.safetensors")
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
     for options in ([], ["--in-place"]):
-        refusal = run("metadata", "set", file, "a=b", *options).refusal
+        refusal = run("metadata", "set", file, "a=b", *options).failure
         assert refusal == f"{file}: it cannot be written (Read-only file system); choose another place."
     assert run("metadata", "show", file).status == 0
     assert run("metadata", "set", file, "a=b", "-o", path.parent / "b.safetensors").status == 0

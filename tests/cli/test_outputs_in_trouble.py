@@ -62,7 +62,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_one_sentence_and_keeps_nothing(kind, commands, small_disk, run):
     disk, out = small_disk(16), f"out{ENDINGS[kind]}"
     (disk / "fills").write_bytes(bytes(12 << 10))
-    refusal = run(*commands[kind], "-o", disk / out).refusal
+    refusal = run(*commands[kind], "-o", disk / out).failure
     assert refusal.startswith(f"{disk}/{out}")
     assert refusal.endswith("it cannot be written (No space left on device); free space or choose another place.")
     assert os.listdir(disk) == ["fills"]
@@ -73,7 +73,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_nothing(kind, commands, small_dis
 @pytest.mark.parametrize("kind", ENDINGS)
 def test_a_disk_that_is_only_read_is_one_sentence(kind, commands, small_disk, run):
     disk, out = small_disk(16, "ro"), f"out{ENDINGS[kind]}"
-    refusal = run(*commands[kind], "-o", disk / out).refusal
+    refusal = run(*commands[kind], "-o", disk / out).failure
     assert refusal == f"{disk}/{out}: it cannot be written (Read-only file system); choose another place."
 
 

@@ -106,20 +106,20 @@ MISTYPED = {
 def test_a_mistyped_path_gets_the_nearest_name_of_its_folder(words, near, folder, run, fixtures):
     shutil.copy(fixtures / "synthetic" / "base_f32.safetensors", folder / "base.safetensors")
     shutil.copy(fixtures / "synthetic" / "dora_without_flag.safetensors", folder / "dora.safetensors")
-    assert run(*words).refusal.endswith(f"there is no such file or folder; check the path (did you mean {near}?).")
+    assert run(*words).failure.endswith(f"there is no such file or folder; check the path (did you mean {near}?).")
 
 
 def test_a_link_that_leads_nowhere_is_named_as_one(folder, run):
     (folder / "loras" / "link.safetensors").symlink_to("nowhere")
-    assert "it is a link that leads nowhere" in run("info", "loras/link.safetensors").refusal
+    assert "it is a link that leads nowhere" in run("info", "loras/link.safetensors").failure
 
 
 def test_the_empty_name_is_named(folder, run):
-    assert run("info", "").refusal.startswith("the empty name: there is no such file or folder")
+    assert run("info", "").failure.startswith("the empty name: there is no such file or folder")
 
 
 def test_a_neighbour_with_a_hostile_name_is_shown_with_escapes(folder, run):
     (folder / "style\x1b[31m\u202e.safetensors").touch()
     shown = run("info", "style.safetensors")
-    assert "did you mean style\\x1b[31m\\u202e.safetensors?" in shown.refusal
+    assert "did you mean style\\x1b[31m\\u202e.safetensors?" in shown.failure
     assert "did you mean style\\x1b[31m\\u202e" in run("style").stderr

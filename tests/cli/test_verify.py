@@ -88,7 +88,7 @@ def test_settings_on_the_path_and_options_are_those_of_merge(files, run):
 
 
 def test_what_cannot_be_opened_is_refused_and_a_missing_adapter_is_wrong_usage(files, run, tmp_path):
-    assert "no such file" in run("verify", tmp_path / "none.safetensors", files["base"], files["a"]).refusal
+    assert "no such file" in run("verify", tmp_path / "none.safetensors", files["base"], files["a"]).failure
     assert run("verify", files["whole"], files["base"]).status == 2
 
 

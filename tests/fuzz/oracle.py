@@ -357,20 +357,20 @@ def _judge_end(case: Case, parsed: dict[str, Any], ended: _Ended, limits: Limits
 def _judge_words(case: Case, parsed: dict[str, Any], ended: _Ended) -> Iterator[Violation]:
     lines = ended.stderr.split("\n")
     errors = [line for line in lines if line.startswith("Error: ")]
-    if ended.status not in (0, 1, 2):
+    if ended.status not in (0, 1, 2, 3):
         yield Violation("exit", f"status {ended.status}")
     if any(_DEFECT in line for line in errors):
         yield Violation("traceback", ended.stderr)
     if any(_NO_MEMORY in line for line in errors):
         yield Violation("growth", ended.stderr)
-    if ended.status == 1:
+    if ended.status in (1, 3):
         most = _checkpoints(case, parsed) if case.target in ("info", "check", "convert", "no verb") else 1
         # An answer that is no is printed, and no error.
-        least = 0 if case.target in ("check", "compat", "verify") and ended.stdout else 1
+        least = 0 if ended.status == 1 and case.target in ("check", "compat", "verify") and ended.stdout else 1
         if not least <= len(errors) <= most or not all(line.endswith(".") for line in errors):
-            yield Violation("exit", f"status 1 with {len(errors)} sentences: {ended.stderr}")
+            yield Violation("exit", f"status {ended.status} with {len(errors)} sentences: {ended.stderr}")
         if others := [line for line in lines if line and line not in errors and not line.startswith("Note: ")]:
-            yield Violation("exit", f"status 1 and more than a sentence: {others}")
+            yield Violation("exit", f"status {ended.status} and more than a sentence: {others}")
     wants_error = ended.status == 2 and len(case.command) > 1
     if (ended.status == 0 and errors) or (wants_error and len(errors) != 1):
         yield Violation("exit", f"status {ended.status} with {len(errors)} sentences: {ended.stderr}")

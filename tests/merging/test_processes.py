@@ -6,7 +6,7 @@ import threading
 import pytest
 from torch.distributed import HashStore
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.merging import processes as ranks_of
 from lora_inspect.merging.processes import Elsewhere, Ranks, threads_of
 from lora_inspect.torchrun import Rank, launched
@@ -39,7 +39,7 @@ def by_all(monkeypatch):
 
 
 def refuse(text):
-    raise LoraInspectError(text)
+    raise RefusedError(text)
 
 
 def test_each_gets_what_it_made(by_all):
@@ -53,7 +53,7 @@ def test_what_one_has_to_say_is_said_by_the_first(by_all):
 
     first, *others = by_all(4, act)
     assert str(first) == "process 2: a file is away."
-    assert [type(error) for error in (first, *others)] == [LoraInspectError, Elsewhere, Elsewhere, Elsewhere]
+    assert [type(error) for error in (first, *others)] == [RefusedError, Elsewhere, Elsewhere, Elsewhere]
 
 
 @pytest.mark.parametrize("failing", [{0, 1, 2}, {0, 2}])
@@ -66,7 +66,7 @@ def test_one_that_is_ahead_and_fails_there_is_waited_for_there(by_all):
     """A failure counts in its own phase: otherwise the others would end a phase early, and it would wait for them."""
     for _ in range(20):
         found = by_all(2, lambda ranks: [ranks.together(lambda: 1), ranks.together(lambda: refuse("a defect."))])
-        assert [type(error) for error in found] == [LoraInspectError, Elsewhere]
+        assert [type(error) for error in found] == [RefusedError, Elsewhere]
         assert str(found[0]) == "a defect."
 
 

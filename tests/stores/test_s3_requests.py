@@ -6,7 +6,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ParamValidationError
 
 from lora_inspect.stores import s3
-from lora_inspect.stores.s3 import Refused, S3Store
+from lora_inspect.stores.s3 import S3Store, StoreRefused
 
 SECRET = "wJalrXUtnFEMI"
 
@@ -31,7 +31,7 @@ def refused(monkeypatch):
                 return (*path.split("/", 1), None)
 
         monkeypatch.setattr(s3, "file_system", lambda address: Library())
-        with pytest.raises(Refused) as raised:
+        with pytest.raises(StoreRefused) as raised:
             asyncio.run(S3Store("s3://b/out").ask("put_object", "s3://b/out", "write it"))
         return raised.value
 
@@ -60,7 +60,7 @@ def refused(monkeypatch):
 )
 def test_each_answer_has_its_sentence(error, code, sentence, refused):
     said = refused(error)
-    assert said.code == code
+    assert said.answer == code
     assert str(said).startswith("s3://b/out: ")
     assert sentence in str(said)
     assert SECRET not in f"{said!r}{said.__cause__!r}{said.__suppress_context__ or said.__context__!r}"

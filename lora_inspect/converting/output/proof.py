@@ -29,7 +29,7 @@ from lora_inspect.converting.steps.full_delta import WholeChanges
 from lora_inspect.converting.steps.part import lost_share, read_factor, thin_rank
 from lora_inspect.converting.steps.renormalise import other_magnitude
 from lora_inspect.converting.target.target_layout import Destination, OneLayer, Source
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.hashes import are_same_bytes
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -332,10 +332,11 @@ class Proof:
         return written
 
     def _defect(self, what: str) -> LoraInspectError:
-        return LoraInspectError(
-            f"{self.output}: what was to be written is not what {self.adapter.checkpoint.path} says, as {what}; this "
-            "is a defect of lora-inspect, and nothing is left behind: report it, or use --no-verify to write it all "
-            "the same."
+        return RefusedError(
+            self.output,
+            f"what was to be written is not what {self.adapter.checkpoint.path} says, as {what}",
+            "this is a defect of lora-inspect, and nothing is left behind: report it, or use --no-verify to write it "
+            "all the same",
         )
 
     def _relative_error(self, target: Destination, written: Module) -> float:

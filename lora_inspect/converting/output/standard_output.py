@@ -28,7 +28,7 @@ from lora_inspect.converting.target.key_names import (
     magnitude_place,
 )
 from lora_inspect.converting.target.target_layout import Destination
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.delivery import delivered
 from lora_inspect.files.discovery import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS
 from lora_inspect.files.file_types import GGUF_KEYS
@@ -87,10 +87,11 @@ class StandardOutput:
         self.scheme = Counter(destination.module.name.scheme for destination in modules).most_common(1)[0][0]
         source = adapter.checkpoint
         if self.is_folder and len(self._carriers) > 1:
-            raise LoraInspectError(
-                f"{source.path}: some of its keys have {programs[0][0]}'s names, whose scale stands in a config, and "
-                f"some have others, so no program reads all of them; write {programs[0][0]}'s modules to a file of "
-                "their own first."
+            raise RefusedError(
+                source.path,
+                f"some of its keys have {programs[0][0]}'s names, whose scale stands in a config, and some have "
+                "others, so no program reads all of them",
+                f"write {programs[0][0]}'s modules to a file of their own first",
             )
         if self.is_folder:
             program, weights = programs[0]
@@ -124,10 +125,11 @@ class StandardOutput:
             if c.magnitude
         )
         if without and any(suffix in OF_ALL_MODULES for suffix in kept):
-            raise LoraInspectError(
-                f"{self._adapter.checkpoint.path}: {len(without)} modules have no magnitude ({without[0].key}), but "
-                "PEFT, diffusers and mlx-lm apply one to all as soon as one has it; choose --base BASE or "
-                "--drop-magnitude."
+            raise RefusedError(
+                self._adapter.checkpoint.path,
+                f"{len(without)} modules have no magnitude ({without[0].key}), but PEFT, diffusers and mlx-lm apply "
+                "one to all as soon as one has it",
+                "choose --base BASE or --drop-magnitude",
             )
 
     def embedded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
@@ -229,10 +231,11 @@ class StandardOutput:
         experts = next((part for part in parts if part.algorithm.experts), None)
         use_dora = any(module.magnitude for module in modules.values())
         if use_dora and experts:
-            raise LoraInspectError(
-                f"{self._adapter.checkpoint.path}: {experts.origin.module.key} has all experts of a layer and other "
-                "modules have magnitudes, and mlx-lm makes DoRA of all or none and of experts none; write the experts "
-                "to a file of their own first."
+            raise RefusedError(
+                self._adapter.checkpoint.path,
+                f"{experts.origin.module.key} has all experts of a layer and other modules have magnitudes, and "
+                "mlx-lm makes DoRA of all or none and of experts none",
+                "write the experts to a file of their own first",
             )
         paths = [module.module.name.body for module in modules.values()]
         # All parts are of one rank and scale by now.
@@ -246,9 +249,11 @@ class StandardOutput:
         alphas = {paths[key]: module.alpha for key, module in modules.items() if module.alpha is not None}
         methods = _methods(modules.values())
         if len(methods) > 1:
-            raise LoraInspectError(
-                f"{checkpoint.path}: its output would have modules of {' and '.join(sorted(methods))}, and a config of "
-                "PEFT speaks of one method; write those of each to a file of their own first."
+            raise RefusedError(
+                checkpoint.path,
+                f"its output would have modules of {' and '.join(sorted(methods))}, and a config of PEFT speaks of "
+                "one method",
+                "write those of each to a file of their own first",
             )
         if methods and peft_config.LORA_TYPE not in methods:
             method = config_of_method(config, methods.pop(), ranks, alphas)

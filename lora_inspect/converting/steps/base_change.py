@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from lora_inspect.algorithms import by_name, lora
 from lora_inspect.algorithms.record import Algorithm
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
@@ -81,9 +81,10 @@ def find_landed(
             if shared
             else "name the base that the adapter was trained on"
         )
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {len(missing)} modules have no weight in {base.path} ({missing[0]}); "
-            f"{way_out}."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"{len(missing)} modules have no weight in {base.path} ({missing[0]})",
+            way_out,
         )
     base_codecs = BaseCodecs(base)
     landed = {}
@@ -99,10 +100,12 @@ def _check_alone(landed: Landed, of_module: Sequence[Contribution]) -> None:
     """Raises LoraInspectError where the module has another change of the kind that the true change becomes."""
     own = landed.contribution
     if any(c.algorithm.name == landed.algorithm.name for c in of_module if c is not own):
-        raise LoraInspectError(
-            f"{landed.file}: {own.module.key} has {landed.algorithm.title} beside the "
+        raise RefusedError(
+            landed.file,
+            f"{own.module.key} has {landed.algorithm.title} beside the "
             f"{own.algorithm.title}{' with a magnitude' if own.magnitude else ''}, and the plain LoRA of the true "
-            f"change would be a second one; {_ways_out(own, '--keep-dora or --drop-magnitude')}."
+            "change would be a second one",
+            _ways_out(own, "--keep-dora or --drop-magnitude"),
         )
 
 
@@ -111,10 +114,11 @@ def _before(contribution: Contribution, of_module: Sequence[Contribution]) -> tu
     before = tuple(of_module[: of_module.index(contribution)])
     own = "magnitude" if contribution.magnitude else contribution.algorithm.title
     if other := next((c for c in before if c.multiplies or c.rows is not None), None):
-        raise LoraInspectError(
-            f"{next(iter(contribution.factors.values())).file}: {contribution.module.key} has "
-            f"{other.algorithm.title} before its {own}, so that a plain LoRA of the true change would not come "
-            f"where it belongs; {_ways_out(contribution, '--keep-dora')}."
+        raise RefusedError(
+            next(iter(contribution.factors.values())).file,
+            f"{contribution.module.key} has {other.algorithm.title} before its {own}, so that a plain LoRA of the "
+            "true change would not come where it belongs",
+            _ways_out(contribution, "--keep-dora"),
         )
     return before
 

@@ -13,7 +13,7 @@ import torch
 from lora_inspect.algorithms import mlx
 from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Part, as_factor, lost_share, scaled
 from lora_inspect.converting.target.key_names import ALPHA, CONFIG, FACTORS, HEADER, ONE_SCALE
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.maths.scaling import plain_alpha, to_float32
 from lora_inspect.reading.model.contribution import Contribution
 
@@ -44,16 +44,19 @@ def carry_scales(parts: Sequence[Part], carrier: str, common: float = 1.0) -> li
     alphas = sorted({part.alpha for part in carried if part.alpha is not None})
     if len(alphas) > 1:
         first = carried[0].origin
-        raise LoraInspectError(
-            f"{carried[0].file}: {first.module.key} has several algorithms that share one alpha, which would have to "
-            f"be {alphas[0]:g} and {alphas[1]:g}; write them to files of their own first."
+        raise RefusedError(
+            carried[0].file,
+            f"{first.module.key} has several algorithms that share one alpha, which would have to be {alphas[0]:g} "
+            f"and {alphas[1]:g}",
+            "write them to files of their own first",
         )
     if carrier == ALPHA and alphas and (other := next((part for part in carried if _takes_alpha(part)), None)):
         bearer = next(part for part in carried if part.alpha is not None)
-        raise LoraInspectError(
-            f"{other.file}: {other.origin.module.key} has {other.algorithm.title} beside {bearer.algorithm.title}, "
-            "whose scale would have to stand in an alpha that is no scale to the first; write them to files of their "
-            "own first."
+        raise RefusedError(
+            other.file,
+            f"{other.origin.module.key} has {other.algorithm.title} beside {bearer.algorithm.title}, whose scale "
+            "would have to stand in an alpha that is no scale to the first",
+            "write them to files of their own first",
         )
     return carried
 
@@ -94,9 +97,11 @@ def into_factors(part: Part) -> Part:
     algorithm = part.algorithm
     role = next((role for role in algorithm.scaled if role in part.factors), None)
     if role is None:
-        raise LoraInspectError(
-            f"{part.file}: {part.origin.module.key} has {algorithm.title}, of which no one factor takes its scale of "
-            f"{part.scale:g}, and readers of its names go by no alpha; merge it, which needs no such file."
+        raise RefusedError(
+            part.file,
+            f"{part.origin.module.key} has {algorithm.title}, of which no one factor takes its scale of "
+            f"{part.scale:g}, and readers of its names go by no alpha",
+            "merge it, which needs no such file",
         )
     factors = {role: as_factor(factor) for role, factor in part.factors.items()}
     written = scaled(factors[role], part.scale)
@@ -114,9 +119,10 @@ def _into_alpha(part: Part, rank: int, carrier: str) -> Part:
     held = alpha if carrier == CONFIG else _as_float32(alpha)
     error = abs(held / rank - part.scale) / abs(part.scale) if part.scale else 0.0
     if error > EXACT:
-        raise LoraInspectError(
-            f"{part.file}: the alpha of {part.origin.module.key} is beyond float32 ({alpha:.3g}); scale its factors "
-            "instead."
+        raise RefusedError(
+            part.file,
+            f"the alpha of {part.origin.module.key} is beyond float32 ({alpha:.3g})",
+            "scale its factors instead",
         )
     return replace(part, alpha=held, error=None if part.error is None else part.error + error)
 

@@ -14,7 +14,7 @@ from lora_inspect.architectures.rows import Runs
 from lora_inspect.caching import Remembered
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.part import few_rows, in_rows, read_operands
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.maths.change import Change, deltas, folded, settled
 from lora_inspect.maths.low_rank import Approximation, approximate
@@ -98,10 +98,11 @@ def true_change(landed: Landed) -> torch.Tensor:
     difference: torch.Tensor = rows
     if first_non_finite(difference) is not None:
         place, _ = landed.places[0]
-        raise LoraInspectError(
-            f"{landed.file}: the change that {landed.contribution.module.key} makes to "
-            f"{place.target.name} is not finite or too large to take its norm; lower its alpha, or repair the file "
-            "that holds such numbers."
+        raise RefusedError(
+            landed.file,
+            f"the change that {landed.contribution.module.key} makes to {place.target.name} is not finite or too "
+            "large to take its norm",
+            "lower its alpha, or repair the file that holds such numbers",
         )
     return difference
 

@@ -20,7 +20,7 @@ from lora_inspect.converting.steps.part import Growth, Part, read_operands
 from lora_inspect.converting.target.key_names import factor_key
 from lora_inspect.converting.target.target_algorithm import DIFFERENCES, changes_otherwise
 from lora_inspect.converting.target.target_layout import Destination
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -83,9 +83,10 @@ class WholeChange(NamedTuple):
 
     def _no_numbers(self, what: str) -> LoraInspectError:
         file = next(iter(self.first.factors.values())).file
-        return LoraInspectError(
-            f"{file}: the change that {self.first.module.key} makes to {self.folded[0].place.target.name} {what}; "
-            "repair the file that holds such numbers."
+        return DamagedError(
+            file,
+            f"the change that {self.first.module.key} makes to {self.folded[0].place.target.name} {what}",
+            "repair the file that holds such numbers",
         )
 
     def _differences(self, one: Folded) -> Iterator[tuple[int, torch.Tensor]]:
@@ -124,9 +125,10 @@ def find_changes(adapter: Adapter, base: Checkpoint, matching: Matching) -> Whol
     wanted = {module.name.key for module in adapter.modules.values() if changes_otherwise(module)}
     lacking = {module.name.key for module in matching.unmatched} | {c.module.key for c in matching.absent}
     if missing := [key for key in adapter.modules if key in wanted & lacking]:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {len(missing)} modules change what {base.path} lacks ({missing[0]}); name the "
-            "base that the adapter was trained on."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"{len(missing)} modules change what {base.path} lacks ({missing[0]})",
+            "name the base that the adapter was trained on",
         )
     base_codecs = BaseCodecs(base)
     found: dict[str, dict[str, dict[Place, list[Placed]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
@@ -161,9 +163,10 @@ def spell_differences(target: Destination, changes: WholeChanges, told: Told, gr
     if any(one.keys() != own[0].keys() for one in own):
         names = " and ".join(source.module.name.key for source in target.sources)
         first = target.sources[0].module.contributions[0]
-        raise LoraInspectError(
-            f"{next(iter(first.factors.values())).file}: {names} become one layer in the output, and some of them "
-            "change a parameter that the others do not; keep the layout, or merge it."
+        raise RefusedError(
+            next(iter(first.factors.values())).file,
+            f"{names} become one layer in the output, and some of them change a parameter that the others do not",
+            "keep the layout, or merge it",
         )
     parts, contents = [], []
     for parameter in own[0]:

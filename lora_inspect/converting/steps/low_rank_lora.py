@@ -29,7 +29,7 @@ from lora_inspect.converting.steps.part import (
     thin_rank,
 )
 from lora_inspect.converting.target.target_algorithm import becomes_lora, is_kernel_open
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.low_rank import Product, approximate, distance, relative
 from lora_inspect.maths.tensors import load_whole
@@ -78,9 +78,11 @@ class LoraMaker:
             error = _lost([exact], Product(up.values, down.values))
             return self._part(part, _in_rows(up, taken, shape[0]), down, shape, error)
         if self._rank is None and self._max_error is None:
-            raise LoraInspectError(
-                f"{part.file}: {part.origin.module.key} is {part.algorithm.title}, whose change has no less than the "
-                "rank of its layer; say how close LoRA is to come to it, with --rank N or --max-error E."
+            raise RefusedError(
+                part.file,
+                f"{part.origin.module.key} is {part.algorithm.title}, whose change has no less than the rank of its "
+                "layer",
+                "say how close LoRA is to come to it, with --rank N or --max-error E",
             )
         if exact:
             up, down = _shortened(exact, self._rank, self._max_error)
@@ -103,9 +105,11 @@ class LoraMaker:
         if len(known) == 2 and prod(inner) == known[1]:
             return (known[0], *inner)
         if len(known) < 2 or is_kernel_open(part.algorithm, part.shapes):
-            raise LoraInspectError(
-                f"{part.file}: the factors of {part.origin.module.key} ({part.algorithm.title}) do not tell whether "
-                "its layer is a Linear or a convolution; name the base that it was trained on as --base BASE."
+            raise RefusedError(
+                part.file,
+                f"the factors of {part.origin.module.key} ({part.algorithm.title}) do not tell whether its layer is a "
+                "Linear or a convolution",
+                "name the base that it was trained on as --base BASE",
             )
         return known
 
@@ -121,9 +125,10 @@ class LoraMaker:
         """The unscaled change as a matrix."""
         rows, columns = shape[0], prod(shape[1:])
         if rows * columns > _ELEMENTS:
-            raise LoraInspectError(
-                f"{part.file}: {part.origin.module.key} changes a weight of {list(shape)}, which is too large to be "
-                "approximated; merge it, which takes a few rows at a time."
+            raise RefusedError(
+                part.file,
+                f"{part.origin.module.key} changes a weight of {list(shape)}, which is too large to be approximated",
+                "merge it, which takes a few rows at a time",
             )
         matrix = torch.zeros(rows, columns, dtype=torch.float64, device="cpu")
         part.formula.change(_tensors(part), 1.0, part.origin.alpha, **part.origin.settings).fold(matrix, 0, 1.0)

@@ -18,7 +18,7 @@ from lora_inspect.algorithms.record import Algorithm, Formula, Role, Shapes
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.target.target_layout import Destination, Source
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Content, TensorPlan
@@ -53,9 +53,11 @@ class Growth:
         """Raise LoraInspectError if `nbytes` more for `what` would be too much."""
         total = self._taken + nbytes
         if total > self._limit:
-            raise LoraInspectError(
-                f"{self._path}: with {what} the output would hold {total:,} bytes of tensors, over "
-                f"{_TIMES} times the {self._input_bytes:,} of the input; accept that with --allow-growth."
+            raise RefusedError(
+                self._path,
+                f"with {what} the output would hold {total:,} bytes of tensors, over {_TIMES} times the "
+                f"{self._input_bytes:,} of the input",
+                "accept that with --allow-growth",
             )
 
 
@@ -81,15 +83,16 @@ def check_finite(info: TensorInfo) -> torch.Tensor:
     """
     dtype = TORCH_DTYPES.get(info.dtype) or _EIGHT_BITS.get(info.dtype)
     if dtype is None:
-        raise LoraInspectError(
-            f"{info.file}: {info.name} is stored as {info.dtype}, but a floating type was expected; fetch the file "
-            "again."
+        raise DamagedError(
+            info.file,
+            f"{info.name} is stored as {info.dtype}, but a floating type was expected",
+            "fetch the file again",
         )
     stored = load_stored(info, dtype)
     values = stored.float() if info.dtype in _EIGHT_BITS else stored
     if (bad := first_non_finite(values)) is not None:
-        raise LoraInspectError(
-            f"{info.file}: {info.name} holds {bad}, so it changes a weight to what is no number; fetch the file again."
+        raise DamagedError(
+            info.file, f"{info.name} holds {bad}, so it changes a weight to what is no number", "fetch the file again"
         )
     return stored
 
@@ -158,9 +161,10 @@ def rounded(values: torch.Tensor, dtype: str) -> torch.Tensor:
 def content(name: str, factor: Factor, source: str) -> Content:
     """Make the factor a tensor of the output; raise LoraInspectError for a value beyond its dtype."""
     if factor.dtype in TORCH_DTYPES and (bad := first_non_finite(factor.values)) is not None:
-        raise LoraInspectError(
-            f"{source}: {name} would hold {bad}, as the product with its scale is beyond {factor.dtype}; scale the "
-            "adapter down first."
+        raise RefusedError(
+            source,
+            f"{name} would hold {bad}, as the product with its scale is beyond {factor.dtype}",
+            "scale the adapter down first",
         )
     plan = TensorPlan(name, factor.dtype, tuple(factor.values.shape))
     if factor.dtype in TORCH_DTYPES:

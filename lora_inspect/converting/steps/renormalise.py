@@ -24,7 +24,7 @@ from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Par
 from lora_inspect.converting.steps.respell import without_unchanged
 from lora_inspect.converting.target.target_layout import Source
 from lora_inspect.converting.target.target_program import due_norms
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.hashes import sha256
 from lora_inspect.maths.change import folded, settled
 from lora_inspect.maths.dora import OF_BASE, OVER_BASE, SPELLINGS, DoraSpelling
@@ -51,10 +51,11 @@ def other_magnitude(landed: Landed, spelling: DoraSpelling) -> torch.Tensor:
         values[first : first + len(rows)] = decomposed.values_of(other, rows, first)
     if (bad := first_non_finite(values.float())) is not None:
         place, _ = landed.places[0]
-        raise LoraInspectError(
-            f"{landed.file}: a magnitude of {landed.contribution.module.key} would be {bad}, as rows of it or of "
-            f"{place.target.name} are of no length, not finite or too large to be squared; use --rank N or "
-            "--max-error E, or repair the file that holds such numbers."
+        raise RefusedError(
+            landed.file,
+            f"a magnitude of {landed.contribution.module.key} would be {bad}, as rows of it or of {place.target.name} "
+            "are of no length, not finite or too large to be squared",
+            "use --rank N or --max-error E, or repair the file that holds such numbers",
         )
     return values
 

@@ -22,7 +22,7 @@ from lora_inspect.algorithms.record import Algorithm, Role
 from lora_inspect.converting.steps.base_change import Landed
 from lora_inspect.converting.steps.carried_scale import into_factors
 from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Part, as_factor
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.model.contribution import Module
 
@@ -91,9 +91,11 @@ def _as_mlx(part: Part) -> Part:
     is_embedding = part.algorithm.name == _EMBEDDING.name
     is_plain = part.factors.keys() == {"down", "up"} and all(len(shape) == 2 for shape in part.shapes.values())
     if not is_plain or not (is_embedding or part.algorithm.name == lora.ALGORITHM.name):
-        raise LoraInspectError(
-            f"{part.file}: {part.origin.module.key} has {part.algorithm.title} of {part.shapes}, and mlx-lm has LoRA "
-            "of Linear layers, Embeddings and its own layers of experts alone; merge it, which needs no such file."
+        raise RefusedError(
+            part.file,
+            f"{part.origin.module.key} has {part.algorithm.title} of {part.shapes}, and mlx-lm has LoRA of Linear "
+            "layers, Embeddings and its own layers of experts alone",
+            "merge it, which needs no such file",
         )
     algorithm = mlx.EMBEDDING if is_embedding else mlx.ALGORITHM
     return replace(part, algorithm=algorithm, factors=_turned_factors(part.factors))

@@ -35,7 +35,7 @@ from lora_inspect.converting.steps.part import (
 )
 from lora_inspect.converting.target.key_names import FACTORS
 from lora_inspect.converting.target.target_layout import Destination, are_movable
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.maths.dora import OUTPUT
@@ -81,10 +81,11 @@ def _arranged(pieces: Sequence[Piece], rows: int, scale: float | None, growth: G
 
 def _check(part: Part) -> None:
     if not are_movable(part.algorithm, {role: part.shapes[role] for role in part.factors}):
-        raise LoraInspectError(
-            f"{part.file}: {part.origin.module.key} is {part.algorithm.title} whose rows cannot be taken apart or put "
-            "together; merge it into a base, which may have either layout, make plain LoRA of it with --algorithm "
-            "lora, or keep its layout."
+        raise RefusedError(
+            part.file,
+            f"{part.origin.module.key} is {part.algorithm.title} whose rows cannot be taken apart or put together",
+            "merge it into a base, which may have either layout, make plain LoRA of it with --algorithm lora, or "
+            "keep its layout",
         )
 
 
@@ -209,9 +210,11 @@ def _joined_lengths(pieces: Sequence[Piece], rows: int) -> Factor | None:
         raise _needs_all_rows(first)
     rules = {magnitude.spelling for magnitude in magnitudes}
     if len(magnitudes) < len(pieces) or len(rules) > 1 or sum(runs.rows for _, runs in pieces) < rows:
-        raise LoraInspectError(
-            f"{first.file}: {first.origin.module.key} has a magnitude, but not all rows of the layer that it "
-            "becomes a part of have one, spelled alike; choose --base BASE or --drop-magnitude, or keep its layout."
+        raise RefusedError(
+            first.file,
+            f"{first.origin.module.key} has a magnitude, but not all rows of the layer that it becomes a part of have "
+            "one, spelled alike",
+            "choose --base BASE or --drop-magnitude, or keep its layout",
         )
     values = [part.lengths or read_factor(own.info) for part, own in zip(decomposed, magnitudes, strict=True)]
     whole = zeros((rows,), joined(values))
@@ -222,9 +225,10 @@ def _joined_lengths(pieces: Sequence[Piece], rows: int) -> Factor | None:
 
 
 def _needs_all_rows(part: Part) -> LoraInspectError:
-    return LoraInspectError(
-        f"{part.file}: {part.origin.module.key} has a magnitude of inputs, whose norm is over all rows of its layer; "
-        "choose --base BASE or --drop-magnitude, or keep its layout."
+    return RefusedError(
+        part.file,
+        f"{part.origin.module.key} has a magnitude of inputs, whose norm is over all rows of its layer",
+        "choose --base BASE or --drop-magnitude, or keep its layout",
     )
 
 

@@ -20,7 +20,7 @@ from lora_inspect.algorithms.lora_experts import lora_experts
 from lora_inspect.architectures.correspondence import Correspondence, Link
 from lora_inspect.architectures.rows import Interleaved, Runs
 from lora_inspect.converting.target.target_layout import Destination, ManyLayers, OneLayer, Source
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
@@ -70,11 +70,12 @@ def with_single_experts(
     """
     path = adapter.checkpoint.path
     if not any(_of_experts(module) for module in adapter.modules.values()):
-        raise LoraInspectError(f"{path}: no module has the factors of all experts of a layer; leave --layout out.")
+        raise RefusedError(path, "no module has the factors of all experts of a layer", "leave --layout out")
     if base is None or matching is None:
-        raise LoraInspectError(
-            f"{path}: which rows of its experts' factors are whose, only the base that it was trained on tells; name "
-            "it with --base."
+        raise RefusedError(
+            path,
+            "which rows of its experts' factors are whose, only the base that it was trained on tells",
+            "name it with --base",
         )
     placed: dict[str, list[Placed]] = defaultdict(list)
     for found in matching.targets.values():
@@ -87,8 +88,8 @@ def with_single_experts(
             destinations.append(Destination(module, (Source(module),)))
             continue
         if not placed[module.name.key]:
-            raise LoraInspectError(
-                f"{path}: {module.name.key} is no parameter of {base.path}; name the base that it was trained on."
+            raise RefusedError(
+                path, f"{module.name.key} is no parameter of {base.path}", "name the base that it was trained on"
             )
         destinations += _layers(module, placed[module.name.key], base, correspondence, adapter)
     holders = {one.module.name.body.partition(_HELD)[0] for one in destinations if one.experts}
@@ -110,16 +111,18 @@ def with_all_experts(adapter: Adapter) -> tuple[Destination, ...]:
             kept.append(Destination(module, (Source(module),)))
             continue
         if module.name.scheme != _PEFT:
-            raise LoraInspectError(
-                f"{path}: {module.name.key} is of the {module.name.scheme} scheme, and only the names of PEFT have a "
-                "form for all experts at once; leave --layout out."
+            raise RefusedError(
+                path,
+                f"{module.name.key} is of the {module.name.scheme} scheme, and only the names of PEFT have a form for "
+                "all experts at once",
+                "leave --layout out",
             )
         link, expert = found
         groups[module.name.prefix + link.path].append(_Layer(module, link, expert))
     if not groups:
-        raise LoraInspectError(f"{path}: none of its modules is the layer of one expert; leave --layout out.")
+        raise RefusedError(path, "none of its modules is the layer of one expert", "leave --layout out")
     if other := next((key for key in groups if key in adapter.modules), None):
-        raise LoraInspectError(f"{path}: {other} has factors of all experts already; leave those of single ones out.")
+        raise RefusedError(path, f"{other} has factors of all experts already", "leave those of single ones out")
     return (*kept, *(_parameter(key, layers, set(groups), adapter) for key, layers in groups.items()))
 
 
@@ -144,14 +147,16 @@ def _parameter(key: str, layers: Sequence[_Layer], keys: set[str], adapter: Adap
     seen = {(layer.expert, layer.link.part) for layer in layers}
     rows, inputs = next(iter(sizes))
     if len(sizes) > 1 or len(seen) < len(layers) or rows is None or inputs is None:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: the layers of single experts of {key} are there twice or of several sizes, "
-            "so that they make no parameter of all; leave --layout out."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"the layers of single experts of {key} are there twice or of several sizes, so that they make no "
+            "parameter of all",
+            "leave --layout out",
         )
     whole = rows * len(relation.parts)
     arranged = relation.arrangement.runs(whole, inputs) if relation.arrangement else (Runs(0, rows),)
     if arranged is None:
-        raise LoraInspectError(f"{adapter.checkpoint.path}: {key} has no rows for the layers of single experts.")
+        raise RefusedError(adapter.checkpoint.path, f"{key} has no rows for the layers of single experts")
     parent, _, leaf = key.rpartition(".")
     is_inner = leaf == _INNER and f"{parent}.{_OUTER}" in keys
     name = first.module.name._replace(body=key.removeprefix(first.module.name.prefix))
@@ -173,9 +178,10 @@ def _layers(
     else:
         cuts = _cuts_of_layers(placed, links)
     if not cuts:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: what the layers of single experts of {module.name.key} are called is not "
-            "known; leave --layout out."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"what the layers of single experts of {module.name.key} are called is not known",
+            "leave --layout out",
         )
     for path, cut in cuts.items():
         name = module.name._replace(body=path)
@@ -243,9 +249,10 @@ def _only_lora(module: Module, adapter: Adapter) -> Contribution:
     """The LoRA of a layer; raises LoraInspectError where it has anything else."""
     (first, *others) = module.contributions
     if others or first.algorithm is not lora.ALGORITHM or first.magnitude or first.rows or len(first.shape) != 2:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {module.name.key} has more than the factors of a Linear LoRA, which all "
-            "experts at once cannot have; leave --layout out."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"{module.name.key} has more than the factors of a Linear LoRA, which all experts at once cannot have",
+            "leave --layout out",
         )
     return first
 

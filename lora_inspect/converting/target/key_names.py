@@ -8,7 +8,7 @@ What a converted adapter is called, before anything of it is made.
 
 from lora_inspect import schemes
 from lora_inspect.algorithms.record import Algorithm, Role
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.maths.dora import INPUT, OF_STORED_ROWS
 from lora_inspect.reading.keys.suffixes import parse_key
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
@@ -82,9 +82,11 @@ def magnitude_place(
     own, due = magnitude.spelling.suffix, scheme.suffixes["magnitude"]
     if due == OF_STORED_ROWS:
         if (magnitude.axis == INPUT) != (contribution.algorithm.transposed is True):
-            raise LoraInspectError(
-                f"{magnitude.info.file}: {magnitude.info.name} is a magnitude of the columns of its weight, and mlx-lm "
-                "has those of rows alone; choose --base BASE or --drop-magnitude."
+            raise RefusedError(
+                magnitude.info.file,
+                f"{magnitude.info.name} is a magnitude of the columns of its weight, and mlx-lm has those of rows "
+                "alone",
+                "choose --base BASE or --drop-magnitude",
             )
         return module.name.key + due, due, (rows or magnitude.info.numel,)
     if own in PEFT_MAGNITUDES and carrier_of(module) != ALPHA:
@@ -95,8 +97,9 @@ def magnitude_place(
     if due not in PEFT_MAGNITUDES:
         return key, due, (1, magnitude.info.numel, *ones) if magnitude.axis == INPUT else (shape[0], 1, *ones)
     if magnitude.axis == INPUT:
-        raise LoraInspectError(
-            f"{magnitude.info.file}: {magnitude.info.name} is a magnitude of inputs, which readers of {scheme.name} "
-            "names do not know; choose --base BASE or --drop-magnitude."
+        raise RefusedError(
+            magnitude.info.file,
+            f"{magnitude.info.name} is a magnitude of inputs, which readers of {scheme.name} names do not know",
+            "choose --base BASE or --drop-magnitude",
         )
     return key, due, (1, shape[0], *ones) if ones else (shape[0],)

@@ -8,7 +8,7 @@ from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.target.key_names import ALPHA, FACTORS, alpha_key, carrier_of, factor_key, magnitude_place
 from lora_inspect.converting.target.target_layout import Destination, are_magnitudes_movable, are_movable
 from lora_inspect.converting.target.target_program import due_norms, written_algorithm
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import OUTPUT, SPELLINGS
 from lora_inspect.reading.adapter import Adapter
@@ -25,7 +25,7 @@ def foreseen(adapter: Adapter, destinations: Sequence[Destination], options: Con
     if any(carrier_of(one.module) not in (ALPHA, FACTORS) or one.experts for one in destinations):
         return None
     if not all(_is_arrangeable(one, options) for one in destinations):
-        raise LoraInspectError(f"{adapter.checkpoint.path}: the rows of some layer cannot be taken apart or together.")
+        raise RefusedError(adapter.checkpoint.path, "the rows of some layer cannot be taken apart or together")
     modules = {one.module.name.key: _module(one, options) for one in destinations}
     tensors = {info.name: info for module in modules.values() for info in module.tensors}
     tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.beside}

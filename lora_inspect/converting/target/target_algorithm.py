@@ -12,7 +12,7 @@ from lora_inspect import schemes
 from lora_inspect.algorithms import full, loha, lokr, lora, mlx, norm, saved
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Shapes
 from lora_inspect.converting.options import FULL, SINGLE_EXPERTS, ConvertOptions
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.matching.match import Matching
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution, Module
@@ -38,29 +38,32 @@ def check_full(adapter: Adapter, options: ConvertOptions) -> list[str]:
     """Raises LoraInspectError where differences cannot be had or nobody would read them; a note where all are some."""
     file = adapter.checkpoint.path
     if options.rank is not None or options.max_error is not None:
-        raise LoraInspectError(f"{file}: a full difference has no rank and no error; leave --rank and --max-error out.")
+        raise RefusedError(file, "a full difference has no rank and no error", "leave --rank and --max-error out")
     made = [module for module in adapter.modules.values() if changes_otherwise(module)]
     if not made:
         return [f"{file}: it holds nothing that --algorithm full changes."]
     if options.base is None:
-        raise LoraInspectError(
-            f"{file}: the difference of a whole weight is that of a base; name the one that it was trained on as "
-            "--base BASE."
+        raise RefusedError(
+            file,
+            "the difference of a whole weight is that of a base",
+            "name the one that it was trained on as --base BASE",
         )
     if options.keep_dora:
-        raise LoraInspectError(f"{file}: a full difference has the magnitudes in it; leave --keep-dora out.")
+        raise RefusedError(file, "a full difference has the magnitudes in it", "leave --keep-dora out")
     for module in made:
         for contribution in module.contributions:
             if contribution.algorithm.experts or contribution.algorithm.transposed:
                 what = "all experts of a layer" if contribution.algorithm.experts else "a weight stored as (in, out)"
-                raise LoraInspectError(
-                    f"{file}: {module.name.key} changes {what}, of which no program reads a full difference; merge it, "
-                    "or leave --algorithm out."
+                raise RefusedError(
+                    file,
+                    f"{module.name.key} changes {what}, of which no program reads a full difference",
+                    "merge it, or leave --algorithm out",
                 )
         if not _is_read(options.scheme or module.name.scheme):
-            raise LoraInspectError(
-                f"{file}: no program reads full differences under names as {module.name.key}; choose names under which "
-                "some do with --to, for instance --to kohya."
+            raise RefusedError(
+                file,
+                f"no program reads full differences under names as {module.name.key}",
+                "choose names under which some do with --to, for instance --to kohya",
             )
     return []
 
@@ -123,9 +126,11 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
     made = [c for c in adapter.contributions if is_made_lora(c, options)]
     whole = next((c for c in adapter.contributions if is_saved_weight(c.algorithm, c.shapes)), None)
     if not made and whole:
-        raise LoraInspectError(
-            f"{file}: {whole.module.key} is {whole.algorithm.title}, of which only the weight that it replaces tells "
-            f"the change; name the base that it was trained on as --base BASE, {limit}."
+        raise RefusedError(
+            file,
+            f"{whole.module.key} is {whole.algorithm.title}, of which only the weight that it replaces tells the "
+            "change",
+            f"name the base that it was trained on as --base BASE, {limit}",
         )
     told = next((c for c in adapter.contributions if needs_base(c, options)), None)
     if not made:
@@ -133,19 +138,23 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
             _refuse_idle(adapter, options)
         return [f"{file}: it holds nothing that --algorithm lora changes."]
     if turned := next((c for c in made if c.algorithm.transposed), None):
-        raise LoraInspectError(
-            f"{file}: {turned.module.key} is {turned.algorithm.title} of a weight stored as (in, out), as that of an "
-            "embedding is, and no plain LoRA says that; merge it, or leave --algorithm out."
+        raise RefusedError(
+            file,
+            f"{turned.module.key} is {turned.algorithm.title} of a weight stored as (in, out), as that of an "
+            "embedding is, and no plain LoRA says that",
+            "merge it, or leave --algorithm out",
         )
     if told and told.magnitude is None and options.base is None:
-        raise LoraInspectError(
-            f"{file}: {told.module.key} is {told.algorithm.title}, whose change only the weight tells; name "
-            f"the base that it was trained on as --base BASE, {limit}."
+        raise RefusedError(
+            file,
+            f"{told.module.key} is {told.algorithm.title}, whose change only the weight tells",
+            f"name the base that it was trained on as --base BASE, {limit}",
         )
     if told and options.base and options.rank is None and options.max_error is None:
-        raise LoraInspectError(
-            f"{file}: what {told.module.key} changes in its weight has the rank of the layer; say how close LoRA is to "
-            f"come to it, {limit}."
+        raise RefusedError(
+            file,
+            f"what {told.module.key} changes in its weight has the rank of the layer",
+            f"say how close LoRA is to come to it, {limit}",
         )
     return []
 
@@ -165,8 +174,8 @@ def _refuse_idle(adapter: Adapter, options: ConvertOptions) -> None:
         is_lora = bool(weights) and all(one.peft_type == LORA_TYPE or one.name in mlx.NAMES for one in weights)
         why = "the file is LoRA already" if is_lora else "it holds nothing that --algorithm lora changes"
         has, them = ("has", "it") if len(idle) == 1 else ("have", "them")
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {why}, so {listed(idle)} {has} nothing to do; leave {them} out."
+        raise RefusedError(
+            adapter.checkpoint.path, f"{why}, so {listed(idle)} {has} nothing to do", f"leave {them} out"
         )
 
 
@@ -178,9 +187,11 @@ def check_biases(adapter: Adapter, matching: Matching | None, options: ConvertOp
         if not becomes_lora(contribution.algorithm, contribution.shapes) or contribution.algorithm.bias is None:
             continue
         if matching is None or (contribution.module.key, contribution.algorithm.name) in biases:
-            raise LoraInspectError(
-                f"{adapter.checkpoint.path}: {contribution.module.key} is {contribution.algorithm.title}, which "
-                "changes the bias of its layer as well, and LoRA does not; merge it, or leave --algorithm out."
+            raise RefusedError(
+                adapter.checkpoint.path,
+                f"{contribution.module.key} is {contribution.algorithm.title}, which changes the bias of its layer as "
+                "well, and LoRA does not",
+                "merge it, or leave --algorithm out",
             )
 
 

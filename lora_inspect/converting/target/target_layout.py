@@ -24,7 +24,7 @@ from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
 from lora_inspect.architectures.record import Layout
 from lora_inspect.architectures.rows import Runs
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.matching.orientation import Covered, covered_shape
 from lora_inspect.maths.dora import INPUT
@@ -236,18 +236,20 @@ def _moves(module: Module, target: Target, adapter: Adapter) -> Iterator[_Moved]
         yield _Moved(module._replace(respelled=target.respells), module, None)
         return
     if path is None:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {module.name.key} is no module of {target.family}, so what it is in "
-            f"{target.title} is unknown; {target.way_out}."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"{module.name.key} is no module of {target.family}, so what it is in {target.title} is unknown",
+            target.way_out,
         )
     links = target.layout.links(path)
     if (parameter := by_its_name(module)) and (target.respells or target.layout.links(parameter[1])):
         module, path = parameter
         links = target.layout.links(path)
     if not links and not target.layout.has(path):
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {path} of {target.family} has no counterpart in {target.title} that is known "
-            f"here; {target.way_out}."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"{path} of {target.family} has no counterpart in {target.title} that is known here",
+            target.way_out,
         )
     for link in links:
         own, there = (module, link.path) if target.respells else of_its_owner(module, link.path)
@@ -267,9 +269,10 @@ def _check_names(found: Sequence[Destination], adapter: Adapter) -> None:
         own = destination.sources[0].module
         other = sources.setdefault(destination.module.name.key, own)
         if other is not own:
-            raise LoraInspectError(
-                f"{adapter.checkpoint.path}: {other.name.key} and {own.name.key} would both be called "
-                f"{destination.module.name.key}; write one of them to a file of its own first."
+            raise RefusedError(
+                adapter.checkpoint.path,
+                f"{other.name.key} and {own.name.key} would both be called {destination.module.name.key}",
+                "write one of them to a file of its own first",
             )
 
 
@@ -280,9 +283,11 @@ def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destin
     parts = {link.part for link in links if link.is_whole}
     names = {one.module.name.key for one in moved}
     if others and (len(parts) < len(moved) or len(names) > 1):
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: {first.source.name.key} and {others[0].source.name.key} are both of "
-            f"{first.module.path} in {target.title}; write one of them to a file of its own first."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"{first.source.name.key} and {others[0].source.name.key} are both of {first.module.path} in "
+            f"{target.title}",
+            "write one of them to a file of its own first",
         )
     if not links:
         return Destination(first.module, (Source(first.source),))
@@ -291,9 +296,10 @@ def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destin
     rows, runs = _arranged(links, [covered_shape(one.source) for one in moved]) or (None, ())
     if rows is None:
         shapes = " and ".join(f"{one.source.name.key} {list(covered_shape(one.source))}" for one in moved)
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: the (out, in) of {shapes} do not tell which rows of {first.module.path} they "
-            f"are; {target.way_out}, or add the modules beside them."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"the (out, in) of {shapes} do not tell which rows of {first.module.path} they are",
+            f"{target.way_out}, or add the modules beside them",
         )
     sources = tuple(Source(one.source, found) for one, found in zip(moved, runs, strict=True))
     alpha = next((one.source.alpha for one in moved if one.source.alpha), None)
@@ -306,9 +312,10 @@ def _check_agreement(module: Module, adapter: Adapter) -> None:
     for whole in (contribution for contribution in module.contributions if contribution.rows is None):
         own = covered_shape(module._replace(contributions=(whole,)))
         if any(None not in sizes and len(set(sizes)) > 1 for sizes in zip(own, covered, strict=True)):
-            raise LoraInspectError(
-                f"{adapter.checkpoint.path}: {module.name.key} has tensors of a layer of {list(covered)} as (out, in) "
-                f"and of one of {list(own)}; fetch the file again, or write it anew with the program that trained it."
+            raise DamagedError(
+                adapter.checkpoint.path,
+                f"{module.name.key} has tensors of a layer of {list(covered)} as (out, in) and of one of {list(own)}",
+                "fetch the file again, or write it anew with the program that trained it",
             )
 
 

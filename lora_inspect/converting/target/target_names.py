@@ -38,7 +38,7 @@ from lora_inspect.converting.target.target_layout import (
     destinations,
 )
 from lora_inspect.converting.target.target_program import WAY_OUT, check_loadable, writing_of
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import AmbiguousError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.gguf.gguf_format import ARCHITECTURE_KEY
@@ -64,29 +64,31 @@ def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) 
     """The layout called `layout`; LoraInspectError where no family is known, or none with such a layout."""
     file = adapter.checkpoint.path
     if not families:
-        raise LoraInspectError(
-            f"{file}: the names and shapes of its modules are of no model family that is known here, so --layout has "
-            "nothing to go by; leave it out."
+        raise RefusedError(
+            file,
+            "the names and shapes of its modules are of no model family that is known here, so --layout has nothing "
+            "to go by",
+            "leave it out",
         )
     family = families[0].architecture
     named = {name: one for one in family.layouts for name in one.names if name in NAMED}
     choices: Sequence[str] = list(named) if len(named) > 1 else ARRANGED
     called_alike = all(any(one.also for one in known.architecture.layouts) for known in families)
     if not called_alike and not certain_correspondence(families).relations:
-        raise LoraInspectError(
-            f"{file}: it is of {described(families)}, of which no other layout is known here; {_WAY_OUT}."
-        )
+        raise RefusedError(file, f"it is of {described(families)}, of which no other layout is known here", _WAY_OUT)
     if layout not in choices:
-        raise LoraInspectError(
-            f"{file}: it is of {described(families)}, whose layouts are {listed(choices, 'and')}; choose one of them."
+        raise RefusedError(
+            file, f"it is of {described(families)}, whose layouts are {listed(choices, 'and')}", "choose one of them"
         )
     found = named.get(layout)
 
     def rename(module: Module, path: str) -> ModuleName:
         if module.name.component in EXPERTS and layout == ORIGINAL:
-            raise LoraInspectError(
-                f"{file}: {module.name.key} is of a second expert, which the names of the {layout} layout do not tell "
-                "from the first; write its modules to a file of their own, named as those of the first."
+            raise RefusedError(
+                file,
+                f"{module.name.key} is of a second expert, which the names of the {layout} layout do not tell from "
+                "the first",
+                "write its modules to a file of their own, named as those of the first",
             )
         # Only diffusers has names for a second expert, and they are of its layout.
         return module.name if module.name.component in EXPERTS else _renamed(module.name, path, family, found, layout)
@@ -155,15 +157,18 @@ def architecture_of(adapter: Adapter, options: ConvertOptions) -> str:
         return adapter.checkpoint.metadata.get(ARCHITECTURE_KEY, "")
     config = _config(options)
     if config is None:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: llama.cpp loads an adapter for the model alone that its header names, which "
-            "the adapter does not say; name the model's config.json with --model-config."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            "llama.cpp loads an adapter for the model alone that its header names, which the adapter does not say",
+            "name the model's config.json with --model-config",
         )
     named = next((MODEL_TYPES[kind] for kind in config.kinds if kind in MODEL_TYPES), None)
     if named is None:
-        raise LoraInspectError(
-            f"{config.path}: its model_type is {' and '.join(config.kinds) or 'missing'}, and what llama.cpp calls its "
-            f"modules is known here for {listed(sorted(MODEL_TYPES), 'and')}; convert it with convert_lora_to_gguf.py."
+        raise RefusedError(
+            config.path,
+            f"its model_type is {' and '.join(config.kinds) or 'missing'}, and what llama.cpp calls its modules is "
+            f"known here for {listed(sorted(MODEL_TYPES), 'and')}",
+            "convert it with convert_lora_to_gguf.py",
         )
     return named
 
@@ -175,9 +180,11 @@ def _heads(adapter: Adapter, names: GgufNames, options: ConvertOptions) -> Heads
     config = _config(options) if first else None
     if first and (config is None or config.heads is None):
         lacks = f", and {config.path} tells none" if config else ""
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: llama.cpp has the rows of {first} in another order than transformers, which "
-            f"depends on the number of heads{lacks}; name the model's config.json, which says it, with --model-config."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"llama.cpp has the rows of {first} in another order than transformers, which depends on the number of "
+            f"heads{lacks}",
+            "name the model's config.json, which says it, with --model-config",
         )
     return config.heads if config else None
 
@@ -232,15 +239,16 @@ class _Asked:
     def rename(self, module: Module, path: str) -> ModuleName:
         """The name of a module of the model, at `path` of the layout."""
         if module.name.component in EXPERTS and MODEL in self._components:
-            raise LoraInspectError(
-                f"{self._file}: {module.name.key} is of a second expert, and files of {self._scheme.name} names are of "
-                "one alone; write each to a file of its own, with --only model and --only model_2."
+            raise RefusedError(
+                self._file,
+                f"{module.name.key} is of a second expert, and files of {self._scheme.name} names are of one alone",
+                "write each to a file of its own, with --only model and --only model_2",
             )
         writing = self._writing
         is_nameless = is_parameter(path) and not writing.parameters
         if is_nameless or not path.startswith(writing.roots) or any(part in path for part in writing.lacks):
-            raise LoraInspectError(
-                f"{self._file}: {module.name.key} would be {path}, which {writing.title} has no module of; {WAY_OUT}."
+            raise RefusedError(
+                self._file, f"{module.name.key} would be {path}, which {writing.title} has no module of", WAY_OUT
             )
         return self._named(module, self._model_prefix, path)
 
@@ -248,8 +256,8 @@ class _Asked:
         """The name of a module of a text encoder."""
         component = module.name.component
         if module.path is None:
-            raise LoraInspectError(
-                f"{self._file}: {module.name.key} is no module of a text encoder that is known here; {WAY_OUT}."
+            raise RefusedError(
+                self._file, f"{module.name.key} is no module of a text encoder that is known here", WAY_OUT
             )
         if component not in self._prefixes:
             self._prefixes[component] = self._encoder_prefix(component)
@@ -268,22 +276,26 @@ class _Asked:
         if not self._components & set(MODELS):
             return OwnLayout()
         if not self._families and self._writing.layout(None) is None:
-            raise LoraInspectError(
-                f"{self._file}: the names and shapes of its modules are of no model family that is known here, so what "
-                f"{self._scheme.name} names call them is unknown; {WAY_OUT}."
+            raise RefusedError(
+                self._file,
+                "the names and shapes of its modules are of no model family that is known here, so what "
+                f"{self._scheme.name} names call them is unknown",
+                WAY_OUT,
             )
         families = [family.architecture for family in self._families]
         names = dict.fromkeys(map(self._writing.layout, families or (None,)))
         name = next(iter(names))
         if len(names) > 1:
-            raise LoraInspectError(
-                f"{self._file}: it is of {described(self._families)}, which have other {self._scheme.name} names each; "
-                f"say which with --architecture {families[0].name}."
+            raise AmbiguousError(
+                self._file,
+                f"it is of {described(self._families)}, which have other {self._scheme.name} names each",
+                f"say which with --architecture {families[0].name}",
             )
         if name is None:
-            raise LoraInspectError(
-                f"{self._file}: it is of {described(self._families)}, for which there are no "
-                f"{self._scheme.name} names; {WAY_OUT}."
+            raise RefusedError(
+                self._file,
+                f"it is of {described(self._families)}, for which there are no {self._scheme.name} names",
+                WAY_OUT,
             )
         if name == OWN:
             return self._own_layout()
@@ -304,9 +316,10 @@ class _Asked:
             for family in families
         } or {writing.prefix.format(pipeline="")}
         if len(prefixes) > 1:
-            raise LoraInspectError(
-                f"{self._file}: it is of {described(self._families)}, whose {self._scheme.name} names begin otherwise "
-                f"each; say which with --architecture {self._families[0].architecture.name}."
+            raise AmbiguousError(
+                self._file,
+                f"it is of {described(self._families)}, whose {self._scheme.name} names begin otherwise each",
+                f"say which with --architecture {self._families[0].architecture.name}",
             )
         return prefixes.pop()
 
@@ -318,21 +331,23 @@ class _Asked:
         prefixes = set(found.values())
         if len(prefixes) > 1:
             first = next(family.name for family, prefix in found.items() if prefix)
-            raise LoraInspectError(
-                f"{self._file}: it is of {described(self._families)}, which have other {self._scheme.name} names each "
-                f"for its {component}; say which with --architecture {first}."
+            raise AmbiguousError(
+                self._file,
+                f"it is of {described(self._families)}, which have other {self._scheme.name} names each for its "
+                f"{component}",
+                f"say which with --architecture {first}",
             )
         if prefix := "".join(prefixes):
             return prefix
         lacks = f"{self._file}: {self._scheme.name} names have none for its {component}"
         if len(self._components) == 1:
-            raise LoraInspectError(f"{lacks}; {WAY_OUT}.")
+            raise RefusedError(f"{lacks}; {WAY_OUT}.")
         if self._writing.layout(None) == OWN:
             choice = "choose with " + listed([f"--only {one}" for one in sorted(self._components)], "or")
         else:
             others = sorted(self._components - {component})
             choice = "leave it out with " + " ".join(f"--only {one}" for one in others)
-        raise LoraInspectError(
+        raise RefusedError(
             f"{lacks}, so {self._writing.title} cannot load it with the rest; {choice}, or choose another scheme."
         )
 
@@ -378,9 +393,10 @@ def with_scheme(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
     Raises LoraInspectError for a model's config where nothing depends on it.
     """
     if options.model_config is not None and GGUF.name not in (options.scheme, adapter.scheme):
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: --model-config says what only llama.cpp's names depend on, and neither the "
-            "file nor the output has these; leave it out."
+        raise RefusedError(
+            adapter.checkpoint.path,
+            "--model-config says what only llama.cpp's names depend on, and neither the file nor the output has these",
+            "leave it out",
         )
     is_open = options.scheme is None and options.layout is None
     return replace(options, scheme=PEFT.name) if is_open and adapter.scheme == GGUF.name else options

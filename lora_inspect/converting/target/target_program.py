@@ -26,7 +26,7 @@ from lora_inspect.converting.target.target_algorithm import (
     is_saved_weight,
 )
 from lora_inspect.converting.target.target_layout import is_own_parameter
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import AmbiguousError, RefusedError
 from lora_inspect.maths.dora import INPUT, OF_BASE, OF_SUM, OUTPUT
 from lora_inspect.programs.adapter_view import FramedKeys, loader_for
 from lora_inspect.programs.record import (
@@ -75,28 +75,35 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
             instead = "make plain LoRA of it with --algorithm lora, " if can_be_lora else ""
             if is_saved_weight(algorithm, contribution.shapes):
                 instead = "make plain LoRA of it with --algorithm lora --base BASE, "
-            raise LoraInspectError(
-                f"{path}: {contribution.module.key} is {title}, which {writing.title} cannot load under "
-                f"{scheme.name} names; {instead}{WAY_OUT}."
+            raise RefusedError(
+                path,
+                f"{contribution.module.key} is {title}, which {writing.title} cannot load under {scheme.name} names",
+                f"{instead}{WAY_OUT}",
             )
         _check_read_alike(path, contribution, algorithm, writing)
     for module in adapter.modules.values():
         of_weight = [one for one in module.contributions if one.algorithm.parameter == WEIGHT]
         titles = list(dict.fromkeys(written_algorithm(one, writing, options).title for one in of_weight))
         if len(titles) > 1:
-            raise LoraInspectError(
-                f"{path}: {module.name.key} has {listed(titles)} for one weight, and {writing.title} would apply one "
-                "of them alone; merge it into the base, or leave --to out."
+            raise RefusedError(
+                path,
+                f"{module.name.key} has {listed(titles)} for one weight, and {writing.title} would apply one of them "
+                "alone",
+                "merge it into the base, or leave --to out",
             )
     if adapter.unclaimed and not writing.extras:
-        raise LoraInspectError(
-            f"{path}: {some(adapter.unclaimed, 3)} belong to no algorithm that is known here, and {writing.title} may "
-            f"refuse a file with them; leave them out with --allow-unclaimed, or {WAY_OUT}."
+        raise RefusedError(
+            path,
+            f"{some(adapter.unclaimed, 3)} belong to no algorithm that is known here, and {writing.title} may refuse "
+            "a file with them",
+            f"leave them out with --allow-unclaimed, or {WAY_OUT}",
         )
     if adapter.embeddings and not (writing.embeddings or writing.extras):
-        raise LoraInspectError(
-            f"{path}: it holds {in_words(adapter.embeddings)} beside the adapter, and {writing.title} may refuse a "
-            f"file with them; --only model leaves them out, or {WAY_OUT}."
+        raise RefusedError(
+            path,
+            f"it holds {in_words(adapter.embeddings)} beside the adapter, and {writing.title} may refuse a file with "
+            "them",
+            f"--only model leaves them out, or {WAY_OUT}",
         )
 
 
@@ -113,9 +120,11 @@ def written_algorithm(contribution: Contribution, writing: Writing, options: Con
 def _check_read_alike(path: str, contribution: Contribution, algorithm: Algorithm, writing: Writing) -> None:
     for role in sorted(writing.misread.get(algorithm.name, ())):
         if role in contribution.factors or (role == "alpha" and contribution.alpha):
-            raise LoraInspectError(
-                f"{path}: {contribution.module.key} is {algorithm.title} with {_FACTORS[role]}, of which "
-                f"{writing.title} makes another change; merge it into the base, or {WAY_OUT}."
+            raise RefusedError(
+                path,
+                f"{contribution.module.key} is {algorithm.title} with {_FACTORS[role]}, of which {writing.title} "
+                "makes another change",
+                f"merge it into the base, or {WAY_OUT}",
             )
 
 
@@ -163,15 +172,18 @@ def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions
             over = {True: OF_BASE, False: OF_SUM, None: None}
             options = replace(options, norms=over[writing.over_base])
         if writing.magnitudes == LOST and not (options.drop_magnitude or (options.base and is_limited)):
-            raise LoraInspectError(
-                f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), and {writing.title} applies none; choose "
-                f"{PLAIN}, or {DROPPED}."
+            raise RefusedError(
+                path,
+                f"it is DoRA ({adapter.dora.modules} magnitudes), and {writing.title} applies none",
+                f"choose {PLAIN}, or {DROPPED}",
             )
         inputs = [magnitude for magnitude in magnitudes if magnitude.axis == INPUT]
         if inputs and options.keep_dora and not writing.input_magnitudes:
-            raise LoraInspectError(
-                f"{path}: {inputs[0].info.name} is a magnitude of inputs, and {writing.title} takes it for one of "
-                "outputs, which fails; choose --base BASE with --rank N or --max-error E, or --drop-magnitude."
+            raise RefusedError(
+                path,
+                f"{inputs[0].info.name} is a magnitude of inputs, and {writing.title} takes it for one of outputs, "
+                "which fails",
+                "choose --base BASE with --rank N or --max-error E, or --drop-magnitude",
             )
         is_open = not (options.keep_dora or options.drop_magnitude or is_limited)
         if is_open and _is_applied(magnitudes, writing.magnitudes, options):
@@ -195,21 +207,25 @@ def _check_norms(adapter: Adapter, options: ConvertOptions) -> None:
         is_limited = options.rank is not None or options.max_error is not None
         is_of_experts = options.layout == SINGLE_EXPERTS
         if options.base and not (is_limited or options.drop_magnitude or is_of_experts):
-            raise LoraInspectError(
-                f"{path}: it is DoRA ({adapter.dora.modules} magnitudes), of which --base makes plain LoRA near the "
-                "true change; say how close it is to come, with --rank N or --max-error E."
+            raise RefusedError(
+                path,
+                f"it is DoRA ({adapter.dora.modules} magnitudes), of which --base makes plain LoRA near the true "
+                "change",
+                "say how close it is to come, with --rank N or --max-error E",
             )
     elif options.base is None:
         if adapter.dora.norms == OF_BASE and options.norms == OF_SUM and options.scheme:
             program = options.program and programs.by_name(options.program).title
             title = program or writing_of(schemes.by_name(options.scheme)).title
-            raise LoraInspectError(
-                f"{path}: its magnitudes are over the norms of the base, and {title} divides them by those of the "
-                f"changed weight; choose --keep-dora with --base BASE (exact), {PLAIN}, or {DROPPED}."
+            raise RefusedError(
+                path,
+                f"its magnitudes are over the norms of the base, and {title} divides them by those of the changed "
+                "weight",
+                f"choose --keep-dora with --base BASE (exact), {PLAIN}, or {DROPPED}",
             )
     elif not any(is_remeasured(contribution, options) for contribution in adapter.contributions):
-        raise LoraInspectError(
-            f"{path}: its magnitudes stay as they are in the output, so --base has nothing to do; leave it out."
+        raise RefusedError(
+            path, "its magnitudes stay as they are in the output, so --base has nothing to do", "leave it out"
         )
 
 
@@ -279,9 +295,10 @@ def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> Co
         # What nobody knows of the program, its names decide.
         return options
     what, offers = next((_OFFERS[one] for one in _OFFERS if one in does), _LOST)
-    raise LoraInspectError(
-        f"{adapter.checkpoint.path}: it is DoRA ({adapter.dora.modules} magnitudes), and {program.title} {what}; "
-        f"choose {offers}."
+    raise RefusedError(
+        adapter.checkpoint.path,
+        f"it is DoRA ({adapter.dora.modules} magnitudes), and {program.title} {what}",
+        f"choose {offers}",
     )
 
 
@@ -304,15 +321,18 @@ def _scheme(adapter: Adapter, program: Program, families: Sequence[Detection]) -
     names = [family.architecture.name for family in families] or [""]
     found = {program.schemes.get(name, program.schemes.get("", "")) for name in names}
     if len(found) > 1:
-        raise LoraInspectError(
-            f"{adapter.checkpoint.path}: it is of {described(families)}, which have other names each in "
-            f"{program.title}; say which with --architecture {names[0]}."
+        raise AmbiguousError(
+            adapter.checkpoint.path,
+            f"it is of {described(families)}, which have other names each in {program.title}",
+            f"say which with --architecture {names[0]}",
         )
     if scheme := found.pop():
         return scheme
-    raise LoraInspectError(
-        f"{adapter.checkpoint.path}: it is of {described(families) or 'a model of no known family'}, and no names are "
-        f"known by which {program.title} loads adapters of that; choose a naming scheme for --to."
+    raise RefusedError(
+        adapter.checkpoint.path,
+        f"it is of {described(families) or 'a model of no known family'}, and no names are known by which "
+        f"{program.title} loads adapters of that",
+        "choose a naming scheme for --to",
     )
 
 
@@ -367,9 +387,10 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
     names = list(families) or [""]
     for loader in filter(None, (_loader(program, name) for name in names)):
         if why := loader.never(adapter):
-            raise LoraInspectError(
-                f"{adapter.checkpoint.path}: {program.title} {why}, whatever its config says; merge it, or choose "
-                "another program."
+            raise RefusedError(
+                adapter.checkpoint.path,
+                f"{program.title} {why}, whatever its config says",
+                "merge it, or choose another program",
             )
     for contribution in adapter.contributions:
         algorithm = contribution.algorithm
@@ -387,9 +408,10 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
             way = "make LoRA of it with --algorithm lora (and --base BASE), " if can_be_lora else ""
             if algorithm.parameter == BIAS:
                 way = "leave the biases out with --drop-biases (loses them), "
-            raise LoraInspectError(
-                f"{adapter.checkpoint.path}: {contribution.module.key} is {algorithm.title}, which {program.title} "
-                f"{word}; {way}merge it, or choose another program."
+            raise RefusedError(
+                adapter.checkpoint.path,
+                f"{contribution.module.key} is {algorithm.title}, which {program.title} {word}",
+                f"{way}merge it, or choose another program",
             )
 
 

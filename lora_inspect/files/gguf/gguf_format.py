@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.file_types import GGUF_MAGIC
 from lora_inspect.files.input_file import InputFile
@@ -151,9 +151,10 @@ class Cursor:
     def check(self, count: int) -> None:
         """Raises LoraInspectError where the file ends before `count` more bytes."""
         if count > self.size - self.position:
-            raise LoraInspectError(
-                f"{self.file}: its GGUF header goes beyond the end of the file at byte {self.size}: it is truncated or "
-                f"damaged; {AGAIN}."
+            raise DamagedError(
+                self.file,
+                f"its GGUF header goes beyond the end of the file at byte {self.size}: it is truncated or damaged",
+                AGAIN,
             )
 
     def number(self, form: str) -> Any:
@@ -166,11 +167,11 @@ class Cursor:
         length = self.number("Q")
         self.check(length)
         if length > longest:
-            raise LoraInspectError(f"{self.file}: a string of its header has {length:,} bytes, {longest:,} at most.")
+            raise DamagedError(self.file, f"a string of its header has {length:,} bytes, {longest:,} at most")
         try:
             return self.take(length).decode()
         except UnicodeDecodeError:
-            raise LoraInspectError(f"{self.file}: its GGUF header holds text that is no UTF-8; {AGAIN}.") from None
+            raise DamagedError(self.file, "its GGUF header holds text that is no UTF-8", AGAIN) from None
 
 
 # What raises LoraInspectError once a key shows that a file is not what it is read as: (the key, what is known by then).
@@ -186,16 +187,17 @@ def read_values(cursor: Cursor, keys: int, expect: Expect) -> dict[str, Value]:
         if key.startswith(OF_TOKENS):
             expect(key, values)
         if key in values:
-            raise LoraInspectError(f"{cursor.file}: its GGUF header has {key} twice; write the file anew.")
+            raise DamagedError(cursor.file, f"its GGUF header has {key} twice", "write the file anew")
         kind, start = cursor.number("I"), cursor.position
         value = _read_array(cursor, key, room) if kind == ARRAY else _read_value(cursor, key, kind, room)
         values[key] = Value(kind, start, value)
         expect(key, values)
         room -= cursor.position - start + len(key)
         if room < 0:
-            raise LoraInspectError(
-                f"{cursor.file}: its metadata has more than {METADATA_CHARACTERS:,} bytes; write the file anew with "
-                "less of it."
+            raise DamagedError(
+                cursor.file,
+                f"its metadata has more than {METADATA_CHARACTERS:,} bytes",
+                "write the file anew with less of it",
             )
     return values
 
@@ -220,7 +222,7 @@ def _read_value(cursor: Cursor, key: str, kind: int, room: int) -> Any:
     if kind == STRING:
         return cursor.text(max(room, 0))
     if kind not in NUMBERS:
-        raise LoraInspectError(f"{cursor.file}: {key} has a value of the unknown type {kind}; {AGAIN}.")
+        raise DamagedError(cursor.file, f"{key} has a value of the unknown type {kind}", AGAIN)
     if kind == BOOL:
         return cursor.take(1) != b"\0"
     return cursor.number(NUMBERS[kind])
@@ -231,7 +233,7 @@ def _read_array(cursor: Cursor, key: str, room: int) -> list[Any]:
     # An element has one byte at least.
     cursor.check(count)
     if count > JSON_ITEMS or count > room:
-        raise LoraInspectError(f"{cursor.file}: {key} is a list of {count:,} values, too many for a header.")
+        raise RefusedError(cursor.file, f"{key} is a list of {count:,} values, too many for a header")
     found = []
     for _ in range(count):
         before = cursor.position

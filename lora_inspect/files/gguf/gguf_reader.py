@@ -15,7 +15,7 @@ of some weights in another order, so that a language model from such a file is n
 import re
 from collections.abc import Iterator, Mapping
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.file_types import GGUF_MAGIC
 from lora_inspect.files.gguf.gguf_format import (
@@ -82,7 +82,7 @@ def read_contents(source: InputFile, expected: Expected) -> Contents:
     if tensors > TENSORS:
         raise too_many_tensors(cursor.file, tensors)
     if keys > METADATA_KEYS:
-        raise LoraInspectError(f"{cursor.file}: its header has {keys:,} keys, {METADATA_KEYS:,} at most; {AGAIN}.")
+        raise DamagedError(cursor.file, f"its header has {keys:,} keys, {METADATA_KEYS:,} at most", AGAIN)
     values = read_values(cursor, keys, expected.expect)
     entries = list(_read_entries(cursor, tensors, expected))
     return Contents(values, _with_ranges(cursor, entries, _alignment(cursor.file, values)))
@@ -96,7 +96,7 @@ def _check_version(cursor: Cursor, expected: Expected) -> None:
         what = "is a GGUF file for big-endian machines"
     else:
         what = f"is a GGUF file of version {version}, and {VERSIONS[0]} to {VERSIONS[-1]} are known"
-    raise LoraInspectError(f"{cursor.file}: it {what}; {expected.anew}.")
+    raise DamagedError(cursor.file, f"it {what}", expected.anew)
 
 
 class _Entry(NamedTuple):
@@ -112,8 +112,8 @@ def _read_entries(cursor: Cursor, tensors: int, expected: Expected) -> Iterator[
         name = cursor.text(KEY_BYTES)
         count = cursor.number("I")
         if not 1 <= count <= expected.dimensions:
-            raise LoraInspectError(
-                f"{cursor.file}: {name} has {count} dimensions, 1 to {expected.dimensions} are known; {AGAIN}."
+            raise DamagedError(
+                cursor.file, f"{name} has {count} dimensions, 1 to {expected.dimensions} are known", AGAIN
             )
         dimensions = [cursor.number("Q") for _ in range(count)]
         kind, offset = cursor.number("I"), cursor.number("Q")
@@ -122,15 +122,17 @@ def _read_entries(cursor: Cursor, tensors: int, expected: Expected) -> Iterator[
         shape, elements = tuple(reversed(dimensions)), count_elements(dimensions)
         known = TENSOR_TYPES.get(kind)
         if known is None:
-            raise LoraInspectError(
-                f"{cursor.file}: {name} has elements of ggml's type {kind}, which is not known here; {expected.anew}."
+            raise DamagedError(
+                cursor.file, f"{name} has elements of ggml's type {kind}, which is not known here", expected.anew
             )
         if elements >= SIZES or offset >= SIZES:
-            raise LoraInspectError(f"{cursor.file}: the shape or place of {name} is beyond 63 bits; {AGAIN}.")
+            raise DamagedError(cursor.file, f"the shape or place of {name} is beyond 63 bits", AGAIN)
         if dimensions[0] % known.block:
-            raise LoraInspectError(
-                f"{cursor.file}: {name} has rows of {dimensions[0]} numbers, which are no blocks of {known.block}, as "
-                f"{known.name} has them; {AGAIN}."
+            raise DamagedError(
+                cursor.file,
+                f"{name} has rows of {dimensions[0]} numbers, which are no blocks of {known.block}, as {known.name} "
+                "has them",
+                AGAIN,
             )
         yield _Entry(name, shape, known.name, elements // known.block * known.bytes, offset)
 
@@ -144,16 +146,16 @@ def _with_ranges(cursor: Cursor, entries: list[_Entry], alignment: int) -> dict[
         start = data + entry.offset
         if start != position:
             relation = "overlaps the tensor before it" if start < position else "leaves a hole before it"
-            raise LoraInspectError(f"{file}: {entry.name} {relation}, so the header is damaged; {AGAIN}.")
+            raise DamagedError(file, f"{entry.name} {relation}, so the header is damaged", AGAIN)
         if entry.name in infos:
-            raise LoraInspectError(f"{file}: its GGUF header has {entry.name} twice; write the file anew.")
+            raise DamagedError(file, f"its GGUF header has {entry.name} twice", "write the file anew")
         stop = start + entry.nbytes
         infos[entry.name] = TensorInfo(entry.name, entry.dtype, entry.shape, file, start, stop, cursor.identity)
         position = aligned(stop, alignment)
     if not stop <= cursor.size <= max(position, stop):
         state = "truncated" if stop > cursor.size else "longer than its header says"
-        raise LoraInspectError(
-            f"{file}: its tensors end at byte {stop} and the file at byte {cursor.size}: it is {state}; {AGAIN}."
+        raise DamagedError(
+            file, f"its tensors end at byte {stop} and the file at byte {cursor.size}: it is {state}", AGAIN
         )
     return infos
 
@@ -163,7 +165,7 @@ def _alignment(file: str, values: dict[str, Value]) -> int:
     if found is None:
         return ALIGNMENT
     if found.type != UINT32 or found.value.bit_count() != 1:
-        raise LoraInspectError(f"{file}: its {ALIGNMENT_KEY} is {as_text(found.value)}, no power of two; {AGAIN}.")
+        raise DamagedError(file, f"its {ALIGNMENT_KEY} is {as_text(found.value)}, no power of two", AGAIN)
     alignment: int = found.value
     return alignment
 
@@ -206,13 +208,16 @@ def _no_adapter(file: str, values: Mapping[str, Value]) -> LoraInspectError:
     if kind is None or kind.value == MODEL:
         said = values.get(ARCHITECTURE_KEY)
         of = f" of the architecture {as_text(said.value)}" if said else ""
-        return LoraInspectError(
-            f"{file}: it is a GGUF model{of} and no adapter; merge takes one for pictures or videos as its BASE, with "
-            "--dtype bf16, and a language model has to be its .safetensors version."
+        return RefusedError(
+            file,
+            f"it is a GGUF model{of} and no adapter",
+            "merge takes one for pictures or videos as its BASE, with --dtype bf16, and a language model has to be "
+            "its .safetensors version",
         )
-    return LoraInspectError(
-        f"{file}: it is a GGUF file of the type {as_text(kind.value)}, and of these only adapters are read; use the "
-        ".safetensors version of the model."
+    return RefusedError(
+        file,
+        f"it is a GGUF file of the type {as_text(kind.value)}, and of these only adapters are read",
+        "use the .safetensors version of the model",
     )
 
 
@@ -223,18 +228,20 @@ def _check_adapter(file: str, values: dict[str, Value]) -> None:
     kind = values.get(ADAPTER_TYPE_KEY)
     if kind is None or kind.value != LORA:
         says = as_text(kind.value) if kind else "missing"
-        raise LoraInspectError(f"{file}: it is a GGUF adapter whose {ADAPTER_TYPE_KEY} is {says}, not {LORA}.")
+        raise RefusedError(file, f"it is a GGUF adapter whose {ADAPTER_TYPE_KEY} is {says}, not {LORA}")
     if INVOCATION_KEY in values:
-        raise LoraInspectError(
-            f"{file}: it is an aLoRA adapter ({INVOCATION_KEY}), which acts from an invocation token on and is no "
-            "change of a weight; use it with llama.cpp."
+        raise RefusedError(
+            file,
+            f"it is an aLoRA adapter ({INVOCATION_KEY}), which acts from an invocation token on and is no change of a "
+            "weight",
+            "use it with llama.cpp",
         )
 
 
 def _alpha(file: str, found: Value, identity: Identity) -> TensorInfo | None:
     """Where the number stands; None for 0."""
     if found.type != FLOAT32:
-        raise LoraInspectError(f"{file}: its {ALPHA_KEY} is {as_text(found.value)}, no float32; {AGAIN}.")
+        raise DamagedError(file, f"its {ALPHA_KEY} is {as_text(found.value)}, no float32", AGAIN)
     return TensorInfo(ALPHA_KEY, "F32", (), file, found.start, found.start + 4, identity) if found.value else None
 
 
@@ -258,13 +265,14 @@ def read_gguf_model(file: str) -> GgufModel:
         if key.startswith(OF_TOKENS):
             raise _of_llama_cpp(file, values, key)
         if key == TYPE_KEY and values[key].value != MODEL:
-            raise LoraInspectError(
-                f"{file}: it is a GGUF file of the type {as_text(values[key].value)}, and no model; {_OTHER_VERSION}."
+            raise RefusedError(
+                file, f"it is a GGUF file of the type {as_text(values[key].value)}, and no model", _OTHER_VERSION
             )
         if key == SHARDS_KEY and values[key].value != 1:
-            raise LoraInspectError(
-                f"{file}: it is one of {as_text(values[key].value)} parts of a GGUF model, which are not read as one; "
-                f"{_OTHER_VERSION}."
+            raise RefusedError(
+                file,
+                f"it is one of {as_text(values[key].value)} parts of a GGUF model, which are not read as one",
+                _OTHER_VERSION,
             )
 
     with InputFile(file) as source:
@@ -279,9 +287,11 @@ def read_gguf_model(file: str) -> GgufModel:
 def _of_llama_cpp(file: str, values: Mapping[str, Value], named: str) -> LoraInspectError:
     said = values.get(ARCHITECTURE_KEY)
     what = f" ({ARCHITECTURE_KEY} {as_text(said.value)})" if said else ""
-    return LoraInspectError(
-        f"{file}: it is a GGUF file of llama.cpp{what}, as {named} shows, which has other names than the model and "
-        "the rows of some weights in another order; merge into the .safetensors version and convert the result."
+    return RefusedError(
+        file,
+        f"it is a GGUF file of llama.cpp{what}, as {named} shows, which has other names than the model and the rows "
+        "of some weights in another order",
+        "merge into the .safetensors version and convert the result",
     )
 
 
@@ -294,8 +304,9 @@ def _shape(info: TensorInfo, values: Mapping[str, Value]) -> tuple[int, ...]:
     if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
         sizes = [-1]
     if count_elements(sizes) != info.numel:
-        raise LoraInspectError(
-            f"{info.file}: its {SHAPE_KEY}{info.name} is {as_text(said.value)}, no shape of {info.numel} numbers; "
-            f"{AGAIN}."
+        raise DamagedError(
+            info.file,
+            f"its {SHAPE_KEY}{info.name} is {as_text(said.value)}, no shape of {info.numel} numbers",
+            AGAIN,
         )
     return tuple(sizes)

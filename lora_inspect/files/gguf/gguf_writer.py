@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.file_types import GGUF_MAGIC
 from lora_inspect.files.gguf.gguf_format import (
     ADAPTER,
@@ -47,7 +47,7 @@ def write_gguf(
         _check(path, content)
     names = [content.plan.name for content in contents]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise LoraInspectError(f"{path}: two tensors would both be called {twice}; write one to a file of its own.")
+        raise RefusedError(path, f"two tensors would both be called {twice}", "write one to a file of its own")
     with new_file(path, inputs, force, prove) as descriptor:
         write_all(descriptor, encode_gguf(architecture, alpha, contents, metadata or {}))
         for content in contents:
@@ -81,13 +81,13 @@ def _check(path: str, content: Content) -> None:
     """Raises LoraInspectError for a tensor that llama.cpp would not load."""
     name, dtype, shape = content.plan
     if dtype not in TYPE_NUMBERS:
-        raise LoraInspectError(
-            f"{path}: {name} is {dtype}, which GGUF adapters have not; convert it to F32, F16 or BF16 first."
+        raise RefusedError(
+            path, f"{name} is {dtype}, which GGUF adapters have not", "convert it to F32, F16 or BF16 first"
         )
     if not 1 <= len(shape) <= MOST_DIMENSIONS:
-        raise LoraInspectError(f"{path}: {name} has {len(shape)} dimensions, and GGUF 1 to {MOST_DIMENSIONS}.")
+        raise RefusedError(path, f"{name} has {len(shape)} dimensions, and GGUF 1 to {MOST_DIMENSIONS}")
     if len(name.encode()) > NAME_BYTES:
-        raise LoraInspectError(f"{path}: {name} is longer than the {NAME_BYTES} bytes that llama.cpp has for a name.")
+        raise RefusedError(path, f"{name} is longer than the {NAME_BYTES} bytes that llama.cpp has for a name")
 
 
 def _padding(length: int) -> bytes:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-from lora_inspect.errors import LoraInspectError, changed
+from lora_inspect.errors import CouldNotWorkError, LoraInspectError, RefusedError, WouldOverwriteError, changed
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import Identity, InputFile, check_unchanged
 from lora_inspect.files.outputs import new_file, refusing
@@ -80,7 +80,7 @@ class Editing:
         size = os.fstat(self._journal).st_size
         if not is_ours(_read(self._journal, min(size, size_of(0)))[: size_of(0) - DIGEST_BYTES]):
             path = journal_of(self.file)
-            raise LoraInspectError(f"{path}: it is in the way, and no journal of lora-inspect; give it another name.")
+            raise WouldOverwriteError(path, "it is in the way, and no journal of lora-inspect", "give it another name")
         descriptor = open_itself(self.file)
         try:
             length = LENGTH_BYTES + int.from_bytes(_read(descriptor, LENGTH_BYTES), "little")
@@ -154,7 +154,7 @@ def _claim(file: str) -> tuple[int, bool]:
         close_locked(descriptor)
         if is_busy:
             break
-    raise LoraInspectError(f"{file}: another run is changing it; run the command again when that is done.")
+    raise CouldNotWorkError(file, "another run is changing it", "run the command again when that is done")
 
 
 def _is_free(descriptor: int, is_left: bool) -> bool:
@@ -289,9 +289,10 @@ def write_in_place(headed: Headed, metadata: Mapping[str, str], own: Editing) ->
     text = headed.written(metadata)
     room = headed.data_start - LENGTH_BYTES
     if len(text) > room:
-        raise LoraInspectError(
-            f"{headed.file}: its header has room for {room:,} bytes, and the new one takes {len(text):,}; leave "
-            "--in-place out, so that the file is written anew with room for more."
+        raise RefusedError(
+            headed.file,
+            f"its header has room for {room:,} bytes, and the new one takes {len(text):,}",
+            "leave --in-place out, so that the file is written anew with room for more",
         )
     own.rewrite(padded_header(text, room - len(text), step=1), headed.identity)
 
@@ -301,7 +302,8 @@ def _prove(headed: Headed, metadata: Mapping[str, str], partial: str, output: st
     try:
         found = read_headed(partial)
     except LoraInspectError as error:
-        raise LoraInspectError(str(error).replace(partial, output)) from None
+        error.replace(partial, output)
+        raise
     moved = found.data_start - headed.data_start
     tensors = {
         name: info._replace(file=partial, start=info.start + moved, stop=info.stop + moved, identity=found.identity)

@@ -17,7 +17,7 @@ from operator import itemgetter, sub
 from typing import Any
 
 from lora_inspect.caching import Remembered
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError
 from lora_inspect.fast_namedtuple import NamedTuple, made
 from lora_inspect.files.file_types import START_BYTES, refuse_foreign
 from lora_inspect.files.input_file import Identity, InputFile
@@ -219,9 +219,11 @@ def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str],
         refuse_foreign(file, start, size)
         length = int.from_bytes(start[:LENGTH_BYTES], "little")
         if length > HEADER_BYTES or length > size - LENGTH_BYTES:
-            raise LoraInspectError(
-                f"{file}: its first 8 bytes announce a header of {length} bytes, but the file has {size} and a "
-                f"header at most {HEADER_BYTES}: it is truncated or no safetensors file; fetch it again."
+            raise DamagedError(
+                file,
+                f"its first 8 bytes announce a header of {length} bytes, but the file has {size} and a header at most "
+                f"{HEADER_BYTES}: it is truncated or no safetensors file",
+                "fetch it again",
             )
         refuse_torn(source, LENGTH_BYTES + length)
         try:
@@ -268,12 +270,12 @@ def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], d
     for info in tensors:
         if info.start != position:
             relation = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
-            raise LoraInspectError(f"{file}: {info.name} {relation}, so the header is damaged; fetch the file again.")
+            raise DamagedError(file, f"{info.name} {relation}, so the header is damaged", "fetch the file again")
         position = info.stop
     if position != size:
         state = "truncated" if position > size else "longer than its header says"
-        raise LoraInspectError(
-            f"{file}: its tensors end at byte {position} and the file at byte {size}: it is {state}; fetch it again."
+        raise DamagedError(
+            file, f"its tensors end at byte {position} and the file at byte {size}: it is {state}", "fetch it again"
         )
     return {info.name: info for info in tensors}, text.metadata
 
@@ -286,22 +288,18 @@ def _parse_entry(file: str, name: str, entry: Mapping[str, Any], data_start: int
         raise incomplete_entry(file, name)
     bits = BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
-        raise LoraInspectError(
-            f"{file}: {name} has the unknown dtype {dtype!r}; fetch it again or update lora-inspect."
-        )
+        raise DamagedError(file, f"{name} has the unknown dtype {dtype!r}", "fetch it again or update lora-inspect")
     for number in (*shape, *offsets):
         if type(number) is not int or not 0 <= number < SIZES:
-            raise LoraInspectError(
-                f"{file}: the shape or range of {name} is not made of whole numbers; fetch it again."
-            )
+            raise DamagedError(file, f"the shape or range of {name} is not made of whole numbers", "fetch it again")
     start, stop = offsets
     needed = count_elements(shape) * bits
     if needed % 8 or stop - start != needed // 8:
-        raise LoraInspectError(
-            f"{file}: {name} has {stop - start} bytes, which is not what {dtype} {list(shape)} needs; fetch it again."
+        raise DamagedError(
+            file, f"{name} has {stop - start} bytes, which is not what {dtype} {list(shape)} needs", "fetch it again"
         )
     if not needed and count_elements(shape[: shape.index(0)]) >= _BEYOND_UNSIGNED:
-        raise LoraInspectError(f"{file}: the shape {shape} of {name} is beyond 64 bits; fetch it again.")
+        raise DamagedError(file, f"the shape {shape} of {name} is beyond 64 bits", "fetch it again")
     return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop, identity)
 
 

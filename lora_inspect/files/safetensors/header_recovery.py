@@ -7,7 +7,7 @@ A run that is killed may leave a header that is a part of each, and may yet be J
 
 import os
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import InputFile
 
@@ -79,9 +79,10 @@ def refuse_torn(source: InputFile, length: int) -> None:
             return  # its run has just ended
         raise
     if found and found.state(bytes(source.read(0, length))) == TORN:
-        raise LoraInspectError(
-            f"{source.path}: a run that rewrites its header is at it, or was killed; run `lora-inspect metadata show` "
-            "on the file, which puts it right."
+        raise DamagedError(
+            source.path,
+            "a run that rewrites its header is at it, or was killed",
+            "run `lora-inspect metadata show` on the file, which puts it right",
         )
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, LoraInspectError
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.strict_json import (
     ENTRY_CHARACTERS,
@@ -224,19 +224,17 @@ class HeaderText:
         return self._refused(f"has {what} twice, and readers differ in which one they take; write the file anew")
 
     def _beyond(self, what: str) -> LoraInspectError:
-        return LoraInspectError(f"{self._source.path}: {what}; write the file anew with less of it.")
+        return DamagedError(self._source.path, what, "write the file anew with less of it")
 
     def _no_map(self) -> LoraInspectError:
-        return LoraInspectError(
-            f"{self._source.path}: its {METADATA} is not a map of strings to strings; write the file anew."
+        return DamagedError(
+            self._source.path, f"its {METADATA} is not a map of strings to strings", "write the file anew"
         )
 
     def _refused(self, why: str) -> LoraInspectError:
-        return LoraInspectError(f"{self._source.path}: its header {why}.")
+        return DamagedError(self._source.path, f"its header {why}")
 
 
 def incomplete_entry(file: str, name: str) -> LoraInspectError:
     """The error for a tensor of which the header does not say enough."""
-    return LoraInspectError(
-        f"{file}: the header entry of {name} lacks dtype, shape or data_offsets; fetch the file again."
-    )
+    return DamagedError(file, f"the header entry of {name} lacks dtype, shape or data_offsets", "fetch the file again")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import HeldInput, Identity, InputFile
 from lora_inspect.files.outputs import new_file
@@ -383,7 +383,7 @@ def write_contents(
     if len(by_name) != len(contents):
         names = [content.plan.name for content in contents]
         twice = next(name for name in names if names.count(name) > 1)
-        raise LoraInspectError(f"{path}: two tensors would both be called {twice}; convert the file in another scheme.")
+        raise RefusedError(path, f"two tensors would both be called {twice}", "convert the file in another scheme")
     plans = in_file_order(content.plan for content in contents)
     with Writer(path, plans, metadata, inputs, force, prove) as writer:
         for plan in plans:

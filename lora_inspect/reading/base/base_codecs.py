@@ -26,7 +26,7 @@ from lora_inspect.codecs.record import (
     NotRead,
     UnknownCodec,
 )
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import AmbiguousError, DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_model
 from lora_inspect.files.input_file import InputFile
@@ -100,8 +100,9 @@ class BaseCodecs:
         info = self._base.codes.get(info.name, info)
         if not storing(info.dtype):
             raise UnknownCodec(
-                f"{self._base.path}: {info.name} is stored as {info.dtype}, codes whose meaning is not known "
-                "here; use an F32, F16 or BF16 version of the base."
+                self._base.path,
+                f"{info.name} is stored as {info.dtype}, codes whose meaning is not known here",
+                "use an F32, F16 or BF16 version of the base",
             )
         return self._codes(info)
 
@@ -121,8 +122,8 @@ class BaseCodecs:
         except (ValueError, TypeError, KeyError):
             layers = None
         if not isinstance(layers, dict):
-            raise LoraInspectError(
-                f"{file}: its metadata {FORMATS_KEY} is no JSON object of `layers`; fetch the file again."
+            raise DamagedError(
+                file, f"its metadata {FORMATS_KEY} is no JSON object of `layers`", "fetch the file again"
             )
         return layers
 
@@ -165,18 +166,18 @@ class BaseCodecs:
             raise self._unknown(info, f"{module}{name} of {scale.dtype} scales it")
         if len(fitting) > 1:
             first, second = (next(iter(own[codec.name].values())).name for codec in fitting[:2])
-            raise LoraInspectError(
-                f"{self._base.path}: {info.name} has two scales, {first} and {second}; remove the one that is not "
-                "meant."
+            raise AmbiguousError(
+                self._base.path, f"{info.name} has two scales, {first} and {second}", "remove the one that is not meant"
             )
         if fitting:
             return self._coded(info, fitting[0], own[fitting[0].name], description)
         if said_by := description.said_by if description else self._marker_of(info):
             named = [name for codec in kinds for name in codec.settings] if description else [scale_weight.NAME]
             scales = dict.fromkeys(f"{module}{name}" for name in named)
-            raise LoraInspectError(
-                f"{info.file}: {said_by} says that {info.name} is scaled, but there is no {' or '.join(scales)}; "
-                "fetch the base again."
+            raise DamagedError(
+                info.file,
+                f"{said_by} says that {info.name} is scaled, but there is no {' or '.join(scales)}",
+                "fetch the base again",
             )
         return self._without_settings(info, tuple(activations_beside(info.name, tensors)))
 
@@ -202,9 +203,11 @@ class BaseCodecs:
             raise self._unknown(info, str(why)) from None
         if layout is None:
             scale = next(iter(beside.values()))
-            raise LoraInspectError(
-                f"{scale.file}: {scale.name} has shape {list(scale.shape)}, which does not fit {info.name} of shape "
-                f"{list(info.shape)}; use an F32, F16 or BF16 version of the base."
+            raise RefusedError(
+                scale.file,
+                f"{scale.name} has shape {list(scale.shape)}, which does not fit {info.name} of shape "
+                f"{list(info.shape)}",
+                "use an F32, F16 or BF16 version of the base",
             )
         tensors = self._base.tensors
         names = [*(one.name for one in beside.values()), f"{info.name.removesuffix(_WEIGHT)}{FORMAT}"]
@@ -222,9 +225,10 @@ class BaseCodecs:
         if not stored:
             raise self._unknown(info, f"{description.said_by} says {named!r}")
         if info.dtype not in stored:
-            raise LoraInspectError(
-                f"{info.file}: {info.name} is stored as {info.dtype}, but {description.said_by} says {named!r}; fetch "
-                "the base again."
+            raise DamagedError(
+                info.file,
+                f"{info.name} is stored as {info.dtype}, but {description.said_by} says {named!r}",
+                "fetch the base again",
             )
         return [codec for codec in kinds if codec.formats.get(named) == info.dtype]
 
@@ -237,8 +241,9 @@ class BaseCodecs:
             return None
         if info.dtype != "U8" or info.nbytes > _DESCRIPTION_BYTES:
             return _description(None, info.name, info.file)
+        text = self._read(info)
         try:
-            described = parse_json(self._read(info))
+            described = parse_json(text)
         except ValueError:
             described = None
         return _description(described, info.name, info.file)
@@ -259,8 +264,9 @@ class BaseCodecs:
 
     def _unknown(self, info: TensorInfo, why: str) -> UnknownCodec:
         return UnknownCodec(
-            f"{self._base.path}: {info.name} is quantised ({why}) in a way that is not read here; "
-            "use an F32, F16 or BF16 version of the base."
+            self._base.path,
+            f"{info.name} is quantised ({why}) in a way that is not read here",
+            "use an F32, F16 or BF16 version of the base",
         )
 
 
@@ -271,7 +277,7 @@ def plain_weight(info: TensorInfo) -> CodedWeight:
 
 def _description(described: Any, said_by: str, file: str) -> Description:
     if not isinstance(described, dict) or "format" not in described:
-        raise LoraInspectError(f"{file}: {said_by} is no JSON object with a `format`; fetch the base again.")
+        raise DamagedError(file, f"{said_by} is no JSON object with a `format`", "fetch the base again")
     return Description(described, said_by)
 
 
@@ -314,9 +320,10 @@ def decoder(weight: CodedWeight) -> "Decode":
                 codec.decode(codes, state, first, into)
         if into.sum().isnan() and into.isnan().any():
             row = first + int(into.isnan().any(1).nonzero()[0])
-            raise LoraInspectError(
-                f"{weight.info.file}: {weight.info.name} holds codes in row {row} that stand for no number (NaN); "
-                "fetch the base again."
+            raise DamagedError(
+                weight.info.file,
+                f"{weight.info.name} holds codes in row {row} that stand for no number (NaN)",
+                "fetch the base again",
             )
 
     return Decode(decode, weight.layout.unit, weight.layout.part)
@@ -331,6 +338,4 @@ def prepared(weight: CodedWeight) -> Any:
         return weight.codec.prepared(tensors, weight.layout)
     except BadSetting as bad:
         info = weight.beside[bad.name]
-        raise LoraInspectError(
-            f"{info.file}: {info.name} {bad.what} {weight.info.name}; fetch the base again."
-        ) from None
+        raise DamagedError(info.file, f"{info.name} {bad.what} {weight.info.name}", "fetch the base again") from None

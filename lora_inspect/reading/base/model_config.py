@@ -11,7 +11,7 @@ from lora_inspect.architectures import by_name
 from lora_inspect.architectures.correspondence import Correspondence
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.gguf import GGUF_NAMES, GgufNames, Heads
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import DamagedError, NotFoundError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.gguf.gguf_format import ARCHITECTURE_KEY, TYPE_KEY
@@ -37,10 +37,10 @@ def read_model_config(path: str) -> ModelConfig:
     """The config at `path`, or in the folder there; raises LoraInspectError where there is none."""
     file = join(path, NAME) if is_folder(path) else path
     if not is_file(file):
-        raise LoraInspectError(f"{path}: there is no {NAME} of a model; name it, or the folder that it is in.")
+        raise NotFoundError(path, f"there is no {NAME} of a model", "name it, or the folder that it is in")
     config, _ = read_json(file)
     if not isinstance(config, dict):
-        raise LoraInspectError(f"{file}: it is JSON but not an object; fetch the model's {NAME} again.")
+        raise DamagedError(file, "it is JSON but not an object", f"fetch the model's {NAME} again")
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config
     kinds = (one.get("model_type") for one in (config, text))
@@ -90,9 +90,11 @@ def gguf_correspondence(checkpoint: Checkpoint, modules: Iterable[Module], base:
     config = config_beside(base) if arranged else None
     heads = config and config.heads
     if arranged and heads is None:
-        raise LoraInspectError(
-            f"{checkpoint.path}: llama.cpp has the rows of {arranged} in another order than transformers, which "
-            f"depends on the number of heads; put the model's {NAME} beside {base.path}, which says it."
+        raise RefusedError(
+            checkpoint.path,
+            f"llama.cpp has the rows of {arranged} in another order than transformers, which depends on the number of "
+            "heads",
+            f"put the model's {NAME} beside {base.path}, which says it",
         )
     return Correspondence(lambda: names.relations(heads))
 
@@ -101,8 +103,9 @@ def gguf_names(checkpoint: Checkpoint) -> GgufNames:
     """The names that the header chooses; raises LoraInspectError where they are not known here."""
     named = checkpoint.metadata.get(ARCHITECTURE_KEY, "")
     if named not in GGUF_NAMES:
-        raise LoraInspectError(
-            f"{checkpoint.path}: its {ARCHITECTURE_KEY} is {named or 'missing'}, whose names are not known here; known "
-            f"are {listed(sorted(GGUF_NAMES), 'and')}. Use the PEFT adapter that it was made from."
+        raise RefusedError(
+            checkpoint.path,
+            f"its {ARCHITECTURE_KEY} is {named or 'missing'}, whose names are not known here",
+            f"known are {listed(sorted(GGUF_NAMES), 'and')}. Use the PEFT adapter that it was made from",
         )
     return GGUF_NAMES[named]

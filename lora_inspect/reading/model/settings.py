@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.scaling import PACKINGS
 from lora_inspect.stores.address import is_remote, named
@@ -73,9 +73,7 @@ class Settings(NamedTuple):
             own, other = getattr(self, name), getattr(options, name)
             if None not in (own, other) and own != other:
                 says, contradicts = (spell_settings(Settings()._replace(**{name: value})) for value in (own, other))
-                raise LoraInspectError(
-                    f"{path}: its path says {says} and an option {contradicts}; leave one of them out."
-                )
+                raise RefusedError(path, f"its path says {says} and an option {contradicts}", "leave one of them out")
             together = together._replace(**{name: other if own is None else own})
         return together
 
@@ -101,9 +99,7 @@ def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
         if (number := bare_number(argument)) is not None:
             path, settings = parsed[-1] if parsed else ("ADAPTER", Settings())
             form = f"{path}:{spell_settings(settings._replace(multiplier=number))}"
-            raise LoraInspectError(
-                f"{argument}: there is no such file, and a multiplier hangs on its path; write {form}."
-            )
+            raise RefusedError(argument, "there is no such file, and a multiplier hangs on its path", f"write {form}")
         parsed.append(parse_argument(argument))
     return parsed
 
@@ -145,8 +141,9 @@ def _at_address(argument: str) -> tuple[str, Settings]:
     """The address and the settings: what stands behind the last colon of its path, where that is settings."""
     address, _, tail = argument.rpartition(":")
     if is_remote(address) and "/" in address.partition("://")[2]:
+        shown = named(address)
         with suppress(ValueError):
-            return named(address), parse_settings(tail)
+            return shown, parse_settings(tail)
     return named(argument), Settings()
 
 
@@ -174,12 +171,10 @@ def _settings_of(file: str, argument: str) -> Settings:
             says = f"{error}; write {' or '.join(f'{file}:{form}' for form in forms)}"
         else:
             says = f"there is no such file, and {error}; a setting is {_FORMS}, as in {file}:0.5"
-        raise LoraInspectError(f"{argument}: {says}.") from None
+        raise RefusedError.of(argument, says) from None
     if joined != tail:
         before = argument.rpartition(":")[0]
-        raise LoraInspectError(
-            f"{argument}: there is no file {before}; settings stand behind one colon: {file}:{joined}."
-        )
+        raise RefusedError(argument, f"there is no file {before}", f"settings stand behind one colon: {file}:{joined}")
     return settings
 
 
@@ -207,8 +202,8 @@ def _refuse_other_separators(argument: str) -> None:
     number = _meant(behind[1]) if behind else None
     path = argument.removesuffix(behind[0]) if behind else argument
     if number is not None and os.path.lexists(path):
-        raise LoraInspectError(
-            f"{argument}: there is no such file, and a multiplier stands behind a colon; write {path}:{_spell(number)}."
+        raise RefusedError(
+            argument, "there is no such file, and a multiplier stands behind a colon", f"write {path}:{_spell(number)}"
         )
 
 
