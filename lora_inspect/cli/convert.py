@@ -1,8 +1,6 @@
-"""`lora-inspect convert`.
+"""`lora-inspect convert`: of one adapter, or of each adapter in a folder, and the printed account.
 
-What a conversion is told as to people.
-
-`lora-inspect convert` of a folder: each adapter in it into another folder, whatever becomes of the others.
+In a folder, a failed adapter does not stop the others.
 """
 
 import os

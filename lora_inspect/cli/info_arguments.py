@@ -1,8 +1,6 @@
-"""What the arguments of `info` stand for: one checkpoint, or the files of a folder.
+"""The arguments and options of `info`: one checkpoint, or the files of a folder with conditions and an order.
 
-The options of `info` that are about a folder of files: which are shown, in which order, and as what.
-
-Which files of a folder are wanted, and in which order: conditions on their fields, and what each field sorts by.
+A condition tests a field of a file's account; `--sort` orders the files by a field.
 """
 
 import re

@@ -1,8 +1,7 @@
-"""The screen of one file: what it is first, then what is wrong, what programs make of it, and where it comes from.
+"""The screen of one file: its kind first, then problems, programs and origin.
 
-The first lines of a file's screen: what it is, for which model, at which rank and scale.
-
-What the programs make of a file, in a few lines of its screen, with the command that mends it.
+The first lines give kind, model, rank and scale. A few lines give the verdicts of programs, with the command that fixes
+the file.
 """
 
 import os

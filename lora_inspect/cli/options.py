@@ -1,8 +1,6 @@
-"""Options as click has them: those that a verb's record declares, and where the output goes.
+"""Click's options, made from a verb's record, and the options and arguments that verbs share.
 
-How a path is taken from the command line: completed by the shell as a file, and judged by what opens it.
-
-The settings on a path, for a verb that applies no adapter.
+A path on the command line completes as a file in the shell; the code that opens it judges it.
 """
 
 import math

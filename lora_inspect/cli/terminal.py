@@ -1,10 +1,8 @@
-"""The one way out to the terminal: results on stdout, the rest on stderr, in lines that only the program breaks.
+"""Output on the terminal: results on stdout, the rest on stderr, in lines that only the program breaks.
 
-Sentences in lines that fit a terminal: broken at blanks, wide letters counted by their width.
-
-A sheet of lines for one terminal: labels, sentences and commands, laid out for its width.
-
-What a command says of an exception that ends it, or a part of it.
+`wrapped` breaks sentences at blanks into lines that fit, and counts wide letters by their width. `Sheet` lays out
+labels, sentences and commands for the width of one terminal. `sentence_of` gives the sentence for an exception that
+ends a command, or a part of it.
 """
 
 import io

@@ -1,10 +1,8 @@
-"""Options of `merge`, `verify` and `unmerge`: each is declared here, a keyword in Python and an option of the verb.
+"""The options of `merge`, `verify` and `unmerge`, for Python and the command line.
 
-The command line and the API make a request of them, and a plan sees the `MergeOptions` of that.
-
-The rounding of changed weights to the type that they are written in: to the nearest number, or stochastically.
-
-The deal of a base's files among several jobs: by size, and the same for whoever plans.
+Each option is declared here once. The command line and the API make a request of them, and a plan sees the
+`MergeOptions` of that. The file also checks the rounding of changed weights, to the nearest number or stochastically,
+and deals a base's files among several jobs: by size, with the same result in every job.
 """
 
 from collections.abc import Mapping, Sequence
