@@ -20,7 +20,7 @@ else:
     from collections import _tuplegetter, namedtuple
 
     class _Record(tuple):
-        """What all named tuples have."""
+        """The base of all named tuples."""
 
         __slots__ = ()
         _fields: tuple[str, ...]

@@ -84,7 +84,7 @@ def _end_at_once(status: object) -> None:
 
 
 def _is_anything_left() -> bool:
-    """Whether there are threads, or functions that Python calls at its end; where it does not tell, there may be."""
+    """Return True if there are threads, or functions for Python's end, or if that is unknown."""
     threads = sys.modules.get("threading")
     count_calls = getattr(atexit, "_ncallbacks", None)
     return (threads is not None and threads.active_count() > 1) or count_calls is None or count_calls() > 0

@@ -167,7 +167,7 @@ def state_dict(
 
 
 def _loaded(result: ConvertResult) -> StateDict:
-    """The tensors of what was written, in memory of their own."""
+    """Load the written tensors into memory of their own."""
     from lora_inspect.maths.tensors import load_as_it_is
 
     written = open_checkpoint(result.output)

@@ -208,7 +208,7 @@ class OpenedModule:
 
 
 def _has_numbers(weight: object) -> bool:
-    """Whether it is a tensor that is more than a shape, and has all its numbers in it."""
+    """Return True for a tensor with a number for each of its entries."""
     import torch
 
     if not isinstance(weight, torch.Tensor) or weight.is_meta or weight.layout != torch.strided:

@@ -1,7 +1,4 @@
-"""`lora-inspect check`.
-
-What `check` prints for people: a line for each problem, and on a terminal lines of its width below each file.
-"""
+"""`lora-inspect check`, and its printed problems: a line for each, fitted to the width of a terminal."""
 
 import os
 import sys
@@ -46,7 +43,7 @@ _MOST = 5
 
 
 def print_problems(path: str, problems: Sequence[Problem]) -> None:
-    """What is wrong with one file, the first few of each code; a single line where nothing is."""
+    """Print the problems of one file, the first few of each code, or a single line for none."""
     problems = list(_few(problems))
     if sys.stdout is not None and sys.stdout.isatty():
         terminal.laid_out(_laid_out(path, problems))
@@ -58,7 +55,7 @@ def print_problems(path: str, problems: Sequence[Problem]) -> None:
 
 
 def print_fixed(result: "CheckResult") -> None:
-    """What was done to a file, where it is, and what is wrong with it still."""
+    """Print the fixes of a file, the path of the copy, and the problems that remain."""
     for sentence in result.fixed:
         terminal.line(f"{result.path}: fixed: {sentence}.")
     print_problems(result.output or result.path, result.left)
@@ -66,7 +63,7 @@ def print_fixed(result: "CheckResult") -> None:
 
 
 def print_summary(results: "Iterable[CheckResult]") -> None:
-    """How much of what was found, and what --fix would do."""
+    """Print the number of problems by severity, and the number that --fix can fix."""
     results = list(results)
     counts = Counter(one.severity for result in results for one in result.problems)
     told = [counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
@@ -140,7 +137,7 @@ def check(
     as_json_: bool,
     fail_on: str | None,
 ) -> None:
-    """Checks, prints, and exits with what was found."""
+    """Check, print, and exit with the status of the result."""
     given = [parse_without_multiplier(path, "check") for path in paths]
     if fixes and fail_on:
         raise click.UsageError("--fail-on judges what is there, and --fix writes: check OUT for what is left.")
@@ -175,7 +172,7 @@ def check(
 def _checked(
     given: "list[tuple[str, Settings]]", tensors: bool, shown: bool
 ) -> "tuple[list[CheckResult], list[Failure]]":
-    """What is found in every file, printed as it is found, and the failures of paths that lead to none."""
+    """Check every file and print its problems as they are found; return failures of invalid paths, too."""
     from lora_inspect.ops.check import check as checked
     from lora_inspect.ops.check import found_in
 

@@ -105,7 +105,7 @@ def tell(result: "ConvertResult", with_errors: bool) -> None:
 
 
 def headline(result: "ConvertResult") -> str:
-    """What became what."""
+    """Return the output, its modules, and the algorithms and names before and after."""
     was = _kinds(result.was, "RS-LoRA" if result.source["rslora"] else "LoRA")
     was += " with DoRA" if result.source["dora"] else ""
     becomes = _kinds(result.becomes, "LoRA" if result.target["dora"] else "plain LoRA")
@@ -128,7 +128,7 @@ def _size(described: dict[str, Any]) -> str:
 
 
 def loss(result: "ConvertResult") -> str:
-    """How much the change of the modules lost, in words."""
+    """Describe the loss of the modules' changes."""
     known = [error for error in result.relative_errors.values() if error is not None]
     if len(known) < len(result.relative_errors):
         lost = len(result.relative_errors) - len(known)
@@ -142,7 +142,7 @@ def loss(result: "ConvertResult") -> str:
 
 
 class _Outcome(NamedTuple):
-    """What became of one checkpoint: its conversion, the reason why it was skipped, or its failure."""
+    """The outcome for one checkpoint: its conversion, the reason to skip it, or its failure."""
 
     path: str
     result: "ConvertResult | None" = None
@@ -230,7 +230,7 @@ def _record(outcome: _Outcome) -> dict[str, Any]:
 
 
 def _tell(outcomes: list[_Outcome]) -> None:
-    """A line for each adapter that was converted, how many there are of each kind, and what was skipped."""
+    """Print a line per converted adapter, the counts of each kind, and the skipped files."""
     done = [outcome.result for outcome in outcomes if outcome.result]
     for result in done:
         terminal.line(f"{headline(result)}; {loss(result)}")

@@ -45,7 +45,7 @@ Example: lora-inspect info loras/ --where model=wan --sort size
 def info(
     paths: tuple[str, ...], modules: bool, metadata: bool, why: bool, as_json_: bool, **about_folders: Any
 ) -> None:
-    """Reads each path and prints what it is."""
+    """Read each path and print its description."""
     arguments = [asked(path) for path in paths]
     options = FolderOptions(**about_folders)
     if len(arguments) > 1 or arguments[0].is_collection or options.lists:
@@ -58,14 +58,14 @@ def info(
 
 
 def _refuse_for_several(modules: bool, metadata: bool, why: bool) -> None:
-    """Raises UsageError for what is shown of a single file."""
+    """Raise UsageError for options that show a single file."""
     given = {"--modules": modules, "--metadata": metadata, "--why": why}
     if option := next((name for name, is_given in given.items() if is_given), None):
         raise click.UsageError(f"{option} is about a single file; name one, or use --json.")
 
 
 def _info_of_one(argument: Asked, modules: bool, metadata: bool, why: bool, json: bool) -> None:
-    """Reads one checkpoint, prints what it is, and exits with 1 or 3 where it cannot be read."""
+    """Read one checkpoint and print its description; exit with 1 or 3 if it cannot be read."""
     found, verdicts, record = _read(argument, modules)
     if json:
         terminal.json_text(record)
@@ -115,7 +115,7 @@ _MOST_REASONS = 12
 
 
 def table_of_modules(sheet: Sheet, modules: Sequence[Mapping[str, Any]], why: bool) -> Iterator[Line]:
-    """A row for each module and algorithm; where scales are unknown, or with `why`, what they come from."""
+    """Return a row per module and algorithm, with the reason of unknown scales or, with `why`, of all."""
     rows = [_row(module) for module in modules]
     # One algorithm for all is in the first line of the screen.
     shown = [

@@ -64,7 +64,7 @@ class Condition(NamedTuple):
     pattern: str
 
     def holds(self, one: "ScannedFile") -> bool:
-        """Whether a file is wanted."""
+        """Return True for a file that matches."""
         return any(self._fits(word) for word in _WORDS[self.key](one))
 
     def _fits(self, word: str) -> bool:
@@ -85,7 +85,7 @@ def condition(text: str) -> Condition:
 
 
 def sorting_key(order: str) -> "Callable[[ScannedFile], Any]":
-    """What the files are sorted by in one of ORDERS."""
+    """Return the key function for one of ORDERS."""
     return _ORDERS[order]
 
 
@@ -98,9 +98,9 @@ ERROR, CODE = "error", "code"
 
 
 class Asked(NamedTuple):
-    """What an argument stands for: the files to read and their settings, or why they cannot be told.
+    """The files and settings of an argument, or the failure to read it.
 
-    `is_collection` says that it is a folder of several checkpoints, and `path` is the argument without its settings.
+    `is_collection` is true for a folder of several checkpoints. `path` is the argument without its settings.
     """
 
     files: tuple[str, ...]
@@ -134,7 +134,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class FolderOptions(NamedTuple):
-    """What was asked of a folder; `jobs` is None for as many processes as pay."""
+    """The options for a folder; `jobs` is None for as many processes as make it faster."""
 
     all_: bool = False
     sort: str | None = None
@@ -144,7 +144,7 @@ class FolderOptions(NamedTuple):
 
     @property
     def lists(self) -> bool:
-        """Whether a list was asked for, whatever the paths are."""
+        """True if an option asks for a list, whatever the paths are."""
         return self.all_ or self.sort is not None or bool(self.where) or self.jsonl
 
 

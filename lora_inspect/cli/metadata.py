@@ -113,7 +113,7 @@ def _headline(one: "Told") -> str:
 
 
 def _with_stated(one: "Told") -> list[tuple[str, str]]:
-    """The hashes, each with what the file says of it."""
+    """Return the hashes, each with the statement of the file on it."""
     return [(name, f"{value}{_stated(one.metadata.get(name), value)}") for name, value in one.hashes.items()]
 
 

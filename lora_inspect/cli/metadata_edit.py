@@ -173,7 +173,7 @@ def _target(**options: Any) -> "Target":
 
 
 def _pairs(pairs: Iterable[str]) -> dict[str, str]:
-    """The values by key; click.UsageError for what is no pair, and for a key that is given twice."""
+    """Return the values by key; click.UsageError for an invalid pair or a repeated key."""
     from lora_inspect.editing.edit import parse_pair
 
     found: dict[str, str] = {}
@@ -205,7 +205,7 @@ def _bar(path: str) -> AbstractContextManager[BarBelow]:
 
 
 def _tell(edited: "Edited", dry_run: bool, as_json: bool) -> None:
-    """What changed, a line each, or a record of it; what else there is to know goes beside."""
+    """Print the changes, a line each or as a record, and notes next to them."""
     for sentence in edited.notes:
         terminal.note(sentence)
     if edited.meaning:

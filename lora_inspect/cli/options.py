@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic in later versions of click alone
-    """The path of a file or a folder as it was typed, settings and all."""
+    """The path of a file or a folder as the user typed it, with its settings."""
 
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path as it is: what is wrong with one is said where it is opened."""
+        """Return the path unchanged; the code that opens it judges it."""
         return value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
-        """What the shell itself knows of files."""
+        """Complete as the shell completes files."""
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(incomplete, type="file")]

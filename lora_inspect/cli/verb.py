@@ -1,6 +1,7 @@
-"""What click has ready for every command, made without a look for translations, for which it loads `locale`.
+"""Commands with click's own options, and the verbs in the order of the help with a summary of each.
 
-The verbs in the order in which people meet them, and what each does: the help lists them without loading any.
+The options are made without a search for translations, for which click loads `locale`. The help lists the verbs without
+loading any.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def version_option() -> click.Option:
 
 
 def _telling(flags: list[str], says: str, text: Callable[[click.Context], str]) -> click.Option:
-    """An option that has a text printed instead of what the command does."""
+    """Make an option that prints a text instead of running the command."""
 
     def tell(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
         if is_asked and not context.resilient_parsing:

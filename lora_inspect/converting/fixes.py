@@ -1,7 +1,7 @@
 """The command that makes a file right for a program, found by planning conversions.
 
-`find_fix` tries every way for every program, which takes longer than a look at a file may. The other function plans
-only the ways that are soon tried.
+`find_fix` tries every way for every program, which takes longer than a look at a file may. `loading_fix` plans only the
+ways that are soon tried, for one program.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,7 @@
-"""Options of a conversion: each is declared here, and is a keyword of Python programs and an option of `convert`.
+"""The options of a conversion, for Python and for `convert`.
 
-The command line and the API make a `ConvertRequest`, and the steps of a conversion see the `ConvertOptions` of that.
+Each option is declared here once. The command line and the API make a `ConvertRequest`, and the steps of a conversion
+see the `ConvertOptions` of that.
 """
 
 from dataclasses import dataclass, field, fields
@@ -23,7 +24,7 @@ EXPERT_LAYOUTS = (ALL_EXPERTS, SINGLE_EXPERTS) = ("all-experts", "single-experts
 
 
 def known_targets() -> list[str]:
-    """The programs that adapters are written for, and the schemes that have names of their own."""
+    """Return the names that `to` may have: programs, and schemes with names of their own."""
     from lora_inspect.programs import PROGRAMS
     from lora_inspect.schemes import written
 
@@ -42,7 +43,10 @@ def _about_targets() -> str:
 
 @dataclass(frozen=True, slots=True)
 class ConvertRequest(option.ReadingRequest):
-    """The options of a conversion as they are given. For DoRA there must be `keep_dora`, `drop_magnitude` or `base`."""
+    """The options of a conversion as given.
+
+    DoRA needs `keep_dora`, `drop_magnitude` or `base`.
+    """
 
     keep_dora: bool = option.flag("DoRA: keep the magnitude, spelled as programs that read the file's names expect it.")
     base: str | None = option.path(
@@ -92,12 +96,12 @@ def _no_settings() -> "Settings":
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions(ConvertRequest):
-    """The options of a conversion, and what they come to.
+    """The options of a conversion, and the facts that follow from them.
 
-    `scheme` is the name of the scheme that the output is spelled in, which has its own layouts, and `program` that of
-    a program that it is for. `norms` are those that the programs of the output divide magnitudes by, and `uniform` says
-    that they take one rank and one scale for all modules; the scheme or the program settles both. `settings` are what
-    the options and the adapter's path say of what its evidence leaves open.
+    `scheme` is the naming scheme of the output, which has its own layouts. `program` is the program that the output is
+    for. `norms` are those that the programs of the output divide magnitudes by. `uniform` is true if they take one rank
+    and one scale for all modules; the scheme or the program settles both. `settings` are the options and the settings
+    on the adapter's path that settle facts which its evidence leaves open.
     """
 
     scheme: str | None = None
@@ -108,9 +112,9 @@ class ConvertOptions(ConvertRequest):
 
 
 def convert_options(request: ConvertRequest, own: "Settings", adapter: str) -> ConvertOptions:
-    """The options of a conversion of the `adapter`; its path says its `own` settings.
+    """Return the options of a conversion of the `adapter`, whose path gives its `own` settings.
 
-    Raises LoraInspectError where an option and the path contradict each other.
+    Raises LoraInspectError if an option contradicts the path.
     """
     from lora_inspect.programs import PROGRAMS
     from lora_inspect.reading.model.settings import requested_settings
@@ -126,7 +130,7 @@ def convert_options(request: ConvertRequest, own: "Settings", adapter: str) -> C
 
 
 def contradiction(request: ConvertRequest) -> str | None:
-    """A sentence on options that say nothing together; None where there are none."""
+    """Return a sentence on options that exclude each other, or None."""
     has_base, has_target = request.base is not None, request.to is not None
     is_approximated = has_base and request.layout != SINGLE_EXPERTS
     is_limited = request.rank is not None or request.max_error is not None

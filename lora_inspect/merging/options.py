@@ -36,7 +36,7 @@ _DORA_MULTIPLIER = "Rule by which a multiplier acts on DoRA. [default: the rule 
 
 @dataclass(frozen=True, slots=True)
 class VerifyRequest(option.ReadingRequest):
-    """The options of `verify` as they are given."""
+    """The options of `verify` as given."""
 
     only: tuple[str, ...] = option.names(
         "COMPONENT", "Verify only this component of the adapters: model, text_encoder, …. Repeatable."
@@ -52,7 +52,7 @@ class VerifyRequest(option.ReadingRequest):
 
 @dataclass(frozen=True, slots=True)
 class MergeRequest(option.ReadingRequest):
-    """The options of a merge as they are given; at most one of `dtype` and `changed_dtype` is."""
+    """The options of a merge as given; at most one of `dtype` and `changed_dtype` is set."""
 
     dtype: str | None = option.dtype("Element type of floating-point tensors. [default: the type in BASE]")
     changed_dtype: str | None = option.dtype(
@@ -82,7 +82,7 @@ class MergeRequest(option.ReadingRequest):
 
 @dataclass(frozen=True, slots=True)
 class UnmergeRequest:
-    """The options of `unmerge` as they are given."""
+    """The options of `unmerge` as given."""
 
     base: str | None = option.path("BASE", "The original base of the merge; restores it completely.")
     allow_ambiguous: bool = option.flag(
@@ -104,12 +104,11 @@ def _no_choice() -> "Choice":
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """The options of a merge as its plan sees them; those of a request that have the same name are the same.
+    """The options of a merge in the form that its plan uses; fields of a request keep their names.
 
     `dtype` and `changed_dtype` are names of the safetensors format. `choice` are the modules that --include and
-    --exclude leave, `weights` the file with more settings of strength, and `settings` what the options say of what the
-    evidence of adapters leaves open. Changed weights are rounded to the nearest number, or where there is a `seed`
-    stochastically by that.
+    --exclude leave. `weights` is the file with more multipliers. `settings` are the options that settle facts which
+    adapters leave open. Changed weights are rounded to the nearest number, or stochastically with a `seed`.
     """
 
     dtype: str | None = None
@@ -127,9 +126,9 @@ class MergeOptions:
 
 
 def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
-    """The options of a merge, or of the one that is verified, as its plan sees them.
+    """Return the options of a merge, or of the one to verify, in the form that its plan uses.
 
-    Raises LoraInspectError for a file of weights that is none, and ValueError for a seed that nothing is drawn by.
+    Raises LoraInspectError for an invalid file of weights, and ValueError for a seed without stochastic rounding.
     """
     from lora_inspect.reading.ambiguous_options import Choice
     from lora_inspect.reading.model.settings import requested_settings
@@ -149,7 +148,7 @@ def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
 
 
 def seed_of(rounding: str, seed: int | None) -> int | None:
-    """What is drawn by, None for the nearest number; ValueError for a seed that nothing is drawn by."""
+    """Return the seed, None for the nearest number; ValueError for a seed without stochastic rounding."""
     if rounding == STOCHASTIC:
         return seed or 0
     if seed is not None:
@@ -172,7 +171,7 @@ def check_rounding(
 
 
 class Share(NamedTuple):
-    """What one of several processes takes: the share `number` of `of`, counted from 1."""
+    """The part of one of several processes: share `number` of `of`, counted from 1."""
 
     number: int
     of: int
@@ -182,7 +181,7 @@ class Share(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Share":
-        """What `I/N` says; raises ValueError where it is none of 1/N to N/N."""
+        """Read `I/N`; raise ValueError for anything but 1/N to N/N."""
         number, slash, of = text.partition("/")
         if not slash or not (_is_count(number) and _is_count(of)) or not 1 <= int(number) <= int(of):
             raise ValueError(f"{text!r} is none of the shares 1/N to N/N, as 3/8")
@@ -190,7 +189,10 @@ class Share(NamedTuple):
 
 
 def dealt(sizes: Mapping[str, int], of: int) -> list[list[str]]:
-    """The files of each of so many shares, in their order: the largest one goes to whoever has least, and so on."""
+    """Return the files of each share, in their order.
+
+    The largest file goes to the share with the least, and so on.
+    """
     loads, hands = [0] * of, [list[str]() for _ in range(of)]
     for file in sorted(sizes, key=lambda file: (-sizes[file], file)):
         number = min(range(of), key=lambda number: (loads[number], len(hands[number]), number))
@@ -200,7 +202,7 @@ def dealt(sizes: Mapping[str, int], of: int) -> list[list[str]]:
 
 
 def taken(share: Share, sizes: Mapping[str, int]) -> Sequence[str]:
-    """The files of one share."""
+    """Return the files of one share."""
     return dealt(sizes, share.of)[share.number - 1]
 
 

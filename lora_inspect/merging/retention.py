@@ -1,6 +1,6 @@
 """The share of each adapter that the output keeps, gathered while its weights are written.
 
-`check` refuses an output that keeps too little. A rule of the weight alone chooses the rows to look at.
+`check_kept` refuses an output that keeps too little. A rule of the weight alone chooses the rows to look at.
 """
 
 import struct

@@ -1,4 +1,4 @@
-"""Rewrites an adapter so that alpha/rank, which every loader reads, is its scale."""
+"""Conversion of an adapter to the scale alpha/rank, which every loader reads."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ _LOSSY = 0.05
 
 
 class Verified(NamedTuple):
-    """How many modules were compared, and the largest relative error that was found."""
+    """The number of compared modules, and the largest relative error among them."""
 
     modules: int
     max_relative_error: float
@@ -106,7 +106,7 @@ def convert_to_standard(
 
 
 def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progress = silent) -> ConvertResult:
-    """Writes what was planned; `progress` is told of each destination that is done."""
+    """Write the planned output; `progress` counts destinations."""
     adapter, options, place, inputs = plan.adapter, plan.options, plan.place, plan.inputs
     leftovers = remove_leftovers(place.path)
     place.check([*inputs, *([options.model_config] if options.model_config else [])], force)

@@ -1,4 +1,4 @@
-"""Proves, weight by weight, how much of each adapter a merged model carries, and names what is wrong."""
+"""Measurement, weight by weight, of each adapter in a merged model, with findings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ _LOOKED_AT = 3
 
 @dataclass(frozen=True, slots=True)
 class VerifyPlan:
-    """What is to be in a merged model, known from headers: a plan of the merge, and the two models."""
+    """The expected content of a merged model, from headers: the plan of the merge, and both models."""
 
     merge: MergePlan
     merged: Model
@@ -36,7 +36,7 @@ class VerifyPlan:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be said of the adapters and their targets."""
+        """Sentences on the adapters and their targets."""
         return [note for note in self.merge.notes if note not in self.merge.tied]
 
     @property
@@ -127,7 +127,7 @@ def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:
 
 
 def _are_swapped(plan: VerifyPlan, weighed: "Sequence[Weighed]") -> bool:
-    """Whether the first weights show that the model which is named as the base carries the adapters, and not MERGED."""
+    """Return True if the first weights show that the base and MERGED are swapped."""
     from lora_inspect.verifying.measure import Weigher
 
     told = [weight for weight in weighed if not any(weight.shares.why)]
