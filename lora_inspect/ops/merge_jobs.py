@@ -1,6 +1,6 @@
-"""Folds adapters into a sharded base by several jobs, each of which makes some of the shards; the last one finishes.
+"""A merge into a sharded base by several jobs, or by the processes that torchrun started.
 
-Folds adapters into a sharded base by the processes that torchrun started, each of which makes some of the shards.
+Each makes some of the shards; the last job, or the first process, finishes.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""The short account of one file among many: what it is, and what to do with it.
+"""The short account of one file among many: its kind and the advised action.
 
-In which of four states an adapter is, and what is odd about it in the fewest words that are true.
+An adapter is in one of four states; notes describe its oddities in the fewest true words.
 """
 
 from collections import Counter
