@@ -1,4 +1,4 @@
-"""What --fix does: all that can be mended without a guess, and the proof that the file means what it meant."""
+"""The fixes of --fix, each without a guess, and the proof that the file keeps its meaning."""
 
 from collections.abc import Callable, Iterable
 

@@ -1,10 +1,8 @@
-"""What is looked at: a file with its reading, and what is read of it only where a lint asks for it.
+"""The subject of a check: a file with its reading, and more of it as soon as a lint asks for it.
 
-What a problem of `check` is: its code, how serious it is, what it means, and who finds and mends it.
-
-The file that --fix writes, as long as it is changed: its tensors by name, in order, and its metadata.
-
-How the bytes of a header are laid out, which its meaning does not show. Standard library only.
+`Rule` describes a problem of `check`: its code, severity and meaning, and the functions that find and fix it. `Draft`
+is the file that --fix writes, while it changes: its tensors by name, in order, and its metadata. The layout of a
+header's bytes is here too, which its meaning does not show.
 """
 
 import re

@@ -20,9 +20,9 @@ _KILLED_BY = 128
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Says what a LoRA file means and on which evidence, merges it into a base, and converts it.
+Report the meaning of a LoRA file with its evidence, merge it into a base, and convert it.
 
-A file without a command is the file of `info`.
+A file without a command goes to `info`.
 
 \b
 lora-inspect info adapter.safetensors

@@ -1,4 +1,4 @@
-"""What every program that loads adapters will make of a file."""
+"""The verdicts of all programs that load adapters on one file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,11 +103,11 @@ def compat(
     base: str | None = None,
     progress: Progress = silent,
 ) -> CompatResult:
-    """What the programs make of the adapter at `path`, or the one that is `named`.
+    """Judge how every program, or only the `named` one, applies the adapter at `path`.
 
-    With the model's own weights at `base`, commands that need one name it, and of DoRA that is lost or wrong the error
-    is computed; `progress` is told of every module that is done.
-    Raises LoraInspectError where the file is no adapter, where its own meaning is open, and for a name of no program.
+    With the base model at `base`, commands that need one name it, and the error of lost or wrong DoRA is computed;
+    `progress` counts modules. Raises LoraInspectError if the file is no adapter, if its own meaning is open, and for an
+    unknown program.
     """
     asked = _asked(named)
     kind, adapter = kind_of(read_adapter(open_checkpoint(path), settings))

@@ -1,7 +1,7 @@
-"""Which files hold the same tensors byte for byte, whatever their metadata say: of most files nothing is read for it.
+"""Files with the same tensors, byte for byte, whatever their metadata; most files need no read for this.
 
-Files are alike as far as the sizes of their data tell, then by small samples of it, and only then by their tables of
-tensors and a hash of all the data.
+Files are compared by the sizes of their data, then by small samples of it, and only then by their tables of tensors and
+a hash of all the data.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""The short account of one file among many: what it is, and what to do with it.
+"""The short account of one file among many: its kind and the advised action.
 
-In which of four states an adapter is, and what is odd about it in the fewest words that are true.
+An adapter is in one of four states; notes describe its oddities in the fewest true words.
 """
 
 from collections import Counter
@@ -176,14 +176,15 @@ _FULL = {"full": "full", "saved": "full", "set_weight": "full", "norm": "norms"}
 
 
 class ScannedFile(NamedTuple):
-    """One checkpoint of a folder.
+    """The short account of one checkpoint of a folder.
 
-    `kind` is "adapter", "base", "other", or empty where it cannot be read, and then `error` says why. `architectures`
-    are the names of all families that it may be of, `model` is what people call them. `types` are the kinds of change,
-    the commonest first: "LoRA", "RS-LoRA", "DoRA", "LoHa". `scales` has None for an unknown scale. `codes` are those of
-    its problems. `state` is one of `STATES`, empty for what is no adapter, and `notes` say why or what is odd, each the
-    same in fewer words than the one before it. `modified` is the time of its last change in seconds. `duplicate_of` is
-    the path of an earlier file with the same tensors, and `record` what else was asked.
+    `kind` is "adapter", "base" or "other"; it is empty for an unreadable file, and `error` is then the reason.
+    `architectures` are the names of all families that match, `model` is their name for people. `types` are the kinds of
+    change, the commonest first: "LoRA", "RS-LoRA", "DoRA", "LoHa". `scales` has None for an unknown scale. `codes` are
+    those of its problems. `state` is one of `STATES`, empty for a file that is no adapter; `notes` give the reason or
+    anything odd, each the same in fewer words than the one before it. `modified` is the time of its last change in
+    seconds. `duplicate_of` is the path of an earlier file with the same tensors. `record` is the additional record of a
+    caller.
     """
 
     path: str

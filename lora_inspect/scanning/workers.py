@@ -1,9 +1,7 @@
-"""A function over many things, in several processes at the same time, with the results in the order of the things.
+"""A function over many things in several processes, with the results in the order of the things.
 
-The others are started only once it shows that they pay. Each is fed over a pipe of its own and ends when that closes,
-whatever ended this process.
-
-A process that does one thing after the other for this one, and holds nothing that its end could damage.
+The other processes start only when it shows that they pay. Each takes one thing after another over a pipe of its own,
+and ends when that closes, for any reason. Its end damages nothing.
 """
 
 import signal
