@@ -46,7 +46,6 @@ has a JSON Schema of each. What fails is {`path`, `error`, `code`} in its place:
 is at fault, `error` is the sentence that the standard error has as well, and `code` one of those of [the Python
 API](api.md). Wrong usage prints none.
 
-## What follows a path
 ## Settings after a path
 
 Every adapter may carry settings: `PATH[:SETTING,SETTING...]`. The colon counts only if settings follow it and no file

@@ -1,4 +1,4 @@
-"""What all results of functions have in common: a short line of what is in them."""
+"""The base of all results: a short repr, and a record for JSON."""
 
 from collections.abc import Collection
 from typing import Any
