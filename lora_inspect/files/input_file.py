@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from lora_inspect.errors import CouldNotWorkError, LoraInspectError, RefusedError, changed
+from lora_inspect.errors import CouldNotWorkError, LoraInspectError, NotFoundError, RefusedError, changed
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import open_without_waiting
 from lora_inspect.stores.address import is_remote
@@ -53,7 +53,9 @@ class InputFile:
         try:
             self._handle = open(path, "rb", buffering=0, opener=open_without_waiting)  # noqa: SIM115
         except FileNotFoundError:
-            raise (changed(path) if identity else _unreadable(path, "No such file or directory")) from None
+            raise (
+                changed(path) if identity else _unreadable(path, "No such file or directory", NotFoundError)
+            ) from None
         except OSError as error:
             raise _unreadable(path, error.strerror) from None
         status = os.fstat(self._handle.fileno())
@@ -236,5 +238,5 @@ def check_unchanged(inputs: Mapping[str, Identity]) -> None:
             raise changed(path)
 
 
-def _unreadable(path: str, reason: str | None) -> LoraInspectError:
-    return CouldNotWorkError(path or "the empty name", f"it cannot be read ({reason})", "check the path and its rights")
+def _unreadable(path: str, reason: str | None, kind: type[LoraInspectError] = CouldNotWorkError) -> LoraInspectError:
+    return kind(path or "the empty name", f"it cannot be read ({reason})", "check the path and its rights")

@@ -276,5 +276,5 @@ class TestInputsThatAreNoFiles:
         monkeypatch.setattr(os.path, "isfile", look)
         refusal = run(
             "merge", "base.safetensors", "peft/adapter_model.safetensors", "-o", "out/merged.safetensors"
-        ).refusal
+        ).failure
         assert refusal == f"{name}: it cannot be read (No such file or directory); check the path and its rights."

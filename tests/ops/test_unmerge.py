@@ -436,7 +436,8 @@ def test_a_folder_is_restored_as_a_folder(run, folder):
     assert not out.exists()
     planned = run("unmerge", merged, adapter, "-o", out, "--dry-run", "--json").json
     assert planned == {
-        "dry_run": True, "output": str(out), "undone": [adapter], "weights": 3, "tensors_copied": len(whole) - 3,
+        "schema": "lora-inspect/unmerge-plan/1", "dry_run": True, "output": str(out), "undone": [adapter], "weights": 3,
+        "tensors_copied": len(whole) - 3,
     }  # fmt: skip
     assert run("unmerge", merged, adapter, "-o", out, "--allow-ambiguous").status == 0
     assert (out / "README.md").read_text() == "kept"
