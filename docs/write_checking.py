@@ -48,10 +48,12 @@ not. With nothing to mend, nothing is written and the status is 1.
 
 ## For programs
 
-`--format json`, or `--json`, prints a list of {`path`, `problems` [{`code`, `severity`, `message`, `keys`,
-`fixable`}]}, with `--fix` also `output`, `mended` [sentences] and `left` [problems of the output]. `--format sarif`
-prints a log of SARIF 2.1.0 for code hosts and editors: the codes as rules with their help, a result for each problem,
-paths relative to the working folder, tensors as logical locations, and a fingerprint that stays when words change.
+`--format json`, or `--json`, prints {`schema` ("lora-inspect/check/1"), `path`, `problems` [{`code`, `severity`,
+`message`, `keys`, `fixable`}]}, with `--fix` also `output`, `fixed` [sentences] and `left` [problems of the output]:
+a list of these where several files are checked, with [{`path`, `error`, `code`}](cli.md#json) for what leads to none.
+`--format sarif` prints a log of SARIF 2.1.0 for code hosts and editors: the codes as rules with their help, a result
+for each problem, paths relative to the working folder, tensors as logical locations, and a fingerprint that stays
+when words change.
 
 """
 GROUPS = (

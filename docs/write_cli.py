@@ -37,6 +37,14 @@ complete or not at all.
   one such file is enough.
 - 130: interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; nothing half-written is left.
 
+## JSON
+
+With `--json` each verb prints one JSON text to the standard output: an object, or a list of them for several files,
+such as those of a folder. Each begins with `schema`, as "lora-inspect/info/1"; the number changes if something is
+removed or changes its meaning, and stays if something is added. [docs/schemas](schemas) has a JSON Schema of each. A
+failure prints {`path`, `error`, `code`} instead: `path` is null if no single file is at fault, `error` is the sentence
+on the standard error, and `code` is one of those of [the Python API](api.md). Wrong usage prints no JSON.
+
 ## Settings after a path
 
 Every adapter may carry settings: `PATH[:SETTING,SETTING...]`. The colon counts only if settings follow it and no file

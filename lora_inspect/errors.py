@@ -147,6 +147,8 @@ def changed(path: str) -> CouldNotWorkError:
 
 def of_system(error: OSError, path: str = "") -> LoraInspectError:
     """What is said of an error of the system. `path` is the file that it came with, where it names none itself."""
+    if isinstance(error, LoraInspectError):
+        return error
     where = os.fsdecode(error.filename or path) if isinstance(error.filename or path, (str, bytes)) else path
     kind = kind_of(error)
     problem, fix = str(error.strerror or error), _WAYS_OUT.get(error.errno or 0, _CHECK)

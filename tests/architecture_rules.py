@@ -30,7 +30,7 @@ ORDER = {
         ("architectures", "shell"),
         ("files",),
         ("stores",),
-        ("errors", "torchrun", "caching"),
+        ("errors", "results", "torchrun", "caching"),
         ("__init__", "sentences", "progress", "fast_namedtuple", "start"),
         ("interrupt", "version"),
     ),

@@ -385,7 +385,7 @@ def test_deltas_are_what_merge_adds(file, tmp_path):
 def test_check_is_that_of_the_command_line(run, write_safetensors, tmp_path, capsys):
     for file in (RSLORA, DORA, FIXTURES / "refused" / "two-bytes"):
         shown = run("check", file, "--json")
-        assert [as_printed(lora_inspect.check(file))] == json.loads(shown.stdout)
+        assert as_printed(lora_inspect.check(file)) == json.loads(shown.stdout)
     file = write_safetensors(loras(), {"sshs_model_hash": "0" * 64}, name="stale.safetensors")
     found = lora_inspect.check(file)
     assert found.fails("warning")
@@ -396,7 +396,7 @@ def test_check_is_that_of_the_command_line(run, write_safetensors, tmp_path, cap
     assert capsys.readouterr() == ("", "")
     assert 0 < told[-1][0] <= told[-1][1]
     shown = run("check", file, "--tensors", "--fix", "-o", tmp_path / "b.safetensors", "--json")
-    (record,) = json.loads(shown.stdout)
+    record = json.loads(shown.stdout)
     assert as_printed(mended, output="") == record | {"output": ""}
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert not mended.fails("warning")

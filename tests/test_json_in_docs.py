@@ -8,11 +8,11 @@ from page_snippets import ROOT, Session
 
 # The page, where its list of fields begins and ends, and commands whose output has them.
 LISTS = {
-    "info": ("reading.md", "`schema` (1)", "`source` is", ["info rslora.safetensors --json --modules"]),
-    "compat": ("compat.md", "- `path` is", r"\[Cases\]", ["compat dora.safetensors --json"]),
+    "info": ("reading.md", '`schema` ("lora', "`source` is", ["info rslora.safetensors --json --modules"]),
+    "compat": ("compat.md", "- `schema` is", r"\[Cases\]", ["compat dora.safetensors --json"]),
     "merge": (
         "merging.md",
-        "`--json`: `output`, `modules_merged`",
+        '`--json`: `schema` ("lora-inspect/merge/1',
         "## Beside",
         [
             f"{MERGED['merged.safetensors']} out.safetensors --json",
@@ -22,7 +22,7 @@ LISTS = {
     "convert": ("converting.md", "## --json", r"\Z", ["convert rslora.safetensors -o out.safetensors --json"]),
     "verify": (
         "verifying.md",
-        "`--json`: `ok`",
+        '`--json`: `schema` ("lora-inspect/verify',
         r"\Z",
         ["verify merged.safetensors base.safetensors style.safetensors:0.8 face.safetensors --json"],
     ),

@@ -84,7 +84,6 @@ def _has_rs_lora(text: str) -> bool:
 
 def change(tensors: Tensors, scale: float, alpha: float | None, products: Products) -> "Change":
     """scale · (W · A + B)."""
-
     left, right, up, down = (tensors[role].flatten(1) for role in products)
     return MixedInputs(left, right, up, contracted(tensors["bm"], down) if "bm" in tensors else down, scale)
 

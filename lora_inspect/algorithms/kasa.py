@@ -46,7 +46,6 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The truncation and the product."""
-
     return Truncated(tensors["up"] * tensors["diagonal"], tensors["down"], scale)
 
 

@@ -42,7 +42,6 @@ def rank(shapes: Shapes) -> int:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The product beside the weight's own largest part."""
-
     return BesidePrincipal(tensors["p"].flatten(1) * tensors["values"], tensors["q"].flatten(1), scale)
 
 

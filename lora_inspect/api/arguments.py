@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from inspect import Parameter
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
 from lora_inspect.errors import (
     AmbiguousError,
@@ -151,6 +151,23 @@ def watched(watch: WatchProgress | None, total: int) -> Progress:
     return add
 
 
+class _Noted(Protocol):
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+
+_Result = TypeVar("_Result", bound=_Noted)
+
+
+def logged(result: _Result) -> _Result:
+    """The result, of which the notes go to the log of this library as well."""
+    import logging
+
+    for note in result.notes:
+        logging.getLogger("lora_inspect").info("%s", note)
+    return result
+
+
 def _settings_of(given: float | str) -> Settings:
     return parse_settings(given) if isinstance(given, str) else Settings(multiplier=_finite(given, "a multiplier"))
 
@@ -174,7 +191,8 @@ KEYWORDS = {
     **{
         f"--{flag}": (f"{flag.replace('-', '_')}=True", "")
         for flag in (
-            *("keep-dora", "drop-magnitude", "drop-biases", "allow-loss", "allow-growth", "allow-unclaimed", "tensors"),
+            *("keep-dora", "drop-magnitude", "drop-biases", "allow-loss", "allow-growth", "allow-unclaimed"),
+            *("tensors", "hashes"),
             *("allow-unmatched", "allow-partial-dora", "allow-ambiguous", "hash-base", "force"),
         )
     },

@@ -18,6 +18,7 @@ from lora_inspect.api.arguments import (
     chosen,
     in_a_sentence,
     in_keywords,
+    logged,
     path_of,
     request_of,
     takes,
@@ -110,7 +111,7 @@ def convert(
     """
     name, asked = asked_conversion(adapter, to, options)
     plan = plan_conversion(name, path_of(output), asked)
-    return convert_planned(plan, force, watched(progress, len(plan.destinations)))
+    return logged(convert_planned(plan, force, watched(progress, len(plan.destinations))))
 
 
 class StateDict(dict[str, "torch.Tensor"]):
@@ -132,6 +133,12 @@ class StateDict(dict[str, "torch.Tensor"]):
         self.metadata = dict(metadata)
         self.config = config
         self.result = result
+
+    def __repr__(self) -> str:
+        return f"<StateDict: {len(self)} tensors, {sum(one.nbytes for one in self.values()):,} bytes>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StateDict, (dict(self), self.metadata, self.config, self.result)
 
 
 @in_a_sentence()
@@ -163,7 +170,7 @@ def state_dict(
         )
     with tempfile.TemporaryDirectory(prefix="lora-inspect-") as folder:
         plan = plan_for(whole, os.path.join(folder, f"adapter{ending}"), asked)
-        return _loaded(convert_planned(plan, progress=watched(progress, len(plan.destinations))))
+        return _loaded(logged(convert_planned(plan, progress=watched(progress, len(plan.destinations)))))
 
 
 def _loaded(result: ConvertResult) -> StateDict:

@@ -16,6 +16,7 @@ from lora_inspect.api.arguments import (
     all_with_settings,
     chosen,
     in_a_sentence,
+    logged,
     path_of,
     request_of,
     takes,
@@ -166,7 +167,8 @@ def merge(
     if request.dtype is not None and request.changed_dtype is not None:
         raise ValueError("dtype is for all weights and changed_dtype for those that change; give one of both")
     plan = plan_merge(path_of(base), all_with_settings(adapters), asked)
-    return merge_planned(plan, path_of(output), force, watched(progress, merge_bytes(plan, path_of(output))))
+    done = watched(progress, merge_bytes(plan, path_of(output)))
+    return logged(merge_planned(plan, path_of(output), force, done))
 
 
 class UnmergeKeywords(TypedDict, total=False):
@@ -197,7 +199,8 @@ def unmerge(
     """
     asked = request_of(UnmergeRequest, options)
     plan = plan_unmerge(path_of(merged), all_with_settings(adapters), asked.base)
-    return unmerge_planned(plan, path_of(output), force, asked.allow_ambiguous, watched(progress, plan.bytes))
+    done = watched(progress, plan.bytes)
+    return logged(unmerge_planned(plan, path_of(output), force, asked.allow_ambiguous, done))
 
 
 @in_a_sentence()
@@ -220,7 +223,7 @@ def verify(
     """
     asked = merge_options(request_of(VerifyRequest, options))
     plan = plan_verify(path_of(merged), path_of(base), all_with_settings(adapters), asked)
-    return verify_planned(plan, watched(progress, plan.bytes))
+    return logged(verify_planned(plan, watched(progress, plan.bytes)))
 
 
 @in_a_sentence()

@@ -8,9 +8,9 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.group import Verbs
-from lora_inspect.cli.terminal import sentence_of, show_defect
+from lora_inspect.cli.terminal import failure, show_defect
 from lora_inspect.cli.verb import version_option
-from lora_inspect.errors import FAILED_STATUS, kind_of
+from lora_inspect.errors import FAILED_STATUS, LoraInspectError
 from lora_inspect.files.system import ENDING_SIGNALS
 from lora_inspect.interrupt import INTERRUPTED, WORDS
 from lora_inspect.torchrun import launched
@@ -59,7 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(FAILED_STATUS)
     except Exception as error:  # the last place that sees it: no user gets a traceback
         show_defect(error)
-        _fail(sentence_of(error), kind_of(error).status)
+        ended = failure(_path_of(error), error)
+        if _is_json(sys.argv[1:] if arguments is None else arguments):
+            terminal.json_failure(ended)
+        _fail(ended.says, ended.status)
 
 
 def _run(arguments: list[str] | None) -> object:
@@ -72,6 +75,18 @@ def _run(arguments: list[str] | None) -> object:
 
     with waiting_line():
         return cli.main(list(map(without_secrets, given)), prog_name="lora-inspect", standalone_mode=False)
+
+
+def _is_json(arguments: list[str]) -> bool:
+    """Whether JSON was asked for, as far as that shows without the verb's own options."""
+    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    named = before[before.index("--format") + 1 :][:1] if "--format" in before else []
+    return "--json" in before or "--format=json" in before or named == ["json"]
+
+
+def _path_of(error: Exception) -> str | None:
+    named = error.path if isinstance(error, LoraInspectError) else getattr(error, "filename", None)
+    return named if isinstance(named, str) and named else None
 
 
 def _fail(message: str, status: int) -> None:

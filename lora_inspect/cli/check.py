@@ -28,7 +28,7 @@ from lora_inspect.cli.terminal import (
 )
 from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.errors import REFUSED_STATUS, LoraInspectError
-from lora_inspect.files.discovery import stored_bytes
+from lora_inspect.files.discovery import is_collection, stored_bytes
 from lora_inspect.reading.model.evidence import ERROR, NOTE, SEVERITIES, WARNING, Problem
 from lora_inspect.sentences import SENTENCE, counted, listed, shortened
 
@@ -159,7 +159,8 @@ def check(
     if not fixes and any(result.fails(fail_on or WARNING) for result in results):
         statuses.append(REFUSED_STATUS)
     if format_ == JSON:
-        terminal.json_text([result.to_dict() for result in results])
+        records = [*(result.to_dict() for result in results), *(error.record() for error in errors)]
+        terminal.json_text(records if len(given) > 1 or is_collection(given[0][0]) else records[0])
     elif format_ == SARIF:
         from lora_inspect.ops.check import as_sarif
 

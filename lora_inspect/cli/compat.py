@@ -12,10 +12,10 @@ from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.option import ReadingRequest
 from lora_inspect.programs import PROGRAMS
-from lora_inspect.programs.record import READ, Program
+from lora_inspect.programs.record import READ
 
 if TYPE_CHECKING:
-    from lora_inspect.programs.verdict import Verdict
+    from lora_inspect.ops.compat import JudgedProgram, Judgement
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -43,7 +43,6 @@ def compat(adapter: str, named: str | None, base: str | None, as_json_: bool, **
     """Judges and prints."""
     from lora_inspect.files.checkpoint import open_checkpoint
     from lora_inspect.ops.compat import compat as judged
-    from lora_inspect.programs.verdict import needs_fix
     from lora_inspect.reading.keys.claims import claim
     from lora_inspect.reading.model.settings import requested_settings
 
@@ -55,13 +54,13 @@ def compat(adapter: str, named: str | None, base: str | None, as_json_: bool, **
     if as_json_:
         terminal.json_text(result.to_dict())
     else:
-        terminal.line(result.adapter.checkpoint.path)
+        terminal.line(result.path)
         _print(result.verdicts)
-    if named and any(needs_fix(one) for one in result.verdicts):
+    if named and any(one.needs_fix for one in result.verdicts):
         sys.exit(1)
 
 
-def _print(verdicts: "tuple[Verdict, ...]") -> None:
+def _print(verdicts: "tuple[Judgement, ...]") -> None:
     """A row per program, and below them what mends which; the unknown ones are one line."""
     from lora_inspect.programs.verdict import UNKNOWN
 
@@ -81,16 +80,16 @@ def _print(verdicts: "tuple[Verdict, ...]") -> None:
         terminal.line(f"  {fix}")
 
 
-def _name(program: Program, titles: Counter[str]) -> str:
+def _name(program: "JudgedProgram", titles: Counter[str]) -> str:
     """Its title, with the version where several of one program are there."""
     return f"{program.title} {program.version}" if titles[program.title] > 1 else program.title
 
 
-def _says(one: "Verdict") -> str:
+def _says(one: "Judgement") -> str:
     return one.says if one.error is None else f"{one.says}: the change is {one.error:.1%} off on this base"
 
 
-def _in_short(one: "Verdict") -> str:
+def _in_short(one: "Judgement") -> str:
     from lora_inspect.programs.verdict import STRENGTH
 
     strength = f" x{one.factor:g}" if one.verdict == STRENGTH and one.factor is not None else ""

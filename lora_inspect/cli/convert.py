@@ -225,8 +225,11 @@ def _converted(one: "Mirrored", output: str, options: ConvertOptions, force: boo
 
 def _record(outcome: _Outcome) -> dict[str, Any]:
     if outcome.result:
-        return {"path": outcome.path, **outcome.result.to_dict()}
-    return outcome.failure.record() if outcome.failure else {"path": outcome.path, "skipped": outcome.skipped}
+        record = outcome.result.to_dict()
+        return {"schema": record["schema"], "path": outcome.path, **record}
+    if outcome.failure:
+        return outcome.failure.record()
+    return {"schema": "lora-inspect/convert-skipped/1", "path": outcome.path, "skipped": outcome.skipped}
 
 
 def _tell(outcomes: list[_Outcome]) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_inspect.cli.options import parse_without_multiplier
-from lora_inspect.cli.terminal import sentence_of, show_defect
-from lora_inspect.errors import LoraInspectError, RefusedError, kind_of
+from lora_inspect.cli.terminal import failure, show_defect
+from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import find_checkpoints, is_collection
 from lora_inspect.files.locations import settled
@@ -127,7 +127,7 @@ def asked(argument: str) -> Asked:
 def broken(path: str, error: Exception) -> dict[str, Any]:
     """The record of a file that cannot be read."""
     show_defect(error)
-    return {"path": path, ERROR: sentence_of(error, path), CODE: kind_of(error).code}
+    return dict(failure(path, error).record())
 
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])

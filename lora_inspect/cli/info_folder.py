@@ -15,7 +15,7 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.info_arguments import CODE, ERROR, Asked, FolderOptions, broken, sorting_key
 from lora_inspect.cli.info_screen import size_in_words
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
-from lora_inspect.cli.terminal import DEBUG, DOUBTFUL, FAINT, PLAIN, WRONG, Line, Piece, Sheet, cut, sentence_of
+from lora_inspect.cli.terminal import DEBUG, DOUBTFUL, FAINT, PLAIN, WRONG, Line, Piece, Sheet, cut, failure
 from lora_inspect.errors import FAILED_STATUS, REFUSED_STATUS, kind_of, with_code
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of
@@ -258,7 +258,7 @@ def _sorted(entries: Sequence[_Entry], order: str) -> Iterator[_Entry]:
 def _record(one: ScannedFile) -> dict[str, Any]:
     """The record that scripts rely on."""
     if one.error:
-        return {"path": one.path, ERROR: sentence_of(one.error, one.path), CODE: kind_of(one.error).code}
+        return failure(one.path, one.error).record()
     return {**(one.record or {}), "state": one.state or None, "note": one.note, "duplicate_of": one.duplicate_of}
 
 

@@ -103,7 +103,7 @@ def merge(
 
         assert output is not None  # the option asks for it where there is no dry run
         merge_jobs.run_processes(
-            rank, planned, output, force, lambda plan, made: _print(made.to_dict(), made, plan, as_json)
+            rank, planned, output, force, lambda plan, made: _print(made.to_dict(), made, plan, as_json), as_json
         )
         return
     plan = planned()

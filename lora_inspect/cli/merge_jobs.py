@@ -9,8 +9,7 @@ from typing import Any
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
-from lora_inspect.cli.terminal import sentence_of, show_defect
-from lora_inspect.errors import kind_of
+from lora_inspect.cli.terminal import failure, sentence_of, show_defect
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.processes import Elsewhere, all_ranks
@@ -90,6 +89,7 @@ def run_processes(
     output: str,
     force: bool,
     tell: Callable[[MergePlan, MergeResult], None],
+    as_json: bool,
 ) -> None:
     """Merges as one of several processes; where one of them fails, the first one says so and all end alike."""
     load_torch()
@@ -105,9 +105,13 @@ def run_processes(
             ranks.told()
             sys.exit(ended.status)
         except Exception as error:  # the other processes wait to hear of it, whatever it is
-            terminal.error(_sentence_of(error))
+            show_defect(error)
+            failed = failure(None, error)
+            if as_json:
+                terminal.json_failure(failed)
+            terminal.error(failed.says)
             ranks.told()
-            sys.exit(kind_of(error).status)
+            sys.exit(failed.status)
 
 
 def _sentence_of(error: Exception) -> str:

@@ -83,7 +83,7 @@ def show(path: str, hashes: bool, as_json: bool) -> None:
     with bar_below("Hashing", stored_bytes(path), percent) as bar:
         found = told(path, hashes, bar.advance)
     if as_json:
-        records = [one._asdict() for one in found]
+        records = [{"schema": "lora-inspect/metadata/1", **one._asdict()} for one in found]
         terminal.json_text(records if len(records) != 1 else records[0])
         return
     columns = shutil.get_terminal_size().columns

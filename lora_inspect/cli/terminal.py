@@ -333,22 +333,31 @@ def sentence_of(error: Exception, path: str = "") -> str:
 
 
 class Failure(NamedTuple):
-    """The failure of a part of a command: file, sentence, code of its kind, and exit status."""
+    """The failure of a command or a part of it: file, sentence, code of its kind, and exit status.
 
-    path: str
+    `path` is None if no single file is at fault.
+    """
+
+    path: str | None
     says: str
     code: str
     status: int
 
-    def record(self) -> dict[str, str]:
-        """It as JSON has it."""
+    def record(self) -> dict[str, str | None]:
+        """Return the failure as JSON has it."""
         return {"path": self.path, "error": self.says, "code": self.code}
 
 
-def failure(path: str, error: Exception) -> Failure:
+def failure(path: str | None, error: Exception) -> Failure:
     """Return the failure for an error that came with a file."""
     kind = kind_of(error)
-    return Failure(path, sentence_of(error, path), kind.code, kind.status)
+    return Failure(path, sentence_of(error, path or ""), kind.code, kind.status)
+
+
+def json_failure(ended: Failure) -> None:
+    """Print a failure for programs; nothing if the output cannot be written, as that may be the failure."""
+    with suppress(OSError):
+        json_text(ended.record())
 
 
 def show_defect(error: Exception) -> None:

@@ -191,7 +191,7 @@ def _triangle_norm(up: Tensor, down: Tensor) -> Tensor:
 
 
 def relative(apart: float, norm: float) -> float:
-    """What is wrong of a change of so large a `norm`, as a share of it.
+    """The error of a change of so large a `norm`, as a share of it.
 
     Of no change, as of one that cancels itself out, anything at all is 1: a number that can be stated, as an infinite
     one cannot, and more than any error that is allowed.

@@ -39,7 +39,7 @@ DEPENDENT = 0.999
 
 
 class Share(NamedTuple):
-    """How much of a change is in what was found: `value`, and `error` is what is stated with it.
+    """The part of a change that is in what was found, `value`, and the `error` that is stated with it.
 
     `why` says what keeps it from being told, empty for nothing. `noise` is the size of what rounding adds to the
     weights over that of the change in them, None where there is no change.
@@ -57,7 +57,7 @@ class Share(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """What rounding does to x, and to its products with k changes, in float64.
+    """The effect of rounding on x and on its products with k changes, in float64.
 
     `scatter` (k, k) is the covariance that it gives the products, and `lost` (k,) what it takes from them besides. Of
     the weights that a change is in, `square` (k,) is the square of what it adds, and `least` (k,) that of the smallest
@@ -71,7 +71,7 @@ class Rounding(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What shares come from: sums over all entries of a weight, or of several, in float64.
+    """The sums that shares come from, over all entries of a weight, or of several, in float64.
 
     `along` (k,) are the products x · d_t and `gram` (k, k) those of d_t · d_s.
     """
@@ -82,7 +82,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def nothing(cls, changes: int) -> "Estimate":
-        """That of so many changes over no weight, which others are added to."""
+        """The estimate of so many changes over no weight, which others are added to."""
 
         def zeros(axes: int) -> Tensor:
             return torch.zeros((changes,) * axes, dtype=torch.float64, device="cpu")
@@ -96,7 +96,7 @@ class Estimate(NamedTuple):
             total[where if total.dim() == 1 else (where[:, None], where)] += part
 
     def only(self, numbers: Sequence[int], values: Tensor) -> "Estimate":
-        """That of some of the changes, as if x had these shares, `values`, of them, and nothing was lost in it."""
+        """The estimate of some of the changes, as if x had these shares of them, `values`, and nothing was lost."""
         scatter, lost, square, least = self.rounding
         gram, own = self.gram[numbers][:, numbers], scatter[numbers][:, numbers]
         rounding = Rounding(own, lost[numbers], square[numbers], torch.zeros_like(least[numbers]))
@@ -221,7 +221,7 @@ _ROUNDINGS = 2
 
 
 def estimate_of(sums: StepSums, entries: int, working: str) -> Estimate:
-    """That of one weight of so many entries, folded in the type `working`, whose rounding is known.
+    """The estimate of one weight of so many entries, folded in the type `working`, whose rounding is known.
 
     What it takes is in x itself, so that nothing is lost besides, and what nobody knows is the rounding of that type.
     """
@@ -242,7 +242,7 @@ def estimate_of(sums: StepSums, entries: int, working: str) -> Estimate:
 def unknown_rounding(
     by_row: Tensor, noise: Tensor, entries: int, level: float, lost: Tensor, scores: Tensor | None
 ) -> Rounding:
-    """That of one weight, of whose rounding little is known.
+    """The rounding of one weight, of which little is known.
 
     `by_row` (n, k, k) are the products of the changes in each row of so many `entries`, `noise` (n,) the sums of the
     variances that the type gives them and `level` how many times as much is seen, `lost` (k,) what an exact merge

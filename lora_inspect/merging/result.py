@@ -8,10 +8,11 @@ from lora_inspect.matching.orientation import Orientation, in_record
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.retention import KeptAdapter, notes_on
 from lora_inspect.merging.retention import in_record as in_kept_record
+from lora_inspect.results import Result
 
 
-@dataclass(frozen=True, slots=True)
-class MergeResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class MergeResult(Result):
     """The account of a merge.
 
     `dtype_counts` counts tensors of the output by element type. `decoded` are the weights that are codes in the base
@@ -42,19 +43,20 @@ class MergeResult:
     left_behind: tuple[str, ...]
     seconds: float
     bytes: int
-    orientations: dict[str, Orientation] = field(default_factory=dict, repr=False)
+    orientations: dict[str, Orientation] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
-    excluded: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)
     embeddings: tuple[str, ...] = ()
-    order_matters: tuple[str, ...] = field(default=(), repr=False)
+    order_matters: tuple[str, ...] = ()
     dora_multiplier: str | None = None
     notes: tuple[str, ...] = ()
-    kept: tuple[KeptAdapter, ...] = field(default=(), repr=False)
+    kept: tuple[KeptAdapter, ...] = ()
     seed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record that `merge --json` prints."""
         record: dict[str, Any] = {
+            "schema": "lora-inspect/merge/1",
             "output": self.output,
             "modules_merged": self.modules_merged,
             "tensors_copied": self.tensors_copied,
@@ -84,6 +86,7 @@ class MergeResult:
 def planned_record(plan: MergePlan, output: str | None) -> dict[str, Any]:
     """The record of a merge that is planned and not made, to `output` where that is known."""
     return {
+        "schema": "lora-inspect/merge-plan/1",
         "output": output,
         "modules_merged": plan.modules,
         "tensors_copied": plan.tensors_copied,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,6 @@ from lora_inspect.checking.hash_lints import readings
 from lora_inspect.checking.rules import UNREADABLE, find_problems
 from lora_inspect.checking.subject import Subject
 from lora_inspect.errors import LoraInspectError, RefusedError
-from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import find_checkpoints, is_collection, stored_bytes
 from lora_inspect.files.locations import exists
@@ -18,10 +18,12 @@ from lora_inspect.files.outputs import check_output, file_output
 from lora_inspect.progress import Progress, Share, silent
 from lora_inspect.reading.model.evidence import ERROR, SEVERITIES, Problem
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.results import Result
 from lora_inspect.stores.address import is_remote
 
 
-class CheckResult(NamedTuple):
+@dataclass(frozen=True, slots=True, repr=False)
+class CheckResult(Result):
     """The problems of the file at `path`, and the codes of those that `--fix` can fix.
 
     After a fix, `output` is the path of the fixed copy, `fixed` describes each change in a sentence, and `left` are the
@@ -48,7 +50,11 @@ class CheckResult(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """The record of this file in what `check --json` prints."""
-        record: dict[str, Any] = {"path": self.path, "problems": _told(self.problems, self.fixable)}
+        record: dict[str, Any] = {
+            "schema": "lora-inspect/check/1",
+            "path": self.path,
+            "problems": _told(self.problems, self.fixable),
+        }
         if self.output:
             record |= {
                 "output": self.output,

@@ -1,38 +1,81 @@
 """The verdicts of all programs that load adapters on one file."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect import programs
 from lora_inspect.converting.fixes import find_fix
 from lora_inspect.converting.steps.base_change import find_landed
 from lora_inspect.errors import RefusedError
-from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.programs.record import Program
-from lora_inspect.programs.verdict import LOST, WRONG, Verdict, judge_each, needs_fix
+from lora_inspect.programs.verdict import LOST, SAME, UNKNOWN, WRONG, Verdict, judge_each, needs_fix
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates, with_paths
 from lora_inspect.reading.model.settings import Settings, spell_argument
+from lora_inspect.results import Result
 from lora_inspect.sentences import listed
 from lora_inspect.shell import operand
 
 
-class CompatResult(NamedTuple):
-    """The adapter, and a verdict per program, in the order of their titles."""
+@dataclass(frozen=True, slots=True)
+class JudgedProgram:
+    """A program that loads adapters: what `--for` takes, what people call it, and the versions that were looked at."""
 
-    adapter: Adapter
-    verdicts: tuple[Verdict, ...]
+    name: str
+    title: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Judgement(Result):
+    """What a program will make of a file, as `lora_inspect.programs.verdict.Verdict` has it, and nothing of the file.
+
+    `ignored` are the keys that it passes over.
+    """
+
+    program: JudgedProgram
+    verdict: str
+    factor: float | None
+    factors: tuple[tuple[float, int], ...]
+    silent: bool
+    ignored: tuple[str, ...]
+    says: str
+    by: str
+    error: float | None
+    fix: str | None
+
+    @property
+    def needs_fix(self) -> bool:
+        """Whether the file is wrong there for certain."""
+        return self.verdict not in (SAME, UNKNOWN)
+
+    @classmethod
+    def of(cls, one: Verdict) -> "Judgement":
+        """What is told of a verdict."""
+        program = JudgedProgram(one.program.name, one.program.title, one.program.version)
+        said = (one.silent, one.ignored, one.says, one.by, one.error, one.fix)
+        return cls(program, one.verdict, one.factor, one.factors, *said)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CompatResult(Result):
+    """The path of the adapter, and what each program makes of it, in the order of their titles."""
+
+    path: str
+    verdicts: tuple[Judgement, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The record that `compat --json` prints."""
         return {
-            "path": self.adapter.checkpoint.path,
+            "schema": "lora-inspect/compat/1",
+            "path": self.path,
             "programs": [
                 {
                     "name": one.program.name,
@@ -78,7 +121,8 @@ def compat(
         one._replace(fix=find_fix(adapter, given, one.program, base)) if needs_fix(one) else one
         for one in judge_each(adapter, families, asked)
     ]
-    return CompatResult(adapter, tuple(_with_errors(adapter, base, verdicts, progress) if base else verdicts))
+    told = _with_errors(adapter, base, verdicts, progress) if base else verdicts
+    return CompatResult(adapter.checkpoint.path, tuple(map(Judgement.of, told)))
 
 
 def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progress: Progress) -> list[Verdict]:

@@ -27,6 +27,7 @@ from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.metadata.output_metadata import HASHES, describe_file, standard_metadata
 from lora_inspect.reading.pipeline import EXPERT_KEY, pipeline_expert
 from lora_inspect.reading.scale.dora_evidence import NORMS_KEY
+from lora_inspect.results import Result
 
 if TYPE_CHECKING:
     from lora_inspect.converting.output.output_tensors import SpelledModule
@@ -43,8 +44,8 @@ class Verified(NamedTuple):
     max_relative_error: float
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class ConvertResult(Result):
     """The account of a conversion.
 
     `was` and `becomes` are titles of algorithms. `relative_errors` are per module, None for a magnitude that was
@@ -75,6 +76,7 @@ class ConvertResult:
         """The record that `convert --json` prints."""
         known = [error for error in self.relative_errors.values() if error is not None]
         return {
+            "schema": "lora-inspect/convert/1",
             "output": self.output,
             "from": self.source,
             "to": self.target,

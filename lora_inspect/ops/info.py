@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lora_inspect.converting.fixes import LoadingFix
     from lora_inspect.programs.verdict import Verdict
 
-SCHEMA = 1
+SCHEMA = "lora-inspect/info/1"
 # The problem of a file whose names and factors are clear, so that programs are asked what they load of it.
 _OPEN_SCALE = "scale-unknown"
 # Programs that write a config beside an adapter, which says what it was trained on.

@@ -18,12 +18,13 @@ from lora_inspect.merging.processes import Ranks
 from lora_inspect.merging.result import MergeResult
 from lora_inspect.merging.shards import SharedMerge, bytes_of, difference, files_of_share
 from lora_inspect.progress import Progress, silent
+from lora_inspect.results import Result
 
 __all__ = ["ShardResult", "Share", "finish_merge", "merge_shard", "shard_bytes", "shard_record", "shared_output"]
 
 
-@dataclass(frozen=True, slots=True)
-class ShardResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class ShardResult(Result):
     """The result of one job: the shards that it `made`, and those of its part that were already there (`held`).
 
     `left` are the shards of all jobs that are missing in the folder `parts`. `merged` is the result of the merge if
@@ -43,6 +44,7 @@ class ShardResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `merge --shard --json` prints: that of the merge, or null, and the job's."""
         return {
+            "schema": "lora-inspect/merge-shard/1",
             "output": self.output,
             "shard": str(self.share),
             "parts": self.parts,

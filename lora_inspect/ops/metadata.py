@@ -181,6 +181,7 @@ def _write(
 def as_json(edited: Edited) -> dict[str, Any]:
     """The record of an edit that scripts rely on."""
     return {
+        "schema": "lora-inspect/metadata-edit/1",
         "path": edited.path,
         "output": edited.output,
         "changes": [one._asdict() for one in edited.changes],

@@ -27,6 +27,7 @@ from lora_inspect.merging.record import (
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.metadata.merge_record import MergedBase, hashes_of, undone_metadata
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.results import Result
 from lora_inspect.sentences import some
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class UnmergePlan:
         return self.merge.bytes + (self.base.bytes if self.base else 0)
 
 
-@dataclass(frozen=True, slots=True)
-class UnmergeResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class UnmergeResult(Result):
     """The account of a restored model.
 
     `entries` counts the numbers of all weights that the merge changed. `proved` of them are as they were in the base:
@@ -83,7 +84,7 @@ class UnmergeResult:
     tensors_copied: int
     entries: int
     proved: int
-    unproved: dict[str, dict[str, float]] = field(repr=False)
+    unproved: dict[str, dict[str, float]]
     unchecked: list[str]
     seconds: float
     bytes: int
@@ -92,8 +93,9 @@ class UnmergeResult:
     def to_dict(self) -> dict[str, Any]:
         """The record that `unmerge --json` prints."""
         return {
+            "schema": "lora-inspect/unmerge/1",
             "output": self.output,
-            "undone": self.adapters,
+            "undone": list(self.adapters),
             "weights": self.weights,
             "tensors_copied": self.tensors_copied,
             "entries": self.entries,
@@ -194,6 +196,7 @@ def unmerge(
 def planned_unmerge(plan: UnmergePlan, output: str | None) -> dict[str, Any]:
     """Return the planned removal, as `--dry-run --json` prints it."""
     return {
+        "schema": "lora-inspect/unmerge-plan/1",
         "dry_run": True,
         "output": output,
         "undone": [adapter.checkpoint.path for adapter, _ in plan.merge.adapters],

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.input_file import check_unchanged
 from lora_inspect.maths.torch_threads import load_torch
@@ -13,6 +12,7 @@ from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.results import Result
 from lora_inspect.verifying.models import Model, check_kinds, check_names
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class VerifyPlan:
         return sum(info.nbytes for info in self.base.tensors.values())
 
 
-class VerifyResult(NamedTuple):
+@dataclass(frozen=True, slots=True, repr=False)
+class VerifyResult(Result):
     """The shares of adapters in a merged model, and its findings.
 
     `modules` are the shares by weight and adapter, `share` those over all weights; None if there is none or it cannot
@@ -72,9 +73,21 @@ class VerifyResult(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """The record that `verify --json` prints."""
-        record = {**self._asdict(), "findings": [finding._asdict() for finding in self.findings]}
-        del record["notes"]  # which are no result
-        return record
+        return {
+            "schema": "lora-inspect/verify/1",
+            "ok": self.ok,
+            "share": self.share,
+            "noise": self.noise,
+            "residual": self.residual,
+            "missing": self.missing,
+            "findings": [{**finding._asdict(), "modules": list(finding.modules)} for finding in self.findings],
+            "modules": self.modules,
+            "module_noise": self.module_noise,
+            "residuals": self.residuals,
+            "beside": self.beside,
+            "absent": self.absent,
+            "extra": self.extra,
+        }
 
 
 def plan_verify(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.errors import kind_of, of_system
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import without_collecting
 from lora_inspect.programs import PROGRAMS
@@ -31,6 +32,7 @@ from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import ERROR, Problem
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
+from lora_inspect.results import bounded, brief
 from lora_inspect.scanning.duplicates import DataSection, data_section
 from lora_inspect.sentences import listed
 
@@ -204,6 +206,23 @@ class ScannedFile(NamedTuple):
     duplicate_of: str | None = None
     record: dict[str, Any] | None = None
     error: Exception | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record of the file, where records were asked for, beside what the account says; as the folder's JSON."""
+        if self.error:
+            says = of_system(self.error, self.path) if isinstance(self.error, OSError) else self.error
+            return {"path": self.path, "error": str(says), "code": kind_of(self.error).code}
+        return {
+            **(self.record or {"path": self.path, "kind": self.kind}),
+            "state": self.state or None,
+            "note": self.note,
+            "duplicate_of": self.duplicate_of,
+        }
+
+    def __repr__(self) -> str:
+        said = [f"path={brief(self.path)}", f"kind={self.kind!r}", f"model={brief(self.model)}"]
+        said += [f"types={brief(list(self.types))}", f"modules={self.modules}", f"state={self.state!r}"]
+        return bounded("ScannedFile", [*said, f"note={brief(self.note)}", f"error={brief(str(self.error or ''))}"])
 
     @property
     def note(self) -> str:

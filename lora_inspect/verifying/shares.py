@@ -295,12 +295,12 @@ class Shares:
 
     @property
     def noise(self) -> list[float]:
-        """What is stated with each."""
+        """The ± that is stated with each."""
         return [share.error for share in self.found]
 
     @property
     def why(self) -> list[str]:
-        """Why each is not told, empty where it is."""
+        """The reason why each is not told, empty where it is."""
         return [share.why for share in self.found]
 
     @property

@@ -75,7 +75,7 @@ def test_of_many_problems_of_a_code_the_first_ones_are_told(run, write_safetenso
     assert [": error incomplete: " in line for line in lines] == [True] * 6 + [False]
     assert lines[5].endswith(": error incomplete: 1,229 more of these; --json has all.")
     assert lines[6] == "1 file: 1,234 errors"
-    assert len(json.loads(run("check", path, "--json").stdout)[0]["problems"]) == 1234
+    assert len(json.loads(run("check", path, "--json").stdout)["problems"]) == 1234
 
 
 def test_a_path_that_leads_to_no_file_is_refused(run, tmp_path):
@@ -100,12 +100,12 @@ def test_settings_on_the_path_count(run, write_safetensors):
 
 
 class TestJson:
-    def test_is_a_list_of_records(self, run, adapter):
+    def test_is_a_record(self, run, adapter):
         outcome = run("check", path := adapter(WARNING), "--format", "json")
         assert outcome.status == 1
-        (record,) = json.loads(outcome.stdout)
+        record = json.loads(outcome.stdout)
         (problem,) = record.pop("problems")
-        assert record == {"path": str(path)}
+        assert record == {"schema": "lora-inspect/check/1", "path": str(path)}
         assert problem.pop("message").startswith("ss_network_dim is 8")
         assert problem == {
             "code": "dim-contradicts", "severity": "warning", "keys": ["ss_network_dim"], "fixable": True
@@ -115,7 +115,7 @@ class TestJson:
 
     def test_of_a_mended_file_says_what_is_left(self, run, adapter, tmp_path):
         out = tmp_path / "out.safetensors"
-        (record,) = run("check", adapter(WARNING, **DORA_MISSING), "--fix", "-o", out, "--json").json
+        record = run("check", adapter(WARNING, **DORA_MISSING), "--fix", "-o", out, "--json").json
         assert record["output"] == str(out)
         assert record["fixed"] == ["wrote ss_network_dim 4 where '8' was"]
         assert [problem["code"] for problem in record["left"]] == ["dora-missing"]

@@ -64,7 +64,7 @@ EXPECTED = {
 def test_the_record_of_every_synthetic_fixture(name, run, synthetic):
     record = run("info", synthetic / name, "--json").json
     assert record.keys() >= FIELDS
-    assert record["schema"] == 1
+    assert record["schema"] == "lora-inspect/info/1"
     assert record["path"] == str(synthetic / name)
     expected = EXPECTED[name]
     assert {key: record[key] for key in expected} == expected

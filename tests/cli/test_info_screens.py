@@ -244,7 +244,7 @@ def test_modules_have_the_columns_that_say_something_and_reasons_for_unknown_sca
 def test_the_record_has_what_the_screen_shows(show, run):
     show("sd15-lokr-smart-falcon-4")
     record = run("info", "smart_falcon_4_lokr.safetensors", "--json").json
-    assert record["schema"] == 1
+    assert record["schema"] == "lora-inspect/info/1"
     assert record["base"] == "animefull-final-pruned.safetensors"
     assert record["training"]["steps"] == 3010
     assert list(record["components"]) == ["model", "text_encoder"]

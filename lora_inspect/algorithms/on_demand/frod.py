@@ -67,7 +67,6 @@ def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The weight with another middle between its two bases."""
-
     middle = tensors["l"].double().diag()
     middle.index_put_(tuple(tensors["places"]), tensors["s"].double(), accumulate=True)
     return Recombined(Basis(tensors["V"]), middle)

@@ -102,7 +102,6 @@ def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
 
 def _path(name: str, tensors: Tensors) -> "tuple[Rows, ...]":
     """What a path makes, as rows of a matrix; nothing for zeros."""
-
     if f"{name}.Xd" in tensors:
         return (of_product(tensors[f"{name}.Xd"], tensors[f"{name}.Xu"]),)
     return (of_matrix(tensors[f"{name}.X"].reshape(-1, 1)),) if f"{name}.X" in tensors else ()
@@ -110,7 +109,6 @@ def _path(name: str, tensors: Tensors) -> "tuple[Rows, ...]":
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """W ⊙ A + B."""
-
     return ScaledAndMoved(_path("A", tensors), _path("B", tensors))
 
 
@@ -126,7 +124,6 @@ def seen(tensors: Tensors, blocks: Iterable[tuple[int, Any]]) -> Any:
 
 def change_of_bias(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """b ⊙ D + E + W C, as a matrix of one column."""
-
     mixed = tensors[SEEN]
     terms = (*_path("E", tensors), *(() if mixed is None else (of_matrix(mixed),)))
     return ScaledAndMoved(_path("D", tensors), terms)

@@ -53,7 +53,6 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, apply_GS: bool) -> "Change":
     """The reflections of the columns, one after another; all at once where they are orthonormal."""
-
     vectors = tensors["vectors"]
     if apply_GS:
         return ReflectedColumns(orthonormal(vectors), 2.0 * vectors.new_ones(vectors.shape[1]).diag())

@@ -53,7 +53,6 @@ def variant(around: Surroundings) -> Algorithm:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The block in every shard."""
-
     return Tiled(tensors["block"].transpose(0, 1).contiguous())
 
 
@@ -81,7 +80,6 @@ def misfit_of_bat(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 def change_of_bat(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The tiles of each block of rows."""
-
     return TurnedTiles(tensors["block"])
 
 

@@ -34,7 +34,6 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The trained directions, which take the place of the weight's own when it is folded."""
-
     return ReplacedDirections(tensors["left"] * tensors["values"], tensors["right"], scale)
 
 

@@ -152,7 +152,6 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, act_fn: str, scaling: float) -> "Change":
     """The network, which sees the weight when it is folded."""
-
     shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
     encoders, decoders = ([tensors[role] for role in _layers(side, shapes)] for side in _SIDES)
     return SeenByNetwork(tensors["down"], tensors["up"], encoders, decoders, ACTIVATIONS[act_fn], scale * scaling)

@@ -45,7 +45,6 @@ def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...], *, variant: str) -> st
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, variant: str, group: int) -> "Change":
     """The turned pairs of outputs."""
-
     angles, factors = tensors["angles"], tensors["factors"]
     if variant == "road_4":
         angles, factors = angles.reshape(-1, 2, group), factors.reshape(-1, 2, group)

@@ -34,7 +34,6 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """The product cut to the layer, whose rank is that of B; both vectors go into the copy of B that it takes."""
-
     b, d, projection = tensors["b"], tensors["d"], tensors["B"]
     rank = projection.shape[1]
     return Leading(projection[: b.shape[0]] * d[:rank] * b.unsqueeze(1), tensors["A"][:rank])

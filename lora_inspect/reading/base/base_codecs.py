@@ -67,7 +67,7 @@ class CodedWeight(NamedTuple):
 
     @property
     def decode(self) -> "Decode | None":
-        """What makes blocks of it from the values of its codes; None where those are plain numbers."""
+        """The function that makes blocks of it from the values of its codes; None where those are plain numbers."""
         return None if self.info.dtype in PLAIN_FLOATS else decoder(self)
 
 

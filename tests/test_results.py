@@ -1,0 +1,98 @@
+"""What functions of the API return: one line, a dictionary of what JSON has, and a copy that says the same."""
+
+import json
+import logging
+import pickle
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+
+import lora_inspect
+from lora_inspect.api.arguments import logged
+from lora_inspect.results import Result, bounded, brief
+
+SYNTHETIC = Path(__file__).parents[1] / "fixtures" / "synthetic"
+BASE, RSLORA, DORA = (SYNTHETIC / f"{name}.safetensors" for name in ("base_f32", "rslora_flag", "dora_without_flag"))
+
+
+def merged(folder):
+    return lora_inspect.merge(BASE, [(RSLORA, 0.5)], folder / "merged.safetensors", force=True)
+
+
+MADE = {
+    "check": lambda folder: lora_inspect.check(DORA),
+    "compat": lambda folder: lora_inspect.compat(RSLORA),
+    "convert": lambda folder: lora_inspect.convert(RSLORA, folder / "out.safetensors"),
+    "merge": merged,
+    "unmerge": lambda folder: lora_inspect.unmerge(
+        merged(folder).output, RSLORA, folder / "restored.safetensors", base=BASE
+    ),
+    "verify": lambda folder: lora_inspect.verify(merged(folder).output, BASE, [(RSLORA, 0.5)]),
+    "scan": lambda folder: next(iter(lora_inspect.scan(SYNTHETIC, records=True))),
+    "what cannot be read": lambda folder: next(iter(lora_inspect.scan(folder / "nothing.safetensors"))),
+    "state_dict": lambda folder: lora_inspect.state_dict(RSLORA),
+}
+
+
+def tuples(value):
+    """The tuples in what is to be JSON."""
+    if isinstance(value, tuple):
+        yield value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    for one in inner:
+        yield from tuples(one)
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_a_result_is_one_line_a_dictionary_and_a_copy(make, tmp_path):
+    found = make(tmp_path)
+    assert len(repr(found)) <= 300
+    assert "\n" not in repr(found)
+    copied = pickle.loads(pickle.dumps(found))
+    assert type(copied) is type(found)
+    assert repr(copied) == repr(found)
+    if isinstance(found, dict):
+        return
+    record = found.to_dict()
+    assert list(tuples(record)) == []
+    assert json.loads(json.dumps(record)) == record
+    assert copied.to_dict() == record
+    if isinstance(found, Result):
+        assert is_dataclass(found)
+        with pytest.raises(FrozenInstanceError):
+            setattr(found, fields(found)[0].name, None)
+
+
+def test_a_line_ends_where_it_is_full():
+    facts = [f"name{number}={'x' * 40!r}" for number in range(20)]
+    line = bounded("Found", facts)
+    assert 240 < len(line) <= 300
+    assert line.endswith(", ...)")
+    assert bounded("Found", facts[:1]) == f"Found({facts[0]})"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("a", "'a'"),
+        (None, "None"),
+        (0.5, "0.5"),
+        (["a", "b"], "['a', 'b']"),
+        ({"a": 1}, "{'a': 1}"),
+        (["a"] * 3, "<3>"),
+        ([["a"]], "<1>"),
+        ({}, "[]"),
+        (object(), "<object>"),
+    ],
+)
+def test_values_in_a_few_words(value, says):
+    assert brief(value) == says
+    assert len(brief("\x1b[2J" * 1000)) < 80
+
+
+def test_notes_go_to_the_log(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    noted = replace(merged(tmp_path), notes=("first", "50 % of it"))
+    assert logged(noted) is noted
+    assert caplog.messages[-2:] == ["first", "50 % of it"]
