@@ -1,4 +1,4 @@
-"""What all results of functions have in common: a short line of what is in them."""
+"""The base of all results of functions, with a short line of their content."""
 
 from collections.abc import Collection
 from typing import Any
