@@ -106,7 +106,7 @@ def error(text: str) -> None:
 
 
 def traceback(text: str) -> None:
-    """The lines of a traceback, for those who mend a defect."""
+    """Print the lines of a traceback, for developers who fix a defect."""
     _write(sys.stderr, map(printable, text.rstrip("\n").split("\n")))
 
 
