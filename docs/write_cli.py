@@ -39,12 +39,11 @@ complete or not at all.
 
 ## JSON
 
-With `--json` each verb prints one JSON text to the standard output: an object, or a list of them where several files
-were asked for, as the files of a folder are. `schema` stands first in each, as "lora-inspect/info/1"; the number
-changes when something is taken out or means something else, and not when something is added. [docs/schemas](schemas)
-has a JSON Schema of each. What fails is {`path`, `error`, `code`} in its place: `path` is null where no single file
-is at fault, `error` is the sentence that the standard error has as well, and `code` one of those of [the Python
-API](api.md). Wrong usage prints none.
+With `--json` each verb prints one JSON text to the standard output: an object, or a list of them for several files,
+such as those of a folder. Each begins with `schema`, as "lora-inspect/info/1"; the number changes if something is
+removed or changes its meaning, and stays if something is added. [docs/schemas](schemas) has a JSON Schema of each. A
+failure prints {`path`, `error`, `code`} instead: `path` is null if no single file is at fault, `error` is the sentence
+on the standard error, and `code` is one of those of [the Python API](api.md). Wrong usage prints no JSON.
 
 ## Settings after a path
 

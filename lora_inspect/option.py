@@ -59,7 +59,7 @@ class Declared(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """The option of the command line: `--no-NAME` for a flag that is set without it."""
+        """The option on the command line; `--no-NAME` for a flag that is set by default."""
         spelled = self.name.replace("_", "-")
         return f"--no-{spelled}" if self.default is True else f"--{spelled}"
 
@@ -100,7 +100,7 @@ def _field(option: Option, default: Any = None) -> Any:
 
 
 def flag(says: str, default: bool = False) -> Any:
-    """The option on the command line; `--no-NAME` for a flag that is set by default."""
+    """An option without a value; if the default is True, the command line has `--no-NAME`."""
     return _field(Option(FLAG, says), default)
 
 
@@ -125,7 +125,10 @@ def choice(
 
 
 def dtype(says: str) -> Any:
-    """An element type: any of its names where it is given, and that of the safetensors format in the record."""
+    """An element type.
+
+    A value may be any of its names; the record has that of the safetensors format.
+    """
     return _field(Option(DTYPE, says, choices=DTYPE_NAMES))
 
 
@@ -177,7 +180,7 @@ def architecture(of: str) -> Any:
 def transposed(of: str) -> Any:
     """Answers by glob: are weights stored as (in, out)? `of` names the model that stores them in its help."""
     says = (
-        f"yes: {of} stores square weights as (in, out); no: as (out, in). For weights whose sizes and names do not "
-        "show it: all, or those that match GLOB. Repeatable."
+        f"yes: {of} stores square weights as (in, out); no: as (out, in). For weights whose orientation nothing "
+        "else shows: all, or those that match GLOB. Repeatable."
     )
     return field(default_factory=dict, metadata={_OPTION: Option(ANSWERS, says, "[GLOB=]yes|no")})

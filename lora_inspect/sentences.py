@@ -60,7 +60,7 @@ def _left_out(count: int) -> str:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Each character of the text, or its escape."""
+    """Yield each character of the text, or its escape."""
     from unicodedata import category
 
     room = 0  # for marks; a first one would hang on what stands before the text
@@ -75,7 +75,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _fitting(pieces: Iterable[str], columns: int) -> list[str]:
-    """As many of the first pieces as the columns hold."""
+    """Return as many of the first pieces as the columns hold."""
     fitting = []
     for piece in pieces:
         columns -= width(piece)

@@ -160,7 +160,7 @@ _Result = TypeVar("_Result", bound=_Noted)
 
 
 def logged(result: _Result) -> _Result:
-    """The result, of which the notes go to the log of this library as well."""
+    """Return the result, and write its notes to the log of this library."""
     import logging
 
     for note in result.notes:

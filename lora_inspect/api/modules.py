@@ -232,7 +232,10 @@ class Modules(Sequence[OpenedModule]):
     @overload
     def __getitem__(self, which: slice) -> Sequence[OpenedModule]: ...
     def __getitem__(self, which: int | str | slice) -> OpenedModule | Sequence[OpenedModule]:
-        """The module at a number, or with a path or a key: KeyError where none has it, or several components have."""
+        """Return the module at a number, or with a path or a key.
+
+        Raises KeyError if no module has it, or modules of several components have.
+        """
         if not isinstance(which, str):
             return self._modules[which]
         found = self._named.get(which, [])

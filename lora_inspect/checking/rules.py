@@ -14,7 +14,7 @@ from lora_inspect.reading.problems import PROBLEMS
 
 
 class _Words(NamedTuple):
-    """What a problem means, why it matters, and the way out."""
+    """The meaning of a problem, its importance, and the way out."""
 
     means: str
     matters: str

@@ -61,7 +61,7 @@ def compat(adapter: str, named: str | None, base: str | None, as_json_: bool, **
 
 
 def _print(verdicts: "tuple[Judgement, ...]") -> None:
-    """A row per program, and below them what mends which; the unknown ones are one line."""
+    """Print a row per program, and below them each fix with its programs; unknown ones share a line."""
     from lora_inspect.programs.verdict import UNKNOWN
 
     titles = Counter(one.program.title for one in verdicts)

@@ -36,8 +36,8 @@ Rewrite ADAPTER so that alpha/rank is its scale: the one rule that every loader 
 
 RS-LoRA converts exactly. DoRA needs one of --keep-dora, --base or --drop-magnitude.
 
-The output keeps the names of ADAPTER, or has those of another --layout or of --to. PEFT's names need a folder, because
-a config states their scale. If ADAPTER is a folder of adapters, `convert` writes each into the folder OUT under its
+The output keeps the names of ADAPTER, unless --layout or --to chooses others. PEFT's names need a folder, because a
+config states their scale. If ADAPTER is a folder of adapters, `convert` writes each into the folder OUT under its
 name.
 
 \b

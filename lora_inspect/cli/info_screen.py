@@ -395,7 +395,7 @@ def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def _applied_multiplier(multiplier: float | Mapping[str, float] | None) -> str:
-    """The strength of an adapter that was merged, where it is not plainly 1."""
+    """Return the multiplier of a merged adapter, unless it is 1."""
     if isinstance(multiplier, Mapping):
         return f" at {few([f'{name}={number:g}' for name, number in multiplier.items()])}"
     return "" if multiplier in (None, 1) else f" at {multiplier:g}"

@@ -106,7 +106,7 @@ def error(text: str) -> None:
 
 
 def traceback(text: str) -> None:
-    """The lines of a traceback, for those who mend a defect."""
+    """Print the lines of a traceback, for developers who fix a defect."""
     _write(sys.stderr, map(printable, text.rstrip("\n").split("\n")))
 
 
@@ -333,7 +333,10 @@ def sentence_of(error: Exception, path: str = "") -> str:
 
 
 class Failure(NamedTuple):
-    """The failure of a part of a command: file, sentence, code of its kind, and exit status; `path` may be None."""
+    """The failure of a command or a part of it: file, sentence, code of its kind, and exit status.
+
+    `path` is None if no single file is at fault.
+    """
 
     path: str | None
     says: str
@@ -341,7 +344,7 @@ class Failure(NamedTuple):
     status: int
 
     def record(self) -> dict[str, str | None]:
-        """It as JSON has it."""
+        """Return the failure as JSON has it."""
         return {"path": self.path, "error": self.says, "code": self.code}
 
 
@@ -352,7 +355,7 @@ def failure(path: str | None, error: Exception) -> Failure:
 
 
 def json_failure(ended: Failure) -> None:
-    """What ended a command, for programs; nothing where the result cannot be written, as that may be what ended it."""
+    """Print a failure for programs; nothing if the output cannot be written, as that may be the failure."""
     with suppress(OSError):
         json_text(ended.record())
 

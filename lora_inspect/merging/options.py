@@ -159,9 +159,10 @@ def seed_of(rounding: str, seed: int | None) -> int | None:
 def check_rounding(
     seed: int | None, base: "Checkpoint", folds: "Mapping[str, Sequence[Fold]]", types: Mapping[str, str]
 ) -> None:
-    """Raises LoraInspectError where there is a `seed` and no changed weight is written in numbers so coarse.
+    """Check that stochastic rounding has an effect.
 
-    `types` has the element type of each weight that gets another one.
+    Raises LoraInspectError if there is a `seed` and no changed weight is written in numbers so coarse. `types` has the
+    element type of each weight that gets another one.
     """
     changed = (name for name, own in folds.items() if any(fold.multiplier for fold in own))
     written = {types.get(name, base.tensors[name].dtype) for name in changed}

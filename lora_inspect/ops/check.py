@@ -105,9 +105,9 @@ def fix(
     force: bool = False,
     progress: Progress = silent,
 ) -> CheckResult:
-    """Writes the file with all mended that needs no guess; no other byte of a tensor changes.
+    """Write a copy of the file with every fix that needs no guess; no other byte of a tensor changes.
 
-    Raises LoraInspectError where there is nothing to mend, and where the output would mean anything else.
+    Raises LoraInspectError if there is nothing to fix, and if the output would have another meaning.
     """
     share = Share(progress, stored_bytes(path))
     subject = Subject(open_checkpoint(path), settings, share.done)

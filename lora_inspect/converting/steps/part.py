@@ -103,7 +103,10 @@ def read_factor(info: TensorInfo) -> Factor:
 
 
 def read_operands(contribution: Contribution, dtype: torch.dtype) -> dict[Role, torch.Tensor]:
-    """The tensors of its change by role: numbers in `dtype`, whole ones in int64; raises as `read_factor` does."""
+    """Read the tensors that a change is computed from.
+
+    Numbers are in `dtype`, whole ones in int64. Raises LoraInspectError as `read_factor` does.
+    """
     positions = contribution.algorithm.positions
     return {
         role: load_whole(info) if role in positions else read_factor(info).values.to(dtype)
