@@ -103,7 +103,7 @@ def read_factor(info: TensorInfo) -> Factor:
 
 
 def read_operands(contribution: Contribution, dtype: torch.dtype) -> dict[Role, torch.Tensor]:
-    """Read the tensors that a change is computed from.
+    """Read the tensors of a change by role.
 
     Numbers are in `dtype`, whole ones in int64. Raises LoraInspectError as `read_factor` does.
     """
