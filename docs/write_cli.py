@@ -17,54 +17,54 @@ PAGE = ROOT / "docs" / "cli.md"
 PROGRAM = "lora-inspect"
 HEAD = """# Every command
 
-Written by `docs/write_cli.py` from what `lora-inspect COMMAND --help` says. [The index](index.md) names the page that
-says more of each. `python -m lora_inspect` is the same program.
+`docs/write_cli.py` writes this page from the output of `lora-inspect COMMAND --help`. [The index](index.md) names the
+page that explains each command. `python -m lora_inspect` is the same program.
 
-Results go to the standard output, warnings, progress and errors to the standard error. `--json` prints the result for
-scripts. An output is never written over an input, and over anything else only with `--force`; it appears complete or
-not at all.
+Results go to the standard output; warnings, progress and errors go to the standard error. `--json` prints the result
+for scripts. A command never overwrites an input, and overwrites another file only with `--force`. An output appears
+complete or not at all.
 
 ## Exit status
 
 - 0: done.
-- 1: refused, with one sentence that names the file, what is wrong and the way out; nothing is written.
-  It is also the answer no: of `verify` where the model does not carry the adapters, of `compat --for` where the file
-  would be wrong in that program, of `check` where it finds problems. A folder goes on past a file that is refused, and
-  the status is 1 then.
-- 2: wrong usage, as an unknown command or option, or a value that does not parse.
-- 3: it could not work, and the answer may be another when that is mended: a file is missing or may not be read, the
-  disk or the network fails, memory or a library is missing. One sentence says which; nothing is written. Of several
-  files one is enough.
+- 1: refused. One sentence names the file, the problem and the way out; the command writes nothing.
+  1 is also the answer no: `verify` if the model does not carry the adapters, `compat --for` if the file would be wrong
+  in that program, `check` if it finds problems. A command on a folder continues after a refused file, and the status
+  is 1 then.
+- 2: wrong usage, as an unknown command or option, or an invalid value.
+- 3: it could not work, and may work once the cause is fixed: a file is missing or unreadable, the disk or the network
+  fails, memory or a library is missing. One sentence names the cause; the command writes nothing. With several files,
+  one such file is enough.
 - 130: interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; nothing half-written is left.
 
 ## JSON
 
-With `--json` each verb prints one JSON text to the standard output: an object, or a list of them where several files
-were asked for, as the files of a folder are. `schema` stands first in each, as "lora-inspect/info/1"; the number
-changes when something is taken out or means something else, and not when something is added. [docs/schemas](schemas)
-has a JSON Schema of each. What fails is {`path`, `error`, `code`} in its place: `path` is null where no single file
-is at fault, `error` is the sentence that the standard error has as well, and `code` one of those of [the Python
-API](api.md). Wrong usage prints none.
+With `--json` each verb prints one JSON text to the standard output: an object, or a list of them for several files,
+such as those of a folder. Each begins with `schema`, as "lora-inspect/info/1"; the number changes if something is
+removed or changes its meaning, and stays if something is added. [docs/schemas](schemas) has a JSON Schema of each. A
+failure prints {`path`, `error`, `code`} instead: `path` is null if no single file is at fault, `error` is the sentence
+on the standard error, and `code` is one of those of [the Python API](api.md). Wrong usage prints no JSON.
 
-## What follows a path
+## Settings after a path
 
-Every adapter may carry settings: `PATH[:SETTING,SETTING...]`. The colon counts only where all that follows is settings
-and no file has the whole for its name.
+Every adapter may carry settings: `PATH[:SETTING,SETTING...]`. The colon counts only if settings follow it and no file
+has the whole text as its name.
 
 - A number is the multiplier, 1 by default.
 - `COMPONENT=number` and `GLOB=number` are multipliers of a component (`text_encoder=0`), of blocks
-  (`double_blocks.0-9=0.3`, `IN04=0.5`), and of the modules that a glob fits (`*attn*=0.5`).
-- `alpha=N` and `rslora=yes|no` say what the file leaves open. What contradicts the file is an error.
-- `expert-packing=rank_major|grouped_by_expert` says the same of [adapters of all experts](merging.md#experts).
-- `architecture=NAME` says of which [model family](architectures.md) the file is, where its names may be of several.
-- `residual=yes|no` says whether the base is what [PiSSA or another start](merging.md#residual-bases) left of the
-  original one.
+  (`double_blocks.0-9=0.3`, `IN04=0.5`), and of the modules that match a glob (`*attn*=0.5`).
+- `alpha=N` and `rslora=yes|no` supply facts that the file does not state. A setting that contradicts the file is an
+  error.
+- `expert-packing=rank_major|grouped_by_expert` does the same for [adapters of all experts](merging.md#experts).
+- `architecture=NAME` names the [model family](architectures.md) of the file, if its names match several.
+- `residual=yes|no` states whether the base is the residual that [PiSSA or another start](merging.md#residual-bases)
+  left of the original model.
 
-[What they settle](reading.md#settings-what-the-file-does-not-say) says more, and each command which of them it takes.
+[This page](reading.md#settings-what-the-file-does-not-say) explains the settings, and lists those of each command.
 
 ## Completion
 
-The shell completes files, commands and options after one of these, which may stand in its startup file:
+The shell completes files, commands and options after one of these lines; put it into the shell's startup file:
 
 ```sh
 eval "$(_LORA_INSPECT_COMPLETE=bash_source lora-inspect)"    # bash

@@ -1,7 +1,7 @@
-"""Says what a LoRA-family checkpoint means, and merges and converts it without losing anything silently.
+"""The public API of lora-inspect: read, check, merge and convert LoRA adapters.
 
-The public API; docs/api.md shows how it is used. A name is loaded when it is first asked for, so that importing this
-costs nothing; torch is loaded by what computes.
+docs/api.md shows its use. A public name loads its file at its first use, so importing this package costs nothing.
+Functions that compute load torch.
 """
 
 from lora_inspect.version import __version__
@@ -105,7 +105,7 @@ if TYPE_CHECKING:
 else:  # names that are not there are wrong for what checks types as well
 
     def __getattr__(name: str) -> object:
-        """Loads a public name; what it names then stands here."""
+        """Load a public name and keep it in this module."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
@@ -116,5 +116,5 @@ else:  # names that are not there are wrong for what checks types as well
 
 
 def __dir__() -> list[str]:
-    """The names that are there, loaded or not."""
+    """List the names of this module, loaded or not."""
     return sorted({*globals(), *_HOMES})

@@ -1,4 +1,4 @@
-"""What was found out about names, kept for the next files that have them, as those of one family have the same."""
+"""Bounded caches for functions of tensor names, shared by the files of one family."""
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache, wraps
@@ -13,7 +13,10 @@ _MOST_NAMES, _LONGEST_NAME = 1 << 15, 256
 
 
 def remembering(find: Callable[Concatenate[str, _Others], _Found]) -> Callable[Concatenate[str, _Others], _Found]:
-    """The function of a name and of hashable others, which must tell the whole answer, asked once for each name."""
+    """Cache a function of a name and of hashable arguments, for names of bounded length.
+
+    The result must depend on the arguments only.
+    """
     kept = lru_cache(maxsize=_MOST_NAMES)(find)
 
     @wraps(find)
@@ -26,7 +29,7 @@ def remembering(find: Callable[Concatenate[str, _Others], _Found]) -> Callable[C
 
 
 class Remembered(Generic[_Key, _Found]):
-    """The last `most` things that were found, by all that decides what is found."""
+    """A cache of the last `most` results, each under a key that determines it."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -36,20 +39,20 @@ class Remembered(Generic[_Key, _Found]):
         return len(self._found)
 
     def get(self, key: _Key) -> _Found | None:
-        """What was found by this key; None where that is not remembered."""
+        """Return the result under this key, or None."""
         found = self._found.pop(key, None)
         if found is not None:
             self._found[key] = found
         return found
 
     def put(self, key: _Key, found: _Found) -> None:
-        """Remembers it instead of what was asked for longest ago."""
+        """Store a result and drop the least recently used one."""
         self._found.pop(key, None)
         self._make_room()
         self._found[key] = found
 
     def of(self, key: _Key, make: Callable[[], _Found]) -> _Found:
-        """The thing found by this key, else the one that `make` finds, once there is room for it."""
+        """Return the result under this key, or make and store it."""
         found = self.get(key)
         if found is None:
             self._make_room()

@@ -1,6 +1,6 @@
-"""The answer to Ctrl-C: an exception while outputs may be half-written, the end of the process while none can be.
+"""The answer to Ctrl-C: an exception while outputs may be half-written, else the end.
 
-Imports nothing that takes time: the process answers before it has loaded anything else.
+This module imports nothing that takes time, because the process answers before it has loaded anything else.
 """
 
 import os
@@ -11,16 +11,17 @@ WORDS = "interrupted; nothing half-written is left."
 
 
 class Interrupt:
-    """Answers Ctrl-C: by an exception while outputs may be half-written, by the end at once while none can be.
+    """A signal handler for Ctrl-C: it unwinds, or ends the process at once.
 
-    When all is done it counts no more: the exit status says what became of the command.
+    It unwinds by an exception while outputs may be half-written. After the command is done it ignores the signal: the
+    exit status reports the outcome of the command.
     """
 
     def __init__(self) -> None:
         self.may_unwind = self.is_over = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """What `signal.signal` calls."""
+        """Handle the signal; `signal.signal` calls this."""
         if self.is_over:
             return
         if self.may_unwind:
@@ -28,7 +29,7 @@ class Interrupt:
         self.end()
 
     def end(self) -> None:
-        """Says so and ends the process, without what Python does at its end."""
+        """Print the sentence and end the process, without Python's own cleanup."""
         self.may_unwind = False  # one more interrupt finds nothing to unwind
         try:  # noqa: SIM105 (contextlib would take longer to load than all of this)
             os.write(2, f"Error: {WORDS}\n".encode())

@@ -1,10 +1,9 @@
-"""Declarations of options: a field of a verb's record each, of which the command line and the API are made.
+"""Declarations of options: one field of a verb's record per option, for the command line and the API.
 
-A record is a frozen dataclass of plain values, whose fields are made by the functions below: each has the name that
-Python programs give, its default, and as metadata the `Option`, which says how values are given and what the option
-does. `lora_inspect.cli.options` makes click's options of a record, `lora_inspect.api.arguments` the keywords of a
-function and the checks of their values. The file of a record is loaded for `--help`, so it loads nothing of what its
-verb does.
+A record is a frozen dataclass of plain values. The functions below make its fields: each field has the name in Python,
+the default and, as metadata, an `Option` with the kind of its values and its help. `lora_inspect.cli.options` makes
+click's options of a record. `lora_inspect.api.arguments` makes the keywords of a function and checks their values.
+`--help` loads the file of a record, so this file loads no code of the verbs.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -27,10 +26,10 @@ _WORDS = {True: "yes", False: "no"}
 
 
 class Option(NamedTuple):
-    """An option: its kind, its help, and what values of its kind need.
+    """An option: the kind of its values, its help, and the facts that its kind needs.
 
-    `help` and `choices` may be functions, which are called where they are shown. `metavar` stands for the value in
-    help. A whole number is `least` at least; a number is any that is finite, or a `share`, from 0 to below 1.
+    `help` and `choices` may be functions, called when they are shown. `metavar` names the value in the help. A whole
+    number is `least` at least; a number is any finite one, or a `share`, from 0 to below 1.
     """
 
     kind: str
@@ -60,12 +59,12 @@ class Declared(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """The option of the command line: `--no-NAME` for a flag that is set without it."""
+        """The option on the command line; `--no-NAME` for a flag that is set by default."""
         spelled = self.name.replace("_", "-")
         return f"--no-{spelled}" if self.default is True else f"--{spelled}"
 
     def words(self, value: Any) -> Iterator[str]:
-        """The option with a value as a command line has it; nothing for the default."""
+        """Yield the option with a value, as on a command line; nothing for the default."""
         if value == self.default:
             return
         if self.option.kind == FLAG:
@@ -85,7 +84,7 @@ class Declared(NamedTuple):
 
 
 def declared(record: "type[DataclassInstance]") -> dict[str, Declared]:
-    """The options of a record by their names: its own in their order, then those that it shares with other records."""
+    """Return the options of a record by name: its own in their order, then those that other records share."""
     own = [one for one in fields(record) if _OPTION in one.metadata]
     shared = {one.name for base in record.__mro__[1:] for one in getattr(base, "__dataclass_fields__", {}).values()}
     own.sort(key=lambda one: one.name in shared)
@@ -101,7 +100,7 @@ def _field(option: Option, default: Any = None) -> Any:
 
 
 def flag(says: str, default: bool = False) -> Any:
-    """An option without a value; where the default is True, the command line has `--no-NAME`."""
+    """An option without a value; if the default is True, the command line has `--no-NAME`."""
     return _field(Option(FLAG, says), default)
 
 
@@ -126,7 +125,10 @@ def choice(
 
 
 def dtype(says: str) -> Any:
-    """An element type: any of its names where it is given, and that of the safetensors format in the record."""
+    """An element type.
+
+    A value may be any of its names; the record has that of the safetensors format.
+    """
     return _field(Option(DTYPE, says, choices=DTYPE_NAMES))
 
 
@@ -160,25 +162,25 @@ def names(metavar: str, says: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ReadingRequest:
-    """The options that settle what an adapter's evidence leaves open."""
+    """The options that settle facts which an adapter's evidence leaves open."""
 
-    rslora: bool | None = yes_or_no("Whether the scale is alpha/sqrt(rank), where the file does not say.")
-    alpha: float | None = number("N", "Alpha of the modules whose alpha is unknown, of the one adapter that has such.")
-    allow_partial_dora: bool = flag("Accept magnitudes on a part of the Linear modules only.")
+    rslora: bool | None = yes_or_no("yes: scale by alpha/sqrt(rank); no: by alpha/rank. For a file that does not say.")
+    alpha: float | None = number("N", "Alpha where the file gives none; only one adapter may need it.")
+    allow_partial_dora: bool = flag("Accept DoRA magnitudes on only some of the Linear modules.")
     expert_packing: str | None = choice(
-        PACKINGS, "How the factors of all experts of a layer lie in lora_B, where the file does not say."
+        PACKINGS, "Order of the experts' factors in lora_B, for a file that does not say."
     )
 
 
 def architecture(of: str) -> Any:
-    """The name of a model family; `of` says in its help what it is that is of one."""
-    return text("NAME", f"Of which model family {of}, where names may be of several: flux, chroma, ….")
+    """The name of a model family; `of` names the adapters in its help."""
+    return text("NAME", f"Model family of {of}, if the names match several: flux, chroma, ….")
 
 
 def transposed(of: str) -> Any:
-    """Answers by glob, whether weights are stored as (in, out); `of` says in its help whose weights it means."""
+    """Answers by glob: are weights stored as (in, out)? `of` names the model that stores them in its help."""
     says = (
-        f"Whether {of} square weights as (in, out), where nothing else says it; of all, or of those that a glob fits; "
-        "may be repeated."
+        f"yes: {of} stores square weights as (in, out); no: as (out, in). For weights whose orientation nothing "
+        "else shows: all, or those that match GLOB. Repeatable."
     )
     return field(default_factory=dict, metadata={_OPTION: Option(ANSWERS, says, "[GLOB=]yes|no")})

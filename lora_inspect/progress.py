@@ -1,4 +1,4 @@
-"""How a long computation tells how far it is, without knowing whether anyone looks."""
+"""Progress of a long computation, reported whether or not anyone watches."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,14 @@ Progress = Callable[[int], None]
 
 
 def silent(amount: int) -> None:
-    """The progress of a computation that nobody watches."""
+    """Ignore the progress of a computation that nobody watches."""
 
 
 class Share:
-    """Tells a whole of `size` once, however often what it stands for is gone through: `work` is the sum of all goings.
+    """Progress of a whole of `size`, reported once although the work passes over it several times.
 
-    `work` may be given late, before the first of it is done; what `done` has not told is told by `finish`.
+    `work` is the sum of all passes. Set it before the first of them is done, at the latest. `finish` reports the part
+    that `done` has not reported.
     """
 
     def __init__(self, progress: Progress, size: int) -> None:
@@ -21,12 +22,12 @@ class Share:
         self._done = self._told = 0
 
     def done(self, amount: int) -> None:
-        """Says that so much more of the work is done."""
+        """Count so much more of the work as done."""
         self._done += amount
         self._tell(min(self._size * self._done // max(self.work, 1), self._size))
 
     def finish(self) -> None:
-        """Says that there is no more."""
+        """Report the rest: the work is over."""
         self._tell(self._size)
 
     def _tell(self, due: int) -> None:

@@ -1,4 +1,4 @@
-"""What all results of functions have in common: a short line of what is in them."""
+"""The base of all results of functions, with a short line of their content."""
 
 from collections.abc import Collection
 from typing import Any
@@ -20,7 +20,7 @@ class Result:
 
 
 def bounded(name: str, said: list[str]) -> str:
-    """The facts in the order of their fields, as many as a line holds."""
+    """Join the facts in the order of their fields, as many as a line holds."""
     shown = f"{name}({', '.join(said)})"
     while len(shown) > _COLUMNS:
         said = said[:-1]
@@ -29,7 +29,7 @@ def bounded(name: str, said: list[str]) -> str:
 
 
 def brief(value: Any) -> str:
-    """A value in a few words: how many things a collection has, where they are many or long."""
+    """Write a value in a few words; the count of a long or large collection."""
     if isinstance(value, str):
         return repr(shortened(value, 100)[:_VALUE]) if len(value) > _VALUE else repr(value)
     if isinstance(value, Collection):

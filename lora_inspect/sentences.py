@@ -1,6 +1,6 @@
-"""Lists within a sentence.
+"""Text for people: lists and counts in sentences, and printable forms of names.
 
-Text from files as a terminal may show it: nothing that it obeys, and no more than a reader looks at.
+Names and metadata come from files and may hold anything; a terminal obeys nothing of their printable form.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,17 +17,19 @@ _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(
 
 
 def printable(text: str) -> str:
-    """The text with escapes for whatever is drawn as nothing, as something else or over other text, or is obeyed.
+    """Escape every character that a reader cannot see for what it is, or that a terminal obeys.
 
     Names and metadata come from files and may hold anything: control sequences, line breaks, marks of direction.
+    Escapes replace characters that are drawn as nothing, as another character or over other text.
     """
     return text if _is_plain(text) else "".join(_pieces(text))
 
 
 def shortened(text: str, columns: int = VALUE) -> str:
-    """The printable text in at most so many columns: a longer one without its middle, with the number left out.
+    """Return the printable text in at most so many columns.
 
-    Takes as long for two million characters as for two thousand. `columns` are 100 at least.
+    A longer text loses its middle, and the number of characters that it lost takes their place. This takes as long for
+    two million characters as for two thousand. `columns` must be at least 100.
     """
     if len(text) <= columns and _is_plain(text):
         return text
@@ -45,7 +47,7 @@ def shortened(text: str, columns: int = VALUE) -> str:
 
 
 def width(text: str) -> int:
-    """The columns that printable text takes."""
+    """Return the number of columns that printable text takes."""
     return len(text) if text.isascii() else sum(map(_columns, text))
 
 
@@ -58,7 +60,7 @@ def _left_out(count: int) -> str:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Each character of the text, or its escape."""
+    """Yield each character of the text, or its escape."""
     from unicodedata import category
 
     room = 0  # for marks; a first one would hang on what stands before the text
@@ -73,7 +75,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _fitting(pieces: Iterable[str], columns: int) -> list[str]:
-    """As many of the first pieces as the columns hold."""
+    """Return as many of the first pieces as the columns hold."""
     fitting = []
     for piece in pieces:
         columns -= width(piece)
@@ -92,17 +94,17 @@ def _columns(character: str) -> int:
 
 
 def listed(parts: Sequence[str], word: str = "and") -> str:
-    """The parts as a sentence lists them: `A`, `A and B`, `A, B and C`; empty without any."""
+    """Join the parts as a sentence lists them: `A`, `A and B`, `A, B and C`; empty without any."""
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} {word} {parts[-1]}"
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and what it counts: `1 file`, `1,200 files`."""
+    """Write a number and its noun: `1 file`, `1,200 files`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def some(names: Sequence[str], count: int) -> str:
-    """The first names, each shortened, and whether there are more: `a, b, …`."""
+    """List the first names, each shortened, with an ellipsis for the others: `a, b, …`."""
     return ", ".join(map(shortened, names[:count])) + (", …" if len(names) > count else "")

@@ -1,4 +1,4 @@
-"""Command lines as a shell takes them: what is shown can be copied, whatever a path holds."""
+"""Command lines in the form that a shell accepts, so users can copy them whatever a path holds."""
 
 from collections.abc import Iterable
 
@@ -10,19 +10,19 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 def command_line(words: Iterable[str]) -> str:
-    """The words as one line that a shell splits into them again, without a character that a terminal obeys."""
+    """Join the words into one line that a shell splits into them again and a terminal can show."""
     return " ".join(map(quoted, words))
 
 
 def operand(path: str) -> str:
-    """The path as no command takes it for an option."""
+    """Return the path in a form that no command takes for an option."""
     return f"./{path}" if path.startswith("-") else path
 
 
 def quoted(word: str) -> str:
-    """One word: as it is where a shell has nothing to do with it, else in quotes.
+    """Return one word, in quotes if a shell would change it.
 
-    A name that is not shown as it is has escapes in it, as bash, zsh and ksh read them.
+    A name that a terminal cannot show as it is gets escapes, as bash, zsh and ksh read them.
     """
     if word and _PLAIN.issuperset(word):
         return word

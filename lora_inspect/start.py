@@ -1,6 +1,7 @@
-"""The process of the command line, from its first moment to its last: an interrupt ends it in a sentence at any time.
+"""The process of the command line, from its first moment to its last.
 
-Imports nothing that takes time, so that there is little before its first moment.
+Ctrl-C ends it at any time with a sentence. This module imports nothing that takes time, so little happens before its
+first moment.
 """
 
 import atexit
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Runs the command line of this process and ends it; the entry of `lora-inspect` and of `python -m lora_inspect`.
+    """Run the command line of this process and end it.
 
-    `lora_inspect.cli.main` is the same for a process that goes on.
+    This is the entry of `lora-inspect` and of `python -m lora_inspect`. `lora_inspect.cli.main` does the same for a
+    process that goes on.
     """
     interrupt = Interrupt()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores it
@@ -82,7 +84,7 @@ def _end_at_once(status: object) -> None:
 
 
 def _is_anything_left() -> bool:
-    """Whether there are threads, or functions that Python calls at its end; where it does not tell, there may be."""
+    """Return True if there are threads, or functions for Python's end, or if that is unknown."""
     threads = sys.modules.get("threading")
     count_calls = getattr(atexit, "_ncallbacks", None)
     return (threads is not None and threads.active_count() > 1) or count_calls is None or count_calls() > 0

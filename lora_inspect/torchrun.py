@@ -1,4 +1,4 @@
-"""Whether this process is one of those that torchrun starts, and which. Standard library only."""
+"""The place of this process among those that torchrun starts. Standard library only."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ _RUN, _NUMBER, _OF, _HERE = "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_
 
 
 class Rank(NamedTuple):
-    """The process `number`, from 0 on, of `of` that torchrun started; `here` are those on this machine."""
+    """Process `number`, from 0 on, of the `of` that torchrun started; `here` of them are on this machine."""
 
     number: int
     of: int
@@ -18,14 +18,14 @@ class Rank(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that decides and speaks."""
+        """True for the process that decides and prints."""
         return self.number == 0
 
 
 def launched() -> Rank | None:
-    """Which process this is; None where torchrun did not start it.
+    """Return the place of this process, or None if torchrun did not start it.
 
-    What a trainer's process starts has its environment, and is no process of its own: only what torchrun runs with
+    Processes that a trainer starts inherit its environment, and do not count. Only the module that torchrun runs with
     `-m lora_inspect` counts, not the command `lora-inspect`.
     """
     if _RUN not in os.environ or os.path.basename(sys.argv[0]) != "__main__.py":

@@ -1,11 +1,11 @@
-"""The registry of algorithms: every file of this folder that has a record `ALGORITHM`, and what is only recognised.
+"""The registry of algorithms: every file of this folder with a record `ALGORITHM`, and recognised names.
 
-A file of several algorithms that have one formula has them in `ALGORITHMS`. `info` pays for every import, so each file
-waits until a key, a config or a name asks for it: those of this folder by the table in `file_index.py`, and one that is
-not in the table is imported at once. The files in `on_demand` need no table, as their keys and configs have their name:
-`hira.py` waits for a key with a part that begins with `hira_`, or for the `peft_type` HIRA.
+A file of several algorithms that share one formula lists them in `ALGORITHMS`. `info` pays for every import, so each
+file waits until a key, a config or a name asks for it: those of this folder by the table in `file_index.py`; a file
+that is not in the table is imported at once. The files in `on_demand` need no table, as their keys and configs have
+their name: `hira.py` waits for a key with a part that begins with `hira_`, or for the `peft_type` HIRA.
 
-Algorithms known by the names of their tensors, so that a file that uses one is refused by the right name.
+The registry also knows algorithms by the names of their tensors only, to refuse a file that uses one by the right name.
 """
 
 import os

@@ -1,6 +1,4 @@
-"""Which weights PEFT's methods fit whose numbers belong to entries that are drawn by a seed.
-
-Entries of a weight that PEFT draws by a seed instead of saving where they are.
+"""Entries of a weight that PEFT draws by a seed instead of saving their places, and the weights that fit.
 
 Source: the `FourierFTLayer` and the `WaveFTLayer` of PEFT, which take the first ones of `torch.randperm`.
 """

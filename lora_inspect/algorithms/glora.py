@@ -1,11 +1,9 @@
 """GLoRA of LyCORIS: W' = W + multiplier · scale · (W · A + B), with A (in, in) and B (out, in·kernel) as products.
 
-A mixes the inputs of a layer, at each place of a kernel alike. Since LyCORIS 3 A = a1 @ a2 and B = b1 @ b2, before it
-A = a2 @ a1 and B = b2 @ b1, on Linear layers and 1x1 convolutions; which one it is the shapes tell. Source: the
-`GLoRAModule` of lycoris-lora 4.1 and 1.8. The scale is alpha/rank, as all readers have it: 2.2 multiplied by it twice
-in training, and `rs_lora`, which no tensor shows, is alpha/sqrt(rank).
-
-What is added to a weight that is a product with the weight itself. Tensor methods alone.
+A mixes the inputs of a layer, at each place of a kernel alike. Since LyCORIS 3 A = a1 @ a2 and B = b1 @ b2, before it A
+= a2 @ a1 and B = b2 @ b1, on Linear layers and 1x1 convolutions; the shapes show which one it is. The scale is
+alpha/rank, as all readers have it: 2.2 multiplied by it twice in training, and `rs_lora`, which no tensor shows, is
+alpha/sqrt(rank). The functions use tensor methods only. Source: the `GLoRAModule` of lycoris-lora 4.1 and 1.8.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,8 @@
-"""KaSA of PEFT, an option of its LoRA: the r least singular triples of the weight give way to a product.
+"""KaSA of PEFT, an option of its LoRA: a product replaces the r least singular triples of the weight.
 
 W' = W without them + scale · B · diag(d) · A, with `lora_diag` d (r,) and the scale of LoRA. PEFT truncates the weight
-whenever it loads the file, in float32, and rounds it to the base's type before the product is added; here it is rounded
-once. A strength acts on the product alone. Sources: Wang et al. 2024, and the `KasaLinearVariant` of PEFT 0.21.
-
-A weight without its least singular triples, and a product in their place.
+whenever it loads the file, in float32, and rounds it to the base's type before it adds the product; here it is rounded
+once. A multiplier acts on the product only. Sources: Wang et al. 2024, and the `KasaLinearVariant` of PEFT 0.21.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,9 @@
 """LoRA on Linear and on convolutions, with or without a Tucker core (`lora_mid`, LyCORIS's LoCon).
 
-delta = scale · up @ down, with down as (rank, in·kernel). Sources: Hu et al. 2021; for the Tucker form the
-`rebuild_tucker` of lycoris-lora.
+delta = scale · up @ down, with down as (rank, in·kernel). A Tucker core holds the kernel between two thin factors. The
+functions use tensor methods only. `misfit` compares the shape of the factors' change with that of a weight.
 
-The core of a Tucker decomposition, which holds the kernel between two thin factors. Tensor methods alone.
-
-Source: the `rebuild_tucker` of lycoris-lora.
-
-How the shape that factors change is compared with the shape of a weight.
+Sources: Hu et al. 2021; for the Tucker form the `rebuild_tucker` of lycoris-lora.
 """
 
 from collections.abc import Mapping

@@ -1,12 +1,11 @@
-"""LoRA on a parameter that has a layer of all experts of a mixture, (experts, d1, d2), as PEFT's `target_parameters`.
+"""LoRA on the parameter of a layer of all experts of a mixture, (experts, d1, d2), as PEFT's `target_parameters`.
 
-The factors of all experts lie side by side, A (experts·rank, a) and B (b, rank·experts), packed as
-`maths/expert_packing` says.
+The factors of all experts are in one tensor, A (experts·rank, a) and B (b, rank·experts), packed as `maths/scaling.py`
+says.
 
-delta of expert e = scale · B_e @ A_e where that is (d1, d2), else its transpose: versions of PEFT differ in which of
-the two dimensions A is along. Source: `ParamWrapper` of PEFT.
-
-No suffix tells such factors from those of a Linear layer, so that reading takes them on the evidence of a config.
+delta of expert e = scale · B_e @ A_e if that is (d1, d2), else its transpose: versions of PEFT differ in the dimension
+that A is along. No suffix distinguishes such factors from those of a Linear layer, so reading needs the evidence of a
+config. Source: `ParamWrapper` of PEFT.
 """
 
 from functools import cache, partial

@@ -1,4 +1,4 @@
-"""What an algorithm is to the rest of the program."""
+"""The record of an algorithm, as the rest of the program uses it."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType

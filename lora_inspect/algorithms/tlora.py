@@ -1,12 +1,10 @@
 """T-LoRA of LyCORIS: W' = W + multiplier · scale · (P · diag(λ) · Q - Wᵣ), with P as (out, rank) and Q as (rank, in).
 
-It begins with the singular vectors and values of the weight, and counts only what training changed of them. Its file
-does not hold where it began: LyCORIS takes the largest ones of the weight that it is loaded on, whatever `sig_type` and
+It begins with the singular vectors and values of the weight, and counts only the change of them in training. Its file
+does not hold the start: LyCORIS takes the largest ones of the weight that it is loaded on, whatever `sig_type` and
 `use_data_init` were in training, so that Wᵣ is the best approximation of W of that rank. The scale is alpha/rank. On a
 larger kernel than 1 its 1x1 kernels take steps and margins of the layer's own, which no weight does. Source: the
 `TLoraModule` of lycoris-lora 4.1, without its mask of timesteps.
-
-What is added to a weight in the place of its own largest singular directions.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What Python programs call: one file per function. Parses arguments as Python has them, calls an op, prints nothing.
+"""The functions for Python programs: they check arguments, call an operation and print nothing.
 
-`lora_inspect` itself exports all of it.
+`lora_inspect` exports all public names of this folder.
 """

@@ -1,8 +1,7 @@
-"""Arguments as Python programs give them: paths with what is settled about them, answers, and who watches.
+"""Arguments of the API: paths with settings, keywords from a verb's record, and progress callbacks.
 
-How a call of the API goes: by whole products, whatever the program has set, and if it fails in a sentence.
-
-Keywords by the record of a verb's options: shown in the signature, and checked.
+`in_a_sentence` wraps each call. It keeps settings of the program from rounding products, and turns errors of the system
+into LoraInspectError.
 """
 
 import inspect
@@ -78,7 +77,7 @@ Request = TypeVar("Request", bound="DataclassInstance")
 
 
 def path_of(given: StrPath) -> str:
-    """The path as a string; TypeError for what is none."""
+    """Return the path as a string; raise TypeError for anything else."""
     path = os.fspath(given)
     if not isinstance(path, str):
         raise TypeError(f"a path is a str or an os.PathLike of one, not {path!r}")
@@ -86,10 +85,10 @@ def path_of(given: StrPath) -> str:
 
 
 def with_settings(given: PathWithSettings) -> tuple[str, Settings]:
-    """The path and what is settled about it.
+    """Return the path and its settings.
 
-    Raises LoraInspectError for a string that is neither a path nor one with settings, ValueError for settings of a pair
-    that are none, and TypeError for anything else.
+    Raises LoraInspectError for a string that is neither a path nor one with settings, ValueError for invalid settings
+    of a pair, and TypeError for anything else.
     """
     if isinstance(given, tuple):
         if len(given) != 2:
@@ -99,7 +98,7 @@ def with_settings(given: PathWithSettings) -> tuple[str, Settings]:
 
 
 def without_multiplier(given: PathWithSettings) -> tuple[str, Settings]:
-    """The same for what applies no adapter; ValueError where a multiplier is given."""
+    """Return path and settings for a call that applies no adapter; ValueError for a multiplier."""
     path, settings = with_settings(given)
     if settings.has_multiplier:
         raise ValueError(f"{path}: nothing is applied here, so a multiplier means nothing; leave it out")
@@ -107,7 +106,7 @@ def without_multiplier(given: PathWithSettings) -> tuple[str, Settings]:
 
 
 def all_with_settings(given: PathWithSettings | Iterable[PathWithSettings]) -> list[tuple[str, Settings]]:
-    """The adapters of a list, or the one that is given; ValueError where there is none."""
+    """Return the adapters of a list, or the single one; ValueError for an empty list."""
     several = [given] if isinstance(given, (str, os.PathLike, tuple)) else list(given)
     if not several:
         raise ValueError("no adapter is named; name one at least")
@@ -115,14 +114,14 @@ def all_with_settings(given: PathWithSettings | Iterable[PathWithSettings]) -> l
 
 
 def names_of(given: str | Iterable[str]) -> tuple[str, ...]:
-    """Several names, or the one that is given."""
+    """Return several names, or the single one, as a tuple."""
     return (given,) if isinstance(given, str) else tuple(given)
 
 
 def answers_of(given: Transposed) -> Answers:
-    """How a base stores weights, as the command line's option says it; ValueError for a glob that is none.
+    """Return how a base stores weights, in the form of the command line's option.
 
-    TypeError for what is no answer, as the command line's words are.
+    Raises ValueError for an invalid glob and TypeError for any other value, also for the words of the command line.
     """
     if given is None or isinstance(given, bool):
         return parse_answers([] if given is None else [_word(given)])
@@ -132,14 +131,14 @@ def answers_of(given: Transposed) -> Answers:
 
 
 def chosen(name: str, value: str, choices: Iterable[str]) -> str:
-    """The value, one of the choices of an argument; ValueError for any other."""
+    """Return the value if it is one of the choices of an argument; raise ValueError for any other."""
     if value not in (known := sorted(choices)):
         raise ValueError(f"{name} is {value!r}, which is none of {', '.join(known)}")
     return value
 
 
 def watched(watch: WatchProgress | None, total: int) -> Progress:
-    """What to tell of each amount that is done, for one who is told the sum and the total."""
+    """Return a progress function that calls `watch` with the sum of the amounts and the total."""
     if watch is None:
         return silent
     done = 0
@@ -161,7 +160,7 @@ _Result = TypeVar("_Result", bound=_Noted)
 
 
 def logged(result: _Result) -> _Result:
-    """The result, of which the notes go to the log of this library as well."""
+    """Return the result, and write its notes to the log of this library."""
     import logging
 
     for note in result.notes:
@@ -227,7 +226,7 @@ _WORDS = {"yes": "True", "no": "False"}
 
 
 def in_keywords(text: str) -> str:
-    """What a sentence says of options, in keywords: `--allow-loss` is `allow_loss=True`. Whole commands stay."""
+    """Replace options in a sentence by keywords: `--allow-loss` by `allow_loss=True`. Whole commands stay."""
     if "--" not in text:
         return text
     import re
@@ -255,9 +254,9 @@ def in_keywords(text: str) -> str:
 
 @contextmanager
 def in_a_sentence() -> Iterator[None]:
-    """Raises LoraInspectError for an error of the system, which stays its cause; serves as a decorator as well.
+    """Raise LoraInspectError for an error of the system, which stays its cause.
 
-    Errors name the keywords of the API and no options of the command line.
+    Errors name the keywords of the API and no options of the command line. Works as a decorator, too.
     """
     try:
         with whole_products():
@@ -270,7 +269,7 @@ def in_a_sentence() -> Iterator[None]:
 
 
 class ReadingKeywords(TypedDict, total=False):
-    """The keywords of what reads an adapter: they settle what its evidence leaves open."""
+    """The keywords of a function that reads an adapter: they settle facts that the file leaves open."""
 
     rslora: bool | None
     alpha: float | None
@@ -279,7 +278,7 @@ class ReadingKeywords(TypedDict, total=False):
 
 
 def request_of(record: type[Request], given: Mapping[str, Any]) -> Request:
-    """The record of a verb's options, as Python programs give them.
+    """Make the record of a verb's options from the keywords of a call.
 
     Raises ValueError and TypeError for a value that its option cannot have.
     """
@@ -306,7 +305,7 @@ def _value(one: Declared, given: Any) -> Any:
 
 
 def _dtype(name: str, given: "str | torch.dtype") -> str:
-    """The name that the format has for "bf16", "bfloat16", torch.bfloat16 and so on; ValueError for any other type."""
+    """Return the format's name for "bf16", "bfloat16", torch.bfloat16 and so on; ValueError for any other type."""
     return DTYPE_NAMES[chosen(name, str(given).removeprefix("torch."), DTYPE_NAMES)]
 
 
@@ -332,10 +331,10 @@ def _yes_or_no(name: str, given: bool) -> bool:
 
 
 def takes(record: "type[DataclassInstance]", keywords: Any) -> Callable[[Function], Function]:
-    """Has a function with `**keywords` show those that a verb's record declares, and refuse any other.
+    """Give a function with `**keywords` the signature that a verb's record declares.
 
-    `keywords` is the TypedDict with the types that Python programs may give. Raises ValueError for one of them that the
-    record does not declare.
+    The function then refuses other keywords. `keywords` is the TypedDict with the types that Python programs may give.
+    Raises ValueError for one of them that the record does not declare.
     """
     types = keywords.__annotations__
     if other := types.keys() - declared(record).keys():

@@ -1,8 +1,6 @@
-"""Adapters rewritten, from Python.
+"""Conversion of adapters from Python: to a file, or in memory as a state dict that a program can load.
 
-What Python programs ask of a conversion, whether it goes to a file or stays in memory.
-
-An adapter as a program loads it, in memory: converted on the way, and proven as any conversion is.
+Every conversion is proved: the output is re-read and compared with the input.
 """
 
 import os
@@ -51,7 +49,7 @@ __all__ = ["ConvertResult", "StateDict", "convert", "state_dict"]
 
 
 class StateDictKeywords(ReadingKeywords, total=False):
-    """The keywords of a conversion, wherever its output goes."""
+    """The keywords of every conversion, to a file or in memory."""
 
     keep_dora: bool
     base: StrPath | None
@@ -78,9 +76,9 @@ class ConvertKeywords(StateDictKeywords, total=False):
 
 
 def asked_conversion(adapter: PathWithSettings, to: str | None, given: Mapping[str, Any]) -> tuple[str, ConvertOptions]:
-    """The path of the adapter, and the options as the command line has them.
+    """Return the path of the adapter and the options of the conversion.
 
-    Raises ValueError and TypeError for arguments that are none, or say nothing together.
+    Raises ValueError and TypeError for invalid arguments, and for arguments that exclude each other.
     """
     name, own = without_multiplier(adapter)
     if to is not None:
@@ -103,11 +101,13 @@ def convert(
     progress: WatchProgress | None = None,
     **options: "Unpack[ConvertKeywords]",
 ) -> ConvertResult:
-    """Writes one adapter anew to `output`, as `convert` does: standard in its own names, or `to` those of a program.
+    """Write one adapter to `output`, as `convert` does: standard, or for a program or scheme (`to`).
 
-    The arguments are the options of the command line; `verify=False` is its `--no-verify`. `progress(done, total)` is
-    told of modules. Raises LoraInspectError, and writes nothing, for whatever stands in the way, and ValueError for
-    arguments that say nothing together.
+    The arguments are the options of the command line; `verify=False` is its `--no-verify`. `progress(done, total)`
+    counts modules.
+
+    Raises LoraInspectError, and writes nothing, if the conversion is refused. Raises ValueError for arguments that
+    exclude each other.
     """
     name, asked = asked_conversion(adapter, to, options)
     plan = plan_conversion(name, path_of(output), asked)
@@ -115,11 +115,11 @@ def convert(
 
 
 class StateDict(dict[str, "torch.Tensor"]):
-    """Tensors by the names that were asked for, in the order of the names.
+    """Tensors under the names of a program, in the order of the names.
 
-    `metadata` is what stands in the header of a file of them. `config` is the `adapter_config.json` that says the scale
-    of PEFT's and mlx-lm's names, None for others, of which the tensors say all. `result` is the account of the
-    conversion, of which `output` is empty.
+    `metadata` is the header's metadata of a file of them. `config` is the `adapter_config.json` that states the scale
+    for PEFT's and mlx-lm's names; it is None for other names, where the tensors state everything. `result` is the
+    account of the conversion; its `output` is empty.
     """
 
     def __init__(
@@ -150,14 +150,14 @@ def state_dict(
     progress: WatchProgress | None = None,
     **options: "Unpack[StateDictKeywords]",
 ) -> StateDict:
-    """The adapter's tensors as the program or the scheme `names` has them: `pipe.load_lora_weights(state_dict(path))`.
+    """Return the adapter's tensors as a program or scheme has them: `pipe.load_lora_weights(state_dict(path))`.
 
-    It is what `convert(adapter, to=names)` writes, and the other arguments are those of `convert`. The tensors alone
-    say the scale where programs read an alpha of each module (kohya, ComfyUI, ...) and where they know none
-    (diffusers), as it is multiplied into the factors then; PEFT and mlx-lm go by a config, which `config` of the result
-    is. The conversion is made and proven in the folder for temporary files, and nothing of it is left there.
+    `names` is the program or the scheme. The tensors are those that `convert(adapter, to=names)` writes, and the other
+    arguments are those of `convert`. The tensors include the scale if programs read an alpha of each module (kohya,
+    ComfyUI, ...) or know none (diffusers: it is multiplied into the factors). PEFT and mlx-lm read it from a config:
+    use `config` of the result. The conversion is made and proved in a temporary folder, which is removed.
 
-    Raises LoraInspectError for whatever stands in the way of the conversion, and for GGUF, which is no dict of tensors.
+    Raises LoraInspectError if the conversion is refused, and for GGUF, which is no dict of tensors.
     """
     name, asked = asked_conversion(adapter, names, options)
     whole = read_adapter(open_checkpoint(name), asked.settings)
@@ -174,7 +174,7 @@ def state_dict(
 
 
 def _loaded(result: ConvertResult) -> StateDict:
-    """The tensors of what was written, in memory of their own."""
+    """Load the written tensors into memory of their own."""
     from lora_inspect.maths.tensors import load_as_it_is
 
     written = open_checkpoint(result.output)

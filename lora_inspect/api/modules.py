@@ -1,4 +1,4 @@
-"""The modules of an opened adapter, and what each does to its layer."""
+"""The modules of an opened adapter, and the changes that each makes to its layer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
@@ -18,10 +18,10 @@ _SHOWN = 3
 
 
 class ModuleChange:
-    """One change that a module makes to its layer: nearly all modules make one.
+    """One change that a module makes to its layer; nearly all modules make one.
 
-    A second one is there where a file has, say, LoRA and a difference of the bias for one layer, or the slices of a
-    fused one.
+    A module makes several if a file has, for example, LoRA and a difference of the bias for one layer, or slices of a
+    fused layer.
     """
 
     def __init__(self, contribution: Contribution, record: Mapping[str, Any]) -> None:
@@ -30,29 +30,29 @@ class ModuleChange:
 
     @property
     def algorithm(self) -> str:
-        """Its name as docs/algorithms.md has it: "lora", "loha", ..."""
+        """The algorithm's name in docs/algorithms.md: "lora", "loha", ..."""
         return self._contribution.algorithm.name
 
     @property
     def parameter(self) -> str:
-        """What of the layer it changes: "weight" or "bias"."""
+        """The parameter of the layer that it changes: "weight" or "bias"."""
         return self._contribution.algorithm.parameter
 
     @property
     def rank(self) -> int | None:
-        """The rank by which alpha is divided; None for an algorithm without one."""
+        """The rank that divides alpha; None for an algorithm without one."""
         return self._contribution.rank
 
     @property
     def alpha(self) -> float | None:
-        """The alpha that is stored or stated; None where none is."""
+        """The alpha that the file stores or states; None if it has none."""
         return self._contribution.alpha
 
     @property
     def scale(self) -> float | None:
-        """alpha/rank, alpha/sqrt(rank), or what else the file means; None where that is unknown.
+        """The scale: alpha/rank, alpha/sqrt(rank), or another that the file means; None if it is unknown.
 
-        Where it is in the factors already, as `why` then says, it is what was multiplied into them.
+        If the factors already contain the scale, as `why` then says, this is the number that was multiplied into them.
         """
         scale: float | None = self._record["scale"]
         return scale
@@ -65,16 +65,17 @@ class ModuleChange:
 
     @property
     def shape(self) -> tuple[int | None, ...] | None:
-        """(out, in, *kernel) of what it changes, None for what the factors do not tell; of its rows where it has some.
+        """The shape (out, in, *kernel) of the changed parameter, or of its changed `rows`.
 
-        None for an algorithm that is recognised and not computed.
+        A size is None if the factors do not show it. The whole is None for an algorithm that lora-inspect recognises
+        and cannot compute.
         """
         shape = self._record["shape"]
         return None if shape is None else tuple(shape)
 
     @property
     def rows(self) -> tuple[int, int] | None:
-        """The rows of the layer's weight that it changes; None for all."""
+        """The changed rows of the layer's weight; None for all rows."""
         return self._contribution.rows
 
     @property
@@ -84,7 +85,7 @@ class ModuleChange:
         return axis
 
     def to_dict(self) -> dict[str, Any]:
-        """The item of `module_list` that `info --json --modules` prints."""
+        """Return the item of `module_list` that `info --json --modules` prints."""
         return dict(self._record)
 
     def __repr__(self) -> str:
@@ -95,8 +96,8 @@ class ModuleChange:
 class OpenedModule:
     """One layer that an adapter changes.
 
-    `changes` are what it does there. The properties `algorithm` to `dora` are those of the first change, which is the
-    only one of nearly all modules.
+    `changes` lists its changes. The properties `algorithm` to `dora` describe the first change; nearly all modules have
+    only one.
     """
 
     def __init__(self, adapter: Adapter, module: Module, folded: FoldedScales) -> None:
@@ -106,17 +107,17 @@ class OpenedModule:
 
     @property
     def key(self) -> str:
-        """The module's name as its keys begin."""
+        """The module's name in the file: the beginning of its keys."""
         return self._module.name.key
 
     @property
     def path(self) -> str | None:
-        """The dotted path of the layer, without the component; None where underscores leave it open."""
+        """The dotted path of the layer, without the component; None if underscores leave it open."""
         return self._module.path
 
     @property
     def component(self) -> str:
-        """Which network of the model it is of: "model", "text_encoder", ..."""
+        """The network of the model: "model", "text_encoder", ..."""
         return self._module.name.component
 
     @property
@@ -161,17 +162,19 @@ class OpenedModule:
         parameter: str | None = None,
         dtype: "torch.dtype | None" = None,
     ) -> "torch.Tensor":
-        """What `merge` adds to the layer's weight at multiplier 1, scale and all, in the shape of that weight.
+        """Return the tensor that `merge` adds to the layer's weight at multiplier 1, scale included.
 
-        `base_weight` is the weight itself, as the base stores it: DoRA, OFT and others whose change depends on it need
-        it, the rest takes its shape. A square one is taken for (out, in) unless the config says otherwise: give a
-        projection that open_clip stores as a parameter as its transpose. Without a weight the shape is what the
-        factors tell, in which a LoHa or LoKr of a convolution may have one dimension for inputs and kernel.
-        `parameter` is "weight" or "bias", by default what the first change is of. The result is on the device of
-        `base_weight`, else on the CPU, and float32 if no `dtype` is given.
+        It has the shape of that weight.
 
-        Raises LoraInspectError where the file's meaning is open or damaged, where the weight is needed or is another
-        one, and for experts; ValueError for a parameter that the module does not change; TypeError for a weight that
+        `base_weight` is the weight as the base stores it. DoRA, OFT and other algorithms that depend on it need it; the
+        others take its shape. A square weight is read as (out, in) unless the config says otherwise: give a projection
+        that open_clip stores as a parameter as its transpose. Without a weight the factors decide the shape, so a LoHa
+        or LoKr of a convolution may have one dimension for inputs and kernel. `parameter` is "weight" or "bias"; the
+        default is that of the first change. The result is on the device of `base_weight`, else on the CPU; it is
+        float32 unless you give a `dtype`.
+
+        Raises LoraInspectError if the file is damaged or its meaning is open, if the weight is missing or does not
+        match, and for experts; ValueError for a parameter that the module does not change; TypeError for a weight that
         is no tensor of numbers.
         """
         self._adapter.refuse()
@@ -205,7 +208,7 @@ class OpenedModule:
 
 
 def _has_numbers(weight: object) -> bool:
-    """Whether it is a tensor that is more than a shape, and has all its numbers in it."""
+    """Return True for a tensor with a number for each of its entries."""
     import torch
 
     if not isinstance(weight, torch.Tensor) or weight.is_meta or weight.layout != torch.strided:
@@ -214,7 +217,7 @@ def _has_numbers(weight: object) -> bool:
 
 
 class Modules(Sequence[OpenedModule]):
-    """The modules in the order of the file: `modules[0]`, and by path or name in the file: `modules["blocks.0.q"]`."""
+    """The modules in the order of the file, by number (`modules[0]`), path or name (`modules["blocks.0.q"]`)."""
 
     def __init__(self, adapter: Adapter) -> None:
         folded = FoldedScales(adapter.checkpoint.metadata)
@@ -229,7 +232,10 @@ class Modules(Sequence[OpenedModule]):
     @overload
     def __getitem__(self, which: slice) -> Sequence[OpenedModule]: ...
     def __getitem__(self, which: int | str | slice) -> OpenedModule | Sequence[OpenedModule]:
-        """The module at a number, or with a path or a key: KeyError where none has it, or several components have."""
+        """Return the module at a number, or with a path or a key.
+
+        Raises KeyError if no module has it, or modules of several components have.
+        """
         if not isinstance(which, str):
             return self._modules[which]
         found = self._named.get(which, [])
@@ -245,7 +251,7 @@ class Modules(Sequence[OpenedModule]):
         return iter(self._modules)
 
     def __contains__(self, which: object) -> bool:
-        """Whether a path, a key or a module is one of them."""
+        """True if a path, a key or a module is one of them."""
         return which in self._named if isinstance(which, str) else which in self._modules
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""An opened file: what it is and means, module by module, read from its headers."""
+"""An opened file: its kind and its meaning, module by module, read from its headers."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -30,10 +30,10 @@ _SHOWN = 3
 
 
 class OpenedAdapter:
-    """What `info` says of a file, of a sharded set or of a folder with one adapter.
+    """The description that `info` gives of a file, a sharded set or a folder with one adapter.
 
-    Nothing of a tensor is read but alphas and flags, until a `delta` of a module is asked for. Of a file that is no
-    adapter `kind` says so, and it has no modules.
+    Until you ask a module for its `delta`, only the header, alphas and flags are read. If the file is no adapter,
+    `kind` says so and there are no modules.
     """
 
     def __init__(self, info: FileInfo) -> None:
@@ -41,66 +41,66 @@ class OpenedAdapter:
 
     @property
     def path(self) -> str:
-        """What was opened."""
+        """The opened path."""
         return self._info.checkpoint.path
 
     @property
     def kind(self) -> str:
-        """Whether it is an "adapter", a "base" or "other"."""
+        """ "adapter", "base" or "other"."""
         return self._info.kind
 
     @cached_property
     def modules(self) -> Modules:
-        """The layers that it changes, in the order of the file, by number, by path and by name."""
+        """The layers that it changes, in the order of the file, by number, path and name."""
         return Modules(self._info.adapter)
 
     @property
     def architecture(self) -> str | None:
-        """The name of the model's family as docs/architectures.md has it; None where there is none or more than one."""
+        """The name of the model family in docs/architectures.md; None for none or several."""
         return self._info.detection.architecture.name if self._info.detection else None
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """All families that it may be of."""
+        """All model families that match."""
         return tuple(candidate.architecture.name for candidate in self._info.candidates)
 
     @property
     def scheme(self) -> str | None:
-        """How its keys are named: "kohya", "peft", ...; None where nothing tells."""
+        """The naming scheme of its keys: "kohya", "peft", ...; None if no key shows it."""
         return self._info.adapter.scheme
 
     @property
     def trainer(self) -> str | None:
-        """The program that wrote it; None where nothing tells."""
+        """The program that wrote it; None if nothing shows it."""
         return self._info.adapter.trainer
 
     @property
     def rslora(self) -> bool | None:
-        """Whether its scale is alpha/sqrt(rank); None where that is unknown or differs between modules."""
+        """True for a scale of alpha/sqrt(rank); None if unknown or different between modules."""
         return self._info.adapter.rslora.value
 
     @property
     def dora(self) -> bool | None:
-        """Whether it has DoRA's magnitudes; None where that is unknown."""
+        """True if it has DoRA's magnitudes; None if that is unknown."""
         return self._info.adapter.dora.value
 
     @cached_property
     def evidence(self) -> tuple[Evidence, ...]:
-        """What each reading rests on: `about`, `says` and `where`."""
+        """The evidence for each reading: `about`, `says` and `where`."""
         return tuple(Evidence(**one) for one in self._record["evidence"])
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong or doubtful: `code`, `severity` ("error", "warning" or "note"), `message` and `keys`."""
+        """The problems: `code`, `severity` ("error", "warning" or "note"), `message` and `keys`."""
         return tuple(Problem(**{**one, "keys": tuple(one["keys"])}) for one in self._record["problems"])
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """The metadata of the file, as it stands there."""
+        """The metadata of the file, unchanged."""
         return MappingProxyType(self._info.checkpoint.metadata)
 
     def to_dict(self, modules: bool = False) -> dict[str, Any]:
-        """The record that `info --json` prints, and with `modules` what `--modules` adds to it."""
+        """Return the record that `info --json` prints, with `modules` as `--modules` adds them."""
         with in_a_sentence():
             return as_json(self._info, modules)
 
@@ -131,10 +131,10 @@ class OpenedAdapter:
 @in_a_sentence()
 @takes(ReadingRequest, ReadingKeywords)
 def open_adapter(path: PathWithSettings, **options: "Unpack[ReadingKeywords]") -> OpenedAdapter:
-    """Reads what a file is and means, as `info` does.
+    """Read the kind and the meaning of a file, as `info` does.
 
-    `rslora`, `alpha` and `expert_packing` settle what the file leaves open, as settings on the path do
-    (`"lora.safetensors:alpha=16"`). Problems are listed, not raised. Raises LoraInspectError where it is no readable
+    `rslora`, `alpha` and `expert_packing` settle facts that the file leaves open, as do settings on the path
+    (`"lora.safetensors:alpha=16"`). Problems are listed, not raised. Raises LoraInspectError if the file is no readable
     checkpoint.
     """
     name, own = without_multiplier(path)

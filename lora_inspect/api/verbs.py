@@ -1,14 +1,6 @@
-"""The problems of a file, from Python.
+"""The verbs for Python programs: check, compat, merge, unmerge, verify and scan.
 
-What programs make of an adapter, from Python.
-
-Adapters into a base, from Python.
-
-Adapters out of a merged model again, from Python.
-
-What a merged model carries of adapters, from Python.
-
-The files of folders, from Python: a short account of each as soon as it is read.
+`convert` and `open_adapter` are in files of their own.
 """
 
 import os
@@ -82,14 +74,14 @@ def check(
     force: bool = False,
     progress: WatchProgress | None = None,
 ) -> CheckResult:
-    """Says what is wrong or doubtful with one file, as `check` does; that it cannot be read is a problem too.
+    """Report the problems of one file, as `check` does; a file that cannot be read is a problem too.
 
-    With `tensors` all numbers are read. `progress(done, total)` is told of the file's bytes. `fix` is where the file is
-    written with all mended that needs no guess, which is the command line's `--fix -o`. `fails("warning")` of the
-    result says whether a problem is a warning or worse.
+    `tensors` reads all numbers. `fix` is the path of a fixed copy, in which every problem with one safe fix is fixed:
+    the command line's `--fix -o`. `progress(done, total)` counts bytes of the file. `fails("warning")` of the result is
+    true if a problem is a warning or worse.
 
-    Raises LoraInspectError where there is no such file or it is a folder of several, and with `fix` where nothing can
-    be mended; ValueError for `force` without it.
+    Raises LoraInspectError if the path does not exist or is a folder of several files, and with `fix` if nothing can be
+    fixed; ValueError for `force` without `fix`.
     """
     name, settings = without_multiplier(path)
     told = watched(progress, stored_bytes(name))
@@ -110,12 +102,12 @@ def compat(
     progress: WatchProgress | None = None,
     **options: "Unpack[ReadingKeywords]",
 ) -> CompatResult:
-    """What every program that loads adapters will make of one, or the `program` alone, as `compat` says it.
+    """Judge how every program that loads adapters applies one, or only the `program`, as `compat` does.
 
-    `program` is the command line's `--for`, which is no name in Python. With a `base` the error that a program makes of
-    DoRA is computed, and `progress(done, total)` is told of the modules with a magnitude.
+    `program` is the command line's `--for`, which is no name in Python. With a `base` the error of DoRA in each program
+    is computed, and `progress(done, total)` counts the modules with a magnitude.
 
-    Raises LoraInspectError where the file is no adapter, or its own meaning is open.
+    Raises LoraInspectError if the file is no adapter, or its own meaning is open.
     """
     name, own = without_multiplier(adapter)
     if program is not None:
@@ -128,7 +120,7 @@ def compat(
 
 
 class VerifyKeywords(ReadingKeywords, total=False):
-    """The keywords of what applies adapters to a base."""
+    """The keywords of a function that applies adapters to a base."""
 
     only: str | Iterable[str]
     include: str | Iterable[str]
@@ -141,7 +133,7 @@ class VerifyKeywords(ReadingKeywords, total=False):
 
 
 class MergeKeywords(VerifyKeywords, total=False):
-    """The keywords of a merge that is written."""
+    """The keywords of a merge that writes an output."""
 
     dtype: "str | torch.dtype | None"
     changed_dtype: "str | torch.dtype | None"
@@ -162,13 +154,13 @@ def merge(
     progress: WatchProgress | None = None,
     **options: "Unpack[MergeKeywords]",
 ) -> MergeResult:
-    """Folds each adapter, with its multiplier, into the base and writes the result to `output`, as `merge` does.
+    """Fold each adapter into the base and write the result to `output`, as `merge` does.
 
-    An adapter is a path, a string with settings as on the command line (`"style.safetensors:0.8"`), or a pair
-    (path, multiplier). The other arguments are the options of the command line. `progress(done, total)` is told of
-    bytes, from (0, total) on; an exception that it raises ends the merge and leaves nothing behind.
+    An adapter is a path, a string with settings as on the command line (`"style.safetensors:0.8"`), or a pair (path,
+    multiplier). The other arguments are the options of the command line. `progress(done, total)` counts bytes, from (0,
+    total) on; an exception that it raises ends the merge and leaves nothing behind.
 
-    Raises LoraInspectError, and writes nothing, for whatever stands in the way.
+    Raises LoraInspectError, and writes nothing, if the merge is refused.
     """
     request = request_of(MergeRequest, options)
     asked = merge_options(request)
@@ -180,7 +172,7 @@ def merge(
 
 
 class UnmergeKeywords(TypedDict, total=False):
-    """The keywords of what takes a merge back."""
+    """The keywords of `unmerge`."""
 
     base: StrPath | None
     allow_ambiguous: bool
@@ -197,12 +189,13 @@ def unmerge(
     progress: WatchProgress | None = None,
     **options: "Unpack[UnmergeKeywords]",
 ) -> UnmergeResult:
-    """Takes the adapters of the last merge out of `merged` and writes the result to `output`, as `unmerge` does.
+    """Remove the adapters of the last merge from `merged`, as `unmerge` does.
 
-    With the `base` all is restored; else numbers that are not proved are written where `allow_ambiguous` says so, and
-    the result counts them. `progress(done, total)` is told of bytes.
+    The result goes to `output`. With the `base`, everything is restored. Without it, `allow_ambiguous` writes the
+    nearest number where the original one is ambiguous, and the result counts these. `progress(done, total)` counts
+    bytes.
 
-    Raises LoraInspectError, and writes nothing, for whatever stands in the way.
+    Raises LoraInspectError, and writes nothing, if the removal is refused.
     """
     asked = request_of(UnmergeRequest, options)
     plan = plan_unmerge(path_of(merged), all_with_settings(adapters), asked.base)
@@ -220,13 +213,13 @@ def verify(
     progress: WatchProgress | None = None,
     **options: "Unpack[VerifyKeywords]",
 ) -> VerifyResult:
-    """Says how much of each adapter is in `merged`, which was made of `base` by any program, as `verify` does.
+    """Measure how much of each adapter is in `merged`, as `verify` does.
 
-    Where anything is missing, doubled or beside, `ok` of the result is false and its `findings` name it: that is no
-    error. Adapters stand as for `merge`, in the order in which they were merged. `progress(done, total)` is told of
-    bytes of the base.
+    Any program may have made `merged` from `base`. If a change is missing, applied twice or unexpected, `ok` of the
+    result is false and its `findings` name it; that raises nothing. Give the adapters as for `merge`, in the order of
+    the merge. `progress(done, total)` counts bytes of the base.
 
-    Raises LoraInspectError where there is nothing to compare.
+    Raises LoraInspectError if there is nothing to compare.
     """
     asked = merge_options(request_of(VerifyRequest, options))
     plan = plan_verify(path_of(merged), path_of(base), all_with_settings(adapters), asked)
@@ -242,15 +235,15 @@ def scan(
     jobs: int | None = 1,
     progress: WatchProgress | None = None,
 ) -> Iterator[ScannedFile]:
-    """Says what each file of a folder is, or of several paths, in their order, as `info` of a folder does.
+    """Describe each file of a folder, or of several paths, in their order, as `info` of a folder does.
 
-    A folder stands for the checkpoints in it, and for those in folders below it where `recursive`. With `records` each
-    account has the record of `info --json` as its `record`. `jobs` is the number of processes, None for as many as pay;
-    a script that asks for more than one does its work under `if __name__ == "__main__":`, as with all that starts
-    processes in Python. `progress(done, total)` is told of files.
+    A folder stands for the checkpoints in it, and with `recursive` for those in folders below it. `records` adds the
+    record of `info --json` to each account as its `record`. `jobs` is the number of processes, None for as many as make
+    it faster. A script that asks for more than one must work under `if __name__ == "__main__":`, as with all processes
+    in Python. `progress(done, total)` counts files.
 
-    What is wrong with a file is the `error` of its account, and raises nothing. Raises LoraInspectError for a folder
-    that cannot be listed.
+    An unreadable file raises nothing: its account has an `error`. Raises LoraInspectError for a folder that cannot be
+    listed.
     """
     several = [paths] if isinstance(paths, (str, os.PathLike, tuple)) else list(paths)
     named = [without_multiplier(one) for one in several]

@@ -1,12 +1,10 @@
-"""The registry of model families: every file of `families`, which has a record named `ARCHITECTURE` and its name.
+"""The registry of model families: every file of `families`, with its record `ARCHITECTURE` and its name.
 
-`info` pays for every import, and a file's names fit few families: `admitted` imports those alone. What it asks for that
-stands in `family_marks.py`, which is written from the records; a family that is not there yet is imported at once.
+`info` pays for every import, and a file's names match few families: `admitted` imports only those. It asks the marks in
+`family_marks.py`, which a script writes from the records; a family without marks there is imported at once.
 
-Which families a file's names may be of, told without the families' own files, which take time to import.
-
-A mark is short for a pattern of names, dotted or not: 16 bits of a checksum. Two patterns may have one mark: a
-family may be admitted whose names do not fit, but none is left out whose names do.
+A mark is short for a pattern of names, dotted or not: 16 bits of a checksum. Two patterns may have one mark: `admitted`
+may return a family that does not match, but it never leaves out one that does.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""How the modules of two layouts of one family are related, as data that is read in both directions.
+"""The relation between the modules of two layouts of one family, as data that is read in both directions.
 
 Paths are written as in a `Layout`, with `{i}` for an index, which is the same on both sides. `FLUX` has, among others,
 

@@ -1,17 +1,11 @@
-"""Which model family a list of modules belongs to, and on which evidence.
+"""Detection of the model family of a list of modules, with the evidence.
 
-A name counts for a layout when it is one of the layout's paths up to its numbers: every segment that is a number is
-written `#` on both sides, so that matching is membership in a set. Families that share names are told apart by the
-widths of their layers, then by the text encoders that the file adapts too, by the block indices, and by what the
-metadata says; families that even then fit alike are all candidates, and no one of them is the answer.
+A name counts for a layout if it is one of the layout's paths up to its numbers: every segment that is a number is
+written `#` on both sides, so matching is membership in a set. Evidence separates families that share names, in this
+order: the widths of their layers, the text encoders that the file adapts too, the block indices, and the metadata.
+Families that still match alike are all candidates, and no one of them is the answer.
 
-Which families the metadata of a file names, and which it denies.
-
-`ss_sd_model_name` is no evidence: it is whatever the file of the base was called.
-
-Which published sizes of a family the widths of a file's layers agree with.
-
-Which blocks of a family a file's modules stand in: the indices below each module list.
+`ss_sd_model_name` is no evidence: it is the name of the base's file, which may be any.
 """
 
 from collections import Counter

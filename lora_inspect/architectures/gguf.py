@@ -1,4 +1,4 @@
-"""What llama.cpp calls the modules of language models, and which rows it has in another order than transformers.
+"""llama.cpp's names of the modules of language models, and the rows that it orders otherwise than transformers.
 
 A GGUF file names its map itself, as `general.architecture`. Sources: `tensor_mapping.py` of the package gguf for the
 names, the classes of llama.cpp's `conversion` for the order of rows.

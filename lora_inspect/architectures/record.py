@@ -1,4 +1,4 @@
-"""What the toolkit knows of one model family, as data."""
+"""The record of a model family, as data."""
 
 from ..fast_namedtuple import NamedTuple
 from .correspondence import UNKNOWN, Correspondence

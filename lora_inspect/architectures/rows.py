@@ -1,4 +1,4 @@
-"""Which rows of one weight are which rows of another one, where two layouts arrange a layer's rows differently."""
+"""The map between the rows of two weights, if two layouts arrange a layer's rows differently."""
 
 from collections.abc import Iterator
 from itertools import product

@@ -1,8 +1,7 @@
-"""Text encoders as an adapter file shows them: the kind by the names of their layers, and the width.
+"""Text encoders of an adapter file: the kind by the names of their layers, and the width.
 
-A file that adapts an encoder which a family does not have is no file of that family.
-
-CLIP's text model as transformers and as open_clip name it, which is how single files of SD 2.x and SDXL have it.
+A file that adapts an encoder which a family does not have is no file of that family. CLIP's text model has the names of
+transformers or of open_clip; single files of SD 2.x and SDXL have the latter.
 
 open_clip's attention has query, key and value in one parameter, of torch's MultiheadAttention. Source of the names:
 `convert_open_clip_checkpoint` of diffusers. Source of the orientations: `CLIP.encode_text` and `VisionTransformer` of

@@ -1,4 +1,4 @@
-"""Which family and layout a model in memory is, by the classes of its modules and the names of its layers."""
+"""The family and layout of a model in memory, by the classes and names of its modules."""
 
 from collections.abc import Collection, Iterable
 from functools import cache

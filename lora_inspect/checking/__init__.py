@@ -1,1 +1,1 @@
-"""What `check` looks for beyond the reading: lints of the header, the metadata, the modules and the numbers."""
+"""The lints of `check` beyond the reading: of the header, the metadata, the modules and the numbers."""

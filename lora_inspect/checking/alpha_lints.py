@@ -25,7 +25,7 @@ class _Rounded(NamedTuple):
 
 
 def alpha_rounded(subject: Subject) -> Iterator[Finding]:
-    """Alphas that are not what the metadata say was asked for, but what half precision makes of it."""
+    """Find alphas that are the half-precision rounding of the requested one in the metadata."""
     if rounded := _rounded(subject):
         first = rounded[0]
         message = (
@@ -142,7 +142,7 @@ def _rounds_to(number: float, stored: float, dtype: str) -> bool:
 
 
 def _uses_last_bit(alpha: float, dtype: str) -> bool:
-    """Whether a number that is no multiple of an eighth needs every bit of the type."""
+    """Return True if a number that is no multiple of an eighth needs every bit of the type."""
     if not math.isfinite(alpha) or alpha * 8 == int(alpha * 8):
         return False
     mantissa, _ = math.frexp(alpha)

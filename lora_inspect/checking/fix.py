@@ -1,4 +1,4 @@
-"""What --fix does: all that can be mended without a guess, and the proof that the file means what it meant."""
+"""The fixes of --fix, each without a guess, and the proof that the file keeps its meaning."""
 
 from collections.abc import Callable, Iterable
 
@@ -17,7 +17,7 @@ _HASHES = (hash_lints.STALE, hash_lints.EMPTY)
 
 
 class Fixing(NamedTuple):
-    """The file as it would be written, the codes of what is mended in it, and what was done, a sentence each."""
+    """The file after its fixes: codes of the fixed problems, and a sentence on each fix."""
 
     draft: Draft
     codes: frozenset[str]
@@ -25,7 +25,7 @@ class Fixing(NamedTuple):
 
 
 def fixing(subject: Subject, problems: Iterable[Problem]) -> Fixing:
-    """What can be mended of the problems. Nothing is read or written for it but a few numbers."""
+    """Plan the fixes of the problems; this reads only a few numbers and writes nothing."""
     draft, codes, told = Draft(subject.checkpoint), set(), []
     found = {problem.code for problem in problems}
     if len(subject.checkpoint.files) != 1 or len(subject.headers) != 1:
@@ -46,7 +46,7 @@ def fixing(subject: Subject, problems: Iterable[Problem]) -> Fixing:
 def write_fixed(
     subject: Subject, fixed: Fixing, output: str, force: bool, prove: Callable[[str], None], progress: Progress
 ) -> tuple[str, ...]:
-    """Writes the file, and says what was done to it; `progress` is told of the bytes, some of them several times."""
+    """Write the file, and return a sentence on each fix; `progress` counts bytes, some of them several times."""
     draft, told = fixed.draft, list(fixed.told)
     if _hashes_changed(subject, fixed):
         told += hash_lints.recompute(subject, draft, progress)
@@ -56,7 +56,7 @@ def write_fixed(
 
 
 def check_fixed(subject: Subject, codes: frozenset[str], other: Subject, output: str) -> None:
-    """Raises LoraInspectError where the mended file means something else, or still has what was to be mended."""
+    """Raise LoraInspectError if the fixed file has another meaning, or still has a problem to fix."""
     left = sorted(codes & {problem.code for problem in find_problems(other, tensors=False)})
     if left or not _is_same(subject.adapter, other.adapter):
         why = f"still has {left[0]}" if left else "would not mean what it means now"
@@ -69,7 +69,7 @@ def open_fixed(path: str, subject: Subject) -> Subject:
 
 
 def _fixed(rule: Rule, subject: Subject, draft: Draft) -> list[str]:
-    """What the rule did to the draft; nothing where the file would mean something else."""
+    """Return the rule's changes of the draft; none if the file would have another meaning."""
     if rule.fix is None:
         return []
     before = dict(draft.metadata)
@@ -93,7 +93,7 @@ def _hashes_changed(subject: Subject, fixed: Fixing) -> bool:
 
 
 def _is_same(before: Adapter, after: Adapter) -> bool:
-    """Whether every change that was there is there, with its scale up to the rounding of its alpha."""
+    """Return True if every change is still there, with its scale up to the rounding of its alpha."""
     old, new = _meaning(before), _meaning(after)
     return old.keys() == new.keys() and all(_alike(old[key], new[key]) for key in old)
 

@@ -1,4 +1,7 @@
-"""What the numbers of a tensor amount to, read a few million at a time. The one file of `check` that needs numpy."""
+"""Measurements of a tensor's numbers, read a few million at a time.
+
+This is the one file of `check` that needs numpy.
+"""
 
 import math
 from collections.abc import Iterator

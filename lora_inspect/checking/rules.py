@@ -1,6 +1,6 @@
-"""The registry of all that `check` tells: what cannot be read, what the reading finds, and the lints.
+"""The registry of all problems of `check`: unreadable files, problems of the reading, and lints.
 
-What the problems mean that the reading of a file finds: for `check`, whose help and page explain every code.
+The meanings of the reading's problems are here for `check`; its help and page explain every code.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from lora_inspect.reading.problems import PROBLEMS
 
 
 class _Words(NamedTuple):
-    """What a problem means, why it matters, and the way out."""
+    """The meaning of a problem, its importance, and the way out."""
 
     means: str
     matters: str

@@ -1,10 +1,8 @@
-"""What is looked at: a file with its reading, and what is read of it only where a lint asks for it.
+"""The subject of a check: a file with its reading, and more of it as soon as a lint asks for it.
 
-What a problem of `check` is: its code, how serious it is, what it means, and who finds and mends it.
-
-The file that --fix writes, as long as it is changed: its tensors by name, in order, and its metadata.
-
-How the bytes of a header are laid out, which its meaning does not show. Standard library only.
+`Rule` describes a problem of `check`: its code, severity and meaning, and the functions that find and fix it. `Draft`
+is the file that --fix writes, while it changes: its tensors by name, in order, and its metadata. The layout of a
+header's bytes is here too, which its meaning does not show.
 """
 
 import re
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Draft:
-    """The contents of one file. What is not changed keeps its bytes."""
+    """The contents of one file; unchanged parts keep their bytes."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.contents = {name: renamed(info, name) for name, info in checkpoint.tensors.items()}
@@ -99,7 +97,7 @@ def _shape(file: str, checkpoint: Checkpoint) -> HeaderShape | None:
 
 
 class Subject:
-    """A checkpoint, its kind ("adapter", "base", "other") and its reading, which is empty for what is no adapter."""
+    """A checkpoint with its kind ("adapter", "base", "other") and its reading, which is empty for no adapter."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, progress: Progress = silent) -> None:
         self.checkpoint, self.settings = checkpoint, settings
@@ -108,7 +106,7 @@ class Subject:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether there is an adapter to look at."""
+        """True if there is an adapter."""
         return self.kind == ADAPTER
 
     @property
@@ -133,7 +131,7 @@ class Subject:
 
     @cached_property
     def headers(self) -> list[HeaderShape]:
-        """How the header of each safetensors file is laid out."""
+        """The layout of the header of each safetensors file."""
         return header_shapes(self.checkpoint)
 
     @cached_property
@@ -145,14 +143,14 @@ class Subject:
 
     @cached_property
     def measured(self) -> "dict[str, Measured]":
-        """What the numbers of every tensor amount to, by its name."""
+        """The measurements of every tensor's numbers, by name."""
         from lora_inspect.checking.measured import measure
 
         return {name: measure(info, self.progress) for name, info in self.checkpoint.tensors.items()}
 
 
 def read_again(subject: Subject, metadata: Mapping[str, str]) -> Adapter:
-    """What the file would mean with other metadata; the subject has to be of one file."""
+    """Read the meaning of the file with other metadata; the subject must be one file."""
     (file,) = subject.checkpoint.files
     other = subject.checkpoint._replace(metadata=dict(metadata), file_metadata={file: dict(metadata)})
     return kind_of(read_adapter(other, subject.settings))[1]
@@ -166,10 +164,9 @@ Fix = Callable[[Subject, Draft], Iterable[str]]
 class Rule(NamedTuple):
     """A kind of problem.
 
-    `means`, `matters` and `way_out` are sentences for people: what it is, why that matters and the way out. `looks`
-    find it, none where the reading of the file does. `of_tensors` says that the tensors have to be read for it. `fix`
-    is what --fix does about it; None where it would have to guess. `rewritten` says that any writing of the file anew
-    mends it.
+    `means`, `matters` and `way_out` are sentences for people: the problem, its importance and the way out. `looks` find
+    it; there are none if the reading of the file finds it. `of_tensors` is true if it needs the tensors. `fix` is the
+    fix of --fix, None if it would need a guess. `rewritten` is true if writing the file again fixes it.
     """
 
     code: str

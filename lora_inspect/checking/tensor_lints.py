@@ -1,4 +1,4 @@
-"""What the numbers of the tensors say: lints of --tensors."""
+"""The lints of --tensors, on the numbers of the tensors."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The command line: its entry, and how it ends."""
+"""The command line: its entry, and its exit statuses."""
 
 import signal
 import sys
@@ -20,9 +20,9 @@ _KILLED_BY = 128
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Says what a LoRA file means and on which evidence, merges it into a base, and converts it.
+Report the meaning of a LoRA file with its evidence, merge it into a base, and convert it.
 
-A file without a command is the file of `info`.
+A file without a command goes to `info`.
 
 \b
 lora-inspect info adapter.safetensors
@@ -78,7 +78,7 @@ def _run(arguments: list[str] | None) -> object:
 
 
 def _is_json(arguments: list[str]) -> bool:
-    """Whether JSON was asked for, as far as that shows without the verb's own options."""
+    """Return True if the command asks for JSON, as far as its words show without the verb's options."""
     before = arguments[: arguments.index("--")] if "--" in arguments else arguments
     named = before[before.index("--format") + 1 :][:1] if "--format" in before else []
     return "--json" in before or "--format=json" in before or named == ["json"]

@@ -1,7 +1,4 @@
-"""`lora-inspect check`.
-
-What `check` prints for people: a line for each problem, and on a terminal lines of its width below each file.
-"""
+"""`lora-inspect check`, and its printed problems: a line for each, fitted to the width of a terminal."""
 
 import os
 import sys
@@ -46,7 +43,7 @@ _MOST = 5
 
 
 def print_problems(path: str, problems: Sequence[Problem]) -> None:
-    """What is wrong with one file, the first few of each code; a single line where nothing is."""
+    """Print the problems of one file, the first few of each code, or a single line for none."""
     problems = list(_few(problems))
     if sys.stdout is not None and sys.stdout.isatty():
         terminal.laid_out(_laid_out(path, problems))
@@ -58,7 +55,7 @@ def print_problems(path: str, problems: Sequence[Problem]) -> None:
 
 
 def print_fixed(result: "CheckResult") -> None:
-    """What was done to a file, where it is, and what is wrong with it still."""
+    """Print the fixes of a file, the path of the copy, and the problems that remain."""
     for sentence in result.fixed:
         terminal.line(f"{result.path}: fixed: {sentence}.")
     print_problems(result.output or result.path, result.left)
@@ -66,7 +63,7 @@ def print_fixed(result: "CheckResult") -> None:
 
 
 def print_summary(results: "Iterable[CheckResult]") -> None:
-    """How much of what was found, and what --fix would do."""
+    """Print the number of problems by severity, and the number that --fix can fix."""
     results = list(results)
     counts = Counter(one.severity for result in results for one in result.problems)
     told = [counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
@@ -107,10 +104,10 @@ TEXT, JSON, SARIF = "text", "json", "sarif"
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Says what is wrong or doubtful with each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters.
+Report the problems of each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters.
 
-The exit status is 1 where a problem is as serious as --fail-on says, or more. With --fix, all that can be mended
-without a guess is mended in a new file, and the status is 0. Every code stands in docs/checking.md.
+The exit status is 1 if a problem is as serious as --fail-on, or more serious. --fix writes a copy in which every
+problem with one safe fix is fixed; the status is then 0. docs/checking.md explains every code.
 
 \b
 Example: lora-inspect check adapter.safetensors --tensors
@@ -119,18 +116,16 @@ Example: lora-inspect check adapter.safetensors --tensors
 
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["check"])
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
-@click.option("--tensors", is_flag=True, help="Read all numbers: NaN, untrained modules, overflow.")
-@click.option("--fix", "fixes", is_flag=True, help="Write the file of one PATH to OUT, mended.")
-@click.option("-o", "--output", type=FilePath(), metavar="OUT", help="Where --fix writes: a name or a folder.")
+@click.option("--tensors", is_flag=True, help="Read all numbers, to find NaN, untrained modules and overflow.")
+@click.option("--fix", "fixes", is_flag=True, help="Write a fixed copy of the file to OUT; takes a single PATH.")
+@click.option("-o", "--output", type=FilePath(), metavar="OUT", help="Output of --fix: a name or a folder.")
 @click.option("--force", is_flag=True, help="Overwrite the output if it exists; never an input.")
-@click.option(
-    "--format", "format_", type=click.Choice([TEXT, JSON, SARIF]), help="How the problems are printed: text by default."
-)
+@click.option("--format", "format_", type=click.Choice([TEXT, JSON, SARIF]), help="Output format. [default: text]")
 @click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
 @click.option(
     "--fail-on",
     type=click.Choice(SEVERITIES[::-1]),
-    help="What makes the exit status 1: warnings and errors by default.",
+    help="Least severity that makes the exit status 1. [default: warning]",
 )
 def check(
     paths: tuple[str, ...],
@@ -142,7 +137,7 @@ def check(
     as_json_: bool,
     fail_on: str | None,
 ) -> None:
-    """Checks, prints, and exits with what was found."""
+    """Check, print, and exit with the status of the result."""
     given = [parse_without_multiplier(path, "check") for path in paths]
     if fixes and fail_on:
         raise click.UsageError("--fail-on judges what is there, and --fix writes: check OUT for what is left.")
@@ -178,7 +173,7 @@ def check(
 def _checked(
     given: "list[tuple[str, Settings]]", tensors: bool, shown: bool
 ) -> "tuple[list[CheckResult], list[Failure]]":
-    """What is found in every file, printed as it is found, and the failures of paths that lead to none."""
+    """Check every file and print its problems as they are found; return failures of invalid paths, too."""
     from lora_inspect.ops.check import check as checked
     from lora_inspect.ops.check import found_in
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Says what every program that loads adapters will make of ADAPTER, and which command mends it.
+Report how every program that loads adapters applies ADAPTER, and the command that fixes it.
 
-With --for the exit status is 1 where the file would be wrong in that program.
+With --for the exit status is 1 if the file would be wrong in that program.
 
 \b
 Example: lora-inspect compat adapter.safetensors --for comfyui
@@ -30,8 +30,13 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
 
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["compat"])
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
-@click.option("--for", "named", type=click.Choice(sorted(PROGRAMS)), help="Only this program.")
-@click.option("--base", type=FilePath(), metavar="BASE", help="The model's own weights, for commands that need them.")
+@click.option("--for", "named", type=click.Choice(sorted(PROGRAMS)), help="Judge only this program.")
+@click.option(
+    "--base",
+    type=FilePath(),
+    metavar="BASE",
+    help="The base, for DoRA's error and in printed commands.",
+)
 @declared_options(ReadingRequest)
 @click.option("--json", "as_json_", is_flag=True, help="Print the result as JSON.")
 def compat(adapter: str, named: str | None, base: str | None, as_json_: bool, **asked: Any) -> None:
@@ -56,7 +61,7 @@ def compat(adapter: str, named: str | None, base: str | None, as_json_: bool, **
 
 
 def _print(verdicts: "tuple[Judgement, ...]") -> None:
-    """A row per program, and below them what mends which; the unknown ones are one line."""
+    """Print a row per program, and below them each fix with its programs; unknown ones share a line."""
     from lora_inspect.programs.verdict import UNKNOWN
 
     titles = Counter(one.program.title for one in verdicts)

@@ -1,8 +1,6 @@
-"""`lora-inspect convert`.
+"""`lora-inspect convert`: of one adapter, or of each adapter in a folder, and the printed account.
 
-What a conversion is told as to people.
-
-`lora-inspect convert` of a folder: each adapter in it into another folder, whatever becomes of the others.
+In a folder, a failed adapter does not stop the others.
 """
 
 import os
@@ -34,12 +32,13 @@ if TYPE_CHECKING:
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Writes ADAPTER anew so that alpha/rank is its scale: the one rule that every loader follows.
+Rewrite ADAPTER so that alpha/rank is its scale: the one rule that every loader follows.
 
-RS-LoRA is exact. DoRA needs one of --keep-dora, --base or --drop-magnitude.
+RS-LoRA converts exactly. DoRA needs one of --keep-dora, --base or --drop-magnitude.
 
-The output has the names of ADAPTER, in another layout with --layout; PEFT's names need a folder, for the config that
-says their scale. Of a folder of adapters each file is converted into the folder OUT, under its name.
+The output keeps the names of ADAPTER, unless --layout or --to chooses others. PEFT's names need a folder, because a
+config states their scale. If ADAPTER is a folder of adapters, `convert` writes each into the folder OUT under its
+name.
 
 \b
 Example: lora-inspect convert rslora.safetensors -o standard.safetensors
@@ -50,7 +49,7 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
 @writing_options()
 @click.option(
-    "--to-standard", is_flag=True, help="Scale alpha/rank in every module, no flags, corrected metadata (the default)."
+    "--to-standard", is_flag=True, help="Write scale alpha/rank, no flags and corrected metadata (the default)."
 )
 @declared_options(ConvertRequest)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -106,7 +105,7 @@ def tell(result: "ConvertResult", with_errors: bool) -> None:
 
 
 def headline(result: "ConvertResult") -> str:
-    """What became what."""
+    """Return the output, its modules, and the algorithms and names before and after."""
     was = _kinds(result.was, "RS-LoRA" if result.source["rslora"] else "LoRA")
     was += " with DoRA" if result.source["dora"] else ""
     becomes = _kinds(result.becomes, "LoRA" if result.target["dora"] else "plain LoRA")
@@ -129,7 +128,7 @@ def _size(described: dict[str, Any]) -> str:
 
 
 def loss(result: "ConvertResult") -> str:
-    """How much the change of the modules lost, in words."""
+    """Describe the loss of the modules' changes."""
     known = [error for error in result.relative_errors.values() if error is not None]
     if len(known) < len(result.relative_errors):
         lost = len(result.relative_errors) - len(known)
@@ -143,7 +142,7 @@ def loss(result: "ConvertResult") -> str:
 
 
 class _Outcome(NamedTuple):
-    """What became of one checkpoint: its conversion, the reason why it was skipped, or its failure."""
+    """The outcome for one checkpoint: its conversion, the reason to skip it, or its failure."""
 
     path: str
     result: "ConvertResult | None" = None
@@ -234,7 +233,7 @@ def _record(outcome: _Outcome) -> dict[str, Any]:
 
 
 def _tell(outcomes: list[_Outcome]) -> None:
-    """A line for each adapter that was converted, how many there are of each kind, and what was skipped."""
+    """Print a line per converted adapter, the counts of each kind, and the skipped files."""
     done = [outcome.result for outcome in outcomes if outcome.result]
     for result in done:
         terminal.line(f"{headline(result)}; {loss(result)}")

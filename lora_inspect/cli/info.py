@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Says what each PATH is: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
+Describe each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
 
-Only headers, alphas and flags are read. alpha=N and rslora=yes|no after a colon settle what a file leaves open.
+`info` reads only headers, alphas and flags. alpha=N and rslora=yes|no after a colon supply facts that a file does not
+state.
 
 \b
 Example: lora-inspect info adapter.safetensors --modules
@@ -37,16 +38,14 @@ Example: lora-inspect info loras/ --where model=wan --sort size
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["info"])
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
 @click.option("--modules", is_flag=True, help="List every module with its rank, alpha and scale.")
-@click.option("--metadata", is_flag=True, help="Show the file's metadata, JSON in it unfolded and long values cut.")
-@click.option("--why", is_flag=True, help="Show all evidence for what is said of the file.")
-@click.option(
-    "--json", "as_json_", is_flag=True, help="Print JSON: a list if several PATHs or a folder of files are given."
-)
+@click.option("--metadata", is_flag=True, help="Show the file's metadata: JSON expanded, long values shortened.")
+@click.option("--why", is_flag=True, help="Show all evidence for the reported facts.")
+@click.option("--json", "as_json_", is_flag=True, help="Print JSON; a list for several PATHs or a folder of files.")
 @folder_options
 def info(
     paths: tuple[str, ...], modules: bool, metadata: bool, why: bool, as_json_: bool, **about_folders: Any
 ) -> None:
-    """Reads each path and prints what it is."""
+    """Read each path and print its description."""
     arguments = [asked(path) for path in paths]
     options = FolderOptions(**about_folders)
     if len(arguments) > 1 or arguments[0].is_collection or options.lists:
@@ -59,14 +58,14 @@ def info(
 
 
 def _refuse_for_several(modules: bool, metadata: bool, why: bool) -> None:
-    """Raises UsageError for what is shown of a single file."""
+    """Raise UsageError for options that show a single file."""
     given = {"--modules": modules, "--metadata": metadata, "--why": why}
     if option := next((name for name, is_given in given.items() if is_given), None):
         raise click.UsageError(f"{option} is about a single file; name one, or use --json.")
 
 
 def _info_of_one(argument: Asked, modules: bool, metadata: bool, why: bool, json: bool) -> None:
-    """Reads one checkpoint, prints what it is, and exits with 1 or 3 where it cannot be read."""
+    """Read one checkpoint and print its description; exit with 1 or 3 if it cannot be read."""
     found, verdicts, record = _read(argument, modules)
     if json:
         terminal.json_text(record)
@@ -116,7 +115,7 @@ _MOST_REASONS = 12
 
 
 def table_of_modules(sheet: Sheet, modules: Sequence[Mapping[str, Any]], why: bool) -> Iterator[Line]:
-    """A row for each module and algorithm; where scales are unknown, or with `why`, what they come from."""
+    """Return a row per module and algorithm, with the reason of unknown scales or, with `why`, of all."""
     rows = [_row(module) for module in modules]
     # One algorithm for all is in the first line of the screen.
     shown = [

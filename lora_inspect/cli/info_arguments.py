@@ -1,8 +1,6 @@
-"""What the arguments of `info` stand for: one checkpoint, or the files of a folder.
+"""The arguments and options of `info`: one checkpoint, or the files of a folder with conditions and an order.
 
-The options of `info` that are about a folder of files: which are shown, in which order, and as what.
-
-Which files of a folder are wanted, and in which order: conditions on their fields, and what each field sorts by.
+A condition tests a field of a file's account; `--sort` orders the files by a field.
 """
 
 import re
@@ -66,7 +64,7 @@ class Condition(NamedTuple):
     pattern: str
 
     def holds(self, one: "ScannedFile") -> bool:
-        """Whether a file is wanted."""
+        """Return True for a file that matches."""
         return any(self._fits(word) for word in _WORDS[self.key](one))
 
     def _fits(self, word: str) -> bool:
@@ -87,7 +85,7 @@ def condition(text: str) -> Condition:
 
 
 def sorting_key(order: str) -> "Callable[[ScannedFile], Any]":
-    """What the files are sorted by in one of ORDERS."""
+    """Return the key function for one of ORDERS."""
     return _ORDERS[order]
 
 
@@ -100,9 +98,9 @@ ERROR, CODE = "error", "code"
 
 
 class Asked(NamedTuple):
-    """What an argument stands for: the files to read and their settings, or why they cannot be told.
+    """The files and settings of an argument, or the failure to read it.
 
-    `is_collection` says that it is a folder of several checkpoints, and `path` is the argument without its settings.
+    `is_collection` is true for a folder of several checkpoints. `path` is the argument without its settings.
     """
 
     files: tuple[str, ...]
@@ -136,7 +134,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class FolderOptions(NamedTuple):
-    """What was asked of a folder; `jobs` is None for as many processes as pay."""
+    """The options for a folder; `jobs` is None for as many processes as make it faster."""
 
     all_: bool = False
     sort: str | None = None
@@ -146,7 +144,7 @@ class FolderOptions(NamedTuple):
 
     @property
     def lists(self) -> bool:
-        """Whether a list was asked for, whatever the paths are."""
+        """True if an option asks for a list, whatever the paths are."""
         return self.all_ or self.sort is not None or bool(self.where) or self.jsonl
 
 
@@ -161,23 +159,23 @@ def folder_options(command: Decorated) -> Decorated:
     """Adds the options, by the names that the fields of FolderOptions have."""
     for option in reversed(
         (
-            click.option("--all", "all_", is_flag=True, help="List bases and other files of a folder too."),
+            click.option("--all", "all_", is_flag=True, help="Also list the bases and other files of a folder."),
             click.option(
-                "--sort", type=click.Choice(ORDERS), help="Order the rows, which are then shown once all are read."
+                "--sort", type=click.Choice(ORDERS), help="Sort the rows; they appear after all files are read."
             ),
             click.option(
                 "--where",
                 multiple=True,
                 metavar="KEY=VALUE",
                 callback=_conditions,
-                help="List only files of which that holds, as model=wan, type=dora or state=need*; all of several.",
+                help="List only matching files, as model=wan, type=dora or state=need*. Repeatable: all must match.",
             ),
-            click.option("--jsonl", is_flag=True, help="Print a JSON object a line for each file, as it is read."),
+            click.option("--jsonl", is_flag=True, help="Print a JSON line per file, as soon as it is read."),
             click.option(
                 "--jobs",
                 type=click.IntRange(1),
                 metavar="N",
-                help="Read a folder with N processes; without it with as many as pay.",
+                help="Read a folder with N processes. [default: as many as make it faster]",
             ),
         )
     ):

@@ -73,7 +73,7 @@ class FolderTable:
         return self._line([column.header for column in self._columns], FAINT)
 
     def row(self, name: str, one: ScannedFile, duplicate_of: str = "") -> Line:
-        """The line of a file that could be read; `duplicate_of` is what the first file with its tensors is called."""
+        """Return the line of a readable file; `duplicate_of` names the first file with its tensors."""
         cells = {
             "name": name,
             "model": self._model(one),
@@ -165,7 +165,7 @@ _PLURALS = {BASE: "bases", OTHER: "others", _COPIES: "duplicates"}
 
 
 class _Entry(NamedTuple):
-    """A file, what it is called in the table, and whether it was named itself and not found in a folder."""
+    """A file, its name in the table, and a flag for a file that the user named."""
 
     one: ScannedFile
     name: str
@@ -173,7 +173,7 @@ class _Entry(NamedTuple):
 
 
 def info_of_several(arguments: Sequence[Asked], modules: bool, json: bool, options: FolderOptions) -> None:
-    """Reads all files of the arguments, prints what they are, and exits with 1 or 3 where one cannot be read."""
+    """Read all files of the arguments and print them; exit with 1 or 3 if one cannot be read."""
     names = _names(arguments)
     counts: Counter[str] = Counter()
     with bar_below("Reading", len(names)) as bar:
@@ -199,7 +199,7 @@ def info_of_several(arguments: Sequence[Asked], modules: bool, json: bool, optio
 
 
 def _names(arguments: Sequence[Asked]) -> list[str]:
-    """What each file is called: its path below the folder where that is the only argument, else as it was typed."""
+    """Return the name of each file: its path below the only folder, else the path as typed."""
     folder = arguments[0].path if len(arguments) == 1 and arguments[0].is_collection else ""
     paths = [path for argument in arguments for path in argument.files or (argument.path,)]
     return [os.path.relpath(path, folder) for path in paths] if folder else paths
@@ -286,7 +286,7 @@ def _short(name: str) -> str:
 
 
 def _totals(counts: "Counter[str]") -> str:
-    """How many adapters there are, in which states, and how many other files."""
+    """Return the number of adapters, by state, and of other files."""
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     adapters = counts[ADAPTER]
     told = f"{adapters} adapter{'' if adapters == 1 else 's'}" + (f": {states}" if states else "")

@@ -1,8 +1,7 @@
-"""The screen of one file: what it is first, then what is wrong, what programs make of it, and where it comes from.
+"""The screen of one file: its kind first, then problems, programs and origin.
 
-The first lines of a file's screen: what it is, for which model, at which rank and scale.
-
-What the programs make of a file, in a few lines of its screen, with the command that mends it.
+The first lines give kind, model, rank and scale. A few lines give the verdicts of programs, with the command that fixes
+the file.
 """
 
 import os
@@ -43,7 +42,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def headline(info: FileInfo, record: Mapping[str, Any]) -> str:
-    """What the file is, in one sentence."""
+    """Describe the file in one sentence."""
     if info.kind == BASE:
         return f"Base model: {_model(info)}" if info.candidates else "Base model of a family that is not known here"
     if info.kind != ADAPTER:
@@ -61,7 +60,7 @@ def headline(info: FileInfo, record: Mapping[str, Any]) -> str:
 
 
 def file_line(record: Mapping[str, Any]) -> str:
-    """The file's name, how large it is, what it is stored in, and who wrote it."""
+    """Return the file's name, size, element types and writer."""
     path = os.path.normpath(record["path"])
     dtypes: dict[str, None] = {}
     for part in record["components"].values():
@@ -93,7 +92,7 @@ def span(counts: Mapping[str, int]) -> str:
 
 
 def _without_modules(info: FileInfo) -> str:
-    """What is known of an adapter of which no module can be told: its method, where a config names one."""
+    """Describe an adapter without known modules: its method, if a config names one."""
     method = next((item.says for item in info.adapter.evidence if item.about == _METHOD), "")
     return f"{method.partition(', ')[0].partition(' (')[0] or 'An adapter'}, of which no module can be told"
 
@@ -116,7 +115,7 @@ def few(names: Sequence[str], word: str = "and", most: int = _MOST_NAMES) -> str
 
 
 def _algorithm(info: FileInfo) -> str:
-    """The algorithms by their titles, the commonest first, with what is done to them: RS-LoRA, DoRA."""
+    """Name the algorithms, the commonest first, with RS-LoRA and DoRA."""
     counts: dict[str, int] = {}
     for contribution in info.adapter.contributions:
         if not contribution.algorithm.beside:
@@ -177,10 +176,10 @@ _BASE = " --base BASE "
 def lines_of_programs(
     sheet: Sheet, outlook: Outlook, path: str, scales: Sequence[str], fix: str | None, info: FileInfo
 ) -> Iterator[Line]:
-    """What is wrong in which programs, a sentence each, then the programs that the file works in, and does not.
+    """Return a sentence for each error in programs, then the programs that load the file and those that do not.
 
-    Each program stands in one place. `scales` are those of the modules, `fix` the command that mends every wrong
-    strength, where one is known, and `path` what the user called the file.
+    Each program appears once. `scales` are those of the modules. `fix` is the command that fixes every wrong scale, if
+    one is known. `path` is the file as the user named it.
     """
     groups = group_verdicts(outlook.verdicts)
     wrong = [one for one in groups if one.verdict not in (SAME, *NOT_THERE, UNKNOWN)]
@@ -216,7 +215,7 @@ def lines_of_programs(
 
 
 def _is_lost(outlook: Outlook, info: FileInfo) -> bool:
-    """Whether programs that are there for such a model, and are asked about most, have nothing of the file."""
+    """Return True if the most common programs for such a model load nothing of the file."""
     one = outlook.decisive
     if one is None or one.verdict not in NOT_THERE or outlook.is_open:
         return False
@@ -235,7 +234,7 @@ def _right(sheet: Sheet, one: Alike, is_open: bool, info: FileInfo) -> Iterator[
 
 
 def _of_most_asked(outlook: Outlook, info: FileInfo) -> str:
-    """What is to be said of the program that people ask about most where its verdict says nothing."""
+    """Return sentences on the most common program if its verdict gives none."""
     own: list[Verdict] = [one for one in outlook.verdicts if one.program.title == MOST_ASKED]
     if not own:
         return (
@@ -280,7 +279,7 @@ def _sentence(one: Alike, scales: Sequence[str], mends: bool) -> str:
 
 
 def _multipliers(factors: Sequence[float], scales: Sequence[str]) -> str:
-    """The scale that is applied, and what it is to the one of the training."""
+    """Return the applied scale, and its ratio to the trained one."""
     if len(factors) > 1:
         return f"{min(factors):g} to {max(factors):g} times what is right"
     words = f"{_IN_WORDS.get(factors[0], f'{factors[0]:.3g} times as strong')} as trained"
@@ -301,7 +300,7 @@ _CELLS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 class _Setting(NamedTuple):
-    """What settles something that a file leaves open: a name, a value as an example, and which one is right."""
+    """A setting that answers an open question: its name, an example value, and the right one."""
 
     name: str
     value: str
@@ -341,7 +340,7 @@ def screen(
 
 
 def _settling(sheet: Sheet, settings: Sequence[str], path: str) -> Iterator[Line]:
-    """The command that gives what the file leaves open, with a value of each in it, and what the values are."""
+    """Return the command with a value for each open setting, and the meaning of the values."""
     said = ",".join(f"{_SETTINGS[one].name}={_SETTINGS[one].value}" for one in settings)
     yield from sheet.row_of_command("settle with", command_line(["lora-inspect", "info", f"{operand(path)}:{said}"]))
     yield from sheet.row("", "; ".join(_SETTINGS[one].means for one in settings), FAINT)
@@ -369,7 +368,7 @@ def _problems(sheet: Sheet, problems: Sequence[Mapping[str, Any]], severities: S
 
 
 def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
-    """What the metadata say of where it comes from, a row each."""
+    """Return the origin that the metadata state, a row each."""
     merges = record["merged"]
     if len(merges) > _MOST_MERGES:
         yield from sheet.row("merged", f"{len(merges) - _MOST_MERGES:,} earlier merges: --json", FAINT)
@@ -396,7 +395,7 @@ def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def _applied_multiplier(multiplier: float | Mapping[str, float] | None) -> str:
-    """The strength of an adapter that was merged, where it is not plainly 1."""
+    """Return the multiplier of a merged adapter, unless it is 1."""
     if isinstance(multiplier, Mapping):
         return f" at {few([f'{name}={number:g}' for name, number in multiplier.items()])}"
     return "" if multiplier in (None, 1) else f" at {multiplier:g}"
@@ -432,7 +431,7 @@ def _training(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _evidence(sheet: Sheet, info: FileInfo, record: Mapping[str, Any], why: bool) -> Iterator[Line]:
-    """All evidence where it is asked for, else the deciding one for what is not as everybody would expect."""
+    """Return all evidence on request, else the deciding evidence for anything unusual."""
     evidence = record["evidence"]
     subjects = {"rslora": "RS-LoRA", "dora": "DoRA"}
     if why:
@@ -453,14 +452,14 @@ def _evidence(sheet: Sheet, info: FileInfo, record: Mapping[str, Any], why: bool
 
 
 def _place(item: Mapping[str, str], record: Mapping[str, Any]) -> str:
-    """Where the evidence stands; of a file beside this one the name alone."""
+    """Return the place of the evidence; for another file of the folder only its name."""
     folder, name = os.path.split(item["where"])
     own = os.path.normpath(record["path"])
     return name if name and folder and folder in (own, os.path.dirname(own)) else item["where"]
 
 
 def _surprises(info: FileInfo) -> dict[str, str]:
-    """What wants a reason, by what evidence is about: its name here."""
+    """Return the unusual facts that need a reason, each under the name of its evidence."""
     adapter = info.adapter
     found = {}
     differs = adapter.rslora.value is None and any(contribution.rslora for contribution in adapter.contributions)

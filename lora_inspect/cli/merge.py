@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Folds each ADAPTER, with its own multiplier (default 1), into BASE and writes the result.
+Fold each ADAPTER, with its own multiplier (default 1), into BASE and write the result.
 
-BASE is a file, a sharded set or a folder; the output has the same form. What follows the colon of an ADAPTER are
-its settings: a number (the multiplier; 0 changes nothing), COMPONENT=number, blocks.0-9=number or GLOB=number
-(multipliers of a part of its modules), alpha=N, rslora=yes|no, expert-packing=rank_major|grouped_by_expert and
-architecture=NAME (what the file leaves open), residual=yes|no (whether BASE is what PiSSA or another initialisation
-left of the original one).
+BASE is a file, a sharded set or a folder; the output has the same form. Settings follow the colon of an ADAPTER:
+a number (the multiplier; 0 changes nothing), COMPONENT=number, blocks.0-9=number or GLOB=number (multipliers of a part
+of its modules), alpha=N, rslora=yes|no, expert-packing=rank_major|grouped_by_expert and architecture=NAME (facts that
+the file does not state), residual=yes|no (is BASE the residual that PiSSA or another initialisation left of the
+original model?).
 
-Adapters are folded in the order in which they are named. It matters only where DoRA or OFT meets another change of the
-same weight, which the summary says.
+`merge` folds adapters in the given order. The order matters only where DoRA or OFT meets another change of the same
+weight; the summary then reports it.
 
 \b
 Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetensors -o merged.safetensors
@@ -49,17 +49,17 @@ def _share(context: click.Context, parameter: click.Parameter, value: str | None
     "share",
     callback=_share,
     metavar="I/N",
-    help="Make the I-th of N parts of a sharded base alone, in OUT.parts; the job that makes the last one writes OUT.",
+    help="Make only part I of N of a sharded base, in OUT.parts; the job that makes the last part writes OUT.",
 )
 @click.option(
     "--finish",
     "is_finish",
     is_flag=True,
-    help="Write OUT of the shards in OUT.parts, with all else as it was given to the jobs.",
+    help="Assemble OUT from OUT.parts; give the other options exactly as in the shard jobs.",
 )
 @declared_options(MergeRequest, names=("hash_base",))
 @click.option(
-    "--dry-run", is_flag=True, is_eager=True, help="Say what would be merged, with or without -o; write nothing."
+    "--dry-run", is_flag=True, is_eager=True, help="Print the planned merge, with or without -o; write nothing."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def merge(

@@ -1,6 +1,6 @@
-"""`lora-inspect merge --shard` and `--finish`: one of several jobs, and the last one.
+"""`lora-inspect merge` in several jobs: `--shard` and `--finish`, or the processes of torchrun.
 
-`torchrun -m lora_inspect merge`: what each of its processes does, and what the first one prints for all.
+With torchrun, each process merges its shards and the first one prints for all.
 """
 
 import sys

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Shows what a file says of itself, and changes it: title, trigger words, training facts, hashes. The bytes of the
-tensors stay what they are.
+Show and edit the metadata of a file: title, trigger words, training facts, hashes. The bytes of the tensors stay
+the same.
 
-A change is written to a new file that takes the place of the old one when it is complete, or that is called OUT, or
-into the header where it stands with --in-place. What would change how the file is read is refused.
+A change goes into a new file, which replaces the old one when it is complete. -o OUT keeps the old file; --in-place
+rewrites only its header. Changes that alter how the file is read are refused.
 
 \b
 lora-inspect metadata show adapter.safetensors
@@ -28,16 +28,16 @@ lora-inspect metadata strip adapter.safetensors -o clean.safetensors
 """
 
 _SHOW = """\
-Lists the metadata of PATH, with the JSON in it unfolded and long values cut.
+List the metadata of PATH, with JSON expanded and long values shortened.
 
-Whatever is cut here, `metadata get` and --json give whole.
+`metadata get` and --json print values complete.
 
 \b
 Example: lora-inspect metadata show adapter.safetensors --hashes
 """
 
 _GET = """\
-Prints the value of KEY as it is, without a line break at its end.
+Print the value of KEY exactly, without a line break at its end.
 
 \b
 Example: lora-inspect metadata get trained.safetensors ss_tag_frequency
@@ -72,8 +72,8 @@ def metadata() -> None:
 
 @metadata.command(cls=Verb, help=_SHOW, short_help=METADATA_VERBS["show"])
 @click.argument("path", type=FilePath())
-@click.option("--hashes", is_flag=True, help="Compute the hashes that sites and programs know the file by.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every value whole: a list for a set of files.")
+@click.option("--hashes", is_flag=True, help="Compute the hashes by which sites and programs identify the file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with complete values; a list for a set of files.")
 def show(path: str, hashes: bool, as_json: bool) -> None:
     """Reads and prints."""
     from lora_inspect.cli.metadata_output import metadata_lines
@@ -113,7 +113,7 @@ def _headline(one: "Told") -> str:
 
 
 def _with_stated(one: "Told") -> list[tuple[str, str]]:
-    """The hashes, each with what the file says of it."""
+    """Return the hashes, each with the statement of the file on it."""
     return [(name, f"{value}{_stated(one.metadata.get(name), value)}") for name, value in one.hashes.items()]
 
 

@@ -23,28 +23,28 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 _VALUE = 100
 
 _SET = """\
-Gives keys of the metadata of PATH values: text, or with KEY=@FILE the text in a file.
+Set keys in the metadata of PATH: to text, or with KEY=@FILE to the text in a file.
 
 \b
 Example: lora-inspect metadata set adapter.safetensors --trigger-words "ink drawing" ss_training_comment=sketches
 """
 
 _UNSET = """\
-Removes keys from the metadata of PATH, by name or by a glob.
+Remove keys from the metadata of PATH, by name or by glob.
 
 \b
 Example: lora-inspect metadata unset trained.safetensors "ss_dataset*" ss_session_id
 """
 
 _COPY = """\
-Takes over what another file says of itself, but for the hashes of its tensors. What only PATH says stays.
+Copy the metadata of another file into PATH, except the hashes of its tensors. Keys that only PATH has stay.
 
 \b
 Example: lora-inspect metadata copy adapter.safetensors --from trained.safetensors --include "ss_tag_*"
 """
 
 _STRIP = """\
-Removes the metadata of PATH, but for what decides how it is read: PATH means the same afterwards.
+Remove the metadata of PATH, except keys that decide how it is read: PATH keeps its meaning.
 
 \b
 Example: lora-inspect metadata strip adapter.safetensors -o clean.safetensors
@@ -54,13 +54,13 @@ Example: lora-inspect metadata strip adapter.safetensors -o clean.safetensors
 def _writing_options(function: Decorated) -> Decorated:
     """The options of where a change is written, which are the fields of a `Target`, and --json."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print what changed as JSON."),
-        click.option("--dry-run", is_flag=True, help="Only say what would change; nothing is written."),
-        click.option("--hashes", is_flag=True, help="Write the hashes that programs look up, there before or not."),
+        click.option("--json", "as_json", is_flag=True, help="Print the changes as JSON."),
+        click.option("--dry-run", is_flag=True, help="Print the planned changes; write nothing."),
+        click.option("--hashes", is_flag=True, help="Write the hashes that programs look up, even if PATH has none."),
         click.option(
             "--in-place",
             is_flag=True,
-            help="Rewrite only the header of PATH, where it has the room; the next run repairs one that was killed.",
+            help="Rewrite only the header of PATH, if it has the room; the next run repairs it after a killed one.",
         ),
         click.option("--force", is_flag=True, help="Overwrite OUT if it exists; never an input."),
         click.option(
@@ -68,7 +68,7 @@ def _writing_options(function: Decorated) -> Decorated:
             "--output",
             type=FilePath(),
             metavar="OUT",
-            help="Write another file, and leave PATH as it is; without it the new file takes the place of PATH.",
+            help="Write another file and leave PATH unchanged; without it, the new file replaces PATH.",
         ),
         click.argument("path", type=FilePath()),
     ):
@@ -80,17 +80,17 @@ _meaning_option = click.option(
     "--allow-meaning-change",
     "other_meaning",
     is_flag=True,
-    help="Allow what changes how the file is read.",
+    help="Allow changes that alter how the file is read.",
 )
 
 
 @click.command("set", cls=Verb, help=_SET, short_help=METADATA_VERBS["set"])
 @_writing_options
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--trigger-words", metavar="WORDS", help="What a prompt has to hold: modelspec.trigger_phrase.")
-@click.option("--title", metavar="TEXT", help="What lists of models call it: modelspec.title.")
-@click.option("--author", metavar="TEXT", help="Who made it: modelspec.author.")
-@click.option("--description", metavar="TEXT", help="What it is good for: modelspec.description.")
+@click.option("--trigger-words", metavar="WORDS", help="Words that a prompt needs: modelspec.trigger_phrase.")
+@click.option("--title", metavar="TEXT", help="Title in lists of models: modelspec.title.")
+@click.option("--author", metavar="TEXT", help="Author of the file: modelspec.author.")
+@click.option("--description", metavar="TEXT", help="Purpose of the file: modelspec.description.")
 @click.option("--thumbnail", type=FilePath(), metavar="FILE", help="A JPEG, PNG or WebP: modelspec.thumbnail.")
 @_meaning_option
 def set_(
@@ -131,9 +131,9 @@ def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> Non
 
 @click.command(cls=Verb, help=_COPY, short_help=METADATA_VERBS["copy"])
 @_writing_options
-@click.option("--from", "source", required=True, type=FilePath(), metavar="OTHER", help="The file to take it from.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Take over these keys alone; may be repeated.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these keys out; may be repeated.")
+@click.option("--from", "source", required=True, type=FilePath(), metavar="OTHER", help="File to copy from.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Copy only matching keys. Repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out matching keys. Repeatable.")
 @_meaning_option
 def copy(
     path: str, source: str, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool, **target: Any
@@ -149,7 +149,7 @@ def copy(
 
 @click.command(cls=Verb, help=_STRIP, short_help=METADATA_VERBS["strip"])
 @_writing_options
-@click.option("--all", "everything", is_flag=True, help="Remove that as well, and say what it changes.")
+@click.option("--all", "everything", is_flag=True, help="Remove these keys too, and report the change of meaning.")
 def strip(path: str, everything: bool, as_json: bool, **target: Any) -> None:
     """Edits."""
     from lora_inspect.ops.metadata import strip as stripped
@@ -173,7 +173,7 @@ def _target(**options: Any) -> "Target":
 
 
 def _pairs(pairs: Iterable[str]) -> dict[str, str]:
-    """The values by key; click.UsageError for what is no pair, and for a key that is given twice."""
+    """Return the values by key; click.UsageError for an invalid pair or a repeated key."""
     from lora_inspect.editing.edit import parse_pair
 
     found: dict[str, str] = {}
@@ -205,7 +205,7 @@ def _bar(path: str) -> AbstractContextManager[BarBelow]:
 
 
 def _tell(edited: "Edited", dry_run: bool, as_json: bool) -> None:
-    """What changed, a line each, or a record of it; what else there is to know goes beside."""
+    """Print the changes, a line each or as a record, and notes next to them."""
     for sentence in edited.notes:
         terminal.note(sentence)
     if edited.meaning:

@@ -51,7 +51,7 @@ def _parsed(value: str) -> Any:
 
 
 def _rows(label: str, value: Any, depth: int, is_item: bool = False) -> Iterator[_Row]:
-    """A value under its label, and what is in it further in."""
+    """Return a value under its label, with its members indented."""
     label = _INDENT * depth + label
     members = [] if depth == _DEEPEST or (is_item and len(_text(value)) <= _SHORT_ITEM) else _members(value)
     if not members:
@@ -65,7 +65,7 @@ def _rows(label: str, value: Any, depth: int, is_item: bool = False) -> Iterator
 
 
 def _members(value: Any) -> list[tuple[str, Any]]:
-    """What is unfolded of an object, or of a list that holds more than plain values.
+    """Return the members of an object, or of a list that holds more than plain values.
 
     Of many numbers, as counts of tags are, the largest come first.
     """

@@ -1,8 +1,6 @@
-"""Options as click has them: those that a verb's record declares, and where the output goes.
+"""Click's options, made from a verb's record, and the options and arguments that verbs share.
 
-How a path is taken from the command line: completed by the shell as a file, and judged by what opens it.
-
-The settings on a path, for a verb that applies no adapter.
+A path on the command line completes as a file in the shell; the code that opens it judges it.
 """
 
 import math
@@ -20,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic in later versions of click alone
-    """The path of a file or a folder as it was typed, settings and all."""
+    """The path of a file or a folder as the user typed it, with its settings."""
 
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path as it is: what is wrong with one is said where it is opened."""
+        """Return the path unchanged; the code that opens it judges it."""
         return value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
-        """What the shell itself knows of files."""
+        """Complete as the shell completes files."""
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(incomplete, type="file")]
@@ -129,7 +127,7 @@ def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
             callback=needed if dry_run else None,
             type=FilePath(),
             metavar="OUT",
-            help="Where to write: a name that ends in .safetensors, or a folder.",
+            help="Output: a name that ends in .safetensors, or a folder.",
         )(function)
 
     return decorate

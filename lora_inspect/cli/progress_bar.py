@@ -35,7 +35,7 @@ def in_bytes(done: int, length: int, seconds: float) -> str:
 
 
 def _left(done: int, length: int, seconds: float) -> str:
-    """How long the rest takes where it goes on as before, once that can be told."""
+    """Return the time for the rest at the present speed, once it is known."""
     if seconds < 1 or not 0 < done < length:
         return ""
     minutes, rest = divmod(round(seconds * (length - done) / done), 60)
@@ -44,7 +44,10 @@ def _left(done: int, length: int, seconds: float) -> str:
 
 
 class BarBelow:
-    """A bar in the line below what is printed meanwhile, nothing where nobody looks; `spelled` says how far it is."""
+    """A bar in the line below the printed rows; nothing if nobody watches.
+
+    `spelled` writes the progress.
+    """
 
     def __init__(self, label: str, length: int, spelled: Spelled) -> None:
         self._label, self._length, self._spelled = label, length, spelled

@@ -1,10 +1,8 @@
-"""The one way out to the terminal: results on stdout, the rest on stderr, in lines that only the program breaks.
+"""Output on the terminal: results on stdout, the rest on stderr, in lines that only the program breaks.
 
-Sentences in lines that fit a terminal: broken at blanks, wide letters counted by their width.
-
-A sheet of lines for one terminal: labels, sentences and commands, laid out for its width.
-
-What a command says of an exception that ends it, or a part of it.
+`wrapped` breaks sentences at blanks into lines that fit, and counts wide letters by their width. `Sheet` lays out
+labels, sentences and commands for the width of one terminal. `sentence_of` gives the sentence for an exception that
+ends a command, or a part of it.
 """
 
 import io
@@ -51,7 +49,10 @@ def columns() -> int:
 
 
 def has_colours() -> bool:
-    """Whether results are coloured: on a terminal, unless NO_COLOR is set; FORCE_COLOR has it elsewhere too."""
+    """Return True if results have colours: on a terminal, unless NO_COLOR is set.
+
+    FORCE_COLOR turns them on elsewhere, too.
+    """
     environment = os.environ
     if environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
         return False
@@ -95,7 +96,7 @@ def aside(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """What was said or done without need."""
+    """Print a note: a sentence on a setting or an action that was not needed."""
     _write(sys.stderr, [f"Note: {shortened(text, SENTENCE)}"])
 
 
@@ -105,12 +106,15 @@ def error(text: str) -> None:
 
 
 def traceback(text: str) -> None:
-    """The lines of a traceback, for those who mend a defect."""
+    """Print the lines of a traceback, for developers who fix a defect."""
     _write(sys.stderr, map(printable, text.rstrip("\n").split("\n")))
 
 
 def wrong_usage(wrong: click.ClickException) -> None:
-    """What is wrong with the command line, in click's words; they repeat arguments, which may hold anything."""
+    """Print an error of the command line in click's words.
+
+    They repeat arguments, which may hold anything.
+    """
     if isinstance(wrong, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         with suppress(OSError):
             wrong.show()  # the help alone
@@ -122,12 +126,15 @@ def wrong_usage(wrong: click.ClickException) -> None:
 
 
 def facts(named: Iterable[tuple[str, str]]) -> None:
-    """A line for each fact: its name, and what is known as a sentence."""
+    """Print a line per fact: its name and a sentence."""
     _write_columns([(shortened(name), shortened(says, SENTENCE)) for name, says in named])
 
 
 def table(rows: Iterable[Sequence[object]], headers: Sequence[str] = ()) -> None:
-    """Rows of cells, None empty, each cell cut to what a name may take; whole values are what JSON is for."""
+    """Print rows of cells; none may be empty.
+
+    A cell is shortened to the width of a name; JSON has complete values.
+    """
     cells = [["" if cell is None else shortened(str(cell)) for cell in row] for row in rows]
     _write_columns(cells, headers)
 
@@ -277,17 +284,17 @@ class Sheet:
         yield [Piece(_HANGING), Piece(spelled(command), BOLD)]
 
     def fix(self, text: str, command: str) -> Iterator[Line]:
-        """What a command is for, below what is wrong, and the command."""
+        """Add the purpose of a command below a problem, and the command."""
         for piece in wrapped(self.shown(text), self.columns - len(_HANGING)):
             yield [Piece(_HANGING), Piece(piece)]
         yield from self.command(command)
 
     def row_of_command(self, label: str, command: str) -> Iterator[Line]:
-        """A label and what is there to be copied, which is never broken."""
+        """Add a label and text to copy, which is never broken."""
         yield [Piece(f"{_INDENT}{label:{_LABEL}}", FAINT), Piece(spelled(command), BOLD)]
 
     def table(self, rows: Sequence[Sequence[str]], headers: Sequence[str]) -> Iterator[Line]:
-        """Rows below their headers; the first column is cut to what the others leave, and they stand at the right."""
+        """Add rows below their headers, right-aligned; the first column gets the remaining width."""
         cells = [[self.shown(cell) for cell in row] for row in rows]
         widths = [max(map(width, column)) for column in zip(headers, *cells, strict=True)]
         least = len(_INDENT) + width(headers[0]) + sum(widths[1:])
@@ -326,9 +333,9 @@ def sentence_of(error: Exception, path: str = "") -> str:
 
 
 class Failure(NamedTuple):
-    """What ended a command or a part of it: the file, a sentence, the code of its kind, and the status to end with.
+    """The failure of a command or a part of it: file, sentence, code of its kind, and exit status.
 
-    `path` is None for what is of no single file.
+    `path` is None if no single file is at fault.
     """
 
     path: str | None
@@ -337,18 +344,18 @@ class Failure(NamedTuple):
     status: int
 
     def record(self) -> dict[str, str | None]:
-        """It as JSON has it."""
+        """Return the failure as JSON has it."""
         return {"path": self.path, "error": self.says, "code": self.code}
 
 
 def failure(path: str | None, error: Exception) -> Failure:
-    """What is said of an error that came with a file."""
+    """Return the failure for an error that came with a file."""
     kind = kind_of(error)
     return Failure(path, sentence_of(error, path or ""), kind.code, kind.status)
 
 
 def json_failure(ended: Failure) -> None:
-    """What ended a command, for programs; nothing where the result cannot be written, as that may be what ended it."""
+    """Print a failure for programs; nothing if the output cannot be written, as that may be the failure."""
     with suppress(OSError):
         json_text(ended.record())
 

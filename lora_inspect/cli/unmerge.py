@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Takes the adapters of the last merge out of MERGED again and writes the result.
+Remove the adapters of the last merge from MERGED and write the result.
 
-MERGED records which adapters were merged, how strongly and with which options. An ADAPTER that is not named is looked
-for in the folder of MERGED, under its recorded name. With --base the original model is restored whole.
+MERGED records the adapters of the merge, their multipliers and its options. `unmerge` looks for an unnamed ADAPTER in
+the folder of MERGED, under its recorded name. --base restores the original model completely.
 
 \b
 Example: lora-inspect unmerge merged.safetensors style.safetensors -o restored.safetensors --allow-ambiguous
@@ -32,7 +32,7 @@ _SHOWN = 3
 @writing_options(dry_run=True)
 @declared_options(UnmergeRequest)
 @click.option(
-    "--dry-run", is_flag=True, is_eager=True, help="Say what would be unmerged, with or without -o; write nothing."
+    "--dry-run", is_flag=True, is_eager=True, help="Print the planned removal, with or without -o; write nothing."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def unmerge(

@@ -1,6 +1,7 @@
-"""What click has ready for every command, made without a look for translations, for which it loads `locale`.
+"""Commands with click's own options, and the verbs in the order of the help with a summary of each.
 
-The verbs in the order in which people meet them, and what each does: the help lists them without loading any.
+The options are made without a search for translations, for which click loads `locale`. The help lists the verbs without
+loading any.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def version_option() -> click.Option:
 
 
 def _telling(flags: list[str], says: str, text: Callable[[click.Context], str]) -> click.Option:
-    """An option that has a text printed instead of what the command does."""
+    """Make an option that prints a text instead of running the command."""
 
     def tell(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
         if is_asked and not context.resilient_parsing:
@@ -42,21 +43,21 @@ class Verb(click.Command):
 
 
 VERBS = {
-    "info": "What a file is and means, and on which evidence.",
-    "check": "What is wrong or doubtful with files, and what can be mended.",
+    "info": "Report the kind and meaning of a file, with the evidence.",
+    "check": "Report problems of files, and fix them.",
     "merge": "Fold adapters into a base.",
-    "unmerge": "Take the adapters of the last merge out of a model again.",
+    "unmerge": "Remove the adapters of the last merge from a model.",
     "verify": "Prove how much of each adapter a merged model carries.",
     "convert": "Rewrite an adapter so that every loader applies the same scale.",
-    "metadata": "Show and change what a file says of itself; the tensors stay as they are.",
-    "compat": "What each program that loads adapters makes of one.",
+    "metadata": "Show and edit the metadata of a file; the tensors stay the same.",
+    "compat": "Report how each program that loads adapters applies one.",
 }
 
 METADATA_VERBS = {
-    "show": "List what a file says of itself.",
-    "get": "Print one value as it is.",
-    "set": "Give keys values.",
+    "show": "List the metadata of a file.",
+    "get": "Print one value exactly.",
+    "set": "Set keys to values.",
     "unset": "Remove keys.",
-    "copy": "Take over the metadata of another file.",
-    "strip": "Remove all that does not decide how the file is read.",
+    "copy": "Copy the metadata of another file.",
+    "strip": "Remove the metadata, except keys that decide how the file is read.",
 }

@@ -20,11 +20,11 @@ _ROWS, _NAME, _OFF = 10, 44, 0.01
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Says, module by module, how much of each ADAPTER is in MERGED, which was made of BASE by any program.
+Measure, in every module, how much of each ADAPTER is in MERGED. Any program may have made MERGED from BASE.
 
-A share of 1 is the whole change at the ADAPTER's multiplier, 0 is nothing of it. What is missing, doubled, scaled,
-or beside is named, and the exit status is 1 where anything is. Multipliers and other settings follow the colon of
-an ADAPTER as they do for `merge`, and adapters stand in the order in which they were merged.
+A share of 1 is the whole change at the ADAPTER's multiplier; 0 is none of it. `verify` names changes that are missing,
+applied twice, scaled or unexpected; the exit status is 1 if there are any. Multipliers and other settings follow the
+colon of an ADAPTER, as for `merge`. Name the adapters in the order of the merge.
 
 \b
 Example: lora-inspect verify merged.safetensors base.safetensors style.safetensors:0.8 face.safetensors

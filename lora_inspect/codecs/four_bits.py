@@ -1,11 +1,11 @@
-"""Numbers of four bits, two in a byte: which of both is the first, and what a code stands for. Tensor methods alone.
+"""Numbers of four bits, two in a byte, and their scales. Tensor methods only.
 
-Scales that are powers of two, as their exponent in eight bits (E8M0). Source: the OCP Microscaling formats.
+Scales may be powers of two, as their exponent in eight bits (E8M0). Matrix units of processors take the scales of
+blocks in tiles of 128 rows and 4 blocks.
 
-The order in which matrix units of processors take the scales of blocks: in tiles of 128 rows and 4 blocks.
-
-A matrix of scales is padded to whole tiles, which follow one another row of tiles by row of tiles. In a tile row
-32·j + i has its four scales at 16·i + 4·j: rows 32 apart are neighbours. Source: cuBLAS, "1D block scaling factors".
+A matrix of scales is padded to whole tiles, which follow one another row of tiles by row of tiles. In a tile row 32·j +
+i has its four scales at 16·i + 4·j: rows 32 apart are neighbours. Sources: the OCP Microscaling formats; cuBLAS, "1D
+block scaling factors".
 """
 
 from math import nan

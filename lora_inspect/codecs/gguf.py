@@ -1,6 +1,6 @@
-"""Blocks of ggml's types, as GGUF files have them: each block of numbers is bytes with scales of its own in them.
+"""Blocks of ggml's types, as GGUF files have them: each block of numbers is bytes that include its scales.
 
-What the bytes stand for is the library gguf's to say, which comes with the extra `gguf`.
+The library gguf decodes the bytes; it comes with the extra `gguf`.
 """
 
 from importlib.util import find_spec

@@ -1,11 +1,10 @@
-"""What a codec is: one way in which a base stores weights.
+"""The record of a codec: one way in which a base stores weights as codes.
 
-What in a file speaks of the codes of its weights, beside what each codec has in their module.
+A codec reads tensors of its module and statements of the file. Its blocks say which entries of a weight share a scale:
+all of them, a row, or a block of neighbouring rows and columns.
 
-Which entries of a weight share a scale: all of them, a row, or a block of neighbouring rows and columns.
-
-Tensor methods alone. A weight is a matrix (out, columns) here, whatever its kernel; scales are (rows, columns) of
-blocks, of which those at the lower and the right edge may be smaller.
+Tensor methods only. A weight is a matrix (out, columns) here, whatever its kernel; scales are (rows, columns) of
+blocks, and those at the lower and the right edge may be smaller.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

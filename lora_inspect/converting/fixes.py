@@ -1,8 +1,7 @@
-"""The command that makes a file right for a program, found by planning conversions until one can be made.
+"""The command that makes a file right for a program, found by planning conversions.
 
-The conversion that makes a file right in one program: planned in the ways that are soon tried, and in no others.
-
-`find_fix` tries every way for every program, which takes longer than a look at a file may.
+`find_fix` tries every way for every program, which takes longer than a look at a file may. `loading_fix` plans only the
+ways that are soon tried, for one program.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,7 @@
-"""Options of a conversion: each is declared here, and is a keyword of Python programs and an option of `convert`.
+"""The options of a conversion, for Python and for `convert`.
 
-The command line and the API make a `ConvertRequest`, and the steps of a conversion see the `ConvertOptions` of that.
+Each option is declared here once. The command line and the API make a `ConvertRequest`, and the steps of a conversion
+see the `ConvertOptions` of that.
 """
 
 from dataclasses import dataclass, field, fields
@@ -23,7 +24,7 @@ EXPERT_LAYOUTS = (ALL_EXPERTS, SINGLE_EXPERTS) = ("all-experts", "single-experts
 
 
 def known_targets() -> list[str]:
-    """The programs that adapters are written for, and the schemes that have names of their own."""
+    """Return the names that `to` may have: programs, and schemes with names of their own."""
     from lora_inspect.programs import PROGRAMS
     from lora_inspect.schemes import written
 
@@ -35,55 +36,56 @@ def _about_targets() -> str:
 
     schemes = [name for name in known_targets() if name not in PROGRAMS]
     return (
-        "Spell everything as a program, or the programs of a naming scheme, load it, in the layout that they have of "
-        f"the model. Programs: {', '.join(sorted(PROGRAMS))}; schemes: {', '.join(schemes)}."
+        "Write names, suffixes, layout and config as a program, or the programs of a naming scheme, load them. "
+        f"Programs: {', '.join(sorted(PROGRAMS))}; schemes: {', '.join(schemes)}."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertRequest(option.ReadingRequest):
-    """The options of a conversion as they are given. For DoRA there must be `keep_dora`, `drop_magnitude` or `base`."""
+    """The options of a conversion as given.
 
-    keep_dora: bool = option.flag("DoRA: keep the magnitude, as the readers of the file's names spell it.")
+    DoRA needs `keep_dora`, `drop_magnitude` or `base`.
+    """
+
+    keep_dora: bool = option.flag("DoRA: keep the magnitude, spelled as programs that read the file's names expect it.")
     base: str | None = option.path(
         "BASE",
-        "DoRA: approximate the true change of BASE's weights by plain LoRA; without --rank and --max-error write "
-        "the magnitudes that make it in programs that divide by BASE's norms (--to comfyui).",
+        "DoRA: approximate the true change of BASE's weights by plain LoRA. Without --rank and --max-error, write "
+        "magnitudes that give this change in programs that divide by BASE's norms (--to comfyui).",
     )
-    rank: int | None = option.whole("With --base or --algorithm: the rank of the approximation.", least=1)
+    rank: int | None = option.whole("Rank of the approximation, with --base or --algorithm.", least=1)
     max_error: float | None = option.share(
-        "With --base or --algorithm: the least rank whose relative error is at most this, per module."
+        "Use the lowest rank with at most this relative error in each module, with --base or --algorithm."
     )
     allow_loss: bool = option.flag("Accept modules that lose more than 5% of their change.")
-    allow_growth: bool = option.flag("Accept an output above 64 MB and above 16 times the input's tensors.")
-    drop_magnitude: bool = option.flag("DoRA: leave the magnitude out; each row keeps the length of W + delta.")
+    allow_growth: bool = option.flag("Accept an output that is above 64 MB and above 16 times the input's tensors.")
+    drop_magnitude: bool = option.flag("DoRA: leave out the magnitude; each row keeps the length of W + delta.")
     allow_unclaimed: bool = option.flag("Leave out tensors that belong to no known algorithm, and list them.")
-    drop_biases: bool = option.flag("Leave out what changes biases; what that loses is not measured.")
+    drop_biases: bool = option.flag("Leave out changes of biases; the loss is not measured.")
     layout: str | None = option.choice(
         (*LAYOUTS, *EXPERT_LAYOUTS),
-        "Arrange and name the modules as the model's original repository or diffusers has them, only fuse or "
-        "split layers as Phi-3 does, or put the experts of a mixture in one module or take them apart (with "
-        "--base).",
+        "original, diffusers: arrange and name modules as the model's original repository or diffusers does. "
+        "fused, split: only fuse or split layers, as for Phi-3. all-experts: put the experts of a mixture into one "
+        "module. single-experts: take them apart (with --base).",
     )
     to: str | None = option.choice(known_targets, _about_targets, "NAME")
     model_config: str | None = option.path(
         "CONFIG",
-        "GGUF: the model's config.json, or its folder, for what llama.cpp calls it and for its number of heads.",
+        "GGUF: the model's config.json, or its folder; gives llama.cpp's name of the model and the number of heads.",
     )
     only: tuple[str, ...] = option.names(
-        "COMPONENT", "Write this component of the adapter alone: model, text_encoder, …; may be repeated."
+        "COMPONENT", "Write only this component of the adapter: model, text_encoder, …. Repeatable."
     )
-    verify: bool = option.flag(
-        "Do not read the output anew and compare every module with that of ADAPTER.", default=True
-    )
-    hashes: bool = option.flag("Write the hashes by which A1111's images name the LoRA, also where ADAPTER has none.")
-    architecture: str | None = option.architecture("the adapter is")
+    verify: bool = option.flag("Do not re-read the output to compare every module with ADAPTER.", default=True)
+    hashes: bool = option.flag("Write the hashes by which A1111's images name the LoRA, even if ADAPTER has none.")
+    architecture: str | None = option.architecture("the adapter")
     algorithm: str | None = option.choice(
         ALGORITHMS,
-        "lora: make plain LoRA of LoHa, LoKr, OFT and the like, exact where it can be, else of a --rank or a "
-        "--max-error. full: write the difference of every weight of --base, exact for any algorithm and large.",
+        "lora: turn LoHa, LoKr, OFT and the like into plain LoRA, exactly where possible, else with --rank or "
+        "--max-error. full: write the difference of every weight of --base; exact for any algorithm, and large.",
     )
-    transposed: "Answers" = option.transposed("--base stores")
+    transposed: "Answers" = option.transposed("BASE")
 
 
 def _no_settings() -> "Settings":
@@ -94,12 +96,12 @@ def _no_settings() -> "Settings":
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions(ConvertRequest):
-    """The options of a conversion, and what they come to.
+    """The options of a conversion, and the facts that follow from them.
 
-    `scheme` is the name of the scheme that the output is spelled in, which has its own layouts, and `program` that of
-    a program that it is for. `norms` are those that the programs of the output divide magnitudes by, and `uniform` says
-    that they take one rank and one scale for all modules; the scheme or the program settles both. `settings` are what
-    the options and the adapter's path say of what its evidence leaves open.
+    `scheme` is the naming scheme of the output, which has its own layouts. `program` is the program that the output is
+    for. `norms` are those that the programs of the output divide magnitudes by. `uniform` is true if they take one rank
+    and one scale for all modules; the scheme or the program settles both. `settings` are the options and the settings
+    on the adapter's path that settle facts which its evidence leaves open.
     """
 
     scheme: str | None = None
@@ -110,9 +112,9 @@ class ConvertOptions(ConvertRequest):
 
 
 def convert_options(request: ConvertRequest, own: "Settings", adapter: str) -> ConvertOptions:
-    """The options of a conversion of the `adapter`; its path says its `own` settings.
+    """Return the options of a conversion of the `adapter`, whose path gives its `own` settings.
 
-    Raises LoraInspectError where an option and the path contradict each other.
+    Raises LoraInspectError if an option contradicts the path.
     """
     from lora_inspect.programs import PROGRAMS
     from lora_inspect.reading.model.settings import requested_settings
@@ -128,7 +130,7 @@ def convert_options(request: ConvertRequest, own: "Settings", adapter: str) -> C
 
 
 def contradiction(request: ConvertRequest) -> str | None:
-    """A sentence on options that say nothing together; None where there are none."""
+    """Return a sentence on options that exclude each other, or None."""
     has_base, has_target = request.base is not None, request.to is not None
     is_approximated = has_base and request.layout != SINGLE_EXPERTS
     is_limited = request.rank is not None or request.max_error is not None

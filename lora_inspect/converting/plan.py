@@ -1,6 +1,6 @@
-"""What a conversion will write, planned from headers before a tensor is read.
+"""The plan of a conversion, made from headers before a tensor is read.
 
-The adapter that is converted, as far as it was asked for, and the base beside it.
+It starts from the requested part of the adapter, and from the base next to it.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -1,6 +1,6 @@
-"""What a conversion says of itself: what was read, how exact it is, and what differs for the readers of its output.
+"""The account of a conversion: its input, its error, and remarks for the readers of its output.
 
-The last look at an output that was made for a program: what its rules make of it.
+An output for a program is judged once more by the program's rules.
 """
 
 from collections import Counter

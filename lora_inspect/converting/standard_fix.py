@@ -1,8 +1,7 @@
-"""The command that fixes a wrong scale by the alpha that all programs read, found without planning a conversion.
+"""The command that fixes a wrong scale by the alpha that all programs read, without a planned conversion.
 
-The name of an output beside its input, which such a command proposes.
-
-`find_fix` tries every way for a program. This one way is told by a look at the adapter.
+`find_fix` tries every way for a program; a look at the adapter is enough for this one way. The name of the output, next
+to its input, is here too.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""What an edit of metadata is made of: values, the keys that people know by name, and what a change would mean."""
+"""The parts of an edit of metadata: values, keys with names for people, and the meaning of a change."""

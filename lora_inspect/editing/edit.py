@@ -1,14 +1,9 @@
-"""The edits of a metadata, each from a map of strings to a map of strings. Standard library only.
+"""The edits of metadata, each from a map of strings to a map of strings. Standard library only.
 
-Values as they are given on a command line: text, the content of a file, a picture. Standard library only.
-
-What people set by name, and the keys that programs look for it under.
-
-ModelSpec's keys are those that ComfyUI's and SwarmUI's model lists read; SwarmUI and ComfyUI take the bare names too,
-and `ssmd_*` are what the Additional Networks extension of the web UI wrote and showed. What the web UI itself calls
-activation text stands in a file of its own beside the weights.
-
-The error for a key that a metadata has not.
+Values come from a command line: text, the content of a file, or a picture. Some have names for people, and keys that
+programs look for: ComfyUI's and SwarmUI's model lists read ModelSpec's keys; both take the bare names too, and the
+Additional Networks extension of the web UI wrote and showed `ssmd_*`. The web UI itself keeps its activation text in a
+separate file next to the weights.
 """
 
 import json

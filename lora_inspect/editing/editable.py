@@ -1,6 +1,6 @@
-"""Which file a path means to an edit, and what is said before that file takes its own place.
+"""The file that an edit changes, with notes before a new file replaces it.
 
-The hashes that a metadata states of its own file: which an edit makes others, and what all of them are.
+Some metadata are hashes of the file itself. The file finds those that an edit makes wrong, and computes all of them.
 """
 
 import os

@@ -1,8 +1,6 @@
-"""What a file means, as facts that two readings can be compared by: an edit of metadata is to leave them alone.
+"""The meaning of a file as facts to compare: an edit of metadata must leave them the same.
 
-What changes of a metadata make of a file's meaning: told, refused, or narrowed down to the keys that decide.
-
-Which of many changes make another meaning, found without trying each of them alone.
+A change of meaning is reported, refused, or narrowed down to the keys that cause it, without a trial of each key.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What a folder checkpoint holds beside its weights, and how it comes into the folder of an output."""
+"""The other files of a folder checkpoint, and their copies in the folder of an output."""
 
 import json
 import os

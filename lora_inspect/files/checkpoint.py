@@ -1,6 +1,6 @@
 """The header-only view of a checkpoint: one file, a sharded set, or a folder. Standard library only.
 
-A model as it is stored: what `open_checkpoint` opens, or one in a GGUF file. Standard library only.
+`open_checkpoint` opens it; a model in a GGUF file has the same form.
 """
 
 import os

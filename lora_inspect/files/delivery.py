@@ -1,4 +1,4 @@
-"""How an output comes from where it is made to where it was asked for. Standard library only."""
+"""The way of a finished output from its temporary place to the requested one. Standard library only."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,8 +1,6 @@
-"""What there is to open in a folder, told by the names of its files alone. Standard library only.
+"""The checkpoints in a folder, found by the names of its files only. Standard library only.
 
-The checkpoints below a folder, and what each is to be called below another one. Standard library only.
-
-What somebody may have meant who mistyped a name. Standard library only.
+The file also mirrors a folder into another one, and finds the nearest name to a mistyped one.
 """
 
 import os

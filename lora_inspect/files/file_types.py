@@ -1,4 +1,4 @@
-"""What stands under the name of weights and is something else, told by its first bytes alone. Standard library only."""
+"""Files of another type under the name of weights, recognised by their first bytes. Standard library only."""
 
 import codecs
 import os

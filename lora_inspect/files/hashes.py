@@ -1,10 +1,9 @@
-"""The hashes that loaders and sites of the ecosystem look up, of tensors and of whole files.
+"""The hashes that loaders and sites look up, of tensors and of whole files.
 
 `sshs_model_hash` and `sshs_legacy_hash` are taken of the file as the safetensors library would write it, with only the
-metadata that begins with `ss_`. `modelspec.hash_sha256` is that of the data section, with 0x before it.
-Sources: `precalculate_safetensors_hashes` of sd-scripts, and Stability AI's ModelSpec.
-
-Whether two tensors hold the same bytes, read a little of each at a time. Standard library only.
+metadata that begins with `ss_`. `modelspec.hash_sha256` is that of the data section, with 0x before it. The file also
+compares the bytes of two tensors, a little of each at a time. Sources: `precalculate_safetensors_hashes` of sd-scripts,
+and Stability AI's ModelSpec.
 """
 
 import hashlib

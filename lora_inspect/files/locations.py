@@ -1,4 +1,4 @@
-"""What lies where, on disks and at addresses alike. Standard library only; stores are asked where an address is named.
+"""The type and content of a path, on a disk or at an address. Standard library only.
 
 A disk is asked each time. A store is asked once within `looking`, as each question is a request.
 """

@@ -1,8 +1,7 @@
-"""Where an output may go, and how a file or a folder appears complete or not at all.
+"""Outputs: their places, the files that they may replace, and their appearance complete or not at all.
 
-Where an output goes, from what the user named and whether a file or a folder is written. Standard library only.
-
-What may be replaced there is for `outputs` to say.
+The place follows from the name that the user gives, and from the kind of output: a file or a folder. Standard library
+only.
 """
 
 import errno

@@ -1,6 +1,6 @@
-"""An output while it is made, and how what is complete of it leaves.
+"""An output in the making, and its way to its place once parts of it are complete.
 
-Parts of an output that its store copies by itself from an input: they are neither read nor sent.
+A store copies some parts of an output by itself from an input: those are neither read nor sent.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What may be written to a store: which addresses can be an output, and what it must not lose there."""
+"""Outputs in a store: valid addresses, and objects that an output must not replace."""
 
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING

@@ -1,11 +1,8 @@
 """JSON as strictly as the safetensors library takes it, by Python's parser. Standard library only.
 
-JSON that came with a file and may be anything, its numbers too.
-
-How much of a file is read at most. What is beyond is refused, with the number in the sentence.
-
-Each bound is far above what files of real models have, and low enough that a hostile one costs little before it is
-refused.
+JSON of a file may be anything, its numbers too. The bounds limit how much of a file is read; a sentence with the number
+refuses more. Each bound is far above the numbers of real models, and low enough that a hostile file costs little before
+it is refused.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""What not every system has, each part with what stands in for it elsewhere. Standard library only.
+"""Functions that not every system has, each with a substitute elsewhere. Standard library only.
 
-No other file of this project names these parts of `os`, `signal`, `fcntl`, `msvcrt` and the C library.
-
-When Python looks for cycles among the objects that are no longer used. Standard library only.
+No other file of this project names these parts of `os`, `signal`, `fcntl`, `msvcrt` and the C library. The file also
+controls when Python looks for cycles among unused objects.
 """
 
 import errno

@@ -1,1 +1,1 @@
-"""Where the contributions of an adapter land in a base."""
+"""The targets of an adapter's contributions in a base."""

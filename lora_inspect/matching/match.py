@@ -1,8 +1,7 @@
-"""Which base weight each contribution changes: the base's own names, spelled as the adapter spells them.
+"""The match of contributions with base weights: the base's names, in the adapter's spelling.
 
-Whether a base weight can take a change: the codec that it is stored in, and its shape.
-
-Which rows of which tensors of its home a contribution changes, and what keeps it from being exact there.
+A weight can take a change if its codec and its shape allow it. The match also gives the rows of the tensors that a
+contribution changes, and the reasons that keep it from being exact there.
 """
 
 from collections import defaultdict

@@ -1,8 +1,7 @@
-"""Which modules of a base each module of an adapter is: one, or those that have its rows in another layout.
+"""The map from each module of an adapter to those of a base that hold its rows.
 
-What each module of an adapter is called: by its file, and in every layout of each family that it may be of.
-
-The families that an adapter and a base may both be of, and how the layouts of their names are related.
+A module has a name in its file, and one in every layout of each family that it may be of. The families that an adapter
+and a base may both be of relate the layouts of their names.
 """
 
 from collections import defaultdict

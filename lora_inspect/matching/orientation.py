@@ -1,14 +1,12 @@
-"""Which way round a base stores a weight: (out, in) as a Linear does, or (in, out) as the Conv1D of transformers.
+"""The orientation of a weight in a base: (out, in) as a Linear has it, or (in, out) as the Conv1D of transformers.
 
-A weight that is not square shows it by its shape. For a square one the evidence is, strongest first: its siblings,
-which are the base's non-square weights of the same leaf; the architecture's table, where no non-square weight of the
+The shape of a weight that is not square shows it. For a square one the evidence is, strongest first: its siblings,
+which are the base's non-square weights of the same leaf; the architecture's table, unless a non-square weight of the
 base contradicts it; the config's `fan_in_fan_out`, which is one flag for all layers, as far as it can speak of this
-one; the naming scheme, where only Linear layers have such names. What none of them decides, `--transposed` settles.
+one; the naming scheme, if only Linear layers have such names. `--transposed [GLOB=]yes|no` settles the rest.
 
 A base may have the weight of a Linear layer as a parameter of another module, as open_clip has its projections. No
-other layer says how such a parameter is stored: its shape does, the table of open_clip, or `--transposed`.
-
-What `--transposed [GLOB=]yes|no` says of the weights whose orientation the evidence leaves open.
+other layer shows the orientation of such a parameter: its shape does, the table of open_clip, or `--transposed`.
 """
 
 from collections import Counter, defaultdict

@@ -1,14 +1,11 @@
-"""Where a contribution lands in a base, and the change that it makes there.
+"""The placement of a contribution in a base, and the change that it makes there.
 
-Where the factors of experts land: in the parameter of all of them, or in the weights of each.
+The factors of experts go into the parameter of all of them, or into the weights of each. Such factors show two sizes of
+an expert's matrix, and the base shows which of them is that of its rows.
 
-Factors of all experts tell two sizes of an expert's matrix, and the base says which of them is that of its rows.
-
-Parameters that have a layer of all experts of a mixture, and how they store the matrix of each.
-
-An expert is a gated feed-forward, so that its two parameters show together which way round they are: (experts, 2·n, m)
-and (experts, m, n) are stored as (experts, out, in), (experts, m, 2·n) and (experts, n, m) as (experts, in, out). No
-sizes are both. Where each of the layers has a module of its own, as in mlx-lm, its weight is (experts, out, in).
+An expert is a gated feed-forward, so that its two parameters together show their orientation: (experts, 2·n, m) and
+(experts, m, n) are stored as (experts, out, in), (experts, m, 2·n) and (experts, n, m) as (experts, in, out). No sizes
+are both. If each of the layers has a module of its own, as in mlx-lm, its weight is (experts, out, in).
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,16 +1,12 @@
-"""What becomes of the modules that find no target: an error that names them and the way out, or a list.
+"""Modules without a target, and copies of base tensors in an adapter: an error with the way out, or a list.
 
-Copies of base tensors that PEFT saves in an adapter: of the layer below a target, and of embeddings.
+PEFT writes `X.base_layer.weight` if an embedding or a head is a target, and `X.weight` if it was resized
+(`save_embedding_layers`), trained or not: the config names the trained ones, and reading has taken those. Copies that
+equal the base's tensor add nothing; others are a part of the model that the merge would lose. The file also checks a
+base against the one that a file's magnitudes are recorded for.
 
-PEFT writes `X.base_layer.weight` where an embedding or a head is a target, and `X.weight` where it was resized
-(`save_embedding_layers`), whether it was trained or not: what was trained its config tells, so that reading has taken
-it. Equal to the base's tensor the others say nothing new; else they are a part of the model that the merge would lose.
-
-Whether a base is the one that a file's magnitudes are recorded to be for.
-
-Language models whose head has no weight of its own but that of their embedding, and bases that hold it once.
-
-A change of the one weight is one of both, while the adapter of PEFT is at work in one of them; but with
+Some language models have a head without a weight of its own: it uses that of the embedding, and bases hold it once. A
+change of the one weight changes both, while the adapter of PEFT is at work in one of them; but with
 `ensure_weight_tying` PEFT gives both the same factors, each the other way round. Source: transformers'
 `tie_word_embeddings`, the `_add_adapter` and `update_layer` of PEFT's LoRA.
 """

@@ -1,15 +1,8 @@
-"""What an adapter does to one weight: folded into it in place, a block of rows at a time.
+"""The change of one weight by an adapter: folded into it in place, a block of rows at a time.
 
-A weight is a matrix (out, columns) here, where the columns of a convolution are in·kernel. Changes keep no state
-between calls, so that rows may come in any blocks and in any order. Written with tensor methods alone.
-
-Changes of a part of a weight: of some of its rows or columns, or of one of several weights below each other.
-
-Tensor methods alone.
-
-Several changes of one weight, one after another, while its rows go by.
-
-The change of a layer of all experts of a mixture: one product of factors an expert.
+A weight is a matrix (out, columns) here; the columns of a convolution are in·kernel. Changes keep no state between
+calls, so rows may come in any blocks and in any order. A change may be of a part of a weight, several changes in a row,
+or one product of factors for each expert. Tensor methods only.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,4 @@
-"""Single entries of a weight that are added to. Tensor methods alone.
-
-Rows or columns of a weight times numbers of their own. Tensor methods alone.
-"""
+"""Additions to single entries of a weight, and rows or columns times numbers. Tensor methods only."""
 
 from dataclasses import dataclass, replace
 from typing import Any

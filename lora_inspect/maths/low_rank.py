@@ -1,17 +1,16 @@
-"""The best product of two thin matrices for a given one, and the proof of how near to the best it is.
+"""Products of two thin matrices: the best one for a given matrix, with a proof, and norms of products.
 
 The best error of every rank is known from the eigenvalues of the Gram matrix (Eckart & Young 1936), which cost a
-fraction of the eigenvectors. A randomised block Krylov method finds the factors where the rank is small and stops
-when its error is proved to be within `BOUND`; elsewhere, and where the proof fails, the eigenvectors decide. All of
-it is computed in float64.
+fraction of the eigenvectors. A randomised block Krylov method finds the factors if the rank is small and stops when its
+error is proved to be within `BOUND`; elsewhere, and if the proof fails, the eigenvectors decide. All of it is computed
+in float64.
 
 Source: Musco & Musco 2015, "Randomized Block Krylov Methods for Stronger and Faster Approximate Singular Value
 Decomposition": unlike plain subspace iteration it needs no gap in the spectrum, and a DoRA change has none.
 
-The norm of a product of thin factors, and how far two sums of products are from each other, without building any.
-
-A product is a sum of columns times rows. Where the same row stands in several products its columns are subtracted, so
-that what is equal costs nothing and leaves nothing. Of the rest the norm is taken to all digits, in float64.
+Norms of products, and of differences of their sums, need no product: a product is a sum of columns times rows. If the
+same row is in several products, its columns are subtracted, so that equal parts cost nothing and leave nothing. The
+norm of the rest is taken to all digits, in float64.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""What an initialisation leaves of a weight once it has taken the factors that training starts from out of it.
-
-The factors that training starts from where an initialisation takes them out of the base's weight.
-"""
+"""Initialisations that take factors out of a weight: the factors, and the residual weight."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,11 +1,10 @@
-"""Rotations of blocks of rows or columns of a weight, made from skew-symmetric generators. Tensor methods alone.
+"""Rotations of blocks of rows or columns of a weight, made from skew-symmetric generators. Tensor methods only.
 
-Sources: Qiu et al. 2023 (OFT) for Cayley's transform, Qiu et al. 2025 (OFTv2) for its Neumann series.
+Rotations may follow in stages, each of blocks of other rows. Stage i turns blocks inside groups of 2ⁱ blocks, so that
+after some stages every row of a group is mixed with every other one.
 
-Rotations of blocks, stage after stage, each of blocks that are put together from other rows. Tensor methods alone.
-
-Stage i turns blocks inside groups of 2ⁱ blocks, so that after some stages every row of a group is mixed with every
-other one. Source: Liu et al. 2023 (BOFT), whose programs put the groups' rows into different orders.
+Sources: Qiu et al. 2023 (OFT) for Cayley's transform, Qiu et al. 2025 (OFTv2) for its Neumann series; Liu et al. 2023
+(BOFT) for stages, whose programs put the groups' rows into different orders.
 """
 
 from collections.abc import Callable

@@ -1,12 +1,11 @@
-"""Stochastic rounding: each number goes to one of the two of a type beside it, the nearer the likelier.
+"""Stochastic rounding: each number goes to one of its two neighbours in a type, the nearer the likelier.
 
-The mean of what is written is the number itself, so that changes which are smaller than the distance between two
-numbers are kept on average, where rounding to the nearest loses them; the price is noise. What is drawn for an entry
-depends on the seed, the name of its weight and its place there alone: blocks may come in any size and order.
+The mean of the written numbers is the number itself, so that changes which are smaller than the distance between two
+numbers are kept on average, while rounding to the nearest loses them; the price is noise. The draw for an entry depends
+only on the seed, the name of its weight and its place there: blocks may come in any size and order.
 
-How far apart the numbers of an element type lie, and of which type the numbers of a tensor are.
-
-Which numbers of a type may have become a rounded one when a known change was added to them.
+The file also gives the distances between numbers of an element type, the type of a tensor's numbers, and the numbers
+that a known change may have turned into a rounded one.
 """
 
 from functools import lru_cache, partial

@@ -1,9 +1,8 @@
-"""From alpha and rank to the scale of a delta, in both rules. Standard library only.
+"""The scale of a delta from alpha and rank, in both rules, and the packing of experts. Standard library only.
 
-How the factors of all experts of a mixture lie side by side in two matrices.
-
-Of A (experts·rank, a) row e·rank + k is the k-th of expert e. Of B (b, rank·experts) that is column k·experts + e in
-PEFT and vLLM, and column e·rank + k in what some versions of Unsloth trained; the names are those of Unsloth's configs.
+Packing is the order of the factors of all experts in two matrices. Of A (experts·rank, a) row e·rank + k is the k-th of
+expert e. Of B (b, rank·experts) that is column k·experts + e in PEFT and vLLM, and column e·rank + k in the training of
+some versions of Unsloth; the names are those of Unsloth's configs.
 """
 
 import math

@@ -1,15 +1,15 @@
-"""The share of each change in what was found, of one weight or of many: least squares, from sums of products.
+"""The share of each change in a found difference, of one weight or of many: least squares from sums of products.
 
-With x = what was found - the base and d_1 … d_k the changes, the shares c minimise ‖x - Σ c_t d_t‖. A merge asks what
-its output keeps of an adapter, and a comparison of two models how much of it is in one of them. Both have one estimator
-and differ in what they know of the rounding in x: a merge sees what it adds to every entry, so that a change below what
-the type tells apart has a share too, which says how little of it is left; of a file of unknown making there are only
-the spacing of its numbers, and what no share explains.
+With x = found - base and d_1 … d_k the changes, the shares c minimise ‖x - Σ c_t d_t‖. A merge measures how much of an
+adapter its output keeps, and a comparison of two models how much of it is in one of them. Both have one estimator and
+differ in their knowledge of the rounding in x. A merge sees the sum at every entry, so that a change below the
+resolution of the type has a share too, which says how little of it is left. Of a file of unknown making there are only
+the spacing of its numbers, and the part that no share explains.
 
-What is stated with a share, ±, is what rounding may do to it: that by which an exact merge, rounded once, misses 1
-(small changes fall between the numbers of a coarse type, which no average brings back), and `SIGMAS` standard errors.
+The ± of a share bounds the effect of rounding: the distance from 1 of an exact merge, rounded once (small changes fall
+between the numbers of a coarse type, which no average brings back), and `SIGMAS` standard errors.
 
-The vectors are never held: what is gathered while the rows of a weight go by are their products.
+The vectors are never held: the sums gather their products while the rows of a weight go by.
 """
 
 from collections.abc import Sequence

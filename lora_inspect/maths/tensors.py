@@ -1,10 +1,8 @@
-"""Tensors of a checkpoint as torch tensors: a whole one, or a few rows into memory that is used again.
+"""Tensors of a checkpoint as torch tensors: a whole one, or a few rows in reused memory.
 
-fp8 codes as float32, equal to torch's casts, which take up to ten times as long on a processor; and the way back.
-
-The bits of a code are moved to where a half-precision number has them; processors widen those by themselves.
-
-A weight to try changes on that depend on one: any size, read in any blocks, and never held whole.
+fp8 codes become float32 and back, equal to torch's casts, which take up to ten times as long on a processor: the bits
+of a code move to their place in a half-precision number, and processors widen those by themselves. `SampleWeight` is a
+weight of any size for tests of changes that depend on one; it is read in any blocks, and never held whole.
 """
 
 import math

@@ -1,8 +1,7 @@
-"""Torch as a command loads it: whole or not at all, with threads that wait briefly for each other before they sleep.
+"""Torch in a command: loaded whole or not at all, with threads that wait briefly before they sleep.
 
-What a program may have chosen for its own products, and what would round ours.
-
-Devices and element types are no part of it: every tensor that is made names both.
+`whole_products` sets aside choices of a program that would round our products. Devices and element types are no part of
+it: every tensor that is made names both.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""How the rows of a weight become what the output holds: what each way of storing weights is asked for.
+"""Encoders: rows of a weight in the form of the output.
 
-Rows of a folded weight as codes of the format in which the base has it.
+Each way of storing weights has an encoder. One writes rows of a folded weight as codes of the base's format.
 """
 
 from collections.abc import Iterable, Sequence

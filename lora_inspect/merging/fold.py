@@ -1,6 +1,6 @@
-"""One file of a base on its way to the output: each weight with its changes folded in, or its bytes as they are.
+"""The folding of a base, file by file: each weight with its changes, or its bytes unchanged.
 
-The files of a merged base, from its plan: the weights of each, and what a folder has beside them.
+`OutputFiles` writes all files of a merged base by its plan; a folder's other files are copied.
 """
 
 from collections import Counter

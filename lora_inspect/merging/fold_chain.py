@@ -1,6 +1,6 @@
-"""What is folded into a weight, as a chain of changes whose factors are read.
+"""The chain of changes to fold into a weight, with their factors, and the element type of the fold.
 
-What a changed weight is folded in, so that the arithmetic stays far below the rounding of what is written.
+The type keeps the error of the arithmetic far below the rounding of the output.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

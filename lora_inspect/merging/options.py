@@ -1,10 +1,8 @@
-"""Options of `merge`, `verify` and `unmerge`: each is declared here, a keyword in Python and an option of the verb.
+"""The options of `merge`, `verify` and `unmerge`, for Python and the command line.
 
-The command line and the API make a request of them, and a plan sees the `MergeOptions` of that.
-
-The rounding of changed weights to the type that they are written in: to the nearest number, or stochastically.
-
-The deal of a base's files among several jobs: by size, and the same for whoever plans.
+Each option is declared here once. The command line and the API make a request of them, and a plan sees the
+`MergeOptions` of that. The file also checks the rounding of changed weights, to the nearest number or stochastically,
+and deals a base's files among several jobs: by size, with the same result in every job.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,61 +29,65 @@ NEAREST, STOCHASTIC = "nearest", "stochastic"
 OPTION, _MOST_BITS = f"--rounding {STOCHASTIC}", 16
 
 
-_EXCLUDE = "Leave out the modules that it fits: a path, a block, blocks.0-9, a glob; may be repeated."
-_WEIGHTS = "Multipliers of adapters, their components and blocks, a table for each."
-_DORA_MULTIPLIER = "What a multiplier does to DoRA; by default what the file's own program does."
+_EXCLUDE = "Leave out matching modules: a path, a block, blocks.0-9 or a glob. Repeatable."
+_WEIGHTS = "Read multipliers of adapters, components and blocks from a file with a table per adapter."
+_DORA_MULTIPLIER = "Rule by which a multiplier acts on DoRA. [default: the rule of the file's own program]"
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyRequest(option.ReadingRequest):
-    """The options of `verify` as they are given."""
+    """The options of `verify` as given."""
 
     only: tuple[str, ...] = option.names(
-        "COMPONENT", "Verify this component of the adapters: model, text_encoder, …; may be repeated."
+        "COMPONENT", "Verify only this component of the adapters: model, text_encoder, …. Repeatable."
     )
-    include: tuple[str, ...] = option.names("GLOB", "Verify the modules alone that it fits; may be repeated.")
+    include: tuple[str, ...] = option.names("GLOB", "Verify only matching modules. Repeatable.")
     exclude: tuple[str, ...] = option.names("GLOB", _EXCLUDE)
     weights: str | None = option.path("FILE.toml", _WEIGHTS)
-    allow_unmatched: bool = option.flag("Leave out modules and tensors without a target.")
+    allow_unmatched: bool = option.flag("Leave out modules and tensors without a target in BASE.")
     dora_multiplier: str | None = option.choice(MULTIPLIER_RULES, _DORA_MULTIPLIER)
-    architecture: str | None = option.architecture("the adapters are")
-    transposed: "Answers" = option.transposed("the base stores")
+    architecture: str | None = option.architecture("the adapters")
+    transposed: "Answers" = option.transposed("BASE")
 
 
 @dataclass(frozen=True, slots=True)
 class MergeRequest(option.ReadingRequest):
-    """The options of a merge as they are given; at most one of `dtype` and `changed_dtype` is."""
+    """The options of a merge as given; at most one of `dtype` and `changed_dtype` is set."""
 
-    dtype: str | None = option.dtype("Element type of floating tensors; the base's by default.")
+    dtype: str | None = option.dtype("Element type of floating-point tensors. [default: the type in BASE]")
     changed_dtype: str | None = option.dtype(
-        "Element type of the weights alone that a change touches; the rest stays as it is stored."
+        "Element type of the changed weights only; other tensors keep their stored type."
     )
     only: tuple[str, ...] = option.names(
-        "COMPONENT", "Merge this component of the adapters: model, text_encoder, …; may be repeated."
+        "COMPONENT", "Merge only this component of the adapters: model, text_encoder, …. Repeatable."
     )
-    include: tuple[str, ...] = option.names("GLOB", "Merge the modules alone that it fits; may be repeated.")
+    include: tuple[str, ...] = option.names("GLOB", "Merge only matching modules. Repeatable.")
     exclude: tuple[str, ...] = option.names("GLOB", _EXCLUDE)
     weights: str | None = option.path("FILE.toml", _WEIGHTS)
     rounding: str = option.choice(
         (NEAREST, STOCHASTIC),
-        "How changed weights are rounded to 16 bits and less: stochastic keeps the mean of small changes, with noise.",
+        "Rounding of changed weights to 16 bits or fewer; stochastic keeps the mean of small changes and adds noise.",
         default=NEAREST,
     )
-    seed: int | None = option.whole("What stochastic rounding is drawn by; 0 by default.", metavar="N")
-    allow_loss: bool = option.flag("Write also what keeps less than half of an adapter.")
-    allow_unmatched: bool = option.flag("Leave out modules and tensors without a target, and list them.")
+    seed: int | None = option.whole("Seed of stochastic rounding. [default: 0]", metavar="N")
+    allow_loss: bool = option.flag("Write the output even if it keeps less than half of an adapter.")
+    allow_unmatched: bool = option.flag("Leave out modules and tensors without a target in BASE, and list them.")
     dora_multiplier: str | None = option.choice(MULTIPLIER_RULES, _DORA_MULTIPLIER)
-    architecture: str | None = option.architecture("the adapters are")
-    transposed: "Answers" = option.transposed("the base stores")
-    hash_base: bool = option.flag("Read BASE for its SHA-256 as well and record that; the header's is always there.")
+    architecture: str | None = option.architecture("the adapters")
+    transposed: "Answers" = option.transposed("BASE")
+    hash_base: bool = option.flag(
+        "Read all of BASE and record its SHA-256, too; that of its header is always recorded."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class UnmergeRequest:
-    """The options of `unmerge` as they are given."""
+    """The options of `unmerge` as given."""
 
-    base: str | None = option.path("BASE", "The model that was merged into, to be restored whole.")
-    allow_ambiguous: bool = option.flag("Write the nearest numbers where several may have been there, and count them.")
+    base: str | None = option.path("BASE", "The original base of the merge; restores it completely.")
+    allow_ambiguous: bool = option.flag(
+        "Where the original value is ambiguous, write the nearest one and report how many."
+    )
 
 
 def _no_settings() -> "Settings":
@@ -102,12 +104,11 @@ def _no_choice() -> "Choice":
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """The options of a merge as its plan sees them; those of a request that have the same name are the same.
+    """The options of a merge in the form that its plan uses; fields of a request keep their names.
 
     `dtype` and `changed_dtype` are names of the safetensors format. `choice` are the modules that --include and
-    --exclude leave, `weights` the file with more settings of strength, and `settings` what the options say of what the
-    evidence of adapters leaves open. Changed weights are rounded to the nearest number, or where there is a `seed`
-    stochastically by that.
+    --exclude leave. `weights` is the file with more multipliers. `settings` are the options that settle facts which
+    adapters leave open. Changed weights are rounded to the nearest number, or stochastically with a `seed`.
     """
 
     dtype: str | None = None
@@ -125,9 +126,9 @@ class MergeOptions:
 
 
 def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
-    """The options of a merge, or of the one that is verified, as its plan sees them.
+    """Return the options of a merge, or of the one to verify, in the form that its plan uses.
 
-    Raises LoraInspectError for a file of weights that is none, and ValueError for a seed that nothing is drawn by.
+    Raises LoraInspectError for an invalid file of weights, and ValueError for a seed without stochastic rounding.
     """
     from lora_inspect.reading.ambiguous_options import Choice
     from lora_inspect.reading.model.settings import requested_settings
@@ -147,7 +148,7 @@ def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
 
 
 def seed_of(rounding: str, seed: int | None) -> int | None:
-    """What is drawn by, None for the nearest number; ValueError for a seed that nothing is drawn by."""
+    """Return the seed, None for the nearest number; ValueError for a seed without stochastic rounding."""
     if rounding == STOCHASTIC:
         return seed or 0
     if seed is not None:
@@ -158,9 +159,10 @@ def seed_of(rounding: str, seed: int | None) -> int | None:
 def check_rounding(
     seed: int | None, base: "Checkpoint", folds: "Mapping[str, Sequence[Fold]]", types: Mapping[str, str]
 ) -> None:
-    """Raises LoraInspectError where there is a `seed` and no changed weight is written in numbers so coarse.
+    """Check that stochastic rounding has an effect.
 
-    `types` has the element type of each weight that gets another one.
+    Raises LoraInspectError if there is a `seed` and no changed weight is written in numbers so coarse. `types` has the
+    element type of each weight that gets another one.
     """
     changed = (name for name, own in folds.items() if any(fold.multiplier for fold in own))
     written = {types.get(name, base.tensors[name].dtype) for name in changed}
@@ -170,7 +172,7 @@ def check_rounding(
 
 
 class Share(NamedTuple):
-    """What one of several processes takes: the share `number` of `of`, counted from 1."""
+    """The part of one of several processes: share `number` of `of`, counted from 1."""
 
     number: int
     of: int
@@ -180,7 +182,7 @@ class Share(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Share":
-        """What `I/N` says; raises ValueError where it is none of 1/N to N/N."""
+        """Read `I/N`; raise ValueError for anything but 1/N to N/N."""
         number, slash, of = text.partition("/")
         if not slash or not (_is_count(number) and _is_count(of)) or not 1 <= int(number) <= int(of):
             raise ValueError(f"{text!r} is none of the shares 1/N to N/N, as 3/8")
@@ -188,7 +190,10 @@ class Share(NamedTuple):
 
 
 def dealt(sizes: Mapping[str, int], of: int) -> list[list[str]]:
-    """The files of each of so many shares, in their order: the largest one goes to whoever has least, and so on."""
+    """Return the files of each share, in their order.
+
+    The largest file goes to the share with the least, and so on.
+    """
     loads, hands = [0] * of, [list[str]() for _ in range(of)]
     for file in sorted(sizes, key=lambda file: (-sizes[file], file)):
         number = min(range(of), key=lambda number: (loads[number], len(hands[number]), number))
@@ -198,7 +203,7 @@ def dealt(sizes: Mapping[str, int], of: int) -> list[list[str]]:
 
 
 def taken(share: Share, sizes: Mapping[str, int]) -> Sequence[str]:
-    """The files of one share."""
+    """Return the files of one share."""
     return dealt(sizes, share.of)[share.number - 1]
 
 

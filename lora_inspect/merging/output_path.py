@@ -1,4 +1,4 @@
-"""Where a merged base goes: the path of its file or folder, and whether it may be written there."""
+"""The path of a merged base, a file or a folder, and the check that it may be written there."""
 
 import os
 

@@ -1,12 +1,8 @@
-"""What a merge will fold where, planned from headers before a byte of a weight is read.
+"""The plan of a merge: every fold with its target, made from headers before any weight is read.
 
-Which modules of each adapter are merged, and how strongly: what the options choose, and the settings on its path.
-
-What a merge says of an adapter of one expert of a pipeline on a base of another one.
-
-What an initialisation moved out of a base into the factors: where it can be taken out again, and that it is.
-
-What a merge refuses, or says, where it would change a head through the weight that it shares with the embedding.
+`plan_merge` reads the adapters, chooses their modules and multipliers by options and paths, and matches them with the
+base. The checks below refuse merges that would be wrong, or add notes to the plan: an adapter for another expert of a
+pipeline, a base from which an initialisation took a part, and an embedding that shares its weight with the head.
 """
 
 import os
@@ -40,14 +36,14 @@ from lora_inspect.reading.pipeline import pipeline_expert
 
 
 class Parts(NamedTuple):
-    """What is merged of an adapter: all modules but those whose keys are `excluded`, each at its strength."""
+    """The modules of an adapter to merge, each with its multiplier; `excluded` are the keys of the others."""
 
     strengths: Multipliers
     excluded: tuple[str, ...] = ()
 
 
 def parts_of(adapters: Sequence[Adapter], base: Checkpoint, choice: Choice) -> list[Parts]:
-    """The parts of each adapter; raises LoraInspectError where a setting or a pattern speaks of no module."""
+    """Return the parts of each adapter; raise LoraInspectError for a pattern without a module."""
     # Names are looked for where something asks for them: it takes as long as all else that is planned.
     names = {
         adapter.checkpoint.path: module_names(adapter, base)
@@ -65,9 +61,9 @@ def parts_of(adapters: Sequence[Adapter], base: Checkpoint, choice: Choice) -> l
 
 
 def other_expert_notes(base: Checkpoint, adapters: Iterable[Adapter], only: Collection[str]) -> Iterator[str]:
-    """A sentence for each adapter that is called otherwise than the base; names are no proof, so that it is no error.
+    """Yield a sentence for each adapter whose name contradicts that of the base.
 
-    `only` are the components that are merged, all without any.
+    The names of experts are no proof, so this is no error. `only` are the components to merge, empty for all.
     """
     theirs = pipeline_expert(base, (), base_candidates(base))
     if theirs is None or theirs.name is None:
@@ -84,7 +80,10 @@ def other_expert_notes(base: Checkpoint, adapters: Iterable[Adapter], only: Coll
 
 
 def check_residual(folds: Sequence[Fold], base: Checkpoint) -> None:
-    """Raises LoraInspectError where what an initialisation took from a weight cannot be computed from the base."""
+    """Check that the part which an initialisation took from a weight follows from the base.
+
+    Raises LoraInspectError if it does not.
+    """
     for fold in folds:
         if not fold.placed.has_residual or not fold.multiplier:
             continue
@@ -114,7 +113,7 @@ def check_residual(folds: Sequence[Fold], base: Checkpoint) -> None:
 
 
 def residual_notes(folds: Iterable[Fold], base: Checkpoint) -> list[str]:
-    """Which base it is taken for, a sentence for each adapter."""
+    """Return a sentence for each adapter whose base is taken for the original one."""
     taken = {
         f.adapter.checkpoint.path: f.contribution.residual for f in folds if f.placed.has_residual and f.multiplier
     }
@@ -130,7 +129,10 @@ _CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def check_tied(base: Checkpoint, side_files: SideFiles, folds: Mapping[str, Sequence[Fold]]) -> list[str]:
-    """What is to be said of changed embeddings; raises LoraInspectError where the base's config shows a head on one."""
+    """Return sentences on changed embeddings that a head shares.
+
+    Raises LoraInspectError if the base's config shows a head on one.
+    """
     changed = [(name, fold) for name, own in folds.items() if is_embedding(name) for fold in own if _trains_one(fold)]
     if not changed or has_head(base):
         return []
@@ -164,12 +166,12 @@ def _is_of_a_head(side_files: SideFiles) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """What will be folded where, known before a byte of a weight is read.
+    """The planned folds of a merge, known before any byte of a weight is read.
 
-    `left_out` are the modules by component that the option `only` keeps out, `excluded` by adapter the keys of those
-    that the choice does; `orientations` are the ways in which the changed Linear weights are stored.
-    `transposed_notes` are what is said of answers that were not needed, `tied` of a head that shares a changed
-    embedding, `storage` says what of the base is not written as it is stored.
+    `left_out` counts by component the modules that the option `only` keeps out. `excluded` are by adapter the keys that
+    `include` and `exclude` remove. `orientations` give how changed Linear weights are stored. `transposed_notes` are
+    sentences on answers that were not needed, `tied` those on a head that shares a changed embedding. `storage`
+    describes the tensors of the base that are not written as stored.
     """
 
     base: Checkpoint
@@ -187,7 +189,7 @@ class MergePlan:
 
     @property
     def modules(self) -> int:
-        """How many modules have a target."""
+        """The number of modules with a target."""
         return len({(fold.adapter.checkpoint.path, fold.contribution.module.key) for fold in self._all()})
 
     @property
@@ -216,12 +218,12 @@ class MergePlan:
 
     @property
     def multipliers(self) -> dict[str, float | dict[str, float]]:
-        """The plain multiplier of each adapter by its path, or all of them where modules have their own."""
+        """The multiplier of each adapter by path, or all of them if modules have their own."""
         return {adapter.checkpoint.path: settings.multipliers() for adapter, settings in self.adapters}
 
     @property
     def notes(self) -> list[str]:
-        """What was said without need, and what is not merged."""
+        """Sentences on settings that were not needed, and on parts that are not merged."""
         of_adapters = [note for adapter, _ in self.adapters for note in adapter.notes]
         of_adapters += [
             f"{adapter.checkpoint.path}: {in_words(adapter.embeddings)} are not merged, as they change no weight; load "
@@ -236,9 +238,9 @@ class MergePlan:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors that are written and the files beside them: what `merge` tells its progress of.
+        """The bytes that `merge` reports to its progress: all tensors to write, and the files beside them.
 
-        Where the base is read for its hash, those of its files as well.
+        They include the base's files if it is read for its hash.
         """
         hashed = self.base.bytes if self.options.hash_base else 0
         return sum(info.nbytes for info in self.written) + self.side_files.bytes + hashed
@@ -252,18 +254,18 @@ class MergePlan:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """The names of weights that are decoded, by those of their codes where these are others."""
+        """The names of decoded weights, by the names of their codes if those differ."""
         codes = ((name, self.base.codes.get(name)) for name in self.storage.decoded)
         return {info.name: name for name, info in codes if info and info.name != name}
 
     @property
     def tensors_copied(self) -> int:
-        """How many tensors are neither changed nor decoded."""
+        """The number of tensors that are neither changed nor decoded."""
         return len(self.written) - len(self.folds.keys() | self.storage.decoded.keys() | self.storage.rewritten)
 
     @property
     def inputs(self) -> dict[str, Identity]:
-        """Every file that is read, by path, as it was when the plan was made."""
+        """Every input file by path, with its identity at the time of the plan."""
         inputs = self.base.inputs | self.side_files.inputs
         for adapter, _ in self.adapters:
             inputs |= adapter.checkpoint.inputs
@@ -276,9 +278,9 @@ class MergePlan:
 
 
 def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]], options: MergeOptions) -> MergePlan:
-    """Reads headers and finds every target; raises LoraInspectError for whatever stands in the way.
+    """Read headers and find every target; raise LoraInspectError if the merge is refused.
 
-    Each adapter comes with its settings, or with its multiplier where there are no others.
+    Each adapter comes with its settings, or with its multiplier if there are no others.
     """
     base = open_weights(base_path)
     named = [(path, _as_settings(own)) for path, own in adapters]

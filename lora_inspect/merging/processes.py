@@ -1,4 +1,4 @@
-"""The processes that torchrun started, as one of them sees them: what they do together, and what all learn of one.
+"""The processes that torchrun started, as one of them sees them: common work, and shared outcomes.
 
 All wait in Python, a moment at a time, so that a signal that ends a process ends it at once.
 """

@@ -1,6 +1,6 @@
-"""What a merged file records of how it was made: the base, the adapters with their hashes, settings and options.
+"""The record of a merge in the merged file: base, adapters with their hashes, settings and options.
 
-The adapters that a merged file records, found among those that are named, with the settings that they had.
+The recorded adapters of a merged file are found among the named ones, with the settings that they had.
 """
 
 import hashlib

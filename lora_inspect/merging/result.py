@@ -1,4 +1,4 @@
-"""What a merge did, or would do: what `merge --json` prints, however many processes had a part in it."""
+"""The account of a finished or planned merge, as `merge --json` prints it, for one process or several."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,20 +13,21 @@ from lora_inspect.results import Result
 
 @dataclass(frozen=True, slots=True, repr=False)
 class MergeResult(Result):
-    """What a merge did. `dtype_counts` are tensors of the output by element type.
+    """The account of a merge.
 
-    `decoded` are the weights that are codes in the base and floats in the output, `recoded` those that are changed and
-    codes of the same format in both. `dropped` are the tensors, metadata keys and part of a config that said what
-    those codes mean.
+    `dtype_counts` counts tensors of the output by element type. `decoded` are the weights that are codes in the base
+    and floats in the output; `recoded` are changed weights that are codes of the same format in both. `dropped` are the
+    tensors, metadata keys and part of a config that gave the meaning of these codes.
 
-    `files_copied` and `left_behind` are what lies beside the weights of a folder, by paths relative to it.
-    `unmatched` are keys without a target that were left out, `left_out` counts the modules of components that were not
-    asked for, `excluded` are by adapter those that were chosen away, and `embeddings` are keys that change no weight.
-    `orientations` say by weight how the base stores it, `order_matters` are the weights that another order of the
-    adapters would leave different, and `dora_multiplier` is what a multiplier that is neither 0 nor 1 did to DoRA.
-    `notes` are sentences on what was said without need, on what may surprise, and on what other runs have left beside
-    the output. `kept` says how much of each adapter the output keeps, and `seed` by which one changed weights were
-    rounded, None for the nearest number.
+    `files_copied` and `left_behind` are the other files of a folder, by paths relative to it. `unmatched` are keys
+    without a target that were left out. `left_out` counts the modules of components outside `only`. `excluded` are, by
+    adapter, the modules that `include` and `exclude` removed. `embeddings` are keys that change no weight.
+
+    `orientations` give for each weight how the base stores it. `order_matters` are the weights that another order of
+    the adapters would leave different. `dora_multiplier` is the rule by which a multiplier other than 0 and 1 acted on
+    DoRA. `notes` are sentences on settings that were not needed, on surprises, and on leftovers of other runs next to
+    the output. `kept` gives how much of each adapter the output keeps. `seed` is that of stochastic rounding, None for
+    the nearest number.
     """
 
     output: str

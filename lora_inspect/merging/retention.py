@@ -1,8 +1,6 @@
-"""Gathers what the output keeps of each adapter, while its weights are written.
+"""The share of each adapter that the output keeps, gathered while its weights are written.
 
-What the numbers of the output keep of each adapter, and when that is too little.
-
-Which rows of a weight are looked at for what its numbers keep of a change: a rule of the weight alone.
+`check_kept` refuses an output that keeps too little. A rule of the weight alone chooses the rows to look at.
 """
 
 import struct

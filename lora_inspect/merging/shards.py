@@ -1,10 +1,8 @@
-"""A merge that several processes make together, each some of its shards; OUT.parts is what they know of each other.
+"""A merge that several processes make together, each some of its shards, through the folder OUT.parts.
 
-What is known of one shard of an output that several processes make: written beside it, and read by whoever finishes.
-
-An entry may have come from another run, another version or a disk that lost bytes: what is no entry counts as none.
-
-What the shards of one merge are made of: what they have to have in common to be parts of the same output.
+An entry next to each shard describes it for the process that finishes. The shards of one output must be made of the
+same inputs and options. An entry may come from another run, another version or a disk that lost bytes: an invalid entry
+counts as none.
 """
 
 import hashlib

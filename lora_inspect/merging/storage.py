@@ -1,6 +1,6 @@
-"""How the merged base is stored: what is decoded, what is written in its own format, what says nothing any more.
+"""The storage of a merged base: decoded weights, weights in their own format, and statements that become void.
 
-What the config.json beside a base says of how its weights are stored, and what it is to say of the merged ones.
+The config.json next to a base states how its weights are stored; the output gets the statements that are true of it.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Threads that take one job after the other, and lend each other a hand with the parts of one.
+"""Threads that take one job after the other, and help each other with the parts of one.
 
-Sums whose parts come in any order and are added up in one.
+The parts of a sum come in any order and are added up in one.
 """
 
 import threading

@@ -1,11 +1,10 @@
-"""Where the tensors of a model without its adapters come from: the merged model itself, or the base that is at hand.
+"""The tensors of a model without its adapters: from the merged model itself, or from the base at hand.
 
-A weight without what was added to it: which numbers of its type the base can have had, a block of rows at a time.
-
-A change is computed in float64 here. What a merge computed in float32 is off by at most n · 2^-24 times the sum of the
-absolute values of all that was added, with n roundings on the way of each term, and in float64 by n · 2^-53 times that,
-as what is computed here may be too; so this holds whichever machine, version or order of sums made the merged file.
-Beside zero a rounding is off by more than that, so what is not zero counts as a little larger.
+A weight without its changes is a set of numbers of its type that the base can have had, a block of rows at a time. A
+change is computed in float64 here. A merge in float32 is off by at most n · 2^-24 times the sum of the absolute values
+of all terms, with n roundings on the way of each term, and in float64 by n · 2^-53 times that, as may be the
+computation here; so this holds whichever machine, version or order of sums made the merged file. Near zero a rounding
+is off by more than that, so any number that is not zero counts as a little larger.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The problems of a file: what its reading finds, the lints, and the file without those that can be mended."""
+"""The problems of a file, from its reading and the lints, and a copy with those fixed that can be."""
 
 import os
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ from lora_inspect.stores.address import is_remote
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CheckResult(Result):
-    """The problems of the file at `path`, and the codes of those that can be mended.
+    """The problems of the file at `path`, and the codes of those that `--fix` can fix.
 
-    Of a file that was mended, `output` is where it was written, `fixed` says what was done, a sentence each, and
-    `left` are the problems of the output.
+    After a fix, `output` is the path of the fixed copy, `fixed` describes each change in a sentence, and `left` are the
+    problems of the output.
     """
 
     path: str
@@ -38,9 +38,9 @@ class CheckResult(Result):
     left: tuple[Problem, ...] = ()
 
     def fails(self, severity: str) -> bool:
-        """Whether a problem is as serious as that, or more: of the output, where the file was mended.
+        """Return True if a problem is as serious as `severity`, or more; of the output, if the file was fixed.
 
-        ValueError for what is no severity.
+        Raises ValueError for an unknown severity.
         """
         if severity not in SEVERITIES:
             raise ValueError(f"a severity is one of {', '.join(SEVERITIES)}, not {severity!r}")
@@ -105,9 +105,9 @@ def fix(
     force: bool = False,
     progress: Progress = silent,
 ) -> CheckResult:
-    """Writes the file with all mended that needs no guess; no other byte of a tensor changes.
+    """Write a copy of the file with every fix that needs no guess; no other byte of a tensor changes.
 
-    Raises LoraInspectError where there is nothing to mend, and where the output would mean anything else.
+    Raises LoraInspectError if there is nothing to fix, and if the output would have another meaning.
     """
     share = Share(progress, stored_bytes(path))
     subject = Subject(open_checkpoint(path), settings, share.done)
@@ -127,7 +127,7 @@ def fix(
 
 
 def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
-    """All results as one log of SARIF 2.1.0, with paths relative to `folder`; of a mended file what is left."""
+    """Return all results as one log of SARIF 2.1.0, with paths relative to `folder`."""
     from lora_inspect.checking.sarif import sarif
 
     told = [(one.output, one.left) if one.output else (one.path, one.problems) for one in results]
@@ -135,7 +135,7 @@ def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
 
 
 def _readings(subject: Subject, tensors: bool) -> int:
-    """How often the file is read at most to look at it."""
+    """Return how many times the check reads the file at most."""
     return readings(subject) + tensors
 
 

@@ -1,4 +1,4 @@
-"""What every program that loads adapters will make of a file."""
+"""The verdicts of all programs that load adapters on one file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ class JudgedProgram:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Judgement(Result):
-    """What a program will make of a file, as `lora_inspect.programs.verdict.Verdict` has it, and nothing of the file.
+    """The verdict of a program on a file, without the file.
 
-    `ignored` are the keys that it passes over.
+    It has the facts of `lora_inspect.programs.verdict.Verdict`. `ignored` are the keys that the program ignores.
     """
 
     program: JudgedProgram
@@ -53,12 +53,12 @@ class Judgement(Result):
 
     @property
     def needs_fix(self) -> bool:
-        """Whether the file is wrong there for certain."""
+        """True if the file is certainly wrong in the program."""
         return self.verdict not in (SAME, UNKNOWN)
 
     @classmethod
     def of(cls, one: Verdict) -> "Judgement":
-        """What is told of a verdict."""
+        """Return the judgement of a verdict."""
         program = JudgedProgram(one.program.name, one.program.title, one.program.version)
         said = (one.silent, one.ignored, one.says, one.by, one.error, one.fix)
         return cls(program, one.verdict, one.factor, one.factors, *said)
@@ -66,7 +66,7 @@ class Judgement(Result):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CompatResult(Result):
-    """The path of the adapter, and what each program makes of it, in the order of their titles."""
+    """The path of the adapter, and every program's judgement, in the order of their titles."""
 
     path: str
     verdicts: tuple[Judgement, ...]
@@ -103,11 +103,11 @@ def compat(
     base: str | None = None,
     progress: Progress = silent,
 ) -> CompatResult:
-    """What the programs make of the adapter at `path`, or the one that is `named`.
+    """Judge how every program, or only the `named` one, applies the adapter at `path`.
 
-    With the model's own weights at `base`, commands that need one name it, and of DoRA that is lost or wrong the error
-    is computed; `progress` is told of every module that is done.
-    Raises LoraInspectError where the file is no adapter, where its own meaning is open, and for a name of no program.
+    With the base model at `base`, commands that need one name it, and the error of lost or wrong DoRA is computed;
+    `progress` counts modules. Raises LoraInspectError if the file is no adapter, if its own meaning is open, and for an
+    unknown program.
     """
     asked = _asked(named)
     kind, adapter = kind_of(read_adapter(open_checkpoint(path), settings))

@@ -1,4 +1,4 @@
-"""Rewrites an adapter so that alpha/rank, which every loader reads, is its scale."""
+"""Conversion of an adapter to the scale alpha/rank, which every loader reads."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ _LOSSY = 0.05
 
 
 class Verified(NamedTuple):
-    """How many modules were compared, and the largest relative error that was found."""
+    """The number of compared modules, and the largest relative error among them."""
 
     modules: int
     max_relative_error: float
@@ -46,14 +46,14 @@ class Verified(NamedTuple):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ConvertResult(Result):
-    """What a conversion did. `was` and `becomes` are titles of algorithms.
+    """The account of a conversion.
 
-    `relative_errors` are per module, None where a magnitude was dropped without a base.
-    `orientations` say by base weight how it is stored, where a base was looked at.
-    `exact` says that no module lost more than the rounding of a float32. `dropped` are keys whose meaning is in no
-    tensor of the output, `remarks` are sentences on what its readers do differently.
-    `biased` is how many modules lost their biases.
-    `verified` says of how many modules the output, read anew, was compared, and by how much they differ at most.
+    `was` and `becomes` are titles of algorithms. `relative_errors` are per module, None for a magnitude that was
+    dropped without a base. `orientations` give for each base weight how it is stored, if there was a base. `exact` is
+    true if no module lost more than the rounding of a float32. `dropped` are keys that no tensor of the output
+    expresses. `remarks` are sentences on differences in the programs that read the output. `biased` counts the modules
+    that lost their biases. `verified` is the comparison of the re-read output with the input: the number of modules and
+    the largest difference.
     """
 
     output: str
@@ -108,7 +108,7 @@ def convert_to_standard(
 
 
 def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progress = silent) -> ConvertResult:
-    """Writes what was planned; `progress` is told of each destination that is done."""
+    """Write the planned output; `progress` counts destinations."""
     adapter, options, place, inputs = plan.adapter, plan.options, plan.place, plan.inputs
     leftovers = remove_leftovers(place.path)
     place.check([*inputs, *([options.model_config] if options.model_config else [])], force)

@@ -1,4 +1,4 @@
-"""What a file is and means: the reading of a checkpoint as one flat record, for people and for scripts."""
+"""The description of a file: its reading as one flat record, for people and for scripts."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ _TRAINERS_WITH_CONFIGS = ("PEFT", "mlx-lm")
 
 
 def verdicts_of(info: FileInfo) -> "tuple[Verdict, ...] | None":
-    """What every program makes of the file; None where its own meaning is open, or where it is no adapter."""
+    """Return every program's verdict; None if the file is no adapter or its own meaning is open."""
     if info.kind != ADAPTER or _errors(info):
         return None
     return _judged(info)
@@ -40,10 +40,10 @@ def _judged(info: FileInfo) -> "tuple[Verdict, ...]":
 
 
 class Outlook(NamedTuple):
-    """What becomes of a file in the programs that it may be meant for, as a screen has it.
+    """The verdicts on a file in the programs that it may be meant for, as a screen shows them.
 
-    `decisive` is the verdict that says whether something has to be done, and `fix` makes the file right in its program.
-    `is_open` says that the scale is unknown, so that the verdicts are on what is loaded alone.
+    `decisive` is the verdict that calls for action, and `fix` makes the file right in its program. `is_open` is true if
+    the scale is unknown; the verdicts then judge only the loading.
     """
 
     verdicts: "Sequence[Verdict]"
@@ -53,9 +53,9 @@ class Outlook(NamedTuple):
 
 
 def outlook_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", fix: str | None) -> Outlook | None:
-    """The outlook of a file on which there are `verdicts`, and a `fix` of its strength; None where nothing is asked.
+    """Return the outlook of a file with these `verdicts` and a `fix` of its scale; None without any verdict.
 
-    Where the scale alone is open the programs are asked what they load, which does not depend on it.
+    If only the scale is open, the verdicts are on loading, which does not depend on it.
     """
     is_open = verdicts is None
     found = verdicts if verdicts is not None else _with_some_scale(info)
@@ -74,7 +74,7 @@ def outlook_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", fix: str | 
 
 
 def _with_some_scale(info: FileInfo) -> "Sequence[Verdict] | None":
-    """What programs load of a file whose scale is open, whatever it is; None where more than that is wrong."""
+    """Judge the loading of a file with an open scale; None if more than that is wrong."""
     if info.kind != ADAPTER or _errors(info) != {_OPEN_SCALE}:
         return None
     settings, waits = info.adapter.settings, info.adapter.open
@@ -194,7 +194,7 @@ def _own_config(adapter: Adapter) -> dict[str, Any] | None:
 
 
 def _received(info: FileInfo, verdicts: "Sequence[Verdict] | None") -> dict[str, Any]:
-    """What programs make of the file: who reads it as it means, the verdicts, the strengths, and what mends them."""
+    """Return the programs that read the file right, the verdicts, the scales, and the fixes."""
     if verdicts is None:
         return {"read_by": None, "verdicts": None, "factors": None, "fix": None}
     from lora_inspect.programs.verdict import SAME, STRENGTH
@@ -231,7 +231,7 @@ def _part_record(part: PipelinePart, folded: FoldedScales) -> dict[str, Any]:
 
 
 def module_record(module: Module, contribution: Contribution, folded: FoldedScales) -> dict[str, Any]:
-    """What is said of one change of a module, an item of `module_list`."""
+    """Return the record of one change of a module, an item of `module_list`."""
     scale = contribution.scale
     if contribution.algorithm.has_alpha:
         scale = folded.meant(contribution.module.key, scale)

@@ -1,6 +1,6 @@
-"""Folds adapters into a sharded base by several jobs, each of which makes some of the shards; the last one finishes.
+"""A merge into a sharded base by several jobs, or by the processes that torchrun started.
 
-Folds adapters into a sharded base by the processes that torchrun started, each of which makes some of the shards.
+Each makes some of the shards; the last job, or the first process, finishes.
 """
 
 import json
@@ -25,10 +25,10 @@ __all__ = ["ShardResult", "Share", "finish_merge", "merge_shard", "shard_bytes",
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ShardResult(Result):
-    """What one job did: the shards that it `made`, and those of its share that were `held`, as they were there already.
+    """The result of one job: the shards that it `made`, and those of its part that were already there (`held`).
 
-    `left` are the shards of all jobs that are not there yet, in the folder `parts`. `merged` is the result of the
-    merge, where this job finished it: where none is left and there is none, another one does so.
+    `left` are the shards of all jobs that are missing in the folder `parts`. `merged` is the result of the merge if
+    this job finished it. If no shard is left and there is no result, another job finishes it.
     """
 
     output: str
@@ -42,7 +42,7 @@ class ShardResult(Result):
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `merge --shard --json` prints: that of the merge, or null, beside what the job did."""
+        """Return the record that `merge --shard --json` prints: that of the merge, or null, and the job's."""
         return {
             "schema": "lora-inspect/merge-shard/1",
             "output": self.output,
@@ -57,23 +57,23 @@ class ShardResult(Result):
 
 
 def shard_record(plan: MergePlan, share: Share | None) -> dict[str, Any]:
-    """What a dry run says beside the plan: the shards of one job, or of all where there is no `share`."""
+    """Return a dry run's record of the shards of one job, or of all jobs without a `share`."""
     files = files_of_share(plan, share) if share else plan.base.files
     return {"shard": share and str(share), "shards": [os.path.basename(file) for file in files]}
 
 
 def shard_bytes(plan: MergePlan, share: Share) -> int:
-    """What `merge_shard` tells its progress of."""
+    """Return the bytes that `merge_shard` reports to its progress."""
     return sum(bytes_of(plan, file) for file in files_of_share(plan, share))
 
 
 def merge_shard(
     plan: MergePlan, named: str, share: Share, force: bool = False, progress: Progress = silent
 ) -> ShardResult:
-    """Makes the shards of one job that are not there yet, and the output where no other shard is missing then.
+    """Make the missing shards of one job, and the output if no other shard is missing then.
 
-    Raises LoraInspectError, and leaves what is whole in OUT.parts, as `merge` does, and where a shard that is there is
-    of another merge.
+    Raises LoraInspectError as `merge` does, and if a present shard is of another merge; complete shards stay in
+    OUT.parts.
     """
     output = shared_output(plan, named, force, share.of)
     shared = SharedMerge(plan, output)
@@ -115,11 +115,11 @@ def finish_merge(plan: MergePlan, named: str, force: bool = False, progress: Pro
 def merge_by_ranks(
     ranks: Ranks, plan: MergePlan, named: str, force: bool, watch: Callable[[int], AbstractContextManager[Progress]]
 ) -> MergeResult | None:
-    """Makes the output together; the result in the first process, None in the others.
+    """Make the output together; return the result in the first process, None in the others.
 
-    `watch` gives, of how many bytes there are, what is told of those that all processes have done. Raises
-    LoraInspectError in the first process, and Elsewhere in the others, where one of them fails: there is no output
-    then, and what is whole stays in OUT.parts, for the next run.
+    `watch` makes a progress function from the total of bytes; it counts the bytes of all processes. If one process
+    fails, the first raises LoraInspectError and the others raise Elsewhere. There is no output then, and complete
+    shards stay in OUT.parts for the next run.
     """
 
     def prepare() -> SharedMerge:
@@ -150,6 +150,6 @@ def merge_by_ranks(
 
 
 def _other_plan(first: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """What a process says whose plan is not that of the first one."""
+    """Return the sentence for a process with another plan than the first one."""
     said = difference(first, own)
     return f"its plan is not that of the first process: {said}; have all machines see the same files."

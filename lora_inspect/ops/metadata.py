@@ -1,7 +1,4 @@
-"""What the metadata of a file says.
-
-A file with another metadata, whose tensors' bytes stay what they are, and which means what it meant.
-"""
+"""The metadata of a file, shown and edited; an edit keeps the bytes of tensors and the meaning of the file."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -29,7 +26,7 @@ from lora_inspect.progress import Progress, Share, silent
 
 
 class Told(NamedTuple):
-    """What a file says of itself, how much longer that may become where it stands, and its hashes if they are asked."""
+    """The metadata of a file, the room for more of it in place, and its hashes on request."""
 
     path: str
     metadata: dict[str, str]
@@ -38,9 +35,9 @@ class Told(NamedTuple):
 
 
 def show(path: str, hashes: bool = False, progress: Progress = silent) -> list[Told]:
-    """The metadata of each file at `path`, after what a run that died has left of a header is put right.
+    """Return the metadata of each file at `path`, after repairing a header that a dead run left.
 
-    With `hashes`, `progress` is told of the bytes of the files, once.
+    With `hashes`, `progress` counts the bytes of the files, once.
     """
     put_right(path)
     checkpoint = open_checkpoint(path)
@@ -69,11 +66,10 @@ def _told(checkpoint: Checkpoint, file: str, hashes: bool, progress: Progress) -
 
 
 class Target(NamedTuple):
-    """Where an edit goes and what it may do.
+    """The output of an edit, and its permissions.
 
-    Without an `output` it is the file itself, which is written anew and takes its own place, or with `in_place` only
-    has its header rewritten. `other_meaning` lets it change how the file is read, `hashes` adds the hashes that are
-    missing, and with `dry_run` nothing is written.
+    Without an `output` a new file replaces the input, or `in_place` rewrites only its header. `other_meaning` allows a
+    change of how the file is read, `hashes` adds missing hashes, and `dry_run` writes nothing.
     """
 
     output: str | None = None
@@ -85,7 +81,7 @@ class Target(NamedTuple):
 
 
 class Edited(NamedTuple):
-    """The file that was read, the one that was written, what changed, and in clauses what it means otherwise now."""
+    """The input, the output, the changes, and clauses on changes of the meaning."""
 
     path: str
     output: str
@@ -101,10 +97,10 @@ def edit(
     target: Target = Target(),  # noqa: B008 (frozen)
     progress: Progress = silent,
 ) -> Edited:
-    """Writes the file with the metadata that `change` makes of its own.
+    """Write the file with the metadata that `change` makes of its own.
 
-    `progress` is told of the bytes of the file, once. Raises LoraInspectError where that would be read otherwise and
-    may not be, and for what is no single .safetensors file that may be written to.
+    `progress` counts the bytes of the file, once. Raises LoraInspectError for a change of meaning without permission,
+    and for anything but a single writable .safetensors file.
     """
 
     def settle(checkpoint: Checkpoint, headed: Headed) -> _Settled:
@@ -134,7 +130,7 @@ def strip(
 
 
 class _Settled(NamedTuple):
-    """The metadata to write, what the file means otherwise with it, and the keys that its meaning hangs on."""
+    """The metadata to write, the changes of meaning, and the keys that the meaning depends on."""
 
     metadata: dict[str, str]
     meaning: tuple[str, ...] = ()

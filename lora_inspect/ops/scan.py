@@ -1,4 +1,4 @@
-"""What the files of a folder are, one after the other as they are read: a short account of each."""
+"""Short accounts of the files of a folder, one after the other as they are read."""
 
 import os
 from collections.abc import Generator, Iterable
@@ -26,16 +26,15 @@ def scan(
     progress: Progress = silent,
     record: Record | None = None,
 ) -> Generator[ScannedFile, None, None]:
-    """The account of every file that the paths name, each as soon as it is read, in the order of the paths.
+    """Yield the account of every file that the paths name, as soon as it is read, in the order of the paths.
 
-    A path is a file or a folder: one that holds several checkpoints, or other folders, stands for all of them, those in
-    folders below it only where `recursive`. `settings` are what the user settles about each file. `jobs` is the number
-    of processes, None for as many as pay; they are started as all that starts processes in Python, so that a script
-    which asks for more than one does its work under `if __name__ == "__main__"`, and they know nothing that was added
-    to a registry at run time. `progress` is told 1 for each file, and `record` makes what is wanted of a file beside
-    its account.
+    A path is a file or a folder. A folder with several checkpoints, or with other folders, stands for all of them;
+    folders below it count only with `recursive`. `settings` are those of the user for each file. `jobs` is the number
+    of processes, None for as many as make it faster. A script that asks for more than one must work under `if __name__
+    == "__main__"`, as with all processes in Python; the processes do not know additions to a registry at run time.
+    `progress` counts files. `record` makes an additional record for the account.
 
-    What is wrong with a file is its `error` and raises nothing. Close the iterator where it is not taken to its end.
+    An unreadable file raises nothing: its account has an `error`. Close the iterator if you do not exhaust it.
     """
     listing = [(file, settings) for path in paths for file in files_of(os.fspath(path), recursive)]
     yield from scan_files(listing, jobs, progress, record)

@@ -1,4 +1,4 @@
-"""Takes the adapters out of a merged model again, as far as what was there can be proved."""
+"""Removal of the adapters from a merged model, as far as the original numbers are proved."""
 
 import os
 import time
@@ -38,11 +38,11 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class UnmergePlan:
-    """What is taken out of where.
+    """The plan of a removal: the merged model, and the merge to take back.
 
-    `merge` is the plan of the merge, with the merged model in the place of the base where that is not at hand; `base`
-    is what was merged into where it is. `is_drawn` says that the merge rounded stochastically, `folded_in` is what it
-    recorded of the element types that it computed in.
+    `merge` is the plan of the merge, with the merged model instead of the base if that is not at hand; else `base` is
+    the base. `is_drawn` is true if the merge rounded stochastically. `folded_in` are the recorded element types of its
+    computations.
     """
 
     merged: Checkpoint
@@ -53,7 +53,7 @@ class UnmergePlan:
 
     @property
     def folds(self) -> dict[str, list[Fold]]:
-        """What changed each weight."""
+        """The folds that changed each weight."""
         at_work = {name: [fold for fold in folds if fold.multiplier] for name, folds in self.merge.folds.items()}
         return {name: folds for name, folds in at_work.items() if folds}
 
@@ -70,12 +70,12 @@ class UnmergePlan:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class UnmergeResult(Result):
-    """What was restored.
+    """The account of a restored model.
 
-    Of the `entries` of all weights that the merge changed, `proved` are as they were in the base: no other number of
-    the type could have become what was merged. `unproved` are by weight how many others there are, and how far each
-    may be from what the base had. With the base at hand all are its own; `unchecked` are then the tensors of which it
-    cannot be told whether they became those of the merged model.
+    `entries` counts the numbers of all weights that the merge changed. `proved` of them are as they were in the base:
+    no other number of the type could have become the merged one. `unproved` counts the others by weight, with the
+    largest possible distance of each from the base. With the base at hand all are its own; `unchecked` are then the
+    tensors for which nothing shows that they became those of the merged model.
     """
 
     output: str
@@ -110,10 +110,10 @@ class UnmergeResult(Result):
 def plan_unmerge(
     merged_path: str, adapters: Sequence[tuple[str, Settings]], base_path: str | None = None
 ) -> UnmergePlan:
-    """Finds by the record of a merge what it changed, and how.
+    """Plan the removal from the record of the merge.
 
-    Raises LoraInspectError where the adapters, or the base, are not those that are recorded, and where a change cannot
-    be taken out without the base.
+    Raises LoraInspectError if the adapters, or the base, are not the recorded ones, and if a change cannot be removed
+    without the base.
     """
     merged = open_checkpoint(merged_path)
     record = last_record(merged)
@@ -147,10 +147,10 @@ def plan_unmerge(
 def unmerge(
     plan: UnmergePlan, output: str, force: bool = False, allow_ambiguous: bool = False, progress: Progress = silent
 ) -> UnmergeResult:
-    """Writes the model without the adapters: a file for a file, a folder with the same names for any other.
+    """Write the model without the adapters: a file for a file, a folder with the same names for any other.
 
-    Raises LoraInspectError, and leaves nothing, where the merged model is not what its record says, and where numbers
-    are not proved that are not accepted.
+    Raises LoraInspectError, and leaves nothing, if the merged model contradicts its record, and if numbers are
+    ambiguous and not allowed to be.
     """
     started = time.perf_counter()
     output = unmerge_output(plan, output)
@@ -194,7 +194,7 @@ def unmerge(
 
 
 def planned_unmerge(plan: UnmergePlan, output: str | None) -> dict[str, Any]:
-    """What would be undone, as `--dry-run --json` prints it."""
+    """Return the planned removal, as `--dry-run --json` prints it."""
     return {
         "schema": "lora-inspect/unmerge-plan/1",
         "dry_run": True,
@@ -206,7 +206,7 @@ def planned_unmerge(plan: UnmergePlan, output: str | None) -> dict[str, Any]:
 
 
 def unmerge_output(plan: UnmergePlan, named: str) -> str:
-    """The path that `unmerge` writes for what the user `named`; raises LoraInspectError if it can be no output."""
+    """Return the output's path for the user's `named` one; LoraInspectError if it can be none."""
     source = plan.merge.base
     if source.root is None:
         return file_output(named, source.name, plan.inputs)

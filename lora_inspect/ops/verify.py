@@ -1,4 +1,4 @@
-"""Proves, weight by weight, how much of each adapter a merged model carries, and names what is wrong."""
+"""Measurement, weight by weight, of each adapter in a merged model, with findings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ _LOOKED_AT = 3
 
 @dataclass(frozen=True, slots=True)
 class VerifyPlan:
-    """What is to be in a merged model, known from headers: a plan of the merge, and the two models."""
+    """The expected content of a merged model, from headers: the plan of the merge, and both models."""
 
     merge: MergePlan
     merged: Model
@@ -36,7 +36,7 @@ class VerifyPlan:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be said of the adapters and their targets."""
+        """Sentences on the adapters and their targets."""
         return [note for note in self.merge.notes if note not in self.merge.tied]
 
     @property
@@ -47,13 +47,13 @@ class VerifyPlan:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class VerifyResult(Result):
-    """What a merged model carries.
+    """The shares of adapters in a merged model, and its findings.
 
-    `modules` are the shares by weight and adapter, `share` those over all weights; None where there is none or it
-    cannot be told. `noise` and `module_noise` say how far rounding may move them. `residual` is what nothing explains,
-    over the size of what was expected, of all weights together; `residuals` are those of the weights. `missing` are
-    the modules that have nothing of an adapter. `beside` are tensors that no adapter changes and what is different in
-    them, `absent` those of the base that are not there, `extra` those that only the merged model has. `ok` is whether
+    `modules` are the shares by weight and adapter, `share` those over all weights; None if there is none or it cannot
+    be measured. `noise` and `module_noise` bound the effect of rounding on them. `residual` is the unexplained
+    difference over the size of the expected one, for all weights together; `residuals` are those of each weight.
+    `missing` are modules that have nothing of an adapter. `beside` are tensors that no adapter changes and that differ,
+    with the difference. `absent` are tensors only in the base, `extra` those only in the merged model. `ok` is true if
     no finding is an error. `notes` are sentences on the adapters and their targets.
     """
 
@@ -140,7 +140,7 @@ def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:
 
 
 def _are_swapped(plan: VerifyPlan, weighed: "Sequence[Weighed]") -> bool:
-    """Whether the first weights show that the model which is named as the base carries the adapters, and not MERGED."""
+    """Return True if the first weights show that the base and MERGED are swapped."""
     from lora_inspect.verifying.measure import Weigher
 
     told = [weight for weight in weighed if not any(weight.shares.why)]

@@ -1,8 +1,7 @@
-"""What programs see of an adapter: its modules in groups that are alike to all of them, and answers about the file.
+"""A program's view of an adapter: modules in groups that are alike to all programs, and facts of the file.
 
-How a module looks to a program: what of its names and spellings decides whether and how it is loaded.
-
-The keys of a file, searched for the parts by which programs tell what it is, and the loader that reads it.
+A module's traits are the parts of its names and spellings that decide if and how it is loaded. The keys of a file are
+searched for the parts by which programs recognise it and choose a loader.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,12 +1,8 @@
-"""What the rules of a program's loader make of an adapter, for contributions that are alike at once.
+"""The effect of a program's loader on an adapter: contributions that it takes, ignores and refuses.
 
-What a program makes of an adapter: what it takes, passes over and refuses.
-
-It is found out once for contributions that are alike, of which a file has many, and told of each where that is asked.
-
-Which rules of a loader speak of a module, remembered for the looks that all files of a family have.
-
-Which module a program looks for in vain, of those that every block of a file has to have.
+Contributions that are alike are judged once; a file has many. The rules of a loader for a module's traits are cached
+for all files of a family. The file also finds modules that a program looks for in vain, of those that every block of a
+file must have.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a program that loads adapters does with a file, as data: names, kinds, scale, magnitudes and limits."""
+"""The record of a program that loads adapters: names, kinds, scale, magnitudes and limits."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType

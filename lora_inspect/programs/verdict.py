@@ -1,10 +1,7 @@
-"""From what a program makes of an adapter to one verdict: the same meaning, or what is wrong and by how much.
+"""The verdict of a program on an adapter: the same meaning, or the error and its size.
 
-The verdicts on an adapter, judged once for all files between which no rule of any program can tell.
-
-A folder holds many of those: the steps of one training, and files of one trainer with the same settings.
-
-What becomes of a file in all programs together: those that treat it alike, by their titles.
+Files that no rule of any program distinguishes are judged once; a folder holds many: the steps of one training, and
+files of one trainer with the same settings. The summary groups programs with the same verdict, by their titles.
 """
 
 import math

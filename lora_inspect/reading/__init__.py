@@ -1,1 +1,1 @@
-"""What the tensors of a file mean, and on which evidence. Standard library only."""
+"""The reading of a file: the meaning of its tensors, with evidence. Standard library only."""

@@ -1,4 +1,4 @@
-"""From a checkpoint to an adapter: what every tensor means, on which evidence, and what is wrong with the file."""
+"""The adapter: the meaning of every tensor of a checkpoint, with its evidence and problems."""
 
 from collections.abc import Iterable
 
@@ -17,10 +17,10 @@ from lora_inspect.reading.steps import STEPS
 
 
 class Adapter(NamedTuple):
-    """A file read: modules by name, readings with their evidence, problems, and the keys that nobody claims.
+    """The meaning of a checkpoint: modules by name, evidence, problems and unclaimed keys.
 
-    `rslora` sums up the modules: where settled rules differ between them its value is None, and each
-    contribution has its own. `settings` are what the user settled. `embeddings` are of tokens, and of no module.
+    `rslora` sums up the modules: its value is None if their settled rules differ; each contribution has its own.
+    `settings` are those of the user. `embeddings` are of tokens and belong to no module.
     """
 
     checkpoint: Checkpoint
@@ -38,12 +38,12 @@ class Adapter(NamedTuple):
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """The keys beside the modules: embeddings, and what nobody claims."""
+        """The keys outside the modules: embeddings and unclaimed keys."""
         return (*(key for embedding in self.embeddings for key in embedding.keys), *self.unclaimed)
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """The keys that nobody claims, but for copies of what the base has below a module."""
+        """The unclaimed keys, except copies of base tensors below a module."""
         if not self.unclaimed:
             return ()
         from lora_inspect.reading.peft.saved_tensors import copies_below  # few files have such keys
@@ -53,23 +53,23 @@ class Adapter(NamedTuple):
 
     @property
     def contributions(self) -> Iterable[Contribution]:
-        """Every contribution of every module."""
+        """All contributions of all modules."""
         return (contribution for module in self.modules.values() for contribution in module.contributions)
 
     @property
     def open(self) -> tuple[str, ...]:
-        """What a user has to settle before every change is known, of "alpha", "rslora" and "expert_packing"."""
+        """The facts that a user must settle to make every change known: "alpha", "rslora", "expert_packing"."""
         packing = any(one.algorithm.packed and one.unsettled for one in changes_of_kinds(self.modules))
         return (*open_settings(self.contributions), *(("expert_packing",) if packing else ()))
 
     @property
     def notes(self) -> list[str]:
-        """What the settings said without need, and what was lost of the evidence or of the alphas, a sentence each."""
+        """Sentences on settings that were not needed, and on damaged evidence or alphas."""
         told = [problem for problem in self.problems if problem.code in (REPEATS, DAMAGED, ALPHA_MISSING)]
         return [f"{self.checkpoint.path}: {problem.message}." for problem in told]
 
     def refuse(self) -> None:
-        """Raises LoraInspectError with the first problem that is an error, or where the file is no adapter at all."""
+        """Raise LoraInspectError for the first problem that is an error, or if there is no module."""
         for problem in self.problems:
             if problem.severity == ERROR:
                 raise kind_of_error(problem).of(self.checkpoint.path, problem.message)
@@ -89,7 +89,10 @@ class Adapter(NamedTuple):
 
 
 def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Adapter:  # noqa: B008 (frozen)
-    """Reads the meaning of every tensor. Problems are listed, not raised; unreadable numbers raise LoraInspectError."""
+    """Read the meaning of every tensor.
+
+    Problems are listed, not raised. Unreadable numbers raise LoraInspectError.
+    """
     reading = Reading(checkpoint, settings, claim_as_before(checkpoint.tensors), Steps())
     for step in STEPS:
         reading = step(reading)

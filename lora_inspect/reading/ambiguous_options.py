@@ -1,8 +1,7 @@
-"""Several adapters read together: which of them an option without a path speaks of, and what is still missing.
+"""Several adapters read together: options without a path settle the one adapter that needs them.
 
-The multiplier of each module of an adapter, by the settings that speak of it.
-
-Which modules of several adapters the options --include and --exclude leave.
+The file also gives the multiplier of each module by the settings that match it, and the modules that --include and
+--exclude leave.
 """
 
 from collections.abc import Collection, Mapping, Sequence

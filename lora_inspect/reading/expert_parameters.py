@@ -1,12 +1,12 @@
-"""What PEFT wraps: parameters that `target_parameters` choose, and what else is adapted in the module that has them.
+"""Parameters that PEFT's `target_parameters` choose, and other adapted modules below their wrappers.
 
-The keys do not name the parameter. PEFT wraps a module once for each that is chosen, in the order in which the module
-has them: what is wrapped first is innermost, `experts.base_layer.base_layer`, and the last one is `experts` itself.
-vLLM's flat names are the same. What is adapted in the module lies below its wrappers, `experts.base_layer.gate`, and
-has no such name in the model. The modules that are made of them here are called like the parameter, or as in the model.
-Source: `_inject_parameters` and `MultiheadAttention` of PEFT, `FusedMoE3DWithLoRA` of vLLM.
+The keys do not name the parameter. PEFT wraps a module once for each chosen one, in the order in which the module has
+them: the first is innermost, `experts.base_layer.base_layer`, and the last one is `experts` itself. vLLM's flat names
+are the same. Other adapted modules are below its wrappers, `experts.base_layer.gate`, and have no such name in the
+model. The modules that are made of them here have the name of the parameter, or that in the model. Source:
+`_inject_parameters` and `MultiheadAttention` of PEFT, `FusedMoE3DWithLoRA` of vLLM.
 
-What is said of the output layers of torch's MultiheadAttention, whose change PEFT adds twice.
+The file also gives evidence on the output layers of torch's MultiheadAttention: PEFT adds their change twice.
 """
 
 from collections import defaultdict

@@ -1,6 +1,6 @@
-"""What a file is: its kind, what its tensors mean, and the architectures that it may be of. Standard library only.
+"""The description of a file: its kind (adapter, base or neither), its meaning, and its possible architectures.
 
-What a file is: an adapter, a base, or neither.
+Standard library only.
 """
 
 from lora_inspect.architectures.detection import Detection

@@ -1,6 +1,6 @@
 """The architecture of an adapter and of a base, by the names and widths of their modules.
 
-The canonical dotted path of every module: as it is written, or what alone can be meant by an underscored name.
+Every module gets its canonical dotted path: as written, or the only one that an underscored name can mean.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
-"""The modules of mlx-lm: what kind of layer each is of, and what its config says of them.
+"""The modules of mlx-lm: the kind of each layer, and the statements of its config.
 
-A layer's kind is in no suffix. Factors of several experts have a dimension more; an Embedding is told from a Linear by
-its magnitude, by its name, or by the shape of the weight in a base.
+A layer's kind is in no suffix. Factors of several experts have a dimension more. The magnitude, the name, or the shape
+of the weight in a base distinguishes an Embedding from a Linear.
 """
 
 import os

@@ -1,12 +1,11 @@
-"""How a user speaks of modules: by a component, a path, a block, a range of blocks or a glob. Standard library only.
+"""Patterns by which a user names modules: a component, a path, blocks or a glob. Standard library only.
 
 A pattern is a dotted path in which `*`, `?` and `[…]` stand for letters as in a shell, and a segment `0-9` for any of
-these numbers. One without a glob's signs speaks of the module of that name and of all that is below it.
+these numbers. A pattern without a glob's signs means the module of that name and all modules below it. Short names of
+blocks stand for patterns, too.
 
-Short names of blocks, as programs that weigh them one by one have them, and what they stand for.
-
-Sources: sd-scripts' `svd_merge_lora.py` (BASE, IN00, MID, OUT00), sd-webui-lora-block-weight (the same with M00, and
-for FLUX D00, S00, IN and OUT). Nodes of ComfyUI name blocks by their paths.
+Sources of the short names: sd-scripts' `svd_merge_lora.py` (BASE, IN00, MID, OUT00), sd-webui-lora-block-weight (the
+same with M00, and for FLUX D00, S00, IN and OUT). Nodes of ComfyUI name blocks by their paths.
 """
 
 import re

@@ -1,15 +1,14 @@
-"""How the factors of all experts lie in their tensors: the columns of B, and along which dimension A is.
+"""The packing of the factors of all experts: the columns of B, and the dimension that A is along.
 
 Unsloth marks its configs since version 2026.9.6 with `lora_B_layout`, for all parameters or for each. Files of its
-earlier versions have no mark, and how their columns lie depends on the model and on what was set in training.
-The evidence for the columns is the config, the same name in the metadata of the file, then the program that trained it.
+earlier versions have no mark, and the order of their columns depends on the model and on settings of the training. The
+evidence for the columns is the config, the same name in the metadata of the file, then the program that trained it.
 Sources: `fused_expert_lora_layout` and `saved_lora_b_layouts` of unsloth_zoo, `ParamWrapper` of PEFT.
 
-How alike the columns of B are within experts, if they lie one way or the other: a note, from which nothing is made.
-
-Training turns the columns of one expert towards each other. In toy models of Qwen3-MoE that were trained a little the
-mean |cosine| of two columns was 0.25 to 0.44 within the experts and 0.08 to 0.13 with the other packing; no file of a
-real model has been looked at.
+A note gives the likeness of the columns of B within experts, for either packing; nothing is concluded from it. Training
+turns the columns of one expert towards each other. In toy models of Qwen3-MoE that were trained a little the mean
+|cosine| of two columns was 0.25 to 0.44 within the experts and 0.08 to 0.13 with the other packing; no file of a real
+model has been looked at.
 """
 
 from collections import Counter

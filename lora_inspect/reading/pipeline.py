@@ -1,11 +1,8 @@
-"""Which expert of a pipeline a file is of, where one has several models of the same names, as Wan 2.2.
+"""The expert and the components of a pipeline that a file is of, such as the two models of Wan 2.2.
 
-No tensor tells it, nor does a trainer write it by a key of its own. What people and programs go by is how a file is
-called: the file itself, the folder that it is alone in, or what metadata says of the output and the base.
-
-The networks of a pipeline that a file has something of, by the names that people have for them.
-
-The modules of those components of an adapter that the user asks for.
+No tensor shows the expert, and no trainer writes it by a key of its own. People and programs go by names: of the file,
+of the folder that it is alone in, or of the output and the base in metadata. Components have the names that people use;
+a user may choose some of them.
 """
 
 import os

@@ -1,12 +1,8 @@
-"""The registry of problems: all that can be wrong with a file, in the order in which it is told.
+"""The registry of problems: all possible faults of a file, in the order of the report.
 
-To add one is to add its entry here, its row to the table in docs/reading.md, and a file that has it to the tests.
-
-Keys that do not fit together, within a module and between naming schemes, and keys that are of no module.
-
-Scales that are unknown, what settles them, and what settings say against what is known.
-
-What configs and metadata say that cannot be taken at its word.
+To add one, add its entry here, its row to the table in docs/reading.md, and a file that has it to the tests. The
+problems are of keys that contradict each other, within a module and between naming schemes, or belong to no module; of
+unknown scales, and settings against known ones; and of doubtful statements in configs and metadata.
 """
 
 import re

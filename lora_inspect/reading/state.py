@@ -1,4 +1,4 @@
-"""The state of a reading, which its steps hand on, and the rules of the program that wrote the file."""
+"""The state of a reading, which each step takes and returns, and the rules of the file's program."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -19,50 +19,50 @@ if TYPE_CHECKING:
 
 
 class OwnRules(Protocol):
-    """The rules of a program; by default there are none, and everything stays as it is."""
+    """The rules of the program that wrote a file; these defaults change nothing."""
 
     @property
     def config(self) -> "MlxConfig | None":
-        """The config of the program, where its files have one."""
+        """The program's config, if its files have one."""
         return None
 
     def claimed(self, claims: "Claims") -> "Claims":
-        """The claims with each module as what it is to the program."""
+        """Return the claims with each module in the form that the program gives it."""
         return claims
 
     def dora(self, facts: Sequence[LoraFacts], claims: "Claims") -> Sequence[DoraClaim]:
-        """What its config says of DoRA."""
+        """Return the claims on DoRA in the program's config."""
         return ()
 
     def scaled(self, modules: dict[str, Module], settings: Settings) -> dict[str, Module]:
-        """The modules with the scales that it has."""
+        """Return the modules with the program's scales."""
         return modules
 
     def about(self, contributions: Iterable[Contribution]) -> Iterable[Evidence]:
-        """What its config says."""
+        """Return the evidence in the program's config."""
         return ()
 
     def no_adapter(self, files: Sequence[str]) -> Iterable[Finding]:
-        """Why the `files` of it are no adapter."""
+        """Return findings that show why the program's `files` are no adapter."""
         return ()
 
     def trained_otherwise(self, contributions: Iterable[Contribution]) -> Iterable[Finding]:
-        """With which other scale it was trained."""
+        """Return findings on another scale that the file was trained with."""
         return ()
 
 
 class NoRules(OwnRules):
-    """Those of most programs."""
+    """The rules of most programs: none."""
 
 
 class Reading(NamedTuple):
-    """All that is known of a file so far: every step of reading takes one and returns the next.
+    """All facts that are known of a file so far; every step takes one and returns the next.
 
-    `budget` is left for comparing patterns with names. `configs` are those of PEFT, and `rules` are those of the
-    program that wrote the file. `norms` says whose norms magnitudes of outputs are over. `scaled` gives the modules
-    with their scales under any settings, `modules` are those under the file's own, and `contributions` all of theirs.
-    `stated` are the scale rules as the file states them, `rslora` sums them up with the settings. `about_rules`,
-    `about_dora`, `about_norms` and `about_parts` wait for their turn in `evidence`; `wrong_norms` and
+    `budget` is the effort left for comparing patterns with names. `configs` are those of PEFT. `rules` are those of the
+    program that wrote the file. `norms` names the weights whose norms the magnitudes of outputs refer to. `scaled`
+    gives the modules with their scales under any settings, `modules` those under the file's own, and `contributions`
+    all of theirs. `stated` are the scale rules as the file states them; `rslora` sums them up with the settings.
+    `about_rules`, `about_dora`, `about_norms` and `about_parts` wait for their turn in `evidence`. `wrong_norms` and
     `about_magnitudes` are findings.
     """
 
@@ -91,5 +91,5 @@ class Reading(NamedTuple):
     contributions: Sequence[Contribution] = ()
 
     def with_evidence(self, evidence: Iterable[Evidence]) -> "Reading":
-        """The reading with more evidence behind that of before."""
+        """Return the reading with more evidence after the present one."""
         return self._replace(evidence=(*self.evidence, *evidence))

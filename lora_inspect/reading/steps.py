@@ -1,7 +1,7 @@
-"""The steps from a checkpoint to an adapter, in their order. Each takes a reading and returns the next one.
+"""The steps from a checkpoint to an adapter, in order; each takes a reading and returns the next.
 
-`info` pays for every import, so a step that few files need is named by its address, below this folder, and has a sign:
-it is imported for files that have the sign. To add one is to add its row here.
+`info` pays for every import. A step that few files need therefore has an address, below this folder, and a sign; it is
+imported only for files with the sign. To add a step, add its row to STEPS.
 """
 
 from collections.abc import Callable
@@ -34,13 +34,16 @@ _SD_SCRIPTS = "networks."
 
 
 class Step(NamedTuple):
-    """One step: a function, or the address of one as `file:function`, and the sign of the files that need it."""
+    """One step of reading, and the sign of the files that need it.
+
+    `run` is a function, or its address as `file:function`.
+    """
 
     run: "Callable[[Reading], Reading] | str"
     sign: Callable[[Reading], bool] = lambda reading: True
 
     def __call__(self, reading: Reading) -> Reading:
-        """The reading behind the step; as it is where the sign is not there."""
+        """Return the reading after the step, or the same one without the sign."""
         if not self.sign(reading):
             return reading
         if not isinstance(self.run, str):
@@ -124,12 +127,12 @@ def _has_parts_in_configs(reading: Reading) -> bool:
 
 
 def read_numbers(reading: Reading) -> Reading:
-    """Reads alphas, flags and factors of one number; raises LoraInspectError for a tensor in the place of one."""
+    """Read alphas, flags and one-number factors; raise LoraInspectError for any other tensor there."""
     return reading._replace(numbers=numbers_of(reading.checkpoint, reading.claims))
 
 
 def find_configs(reading: Reading) -> Reading:
-    """Finds the configs of PEFT that belong to the file."""
+    """Find the configs of PEFT that belong to the file."""
 
     def computed_under(found: FoundConfig) -> list[Contribution]:
         return [one for _, one in EXPERTS(reading._replace(configs=[found])).claims.computed]
@@ -139,7 +142,7 @@ def find_configs(reading: Reading) -> Reading:
 
 
 def read_scales(reading: Reading) -> Reading:
-    """Reads the rule of the scale and DoRA on all their evidence, and gives each module its scale."""
+    """Read the scale rule and DoRA from all evidence, and give each module its scale."""
     claims, numbers, configs, counting = reading.claims, reading.numbers, reading.configs, reading.counting
     metadata, rules, own = reading.checkpoint.metadata, reading.rules, reading.settings
     by_path = counting.by_name or any(found.modules.tells_apart for found in configs)
@@ -173,28 +176,28 @@ def read_scales(reading: Reading) -> Reading:
 
 
 def collect_contributions(reading: Reading) -> Reading:
-    """Lists the contributions of all modules, which stay as they are from here on."""
+    """List the contributions of all modules; they stay the same from here on."""
     contributions = [contribution for module in reading.modules.values() for contribution in module.contributions]
     return reading._replace(modules=alike(reading.modules), contributions=contributions)
 
 
 def about_scales(reading: Reading) -> Reading:
-    """Adds the evidence for the rule of the scale, for DoRA and for its norms."""
+    """Add the evidence for the scale rule, for DoRA and for its norms."""
     return reading.with_evidence([*reading.about_rules, *reading.about_dora, *reading.about_norms])
 
 
 def about_parts(reading: Reading) -> Reading:
-    """Adds which layers were trained in parts and saved as one."""
+    """Add evidence for layers that were trained in parts and saved as one."""
     return reading.with_evidence(reading.about_parts)
 
 
 def about_own_rules(reading: Reading) -> Reading:
-    """Adds what the config of the program that wrote the file says."""
+    """Add the evidence in the config of the program that wrote the file."""
     return reading.with_evidence(reading.rules.about(reading.contributions))
 
 
 def about_hidden_ranks(reading: Reading) -> Reading:
-    """Adds which alphas are divided by a rank that a flag says and no tensor shows."""
+    """Add evidence for alphas divided by a rank that a flag states and no tensor shows."""
     return reading.with_evidence(scales.about_hidden_ranks(reading.contributions, reading.claims.flags))
 
 

@@ -6,8 +6,7 @@
     ["style.safetensors".blocks]
     double_blocks.0-9 = 0.5
 
-What is wrong with it is said with the line. A table's name is the adapter's path as it is given, the last part of that,
-or this without its ending.
+Errors name the line. A table's name is the adapter's path as given, the last part of that, or this without its ending.
 """
 
 import os

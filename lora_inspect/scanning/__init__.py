@@ -1,1 +1,1 @@
-"""What a folder of adapters holds: a short account of each file, read side by side, chosen and put in order."""
+"""Short accounts of the adapters in a folder, read in parallel, selected and sorted."""

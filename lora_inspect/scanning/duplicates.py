@@ -1,7 +1,7 @@
-"""Which files hold the same tensors byte for byte, whatever their metadata say: of most files nothing is read for it.
+"""Files with the same tensors, byte for byte, whatever their metadata; most files need no read for this.
 
-Files are alike as far as the sizes of their data tell, then by small samples of it, and only then by their tables of
-tensors and a hash of all the data.
+Files are compared by the sizes of their data, then by small samples of it, and only then by their tables of tensors and
+a hash of all the data.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ class Range(NamedTuple):
 
 
 class DataSection(NamedTuple):
-    """Where the tensors of a checkpoint lie, and how many there are: what is cheap to know of each file."""
+    """The place and the number of a checkpoint's tensors: cheap facts of each file."""
 
     tensors: int
     ranges: tuple[Range, ...]
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """What two files with the same tensors have in common, and most others have not."""
+        """The sizes that two files with the same tensors share, and that differ between most others."""
         return (self.tensors, *(one.stop - one.start for one in self.ranges))
 
 
@@ -88,7 +88,7 @@ class _Known:
         self._digest: bytes | None = None
 
     def is_same(self, other: "_Known") -> bool:
-        """Whether both hold the same bytes; two names of one file do."""
+        """Return True if both hold the same bytes, as two names of one file do."""
         if [one.identity for one in self._ranges] == [one.identity for one in other._ranges]:
             return True
         return self._sampled() == other._sampled() and self._hashed() == other._hashed()
@@ -121,7 +121,7 @@ def _hash(ranges: Iterable[Range], parts: Callable[[Range], Iterator[tuple[int, 
 
 
 def _samples(one: Range) -> Iterator[tuple[int, int]]:
-    """Where a few pieces begin that lie evenly in a range, and their sizes."""
+    """Yield the starts and sizes of a few pieces that are spread evenly over a range."""
     size = min(_SAMPLE_BYTES, one.stop - one.start)
     for number in range(_SAMPLES):
         yield one.start + (one.stop - one.start - size) * number // (_SAMPLES - 1), size

@@ -1,6 +1,6 @@
-"""The short account of one file among many: what it is, and what to do with it.
+"""The short account of one file among many: its kind and the advised action.
 
-In which of four states an adapter is, and what is odd about it in the fewest words that are true.
+An adapter is in one of four states; notes describe its oddities in the fewest true words.
 """
 
 from collections import Counter
@@ -107,7 +107,7 @@ def state_of(info: FileInfo) -> tuple[str, tuple[str, ...]]:
 
 
 def _is_settled(problem: Problem, waits_for: Sequence[str]) -> bool:
-    """Whether an option takes the error away."""
+    """Return True if an option removes the error."""
     if problem.code == "formula-unknown":
         return _PACKING in waits_for
     return problem.code in _SETTLED and (problem.code != "scale-unknown" or bool(waits_for))
@@ -143,7 +143,7 @@ def _place(verdict: Verdict) -> int:
 
 
 def _difference(wrong: Sequence[Verdict]) -> tuple[str, ...]:
-    """What the first program makes of it, and how many others make the same."""
+    """Describe the effect in the first program, with the number of others that have the same."""
     first = wrong[0]
     same = [one.program.title for one in wrong if (one.verdict, one.factor) == (first.verdict, first.factor)]
     long, short = _words(first)
@@ -153,7 +153,7 @@ def _difference(wrong: Sequence[Verdict]) -> tuple[str, ...]:
 
 
 def _words(verdict: Verdict) -> tuple[str, str]:
-    """What a program does to it, and the same in fewer letters."""
+    """Describe a program's effect on the file, in full and in fewer letters."""
     if verdict.verdict == STRENGTH and verdict.factor is not None:
         if len(verdict.factors) > 1:
             return "other strengths", "other scales"
@@ -176,14 +176,15 @@ _FULL = {"full": "full", "saved": "full", "set_weight": "full", "norm": "norms"}
 
 
 class ScannedFile(NamedTuple):
-    """One checkpoint of a folder.
+    """The short account of one checkpoint of a folder.
 
-    `kind` is "adapter", "base", "other", or empty where it cannot be read, and then `error` says why. `architectures`
-    are the names of all families that it may be of, `model` is what people call them. `types` are the kinds of change,
-    the commonest first: "LoRA", "RS-LoRA", "DoRA", "LoHa". `scales` has None for an unknown scale. `codes` are those of
-    its problems. `state` is one of `STATES`, empty for what is no adapter, and `notes` say why or what is odd, each the
-    same in fewer words than the one before it. `modified` is the time of its last change in seconds. `duplicate_of` is
-    the path of an earlier file with the same tensors, and `record` what else was asked.
+    `kind` is "adapter", "base" or "other"; it is empty for an unreadable file, and `error` is then the reason.
+    `architectures` are the names of all families that match, `model` is their name for people. `types` are the kinds of
+    change, the commonest first: "LoRA", "RS-LoRA", "DoRA", "LoHa". `scales` has None for an unknown scale. `codes` are
+    those of its problems. `state` is one of `STATES`, empty for a file that is no adapter; `notes` give the reason or
+    anything odd, each the same in fewer words than the one before it. `modified` is the time of its last change in
+    seconds. `duplicate_of` is the path of an earlier file with the same tensors. `record` is the additional record of a
+    caller.
     """
 
     path: str
@@ -207,7 +208,7 @@ class ScannedFile(NamedTuple):
     error: Exception | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The record of the file, where records were asked for, beside what the account says; as the folder's JSON."""
+        """Return the record of the file for the folder's JSON, next to the account."""
         if self.error:
             says = of_system(self.error, self.path) if isinstance(self.error, OSError) else self.error
             return {"path": self.path, "error": str(says), "code": kind_of(self.error).code}
@@ -278,9 +279,9 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> Scanne
 
 
 def _types(changes: Iterable[tuple[Contribution, int]]) -> tuple[str, ...]:
-    """The kinds of change of weights, and of what else there is only where no weight is changed.
+    """Return the kinds of change of weights; of other parameters only if no weight is changed.
 
-    `changes` are each as one of so many that are alike.
+    `changes` are pairs of a change and the number of those that are alike.
     """
     counts: Counter[str] = Counter()
     beside: Counter[str] = Counter()

@@ -1,9 +1,7 @@
-"""A function over many things, in several processes at the same time, with the results in the order of the things.
+"""A function over many things in several processes, with the results in the order of the things.
 
-The others are started only once it shows that they pay. Each is fed over a pipe of its own and ends when that closes,
-whatever ended this process.
-
-A process that does one thing after the other for this one, and holds nothing that its end could damage.
+The other processes start only when it shows that they pay. Each takes one thing after another over a pipe of its own,
+and ends when that closes, for any reason. Its end damages nothing.
 """
 
 import signal
@@ -54,7 +52,7 @@ class HelperProcess(Generic[Thing, Result]):
 
     @property
     def has_room(self) -> bool:
-        """Whether it can be given another thing; one that is still being started has none."""
+        """True if it can take another thing; a starting process cannot."""
         return self._is_ready and not self.is_lost and len(self.given) < _AHEAD
 
     def give(self, number: int, thing: Thing) -> None:
@@ -97,7 +95,7 @@ def _ignored_interrupts() -> Iterator[None]:
 
 
 def _serve(function: Callable[[Any], Any], connection: "Connection", inherited: "Sequence[Connection]") -> None:
-    """What the other process does until its pipe closes."""
+    """Serve as the other process until its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for one in inherited:
@@ -142,12 +140,15 @@ def side_by_side(
 
 
 def _pays(seconds: float, done: int, left: int) -> bool:
-    """Whether half of what is left takes longer than starting a process does."""
+    """Return True if half of the rest takes longer than the start of a process."""
     return done > 1 and seconds / done * left / 2 > (_COPY if _can_be_copied() else _NEW)
 
 
 def _can_be_copied() -> bool:
-    """Whether a process can be a copy of this one: beside other threads it would have their locks for ever."""
+    """Return True if a process can be a copy of this one.
+
+    A copy next to other threads would hold their locks for ever.
+    """
     return BEARS_COPIES and threading.active_count() == 1
 
 
@@ -178,7 +179,7 @@ class _Team(Generic[Thing, Result]):
         things: Sequence[Thing],
         lost: Callable[[Thing], Result],
     ) -> None:
-        """Takes what is done; what a process that died had not begun waits again."""
+        """Collect the results; things that a dead process had not begun wait again."""
         for helper in self.helpers:
             done.update(helper.finished())
             if helper.is_lost and helper.given:

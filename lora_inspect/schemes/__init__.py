@@ -1,7 +1,7 @@
-"""The registry of naming schemes: every file of this folder with a record that is called as the file is, in capitals.
+"""The registry of naming schemes: every file of this folder with a record of the file's name, in capitals.
 
-What a module is called is of the scheme with the longest prefix that it begins with, but of one whose suffixes its
-keys have before any other. The scheme without a prefix takes what is left.
+A module belongs to the scheme with the longest prefix of its name, unless its keys have suffixes that mark another
+scheme. The scheme without a prefix takes the others.
 """
 
 import os

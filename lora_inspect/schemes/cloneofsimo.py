@@ -1,6 +1,6 @@
 """The names of cloneofsimo's lora, which numbers the layers of a model instead of naming them: `unet:17:up`.
 
-Which layers these are is read before their names are, so that a module is called by its path here: `unet:` and that.
+Reading finds these layers before their names, so a module has its path here: `unet:` and the path.
 """
 
 from lora_inspect.schemes.record import MODEL, Scheme

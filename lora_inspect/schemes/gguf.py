@@ -1,6 +1,6 @@
-"""The names of llama.cpp's adapters: its name of a weight, and which factor of it the tensor is.
+"""The names of llama.cpp's adapters: its name of a weight, and the factor.
 
-Alpha stands in the header of the file, once for all modules. Source: `convert_lora_to_gguf.py` of llama.cpp.
+The header of the file states alpha, once for all modules. Source: `convert_lora_to_gguf.py` of llama.cpp.
 """
 
 from lora_inspect.schemes.record import LOST, MODEL, OWN, Scheme, Writing

@@ -1,6 +1,6 @@
-"""What a naming scheme is, and the one direction in which it is written: from a path to a key.
+"""The record of a naming scheme, and its one direction of writing: from a path to a key.
 
-What a file needs, beside its names, for the programs that load them.
+A file also needs other things than names for the programs that load it; the record lists them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping

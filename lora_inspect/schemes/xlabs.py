@@ -1,7 +1,7 @@
-"""The names of XLabs' own training of FLUX.1, which are those of its attention processors and not of layers.
+"""The names of XLabs' own training of FLUX.1, which name attention processors and not layers.
 
-Which layers these are says the `xlabs` layout of FLUX.1. The names have no place for an alpha. Source: XLabs'
-`x-flux`, and `_convert_xlabs_flux_lora_to_diffusers` of diffusers.
+The `xlabs` layout of FLUX.1 maps them to layers. The names have no place for an alpha. Source: XLabs' `x-flux`, and
+`_convert_xlabs_flux_lora_to_diffusers` of diffusers.
 """
 
 from lora_inspect.schemes.record import MODEL, Scheme

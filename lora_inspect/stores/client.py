@@ -1,15 +1,11 @@
-"""The file systems of fsspec by which stores are asked, each with the settings that the store's own programs read.
+"""The clients of stores: fsspec's file systems with the stores' own settings, and records that all stores share.
 
-Credentials come from there alone: AWS_* and ~/.aws for s3, HF_TOKEN and `hf auth login` for hf, and what fsspec itself
-is told in its configuration.
+Credentials come only from there: AWS_* and ~/.aws for s3, HF_TOKEN and `hf auth login` for hf, and fsspec's own
+configuration. `Found` and `Answer` hold facts that a store reports, `Sink` the memory for its bytes. `telling` informs
+the command line while the main thread waits for a store.
 
-What a store says of a file, and the memory that the bytes it sends go into. Standard library only.
-
-Who is told that the main thread waits for a store: the command line says so on a terminal. Standard library only.
-
-The parts in which an object goes into a store, and which of them the store may copy from another one.
-
-Some stores want all parts but the last to be of one size, so that a grid of it lies over each object.
+An object goes into a store in parts, and the store may copy some of them from another object. Some stores want all
+parts but the last to be of one size, so that a grid of it lies over each object.
 """
 
 import os

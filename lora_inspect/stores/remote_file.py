@@ -1,6 +1,6 @@
-"""One remote file: the same from its header to its last byte, read by ranges of which the first bytes are kept.
+"""One remote file, unchanged from its header to its last byte, read by ranges; the first bytes are kept.
 
-A range that is read in small blocks, by several threads at once: fetched in larger pieces, the next ones ahead.
+Several threads may read a range in small blocks: it is fetched in larger pieces, the next ones ahead.
 """
 
 import concurrent.futures

@@ -1,10 +1,7 @@
-"""Files of S3 and of stores that speak its language, read by ranges and listed with the client of s3fs.
+"""Files of S3 and of stores that speak its language, read by ranges with the client of s3fs.
 
-An address may end in `?versionId=…`, and is then that version.
-
-Requests to S3 stores, asked through s3fs with the credentials, endpoint and retries that its own settings say.
-
-What lies in an S3 store below an address, and which uploads to there were begun and not ended.
+An address may end in `?versionId=…`, and then means that version. Requests use the credentials, endpoint and retries of
+s3fs's own settings. The file also lists the objects below an address, and unfinished uploads there.
 """
 
 import asyncio

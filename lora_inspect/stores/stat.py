@@ -1,4 +1,7 @@
-"""What lies at an address, and what is in a folder. Within one look all that was found out is known still."""
+"""The type of an object at an address, and the entries of a folder.
+
+Within one look, answers are remembered.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

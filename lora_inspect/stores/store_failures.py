@@ -1,8 +1,6 @@
-"""What keeps bytes of a store from coming: what may pass, so that they are asked for again, and sentences for the rest.
+"""Failures of stores: those that may pass are tried again; sentences describe the rest. Standard library only.
 
-No sentence has anything that a library says of a request: the address is in that with all that is never printed.
-
-How often what failed is tried again, and when. Standard library only.
+No sentence repeats a library's words on a request: they contain the address with all its secrets.
 """
 
 import random

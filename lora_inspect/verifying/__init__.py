@@ -1,1 +1,1 @@
-"""How much of each adapter a merged model carries, and what is wrong with the rest."""
+"""The content of a merged model: the share of each adapter, and findings on the rest."""

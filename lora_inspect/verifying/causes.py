@@ -1,6 +1,6 @@
-"""What a share that is not 1 may come from: what programs are known to do to a scale or a multiplier.
+"""Possible causes of a share that is not 1: known errors of programs in a scale or a multiplier.
 
-What programs are known to make of a change in the place of what it means: another change, to be compared with.
+Some programs make another change than the meant one: those changes are here for comparison.
 """
 
 from collections.abc import Callable, Iterator, Sequence

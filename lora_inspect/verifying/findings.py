@@ -1,8 +1,7 @@
-"""What is wrong with a merged model, in words.
+"""The findings on a merged model, as sentences.
 
-The shares that are told, by adapter, and what kind of share each is.
-
-Whether a tensor that no adapter changes is the same in both models, but for its element type.
+They come from the reported shares of each adapter, by kind, and from tensors that no adapter changes and that differ in
+more than their element type.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

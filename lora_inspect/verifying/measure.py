@@ -1,6 +1,6 @@
-"""Weighs what a weight of the merged model carries: its shares, and where these explain too little, what does.
+"""The measurement of a merged weight: its shares, and other causes where these explain too little.
 
-Where in a weight a change is and where not: modules on rows of their own, and rows that nothing was added to.
+A change may be in some places of a weight and not in others: modules have rows of their own, and some rows get nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,8 +1,7 @@
-"""The shares in one weight of a model of unknown making, from sums over the entries of each row as the rows go by.
+"""The shares of adapters in one weight of a model of unknown making, from sums over the entries of each row.
 
-What is weighed in one weight: the changes of each adapter, and the modules that they come from.
-
-A weight of a model, a block of rows at a time, and what its element type makes of numbers.
+The changes of each adapter come with their modules. A weight comes as blocks of rows, with the effect of its element
+type on numbers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

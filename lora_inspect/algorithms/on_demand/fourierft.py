@@ -1,11 +1,9 @@
-"""FourierFT of PEFT: a change whose Fourier transform is zero but for the numbers that are stored.
+"""FourierFT of PEFT: a change with a Fourier transform that is zero except for the stored numbers.
 
-W' = W + scaling · Re(ifft2(F)) with the numbers of `fourierft_spectrum` in F (out, in). Where they belong is not
-stored: PEFT draws it by the `random_loc_seed` of its `adapter_config.json`, the same for all layers of one shape. It
-computes in float32, in its forward as in its merge; here it is the type that weights are folded in. PEFT has no
-strengths for it. Sources: Gao et al. 2024, and the `FourierFTLayer` of PEFT 0.21, whose draw is that of 0.14.
-
-The real part of a two-dimensional inverse Fourier transform of few real numbers, by blocks of rows.
+W' = W + scaling · Re(ifft2(F)) with the numbers of `fourierft_spectrum` in F (out, in). Their places are not stored:
+PEFT draws them by the `random_loc_seed` of its `adapter_config.json`, the same for all layers of one shape. It computes
+in float32, in its forward as in its merge; here it is the type that weights are folded in, by blocks of rows. PEFT has
+no multipliers for it. Sources: Gao et al. 2024, and the `FourierFTLayer` of PEFT 0.21, which draws as 0.14 did.
 """
 
 from dataclasses import dataclass

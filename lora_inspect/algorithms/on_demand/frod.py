@@ -1,9 +1,7 @@
 """FRoD: W = U · diag(n) · Vᵀ becomes U · (S + diag(l)) · Vᵀ, with one V and one place of S's entries for a category.
 
 A category is made of the modules of one name in all blocks; V is saved for each. The columns of U are those of W · V⁻ᵀ
-at length 1. PEFT has no strength for it. Source: the `FrodLayer` and `FrodModel` of PEFT.
-
-A weight taken apart by a basis of its inputs, and put together with another middle: FRoD's change.
+at length 1. PEFT has no multiplier for it. Source: the `FrodLayer` and `FrodModel` of PEFT.
 """
 
 from collections.abc import Callable, Collection

@@ -1,10 +1,8 @@
 """GLoRA of PEFT: W' = W + W ⊙ A + B, and of a layer with a bias b' = b + b ⊙ D + E + W C.
 
 Each of the five paths is a product `Xd` @ `Xu`, a vector `X` with a number for each output (of C for each input), a
-single number `X`, or nothing, for which PEFT writes `zeros`. W and b are those of the base. PEFT has no strengths for
-it. Sources: Chavan et al. 2023; the `GloraLayer` of PEFT.
-
-A weight of which each entry is multiplied and moved. Tensor methods alone.
+single number `X`, or nothing, for which PEFT writes `zeros`. W and b are those of the base. PEFT has no multipliers for
+it. The functions use tensor methods only. Sources: Chavan et al. 2023; the `GloraLayer` of PEFT.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,9 +1,8 @@
 """HRA: the inputs of a layer go through Householder reflections, W' = W · (I - 2u₁u₁ᵀ)(I - 2u₂u₂ᵀ)…
 
-The columns of `hra_u` (in·kernel, count) are the vectors u, whose lengths do not count. With `apply_GS` they are made
-orthonormal first, W' = W · (I - 2UUᵀ). PEFT has no strengths for it. Sources: Yuan et al. 2024; the `HRALayer` of PEFT.
-
-Products of Householder reflections of the columns of a weight. Tensor methods alone.
+The columns of `hra_u` (in·kernel, count) are the vectors u; their lengths do not count. `apply_GS` first makes them
+orthonormal, W' = W · (I - 2UUᵀ). PEFT has no multipliers for it. The functions use tensor methods only. Sources: Yuan
+et al. 2024; the `HRALayer` of PEFT.
 """
 
 from dataclasses import dataclass

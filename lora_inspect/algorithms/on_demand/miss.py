@@ -1,14 +1,11 @@
-"""MiSS of PEFT, which was called Bone before: one small matrix that all shards of a row's inputs have in common.
+"""MiSS of PEFT, first called Bone: one small matrix that all shards of a row's inputs share.
 
 A shard is r neighbouring inputs. Of a block B of shape (r, out) row i of the weight gets column i of B in every shard,
-also in a last one that is narrower; of `init_weights="mini"`, whose block (r, mini_r) is repeated along the outputs,
+also in a last one that is narrower; of `init_weights="mini"`, with a block (r, mini_r) that repeats along the outputs,
 it gets column i modulo mini_r. `init_weights="bat"` has a matrix (r, r) for each block of r rows, and each tile V of
-the weight becomes V + V @ B + B. Shapes tell the last one apart, and `adapter_config.json` the mini one. PEFT's forward
-and its merge are the same, and it has no strengths. Source: the `MissLayer` of PEFT 0.21, Kang & Yin 2024.
-
-Changes that every shard of a row's entries has in common, as MiSS makes them. Tensor methods alone.
-
-A shard is `rank` neighbouring columns of the weight. Source: Kang & Yin 2024 (MiSS, first called Bone).
+the weight becomes V + V @ B + B. Shapes identify the last one, and `adapter_config.json` the mini one. PEFT's forward
+and its merge are the same, and it has no multipliers. The functions use tensor methods only. Source: the `MissLayer` of
+PEFT 0.21, Kang & Yin 2024.
 """
 
 from dataclasses import dataclass

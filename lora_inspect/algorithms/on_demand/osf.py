@@ -1,10 +1,8 @@
-"""OSF: of the weight's singular value decomposition the directions of the smallest values are trained.
+"""OSF: training changes the directions of the smallest values in the weight's singular value decomposition.
 
 W = U S V keeps its first directions, and the last ones, as many as `S_low` has numbers, become U_low diag(S_low) V_low.
-What they were follows from the base's weight, which PEFT decomposes in float32 when it loads the adapter. It has no
-strengths for it. Sources: Nayak et al. 2025; the `OSFLayer` of PEFT.
-
-Singular directions of a weight that are replaced by others. Tensor methods alone.
+Their old values follow from the base's weight, which PEFT decomposes in float32 when it loads the adapter. It has no
+multipliers for it. The functions use tensor methods only. Sources: Nayak et al. 2025; the `OSFLayer` of PEFT.
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,9 @@
 """PEANuT: a small network makes the change out of the weight itself, W' = W + scaling · B f(A W).
 
 f takes each column of A W through `act_fn` and, of a `depth` above 0, through so many encoders and decoders with
-residual connections. What the network sees is the weight as the changes before it leave it. PEFT has no strengths for
-it. Sources: Zhong et al. 2024; the `PeanutLayer` of PEFT.
-
-A change that a small network makes of the weight itself: that of PEANuT. Tensor methods alone.
-
-Activation functions by the names that transformers gives them in `ACT2FN`. Tensor methods alone.
-
-Those with parameters or numbers of their own that may be set otherwise are not among them.
+residual connections. The network sees the weight as the changes before it leave it. PEFT has no multipliers for it.
+Activation functions have the names of transformers' `ACT2FN`; those with parameters or settings of their own are not
+supported. The functions use tensor methods only. Sources: Zhong et al. 2024; the `PeanutLayer` of PEFT.
 """
 
 from collections.abc import Callable, Sequence

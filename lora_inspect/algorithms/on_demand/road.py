@@ -1,12 +1,10 @@
-"""RoAd: the outputs of a layer are turned and stretched in pairs, and with the weight the bias.
+"""RoAd: it rotates and stretches the outputs of a layer in pairs, and the bias with the weight.
 
 The output x of a pair (x, y) becomes α cos θ · x - α sin θ · y, and y becomes α cos θ · y + α sin θ · x. The config
-says how many outputs are a group, whose first half is paired with the second one, and the `variant` how many numbers
+says how many outputs are a group; its first half is paired with the second one. The `variant` says how many numbers
 there are: road_1 has one angle and one factor for each pair, road_2 for each output, and road_4 two for each output,
-one of them for its cosine and one for its sine. PEFT has no strengths for it. Sources: Liao et al. 2024; the
-`RoadLayer` of PEFT.
-
-Outputs of a layer turned and stretched in pairs. Tensor methods alone.
+one of them for its cosine and one for its sine. PEFT has no multipliers for it. The functions use tensor methods only.
+Sources: Liao et al. 2024; the `RoadLayer` of PEFT.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,7 @@
 """VeRA: W' = W + diag(b) · B · diag(d) · A, with A and B drawn once for all modules and never trained.
 
-Each module takes the first rows of B and columns of A that its layer has. PEFT has no strength for it. Sources:
+Each module takes the first rows of B and columns of A that its layer has. PEFT has no multiplier for it. Sources:
 Kopiczko et al. 2024; the `VeraLayer` of PEFT.
-
-The first rows and columns of a product whose factors serve weights of several shapes.
 """
 
 from collections.abc import Callable

@@ -1,15 +1,12 @@
-"""WaveFT of PEFT: a change whose wavelet transform is zero but for the numbers that are stored.
+"""WaveFT of PEFT: a change with a wavelet transform that is zero except for the stored numbers.
 
 W' = W + scaling · the inverse transform, of one level, of the numbers of `waveft_spectrum`, or without `use_idwt` the
-numbers themselves. Where they belong is not stored: PEFT draws it by the `random_loc_seed` of its
-`adapter_config.json`. Its forward and its merge are the same, and it has no strengths. Of the wavelets only the
-shortest ones are computed here, among them the one that PEFT takes unless it is told otherwise. Sources: Bilican et al.
-2025, and the `WaveFTLayer` of PEFT 0.21.
+numbers themselves. Their places are not stored: PEFT draws them by the `random_loc_seed` of its `adapter_config.json`.
+Its forward and its merge are the same, and it has no multipliers. This file computes only the shortest wavelets, among
+them PEFT's default.
 
-One level of a two-dimensional inverse wavelet transform of few numbers.
-
-Source: the `get_delta_weight` of PEFT's `WaveFTLayer` and its `waverec2d`, which pass the detail of the columns through
-the filter of the rows and the other way round.
+Sources: Bilican et al. 2025, and the `WaveFTLayer` of PEFT 0.21: its `get_delta_weight` and `waverec2d` pass the detail
+of the columns through the filter of the rows and the other way round.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
-"""PEFT configs that are true of standard modules: alpha/rank is the scale, and patterns name the modules that differ.
+"""The `adapter_config.json` of an output, for PEFT or for mlx-lm.
 
-Source: `LoraConfig` of PEFT; how it finds a module's rank and alpha is in `peft_config`.
+PEFT's states alpha/rank as the scale, and names by patterns the modules that differ. mlx-lm's makes it build the layers
+that hold the tensors of an adapter.
 
-The `adapter_config.json` with which mlx-lm builds the layers that hold the tensors of an adapter.
-
-Source: `load_adapters` of mlx-lm 0.32.2, which reads `fine_tune_type`, `num_layers` and of `lora_parameters` rank,
-scale, dropout and keys: those are the names of layers below each of the last blocks, and full ones of all others.
+Sources: `LoraConfig` of PEFT (`peft_config` finds a module's rank and alpha as PEFT does); `load_adapters` of mlx-lm
+0.32.2, which reads `fine_tune_type`, `num_layers` and of `lora_parameters` rank, scale, dropout and keys: those are the
+names of layers below each of the last blocks, and full ones of all others.
 """
 
 import re

@@ -1,6 +1,6 @@
 """The step that spells a module's parts: the tensors of the output, under the names of its scheme.
 
-What the modules of the output have in common, written once.
+Tensors that the modules of the output share are written once.
 """
 
 import struct

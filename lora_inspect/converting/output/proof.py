@@ -1,16 +1,11 @@
-"""The proof of a conversion: its output, read anew, changes every module as the input does.
+"""The proof of a conversion: every module of the re-read output changes its layer as the input does.
 
-What was written is opened and read as any file is before it appears, so that whatever was lost on the way, in the
-factors, the names, the metadata or the config, shows.
+Before the output appears, it is opened and read as any file is. This shows every loss on the way: in the factors, the
+names, the metadata or the config.
 
-How far what a module of the output changes is from what its sources change.
-
-Nothing of the steps that made the output is used here: factors are read from both files, and what is compared is the
-change that the formulas make of them. Factors that are the same bytes need no computation.
-
-How far factors of all experts of a layer, or of the layers of single ones, are from those that they were made of.
-
-How far what a program makes of DoRA is from what was trained, by the weights of the base.
+The proof uses nothing of the steps that made the output. It reads factors from both files and compares the changes that
+the formulas make of them; factors that are the same bytes need no computation. It also measures factors of all experts
+against those of single ones, and DoRA in a program against the trained one, by the weights of the base.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Where a standard adapter goes: one file, or the folder whose config says rank and scale, as PEFT and mlx-lm do."""
+"""The place of a standard adapter: one file, or a folder with a config.
+
+The config states rank and scale, as for PEFT and mlx-lm.
+"""
 
 import json
 import os

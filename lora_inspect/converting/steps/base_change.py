@@ -1,4 +1,4 @@
-"""Where modules whose change depends on the weight, as under a magnitude, land in the base that tells it."""
+"""Contributions with a change that depends on the base weight (DoRA, rotations), with the base rows they change."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence

@@ -1,6 +1,7 @@
 """The step that puts a scale where readers look for it: into an alpha of alpha/rank, or into the factors.
 
-The step for programs whose config says one rank and one scale of all modules, as those of mlx-lm and SGLang do.
+Programs with one rank and one scale for all modules in their config, such as mlx-lm and SGLang, have a step of their
+own.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""A module's way through a conversion, from the tensors that were read to those that are written.
+"""The steps of a conversion: a module's way from the tensors that were read to those that are written.
 
-Each step takes a module and the context and returns the next module. A step that few files need is named by its
-address, below this folder, and is imported for a module that has its sign. To add one is to add its row here.
+Each step takes a module and the context and returns the next module. A step that few files need has an address, below
+this folder, and is imported only for a module with its sign. To add a step, add its row to STEPS.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,13 +33,16 @@ _StepFunction = Callable[[ModuleParts, Context], ModuleParts]
 
 
 class Step(NamedTuple):
-    """One step: a function, or the address of one as `file:function`, and the sign of the modules that need it."""
+    """One step of a conversion, and the sign of the modules that need it.
+
+    `run` is a function, or its address as `file:function`.
+    """
 
     run: "_StepFunction | str"
     sign: Callable[[ModuleParts, Context], bool] = lambda module, context: True
 
     def __call__(self, module: ModuleParts, context: Context) -> ModuleParts:
-        """The module behind the step; as it is where the sign is not there."""
+        """Return the module after the step, or the same one without the sign."""
         if not self.sign(module, context):
             return module
         if not isinstance(self.run, str):
@@ -96,7 +99,7 @@ def _has_experts(module: ModuleParts, context: Context) -> bool:
 
 
 def join_sources(module: ModuleParts, context: Context) -> ModuleParts:
-    """Takes the parts of the only source; the steps that arrange rows and experts take those of several."""
+    """Take the parts of the only source; the steps on rows and experts join several sources."""
     return replace(module, parts=module.found[0])
 
 
@@ -128,11 +131,11 @@ def convert_modules(
     options: ConvertOptions,
     progress: Progress,
 ) -> dict[str, SpelledModule]:
-    """Every module of the output, by its name there; none for what was saved whole as the base has it.
+    """Convert every module; return those of the output by their names there.
 
-    `landed` are the true changes of modules that a base tells, `remeasured` the modules whose magnitudes will be over
-    other norms, `changes` those that become differences of whole parameters, and `inner` the (in, *kernel) of its
-    weights.
+    A tensor that was saved whole and equals the base's gives no module. `landed` are the true changes of modules that
+    depend on a base. `remeasured` are the modules whose magnitudes will refer to other norms. `changes` are those that
+    become differences of whole parameters. `inner` gives the (in, *kernel) of the base's weights.
     """
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
@@ -170,7 +173,7 @@ def convert_modules(
 
 
 def _of_one(module: ModuleParts) -> Sequence[Part]:
-    """The parts as a program takes them whose config says one scale of all modules."""
+    """Return the parts for a program whose config states one scale for all modules."""
     if module.carrier != ONE_SCALE:
         return module.parts
     from lora_inspect.converting.steps.respell import as_mlx

@@ -1,6 +1,6 @@
-"""The change that a module makes to its base weight, as a plain LoRA of a chosen rank or error: DoRA's, or OFT's.
+"""The change of a module to its base weight as a plain LoRA of a chosen rank or error: DoRA's, or OFT's.
 
-The weight of a module as a base has it: the module's own rows in their order, wherever the base has them.
+The weight is read from the base as the module's own rows in their order, wherever the base has them.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,9 +1,7 @@
-"""The step that takes the factors of one expert's layer out of those of all experts, or puts those of all together.
+"""The steps on experts: one expert's factors out of those of all, all together, and all packed for PEFT.
 
-Both are exact: A of all is that of each below the other, and B has that of each in its own columns, with zeros for the
-layers that stand beside it in the parameter.
-
-The step that packs the factors of all experts as every reader of PEFT's names takes them.
+Both directions are exact: A of all is that of each below the other, and B has that of each in its own columns, with
+zeros for the layers next to it in the parameter. Packing follows every reader of PEFT's names.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
-"""The step that writes all that a module changes as differences of its parameters, computed as they are written.
+"""The step that writes all changes of a module as differences of its parameters.
 
-The true change of every parameter that a module changes, as a base tells it: what a merge would fold, all of it.
-
-Which parameters of a base the modules of an adapter change, with all that each folds there.
+A difference is the true change of a parameter by its base: everything that a merge would fold there. It is computed
+while it is written.
 """
 
 from collections import defaultdict

@@ -1,15 +1,10 @@
-"""What the steps of a conversion hand on: one contribution with its factors, on its way into another file.
+"""The parts of a module on their way through a conversion: contributions with their factors.
 
-How large an output may become beside its input, checked before memory is taken.
+The file also holds the functions that the steps share: factors with an exact dtype, the norm and the loss of a change,
+the rows that a module takes in another layout, and the limit on the size of an output.
 
-Factors with a scale multiplied in: in their own dtype where that is exact, and what is lost where it is not.
-
-How large a change is, and what it loses where one of its factors is rounded.
-
-The rows of a module that a module of the output takes, where that is of another layout.
-
-A step that approximates looks at these rows alone: the best product for a fused layer may be a bad one for a part of it
-that changes little.
+A step that approximates must use only the rows that its module takes: the best product for a fused layer may be a bad
+one for a part of it that changes little.
 """
 
 import math
@@ -38,9 +33,9 @@ _TIMES, _FREE_BYTES = 16, 64 << 20
 
 
 class Growth:
-    """Counts the bytes of an output's tensors, and refuses the one that makes it both large and much larger.
+    """A limit on an output's tensors: it refuses the one that makes the output too large.
 
-    Up to 64 MB, or 16 times the tensors of the input, nothing is said; `allowed` lifts the limit.
+    The limit is 64 MB, or 16 times the tensors of the input if that is more; `allowed` lifts it.
     """
 
     def __init__(self, path: str, input_bytes: int, allowed: bool) -> None:
@@ -50,12 +45,12 @@ class Growth:
         self._taken = 0
 
     def take(self, nbytes: int, what: str) -> None:
-        """Counts `nbytes` for `what`; raises LoraInspectError where that is too much."""
+        """Count `nbytes` for `what`; raise LoraInspectError if that is too much."""
         self.refuse_more(nbytes, what)
         self._taken += nbytes
 
     def refuse_more(self, nbytes: int, what: str) -> None:
-        """Raises LoraInspectError where `nbytes` more for `what` would be too much."""
+        """Raise LoraInspectError if `nbytes` more for `what` would be too much."""
         total = self._taken + nbytes
         if total > self._limit:
             raise RefusedError(
@@ -70,7 +65,7 @@ _EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 
 class Factor(NamedTuple):
-    """The values of one factor, in float64 where they are computed with, and the dtype that holds each exactly."""
+    """The values of one factor, in float64 for computing, and the dtype that holds each exactly."""
 
     values: torch.Tensor
     dtype: str
@@ -82,7 +77,10 @@ class Factor(NamedTuple):
 
 
 def check_finite(info: TensorInfo) -> torch.Tensor:
-    """The stored tensor of a factor; raises LoraInspectError where it is no floating one or holds a NaN or infinity."""
+    """Return the stored tensor of a factor.
+
+    Raises LoraInspectError if it has no floating type, or holds a NaN or an infinity.
+    """
     dtype = TORCH_DTYPES.get(info.dtype) or _EIGHT_BITS.get(info.dtype)
     if dtype is None:
         raise DamagedError(
@@ -100,12 +98,15 @@ def check_finite(info: TensorInfo) -> torch.Tensor:
 
 
 def read_factor(info: TensorInfo) -> Factor:
-    """The factor of a file in float64; raises LoraInspectError as `check_finite` does."""
+    """Read a factor in float64; raise LoraInspectError as `check_finite` does."""
     return Factor(check_finite(info).double(), info.dtype)
 
 
 def read_operands(contribution: Contribution, dtype: torch.dtype) -> dict[Role, torch.Tensor]:
-    """The tensors of its change by role: numbers in `dtype`, whole ones in int64; raises as `read_factor` does."""
+    """Read the tensors that a change is computed from.
+
+    Numbers are in `dtype`, whole ones in int64. Raises LoraInspectError as `read_factor` does.
+    """
     positions = contribution.algorithm.positions
     return {
         role: load_whole(info) if role in positions else read_factor(info).values.to(dtype)
@@ -114,21 +115,24 @@ def read_operands(contribution: Contribution, dtype: torch.dtype) -> dict[Role, 
 
 
 def as_factor(factor: TensorInfo | Factor) -> Factor:
-    """The factor in float64, read from its file or computed before."""
+    """Return the factor in float64, computed before or read from its file."""
     return factor._replace(values=factor.values.double()) if isinstance(factor, Factor) else read_factor(factor)
 
 
 def scaled(factor: Factor, scale: float) -> Factor:
-    """`scale` times the factor: in its own dtype where each product is one of its numbers, else as `fitting` says."""
+    """Multiply the factor by `scale`.
+
+    It stays in its own dtype if that holds each product exactly, else `fitting` chooses the dtype.
+    """
     if scale == 1.0:
         return factor
     return fitting(factor.values * scale, factor.dtype)
 
 
 def fitting(values: torch.Tensor, dtype: str) -> Factor:
-    """Values in float64 as a factor: of `dtype` where each is one of its numbers, else rounded to float32.
+    """Make a factor of values in float64: in `dtype` if that holds each, else rounded to float32.
 
-    Those of float64 stay. Values beyond float32 become infinities, those below it zeros.
+    Values of float64 stay. Values beyond float32 become infinities, those below it zeros.
     """
     if dtype in TORCH_DTYPES and torch.equal(rounded(values, dtype), values):
         return Factor(values, dtype)
@@ -137,7 +141,7 @@ def fitting(values: torch.Tensor, dtype: str) -> Factor:
 
 
 def joined(factors: list[Factor]) -> str:
-    """The dtype that holds every value of all the factors."""
+    """Return the dtype that holds every value of all the factors."""
     dtypes = {factor.dtype for factor in factors}
     if len(dtypes) == 1:
         return factors[0].dtype
@@ -145,17 +149,17 @@ def joined(factors: list[Factor]) -> str:
 
 
 def zeros(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """Zeros in the memory that `dtype` takes."""
+    """Make zeros in the memory that `dtype` takes."""
     return torch.zeros(shape, dtype=TORCH_DTYPES.get(dtype) or _EIGHT_BITS[dtype], device="cpu")
 
 
 def rounded(values: torch.Tensor, dtype: str) -> torch.Tensor:
-    """The values as `dtype` keeps them, in float64 again."""
+    """Round the values to `dtype`, and return them in float64."""
     return values.to(TORCH_DTYPES[dtype]).double()
 
 
 def content(name: str, factor: Factor, source: str) -> Content:
-    """The factor as a tensor of the output; raises LoraInspectError where a value is beyond its dtype."""
+    """Make the factor a tensor of the output; raise LoraInspectError for a value beyond its dtype."""
     if factor.dtype in TORCH_DTYPES and (bad := first_non_finite(factor.values)) is not None:
         raise RefusedError(
             source,
@@ -171,16 +175,16 @@ def content(name: str, factor: Factor, source: str) -> Content:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`origin` is what was read, and `algorithm` what the factors are of, which a step may have made other ones.
+    """One contribution on its way into the output.
 
-    A factor is a tensor of the input as it stands, or numbers that were computed.
+    `origin` is the contribution that was read. `algorithm` is that of the factors, which a step may have replaced. A
+    factor is an unchanged tensor of the input, or computed numbers.
 
-    Readers of the output multiply the change of the factors by `scale`. `alpha` is the number that makes them do so,
-    None until a step has found it, or where they need none. `folded` is the scale that is in the factors already.
-    `lengths` are the magnitude's numbers where they are other ones than those of the input, or in another order.
-    `replaced` says that the factors are other ones, of the same change or of one near it.
-    `error` is the share of the change that was lost, in the Frobenius norm, None where nobody can tell; `dropped` are
-    keys whose meaning is in no tensor of the output.
+    Programs multiply the change of the factors by `scale`. `alpha` is the number that makes them do so; it is None
+    until a step has found it, or if they need none. `folded` is the scale that the factors already contain. `lengths`
+    are the magnitude's numbers if they differ from the input's or are in another order. `replaced` is true for other
+    factors of the same change, or of one near it. `error` is the share of the change that was lost, in the Frobenius
+    norm; None if it is unknown. `dropped` are keys that no tensor of the output expresses.
     """
 
     origin: Contribution
@@ -197,7 +201,7 @@ class Part:
 
     @property
     def formula(self) -> Formula:
-        """How the change of the factors is computed; raises ValueError for an algorithm that is only recognised."""
+        """The formula of the change; ValueError for an algorithm that is only recognised."""
         return self.algorithm.formula or self.origin.formula
 
     @property
@@ -207,20 +211,21 @@ class Part:
 
     @property
     def rank(self) -> int | None:
-        """The rank by which readers divide alpha."""
+        """The rank by which programs divide alpha."""
         return self.formula.rank(self.shapes)
 
     @property
     def file(self) -> str:
-        """The input that it is from."""
+        """The input that the part comes from."""
         return next(iter(self.origin.factors.values())).file
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleParts:
-    """A module of the output on its way: the parts `found` in each of its sources and, once these are joined, its own.
+    """A module of the output on its way: the parts `found` in each source, and then its own.
 
-    The `carrier` says where readers of its names look for its scale.
+    `parts` are its own, once a step has joined the sources. `carrier` is the place where programs that read its names
+    look for the scale.
     """
 
     target: Destination
@@ -229,19 +234,19 @@ class ModuleParts:
     parts: Sequence[Part] = ()
 
     def each(self, change: Callable[[Source, Sequence[Part]], Sequence[Part]]) -> "ModuleParts":
-        """The module with other parts in the place of those of each source."""
+        """Return the module with changed parts of each source."""
         pairs = zip(self.target.sources, self.found, strict=True)
         return replace(self, found=tuple(change(source, parts) for source, parts in pairs))
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the steps of a conversion know beside the module.
+    """The context of the steps, next to the module.
 
-    `landed` are the true changes of modules that a base tells, `remeasured` the modules whose magnitudes will be over
-    other norms, `inner` the (in, *kernel) of its weights, and `common` is the alpha that a header says once.
-    `dialects` are those of the output's scheme, which writes the algorithms in `instead` as other ones. A step keeps
-    in `kept`, under its file's name, what it needs for the next module.
+    `landed` are the true changes of modules that depend on a base. `remeasured` are the modules whose magnitudes will
+    refer to other norms. `inner` gives the (in, *kernel) of the base's weights. `common` is the alpha that a header
+    states once. `dialects` are those of the output's scheme, which writes the algorithms in `instead` as other ones. A
+    step keeps in `kept`, under its file's name, data for the next module.
     """
 
     options: ConvertOptions
@@ -256,7 +261,7 @@ class Context:
 
 
 def read_parts(module: Module) -> list[Part]:
-    """The parts of a module as it was read; raises LoraInspectError where a factor of its own is not finite."""
+    """Return the parts of a module as read; raise LoraInspectError for a factor that is not finite."""
     for contribution in module.contributions:
         for role, info in contribution.operands.items():
             if role not in contribution.algorithm.shared and role not in contribution.algorithm.positions:
@@ -269,7 +274,7 @@ _ELEMENTS = 1 << 20
 
 
 def change_norm(formula: Formula, factors: Mapping[Role, torch.Tensor]) -> float:
-    """‖change‖ in the Frobenius norm, unscaled, of factors in float64."""
+    """Compute ‖change‖ in the Frobenius norm, unscaled, of factors in float64."""
     if thin := formula.low_rank and formula.low_rank(factors):
         return float(product_norm(*thin, SCALED_GRAM))
     shape = formula.shape({role: tuple(factor.shape) for role, factor in factors.items()})
@@ -287,16 +292,16 @@ def change_norm(formula: Formula, factors: Mapping[Role, torch.Tensor]) -> float
 def lost_share(
     formula: Formula, factors: Mapping[Role, torch.Tensor], role: Role, meant: torch.Tensor, written: torch.Tensor
 ) -> float:
-    """‖change lost‖ / ‖change‖ where the factor of `role` is `written` in the place of `meant`, all in float64.
+    """Compute ‖change lost‖ / ‖change‖ if the factor of `role` is `written` instead of `meant`.
 
-    A change is linear in each of its factors: what it loses is the change of the difference.
+    All are in float64. A change is linear in each of its factors: its loss is the change of the difference.
     """
     lost = change_norm(formula, {**factors, role: written - meant})
     return relative(lost, change_norm(formula, {**factors, role: meant}))
 
 
 def rows_in_order(runs: Runs) -> torch.Tensor:
-    """The row of the module for each row that is taken, in their order there."""
+    """Return the module's row for each row that is taken, in their order there."""
     order = torch.empty(runs.rows, dtype=torch.long, device="cpu")
     for first, last, source in runs.each():
         order[first:last] = torch.arange(source, source + last - first, dtype=torch.long, device="cpu")
@@ -304,19 +309,19 @@ def rows_in_order(runs: Runs) -> torch.Tensor:
 
 
 def few_rows(runs: Runs | None, rows: int) -> torch.Tensor | None:
-    """The rows of the module that are taken, of so many; None where all of them are."""
+    """Return the module's rows that are taken, of so many; None for all of them."""
     return rows_in_order(runs) if runs and runs.rows < rows else None
 
 
 def in_rows(factor: torch.Tensor, taken: torch.Tensor, rows: int) -> torch.Tensor:
-    """A factor (rows, rank) with the numbers of the rows that were `taken`, and zeros in the others."""
+    """Return a factor (rows, rank) with the numbers of the `taken` rows, and zeros in the others."""
     whole = factor.new_zeros(rows, *factor.shape[1:])
     whole[taken] = factor
     return whole
 
 
 def thin_rank(formula: Formula, shapes: Mapping[Role, tuple[int, ...]]) -> int | None:
-    """The inner size of the product; None where the change is none.
+    """Return the inner size of the product; None if the change is no product.
 
     The factors are tensors of torch's meta device, which have shapes and no numbers.
     """

@@ -1,14 +1,10 @@
-"""The step that writes an algorithm as another one of the same change, for programs that compute that one alone.
+"""The steps that write the same change in another algorithm or form, for programs that compute only that.
 
-The step that turns the factors of an Embedding round, which llama.cpp has along the tokens and PEFT across them.
-
-The steps between LoRA's factors and those of mlx-lm, which stand the other way round.
-
-`turn_mlx` and `as_mlx` undo each other. Source: `linear_to_lora_layers` and `load_adapters` of mlx-lm.
-
-Weights that were saved whole as the base has them: nothing of them is written.
-
-The step that makes plain LoRA of what PEFT alone computes otherwise, on torch's MultiheadAttention.
+- LoRA of an Embedding turns: llama.cpp has its factors along the tokens, PEFT across them.
+- `turn_mlx` and `as_mlx` turn factors between mlx-lm's form and LoRA's, and undo each other. Source:
+  `linear_to_lora_layers` and `load_adapters` of mlx-lm.
+- Weights that were saved whole and equal the base's are not written.
+- LoRA on torch's MultiheadAttention, which PEFT computes in its own way, becomes plain LoRA.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,12 +1,11 @@
-"""The step that puts the rows of parts where a module of another layout has them, or a fused layer its slices.
+"""The steps that split and fuse layers: rows of parts in another layout, and slices of a fused layer.
 
-A factor with the rows of a change is taken row by row. The factors that it is multiplied by stand below each other and
-its columns beside each other, with zeros where they would meet those of another part; parts that have such factors in
-common share the columns too, so that what was split comes together again at its own rank.
+A factor with the rows of a change is taken row by row. The factors that it is multiplied by stack in rows, and its own
+columns go side by side, with zeros where they would meet those of another part. Parts that share such factors share the
+columns too, so split layers come together again at their own rank.
 
-The step that makes one pair of factors of the slices of a fused layer, as loaders do not know numbered ones.
-
-Slices that share down factors stack their up factors at no cost; others stand in blocks, each with columns of its own.
+Loaders do not know numbered slices, so the slices of a fused layer become one pair of factors. Slices that share down
+factors stack their up factors at no cost; others form blocks, each with columns of its own.
 """
 
 import math

@@ -1,11 +1,9 @@
-"""Which modules the output has where the experts of a layer are taken apart, or put together.
+"""The modules of an output that splits the experts of a layer, or joins them.
 
 An adapter has them in one pair of factors for the parameter of all experts, as PEFT does for `target_parameters`, or a
-pair for each layer of each expert, as PEFT does where the experts are modules, and as vLLM reads both. What relates the
-names is the correspondence of the family. Which way round the factors of all experts are, and which of the rows are
-those of gate and up, only a base tells.
-
-What the published checkpoints of a mixture call the layers of single experts: as Mixtral's do, or as most others.
+pair for each layer of each expert, as PEFT does if the experts are modules, and as vLLM reads both. The correspondence
+of the family relates the names. Only a base shows which way round the factors of all experts are, and which of the rows
+are those of gate and up.
 
 The classes of transformers 5 have the experts of a layer in `mlp.experts.gate_up_proj` and `mlp.experts.down_proj`. The
 files of most have `mlp.experts.{i}.gate_proj` for them, those of Mixtral's line `block_sparse_moe.experts.{i}.w1`.

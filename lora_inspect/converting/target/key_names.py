@@ -1,9 +1,7 @@
-"""The names of a standard file, which are those of the input, and what says the scale under them.
+"""The names of a standard file, which are those of the input, and the place of the scale under them.
 
-A standard file says its scale where the readers of its names look for it: in an alpha tensor, in the config of PEFT or
-of mlx-lm, in llama.cpp's header, or nowhere, so that the factors carry it themselves.
-
-What a converted adapter is called, before anything of it is made.
+A standard file states its scale where the readers of its names look for it: in an alpha tensor, in the config of PEFT
+or of mlx-lm, in llama.cpp's header, or nowhere, so that the factors carry it themselves.
 """
 
 from lora_inspect import schemes

@@ -1,8 +1,7 @@
-"""What `--algorithm` asks for: which changes become plain LoRA, and which of them only a base tells.
+"""The changes that `--algorithm` converts: to plain LoRA, or to differences of whole weights.
 
-What `--algorithm full` asks for: which changes become differences of whole weights, and what stands in the way.
-
-What shapes alone tell of changes that are to be LoRA: whether they are thin for certain, and of which layers.
+Only a base shows some of these changes; the plan says which, and refuses a conversion that cannot work. Shapes alone
+show for certain which changes have low rank.
 """
 
 from collections.abc import Callable, Mapping

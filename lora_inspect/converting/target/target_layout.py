@@ -1,16 +1,11 @@
-"""Which modules the output has in another layout of its family, and whose rows each of them is made of.
+"""The modules of an output in another layout of its family, each with the rows that it takes.
 
-What relates the layouts is the correspondence of the family, as where a merge folds an adapter of one layout into a
-base of the other.
+The correspondence of the family relates the layouts, as when a merge folds an adapter of one layout into a base of the
+other. The shapes show if rows can go to a layer of another layout.
 
-Where modules go: the layouts that an output can have, and what leads into each of them.
-
-Differences of a parameter that is no weight: of the module that has it, or of the parameter by its own name.
-
-Wan's `modulation` of `blocks.0` has a suffix of its own, `.diff_m`, and is called `blocks.0.scale_shift_table` in
-diffusers, where `.diff` of that name is the difference.
-
-Whether rows can stand where a layer of another layout has them, told by shapes.
+A difference of a parameter that is no weight belongs to its module, or has the parameter's own name: Wan's `modulation`
+of `blocks.0` has a suffix of its own, `.diff_m`; diffusers calls it `blocks.0.scale_shift_table`, and `.diff` of that
+name is the difference.
 """
 
 from collections import defaultdict

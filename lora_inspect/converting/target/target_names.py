@@ -1,10 +1,7 @@
-"""What the options ask of a conversion: the modules of its output.
+"""The modules of an output under its names: those of `--to`, of `--layout`, or of llama.cpp.
 
-What `--to` asks for: the names of a scheme, in the layout that the programs which load these names have.
-
-What `--layout` asks for: another layout of the family, under the names that the file has.
-
-Where modules go between the names of llama.cpp and those of transformers.
+`--to` takes the names of a scheme, in the layout of the programs that load these names. `--layout` takes another layout
+of the family, under the names of the file.
 """
 
 from collections.abc import Mapping, Sequence

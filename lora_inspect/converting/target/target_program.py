@@ -1,10 +1,7 @@
-"""Whether the programs of a naming scheme compute what an adapter has.
+"""The programs of an output: the names that `--to` chooses, and whether they compute the adapter.
 
-What becomes of DoRA's magnitudes: kept where the programs that load the output apply them, or over other norms.
-
-What `--to` asks for where it names a program: the names that it loads best, and what becomes of magnitudes.
-
-Whether a program that is asked for has a use for what a file has: its rules say what it passes over or fails on.
+A magnitude stays if the programs that load the output apply it, or is written over other norms. The rules of a
+requested program show which parts of a file it ignores or fails on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

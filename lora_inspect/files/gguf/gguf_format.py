@@ -1,10 +1,9 @@
-"""What the bytes of a GGUF file are: the types of its values and of its tensors, and the keys of an adapter.
+"""The bytes of a GGUF file: types of values and tensors, metadata, and the keys of an adapter.
+
+Metadata are keys with numbers, strings and lists of them. The first keys of a header show if the file is an adapter:
+models are large, and of no use here. Standard library only.
 
 Source: the specification of GGUF in the ggml repository, `gguf.cpp` there, and `llama-adapter.cpp` of llama.cpp.
-
-The metadata of a GGUF file: keys with numbers, strings and lists of them. Standard library only.
-
-Whether a GGUF file is an adapter, by the first keys of its header: models are large, and of no use here.
 """
 
 import json

@@ -1,15 +1,10 @@
-"""What the header of a GGUF file says: metadata, and the place, shape and type of each tensor. Standard library only.
+"""The header of a GGUF file: metadata, and place, shape and type of each tensor. Standard library only.
 
-Tensors have the dimensions of the program that they come from, which the file counts from the last one.
+Tensors have the dimensions of their own program; the file counts them from the last one. A LoRA adapter of llama.cpp
+states alpha once for all modules.
 
-The header of a GGUF file that holds a LoRA adapter, as llama.cpp reads it. Standard library only.
-
-The header says alpha once for all modules.
-
-The header of a GGUF file that holds a model for pictures or videos, in its own names. Standard library only.
-
-ComfyUI-GGUF and stable-diffusion.cpp keep the names of the original. llama.cpp has names of its own and stores the rows
-of some weights in another order, so that a language model from such a file is no model under its own names.
+For models, ComfyUI-GGUF and stable-diffusion.cpp keep the names of the original. llama.cpp has names of its own and
+stores the rows of some weights in another order, so a language model from such a file is no model under its own names.
 """
 
 import re

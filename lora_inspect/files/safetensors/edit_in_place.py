@@ -1,9 +1,8 @@
-"""A .safetensors file with another metadata, whose tensors' bytes stay what they are: written anew, or where it stands.
+"""A new metadata for a .safetensors file with the same bytes of tensors: in a new file, or in place.
 
-Anew, the data keeps its distance from the blocks of the file system, so that one that can share blocks between files
-copies none of it.
-
-The one run that may change a file where it stands, and how it writes a header so that no kill leaves it in parts.
+In a new file the data keeps its distance from the blocks of the file system, so that one that can share blocks between
+files copies none of it. In place, only one run at a time may change the file, and it writes the header so that no kill
+leaves it in parts.
 """
 
 import os

@@ -1,11 +1,10 @@
 """The header of one .safetensors file, with every rule of the format checked. Standard library only.
 
-A header as nearly all programs write it, taken apart by one expression. Standard library only.
+One expression takes apart a header as nearly all programs write it: of each tensor the type, shape and range, in this
+order, with no blanks or one after each sign. `HeaderText` reads a header that is spelled otherwise, too long, or wrong
+in any way, and gives the reason.
 
-It says of each tensor its type, shape and range, in this order, with no blanks or one behind each sign. Whatever is
-spelled otherwise, is too long, or is wrong in any way is left to `HeaderText`, which says why.
-
-Bytes of tensors that go from one file into another as they are.
+The file also describes bytes of tensors that go from one file into another unchanged.
 """
 
 import re

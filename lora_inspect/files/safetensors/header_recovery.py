@@ -1,8 +1,8 @@
-"""What a run that rewrites a header where it stands keeps beside the file, and what a reader makes of it.
+"""The journal of a header that is rewritten in place, and its use by a reader.
 
     FILE.header-journal    the header as it was and as it will be, there before the first byte of it is written
 
-A run that is killed may leave a header that is a part of each, and may yet be JSON. Standard library only.
+A killed run may leave a header that is a part of each, and may yet be JSON. Standard library only.
 """
 
 import os

@@ -1,10 +1,8 @@
 """A streaming, atomic writer of .safetensors files: header, tensors, rename. Standard library only.
 
-Bytes on their way into an open file: from memory, or from an input, moved by the system where it can.
-
-Has the disk take what is written to a file while more of it is made, so that less is left to wait for at the end.
-
-Tensors on their way into a file: each a range of an input, bytes in memory, or bytes that are yet to be made.
+`Writer` writes the file and `write_contents` all tensors of it. A tensor is a range of an input, bytes in memory, or
+computed while it is written; the system copies ranges of an input itself if it can. `EarlySync` makes the disk store
+data while the program makes more, so that less remains at the end.
 """
 
 import json

@@ -1,13 +1,11 @@
 """AUTOMATIC1111's web UI: kohya's names of the UNets of Stable Diffusion in both layouts, and alpha/rank.
 
-Keys that it does not find are passed over with a line in its debug log alone, and a layer that it finds but has no kind
-of network for makes it refuse the file. Sources: `networks.py`, `network*.py` and `lyco_helpers.py` in
-`extensions-builtin/Lora`, run on small UNets with the layers of SD 1.5, SD 2 and SDXL, and on their text encoders.
+It ignores keys that it does not find, with a line only in its debug log. A layer that it finds but has no kind of
+network for makes it refuse the file. A layer goes to the first kind of network that finds all of its tensors; the other
+tensors of the layer are ignored. SD.Next's network modules come from these.
 
-What the network modules of A1111's web UI do with a layer's tensors, and those of SD.Next, which come of them.
-
-A layer is given to the first kind of network that finds all of its tensors; what else the layer has is passed over.
-Sources: `extensions-builtin/Lora/network*.py` of A1111 and `modules/lora/network*.py` of SD.Next.
+Sources: `networks.py`, `network*.py` and `lyco_helpers.py` in `extensions-builtin/Lora` of A1111, run on small UNets
+with the layers of SD 1.5, SD 2 and SDXL, and on their text encoders; `modules/lora/network*.py` of SD.Next.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the pipeline of FLUX makes of a file: it asks first for kohya's suffixes, and for one width of layers.
+"""The FLUX pipeline of diffusers: it looks first for kohya's suffixes, and for one width of layers.
 
 Sources: `_convert_kohya_flux_lora_to_diffusers` and `FluxLoraLoaderMixin` of diffusers.
 """

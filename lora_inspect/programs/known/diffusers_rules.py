@@ -1,6 +1,6 @@
-"""What the rules of all pipelines of diffusers share: its own names, and conversions from other ones.
+"""The common rules of all pipelines of diffusers: its own names, and conversions from other ones.
 
-What diffusers' loaders ask of a whole adapter file: its embedded config, its alphas, and what all keys have.
+Its loaders test a whole adapter file for an embedded config, for alphas, and for properties of all keys.
 """
 
 from collections import defaultdict

@@ -1,12 +1,11 @@
-"""InvokeAI: it first tells by a file's keys and shapes what model it is of, and loads none that it does not tell.
+"""InvokeAI: it detects the model of a file by keys and shapes, and loads no file without a detected one.
 
-Behind that each family has a conversion of its own. Sources: `configs/lora.py` in `invokeai/backend/model_manager`, and
-`lora_conversions/` in `invokeai/backend/patches`, run on small models of SD 1.5, SDXL, Wan, Qwen-Image and
-Z-Image, and on FLUX in its own widths.
+After that each family has a conversion of its own. The layers that it finds must have one of its kinds of patches, and
+keys with the right ends.
 
-What InvokeAI makes of a layer that it has found: which kinds of patches it knows, and how the keys have to end.
-
-Sources: `invokeai/backend/patches/layers/` of InvokeAI, and `_group_by_layer` in its `lora_conversions`.
+Sources: `configs/lora.py` in `invokeai/backend/model_manager`, `lora_conversions/` with its `_group_by_layer` and
+`layers/` in `invokeai/backend/patches`, run on small models of SD 1.5, SDXL, Wan, Qwen-Image and Z-Image, and on FLUX
+in its own widths.
 """
 
 import re

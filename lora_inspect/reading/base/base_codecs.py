@@ -1,11 +1,8 @@
-"""Which codec each weight of a base is stored in: its element type, what stands beside it, and what the file says.
+"""A base with decoded weights: the codec of each weight, and the weight that its codes mean.
 
-A base with the weights that its codes stand for: under their names and in their shapes, wherever codes have others.
-
-Several numbers share a byte in some codecs, and all experts of a layer a tensor of another name: what lands in a base
-lands in the weights.
-
-Makes the weights of a base from their codes, a block of rows at a time.
+The codec follows from the element type, the tensors next to it, and statements of the file. Weights have their names
+and shapes also if the codes have others: several numbers share a byte in some codecs, and all experts of a layer a
+tensor of another name. Decoding works on a block of rows at a time.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What base checkpoints put in front of a component's own module paths, and which of their tensors are weights."""
+"""The prefixes of module paths in base checkpoints, and the tensors of them that are weights."""
 
 import re
 from collections import defaultdict

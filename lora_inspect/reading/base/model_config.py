@@ -1,6 +1,6 @@
-"""What the `config.json` of a model of transformers says of it: its kind, and the heads of its attention.
+"""The `config.json` of a model of transformers: its kind, and the heads of its attention.
 
-What the modules of a GGUF adapter are in the layout of transformers, by the names that its header chooses.
+With it, the modules of a GGUF adapter get their names in the layout of transformers, by the map that its header names.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Which tensors of a base say what codes mean: scales, zero points and codebooks of quantised weights.
+"""The tensors of a base that give codes their meaning: scales, zero points and codebooks of quantised weights.
 
-Those that a codec can read come from its own table; of the others only the names are known.
+A codec's own table lists those that it can read; of the others only the names are known.
 """
 
 from collections.abc import Collection, Iterable, Mapping

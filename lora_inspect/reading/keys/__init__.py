@@ -1,1 +1,1 @@
-"""Which key of a file is which tensor of which module."""
+"""The keys of a file: the module and the role of each tensor."""

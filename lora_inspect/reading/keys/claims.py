@@ -1,8 +1,7 @@
-"""The changes that an adapter makes, taken from its keys and shapes: every tensor is claimed once or left unclaimed.
+"""The claims of an adapter's keys: modules and their changes, by keys and shapes.
 
-The tensors of one module while the keys of a file come in, before it is known what they amount to.
-
-How a module is made of tensors, for other modules whose tensors have the same suffixes and shapes.
+Every tensor is claimed once or left unclaimed. The tensors of a module gather while the keys of a file come in; then
+the module is made of them, and of others with the same suffixes and shapes in the same way.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

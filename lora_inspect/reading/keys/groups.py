@@ -1,10 +1,8 @@
-"""Modules by name, with which of them are alike in all but names and tensors: what holds of one holds of each such.
+"""Groups of modules that are alike in everything except names and tensors, so one computation serves each group.
 
-Modules of a file that are alike in all that decides their scales: what holds of one of them holds of each.
-
-The few numbers in a file's data that its meaning hangs on: alphas, flags, and factors that are one number.
-
-The claims on a file, made as those on an earlier one with the same keys and shapes, of which a folder has many.
+Modules of one kind agree in all facts that decide their scales. The few numbers in a file's data that decide its
+meaning are alphas, flags, and factors that are one number. A folder has many files with the same keys and shapes; their
+claims are made once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,20 +1,16 @@
-"""Tensors that all modules of a file have in common, given to each of them.
+"""Claims on tensors that no module's path names, and names that need a repair.
 
-PEFT registers them on its model and not on a layer, so that their keys have no module's path: `base_model.vera_A`
-beside `base_model.model.PATH.vera_lambda_b`. Source: the methods of PEFT with `uses_shared_state`, and RandLoRA.
-
-Layers of all experts whose factors are stacked, given the algorithm of as many experts as their shapes tell.
-
-The alpha that the header of llama.cpp's adapters says once, given to each of their modules.
-
-llama.cpp multiplies by alpha/rank with the rank of each tensor, and by 1 where alpha is 0 or not there: RS-LoRA, and
-what a config of PEFT says of single modules, are no part of such a file. Source: `llama_adapter_lora_weight` there.
-
-Names of layers whose dots are not those of the model: musubi-tuner's `convert_lora.py --target other` guesses them.
-
-It takes every underscore for a dot, and some words of Wan and HunyuanVideo back, so that the attention of FLUX is
-`img_attn_qkv` and Kandinsky's blocks are `visual.transformer.blocks`. The metadata stay, and name the family, of whose
-layers one alone is spelled so with underscores.
+- Tensors that all modules share go to each of them. PEFT registers them on its model and not on a layer:
+  `base_model.vera_A` next to `base_model.model.PATH.vera_lambda_b`. Source: the methods of PEFT with
+  `uses_shared_state`, and RandLoRA.
+- Stacked factors of all experts get the algorithm of as many experts as their shapes show.
+- The alpha in the header of llama.cpp's adapters goes to each of their modules. llama.cpp multiplies by alpha/rank with
+  the rank of each tensor, and by 1 if alpha is 0 or missing: RS-LoRA, and statements of PEFT's config on single
+  modules, are no part of such a file. Source: `llama_adapter_lora_weight` there.
+- musubi-tuner's `convert_lora.py --target other` guesses dots. It takes every underscore for a dot, and some words of
+  Wan and HunyuanVideo back, so that the attention of FLUX is `img_attn_qkv` and Kandinsky's blocks are
+  `visual.transformer.blocks`. The metadata stay, and name the family; only one layer of it has that spelling with
+  underscores.
 """
 
 from collections.abc import Mapping, Sequence

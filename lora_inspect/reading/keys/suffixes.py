@@ -1,9 +1,7 @@
-"""From a key to its module and its tensor's role: the suffixes of all algorithms and schemes, read from the right.
+"""Module and role of a key: the suffixes of all algorithms and schemes, read from the right.
 
-The dotted path that an underscored name alone can mean, of the layers of the families that a file may be of.
-
-No underscore is guessed to be a dot: the paths of the families are written with underscores, and a name is looked up
-among them.
+An underscored name gets the only dotted path of the file's possible families that it can mean. No underscore is guessed
+to be a dot: the paths of the families are written with underscores, and a name is looked up among them.
 """
 
 from collections import defaultdict

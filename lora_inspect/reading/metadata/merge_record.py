@@ -1,6 +1,6 @@
-"""What a base's metadata tell of the adapters that lora-inspect merged into it. Standard library only.
+"""The record in a base's metadata of the adapters that lora-inspect merged into it. Standard library only.
 
-Metadata may hold anything: what is not of the kind that is looked for counts as not there.
+Metadata may hold anything: a value of another kind than expected counts as missing.
 """
 
 import json

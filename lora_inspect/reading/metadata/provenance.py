@@ -1,13 +1,10 @@
-"""What metadata tells of where an adapter comes from: its title, its base, the words that call it, and its tags.
+"""The origin of an adapter by its metadata: title, base, trigger words, tags, and its training.
 
-It is said by whoever wrote the file, and nothing here is held against the tensors. Sources of the keys: ModelSpec of
-Stability AI, sd-scripts and musubi-tuner (`ss_*`), ai-toolkit, OneTrainer (`ot_config`), and the configs of PEFT and
-mlx-lm. Values may be anything: what is not of the kind that is looked for counts as not there.
+The writer of the file made these statements, and nothing here checks them against the tensors. Values may be anything:
+a value of another kind than expected counts as missing.
 
-What metadata tells of a training: how long, on what, and how fast it learned.
-
-Sources of the keys: sd-scripts and musubi-tuner (`ss_*`), ModelSpec, ai-toolkit (`training_info`), OneTrainer
-(`ot_config`) and the config of mlx-lm.
+Sources of the keys: ModelSpec of Stability AI, sd-scripts and musubi-tuner (`ss_*`), ai-toolkit (`training_info`),
+OneTrainer (`ot_config`), and the configs of PEFT and mlx-lm.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Which program wrote a file, told by its metadata and by tensors that only it writes."""
+"""The program that wrote a file, by its metadata and by tensors that only it writes."""
 
 from collections.abc import Collection, Mapping
 

@@ -1,4 +1,4 @@
-"""What a module of an adapter says: its changes, and the tensors that they are made of."""
+"""The modules of an adapter: their changes, and the tensors that these are made of."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType

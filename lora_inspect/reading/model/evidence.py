@@ -1,6 +1,6 @@
-"""What evidence is: observations, what they amount to, and how programs spell a yes, a no and an alpha.
+"""Evidence and problems: observations, the readings that follow, and problems as found and as reported.
 
-What can be wrong with a file: as it is found, and as it is told.
+Programs spell a yes, a no and an alpha in several ways; the functions here read them all.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What the user settles about an adapter, as options or on its path: `PATH[:SETTING[,SETTING...]]`. Stdlib only."""
+"""The user's settings for an adapter, from options or from its path: `PATH[:SETTING[,SETTING...]]`. Stdlib only."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Which LoraConfigs belong to a file, and which of them speaks of a module."""
+"""The LoraConfigs of a file, and the one that applies to a module."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence

@@ -1,9 +1,7 @@
-"""The patterns of a LoraConfig: what they say of a module, found by its path as PEFT finds it, in bounded time.
+"""The patterns of a LoraConfig, matched with a module's path as PEFT does, in bounded time.
 
-A key of letters alone is looked up among the ends of the path, however many keys there are; only what is an expression
-is compared with path after path.
-
-A config's `target_parameters`: which parameters of a module they choose, as PEFT finds them.
+A key of letters only is looked up among the ends of the path, however many keys there are; only expressions are
+compared with path after path. `target_parameters` choose parameters of a module.
 """
 
 import re

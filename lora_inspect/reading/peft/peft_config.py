@@ -1,8 +1,7 @@
-"""LoraConfig as PEFT saves it: alpha and scale rule per module, and the settings that change what the tensors mean.
+"""LoraConfig as PEFT saves it: alpha and scale rule per module, and settings that change the tensors' meaning.
 
-Which modules PEFT adapts by a config: `target_modules`, but for what other fields take away from them.
-
-Source: `check_target_module_exists` of PEFT.
+The file also says which modules PEFT adapts by a config: `target_modules`, less those that other fields remove. Source:
+`check_target_module_exists` of PEFT.
 """
 
 import re

@@ -1,13 +1,9 @@
 """Regular expressions out of a file, matched in a bounded number of steps whatever they and the names are.
 
-Python tries one way through an expression after another, which takes years for some of ten letters. Here all ways are
-followed at once, and what follows from a set of places is computed once. What is accepted means what it means to
-Python.
-
-What a regular expression is made of, as Python's `re` reads it. Refused is what no program writes into a config, and
-what programs that go by Python hang on.
-
-How much is spent on comparing what a file says with the names of its modules.
+Python tries one way through an expression after another, which takes years for some of ten letters. This automaton
+follows all ways at once, and computes the successors of a set of places once. An accepted expression means the same as
+in Python. The parser refuses expressions that no program writes into a config, and those that hang programs in Python.
+`Steps` is the budget for comparing patterns of a file with the names of its modules.
 """
 
 import re

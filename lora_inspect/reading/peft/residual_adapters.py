@@ -1,10 +1,8 @@
-"""Adapters of a residual base: what is left of the original one once a part of it has moved into their factors.
+"""Adapters of a residual base: the original model less the part that moved into their factors.
 
 PiSSA moves the best approximation of their rank, OLoRA the first columns of a QR decomposition. Both can be computed
-again from the original base; what others move depends on random numbers, on data or on a quantised base.
-Source: `LoraLayer.reset_lora_parameters` and its callees in PEFT.
-
-What metadata say of an initialisation that moves a part of the base into the factors.
+again from the original base; other initialisations depend on random numbers, on data or on a quantised base. Metadata
+may name the initialisation. Source: `LoraLayer.reset_lora_parameters` and its callees in PEFT.
 """
 
 from collections.abc import Iterator, Mapping

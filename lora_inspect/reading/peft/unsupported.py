@@ -1,12 +1,9 @@
-"""What a file says that is recognised and not computed: algorithms, and settings of PEFT's configs.
+"""Methods and settings of PEFT that are recognised and not computed, and settings that formulas need.
 
-Methods of PEFT whose files change no weight: what they do instead, and the tensors by which they are known.
-
-Nothing of them can be merged or rewritten as a LoRA. Source: the tuners of PEFT 0.21.
-
-What a PEFT config says where nothing else says it: without its weights, or of a method that has no modules.
-
-What stands beside the factors of a module and decides how they are computed: settings, or why they are unknown.
+Some methods change no weight: nothing of their files can be merged or rewritten as a LoRA, and the file says how they
+work and by which tensors they are known. Source: the tuners of PEFT 0.21. A config may be alone, without its weights or
+with a method that has no modules. The settings next to the factors of a module decide its computation; they are read
+here, or the reason is given why they are unknown.
 """
 
 import math

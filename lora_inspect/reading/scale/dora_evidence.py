@@ -1,9 +1,8 @@
-"""What a file says of DoRA, and where it contradicts itself or is incomplete. Standard library only.
+"""The evidence on DoRA in a file, its contradictions and gaps, and the norms of its magnitudes.
 
-Whose norms a file's magnitudes are over: the trainer's, or, where our metadata say so, those of the base's rows.
-
-ComfyUI and Forge divide a `dora_scale` of outputs by the norms of the base, and no tensor tells for which rule one was
-made. `convert` writes such a one with a record of it and of the base that it is for.
+Magnitudes refer to the trainer's norms, or, if our metadata say so, to those of the base's rows. ComfyUI and Forge
+divide a `dora_scale` of outputs by the norms of the base, and no tensor shows for which rule it was made. `convert`
+writes such a scale with a record of it and of the base that it is for. Standard library only.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""The record of scales that are multiplied into the factors of a file, where its readers know no alpha.
+"""The records of scales that no alpha of a file states, for people.
 
-It says to people what the scale was. No computation looks at it: such a file is applied as its tensors stand.
-
-Scales that a trainer computed with and that no program reads from its file.
+The scale may be in the factors already, if the file's readers know no alpha, or a trainer computed with a scale that no
+program reads from its file. No computation looks at these records: such a file is applied as its tensors are.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""The scale rule of every module: those that have the same flag and the same config share one reading.
+"""The scale rule and the scale of every module, with the evidence. Standard library only.
 
-What a file says of its scale rule, and where it contradicts itself. Standard library only.
-
-The scale of every contribution of a file: found for each kind of modules, with what it is read from.
+Modules that have the same flag and the same config share one reading of the rule, with its contradictions. The scale is
+computed once for each kind of modules.
 """
 
 import math
