@@ -30,7 +30,7 @@ ORDER = {
         ("architectures", "shell"),
         ("files",),
         ("stores",),
-        ("errors", "results", "torchrun", "caching"),
+        ("errors", "torchrun", "caching"),
         ("__init__", "sentences", "progress", "fast_namedtuple", "start"),
         ("interrupt", "version"),
     ),

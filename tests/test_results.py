@@ -10,7 +10,7 @@ import pytest
 
 import lora_inspect
 from lora_inspect.api.arguments import logged
-from lora_inspect.results import Result, bounded, brief
+from lora_inspect.sentences import Result, bounded, brief
 
 SYNTHETIC = Path(__file__).parents[1] / "fixtures" / "synthetic"
 BASE, RSLORA, DORA = (SYNTHETIC / f"{name}.safetensors" for name in ("base_f32", "rslora_flag", "dora_without_flag"))

@@ -8,7 +8,7 @@ from lora_inspect.matching.orientation import Orientation, in_record
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.retention import KeptAdapter, notes_on
 from lora_inspect.merging.retention import in_record as in_kept_record
-from lora_inspect.results import Result
+from lora_inspect.sentences import Result
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -18,7 +18,7 @@ from lora_inspect.files.outputs import check_output, file_output
 from lora_inspect.progress import Progress, Share, silent
 from lora_inspect.reading.model.evidence import ERROR, SEVERITIES, Problem
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.results import Result
+from lora_inspect.sentences import Result
 from lora_inspect.stores.address import is_remote
 
 

@@ -19,8 +19,7 @@ from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates, with_paths
 from lora_inspect.reading.model.settings import Settings, spell_argument
-from lora_inspect.results import Result
-from lora_inspect.sentences import listed
+from lora_inspect.sentences import Result, listed
 from lora_inspect.shell import operand
 
 

@@ -27,7 +27,7 @@ from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.metadata.output_metadata import HASHES, describe_file, standard_metadata
 from lora_inspect.reading.pipeline import EXPERT_KEY, pipeline_expert
 from lora_inspect.reading.scale.dora_evidence import NORMS_KEY
-from lora_inspect.results import Result
+from lora_inspect.sentences import Result
 
 if TYPE_CHECKING:
     from lora_inspect.converting.output.output_tensors import SpelledModule

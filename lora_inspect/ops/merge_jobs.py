@@ -18,7 +18,7 @@ from lora_inspect.merging.processes import Ranks
 from lora_inspect.merging.result import MergeResult
 from lora_inspect.merging.shards import SharedMerge, bytes_of, difference, files_of_share
 from lora_inspect.progress import Progress, silent
-from lora_inspect.results import Result
+from lora_inspect.sentences import Result
 
 __all__ = ["ShardResult", "Share", "finish_merge", "merge_shard", "shard_bytes", "shard_record", "shared_output"]
 

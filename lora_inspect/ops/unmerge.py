@@ -27,8 +27,7 @@ from lora_inspect.merging.record import (
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.metadata.merge_record import MergedBase, hashes_of, undone_metadata
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.results import Result
-from lora_inspect.sentences import some
+from lora_inspect.sentences import Result, some
 
 if TYPE_CHECKING:
     from lora_inspect.merging.unmerged_weights import Account

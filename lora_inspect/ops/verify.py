@@ -12,7 +12,7 @@ from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.results import Result
+from lora_inspect.sentences import Result
 from lora_inspect.verifying.models import Model, check_kinds, check_names
 
 if TYPE_CHECKING:

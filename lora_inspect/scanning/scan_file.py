@@ -32,9 +32,8 @@ from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import ERROR, Problem
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
-from lora_inspect.results import bounded, brief
 from lora_inspect.scanning.duplicates import DataSection, data_section
-from lora_inspect.sentences import listed
+from lora_inspect.sentences import bounded, brief, listed
 
 # FINE: its meaning is settled, and every program known here that loads it makes that of it. CONVERT: a program that
 # loads it makes something else of it, or none of those that know its model loads it. ANSWER: it leaves something open
