@@ -50,13 +50,12 @@ ALGORITHMS = frozenset(
 )
 
 
-def _prefix(encoder: str) -> str:
-    return f"text_encoders.{encoder}.transformer."
+_OF_ENCODER = "text_encoders.{}.transformer."
 
 
 def _encoders(family: Architecture) -> tuple[str, ...]:
     names = {**_ENCODERS, **(_OF_WAN if family.name == "wan" else {})}
-    return tuple(_prefix(names[one]) if one in names else "" for one in family.text_encoders)
+    return tuple(_OF_ENCODER.format(names[one]) if one in names else "" for one in family.text_encoders)
 
 
 def _layout(family: Architecture | None) -> str | None:
@@ -70,7 +69,7 @@ COMFYUI = Scheme(
     prefixes={
         "diffusion_model.": MODEL,
         **{
-            _prefix(encoder): _COMPONENTS.get(encoder, "text_encoder")
+            _OF_ENCODER.format(encoder): _COMPONENTS.get(encoder, "text_encoder")
             for encoder in (*_ENCODERS.values(), *_OF_WAN.values())
         },
     },
