@@ -48,7 +48,7 @@ class LoraInspectError(Exception):
         return shortened(f"{self.path}: {self.problem}{way_out}.", SENTENCE)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), self.args, self.__dict__
+        return _remade, (type(self), self.args), self.__dict__
 
     def replace(self, old: str, new: str) -> None:
         """Says `new` where it says `old`, as the name of an output for the file that becomes it."""
@@ -64,6 +64,13 @@ class LoraInspectError(Exception):
         """The error of a text that may have its way out behind the last semicolon."""
         problem, _, fix = says.rpartition("; ")
         return cls(path, problem or says, fix if problem else "")
+
+
+def _remade(kind: type[LoraInspectError], said: tuple[str, ...]) -> LoraInspectError:
+    """Make an error of a kind that may be raised with other arguments than it has."""
+    error = kind.__new__(kind, *said)
+    LoraInspectError.__init__(error, *said)
+    return error
 
 
 class RefusedError(LoraInspectError, ValueError):

@@ -112,14 +112,6 @@ def of_merge(write, folder):
     table.write_text(f"[{json.dumps(EVIL)}]", encoding="utf-8")
     yield ["merge", whole, adapter, "-o", output, "--force", "--weights", table]
     yield ["merge", whole, adapter, "-o", output, "--force", "--weights", EVIL]
-    told = {"file": EVIL, "multiplier": {EVIL: 1}, "sha256": {EVIL: EVIL}, "settings": EVIL}
-    record = {"version": EVIL, "base": {"file": EVIL}, "adapters": [told], "options": {}}
-    for number, options in enumerate(({}, {EVIL: EVIL}, {"transposed": [EVIL]})):
-        metadata = {"lora_inspect.merged": json.dumps({**record, "options": options})}
-        merged = write(weights, metadata, name=f"merged{number}.safetensors")
-        yield ["unmerge", merged, adapter, "-o", output]
-        yield ["info", merged]
-        yield ["metadata", "show", merged]
     yield ["merge", whole, adapter, adapter, "-o", output, "--force"]
     yield ["merge", whole, f"{adapter}:*nothing{EVIL.strip()}*=2", "-o", output, "--force"]
     yield ["merge", folder / EVIL_FILE / "no-base", adapter, "-o", output]
@@ -129,6 +121,20 @@ def of_merge(write, folder):
     yield ["merge", whole, adapter, "-o", output, "--dtype", EVIL]
     yield ["merge", whole, adapter, "-o", output, "--alpha", EVIL]
     yield ["merge", whole, adapter, "-o", output, f"--{EVIL}"]
+
+
+def of_unmerge(write, folder):
+    weights = {**base(), f"{EVIL}.weight": ("F32", (6, 5), 1), "stays": ("F32", (3,), 1)}
+    adapter = write({**loras(), **lora(WORDS)}, name=f"{EVIL_FILE}.safetensors")
+    output = folder / f"out{EVIL_FILE}"
+    told = {"file": EVIL, "multiplier": {EVIL: 1}, "sha256": {EVIL: EVIL}, "settings": EVIL}
+    record = {"version": EVIL, "base": {"file": EVIL}, "adapters": [told], "options": {}}
+    for number, options in enumerate(({}, {EVIL: EVIL}, {"transposed": [EVIL]})):
+        metadata = {"lora_inspect.merged": json.dumps({**record, "options": options})}
+        merged = write(weights, metadata, name=f"merged{number}.safetensors")
+        yield ["unmerge", merged, adapter, "-o", output]
+        yield ["info", merged]
+        yield ["metadata", "show", merged]
 
 
 def of_verify(write, folder):
@@ -209,8 +215,8 @@ def of_metadata(write, folder):
 
 # A verb without an entry here fails.
 COMMANDS = {
-    "info": of_info, "merge": of_merge, "verify": of_verify, "convert": of_convert, "compat": of_compat,
-    "check": of_check, "metadata": of_metadata,
+    "info": of_info, "merge": of_merge, "unmerge": of_unmerge, "verify": of_verify, "convert": of_convert,
+    "compat": of_compat, "check": of_check, "metadata": of_metadata,
 }  # fmt: skip
 
 

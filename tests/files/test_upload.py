@@ -512,7 +512,7 @@ def test_no_credentials_are_shown_or_stored(files, store, run):
     refused = run("merge", files / "shards", files / "style.safetensors", "-o", f"s3://{store.bucket}/out")
     store.trouble = lambda asked: None
     done = run("merge", files / "shards", files / "style.safetensors", "-o", f"s3://{store.bucket}/out", "--json")
-    assert refused.status == 1
+    assert refused.status == 3
     assert done.json["output"] == f"s3://{store.bucket}/out"
     shown = "".join((refused.stdout, refused.stderr, done.stdout, done.stderr)).encode()
     for said in (shown, *store.objects().values()):
@@ -534,4 +534,4 @@ def test_without_the_libraries_a_sentence_names_the_command_that_brings_them(fil
         ("convert", files / "style.safetensors"),
     ):
         refused = run_process(tmp_path / "main.py", *command, "-o", "s3://bucket/out.safetensors")
-        assert "pip install 'lora-inspect[remote]'" in refused.refusal
+        assert "pip install 'lora-inspect[remote]'" in refused.failure

@@ -180,7 +180,7 @@ def test_the_summary_says_where_the_order_matters(run, tmp_path):
     assert "order: it matters for 1 weights" in run(*command).stdout
     assert run(*command, "--json").json["order_matters"] == ["layer.weight"]
     assert "order" not in run(*command[:3], "--dry-run").stdout
-    assert "in the order in which they are named" in run("merge", "--help").stdout
+    assert "folds adapters in the given order" in run("merge", "--help").stdout
 
 
 @pytest.mark.parametrize("multiplier", [0.5, -1.0, 2.0])

@@ -134,7 +134,7 @@ def test_hashes_are_those_of_the_file(at, on_disk, run):
 
 
 def test_a_mistyped_name_is_told_from_its_neighbours(at, run):
-    refused = shown(run("info", at("base_f23.safetensors"))).refusal
+    refused = shown(run("info", at("base_f23.safetensors"))).failure
     assert "there is no such file or folder" in refused
     assert (f"did you mean {at(BASE)}?" in refused) != is_of_server(at(BASE))
 
@@ -177,7 +177,7 @@ def test_failures_that_do_not_pass_leave_nothing(status, after, on_disk, server,
     numbers = iter(range(10**6))
     server.misdo = lambda handler, asked: next(numbers) >= after and (handler.answer(status) or True)
     says = "it cannot be read (status 500, 6 times)" if status == 500 else "it is not given to you (status 403)"
-    assert says in merge_of(server, run, tmp_path).refusal
+    assert says in merge_of(server, run, tmp_path).failure
     assert left_in(tmp_path) == []
 
 
@@ -200,7 +200,7 @@ def test_a_file_that_changes_under_a_merge_leaves_nothing(name, on_disk, server,
             return False
 
         server.misdo = touch
-    assert "it changed while it was read; run the command again" in merge_of(server, run, tmp_path).refusal
+    assert "it changed while it was read; run the command again" in merge_of(server, run, tmp_path).failure
     assert left_in(tmp_path) == []
 
 
@@ -283,7 +283,7 @@ def test_a_command_on_a_disk_needs_no_library_of_a_store(verb, names, output, on
 def test_without_the_libraries_it_is_said_what_brings_them(run_process, server):
     script = "import sys; sys.modules['fsspec'] = None\nfrom lora_inspect.cli import main; main(['info', sys.argv[1]])"
     refused = run_process("-c", script, server.url(ADAPTER) + QUERY)
-    assert refused.refusal.endswith("run `pip install 'lora-inspect[remote]'`.")
+    assert refused.failure.endswith("run `pip install 'lora-inspect[remote]'`.")
 
 
 def test_wrong_usage_prints_nothing_that_is_hidden(server, run):
