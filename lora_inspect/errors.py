@@ -59,6 +59,10 @@ class LoraInspectError(Exception):
         path, *others = self.args if len(self.args) > 1 else ("", *self.args)
         LoraInspectError.__init__(self, *([path] if path else []), *map(spelling, others))
 
+    def saying(self, says: str) -> "LoraInspectError":
+        """Make an error of the same kind that says something else."""
+        return _remade(type(self), (says,))
+
     @classmethod
     def of(cls, path: str, says: str) -> "LoraInspectError":
         """The error of a text that may have its way out behind the last semicolon."""

@@ -97,3 +97,12 @@ def test_another_name_for_a_file_takes_the_place_of_the_first_everywhere():
 def test_the_last_semicolon_of_a_text_begins_the_way_out():
     assert RefusedError.of("a", "it is bad; or worse; mend it").fix == "mend it"
     assert str(RefusedError.of("a", "it is bad")) == "a: it is bad."
+
+
+def test_an_error_of_a_store_is_copied_and_says_more():
+    from lora_inspect.stores.s3 import StoreRefused
+
+    error = StoreRefused("s3://bucket/out", "AccessDenied", "write it")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # what this test has written itself
+    assert type(error.saying("more.")) is StoreRefused
+    assert str(error.saying("more.")) == "more."

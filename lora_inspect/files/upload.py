@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
 
-from lora_inspect.errors import CouldNotWorkError, DiskRefused, LoraInspectError, kind_of
+from lora_inspect.errors import CouldNotWorkError, DiskRefused, LoraInspectError
 from lora_inspect.files.deferred_signals import told_of_signals
 from lora_inspect.files.input_file import Identity, check_unchanged
 from lora_inspect.files.pending_output import Borrowing, MadeOutput
@@ -65,7 +65,7 @@ def _sent(
         with told_of_signals():
             left = sending.abort()
         if left and isinstance(error, LoraInspectError):
-            raise kind_of(error)(f"{str(error)[:-1]}; abort what stays unfinished of {', '.join(left)}.") from None
+            raise error.saying(f"{str(error)[:-1]}; abort what stays unfinished of {', '.join(left)}.") from None
         raise
 
 
@@ -119,7 +119,7 @@ class ToStore(MadeOutput):
                 complete_all(self._store, group, replaces)
         except LoraInspectError as error:
             if replaces:
-                raise kind_of(error)(
+                raise error.saying(
                     f"{str(error)[:-1]}; some of what stood at {self._address} may be replaced already."
                 ) from None
             with suppress(StoreRefused):
