@@ -1,4 +1,4 @@
-"""What some 780 commands do, recorded, so that a tree can be compared with another that ought to do the same.
+"""A record of what some 780 commands do, to compare a tree with another that ought to do the same.
 
     python benchmarks/commands.py record DIR [--root CHECKOUT] [--renamed] [--jobs 2]
     python benchmarks/commands.py compare DIR1 DIR2

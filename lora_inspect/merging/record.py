@@ -55,7 +55,7 @@ _SPELLED = (
 )
 
 # Options that records have under an earlier name.
-_RECORDED_AS = {"allow_loss": "accept_loss"}
+RECORDED_AS = {"allow_loss": "accept_loss", "changed_dtype": "touched_dtype"}
 
 # What stands in a record for the hash of a file that has yet to be read.
 _NO_HASH = "0" * 64
@@ -183,7 +183,7 @@ def _options(plan: MergePlan) -> dict[str, Any]:
     defaults = MergeOptions()
     others = [one.name for one in fields(options) if one.name not in _SPELLED]
     return {name: value for name, value in said.items() if value} | {
-        _RECORDED_AS.get(name, name): value
+        RECORDED_AS.get(name, name): value
         for name in others
         if (value := getattr(options, name)) != getattr(defaults, name)
     }

@@ -31,7 +31,7 @@ from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.fold import OutputFiles, Written
 from lora_inspect.merging.options import Share, taken
 from lora_inspect.merging.plan import MergePlan
-from lora_inspect.merging.record import recorded, with_base_hashes
+from lora_inspect.merging.record import RECORDED_AS, recorded, with_base_hashes
 from lora_inspect.merging.result import MergeResult, result_of
 from lora_inspect.merging.retention import Keeping, SeenWeight, check_kept, kept_of
 from lora_inspect.progress import Progress, silent
@@ -43,10 +43,10 @@ from lora_inspect.sentences import counted, listed, shortened, some
 _PIECE, _PIECES, _OF_EACH = 4096, 128, 8
 _NUMBERS, _WEIGHTS, _VERSION = "numbers", "weights", "version"
 # What decides whether an output is written, not what is in it.
-_DECIDES = "accept_loss"
+_DECIDES = RECORDED_AS["allow_loss"]
 _OPTION = "an option"
 # Options that records have under an earlier name.
-_OPTION_NOW = {"touched_dtype": "changed_dtype"}
+_OPTION_NOW = {earlier: now for now, earlier in RECORDED_AS.items()}
 _WORDS = {
     FILE: "the name",
     "bytes": "the size in bytes",

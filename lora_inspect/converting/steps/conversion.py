@@ -148,11 +148,10 @@ def convert_modules(
     progress(0)
     for target in targets:
         if all(source.module.name.key in changes for source in target.sources):
-            from lora_inspect.converting.steps.dora_delta import Told
+            from lora_inspect.converting.steps.dora_delta import told_in
             from lora_inspect.converting.steps.full_delta import spell_differences
 
-            told = context.kept.setdefault("dora_delta", Told(1))
-            converted[target.module.name.key] = spell_differences(target, changes, told, growth)
+            converted[target.module.name.key] = spell_differences(target, changes, told_in(context), growth)
             progress(1)
             continue
         found = tuple(read_parts(source.module) for source in target.sources)

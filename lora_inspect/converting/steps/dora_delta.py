@@ -13,7 +13,7 @@ import torch
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.caching import Remembered
 from lora_inspect.converting.steps.base_change import Landed
-from lora_inspect.converting.steps.part import few_rows, in_rows, read_operands
+from lora_inspect.converting.steps.part import Context, few_rows, in_rows, read_operands
 from lora_inspect.errors import RefusedError
 from lora_inspect.matching.placement import Place, Placed
 from lora_inspect.maths.change import Change, deltas, folded, settled
@@ -64,6 +64,12 @@ def _runs(place: Place) -> Sequence[tuple[int, int, int]]:
 # What a base tells of the module that was last asked for, by its name and the parameter: a fused layer is asked for by
 # each of the layers that take rows of it, one after the other.
 Told = Remembered[tuple[str, str], torch.Tensor]
+
+
+def told_in(context: Context) -> Told:
+    """Return the changes that the steps of one conversion remember for each other."""
+    told: Told = context.kept.setdefault("dora_delta", Told(1))
+    return told
 
 
 def approximate_change(

@@ -18,7 +18,14 @@ from lora_inspect import schemes
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.steps.base_change import Landed
-from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, Told, approximate_change, module_change, own_weight
+from lora_inspect.converting.steps.dora_delta import (
+    BLOCK_ELEMENTS,
+    Told,
+    approximate_change,
+    module_change,
+    own_weight,
+    told_in,
+)
 from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Part, check_finite, rounded
 from lora_inspect.converting.steps.respell import without_unchanged
 from lora_inspect.converting.target.target_layout import Source
@@ -75,7 +82,7 @@ def norms_record_of(remeasured: Mapping[str, Landed], base: str) -> NormsRecord:
 def settle_magnitudes(module: ModuleParts, context: Context) -> ModuleParts:
     """Settles the magnitudes of each source: near the true change, over other norms, dropped or kept as they are."""
     options = context.options
-    told = context.kept.setdefault("dora_delta", Told(1))
+    told = told_in(context)
 
     def settled_in(source: Source, parts: Sequence[Part]) -> Sequence[Part]:
         key = source.module.name.key
