@@ -1,12 +1,13 @@
 """A record of what some 780 commands do, to compare a tree with another that ought to do the same.
 
     python benchmarks/commands.py record DIR [--root CHECKOUT] [--renamed] [--jobs 2]
-    python benchmarks/commands.py compare DIR1 DIR2
+    python benchmarks/commands.py compare DIR1 DIR2 [--facts]
 
 `record` runs the program of a checkout, this one by default, and writes DIR/record.json: of each command the exit
 status, what it prints, and every file that it writes or removes. The inputs are this checkout's fixtures and small
 files made here, the same bytes each time. Each command has a process of its own, forked from one that has loaded the
-libraries and nothing of the program. `compare` prints what differs, and exits with 1 where anything does.
+libraries and nothing of the program. `compare` prints what differs, and exits with 1 where anything does. With --facts
+printed text may have other words, but keeps its options, numbers, paths, keys and quoted names.
 
 RENAMED_OPTIONS is for trees in which options have other names: `compare` says DIR1's texts in the new names, and
 `record --renamed` gives the new names to the commands, which are recorded under their old ones.
@@ -35,7 +36,7 @@ import time
 import traceback
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,18 @@ RENAMED_OPTIONS = {
     '"consumer":': '"program":',
     '"mended":': '"fixed":',
     "mended:": "fixed:",
+    '"beside":': '"unexpected":',
 }
+# Codes of problems and findings; "twice" is one of each verb.
+RENAMED_CODES = {
+    **{"shape": "shape-mismatch", "scheme": "scheme-unknown", "experts": "experts-ambiguous"},
+    **{"algorithm": "algorithm-unsupported", "pattern": "pattern-unsupported"},
+    **{"peft-setting": "peft-setting-unsupported", "no-weight": "no-weight-change"},
+    **{"beside": "unexpected-change", "turned": "transposed", "there-at-0": "present-at-zero"},
+    **{"cannot-tell": "undetermined"},
+}
+# What a sentence may not lose when it is written in other words: options, numbers, paths, keys and quoted names.
+FACTS = re.compile(r"--[a-z][a-z-]*|\d[\d,.]*|[\w*%-]+(?:[./_][\w*%-]+)+|\"[^\"]*\"")
 # Of `metadata copy` alone; in other verbs the option names components.
 ONLY_OF_COPY = re.compile(r"(?<=metadata copy )(.*?)--only\b", re.DOTALL)
 
@@ -71,6 +83,8 @@ THEN = " && "
 
 Tensor = tuple[str, tuple[int, ...], bytes]
 Record = dict[str, Any]
+# A way to compare two texts: a name of them, the old and the new one; empty where they agree.
+Difference = Callable[[str, str, str], str]
 
 
 # The inputs that fixtures lack.
@@ -385,6 +399,9 @@ def scripts(inputs: Path) -> list[str]:
 def renamed(text: str) -> str:
     for old, new in RENAMED_OPTIONS.items():
         text = re.sub(rf"(?<![\w-]){re.escape(old)}(?![\w-])", new, text)
+    for old, new in RENAMED_CODES.items():
+        text = re.sub(rf'(?<="code": )"{old}"|(?<="ruleId": )"{old}"', f'"{new}"', text)
+        text = re.sub(rf"\b(error|warning|note) {old}:", rf"\1 {new}:", text)
     return ONLY_OF_COPY.sub(r"\1--include", text)
 
 
@@ -506,14 +523,22 @@ def difference(what: str, old: str, new: str) -> str:
     return f"  {what}\n" + "".join(f"    {line}\n" for line in lines[:MOST_LINES] or ["ends of lines"]) + more
 
 
-def differences(old: Record | None, new: Record | None) -> Iterable[str]:
+def lost(what: str, old: str, new: str) -> str:
+    """The facts of the old text that the new one does not state, with both, whatever else they say."""
+    stated = Counter(one.rstrip(".,") for one in FACTS.findall(new))
+    missing = Counter(one.rstrip(".,") for one in FACTS.findall(renamed(old))) - stated
+    both = "".join(f"    {sign} {line}\n" for sign, text in (("-", old), ("+", new)) for line in text.splitlines())
+    return f"  {what} no longer states {', '.join(sorted(missing))}\n{both}" if missing else ""
+
+
+def differences(old: Record | None, new: Record | None, told: Difference = difference) -> Iterable[str]:
     if old is None or new is None:
         yield f"  only in the {'new' if old is None else 'old'} record\n"
         return
     if old["status"] != new["status"]:
         yield f"  status: {old['status']} -> {new['status']}\n"
     for stream in ("stdout", "stderr"):
-        yield difference(stream, old[stream], new[stream])
+        yield told(stream, old[stream], new[stream])
     for path in sorted(old["files"].keys() | new["files"].keys()):
         was, is_now = (record["files"].get(path, {}) for record in (old, new))
         if not was or not is_now:
@@ -528,13 +553,13 @@ def differences(old: Record | None, new: Record | None) -> Iterable[str]:
                 yield f"  file {path}: other bytes{', the same tensors' if is_same and 'tensors' in was else ''}\n"
 
 
-def compare(old_folder: Path, new_folder: Path) -> int:
+def compare(old_folder: Path, new_folder: Path, told: Difference) -> int:
     old, new = (json.loads((folder / "record.json").read_text()) for folder in (old_folder, new_folder))
     names, differ = sorted(old.keys() | new.keys()), 0
     for name in names:
-        if told := "".join(differences(old.get(name), new.get(name))):
+        if found := "".join(differences(old.get(name), new.get(name), told)):
             differ += 1
-            print(f"lora-inspect {name}\n{told}")
+            print(f"lora-inspect {name}\n{found}")
     print(f"{len(names)} commands, {differ} differ")
     return differ
 
@@ -552,11 +577,12 @@ def main() -> None:
     recording.add_argument("--jobs", type=int, default=2)
     comparing = verbs.add_parser("compare")
     comparing.add_argument("folders", type=Path, nargs=2)
+    comparing.add_argument("--facts", action="store_true", help="of printed text, only facts that are lost")
     arguments = parser.parse_args()
     if arguments.verb == "record":
         record(arguments.folder, arguments.root.resolve(), arguments.renamed, arguments.jobs)
     else:
-        sys.exit(compare(*arguments.folders) > 0)
+        sys.exit(compare(*arguments.folders, lost if arguments.facts else difference) > 0)
 
 
 if __name__ == "__main__":
