@@ -52,9 +52,9 @@ class VerifyResult(Result):
     `modules` are the shares by weight and adapter, `share` those over all weights; None if there is none or it cannot
     be measured. `noise` and `module_noise` bound the effect of rounding on them. `residual` is the unexplained
     difference over the size of the expected one, for all weights together; `residuals` are those of each weight.
-    `missing` are modules that have nothing of an adapter. `unexpected` are tensors that no adapter changes and that differ,
-    with the difference. `absent` are tensors only in the base, `extra` those only in the merged model. `ok` is true if
-    no finding is an error. `notes` are sentences on the adapters and their targets.
+    `missing` are modules that have nothing of an adapter. `unexpected` are tensors that no adapter changes and that
+    differ, with the difference. `absent` are tensors only in the base, `extra` those only in the merged model. `ok` is
+    true if no finding is an error. `notes` are sentences on the adapters and their targets.
     """
 
     ok: bool
