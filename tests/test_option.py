@@ -185,6 +185,26 @@ def test_a_function_refuses_any_other_keyword(name):
         function(*paths, keep_dra=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "words", "says"),
+    [
+        ({"seed": 3}, ["--seed", "3"], "a seed is what rounding stochastic is drawn by, so give both or neither."),
+        (
+            {"dtype": "bf16", "changed_dtype": "fp16"},
+            ["--dtype", "bf16", "--changed-dtype", "fp16"],
+            "--dtype is for all weights and --changed-dtype for those that change; give one of both.",
+        ),
+    ],
+)
+def test_a_merge_refuses_options_that_exclude_each_other_before_it_looks_at_a_file(given, words, says):
+    result = CliRunner().invoke(cli, ["merge", "no-base", "no-adapter", "-o", "out", *words])
+    assert result.exit_code == 2
+    assert f"Error: {says}" in result.output
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the text is compared whole
+        lora_inspect.merge("no-base", "no-adapter", "out", **given)
+    assert str(raised.value) == says.replace("--dtype", "dtype").replace("--changed-dtype", "changed_dtype")
+
+
 def test_a_keyword_that_no_record_declares_is_found_when_the_function_is_made():
     with pytest.raises(ValueError, match="odd"):
         takes(Toy, type("Keywords", (), {"__annotations__": {"loud": bool, "odd": bool}}))

@@ -147,6 +147,17 @@ def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
     return MergeOptions(**{**same, **own})
 
 
+def contradiction(request: MergeRequest) -> str | None:
+    """Return a sentence on options that exclude each other, or None."""
+    if request.dtype and request.changed_dtype:
+        return "--dtype is for all weights and --changed-dtype for those that change; give one of both."
+    try:
+        seed_of(request.rounding, request.seed)
+    except ValueError as error:
+        return f"{error}."
+    return None
+
+
 def seed_of(rounding: str, seed: int | None) -> int | None:
     """Return the seed, None for the nearest number; ValueError for a seed without stochastic rounding."""
     if rounding == STOCHASTIC:
