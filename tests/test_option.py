@@ -15,7 +15,7 @@ from lora_inspect.api.arguments import request_of, takes
 from lora_inspect.cli import cli
 from lora_inspect.cli.options import declared_options
 from lora_inspect.converting.options import ConvertRequest
-from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest
+from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest, merge_options
 from lora_inspect.option import ReadingRequest, declared
 
 RECORDS = {
@@ -163,7 +163,11 @@ def test_a_function_has_the_keywords_of_its_record(name):
     record, without = FUNCTIONS[name]
     keywords = inspect.signature(getattr(lora_inspect, name)).parameters
     known = {one: said for one, said in declared(record).items() if one not in without}
-    assert known.keys() <= keywords.keys()
+    missing = sorted(known.keys() - keywords.keys())
+    assert not missing, (
+        f"{name}() has no keyword {missing}: add its type, as `hashes: bool`, to the TypedDict of that function's "
+        "keywords in lora_inspect/api/; those of state_dict are StateDictKeywords, which convert has too"
+    )
     assert without.isdisjoint(keywords)
     for one, said in known.items():
         assert keywords[one].kind == inspect.Parameter.KEYWORD_ONLY
@@ -183,6 +187,27 @@ def test_a_function_refuses_any_other_keyword(name):
     ]
     with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected keyword argument 'keep_dra'"):
         function(*paths, keep_dra=True)
+
+
+# A value of each kind that is the default of no option.
+VALUES = {
+    **{option.FLAG: True, option.TEXT: "wan", option.DTYPE: "BF16", option.WHOLE: 3, option.NUMBER: 2.0},
+    **{option.YES_NO: True, option.NAMES: ("model",), option.ANSWERS: {"*": True}},
+}
+
+
+@pytest.mark.parametrize("record", [MergeRequest, VerifyRequest])
+def test_every_option_of_a_merge_is_in_the_options_of_its_plan(record, tmp_path):
+    toml = tmp_path / "weights.toml"
+    toml.write_text('["a.safetensors"]\nmultiplier = 0.5\n')
+    for name, one in declared(record).items():
+        choices = [word for word in one.option.chosen_from if word != one.default]
+        value = {**VALUES, option.PATH: str(toml), option.CHOICE: choices[-1] if choices else None}[one.option.kind]
+        with_it = {"rounding": "stochastic"} if name == "seed" else {}
+        assert merge_options(record(**with_it, **{name: value})) != merge_options(record(**with_it)), (
+            f"{name} of {record.__name__} does not reach a plan: add a field {name} with the same default to "
+            "MergeOptions in lora_inspect/merging/options.py, or settle in merge_options there what it becomes"
+        )
 
 
 @pytest.mark.parametrize(

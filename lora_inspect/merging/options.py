@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # The two ways, the option that chooses the second, and the bits of the finest numbers that it is for.
 NEAREST, STOCHASTIC = "nearest", "stochastic"
 OPTION, _MOST_BITS = f"--rounding {STOCHASTIC}", 16
+# The options of a merge that the merged file does not record as options: they change no number of it, or the record of
+# each adapter has what they say. `unmerge` refuses every other one that it does not know.
+UNRECORDED = ("weights", "hash_base")
 
 
 _EXCLUDE = "Leave out matching modules: a path, a block, blocks.0-9 or a glob. Repeatable."
