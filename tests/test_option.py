@@ -102,6 +102,8 @@ def test_the_command_line_and_the_api_make_the_same_record(given, words):
     ("given", "says", "words"),
     [
         ({"colour": "green"}, "colour is", ["--colour", "green"]),
+        ({"word": 5}, "word is", ["--word"]),
+        ({"word": "\udcff"}, "word is", ["--word", "\udcff"]),
         ({"way": None}, "way is", ["--way", "none"]),
         ({"kind": "int8"}, "kind is", ["--kind", "int8"]),
         ({"rank": 0}, "rank is", ["--rank", "0"]),

@@ -27,6 +27,7 @@ from lora_inspect.errors import (
     of_system,
 )
 from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
+from lora_inspect.files.strict_json import is_unicode
 from lora_inspect.matching.orientation import Answers, parse_answers
 from lora_inspect.maths.torch_threads import whole_products
 from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest
@@ -290,8 +291,10 @@ def _value(one: Declared, given: Any) -> Any:
         return answers_of(given)
     if option.kind == NAMES:
         return names_of(given)
-    if option.kind in (FLAG, TEXT) or (given is None and one.default is None):
+    if option.kind == FLAG or (given is None and one.default is None):
         return given
+    if option.kind == TEXT:
+        return _text(name, given)
     if option.kind == PATH:
         return path_of(given)
     if option.kind == CHOICE:
@@ -306,6 +309,14 @@ def _value(one: Declared, given: Any) -> Any:
 def _dtype(name: str, given: "str | torch.dtype") -> str:
     """Return the format's name for "bf16", "bfloat16", torch.bfloat16 and so on; ValueError for any other type."""
     return DTYPE_NAMES[chosen(name, str(given).removeprefix("torch."), DTYPE_NAMES)]
+
+
+def _text(name: str, given: str) -> str:
+    if not isinstance(given, str):
+        raise TypeError(f"{name} is a str, not {given!r}")
+    if not is_unicode(given):
+        raise ValueError(f"{name} is {given!r}, which is no text in UTF-8")
+    return given
 
 
 def _whole(name: str, given: int, least: int | None) -> int:
