@@ -199,9 +199,9 @@ def unmerge(
     Raises LoraInspectError, and writes nothing, if the removal is refused.
     """
     asked = request_of(UnmergeRequest, options)
-    plan = plan_unmerge(path_of(merged), all_with_settings(adapters), asked.base)
+    plan = plan_unmerge(path_of(merged), all_with_settings(adapters), asked)
     done = watched(progress, plan.bytes)
-    return logged(unmerge_planned(plan, path_of(output), force, asked.allow_ambiguous, done))
+    return logged(unmerge_planned(plan, path_of(output), force, done))
 
 
 @in_a_sentence()
