@@ -1,7 +1,9 @@
 """Options that a record declares: the command line and the API make the same of them, for every kind and every verb."""
 
 import inspect
+import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import get_type_hints
 
 import click
@@ -18,6 +20,7 @@ from lora_inspect.converting.options import ConvertRequest
 from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest, merge_options
 from lora_inspect.option import ReadingRequest, declared
 
+ROOT = Path(__file__).parents[1]
 RECORDS = {
     "convert": ConvertRequest,
     "merge": MergeRequest,
@@ -189,6 +192,18 @@ def test_a_function_refuses_any_other_keyword(name):
     ]
     with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected keyword argument 'keep_dra'"):
         function(*paths, keep_dra=True)
+
+
+def test_the_places_of_two_options_that_the_page_names_are_theirs():
+    """Of each cell of the table, the files have each text that stands before them."""
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    table = re.search(r"^# Adding an option$.*?^\| record .*?(?=\n\n)", page, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| (record|keyword|step|page|test) \| (.*) \| (.*) \|$", table[0], re.MULTILINE)
+    assert [row[0] for row in rows] == ["record", "keyword", "step", "page", "test"]
+    for cell in (cell for row in rows for cell in row[1:]):
+        *texts, file = re.findall(r"`([^`]+)`", cell)
+        content = (ROOT / file).read_text(encoding="utf-8")
+        assert texts and all(text in content for text in texts), cell  # noqa: PT018
 
 
 # A value of each kind that is the default of no option.
