@@ -18,6 +18,8 @@ SAID = {
     "choose --keep-dora, --base BASE with --rank N": "choose keep_dora=True, base=BASE with rank=N",
     "say which with --architecture wan": 'say which with architecture="wan"',
     "name it with --base": "name it with base",
+    "raise --rank 4, or lower --max-error 0.5.": "raise rank=4, or lower max_error=0.5.",
+    "take them apart with --layout single-experts": 'take them apart with layout="single-experts"',
     "settle it with --transposed no or --transposed yes": "settle it with transposed=False or transposed=True",
     "settle it with --transposed q=yes|no": 'settle it with transposed={"q": True} or {"q": False}',
     "write them with --changed-dtype bf16": 'write them with changed_dtype="bf16"',
@@ -36,7 +38,8 @@ def test_errors_name_keywords_in_the_place_of_options(said):
 def test_every_keyword_that_an_error_may_name_is_one_of_a_function():
     functions = (lora_inspect.check, lora_inspect.compat, lora_inspect.convert, lora_inspect.merge, lora_inspect.scan)
     known = {name for one in (*functions, lora_inspect.unmerge) for name in inspect.signature(one).parameters}
-    assert {keyword.partition("=")[0] for keyword, _ in KEYWORDS.values()} <= known
+    unknown = {keyword.partition("=")[0] for keyword, _ in KEYWORDS.values()} - known
+    assert not unknown, f"errors would name {sorted(unknown)}, which no function takes"
 
 
 def test_every_option_that_is_a_keyword_has_it_in_errors():
@@ -48,7 +51,8 @@ def test_every_option_that_is_a_keyword_has_it_in_errors():
         if option.startswith("--")
     }
     of_the_command_line = {"--dry-run", "--fail-on", "--finish", "--format", "--json", "--output", "--shard"}
-    assert options - of_the_command_line - {"--to-standard"} <= set(KEYWORDS)
+    without = options - of_the_command_line - {"--to-standard"} - set(KEYWORDS)
+    assert not without, f"add {sorted(without)} to KEYWORDS of lora_inspect/api/arguments.py, or declare it in a record"
 
 
 def test_an_error_of_a_call_names_its_keywords(tmp_path):

@@ -1,7 +1,9 @@
 """Options that a record declares: the command line and the API make the same of them, for every kind and every verb."""
 
 import inspect
+import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import get_type_hints
 
 import click
@@ -15,9 +17,10 @@ from lora_inspect.api.arguments import request_of, takes
 from lora_inspect.cli import cli
 from lora_inspect.cli.options import declared_options
 from lora_inspect.converting.options import ConvertRequest
-from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest
+from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest, merge_options
 from lora_inspect.option import ReadingRequest, declared
 
+ROOT = Path(__file__).parents[1]
 RECORDS = {
     "convert": ConvertRequest,
     "merge": MergeRequest,
@@ -102,6 +105,8 @@ def test_the_command_line_and_the_api_make_the_same_record(given, words):
     ("given", "says", "words"),
     [
         ({"colour": "green"}, "colour is", ["--colour", "green"]),
+        ({"word": 5}, "word is", ["--word"]),
+        ({"word": "\udcff"}, "word is", ["--word", "\udcff"]),
         ({"way": None}, "way is", ["--way", "none"]),
         ({"kind": "int8"}, "kind is", ["--kind", "int8"]),
         ({"rank": 0}, "rank is", ["--rank", "0"]),
@@ -163,7 +168,11 @@ def test_a_function_has_the_keywords_of_its_record(name):
     record, without = FUNCTIONS[name]
     keywords = inspect.signature(getattr(lora_inspect, name)).parameters
     known = {one: said for one, said in declared(record).items() if one not in without}
-    assert known.keys() <= keywords.keys()
+    missing = sorted(known.keys() - keywords.keys())
+    assert not missing, (
+        f"{name}() has no keyword {missing}: add its type, as `hashes: bool`, to the TypedDict of that function's "
+        "keywords in lora_inspect/api/; those of state_dict are StateDictKeywords, which convert has too"
+    )
     assert without.isdisjoint(keywords)
     for one, said in known.items():
         assert keywords[one].kind == inspect.Parameter.KEYWORD_ONLY
@@ -183,6 +192,59 @@ def test_a_function_refuses_any_other_keyword(name):
     ]
     with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected keyword argument 'keep_dra'"):
         function(*paths, keep_dra=True)
+
+
+def test_the_places_of_two_options_that_the_page_names_are_theirs():
+    """Of each cell of the table, the files have each text that stands before them."""
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    table = re.search(r"^# Adding an option$.*?^\| record .*?(?=\n\n)", page, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| (record|keyword|step|page|test) \| (.*) \| (.*) \|$", table[0], re.MULTILINE)
+    assert [row[0] for row in rows] == ["record", "keyword", "step", "page", "test"]
+    for cell in (cell for row in rows for cell in row[1:]):
+        *texts, file = re.findall(r"`([^`]+)`", cell)
+        content = (ROOT / file).read_text(encoding="utf-8")
+        assert texts and all(text in content for text in texts), cell  # noqa: PT018
+
+
+# A value of each kind that is the default of no option.
+VALUES = {
+    **{option.FLAG: True, option.TEXT: "wan", option.DTYPE: "BF16", option.WHOLE: 3, option.NUMBER: 2.0},
+    **{option.YES_NO: True, option.NAMES: ("model",), option.ANSWERS: {"*": True}},
+}
+
+
+@pytest.mark.parametrize("record", [MergeRequest, VerifyRequest])
+def test_every_option_of_a_merge_is_in_the_options_of_its_plan(record, tmp_path):
+    toml = tmp_path / "weights.toml"
+    toml.write_text('["a.safetensors"]\nmultiplier = 0.5\n')
+    for name, one in declared(record).items():
+        choices = [word for word in one.option.chosen_from if word != one.default]
+        value = {**VALUES, option.PATH: str(toml), option.CHOICE: choices[-1] if choices else None}[one.option.kind]
+        with_it = {"rounding": "stochastic"} if name == "seed" else {}
+        assert merge_options(record(**with_it, **{name: value})) != merge_options(record(**with_it)), (
+            f"{name} of {record.__name__} does not reach a plan: add a field {name} with the same default to "
+            "MergeOptions in lora_inspect/merging/options.py, or settle in merge_options there what it becomes"
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "says"),
+    [
+        ({"seed": 3}, ["--seed", "3"], "a seed is what rounding stochastic is drawn by, so give both or neither."),
+        (
+            {"dtype": "bf16", "changed_dtype": "fp16"},
+            ["--dtype", "bf16", "--changed-dtype", "fp16"],
+            "--dtype is for all weights and --changed-dtype for those that change; give one of both.",
+        ),
+    ],
+)
+def test_a_merge_refuses_options_that_exclude_each_other_before_it_looks_at_a_file(given, words, says):
+    result = CliRunner().invoke(cli, ["merge", "no-base", "no-adapter", "-o", "out", *words])
+    assert result.exit_code == 2
+    assert f"Error: {says}" in result.output
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the text is compared whole
+        lora_inspect.merge("no-base", "no-adapter", "out", **given)
+    assert str(raised.value) == says.replace("--dtype", "dtype").replace("--changed-dtype", "changed_dtype")
 
 
 def test_a_keyword_that_no_record_declares_is_found_when_the_function_is_made():

@@ -13,6 +13,7 @@ from functools import wraps
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
+from lora_inspect.converting.options import ConvertRequest
 from lora_inspect.errors import (
     AmbiguousError,
     CouldNotWorkError,
@@ -26,21 +27,23 @@ from lora_inspect.errors import (
     of_system,
 )
 from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
+from lora_inspect.files.strict_json import is_unicode
 from lora_inspect.matching.orientation import Answers, parse_answers
-from lora_inspect.maths.dora import MULTIPLIER_RULES
-from lora_inspect.maths.scaling import PACKINGS
 from lora_inspect.maths.torch_threads import whole_products
+from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest
 from lora_inspect.option import (
     ANSWERS,
     CHOICE,
     DTYPE,
     FLAG,
     NAMES,
+    NUMBER,
     PATH,
     TEXT,
     WHOLE,
     YES_NO,
     Declared,
+    ReadingRequest,
     declared,
 )
 from lora_inspect.progress import Progress, silent
@@ -185,39 +188,36 @@ def _word(is_so: bool) -> str:
 
 
 _DTYPES = "|".join((*DTYPE_NAMES, *DTYPE_NAMES.values(), *map(str.lower, DTYPE_NAMES.values())))
+_RECORDS = (ReadingRequest, ConvertRequest, MergeRequest, VerifyRequest, UnmergeRequest)
+
+
+def _keyword(one: Declared) -> tuple[str, str]:
+    """Return the keyword of an option as an error names it, and the values that may follow, as a regular expression."""
+    name, option = one.name, one.option
+    if option.kind == FLAG:
+        return f"{name}={one.default is not True}", ""
+    if option.kind == DTYPE:
+        return name, _DTYPES
+    if option.kind == YES_NO:
+        return name, "yes|no"
+    if option.kind == CHOICE and not callable(option.choices):
+        return name, "|".join(option.choices)
+    if option.kind == WHOLE:
+        return name, rf"{option.metavar or 'N'}|\d+"
+    if option.kind == NUMBER:
+        return name, rf"{option.metavar or 'E'}|\d+(?:\.\d+)?(?:e-?\d+)?"
+    return name, (option.metavar or "").partition(".")[0]
+
+
 # Options of the command line that sentences name -> the keyword, and the values that may follow; without any, it is a
-# flag.
+# flag. Options of a record are here by themselves. The others follow, and those whose values are any words.
 KEYWORDS = {
-    **{
-        f"--{flag}": (f"{flag.replace('-', '_')}=True", "")
-        for flag in (
-            *("keep-dora", "drop-magnitude", "drop-biases", "allow-loss", "allow-growth", "allow-unclaimed"),
-            *("tensors", "hashes"),
-            *("allow-unmatched", "allow-partial-dora", "allow-ambiguous", "hash-base", "force"),
-        )
-    },
-    "--no-verify": ("verify=False", ""),
-    "--alpha": ("alpha", "N"),
-    "--rslora": ("rslora", "yes|no"),
-    "--expert-packing": ("expert_packing", "|".join(PACKINGS)),
+    **{one.flag: _keyword(one) for record in _RECORDS for one in declared(record).values()},
+    "--tensors": ("tensors=True", ""),
+    "--force": ("force=True", ""),
     "--architecture": ("architecture", r"(?!(?:out|and|or|is|to|with)\b)[a-z][a-z0-9_]*"),
     "--transposed": ("transposed", r"yes|no|[^\s=]+=yes\|no"),
-    "--base": ("base", "BASE"),
-    "--rank": ("rank", r"N|\d+"),
-    "--max-error": ("max_error", r"E|\d[\d.e-]*"),
-    "--algorithm": ("algorithm", "lora|full"),
-    "--layout": ("layout", r"(?!(?:out|and|or|is|to|with)\b)[a-z][a-z_]*"),
-    "--model-config": ("model_config", ""),
-    "--dtype": ("dtype", _DTYPES),
-    "--changed-dtype": ("changed_dtype", _DTYPES),
-    "--dora-multiplier": ("dora_multiplier", "|".join(MULTIPLIER_RULES)),
-    "--rounding": ("rounding", "nearest|stochastic"),
-    "--seed": ("seed", r"N|\d+"),
     "--only": ("only", r"(?!(?:out|and|or|is|to|with|leaves|merges)\b)[a-z][a-z0-9_]*"),
-    "--include": ("include", "GLOB"),
-    "--exclude": ("exclude", "GLOB"),
-    "--weights": ("weights", "FILE"),
-    "--to": ("to", "NAME"),
     "--for": ("program", "NAME"),
     "--fix": ("fix", ""),
     "--jobs": ("jobs", r"N|\d+"),
@@ -246,7 +246,7 @@ def in_keywords(text: str) -> str:
         glob, equals, _ = value.partition("=")
         if equals:
             return f'{name}={{"{glob}": True}} or {{"{glob}": False}}'
-        is_word = not value.isupper() and value not in _WORDS
+        is_word = not (value.isupper() or value[0].isdigit() or value in _WORDS)
         return f'{name}="{value}"' if is_word else f"{name}={_WORDS.get(value, value)}"
 
     return re.sub(rf"`?lora-inspect [^`;]*|(?<![\w-])(?:{options})", keyword, text)
@@ -291,8 +291,10 @@ def _value(one: Declared, given: Any) -> Any:
         return answers_of(given)
     if option.kind == NAMES:
         return names_of(given)
-    if option.kind in (FLAG, TEXT) or (given is None and one.default is None):
+    if option.kind == FLAG or (given is None and one.default is None):
         return given
+    if option.kind == TEXT:
+        return _text(name, given)
     if option.kind == PATH:
         return path_of(given)
     if option.kind == CHOICE:
@@ -307,6 +309,14 @@ def _value(one: Declared, given: Any) -> Any:
 def _dtype(name: str, given: "str | torch.dtype") -> str:
     """Return the format's name for "bf16", "bfloat16", torch.bfloat16 and so on; ValueError for any other type."""
     return DTYPE_NAMES[chosen(name, str(given).removeprefix("torch."), DTYPE_NAMES)]
+
+
+def _text(name: str, given: str) -> str:
+    if not isinstance(given, str):
+        raise TypeError(f"{name} is a str, not {given!r}")
+    if not is_unicode(given):
+        raise ValueError(f"{name} is {given!r}, which is no text in UTF-8")
+    return given
 
 
 def _whole(name: str, given: int, least: int | None) -> int:

@@ -16,6 +16,7 @@ from lora_inspect.api.arguments import (
     all_with_settings,
     chosen,
     in_a_sentence,
+    in_keywords,
     logged,
     path_of,
     request_of,
@@ -25,7 +26,7 @@ from lora_inspect.api.arguments import (
 )
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import stored_bytes
-from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest, merge_options
+from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest, contradiction, merge_options
 from lora_inspect.ops.check import CheckResult
 from lora_inspect.ops.check import check as problems_of
 from lora_inspect.ops.check import fix as fix_file
@@ -163,9 +164,9 @@ def merge(
     Raises LoraInspectError, and writes nothing, if the merge is refused.
     """
     request = request_of(MergeRequest, options)
+    if wrong := contradiction(request):
+        raise ValueError(in_keywords(wrong))
     asked = merge_options(request)
-    if request.dtype is not None and request.changed_dtype is not None:
-        raise ValueError("dtype is for all weights and changed_dtype for those that change; give one of both")
     plan = plan_merge(path_of(base), all_with_settings(adapters), asked)
     done = watched(progress, merge_bytes(plan, path_of(output)))
     return logged(merge_planned(plan, path_of(output), force, done))
@@ -198,9 +199,9 @@ def unmerge(
     Raises LoraInspectError, and writes nothing, if the removal is refused.
     """
     asked = request_of(UnmergeRequest, options)
-    plan = plan_unmerge(path_of(merged), all_with_settings(adapters), asked.base)
+    plan = plan_unmerge(path_of(merged), all_with_settings(adapters), asked)
     done = watched(progress, plan.bytes)
-    return logged(unmerge_planned(plan, path_of(output), force, asked.allow_ambiguous, done))
+    return logged(unmerge_planned(plan, path_of(output), force, done))
 
 
 @in_a_sentence()

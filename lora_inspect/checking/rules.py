@@ -162,6 +162,8 @@ _WORDS = {
     ),
 }
 
+if _WITHOUT := [entry.code for entry in PROBLEMS if entry.code not in _WORDS]:
+    raise ValueError(f"add words for {', '.join(_WITHOUT)} to _WORDS of lora_inspect/checking/rules.py")
 READING_RULES = tuple(CheckRule(entry.code, entry.severity, *_WORDS[entry.code]) for entry in PROBLEMS)
 
 

@@ -8,7 +8,7 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.options import FilePath, declared_options, writing_options
 from lora_inspect.cli.verb import VERBS, Verb
-from lora_inspect.merging.options import MergeRequest, ProcessShare, merge_options, seed_of
+from lora_inspect.merging.options import MergeRequest, ProcessShare, contradiction, merge_options
 
 if TYPE_CHECKING:
     from lora_inspect.ops.merge import MergePlan, MergeResult
@@ -81,18 +81,12 @@ def merge(
     from lora_inspect.torchrun import launched
 
     request = MergeRequest(**asked)
-    if request.dtype and request.changed_dtype:
-        raise click.UsageError(
-            "--dtype is for all weights and --changed-dtype for those that change; give one of both."
-        )
+    if wrong := contradiction(request):
+        raise click.UsageError(wrong)
     if (share or is_finish) and launched():
         raise click.UsageError("torchrun deals the shards and finishes by itself; leave out --shard and --finish.")
     if share and is_finish:
         raise click.UsageError("--shard makes shards and --finish makes the output of them; give one of both.")
-    try:
-        seed_of(request.rounding, request.seed)
-    except ValueError as error:
-        raise click.UsageError(f"{error}.") from None
 
     def planned() -> "MergePlan":
         return plan_merge(base, parse_arguments(adapters), merge_options(request))

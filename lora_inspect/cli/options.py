@@ -73,6 +73,8 @@ def _as_click(one: "Declared") -> Mapping[str, Any]:
     if asked.kind == option.NUMBER:
         kind = click.FloatRange(0, 1, max_open=True) if asked.share else float
         return {"type": kind, "metavar": asked.metavar, "callback": _finite}
+    if asked.kind == option.TEXT:
+        return {"metavar": asked.metavar, "callback": _text}
     if asked.kind == option.ANSWERS:
         return {"multiple": True, "metavar": asked.metavar, "callback": _answers}
     return {"multiple": asked.kind == option.NAMES, "metavar": asked.metavar}
@@ -82,6 +84,15 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
     """Refuses the infinities and NaN, which click takes for numbers."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+def _text(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuses bytes that are no text, which Python passes on as halves of surrogate pairs and no file can hold."""
+    from lora_inspect.files.strict_json import is_unicode
+
+    if value is not None and not is_unicode(value):
+        raise click.BadParameter("it is no text in UTF-8.")
     return value
 
 

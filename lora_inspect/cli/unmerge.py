@@ -54,7 +54,7 @@ def unmerge(
     request = UnmergeRequest(**asked)
     if launched():
         raise click.UsageError("unmerge is no work for several processes; run it without torchrun.")
-    plan = plan_unmerge(merged, parse_arguments(adapters), request.base)
+    plan = plan_unmerge(merged, parse_arguments(adapters), request)
     if dry_run:
         if output is not None:
             output = unmerge_output(plan, output)
@@ -68,7 +68,7 @@ def unmerge(
         return
     assert output is not None  # the option asks for it where there is no dry run
     with progress_bar("Undoing", plan.bytes) as progress:
-        result = unmerge_files(plan, output, force, request.allow_ambiguous, progress)
+        result = unmerge_files(plan, output, force, progress)
     for note in result.notes:
         terminal.note(note)
     if as_json:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # The two ways, the option that chooses the second, and the bits of the finest numbers that it is for.
 NEAREST, STOCHASTIC = "nearest", "stochastic"
 OPTION, _MOST_BITS = f"--rounding {STOCHASTIC}", 16
+# The options of a merge that the merged file does not record as options: they change no number of it, or the record of
+# each adapter has what they say. `unmerge` refuses every other one that it does not know.
+UNRECORDED = ("weights", "hash_base")
 
 
 _EXCLUDE = "Leave out matching modules: a path, a block, blocks.0-9 or a glob. Repeatable."
@@ -145,6 +148,17 @@ def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
         "seed": seed_of(request.rounding, request.seed) if isinstance(request, MergeRequest) else None,
     }
     return MergeOptions(**{**same, **own})
+
+
+def contradiction(request: MergeRequest) -> str | None:
+    """Return a sentence on options that exclude each other, or None."""
+    if request.dtype and request.changed_dtype:
+        return "--dtype is for all weights and --changed-dtype for those that change; give one of both."
+    try:
+        seed_of(request.rounding, request.seed)
+    except ValueError as error:
+        return f"{error}."
+    return None
 
 
 def seed_of(rounding: str, seed: int | None) -> int | None:

@@ -21,7 +21,7 @@ from lora_inspect.maths import dora
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.merging.fold_chain import working_types
-from lora_inspect.merging.options import STOCHASTIC, MergeOptions
+from lora_inspect.merging.options import STOCHASTIC, UNRECORDED, MergeOptions
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
@@ -48,10 +48,10 @@ from lora_inspect.reading.model.settings import Settings, parse_settings, spell_
 from lora_inspect.sentences import listed
 from lora_inspect.version import __version__
 
-# The options that are recorded under names of the command line, or with the adapters, or that change nothing.
+# The options that are recorded under names of the command line, and those that are not recorded as options.
 _SPELLED = (
     *("dtype", "changed_dtype", "only", "choice", "transposed", "dora_rule", "allow_unmatched", "settings"),
-    *("weights", "hash_base"),
+    *UNRECORDED,
 )
 
 # Options that records have under an earlier name.

@@ -15,6 +15,7 @@ from lora_inspect.files.safetensors.writer import TensorPlan, Writer, copy_bytes
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.fold_chain import Fold
+from lora_inspect.merging.options import UnmergeRequest
 from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.merging.record import (
     SEED,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from lora_inspect.merging.unmerged_weights import Account
 
 _SHOWN = 3
+_NOTHING_ASKED = UnmergeRequest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,13 @@ class UnmergePlan:
     """The plan of a removal: the merged model, and the merge to take back.
 
     `merge` is the plan of the merge, with the merged model instead of the base if that is not at hand; else `base` is
-    the base. `is_drawn` is true if the merge rounded stochastically. `folded_in` are the recorded element types of its
-    computations.
+    the base. `options` are those of the removal. `is_drawn` is true if the merge rounded stochastically. `folded_in`
+    are the recorded element types of its computations.
     """
 
     merged: Checkpoint
     merge: MergePlan
+    options: UnmergeRequest
     base: Checkpoint | None = None
     is_drawn: bool = False
     folded_in: Mapping[str, str] = field(default_factory=dict)
@@ -107,7 +110,7 @@ class UnmergeResult(Result):
 
 
 def plan_unmerge(
-    merged_path: str, adapters: Sequence[tuple[str, Settings]], base_path: str | None = None
+    merged_path: str, adapters: Sequence[tuple[str, Settings]], asked: UnmergeRequest = _NOTHING_ASKED
 ) -> UnmergePlan:
     """Plan the removal from the record of the merge.
 
@@ -121,10 +124,10 @@ def plan_unmerge(
     known = record.base
     assert known is not None  # last_record raises where there is none
     is_drawn = SEED in record.options
-    if base_path is not None:
-        base = open_checkpoint(base_path)
+    if asked.base is not None:
+        base = open_checkpoint(asked.base)
         _check_base(base, known, merged)
-        return UnmergePlan(merged, plan_merge(base_path, named, options), base, is_drawn, record.folded_in)
+        return UnmergePlan(merged, plan_merge(asked.base, named, options), asked, base, is_drawn, record.folded_in)
     if cast := recorded_cast(record):
         raise RefusedError(
             merged_path,
@@ -138,14 +141,12 @@ def plan_unmerge(
             f"name {known.file} with --base",
         )
     as_stored = replace(options, dtype=None, changed_dtype=None)
-    plan = UnmergePlan(merged, plan_merge(merged_path, named, as_stored), folded_in=record.folded_in)
+    plan = UnmergePlan(merged, plan_merge(merged_path, named, as_stored), asked, folded_in=record.folded_in)
     _check_possible(plan, known)
     return plan
 
 
-def unmerge(
-    plan: UnmergePlan, output: str, force: bool = False, allow_ambiguous: bool = False, progress: Progress = silent
-) -> UnmergeResult:
+def unmerge(plan: UnmergePlan, output: str, force: bool = False, progress: Progress = silent) -> UnmergeResult:
     """Write the model without the adapters: a file for a file, a folder with the same names for any other.
 
     Raises LoraInspectError, and leaves nothing, if the merged model contradicts its record, and if numbers are
@@ -173,12 +174,12 @@ def unmerge(
             return
         infos = {info.name: info for info in source.tensors.values() if info.file == file}
         plans = in_file_order(TensorPlan(info.name, info.dtype, info.shape) for info in infos.values())
-        metadata = undone_metadata(source.file_metadata[file], allow_ambiguous)
+        metadata = undone_metadata(source.file_metadata[file], plan.options.allow_ambiguous)
         with Writer(target, plans, metadata, inputs, force) as writer:
             progress(0)
             restored.write(writer, [infos[one.name] for one in plans], progress)
             if target == output:
-                _check_accepted(restored.accounts, allow_ambiguous, plan)
+                _check_accepted(restored.accounts, plan)
 
     if source.root is None:
         write(source.files[0], output, force)
@@ -186,7 +187,7 @@ def unmerge(
         with new_folder(output, plan.inputs, force) as folder:
             for file in source.files:
                 write(file, os.path.join(folder, os.path.basename(file)))
-            _check_accepted(restored.accounts, allow_ambiguous, plan)
+            _check_accepted(restored.accounts, plan)
             total = sum(info.nbytes for info in source.tensors.values())
             copy_side_files(source, plan.merge.side_files, folder, total, progress)
     return _result(plan, output, restored.accounts, held.unchecked, started, leftovers)
@@ -259,9 +260,9 @@ def _check_possible(plan: UnmergePlan, known: MergedBase) -> None:
                 )
 
 
-def _check_accepted(accounts: "dict[str, Account]", allow_ambiguous: bool, plan: UnmergePlan) -> None:
+def _check_accepted(accounts: "dict[str, Account]", plan: UnmergePlan) -> None:
     doubtful = [name for name, account in accounts.items() if account.proved < account.entries]
-    if allow_ambiguous or not doubtful:
+    if plan.options.allow_ambiguous or not doubtful:
         return
     entries = sum(account.entries for account in accounts.values())
     left = entries - sum(account.proved for account in accounts.values())

@@ -1,8 +1,9 @@
 """The registry of problems: all possible faults of a file, in the order of the report.
 
-To add one, add its entry here, its row to the table in docs/reading.md, and a file that has it to the tests. The
-problems are of keys that contradict each other, within a module and between naming schemes, or belong to no module; of
-unknown scales, and settings against known ones; and of doubtful statements in configs and metadata.
+To add one, add its entry here, its words to checking/rules.py, its row to the table in docs/reading.md, and a file that
+has it to the tests. The problems are of keys that contradict each other, within a module and between naming schemes, or
+belong to no module; of unknown scales, and settings against known ones; and of doubtful statements in configs and
+metadata.
 """
 
 import re

@@ -41,7 +41,9 @@ def test_every_algorithm_that_is_computed_has_cases(tmp_path):
     found = set()
     for case in (case for cases in CASES.values() for case in cases):
         found |= {contribution.algorithm.name for contribution in WrittenCase(case, tmp_path).contributions}
-    assert found == COMPUTED
+    missing, unknown = sorted(COMPUTED - found), sorted(found - COMPUTED)
+    assert not missing, f"add cases of {missing} to a file in tests/algorithms/cases/"
+    assert not unknown
 
 
 def parts_with_rows(case, folder):
@@ -90,4 +92,6 @@ def test_rows_of_its_factors_are_rows_of_its_change(tmp_path):
             expected[2 : rows + 2], expected[rows + 3 : 2 * rows + 3] = change, change * (-3.0 / part.scale)
             torch.testing.assert_close(changed(whole), expected)
             assert whole.rank == part.rank
-    assert found == {name for name, algorithm in every().items() if algorithm.rows}
+    assert found == {name for name, algorithm in every().items() if algorithm.rows}, (
+        "each algorithm with `rows`, and no other, needs a case in tests/algorithms/cases/ whose factors have rows"
+    )

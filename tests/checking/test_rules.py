@@ -20,7 +20,8 @@ LINTS = [rule.code for rule in RULES if rule.code not in OF_READING]
 
 @pytest.mark.parametrize("code", BY_CODE)
 def test_every_problem_is_found_in_a_file_that_has_it(code, write_toy):
-    path, settings = write_toy(ALL_TOYS[code])  # a problem that is new needs its file there
+    assert code in ALL_TOYS, f"add a file that has {code} to tests/problem_toys.py"
+    path, settings = write_toy(ALL_TOYS[code])
     found = [problem for problem in check(path, settings, tensors=True).problems if problem.code == code]
     assert {problem.severity for problem in found} == {BY_CODE[code].severity}
     assert not any(problem.message.endswith(".") for problem in found)

@@ -14,6 +14,9 @@ from lora_inspect.merging import record as provenance
 from lora_inspect.merging.plan import MergeOptions
 from lora_inspect.reading.metadata.merge_record import merge_records
 
+# The options whose merges cannot be undone, each with its reason.
+NEVER_UNDONE: set[str] = set()
+
 
 def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -156,3 +159,13 @@ def test_every_option_of_a_merge_is_recorded_or_known_to_change_nothing():
         plan = SimpleNamespace(options=replace(MergeOptions(), **{name: 0}))
         assert provenance._options(plan).get(name, 0) == 0
         assert (name in provenance._options(plan)) == (getattr(MergeOptions(), name) != 0)
+
+
+def test_unmerge_knows_every_option_that_is_recorded():
+    known = {*provenance._TEXTS, *provenance._LISTS, *provenance._FLAGS, provenance.SEED}
+    for name in {field.name for field in fields(MergeOptions)} - set(provenance._SPELLED):
+        assert provenance.RECORDED_AS.get(name, name) in known | NEVER_UNDONE, (
+            f"unmerge refuses every merge with {name}. If {name} changes no number of the output, add it to UNRECORDED "
+            "in lora_inspect/merging/options.py. If it does, read it in recorded_options of "
+            "lora_inspect/merging/record.py, or add it to NEVER_UNDONE here."
+        )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.merging import unmerged_weights, working_crew
+from lora_inspect.merging.options import UnmergeRequest
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.ops.unmerge import plan_unmerge
 from lora_inspect.ops.unmerge import unmerge as unmerge_files
@@ -70,7 +71,8 @@ class Folder:
 
     def undone(self, merged, *adapters, base=None, accept=True):
         out = str(self.path / "undone.safetensors")
-        result = unmerge_files(plan_unmerge(merged, [(a, Settings()) for a in adapters], base), out, True, accept)
+        asked = UnmergeRequest(base=base, allow_ambiguous=accept)
+        result = unmerge_files(plan_unmerge(merged, [(a, Settings()) for a in adapters], asked), out, force=True)
         return result, load_file(out)
 
 

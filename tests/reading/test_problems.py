@@ -17,7 +17,8 @@ ENTRIES = {entry.code: entry for entry in PROBLEMS}
 
 @pytest.mark.parametrize("code", ENTRIES)
 def test_every_problem_is_found_in_a_file_that_has_it(code, read, write_safetensors):
-    toy = dict(TOYS[code])  # a problem that is new needs its file here
+    assert code in TOYS, f"add a file that has {code} to TOYS of tests/problem_toys.py"
+    toy = dict(TOYS[code])
     if beside := toy.pop("beside", None):
         write_safetensors(*beside)
     found = [problem for problem in read(**toy).problems if problem.code == code]
@@ -31,7 +32,9 @@ def test_a_file_without_problems_has_none(read):
 
 def test_every_problem_stands_in_the_documentation_and_no_other():
     rows = re.findall(r"^\| `([a-z-]+)` \| (error|warning|note) \|", PAGE.read_text(encoding="utf-8"), re.M)
-    assert rows == [(entry.code, entry.severity) for entry in PROBLEMS]
+    assert rows == [(entry.code, entry.severity) for entry in PROBLEMS], (
+        "the rows of the table of problems in docs/reading.md are those of PROBLEMS, in that order"
+    )
 
 
 def test_codes_and_severities_are_those_that_scripts_rely_on():
