@@ -86,6 +86,11 @@ NAMES = {
 }
 
 
+def families(record: Mapping[str, Any]) -> list[str]:
+    """The families that a file may be of, in the record of `info --json`."""
+    return record["candidates"] or [record["architecture"]] * (record["architecture"] is not None)
+
+
 def kohya(prefix: str, layers: Mapping[str, Factors]) -> dict[str, Tensor]:
     """Tensors of the underscored names, with alphas; the magnitude as ComfyUI's users know it."""
     return Names(prefix, "", True, KOHYA).tensors(layers)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import base, lora, loras
+from adapters import base, families, lora, loras
 
 import lora_inspect
 from lora_inspect import LoraInspectError, open_adapter
@@ -76,7 +76,7 @@ def test_an_opened_file_is_what_info_prints(path, run):
     assert (opened.path, opened.kind, opened.architecture, opened.scheme, opened.trainer) == tuple(
         shown[field] for field in ("path", "kind", "architecture", "scheme", "trainer")
     )
-    assert list(opened.architectures) == shown["architectures"]
+    assert list(opened.architectures) == families(shown)
     assert (opened.rslora, opened.dora) == (shown["rslora"]["value"], shown["dora"]["value"])
     assert [one._asdict() for one in opened.evidence] == shown["evidence"]
     assert [{**one._asdict(), "keys": list(one.keys)} for one in opened.problems] == shown["problems"]

@@ -80,7 +80,6 @@ class CompatResult(Result):
                     "title": one.program.title,
                     "versions": one.program.version,
                     "verdict": one.verdict,
-                    "factor": one.factor,
                     "factors": {f"{factor:g}": modules for factor, modules in one.factors},
                     "silent": one.silent,
                     "ignored": list(one.ignored),

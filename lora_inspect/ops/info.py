@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_inspect.architectures.detection import Detection, settled_by
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -96,6 +96,14 @@ def _errors(info: FileInfo) -> set[str]:
     return {problem.code for problem in info.adapter.problems if problem.severity == ERROR}
 
 
+_Names = TypeVar("_Names", dict[str, int], list[str])
+
+
+def _several(names: _Names) -> _Names:
+    """The names where there are several; a single one has a field of its own."""
+    return names if len(names) > 1 else type(names)()
+
+
 def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
     """The record that scripts rely on; `modules` adds `module_list`."""
     return record_of(info, verdicts_of(info), modules)
@@ -118,9 +126,9 @@ def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: boo
         "kind": info.kind,
         "algorithms": _counted(contribution.algorithm.name for contribution in contributions),
         "scheme": adapter.scheme,
-        "schemes": _counted(module.name.scheme for module in adapter.modules.values()),
+        "schemes": _several(_counted(module.name.scheme for module in adapter.modules.values())),
         "architecture": info.detection.architecture.name if info.detection else None,
-        "architectures": [candidate.architecture.name for candidate in info.candidates],
+        "candidates": _several([candidate.architecture.name for candidate in info.candidates]),
         "layout": _layout(info.candidates),
         "size": info.detection.size if info.detection else None,
         "expert": expert.name if expert else None,

@@ -11,7 +11,7 @@ def test_each_program_has_a_verdict(run, fixtures):
     record = outcome.json
     assert {one["name"] for one in record["programs"]} == set(PROGRAMS)
     comfyui = next(one for one in record["programs"] if one["name"] == "comfyui")
-    assert (comfyui["verdict"], comfyui["factor"], comfyui["silent"]) == ("wrong strength", 0.5, True)
+    assert (comfyui["verdict"], comfyui["factors"], comfyui["silent"]) == ("wrong strength", {"0.5": 20}, True)
     assert comfyui["ignored"] == ["use_rslora_flag"]
 
 

@@ -170,8 +170,8 @@ def reading(path):
 
 
 READ = (
-    "kind", "algorithms", "schemes", "architectures", "layout", "expert", "modules", "parameters", "ranks", "alphas",
-    "scales", "read_by", "unclaimed", "module_list",
+    "kind", "algorithms", "scheme", "schemes", "architecture", "candidates", "layout", "expert", "modules",
+    "parameters", "ranks", "alphas", "scales", "read_by", "unclaimed", "module_list",
 )  # fmt: skip
 ADAPTERS = [
     "synthetic/rslora_flag", "synthetic/dora_and_rslora_flags", "synthetic/split", "hashed/smart_falcon_4_lokr",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapters import assert_within, expected, factors, lora
+from adapters import assert_within, expected, factors, families, lora
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.architectures import by_name
@@ -57,7 +57,7 @@ def test_dots_are_those_of_the_family(family, prefix, write_safetensors, run):
     record = run("info", file, "--json", "--modules").json
     assert sorted(item["path"] for item in record["module_list"]) == sorted(paths)
     assert (record["modules"], record["unclaimed"]) == (len(paths), [])
-    assert family in record["architectures"]
+    assert family in families(record)
     (evidence,) = (item for item in record["evidence"] if item["about"] == "names")
     assert evidence["says"].startswith(f"the dots of {len(wrong)} names are those that musubi-tuner guesses")
 

@@ -5,7 +5,7 @@ import json
 from math import prod
 
 import pytest
-from adapters import lora
+from adapters import families, lora
 
 from lora_inspect.architectures import by_name
 from lora_inspect.architectures.correspondence import Correspondence, same, stack, swapped
@@ -94,7 +94,7 @@ def shapes_of(*modules):
 @pytest.mark.parametrize("name", REAL)
 def test_real_key_lists(name, read_shapes, record_of):
     record = record_of(*read_shapes(name))
-    assert record["architectures"] == REAL[name]
+    assert families(record) == REAL[name]
     assert record["architecture"] == (REAL[name][0] if len(REAL[name]) == 1 else None)
 
 
@@ -107,7 +107,7 @@ def test_sd21_is_told_from_sd15_by_the_width_of_its_text(read_shapes, record_of)
     # Its attention has the names and channels of 1.5, over a text of width 1024.
     wider = {key: [1024 if size == 768 else size for size in shape] for key, shape in shapes.items()}
     assert wider != shapes
-    assert record_of(wider)["architectures"] == ["sd2"]
+    assert families(record_of(wider)) == ["sd2"]
 
 
 def test_candidates_come_with_what_leaves_them_open_and_what_would_settle_it(read_shapes, record_of):
@@ -130,20 +130,20 @@ def test_clip_beside_flux_blocks_is_no_chroma(prefix, read_shapes, record_of):
     shapes, _ = read_shapes("flux-lora-aitoolkit")
     clip = shapes_of((f"{prefix}self_attn_q_proj", 768, 768), (f"{prefix}mlp_fc2", 768, 3072))
     record = record_of({**shapes, **clip})
-    assert record["architectures"] == ["flux"]
+    assert families(record) == ["flux"]
     assert "the text encoders rule out Chroma" in record["evidence"][-1]["says"]
 
 
 def test_t5_beside_flux_blocks_leaves_both(read_shapes, record_of):
     shapes, _ = read_shapes("flux-lora-aitoolkit")
     t5 = shapes_of(("lora_te3_encoder_block_0_layer_0_SelfAttention_q", 4096, 4096))
-    assert record_of({**shapes, **t5})["architectures"] == FLUX_OR_CHROMA
+    assert families(record_of({**shapes, **t5})) == FLUX_OR_CHROMA
 
 
 def test_a_text_encoder_of_no_candidate_decides_nothing(read_shapes, record_of):
     shapes, _ = read_shapes("flux-lora-aitoolkit")
     strange = shapes_of(("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", 512, 512))
-    assert record_of({**shapes, **strange})["architectures"] == FLUX_OR_CHROMA
+    assert families(record_of({**shapes, **strange})) == FLUX_OR_CHROMA
 
 
 # One layer of the UNet that any of the three has, of a width that all of them have.
@@ -165,7 +165,7 @@ def clip_layer(number, width):
     ],
 )
 def test_unets_are_told_by_the_width_of_their_text_encoders(encoders, expected, record_of):
-    assert record_of(shapes_of(UNET, *encoders))["architectures"] == expected
+    assert families(record_of(shapes_of(UNET, *encoders))) == expected
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_unets_are_told_by_the_width_of_their_text_encoders(encoders, expected, 
     ],
 )
 def test_unets_are_told_by_the_options_of_sd_scripts(metadata, expected, record_of):
-    assert record_of(shapes_of(UNET), metadata)["architectures"] == expected
+    assert families(record_of(shapes_of(UNET), metadata)) == expected
 
 
 def test_ss_v2_does_not_win_over_the_width_of_the_text(record_of):
     text = ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 640, 768)
-    assert record_of(shapes_of(UNET, text), {"ss_v2": "True"})["architectures"] == ["sd15"]
+    assert families(record_of(shapes_of(UNET, text), {"ss_v2": "True"})) == ["sd15"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_ss_v2_does_not_win_over_the_width_of_the_text(record_of):
     ],
 )
 def test_a_file_of_text_encoders_alone(encoders, expected, record_of):
-    found = record_of(shapes_of(*encoders))["architectures"]
+    found = families(record_of(shapes_of(*encoders)))
     assert found == (["flux", "hidream_i1", "sd3"] if expected is None else expected)
 
 
@@ -212,7 +212,7 @@ def test_slices_of_a_fused_layer_count_as_the_whole_of_it(record_of):
     for index in range(3):
         parts[f"lora_unet_layers_0_attention_qkv.lora_down.{index}.weight"] = [4, 3840]
         parts[f"lora_unet_layers_0_attention_qkv.lora_up.{index}.weight"] = [3840, 4]
-    assert record_of(parts)["architectures"] == ["z_image"]
+    assert families(record_of(parts)) == ["z_image"]
 
 
 def test_the_screen_and_the_table_say_flux_or_chroma(run, tmp_path, read_shapes, record_of, monkeypatch):
@@ -280,8 +280,8 @@ WHOLE = stack("a.{i}.x", "b.{i}.y", "b.{i}.z")
 def test_a_family_speaks_of_a_relation_whose_layers_it_has(relations, paths, is_common, is_certain):
     one = Architecture("one", "One", MODEL, correspondence=Correspondence(lambda: (WHOLE, same("last", "end"))))
     other = Architecture("other", "Other", (Layout("any", paths),), correspondence=Correspondence(lambda: relations))
-    for families in ((one, other), (other, one)):
-        detections = [Detection(family, family.layouts[0], None, "") for family in families]
+    for order in ((one, other), (other, one)):
+        detections = [Detection(family, family.layouts[0], None, "") for family in order]
         for of, expected in ((common_correspondence, is_common), (certain_correspondence, is_certain)):
             assert (WHOLE in of(detections).relations) is expected
             assert same("last", "end") in of(detections).relations
