@@ -3,10 +3,7 @@
 from math import prod
 
 from lora_inspect.codecs import scaled
-from lora_inspect.codecs.record import Blocks, Codec, CodedTensor, CodeLayout, Shape
-from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
-
-NAME = "scale_weight"
+from lora_inspect.codecs.record import Blocks, Shape
 
 
 def blocks_of(weight: Shape, scale: Shape) -> Blocks | None:
@@ -19,18 +16,4 @@ def blocks_of(weight: Shape, scale: Shape) -> Blocks | None:
     return Blocks(1, columns // beside) if beside and columns and columns % beside == 0 else None
 
 
-def _layout(found: CodedTensor) -> CodeLayout | None:
-    return scaled.laid_out(found, NAME, blocks_of(found.codes.shape, found.beside[NAME].shape))
-
-
-CODEC = Codec(
-    name="scale_weight",
-    title="scaled fp8",
-    stored=FP8,
-    settings={NAME: PLAIN_FLOATS},
-    formats={"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
-    layout=_layout,
-    prepared=scaled.prepared,
-    decode=scaled.decode,
-    encoding=scaled.ScaledEncoding,
-)
+CODEC = scaled.fp8_codec("scale_weight", "scaled fp8", blocks_of, scaled.FP8_FORMATS)

@@ -5,13 +5,15 @@ did not change keeps its codes. Else it gets the least scale of the type of the 
 beyond the largest code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf, prod
+from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.codecs.record import (
     BadSetting,
     Blocks,
+    Codec,
     CodedTensor,
     CodeLayout,
     Extremes,
@@ -23,6 +25,12 @@ from lora_inspect.codecs.record import (
     own_scales,
 )
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
+
+# The blocks of a weight of one shape that a scale of another one is for; None where it fits no such weight.
+BlocksOf = Callable[[Shape, Shape], Blocks | None]
+# The names that ComfyUI has for fp8, with the element type of the codes.
+FP8_FORMATS = MappingProxyType({"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"})
 
 
 class Reach(NamedTuple):
@@ -147,3 +155,22 @@ class ScaledEncoding:
         if lost.any():
             raise NoCode(peak[lost][0].item())
         return fresh
+
+
+def fp8_codec(name: str, title: str, blocks_of: BlocksOf, formats: Mapping[str, str] = MappingProxyType({})) -> Codec:
+    """The codec of fp8 whose scale is the tensor `name` next to the weight, with the blocks that `blocks_of` finds."""
+
+    def layout(found: CodedTensor) -> CodeLayout | None:
+        return laid_out(found, name, blocks_of(found.codes.shape, found.beside[name].shape))
+
+    return Codec(
+        name=name,
+        title=title,
+        stored=FP8,
+        settings={name: PLAIN_FLOATS},
+        formats=formats,
+        layout=layout,
+        prepared=prepared,
+        decode=decode,
+        encoding=ScaledEncoding,
+    )

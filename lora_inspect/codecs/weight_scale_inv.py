@@ -4,10 +4,8 @@ One number for each block of 128 rows and 128 columns, or one for all; those of 
 """
 
 from lora_inspect.codecs import scaled
-from lora_inspect.codecs.record import Blocks, Codec, CodedTensor, CodeLayout, Shape
-from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
+from lora_inspect.codecs.record import Blocks, Shape
 
-NAME = "weight_scale_inv"
 BLOCKS = Blocks(128, 128)
 
 
@@ -18,17 +16,4 @@ def blocks_of(weight: Shape, scale: Shape) -> Blocks | None:
     return scaled.number(weight, scale)
 
 
-def _layout(found: CodedTensor) -> CodeLayout | None:
-    return scaled.laid_out(found, NAME, blocks_of(found.codes.shape, found.beside[NAME].shape))
-
-
-CODEC = Codec(
-    name="weight_scale_inv",
-    title="block fp8",
-    stored=FP8,
-    settings={NAME: PLAIN_FLOATS},
-    layout=_layout,
-    prepared=scaled.prepared,
-    decode=scaled.decode,
-    encoding=scaled.ScaledEncoding,
-)
+CODEC = scaled.fp8_codec("weight_scale_inv", "block fp8", blocks_of)

@@ -169,7 +169,7 @@ class BaseCodecs:
         if fitting:
             return self._coded(info, fitting[0], own[fitting[0].name], description)
         if said_by := description.said_by if description else self._marker_of(info):
-            named = [name for codec in kinds for name in codec.settings] if description else [scale_weight.NAME]
+            named = [name for codec in kinds for name in codec.settings] if description else [scale_weight.CODEC.name]
             scales = dict.fromkeys(f"{module}{name}" for name in named)
             raise DamagedError(
                 info.file,
