@@ -310,7 +310,7 @@ def test_a_setting_that_cannot_apply_is_an_error(residual, tmp_path):
 def test_no_standard_file_says_what_they_change(residual, tmp_path):
     _, original, _, tensors, config = train({"init_lora_weights": "pissa"}, ["wide"])
     _, adapter = write(tmp_path, original, tensors, config)
-    with pytest.raises(LoraInspectError, match="no standard file says"):
+    with pytest.raises(LoraInspectError, match="which a standard file cannot express"):
         convert_to_standard(adapter, str(tmp_path / "out"), ConvertOptions(settings=Settings(residual=residual)))
 
 

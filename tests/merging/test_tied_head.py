@@ -144,7 +144,7 @@ def test_a_magnitude_of_a_head_needs_a_base_with_its_own_weight(tmp_path, run):
         llama(tied).save_pretrained(tmp_path / f"base {tied}")
     words = "convert", tmp_path / "adapter", "--rank", "2", "--allow-loss", "-o", tmp_path / "plain", "--base"
     assert (
-        "the head shares model.embed_tokens.weight, so save the base with"
+        "save the base with"
         in run(*words, tmp_path / "base True").refusal
     )
     assert run(*words, tmp_path / "base False").status == 0

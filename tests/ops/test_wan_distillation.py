@@ -214,7 +214,7 @@ def test_a_modulation_beside_a_layer_of_one_name_is_none_that_comfyui_loads(file
 
 def test_kohya_has_no_name_of_a_modulation(files, renamed, run, tmp_path):
     refusal = run("convert", renamed[1], "--to", "kohya", "-o", tmp_path / "kohya.safetensors").refusal
-    assert "would be blocks.0.modulation, which a reader of kohya's names has no module of" in refusal
+    assert "would be blocks.0.modulation, but a reader of kohya's names has no such module" in refusal
 
 
 def test_kohyas_names_of_norms_are_those_of_either_layout(files, renamed, run, tmp_path):

@@ -59,8 +59,8 @@ def other_magnitude(landed: Landed, spelling: DoraSpelling) -> torch.Tensor:
         place, _ = landed.places[0]
         raise RefusedError(
             landed.file,
-            f"a magnitude of {landed.contribution.module.key} would be {bad}, as rows of it or of {place.target.name} "
-            "are of no length, not finite or too large to be squared",
+            f"a magnitude of {landed.contribution.module.key} would be {bad}, as its rows or those of "
+            f"{place.target.name} are zero, not finite or too large to square",
             "use --rank N or --max-error E, or repair the file that holds such numbers",
         )
     return values
