@@ -16,7 +16,14 @@ SYNTHETIC = Path(__file__).parents[1] / "fixtures" / "synthetic"
 SAID = {
     "leave --rank and --max-error out": "leave rank and max_error out",
     "choose --keep-dora, --base BASE with --rank N": "choose keep_dora=True, base=BASE with rank=N",
-    "choose one with --architecture wan": 'say which with architecture="wan"',
+    "choose one with --architecture wan": 'choose one with architecture="wan"',
+    "say which it is of with --architecture flux, chroma or hunyuan_video": (
+        'say which it is of with architecture="flux", "chroma" or "hunyuan_video"'
+    ),
+    "give --architecture flux or hunyuan_video, or leave it out": (
+        'give architecture="flux" or "hunyuan_video", or leave it out'
+    ),
+    "give --architecture wan, convert it or merge it": 'give architecture="wan", convert it or merge it',
     "name it with --base": "name it with base",
     "settle it with --transposed no or --transposed yes": "settle it with transposed=False or transposed=True",
     "settle it with --transposed q=yes|no": 'settle it with transposed={"q": True} or {"q": False}',

@@ -88,7 +88,7 @@ def check(
     if fix is not None:
         return fix_file(name, path_of(fix), settings, tensors, force, told)
     if force:
-        raise ValueError("force speaks of the file that fix names; leave it out, or give fix")
+        raise ValueError("force only affects the output of fix; leave it out, or give fix")
     return problems_of(name, settings, tensors, told)
 
 
@@ -165,7 +165,7 @@ def merge(
     request = request_of(MergeRequest, options)
     asked = merge_options(request)
     if request.dtype is not None and request.changed_dtype is not None:
-        raise ValueError("dtype is for all weights and changed_dtype for those that change; give one of both")
+        raise ValueError("dtype is for all weights and changed_dtype for the changed ones; give one of them")
     plan = plan_merge(path_of(base), all_with_settings(adapters), asked)
     done = watched(progress, merge_bytes(plan, path_of(output)))
     return logged(merge_planned(plan, path_of(output), force, done))

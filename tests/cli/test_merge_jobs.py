@@ -87,8 +87,8 @@ def test_what_one_process_says_beside_parts(run, place):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--shard", "3/2"), "Invalid value for '--shard': '3/2' is none of the shares 1/N to N/N, as 3/8."),
-        (("--shard", "1"), "'1' is none of the shares"),
+        (("--shard", "3/2"), "Invalid value for '--shard': '3/2' is no share from 1/N to N/N, such as 3/8."),
+        (("--shard", "1"), "'1' is no share"),
         (
             ("--shard", "1/2", "--finish"),
             "--shard makes shards and --finish makes the output of them; give one of both.",

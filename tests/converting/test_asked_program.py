@@ -87,7 +87,10 @@ def test_a_rule_that_was_only_read_is_said_to_be(wan, tmp_path):
 
 
 def test_a_program_without_names_for_the_family_is_refused(wan, tmp_path):
-    with added(toy_program(REST, scheme="")), pytest.raises(LoraInspectError, match="lora-inspect knows no names under which Toy"):
+    with (
+        added(toy_program(REST, scheme="")),
+        pytest.raises(LoraInspectError, match="lora-inspect knows no names under which Toy"),
+    ):
         to_toy(wan(), tmp_path / "out.safetensors")
 
 

@@ -585,4 +585,7 @@ def test_names_of_no_known_model_are_those_of_the_scheme_already(write_safetenso
     ended = run("convert", file, "--to", "lycoris", "-o", tmp_path / "o.safetensors")
     assert ended.status == 0, ended.stderr
     assert load_file(tmp_path / "o.safetensors").keys() == lora("lycoris_lin_0").keys()
-    assert "lora-inspect does not know its place in peft names" in run("convert", file, "--to", "peft", "-o", tmp_path / "p").refusal
+    assert (
+        "lora-inspect does not know its place in peft names"
+        in run("convert", file, "--to", "peft", "-o", tmp_path / "p").refusal
+    )

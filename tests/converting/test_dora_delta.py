@@ -176,7 +176,7 @@ def test_the_norm_of_inputs_is_that_of_the_rows_of_a_part(tmp_path):
     fused[f"diffusion_model.{LLM}.qkv_proj.lora_up.weight"] = numbers(12, RANK)
     parts = {f"{LLM}.{part}_proj.weight": whole[4 * at : 4 * at + 4] for at, part in enumerate("qkv")}
     with pytest.raises(
-        LoraInspectError, match=r"magnitude of inputs, whose norm is over all of its rows.*use a base in"
+        LoraInspectError, match=r"magnitude of inputs, and its norm covers all of its rows.*use a base in"
     ):
         converted(tmp_path, fused, parts)
 

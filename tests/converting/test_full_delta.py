@@ -249,7 +249,9 @@ def test_what_the_base_lacks_is_refused(tmp_path):
     base = layouts.flux(width=4)
     adapter = kohya("lora_unet_", factors(base, PATHS))
     del base["final_layer.linear.weight"]
-    with pytest.raises(LoraInspectError, match=r"1 modules change parameters that .* lacks \(lora_unet_final_layer_linear\)"):
+    with pytest.raises(
+        LoraInspectError, match=r"1 modules change parameters that .* lacks \(lora_unet_final_layer_linear\)"
+    ):
         converted(tmp_path, adapter, base)
 
 
@@ -258,7 +260,9 @@ def test_a_bias_that_the_base_lacks_is_refused(tmp_path):
     adapter = kohya("lora_unet_", factors(base, ["final_layer.linear"]))
     adapter["lora_unet_final_layer_linear.lora_up.bias"] = torch.ones(4)
     del base["final_layer.linear.bias"]
-    with pytest.raises(LoraInspectError, match=r"1 modules change parameters that .* lacks \(lora_unet_final_layer_linear\)"):
+    with pytest.raises(
+        LoraInspectError, match=r"1 modules change parameters that .* lacks \(lora_unet_final_layer_linear\)"
+    ):
         converted(tmp_path, adapter, base)
 
 

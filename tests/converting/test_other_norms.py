@@ -276,7 +276,9 @@ def test_a_program_that_divides_as_trainers_do_is_offered_their_magnitudes(corre
     base, _, output = corrected
     back = str(tmp_path / "back.safetensors")
     with added(toy(COMPUTES, "kohya")):
-        with pytest.raises(LoraInspectError, match=r"these are over the norms of the base; choose --keep-dora with --base BASE"):
+        with pytest.raises(
+            LoraInspectError, match=r"these are over the norms of the base; choose --keep-dora with --base BASE"
+        ):
             convert_to_standard(output, back, ConvertOptions(program="toy"))
         result = convert_to_standard(output, back, ConvertOptions(program="toy", base=base, keep_dora=True))
     assert (result.target["norms"], result.exact, NORMS_KEY in metadata_of(back)) == ("sum", True, False)
@@ -329,7 +331,10 @@ def test_as_a_user_has_it(tmp_path, run):
     assert verdicts(run("compat", output, "--json").stdout)["comfyui"] == "same meaning"
     told = run("convert", output, "--to", "comfyui", "-o", tmp_path / "again.safetensors", "--json").json
     assert (told["from"]["norms"], told["to"]["norms"], told["exact"]) == ("base", "base", True)
-    assert "but these are over the norms of the base" in run("convert", output, "--to", "diffusers", "-o", tmp_path / "no").refusal
+    assert (
+        "but these are over the norms of the base"
+        in run("convert", output, "--to", "diffusers", "-o", tmp_path / "no").refusal
+    )
 
 
 def test_the_magnitude_can_be_dropped(corrected, tmp_path):
@@ -401,7 +406,9 @@ def test_a_base_is_asked_for_more_than_plain_names_can_use(corrected, tmp_path):
     base, adapter, _ = corrected
     output = str(tmp_path / "o.safetensors")
     for scheme in (None, "kohya"):
-        with pytest.raises(LoraInspectError, match="set the accuracy of the approximation with --rank N or --max-error E"):
+        with pytest.raises(
+            LoraInspectError, match="set the accuracy of the approximation with --rank N or --max-error E"
+        ):
             convert_to_standard(adapter, output, ConvertOptions(scheme=scheme, base=base))
         kept = ConvertOptions(scheme=scheme, base=base, keep_dora=True)
         with pytest.raises(LoraInspectError, match="--base has nothing to do; leave it out"):

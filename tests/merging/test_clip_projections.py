@@ -195,7 +195,7 @@ def test_the_option_does_not_contradict_what_open_clip_stores(merged):
     base = open_clip()
     adapter = kohya("lora_te2_", factors(in_transformers(base), LAYERS[:1]))
     said = merged(base, adapter, refused=True, options=("--transposed", "no"))
-    assert "text_projection is stored as (in, out) by its architecture, which --transposed no contradicts" in said
+    assert "text_projection is stored as (in, out) according to its architecture, but --transposed no contradicts" in said
 
 
 def test_a_positional_embedding_has_the_name_that_open_clip_gives_it(place, merged):

@@ -399,7 +399,11 @@ class TestSummary:
         config = {"r": 2, "lora_alpha": 2, "fan_in_fan_out": True}
         save_file(tensors, tmp_path / "in.safetensors", {"lora_adapter_metadata": json.dumps(config)})
         found = run("convert", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors", "--json").json
-        assert [text for text in found["remarks"] if "the output cannot store fan_in_fan_out of 1 modules (lora_unet_h_0_attn)" in text]
+        assert [
+            text
+            for text in found["remarks"]
+            if "the output cannot store fan_in_fan_out of 1 modules (lora_unet_h_0_attn)" in text
+        ]
 
     @pytest.mark.parametrize("name", ["transformer.a.q", "base_model.model.a.q"])
     def test_a_magnitude_of_inputs_has_no_spelling_there(self, name, tmp_path):
