@@ -22,7 +22,7 @@ def no_adapter(subject: Subject) -> Iterator[Finding]:
     """Files of which only the header and the hashes can be looked at."""
     if not subject.is_adapter and subject.checkpoint.files:
         what = "a base" if subject.kind == "base" else "neither an adapter nor a base"
-        yield Finding("not-an-adapter", f"it is {what}, so only its header, its metadata and its hashes are checked")
+        yield Finding("not-an-adapter", f"it is {what}, so check covers only its header, its metadata and its hashes")
 
 
 def flat_magnitudes(subject: Subject) -> Iterator[Finding]:
@@ -35,9 +35,9 @@ def flat_magnitudes(subject: Subject) -> Iterator[Finding]:
         first, axis = own[0]
         shape = f"{counted(len(own), 'magnitude')} of one dimension ({first.name}: {list(first.shape)})"
         says = (
-            f"they are over the {axis}s of their modules, which [{_spelled(first, axis)}] says"
+            f"they are over the {axis}s of their modules, spelled [{_spelled(first, axis)}]"
             if axis
-            else ("the layer is square, so nothing says whether they are over outputs or inputs")
+            else ("the layer is square, so they may be over outputs or inputs")
         )
         yield Finding(code, f"{shape}: {says}", tuple(info.name for info, _ in own[:5]))
 
@@ -73,7 +73,7 @@ def split_alpha(subject: Subject) -> Iterator[Finding]:
     for parts, keys in counts.items():
         message = (
             f"{counted(len(keys), 'module')} trained in {parts} parts and saved as one ({some(keys, 1)}): "
-            f"programs that divide alpha by the rank apply 1/{parts} of what was trained"
+            f"programs that divide alpha by the rank apply 1/{parts} of the trained change"
         )
         yield Finding("split-alpha", message, tuple(keys[:5]))
 
@@ -155,7 +155,7 @@ def header_start(subject: Subject) -> Iterator[Finding]:
     for header in subject.headers:
         if header.start not in (b'{"', b"{}"):
             shown = printable(header.start.decode("ascii", "replace"))
-            message = f'the header begins with "{shown}" where readers of the metadata look for {{"'
+            message = f'the header begins with "{shown}", but programs that read the metadata look for {{"'
             yield Finding("header-start", message)
 
 
@@ -172,7 +172,7 @@ def header_padding(subject: Subject) -> Iterator[Finding]:
         if header.blanks > _ROOM:
             yield Finding("header-padding", f"the header ends in {header.blanks:,} blanks")
         elif not header.spaces:
-            yield Finding("header-padding", "the header is padded with other blanks than spaces")
+            yield Finding("header-padding", "the header is padded with blanks other than spaces")
 
 
 def unaligned(subject: Subject) -> Iterator[Finding]:
@@ -203,5 +203,5 @@ def odd_names(subject: Subject) -> Iterator[Finding]:
         if odd := [name for name in names if not name or name != name.strip() or printable(name) != name]:
             shown = some([f"'{name}'" for name in odd], 1)
             where = "" if what == "tensor" else " of the metadata"
-            message = f"{counted(len(odd), what)}{where} with a blank at an end or unseen characters ({shown})"
+            message = f"{counted(len(odd), what)}{where} with a blank at an end or invisible characters ({shown})"
             yield Finding("odd-name", message, tuple(odd[:5]))

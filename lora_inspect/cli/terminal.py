@@ -323,7 +323,7 @@ def sentence_of(error: Exception, path: str = "") -> str:
         return str(of_system(error, path))
     about = path and f"{path}: "
     if _is_of_memory(error):
-        return f"{about}there is not enough memory; close other programs, or use a machine that has more."
+        return f"{about}there is not enough memory; close other programs, or use a machine with more."
     if isinstance(error, ImportError):
         return f"{about}a library that lora-inspect needs cannot be loaded ({error}); install it again."
     return (

@@ -188,7 +188,7 @@ def _with_another_alpha(path, contents, *others):
 def test_a_proof_that_fails_leaves_nothing(spoil, write_toy, tmp_path, monkeypatch):
     path, settings = write_toy(LINT_TOYS["metadata-empty"])
     monkeypatch.setattr("lora_inspect.checking.fix.write_contents", spoil)
-    with pytest.raises(LoraInspectError, match="would not mean what it means now, so nothing is written"):
+    with pytest.raises(LoraInspectError, match="would have another meaning, so nothing was written"):
         mend(path, settings, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["file.safetensors"]
 

@@ -40,10 +40,12 @@ def test_transposed_settles_contradicts_and_repeats(merge):
     settled = merge(SQUARE, ALONE, "--transposed", "yes", "--json").json
     assert settled["orientation"] == {"a.proj.weight": {"transposed": True, "from": "option"}}
     contradicts = merge(SQUARE, WEIGHTS, "--transposed", "no").refusal
-    assert "a.proj.weight is stored as (in, out) according to its siblings, but --transposed no contradicts" in contradicts
+    assert (
+        "a.proj.weight is stored as (in, out) according to its siblings, but --transposed no contradicts" in contradicts
+    )
     repeats = merge(SQUARE, WEIGHTS, "--transposed", "yes")
     assert repeats.status == 0
-    assert "Note: --transposed yes repeats" in repeats.stderr
+    assert "Note: --transposed yes is not needed" in repeats.stderr
 
 
 def test_transposed_takes_globs_and_says_what_is_no_answer(merge):

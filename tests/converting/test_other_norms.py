@@ -325,7 +325,7 @@ def test_as_a_user_has_it(tmp_path, run):
     judged = run("compat", adapter, "--json").stdout
     assert {"comfyui": "DoRA wrong"}.items() <= verdicts(judged).items()
     ended = run("convert", adapter, "--to", "comfyui", "--base", given, "-o", output)
-    assert "exact but for the rounding of float32" in ended.stdout
+    assert "exact except for the rounding of float32" in ended.stdout
     assert "magnitudes of outputs are over the row norms of the base" in ended.stdout
     assert "over the norms of the base" in run("info", output).stdout
     assert verdicts(run("compat", output, "--json").stdout)["comfyui"] == "same meaning"

@@ -300,7 +300,7 @@ def test_the_change_of_a_base_is_compared_with_what_approximates_it(magnitude_of
 def test_the_command_says_what_it_proved(tmp_path, run):
     save_file(pair("lora_unet_a", rank=3) | RSLORA, tmp_path / "in.safetensors")
     told = run("convert", tmp_path / "in.safetensors", "-o", tmp_path / "a.safetensors")
-    assert "verified: the changes of all 1 modules" in told.stdout
+    assert "verified: the re-read changes of all 1 modules" in told.stdout
     told = run("convert", tmp_path / "in.safetensors", "-o", tmp_path / "b.safetensors", "--json")
     found = json.loads(told.stdout)
     assert found["verified"]["modules"] == 1

@@ -110,7 +110,8 @@ REFUSED = {
         modules(f"{LLM}.self_attn.q_proj"), FUSED_BASE | weights({f"{LLM}.self_attn.q_proj": WIDTH}), ["matches both"]),
     "a part that lacks": (
         modules(QKV, out=3 * WIDTH), {key: t for key, t in SPLIT_BASE.items() if "v_proj" not in key},
-        ["no module matches", f"{QKV} stands for several layers", "has only ", "q_proj and ", "k_proj; use a base that holds all"]),
+        ["no module matches", f"{QKV} stands for several layers", "has only ", "q_proj and ",
+         "k_proj; use a base that holds all"]),
     "a part that lacks beside others": (
         modules(QKV, out=3 * WIDTH) | modules(f"{LLM}.self_attn.o_proj"),
         {key: t for key, t in SPLIT_BASE.items() if "q_proj" not in key},

@@ -103,7 +103,8 @@ Q = "blocks.0.attn.q.weight"
 
 # adapter, base, words of the refusal
 REFUSED = {
-    "nothing fits": (loras(1), {"other.weight": ("F32", (2, 2), 1)}, ["no module matches", "use a base of the adapter's model"]),
+    "nothing fits": (
+        loras(1), {"other.weight": ("F32", (2, 2), 1)}, ["no module matches", "use a base of the adapter's model"]),
     "the nearest name is given": (
         lora("lora_unet_blocks_0_attn_qq"), base(1), ["lora_unet_blocks_0_attn_qq is most similar to " + Q]),
     "some do not fit": (loras(3), base(2), ["1 of 3 modules", "lora_unet_blocks_2_attn_q", "--allow-unmatched"]),
@@ -114,11 +115,14 @@ REFUSED = {
     "two weights of one flat name": (
         loras(1), {**base(1), "blocks.0.attn_q.weight": ("F32", (OUT, IN), 1)}, ["matches both", Q, "attn_q.weight"]),
     "two prefixes": (
-        loras(1), {**base(1), f"model.diffusion_model.{Q}": ("F32", (OUT, IN), 1)}, ["matches both", "diffusion_model"]),
+        loras(1), {**base(1), f"model.diffusion_model.{Q}": ("F32", (OUT, IN), 1)},
+        ["matches both", "diffusion_model"]),
     "two modules on one weight": (
         {**loras(1), **lora("transformer.blocks.0.attn.q")}, base(1),
         ["lora_unet_blocks_0_attn_q and transformer.blocks.0.attn.q both change " + Q]),
-    "another width": (loras(1), base(1, out=7), ["lora_unet_blocks_0_attn_q", "[6, 5]", "[7, 5]", "use a base of the adapter's model"]),
+    "another width": (
+        loras(1), base(1, out=7),
+        ["lora_unet_blocks_0_attn_q", "[6, 5]", "[7, 5]", "use a base of the adapter's model"]),
     "another input": (loras(1), base(1, inputs=9), ["[6, 5]", "[6, 9]"]),
     "a kernel where there is none": (
         lora("lora_unet_blocks_0_attn_q", kernel=(3, 3)), base(1), ["[6, 5, 3, 3]", "[6, 5]"]),

@@ -192,7 +192,9 @@ def test_each_answer_is_judged_by_the_weights_that_it_decides():
     from lora_inspect.matching.orientation import Orientation
 
     found = [{"x.a.weight": Orientation(False, "shape"), "x.b.weight": Orientation(True, "option")}]
-    assert check_answers(found, {"b": True, "*": False}) == ["--transposed no is not needed, as the weights already show it"]
+    assert check_answers(found, {"b": True, "*": False}) == [
+        "--transposed no is not needed, as the weights already show it"
+    ]
     assert check_answers(found, {"*.b": True}) == []
     with pytest.raises(LoraInspectError, match=r"x\.a\.weight .* but --transposed x\.a=yes contradicts"):
         check_answers(found, {"x.a": True, "*": True})
@@ -206,7 +208,9 @@ def test_two_adapters_must_agree_on_a_weight(write_safetensors):
     base = open_checkpoint(str(write_safetensors(weight("a", N, WIDE), name="base.safetensors")))
     one, other = {"a.weight": Orientation(True, "shape")}, {"a.weight": Orientation(False, "shape")}
     assert together([one, one], base) == one
-    with pytest.raises(LoraInspectError, match=r"a\.weight is stored as \(in, out\) according to one adapter's shape, but as"):
+    with pytest.raises(
+        LoraInspectError, match=r"a\.weight is stored as \(in, out\) according to one adapter's shape, but as"
+    ):
         together([one, other], base)
 
 

@@ -70,9 +70,7 @@ def test_advice_keeps_every_component_that_fits(said):
 def test_a_text_encoder_without_the_layer_is_not_called_absent(said):
     sentence = said(te(1, 0) | te(2, 7), SDXL)
     assert "does not hold" not in sentence
-    assert (
-        "holds text_encoder_2 under other names than the adapter's (conditioner.embedders.1.model.…)" in sentence
-    )
+    assert "holds text_encoder_2 under other names than the adapter's (conditioner.embedders.1.model.…)" in sentence
 
 
 def test_a_model_in_another_layout_is_not_called_absent(said):
@@ -98,7 +96,9 @@ def test_a_packed_model_is_not_called_absent(said):
 
 def test_a_component_that_is_absent_is_called_so(said):
     sentence = said(loras(2) | te(1, 0, 1), base(2))
-    assert "does not hold text_encoder (2 modules); give --only model to merge model (2 modules) and leave out" in sentence
+    assert (
+        "does not hold text_encoder (2 modules); give --only model to merge model (2 modules) and leave out" in sentence
+    )
 
 
 def test_an_adapter_in_another_layout_is_not_called_one_of_another_model(said):

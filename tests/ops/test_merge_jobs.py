@@ -569,17 +569,13 @@ class TestRefused:
             merge_shard(plan, "out", Share(1, 2))
 
     def test_more_jobs_than_shards(self, place):
-        assert (
-            self.refusal("1/6") == "base: it has 5 shards, so no more jobs than that can share it; give --shard I/5."
-        )
+        assert self.refusal("1/6") == "base: it has 5 shards, so no more jobs than that can share it; give --shard I/5."
 
     def test_an_output_in_the_folder_of_the_base(self, place):
         assert self.refusal("1/2", out="base/out").startswith("base/out: it is in the folder of the base")
 
     def test_an_output_in_a_store(self, place):
-        assert self.refusal("1/2", out="s3://bucket/out").startswith(
-            "s3://bucket/out: jobs find each other by files"
-        )
+        assert self.refusal("1/2", out="s3://bucket/out").startswith("s3://bucket/out: jobs find each other by files")
 
     @pytest.mark.parametrize("name", ["shards", "entries", "whole", "finish.lock"])
     @pytest.mark.parametrize("kind", ["link", "other"])

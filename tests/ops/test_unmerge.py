@@ -199,7 +199,7 @@ def test_with_the_base_all_is_restored_byte_for_byte(dtype, run, folder):
     files = folder.file("base.safetensors", base(TYPES[dtype])), folder.file("a.safetensors", lora(1))
     merged, out = folder.merged("merged.safetensors", *files), folder.path / "out.safetensors"
     done = run("unmerge", merged, files[1], "-o", out, "--base", files[0])
-    assert f"all is as in {files[0]}" in done.stdout
+    assert f"all tensors are as in {files[0]}" in done.stdout
     assert out.read_bytes() == (folder.path / "base.safetensors").read_bytes()
 
 
@@ -260,7 +260,10 @@ def test_what_cannot_be_subtracted_is_refused_by_name_and_restored_from_the_base
 def test_a_cast_is_undone_with_the_base_alone(run, folder):
     files = folder.file("base.safetensors", base(torch.float32)), folder.file("a.safetensors", lora(1))
     merged, out = folder.merged("merged.safetensors", *files, dtype="BF16"), folder.path / "out.safetensors"
-    assert "to BF16, which lost their earlier values" in run("unmerge", merged, files[1], "-o", out, "--allow-ambiguous").refusal
+    assert (
+        "to BF16, which lost their earlier values"
+        in run("unmerge", merged, files[1], "-o", out, "--allow-ambiguous").refusal
+    )
     assert run("unmerge", merged, files[1], "-o", out, "--base", files[0]).status == 0
 
 
@@ -341,7 +344,9 @@ def test_what_was_cast_after_the_merge_is_not_undone(folder):
         metadata = file.metadata()
     halved = {name: one.bfloat16() if one.is_floating_point() else one for name, one in load_file(merged).items()}
     cast = folder.file("cast.safetensors", halved, metadata)
-    with pytest.raises(LoraInspectError, match=r"is BF16, but no tensor of base\.safetensors was, so it was cast since"):
+    with pytest.raises(
+        LoraInspectError, match=r"is BF16, but no tensor of base\.safetensors was, so it was cast since"
+    ):
         folder.undone(cast, files[1])
 
 
