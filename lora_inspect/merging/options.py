@@ -86,7 +86,7 @@ class UnmergeRequest:
 
     base: str | None = option.path("BASE", "The original base of the merge; restores it completely.")
     allow_ambiguous: bool = option.flag(
-        "Where the original value is ambiguous, write the nearest one and report how many."
+        "Write the nearest value for every ambiguous original value, and report their number."
     )
 
 

@@ -118,7 +118,7 @@ def log_idle(loras: Sequence[Any], selection: Selection, options: NetworkArgumen
         logger.warning(f"{', '.join(names)}: no effect, as no convolution with a kernel above 1 is adapted")
     whole = sum(getattr(lora, "is_whole", False) for lora in loras)
     if whole:
-        logger.info(f"rank and alpha have no effect on {whole} of {len(loras)} modules, whose factors are whole")
+        logger.info(f"rank and alpha have no effect on {whole} of {len(loras)} modules, as their factors are whole")
 
 
 def log_readers(loras: Sequence[Any], save_format: str, scale_is_folded: bool) -> None:

@@ -166,7 +166,9 @@ def test_refused_as_a_whole(case, folder, write_safetensors, tmp_path, run):
     before = files_below(tmp_path)
     source = tmp_path / "bases" if case == "nothing in it" else folder
     output = {"the folder itself": folder, "a file": folder / "a.safetensors"}.get(case, tmp_path / "out")
-    says = {"the folder itself": "folder of the inputs", "a file": "so the output must be a folder"}.get(case, "holds no adapter")
+    says = {"the folder itself": "folder of the inputs", "a file": "so the output must be a folder"}.get(
+        case, "holds no adapter"
+    )
     ended = run("convert", source, "-o", output)
     assert ended.status == 1
     assert says in ended.refusal

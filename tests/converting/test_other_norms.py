@@ -217,7 +217,7 @@ def test_another_base_is_noted(corrected, tmp_path):
     other["double_blocks.0.img_attn.qkv.weight"][0, 0] += 1
     other = written(tmp_path, "other.safetensors", other)
     (note,) = plan_merge(other, [(output, 1.0)], MergeOptions()).notes
-    assert "over the norms of base.safetensors, whose double_blocks.0.img_attn.qkv.weight has other bytes" in note
+    assert "over the norms of base.safetensors, but double_blocks.0.img_attn.qkv.weight there has other bytes" in note
     assert not plan_merge(other, [(adapter, 1.0)], MergeOptions()).notes
     plain = {key: tensor for key, tensor in load_file(output).items() if "dora" not in key}
     plain = written(tmp_path, "plain.safetensors", plain, metadata_of(output))

@@ -258,9 +258,7 @@ def test_dora_on_a_class_of_another_forward_is_refused():
 
 
 def test_dora_and_pissa_on_codes_without_known_values_are_refused():
-    with pytest.raises(
-        ValueError, match=r"stored as ClosedCodes of torch\.float32, but its values are unknown"
-    ):
+    with pytest.raises(ValueError, match=r"stored as ClosedCodes of torch\.float32, but its values are unknown"):
         LoRAModule("x", LINEARS["closed codes"](), use_dora=True).apply_to()
     with pytest.raises(ValueError, match="but its values are unknown"):
         PissaModule("x", LINEARS["closed codes"]()).apply_to()

@@ -286,7 +286,7 @@ def test_whole_factors_say_that_rank_and_alpha_have_no_effect(make_model, caplog
     create(make_model(), module_class=LoKrModule, dim=1)
     assert "rank and alpha have no effect" not in caplog.text
     create(make_model(), module_class=LoKrModule, dim=100)
-    assert "rank and alpha have no effect on 10 of 10 modules, whose factors are whole" in caplog.text
+    assert "rank and alpha have no effect on 10 of 10 modules, as their factors are whole" in caplog.text
 
 
 def test_module_class_and_its_keywords(make_model):

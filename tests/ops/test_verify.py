@@ -385,7 +385,9 @@ def test_a_module_without_a_change_is_left_out(folder):
 def test_what_is_no_pair_of_models_is_refused(folder):
     base, a = base_of(), lora()
     made = merged(base, lambda n, w: w + delta(a, n))
-    with pytest.raises(LoraInspectError, match=r"a\.safetensors: it is an adapter, not a model.*in the place of MERGED"):
+    with pytest.raises(
+        LoraInspectError, match=r"a\.safetensors: it is an adapter, not a model.*in the place of MERGED"
+    ):
         folder.verified(folder.file("a", a), base, (lora(2), ""))
     with pytest.raises(LoraInspectError, match=r"a\.safetensors: it is an adapter, not a model.*in the place of BASE"):
         folder.verified(made, folder.file("a", a), (lora(2), ""))

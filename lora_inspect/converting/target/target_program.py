@@ -254,7 +254,7 @@ _WAYS: Mapping[str, Mapping[str, Any]] = {
 _OFFERS = {
     BASE_NORM: (
         "divides magnitudes by the norms of the base's weights",
-        f"--base BASE (magnitudes corrected for that, right in programs that do so alone), {PLAIN}, or {DROPPED}",
+        f"--base BASE (magnitudes corrected for that, right only in programs that do so), {PLAIN}, or {DROPPED}",
     ),
     OTHER_AXIS: (
         "divides magnitudes by norms along the other axis",
