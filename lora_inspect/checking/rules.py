@@ -30,7 +30,7 @@ _WORDS = {
         "A configuration without weights changes nothing.",
         "Put the weights next to it.",
     ),
-    "no-weight": _Words(
+    "no-weight-change": _Words(
         "The method changes no weight: prompts, prefixes and the like.",
         "There is nothing to merge or to convert.",
         "Load it with PEFT together with the model.",
@@ -40,22 +40,22 @@ _WORDS = {
         "Programs that load adapters find none.",
         "Use it as a model; extract an adapter from it if you want one.",
     ),
-    "scheme": _Words(
+    "scheme-unknown": _Words(
         "The names follow no known scheme, or number the layers without naming them.",
         "No program can identify the layers; most silently load nothing.",
         _ANEW,
     ),
-    "peft-setting": _Words(
+    "peft-setting-unsupported": _Words(
         "PEFT's configuration has a setting that lora-inspect does not support.",
         _REFUSED,
         "Merge it with PEFT, or train it without the setting.",
     ),
-    "twice": _Words(
+    "duplicate-tensor": _Words(
         "A module has two tensors for the same role, in two spellings.",
         "Programs differ in the one that they use.",
         "Leave one of them out.",
     ),
-    "shape": _Words("Factors of a module do not match each other.", "Programs fail, or skip the module.", _ANEW),
+    "shape-mismatch": _Words("Factors of a module do not match each other.", "Programs fail, or skip the module.", _ANEW),
     "incomplete": _Words(
         "A module lacks a factor, such as the up of a down, or modules are missing.",
         "Programs skip the module, mostly silently, so a part of the training is lost.",
@@ -64,12 +64,12 @@ _WORDS = {
     "magnitude-shape": _Words(
         "A magnitude of DoRA matches no side of its module.", "Programs fail, or compute something else.", _ANEW
     ),
-    "experts": _Words(
+    "experts-ambiguous": _Words(
         "Factors cover all experts of a layer, but nothing identifies the layer or the number of experts.",
         _REFUSED,
         "Put the configuration and the model's config.json next to it.",
     ),
-    "algorithm": _Words(
+    "algorithm-unsupported": _Words(
         "lora-inspect recognises the algorithm, but does not compute it.", _REFUSED, "Use the program that trained it."
     ),
     "residual-base": _Words(
@@ -77,7 +77,7 @@ _WORDS = {
         "On the plain base a part of the change counts twice.",
         "Merge it into the residual base with residual=yes.",
     ),
-    "pattern": _Words(
+    "pattern-unsupported": _Words(
         "lora-inspect does not support an expression of the configuration.",
         "Ranks and alphas that depend on it are unknown.",
         "Write plain module names instead.",

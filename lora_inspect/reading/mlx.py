@@ -147,7 +147,9 @@ def _misplaced(key: str, contributions: Sequence[Contribution]) -> Iterator[Find
     if others and len(others) < len(contributions):
         keys = tuple(info.name for info in others[0].factors.values())
         yield Finding(
-            "twice", f"{key} has {others[0].algorithm.title} beside factors of MLX; leave one of them out", keys
+            "duplicate-tensor",
+            f"{key} has {others[0].algorithm.title} beside factors of MLX; leave one of them out",
+            keys,
         )
     for magnitude in (one.magnitude for one in contributions if one.algorithm.experts and one.magnitude):
         says = f"{magnitude.info.name} is a magnitude of experts, for which mlx-lm has none; {_WAY_OUT}"

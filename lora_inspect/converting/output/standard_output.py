@@ -99,8 +99,9 @@ class StandardOutput:
         if self.is_folder:
             program, weights = programs[0]
             self._weights = f"{weights}.safetensors"
+            has = "has" if any(one.name.scheme == self.scheme for one in adapter.modules.values()) else "gets"
             because = (
-                f"{source.path} has {program}'s names, which keep their scale in an {ADAPTER_CONFIG} next to "
+                f"{source.path} {has} {program}'s names, which keep their scale in an {ADAPTER_CONFIG} next to "
                 "the tensors"
             )
             self.path = folder_output(named, because, inputs)

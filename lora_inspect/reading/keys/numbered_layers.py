@@ -57,7 +57,7 @@ def _numbered_keys(
         if isinstance(paths, str):
             keys = tuple(info.name for number in layers.values() for info in number.values())[:5]
             message = f"the {len(layers)} layers of {model} are numbered, as cloneofsimo's lora does, and {paths}"
-            findings.append(Finding("scheme", f"{message}; {_WAY_OUT}", keys))
+            findings.append(Finding("scheme-unknown", f"{message}; {_WAY_OUT}", keys))
             continue
         for number, path in enumerate(paths):
             for role, info in layers[number].items():
