@@ -72,8 +72,7 @@ class OFTModule(AdapterModule):
             raise ValueError(f"{lora_name}: use_rslora and use_dora are for LoRA, not for {type(self).__name__}")
         if dropout or rank_dropout:
             raise ValueError(
-                f"{lora_name}: what dropout and rank_dropout leave of a rotation is none; leave them out, or use "
-                "module_dropout"
+                f"{lora_name}: dropout and rank_dropout would leave no rotation; leave them out, or use module_dropout"
             )
         super().__init__(lora_name, org_module, multiplier, lora_dim, None, module_dropout=module_dropout)
         # Behind the channels of a convolution's output stand its positions.

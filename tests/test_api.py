@@ -133,7 +133,7 @@ def test_a_path_of_two_components_is_said_by_name(write_safetensors):
     modules = open_adapter(write_safetensors(lora(keys[0], rank=4) | lora(keys[1], rank=4))).modules
     assert modules[keys[1]].component == "text_encoder_2"
     assert {module.path for module in modules} == {"text_model.encoder.layers.0.self_attn.q_proj"}
-    with pytest.raises(KeyError, match="path of several modules; say which: lora_te1"):
+    with pytest.raises(KeyError, match="path of several modules; choose one of lora_te1"):
         modules["text_model.encoder.layers.0.self_attn.q_proj"]
 
 
@@ -163,15 +163,15 @@ def test_an_os_path_is_the_path_as_it_is(write_safetensors, tmp_path):
     [
         (lambda: open_adapter(b"file"), TypeError, "not b'file'"),
         (lambda: open_adapter(3), TypeError, "int"),
-        (lambda: open_adapter((RSLORA, 0.5)), ValueError, "a multiplier means nothing"),
-        (lambda: open_adapter(f"{RSLORA}:0.5"), ValueError, "a multiplier means nothing"),
+        (lambda: open_adapter((RSLORA, 0.5)), ValueError, "a multiplier has no meaning"),
+        (lambda: open_adapter(f"{RSLORA}:0.5"), ValueError, "a multiplier has no meaning"),
         (lambda: open_adapter((RSLORA, 0.5, 3)), ValueError, "two parts"),
         (lambda: open_adapter((RSLORA, "nonsense")), ValueError, "no setting"),
         (lambda: open_adapter(RSLORA, alpha=float("nan")), ValueError, "no finite number"),
-        (lambda: open_adapter(RSLORA, alpha="3"), TypeError, "alpha is a number"),
+        (lambda: open_adapter(RSLORA, alpha="3"), TypeError, "alpha must be a number"),
         (lambda: open_adapter(RSLORA, expert_packing="odd"), ValueError, "expert_packing is 'odd'"),
         (lambda: open_adapter(RSLORA, 3.0), TypeError, "positional"),
-        (lambda: open_adapter(RSLORA, rslora="no"), TypeError, "rslora is True, False or None, not 'no'"),
+        (lambda: open_adapter(RSLORA, rslora="no"), TypeError, "rslora must be True, False or None, not 'no'"),
         (lambda: lora_inspect.merge(BASE, RSLORA, "out", transposed="no"), TypeError, "for each glob, not 'no'"),
         (lambda: lora_inspect.merge(BASE, RSLORA, "out", transposed={"*": "no"}), TypeError, "for each glob, not"),
         (lambda: lora_inspect.merge(BASE, [], "out"), ValueError, "no adapter"),
@@ -181,14 +181,14 @@ def test_an_os_path_is_the_path_as_it_is(write_safetensors, tmp_path):
         (lambda: lora_inspect.merge(BASE, RSLORA, "out", rounding="stochastic", seed="1"), TypeError, "whole number"),
         (lambda: lora_inspect.merge(BASE, RSLORA, "out", dtype="int8"), ValueError, "dtype is 'int8'"),
         (lambda: lora_inspect.merge(BASE, RSLORA, "out", dora_multiplier="odd"), ValueError, "multiplier is 'odd'"),
-        (lambda: lora_inspect.merge(BASE, RSLORA, "out", transposed={"": True}), ValueError, "neither"),
+        (lambda: lora_inspect.merge(BASE, RSLORA, "out", transposed={"": True}), ValueError, "is none of yes, no"),
         (lambda: lora_inspect.convert(RSLORA, "out", to="odd"), ValueError, "the name is 'odd'"),
         (lambda: lora_inspect.convert(RSLORA, "out", layout="odd"), ValueError, "layout is 'odd'"),
         (lambda: lora_inspect.convert(RSLORA, "out", algorithm="odd"), ValueError, "algorithm is 'odd'"),
-        (lambda: lora_inspect.convert(RSLORA, "out", rank=0, algorithm="lora"), ValueError, "less than 1"),
+        (lambda: lora_inspect.convert(RSLORA, "out", rank=0, algorithm="lora"), ValueError, "at least 1"),
         (lambda: lora_inspect.convert(RSLORA, "out", rank=2.0), TypeError, "a whole number"),
         (lambda: lora_inspect.convert(RSLORA, "out", max_error=1, algorithm="lora"), ValueError, "below 1"),
-        (lambda: lora_inspect.convert(RSLORA, "out", rank=3), ValueError, "rank and max_error speak of"),
+        (lambda: lora_inspect.convert(RSLORA, "out", rank=3), ValueError, "rank and max_error limit"),
         (lambda: lora_inspect.compat(RSLORA, program="odd"), ValueError, "program is 'odd'"),
         (lambda: lora_inspect.check(RSLORA, force=True), ValueError, "leave it out, or give fix"),
         (lambda: open_adapter(RSLORA).modules[0].delta(parameter="bias"), ValueError, "changes no bias"),
@@ -198,7 +198,7 @@ def test_an_os_path_is_the_path_as_it_is(write_safetensors, tmp_path):
             for weight in (torch.zeros(24, 24, device="meta"), torch.zeros(24, 24).to_sparse())
         ),
         *(
-            (partial(lambda dtype: open_adapter(RSLORA).modules[0].delta(dtype=dtype), dtype), TypeError, "dtype is a")
+            (partial(lambda dtype: open_adapter(RSLORA).modules[0].delta(dtype=dtype), dtype), TypeError, "dtype must")
             for dtype in (torch.int8, torch.bool, "bfloat16")
         ),
     ],

@@ -16,14 +16,21 @@ SYNTHETIC = Path(__file__).parents[1] / "fixtures" / "synthetic"
 SAID = {
     "leave --rank and --max-error out": "leave rank and max_error out",
     "choose --keep-dora, --base BASE with --rank N": "choose keep_dora=True, base=BASE with rank=N",
-    "say which with --architecture wan": 'say which with architecture="wan"',
+    "choose one with --architecture wan": 'choose one with architecture="wan"',
+    "say which it is of with --architecture flux, chroma or hunyuan_video": (
+        'say which it is of with architecture="flux", "chroma" or "hunyuan_video"'
+    ),
+    "give --architecture flux or hunyuan_video, or leave it out": (
+        'give architecture="flux" or "hunyuan_video", or leave it out'
+    ),
+    "give --architecture wan, convert it or merge it": 'give architecture="wan", convert it or merge it',
     "name it with --base": "name it with base",
     "raise --rank 4, or lower --max-error 0.5.": "raise rank=4, or lower max_error=0.5.",
     "take them apart with --layout single-experts": 'take them apart with layout="single-experts"',
     "settle it with --transposed no or --transposed yes": "settle it with transposed=False or transposed=True",
     "settle it with --transposed q=yes|no": 'settle it with transposed={"q": True} or {"q": False}',
     "write them with --changed-dtype bf16": 'write them with changed_dtype="bf16"',
-    "report it, or use --no-verify to write it": "report it, or use verify=False to write it",
+    "report this, or give --no-verify to write the output": "report this, or give verify=False to write the output",
     "choose another output, or run it again with --force": "choose another output, or run it again with force=True",
     "run `lora-inspect convert FILE --base BASE`": "run `lora-inspect convert FILE --base BASE`",
     "a file that is called --base-of-all": "a file that is called --base-of-all",

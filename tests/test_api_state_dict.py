@@ -126,7 +126,7 @@ def test_nothing_stays_in_the_folder_for_temporary_files(tmp_path, monkeypatch):
     assert all(tensor.isfinite().all() for tensor in found.values())
     with pytest.raises(LoraInspectError, match="choose"):
         state_dict(DORA, "musubi")
-    with pytest.raises(LoraInspectError, match="llama-cpp reads GGUF, whose header says alpha"):
+    with pytest.raises(LoraInspectError, match="llama-cpp reads GGUF, which keeps alpha in its header"):
         state_dict(PEFT, "llama-cpp")
     with pytest.raises(ValueError, match="the name is 'nonsense'"):
         state_dict(RSLORA, "nonsense")

@@ -68,7 +68,7 @@ def wrong_of_reading(path: Path) -> Iterator[str]:
         must_do = words[0] == "info" or (words[0] == "compat" and is_adapter and not is_open)
         if must_do and ended.status and not is_refused:
             yield f"{' '.join(map(str, words))}: {ended.err}"
-        elif ended.status not in (0, 1) or MISSING in ended.err or "defect of lora-inspect" in ended.err:
+        elif ended.status not in (0, 1) or MISSING in ended.err or "internal error" in ended.err:
             yield f"{' '.join(map(str, words))} ends with {ended.status}: {ended.err}"
         elif ended.status and not ended.out and not ended.err.startswith("Error: "):
             yield f"{' '.join(map(str, words))} refuses without a sentence"

@@ -13,6 +13,7 @@ from functools import wraps
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
+from lora_inspect import architectures
 from lora_inspect.converting.options import ConvertRequest
 from lora_inspect.errors import (
     AmbiguousError,
@@ -83,7 +84,7 @@ def path_of(given: StrPath) -> str:
     """Return the path as a string; raise TypeError for anything else."""
     path = os.fspath(given)
     if not isinstance(path, str):
-        raise TypeError(f"a path is a str or an os.PathLike of one, not {path!r}")
+        raise TypeError(f"a path must be a str or an os.PathLike of one, not {path!r}")
     return path
 
 
@@ -95,7 +96,7 @@ def with_settings(given: PathWithSettings) -> tuple[str, Settings]:
     """
     if isinstance(given, tuple):
         if len(given) != 2:
-            raise ValueError(f"a pair of a path and its settings has two parts, not {len(given)}")
+            raise ValueError(f"a pair of a path and its settings must have two parts, not {len(given)}")
         return path_of(given[0]), _settings_of(given[1])
     return parse_argument(given) if isinstance(given, str) else (path_of(given), Settings())
 
@@ -104,7 +105,7 @@ def without_multiplier(given: PathWithSettings) -> tuple[str, Settings]:
     """Return path and settings for a call that applies no adapter; ValueError for a multiplier."""
     path, settings = with_settings(given)
     if settings.has_multiplier:
-        raise ValueError(f"{path}: nothing is applied here, so a multiplier means nothing; leave it out")
+        raise ValueError(f"{path}: this function applies no adapter, so a multiplier has no meaning; leave it out")
     return path, settings
 
 
@@ -112,7 +113,7 @@ def all_with_settings(given: PathWithSettings | Iterable[PathWithSettings]) -> l
     """Return the adapters of a list, or the single one; ValueError for an empty list."""
     several = [given] if isinstance(given, (str, os.PathLike, tuple)) else list(given)
     if not several:
-        raise ValueError("no adapter is named; name one at least")
+        raise ValueError("no adapter is named; name at least one")
     return [with_settings(one) for one in several]
 
 
@@ -129,14 +130,14 @@ def answers_of(given: Transposed) -> Answers:
     if given is None or isinstance(given, bool):
         return parse_answers([] if given is None else [_word(given)])
     if not isinstance(given, Mapping) or not all(isinstance(is_so, bool) for is_so in given.values()):
-        raise TypeError(f"transposed is True, False or such an answer for each glob, not {given!r}")
+        raise TypeError(f"transposed must be True, False or such an answer for each glob, not {given!r}")
     return parse_answers([f"{glob}={_word(is_so)}" for glob, is_so in given.items()])
 
 
 def chosen(name: str, value: str, choices: Iterable[str]) -> str:
     """Return the value if it is one of the choices of an argument; raise ValueError for any other."""
     if value not in (known := sorted(choices)):
-        raise ValueError(f"{name} is {value!r}, which is none of {', '.join(known)}")
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
     return value
 
 
@@ -177,7 +178,7 @@ def _settings_of(given: float | str) -> Settings:
 
 def _finite(number: float, name: str) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f"{name} is a number, not {number!r}")
+        raise TypeError(f"{name} must be a number, not {number!r}")
     if not abs(number) <= sys.float_info.max:
         raise ValueError(f"{name} is {number}, which is no finite number")
     return float(number)
@@ -249,7 +250,13 @@ def in_keywords(text: str) -> str:
         is_word = not (value.isupper() or value[0].isdigit() or value in _WORDS)
         return f'{name}="{value}"' if is_word else f"{name}={_WORDS.get(value, value)}"
 
-    return re.sub(rf"`?lora-inspect [^`;]*|(?<![\w-])(?:{options})", keyword, text)
+    said = re.sub(rf"`?lora-inspect [^`;]*|(?<![\w-])(?:{options})", keyword, text)
+    families = "|".join(architectures.names())
+    return re.sub(
+        rf'(?<=architecture=)"\w+"(?:(?:, | or )(?:{families})\b)+',
+        lambda found: re.sub(r'(?<!")\b(?!or\b)\w+', r'"\g<0>"', found[0]),
+        said,
+    )
 
 
 @contextmanager
@@ -321,22 +328,22 @@ def _text(name: str, given: str) -> str:
 
 def _whole(name: str, given: int, least: int | None) -> int:
     if isinstance(given, bool) or not isinstance(given, int):
-        raise TypeError(f"{name} is a whole number, not {given!r}")
+        raise TypeError(f"{name} must be a whole number, not {given!r}")
     if least is not None and given < least:
-        raise ValueError(f"{name} is {given}, which is less than {least}")
+        raise ValueError(f"{name} is {given}, but must be at least {least}")
     return given
 
 
 def _number(name: str, given: float, share: bool) -> float:
     number = _finite(given, name)
     if share and not 0 <= number < 1:
-        raise ValueError(f"{name} is {number}, which is not from 0 to below 1")
+        raise ValueError(f"{name} is {number}, but must be at least 0 and below 1")
     return number
 
 
 def _yes_or_no(name: str, given: bool) -> bool:
     if not isinstance(given, bool):
-        raise TypeError(f"{name} is True, False or None, not {given!r}")
+        raise TypeError(f"{name} must be True, False or None, not {given!r}")
     return given
 
 

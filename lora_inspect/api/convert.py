@@ -167,7 +167,7 @@ def state_dict(
     if ending == GGUF_ENDING:
         raise RefusedError(
             name,
-            f"{names} reads GGUF, whose header says alpha, so that no dict of tensors is right",
+            f"{names} reads GGUF, which keeps alpha in its header, so a dict of tensors is not enough",
             "write a file with convert",
         )
     with tempfile.TemporaryDirectory(prefix="lora-inspect-") as folder:

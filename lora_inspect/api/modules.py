@@ -185,9 +185,9 @@ class OpenedModule:
         from lora_inspect.merging.single_weight import lone_change
 
         if base_weight is not None and not _has_numbers(base_weight):
-            raise TypeError("base_weight is the weight of the layer, a dense tensor of floating-point numbers")
+            raise TypeError("base_weight must be the weight of the layer, a dense tensor of floating-point numbers")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"dtype is a torch.dtype of floating-point numbers, not {dtype!r}")
+            raise TypeError(f"dtype must be a torch.dtype of floating-point numbers, not {dtype!r}")
         with in_a_sentence():
             change = lone_change(self._adapter, own, base_weight)
         return change.to("cpu" if base_weight is None else base_weight.device, dtype or torch.float32)
@@ -241,7 +241,7 @@ class Modules(Sequence[OpenedModule]):
         found = self._named.get(which, [])
         if len(found) != 1:
             keys = ", ".join(module.key for module in found[:_SHOWN])
-            raise KeyError(f"{which} is the path of several modules; say which: {keys}" if found else which)
+            raise KeyError(f"{which} is the path of several modules; choose one of {keys}" if found else which)
         return found[0]
 
     def __len__(self) -> int:

@@ -89,7 +89,7 @@ def check(
     if fix is not None:
         return fix_file(name, path_of(fix), settings, tensors, force, told)
     if force:
-        raise ValueError("force speaks of the file that fix names; leave it out, or give fix")
+        raise ValueError("force only affects the output of fix; leave it out, or give fix")
     return problems_of(name, settings, tensors, told)
 
 

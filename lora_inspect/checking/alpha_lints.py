@@ -29,7 +29,7 @@ def alpha_rounded(subject: Subject) -> Iterator[RawProblem]:
     if rounded := _rounded(subject):
         first = rounded[0]
         message = (
-            f"{counted(len(rounded), 'alpha')} stored as {first.stored:g} in {first.info.dtype}, where "
+            f"{counted(len(rounded), 'alpha')} stored as {first.stored:g} in {first.info.dtype}, but "
             f"{first.asked:g} was asked for"
         )
         yield RawProblem("alpha-rounded", message, tuple(one.info.name for one in rounded[:5]))
@@ -46,7 +46,7 @@ def alpha_half(subject: Subject) -> Iterator[RawProblem]:
     if odd:
         first = odd[0]
         message = (
-            f"{counted(len(odd), 'alpha')} in {first.dtype} with the look of a rounded number ({first.name} is "
+            f"{counted(len(odd), 'alpha')} in {first.dtype} that look like rounded numbers ({first.name} is "
             f"{subject.alphas[first.name]:g})"
         )
         yield RawProblem("alpha-half", message, tuple(info.name for info in odd[:5]))
@@ -55,14 +55,14 @@ def alpha_half(subject: Subject) -> Iterator[RawProblem]:
 def alpha_negative(subject: Subject) -> Iterator[RawProblem]:
     """Alphas below zero."""
     if negative := [name for name, alpha in subject.alphas.items() if alpha < 0]:
-        message = f"{counted(len(negative), 'alpha')} below 0 ({some(negative, 1)}), so the change is subtracted"
+        message = f"{counted(len(negative), 'alpha')} below 0 ({some(negative, 1)}), so programs subtract the change"
         yield RawProblem("alpha-negative", message, tuple(negative[:5]))
 
 
 def flag_type(subject: Subject) -> Iterator[RawProblem]:
     """Flags that are stored as numbers."""
     if odd := _numeric_flags(subject):
-        message = f"yes or no is stored as a number: {some([f'{info.name} ({info.dtype})' for info in odd], 2)}"
+        message = f"a yes-or-no flag is stored as a number: {some([f'{info.name} ({info.dtype})' for info in odd], 2)}"
         yield RawProblem("flag-type", message, tuple(info.name for info in odd[:5]))
 
 
@@ -73,7 +73,7 @@ def restore_alphas(subject: Subject, draft: Draft) -> Iterator[str]:
         draft.put(one.info.name, "F32", one.info.shape, struct.pack("<f", one.asked))
     if rounded:
         first = rounded[0]
-        yield f"stored {counted(len(rounded), 'alpha')} in F32 ({first.asked:.9g} where {first.stored:g} was)"
+        yield f"stored {counted(len(rounded), 'alpha')} in F32 ({first.asked:.9g} instead of {first.stored:g})"
 
 
 def restore_flags(subject: Subject, draft: Draft) -> Iterator[str]:

@@ -39,7 +39,7 @@ def fixing(subject: Subject, problems: Iterable[Problem]) -> Fixing:
             codes.add(rule.code)
             told += done
     if any(rule.rewritten for rule in RULES if rule.code in codes):
-        told.append("the header is written anew")
+        told.append("rewrote the header")
     return Fixing(draft, frozenset(codes), tuple(told))
 
 
@@ -59,8 +59,10 @@ def check_fixed(subject: Subject, codes: frozenset[str], other: Subject, output:
     """Raise LoraInspectError if the fixed file has another meaning, or still has a problem to fix."""
     left = sorted(codes & {problem.code for problem in find_problems(other, tensors=False)})
     if left or not _is_same(subject.adapter, other.adapter):
-        why = f"still has {left[0]}" if left else "would not mean what it means now"
-        raise RefusedError(output, f"fixed, {subject.checkpoint.path} {why}, so nothing is written", "mend it by hand")
+        why = f"still has {left[0]}" if left else "would have another meaning"
+        raise RefusedError(
+            output, f"the fixed {subject.checkpoint.path} {why}, so nothing was written", "fix it by hand"
+        )
 
 
 def open_fixed(path: str, subject: Subject) -> Subject:

@@ -60,7 +60,7 @@ def stated_hashes(subject: Subject) -> Iterator[RawProblem]:
 
 
 def _stale(key: str, stated: str) -> RawProblem:
-    return RawProblem(STALE, f"{key} is {stated}, which is not the hash of the tensors that the file has", (key,))
+    return RawProblem(STALE, f"{key} is {stated}, but the tensors of the file have another hash", (key,))
 
 
 def _has_one_header(subject: Subject) -> bool:
@@ -108,4 +108,4 @@ def recompute(subject: Subject, draft: Draft, progress: Progress = silent) -> It
     for key, value in true.items():
         if key in draft.metadata and draft.metadata[key] != value:
             draft.metadata[key] = value
-            yield f"took {key} anew ({value})"
+            yield f"recomputed {key} ({value})"

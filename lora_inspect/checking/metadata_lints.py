@@ -141,7 +141,7 @@ def drop_empty(subject: Subject, draft: Draft) -> Iterator[str]:
 
 def _corrected(draft: Draft, key: str, value: str) -> str:
     before, draft.metadata[key] = draft.metadata[key], value
-    return f"wrote {key} {value} where '{shortened(before)}' was"
+    return f"wrote {key} {value} instead of '{shortened(before)}'"
 
 
 def _absurd(subject: Subject) -> list[str]:

@@ -22,7 +22,9 @@ def no_adapter(subject: Subject) -> Iterator[RawProblem]:
     """Files of which only the header and the hashes can be looked at."""
     if not subject.is_adapter and subject.checkpoint.files:
         what = "a base" if subject.kind == "base" else "neither an adapter nor a base"
-        yield RawProblem("not-an-adapter", f"it is {what}, so only its header, its metadata and its hashes are checked")
+        yield RawProblem(
+            "not-an-adapter", f"it is {what}, so check covers only its header, its metadata and its hashes"
+        )
 
 
 def flat_magnitudes(subject: Subject) -> Iterator[RawProblem]:
@@ -35,9 +37,9 @@ def flat_magnitudes(subject: Subject) -> Iterator[RawProblem]:
         first, axis = own[0]
         shape = f"{counted(len(own), 'magnitude')} of one dimension ({first.name}: {list(first.shape)})"
         says = (
-            f"they are over the {axis}s of their modules, which [{_spelled(first, axis)}] says"
+            f"they are over the {axis}s of their modules, spelled [{_spelled(first, axis)}]"
             if axis
-            else ("the layer is square, so nothing says whether they are over outputs or inputs")
+            else ("the layer is square, so they may be over outputs or inputs")
         )
         yield RawProblem(code, f"{shape}: {says}", tuple(info.name for info, _ in own[:5]))
 
@@ -73,7 +75,7 @@ def split_alpha(subject: Subject) -> Iterator[RawProblem]:
     for parts, keys in counts.items():
         message = (
             f"{counted(len(keys), 'module')} trained in {parts} parts and saved as one ({some(keys, 1)}): "
-            f"programs that divide alpha by the rank apply 1/{parts} of what was trained"
+            f"programs that divide alpha by the rank apply 1/{parts} of the trained change"
         )
         yield RawProblem("split-alpha", message, tuple(keys[:5]))
 
@@ -155,7 +157,7 @@ def header_start(subject: Subject) -> Iterator[RawProblem]:
     for header in subject.headers:
         if header.start not in (b'{"', b"{}"):
             shown = printable(header.start.decode("ascii", "replace"))
-            message = f'the header begins with "{shown}" where readers of the metadata look for {{"'
+            message = f'the header begins with "{shown}", but programs that read the metadata look for {{"'
             yield RawProblem("header-start", message)
 
 
@@ -172,7 +174,7 @@ def header_padding(subject: Subject) -> Iterator[RawProblem]:
         if header.blanks > _ROOM:
             yield RawProblem("header-padding", f"the header ends in {header.blanks:,} blanks")
         elif not header.spaces:
-            yield RawProblem("header-padding", "the header is padded with other blanks than spaces")
+            yield RawProblem("header-padding", "the header is padded with blanks other than spaces")
 
 
 def unaligned(subject: Subject) -> Iterator[RawProblem]:
@@ -203,5 +205,5 @@ def odd_names(subject: Subject) -> Iterator[RawProblem]:
         if odd := [name for name in names if not name or name != name.strip() or printable(name) != name]:
             shown = some([f"'{name}'" for name in odd], 1)
             where = "" if what == "tensor" else " of the metadata"
-            message = f"{counted(len(odd), what)}{where} with a blank at an end or unseen characters ({shown})"
+            message = f"{counted(len(odd), what)}{where} with a blank at an end or invisible characters ({shown})"
             yield RawProblem("odd-name", message, tuple(odd[:5]))

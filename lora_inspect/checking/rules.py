@@ -21,144 +21,146 @@ class _Words(NamedTuple):
     way_out: str
 
 
-_ANEW = "Fetch the file again, or write it anew with the program that trained it."
-_REFUSED = "No command can tell the change, so merge and convert refuse the file."
+_ANEW = "Fetch the file again, or re-save it with the program that trained it."
+_REFUSED = "No command can compute the change, so merge and convert refuse the file."
 # The codes of reading/problems.py; a new one there needs its words here.
 _WORDS = {
     "weights-missing": _Words(
-        "There is an adapter_config.json and no weights beside it.",
-        "A configuration alone changes nothing.",
-        "Put the weights beside it.",
+        "There is an adapter_config.json, but no weights next to it.",
+        "A configuration without weights changes nothing.",
+        "Put the weights next to it.",
     ),
     "no-weight-change": _Words(
         "The method changes no weight: prompts, prefixes and the like.",
         "There is nothing to merge or to convert.",
-        "Load it with PEFT beside the model.",
+        "Load it with PEFT together with the model.",
     ),
     "no-adapter": _Words(
-        "The weights are whole ones, of mlx-lm's full fine-tuning.",
+        "The file holds whole weights, of mlx-lm's full fine-tuning.",
         "Programs that load adapters find none.",
-        "Use it as a model; extract an adapter from it where one is wanted.",
+        "Use it as a model; extract an adapter from it if you want one.",
     ),
     "scheme-unknown": _Words(
-        "The names are in no scheme that is known, or number the layers without naming them.",
-        "No program can tell which layers are meant; most load nothing and say nothing.",
+        "The names follow no known scheme, or number the layers without naming them.",
+        "No program can identify the layers; most silently load nothing.",
         _ANEW,
     ),
     "peft-setting-unsupported": _Words(
-        "PEFT's configuration has a setting that is not built here.",
+        "PEFT's configuration has a setting that lora-inspect does not support.",
         _REFUSED,
         "Merge it with PEFT, or train it without the setting.",
     ),
     "duplicate-tensor": _Words(
         "A module has two tensors for the same role, in two spellings.",
-        "Programs differ in which one they take.",
+        "Programs differ in the one that they use.",
         "Leave one of them out.",
     ),
-    "shape-mismatch": _Words("Factors of a module do not fit together.", "Programs fail, or skip the module.", _ANEW),
+    "shape-mismatch": _Words(
+        "Factors of a module do not match each other.", "Programs fail, or skip the module.", _ANEW
+    ),
     "incomplete": _Words(
-        "A factor stands without the others of its module, as a down without an up, or modules are missing.",
-        "Programs skip the module, mostly without a word, so a part of the training is lost.",
+        "A module lacks a factor, such as the up of a down, or modules are missing.",
+        "Programs skip the module, mostly silently, so a part of the training is lost.",
         _ANEW,
     ),
     "magnitude-shape": _Words(
-        "A magnitude of DoRA fits no side of its module.", "Programs fail, or compute something else.", _ANEW
+        "A magnitude of DoRA matches no side of its module.", "Programs fail, or compute something else.", _ANEW
     ),
     "experts-ambiguous": _Words(
-        "Factors are of all experts of a layer, and nothing tells of which, or of how many.",
+        "Factors cover all experts of a layer, but nothing identifies the layer or the number of experts.",
         _REFUSED,
-        "Put the configuration and the model's config.json beside it.",
+        "Put the configuration and the model's config.json next to it.",
     ),
     "algorithm-unsupported": _Words(
-        "The algorithm is recognised and not computed here.", _REFUSED, "Use the program that trained it."
+        "lora-inspect recognises the algorithm, but does not compute it.", _REFUSED, "Use the program that trained it."
     ),
     "residual-base": _Words(
-        "The initialisation took a part of the base away (PiSSA and others), and the file does not say how much.",
-        "On the plain base the change is counted twice in part.",
-        "Merge it into the residual base, and say residual=yes.",
+        "The initialisation took a part of the base away (PiSSA and others), but the file does not state that part.",
+        "On the plain base a part of the change counts twice.",
+        "Merge it into the residual base with residual=yes.",
     ),
     "pattern-unsupported": _Words(
-        "An expression of the configuration is one that is not compared with names here.",
-        "Ranks and alphas that hang on it are unknown.",
-        "Write plain module names in its place.",
+        "lora-inspect does not support an expression of the configuration.",
+        "Ranks and alphas that depend on it are unknown.",
+        "Write plain module names instead.",
     ),
     "shards-contradict": _Words(
-        "Parts of one set say different things of it.", "Programs take the one or the other.", "Fetch the set again."
+        "Parts of one set contradict each other.", "Programs use one or the other.", "Fetch the set again."
     ),
     "dora-conflict": _Words(
-        "A flag or a configuration denies the magnitudes that are there, or their record cannot be so.",
-        "Programs that believe the one compute something else than those that believe the other.",
-        "Find out which one is right, and take the other out.",
+        "A flag or a configuration denies existing magnitudes, or the record of the magnitudes is impossible.",
+        "Programs that believe one compute another change than programs that believe the other.",
+        "Find the right one, and remove the other.",
     ),
     "dora-missing": _Words(
-        "A flag or a configuration says DoRA, and no module has a magnitude.",
-        "What is left is not the adapter that was trained.",
+        "A flag or a configuration says DoRA, but no module has a magnitude.",
+        "The rest is not the adapter that was trained.",
         "Fetch the file that the trainer saved.",
     ),
     "dora-partial": _Words(
         "Some Linear modules have a magnitude and others have none.",
         "A part of the magnitudes was lost, as by a converter; few files are made so.",
-        "Fetch the file again; --allow-partial-dora of the other commands accepts one that was made so.",
+        "Fetch the file again; if it was made so, give --allow-partial-dora to the other commands.",
     ),
     "dora-stripped": _Words(
-        "DoRA was asked for in training, and no module has a magnitude.",
-        "A converter lost them, or a dropout kept the trainer from it.",
+        "DoRA was asked for in training, but no module has a magnitude.",
+        "A converter lost them, or a dropout kept the trainer from DoRA.",
         "Fetch the file that the trainer saved.",
     ),
     "setting-contradicts": _Words(
-        "A setting on the path contradicts what is known.", "It would be ignored or wrong.", "Leave it out."
+        "A setting on the path contradicts a known fact.", "It would be ignored or wrong.", "Leave it out."
     ),
-    "setting-repeats": _Words("A setting on the path repeats what is known.", "It is not needed.", "Leave it out."),
+    "setting-repeats": _Words("A setting on the path repeats a known fact.", "It is not needed.", "Leave it out."),
     "scale-unknown": _Words(
         "The file leaves the scale of modules open: a stored alpha of 0, PEFT's names without their configuration, "
         "evidence for RS-LoRA that contradicts itself.",
-        "Programs guess, each in its own way, so the strength is another in each.",
-        "Settle it on the path (alpha=N, rslora=yes|no), then convert the file, which writes it down.",
+        "Programs guess differently, so each applies another scale.",
+        "Settle it on the path (alpha=N, rslora=yes|no), then convert the file to store it.",
     ),
     "alpha-missing": _Words(
-        "Modules have no alpha where others of the file have one.",
-        "No alpha means scale 1, so these modules are weighed otherwise than the rest; a script may have lost it.",
+        "Some modules have no alpha, but others of the file have one.",
+        "No alpha means scale 1, so these modules count differently from the rest; a script may have lost it.",
         "Fetch the file again, or write the alpha that they were trained with.",
     ),
     "formula-unknown": _Words(
-        "The change hangs on what is not in the file: a configuration, a program, a shared tensor.",
+        "The change depends on something outside the file: a configuration, a program, a shared tensor.",
         _REFUSED,
-        "Put what is missing beside it.",
+        "Put the missing part next to it.",
     ),
     "config-damaged": _Words(
         "lora_adapter_metadata is no JSON object.",
-        "diffusers fails, and what it said of alpha is lost.",
+        "diffusers fails, and the alphas in it are lost.",
         "Save the file again with diffusers.",
     ),
     "mixed-schemes": _Words(
         "Modules follow several naming schemes.",
         "Most programs know one of them in a file and skip the rest.",
-        "Convert the file, or take out what a script left there.",
+        "Convert the file, or remove the remains of a script.",
     ),
     "unclaimed": _Words(
-        "Tensors stand beside the modules that belong to no algorithm that is known.",
+        "Some tensors belong to no known algorithm.",
         "Programs skip them, or refuse the file for them.",
-        "Find out what wrote them; update lora-inspect where it is a new algorithm.",
+        "Find the program that wrote them; update lora-inspect if it is a new algorithm.",
     ),
     "embeddings": _Words(
-        "Embeddings of tokens stand in the file.",
+        "The file holds embeddings of tokens.",
         "They change no weight, and few programs load them with the adapter.",
-        "Nothing, where the program loads them.",
+        "Do nothing if the program loads them.",
     ),
     "rslora-hint": _Words(
         "Most alphas are the square root of their rank, which RS-LoRA networks store for an alpha of 0.",
         "If it is RS-LoRA, programs apply too little.",
-        "Where it was trained so, say rslora=yes and convert it.",
+        "If it was trained so, give rslora=yes and convert it.",
     ),
     "expert-hint": _Words(
-        "Nothing tells how the factors of all experts are packed, and their columns look packed one way.",
-        "Packed the other way it is another change.",
-        "Say expert-packing=rank_major or grouped_by_expert.",
+        "The file does not state the packing of the factors of all experts, but their columns look packed one way.",
+        "The other packing makes another change.",
+        "Give expert-packing=rank_major or grouped_by_expert.",
     ),
     "trained-scale": _Words(
-        "It was trained at another scale than the one that programs read from the file.",
-        "They apply another strength than in training.",
-        "Change the strength by what the message says.",
+        "The training used another scale than programs read from the file.",
+        "They apply another scale than the training did.",
+        "Change the multiplier as the message says.",
     ),
 }
 
@@ -198,15 +200,15 @@ _TENSOR_LINTS = (
         "module-untrained",
         NOTE,
         "A factor of a module is zero throughout, as before its first step.",
-        "It changes nothing; of text encoders that is usual for layers that clip skip leaves out.",
-        "Leave the module out, where the size matters.",
+        "It changes nothing, which is usual for layers of text encoders that clip skip leaves out.",
+        "Leave the module out if the size matters.",
         (tensor_lints.untrained,),
     ),
     CheckRule(
         "half-overflow",
         WARNING,
         "A tensor holds numbers beyond 65504.",
-        "Programs that compute in F16 make infinities of them.",
+        "Programs that compute in F16 turn them into infinities.",
         "Train with a lower learning rate; use the file in BF16 or F32.",
         (tensor_lints.half_overflow,),
     ),
@@ -222,16 +224,16 @@ _TENSOR_LINTS = (
         "magnitude-sign",
         WARNING,
         "A magnitude of DoRA is zero or negative.",
-        "It is a length: zero wipes the row of the weight out, and a negative one turns it round.",
+        "It is a length: zero erases the row of the weight, and a negative one reverses it.",
         "Take an earlier checkpoint.",
         (tensor_lints.magnitude_sign,),
     ),
     CheckRule(
         "change-large",
         WARNING,
-        "A module changes the entries of its weight by more than 1, where those are a few hundredths.",
-        "The model is wiped out at strength 1: the scale is wrong, or the training ran away.",
-        "See whether the scale is right (lora-inspect info), or take an earlier checkpoint.",
+        "A module changes the entries of its weight by more than 1, but those are a few hundredths.",
+        "The model breaks at multiplier 1: the scale is wrong, or the training diverged.",
+        "Check the scale (lora-inspect info), or take an earlier checkpoint.",
         (tensor_lints.change_large,),
     ),
 )
@@ -240,9 +242,9 @@ RULES = (
     CheckRule(
         UNREADABLE,
         ERROR,
-        "The file is none that can be read: cut, damaged, of another format, or a pointer to it.",
+        "lora-inspect cannot read the file: it is truncated, damaged, of another format, or a pointer to one.",
         "Programs fail on it.",
-        "Do what the message says, mostly: fetch it again.",
+        "Follow the message; mostly, fetch the file again.",
     ),
     *READING_RULES,
     *LINTS,

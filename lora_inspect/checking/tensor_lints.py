@@ -37,16 +37,14 @@ def untrained(subject: Subject) -> Iterator[RawProblem]:
     dead = [key for key, c in still if all(subject.measured[info.name].is_zero for info in _factors(c))]
     idle = [key for key, _ in still if key not in dead]
     if known and len(still) == len(list(subject.adapter.contributions)):
-        message = (
-            f"each of its {counted(len(still), 'module')} has a factor of zeros alone, so the file changes nothing"
-        )
+        message = f"each of its {counted(len(still), 'module')} has a factor of only zeros, so the file changes nothing"
         yield RawProblem("untrained", message, tuple(key for key, _ in still[:5]))
         return
     if dead:
-        message = f"{counted(len(dead), 'module')} with zeros alone in every factor ({some(dead, 1)})"
+        message = f"{counted(len(dead), 'module')} with only zeros in every factor ({some(dead, 1)})"
         yield RawProblem("module-dead", message, tuple(dead[:5]))
     if idle:
-        message = f"{counted(len(idle), 'module')} without a change, as a factor is zeros alone ({some(idle, 1)})"
+        message = f"{counted(len(idle), 'module')} without a change, as a factor is only zeros ({some(idle, 1)})"
         yield RawProblem("module-untrained", message, tuple(idle[:5]))
 
 
@@ -90,7 +88,7 @@ def change_large(subject: Subject) -> Iterator[RawProblem]:
     sizes = {c.module.key: size for c in subject.adapter.contributions if (size := _size(subject, c)) > _WILD}
     if sizes:
         most = max(sizes, key=lambda key: sizes[key])
-        about = f"{sizes[most]:.3g} or so in every entry of the weight"
+        about = f"about {sizes[most]:.3g} in every entry of the weight"
         message = f"{counted(len(sizes), 'module')} with a change of {about} ({most})"
         yield RawProblem("change-large", message, tuple(sizes)[:5])
 

@@ -68,7 +68,7 @@ def print_summary(results: "Iterable[CheckResult]") -> None:
     counts = Counter(one.severity for result in results for one in result.problems)
     told = [counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
     fixable = sum(one.code in result.fixable for result in results for one in result.problems)
-    mends = f"; --fix -o OUT mends {fixable} of them" if fixable else ""
+    mends = f"; --fix -o OUT fixes {fixable} of them" if fixable else ""
     terminal.line(f"{counted(len(results), 'file')}: {listed(told) or _CLEAN}{mends}")
 
 
@@ -80,7 +80,7 @@ def _few(problems: Sequence[Problem]) -> Iterable[Problem]:
         if told[one.code] <= _MOST:
             yield one
         elif told[one.code] == _MOST + 1:
-            yield one._replace(message=f"{totals[one.code] - _MOST:,} more of these; --json has all")
+            yield one._replace(message=f"{totals[one.code] - _MOST:,} more of these; --json lists all")
 
 
 def _sentence(problem: Problem) -> str:
@@ -140,14 +140,14 @@ def check(
     """Check, print, and exit with the status of the result."""
     given = [parse_without_multiplier(path, "check") for path in paths]
     if fixes and fail_on:
-        raise click.UsageError("--fail-on judges what is there, and --fix writes: check OUT for what is left.")
+        raise click.UsageError("--fail-on cannot be combined with --fix; check OUT afterwards.")
     if as_json_ and format_ not in (None, JSON):
-        raise click.UsageError(f"--json and --format {format_} ask for two formats: leave one out.")
+        raise click.UsageError(f"--json and --format {format_} ask for two formats; leave one out.")
     format_ = JSON if as_json_ else format_ or TEXT
     if output is None and (fixes or force):
-        raise click.UsageError(f"{'--fix' if fixes else '--force'} needs an output: give -o OUT.")
+        raise click.UsageError(f"{'--fix' if fixes else '--force'} needs an output; give -o OUT.")
     if output is not None and not fixes:
-        raise click.UsageError("-o is where --fix writes: give --fix, too.")
+        raise click.UsageError("-o names the output of --fix; give --fix, too.")
     errors: list[CommandFailure] = []
     if output is not None:
         results = [_fixed(given, output, tensors, force)]
@@ -206,6 +206,6 @@ def _fixed(given: "list[tuple[str, Settings]]", output: str, tensors: bool, forc
     from lora_inspect.ops.check import fix, found_in
 
     if len(given) > 1 or len(files := found_in(given[0][0])) > 1:
-        raise click.UsageError("--fix mends one file: name a single one.")
+        raise click.UsageError("--fix fixes a single file; name only one.")
     with bar_below("Mending", stored_bytes(files[0]), percent) as bar:
         return fix(files[0], output, given[0][1], tensors, force, bar.advance)

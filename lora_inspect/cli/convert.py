@@ -91,8 +91,8 @@ def tell(result: "ConvertResult", with_errors: bool) -> None:
     terminal.line(loss(result))
     if result.verified:
         terminal.line(
-            f"verified: the changes of all {result.verified.modules} modules, read anew, differ from the input's by "
-            f"{result.verified.max_relative_error:.1g} at most"
+            f"verified: the re-read changes of all {result.verified.modules} modules differ from the input's "
+            f"by at most {result.verified.max_relative_error:.1g}"
         )
     if words := in_words(result.orientations):
         terminal.line(f"orientation: {words}")
@@ -101,7 +101,7 @@ def tell(result: "ConvertResult", with_errors: bool) -> None:
     if result.dropped:
         terminal.line(f"left out: {some(result.dropped, 5)}")
     if result.passed_through:
-        terminal.aside(f"passed through as they are: {some(result.passed_through, 5)}")
+        terminal.aside(f"copied unchanged: {some(result.passed_through, 5)}")
 
 
 def headline(result: "ConvertResult") -> str:
@@ -138,7 +138,7 @@ def loss(result: "ConvertResult") -> str:
     worst = max(known)
     if not result.exact:
         return f"not exact: relative error at most {worst:.3g}"
-    return "exact" if worst == 0 else f"exact but for the rounding of float32: relative error at most {worst:.1g}"
+    return "exact" if worst == 0 else f"exact except for the rounding of float32: relative error at most {worst:.1g}"
 
 
 class _Outcome(NamedTuple):
@@ -186,7 +186,9 @@ def _check(folder: str, output: str) -> None:
     from lora_inspect.stores.address import is_remote
 
     if os.path.lexists(output) and not os.path.isdir(output):
-        raise RefusedError(output, f"{folder} is a folder of adapters, so a folder is written", "choose another")
+        raise RefusedError(
+            output, f"{folder} is a folder of adapters, so the output must be a folder", "choose another"
+        )
     if is_remote(folder):
         return
     if os.path.isdir(output) and os.path.samefile(folder, output):
@@ -210,7 +212,7 @@ def _converted(one: "Mirrored", output: str, options: ConvertOptions, force: boo
             return _Outcome(one.path, skipped="it is a base" if kind == "base" else "it is no adapter")
         target = os.path.join(output, one.stem + output_ending(adapter, scheme_for(adapter, options)))
         if taken := next((done.path for done in before if done.result and done.result.output == target), None):
-            raise RefusedError(one.path, f"{taken} is written to {target} already", "give one another name")
+            raise RefusedError(one.path, f"{taken} already goes to {target}", "rename one of them")
         present = {module.name.component for module in adapter.modules.values()}
         own = tuple(component for component in options.only if component in present)
         options = replace(options, only=own or options.only)

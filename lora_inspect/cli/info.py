@@ -69,7 +69,7 @@ def _refuse_for_several(modules: bool, metadata: bool, why: bool) -> None:
     """Raise UsageError for options that show a single file."""
     given = {"--modules": modules, "--metadata": metadata, "--why": why}
     if option := next((name for name, is_given in given.items() if is_given), None):
-        raise click.UsageError(f"{option} is about a single file; name one, or use --json.")
+        raise click.UsageError(f"{option} shows a single file; name one, or give --json.")
 
 
 def _info_of_one(argument: InfoArgument, modules: bool, metadata: bool, why: bool, json: bool) -> None:

@@ -80,7 +80,7 @@ def condition(text: str) -> Condition:
     """The condition that `KEY=PATTERN` states; raises LoraInspectError for any other text or key."""
     key, equals, pattern = text.partition("=")
     if not equals or key.lower() not in _WORDS:
-        raise RefusedError(f"'{text}' is no condition KEY=VALUE; the keys are {listed(KEYS)}.")
+        raise RefusedError(f"'{text}' is no condition KEY=VALUE; use one of the keys {listed(KEYS)}.")
     return Condition(key.lower(), pattern)
 
 

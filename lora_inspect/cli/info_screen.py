@@ -44,7 +44,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 def headline(info: FileInfo, record: Mapping[str, Any]) -> str:
     """Describe the file in one sentence."""
     if info.kind == BASE:
-        return f"Base model: {_model(info)}" if info.candidates else "Base model of a family that is not known here"
+        return f"Base model: {_model(info)}" if info.candidates else "Base model of an unknown family"
     if info.kind != ADAPTER:
         if info.adapter.embeddings:
             from lora_inspect.reading.embeddings import in_words
@@ -52,7 +52,7 @@ def headline(info: FileInfo, record: Mapping[str, Any]) -> str:
             return f"No adapter: {in_words(info.adapter.embeddings)}"
         names = list(info.checkpoint.tensors)
         tensors = f"{len(names):,} tensor{'s' if len(names) != 1 else ''}"
-        return f"No adapter, and no model that is known here: {tensors}" + (f" ({some(names, 3)})" if names else "")
+        return f"No adapter and no known model: {tensors}" + (f" ({some(names, 3)})" if names else "")
     if not info.adapter.modules:
         return _without_modules(info)
     told = [part for part in (_ranks(record["ranks"]), _scale(record)) if part]
@@ -94,7 +94,7 @@ def span(counts: Mapping[str, int]) -> str:
 def _without_modules(info: FileInfo) -> str:
     """Describe an adapter without known modules: its method, if a config names one."""
     method = next((item.says for item in info.adapter.evidence if item.about == _METHOD), "")
-    return f"{method.partition(', ')[0].partition(' (')[0] or 'An adapter'}, of which no module can be told"
+    return f"{method.partition(', ')[0].partition(' (')[0] or 'An adapter'} without recognised modules"
 
 
 def _model(info: FileInfo) -> str:
@@ -104,7 +104,7 @@ def _model(info: FileInfo) -> str:
         family = info.candidates[0].architecture
         titles = titles.replace(family.title, family.experts_title or family.title)
         return f"{titles} ({info.expert.name} expert)"
-    return titles or "a model that is not known here"
+    return titles or "an unknown model"
 
 
 def few(names: Sequence[str], word: str = "and", most: int = _MOST_NAMES) -> str:
@@ -202,7 +202,7 @@ def lines_of_programs(
     if lost and not is_lost:
         yield from sheet.row("not in", few(lost, most=_MOST_PROGRAMS))
         if outlook.fix and not wrong:
-            yield from sheet.row_of_command("mend with", outlook.fix.command)
+            yield from sheet.row_of_command("fix with", outlook.fix.command)
     if said := _most_popular(outlook, info):
         unknown = [title for title in unknown if not title.startswith(MOST_ASKED)]
         yield from sheet.row(MOST_ASKED, said)
@@ -227,10 +227,10 @@ def _right(sheet: Sheet, one: VerdictGroup, is_open: bool, info: FileInfo) -> It
     names = few(one.titles, most=_MOST_PROGRAMS)
     on = f", for the {info.expert.name} model" if info.expert and info.expert.name else ""
     if is_open:
-        yield from sheet.row("loads in", f"{names}{on}; how strongly is unknown until alpha is given")
+        yield from sheet.row("loads in", f"{names}{on}; the scale is unknown until alpha is given")
     else:
         needs = f": {one.says}" if one.says else ""
-        yield from sheet.row("works in", f"{names}, at strength 1{on}{needs}", RIGHT)
+        yield from sheet.row("works in", f"{names}, at multiplier 1{on}{needs}", RIGHT)
 
 
 def _most_popular(outlook: Outlook, info: FileInfo) -> str:
@@ -240,7 +240,7 @@ def _most_popular(outlook: Outlook, info: FileInfo) -> str:
         return (
             "not known to load adapters of such a model"
             if info.candidates
-            else "unknown, as it is not known here which model this is for"
+            else "unknown, as the adapter's model is unknown"
         )
     return f"unknown: {own[0].says}" if all(one.verdict == UNKNOWN for one in own) else ""
 
@@ -262,7 +262,7 @@ def _sentence(one: VerdictGroup, scales: Sequence[str], mends: bool) -> str:
     is_one = len(one.titles) == 1
     strength = _multipliers(one.factors, scales) if one.factors else ""
     if one.verdict == STRENGTH:
-        ways = [f"set strength {one.strength:g} there"] if one.strength else []
+        ways = [f"load it with multiplier {one.strength:g}"] if one.strength else []
         ways += ["convert the file:"] if mends else []
         way = " or ".join(ways)
         way = f" {way[:1].upper()}{way[1:]}{'' if mends else '.'}" if ways else ""
@@ -281,7 +281,7 @@ def _sentence(one: VerdictGroup, scales: Sequence[str], mends: bool) -> str:
 def _multipliers(factors: Sequence[float], scales: Sequence[str]) -> str:
     """Return the applied scale, and its ratio to the trained one."""
     if len(factors) > 1:
-        return f"{min(factors):g} to {max(factors):g} times what is right"
+        return f"{min(factors):g} to {max(factors):g} times the right scale"
     words = f"{_IN_WORDS.get(factors[0], f'{factors[0]:.3g} times as strong')} as trained"
     return f"{float(scales[0]) * factors[0]:.4g}: {words}" if len(scales) == 1 else f"it {words}"
 
@@ -309,7 +309,7 @@ class _Setting(NamedTuple):
 
 _SETTINGS = {
     "alpha": _Setting("alpha", "N", "N: the alpha of the training"),
-    "rslora": _Setting("rslora", "no", "yes if it trained RS-LoRA"),
+    "rslora": _Setting("rslora", "no", "yes if the training used RS-LoRA"),
     "expert_packing": _Setting("expert-packing", PACKINGS[0], f"or {' or '.join(PACKINGS[1:])}"),
 }
 # What stands above the lines in which a file may say anything.

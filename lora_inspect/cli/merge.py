@@ -86,7 +86,7 @@ def merge(
     if (share or is_finish) and launched():
         raise click.UsageError("torchrun deals the shards and finishes by itself; leave out --shard and --finish.")
     if share and is_finish:
-        raise click.UsageError("--shard makes shards and --finish makes the output of them; give one of both.")
+        raise click.UsageError("--shard makes shards and --finish makes the output of them; give only one.")
 
     def planned() -> "MergePlan":
         return plan_merge(base, parse_arguments(adapters), merge_options(request))
@@ -146,15 +146,15 @@ def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePla
         terminal.line(f"{count} {title} tensors {decoded}")
     recoded = "would stay" if record.get("dry_run") else "stayed"
     for title, count in plan.storage.titles(record["recoded"]).items():
-        terminal.line(f"{count} {title} tensors changed and {recoded} so")
+        terminal.line(f"{count} {title} tensors changed and {recoded} in that format")
     if record["dropped"]:
-        terminal.aside(f"left out, as they said how codes are read: {some(record['dropped'], 5)}")
+        terminal.aside(f"left out, as they only describe codes: {some(record['dropped'], 5)}")
     if "dora_multiplier" in record:
         terminal.line(f"DoRA multiplier rule: {record['dora_multiplier']}")
     if ordered := record["order_matters"]:
         terminal.line(
-            f"order: it matters for {len(ordered)} weights, which get the adapters in the order of the command line, "
-            "and of each what is added before DoRA and rotations"
+            f"order: it matters for {len(ordered)} weights; merge applies the adapters in the order of the "
+            "command line, and added changes of each before its DoRA and rotations"
         )
     if words := in_words(plan.orientations):
         terminal.line(f"orientation: {words}")
@@ -165,7 +165,7 @@ def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePla
     if record["unmatched"]:
         terminal.aside(f"{len(record['unmatched'])} keys left out: {some(record['unmatched'], 5)}")
     if record["files_copied"]:
-        terminal.line(f"{len(record['files_copied'])} files beside the weights {copied}")
+        terminal.line(f"{len(record['files_copied'])} other files {copied}")
     if record["left_behind"]:
         terminal.aside(f"left behind in the base's folder: {', '.join(map(shortened, record['left_behind']))}")
     if result:

@@ -72,7 +72,7 @@ def note_beyond(told: Sequence[str], notes: Sequence[str]) -> None:
 
 
 def _print(result: ShardResult) -> None:
-    there = f", {len(result.held)} were there" if result.held else ""
+    there = f", {len(result.held)} existed already" if result.held else ""
     terminal.line(f"job {result.share}: made {counted(len(result.made), 'shard')} in {result.seconds:.1f} s{there}")
     if result.left:
         terminal.line(

@@ -120,4 +120,4 @@ def _with_stated(one: "MetadataReport") -> list[tuple[str, str]]:
 def _stated(stated: str | None, value: str) -> str:
     if stated is None:
         return ""
-    return "  as stated" if stated.lower() == value else f"  but stated is {stated or 'nothing'}"
+    return "  as stated" if stated.lower() == value else f"  but the file states {stated or 'nothing'}"

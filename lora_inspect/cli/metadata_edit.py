@@ -114,7 +114,7 @@ def set_(
     values["thumbnail"] = None if thumbnail is None else picture(thumbnail)
     given = _pairs(pairs)
     if not given and all(value is None for value in values.values()) and not where.hashes:
-        raise click.UsageError("There is nothing to set; give KEY=VALUE, an option as --title, or --hashes.")
+        raise click.UsageError("There is nothing to set; give KEY=VALUE, an option such as --title, or --hashes.")
     _edit(path, setting(lambda present: {**named_values(values, present), **given}), where, as_json)
 
 
@@ -209,8 +209,8 @@ def _tell(edited: "Edited", dry_run: bool, as_json: bool) -> None:
     for sentence in edited.notes:
         terminal.note(sentence)
     if edited.meaning:
-        would = "would be" if dry_run else "is"
-        terminal.note(f"{edited.path}: the file {would} read otherwise: {listed(edited.meaning)}.")
+        would = "would change" if dry_run else "changes"
+        terminal.note(f"{edited.path}: the edit {would} how the file is read: {listed(edited.meaning)}.")
     if as_json:
         from lora_inspect.ops.metadata import as_json as record
 
@@ -221,7 +221,7 @@ def _tell(edited: "Edited", dry_run: bool, as_json: bool) -> None:
     if edited.changes:
         terminal.columns_of([_row(one) for one in edited.changes])
     if edited.kept:
-        terminal.line(f"kept, as the reading needs it: {listed(edited.kept)}")
+        terminal.line(f"kept, as they decide how the file is read: {listed(edited.kept)}")
 
 
 def _counted(changes: "Iterable[MetadataChange]") -> str:

@@ -150,5 +150,5 @@ def parse_without_multiplier(argument: str, verb: str) -> "tuple[str, Settings]"
 
     path, own = parse_argument(argument)
     if own.has_multiplier or bare_number(argument) is not None:
-        raise click.UsageError(f"{argument}: {verb} applies no adapter, so a multiplier means nothing; leave it out.")
+        raise click.UsageError(f"{argument}: {verb} applies no adapter, so a multiplier has no meaning; leave it out.")
     return path, own

@@ -141,7 +141,7 @@ class _Line:
         if not still:
             self._write("", now)
         elif self._is_watched and now - self._began >= _AFTER and (now - self._last >= _WAIT_EVERY or not self._drawn):
-            self._write(f"Reading from far away, {now - self._began:.0f} s", now)
+            self._write(f"Reading over the network, {now - self._began:.0f} s", now)
 
     def _write(self, text: str, now: float) -> None:
         if not text and not self._drawn:

@@ -328,12 +328,12 @@ def sentence_of(error: Exception, path: str = "") -> str:
         return str(of_system(error, path))
     about = path and f"{path}: "
     if _is_of_memory(error):
-        return f"{about}there is not enough memory; close other programs, or use a machine that has more."
+        return f"{about}there is not enough memory; close other programs, or use a machine with more."
     if isinstance(error, ImportError):
         return f"{about}a library that lora-inspect needs cannot be loaded ({error}); install it again."
     return (
-        f"{about}this is a defect of lora-inspect {__version__} ({type(error).__name__}: {error}); "
-        f"report it with the command and the files' headers, and with what {DEBUG}=1 shows."
+        f"{about}internal error in lora-inspect {__version__} ({type(error).__name__}: {error}); report it "
+        f"with the command, the files' headers and the output of {DEBUG}=1."
     )
 
 

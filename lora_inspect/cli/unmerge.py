@@ -53,7 +53,7 @@ def unmerge(
 
     request = UnmergeRequest(**asked)
     if launched():
-        raise click.UsageError("unmerge is no work for several processes; run it without torchrun.")
+        raise click.UsageError("unmerge does not run in several processes; run it without torchrun.")
     plan = plan_unmerge(merged, parse_arguments(adapters), request)
     if dry_run:
         if output is not None:
@@ -80,10 +80,10 @@ def unmerge(
 def _print(result: "UnmergeResult", base: str | None) -> None:
     terminal.line(f"took {', '.join(result.adapters)} out of {result.weights} weights into {result.output}")
     if base is not None:
-        terminal.line(f"all is as in {base}")
+        terminal.line(f"all tensors are as in {base}")
         if unchecked := result.unchecked:
             told = some(unchecked, _SHOWN)
-            terminal.aside(f"{len(unchecked)} tensors could not be held against the merged model: {told}")
+            terminal.aside(f"unmerge could not compare {len(unchecked)} tensors with the merged model: {told}")
     else:
         share = result.proved / result.entries if result.entries else 1.0
         terminal.line(f"{result.proved:,} of {result.entries:,} changed numbers are proved ({share:.2%})")

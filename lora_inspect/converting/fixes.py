@@ -128,12 +128,12 @@ def _is_right(adapter: Adapter, output: str, options: ConvertOptions, program: P
     adapter = chosen_input(adapter, options).adapter
     told = with_magnitudes(adapter, for_program(adapter, adapter, options))
     if check_algorithm(adapter, told):
-        raise RefusedError(adapter.checkpoint.path, "nothing of it becomes anything else")
+        raise RefusedError(adapter.checkpoint.path, "no module would change")
     check_kinds(adapter, [family.architecture.name for family in adapter_candidates(adapter)], told)
     if options.model_config != CONFIG:
         return _is_read(adapter, targets(adapter, adapter, None, None, told), told, program)
     if not all(c.algorithm.rows or c.algorithm.replaces for c in adapter.contributions):
-        raise RefusedError(adapter.checkpoint.path, "the config tells whether rows move that cannot")
+        raise RefusedError(adapter.checkpoint.path, "the config decides whether rows move, and some rows cannot")
     check_loadable(adapter, schemes.by_name(told.scheme or ""), told)
     return True
 

@@ -135,19 +135,19 @@ def contradiction(request: ConvertRequest) -> str | None:
     is_approximated = has_base and request.layout != SINGLE_EXPERTS
     is_limited = request.rank is not None or request.max_error is not None
     if request.drop_magnitude and (request.keep_dora or has_base):
-        return "--drop-magnitude excludes --keep-dora and --base."
+        return "--drop-magnitude cannot be combined with --keep-dora or --base."
     if request.rank is not None and request.max_error is not None:
-        return "--rank and --max-error exclude each other."
+        return "give --rank or --max-error, not both."
     if is_limited and not (is_approximated or request.algorithm):
-        return "--rank and --max-error speak of what --base or --algorithm approximates."
+        return "--rank and --max-error limit an approximation; give --base or --algorithm, too."
     if request.keep_dora and is_limited and has_base:
-        return "--keep-dora keeps the magnitude, and --rank and --max-error make plain LoRA of it."
+        return "--keep-dora keeps the magnitude, but --rank and --max-error turn it into plain LoRA; leave one out."
     if is_approximated and not (is_limited or request.algorithm or request.keep_dora or has_target):
-        return "--base takes one of --rank, --max-error, --keep-dora and --to."
+        return "--base needs one of --rank, --max-error, --keep-dora and --to."
     if has_target and request.layout:
-        return "--to has its own layouts; leave --layout out."
+        return "--to chooses the layout; leave --layout out."
     if request.architecture and not (has_target or request.layout in LAYOUTS):
-        return "--architecture says what --to and --layout have to know; leave it out."
+        return "--architecture only serves --to and --layout; leave it out."
     if request.transposed and not has_base:
-        return "--transposed speaks of the weights of --base."
+        return "--transposed describes the weights of --base; give both or leave it out."
     return None

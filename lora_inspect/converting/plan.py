@@ -75,7 +75,7 @@ def _biases(adapter: Adapter, modules: Mapping[str, Module]) -> list[Contributio
     changes = [contribution for module in modules.values() for contribution in module.contributions]
     found = [contribution for contribution in changes if contribution.algorithm.parameter == BIAS]
     if not found or len(found) == len(changes):
-        what = "nothing but biases" if found else "no biases"
+        what = "only biases" if found else "no biases"
         raise RefusedError(adapter.checkpoint.path, f"it changes {what}", "leave --drop-biases out")
     return found
 
@@ -105,8 +105,8 @@ def _refuse_residual(adapter: Adapter) -> None:
     if one := next((c for c in adapter.contributions if c.residual), None):
         raise RefusedError(
             adapter.checkpoint.path,
-            f"{one.module.key} changes what the {one.residual} initialisation left of the base, which no standard "
-            "file says",
+            f"{one.module.key} changes the residual that the {one.residual} initialisation left of the base, "
+            "which a standard file cannot express",
             "merge it, or convert it to plain LoRA with the program that trained it",
         )
 
@@ -120,7 +120,7 @@ def open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
     if adapter.dora.value and not (options.base or options.keep_dora or options.drop_magnitude):
         raise RefusedError(
             path,
-            f"it is DoRA ({adapter.dora.modules} magnitudes), which alpha/rank alone cannot express",
+            f"it is DoRA ({adapter.dora.modules} magnitudes), which alpha/rank cannot express",
             "choose --keep-dora (exact for readers of its magnitude), --base BASE with --rank N or --max-error E (a "
             "plain LoRA of the true change), or --drop-magnitude (loses the magnitude)",
         )
@@ -131,8 +131,8 @@ def open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
     if adapter.dora.value and is_for_experts:
         raise RefusedError(
             path,
-            f"it is DoRA ({adapter.dora.modules} magnitudes), which is settled first",
-            "make it plain without --layout, then give that to the output",
+            f"it is DoRA ({adapter.dora.modules} magnitudes), which must be converted before the layout",
+            "convert it to plain LoRA without --layout, then change the layout of that output",
         )
     base = open_weights(options.base)
     if kind_of(read_adapter(base))[0] == ADAPTER:

@@ -66,8 +66,9 @@ def above_rank(file: str, modules: "Mapping[str, SpelledModule]", limit: int | N
     if above:
         key = max(above, key=lambda one: above[one] or 0)
         yield (
-            f"{file}: {len(above)} of {len(modules)} modules get a rank above --rank {limit}, {key} {above[key]}: what "
-            "is LoRA already keeps its rank, and the ranks of changes that go into one module add up."
+            f"{file}: {len(above)} of {len(modules)} modules get a rank above --rank {limit} ({key}: "
+            f"{above[key]}); existing LoRA keeps its rank, and changes that join in one module add up their "
+            "ranks."
         )
 
 
@@ -89,8 +90,8 @@ def strength(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str,
     if not target["dora"] or source["multiplier"] == target["multiplier"]:
         return ()
     return (
-        f"a strength other than 1 means something else to readers of the output: {source['multiplier']} in the input, "
-        f"{target['multiplier']} there",
+        f"programs apply a multiplier other than 1 differently to the output: {source['multiplier']} in the "
+        f"input, {target['multiplier']} in the output",
     )
 
 
@@ -108,7 +109,7 @@ def configs(adapter: Adapter, written: Mapping[str, str], has_config: bool) -> t
     gone = [EMBEDDED_KEY] if EMBEDDED_KEY in checkpoint.metadata and EMBEDDED_KEY not in written else []
     if adapter.scheme == PEFT.name and checkpoint.config and not has_config and is_peft_config(checkpoint.config):
         gone.append(ADAPTER_CONFIG)
-    return tuple(f"{name} of the input has no place in the output, whose tensors say rank and scale" for name in gone)
+    return tuple(f"the output leaves out {name} of the input, as its tensors give rank and scale" for name in gone)
 
 
 def without_biases(
@@ -125,7 +126,7 @@ def unchanged(targets: "Sequence[Destination]", modules: "Mapping[str, SpelledMo
     for target in targets:
         if target.module.name.key not in modules:
             names = " and ".join(source.module.name.key for source in target.sources)
-            yield f"{names} was saved as the base has it, so nothing of it is written"
+            yield f"{names} is the same as in the base, so the output leaves it out"
 
 
 def titles(algorithms: Iterable[Algorithm]) -> tuple[str, ...]:
@@ -160,10 +161,11 @@ class ProgramCheck:
         elif needs_fix(found):
             raise RefusedError(
                 self.output,
-                f"{program} would not read it as it is meant: {found.verdict}{says}",
-                "nothing is written. Choose --algorithm lora where it is of another algorithm, or another program",
+                f"{program} would read it wrongly: {found.verdict}{says}",
+                "choose --algorithm lora if it is of another algorithm, or choose another program (nothing "
+                "was written)",
             )
         elif found.by == READ:
-            self.remarks.append(f"that {program} reads it as it is meant was read in its code, and not run")
+            self.remarks.append(f"according to its code, {program} reads it correctly; no run has confirmed that")
         elif found.verdict == UNKNOWN:
-            self.remarks.append(f"what {program} makes of it is not known here: {found.says}")
+            self.remarks.append(f"lora-inspect does not know how {program} reads it: {found.says}")

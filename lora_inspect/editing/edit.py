@@ -92,8 +92,8 @@ def check_values(file: str, values: Mapping[str, str]) -> None:
         if key in _JSON_KEYS and not _is_json(value):
             raise RefusedError(
                 file,
-                f"{key} holds JSON, and {shortened(json.dumps(value))} is no object or list",
-                "mend it, or give it as @FILE",
+                f"{key} holds JSON, but {shortened(json.dumps(value))} is no object or list",
+                "fix it, or give it as @FILE",
             )
 
 
@@ -143,7 +143,7 @@ def missing_key(path: str, key: str, metadata: Mapping[str, str]) -> LoraInspect
     if not metadata:
         return RefusedError(path, f"it has no metadata, so no {shortened(key)}", "set it first")
     near = nearest_name(key, metadata)
-    which = f" (did you mean {shortened(near)}?)" if near else ", of those that `lora-inspect metadata show` lists"
+    which = f" (did you mean {shortened(near)}?)" if near else " that `lora-inspect metadata show` lists"
     return RefusedError(path, f"its metadata has no {shortened(key)}", f"name another key{which}")
 
 

@@ -33,17 +33,17 @@ def editable_file(path: str) -> str:
     repair(path)
     files = files_of(path, open_checkpoint(path))
     if not files:
-        raise RefusedError(path, "the folder holds a configuration and no weights, so there is no metadata")
+        raise RefusedError(path, "the folder holds a configuration but no weights, so there is no metadata")
     if len(files) > 1:
         raise RefusedError(
             path,
-            f"it is a set of {len(files)} files, each with a metadata of its own",
+            f"it is a set of {len(files)} files, each with its own metadata",
             f"name one of them, as {files[0]}",
         )
     if is_gguf(files[0]):
         raise RefusedError(
             path,
-            "it is a GGUF file, of which lora-inspect reads the metadata and changes none",
+            "it is a GGUF file, and lora-inspect reads its metadata but does not change it",
             "use gguf_new_metadata.py of llama.cpp",
         )
     return files[0]
@@ -75,8 +75,8 @@ def check_own_place(file: str, in_place: bool) -> list[str]:
     if in_place:
         raise RefusedError(
             file,
-            f"it has {status.st_nlink} names (hard links), and whoever reads another one would not know of a "
-            "rewriting that was broken off",
+            f"it has {status.st_nlink} names (hard links), and programs that read another one would not notice "
+            "an interrupted rewrite",
             "leave --in-place out, or write another file with -o",
         )
     return [f"{file}: it had {status.st_nlink} names (hard links); the others keep the file as it was."]

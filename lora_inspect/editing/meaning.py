@@ -28,9 +28,9 @@ Meaning = Mapping[str, Mapping[str, Any]]
 
 # Without it, transformers refuses the weights of a model.
 _FORMAT_KEY = "format"
-_PROGRAMS = "what a program makes of it"
+_PROGRAMS = "the result"
 # What the name of a file may say of it, and what is told in words that its path is among.
-_OF_NAME = ("the expert", "what is open", "reading", _PROGRAMS)
+_OF_NAME = ("the expert", "the open questions", "reading", _PROGRAMS)
 _FILE = ""
 _ABSENT = object()
 _NOTHING = "nothing"
@@ -113,7 +113,7 @@ def _of_contribution(contribution: Contribution, folded: FoldedScales) -> Iterat
     yield "the rows", contribution.rows
     yield "the orientation", contribution.fan_in_fan_out
     yield "the settings", dict(contribution.settings)
-    yield "what is open", contribution.unsettled
+    yield "the open questions", contribution.unsettled
     yield "the base's residual", (contribution.residual, contribution.on_residual)
 
 
@@ -201,7 +201,7 @@ def settled_meaning(
         keys = some(deciding_keys(checkpoint, headed, made) or [one.key for one in made], 3)
         raise RefusedError(
             headed.file,
-            f"{keys} decides how the file is read, and the change would make {_few(found)}",
+            f"{keys} decides how the file is read, and the edit would change {_few(found)}",
             "leave it out, or add --allow-meaning-change",
         )
     return tuple(found)
@@ -219,7 +219,7 @@ def check_elsewhere(checkpoint: Checkpoint, headed: Headed, metadata: Mapping[st
     if found:
         raise RefusedError(
             headed.file,
-            f"what lies beside it decides how it is read, and where the output goes it would have {_few(found)}",
+            f"files next to it decide how it is read, and the place of the output would change {_few(found)}",
             "name an output in the same folder, or copy the folder and leave -o out",
         )
 

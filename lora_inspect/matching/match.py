@@ -66,8 +66,8 @@ def _difference(adapter: Adapter, base: Checkpoint) -> str:
     """Why shapes do not fit, where the names and widths tell it."""
     ours, theirs = adapter_candidates(adapter), base_candidates(base)
     if ours and theirs and not may_be_one(ours, theirs):
-        return f"this is an adapter of {described(ours)} on a base of {described(theirs)}"
-    return "the adapter is for another model or size"
+        return f"use a base of {described(ours)}, as this one is of {described(theirs)}"
+    return "use a base of the adapter's model and size"
 
 
 class Landing(NamedTuple):
@@ -156,8 +156,8 @@ def _land_on_experts(contribution: Contribution, home: Home, base: Checkpoint) -
 def _other_factors(contribution: Contribution, home: Home, base: Checkpoint) -> str:
     return (
         f"{next(iter(contribution.factors.values())).file}: {home.module.name.key} has the factors of "
-        f"{contribution.algorithm.experts or 1} layers, and {home.found[0].path} of {base.path} is not what they "
-        "change; put the adapter_config.json that was saved with the adapter beside it."
+        f"{contribution.algorithm.experts or 1} layers, but they do not change {home.found[0].path} of "
+        f"{base.path}; put the adapter_config.json that was saved with the adapter next to it."
     )
 
 
@@ -198,8 +198,8 @@ def _runs(home: Home, base: Checkpoint, orientations: dict[str, Orientation]) ->
 def _other_rows(home: Home, sizes: Sequence[tuple[int, int]], base: Checkpoint) -> str:
     shapes = ", ".join(f"{one.path} has {list(size)}" for one, size in zip(home.found, sizes, strict=False))
     return (
-        f"{base.path}: {shapes} as (out, in), which are not the rows that {home.module.name.key} stands for in this "
-        "layout; use a base in the adapter's layout."
+        f"{base.path}: {shapes} as (out, in), but {home.module.name.key} has other rows in this layout; use a "
+        "base in the adapter's layout."
     )
 
 
@@ -217,21 +217,21 @@ def _check_exact(contribution: Contribution, home: Home, landing: Landing, base:
     if contribution.formula.seen:
         raise RefusedError(
             file,
-            f"{name} ({contribution.algorithm.title}) changes a bias by what the weight is, and {base.path} has both "
-            f"in {paths}",
+            f"{name} ({contribution.algorithm.title}) changes a bias depending on the weight, but {base.path} "
+            f"has both in {paths}",
             "use a base in the adapter's layout",
         )
     if contribution.rows is not None:
         raise RefusedError(
             file,
-            f"{name} is in slices, and {base.path} has its rows in {paths}",
-            "convert the adapter first, which joins them",
+            f"{name} is in slices, but {base.path} has its rows in {paths}",
+            "convert the adapter first to join them",
         )
     if len(landing.places) > 1 and contribution.magnitude and contribution.magnitude.axis == dora.INPUT:
         raise RefusedError(
             file,
-            f"{name} has a magnitude of inputs, whose norm is over all of its rows, and {base.path} has them in "
-            f"{paths}",
+            f"{name} has a magnitude of inputs, and its norm covers all of its rows, but {base.path} has them "
+            f"in {paths}",
             "use a base in the adapter's layout",
         )
 

@@ -140,7 +140,7 @@ def _share_rows(one: BaseModule, other: BaseModule) -> bool:
 
 def _ambiguous(module: Module, first: BaseModule, second: BaseModule, adapter: Adapter, base: Checkpoint) -> str:
     return (
-        f"{adapter.checkpoint.path}: {module.name.key} fits both {_shown(first, base)} and "
+        f"{adapter.checkpoint.path}: {module.name.key} matches both {_shown(first, base)} and "
         f"{_shown(second, base)} of {base.path}; use a base that holds one of them."
     )
 
@@ -152,7 +152,7 @@ def _both_change(first: Module, second: Module, found: BaseModule, adapter: Adap
     if len(components) == 1:
         return f"{both}; leave one of them out."
     choices = " or ".join(f"--only {component}" for component in components)
-    return f"{both}, which holds one of {' and '.join(components)}; say which one it is with {choices}."
+    return f"{both}, which holds one of {' and '.join(components)}; choose it with {choices}."
 
 
 def _shown(found: BaseModule, base: Checkpoint) -> str:

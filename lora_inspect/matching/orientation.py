@@ -41,10 +41,10 @@ def parse_answers(texts: Sequence[str]) -> Answers:
     for text in texts:
         glob, equals, word = text.rpartition("=")
         if word not in _WORDS or (equals and not glob):
-            raise ValueError(f"{text!r} is neither yes or no nor GLOB=yes or GLOB=no")
+            raise ValueError(f"{text!r} is none of yes, no, GLOB=yes and GLOB=no")
         glob = glob or _ALL
         if glob in answers:
-            raise ValueError(f"{text!r} says again what was said of {glob}")
+            raise ValueError(f"{text!r} repeats the answer for {glob}")
         answers[glob] = _WORDS[word]
     return {glob: answers[glob] for glob in sorted(answers, key=lambda glob: glob == _ALL)}
 
@@ -134,18 +134,16 @@ def check_answers(orientations: Iterable[Mapping[str, Orientation]], answers: An
     for glob, stored in answers.items():
         said, found = spell_answer(glob, stored), spoken_of[glob]
         if not found:
-            raise RefusedError(
-                f"{said} has nothing to settle, as no Linear weight that is changed waits for it; leave it out."
-            )
+            raise RefusedError(f"{said} has no effect, as no changed Linear weight needs it; leave it out.")
         if any(item.source == OPTION for _, item in found):
             continue
         for name, item in found:
             if item.transposed != stored:
                 raise RefusedError(
-                    f"{name} is stored as {_written(item.transposed)} by its {item.source}, which {said} contradicts; "
-                    "leave the option out."
+                    f"{name} is stored as {_written(item.transposed)} according to its {item.source}, but "
+                    f"{said} contradicts that; leave the option out."
                 )
-        notes.append(f"{said} repeats what the weights show")
+        notes.append(f"{said} is not needed, as the weights already show it")
     return notes
 
 
@@ -158,9 +156,9 @@ def together(orientations: Iterable[Mapping[str, Orientation]], base: Checkpoint
             if first.transposed != item.transposed:
                 raise RefusedError(
                     base.path,
-                    f"for one adapter {name} is stored as {_written(first.transposed)} by its {first.source}, for "
-                    f"another as {_written(item.transposed)} by its {item.source}",
-                    "leave out the one that is for another model",
+                    f"{name} is stored as {_written(first.transposed)} according to one adapter's "
+                    f"{first.source}, but as {_written(item.transposed)} according to another's {item.source}",
+                    "leave out the adapter that is for another model",
                 )
     return found
 
@@ -317,7 +315,7 @@ def _open_question(undecided: Sequence[TensorInfo], base: Checkpoint) -> str:
     others = f" (and {len(undecided) - 1} more: {', '.join(leaves[:5])})" if len(undecided) > 1 else ""
     each = " ".join(f"--transposed {leaf}=yes|no" for leaf in leaves[:5])
     rows, columns = undecided[0].shape[:2]
-    what = "is square" if rows == columns else "is changed by what tells neither its inputs nor its outputs"
+    what = "is square" if rows == columns else "is changed by factors that show neither its inputs nor its outputs"
     return (
         f"{base.path}: {undecided[0].name}{others} {what}, and nothing says whether it is stored as (out, in) or as "
         "(in, out); settle it with --transposed no or --transposed yes"

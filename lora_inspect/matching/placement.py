@@ -143,8 +143,8 @@ class Placement(NamedTuple):
             first = next(iter(contribution.factors.values()))
             raise RefusedError(
                 first.file,
-                f"{contribution.module.key} {wrong}, and {self.place.target.name} is {list(self.whole)}",
-                "the adapter is for another model or size, or the file is damaged",
+                f"{contribution.module.key} {wrong}, but {self.place.target.name} is {list(self.whole)}",
+                "use a base of the adapter's model and size, or fetch the file again",
             )
 
     def check_groups(self) -> None:
@@ -158,8 +158,8 @@ class Placement(NamedTuple):
         first = next(iter(contribution.factors.values()))
         raise RefusedError(
             first.file,
-            f"{contribution.module.key} ({contribution.algorithm.title}) changes groups of {together} rows, which "
-            f"{place.target.name} has in another order or only in part",
+            f"{contribution.module.key} ({contribution.algorithm.title}) changes groups of {together} rows, "
+            f"but {place.target.name} has them in another order or only in part",
             "use a base in the adapter's layout",
         )
 
@@ -205,8 +205,9 @@ def storage_of(path: str, base: Checkpoint) -> ExpertStorage:
     found = " and ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     raise AmbiguousError(
         base.path,
-        f"{parent} has {found}, but {' and '.join(EXPERT_PARAMETERS)} of (experts, 2·n, m) and (experts, m, n), or of "
-        "(experts, m, 2·n) and (experts, n, m), were expected, so that it is not known which rows an expert has",
+        f"{parent} has {found}, but {' and '.join(EXPERT_PARAMETERS)} of (experts, 2·n, m) and (experts, m, "
+        "n), or of (experts, m, 2·n) and (experts, n, m), were expected, so the rows of each expert are "
+        "unknown",
         "use a base that has the experts one by one",
     )
 
@@ -330,8 +331,8 @@ class Turns:
         if along is None:
             raise AmbiguousError(
                 next(iter(contribution.factors.values())).file,
-                f"{contribution.module.key} changes square matrices {list(shape)}, whose two dimensions PEFT's "
-                "versions take in different order, and no other module shows which it is",
+                f"{contribution.module.key} changes square matrices {list(shape)}, but PEFT's versions order "
+                "their two dimensions differently, and no other module shows the order",
                 "write the peft_version that it was trained with into its config",
             )
         one = home.found[0]
@@ -357,6 +358,6 @@ def _other_number(home: Home, there: str, base: Checkpoint) -> str:
     contribution = home.module.contributions[0]
     first = next(iter(contribution.factors.values()))
     return (
-        f"{first.file}: {home.module.name.key} has the factors of {contribution.algorithm.experts} experts, but in "
-        f"{base.path} {there}; the adapter is for another model or size."
+        f"{first.file}: {home.module.name.key} has the factors of {contribution.algorithm.experts} experts, "
+        f"but in {base.path} {there}; use a base of the adapter's model and size."
     )

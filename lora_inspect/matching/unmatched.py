@@ -180,8 +180,8 @@ def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, all
     repeated = tuple(one for one in matching.unmatched if repeats_embedding(one, adapter, base))
     matching = replace(matching, unmatched=tuple(one for one in matching.unmatched if one not in repeated))
     if not matching.targets:
-        why = _why(matching, adapter, base)
-        raise RefusedError(path, f"no module fits {base.path}", why)
+        why, way_out = _why(matching, adapter, base)
+        raise RefusedError(path, f"no module matches {base.path}: {why}", way_out)
     if allowed:
         absent = [f"{c.module.key} ({c.algorithm.title})" for c in matching.absent]
         return [module.name.key for module in matching.unmatched] + absent + list(adapter.unclaimed)
@@ -189,15 +189,17 @@ def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, all
     homeless = {module.name.key for module in matching.unmatched}
     if keys := [key for key in adapter.unclaimed if key not in used and BaseTensor.of(key).module not in homeless]:
         raise RefusedError(
-            path, f"{len(keys)} tensors belong to no known algorithm ({keys[0]})", "--allow-unmatched leaves them out"
+            path,
+            f"{len(keys)} tensors belong to no known algorithm ({keys[0]})",
+            "leave them out with --allow-unmatched",
         )
     if matching.absent:
         first = matching.absent[0]
         raise RefusedError(
             path,
-            f"{first.module.key} changes a {first.algorithm.parameter} that its layer has not in {base.path} "
+            f"{first.module.key} changes a {first.algorithm.parameter}, but its layer in {base.path} has none "
             f"({len(matching.absent)} such tensors)",
-            "--allow-unmatched leaves them out",
+            "leave them out with --allow-unmatched",
         )
     if not matching.unmatched:
         return []
@@ -208,13 +210,14 @@ def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, all
         raise RefusedError(
             path,
             _absence(missing, adapter, base),
-            f"{options} merges {in_components(fitting)} and leaves out {in_components(missing)}",
+            f"give {options} to merge {in_components(fitting)} and leave out {in_components(missing)}",
         )
     count = len(matching.unmatched) + fitting.total()
+    why, way_out = _why(matching, adapter, base)
     raise RefusedError(
         path,
-        f"{len(matching.unmatched)} of {count} modules have no target in {base.path}; {_why(matching, adapter, base)}",
-        f"--allow-unmatched leaves out {in_components(missing)}",
+        f"{len(matching.unmatched)} of {count} modules have no target in {base.path}: {why}",
+        f"{way_out}, or leave out {in_components(missing)} with --allow-unmatched",
     )
 
 
@@ -245,9 +248,9 @@ def _how_held(component: str, adapter: Adapter, base: Checkpoint) -> str | None:
     if layout := _other_layout(component, adapter, base):
         return layout
     if component == MODEL and (families := base_candidates(base)):
-        return f"as {described(families)}, whose names the adapter's do not fit"
+        return f"as {described(families)}, with other names than the adapter's"
     prefix = _first_prefix(filter(None, BASE_PREFIXES.get(component, ())), base)
-    return prefix and f"under names that the adapter's do not fit ({prefix}…)"
+    return prefix and f"under other names than the adapter's ({prefix}…)"
 
 
 def _other_layout(component: str, adapter: Adapter, base: Checkpoint) -> str | None:
@@ -262,42 +265,48 @@ def _other_layout(component: str, adapter: Adapter, base: Checkpoint) -> str | N
     return None
 
 
-def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> str:
-    """Why the first module has no target: a part of it lacks, or weights are packed, or of another layout or model."""
+def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> tuple[str, str]:
+    """Why the first module has no target, and the way out.
+
+    A part of it lacks, or weights are packed, or of another layout or model.
+    """
     module = matching.unmatched[0]
     if there := next((home.found for home in matching.partial if home.module is module), None):
         names = [one.path for one in there]
         has = listed(names) if len(names) <= _SHOWN else f"{len(names)} ({', '.join(names[:_SHOWN])}, …)"
         return (
-            f"{module.name.key} is several layers there, of which {base.path} has {has} alone; use a base that holds "
-            "all of them"
+            f"{module.name.key} stands for several layers there, but {base.path} has only {has}",
+            "use a base that holds all of them",
         )
     algorithm = module.contributions[0].algorithm
     lacking = next((home for home in matching.lacking if home.module is module), None)
     if lacking and algorithm.parameter != WEIGHT:
         return (
             f"{module.name.key} ({algorithm.title}) changes the {algorithm.parameter} of {lacking.found[0].path}, "
-            "which has none there, and a weight cannot do that in its place; use the adapter in the program that "
-            "trained it"
+            "which has none there, and a weight cannot replace it",
+            "use the adapter in the program that trained it",
         )
     if module.name.body.endswith(HEADS) and (shared := shared_embedding(base)):
         return (
-            f"{module.name.key} has no weight of its own there, as the head shares {shared}; save the base with "
-            "tie_word_embeddings false"
+            f"{module.name.key} has no weight of its own there, as the head shares {shared}",
+            "save the base with tie_word_embeddings false",
         )
     if all(contribution.algorithm.replaces for contribution in module.contributions):
-        return f"{module.name.key} is saved whole to take the place of one that is there, so name a base that has it"
+        return f"{module.name.key} is saved whole to replace a weight that it lacks", "name a base that has it"
     if packed := _packed(base):
-        return f"its weights are packed ({packed}); merge into an F32, F16 or BF16 version of the base"
+        return f"its weights are packed ({packed})", "merge into an F32, F16 or BF16 version of the base"
     if layout := _other_layout(module.name.component, adapter, base):
-        return f"it holds {module.name.component} {layout}; use a base in the adapter's layout"
+        return f"it holds {module.name.component} {layout}", "use a base in the adapter's layout"
     ours, theirs = adapter_candidates(adapter), base_candidates(base)
     if ours and theirs and not may_be_one(ours, theirs):
-        return f"this is an adapter of {described(ours)} on a base of {described(theirs)}"
+        return (
+            f"the adapter is of {described(ours)}, but the base is of {described(theirs)}",
+            "use a base of the adapter's model",
+        )
     names = _nearest(module, base)
     if not names:
-        return f"nothing in it resembles {module.name.key}, so the adapter is for another model"
-    return f"{module.name.key} comes nearest to {' or '.join(names)}"
+        return f"nothing in it resembles {module.name.key}", "use a base of the adapter's model"
+    return f"{module.name.key} is most similar to {' or '.join(names)}", "check that the adapter is for this base"
 
 
 def _packed(base: Checkpoint) -> str | None:
@@ -337,8 +346,8 @@ def other_base_notes(adapters: Iterable[Adapter], base: Checkpoint) -> list[str]
         weight = base.tensors.get(record.weight) if record and adapter.dora.norms == OF_BASE else None
         if record and weight and record.sha256 != sha256(weight):
             notes.append(
-                f"{adapter.checkpoint.path}: its magnitudes are over the norms of {record.base or 'another base'}, "
-                f"whose {record.weight} has other bytes than that of {base.path}; of another model its DoRA is not the "
-                "trained one"
+                f"{adapter.checkpoint.path}: its magnitudes are over the norms of "
+                f"{record.base or 'another base'}, but {record.weight} there has other bytes than in "
+                f"{base.path}; on another model its DoRA is not the trained one"
             )
     return notes

@@ -214,8 +214,8 @@ class Recoded:
             fold = self._folds[-1]
             raise RefusedError(
                 fold.adapter.checkpoint.path,
-                f"folding {fold.contribution.module.key} into {self._weight.info.name} gives {lost.value:g}, which "
-                f"{self._weight.info.dtype} has no code for",
+                f"folding {fold.contribution.module.key} into {self._weight.info.name} gives {lost.value:g}, "
+                f"but {self._weight.info.dtype} has no code for that",
                 "lower the multiplier, choose another element type with --dtype or --changed-dtype, or repair the "
                 "file that holds such numbers",
             ) from None

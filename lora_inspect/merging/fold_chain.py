@@ -83,8 +83,8 @@ def no_numbers_of_a_change(info: TensorInfo, fold: Fold) -> LoraInspectError:
     """The error for a change whose numbers no factorisation takes."""
     return DamagedError(
         fold.adapter.checkpoint.path,
-        f"folding {fold.contribution.module.key} into {info.name} meets a matrix that cannot be inverted or taken "
-        "apart",
+        f"folding {fold.contribution.module.key} into {info.name} involves a matrix that lora-inspect cannot "
+        "invert or decompose",
         "repair the file that holds numbers too large for that, or not finite",
     )
 

@@ -89,7 +89,7 @@ class UnmergeRequest:
 
     base: str | None = option.path("BASE", "The original base of the merge; restores it completely.")
     allow_ambiguous: bool = option.flag(
-        "Where the original value is ambiguous, write the nearest one and report how many."
+        "Write the nearest value for every ambiguous original value, and report their number."
     )
 
 
@@ -166,7 +166,7 @@ def seed_of(rounding: str, seed: int | None) -> int | None:
     if rounding == STOCHASTIC:
         return seed or 0
     if seed is not None:
-        raise ValueError(f"a seed is what rounding {STOCHASTIC} is drawn by, so give both or neither")
+        raise ValueError(f"a seed only affects rounding {STOCHASTIC}; give both or neither")
     return None
 
 
@@ -181,7 +181,7 @@ def check_rounding(
     changed = (name for name, own in folds.items() if any(fold.multiplier for fold in own))
     written = {types.get(name, base.tensors[name].dtype) for name in changed}
     if seed is not None and not any(BITS[one] <= _MOST_BITS for one in written):
-        why = f"what changes is written in {listed(sorted(written))}" if written else "nothing changes"
+        why = f"the changed weights are written in {listed(sorted(written))}" if written else "nothing changes"
         raise RefusedError(base.path, f"{OPTION} has nothing to round, as {why}", "leave it out")
 
 
@@ -199,7 +199,7 @@ class ProcessShare(NamedTuple):
         """Read `I/N`; raise ValueError for anything but 1/N to N/N."""
         number, slash, of = text.partition("/")
         if not slash or not (_is_count(number) and _is_count(of)) or not 1 <= int(number) <= int(of):
-            raise ValueError(f"{text!r} is none of the shares 1/N to N/N, as 3/8")
+            raise ValueError(f"{text!r} is no share from 1/N to N/N, such as 3/8")
         return cls(int(number), int(of))
 
 

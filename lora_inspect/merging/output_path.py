@@ -42,23 +42,27 @@ def shared_output(plan: MergePlan, named: str, force: bool, jobs: int = 1) -> st
     if is_remote(named):
         raise RefusedError(
             named,
-            "jobs know of each other by files beside the output, which has to be in a folder that all of them see",
-            "name one, and copy it to the store when it is there",
+            "jobs find each other by files next to the output, so it must be in a folder that all of them share",
+            "name such a folder, and copy the finished output to the store",
         )
     if base.root is None:
-        raise RefusedError(base.path, "it is one file, and shards are what several processes share", "merge it by one")
+        raise RefusedError(
+            base.path,
+            "it is one file, but several processes can only share a sharded base",
+            "merge it with one process",
+        )
     if jobs > len(base.files):
         raise RefusedError(
             base.path,
-            f"it has {counted(len(base.files), 'shard')}, and no more jobs than that can share it",
+            f"it has {counted(len(base.files), 'shard')}, so no more jobs than that can share it",
             f"give --shard I/{len(base.files)}",
         )
     output = without_slash(merge_output(plan, named))
     if os.path.realpath(output).startswith(os.path.join(os.path.realpath(base.root), "")):
         raise RefusedError(
             output,
-            "it is in the folder of the base, of which each job takes all for a part of the base",
-            "choose a place outside",
+            "it is in the folder of the base, which each job reads as a whole",
+            "choose a folder outside",
         )
     check_merge_output(plan, output, force)
     return output

@@ -73,9 +73,9 @@ def other_expert_notes(base: Checkpoint, adapters: Iterable[Adapter], only: Coll
         ours = pipeline_expert(adapter.checkpoint, components, adapter_candidates(adapter), only)
         if ours and ours.name and ours.name != theirs.name:
             yield (
-                f"{adapter.checkpoint.path} is called an adapter of the {ours.name} expert ({ours.where}), and "
-                f"{base.path} the {theirs.name} one ({theirs.where}): their modules have the same names, so it is "
-                "merged all the same"
+                f"{adapter.checkpoint.path} is named as an adapter of the {ours.name} expert ({ours.where}), "
+                f"but {base.path} as the {theirs.name} one ({theirs.where}); merge folds it anyway, as their "
+                "modules have the same names"
             )
 
 
@@ -92,23 +92,23 @@ def check_residual(folds: Sequence[Fold], base: Checkpoint) -> None:
         if fold.multiplier != 1:
             raise RefusedError(
                 path,
-                f"{name} has no multiplier between or beyond 0 and 1 on the original base, as the {init} "
-                f"initialisation took a part of it, but {fold.multiplier:g} is given",
+                f"the {init} initialisation of {name} took a part of the original base, so its multiplier must "
+                f"be 0 or 1, but {fold.multiplier:g} is given",
                 "give 1 or 0, or residual=yes on the residual base",
             )
         if place.block or (rows is not None and place.runs and place.runs.rows != rows):
             raise RefusedError(
                 path,
-                f"{name} took its {init} initialisation from a whole layer, of which {place.target.name} of "
-                f"{base.path} is a part",
+                f"{name} took its {init} initialisation from a whole layer, but {place.target.name} of "
+                f"{base.path} is only a part of that",
                 "use a base in the adapter's layout",
             )
         if place.transposed and init == OLORA:
             raise RefusedError(
                 path,
-                f"{place.target.name} of {base.path} is stored as (in, out), for which no program has the {init} "
-                "initialisation",
-                "give residual=yes where the base is the residual one",
+                f"{place.target.name} of {base.path} is stored as (in, out), but no program has the {init} "
+                "initialisation for that",
+                "give residual=yes if the base is the residual one",
             )
 
 
@@ -118,8 +118,8 @@ def residual_notes(folds: Iterable[Fold], base: Checkpoint) -> list[str]:
         f.adapter.checkpoint.path: f.contribution.residual for f in folds if f.placed.has_residual and f.multiplier
     }
     return [
-        f"{path}: its {init} initialisation is computed from {base.path} as the original base; give "
-        f"{path}:residual=yes where that is the residual one."
+        f"{path}: merge computes its {init} initialisation from {base.path} as the original base; give "
+        f"{path}:residual=yes if that is the residual one."
         for path, init in taken.items()
     ]
 
@@ -146,7 +146,12 @@ def check_tied(base: Checkpoint, side_files: SideFiles, folds: Mapping[str, Sequ
             "save the base with tie_word_embeddings false, or leave it out with "
             f"{path}:{fold.contribution.module.body}=0",
         )
-    return [f"{base.path} has no head: one that shares {name} changes with it, which {key} of {path} did not train"]
+    return [
+        (
+            f"{base.path} has no head; one that shares {name} would change with it, but {key} of {path} did not train "
+            "that"
+        )
+    ]
 
 
 def _trains_one(fold: Fold) -> bool:
@@ -226,8 +231,8 @@ class MergePlan:
         """Sentences on settings that were not needed, and on parts that are not merged."""
         of_adapters = [note for adapter, _ in self.adapters for note in adapter.notes]
         of_adapters += [
-            f"{adapter.checkpoint.path}: {in_words(adapter.embeddings)} are not merged, as they change no weight; load "
-            "them beside the merged base."
+            f"{adapter.checkpoint.path}: merge leaves out {in_words(adapter.embeddings)}, as they change no "
+            "weight; load them with the merged base."
             for adapter, _ in self.adapters
             if adapter.embeddings
         ]
@@ -337,16 +342,16 @@ def _check_replaced(folds: Mapping[str, Sequence[Fold]]) -> None:
             if fold.multiplier != 1:
                 raise RefusedError(
                     path,
-                    f"{module.key} is saved whole, so it takes the place of {name} or does not, and a multiplier of "
-                    f"{fold.multiplier:g} says neither",
+                    f"{module.key} is saved whole and can only replace {name} or not, so a multiplier of "
+                    f"{fold.multiplier:g} has no meaning",
                     f"give it 1 or 0, for instance with {path}:{fold.multiplier:g},{module.body}=1",
                 )
             other = next((one for one in own if one.adapter is not fold.adapter and one.multiplier), None)
             if other:
                 raise RefusedError(
                     path,
-                    f"{module.key} is saved whole and takes the place of {name}, which "
-                    f"{other.adapter.checkpoint.path} changes too",
+                    f"{module.key} is saved whole and replaces {name}, but {other.adapter.checkpoint.path} "
+                    "changes that, too",
                     f"give it 0 in one of them, for instance with {path}:{module.body}=0",
                 )
 
@@ -378,7 +383,7 @@ def _check_multipliers(folds: Sequence[Fold]) -> None:
         if not algorithm.blends and fold.multiplier not in (0, 1):
             raise RefusedError(
                 fold.adapter.checkpoint.path,
-                f"{algorithm.title} has no multiplier between or beyond 0 and 1, but {fold.multiplier:g} is given for "
+                f"{algorithm.title} allows only multiplier 0 or 1, but {fold.multiplier:g} is given for "
                 f"{fold.contribution.module.key}",
                 "give 1, or 0 to leave it out",
             )
@@ -394,8 +399,8 @@ def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
         kind, reading = kind_of(adapter)
         if base_is_adapter and kind != ADAPTER:
             raise RefusedError(
-                f"{base.path} is an adapter and {adapter.checkpoint.path} is none; name the base first, then the "
-                "adapters."
+                f"{base.path} is an adapter and {adapter.checkpoint.path} is not; name the base first, then "
+                "the adapters."
             )
         reading.refuse()
     if base_is_adapter:
@@ -407,19 +412,17 @@ def _check_components(only: Sequence[str], adapters: Sequence[Adapter]) -> None:
     present = sorted({module.name.component for adapter in adapters for module in adapter.modules.values()})
     if unknown := [component for component in only if component not in present]:
         paths = ", ".join(adapter.checkpoint.path for adapter in adapters)
-        raise RefusedError(paths, f"it has no component {unknown[0]}", f"it has {', '.join(present)}")
+        raise RefusedError(paths, f"it has no component {unknown[0]}", f"choose from {', '.join(present)}")
 
 
 def _check_rule(rule: str | None, adapters: Sequence[Adapter]) -> None:
     """Raises LoraInspectError for a rule of DoRA where there is none."""
     if rule and not any(contribution.magnitude for adapter in adapters for contribution in adapter.contributions):
-        raise RefusedError(
-            f"--dora-multiplier {rule} has nothing to rule, as no adapter has a DoRA magnitude; leave it out."
-        )
+        raise RefusedError(f"--dora-multiplier {rule} has no effect, as no adapter has a DoRA magnitude; leave it out.")
     over_base = next((one for one in adapters if one.dora.norms == dora.OF_BASE), None)
     if rule == dora.INSIDE and over_base:
         raise RefusedError(
             over_base.checkpoint.path,
-            "its magnitudes are over the norms of the base, which a strength inside the norm does not change",
-            "make the trainer's of them first, with convert --keep-dora --base BASE",
+            "its magnitudes are over the norms of the base, which a multiplier inside the norm does not change",
+            "restore the trainer's magnitudes first, with convert --keep-dora --base BASE",
         )

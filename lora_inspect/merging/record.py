@@ -210,28 +210,26 @@ def last_record(merged: Checkpoint) -> MergeRecord:
     if not records:
         raise RefusedError(
             merged.path,
-            f"it records no merge of lora-inspect ({MERGED_KEY}), so nothing says what to undo",
+            f"it records no merge by lora-inspect ({MERGED_KEY}), so there is nothing to undo",
             "fetch the base itself",
         )
     last = records[-1]
     others = (merge_records(metadata)[-1:] for metadata in merged.file_metadata.values())
     if any(found != [last] for found in others):
-        raise DamagedError(
-            merged.path, "its files do not all record the same merge, so they are of several", "fetch it again"
-        )
+        raise DamagedError(merged.path, "its files record different merges", "fetch it again")
     has_hashes = last.base is not None and last.adapters and all(one.sha256 for one in last.adapters)
     if not has_hashes or not last.is_whole:
         raise DamagedError(
             merged.path,
-            "its record of a merge is of an earlier version or damaged, and does not say what base and adapters "
-            "there were, by their hashes",
+            "its record of the merge is damaged or from an earlier version, and lacks the hashes of the base "
+            "and the adapters",
             "fetch the base itself",
         )
     if last.is_estimated:
         raise RefusedError(
             merged.path,
-            "a merge into it was undone with --allow-ambiguous, so its numbers may be others than those of the merge "
-            "before, and nothing of that can be proved",
+            "an earlier unmerge with --allow-ambiguous may have left numbers that differ from those before "
+            "that merge, so nothing can be proved",
             "fetch the base itself",
         )
     return last
@@ -308,8 +306,8 @@ def recorded_adapters(
             said = spell_settings(settings)
             raise RefusedError(
                 checkpoint.path,
-                f"it was merged with {said or 'no settings'}, and {spell_settings(own)} is on its path",
-                "leave that out",
+                f"it was merged with {said or 'no settings'}, but its path says {spell_settings(own)}",
+                "leave these settings out",
             )
         found.append((checkpoint.path, settings))
     if left:
@@ -339,10 +337,10 @@ def _missing(one: MergedAdapter, path: str, left: Sequence[tuple[Checkpoint, _Ha
             )
         if describe_file(checkpoint.path) == one.file:
             return (
-                f"{checkpoint.path}: it is not the file of that name that was merged into {path}, whose SHA-256 is "
-                f"{digest}; find that one."
+                f"{checkpoint.path}: the file of that name that was merged into {path} has the SHA-256 "
+                f"{digest}, but this one differs; find that file."
             )
-    return f"{path}: {one.file} (SHA-256 {digest}) was merged into it and is not named; name all that were merged."
+    return f"{path}: {one.file} (SHA-256 {digest}) was merged into it, but is not named; name all merged adapters."
 
 
 def _hashes_to_find(checkpoint: Checkpoint) -> _Hashes:
@@ -356,11 +354,11 @@ def _settings(one: MergedAdapter, path: str) -> Settings:
         settings = parse_settings(one.settings) if one.settings else Settings()
     except ValueError:
         raise RefusedError(
-            path, f"its record of {one.file} has settings that are none ({one.settings})", "fetch the base itself"
+            path, f"its record of {one.file} has invalid settings ({one.settings})", "fetch the base itself"
         ) from None
     if one.multiplier != settings.multipliers():
         raise RefusedError(
-            path, f"its record of {one.file} has a multiplier that is not that of its settings", "fetch the base itself"
+            path, f"its record of {one.file} has a multiplier that contradicts its settings", "fetch the base itself"
         )
     return settings
 

@@ -83,7 +83,7 @@ def in_summary(kept: Sequence[AdapterRetention], seed: int | None) -> str:
     if seed is None:
         return line
     noise = ", ".join(f"{one.noise:.2g} times the change of {one.path}" for one in kept if one.noise is not None)
-    return f"{line}; rounded stochastically by seed {seed}{f', whose noise is {noise}' if noise else ''}"
+    return f"{line}; rounded stochastically with seed {seed}{f' (noise: {noise})' if noise else ''}"
 
 
 def check_kept(kept: Sequence[AdapterRetention], seed: int | None) -> None:
@@ -91,11 +91,11 @@ def check_kept(kept: Sequence[AdapterRetention], seed: int | None) -> None:
     lost = [one for one in kept if one.share is not None and one.share < REFUSED]
     if lost:
         least = min(lost, key=lambda one: one.share or 0.0)
-        also = f", and of {counted(len(lost) - 1, 'other adapter')} no more than half" if len(lost) > 1 else ""
+        also = f", and no more than half of {counted(len(lost) - 1, 'other adapter')}" if len(lost) > 1 else ""
         raise RefusedError(
             least.path,
             f"the output would keep {least.in_words} of it{also}: {_because(least)}",
-            f"{', '.join(_ways_out(least, seed))}, or take what is left with --allow-loss",
+            f"{', '.join(_ways_out(least, seed))}, or accept the loss with --allow-loss",
         )
 
 
@@ -114,7 +114,7 @@ def _because(one: AdapterRetention) -> str:
     named = [f"{shortened(weight.name)} ({weight.share:.2f})" for weight in one.worst[:_NAMED]]
     types = listed(list(dict.fromkeys(weight.dtype for weight in one.worst)))
     where = f", least in {listed(named)}" if named else ""
-    return f"its change is small beside the steps of {types or 'the numbers'}{where}"
+    return f"its change is small compared with the steps of {types or 'the numbers'}{where}"
 
 
 def _ways_out(one: AdapterRetention, seed: int | None) -> list[str]:

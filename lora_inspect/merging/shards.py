@@ -77,8 +77,8 @@ def check_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -
     if said := difference(theirs, ours):
         raise RefusedError(
             where,
-            f"it is of another merge: {said}",
-            "give the command that made it, choose another output, or remove the folder",
+            f"it belongs to another merge: {said}",
+            "repeat the command that made it, choose another output, or remove the folder",
         )
 
 
@@ -98,7 +98,7 @@ def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None
     pairs += [(_OPTION, theirs.get(OPTIONS), ours[OPTIONS]), ("", _rest(theirs), _rest(ours))]
     different = next((pair for pair in pairs if pair[1] != pair[2]), None)
     if different is None:
-        return "other weights are changed, or by other numbers"
+        return "the changed weights or their new numbers differ"
     owner, said, own = different
     said = said if isinstance(said, dict) else {}
     name = next(name for name in (*own, *said) if said.get(name) != own.get(name))
@@ -287,8 +287,8 @@ class SharedMerge:
                 raise
             raise CouldNotWorkError(
                 self.parts.path,
-                "it went away while shards were made, as another run of this job was faster, or as somebody removed it",
-                f"see whether {self.parts.output} is there, and run the job again if not",
+                "it disappeared while this job made shards: another run of the job was faster, or somebody removed it",
+                f"check whether {self.parts.output} is there, and run the job again if not",
             ) from None
 
     def _make(self, name: str, progress: Progress) -> MadeShard:
@@ -372,7 +372,7 @@ class SharedMerge:
         if left := [name for name in self.files if name not in entries]:
             raise NotFoundError(
                 self.parts.path,
-                f"of {counted(len(self.files), 'shard')} {len(left)} lack ({some(left, 3)})",
+                f"{len(left)} of {counted(len(self.files), 'shard')} are missing ({some(left, 3)})",
                 "run the jobs that make them, with --shard, and repeat those that ended early",
             )
         return entries

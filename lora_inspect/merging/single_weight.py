@@ -44,7 +44,7 @@ def lone_change(adapter: Adapter, changes: Sequence[Contribution], weight: Tenso
     _check_computed(adapter, changes, weight is not None)
     shape = _stored_shape(changes) if weight is None else tuple(weight.shape)
     if shape is None:
-        raise _refused(adapter, changes[0], "does not tell the shape of its weight; give the base's weight")
+        raise _refused(adapter, changes[0], "does not determine the shape of its weight; give the base's weight")
     is_wide = any(map(needs_weight, changes)) or any(i.dtype == "F64" for c in changes for i in c.operands.values())
     is_wide = is_wide or (weight is not None and weight.dtype == torch.float64)
     target = TensorInfo(changes[0].module.key, "F64" if is_wide else "F32", shape, "", 0, 0)
@@ -128,12 +128,12 @@ def _is_turned(contribution: Contribution, stored: _Shape | None) -> bool:
 def _check_computed(adapter: Adapter, changes: Sequence[Contribution], has_weight: bool) -> None:
     for one in changes:
         if one.algorithm.experts:
-            raise _refused(adapter, one, "changes the experts of a whole layer, which a base has in several places")
+            raise _refused(adapter, one, "changes the experts of a whole layer, but a base has these in several places")
         if one.formula.seen:
-            raise _refused(adapter, one, "changes a bias by what the weight of its layer is")
+            raise _refused(adapter, one, "changes a bias depending on the weight of its layer")
         if needs_weight(one) and not has_weight:
             what = " with a magnitude (DoRA)" if one.magnitude else ""
-            why = f"is {one.algorithm.title}{what}, whose change depends on the weight; give the base's weight"
+            why = f"is {one.algorithm.title}{what}, and its change depends on the weight; give the base's weight"
             raise _refused(adapter, one, why)
 
 

@@ -202,11 +202,11 @@ def _known(base_codecs: BaseCodecs, infos: Iterable[TensorInfo]) -> dict[str, Co
 
 def _check_written(base: Checkpoint, weight: CodedWeight) -> None:
     if weight.codec.encoding is None:
-        alone = "" if weight.codec.mixes == NOWHERE else ", or what changes alone, with --changed-dtype bf16"
+        alone = "" if weight.codec.mixes == NOWHERE else ", or only the changed weights with --changed-dtype bf16"
         raise RefusedError(
             base.path,
-            f"{weight.info.name} is stored as {weight.codec.title}, which is read but not written",
-            f"choose what the merged base is written in, for instance with --dtype bf16{alone}",
+            f"{weight.info.name} is stored as {weight.codec.title}, which lora-inspect reads but does not write",
+            f"choose the element type of the output, for instance with --dtype bf16{alone}",
         )
 
 
@@ -220,9 +220,9 @@ def _check_mixed(
         if weight.codec.name in staying and (mixes == NOWHERE or (mixes == BY_CONFIG and not lists_others)):
             raise RefusedError(
                 base.path,
-                f"{name} would be floats beside {staying[weight.codec.name]} in {weight.codec.title}, and programs "
-                "take all such layers of a file for codes",
-                "choose what the merged base is written in, for instance with --dtype bf16",
+                f"{name} would be floats next to {staying[weight.codec.name]} in {weight.codec.title}, but "
+                "programs read all such layers of a file as codes",
+                "choose the element type of the output, for instance with --dtype bf16",
             )
 
 
@@ -233,7 +233,7 @@ def _check_held(base: Checkpoint, left: Iterable[TensorInfo]) -> None:
             raise RefusedError(
                 base.path,
                 f"{info.name} is stored as {info.dtype}, which a .safetensors file cannot hold",
-                "choose what the merged base is written in, for instance with --dtype bf16",
+                "choose the element type of the output, for instance with --dtype bf16",
             )
 
 
@@ -273,8 +273,8 @@ def _config(
     if changed is None and asked.touched:
         raise RefusedError(
             root,
-            f"nothing is known of how its {CONFIG} says in {QUANTIZATION} that only some weights are codes",
-            "give --dtype instead of --changed-dtype, with which none are",
+            f"lora-inspect does not know how its {CONFIG} says in {QUANTIZATION} that only some weights are codes",
+            "give --dtype instead of --changed-dtype to decode all of them",
         )
     changed = dict(config) if changed is None else changed
     if asked.every:

@@ -125,7 +125,7 @@ class Crew(Generic[Tools]):
                 threads.append(thread)
             if self._due and not threads:
                 raise CouldNotWorkError(
-                    "no thread can be started; close other programs, or raise the limit of processes."
+                    "the system refuses to start a thread; close other programs, or raise the limit of processes."
                 )
             yield threads
         finally:

@@ -58,15 +58,15 @@ def why_not(fold: Fold) -> str | None:
     """Why a change cannot be taken out of a weight again; None where it can."""
     contribution = fold.contribution
     if contribution.algorithm.replaces:
-        return f"{contribution.algorithm.title} took the place of the weight"
+        return f"{contribution.algorithm.title} replaced the weight"
     if contribution.magnitude:
         return "DoRA divided by norms that are lost"
     if fold.placed.has_residual:
-        return "what its initialisation took from the base is found from the base alone"
+        return "only the base shows the part that its initialisation took"
     if contribution.multiplies:
         return f"{contribution.algorithm.title} depends on the weight that it changed"
     if contribution.algorithm.name not in SUMS_OF_PRODUCTS:
-        return f"{contribution.algorithm.title} is no sum of products, of which is known how far rounding goes"
+        return f"{contribution.algorithm.title} is no sum of products with a known rounding error"
     return None
 
 
@@ -252,11 +252,11 @@ class AgainstBase:
 
         differ = member.total(blocks.number, count, lambda one, more: one + more)
         if differ:
-            raise _of_another_base(info, self._merged, f"{differ:,} of its {info.numel:,} numbers are")
+            raise _of_another_base(info, self._merged, f"{differ:,} of its {info.numel:,} numbers differ")
 
     def _check_same(self, info: TensorInfo, other: TensorInfo, member: Worker[Tools]) -> None:
         if other.shape != info.shape or not are_same_bytes(info, other, [(0, 0, info.nbytes)]):
-            raise _of_another_base(info, self._merged, "it is")
+            raise _of_another_base(info, self._merged, "it differs")
         member.done(info.nbytes)
 
 
@@ -268,7 +268,7 @@ def _memory(folds: Sequence[Fold]) -> int:
 def _changed_since(info: TensorInfo, count: int) -> LoraInspectError:
     return RefusedError(
         info.file,
-        f"{count:,} numbers of {info.name} are no result of the merge that it records, so it was changed since",
+        f"{count:,} numbers of {info.name} are no result of the recorded merge, so the file was changed since",
         "fetch the base itself",
     )
 
@@ -276,6 +276,6 @@ def _changed_since(info: TensorInfo, count: int) -> LoraInspectError:
 def _of_another_base(info: TensorInfo, merged: Checkpoint, what: str) -> LoraInspectError:
     return RefusedError(
         info.file,
-        f"{info.name} did not become that of {merged.path}, as {what} another",
+        f"{info.name} did not become that of {merged.path}, as {what}",
         "name the base that was merged into",
     )

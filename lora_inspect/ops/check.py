@@ -162,12 +162,12 @@ def _needed(fixed: Fixing, subject: Subject, problems: Sequence[Problem]) -> Fix
     if fixed.codes:
         return fixed
     if not problems:
-        raise RefusedError(path, "nothing is wrong with it, so there is nothing to mend", "use it as it is")
+        raise RefusedError(path, "it has no problems, so there is nothing to fix", "use it as it is")
     if len(subject.checkpoint.files) != 1 or len(subject.headers) != 1:
-        raise RefusedError(path, "only single safetensors files are mended", "convert it first")
+        raise RefusedError(path, "check fixes only single safetensors files", "convert it first")
     codes = ", ".join(dict.fromkeys(problem.code for problem in problems))
     raise RefusedError(
-        path, f"nothing of it can be mended without a guess ({codes})", "docs/checking.md says what each is about"
+        path, f"no problem of it can be fixed without a guess ({codes})", "read about each in docs/checking.md"
     )
 
 
@@ -177,7 +177,7 @@ def _keep_config(subject: Subject, output: str) -> None:
     beside = os.path.dirname(output) or os.curdir
     if config and (is_remote(config) or not os.path.samefile(os.path.dirname(config) or os.curdir, beside)):
         raise RefusedError(
-            output, f"{config} would not lie beside it", "name an output in the same folder, or copy the folder first"
+            output, f"{config} would not be next to it", "name an output in the same folder, or copy the folder first"
         )
 
 

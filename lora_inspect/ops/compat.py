@@ -128,7 +128,7 @@ def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progr
     if not wrong and not any(one.fix and "--base" in one.fix for one in verdicts):
         raise RefusedError(
             adapter.checkpoint.path,
-            "no program is known to make another change of its magnitudes, so --base has nothing to do",
+            "lora-inspect knows no program that applies its magnitudes differently, so --base has nothing to do",
             "leave it out",
         )
     from lora_inspect.maths.torch_threads import load_torch
@@ -149,5 +149,5 @@ def _requested_programs(named: str | None) -> list[Program]:
     found = [one for one in known if one.name == named]
     if not found:
         names = listed([one.name for one in known], "and")
-        raise RefusedError(f"there is no program called {named} here; known are {names}.")
+        raise RefusedError(f"lora-inspect knows no program called {named}; choose from {names}.")
     return found

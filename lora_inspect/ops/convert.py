@@ -214,8 +214,8 @@ def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: Co
         way = "raise --rank, lower --max-error, or accept the loss" if is_limited else "accept the loss"
         raise RefusedError(
             path,
-            f"{len(lossy)} of {len(modules)} modules would lose over {_LOSSY:.0%} of their change, {worst} "
-            f"{errors[worst]:.1%}",
+            f"{len(lossy)} of {len(modules)} modules would lose over {_LOSSY:.0%} of their change (worst: "
+            f"{worst}, {errors[worst]:.1%})",
             f"{way} with --allow-loss",
         )
 

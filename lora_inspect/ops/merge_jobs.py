@@ -108,7 +108,7 @@ def finish_merge(plan: MergePlan, named: str, force: bool = False, progress: Pro
         raise NotFoundError(shared.parts.path, "there is no such folder", "make the shards with --shard first")
     merged = shared.finish(force, progress)
     if merged is None:
-        raise CouldNotWorkError(output, "another process finishes it just now", "wait for that")
+        raise CouldNotWorkError(output, "another process is finishing it", "wait for that process")
     return merged
 
 
@@ -143,7 +143,7 @@ def merge_by_ranks(
     def finish() -> MergeResult | None:
         merged = shared.finish(force) if ranks.rank.is_first else None
         if ranks.rank.is_first and merged is None:
-            raise CouldNotWorkError(shared.parts.output, "another process finishes it just now", "wait for that")
+            raise CouldNotWorkError(shared.parts.output, "another process is finishing it", "wait for that process")
         return merged
 
     return ranks.together(finish)
@@ -152,4 +152,4 @@ def merge_by_ranks(
 def _other_plan(first: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """Return the sentence for a process with another plan than the first one."""
     said = difference(first, own)
-    return f"its plan is not that of the first process: {said}; have all machines see the same files."
+    return f"its plan differs from that of the first process: {said}; let all machines see the same files."

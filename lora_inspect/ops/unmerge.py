@@ -131,13 +131,13 @@ def plan_unmerge(
     if cast := recorded_cast(record):
         raise RefusedError(
             merged_path,
-            f"weights of {known.file} were cast to {cast} in the merge, which lost what they were before",
+            f"the merge cast weights of {known.file} to {cast}, which lost their earlier values",
             "name it with --base",
         )
     if is_drawn:
         raise AmbiguousError(
             merged_path,
-            "it was rounded stochastically, which leaves several numbers for each that was there",
+            "it was rounded stochastically, so each number may come from several earlier ones",
             f"name {known.file} with --base",
         )
     as_stored = replace(options, dtype=None, changed_dtype=None)
@@ -229,7 +229,7 @@ def _check_base(base: Checkpoint, known: MergedBase, merged: Checkpoint) -> None
     if not same or (known.sha256 and sorted(hashes_of(found["sha256"]).values()) != sorted(known.sha256.values())):
         what = "header or size" if not same else "content"
         raise RefusedError(
-            base.path, f"its {what} is not that of {known.file}, which {merged.path} was merged from", "name that one"
+            base.path, f"its {what} is not that of {known.file}, the base of {merged.path}", "name that base"
         )
 
 
@@ -242,20 +242,20 @@ def _check_possible(plan: UnmergePlan, known: MergedBase) -> None:
         if not is_plain(info) or name in plan.merge.storage.coded:
             raise RefusedError(
                 plan.merged.path,
-                f"{name} is stored as {info.dtype} codes, of which is not known what they were before",
+                f"{name} is stored as {info.dtype} codes, and their earlier values are unknown",
                 f"name {known.file} with --base",
             )
         if info.dtype not in known.dtypes:
             raise RefusedError(
                 plan.merged.path,
-                f"{name} is {info.dtype}, as no tensor of {known.file} was, so it was cast since",
+                f"{name} is {info.dtype}, but no tensor of {known.file} was, so it was cast since",
                 f"fetch the merged model again, or name {known.file} with --base",
             )
         for fold in folds:
             if why := why_not(fold):
                 raise RefusedError(
                     fold.adapter.checkpoint.path,
-                    f"{fold.contribution.module.key} cannot be taken out of {name}, as {why}",
+                    f"unmerge cannot take {fold.contribution.module.key} out of {name}, as {why}",
                     f"name {known.file} with --base",
                 )
 
@@ -268,9 +268,9 @@ def _check_accepted(accounts: "dict[str, Account]", plan: UnmergePlan) -> None:
     left = entries - sum(account.proved for account in accounts.values())
     raise AmbiguousError(
         plan.merged.path,
-        f"of {entries:,} numbers that were changed {left:,} ({left / entries:.2%}) may have been others before "
+        f"{left:,} of {entries:,} changed numbers ({left / entries:.2%}) may have had other values before "
         f"({some(doubtful, _SHOWN)})",
-        "--base restores all, --allow-ambiguous writes the nearest ones",
+        "restore all with --base, or write the nearest ones with --allow-ambiguous",
     )
 
 

@@ -138,13 +138,13 @@ def rounded_norms(terms: Sequence[Term], rule: str | None) -> Iterator[Alternati
                 Term(term.adapter, tuple(other or fold for fold, other in own))
                 for term, own in zip(terms, folds, strict=True)
             )
-            says = f"is there with DoRA norms to which the program added 2^{power}, as LyCORIS does in {dtype}"
+            says = f"is merged with DoRA norms to which the program added 2^{power}, as LyCORIS does in {dtype}"
             yield Alternative("rounded-norms", changed[0], says, tuple(others), rule)
 
 
 def at_other_multipliers(terms: Sequence[Term], idle: Sequence[Term], rule: str | None) -> Iterator[Alternative]:
     """The terms whose multipliers may be others; an empty adapter stands for the one of which that is most so."""
-    yield Alternative("multiplier", "", "is there at another multiplier", tuple(terms), rule)
+    yield Alternative("multiplier", "", "is merged at another multiplier", tuple(terms), rule)
     for term in idle:
         for together in ((*terms, term), (term, *terms)):
             yield _there_at_0(term, together, rule)
@@ -165,7 +165,7 @@ def rescaled(terms: Sequence[Term], shares: Sequence[float]) -> tuple[Term, ...]
 
 
 def _there_at_0(term: Term, together: tuple[Term, ...], rule: str | None) -> Alternative:
-    return Alternative("present-at-zero", term.adapter, "is there though its multiplier is 0", together, rule)
+    return Alternative("present-at-zero", term.adapter, "is merged although its multiplier is 0", together, rule)
 
 
 def _with(fold: Fold, contribution: Contribution) -> Fold:
@@ -228,11 +228,11 @@ def _spelled(fold: Fold, spelling: DoraSpelling) -> Fold | None:
 _NORMS_OF_BASE = "has its DoRA magnitude over other norms (ComfyUI and Forge divide by those of the base's rows)"
 
 _OTHERS: tuple[tuple[str, str, Other], ...] = (
-    ("dora-dropped", "is there as plain LoRA, without its DoRA magnitude", _plain),
+    ("dora-dropped", "is merged as plain LoRA, without its DoRA magnitude", _plain),
     ("dora-norms", _NORMS_OF_BASE, _other_norms),
     ("dora-axis", "has its DoRA magnitude over the other axis", _other_axis),
-    ("transposed", "is there transposed", _turned),
-    ("multiplier-lost", "is there at multiplier 1", _at_full),
+    ("transposed", "is merged transposed", _turned),
+    ("multiplier-lost", "is merged at multiplier 1", _at_full),
     *(
         (cause.code, f"is {cause.says}", _scaled_by(number))
         for number, cause in enumerate(CAUSES)

@@ -116,7 +116,7 @@ class VerifyFinding(NamedTuple):
     is_error: bool = True
 
 
-SWAPPED = VerifyFinding("swapped", "what is named as the base carries the adapters: are MERGED and BASE swapped?")
+SWAPPED = VerifyFinding("swapped", "the model named as BASE carries the adapters: are MERGED and BASE swapped?")
 
 
 def about_shares(told: Sequence[AdapterShares], total: Shares) -> Iterator[VerifyFinding]:
@@ -146,7 +146,7 @@ def equal_adapter_findings(weights: Sequence[Weighed]) -> Iterator[VerifyFinding
         if abs(weight.shares.estimate.together - 1) > weight.shares.tolerance_together
     }
     if wrong:
-        says = f"{_modules(wrong)} have {_span(list(wrong.values()))} of what adapters change together that are alike"
+        says = f"{_modules(wrong)} have {_span(list(wrong.values()))} of the joint change of adapters that are alike"
         yield VerifyFinding(SCALED, says, tuple(wrong))
 
 
@@ -183,9 +183,9 @@ def about_weights(weights: Sequence[Weighed]) -> Iterator[VerifyFinding]:
         yield VerifyFinding(code, f"{adapter} {says}: {_modules(own)}", tuple(own), adapter, is_error=False)
     if left := [weight for weight in weights if not weight.is_explained and not weight.instead]:
         sizes = [size for weight in left if (size := weight.shares.residual) is not None]
-        most = f", of up to {max(sizes):.2g} of the size of the change" if sizes else ""
+        most = f", up to {max(sizes):.2g} of the size of the change" if sizes else ""
         names = tuple(weight.name for weight in left)
-        yield VerifyFinding("residual", f"something else is there in {_modules(names)}{most}", names)
+        yield VerifyFinding("residual", f"another change is in {_modules(names)}{most}", names)
 
 
 def about_models(
@@ -200,15 +200,15 @@ def about_models(
         hint = "; is it the base of this merge?" if 2 * len(unexpected) > untouched else ""
         yield VerifyFinding("unexpected-change", says + hint, tuple(unexpected))
     if absent:
-        yield VerifyFinding("absent", f"tensors of the base that are not there: {some(absent, 3)}", tuple(absent))
+        yield VerifyFinding("absent", f"tensors of the base are missing: {some(absent, 3)}", tuple(absent))
     if extra:
-        says = f"tensors that the base has not: {some(extra, 3)}"
+        says = f"tensors that the base lacks: {some(extra, 3)}"
         yield VerifyFinding("extra", says, tuple(extra), is_error=False)
 
 
 def _says_missing(one: AdapterShares, units: Sequence[Unit]) -> str:
     if len(units) == len(one.units):
-        return f"nothing of {one.adapter} is there ({_modules(units)})"
+        return f"nothing of {one.adapter} is in MERGED ({_modules(units)})"
     return f"{len(units)} of {_modules(one.units)} {'has' if len(units) == 1 else 'have'} nothing of {one.adapter}"
 
 
@@ -257,13 +257,13 @@ def difference(
     cast does, whichever way it rounds.
     """
     if info.shape != other.shape:
-        return f"shape {list(other.shape)} in the place of {list(info.shape)}"
+        return f"shape {list(other.shape)} instead of {list(info.shape)}"
     before, after = base.coded(info), merged.coded(other)
     is_scaled = any(one is not None and one.is_decoded for one in (before, after))
     if info.dtype == other.dtype and not is_scaled and are_same_bytes(info, other, [(0, 0, info.nbytes)]):
         return None
     if before is None or after is None:
-        return "other codes" if info.dtype == other.dtype else f"{other.dtype} in the place of {info.dtype}"
+        return "other codes" if info.dtype == other.dtype else f"{other.dtype} instead of {info.dtype}"
     return _numbers(before, after, info.dtype == other.dtype and not is_scaled, blocks)
 
 

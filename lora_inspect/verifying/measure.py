@@ -271,8 +271,8 @@ class Weigher:
             fold = folds[-1]
             raise RefusedError(
                 fold.adapter.checkpoint.path,
-                f"folding {fold.contribution.module.key} into {info.name} gives numbers that are not finite or too "
-                "large to weigh",
+                f"folding {fold.contribution.module.key} into {info.name} gives numbers that are not finite or "
+                "too large to measure",
                 "lower the multiplier, or repair the file that holds such numbers",
             )
         return sums

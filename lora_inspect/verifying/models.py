@@ -58,7 +58,7 @@ def check_kinds(merged: Checkpoint, base: Checkpoint) -> None:
             raise RefusedError(
                 checkpoint.path,
                 "it is an adapter, not a model",
-                f"name the merged model first, then its base, then the adapters: it stands where {name} belongs",
+                f"name the merged model first, then its base, then the adapters (it is in the place of {name})",
             )
 
 
@@ -68,11 +68,11 @@ def check_names(merged: Checkpoint, base: Checkpoint, changed: Collection[str]) 
     if not there:
         first = next(iter(changed))
         near = nearest_name(first, _similar_names(first, merged.tensors))
-        hint = f"the nearest name that it has is {near}" if near else "no name that it has is like it"
+        hint = f"the most similar name in it is {near}" if near else "no name in it is similar"
         raise RefusedError(
             merged.path,
-            f"it has none of the {len(changed)} weights of {base.path} that the adapters change, such as {first}; "
-            f"{hint}",
+            f"it has none of the {len(changed)} weights of {base.path} that the adapters change, such as "
+            f"{first} ({hint})",
             "give a merged model and a base of the same layout",
         )
     for name in there:

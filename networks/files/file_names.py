@@ -151,15 +151,15 @@ class FileNames:
         modules, magnitudes = ({key.partition(".")[0] for key in keys if of in key} for of in (".lora_", MAGNITUDE))
         if magnitudes and (without := sorted(modules - magnitudes)):
             raise ValueError(
-                f"{without[0]} has no magnitude, but diffusers applies one to all layers of a file as soon as one has "
-                "it; leave use_dora out, or split_dims and split_qkv"
+                f"{without[0]} has no magnitude, but diffusers applies magnitudes to all layers of a file or "
+                "to none; leave use_dora out, or split_dims and split_qkv"
             )
         for key in keys:
             name, _, tail = key.partition(".")
             if tail.startswith("lora_") and tail not in _ROLES:
                 raise ValueError(
-                    f"{name} has slices, for which diffusers has no names; set save_format=standard, or leave "
-                    "split_dims and split_qkv out"
+                    f"{name} has slices, but diffusers has no names for these; set save_format=standard, or "
+                    "leave split_dims and split_qkv out"
                 )
 
     def to_file(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], rslora: bool) -> NamedTensors:
@@ -203,7 +203,7 @@ class FileNames:
             place = places[key]
             new = f"{place.name}.{place.key}" if place else key
             if new in named:
-                raise ValueError(f"{key} is there twice, in two spellings")
+                raise ValueError(f"{key} appears twice, in two spellings")
             without_alpha = place and not place.scheme.flat and place.name not in with_alpha
             if place and without_alpha and place.role == "up" and is_factor(tensor):
                 folded = True
@@ -255,8 +255,8 @@ class _Scales:
         if self._config is None:
             if place.scheme.absent_alpha == "config":
                 raise ValueError(
-                    f"the alpha of {place.path} stands in adapter_config.json and not in the file; "
-                    "rewrite the adapter with lora-inspect convert, which reads both"
+                    f"the alpha of {place.path} is in adapter_config.json, not in the file; rewrite the "
+                    "adapter with lora-inspect convert, which reads both"
                 )
             return 1.0
         alpha = self._modules.alpha(place.path)

@@ -21,7 +21,7 @@ _WAY_OUT = (
     "; if they are RS-LoRA, write it into the file with "
     f"lora-inspect metadata set FILE '{SCALE_KEY}={RANK_STABILISED}' --allow-meaning-change"
 )
-_IGNORED = "magnitudes are ignored; add use_dora=True if they are to count"
+_IGNORED = "the network ignores the magnitudes; add use_dora=True to use them"
 
 
 def check_rslora(reading: StateDictReading, expected: bool, settled: bool = False) -> None:
@@ -34,18 +34,20 @@ def check_rslora(reading: StateDictReading, expected: bool, settled: bool = Fals
     if found.value == expected or (settled and (found.value is None or found.source == "default")):
         if found.hint and not expected:
             logger.warning(
-                f"The weights say nothing of RS-LoRA and are read as alpha/rank, but {found.hint.sentence()}."
+                "The weights do not state RS-LoRA, so the network reads them as alpha/rank, but "
+                f"{found.hint.sentence()}."
             )
         elif expected and found.value != expected:
             logger.warning(
-                "The weights say nothing of RS-LoRA, and their alphas are read as those of alpha/sqrt(rank), for "
-                "use_rslora=True. Those of a file in standard form are for alpha/rank: pass its metadata too."
+                "The weights do not state RS-LoRA, so the network reads their alphas as those of "
+                "alpha/sqrt(rank), as use_rslora=True asks. Those of a file in standard form are for "
+                "alpha/rank: pass its metadata too."
             )
         return
     says = {
         None: "contradict themselves about it",
         True: f"say use_rslora=True ({found.source})",
-        False: "say nothing of it, which means use_rslora=False"
+        False: "do not state it, which means use_rslora=False"
         if found.source == "default"
         else f"say use_rslora=False ({found.source})",
     }[found.value]
@@ -68,9 +70,7 @@ def check_dora(reading: StateDictReading, expected: Collection[str]) -> set[str]
     missing = sorted(name for name in reading.modules if name in expected and name not in present)
     if missing:
         keys = [f"{name}.{MAGNITUDE}" for name in missing]
-        raise ValueError(
-            f"DoRA magnitudes are there for {len(present)} modules, but {len(keys)} are missing: {some_of(keys)}"
-        )
+        raise ValueError(f"{len(present)} modules have DoRA magnitudes, but {len(keys)} are missing: {some_of(keys)}")
     ignored = present - set(expected)
     if flag is not None and flag != bool(present):
         raise ValueError(f"{DORA_FLAG} is {flag}, but {len(present)} modules of the weights have a dora_layer.weight")
@@ -78,7 +78,8 @@ def check_dora(reading: StateDictReading, expected: Collection[str]) -> set[str]
         logger.warning(f"DoRA flag mismatch: weights contain DoRA but network doesn't expect it; {_IGNORED}")
     elif ignored:
         logger.warning(
-            f"DoRA magnitudes of {len(ignored)} modules where DoRA is disabled are ignored: {some_of(sorted(ignored))}"
+            f"the network ignores the DoRA magnitudes of {len(ignored)} modules where DoRA is disabled: "
+            f"{some_of(sorted(ignored))}"
         )
     return ignored
 
@@ -127,19 +128,19 @@ def check_base(reading: StateDictReading, pissa: bool) -> None:
     """
     if NORMS_KEY in reading.metadata and any(module.has_magnitude for module in reading.modules.values()):
         raise ValueError(
-            "the magnitudes are over the norms of the base, as ComfyUI divides them; make those of training of them "
-            "first, with lora-inspect convert FILE --keep-dora --base BASE"
+            "the magnitudes are over the norms of the base, as ComfyUI divides them; restore those of the "
+            "training first, with lora-inspect convert FILE --keep-dora --base BASE"
         )
     if init := residual_init(reading.metadata):
         raise ValueError(
-            f"ss_init_lora_weights is {init}, so the weights change a residual base and not the original one; "
+            f"ss_init_lora_weights is {init}, so the weights change a residual base, not the original one; "
             "convert them to plain LoRA with the program that trained them"
         )
     # A file of torch.save has no place for metadata; any weights of that rank can be read in this way.
     if pissa and reading.metadata and INITIAL_FACTORS_KEY not in reading.metadata:
         raise ValueError(
-            "the network has init_lora_weights=pissa, but the weights do not hold its initial factors; "
-            "leave init_lora_weights out to go on training them as plain LoRA"
+            "the network has init_lora_weights=pissa, but the weights do not hold its initial factors; leave "
+            "init_lora_weights out to continue training them as plain LoRA"
         )
 
 
@@ -171,12 +172,12 @@ def fitted(reading: StateDictReading, expected: AcceptedTensors) -> dict[str, di
     names = {key.partition(".")[0] for key in expected.shapes}
     foreign = [name for name in reading.modules if name not in names]
     if len(foreign) == len(reading.modules):
-        raise ValueError(f"no module of the weights is one of the network: the weights have {some_of(foreign)}")
+        raise ValueError(f"no module of the weights is in the network: the weights have {some_of(foreign)}")
     if foreign:
         way_out = " and ".join(expected.ways_in(foreign))
         raise ValueError(
             f"{count(foreign, 'modules')} of the weights are not in the network: {some_of(foreign)}"
-            f"{f'; {way_out} takes in layers that it leaves out' if way_out else ''}"
+            f"{f'; set {way_out} to adapt layers that it leaves out' if way_out else ''}"
         )
     check_base(reading, expected.pissa)
     rank_stabilised = expected.rslora and standard_form.is_rank_stabilised(reading, expected.alphas, expected.settled)
@@ -205,7 +206,7 @@ def _shaped(key: str, tensor: Tensor, rank: int, expected: AcceptedTensors) -> T
     if own is None and key.endswith(".rescale"):
         raise ValueError(f"{key} is not in the network; set rescaled=True")
     if own is None:
-        raise ValueError(f"{key} is not in the network, which splits the module in another way")
+        raise ValueError(f"{key} is not in the network, which splits the module differently")
     if own == tensor.shape:
         return tensor
     if _without_kernel(own) == _without_kernel(tensor.shape):

@@ -88,7 +88,7 @@ def read_alpha(name: str, stored: Tensor | None, rank: int, rslora: bool) -> flo
     check_single(f"{name}.alpha", stored)
     alpha = float(stored)
     if alpha == 0 or not math.isfinite(alpha):
-        raise ValueError(f"{name}.alpha is {alpha:g}, from which no scale follows; store the alpha that was meant")
+        raise ValueError(f"{name}.alpha is {alpha:g}, which gives no scale; store the right alpha")
     return alpha
 
 
@@ -101,9 +101,7 @@ def read_limit(name: str, stored: Tensor | None) -> float:
         return 0.0
     check_single(f"{name}.alpha", stored)
     if not math.isfinite(float(stored)):
-        raise ValueError(
-            f"{name}.alpha is {float(stored):g}, which is no limit of a rotation; store the one that was meant"
-        )
+        raise ValueError(f"{name}.alpha is {float(stored):g}, which is no limit of a rotation; store the right one")
     return float(stored)
 
 
@@ -233,7 +231,7 @@ def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not isinstance(weights, Mapping) or not all(
         isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in weights.items()
     ):
-        raise ValueError(f"{file} holds no tensors by name; save the weights of the network alone")
+        raise ValueError(f"{file} holds no tensors by name; save only the weights of the network")
     return dict(weights), {}
 
 
@@ -303,8 +301,8 @@ def _refuse_hidden_ranks(claims: Claims) -> None:
     for module, contribution in claims.computed:
         if contribution.formula.rank(contribution.shapes) is None:
             raise ValueError(
-                f"{LOKR_FLAG} is there, so the alpha of {module.name.key} is that of blissful-tuner, which divides it "
-                "by a side of w2; write the file anew with lora-inspect convert, which computes that"
+                f"{LOKR_FLAG} says that the alpha of {module.name.key} is that of blissful-tuner, which "
+                "divides it by a side of w2; rewrite the file with lora-inspect convert, which computes that"
             )
 
 
@@ -332,8 +330,8 @@ def _read_module(
     if magnitude := parts[0].magnitude:
         if magnitude.axis != OUTPUT:
             raise ValueError(
-                f"{magnitude.info.name} is a magnitude of the inputs, which is another method than the one of the "
-                "outputs that this network trains; merge it with lora-inspect merge"
+                f"{magnitude.info.name} is a magnitude of the inputs, but this network trains those of the "
+                "outputs; merge it with lora-inspect merge"
             )
         tensors[MAGNITUDE] = tensors[MAGNITUDE].reshape(-1)
     if module.alpha:
@@ -417,16 +415,16 @@ def _times(name: str, alpha: float, asked: RequestedRanks, rank: int, parts: int
     wanted = float(rank) if asked.alpha == 0 else asked.alpha
     if wanted is None:
         raise ValueError(
-            f"{name}: split_qkv saved it in {parts} parts, and without ss_network_alpha nothing says whether its alpha "
-            f"{alpha:g} is that of a part; settle it with `lora-inspect convert`, and load what that writes"
+            f"{name}: split_qkv saved it in {parts} parts, and without ss_network_alpha its alpha {alpha:g} "
+            "may be that of a part or of the whole; run `lora-inspect convert`, and load its output"
         )
     if close(alpha, wanted):
         return parts
     if close(alpha, parts * wanted):
         return 1
     raise ValueError(
-        f"{name}: split_qkv saved it in {parts} parts, but its alpha {alpha:g} is neither the {wanted:g} that was "
-        f"asked for nor {parts} times that; store the alpha that was meant"
+        f"{name}: split_qkv saved it in {parts} parts, but its alpha {alpha:g} is neither the {wanted:g} that "
+        f"was asked for nor {parts} times that; store the right alpha"
     )
 
 

@@ -110,8 +110,8 @@ def check_dtype(what: str, dtype: torch.dtype | None) -> None:
     """Raises ValueError, about `what`, for a dtype of whole or of complex numbers."""
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(
-            f"{what}: factors in {dtype} would be other numbers; use a floating type, such as torch.float32 or "
-            "torch.bfloat16"
+            f"{what}: factors in {dtype} would be other numbers; use a floating type, such as torch.float32 "
+            "or torch.bfloat16"
         )
 
 

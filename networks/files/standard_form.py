@@ -192,8 +192,8 @@ def _per_output(name: str, magnitude: Tensor, up: Tensor | None) -> Tensor:
     out_features = None if up is None else up.shape[0]
     if magnitude.dim() < 2 or magnitude.shape[0] != magnitude.numel() or out_features not in (None, magnitude.numel()):
         raise ValueError(
-            f"{name}.{DORA_SCALE} has shape {list(magnitude.shape)}, but one number for each of the {out_features} "
-            "outputs was expected: a magnitude of each input is another method, which this network does not train"
+            f"{name}.{DORA_SCALE} has shape {list(magnitude.shape)}, but one number for each of the "
+            f"{out_features} outputs was expected; this network does not train magnitudes of inputs"
         )
     return magnitude.reshape(-1)
 

@@ -99,12 +99,12 @@ def _stored(base: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The weight and its scale as they are stored, whole; of a class of tensors that holds codes, the values."""
     weight = _whole(base.weight)
     if not weight.is_floating_point():
-        raise ValueError(f"a base weight is stored as {weight.dtype}, codes whose values are not known here")
+        raise ValueError(f"a base weight is stored as {weight.dtype}, but the values of its codes are unknown")
     kind = type(weight)
     if kind.dequantize is not Tensor.dequantize:
         weight = weight.dequantize()
     elif kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        raise ValueError(f"a base weight is stored as {storage_of(weight)}, whose values are not known here")
+        raise ValueError(f"a base weight is stored as {storage_of(weight)}, but its values are unknown")
     scale = getattr(base, "scale_weight", None)
     return weight, None if scale is None else _whole(scale)
 
@@ -125,7 +125,9 @@ def _values(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         return values
     blocks = blocks_of(tuple(weight.shape), tuple(scale.shape))
     if blocks is None:
-        raise ValueError(f"a scale_weight of shape {list(scale.shape)} fits no weight of shape {list(weight.shape)}")
+        raise ValueError(
+            f"a scale_weight of shape {list(scale.shape)} does not match a weight of shape {list(weight.shape)}"
+        )
     rows = values.reshape(values.shape[0], -1)
     multiply(rows, scale.to(values).reshape(blocks.grid(*rows.shape)), blocks, 0)
     return rows.view(weight.shape)

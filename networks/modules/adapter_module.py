@@ -97,7 +97,7 @@ class AdapterModule(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """The base's output with the adapter's change, in the base's output dtype."""
         if self.org_forward is None:
-            raise RuntimeError(f"{self.lora_name}: apply_to comes before forward")
+            raise RuntimeError(f"{self.lora_name}: call apply_to before forward")
         # The switches come before any random number is drawn.
         active = self.enabled and self.multiplier != 0
         if not active or (self.module_dropout and self.is_dropping and draws_skip(self.module_dropout)):
@@ -114,8 +114,9 @@ class AdapterModule(nn.Module):
             )
         if any(is_sharded(parameter) for parameter in self.parameters()):
             raise RuntimeError(
-                f"{self.lora_name}: the adapter is sharded, but nothing calls the network's own forward, which would "
-                "gather it; shard the base alone and average the gradients, or shard a module that holds both"
+                f"{self.lora_name}: the adapter is sharded, but nothing calls the network's own forward, which "
+                "would gather it; shard only the base and average the gradients, or shard a module that holds "
+                "both"
             )
 
     def adapted(self, input: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ def check_dora(lora_name: str, base: nn.Module) -> None:
     """Raises ValueError for a base whose rows are not what its outputs are made of, so that their norms say nothing."""
     if not follows_its_weight(base):
         raise ValueError(
-            f"{lora_name}: use_dora is not for a {type(base).__name__}, whose forward is another function of its "
-            "weight than that of torch's layer; leave it out with exclude_patterns"
+            f"{lora_name}: use_dora does not support a {type(base).__name__}, as its forward uses the weight "
+            "differently from torch's layer; leave it out with exclude_patterns"
         )
 
 

@@ -48,8 +48,8 @@ class DeltaModule(AdapterModule):
     ) -> None:
         if use_rslora:
             raise ValueError(
-                f"{lora_name}: use_rslora is for LoRA, not for {type(self).__name__}, whose files have alpha/rank in "
-                "every program; an alpha that is sqrt(rank) times larger makes the same change"
+                f"{lora_name}: use_rslora is for LoRA, not for {type(self).__name__}, as every program applies "
+                "its files with alpha/rank; use an alpha that is sqrt(rank) times larger for the same change"
             )
         super().__init__(lora_name, org_module, *args, **kwargs)
         if not isinstance(org_module, CONVOLUTIONS) and not hasattr(org_module, "in_features"):

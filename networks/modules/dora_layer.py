@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 _TOLERANCE = 1e-5
 
 _EXCHANGED = (
-    "DoRA: the weights of the base are others than those that training began with, as when the two models of Wan 2.2 "
-    "take turns. The magnitudes started as the row norms of the first, and give them to the rows of the second: its "
-    "outputs change by more than what is learned. Train one network for each base, or without use_dora"
+    "DoRA: the weights of the base changed since training began, as when the two models of Wan 2.2 take "
+    "turns. The magnitudes started as the row norms of the first base, and impose them on the rows of the "
+    "second: its outputs change by more than the training. Train one network for each base, or without "
+    "use_dora"
 )
 
 

@@ -181,13 +181,13 @@ class LoRAModule(AdapterModule):
     def _check_mask(self, use_dora: bool, init_lora_weights: str) -> None:
         if use_dora:
             raise ValueError(
-                f"{self.lora_name}: use_tlora cannot be combined with use_dora, whose norm is that of all ranks; "
+                f"{self.lora_name}: use_tlora cannot be combined with use_dora, as its norm covers all ranks; "
                 "leave one of them out"
             )
         if init_lora_weights == ORTHOGONAL:
             raise ValueError(
-                f"{self.lora_name}: use_tlora cannot be combined with init_lora_weights=orthogonal, whose factors "
-                "cancel where all ranks act alone; leave it out, or start from pissa"
+                f"{self.lora_name}: use_tlora cannot be combined with init_lora_weights=orthogonal, as its "
+                "factors cancel only where all ranks act; leave it out, or start from pissa"
             )
 
     @property

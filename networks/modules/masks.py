@@ -64,7 +64,7 @@ class RankMask:
         """
         if not self._masks:
             raise RuntimeError(
-                "use_tlora=True needs the timesteps of each step, and none have come: the trainer has to call "
+                "use_tlora=True needs the timesteps of each step, but got none; call "
                 "set_timestep_mask(timesteps, max_timestep) of the network before the forward"
             )
         mask = self._masks[rank].to(hidden.device, hidden.dtype)
@@ -74,8 +74,8 @@ class RankMask:
         if samples > 1:
             if hidden.dim() == -rank_axis or hidden.shape[0] != samples:
                 raise RuntimeError(
-                    f"{samples} different timesteps came for a layer whose input is {list(hidden.shape[:rank_axis])}: "
-                    "T-LoRA needs the samples on its first axis, or a batch of one"
+                    f"a layer with the input {list(hidden.shape[:rank_axis])} got {samples} different "
+                    "timesteps: T-LoRA needs the samples on its first axis, or a batch of one"
                 )
             shape[0] = samples
         return hidden * mask.repeat(1, hidden.shape[rank_axis] // rank).view(shape)

@@ -68,10 +68,10 @@ class FoldableModule(AdapterModule):
             return
         weight: Tensor = self.org_module.weight
         if is_sharded(weight):
-            raise ValueError(f"{self.lora_name}: the base's weight is sharded; merge before the model is")
+            raise ValueError(f"{self.lora_name}: the base's weight is sharded; merge before you shard the model")
         if not is_plain(weight):
             raise ValueError(
-                f"{self.lora_name}: the base is stored as {storage_of(weight)}, which no change can be added to"
+                f"{self.lora_name}: the base is stored as {storage_of(weight)}, and no change can be added to that"
             )
         self._check_forward()
         working = torch.promote_types(weight.dtype, torch.float32)
@@ -83,7 +83,7 @@ class FoldableModule(AdapterModule):
         merged = merged.to(weight.dtype)
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(
-                f"{self.lora_name}: the merged weight is not finite in {weight.dtype}; it was left as it is"
+                f"{self.lora_name}: the merged weight is not finite in {weight.dtype}, so it stays unchanged"
             )
         weight.copy_(merged)
         self.enabled = False
@@ -92,13 +92,13 @@ class FoldableModule(AdapterModule):
         base = self.org_module
         if not holds_its_weight(base):
             raise ValueError(
-                f"{self.lora_name}: the base computes its weight from other tensors, so that a change of it would be "
-                "lost; merge before the model is parametrized"
+                f"{self.lora_name}: the base computes its weight from other tensors, so a change of it would "
+                "be lost; merge before you parametrize the model"
             )
         if not follows_its_weight(base):
             raise ValueError(
-                f"{self.lora_name}: the base is a {type(base).__name__}, whose forward is another function of its "
-                "weight than that of torch's layer; run the adapter beside it, with apply_to"
+                f"{self.lora_name}: the base is a {type(base).__name__}, and its forward uses the weight "
+                "differently from torch's layer; run the adapter next to it, with apply_to"
             )
 
     @property
@@ -235,7 +235,7 @@ def merge_into(
         return model_weight
     if not is_plain(model_weight):
         stored = storage_of(model_weight)
-        raise ValueError(f"{lora_name}: the base is stored as {stored}, which no change can be added to")
+        raise ValueError(f"{lora_name}: the base is stored as {stored}, and no change can be added to that")
     working = torch.promote_types(model_weight.dtype, torch.float32)
     merged = model_weight.to(calc_device, working, copy=True)
     read = reading.read({key: lora_sd[key] for key in keys}, reader=module_class.reader.with_every_role)

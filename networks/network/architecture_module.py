@@ -162,9 +162,9 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
         See `creation.create_network_from_weights`, whose options `kwargs` are.
         """
         if unet is None:
-            raise ValueError("unet is None, but the model that the weights are for was expected")
+            raise ValueError("unet is None; pass the model that the weights are for")
         if settled := [name for name in algorithm.options if kwargs.pop(name, None) is not None]:
-            logger.warning(f"{', '.join(settled)}: no effect, as the weights have settled that")
+            logger.warning(f"{', '.join(settled)}: no effect, as the weights already settle that")
         names = _file_names(architecture or _pop_architecture(kwargs, unet), unet)
         named = names.from_file(weights_sd, kwargs.pop("metadata", None) or {})
         default = algorithm.inference_class if for_inference else algorithm.module_class

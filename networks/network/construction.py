@@ -37,7 +37,7 @@ def refuse_options(module_class: Any, options: NetworkArguments) -> None:
 def check_model(unet: nn.Module | None) -> nn.Module:
     """The model; raises ValueError where there is none."""
     if unet is None:
-        raise ValueError("unet is None, but the model that is to be adapted was expected")
+        raise ValueError("unet is None; pass the model to adapt")
     return unet
 
 

@@ -103,7 +103,7 @@ def create_network_from_weights(
     """
     summary.announce()
     if unet is None:
-        raise ValueError("unet is None, but the model that the weights are for was expected")
+        raise ValueError("unet is None; pass the model that the weights are for")
     options = parse(kwargs)
     splits = Splits(options.split_dims or {}, options.split_qkv)
     if metadata:
@@ -112,7 +112,7 @@ def create_network_from_weights(
     found = standard_form.in_slices(read, named_sizes(unet, PREFIX, splits).get)
     settled_options = _SETTLED if any(module.split_dims for module in found.modules.values()) else (*_SETTLED, *_SLICES)
     if unused := sorted(options.given.intersection(settled_options)):
-        logger.warning(f"{', '.join(unused)}: no effect, as the weights have settled that")
+        logger.warning(f"{', '.join(unused)}: no effect, as the weights already settle that")
     loading.check_base(found, pissa=False)
     settled = "use_rslora" in options.given
     rslora = options.use_rslora if settled else bool(found.rslora.value)

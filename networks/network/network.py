@@ -206,7 +206,7 @@ class LoRANetwork(NetworkWeights):
         if self.init_lora_weights == PISSA:
             logger.info(f"{len(self.unet_loras)} weights to decompose; init_lora_weights=pissa_niter_4 is much faster")
         if apply_text_encoder and any(encoder is not None for encoder in _as_list(text_encoders)):
-            logger.warning("text encoders are not adapted: no network module of this package does")
+            logger.warning("this package does not adapt text encoders")
         for lora in self.unet_loras:
             lora.apply_to()
         logger.info(f"{len(self.unet_loras)} LoRA modules applied")

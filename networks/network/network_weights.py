@@ -76,8 +76,8 @@ class NetworkWeights(nn.Module):
         if more:
             options = " and ".join(self.left_out.ways_in(more))
             logger.info(
-                f"{file} has {reading.count(more, 'layers')} that are left out by default, which are adapted too, "
-                f"as with {options}: {reading.some_of(list(more))}"
+                f"the network also adapts {reading.count(more, 'layers')} of {file} that it leaves out by "
+                f"default, as with {options}: {reading.some_of(list(more))}"
             )
             self.take(more)
         flat: dict[str, Tensor] = {}

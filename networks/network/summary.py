@@ -118,7 +118,7 @@ def log_idle(loras: Sequence[Any], selection: Selection, options: NetworkArgumen
         logger.warning(f"{', '.join(names)}: no effect, as no convolution with a kernel above 1 is adapted")
     whole = sum(getattr(lora, "is_whole", False) for lora in loras)
     if whole:
-        logger.info(f"rank and alpha have no effect on {whole} of {len(loras)} modules, whose factors are whole")
+        logger.info(f"rank and alpha have no effect on {whole} of {len(loras)} modules, as their factors are whole")
 
 
 def log_readers(loras: Sequence[Any], save_format: str, scale_is_folded: bool) -> None:
@@ -144,7 +144,7 @@ def log_readers(loras: Sequence[Any], save_format: str, scale_is_folded: bool) -
             "ComfyUI and Forge divide by the row norms of the base, InvokeAI by column norms"
         )
     if misread:
-        logger.info(f"programs that know plain LoRA alone will {', and '.join(misread)}{way_out}")
+        logger.info(f"programs that know only plain LoRA will {', and '.join(misread)}{way_out}")
 
 
 # Classes of prodigyopt and dadaptation that end a step with an error where the rates of two groups differ.
@@ -183,8 +183,8 @@ def check_optimizer(
     options += ["lr_pattern"] if len(plain) > 1 else []
     if options:
         raise ValueError(
-            f"{' and '.join(options)}: {name} finds one learning rate for all parameters, and takes no groups of "
-            "others but 0; leave it out, or train with another optimizer"
+            f"{' and '.join(options)}: {name} finds one learning rate for all parameters, and takes no groups "
+            "with other rates but 0; leave it out, or train with another optimizer"
         )
 
 

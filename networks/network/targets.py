@@ -90,7 +90,7 @@ def _obstacle(layer: Any) -> str | None:
     if (sizes := _sizes(layer)) != list(weight.shape):
         return f"its weight has the shape {list(weight.shape)} instead of {sizes}"
     if kind in CONVOLUTIONS and not follows_its_weight(layer):
-        return "its forward is not the convolution that its settings say"
+        return "its forward is not the convolution of its settings"
     return None
 
 
@@ -251,7 +251,7 @@ class Splits:
         third, rest = divmod(module.out_features, 3)
         if rest:
             raise ValueError(
-                f"split_qkv: the {module.out_features} outputs of {path} are no three equal slices; "
+                f"split_qkv: the {module.out_features} outputs of {path} do not split into three equal slices; "
                 "give their sizes with split_dims"
             )
         return (third, third, third)

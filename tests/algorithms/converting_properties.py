@@ -45,7 +45,7 @@ def its_standard_form_merges_to_the_same(written: WrittenCase) -> None:
 def its_plain_lora_is_what_the_library_computes(written: WrittenCase) -> None:
     case, found = written.case, written.contributions
     if any(is_saved_weight(c.algorithm, c.shapes) for c in found):
-        with pytest.raises(LoraInspectError, match="of which only the weight that it replaces tells the change"):
+        with pytest.raises(LoraInspectError, match="its change depends on the weight that it replaces"):
             check_algorithm(written.read, ConvertOptions(algorithm="lora"))
         return
     if not any(becomes_lora(c.algorithm, c.shapes) for c in found):
@@ -57,7 +57,7 @@ def its_plain_lora_is_what_the_library_computes(written: WrittenCase) -> None:
     output = written.folder / ("made" if case.config is not None else "made.safetensors")
     options = ConvertOptions(base=written.base, max_error=0.0, algorithm="lora")
     if turned or (biased and "layer.bias" in case.base):
-        says = "no plain LoRA says that" if turned else "changes the bias of its layer as well"
+        says = "which plain LoRA cannot express" if turned else "also changes the bias of its layer"
         with pytest.raises(LoraInspectError, match=says):
             convert_to_standard(written.adapter, str(output), options)
         return
@@ -133,7 +133,7 @@ def its_full_difference_is_what_becomes_of_the_layer(written: WrittenCase) -> No
     options = ConvertOptions(base=written.base, algorithm="full", scheme=scheme, allow_growth=True)
     output = written.folder / "full.safetensors"
     if any(one.algorithm.experts or one.algorithm.transposed for one in contributions):
-        with pytest.raises(LoraInspectError, match="of which no program reads a full difference; merge it"):
+        with pytest.raises(LoraInspectError, match="and no program reads a full difference of that; merge it"):
             convert_to_standard(written.adapter, str(output), options)
         return
     if not any(becomes_full(one.algorithm) for one in contributions):

@@ -100,7 +100,7 @@ def test_a_scale_that_no_factor_takes_is_refused_where_readers_go_by_no_alpha(ru
     }
     save_file({**renamed, "transformer.layer.alpha": torch.tensor(3.0)}, tmp_path / "in.safetensors")
     refusal = run("convert", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors").refusal
-    assert "no one factor takes its scale of 1.5" in refusal
+    assert "no single factor can take its scale of 1.5" in refusal
 
 
 def test_what_was_folded_before_is_mixed_as_well(tmp_path):

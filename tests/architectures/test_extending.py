@@ -85,9 +85,9 @@ def files(tmp_path):
 def test_without_it_nothing_is_known_of_its_files(files, run):
     own, adapter = files
     assert families(run("info", adapter, "--json").json) == []
-    assert "so the adapter is for another model" in run("merge", own, adapter, "--dry-run").refusal
+    assert "use a base of the adapter's model" in run("merge", own, adapter, "--dry-run").refusal
     refusal = run("convert", adapter, "--layout", "diffusers", "-o", adapter.parent / "x.safetensors").refusal
-    assert "no model family that is known here" in refusal
+    assert "knows no model family" in refusal
 
 
 def test_info_names_it(pagoda, files, run):

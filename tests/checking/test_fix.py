@@ -56,14 +56,14 @@ def test_what_is_mended_is_gone_and_nothing_else_changes(code, write_toy, tmp_pa
 def test_what_needs_a_decision_is_left(code, write_toy, tmp_path):
     path, settings = write_toy(LINT_TOYS[code])
     assert code not in check(path, settings, tensors=True).fixable
-    with pytest.raises(LoraInspectError, match="can be mended without a guess"):
+    with pytest.raises(LoraInspectError, match="can be fixed without a guess"):
         mend(path, settings, tmp_path)
     assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_a_clean_file_is_not_written_again(write_toy, tmp_path):
     path, settings = write_toy({"tensors": loras(rank=4)})
-    with pytest.raises(LoraInspectError, match="nothing is wrong with it"):
+    with pytest.raises(LoraInspectError, match="it has no problems, so there is nothing to fix"):
         mend(path, settings, tmp_path)
 
 
@@ -188,7 +188,7 @@ def _with_another_alpha(path, contents, *others):
 def test_a_proof_that_fails_leaves_nothing(spoil, write_toy, tmp_path, monkeypatch):
     path, settings = write_toy(LINT_TOYS["metadata-empty"])
     monkeypatch.setattr("lora_inspect.checking.fix.write_contents", spoil)
-    with pytest.raises(LoraInspectError, match="would not mean what it means now, so nothing is written"):
+    with pytest.raises(LoraInspectError, match="would have another meaning, so nothing was written"):
         mend(path, settings, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["file.safetensors"]
 
@@ -199,7 +199,7 @@ def test_a_file_with_its_configuration_beside_it_stays_there(write_toy, tmp_path
     toy = {"tensors": tensors, "config": config, "metadata": {"x": ""}, "name": "adapter_model.safetensors"}
     path, settings = write_toy(toy)
     (tmp_path / "other").mkdir()
-    with pytest.raises(LoraInspectError, match="would not lie beside it"):
+    with pytest.raises(LoraInspectError, match="would not be next to it"):
         fix(path, str(tmp_path / "other" / "out.safetensors"), settings)
     result = mend(path, settings, tmp_path)
     assert [one.scale for one in read_adapter(open_checkpoint(result.output)).contributions] == [2.0]
@@ -209,7 +209,7 @@ def test_only_single_files_are_mended(write_toy, fixtures, tmp_path):
     names = "x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors"
     toy = {"tensors": lora("a"), "metadata": {"x": ""}, "name": names[0], "beside": (lora("b"), {}, names[1])}
     path, settings = write_toy(toy)
-    with pytest.raises(LoraInspectError, match="only single safetensors files are mended"):
+    with pytest.raises(LoraInspectError, match="check fixes only single safetensors files"):
         mend(path, settings, tmp_path)
 
 

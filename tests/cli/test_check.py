@@ -36,7 +36,7 @@ def test_a_problem_is_a_line_and_a_summary_follows(run, adapter):
         [str(path), "warning dim-contradicts"],
         [str(path), "note metadata-empty"],
     ]
-    assert lines[-1] == "1 file: 1 error, 1 warning and 1 note; --fix -o OUT mends 2 of them"
+    assert lines[-1] == "1 file: 1 error, 1 warning and 1 note; --fix -o OUT fixes 2 of them"
     assert (outcome.status, outcome.stderr) == (1, "")
 
 
@@ -73,7 +73,7 @@ def test_of_many_problems_of_a_code_the_first_ones_are_told(run, write_safetenso
     path = write_safetensors({f"lora_unet_{i}.lora_up.weight": ("F32", (2, 2), 1.0) for i in range(1234)})
     lines = run("check", path).stdout.splitlines()
     assert [": error incomplete: " in line for line in lines] == [True] * 6 + [False]
-    assert lines[5].endswith(": error incomplete: 1,229 more of these; --json has all.")
+    assert lines[5].endswith(": error incomplete: 1,229 more of these; --json lists all.")
     assert lines[6] == "1 file: 1,234 errors"
     assert len(json.loads(run("check", path, "--json").stdout)["problems"]) == 1234
 
@@ -117,7 +117,7 @@ class TestJson:
         out = tmp_path / "out.safetensors"
         record = run("check", adapter(WARNING, **DORA_MISSING), "--fix", "-o", out, "--json").json
         assert record["output"] == str(out)
-        assert record["fixed"] == ["wrote ss_network_dim 4 where '8' was"]
+        assert record["fixed"] == ["wrote ss_network_dim 4 instead of '8'"]
         assert [problem["code"] for problem in record["left"]] == ["dora-missing"]
         assert [problem["code"] for problem in record["problems"]] == ["dora-missing", "dim-contradicts"]
 
@@ -168,7 +168,7 @@ class TestFix:
         out = tmp_path / "out.safetensors"
         outcome = run("check", path := adapter(WARNING, **DORA_MISSING), "--fix", "-o", out)
         first, second, last = outcome.stdout.splitlines()
-        assert first == f"{path}: fixed: wrote ss_network_dim 4 where '8' was."
+        assert first == f"{path}: fixed: wrote ss_network_dim 4 instead of '8'."
         assert second.startswith(f"{out}: error dora-missing: ")
         assert last == f"wrote {out}"
         assert outcome.status == 0
@@ -193,7 +193,7 @@ class TestFix:
 
     def test_with_nothing_to_mend_writes_nothing(self, run, adapter, tmp_path):
         out = tmp_path / "out.safetensors"
-        assert "nothing is wrong" in run("check", adapter(CLEAN), "--fix", "-o", out).refusal
+        assert "it has no problems" in run("check", adapter(CLEAN), "--fix", "-o", out).refusal
         assert not out.exists()
 
     @pytest.mark.parametrize(
@@ -221,12 +221,12 @@ def test_on_a_terminal_lines_fit_below_the_file_and_severities_have_colours(adap
     assert lines[1].startswith("  \x1b[1;31merror\x1b[0m dora-missing: ")
     assert lines[2].startswith("    ")
     plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
-    assert max(map(len, plain)) <= 60 + len("; --fix -o OUT mends 2 of them")
+    assert max(map(len, plain)) <= 60 + len("; --fix -o OUT fixes 2 of them")
     assert [line.split(":")[0] for line in plain if re.match("  [a-z]", line)] == [
         "  error dora-missing", "  warning dim-contradicts", "  note metadata-empty"
     ]  # fmt: skip
     assert plain[-3:-1] == ["b.safetensors: no problems",
-                            "2 files: 1 error, 1 warning and 1 note; --fix -o OUT mends 2 of them"]  # fmt: skip
+                            "2 files: 1 error, 1 warning and 1 note; --fix -o OUT fixes 2 of them"]  # fmt: skip
     assert b"b.safetensors: \x1b[32mno problems" in wide
 
 

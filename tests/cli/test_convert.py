@@ -36,13 +36,13 @@ def test_the_first_line_names_the_algorithms(tensors, options, said, write_safet
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--algorithm", "lora", "--rank", "2", "--max-error", "0.1"], "--rank and --max-error exclude each other."),
-        (["--rank", "2"], "--rank and --max-error speak of what --base or --algorithm approximates."),
-        (["--base", "BASE"], "--base takes one of --rank, --max-error, --keep-dora and --to."),
-        (["--base", "BASE", "--drop-magnitude"], "--drop-magnitude excludes --keep-dora and --base."),
+        (["--algorithm", "lora", "--rank", "2", "--max-error", "0.1"], "give --rank or --max-error, not both."),
+        (["--rank", "2"], "--rank and --max-error limit an approximation; give --base or --algorithm, too."),
+        (["--base", "BASE"], "--base needs one of --rank, --max-error, --keep-dora and --to."),
+        (["--base", "BASE", "--drop-magnitude"], "--drop-magnitude cannot be combined with --keep-dora or --base."),
         (
             ["--base", "BASE", "--keep-dora", "--rank", "2"],
-            "--keep-dora keeps the magnitude, and --rank and --max-error make plain LoRA of it.",
+            "--keep-dora keeps the magnitude, but --rank and --max-error turn it into plain LoRA; leave one out.",
         ),
     ],
 )

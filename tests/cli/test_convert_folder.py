@@ -123,7 +123,7 @@ def test_two_of_one_name_are_not_written_over_each_other(write_safetensors, tmp_
     (tmp_path / "in/x/adapter_config.json").write_text(json.dumps({**CONFIG, "target_modules": ["q_proj"]}))
     ended = run("convert", tmp_path / "in", "-o", tmp_path / "out", "--to", "peft", "--force")
     assert ended.status == 1
-    says = f"{tmp_path / 'in' / 'x.safetensors'} is written to {tmp_path / 'out' / 'x'} already"
+    says = f"{tmp_path / 'in' / 'x.safetensors'} already goes to {tmp_path / 'out' / 'x'}"
     assert says in ended.stderr
     assert json.loads((tmp_path / "out/x/adapter_config.json").read_text())["r"] == 16
 
@@ -166,7 +166,9 @@ def test_refused_as_a_whole(case, folder, write_safetensors, tmp_path, run):
     before = files_below(tmp_path)
     source = tmp_path / "bases" if case == "nothing in it" else folder
     output = {"the folder itself": folder, "a file": folder / "a.safetensors"}.get(case, tmp_path / "out")
-    says = {"the folder itself": "folder of the inputs", "a file": "a folder is written"}.get(case, "holds no adapter")
+    says = {"the folder itself": "folder of the inputs", "a file": "so the output must be a folder"}.get(
+        case, "holds no adapter"
+    )
     ended = run("convert", source, "-o", output)
     assert ended.status == 1
     assert says in ended.refusal

@@ -15,8 +15,8 @@ linux = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device th
 
 # What is raised, and the words that the sentence has.
 UNFORESEEN = {
-    "a defect": (KeyError("x\n\x1by"), [f"defect of lora-inspect {__version__}", "KeyError", "report it with"]),
-    "a path without end": (RecursionError("maximum depth"), ["defect", "RecursionError", "report it with"]),
+    "a defect": (KeyError("x\n\x1by"), [f"internal error in lora-inspect {__version__}", "KeyError", "report it with"]),
+    "a path without end": (RecursionError("maximum depth"), ["internal error", "RecursionError", "report it with"]),
     "no memory": (MemoryError(), ["not enough memory; close other programs"]),
     "no memory for torch": (RuntimeError("[enforce fail] can't allocate memory: 8 bytes"), ["not enough memory;"]),
     "no memory for a library": (ImportError("libx.so: failed to map segment from it"), ["not enough memory;"]),
@@ -85,7 +85,7 @@ def test_a_file_that_shrinks_after_its_header_was_read_is_refused(run, files, mo
     monkeypatch.setattr("lora_inspect.reading.file_info.open_checkpoint", open_and_cut)
     sentence = run("info", files[1]).failure
     assert str(files[1]) in sentence
-    assert "defect" not in sentence
+    assert "internal error" not in sentence
 
 
 @pytest.mark.parametrize("words", [["merge", "BASE", "ADAPTER", "-o", "a\0b"], ["convert", "ADAPTER", "-o", "a\0b"],

@@ -135,10 +135,10 @@ def test_no_metadata_break_the_screen(metadata):
 
 
 @pytest.mark.parametrize(("rank", "alpha", "words", "way"), [
-    (4, 3.0, "0.75: half as strong", "Set strength 2 there or convert the file:"),
-    (16, 8.0, "0.5: 0.25 times as strong", "Set strength 4 there or convert the file:"),
-    (64, 16.0, "0.25: 0.125 times as strong", "Set strength 8 there or convert the file:"),
-    (2, 2.0, "1: 0.707 times as strong", "Set strength 1.414 there or convert the file:"),
+    (4, 3.0, "0.75: half as strong", "Load it with multiplier 2 or convert the file:"),
+    (16, 8.0, "0.5: 0.25 times as strong", "Load it with multiplier 4 or convert the file:"),
+    (64, 16.0, "0.25: 0.125 times as strong", "Load it with multiplier 8 or convert the file:"),
+    (2, 2.0, "1: 0.707 times as strong", "Load it with multiplier 1.414 or convert the file:"),
     (144, 12.0, "0.08333: 0.0833 times as strong", "Convert the file:"),
 ])  # fmt: skip
 def test_an_rslora_says_what_alpha_over_rank_makes_of_it(rank, alpha, words, way, run, write_safetensors):
@@ -181,7 +181,7 @@ def test_the_command_of_a_file_that_loads_nowhere_makes_one_that_comfyui_loads(n
 
 def test_a_file_of_an_open_scale_says_what_loads_it_and_the_command_that_settles_it(show, run):
     shown = " ".join(show("alpha-of-0").split())
-    assert "loads in ComfyUI, InvokeAI and musubi-tuner; how strongly is unknown until alpha is given" in shown
+    assert "loads in ComfyUI, InvokeAI and musubi-tuner; the scale is unknown until alpha is given" in shown
     for alpha in ("0.25", "16"):
         settled = run("info", f"zero.safetensors:alpha={alpha}").stdout
         assert "ComfyUI, InvokeAI and musubi-tuner" in settled

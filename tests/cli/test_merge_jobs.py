@@ -26,7 +26,7 @@ def test_a_job_says_what_is_left_and_the_last_one_what_came_of_it(run, place):
         "the job that makes the last one writes out"
     )
     again = run(*MERGE, "--shard", "1/2")
-    assert again.stdout.splitlines()[0].endswith(" s, 3 were there")
+    assert again.stdout.splitlines()[0].endswith(" s, 3 existed already")
     assert "made 0 shards" in again.stdout
     last = run(*MERGE, "--shard", "2/2")
     assert last.stdout.splitlines()[1] == "merged 11 modules (lora at 1) into out"
@@ -87,11 +87,11 @@ def test_what_one_process_says_beside_parts(run, place):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--shard", "3/2"), "Invalid value for '--shard': '3/2' is none of the shares 1/N to N/N, as 3/8."),
-        (("--shard", "1"), "'1' is none of the shares"),
+        (("--shard", "3/2"), "Invalid value for '--shard': '3/2' is no share from 1/N to N/N, such as 3/8."),
+        (("--shard", "1"), "'1' is no share"),
         (
             ("--shard", "1/2", "--finish"),
-            "--shard makes shards and --finish makes the output of them; give one of both.",
+            "--shard makes shards and --finish makes the output of them; give only one.",
         ),
     ],
 )

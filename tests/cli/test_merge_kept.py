@@ -56,7 +56,7 @@ def test_the_ways_out_that_a_refusal_names_lead_out(merge, way_out):
 def test_stochastic_rounding_tells_its_seed_and_its_noise(merge, tmp_path):
     """A part p = 0.001 / 2^-7 of the entries goes up by a whole step: the noise is sqrt(1/p - 1) of the change."""
     told = merge(0.001, "--rounding", "stochastic", "--seed", "3").stdout
-    assert re.search(r"; rounded stochastically by seed 3, whose noise is 2\.[4-8] times the change of /", told)
+    assert re.search(r"; rounded stochastically with seed 3 \(noise: 2\.[4-8] times the change of /", told)
     record = merge(0.001, "--rounding", "stochastic", "--seed", "3", "--force", "--json").json
     assert (record["rounding"], record["seed"]) == ("stochastic", 3)
     assert record["noise"][str(tmp_path / "a.safetensors")] == pytest.approx((2**-7 / 0.001 - 1) ** 0.5, rel=0.1)

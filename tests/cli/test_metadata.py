@@ -82,10 +82,7 @@ def test_a_key_that_is_not_there_is_refused_with_the_nearest(path, run):
     refusal = run("metadata", "get", path, "ss_network_dims").refusal
     assert refusal == f"{path}: its metadata has no ss_network_dims; name another key (did you mean ss_network_dim?)."
     refusal = run("metadata", "get", path, "zzz").refusal
-    assert (
-        refusal
-        == f"{path}: its metadata has no zzz; name another key, of those that `lora-inspect metadata show` lists."
-    )
+    assert refusal == f"{path}: its metadata has no zzz; name another key that `lora-inspect metadata show` lists."
     run("metadata", "strip", "--all", path)
     assert run("metadata", "get", path, "zzz").refusal == f"{path}: it has no metadata, so no zzz; set it first."
 
@@ -138,7 +135,7 @@ def test_a_large_picture_is_refused(path, run):
 @pytest.mark.parametrize("value", ["no", "{'a': 1}", "3", '{"a": 1', "NaN"])
 def test_text_under_a_key_that_holds_json_is_refused(value, path, run):
     refusal = run("metadata", "set", path, f"ss_tag_frequency={value}").refusal
-    assert refusal.startswith(f"{path}: ss_tag_frequency holds JSON, and ")
+    assert refusal.startswith(f"{path}: ss_tag_frequency holds JSON, but ")
     assert run("metadata", "set", path, 'ss_tag_frequency={"a": {"b": 1}}').status == 0
 
 
@@ -160,10 +157,12 @@ def test_wrong_usage_ends_with_two_and_writes_nothing(words, path, run):
 
 def test_what_decides_is_refused_in_one_sentence(path, run):
     refusal = run("metadata", "set", path, "lora_inspect.scale=standard").refusal
-    assert refusal.startswith(f"{path}: lora_inspect.scale decides how the file is read, and the change would make ")
+    assert refusal.startswith(f"{path}: lora_inspect.scale decides how the file is read, and the edit would change ")
     shown = run("metadata", "set", path, "lora_inspect.scale=standard", "--allow-meaning-change")
     assert shown.status == 0
-    assert shown.stderr.startswith(f"Note: {path}: the file is read otherwise: RS-LoRA from yes (stated) to unknown")
+    assert shown.stderr.startswith(
+        f"Note: {path}: the edit changes how the file is read: RS-LoRA from yes (stated) to unknown"
+    )
 
 
 def test_strip_says_what_it_keeps(run, write_safetensors):
@@ -174,7 +173,7 @@ def test_strip_says_what_it_keeps(run, write_safetensors):
     assert shown.stdout.splitlines() == [
         f"{path}: 1 removed",
         "removed  a  b",
-        "kept, as the reading needs it: lora_inspect.scale",
+        "kept, as they decide how the file is read: lora_inspect.scale",
     ]
 
 
@@ -186,7 +185,7 @@ def test_the_hashes_of_a_real_file_are_shown_as_it_states_them(fixtures, run):
 
 def test_a_stale_hash_is_shown_beside_the_true_one(path, run):
     run("metadata", "set", path, "sshs_model_hash=1234")
-    assert "but stated is 1234" in run("metadata", "show", path, "--hashes").stdout
+    assert "but the file states 1234" in run("metadata", "show", path, "--hashes").stdout
 
 
 @pytest.fixture
@@ -275,5 +274,5 @@ def test_the_metadata_of_a_set_is_a_list(fixtures, run):
 
 def test_a_configuration_alone_has_none(tmp_path, run):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
-    assert "a configuration and no weights" in run("metadata", "set", tmp_path, "a=b").refusal
+    assert "a configuration but no weights" in run("metadata", "set", tmp_path, "a=b").refusal
     assert run("metadata", "show", tmp_path).stdout == ""

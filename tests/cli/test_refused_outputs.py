@@ -110,7 +110,10 @@ def test_force_replaces_a_file(command, run, place, monkeypatch):
 
 # adapter, base, words
 MISFITS = {
-    "another model": (loras(), {"other.weight": ("F32", (4, 4), 1)}, ["no module fits", MODULE, "another model"]),
+    "another model": (
+        loras(),
+        {"other.weight": ("F32", (4, 4), 1)},
+        ["no module matches", MODULE, "use a base of the adapter's model"]),
     "another width": (loras(1), base(1, out=9), [MODULE, Q, "[6, 5]", "[9, 5]"]),
     "some have no target": (loras(4), base(3), ["1 of 4 modules", "blocks_3_attn_q", "--allow-unmatched"]),
     "swapped": (base(), loras(), ["is an adapter and", "name the base first"]),

@@ -82,7 +82,7 @@ def test_settings_on_the_path_and_options_are_those_of_merge(files, run):
     assert "no component text_encoder" in run(
         "verify", files["whole"], files["base"], files["a"], "--only", "text_encoder"
     ).refusal  # fmt: skip
-    assert "has nothing to rule" in run(
+    assert "has no effect" in run(
         "verify", files["whole"], files["base"], files["a"], "--dora-multiplier", "inside"
     ).refusal  # fmt: skip
 

@@ -56,7 +56,7 @@ def test_one_record_more_is_read_and_refused_where_it_would_be_written(tmp_path,
     pair = (tmp_path / "base.safetensors", tmp_path / "adapter.safetensors", "-o", out)
     monkeypatch.setitem(codecs.CODECS, SIGNED.name, SIGNED)
     refusal = run("merge", *pair).refusal
-    assert "q.weight is stored as signed fp8, which is read but not written" in refusal
+    assert "q.weight is stored as signed fp8, which lora-inspect reads but does not write" in refusal
     assert "--dtype bf16" in refusal
     assert "--changed-dtype bf16" in refusal
     for option in ("--dtype", "--changed-dtype"):

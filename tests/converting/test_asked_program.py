@@ -70,7 +70,7 @@ def test_the_scheme_of_the_program_is_written(wan, tmp_path):
 
 def test_an_output_that_the_program_would_not_read_is_not_left(wan, tmp_path):
     with added(toy_program(LOADS_COMFYUI._replace(kinds={"lora": LEAVES}), REST)):
-        with pytest.raises(LoraInspectError, match=r"Toy 1\.0 would not read it as it is meant: nothing loaded"):
+        with pytest.raises(LoraInspectError, match=r"Toy 1\.0 would read it wrongly: nothing loaded"):
             to_toy(wan(), tmp_path / "out.safetensors")
         assert list(tmp_path.glob("out*")) == []
 
@@ -78,16 +78,19 @@ def test_an_output_that_the_program_would_not_read_is_not_left(wan, tmp_path):
 def test_what_is_not_known_of_the_output_is_said(wan, tmp_path):
     with added(toy_program(LOADS_COMFYUI._replace(prefixes=("other.",)))):
         result = to_toy(wan(), tmp_path / "out.safetensors")
-        assert any("what Toy 1.0 makes of it is not known here" in remark for remark in result.remarks)
+        assert any("lora-inspect does not know how Toy 1.0 reads it" in remark for remark in result.remarks)
 
 
 def test_a_rule_that_was_only_read_is_said_to_be(wan, tmp_path):
     with added(toy_program(LOADS_COMFYUI._replace(by=READ))):
-        assert any("not run" in remark for remark in to_toy(wan(), tmp_path / "out.safetensors").remarks)
+        assert any("no run has confirmed" in remark for remark in to_toy(wan(), tmp_path / "out.safetensors").remarks)
 
 
 def test_a_program_without_names_for_the_family_is_refused(wan, tmp_path):
-    with added(toy_program(REST, scheme="")), pytest.raises(LoraInspectError, match="no names are known by which Toy"):
+    with (
+        added(toy_program(REST, scheme="")),
+        pytest.raises(LoraInspectError, match="lora-inspect knows no names under which Toy"),
+    ):
         to_toy(wan(), tmp_path / "out.safetensors")
 
 

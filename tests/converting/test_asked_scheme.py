@@ -193,7 +193,7 @@ def test_what_a_pipeline_of_diffusers_leaves_out_silently_is_refused(write, run,
     names = {scheme: encoders(scheme, FLUX_ENCODERS[scheme]) for scheme in ("kohya", "diffusers")}
     file = write(["lora_unet_double_blocks_0_img_attn_proj", *names["kohya"]], "flux")
     ended = run("convert", file, "--to", "diffusers", "-o", tmp_path / "o.safetensors")
-    assert "have none for its text_encoder_3" in ended.refusal
+    assert "do not cover its text_encoder_3" in ended.refusal
     assert "leave it out with --only model --only text_encoder, or" in ended.refusal
     chosen = ("--only", "model", "--only", "text_encoder")
     transformer = "transformer.transformer_blocks.0.attn.to_out.0"
@@ -222,7 +222,7 @@ def test_every_component_that_is_asked_for_has_to_be_there(write, run, tmp_path)
 def test_families_that_call_a_text_encoder_otherwise_are_told_by_the_user(write, run, tmp_path, modules_in):
     file = write([SDXL_ENCODERS[0]], inputs=768)
     refusal = run("convert", file, "--to", "kohya", "-o", tmp_path / "o.safetensors").refusal
-    assert "have other kohya names each for its text_encoder; say which with --architecture" in refusal
+    assert "each has its own kohya names for its text_encoder; choose one with --architecture" in refusal
     for family, prefix in (("sd15", "lora_te_"), ("sdxl", "lora_te1_")):
         assert modules_in(file, "kohya", "--architecture", family) == {prefix + CLIP.replace(".", "_")}
 
@@ -408,7 +408,7 @@ def test_dora_goes_where_it_is_exact_and_is_asked_for_elsewhere(write, run, tmp_
         ),
         ([WAN["kohya"]], "wan", "onetrainer", "no onetrainer names"),
         (["lora_unet_transformer_blocks_0_attn_to_q"], "framepack", "comfyui", "no comfyui names"),
-        (["diffusion_model.blocks.0.whatever.q"], None, "kohya", "of no model family that is known here"),
+        (["diffusion_model.blocks.0.whatever.q"], None, "kohya", "lora-inspect knows no model family"),
         (["base_model.model.model.layers.0.self_attn.q_proj"], None, "kohya", "no kohya names"),
         (
             ["lora_unet_blocks_0_self_attn_q", "lora_te1_encoder_block_0_layer_0_SelfAttention_q"],
@@ -503,7 +503,7 @@ def test_a_family_is_named_where_the_names_are_of_several(write, run, tmp_path):
     file = write(["diffusion_model.double_blocks.0.img_mlp.0"])
     options = ("convert", file, "-o", tmp_path / "o.safetensors", "--to", "comfyui")
     ended = run(*options)
-    assert (ended.status, "say which with --architecture" in ended.stderr) == (1, True), ended.stderr
+    assert (ended.status, "choose one with --architecture" in ended.stderr) == (1, True), ended.stderr
     assert run(*options, "--architecture", "flux").status == 0
     ended = run(*options, "--architecture", "wan", "--force")
     assert (ended.status, "it is not of wan" in ended.stderr) == (1, True)
@@ -519,7 +519,7 @@ def test_embeddings_go_where_they_are_read(write, run, tmp_path):
     assert run("convert", file, "--to", "comfyui", "-o", out).status == 0
     assert "bundle_emb.cat.string_to_param.*" in load_file(out)
     ended = run("convert", file, "--to", "diffusers", "-o", out, "--force")
-    assert (ended.status, "--only model leaves them out" in ended.stderr) == (1, True), ended.stderr
+    assert (ended.status, "leave them out with --only model" in ended.stderr) == (1, True), ended.stderr
     ended = run("convert", file, "--to", "diffusers", "-o", out, "--force", "--only", "model", "--json")
     assert ended.status == 0, ended.stderr
     assert "bundle_emb.cat.string_to_param.*" in json.loads(ended.stdout)["dropped"]
@@ -550,13 +550,13 @@ def test_models_of_no_known_family_keep_their_paths_where_any_is_loaded(write, m
 def test_two_modules_with_one_name_are_refused(write, run, tmp_path):
     file = write(["base_model.model.a.b_c", "base_model.model.a_b.c"])
     ended = run("convert", file, "--to", "lycoris", "-o", tmp_path / "o.safetensors")
-    assert (ended.status, "would both be called lycoris_a_b_c" in ended.stderr) == (1, True)
+    assert (ended.status, "would both get the name lycoris_a_b_c" in ended.stderr) == (1, True)
 
 
 def test_a_config_of_the_model_is_for_llama_cpp_alone(write, run, tmp_path):
     file = write([WAN["kohya"]], "wan")
     options = ("--model-config", tmp_path / "config.json", "-o", tmp_path / "o.safetensors")
-    assert "--model-config says what only llama.cpp's names depend on" in run("convert", file, *options).refusal
+    assert "--model-config only affects llama.cpp's names" in run("convert", file, *options).refusal
     assert "leave it out" in run("convert", file, "--to", "diffusers", *options).refusal
 
 
@@ -591,4 +591,7 @@ def test_names_of_no_known_model_are_those_of_the_scheme_already(write_safetenso
     ended = run("convert", file, "--to", "lycoris", "-o", tmp_path / "o.safetensors")
     assert ended.status == 0, ended.stderr
     assert load_file(tmp_path / "o.safetensors").keys() == lora("lycoris_lin_0").keys()
-    assert "what it is in peft names is unknown" in run("convert", file, "--to", "peft", "-o", tmp_path / "p").refusal
+    assert (
+        "lora-inspect does not know its place in peft names"
+        in run("convert", file, "--to", "peft", "-o", tmp_path / "p").refusal
+    )

@@ -121,5 +121,5 @@ def test_two_algorithms_whose_ranks_differ_cannot_share_one_alpha(carried):
     """alpha/rank of both would be the scale: 2 · 4 for one and 2 · 3 for the other."""
     shapes = {"w1_a": (OUT, 3), "w1_b": (3, IN), "w2_a": (OUT, 3), "w2_b": (3, IN)}
     loha = {f"{NAME}.hada_{role}": noise(*shape, seed=seed) for seed, (role, shape) in enumerate(shapes.items(), 3)}
-    with pytest.raises(LoraInspectError, match=rf"{NAME} has several algorithms that share one alpha.* be 6 and 8;"):
+    with pytest.raises(LoraInspectError, match=rf"{NAME} has several algorithms with one shared alpha.* need 6 and 8;"):
         carried({**lora(), **loha}, 2.0, ALPHA)

@@ -176,7 +176,7 @@ def test_the_norm_of_inputs_is_that_of_the_rows_of_a_part(tmp_path):
     fused[f"diffusion_model.{LLM}.qkv_proj.lora_up.weight"] = numbers(12, RANK)
     parts = {f"{LLM}.{part}_proj.weight": whole[4 * at : 4 * at + 4] for at, part in enumerate("qkv")}
     with pytest.raises(
-        LoraInspectError, match=r"magnitude of inputs, whose norm is over all of its rows.*use a base in"
+        LoraInspectError, match=r"magnitude of inputs, and its norm covers all of its rows.*use a base in"
     ):
         converted(tmp_path, fused, parts)
 
@@ -341,7 +341,7 @@ def test_a_second_lora_on_one_module_is_refused(in_order):
     # Of two changes that can have a magnitude it is the first one's.
     order = sorted(adapter, key=lambda key: "hada" not in key)
     settings = Settings(allow_partial_dora=True)
-    with pytest.raises(LoraInspectError, match=r"has LoRA beside the LoHa with a magnitude.*choose --keep-dora"):
+    with pytest.raises(LoraInspectError, match=r"has LoRA next to the LoHa with a magnitude.*choose --keep-dora"):
         in_order({key: adapter[key] for key in order}, settings)
 
 
@@ -356,7 +356,7 @@ def test_a_rotation_behind_the_magnitude_stays_behind_the_plain_lora(in_order, t
 
 
 def test_an_alpha_that_a_rotation_would_take_for_its_own_is_not_added(in_order):
-    with pytest.raises(LoraInspectError, match=rf"{NAME} has OFT.* beside LoRA.*to files of their own first"):
+    with pytest.raises(LoraInspectError, match=rf"{NAME} has OFT.* next to LoRA.*to separate files first"):
         in_order({f"{NAME}.{key}": tensor for key, tensor in ROTATED.items()})
 
 
@@ -377,7 +377,7 @@ def test_what_is_not_added_to_all_rows_before_the_magnitude_is_refused(before, r
     own = adapter.modules[NAME]
     turned = sorted(own.contributions, key=lambda contribution: contribution.magnitude is not None)
     adapter.modules[NAME] = own._replace(contributions=tuple(turned))
-    with pytest.raises(LoraInspectError, match=rf"{NAME} has .* before its magnitude.*choose --keep-dora"):
+    with pytest.raises(LoraInspectError, match=rf"{NAME} applies .* before its magnitude.*choose --keep-dora"):
         find_base_changes(adapter, base, matching)
 
 

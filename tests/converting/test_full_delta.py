@@ -221,12 +221,12 @@ def test_what_it_was_made_of_is_in_the_metadata(tmp_path):
 
 
 REFUSED = {
-    "without a base": ({"base": None}, "is that of a base; name the one that it was trained on as --base BASE"),
+    "without a base": ({"base": None}, "needs the base; give --base BASE, the base that it was trained on"),
     "with a rank": ({"rank": 2}, "has no rank and no error; leave --rank and --max-error out"),
-    "with magnitudes": ({"keep_dora": True}, "has the magnitudes in it; leave --keep-dora out"),
-    "for diffusers": ({"scheme": "diffusers"}, "no program reads full differences under names as"),
-    "for PEFT": ({"scheme": "peft"}, "no program reads full differences under names as"),
-    "for musubi-tuner": ({"scheme": "musubi"}, "no program reads full differences under names as"),
+    "with magnitudes": ({"keep_dora": True}, "already contains the magnitudes; leave --keep-dora out"),
+    "for diffusers": ({"scheme": "diffusers"}, "no program reads full differences under names such as"),
+    "for PEFT": ({"scheme": "peft"}, "no program reads full differences under names such as"),
+    "for musubi-tuner": ({"scheme": "musubi"}, "no program reads full differences under names such as"),
 }  # fmt: skip
 
 
@@ -241,7 +241,7 @@ def test_what_is_refused(options, says, tmp_path):
 
 def test_names_of_pipelines_need_others(tmp_path):
     base = layouts.flux_in_diffusers(layouts.flux(width=4))
-    with pytest.raises(LoraInspectError, match="choose names under which some do with --to, for instance --to kohya"):
+    with pytest.raises(LoraInspectError, match="choose other names with --to, for instance --to kohya"):
         converted(tmp_path, dotted("transformer.", factors(base, ["norm_out.linear"])), base)
 
 
@@ -249,7 +249,9 @@ def test_what_the_base_lacks_is_refused(tmp_path):
     base = layouts.flux(width=4)
     adapter = kohya("lora_unet_", factors(base, PATHS))
     del base["final_layer.linear.weight"]
-    with pytest.raises(LoraInspectError, match=r"1 modules change what .* lacks \(lora_unet_final_layer_linear\)"):
+    with pytest.raises(
+        LoraInspectError, match=r"1 modules change parameters that .* lacks \(lora_unet_final_layer_linear\)"
+    ):
         converted(tmp_path, adapter, base)
 
 
@@ -258,7 +260,9 @@ def test_a_bias_that_the_base_lacks_is_refused(tmp_path):
     adapter = kohya("lora_unet_", factors(base, ["final_layer.linear"]))
     adapter["lora_unet_final_layer_linear.lora_up.bias"] = torch.ones(4)
     del base["final_layer.linear.bias"]
-    with pytest.raises(LoraInspectError, match=r"1 modules change what .* lacks \(lora_unet_final_layer_linear\)"):
+    with pytest.raises(
+        LoraInspectError, match=r"1 modules change parameters that .* lacks \(lora_unet_final_layer_linear\)"
+    ):
         converted(tmp_path, adapter, base)
 
 
@@ -289,7 +293,7 @@ def test_parts_of_a_layer_that_change_its_bias_each(tmp_path):
     paths = [f"transformer_blocks.0.attn.to_{part}" for part in "qkv"]
     tensors = kohya("lora_transformer_", factors(base, paths))
     tensors["lora_transformer_transformer_blocks_0_attn_to_q.diff_b"] = torch.ones(4)
-    with pytest.raises(LoraInspectError, match="become one layer in the output, and some of them change a parameter"):
+    with pytest.raises(LoraInspectError, match="become one layer in the output, but some change a parameter"):
         converted(tmp_path, tensors, base, scheme="comfyui")
 
 

@@ -176,11 +176,11 @@ def test_the_way_back_needs_no_config_otherwise(run, fixtures, tmp_path, model):
 
 
 CONFIGS = {
-    "nothing": (None, ["does not say", "--model-config"]),
-    "another model": ({"model_type": "t5"}, ["model_type is t5", "known here for"]),
+    "nothing": (None, ["names none", "--model-config"]),
+    "another model": ({"model_type": "t5"}, ["model_type is t5", "module names only for"]),
     "no model_type": ({"num_attention_heads": 4}, ["model_type is missing"]),
-    "no heads": ({"model_type": "llama"}, ["blk.", "number of heads, and ", "config.json tells none;"]),
-    "heads that do not fit": ({"model_type": "llama", "num_attention_heads": 3}, ["do not tell which rows"]),
+    "no heads": ({"model_type": "llama"}, ["blk.", "number of heads, and ", "config.json does not give it;"]),
+    "heads that do not fit": ({"model_type": "llama", "num_attention_heads": 3}, ["do not show their rows"]),
     "no object": ([], ["not an object"]),
 }
 
@@ -241,7 +241,7 @@ REFUSED = {
     "DoRA kept": (magnitudes, {"use_dora": True}, ("--keep-dora",), ["llama.cpp applies none"]),
     "a bias": (bias, {"lora_bias": True}, (), ["llama.cpp cannot load"]),
     "a head saved whole": (head, {"modules_to_save": ["lm_head"]}, (), ["llama.cpp cannot load"]),
-    "a module without a name": (foreign, {}, (), ["model.layers.0.vision", "no counterpart in gguf names"]),
+    "a module without a name": (foreign, {}, (), ["model.layers.0.vision", "no known counterpart in gguf names"]),
     "float64": (lambda t: t.update({k: v.double() for k, v in t.items()}), {}, (), ["F64", "F32, F16 or BF16"]),
 }
 
@@ -301,7 +301,7 @@ def test_stacked_experts_are_merged_and_not_converted(run, fixtures, tmp_path, m
     options = ("--model-config", folder, "-o", tmp_path / "back")
     assert "stacked, which PEFT cannot load" in run("convert", folder / "adapter.gguf", *options).refusal
     options = ("--to", "gguf", "--model-config", folder, "-o", tmp_path / "a.gguf")
-    assert "has no counterpart in gguf names" in run("convert", folder, *options).refusal
+    assert "has no known counterpart in gguf names" in run("convert", folder, *options).refusal
 
 
 def test_names_that_are_not_known_are_refused(run, tmp_path):

@@ -217,7 +217,7 @@ def test_another_base_is_noted(corrected, tmp_path):
     other["double_blocks.0.img_attn.qkv.weight"][0, 0] += 1
     other = written(tmp_path, "other.safetensors", other)
     (note,) = plan_merge(other, [(output, 1.0)], MergeOptions()).notes
-    assert "over the norms of base.safetensors, whose double_blocks.0.img_attn.qkv.weight has other bytes" in note
+    assert "over the norms of base.safetensors, but double_blocks.0.img_attn.qkv.weight there has other bytes" in note
     assert not plan_merge(other, [(adapter, 1.0)], MergeOptions()).notes
     plain = {key: tensor for key, tensor in load_file(output).items() if "dora" not in key}
     plain = written(tmp_path, "plain.safetensors", plain, metadata_of(output))
@@ -233,7 +233,7 @@ def test_it_stays_what_it_is_where_its_names_stay(corrected, tmp_path):
         result = convert_to_standard(output, path, ConvertOptions(**options), force=True)
         assert result.target["norms"] == "base"
         assert metadata_of(path)[NORMS_KEY] == metadata_of(output)[NORMS_KEY]
-        assert any("in these programs alone" in remark for remark in result.remarks)
+        assert any("only ComfyUI and Forge" in remark for remark in result.remarks)
 
 
 @pytest.mark.parametrize("scheme", ["diffusers", "lycoris", "peft", "onetrainer"])
@@ -276,7 +276,9 @@ def test_a_program_that_divides_as_trainers_do_is_offered_their_magnitudes(corre
     base, _, output = corrected
     back = str(tmp_path / "back.safetensors")
     with added(toy(COMPUTES, "kohya")):
-        with pytest.raises(LoraInspectError, match=r"over those of the base's; choose --keep-dora with --base BASE"):
+        with pytest.raises(
+            LoraInspectError, match=r"these are over the norms of the base; choose --keep-dora with --base BASE"
+        ):
             convert_to_standard(output, back, ConvertOptions(program="toy"))
         result = convert_to_standard(output, back, ConvertOptions(program="toy", base=base, keep_dora=True))
     assert (result.target["norms"], result.exact, NORMS_KEY in metadata_of(back)) == ("sum", True, False)
@@ -323,13 +325,16 @@ def test_as_a_user_has_it(tmp_path, run):
     judged = run("compat", adapter, "--json").stdout
     assert {"comfyui": "DoRA wrong"}.items() <= verdicts(judged).items()
     ended = run("convert", adapter, "--to", "comfyui", "--base", given, "-o", output)
-    assert "exact but for the rounding of float32" in ended.stdout
-    assert "magnitudes of outputs are over the norms of the base's rows" in ended.stdout
+    assert "exact except for the rounding of float32" in ended.stdout
+    assert "magnitudes of outputs are over the row norms of the base" in ended.stdout
     assert "over the norms of the base" in run("info", output).stdout
     assert verdicts(run("compat", output, "--json").stdout)["comfyui"] == "same meaning"
     told = run("convert", output, "--to", "comfyui", "-o", tmp_path / "again.safetensors", "--json").json
     assert (told["from"]["norms"], told["to"]["norms"], told["exact"]) == ("base", "base", True)
-    assert "over those of the base" in run("convert", output, "--to", "diffusers", "-o", tmp_path / "no").refusal
+    assert (
+        "but these are over the norms of the base"
+        in run("convert", output, "--to", "diffusers", "-o", tmp_path / "no").refusal
+    )
 
 
 def test_the_magnitude_can_be_dropped(corrected, tmp_path):
@@ -346,7 +351,7 @@ def test_without_a_base_the_output_says_that_comfyui_makes_something_else(tmp_pa
     with pytest.raises(LoraInspectError, match=r"it is DoRA .* choose --keep-dora"):
         convert_to_standard(adapter, output, ConvertOptions(scheme="comfyui"))
     result = convert_to_standard(adapter, output, ConvertOptions(scheme="comfyui", keep_dora=True))
-    assert any("its change is not the trained one; --base BASE" in remark for remark in result.remarks)
+    assert any("its change is not the trained one; give --base BASE" in remark for remark in result.remarks)
     assert (result.target["norms"], NORMS_KEY in metadata_of(output)) == ("sum", False)
 
 
@@ -401,7 +406,9 @@ def test_a_base_is_asked_for_more_than_plain_names_can_use(corrected, tmp_path):
     base, adapter, _ = corrected
     output = str(tmp_path / "o.safetensors")
     for scheme in (None, "kohya"):
-        with pytest.raises(LoraInspectError, match="say how close it is to come, with --rank N or --max-error E"):
+        with pytest.raises(
+            LoraInspectError, match="set the accuracy of the approximation with --rank N or --max-error E"
+        ):
             convert_to_standard(adapter, output, ConvertOptions(scheme=scheme, base=base))
         kept = ConvertOptions(scheme=scheme, base=base, keep_dora=True)
         with pytest.raises(LoraInspectError, match="--base has nothing to do; leave it out"):
@@ -411,9 +418,9 @@ def test_a_base_is_asked_for_more_than_plain_names_can_use(corrected, tmp_path):
 def test_the_proof_finds_a_mark_that_is_lost(corrected, tmp_path, monkeypatch):
     base, adapter, output = corrected
     monkeypatch.setattr("lora_inspect.ops.convert._norms", lambda *_: None)
-    with pytest.raises(LoraInspectError, match=r"is not what .* says, as .* differs by"):
+    with pytest.raises(LoraInspectError, match=r"the output differs from .* \(.* differs by"):
         converted(tmp_path, adapter, base)
-    with pytest.raises(LoraInspectError, match=r"is not what .* says, as .* differs by inf"):
+    with pytest.raises(LoraInspectError, match=r"the output differs from .* \(.* differs by inf"):
         convert_to_standard(output, str(tmp_path / "kept.safetensors"), ConvertOptions(keep_dora=True))
 
 

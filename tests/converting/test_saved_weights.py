@@ -85,7 +85,7 @@ def test_a_weight_that_is_the_bases_own_is_left_out(made, converted, tmp_path):
     folder = made(HEAD, tensors=lambda tensors: {**tensors, "base_model.model.lm_head.weight": base})
     record = converted(folder, *LIMIT).json
     assert not keys_of(tmp_path / "output", "lm_head")
-    assert any("lm_head was saved as the base has it" in remark for remark in record["remarks"])
+    assert any("lm_head is the same as in the base" in remark for remark in record["remarks"])
     assert record["verified"]["modules"] == 14
 
 

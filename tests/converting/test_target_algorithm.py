@@ -146,7 +146,7 @@ def test_beside_lora_the_rank_is_that_of_the_others_and_a_note_says_so(tmp_path)
     notes, ranks = made(4)
     assert ranks == {q: RANK, k: 4}
     assert notes == (
-        f"{tmp_path / 'in.safetensors'}: 1 of 2 modules get a rank above --rank 4, {q} 8: what is LoRA already keeps "
-        "its rank, and the ranks of changes that go into one module add up.",
+        f"{tmp_path / 'in.safetensors'}: 1 of 2 modules get a rank above --rank 4 ({q}: 8); existing LoRA keeps "
+        "its rank, and changes that join in one module add up their ranks.",
     )
     assert made(RANK) == ((), {q: RANK, k: RANK})

@@ -189,13 +189,13 @@ REFUSED = {
         {**MANY, **module(f"transformer.{Q}"), **module(f"transformer.{QKV}", 3 * WIDTH)},
         "original",
         (),
-        "write one of them to a file of its own",
+        "write one of them to a separate file",
     ),
     "both names": (
         {**MANY, **module("transformer.proj_out"), **module("diffusion_model.final_layer.linear")},
         "original",
         (),
-        "write one of them to a file of its own",
+        "write one of them to a separate file",
     ),
     "a name of no module": (
         {**MANY, **module("lora_transformer_time_embed_x", spelling="kohya", alpha=1)},
@@ -204,7 +204,7 @@ REFUSED = {
         "lora_transformer_time_embed_x is no module of FLUX.1",
     ),
     "factors of a kernel": (
-        module(f"diffusion_model.{QKV}", 3 * WIDTH, kernel=(1, 1)), "diffusers", (), "cannot be taken apart"
+        module(f"diffusion_model.{QKV}", 3 * WIDTH, kernel=(1, 1)), "diffusers", (), "cannot be split"
     ),
     "a magnitude of one part of three": (
         {
@@ -216,33 +216,33 @@ REFUSED = {
         },
         "original",
         ("--keep-dora", "--allow-partial-dora"),
-        "attn_to_q has a magnitude, but not all rows of the layer",
+        "attn_to_q has a magnitude, but other rows of the layer",
     ),
     "two schemes": (
         {**module(f"transformer.{Q}"), **module(f"lora_transformer_{K.replace('.', '_')}", spelling="kohya", alpha=1)},
         "original",
         (),
-        "write one of them to a file of its own",
+        "write one of them to a separate file",
     ),
     "rows that are no parts": (
-        module(f"diffusion_model.{LINEAR1}", 7 * WIDTH + 1), "diffusers", (), "do not tell which"
+        module(f"diffusion_model.{LINEAR1}", 7 * WIDTH + 1), "diffusers", (), "do not show their rows"
     ),
     "a part that tells no rows": (
-        {**module(f"transformer.{Q}"), **module(f"transformer.{K}", out=5)}, "original", (), "do not tell which"
+        {**module(f"transformer.{Q}"), **module(f"transformer.{K}", out=5)}, "original", (), "do not show their rows"
     ),
     "parts of other inputs": (
-        {**module(f"transformer.{Q}"), **module(f"transformer.{K}", inputs=5)}, "original", (), "do not tell which"
+        {**module(f"transformer.{Q}"), **module(f"transformer.{K}", inputs=5)}, "original", (), "do not show their rows"
     ),
     "two layers in one": (
         {**module(f"transformer.{Q}"), f"transformer.{Q}.diff": ("F32", (5, WIDTH), 1.0)},
-        "original", (), "has tensors of a layer of",
+        "original", (), "mixes tensors of a layer of",
     ),
     "a bias of another layer": (
         {**module(f"diffusion_model.{QKV}", 3 * WIDTH), f"diffusion_model.{QKV}.diff_b": ("F32", (5,), 1.0)},
-        "diffusers", (), "and of one of [5, None]",
+        "diffusers", (), "with tensors of one of [5, None]",
     ),
     "some magnitudes": (
-        module(f"transformer.{Q}", **magnitude(WIDTH)), "original", ("--keep-dora",), "not all rows of the layer"
+        module(f"transformer.{Q}", **magnitude(WIDTH)), "original", ("--keep-dora",), "but other rows of the layer"
     ),
     "magnitudes of two spellings": (
         {
@@ -250,7 +250,7 @@ REFUSED = {
             **module(f"transformer.{K}", **{"lora_magnitude_vector.weight": ("F32", (WIDTH,), 1.0)}),
             **module(f"transformer.{V}", **magnitude(WIDTH)),
         },
-        "original", ("--keep-dora",), "spelled alike",
+        "original", ("--keep-dora",), "in another spelling",
     ),
     "magnitudes of inputs": (
         {
@@ -260,16 +260,16 @@ REFUSED = {
                 f"lora_transformer_{path.replace('.', '_')}", WIDTH, 5, "kohya", 1.0, dora_scale=("F32", (1, 5), 1.0)
             ).items()
         },
-        "original", ("--keep-dora",), "norm is over all rows",
+        "original", ("--keep-dora",), "norm covers all rows",
     ),
     "a magnitude of inputs": (
         module("lora_unet_double_blocks_0_img_attn_qkv", 3 * WIDTH, 5, "kohya", 1.0,
                dora_scale=("F32", (1, 5), 1.0)),
-        "diffusers", ("--keep-dora",), "norm is over all rows",
+        "diffusers", ("--keep-dora",), "norm covers all rows",
     ),
     "LoKr": (
         {f"diffusion_model.{QKV}.lokr_w{number}": ("F32", shape, 1.0) for number, shape in ((1, (3, 2)), (2, (4, 2)))},
-        "diffusers", (), "cannot be taken apart",
+        "diffusers", (), "cannot be split",
     ),
 }  # fmt: skip
 
@@ -288,19 +288,19 @@ def test_a_layer_that_possible_families_call_otherwise_is_not_guessed(refusal):
         for key, tensor in module(f"diffusion_model.double_blocks.{at}.img_attn_qkv", 3 * WIDTH).items()
     }
     tensors = blocks | module("diffusion_model.time_in.mlp.0")
-    assert "time_in.mlp.0 of HunyuanVideo has no counterpart" in refusal(tensors, "diffusers", says=None)
+    assert "time_in.mlp.0 of HunyuanVideo has no known counterpart" in refusal(tensors, "diffusers", says=None)
 
 
 def test_a_query_of_other_rows_than_inputs_is_no_part_of_a_fused_layer(refusal):
     attention = "diffusion_model.model.layers.0.self_attn"
     tensors = {**module(f"{attention}.q_proj", 2 * WIDTH), **module(f"{attention}.k_proj", 2)}
-    assert "do not tell which" in refusal(tensors, "fused", says=None)
+    assert "do not show their rows" in refusal(tensors, "fused", says=None)
 
 
 def test_layers_that_not_all_possible_families_fuse_are_not_left_apart(refusal):
     """HiDream-O1 has a language model with these names, whose layers are never fused."""
     tensors = module("diffusion_model.model.language_model.layers.1.self_attn.q_proj")
-    assert "q_proj of Language model (Llama line) has no counterpart in the fused" in refusal(
+    assert "q_proj of Language model (Llama line) has no known counterpart in the fused" in refusal(
         tensors, "fused", says=None
     )
 

@@ -383,10 +383,10 @@ def test_the_summary_says_what_was_copied_and_what_was_left_behind(folder, run, 
     (folder / "bad\x1b[2Jname.bin").write_text("unmerged")
     arguments = ["merge", folder, tmp_path / "adapter.safetensors", "-o", tmp_path / "out"]
     planned = run(*arguments, "--dry-run")
-    assert "2 files beside the weights would be copied" in planned.stdout
+    assert "2 other files would be copied" in planned.stdout
     assert "left behind in the base's folder: bad\\x1b[2Jname.bin, pytorch_model.bin" in planned.stderr
     done = run(*arguments)
-    assert "2 files beside the weights copied" in done.stdout
+    assert "2 other files copied" in done.stdout
     assert "pytorch_model.bin" in done.stderr
     record = run(*arguments, "--force", "--json").json
     assert record["files_copied"] == ["config.json", "sub/a.txt"]

@@ -40,7 +40,7 @@ _ADDRESSES = 3 << 30
 # Larger files are known by their size and time alone.
 _READ_BYTES = 16 * MEGABYTE
 # What the program says of what nobody foresaw, and of memory that it did not get.
-_DEFECT, _NO_MEMORY = "this is a defect of lora-inspect", "there is not enough memory"
+_DEFECT, _NO_MEMORY = "internal error", "there is not enough memory"
 _LEFTOVER = re.compile(r"(?s).*\.[0-9a-f]{16}\.partial(\.(lock|old|gone))?")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 

@@ -110,7 +110,7 @@ def test_the_router_of_mixtral_is_renamed(matched):
 
 ONE = f"{MLP}.experts.1.gate_proj"
 REFUSED = {
-    "an expert that is not there": (modules(f"{MLP}.experts.3.gate_proj"), base(), ["no module fits"]),
+    "an expert that is not there": (modules(f"{MLP}.experts.3.gate_proj"), base(), ["no module matches"]),
     "a layer of another width": (
         modules(ONE, out=INNER + 1), base(), ["[7, 4]", "gate_up_proj", f"has {[EXPERTS, 2 * INNER, WIDTH]}"]),
     "experts of sizes that do not go together": (
@@ -123,7 +123,7 @@ REFUSED = {
     "the expert by both names": (
         modules(ONE) | modules("model.layers.0.block_sparse_moe.experts.1.w1"), base(), ["both change"]),
     "an expert beside all of them": (
-        modules(ONE), base() | {f"{ONE}.weight": ("F32", (INNER, WIDTH), 1)}, ["fits both"]),
+        modules(ONE), base() | {f"{ONE}.weight": ("F32", (INNER, WIDTH), 1)}, ["matches both"]),
     "quantised": (
         modules(ONE), base() | {f"{MLP}.experts.gate_up_proj": ("I8", (EXPERTS, 2 * INNER, WIDTH), bytes(144))},
         ["I8 without a scale"]),
@@ -139,4 +139,4 @@ def test_what_is_not_known_is_refused(adapter, tensors, words, matched):
 
 def test_a_parameter_of_more_experts_than_any_model_has_is_not_spelled_out(matched):
     many = {f"{MLP}.experts.gate_up_proj": ("F32", (1 << 40, 0, 1), bytes(0))}
-    assert "no module fits" in matched(modules(ONE), base() | many, refused=True)
+    assert "no module matches" in matched(modules(ONE), base() | many, refused=True)

@@ -30,7 +30,7 @@ def files(tmp_path):
 
 def test_a_bias_that_is_nowhere(files):
     with pytest.raises(
-        LoraInspectError, match=r"no module fits .*first \(BEFT\) changes the bias of first, which has none"
+        LoraInspectError, match=r"no module matches .*first \(BEFT\) changes the bias of first, which has none"
     ):
         plan_merge(*files(), MergeOptions())
 

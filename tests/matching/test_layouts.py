@@ -102,24 +102,25 @@ REFUSED = {
         ["both change", f"{LLM}.self_attn.v_proj.weight"]),
     "two bases of the fused weight": (
         modules(f"{LLM}.self_attn.q_proj"), FUSED_BASE | weights({QKV: 3 * WIDTH}, "model.diffusion_model."),
-        ["fits both"]),
+        ["matches both"]),
     "two bases of one part": (
         modules(QKV, out=3 * WIDTH), SPLIT_BASE | weights(dict(list(PARTS.items())[1:2]), "model.diffusion_model."),
-        ["fits both", "k_proj"]),
+        ["matches both", "k_proj"]),
     "a fused weight and its part": (
-        modules(f"{LLM}.self_attn.q_proj"), FUSED_BASE | weights({f"{LLM}.self_attn.q_proj": WIDTH}), ["fits both"]),
+        modules(f"{LLM}.self_attn.q_proj"), FUSED_BASE | weights({f"{LLM}.self_attn.q_proj": WIDTH}), ["matches both"]),
     "a part that lacks": (
         modules(QKV, out=3 * WIDTH), {key: t for key, t in SPLIT_BASE.items() if "v_proj" not in key},
-        ["no module fits", f"{QKV} is several layers", "q_proj and ", "k_proj alone; use a base that holds all"]),
+        ["no module matches", f"{QKV} stands for several layers", "has only ", "q_proj and ",
+         "k_proj; use a base that holds all"]),
     "a part that lacks beside others": (
         modules(QKV, out=3 * WIDTH) | modules(f"{LLM}.self_attn.o_proj"),
         {key: t for key, t in SPLIT_BASE.items() if "q_proj" not in key},
-        ["1 of 2 modules", "k_proj and ", "v_proj alone; use a base that holds all of them", "--allow-unmatched"]),
+        ["1 of 2 modules", "k_proj and ", "v_proj; use a base that holds all of them", "--allow-unmatched"]),
     "a part of another width": (modules(f"{LLM}.self_attn.q_proj", out=5), FUSED_BASE, ["[5, 4]", QKV, "[12, 4]"]),
     "a whole of another width": (modules(QKV, out=3 * WIDTH + 1), SPLIT_BASE, ["[13, 4]", "q_proj", "[4, 4]"]),
     "parts of other sizes than the family's": (
         modules(QKV, out=14), SPLIT_BASE | weights({f"{LLM}.self_attn.k_proj": 6}),
-        ["k_proj has [6, 4]", "which are not the rows that", "use a base in the adapter's layout"]),
+        ["k_proj has [6, 4]", "has other rows in this layout", "use a base in the adapter's layout"]),
     "a fused weight that the family does not have so": (
         modules(f"{LLM}.self_attn.q_proj"), weights({QKV: 3 * WIDTH + 1}), ["qkv_proj has [13, 4]"]),
     "slices": (

@@ -103,22 +103,26 @@ Q = "blocks.0.attn.q.weight"
 
 # adapter, base, words of the refusal
 REFUSED = {
-    "nothing fits": (loras(1), {"other.weight": ("F32", (2, 2), 1)}, ["no module fits", "another model"]),
+    "nothing fits": (
+        loras(1), {"other.weight": ("F32", (2, 2), 1)}, ["no module matches", "use a base of the adapter's model"]),
     "the nearest name is given": (
-        lora("lora_unet_blocks_0_attn_qq"), base(1), ["lora_unet_blocks_0_attn_qq comes nearest to " + Q]),
+        lora("lora_unet_blocks_0_attn_qq"), base(1), ["lora_unet_blocks_0_attn_qq is most similar to " + Q]),
     "some do not fit": (loras(3), base(2), ["1 of 3 modules", "lora_unet_blocks_2_attn_q", "--allow-unmatched"]),
     "text encoders on a transformer": (
         WITH_TE, base(2), ["does not hold text_encoder (2 modules), text_encoder_2 (1 modules)", "--only model"]),
     "unclaimed tensors": (
         {**loras(1), "stray": ("F32", (1,), 1)}, base(1), ["1 tensors belong to no known", "(stray)", "--allow-un"]),
     "two weights of one flat name": (
-        loras(1), {**base(1), "blocks.0.attn_q.weight": ("F32", (OUT, IN), 1)}, ["fits both", Q, "attn_q.weight"]),
+        loras(1), {**base(1), "blocks.0.attn_q.weight": ("F32", (OUT, IN), 1)}, ["matches both", Q, "attn_q.weight"]),
     "two prefixes": (
-        loras(1), {**base(1), f"model.diffusion_model.{Q}": ("F32", (OUT, IN), 1)}, ["fits both", "diffusion_model"]),
+        loras(1), {**base(1), f"model.diffusion_model.{Q}": ("F32", (OUT, IN), 1)},
+        ["matches both", "diffusion_model"]),
     "two modules on one weight": (
         {**loras(1), **lora("transformer.blocks.0.attn.q")}, base(1),
         ["lora_unet_blocks_0_attn_q and transformer.blocks.0.attn.q both change " + Q]),
-    "another width": (loras(1), base(1, out=7), ["lora_unet_blocks_0_attn_q", "[6, 5]", "[7, 5]", "another model"]),
+    "another width": (
+        loras(1), base(1, out=7),
+        ["lora_unet_blocks_0_attn_q", "[6, 5]", "[7, 5]", "use a base of the adapter's model"]),
     "another input": (loras(1), base(1, inputs=9), ["[6, 5]", "[6, 9]"]),
     "a kernel where there is none": (
         lora("lora_unet_blocks_0_attn_q", kernel=(3, 3)), base(1), ["[6, 5, 3, 3]", "[6, 5]"]),
@@ -148,7 +152,7 @@ def test_what_does_not_fit_is_refused_by_name(adapter, weights, words, matched):
 
 
 def test_no_match_at_all_is_an_error_even_where_unmatched_ones_are_allowed(matched):
-    with pytest.raises(LoraInspectError, match="no module fits"):
+    with pytest.raises(LoraInspectError, match="no module matches"):
         matched(loras(1), {"other.weight": ("F32", (2, 2), 1)}, allowed=True)
 
 
@@ -167,5 +171,5 @@ def test_one_component_can_be_taken_alone(matched):
 def test_a_wan_adapter_on_another_size_is_told_by_size(matched):
     narrow = lora("lora_unet_blocks_0_self_attn_q", rank=1, out=1536, inputs=1536)
     wide = {"blocks.0.self_attn.q.weight": ("BF16", (5120, 5120), 1)}
-    with pytest.raises(LoraInspectError, match=r"adapter of Wan .* 1\.3B on a base of Wan .* 14B"):
+    with pytest.raises(LoraInspectError, match=r"use a base of Wan .* 1\.3B, as this one is of Wan .* 14B"):
         matched(narrow, wide)

@@ -177,12 +177,12 @@ def test_the_option_that_repeats_is_a_note_and_the_one_that_contradicts_an_error
 
     decided = [{name: Orientation(*item) for name, item in shown.items()}]
     assert check_answers(decided, {}) == []
-    assert check_answers(decided, {"*": False}) == ["--transposed no repeats what the weights show"]
+    assert check_answers(decided, {"*": False}) == ["--transposed no is not needed, as the weights already show it"]
     with pytest.raises(
-        LoraInspectError, match=r"a\.odd is stored as \(out, in\) by its config, which --transposed yes"
+        LoraInspectError, match=r"a\.odd is stored as \(out, in\) according to its config, but --transposed yes"
     ):
         check_answers(decided, {"*": True})
-    with pytest.raises(LoraInspectError, match="has nothing to settle, as no Linear weight"):
+    with pytest.raises(LoraInspectError, match="has no effect, as no changed Linear weight"):
         check_answers([{}], {"*": True})
     settled = [{"a": Orientation(False, "shape"), "b": Orientation(True, "option")}]
     assert check_answers(settled, {"*": True}) == []
@@ -192,11 +192,13 @@ def test_each_answer_is_judged_by_the_weights_that_it_decides():
     from lora_inspect.matching.orientation import Orientation
 
     found = [{"x.a.weight": Orientation(False, "shape"), "x.b.weight": Orientation(True, "option")}]
-    assert check_answers(found, {"b": True, "*": False}) == ["--transposed no repeats what the weights show"]
+    assert check_answers(found, {"b": True, "*": False}) == [
+        "--transposed no is not needed, as the weights already show it"
+    ]
     assert check_answers(found, {"*.b": True}) == []
-    with pytest.raises(LoraInspectError, match=r"x\.a\.weight .* which --transposed x\.a=yes contradicts"):
+    with pytest.raises(LoraInspectError, match=r"x\.a\.weight .* but --transposed x\.a=yes contradicts"):
         check_answers(found, {"x.a": True, "*": True})
-    with pytest.raises(LoraInspectError, match="--transposed c=yes has nothing to settle"):
+    with pytest.raises(LoraInspectError, match="--transposed c=yes has no effect"):
         check_answers(found, {"b": True, "c": True})
 
 
@@ -206,7 +208,9 @@ def test_two_adapters_must_agree_on_a_weight(write_safetensors):
     base = open_checkpoint(str(write_safetensors(weight("a", N, WIDE), name="base.safetensors")))
     one, other = {"a.weight": Orientation(True, "shape")}, {"a.weight": Orientation(False, "shape")}
     assert together([one, one], base) == one
-    with pytest.raises(LoraInspectError, match=r"a\.weight is stored as \(in, out\) by its shape, for another as"):
+    with pytest.raises(
+        LoraInspectError, match=r"a\.weight is stored as \(in, out\) according to one adapter's shape, but as"
+    ):
         together([one, other], base)
 
 

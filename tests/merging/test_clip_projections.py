@@ -150,7 +150,7 @@ def test_verify_takes_the_right_merge_and_not_the_one_that_is_untransposed(tmp_p
     save_file({**base, name: base[name] + change}, files[0])
     ended = run("verify", *files)
     assert ended.status == 1
-    assert "is there transposed" in ended.stdout
+    assert "is merged transposed" in ended.stdout
 
 
 def test_a_plain_lora_of_dora_is_of_the_projection_as_the_layer_is(outputs, merged, tmp_path, run):
@@ -195,7 +195,9 @@ def test_the_option_does_not_contradict_what_open_clip_stores(merged):
     base = open_clip()
     adapter = kohya("lora_te2_", factors(in_transformers(base), LAYERS[:1]))
     said = merged(base, adapter, refused=True, options=("--transposed", "no"))
-    assert "text_projection is stored as (in, out) by its architecture, which --transposed no contradicts" in said
+    assert (
+        "text_projection is stored as (in, out) according to its architecture, but --transposed no contradicts" in said
+    )
 
 
 def test_a_positional_embedding_has_the_name_that_open_clip_gives_it(place, merged):

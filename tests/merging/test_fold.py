@@ -142,5 +142,8 @@ def test_numbers_that_no_rotation_can_be_made_of_are_an_error(tmp_path, run):
     # Beside numbers so large the identity of I - Q is rounded away, and Q of an odd size has no inverse.
     save_file({f"{MODULE}.oft_blocks": torch.full((1, 3, 3), 2.0**60).triu(1)}, adapter)
     ended = run("merge", base, adapter, "-o", out)
-    assert f"{adapter}: folding {MODULE} into {Q}.weight meets a matrix that cannot be inverted" in ended.refusal
+    assert (
+        f"{adapter}: folding {MODULE} into {Q}.weight involves a matrix that lora-inspect cannot invert"
+        in ended.refusal
+    )
     assert sorted(tmp_path.iterdir()) == [adapter, base]

@@ -25,7 +25,7 @@ def test_weights_that_are_changed_by_others_are_one(plan):
     record = recorded(plan)
     fewer = replace(plan, folds=dict(list(plan.folds.items())[1:]))
     parts, others = made_of(plan, record), made_of(fewer, record)
-    assert difference(others, parts) == "other weights are changed, or by other numbers"
+    assert difference(others, parts) == "the changed weights or their new numbers differ"
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_experts_that_are_changed_need_a_type_to_be_written_in(packed, merged):
 
 def test_experts_that_are_changed_are_not_decoded_alone(packed, merged):
     said = merged(packed, adapter(OF_EXPERTS[:2]), options=["--changed-dtype", "bf16"], refused=True)
-    assert "gate_up_proj would be floats beside" in said
+    assert "gate_up_proj would be floats next to" in said
     assert "--dtype bf16" in said
 
 

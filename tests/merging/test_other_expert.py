@@ -28,8 +28,8 @@ def said(tmp_path, run):
 
 def test_the_other_expert_is_told(said):
     stderr = said("wan2.2_t2v_low_noise_14B.safetensors", "style_high_noise.safetensors")
-    assert "style_high_noise.safetensors is called an adapter of the high noise expert (file name), and" in stderr
-    assert "wan2.2_t2v_low_noise_14B.safetensors the low noise one (file name)" in stderr
+    assert "style_high_noise.safetensors is named as an adapter of the high noise expert (file name), but" in stderr
+    assert "wan2.2_t2v_low_noise_14B.safetensors as the low noise one (file name)" in stderr
 
 
 def test_a_folder_of_the_original_repository_has_the_name_of_its_expert(said):
@@ -44,7 +44,7 @@ def test_what_is_merged_of_an_adapter_of_both_decides(tmp_path, run):
     save_file(both, tmp_path / "style.safetensors")
     words = "merge", tmp_path / "low_noise.safetensors", tmp_path / "style.safetensors", "--dry-run", "--only"
     assert "expert" not in run(*words, "model_2").stderr
-    assert "the high noise expert (prefix of its keys), and" in run(*words, "model").stderr
+    assert "the high noise expert (prefix of its keys), but" in run(*words, "model").stderr
 
 
 @pytest.mark.parametrize(("base", "adapter"), [

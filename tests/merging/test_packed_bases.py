@@ -123,7 +123,7 @@ def test_what_is_changed_alone_is_not_decoded_where_programs_take_all_layers_for
     write_lora(tmp_path / "a.safetensors", CODED[:1])
     out = tmp_path / "out.safetensors"
     said = run("merge", base.path, tmp_path / "a.safetensors", "--changed-dtype", "bf16", "-o", out).refusal
-    assert f"{CODED[0]}.weight would be floats beside {CODED[1]}.weight" in said
+    assert f"{CODED[0]}.weight would be floats next to {CODED[1]}.weight" in said
     assert not out.exists()
 
 

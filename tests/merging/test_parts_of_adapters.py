@@ -140,9 +140,9 @@ def test_names_with_dots_are_of_several_families_too(place, run, write_safetenso
 
 
 def test_python_programs_are_told_as_well(place):
-    with pytest.raises(LoraInspectError, match='say which it is of with architecture="flux" or hunyuan_video'):
+    with pytest.raises(LoraInspectError, match='say which it is of with architecture="flux" or "hunyuan_video"'):
         lora_inspect.merge("base.safetensors", "k.safetensors", "out.safetensors", exclude="*mlp*")
-    with pytest.raises(LoraInspectError, match='say which it is of with architecture="flux" or hunyuan_video'):
+    with pytest.raises(LoraInspectError, match='say which it is of with architecture="flux" or "hunyuan_video"'):
         lora_inspect.verify("base.safetensors", "base.safetensors", ("k.safetensors", "*mlp*=0"))
 
 

@@ -82,6 +82,6 @@ def test_floats_that_are_no_whole_numbers_of_a_weight(odd, write, tmp_path):
 def test_entries_outside_the_weight(row, column, says, write, tmp_path):
     entries = ENTRIES.clone()
     entries[:, 3] = torch.tensor([row, column])
-    with pytest.raises(LoraInspectError, match=rf"layer changes an entry of {says}, and layer.weight is \[5, 3\]"):
+    with pytest.raises(LoraInspectError, match=rf"layer changes an entry of {says}, but layer.weight is \[5, 3\]"):
         merged(*write(entries), tmp_path)
     assert not (tmp_path / "merged.safetensors").exists()

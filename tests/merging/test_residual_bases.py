@@ -166,7 +166,7 @@ def test_a_multiplier_of_0_is_the_original_base(tmp_path):
 def test_other_multipliers_have_a_meaning_on_the_residual_base_alone(tmp_path):
     model, original, left, tensors, config = train({"init_lora_weights": "pissa"}, ["wide", "tall"])
     base, adapter = write(tmp_path, original, tensors, config)
-    with pytest.raises(LoraInspectError, match="no multiplier between or beyond 0 and 1"):
+    with pytest.raises(LoraInspectError, match="its multiplier must be 0 or 1"):
         plan_merge(base, [(adapter, 0.5)], MergeOptions())
     base, _ = write(tmp_path, left, tensors, config)
     for name in ("wide", "tall"):
@@ -310,7 +310,7 @@ def test_a_setting_that_cannot_apply_is_an_error(residual, tmp_path):
 def test_no_standard_file_says_what_they_change(residual, tmp_path):
     _, original, _, tensors, config = train({"init_lora_weights": "pissa"}, ["wide"])
     _, adapter = write(tmp_path, original, tensors, config)
-    with pytest.raises(LoraInspectError, match="no standard file says"):
+    with pytest.raises(LoraInspectError, match="which a standard file cannot express"):
         convert_to_standard(adapter, str(tmp_path / "out"), ConvertOptions(settings=Settings(residual=residual)))
 
 

@@ -53,5 +53,5 @@ def test_what_a_share_is_called(text, share):
     "text", ["", "1", "/", "0/2", "3/2", "-1/2", "1/0", "1/2/3", "a/b", "1/2 ", "٣/٤", "1/9999999"]
 )
 def test_what_is_none(text):
-    with pytest.raises(ValueError, match=r"is none of the shares 1/N to N/N, as 3/8$"):
+    with pytest.raises(ValueError, match=r"is no share from 1/N to N/N, such as 3/8$"):
         ProcessShare.parse(text)

@@ -227,7 +227,7 @@ def test_where_no_thread_can_be_started_a_sentence_says_so(monkeypatch):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(LoraInspectError, match="no thread can be started"):
+    with pytest.raises(LoraInspectError, match="the system refuses to start a thread"):
         crew(2).run([Job(lambda member: None)], silent)
 
 

@@ -143,10 +143,7 @@ def test_a_magnitude_of_a_head_needs_a_base_with_its_own_weight(tmp_path, run):
     for tied in (True, False):
         llama(tied).save_pretrained(tmp_path / f"base {tied}")
     words = "convert", tmp_path / "adapter", "--rank", "2", "--allow-loss", "-o", tmp_path / "plain", "--base"
-    assert (
-        "the head shares model.embed_tokens.weight, so save the base with"
-        in run(*words, tmp_path / "base True").refusal
-    )
+    assert "save the base with" in run(*words, tmp_path / "base True").refusal
     assert run(*words, tmp_path / "base False").status == 0
 
 
@@ -159,7 +156,7 @@ def test_a_model_that_may_have_no_head_at_all_gets_a_note(has_config, tmp_path, 
         save_file(llama(kind=LlamaModel).state_dict(), base := tmp_path / "base.safetensors")
     ended = run("merge", base, tmp_path / "adapter", "-o", tmp_path / f"merged{base.suffix}")
     assert ended.status == 0
-    assert "has no head: one that shares embed_tokens.weight changes with it" in ended.stderr
+    assert "has no head; one that shares embed_tokens.weight would change with it" in ended.stderr
 
 
 TOKENS = [5, 2]
@@ -194,7 +191,7 @@ def test_tokens_beyond_the_embedding(tmp_path, run):
     base.resize_token_embeddings(31)
     base.save_pretrained(tmp_path / "base")
     refusal = run("merge", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "merged").refusal
-    assert "embed_tokens replaces the row of token 31, and model.embed_tokens.weight is [31, 16]" in refusal
+    assert "embed_tokens replaces the row of token 31, but model.embed_tokens.weight is [31, 16]" in refusal
 
 
 def test_rows_of_tokens_that_were_lost(tmp_path, run):

@@ -250,15 +250,17 @@ def test_dora_on_a_class_that_follows_its_weight(make, reference):
 def test_dora_on_a_class_of_another_forward_is_refused():
     model = nn.Sequential(frozen(nn.Linear(FEATURES, FEATURES)), frozen(DoubledLinear(FEATURES, 24)))
     for module, option in ((lora, {}), (loha, {}), (lokr, {})):
-        with pytest.raises(ValueError, match="lora_unet_1: use_dora is not for a DoubledLinear, whose forward is"):
+        with pytest.raises(
+            ValueError, match="lora_unet_1: use_dora does not support a DoubledLinear, as its forward uses"
+        ):
             network_on(model, module, use_dora="True", **option)
     assert len(network_on(model, use_dora="True", exclude_patterns="['1']").unet_loras) == 1
 
 
 def test_dora_and_pissa_on_codes_without_known_values_are_refused():
-    with pytest.raises(ValueError, match=r"stored as ClosedCodes of torch\.float32, whose values are not known here"):
+    with pytest.raises(ValueError, match=r"stored as ClosedCodes of torch\.float32, but its values are unknown"):
         LoRAModule("x", LINEARS["closed codes"](), use_dora=True).apply_to()
-    with pytest.raises(ValueError, match="whose values are not known here"):
+    with pytest.raises(ValueError, match="but its values are unknown"):
         PissaModule("x", LINEARS["closed codes"]()).apply_to()
 
 
@@ -290,8 +292,11 @@ def test_a_class_that_follows_its_weight_is_merged(make):
 
 # The base, and what the error says of it.
 NO_MERGE = {
-    "another forward": (lambda: DoubledLinear(8, 8), "DoubledLinear, whose forward is another function of its weight"),
-    "codes": (lambda: in_codes(nn.Linear(8, 8)), r"stored as Codes of torch\.float32, which no change can be added to"),
+    "another forward": (lambda: DoubledLinear(8, 8), "DoubledLinear, and its forward uses the weight differently"),
+    "codes": (
+        lambda: in_codes(nn.Linear(8, 8)),
+        r"stored as Codes of torch\.float32, and no change can be added to that",
+    ),
     "parametrized": (lambda: parametrizations.weight_norm(nn.Linear(8, 8)), "computes its weight from other tensors"),
 }
 
@@ -398,12 +403,12 @@ LEFT_OUT = {
     "causal": (
         lambda: CausalConv2d(4, 6, 3),
         "",
-        "its class is CausalConv2d, and its forward is not the convolution that its settings say",
+        "its class is CausalConv2d, and its forward is not the convolution of its settings",
     ),
     "standardised": (
         lambda: StandardisedConv2d(4, 6, 3),
         "",
-        "its class is StandardisedConv2d, and its forward is not the convolution that its settings say",
+        "its class is StandardisedConv2d, and its forward is not the convolution of its settings",
     ),
     "attention": (
         lambda: nn.MultiheadAttention(8, 2),
@@ -465,7 +470,7 @@ def test_layers_of_bitsandbytes_that_are_not_quantised_yet_are_adapted():
     module = trained(network).unet_loras[0]
     wanted = before.double() + change_of(module, before, input)
     assert torch.allclose(model[0](input).double(), wanted, atol=1e-5)
-    with pytest.raises(ValueError, match="use_dora is not for a Linear4bit"):
+    with pytest.raises(ValueError, match="use_dora does not support a Linear4bit"):
         lora.create_network(
             ["Block"], "lora_unet", 1.0, 4, 2.0, None, None, in_block(bnb.Linear4bit(64, 64)), use_dora="1"
         )

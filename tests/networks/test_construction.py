@@ -90,11 +90,11 @@ def test_no_model_is_an_attribute_error():
         lambda: lora.create_network(["Block"], "lora_unet", 1.0, 4, 1.0, None, None, None),
         lambda: LoRANetwork(["Block"], "lora_unet", None, None),
     ):
-        with pytest.raises(ValueError, match="unet is None, but the model that is to be adapted was expected"):
+        with pytest.raises(ValueError, match="unet is None; pass the model to adapt"):
             make()
     for make in (
         lambda: lora_wan.create_arch_network_from_weights(1.0, {}, unet=None),
         lambda: loha.create_network_from_weights(1.0, None, None, None, None, weights_sd={}),
     ):
-        with pytest.raises(ValueError, match="unet is None, but the model that the weights are for was expected"):
+        with pytest.raises(ValueError, match="unet is None; pass the model that the weights are for"):
             make()

@@ -86,7 +86,7 @@ def test_a_copy_is_in_no_forward(make_model):
     before = model(x)
     other = moved(copy.deepcopy(network))
     assert torch.equal(model(x), before)
-    with pytest.raises(RuntimeError, match="apply_to comes before forward"):
+    with pytest.raises(RuntimeError, match="call apply_to before forward"):
         other.unet_loras[0](x)
 
 

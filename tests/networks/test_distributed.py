@@ -69,7 +69,7 @@ def test_the_losses_are_those_of_one_process(results, case, kind):
 @pytest.mark.parametrize(
     ("case", "advice"),
     [
-        ("fsdp_of_the_network", "lora_unet_blocks_0_into: .*shard the base alone"),
+        ("fsdp_of_the_network", "lora_unet_blocks_0_into: .*shard only the base"),
         ("merge_into_shards", "merge before"),
         ("save_shards", r"call full_tensor\(\)"),
     ],

@@ -159,7 +159,7 @@ def test_a_network_of_alphas_of_sqrt_rank_says_how_it_reads_them(make_model, sav
     with caplog.at_level(logging.WARNING):
         network = lora.create_arch_network_from_weights(1.0, weights, unet=make_model(), **told)
     assert {lora.scale for lora in network.unet_loras} == {scale}
-    assert "The weights say nothing of RS-LoRA" in caplog.text
+    assert "The weights do not state RS-LoRA" in caplog.text
 
 
 def test_our_metadata_settles_the_rule_where_flags_were_lost(make_model, saved):
@@ -230,7 +230,7 @@ def rename(old, new):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rename("lora_unet_", "lora_te_"), "no module of the weights is one of the network"),
+        (rename("lora_unet_", "lora_te_"), "no module of the weights is in the network"),
         (
             rename("blocks_0_img_mod", "blocks_7_img_mod"),
             "1 module of the weights are not in the network: lora_unet_blocks_7",
@@ -341,7 +341,7 @@ def test_a_1x1_convolution_may_be_stored_as_a_linear(make_model):
         (lambda w: w, {"use_rslora": True}, "RS-LoRA flag mismatch"),
         (without("flag"), {"use_dora": True}, None),
         (without("dora"), {"use_dora": True}, "network expects DoRA but weights lack it"),
-        (without("blocks_0_attn_to_q.dora"), {}, "magnitudes are there for 5 modules, but 1 are missing"),
+        (without("blocks_0_attn_to_q.dora"), {}, "5 modules have DoRA magnitudes, but 1 are missing"),
         (lambda w: w | {"use_dora_flag": torch.tensor(False)}, {}, "use_dora_flag is False"),
         (without("dora_layer"), {}, "use_dora_flag is True"),
         (lambda w: w, {"use_dor": True}, "did you mean 'use_dora'"),

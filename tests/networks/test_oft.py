@@ -412,7 +412,7 @@ def test_switches():
 
 @pytest.mark.parametrize("option", ["dropout", "rank_dropout"])
 def test_dropouts_of_parts_of_a_rotation_are_refused(option):
-    with pytest.raises(ValueError, match="layer: what dropout and rank_dropout leave of a rotation is none; leave"):
+    with pytest.raises(ValueError, match="layer: dropout and rank_dropout would leave no rotation; leave"):
         OFTModule("layer", nn.Linear(4, 4), **{option: 0.1})
 
 
@@ -447,7 +447,9 @@ def test_one_weight_at_a_time(options):
     assert half.dtype == torch.bfloat16
     with pytest.raises(ValueError, match=r"layer: it rotates 24 rows, but the base has 12"):
         oft.merge_weights_to_tensor(before[:12], "layer", weights, set(weights), 0.5, "cpu")
-    with pytest.raises(ValueError, match=r"layer: the base is stored as torch\.int8, which no change can be added to"):
+    with pytest.raises(
+        ValueError, match=r"layer: the base is stored as torch\.int8, and no change can be added to that"
+    ):
         oft.merge_weights_to_tensor(before.to(torch.int8), "layer", weights, set(weights), 0.5, "cpu")
     with pytest.raises(ValueError, match=r"1 tensor of the weights cannot be used by a OFT network: layer\.extra"):
         oft.merge_weights_to_tensor(
@@ -534,7 +536,7 @@ def test_a_file_may_have_blocks_that_no_rank_makes(make_model):
 @pytest.mark.parametrize(
     ("alpha", "metadata", "message"),
     [
-        (math.nan, {}, r"conv.alpha is nan, which is no limit of a rotation; store the one that was meant"),
+        (math.nan, {}, r"conv.alpha is nan, which is no limit of a rotation; store the right one"),
         (0.0, {"ss_network_module": "networks.oft"}, "an alpha of 0 leaves no rotation in sd-scripts, which wrote it"),
     ],
 )
@@ -563,7 +565,7 @@ def test_alphas_of_a_scale_are_said_to_have_no_effect(wan, caplog):
     weights = network.state_dict()
     assert "no effect" not in caplog.text
     oft.create_arch_network_from_weights(1.0, weights, unet=wan(), constraint="0.1", rescaled="true")
-    assert "constraint, rescaled: no effect, as the weights have settled that" in caplog.text
+    assert "constraint, rescaled: no effect, as the weights already settle that" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["-1", "nan", "much", True])

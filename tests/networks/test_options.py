@@ -218,7 +218,7 @@ def test_split_layers_train_save_and_merge(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split_qkv": True}, "split_qkv: the 13 outputs of 0.qkv are no three equal slices"),
+        ({"split_qkv": True}, "split_qkv: the 13 outputs of 0.qkv do not split into three equal slices"),
         ({"split_dims": {"0.qkv": [6, 6]}}, r"0_qkv: split_dims \[6, 6\] do not add up to 13"),
         ({"split_dims": {"0.conv_qkv": [6, 6]}}, "0_conv_qkv: split_dims are for Linear layers"),
         ({"split_dims": {".*": [6]}}, r"split_dims\['\.\*'\]"),
@@ -286,7 +286,7 @@ def test_whole_factors_say_that_rank_and_alpha_have_no_effect(make_model, caplog
     create(make_model(), module_class=LoKrModule, dim=1)
     assert "rank and alpha have no effect" not in caplog.text
     create(make_model(), module_class=LoKrModule, dim=100)
-    assert "rank and alpha have no effect on 10 of 10 modules, whose factors are whole" in caplog.text
+    assert "rank and alpha have no effect on 10 of 10 modules, as their factors are whole" in caplog.text
 
 
 def test_module_class_and_its_keywords(make_model):
@@ -374,7 +374,7 @@ def test_some_convolutions_without_a_magnitude_are_refused(make_model):
     network.apply_to(None, None)
     weights = network.state_dict()
     del weights["lora_unet_blocks_0_conv.dora_layer.weight"]
-    with pytest.raises(ValueError, match="there for 9 modules, but 1 are missing: lora_unet_blocks_0_conv"):
+    with pytest.raises(ValueError, match="9 modules have DoRA magnitudes, but 1 are missing: lora_unet_blocks_0_conv"):
         lora.create_arch_network_from_weights(1.0, weights, unet=make_model())
 
 

@@ -215,10 +215,10 @@ def test_an_alpha_may_be_of_any_dtype(dtype, shape):
     [
         (torch.ones(0), r"alpha has shape \[0\], but a single number"),
         (torch.ones(2), r"alpha has shape \[2\], but a single number"),
-        (torch.tensor(0.0), "alpha is 0, from which no scale follows"),
-        (torch.tensor(False), "alpha is 0, from which no scale follows"),
-        (torch.tensor(torch.inf), "alpha is inf, from which no scale follows"),
-        (torch.tensor(torch.nan), "alpha is nan, from which no scale follows"),
+        (torch.tensor(0.0), "alpha is 0, which gives no scale"),
+        (torch.tensor(False), "alpha is 0, which gives no scale"),
+        (torch.tensor(torch.inf), "alpha is inf, which gives no scale"),
+        (torch.tensor(torch.nan), "alpha is nan, which gives no scale"),
         (torch.tensor(1j), "there are complex64 numbers in 1 tensor"),
     ],
 )
@@ -244,7 +244,7 @@ def test_blissful_s_factor_is_in_the_shapes_of_products_and_divides_the_alpha_of
     found = reading.read(weights_of(LOKR, alpha=torch.tensor(3.0)) | flags, reader=LoKrModule.reader)
     assert (found.modules[NAME].rank, found.modules[NAME].alpha) == (1, 3.0)
     assert found.flags == {"use_rslora_flag": False}
-    with pytest.raises(ValueError, match=rf"lokr_factor is there, so the alpha of {NAME} .* lora-inspect convert"):
+    with pytest.raises(ValueError, match=rf"lokr_factor says that the alpha of {NAME} .* lora-inspect convert"):
         reading.read(weights_of(WHOLE, alpha=torch.tensor(3.0)) | flags, reader=LoKrModule.reader)
 
 

@@ -247,7 +247,9 @@ def test_a_standard_file_without_its_metadata_is_taken_for_a_native_one_in_silen
         again = lora.create_arch_network_from_weights(
             1.0, load_file(file), unet=fused(), metadata=known, use_rslora="True"
         )
-        said = [line for line in caplog.messages if "read as those of alpha/sqrt(rank)" in line]
+        said = [
+            line for line in caplog.messages if "the network reads their alphas as those of alpha/sqrt(rank)" in line
+        ]
         assert len(said) == (known is None)
         assert all("pass its metadata too" in line for line in said)
         scales[known is None] = [module.scale for module in again.unet_loras]
@@ -366,7 +368,7 @@ def test_magnitudes_over_the_norms_of_the_base_are_not_trained_on(tmp_path):
 def test_nothing_is_said_of_programs_that_will_misread_the_file(options, says, not_says, caplog):
     with caplog.at_level("INFO"):
         network_on(fused(), **options)
-    lines = [line for line in caplog.messages if line.startswith("programs that know plain LoRA alone")]
+    lines = [line for line in caplog.messages if line.startswith("programs that know only plain LoRA")]
     assert len(lines) == bool(says)
     assert all(text in lines[0] for text in says)
     assert not any(text in line for line in lines for text in not_says)

@@ -365,7 +365,7 @@ class TestDora:
             assert error <= BOUND * float((squares[rank:].sum() / squares.sum()).sqrt()) + 1e-5
 
     def test_a_great_loss_needs_consent(self, tmp_path):
-        with pytest.raises(LoraInspectError, match=r"over 5%.*classifier \d+\.\d%.*--allow-loss"):
+        with pytest.raises(LoraInspectError, match=r"over 5%.*classifier, \d+\.\d%.*--allow-loss"):
             convert(self.DORA, tmp_path / "out", base=str(CREPE), rank=4)
         assert not (tmp_path / "out").exists()
         result = convert(self.DORA, tmp_path / "out", base=str(CREPE), rank=4, allow_loss=True)

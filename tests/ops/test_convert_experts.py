@@ -288,9 +288,9 @@ def far_away(folder):
 
 
 REFUSED = {
-    "other names": (renamed, ["only the names of PEFT"]),
+    "other names": (renamed, ["only PEFT's names"]),
     "a bias": (with_bias, ["more than the factors"]),
-    "two sizes": (of_two_sizes, ["several sizes"]),
+    "two sizes": (of_two_sizes, ["differ in size"]),
     "an expert far away": (far_away, ["--allow-growth"]),
 }
 

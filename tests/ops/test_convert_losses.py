@@ -377,7 +377,7 @@ class TestSummary:
         found = run(*command, "--json").json
         assert (found["from"]["multiplier"], found["to"]["multiplier"]) == (before, after)
         assert len(found["remarks"]) == (before != after)
-        assert ("a strength other than 1" in run(*command, "--force").stdout) == (before != after)
+        assert ("a multiplier other than 1" in run(*command, "--force").stdout) == (before != after)
         assert load_file(tmp_path / "out.safetensors")[f"{name}.{key}"].shape == expected
 
     def test_magnitudes_that_went_into_the_change_are_not_left_out(self, tmp_path, run):
@@ -399,7 +399,11 @@ class TestSummary:
         config = {"r": 2, "lora_alpha": 2, "fan_in_fan_out": True}
         save_file(tensors, tmp_path / "in.safetensors", {"lora_adapter_metadata": json.dumps(config)})
         found = run("convert", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors", "--json").json
-        assert [text for text in found["remarks"] if "fan_in_fan_out is said of 1 modules (lora_unet_h_0_attn)" in text]
+        assert [
+            text
+            for text in found["remarks"]
+            if "the output cannot store fan_in_fan_out of 1 modules (lora_unet_h_0_attn)" in text
+        ]
 
     @pytest.mark.parametrize("name", ["transformer.a.q", "base_model.model.a.q"])
     def test_a_magnitude_of_inputs_has_no_spelling_there(self, name, tmp_path):

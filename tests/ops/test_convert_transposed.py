@@ -74,7 +74,7 @@ def test_the_option_is_for_a_base(tmp_path, run):
     dora(tmp_path)
     shown = run("convert", tmp_path / "in.safetensors", "--keep-dora", "--transposed", "yes", "-o", tmp_path / "out")
     assert shown.status == 2
-    assert "--transposed speaks of the weights of --base" in shown.stderr
+    assert "--transposed describes the weights of --base" in shown.stderr
 
 
 def test_the_summary_says_what_decided(tmp_path, run):

@@ -475,7 +475,7 @@ def test_a_component_that_the_base_lacks_is_one_line_and_only_settles_it(tmp_pat
     extra = {key.replace("lora_unet_a", "lora_te_text"): t.clone() for key, t in tensors.items()}
     save_file(tensors | extra, tmp_path / "adapter.safetensors")
     arguments = str(tmp_path / "base.safetensors"), [(str(tmp_path / "adapter.safetensors"), 1.0)]
-    with pytest.raises(LoraInspectError, match=r"does not hold text_encoder \(1 modules\); --only model"):
+    with pytest.raises(LoraInspectError, match=r"does not hold text_encoder \(1 modules\); give --only model"):
         plan_merge(*arguments, MergeOptions())
     plan = plan_merge(*arguments, MergeOptions(only=("model",)))
     assert (plan.modules, plan.unmatched) == (1, ())
@@ -511,7 +511,7 @@ def test_the_shards_of_one_adapter_are_not_merged_twice(other, write_safetensors
 def test_a_module_that_fits_two_weights_is_an_error(tmp_path):
     base, _ = simple(tmp_path)
     save_file({"a.layer.weight": base, "model.a.layer.weight": base.clone()}, tmp_path / "base.safetensors")
-    with pytest.raises(LoraInspectError, match=r"fits both a\.layer\.weight and model\.a\.layer\.weight"):
+    with pytest.raises(LoraInspectError, match=r"matches both a\.layer\.weight and model\.a\.layer\.weight"):
         plan_merge(str(tmp_path / "base.safetensors"), [(str(tmp_path / "adapter.safetensors"), 1.0)], MergeOptions())
 
 

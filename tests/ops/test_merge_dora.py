@@ -38,7 +38,7 @@ def test_no_norm_of_float32_overflows_where_that_is_written(axis, tmp_path):
 
 
 def test_a_rule_of_dora_for_adapters_without_it_is_an_error(tmp_path):
-    with pytest.raises(LoraInspectError, match="--dora-multiplier lycoris has nothing to rule"):
+    with pytest.raises(LoraInspectError, match="--dora-multiplier lycoris has no effect"):
         merged(tmp_path, torch.ones(6, 5), FACTORS, dora_rule="lycoris")
 
 

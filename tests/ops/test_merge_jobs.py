@@ -283,7 +283,7 @@ def test_a_run_that_goes_on_when_all_is_done_says_so(place, monkeypatch):
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(shared_merge.OutputFiles, "write", late)
-    with pytest.raises(LoraInspectError, match=r"^out\.parts: it went away while shards were made"):
+    with pytest.raises(LoraInspectError, match=r"^out\.parts: it disappeared while this job made shards"):
         job("2/2")
     assert not os.path.exists("out.parts")
 
@@ -354,7 +354,7 @@ class TestAnotherMerge:
         before = content("out.parts")
         with pytest.raises(LoraInspectError) as error:
             do()
-        assert str(error.value).startswith(f"out.parts/entries/{SHARDS[0]}.json: it is of another merge: {said}")
+        assert str(error.value).startswith(f"out.parts/entries/{SHARDS[0]}.json: it belongs to another merge: {said}")
         assert content("out.parts") == before
         assert not os.path.exists("out")
 
@@ -397,7 +397,7 @@ class TestTheEnd:
     def test_lacks_the_shards_of_other_jobs(self, place):
         job("1/2")
         with pytest.raises(
-            LoraInspectError, match=rf"^out\.parts: of 5 shards 2 lack \({SHARDS[2]}, {SHARDS[3]}\); run"
+            LoraInspectError, match=rf"^out\.parts: 2 of 5 shards are missing \({SHARDS[2]}, {SHARDS[3]}\); run"
         ):
             finish()
         assert not os.path.exists("out")
@@ -408,7 +408,7 @@ class TestTheEnd:
         assert lock(descriptor)
         result = job("2/2")
         assert (result.merged, result.left) == (None, ())
-        with pytest.raises(LoraInspectError, match=r"^out: another process finishes it just now; wait for that\.$"):
+        with pytest.raises(LoraInspectError, match=r"^out: another process is finishing it; wait for that process\.$"):
             finish()
         os.close(descriptor)
         assert finish().modules_merged
@@ -565,21 +565,17 @@ class TestRefused:
         plan = plan_merge(
             "base.safetensors", [(write_adapter("small", modules=9), 1.0)], MergeOptions(allow_unmatched=True)
         )
-        with pytest.raises(LoraInspectError, match=r"^base\.safetensors: it is one file, and shards are what several"):
+        with pytest.raises(LoraInspectError, match=r"^base\.safetensors: it is one file, but several"):
             merge_shard(plan, "out", ProcessShare(1, 2))
 
     def test_more_jobs_than_shards(self, place):
-        assert (
-            self.refusal("1/6") == "base: it has 5 shards, and no more jobs than that can share it; give --shard I/5."
-        )
+        assert self.refusal("1/6") == "base: it has 5 shards, so no more jobs than that can share it; give --shard I/5."
 
     def test_an_output_in_the_folder_of_the_base(self, place):
         assert self.refusal("1/2", out="base/out").startswith("base/out: it is in the folder of the base")
 
     def test_an_output_in_a_store(self, place):
-        assert self.refusal("1/2", out="s3://bucket/out").startswith(
-            "s3://bucket/out: jobs know of each other by files"
-        )
+        assert self.refusal("1/2", out="s3://bucket/out").startswith("s3://bucket/out: jobs find each other by files")
 
     @pytest.mark.parametrize("name", ["shards", "entries", "whole", "finish.lock"])
     @pytest.mark.parametrize("kind", ["link", "other"])

@@ -216,7 +216,8 @@ def test_what_is_only_cast_goes_to_the_nearest_number(merged, base):
 
 
 @pytest.mark.parametrize(
-    ("multiplier", "dtype", "why"), [(1.0, "F32", "what changes is written in F32"), (0.0, None, "nothing changes")]
+    ("multiplier", "dtype", "why"),
+    [(1.0, "F32", "the changed weights are written in F32"), (0.0, None, "nothing changes")],
 )
 def test_stochastic_rounding_of_nothing_is_refused(merged, multiplier, dtype, why):
     with pytest.raises(LoraInspectError, match=f"--rounding stochastic has nothing to round, as {why}; leave it out"):
@@ -246,9 +247,9 @@ def test_the_worst_adapter_is_named_and_others_are_counted():
     with pytest.raises(LoraInspectError) as refused:
         check_kept(found, 4)
     assert str(refused.value) == (
-        "b: the output would keep 0.10 of it, and of 2 other adapters no more than half: its change is small beside "
-        "the steps of F8_E4M3 and BF16, least in w (0.01) and v (0.20); write finer numbers with --changed-dtype bf16 "
-        "or --dtype bf16, or take what is left with --allow-loss."
+        "b: the output would keep 0.10 of it, and no more than half of 2 other adapters: its change is small compared "
+        "with the steps of F8_E4M3 and BF16, least in w (0.01) and v (0.20); write finer numbers with --changed-dtype "
+        "bf16 or --dtype bf16, or accept the loss with --allow-loss."
     )
 
 

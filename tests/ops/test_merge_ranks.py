@@ -91,9 +91,9 @@ def test_a_process_that_sees_other_files_is_named_by_the_first(place):
     assert (status, printed) == (1, "")
     (sentence,) = said
     assert sentence.startswith(
-        "Error: process 1: its plan is not that of the first process: the SHA-256 of the adapter"
+        "Error: process 1: its plan differs from that of the first process: the SHA-256 of the adapter"
     )
-    assert sentence.endswith("here; have all machines see the same files.")
+    assert sentence.endswith("here; let all machines see the same files.")
     assert not os.path.exists("out")
 
 

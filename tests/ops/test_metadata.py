@@ -350,7 +350,7 @@ def test_other_names_of_a_file_keep_it_as_it_was_and_none_is_rewritten_in_place(
 def test_of_a_set_one_shard_is_named_and_changed(fixtures, tmp_path):
     folder = shutil.copytree(fixtures / "synthetic" / "base_sharded", tmp_path / "set")
     first, second = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
-    with pytest.raises(LoraInspectError, match="it is a set of 2 files, each with a metadata of its own; name one of"):
+    with pytest.raises(LoraInspectError, match="it is a set of 2 files, each with its own metadata; name one of"):
         edit(str(folder), giving(title="x"))
     edit(str(folder / second), giving(title="x"))
     assert [one.metadata.get("title") for one in show(str(folder))] == [None, "x"]
@@ -425,15 +425,15 @@ def test_a_copy_that_would_lack_its_configuration_is_refused(fixtures, tmp_path)
     path, apart = str(source / "adapter_model.safetensors"), tmp_path / "apart"
     apart.mkdir()
     output = str(apart / "adapter_model.safetensors")
-    with pytest.raises(LoraInspectError, match=r"what lies beside it decides .* scale-unknown, .*; name an"):
+    with pytest.raises(LoraInspectError, match=r"files next to it decide .* scale-unknown, .*; name an"):
         edit(path, giving(k="v"), EditOutput(output))
     assert os.listdir(apart) == []
     # Beside another one it would mean something, and not the same.
     config = json.loads((source / "adapter_config.json").read_text())
     (apart / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 2 * config["lora_alpha"]}))
-    with pytest.raises(LoraInspectError, match="what lies beside it decides"):
+    with pytest.raises(LoraInspectError, match="files next to it decide"):
         edit(path, giving(k="v"), EditOutput(output))
-    with pytest.raises(LoraInspectError, match="what lies beside it decides"):
+    with pytest.raises(LoraInspectError, match="files next to it decide"):
         strip(path, everything=True, target=EditOutput(output))
     edit(path, giving(k="v"), EditOutput(output, other_meaning=True))
     (apart / "adapter_config.json").write_text(json.dumps(config))

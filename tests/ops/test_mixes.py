@@ -203,7 +203,9 @@ def test_pefts_oft_has_no_other_multiplier_than_0_and_1(multiplier, tmp_path):
         return plan_merge(plans["base"], [(str(folder), number)], MergeOptions())
 
     assert plan(1.0).modules == plan(0.0).modules == 1
-    with pytest.raises(LoraInspectError, match=r"OFT of PEFT has no multiplier .* give 1, or 0 to leave it out"):
+    with pytest.raises(
+        LoraInspectError, match=r"OFT of PEFT allows only multiplier 0 or 1, .* give 1, or 0 to leave it out"
+    ):
         plan(multiplier)
     for changed, says in (
         ({"peft_version": "0.17.1"}, "PEFT before 0.18"),

@@ -132,7 +132,7 @@ def test_info_counts_and_names_what_is_saved(bert, tmp_path):
 @pytest.mark.parametrize("multiplier", [0.5, -1.0, 2.0])
 def test_a_multiplier_that_is_neither_0_nor_1_is_refused_for_them(multiplier, bert, tmp_path):
     trained(bert, tmp_path / "adapter")
-    says = rf"base_model.model.classifier is saved whole, .* multiplier of {multiplier:g} says neither; .*classifier=1"
+    says = rf"base_model.model.classifier is saved whole .* multiplier of {multiplier:g} has no meaning; .*classifier=1"
     with pytest.raises(LoraInspectError, match=says):
         merged(bert, tmp_path / "adapter", tmp_path / "merged", multiplier)
 
@@ -158,7 +158,7 @@ def test_two_adapters_of_which_one_replaces_what_the_other_changes_are_refused(b
     trained(bert, tmp_path / "first")
     trained(bert, tmp_path / "second", bias="lora_only")
     pairs = [(str(tmp_path / name), 1.0) for name in ("first", "second")]
-    with pytest.raises(LoraInspectError, match=r"takes the place of classifier.weight, which .*second changes too"):
+    with pytest.raises(LoraInspectError, match=r"replaces classifier.weight, but .*second changes that, too"):
         plan_merge(str(bert), pairs, MergeOptions())
     pairs[1] = (pairs[1][0], Settings(part_multipliers=(("classifier", 0.0),)))
     assert plan_merge(str(bert), pairs, MergeOptions()).unmatched == ()

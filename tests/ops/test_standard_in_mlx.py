@@ -232,14 +232,14 @@ def test_names_of_other_programs_beside_them_are_refused(folder, made, convert):
     }
     path = made("lora", {**weights(folder / "lora"), **other})
     says = convert(f"{path}:alpha=2,rslora=no", refused=True)
-    assert "names, whose scale stands in a config, and some have others" in says
+    assert "names, which keep their scale in a config, with other names" in says
 
 
 def test_some_magnitudes_alone_are_refused(folder, made, convert):
     tensors = weights(folder / "dora")
     path = made("dora", {key: value for key, value in tensors.items() if key != f"{Q}.m"})
     says = convert(path, "--keep-dora", "--allow-partial-dora", refused=True)
-    assert "mlx-lm apply one to all" in says
+    assert "mlx-lm apply magnitudes to all modules or to none" in says
 
 
 def test_layers_of_experts_stay_together(folder, convert):
@@ -250,7 +250,7 @@ def test_layers_of_experts_stay_together(folder, convert):
 
 def test_a_file_is_no_place_for_them(folder, run, tmp_path):
     says = run("convert", folder / "lora", "-o", tmp_path / "x.safetensors").refusal
-    assert "has mlx-lm's names, whose scale stands in an adapter_config.json" in says
+    assert "has mlx-lm's names, which keep their scale in an adapter_config.json" in says
 
 
 def delta(down, up, scale):
@@ -299,7 +299,7 @@ def test_only_language_models_have_names_of_mlx(tmp_path, run):
     tensors["lora_unet_blocks_0_cross_attn_o.lora_up.weight"] = torch.ones(8, 2)
     save_file(tensors, tmp_path / "wan.safetensors", {"ss_base_model_version": "wan"})
     ended = run("convert", tmp_path / "wan.safetensors", "--to", "mlx", "-o", tmp_path / "out")
-    assert "for which there are no mlx names" in ended.refusal
+    assert "which has no mlx names" in ended.refusal
 
 
 @pytest.mark.parametrize("path", ["model.layers.0.mlp.experts.3.gate_proj", "layers.0.mlp.gate_proj"])
@@ -310,4 +310,4 @@ def test_what_mlx_lm_would_not_find_is_refused(path, tmp_path, run):
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 5, "target_modules": ["gate_proj"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     refusal = run("convert", tmp_path, "--to", "mlx", "-o", tmp_path / "out").refusal
-    assert f"would be {path}, which mlx-lm has no module of" in refusal
+    assert f"would be {path}, but mlx-lm has no such module" in refusal

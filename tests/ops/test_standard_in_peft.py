@@ -198,7 +198,7 @@ def test_the_true_change_of_another_method_has_a_config_of_lora(has_config, tmp_
 def test_two_methods_have_no_config_together(tmp_path):
     decomposed_loha(tmp_path / "in", but="mlp")
     base, settings = str(tmp_path / "base.safetensors"), Settings(allow_partial_dora=True)
-    with pytest.raises(LoraInspectError, match=r"modules of LOHA and LORA, and a config of PEFT speaks of one method"):
+    with pytest.raises(LoraInspectError, match=r"modules of LOHA and LORA, but a PEFT config describes one method"):
         convert(tmp_path / "in", tmp_path / "out", base=base, rank=WIDTH, settings=settings)
     assert not (tmp_path / "out").exists()
 

@@ -184,8 +184,8 @@ def test_without_consent_nothing_is_written_that_is_not_proved(run, folder):
     files = folder.file("base.safetensors", base(torch.bfloat16)), folder.file("a.safetensors", lora(1))
     merged, out = folder.merged("merged.safetensors", *files), folder.path / "out.safetensors"
     refusal = run("unmerge", merged, files[1], "-o", out).refusal
-    assert f"of {3 * OUT * IN:,} numbers that were changed" in refusal
-    assert refusal.endswith("; --base restores all, --allow-ambiguous writes the nearest ones.")
+    assert f"of {3 * OUT * IN:,} changed numbers" in refusal
+    assert refusal.endswith("; restore all with --base, or write the nearest ones with --allow-ambiguous.")
     assert not out.exists()
     record = run("unmerge", merged, files[1], "-o", out, "--allow-ambiguous", "--json").json
     assert record["undone"] == [files[1]]
@@ -201,7 +201,7 @@ def test_with_the_base_all_is_restored_byte_for_byte(dtype, run, folder):
     files = folder.file("base.safetensors", base(TYPES[dtype])), folder.file("a.safetensors", lora(1))
     merged, out = folder.merged("merged.safetensors", *files), folder.path / "out.safetensors"
     done = run("unmerge", merged, files[1], "-o", out, "--base", files[0])
-    assert f"all is as in {files[0]}" in done.stdout
+    assert f"all tensors are as in {files[0]}" in done.stdout
     assert out.read_bytes() == (folder.path / "base.safetensors").read_bytes()
 
 
@@ -222,7 +222,7 @@ def test_a_merge_of_a_merge_is_undone_one_by_one(run, folder):
     # What are estimates of that merge would be called proved numbers of the base.
     again = folder.path / "again.safetensors"
     refusal = run("unmerge", out, files[1], "-o", again, "--allow-ambiguous").refusal
-    assert f"{out}: a merge into it was undone with --allow-ambiguous" in refusal
+    assert f"{out}: an earlier unmerge with --allow-ambiguous" in refusal
     assert not again.exists()
     assert run("unmerge", both, second, "-o", out, "--force", "--base", first).status == 0
     assert run("unmerge", out, files[1], "-o", again, "--allow-ambiguous").status == 0
@@ -252,7 +252,7 @@ def test_what_cannot_be_subtracted_is_refused_by_name_and_restored_from_the_base
     merged, out = folder.merged("merged.safetensors", *files), folder.path / "out.safetensors"
     refusal = run("unmerge", merged, files[1], "-o", out, "--allow-ambiguous").refusal
     assert why in refusal
-    assert "lora_unet_blocks_0_attn_q cannot be taken out of blocks.0.attn.q.weight" in refusal
+    assert "unmerge cannot take lora_unet_blocks_0_attn_q out of blocks.0.attn.q.weight" in refusal
     assert refusal.endswith("name base.safetensors with --base.")
     done = run("unmerge", merged, files[1], "-o", out, "--base", files[0], "--json").json
     assert "blocks.0.attn.q.weight" in done["unchecked"]
@@ -262,7 +262,10 @@ def test_what_cannot_be_subtracted_is_refused_by_name_and_restored_from_the_base
 def test_a_cast_is_undone_with_the_base_alone(run, folder):
     files = folder.file("base.safetensors", base(torch.float32)), folder.file("a.safetensors", lora(1))
     merged, out = folder.merged("merged.safetensors", *files, dtype="BF16"), folder.path / "out.safetensors"
-    assert "were cast to BF16" in run("unmerge", merged, files[1], "-o", out, "--allow-ambiguous").refusal
+    assert (
+        "to BF16, which lost their earlier values"
+        in run("unmerge", merged, files[1], "-o", out, "--allow-ambiguous").refusal
+    )
     assert run("unmerge", merged, files[1], "-o", out, "--base", files[0]).status == 0
 
 
@@ -278,7 +281,7 @@ def test_codes_are_restored_from_the_base_alone(options, run, folder):
     merged, out = folder.path / "merged.safetensors", folder.path / "out.safetensors"
     assert run("merge", *files, "-o", merged, *options).status == 0
     refusal = run("unmerge", merged, files[1], "-o", out, "--allow-ambiguous").refusal
-    assert ("were cast to BF16" if options else "stored as F8_E4M3 codes") in refusal
+    assert ("to BF16, which lost their earlier values" if options else "stored as F8_E4M3 codes") in refusal
     done = run("unmerge", merged, files[1], "-o", out, "--base", files[0], "--json").json
     assert "blocks.0.attn.q.weight" in done["unchecked"]
     assert out.read_bytes() == (folder.path / "base.safetensors").read_bytes()
@@ -314,17 +317,17 @@ def wrong_cases(folder):
     bare = {"lora_inspect.merged": json.dumps({"version": "0.1.0", "adapters": [{"file": "a", "multiplier": 1}]})}
     (folder.path / "else").mkdir()
     old, unknown = folder.file("old.safetensors", tensors, bare), {"lora_inspect.merged": json.dumps(later)}
-    yield [files[0], files[1]], "it records no merge of lora-inspect"
-    yield [old, files[1]], "of an earlier version or damaged"
+    yield [files[0], files[1]], "it records no merge by lora-inspect"
+    yield [old, files[1]], "damaged or from an earlier version"
     yield [merged, other], "a.safetensors (SHA-256 "
-    yield [merged, folder.file("else/a.safetensors", lora(3))], "is not the file of that name"
+    yield [merged, folder.file("else/a.safetensors", lora(3))], "but this one differs; find that file"
     yield [merged, files[1], other], "records no merge of it, only of a.safetensors"
-    yield [merged, f"{files[1]}:0.5"], "it was merged with no settings, and 0.5 is on its path"
+    yield [merged, f"{files[1]}:0.5"], "it was merged with no settings, but its path says 0.5"
     yield [folder.file("l.safetensors", tensors, unknown), files[1]], "it was merged with magic"
-    yield [folder.file("c.safetensors", moved, metadata), files[1]], "so it was changed since"
+    yield [folder.file("c.safetensors", moved, metadata), files[1]], "so the file was changed since"
     yield [merged, files[1], "--base", other], "its header or size is not that of base.safetensors"
-    yield [merged, files[1], "--base", folder.file("x.safetensors", likewise)], "as it is another"
-    yield [merged, files[1], "--base", folder.file("y.safetensors", changed)], "numbers are another"
+    yield [merged, files[1], "--base", folder.file("x.safetensors", likewise)], "as it differs"
+    yield [merged, files[1], "--base", folder.file("y.safetensors", changed)], "numbers differ"
 
 
 @pytest.mark.parametrize("number", range(11))
@@ -343,7 +346,9 @@ def test_what_was_cast_after_the_merge_is_not_undone(folder):
         metadata = file.metadata()
     halved = {name: one.bfloat16() if one.is_floating_point() else one for name, one in load_file(merged).items()}
     cast = folder.file("cast.safetensors", halved, metadata)
-    with pytest.raises(LoraInspectError, match=r"is BF16, as no tensor of base\.safetensors was, so it was cast since"):
+    with pytest.raises(
+        LoraInspectError, match=r"is BF16, but no tensor of base\.safetensors was, so it was cast since"
+    ):
         folder.undone(cast, files[1])
 
 
@@ -365,18 +370,18 @@ def test_files_of_different_merges_are_not_undone_together(run, folder):
             (merged / name).write_bytes((folder.path / source / name).read_bytes())
             arguments = ("unmerge", merged, adapter, "-o", folder.path / "out", "--allow-ambiguous")
             refusal = run(*arguments).refusal
-            assert "not all record the same merge" in refusal or "it records no merge of lora-inspect" in refusal
+            assert "record different merges" in refusal or "it records no merge by lora-inspect" in refusal
         (merged / name).write_bytes(kept)
     assert run(*arguments).status == 0
 
 
 DAMAGES = {
-    "an adapter": (lambda it: it["adapters"].append({"file": 3}), "earlier version or damaged"),
-    "settings": (lambda it: it["adapters"][0].update(settings=3), "earlier version or damaged"),
-    "a config": (lambda it: it["adapters"][0].update(config={}), "earlier version or damaged"),
-    "options": (lambda it: it.update(options=["alpha"]), "earlier version or damaged"),
-    "a multiplier": (lambda it: it["adapters"][0].update(multiplier=0.5), "is not that of its settings"),
-    "no multiplier": (lambda it: it["adapters"][0].pop("multiplier"), "is not that of its settings"),
+    "an adapter": (lambda it: it["adapters"].append({"file": 3}), "damaged or from an earlier version"),
+    "settings": (lambda it: it["adapters"][0].update(settings=3), "damaged or from an earlier version"),
+    "a config": (lambda it: it["adapters"][0].update(config={}), "damaged or from an earlier version"),
+    "options": (lambda it: it.update(options=["alpha"]), "damaged or from an earlier version"),
+    "a multiplier": (lambda it: it["adapters"][0].update(multiplier=0.5), "contradicts its settings"),
+    "no multiplier": (lambda it: it["adapters"][0].pop("multiplier"), "contradicts its settings"),
 }
 
 
@@ -434,7 +439,7 @@ def test_a_folder_is_restored_as_a_folder(run, folder):
     assert run("merge", folder.path / "model", adapter, "-o", merged).status == 0
     out = folder.path / "out"
     refusal = run("unmerge", merged, adapter, "-o", out).refusal
-    assert f"of {3 * OUT * IN:,} numbers that were changed" in refusal
+    assert f"of {3 * OUT * IN:,} changed numbers" in refusal
     assert not out.exists()
     planned = run("unmerge", merged, adapter, "-o", out, "--dry-run", "--json").json
     assert planned == {
@@ -469,4 +474,4 @@ def test_an_adapter_that_is_not_named_is_looked_for_beside_the_merged_model(run,
     folder.file("a.safetensors", lora(2))
     refusal = run("unmerge", merged, "-o", out, "--base", files[0], "--force").refusal
     assert "a.safetensors (SHA-256" in refusal
-    assert refusal.endswith("was merged into it and is not named; name all that were merged.")
+    assert refusal.endswith("was merged into it, but is not named; name all merged adapters.")

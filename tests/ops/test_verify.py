@@ -58,7 +58,7 @@ def test_one_of_two_adapters_that_a_block_lacks_is_named(folder):
 def test_a_base_in_the_place_of_a_merge_has_nothing(folder):
     base, a, b = base_of(), lora(), lora(2)
     found = folder.verified(base, base, (a, ""), (b, 0.5))
-    assert found.messages == ["nothing of a is there (4 modules)", "nothing of b is there (4 modules)"]
+    assert found.messages == ["nothing of a is in MERGED (4 modules)", "nothing of b is in MERGED (4 modules)"]
     assert found.share == {"a": 0, "b": 0}
 
 
@@ -205,7 +205,7 @@ def test_another_multiplier_below_dora_is_named(folder):
     made = merged(base, lambda n, w: decomposed(b, w + 0.8 * delta(a, n), n))
     found = folder.verified(made, base, (a, 0.4), (b, ""))
     assert found.codes == [("multiplier", "a")]
-    assert found.messages == ["a is there at another multiplier: 4 modules, 2 of it"]
+    assert found.messages == ["a is merged at another multiplier: 4 modules, 2 of it"]
 
 
 def test_a_square_weight_that_is_merged_transposed_is_named(folder):
@@ -225,7 +225,7 @@ def test_multiplier_0_has_no_share_and_what_is_there_of_it_is_named(folder):
     assert found.codes == [("present-at-zero", "b")]
     found = folder.verified(merged(base, lambda n, w: w + delta(a, n) + 0.5 * delta(b, n)), base, (a, ""), (b, 0))
     assert found.codes == [("present-at-zero", "b")]
-    assert found.messages == ["b is there though its multiplier is 0: 4 modules, 0.5 of it"]
+    assert found.messages == ["b is merged although its multiplier is 0: 4 modules, 0.5 of it"]
 
 
 def test_what_nothing_explains_is_named(folder):
@@ -329,10 +329,10 @@ def test_tensors_that_are_not_there_and_tensors_of_its_own_are_named(folder):
     base, a = base_of(), lora()
     made = merged(base, lambda n, w: w + delta(a, n))
     found = folder.verified({name: value for name, value in made.items() if name != "norm.weight"}, base, (a, ""))
-    assert found.messages == ["tensors of the base that are not there: norm.weight"]
+    assert found.messages == ["tensors of the base are missing: norm.weight"]
     assert not found.ok
     found = folder.verified(made | {"vae.weight": torch.ones(3)}, base, (a, ""))
-    assert found.messages == ["tensors that the base has not: vae.weight"]
+    assert found.messages == ["tensors that the base lacks: vae.weight"]
     assert found.ok
 
 
@@ -358,7 +358,7 @@ def test_adapters_that_are_alike_are_judged_together(folder):
     assert [code for code, _ in found.codes] == ["undetermined", "undetermined"]
     found = folder.verified(merged(base, lambda n, w: w + delta(a, n)), base, (a, ""), (b, 0.5))
     assert not found.ok
-    assert "4 modules have 0.667 of what adapters change together that are alike" in found.messages
+    assert "4 modules have 0.667 of the joint change of adapters that are alike" in found.messages
 
 
 def test_a_change_below_the_rounding_of_the_type_cannot_be_told(folder):
@@ -385,11 +385,13 @@ def test_a_module_without_a_change_is_left_out(folder):
 def test_what_is_no_pair_of_models_is_refused(folder):
     base, a = base_of(), lora()
     made = merged(base, lambda n, w: w + delta(a, n))
-    with pytest.raises(LoraInspectError, match=r"a\.safetensors: it is an adapter, not a model.*where MERGED belongs"):
+    with pytest.raises(
+        LoraInspectError, match=r"a\.safetensors: it is an adapter, not a model.*in the place of MERGED"
+    ):
         folder.verified(folder.file("a", a), base, (lora(2), ""))
-    with pytest.raises(LoraInspectError, match=r"a\.safetensors: it is an adapter, not a model.*where BASE belongs"):
+    with pytest.raises(LoraInspectError, match=r"a\.safetensors: it is an adapter, not a model.*in the place of BASE"):
         folder.verified(made, folder.file("a", a), (lora(2), ""))
     with pytest.raises(LoraInspectError, match=r"has shape \[24, 19\], but \[24, 20\] in .*give the base"):
         folder.verified(made | {weight(2): torch.ones(OUT, IN - 1)}, base, (a, ""))
-    with pytest.raises(LoraInspectError, match=r"none of the 4 weights.*nearest name that it has is model\.blocks"):
+    with pytest.raises(LoraInspectError, match=r"none of the 4 weights.*most similar name in it is model\.blocks"):
         folder.verified({f"model.{name}": value for name, value in made.items()}, base, (a, ""))

@@ -320,6 +320,6 @@ def test_a_conversion_for_training_that_would_be_wrong_is_refused(tmp_path, run)
     file = lokr(tmp_path, 64, 64, 4, 6, 3.0)
     ended = run("convert", file, "--to", "musubi-networks", "-o", tmp_path / "made.safetensors")
     assert ended.status == 1
-    assert "musubi-tuner (networks) 2026-06-24 would not read it as it is meant: wrong strength" in ended.stderr
+    assert "musubi-tuner (networks) 2026-06-24 would read it wrongly: wrong strength" in ended.stderr
     assert not (tmp_path / "made.safetensors").exists()
     assert run("convert", file, "--to", "musubi", "-o", tmp_path / "made.safetensors").status == 0

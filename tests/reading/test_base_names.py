@@ -80,7 +80,7 @@ def test_what_is_no_root_is_another_module(module, path, found):
 
 def test_a_bare_path_that_fits_two_towers_is_ambiguous(found):
     towers = "model.language_model.layers.0.q_proj", "model.vision_tower.layers.0.q_proj"
-    with pytest.raises(LoraInspectError, match=r"fits both model\.language_model.*and model\.vision_tower"):
+    with pytest.raises(LoraInspectError, match=r"matches both model\.language_model.*and model\.vision_tower"):
         found(f"{P}layers.0.q_proj", *towers)
     assert found(f"{P}model.language_model.layers.0.q_proj", *towers) == f"{towers[0]}.weight"
     assert found(f"{P}language_model.layers.0.q_proj", *towers) == f"{towers[0]}.weight"
@@ -112,7 +112,7 @@ def test_two_experts_on_the_file_of_one_are_told_apart_by_only(write_safetensors
     weights = {"blocks.0.attn1.to_q.weight": ("F32", (OUT, IN), 1)}
     base = open_checkpoint(str(write_safetensors(weights, name="high_noise.safetensors")))
     with pytest.raises(
-        LoraInspectError, match=r"which holds one of model and model_2; say .*--only model or --only model_2"
+        LoraInspectError, match=r"which holds one of model and model_2; choose .*--only model or --only model_2"
     ):
         match(adapter, base)
     for only, prefix in (("model", "transformer."), ("model_2", "transformer_2.")):

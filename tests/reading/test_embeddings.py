@@ -68,7 +68,7 @@ def test_merge_says_that_they_are_not_merged(write_safetensors, run, tmp_path):
     on, out = write_safetensors(base(), name="base.safetensors"), tmp_path / "out.safetensors"
     ended = run("merge", on, file, "-o", out, "--json")
     assert (ended.json["modules_merged"], ended.json["embeddings"], ended.json["unmatched"]) == (3, list(BESIDE), [])
-    assert "are not merged, as they change no weight; load them beside the merged base" in ended.stderr
+    assert ", as they change no weight; load them with the merged base" in ended.stderr
     merged = load_file(out)
     assert run("merge", on, plain, "-o", out, "--force", "--json").json["embeddings"] == []
     assert merged.keys() == base().keys()

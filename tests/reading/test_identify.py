@@ -228,7 +228,7 @@ def test_a_base_of_another_family_is_named_beside_all_candidates_of_the_adapter(
     adapter = read_adapter(open_checkpoint(write_zeros(tmp_path / "adapter.safetensors", shapes)))
     wider = {"double_blocks.0.img_attn.qkv.weight": [10752, 3584]}
     base = open_checkpoint(write_zeros(tmp_path / "base.safetensors", wider))
-    with pytest.raises(LoraInspectError, match=r"adapter of FLUX\.1 or Chroma on a base of HunyuanImage 2\.1"):
+    with pytest.raises(LoraInspectError, match=r"use a base of FLUX\.1 or Chroma, as this one is of HunyuanImage 2\.1"):
         match(adapter, base)
 
 

@@ -66,5 +66,5 @@ def test_info_shows_it_beside_the_family(record, write_safetensors, run):
     tensors = lora("diffusion_model.blocks.0.self_attn.q", rank=2, out=5120, inputs=5120)
     shown = run("info", write_safetensors(tensors, name="style_low_noise.safetensors")).stdout
     assert shown.startswith("LoRA for Wan 2.2 14B (low noise expert) - ")
-    assert "at strength 1, for the low noise model" in " ".join(shown.split())
+    assert "at multiplier 1, for the low noise model" in " ".join(shown.split())
     assert "why low noise: a name says low noise [file name]" in shown

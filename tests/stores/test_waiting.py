@@ -43,7 +43,7 @@ def test_over_two_seconds_a_line_says_how_long_and_goes(clock, monkeypatch, serv
     wait(3.5, clock, monkeypatch, server, folder, terminal := Terminal())
     drawn = terminal.getvalue().split("\r")
     assert [one.strip() for one in drawn if one.strip()] == [
-        f"Reading from far away, {second} s" for second in ("2", "2", "3", "4")
+        f"Reading over the network, {second} s" for second in ("2", "2", "3", "4")
     ]
     assert drawn[-2:] == [" " * len(drawn[-3]), ""]
 

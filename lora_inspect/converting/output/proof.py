@@ -307,7 +307,7 @@ class Proof:
         written = self._opened(path)
         names = {target.module.name.key for target in self.targets}
         if wrong := sorted(names.symmetric_difference(written.modules)):
-            raise self._defect(f"{wrong[0]} {'is missing' if wrong[0] in names else 'is no module of it'}")
+            raise self._defect(f"{wrong[0]} {'is missing' if wrong[0] in names else 'is an extra module'}")
         if lost := [key for key in self.adapter.other_keys if key not in written.checkpoint.tensors]:
             raise self._defect(f"{lost[0]} is missing")
         for target in self.targets:
@@ -315,7 +315,7 @@ class Proof:
             found, stated = self._relative_error(target, written.modules[key]), self.stated[key] or 0.0
             # The margin is what the rounding of one number to float32 may cost; a NaN is no proof.
             if not found <= stated + EXACT:
-                raise self._defect(f"{key} differs by {found:.3g} of its change, and {stated:.3g} is what it may")
+                raise self._defect(f"{key} differs by {found:.3g} of its change, but at most {stated:.3g} is allowed")
             self.max_relative_error = max(self.max_relative_error, found)
             self.modules += 1
 
@@ -326,15 +326,14 @@ class Proof:
             written = read_adapter(open_checkpoint(path), told)
             written.refuse()
         except LoraInspectError as error:
-            raise self._defect(f"reading it says “{str(error).replace(path, self.output)}”") from error
+            raise self._defect(f"reading it fails with “{str(error).replace(path, self.output)}”") from error
         return written
 
     def _defect(self, what: str) -> LoraInspectError:
         return RefusedError(
             self.output,
-            f"what was to be written is not what {self.adapter.checkpoint.path} says, as {what}",
-            "this is a defect of lora-inspect, and nothing is left behind: report it, or use --no-verify to write it "
-            "all the same",
+            f"internal error: the output differs from {self.adapter.checkpoint.path} ({what}), so nothing was written",
+            "report this, or give --no-verify to write the output anyway",
         )
 
     def _relative_error(self, target: Destination, written: Module) -> float:

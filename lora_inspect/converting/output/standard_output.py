@@ -92,16 +92,17 @@ class StandardOutput:
         if self.is_folder and len(self._carriers) > 1:
             raise RefusedError(
                 source.path,
-                f"some of its keys have {programs[0][0]}'s names, whose scale stands in a config, and some have "
-                "others, so no program reads all of them",
-                f"write {programs[0][0]}'s modules to a file of their own first",
+                f"it mixes {programs[0][0]}'s names, which keep their scale in a config, with other names, so "
+                "no program reads all its keys",
+                f"write {programs[0][0]}'s modules to a separate file first",
             )
         if self.is_folder:
             program, weights = programs[0]
             self._weights = f"{weights}.safetensors"
             has = "has" if any(one.name.scheme == self.scheme for one in adapter.modules.values()) else "gets"
             because = (
-                f"{source.path} {has} {program}'s names, whose scale stands in an {ADAPTER_CONFIG} beside the tensors"
+                f"{source.path} {has} {program}'s names, which keep their scale in an {ADAPTER_CONFIG} next to "
+                "the tensors"
             )
             self.path = folder_output(named, because, inputs)
         else:
@@ -131,8 +132,8 @@ class StandardOutput:
         if without and any(suffix in OF_ALL_MODULES for suffix in kept):
             raise RefusedError(
                 self._adapter.checkpoint.path,
-                f"{len(without)} modules have no magnitude ({without[0].key}), but PEFT, diffusers and mlx-lm apply "
-                "one to all as soon as one has it",
+                f"{len(without)} modules have no magnitude ({without[0].key}), but PEFT, diffusers and mlx-lm "
+                "apply magnitudes to all modules or to none",
                 "choose --base BASE or --drop-magnitude",
             )
 
@@ -226,8 +227,8 @@ class StandardOutput:
         transposed = [c.module.key for c in self._adapter.contributions if c.fan_in_fan_out]
         if transposed and not (self.is_folder or self._is_gguf or has_config):
             yield (
-                f"fan_in_fan_out is said of {len(transposed)} modules ({transposed[0]}), for which the output has no "
-                "place: its readers go by the shape of the weight"
+                f"the output cannot store fan_in_fan_out of {len(transposed)} modules ({transposed[0]}); "
+                "programs that read it use the shape of the weight"
             )
 
     def _mlx_config(self, modules: "Mapping[str, SpelledModule]") -> dict[str, object]:
@@ -237,9 +238,9 @@ class StandardOutput:
         if use_dora and experts:
             raise RefusedError(
                 self._adapter.checkpoint.path,
-                f"{experts.origin.module.key} has all experts of a layer and other modules have magnitudes, and "
-                "mlx-lm makes DoRA of all or none and of experts none",
-                "write the experts to a file of their own first",
+                f"{experts.origin.module.key} has all experts of a layer and other modules have magnitudes, "
+                "but mlx-lm applies DoRA to all modules or none, and never to experts",
+                "write the experts to a separate file first",
             )
         paths = [module.module.name.body for module in modules.values()]
         # All parts are of one rank and scale by now.
@@ -255,9 +256,9 @@ class StandardOutput:
         if len(methods) > 1:
             raise RefusedError(
                 checkpoint.path,
-                f"its output would have modules of {' and '.join(sorted(methods))}, and a config of PEFT speaks of "
+                f"its output would mix modules of {' and '.join(sorted(methods))}, but a PEFT config describes "
                 "one method",
-                "write those of each to a file of their own first",
+                "write the modules of each to a separate file first",
             )
         if methods and peft_config.LORA_TYPE not in methods:
             method = config_of_method(config, methods.pop(), ranks, alphas)

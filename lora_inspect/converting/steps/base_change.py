@@ -77,7 +77,7 @@ def find_base_changes(
     if missing := [key for key in decomposed if key not in places]:
         shared = shared_embedding(base) if missing[0].endswith(HEADS) else None
         way_out = (
-            f"the head shares {shared}, so save the base with tie_word_embeddings false"
+            f"save the base with tie_word_embeddings false, as the head shares {shared}"
             if shared
             else "name the base that the adapter was trained on"
         )
@@ -102,9 +102,9 @@ def _check_alone(dependent: BaseDependentChange, of_module: Sequence[Contributio
     if any(c.algorithm.name == dependent.algorithm.name for c in of_module if c is not own):
         raise RefusedError(
             dependent.file,
-            f"{own.module.key} has {dependent.algorithm.title} beside the "
-            f"{own.algorithm.title}{' with a magnitude' if own.magnitude else ''}, and the plain LoRA of the true "
-            "change would be a second one",
+            f"{own.module.key} has {dependent.algorithm.title} next to the "
+            f"{own.algorithm.title}{' with a magnitude' if own.magnitude else ''}, so the true change as plain "
+            "LoRA would be a second one",
             _ways_out(own, "--keep-dora or --drop-magnitude"),
         )
 
@@ -116,8 +116,8 @@ def _before(contribution: Contribution, of_module: Sequence[Contribution]) -> tu
     if other := next((c for c in before if c.multiplies or c.rows is not None), None):
         raise RefusedError(
             next(iter(contribution.factors.values())).file,
-            f"{contribution.module.key} has {other.algorithm.title} before its {own}, so that a plain LoRA of the "
-            "true change would not come where it belongs",
+            f"{contribution.module.key} applies {other.algorithm.title} before its {own}, so a plain LoRA of "
+            "the true change would come at the wrong place",
             _ways_out(contribution, "--keep-dora"),
         )
     return before

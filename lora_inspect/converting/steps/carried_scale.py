@@ -47,17 +47,17 @@ def carry_scales(parts: Sequence[Part], carrier: str, common: float = 1.0) -> li
         first = carried[0].origin
         raise RefusedError(
             carried[0].file,
-            f"{first.module.key} has several algorithms that share one alpha, which would have to be {alphas[0]:g} "
-            f"and {alphas[1]:g}",
-            "write them to files of their own first",
+            f"{first.module.key} has several algorithms with one shared alpha, but they need {alphas[0]:g} and "
+            f"{alphas[1]:g}",
+            "write them to separate files first",
         )
     if carrier == ALPHA and alphas and (other := next((part for part in carried if _takes_alpha(part)), None)):
         bearer = next(part for part in carried if part.alpha is not None)
         raise RefusedError(
             other.file,
-            f"{other.origin.module.key} has {other.algorithm.title} beside {bearer.algorithm.title}, whose scale "
-            "would have to stand in an alpha that is no scale to the first",
-            "write them to files of their own first",
+            f"{other.origin.module.key} has {other.algorithm.title} next to {bearer.algorithm.title}, but "
+            "their shared alpha is a scale only for the second",
+            "write them to separate files first",
         )
     return carried
 
@@ -100,9 +100,9 @@ def into_factors(part: Part) -> Part:
     if role is None:
         raise RefusedError(
             part.file,
-            f"{part.origin.module.key} has {algorithm.title}, of which no one factor takes its scale of "
-            f"{part.scale:g}, and readers of its names go by no alpha",
-            "merge it, which needs no such file",
+            f"{part.origin.module.key} has {algorithm.title}: no single factor can take its scale of "
+            f"{part.scale:g}, and programs that read its names use no alpha",
+            "merge it instead",
         )
     factors = {role: as_factor(factor) for role, factor in part.factors.items()}
     written = scaled(factors[role], part.scale)

@@ -69,7 +69,7 @@ class FullDelta(NamedTuple):
                 for first, rows in self._differences(one):
                     take_rows(found, rows, first, one.place)
         except LinAlgError as error:
-            raise self._no_numbers("meets a matrix that cannot be inverted or taken apart") from error
+            raise self._no_numbers("involves a matrix that lora-inspect cannot invert or decompose") from error
         if first_non_finite(found.float()) is not None:
             raise self._no_numbers("is not finite, or beyond float32")
         return found
@@ -126,7 +126,7 @@ def find_changes(adapter: Adapter, base: Checkpoint, matching: Matching) -> Whol
     if missing := [key for key in adapter.modules if key in wanted & lacking]:
         raise RefusedError(
             adapter.checkpoint.path,
-            f"{len(missing)} modules change what {base.path} lacks ({missing[0]})",
+            f"{len(missing)} modules change parameters that {base.path} lacks ({missing[0]})",
             "name the base that the adapter was trained on",
         )
     base_codecs = BaseCodecs(base)
@@ -166,7 +166,7 @@ def spell_differences(target: Destination, changes: WholeChanges, cache: DeltaCa
         first = target.sources[0].module.contributions[0]
         raise RefusedError(
             next(iter(first.factors.values())).file,
-            f"{names} become one layer in the output, and some of them change a parameter that the others do not",
+            f"{names} become one layer in the output, but some change a parameter that the others do not change",
             "keep the layout, or merge it",
         )
     parts, contents = [], []

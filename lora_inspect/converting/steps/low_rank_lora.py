@@ -80,9 +80,8 @@ class LoraMaker:
         if self._rank is None and self._max_error is None:
             raise RefusedError(
                 part.file,
-                f"{part.origin.module.key} is {part.algorithm.title}, whose change has no less than the rank of its "
-                "layer",
-                "say how close LoRA is to come to it, with --rank N or --max-error E",
+                f"{part.origin.module.key} is {part.algorithm.title}, and its change has the full rank of its layer",
+                "set the accuracy of its approximation with --rank N or --max-error E",
             )
         if exact:
             up, down = _shortened(exact, self._rank, self._max_error)
@@ -107,9 +106,9 @@ class LoraMaker:
         if len(known) < 2 or is_kernel_open(part.algorithm, part.shapes):
             raise RefusedError(
                 part.file,
-                f"the factors of {part.origin.module.key} ({part.algorithm.title}) do not tell whether its layer is a "
-                "Linear or a convolution",
-                "name the base that it was trained on as --base BASE",
+                f"the factors of {part.origin.module.key} ({part.algorithm.title}) do not show whether its "
+                "layer is a Linear or a convolution",
+                "give --base BASE, the base that it was trained on",
             )
         return known
 
@@ -127,8 +126,8 @@ class LoraMaker:
         if rows * columns > _ELEMENTS:
             raise RefusedError(
                 part.file,
-                f"{part.origin.module.key} changes a weight of {list(shape)}, which is too large to be approximated",
-                "merge it, which takes a few rows at a time",
+                f"{part.origin.module.key} changes a weight of {list(shape)}, which is too large to approximate",
+                "merge it instead, as merge reads a few rows at a time",
             )
         matrix = torch.zeros(rows, columns, dtype=torch.float64, device="cpu")
         part.formula.change(_tensors(part), 1.0, part.origin.alpha, **part.origin.settings).fold(matrix, 0, 1.0)

@@ -57,7 +57,7 @@ class Growth:
                 self._path,
                 f"with {what} the output would hold {total:,} bytes of tensors, over {_TIMES} times the "
                 f"{self._input_bytes:,} of the input",
-                "accept that with --allow-growth",
+                "give --allow-growth to accept that",
             )
 
 
@@ -92,7 +92,7 @@ def check_finite(info: TensorInfo) -> torch.Tensor:
     values = stored.float() if info.dtype in _EIGHT_BITS else stored
     if (bad := first_non_finite(values)) is not None:
         raise DamagedError(
-            info.file, f"{info.name} holds {bad}, so it changes a weight to what is no number", "fetch the file again"
+            info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
         )
     return stored
 

@@ -59,8 +59,8 @@ def other_magnitude(dependent: BaseDependentChange, spelling: DoraSpelling) -> t
         place, _ = dependent.places[0]
         raise RefusedError(
             dependent.file,
-            f"a magnitude of {dependent.contribution.module.key} would be {bad}, as rows of it or of "
-            f"{place.target.name} are of no length, not finite or too large to be squared",
+            f"a magnitude of {dependent.contribution.module.key} would be {bad}, as its rows or those of "
+            f"{place.target.name} are zero, not finite or too large to square",
             "use --rank N or --max-error E, or repair the file that holds such numbers",
         )
     return values

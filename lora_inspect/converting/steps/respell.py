@@ -89,9 +89,9 @@ def _as_mlx(part: Part) -> Part:
     if not is_plain or not (is_embedding or part.algorithm.name == lora.ALGORITHM.name):
         raise RefusedError(
             part.file,
-            f"{part.origin.module.key} has {part.algorithm.title} of {part.shapes}, and mlx-lm has LoRA of Linear "
-            "layers, Embeddings and its own layers of experts alone",
-            "merge it, which needs no such file",
+            f"{part.origin.module.key} has {part.algorithm.title} of {part.shapes}, but mlx-lm supports only "
+            "LoRA of Linear layers, Embeddings and its own expert layers",
+            "merge it instead",
         )
     algorithm = mlx.EMBEDDING if is_embedding else mlx.ALGORITHM
     return replace(part, algorithm=algorithm, factors=_turned_factors(part.factors))

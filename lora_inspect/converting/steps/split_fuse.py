@@ -82,9 +82,8 @@ def _check(part: Part) -> None:
     if not are_movable(part.algorithm, {role: part.shapes[role] for role in part.factors}):
         raise RefusedError(
             part.file,
-            f"{part.origin.module.key} is {part.algorithm.title} whose rows cannot be taken apart or put together",
-            "merge it into a base, which may have either layout, make plain LoRA of it with --algorithm lora, or "
-            "keep its layout",
+            f"{part.origin.module.key} is {part.algorithm.title}, and its rows cannot be split or joined",
+            "merge it into a base of either layout, convert it to plain LoRA with --algorithm lora, or keep its layout",
         )
 
 
@@ -211,8 +210,8 @@ def _joined_lengths(pieces: Sequence[PartRows], rows: int) -> Factor | None:
     if len(magnitudes) < len(pieces) or len(rules) > 1 or sum(runs.rows for _, runs in pieces) < rows:
         raise RefusedError(
             first.file,
-            f"{first.origin.module.key} has a magnitude, but not all rows of the layer that it becomes a part of have "
-            "one, spelled alike",
+            f"{first.origin.module.key} has a magnitude, but other rows of the layer that it joins have none, "
+            "or one in another spelling",
             "choose --base BASE or --drop-magnitude, or keep its layout",
         )
     values = [part.lengths or read_factor(own.info) for part, own in zip(decomposed, magnitudes, strict=True)]
@@ -226,7 +225,7 @@ def _joined_lengths(pieces: Sequence[PartRows], rows: int) -> Factor | None:
 def _needs_all_rows(part: Part) -> LoraInspectError:
     return RefusedError(
         part.file,
-        f"{part.origin.module.key} has a magnitude of inputs, whose norm is over all rows of its layer",
+        f"{part.origin.module.key} has a magnitude of inputs, and its norm covers all rows of the layer",
         "choose --base BASE or --drop-magnitude, or keep its layout",
     )
 

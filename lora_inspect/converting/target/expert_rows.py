@@ -72,8 +72,8 @@ def with_single_experts(
     if base is None or matching is None:
         raise RefusedError(
             path,
-            "which rows of its experts' factors are whose, only the base that it was trained on tells",
-            "name it with --base",
+            "the base is needed to assign the rows of its factors to experts",
+            "give --base BASE, the base that it was trained on",
         )
     placed: dict[str, list[Placement]] = defaultdict(list)
     for found in matching.targets.values():
@@ -87,7 +87,7 @@ def with_single_experts(
             continue
         if not placed[module.name.key]:
             raise RefusedError(
-                path, f"{module.name.key} is no parameter of {base.path}", "name the base that it was trained on"
+                path, f"{base.path} has no parameter {module.name.key}", "name the base that it was trained on"
             )
         destinations += _layers(module, placed[module.name.key], base, correspondence, adapter)
     holders = {one.module.name.body.partition(_HELD)[0] for one in destinations if one.experts}
@@ -111,8 +111,8 @@ def with_all_experts(adapter: Adapter) -> tuple[Destination, ...]:
         if module.name.scheme != _PEFT:
             raise RefusedError(
                 path,
-                f"{module.name.key} is of the {module.name.scheme} scheme, and only the names of PEFT have a form for "
-                "all experts at once",
+                f"{module.name.key} is of the {module.name.scheme} scheme, but only PEFT's names can hold all "
+                "experts at once",
                 "leave --layout out",
             )
         link, expert = found
@@ -120,7 +120,9 @@ def with_all_experts(adapter: Adapter) -> tuple[Destination, ...]:
     if not groups:
         raise RefusedError(path, "none of its modules is the layer of one expert", "leave --layout out")
     if other := next((key for key in groups if key in adapter.modules), None):
-        raise RefusedError(path, f"{other} has factors of all experts already", "leave those of single ones out")
+        raise RefusedError(
+            path, f"{other} already has the factors of all experts", "leave the factors of single experts out"
+        )
     return (*kept, *(_parameter(key, layers, set(groups), adapter) for key, layers in groups.items()))
 
 
@@ -147,8 +149,7 @@ def _parameter(key: str, layers: Sequence[_Layer], keys: set[str], adapter: Adap
     if len(sizes) > 1 or len(seen) < len(layers) or rows is None or inputs is None:
         raise RefusedError(
             adapter.checkpoint.path,
-            f"the layers of single experts of {key} are there twice or of several sizes, so that they make no "
-            "parameter of all",
+            f"the single-expert layers of {key} appear twice or differ in size, so they cannot form one parameter",
             "leave --layout out",
         )
     whole = rows * len(relation.parts)
@@ -178,7 +179,7 @@ def _layers(
     if not cuts:
         raise RefusedError(
             adapter.checkpoint.path,
-            f"what the layers of single experts of {module.name.key} are called is not known",
+            f"lora-inspect does not know the names of the single-expert layers of {module.name.key}",
             "leave --layout out",
         )
     for path, cut in cuts.items():
@@ -251,7 +252,8 @@ def _only_lora(module: Module, adapter: Adapter) -> Contribution:
     if others or first.algorithm is not lora.ALGORITHM or first.magnitude or first.rows or len(first.shape) != 2:
         raise RefusedError(
             adapter.checkpoint.path,
-            f"{module.name.key} has more than the factors of a Linear LoRA, which all experts at once cannot have",
+            f"{module.name.key} has more than the factors of a Linear LoRA, but all experts at once can have "
+            "only those",
             "leave --layout out",
         )
     return first

@@ -91,8 +91,8 @@ def magnitude_place(
         if (magnitude.axis == INPUT) != (contribution.algorithm.transposed is True):
             raise RefusedError(
                 magnitude.info.file,
-                f"{magnitude.info.name} is a magnitude of the columns of its weight, and mlx-lm has those of rows "
-                "alone",
+                f"{magnitude.info.name} is a magnitude of the columns of its weight, but mlx-lm supports only "
+                "magnitudes of rows",
                 "choose --base BASE or --drop-magnitude",
             )
         return module.name.key + due, due, (rows or magnitude.info.numel,)
@@ -106,7 +106,8 @@ def magnitude_place(
     if magnitude.axis == INPUT:
         raise RefusedError(
             magnitude.info.file,
-            f"{magnitude.info.name} is a magnitude of inputs, which readers of {scheme.name} names do not know",
+            f"{magnitude.info.name} is a magnitude of inputs, which programs that read {scheme.name} names do "
+            "not support",
             "choose --base BASE or --drop-magnitude",
         )
     return key, due, (1, shape[0], *ones) if ones else (shape[0],)

@@ -25,7 +25,7 @@ def predict_output(adapter: Adapter, destinations: Sequence[Destination], option
     if any(carrier_of(one.module) not in (ALPHA, FACTORS) or one.experts for one in destinations):
         return None
     if not all(_is_arrangeable(one, options) for one in destinations):
-        raise RefusedError(adapter.checkpoint.path, "the rows of some layer cannot be taken apart or together")
+        raise RefusedError(adapter.checkpoint.path, "the rows of some layer cannot be split or joined")
     modules = {one.module.name.key: _module(one, options) for one in destinations}
     tensors = {info.name: info for module in modules.values() for info in module.tensors}
     tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.other_keys}

@@ -44,25 +44,25 @@ def check_full(adapter: Adapter, options: ConvertOptions) -> list[str]:
     if options.base is None:
         raise RefusedError(
             file,
-            "the difference of a whole weight is that of a base",
-            "name the one that it was trained on as --base BASE",
+            "a full difference of a whole weight needs the base",
+            "give --base BASE, the base that it was trained on",
         )
     if options.keep_dora:
-        raise RefusedError(file, "a full difference has the magnitudes in it", "leave --keep-dora out")
+        raise RefusedError(file, "a full difference already contains the magnitudes", "leave --keep-dora out")
     for module in made:
         for contribution in module.contributions:
             if contribution.algorithm.experts or contribution.algorithm.transposed:
                 what = "all experts of a layer" if contribution.algorithm.experts else "a weight stored as (in, out)"
                 raise RefusedError(
                     file,
-                    f"{module.name.key} changes {what}, of which no program reads a full difference",
+                    f"{module.name.key} changes {what}, and no program reads a full difference of that",
                     "merge it, or leave --algorithm out",
                 )
         if not _is_read(options.scheme or module.name.scheme):
             raise RefusedError(
                 file,
-                f"no program reads full differences under names as {module.name.key}",
-                "choose names under which some do with --to, for instance --to kohya",
+                f"no program reads full differences under names such as {module.name.key}",
+                "choose other names with --to, for instance --to kohya",
             )
     return []
 
@@ -127,9 +127,8 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
     if not made and whole:
         raise RefusedError(
             file,
-            f"{whole.module.key} is {whole.algorithm.title}, of which only the weight that it replaces tells the "
-            "change",
-            f"name the base that it was trained on as --base BASE, {limit}",
+            f"{whole.module.key} is {whole.algorithm.title}, and its change depends on the weight that it replaces",
+            f"give --base BASE, the base that it was trained on, {limit}",
         )
     told = next((c for c in adapter.contributions if needs_base(c, options)), None)
     if not made:
@@ -139,21 +138,21 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
     if turned := next((c for c in made if c.algorithm.transposed), None):
         raise RefusedError(
             file,
-            f"{turned.module.key} is {turned.algorithm.title} of a weight stored as (in, out), as that of an "
-            "embedding is, and no plain LoRA says that",
+            f"{turned.module.key} is {turned.algorithm.title} of a weight stored as (in, out), such as an "
+            "embedding, which plain LoRA cannot express",
             "merge it, or leave --algorithm out",
         )
     if told and told.magnitude is None and options.base is None:
         raise RefusedError(
             file,
-            f"{told.module.key} is {told.algorithm.title}, whose change only the weight tells",
-            f"name the base that it was trained on as --base BASE, {limit}",
+            f"{told.module.key} is {told.algorithm.title}, and its change depends on the weight",
+            f"give --base BASE, the base that it was trained on, {limit}",
         )
     if told and options.base and options.rank is None and options.max_error is None:
         raise RefusedError(
             file,
-            f"what {told.module.key} changes in its weight has the rank of the layer",
-            f"say how close LoRA is to come to it, {limit}",
+            f"the change that {told.module.key} makes to its weight has the full rank of the layer",
+            f"set the accuracy of its approximation {limit}",
         )
     return []
 
@@ -188,8 +187,8 @@ def check_biases(adapter: Adapter, matching: Matching | None, options: ConvertOp
         if matching is None or (contribution.module.key, contribution.algorithm.name) in biases:
             raise RefusedError(
                 adapter.checkpoint.path,
-                f"{contribution.module.key} is {contribution.algorithm.title}, which changes the bias of its layer as "
-                "well, and LoRA does not",
+                f"{contribution.module.key} is {contribution.algorithm.title}, which also changes the bias of "
+                "its layer, but LoRA cannot",
                 "merge it, or leave --algorithm out",
             )
 

@@ -233,7 +233,8 @@ def _moves(module: Module, target: Target, adapter: Adapter) -> Iterator[_Moved]
     if path is None:
         raise RefusedError(
             adapter.checkpoint.path,
-            f"{module.name.key} is no module of {target.family}, so what it is in {target.title} is unknown",
+            f"{module.name.key} is no module of {target.family}, so lora-inspect does not know its place in "
+            f"{target.title}",
             target.way_out,
         )
     links = target.layout.links(path)
@@ -243,7 +244,7 @@ def _moves(module: Module, target: Target, adapter: Adapter) -> Iterator[_Moved]
     if not links and not target.layout.has(path):
         raise RefusedError(
             adapter.checkpoint.path,
-            f"{path} of {target.family} has no counterpart in {target.title} that is known here",
+            f"{path} of {target.family} has no known counterpart in {target.title}",
             target.way_out,
         )
     for link in links:
@@ -266,8 +267,8 @@ def _check_names(found: Sequence[Destination], adapter: Adapter) -> None:
         if other is not own:
             raise RefusedError(
                 adapter.checkpoint.path,
-                f"{other.name.key} and {own.name.key} would both be called {destination.module.name.key}",
-                "write one of them to a file of its own first",
+                f"{other.name.key} and {own.name.key} would both get the name {destination.module.name.key}",
+                "write one of them to a separate file first",
             )
 
 
@@ -280,9 +281,9 @@ def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destin
     if others and (len(parts) < len(moved) or len(names) > 1):
         raise RefusedError(
             adapter.checkpoint.path,
-            f"{first.source.name.key} and {others[0].source.name.key} are both of {first.module.path} in "
+            f"{first.source.name.key} and {others[0].source.name.key} both belong to {first.module.path} in "
             f"{target.title}",
-            "write one of them to a file of its own first",
+            "write one of them to a separate file first",
         )
     if not links:
         return Destination(first.module, (Source(first.source),))
@@ -293,8 +294,8 @@ def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destin
         shapes = " and ".join(f"{one.source.name.key} {list(covered_shape(one.source))}" for one in moved)
         raise RefusedError(
             adapter.checkpoint.path,
-            f"the (out, in) of {shapes} do not tell which rows of {first.module.path} they are",
-            f"{target.way_out}, or add the modules beside them",
+            f"the (out, in) of {shapes} do not show their rows in {first.module.path}",
+            f"{target.way_out}, or add the other modules of that layer",
         )
     sources = tuple(Source(one.source, found) for one, found in zip(moved, runs, strict=True))
     alpha = next((one.source.alpha for one in moved if one.source.alpha), None)
@@ -309,8 +310,9 @@ def _check_agreement(module: Module, adapter: Adapter) -> None:
         if any(None not in sizes and len(set(sizes)) > 1 for sizes in zip(own, covered, strict=True)):
             raise DamagedError(
                 adapter.checkpoint.path,
-                f"{module.name.key} has tensors of a layer of {list(covered)} as (out, in) and of one of {list(own)}",
-                "fetch the file again, or write it anew with the program that trained it",
+                f"{module.name.key} mixes tensors of a layer of {list(covered)} as (out, in) with tensors of "
+                f"one of {list(own)}",
+                "fetch the file again, or re-save it with the program that trained it",
             )
 
 

@@ -63,8 +63,7 @@ def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) 
     if not families:
         raise RefusedError(
             file,
-            "the names and shapes of its modules are of no model family that is known here, so --layout has nothing "
-            "to go by",
+            "lora-inspect knows no model family with these module names and shapes, so --layout cannot apply",
             "leave it out",
         )
     family = families[0].architecture
@@ -72,10 +71,14 @@ def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) 
     choices: Sequence[str] = list(named) if len(named) > 1 else ARRANGED
     called_alike = all(any(one.also for one in known.architecture.layouts) for known in families)
     if not called_alike and not certain_correspondence(families).relations:
-        raise RefusedError(file, f"it is of {described(families)}, of which no other layout is known here", _WAY_OUT)
+        raise RefusedError(
+            file, f"it is of {described(families)}, and lora-inspect knows no other layout of that", _WAY_OUT
+        )
     if layout not in choices:
         raise RefusedError(
-            file, f"it is of {described(families)}, whose layouts are {listed(choices, 'and')}", "choose one of them"
+            file,
+            f"it is of {described(families)}, which has the layouts {listed(choices, 'and')}",
+            "choose one of them",
         )
     found = named.get(layout)
 
@@ -83,9 +86,9 @@ def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) 
         if module.name.component in EXPERTS and layout == ORIGINAL:
             raise RefusedError(
                 file,
-                f"{module.name.key} is of a second expert, which the names of the {layout} layout do not tell from "
-                "the first",
-                "write its modules to a file of their own, named as those of the first",
+                f"{module.name.key} is of a second expert, but names of the {layout} layout do not distinguish "
+                "it from the first",
+                "write its modules to a separate file, with the names of the first expert",
             )
         # Only diffusers has names for a second expert, and they are of its layout.
         return module.name if module.name.component in EXPERTS else _renamed(module.name, path, family, found, layout)
@@ -156,15 +159,15 @@ def architecture_of(adapter: Adapter, options: ConvertOptions) -> str:
     if config is None:
         raise RefusedError(
             adapter.checkpoint.path,
-            "llama.cpp loads an adapter for the model alone that its header names, which the adapter does not say",
-            "name the model's config.json with --model-config",
+            "llama.cpp loads an adapter only for the model that its header names, and this adapter names none",
+            "give the model's config.json with --model-config",
         )
     named = next((MODEL_TYPES[kind] for kind in config.kinds if kind in MODEL_TYPES), None)
     if named is None:
         raise RefusedError(
             config.path,
-            f"its model_type is {' and '.join(config.kinds) or 'missing'}, and what llama.cpp calls its modules is "
-            f"known here for {listed(sorted(MODEL_TYPES), 'and')}",
+            f"its model_type is {' and '.join(config.kinds) or 'missing'}, but lora-inspect knows llama.cpp's "
+            f"module names only for {listed(sorted(MODEL_TYPES), 'and')}",
             "convert it with convert_lora_to_gguf.py",
         )
     return named
@@ -176,12 +179,11 @@ def _heads(adapter: Adapter, names: GgufNames, options: ConvertOptions) -> Heads
     first = next(filter(names.is_arranged, bodies), None)
     config = _config(options) if first else None
     if first and (config is None or config.heads is None):
-        lacks = f", and {config.path} tells none" if config else ""
+        lacks = f", and {config.path} does not give it" if config else ""
         raise RefusedError(
             adapter.checkpoint.path,
-            f"llama.cpp has the rows of {first} in another order than transformers, which depends on the number of "
-            f"heads{lacks}",
-            "name the model's config.json, which says it, with --model-config",
+            f"unlike transformers, llama.cpp orders the rows of {first} by the number of heads{lacks}",
+            "give the model's config.json with --model-config",
         )
     return config.heads if config else None
 
@@ -238,14 +240,14 @@ class _RequestedNames:
         if module.name.component in EXPERTS and MODEL in self._components:
             raise RefusedError(
                 self._file,
-                f"{module.name.key} is of a second expert, and files of {self._scheme.name} names are of one alone",
-                "write each to a file of its own, with --only model and --only model_2",
+                f"{module.name.key} is of a second expert, but a file with {self._scheme.name} names holds only one",
+                "write each to a separate file, with --only model and --only model_2",
             )
         writing = self._writing
         is_nameless = is_parameter(path) and not writing.parameters
         if is_nameless or not path.startswith(writing.roots) or any(part in path for part in writing.lacks):
             raise RefusedError(
-                self._file, f"{module.name.key} would be {path}, which {writing.title} has no module of", WAY_OUT
+                self._file, f"{module.name.key} would be {path}, but {writing.title} has no such module", WAY_OUT
             )
         return self._named(module, self._model_prefix, path)
 
@@ -253,9 +255,7 @@ class _RequestedNames:
         """The name of a module of a text encoder."""
         component = module.name.component
         if module.path is None:
-            raise RefusedError(
-                self._file, f"{module.name.key} is no module of a text encoder that is known here", WAY_OUT
-            )
+            raise RefusedError(self._file, f"{module.name.key} is no module of a known text encoder", WAY_OUT)
         if component not in self._prefixes:
             self._prefixes[component] = self._encoder_prefix(component)
         return self._named(module, self._prefixes[component], self._rooted(module.path))
@@ -275,8 +275,8 @@ class _RequestedNames:
         if not self._families and self._writing.layout(None) is None:
             raise RefusedError(
                 self._file,
-                "the names and shapes of its modules are of no model family that is known here, so what "
-                f"{self._scheme.name} names call them is unknown",
+                "lora-inspect knows no model family with these module names and shapes, so it cannot choose "
+                f"{self._scheme.name} names",
                 WAY_OUT,
             )
         families = [family.architecture for family in self._families]
@@ -285,13 +285,13 @@ class _RequestedNames:
         if len(names) > 1:
             raise AmbiguousError(
                 self._file,
-                f"it is of {described(self._families)}, which have other {self._scheme.name} names each",
-                f"say which with --architecture {families[0].name}",
+                f"it is of {described(self._families)}, and each has its own {self._scheme.name} names",
+                f"choose one with --architecture {families[0].name}",
             )
         if name is None:
             raise RefusedError(
                 self._file,
-                f"it is of {described(self._families)}, for which there are no {self._scheme.name} names",
+                f"it is of {described(self._families)}, which has no {self._scheme.name} names",
                 WAY_OUT,
             )
         if name == OWN:
@@ -315,8 +315,8 @@ class _RequestedNames:
         if len(prefixes) > 1:
             raise AmbiguousError(
                 self._file,
-                f"it is of {described(self._families)}, whose {self._scheme.name} names begin otherwise each",
-                f"say which with --architecture {self._families[0].architecture.name}",
+                f"it is of {described(self._families)}, and each has its own beginning of {self._scheme.name} names",
+                f"choose one with --architecture {self._families[0].architecture.name}",
             )
         return prefixes.pop()
 
@@ -330,13 +330,13 @@ class _RequestedNames:
             first = next(family.name for family, prefix in found.items() if prefix)
             raise AmbiguousError(
                 self._file,
-                f"it is of {described(self._families)}, which have other {self._scheme.name} names each for its "
+                f"it is of {described(self._families)}, and each has its own {self._scheme.name} names for its "
                 f"{component}",
-                f"say which with --architecture {first}",
+                f"choose one with --architecture {first}",
             )
         if prefix := "".join(prefixes):
             return prefix
-        lacks = f"{self._file}: {self._scheme.name} names have none for its {component}"
+        lacks = f"{self._file}: {self._scheme.name} names do not cover its {component}"
         if len(self._components) == 1:
             raise RefusedError(f"{lacks}; {WAY_OUT}.")
         if self._writing.layout(None) == OWN:
@@ -392,7 +392,7 @@ def with_scheme(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
     if options.model_config is not None and GGUF.name not in (options.scheme, adapter.scheme):
         raise RefusedError(
             adapter.checkpoint.path,
-            "--model-config says what only llama.cpp's names depend on, and neither the file nor the output has these",
+            "--model-config only affects llama.cpp's names, and neither the file nor the output has these",
             "leave it out",
         )
     is_open = options.scheme is None and options.layout is None

@@ -53,7 +53,7 @@ _FACTORS = {"alpha": "a limit", "rescale": "gains of its rows"}
 def writing_of(scheme: Scheme) -> Writing:
     """How files of the scheme are written; ValueError where it is only read."""
     if scheme.writing is None:
-        raise ValueError(f"{scheme.name} is no scheme that is written")
+        raise ValueError(f"lora-inspect reads the scheme {scheme.name}, but does not write it")
     return scheme.writing
 
 
@@ -69,9 +69,9 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
         if not is_own and (has_core or not (is_named or _is_loaded(algorithm, writing))):
             title = f"{algorithm.title} with a Tucker core" if has_core else algorithm.title
             can_be_lora = becomes_lora(contribution.algorithm, contribution.shapes) and not algorithm.transposed
-            instead = "make plain LoRA of it with --algorithm lora, " if can_be_lora else ""
+            instead = "convert it to plain LoRA with --algorithm lora, " if can_be_lora else ""
             if is_saved_weight(algorithm, contribution.shapes):
-                instead = "make plain LoRA of it with --algorithm lora --base BASE, "
+                instead = "convert it to plain LoRA with --algorithm lora --base BASE, "
             raise RefusedError(
                 path,
                 f"{contribution.module.key} is {title}, which {writing.title} cannot load under {scheme.name} names",
@@ -84,23 +84,23 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
         if len(titles) > 1:
             raise RefusedError(
                 path,
-                f"{module.name.key} has {listed(titles)} for one weight, and {writing.title} would apply one of them "
-                "alone",
+                f"{module.name.key} has {listed(titles)} for one weight, but {writing.title} would apply only "
+                "one of them",
                 "merge it into the base, or leave --to out",
             )
     if adapter.unclaimed and not writing.extras:
         raise RefusedError(
             path,
-            f"{some(adapter.unclaimed, 3)} belong to no algorithm that is known here, and {writing.title} may refuse "
-            "a file with them",
+            f"{some(adapter.unclaimed, 3)} belong to no known algorithm, and {writing.title} may refuse a file "
+            "with them",
             f"leave them out with --allow-unclaimed, or {WAY_OUT}",
         )
     if adapter.embeddings and not (writing.embeddings or writing.extras):
         raise RefusedError(
             path,
-            f"it holds {in_words(adapter.embeddings)} beside the adapter, and {writing.title} may refuse a file with "
-            "them",
-            f"--only model leaves them out, or {WAY_OUT}",
+            f"it holds {in_words(adapter.embeddings)} next to the adapter, and {writing.title} may refuse a "
+            "file with them",
+            f"leave them out with --only model, or {WAY_OUT}",
         )
 
 
@@ -119,8 +119,8 @@ def _check_read_alike(path: str, contribution: Contribution, algorithm: Algorith
         if role in contribution.factors or (role == "alpha" and contribution.alpha):
             raise RefusedError(
                 path,
-                f"{contribution.module.key} is {algorithm.title} with {_FACTORS[role]}, of which {writing.title} "
-                "makes another change",
+                f"{contribution.module.key} is {algorithm.title} with {_FACTORS[role]}, from which "
+                f"{writing.title} computes another change",
                 f"merge it into the base, or {WAY_OUT}",
             )
 
@@ -171,15 +171,15 @@ def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions
         if writing.magnitudes == LOST and not (options.drop_magnitude or (options.base and is_limited)):
             raise RefusedError(
                 path,
-                f"it is DoRA ({adapter.dora.modules} magnitudes), and {writing.title} applies none",
+                f"it is DoRA ({adapter.dora.modules} magnitudes), but {writing.title} applies none",
                 f"choose {PLAIN}, or {DROPPED}",
             )
         inputs = [magnitude for magnitude in magnitudes if magnitude.axis == INPUT]
         if inputs and options.keep_dora and not writing.input_magnitudes:
             raise RefusedError(
                 path,
-                f"{inputs[0].info.name} is a magnitude of inputs, and {writing.title} takes it for one of outputs, "
-                "which fails",
+                f"{inputs[0].info.name} is a magnitude of inputs, but {writing.title} reads it as one of "
+                "outputs, which fails",
                 "choose --base BASE with --rank N or --max-error E, or --drop-magnitude",
             )
         is_open = not (options.keep_dora or options.drop_magnitude or is_limited)
@@ -206,9 +206,8 @@ def _check_norms(adapter: Adapter, options: ConvertOptions) -> None:
         if options.base and not (is_limited or options.drop_magnitude or is_of_experts):
             raise RefusedError(
                 path,
-                f"it is DoRA ({adapter.dora.modules} magnitudes), of which --base makes plain LoRA near the true "
-                "change",
-                "say how close it is to come, with --rank N or --max-error E",
+                f"it is DoRA ({adapter.dora.modules} magnitudes), which --base approximates by plain LoRA",
+                "set the accuracy of the approximation with --rank N or --max-error E",
             )
     elif options.base is None:
         if adapter.dora.norms == OF_BASE and options.norms == OF_SUM and options.scheme:
@@ -216,8 +215,8 @@ def _check_norms(adapter: Adapter, options: ConvertOptions) -> None:
             title = program or writing_of(schemes.by_name(options.scheme)).title
             raise RefusedError(
                 path,
-                f"its magnitudes are over the norms of the base, and {title} divides them by those of the changed "
-                "weight",
+                f"its magnitudes are over the norms of the base, but {title} divides them by those of the "
+                "changed weight",
                 f"choose --keep-dora with --base BASE (exact), {PLAIN}, or {DROPPED}",
             )
     elif not any(is_remeasured(contribution, options) for contribution in adapter.contributions):
@@ -231,14 +230,14 @@ def norms_remarks(adapter: Adapter, options: ConvertOptions, norms: str | None) 
     was = adapter.dora.norms
     if norms == OF_BASE:
         return (
-            "magnitudes of outputs are over the norms of the base's rows, as ComfyUI and Forge divide them: what was "
-            "trained, in these programs alone and on this base; at a strength m they apply m times that change",
+            "magnitudes of outputs are over the row norms of the base: only ComfyUI and Forge apply the "
+            "trained change, only on this base, and m times that change at a multiplier m",
         )
     # What a program that is asked for makes of it, its own rules say.
     if norms == OF_SUM and options.norms == OF_BASE and not options.program:
         return (
-            "ComfyUI divides magnitudes of outputs by the norms of the base's rows and not of the changed ones, so its "
-            "change is not the trained one; --base BASE makes magnitudes of which it is",
+            "ComfyUI divides magnitudes of outputs by the row norms of the base, not of the changed weight, "
+            "so its change is not the trained one; give --base BASE to correct them for that",
         )
     return ("magnitudes of outputs are over the norms of the changed weight again",) if was == OF_BASE and norms else ()
 
@@ -255,14 +254,14 @@ _WAYS: Mapping[str, Mapping[str, Any]] = {
 _OFFERS = {
     BASE_NORM: (
         "divides magnitudes by the norms of the base's weights",
-        f"--base BASE (magnitudes corrected for that, right in programs that do so alone), {PLAIN}, or {DROPPED}",
+        f"--base BASE (magnitudes corrected for that, right only in programs that do so), {PLAIN}, or {DROPPED}",
     ),
     OTHER_AXIS: (
         "divides magnitudes by norms along the other axis",
         f"--base BASE with --algorithm full (the exact difference of every weight), {PLAIN}, or {DROPPED}",
     ),
     SUM_NORM: (
-        "divides magnitudes by the norms of the changed weights, where these are over those of the base's",
+        "divides magnitudes by the norms of the changed weights, but these are over the norms of the base",
         f"--keep-dora with --base BASE (the trainer's magnitudes again), {PLAIN}, or {DROPPED}",
     ),
 }
@@ -320,15 +319,15 @@ def _scheme(adapter: Adapter, program: Program, families: Sequence[Detection]) -
     if len(found) > 1:
         raise AmbiguousError(
             adapter.checkpoint.path,
-            f"it is of {described(families)}, which have other names each in {program.title}",
-            f"say which with --architecture {names[0]}",
+            f"it is of {described(families)}, and each has its own names in {program.title}",
+            f"choose one with --architecture {names[0]}",
         )
     if scheme := found.pop():
         return scheme
     raise RefusedError(
         adapter.checkpoint.path,
-        f"it is of {described(families) or 'a model of no known family'}, and no names are known by which "
-        f"{program.title} loads adapters of that",
+        f"it is of {described(families) or 'a model of no known family'}, and lora-inspect knows no names "
+        f"under which {program.title} loads such adapters",
         "choose a naming scheme for --to",
     )
 
@@ -370,7 +369,7 @@ def _is_of(scheme: Scheme, rule: Rule) -> bool:
     return is_named and (not rule.dialects or scheme.dialect in rule.dialects)
 
 
-_DOES = {LEAVES: "passes over", FAILS: "refuses"}
+_DOES = {LEAVES: "skips", FAILS: "refuses"}
 
 
 def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptions) -> None:
@@ -402,7 +401,7 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
         if len(does) == 1 and (word := _DOES.get(does.pop())):
             shapes = contribution.shapes
             can_be_lora = becomes_lora(algorithm, shapes) or is_saved_weight(algorithm, shapes)
-            way = "make LoRA of it with --algorithm lora (and --base BASE), " if can_be_lora else ""
+            way = "convert it to LoRA with --algorithm lora (and --base BASE), " if can_be_lora else ""
             if algorithm.parameter == BIAS:
                 way = "leave the biases out with --drop-biases (loses them), "
             raise RefusedError(

@@ -282,14 +282,14 @@ def test_lora_inspect_merges_it_into_the_diffusers_base(name, kind, tmp_path):
 
 
 def test_slices_have_no_names_in_diffusers():
-    with pytest.raises(ValueError, match="has slices, for which diffusers has no names"):
+    with pytest.raises(ValueError, match="has slices, but diffusers has no names for these"):
         trained("flux2", "diffusers", split_dims=r"{'.*to_qkv_mlp_proj': [32, 32, 32, 192]}")
 
 
 def test_diffusers_would_give_magnitudes_to_slices():
     """It makes a magnitude for every layer as soon as one has it, and slices have none."""
     options = {"split_dims": r"{'.*to_qkv_mlp_proj': [32, 32, 32, 192]}", "save_format": "standard"}
-    with pytest.raises(ValueError, match=r"to_qkv_mlp_proj has no magnitude, but diffusers applies one to all"):
+    with pytest.raises(ValueError, match=r"to_qkv_mlp_proj has no magnitude, but diffusers applies magnitudes to all"):
         trained("flux2", "diffusers", "dora", **options)
 
 

@@ -111,7 +111,7 @@ def test_what_the_user_left_out_stays_out_and_the_error_names_the_option(name, o
     network, model = network_of(name, **options)
     file = kohya_file({p: f for p, f in factors_of(model).items() if "adaLN" not in p}, tmp_path)
     before = len(network.unet_loras)
-    with pytest.raises(ValueError, match=rf"not in the network: .*; {way_in} takes in"):
+    with pytest.raises(ValueError, match=rf"not in the network: .*; set {way_in} to adapt"):
         network.load_weights(file)
     assert len(network.unet_loras) == before
 
@@ -120,7 +120,7 @@ def test_no_layer_is_added_behind_an_optimiser_s_back(tmp_path):
     network, model = network_of("qwen_image")
     file = kohya_file(factors_of(model), tmp_path)
     network.prepare_optimizer_params(unet_lr=1e-3)
-    with pytest.raises(ValueError, match="exclude_mod=False takes in"):
+    with pytest.raises(ValueError, match="set exclude_mod=False to adapt"):
         network.load_weights(file)
 
 
@@ -252,7 +252,7 @@ def test_peft_files_need_their_config(tmp_path):
     }
     file = str(tmp_path / "adapter_model.safetensors")
     save_file(tensors, file)
-    with pytest.raises(ValueError, match=r"adapter_config.json and not in the file; rewrite"):
+    with pytest.raises(ValueError, match=r"adapter_config.json, not in the file; rewrite"):
         network.load_weights(file)
     save_file(tensors, file, {"lora_adapter_metadata": json.dumps({"r": RANK, "lora_alpha": ALPHA})})
     network.load_weights(file)
@@ -265,7 +265,7 @@ def test_one_tensor_in_two_spellings_is_an_error(tmp_path):
     factors = {p: f for p, f in factors_of(model).items() if p.endswith("self_attn.q")}
     both = spelled(factors, "ComfyUI, A and B", None) | spelled(factors, "diffusers", None)
     save_file({key: tensor.clone() for key, tensor in both.items()}, tmp_path / "both.safetensors")
-    with pytest.raises(ValueError, match="is there twice, in two spellings"):
+    with pytest.raises(ValueError, match="appears twice, in two spellings"):
         network.load_weights(str(tmp_path / "both.safetensors"))
 
 
