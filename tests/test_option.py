@@ -105,16 +105,16 @@ def test_the_command_line_and_the_api_make_the_same_record(given, words):
     ("given", "says", "words"),
     [
         ({"colour": "green"}, "colour is", ["--colour", "green"]),
-        ({"word": 5}, "word is", ["--word"]),
+        ({"word": 5}, "word must be", ["--word"]),
         ({"word": "\udcff"}, "word is", ["--word", "\udcff"]),
         ({"way": None}, "way is", ["--way", "none"]),
         ({"kind": "int8"}, "kind is", ["--kind", "int8"]),
         ({"rank": 0}, "rank is", ["--rank", "0"]),
-        ({"seed": True}, "seed is", ["--seed", "yes"]),
+        ({"seed": True}, "seed must be", ["--seed", "yes"]),
         ({"alpha": float("nan")}, "alpha is", ["--alpha", "nan"]),
         ({"error": 1.0}, "error is", ["--error", "1"]),
-        ({"scaled": 1}, "scaled is", ["--scaled", "1"]),
-        ({"base_file": b"x"}, "a path is", ["--base-file"]),
+        ({"scaled": 1}, "scaled must be", ["--scaled", "1"]),
+        ({"base_file": b"x"}, "a path must be", ["--base-file"]),
         ({"turned": {"q": 1}}, "transposed", ["--turned", "q=1"]),
     ],
 )
@@ -230,11 +230,11 @@ def test_every_option_of_a_merge_is_in_the_options_of_its_plan(record, tmp_path)
 @pytest.mark.parametrize(
     ("given", "words", "says"),
     [
-        ({"seed": 3}, ["--seed", "3"], "a seed is what rounding stochastic is drawn by, so give both or neither."),
+        ({"seed": 3}, ["--seed", "3"], "a seed only affects rounding stochastic; give both or neither."),
         (
             {"dtype": "bf16", "changed_dtype": "fp16"},
             ["--dtype", "bf16", "--changed-dtype", "fp16"],
-            "--dtype is for all weights and --changed-dtype for those that change; give one of both.",
+            "--dtype is for all weights and --changed-dtype for the changed ones; give one of them.",
         ),
     ],
 )

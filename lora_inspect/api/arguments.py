@@ -320,9 +320,9 @@ def _dtype(name: str, given: "str | torch.dtype") -> str:
 
 def _text(name: str, given: str) -> str:
     if not isinstance(given, str):
-        raise TypeError(f"{name} is a str, not {given!r}")
+        raise TypeError(f"{name} must be a str, not {given!r}")
     if not is_unicode(given):
-        raise ValueError(f"{name} is {given!r}, which is no text in UTF-8")
+        raise ValueError(f"{name} is {given!r}, which is not text in UTF-8")
     return given
 
 

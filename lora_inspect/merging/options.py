@@ -153,7 +153,7 @@ def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
 def contradiction(request: MergeRequest) -> str | None:
     """Return a sentence on options that exclude each other, or None."""
     if request.dtype and request.changed_dtype:
-        return "--dtype is for all weights and --changed-dtype for those that change; give one of both."
+        return "--dtype is for all weights and --changed-dtype for the changed ones; give one of them."
     try:
         seed_of(request.rounding, request.seed)
     except ValueError as error:

@@ -122,9 +122,9 @@ def test_the_others_end_behind_the_one_that_speaks(by_all):
         if ranks.rank.number == 0:
             threading.Event().wait(0.1)
             order.append(0)
-            ranks.told()
+            ranks.reported()
         else:
-            ranks.told()
+            ranks.reported()
             order.append(1)
 
     by_all(2, act)

@@ -373,7 +373,7 @@ class TestTheEnd:
         assert content("out") == expected
         assert not os.path.exists("out.parts")
 
-    @pytest.mark.parametrize("step", ["gather", "beside", "take_place", "remove"])
+    @pytest.mark.parametrize("step", ["gather", "side_folder", "take_place", "remove"])
     def test_can_be_repeated_behind_each_of_its_steps(self, step, place, monkeypatch):
         _, expected = one_process(hash_base=True)
         job("1/2", hash_base=True)
@@ -414,7 +414,7 @@ class TestTheEnd:
         assert finish().modules_merged
         assert not os.path.exists("out.parts")
 
-    @pytest.mark.parametrize("step", ["finishing", "gather", "beside", "take_place"])
+    @pytest.mark.parametrize("step", ["finishing", "gather", "side_folder", "take_place"])
     def test_is_the_same_when_two_are_at_it_without_locks(self, step, place, monkeypatch):
         _, expected = one_process()
         job("1/2")
