@@ -73,10 +73,10 @@ MISFITS = {
     "slices from 1": (split(parts=(1, 2), alpha=None), "shape", "numbered 1, 2"),
     "slices of different inputs": (
         {**split("a", parts=(0,), alpha=None), "a.lora_down.1.weight": ("F32", (4, IN + 1)),
-         "a.lora_up.1.weight": ("F32", (2, 4))}, "shape", "different inputs"),
+         "a.lora_up.1.weight": ("F32", (2, 4))}, "shape", "different numbers of inputs"),
     "slices of a convolution": (
         {f"a.lora_{side}.{i}.weight": ("F32", (4, 4, 1, 1)) for i in (0, 1) for side in ("down", "up")},
-        "shape", "a split layer is a Linear one"),
+        "shape", "a split layer must be Linear"),
     "slices with a kernel on up": (
         {**split("a", parts=(0,), alpha=None), "a.lora_down.1.weight": ("F32", (4, IN)),
          "a.lora_up.1.weight": ("F32", (2, 4, 1, 1))}, "shape", "a.lora_up.1.weight has the shape"),
