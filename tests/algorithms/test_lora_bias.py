@@ -60,7 +60,7 @@ def test_its_scale_is_unknown_with_the_lora_and_named_once(read):
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
-        ({}, "its module has no LoRA whose scale it would have"),
+        ({}, "its module has no LoRA to give it a scale"),
         (split(NAME), "beside a LoRA of several slices"),
         (lora(NAME, **{"dora_layer.weight": ("F32", (OUT,), 1.0)}), "or with a magnitude"),
     ],

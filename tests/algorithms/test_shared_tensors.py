@@ -313,7 +313,7 @@ def test_without_a_config_what_it_decides_is_asked_for(tmp_path):
     for name in ("RandLoRA", "VB-LoRA"):
         _, base, tensors, _ = train(METHODS[name][0])
         base_file, adapter = write(tmp_path, base, tensors, {})
-        with pytest.raises(LoraInspectError, match=r"adapter_config\.json.*put it beside the file"):
+        with pytest.raises(LoraInspectError, match=r"adapter_config\.json.*put it next to the file"):
             plan_merge(base_file, [(adapter, 1.0)], MergeOptions())
 
 

@@ -183,7 +183,7 @@ MEANINGLESS = {
     "a magnitude of another shape": (
         lora(Q, **{"dora_scale": ("F32", (OUT,), 1)}), {}, "magnitude-shape", [f"{Q}.dora_scale", "[6]"]),
     "alpha 0": (loras(1, alpha=0.0), {}, "scale-unknown", [f"{Q} is unknown: the stored alpha is 0", "--alpha N"]),
-    "alpha NaN": (loras(1, alpha=math.nan), {}, "scale-unknown", [Q, "alpha is no finite number", "--alpha N"]),
+    "alpha NaN": (loras(1, alpha=math.nan), {}, "scale-unknown", [Q, "alpha is not a finite number", "--alpha N"]),
     "evidence conflicts": (
         {**loras(), "use_rslora_flag": ("BOOL", (), 1)}, {"lora_inspect.scale": "alpha/rank"}, "scale-unknown",
         [Q, "conflicts", "--rslora yes|no"]),

@@ -118,14 +118,14 @@ def test_blocks_have_multipliers_of_their_own_and_what_is_excluded_is_counted(ru
 
 # options, and what is refused about them
 WRONG_CHOICES = {
-    ("--include", "blocks.7"): "--include blocks.7: blocks.7 is no component and fits no module; is blocks.",
-    ("--exclude", "block.1"): "--exclude block.1: block.1 is no component and fits no module; is blocks.1 meant?",
+    ("--include", "blocks.7"): "--include blocks.7: blocks.7 is not a component and matches no module; is blocks.",
+    ("--exclude", "block.1"): "--exclude block.1: block.1 is not a component and matches no module; is blocks.1 meant?",
     ("--exclude", "*"): "a.safetensors: --exclude leave none of its 4 modules; leave it out.",
     ("--include", "blocks.1", "--exclude", "*q"): "--include and --exclude leave none of its 4 modules",
     ("--include", "blocks.3-1"): "--include blocks.3-1: the range 3-1 ends before it begins; write 1-3.",
     ("--exclude", "IN08-IN01"): "--exclude IN08-IN01: the range IN08-IN01 ends before it begins; write IN01-IN08.",
     ("--include", "D08-01"): "--include D08-01: the range D08-01 ends before it begins; write D01-D08.",
-    ("--include", "IN01-OUT03"): "IN01-OUT03 begins in one list of blocks and ends in another; name a range of each.",
+    ("--include", "IN01-OUT03"): "IN01-OUT03 begins in one list of blocks and ends in another; give one range for each.",
 }
 
 
@@ -138,7 +138,7 @@ def test_a_setting_for_what_is_excluded_is_refused(run, write_safetensors, tmp_p
     files = write_safetensors(base(4), name="base.safetensors"), write_safetensors(loras(4), name="a.safetensors")
     out = tmp_path / "out.safetensors"
     refusal = run("merge", files[0], f"{files[1]}:blocks.0=2", "-o", out, "--exclude", "blocks.0").refusal
-    assert "blocks.0 is no component and fits no module that --exclude leave" in refusal
+    assert "blocks.0 is not a component and matches no module that --exclude leave" in refusal
 
 
 def test_what_is_excluded_needs_no_target(merge):

@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(refuse, monkeypatch):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(os, "mkdir", fail)
-    refuse(*SHARDED, "-o", "out", words=["out: it cannot be written (Permission denied)"], status=3)
+    refuse(*SHARDED, "-o", "out", words=["out: lora-inspect cannot write it (Permission denied)"], status=3)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -217,7 +217,7 @@ def test_a_folder_without_the_right_to_write_is_one_sentence(refuse, place):
         *MERGE,
         "-o",
         "folder/out.safetensors",
-        words=["folder/out.safetensors: it cannot be written (Permission denied)"],
+        words=["folder/out.safetensors: lora-inspect cannot write it (Permission denied)"],
         status=3,
     )
 

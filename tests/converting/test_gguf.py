@@ -282,7 +282,7 @@ def test_the_name_of_the_output_ends_as_its_format(run, fixtures, tmp_path):
     folder = fixtures / "gguf" / "qwen3"
     arguments = ("--to", "gguf", "--model-config", folder)
     refused = run("convert", folder, *arguments, "-o", tmp_path / "a.safetensors").refusal
-    assert "what is written is a GGUF file" in refused
+    assert "the output is a GGUF file" in refused
     assert str(tmp_path / "a.gguf") in refused
     (tmp_path / "folder").mkdir()
     assert run("convert", folder, *arguments, "-o", tmp_path / "folder").status == 0

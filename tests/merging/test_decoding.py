@@ -127,7 +127,7 @@ def test_every_code_is_the_number_of_its_bits(dtype, fold):
         base[f"{OTHER}.weight"] = torch.tensor([[1], [code]], dtype=torch.uint8).view(dtype)
         if dtype == E4M3 or code & 0x7F > 0x7C:
             refusal = fold(base, lora(), "fp32", refused=True)
-            assert f"{OTHER}.weight holds codes in row 1 that stand for no number (NaN)" in refusal
+            assert f"{OTHER}.weight holds codes in row 1 that mean no number (NaN)" in refusal
 
 
 ADAPTERS = {

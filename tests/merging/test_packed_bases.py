@@ -234,7 +234,7 @@ def test_a_gguf_base_becomes_a_safetensors_file(run, tmp_path):
     with safe_open(record["output"], "pt") as opened:
         assert not [key for key in opened.metadata() if key.startswith("general.")]
     said = run("merge", base.path, tmp_path / "a.safetensors", "--dtype", "bf16", "-o", tmp_path / "x.gguf").refusal
-    assert "what is written is a safetensors file" in said
+    assert "the output is a safetensors file" in said
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0"])

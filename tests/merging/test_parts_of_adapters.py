@@ -55,7 +55,7 @@ KOHYA, DOTTED = (
     for spelled in (lambda own: f"lora_unet_{own.replace('.', '_')}", lambda own: f"diffusion_model.{own}")
 )
 REFUSED = (
-    "k.safetensors: *mlp* fits {} where the adapter is of HunyuanVideo, and not where it is of FLUX.1; say which it is "
+    "k.safetensors: *mlp* matches {} if the adapter is for HunyuanVideo, but not if it is for FLUX.1; say which it is "
     "of with --architecture flux or hunyuan_video."
 )
 SAID = REFUSED.format("lora_unet_time_in_in_layer")
@@ -189,10 +189,10 @@ def test_the_family_is_recorded_and_undone_by(merged, run):
 
 # what is said of the family, and what is wrong with it
 CONTRADICTIONS = {
-    ("k.safetensors", "--architecture", "wan"): "so it is not of wan; leave architecture=wan out.",
-    ("k.safetensors:architecture=wan",): "so it is not of wan; leave architecture=wan out.",
+    ("k.safetensors", "--architecture", "wan"): "so it is not for wan; leave architecture=wan out.",
+    ("k.safetensors:architecture=wan",): "so it is not for wan; leave architecture=wan out.",
     ("k.safetensors:architecture=flux", "--architecture", "hunyuan_video"): (
-        "k.safetensors: its path says architecture=flux and an option architecture=hunyuan_video; leave one of them"
+        "k.safetensors: its path says architecture=flux but an option says architecture=hunyuan_video; leave one of them"
     ),
     # The names of the adapter may be those of Chroma, and the base has layers that Chroma has not.
     ("blocks.safetensors", "--architecture", "chroma"): (
