@@ -38,7 +38,7 @@ def test_an_alpha_that_is_the_limit_everywhere(place):
         (around(-1.0, "oft_unet_x"), "no rotation in sd-scripts"),
         (around(float("nan")), "not a finite number"),
         (around(float("inf")), "not a finite number"),
-        (around(1.0, shares_alpha=True), "files of their own"),
+        (around(1.0, shares_alpha=True), "separate files"),
     ],
 )
 def test_an_alpha_that_leaves_the_limit_open(place, words):

@@ -34,7 +34,7 @@ def trained(config):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (peft.PsoftConfig(r=4, target_modules=["layer"]), "signs the file does not have"),
+        (peft.PsoftConfig(r=4, target_modules=["layer"]), "the file does not hold their signs"),
         (peft.AdamssConfig(target_modules=["layer"], **ADAMSS), "clustering the base"),
     ],
 )
