@@ -16,13 +16,16 @@ SYNTHETIC = Path(__file__).parents[1] / "fixtures" / "synthetic"
 SAID = {
     "leave --rank and --max-error out": "leave rank and max_error out",
     "choose --keep-dora, --base BASE with --rank N": "choose keep_dora=True, base=BASE with rank=N",
+    "say which with --architecture wan": 'say which with architecture="wan"',
     "give --architecture wan": 'give architecture="wan"',
     "name it with --base": "name it with base",
     "settle it with --transposed no or --transposed yes": "settle it with transposed=False or transposed=True",
     "settle it with --transposed q=yes|no": 'settle it with transposed={"q": True} or {"q": False}',
     "write them with --changed-dtype bf16": 'write them with changed_dtype="bf16"',
     "report it, or use --no-verify to write it": "report it, or use verify=False to write it",
-    "choose another output, or run the command again with --force": "choose another output, or run the command again with force=True",
+    (
+        "choose another output, or run the command again with --force"
+    ): "choose another output, or run the command again with force=True",
     "run `lora-inspect convert FILE --base BASE`": "run `lora-inspect convert FILE --base BASE`",
     "a file that is called --base-of-all": "a file that is called --base-of-all",
 }

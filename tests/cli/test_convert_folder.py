@@ -166,7 +166,7 @@ def test_refused_as_a_whole(case, folder, write_safetensors, tmp_path, run):
     before = files_below(tmp_path)
     source = tmp_path / "bases" if case == "nothing in it" else folder
     output = {"the folder itself": folder, "a file": folder / "a.safetensors"}.get(case, tmp_path / "out")
-    says = {"the folder itself": "folder of the inputs", "a file": "the output is a folder"}.get(case, "holds no adapter")
+    says = {"the folder itself": "folder of the inputs", "a file": "a folder is written"}.get(case, "holds no adapter")
     ended = run("convert", source, "-o", output)
     assert ended.status == 1
     assert says in ended.refusal

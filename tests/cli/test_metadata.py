@@ -130,7 +130,9 @@ def test_what_is_no_picture_of_these_is_refused(content, path, run):
 def test_a_large_picture_is_refused(path, run):
     (path.parent / "picture.png").write_bytes(PICTURES["image/png"] + bytes(1 << 20))
     refusal = run("metadata", "set", path, "--thumbnail", path.parent / "picture.png").refusal
-    assert refusal.endswith("but at most 1,048,576 of such a file; save the picture smaller, 256 by 256.")
+    assert refusal.endswith(
+        "but lora-inspect reads at most 1,048,576 of such a file; save the picture smaller, 256 by 256."
+    )
     refusal = run("metadata", "set", path, "k=@").failure
     assert refusal == "the empty name: it cannot be read (No such file or directory); check the path and its rights."
 
@@ -249,7 +251,9 @@ def test_a_full_disk_keeps_the_file_and_nothing_else(path, small_disk, run):
             pass
     for options in ([], ["--in-place"]):
         refusal = run("metadata", "unset", file, "ss_network_module", *options).failure
-        assert refusal.startswith(f"{file}: lora-inspect cannot write it (No space left on device); free space or choose")
+        assert refusal.startswith(
+            f"{file}: lora-inspect cannot write it (No space left on device); free space or choose"
+        )
         assert file.read_bytes() == before
         assert sorted(os.listdir(place)) == ["a.safetensors", "fills"]
 

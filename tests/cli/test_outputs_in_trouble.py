@@ -64,7 +64,9 @@ def test_a_full_disk_is_one_sentence_and_keeps_nothing(kind, commands, small_dis
     (disk / "fills").write_bytes(bytes(12 << 10))
     refusal = run(*commands[kind], "-o", disk / out).failure
     assert refusal.startswith(f"{disk}/{out}")
-    assert refusal.endswith("lora-inspect cannot write it (No space left on device); free space or choose another place.")
+    assert refusal.endswith(
+        "lora-inspect cannot write it (No space left on device); free space or choose another place."
+    )
     assert os.listdir(disk) == ["fills"]
     (disk / "fills").unlink()
     assert sum(map(os.path.getsize, disk.iterdir())) == 0

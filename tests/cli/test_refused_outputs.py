@@ -69,7 +69,7 @@ OUTPUTS = [
       for command in (MERGE, CONVERT)],
     (SHARDED, "other", False, ["other: it exists", "--force"]),
     (SHARDED, "other", True, ["other: it is a file", "remove it first"]),
-    (MERGE, "other/out.safetensors", True, ["other is no folder", "choose another place"]),
+    (MERGE, "other/out.safetensors", True, ["other is not a folder", "choose another place"]),
     (MERGE, "n" * 300 + ".safetensors", True, ["File name too long"]),
 ]  # fmt: skip
 

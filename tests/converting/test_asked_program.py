@@ -78,7 +78,7 @@ def test_an_output_that_the_program_would_not_read_is_not_left(wan, tmp_path):
 def test_what_is_not_known_of_the_output_is_said(wan, tmp_path):
     with added(toy_program(LOADS_COMFYUI._replace(prefixes=("other.",)))):
         result = to_toy(wan(), tmp_path / "out.safetensors")
-        assert any("what Toy 1.0 makes of it is unknown" in remark for remark in result.remarks)
+        assert any("what Toy 1.0 makes of it is not known here" in remark for remark in result.remarks)
 
 
 def test_a_rule_that_was_only_read_is_said_to_be(wan, tmp_path):

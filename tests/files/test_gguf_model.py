@@ -79,10 +79,13 @@ REFUSED = {
         header([text("split.count") + (UINT16).to_bytes(4, "little") + b"\3\0"], ONE, 32),
         ("one of 3 parts of a GGUF model",),
     ),
-    "another number of entries": (header([shape_key("a.weight", (3, 3))], ONE, 32), ("[3, 3], not a shape of 8 numbers",)),
+    "another number of entries": (
+        header([shape_key("a.weight", (3, 3))], ONE, 32), ("[3, 3], not a shape of 8 numbers",)),
     "a negative size": (header([shape_key("a.weight", (-2, -4))], ONE, 32), ("is [-2, -4], not a shape of 8 numbers",)),
     "a shape of text": (header([string("comfy.gguf.orig_shape.a.weight", "8")], ONE, 32), ("is 8, not a shape of 8",)),
-    "six dimensions": (header([OF_FLUX], [entry("a.weight", (1, 1, 1, 1, 2, 4))], 32), ("has 6 dimensions, but lora-inspect reads 1 to 5",)),
+    "six dimensions": (
+        header([OF_FLUX], [entry("a.weight", (1, 1, 1, 1, 2, 4))], 32),
+        ("has 6 dimensions, but lora-inspect reads 1 to 5",)),
     "an unknown type": (header([OF_FLUX], [entry("a.weight", (4, 2), kind=99)], 32), ("type 99", ".safetensors")),
     "another version": (header([OF_FLUX], ONE, 32, version=9), ("version 9", "use the .safetensors version")),
 }  # fmt: skip

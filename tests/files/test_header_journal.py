@@ -164,7 +164,9 @@ def test_a_disk_that_refuses_once_and_an_interrupt_leave_the_old_header(name, su
             rewrite(file)
     assert len(calls) > succeed
     if isinstance(error, OSError):
-        assert str(refused.value).startswith(f"{file}: lora-inspect cannot write it (No space left on device); free space")
+        assert str(refused.value).startswith(
+            f"{file}: lora-inspect cannot write it (No space left on device); free space"
+        )
     assert file.read_bytes() == before
     assert names(file) == [file.name]
 

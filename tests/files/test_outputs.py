@@ -208,7 +208,10 @@ def test_an_error_names_the_output_and_not_the_folder_that_is_filled(tmp_path):
 
     with pytest.raises(LoraInspectError) as refused, new_folder(str(tmp_path / "out")) as partial:
         fail(partial)
-    assert str(refused.value) == f"{tmp_path}/out/model.safetensors: lora-inspect cannot write it (No space left on device)."
+    assert (
+        str(refused.value)
+        == f"{tmp_path}/out/model.safetensors: lora-inspect cannot write it (No space left on device)."
+    )
 
 
 @pytest.mark.parametrize("output", ["new/", "folder/", ""])
@@ -306,7 +309,7 @@ def test_what_takes_the_place_of_a_file_that_grows_does_not_get_its_name(tmp_pat
             os.unlink(partial)
             Path(partial).write_text("another's")
 
-    with pytest.raises(LoraInspectError, match="another program removed .* during the run"):
+    with pytest.raises(LoraInspectError, match=r"another program removed .* during the run"):
         write()
     assert os.listdir(tmp_path) == []
 

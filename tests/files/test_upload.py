@@ -209,7 +209,9 @@ def test_an_upload_of_another_run_goes_on(files, store):
 def test_what_a_store_does_not_give_up_is_named(files, store, monkeypatch):
     monkeypatch.setattr("lora_inspect.stores.multipart_upload._PATIENCE", 2)
     store.trouble = lambda asked: 403 if asked.verb == "complete" else 500 if asked.verb == "abort" else None
-    with pytest.raises(LoraInspectError, match=r"\(AccessDenied\).*; abort the unfinished uploads of s3://.*/out/model"):
+    with pytest.raises(
+        LoraInspectError, match=r"\(AccessDenied\).*; abort the unfinished uploads of s3://.*/out/model"
+    ):
         merged(files, "shards", f"s3://{store.bucket}/out")
     store.trouble = lambda asked: None
     for upload in store.client.list_multipart_uploads(Bucket=store.bucket)["Uploads"]:

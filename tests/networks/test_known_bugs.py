@@ -267,7 +267,7 @@ def test_u21_adapters_outside_the_blocks_are_kept_and_unknown_ones_are_an_error(
 
 
 def test_u22_an_invalid_regular_expression_is_an_error():
-    with pytest.raises(ValueError, match="exclude_patterns: '\\*' is not a regular expression"):
+    with pytest.raises(ValueError, match="exclude_patterns: '\\*' is no regular expression"):
         of_sequential(nn.Sequential(nn.Linear(2, 2)), exclude_patterns="['*']")
 
 

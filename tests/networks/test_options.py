@@ -226,7 +226,7 @@ def test_split_layers_train_save_and_merge(tmp_path):
         ({"rank_pattern": {".*": True}}, "rank_pattern"),
         ({"rank_pattern": {".*": 0}}, "rank_pattern"),
         ({"rank_pattern": {".*": 2.0}}, "rank_pattern"),
-        ({"rank_pattern": "{'(': 2}"}, r"rank_pattern: '\(' is not a regular expression"),
+        ({"rank_pattern": "{'(': 2}"}, r"rank_pattern: '\(' is no regular expression"),
         ({"rank_pattern": "{'.*': 2"}, "rank_pattern"),
         ({"rank_pattern": ".*=2"}, "rank_pattern"),
         ({"alpha_pattern": {".*": 0}}, "alpha_pattern"),

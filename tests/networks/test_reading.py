@@ -163,7 +163,7 @@ def test_what_the_algorithm_knows_and_the_network_does_not_train_is_named(reader
         (pair(part=".0") | pair(part=".1", columns=7), "its slices have different numbers of inputs, 5 and 7"),
         (pair(part=".0") | {"lora_down.1.weight": (2, 5)}, r"lora_down\.1\.weight is there, but its module has no up"),
         (pair(part=".0") | {"dora_layer.weight": (6,)}, r"dora_layer\.weight is the magnitude of a split module"),
-        (pair() | {"dora_layer.weight": (7,)}, r"dora_layer\.weight has shape \[7\], which fits neither"),
+        (pair() | {"dora_layer.weight": (7,)}, r"dora_layer\.weight has shape \[7\], which matches neither"),
         (pair() | {"lora_A.weight": (2, 5)}, r"lora_A\.weight is a second tensor for the same role"),
         (pair() | {"dora_layer.weight": (6,), "magnitude": (6,)}, r"magnitude is a second tensor for the same role"),
         ({"lora_down.weight": (2, 5), "lora_up.weight": (6, 2, 3)}, "up .* has a kernel, which only down may have"),
@@ -213,8 +213,8 @@ def test_an_alpha_may_be_of_any_dtype(dtype, shape):
 @pytest.mark.parametrize(
     ("alpha", "message"),
     [
-        (torch.ones(0), r"alpha has shape \[0\], but lora-inspect expected a single number"),
-        (torch.ones(2), r"alpha has shape \[2\], but lora-inspect expected a single number"),
+        (torch.ones(0), r"alpha has shape \[0\], but a single number"),
+        (torch.ones(2), r"alpha has shape \[2\], but a single number"),
         (torch.tensor(0.0), "alpha is 0, from which no scale follows"),
         (torch.tensor(False), "alpha is 0, from which no scale follows"),
         (torch.tensor(torch.inf), "alpha is inf, from which no scale follows"),

@@ -599,7 +599,9 @@ class TestRefused:
     def test_something_else_in_the_place_of_the_parts(self, place):
         os.mkdir("out.parts")
         Path("out.parts/notes.txt").touch()
-        with pytest.raises(LoraInspectError, match=r"^out\.parts: it holds notes\.txt, which does not belong to a merge"):
+        with pytest.raises(
+            LoraInspectError, match=r"^out\.parts: it holds notes\.txt, which does not belong to a merge"
+        ):
             job("1/2")
         os.unlink("out.parts/notes.txt")
         os.rmdir("out.parts")
@@ -612,7 +614,9 @@ def test_an_ordinary_merge_tells_of_the_parts_beside_it(place):
     job("1/2")
     result = merge(planned(), "out")
     (note,) = [note for note in result.notes if note.startswith("out.parts")]
-    assert note.startswith("out.parts: it holds 3 shards of an unfinished merge by several jobs; repeat was not finished")
+    assert note.startswith(
+        "out.parts: it holds 3 shards of an unfinished merge by several jobs; repeat the missing jobs, or remove it"
+    )
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["1/3", "2/3", "3/3"])))

@@ -168,7 +168,10 @@ def test_modules_whose_alpha_is_as_useless_are_one_problem(alpha, read):
 @pytest.mark.parametrize("rank", ["16", 16.5, None])
 def test_a_config_whose_rank_is_no_whole_number_is_not_theirs(rank, read):
     adapter = read(PEFT, None, {**CONFIG, "r": rank}, "adapter_model.safetensors")
-    assert only(adapter).why == "the config's rank is impossible but that of the tensors is 16, so the config does not match"
+    assert (
+        only(adapter).why
+        == "the config's rank is impossible but that of the tensors is 16, so the config does not match"
+    )
 
 
 def test_an_alpha_of_several_numbers_is_refused_by_key(read):

@@ -139,7 +139,9 @@ def test_a_multiplier_counts_for_its_component_and_its_modules(merge, place, wri
 
 
 def test_a_component_that_the_adapter_lacks_is_an_error(merge):
-    assert "text_encoder is not a component and matches no module; choose from model" in merge("k:text_encoder=0").refusal
+    assert (
+        "text_encoder is not a component and matches no module; choose from model" in merge("k:text_encoder=0").refusal
+    )
 
 
 @pytest.mark.parametrize("setting", ["0.5", "model=0.5", "0.5,rslora=yes"])

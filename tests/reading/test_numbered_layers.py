@@ -140,7 +140,9 @@ def test_what_does_not_tell_the_layers_is_refused_by_name(tmp_path):
     fewer = without("text_encoder:11:up", "text_encoder:11:down")
     assert "their shapes match no known order" in refusal(tmp_path, fewer, metadata)
     for said in ('["ResnetBlock2D", "CLIPAttention"]', '{"a": 1}', "[1]", "[", "[]"):
-        assert "lora-inspect knows the order only for CLIPAttention" in refusal(tmp_path, tensors, {"text_encoder": said})
+        assert "lora-inspect knows the order only for CLIPAttention" in refusal(
+            tmp_path, tensors, {"text_encoder": said}
+        )
     assert "name no classes" in refusal(tmp_path, tensors, None)
 
 

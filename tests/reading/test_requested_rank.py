@@ -201,7 +201,8 @@ CONTRADICTIONS = {
     "split, with an alpha of neither": (
         block_diagonal(QKV_KEY, 3, 4, alpha=9.0), about(split_qkv="True"), "is neither the requested 6", (9, 27)),
     "split, resized to ranks that nobody says": (
-        block_diagonal(QKV_KEY, 3, 4), about(rank="Dynamic", split_qkv="True"), "a rank that the metadata does not give", ()),
+        block_diagonal(QKV_KEY, 3, 4), about(rank="Dynamic", split_qkv="True"),
+        "a rank that the metadata does not give", ()),
     "an expression that is not compared": (
         lora("lora_unet_a", 2, 6.0), about(network_reg_dims="b=3,(a+)+$=4"), "'(a+)+$' has an unbounded repeat", ()),
     "a rank by layer type that is not theirs": (

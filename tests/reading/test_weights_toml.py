@@ -129,7 +129,9 @@ def test_a_path_that_says_something_else_is_an_error(own, says, read):
 
 def test_a_name_of_two_adapters_is_an_error_and_their_paths_are_not(read):
     adapters = [("x/a.safetensors", Settings()), ("y/a.safetensors", Settings())]
-    with pytest.raises(LoraInspectError, match=r"names x/a.safetensors and y/a.safetensors; write the path of one of them"):
+    with pytest.raises(
+        LoraInspectError, match=r"names x/a.safetensors and y/a.safetensors; write the path of one of them"
+    ):
         read("[a]\nmultiplier = 2").joined(adapters)
     paths = read('["y/a.safetensors"]\nmultiplier = 2').joined(adapters)
     assert [own.multiplier for _, own in paths] == [None, 2.0]

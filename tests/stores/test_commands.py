@@ -176,7 +176,11 @@ def test_failures_that_pass_leave_no_trace_in_a_merge(on_disk, server, run, tmp_
 def test_failures_that_do_not_pass_leave_nothing(status, after, on_disk, server, run, tmp_path):
     numbers = iter(range(10**6))
     server.misdo = lambda handler, asked: next(numbers) >= after and (handler.answer(status) or True)
-    says = "lora-inspect cannot read it (status 500, 6 times)" if status == 500 else "the server does not give it to you (status 403)"
+    says = (
+        "lora-inspect cannot read it (status 500, 6 times)"
+        if status == 500
+        else "the server does not give it to you (status 403)"
+    )
     assert says in merge_of(server, run, tmp_path).failure
     assert left_in(tmp_path) == []
 

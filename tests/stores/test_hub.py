@@ -108,7 +108,9 @@ def test_what_may_pass_is_tried_again(repository, hub):
 
 @pytest.mark.parametrize("address", ["hf://", "hf://name", "hf://datasets/name", "hf://buckets/owner/name/a"])
 def test_what_names_no_repository_is_a_sentence(address, hub):
-    with pytest.raises(LoraInspectError, match="it does not name a repository of Hugging Face; write hf://OWNER/NAME/PATH"):
+    with pytest.raises(
+        LoraInspectError, match="it does not name a repository of Hugging Face; write hf://OWNER/NAME/PATH"
+    ):
         look(address)
 
 

@@ -181,7 +181,9 @@ def test_what_does_not_pass_is_a_sentence(opened, server, pauses):
     server.misdo = lambda handler, asked: handler.answer(500) or True
     with pytest.raises(LoraInspectError) as refused:
         read(opened, 100_000, 8)
-    assert str(refused.value) == f"{opened.address}: lora-inspect cannot read it (status 500, 6 times); try again later."
+    assert (
+        str(refused.value) == f"{opened.address}: lora-inspect cannot read it (status 500, 6 times); try again later."
+    )
     assert len(server.asked) == 6
     for number, pause in enumerate(pauses):
         assert 0.25 * 2**number <= pause <= 0.5 * 2**number
@@ -427,7 +429,9 @@ def test_a_server_that_cannot_prove_who_it_is_is_a_sentence(server, pauses, monk
         raise aiohttp.ClientConnectorCertificateError(request.connection_key, ssl.SSLCertVerificationError("hidden"))
 
     monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", untrusted)
-    with pytest.raises(LoraInspectError, match=r"lora-inspect cannot trust the certificate of the server; check") as refused:
+    with pytest.raises(
+        LoraInspectError, match=r"lora-inspect cannot trust the certificate of the server; check"
+    ) as refused:
         RemoteFile("https://host.invalid/a?sig=hidden")
     assert "hidden" not in str(refused.value)
     assert not pauses

@@ -54,7 +54,11 @@ def refused(monkeypatch):
         (answer("InternalError", 500), "InternalError", "failed to write it (InternalError); run the command again"),
         (NoCredentialsError(), "NoCredentialsError", "there are no credentials for it"),
         (ParamValidationError(report=SECRET), "ParamValidationError", "a bucket cannot have such a name"),
-        (EndpointConnectionError(endpoint_url=f"http://{SECRET}@h"), "EndpointConnectionError", "cannot reach the store"),
+        (
+            EndpointConnectionError(endpoint_url=f"http://{SECRET}@h"),
+            "EndpointConnectionError",
+            "cannot reach the store",
+        ),
         (OSError(SECRET), "OSError", "failed to write it (OSError)"),
     ],
 )

@@ -310,5 +310,5 @@ def test_a_file_of_sd_scripts_split_qkv_goes_on_at_a_third_of_its_strength(split
     merging.merge_to(None, base, weights)
     assert distance(outputs_at([path], base), wanted) < 1e-5
     save_file(tensors, file, metadata | {"ss_network_alpha": "5.0"})
-    with pytest.raises(ValueError, match=r"alpha \d is neither the requested 5 for"):
+    with pytest.raises(ValueError, match=r"alpha \d is neither the 5 that was asked for"):
         network.load_weights(file)
