@@ -21,9 +21,11 @@ from lora_inspect.errors import LoraInspectError  # noqa: E402
 from lora_inspect.files.checkpoint import open_checkpoint  # noqa: E402
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard  # noqa: E402
 from lora_inspect.reading.adapter import read_adapter  # noqa: E402
+from lora_inspect.reading.keys.suffixes import parse_key  # noqa: E402
 from lora_inspect.reading.model.settings import Settings  # noqa: E402
 from lora_inspect.schemes import SCHEMES  # noqa: E402
 from lora_inspect.schemes.record import Scheme  # noqa: E402
+from lora_inspect.sentences import listed  # noqa: E402
 
 PAGE = ROOT / "docs" / "formats.md"
 HEAD = """# The names in files
@@ -44,7 +46,7 @@ prefix        path                    suffix
 
 ## Schemes
 
-A module is of the scheme with the longest prefix that its name begins with. `gguf`, `mlx` and `xlabs` are tried before:
+A module is of the scheme with the longest prefix that its name begins with. {marked} are tried before:
 they have prefixes of others, and suffixes of their own. `dotted` takes what is left. `convert --to` takes the names of
 those with a yes in the last column, and of [programs](cli.md#lora-inspect-convert).
 
@@ -145,10 +147,9 @@ def _keys(source: str, scheme: Scheme, options: ConvertOptions) -> list[str] | N
 
 def _module_of(keys: Sequence[str]) -> str:
     """The first module's name."""
-    suffixes = [suffix for one in algorithms.every().values() for suffix in one.suffixes]
-    key = next(key for key in keys if "attn" in key)
-    suffix = max((one for one in suffixes if key.endswith(one)), key=len, default=".alpha")
-    return key.removesuffix(suffix)
+    parsed = parse_key(next(key for key in keys if "attn" in key))
+    assert parsed is not None
+    return parsed.module
 
 
 def scheme_rows() -> Iterator[tuple[str, ...]]:
@@ -174,7 +175,10 @@ def suffix_rows() -> Iterator[tuple[str, ...]]:
     known = sorted((one for one in algorithms.every().values() if one.formula), key=lambda one: one.title.casefold())
     for algorithm in known:
         title = algorithm.title
-        for dialect, suffixes in algorithm.dialects.items():
+        dialects = dict(algorithm.dialects)
+        if algorithm.name == "lora":
+            dialects |= {scheme.name: scheme.own_factors for scheme in SCHEMES.values() if scheme.own_factors}
+        for dialect, suffixes in dialects.items():
             numbered = dict.fromkeys(re.sub(r"\.\d+\b", ".N", suffix) for suffix in suffixes.values())
             yield title, dialect, ", ".join(f"`{suffix}`" for suffix in numbered)
             title = ""
@@ -191,7 +195,12 @@ def page() -> str:
     """The page as it should be."""
     of_schemes = "".join(line for scheme in SCHEMES.values() if scheme.writing for line in written(scheme))
     return (
-        HEAD + table(SCHEME_HEAD, scheme_rows()) + WRITTEN + of_schemes + SUFFIXES + table(SUFFIX_HEAD, suffix_rows())
+        HEAD.format(marked=listed([f"`{scheme.name}`" for scheme in SCHEMES.values() if scheme.marks]))
+        + table(SCHEME_HEAD, scheme_rows())
+        + WRITTEN
+        + of_schemes
+        + SUFFIXES
+        + table(SUFFIX_HEAD, suffix_rows())
     )
 
 

@@ -30,7 +30,7 @@ _WORDS = {
         "A configuration alone changes nothing.",
         "Put the weights beside it.",
     ),
-    "no-weight": _Words(
+    "no-weight-change": _Words(
         "The method changes no weight: prompts, prefixes and the like.",
         "There is nothing to merge or to convert.",
         "Load it with PEFT beside the model.",
@@ -40,22 +40,22 @@ _WORDS = {
         "Programs that load adapters find none.",
         "Use it as a model; extract an adapter from it where one is wanted.",
     ),
-    "scheme": _Words(
+    "scheme-unknown": _Words(
         "The names are in no scheme that is known, or number the layers without naming them.",
         "No program can tell which layers are meant; most load nothing and say nothing.",
         _ANEW,
     ),
-    "peft-setting": _Words(
+    "peft-setting-unsupported": _Words(
         "PEFT's configuration has a setting that is not built here.",
         _REFUSED,
         "Merge it with PEFT, or train it without the setting.",
     ),
-    "twice": _Words(
+    "duplicate-tensor": _Words(
         "A module has two tensors for the same role, in two spellings.",
         "Programs differ in which one they take.",
         "Leave one of them out.",
     ),
-    "shape": _Words("Factors of a module do not fit together.", "Programs fail, or skip the module.", _ANEW),
+    "shape-mismatch": _Words("Factors of a module do not fit together.", "Programs fail, or skip the module.", _ANEW),
     "incomplete": _Words(
         "A factor stands without the others of its module, as a down without an up, or modules are missing.",
         "Programs skip the module, mostly without a word, so a part of the training is lost.",
@@ -64,12 +64,12 @@ _WORDS = {
     "magnitude-shape": _Words(
         "A magnitude of DoRA fits no side of its module.", "Programs fail, or compute something else.", _ANEW
     ),
-    "experts": _Words(
+    "experts-ambiguous": _Words(
         "Factors are of all experts of a layer, and nothing tells of which, or of how many.",
         _REFUSED,
         "Put the configuration and the model's config.json beside it.",
     ),
-    "algorithm": _Words(
+    "algorithm-unsupported": _Words(
         "The algorithm is recognised and not computed here.", _REFUSED, "Use the program that trained it."
     ),
     "residual-base": _Words(
@@ -77,7 +77,7 @@ _WORDS = {
         "On the plain base the change is counted twice in part.",
         "Merge it into the residual base, and say residual=yes.",
     ),
-    "pattern": _Words(
+    "pattern-unsupported": _Words(
         "An expression of the configuration is one that is not compared with names here.",
         "Ranks and alphas that hang on it are unknown.",
         "Write plain module names in its place.",

@@ -67,7 +67,7 @@ def _print(verdicts: "tuple[Judgement, ...]") -> None:
     titles = Counter(one.program.title for one in verdicts)
     known = [one for one in verdicts if one.verdict != UNKNOWN]
     if known:
-        terminal.table([(_name(one.program, titles), _in_short(one), _says(one)) for one in known])
+        terminal.columns_of([(_name(one.program, titles), _in_short(one), _says(one)) for one in known])
     if unknown := [_name(one.program, titles) for one in verdicts if one.verdict == UNKNOWN]:
         terminal.line(f"unknown: {', '.join(unknown)}")
     fixes: dict[str, list[str]] = {}

@@ -219,7 +219,7 @@ def _tell(edited: "Edited", dry_run: bool, as_json: bool) -> None:
     done = "nothing changes" if not edited.changes else _counted(edited.changes)
     terminal.line(f"{edited.output}: {done}{', not written (--dry-run)' if dry_run else ''}")
     if edited.changes:
-        terminal.table([_row(one) for one in edited.changes])
+        terminal.columns_of([_row(one) for one in edited.changes])
     if edited.kept:
         terminal.line(f"kept, as the reading needs it: {listed(edited.kept)}")
 

@@ -127,16 +127,40 @@ def wrong_usage(wrong: click.ClickException) -> None:
 
 def facts(named: Iterable[tuple[str, str]]) -> None:
     """Print a line per fact: its name and a sentence."""
-    _write_columns([(shortened(name), shortened(says, SENTENCE)) for name, says in named])
+    _write(sys.stdout, _aligned([(shortened(name), shortened(says, SENTENCE)) for name, says in named]))
 
 
-def table(rows: Iterable[Sequence[object]], headers: Sequence[str] = ()) -> None:
-    """Print rows of cells; none may be empty.
+def columns_of(rows: Iterable[Sequence[object]]) -> None:
+    """Print rows of cells in columns without headers; a cell is shortened as in `table`."""
+    _write(sys.stdout, _aligned(_cells(rows)))
+
+
+def table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> None:
+    """Print rows of cells below their headers; a cell may be empty.
 
     A cell is shortened to the width of a name; JSON has complete values.
     """
-    cells = [["" if cell is None else shortened(str(cell)) for cell in row] for row in rows]
-    _write_columns(cells, headers)
+    from tabulate import tabulate  # loads importlib.metadata, which takes longer than most commands that print columns
+
+    cells = _cells(rows)
+    dashes = ["-" * max(map(width, column)) for column in zip(headers, *cells, strict=True)]
+    cells = [list(headers), dashes, *cells]
+    # tabulate counts letters: it lays out stand-ins of the cells, a letter for each column of the terminal.
+    stand_ins = [[_STAND_IN * width(cell) for cell in row] for row in cells]
+    texts = iter([cell for row in cells for cell in row if width(cell)])
+    laid_out = tabulate(stand_ins, tablefmt="plain", disable_numparse=True).split("\n")
+    _write(sys.stdout, [re.sub(f"{_STAND_IN}+", lambda _: next(texts), line).rstrip() for line in laid_out])
+
+
+def _cells(rows: Iterable[Sequence[object]]) -> list[list[str]]:
+    return [["" if cell is None else shortened(str(cell)) for cell in row] for row in rows]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of cells, every column as wide as its widest cell."""
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell + " " * (widest - width(cell)) for cell, widest in zip(row, widths, strict=True)).rstrip()
 
 
 def json_text(value: Any) -> None:
@@ -161,25 +185,6 @@ def exact(text: str) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
-
-
-def _write_columns(rows: Sequence[Sequence[str]], headers: Sequence[str] = ()) -> None:
-    if headers:
-        dashes = ["-" * max(map(width, column)) for column in zip(headers, *rows, strict=True)]
-        rows = [headers, dashes, *rows]
-    _write(sys.stdout, _aligned(rows))
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of columns. tabulate counts letters, so it aligns stand-ins of the cells: a letter for each column."""
-    from tabulate import tabulate  # with importlib.metadata, which takes longer than the rest of this module
-
-    if not rows:
-        return
-    stand_ins = [[_STAND_IN * width(cell) for cell in row] for row in rows]
-    cells = iter([cell for row in rows for cell in row if width(cell)])
-    for text in tabulate(stand_ins, tablefmt="plain", disable_numparse=True).split("\n"):
-        yield re.sub(f"{_STAND_IN}+", lambda _: next(cells), text).rstrip()
 
 
 def _write(stream: TextIO | None, lines: Iterable[str]) -> None:

@@ -19,13 +19,11 @@ from lora_inspect import schemes
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.hashes import sha256
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import Matching
 from lora_inspect.maths.dora import OF_BASE
-from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_names import BASE_PREFIXES, NameTable, is_weight, leaf_of, path_of
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
@@ -153,6 +151,8 @@ def _copies(
 
 def _equal(copy: TensorInfo, original: TensorInfo) -> bool:
     """Whether two tensors have the same shape and the same numbers, in whatever floating element type."""
+    from lora_inspect.maths.torch_threads import load_torch
+
     load_torch()
     import torch
 
@@ -329,6 +329,8 @@ def _nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
 
 def other_base_notes(adapters: Iterable[Adapter], base: Checkpoint) -> list[str]:
     """A sentence for each adapter whose recorded base has other numbers in the weight that the record is of."""
+    from lora_inspect.files.hashes import sha256  # with hashlib, which `compat` has no other use for
+
     notes = []
     for adapter in adapters:
         record = norms_record(adapter.checkpoint.metadata)

@@ -10,7 +10,6 @@ from lora_inspect.converting.steps.base_change import find_landed
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
-from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.programs.record import Program
 from lora_inspect.programs.verdict import LOST, SAME, UNKNOWN, WRONG, Verdict, judge_each, needs_fix
 from lora_inspect.progress import Progress, silent
@@ -133,6 +132,8 @@ def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progr
             "no program is known to make another change of its magnitudes, so --base has nothing to do",
             "leave it out",
         )
+    from lora_inspect.maths.torch_threads import load_torch
+
     weights = open_weights(base)
     landed = find_landed(adapter, weights, match(adapter, weights))
     load_torch()

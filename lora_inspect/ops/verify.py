@@ -52,9 +52,9 @@ class VerifyResult(Result):
     `modules` are the shares by weight and adapter, `share` those over all weights; None if there is none or it cannot
     be measured. `noise` and `module_noise` bound the effect of rounding on them. `residual` is the unexplained
     difference over the size of the expected one, for all weights together; `residuals` are those of each weight.
-    `missing` are modules that have nothing of an adapter. `beside` are tensors that no adapter changes and that differ,
-    with the difference. `absent` are tensors only in the base, `extra` those only in the merged model. `ok` is true if
-    no finding is an error. `notes` are sentences on the adapters and their targets.
+    `missing` are modules that have nothing of an adapter. `unexpected` are tensors that no adapter changes and that
+    differ, with the difference. `absent` are tensors only in the base, `extra` those only in the merged model. `ok` is
+    true if no finding is an error. `notes` are sentences on the adapters and their targets.
     """
 
     ok: bool
@@ -66,7 +66,7 @@ class VerifyResult(Result):
     modules: dict[str, dict[str, float | None]]
     module_noise: dict[str, dict[str, float | None]]
     residuals: dict[str, float | None]
-    beside: dict[str, str]
+    unexpected: dict[str, str]
     absent: list[str]
     extra: list[str]
     notes: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class VerifyResult(Result):
             "modules": self.modules,
             "module_noise": self.module_noise,
             "residuals": self.residuals,
-            "beside": self.beside,
+            "unexpected": self.unexpected,
             "absent": self.absent,
             "extra": self.extra,
         }
@@ -114,7 +114,7 @@ def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:
 
     weigher = Weigher(plan.merged, plan.base, plan.merge.storage.coded, plan.merge.options.dora_rule)
     weighed: list[Weighed] = []
-    beside: dict[str, str] = {}
+    unexpected: dict[str, str] = {}
     untouched, absent = 0, []
     progress(0)
     for name, info in plan.base.tensors.items():
@@ -132,11 +132,11 @@ def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:
                 weighed += [found] if found.instead else []
                 what = None if found.instead else what
             if what:
-                beside[name] = what
+                unexpected[name] = what
         progress(info.nbytes)
     swapped = _are_swapped(plan, weighed)
     check_unchanged(plan.merge.inputs | plan.merged.checkpoint.inputs)
-    return _result(plan, weighed, beside, untouched, absent, swapped)
+    return _result(plan, weighed, unexpected, untouched, absent, swapped)
 
 
 def _are_swapped(plan: VerifyPlan, weighed: "Sequence[Weighed]") -> bool:
@@ -154,7 +154,7 @@ def _are_swapped(plan: VerifyPlan, weighed: "Sequence[Weighed]") -> bool:
 def _result(
     plan: VerifyPlan,
     weighed: "Sequence[Weighed]",
-    beside: dict[str, str],
+    unexpected: dict[str, str],
     untouched: int,
     absent: list[str],
     swapped: bool,
@@ -184,7 +184,7 @@ def _result(
         of_weights = [*(one for one in of_shares if one.code == OPPOSITE and is_explained), SWAPPED]
     else:
         of_weights = [*of_shares, *about_alike(weighed), *about_weights(weighed)]
-    findings = [*of_weights, *about_models(beside, untouched, absent, extra, broken)]
+    findings = [*of_weights, *about_models(unexpected, untouched, absent, extra, broken)]
     modules = {name: dict.fromkeys(_adapters_of(plan, name), None) for name in plan.merge.folds}
     noise = {name: dict(shares) for name, shares in modules.items()}
     for weight in weighed:
@@ -203,7 +203,7 @@ def _result(
         modules=modules,
         module_noise=noise,
         residuals={weight.name: weight.shares.residual for weight in weighed},
-        beside=beside,
+        unexpected=unexpected,
         absent=absent,
         extra=extra,
         notes=tuple(plan.notes),

@@ -111,12 +111,12 @@ def claim_wrapped(reading: Reading) -> Reading:
         for module, own in found:
             if own.name != module.name and own.name.key in claims.modules:
                 message = f"{own.name.key} has factors of its own and those of a layer around it; leave one out"
-                findings.append(Finding("twice", message, wrapped.keys[:5]))
+                findings.append(Finding("duplicate-tensor", message, wrapped.keys[:5]))
             else:
                 renamed[module.name.key] = own
     for why, (first, *others) in wrong.items():
         more = f" and {len(others)} more modules" if others else ""
-        findings.append(Finding("experts", f"{first.path}{more}: {why}", first.keys[:5]))
+        findings.append(Finding("experts-ambiguous", f"{first.path}{more}: {why}", first.keys[:5]))
     modules = [renamed.get(name, module) for name, module in claims.modules.items()]
     claims = claims._replace(modules={module.name.key: module for module in modules}, findings=tuple(findings))
     return reading._replace(claims=claims)
@@ -130,7 +130,7 @@ def names_parameters(config: Mapping[str, Any]) -> list[str]:
 
 def lost_parameters(reading: "Reading") -> Iterator[Finding]:
     """Configs of whose parameters the file has nothing."""
-    if any(finding.code == "experts" for finding in reading.claims.findings):
+    if any(finding.code == "experts-ambiguous" for finding in reading.claims.findings):
         return
     known = any(contribution.algorithm.packed for contribution in reading.contributions)
     paths = {one.config_path for one in reading.contributions}
@@ -141,7 +141,7 @@ def lost_parameters(reading: "Reading") -> Iterator[Finding]:
             says = (
                 f"{found.where} names the target_parameters {some(names, _SHOWN)}, but the file has no tensor of them"
             )
-            yield Finding("experts", f"{says}; {_WAY_OUT}")
+            yield Finding("experts-ambiguous", f"{says}; {_WAY_OUT}")
 
 
 def _wrappers(modules: Mapping[str, Module]) -> list[_Wrapped]:

@@ -16,7 +16,7 @@ from lora_inspect.reading.pipeline import PipelineExpert, pipeline_expert
 ADAPTER, BASE, OTHER = "adapter", "base", "other"
 
 # What is said of modules that a base may have by chance.
-_OF_CHANCE = ("algorithm", "unclaimed", "mixed-schemes", "embeddings")
+_OF_CHANCE = ("algorithm-unsupported", "unclaimed", "mixed-schemes", "embeddings")
 
 
 def kind_of(adapter: Adapter) -> tuple[str, Adapter]:

@@ -147,7 +147,7 @@ def _misplaced(key: str, contributions: Sequence[Contribution]) -> Iterator[Find
     if others and len(others) < len(contributions):
         keys = tuple(info.name for info in others[0].factors.values())
         yield Finding(
-            "twice", f"{key} has {others[0].algorithm.title} next to factors of MLX; leave one of them out", keys
+            "duplicate-tensor", f"{key} has {others[0].algorithm.title} next to factors of MLX; leave one of them out", keys
         )
     for magnitude in (one.magnitude for one in contributions if one.algorithm.experts and one.magnitude):
         says = f"{magnitude.info.name} is a magnitude of experts, and mlx-lm defines none for experts; {_WAY_OUT}"

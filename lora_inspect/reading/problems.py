@@ -76,7 +76,7 @@ def foreign_schemes(reading: Reading) -> Iterator[Finding]:
         own = tuple(key for key in keys if re.fullmatch(names, key) and not parse_key(key) and not _is_shared(key))
         if 2 * len(own) >= len(reading.checkpoint.tensors):
             message = f"{len(own)} tensors ({some(own, 2)}) {says}"
-            yield Finding("scheme", message, own[:5])
+            yield Finding("scheme-unknown", message, own[:5])
             return
 
 
@@ -281,7 +281,7 @@ def refused_patterns(reading: Reading) -> Iterator[Finding]:
     """Patterns of configs that are not compared with modules."""
     for where, refused in {found.where: found.modules.refused for found in reading.configs}.items():
         if refused:
-            yield Finding("pattern", f"{where}: {refused}; {_way_out(refused)}")
+            yield Finding("pattern-unsupported", f"{where}: {refused}; {_way_out(refused)}")
 
 
 def _way_out(refused: str) -> str:
@@ -378,19 +378,19 @@ class Entry(NamedTuple):
 
 PROBLEMS = (
     Entry("weights-missing", ERROR, (_missing_weights,)),
-    Entry("no-weight", ERROR, (_weightless,)),
+    Entry("no-weight-change", ERROR, (_weightless,)),
     Entry("no-adapter", ERROR, (lambda reading: reading.rules.no_adapter(reading.checkpoint.files),)),
     # What explains shapes that fit nothing comes before these.
-    Entry("scheme", ERROR, (unfit_tensors, foreign_schemes)),
-    Entry("peft-setting", ERROR, (_unbuilt_configs,)),
-    Entry("twice", ERROR, (unfit_tensors,)),
-    Entry("shape", ERROR, (unfit_tensors,)),
+    Entry("scheme-unknown", ERROR, (unfit_tensors, foreign_schemes)),
+    Entry("peft-setting-unsupported", ERROR, (_unbuilt_configs,)),
+    Entry("duplicate-tensor", ERROR, (unfit_tensors,)),
+    Entry("shape-mismatch", ERROR, (unfit_tensors,)),
     Entry("incomplete", ERROR, (unfit_tensors, _missing_saved, missing_tokens)),
     Entry("magnitude-shape", ERROR, (unfit_tensors,)),
-    Entry("experts", ERROR, (unfit_tensors, _lost_parameters)),
-    Entry("algorithm", ERROR, (_unbuilt_configs, _unbuilt_algorithms)),
+    Entry("experts-ambiguous", ERROR, (unfit_tensors, _lost_parameters)),
+    Entry("algorithm-unsupported", ERROR, (_unbuilt_configs, _unbuilt_algorithms)),
     Entry("residual-base", ERROR, (_residual_bases,)),
-    Entry("pattern", ERROR, (refused_patterns,)),
+    Entry("pattern-unsupported", ERROR, (refused_patterns,)),
     Entry("shards-contradict", ERROR, (contradicting_shards,)),
     Entry("dora-conflict", ERROR, (magnitudes,)),
     Entry("dora-missing", ERROR, (magnitudes,)),
@@ -418,11 +418,11 @@ PROBLEMS = (
 
 
 _DAMAGE = (
-    "twice",
-    "shape",
+    "duplicate-tensor",
+    "shape-mismatch",
     "incomplete",
     "magnitude-shape",
-    "experts",
+    "experts-ambiguous",
     "shards-contradict",
     "dora-conflict",
     "dora-missing",

@@ -59,16 +59,16 @@ _PACKING = "expert_packing"
 # What a problem is called where there is no room for its message.
 _SHORT = {
     "weights-missing": ("the weights are missing", "no weights"),
-    "no-weight": ("a method that changes no weight", "changes no weight"),
+    "no-weight-change": ("a method that changes no weight", "changes no weight"),
     "no-adapter": ("a full fine-tuning, no adapter", "no adapter"),
-    "scheme": ("names in no known scheme", "unknown names"),
-    "twice": ("a tensor that appears twice", "a tensor twice"),
-    "shape": ("shapes that do not match", "misfitting shapes"),
+    "scheme-unknown": ("names in no known scheme", "unknown names"),
+    "duplicate-tensor": ("a tensor that appears twice", "a tensor twice"),
+    "shape-mismatch": ("shapes that do not match", "misfitting shapes"),
     "incomplete": ("incomplete: factors are missing", "incomplete"),
     "magnitude-shape": ("a magnitude that does not match", "odd magnitude"),
-    "experts": ("experts that it does not tell apart", "unclear experts"),
+    "experts-ambiguous": ("experts that it does not tell apart", "unclear experts"),
     "residual-base": ("trained on a residual base", "residual base"),
-    "pattern": ("a pattern of its config is refused", "refused pattern"),
+    "pattern-unsupported": ("a pattern of its config is refused", "refused pattern"),
     "shards-contradict": ("its shards contradict each other", "odd shards"),
     "alpha-missing": ("modules without their alpha", "alphas missing"),
     "dora-conflict": ("it contradicts itself about DoRA", "DoRA: conflict"),
@@ -126,7 +126,7 @@ def _told(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
     if problem.code == "unclaimed":
         count = len(adapter.unknown)
         return (f"{count} tensor{'s' if count > 1 else ''} of no known algorithm", f"{count} unclaimed")
-    if problem.code == "algorithm":
+    if problem.code == "algorithm-unsupported":
         titles = listed(list(Counter(c.algorithm.title for c in adapter.contributions if c.algorithm.formula is None)))
         return (f"{titles} is only recognised", "only recognised") if titles else (problem.message, "only recognised")
     return _SHORT.get(problem.code) or (problem.message, problem.code)

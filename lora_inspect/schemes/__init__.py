@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from lora_inspect.caching import remembering
-from lora_inspect.schemes.record import LONGEST_SUFFIX, ModuleName, Scheme
+from lora_inspect.schemes.record import LONGEST_SUFFIX, LOST, ModuleName, Scheme
 
 SCHEMES: dict[str, Scheme] = {}
 # Every prefix with its scheme, in the order in which they are tried.
@@ -23,24 +23,31 @@ _MARKS: set[str] = set()
 _changes = 0
 # The suffixes of all schemes in which a module's path ends: the role, and that end.
 HIDING: dict[str, tuple[str, str]] = {}
+# The schemes that spell a factor of LoRA as no algorithm does, by its suffix.
+_OWN_FACTORS: dict[str, list[Scheme]] = {}
 
 
 def add(scheme: Scheme) -> None:
     """Makes a scheme known to all that reads, merges and converts.
 
     Raises ValueError for a name that is taken, for a prefix that is another scheme's where no suffix tells them apart,
-    and for a suffix that is longer than any that is looked for.
+    for a suffix without a dot or longer than any that is looked for, and for magnitudes without a suffix.
     """
     if scheme.name in SCHEMES:
         raise ValueError(f"there is a scheme called {scheme.name} already")
     for prefix, other in _PREFIXES:
         if prefix in scheme.prefixes and (set(other.marks) & set(scheme.marks) or not (other.marks or scheme.marks)):
             raise ValueError(f"{prefix!r} is a prefix of {other.name} already")
-    if wrong := [suffix for suffix in scheme.hiding if len(suffix) > LONGEST_SUFFIX or suffix[:1] != "."]:
-        raise ValueError(f"{wrong[0]!r} is no suffix: a dot and at most {LONGEST_SUFFIX - 1} letters")
+    suffixes = (*scheme.hiding, *scheme.suffixes.values())
+    if wrong := [suffix for suffix in suffixes if len(suffix) > LONGEST_SUFFIX or suffix[:1] != "."]:
+        raise ValueError(f"{wrong[0]!r} of {scheme.name} is no suffix: a dot and at most {LONGEST_SUFFIX - 1} letters")
+    if scheme.writing and scheme.writing.magnitudes != LOST and "magnitude" not in scheme.suffixes:
+        raise ValueError(f"{scheme.name} has no suffix for a magnitude: give it one, or its writing `magnitudes=LOST`")
     _note_change()
     SCHEMES[scheme.name] = scheme
     HIDING.update(scheme.hiding)
+    for suffix in scheme.own_factors.values():
+        _OWN_FACTORS.setdefault(suffix, []).append(scheme)
     _MARKS.update(scheme.marks)
     _PREFIXES.extend((prefix, scheme) for prefix in scheme.prefixes)
     _PREFIXES.sort(key=lambda found: (not found[1].marks, -len(found[0]), found[1].name))
@@ -57,6 +64,8 @@ def added(scheme: Scheme) -> Iterator[None]:
         del SCHEMES[scheme.name]
         for suffix in scheme.hiding:
             del HIDING[suffix]
+        for suffix in scheme.own_factors.values():
+            _OWN_FACTORS[suffix].remove(scheme)
         _MARKS.intersection_update(mark for other in SCHEMES.values() for mark in other.marks)
         _PREFIXES[:] = [found for found in _PREFIXES if found[1] is not scheme]
 
@@ -70,6 +79,14 @@ def _note_change() -> None:
     global _changes
     _changes += 1
     _TRIED.clear()
+
+
+def own_role(module: str, suffix: str) -> str | None:
+    """The role that the scheme of a module's name gives to a suffix that no algorithm has; None where it has none."""
+    for scheme in _OWN_FACTORS.get(suffix, ()):
+        if module.startswith(tuple(scheme.prefixes)):
+            return next(role for role, own in scheme.own_factors.items() if own == suffix)
+    return None
 
 
 def by_name(name: str) -> Scheme:

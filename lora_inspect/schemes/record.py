@@ -14,6 +14,8 @@ from lora_inspect.fast_namedtuple import NamedTuple
 OWN = "own"
 # What the programs of a scheme make of DoRA: all of them apply the magnitude as it was trained, some do, or none does.
 EXACT, DEPENDS, LOST = "exact", "depends", "lost"
+# The dialect of a scheme that spells LoRA's factors as no algorithm does.
+ITS_OWN = "its own"
 
 
 def no_encoders(family: Architecture) -> tuple[str, ...]:
@@ -87,6 +89,8 @@ def of_trainers(family: Architecture | None) -> str | None:
 MODEL = "model"
 # No suffix is longer: a key may have as many letters as a file has room for.
 LONGEST_SUFFIX = 64
+# The roles of LoRA's factors.
+LORA_ROLES = ("down", "up", "mid")
 
 
 class ModuleName(NamedTuple):
@@ -113,7 +117,8 @@ class Scheme(NamedTuple):
     `prefixes` maps what keys begin with to the component it stands for. `flat` schemes join the path with underscores.
     `suffixes` are the spellings by role that `spell` writes, none of a scheme that is only read. `absent_alpha` says
     what a module without alpha means: the scale is "one", alpha stands in a "config" beside the tensors, or the "scale"
-    itself does. `dialect` is the one of an algorithm's dialects that they are of, where it has that one.
+    itself does. `dialect` is the one of an algorithm's dialects that they are of, where it has that one, and ITS_OWN
+    where the `suffixes` of LoRA's factors stand in no algorithm: they are read below the prefixes of this scheme alone.
     `carries_alpha` says whether readers of the scheme honour an alpha tensor.
 
     `marks` are suffixes of which only modules of this scheme have one, where others have its prefixes too. `hiding` are
@@ -133,6 +138,13 @@ class Scheme(NamedTuple):
     hiding: Mapping[str, tuple[str, str]] = MappingProxyType({})
     alpha_of_all: bool = False
     writing: Writing | None = None
+
+    @property
+    def own_factors(self) -> dict[str, str]:
+        """The suffixes of LoRA's factors by role, where no algorithm has them."""
+        if self.dialect != ITS_OWN:
+            return {}
+        return {role: suffix for role, suffix in self.suffixes.items() if role in LORA_ROLES}
 
     def module(self, path: str, prefix: str) -> str:
         """The module's name in keys: `prefix` and the dotted `path` as this scheme writes it."""

@@ -67,7 +67,7 @@ CAUSES = (
     Cause("scale-twice", "scale", "merged with its scale applied twice", _scale_twice),
     Cause("multiplier-lost", "1/multiplier", "merged at multiplier 1", _without_multiplier),
     Cause("multiplier-twice", "multiplier", "merged with its multiplier applied twice", _multiplier_twice),
-    Cause("twice", "", "merged twice", _twice),
+    Cause("merged-twice", "", "merged twice", _twice),
 )
 
 
@@ -116,7 +116,7 @@ def alternatives(terms: Sequence[Term], idle: Sequence[Term], rule: str | None) 
         if any(fold.contribution.magnitude for fold in term.folds):
             own = Term(term.adapter, term.folds * 2)
             others = (*terms[:number], own, *terms[number + 1 :])
-            yield Alternative("twice", term.adapter, "is merged twice", others, rule)
+            yield Alternative("dora-merged-twice", term.adapter, "is merged twice", others, rule)
     magnitudes = [(term, fold) for term in terms for fold in term.folds if fold.contribution.magnitude]
     if any(fold.multiplier != 1 for _, fold in magnitudes):
         for other_rule in MULTIPLIER_RULES:
@@ -165,7 +165,7 @@ def rescaled(terms: Sequence[Term], shares: Sequence[float]) -> tuple[Term, ...]
 
 
 def _there_at_0(term: Term, together: tuple[Term, ...], rule: str | None) -> Alternative:
-    return Alternative("there-at-0", term.adapter, "is there though its multiplier is 0", together, rule)
+    return Alternative("present-at-zero", term.adapter, "is there though its multiplier is 0", together, rule)
 
 
 def _with(fold: Fold, contribution: Contribution) -> Fold:
@@ -231,7 +231,7 @@ _OTHERS: tuple[tuple[str, str, Other], ...] = (
     ("dora-dropped", "is there as plain LoRA, without its DoRA magnitude", _plain),
     ("dora-norms", _NORMS_OF_BASE, _other_norms),
     ("dora-axis", "has its DoRA magnitude over the other axis", _other_axis),
-    ("turned", "is there transposed", _turned),
+    ("transposed", "is there transposed", _turned),
     ("multiplier-lost", "is there at multiplier 1", _at_full),
     *(
         (cause.code, f"is {cause.says}", _scaled_by(number))

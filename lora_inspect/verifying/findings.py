@@ -189,16 +189,16 @@ def about_weights(weights: Sequence[Weighed]) -> Iterator[Finding]:
 
 
 def about_models(
-    beside: Mapping[str, str], untouched: int, absent: Sequence[str], extra: Sequence[str], broken: Sequence[str]
+    unexpected: Mapping[str, str], untouched: int, absent: Sequence[str], extra: Sequence[str], broken: Sequence[str]
 ) -> Iterator[Finding]:
     """What is wrong with tensors, whatever the adapters are."""
     if broken:
         yield Finding("not-finite", f"numbers that are not finite in {_modules(broken)}", tuple(broken))
-    if beside:
-        first, what = next(iter(beside.items()))
-        says = f"{len(beside)} of {untouched} tensors that no adapter changes differ: {first} ({what})"
-        hint = "; is it the base of this merge?" if 2 * len(beside) > untouched else ""
-        yield Finding("beside", says + hint, tuple(beside))
+    if unexpected:
+        first, what = next(iter(unexpected.items()))
+        says = f"{len(unexpected)} of {untouched} tensors that no adapter changes differ: {first} ({what})"
+        hint = "; is it the base of this merge?" if 2 * len(unexpected) > untouched else ""
+        yield Finding("unexpected-change", says + hint, tuple(unexpected))
     if absent:
         yield Finding("absent", f"tensors of the base that are not there: {some(absent, 3)}", tuple(absent))
     if extra:
@@ -229,7 +229,7 @@ def _untold(one: Told) -> Iterator[Finding]:
     reasons = listed([REASONS[why] for why in dict.fromkeys(open_.values())])
     alone = not one.units and set(open_.values()) != {ALIKE}
     says = f"cannot tell how much of {one.adapter} is in {_modules(open_)}: {reasons}"
-    yield Finding("cannot-tell", says, tuple(open_), one.adapter, is_error=alone)
+    yield Finding("undetermined", says, tuple(open_), one.adapter, is_error=alone)
 
 
 def _labels(units: Sequence[Unit]) -> tuple[str, ...]:

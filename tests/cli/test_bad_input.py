@@ -175,8 +175,9 @@ MEANINGLESS = {
     "no up": (without(loras(1), f"{Q}.lora_up.weight"), {}, "incomplete", [f"{Q}.lora_down.weight", "no up"]),
     "no down": (without(loras(1), f"{Q}.lora_down.weight"), {}, "incomplete", [f"{Q}.lora_up.weight", "no down"]),
     "no up beside good ones": (without(loras(3), f"{Q}.lora_up.weight"), {}, "incomplete", [Q]),
-    "ranks differ": ({**loras(1), f"{Q}.lora_up.weight": ("F32", (OUT, 4), 1)}, {}, "shape", [Q, "rank 16", "rank 4"]),
-    "a slice is missing": (split(Q, parts=(0, 2)), {}, "shape", [Q, "0, 2"]),
+    "ranks differ": (
+        {**loras(1), f"{Q}.lora_up.weight": ("F32", (OUT, 4), 1)}, {}, "shape-mismatch", [Q, "rank 16", "rank 4"]),
+    "a slice is missing": (split(Q, parts=(0, 2)), {}, "shape-mismatch", [Q, "0, 2"]),
     "DoRA without a magnitude": ({**loras(2), "use_dora_flag": ("BOOL", (), 1)}, {}, "dora-missing", ["use_dora_flag"]),
     "DoRA with some": ({**lora(Q, **MAGNITUDE), **lora("lora_unet_x")}, {}, "dora-partial", ["lora_unet_x"]),
     "DoRA denied": ({**lora(Q, **MAGNITUDE), "use_dora_flag": ("BOOL", (), 0)}, {}, "dora-conflict", ["use_dora_flag"]),
@@ -191,13 +192,14 @@ MEANINGLESS = {
     "PEFT without config": (PEFT, {}, "scale-unknown", ["blocks.0.attn.q", "adapter_config.json", "--alpha N"]),
     "PiSSA of blissful": (loras(), {"ss_init_lora_weights": "pissa_niter_4"}, "residual-base", ["pissa_niter_4"]),
     "LoHa with factors of another rank": (
-        {f"{Q}.hada_w{i}_{x}": ("F32", (4, i + 2), 1) for i in (1, 2) for x in "ab"}, {}, "shape",
+        {f"{Q}.hada_w{i}_{x}": ("F32", (4, i + 2), 1) for i in (1, 2) for x in "ab"}, {}, "shape-mismatch",
         [f"{Q}: w1_a has shape [4, 3], not [4, 4]"]),
     "LoHa with one core": (
         {f"{Q}.hada_{x}": ("F32", (4,) * (4 if x == "t1" else 2), 1) for x in ("w1_a", "w1_b", "w2_a", "w2_b", "t1")},
-        {}, "shape", [f"{Q}: t2 missing"]),
+        {}, "shape-mismatch", [f"{Q}: t2 missing"]),
     "LoKr without its large factor": (
-        {f"{Q}.lokr_w1": ("F32", (2, 2), 1)}, {}, "shape", [f"{Q}: either w2 or both w2_a and w2_b are needed"]),
+        {f"{Q}.lokr_w1": ("F32", (2, 2), 1)}, {}, "shape-mismatch",
+        [f"{Q}: either w2 or both w2_a and w2_b are needed"]),
     "LoKr on rows that it has not": (
         {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (6, 3), 1), f"{Q}.row_offset": ("F32", (), 12)},
         {}, "formula-unknown", [Q, "row_offset is not one of the 12 rows"]),
@@ -205,40 +207,42 @@ MEANINGLESS = {
         {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (6, 3), 1), f"{Q}.row_offset": ("F32", (), 0.5)},
         {}, "formula-unknown", [Q, "row_offset is not one of the 12 rows"]),
     "LoKr on rows of one factor": (
-        {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.row_offset": ("F32", (), 0)}, {}, "shape",
+        {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.row_offset": ("F32", (), 0)}, {}, "shape-mismatch",
         [f"{Q}: either w2 or both"]),
     "T-LoRA of two ranks": (
         {f"{Q}.q_layer.weight": ("F32", (4, IN), 1), f"{Q}.p_layer.weight": ("F32", (OUT, 3), 1),
-         f"{Q}.lambda_layer": ("F32", (1, 4), 1)}, {}, "shape", [Q, "have different ranks"]),
+         f"{Q}.lambda_layer": ("F32", (1, 4), 1)}, {}, "shape-mismatch", [Q, "have different ranks"]),
     "T-LoRA with a kernel": (
         {f"{Q}.q_layer.weight": ("F32", (4, IN, 3, 3), 1), f"{Q}.p_layer.weight": ("F32", (OUT, 4, 1, 1), 1),
-         f"{Q}.lambda_layer": ("F32", (1, 4), 1)}, {}, "shape", [Q, "cannot be multiplied"]),
+         f"{Q}.lambda_layer": ("F32", (1, 4), 1)}, {}, "shape-mismatch", [Q, "cannot be multiplied"]),
     "OFT of sd-scripts on FLUX": (
-        {f"{Q}.oft_blocks.{number}": ("F32", (2, 3, 3), 1) for number in range(3)}, {}, "algorithm",
+        {f"{Q}.oft_blocks.{number}": ("F32", (2, 3, 3), 1) for number in range(3)}, {}, "algorithm-unsupported",
         ["OFT of sd-scripts in slices", Q]),
     "(IA)3 of either axis": (
         {f"{Q}.ia3_l": ("F32", (1, OUT, 1, 1), 1)}, {}, "formula-unknown", [Q, "feedforward_modules"]),
-    "(IA)3 of both axes": ({f"{Q}.ia3_l": ("F32", (OUT, 2), 1)}, {}, "shape", [f"{Q}: ia3_l [", "not one number"]),
+    "(IA)3 of both axes": (
+        {f"{Q}.ia3_l": ("F32", (OUT, 2), 1)}, {}, "shape-mismatch", [f"{Q}: ia3_l [", "not one number"]),
     "BOFT of odd blocks": (
-        {f"{Q}.oft_blocks": ("F32", (2, 2, 3, 3), 1)}, {}, "shape", [f"{Q}: oft_blocks [", "not 2 stages"]),
+        {f"{Q}.oft_blocks": ("F32", (2, 2, 3, 3), 1)}, {}, "shape-mismatch", [f"{Q}: oft_blocks [", "not 2 stages"]),
     "BOFT of more stages than its blocks have": (
-        {f"{Q}.oft_blocks": ("F32", (3, 2, 2, 2), 1)}, {}, "shape", [f"{Q}: oft_blocks [", "not 3 stages"]),
+        {f"{Q}.oft_blocks": ("F32", (3, 2, 2, 2), 1)}, {}, "shape-mismatch", [f"{Q}: oft_blocks [", "not 3 stages"]),
     "BOFT of groups that do not fit": (
-        {f"{Q}.oft_blocks": ("F32", (3, 6, 2, 2), 1)}, {}, "shape", [f"{Q}: oft_blocks [", "not 3 stages"]),
+        {f"{Q}.oft_blocks": ("F32", (3, 6, 2, 2), 1)}, {}, "shape-mismatch", [f"{Q}: oft_blocks [", "not 3 stages"]),
     "BOFT with too many gains": (
-        {f"{Q}.oft_blocks": ("F32", (2, 2, 2, 2), 1), f"{Q}.rescale": ("F32", (5, 1), 1)}, {}, "shape",
+        {f"{Q}.oft_blocks": ("F32", (2, 2, 2, 2), 1), f"{Q}.rescale": ("F32", (5, 1), 1)}, {}, "shape-mismatch",
         [f"{Q}: rescale [5, 1]"]),
     "BOFT of PEFT without lengths": (
         {f"{Q}.boft_R": ("F32", (1, 2, 2, 2), 1)}, {}, "incomplete", [Q, "no lengths factor"]),
     "BOFT of PEFT of odd blocks": (
-        {f"{Q}.boft_R": ("F32", (2, 2, 3, 3), 1), f"{Q}.boft_s": ("F32", (OUT, 1), 1)}, {}, "shape",
+        {f"{Q}.boft_R": ("F32", (2, 2, 3, 3), 1), f"{Q}.boft_s": ("F32", (OUT, 1), 1)}, {}, "shape-mismatch",
         [f"{Q}: boft_R [", "not 2 stages"]),
     "BOFT of PEFT with lengths of two axes": (
-        {f"{Q}.boft_R": ("F32", (1, 2, 3, 3), 1), f"{Q}.boft_s": ("F32", (OUT, 2), 1)}, {}, "shape",
+        {f"{Q}.boft_R": ("F32", (1, 2, 3, 3), 1), f"{Q}.boft_s": ("F32", (OUT, 2), 1)}, {}, "shape-mismatch",
         [f"{Q}: boft_s [", "not one number"]),
-    "OFT of blocks that are not square": ({f"{Q}.oft_blocks": ("F32", (2, 3, 4), 1)}, {}, "shape", ["oft_blocks", Q]),
+    "OFT of blocks that are not square": (
+        {f"{Q}.oft_blocks": ("F32", (2, 3, 4), 1)}, {}, "shape-mismatch", ["oft_blocks", Q]),
     "OFT with too many gains": (
-        {f"{Q}.oft_blocks": ("F32", (2, 3, 3), 1), f"{Q}.rescale": ("F32", (OUT + 1, 1), 1)}, {}, "shape",
+        {f"{Q}.oft_blocks": ("F32", (2, 3, 3), 1), f"{Q}.rescale": ("F32", (OUT + 1, 1), 1)}, {}, "shape-mismatch",
         ["rescale", Q]),
     "OFT of sd-scripts without a limit": (
         {f"{Q}.oft_blocks": ("F32", (2, 3, 3), 1), f"{Q}.alpha": ("F32", (), 0.0)},
@@ -253,7 +257,8 @@ MEANINGLESS = {
         loras(1, oft_blocks=("F32", (2, 3, 3), 1)), {}, "formula-unknown", [Q, "scale of the other change"]),
     "OFT of PEFT without config": (
         {f"{Q}.oft_R.weight": ("F32", (2, 3), 1)}, {}, "formula-unknown", ["adapter_config.json", "put it next", Q]),
-    "OFT of PEFT of half a block": ({f"{Q}.oft_R.weight": ("F32", (2, 4), 1)}, {}, "shape", ["oft_R [2, 4]", Q]),
+    "OFT of PEFT of half a block": (
+        {f"{Q}.oft_R.weight": ("F32", (2, 4), 1)}, {}, "shape-mismatch", ["oft_R [2, 4]", Q]),
     "scaled OFT of a branch of OneTrainer": (
         {f"{Q}.oft_R.weight": ("F32", (2, 3), 1), f"{Q}.oft_R.scaled_oft": ("F32", (), 1)},
         {"ot_branch": "scaled_oft"}, "formula-unknown", ["branches of OneTrainer", Q]),
@@ -268,21 +273,25 @@ MEANINGLESS = {
         "formula-unknown", ["OneTrainer wrote it", Q]),
     "OFT of old PEFT without config": (
         {f"{Q}.oft_r": ("F32", (2, 3, 3), 1)}, {}, "formula-unknown", ["adapter_config.json", "put it next", Q]),
-    "OFT of old PEFT of no squares": ({f"{Q}.oft_r": ("F32", (2, 3, 4), 1)}, {}, "shape", ["oft_r [2, 3, 4]", Q]),
+    "OFT of old PEFT of no squares": (
+        {f"{Q}.oft_r": ("F32", (2, 3, 4), 1)}, {}, "shape-mismatch", ["oft_r [2, 3, 4]", Q]),
     "OFT of PEFT 0.15 with a row of lengths": (
-        {f"{Q}.oft_r": ("F32", (2, 3, 3), 1), f"{Q}.oft_s": ("F32", (1, 6), 1)}, {}, "shape", ["oft_s [1, 6]", Q]),
+        {f"{Q}.oft_r": ("F32", (2, 3, 3), 1), f"{Q}.oft_s": ("F32", (1, 6), 1)}, {}, "shape-mismatch",
+        ["oft_s [1, 6]", Q]),
     "GLoRA of either order": (
         {f"{Q}.{n}.weight": ("F32", (4, 4), 1) for n in ("a1", "a2", "b1", "b2")}, {}, "formula-unknown",
         [Q, "before or since version 3"]),
     "LoRA on a weight that is widened": (
-        loras(1, reshape_weight=("F32", (2,), 1)), {}, "algorithm", ["a weight that ComfyUI widens", Q, "needs zeros"]),
-    "an empty weight": ({f"{Q}.set_weight": ("F32", (0, IN), 1)}, {}, "shape", [Q, "is not a weight"]),
+        loras(1, reshape_weight=("F32", (2,), 1)), {}, "algorithm-unsupported",
+        ["a weight that ComfyUI widens", Q, "needs zeros"]),
+    "an empty weight": ({f"{Q}.set_weight": ("F32", (0, IN), 1)}, {}, "shape-mismatch", [Q, "is not a weight"]),
     "LoRA beside a replaced weight": (
         loras(1, set_weight=("F32", (OUT, IN), 1)), {}, "formula-unknown", [Q, "ComfyUI drops the LoRA"]),
     "a bias on no up layer": ({f"{Q}.lora_up.bias": ("F32", (OUT,), 1)}, {}, "incomplete", [f"{Q}.lora_up.bias"]),
     "half an embedding": ({f"{Q}.lora_embedding_A": ("F32", (4, 9), 1)}, {}, "incomplete", ["lora_embedding_A", "up"]),
     "an embedding of three dimensions": (
-        {f"{Q}.lora_embedding_A": ("F32", (4, 9, 1), 1), f"{Q}.lora_embedding_B": ("F32", (5, 4), 1)}, {}, "shape",
+        {f"{Q}.lora_embedding_A": ("F32", (4, 9, 1), 1), f"{Q}.lora_embedding_B": ("F32", (5, 4), 1)}, {},
+        "shape-mismatch",
         [Q, "down [4, 9, 1] is not a matrix"]),
 }  # fmt: skip
 
@@ -337,7 +346,7 @@ def test_an_expression_that_is_not_compared_is_refused_with_its_key(place, run, 
         (file.parent / "adapter_config.json").write_text(json.dumps(config))
     record = run("info", file, "--json").json
     assert record["scales"] == {"unknown": 1}
-    assert "pattern" in {item["code"] for item in record["problems"] if item["severity"] == "error"}
+    assert "pattern-unsupported" in {item["code"] for item in record["problems"] if item["severity"] == "error"}
     assert not any("--alpha" in item["message"] for item in record["problems"])  # no option settles it
     where = "metadata lora_adapter_metadata" if place == "embedded" else "adapter_config.json"
     words = [str(file), where, "'(a+)+$'", "unbounded repeat"]

@@ -147,7 +147,18 @@ def test_info_loads_what_it_reads_with_alone(run_process, fixtures):
     assert {"reading.adapter", "architectures.families.wan"} <= parts
     assert "architectures.families.flux" not in parts
     assert {part.split(".")[0] for part in parts} & {"converting", "matching", "merging", "networks"} == set()
-    assert parts & {"architectures.rows", "files.writer", "cli.shared_options"} == set()
+    assert parts & {"architectures.rows", "files.safetensors.writer", "cli.progress_bar"} == set()
+
+
+@pytest.mark.parametrize(
+    ("verb", "others"), [("info", ()), ("check", ("tabulate",)), ("compat", ("tabulate", "hashlib"))]
+)
+def test_reading_loads_no_change_and_no_slow_library(verb, others, run_process, fixtures):
+    # Every algorithm that spells its factors as PEFT's LoRA does is loaded for such a file.
+    shown = run_process("-c", WATCH, verb, fixtures / "minilm-peft-dora-r8" / "adapter_model.safetensors")
+    imported = shown.stdout.rsplit("IMPORTED", 1)[1].split()
+    assert "lora_inspect.algorithms.kasa" in imported
+    assert {"lora_inspect.maths.change", *others} & set(imported) == set()
 
 
 @pytest.mark.slow

@@ -70,10 +70,23 @@ def test_a_table_of_nothing_has_its_headers(capsys):
 
 def test_cells_of_a_table_are_printed_as_they_are(capsys):
     # tabulate aligns numbers by their point, and drops blanks at the edges of cells and rows without a cell.
-    terminal.table([("1.5", "x"), (" 10", "1e5"), ("", None), ("|", "-")])
+    rows = [("1.5", "x"), (" 10", "1e5"), ("", None), ("|", "-")]
+    terminal.table(rows, ("a", "b"))
+    assert capsys.readouterr().out == "a    b\n---  ---\n1.5  x\n 10  1e5\n\n|    -\n"
+    terminal.columns_of(rows)
     assert capsys.readouterr().out == "1.5  x\n 10  1e5\n\n|    -\n"
-    terminal.table([(None, "")])
+    terminal.columns_of([(None, "")])
     assert capsys.readouterr().out == "\n"
+
+
+def test_columns_of_wide_letters_stand_one_below_the_other(capsys):
+    terminal.columns_of([("日本", None, True), ("e\u0301é", 1.5, "\n"), ("plain", "", "x")])
+    assert capsys.readouterr().out.splitlines() == ["日本        True", "e\u0301é     1.5  \\n", "plain       x"]
+
+
+def test_columns_of_nothing_are_no_line(capsys):
+    terminal.columns_of([])
+    assert capsys.readouterr().out == ""
 
 
 def test_facts_of_nothing_are_no_line(capsys):

@@ -66,7 +66,7 @@ def test_json_has_every_share_and_finding(files, run):
     found = json.loads(ended.stdout)
     assert found.keys() == {
         "schema", "ok", "share", "noise", "residual", "missing", "findings", "modules", "module_noise", "residuals",
-        "beside", "absent", "extra",
+        "unexpected", "absent", "extra",
     }  # fmt: skip
     assert found["ok"] is False
     assert found["missing"] == [weight(2)]

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.architectures import by_name
+from lora_inspect.schemes import by_name as by_name_of_scheme
 from lora_inspect.schemes import written
 
 HIDDEN = 8
@@ -56,11 +57,9 @@ def modules_in(tmp_path, run):
         ended = run("convert", file, "--to", scheme, "-o", out, "--force", *options)
         assert ended.status == 0, ended.stderr
         found = load_file(out / "adapter_model.safetensors" if scheme == "peft" else out)
-        return {
-            key.removesuffix(".lora_A.weight").removesuffix(".lora_down.weight")
-            for key in found
-            if "lora_A" in key or "lora_down" in key
-        }
+        # That of the input stays where the scheme has both.
+        downs = {".lora_A.weight", ".lora_down.weight", by_name_of_scheme(scheme).suffixes["down"]}
+        return {key.removesuffix(down) for key in found for down in downs if key.endswith(down)}
 
     return convert
 
@@ -569,6 +568,12 @@ def test_the_summary_says_which_names_became_which(write, run, tmp_path):
     assert "1 modules of kohya names, LoRA to plain LoRA" in told
 
 
+def test_a_file_in_other_names_gets_those_of_peft_in_a_folder(write, run, tmp_path):
+    ended = run("convert", write([WAN["kohya"]], "wan"), "--to", "peft", "-o", tmp_path / "o.safetensors")
+    assert "adapter.safetensors gets PEFT's names, whose scale stands in an adapter_config.json" in ended.refusal
+    assert "so a folder is written; name a folder, as in -o" in ended.refusal
+
+
 def test_a_layout_is_the_schemes_own(write, run, tmp_path):
     options = ("--to", "kohya", "--layout", "original", "-o", tmp_path / "o.safetensors")
     assert run("convert", write([WAN["kohya"]], "wan"), *options).status == 2
@@ -576,7 +581,8 @@ def test_a_layout_is_the_schemes_own(write, run, tmp_path):
 
 def test_every_scheme_that_is_written_is_tried_here():
     tried = {scheme for names in FAMILIES.values() for scheme in names}
-    assert set(written()) == {*tried, "gguf", "mlx"}  # which are for language models, and have tests of their own
+    # Those two are for language models, and have tests of their own.
+    assert set(written()) == {*tried, "gguf", "mlx"}, "put its name for a layer into the tables of some families"
 
 
 def test_names_of_no_known_model_are_those_of_the_scheme_already(write_safetensors, run, tmp_path):

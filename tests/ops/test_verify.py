@@ -148,13 +148,13 @@ def wrong_dora(a, how):
         "dora-dropped": lambda n, w: w + delta(a, n),
         "dora-norms": lambda n, w: decomposed(a, w, n, over=w),
         "rslora-assumed": lambda n, w: decomposed(a, w, n, root=True),
-        "twice": lambda n, w: decomposed(a, decomposed(a, w, n), n),
+        "dora-merged-twice": lambda n, w: decomposed(a, decomposed(a, w, n), n),
         "multiplier": lambda n, w: w + 0.7 * (decomposed(a, w, n) - w),
     }
     return ways[how]
 
 
-@pytest.mark.parametrize("how", ["dora-dropped", "dora-norms", "rslora-assumed", "twice"])
+@pytest.mark.parametrize("how", ["dora-dropped", "dora-norms", "rslora-assumed", "dora-merged-twice"])
 def test_dora_that_a_program_got_wrong_is_named(how, folder):
     base = base_of()
     a = with_dora(lora(rank=4, alpha=3.0), base)
@@ -211,7 +211,7 @@ def test_another_multiplier_below_dora_is_named(folder):
 def test_a_square_weight_that_is_merged_transposed_is_named(folder):
     base, a = base_of(out=IN), lora(out=IN)
     found = folder.verified(merged(base, lambda n, w: w + delta(a, n).t()), base, (a, ""))
-    assert found.codes == [("turned", "a")]
+    assert found.codes == [("transposed", "a")]
 
 
 def test_multiplier_0_has_no_share_and_what_is_there_of_it_is_named(folder):
@@ -222,9 +222,9 @@ def test_multiplier_0_has_no_share_and_what_is_there_of_it_is_named(folder):
     assert found.share == {"a": pytest.approx(1, abs=1e-5), "b": None}
     found = folder.verified(made, base, (b, 0), (a, 0))
     assert not found.ok
-    assert found.codes == [("there-at-0", "b")]
+    assert found.codes == [("present-at-zero", "b")]
     found = folder.verified(merged(base, lambda n, w: w + delta(a, n) + 0.5 * delta(b, n)), base, (a, ""), (b, 0))
-    assert found.codes == [("there-at-0", "b")]
+    assert found.codes == [("present-at-zero", "b")]
     assert found.messages == ["b is there though its multiplier is 0: 4 modules, 0.5 of it"]
 
 
@@ -319,10 +319,10 @@ def test_tensors_beside_are_compared_but_for_their_types(folder):
     assert folder.verified(made, half | {weight(n): base[weight(n)] for n in range(BLOCKS)}, (a, "")).ok
     moved = made | {"norm.weight": made["norm.weight"] + 1e-6, "positions": torch.arange(1, 6)}
     found = folder.verified(moved, base, (a, ""))
-    assert found.found.beside.keys() == {"norm.weight", "positions"}
+    assert found.found.unexpected.keys() == {"norm.weight", "positions"}
     assert not found.ok
     moved = half | {"x.weight": half["x.weight"] * 1.02}
-    assert folder.verified(moved, base, (a, "")).found.beside.keys() == {"x.weight"}
+    assert folder.verified(moved, base, (a, "")).found.unexpected.keys() == {"x.weight"}
 
 
 def test_tensors_that_are_not_there_and_tensors_of_its_own_are_named(folder):
@@ -346,7 +346,7 @@ def test_numbers_that_are_not_finite_are_named(value, folder):
     assert found.modules("not-finite") == [weight(1)]
     assert found.of(1) is None
     assert found.of(0) == pytest.approx(1, abs=1e-5)
-    assert list(found.found.beside) == ["norm.weight"]
+    assert list(found.found.unexpected) == ["norm.weight"]
 
 
 def test_adapters_that_are_alike_are_judged_together(folder):
@@ -355,7 +355,7 @@ def test_adapters_that_are_alike_are_judged_together(folder):
     found = folder.verified(merged(base, lambda n, w: w + 1.5 * delta(a, n)), base, (a, ""), (b, 0.5))
     assert found.share == {"a": None, "b": None}
     assert found.ok
-    assert [code for code, _ in found.codes] == ["cannot-tell", "cannot-tell"]
+    assert [code for code, _ in found.codes] == ["undetermined", "undetermined"]
     found = folder.verified(merged(base, lambda n, w: w + delta(a, n)), base, (a, ""), (b, 0.5))
     assert not found.ok
     assert "4 modules have 0.667 of what adapters change together that are alike" in found.messages

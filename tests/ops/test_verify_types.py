@@ -38,7 +38,7 @@ def test_our_own_merges_are_right_or_untold_in_every_type(size, base, merged, fo
             force=True,
         )
         found = folder.verified(out, paths[0], (a, ""), (b, ""))
-        errors = [f.message for f in found.found.findings if f.is_error and f.code != "cannot-tell"]
+        errors = [f.message for f in found.found.findings if f.is_error and f.code != "undetermined"]
         assert errors == []
         if size >= 0.01:
             assert found.ok
@@ -53,7 +53,7 @@ def test_a_lost_adapter_is_never_taken_for_one_that_rounding_took(size, folder):
         own, a = typed(base_of(seed=seed), torch.bfloat16), lora(seed + 1, size=size)
         found = folder.verified(own, own, (a, ""))
         assert not found.ok
-        assert [code for code, _ in found.codes] in (["missing"], ["cannot-tell"], ["missing", "cannot-tell"])
+        assert [code for code, _ in found.codes] in (["missing"], ["undetermined"], ["missing", "undetermined"])
         assert [code for code, _ in found.codes] == ["missing"] or size < 0.05
 
 
@@ -126,7 +126,7 @@ def test_what_the_grid_of_fp8_loses_cannot_be_told(folder):
     exact = {weight(n): (plain[weight(n)].double() + delta(a, n)).float() for n in range(BLOCKS)}
     found = folder.verified(quantised(plain | exact, torch.float8_e4m3fn, True), base, (a, ""))
     assert found.share == {"a": None}
-    assert [code for code, _ in found.codes] == ["cannot-tell"]
+    assert [code for code, _ in found.codes] == ["undetermined"]
 
 
 def test_untouched_codes_that_are_scaled_anew_are_the_same_numbers(folder):
@@ -135,6 +135,6 @@ def test_untouched_codes_that_are_scaled_anew_are_the_same_numbers(folder):
     plain = decoded(base)
     exact = {weight(n): (plain[weight(n)].double() + delta(a, n)).float() for n in range(BLOCKS)}
     coded = quantised(plain | exact, torch.float8_e4m3fn, False)
-    assert folder.verified(coded, base, (a, "")).found.beside == {}
+    assert folder.verified(coded, base, (a, "")).found.unexpected == {}
     moved = quantised(plain | exact | {"x.weight": 1.3 * plain["x.weight"]}, torch.float8_e4m3fn, False)
-    assert folder.verified(moved, base, (a, "")).found.beside.keys() == {"x.weight"}
+    assert folder.verified(moved, base, (a, "")).found.unexpected.keys() == {"x.weight"}

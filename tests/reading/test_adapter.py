@@ -110,9 +110,11 @@ def test_a_config_counts_only_for_the_file_it_belongs_to(name, tensors, config, 
 def test_targets_that_are_refused_are_no_matter_where_ranks_differ(read):
     other = lora("base_model.model.layers.1.q", rank=4, alpha=None, spelling="peft")
     config = {**CONFIG, "target_modules": "(a+)+"}
-    assert "pattern" in {problem.code for problem in read(PEFT, config=config, name="style.safetensors").problems}
+    assert "pattern-unsupported" in {
+        problem.code for problem in read(PEFT, config=config, name="style.safetensors").problems
+    }
     adapter = read({**PEFT, **other}, config=config, name="style.safetensors")
-    assert "pattern" not in {problem.code for problem in adapter.problems}
+    assert "pattern-unsupported" not in {problem.code for problem in adapter.problems}
 
 
 def test_a_config_beside_a_kohya_file_changes_nothing(read):

@@ -59,29 +59,29 @@ MISFITS = {
     "no up, old UNet": ({"unet.a.processor.to_q_lora.down.weight": ("F32", (4, IN))}, "incomplete", "no up factor"),
     "no up, split": ({"a.lora_down.1.weight": ("F32", (4, IN))}, "incomplete", "no up factor"),
     "core alone": ({"a.lora_mid.weight": ("F32", (4, 4, 3, 3))}, "incomplete", "no down and no up factor"),
-    "ranks differ": ({**PAIR, "lora_unet_a.lora_up.weight": ("F32", (OUT, 5))}, "shape", "rank 4"),
-    "down a scalar": ({**PAIR, "lora_unet_a.lora_down.weight": ("F32", ())}, "shape", "two dimensions"),
-    "up a vector": ({**PAIR, "lora_unet_a.lora_up.weight": ("F32", (OUT,))}, "shape", "two dimensions"),
-    "up with a kernel": ({**PAIR, "lora_unet_a.lora_up.weight": ("F32", (OUT, 4, 3, 3))}, "shape", "kernel"),
+    "ranks differ": ({**PAIR, "lora_unet_a.lora_up.weight": ("F32", (OUT, 5))}, "shape-mismatch", "rank 4"),
+    "down a scalar": ({**PAIR, "lora_unet_a.lora_down.weight": ("F32", ())}, "shape-mismatch", "two dimensions"),
+    "up a vector": ({**PAIR, "lora_unet_a.lora_up.weight": ("F32", (OUT,))}, "shape-mismatch", "two dimensions"),
+    "up with a kernel": ({**PAIR, "lora_unet_a.lora_up.weight": ("F32", (OUT, 4, 3, 3))}, "shape-mismatch", "kernel"),
     "rank 0": (
-        {"a.lora_down.weight": ("F32", (0, IN)), "a.lora_up.weight": ("F32", (OUT, 0))}, "shape", "empty"),
-    "core of another rank": ({**PAIR, "lora_unet_a.lora_mid.weight": ("F32", (5, 4, 3, 3))}, "shape", "mid"),
+        {"a.lora_down.weight": ("F32", (0, IN)), "a.lora_up.weight": ("F32", (OUT, 0))}, "shape-mismatch", "empty"),
+    "core of another rank": ({**PAIR, "lora_unet_a.lora_mid.weight": ("F32", (5, 4, 3, 3))}, "shape-mismatch", "mid"),
     "core and a kernel on down": (
         {"a.lora_down.weight": ("F32", (4, IN, 3, 3)), "a.lora_up.weight": ("F32", (OUT, 4, 1, 1)),
-         "a.lora_mid.weight": ("F32", (4, 4, 3, 3))}, "shape", "kernel"),
-    "slices 0 and 2": (split(parts=(0, 2), alpha=None), "shape", "numbered 0, 2"),
-    "slices from 1": (split(parts=(1, 2), alpha=None), "shape", "numbered 1, 2"),
+         "a.lora_mid.weight": ("F32", (4, 4, 3, 3))}, "shape-mismatch", "kernel"),
+    "slices 0 and 2": (split(parts=(0, 2), alpha=None), "shape-mismatch", "numbered 0, 2"),
+    "slices from 1": (split(parts=(1, 2), alpha=None), "shape-mismatch", "numbered 1, 2"),
     "slices of different inputs": (
         {**split("a", parts=(0,), alpha=None), "a.lora_down.1.weight": ("F32", (4, IN + 1)),
-         "a.lora_up.1.weight": ("F32", (2, 4))}, "shape", "different numbers of inputs"),
+         "a.lora_up.1.weight": ("F32", (2, 4))}, "shape-mismatch", "different numbers of inputs"),
     "slices of a convolution": (
         {f"a.lora_{side}.{i}.weight": ("F32", (4, 4, 1, 1)) for i in (0, 1) for side in ("down", "up")},
-        "shape", "a split layer must be Linear"),
+        "shape-mismatch", "a split layer must be Linear"),
     "slices with a kernel on up": (
         {**split("a", parts=(0,), alpha=None), "a.lora_down.1.weight": ("F32", (4, IN)),
-         "a.lora_up.1.weight": ("F32", (2, 4, 1, 1))}, "shape", "a.lora_up.1.weight has the shape"),
+         "a.lora_up.1.weight": ("F32", (2, 4, 1, 1))}, "shape-mismatch", "a.lora_up.1.weight has the shape"),
     "whole and slices": (
-        {**split("lora_unet_a", parts=(0, 1), alpha=None), **PAIR}, "shape", "numbered"),
+        {**split("lora_unet_a", parts=(0, 1), alpha=None), **PAIR}, "shape-mismatch", "numbered"),
 }  # fmt: skip
 
 
@@ -104,13 +104,13 @@ def test_factors_that_do_not_fit_together_are_an_error_and_unclaimed(tensors, co
 )
 def test_a_role_spelled_twice_is_an_error(second):
     claims = claim(infos({**PAIR, second: ("F32", (4, IN))}))
-    assert codes(claims) == ["twice"]
+    assert codes(claims) == ["duplicate-tensor"]
     assert claims.unclaimed == (second,)
 
 
 def test_a_magnitude_spelled_twice_is_an_error():
     tensors = {**PAIR, "lora_unet_a.dora_scale": ("F32", (OUT, 1)), "lora_unet_a.magnitude": ("F32", (OUT,))}
-    assert codes(claim(infos(tensors))) == ["twice"]
+    assert codes(claim(infos(tensors))) == ["duplicate-tensor"]
 
 
 @pytest.mark.parametrize("suffix", [".alpha", ".dora_scale", ".magnitude", ".use_rslora_flag"])
@@ -137,7 +137,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("suffixes", "shape", "linear"), SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("suffixes", "shape-mismatch", "linear"), SHAPES.values(), ids=SHAPES)
 def test_the_shape_that_the_factors_change(suffixes, shape, linear):
     claims = claim(infos({f"x.{suffix}": ("F32", size) for suffix, size in suffixes.items()}))
     (contribution,) = claims.modules["x"].contributions
@@ -167,7 +167,7 @@ def test_differences_stand_beside_the_slices_of_a_split_layer():
 
 def test_a_slice_too_few_beside_a_difference_is_an_error():
     claims = claim(infos({**split(SPLIT, parts=(0, 2), alpha=None), f"{SPLIT}.diff_b": ("F32", (6,))}))
-    assert (codes(claims), claims.modules) == (["shape"], {})
+    assert (codes(claims), claims.modules) == (["shape-mismatch"], {})
 
 
 @pytest.mark.parametrize("order", [1, -1])

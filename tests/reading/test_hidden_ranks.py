@@ -80,4 +80,4 @@ def test_a_whole_factor_of_a_conv1d_is_another_product_in_peft(write_safetensors
     file = write_safetensors(under("base_model.model.layer", whole), name="peft/adapter_model.safetensors")
     (file.parent / "adapter_config.json").write_text(json.dumps(CONFIG))
     (problem,) = [problem for problem in read(file)[0].problems if problem.severity == "error"]
-    assert (problem.code, problem.keys) == ("peft-setting", ("base_model.model.layer.lokr_w2",))
+    assert (problem.code, problem.keys) == ("peft-setting-unsupported", ("base_model.model.layer.lokr_w2",))

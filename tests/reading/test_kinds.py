@@ -51,7 +51,7 @@ def test_real_adapters_of_every_recognised_algorithm_stay_adapters(algorithm, ki
     tensors = {f"lora_unet_blocks_{i}_q{suffix}": tensor for i in range(3) for suffix in algorithm.suffixes}
     found, reading = kind(tensors)
     assert found == "adapter"
-    assert [problem.code for problem in reading.problems if problem.severity == "error"] == ["algorithm"]
+    assert [problem.code for problem in reading.problems if problem.severity == "error"] == ["algorithm-unsupported"]
 
 
 @pytest.mark.parametrize("algorithm", COMMON, ids=lambda algorithm: algorithm.name)
@@ -103,7 +103,7 @@ def test_such_a_base_is_merged_into_and_refused_as_an_adapter(write_safetensors,
 )
 def test_an_adapter_of_no_known_scheme_is_refused_by_its_names(keys, says, kind):
     found, adapter = kind(dict.fromkeys(keys, MATRIX))
-    (problem,) = (one for one in adapter.problems if one.code == "scheme")
+    (problem,) = (one for one in adapter.problems if one.code == "scheme-unknown")
     assert (found, problem.severity) == ("adapter", "error")
     assert says in problem.message
     with pytest.raises(LoraInspectError, match=says):
@@ -120,10 +120,10 @@ def test_an_adapter_of_no_known_scheme_is_refused_by_its_names(keys, says, kind)
     ],
 )
 def test_a_few_odd_names_are_no_scheme(tensors, kind):
-    assert "scheme" not in {problem.code for problem in kind(tensors)[1].problems}
+    assert "scheme-unknown" not in {problem.code for problem in kind(tensors)[1].problems}
 
 
 def test_what_is_told_already_is_no_scheme(kind):
     found, adapter = kind({"base_model.unilora_theta_d": ("F32", (4,), 1)})
     assert found == "adapter"
-    assert "scheme" not in {problem.code for problem in adapter.problems}
+    assert "scheme-unknown" not in {problem.code for problem in adapter.problems}

@@ -97,7 +97,7 @@ def test_a_single_number_tells_no_sizes(read):
 
 def test_a_second_tensor_for_the_same_bias_is_an_error(read):
     adapter = read({f"{Q}.base_layer.bias": BIAS, f"{Q}.bias": BIAS}, bias="all")
-    assert [problem.code for problem in adapter.problems if problem.severity == ERROR] == ["twice"]
+    assert [problem.code for problem in adapter.problems if problem.severity == ERROR] == ["duplicate-tensor"]
 
 
 def test_the_saved_bias_is_there_before_that_of_the_up_layer_is_added(read):

@@ -32,7 +32,7 @@ def test_by_the_config(peft_type, read):
         {"prompt_embeddings": ("F32", (4, 8), 1)}, None, {"peft_type": peft_type}, "adapter_model.safetensors"
     )
     assert f"says {peft_type}: {METHODS[peft_type].title} {METHODS[peft_type].does}" in refusal(adapter)
-    assert [problem.code for problem in adapter.problems] == ["no-weight"]
+    assert [problem.code for problem in adapter.problems] == ["no-weight-change"]
     assert [item.about for item in adapter.evidence][:1] == ["method"]
 
 

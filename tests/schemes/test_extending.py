@@ -5,19 +5,20 @@ from pathlib import Path
 
 import layouts
 import pytest
-from adapters import assert_within, expected, factors, kohya
+from adapters import Names, Spelling, assert_within, expected, factors, kohya
 from layouts import FUSED, SPLIT
 from safetensors.torch import load_file, save_file
 
 import lora_inspect.schemes.lycoris as shown
 from lora_inspect import schemes
 from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.convert import convert_to_standard
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.schemes.kohya import KOHYA
-from lora_inspect.schemes.record import MODEL, Scheme, Writing, first_of
+from lora_inspect.schemes.record import ITS_OWN, LOST, MODEL, OWN, Scheme, Writing, first_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 FLUX = {"ss_base_model_version": "flux1"}
@@ -107,3 +108,49 @@ def test_it_is_written_and_left(abacus, merged, tmp_path):
     values, bounds = expected(base, adapter, 0.5, interpolate=False)
     # Each of the two conversions rounds once more than a merge alone.
     assert_within(merged(base, back), values, {name: 2 * bound for name, bound in bounds.items()})
+
+
+# One whose factors have suffixes that no algorithm has.
+TALLY = Scheme(
+    name="tally",
+    prefixes={"tally::": MODEL},
+    flat=False,
+    suffixes={"down": ".A", "up": ".B", "alpha": ".alpha"},
+    carries_alpha=True,
+    dialect=ITS_OWN,
+    writing=Writing("Tally", lambda family: OWN, "tally::", algorithms=frozenset(("lora",)), magnitudes=LOST),
+)
+
+
+@pytest.mark.numeric
+def test_suffixes_of_its_own_are_read_written_and_left(merged, tmp_path):
+    base = layouts.flux(blocks=2, width=4)
+    adapter = factors(base, FUSED)
+    tensors = Names("tally::", "", False, Spelling(".A", ".B", "")).tensors(adapter)
+    own, kohyas, again = (tmp_path / f"{name}.safetensors" for name in ("own", "kohya", "again"))
+    save_file(tensors, own, FLUX)
+    assert as_json(inspect(str(own)))["kind"] != "adapter"
+    with schemes.added(TALLY):
+        record = as_json(inspect(str(own)))
+        assert (record["scheme"], record["architecture"], record["modules"]) == ("tally", "flux", len(FUSED))
+        assert (record["unclaimed"], record["problems"]) == ([], [])
+        meant = expected(base, adapter, 0.5, interpolate=False)
+        assert_within(merged(base, own), *meant)
+        convert_to_standard(str(own), str(kohyas), ConvertOptions(scheme="kohya"))
+        assert load_file(kohyas).keys() == kohya("lora_unet_", adapter).keys()
+        assert_within(merged(base, kohyas), *meant)
+        # To it, and where the scale alone changes.
+        for source, options in ((kohyas, ConvertOptions(scheme="tally")), (own, ConvertOptions())):
+            convert_to_standard(str(source), str(again), options, force=True)
+            assert load_file(again).keys() == tensors.keys()
+        # What became LoRA is called so too, and what cannot be called so is refused.
+        difference = {f"lora_unet_{path.replace('.', '_')}.diff": own.up @ own.down for path, own in adapter.items()}
+        save_file(difference, kohyas, FLUX)
+        with pytest.raises(LoraInspectError, match="which Tally cannot load under tally names"):
+            convert_to_standard(str(kohyas), str(again), ConvertOptions(scheme="tally"), force=True)
+        options = ConvertOptions(scheme="tally", algorithm="lora", rank=4, allow_loss=True)
+        convert_to_standard(str(kohyas), str(again), options, force=True)
+        assert load_file(again).keys() == tensors.keys()
+        save_file(kohya("lora_unet_", factors(base, FUSED, dora=True)), kohyas, FLUX)
+        with pytest.raises(LoraInspectError, match="Tally applies none"):
+            convert_to_standard(str(kohyas), str(again), ConvertOptions(scheme="tally", keep_dora=True), force=True)

@@ -7,18 +7,21 @@ import pytest
 import lora_inspect.schemes as folder
 from lora_inspect.reading.keys.suffixes import parse_key
 from lora_inspect.schemes import SCHEMES, add, added, readings, recognise
-from lora_inspect.schemes.record import MODEL, Scheme
+from lora_inspect.schemes.record import ITS_OWN, LOST, MODEL, Scheme, Writing
+from lora_inspect.schemes.record import OWN as OWN_LAYOUT
 
 FILES = {path.stem for path in Path(folder.__file__).parent.glob("*.py")} - {"__init__", "record", "writing"}
+OWN = {"down": ".A", "up": ".B"}
 SUFFIXES = {"down": ".lora_down.weight", "up": ".lora_up.weight", "magnitude": ".dora_scale"}
 
 
-def scheme(name="own", prefixes=("own_unet_",), flat=True, **fields):
-    return Scheme(name, dict.fromkeys(prefixes, MODEL), flat, SUFFIXES, carries_alpha=False, **fields)
+def scheme(name="own", prefixes=("own_unet_",), flat=True, suffixes=SUFFIXES, **fields):
+    return Scheme(name, dict.fromkeys(prefixes, MODEL), flat, suffixes, carries_alpha=False, **fields)
 
 
 def test_every_file_is_a_scheme_of_its_name():
-    assert SCHEMES.keys() == FILES
+    other = sorted(SCHEMES.keys() ^ FILES)
+    assert not other, f"a file own.py has the record OWN, whose name is own; it is not so for {', '.join(other)}"
 
 
 def test_the_longest_prefix_decides_whatever_the_order():
@@ -67,3 +70,33 @@ def test_a_suffix_can_hide_the_end_of_a_path():
     assert parse_key(key) is None
     with pytest.raises(ValueError, match="is no suffix: a dot and at most 63 letters"):
         add(scheme(hiding={"." + 64 * "x": ("down", "")}))
+
+
+def test_a_scheme_can_have_suffixes_of_its_own_below_its_prefixes():
+    with added(scheme(prefixes=("own.",), flat=False, suffixes=OWN, dialect=ITS_OWN)):
+        assert parse_key("own.blocks.0.q.A") == ("own.blocks.0.q", ".A", (("lora", "down"),), None)
+        assert parse_key("own.blocks.0.q.B").role == "up"
+        assert parse_key("blocks.0.q.A") is None
+        # What an algorithm has keeps its meaning, and another scheme may end names alike.
+        assert parse_key("own.blocks.0.q.lora_A.weight").role == "down"
+        with added(scheme("other", ("other.",), False, {"down": ".B", "up": ".A"}, dialect=ITS_OWN)):
+            assert parse_key("other.blocks.0.q.A").role == "up"
+            assert parse_key("own.blocks.0.q.A").role == "down"
+        assert parse_key("other.blocks.0.q.A") is None
+    assert parse_key("own.blocks.0.q.A") is None
+    with added(scheme(prefixes=("own.",), flat=False, suffixes=OWN)):
+        assert parse_key("own.blocks.0.q.A") is None
+
+
+def test_a_suffix_begins_with_a_dot():
+    with pytest.raises(ValueError, match=r"'::A' of own is no suffix: a dot and at most 63 letters"):
+        add(scheme(suffixes=OWN | {"down": "::A"}, dialect=ITS_OWN))
+    assert "own" not in SCHEMES
+
+
+def test_magnitudes_that_are_written_have_a_suffix():
+    writing = Writing("Own", lambda family: OWN_LAYOUT, "own_unet_")
+    with pytest.raises(ValueError, match="own has no suffix for a magnitude: give it one, or its writing `magnitudes"):
+        add(scheme(suffixes=OWN, dialect=ITS_OWN, writing=writing))
+    with added(scheme(suffixes=OWN, dialect=ITS_OWN, writing=writing._replace(magnitudes=LOST))):
+        assert SCHEMES["own"].writing

@@ -7,6 +7,7 @@ from strategies import paths
 
 from lora_inspect.architectures import every
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.maths import dora
 from lora_inspect.reading.keys.suffixes import parse_key
 from lora_inspect.schemes import SCHEMES, by_name, recognise
 from lora_inspect.schemes.kohya import text_encoder_prefix
@@ -14,6 +15,12 @@ from lora_inspect.schemes.kohya import text_encoder_prefix
 EVERY = tuple(SCHEMES.values())
 WRITTEN = tuple(scheme for scheme in EVERY if scheme.suffixes)
 EVERY_PREFIX = [(scheme, prefix) for scheme in WRITTEN for prefix in scheme.prefixes]
+# The way out where reading does not know a suffix of a scheme, by the role.
+OWN = "where it is of this scheme alone, say dialect=ITS_OWN; else it is one more of a dialect in algorithms/"
+KNOWN = {
+    "alpha": "the suffix of alpha is .alpha in every scheme",
+    "magnitude": f"those of a magnitude are {', '.join(dora.SPELLINGS)}; another one belongs into maths/dora.py",
+}
 IDS = [f"{scheme.name} {prefix}" for scheme, prefix in EVERY_PREFIX]
 
 
@@ -28,6 +35,7 @@ def test_what_is_spelled_is_parsed_back_to_the_same_path_and_role(scheme, prefix
     table = scheme.table(modules, prefix)
     for path in modules:
         parsed = parse_key(scheme.spell(path, role, prefix))
+        assert parsed, f"reading knows no suffix {scheme.suffixes[role]}: {KNOWN.get(role, OWN)}"
         assert parsed.role == role
         assert table[parsed.module] == path
 
@@ -64,10 +72,10 @@ def test_the_same_path_twice_is_no_collision(scheme):
 @pytest.mark.parametrize("scheme", EVERY, ids=lambda scheme: scheme.name)
 def test_every_scheme_is_found_by_its_name_and_says_what_it_carries(scheme):
     assert by_name(scheme.name) is scheme
-    assert not scheme.suffixes or {"down", "up"} <= scheme.suffixes.keys()
-    assert ("alpha" in scheme.suffixes) == scheme.carries_alpha
+    assert not scheme.suffixes or {"down", "up"} <= scheme.suffixes.keys(), "both factors have a suffix, or none has"
+    assert ("alpha" in scheme.suffixes) == scheme.carries_alpha, "alpha has a suffix where carries_alpha is True"
     assert scheme.absent_alpha in ("one", "config", "scale")
-    assert scheme.prefixes or scheme.writing
+    assert scheme.prefixes or scheme.writing, "it is neither read nor written"
 
 
 # Keys of real files, written down from the programs that write them: scheme, component, body.
@@ -93,6 +101,7 @@ REAL = {
     "double_blocks.0.processor.x": ("dotted", "model", "double_blocks.0.processor.x"),
     "blocks.0.self_attn.q": ("dotted", "model", "blocks.0.self_attn.q"),
     "lora_unet_blocks.0": ("dotted", "model", "lora_unet_blocks.0"),
+    "unet:down_blocks.0.attentions.0.proj_in": ("cloneofsimo", "model", "down_blocks.0.attentions.0.proj_in"),
 }
 
 
@@ -101,6 +110,12 @@ def test_modules_of_real_files_are_recognised(key, expected):
     name = recognise(key)
     assert (name.scheme, name.component, name.body) == expected
     assert name.key == key
+
+
+@pytest.mark.parametrize("scheme", EVERY, ids=lambda scheme: scheme.name)
+def test_every_scheme_has_the_name_of_a_module_in_a_real_file(scheme):
+    if scheme.prefixes and not scheme.marks:  # those of the others are read as another scheme's, or need a suffix
+        assert scheme.name in {found for found, _, _ in REAL.values()}, "put one into REAL"
 
 
 # What reads the names of schemes that are only written.

@@ -99,8 +99,9 @@ class StandardOutput:
         if self.is_folder:
             program, weights = programs[0]
             self._weights = f"{weights}.safetensors"
+            has = "has" if any(one.name.scheme == self.scheme for one in adapter.modules.values()) else "gets"
             because = (
-                f"{source.path} has {program}'s names, whose scale stands in an {ADAPTER_CONFIG} beside the tensors"
+                f"{source.path} {has} {program}'s names, whose scale stands in an {ADAPTER_CONFIG} beside the tensors"
             )
             self.path = folder_output(named, because, inputs)
         else:

@@ -4,8 +4,11 @@ A standard file states its scale where the readers of its names look for it: in 
 or of mlx-lm, in llama.cpp's header, or nowhere, so that the factors carry it themselves.
 """
 
+from collections.abc import Mapping
+
 from lora_inspect import schemes
 from lora_inspect.algorithms.record import Algorithm, Role
+from lora_inspect.converting.options import LORA
 from lora_inspect.errors import RefusedError
 from lora_inspect.maths.dora import INPUT, OF_STORED_ROWS
 from lora_inspect.reading.keys.suffixes import parse_key
@@ -48,8 +51,8 @@ def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role:
     A module that is called otherwise keeps the suffix, but for that of another scheme, which has a dialect of its own.
     """
     if role not in origin.factors or algorithm is not origin.algorithm:
-        own = algorithm.dialects
-        return module.name.key + own.get(schemes.by_name(module.name.scheme).dialect, next(iter(own.values())))[role]
+        own = _spellings(module, algorithm) or next(iter(algorithm.dialects.values()))
+        return module.name.key + own[role]
     source = origin.factors[role].name
     parsed = parse_key(source)
     # Factors of a parameter stand under the layer that holds it, which no suffix tells; and so does what is in that.
@@ -57,13 +60,19 @@ def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role:
     if module.name == origin.module and (not module.respelled or is_held):
         return source if parsed is None or source.endswith(parsed.suffix) else parsed.module + parsed.suffix
     tail = parsed.suffix if parsed else source.removeprefix(origin.module.key)
-    dialect = origin.algorithm.dialects.get(schemes.by_name(module.name.scheme).dialect, {})
+    dialect = _spellings(module, origin.algorithm)
     is_other = module.respelled or module.name.scheme != origin.module.scheme
     if tail not in origin.algorithm.suffixes:
         tail = next((own[role] for own in (dialect, *origin.algorithm.dialects.values()) if role in own), tail)
     elif is_other:
         tail = dialect.get(role, tail)
     return module.name.key + tail
+
+
+def _spellings(module: Module, algorithm: Algorithm) -> Mapping[Role, str]:
+    """The suffixes by role that the scheme of `module` has for an algorithm, empty where it has none."""
+    scheme = schemes.by_name(module.name.scheme)
+    return (algorithm.name == LORA and scheme.own_factors) or algorithm.dialects.get(scheme.dialect, {})
 
 
 def magnitude_place(

@@ -122,7 +122,7 @@ MIXED = "mixed"
 _MEND = "fetch the file again, or write it again with the program that trained it"
 
 # Of shapes that are those of another algorithm with the same suffixes, which is no complaint.
-_OTHER = Finding("shape", "", ())
+_OTHER = Finding("shape-mismatch", "", ())
 
 
 class Claims(NamedTuple):
@@ -212,7 +212,7 @@ def _unmarked(name: str, group: KeyGroup, tensors: Mapping[str, TensorInfo]) -> 
 
 def _second(key: str) -> Finding:
     message = f"{key} is a second tensor for the same role of its module; leave one of them out"
-    return Finding("twice", message, (key,))
+    return Finding("duplicate-tensor", message, (key,))
 
 
 def _build(name: ModuleName, group: KeyGroup) -> tuple[Module | None, list[str], list[Finding]]:
@@ -235,7 +235,7 @@ def _build(name: ModuleName, group: KeyGroup) -> tuple[Module | None, list[str],
         contributions += parts
     elif wrong := _check_slices(list(slices), parts):
         keys = tuple(info.name for part in (*parts, *contributions) for info in part.factors.values())
-        findings.append(Finding("shape", f"{name.key}: {wrong}; {_MEND}", keys))
+        findings.append(Finding("shape-mismatch", f"{name.key}: {wrong}; {_MEND}", keys))
         left.extend(keys)
         contributions = []
     else:
@@ -328,7 +328,7 @@ def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInf
         message = f"{keys[0]} is there, but its module has no {' and no '.join(missing)} factor; {_MEND}"
         return Finding("incomplete", message if algorithm.formula and not is_common else "", keys)
     if algorithm.formula and (wrong := algorithm.formula.check(shapes)):
-        return Finding("shape", f"{name.key}: {wrong}; {_MEND}" if not is_common else "", keys)
+        return Finding("shape-mismatch", f"{name.key}: {wrong}; {_MEND}" if not is_common else "", keys)
     return None
 
 

@@ -59,7 +59,7 @@ def _numbered_keys(
             message = (
                 f"the {len(layers)} layers of {model} have numbers, as in files of cloneofsimo's lora, and {paths}"
             )
-            findings.append(Finding("scheme", f"{message}; {_WAY_OUT}", keys))
+            findings.append(Finding("scheme-unknown", f"{message}; {_WAY_OUT}", keys))
             continue
         for number, path in enumerate(paths):
             for role, info in layers[number].items():

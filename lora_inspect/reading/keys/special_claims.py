@@ -86,7 +86,7 @@ def claim_shared(reading: Reading) -> Reading:
             whole = contribution._replace(factors={**contribution.factors, **given}) if given else contribution
             if given and (wrong := whole.formula.check(whole.shapes)):
                 keys = tuple(info.name for info in contribution.factors.values())
-                findings.append(Finding("shape", f"{name}: {wrong}; {_MEND}", keys))
+                findings.append(Finding("shape-mismatch", f"{name}: {wrong}; {_MEND}", keys))
                 continue
             taken.update(info.name for info in given.values())
             kept.append(whole)
@@ -130,7 +130,7 @@ def claim_stacked(reading: Reading) -> Reading:
                 contribution = contribution._replace(algorithm=stacked_experts(contribution.shapes["down"][0]))
             if wrong := contribution.formula.check(contribution.shapes):
                 keys = tuple(info.name for info in contribution.factors.values())
-                findings.append(Finding("shape", f"{key}: {wrong}; {_MEND}", keys))
+                findings.append(Finding("shape-mismatch", f"{key}: {wrong}; {_MEND}", keys))
                 unclaimed += keys
             else:
                 kept.append(contribution)

@@ -110,6 +110,8 @@ def _parsed(key: str, algorithm_changes: int, scheme_changes: int) -> ParsedKey 
         if found := HIDING.get(suffix):
             role, end = found
             return ParsedKey(module + end, suffix, (("lora", role),), part)
+        if own := schemes.own_role(module, suffix):
+            return ParsedKey(module, suffix, (("lora", own),), part)
         position = key.find(".", position + 1)
     return parse_key(key) if load_for(key) else None
 

@@ -125,7 +125,7 @@ def claim_saved(reading: Reading) -> Reading:
         role = _WRAPPERS.get(tensor.wrapper, SAVED)
         if groups.setdefault((tensor.module, tensor.parameter), {}).setdefault(role, tensors[key]).name != key:
             message = f"{key} is a second tensor for the same role of its module; leave one of them out"
-            findings.append(Finding("twice", message, (key,)))
+            findings.append(Finding("duplicate-tensor", message, (key,)))
     modules = dict(claims.modules)
     claimed: set[str] = set()
     for (path, parameter), factors in groups.items():

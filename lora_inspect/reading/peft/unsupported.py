@@ -86,12 +86,14 @@ def weightless(reading: Reading) -> Iterator[Finding]:
     """Methods that change no weight, by what configs say and by tensors that only they have."""
     said = {str(found.peft_type): found.where for found in reading.configs if str(found.peft_type) in METHODS}
     for peft_type, where in said.items():
-        yield Finding("no-weight", f"{where} says {peft_type}: {METHODS[peft_type].title} {_does(METHODS[peft_type])}")
+        yield Finding(
+            "no-weight-change", f"{where} says {peft_type}: {METHODS[peft_type].title} {_does(METHODS[peft_type])}"
+        )
     if said:
         return
     for method, keys in _by_keys(reading.claims.unclaimed):
         message = f"{method.title} ({keys[0]}{', …' if len(keys) > 1 else ''}) {_does(method)}"
-        yield Finding("no-weight", message, tuple(keys[:_SHOWN]))
+        yield Finding("no-weight-change", message, tuple(keys[:_SHOWN]))
 
 
 def _does(method: Method) -> str:
@@ -121,9 +123,9 @@ def unbuilt_configs(reading: Reading) -> Iterator[Finding]:
         if str(method) not in METHODS and not is_told:
             why = next((f": {each.title} {each.why}" for each in known if each.why), "")
             unbuilt = f", an algorithm that lora-inspect does not support yet; {_OWN_PROGRAM}"
-            yield Finding("algorithm", f"{found.where} says {method}{why or unbuilt}")
+            yield Finding("algorithm-unsupported", f"{found.where} says {method}{why or unbuilt}")
         for says in peft_config.foreign_settings(found.config):
-            yield Finding("peft-setting", f"{found.where}: {says}")
+            yield Finding("peft-setting-unsupported", f"{found.where}: {says}")
         if found.config.get("kasa_config") and (keys := _names(reading, "lora", "down")):
             says = f"it has kasa_config, but {keys[0]} has no lora_diag next to it"
             yield Finding(
@@ -132,7 +134,7 @@ def unbuilt_configs(reading: Reading) -> Iterator[Finding]:
         if method == algorithms.by_name("lokr").peft_type and (keys := _whole_of_conv1d(reading)):
             says = f"PEFT computes another product of w1 and a whole w2 of a Conv1d ({keys[0]})"
             yield Finding(
-                "peft-setting",
+                "peft-setting-unsupported",
                 f"{found.where}: {says}, which lora-inspect does not support yet; {_OWN_PROGRAM}",
                 keys[:5],
             )
@@ -160,7 +162,7 @@ def unbuilt_algorithms(reading: Reading) -> Iterator[Finding]:
         algorithm = algorithms.by_name(name)
         why = algorithm.why or f"is not supported yet; {_OWN_PROGRAM}"
         message = f"{algorithm.title} ({len(keys)} modules, {keys[0]}) {why}"
-        yield Finding("algorithm", message, tuple(keys[:5]))
+        yield Finding("algorithm-unsupported", message, tuple(keys[:5]))
 
 
 # What of a config is shown, in this order, where it says something.
