@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lora_inspect.checking.rules import RULES  # noqa: E402
-from lora_inspect.checking.subject import Rule  # noqa: E402
+from lora_inspect.checking.subject import CheckRule  # noqa: E402
 
 PAGE = ROOT / "docs" / "checking.md"
 HEAD = """# What check looks for
@@ -62,7 +62,7 @@ GROUPS = (
 )
 
 
-def section(rule: Rule) -> str:
+def section(rule: CheckRule) -> str:
     """A problem by its code."""
     mends = " Mended by `--fix`." if rule.fix or rule.rewritten else ""
     return f"### `{rule.code}` ({rule.severity})\n\n{rule.means} {rule.matters}\n\n{rule.way_out}{mends}\n"

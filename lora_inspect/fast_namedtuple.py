@@ -109,9 +109,9 @@ else:
 _Made = TypeVar("_Made", bound=tuple[Any, ...])
 
 
-def made(record: type[_Made], rows: Iterable[tuple[Any, ...]]) -> Iterator[_Made]:
+def make_records(record: type[_Made], rows: Iterable[tuple[Any, ...]]) -> Iterator[_Made]:
     """Make records of rows that hold all values in the order of the fields; fast for many rows."""
     return map(partial(tuple.__new__, record), rows)
 
 
-__all__ = ["NamedTuple", "made"]
+__all__ = ["NamedTuple", "make_records"]

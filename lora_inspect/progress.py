@@ -9,7 +9,7 @@ def silent(amount: int) -> None:
     """Ignore the progress of a computation that nobody watches."""
 
 
-class Share:
+class PartialProgress:
     """Progress of a whole of `size`, reported once although the work passes over it several times.
 
     `work` is the sum of all passes. Set it before the first of them is done, at the latest. `finish` reports the part

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lora_inspect.algorithms import loha
 
-from .files.reading import FactorReader
+from .files.reading import DialectTensors
 from .kernels import hadamard
 from .kernels.adapted_linear import Kernel
 from .kernels.base_weight import CombinedSquares
@@ -16,7 +16,7 @@ from .modules.adapter_module import convolve_pointwise
 from .modules.base_forward import convolve_as
 from .modules.delta_module import DeltaModule
 from .modules.module_merging import FoldableDelta, merging
-from .network.architecture_module import Algorithm, functions_of
+from .network.architecture_module import TrainedAlgorithm, functions_of
 
 
 class LoHaModule(DeltaModule):
@@ -24,7 +24,7 @@ class LoHaModule(DeltaModule):
 
     prefix = "hada_"
     formula = loha
-    reader = FactorReader(loha.ALGORITHM, "lycoris", (*loha.ROLES, "magnitude"))
+    reader = DialectTensors(loha.ALGORITHM, "lycoris", (*loha.ROLES, "magnitude"))
 
     def __init__(self, lora_name: str, org_module: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(lora_name, org_module, *args, **kwargs)
@@ -56,7 +56,7 @@ class LoHaModule(DeltaModule):
         base, dtype = self.org_module, input.dtype
         by_rank = hadamard.kernel(positions, self.matrix_shape, self.lora_dim, self._strength, dtype, False)
         # Another group of inputs would meet the same rows of the first convolution.
-        if base.groups > 1 or not isinstance(by_rank, hadamard.LowRank):
+        if base.groups > 1 or not isinstance(by_rank, hadamard.LowRankKernel):
             delta = hadamard.delta(self._ordered, self._strength)
             return convolve_as(base, input, delta.to(dtype).view(base.weight.shape))
         up, down = loha.low_rank({role: factor.to(dtype) for role, factor in self.factors.items()})
@@ -80,7 +80,7 @@ class LoHaInfModule(FoldableDelta, LoHaModule):
     """LoHaModule for inference and merging."""
 
 
-_functions = functions_of(__name__, None, Algorithm("LoHa", LoHaModule, LoHaInfModule))
+_functions = functions_of(__name__, None, TrainedAlgorithm("LoHa", LoHaModule, LoHaInfModule))
 create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file

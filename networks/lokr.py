@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lora_inspect.algorithms import lokr
 from lora_inspect.algorithms.record import Shapes
 
-from .files.reading import FactorReader, ModuleWeights
+from .files.reading import DialectTensors, ModuleWeights
 from .kernels import kronecker
 from .kernels.adapted_linear import Kernel
 from .kernels.base_weight import CombinedSquares
@@ -22,8 +22,8 @@ from .modules.adapter_module import convolve_pointwise
 from .modules.base_forward import convolve_as
 from .modules.delta_module import DeltaModule
 from .modules.module_merging import FoldableDelta, merging
-from .network.architecture_module import Algorithm, functions_of
-from .network_args import Option
+from .network.architecture_module import TrainedAlgorithm, functions_of
+from .network_args import NetworkOption
 
 _ROLES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")
 
@@ -51,7 +51,7 @@ class LoKrModule(DeltaModule):
     prefix = "lokr_"
     formula = lokr
     rank_is_a_size = False
-    reader = FactorReader(lokr.ALGORITHM, "lycoris", (*_ROLES, "magnitude"), _settle)
+    reader = DialectTensors(lokr.ALGORITHM, "lycoris", (*_ROLES, "magnitude"), _settle)
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ def read_factor(name: str, value: Any) -> int:
 
 
 _functions = functions_of(
-    __name__, None, Algorithm("LoKr", LoKrModule, LoKrInfModule, {"factor": Option(read_factor, -1)})
+    __name__, None, TrainedAlgorithm("LoKr", LoKrModule, LoKrInfModule, {"factor": NetworkOption(read_factor, -1)})
 )
 create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights

@@ -69,7 +69,7 @@ NATIVE, STANDARD = "native", "standard"
 _PISSA_NITER = re.compile(rf"{PISSA}_niter_(\d+)")
 
 
-class Option(NamedTuple):
+class NetworkOption(NamedTuple):
     """How the value of an option is read, `read(name, value)`, and what it is where the option is not given."""
 
     read: Callable[[str, Any], Any]
@@ -258,7 +258,7 @@ def _compile(name: str, pattern: str) -> None:
         raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
 
 
-def _is_absent(value: Any, option: Option) -> bool:
+def _is_absent(value: Any, option: NetworkOption) -> bool:
     """Whether the value stands for an option that is not given; only what may be unset can be spelled none."""
     unset = option.default is None or option.default == ()
     return value is None or (unset and isinstance(value, str) and value.strip().lower() == "none")
@@ -269,7 +269,7 @@ def _refused(name: str, value: Any, expected: str) -> ValueError:
 
 
 def _option(read: Callable[[str, Any], Any], default: Any = None) -> Any:
-    return field(default=default, metadata={"option": Option(read, default)})
+    return field(default=default, metadata={"option": NetworkOption(read, default)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,17 +313,17 @@ class NetworkArguments:
         return replace(self, given=self.given.difference(names), **{name: _OPTIONS[name].default for name in names})
 
 
-_OPTIONS: dict[str, Option] = {
+_OPTIONS: dict[str, NetworkOption] = {
     known.name: known.metadata["option"] for known in fields(NetworkArguments) if "option" in known.metadata
 }
 # What says more about another option.
 _PARTS = {"dora_conv": "use_dora", "tlora_min_rank": "use_tlora", "tlora_alpha": "use_tlora"}
 # sd-scripts passes --network_dropout under this name too, for LyCORIS.
-_OPTIONS["dropout"] = Option(read_probability)
+_OPTIONS["dropout"] = NetworkOption(read_probability)
 
 
 def parse(
-    options: Mapping[str, Any], neuron_dropout: Any = None, extra: Mapping[str, Option] | None = None
+    options: Mapping[str, Any], neuron_dropout: Any = None, extra: Mapping[str, NetworkOption] | None = None
 ) -> NetworkArguments:
     """The record of `options`, whose values are strings as a trainer passes them or Python objects.
 

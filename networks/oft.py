@@ -17,15 +17,15 @@ from lora_inspect.algorithms.record import Shapes
 from lora_inspect.maths import rotation
 from lora_inspect.maths.change import Change
 
-from .files.reading import FactorReader, ModuleWeights, read_limit
+from .files.reading import DialectTensors, ModuleWeights, read_limit
 from .kernels.base_weight import is_plain
 from .kernels.half_precision import is_traced
 from .kernels.rotated_output import fused_turn, rotated_linear, turned
 from .modules.adapter_module import AdapterModule
 from .modules.base_forward import CONVOLUTIONS
 from .modules.module_merging import FoldableModule, merge_into
-from .network.architecture_module import Algorithm, functions_of
-from .network_args import Option, read_bool, read_float
+from .network.architecture_module import TrainedAlgorithm, functions_of
+from .network_args import NetworkOption, read_bool, read_float
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class OFTModule(AdapterModule):
 
     prefix = "oft_"
     rank_is_a_size = False
-    reader = FactorReader(oft.ALGORITHM, "lycoris", ("blocks", "rescale"), _settle, scaled=False)
+    reader = DialectTensors(oft.ALGORITHM, "lycoris", ("blocks", "rescale"), _settle, scaled=False)
 
     def __init__(
         self,
@@ -204,8 +204,8 @@ def read_constraint(name: str, value: Any) -> float:
     return number
 
 
-_OPTIONS = {"constraint": Option(read_constraint, 0.0), "rescaled": Option(read_bool, False)}
-_functions = functions_of(__name__, None, Algorithm("OFT", OFTModule, OFTInfModule, _OPTIONS, has_scale=False))
+_OPTIONS = {"constraint": NetworkOption(read_constraint, 0.0), "rescaled": NetworkOption(read_bool, False)}
+_functions = functions_of(__name__, None, TrainedAlgorithm("OFT", OFTModule, OFTInfModule, _OPTIONS, has_scale=False))
 create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file

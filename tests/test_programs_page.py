@@ -29,7 +29,7 @@ from lora_inspect.programs.record import (  # noqa: E402
     Program,
     Rule,
     Strangers,
-    as_meant,
+    intended_scale,
 )
 from lora_inspect.programs.verdict import (  # noqa: E402
     LOST,
@@ -65,7 +65,9 @@ TOY = Program(
             ),
             strangers=Strangers(WARNS, "not loaded"),
         ),
-        Loader(families=("llm",), rules=(Rule(kinds={"lora": COMPUTES}, scale=as_meant),), strangers=Strangers(WARNS)),
+        Loader(
+            families=("llm",), rules=(Rule(kinds={"lora": COMPUTES}, scale=intended_scale),), strangers=Strangers(WARNS)
+        ),
     ),
     schemes={"": "kohya"},
 )

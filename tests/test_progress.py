@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_inspect.progress import Share
+from lora_inspect.progress import PartialProgress
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from lora_inspect.progress import Share
 )
 def test_the_whole_is_told_once_and_never_more(size, work, amounts, told):
     found = []
-    share = Share(found.append, size)
+    share = PartialProgress(found.append, size)
     share.work = work
     for amount in amounts:
         share.done(amount)

@@ -11,7 +11,7 @@ methods alone.
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.algorithms.lora import contracted, other_than_told
+from lora_inspect.algorithms.lora import contracted, other_than_shape
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
 from lora_inspect.maths.products import product, row_wise
 
@@ -68,7 +68,7 @@ def weight_shape(shapes: Shapes) -> tuple[int, ...]:
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
     """What the factors change instead of a weight of this shape, or None."""
-    return other_than_told(weight_shape(shapes), weight)
+    return other_than_shape(weight_shape(shapes), weight)
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":

@@ -18,7 +18,7 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.algorithms.lora import contracted, other_than_told
+from lora_inspect.algorithms.lora import contracted, other_than_shape
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Tensors
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def delta_size(shapes: Shapes) -> tuple[int, int]:
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
     """What the factors change instead of a weight of this shape, or None."""
-    return other_than_told(weight_shape(shapes), weight)
+    return other_than_shape(weight_shape(shapes), weight)
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":

@@ -9,7 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from lora_inspect.algorithms import lokr
-from lora_inspect.algorithms.lora import other_than_told
+from lora_inspect.algorithms.lora import other_than_shape
 from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundings, Tensors
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...], first: int = 0) -> str | Non
     """What is changed where a weight of this shape has no rows from the first one on, or None."""
     rows, *columns = lokr.weight_shape(shapes)
     if len(weight) > 1 and first + weight[0] <= rows:
-        return other_than_told((weight[0], *columns), weight)
+        return other_than_shape((weight[0], *columns), weight)
     return f"has the rows {first} to {rows} of a product"
 
 

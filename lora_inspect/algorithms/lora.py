@@ -36,7 +36,7 @@ def flattened_other_than(rows: int, columns: int, weight: tuple[int, ...]) -> st
     return f"changes a weight of {rows} rows and {columns} columns"
 
 
-def other_than_told(changed: tuple[int, ...], weight: tuple[int, ...]) -> str | None:
+def other_than_shape(changed: tuple[int, ...], weight: tuple[int, ...]) -> str | None:
     """The same for factors that tell the kernel or, with two dimensions, (out, in·kernel) alone."""
     return flattened_other_than(*changed, weight) if len(changed) == 2 else other_than(changed, weight)
 

@@ -75,7 +75,9 @@ class ConvertKeywords(StateDictKeywords, total=False):
     model_config: StrPath | None
 
 
-def asked_conversion(adapter: PathWithSettings, to: str | None, given: Mapping[str, Any]) -> tuple[str, ConvertOptions]:
+def requested_conversion(
+    adapter: PathWithSettings, to: str | None, given: Mapping[str, Any]
+) -> tuple[str, ConvertOptions]:
     """Return the path of the adapter and the options of the conversion.
 
     Raises ValueError and TypeError for invalid arguments, and for arguments that exclude each other.
@@ -109,7 +111,7 @@ def convert(
     Raises LoraInspectError, and writes nothing, if the conversion is refused. Raises ValueError for arguments that
     exclude each other.
     """
-    name, asked = asked_conversion(adapter, to, options)
+    name, asked = requested_conversion(adapter, to, options)
     plan = plan_conversion(name, path_of(output), asked)
     return logged(convert_planned(plan, force, watched(progress, len(plan.destinations))))
 
@@ -159,7 +161,7 @@ def state_dict(
 
     Raises LoraInspectError if the conversion is refused, and for GGUF, which is no dict of tensors.
     """
-    name, asked = asked_conversion(adapter, names, options)
+    name, asked = requested_conversion(adapter, names, options)
     whole = read_adapter(open_checkpoint(name), asked.settings)
     ending = output_ending(whole, scheme_for(whole, asked))
     if ending == GGUF_ENDING:

@@ -28,8 +28,8 @@ __all__ = [
     "by_name",
     "changes",
     "every",
+    "metadata_names",
     "names",
-    "said_names",
 ]
 
 
@@ -152,7 +152,7 @@ def admitted(counts: Mapping[str, int], least: float) -> list[Architecture]:
     return sorted(map(by_name, found), key=_lineage)
 
 
-def said_names() -> Iterable[tuple[str, tuple[str, ...]]]:
+def metadata_names() -> Iterable[tuple[str, tuple[str, ...]]]:
     """What metadata calls each family, with its name in front, in the order in which candidates are named."""
     known = {name: _marks(name) for name in names()}
 

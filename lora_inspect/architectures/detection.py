@@ -17,7 +17,7 @@ from lora_inspect.caching import Remembered
 from lora_inspect.sentences import listed
 
 from ..fast_namedtuple import NamedTuple
-from . import admitted, changes, every, said_names
+from . import admitted, changes, every, metadata_names
 from .patterns import layout_patterns, pattern_of, separator_of
 from .record import Architecture, Layout, Size
 from .text_encoders import TextEncoder, has
@@ -54,7 +54,7 @@ def named_by(metadata: Mapping[str, str]) -> dict[str, str]:
     for key in METADATA_KEYS:
         value = metadata.get(key, "")
         plain = value.lower().removesuffix("/lora")
-        for family, names in said_names() if plain else ():
+        for family, names in metadata_names() if plain else ():
             if plain in map(str.lower, names):
                 named[family] = value
     return named
@@ -250,7 +250,7 @@ def _candidates(
     if len(left) < len(fits) and not any(holds(fit.layout, used) for fit in left):
         # As wide as that family and deeper than it is: one that is not known here, with the names of them all.
         left, reasons = fits, ["the widths and the block indices contradict each other"]
-    for cause, says in _said(metadata, named, trained):
+    for cause, says in _stated_families(metadata, named, trained):
         left = _narrowed(left, says, cause, reasons)
     return tuple(
         Detection(fit.architecture, fit.layout, _size_name(fit), _sentence(fit, reasons, _denied(fit, metadata)))
@@ -347,7 +347,9 @@ def _is_full(fit: _Fit, used: Mapping[str, set[int]]) -> bool | None:
     return None if has_smaller or not fit.layout.blocks else False
 
 
-def _said(metadata: Mapping[str, str], named: Mapping[str, str], trained: Sequence[str]) -> Iterator[tuple[str, _Says]]:
+def _stated_families(
+    metadata: Mapping[str, str], named: Mapping[str, str], trained: Sequence[str]
+) -> Iterator[tuple[str, _Says]]:
     """What the metadata says of them, strongest first."""
     yield "the metadata rules out", lambda fit: fit.architecture.name in named
     yield "ss_v2 rules out", lambda fit: agrees_with_v2(fit.architecture.name, metadata)

@@ -10,7 +10,7 @@ from lora_inspect.files.safetensors.dtypes import decode_number
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.scaling import to_float32
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import Finding, asked_alpha, network_args
+from lora_inspect.reading.model.evidence import RawProblem, network_args, requested_alpha
 from lora_inspect.sentences import counted, some
 
 _HALVES = ("F16", "BF16")
@@ -24,7 +24,7 @@ class _Rounded(NamedTuple):
     asked: float
 
 
-def alpha_rounded(subject: Subject) -> Iterator[Finding]:
+def alpha_rounded(subject: Subject) -> Iterator[RawProblem]:
     """Find alphas that are the half-precision rounding of the requested one in the metadata."""
     if rounded := _rounded(subject):
         first = rounded[0]
@@ -32,10 +32,10 @@ def alpha_rounded(subject: Subject) -> Iterator[Finding]:
             f"{counted(len(rounded), 'alpha')} stored as {first.stored:g} in {first.info.dtype}, where "
             f"{first.asked:g} was asked for"
         )
-        yield Finding("alpha-rounded", message, tuple(one.info.name for one in rounded[:5]))
+        yield RawProblem("alpha-rounded", message, tuple(one.info.name for one in rounded[:5]))
 
 
-def alpha_half(subject: Subject) -> Iterator[Finding]:
+def alpha_half(subject: Subject) -> Iterator[RawProblem]:
     """Alphas in half precision that use its last bit, so that they are probably rounded ones."""
     known = {one.info.name for one in _rounded(subject)}
     odd = [
@@ -49,21 +49,21 @@ def alpha_half(subject: Subject) -> Iterator[Finding]:
             f"{counted(len(odd), 'alpha')} in {first.dtype} with the look of a rounded number ({first.name} is "
             f"{subject.alphas[first.name]:g})"
         )
-        yield Finding("alpha-half", message, tuple(info.name for info in odd[:5]))
+        yield RawProblem("alpha-half", message, tuple(info.name for info in odd[:5]))
 
 
-def alpha_negative(subject: Subject) -> Iterator[Finding]:
+def alpha_negative(subject: Subject) -> Iterator[RawProblem]:
     """Alphas below zero."""
     if negative := [name for name, alpha in subject.alphas.items() if alpha < 0]:
         message = f"{counted(len(negative), 'alpha')} below 0 ({some(negative, 1)}), so the change is subtracted"
-        yield Finding("alpha-negative", message, tuple(negative[:5]))
+        yield RawProblem("alpha-negative", message, tuple(negative[:5]))
 
 
-def flag_type(subject: Subject) -> Iterator[Finding]:
+def flag_type(subject: Subject) -> Iterator[RawProblem]:
     """Flags that are stored as numbers."""
     if odd := _numeric_flags(subject):
         message = f"yes or no is stored as a number: {some([f'{info.name} ({info.dtype})' for info in odd], 2)}"
-        yield Finding("flag-type", message, tuple(info.name for info in odd[:5]))
+        yield RawProblem("flag-type", message, tuple(info.name for info in odd[:5]))
 
 
 def restore_alphas(subject: Subject, draft: Draft) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _rounded(subject: Subject) -> list[_Rounded]:
         if info is None or info.dtype not in _HALVES or info.name not in subject.alphas:
             continue
         stored = subject.alphas[info.name]
-        asked = _asked(module, contribution, subject.metadata)
+        asked = _requested_alphas(module, contribution, subject.metadata)
         if asked and all(to_float32(one) != stored for one in asked):
             for one in asked:
                 if _rounds_to(one, stored, info.dtype):
@@ -116,12 +116,12 @@ def _rounded(subject: Subject) -> list[_Rounded]:
     return list(found.values())
 
 
-def _asked(module: Module, contribution: Contribution, metadata: Mapping[str, str]) -> set[float]:
+def _requested_alphas(module: Module, contribution: Contribution, metadata: Mapping[str, str]) -> set[float]:
     """What trainers store for the alpha that was asked for: itself, or times sqrt(rank), as LyCORIS folds it in.
 
     For an asked alpha of 0 that is the neutral one of either rule.
     """
-    asked = asked_alpha(metadata)
+    asked = requested_alpha(metadata)
     rank = contribution.known_rank if contribution.formula.rank(contribution.shapes) else None
     if asked is None or rank is None or not contribution.is_linear or "ss_alpha_pattern" in metadata:
         return set()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from lora_inspect.checking import hash_lints
 from lora_inspect.checking.rules import RULES, find_problems
-from lora_inspect.checking.subject import Draft, Rule, Subject, read_again
+from lora_inspect.checking.subject import CheckRule, Draft, Subject, read_again
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
@@ -68,7 +68,7 @@ def open_fixed(path: str, subject: Subject) -> Subject:
     return Subject(open_checkpoint(path), subject.settings, subject.progress)
 
 
-def _fixed(rule: Rule, subject: Subject, draft: Draft) -> list[str]:
+def _fixed(rule: CheckRule, subject: Subject, draft: Draft) -> list[str]:
     """Return the rule's changes of the draft; none if the file would have another meaning."""
     if rule.fix is None:
         return []
@@ -95,14 +95,14 @@ def _hashes_changed(subject: Subject, fixed: Fixing) -> bool:
 def _is_same(before: Adapter, after: Adapter) -> bool:
     """Return True if every change is still there, with its scale up to the rounding of its alpha."""
     old, new = _meaning(before), _meaning(after)
-    return old.keys() == new.keys() and all(_alike(old[key], new[key]) for key in old)
+    return old.keys() == new.keys() and all(_are_equal(old[key], new[key]) for key in old)
 
 
 def _meaning(adapter: Adapter) -> dict[tuple[str, str, str], tuple[int | None, float | None]]:
     return {(one.module.key, one.algorithm.name, str(one.rows)): (one.rank, one.scale) for one in adapter.contributions}
 
 
-def _alike(first: tuple[int | None, float | None], second: tuple[int | None, float | None]) -> bool:
+def _are_equal(first: tuple[int | None, float | None], second: tuple[int | None, float | None]) -> bool:
     (rank, scale), (other_rank, other) = first, second
     if scale is None or other is None:
         return rank == other_rank and scale is other

@@ -17,7 +17,7 @@ from lora_inspect.files.hashes import (
 )
 from lora_inspect.files.safetensors.writer import Content, in_file_order, renamed
 from lora_inspect.progress import Progress, silent
-from lora_inspect.reading.model.evidence import Finding
+from lora_inspect.reading.model.evidence import RawProblem
 from lora_inspect.sentences import shortened
 
 STALE, EMPTY = "hash-stale", "hash-empty"
@@ -26,7 +26,7 @@ _OF_NOTHING = hashlib.sha256(b"").hexdigest()
 _LYCORIS = "0x"
 
 
-def stated_hashes(subject: Subject) -> Iterator[Finding]:
+def stated_hashes(subject: Subject) -> Iterator[RawProblem]:
     """Hashes of other tensors, of none, and what is no hash at all."""
     if not _has_one_header(subject):
         return
@@ -40,9 +40,9 @@ def stated_hashes(subject: Subject) -> Iterator[Finding]:
         stated = subject.metadata[key].strip().lower()
         plain = stated.removeprefix("0x")
         if not plain or (plain == _OF_NOTHING and has_bytes):
-            yield Finding(EMPTY, f"{key} is {'empty' if not plain else 'the hash of no bytes at all'}", (key,))
+            yield RawProblem(EMPTY, f"{key} is {'empty' if not plain else 'the hash of no bytes at all'}", (key,))
         elif not re.fullmatch(f"[0-9a-f]{{{digits}}}", plain):
-            yield Finding(STALE, f"{key} is '{shortened(stated)}', which is no hash", (key,))
+            yield RawProblem(STALE, f"{key} is '{shortened(stated)}', which is no hash", (key,))
         elif key == LEGACY_HASH:
             # It hangs on the length of the header too, so where the tensors are proved it says nothing of them.
             infos = tensors.values()
@@ -59,8 +59,8 @@ def stated_hashes(subject: Subject) -> Iterator[Finding]:
             yield _stale(key, stated)
 
 
-def _stale(key: str, stated: str) -> Finding:
-    return Finding(STALE, f"{key} is {stated}, which is not the hash of the tensors that the file has", (key,))
+def _stale(key: str, stated: str) -> RawProblem:
+    return RawProblem(STALE, f"{key} is {stated}, which is not the hash of the tensors that the file has", (key,))
 
 
 def _has_one_header(subject: Subject) -> bool:

@@ -4,14 +4,14 @@ To add one is to add its rule here or to the lints of the tensors, and a file th
 """
 
 from lora_inspect.checking import alpha_lints, hash_lints, metadata_lints, module_lints
-from lora_inspect.checking.subject import Rule
+from lora_inspect.checking.subject import CheckRule
 from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING
 
 _REWRITE = "Write the file anew, as --fix does; no tensor changes."
 _LOOKED_UP = "Programs and sites that look a file up by its hash find another one or none."
 
 LINTS = (
-    Rule(
+    CheckRule(
         "not-an-adapter",
         NOTE,
         "The file is a model or something else.",
@@ -19,7 +19,7 @@ LINTS = (
         "Nothing, where it is meant to be there.",
         (module_lints.no_adapter,),
     ),
-    Rule(
+    CheckRule(
         "dora-scale-flat",
         ERROR,
         "A dora_scale has one dimension, where [n, 1] means outputs and [1, n] inputs.",
@@ -28,7 +28,7 @@ LINTS = (
         (module_lints.flat_magnitudes,),
         fix=module_lints.shape_magnitudes,
     ),
-    Rule(
+    CheckRule(
         "dora-axis-unknown",
         ERROR,
         "A dora_scale has one dimension, and every layer is square, so its axis is unknown.",
@@ -36,7 +36,7 @@ LINTS = (
         "Find out the trainer's option (LyCORIS: wd_on_output) and store it as [n, 1] or [1, n].",
         (module_lints.flat_magnitudes,),
     ),
-    Rule(
+    CheckRule(
         "split-keys",
         WARNING,
         "A fused layer is saved in slices, as lora_down.0.weight and so on.",
@@ -44,7 +44,7 @@ LINTS = (
         "Convert it: lora-inspect convert writes one pair of factors.",
         (module_lints.split_keys,),
     ),
-    Rule(
+    CheckRule(
         "split-alpha",
         WARNING,
         "sd-scripts trained a fused layer in parts (split_qkv) and saved it as one, with the alpha of a part.",
@@ -52,7 +52,7 @@ LINTS = (
         "Convert it: lora-inspect convert --to-standard writes the alpha of the whole.",
         (module_lints.split_alpha,),
     ),
-    Rule(
+    CheckRule(
         "alpha-rounded",
         WARNING,
         "An alpha is stored in half precision, and what the metadata say was asked is another number.",
@@ -61,7 +61,7 @@ LINTS = (
         (alpha_lints.alpha_rounded,),
         fix=alpha_lints.restore_alphas,
     ),
-    Rule(
+    CheckRule(
         "alpha-half",
         NOTE,
         "An alpha is stored in half precision and needs its last bit, as rounded numbers do.",
@@ -69,7 +69,7 @@ LINTS = (
         "Write the alpha that was asked for, in F32.",
         (alpha_lints.alpha_half,),
     ),
-    Rule(
+    CheckRule(
         "alpha-negative",
         WARNING,
         "An alpha is negative.",
@@ -77,7 +77,7 @@ LINTS = (
         "Change the sign of the factor up instead, and keep alpha positive.",
         (alpha_lints.alpha_negative,),
     ),
-    Rule(
+    CheckRule(
         "flag-type",
         NOTE,
         "A flag is stored as a number: a trainer saved the whole file in its type.",
@@ -86,7 +86,7 @@ LINTS = (
         (alpha_lints.flag_type,),
         fix=alpha_lints.restore_flags,
     ),
-    Rule(
+    CheckRule(
         "rank-large",
         NOTE,
         "A rank is above the smaller side of its layer.",
@@ -94,7 +94,7 @@ LINTS = (
         "Train with a lower rank there.",
         (module_lints.rank_large,),
     ),
-    Rule(
+    CheckRule(
         "mixed-dtypes",
         NOTE,
         "The factors are in several types.",
@@ -102,7 +102,7 @@ LINTS = (
         "Save the file in one type where that is not meant.",
         (module_lints.mixed_dtypes,),
     ),
-    Rule(
+    CheckRule(
         "hash-stale",
         WARNING,
         "A hash in the metadata is not that of the tensors, so they were changed after it was taken.",
@@ -111,7 +111,7 @@ LINTS = (
         (hash_lints.stated_hashes,),
         fix=hash_lints.recompute,
     ),
-    Rule(
+    CheckRule(
         "hash-empty",
         WARNING,
         "A hash in the metadata is empty, or that of no bytes.",
@@ -120,7 +120,7 @@ LINTS = (
         (hash_lints.stated_hashes,),
         fix=hash_lints.recompute,
     ),
-    Rule(
+    CheckRule(
         "dim-contradicts",
         WARNING,
         "ss_network_dim is a rank that no module has.",
@@ -129,7 +129,7 @@ LINTS = (
         (metadata_lints.dim_contradicts,),
         fix=metadata_lints.correct_dim,
     ),
-    Rule(
+    CheckRule(
         "alpha-contradicts",
         WARNING,
         "ss_network_alpha is an alpha that no module has, in whatever way trainers store it.",
@@ -138,7 +138,7 @@ LINTS = (
         (metadata_lints.alpha_contradicts,),
         fix=metadata_lints.correct_alpha,
     ),
-    Rule(
+    CheckRule(
         "architecture-contradicts",
         WARNING,
         "The metadata name another model than the one that the modules are of.",
@@ -146,7 +146,7 @@ LINTS = (
         "Correct the entry.",
         (metadata_lints.architecture_contradicts,),
     ),
-    Rule(
+    CheckRule(
         "metadata-number",
         WARNING,
         "ss_network_dim or ss_network_alpha is a number that none can be.",
@@ -155,7 +155,7 @@ LINTS = (
         (metadata_lints.metadata_number,),
         fix=metadata_lints.correct_numbers,
     ),
-    Rule(
+    CheckRule(
         "metadata-json",
         WARNING,
         "An entry that is JSON by its meaning is none.",
@@ -163,7 +163,7 @@ LINTS = (
         "Write it anew from the training's own record, or leave it out.",
         (metadata_lints.metadata_json,),
     ),
-    Rule(
+    CheckRule(
         "metadata-empty",
         NOTE,
         "Entries of the metadata have no value.",
@@ -172,7 +172,7 @@ LINTS = (
         (metadata_lints.metadata_empty,),
         fix=metadata_lints.drop_empty,
     ),
-    Rule(
+    CheckRule(
         "metadata-large",
         NOTE,
         "The metadata have more than a million characters.",
@@ -180,7 +180,7 @@ LINTS = (
         "Leave out what nobody reads, such as the words of all captions.",
         (metadata_lints.metadata_large,),
     ),
-    Rule(
+    CheckRule(
         "header-start",
         WARNING,
         "The header does not begin with a brace and a quotation mark.",
@@ -189,7 +189,7 @@ LINTS = (
         (module_lints.header_start,),
         rewritten=True,
     ),
-    Rule(
+    CheckRule(
         "metadata-late",
         NOTE,
         "The metadata stand behind tensors in the header.",
@@ -198,7 +198,7 @@ LINTS = (
         (module_lints.metadata_late,),
         rewritten=True,
     ),
-    Rule(
+    CheckRule(
         "header-padding",
         NOTE,
         "The header ends in more blanks than any writer leaves, or in others than spaces.",
@@ -207,7 +207,7 @@ LINTS = (
         (module_lints.header_padding,),
         rewritten=True,
     ),
-    Rule(
+    CheckRule(
         "unaligned",
         NOTE,
         "Tensors begin at no multiple of the size of their elements.",
@@ -216,7 +216,7 @@ LINTS = (
         (module_lints.unaligned,),
         rewritten=True,
     ),
-    Rule(
+    CheckRule(
         "tensor-empty",
         NOTE,
         "Tensors have no element.",
@@ -224,7 +224,7 @@ LINTS = (
         "Leave them out.",
         (module_lints.tensor_empty,),
     ),
-    Rule(
+    CheckRule(
         "odd-name",
         WARNING,
         "A name is empty, begins or ends with a blank, or has characters that are not seen.",

@@ -10,7 +10,7 @@ from lora_inspect.files.hashes import HASH_KEYS
 from lora_inspect.files.strict_json import parse_json
 from lora_inspect.reading.identify import described
 from lora_inspect.reading.metadata.output_metadata import one_or_several
-from lora_inspect.reading.model.evidence import Finding, close, network_args
+from lora_inspect.reading.model.evidence import RawProblem, close, network_args
 from lora_inspect.sentences import counted, listed, shortened, some
 
 DIM, ALPHA = "ss_network_dim", "ss_network_alpha"
@@ -26,14 +26,14 @@ _OTHER_MEANINGS = ("rank_dropout", "rank_dropout_scale", "network_dim")
 _LARGE = 1_000_000
 
 
-def metadata_number(subject: Subject) -> Iterator[Finding]:
+def metadata_number(subject: Subject) -> Iterator[RawProblem]:
     """A rank or an alpha that cannot be one."""
     for key in _absurd(subject):
         value = shortened(subject.metadata[key])
-        yield Finding("metadata-number", f"{key} is '{value}', which no network can have", (key,))
+        yield RawProblem("metadata-number", f"{key} is '{value}', which no network can have", (key,))
 
 
-def metadata_json(subject: Subject) -> Iterator[Finding]:
+def metadata_json(subject: Subject) -> Iterator[RawProblem]:
     """Text in the place of JSON."""
     for key in _JSON:
         value = subject.metadata.get(key, "").strip()
@@ -42,29 +42,29 @@ def metadata_json(subject: Subject) -> Iterator[Finding]:
         try:
             parse_json(value)
         except ValueError:
-            yield Finding("metadata-json", f"{key} is no JSON, so programs that read it find nothing", (key,))
+            yield RawProblem("metadata-json", f"{key} is no JSON, so programs that read it find nothing", (key,))
 
 
-def metadata_empty(subject: Subject) -> Iterator[Finding]:
+def metadata_empty(subject: Subject) -> Iterator[RawProblem]:
     """Entries without a value; an empty hash has a code of its own."""
     if empty := _empty(subject):
-        yield Finding(
+        yield RawProblem(
             "metadata-empty",
             f"{counted(len(empty), 'key')} of the metadata without a value ({some(empty, 2)})",
             tuple(empty[:5]),
         )
 
 
-def metadata_large(subject: Subject) -> Iterator[Finding]:
+def metadata_large(subject: Subject) -> Iterator[RawProblem]:
     """Metadata that every program reads whole before it knows what the file is."""
     sizes = {key: len(key) + len(value) for key, value in subject.metadata.items()}
     if (total := sum(sizes.values())) > _LARGE:
         most = max(sizes, key=lambda key: sizes[key])
         message = f"the metadata have {total:,} characters, {sizes[most]:,} of them in {shortened(most)}"
-        yield Finding("metadata-large", message, (most,))
+        yield RawProblem("metadata-large", message, (most,))
 
 
-def architecture_contradicts(subject: Subject) -> Iterator[Finding]:
+def architecture_contradicts(subject: Subject) -> Iterator[RawProblem]:
     """A family in the metadata that the names and widths of the modules are not of."""
     named = named_by(subject.metadata)
     families = {name for one in subject.families for name in _lineage(one.architecture.name)}
@@ -73,10 +73,10 @@ def architecture_contradicts(subject: Subject) -> Iterator[Finding]:
     keys = tuple(key for key in METADATA_KEYS if subject.metadata.get(key) in named.values())
     values = listed([f"{key} is '{shortened(subject.metadata[key])}'" for key in keys])
     message = f"{values}, but its modules are those of {described(subject.families)}"
-    yield Finding("architecture-contradicts", message, keys)
+    yield RawProblem("architecture-contradicts", message, keys)
 
 
-def dim_contradicts(subject: Subject) -> Iterator[Finding]:
+def dim_contradicts(subject: Subject) -> Iterator[RawProblem]:
     """A rank in the metadata that no module has."""
     stated = _whole(subject.metadata.get(DIM, ""))
     ranks = [contribution.rank for _, contribution in subject.ranked if contribution.rank]
@@ -91,10 +91,10 @@ def dim_contradicts(subject: Subject) -> Iterator[Finding]:
     in_parts = "split_qkv" in subject.metadata.get("ss_network_args", "")
     if not free or any(rank == stated or (in_parts and rank % stated == 0) for rank in ranks):
         return
-    yield Finding("dim-contradicts", f"{DIM} is {stated}, but the modules have rank {_or(ranks)}", (DIM,))
+    yield RawProblem("dim-contradicts", f"{DIM} is {stated}, but the modules have rank {_or(ranks)}", (DIM,))
 
 
-def alpha_contradicts(subject: Subject) -> Iterator[Finding]:
+def alpha_contradicts(subject: Subject) -> Iterator[RawProblem]:
     """An alpha in the metadata that no module has, in whatever way trainers store it."""
     stated = _number(subject.metadata.get(ALPHA, ""))
     stored = [
@@ -108,7 +108,7 @@ def alpha_contradicts(subject: Subject) -> Iterator[Finding]:
     if any(_may_store(stated, alpha, rank, dim) for alpha, rank in stored):
         return
     alphas = _or([alpha for alpha, _ in stored])
-    yield Finding("alpha-contradicts", f"{ALPHA} is {stated:g}, but the modules have alpha {alphas}", (ALPHA,))
+    yield RawProblem("alpha-contradicts", f"{ALPHA} is {stated:g}, but the modules have alpha {alphas}", (ALPHA,))
 
 
 def correct_dim(subject: Subject, draft: Draft) -> Iterator[str]:

@@ -12,20 +12,20 @@ from lora_inspect.files.safetensors.dtypes import BITS, FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import INPUT, OUTPUT
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.reading.model.evidence import Finding
+from lora_inspect.reading.model.evidence import RawProblem
 from lora_inspect.sentences import counted, listed, printable, some
 
 _MAGNITUDE = ".dora_scale"
 
 
-def no_adapter(subject: Subject) -> Iterator[Finding]:
+def no_adapter(subject: Subject) -> Iterator[RawProblem]:
     """Files of which only the header and the hashes can be looked at."""
     if not subject.is_adapter and subject.checkpoint.files:
         what = "a base" if subject.kind == "base" else "neither an adapter nor a base"
-        yield Finding("not-an-adapter", f"it is {what}, so only its header, its metadata and its hashes are checked")
+        yield RawProblem("not-an-adapter", f"it is {what}, so only its header, its metadata and its hashes are checked")
 
 
-def flat_magnitudes(subject: Subject) -> Iterator[Finding]:
+def flat_magnitudes(subject: Subject) -> Iterator[RawProblem]:
     """A `dora_scale` without the dimension that tells its axis."""
     found = _flat(subject)
     for code, known in (("dora-scale-flat", True), ("dora-axis-unknown", False)):
@@ -39,7 +39,7 @@ def flat_magnitudes(subject: Subject) -> Iterator[Finding]:
             if axis
             else ("the layer is square, so nothing says whether they are over outputs or inputs")
         )
-        yield Finding(code, f"{shape}: {says}", tuple(info.name for info, _ in own[:5]))
+        yield RawProblem(code, f"{shape}: {says}", tuple(info.name for info, _ in own[:5]))
 
 
 def shape_magnitudes(subject: Subject, draft: Draft) -> Iterator[str]:
@@ -52,7 +52,7 @@ def shape_magnitudes(subject: Subject, draft: Draft) -> Iterator[str]:
         yield f"gave {counted(len(known), 'magnitude')} a second dimension ([{_spelled(first, axis)}])"
 
 
-def split_keys(subject: Subject) -> Iterator[Finding]:
+def split_keys(subject: Subject) -> Iterator[RawProblem]:
     """Layers whose slices have a pair of factors each."""
     modules = subject.adapter.modules.values()
     keys = [m.name.key for m in modules if any(c.rows for c in m.contributions)]
@@ -60,10 +60,10 @@ def split_keys(subject: Subject) -> Iterator[Finding]:
         message = (
             f"{counted(len(keys), 'fused layer')} saved in slices ({some(keys, 1)}), as lora_down.0.weight and so on"
         )
-        yield Finding("split-keys", message, tuple(keys[:5]))
+        yield RawProblem("split-keys", message, tuple(keys[:5]))
 
 
-def split_alpha(subject: Subject) -> Iterator[Finding]:
+def split_alpha(subject: Subject) -> Iterator[RawProblem]:
     """Layers that were trained in parts and saved as one, of which alpha/rank is a part of the scale."""
     counts: dict[int, list[str]] = {}
     for module, contribution in subject.ranked:
@@ -75,20 +75,20 @@ def split_alpha(subject: Subject) -> Iterator[Finding]:
             f"{counted(len(keys), 'module')} trained in {parts} parts and saved as one ({some(keys, 1)}): "
             f"programs that divide alpha by the rank apply 1/{parts} of what was trained"
         )
-        yield Finding("split-alpha", message, tuple(keys[:5]))
+        yield RawProblem("split-alpha", message, tuple(keys[:5]))
 
 
-def rank_large(subject: Subject) -> Iterator[Finding]:
+def rank_large(subject: Subject) -> Iterator[RawProblem]:
     """Modules whose rank is above that of any matrix of their size."""
     large = [(module.name.key, c) for module, c in subject.ranked if c.rank and (side := _side(c)) and c.rank > side]
     if large:
         key, first = large[0]
         sides = f"{key}: rank {first.rank}, side {_side(first)}"
         message = f"{counted(len(large), 'module')} with a rank above the smaller side of the layer ({sides})"
-        yield Finding("rank-large", message, tuple(name for name, _ in large[:5]))
+        yield RawProblem("rank-large", message, tuple(name for name, _ in large[:5]))
 
 
-def mixed_dtypes(subject: Subject) -> Iterator[Finding]:
+def mixed_dtypes(subject: Subject) -> Iterator[RawProblem]:
     """Factors in several types."""
     counts = Counter(
         info.dtype
@@ -99,7 +99,7 @@ def mixed_dtypes(subject: Subject) -> Iterator[Finding]:
     )
     if len(counts) > 1:
         told = listed([f"{dtype} ({count})" for dtype, count in counts.most_common()])
-        yield Finding("mixed-dtypes", f"the factors are in {len(counts)} types: {told}")
+        yield RawProblem("mixed-dtypes", f"the factors are in {len(counts)} types: {told}")
 
 
 def _side(contribution: Contribution) -> int | None:
@@ -150,32 +150,32 @@ def _spelled(info: TensorInfo, axis: str) -> str:
 _ROOM = 1 << 16
 
 
-def header_start(subject: Subject) -> Iterator[Finding]:
+def header_start(subject: Subject) -> Iterator[RawProblem]:
     """Headers that do not begin as A1111 and Forge want it."""
     for header in subject.headers:
         if header.start not in (b'{"', b"{}"):
             shown = printable(header.start.decode("ascii", "replace"))
             message = f'the header begins with "{shown}" where readers of the metadata look for {{"'
-            yield Finding("header-start", message)
+            yield RawProblem("header-start", message)
 
 
-def metadata_late(subject: Subject) -> Iterator[Finding]:
+def metadata_late(subject: Subject) -> Iterator[RawProblem]:
     """Metadata that stand behind tensors in the header."""
     for header in subject.headers:
         if not header.metadata_first and subject.checkpoint.file_metadata[header.file]:
-            yield Finding("metadata-late", "the metadata do not come first in the header")
+            yield RawProblem("metadata-late", "the metadata do not come first in the header")
 
 
-def header_padding(subject: Subject) -> Iterator[Finding]:
+def header_padding(subject: Subject) -> Iterator[RawProblem]:
     """Blanks behind the header that no writer leaves."""
     for header in subject.headers:
         if header.blanks > _ROOM:
-            yield Finding("header-padding", f"the header ends in {header.blanks:,} blanks")
+            yield RawProblem("header-padding", f"the header ends in {header.blanks:,} blanks")
         elif not header.spaces:
-            yield Finding("header-padding", "the header is padded with other blanks than spaces")
+            yield RawProblem("header-padding", "the header is padded with other blanks than spaces")
 
 
-def unaligned(subject: Subject) -> Iterator[Finding]:
+def unaligned(subject: Subject) -> Iterator[RawProblem]:
     """Tensors that begin at no multiple of their elements' size."""
     if not subject.headers:
         return
@@ -186,22 +186,22 @@ def unaligned(subject: Subject) -> Iterator[Finding]:
     ]
     if odd:
         message = f"{counted(len(odd), 'tensor')} not at a multiple of the size of the elements ({some(odd, 1)})"
-        yield Finding("unaligned", message, tuple(odd[:5]))
+        yield RawProblem("unaligned", message, tuple(odd[:5]))
 
 
-def tensor_empty(subject: Subject) -> Iterator[Finding]:
+def tensor_empty(subject: Subject) -> Iterator[RawProblem]:
     """Tensors without an element."""
     if empty := [info.name for info in subject.checkpoint.tensors.values() if not info.numel]:
-        yield Finding(
+        yield RawProblem(
             "tensor-empty", f"{counted(len(empty), 'tensor')} without an element ({some(empty, 1)})", tuple(empty[:5])
         )
 
 
-def odd_names(subject: Subject) -> Iterator[Finding]:
+def odd_names(subject: Subject) -> Iterator[RawProblem]:
     """Names of tensors and of metadata that are empty, show as something else or begin or end with a blank."""
     for what, names in (("tensor", subject.checkpoint.tensors), ("key", subject.metadata)):
         if odd := [name for name in names if not name or name != name.strip() or printable(name) != name]:
             shown = some([f"'{name}'" for name in odd], 1)
             where = "" if what == "tensor" else " of the metadata"
             message = f"{counted(len(odd), what)}{where} with a blank at an end or unseen characters ({shown})"
-            yield Finding("odd-name", message, tuple(odd[:5]))
+            yield RawProblem("odd-name", message, tuple(odd[:5]))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from lora_inspect.checking import tensor_lints
 from lora_inspect.checking.lints import LINTS
-from lora_inspect.checking.subject import Rule, Subject
+from lora_inspect.checking.subject import CheckRule, Subject
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING, Problem
 from lora_inspect.reading.problems import PROBLEMS
@@ -162,13 +162,13 @@ _WORDS = {
     ),
 }
 
-READING_RULES = tuple(Rule(entry.code, entry.severity, *_WORDS[entry.code]) for entry in PROBLEMS)
+READING_RULES = tuple(CheckRule(entry.code, entry.severity, *_WORDS[entry.code]) for entry in PROBLEMS)
 
 
 UNREADABLE = "unreadable"
 
 _TENSOR_LINTS = (
-    Rule(
+    CheckRule(
         "not-finite",
         ERROR,
         "A tensor holds NaN or infinities.",
@@ -176,7 +176,7 @@ _TENSOR_LINTS = (
         "Take an earlier checkpoint of the training; the numbers are lost.",
         (tensor_lints.not_finite,),
     ),
-    Rule(
+    CheckRule(
         "untrained",
         WARNING,
         "A factor of every module is zero throughout.",
@@ -184,7 +184,7 @@ _TENSOR_LINTS = (
         "Take a later checkpoint.",
         (tensor_lints.untrained,),
     ),
-    Rule(
+    CheckRule(
         "module-dead",
         WARNING,
         "Every factor of a module is zero.",
@@ -192,7 +192,7 @@ _TENSOR_LINTS = (
         "Fetch the file again, or leave the module out.",
         (tensor_lints.untrained,),
     ),
-    Rule(
+    CheckRule(
         "module-untrained",
         NOTE,
         "A factor of a module is zero throughout, as before its first step.",
@@ -200,7 +200,7 @@ _TENSOR_LINTS = (
         "Leave the module out, where the size matters.",
         (tensor_lints.untrained,),
     ),
-    Rule(
+    CheckRule(
         "half-overflow",
         WARNING,
         "A tensor holds numbers beyond 65504.",
@@ -208,7 +208,7 @@ _TENSOR_LINTS = (
         "Train with a lower learning rate; use the file in BF16 or F32.",
         (tensor_lints.half_overflow,),
     ),
-    Rule(
+    CheckRule(
         "half-subnormal",
         NOTE,
         "More than half of the numbers of a tensor in F16 are below 2^-14.",
@@ -216,7 +216,7 @@ _TENSOR_LINTS = (
         "Save it in BF16 or F32.",
         (tensor_lints.half_subnormal,),
     ),
-    Rule(
+    CheckRule(
         "magnitude-sign",
         WARNING,
         "A magnitude of DoRA is zero or negative.",
@@ -224,7 +224,7 @@ _TENSOR_LINTS = (
         "Take an earlier checkpoint.",
         (tensor_lints.magnitude_sign,),
     ),
-    Rule(
+    CheckRule(
         "change-large",
         WARNING,
         "A module changes the entries of its weight by more than 1, where those are a few hundredths.",
@@ -235,7 +235,7 @@ _TENSOR_LINTS = (
 )
 
 RULES = (
-    Rule(
+    CheckRule(
         UNREADABLE,
         ERROR,
         "The file is none that can be read: cut, damaged, of another format, or a pointer to it.",
@@ -249,7 +249,7 @@ RULES = (
 BY_CODE = {rule.code: rule for rule in RULES}
 
 
-def find_problems(subject: Subject, tensors: bool, rules: Iterable[Rule] = RULES) -> Iterator[Problem]:
+def find_problems(subject: Subject, tensors: bool, rules: Iterable[CheckRule] = RULES) -> Iterator[Problem]:
     """All that the rules find, in their order, what the reading found among it; raises KeyError for other codes."""
     looked_at = [rule for rule in rules if tensors or not rule.of_tensors]
     found: dict[str, list[Problem]] = {rule.code: [] for rule in looked_at}

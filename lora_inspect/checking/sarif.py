@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lora_inspect.checking.rules import RULES
-from lora_inspect.checking.subject import Rule
+from lora_inspect.checking.subject import CheckRule
 from lora_inspect.reading.model.evidence import Problem
 from lora_inspect.stores.address import is_remote
 from lora_inspect.version import __version__
@@ -52,7 +52,7 @@ def _quoted(path: str) -> str:
     return quote(os.fsencode(path.replace(os.sep, "/")))
 
 
-def _described(rule: Rule) -> dict[str, Any]:
+def _described(rule: CheckRule) -> dict[str, Any]:
     return {
         "id": rule.code,
         "shortDescription": {"text": rule.means},

@@ -22,7 +22,7 @@ from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import Finding
+from lora_inspect.reading.model.evidence import RawProblem
 from lora_inspect.reading.model.settings import Settings
 
 if TYPE_CHECKING:
@@ -156,12 +156,12 @@ def read_again(subject: Subject, metadata: Mapping[str, str]) -> Adapter:
     return kind_of(read_adapter(other, subject.settings))[1]
 
 
-Look = Callable[[Subject], Iterable[Finding]]
+Look = Callable[[Subject], Iterable[RawProblem]]
 # Changes the draft of the output, and says what it changed, a sentence each; nothing where nothing can be proved.
 Fix = Callable[[Subject, Draft], Iterable[str]]
 
 
-class Rule(NamedTuple):
+class CheckRule(NamedTuple):
     """A kind of problem.
 
     `means`, `matters` and `way_out` are sentences for people: the problem, its importance and the way out. `looks` find

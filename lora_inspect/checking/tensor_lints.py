@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lora_inspect.checking.subject import Subject
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.reading.model.evidence import Finding
+from lora_inspect.reading.model.evidence import RawProblem
 from lora_inspect.sentences import counted, some
 
 # The roles of which one that is zero leaves no change, in the algorithms where that is so.
@@ -21,16 +21,16 @@ _WILD = 1.0
 _MOSTLY = 0.5
 
 
-def not_finite(subject: Subject) -> Iterator[Finding]:
+def not_finite(subject: Subject) -> Iterator[RawProblem]:
     """NaN and infinities."""
     if bad := [name for name, one in subject.measured.items() if one.infinite]:
         first = subject.measured[bad[0]]
         where = f"{some(bad, 1)}: {first.infinite:,} of {first.numbers:,}"
         message = f"NaN or infinities in {counted(len(bad), 'tensor')} ({where})"
-        yield Finding("not-finite", message, tuple(bad))
+        yield RawProblem("not-finite", message, tuple(bad))
 
 
-def untrained(subject: Subject) -> Iterator[Finding]:
+def untrained(subject: Subject) -> Iterator[RawProblem]:
     """Modules that change nothing: all of them, some, or some whose every factor is zero."""
     known = [(c.module.key, c) for c in subject.adapter.contributions if c.algorithm.name in _VANISHING]
     still = [(key, c) for key, c in known if not c.magnitude and _vanishes(subject, c)]
@@ -40,27 +40,27 @@ def untrained(subject: Subject) -> Iterator[Finding]:
         message = (
             f"each of its {counted(len(still), 'module')} has a factor of zeros alone, so the file changes nothing"
         )
-        yield Finding("untrained", message, tuple(key for key, _ in still[:5]))
+        yield RawProblem("untrained", message, tuple(key for key, _ in still[:5]))
         return
     if dead:
         message = f"{counted(len(dead), 'module')} with zeros alone in every factor ({some(dead, 1)})"
-        yield Finding("module-dead", message, tuple(dead[:5]))
+        yield RawProblem("module-dead", message, tuple(dead[:5]))
     if idle:
         message = f"{counted(len(idle), 'module')} without a change, as a factor is zeros alone ({some(idle, 1)})"
-        yield Finding("module-untrained", message, tuple(idle[:5]))
+        yield RawProblem("module-untrained", message, tuple(idle[:5]))
 
 
-def half_overflow(subject: Subject) -> Iterator[Finding]:
+def half_overflow(subject: Subject) -> Iterator[RawProblem]:
     """Numbers that F16 cannot hold."""
     large = [name for name, one in subject.measured.items() if one.large and subject.checkpoint.tensors[name].numel > 1]
     if large:
         message = (
             f"numbers beyond 65504, which are infinite in F16, in {counted(len(large), 'tensor')} ({some(large, 1)})"
         )
-        yield Finding("half-overflow", message, tuple(large[:5]))
+        yield RawProblem("half-overflow", message, tuple(large[:5]))
 
 
-def half_subnormal(subject: Subject) -> Iterator[Finding]:
+def half_subnormal(subject: Subject) -> Iterator[RawProblem]:
     """Factors in F16 whose numbers are mostly below what it holds with all its bits."""
     small = [
         name
@@ -71,10 +71,10 @@ def half_subnormal(subject: Subject) -> Iterator[Finding]:
         message = (
             f"numbers mostly below 2^-14, where F16 loses bits, in {counted(len(small), 'tensor')} ({some(small, 1)})"
         )
-        yield Finding("half-subnormal", message, tuple(small[:5]))
+        yield RawProblem("half-subnormal", message, tuple(small[:5]))
 
 
-def magnitude_sign(subject: Subject) -> Iterator[Finding]:
+def magnitude_sign(subject: Subject) -> Iterator[RawProblem]:
     """Magnitudes that are no lengths."""
     magnitudes = [c.magnitude.info.name for c in subject.adapter.contributions if c.magnitude]
     odd = [name for name in magnitudes if subject.measured[name].zeros or subject.measured[name].negative]
@@ -82,17 +82,17 @@ def magnitude_sign(subject: Subject) -> Iterator[Finding]:
         first = subject.measured[odd[0]]
         where = f"{some(odd, 1)}: {first.zeros} of 0, {first.negative} negative"
         message = f"{counted(len(odd), 'magnitude')} with numbers that are no lengths ({where})"
-        yield Finding("magnitude-sign", message, tuple(odd[:5]))
+        yield RawProblem("magnitude-sign", message, tuple(odd[:5]))
 
 
-def change_large(subject: Subject) -> Iterator[Finding]:
+def change_large(subject: Subject) -> Iterator[RawProblem]:
     """Changes that no weight survives."""
     sizes = {c.module.key: size for c in subject.adapter.contributions if (size := _size(subject, c)) > _WILD}
     if sizes:
         most = max(sizes, key=lambda key: sizes[key])
         about = f"{sizes[most]:.3g} or so in every entry of the weight"
         message = f"{counted(len(sizes), 'module')} with a change of {about} ({most})"
-        yield Finding("change-large", message, tuple(sizes)[:5])
+        yield RawProblem("change-large", message, tuple(sizes)[:5])
 
 
 def _factors(contribution: Contribution) -> list[TensorInfo]:

@@ -19,8 +19,8 @@ from lora_inspect.cli.terminal import (
     PLAIN,
     RIGHT,
     WRONG,
-    Failure,
-    Piece,
+    CommandFailure,
+    StyledText,
     failure,
     show_defect,
     spelled,
@@ -87,17 +87,17 @@ def _sentence(problem: Problem) -> str:
     return f"{problem.severity} {problem.code}: {problem.message}."
 
 
-def _laid_out(path: str, problems: Sequence[Problem]) -> Iterable[list[Piece]]:
+def _laid_out(path: str, problems: Sequence[Problem]) -> Iterable[list[StyledText]]:
     name = spelled(shortened(path))
     if not problems:
-        yield [Piece(f"{name}: "), Piece(_CLEAN, RIGHT)]
+        yield [StyledText(f"{name}: "), StyledText(_CLEAN, RIGHT)]
         return
-    yield [Piece(name, BOLD)]
+    yield [StyledText(name, BOLD)]
     for one in problems:
         first, *others = wrapped(spelled(shortened(_sentence(one), SENTENCE)), terminal.columns() - 4)
         severity, blank, rest = first.partition(" ")
-        yield [Piece("  "), Piece(severity, _LOOKS[one.severity]), Piece(blank + rest)]
-        yield from ([Piece(f"    {line}", PLAIN)] for line in others)
+        yield [StyledText("  "), StyledText(severity, _LOOKS[one.severity]), StyledText(blank + rest)]
+        yield from ([StyledText(f"    {line}", PLAIN)] for line in others)
 
 
 TEXT, JSON, SARIF = "text", "json", "sarif"
@@ -148,7 +148,7 @@ def check(
         raise click.UsageError(f"{'--fix' if fixes else '--force'} needs an output: give -o OUT.")
     if output is not None and not fixes:
         raise click.UsageError("-o is where --fix writes: give --fix, too.")
-    errors: list[Failure] = []
+    errors: list[CommandFailure] = []
     if output is not None:
         results = [_fixed(given, output, tensors, force)]
         if format_ == TEXT:
@@ -172,13 +172,13 @@ def check(
 
 def _checked(
     given: "list[tuple[str, Settings]]", tensors: bool, shown: bool
-) -> "tuple[list[CheckResult], list[Failure]]":
+) -> "tuple[list[CheckResult], list[CommandFailure]]":
     """Check every file and print its problems as they are found; return failures of invalid paths, too."""
     from lora_inspect.ops.check import check as checked
     from lora_inspect.ops.check import found_in
 
     results: list[CheckResult] = []
-    errors: list[Failure] = []
+    errors: list[CommandFailure] = []
     files: list[tuple[str, Settings]] = []
     for path, settings in given:
         try:

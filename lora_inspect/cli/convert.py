@@ -19,7 +19,7 @@ from lora_inspect.cli.options import (
     writing_options,
 )
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.terminal import Failure, failure, show_defect
+from lora_inspect.cli.terminal import CommandFailure, failure, show_defect
 from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.converting.options import ConvertOptions, ConvertRequest, contradiction, convert_options
 from lora_inspect.errors import RefusedError
@@ -147,7 +147,7 @@ class _Outcome(NamedTuple):
     path: str
     result: "ConvertResult | None" = None
     skipped: str = ""
-    failure: Failure | None = None
+    failure: CommandFailure | None = None
 
 
 def convert_folder(folder: str, output: str, options: ConvertOptions, force: bool, as_json: bool) -> None:

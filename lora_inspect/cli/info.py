@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_arguments import CODE, ERROR, Asked, FolderOptions, asked, broken, folder_options
+from lora_inspect.cli.info_arguments import (
+    CODE,
+    ERROR,
+    FolderOptions,
+    InfoArgument,
+    broken,
+    folder_options,
+    parse_argument,
+)
 from lora_inspect.cli.options import FilePath
 from lora_inspect.cli.terminal import Line, Sheet
 from lora_inspect.cli.verb import VERBS, Verb
@@ -46,7 +54,7 @@ def info(
     paths: tuple[str, ...], modules: bool, metadata: bool, why: bool, as_json_: bool, **about_folders: Any
 ) -> None:
     """Read each path and print its description."""
-    arguments = [asked(path) for path in paths]
+    arguments = [parse_argument(path) for path in paths]
     options = FolderOptions(**about_folders)
     if len(arguments) > 1 or arguments[0].is_collection or options.lists:
         from lora_inspect.cli.info_folder import info_of_several
@@ -64,7 +72,7 @@ def _refuse_for_several(modules: bool, metadata: bool, why: bool) -> None:
         raise click.UsageError(f"{option} is about a single file; name one, or use --json.")
 
 
-def _info_of_one(argument: Asked, modules: bool, metadata: bool, why: bool, json: bool) -> None:
+def _info_of_one(argument: InfoArgument, modules: bool, metadata: bool, why: bool, json: bool) -> None:
     """Read one checkpoint and print its description; exit with 1 or 3 if it cannot be read."""
     found, verdicts, record = _read(argument, modules)
     if json:
@@ -76,7 +84,7 @@ def _info_of_one(argument: Asked, modules: bool, metadata: bool, why: bool, json
         sys.exit(with_code(record[CODE]).status)
 
 
-def _read(argument: Asked, modules: bool) -> "tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]":
+def _read(argument: InfoArgument, modules: bool) -> "tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]":
     """The file, what programs make of it, and its record; where it cannot be read, the record says why."""
     from lora_inspect.ops.info import record_of, verdicts_of
     from lora_inspect.reading.file_info import inspect
@@ -104,10 +112,10 @@ def _show(
         terminal.laid_out([[], *table_of_modules(sheet, record["module_list"], why)])
     if metadata and record["metadata"]:
         from lora_inspect.cli.metadata_output import metadata_lines
-        from lora_inspect.cli.terminal import Piece, cut
+        from lora_inspect.cli.terminal import StyledText, cut
 
         lines = map(terminal.spelled, metadata_lines(record["metadata"], sheet.columns))
-        terminal.laid_out([[], *([Piece(cut(line, sheet.columns, sheet.mark))] for line in lines)])
+        terminal.laid_out([[], *([StyledText(cut(line, sheet.columns, sheet.mark))] for line in lines)])
 
 
 _HEADERS = ("algorithm", "shape", "rank", "alpha", "scale", "dora")

@@ -14,7 +14,7 @@ from lora_inspect.cli.terminal import failure, show_defect
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import find_checkpoints, is_collection
-from lora_inspect.files.locations import settled
+from lora_inspect.files.locations import pinned
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import listed
 
@@ -97,7 +97,7 @@ def _is_glob(pattern: str) -> bool:
 ERROR, CODE = "error", "code"
 
 
-class Asked(NamedTuple):
+class InfoArgument(NamedTuple):
     """The files and settings of an argument, or the failure to read it.
 
     `is_collection` is true for a folder of several checkpoints. `path` is the argument without its settings.
@@ -110,18 +110,18 @@ class Asked(NamedTuple):
     path: str = ""
 
 
-def asked(argument: str) -> Asked:
+def parse_argument(argument: str) -> InfoArgument:
     """The files that an argument of `info` names; the settings on a folder's path are those of each file in it."""
     try:
         path, settings = parse_without_multiplier(argument, "info")
         is_folder = is_collection(path)
-        path = settled(path) if is_folder else path
+        path = pinned(path) if is_folder else path
         files = tuple(find_checkpoints(path)) if is_folder else ()
     except click.ClickException:
         raise
     except Exception as error:  # one path that cannot be read leaves the others their rows
-        return Asked((), broken=broken(argument, error), path=argument)
-    return Asked(files or (path,), settings, bool(files), path=path)
+        return InfoArgument((), broken=broken(argument, error), path=argument)
+    return InfoArgument(files or (path,), settings, bool(files), path=path)
 
 
 def broken(path: str, error: Exception) -> dict[str, Any]:

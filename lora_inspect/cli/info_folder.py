@@ -12,10 +12,10 @@ from functools import partial
 from typing import Any
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_arguments import CODE, ERROR, Asked, FolderOptions, broken, sorting_key
+from lora_inspect.cli.info_arguments import CODE, ERROR, FolderOptions, InfoArgument, broken, sorting_key
 from lora_inspect.cli.info_screen import size_in_words
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
-from lora_inspect.cli.terminal import DEBUG, DOUBTFUL, FAINT, PLAIN, WRONG, Line, Piece, Sheet, cut, failure
+from lora_inspect.cli.terminal import DEBUG, DOUBTFUL, FAINT, PLAIN, WRONG, Line, Sheet, StyledText, cut, failure
 from lora_inspect.errors import FAILED_STATUS, REFUSED_STATUS, kind_of, with_code
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of
@@ -87,13 +87,13 @@ class FolderTable:
         return self._line([cells[column.header] for column in self._columns], PLAIN, look)
 
     def _line(self, cells: Sequence[str], look: str, note_look: str = "") -> Line:
-        pieces: list[Piece] = []
+        pieces: list[StyledText] = []
         for number, (column, cell) in enumerate(zip(self._columns, cells, strict=True)):
             shown = cut(self._sheet.shown(cell), column.width, self._sheet.mark)
             blanks = " " * (column.width - width(shown))
             gap = "" if not number else " " if column.at_right else "  "
             padded = blanks + shown if column.at_right else shown + blanks
-            pieces.append(Piece(gap + padded, note_look or look if column.header == "note" else look))
+            pieces.append(StyledText(gap + padded, note_look or look if column.header == "note" else look))
         return pieces
 
     def _room(self, header: str) -> int:
@@ -172,7 +172,7 @@ class _Entry(NamedTuple):
     is_named: bool
 
 
-def info_of_several(arguments: Sequence[Asked], modules: bool, json: bool, options: FolderOptions) -> None:
+def info_of_several(arguments: Sequence[InfoArgument], modules: bool, json: bool, options: FolderOptions) -> None:
     """Read all files of the arguments and print them; exit with 1 or 3 if one cannot be read."""
     names = _names(arguments)
     counts: Counter[str] = Counter()
@@ -198,7 +198,7 @@ def info_of_several(arguments: Sequence[Asked], modules: bool, json: bool, optio
         sys.exit(FAILED_STATUS if counts[_UNREAD] else REFUSED_STATUS)
 
 
-def _names(arguments: Sequence[Asked]) -> list[str]:
+def _names(arguments: Sequence[InfoArgument]) -> list[str]:
     """Return the name of each file: its path below the only folder, else the path as typed."""
     folder = arguments[0].path if len(arguments) == 1 and arguments[0].is_collection else ""
     paths = [path for argument in arguments for path in argument.files or (argument.path,)]
@@ -206,7 +206,7 @@ def _names(arguments: Sequence[Asked]) -> list[str]:
 
 
 def _read(
-    arguments: Sequence[Asked], names: Sequence[str], record: Record | None, jobs: int | None, bar: BarBelow
+    arguments: Sequence[InfoArgument], names: Sequence[str], record: Record | None, jobs: int | None, bar: BarBelow
 ) -> Generator[_Entry, None, None]:
     """Every file in the order of the arguments; an argument that stands for none is one that cannot be read."""
     listing = [(file, argument.settings) for argument in arguments for file in argument.files]

@@ -21,10 +21,10 @@ from lora_inspect.programs.verdict import (
     SAME,
     STRENGTH,
     UNKNOWN,
-    Alike,
     Verdict,
-    asked,
+    VerdictGroup,
     group_verdicts,
+    popularity,
 )
 from lora_inspect.reading.file_info import ADAPTER, BASE, FileInfo
 from lora_inspect.reading.metadata.provenance import noted_trigger
@@ -203,7 +203,7 @@ def lines_of_programs(
         yield from sheet.row("not in", few(lost, most=_MOST_PROGRAMS))
         if outlook.fix and not wrong:
             yield from sheet.row_of_command("mend with", outlook.fix.command)
-    if said := _of_most_asked(outlook, info):
+    if said := _most_popular(outlook, info):
         unknown = [title for title in unknown if not title.startswith(MOST_ASKED)]
         yield from sheet.row(MOST_ASKED, said)
     if unknown:
@@ -223,7 +223,7 @@ def _is_lost(outlook: Outlook, info: FileInfo) -> bool:
     return any(not families.isdisjoint(loader.families) for loader in one.program.reads)
 
 
-def _right(sheet: Sheet, one: Alike, is_open: bool, info: FileInfo) -> Iterator[Line]:
+def _right(sheet: Sheet, one: VerdictGroup, is_open: bool, info: FileInfo) -> Iterator[Line]:
     names = few(one.titles, most=_MOST_PROGRAMS)
     on = f", for the {info.expert.name} model" if info.expert and info.expert.name else ""
     if is_open:
@@ -233,7 +233,7 @@ def _right(sheet: Sheet, one: Alike, is_open: bool, info: FileInfo) -> Iterator[
         yield from sheet.row("works in", f"{names}, at strength 1{on}{needs}", RIGHT)
 
 
-def _of_most_asked(outlook: Outlook, info: FileInfo) -> str:
+def _most_popular(outlook: Outlook, info: FileInfo) -> str:
     """Return sentences on the most common program if its verdict gives none."""
     own: list[Verdict] = [one for one in outlook.verdicts if one.program.title == MOST_ASKED]
     if not own:
@@ -245,8 +245,8 @@ def _of_most_asked(outlook: Outlook, info: FileInfo) -> str:
     return f"unknown: {own[0].says}" if all(one.verdict == UNKNOWN for one in own) else ""
 
 
-def _titles(groups: Sequence[Alike], verdicts: Sequence[str]) -> list[str]:
-    return sorted((title for one in groups if one.verdict in verdicts for title in one.titles), key=asked)
+def _titles(groups: Sequence[VerdictGroup], verdicts: Sequence[str]) -> list[str]:
+    return sorted((title for one in groups if one.verdict in verdicts for title in one.titles), key=popularity)
 
 
 def _every_verdict(path: str) -> str:
@@ -257,7 +257,7 @@ def _load(titles: Sequence[str]) -> str:
     return f"{few(titles, most=_MOST_PROGRAMS)} {'loads' if len(titles) == 1 else 'load'}"
 
 
-def _sentence(one: Alike, scales: Sequence[str], mends: bool) -> str:
+def _sentence(one: VerdictGroup, scales: Sequence[str], mends: bool) -> str:
     names = few(one.titles, most=_MOST_PROGRAMS)
     is_one = len(one.titles) == 1
     strength = _multipliers(one.factors, scales) if one.factors else ""

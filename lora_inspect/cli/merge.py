@@ -8,7 +8,7 @@ import click
 from lora_inspect.cli import terminal
 from lora_inspect.cli.options import FilePath, declared_options, writing_options
 from lora_inspect.cli.verb import VERBS, Verb
-from lora_inspect.merging.options import MergeRequest, Share, merge_options, seed_of
+from lora_inspect.merging.options import MergeRequest, ProcessShare, merge_options, seed_of
 
 if TYPE_CHECKING:
     from lora_inspect.ops.merge import MergePlan, MergeResult
@@ -31,10 +31,10 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 """
 
 
-def _share(context: click.Context, parameter: click.Parameter, value: str | None) -> Share | None:
+def _share(context: click.Context, parameter: click.Parameter, value: str | None) -> ProcessShare | None:
     """The share of the shards that I/N says: one of 1/N to N/N."""
     try:
-        return None if value is None else Share.parse(value)
+        return None if value is None else ProcessShare.parse(value)
     except ValueError as error:
         raise click.BadParameter(f"{error}.") from None
 
@@ -67,7 +67,7 @@ def merge(
     adapters: tuple[str, ...],
     output: str | None,
     force: bool,
-    share: Share | None,
+    share: ProcessShare | None,
     is_finish: bool,
     dry_run: bool,
     as_json: bool,

@@ -15,8 +15,8 @@ from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.processes import Elsewhere, all_ranks
 from lora_inspect.merging.result import MergeResult, planned_record
 from lora_inspect.ops.merge_jobs import (
+    ProcessShare,
     ShardResult,
-    Share,
     finish_merge,
     merge_by_ranks,
     merge_shard,
@@ -35,7 +35,7 @@ _SHOWN = 3
 def run_shard(
     plan: MergePlan,
     output: str | None,
-    share: Share | None,
+    share: ProcessShare | None,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -102,7 +102,7 @@ def run_processes(
                 note_beyond(plan.notes, merged.notes)
                 tell(plan, merged)
         except Elsewhere as ended:
-            ranks.told()
+            ranks.reported()
             sys.exit(ended.status)
         except Exception as error:  # the other processes wait to hear of it, whatever it is
             show_defect(error)
@@ -110,7 +110,7 @@ def run_processes(
             if as_json:
                 terminal.json_failure(failed)
             terminal.error(failed.says)
-            ranks.told()
+            ranks.reported()
             sys.exit(failed.status)
 
 

@@ -11,7 +11,7 @@ from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.verb import METADATA_VERBS, VERBS, Verb
 
 if TYPE_CHECKING:
-    from lora_inspect.ops.metadata import Told
+    from lora_inspect.ops.metadata import MetadataReport
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -106,13 +106,13 @@ def get(path: str, key: str) -> None:
     terminal.exact(value_of(path, key))
 
 
-def _headline(one: "Told") -> str:
+def _headline(one: "MetadataReport") -> str:
     count = len(one.metadata)
     entries = "no metadata" if not count else f"{count} {'entry' if count == 1 else 'entries'}"
     return f"{one.path}: {entries}" if not one.room else f"{one.path}: {entries}, room for {one.room:,} bytes more"
 
 
-def _with_stated(one: "Told") -> list[tuple[str, str]]:
+def _with_stated(one: "MetadataReport") -> list[tuple[str, str]]:
     """Return the hashes, each with the statement of the file on it."""
     return [(name, f"{value}{_stated(one.metadata.get(name), value)}") for name, value in one.hashes.items()]
 

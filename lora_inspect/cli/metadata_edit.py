@@ -14,8 +14,8 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.sentences import listed, shortened
 
 if TYPE_CHECKING:
-    from lora_inspect.editing.edit import Change, Edit
-    from lora_inspect.ops.metadata import Edited, Target
+    from lora_inspect.editing.edit import Edit, MetadataChange
+    from lora_inspect.ops.metadata import Edited, EditOutput
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -163,10 +163,10 @@ def strip(path: str, everything: bool, as_json: bool, **target: Any) -> None:
 COMMANDS = {"set": set_, "unset": unset, "copy": copy, "strip": strip}
 
 
-def _target(**options: Any) -> "Target":
-    from lora_inspect.ops.metadata import Target
+def _target(**options: Any) -> "EditOutput":
+    from lora_inspect.ops.metadata import EditOutput
 
-    target = Target(**options)
+    target = EditOutput(**options)
     if target.in_place and target.output is not None:
         raise click.UsageError("--in-place changes PATH itself; leave it or -o out.")
     return target
@@ -190,7 +190,7 @@ def _pairs(pairs: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _edit(path: str, change: "Edit", where: "Target", as_json: bool) -> None:
+def _edit(path: str, change: "Edit", where: "EditOutput", as_json: bool) -> None:
     from lora_inspect.ops.metadata import edit
 
     with _bar(path) as bar:
@@ -224,17 +224,17 @@ def _tell(edited: "Edited", dry_run: bool, as_json: bool) -> None:
         terminal.line(f"kept, as the reading needs it: {listed(edited.kept)}")
 
 
-def _counted(changes: "Iterable[Change]") -> str:
+def _counted(changes: "Iterable[MetadataChange]") -> str:
     counts = {"set": 0, "changed": 0, "removed": 0}
     for one in changes:
         counts[_kind(one)] += 1
     return listed([f"{count} {kind}" for kind, count in counts.items() if count])
 
 
-def _kind(one: "Change") -> str:
+def _kind(one: "MetadataChange") -> str:
     return "set" if one.before is None else ("removed" if one.after is None else "changed")
 
 
-def _row(one: "Change") -> tuple[str, str, str]:
+def _row(one: "MetadataChange") -> tuple[str, str, str]:
     value = one.before if one.after is None else one.after
     return _kind(one), one.key, shortened(value or '""', _VALUE)

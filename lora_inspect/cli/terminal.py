@@ -31,7 +31,7 @@ _OBEYING_CONSOLES = ("WT_SESSION", "ANSICON", "TERM", "TERM_PROGRAM")
 _STAND_IN = "x"
 
 
-class Piece(NamedTuple):
+class StyledText(NamedTuple):
     """A part of a line that looks alike: printable text, and one of the looks above."""
 
     text: str
@@ -68,13 +68,13 @@ def spelled(text: str) -> str:
     return text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def laid_out(lines: Iterable[Sequence[Piece]]) -> None:
+def laid_out(lines: Iterable[Sequence[StyledText]]) -> None:
     """Lines of the result that are made for the width of the terminal; their text is `spelled` already."""
     paint = _painted if has_colours() else (lambda piece: piece.text)
     _write(sys.stdout, ["".join(map(paint, pieces)).rstrip() for pieces in lines])
 
 
-def _painted(piece: Piece) -> str:
+def _painted(piece: StyledText) -> str:
     return f"\x1b[{piece.look}m{piece.text}\x1b[0m" if piece.look and piece.text else piece.text
 
 
@@ -243,7 +243,7 @@ def _fitting(text: str, columns: int) -> str:
     return text
 
 
-Line = Sequence[Piece]
+Line = Sequence[StyledText]
 # What stands before a labelled line, and the columns of its label.
 _INDENT, _LABEL = "  ", 13
 _HANGING = "    "
@@ -272,31 +272,31 @@ class Sheet:
         fits = not mark and width(shown) <= self.columns
         first, *others = [shown] if fits else wrapped(shown, self.columns - len(_HANGING))
         if mark:
-            yield [Piece(f"{mark:{len(_HANGING)}}", look), Piece(first)]
+            yield [StyledText(f"{mark:{len(_HANGING)}}", look), StyledText(first)]
         else:
-            yield [Piece(first, look)]
+            yield [StyledText(first, look)]
         for piece in others:
-            yield [Piece(_HANGING), Piece(piece, PLAIN if mark else look)]
+            yield [StyledText(_HANGING), StyledText(piece, PLAIN if mark else look)]
 
     def row(self, label: str, text: str, look: str = PLAIN) -> Iterator[Line]:
         """A label and what stands under it, in a column of its own."""
         room = self.columns - len(_INDENT) - _LABEL
         for number, piece in enumerate(wrapped(self.shown(text), room)):
-            yield [Piece(f"{_INDENT}{'' if number else label:{_LABEL}}", FAINT), Piece(piece, look)]
+            yield [StyledText(f"{_INDENT}{'' if number else label:{_LABEL}}", FAINT), StyledText(piece, look)]
 
     def command(self, command: str) -> Iterator[Line]:
         """A command line, which is never broken: it is there to be copied."""
-        yield [Piece(_HANGING), Piece(spelled(command), BOLD)]
+        yield [StyledText(_HANGING), StyledText(spelled(command), BOLD)]
 
     def fix(self, text: str, command: str) -> Iterator[Line]:
         """Add the purpose of a command below a problem, and the command."""
         for piece in wrapped(self.shown(text), self.columns - len(_HANGING)):
-            yield [Piece(_HANGING), Piece(piece)]
+            yield [StyledText(_HANGING), StyledText(piece)]
         yield from self.command(command)
 
     def row_of_command(self, label: str, command: str) -> Iterator[Line]:
         """Add a label and text to copy, which is never broken."""
-        yield [Piece(f"{_INDENT}{label:{_LABEL}}", FAINT), Piece(spelled(command), BOLD)]
+        yield [StyledText(f"{_INDENT}{label:{_LABEL}}", FAINT), StyledText(spelled(command), BOLD)]
 
     def table(self, rows: Sequence[Sequence[str]], headers: Sequence[str]) -> Iterator[Line]:
         """Add rows below their headers, right-aligned; the first column gets the remaining width."""
@@ -310,7 +310,7 @@ class Sheet:
             first = cut(first, widths[0], self.mark)
             right = (" " * (columns - width(cell)) + cell for cell, columns in zip(others, widths[1:], strict=True))
             text = _INDENT + first + " " * (widths[0] - width(first)) + "".join(gap + cell for cell in right)
-            yield [Piece(cut(text, self.columns, self.mark), PLAIN if number else FAINT)]
+            yield [StyledText(cut(text, self.columns, self.mark), PLAIN if number else FAINT)]
 
 
 # Set to anything at all, it has defects shown with their traceback.
@@ -337,7 +337,7 @@ def sentence_of(error: Exception, path: str = "") -> str:
     )
 
 
-class Failure(NamedTuple):
+class CommandFailure(NamedTuple):
     """The failure of a command or a part of it: file, sentence, code of its kind, and exit status.
 
     `path` is None if no single file is at fault.
@@ -353,13 +353,13 @@ class Failure(NamedTuple):
         return {"path": self.path, "error": self.says, "code": self.code}
 
 
-def failure(path: str | None, error: Exception) -> Failure:
+def failure(path: str | None, error: Exception) -> CommandFailure:
     """Return the failure for an error that came with a file."""
     kind = kind_of(error)
-    return Failure(path, sentence_of(error, path or ""), kind.code, kind.status)
+    return CommandFailure(path, sentence_of(error, path or ""), kind.code, kind.status)
 
 
-def json_failure(ended: Failure) -> None:
+def json_failure(ended: CommandFailure) -> None:
     """Print a failure for programs; nothing if the output cannot be written, as that may be the failure."""
     with suppress(OSError):
         json_text(ended.record())

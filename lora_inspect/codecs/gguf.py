@@ -6,7 +6,7 @@ The library gguf decodes the bytes; it comes with the extra `gguf`.
 from importlib.util import find_spec
 from typing import Any
 
-from lora_inspect.codecs.record import NOWHERE, Codec, Found, Layout
+from lora_inspect.codecs.record import NOWHERE, Codec, CodedTensor, CodeLayout
 from lora_inspect.errors import NeedsLibraryError
 from lora_inspect.files.gguf.gguf_format import QUANTISED, TENSOR_TYPES
 
@@ -21,7 +21,7 @@ def decoded(blocks: Any, kind: str) -> Any:
     return dequantize(blocks.numpy(), GGMLQuantizationType[kind])
 
 
-def _layout(found: Found) -> Layout:
+def _layout(found: CodedTensor) -> CodeLayout:
     codes = found.codes
     if find_spec(_LIBRARY) is None:
         raise NeedsLibraryError(
@@ -30,7 +30,7 @@ def _layout(found: Found) -> Layout:
             "which is missing",
             f'install it with pip install "lora-inspect[{_LIBRARY}]"',
         )
-    return Layout(codes.shape, codes.dtype, unit=_TYPES[codes.dtype].block)
+    return CodeLayout(codes.shape, codes.dtype, unit=_TYPES[codes.dtype].block)
 
 
 def _decode(codes: Any, kind: str, first: int, into: Any) -> None:

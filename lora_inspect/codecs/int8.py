@@ -1,7 +1,7 @@
 """Whole numbers of eight bits with `weight_scale`: ComfyUI's `int8_tensorwise`, one for the weight or for each row."""
 
 from lora_inspect.codecs import scaled
-from lora_inspect.codecs.record import Blocks, Codec, Found, Layout, NotRead, Shape
+from lora_inspect.codecs.record import Blocks, Codec, CodedTensor, CodeLayout, NotRead, Shape
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 
 NAME = "weight_scale"
@@ -14,7 +14,7 @@ def blocks_of(weight: Shape, scale: Shape) -> Blocks | None:
     return scaled.number(weight, scale) or scaled.rows(weight, scale)
 
 
-def _layout(found: Found) -> Layout | None:
+def _layout(found: CodedTensor) -> CodeLayout | None:
     more = found.said.get("params")
     if found.said.get(_ROTATED) or (isinstance(more, dict) and more.get(_ROTATED)):
         raise NotRead(f"its inputs are rotated, {_ROTATED}")
@@ -30,5 +30,5 @@ CODEC = Codec(
     layout=_layout,
     prepared=scaled.prepared,
     decode=scaled.decode,
-    encoding=scaled.Encoding,
+    encoding=scaled.ScaledEncoding,
 )

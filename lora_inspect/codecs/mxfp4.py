@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_inspect.codecs.four_bits import E2M1, powers, unpacked
-from lora_inspect.codecs.record import NOWHERE, Codec, Found, Layout
+from lora_inspect.codecs.record import NOWHERE, Codec, CodedTensor, CodeLayout
 
 BLOCK = 32
 _BYTES = BLOCK // 2
@@ -26,15 +26,15 @@ def decoded(blocks: Any, exponents: Any, like: Any) -> Any:
     return numbers.view(*exponents.shape, BLOCK).mul_(powers(exponents, like).unsqueeze(-1)).flatten(-2)
 
 
-def _layout(found: Found) -> Layout | None:
+def _layout(found: CodedTensor) -> CodeLayout | None:
     codes, scales = found.codes.shape, found.beside[NAME].shape
     if len(codes) != 4 or codes[3] != _BYTES or scales != codes[:3]:
         return None
     experts, out, blocks, _ = codes
-    return Layout((experts, blocks * BLOCK, out), unit=blocks * BLOCK * out, part=BLOCK * out)
+    return CodeLayout((experts, blocks * BLOCK, out), unit=blocks * BLOCK * out, part=BLOCK * out)
 
 
-def _prepared(tensors: Mapping[str, Any], layout: Layout) -> Any:
+def _prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> Any:
     return tensors[NAME]
 
 

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from lora_inspect.codecs.four_bits import padded, powers, scales_of_rows
-from lora_inspect.codecs.record import Codec, Found, Layout, NotRead
+from lora_inspect.codecs.record import Codec, CodedTensor, CodeLayout, NotRead
 
 BLOCK = 32
 FORMAT = "mxfp8"
@@ -26,16 +26,16 @@ def decode(values: Any, tiles: Any, first: int, into: Any) -> None:
     into.view(rows, -1, BLOCK).mul_(scales.unsqueeze(-1))
 
 
-def _layout(found: Found) -> Layout | None:
+def _layout(found: CodedTensor) -> CodeLayout | None:
     if found.said.get("format") != FORMAT:
         raise NotRead(f"nothing gives {FORMAT}, and so the order of {NAME}")
     shape, scale = found.codes.shape, found.beside[NAME].shape
     if len(shape) != 2 or shape[1] % BLOCK or prod(scale) != prod(padded(shape[0], shape[1] // BLOCK)):
         return None
-    return Layout(shape)
+    return CodeLayout(shape)
 
 
-def _prepared(tensors: Mapping[str, Any], layout: Layout) -> Any:
+def _prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> Any:
     return tensors[NAME]
 
 

@@ -9,7 +9,7 @@ from math import isfinite, prod
 from typing import Any
 
 from lora_inspect.codecs.four_bits import unpacked
-from lora_inspect.codecs.record import BY_CONFIG, BadSetting, Codec, Found, Layout, NotRead
+from lora_inspect.codecs.record import BY_CONFIG, BadSetting, Codec, CodedTensor, CodeLayout, NotRead
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.strict_json import parse_json
 
@@ -58,7 +58,7 @@ def decoded(packed: Any, weight: Quantised, first: int = 0) -> Any:
     return numbers.mul_(scales.repeat_interleave(block)[first - begin * block : stop - begin * block])
 
 
-def _layout(found: Found) -> Layout | None:
+def _layout(found: CodedTensor) -> CodeLayout | None:
     states = [name for name in STATES if name in found.beside]
     if len(states) != 1:
         raise NotRead("no quant_state says its shape" if not states else "it has two of quant_state")
@@ -75,7 +75,7 @@ def _layout(found: Found) -> Layout | None:
     state = _state(said, nested=NESTED_LARGEST in found.beside)
     if state is None or prod(shape) != 2 * found.codes.nbytes or not _fits(found, prod(shape), state):
         return None
-    return Layout(shape, state)
+    return CodeLayout(shape, state)
 
 
 def _shape(said: Any) -> tuple[int, ...] | None:
@@ -96,7 +96,7 @@ def _state(said: Mapping[str, Any], nested: bool) -> State | None:
     return State(block, of_nested, offset) if isinstance(offset, float) and isfinite(offset) else None
 
 
-def _fits(found: Found, numbers: int, state: State) -> bool:
+def _fits(found: CodedTensor, numbers: int, state: State) -> bool:
     """Whether the tables and the magnitudes are as many as the codes ask for."""
     beside, blocks = found.beside, -(-numbers // state.block)
     if prod(beside[TABLE].shape) != _CODES or prod(beside[LARGEST].shape) != blocks:
@@ -109,7 +109,7 @@ def _fits(found: Found, numbers: int, state: State) -> bool:
     return prod(beside[NESTED_TABLE].shape) == _NESTED_CODES and prod(beside[NESTED_LARGEST].shape) == nested
 
 
-def _prepared(tensors: Mapping[str, Any], layout: Layout) -> Quantised:
+def _prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> Quantised:
     state: State = layout.detail
     for name in (TABLE, LARGEST, NESTED_TABLE, NESTED_LARGEST):
         if name in tensors and not tensors[name].float().isfinite().all():

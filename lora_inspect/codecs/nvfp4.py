@@ -8,7 +8,7 @@ from math import isfinite, prod
 from typing import Any
 
 from lora_inspect.codecs.four_bits import E2M1, padded, scales_of_rows, unpacked
-from lora_inspect.codecs.record import BadSetting, Codec, Found, Layout, NotRead
+from lora_inspect.codecs.record import BadSetting, Codec, CodedTensor, CodeLayout, NotRead
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS, decode_number
 
@@ -37,7 +37,7 @@ def decoded(packed: Any, scales: Scales, first: int = 0) -> Any:
     return numbers.mul_((scale * of_blocks).unsqueeze(-1)).view(rows, inputs)
 
 
-def _layout(found: Found) -> Layout | None:
+def _layout(found: CodedTensor) -> CodeLayout | None:
     if found.said.get("format") != FORMAT:
         raise NotRead(f"nothing gives {FORMAT}, and so the order of {OF_BLOCKS}")
     shape, scale = found.codes.shape, found.beside[OF_BLOCKS].shape
@@ -45,10 +45,10 @@ def _layout(found: Found) -> Layout | None:
         return None
     rows, inputs = shape[0], 2 * shape[1]
     fits = prod(scale) == prod(padded(rows, inputs // BLOCK))
-    return Layout((rows, inputs), found.beside[OF_BLOCKS].dtype) if fits else None
+    return CodeLayout((rows, inputs), found.beside[OF_BLOCKS].dtype) if fits else None
 
 
-def _prepared(tensors: Mapping[str, Any], layout: Layout) -> Scales:
+def _prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> Scales:
     tiles, scale = tensors[OF_BLOCKS], tensors[OF_ALL].float().reshape(())
     if not isfinite(scale.item()):
         raise BadSetting(OF_ALL, "has a number that is not finite and so cannot scale")

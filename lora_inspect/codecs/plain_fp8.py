@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_inspect.codecs.record import Codec, Encoding, Extremes, Layout, NoCode
+from lora_inspect.codecs.record import Codec, CodeLayout, Encoding, Extremes, NoCode
 from lora_inspect.codecs.scaled import REACH
 from lora_inspect.files.safetensors.dtypes import FP8
 
 
-def _prepared(tensors: Mapping[str, Any], layout: Layout) -> str:
+def _prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> str:
     """The element type of the codes."""
     stored: str = layout.detail
     return stored
@@ -45,7 +45,7 @@ CODEC = Codec(
     "plain_fp8",
     "fp8",
     FP8,
-    layout=lambda found: Layout(found.codes.shape, found.codes.dtype),
+    layout=lambda found: CodeLayout(found.codes.shape, found.codes.dtype),
     prepared=_prepared,
     encoding=_Cast,
 )

@@ -42,7 +42,7 @@ class NoCode(Exception):
         self.value = value
 
 
-class Found(NamedTuple):
+class CodedTensor(NamedTuple):
     """Codes, and what speaks of them.
 
     `beside` are the tensors in their module that the codec knows, by their names there. `said` is what JSON in the
@@ -55,7 +55,7 @@ class Found(NamedTuple):
     read: Callable[[TensorInfo], bytes]
 
 
-class Layout(NamedTuple):
+class CodeLayout(NamedTuple):
     """The shape of the weight that codes stand for, and in the codec's own words how they are laid out.
 
     `together` are the rows that share what they are encoded with: a block of rows begins at a multiple of it. With 0
@@ -70,9 +70,9 @@ class Layout(NamedTuple):
     part: int = 0
 
 
-def as_stored(found: Found) -> Layout:
+def as_stored(found: CodedTensor) -> CodeLayout:
     """The layout of codes of which each is an entry of the weight, at its own place."""
-    return Layout(found.codes.shape)
+    return CodeLayout(found.codes.shape)
 
 
 class Extremes(NamedTuple):
@@ -148,8 +148,8 @@ class Codec(NamedTuple):
     alone: bool = False
     mixes: str = BY_LAYER
     formats: Mapping[str, str] = MappingProxyType({})
-    layout: Callable[[Found], Layout | None] = as_stored
-    prepared: Callable[[Mapping[str, Any], Layout], Any] = lambda tensors, layout: None
+    layout: Callable[[CodedTensor], CodeLayout | None] = as_stored
+    prepared: Callable[[Mapping[str, Any], CodeLayout], Any] = lambda tensors, layout: None
     decode: Decode | None = None
     encoding: Callable[[Any], Encoding] | None = None
 

@@ -3,7 +3,7 @@
 from math import prod
 
 from lora_inspect.codecs import scaled
-from lora_inspect.codecs.record import Blocks, Codec, Found, Layout, Shape
+from lora_inspect.codecs.record import Blocks, Codec, CodedTensor, CodeLayout, Shape
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 
 NAME = "scale_weight"
@@ -19,7 +19,7 @@ def blocks_of(weight: Shape, scale: Shape) -> Blocks | None:
     return Blocks(1, columns // beside) if beside and columns and columns % beside == 0 else None
 
 
-def _layout(found: Found) -> Layout | None:
+def _layout(found: CodedTensor) -> CodeLayout | None:
     return scaled.laid_out(found, NAME, blocks_of(found.codes.shape, found.beside[NAME].shape))
 
 
@@ -32,5 +32,5 @@ CODEC = Codec(
     layout=_layout,
     prepared=scaled.prepared,
     decode=scaled.decode,
-    encoding=scaled.Encoding,
+    encoding=scaled.ScaledEncoding,
 )

@@ -12,9 +12,9 @@ from typing import Any
 from lora_inspect.codecs.record import (
     BadSetting,
     Blocks,
+    CodedTensor,
+    CodeLayout,
     Extremes,
-    Found,
-    Layout,
     NoCode,
     Shape,
     divide,
@@ -44,7 +44,7 @@ REACH = {
 }
 
 
-class Scaling(NamedTuple):
+class BlockScaling(NamedTuple):
     """How a weight is scaled: by which tensor in its module, by blocks of which size, and what its codes are."""
 
     name: str
@@ -58,7 +58,7 @@ class Scale(NamedTuple):
     stored: Any
     shape: Shape
     values: Any
-    scaling: Scaling
+    scaling: BlockScaling
 
 
 def number(weight: Shape, scale: Shape) -> Blocks | None:
@@ -72,18 +72,18 @@ def rows(weight: Shape, scale: Shape) -> Blocks | None:
     return Blocks(1, max(prod(weight[1:]), 1)) if weight and scale == (weight[0], 1) else None
 
 
-def laid_out(found: Found, name: str, blocks: Blocks | None) -> Layout | None:
+def laid_out(found: CodedTensor, name: str, blocks: Blocks | None) -> CodeLayout | None:
     """The layout of codes whose entries stand where those of the weight do, None without blocks."""
     if blocks is None:
         return None
     shape = found.codes.shape
     together = blocks.rows if blocks.rows < shape[0] else 0
-    return Layout(shape, Scaling(name, blocks, found.codes.dtype), together)
+    return CodeLayout(shape, BlockScaling(name, blocks, found.codes.dtype), together)
 
 
-def prepared(tensors: Mapping[str, Any], layout: Layout) -> Scale:
+def prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> Scale:
     """The scale of a weight; raises BadSetting where a code times that is no number of the working type."""
-    scaling: Scaling = layout.detail
+    scaling: BlockScaling = layout.detail
     stored, columns = tensors[scaling.name], prod(layout.shape[1:])
     grid = scaling.blocks.grid(layout.shape[0], columns) if layout.shape[0] and columns else (stored.numel(), 1)
     values = stored.float().reshape(grid)
@@ -98,8 +98,8 @@ def decode(codes: Any, scale: Scale, first: int, into: Any) -> None:
     multiply(into, own_scales(scale.values, blocks, first, into.shape[0]), blocks, first)
 
 
-class Encoding:
-    """How rows of one weight become codes, as `record.Encoding` has it: what is settled are the scales of blocks."""
+class ScaledEncoding:
+    """An Encoding of `record.py` that settles the scales of blocks."""
 
     def __init__(self, scale: Scale) -> None:
         self._scale, self._blocks = scale, scale.scaling.blocks

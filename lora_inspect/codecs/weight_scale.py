@@ -1,7 +1,7 @@
 """fp8 with `weight_scale`: ComfyUI's `quant_ops`, and the loader of Ideogram 4, which has one for each row."""
 
 from lora_inspect.codecs import scaled
-from lora_inspect.codecs.record import Blocks, Codec, Found, Layout, Shape
+from lora_inspect.codecs.record import Blocks, Codec, CodedTensor, CodeLayout, Shape
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 
 NAME = "weight_scale"
@@ -13,7 +13,7 @@ def blocks_of(weight: Shape, scale: Shape) -> Blocks | None:
     return scaled.number(weight, scale) or scaled.rows(weight, flat)
 
 
-def _layout(found: Found) -> Layout | None:
+def _layout(found: CodedTensor) -> CodeLayout | None:
     return scaled.laid_out(found, NAME, blocks_of(found.codes.shape, found.beside[NAME].shape))
 
 
@@ -26,5 +26,5 @@ CODEC = Codec(
     layout=_layout,
     prepared=scaled.prepared,
     decode=scaled.decode,
-    encoding=scaled.Encoding,
+    encoding=scaled.ScaledEncoding,
 )

@@ -4,7 +4,7 @@ One number for each block of 128 rows and 128 columns, or one for all; those of 
 """
 
 from lora_inspect.codecs import scaled
-from lora_inspect.codecs.record import Blocks, Codec, Found, Layout, Shape
+from lora_inspect.codecs.record import Blocks, Codec, CodedTensor, CodeLayout, Shape
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 
 NAME = "weight_scale_inv"
@@ -18,7 +18,7 @@ def blocks_of(weight: Shape, scale: Shape) -> Blocks | None:
     return scaled.number(weight, scale)
 
 
-def _layout(found: Found) -> Layout | None:
+def _layout(found: CodedTensor) -> CodeLayout | None:
     return scaled.laid_out(found, NAME, blocks_of(found.codes.shape, found.beside[NAME].shape))
 
 
@@ -30,5 +30,5 @@ CODEC = Codec(
     layout=_layout,
     prepared=scaled.prepared,
     decode=scaled.decode,
-    encoding=scaled.Encoding,
+    encoding=scaled.ScaledEncoding,
 )

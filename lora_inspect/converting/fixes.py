@@ -11,7 +11,7 @@ from lora_inspect import schemes
 from lora_inspect.converting.options import ConvertOptions, ConvertRequest
 from lora_inspect.converting.plan import chosen_input, plan_for
 from lora_inspect.converting.standard_fix import output_beside
-from lora_inspect.converting.target.prediction import foreseen
+from lora_inspect.converting.target.prediction import predict_output
 from lora_inspect.converting.target.target_algorithm import becomes_lora, check_algorithm, is_kernel_open, is_thin
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.converting.target.target_names import targets
@@ -118,7 +118,7 @@ OF_ITS_FACTORS: tuple[Way, ...] = (_exact, _with_base)
 
 
 def _is_right(adapter: Adapter, output: str, options: ConvertOptions, program: Program) -> bool:
-    """Whether the program will make of the output what is meant, as far as that can be foreseen.
+    """Whether the program will make of the output what is meant, as far as that can be predicted.
 
     Raises LoraInspectError where the conversion cannot be; what is told by files that are not given is taken for told.
     """
@@ -139,7 +139,7 @@ def _is_right(adapter: Adapter, output: str, options: ConvertOptions, program: P
 
 
 def _is_read(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions, program: Program) -> bool:
-    written = foreseen(adapter, destinations, options)
+    written = predict_output(adapter, destinations, options)
     if written is None:
         # A folder is as its config says, but only programs that read such folders are given one.
         return options.program is not None

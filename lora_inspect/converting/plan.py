@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lora_inspect.algorithms.record import BIAS
 from lora_inspect.converting.options import FULL, SINGLE_EXPERTS, ConvertOptions
 from lora_inspect.converting.output.standard_output import StandardOutput
-from lora_inspect.converting.steps.base_change import Landed, find_landed
+from lora_inspect.converting.steps.base_change import BaseDependentChange, find_base_changes
 from lora_inspect.converting.target.target_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.converting.target.target_names import architecture_of, targets, with_scheme
@@ -166,14 +166,14 @@ class ConversionPlan:
         return self.adapter.checkpoint.inputs | (self.base.inputs if self.base else {})
 
     @property
-    def landed(self) -> Mapping[str, Landed]:
+    def base_changes(self) -> Mapping[str, BaseDependentChange]:
         """The changes that a base tells; LoraInspectError where it lacks one's weight."""
-        return self._landed(needs_base)
+        return self._find_base_changes(needs_base)
 
     @property
-    def remeasured(self) -> Mapping[str, Landed]:
+    def remeasured(self) -> Mapping[str, BaseDependentChange]:
         """The modules whose magnitudes a base puts over other norms; LoraInspectError where it lacks one's weight."""
-        return self._landed(is_remeasured)
+        return self._find_base_changes(is_remeasured)
 
     @property
     def changes(self) -> "WholeChanges":
@@ -184,10 +184,12 @@ class ConversionPlan:
 
         return find_changes(self.adapter, self.base, self.matching)
 
-    def _landed(self, wanted: Callable[[Contribution, ConvertOptions], bool]) -> Mapping[str, Landed]:
+    def _find_base_changes(
+        self, wanted: Callable[[Contribution, ConvertOptions], bool]
+    ) -> Mapping[str, BaseDependentChange]:
         if self.base is None or self.matching is None:
             return {}
-        return find_landed(self.adapter, self.base, self.matching, lambda one: wanted(one, self.options))
+        return find_base_changes(self.adapter, self.base, self.matching, lambda one: wanted(one, self.options))
 
     @property
     def inner(self) -> dict[str, tuple[int, ...]]:

@@ -136,7 +136,7 @@ def titles(algorithms: Iterable[Algorithm]) -> tuple[str, ...]:
 
 
 @dataclass(slots=True)
-class Received:
+class ProgramCheck:
     """Judges an output by the rules of the `program` when it is called with its path; `output` is its name.
 
     `remarks` say what is not known of it, and what is wrong there of magnitudes that the user kept.

@@ -104,7 +104,7 @@ def _is_json(value: str) -> bool:
         return False
 
 
-class Named(NamedTuple):
+class MetadataField(NamedTuple):
     """What a value is called, the key that it is written under, and others that programs read in its place."""
 
     name: str
@@ -115,11 +115,11 @@ class Named(NamedTuple):
 NAMED = {
     one.name: one
     for one in (
-        Named("trigger_words", "modelspec.trigger_phrase", ("trigger_phrase", "ssmd_keywords")),
-        Named("title", "modelspec.title", ("title", "ssmd_display_name")),
-        Named("author", "modelspec.author", ("author", "ssmd_author")),
-        Named("description", "modelspec.description", ("description", "ssmd_description")),
-        Named("thumbnail", "modelspec.thumbnail", ("thumbnail",)),
+        MetadataField("trigger_words", "modelspec.trigger_phrase", ("trigger_phrase", "ssmd_keywords")),
+        MetadataField("title", "modelspec.title", ("title", "ssmd_display_name")),
+        MetadataField("author", "modelspec.author", ("author", "ssmd_author")),
+        MetadataField("description", "modelspec.description", ("description", "ssmd_description")),
+        MetadataField("thumbnail", "modelspec.thumbnail", ("thumbnail",)),
     )
 }
 
@@ -151,7 +151,7 @@ def missing_key(path: str, key: str, metadata: Mapping[str, str]) -> LoraInspect
 Edit = Callable[[Mapping[str, str], str], dict[str, str]]
 
 
-class Change(NamedTuple):
+class MetadataChange(NamedTuple):
     """What a key said, and what it says now; None where it was not, or is not there."""
 
     key: str
@@ -196,13 +196,13 @@ def copying(source: Mapping[str, str], only: Sequence[str], but: Sequence[str], 
     return copy
 
 
-def changes(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[Change, ...]:
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[MetadataChange, ...]:
     """What differs, in order of the keys."""
     keys = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
-    return tuple(Change(key, before.get(key), after.get(key)) for key in keys)
+    return tuple(MetadataChange(key, before.get(key), after.get(key)) for key in keys)
 
 
-def applied(metadata: Mapping[str, str], made: Iterable[Change]) -> dict[str, str]:
+def applied(metadata: Mapping[str, str], made: Iterable[MetadataChange]) -> dict[str, str]:
     """The metadata under some changes and no others."""
     found = dict(metadata)
     for change in made:

@@ -21,7 +21,7 @@ from lora_inspect.files.hashes import (
 )
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.locations import refuse_remote
-from lora_inspect.files.safetensors.edit_in_place import Headed, put_right
+from lora_inspect.files.safetensors.edit_in_place import Headed, repair
 from lora_inspect.files.safetensors.writer import renamed
 from lora_inspect.progress import Progress, silent
 
@@ -30,7 +30,7 @@ _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 def editable_file(path: str) -> str:
     """The one .safetensors file at `path`; LoraInspectError where there is another number, or another kind."""
-    put_right(path)
+    repair(path)
     files = files_of(path, open_checkpoint(path))
     if not files:
         raise RefusedError(path, "the folder holds a configuration and no weights, so there is no metadata")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_inspect.codecs.record import FORMATS_KEY
-from lora_inspect.editing.edit import Change, applied
+from lora_inspect.editing.edit import MetadataChange, applied
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
@@ -106,7 +106,7 @@ def _of_contribution(contribution: Contribution, folded: FoldedScales) -> Iterat
     yield "the algorithm", contribution.algorithm.title
     yield "the rank", contribution.rank
     yield "the alpha", contribution.alpha
-    yield "the scale", folded.meant(contribution.module.key, contribution.scale)
+    yield "the scale", folded.scale_before(contribution.module.key, contribution.scale)
     yield "the scale that programs apply", contribution.scale
     yield "the scale rule", contribution.rslora
     yield "the magnitude", magnitude and (magnitude.axis, magnitude.spelling.norms)
@@ -163,19 +163,19 @@ def _shown(value: Any) -> str:
     return _NOTHING if value in (None, "", {}) else shortened(str(value))
 
 
-class Told(NamedTuple):
+class MeaningChanges(NamedTuple):
     """The changes that make no other meaning, all of them together, and those that each would beside these."""
 
     harmless: list[str]
     deciding: list[str]
 
 
-def tell_apart(changes: Sequence[str], keeps: Callable[[Sequence[str]], bool]) -> Told:
+def tell_apart(changes: Sequence[str], keeps: Callable[[Sequence[str]], bool]) -> MeaningChanges:
     """Tells changes apart by whether `keeps` says that the meaning stays under several of them.
 
     It is asked some twice the logarithm of their number for each one that decides.
     """
-    told = Told([], [])
+    told = MeaningChanges([], [])
     waiting = [list(changes)] if changes else []
     while waiting:
         part = waiting.pop()
@@ -189,7 +189,9 @@ def tell_apart(changes: Sequence[str], keeps: Callable[[Sequence[str]], bool]) -
     return told
 
 
-def settled_meaning(checkpoint: Checkpoint, headed: Headed, made: Sequence[Change], allowed: bool) -> tuple[str, ...]:
+def settled_meaning(
+    checkpoint: Checkpoint, headed: Headed, made: Sequence[MetadataChange], allowed: bool
+) -> tuple[str, ...]:
     """What the file means otherwise under the changes, in clauses; LoraInspectError where that is not allowed."""
     if not made:
         return ()
@@ -222,7 +224,7 @@ def check_elsewhere(checkpoint: Checkpoint, headed: Headed, metadata: Mapping[st
         )
 
 
-def deciding_keys(checkpoint: Checkpoint, headed: Headed, made: Sequence[Change]) -> list[str]:
+def deciding_keys(checkpoint: Checkpoint, headed: Headed, made: Sequence[MetadataChange]) -> list[str]:
     """The keys of those changes that make another meaning, each beside all of the others that make none."""
     before, by_key = meaning(checkpoint), {one.key: one for one in made}
 

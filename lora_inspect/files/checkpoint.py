@@ -23,7 +23,7 @@ from lora_inspect.files.locations import (
     join,
     looking,
     names_in,
-    settled,
+    pinned,
     shown,
 )
 from lora_inspect.files.safetensors.dtypes import decode_number
@@ -120,7 +120,7 @@ def open_checkpoint(path: str) -> Checkpoint:
     """
     path = os.fspath(path)
     with looking(path):
-        return _open(settled(path), named=shown(path))
+        return _open(pinned(path), named=shown(path))
 
 
 def _open(path: str, named: str) -> Checkpoint:
@@ -302,7 +302,7 @@ def open_model(path: str) -> Checkpoint:
     """The view of a model; raises LoraInspectError as `open_checkpoint` does, and for GGUF files in other names."""
     path = os.fspath(path)
     with looking(path):
-        return _open_model(settled(path), named=shown(path))
+        return _open_model(pinned(path), named=shown(path))
 
 
 def _open_model(path: str, named: str) -> Checkpoint:

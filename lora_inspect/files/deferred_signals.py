@@ -30,7 +30,7 @@ def held_signals() -> Iterator[None]:
 
 
 @contextmanager
-def told_of_signals() -> Iterator[Callable[[], bool]]:
+def noted_signals() -> Iterator[Callable[[], bool]]:
     """Has the signals that end the process, Ctrl-C too, come when the block is done; yields whether there is one."""
     with _held((signal.SIGINT, *ENDING_SIGNALS)) as came:
         yield lambda: bool(came)

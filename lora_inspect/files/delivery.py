@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from lora_inspect.files.input_file import Identity
-from lora_inspect.files.pending_output import MadeOutput
+from lora_inspect.files.pending_output import PendingOutput
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores.address import is_remote
 
@@ -12,7 +12,7 @@ from lora_inspect.stores.address import is_remote
 @contextmanager
 def delivered(
     output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False, progress: Progress = silent
-) -> Iterator[MadeOutput]:
+) -> Iterator[PendingOutput]:
     """Has what the block makes at the `path` of the delivery be the output: there on a disk, sent to a store otherwise.
 
     The rest is as `sent_to_store` has it.
@@ -23,4 +23,4 @@ def delivered(
         with sent_to_store(output, inputs, force, progress) as sending:
             yield sending
     else:
-        yield MadeOutput(output)
+        yield PendingOutput(output)

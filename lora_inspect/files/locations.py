@@ -24,12 +24,12 @@ def shown(path: str) -> str:
     """The path as it may be printed: of an address that without what may be secret."""
     if not is_remote(path):
         return path
-    from lora_inspect.stores.address import named
+    from lora_inspect.stores.address import printable_address
 
-    return named(path)
+    return printable_address(path)
 
 
-def settled(path: str) -> str:
+def pinned(path: str) -> str:
     """The path by which what lies there is read: of a repository the one at the commit that it is at now.
 
     Paths on disks are what they are. LoraInspectError where there is nothing at an address.
@@ -80,7 +80,7 @@ def walk(folder: str, onerror: Callable[[OSError], object] | None = None) -> Ite
     if not is_remote(folder):
         yield from os.walk(folder, onerror=onerror)
         return
-    root = settled(folder).rstrip("/")
+    root = pinned(folder).rstrip("/")
     inside: dict[str, tuple[set[str], set[str]]] = {root: (set(), set())}
     for parts in _parts_below(root):
         place = root

@@ -51,7 +51,7 @@ class Borrowing:
         return answer_of(identity)
 
 
-class MadeOutput:
+class PendingOutput:
     """An output on its way: `path` is where it is made, which is its own place on a disk."""
 
     def __init__(self, path: str) -> None:

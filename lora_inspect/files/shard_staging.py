@@ -118,7 +118,7 @@ class PartsFolder:
         return self._whole
 
     @contextmanager
-    def beside(self) -> Iterator[str]:
+    def side_folder(self) -> Iterator[str]:
         """A folder to fill, whose content then comes into the whole one."""
         place = os.path.join(self.path, _BESIDE)
         remove_leftovers(place)

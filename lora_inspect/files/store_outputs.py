@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from lora_inspect.errors import RefusedError, WouldOverwriteError
-from lora_inspect.stores.address import HF, S3, VERSION, named, scheme_of
+from lora_inspect.stores.address import HF, S3, VERSION, printable_address, scheme_of
 from lora_inspect.stores.client import file_system
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _OTHERWISE = "write a file or a folder here, and send it by a way that the serve
 
 def output_address(output: str) -> str:
     """An output without slashes at its end; raises LoraInspectError where nothing can be written at such an address."""
-    address = named(output)
+    address = printable_address(output)
     scheme = scheme_of(address)
     if scheme != S3:
         way_out = _WAYS_OUT.get(scheme, _OTHERWISE)

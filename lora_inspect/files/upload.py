@@ -6,9 +6,9 @@ from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
 
 from lora_inspect.errors import CouldNotWorkError, DiskRefused, LoraInspectError
-from lora_inspect.files.deferred_signals import told_of_signals
+from lora_inspect.files.deferred_signals import noted_signals
 from lora_inspect.files.input_file import Identity, check_unchanged
-from lora_inspect.files.pending_output import Borrowing, MadeOutput
+from lora_inspect.files.pending_output import Borrowing, PendingOutput
 from lora_inspect.files.store_outputs import output_address
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores import client
@@ -58,18 +58,18 @@ def _sent(
         yield sending
         sending.send_rest()
         check_unchanged(inputs)
-        with told_of_signals():
+        with noted_signals():
             sending.complete(force)
             sending.abort_lost()
     except BaseException as error:  # an interrupt as well: nothing half sent stays in the store
-        with told_of_signals():
+        with noted_signals():
             left = sending.abort()
         if left and isinstance(error, LoraInspectError):
             raise error.saying(f"{str(error)[:-1]}; abort the unfinished uploads of {', '.join(left)}.") from None
         raise
 
 
-class ToStore(MadeOutput):
+class ToStore(PendingOutput):
     """An output that is made in a folder for temporary files, a part at a time, and goes to a store."""
 
     def __init__(self, address: str, path: str, progress: Progress) -> None:

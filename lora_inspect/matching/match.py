@@ -19,18 +19,18 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.module_map import Home, find_homes, layouts_of
 from lora_inspect.matching.orientation import UNANSWERED, Answers, Covered, Layer, Orientation, covered_shape, orient
-from lora_inspect.matching.placement import Place, Placed, Turns, of_all, of_one, stands_turned, turned
+from lora_inspect.matching.placement import Place, Placement, Turns, of_all, of_one, stands_turned, turned
 from lora_inspect.maths import dora
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_codecs import BaseCodecs
-from lora_inspect.reading.base.base_names import Found, is_weight
+from lora_inspect.reading.base.base_names import BaseModule, is_weight
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, described, may_be_one
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.pipeline import chosen
 
 
-def check_place(placed: Placed, adapter: Adapter, base: Checkpoint, base_codecs: BaseCodecs) -> None:
+def check_place(placed: Placement, adapter: Adapter, base: Checkpoint, base_codecs: BaseCodecs) -> None:
     """Raises LoraInspectError where the contribution cannot be folded into the place."""
     contribution, place, _ = placed
     target = place.target
@@ -168,7 +168,7 @@ def _is_transposed(contribution: Contribution, target: TensorInfo, decided: dict
     return target.name in decided and decided[target.name].transposed
 
 
-def _covered_of(home: Home, one: Found, weight: TensorInfo) -> Covered:
+def _covered_of(home: Home, one: BaseModule, weight: TensorInfo) -> Covered:
     """(out, in) of a weight of the base, as the module that changes it tells."""
     covered = covered_shape(home.module)
     if one.piece is None:
@@ -203,7 +203,7 @@ def _other_rows(home: Home, sizes: Sequence[tuple[int, int]], base: Checkpoint) 
     )
 
 
-def _size(one: Found, base: Checkpoint, orientations: dict[str, Orientation]) -> tuple[int, int]:
+def _size(one: BaseModule, base: Checkpoint, orientations: dict[str, Orientation]) -> tuple[int, int]:
     """(out, in) of a layer's weight."""
     name = one.tensor(WEIGHT)
     shape = base.tensors[name].shape if name in base.tensors else (0, 0)
@@ -246,7 +246,7 @@ class Matching:
     the parameter that they change. `orientations` say by target how each Linear weight is stored, and what decided it.
     """
 
-    targets: dict[str, list[Placed]]
+    targets: dict[str, list[Placement]]
     unmatched: tuple[Module, ...]
     partial: tuple[Home, ...] = ()
     left_out: tuple[Module, ...] = ()
@@ -275,7 +275,7 @@ def match(
     homes = find_homes(adapter, base, modules, correspondence)
     layers = [layer for home in homes.complete for layer in layers_of(home, base)]
     orientations = orient(layers, base, [family.layout for family in families], transposed)
-    targets: dict[str, list[Placed]] = defaultdict(list)
+    targets: dict[str, list[Placement]] = defaultdict(list)
     absent: list[Contribution] = []
     base_codecs = BaseCodecs(base)
     turns = Turns(base)
@@ -298,7 +298,7 @@ def match(
         elif contribution.algorithm.experts:
             own = turned(contribution, stands_turned(home, base))
         for place in landing.places:
-            placed = Placed(own, place, landing.rows)
+            placed = Placement(own, place, landing.rows)
             check_place(placed, adapter, base, base_codecs)
             targets[place.target.name].append(placed)
     return Matching(dict(targets), homes.homeless, homes.partial, left_out, tuple(absent), orientations, homes.lacking)

@@ -17,7 +17,7 @@ from lora_inspect.errors import AmbiguousError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base.base_names import Found, NameTable, is_weight, own_paths, path_of, without_roots
+from lora_inspect.reading.base.base_names import BaseModule, NameTable, is_weight, own_paths, path_of, without_roots
 from lora_inspect.reading.base.model_config import gguf_correspondence, has_header
 from lora_inspect.reading.identify import (
     adapter_candidates,
@@ -37,7 +37,7 @@ class Home(NamedTuple):
     """A module of the adapter, and the modules of the base that it is, in the order of its rows where several are."""
 
     module: Module
-    found: tuple[Found, ...]
+    found: tuple[BaseModule, ...]
 
     @property
     def is_complete(self) -> bool:
@@ -77,7 +77,7 @@ def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], co
     homes: list[Home] = []
     partial: list[Home] = []
     lacking: list[Home] = []
-    taken: dict[tuple[str, int | None], list[tuple[Found, Module]]] = defaultdict(list)
+    taken: dict[tuple[str, int | None], list[tuple[BaseModule, Module]]] = defaultdict(list)
     unmatched: list[Module] = []
     for module in modules:
         name = module.name
@@ -100,7 +100,7 @@ def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], co
     return Homes(homes, tuple(unmatched), tuple(partial), tuple(lacking))
 
 
-def _of_parameter(module: Module, table: NameTable) -> list[Found]:
+def _of_parameter(module: Module, table: NameTable) -> list[BaseModule]:
     """What has the parameter that alone the module changes, under a name that is no weight's or bias's."""
     parameters = {contribution.algorithm.parameter for contribution in module.contributions}
     if len(parameters) > 1 or parameters <= {WEIGHT, BIAS}:
@@ -109,12 +109,14 @@ def _of_parameter(module: Module, table: NameTable) -> list[Found]:
     return table.find_parameter(module.name, parameter)
 
 
-def _one_meaning(module: Module, found: Iterable[Found], adapter: Adapter, base: Checkpoint) -> tuple[Found, ...]:
+def _one_meaning(
+    module: Module, found: Iterable[BaseModule], adapter: Adapter, base: Checkpoint
+) -> tuple[BaseModule, ...]:
     """The one module that is meant, or the parts of it in their order; empty where there is none.
 
     Raises LoraInspectError where several are meant.
     """
-    meanings: dict[object, dict[tuple[int, int], Found]] = {}
+    meanings: dict[object, dict[tuple[int, int], BaseModule]] = {}
     for one in found:
         piece = one.piece
         is_part = one.single is not None or (piece is not None and piece.of_whole)
@@ -129,21 +131,21 @@ def _one_meaning(module: Module, found: Iterable[Found], adapter: Adapter, base:
     return tuple(one for meaning in meanings.values() for _, one in sorted(meaning.items()))
 
 
-def _share_rows(one: Found, other: Found) -> bool:
+def _share_rows(one: BaseModule, other: BaseModule) -> bool:
     """Whether two modules of an adapter that are at home in one of the base have rows of it in common."""
     pieces = one.piece, other.piece
     apart = all(piece is not None and not piece.of_whole for piece in pieces)
     return not apart or pieces[0] == pieces[1]
 
 
-def _ambiguous(module: Module, first: Found, second: Found, adapter: Adapter, base: Checkpoint) -> str:
+def _ambiguous(module: Module, first: BaseModule, second: BaseModule, adapter: Adapter, base: Checkpoint) -> str:
     return (
         f"{adapter.checkpoint.path}: {module.name.key} fits both {_shown(first, base)} and "
         f"{_shown(second, base)} of {base.path}; use a base that holds one of them."
     )
 
 
-def _both_change(first: Module, second: Module, found: Found, adapter: Adapter, base: Checkpoint) -> str:
+def _both_change(first: Module, second: Module, found: BaseModule, adapter: Adapter, base: Checkpoint) -> str:
     what = f"{_shown(found, base)} of {base.path}"
     both = f"{adapter.checkpoint.path}: {first.name.key} and {second.name.key} both change {what}"
     components = sorted({first.name.component, second.name.component})
@@ -153,7 +155,7 @@ def _both_change(first: Module, second: Module, found: Found, adapter: Adapter, 
     return f"{both}, which holds one of {' and '.join(components)}; say which one it is with {choices}."
 
 
-def _shown(found: Found, base: Checkpoint) -> str:
+def _shown(found: BaseModule, base: Checkpoint) -> str:
     """The weight of the base's module, or where it has none the module."""
     return weight if (weight := found.tensor(WEIGHT)) in base.tensors else found.path
 

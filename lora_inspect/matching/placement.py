@@ -22,7 +22,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.module_map import Home
-from lora_inspect.reading.base.base_names import Piece
+from lora_inspect.reading.base.base_names import SharedRows
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.packed_experts import FIRST, INPUT
 from lora_inspect.reading.peft.residual_adapters import PISSA
@@ -53,7 +53,7 @@ class Place(NamedTuple):
         return whole if self.runs is None else (self.runs.rows, *whole[1:])
 
 
-class Placed(NamedTuple):
+class Placement(NamedTuple):
     """A contribution and its place; `rows` are those that all of its places have together, None for one place."""
 
     contribution: Contribution
@@ -168,7 +168,7 @@ class Placed(NamedTuple):
 _CLASSIFIER = "score.weight"
 
 
-class Storage(NamedTuple):
+class ExpertStorage(NamedTuple):
     """How the parameters of a layer's experts are stored: as (experts, in, out), and with gate and up taking turns."""
 
     transposed: bool
@@ -181,7 +181,7 @@ def as_matrix(info: TensorInfo) -> TensorInfo:
     return info._replace(shape=(experts * rows, columns))
 
 
-def storage_of(path: str, base: Checkpoint) -> Storage:
+def storage_of(path: str, base: Checkpoint) -> ExpertStorage:
     """How the parameter at `path` is stored; raises LoraInspectError where it and its sibling do not show it.
 
     Gate and up take turns in gpt-oss, which stores (experts, in, out) and has biases. The one other class that does, of
@@ -189,7 +189,7 @@ def storage_of(path: str, base: Checkpoint) -> Storage:
     """
     parent, _, leaf = path.rpartition(".")
     if leaf == WEIGHT:
-        return Storage(transposed=False)
+        return ExpertStorage(transposed=False)
     shapes = {
         name: base.tensors[f"{parent}.{name}"].shape for name in EXPERT_PARAMETERS if f"{parent}.{name}" in base.tensors
     }
@@ -197,10 +197,10 @@ def storage_of(path: str, base: Checkpoint) -> Storage:
         first, last = shapes.values()
         if len(first) == 3 and len(last) == 3:
             if first == (last[0], 2 * last[2], last[1]):
-                return Storage(transposed=False)
+                return ExpertStorage(transposed=False)
             if first == (last[0], last[2], 2 * last[1]):
                 has_biases = f"{parent}.{EXPERT_PARAMETERS[0]}_bias" in base.tensors
-                return Storage(transposed=True, interleaved=has_biases and _CLASSIFIER not in base.tensors)
+                return ExpertStorage(transposed=True, interleaved=has_biases and _CLASSIFIER not in base.tensors)
     shapes[leaf] = base.tensors[path].shape  # whatever it is called
     found = " and ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     raise AmbiguousError(
@@ -270,7 +270,7 @@ def of_all(home: Home, experts: int, base: Checkpoint) -> ExpertRows | None:
     return ExpertRows(tuple(places), experts * rows * parts)
 
 
-def _of_part(path: str, piece: Piece, base: Checkpoint) -> ExpertRows | None:
+def _of_part(path: str, piece: SharedRows, base: Checkpoint) -> ExpertRows | None:
     """The rows of one layer of every expert in a parameter that has those of several."""
     storage, parameter = storage_of(path, base), base.tensors[path]
     experts, stored_rows, columns = parameter.shape

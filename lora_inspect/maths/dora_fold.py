@@ -12,7 +12,7 @@ from lora_inspect.maths.change import Blocks, Change, Transposed, holds_all, sum
 
 
 @dataclass(frozen=True, slots=True)
-class Magnitude:
+class MagnitudeValues:
     """The vector `values` over output rows or inputs, and what the program that wrote it does with it.
 
     `rule` says how a multiplier applies, `added_eps` what is added to the norm; None stands for max(norm, 1e-6).
@@ -53,7 +53,7 @@ class _Decomposed(Change):
     """W' = magnitude · V / ‖V‖, or V / ‖W‖, where V is W with the `change` in it."""
 
     change: Change
-    magnitude: Magnitude
+    magnitude: MagnitudeValues
 
     @property
     def together(self) -> int:
@@ -89,7 +89,7 @@ class _Decomposed(Change):
 class DecomposedRows(_Decomposed):
     """DoRA over output rows."""
 
-    def values_of(self, other: Magnitude, rows: Any, first: int) -> Any:
+    def values_of(self, other: MagnitudeValues, rows: Any, first: int) -> Any:
         """The magnitudes with which `other`, by its own norms, makes the same of the `rows` of W at multiplier 1."""
         combined = rows.clone()
         self.change.fold(combined, first, 1.0)
@@ -136,12 +136,12 @@ class DecomposedColumns(_Decomposed):
         return DecomposedRows(self.change.transposed(), self.magnitude)
 
 
-def magnitude_of(spelling: dora.DoraSpelling, values: Any, rule: str | None = None) -> Magnitude:
+def magnitude_of(spelling: dora.DoraSpelling, values: Any, rule: str | None = None) -> MagnitudeValues:
     """The `values` as those who write the spelling mean them; `rule` says how a multiplier applies instead."""
-    return Magnitude(values, rule or spelling.multiplier, spelling.added_eps, spelling.norms)
+    return MagnitudeValues(values, rule or spelling.multiplier, spelling.added_eps, spelling.norms)
 
 
-def decomposed(change: Change, magnitude: Magnitude, axis: str, columns_per_input: int) -> Change:
+def decomposed(change: Change, magnitude: MagnitudeValues, axis: str, columns_per_input: int) -> Change:
     """DoRA over the `axis` that the magnitude belongs to."""
     if axis == dora.OUTPUT:
         return DecomposedRows(change, magnitude)

@@ -51,7 +51,7 @@ class Share(NamedTuple):
     noise: float | None
 
     @property
-    def told(self) -> float | None:
+    def reported(self) -> float | None:
         """The value where it is told."""
         return None if self.why else self.value
 
@@ -174,7 +174,7 @@ def both(one: StepSums | None, other: StepSums | None) -> StepSums | None:
     return StepSums(one.products + other.products, one.base + other.base, one.looked_at + other.looked_at)
 
 
-class Look:
+class RowObserver:
     """Looks at some rows of a block of a weight: before, behind each of so many `changes`, and as they are written.
 
     `spans` are the (start, stop) of those rows in the weight, of which the block begins with the row `first`.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lora_inspect.codecs.record import Extremes
     from lora_inspect.maths.rounding import StochasticRounding
-    from lora_inspect.maths.share import Look, StepSums
+    from lora_inspect.maths.share import RowObserver, StepSums
     from lora_inspect.maths.tensors import RowBlocks
 
 
@@ -67,7 +67,7 @@ class Encoder(Protocol):
 class Witness(Protocol):
     """Looks at the rows of one weight while they are written; several threads use it at the same time."""
 
-    def look(self, rows: "Tensor", first: int) -> "Look | None":
+    def look(self, rows: "Tensor", first: int) -> "RowObserver | None":
         """Looks at a block of the base, decoded, from the row `first` on; None where it need not be looked at.
 
         The look then sees the block behind the changes of each adapter, and as it was written.

@@ -18,7 +18,7 @@ from lora_inspect.matching.placement import as_matrix
 from lora_inspect.merging.encode import Encoder, Recoded, Rounded, Witness
 from lora_inspect.merging.fold_chain import Fold, working_type
 from lora_inspect.merging.plan import MergePlan
-from lora_inspect.merging.retention import Keeping
+from lora_inspect.merging.retention import Retention
 from lora_inspect.merging.storage import Storage
 from lora_inspect.merging.threads import Job
 from lora_inspect.progress import Progress
@@ -56,7 +56,7 @@ class Folding:
     storage: Storage = field(default_factory=Storage)
     dora_rule: str | None = None
     seed: int | None = None
-    keeping: Keeping | None = None
+    keeping: Retention | None = None
 
     def folds_of(self, info: TensorInfo) -> list[Fold]:
         """What changes a tensor of the base, in order."""
@@ -173,7 +173,7 @@ def _flat(info: TensorInfo, folding: Folding) -> TensorInfo:
 class OutputFiles:
     """What a plan has written, each file of the base by itself. `keeping` gathers what is kept of the changes."""
 
-    def __init__(self, plan: MergePlan, keeping: Keeping | None = None) -> None:
+    def __init__(self, plan: MergePlan, keeping: Retention | None = None) -> None:
         self._plan = plan
         self._folding = Folding(plan.folds, plan.storage, plan.options.dora_rule, plan.options.seed, keeping)
 
@@ -206,7 +206,7 @@ class OutputFiles:
         """The size of all tensors of the output."""
         return sum(self._folding.output(info).nbytes for info in self._plan.written)
 
-    def put_beside(self, folder: str, progress: Progress) -> None:
+    def copy_side_files(self, folder: str, progress: Progress) -> None:
         """Fills the `folder` of the weights with the index and all else that lies beside them."""
         plan = self._plan
         dropped, rewritten = plan.storage.dropped, plan.storage.side_files

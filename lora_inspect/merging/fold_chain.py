@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lora_inspect.errors import DamagedError, LoraInspectError
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.matching.placement import Placed
+from lora_inspect.matching.placement import Placement
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_codecs import CodedWeight, decoder
 from lora_inspect.reading.model.contribution import Contribution
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Fold:
     """One contribution in its place, with the strength and the source that it comes with."""
 
-    placed: Placed
+    placed: Placement
     multiplier: float
     adapter: Adapter
 

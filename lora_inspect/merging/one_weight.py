@@ -18,7 +18,7 @@ from lora_inspect.maths.tensors import TORCH_DTYPES, Cut, Decode, bytes_in, cut
 from lora_inspect.merging.encode import Encoder, Witness
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.fold_chain import Fold, LinkReader, decode_of, no_numbers_of_a_change
-from lora_inspect.merging.threads import Member
+from lora_inspect.merging.threads import Worker
 from lora_inspect.merging.working_crew import Tools
 from lora_inspect.reading.base.base_codecs import CodedWeight
 
@@ -35,7 +35,7 @@ class Rows:
     They are given in the type `working`, by itself the one that the weight is read in.
     """
 
-    member: Member[Tools]
+    member: Worker[Tools]
     info: TensorInfo
     decode: Decode | None
     working: torch.dtype | None
@@ -98,7 +98,7 @@ class WeightJob:
             2 * info.nbytes + size * info.numel for fold in self.folds for info in fold.contribution.operands.values()
         )
 
-    def __call__(self, member: Member[Tools]) -> None:
+    def __call__(self, member: Worker[Tools]) -> None:
         """Writes it whole; raises LoraInspectError for numbers that cannot be computed or written."""
         working = TORCH_DTYPES[self.working] if self.working else None
         rows = Rows(member, self.read, decode_of(self.read, self.coded), working)
@@ -116,7 +116,7 @@ class WeightJob:
         except LinAlgError as error:
             raise no_numbers_of_a_change(self.read, self.folds[-1]) from error
 
-    def _terms(self, member: Member[Tools], rows: Rows) -> list[list[Link]]:
+    def _terms(self, member: Worker[Tools], rows: Rows) -> list[list[Link]]:
         """The settled changes of each adapter; what takes the whole weight apart does so while no other does."""
         reader = LinkReader(member.tools.blocks, self.factors, self.coded, rows.working)
         with member.alone() if any(fold.placed.has_residual for fold in self.folds) else nullcontext():
@@ -126,7 +126,7 @@ class WeightJob:
         pairs = zip((id(adapter) for adapter, _ in links), done, strict=True)
         return [[link for _, link in own] for _, own in groupby(pairs, key=lambda pair: pair[0])]
 
-    def _write(self, member: Member[Tools], rows: Rows, terms: Sequence[Sequence[Link]], together: int) -> None:
+    def _write(self, member: Worker[Tools], rows: Rows, terms: Sequence[Sequence[Link]], together: int) -> None:
         encoder: Encoder | None = self.encoder.prepared()
         tell: Callable[[int], None] = member.done
         while encoder is not None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_inspect.files.checkpoint import Checkpoint
     from lora_inspect.matching.orientation import Answers
     from lora_inspect.merging.fold_chain import Fold
-    from lora_inspect.reading.ambiguous_options import Choice
+    from lora_inspect.reading.ambiguous_options import ModuleFilter
     from lora_inspect.reading.model.settings import Settings
     from lora_inspect.reading.weights_toml import WeightsFile
 
@@ -96,10 +96,10 @@ def _no_settings() -> "Settings":
     return Settings()
 
 
-def _no_choice() -> "Choice":
-    from lora_inspect.reading.ambiguous_options import Choice
+def _no_choice() -> "ModuleFilter":
+    from lora_inspect.reading.ambiguous_options import ModuleFilter
 
-    return Choice()
+    return ModuleFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class MergeOptions:
     allow_unmatched: bool = False
     dora_rule: str | None = None
     settings: "Settings" = field(default_factory=_no_settings)
-    choice: "Choice" = field(default_factory=_no_choice)
+    choice: "ModuleFilter" = field(default_factory=_no_choice)
     weights: "WeightsFile | None" = None
     hash_base: bool = False
     changed_dtype: str | None = None
@@ -130,7 +130,7 @@ def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
 
     Raises LoraInspectError for an invalid file of weights, and ValueError for a seed without stochastic rounding.
     """
-    from lora_inspect.reading.ambiguous_options import Choice
+    from lora_inspect.reading.ambiguous_options import ModuleFilter
     from lora_inspect.reading.model.settings import requested_settings
     from lora_inspect.reading.weights_toml import read_weights
 
@@ -140,7 +140,7 @@ def merge_options(request: MergeRequest | VerifyRequest) -> MergeOptions:
     own = {
         "dora_rule": request.dora_multiplier,
         "settings": requested_settings(request),
-        "choice": Choice(request.include, request.exclude),
+        "choice": ModuleFilter(request.include, request.exclude),
         "weights": None if request.weights is None else read_weights(request.weights),
         "seed": seed_of(request.rounding, request.seed) if isinstance(request, MergeRequest) else None,
     }
@@ -171,7 +171,7 @@ def check_rounding(
         raise RefusedError(base.path, f"{OPTION} has nothing to round, as {why}", "leave it out")
 
 
-class Share(NamedTuple):
+class ProcessShare(NamedTuple):
     """The part of one of several processes: share `number` of `of`, counted from 1."""
 
     number: int
@@ -181,7 +181,7 @@ class Share(NamedTuple):
         return f"{self.number}/{self.of}"
 
     @classmethod
-    def parse(cls, text: str) -> "Share":
+    def parse(cls, text: str) -> "ProcessShare":
         """Read `I/N`; raise ValueError for anything but 1/N to N/N."""
         number, slash, of = text.partition("/")
         if not slash or not (_is_count(number) and _is_count(of)) or not 1 <= int(number) <= int(of):
@@ -202,7 +202,7 @@ def dealt(sizes: Mapping[str, int], of: int) -> list[list[str]]:
     return [[file for file in sizes if file in hand] for hand in hands]
 
 
-def taken(share: Share, sizes: Mapping[str, int]) -> Sequence[str]:
+def taken(share: ProcessShare, sizes: Mapping[str, int]) -> Sequence[str]:
     """Return the files of one share."""
     return dealt(sizes, share.of)[share.number - 1]
 

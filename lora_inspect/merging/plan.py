@@ -23,9 +23,9 @@ from lora_inspect.matching.unmatched import accept_unmatched, has_head, is_embed
 from lora_inspect.maths import dora
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.options import MergeOptions, check_rounding
-from lora_inspect.merging.storage import Asked, Storage, plan_storage, read_config
+from lora_inspect.merging.storage import RequestedDtypes, Storage, plan_storage, read_config
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.ambiguous_options import Choice, Multipliers, read_settled
+from lora_inspect.reading.ambiguous_options import ModuleFilter, Multipliers, read_settled
 from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_info import ADAPTER, kind_of
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
     excluded: tuple[str, ...] = ()
 
 
-def parts_of(adapters: Sequence[Adapter], base: Checkpoint, choice: Choice) -> list[Parts]:
+def parts_of(adapters: Sequence[Adapter], base: Checkpoint, choice: ModuleFilter) -> list[Parts]:
     """Return the parts of each adapter; raise LoraInspectError for a pattern without a module."""
     # Names are looked for where something asks for them: it takes as long as all else that is planned.
     names = {
@@ -309,7 +309,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
             folds[name] += own
     _check_replaced(folds)
     side_files = find_side_files(base)
-    storage = plan_storage(base, side_files, Asked(options.dtype, options.changed_dtype), *_read(folds))
+    storage = plan_storage(base, side_files, RequestedDtypes(options.dtype, options.changed_dtype), *_read(folds))
     check_rounding(options.seed, base, folds, storage.types)
     return MergePlan(
         base=base,

@@ -35,7 +35,7 @@ class Elsewhere(Exception):
     status = REFUSED_STATUS
 
 
-class Ranks:
+class Processes:
     """One process' view of all; `sentence_of` says of an error what a user reads of it."""
 
     def __init__(self, rank: Rank, store: "Store", sentence_of: Callable[[Exception], str]) -> None:
@@ -96,7 +96,7 @@ class Ranks:
 
         return tell
 
-    def told(self) -> None:
+    def reported(self) -> None:
         """The first process has said why all failed; the others end behind it."""
         if self.rank.is_first:
             self._store.set(_TOLD, "")
@@ -160,7 +160,7 @@ def threads_of(rank: Rank) -> int | None:
 
 
 @contextmanager
-def all_ranks(rank: Rank, sentence_of: Callable[[Exception], str]) -> Iterator[Ranks]:
+def all_ranks(rank: Rank, sentence_of: Callable[[Exception], str]) -> Iterator[Processes]:
     """All processes, once each of them is there; LoraInspectError where they cannot reach each other."""
     import torch
     from torch import distributed
@@ -171,7 +171,7 @@ def all_ranks(rank: Rank, sentence_of: Callable[[Exception], str]) -> Iterator[R
         server, *_ = next(distributed.rendezvous("env://", timeout=_TO_MEET))  # type: ignore[attr-defined]
         run = f"lora_inspect/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         store = distributed.PrefixStore(run, server)  # type: ignore[attr-defined]
-        ranks = Ranks(rank, store, sentence_of)
+        ranks = Processes(rank, store, sentence_of)
         ranks.together(lambda: None)
         distributed.init_process_group("gloo", store=store, rank=rank.number, world_size=rank.of, timeout=_TO_MEET)
         yield ranks

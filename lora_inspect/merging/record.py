@@ -25,7 +25,7 @@ from lora_inspect.merging.options import STOCHASTIC, MergeOptions
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.ambiguous_options import Choice
+from lora_inspect.reading.ambiguous_options import ModuleFilter
 from lora_inspect.reading.metadata.merge_record import (
     ADAPTERS,
     BASE,
@@ -273,7 +273,7 @@ def recorded_options(record: MergeRecord, path: str) -> MergeOptions:
         allow_unmatched=bool(said.get("allow_unmatched")),
         dora_rule=rule,
         settings=Settings(allow_partial_dora=bool(said.get("allow_partial_dora"))),
-        choice=Choice(tuple(said.get("include", ())), tuple(said.get("exclude", ()))),
+        choice=ModuleFilter(tuple(said.get("include", ())), tuple(said.get("exclude", ()))),
     )
 
 
@@ -298,7 +298,7 @@ def recorded_adapters(
     for one, at in zip(record.adapters, matched, strict=True):
         settings = _settings(one, path)
         if at is None:
-            near = None if left else _beside(one, path)
+            near = None if left else _path_beside(one, path)
             if near is None:
                 raise RefusedError(_missing(one, path, [(opened[number][0], hashes[number]) for number in left]))
             found.append((near, settings))
@@ -321,7 +321,7 @@ def recorded_adapters(
     return found
 
 
-def _beside(one: MergedAdapter, path: str) -> str | None:
+def _path_beside(one: MergedAdapter, path: str) -> str | None:
     """The path of the adapter that was merged, under its recorded name in the folder of the model at `path`."""
     near = os.path.join(os.path.dirname(path), one.file)
     if os.path.basename(one.file) != one.file or not os.path.exists(near):

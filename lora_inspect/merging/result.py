@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_inspect.matching.orientation import Orientation, in_record
 from lora_inspect.merging.plan import MergePlan
-from lora_inspect.merging.retention import KeptAdapter, notes_on
+from lora_inspect.merging.retention import AdapterRetention, notes_on
 from lora_inspect.merging.retention import in_record as in_kept_record
 from lora_inspect.sentences import Result
 
@@ -50,7 +50,7 @@ class MergeResult(Result):
     order_matters: tuple[str, ...] = ()
     dora_multiplier: str | None = None
     notes: tuple[str, ...] = ()
-    kept: tuple[KeptAdapter, ...] = ()
+    kept: tuple[AdapterRetention, ...] = ()
     seed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def planned_record(plan: MergePlan, output: str | None) -> dict[str, Any]:
         "multipliers": plan.multipliers,
         "decoded": list(plan.storage.decoded),
         "recoded": list(plan.storage.recoded),
-        "dropped": plan.storage.said,
+        "dropped": plan.storage.left_out,
         "unmatched": list(plan.unmatched),
         "files_copied": list(plan.side_files.copied),
         "left_behind": list(plan.side_files.left_behind),
@@ -111,7 +111,7 @@ def result_of(
     plan: MergePlan,
     output: str,
     counts: Mapping[str, int],
-    kept: Sequence[KeptAdapter],
+    kept: Sequence[AdapterRetention],
     notes: Sequence[str],
     seconds: float,
     size: int,
@@ -129,7 +129,7 @@ def result_of(
         dtype_counts=dict(counts),
         decoded=tuple(plan.storage.decoded),
         recoded=tuple(plan.storage.recoded),
-        dropped=tuple(plan.storage.said),
+        dropped=tuple(plan.storage.left_out),
         unmatched=plan.unmatched,
         files_copied=tuple(plan.side_files.copied),
         left_behind=plan.side_files.left_behind,

@@ -19,7 +19,7 @@ from lora_inspect.sentences import counted, listed, shortened
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_inspect.maths.share import Estimate, Look, StepSums
+    from lora_inspect.maths.share import Estimate, RowObserver, StepSums
 
 # A share below the first is told, one below the second refused.
 TOLD, REFUSED = 0.9, 0.5
@@ -29,7 +29,7 @@ _RECORDED, _NAMED = 10, 3
 _FINER = {8: "bf16", 16: "fp32"}
 
 
-class KeptWeight(NamedTuple):
+class WeightRetention(NamedTuple):
     """The share of an adapter in one weight, whose numbers are written in `dtype`."""
 
     name: str
@@ -37,7 +37,7 @@ class KeptWeight(NamedTuple):
     dtype: str
 
 
-class KeptAdapter(NamedTuple):
+class AdapterRetention(NamedTuple):
     """How much of an adapter is in the weights that were written: its `share`, None where that cannot be told.
 
     `noise` is what rounding adds to the weights that it changes, over the change, `why` says what keeps the share from
@@ -49,7 +49,7 @@ class KeptAdapter(NamedTuple):
     noise: float | None
     why: str
     is_sampled: bool
-    worst: tuple[KeptWeight, ...]
+    worst: tuple[WeightRetention, ...]
 
     @property
     def in_words(self) -> str:
@@ -59,12 +59,12 @@ class KeptAdapter(NamedTuple):
         return f"{'~' if self.is_sampled else ''}{self.share:.2f}"
 
 
-def worst_of(weights: Sequence[KeptWeight]) -> tuple[KeptWeight, ...]:
+def worst_of(weights: Sequence[WeightRetention]) -> tuple[WeightRetention, ...]:
     """Those with less than should be, the least first."""
     return tuple(sorted((one for one in weights if one.share < TOLD), key=lambda one: one.share)[:_RECORDED])
 
 
-def in_record(kept: Sequence[KeptAdapter], seed: int | None) -> dict[str, Any]:
+def in_record(kept: Sequence[AdapterRetention], seed: int | None) -> dict[str, Any]:
     """What `merge --json` says of it; the noise where rounding was stochastic, by the `seed`."""
     record: dict[str, Any] = {
         "kept": {one.path: _rounded(one.share) for one in kept},
@@ -77,7 +77,7 @@ def in_record(kept: Sequence[KeptAdapter], seed: int | None) -> dict[str, Any]:
     return record | {"seed": seed, "noise": {one.path: _rounded(one.noise) for one in kept}}
 
 
-def in_summary(kept: Sequence[KeptAdapter], seed: int | None) -> str:
+def in_summary(kept: Sequence[AdapterRetention], seed: int | None) -> str:
     """A line of the shares, and of the noise where rounding was stochastic."""
     line = f"kept: {', '.join(f'{one.in_words} of {one.path}' for one in kept)}"
     if seed is None:
@@ -86,7 +86,7 @@ def in_summary(kept: Sequence[KeptAdapter], seed: int | None) -> str:
     return f"{line}; rounded stochastically by seed {seed}{f', whose noise is {noise}' if noise else ''}"
 
 
-def check_kept(kept: Sequence[KeptAdapter], seed: int | None) -> None:
+def check_kept(kept: Sequence[AdapterRetention], seed: int | None) -> None:
     """Raises LoraInspectError where so little of an adapter would be in the output that it is another model."""
     lost = [one for one in kept if one.share is not None and one.share < REFUSED]
     if lost:
@@ -99,7 +99,7 @@ def check_kept(kept: Sequence[KeptAdapter], seed: int | None) -> None:
         )
 
 
-def notes_on(kept: Sequence[KeptAdapter], seed: int | None) -> list[str]:
+def notes_on(kept: Sequence[AdapterRetention], seed: int | None) -> list[str]:
     """A sentence on each adapter of which a part is lost."""
     return [
         f"{one.path}: the output keeps {one.in_words} of it: {_because(one)}; to keep more, "
@@ -109,7 +109,7 @@ def notes_on(kept: Sequence[KeptAdapter], seed: int | None) -> list[str]:
     ]
 
 
-def _because(one: KeptAdapter) -> str:
+def _because(one: AdapterRetention) -> str:
     """Where the least of it is left, and what does that."""
     named = [f"{shortened(weight.name)} ({weight.share:.2f})" for weight in one.worst[:_NAMED]]
     types = listed(list(dict.fromkeys(weight.dtype for weight in one.worst)))
@@ -117,7 +117,7 @@ def _because(one: KeptAdapter) -> str:
     return f"its change is small beside the steps of {types or 'the numbers'}{where}"
 
 
-def _ways_out(one: KeptAdapter, seed: int | None) -> list[str]:
+def _ways_out(one: AdapterRetention, seed: int | None) -> list[str]:
     bits = min((BITS[weight.dtype] for weight in one.worst), default=16)
     finer = next((name for most, name in _FINER.items() if bits <= most), None)
     ways = [f"write finer numbers with --changed-dtype {finer} or --dtype {finer}"] if finer else []
@@ -168,25 +168,25 @@ class WeightWitness:
         self._rows, self._entries = read.shape[0] if read.shape else 1, read.numel
         self._sums: StepSums | None = None
 
-    def look(self, rows: "Tensor", first: int) -> "Look | None":
+    def look(self, rows: "Tensor", first: int) -> "RowObserver | None":
         """Looks at a block that nothing is folded into yet; None where it has no row that is looked at."""
-        from lora_inspect.maths.share import Look
+        from lora_inspect.maths.share import RowObserver
 
         spans = looked_rows(self._rows, first, len(rows)) if self.is_sampled else [(first, first + len(rows))]
-        return Look(spans, rows, first, len(self.adapters)) if spans else None
+        return RowObserver(spans, rows, first, len(self.adapters)) if spans else None
 
     def done(self, sums: "StepSums | None") -> None:
         """Takes the sums over all blocks, in their order."""
         self._sums = sums
 
-    def kept(self) -> "Estimate | None":
+    def retention(self) -> "Estimate | None":
         """What shares come from, None for a weight without entries."""
         from lora_inspect.maths.share import estimate_of
 
         return estimate_of(self._sums, self._entries, self._working) if self._sums else None
 
 
-class SeenWeight(NamedTuple):
+class ObservedWeight(NamedTuple):
     """What was seen of one weight, written in `dtype`: `kept` is of the `adapters`, which are numbers."""
 
     name: str
@@ -204,7 +204,7 @@ class SeenWeight(NamedTuple):
         return [self.name, self.dtype, self.is_sampled, list(self.adapters), b64encode(packed).decode()]
 
     @classmethod
-    def of_record(cls, record: Sequence[Any]) -> "SeenWeight":
+    def of_record(cls, record: Sequence[Any]) -> "ObservedWeight":
         """What `in_record` gave; raises ValueError, TypeError or LookupError for anything else."""
         import torch
 
@@ -224,7 +224,7 @@ class SeenWeight(NamedTuple):
         return cls(str(name), dtype, bool(is_sampled), tuple(adapters), kept)
 
 
-class Keeping:
+class Retention:
     """What the output keeps of the `adapters`, by their paths, over all weights that are looked at."""
 
     def __init__(self, adapters: Sequence[str]) -> None:
@@ -237,33 +237,33 @@ class Keeping:
         self._witnesses.append(witness)
         return witness
 
-    def seen(self) -> Iterator[SeenWeight]:
+    def observed(self) -> Iterator[ObservedWeight]:
         """What was seen of each weight, in their order, once all are written."""
         number = {path: number for number, path in enumerate(self._adapters)}
         for one in self._witnesses:
-            if kept := one.kept():
-                yield SeenWeight(
+            if kept := one.retention():
+                yield ObservedWeight(
                     one.name, one.dtype, one.is_sampled, tuple(number[path] for path in one.adapters), kept
                 )
 
 
-def kept_of(adapters: Sequence[str], seen: Iterable[SeenWeight]) -> list[KeptAdapter]:
+def kept_of(adapters: Sequence[str], seen: Iterable[ObservedWeight]) -> list[AdapterRetention]:
     """How much is kept of each of the `adapters`, by their paths, in all weights that were seen."""
     from lora_inspect.maths.share import REASONS, Estimate
 
     whole = Estimate.nothing(len(adapters))
-    worst: list[tuple[KeptWeight, ...]] = [()] * len(adapters)
+    worst: list[tuple[WeightRetention, ...]] = [()] * len(adapters)
     sampled: set[int] = set()
     for one in seen:
         whole.add(one.kept, one.adapters)
         sampled.update(one.adapters if one.is_sampled else ())
         for number, share in zip(one.adapters, one.kept.shares(), strict=True):
-            if share.told is not None:
-                worst[number] = worst_of([*worst[number], KeptWeight(one.name, share.told, one.dtype)])
+            if share.reported is not None:
+                worst[number] = worst_of([*worst[number], WeightRetention(one.name, share.reported, one.dtype)])
     return [
-        KeptAdapter(
+        AdapterRetention(
             path=path,
-            share=share.told,
+            share=share.reported,
             noise=share.noise,
             why=REASONS.get(share.why, ""),
             is_sampled=number in sampled,

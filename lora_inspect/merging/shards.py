@@ -22,18 +22,18 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import file_sha256, sha256_behind
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.json_files import read_json
-from lora_inspect.files.pending_output import MadeOutput
+from lora_inspect.files.pending_output import PendingOutput
 from lora_inspect.files.safetensors.header import read_header
 from lora_inspect.files.safetensors.writer import rewrite_header, rewrite_tensor
 from lora_inspect.files.shard_staging import PartsFolder
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.fold import OutputFiles, Written
-from lora_inspect.merging.options import Share, taken
+from lora_inspect.merging.options import ProcessShare, taken
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.record import RECORDED_AS, recorded, with_base_hashes
 from lora_inspect.merging.result import MergeResult, result_of
-from lora_inspect.merging.retention import Keeping, SeenWeight, check_kept, kept_of
+from lora_inspect.merging.retention import ObservedWeight, Retention, check_kept, kept_of
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.metadata.merge_record import ADAPTERS, BASE, CONFIG, FILE, HEADER, OPTIONS, SHA256
 from lora_inspect.sentences import counted, listed, shortened, some
@@ -104,14 +104,14 @@ def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None
     name = next(name for name in (*own, *said) if said.get(name) != own.get(name))
     option = f"--{_OPTION_NOW.get(name, name).replace('_', '-')}"
     what = option if owner == _OPTION else f"{_WORDS.get(name, f'the {name}')}{owner}"
-    return f"{what} is {_told(said.get(name))} there and {_told(own.get(name))} here"
+    return f"{what} is {_from_json(said.get(name))} there and {_from_json(own.get(name))} here"
 
 
 def _rest(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if name not in (BASE, ADAPTERS, OPTIONS, _WEIGHTS)}
 
 
-def _told(value: Any) -> str:
+def _from_json(value: Any) -> str:
     return "not given" if value is None else shortened(value if isinstance(value, str) else json.dumps(value))
 
 
@@ -186,9 +186,9 @@ class ShardEntry(NamedTuple):
         }
         return json.dumps({**record, "digest": digest(record)}, separators=(",", ":")).encode()
 
-    def seen(self) -> Iterator[SeenWeight]:
+    def observed(self) -> Iterator[ObservedWeight]:
         """What was seen of each weight."""
-        return map(SeenWeight.of_record, self.records)
+        return map(ObservedWeight.of_record, self.records)
 
     def holds(self, file: str) -> bool:
         """Whether the file has every byte that it had when the entry was written, but for its header."""
@@ -225,7 +225,7 @@ def _whole(number: Any) -> int:
     return number
 
 
-class Made(NamedTuple):
+class MadeShard(NamedTuple):
     """A shard that was written to `output`: what was seen of its weights, and the hash of the base's file if asked."""
 
     output: str
@@ -291,15 +291,15 @@ class SharedMerge:
                 f"see whether {self.parts.output} is there, and run the job again if not",
             ) from None
 
-    def _make(self, name: str, progress: Progress) -> Made:
+    def _make(self, name: str, progress: Progress) -> MadeShard:
         """Writes a shard."""
         plan, file, output = self._plan, self.files[name], self.parts.new(name)
         hashed = file_sha256(file, plan.base.inputs[file], progress) if plan.options.hash_base else None
-        keeping = Keeping(self._adapters)
+        keeping = Retention(self._adapters)
         written = OutputFiles(plan, keeping).write(file, output, self._record, progress, force=True)
-        return Made(output, written, [one.in_record() for one in keeping.seen()], hashed)
+        return MadeShard(output, written, [one.in_record() for one in keeping.observed()], hashed)
 
-    def _describe(self, name: str, made: Made) -> None:
+    def _describe(self, name: str, made: MadeShard) -> None:
         """Says that a shard is there."""
         tensors, _ = read_header(made.output)
         late = [(tensors[one].start, tensors[one].stop) for one in self._late if one in tensors]
@@ -334,7 +334,7 @@ class SharedMerge:
                 return None
             entries = self._all_entries()
             try:
-                kept = kept_of(self._adapters, self._seen())
+                kept = kept_of(self._adapters, self._observed())
                 if not self._plan.options.allow_loss:
                     check_kept(kept, self._plan.options.seed)
                 self._finish(entries, force, progress)
@@ -345,7 +345,7 @@ class SharedMerge:
             left = self.parts.remove()
         counts = sum((Counter(one.counts) for one in entries.values()), Counter[str]())
         notes = (*self.leftovers, *([left] if left else []))
-        size = MadeOutput(self.parts.output).bytes
+        size = PendingOutput(self.parts.output).bytes
         return result_of(self._plan, self.parts.output, counts, kept, notes, self.seconds, size)
 
     def _finish(self, entries: dict[str, ShardEntry], force: bool, progress: Progress) -> None:
@@ -361,8 +361,8 @@ class SharedMerge:
             for name, content in entry.settled.items():
                 shard = os.path.basename(plan.base.tensors[name].file)
                 rewrite_tensor(os.path.join(folder, shard), name, content)
-        with self.parts.beside() as beside:
-            files.put_beside(beside, progress)
+        with self.parts.side_folder() as beside:
+            files.copy_side_files(beside, progress)
         side_files = plan.side_files
         self.parts.take_place([*self.files, *side_files.copied], side_files.folders, plan.inputs, force)
 
@@ -377,11 +377,11 @@ class SharedMerge:
             )
         return entries
 
-    def _seen(self) -> Iterator[SeenWeight]:
+    def _observed(self) -> Iterator[ObservedWeight]:
         """What was seen of the weights, in the order in which one process writes them; of one shard in memory."""
         for name in self.files:
             if entry := self._entry(name):
-                yield from entry.seen()
+                yield from entry.observed()
 
     def _entry(self, name: str) -> ShardEntry | None:
         """What is known of a shard that is there in its whole length; LoraInspectError where it is of another merge."""
@@ -402,7 +402,7 @@ def bytes_of(plan: MergePlan, file: str) -> int:
     return sum(info.nbytes for info in plan.written if info.file == file) + hashed
 
 
-def files_of_share(plan: MergePlan, share: Share) -> Sequence[str]:
+def files_of_share(plan: MergePlan, share: ProcessShare) -> Sequence[str]:
     """The files of the base that one of several processes takes."""
     return taken(share, {file: plan.base.inputs[file].bytes for file in plan.base.files})
 

@@ -14,7 +14,7 @@ from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.orientation import covered_shape
-from lora_inspect.matching.placement import Place, Placed
+from lora_inspect.matching.placement import Place, Placement
 from lora_inspect.maths.change import deltas
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite
@@ -80,7 +80,7 @@ def _matrix(shape: _Shape, weight: Tensor | None, is_wide: bool) -> Tensor:
     return weight.detach().to("cpu", dtype).reshape(rows, -1)
 
 
-def _placed(adapter: Adapter, contribution: Contribution, target: TensorInfo) -> Placed:
+def _placed(adapter: Adapter, contribution: Contribution, target: TensorInfo) -> Placement:
     """The contribution on the whole weight, or on its rows of it; raises LoraInspectError where it does not fit."""
     rows = contribution.rows
     place = Place(target, transposed=_is_turned(contribution, target.shape))
@@ -96,7 +96,7 @@ def _placed(adapter: Adapter, contribution: Contribution, target: TensorInfo) ->
     if wrong:
         shown = list(target.shape)
         raise _refused(adapter, contribution, f"{wrong}, but the weight is {shown}; give the weight of this layer")
-    placed = Placed(contribution, place)
+    placed = Placement(contribution, place)
     placed.check_groups()
     return placed
 

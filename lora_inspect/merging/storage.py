@@ -81,7 +81,7 @@ def _is_type(value: Any) -> bool:
     return isinstance(value, str) and value.removeprefix("torch.") in (*_TYPES.values(), *_FP8_TYPES)
 
 
-class Asked(NamedTuple):
+class RequestedDtypes(NamedTuple):
     """What the user asked for, as names of safetensors: `every` floating tensor, or those that are `touched`, in it.
 
     Without either, all is written as it is stored.
@@ -131,7 +131,7 @@ class Storage:
         return {own.file for weight in weights for own in weight.beside.values() if own.file != weight.info.file}
 
     @property
-    def said(self) -> list[str]:
+    def left_out(self) -> list[str]:
         """What is left out, by name: tensors, keys of the metadata, and the part of the config."""
         metadata = [FORMATS_KEY] if self.metadata else []
         return [*sorted(self.dropped), *metadata, *(f"{CONFIG}: {part}" for part in self.unsaid)]
@@ -143,7 +143,11 @@ class Storage:
 
 
 def plan_storage(
-    base: Checkpoint, side_files: SideFiles, asked: Asked, changed: Collection[str], seen: Iterable[TensorInfo]
+    base: Checkpoint,
+    side_files: SideFiles,
+    asked: RequestedDtypes,
+    changed: Collection[str],
+    seen: Iterable[TensorInfo],
 ) -> Storage:
     """Finds every tensor whose codes are read; those of codecs that are not known stay as they are.
 
@@ -156,7 +160,7 @@ def plan_storage(
     wanted = base.tensors if asked.every else {name: base.tensors[name] for name in changed}
     found = _known(base_codecs, (info for name, info in wanted.items() if name not in settings))
     also = _known(base_codecs, seen)
-    decoded = found if asked != Asked() else {}
+    decoded = found if asked != RequestedDtypes() else {}
     recoded = {} if decoded else found
     for weight in recoded.values():
         _check_written(base, weight)
@@ -166,7 +170,7 @@ def plan_storage(
     stored = read_config(side_files)
     config = _config(stored, side_files.root, asked, decoded, [i for name, i in left.items() if name not in dropped])
     unsaid = () if not stored or config is None else tuple(key for key in stored if key not in config)
-    if asked != Asked():
+    if asked != RequestedDtypes():
         stay = _known(base_codecs, (info for name, info in left.items() if name not in settings))
         _check_mixed(base, decoded, stay, lists_others=config is not None and QUANTIZATION in config)
     _check_held(base, left.values())
@@ -234,7 +238,10 @@ def _check_held(base: Checkpoint, left: Iterable[TensorInfo]) -> None:
 
 
 def _types(
-    asked: Asked, wanted: Mapping[str, TensorInfo], decoded: Mapping[str, CodedWeight], settings: Collection[str]
+    asked: RequestedDtypes,
+    wanted: Mapping[str, TensorInfo],
+    decoded: Mapping[str, CodedWeight],
+    settings: Collection[str],
 ) -> dict[str, str]:
     """The element type of every tensor that is cast or decoded."""
     dtype = asked.every or asked.touched
@@ -254,12 +261,12 @@ def _markers(base_codecs: BaseCodecs, decoded: Mapping[str, CodedWeight], left: 
 def _config(
     config: Mapping[str, Any] | None,
     root: str,
-    asked: Asked,
+    asked: RequestedDtypes,
     decoded: Mapping[str, CodedWeight],
     left: Iterable[TensorInfo],
 ) -> Mapping[str, Any] | None:
     """The config of a folder as it then is, or None where it stays as it is."""
-    if config is None or asked == Asked():
+    if config is None or asked == RequestedDtypes():
         return None
     modules = [name.removesuffix(".weight") for name in decoded]
     changed = without_codes(config, modules, has_codes(left))

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from lora_inspect.errors import CouldNotWorkError
-from lora_inspect.files.deferred_signals import told_of_signals
+from lora_inspect.files.deferred_signals import noted_signals
 from lora_inspect.progress import Progress
 
 Sum = TypeVar("Sum")
@@ -54,7 +54,7 @@ class _Void(BaseException):
 class Job(Generic[Tools]):
     """What one member of a crew does, and how many bytes of memory that takes beside the tools."""
 
-    def __init__(self, do: Callable[["Member[Tools]"], None], memory: int = 0) -> None:
+    def __init__(self, do: Callable[["Worker[Tools]"], None], memory: int = 0) -> None:
         self.do, self.memory = do, memory
 
 
@@ -104,7 +104,7 @@ class Crew(Generic[Tools]):
         self._jobs = enumerate(jobs)
         self._due = next(self._jobs, None)
         told = 0
-        with told_of_signals() as is_interrupted, self._at_work() as threads:
+        with noted_signals() as is_interrupted, self._at_work() as threads:
             while alive := [thread for thread in threads if thread.is_alive()]:
                 alive[0].join(_EVERY)
                 self._is_over = self._is_over or is_interrupted()
@@ -221,7 +221,7 @@ class Crew(Generic[Tools]):
 
     def _do(self, tools: Tools, order: int, job: Job[Tools]) -> None:
         try:
-            job.do(Member(self, tools, order))
+            job.do(Worker(self, tools, order))
         except _Void:
             pass
         except BaseException as error:  # the thread that waits for the result raises it
@@ -255,7 +255,7 @@ class Crew(Generic[Tools]):
                     self._changed.notify_all()
 
 
-class Member(Generic[Tools]):
+class Worker(Generic[Tools]):
     """One of a crew at a job, the number `order` of all."""
 
     def __init__(self, crew: Crew[Tools], tools: Tools, order: int) -> None:

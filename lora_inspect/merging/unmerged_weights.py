@@ -26,7 +26,7 @@ from lora_inspect.maths.rounding import preimages, rounding_interval
 from lora_inspect.maths.tensors import TORCH_DTYPES, Cut, bytes_in, cut
 from lora_inspect.merging.factor_reader import FactorReader
 from lora_inspect.merging.fold_chain import DOUBLE, SINGLE, Fold, recorded_type
-from lora_inspect.merging.threads import Job, Member
+from lora_inspect.merging.threads import Job, Worker
 from lora_inspect.merging.working_crew import Tools, copying, run_in_order, working_crew
 from lora_inspect.progress import Progress
 
@@ -185,7 +185,7 @@ class FromMerged:
     def _job(self, writer: Writer, info: TensorInfo) -> Job[Tools]:
         return Job(partial(self._restore, writer, info), _memory(self._folds[info.name]))
 
-    def _restore(self, writer: Writer, info: TensorInfo, member: Member[Tools]) -> None:
+    def _restore(self, writer: Writer, info: TensorInfo, member: Worker[Tools]) -> None:
         weight = Subtraction(self._folds[info.name], self._factors, info, recorded_type(info.dtype, self._folded_in))
         blocks = weight.blocks
 
@@ -239,7 +239,7 @@ class AgainstBase:
             else:
                 yield Job(partial(self._check_same, info, other))
 
-    def _check_changed(self, info: TensorInfo, other: TensorInfo, folds: Sequence[Fold], member: Member[Tools]) -> None:
+    def _check_changed(self, info: TensorInfo, other: TensorInfo, folds: Sequence[Fold], member: Worker[Tools]) -> None:
         weight = Subtraction(folds, self._factors, other, recorded_type(other.dtype, self._folded_in))
         blocks, own = weight.blocks, info._replace(shape=weight.merged.shape)
 
@@ -254,7 +254,7 @@ class AgainstBase:
         if differ:
             raise _of_another_base(info, self._merged, f"{differ:,} of its {info.numel:,} numbers are")
 
-    def _check_same(self, info: TensorInfo, other: TensorInfo, member: Member[Tools]) -> None:
+    def _check_same(self, info: TensorInfo, other: TensorInfo, member: Worker[Tools]) -> None:
         if other.shape != info.shape or not are_same_bytes(info, other, [(0, 0, info.nbytes)]):
             raise _of_another_base(info, self._merged, "it is")
         member.done(info.nbytes)

@@ -11,7 +11,7 @@ from lora_inspect.files.safetensors.header import Span, TensorInfo
 from lora_inspect.files.safetensors.writer import Writer
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.maths.torch_threads import computing_threads, one_thread, own_threads
-from lora_inspect.merging.threads import Crew, Job, Member
+from lora_inspect.merging.threads import Crew, Job, Worker
 from lora_inspect.progress import Progress
 
 # More threads than this wait for each other's turn in Python more than they compute.
@@ -65,5 +65,5 @@ def run_in_order(crew: Crew[Tools], parts: Iterable[Iterable[tuple[int, Job[Tool
     crew.run((job for _, job in merge(*parts, key=itemgetter(0))), progress)
 
 
-def _copy(writer: Writer, span: Span, member: Member[Tools]) -> None:
+def _copy(writer: Writer, span: Span, member: Worker[Tools]) -> None:
     writer.copy_span(span, member.tools.source(span.info), member.done)

@@ -15,7 +15,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import find_checkpoints, is_collection, stored_bytes
 from lora_inspect.files.locations import exists
 from lora_inspect.files.outputs import check_output, file_output
-from lora_inspect.progress import Progress, Share, silent
+from lora_inspect.progress import PartialProgress, Progress, silent
 from lora_inspect.reading.model.evidence import ERROR, SEVERITIES, Problem
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import Result
@@ -53,13 +53,13 @@ class CheckResult(Result):
         record: dict[str, Any] = {
             "schema": "lora-inspect/check/1",
             "path": self.path,
-            "problems": _told(self.problems, self.fixable),
+            "problems": _reported(self.problems, self.fixable),
         }
         if self.output:
             record |= {
                 "output": self.output,
                 "fixed": list(self.fixed),
-                "left": _told(self.left, frozenset()),
+                "left": _reported(self.left, frozenset()),
             }
         return record
 
@@ -82,7 +82,7 @@ def check(
     With `tensors` all numbers are read. `progress` is told of the bytes of the file, once. Raises LoraInspectError
     where there is no file.
     """
-    share = Share(progress, stored_bytes(path))
+    share = PartialProgress(progress, stored_bytes(path))
     try:
         subject = Subject(open_checkpoint(path), settings, share.done)
         share.work *= _readings(subject, tensors)
@@ -109,7 +109,7 @@ def fix(
 
     Raises LoraInspectError if there is nothing to fix, and if the output would have another meaning.
     """
-    share = Share(progress, stored_bytes(path))
+    share = PartialProgress(progress, stored_bytes(path))
     subject = Subject(open_checkpoint(path), settings, share.done)
     # Looked at, hashed anew, written, proved, looked at again.
     share.work *= 2 * _readings(subject, tensors) + readings(subject) + 3
@@ -144,7 +144,7 @@ def _problems_of(subject: Subject, tensors: bool) -> tuple[Problem, ...]:
     return tuple(sorted(find_problems(subject, tensors), key=lambda problem: -SEVERITIES.index(problem.severity)))
 
 
-def _told(problems: Sequence[Problem], fixable: frozenset[str]) -> list[dict[str, Any]]:
+def _reported(problems: Sequence[Problem], fixable: frozenset[str]) -> list[dict[str, Any]]:
     return [
         {
             "code": one.code,

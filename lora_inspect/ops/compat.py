@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_inspect import programs
 from lora_inspect.converting.fixes import find_fix
-from lora_inspect.converting.steps.base_change import find_landed
+from lora_inspect.converting.steps.base_change import find_base_changes
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
@@ -107,7 +107,7 @@ def compat(
     `progress` counts modules. Raises LoraInspectError if the file is no adapter, if its own meaning is open, and for an
     unknown program.
     """
-    asked = _asked(named)
+    asked = _requested_programs(named)
     kind, adapter = kind_of(read_adapter(open_checkpoint(path), settings))
     if kind != ADAPTER:
         raise RefusedError(path, "it is no adapter, so no program loads it as one", "name an adapter")
@@ -135,15 +135,15 @@ def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progr
     from lora_inspect.maths.torch_threads import load_torch
 
     weights = open_weights(base)
-    landed = find_landed(adapter, weights, match(adapter, weights))
+    base_changes = find_base_changes(adapter, weights, match(adapter, weights))
     load_torch()
     from lora_inspect.converting.output.proof import dora_errors
 
-    errors = dora_errors(landed, wrong, progress)
+    errors = dora_errors(base_changes, wrong, progress)
     return [one._replace(error=errors.get(one.program.name)) for one in verdicts]
 
 
-def _asked(named: str | None) -> list[Program]:
+def _requested_programs(named: str | None) -> list[Program]:
     known = sorted(programs.PROGRAMS.values(), key=lambda one: (one.title.lower(), one.name))
     if named is None:
         return known

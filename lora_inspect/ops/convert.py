@@ -9,8 +9,8 @@ from lora_inspect import programs
 from lora_inspect.converting import result
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.plan import ConversionPlan, plan_conversion
-from lora_inspect.converting.result import Received
-from lora_inspect.converting.steps.base_change import Landed
+from lora_inspect.converting.result import ProgramCheck
+from lora_inspect.converting.steps.base_change import BaseDependentChange
 from lora_inspect.converting.target.target_program import norms_remarks
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -112,16 +112,18 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
     adapter, options, place, inputs = plan.adapter, plan.options, plan.place, plan.inputs
     leftovers = remove_leftovers(place.path)
     place.check([*inputs, *([options.model_config] if options.model_config else [])], force)
-    landed, remeasured = plan.landed, plan.remeasured
+    base_changes, remeasured = plan.base_changes, plan.remeasured
     load_torch()
     from lora_inspect.converting.output.output_tensors import shared_contents
     from lora_inspect.converting.output.proof import Proof
     from lora_inspect.converting.steps.conversion import convert_modules
 
     changes = plan.changes
-    modules = convert_modules(adapter, plan.destinations, landed, remeasured, changes, plan.inner, options, progress)
+    modules = convert_modules(
+        adapter, plan.destinations, base_changes, remeasured, changes, plan.inner, options, progress
+    )
     _refuse_lossy(adapter.checkpoint.path, modules, options)
-    passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.beside]
+    passed = [renamed(adapter.checkpoint.tensors[key], key) for key in adapter.other_keys]
     own = [content for module in modules.values() for content in module.contents]
     contents = own + shared_contents(part for module in modules.values() for part in module.parts) + passed
     magnitudes = sum(module.magnitude is not None for module in modules.values())
@@ -150,8 +152,8 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
     proof = None
     if options.verify:
         made = [target for target in plan.destinations if target.module.name.key in modules]
-        proof = Proof(adapter, made, landed, remeasured, changes, errors, keeps, place.path)
-    received = Received(programs.by_name(options.program), place.path, options) if options.program else None
+        proof = Proof(adapter, made, base_changes, remeasured, changes, errors, keeps, place.path)
+    received = ProgramCheck(programs.by_name(options.program), place.path, options) if options.program else None
     written = place.write(contents, metadata, modules, inputs, force, partial(_looked_at, looks=(proof, received)))
     target = {
         "scheme": place.scheme,
@@ -175,7 +177,7 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
         exact=result.is_exact(errors),
         relative_errors=errors,
         dropped=(*result.dropped(adapter, modules), *plan.left_out),
-        passed_through=adapter.beside,
+        passed_through=adapter.other_keys,
         notes=(
             *plan.notes,
             *result.above_rank(adapter.checkpoint.path, modules, options.rank),
@@ -219,7 +221,7 @@ def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: Co
 
 
 def _norms(
-    adapter: Adapter, options: ConvertOptions, norms: str | None, remeasured: Mapping[str, Landed]
+    adapter: Adapter, options: ConvertOptions, norms: str | None, remeasured: Mapping[str, BaseDependentChange]
 ) -> str | None:
     """The record of the base whose norms the output's magnitudes are over; None where they are over no base's."""
     if norms != OF_BASE:

@@ -29,10 +29,10 @@ def verdicts_of(info: FileInfo) -> "tuple[Verdict, ...] | None":
     """Return every program's verdict; None if the file is no adapter or its own meaning is open."""
     if info.kind != ADAPTER or _errors(info):
         return None
-    return _judged(info)
+    return _verdicts(info)
 
 
-def _judged(info: FileInfo) -> "tuple[Verdict, ...]":
+def _verdicts(info: FileInfo) -> "tuple[Verdict, ...]":
     from lora_inspect.programs import PROGRAMS
     from lora_inspect.programs.verdict import judge_each
 
@@ -88,7 +88,7 @@ def _with_some_scale(info: FileInfo) -> "Sequence[Verdict] | None":
 
     return [
         one._replace(verdict=SAME if one.verdict == STRENGTH else one.verdict, factor=None, factors=())
-        for one in _judged(settled)
+        for one in _verdicts(settled)
     ]
 
 
@@ -234,7 +234,7 @@ def module_record(module: Module, contribution: Contribution, folded: FoldedScal
     """Return the record of one change of a module, an item of `module_list`."""
     scale = contribution.scale
     if contribution.algorithm.has_alpha:
-        scale = folded.meant(contribution.module.key, scale)
+        scale = folded.scale_before(contribution.module.key, scale)
     return {
         "module": contribution.module.key,
         "path": module.path,
@@ -281,7 +281,7 @@ def _alpha(contribution: Contribution) -> str:
 def _scale(contribution: Contribution, folded: FoldedScales) -> str:
     scale = contribution.scale
     if folded.has_any:
-        scale = folded.meant(contribution.module.key, scale)
+        scale = folded.scale_before(contribution.module.key, scale)
     return "unknown" if scale is None else f"{scale:.6g}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from lora_inspect.files.delivery import delivered
 from lora_inspect.files.outputs import new_folder
-from lora_inspect.files.pending_output import MadeOutput
+from lora_inspect.files.pending_output import PendingOutput
 from lora_inspect.files.safetensors.writer import rewrite_tensor
 from lora_inspect.files.shard_staging import PartsFolder
 from lora_inspect.files.temp_files import remove_leftovers
@@ -18,8 +18,8 @@ from lora_inspect.merging.output_path import check_merge_output, merge_bytes, me
 from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.merging.record import recorded
 from lora_inspect.merging.result import MergeResult, planned_record, result_of
-from lora_inspect.merging.retention import Keeping, KeptAdapter, check_kept, kept_of
-from lora_inspect.progress import Progress, Share, silent
+from lora_inspect.merging.retention import AdapterRetention, Retention, check_kept, kept_of
+from lora_inspect.progress import PartialProgress, Progress, silent
 
 # A merge is planned and then made: what calls it finds both here.
 __all__ = [
@@ -48,16 +48,16 @@ def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress 
     check_merge_output(plan, output, force)
     record = recorded(plan, progress, beside=load_torch)
     paths = [adapter.checkpoint.path for adapter, _ in plan.adapters]
-    keeping = Keeping(paths)
+    keeping = Retention(paths)
     files = OutputFiles(plan, keeping)
-    kept: list[KeptAdapter] = []
+    kept: list[AdapterRetention] = []
 
     def accept() -> None:
-        kept.extend(kept_of(paths, keeping.seen()))
+        kept.extend(kept_of(paths, keeping.observed()))
         if not plan.options.allow_loss:
             check_kept(kept, plan.options.seed)
 
-    sent = Share(progress, merge_bytes(plan, output) - plan.bytes)
+    sent = PartialProgress(progress, merge_bytes(plan, output) - plan.bytes)
     sent.work = files.weight_bytes + plan.side_files.bytes
     with delivered(output, plan.inputs, force, sent.done) as delivery:
         if plan.base.root is not None:
@@ -76,7 +76,7 @@ def _write_file(
     progress: Progress,
     force: bool,
     accept: Callable[[], None],
-    delivery: MadeOutput,
+    delivery: PendingOutput,
 ) -> Counter[str]:
     file, output, borrowing = plan.base.files[0], delivery.path, delivery.borrowing()
     counts, _ = files.write(file, output, record, progress, plan.inputs, force, accept, borrowing)
@@ -91,7 +91,7 @@ def _write_folder(
     record: str,
     progress: Progress,
     accept: Callable[[], None],
-    delivery: MadeOutput,
+    delivery: PendingOutput,
 ) -> Counter[str]:
     counts: Counter[str] = Counter()
     late: dict[str, bytes] = {}
@@ -107,5 +107,5 @@ def _write_folder(
     accept()
     for name, content in late.items():
         rewrite_tensor(written[plan.base.tensors[name].file], name, content)
-    files.put_beside(folder, progress)
+    files.copy_side_files(folder, progress)
     return counts

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect.errors import CouldNotWorkError, NotFoundError
-from lora_inspect.merging.options import Share
+from lora_inspect.merging.options import ProcessShare
 from lora_inspect.merging.output_path import check_merge_output, shared_output
 from lora_inspect.merging.plan import MergePlan
-from lora_inspect.merging.processes import Ranks
+from lora_inspect.merging.processes import Processes
 from lora_inspect.merging.result import MergeResult
 from lora_inspect.merging.shards import SharedMerge, bytes_of, difference, files_of_share
 from lora_inspect.progress import Progress, silent
 from lora_inspect.sentences import Result
 
-__all__ = ["ShardResult", "Share", "finish_merge", "merge_shard", "shard_bytes", "shard_record", "shared_output"]
+__all__ = ["ProcessShare", "ShardResult", "finish_merge", "merge_shard", "shard_bytes", "shard_record", "shared_output"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -32,7 +32,7 @@ class ShardResult(Result):
     """
 
     output: str
-    share: Share
+    share: ProcessShare
     parts: str
     made: tuple[str, ...]
     held: tuple[str, ...]
@@ -56,19 +56,19 @@ class ShardResult(Result):
         }
 
 
-def shard_record(plan: MergePlan, share: Share | None) -> dict[str, Any]:
+def shard_record(plan: MergePlan, share: ProcessShare | None) -> dict[str, Any]:
     """Return a dry run's record of the shards of one job, or of all jobs without a `share`."""
     files = files_of_share(plan, share) if share else plan.base.files
     return {"shard": share and str(share), "shards": [os.path.basename(file) for file in files]}
 
 
-def shard_bytes(plan: MergePlan, share: Share) -> int:
+def shard_bytes(plan: MergePlan, share: ProcessShare) -> int:
     """Return the bytes that `merge_shard` reports to its progress."""
     return sum(bytes_of(plan, file) for file in files_of_share(plan, share))
 
 
 def merge_shard(
-    plan: MergePlan, named: str, share: Share, force: bool = False, progress: Progress = silent
+    plan: MergePlan, named: str, share: ProcessShare, force: bool = False, progress: Progress = silent
 ) -> ShardResult:
     """Make the missing shards of one job, and the output if no other shard is missing then.
 
@@ -113,7 +113,7 @@ def finish_merge(plan: MergePlan, named: str, force: bool = False, progress: Pro
 
 
 def merge_by_ranks(
-    ranks: Ranks, plan: MergePlan, named: str, force: bool, watch: Callable[[int], AbstractContextManager[Progress]]
+    ranks: Processes, plan: MergePlan, named: str, force: bool, watch: Callable[[int], AbstractContextManager[Progress]]
 ) -> MergeResult | None:
     """Make the output together; return the result in the first process, None in the others.
 
@@ -129,7 +129,7 @@ def merge_by_ranks(
 
     shared = ranks.together(prepare)
     ranks.equal(json.dumps(shared.made_of), lambda first: _other_plan(json.loads(first), shared.made_of))
-    files = files_of_share(plan, Share(ranks.rank.number + 1, ranks.rank.of))
+    files = files_of_share(plan, ProcessShare(ranks.rank.number + 1, ranks.rank.of))
     with watch(sum(bytes_of(plan, file) for file in plan.base.files)) as of_all:
         progress = ranks.progress(of_all)
 

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from lora_inspect.editing.edit import Change, Edit, changes, missing_key
+from lora_inspect.editing.edit import Edit, MetadataChange, changes, missing_key
 from lora_inspect.editing.editable import check_own_place, editable_file, files_of, hashes_beside, is_gguf, known_hashes
 from lora_inspect.editing.meaning import check_elsewhere, deciding_keys, settled_meaning
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -16,16 +16,16 @@ from lora_inspect.files.safetensors.edit_in_place import (
     Editing,
     Headed,
     editing,
-    put_right,
     read_headed,
+    repair,
     write_anew,
     write_in_place,
 )
 from lora_inspect.files.temp_files import remove_leftovers
-from lora_inspect.progress import Progress, Share, silent
+from lora_inspect.progress import PartialProgress, Progress, silent
 
 
-class Told(NamedTuple):
+class MetadataReport(NamedTuple):
     """The metadata of a file, the room for more of it in place, and its hashes on request."""
 
     path: str
@@ -34,19 +34,19 @@ class Told(NamedTuple):
     hashes: dict[str, str]
 
 
-def show(path: str, hashes: bool = False, progress: Progress = silent) -> list[Told]:
+def show(path: str, hashes: bool = False, progress: Progress = silent) -> list[MetadataReport]:
     """Return the metadata of each file at `path`, after repairing a header that a dead run left.
 
     With `hashes`, `progress` counts the bytes of the files, once.
     """
-    put_right(path)
+    repair(path)
     checkpoint = open_checkpoint(path)
-    return [_told(checkpoint, file, hashes, progress) for file in files_of(path, checkpoint)]
+    return [_reported(checkpoint, file, hashes, progress) for file in files_of(path, checkpoint)]
 
 
 def get(path: str, key: str) -> str:
     """The value of one key; LoraInspectError with the nearest one where there is none."""
-    put_right(path)
+    repair(path)
     checkpoint = open_checkpoint(path)
     found = [checkpoint.file_metadata[file] for file in files_of(path, checkpoint)]
     for metadata in found:
@@ -55,17 +55,17 @@ def get(path: str, key: str) -> str:
     raise missing_key(path, key, checkpoint.metadata)
 
 
-def _told(checkpoint: Checkpoint, file: str, hashes: bool, progress: Progress) -> Told:
+def _reported(checkpoint: Checkpoint, file: str, hashes: bool, progress: Progress) -> MetadataReport:
     metadata = checkpoint.file_metadata[file]
     if is_gguf(file):
-        return Told(file, metadata, None, {})
+        return MetadataReport(file, metadata, None, {})
     headed = read_headed(file)
-    share = Share(progress, headed.identity.bytes)
+    share = PartialProgress(progress, headed.identity.bytes)
     share.work *= 2
-    return Told(file, metadata, headed.room, known_hashes(headed, share.done) if hashes else {})
+    return MetadataReport(file, metadata, headed.room, known_hashes(headed, share.done) if hashes else {})
 
 
-class Target(NamedTuple):
+class EditOutput(NamedTuple):
     """The output of an edit, and its permissions.
 
     Without an `output` a new file replaces the input, or `in_place` rewrites only its header. `other_meaning` allows a
@@ -85,7 +85,7 @@ class Edited(NamedTuple):
 
     path: str
     output: str
-    changes: tuple[Change, ...]
+    changes: tuple[MetadataChange, ...]
     meaning: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Edited(NamedTuple):
 def edit(
     path: str,
     change: Edit,
-    target: Target = Target(),  # noqa: B008 (frozen)
+    target: EditOutput = EditOutput(),  # noqa: B008 (frozen)
     progress: Progress = silent,
 ) -> Edited:
     """Write the file with the metadata that `change` makes of its own.
@@ -103,10 +103,10 @@ def edit(
     and for anything but a single writable .safetensors file.
     """
 
-    def settle(checkpoint: Checkpoint, headed: Headed) -> _Settled:
+    def settle(checkpoint: Checkpoint, headed: Headed) -> _SettledEdit:
         after = change(headed.metadata, headed.file)
         made = changes(headed.metadata, after)
-        return _Settled(after, settled_meaning(checkpoint, headed, made, target.other_meaning))
+        return _SettledEdit(after, settled_meaning(checkpoint, headed, made, target.other_meaning))
 
     return _edited(path, settle, target, progress)
 
@@ -114,22 +114,22 @@ def edit(
 def strip(
     path: str,
     everything: bool = False,
-    target: Target = Target(),  # noqa: B008 (frozen)
+    target: EditOutput = EditOutput(),  # noqa: B008 (frozen)
     progress: Progress = silent,
 ) -> Edited:
     """Writes the file without the metadata that its reading does without, or without any; see `edit`."""
 
-    def settle(checkpoint: Checkpoint, headed: Headed) -> _Settled:
+    def settle(checkpoint: Checkpoint, headed: Headed) -> _SettledEdit:
         made = changes(headed.metadata, {})
         if everything:
-            return _Settled({}, settled_meaning(checkpoint, headed, made, allowed=True))
+            return _SettledEdit({}, settled_meaning(checkpoint, headed, made, allowed=True))
         kept = sorted(deciding_keys(checkpoint, headed, made))
-        return _Settled({key: headed.metadata[key] for key in kept}, kept=tuple(kept))
+        return _SettledEdit({key: headed.metadata[key] for key in kept}, kept=tuple(kept))
 
     return _edited(path, settle, target, progress)
 
 
-class _Settled(NamedTuple):
+class _SettledEdit(NamedTuple):
     """The metadata to write, the changes of meaning, and the keys that the meaning depends on."""
 
     metadata: dict[str, str]
@@ -137,7 +137,9 @@ class _Settled(NamedTuple):
     kept: tuple[str, ...] = ()
 
 
-def _edited(path: str, settle: Callable[[Checkpoint, Headed], _Settled], target: Target, progress: Progress) -> Edited:
+def _edited(
+    path: str, settle: Callable[[Checkpoint, Headed], _SettledEdit], target: EditOutput, progress: Progress
+) -> Edited:
     """Reads, settles and writes; a file that takes its own place is no other run's in between."""
     file = editable_file(path)
     replaces = target.output is None
@@ -149,7 +151,7 @@ def _edited(path: str, settle: Callable[[Checkpoint, Headed], _Settled], target:
         check_output(output, [file], target.force)
     with editing(file) if replaces and not target.dry_run else nullcontext() as own:
         checkpoint, headed = open_checkpoint(path), read_headed(file)
-        share = Share(progress, headed.identity.bytes)
+        share = PartialProgress(progress, headed.identity.bytes)
         share.work *= 2 * target.hashes + (not target.in_place)
         settled = settle(checkpoint, headed)
         after = settled.metadata | hashes_beside(headed, settled.metadata, target.hashes, share.done)
@@ -164,7 +166,7 @@ def _write(
     headed: Headed,
     after: Mapping[str, str],
     output: str,
-    target: Target,
+    target: EditOutput,
     own: Editing | None,
     progress: Progress,
 ) -> None:

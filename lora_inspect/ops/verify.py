@@ -16,7 +16,7 @@ from lora_inspect.sentences import Result
 from lora_inspect.verifying.models import Model, check_kinds, check_names
 
 if TYPE_CHECKING:
-    from lora_inspect.verifying.findings import Finding
+    from lora_inspect.verifying.findings import VerifyFinding
     from lora_inspect.verifying.measure import Weighed
 
 # What is called for a verification stands here.
@@ -62,7 +62,7 @@ class VerifyResult(Result):
     noise: dict[str, float | None]
     residual: float | None
     missing: list[str]
-    findings: "list[Finding]"
+    findings: "list[VerifyFinding]"
     modules: dict[str, dict[str, float | None]]
     module_noise: dict[str, dict[str, float | None]]
     residuals: dict[str, float | None]
@@ -164,17 +164,17 @@ def _result(
         MISSING,
         OPPOSITE,
         SWAPPED,
-        about_alike,
         about_models,
         about_shares,
         about_weights,
-        told_of,
+        adapter_shares,
+        equal_adapter_findings,
     )
     from lora_inspect.verifying.shares import pooled
 
     adapters = [adapter.checkpoint.path for adapter, _ in plan.merge.adapters]
     total = pooled([(w.shares, [adapters.index(term.adapter) for term in w.terms]) for w in weighed], len(adapters))
-    told = told_of(weighed, adapters)
+    told = adapter_shares(weighed, adapters)
     extra = [name for name in plan.merged.tensors if name not in plan.base.checkpoint.tensors]
     broken = [w.name for w in weighed if NOT_FINITE in w.shares.why]
     of_shares = list(about_shares(told, total))
@@ -183,7 +183,7 @@ def _result(
         is_explained = all(weight.is_explained for weight in weighed)
         of_weights = [*(one for one in of_shares if one.code == OPPOSITE and is_explained), SWAPPED]
     else:
-        of_weights = [*of_shares, *about_alike(weighed), *about_weights(weighed)]
+        of_weights = [*of_shares, *equal_adapter_findings(weighed), *about_weights(weighed)]
     findings = [*of_weights, *about_models(unexpected, untouched, absent, extra, broken)]
     modules = {name: dict.fromkeys(_adapters_of(plan, name), None) for name in plan.merge.folds}
     noise = {name: dict(shares) for name, shares in modules.items()}

@@ -15,12 +15,12 @@ from lora_inspect.architectures.text_encoders import PATHS, ROOTS
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.record import HIDING, INFIXED, SLICED, TEXT_ENCODERS, Loader, Program, Reads
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.keys.groups import alike
+from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.keys.suffixes import parse_key
 from lora_inspect.reading.model.contribution import Contribution, Module
 
 
-class Look(NamedTuple):
+class ModuleTraits(NamedTuple):
     """What a program sees of a module's contribution, alike in most modules of a file.
 
     `pattern` is the body of the name up to its numbers, `separator` what its segments are joined by. `dialects` are
@@ -38,10 +38,10 @@ class Look(NamedTuple):
     magnitude: str
 
 
-def look_of(module: Module, contribution: Contribution, pattern: str) -> Look:
+def look_of(module: Module, contribution: Contribution, pattern: str) -> ModuleTraits:
     """How a program sees a contribution of a module whose name is of the `pattern`."""
     magnitude = contribution.magnitude
-    return Look(
+    return ModuleTraits(
         prefix=module.name.prefix,
         pattern=pattern,
         separator=separator_of(module),
@@ -58,7 +58,7 @@ def separator_of(module: Module) -> str:
     return "_" if module.name.flat else "."
 
 
-def is_of_layout(look: Look, family: Architecture | None, layout: str) -> bool:
+def is_of_layout(look: ModuleTraits, family: Architecture | None, layout: str) -> bool:
     """Whether the path is one of the family's layout called so, or of the text encoders that stand in its place."""
     if layout == TEXT_ENCODERS:
         return look.pattern in layout_patterns(PATHS, look.separator)
@@ -68,7 +68,7 @@ def is_of_layout(look: Look, family: Architecture | None, layout: str) -> bool:
     return any(look.pattern in layout_patterns(one.named, look.separator) for one in own)
 
 
-def is_at(look: Look, paths: tuple[str, ...]) -> bool:
+def is_at(look: ModuleTraits, paths: tuple[str, ...]) -> bool:
     """Whether it is the module at one of the `paths`, with `{i}` for numbers."""
     return look.pattern in layout_patterns(paths, look.separator)
 
@@ -165,10 +165,10 @@ class Member(NamedTuple):
     contribution: Contribution
 
 
-class Alike(NamedTuple):
+class MemberGroup(NamedTuple):
     """Contributions whose names are alike up to numbers, and which are the same in all else, in the file's order."""
 
-    look: Look
+    look: ModuleTraits
     members: Sequence[Member]
 
 
@@ -187,12 +187,12 @@ class View:
         return answer
 
     @cached_property
-    def groups(self) -> tuple[Alike, ...]:
+    def groups(self) -> tuple[MemberGroup, ...]:
         """All contributions, each in one group, by the place of the first of a group."""
         members: dict[tuple[Any, ...], list[Member]] = {}
-        looks: dict[tuple[Any, ...], Look] = {}
+        looks: dict[tuple[Any, ...], ModuleTraits] = {}
         place = 0
-        modules = alike(self.adapter.modules)
+        modules = group_equal(self.adapter.modules)
         said = [[_traits(first, one) for one in first.contributions] for first in modules.firsts]
         # By kind, the number of what is said of each of its contributions, which several kinds may have.
         numbers: dict[tuple[Any, ...], int] = {}
@@ -206,7 +206,7 @@ class View:
                     members[traits], looks[traits] = [], look_of(module, contribution, pattern)
                 members[traits].append(Member(place, module, contribution))
                 place += 1
-        return tuple(Alike(looks[traits], own) for traits, own in members.items())
+        return tuple(MemberGroup(looks[traits], own) for traits, own in members.items())
 
     @cached_property
     def others(self) -> tuple[list[str], list[str], list[str]]:

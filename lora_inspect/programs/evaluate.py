@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.programs.adapter_view import Alike, Look, Member, View, is_at, is_of_layout, loader_for
+from lora_inspect.programs.adapter_view import Member, MemberGroup, ModuleTraits, View, is_at, is_of_layout, loader_for
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
@@ -21,9 +21,9 @@ from lora_inspect.programs.record import (
     ODD,
     READ,
     RUN,
-    Failure,
     Given,
     Loader,
+    LoadFailure,
     OfKind,
     Program,
     Rule,
@@ -145,9 +145,9 @@ class Reader:
     def __init__(self, loader: Loader, family: Architecture | None) -> None:
         self.loader, self.family = loader, family
         self._rules = loader.rules_for(family.name if family else "")
-        self._spoken: dict[Look, tuple[Rule, ...]] = {}
+        self._spoken: dict[ModuleTraits, tuple[Rule, ...]] = {}
 
-    def speaking_of(self, look: Look) -> tuple[Rule, ...]:
+    def speaking_of(self, look: ModuleTraits) -> tuple[Rule, ...]:
         """The rules that speak of such modules, up to the first that asks nothing of the file."""
         rules = self._spoken.get(look)
         if rules is None:
@@ -156,7 +156,7 @@ class Reader:
             rules = self._spoken[look] = tuple(self._find(look))
         return rules
 
-    def _find(self, look: Look) -> list[Rule]:
+    def _find(self, look: ModuleTraits) -> list[Rule]:
         found: list[Rule] = []
         for rule in self._rules:
             if _speaks_of(rule, look, self.family):
@@ -181,7 +181,7 @@ def reader_of(loader: Loader, family: Architecture | None) -> Reader:
     return reader
 
 
-def _speaks_of(rule: Rule, look: Look, family: Architecture | None) -> bool:
+def _speaks_of(rule: Rule, look: ModuleTraits, family: Architecture | None) -> bool:
     if rule.prefixes and look.prefix not in rule.prefixes:
         return False
     if rule.alpha is not None and rule.alpha != look.has_alpha:
@@ -191,7 +191,7 @@ def _speaks_of(rule: Rule, look: Look, family: Architecture | None) -> bool:
     return not rule.layouts or any(is_of_layout(look, family, layout) for layout in rule.layouts)
 
 
-def _is_spelled(rule: Rule, look: Look) -> bool:
+def _is_spelled(rule: Rule, look: ModuleTraits) -> bool:
     """Whether the factors are spelled in a dialect of the rule; odd ones only where it names them."""
     is_odd = any(own in ODD for own in look.dialects)
     if not rule.dialects:
@@ -267,7 +267,7 @@ class _Reading(NamedTuple):
     reception: Reception
     view: View
     loader: Loader
-    group: Alike
+    group: MemberGroup
     rule: Rule | None
 
     def place(self) -> None:
@@ -317,9 +317,9 @@ class _Reading(NamedTuple):
             self._settle(rule, members, does)
             return
         for other, own in self._answers(rule.exceptions, members):
-            if isinstance(other, Failure):
+            if isinstance(other, LoadFailure):
                 failure = rule.exceptions(self._given(own[-1]))
-                self.reception.refuse(failure.says if isinstance(failure, Failure) else other.says, own[-1].place)
+                self.reception.refuse(failure.says if isinstance(failure, LoadFailure) else other.says, own[-1].place)
             elif isinstance(other, Strangers):
                 self._leave(own, _keys_of_factors, other)
             else:
@@ -369,7 +369,7 @@ class _Reading(NamedTuple):
         self.reception.left.append(Left(members, keys_of, strangers.does, strangers.says, is_change))
 
 
-def _parts(parts: Mapping[str, str], look: Look) -> list[str]:
+def _parts(parts: Mapping[str, str], look: ModuleTraits) -> list[str]:
     """What it does with single roles otherwise."""
     named = (f"{look.algorithm}.{role}" for role in look.roles) if parts else ()
     return [parts[part] for part in named if part in parts]

@@ -83,7 +83,7 @@ def alpha_over_rank(given: Given) -> float | None:
 
 
 @OfKind
-def as_meant(given: Given) -> float | None:
+def intended_scale(given: Given) -> float | None:
     """The scale that the file means, whatever says it: the rule of a program that reads all of that."""
     return given.contribution.scale
 
@@ -98,7 +98,7 @@ def one(given: Given) -> float | None:
 FileTest = Callable[["Adapter"], bool]
 
 
-class Failure(NamedTuple):
+class LoadFailure(NamedTuple):
     """FAILS, with what the program `says` of one contribution."""
 
     says: str
@@ -119,7 +119,7 @@ class Strangers(NamedTuple):
 # What a program does with one contribution otherwise than its algorithm tells: one of the words for that, empty for
 # unknown, a failure, or how it passes over it where it says something else of it than of strangers. None where it is no
 # exception.
-Exceptions = Callable[[Given], str | Failure | Strangers | None]
+Exceptions = Callable[[Given], str | LoadFailure | Strangers | None]
 # Whether a program finds a module in the model; None where that depends on what the file does not tell. Made once for
 # each file, as what a config says of modules is read once.
 Finder = Callable[[Given], bool | None]

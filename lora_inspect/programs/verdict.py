@@ -18,7 +18,7 @@ from lora_inspect.programs.adapter_view import FramedKeys, View, has_loader_for
 from lora_inspect.programs.evaluate import Left, Reception, Taken, TakenAlike, receive
 from lora_inspect.programs.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Program
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.keys.groups import alike
+from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
 from lora_inspect.sentences import listed
@@ -115,11 +115,11 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
         return UNKNOWN, reception.unknown, ()
     lost, taken = reception.lost, reception.taken
     if lost and not taken:
-        return NOTHING, _told(lost), lost
+        return NOTHING, _how_noticed(lost), lost
     if lost:
         left = sum(len(one.members) for one in lost)
         count = left + sum(len(one.members) for one in taken)
-        return PARTLY, f"it leaves out {left} of {count} changes, {_told(lost)}", lost
+        return PARTLY, f"it leaves out {left} of {count} changes, {_how_noticed(lost)}", lost
     # What a scale of 0 switches off has no strength that another one could be a multiple of.
     if wrong := [one for one in taken if one.does == MISREADS or (one.scale and one.contribution.scale == 0.0)]:
         return OTHER, f"it makes another change of {_what(wrong[0].contribution)}", ()
@@ -129,7 +129,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
     if any(one.magnitude == LEAVES for one in bearing):
         # Where no change is lost, magnitudes are all that is left of modules.
         told = reception.left
-        return LOST, f"it applies plain LoRA, without the magnitudes, {_told(told)}", told
+        return LOST, f"it applies plain LoRA, without the magnitudes, {_how_noticed(told)}", told
     factors = _factors(taken)
     if any(not _is_one(factor) for factor, _ in factors):
         return STRENGTH, f"it applies {_strengths(factors)} the right scale", ()
@@ -146,7 +146,7 @@ def _what(contribution: Contribution) -> str:
     )
 
 
-def _told(lefts: Sequence[Left]) -> str:
+def _how_noticed(lefts: Sequence[Left]) -> str:
     """How the program passes over it: silently, or with a message."""
     says = next((left.says for left in lefts if left.says), "")
     if all(left.does == SILENT for left in lefts):
@@ -199,7 +199,7 @@ def verdicts_on(adapter: Adapter, families: Sequence[Detection], programs: Itera
     A program that has no loader for such files is left out. The verdicts are those of `judge_each`.
     """
     programs = tuple(programs)
-    adapter = _as_rules_see_it(adapter)
+    adapter = _without_descriptions(adapter)
     if any(map(str.endswith, adapter.checkpoint.tensors, repeat(_SCALE))):
         return _judge_all(adapter, families, programs)
     key = (tuple(map(id, programs)), *_appearance(adapter, families))
@@ -219,7 +219,7 @@ def _judge_all(adapter: Adapter, families: Sequence[Detection], programs: Iterab
     return tuple(verdict._replace(reception=None) for verdict in judge_each(adapter, families, asked))
 
 
-def _as_rules_see_it(adapter: Adapter) -> Adapter:
+def _without_descriptions(adapter: Adapter) -> Adapter:
     """The adapter without what stands in the metadata for people alone: title, tags, times, hashes."""
     checkpoint = adapter.checkpoint
     metadata = {key: value for key, value in checkpoint.metadata.items() if key.startswith(_SEEN_METADATA)}
@@ -247,7 +247,7 @@ def _appearance(adapter: Adapter, families: Sequence[Detection]) -> tuple[Any, .
 
 def _of_changes(adapter: Adapter) -> tuple[Any, ...]:
     """What modules are called, of which kind each of them is, and what each kind is."""
-    modules = alike(adapter.modules)
+    modules = group_equal(adapter.modules)
     return (
         tuple([module.name for module in modules.values()]),
         tuple([module.path for module in modules.values()]),
@@ -276,7 +276,7 @@ _TRAINING = ("musubi-networks",)
 _MOST_STRENGTH = 10.0
 
 
-class Alike(NamedTuple):
+class VerdictGroup(NamedTuple):
     """Programs that make the same of a file: the verdict, a sentence on it, and what they apply over what is right.
 
     `factors` are those of the modules, the commonest first, and none where all are 1. `titles` name the programs, with
@@ -309,10 +309,10 @@ def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> lis
     ]
     general = [any(not loader.families for loader in one.program.reads) for one in verdicts]
     meant = [one for one, is_meant in zip(verdicts, counts if any(counts) else general, strict=True) if is_meant]
-    return sorted(meant, key=lambda one: asked(one.program.title))
+    return sorted(meant, key=lambda one: popularity(one.program.title))
 
 
-def asked(title: str) -> int:
+def popularity(title: str) -> int:
     """The place of a program among those that people ask about, all others behind them."""
     return next((at for at, name in enumerate(_ASKED) if title.startswith(name)), len(_ASKED))
 
@@ -344,7 +344,7 @@ def fixing_multiplier(verdict: Verdict) -> float | None:
     return strength if is_linear and 0 < strength <= _MOST_STRENGTH else None
 
 
-def group_verdicts(verdicts: Sequence[Verdict]) -> list[Alike]:
+def group_verdicts(verdicts: Sequence[Verdict]) -> list[VerdictGroup]:
     """The programs by what they make of the file, in the order of the verdicts given."""
     groups: dict[tuple[str, str, tuple[float, ...]], list[Verdict]] = {}
     for one in verdicts:
@@ -355,11 +355,11 @@ def group_verdicts(verdicts: Sequence[Verdict]) -> list[Alike]:
         groups.setdefault((one.verdict, says, () if is_right else factors), []).append(one)
     versions = Counter(one.program.title for one in verdicts)
     return [
-        Alike(
+        VerdictGroup(
             verdict,
             says,
             factors,
-            tuple(_named([one.program for one in theirs], versions)),
+            tuple(_titles([one.program for one in theirs], versions)),
             any(one.silent for one in theirs),
             _of_all([fixing_multiplier(one) for one in theirs]),
         )
@@ -372,7 +372,7 @@ def _of_all(strengths: Sequence[float | None]) -> float | None:
     return strengths[0] if len(set(strengths)) == 1 else None
 
 
-def _named(programs: Sequence[Program], versions: Counter[str]) -> Iterable[str]:
+def _titles(programs: Sequence[Program], versions: Counter[str]) -> Iterable[str]:
     """The titles, each once where all versions of the program are there, else with the version."""
     counts = Counter(program.title for program in programs)
     return dict.fromkeys(

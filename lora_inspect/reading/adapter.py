@@ -37,7 +37,7 @@ class Adapter(NamedTuple):
     embeddings: tuple[Embedding, ...] = ()
 
     @property
-    def beside(self) -> tuple[str, ...]:
+    def other_keys(self) -> tuple[str, ...]:
         """The keys outside the modules: embeddings and unclaimed keys."""
         return (*(key for embedding in self.embeddings for key in embedding.keys), *self.unclaimed)
 

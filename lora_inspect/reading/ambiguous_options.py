@@ -171,7 +171,7 @@ def _multiplier(settings: Settings, names: ModuleNames) -> tuple[str, float]:
 INCLUDE, EXCLUDE = "--include", "--exclude"
 
 
-class Choice(NamedTuple):
+class ModuleFilter(NamedTuple):
     """Modules are taken that fit a pattern of `include`, all where it is empty, and none of `exclude`."""
 
     include: tuple[str, ...] = ()

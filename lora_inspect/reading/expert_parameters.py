@@ -18,7 +18,7 @@ from lora_inspect.algorithms.lora import ALGORITHM as LORA
 from lora_inspect.algorithms.lora_experts import OF_MATRIX, lora_experts
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import Evidence, Finding
+from lora_inspect.reading.model.evidence import Evidence, RawProblem
 from lora_inspect.reading.peft.saved_tensors import BELOW, without_wrappers
 from lora_inspect.reading.state import Reading
 from lora_inspect.sentences import some
@@ -111,12 +111,12 @@ def claim_wrapped(reading: Reading) -> Reading:
         for module, own in found:
             if own.name != module.name and own.name.key in claims.modules:
                 message = f"{own.name.key} has factors of its own and those of a layer around it; leave one out"
-                findings.append(Finding("duplicate-tensor", message, wrapped.keys[:5]))
+                findings.append(RawProblem("duplicate-tensor", message, wrapped.keys[:5]))
             else:
                 renamed[module.name.key] = own
     for why, (first, *others) in wrong.items():
         more = f" and {len(others)} more modules" if others else ""
-        findings.append(Finding("experts-ambiguous", f"{first.path}{more}: {why}", first.keys[:5]))
+        findings.append(RawProblem("experts-ambiguous", f"{first.path}{more}: {why}", first.keys[:5]))
     modules = [renamed.get(name, module) for name, module in claims.modules.items()]
     claims = claims._replace(modules={module.name.key: module for module in modules}, findings=tuple(findings))
     return reading._replace(claims=claims)
@@ -128,7 +128,7 @@ def names_parameters(config: Mapping[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
 
 
-def lost_parameters(reading: "Reading") -> Iterator[Finding]:
+def lost_parameters(reading: "Reading") -> Iterator[RawProblem]:
     """Configs of whose parameters the file has nothing."""
     if any(finding.code == "experts-ambiguous" for finding in reading.claims.findings):
         return
@@ -141,7 +141,7 @@ def lost_parameters(reading: "Reading") -> Iterator[Finding]:
             says = (
                 f"{found.where} names the target_parameters {some(names, _SHOWN)}, but the file has no tensor of them"
             )
-            yield Finding("experts-ambiguous", f"{says}; {_WAY_OUT}")
+            yield RawProblem("experts-ambiguous", f"{says}; {_WAY_OUT}")
 
 
 def _wrappers(modules: Mapping[str, Module]) -> list[_Wrapped]:

@@ -17,7 +17,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.base_names import BASE_PREFIXES, is_weight, path_of
-from lora_inspect.reading.keys.groups import alike
+from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.keys.suffixes import canonical_path, table_of
 from lora_inspect.reading.model import contribution
 from lora_inspect.reading.shown_families import shown_candidates
@@ -141,4 +141,4 @@ def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
         if len(names) <= _MOST_NAMES:
             _paths.put((names, own, others), paths)
     modules = contribution.with_paths(adapter.modules.values(), paths)
-    return adapter._replace(modules=alike(adapter.modules).with_values(modules))
+    return adapter._replace(modules=group_equal(adapter.modules).with_values(modules))

@@ -16,7 +16,7 @@ from lora_inspect.maths.dora import INPUT
 from lora_inspect.maths.scaling import scale_of as scale_of_alpha
 from lora_inspect.reading.mlx_config import PARAMETERS, TYPE, MlxConfig, find_mlx_config, scale_of
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import DoraClaim, Evidence, Finding, LoraFacts
+from lora_inspect.reading.model.evidence import DoraClaim, Evidence, LoraFacts, RawProblem
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.scale.scale_records import TRAINED_SCALE
 from lora_inspect.reading.state import OwnRules, Reading
@@ -100,14 +100,14 @@ class MlxRules(OwnRules):
         for experts, count in counts.items():
             yield Evidence("experts", f"{count} layers have the factors of {experts} experts each", "shapes")
 
-    def trained_otherwise(self, contributions: Iterable[Contribution]) -> Iterator[Finding]:
+    def trained_otherwise(self, contributions: Iterable[Contribution]) -> Iterator[RawProblem]:
         """Scales that early versions of mlx-lm multiplied by alpha/rank, as no later one does."""
         config = self._config
         own = [contribution for contribution in contributions if contribution.algorithm.name in NAMES]
         if config is None or not own or own[0].scale is None or (ratio := config.trained_ratio) is None:
             return
         trained = "trained" if config.is_early else "would have trained"
-        yield Finding(
+        yield RawProblem(
             TRAINED_SCALE,
             f"mlx-lm up to 0.14.1 {trained} this at scale · alpha/rank, {own[0].scale * ratio:g}, and later "
             f"versions read {own[0].scale:g} from its config; a multiplier of {ratio:g} gives "
@@ -115,13 +115,13 @@ class MlxRules(OwnRules):
             tuple(contribution.module.key for contribution in own[:5]),
         )
 
-    def no_adapter(self, files: Sequence[str]) -> Iterator[Finding]:
+    def no_adapter(self, files: Sequence[str]) -> Iterator[RawProblem]:
         """Files of mlx-lm that hold weights as they are after training, and no adapter."""
         config = self._config
         name = os.path.basename(files[0]) if files else ""
         if config is None or not config.is_full or not name.endswith(f"{MLX_WEIGHTS}.safetensors"):
             return
-        yield Finding(
+        yield RawProblem(
             "no-adapter",
             f"{config.where} says {TYPE} full: the file holds whole weights of trained layers, which "
             "replace those of the base, and no adapter; put them into the base with mlx_lm.fuse",
@@ -141,17 +141,19 @@ def _of_its_kind(contribution: Contribution) -> Contribution:
     return contribution._replace(algorithm=EMBEDDING, magnitude=magnitude._replace(axis=INPUT) if magnitude else None)
 
 
-def _misplaced(key: str, contributions: Sequence[Contribution]) -> Iterator[Finding]:
+def _misplaced(key: str, contributions: Sequence[Contribution]) -> Iterator[RawProblem]:
     """What stands beside factors of MLX and has no place there."""
     others = [contribution for contribution in contributions if contribution.algorithm.name not in NAMES]
     if others and len(others) < len(contributions):
         keys = tuple(info.name for info in others[0].factors.values())
-        yield Finding(
-            "duplicate-tensor", f"{key} has {others[0].algorithm.title} next to factors of MLX; leave one of them out", keys
+        yield RawProblem(
+            "duplicate-tensor",
+            f"{key} has {others[0].algorithm.title} next to factors of MLX; leave one of them out",
+            keys,
         )
     for magnitude in (one.magnitude for one in contributions if one.algorithm.experts and one.magnitude):
         says = f"{magnitude.info.name} is a magnitude of experts, and mlx-lm defines none for experts; {_WAY_OUT}"
-        yield Finding("magnitude-shape", says, (magnitude.info.name,))
+        yield RawProblem("magnitude-shape", says, (magnitude.info.name,))
 
 
 def read_rules(reading: Reading) -> Reading:

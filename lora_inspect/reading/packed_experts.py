@@ -23,7 +23,7 @@ from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS, decode_numb
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.scaling import GROUPED_BY_EXPERT, PACKINGS, RANK_MAJOR
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.reading.model.evidence import Evidence, Finding
+from lora_inspect.reading.model.evidence import Evidence, RawProblem
 from lora_inspect.reading.peft.config_lookup import Speakers
 from lora_inspect.reading.state import Reading
 
@@ -69,7 +69,7 @@ def packing_of(
     """How the columns of B lie and what says so; None where nothing does, or not clearly."""
     if contribution.algorithm.experts == 1 or contribution.known_rank == 1:
         return RANK_MAJOR, "shapes"  # both are the same
-    said = _said(contribution, config, metadata)
+    said = _stated_packing(contribution, config, metadata)
     if said:
         known = [one for one in said if one in PACKINGS]
         return (known[0] if len(known) == len(said) and len(set(known)) == 1 else None), "config"
@@ -92,7 +92,7 @@ def along(config: Mapping[str, Any]) -> str | None:
     return OUTPUT if version == (0, 19, 0) else INPUT
 
 
-def packing_setting(reading: Reading) -> Iterator[Finding]:
+def packing_setting(reading: Reading) -> Iterator[RawProblem]:
     """What the setting says against what is known without it."""
     chosen = reading.settings.expert_packing
     if chosen is None:
@@ -101,7 +101,7 @@ def packing_setting(reading: Reading) -> Iterator[Finding]:
     own = [contribution for contribution in reading.contributions if contribution.algorithm.packed]
     if not own:
         message = f"{setting} cannot apply, as no module has the factors of all experts of a layer; leave it out"
-        yield Finding("setting-contradicts", message)
+        yield RawProblem("setting-contradicts", message)
         return
     known = []
     for contribution in own:
@@ -112,9 +112,9 @@ def packing_setting(reading: Reading) -> Iterator[Finding]:
     other = next((one for one in known if one[1] != chosen and one[2] != "shapes"), None)
     if other:
         message = f"its {other[2]} says that {other[0].module.key} is packed {other[1]}, which {setting} contradicts; "
-        yield Finding("setting-contradicts", message + "leave it out")
+        yield RawProblem("setting-contradicts", message + "leave it out")
     else:
-        yield Finding("setting-repeats", f"{setting} repeats what is known of it")
+        yield RawProblem("setting-repeats", f"{setting} repeats what is known of it")
 
 
 def about_experts(reading: Reading) -> Reading:
@@ -140,7 +140,7 @@ def _about_experts(reading: Reading) -> Iterator[Evidence]:
         yield Evidence("experts", f"{count} parameters have the factors of {experts} experts each, {says}", where)
 
 
-def _said(contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]) -> list[Any]:
+def _stated_packing(contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]) -> list[Any]:
     """What the config and the metadata say of the packing of one parameter."""
     mapping = config.get("auto_mapping")
     said: list[Any] = []
@@ -167,7 +167,7 @@ def is_of_unsloth(config: Mapping[str, Any]) -> bool:
 
 def _why_unsettled(contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
     """Why the packing is not known, with the way out."""
-    if said := _said(contribution, config, metadata):
+    if said := _stated_packing(contribution, config, metadata):
         return f"its {LAYOUT} says {' and '.join(map(_shown, said))}, so the packing is unknown; {_WAY_OUT}"
     return (
         "Unsloth trained it, and before version 2026.9.6 it silently packed the experts of most models "
@@ -187,7 +187,7 @@ _MOST_COLUMNS, _MOST_RANK = 1 << 14, 64
 _ALIKE, _TIMES = 0.2, 2.0
 
 
-def packing_hint(reading: Reading) -> Iterator[Finding]:
+def packing_hint(reading: Reading) -> Iterator[RawProblem]:
     """What the columns look like where nothing says how they lie."""
     opened = list(_unsettled_factors(reading))
     chosen = [opened[number] for number in _spread(len(opened), _PARAMETERS)]
@@ -198,7 +198,7 @@ def packing_hint(reading: Reading) -> Iterator[Finding]:
     other, best = sorted(PACKINGS, key=lambda packing: likeness[packing])
     if likeness[best] < max(_ALIKE, _TIMES * likeness[other]):
         return
-    yield Finding(
+    yield RawProblem(
         "expert-hint",
         f"packed {best}, the columns of B are alike within experts, as training makes them (mean "
         f"|cosine| {likeness[best]:.2f}, {likeness[other]:.2f} if {other}); give --{OPTION} {best} if "

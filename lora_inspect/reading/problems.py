@@ -24,8 +24,8 @@ from lora_inspect.reading.model.evidence import (
     NOTE,
     REPEATS,
     WARNING,
-    Finding,
     Problem,
+    RawProblem,
     close,
     is_lycoris,
 )
@@ -50,12 +50,12 @@ _FOREIGN = (
 )
 
 
-def unfit_tensors(reading: Reading) -> Iterable[Finding]:
+def unfit_tensors(reading: Reading) -> Iterable[RawProblem]:
     """Tensors that do not make a module, found as they were claimed."""
     return reading.claims.findings
 
 
-def several_schemes(reading: Reading) -> Iterator[Finding]:
+def several_schemes(reading: Reading) -> Iterator[RawProblem]:
     """Keys that follow several naming schemes, with the modules of each."""
     if reading.claims.scheme != MIXED:
         return
@@ -64,10 +64,10 @@ def several_schemes(reading: Reading) -> Iterator[Finding]:
         modules.setdefault(module.name.scheme, []).append(module.name.key)
     told = [f"{name} ({len(keys)}: {some(keys, 1)})" for name, keys in sorted(modules.items())]
     firsts = tuple(keys[0] for _, keys in sorted(modules.items()))
-    yield Finding("mixed-schemes", f"the modules follow {len(told)} naming schemes: {listed(told)}", firsts)
+    yield RawProblem("mixed-schemes", f"the modules follow {len(told)} naming schemes: {listed(told)}", firsts)
 
 
-def foreign_schemes(reading: Reading) -> Iterator[Finding]:
+def foreign_schemes(reading: Reading) -> Iterator[RawProblem]:
     """Names of an adapter in no naming scheme that is known, in a file of little else."""
     keys = reading.claims.unclaimed
     if reading.claims.modules or not keys:
@@ -76,7 +76,7 @@ def foreign_schemes(reading: Reading) -> Iterator[Finding]:
         own = tuple(key for key in keys if re.fullmatch(names, key) and not parse_key(key) and not _is_shared(key))
         if 2 * len(own) >= len(reading.checkpoint.tensors):
             message = f"{len(own)} tensors ({some(own, 2)}) {says}"
-            yield Finding("scheme-unknown", message, own[:5])
+            yield RawProblem("scheme-unknown", message, own[:5])
             return
 
 
@@ -85,7 +85,7 @@ def _is_shared(key: str) -> bool:
     return key.startswith(f"{ROOT}.") and not key.startswith(tuple(PEFT.prefixes))
 
 
-def unclaimed_tensors(reading: Reading) -> Iterator[Finding]:
+def unclaimed_tensors(reading: Reading) -> Iterator[RawProblem]:
     """Tensors beside the modules that nobody claims."""
     if not reading.claims.unclaimed or not reading.claims.modules:
         return
@@ -95,19 +95,19 @@ def unclaimed_tensors(reading: Reading) -> Iterator[Finding]:
     if keys := [key for key in reading.claims.unclaimed if key not in copies]:
         count = f"{len(keys)} tensors belong" if len(keys) > 1 else "1 tensor belongs"
         message = f"{count} to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
-        yield Finding("unclaimed", message, tuple(keys[:5]))
+        yield RawProblem("unclaimed", message, tuple(keys[:5]))
 
 
-def embeddings(reading: Reading) -> Iterator[Finding]:
+def embeddings(reading: Reading) -> Iterator[RawProblem]:
     """Embeddings of tokens, beside the modules or alone."""
     if reading.embeddings:
         from lora_inspect.reading.embeddings import in_words
 
         message = f"{in_words(reading.embeddings)} change no weight: merge leaves them out, and convert passes them on"
-        yield Finding("embeddings", message, tuple(key for one in reading.embeddings for key in one.keys)[:5])
+        yield RawProblem("embeddings", message, tuple(key for one in reading.embeddings for key in one.keys)[:5])
 
 
-def magnitudes(reading: Reading) -> Iterable[Finding]:
+def magnitudes(reading: Reading) -> Iterable[RawProblem]:
     """Magnitudes against what is said of DoRA, found as the evidence was read, without what the user allows."""
     allowed = "dora-partial" if reading.settings.allow_partial_dora else None
     return (finding for finding in reading.about_magnitudes if finding.code != allowed)
@@ -127,7 +127,7 @@ def open_settings(contributions: Iterable[Contribution]) -> tuple[str, ...]:
     return (*(("alpha",) if alpha else ()), *(("rslora",) if rule else ()))
 
 
-def unknown_scales(reading: Reading) -> Iterator[Finding]:
+def unknown_scales(reading: Reading) -> Iterator[RawProblem]:
     """Modules whose scale is unknown, by the reason, and all that settles them."""
     by_reason: dict[str, list[str]] = {}
     unknown = [contribution for contribution in reading.contributions if contribution.scale is None]
@@ -137,7 +137,7 @@ def unknown_scales(reading: Reading) -> Iterator[Finding]:
     way_out = " and ".join(_OPTIONS[name] for name in open_settings(unknown))
     for why, keys in by_reason.items():
         mend = WAYS_OUT.get(why, "give {}").format(way_out)
-        yield Finding(
+        yield RawProblem(
             "scale-unknown", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; {mend}", tuple(keys[:5])
         )
 
@@ -146,7 +146,7 @@ def _and_more(keys: list[str]) -> str:
     return f" and {len(keys) - 1} more modules" if len(keys) > 1 else ""
 
 
-def rule_setting(reading: Reading) -> Iterator[Finding]:
+def rule_setting(reading: Reading) -> Iterator[RawProblem]:
     """What the rslora setting says against the evidence: it settles what the file leaves open, and no more."""
     rslora = reading.settings.rslora
     if rslora is None:
@@ -157,20 +157,20 @@ def rule_setting(reading: Reading) -> Iterator[Finding]:
     contradicting = next((stated for stated in reading.stated if stated.value != rslora), None)
     if not read:
         what = "has RS-LoRA's rule" if ranked else "has a rank"
-        yield Finding(CONTRADICTS, f"{setting} cannot apply, as no module {what}; leave it out")
+        yield RawProblem(CONTRADICTS, f"{setting} cannot apply, as no module {what}; leave it out")
     elif all(contribution.alpha is None and contribution.scale is not None for contribution in read):
         message = f"{setting} cannot apply to {read[0].module.key}, which has {read[0].why}; leave it out"
-        yield Finding(CONTRADICTS, message)
+        yield RawProblem(CONTRADICTS, message)
     elif any(not stated.settled for stated in reading.stated):
         return
     elif contradicting is None:
-        yield Finding(REPEATS, f"{setting} repeats what its {reading.stated[0].source.replace('_', ' ')} says")
+        yield RawProblem(REPEATS, f"{setting} repeats what its {reading.stated[0].source.replace('_', ' ')} says")
     else:
         rule, source = RANK_STABILISED if contradicting.value else STANDARD, contradicting.source.replace("_", " ")
-        yield Finding(CONTRADICTS, f"its {source} says {rule}, which {setting} contradicts; leave it out")
+        yield RawProblem(CONTRADICTS, f"its {source} says {rule}, which {setting} contradicts; leave it out")
 
 
-def alpha_setting(reading: Reading) -> Iterator[Finding]:
+def alpha_setting(reading: Reading) -> Iterator[RawProblem]:
     """What the alpha setting says against alphas that are known without it."""
     alpha = reading.settings.alpha
     if alpha is None:
@@ -183,17 +183,17 @@ def alpha_setting(reading: Reading) -> Iterator[Finding]:
     absent = next((contribution for contribution in known if contribution.alpha is None), None)
     if others:
         message = f"it says alpha {others[0]:g}, which alpha={alpha:g} contradicts; leave it out"
-        yield Finding(CONTRADICTS, message)
+        yield RawProblem(CONTRADICTS, message)
     elif absent:
         message = f"alpha={alpha:g} cannot apply to {absent.module.key}, which has {absent.why}; leave it out"
-        yield Finding(CONTRADICTS, message)
+        yield RawProblem(CONTRADICTS, message)
     elif not known:
-        yield Finding(CONTRADICTS, f"alpha={alpha:g} cannot apply, as no module has a rank; leave it out")
+        yield RawProblem(CONTRADICTS, f"alpha={alpha:g} cannot apply, as no module has a rank; leave it out")
     else:
-        yield Finding(REPEATS, f"alpha={alpha:g} repeats the alpha that it has")
+        yield RawProblem(REPEATS, f"alpha={alpha:g} repeats the alpha that it has")
 
 
-def architecture_setting(reading: Reading) -> Iterator[Finding]:
+def architecture_setting(reading: Reading) -> Iterator[RawProblem]:
     """That it names none of the families that the file may be of, or the one that is known."""
     named = reading.settings.architecture
     if named is None:
@@ -205,12 +205,12 @@ def architecture_setting(reading: Reading) -> Iterator[Finding]:
     if named not in [one.architecture.name for one in found]:
         fits = f"match {listed([str(one) for one in found], 'or')}" if found else "match no known model family"
         message = f"the names and shapes of its modules {fits}, so it is not for {named}; leave {setting} out"
-        yield Finding(CONTRADICTS, message)
+        yield RawProblem(CONTRADICTS, message)
     elif len(found) == 1:
-        yield Finding(REPEATS, f"{setting} repeats what the names and shapes of its modules say")
+        yield RawProblem(REPEATS, f"{setting} repeats what the names and shapes of its modules say")
 
 
-def missing_alphas(reading: Reading) -> Iterator[Finding]:
+def missing_alphas(reading: Reading) -> Iterator[RawProblem]:
     """Modules without an alpha among others that have one, in schemes where none means scale 1."""
     having: Counter[str] = Counter()
     missing: dict[str, list[str]] = defaultdict(list)
@@ -228,7 +228,7 @@ def missing_alphas(reading: Reading) -> Iterator[Finding]:
                 f"the file has no alpha for {counted(len(keys), 'module')} ({some(keys, 1)}), which "
                 f"means scale 1 there, but has one for {counted(having[scheme], 'module')}"
             )
-            yield Finding(ALPHA_MISSING, message, tuple(keys[:5]))
+            yield RawProblem(ALPHA_MISSING, message, tuple(keys[:5]))
 
 
 def _takes_alpha(contribution: Contribution) -> bool:
@@ -238,11 +238,11 @@ def _takes_alpha(contribution: Contribution) -> bool:
     return is_own and algorithm.has_alpha and contribution.rank is not None
 
 
-def rslora_hint(reading: Reading) -> Iterator[Finding]:
+def rslora_hint(reading: Reading) -> Iterator[RawProblem]:
     """The hint, which is a note and never applied."""
     if reading.rslora.hint:
         read = "it is read as plain LoRA: should it be too weak as such, give --rslora yes"
-        yield Finding("rslora-hint", f"{reading.rslora.hint.sentence()}; {read}")
+        yield RawProblem("rslora-hint", f"{reading.rslora.hint.sentence()}; {read}")
 
 
 # How the keys of metadata begin that say how alpha and rank are to be read.
@@ -253,13 +253,13 @@ DAMAGED = "config-damaged"
 _TOKENS = "trainable_token_indices"
 
 
-def missing_tokens(reading: Reading) -> Iterator[Finding]:
+def missing_tokens(reading: Reading) -> Iterator[RawProblem]:
     """Configs of a LoRA that name tokens whose rows were trained beside its factors, of which the file has nothing."""
     if any(c.algorithm.ties for c in reading.contributions):
         return
     for found in reading.configs:
         if found.config.get(_TOKENS):
-            yield Finding(
+            yield RawProblem(
                 "incomplete",
                 f"{found.where} lists {_TOKENS}, but the file has no rows of tokens, so it is not the "
                 "whole adapter; fetch the file that the trainer saved, or remove them from the config if "
@@ -267,21 +267,21 @@ def missing_tokens(reading: Reading) -> Iterator[Finding]:
             )
 
 
-def damaged_metadata(reading: Reading) -> Iterator[Finding]:
+def damaged_metadata(reading: Reading) -> Iterator[RawProblem]:
     """An embedded config that nobody can read: rank, alpha and rule that it said are lost."""
     if embedded_object(reading.checkpoint.metadata) is None:
-        yield Finding(
+        yield RawProblem(
             DAMAGED,
             f"metadata {EMBEDDED_KEY} is not a JSON object, so its alphas are lost and scales are read "
             "as if it had none; fetch the file again",
         )
 
 
-def refused_patterns(reading: Reading) -> Iterator[Finding]:
+def refused_patterns(reading: Reading) -> Iterator[RawProblem]:
     """Patterns of configs that are not compared with modules."""
     for where, refused in {found.where: found.modules.refused for found in reading.configs}.items():
         if refused:
-            yield Finding("pattern-unsupported", f"{where}: {refused}; {_way_out(refused)}")
+            yield RawProblem("pattern-unsupported", f"{where}: {refused}; {_way_out(refused)}")
 
 
 def _way_out(refused: str) -> str:
@@ -290,7 +290,7 @@ def _way_out(refused: str) -> str:
     return "write the plain module path instead"
 
 
-def contradicting_shards(reading: Reading) -> Iterator[Finding]:
+def contradicting_shards(reading: Reading) -> Iterator[RawProblem]:
     """Metadata that decides what the tensors mean, where the files of a set contradict each other."""
     if not reading.claims.modules:
         return
@@ -299,13 +299,13 @@ def contradicting_shards(reading: Reading) -> Iterator[Finding]:
         for key in filter(lambda key: key.startswith(_DECIDING_METADATA), metadata):
             first, value = said.setdefault(key, (file, metadata[key]))
             if value != metadata[key]:
-                yield Finding(
+                yield RawProblem(
                     "shards-contradict",
                     f"{first} and {file} are parts of one adapter with different values of {key}; fetch the set again",
                 )
 
 
-Look = Callable[[Reading], Iterable[Finding]]
+Look = Callable[[Reading], Iterable[RawProblem]]
 
 
 class RareLook:
@@ -314,7 +314,7 @@ class RareLook:
     def __init__(self, file: str, name: str, where: Callable[[Reading], bool]) -> None:
         self.file, self.name, self.where = file, name, where
 
-    def __call__(self, reading: Reading) -> Iterable[Finding]:
+    def __call__(self, reading: Reading) -> Iterable[RawProblem]:
         """What it finds; nothing without the sign."""
         return self.look(reading) if self.where(reading) else ()
 

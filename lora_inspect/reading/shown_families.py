@@ -8,7 +8,7 @@ from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.architectures.record import is_parameter
 from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.reading.keys.groups import alike
+from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.record import MODEL, ModuleName
@@ -47,7 +47,7 @@ def _encoders(layers: Iterable[tuple[ModuleName, Features]]) -> dict[str, tuple[
 
 def _layers(named: dict[str, Module]) -> list[tuple[ModuleName, Features]]:
     """The names of the modules that are layers, and how wide they are, which is found once for those of one kind."""
-    modules = alike(named)
+    modules = group_equal(named)
     found = [_features(first) if any(map(_is_of_layer, first.contributions)) else None for first in modules.firsts]
     layers: list[tuple[ModuleName, Features]] = []
     for module, kind in zip(modules.values(), modules.likeness.numbers, strict=True):

@@ -8,7 +8,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.keys.groups import StoredNumbers
 from lora_inspect.reading.model.contribution import Contribution, Embedding, Module
-from lora_inspect.reading.model.evidence import DoraClaim, DoraReading, Evidence, Finding, LoraFacts, RsloraReading
+from lora_inspect.reading.model.evidence import DoraClaim, DoraReading, Evidence, LoraFacts, RawProblem, RsloraReading
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.config_lookup import FoundConfig
 from lora_inspect.reading.peft.regex import Steps
@@ -42,11 +42,11 @@ class OwnRules(Protocol):
         """Return the evidence in the program's config."""
         return ()
 
-    def no_adapter(self, files: Sequence[str]) -> Iterable[Finding]:
+    def no_adapter(self, files: Sequence[str]) -> Iterable[RawProblem]:
         """Return findings that show why the program's `files` are no adapter."""
         return ()
 
-    def trained_otherwise(self, contributions: Iterable[Contribution]) -> Iterable[Finding]:
+    def trained_otherwise(self, contributions: Iterable[Contribution]) -> Iterable[RawProblem]:
         """Return findings on another scale that the file was trained with."""
         return ()
 
@@ -77,14 +77,14 @@ class Reading(NamedTuple):
     embeddings: tuple[Embedding, ...] = ()
     norms: str | None = None
     about_norms: tuple[Evidence, ...] = ()
-    wrong_norms: tuple[Finding, ...] = ()
+    wrong_norms: tuple[RawProblem, ...] = ()
     counting: Counting = Counting()
     rslora: RsloraReading = RsloraReading(None, "default")
     stated: Sequence[RsloraReading] = ()
     about_rules: Sequence[Evidence] = ()
     dora: DoraReading = DoraReading(None, "default", 0, None)
     about_dora: Sequence[Evidence] = ()
-    about_magnitudes: Sequence[Finding] = ()
+    about_magnitudes: Sequence[RawProblem] = ()
     about_parts: Sequence[Evidence] = ()
     scaled: Callable[[Settings], dict[str, Module]] = lambda settings: {}
     modules: dict[str, Module] = {}  # noqa: RUF012 (replaced, never changed)

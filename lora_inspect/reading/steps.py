@@ -9,7 +9,7 @@ from importlib import import_module
 from itertools import repeat
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.reading.keys.groups import alike, changes_of_kinds, computed, kinds_of
+from lora_inspect.reading.keys.groups import changes_of_kinds, computed, group_equal, kinds_of
 from lora_inspect.reading.keys.groups import read_numbers as numbers_of
 from lora_inspect.reading.keys.suffixes import ROOT
 from lora_inspect.reading.metadata.trainers import is_musubi
@@ -33,7 +33,7 @@ _BELOW_WRAPPERS = ".base_layer."
 _SD_SCRIPTS = "networks."
 
 
-class Step(NamedTuple):
+class ReadingStep(NamedTuple):
     """One step of reading, and the sign of the files that need it.
 
     `run` is a function, or its address as `file:function`.
@@ -178,7 +178,7 @@ def read_scales(reading: Reading) -> Reading:
 def collect_contributions(reading: Reading) -> Reading:
     """List the contributions of all modules; they stay the same from here on."""
     contributions = [contribution for module in reading.modules.values() for contribution in module.contributions]
-    return reading._replace(modules=alike(reading.modules), contributions=contributions)
+    return reading._replace(modules=group_equal(reading.modules), contributions=contributions)
 
 
 def about_scales(reading: Reading) -> Reading:
@@ -201,37 +201,37 @@ def about_hidden_ranks(reading: Reading) -> Reading:
     return reading.with_evidence(scales.about_hidden_ranks(reading.contributions, reading.claims.flags))
 
 
-EXPERTS = Step("expert_parameters:claim_wrapped", _may_have_experts)
+EXPERTS = ReadingStep("expert_parameters:claim_wrapped", _may_have_experts)
 STEPS = (
     # Which key is which tensor of which module.
-    Step("keys.numbered_layers:name_layers", _has_numbered_layers),
-    Step("keys.special_claims:restore_dots", _may_have_guessed_dots),
-    Step("keys.special_claims:claim_shared", _has_tensors_at_root),
-    Step("keys.special_claims:claim_alpha_of_all", _has_alpha_of_all),
-    Step("keys.special_claims:claim_stacked", _has_stacked_factors),
-    Step("mlx:read_rules", _has_rules_of_its_own),
-    Step(read_numbers),
-    Step(find_configs),
+    ReadingStep("keys.numbered_layers:name_layers", _has_numbered_layers),
+    ReadingStep("keys.special_claims:restore_dots", _may_have_guessed_dots),
+    ReadingStep("keys.special_claims:claim_shared", _has_tensors_at_root),
+    ReadingStep("keys.special_claims:claim_alpha_of_all", _has_alpha_of_all),
+    ReadingStep("keys.special_claims:claim_stacked", _has_stacked_factors),
+    ReadingStep("mlx:read_rules", _has_rules_of_its_own),
+    ReadingStep(read_numbers),
+    ReadingStep(find_configs),
     EXPERTS,
-    Step("peft.saved_tensors:claim_saved", _has_configs),
-    Step("embeddings:claim_embeddings", _has_unclaimed),
+    ReadingStep("peft.saved_tensors:claim_saved", _has_configs),
+    ReadingStep("embeddings:claim_embeddings", _has_unclaimed),
     # How each change is scaled and computed.
-    Step("scale.dora_evidence:state_norms", _has_magnitudes),
-    Step("scale.requested_rank:count_requested", _is_of_sd_scripts),
-    Step(read_scales),
-    Step("peft.unsupported:settle_formulas", _needs_settings),
-    Step("packed_experts:settle_packing", _has_packed_factors),
-    Step("peft.residual_adapters:note_residuals", _may_have_residual_base),
-    Step(collect_contributions),
+    ReadingStep("scale.dora_evidence:state_norms", _has_magnitudes),
+    ReadingStep("scale.requested_rank:count_requested", _is_of_sd_scripts),
+    ReadingStep(read_scales),
+    ReadingStep("peft.unsupported:settle_formulas", _needs_settings),
+    ReadingStep("packed_experts:settle_packing", _has_packed_factors),
+    ReadingStep("peft.residual_adapters:note_residuals", _may_have_residual_base),
+    ReadingStep(collect_contributions),
     # The evidence, in the order in which it is told.
-    Step("peft.unsupported:about_method", _has_no_modules),
-    Step(about_scales),
-    Step("keys.special_claims:about_alpha_of_all", _has_alpha_of_all),
-    Step(about_parts),
-    Step("peft.saved_tensors:about_saved", _may_have_saved_tensors),
-    Step(about_own_rules),
-    Step("packed_experts:about_experts", _has_packed_factors),
-    Step("expert_parameters:about_attention", _has_parts_in_configs),
-    Step("peft.residual_adapters:about_residuals", _may_have_residual_base),
-    Step(about_hidden_ranks),
+    ReadingStep("peft.unsupported:about_method", _has_no_modules),
+    ReadingStep(about_scales),
+    ReadingStep("keys.special_claims:about_alpha_of_all", _has_alpha_of_all),
+    ReadingStep(about_parts),
+    ReadingStep("peft.saved_tensors:about_saved", _may_have_saved_tensors),
+    ReadingStep(about_own_rules),
+    ReadingStep("packed_experts:about_experts", _has_packed_factors),
+    ReadingStep("expert_parameters:about_attention", _has_parts_in_configs),
+    ReadingStep("peft.residual_adapters:about_residuals", _may_have_residual_base),
+    ReadingStep(about_hidden_ranks),
 )

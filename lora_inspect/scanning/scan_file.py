@@ -27,7 +27,7 @@ from lora_inspect.programs.verdict import (
 )
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.file_info import ADAPTER, FileInfo, inspect
-from lora_inspect.reading.keys.groups import alike
+from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import ERROR, Problem
 from lora_inspect.reading.model.settings import Settings
@@ -87,7 +87,7 @@ def state_of(info: FileInfo) -> tuple[str, tuple[str, ...]]:
     errors = [problem for problem in adapter.problems if problem.severity == ERROR]
     waits_for = adapter.open
     if lasting := next((one for one in errors if not _is_settled(one, waits_for)), None):
-        return INFO_ONLY, _told(lasting, adapter)
+        return INFO_ONLY, _note(lasting, adapter)
     if errors:
         return ANSWER, _question(errors[0], waits_for)
     verdicts = [
@@ -101,7 +101,7 @@ def state_of(info: FileInfo) -> tuple[str, tuple[str, ...]]:
         return CONVERT, ("no program that lora-inspect knows loads it", "no known program loads it", "loaded nowhere")
     hints = [problem for problem in adapter.problems if problem.code in _HINTS]
     if hints:
-        return FINE, _told(hints[0], adapter)
+        return FINE, _note(hints[0], adapter)
     return FINE, () if loaded else _UNTRIED
 
 
@@ -122,7 +122,7 @@ def _question(problem: Problem, waits_for: Sequence[str]) -> tuple[str, ...]:
     return (f"scale unknown: {options}", f"scale unknown: {names}", "scale unknown")
 
 
-def _told(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
+def _note(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
     if problem.code == "unclaimed":
         count = len(adapter.unknown)
         return (f"{count} tensor{'s' if count > 1 else ''} of no known algorithm", f"{count} unclaimed")
@@ -246,13 +246,13 @@ def _account_of(path: str, settings: Settings, record: Record | None) -> Scanned
 
 def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> ScannedFile:
     adapter, checkpoint = info.adapter, info.checkpoint
-    modules = alike(adapter.modules)
+    modules = group_equal(adapter.modules)
     changes = Counter(modules.likeness.numbers)
     kinds = [(change, changes[number]) for number, first in enumerate(modules.firsts) for change in first.contributions]
     scales = {c.scale for c, _ in kinds if c.has_scale}
     if FOLDED_KEY in checkpoint.metadata:
         folded = FoldedScales(checkpoint.metadata)
-        scales = {folded.meant(c.module.key, c.scale) for c in adapter.contributions if c.has_scale}
+        scales = {folded.scale_before(c.module.key, c.scale) for c in adapter.contributions if c.has_scale}
     state, notes = state_of(info) if info.kind == ADAPTER else ("", ())
     files = checkpoint.files or (checkpoint.path,)
     return ScannedFile(

@@ -43,7 +43,7 @@ def scheme_of(address: str) -> str:
     return address.partition("://")[0].lower()
 
 
-def named(address: str) -> str:
+def printable_address(address: str) -> str:
     """The form of an address that may be printed, by which all else knows the file; one that has it stays as it is.
 
     Two addresses that differ in what is not printed get different forms. Raises LoraInspectError for credentials in an

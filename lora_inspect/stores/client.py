@@ -1,8 +1,8 @@
 """The clients of stores: fsspec's file systems with the stores' own settings, and records that all stores share.
 
 Credentials come only from there: AWS_* and ~/.aws for s3, HF_TOKEN and `hf auth login` for hf, and fsspec's own
-configuration. `Found` and `Answer` hold facts that a store reports, `Sink` the memory for its bytes. `telling` informs
-the command line while the main thread waits for a store.
+configuration. `Located` and `Answer` hold facts that a store reports, `Sink` the memory for its bytes. `telling`
+informs the command line while the main thread waits for a store.
 
 An object goes into a store in parts, and the store may copy some of them from another object. Some stores want all
 parts but the last to be of one size, so that a grid of it lies over each object.
@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_inspect.errors import NeedsLibraryError, changed
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.stores.address import HF, HTTP, HTTPS, S3, named, scheme_of
+from lora_inspect.stores.address import HF, HTTP, HTTPS, S3, printable_address, scheme_of
 
 _NEEDS = {
     HTTPS: ("fsspec", "aiohttp"),
@@ -52,7 +52,7 @@ def _open(address: str) -> Any:
             __import__(library)
     except ImportError as missing:
         raise NeedsLibraryError(
-            named(address),
+            printable_address(address),
             f"lora-inspect reads {scheme}:// with {' and '.join(_NEEDS[scheme])}, but cannot load one of them "
             f"({missing})",
             f"run `{INSTALL}`",
@@ -82,7 +82,7 @@ class Answer(NamedTuple):
     tag: str
 
 
-class Found(NamedTuple):
+class Located(NamedTuple):
     """What lies at an `address`: a file, or a folder, of which there is no `answer`."""
 
     address: str

@@ -75,7 +75,7 @@ async def _ask(sink: Sink, url: str, headers: Mapping[str, str], identify: Ident
     session = await file_system(f"{HTTPS}://").set_session()
     first, sent = url, {"Accept-Encoding": "identity", "Range": f"bytes={sink.position}-{sink.stop - 1}", **headers}
     for _ in range(_MOST_REDIRECTS):
-        async with session.get(_as_it_is(url), headers=sent, allow_redirects=False, timeout=_TIMEOUT) as response:
+        async with session.get(_unchanged_url(url), headers=sent, allow_redirects=False, timeout=_TIMEOUT) as response:
             if response.status not in _REDIRECTS:
                 if is_led and response.status in (400, 401, 403, 404, 410):
                     raise _Moved
@@ -120,7 +120,7 @@ def _answer(sink: Sink, response: aiohttp.ClientResponse, identify: Identify) ->
     empty = _EMPTY.fullmatch(headers.get("Content-Range", "")) if status == 416 else None
     if empty:
         return identify(int(empty[1]), headers)
-    raise of_status(sink.address, status, _asked_to_wait(headers))
+    raise of_status(sink.address, status, _seconds_to_wait(headers))
 
 
 def _as_headers_say(size: int, headers: Mapping[str, str]) -> Answer:
@@ -131,7 +131,7 @@ def _as_headers_say(size: int, headers: Mapping[str, str]) -> Answer:
     return Answer(size, int(modified) * 10**9, headers.get("ETag", ""))
 
 
-def _asked_to_wait(headers: Mapping[str, str]) -> float | None:
+def _seconds_to_wait(headers: Mapping[str, str]) -> float | None:
     """The seconds of Retry-After, which are a number or a date."""
     said = headers.get("Retry-After", "").strip()
     if said.isdecimal() and said.isascii():
@@ -158,7 +158,7 @@ def _meaning(address: str, error: Exception) -> Exception:
     return Transient("the connection broke")
 
 
-def _as_it_is(url: str) -> yarl.URL:
+def _unchanged_url(url: str) -> yarl.URL:
     return yarl.URL(url, encoded=_PLAIN.fullmatch(url) is not None)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from lora_inspect.caching import Remembered
 from lora_inspect.errors import CouldNotWorkError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.stores.client import Answer, Found, Sink
+from lora_inspect.stores.client import Answer, Located, Sink
 from lora_inspect.stores.http import get_from
 from lora_inspect.stores.store_failures import Transient, missing, of_status
 
@@ -53,7 +53,7 @@ async def get(sink: Sink) -> None:
     await get_from(sink, url, login, identify)
 
 
-async def look(address: str) -> Found | None:
+async def look(address: str) -> Located | None:
     """What lies there, with the commit that its revision is at in the address."""
     place, path = _parts(address)
     if not _COMMIT.fullmatch(place.revision) or _READ.get(place) is None:
@@ -61,26 +61,26 @@ async def look(address: str) -> Found | None:
     files = _READ.get(place) or {}
     pinned = f"{place.spelled}/{path}".rstrip("/")
     if path in files:
-        return Found(pinned, files[path])
-    return Found(pinned) if not path or any(name.startswith(f"{path}/") for name in files) else None
+        return Located(pinned, files[path])
+    return Located(pinned) if not path or any(name.startswith(f"{path}/") for name in files) else None
 
 
-async def below(address: str, deep: bool) -> list[Found]:
+async def below(address: str, deep: bool) -> list[Located]:
     """What lies in a folder, its subfolders among it, or with `deep` all files below it."""
     folder = await look(address)
     if folder is None:
         return []
     place, path = _parts(folder.address)
     start = f"{path}/" if path else ""
-    found: dict[str, Found] = {}
+    found: dict[str, Located] = {}
     for file, answer in (_READ.get(place) or {}).items():
         if not file.startswith(start):
             continue
         name, slash, _ = file[len(start) :].partition("/")
         if deep or not slash:
-            found[file] = Found(f"{place.spelled}/{file}", answer)
+            found[file] = Located(f"{place.spelled}/{file}", answer)
         else:
-            found[start + name] = Found(f"{place.spelled}/{start}{name}")
+            found[start + name] = Located(f"{place.spelled}/{start}{name}")
     return list(found.values())
 
 

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from lora_inspect.errors import changed
 from lora_inspect.stores import requests
-from lora_inspect.stores.client import Answer, Found, Sink
+from lora_inspect.stores.client import Answer, Located, Sink
 from lora_inspect.stores.requests import begin_fill, result_of
 from lora_inspect.stores.stat import START, look_at_file, start_of
 
@@ -73,7 +73,7 @@ class RemoteFile:
     """
 
     def __init__(self, address: str, answer: Answer | None = None) -> None:
-        self._found = look_at_file(address) if answer is None else Found(address, answer)
+        self._found = look_at_file(address) if answer is None else Located(address, answer)
         self.address = self._found.address
         self.answer = self._found.answer or Answer(0, 0, "")
         self._start = b""

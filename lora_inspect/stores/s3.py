@@ -16,7 +16,7 @@ from lora_inspect.errors import CouldNotWorkError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores.address import S3, VERSION, join
-from lora_inspect.stores.client import Answer, Found, Sink, file_system
+from lora_inspect.stores.client import Answer, Located, Sink, file_system
 from lora_inspect.stores.store_failures import (
     Missing,
     Transient,
@@ -48,7 +48,7 @@ async def get(sink: Sink) -> None:
         raise _meaning(sink.address, error) from None
 
 
-async def look(address: str) -> Found | None:
+async def look(address: str) -> Located | None:
     """What lies there: the object, or a folder where others have its name and a slash before theirs; else None."""
     named = object_at(address)
     if named["Key"] and not named["Key"].endswith("/"):
@@ -57,13 +57,13 @@ async def look(address: str) -> Found | None:
         except Missing:
             pass
         else:
-            return Found(address, _answer(head["ContentLength"], head))
+            return Located(address, _answer(head["ContentLength"], head))
     async for _ in _pages(address, MaxKeys=1):
-        return Found(address.rstrip("/"))
+        return Located(address.rstrip("/"))
     return None
 
 
-async def below(address: str, deep: bool) -> list[Found]:
+async def below(address: str, deep: bool) -> list[Located]:
     """What lies in a folder, its subfolders among it, or with `deep` all objects below it."""
     found = []
     async for page in _pages(address, **({} if deep else {"Delimiter": "/"})):
@@ -71,8 +71,8 @@ async def below(address: str, deep: bool) -> list[Found]:
         for one in page.get("Contents", ()):
             name = one["Key"][start:]
             if name and not name.endswith("/"):  # what consoles make for a folder that is empty
-                found.append(Found(join(address, name), _answer(one["Size"], one)))
-        found += [Found(join(address, one["Prefix"][start:-1])) for one in page.get("CommonPrefixes", ())]
+                found.append(Located(join(address, name), _answer(one["Size"], one)))
+        found += [Located(join(address, one["Prefix"][start:-1])) for one in page.get("CommonPrefixes", ())]
     return found
 
 

@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.stores.address import HF, S3, named, scheme_of, split
-from lora_inspect.stores.client import Found, Sink
+from lora_inspect.stores.address import HF, S3, printable_address, scheme_of, split
+from lora_inspect.stores.client import Located, Sink
 from lora_inspect.stores.requests import fill, tried, wait_for
 from lora_inspect.stores.store_failures import Denied, Missing, is_a_folder, missing, no_folder_of_a_server
 
@@ -21,9 +21,9 @@ START = 64 << 10
 class _Known(NamedTuple):
     """What was found out in one look: by address, and of folders."""
 
-    found: dict[str, Found | None]
-    folders: dict[str, list[Found]]
-    starts: dict[Found, bytes]
+    found: dict[str, Located | None]
+    folders: dict[str, list[Located]]
+    starts: dict[Located, bytes]
 
 
 _known: ContextVar[_Known | None] = ContextVar("_known", default=None)
@@ -45,9 +45,9 @@ def one_look() -> Iterator[None]:
         _known.reset(token)
 
 
-def look(address: str) -> Found | None:
+def look(address: str) -> Located | None:
     """What lies at an address, or None; LoraInspectError where that cannot be told."""
-    known, address = _known.get(), named(address)
+    known, address = _known.get(), printable_address(address)
     if known is None:
         return _look(address, 1)[0]
     if address not in known.found:
@@ -59,11 +59,11 @@ def look(address: str) -> Found | None:
     return known.found[address]
 
 
-def look_at_file(address: str) -> Found:
+def look_at_file(address: str) -> Located:
     """The file at an address; LoraInspectError where there is none."""
     found = look(address)
     if found is None:
-        raise missing(named(address))
+        raise missing(printable_address(address))
     if found.is_folder:
         raise is_a_folder(found.address)
     return found
@@ -89,7 +89,7 @@ def is_folder(address: str) -> bool:
     return found is not None and found.is_folder
 
 
-def in_folder(address: str) -> list[Found]:
+def in_folder(address: str) -> list[Located]:
     """What lies in a folder; LoraInspectError for that of a server, which lists none."""
     known = _known.get()
     if known is None:
@@ -101,12 +101,12 @@ def in_folder(address: str) -> list[Found]:
     return known.folders[address]
 
 
-def below(address: str) -> list[Found]:
+def below(address: str) -> list[Located]:
     """All files below a folder, in its subfolders too."""
     return _below(address, deep=True)
 
 
-def start_of(found: Found) -> bytes:
+def start_of(found: Located) -> bytes:
     """The first bytes of a file, START at most."""
     known = _known.get()
     start = known.starts.get(found, b"") if known else b""
@@ -131,7 +131,7 @@ def begin(addresses: Sequence[str]) -> None:
     sinks = [sink for address in addresses if (sink := _sink(address, known))]
     fill(sinks)
     for sink in sinks:
-        found = Found(sink.address, sink.answer)
+        found = Located(sink.address, sink.answer)
         known.found[sink.address] = found
         known.starts[found] = sink.taken
 
@@ -146,7 +146,7 @@ def _sink(address: str, known: _Known) -> Sink | None:
     return Sink(address, 0, bytearray(min(START, found.answer.bytes)), found.answer)
 
 
-def _look(address: str, room: int) -> tuple[Found | None, bytes]:
+def _look(address: str, room: int) -> tuple[Located | None, bytes]:
     """What lies there, and of a server's file its first bytes, which say which it is."""
     if scheme_of(address) in (S3, HF):
         return wait_for(address, tried(address, lambda: _store_of(address).look(address))), b""
@@ -157,10 +157,10 @@ def _look(address: str, room: int) -> tuple[Found | None, bytes]:
         fill([sink])
     except Missing:
         return None, b""
-    return Found(address, sink.answer), sink.taken
+    return Located(address, sink.answer), sink.taken
 
 
-def _below(address: str, deep: bool) -> list[Found]:
+def _below(address: str, deep: bool) -> list[Located]:
     if scheme_of(address) not in (S3, HF):
         raise no_folder_of_a_server(address)
     return wait_for(address, tried(address, lambda: _store_of(address).below(address, deep)))

@@ -66,7 +66,7 @@ _KINDS: tuple[tuple[str, Callable[[Unit], bool]], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class AdapterShares:
     """The units of one adapter, and why shares of it are not told, by weight.
 
     `otherwise` are the weights that have another change of it, or have it in some rows alone.
@@ -87,9 +87,9 @@ class Told:
         return [unit for unit in self.units if unit.kind == kind]
 
 
-def told_of(weights: Sequence[Weighed], adapters: Sequence[str]) -> list[Told]:
+def adapter_shares(weights: Sequence[Weighed], adapters: Sequence[str]) -> list[AdapterShares]:
     """What is told of each of the adapters, but in weights whose change is another one, or not there in some rows."""
-    found = {adapter: Told(adapter) for adapter in adapters}
+    found = {adapter: AdapterShares(adapter) for adapter in adapters}
     for weight in weights:
         for number, term in enumerate(weight.terms):
             own = found[term.adapter]
@@ -106,7 +106,7 @@ def told_of(weights: Sequence[Weighed], adapters: Sequence[str]) -> list[Told]:
     return list(found.values())
 
 
-class Finding(NamedTuple):
+class VerifyFinding(NamedTuple):
     """One thing that is wrong, or a note: a `code` for programs, a message, the modules, the adapter if it is one's."""
 
     code: str
@@ -116,28 +116,28 @@ class Finding(NamedTuple):
     is_error: bool = True
 
 
-SWAPPED = Finding("swapped", "what is named as the base carries the adapters: are MERGED and BASE swapped?")
+SWAPPED = VerifyFinding("swapped", "what is named as the base carries the adapters: are MERGED and BASE swapped?")
 
 
-def about_shares(told: Sequence[Told], total: Shares) -> Iterator[Finding]:
+def about_shares(told: Sequence[AdapterShares], total: Shares) -> Iterator[VerifyFinding]:
     """What is wrong with shares, by adapter; `total` are the shares over all weights, in the same order."""
     for number, one in enumerate(told):
         if units := one.of(MISSING):
-            yield Finding(MISSING, _says_missing(one, units), _labels(units), one.adapter)
+            yield VerifyFinding(MISSING, _says_missing(one, units), _labels(units), one.adapter)
         for kind in (DOUBLED, OPPOSITE, SCALED):
             if units := one.of(kind):
-                yield Finding(kind, _says_scaled(one, units), _labels(units), one.adapter)
+                yield VerifyFinding(kind, _says_scaled(one, units), _labels(units), one.adapter)
         # What one adapter lacks in some weights moves the shares of others over all of them.
         are_right = all(other.is_right for other in told)
         if are_right and not total.why[number] and abs(total.values[number] - 1) > total.tolerance(number):
             share = f"{total.values[number]:.3g} (± {total.tolerance(number):.2g})"
-            yield Finding(
+            yield VerifyFinding(
                 SCALED, f"all modules together have {share} of {one.adapter}", _labels(one.units), one.adapter
             )
         yield from _untold(one)
 
 
-def about_alike(weights: Sequence[Weighed]) -> Iterator[Finding]:
+def equal_adapter_findings(weights: Sequence[Weighed]) -> Iterator[VerifyFinding]:
     """Adapters whose changes are the same: what of them is there together."""
     wrong = {
         weight.name: weight.shares.estimate.together
@@ -147,10 +147,10 @@ def about_alike(weights: Sequence[Weighed]) -> Iterator[Finding]:
     }
     if wrong:
         says = f"{_modules(wrong)} have {_span(list(wrong.values()))} of what adapters change together that are alike"
-        yield Finding(SCALED, says, tuple(wrong))
+        yield VerifyFinding(SCALED, says, tuple(wrong))
 
 
-def about_weights(weights: Sequence[Weighed]) -> Iterator[Finding]:
+def about_weights(weights: Sequence[Weighed]) -> Iterator[VerifyFinding]:
     """What shares do not tell: rows that lack a change, another change in its place, and what nothing explains."""
     for adapter in dict.fromkeys(term.adapter for weight in weights for term in weight.terms):
         lacking = {
@@ -164,7 +164,7 @@ def about_weights(weights: Sequence[Weighed]) -> Iterator[Finding]:
             spans = some([f"{start} to {stop - 1}" for start, stop in ranges], 3)
             lack = "lacks" if len(lacking) == 1 else "lack"
             says = f"{_modules(lacking)} {lack} a part of {adapter}: rows {spans} of {first} have nothing of it"
-            yield Finding("rows-missing", says, tuple(lacking), adapter)
+            yield VerifyFinding("rows-missing", says, tuple(lacking), adapter)
     instead: dict[tuple[str, str, str], dict[str, float]] = {}
     for weight in weights:
         if weight.instead:
@@ -173,46 +173,46 @@ def about_weights(weights: Sequence[Weighed]) -> Iterator[Finding]:
     for (code, adapter, says), found in instead.items():
         shares = list(found.values())
         of_it = "" if all(abs(share - 1) <= NONE for share in shares) else f", {_span(shares)} of it"
-        yield Finding(code, f"{adapter} {says}: {_modules(found)}{of_it}", tuple(found), adapter)
+        yield VerifyFinding(code, f"{adapter} {says}: {_modules(found)}{of_it}", tuple(found), adapter)
     rounded: dict[tuple[str, str, str], list[str]] = {}
     for weight in weights:
         if weight.rounded:
             one = weight.rounded
             rounded.setdefault((one.code, one.adapter, one.says), []).append(weight.name)
     for (code, adapter, says), own in rounded.items():
-        yield Finding(code, f"{adapter} {says}: {_modules(own)}", tuple(own), adapter, is_error=False)
+        yield VerifyFinding(code, f"{adapter} {says}: {_modules(own)}", tuple(own), adapter, is_error=False)
     if left := [weight for weight in weights if not weight.is_explained and not weight.instead]:
         sizes = [size for weight in left if (size := weight.shares.residual) is not None]
         most = f", of up to {max(sizes):.2g} of the size of the change" if sizes else ""
         names = tuple(weight.name for weight in left)
-        yield Finding("residual", f"something else is there in {_modules(names)}{most}", names)
+        yield VerifyFinding("residual", f"something else is there in {_modules(names)}{most}", names)
 
 
 def about_models(
     unexpected: Mapping[str, str], untouched: int, absent: Sequence[str], extra: Sequence[str], broken: Sequence[str]
-) -> Iterator[Finding]:
+) -> Iterator[VerifyFinding]:
     """What is wrong with tensors, whatever the adapters are."""
     if broken:
-        yield Finding("not-finite", f"numbers that are not finite in {_modules(broken)}", tuple(broken))
+        yield VerifyFinding("not-finite", f"numbers that are not finite in {_modules(broken)}", tuple(broken))
     if unexpected:
         first, what = next(iter(unexpected.items()))
         says = f"{len(unexpected)} of {untouched} tensors that no adapter changes differ: {first} ({what})"
         hint = "; is it the base of this merge?" if 2 * len(unexpected) > untouched else ""
-        yield Finding("unexpected-change", says + hint, tuple(unexpected))
+        yield VerifyFinding("unexpected-change", says + hint, tuple(unexpected))
     if absent:
-        yield Finding("absent", f"tensors of the base that are not there: {some(absent, 3)}", tuple(absent))
+        yield VerifyFinding("absent", f"tensors of the base that are not there: {some(absent, 3)}", tuple(absent))
     if extra:
         says = f"tensors that the base has not: {some(extra, 3)}"
-        yield Finding("extra", says, tuple(extra), is_error=False)
+        yield VerifyFinding("extra", says, tuple(extra), is_error=False)
 
 
-def _says_missing(one: Told, units: Sequence[Unit]) -> str:
+def _says_missing(one: AdapterShares, units: Sequence[Unit]) -> str:
     if len(units) == len(one.units):
         return f"nothing of {one.adapter} is there ({_modules(units)})"
     return f"{len(units)} of {_modules(one.units)} {'has' if len(units) == 1 else 'have'} nothing of {one.adapter}"
 
 
-def _says_scaled(one: Told, units: Sequence[Unit]) -> str:
+def _says_scaled(one: AdapterShares, units: Sequence[Unit]) -> str:
     causes = fitting([(unit.folds, unit.share, unit.tolerance) for unit in units])
     symbols = "".join(f" = {symbol}" for symbol in dict.fromkeys(cause.symbol for cause in causes) if symbol)
     why = f": {listed([cause.says for cause in causes], 'or')}" if causes else ""
@@ -221,7 +221,7 @@ def _says_scaled(one: Told, units: Sequence[Unit]) -> str:
     return f"{which} {has} {_span([unit.share for unit in units])}{symbols} of {one.adapter}{why}"
 
 
-def _untold(one: Told) -> Iterator[Finding]:
+def _untold(one: AdapterShares) -> Iterator[VerifyFinding]:
     """A note where some shares are open, an error where all are; modules without a change are none."""
     open_ = {name: why for name, why in one.untold.items() if why not in (NO_CHANGE, NOT_FINITE)}
     if not open_:
@@ -229,7 +229,7 @@ def _untold(one: Told) -> Iterator[Finding]:
     reasons = listed([REASONS[why] for why in dict.fromkeys(open_.values())])
     alone = not one.units and set(open_.values()) != {ALIKE}
     says = f"cannot tell how much of {one.adapter} is in {_modules(open_)}: {reasons}"
-    yield Finding("undetermined", says, tuple(open_), one.adapter, is_error=alone)
+    yield VerifyFinding("undetermined", says, tuple(open_), one.adapter, is_error=alone)
 
 
 def _labels(units: Sequence[Unit]) -> tuple[str, ...]:

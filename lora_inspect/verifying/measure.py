@@ -23,7 +23,7 @@ from lora_inspect.reading.base.base_codecs import CodedWeight
 from lora_inspect.verifying.causes import Alternative, alternatives, at_other_multipliers, rescaled, rounded_norms
 from lora_inspect.verifying.models import Model
 from lora_inspect.verifying.shares import (
-    Part,
+    ModuleRows,
     Ranges,
     Shares,
     StoredWeight,
@@ -46,7 +46,7 @@ _LITTLE = 1e-3
 class PartShare(NamedTuple):
     """The share of a module on rows of its own, or of all that an adapter changes in a weight."""
 
-    part: Part
+    part: ModuleRows
     share: float | None
     noise: float
     square: float
@@ -73,7 +73,7 @@ def in_rows(terms: Sequence[Term], sums: Sums, shares: Shares) -> InRows:
     return InRows(parts, missing if explained else [() for _ in terms], explained)
 
 
-def _parts(term: int, parts: Sequence[Part], sums: Sums, shares: Shares, values: Tensor) -> list[PartShare]:
+def _parts(term: int, parts: Sequence[ModuleRows], sums: Sums, shares: Shares, values: Tensor) -> list[PartShare]:
     """The share of each part, which is entered into the `values` (n, k) of its rows."""
     if len(parts) == 1:
         told = None if shares.why[term] else shares.values[term]

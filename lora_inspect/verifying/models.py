@@ -67,7 +67,7 @@ def check_names(merged: Checkpoint, base: Checkpoint, changed: Collection[str]) 
     there = [name for name in changed if name in merged.tensors]
     if not there:
         first = next(iter(changed))
-        near = nearest_name(first, _alike(first, merged.tensors))
+        near = nearest_name(first, _similar_names(first, merged.tensors))
         hint = f"the nearest name that it has is {near}" if near else "no name that it has is like it"
         raise RefusedError(
             merged.path,
@@ -85,7 +85,7 @@ def check_names(merged: Checkpoint, base: Checkpoint, changed: Collection[str]) 
             )
 
 
-def _alike(name: str, names: Iterable[str]) -> list[str]:
+def _similar_names(name: str, names: Iterable[str]) -> list[str]:
     """The names that end as `name` does, or all where none does; only so many of them are compared."""
     leaf = ".".join(name.split(".")[-2:])
     return [other for other in names if other.endswith(leaf)] or list(names)

@@ -25,7 +25,7 @@ from lora_inspect.reading.base.base_codecs import CodedWeight
 Ranges = tuple[tuple[int, int], ...]
 
 
-class Part(NamedTuple):
+class ModuleRows(NamedTuple):
     """What a module changes in a weight: the `rows` (start, stop) of it, none for all of them."""
 
     module: str
@@ -40,17 +40,17 @@ class Term(NamedTuple):
     folds: tuple[Fold, ...]
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ModuleRows]:
         """The modules on rows of their own, or all together as one where they share rows."""
         found: dict[tuple[str, Ranges], list[Fold]] = {}
         for fold in self.folds:
             found.setdefault((fold.contribution.module.key, _rows(fold)), []).append(fold)
-        parts = [Part(module, tuple(folds), rows) for (module, rows), folds in found.items()]
+        parts = [ModuleRows(module, tuple(folds), rows) for (module, rows), folds in found.items()]
         ranges = sorted(one for part in parts for one in part.rows)
         apart = all(before[1] <= after[0] for before, after in pairwise(ranges))
         if len(parts) > 1 and apart and all(part.rows for part in parts):
             return parts
-        return [Part(parts[0].module, self.folds)]
+        return [ModuleRows(parts[0].module, self.folds)]
 
 
 def terms_of(folds: Iterable[Fold]) -> list[Term]:
@@ -100,7 +100,7 @@ class StoredRows(NamedTuple):
     dtype: str
     scale: Tensor | None = None
 
-    def as_found(self) -> "StoredRows":
+    def in_coarsest_type(self) -> "StoredRows":
         """The rows as those of the coarsest type whose numbers they are, which must be finite."""
         return self._replace(dtype=grid_of(self.values, self.dtype)) if self.dtype in PLAIN_FLOATS else self
 
@@ -211,7 +211,7 @@ def _of_block(
     What rounding does is looked up in each `step`th row.
     """
     rows = before.values
-    after = after._replace(values=after.values.to(rows.dtype)).as_found()
+    after = after._replace(values=after.values.to(rows.dtype)).in_coarsest_type()
     seen = after.every(step)
     x = after.values - rows
     is_coarser = GRIDS[before.dtype].bits < GRIDS[after.dtype].bits

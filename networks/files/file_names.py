@@ -53,7 +53,7 @@ def module_name(prefix: str, path: str) -> str:
 DORA_SCALE = "dora_scale"
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """A tensor of a module: the network's name of it, the key inside it, its role, and how the file spells it.
 
     `path` is what the `scheme` has behind its prefix.
@@ -77,7 +77,7 @@ class KeyPlaces:
         flat_own = {path.replace(".", "_"): name for path, name in own.items()}
         self._flat_names = _unambiguous(flat_own, [(path.replace(".", "_"), name) for path, name in others])
 
-    def find(self, key: str) -> Place | None:
+    def find(self, key: str) -> TensorPlace | None:
         """The place of `key`, or None where it is no key of a layer of this model."""
         parsed = parse_key(key)
         inner = _inner_key(parsed) if parsed else None
@@ -87,7 +87,7 @@ class KeyPlaces:
             if module.component != MODEL:
                 continue
             if name := (self._flat_names if module.flat else self._names).get(module.body):
-                return Place(name, inner, parsed.role, schemes.by_name(module.scheme), module.body)
+                return TensorPlace(name, inner, parsed.role, schemes.by_name(module.scheme), module.body)
         return None
 
 
@@ -120,7 +120,7 @@ _TRANSFORMER, _LYCORIS = "transformer.", "lycoris_"
 _ROLES = {"lora_down.weight": "down", "lora_up.weight": "up", MAGNITUDE: "magnitude"}
 
 
-class Named(NamedTuple):
+class NamedTensors(NamedTuple):
     """The tensors of a network or a file under the names of the other, and the metadata that is true of them.
 
     `folded` says that the scale is multiplied in, so that there is neither an alpha nor a scale rule.
@@ -162,11 +162,11 @@ class FileNames:
                     "split_dims and split_qkv out"
                 )
 
-    def to_file(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], rslora: bool) -> Named:
+    def to_file(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], rslora: bool) -> NamedTensors:
         """What a file holds of the network's `tensors`, whose scale rule is `rslora`."""
         table = self._table(tensors)
         if table is not None:
-            return Named(_renamed(tensors, table), dict(metadata))
+            return NamedTensors(_renamed(tensors, table), dict(metadata))
         named: dict[str, Tensor] = {}
         for key, tensor in tensors.items():
             name, _, tail = key.partition(".")
@@ -175,7 +175,7 @@ class FileNames:
                 tensor = tensor * scale_of(float(tensors[f"{name}.alpha"]), tensor.shape[1], rslora)
             if role:
                 named[DIFFUSERS.spell(self._paths[name], role, _TRANSFORMER)] = tensor
-        return Named(named, without_scale_options(metadata), folded=True)
+        return NamedTensors(named, without_scale_options(metadata), folded=True)
 
     def from_file(
         self,
@@ -183,7 +183,7 @@ class FileNames:
         metadata: Mapping[str, str],
         own: Mapping[str, Tensor] | None = None,
         rslora: bool = False,
-    ) -> Named:
+    ) -> NamedTensors:
         """What a network has to load of a file's `weights`, in whichever of the spellings they are.
 
         `own` are the tensors of the network as `to_file` takes them, if there is one yet. A module without an alpha
@@ -216,16 +216,16 @@ class FileNames:
                 tensor = tensor if scale == 1 else tensor.float() * scale
             named[new] = tensor
         if not folded or with_alpha:
-            return Named(named, dict(metadata))
+            return NamedTensors(named, dict(metadata))
         # Nothing is left that a rule could be about.
         if own and rslora:
             dora = any(place is not None and place.role == "magnitude" for place in places.values())
             values = {RSLORA_FLAG: True, DORA_FLAG: dora}
             named |= {key: torch.tensor(value, dtype=torch.bool, device="cpu") for key, value in values.items()}
         rule_free = {key: value for key, value in without_scale_options(metadata).items() if key != SCALE_KEY}
-        return Named(named, rule_free, folded=True)
+        return NamedTensors(named, rule_free, folded=True)
 
-    def place(self, key: str) -> Place | None:
+    def place(self, key: str) -> TensorPlace | None:
         """The tensor of a module that a file's `key` is, or None where it is no layer's of the model."""
         return self._places.find(key)
 
@@ -250,7 +250,7 @@ class _Scales:
         self._config = configs.get(_TRANSFORMER) or configs.get("")
         self._modules = peft_config.ModuleSettings(self._config or {}, Steps())
 
-    def of(self, place: Place, rank: int) -> float:
+    def of(self, place: TensorPlace, rank: int) -> float:
         """The scale of the module at `place`."""
         if self._config is None:
             if place.scheme.absent_alpha == "config":

@@ -13,7 +13,7 @@ from lora_inspect.reading.peft.residual_adapters import INITIAL_FACTORS_KEY, res
 from lora_inspect.reading.scale.dora_evidence import NORMS_KEY
 
 from . import standard_form
-from .reading import MAGNITUDE, Reading, count, some_of
+from .reading import MAGNITUDE, StateDictReading, count, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _WAY_OUT = (
 _IGNORED = "magnitudes are ignored; add use_dora=True if they are to count"
 
 
-def check_rslora(reading: Reading, expected: bool, settled: bool = False) -> None:
+def check_rslora(reading: StateDictReading, expected: bool, settled: bool = False) -> None:
     """Raises ValueError where the weights' scale rule is not the `expected` one of the network.
 
     Weights that say nothing count as alpha/rank. Where the user has `settled` the rule, only what contradicts it
@@ -56,7 +56,7 @@ def check_rslora(reading: Reading, expected: bool, settled: bool = False) -> Non
     )
 
 
-def check_dora(reading: Reading, expected: Collection[str]) -> set[str]:
+def check_dora(reading: StateDictReading, expected: Collection[str]) -> set[str]:
     """The modules whose magnitude the network ignores, with a warning; `expected` are those that need one.
 
     Raises ValueError where a module that needs a magnitude has none, and where the flag contradicts the tensors.
@@ -83,7 +83,7 @@ def check_dora(reading: Reading, expected: Collection[str]) -> set[str]:
     return ignored
 
 
-def has_dora(reading: Reading) -> bool:
+def has_dora(reading: StateDictReading) -> bool:
     """Whether the weights are DoRA: all Linear modules that are not split then have a magnitude, or ValueError.
 
     Convolutions have none, or all of them have one.
@@ -120,7 +120,7 @@ def magnitude_errors(state_dict: Collection[str], prefix: str, modules: Iterable
     return [f"{count(missing, 'DoRA magnitudes')} missing: {some_of(missing)}"] if missing else []
 
 
-def check_base(reading: Reading, pissa: bool) -> None:
+def check_base(reading: StateDictReading, pissa: bool) -> None:
     """Raises ValueError for weights on another base than the original one, and for those a network cannot go on with.
 
     Those are magnitudes over the norms of the base, and without their initial factors those of a PiSSA network.
@@ -143,7 +143,7 @@ def check_base(reading: Reading, pissa: bool) -> None:
         )
 
 
-class Expected(NamedTuple):
+class AcceptedTensors(NamedTuple):
     """What a network can take: its scale rule, the shape of every tensor by key, and which modules have DoRA.
 
     `alpha_of(rank)` is the alpha that a module without one has; `settled` says that the user chose the rule, `pissa`
@@ -161,7 +161,7 @@ class Expected(NamedTuple):
     alphas: Mapping[str, float] = {}
 
 
-def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]:
+def fitted(reading: StateDictReading, expected: AcceptedTensors) -> dict[str, dict[str, Tensor]]:
     """The tensors by module name and key that a network can load as they are.
 
     Flags are checked and left out, alphas that `save_format=standard` has made of RS-LoRA's become those again,
@@ -196,7 +196,7 @@ def fitted(reading: Reading, expected: Expected) -> dict[str, dict[str, Tensor]]
     return fit
 
 
-def _shaped(key: str, tensor: Tensor, rank: int, expected: Expected) -> Tensor:
+def _shaped(key: str, tensor: Tensor, rank: int, expected: AcceptedTensors) -> Tensor:
     """The tensor in the network's shape: that of a Linear or of a 1x1 convolution, which are the same thing."""
     # In float32, as fp8 has no test of its own, and flat, as torch computes with no more than 64 dimensions.
     if not torch.isfinite(tensor.reshape(-1).float()).all():

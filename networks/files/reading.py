@@ -39,7 +39,7 @@ from lora_inspect.reading.model.evidence import (
     read_flag,
 )
 from lora_inspect.reading.peft.regex import Steps
-from lora_inspect.reading.scale.requested_rank import AskedRanks, read_asked_ranks, saves_parts
+from lora_inspect.reading.scale.requested_rank import RequestedRanks, read_asked_ranks, saves_parts
 from lora_inspect.reading.scale.scale_rules import read_rslora
 
 # By torch's names, of which an older version lacks some.
@@ -155,7 +155,7 @@ class ModuleWeights(NamedTuple):
         return LoraFacts({self.name: place}, self.rank, self.alpha, self.linear, self.has_slices, axis)
 
 
-class FactorReader(NamedTuple):
+class DialectTensors(NamedTuple):
     """What the modules of a network have of an algorithm: the tensors with these `roles`, in the keys of a `dialect`.
 
     `settle(module, shapes)` adds what is settled by the shapes of the factors by role. `scaled` says whether alpha is
@@ -169,7 +169,7 @@ class FactorReader(NamedTuple):
     scaled: bool = True
 
     @property
-    def with_every_role(self) -> "FactorReader":
+    def with_every_role(self) -> "DialectTensors":
         """The same for modules that have all factors which the algorithm knows."""
         magnitude = ("magnitude",) if self.algorithm.decomposes else ()
         return self._replace(roles=(*self.algorithm.dialects[self.dialect], *magnitude))
@@ -183,7 +183,7 @@ class FactorReader(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class StateDictReading:
     """A state dict taken apart: modules by name, flags by key, and the metadata of the file, if it is known.
 
     `has_rule` says whether RS-LoRA's rule can be that of its algorithm.
@@ -238,8 +238,8 @@ def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read(
-    weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, reader: FactorReader | None = None
-) -> Reading:
+    weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, reader: DialectTensors | None = None
+) -> StateDictReading:
     """Takes a state dict apart, in whichever dialect its keys are.
 
     Raises ValueError for a key or a shape that is no module's of the algorithm; without a `reader` that is LoRA.
@@ -258,7 +258,7 @@ def read(
     _refuse_hidden_ranks(claims)
     if not claims.modules:
         raise ValueError(f"the weights hold no {title} module")
-    return Reading(
+    return StateDictReading(
         {name: _read_module(module, weights, reader, metadata or {}) for name, module in claims.modules.items()},
         {key: _flag(key, weights[key]) for key in claims.flags if key in _FLAGS},
         metadata or {},
@@ -281,7 +281,7 @@ def _flag(key: str, tensor: Tensor) -> bool:
     return value
 
 
-def _foreign(claims: Claims, reader: FactorReader) -> list[str]:
+def _foreign(claims: Claims, reader: DialectTensors) -> list[str]:
     """The keys that mean nothing to the algorithm, or what the modules of a network do not have."""
     formula = reader.algorithm.formula
     known = (*_FLAGS, LOKR_FLAG) if formula and formula.hidden_rank else _FLAGS
@@ -320,7 +320,7 @@ def _tensors(contribution: Contribution) -> dict[Role, TensorInfo]:
 
 
 def _read_module(
-    module: Module, weights: Mapping[str, Tensor], reader: FactorReader, metadata: Mapping[str, str]
+    module: Module, weights: Mapping[str, Tensor], reader: DialectTensors, metadata: Mapping[str, str]
 ) -> ModuleWeights:
     name, parts = module.name.key, module.contributions
     is_split = parts[0].rows is not None
@@ -369,7 +369,7 @@ def _rank(contribution: Contribution) -> int:
     return formula.hidden_rank(shapes) if formula.hidden_rank else formula.together(shapes)
 
 
-LORA = FactorReader(lora.ALGORITHM, "kohya", ("down", "up", "magnitude"))
+LORA = DialectTensors(lora.ALGORITHM, "kohya", ("down", "up", "magnitude"))
 
 
 def is_factor(tensor: Tensor) -> bool:
@@ -413,7 +413,7 @@ def with_whole_alphas(
     return whole, {**metadata, "ss_network_args": json.dumps(options)}
 
 
-def _times(name: str, alpha: float, asked: AskedRanks, rank: int, parts: int) -> int:
+def _times(name: str, alpha: float, asked: RequestedRanks, rank: int, parts: int) -> int:
     wanted = float(rank) if asked.alpha == 0 else asked.alpha
     if wanted is None:
         raise ValueError(

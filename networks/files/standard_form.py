@@ -23,7 +23,7 @@ from lora_inspect.reading.model.evidence import SCALE_KEY, close, network_args
 from lora_inspect.reading.scale.dora_evidence import MAGNITUDES_KEY
 
 from .file_names import DORA_SCALE
-from .reading import MAGNITUDE, ModuleWeights, Reading
+from .reading import MAGNITUDE, ModuleWeights, StateDictReading
 
 TRAINED_KEY = "lora_inspect.trained_as"
 
@@ -117,7 +117,7 @@ def standard_metadata(
     return {**kept, TRAINED_KEY: json.dumps(trained)}
 
 
-def in_slices(reading: Reading, sizes: Callable[[str], Sequence[int] | None]) -> Reading:
+def in_slices(reading: StateDictReading, sizes: Callable[[str], Sequence[int] | None]) -> StateDictReading:
     """The reading with factors for each slice of a layer where the network has them.
 
     `sizes` are the output features of the slices of a module by its name. A pair of factors whose `up` is not
@@ -140,7 +140,7 @@ def _parted(module: ModuleWeights, sizes: Sequence[int]) -> ModuleWeights:
     return module._replace(tensors=tensors, rank=module.rank // len(pairs), split_dims=tuple(sizes))
 
 
-def is_rank_stabilised(reading: Reading, alphas: Mapping[str, float], settled: bool = False) -> bool:
+def is_rank_stabilised(reading: StateDictReading, alphas: Mapping[str, float], settled: bool = False) -> bool:
     """Whether weights in standard form are those of a network that trained with RS-LoRA.
 
     The metadata say so, or, where the weights say nothing at all, their alphas: each is sqrt(rank) times the one in

@@ -111,14 +111,14 @@ def _between_zeros(rows: Tensor, first: int, height: int) -> Tensor:
     return torch.nn.functional.pad(rows, (0, 0, first, height - first - rows.shape[0]))
 
 
-class Product(NamedTuple):
+class FusedProduct(NamedTuple):
     """One change: `hidden` (tokens, rank), with the scale in it, that `up` (out, rank) takes to the output."""
 
     hidden: Tensor
     up: Tensor
 
 
-def lora_linear(input: Tensor, weight: Tensor, bias: Tensor | None, products: list[Product]) -> Tensor:
+def lora_linear(input: Tensor, weight: Tensor, bias: Tensor | None, products: list[FusedProduct]) -> Tensor:
     """input @ weightᵀ + bias + change, rounded to the weight's dtype.
 
     `input` is (tokens, in), `weight` (out, in), both of one dtype. Several products fill the output side by side.
@@ -141,7 +141,7 @@ def dora_linear(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    products: list[Product],
+    products: list[FusedProduct],
     gain: Tensor,
     differentiable: bool = True,
 ) -> Tensor:
@@ -172,14 +172,14 @@ def rescale(total: Tensor, gain: Tensor, bias: Tensor | None, out: Tensor | None
     return torch.addcmul(bias.to(total.dtype), total, gain, out=out)
 
 
-def unrounded(input: Tensor, weight: Tensor, products: list[Product]) -> Tensor:
+def unrounded(input: Tensor, weight: Tensor, products: list[FusedProduct]) -> Tensor:
     """input @ weightᵀ + change in float32, or in float64 where the operands are."""
     if weight.dtype not in HALF:
         return _add(F.linear(input, weight), products)
     return _add(half_precision.unrounded(input, weight), products)
 
 
-def _add(total: Tensor, products: list[Product]) -> Tensor:
+def _add(total: Tensor, products: list[FusedProduct]) -> Tensor:
     """The products added to `total` (tokens, out) in place."""
     if len(products) == 1:
         hidden, up = products[0]
@@ -187,7 +187,7 @@ def _add(total: Tensor, products: list[Product]) -> Tensor:
     return total.add_(torch.cat([hidden @ up.t() for hidden, up in products], dim=1))
 
 
-def _sum_with_bias(products: list[Product], bias: Tensor | None) -> Tensor:
+def _sum_with_bias(products: list[FusedProduct], bias: Tensor | None) -> Tensor:
     total = torch.cat([hidden @ up.t() for hidden, up in products], dim=1)
     return total if bias is None else total + bias
 
@@ -281,7 +281,7 @@ class _FusedLinear(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         hidden = (input.to(down.dtype) @ down.t()).mul_(scale)
-        products = [Product(hidden, up)]
+        products = [FusedProduct(hidden, up)]
         ctx.save_for_backward(*_Operands(input, weight, bias, hidden, down, up, gain))
         ctx.scale = scale
         ctx.output = None  # keep_output puts it here, on the way back
@@ -375,11 +375,11 @@ def _gain_gradient(gradient: Tensor, output: Tensor | None, operands: _Operands)
     input, weight, bias, hidden, _, up, gain = operands
     assert gain is not None
     if output is None:
-        total = unrounded(input, weight, [Product(hidden, up)])
+        total = unrounded(input, weight, [FusedProduct(hidden, up)])
         return column_products(gradient, total, None, gain.dtype)
     result = column_products(gradient, output, bias, gain.dtype) / gain
     small = (gain.abs() < _MIN_GAIN).nonzero().squeeze(1)
     if small.numel():
-        total = unrounded(input, weight[small], [Product(hidden, up[small])])
+        total = unrounded(input, weight[small], [FusedProduct(hidden, up[small])])
         result[small] = column_products(gradient[:, small], total, None, gain.dtype)
     return result

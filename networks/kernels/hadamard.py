@@ -24,7 +24,7 @@ _PASSES = 6 * 16
 _LEAST_ROWS = 512
 
 
-class LowRank(NamedTuple):
+class LowRankKernel(NamedTuple):
     """scale · up @ down with up (out, rank²) and down (rank², in), a Kernel; its factors are LoHa's in their order."""
 
     dtype: torch.dtype
@@ -78,7 +78,7 @@ class LowRank(NamedTuple):
         return up, down
 
 
-class RowBlocks(NamedTuple):
+class RowBlocksKernel(NamedTuple):
     """scale · delta in blocks of rows, which are made for their products and again for their gradients; a Kernel."""
 
     dtype: torch.dtype
@@ -202,7 +202,7 @@ def delta(factors: Sequence[Tensor], scale: float) -> Tensor:
 
 def kernel(
     tokens: int, shape: tuple[int, int], rank: int, scale: float, dtype: torch.dtype, shares_base: bool
-) -> LowRank | RowBlocks:
+) -> LowRankKernel | RowBlocksKernel:
     """The kernel for a weight of `shape` (out, in) that takes fewer multiplications in a training step.
 
     `shares_base` says that the base's own products are computed by the kernel too.
@@ -213,7 +213,7 @@ def kernel(
     by_rank = rank * rank * sides
     # Both products are made twice, and each has two gradients; the base's two products are there anyhow.
     by_rows = in_features * out_features * (tokens * (1 if shares_base else 3) + 8 * rank + _PASSES)
-    return LowRank(dtype, scale) if by_rank <= by_rows else RowBlocks(dtype, scale)
+    return LowRankKernel(dtype, scale) if by_rank <= by_rows else RowBlocksKernel(dtype, scale)
 
 
 def _splits(dtype: torch.dtype, input: Tensor) -> bool:

@@ -33,7 +33,7 @@ class DeltaModule(AdapterModule):
 
     prefix: str
     formula: Any
-    reader: reading.FactorReader
+    reader: reading.DialectTensors
     options = frozenset({"use_dora", "dora_conv"})
 
     def __init__(

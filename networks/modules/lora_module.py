@@ -83,7 +83,7 @@ def start_orthogonal(down: Any, up: Any) -> None:
     down.weight.copy_(basis[0::2].t() @ right / 10)
 
 
-class Factor(NamedTuple):
+class FactorPair(NamedTuple):
     """One down and up, as modules."""
 
     down: Any
@@ -204,11 +204,11 @@ class LoRAModule(AdapterModule):
         return "rank_dropout" if self.rank_dropout else None
 
     @property
-    def factors(self) -> list[Factor]:
+    def factors(self) -> list[FactorPair]:
         """The pairs of layers, one for each slice of the output."""
         if isinstance(self.lora_down, nn.ModuleList) and isinstance(self.lora_up, nn.ModuleList):
-            return [Factor(down, up) for down, up in zip(self.lora_down, self.lora_up, strict=True)]
-        return [Factor(self.lora_down, self.lora_up)]
+            return [FactorPair(down, up) for down, up in zip(self.lora_down, self.lora_up, strict=True)]
+        return [FactorPair(self.lora_down, self.lora_up)]
 
     def apply_to(self) -> None:
         """Wraps the base's forward, and gives DoRA its magnitude unless one has been loaded."""
@@ -250,7 +250,7 @@ class LoRAModule(AdapterModule):
             return output.view(*input.shape[:-1], output.shape[-1])
         # Dropout of whole ranks is per sample, so it has to see the samples' axis.
         products = [
-            fused_lora.Product(self._hidden(input, down, cast=True).reshape(-1, up.weight.shape[1]), up.weight)
+            fused_lora.FusedProduct(self._hidden(input, down, cast=True).reshape(-1, up.weight.shape[1]), up.weight)
             for down, up in self.factors
         ]
         if gain is not None:

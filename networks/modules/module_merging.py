@@ -19,7 +19,7 @@ from torch import Tensor
 from lora_inspect.algorithms import lora
 from lora_inspect.maths import dora
 from lora_inspect.maths.change import Change
-from lora_inspect.maths.dora_fold import DecomposedRows, Magnitude
+from lora_inspect.maths.dora_fold import DecomposedRows, MagnitudeValues
 from lora_inspect.maths.scaling import scale_of
 from lora_inspect.maths.torch_threads import whole_products
 
@@ -210,7 +210,7 @@ def change_of(
     magnitude = tensors[MAGNITUDE].to(rows)
     if magnitude.shape != rows.shape[:1]:
         raise ValueError(f"{name}.{MAGNITUDE} has shape {list(magnitude.shape)}, but the base has {rows.shape[0]} rows")
-    return DecomposedRows(change, Magnitude(magnitude, dora.INSIDE))
+    return DecomposedRows(change, MagnitudeValues(magnitude, dora.INSIDE))
 
 
 def merge_into(

@@ -22,7 +22,7 @@ from lora_inspect.maths.scaling import alpha_growth
 
 from ..kernels.base_weight import true_weight
 from ..network_args import PISSA, pissa_iterations
-from .lora_module import Factor, LoRAModule
+from .lora_module import FactorPair, LoRAModule
 
 _OPTION = f"init_lora_weights={PISSA}"
 NO_NORM = f"{_OPTION} cannot be combined with scale_weight_norms; leave one of them out"
@@ -98,12 +98,12 @@ class PissaModule(LoRAModule):
         super().apply_to()
 
     @property
-    def factors(self) -> list[Factor]:
+    def factors(self) -> list[FactorPair]:
         """The change as one product of twice the rank."""
         down, up = self.lora_down.weight, self.lora_up.weight
         joint_down = torch.cat([down, down - self.initial_down])
         joint_up = torch.cat([up - self.initial_up, self.initial_up], dim=1)
-        return [Factor(_Linear(joint_down), _Linear(joint_up))]
+        return [FactorPair(_Linear(joint_down), _Linear(joint_up))]
 
     def change_norm(self) -> Tensor:
         """Refused: the change is a difference, which no factor of the trained product makes smaller."""

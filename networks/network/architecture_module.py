@@ -19,7 +19,7 @@ from ..files import reading
 from ..files.file_names import FileNames
 from ..modules.lora_module import LoRAModule
 from ..modules.module_merging import LoRAInfModule
-from ..network_args import NetworkArguments, Option, parse, read_bool, read_keywords
+from ..network_args import NetworkArguments, NetworkOption, parse, read_bool, read_keywords
 from . import creation
 from .construction import check_model
 from .creation import PREFIX
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _ALPHAS = ("conv_alpha", "alpha_pattern")
 
 
-class Algorithm(NamedTuple):
+class TrainedAlgorithm(NamedTuple):
     """What a network module trains with: the classes of its modules, and its own options.
 
     `has_scale` says whether alpha is a scale of its change.
@@ -40,11 +40,11 @@ class Algorithm(NamedTuple):
     name: str
     module_class: Any
     inference_class: Any
-    options: Mapping[str, Option] = {}
+    options: Mapping[str, NetworkOption] = {}
     has_scale: bool = True
 
 
-LORA = Algorithm("LoRA", LoRAModule, LoRAInfModule)
+LORA = TrainedAlgorithm("LoRA", LoRAModule, LoRAInfModule)
 
 
 class CreateNetwork(Protocol):
@@ -105,7 +105,7 @@ class Functions(NamedTuple):
     prepare_network: Callable[[LoRANetwork, Any], None]
 
 
-def functions_of(module: str, architecture: Architecture | None, algorithm: Algorithm = LORA) -> Functions:
+def functions_of(module: str, architecture: Architecture | None, algorithm: TrainedAlgorithm = LORA) -> Functions:
     """The functions of the network module called `module`; without an `architecture` they find it themselves."""
 
     def create_arch_network(
@@ -231,13 +231,15 @@ def _pop_architecture(kwargs: dict[str, Any], unet: nn.Module) -> Architecture:
 
 
 def _parse(
-    training: Training, algorithm: Algorithm, kwargs: Mapping[str, Any], neuron_dropout: float | None
+    training: Training, algorithm: TrainedAlgorithm, kwargs: Mapping[str, Any], neuron_dropout: float | None
 ) -> NetworkArguments:
-    switches = {switch.name: Option(read_bool, switch.default) for switch in training.switches}
+    switches = {switch.name: NetworkOption(read_bool, switch.default) for switch in training.switches}
     return parse(kwargs, neuron_dropout, extra={**switches, **algorithm.options})
 
 
-def _without_alphas(algorithm: Algorithm, network_alpha: float | None, options: NetworkArguments) -> NetworkArguments:
+def _without_alphas(
+    algorithm: TrainedAlgorithm, network_alpha: float | None, options: NetworkArguments
+) -> NetworkArguments:
     """The options without those of a scale, which a line in the log names where they are given."""
     given = [*(["network_alpha"] if network_alpha else []), *(name for name in _ALPHAS if name in options.given)]
     if given:

@@ -11,7 +11,7 @@ from ..modules.base_forward import CONVOLUTIONS
 from ..modules.lora_module import LoRAModule
 from ..modules.pissa import PissaModule
 from ..network_args import KAIMING, ORTHOGONAL, PISSA, NetworkArguments, read_alpha, read_rank
-from .targets import Target
+from .targets import TargetLayer
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def check_sizes(network_dim: Any, network_alpha: Any) -> None:
         read_alpha("network_alpha", network_alpha)
 
 
-def refuse_ranks(module_class: Any, targets: Sequence[Target]) -> None:
+def refuse_ranks(module_class: Any, targets: Sequence[TargetLayer]) -> None:
     """Raises ValueError for an option whose rank is beyond what all of the layers hold that it is for.
 
     A rank above the smaller side of a weight adds nothing but memory; it is common where a network of one rank has a
@@ -87,7 +87,7 @@ def choose_class(module_class: Any, init_lora_weights: str) -> Any:
 def create_modules(
     module_class: Any,
     prefix: str,
-    chosen: Sequence[Target],
+    chosen: Sequence[TargetLayer],
     multiplier: float,
     init_lora_weights: str,
     keywords: Mapping[str, Any],
@@ -117,7 +117,7 @@ def create_modules(
     return created
 
 
-def _with_ranks_that_fit(chosen: Sequence[Target]) -> list[Target]:
+def _with_ranks_that_fit(chosen: Sequence[TargetLayer]) -> list[TargetLayer]:
     fitting = [target._replace(rank=min((target.rank, *_matrix_shape(target.module)))) for target in chosen]
     lowered = [fit for fit, target in zip(fitting, chosen, strict=True) if fit.rank != target.rank]
     if lowered:
@@ -131,7 +131,7 @@ def _matrix_shape(layer: Any) -> tuple[int, ...]:
     return layer.weight.shape[0], layer.weight.shape[1:].numel()
 
 
-def _check_orthogonal(chosen: Sequence[Target]) -> None:
+def _check_orthogonal(chosen: Sequence[TargetLayer]) -> None:
     convolutions = sum(isinstance(target.module, CONVOLUTIONS) for target in chosen)
     if convolutions:
         logger.warning(f"init_lora_weights=orthogonal is for Linear layers; {convolutions} convolutions are kaiming")

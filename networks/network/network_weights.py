@@ -13,8 +13,8 @@ from lora_inspect.maths.scaling import neutral_alpha
 from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
 
 from ..files import loading, reading, saving, standard_form
-from ..files.file_names import FileNames, Named
-from ..files.reading import Reading
+from ..files.file_names import FileNames, NamedTensors
+from ..files.reading import StateDictReading
 from ..modules import dora_layer
 from ..modules.adapter_module import AdapterModule
 from ..modules.base_forward import copied
@@ -133,7 +133,7 @@ class NetworkWeights(nn.Module):
         }
         if lycoris:
             tensors = standard_form.with_dora_scale(tensors, lycoris)
-        named = Named(tensors, complete)
+        named = NamedTensors(tensors, complete)
         if self._file_names is not None:
             named = self._file_names.to_file(tensors, complete, rslora)
         tensors, complete = named.tensors, named.metadata
@@ -176,7 +176,9 @@ class NetworkWeights(nn.Module):
         folded = self._file_names is not None and self._file_names.folds_the_scale(self._file_tensors())
         summary.log_readers(self.unet_loras, self.save_format, folded)
 
-    def _read(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], loras: Sequence[Any]) -> Reading:
+    def _read(
+        self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], loras: Sequence[Any]
+    ) -> StateDictReading:
         """What weights say in the names and the slices of the modules `loras`."""
         if self._file_names is not None:
             named = self._file_names.from_file(weights, metadata, self._file_tensors(loras), self.use_rslora)
@@ -204,8 +206,8 @@ class NetworkWeights(nn.Module):
                 lora.apply_to()
         dora_layer.share_notice(lora.dora_layer.watch for lora in self.unet_loras if getattr(lora, "use_dora", False))
 
-    def _expected(self, loras: Sequence[Any]) -> loading.Expected:
-        return loading.Expected(
+    def _expected(self, loras: Sequence[Any]) -> loading.AcceptedTensors:
+        return loading.AcceptedTensors(
             rslora=self.use_rslora,
             settled=self.rslora_settled,
             shapes={key: tensor.shape for key, tensor in self._file_tensors(loras).items() if "." in key},

@@ -128,7 +128,7 @@ def never_first(patterns: Collection[str], paths: Collection[str]) -> list[str]:
     return [pattern for pattern in patterns if pattern not in used and pattern not in idle]
 
 
-class Target(NamedTuple):
+class TargetLayer(NamedTuple):
     """A layer to adapt: its dotted path from the model's root, and the rank and alpha of its factors.
 
     `split_dims` are the output features of each slice of a fused Linear that is adapted slice by slice;
@@ -162,12 +162,12 @@ class Selection(NamedTuple):
     `optional` are the skipped layers that no pattern of the user's excludes, as they would be adapted.
     """
 
-    targets: list[Target]
+    targets: list[TargetLayer]
     skipped: dict[str, str]
     rescued: list[str]
     unmatched: dict[str, list[str]]
     idle: dict[str, list[str]]
-    optional: Sequence[Target] = ()
+    optional: Sequence[TargetLayer] = ()
     unfit: Mapping[str, str] = {}
     others: Mapping[str, str] = {}
 
@@ -223,7 +223,7 @@ class Ranks:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     enable_conv2d: bool = True
 
-    def target(self, path: str, module: nn.Module) -> Target | None:
+    def target(self, path: str, module: nn.Module) -> TargetLayer | None:
         """The layer at `path` with its rank and alpha, or None where conv_dim leaves it alone."""
         kernel = has_kernel(module)
         rank, source = (self.conv_dim, "conv_dim") if kernel else (self.dim, "network_dim")
@@ -232,7 +232,7 @@ class Ranks:
         if rank == 0 and kernel:
             return None
         alpha = value_at(self.alpha_pattern, path, self.conv_alpha if kernel else self.alpha)
-        return Target(path, module, rank, alpha, rank_source=source)
+        return TargetLayer(path, module, rank, alpha, rank_source=source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +268,8 @@ def select(
     found = dict(named_leaves(root, classes))
     unfit = obstacles(root, found)
     leaves = {path: leaf for path, leaf in found.items() if path not in unfit}
-    chosen: list[Target] = []
-    optional: list[Target] = []
+    chosen: list[TargetLayer] = []
+    optional: list[TargetLayer] = []
     skipped: dict[str, str] = {}
     for path, module in leaves.items():
         excluded = patterns.reason_to_skip(path)
@@ -315,7 +315,7 @@ def select(
 
 def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Selection:
     """The layers whose names are in `forms`, in the order of the model; raises ValueError for names without one."""
-    chosen: list[Target] = []
+    chosen: list[TargetLayer] = []
     left = dict(forms)
     leaves = {path: leaf for path, leaf in named_leaves(root) if module_name(prefix, path) in forms}
     for path, reason in obstacles(root, leaves).items():
@@ -323,7 +323,7 @@ def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Sel
     for path, module in leaves.items():
         name = module_name(prefix, path)
         if form := forms.get(name):
-            chosen.append(Target(path, module, form.rank, form.alpha, form.split_dims, keywords=form.keywords))
+            chosen.append(TargetLayer(path, module, form.rank, form.alpha, form.split_dims, keywords=form.keywords))
             left.pop(name, None)
     if left:
         some = ", ".join(list(left)[:5])
@@ -352,7 +352,9 @@ class LeftOut:
     layers with.
     """
 
-    def __init__(self, prefix: str, selection: Selection, create: Callable[[Sequence[Target]], dict[str, Any]]) -> None:
+    def __init__(
+        self, prefix: str, selection: Selection, create: Callable[[Sequence[TargetLayer]], dict[str, Any]]
+    ) -> None:
         self.switches: Mapping[str, str] = {}
         self._reasons = {module_name(prefix, path): (path, reason) for path, reason in selection.skipped.items()}
         self._optional = {module_name(prefix, target.path): target for target in selection.optional}

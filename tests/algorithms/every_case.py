@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.matching.placement import Place, Placed
+from lora_inspect.matching.placement import Place, Placement
 from lora_inspect.merging import fold
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import Adapter, read_adapter
@@ -75,7 +75,7 @@ class WrittenCase:
             self._merged[multiplier] = found
         return found
 
-    def placed_alone(self) -> Iterator[tuple[Placed, dict[str, Tensor]]]:
+    def placed_alone(self) -> Iterator[tuple[Placement, dict[str, Tensor]]]:
         """Each contribution in its place, with the tensors that its change is made of."""
         targets = open_checkpoint(self.base).tensors
         for contribution in self.contributions:
@@ -86,7 +86,7 @@ class WrittenCase:
                 infos["magnitude"] = contribution.magnitude.info
             tensors = {role: self.case.tensors[info.name] for role, info in infos.items()}
             positions = {role: tensors[role].long() for role in tensors if role in algorithm.positions}
-            yield Placed(contribution, place), tensors | positions
+            yield Placement(contribution, place), tensors | positions
 
 
 def write(case: Case, folder: Path) -> tuple[str, str]:

@@ -5,7 +5,7 @@ import torch
 from oracles import oracle
 
 from lora_inspect.codecs import int8, weight_scale
-from lora_inspect.codecs.record import Found
+from lora_inspect.codecs.record import CodedTensor
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.tensors import numbers_of, stored_as
 
@@ -31,7 +31,7 @@ def codec_of(dtype):
 def state_of(codes, scale):
     info, beside = (TensorInfo("", STORED.get(t.dtype, "F32"), tuple(t.shape), "", 0, 0) for t in (codes, scale))
     codec = codec_of(codes.dtype)
-    return codec.prepared({NAME: scale}, codec.layout(Found(info, {NAME: beside}, {}, lambda info: b"")))
+    return codec.prepared({NAME: scale}, codec.layout(CodedTensor(info, {NAME: beside}, {}, lambda info: b"")))
 
 
 def decoded(codes, scale):

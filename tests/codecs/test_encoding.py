@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_inspect.codecs import int8, plain_fp8, scale_weight, weight_scale, weight_scale_inv
-from lora_inspect.codecs.record import BadSetting, Extremes, Found, NoCode
+from lora_inspect.codecs.record import BadSetting, CodedTensor, Extremes, NoCode
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.tensors import numbers_of, stored_as
 
@@ -48,7 +48,7 @@ def prepared(codec, codes, scale):
     infos = [
         TensorInfo(n, STORED.get(t.dtype, "F32"), tuple(t.shape), "f", 0, 0) for n, t in (("w", codes), (name, scale))
     ]
-    layout = codec.layout(Found(infos[0], {name: infos[1]}, {}, lambda info: b""))
+    layout = codec.layout(CodedTensor(infos[0], {name: infos[1]}, {}, lambda info: b""))
     return codec.prepared({name: scale}, layout)
 
 

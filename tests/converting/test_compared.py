@@ -7,7 +7,7 @@ import torch
 from adapters import change, drawn_lora
 from safetensors.torch import save_file
 
-from lora_inspect.converting.output.proof import FactorCache, Term, relative_distance
+from lora_inspect.converting.output.proof import FactorCache, ProofTerm, relative_distance
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
 
@@ -38,13 +38,13 @@ def of_rows(runs):
 
 
 def test_the_same_change_is_at_no_distance(contribution):
-    assert relative_distance([Term(contribution)], [Term(contribution)], FactorCache()) == 0.0
+    assert relative_distance([ProofTerm(contribution)], [ProofTerm(contribution)], FactorCache()) == 0.0
 
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("runs", RUNS)
 def test_the_same_factors_on_some_rows_lack_the_others(runs, contribution):
-    found = relative_distance([Term(contribution)], [Term(contribution, runs)], FactorCache())
+    found = relative_distance([ProofTerm(contribution)], [ProofTerm(contribution, runs)], FactorCache())
     assert found == pytest.approx(share_of(change(TENSORS, NAME) - of_rows(runs)), rel=1e-9)
 
 
@@ -52,10 +52,12 @@ def test_the_same_factors_on_some_rows_lack_the_others(runs, contribution):
 @pytest.mark.parametrize("scale", [0.25, 1.0, -0.5])
 def test_another_scale_is_its_share(scale, contribution):
     other = contribution._replace(scale=contribution.scale * scale)
-    assert relative_distance([Term(contribution)], [Term(other)], FactorCache()) == pytest.approx(abs(1 - scale))
+    assert relative_distance([ProofTerm(contribution)], [ProofTerm(other)], FactorCache()) == pytest.approx(
+        abs(1 - scale)
+    )
 
 
 def test_two_sizes_are_infinitely_apart(contribution, tmp_path):
     save_file(drawn_lora(NAME, rank=2, alpha=1.0, out=OUT + 1, inputs=IN), tmp_path / "other.safetensors")
     (module,) = read_adapter(open_checkpoint(str(tmp_path / "other.safetensors"))).modules.values()
-    assert relative_distance([Term(contribution)], [Term(module.contributions[0])], FactorCache()) == math.inf
+    assert relative_distance([ProofTerm(contribution)], [ProofTerm(module.contributions[0])], FactorCache()) == math.inf

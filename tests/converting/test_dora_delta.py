@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.converting.steps import dora_delta, full_delta
-from lora_inspect.converting.steps.base_change import find_landed
+from lora_inspect.converting.steps.base_change import find_base_changes
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
@@ -194,7 +194,7 @@ def test_a_loha_of_a_fused_layer_on_a_base_of_its_parts(tmp_path):
     assert_near(found[name], changed - whole.double())
 
 
-@pytest.mark.parametrize("step", [dora_delta.true_change, full_delta.WholeChange.matrix], ids=["lora", "full"])
+@pytest.mark.parametrize("step", [dora_delta.true_change, full_delta.FullDelta.matrix], ids=["lora", "full"])
 def test_the_change_of_a_fused_layer_is_computed_once_for_all_its_parts(step, tmp_path, monkeypatch):
     """And once more by the proof, which takes nothing from the steps."""
     base = layouts.flux(width=4)
@@ -206,7 +206,7 @@ def test_the_change_of_a_fused_layer_is_computed_once_for_all_its_parts(step, tm
         return step(change)
 
     of_class = step.__name__ == "matrix"
-    monkeypatch.setattr(full_delta.WholeChange if of_class else dora_delta, step.__name__, counted)
+    monkeypatch.setattr(full_delta.FullDelta if of_class else dora_delta, step.__name__, counted)
     options = {"rank": None, "algorithm": "full"} if of_class else {}
     found = converted(tmp_path, kohya("lora_unet_", adapter), base, scheme="lycoris", **options)
     parts = [f"lycoris_transformer_blocks_0_attn_to_{part}" for part in "qkv"]
@@ -378,7 +378,7 @@ def test_what_is_not_added_to_all_rows_before_the_magnitude_is_refused(before, r
     turned = sorted(own.contributions, key=lambda contribution: contribution.magnitude is not None)
     adapter.modules[NAME] = own._replace(contributions=tuple(turned))
     with pytest.raises(LoraInspectError, match=rf"{NAME} has .* before its magnitude.*choose --keep-dora"):
-        find_landed(adapter, base, matching)
+        find_base_changes(adapter, base, matching)
 
 
 def test_metadata_names_the_algorithm_that_it_became(tmp_path):

@@ -304,13 +304,13 @@ def test_what_is_not_finite_is_refused_and_nothing_is_left(tmp_path):
 
 def test_the_proof_finds_a_difference_that_is_another(tmp_path, monkeypatch):
     base = layouts.flux(width=4)
-    computed = full_delta.WholeChange.matrix
+    computed = full_delta.FullDelta.matrix
     calls = []
 
     def once_wrong(change):
         calls.append(change)
         return computed(change) * (1.001 if len(calls) == 1 else 1.0)
 
-    monkeypatch.setattr(full_delta.WholeChange, "matrix", once_wrong)
+    monkeypatch.setattr(full_delta.FullDelta, "matrix", once_wrong)
     with pytest.raises(LoraInspectError, match=r"differs by 0\.00"):
         converted(tmp_path, kohya("lora_unet_", factors(base, PATHS)), base)

@@ -1,4 +1,4 @@
-"""What is foreseen of an output is what is read of it, as far as programs look at it."""
+"""A predicted output equals the output that is read, as far as programs look at it."""
 
 import torch
 from adapters import KINDS, adapter
@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from lora_inspect.architectures import by_name
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.plan import plan_conversion
-from lora_inspect.converting.target.prediction import foreseen
+from lora_inspect.converting.target.prediction import predict_output
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import convert_to_standard
@@ -38,7 +38,7 @@ def test_an_output_is_foreseen(kind, scheme, keeps, has_alpha, tmp_path):
         convert_to_standard(source, output, options)
     except LoraInspectError:
         return
-    said = foreseen(plan.adapter, plan.destinations, plan.options)
+    said = predict_output(plan.adapter, plan.destinations, plan.options)
     found = read_adapter(open_checkpoint(output))
     assert list(said.modules) == list(found.modules)
     assert looks(said) == looks(found)

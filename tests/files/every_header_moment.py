@@ -41,12 +41,12 @@ def rewrite(place, in_place):
 
 
 def put_all_right(place):
-    from lora_inspect.files.safetensors.edit_in_place import put_right
+    from lora_inspect.files.safetensors.edit_in_place import repair
     from lora_inspect.files.temp_files import remove_leftovers
 
     for name in os.listdir(place):
         os.utime(os.path.join(place, name), (time.time() - 100,) * 2)
-    put_right(place)
+    repair(place)
     return remove_leftovers(os.path.join(place, NAME))
 
 

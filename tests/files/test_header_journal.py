@@ -11,7 +11,7 @@ from platforms import PLATFORMS
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors import edit_in_place
-from lora_inspect.files.safetensors.edit_in_place import editing, put_right, read_headed, write_in_place
+from lora_inspect.files.safetensors.edit_in_place import editing, read_headed, repair, write_in_place
 from lora_inspect.files.safetensors.header import read_header
 from lora_inspect.files.safetensors.header_recovery import JOURNAL_ENDING, Journal
 
@@ -73,7 +73,7 @@ def test_a_torn_header_is_refused_by_readers_and_put_right_by_the_next_edit(tear
     else:
         with pytest.raises(LoraInspectError, match="run `lora-inspect metadata show` on the file to repair"):
             read_header(str(file))
-    put_right(str(file))
+    repair(str(file))
     assert read_header(str(file))[1] in (OLD, NEW)
     assert file.read_bytes().endswith(b"yes")
     assert names(file) == [file.name]
@@ -86,7 +86,7 @@ def test_a_half_that_is_json_is_put_back_all_the_same(path, torn, file):
         return old[:at] + new[at:] if len(old) == len(new) and old.index(b'"k"') == at else new[:90] + old[90:]
 
     torn(half)
-    put_right(str(file if path == "itself" else file.parent))
+    repair(str(file if path == "itself" else file.parent))
     assert read_header(str(file))[1] == OLD
     assert names(file) == [file.name]
 
@@ -95,7 +95,7 @@ def test_what_a_run_had_not_begun_or_had_completed_stays(torn, file):
     for header, about in ((lambda old, new: old, OLD), (lambda old, new: new, NEW)):
         torn(header)
         assert read_header(str(file))[1] == about
-        put_right(str(file))
+        repair(str(file))
         assert read_header(str(file))[1] == about
         assert names(file) == [file.name]
 
@@ -107,7 +107,7 @@ def test_a_journal_that_never_was_whole_is_removed_and_the_file_left_alone(lengt
     before = file.read_bytes()
     journal.write_bytes(journal.read_bytes()[:length])
     assert read_header(str(file))[1] == OLD
-    put_right(str(file))
+    repair(str(file))
     assert file.read_bytes() == before
     assert names(file) == [file.name]
 
@@ -120,7 +120,7 @@ def test_a_journal_of_another_file_changes_nothing(torn, file):
     for foreign in (other, damaged):
         torn(lambda old, new: old)
         file.write_bytes(foreign)
-        put_right(str(file))
+        repair(str(file))
         assert file.read_bytes() == foreign
         assert names(file) == [file.name]
 
@@ -186,7 +186,7 @@ def test_a_disk_that_refuses_to_the_end_leaves_the_journal_for_the_next_run(file
         with pytest.raises(LoraInspectError, match="Input/output error"):
             rewrite(file)
     assert names(file) == [file.name, file.name + JOURNAL_ENDING]
-    put_right(str(file))
+    repair(str(file))
     assert read_header(str(file))[1] == OLD
     assert names(file) == [file.name]
 
@@ -195,10 +195,10 @@ def test_without_locks_a_journal_counts_as_left_when_it_is_old(torn, file, monke
     monkeypatch.setattr(edit_in_place, "lock", lambda descriptor: None)
     torn(lambda old, new: new[:60] + old[60:])
     with pytest.raises(LoraInspectError, match="another run is changing it"):
-        put_right(str(file))
+        repair(str(file))
     journal = str(file) + JOURNAL_ENDING
     os.utime(journal, (os.stat(journal).st_mtime - 61,) * 2)
-    put_right(str(file))
+    repair(str(file))
     assert read_header(str(file))[1] == OLD
     assert names(file) == [file.name]
 

@@ -10,8 +10,8 @@ from lora_inspect.architectures.correspondence import Correspondence, interleave
 from lora_inspect.architectures.rows import Interleaved, Runs, Stacked, Swapped
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.matching.placement import Place, Placed
-from lora_inspect.reading.base.base_names import Found, NameTable, Piece
+from lora_inspect.matching.placement import Place, Placement
+from lora_inspect.reading.base.base_names import BaseModule, NameTable, SharedRows
 
 WIDTH = 4
 LLM = "model.layers.0"
@@ -155,14 +155,16 @@ RELATIONS = (
 @pytest.mark.parametrize(
     ("base", "name", "found"),
     [
-        (["a.3.qkv"], "lora_unet_b_3_k", [Found("a.3.qkv", Piece(Stacked((1, 1)), 1, 2, of_whole=False))]),
+        (["a.3.qkv"], "lora_unet_b_3_k", [BaseModule("a.3.qkv", SharedRows(Stacked((1, 1)), 1, 2, of_whole=False))]),
         (["b.3.q", "b.3.k"], "lora_unet_a_3_qkv",
-         [Found(f"b.3.{part}", Piece(Stacked((1, 1)), at, 2, of_whole=True)) for at, part in enumerate("qk")]),
-        (["a.3.gate_up"], "lora_unet_b_3_up", [Found("a.3.gate_up", Piece(Interleaved(2), 1, 2, of_whole=False))]),
-        (["last"], "lora_unet_norm_linear", [Found("last", Piece(Swapped(), 0, 1, of_whole=False))]),
-        (["norm.linear"], "lora_unet_last", [Found("norm.linear", Piece(Swapped(), 0, 1, of_whole=True))]),
-        (["first"], "lora_unet_x_in", [Found("first")]),
-        (["first"], "lora_unet_first", [Found("first")]),
+         [BaseModule(f"b.3.{part}", SharedRows(Stacked((1, 1)), at, 2, of_whole=True))
+          for at, part in enumerate("qk")]),
+        (["a.3.gate_up"], "lora_unet_b_3_up",
+         [BaseModule("a.3.gate_up", SharedRows(Interleaved(2), 1, 2, of_whole=False))]),
+        (["last"], "lora_unet_norm_linear", [BaseModule("last", SharedRows(Swapped(), 0, 1, of_whole=False))]),
+        (["norm.linear"], "lora_unet_last", [BaseModule("norm.linear", SharedRows(Swapped(), 0, 1, of_whole=True))]),
+        (["first"], "lora_unet_x_in", [BaseModule("first")]),
+        (["first"], "lora_unet_first", [BaseModule("first")]),
         (["first"], "lora_unet_last", []),
     ],
 )  # fmt: skip
@@ -190,7 +192,7 @@ def test_rows_that_belong_together_are_not_torn_apart(together, runs, fits, read
     (contribution,) = read(modules(QKV, out=12)).contributions
     formula = contribution.formula._replace(together=lambda shapes: together)
     contribution = contribution._replace(algorithm=contribution.algorithm._replace(formula=formula))
-    placed = Placed(contribution, Place(contribution.factors["up"], runs))
+    placed = Placement(contribution, Place(contribution.factors["up"], runs))
     if fits:
         placed.check_groups()
     else:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lora_inspect.maths import dora
 from lora_inspect.maths.change import added
-from lora_inspect.maths.dora_fold import DecomposedRows, Magnitude, decomposed, magnitude_of
+from lora_inspect.maths.dora_fold import DecomposedRows, MagnitudeValues, decomposed, magnitude_of
 
 pytestmark = pytest.mark.numeric
 
@@ -34,7 +34,7 @@ def test_over_the_norms_of_the_base(rows, columns, step, seed, axis, multiplier,
     weight, delta, generator = layer(rows, columns, seed)
     length = rows if axis == dora.OUTPUT else columns
     values = torch.rand(length, dtype=torch.float64, generator=generator) + 0.5
-    change = decomposed(added(delta, 1.0), Magnitude(values, rule, EPS, dora.OF_BASE), axis, 1)
+    change = decomposed(added(delta, 1.0), MagnitudeValues(values, rule, EPS, dora.OF_BASE), axis, 1)
     found = weight.clone()
     settled = change.settled(lambda: iter((first, own.clone()) for first, own in blocks(weight, step)), multiplier)
     for first, own in blocks(found, step):

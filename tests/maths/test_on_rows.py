@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lora_inspect.architectures.rows import INPUTS, Interleaved, Runs, Stacked, Swapped
 from lora_inspect.maths import dora
 from lora_inspect.maths.change import LowRank, OnBlock, OnRows, folded, settled
-from lora_inspect.maths.dora_fold import DecomposedColumns, DecomposedRows, Magnitude
+from lora_inspect.maths.dora_fold import DecomposedColumns, DecomposedRows, MagnitudeValues
 
 pytestmark = pytest.mark.numeric
 
@@ -79,7 +79,7 @@ def test_a_part_changes_its_rows_and_a_whole_all_of_its_parts(case, size, multip
             return change, lambda weight: weight + delta
         magnitude = numbers(generator, out if kind == "rows" else INPUTS_OF_ALL).abs()
         around, axis = (DecomposedRows, 1) if kind == "rows" else (DecomposedColumns, 0)
-        wrapped = around(change, Magnitude(magnitude, dora.INSIDE))
+        wrapped = around(change, MagnitudeValues(magnitude, dora.INSIDE))
         return wrapped, lambda weight: decomposed(weight + delta, magnitude, axis)
 
     if of_whole:

@@ -6,7 +6,7 @@ import torch
 from lora_inspect.algorithms.kasa import truncated
 from lora_inspect.files.safetensors.header import read_header
 from lora_inspect.maths.change import Both, LowRank, OnBlock, OnRows, Replaced, Transposed
-from lora_inspect.maths.dora_fold import DecomposedColumns, DecomposedRows, Magnitude
+from lora_inspect.maths.dora_fold import DecomposedColumns, DecomposedRows, MagnitudeValues
 from lora_inspect.maths.residual import Residual
 from lora_inspect.maths.tensors import RowBlocks, cut
 
@@ -51,7 +51,7 @@ def test_blocks_cover_every_row_once(weight):
 
 LORA = LowRank(torch.ones(4, 1), torch.ones(1, 3), 1.0)
 SVD = truncated()(torch.ones(4, 1), torch.ones(1, 3), 1.0)
-NORM = Magnitude(torch.ones(4), "inside")
+NORM = MagnitudeValues(torch.ones(4), "inside")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from adapters import drawn
 
-from lora_inspect.maths.share import ALIKE, NO_CHANGE, ROUNDED_AWAY, Estimate, Look, both, estimate_of
+from lora_inspect.maths.share import ALIKE, NO_CHANGE, ROUNDED_AWAY, Estimate, RowObserver, both, estimate_of
 from lora_inspect.maths.tensors import STORED_DTYPES
 from lora_inspect.merging.retention import looked_rows
 
@@ -26,7 +26,7 @@ def looked(base, changes, written, block=7, spans=None):
         if not own:
             continue
         rows = base[first : first + block].clone()
-        look = Look(own, rows, first, len(changes))
+        look = RowObserver(own, rows, first, len(changes))
         for change in changes:
             rows += change[first : first + block]
             look.see(rows)
@@ -56,7 +56,7 @@ def dense(base, changes, written):
 def test_the_sums_are_products_of_all_steps(size):
     base, changes = size * drawn(1, 9, 7), [0.1 * size * drawn(number, 9, 7) for number in (2, 3)]
     steps = [base, base + changes[0], base + changes[0] + changes[1], size * drawn(4, 9, 7)]
-    look = Look([(2, 5), (7, 8)], base, 0, len(changes))
+    look = RowObserver([(2, 5), (7, 8)], base, 0, len(changes))
     for rows in steps[1:]:
         look.see(rows)
     found = look.sums()

@@ -8,7 +8,7 @@ from torch.distributed import HashStore
 
 from lora_inspect.errors import RefusedError
 from lora_inspect.merging import processes as ranks_of
-from lora_inspect.merging.processes import Elsewhere, Ranks, threads_of
+from lora_inspect.merging.processes import Elsewhere, Processes, threads_of
 from lora_inspect.torchrun import Rank, launched
 
 
@@ -23,7 +23,7 @@ def by_all(monkeypatch):
 
         def one(number):
             try:
-                found[number] = act(Ranks(Rank(number, count, count), store, lambda error: f"{error}"))
+                found[number] = act(Processes(Rank(number, count, count), store, lambda error: f"{error}"))
             except Exception as error:
                 found[number] = error
 
@@ -109,7 +109,7 @@ def test_one_sees_what_all_have_done(by_all):
 def test_who_has_another_text_says_in_what(odd, by_all, monkeypatch):
     texts = {number: "theirs" if number == odd else "ours" for number in range(3)}
     gathered = [hashlib.sha256(texts[number].encode()).digest() for number in range(3)]
-    monkeypatch.setattr(Ranks, "_gathered", lambda ranks, own: gathered)
+    monkeypatch.setattr(Processes, "_gathered", lambda ranks, own: gathered)
     found = by_all(3, lambda ranks: ranks.equal(texts[ranks.rank.number], lambda first: f"{first} is not mine."))
     said = {None: "None", 0: "process 1: theirs is not mine.", 2: "process 2: ours is not mine."}
     assert str(found[0]) == said[odd]

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.matching.placement import Place, Placed
+from lora_inspect.matching.placement import Place, Placement
 from lora_inspect.maths.change import folded, settled
 from lora_inspect.merging import fold
 from lora_inspect.merging.fold_chain import Fold
@@ -193,7 +193,7 @@ def test_rows_of_a_fused_weight_have_an_initialisation_of_their_own(tmp_path):
     (contribution,) = read_adapter(open_checkpoint(adapter)).contributions
     whole = torch.cat([torch.randn(5, 24), original["wide.weight"], torch.randn(7, 24)])
     info = open_checkpoint(str(tmp_path / "base.safetensors")).tensors["wide.weight"]
-    change = Placed(contribution, Place(info, Runs(5, 12)), 12).residual()
+    change = Placement(contribution, Place(info, Runs(5, 12)), 12).residual()
 
     def read(together):
         return ((first, whole[first : first + 6].clone()) for first in range(0, len(whole), 6))
@@ -235,7 +235,7 @@ def test_a_layer_that_the_base_has_in_several_weights_is_an_error(tmp_path):
     (contribution,) = adapter.contributions
     info = base.tensors["wide.weight"]
     for runs, is_whole in ((Runs(0, 6), False), (Runs(5, 12), True), (None, True)):
-        folds = [Fold(Placed(contribution, Place(info, runs), 12), 1.0, adapter)]
+        folds = [Fold(Placement(contribution, Place(info, runs), 12), 1.0, adapter)]
         if is_whole:
             check_residual(folds, base)
             continue

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_inspect.merging.options import Share, dealt, taken
+from lora_inspect.merging.options import ProcessShare, dealt, taken
 
 SIZES = st.dictionaries(st.text(min_size=1, max_size=8), st.integers(0, 1 << 40), max_size=40)
 
@@ -39,12 +39,14 @@ def test_files_of_one_size_are_dealt_evenly(of, count):
 def test_the_share_of_one_is_its_hand():
     sizes = {"a": 5, "b": 3, "c": 3, "d": 1}
     assert dealt(sizes, 2) == [["a", "d"], ["b", "c"]]
-    assert [taken(Share(number, 2), sizes) for number in (1, 2)] == dealt(sizes, 2)
+    assert [taken(ProcessShare(number, 2), sizes) for number in (1, 2)] == dealt(sizes, 2)
 
 
-@pytest.mark.parametrize(("text", "share"), [("1/1", Share(1, 1)), ("3/8", Share(3, 8)), ("08/8", Share(8, 8))])
+@pytest.mark.parametrize(
+    ("text", "share"), [("1/1", ProcessShare(1, 1)), ("3/8", ProcessShare(3, 8)), ("08/8", ProcessShare(8, 8))]
+)
 def test_what_a_share_is_called(text, share):
-    assert Share.parse(text) == share
+    assert ProcessShare.parse(text) == share
 
 
 @pytest.mark.parametrize(
@@ -52,4 +54,4 @@ def test_what_a_share_is_called(text, share):
 )
 def test_what_is_none(text):
     with pytest.raises(ValueError, match=r"is none of the shares 1/N to N/N, as 3/8$"):
-        Share.parse(text)
+        ProcessShare.parse(text)

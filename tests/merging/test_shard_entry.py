@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_inspect.maths.share import Estimate, Rounding
-from lora_inspect.merging.retention import SeenWeight
+from lora_inspect.merging.retention import ObservedWeight
 from lora_inspect.merging.shards import ShardEntry, read_entry
 
 ENTRY = ShardEntry(
@@ -38,8 +38,8 @@ def test_what_was_seen_keeps_every_bit(drawn):
     # Of rounding that is known nothing is lost besides.
     rounding = Rounding(tensor(count, count), torch.zeros(count).double(), tensor(count), tensor(count))
     kept = Estimate(tensor(count), tensor(count, count), rounding)
-    seen = SeenWeight("a.weight", "BF16", True, tuple(range(count)), kept)
-    again = SeenWeight.of_record(json.loads(json.dumps(seen.in_record())))
+    seen = ObservedWeight("a.weight", "BF16", True, tuple(range(count)), kept)
+    again = ObservedWeight.of_record(json.loads(json.dumps(seen.in_record())))
     assert again[:4] == seen[:4]
     for one, other in zip((*again.kept[:2], *again.kept.rounding), (*kept[:2], *rounding), strict=True):
         assert one.shape == other.shape

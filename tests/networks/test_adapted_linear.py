@@ -34,8 +34,8 @@ def by_chain(tokens, factors, dtype):
 # What is multiplied, the shapes of the factors, the kernel and the order of its factors, and how it is to be chosen.
 RANKED = [(OUT, 3), (3, IN), (OUT, 3), (3, IN)]
 WAYS = {
-    "rank²": (hadamard_delta, RANKED, lambda tokens, factors, dtype: (hadamard.LowRank(dtype, SCALE), factors)),
-    "rows": (hadamard_delta, RANKED, lambda tokens, factors, dtype: (hadamard.RowBlocks(dtype, SCALE), factors)),
+    "rank²": (hadamard_delta, RANKED, lambda tokens, factors, dtype: (hadamard.LowRankKernel(dtype, SCALE), factors)),
+    "rows": (hadamard_delta, RANKED, lambda tokens, factors, dtype: (hadamard.RowBlocksKernel(dtype, SCALE), factors)),
     "w2 first": (kronecker_delta, [(11, 5), (6, 7)], by_chain),
     "w2 last": (kronecker_delta, [(3, 7), (22, 5)], by_chain),
     "thin w2": (kronecker_delta, [(6, 5), (11, 2), (2, 7)], by_chain),
@@ -173,11 +173,13 @@ def test_the_way_of_a_hadamard_product_follows_the_cost():
     def way(tokens, rank, shares_base=True):
         return type(hadamard.kernel(tokens, (3072, 3072), rank, 1.0, torch.float32, shares_base))
 
-    assert [way(512, rank) for rank in (1, 8, 16, 32, 64)] == [hadamard.LowRank] * 3 + [hadamard.RowBlocks] * 2
+    assert [way(512, rank) for rank in (1, 8, 16, 32, 64)] == [hadamard.LowRankKernel] * 3 + [
+        hadamard.RowBlocksKernel
+    ] * 2
     # A few tokens do not pay for a pass over the delta, unless the rank's square is the larger side by far.
-    assert [way(16, rank) for rank in (32, 128)] == [hadamard.LowRank, hadamard.RowBlocks]
+    assert [way(16, rank) for rank in (32, 128)] == [hadamard.LowRankKernel, hadamard.RowBlocksKernel]
     # Rows that share no product with the base's are three products more.
-    assert [way(4096, 24, shares) for shares in (True, False)] == [hadamard.RowBlocks, hadamard.LowRank]
+    assert [way(4096, 24, shares) for shares in (True, False)] == [hadamard.RowBlocksKernel, hadamard.LowRankKernel]
 
 
 def test_the_order_of_a_kronecker_product_follows_the_cost():

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from networks.kernels import fused_lora
-from networks.kernels.fused_lora import Product, fused_gain, fused_linear
+from networks.kernels.fused_lora import FusedProduct, fused_gain, fused_linear
 from networks.modules.lora_module import LoRAModule
 
 pytestmark = pytest.mark.numeric
@@ -205,7 +205,7 @@ def test_products_that_autograd_differentiates_agree_with_the_fused_ones():
     tensors = operands()
     hidden = tensors["input"] @ tensors["down"].t() * 0.7
     composed = fused_lora.dora_linear(
-        tensors["input"], tensors["weight"], tensors["bias"], [Product(hidden, tensors["up"])], tensors["gain"]
+        tensors["input"], tensors["weight"], tensors["bias"], [FusedProduct(hidden, tensors["up"])], tensors["gain"]
     )
     fused = fused_linear(**tensors, scale=0.7)
     upstream = torch.randn_like(fused)

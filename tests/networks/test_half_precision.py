@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from networks.kernels import fused_lora, half_precision
-from networks.kernels.fused_lora import Product, fused_linear
+from networks.kernels.fused_lora import FusedProduct, fused_linear
 from networks.modules.lora_module import LoRAModule
 
 pytestmark = pytest.mark.numeric
@@ -91,7 +91,7 @@ def test_a_prolonged_product_rounds_like_one_sum(shape, strength, bias):
 @pytest.mark.parametrize("tokens", [1, 63, 64])
 def test_every_processor_rounds_a_change_once(kind_of_processor, tokens, strength, dtype):
     def compute(input, weight, bias, hidden, up):
-        return fused_lora.lora_linear(input, weight, bias, [Product(hidden, up)])
+        return fused_lora.lora_linear(input, weight, bias, [FusedProduct(hidden, up)])
 
     shape = (tokens, IN, OUT if tokens > 1 else 4096, RANK)
     assert_error_is_that_of_the_plain_rule(compute, shape, strength, dtype=dtype)
@@ -103,7 +103,7 @@ def test_every_processor_rounds_what_a_gain_multiplies_once(kind_of_processor, s
     gain = 0.5 + torch.rand(OUT)
 
     def compute(input, weight, bias, hidden, up):
-        return fused_lora.dora_linear(input, weight, bias, [Product(hidden, up)], gain)
+        return fused_lora.dora_linear(input, weight, bias, [FusedProduct(hidden, up)], gain)
 
     assert_error_is_that_of_the_plain_rule(compute, (TOKENS, IN, OUT, RANK), strength, gain, dtype=dtype)
 
@@ -119,7 +119,7 @@ def test_several_changes_fill_the_output_side_by_side(with_bfloat16):
     tensors = operands((TOKENS, IN, OUT, RANK), 1.0)
     hidden, up, rows = tensors.pop("hidden"), tensors.pop("up"), (20, 0, OUT - 20)
     scales = (1.0, 1.0, -3.0)
-    products = [Product(scale * hidden, part) for scale, part in zip(scales, up.split(rows), strict=True)]
+    products = [FusedProduct(scale * hidden, part) for scale, part in zip(scales, up.split(rows), strict=True)]
     wide_up = torch.cat([scale * part for scale, part in zip(scales, up.split(rows), strict=True)])
     exact = exact_sum(**tensors, hidden=hidden, up=wide_up)
     error = rms(fused_lora.lora_linear(**tensors, products=products) - exact)
@@ -150,7 +150,7 @@ def test_gradients_of_several_changes(kind_of_processor, gain, bias):
     narrow = {name: value.clone().requires_grad_() for name, value in given.items()}
     wide = {name: value.double().requires_grad_() for name, value in given.items()}
     ups = narrow["up"][:30], narrow["up"][30:]
-    products = [Product(narrow["hidden"], ups[0]), Product(2.0 * narrow["hidden"], ups[1])]
+    products = [FusedProduct(narrow["hidden"], ups[0]), FusedProduct(2.0 * narrow["hidden"], ups[1])]
     gains = 0.5 + torch.rand(OUT) if gain else None
     arguments = (narrow["input"], narrow["weight"], narrow.get("bias"), products)
     output = fused_lora.lora_linear(*arguments) if gains is None else fused_lora.dora_linear(*arguments, gains)

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from networks.network_args import NetworkArguments, Option, parse, read_bool
+from networks.network_args import NetworkArguments, NetworkOption, parse, read_bool
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_name_of_another_program_is_not_taken_for_a_slip_of_another_option(u
 
 
 def test_an_option_of_the_algorithm_is_meant_where_there_is_one():
-    declared = {"constraint": Option(read_bool, True)}
+    declared = {"constraint": NetworkOption(read_bool, True)}
     with pytest.raises(ValueError, match="'constrain'; did you mean 'constraint'"):
         parse({"constrain": "1"}, extra=declared)
 
@@ -149,7 +149,7 @@ def test_network_dropout_is_its_own_keyword():
 
 
 def test_an_architecture_declares_its_own_options():
-    declared = {"exclude_mod": Option(read_bool, True)}
+    declared = {"exclude_mod": NetworkOption(read_bool, True)}
     assert parse({}, extra=declared).extra == {"exclude_mod": True}
     assert parse({"exclude_mod": "False"}, extra=declared).extra == {"exclude_mod": False}
     with pytest.raises(ValueError, match="exclude_mod"):

@@ -22,7 +22,7 @@ from lora_inspect.files import temp_files
 from lora_inspect.files.system import create, lock
 from lora_inspect.merging import shards as shared_merge
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.ops.merge_jobs import Share, finish_merge, merge_shard
+from lora_inspect.ops.merge_jobs import ProcessShare, finish_merge, merge_shard
 
 ADAPTERS = {"lora": {}, "other": {"seed": 2, "size": 0.05, "modules": 1}, "dora": {"seed": 3, "dora": True}}
 
@@ -46,7 +46,7 @@ def planned(adapters=("lora",), base="base", **options):
 
 
 def job(text, *adapters, force=False, base="base", out="out", progress=lambda amount: None, **options):
-    return merge_shard(planned(adapters or ("lora",), base, **options), out, Share.parse(text), force, progress)
+    return merge_shard(planned(adapters or ("lora",), base, **options), out, ProcessShare.parse(text), force, progress)
 
 
 def finish(*adapters, force=False, **options):
@@ -118,19 +118,19 @@ def coded(place):
 @pytest.mark.parametrize("order", [("1/2", "2/2"), ("2/2", "1/2")])
 def test_a_scale_in_another_shard_is_put_in_at_the_end(order, coded):
     for text in order:
-        merge_shard(coded(), "out", Share.parse(text))
+        merge_shard(coded(), "out", ProcessShare.parse(text))
     assert content("out") == content("one")
 
 
 @pytest.mark.numeric
 def test_a_shard_holds_before_and_after_the_scale_is_put_in(coded, monkeypatch):
-    merge_shard(coded(), "out", Share(1, 2))
+    merge_shard(coded(), "out", ProcessShare(1, 2))
     with monkeypatch.context() as patched:
         patched.setattr(parts_of_files.PartsFolder, "take_place", died)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
-                merge_shard(coded(), "out", Share(2, 2))
-    done = merge_shard(coded(), "out", Share(1, 1))
+                merge_shard(coded(), "out", ProcessShare(2, 2))
+    done = merge_shard(coded(), "out", ProcessShare(1, 1))
     assert len(done.held) == 2
     assert content("out") == content("one")
 
@@ -325,7 +325,7 @@ class TestAnotherMerge:
 
     def other_adapter(self):
         write_adapter("elsewhere/lora", seed=9)
-        return merge_shard(plan_merge("base", [("elsewhere/lora", 1.0)], MergeOptions()), "out", Share(2, 2))
+        return merge_shard(plan_merge("base", [("elsewhere/lora", 1.0)], MergeOptions()), "out", ProcessShare(2, 2))
 
     def other_version(self, monkeypatch):
         monkeypatch.setattr("lora_inspect.merging.record.__version__", "9.9")
@@ -566,7 +566,7 @@ class TestRefused:
             "base.safetensors", [(write_adapter("small", modules=9), 1.0)], MergeOptions(allow_unmatched=True)
         )
         with pytest.raises(LoraInspectError, match=r"^base\.safetensors: it is one file, and shards are what several"):
-            merge_shard(plan, "out", Share(1, 2))
+            merge_shard(plan, "out", ProcessShare(1, 2))
 
     def test_more_jobs_than_shards(self, place):
         assert (

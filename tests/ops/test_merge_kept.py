@@ -8,7 +8,14 @@ from verified_merges import delta, key, lora, weight, with_dora
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.merging import fold, working_crew
-from lora_inspect.merging.retention import KeptAdapter, KeptWeight, check_kept, looked_rows, notes_on, worst_of
+from lora_inspect.merging.retention import (
+    AdapterRetention,
+    WeightRetention,
+    check_kept,
+    looked_rows,
+    notes_on,
+    worst_of,
+)
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 
 pytestmark = pytest.mark.numeric
@@ -217,7 +224,7 @@ def test_stochastic_rounding_of_nothing_is_refused(merged, multiplier, dtype, wh
 
 
 def kept(path, share, *worst):
-    return KeptAdapter(path, share, None, "", False, tuple(KeptWeight(*one) for one in worst))
+    return AdapterRetention(path, share, None, "", False, tuple(WeightRetention(*one) for one in worst))
 
 
 @pytest.mark.parametrize(
@@ -246,5 +253,5 @@ def test_the_worst_adapter_is_named_and_others_are_counted():
 
 
 def test_ten_weights_are_recorded_at_most():
-    weights = [KeptWeight(str(number), number / 20, "BF16") for number in range(20)]
+    weights = [WeightRetention(str(number), number / 20, "BF16") for number in range(20)]
     assert [one.name for one in worst_of(weights)] == [str(number) for number in range(10)]

@@ -20,11 +20,11 @@ from lora_inspect.editing.meaning import differences, tell_apart
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.scaling import RANK_STABILISED
-from lora_inspect.ops.metadata import Target, edit, get, show, strip
+from lora_inspect.ops.metadata import EditOutput, edit, get, show, strip
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.scale.scale_records import FoldedScales
 
-IN_PLACE, ANEW = Target(in_place=True), Target()
+IN_PLACE, ANEW = EditOutput(in_place=True), EditOutput()
 
 
 def metadata_of(path):
@@ -79,22 +79,22 @@ def test_nothing_to_change_writes_nothing(copied):
 def test_another_output_leaves_the_file_and_is_the_same_but_for_the_change(copied, tmp_path):
     path = copied("synthetic/rslora_flag")
     before = Path(path).read_bytes()
-    edit(path, giving(title="x"), Target(output=str(tmp_path / "b.safetensors")))
+    edit(path, giving(title="x"), EditOutput(output=str(tmp_path / "b.safetensors")))
     assert Path(path).read_bytes() == before
     assert metadata_of(tmp_path / "b.safetensors") == {**metadata_of(path), "title": "x"}
     assert data_of(tmp_path / "b.safetensors") == data_of(path)
     with pytest.raises(LoraInspectError, match=r"b\.safetensors: it exists; choose another output or add --force"):
-        edit(path, giving(title="x"), Target(output=str(tmp_path / "b.safetensors")))
-    edit(path, giving(title="y"), Target(output=str(tmp_path / "b.safetensors"), force=True))
+        edit(path, giving(title="x"), EditOutput(output=str(tmp_path / "b.safetensors")))
+    edit(path, giving(title="y"), EditOutput(output=str(tmp_path / "b.safetensors"), force=True))
     assert get(str(tmp_path / "b.safetensors"), "title") == "y"
     with pytest.raises(LoraInspectError, match="it is an input of the command"):
-        edit(path, giving(title="x"), Target(output=path, force=True))
+        edit(path, giving(title="x"), EditOutput(output=path, force=True))
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(copied):
     path = copied("synthetic/rslora_flag")
     before = os.stat(path)
-    said = edit(path, giving(title="x"), Target(dry_run=True))
+    said = edit(path, giving(title="x"), EditOutput(dry_run=True))
     assert os.stat(path) == before
     assert os.listdir(os.path.dirname(path)) == ["a.safetensors"]
     assert edit(path, giving(title="x")) == said
@@ -122,7 +122,7 @@ def test_what_changes_the_reading_is_refused_unless_it_is_allowed(name, copied):
     assert says in str(refused.value)
     assert str(refused.value).endswith("leave it out, or add --allow-meaning-change.")
     assert Path(path).read_bytes() == before
-    edited = edit(path, change, Target(other_meaning=True))
+    edited = edit(path, change, EditOutput(other_meaning=True))
     assert edited.changes
     assert edited.meaning
 
@@ -192,7 +192,7 @@ def test_what_is_stripped_means_the_same_and_keeps_no_key_that_it_can_do_without
     assert "secret" not in kept
     for key in kept:
         with pytest.raises(LoraInspectError, match="--allow-meaning-change"):
-            edit(path, unsetting([key]), Target(dry_run=True))
+            edit(path, unsetting([key]), EditOutput(dry_run=True))
 
 
 def test_a_record_that_decides_stays_and_goes_only_with_all(write_safetensors):
@@ -240,7 +240,7 @@ def test_every_difference_of_two_meanings_is_a_clause():
 
 def test_scales_in_the_factors_are_part_of_the_meaning(copied):
     path = copied("synthetic/diffusers_without_alpha")
-    edit(path, giving(**{"lora_inspect.folded": '{"scale": 0.5}'}), Target(other_meaning=True))
+    edit(path, giving(**{"lora_inspect.folded": '{"scale": 0.5}'}), EditOutput(other_meaning=True))
     assert strip(path).kept == ("format", "lora_inspect.folded")
     assert FoldedScales(metadata_of(path)).at("any") == 0.5
 
@@ -272,11 +272,11 @@ def test_the_legacy_hash_follows_the_keys_that_it_covers(target, copied):
 def test_hashes_are_added_and_mended_when_they_are_asked_for(copied):
     path = copied("synthetic/rslora_flag")
     edit(path, giving(sshs_model_hash="12"))
-    edit(path, giving(), Target(hashes=True))
+    edit(path, giving(), EditOutput(hashes=True))
     found = metadata_of(path)
     assert found["modelspec.hash_sha256"] == f"0x{data_of(path)}"
     assert {key: found[key] for key in by_sd_scripts(path)} == by_sd_scripts(path)
-    assert edit(path, giving(), Target(hashes=True)).changes == ()
+    assert edit(path, giving(), EditOutput(hashes=True)).changes == ()
 
 
 def test_a_hash_that_is_set_by_hand_stays_as_it_was_set(copied):
@@ -328,7 +328,7 @@ def test_a_link_and_a_protected_file_are_refused(copied, tmp_path):
     link.symlink_to(path)
     with pytest.raises(LoraInspectError, match=r"link\.safetensors: it is a link to .*a\.safetensors; name that file"):
         edit(str(link), giving(title="x"))
-    edit(str(link), giving(title="x"), Target(output=str(tmp_path / "b.safetensors")))
+    edit(str(link), giving(title="x"), EditOutput(output=str(tmp_path / "b.safetensors")))
     assert link.is_symlink()
     os.chmod(path, 0o444)
     for target in (ANEW, IN_PLACE):
@@ -426,19 +426,19 @@ def test_a_copy_that_would_lack_its_configuration_is_refused(fixtures, tmp_path)
     apart.mkdir()
     output = str(apart / "adapter_model.safetensors")
     with pytest.raises(LoraInspectError, match=r"what lies beside it decides .* scale-unknown, .*; name an"):
-        edit(path, giving(k="v"), Target(output))
+        edit(path, giving(k="v"), EditOutput(output))
     assert os.listdir(apart) == []
     # Beside another one it would mean something, and not the same.
     config = json.loads((source / "adapter_config.json").read_text())
     (apart / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 2 * config["lora_alpha"]}))
     with pytest.raises(LoraInspectError, match="what lies beside it decides"):
-        edit(path, giving(k="v"), Target(output))
+        edit(path, giving(k="v"), EditOutput(output))
     with pytest.raises(LoraInspectError, match="what lies beside it decides"):
-        strip(path, everything=True, target=Target(output))
-    edit(path, giving(k="v"), Target(output, other_meaning=True))
+        strip(path, everything=True, target=EditOutput(output))
+    edit(path, giving(k="v"), EditOutput(output, other_meaning=True))
     (apart / "adapter_config.json").write_text(json.dumps(config))
-    edit(path, giving(k="v"), Target(output, force=True))
-    edit(path, giving(k="v"), Target(str(source / "renamed.safetensors")))
+    edit(path, giving(k="v"), EditOutput(output, force=True))
+    edit(path, giving(k="v"), EditOutput(str(source / "renamed.safetensors")))
     # PEFT goes by the name as well.
     renamed = reading(str(source / "renamed.safetensors")) | {"read_by": reading(path)["read_by"]}
     assert reading(output) == reading(path) == renamed
@@ -449,5 +449,5 @@ def test_a_file_that_says_all_itself_may_go_anywhere_under_any_name(copied, tmp_
     apart.mkdir()
     (apart / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 1}))
     for name in ("wan_high_noise.safetensors", "adapter.safetensors"):
-        edit(path, giving(k="v"), Target(str(apart / name)))
+        edit(path, giving(k="v"), EditOutput(str(apart / name)))
         assert get(str(apart / name), "k") == "v"

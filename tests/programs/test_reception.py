@@ -19,8 +19,8 @@ from lora_inspect.programs.record import (
     SLICED,
     TEXT_ENCODERS,
     WARNS,
-    Failure,
     Loader,
+    LoadFailure,
     Program,
     Rule,
     ScaleOfFile,
@@ -242,7 +242,7 @@ def test_a_single_contribution_may_be_an_exception(judged, does, verdict):
 
 
 def test_what_a_program_says_of_one_contribution_is_the_refusal(judged):
-    rule = LORA._replace(exceptions=lambda given: Failure("TypeError") if given.contribution.rank == 16 else None)
+    rule = LORA._replace(exceptions=lambda given: LoadFailure("TypeError") if given.contribution.rank == 16 else None)
     found = judged(toy_program(rule._replace(says="other")), {**wan(WAN_Q), **wan(WAN_K, rank=4)})
     assert (found.verdict, found.says) == ("refused", "TypeError")
 

@@ -10,7 +10,7 @@ from make_synthetic import element, encode
 from strategies import odd_adapters
 
 from lora_inspect.reading.keys import groups
-from lora_inspect.reading.keys.groups import AlikeModules, Likeness, alike, changes_of_kinds
+from lora_inspect.reading.keys.groups import Likeness, ModuleGroups, changes_of_kinds, group_equal
 from lora_inspect.scanning.scan_file import scan_file
 
 
@@ -19,8 +19,8 @@ def test_modules_of_other_shapes_alphas_and_magnitudes_are_of_other_kinds(read):
     tensors |= lora("lora_unet_d_q", 4) | lora("lora_unet_e_q", 4, 4.0) | lora("lora_unet_f_q", 4, 2.0)
     tensors["lora_unet_e_q.dora_scale"] = ("F32", (tensors["lora_unet_e_q.lora_up.weight"][1][0], 1), 1.0)
     modules = read(tensors).modules
-    assert alike(modules) is modules
-    assert alike(dict(modules)).likeness == modules.likeness
+    assert group_equal(modules) is modules
+    assert group_equal(dict(modules)).likeness == modules.likeness
     numbers = dict(zip((name[-3] for name in modules), modules.likeness.numbers, strict=True))
     assert numbers["a"] == numbers["b"]
     assert len(set(numbers.values())) == 5
@@ -28,7 +28,7 @@ def test_modules_of_other_shapes_alphas_and_magnitudes_are_of_other_kinds(read):
 
 
 def test_other_values_are_alike_where_these_are():
-    modules = AlikeModules({"a": 1, "b": 2, "c": 3}, Likeness([0, 1, 0], [0, 1]))
+    modules = ModuleGroups({"a": 1, "b": 2, "c": 3}, Likeness([0, 1, 0], [0, 1]))
     others = modules.with_values([4, 5, 6])
     assert others == {"a": 4, "b": 5, "c": 6}
     assert (others.firsts, others.likeness) == ([4, 5], modules.likeness)
@@ -45,5 +45,5 @@ def test_a_file_has_the_row_that_it_has_module_by_module(adapter, alphas, tmp_pa
     found = repr(scan_file(str(path)))
     with pytest.MonkeyPatch.context() as patch:
         each = property(lambda modules: Likeness(range(len(modules)), range(len(modules))))
-        patch.setattr(groups.AlikeModules, "likeness", each)
+        patch.setattr(groups.ModuleGroups, "likeness", each)
         assert repr(scan_file(str(path))) == found

@@ -7,7 +7,7 @@ import pytest
 from adapters import loras
 from problem_toys import TOYS
 
-from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING, Finding, Problem
+from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING, Problem, RawProblem
 from lora_inspect.reading.problems import PROBLEMS, Entry, RareLook, find_problems
 from lora_inspect.reading.state import Reading
 
@@ -56,7 +56,7 @@ class TestTheRegistry:
 
     def test_an_entry_is_all_that_a_new_problem_takes(self, reading):
         def look(reading):
-            yield Finding("new", "it is new", ("key",))
+            yield RawProblem("new", "it is new", ("key",))
 
         assert find_problems(reading, (Entry("new", WARNING, (look,)),)) == (
             Problem("new", WARNING, "it is new", ("key",)),
@@ -64,16 +64,16 @@ class TestTheRegistry:
 
     def test_problems_are_told_in_the_order_of_their_entries(self, reading):
         def look(reading):
-            yield Finding("second", "b")
-            yield Finding("first", "a")
+            yield RawProblem("second", "b")
+            yield RawProblem("first", "a")
 
         def look_again(reading):
-            yield Finding("first", "c")
+            yield RawProblem("first", "c")
 
         entries = (Entry("first", ERROR, (look, look_again)), Entry("second", NOTE, (look,)))
         assert [problem.message for problem in find_problems(reading, entries)] == ["a", "c", "b"]
 
     def test_a_finding_without_an_entry_is_not_lost(self, reading):
-        entries = (Entry("first", ERROR, (lambda reading: [Finding("other", "a")],)),)
+        entries = (Entry("first", ERROR, (lambda reading: [RawProblem("other", "a")],)),)
         with pytest.raises(KeyError, match="other"):
             find_problems(reading, entries)

@@ -4,7 +4,7 @@ import pytest
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.stores import address
-from lora_inspect.stores.address import is_remote, join, named, split, whole
+from lora_inspect.stores.address import is_remote, join, printable_address, split, whole
 
 SIGNED = "https://h.example/d/a.safetensors?X-Amz-Signature=abc123&X-Amz-Expires=60"
 
@@ -45,19 +45,19 @@ def test_any_other_path_is_not(path):
     ],
 )
 def test_what_may_be_a_secret_is_not_printed(written, printed):
-    assert named(written) == printed
-    assert named(printed) == printed
+    assert printable_address(written) == printed
+    assert printable_address(printed) == printed
 
 
 @pytest.mark.parametrize("written", [SIGNED, "https://me:pw@h/a", "http://h/d/a?t=1/2?3", "https://h/a", "https://h?t"])
 def test_the_server_is_asked_for_the_whole(written):
-    assert whole(named(written)) == written
+    assert whole(printable_address(written)) == written
 
 
 def test_what_lies_beside_a_file_is_asked_for_with_the_same():
-    printed = named(SIGNED)
+    printed = printable_address(SIGNED)
     beside = join(split(printed)[0], "adapter_config.json")
-    assert named(beside) == beside
+    assert printable_address(beside) == beside
     assert whole(beside) == SIGNED.replace("a.safetensors", "adapter_config.json")
     assert whole("https://h.example/other/a.safetensors") == "https://h.example/other/a.safetensors"
     assert whole("https://other.example/d/a.safetensors") == "https://other.example/d/a.safetensors"
@@ -65,10 +65,10 @@ def test_what_lies_beside_a_file_is_asked_for_with_the_same():
 
 def test_two_addresses_that_differ_in_what_is_hidden_are_two_files():
     one, two = "https://h/d/get?id=1", "https://h/d/get?id=2"
-    first, second = named(one), named(two)
+    first, second = printable_address(one), printable_address(two)
     assert first != second
     assert (whole(first), whole(second)) == (one, two)
-    assert (named(one), named(two), named(second)) == (first, second, second)
+    assert (printable_address(one), printable_address(two), printable_address(second)) == (first, second, second)
     assert whole(join(split(second)[0], "b")) == "https://h/d/b?id=2"
     assert "id" not in first + second
 
@@ -76,7 +76,7 @@ def test_two_addresses_that_differ_in_what_is_hidden_are_two_files():
 @pytest.mark.parametrize("written", ["s3://KEY:hidden-pass@b/k", "s3://hidden-pass@b/k", "hf://me:hidden-pass@o/r/a"])
 def test_credentials_of_a_store_are_no_part_of_an_address(written):
     with pytest.raises(LoraInspectError) as refused:
-        named(written)
+        printable_address(written)
     assert "hidden-pass" not in str(refused.value)
     assert "an address cannot hold credentials" in str(refused.value)
 

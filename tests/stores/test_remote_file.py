@@ -9,7 +9,7 @@ import pytest
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.stores import http, requests
-from lora_inspect.stores.address import named
+from lora_inspect.stores.address import printable_address
 from lora_inspect.stores.remote_file import RemoteFile
 from lora_inspect.stores.requests import AT_ONCE, GAP, PIECE
 from lora_inspect.stores.stat import START, begin, exists, is_folder, look, one_look
@@ -560,5 +560,5 @@ def test_who_waits_can_be_interrupted(opened, server, monkeypatch):
 def test_a_printed_address_leads_to_the_same_file(file, server):
     opened = RemoteFile(f"{file}?sig=1")
     assert opened.address == file
-    assert read(RemoteFile(named(opened.address)), 8, 4) == CONTENT[8:12]
+    assert read(RemoteFile(printable_address(opened.address)), 8, 4) == CONTENT[8:12]
     assert {one.path for one in server.asked} == {f"/{NAME}?sig=1"}

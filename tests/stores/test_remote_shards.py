@@ -4,7 +4,7 @@ import pytest
 from bases import content, shards, write_adapter, write_base
 
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
-from lora_inspect.ops.merge_jobs import Share, merge_shard
+from lora_inspect.ops.merge_jobs import ProcessShare, merge_shard
 from lora_inspect.reading.model.settings import parse_arguments
 
 # Headers, the index, and the pieces that tell one base of a shape from others; the base has 21 MB.
@@ -26,7 +26,7 @@ def test_each_job_fetches_its_own_shards(server, folder, tmp_path, monkeypatch):
     merge(planned(), "one")
     for number in (1, 2):
         before = server.bytes
-        done = merge_shard(planned(), "out", Share(number, 2))
+        done = merge_shard(planned(), "out", ProcessShare(number, 2))
         own = sum((folder / "base" / name).stat().st_size for name in done.made)
         assert server.bytes - before <= own + BESIDE
     assert content("out") == content("one")

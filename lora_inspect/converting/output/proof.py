@@ -17,9 +17,9 @@ import torch
 
 from lora_inspect.algorithms import mlx
 from lora_inspect.algorithms.record import Role
-from lora_inspect.converting.steps.base_change import Landed
+from lora_inspect.converting.steps.base_change import BaseDependentChange
 from lora_inspect.converting.steps.carried_scale import EXACT
-from lora_inspect.converting.steps.dora_delta import Told, own_weight, told_change, true_change
+from lora_inspect.converting.steps.dora_delta import DeltaCache, own_weight, remembered_delta, true_change
 from lora_inspect.converting.steps.full_delta import WholeChanges
 from lora_inspect.converting.steps.part import lost_share, read_factor, thin_rank
 from lora_inspect.converting.steps.renormalise import other_magnitude
@@ -51,7 +51,7 @@ _ANY = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class ProofTerm:
     """One change of a module's weight, on the rows of its `runs` in the module; None for all of them in order.
 
     `matrix` is what it changes where a base tells that, scale included.
@@ -62,7 +62,7 @@ class Term:
     matrix: torch.Tensor | None = None
 
 
-def relative_distance(ones: Sequence[Term], others: Sequence[Term], read: "FactorCache") -> float:
+def relative_distance(ones: Sequence[ProofTerm], others: Sequence[ProofTerm], read: "FactorCache") -> float:
     """‖the sum of `ones` - that of the `others`‖ / ‖that of `ones`‖, in float64.
 
     Changes that depend on the weight are compared on a made-up one. Infinite where the two are not of one size.
@@ -108,7 +108,7 @@ def _read(info: TensorInfo) -> torch.Tensor:
     return read_factor(info).values
 
 
-def _of_pair(term: Term, written: Term, read: FactorCache) -> float | None:
+def _of_pair(term: ProofTerm, written: ProofTerm, read: FactorCache) -> float | None:
     """The relative distance of two contributions of one form; None where the factors alone do not tell it."""
     one, other = term.contribution, written.contribution
     own, its = one.operands, other.operands
@@ -159,7 +159,7 @@ def _has_rows_of(one: TensorInfo, other: TensorInfo, runs: Runs) -> bool:
     return are_same_bytes(one, other, [(at * size, first * size, (last - first) * size) for first, last, at in runs])
 
 
-def _common_shape(ones: Sequence[Term], others: Sequence[Term]) -> tuple[int, int] | None:
+def _common_shape(ones: Sequence[ProofTerm], others: Sequence[ProofTerm]) -> tuple[int, int] | None:
     """(rows, columns) of the module's weight as a matrix; None where the terms do not agree on it."""
     rows, columns = set[int](), set[int]()
     least = 0
@@ -178,7 +178,7 @@ def _common_shape(ones: Sequence[Term], others: Sequence[Term]) -> tuple[int, in
     return max((*rows, least)) or _ANY, max(columns, default=_ANY)
 
 
-def _products(terms: Sequence[Term], shape: tuple[int, int], read: FactorCache) -> list[Product] | None:
+def _products(terms: Sequence[ProofTerm], shape: tuple[int, int], read: FactorCache) -> list[Product] | None:
     """Each term as a product of thin factors; None where one is none, or all together are not thin."""
     found = []
     for term in terms:
@@ -203,7 +203,9 @@ def _placed(up: torch.Tensor, runs: Runs, rows: int) -> torch.Tensor:
     return whole
 
 
-def _apart(ones: Sequence[Term], others: Sequence[Term], shape: tuple[int, int], read: FactorCache) -> Distance:
+def _apart(
+    ones: Sequence[ProofTerm], others: Sequence[ProofTerm], shape: tuple[int, int], read: FactorCache
+) -> Distance:
     """The distance from the changed rows of a weight: of zeros, unless a change depends on it."""
     depends = any(term.contribution.multiplies for term in (*ones, *others) if term.matrix is None)
     weight = SampleWeight(*shape, is_zero=not depends)
@@ -218,7 +220,7 @@ def _apart(ones: Sequence[Term], others: Sequence[Term], shape: tuple[int, int],
     return Distance(math.hypot(*apart), math.hypot(*norms))
 
 
-def _change(term: Term, shape: tuple[int, int], read: FactorCache) -> Change:
+def _change(term: ProofTerm, shape: tuple[int, int], read: FactorCache) -> Change:
     contribution = term.contribution
     if term.matrix is not None:
         change: Change = added(term.matrix, 1.0)
@@ -280,16 +282,17 @@ def _over_all(meant: Sequence[list[Product]], written: Contribution, read: Facto
 class Proof:
     """Compares the output of `targets` with the `adapter` that it is made of, when it is called with its path.
 
-    `stated` are the relative errors that the conversion itself states, by module, None where it cannot. `landed` are
-    the changes that a base tells, `remeasured` the modules whose magnitudes are over other norms by one, and `changes`
-    what it tells of modules that are differences in the output. `keeps_magnitudes` says whether those of the others are
-    in the output. `output` is the path that sentences name. `modules` and `max_relative_error` are what was found.
+    `stated` are the relative errors that the conversion itself states, by module, None where it cannot. `base_changes`
+    are the changes that a base tells, `remeasured` the modules whose magnitudes are over other norms by one, and
+    `changes` what it tells of modules that are differences in the output. `keeps_magnitudes` says whether those of the
+    others are in the output. `output` is the path that sentences name. `modules` and `max_relative_error` are what was
+    found.
     """
 
     adapter: Adapter
     targets: Sequence[Destination]
-    landed: Mapping[str, Landed]
-    remeasured: Mapping[str, Landed]
+    base_changes: Mapping[str, BaseDependentChange]
+    remeasured: Mapping[str, BaseDependentChange]
     changes: WholeChanges
     stated: Mapping[str, float | None]
     keeps_magnitudes: bool
@@ -297,7 +300,7 @@ class Proof:
     modules: int = 0
     max_relative_error: float = 0.0
     _read: FactorCache = field(default_factory=FactorCache)
-    _told: Told = field(default_factory=lambda: Told(1))
+    _deltas: DeltaCache = field(default_factory=lambda: DeltaCache(1))
 
     def __call__(self, path: str) -> None:
         """Raises LoraInspectError where a module is missing or changed by more than what is stated."""
@@ -305,7 +308,7 @@ class Proof:
         names = {target.module.name.key for target in self.targets}
         if wrong := sorted(names.symmetric_difference(written.modules)):
             raise self._defect(f"{wrong[0]} {'is missing' if wrong[0] in names else 'is no module of it'}")
-        if lost := [key for key in self.adapter.beside if key not in written.checkpoint.tensors]:
+        if lost := [key for key in self.adapter.other_keys if key not in written.checkpoint.tensors]:
             raise self._defect(f"{lost[0]} is missing")
         for target in self.targets:
             key = target.module.name.key
@@ -339,29 +342,29 @@ class Proof:
         of_experts = [c for c in written.contributions if c.algorithm.experts]
         if target.experts or of_experts:
             return expert_distance(target, (of_experts or written.contributions)[0], self._read).share
-        ones, others = defaultdict[str, list[Term]](list), defaultdict[str, list[Term]](list)
+        ones, others = defaultdict[str, list[ProofTerm]](list), defaultdict[str, list[ProofTerm]](list)
         for source in target.sources:
             whole = self.changes.get(source.module.name.key)
             for parameter, change in whole.items() if whole else ():
                 runs = tuple(source.runs.each()) if source.runs else None
-                ones[parameter].append(Term(change.first, runs, change.told(self._told, source.runs)))
+                ones[parameter].append(ProofTerm(change.first, runs, change.remembered(self._deltas, source.runs)))
             for contribution in () if whole else source.module.contributions:
                 ones[contribution.algorithm.parameter].append(self._term(contribution, source))
         for contribution in written.contributions:
             runs = _runs(contribution, None)
-            others[contribution.algorithm.parameter].append(Term(contribution._replace(magnitude=None), runs))
+            others[contribution.algorithm.parameter].append(ProofTerm(contribution._replace(magnitude=None), runs))
         if ones.keys() != others.keys():
             return float("inf")
         errors = [relative_distance(terms, others[parameter], self._read) for parameter, terms in ones.items()]
         return max((*errors, self._magnitude_error(target, written)))
 
-    def _term(self, contribution: Contribution, source: Source) -> Term:
-        own = self.landed.get(contribution.module.key)
+    def _term(self, contribution: Contribution, source: Source) -> ProofTerm:
+        own = self.base_changes.get(contribution.module.key)
         runs = _runs(contribution, source)
         if own and own.contribution is contribution:
-            change = told_change(own, self._told, source.runs).double()
-            return Term(contribution, runs, change.T if own.is_turned else change)
-        return Term(contribution._replace(magnitude=None), runs)
+            change = remembered_delta(own, self._deltas, source.runs).double()
+            return ProofTerm(contribution, runs, change.T if own.is_turned else change)
+        return ProofTerm(contribution._replace(magnitude=None), runs)
 
     def _magnitude_error(self, target: Destination, written: Module) -> float:
         found = [c.magnitude for c in written.contributions if c.magnitude]
@@ -369,7 +372,9 @@ class Proof:
             (c, c.magnitude, source.runs)
             for source in target.sources
             for c in source.module.contributions
-            if c.magnitude and self.keeps_magnitudes and c.module.key not in self.landed.keys() | self.changes.keys()
+            if c.magnitude
+            and self.keeps_magnitudes
+            and c.module.key not in self.base_changes.keys() | self.changes.keys()
         ]
         if not found and not meant:
             return 0.0
@@ -414,7 +419,7 @@ _Way = tuple[str, float]
 
 
 def dora_errors(
-    landed: Mapping[str, Landed], programs: Mapping[str, Iterable[Taken]], progress: Progress
+    base_changes: Mapping[str, BaseDependentChange], programs: Mapping[str, Iterable[Taken]], progress: Progress
 ) -> dict[str, float]:
     """The relative error of all changes together, by program: the norm of what is wrong over that of what is right.
 
@@ -429,9 +434,9 @@ def dora_errors(
     wrong, right = dict.fromkeys(programs, 0.0), dict.fromkeys(programs, 0.0)
     progress(0)
     for key, own in ways.items():
-        meant = true_change(landed[key])
+        meant = true_change(base_changes[key])
         for (does, scale), names in own.items():
-            error = float((_received(landed[key], does, scale) - meant).double().square().sum())
+            error = float((_received(base_changes[key], does, scale) - meant).double().square().sum())
             for name in names:
                 wrong[name] += error
                 right[name] += float(meant.double().square().sum())
@@ -439,26 +444,26 @@ def dora_errors(
     return {name: math.sqrt(relative(wrong[name], right[name])) for name in programs}
 
 
-def _received(landed: Landed, does: str, scale: float) -> torch.Tensor:
+def _received(dependent: BaseDependentChange, does: str, scale: float) -> torch.Tensor:
     """The change that the program makes of the module."""
-    contribution = landed.contribution._replace(scale=scale)
+    contribution = dependent.contribution._replace(scale=scale)
     if does == OTHER_AXIS:
-        return _along_the_other_axis(landed, contribution)
+        return _along_the_other_axis(dependent, contribution)
     if does == LEAVES:
         contribution = contribution._replace(magnitude=None)
     elif does in _NORMS and contribution.magnitude:
         spelling = contribution.magnitude.spelling._replace(norms=_NORMS[does])
         contribution = contribution._replace(magnitude=contribution.magnitude._replace(spelling=spelling))
-    return true_change(landed._replace(contribution=contribution))
+    return true_change(dependent._replace(contribution=contribution))
 
 
-def _along_the_other_axis(landed: Landed, contribution: Contribution) -> torch.Tensor:
+def _along_the_other_axis(dependent: BaseDependentChange, contribution: Contribution) -> torch.Tensor:
     """V · m / n - W with magnitudes of outputs over the norms of V's inputs (A1111's `apply_weight_decompose`)."""
     assert contribution.magnitude is not None
-    weight = own_weight(landed.places)
-    combined = weight + true_change(landed._replace(contribution=contribution._replace(magnitude=None)))
+    weight = own_weight(dependent.places)
+    combined = weight + true_change(dependent._replace(contribution=contribution._replace(magnitude=None)))
     values = read_factor(contribution.magnitude.info).values.to(weight.dtype).reshape(-1, 1)
-    per_input = math.prod(landed.shape[2:])
+    per_input = math.prod(dependent.shape[2:])
     squares = dora.squared_norm(combined, dora.INPUT).to(weight.dtype)
     squares = squares.reshape(-1, per_input).sum(1).repeat_interleave(per_input)
     changed: torch.Tensor = combined * dora.gain(values, dora.norm_from_square(squares, 0.0))

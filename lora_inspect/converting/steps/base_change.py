@@ -17,7 +17,7 @@ from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.peft.peft_config import LORA_TYPE
 
 
-class Landed(NamedTuple):
+class BaseDependentChange(NamedTuple):
     """A contribution whose change depends on the base, and the rows of it that it changes, each with its weight.
 
     `before` are the changes that its module adds to the same weight first, so that their sum is in the norm.
@@ -58,12 +58,12 @@ def lora_of(contribution: Contribution) -> Algorithm:
     return by_name("lora_embedding") if is_embedding else lora.ALGORITHM
 
 
-def find_landed(
+def find_base_changes(
     adapter: Adapter,
     base: Checkpoint,
     matching: Matching,
     wanted: Callable[[Contribution], bool] = lambda contribution: contribution.magnitude is not None,
-) -> dict[str, Landed]:
+) -> dict[str, BaseDependentChange]:
     """The `wanted` contribution of every module that has one, by its name; those with a magnitude by themselves.
 
     Raises LoraInspectError where its true change is not to be had.
@@ -87,22 +87,22 @@ def find_landed(
             way_out,
         )
     base_codecs = BaseCodecs(base)
-    landed = {}
+    base_changes = {}
     for key, contribution in decomposed.items():
         own = tuple((place, base_codecs.of(place.target)) for place in places[key])
         before = _before(contribution, adapter.modules[key].contributions)
-        landed[key] = Landed(contribution, own, before)
-        _check_alone(landed[key], adapter.modules[key].contributions)
-    return landed
+        base_changes[key] = BaseDependentChange(contribution, own, before)
+        _check_alone(base_changes[key], adapter.modules[key].contributions)
+    return base_changes
 
 
-def _check_alone(landed: Landed, of_module: Sequence[Contribution]) -> None:
+def _check_alone(dependent: BaseDependentChange, of_module: Sequence[Contribution]) -> None:
     """Raises LoraInspectError where the module has another change of the kind that the true change becomes."""
-    own = landed.contribution
-    if any(c.algorithm.name == landed.algorithm.name for c in of_module if c is not own):
+    own = dependent.contribution
+    if any(c.algorithm.name == dependent.algorithm.name for c in of_module if c is not own):
         raise RefusedError(
-            landed.file,
-            f"{own.module.key} has {landed.algorithm.title} beside the "
+            dependent.file,
+            f"{own.module.key} has {dependent.algorithm.title} beside the "
             f"{own.algorithm.title}{' with a magnitude' if own.magnitude else ''}, and the plain LoRA of the true "
             "change would be a second one",
             _ways_out(own, "--keep-dora or --drop-magnitude"),

@@ -26,13 +26,13 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Module
 
 if TYPE_CHECKING:
-    from lora_inspect.converting.steps.base_change import Landed
+    from lora_inspect.converting.steps.base_change import BaseDependentChange
     from lora_inspect.converting.steps.full_delta import WholeChanges
 
 _StepFunction = Callable[[ModuleParts, Context], ModuleParts]
 
 
-class Step(NamedTuple):
+class ConversionStep(NamedTuple):
     """One step of a conversion, and the sign of the modules that need it.
 
     `run` is a function, or its address as `file:function`.
@@ -78,7 +78,7 @@ def _has_slices(module: ModuleParts, context: Context) -> bool:
 
 def _depends_on_the_base(module: ModuleParts, context: Context) -> bool:
     keys = {source.module.name.key for source in module.target.sources}
-    is_told = not keys.isdisjoint(context.landed) or not keys.isdisjoint(context.remeasured)
+    is_told = not keys.isdisjoint(context.base_changes) or not keys.isdisjoint(context.remeasured)
     return is_told or _any(module, lambda part: part.magnitude is not None)
 
 
@@ -105,27 +105,27 @@ def join_sources(module: ModuleParts, context: Context) -> ModuleParts:
 
 STEPS = (
     # The parts of each source.
-    Step("respell:count_once", _is_of_attention),
-    Step("expert_split:repack", _is_packed),
-    Step("respell:substitute_algorithms", _is_written_otherwise),
-    Step("respell:turn_mlx", _is_of_mlx),
-    Step("split_fuse:fuse_slices", _has_slices),
-    Step("renormalise:settle_magnitudes", _depends_on_the_base),
-    Step("low_rank_lora:make_lora", _becomes_lora),
-    Step("respell:turn_embeddings", _is_turned_embedding),
+    ConversionStep("respell:count_once", _is_of_attention),
+    ConversionStep("expert_split:repack", _is_packed),
+    ConversionStep("respell:substitute_algorithms", _is_written_otherwise),
+    ConversionStep("respell:turn_mlx", _is_of_mlx),
+    ConversionStep("split_fuse:fuse_slices", _has_slices),
+    ConversionStep("renormalise:settle_magnitudes", _depends_on_the_base),
+    ConversionStep("low_rank_lora:make_lora", _becomes_lora),
+    ConversionStep("respell:turn_embeddings", _is_turned_embedding),
     # The parts of the module of the output.
-    Step(join_sources),
-    Step("split_fuse:arrange_rows", _has_moved_rows),
-    Step("expert_split:arrange_experts", _has_experts),
-    Step(carry_scale),
+    ConversionStep(join_sources),
+    ConversionStep("split_fuse:arrange_rows", _has_moved_rows),
+    ConversionStep("expert_split:arrange_experts", _has_experts),
+    ConversionStep(carry_scale),
 )
 
 
 def convert_modules(
     adapter: Adapter,
     targets: Sequence[Destination],
-    landed: "Mapping[str, Landed]",
-    remeasured: "Mapping[str, Landed]",
+    base_changes: "Mapping[str, BaseDependentChange]",
+    remeasured: "Mapping[str, BaseDependentChange]",
     changes: "WholeChanges",
     inner: dict[str, tuple[int, ...]],
     options: ConvertOptions,
@@ -133,25 +133,25 @@ def convert_modules(
 ) -> dict[str, SpelledModule]:
     """Convert every module; return those of the output by their names there.
 
-    A tensor that was saved whole and equals the base's gives no module. `landed` are the true changes of modules that
-    depend on a base. `remeasured` are the modules whose magnitudes will refer to other norms. `changes` are those that
-    become differences of whole parameters. `inner` gives the (in, *kernel) of the base's weights.
+    A tensor that was saved whole and equals the base's gives no module. `base_changes` are the true changes of modules
+    that depend on a base. `remeasured` are the modules whose magnitudes will refer to other norms. `changes` are those
+    that become differences of whole parameters. `inner` gives the (in, *kernel) of the base's weights.
     """
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
     writing = writing_of(schemes.by_name(options.scheme)) if options.scheme else None
     dialects, instead = (writing.dialects, writing.instead) if writing else ((), {})
     common = alpha_of_all(adapter.contributions)
-    context = Context(options, growth, landed, remeasured, inner, common, dialects, instead)
+    context = Context(options, growth, base_changes, remeasured, inner, common, dialects, instead)
     converted = {}
     of_one: list[tuple[Module, Sequence[Part]]] = []
     progress(0)
     for target in targets:
         if all(source.module.name.key in changes for source in target.sources):
-            from lora_inspect.converting.steps.dora_delta import told_in
+            from lora_inspect.converting.steps.dora_delta import remembered_deltas
             from lora_inspect.converting.steps.full_delta import spell_differences
 
-            converted[target.module.name.key] = spell_differences(target, changes, told_in(context), growth)
+            converted[target.module.name.key] = spell_differences(target, changes, remembered_deltas(context), growth)
             progress(1)
             continue
         found = tuple(read_parts(source.module) for source in target.sources)

@@ -12,10 +12,10 @@ import torch
 
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.caching import Remembered
-from lora_inspect.converting.steps.base_change import Landed
+from lora_inspect.converting.steps.base_change import BaseDependentChange
 from lora_inspect.converting.steps.part import Context, few_rows, in_rows, read_operands
 from lora_inspect.errors import RefusedError
-from lora_inspect.matching.placement import Place, Placed
+from lora_inspect.matching.placement import Place, Placement
 from lora_inspect.maths.change import Change, deltas, folded, settled
 from lora_inspect.maths.low_rank import Approximation, approximate
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite, working_dtype
@@ -63,23 +63,27 @@ def _runs(place: Place) -> Sequence[tuple[int, int, int]]:
 
 # What a base tells of the module that was last asked for, by its name and the parameter: a fused layer is asked for by
 # each of the layers that take rows of it, one after the other.
-Told = Remembered[tuple[str, str], torch.Tensor]
+DeltaCache = Remembered[tuple[str, str], torch.Tensor]
 
 
-def told_in(context: Context) -> Told:
+def remembered_deltas(context: Context) -> DeltaCache:
     """Return the changes that the steps of one conversion remember for each other."""
-    told: Told = context.kept.setdefault("dora_delta", Told(1))
-    return told
+    cache: DeltaCache = context.kept.setdefault("dora_delta", DeltaCache(1))
+    return cache
 
 
 def approximate_change(
-    landed: Landed, rank: int | None, max_error: float | None, told: Told, runs: Runs | None = None
+    dependent: BaseDependentChange,
+    rank: int | None,
+    max_error: float | None,
+    cache: DeltaCache,
+    runs: Runs | None = None,
 ) -> Approximation:
     """The low-rank approximation of the true change, with factors in float32; raises as `true_change` does.
 
     Where `runs` take some of the rows, it is that of those alone, and zeros in all other ones.
     """
-    change = told_change(landed, told, runs)
+    change = remembered_delta(dependent, cache, runs)
     taken = few_rows(runs, len(change))
     if taken is None:
         return approximate(change, rank, max_error, torch.float32)
@@ -87,36 +91,36 @@ def approximate_change(
     return replace(found, up=in_rows(found.up, taken, len(change)))
 
 
-def told_change(landed: Landed, told: Told, runs: Runs | None) -> torch.Tensor:
+def remembered_delta(dependent: BaseDependentChange, cache: DeltaCache, runs: Runs | None) -> torch.Tensor:
     """The true change, which is remembered where `runs` take some of its rows."""
-    own = landed.contribution
+    own = dependent.contribution
     key = own.module.key, own.algorithm.parameter
-    return told.of(key, partial(true_change, landed)) if runs else true_change(landed)
+    return cache.of(key, partial(true_change, dependent)) if runs else true_change(dependent)
 
 
-def true_change(landed: Landed) -> torch.Tensor:
+def true_change(dependent: BaseDependentChange) -> torch.Tensor:
     """W' - W as (out, in·kernel), where W has what the module adds to it before; LoraInspectError if not finite."""
-    weight = own_weight(landed.places)
-    for other in landed.before:
-        _fold(module_change(other, landed, weight.dtype), weight)
-    own = module_change(landed.contribution, landed, weight.dtype)
+    weight = own_weight(dependent.places)
+    for other in dependent.before:
+        _fold(module_change(other, dependent, weight.dtype), weight)
+    own = module_change(dependent.contribution, dependent, weight.dtype)
     ((_, rows),) = deltas([(own, 1.0)], partial(_at_once, weight))
     difference: torch.Tensor = rows
     if first_non_finite(difference) is not None:
-        place, _ = landed.places[0]
+        place, _ = dependent.places[0]
         raise RefusedError(
-            landed.file,
-            f"the change that {landed.contribution.module.key} makes to {place.target.name} is not finite or too "
+            dependent.file,
+            f"the change that {dependent.contribution.module.key} makes to {place.target.name} is not finite or too "
             "large to take its norm",
             "lower its alpha, or repair the file that holds such numbers",
         )
     return difference
 
 
-def module_change(contribution: Contribution, landed: Landed, dtype: torch.dtype) -> Change:
+def module_change(contribution: Contribution, dependent: BaseDependentChange, dtype: torch.dtype) -> Change:
     """The change of the module's own rows as (out, in·kernel), with factors in `dtype`."""
-    place, _ = landed.places[0]
-    placed = Placed(contribution, Place(place.target._replace(shape=landed.shape)))
+    place, _ = dependent.places[0]
+    placed = Placement(contribution, Place(place.target._replace(shape=dependent.shape)))
     return placed.read_change(partial(read_operands, dtype=dtype), lambda seen: iter(()), dtype)
 
 

@@ -14,7 +14,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.output.output_tensors import SpelledModule
-from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, Told, take_rows
+from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, DeltaCache, take_rows
 from lora_inspect.converting.steps.part import Growth, Part, read_operands
 from lora_inspect.converting.target.key_names import factor_key
 from lora_inspect.converting.target.target_algorithm import DIFFERENCES, changes_otherwise
@@ -25,7 +25,7 @@ from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Computed, Content, TensorPlan
 from lora_inspect.matching.match import Matching
-from lora_inspect.matching.placement import Place, Placed
+from lora_inspect.matching.placement import Place, Placement
 from lora_inspect.maths.change import Change, deltas
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite, to_bytes
 from lora_inspect.reading.adapter import Adapter
@@ -37,11 +37,11 @@ class Folded(NamedTuple):
     """A tensor of the base, all that one module folds into it in that order, and the rows that are the module's."""
 
     weight: CodedWeight
-    changes: tuple[Placed, ...]
+    changes: tuple[Placement, ...]
     place: Place
 
 
-class WholeChange(NamedTuple):
+class FullDelta(NamedTuple):
     """All that a module changes of one parameter, in every tensor where the base has it.
 
     `codecs` are those of other weights that a change depends on, by name.
@@ -74,11 +74,11 @@ class WholeChange(NamedTuple):
             raise self._no_numbers("is not finite, or beyond float32")
         return found
 
-    def told(self, told: Told, runs: Runs | None) -> torch.Tensor:
+    def remembered(self, cache: DeltaCache, runs: Runs | None) -> torch.Tensor:
         """The `matrix`, which is remembered where `runs` take some of the rows of a weight."""
         is_part = runs is not None and len(self.shape) > 1
         key = self.first.module.key, self.first.algorithm.parameter
-        return told.of(key, self.matrix) if is_part else self.matrix()
+        return cache.of(key, self.matrix) if is_part else self.matrix()
 
     def _no_numbers(self, what: str) -> LoraInspectError:
         file = next(iter(self.first.factors.values())).file
@@ -93,7 +93,7 @@ class WholeChange(NamedTuple):
         read = partial(_read, one.weight, one.changes[0].place)
         return deltas([(self._change(placed), 1.0) for placed in one.changes], read)
 
-    def _change(self, placed: Placed) -> Change:
+    def _change(self, placed: Placement) -> Change:
         def blocks(info: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
             seen = self.codecs[info.name]
             return _read(seen, Place(seen.info), 1)
@@ -107,13 +107,13 @@ def _read(weight: CodedWeight, place: Place, together: int) -> Iterator[tuple[in
         yield first, rows.double() if rows.dtype != torch.float64 else rows.clone()
 
 
-def whole_place(placed: Placed) -> Place:
+def whole_place(placed: Placement) -> Place:
     """The rows of a tensor that are the module's: of slices all of them together, which is the whole tensor."""
     return placed.place if placed.contribution.rows is None else placed.place._replace(runs=None)
 
 
 # By module and parameter.
-WholeChanges = dict[str, dict[str, WholeChange]]
+WholeChanges = dict[str, dict[str, FullDelta]]
 
 
 def find_changes(adapter: Adapter, base: Checkpoint, matching: Matching) -> WholeChanges:
@@ -130,7 +130,9 @@ def find_changes(adapter: Adapter, base: Checkpoint, matching: Matching) -> Whol
             "name the base that the adapter was trained on",
         )
     base_codecs = BaseCodecs(base)
-    found: dict[str, dict[str, dict[Place, list[Placed]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    found: dict[str, dict[str, dict[Place, list[Placement]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
     for placed in (one for own in matching.targets.values() for one in own):
         key = placed.contribution.module.key
         if key in wanted:
@@ -141,19 +143,19 @@ def find_changes(adapter: Adapter, base: Checkpoint, matching: Matching) -> Whol
     }
 
 
-def _whole(places: dict[Place, list[Placed]], base_codecs: BaseCodecs) -> WholeChange:
+def _whole(places: dict[Place, list[Placement]], base_codecs: BaseCodecs) -> FullDelta:
     folded = tuple(Folded(base_codecs.of(place.target), tuple(own), place) for place, own in places.items())
     seen = (placed.place.seen for own in places.values() for placed in own if placed.place.seen)
-    return WholeChange(folded, {info.name: base_codecs.of(info) for info in seen})
+    return FullDelta(folded, {info.name: base_codecs.of(info) for info in seen})
 
 
 # A change, and which of its rows a module of the output has.
-Rows = tuple[WholeChange, Runs | None]
+Rows = tuple[FullDelta, Runs | None]
 # What rounding a number to float32 costs of it at most.
 _ROUNDING = 2.0**-24
 
 
-def spell_differences(target: Destination, changes: WholeChanges, told: Told, growth: Growth) -> SpelledModule:
+def spell_differences(target: Destination, changes: WholeChanges, cache: DeltaCache, growth: Growth) -> SpelledModule:
     """The module with a difference in float32 for every parameter that its sources change.
 
     Raises LoraInspectError where the sources change other parameters each, and where the output grows too much.
@@ -175,16 +177,16 @@ def spell_differences(target: Destination, changes: WholeChanges, told: Told, gr
         key = factor_key(target.module, first, DIFFERENCES[parameter], "difference")
         plan = TensorPlan(key, "F32", shape)
         growth.take(plan.nbytes, f"the full difference of {first.module.key}")
-        contents.append(Content(plan, Computed(partial(_computed, rows, shape, told))))
+        contents.append(Content(plan, Computed(partial(_computed, rows, shape, cache))))
         origin = first._replace(alpha=None, magnitude=None)
         parts.append(Part(origin, DIFFERENCES[parameter], {}, 1.0, replaced=True, error=_ROUNDING))
     return SpelledModule(target.module, tuple(parts), tuple(contents))
 
 
-def _computed(rows: Sequence[Rows], shape: tuple[int, ...], told: Told) -> bytes:
+def _computed(rows: Sequence[Rows], shape: tuple[int, ...], cache: DeltaCache) -> bytes:
     whole = torch.zeros(shape[0], prod(shape[1:]), dtype=torch.float32, device="cpu")
     for change, runs in rows:
-        matrix = change.told(told, runs)
+        matrix = change.remembered(cache, runs)
         for first, last, source in runs.each() if runs else [(0, len(matrix), 0)]:
             whole[first:last] = matrix[source : source + last - first]
     return to_bytes(whole, "F32")

@@ -53,21 +53,21 @@ class LoraMaker:
     ) -> None:
         self._rank, self._max_error, self._inner, self._growth = rank, max_error, inner, growth
 
-    def made(self, parts: Sequence[Part], runs: Runs | None = None) -> list[Part]:
+    def converted(self, parts: Sequence[Part], runs: Runs | None = None) -> list[Part]:
         """The parts, of which those that were another algorithm are LoRA, all LoRA of the module in one.
 
         Where `runs` take some of the rows, what was another algorithm is near in those, and zeros in all other ones.
         Raises LoraInspectError where a change has no thin factors and no rank is given, where its factors do not tell
         whether it is of a convolution, and where one is too large.
         """
-        found = [self._made(part, runs) if becomes_lora(part.algorithm, part.shapes) else part for part in parts]
+        found = [self._converted(part, runs) if becomes_lora(part.algorithm, part.shapes) else part for part in parts]
         own = [part for part in found if part.algorithm.name == lora.ALGORITHM.name]
         if len(own) < 2 or found == list(parts):
             return found
         others = [part for part in found if part.algorithm.name != lora.ALGORITHM.name]
         return [self._together(own), *others]
 
-    def _made(self, part: Part, runs: Runs | None) -> Part:
+    def _converted(self, part: Part, runs: Runs | None) -> Part:
         shape = self._shape(part)
         exact, taken = self._thin(part, shape), few_rows(runs, shape[0])
         if exact and taken is not None:
@@ -209,4 +209,4 @@ def make_lora(module: ModuleParts, context: Context) -> ModuleParts:
     """Makes LoRA of the parts of each source."""
     options = context.options
     maker = LoraMaker(options.rank, options.max_error, context.inner, context.growth)
-    return module.each(lambda source, parts: maker.made(parts, source.runs))
+    return module.each(lambda source, parts: maker.converted(parts, source.runs))

@@ -27,7 +27,7 @@ from lora_inspect.maths.tensors import TORCH_DTYPES, first_non_finite, load_stor
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 
 if TYPE_CHECKING:
-    from lora_inspect.converting.steps.base_change import Landed
+    from lora_inspect.converting.steps.base_change import BaseDependentChange
 
 _TIMES, _FREE_BYTES = 16, 64 << 20
 
@@ -243,16 +243,16 @@ class ModuleParts:
 class Context:
     """The context of the steps, next to the module.
 
-    `landed` are the true changes of modules that depend on a base. `remeasured` are the modules whose magnitudes will
-    refer to other norms. `inner` gives the (in, *kernel) of the base's weights. `common` is the alpha that a header
-    states once. `dialects` are those of the output's scheme, which writes the algorithms in `instead` as other ones. A
-    step keeps in `kept`, under its file's name, data for the next module.
+    `base_changes` are the true changes of modules that depend on a base. `remeasured` are the modules whose magnitudes
+    will refer to other norms. `inner` gives the (in, *kernel) of the base's weights. `common` is the alpha that a
+    header states once. `dialects` are those of the output's scheme, which writes the algorithms in `instead` as other
+    ones. A step keeps in `kept`, under its file's name, data for the next module.
     """
 
     options: ConvertOptions
     growth: Growth
-    landed: "Mapping[str, Landed]"
-    remeasured: "Mapping[str, Landed]"
+    base_changes: "Mapping[str, BaseDependentChange]"
+    remeasured: "Mapping[str, BaseDependentChange]"
     inner: dict[str, tuple[int, ...]]
     common: float
     dialects: Sequence[str]

@@ -17,14 +17,14 @@ import torch
 from lora_inspect import schemes
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.options import ConvertOptions
-from lora_inspect.converting.steps.base_change import Landed
+from lora_inspect.converting.steps.base_change import BaseDependentChange
 from lora_inspect.converting.steps.dora_delta import (
     BLOCK_ELEMENTS,
-    Told,
+    DeltaCache,
     approximate_change,
     module_change,
     own_weight,
-    told_in,
+    remembered_deltas,
 )
 from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Part, check_finite, rounded
 from lora_inspect.converting.steps.respell import without_unchanged
@@ -42,25 +42,25 @@ from lora_inspect.reading.model.contribution import Module
 from lora_inspect.reading.scale.dora_evidence import NormsRecord
 
 
-def other_magnitude(landed: Landed, spelling: DoraSpelling) -> torch.Tensor:
+def other_magnitude(dependent: BaseDependentChange, spelling: DoraSpelling) -> torch.Tensor:
     """The magnitude (out,) that means in the `spelling` what the module's own does, in float64.
 
     Raises LoraInspectError where one is not finite in float32, as of a row that the trainer divides by nothing.
     """
-    weight = own_weight(landed.places)
+    weight = own_weight(dependent.places)
     read = partial(_blocks, weight)
-    own = (*landed.before, landed.contribution)
-    *before, (change, _) = settled([(module_change(one, landed, torch.float64), 1.0) for one in own], read)
+    own = (*dependent.before, dependent.contribution)
+    *before, (change, _) = settled([(module_change(one, dependent, torch.float64), 1.0) for one in own], read)
     decomposed, other = cast(DecomposedRows, change), magnitude_of(spelling, None)
     values = weight.new_empty(len(weight), dtype=torch.float64)
     for first, rows in folded(before, read, change.together):
         values[first : first + len(rows)] = decomposed.values_of(other, rows, first)
     if (bad := first_non_finite(values.float())) is not None:
-        place, _ = landed.places[0]
+        place, _ = dependent.places[0]
         raise RefusedError(
-            landed.file,
-            f"a magnitude of {landed.contribution.module.key} would be {bad}, as rows of it or of {place.target.name} "
-            "are of no length, not finite or too large to be squared",
+            dependent.file,
+            f"a magnitude of {dependent.contribution.module.key} would be {bad}, as rows of it or of "
+            f"{place.target.name} are of no length, not finite or too large to be squared",
             "use --rank N or --max-error E, or repair the file that holds such numbers",
         )
     return values
@@ -73,7 +73,7 @@ def _blocks(weight: torch.Tensor, together: int) -> Iterator[tuple[int, torch.Te
         yield first, weight[first : first + count].double()
 
 
-def norms_record_of(remeasured: Mapping[str, Landed], base: str) -> NormsRecord:
+def norms_record_of(remeasured: Mapping[str, BaseDependentChange], base: str) -> NormsRecord:
     """The record of the base at the path `base`, by the weight of the first of the modules."""
     place, _ = next(iter(remeasured.values())).places[0]
     return NormsRecord(describe_file(base), place.target.name, sha256(place.target))
@@ -82,12 +82,12 @@ def norms_record_of(remeasured: Mapping[str, Landed], base: str) -> NormsRecord:
 def settle_magnitudes(module: ModuleParts, context: Context) -> ModuleParts:
     """Settles the magnitudes of each source: near the true change, over other norms, dropped or kept as they are."""
     options = context.options
-    told = told_in(context)
+    cache = remembered_deltas(context)
 
     def settled_in(source: Source, parts: Sequence[Part]) -> Sequence[Part]:
         key = source.module.name.key
-        if own := context.landed.get(key):
-            found = _approximate(parts, own, options.rank, options.max_error, told, source.runs)
+        if own := context.base_changes.get(key):
+            found = _approximate(parts, own, options.rank, options.max_error, cache, source.runs)
             return without_unchanged(found, own)
         if own := context.remeasured.get(key):
             return _remeasure(parts, own, module.target.module, options)
@@ -112,58 +112,72 @@ def _drop(parts: Sequence[Part]) -> list[Part]:
     ]
 
 
-def _remeasure(parts: Sequence[Part], landed: Landed, module: Module, options: ConvertOptions) -> list[Part]:
+def _remeasure(
+    parts: Sequence[Part], dependent: BaseDependentChange, module: Module, options: ConvertOptions
+) -> list[Part]:
     """The same DoRA with a magnitude over the norms that are due, in float32, for a `module` of the output.
 
-    The parts are those of the module that has `landed`.
+    The parts are those of the module that has the `dependent` change.
     """
     suffix = schemes.by_name(module.name.scheme).suffixes["magnitude"]
     spelling = OVER_BASE if due_norms(options) == OF_BASE else SPELLINGS[suffix]
-    return [_remeasured(part, landed, spelling) if part.magnitude else part for part in parts]
+    return [_remeasured(part, dependent, spelling) if part.magnitude else part for part in parts]
 
 
-def _remeasured(part: Part, landed: Landed, spelling: DoraSpelling) -> Part:
-    meant = other_magnitude(landed, spelling)
+def _remeasured(part: Part, dependent: BaseDependentChange, spelling: DoraSpelling) -> Part:
+    meant = other_magnitude(dependent, spelling)
     written = rounded(meant, "F32")
     lost = relative(float((written - meant).norm()), float(meant.norm()))
     own = part.magnitude
     if own is not None:
         # The base tells a kernel that factors may have flattened.
-        shape = (len(meant), *(1 for _ in landed.shape[1:]))
+        shape = (len(meant), *(1 for _ in dependent.shape[1:]))
         own = own._replace(info=own.info._replace(shape=shape), spelling=own.spelling._replace(norms=spelling.norms))
     error = None if part.error is None else part.error + lost
     return replace(part, magnitude=own, lengths=Factor(written, "F32"), error=error)
 
 
 def _approximate(
-    parts: Sequence[Part], landed: Landed, rank: int | None, max_error: float | None, told: Told, runs: Runs | None
+    parts: Sequence[Part],
+    dependent: BaseDependentChange,
+    rank: int | None,
+    max_error: float | None,
+    cache: DeltaCache,
+    runs: Runs | None,
 ) -> list[Part]:
     """A plain LoRA of the true change in the place of the part whose change depends on the base, where it lands.
 
     It is the change of the rows that `runs` take, None for all.
     """
-    own = landed.contribution
+    own = dependent.contribution
     return [
-        _of(part, landed, rank, max_error, told, runs)
+        _of(part, dependent, rank, max_error, cache, runs)
         if (part.magnitude if own.magnitude else part.algorithm is own.algorithm)
         else part
         for part in parts
     ]
 
 
-def _of(part: Part, landed: Landed, rank: int | None, max_error: float | None, told: Told, runs: Runs | None) -> Part:
+def _of(
+    part: Part,
+    dependent: BaseDependentChange,
+    rank: int | None,
+    max_error: float | None,
+    cache: DeltaCache,
+    runs: Runs | None,
+) -> Part:
     """The approximation in the form in which the part has its factors, else in that of the base's weight."""
-    found = approximate_change(landed, rank, max_error, told, runs)
+    found = approximate_change(dependent, rank, max_error, cache, runs)
     origin = part.origin
-    if landed.is_turned:
+    if dependent.is_turned:
         factors = {"down": Factor(found.up.T.contiguous(), "F32"), "up": Factor(found.down.T.contiguous(), "F32")}
-        return Part(origin, landed.algorithm, factors, 1.0, replaced=True, error=found.relative_error)
-    is_kept = origin.algorithm is landed.algorithm
-    shape = origin.known_shape if is_kept else landed.shape
+        return Part(origin, dependent.algorithm, factors, 1.0, replaced=True, error=found.relative_error)
+    is_kept = origin.algorithm is dependent.algorithm
+    shape = origin.known_shape if is_kept else dependent.shape
     kernel = origin.factors["up"].shape[2:] if is_kept else (1,) * len(shape[2:])
     return Part(
         origin._replace(alpha=None, magnitude=None),
-        landed.algorithm,
+        dependent.algorithm,
         {
             "down": Factor(found.down.reshape(found.rank, *shape[1:]), "F32"),
             "up": Factor(found.up.reshape(shape[0], found.rank, *kernel), "F32"),

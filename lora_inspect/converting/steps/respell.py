@@ -15,7 +15,7 @@ from lora_inspect.algorithms import by_name, lora, mlx
 from lora_inspect.algorithms.attention_lora import IN_PROJ, OUT_PROJ, TIMES
 from lora_inspect.algorithms.lora_embedding import spelled_in
 from lora_inspect.algorithms.record import Algorithm, Role
-from lora_inspect.converting.steps.base_change import Landed
+from lora_inspect.converting.steps.base_change import BaseDependentChange
 from lora_inspect.converting.steps.carried_scale import into_factors
 from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Part, as_factor
 from lora_inspect.errors import RefusedError
@@ -102,14 +102,14 @@ def _turned_factors(factors: Mapping[Role, TensorInfo | Factor]) -> dict[Role, F
     return {role: factor._replace(values=factor.values.T.contiguous()) for role, factor in read.items()}
 
 
-def without_unchanged(parts: Sequence[Part], landed: Landed) -> list[Part]:
+def without_unchanged(parts: Sequence[Part], dependent: BaseDependentChange) -> list[Part]:
     """The parts without the LoRA of a saved weight that is the base's own."""
-    own = landed.contribution
-    return [part for part in parts if not (own.algorithm.replaces and _is_of(part, landed) and _is_nothing(part))]
+    own = dependent.contribution
+    return [part for part in parts if not (own.algorithm.replaces and _is_of(part, dependent) and _is_nothing(part))]
 
 
-def _is_of(part: Part, landed: Landed) -> bool:
-    return part.origin.factors == landed.contribution.factors
+def _is_of(part: Part, dependent: BaseDependentChange) -> bool:
+    return part.origin.factors == dependent.contribution.factors
 
 
 def _is_nothing(part: Part) -> bool:

@@ -43,7 +43,7 @@ from lora_inspect.maths.low_rank import relative
 Values = Mapping[Role, Factor]
 
 
-class Piece(NamedTuple):
+class PartRows(NamedTuple):
     """A part, and where its rows are in the whole."""
 
     part: Part
@@ -58,10 +58,10 @@ def arrange(destination: Destination, found: Sequence[Sequence[Part]], carrier: 
     rows = destination.rows
     if rows is None:
         return found[0]
-    pieces: dict[str, list[Piece]] = defaultdict(list)
+    pieces: dict[str, list[PartRows]] = defaultdict(list)
     for source, parts in zip(destination.sources, found, strict=True):
         for part in parts:
-            pieces[part.algorithm.name].append(Piece(part, source.runs or Runs(0, rows)))
+            pieces[part.algorithm.name].append(PartRows(part, source.runs or Runs(0, rows)))
     scale = 1.0 if carrier == FACTORS else None
     arranged: dict[str, Part] = {}
     for name, of_algorithm in pieces.items():
@@ -71,7 +71,7 @@ def arrange(destination: Destination, found: Sequence[Sequence[Part]], carrier: 
     return list(arranged.values())
 
 
-def _arranged(pieces: Sequence[Piece], rows: int, scale: float | None, growth: Growth) -> Part:
+def _arranged(pieces: Sequence[PartRows], rows: int, scale: float | None, growth: Growth) -> Part:
     for part, _ in pieces:
         _check(part)
     alone = len(pieces) == 1 and pieces[0].runs.rows == rows
@@ -130,7 +130,7 @@ def _without_empty_columns(part: Part, taken: Values) -> Part:
     return replace(part, origin=part.origin._replace(alpha=None), factors={**part.factors, **narrow, **short})
 
 
-def stack(pieces: Sequence[Piece], rows: int, scale: float | None, growth: Growth) -> Part:
+def stack(pieces: Sequence[PartRows], rows: int, scale: float | None, growth: Growth) -> Part:
     """One part of `rows` rows with those of the pieces, of one algorithm, in their places, and zeros elsewhere.
 
     Its scale is `scale`, or the largest of the pieces' own. Raises LoraInspectError where `growth` refuses the size,
@@ -163,7 +163,7 @@ def stack(pieces: Sequence[Piece], rows: int, scale: float | None, growth: Growt
 
 
 def _joined_factors(
-    written: Sequence[Values], pieces: Sequence[Piece], rows: int, growth: Growth
+    written: Sequence[Values], pieces: Sequence[PartRows], rows: int, growth: Growth
 ) -> dict[Role, Factor]:
     key, by_role = pieces[0].part.origin.module.key, pieces[0].part.algorithm.rows
     inner = [role for role in by_role.values() if role]
@@ -199,7 +199,7 @@ def _distinct(tensors: Sequence[Sequence[torch.Tensor]]) -> tuple[list[int], lis
     return groups, kept
 
 
-def _joined_lengths(pieces: Sequence[Piece], rows: int) -> Factor | None:
+def _joined_lengths(pieces: Sequence[PartRows], rows: int) -> Factor | None:
     decomposed = [part for part, _ in pieces if part.magnitude]
     magnitudes = [part.magnitude for part in decomposed if part.magnitude]
     if not magnitudes:
@@ -269,5 +269,5 @@ def fused_slices(parts: Sequence[Part], carrier: str, growth: Growth) -> Sequenc
     if not slices:
         return parts
     whole = [part for part in parts if part.origin.rows is None]
-    pieces = [Piece(part, Runs(start, stop - start)) for part, (start, stop) in slices]
+    pieces = [PartRows(part, Runs(start, stop - start)) for part, (start, stop) in slices]
     return [stack(pieces, slices[-1][1][1], 1.0 if carrier == FACTORS else None, growth), *whole]

@@ -22,7 +22,7 @@ from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.matching.match import Matching
-from lora_inspect.matching.placement import Placed, storage_of
+from lora_inspect.matching.placement import Placement, storage_of
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.base.model_config import config_beside
 from lora_inspect.reading.identify import adapter_candidates, certain_correspondence
@@ -75,7 +75,7 @@ def with_single_experts(
             "which rows of its experts' factors are whose, only the base that it was trained on tells",
             "name it with --base",
         )
-    placed: dict[str, list[Placed]] = defaultdict(list)
+    placed: dict[str, list[Placement]] = defaultdict(list)
     for found in matching.targets.values():
         for one in found:
             placed[one.contribution.module.key].append(one)
@@ -91,7 +91,7 @@ def with_single_experts(
             )
         destinations += _layers(module, placed[module.name.key], base, correspondence, adapter)
     holders = {one.module.name.body.partition(_HELD)[0] for one in destinations if one.experts}
-    return tuple(one if one.experts else _beside(one, holders, correspondence) for one in destinations)
+    return tuple(one if one.experts else _name_like_holders(one, holders, correspondence) for one in destinations)
 
 
 def with_all_experts(adapter: Adapter) -> tuple[Destination, ...]:
@@ -166,7 +166,7 @@ def _parameter(key: str, layers: Sequence[_Layer], keys: set[str], adapter: Adap
 
 
 def _layers(
-    module: Module, placed: Sequence[Placed], base: Checkpoint, correspondence: Correspondence, adapter: Adapter
+    module: Module, placed: Sequence[Placement], base: Checkpoint, correspondence: Correspondence, adapter: Adapter
 ) -> Iterator[Destination]:
     """The modules of single experts that a parameter is taken apart into."""
     contribution = placed[0].contribution
@@ -187,7 +187,7 @@ def _layers(
         yield Destination(made, (Source(module),), experts=cut)
 
 
-def _cuts_of_parameter(placed: Placed, links: Sequence[Link], base: Checkpoint) -> Mapping[str, OneLayer]:
+def _cuts_of_parameter(placed: Placement, links: Sequence[Link], base: Checkpoint) -> Mapping[str, OneLayer]:
     """The layers by path, where the base has all experts in one parameter."""
     experts, target = placed.contribution.algorithm.experts, placed.place.target
     storage = storage_of(target.name, base)
@@ -217,7 +217,9 @@ def _published(links: Sequence[Link], parameter: str, base: Checkpoint) -> list[
     return [link for link in links if first and link.relation == first.relation]
 
 
-def _beside(destination: Destination, holders: Collection[str], correspondence: Correspondence) -> Destination:
+def _name_like_holders(
+    destination: Destination, holders: Collection[str], correspondence: Correspondence
+) -> Destination:
     """A module that is no expert's, called as one of those that hold the experts of the output calls it."""
     module = destination.module
     for link in correspondence.links(module.name.body):
@@ -226,7 +228,7 @@ def _beside(destination: Destination, holders: Collection[str], correspondence: 
     return destination
 
 
-def _cuts_of_layers(placed: Sequence[Placed], links: Sequence[Link]) -> Mapping[str, OneLayer]:
+def _cuts_of_layers(placed: Sequence[Placement], links: Sequence[Link]) -> Mapping[str, OneLayer]:
     """The layers by path, where the base has the experts one by one, called as they are there."""
     contribution = placed[0].contribution
     rows = sum(one.place.runs.rows if one.place.runs else one.place.shape[0] for one in placed)

@@ -1,4 +1,4 @@
-"""The adapter that a conversion will write, foreseen from names and numbers, for the rules of programs to judge."""
+"""The adapter that a conversion will write, predicted from names and numbers, for the rules of programs to judge."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +16,7 @@ from lora_inspect.reading.model.contribution import Contribution, Magnitude, Mod
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
 
 
-def foreseen(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions) -> Adapter | None:
+def predict_output(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions) -> Adapter | None:
     """What will be written of the `adapter`; None where a config will say the scale, or layers of experts move.
 
     Its tensors have the names that they will have, and lie nowhere.
@@ -28,7 +28,7 @@ def foreseen(adapter: Adapter, destinations: Sequence[Destination], options: Con
         raise RefusedError(adapter.checkpoint.path, "the rows of some layer cannot be taken apart or together")
     modules = {one.module.name.key: _module(one, options) for one in destinations}
     tensors = {info.name: info for module in modules.values() for info in module.tensors}
-    tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.beside}
+    tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.other_keys}
     metadata = {key: value for key, value in adapter.checkpoint.metadata.items() if key != EMBEDDED_KEY}
     checkpoint = adapter.checkpoint._replace(tensors=tensors, metadata=metadata, config=None, config_path=None)
     return adapter._replace(checkpoint=checkpoint, modules=modules, flags=())
@@ -85,7 +85,7 @@ def _contribution(module: Module, origin: Contribution, rows: int | None, option
     is_scaled = algorithm is origin.algorithm or algorithm.has_alpha
     scale = origin.scale if carrier_of(module) == ALPHA and is_scaled else 1.0
     is_kept = _keeps_magnitude(origin, algorithm, options)
-    # What becomes LoRA has the rank of the factors that are foreseen of it.
+    # What becomes LoRA has the rank of its predicted factors.
     rank = origin.rank if algorithm is origin.algorithm else 1 if algorithm.has_alpha else None
     return origin._replace(
         module=module.name,

@@ -198,7 +198,7 @@ def scheme_target(adapter: Adapter, families: Sequence[Detection], scheme: Schem
     """The names of `scheme`; LoraInspectError where its programs know no such file."""
     writing = writing_of(scheme)
     check_loadable(adapter, scheme, options)
-    asked = _Asked(adapter, families, scheme, writing, options)
+    asked = _RequestedNames(adapter, families, scheme, writing, options)
     return Target(
         family=described(families) if families else "a model of no known family",
         title=f"{scheme.name} names",
@@ -211,7 +211,7 @@ def scheme_target(adapter: Adapter, families: Sequence[Detection], scheme: Schem
     )
 
 
-class _Asked:
+class _RequestedNames:
     """The names of one adapter's modules in the `scheme`."""
 
     def __init__(

@@ -51,7 +51,7 @@ from lora_inspect.files.strict_json import KEY_BYTES, METADATA_KEYS, TENSORS, to
 _MATRICES = (".lora_a", ".lora_b")
 
 
-class Expected(NamedTuple):
+class ExpectedKind(NamedTuple):
     """What a file is read as: what raises LoraInspectError for another one, and what is true of all of its kind.
 
     `anew` is the way out where the file is one of a version or with element types that are not known here.
@@ -69,7 +69,7 @@ class Contents(NamedTuple):
     tensors: dict[str, TensorInfo]
 
 
-def read_contents(source: InputFile, expected: Expected) -> Contents:
+def read_contents(source: InputFile, expected: ExpectedKind) -> Contents:
     """The whole header; raises LoraInspectError where it is damaged or another one than `expected`."""
     cursor = Cursor(source, len(GGUF_MAGIC))
     _check_version(cursor, expected)
@@ -85,7 +85,7 @@ def read_contents(source: InputFile, expected: Expected) -> Contents:
     return Contents(values, _with_ranges(cursor, entries, _alignment(cursor.file, values)))
 
 
-def _check_version(cursor: Cursor, expected: Expected) -> None:
+def _check_version(cursor: Cursor, expected: ExpectedKind) -> None:
     version = cursor.number("I")
     if version in VERSIONS:
         return
@@ -104,7 +104,7 @@ class _Entry(NamedTuple):
     offset: int
 
 
-def _read_entries(cursor: Cursor, tensors: int, expected: Expected) -> Iterator[_Entry]:
+def _read_entries(cursor: Cursor, tensors: int, expected: ExpectedKind) -> Iterator[_Entry]:
     for _ in range(tensors):
         name = cursor.text(KEY_BYTES)
         count = cursor.number("I")
@@ -189,7 +189,7 @@ def read_gguf(file: str) -> GgufHeader:
 
     with InputFile(file) as source:
         anew = "convert the adapter again with convert_lora_to_gguf.py of llama.cpp, with --outtype f32"
-        values, tensors = read_contents(source, Expected(expect, MOST_DIMENSIONS, anew))
+        values, tensors = read_contents(source, ExpectedKind(expect, MOST_DIMENSIONS, anew))
         _check_adapter(file, values)
         alpha = values.get(ALPHA_KEY)
         return GgufHeader(
@@ -273,7 +273,7 @@ def read_gguf_model(file: str) -> GgufModel:
             )
 
     with InputFile(file) as source:
-        values, tensors = read_contents(source, Expected(expect, MOST_DIMENSIONS_OF_PICTURES, _OTHER_VERSION))
+        values, tensors = read_contents(source, ExpectedKind(expect, MOST_DIMENSIONS_OF_PICTURES, _OTHER_VERSION))
         if named := next(filter(_OF_LLAMA_CPP.search, tensors), None):
             raise _of_llama_cpp(file, values, named)
         metadata = {key: as_text(found.value) for key, found in values.items() if not key.startswith(SHAPE_KEY)}

@@ -121,7 +121,7 @@ def editing(file: str) -> Iterator[Editing]:
         _release(journal_of(file), descriptor, own.is_needed)
 
 
-def put_right(path: str) -> None:
+def repair(path: str) -> None:
     """Repairs the file, or those of the folder, whose journals say that a run died while it rewrote them."""
     folder = os.path.isdir(path)
     found = [os.path.join(path, name) for name in sorted(os.listdir(path))] if folder else [journal_of(path)]

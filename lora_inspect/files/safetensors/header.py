@@ -17,7 +17,7 @@ from typing import Any
 
 from lora_inspect.caching import Remembered
 from lora_inspect.errors import DamagedError
-from lora_inspect.fast_namedtuple import NamedTuple, made
+from lora_inspect.fast_namedtuple import NamedTuple, make_records
 from lora_inspect.files.file_types import START_BYTES, refuse_foreign
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.safetensors.dtypes import BITS, SIZES
@@ -249,7 +249,7 @@ def _read_plain(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], 
     (names, dtypes, shapes, starts, stops), metadata = plain
     ranges = [data_start + start for start in starts], [data_start + stop for stop in stops]
     rows = zip(names, dtypes, shapes, repeat(file), *ranges, repeat(identity))
-    return dict(zip(names, made(TensorInfo, rows), strict=True)), metadata
+    return dict(zip(names, make_records(TensorInfo, rows), strict=True)), metadata
 
 
 def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:

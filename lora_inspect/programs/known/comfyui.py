@@ -27,10 +27,10 @@ from lora_inspect.programs.record import (
     SLICED,
     TEXT_ENCODERS,
     WARNS,
-    Failure,
     FileTest,
     Given,
     Loader,
+    LoadFailure,
     OfKind,
     Program,
     Rule,
@@ -169,7 +169,7 @@ _LOGGED = {
 
 
 @OfKind
-def _exceptions(given: Given) -> str | Failure | Strangers | None:
+def _exceptions(given: Given) -> str | LoadFailure | Strangers | None:
     """What becomes of a contribution for what stands beside it, its shapes and its alpha."""
     algorithm, factors = given.contribution.algorithm.name, given.contribution.factors
     beside = {one.algorithm.name for one in given.module.contributions}
@@ -182,7 +182,7 @@ def _exceptions(given: Given) -> str | Failure | Strangers | None:
     if algorithm in ("oft", "lycoris_boft"):
         return _of_rotation(given)
     core = factors.get(_CORES.get(algorithm, ""))
-    return Failure(_OTHER_CORE) if core and len(core.shape) != _CORE_OF_CONV2D else None
+    return LoadFailure(_OTHER_CORE) if core and len(core.shape) != _CORE_OF_CONV2D else None
 
 
 def _is_logged(given: Given) -> bool:

@@ -28,8 +28,8 @@ from lora_inspect.programs.record import (
     INFIXED,
     LEAVES,
     SILENT,
-    Failure,
     Given,
+    LoadFailure,
     OfKind,
     Rule,
     ScaleOfFile,
@@ -47,7 +47,7 @@ _FLUX_ENDS = (
 
 
 @OfKind
-def _exceptions(given: Given) -> str | Failure | None:
+def _exceptions(given: Given) -> str | LoadFailure | None:
     if never := endless(given):
         return never
     body = given.module.name.body.replace("_", ".")

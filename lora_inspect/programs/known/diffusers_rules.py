@@ -14,9 +14,9 @@ from lora_inspect.programs.record import (
     LEAVES,
     SILENT,
     WARNS,
-    Failure,
     Given,
     Loader,
+    LoadFailure,
     OfKind,
     Rule,
     RulesByFamily,
@@ -30,10 +30,10 @@ NOT_LORA = "ValueError: Invalid LoRA checkpoint"
 
 
 @OfKind
-def endless(given: Given) -> Failure | None:
+def endless(given: Given) -> LoadFailure | None:
     """Conversions halve and double shares of a scale until they are alike, and those of a negative one never are."""
     is_negative = given.module.alpha is not None and (given.contribution.alpha or 0.0) < 0
-    return Failure("it never ends, because an alpha is negative") if is_negative else None
+    return LoadFailure("it never ends, because an alpha is negative") if is_negative else None
 
 
 @OfKind

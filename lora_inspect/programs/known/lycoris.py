@@ -16,9 +16,9 @@ from lora_inspect.programs.record import (
     MISREADS,
     SILENT,
     SLICED,
-    Failure,
     Given,
     Loader,
+    LoadFailure,
     OfKind,
     Program,
     Rule,
@@ -42,48 +42,48 @@ _NO_FACTOR = "AttributeError: the module has no such factor"
 
 
 @OfKind
-def _exceptions(given: Given) -> str | Failure | None:
+def _exceptions(given: Given) -> str | LoadFailure | None:
     """What it raises of a layer, and what it does not read of it."""
     found = [one.algorithm.name for one in given.module.contributions]
     first = next((name for name in _ORDER if name in found), None)
     name = given.contribution.algorithm.name
     if first is None:
-        return Failure(_NO_ALGORITHM) if name in _BIASES.values() else None
+        return LoadFailure(_NO_ALGORITHM) if name in _BIASES.values() else None
     if name != first:
         return None if name == _BIASES.get(first) else LEAVES
     if first == "lycoris_ia3":
-        return Failure(_IA3)
+        return LoadFailure(_IA3)
     if given.module.alpha is None and first not in _WITHOUT_ALPHA:
-        return Failure(_NO_ALPHA)
+        return LoadFailure(_NO_ALPHA)
     return _exceptions_of_shapes(given)
 
 
-def _exceptions_of_shapes(given: Given) -> str | Failure | None:
+def _exceptions_of_shapes(given: Given) -> str | LoadFailure | None:
     """It builds a module by its own rules, and raises where the factors in the file have other shapes than that has."""
     contribution = given.contribution
     if contribution.magnitude and contribution.magnitude.axis == "input":
-        return Failure("RuntimeError: output with the shape of one number a row doesn't match the broadcast shape")
+        return LoadFailure("RuntimeError: output with the shape of one number a row doesn't match the broadcast shape")
     shapes = contribution.shapes
     if contribution.algorithm.name == "lokr":
         return _exceptions_of_lokr(given)
     if contribution.algorithm.name == "oft" and shapes["blocks"][1] > shapes["blocks"][0]:
-        return Failure(_SIZES)
-    return Failure(_NO_FACTOR) if "bm" in shapes else None
+        return LoadFailure(_SIZES)
+    return LoadFailure(_NO_FACTOR) if "bm" in shapes else None
 
 
-def _exceptions_of_lokr(given: Given) -> str | Failure | None:
+def _exceptions_of_lokr(given: Given) -> str | LoadFailure | None:
     """The smaller numbers are the first factor's; a factor is a product while the rank is below half of its side."""
     shapes, rank = given.contribution.shapes, given.contribution.rank or 0
     if "t2" in shapes:
-        return Failure(_SIZES)
+        return LoadFailure(_SIZES)
     o1, i1 = shapes["w1"] if "w1" in shapes else (shapes["w1_a"][0], shapes["w1_b"][1])
     o2, i2 = shapes["w2"][:2] if "w2" in shapes else (shapes["w2_a"][0], shapes["w2_b"][1])
     if "w1_a" in shapes and ("w2" in shapes or rank >= max(o1, i1) / 2):
-        return Failure(_NO_FACTOR)
+        return LoadFailure(_NO_FACTOR)
     if "w2_a" in shapes and rank >= max(o2, i2) / 2:
-        return Failure(_NO_FACTOR)
+        return LoadFailure(_NO_FACTOR)
     if o1 > o2 or i1 > i2:
-        return Failure(_SIZES)
+        return LoadFailure(_SIZES)
     # The columns of a product may be those of a kernel, by which the side is smaller.
     is_sure = "w2" in shapes or rank < o2 / 2
     return None if is_sure and any(_parts(factor, (o1, o2), (i1, i2)) for factor in (-1, max(o1, i1))) else ""
@@ -97,7 +97,7 @@ def _parts(factor: int, *sides: tuple[int, int]) -> bool:
 
 
 @OfKind
-def _merged_exceptions(given: Given) -> str | Failure | None:
+def _merged_exceptions(given: Given) -> str | LoadFailure | None:
     """What `merge_to` scales twice it normalises so as well."""
     found, twice = _exceptions(given), _merged_scale(given) != alpha_over_rank(given)
     return MISREADS if found is None and given.contribution.magnitude and twice else found

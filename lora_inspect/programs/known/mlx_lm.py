@@ -5,7 +5,7 @@ Source: `load_adapters` and `linear_to_lora_layers` of mlx-lm.
 
 from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.programs.known.peft import names_in
-from lora_inspect.programs.record import COMPUTES, FAILS, Loader, Program, Rule, Strangers, as_meant
+from lora_inspect.programs.record import COMPUTES, FAILS, Loader, Program, Rule, Strangers, intended_scale
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.schemes.mlx import MLX
 
@@ -56,7 +56,7 @@ PROGRAM = Program(
                     layouts=("hf",),
                     dialects=("mlx",),
                     kinds={"mlx": COMPUTES},
-                    scale=as_meant,
+                    scale=intended_scale,
                     magnitudes={
                         **dict.fromkeys((".m output", ".m input"), COMPUTES),
                         **dict.fromkeys((".lora_magnitude_vector output", ".dora_scale output"), FAILS),

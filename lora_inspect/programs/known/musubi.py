@@ -27,10 +27,10 @@ from lora_inspect.programs.record import (
     SILENT,
     SLICED,
     WARNS,
-    Failure,
     Finder,
     Given,
     Loader,
+    LoadFailure,
     OfKind,
     Program,
     Rule,
@@ -114,13 +114,13 @@ def _finder(family: str) -> Callable[[Adapter], Finder]:
 
 
 @OfKind
-def _exceptions_of_network(given: Given) -> str | Failure | None:
+def _exceptions_of_network(given: Given) -> str | LoadFailure | None:
     """It asks for an alpha, and knows convolutions, which the blocks have none of."""
     shapes = given.contribution.shapes
     if given.module.alpha is None:
-        return Failure(f"KeyError: '{given.module.name.key}'")
+        return LoadFailure(f"KeyError: '{given.module.name.key}'")
     if given.contribution.algorithm.name == "lokr" and "w1_a" in shapes:
-        return Failure("KeyError: 'lokr_w1'")
+        return LoadFailure("KeyError: 'lokr_w1'")
     return _is_odd(shapes)
 
 

@@ -23,7 +23,7 @@ from lora_inspect.programs.record import (
     Program,
     Rule,
     Strangers,
-    as_meant,
+    intended_scale,
 )
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.peft.peft_config import ModuleSettings
@@ -110,7 +110,7 @@ _FILE = Rule(
     dialects=("peft", INFIXED),
     kinds=dict.fromkeys((*_LORA, *_TOKENS, *_OTHERS), COMPUTES),
     finds=_finds,
-    scale=as_meant,
+    scale=intended_scale,
     magnitudes={".lora_magnitude_vector output": COMPUTES, ".lora_magnitude_vector.weight output": COMPUTES},
     residual=True,
 )

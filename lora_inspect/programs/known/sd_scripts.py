@@ -17,10 +17,10 @@ from lora_inspect.programs.record import (
     SILENT,
     TEXT_ENCODERS,
     WARNS,
-    Failure,
     Finder,
     Given,
     Loader,
+    LoadFailure,
     OfKind,
     Program,
     Rule,
@@ -82,10 +82,10 @@ _MAGNITUDES = dict.fromkeys(
 
 
 @OfKind
-def _without_alpha(given: Given) -> str | Failure | None:
+def _without_alpha(given: Given) -> str | LoadFailure | None:
     """What asks for the alpha of a layer by its name, and does not build a layer around a core."""
     if given.module.alpha is None:
-        return Failure(f"KeyError: '{given.module.name.key}'")
+        return LoadFailure(f"KeyError: '{given.module.name.key}'")
     return _with_cores(given)
 
 

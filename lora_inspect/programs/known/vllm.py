@@ -16,7 +16,7 @@ from lora_inspect.programs.record import (
     Program,
     Rule,
     Strangers,
-    as_meant,
+    intended_scale,
 )
 from lora_inspect.reading.adapter import Adapter
 
@@ -73,7 +73,7 @@ def _odd(keys: Iterable[str]) -> str | None:
 
 def _never(adapter: Adapter) -> str | None:
     """What goes on through a conversion as it is."""
-    if odd := _odd(adapter.beside):
+    if odd := _odd(adapter.other_keys):
         return f"refuses a file with {odd}"
     return f"refuses rank {rank}" if (rank := _largest_rank(adapter)) > MAX_RANKS[-1] else None
 
@@ -128,7 +128,7 @@ PROGRAM = Program(
                     layouts=("hf",),
                     kinds={"lora": COMPUTES, "lora_embedding": COMPUTES, "": FAILS},
                     finds=_finds,
-                    scale=as_meant,
+                    scale=intended_scale,
                 ),
                 # What is saved whole has no suffix of its own.
                 Rule(prefixes=_NAMES.prefixes, kinds={"": FAILS}, finds=_finds_no_head),

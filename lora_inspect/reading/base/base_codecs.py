@@ -18,8 +18,8 @@ from lora_inspect.codecs.record import (
     MARKER,
     BadSetting,
     Codec,
-    Found,
-    Layout,
+    CodedTensor,
+    CodeLayout,
     NotRead,
     UnknownCodec,
 )
@@ -56,7 +56,7 @@ class CodedWeight(NamedTuple):
 
     info: TensorInfo
     codec: Codec
-    layout: Layout
+    layout: CodeLayout
     beside: Mapping[str, TensorInfo] = MappingProxyType({})
     settings: tuple[str, ...] = ()
 
@@ -181,7 +181,7 @@ class BaseCodecs:
     def _without_settings(self, info: TensorInfo, settings: tuple[str, ...] | None) -> CodedWeight:
         if info.dtype not in FP8:
             raise self._unknown(info, f"{info.dtype} without a scale")
-        return CodedWeight(info, plain_fp8.CODEC, Layout(info.shape, info.dtype), settings=settings or ())
+        return CodedWeight(info, plain_fp8.CODEC, CodeLayout(info.shape, info.dtype), settings=settings or ())
 
     def _beside(self, module: str, codec: Codec) -> dict[str, TensorInfo]:
         tensors = self._base.tensors
@@ -193,7 +193,7 @@ class BaseCodecs:
     def _coded(
         self, info: TensorInfo, codec: Codec, beside: Mapping[str, TensorInfo], description: Description | None
     ) -> CodedWeight:
-        found = Found(info, beside, description.said if description else {}, self._read)
+        found = CodedTensor(info, beside, description.said if description else {}, self._read)
         try:
             layout = codec.layout(found)
         except NotRead as why:
@@ -269,7 +269,7 @@ class BaseCodecs:
 
 def plain_weight(info: TensorInfo) -> CodedWeight:
     """A tensor of floats, which are the weight."""
-    return CodedWeight(info, plain.CODEC, Layout(info.shape))
+    return CodedWeight(info, plain.CODEC, CodeLayout(info.shape))
 
 
 def _description(described: Any, said_by: str, file: str) -> Description:

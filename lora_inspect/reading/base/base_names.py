@@ -80,7 +80,7 @@ _MOST_EXPERTS = 4096
 _FUSED_WEIGHT = ".in_proj_weight"
 
 
-class Piece(NamedTuple):
+class SharedRows(NamedTuple):
     """How a module of the base shares rows with one of the adapter: as the whole of several parts, or as one of them.
 
     `part` is the number of the part, of `parts`, that is the one module where `of_whole` says that the other one, the
@@ -93,7 +93,7 @@ class Piece(NamedTuple):
     of_whole: bool
 
 
-class Found(NamedTuple):
+class BaseModule(NamedTuple):
     """A module of the base that a name means: its path, and the `piece` that it has of it, None for all of it.
 
     Where the path is that of a parameter of all experts, (experts, rows, columns), the module is that of one `expert`,
@@ -103,7 +103,7 @@ class Found(NamedTuple):
     """
 
     path: str
-    piece: Piece | None = None
+    piece: SharedRows | None = None
     expert: int | None = None
     parameter: bool = False
     single: int | None = None
@@ -141,7 +141,7 @@ class NameTable:
         self._others: tuple[_Spellings, ...] = ()
         self._parameters: dict[str, _Spellings] = {}
 
-    def find(self, name: ModuleName) -> list[Found]:
+    def find(self, name: ModuleName) -> list[BaseModule]:
         """The modules that the name can mean: none, one, the parts of one, or several where it is ambiguous."""
         if found := self._layers.find(name):
             return found
@@ -151,7 +151,7 @@ class NameTable:
             self._others = parameters, self._spellings(_owner(name, self._base) for name in names)
         return next((found for spellings in self._others if (found := spellings.find(name))), [])
 
-    def find_parameter(self, name: ModuleName, parameter: str) -> list[Found]:
+    def find_parameter(self, name: ModuleName, parameter: str) -> list[BaseModule]:
         """What has the `parameter` of the module that is named, where the base has it under the name of another one.
 
         `modulation` of `blocks.0` is found in a tensor `blocks.0.scale_shift_table`.
@@ -166,7 +166,7 @@ class NameTable:
                             self._add(owner, _alone(tensor, parameter), spellings)
         return self._parameters[parameter].find(name)
 
-    def _spellings(self, modules: Iterable[Found]) -> "_Spellings":
+    def _spellings(self, modules: Iterable[BaseModule]) -> "_Spellings":
         spellings = _Spellings()
         for module in dict.fromkeys(modules):
             for own in own_paths(module.path, self._component, self._base):
@@ -181,36 +181,36 @@ class NameTable:
         for own in own_paths(info.name, self._component, self._base):
             if not is_weight(info):
                 for name in (own, *(link.path for link in self._correspondence.links(own))):
-                    self._add(name, Found(info.name, parameter=True), spellings)
+                    self._add(name, BaseModule(info.name, parameter=True), spellings)
             for link in self._correspondence.links_of_parameters(own):
-                self._add(link.path, Found(info.name, _piece(link), parameter=True), spellings)
+                self._add(link.path, BaseModule(info.name, _piece(link), parameter=True), spellings)
             # What is a module of a base that has all experts in it has them in its weight.
             for link in self._correspondence.links_of_experts(own.removesuffix(f".{WEIGHT}")):
                 for expert in range(info.shape[0]):
                     name = link.path.replace("{i}", str(expert))
-                    self._add(name, Found(info.name, _piece(link), expert), spellings)
+                    self._add(name, BaseModule(info.name, _piece(link), expert), spellings)
 
-    def _add(self, name: str, found: Found, spellings: "_Spellings") -> None:
+    def _add(self, name: str, found: BaseModule, spellings: "_Spellings") -> None:
         spellings.exact[self._spell(name, self._prefix)][found] = None
         roots, rest = without_roots(name)
         spellings.rooted[self._spell(rest, "")].append((roots, found))
 
 
-def _layer(info: TensorInfo) -> Found:
-    return Found(path_of(info), joint="_" if info.name.endswith(_FUSED_WEIGHT) else ".")
+def _layer(info: TensorInfo) -> BaseModule:
+    return BaseModule(path_of(info), joint="_" if info.name.endswith(_FUSED_WEIGHT) else ".")
 
 
-def _owner(name: str, base: Checkpoint) -> Found:
+def _owner(name: str, base: Checkpoint) -> BaseModule:
     """The module that a tensor is of. An RMSNorm of some programs calls its weight `scale`."""
     path = name.rpartition(".")[0]
     scale = f"{path}.scale"
     is_called_so = scale in base.tensors and f"{path}.{WEIGHT}" not in base.tensors
-    return Found(path, called=(WEIGHT, scale) if is_called_so else None)
+    return BaseModule(path, called=(WEIGHT, scale) if is_called_so else None)
 
 
-def _alone(tensor: str, parameter: str) -> Found:
+def _alone(tensor: str, parameter: str) -> BaseModule:
     """A tensor that is what a name calls a module, or one of its parameters."""
-    return Found(tensor, called=(parameter, tensor))
+    return BaseModule(tensor, called=(parameter, tensor))
 
 
 def _is_parameter(name: str) -> bool:
@@ -218,21 +218,21 @@ def _is_parameter(name: str) -> bool:
     return not name.endswith((f".{WEIGHT}", f".{BIAS}"))
 
 
-def _piece(link: Link) -> Piece | None:
+def _piece(link: Link) -> SharedRows | None:
     relation = link.relation
     if relation.arrangement is None:
         return None
-    return Piece(relation.arrangement, link.part, len(relation.parts), link.is_whole)
+    return SharedRows(relation.arrangement, link.part, len(relation.parts), link.is_whole)
 
 
 class _Spellings:
     """Modules of a base by how they are spelled, and by how they are spelled without their roots."""
 
     def __init__(self) -> None:
-        self.exact: dict[str, dict[Found, None]] = defaultdict(dict)
-        self.rooted: dict[str, list[tuple[frozenset[str], Found]]] = defaultdict(list)
+        self.exact: dict[str, dict[BaseModule, None]] = defaultdict(dict)
+        self.rooted: dict[str, list[tuple[frozenset[str], BaseModule]]] = defaultdict(list)
 
-    def find(self, name: ModuleName) -> list[Found]:
+    def find(self, name: ModuleName) -> list[BaseModule]:
         """The modules that are spelled so, or else related by their roots."""
         if name.key in self.exact:
             return list(self.exact[name.key])

@@ -10,12 +10,12 @@ from typing import Any
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import Algorithm
-from lora_inspect.fast_namedtuple import NamedTuple, made
+from lora_inspect.fast_namedtuple import NamedTuple, make_records
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths import dora
 from lora_inspect.reading.keys.suffixes import ParsedKey, parse_key
 from lora_inspect.reading.model.contribution import UNSCALED, Contribution, Magnitude, Module
-from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, Finding
+from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, RawProblem
 from lora_inspect.schemes.record import ModuleName
 
 # What a group of tensors is like.
@@ -111,7 +111,7 @@ class ModulePlan:
         ]
         alpha = None if self._alpha is None else infos[self._alpha]
         flag = None if self._flag is None else infos[self._flag]
-        return name, tuple(made(Contribution, rows_of)), alpha, flag, *_UNNAMED
+        return name, tuple(make_records(Contribution, rows_of)), alpha, flag, *_UNNAMED
 
 
 # Tensors of a whole network, without a module.
@@ -122,7 +122,7 @@ MIXED = "mixed"
 _MEND = "fetch the file again, or write it again with the program that trained it"
 
 # Of shapes that are those of another algorithm with the same suffixes, which is no complaint.
-_OTHER = Finding("shape-mismatch", "", ())
+_OTHER = RawProblem("shape-mismatch", "", ())
 
 
 class Claims(NamedTuple):
@@ -131,7 +131,7 @@ class Claims(NamedTuple):
     modules: dict[str, Module]
     flags: tuple[str, ...]
     unclaimed: tuple[str, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[RawProblem, ...]
 
     @property
     def computed(self) -> Iterable[tuple[Module, Contribution]]:
@@ -150,12 +150,12 @@ class Claims(NamedTuple):
         return names.pop() if len(names) == 1 else (MIXED if names else None)
 
 
-class _Found(NamedTuple):
+class _Claimed(NamedTuple):
     """What a part of a file amounts to: the keys that nobody takes are `left`."""
 
     contributions: list[Contribution]
     left: list[str]
-    findings: list[Finding]
+    findings: list[RawProblem]
 
 
 def claim(tensors: dict[str, TensorInfo], known: Mapping[str, ParsedKey] = MappingProxyType({})) -> Claims:
@@ -163,7 +163,7 @@ def claim(tensors: dict[str, TensorInfo], known: Mapping[str, ParsedKey] = Mappi
     groups: dict[str, KeyGroup] = {}
     flags: list[str] = []
     unclaimed: list[str] = []
-    findings: list[Finding] = []
+    findings: list[RawProblem] = []
     for key, info in tensors.items():
         if key in NETWORK_FLAGS:
             flags.append(key)
@@ -210,19 +210,19 @@ def _unmarked(name: str, group: KeyGroup, tensors: Mapping[str, TensorInfo]) -> 
                 yield GroupTensor(tensors[key], ParsedKey(name, suffix, ((algorithm.name, role),)))
 
 
-def _second(key: str) -> Finding:
+def _second(key: str) -> RawProblem:
     message = f"{key} is a second tensor for the same role of its module; leave one of them out"
-    return Finding("duplicate-tensor", message, (key,))
+    return RawProblem("duplicate-tensor", message, (key,))
 
 
-def _build(name: ModuleName, group: KeyGroup) -> tuple[Module | None, list[str], list[Finding]]:
+def _build(name: ModuleName, group: KeyGroup) -> tuple[Module | None, list[str], list[RawProblem]]:
     """The module, the keys that it does not take, and what is wrong with it."""
     contributions: list[Contribution] = []
     numbered = (tensor for part, tensors in group.parts.items() if part is not None for tensor in tensors)
     sliced = {name for tensor in numbered for name, _ in tensor.parsed.meanings}
     slices: dict[int | None, list[Contribution]] = {}
     left: list[str] = []
-    findings: list[Finding] = []
+    findings: list[RawProblem] = []
     for part, tensors in sorted(group.parts.items(), key=lambda item: item[0] or 0):
         found = _claim_part(name, tensors)
         for contribution in found.contributions:
@@ -235,7 +235,7 @@ def _build(name: ModuleName, group: KeyGroup) -> tuple[Module | None, list[str],
         contributions += parts
     elif wrong := _check_slices(list(slices), parts):
         keys = tuple(info.name for part in (*parts, *contributions) for info in part.factors.values())
-        findings.append(Finding("shape-mismatch", f"{name.key}: {wrong}; {_MEND}", keys))
+        findings.append(RawProblem("shape-mismatch", f"{name.key}: {wrong}; {_MEND}", keys))
         left.extend(keys)
         contributions = []
     else:
@@ -259,10 +259,12 @@ def _build(name: ModuleName, group: KeyGroup) -> tuple[Module | None, list[str],
     return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, findings
 
 
-def _with_bearers(contributions: list[Contribution], is_decomposed: bool) -> tuple[list[Contribution], list[Finding]]:
+def _with_bearers(
+    contributions: list[Contribution], is_decomposed: bool
+) -> tuple[list[Contribution], list[RawProblem]]:
     """The contributions without those whose scale nothing of their module bears, and what is wrong with these."""
     kept: list[Contribution] = []
-    findings: list[Finding] = []
+    findings: list[RawProblem] = []
     for contribution in contributions:
         if (bearer := contribution.algorithm.beside) is None:
             kept.append(contribution)
@@ -278,18 +280,18 @@ def _with_bearers(contributions: list[Contribution], is_decomposed: bool) -> tup
             if bearers
             else f"is there, but its module has no {title} to give it a scale"
         )
-        findings.append(Finding("incomplete", f"{key} {wrong}; {_MEND}", (key,)))
+        findings.append(RawProblem("incomplete", f"{key} {wrong}; {_MEND}", (key,)))
     return kept, findings
 
 
-def _claim_part(name: ModuleName, tensors: Sequence[GroupTensor]) -> _Found:
+def _claim_part(name: ModuleName, tensors: Sequence[GroupTensor]) -> _Claimed:
     """The contributions of a module, or of one slice of it.
 
     Of the algorithms that know a suffix, the first whose marks are there and whose shapes fit takes the tensors.
     """
     contributions: list[Contribution] = []
-    findings: list[Finding] = []
-    failures: list[tuple[Sequence[GroupTensor], Finding]] = []
+    findings: list[RawProblem] = []
+    failures: list[tuple[Sequence[GroupTensor], RawProblem]] = []
     left = list(tensors)
     for algorithm in map(algorithms.by_name, _possible(tensors)):
         roles = [(tensor, role) for tensor in left if (role := tensor.role_in(algorithm.name))]
@@ -305,7 +307,7 @@ def _claim_part(name: ModuleName, tensors: Sequence[GroupTensor]) -> _Found:
         findings += [_second(tensor.info.name) for tensor in own if tensor not in taken]
         left = [tensor for tensor in left if tensor not in taken]
     findings += [finding for own, finding in failures if finding.message and all(tensor in left for tensor in own)]
-    return _Found(contributions, [tensor.info.name for tensor in left], findings)
+    return _Claimed(contributions, [tensor.info.name for tensor in left], findings)
 
 
 def _possible(tensors: Iterable[GroupTensor]) -> Iterable[str]:
@@ -313,7 +315,7 @@ def _possible(tensors: Iterable[GroupTensor]) -> Iterable[str]:
     return dict.fromkeys(name for tensor in tensors for name, _ in tensor.parsed.meanings if name)
 
 
-def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInfo]) -> Finding | None:
+def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInfo]) -> RawProblem | None:
     """What keeps the factors from being those of the algorithm.
 
     One without a formula, or with common words for the names of all that is there, is never complained about.
@@ -326,9 +328,9 @@ def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInf
     missing = [role for role in algorithm.marks if role not in factors]
     if missing:
         message = f"{keys[0]} is there, but its module has no {' and no '.join(missing)} factor; {_MEND}"
-        return Finding("incomplete", message if algorithm.formula and not is_common else "", keys)
+        return RawProblem("incomplete", message if algorithm.formula and not is_common else "", keys)
     if algorithm.formula and (wrong := algorithm.formula.check(shapes)):
-        return Finding("shape-mismatch", f"{name.key}: {wrong}; {_MEND}" if not is_common else "", keys)
+        return RawProblem("shape-mismatch", f"{name.key}: {wrong}; {_MEND}" if not is_common else "", keys)
     return None
 
 
@@ -357,7 +359,7 @@ def _stack(parts: list[Contribution]) -> list[Contribution]:
 
 def _attach_magnitude(
     contributions: list[Contribution], info: TensorInfo, suffix: str
-) -> tuple[list[Contribution], list[Finding]]:
+) -> tuple[list[Contribution], list[RawProblem]]:
     spelling = dora.SPELLINGS[suffix]
     # Of an algorithm that is only recognised nothing else is known.
     bearers = [c for c in contributions if c.algorithm.decomposes] or [
@@ -365,7 +367,7 @@ def _attach_magnitude(
     ]
     if not bearers:
         wrong = f"{info.name} is a magnitude, but no change of its module can take one; {_MEND}"
-        return contributions, [Finding("magnitude-shape", wrong, (info.name,))]
+        return contributions, [RawProblem("magnitude-shape", wrong, (info.name,))]
     first = bearers[0]
     others = [contribution for contribution in contributions if contribution is not first]
     if first.algorithm.formula is None:
@@ -373,11 +375,11 @@ def _attach_magnitude(
     axis = dora.axis_of(spelling, info.shape, first.shape)
     if first.rows is not None:
         wrong = f"{info.name} is the magnitude of a split module, and DoRA does not define one; {_MEND}"
-        return contributions, [Finding("magnitude-shape", wrong, (info.name,))]
+        return contributions, [RawProblem("magnitude-shape", wrong, (info.name,))]
     if axis is None:
         wrong = (
             f"{info.name} has shape {list(info.shape)}, which matches neither the {first.shape[0]} "
             f"outputs nor the {first.shape[1]} inputs of its module; {_MEND}"
         )
-        return contributions, [Finding("magnitude-shape", wrong, (info.name,))]
+        return contributions, [RawProblem("magnitude-shape", wrong, (info.name,))]
     return [first._replace(magnitude=Magnitude(info, spelling, axis)), *others], []

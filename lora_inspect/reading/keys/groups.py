@@ -12,7 +12,7 @@ from typing import Any
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import Role
 from lora_inspect.caching import Remembered
-from lora_inspect.fast_namedtuple import NamedTuple, made
+from lora_inspect.fast_namedtuple import NamedTuple, make_records
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.keys.claims import Claims, ModulePlan, claim, places_of
@@ -31,7 +31,7 @@ class Likeness(NamedTuple):
     firsts: Sequence[int]
 
 
-class AlikeModules(dict[str, Module]):
+class ModuleGroups(dict[str, Module]):
     """Modules by name, whose likeness is found out when it is first asked for, unless it is given.
 
     Whoever changes one of them makes other modules by name.
@@ -56,19 +56,19 @@ class AlikeModules(dict[str, Module]):
         modules = list(self.values())
         return [modules[place] for place in self.likeness.firsts]
 
-    def with_values(self, modules: Iterable[Module]) -> "AlikeModules":
+    def with_values(self, modules: Iterable[Module]) -> "ModuleGroups":
         """Other modules in the places of these, where what was made of each kind is alike too."""
-        return AlikeModules(zip(self, modules, strict=True), self._likeness)
+        return ModuleGroups(zip(self, modules, strict=True), self._likeness)
 
 
-def alike(modules: Mapping[str, Module]) -> AlikeModules:
+def group_equal(modules: Mapping[str, Module]) -> ModuleGroups:
     """The modules, with which of them are alike."""
-    return modules if isinstance(modules, AlikeModules) else AlikeModules(modules)
+    return modules if isinstance(modules, ModuleGroups) else ModuleGroups(modules)
 
 
 def changes_of_kinds(modules: Mapping[str, Module]) -> Iterable[Contribution]:
     """Contributions of modules, of which each other is like one of them in all but names and tensors."""
-    some = modules.firsts if isinstance(modules, AlikeModules) else modules.values()
+    some = modules.firsts if isinstance(modules, ModuleGroups) else modules.values()
     return (contribution for module in some for contribution in module.contributions)
 
 
@@ -159,7 +159,7 @@ def kinds_of(modules: Mapping[str, Module], numbers: StoredNumbers, by_path: boo
     They differ where anything does but names and tensors: the algorithms, the shapes, the stored number. `by_path` says
     that what is known of a module hangs on its path too, so that no two of other paths are alike.
     """
-    known = alike(modules)
+    known = group_equal(modules)
     flags = [module.rslora_flag for module in known.values()]
     traits = zip(
         known.likeness.numbers,
@@ -184,7 +184,7 @@ _MOST_TENSORS = 5_000
 class _Before:
     """The claims on a file. How they are made of its tensors is found out for the second file that is like it."""
 
-    def __init__(self, claims: Claims, modules: AlikeModules, infos: Sequence[TensorInfo]) -> None:
+    def __init__(self, claims: Claims, modules: ModuleGroups, infos: Sequence[TensorInfo]) -> None:
         self._claims, self._modules, self._infos = claims, modules, infos
 
     @cached_property
@@ -195,7 +195,7 @@ class _Before:
     def again(self, infos: Sequence[TensorInfo]) -> Claims:
         """The same claims on other tensors."""
         rows = [plan.row(name, infos) for name, plan in self._plans]
-        return self._claims._replace(modules=self._modules.with_values(made(Module, rows)))
+        return self._claims._replace(modules=self._modules.with_values(make_records(Module, rows)))
 
 
 _remembered: Remembered[Any, _Before] = Remembered(16)
@@ -212,7 +212,7 @@ def claim_as_before(tensors: dict[str, TensorInfo]) -> Claims:
     if before:
         return before.again(infos)
     claims = claim(tensors)
-    modules = AlikeModules(claims.modules)
+    modules = ModuleGroups(claims.modules)
     # Algorithms may have been loaded for the keys.
     known = algorithms.changes(), schemes.changes()
     _remembered.put((of_file, known), _Before(claims, modules, infos))

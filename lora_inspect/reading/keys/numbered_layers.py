@@ -14,7 +14,7 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.strict_json import parse_json
 from lora_inspect.reading.keys.claims import claim
 from lora_inspect.reading.keys.suffixes import ParsedKey
-from lora_inspect.reading.model.evidence import Finding
+from lora_inspect.reading.model.evidence import RawProblem
 from lora_inspect.reading.state import Reading
 from lora_inspect.sentences import listed
 
@@ -44,14 +44,14 @@ def name_layers(reading: Reading) -> Reading:
 
 def _numbered_keys(
     tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
-) -> tuple[dict[str, ParsedKey], list[Finding]]:
+) -> tuple[dict[str, ParsedKey], list[RawProblem]]:
     """The keys that number a layer as if they named it, and what keeps those of a model from being known."""
     pairs: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for key, info in tensors.items():
         if found := _KEY.fullmatch(key):
             pairs.setdefault(found[1], {}).setdefault(int(found[2]), {})[found[3]] = info
     named: dict[str, ParsedKey] = {}
-    findings: list[Finding] = []
+    findings: list[RawProblem] = []
     for model, layers in pairs.items():
         paths = _paths(model, layers, metadata.get(model))
         if isinstance(paths, str):
@@ -59,7 +59,7 @@ def _numbered_keys(
             message = (
                 f"the {len(layers)} layers of {model} have numbers, as in files of cloneofsimo's lora, and {paths}"
             )
-            findings.append(Finding("scheme-unknown", f"{message}; {_WAY_OUT}", keys))
+            findings.append(RawProblem("scheme-unknown", f"{message}; {_WAY_OUT}", keys))
             continue
         for number, path in enumerate(paths):
             for role, info in layers[number].items():

@@ -25,7 +25,7 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.keys.suffixes import ROOT, Table, canonical_path, table_of
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import Evidence, Finding
+from lora_inspect.reading.model.evidence import Evidence, RawProblem
 from lora_inspect.reading.state import Reading
 from lora_inspect.schemes.dotted import DOTTED
 from lora_inspect.schemes.peft import PEFT
@@ -64,7 +64,7 @@ class _AtRoot:
                 found[role] = info
         return found
 
-    def named(self, name: str) -> list[TensorInfo]:
+    def of_name(self, name: str) -> list[TensorInfo]:
         """All of a name."""
         return [*([self._by_name[name]] if name in self._by_name else []), *self._parts.get(name, {}).values()]
 
@@ -78,7 +78,7 @@ def claim_shared(reading: Reading) -> Reading:
     modules = {}
     taken: set[str] = set()
     left: list[str] = []
-    findings: list[Finding] = []
+    findings: list[RawProblem] = []
     for name, module in claims.modules.items():
         kept: list[Contribution] = []
         for contribution in module.contributions:
@@ -86,7 +86,7 @@ def claim_shared(reading: Reading) -> Reading:
             whole = contribution._replace(factors={**contribution.factors, **given}) if given else contribution
             if given and (wrong := whole.formula.check(whole.shapes)):
                 keys = tuple(info.name for info in contribution.factors.values())
-                findings.append(Finding("shape-mismatch", f"{name}: {wrong}; {_MEND}", keys))
+                findings.append(RawProblem("shape-mismatch", f"{name}: {wrong}; {_MEND}", keys))
                 continue
             taken.update(info.name for info in given.values())
             kept.append(whole)
@@ -102,16 +102,16 @@ def claim_shared(reading: Reading) -> Reading:
     return reading._replace(claims=claims._replace(modules=modules, unclaimed=unclaimed, findings=tuple(findings)))
 
 
-def _alone(claims: Claims, at_root: _AtRoot) -> list[Finding]:
+def _alone(claims: Claims, at_root: _AtRoot) -> list[RawProblem]:
     """Shared tensors in a file that has no module to share them."""
     present = {c.algorithm.name for module in claims.modules.values() for c in module.contributions}
-    findings: list[Finding] = []
+    findings: list[RawProblem] = []
     for algorithm in algorithms.ALGORITHMS.values():
-        found = [info.name for shared in algorithm.shared.values() for info in at_root.named(shared.name)]
+        found = [info.name for shared in algorithm.shared.values() for info in at_root.of_name(shared.name)]
         if found and algorithm.name not in present:
-            why = next(shared.alone for shared in algorithm.shared.values() if at_root.named(shared.name))
+            why = next(shared.alone for shared in algorithm.shared.values() if at_root.of_name(shared.name))
             message = f"the modules of {algorithm.title} share {found[0]}, but the file has no such module; {why}"
-            findings.append(Finding("incomplete", message, tuple(found[:5])))
+            findings.append(RawProblem("incomplete", message, tuple(found[:5])))
     return findings
 
 
@@ -130,7 +130,7 @@ def claim_stacked(reading: Reading) -> Reading:
                 contribution = contribution._replace(algorithm=stacked_experts(contribution.shapes["down"][0]))
             if wrong := contribution.formula.check(contribution.shapes):
                 keys = tuple(info.name for info in contribution.factors.values())
-                findings.append(Finding("shape-mismatch", f"{key}: {wrong}; {_MEND}", keys))
+                findings.append(RawProblem("shape-mismatch", f"{key}: {wrong}; {_MEND}", keys))
                 unclaimed += keys
             else:
                 kept.append(contribution)

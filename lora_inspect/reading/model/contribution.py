@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Features, Formula, Shapes
-from lora_inspect.fast_namedtuple import NamedTuple, made
+from lora_inspect.fast_namedtuple import NamedTuple, make_records
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import DoraSpelling
 from lora_inspect.schemes.record import ModuleName
@@ -226,11 +226,11 @@ def with_scalings(modules: Sequence[Module], scalings: Sequence[Scaling | None])
     found = [
         [module.contributions[number] for module in modules]
         if scaling is None
-        else made(Contribution, [_scaled(module.contributions[number], scaling) for module in modules])
+        else make_records(Contribution, [_scaled(module.contributions[number], scaling) for module in modules])
         for number, scaling in enumerate(scalings)
     ]
     rows = zip(modules, zip(*found, strict=True), strict=True)
-    return made(Module, [(module.name, contributions, *module[2:]) for module, contributions in rows])
+    return make_records(Module, [(module.name, contributions, *module[2:]) for module, contributions in rows])
 
 
 def _scaled(contribution: Contribution, scaling: Scaling) -> tuple[Any, ...]:
@@ -239,6 +239,6 @@ def _scaled(contribution: Contribution, scaling: Scaling) -> tuple[Any, ...]:
 
 def with_paths(modules: Iterable[Module], paths: Iterable[str | None]) -> Iterable[Module]:
     """Modules with the path of each."""
-    return made(
+    return make_records(
         Module, [(*module[:_PATH], path, *module[_PATH + 1 :]) for module, path in zip(modules, paths, strict=True)]
     )

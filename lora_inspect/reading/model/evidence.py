@@ -147,7 +147,7 @@ def is_lycoris(metadata: Mapping[str, str]) -> bool:
     return metadata.get("ss_network_module", "").startswith("lycoris")
 
 
-def asked_alpha(metadata: Mapping[str, str]) -> float | None:
+def requested_alpha(metadata: Mapping[str, str]) -> float | None:
     """The alpha that `ss_network_alpha` says was asked for, None where it is no number that could have been stored."""
     try:
         asked = float(metadata["ss_network_alpha"])
@@ -166,7 +166,7 @@ SEVERITIES = (NOTE, WARNING, ERROR)
 REPEATS, CONTRADICTS = "setting-repeats", "setting-contradicts"
 
 
-class Finding(NamedTuple):
+class RawProblem(NamedTuple):
     """Something wrong or doubtful, as the one who looks finds it; `code` is its entry in the registry of problems."""
 
     code: str

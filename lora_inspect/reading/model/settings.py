@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.scaling import PACKINGS
-from lora_inspect.stores.address import is_remote, named
+from lora_inspect.stores.address import is_remote, printable_address
 
 if TYPE_CHECKING:
     from lora_inspect.option import ReadingRequest
@@ -110,7 +110,7 @@ def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
 
 def bare_number(argument: str) -> float | None:
     """The number that an argument is where it is no existing path; None where it is none."""
-    return None if os.path.lexists(argument) else _meant(argument.removeprefix(":"))
+    return None if os.path.lexists(argument) else _intended_number(argument.removeprefix(":"))
 
 
 def parse_argument(argument: str) -> tuple[str, Settings]:
@@ -145,10 +145,10 @@ def _at_address(argument: str) -> tuple[str, Settings]:
     """The address and the settings: what stands behind the last colon of its path, where that is settings."""
     address, _, tail = argument.rpartition(":")
     if is_remote(address) and "/" in address.partition("://")[2]:
-        shown = named(address)
+        shown = printable_address(address)
         with suppress(ValueError):
             return shown, parse_settings(tail)
-    return named(argument), Settings()
+    return printable_address(argument), Settings()
 
 
 def _file_before_a_colon(argument: str) -> str | None:
@@ -169,7 +169,7 @@ def _settings_of(file: str, argument: str) -> Settings:
     try:
         settings = parse_settings(joined)
     except ValueError as error:
-        if (number := _meant(joined)) is not None:
+        if (number := _intended_number(joined)) is not None:
             says = f"there is no such file, and {tail!r} is not a multiplier; write {file}:{_spell(number)}"
         elif forms := _without_decimal_comma(joined):
             says = f"{error}; write {' or '.join(f'{file}:{form}' for form in forms)}"
@@ -203,7 +203,7 @@ def _is_settings(text: str) -> bool:
 def _refuse_other_separators(argument: str) -> None:
     """Raises LoraInspectError for a path that exists and a multiplier behind anything but a colon."""
     behind = re.search(_LIKE_A_MULTIPLIER, argument[-_LONGEST:])
-    number = _meant(behind[1]) if behind else None
+    number = _intended_number(behind[1]) if behind else None
     path = argument.removesuffix(behind[0]) if behind else argument
     if number is not None and os.path.lexists(path):
         raise RefusedError(
@@ -211,7 +211,7 @@ def _refuse_other_separators(argument: str) -> None:
         )
 
 
-def _meant(text: str) -> float | None:
+def _intended_number(text: str) -> float | None:
     """The number that somebody wrote who took a comma for the point, or with a percent sign or an x; None for none."""
     found = re.fullmatch(_LIKE_A_NUMBER, text.strip().lower()) if len(text) <= _LONGEST else None
     return float(found[1].replace(",", ".")) / (100 if found[2] == "%" else 1) if found else None

@@ -51,7 +51,7 @@ class Letter(NamedTuple):
     source: str
 
 
-class Place(NamedTuple):
+class Boundary(NamedTuple):
     """A place between characters, by its spelling."""
 
     source: str
@@ -63,7 +63,7 @@ class Sequence(NamedTuple):
     parts: "tuple[Node, ...]"
 
 
-class Choice(NamedTuple):
+class Branches(NamedTuple):
     """Branches of which one has to match."""
 
     branches: "tuple[Node, ...]"
@@ -77,7 +77,7 @@ class Repeat(NamedTuple):
     most: int | None
 
 
-Node = Letter | Place | Sequence | Choice | Repeat
+Node = Letter | Boundary | Sequence | Branches | Repeat
 
 
 def read_expression(source: str) -> Node:
@@ -109,7 +109,7 @@ class _Parser:
         while self._source.startswith("|", self._at):
             self._at += 1
             branches.append(self._sequence())
-        return branches[0] if len(branches) == 1 else Choice(tuple(branches))
+        return branches[0] if len(branches) == 1 else Branches(tuple(branches))
 
     def _sequence(self) -> Node:
         parts = []
@@ -126,7 +126,7 @@ class _Parser:
         if source[at] == "\\":
             return self._escape()
         self._at += 1
-        return Place(source[at]) if source[at] in "^$" else Letter(source[at])
+        return Boundary(source[at]) if source[at] in "^$" else Letter(source[at])
 
     def _group(self) -> Node:
         opening = _GROUP.match(self._source, self._at)
@@ -159,7 +159,7 @@ class _Parser:
         if letter.isdigit():
             raise Refused(f"holds {escape}, a backreference")
         if letter in ("b", "A", "Z"):
-            return Place(escape)
+            return Boundary(escape)
         if not letter or (letter.isascii() and letter.isalpha() and letter not in _ASCII_LETTERS_THAT_ARE_CLASSES):
             raise Refused(f"holds {escape}, an escape that lora-inspect does not read")
         return Letter(escape)
@@ -176,7 +176,7 @@ class _Parser:
         least, most = _bounds(found)
         if most is None and _any(item, lambda part: isinstance(part, Repeat) and part.most is None):
             raise Refused("has an unbounded repeat inside of another one")
-        if most != 1 and _any(item, lambda part: isinstance(part, Choice)):
+        if most != 1 and _any(item, lambda part: isinstance(part, Branches)):
             raise Refused("has an alternation under a repeat")
         return Repeat(item, least, most)
 
@@ -194,7 +194,7 @@ def _bounds(quantifier: re.Match[str]) -> tuple[int, int | None]:
 def _parts_of(node: Node) -> "tuple[Node, ...]":
     if isinstance(node, Repeat):
         return (node.body,)
-    return node.parts if isinstance(node, Sequence) else node.branches if isinstance(node, Choice) else ()
+    return node.parts if isinstance(node, Sequence) else node.branches if isinstance(node, Branches) else ()
 
 
 def _any(node: Node, holds: Callable[[Node], bool]) -> bool:
@@ -318,10 +318,10 @@ class _Automaton:
         if isinstance(node, Letter):
             bit = self._add(_letter_test(node.source), is_place=False)
             return _Part(bit, bit, False)
-        if isinstance(node, Place):
+        if isinstance(node, Boundary):
             bit = self._add(_PLACE_TESTS[node.source], is_place=True)
             return _Part(bit, bit, False)
-        if isinstance(node, Choice):
+        if isinstance(node, Branches):
             whole = _Part(0, 0, False)
             for branch in map(self._build, node.branches):
                 whole = _Part(whole.first | branch.first, whole.last | branch.last, whole.empty or branch.empty)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from lora_inspect.algorithms import lora
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.reading.model.evidence import CONTRADICTS, INIT_KEY, Evidence, Finding
+from lora_inspect.reading.model.evidence import CONTRADICTS, INIT_KEY, Evidence, RawProblem
 from lora_inspect.reading.peft.config_lookup import Speakers
 from lora_inspect.reading.state import Reading
 
@@ -64,7 +64,7 @@ def note_residuals(reading: Reading) -> Reading:
     return reading._replace(modules=own)
 
 
-def _said(reading: Reading) -> list[tuple[str, str]]:
+def _stated_initialisations(reading: Reading) -> list[tuple[str, str]]:
     """Which initialisations are said, and where."""
     inits = [(found.where, lora.residual_init(found.config)) for found in reading.configs]
     inits.append((_METADATA, residual_init(reading.checkpoint.metadata)))
@@ -76,19 +76,19 @@ def about_residuals(reading: Reading) -> Reading:
     taken = "the given residual base" if reading.settings.residual else "the rest that it leaves of the original base"
     return reading.with_evidence(
         Evidence("base", f"the factors come from the {init} initialisation and change {taken}", where)
-        for where, init in _said(reading)
+        for where, init in _stated_initialisations(reading)
     )
 
 
-def residual_bases(reading: Reading) -> Iterator[Finding]:
+def residual_bases(reading: Reading) -> Iterator[RawProblem]:
     """What was moved out of the base and cannot be computed from it."""
     if reading.settings.residual:
         return
-    for where, init in _said(reading):
+    for where, init in _stated_initialisations(reading):
         if computed_init(init):
             continue
         lost = next((why for start, why in _LOST.items() if init.lower().startswith(start)), "is unknown")
-        yield Finding(
+        yield RawProblem(
             "residual-base",
             f"{where} says the {init} initialisation, so the tensors change a residual base, and the "
             f"part taken out of the original one {lost}; {_RESIDUAL_BASE}, or convert the adapter to "
@@ -98,7 +98,7 @@ def residual_bases(reading: Reading) -> Iterator[Finding]:
     for odd, why in _ODD.items():
         keys = tuple(contribution.module.key for contribution in moved if why(contribution))
         if keys:
-            yield Finding("residual-base", f"{keys[0]} {odd.format(moved[0].residual)}; {_RESIDUAL_BASE}", keys[:5])
+            yield RawProblem("residual-base", f"{keys[0]} {odd.format(moved[0].residual)}; {_RESIDUAL_BASE}", keys[:5])
 
 
 def _is_no_layer(contribution: Contribution) -> bool:
@@ -115,9 +115,11 @@ _ODD = {
 }
 
 
-def residual_setting(reading: Reading) -> Iterator[Finding]:
+def residual_setting(reading: Reading) -> Iterator[RawProblem]:
     """A setting about a residual base of factors that have none."""
     said = reading.settings.residual
-    if said is not None and not _said(reading):
+    if said is not None and not _stated_initialisations(reading):
         spelled = f"residual={'yes' if said else 'no'}"
-        yield Finding(CONTRADICTS, f"{spelled} cannot apply, as the file does not report a residual base; leave it out")
+        yield RawProblem(
+            CONTRADICTS, f"{spelled} cannot apply, as the file does not report a residual base; leave it out"
+        )

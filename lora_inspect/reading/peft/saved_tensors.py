@@ -14,7 +14,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.model.contribution import Contribution, Module
-from lora_inspect.reading.model.evidence import Evidence, Finding
+from lora_inspect.reading.model.evidence import Evidence, RawProblem
 from lora_inspect.reading.peft.config_lookup import FoundConfig
 from lora_inspect.reading.peft.regex import Refused, Steps
 from lora_inspect.reading.state import Reading
@@ -125,7 +125,7 @@ def claim_saved(reading: Reading) -> Reading:
         role = _WRAPPERS.get(tensor.wrapper, SAVED)
         if groups.setdefault((tensor.module, tensor.parameter), {}).setdefault(role, tensors[key]).name != key:
             message = f"{key} is a second tensor for the same role of its module; leave one of them out"
-            findings.append(Finding("duplicate-tensor", message, (key,)))
+            findings.append(RawProblem("duplicate-tensor", message, (key,)))
     modules = dict(claims.modules)
     claimed: set[str] = set()
     for (path, parameter), factors in groups.items():
@@ -180,13 +180,13 @@ def _about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evi
         yield Evidence("saved", says, "names")
 
 
-def missing_saved(reading: Reading) -> Iterator[Finding]:
+def missing_saved(reading: Reading) -> Iterator[RawProblem]:
     """Configs that name modules of which the file has nothing."""
     parameters = {c.algorithm.parameter for c in reading.contributions if c.algorithm.name == NAME}
     for found in reading.configs:
         names = saved_modules(found.config)
         if names and not parameters and not found.modules.refused:
-            yield Finding(
+            yield RawProblem(
                 "incomplete",
                 f"{found.where} lists {some(names, _SHOWN)} in modules_to_save, but the file has no "
                 "tensor of them, so it is not the whole adapter; fetch the file that the trainer saved, "

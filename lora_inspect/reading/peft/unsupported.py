@@ -17,7 +17,7 @@ from lora_inspect.algorithms.record import Algorithm, Surroundings
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import MLX_WEIGHTS, PEFT_WEIGHTS
 from lora_inspect.reading.model.contribution import Contribution, Module, missing_shared
-from lora_inspect.reading.model.evidence import Evidence, Finding
+from lora_inspect.reading.model.evidence import Evidence, RawProblem
 from lora_inspect.reading.peft import peft_config
 from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers
 from lora_inspect.reading.state import Reading
@@ -82,18 +82,18 @@ _TOKENS = Method(
 )
 
 
-def weightless(reading: Reading) -> Iterator[Finding]:
+def weightless(reading: Reading) -> Iterator[RawProblem]:
     """Methods that change no weight, by what configs say and by tensors that only they have."""
     said = {str(found.peft_type): found.where for found in reading.configs if str(found.peft_type) in METHODS}
     for peft_type, where in said.items():
-        yield Finding(
+        yield RawProblem(
             "no-weight-change", f"{where} says {peft_type}: {METHODS[peft_type].title} {_does(METHODS[peft_type])}"
         )
     if said:
         return
     for method, keys in _by_keys(reading.claims.unclaimed):
         message = f"{method.title} ({keys[0]}{', …' if len(keys) > 1 else ''}) {_does(method)}"
-        yield Finding("no-weight-change", message, tuple(keys[:_SHOWN]))
+        yield RawProblem("no-weight-change", message, tuple(keys[:_SHOWN]))
 
 
 def _does(method: Method) -> str:
@@ -112,7 +112,7 @@ def _by_keys(unclaimed: Collection[str]) -> Iterator[tuple[Method, list[str]]]:
 _OWN_PROGRAM = "merge it with the program that trained it"
 
 
-def unbuilt_configs(reading: Reading) -> Iterator[Finding]:
+def unbuilt_configs(reading: Reading) -> Iterator[RawProblem]:
     """Algorithms and settings of configs that make the tensors something else than factors that are computed."""
     present = {contribution.algorithm.name for contribution in reading.contributions}
     for found in reading.configs:
@@ -123,17 +123,17 @@ def unbuilt_configs(reading: Reading) -> Iterator[Finding]:
         if str(method) not in METHODS and not is_told:
             why = next((f": {each.title} {each.why}" for each in known if each.why), "")
             unbuilt = f", an algorithm that lora-inspect does not support yet; {_OWN_PROGRAM}"
-            yield Finding("algorithm-unsupported", f"{found.where} says {method}{why or unbuilt}")
+            yield RawProblem("algorithm-unsupported", f"{found.where} says {method}{why or unbuilt}")
         for says in peft_config.foreign_settings(found.config):
-            yield Finding("peft-setting-unsupported", f"{found.where}: {says}")
+            yield RawProblem("peft-setting-unsupported", f"{found.where}: {says}")
         if found.config.get("kasa_config") and (keys := _names(reading, "lora", "down")):
             says = f"it has kasa_config, but {keys[0]} has no lora_diag next to it"
-            yield Finding(
+            yield RawProblem(
                 "incomplete", f"{found.where}: {says}; put the config next to the file that it was saved with"
             )
         if method == algorithms.by_name("lokr").peft_type and (keys := _whole_of_conv1d(reading)):
             says = f"PEFT computes another product of w1 and a whole w2 of a Conv1d ({keys[0]})"
-            yield Finding(
+            yield RawProblem(
                 "peft-setting-unsupported",
                 f"{found.where}: {says}, which lora-inspect does not support yet; {_OWN_PROGRAM}",
                 keys[:5],
@@ -151,7 +151,7 @@ def _whole_of_conv1d(reading: Reading) -> tuple[str, ...]:
     return tuple(c.factors["w2"].name for c in own if len(c.factors["w2"].shape) == 3)
 
 
-def unbuilt_algorithms(reading: Reading) -> Iterator[Finding]:
+def unbuilt_algorithms(reading: Reading) -> Iterator[RawProblem]:
     """Algorithms that the keys name."""
     by_name: dict[str, list[str]] = {}
     for contribution in reading.contributions:
@@ -162,7 +162,7 @@ def unbuilt_algorithms(reading: Reading) -> Iterator[Finding]:
         algorithm = algorithms.by_name(name)
         why = algorithm.why or f"is not supported yet; {_OWN_PROGRAM}"
         message = f"{algorithm.title} ({len(keys)} modules, {keys[0]}) {why}"
-        yield Finding("algorithm-unsupported", message, tuple(keys[:5]))
+        yield RawProblem("algorithm-unsupported", message, tuple(keys[:5]))
 
 
 # What of a config is shown, in this order, where it says something.
@@ -183,7 +183,7 @@ def _about_method(found: FoundConfig) -> Evidence:
     return Evidence("method", ", ".join([_method(str(found.peft_type)), *said]), found.where)
 
 
-def missing_weights(reading: Reading) -> Iterator[Finding]:
+def missing_weights(reading: Reading) -> Iterator[RawProblem]:
     """A config that is there alone."""
     checkpoint = reading.checkpoint
     if checkpoint.files or not checkpoint.config_path:
@@ -192,7 +192,7 @@ def missing_weights(reading: Reading) -> Iterator[Finding]:
     if reading.rules.config:
         methods.append(reading.rules.config.method)
     weights = MLX_WEIGHTS if reading.rules.config else PEFT_WEIGHTS
-    yield Finding(
+    yield RawProblem(
         "weights-missing",
         f"it holds {checkpoint.config_path}{''.join(f' of {method}' for method in methods)} without the weights; fetch "
         f"the {weights}.safetensors that belongs to it",
@@ -285,7 +285,7 @@ def _around(
     )
 
 
-def unknown_formulas(reading: Reading) -> Iterator[Finding]:
+def unknown_formulas(reading: Reading) -> Iterator[RawProblem]:
     """Contributions whose formula is unknown, by the reason."""
     keys: dict[tuple[str, str], list[str]] = {}
     for contribution in reading.contributions:
@@ -294,4 +294,4 @@ def unknown_formulas(reading: Reading) -> Iterator[Finding]:
             keys.setdefault(same, []).append(contribution.module.key)
     for (title, why), own in keys.items():
         others = f" and {len(own) - 1} more modules" if len(own) > 1 else ""
-        yield Finding("formula-unknown", f"{title} of {own[0]}{others} is unknown: {why}", tuple(own[:5]))
+        yield RawProblem("formula-unknown", f"{title} of {own[0]}{others} is unknown: {why}", tuple(own[:5]))

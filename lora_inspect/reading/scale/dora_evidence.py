@@ -18,8 +18,8 @@ from lora_inspect.reading.model.evidence import (
     DoraClaim,
     DoraReading,
     Evidence,
-    Finding,
     LoraFacts,
+    RawProblem,
     names_of,
     network_args,
     read_switch,
@@ -47,7 +47,7 @@ def dora_claims(
 
 def read_dora(
     facts: Sequence[LoraFacts], claims: Sequence[DoraClaim], metadata: Mapping[str, str]
-) -> tuple[DoraReading, list[Evidence], list[Finding]]:
+) -> tuple[DoraReading, list[Evidence], list[RawProblem]]:
     """Whether the file is DoRA, with its evidence and with what contradicts or is incomplete.
 
     `claims` come strongest first; each speaks of its own modules only.
@@ -75,7 +75,7 @@ def read_dora(
             "ss_network_args asks for DoRA, but no module has a magnitude: dropout disabled it in training, "
             "or a converter lost it"
         )
-        findings.append(Finding("dora-stripped", message))
+        findings.append(RawProblem("dora-stripped", message))
         evidence.append(Evidence("dora", "DoRA was asked for", "metadata ss_network_args"))
     source = claims[0].source if claims else ("key-scan" if with_magnitude else "default")
     return DoraReading(bool(with_magnitude), source, magnitudes, axis), evidence, findings
@@ -89,29 +89,29 @@ def _says(claim: DoraClaim) -> str:
     return f"the flag is {claim.value}" if claim.source == "flag" else f"use_dora is {claim.value}"
 
 
-def _contradiction(claim: DoraClaim) -> Finding | None:
+def _contradiction(claim: DoraClaim) -> RawProblem | None:
     """What is wrong between a claim and the magnitudes of its own modules."""
     with_magnitude = [fact for fact in claim.facts if fact.magnitude_axis]
     if claim.value is None:
         message = f"{claim.where} says neither yes nor no about DoRA; write true or false there"
-        return Finding("dora-conflict", message, tuple(names_of(with_magnitude)[:5]))
+        return RawProblem("dora-conflict", message, tuple(names_of(with_magnitude)[:5]))
     if with_magnitude and not claim.value:
         names = names_of(with_magnitude)
         message = (
             f"{claim.where} denies DoRA, but {len(names)} modules have a magnitude ({names[0]}); find "
             "the right one and remove the other from the file"
         )
-        return Finding("dora-conflict", message, tuple(names[:5]))
+        return RawProblem("dora-conflict", message, tuple(names[:5]))
     if claim.value and not with_magnitude:
         message = (
             f"{claim.where} says DoRA, but no module has a magnitude, so the file is not the whole "
             "adapter; fetch the file that the trainer saved"
         )
-        return Finding("dora-missing", message)
+        return RawProblem("dora-missing", message)
     return None
 
 
-def _partial(facts: Sequence[LoraFacts], claims: Sequence[DoraClaim]) -> list[Finding]:
+def _partial(facts: Sequence[LoraFacts], claims: Sequence[DoraClaim]) -> list[RawProblem]:
     magnitudes = sum(fact.modules for fact in facts if fact.magnitude_axis)
     bare = [fact for fact in facts if fact.linear and not fact.split and not fact.magnitude_axis]
     if not magnitudes or not bare:
@@ -125,7 +125,7 @@ def _partial(facts: Sequence[LoraFacts], claims: Sequence[DoraClaim]) -> list[Fi
         f"{magnitudes} modules have a magnitude but {len(missing)} Linear ones have none ({missing[0]}), "
         "and a DoRA file has one for all of them; give --allow-partial-dora if it was made so"
     )
-    return [Finding("dora-partial", message, tuple(missing[:5]))]
+    return [RawProblem("dora-partial", message, tuple(missing[:5]))]
 
 
 NORMS_KEY = "lora_inspect.magnitude_norms"
@@ -173,7 +173,7 @@ def state_norms(reading: Reading) -> Reading:
             else "does not say in a known form which norms the magnitudes are over"
         )
         message = f"{_WHERE} {says}; find the right one, and leave out the key or the file"
-        return reading._replace(wrong_norms=(Finding("dora-conflict", message),))
+        return reading._replace(wrong_norms=(RawProblem("dora-conflict", message),))
     modules = {key: _over_base(module) for key, module in claims.modules.items()}
     of = f" (those of {record.base})" if record.base else ""
     says = f"{len(own)} magnitudes of outputs are over the norms of the base's rows{of}, as {_PROGRAMS} divide them"

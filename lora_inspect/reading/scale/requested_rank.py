@@ -9,7 +9,7 @@ from lora_inspect.files.checkpoint import read_row
 from lora_inspect.files.strict_json import json_count
 from lora_inspect.reading.metadata.trainers import is_musubi
 from lora_inspect.reading.model.contribution import Contribution
-from lora_inspect.reading.model.evidence import asked_alpha, close, network_args
+from lora_inspect.reading.model.evidence import close, network_args, requested_alpha
 from lora_inspect.reading.peft.regex import Refused, Steps
 from lora_inspect.reading.scale.scales import Counted, Counting
 from lora_inspect.reading.state import Reading
@@ -121,7 +121,7 @@ class NamedRanks:
             raise Refused(f"network_reg_dims '{shortened(pattern)}' {why}") from None
 
 
-class AskedRanks(NamedTuple):
+class RequestedRanks(NamedTuple):
     """What sd-scripts was asked for: rank and alpha (None where unknown), and the options that change the rank."""
 
     rank: int | None
@@ -210,7 +210,7 @@ def count_requested(reading: Reading) -> Reading:
     return reading._replace(counting=Counting(counted, asked.by_name))
 
 
-def read_asked_ranks(metadata: Mapping[str, str], steps: Steps) -> AskedRanks | None:
+def read_asked_ranks(metadata: Mapping[str, str], steps: Steps) -> RequestedRanks | None:
     """What the metadata says was asked for; None where it is not sd-scripts' way, or says nothing of ranks.
 
     Files that were written or rewritten by our own programs say their scale themselves. The `steps` are those of all
@@ -234,7 +234,7 @@ def read_asked_ranks(metadata: Mapping[str, str], steps: Steps) -> AskedRanks | 
     dim = metadata.get("ss_network_dim")
     rank = _DEFAULT_RANK if dim == "None" else _whole(dim)
     named = NamedRanks(str(args.get("network_reg_dims", "")), steps)
-    return AskedRanks(rank, asked_alpha(metadata), args, options, named)
+    return RequestedRanks(rank, requested_alpha(metadata), args, options, named)
 
 
 def saves_parts(metadata: Mapping[str, str]) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from lora_inspect.files.strict_json import json_number, parse_json
-from lora_inspect.reading.model.evidence import Finding, is_lycoris, network_args
+from lora_inspect.reading.model.evidence import RawProblem, is_lycoris, network_args
 from lora_inspect.reading.state import Reading
 
 FOLDED_KEY = "lora_inspect.folded"
@@ -47,7 +47,7 @@ class FoldedScales:
         """The scale in the factors of the module called `module`."""
         return _or_one(json_number(self._modules[module])) if module in self._modules else self._common
 
-    def meant(self, module: str, scale: float | None) -> float | None:
+    def scale_before(self, module: str, scale: float | None) -> float | None:
         """What the scale of `module` was before it went into the factors, which readers apply at `scale`.
 
         A record beside another scale than 1 is not of these tensors.
@@ -72,7 +72,7 @@ TRAINED_SCALE = "trained-scale"
 _BLOCK = 4
 
 
-def dylora_scale(reading: Reading) -> Iterator[Finding]:
+def dylora_scale(reading: Reading) -> Iterator[RawProblem]:
     """LyCORIS's DyLoRA, which trains all of its blocks at alpha over their number and saves a plain LoRA.
 
     Source: the `DyLoraModule` of lycoris-lora.
@@ -84,7 +84,7 @@ def dylora_scale(reading: Reading) -> Iterator[Finding]:
     size = _whole(args.get("block_size")) or _BLOCK
     keys = [c.module.key for c in reading.contributions if c.algorithm.name == "lora"]
     if size > 1 and keys:
-        yield Finding(
+        yield RawProblem(
             TRAINED_SCALE,
             f"LyCORIS trained its DyLoRA at {size} · alpha/rank in blocks of {size} ranks, and every "
             f"program reads alpha/rank from its file; a multiplier of {size} gives the trained scale",

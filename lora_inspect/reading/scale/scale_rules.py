@@ -14,7 +14,7 @@ from lora_inspect import schemes
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, plain_alpha
 from lora_inspect.reading.keys.claims import Claims
-from lora_inspect.reading.keys.groups import AlikeModules, Likeness, ModuleKind, StoredNumbers, computed
+from lora_inspect.reading.keys.groups import Likeness, ModuleGroups, ModuleKind, StoredNumbers, computed
 from lora_inspect.reading.model.contribution import Contribution, Module, with_scalings
 from lora_inspect.reading.model.evidence import (
     LOKR_FLAG,
@@ -24,12 +24,12 @@ from lora_inspect.reading.model.evidence import (
     Hint,
     LoraFacts,
     RsloraReading,
-    asked_alpha,
     close,
     is_lycoris,
     names_of,
     network_args,
     read_switch,
+    requested_alpha,
 )
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers
@@ -121,7 +121,7 @@ def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> 
             return []
         says = "LyCORIS's rs_lora stores alpha times sqrt(rank), so alpha/rank is the whole scale"
         return [(False, Evidence("rslora", says, where))]
-    asked = asked_alpha(metadata)
+    asked = requested_alpha(metadata)
     telling = [(fact.alpha, fact.rank) for fact in facts if fact.rank > 1 and fact.linear and fact.alpha is not None]
     votes: list[tuple[bool | None, Evidence]] = []
     if asked == 0 and telling and all(close(alpha, math.sqrt(rank)) for alpha, rank in telling):
@@ -160,7 +160,7 @@ def _kind_of_alpha(alpha: float, rank: int, asked: float) -> str | None:
 
 def _states_rule(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> bool:
     """Whether nothing is left to hint at: by our own metadata, LyCORIS's habit or an asked alpha that is stored."""
-    asked = asked_alpha(metadata)
+    asked = requested_alpha(metadata)
     telling = [fact for fact in facts if fact.rank > 1 and fact.alpha is not None]
     return (
         SCALE_KEY in metadata
@@ -326,7 +326,7 @@ def scaled_modules(
     ruled: Sequence[Ruled],
     groups: Mapping[Voice, RuledGroup],
     settings: Settings,
-) -> AlikeModules:
+) -> ModuleGroups:
     """The modules of the claims, of these kinds, with rank, alpha and scale in every contribution that is computed."""
     speakers = Speakers(configs)
     stabilised = {id(one.contribution): one for one in ruled}
@@ -345,4 +345,4 @@ def scaled_modules(
         for place, module in zip(places, with_scalings([modules[place] for place in places], scalings), strict=True):
             modules[place], kind_of[place] = module, number
     likeness = Likeness(kind_of, [next(iter(kind.places.values())) for kind in kinds])
-    return AlikeModules(zip(claims.modules, modules, strict=True), likeness)
+    return ModuleGroups(zip(claims.modules, modules, strict=True), likeness)
