@@ -11,7 +11,7 @@ _WAYS_OUT = {
     errno.ENOSPC: "free space, or send the output elsewhere",
     errno.EDQUOT: "free space, or send the output elsewhere",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "close other programs, as the system has too many files open",
+    errno.ENFILE: "close other programs, as the system has too many open files",
     errno.EIO: "check the disk, or fetch the file again",
 }
 # How a command ends that is refused or answers no, and one that could not do its work.

@@ -166,7 +166,7 @@ def test_an_os_path_is_the_path_as_it_is(write_safetensors, tmp_path):
         (lambda: open_adapter((RSLORA, 0.5)), ValueError, "a multiplier has no meaning"),
         (lambda: open_adapter(f"{RSLORA}:0.5"), ValueError, "a multiplier has no meaning"),
         (lambda: open_adapter((RSLORA, 0.5, 3)), ValueError, "two parts"),
-        (lambda: open_adapter((RSLORA, "nonsense")), ValueError, "no setting"),
+        (lambda: open_adapter((RSLORA, "nonsense")), ValueError, "not a setting"),
         (lambda: open_adapter(RSLORA, alpha=float("nan")), ValueError, "no finite number"),
         (lambda: open_adapter(RSLORA, alpha="3"), TypeError, "alpha must be a number"),
         (lambda: open_adapter(RSLORA, expert_packing="odd"), ValueError, "expert_packing is 'odd'"),

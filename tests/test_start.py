@@ -97,4 +97,4 @@ def test_a_working_folder_that_is_gone_is_named(run_process, write_safetensors, 
     code = "import os; os.chdir('gone'); os.rmdir('../gone'); from lora_inspect.start import main; main()"
     shown = run_process("-c", code, "merge", *files, "-o", tmp_path / "out.safetensors")
     assert (shown.status, shown.stdout, sorted(os.listdir(tmp_path))) == (3, "", sorted(names))
-    assert shown.stderr == "Error: the working folder is not there any more; change to another one.\n"
+    assert shown.stderr == "Error: the working folder no longer exists; change to another one.\n"

@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SYNTHETIC = FIXTURES / "synthetic"
 BASE, RSLORA, DORA = (SYNTHETIC / f"{name}.safetensors" for name in ("base_f32", "rslora_flag", "dora_without_flag"))
-MISSING = (
-    "Error: this computes with tensors, and torch is not installed; install it, for instance with pip install torch.\n"
-)
+MISSING = "Error: this command needs torch, which is not installed; install it, for instance with pip install torch.\n"
 # What is not to be loaded, and of which torch alone is not there.
 HEAVY = ("torch", "numpy")
 

@@ -164,7 +164,7 @@ def shown(verdict: Verdict) -> str:
     strengths = [f"x{factor:g}" for factor, _ in verdict.factors]
     if verdict.verdict == STRENGTH or (verdict.verdict == LOST and strengths != ["x1"]):
         short = " ".join(filter(None, (short, *strengths)))
-    if verdict.verdict == PARTLY and (missing := re.match(r"(\d+) of (\d+) changes", verdict.says)):
+    if verdict.verdict == PARTLY and (missing := re.search(r"(\d+) of (\d+) changes", verdict.says)):
         short += f" {1 - int(missing[1]) / int(missing[2]):.0%}"
     if verdict.verdict in (PARTLY, NOTHING, LOST) and not verdict.silent:
         short += "!"

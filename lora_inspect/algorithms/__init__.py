@@ -36,14 +36,16 @@ RECOGNISED = (
         "oft_flux",
         "OFT of sd-scripts in slices",
         *(f".oft_blocks.{number}" for number in range(4)),
-        why="turns slices of a layer, which sd-scripts alone does, while it runs the layer; use the file there",
+        why="turns slices of a layer, as only sd-scripts does while it runs the layer; use the file there",
     ),
     _named(
         "reshaped",
         "a weight that ComfyUI widens",
         ".reshape_weight",
-        why="is to be padded with zeros before what is beside it is added, and a merge keeps the shapes of its base; "
-        "write a base with the wider weight, and the adapter without its reshape_weight",
+        why=(
+            "needs zeros as padding before other changes are added, but a merge keeps the shapes of its base; write "
+            "a base with the wider weight, and the adapter without its reshape_weight"
+        ),
     ),
 )
 

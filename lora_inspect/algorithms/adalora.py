@@ -21,7 +21,7 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of down (rank, in·kernel), values (rank, 1) and up (out, rank), or None."""
     down, values, up = (shapes[role] for role in ("down", "values", "up"))
     if any(len(shape) != 2 for shape in (down, values, up)) or values != (down[0], 1) or up[1] != down[0]:
-        return f"lora_A {list(down)}, lora_E {list(values)} and lora_B {list(up)} make no product"
+        return f"lora_A {list(down)}, lora_E {list(values)} and lora_B {list(up)} cannot be multiplied"
     if 0 in (up[0], down[1]):
         return f"lora_A {list(down)} or lora_B {list(up)} is empty"
     return None
@@ -42,14 +42,14 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
     config = around.config
     if config is None:
         return (
-            "PEFT keeps its lora_alpha and init_r in adapter_config.json, and there is none for this module; put it "
-            "beside the file"
+            "PEFT keeps its lora_alpha and init_r in adapter_config.json, but this module has none; put it next to "
+            "the file"
         )
     alpha, rank = config.get("lora_alpha"), config.get("init_r")
     if not is_number(alpha) or not is_number(rank) or rank != int(rank) or rank < 1:
         return (
-            "its adapter_config.json does not say the lora_alpha and init_r that its scale is made of; "
-            "put the config beside the file that it was saved with"
+            "its adapter_config.json does not say the lora_alpha and init_r of its scale; put the config next to the "
+            "file that it was saved with"
         )
     if around.numbers.get("ranknum", rank) != rank:
         return f"its ranknum is not the init_r of {rank} in adapter_config.json; merge it with the PEFT that trained it"

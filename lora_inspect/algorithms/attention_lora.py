@@ -37,8 +37,8 @@ def variant(around: Surroundings) -> Algorithm | str:
         return OUT_PROJ
     last = ".".join(map(str, _LAST))
     return (
-        f"PEFT up to {last} adds the change of a MultiheadAttention's out_proj twice, and of the peft_version in its "
-        f"adapter_config.json that is not known; where it does so too, write {last} there, else merge it with that PEFT"
+        f"PEFT up to {last} adds the change of a MultiheadAttention's out_proj twice, but that is unknown for the "
+        f"peft_version in its adapter_config.json; write {last} there if it does so too, or merge it with that PEFT"
     )
 
 

@@ -35,7 +35,7 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of down (r, in) and up (out, r / n), or None."""
     if has_blocks(shapes):
         return None
-    return f"down {list(shapes['down'])} and up {list(shapes['up'])} have no ranks that fit together"
+    return f"down {list(shapes['down'])} and up {list(shapes['up'])} have different ranks"
 
 
 def variant(around: Surroundings) -> Algorithm | str:
@@ -44,7 +44,7 @@ def variant(around: Surroundings) -> Algorithm | str:
     undecided = f"down {list(around.shapes['down'])} and up {list(around.shapes['up'])} differ in rank"
     if not options:
         return (
-            f"{undecided}, and no adapter_config.json says use_bdlora; put the config beside the file that it was "
+            f"{undecided}, and no adapter_config.json says use_bdlora; put the config next to the file that it was "
             "saved with, or fetch the file again"
             if has_blocks(around.shapes)
             else lora.ALGORITHM
@@ -53,14 +53,14 @@ def variant(around: Surroundings) -> Algorithm | str:
     chosen = [role for role in _FIELDS if _names(options, _FIELDS[role], around.key.removeprefix(_PREFIX))]
     if count is None or not is_count(count) or len(chosen) > 1 or (not chosen and has_blocks(around.shapes)):
         return (
-            "its adapter_config.json does not say by use_bdlora which factor has how many blocks; put the config "
-            "beside the file that it was saved with"
+            "its adapter_config.json does not give the blocks of each factor in use_bdlora; put the config next to "
+            "the file that it was saved with"
         )
     if not chosen:
         return lora.ALGORITHM
     found = _with_blocks(chosen[0], count)
     if wrong := found.formula and found.formula.check(around.shapes):
-        return f"{wrong}; put the config beside the file that it was saved with"
+        return f"{wrong}; put the config next to the file that it was saved with"
     return found
 
 
@@ -77,7 +77,7 @@ def _with_blocks(role: Role, count: int) -> Algorithm:
 
     def fitting(shapes: Shapes) -> str | None:
         if any(len(shapes[each]) != 2 for each in _FIELDS) or shapes[role][0] % count:
-            return f"{role} {list(shapes[role])} has no {count} blocks below each other"
+            return f"{role} {list(shapes[role])} has no {count} blocks below one another"
         return lora.check(whole(shapes))
 
     def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:

@@ -48,8 +48,7 @@ def read_fields(config: Mapping[str, Any] | None, fields: Fields, decided: str) 
     """
     if config is None:
         return (
-            f"PEFT says in adapter_config.json how {decided} is computed, and there is none for this module; put it "
-            "beside the file"
+            f"adapter_config.json says how PEFT computes {decided}, but this module has none; put it next to the file"
         )
     for name, is_usable in fields.items():
         if not is_usable(config.get(name)):

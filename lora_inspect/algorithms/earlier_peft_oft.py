@@ -20,7 +20,7 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of generators (count, size, size) and lengths (out, 1), or None."""
     generators, lengths = shapes["generators"], shapes.get("lengths", (1, 1))
     if len(generators) != 3 or generators[1] != generators[2] or 0 in generators:
-        return f"oft_r {list(generators)} are no square blocks"
+        return f"oft_r {list(generators)} are not square blocks"
     if len(lengths) != 2 or lengths[1] != 1 or 0 in lengths:
         return f"oft_s {list(lengths)} is not one number for each row"
     return None
@@ -28,7 +28,7 @@ def check(shapes: Shapes) -> str | None:
 
 def check_rows(shapes: Shapes) -> str | None:
     """What `check` says, and that a file with lengths is none of before 0.14."""
-    return "oft_s stands beside oft_r" if "lengths" in shapes else check(shapes)
+    return "oft_s is next to oft_r" if "lengths" in shapes else check(shapes)
 
 
 def _turned(shapes: Shapes) -> int | None:
@@ -80,8 +80,8 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
     config = around.config
     if config is None:
         return (
-            "PEFT says in adapter_config.json whether its rotation is limited, and there is none for this module; put "
-            "it beside the file"
+            "adapter_config.json says whether PEFT limits its rotation, but this module has none; put it next to the "
+            "file"
         )
     coft, eps, block_share = (config.get(name) for name in ("coft", "eps", "block_share"))
     if coft is False:
@@ -93,8 +93,8 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
         )
     if block_share is not False:
         return (
-            "its limit depends on how many blocks share the one that is stored; merge it with the version of PEFT that "
-            "trained it"
+            "its limit depends on the number of blocks that share the stored one; merge it with the version of PEFT "
+            "that trained it"
         )
     return {"eps": eps}
 

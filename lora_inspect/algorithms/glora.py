@@ -39,7 +39,7 @@ def check(shapes: Shapes, products: Products) -> str | None:
     """What keeps the factors from being these products, with the lower rank where they may be the others as well."""
     rank, other = _rank(shapes, products), _rank(shapes, _OLD if products == _NEW else _NEW)
     if rank is None or (other is not None and other < rank):
-        return f"{', '.join(f'{role} {list(shape)}' for role, shape in shapes.items())} make no products"
+        return f"{', '.join((f'{role} {list(shape)}' for role, shape in shapes.items()))} cannot be multiplied"
     return None
 
 
@@ -63,13 +63,13 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
     """None are needed; says why the order of the products or the scale is unknown."""
     if {_rank(around.shapes, each) for each in (_NEW, _OLD)} == {around.shapes["a1"][0]}:
         return (
-            "its rank is the number of inputs and outputs, so that its factors may be those of LyCORIS before 3 as "
-            "well as since; merge it with the version that trained it"
+            "its rank is the number of inputs and outputs, so its factors may come from LyCORIS before or since "
+            "version 3; merge it with the version that trained it"
         )
     if _has_rs_lora(around.metadata.get("ss_network_args", "")):
         return (
-            "it was trained with rs_lora, by which its scale is alpha/sqrt(rank), and every program reads alpha/rank; "
-            "merge it with the LyCORIS that trained it"
+            "its scale is alpha/sqrt(rank) by rs_lora in training, but every program reads alpha/rank; merge it with "
+            "the LyCORIS that trained it"
         )
     return {}
 

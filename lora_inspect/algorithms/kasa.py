@@ -21,7 +21,7 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of down (r, in), up (out, r) and the diagonal (r,), or None."""
     down, up, diagonal = shapes["down"], shapes["up"], shapes["diagonal"]
     if len(down) != 2 or len(up) != 2 or diagonal != down[:1]:
-        return f"lora_A {list(down)}, lora_diag {list(diagonal)} and lora_B {list(up)} make no product"
+        return f"lora_A {list(down)}, lora_diag {list(diagonal)} and lora_B {list(up)} cannot be multiplied"
     return lora.check(shapes)
 
 
@@ -37,12 +37,12 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
     """Nothing, or why it is not known whether the base is truncated."""
     if around.config is None or not isinstance(around.config.get("kasa_config"), dict):
         return (
-            "no adapter_config.json with a kasa_config speaks of it; put the one beside the file that it was saved with"
+            "no adapter_config.json with a kasa_config covers it; put the one next to the file that it was saved with"
         )
     if init := lora.residual_init(around.config):
         return (
-            f"PEFT truncates the base and takes the {init} part out of it one after the other, which is not built yet; "
-            "merge it with PEFT"
+            f"PEFT truncates the base and then takes the {init} part out of it, which lora-inspect does not support "
+            "yet; merge it with PEFT"
         )
     return {}
 

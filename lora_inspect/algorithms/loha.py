@@ -41,7 +41,7 @@ def check(shapes: Shapes) -> str | None:
             return f"{role} {list(shapes[role])} is empty or has fewer than {least} dimensions"
     expected = _expected(shapes)
     wrong = [role for role, shape in expected.items() if tuple(shapes[role]) != shape]
-    return f"{wrong[0]} has shape {list(shapes[wrong[0]])}, but {list(expected[wrong[0]])} fits" if wrong else None
+    return f"{wrong[0]} has shape {list(shapes[wrong[0]])}, not {list(expected[wrong[0]])}" if wrong else None
 
 
 def _expected(shapes: Shapes) -> dict[str, tuple[int, ...]]:

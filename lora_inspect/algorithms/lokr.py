@@ -59,7 +59,7 @@ def factor_shapes(
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of the factors by role, or None."""
     if other := [role for role in _OTHER if role in shapes]:
-        return f"{other[0]} makes another product of its factors, which is not built"
+        return f"{other[0]} changes the product of its factors, which lora-inspect does not support"
     for whole in ("w1", "w2"):
         parts = (f"{whole}_a", f"{whole}_b")
         present = [part for part in parts if part in shapes]
@@ -76,11 +76,11 @@ def check(shapes: Shapes) -> str | None:
 
 def _check_small(shapes: Shapes) -> str | None:
     if "w1" in shapes:
-        return None if len(shapes["w1"]) == 2 else f"w1 {list(shapes['w1'])} is no matrix"
+        return None if len(shapes["w1"]) == 2 else f"w1 {list(shapes['w1'])} is not a matrix"
     left, right = shapes["w1_a"], shapes["w1_b"]
     if len(left) == len(right) == 2 and left[1] == right[0]:
         return None
-    return f"w1_a {list(left)} and w1_b {list(right)} make no product"
+    return f"w1_a {list(left)} and w1_b {list(right)} cannot be multiplied"
 
 
 def _check_large(shapes: Shapes) -> str | None:
@@ -93,10 +93,10 @@ def _check_large(shapes: Shapes) -> str | None:
         fits = (
             len(left) == len(right) == 2 and len(core) > 2 and left[0] == right[0] and tuple(core[:2]) == (left[0],) * 2
         )
-        return None if fits else f"t2 {list(core)} does not fit between w2_a {list(left)} and w2_b {list(right)}"
+        return None if fits else f"t2 {list(core)} does not match w2_a {list(left)} and w2_b {list(right)}"
     if len(left) == 2 and len(right) > 1 and left[1] == right[0]:
         return None
-    return f"w2_a {list(left)} and w2_b {list(right)} make no product"
+    return f"w2_a {list(left)} and w2_b {list(right)} cannot be multiplied"
 
 
 def is_whole(shapes: Mapping[str, Any]) -> bool:

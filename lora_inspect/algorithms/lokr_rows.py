@@ -23,7 +23,7 @@ def check(shapes: Shapes) -> str | None:
     others = {role: shape for role, shape in shapes.items() if role != FIRST}
     if wrong := lokr.check(others):
         return wrong
-    return None if prod(shapes[FIRST]) == 1 else f"row_offset {list(shapes[FIRST])} is no single number"
+    return None if prod(shapes[FIRST]) == 1 else f"row_offset {list(shapes[FIRST])} is not a single number"
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
@@ -52,7 +52,7 @@ def variant(around: Surroundings) -> Algorithm | str:
     first = around.numbers.get(FIRST)
     rows, *_ = lokr.weight_shape(around.shapes)
     if first is None or not 0 <= first < rows or first != int(first):
-        return f"its row_offset is none of the {rows} rows of its product; fetch the file again"
+        return f"its row_offset is not one of the {rows} rows of its product; fetch the file again"
     return ALGORITHM._replace(formula=_formula(int(first)))
 
 

@@ -93,7 +93,7 @@ def check(shapes: Shapes) -> str | None:
             return f"down {list(down)} has rank {down[0]} and up {list(up)} has rank {up[1]}"
         return None
     if len(mid) < 3 or mid[0] != up[1] or mid[1] != down[0]:
-        return f"mid {list(mid)} does not fit between up {list(up)} and down {list(down)}"
+        return f"mid {list(mid)} does not match up {list(up)} and down {list(down)}"
     if any(size != 1 for size in down[2:]):
         return f"down {list(down)} has a kernel, but mid {list(mid)} has one too"
     return None

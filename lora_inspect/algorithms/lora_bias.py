@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shape of the bias, (out,)."""
-    return None if len(shapes["bias"]) == 1 and shapes["bias"][0] else f"bias {list(shapes['bias'])} is no vector"
+    return None if len(shapes["bias"]) == 1 and shapes["bias"][0] else f"bias {list(shapes['bias'])} is not a vector"
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of down (rank, num) and up (dim, rank)."""
     if odd := next((role for role in ("down", "up") if len(shapes[role]) != 2), None):
-        return f"{odd} {list(shapes[odd])} is no matrix"
+        return f"{odd} {list(shapes[odd])} is not a matrix"
     return lora.check(shapes)
 
 
@@ -31,7 +31,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 def check_along_tokens(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of down (num, rank) and up (dim, rank)."""
-    return check(_turned(shapes)) if len(shapes["down"]) == 2 else f"down {list(shapes['down'])} is no matrix"
+    return check(_turned(shapes)) if len(shapes["down"]) == 2 else f"down {list(shapes['down'])} is not a matrix"
 
 
 def change_along_tokens(tensors: Tensors, scale: float, alpha: float | None) -> "Change":

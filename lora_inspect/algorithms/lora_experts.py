@@ -37,11 +37,11 @@ def widths(shapes: Shapes) -> tuple[int, int]:
 def check(experts: int, shapes: Shapes) -> str | None:
     """What is wrong with the shapes of A (experts·rank, a) and B (b, rank·experts), or None."""
     if len(shapes["down"]) != 2 or len(shapes["up"]) != 2:
-        return f"A {list(shapes['down'])} and B {list(shapes['up'])} of all experts are no matrices"
+        return f"A {list(shapes['down'])} and B {list(shapes['up'])} of all experts are not matrices"
     if wrong := lora.check(shapes):
         return wrong
     if shapes["down"][0] % experts:
-        return f"A {list(shapes['down'])} has rows that are no multiple of its {experts} experts"
+        return f"A {list(shapes['down'])} has a number of rows that is not a multiple of its {experts} experts"
     return None
 
 

@@ -26,7 +26,7 @@ def check(shapes: Shapes) -> str | None:
     if wrong := oft.check({**shapes, "blocks": (count, size, other)}):
         return wrong
     if stages < 1 or size % 2 or stages > count.bit_length() or count % (1 << (stages - 1)):
-        return f"oft_blocks {list(shapes['blocks'])} are no {stages} stages of blocks"
+        return f"oft_blocks {list(shapes['blocks'])} are not {stages} stages of blocks"
     return None
 
 

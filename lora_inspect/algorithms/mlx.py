@@ -35,7 +35,7 @@ def check(shapes: Shapes) -> str | None:
     if len(up) == 3:
         return _check_experts(down, up)
     if len(down) != 2 or len(up) != 2:
-        return f"lora_a {list(down)} and lora_b {list(up)} are no matrices"
+        return f"lora_a {list(down)} and lora_b {list(up)} are not matrices"
     if down[1] != up[0]:
         return f"lora_a {list(down)} has rank {down[1]} and lora_b {list(up)} has rank {up[0]}"
     return None
@@ -44,7 +44,7 @@ def check(shapes: Shapes) -> str | None:
 def _check_experts(down: tuple[int, ...], up: tuple[int, ...]) -> str | None:
     experts, _, rank = up
     if len(down) not in (2, 3) or down[:-1] not in ((experts, rank), (experts * rank,)):
-        return f"lora_a {list(down)} does not fit to {experts} experts of rank {rank}, as lora_b {list(up)} has them"
+        return f"lora_a {list(down)} does not match the {experts} experts of rank {rank} in lora_b {list(up)}"
     return None
 
 

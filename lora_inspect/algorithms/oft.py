@@ -24,7 +24,7 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of blocks (count, size, size) and rescale (count · size, 1, …), or None."""
     blocks, rescale = shapes["blocks"], shapes.get("rescale")
     if len(blocks) != 3 or blocks[1] != blocks[2] or 0 in blocks:
-        return f"oft_blocks {list(blocks)} are no square blocks"
+        return f"oft_blocks {list(blocks)} are not square blocks"
     if rescale is not None and (rescale[:1] != (_rows(shapes),) or any(size != 1 for size in rescale[1:])):
         return f"rescale {list(rescale)} is not one number for each of {_rows(shapes)} rows"
     return None
@@ -63,16 +63,16 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
         return {}
     if around.shares_alpha:
         return (
-            "its alpha may be the scale of the other change of the module or the limit of the rotation; "
-            "write the two to files of their own"
+            "its alpha may be the scale of the other change of the module or the limit of the rotation; write the "
+            "two to separate files"
         )
     if not isfinite(around.alpha):
-        return "the limit of its rotation, the stored alpha, is no finite number; fetch the file again"
+        return "the limit of its rotation, the stored alpha, is not a finite number; fetch the file again"
     is_of_sd_scripts = around.metadata.get("ss_network_module", "").startswith(_NETWORK) and _OWN not in around.metadata
     if around.alpha <= 0 and (is_of_sd_scripts or around.key.startswith(_PREFIX)):
         return (
-            f"an alpha of {around.alpha:g} leaves no rotation in sd-scripts, which wrote it, and any in others; "
-            "merge it with sd-scripts, or write the alpha that is meant"
+            f"an alpha of {around.alpha:g} allows no rotation in sd-scripts, which wrote it, and any in other "
+            "programs; merge it with sd-scripts, or write the right alpha"
         )
     return {}
 

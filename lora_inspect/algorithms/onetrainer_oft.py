@@ -21,7 +21,7 @@ _TERMS = 5
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of the generators (count, size·(size - 1)/2) and of the mark, or None."""
     if shapes["mark"] not in ((), (1,)):
-        return f"scaled_oft {list(shapes['mark'])} is no single yes or no"
+        return f"scaled_oft {list(shapes['mark'])} is not a single yes or no"
     return peft_oft.check(shapes)
 
 
@@ -35,10 +35,10 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 def settings(around: Surroundings) -> dict[str, Any] | str:
     """None are needed; says why the divisor is unknown."""
     if around.numbers.get("mark") != 1:
-        return "its scaled_oft is no yes; fetch the file again"
+        return "its scaled_oft is not yes; fetch the file again"
     if around.metadata.get(_BRANCH) != _MAIN:
         return (
-            "branches of OneTrainer divided the numbers of its scaled OFT differently, and its metadata do not name "
+            "branches of OneTrainer divided the numbers of scaled OFT differently, but its metadata does not name "
             f"{_MAIN} as its {_BRANCH}; merge it with the version that trained it"
         )
     return {}

@@ -28,7 +28,7 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shape of the generators (count, size·(size - 1)/2), or None."""
     shape = shapes["generators"]
     if len(shape) != 2 or 0 in shape or block_size(shapes) * (block_size(shapes) - 1) // 2 != shape[1]:
-        return f"oft_R {list(shape)} are no numbers above the diagonals of blocks"
+        return f"oft_R {list(shape)} are not numbers above the diagonals of blocks"
     return None
 
 
@@ -55,7 +55,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
     """
     count, size = shapes["generators"][0], block_size(shapes)
     if prod(weight[2:]) > 1:
-        return "turns windows of the input in PEFT, which is a layer with a larger kernel than this one's"
+        return "turns windows of the input in PEFT, for a layer with a larger kernel than this one"
     if len(weight) > 1 and (weight[1] == count * size or (count == 1 and weight[1] % size == 0)):
         return None
     return f"rotates {count} blocks of {size} inputs"
@@ -83,16 +83,16 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
     """What the config says of the formula, or why that is not known."""
     if around.config is None and _ONETRAINER in around.metadata:
         return (
-            "versions of OneTrainer, which wrote it, compute its rotation differently, and the file does not say "
-            "which; merge it with the version that trained it"
+            "OneTrainer wrote it, but its versions compute the rotation differently, and the file does not name one; "
+            "merge it with the version that trained it"
         )
     found = read_fields(around.config, _FIELDS, "its rotation")
     if isinstance(found, str):
         return found
     if found["use_cayley_neumann"] and not _has_series_of_today(around.config or {}):
         return (
-            "PEFT before 0.18, which wrote its adapter_config.json, ended its series otherwise; "
-            "merge it with the version of PEFT that trained it"
+            "PEFT before 0.18 wrote its adapter_config.json and ended its series differently; merge it with the "
+            "version of PEFT that trained it"
         )
     return found
 

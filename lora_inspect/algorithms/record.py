@@ -57,7 +57,7 @@ class Shared(NamedTuple):
 
     name: str
     missing: str
-    alone: str = "fetch the file again, or write it anew with the program that trained it"
+    alone: str = "fetch the file again, or write it again with the program that trained it"
     part: Callable[[str, Collection[str]], str | None] | None = None
 
 

@@ -18,7 +18,7 @@ NAME = "saved"
 
 def check(shapes: Shapes) -> str | None:
     """What PEFT does not run counts for nothing by itself."""
-    return None if SAVED in shapes else "only what PEFT does not run is there"
+    return None if SAVED in shapes else "it holds only tensors that PEFT does not run"
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:

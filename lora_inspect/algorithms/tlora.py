@@ -19,7 +19,7 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of q (rank, in, 1, …), p (out, rank, 1, …) and the values (1, rank), or None."""
     q, p, values = (shapes[role] for role in ("q", "p", "values"))
     if min(len(q), len(p)) < 2 or 0 in q or 0 in p or any(size != 1 for size in q[2:] + p[2:]):
-        return f"q_layer {list(q)} and p_layer {list(p)} make no product"
+        return f"q_layer {list(q)} and p_layer {list(p)} cannot be multiplied"
     if p[1] != q[0] or values != (1, q[0]):
         return f"q_layer {list(q)}, lambda_layer {list(values)} and p_layer {list(p)} have different ranks"
     return None

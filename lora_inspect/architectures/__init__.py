@@ -138,7 +138,7 @@ def by_name(name: str) -> Architecture:
         _LOADED[name] = import_module(f".families.{name}", __name__).ARCHITECTURE
         _WAITING.discard(name)
     if name not in _LOADED:
-        raise KeyError(f"no architecture is named {name!r}; known are {', '.join(one.name for one in every())}")
+        raise KeyError(f"no architecture is named {name!r}; choose from {', '.join(one.name for one in every())}")
     return _LOADED[name]
 
 

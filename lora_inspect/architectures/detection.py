@@ -266,13 +266,13 @@ def settled_by(found: Sequence[Detection]) -> str:
     """What would decide between the candidates, several of them, in one sentence."""
     ways: list[str] = []
     if own := [f"{path} ({one})" for one in found if (path := _own_path(one, found))]:
-        ways.append(f"a layer that one of them alone has, such as {listed(own, 'or')}")
+        ways.append(f"a layer that only one of them has, such as {listed(own, 'or')}")
     if path := _telling_path(found):
         ways.append(f"the width of {path}")
     if values := [f"{name} ({one})" for one in found for name in one.architecture.metadata_names[:1]]:
         ways.append(f"{METADATA_KEYS[0]} in the metadata, {listed(values, 'or')}")
-    settles = f"; what would settle it: {'; '.join(ways)}" if ways else ""
-    return f"it is open which of {listed([str(one) for one in found])} it is{settles}"
+    settles = f"; any of these would settle it: {'; '.join(ways)}" if ways else ""
+    return f"it may be {listed([str(one) for one in found], 'or')}{settles}"
 
 
 def _matching_layouts(counts: Mapping[str, int], least: float) -> dict[str, tuple[int, Architecture, Layout]]:
@@ -306,7 +306,7 @@ def _fits_of_names(modules: Sequence[tuple[str, int | None, int | None]], minimu
     total = len(modules)
     found = _matching_layouts(counts, minimum_share * total)
     enough = [
-        (matched, _Fit(family, layout, f"{matched} of {total} module names fit", agreeing_sizes(family, shapes)))
+        (matched, _Fit(family, layout, f"{matched} of {total} module names match", agreeing_sizes(family, shapes)))
         for matched, family, layout in found.values()
     ]
     most = max((matched for matched, _ in enough), default=0)
@@ -320,7 +320,7 @@ def _fits_of_encoders(encoders: Sequence[TextEncoder]) -> tuple[_Fit, ...]:
     """The families that have all text encoders of a file without any layer of the model itself."""
     if not encoders:
         return ()
-    share = f"{listed([str(encoder) for encoder in encoders])} and no layer of the model: its names may be of"
+    share = f"{listed([str(encoder) for encoder in encoders])} and no layer of the model: its names may be from"
     return tuple(_Fit(family, family.layouts[0], share) for family in every() if _has_all(family, encoders))
 
 
@@ -413,6 +413,6 @@ def _sentence(fit: _Fit, reasons: Sequence[str], denied: Iterable[str]) -> str:
         width = fit.sizes[0].in_features or fit.sizes[0].out_features
         parts.append(f"width {width} is the {name} model")
     elif fit.sizes == ():
-        parts.append("the widths fit no published size")
-    parts += [f"{said}, which the names do not bear out" for said in denied]
+        parts.append("the widths match no published size")
+    parts += [f"{said}, but the names do not agree" for said in denied]
     return "; ".join(parts)

@@ -35,7 +35,7 @@ def by_option(name: str) -> Architecture:
         others = (*training_of(architecture).keys, *architecture.metadata_names)
         if wanted in (architecture.name, *(other.lower() for other in others)):
             return architecture
-    raise ValueError(f"architecture={name!r}: {_known()} was expected")
+    raise ValueError(f"architecture={name!r}: it must be {_known()}")
 
 
 def family_of(classes: Collection[str], paths: Collection[str]) -> Architecture:
@@ -52,8 +52,7 @@ def family_of(classes: Collection[str], paths: Collection[str]) -> Architecture:
     )
     if best is None or _fit(best, paths)[0] < _SHARE * len(paths):
         raise ValueError(
-            f"the architecture cannot be told from the classes {', '.join(sorted(classes))}; "
-            f"name it with architecture, which is {_known()}"
+            f"the classes {', '.join(sorted(classes))} do not show the architecture; give architecture as {_known()}"
         )
     return best
 
@@ -71,9 +70,7 @@ def blocks_of(training: Training, task: str | None) -> tuple[str, ...] | None:
     if training.task_attribute:
         tasks = dict(training.tasks)
         if task not in tasks:
-            raise ValueError(
-                f"the model's {training.task_attribute} is {task!r}, but {listed(list(tasks), 'or')} was expected"
-            )
+            raise ValueError(f"the model's {training.task_attribute} is {task!r}, not {listed(list(tasks), 'or')}")
         return tasks[task]
     return None if training.classes is None else (*training.classes, *training.diffusers_classes)
 

@@ -26,8 +26,8 @@ def _layout(found: CodedTensor) -> CodeLayout:
     if find_spec(_LIBRARY) is None:
         raise NeedsLibraryError(
             codes.file,
-            f"{codes.name} is stored as {codes.dtype}, which is decoded with the library {_LIBRARY}, and that is not "
-            "here",
+            f"{codes.name} is stored as {codes.dtype}, and lora-inspect decodes it with the library {_LIBRARY}, "
+            "which is missing",
             f'install it with pip install "lora-inspect[{_LIBRARY}]"',
         )
     return CodeLayout(codes.shape, codes.dtype, unit=_TYPES[codes.dtype].block)

@@ -28,7 +28,7 @@ def decode(values: Any, tiles: Any, first: int, into: Any) -> None:
 
 def _layout(found: CodedTensor) -> CodeLayout | None:
     if found.said.get("format") != FORMAT:
-        raise NotRead(f"nothing says {FORMAT}, and so in which order {NAME} is")
+        raise NotRead(f"nothing gives {FORMAT}, and so the order of {NAME}")
     shape, scale = found.codes.shape, found.beside[NAME].shape
     if len(shape) != 2 or shape[1] % BLOCK or prod(scale) != prod(padded(shape[0], shape[1] // BLOCK)):
         return None

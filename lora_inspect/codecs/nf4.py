@@ -69,7 +69,7 @@ def _layout(found: CodedTensor) -> CodeLayout | None:
         said = None
     shape = _shape(said)
     if shape is None:
-        raise NotRead(f"{states[0]} says no shape")
+        raise NotRead(f"{states[0]} gives no shape")
     if prod(shape[1:]) % 2:
         raise NotRead("rows of an odd number end within a byte")
     state = _state(said, nested=NESTED_LARGEST in found.beside)
@@ -113,7 +113,7 @@ def _prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> Quantised:
     state: State = layout.detail
     for name in (TABLE, LARGEST, NESTED_TABLE, NESTED_LARGEST):
         if name in tensors and not tensors[name].float().isfinite().all():
-            raise BadSetting(name, "holds a number that is not finite, which cannot scale")
+            raise BadSetting(name, "has a number that is not finite and so cannot scale")
     largest = tensors[LARGEST].flatten()
     if state.nested_block is not None:
         table, of_these = tensors[NESTED_TABLE].flatten(), tensors[NESTED_LARGEST].flatten()

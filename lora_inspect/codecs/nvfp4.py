@@ -39,7 +39,7 @@ def decoded(packed: Any, scales: Scales, first: int = 0) -> Any:
 
 def _layout(found: CodedTensor) -> CodeLayout | None:
     if found.said.get("format") != FORMAT:
-        raise NotRead(f"nothing says {FORMAT}, and so in which order {OF_BLOCKS} is")
+        raise NotRead(f"nothing gives {FORMAT}, and so the order of {OF_BLOCKS}")
     shape, scale = found.codes.shape, found.beside[OF_BLOCKS].shape
     if len(shape) != 2 or 2 * shape[1] % BLOCK or prod(found.beside[OF_ALL].shape) != 1:
         return None
@@ -51,7 +51,7 @@ def _layout(found: CodedTensor) -> CodeLayout | None:
 def _prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> Scales:
     tiles, scale = tensors[OF_BLOCKS], tensors[OF_ALL].float().reshape(())
     if not isfinite(scale.item()):
-        raise BadSetting(OF_ALL, "holds a number that is not finite, which cannot scale")
+        raise BadSetting(OF_ALL, "has a number that is not finite and so cannot scale")
     if layout.detail == "U8":  # the same numbers, in files of before safetensors had their type
         tiles = scale.new_tensor([decode_number("F8_E4M3", bytes([code])) for code in range(256)])[tiles.long()]
     return Scales(tiles, scale)

@@ -96,7 +96,7 @@ def prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> Scale:
     grid = scaling.blocks.grid(layout.shape[0], columns) if layout.shape[0] and columns else (stored.numel(), 1)
     values = stored.float().reshape(grid)
     if not (values * REACH[scaling.stored].largest).isfinite().all():
-        raise BadSetting(scaling.name, "holds a number that is not finite or too large to scale")
+        raise BadSetting(scaling.name, "has a number that is not finite or is too large to scale")
     return Scale(stored.reshape(grid), tuple(stored.shape), values, scaling)
 
 

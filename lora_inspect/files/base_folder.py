@@ -55,8 +55,8 @@ class SideFiles:
         if self.is_listed:
             return []
         return [
-            f"{self.root}: the folder of a server cannot be listed, so that nothing but the weights and their index is "
-            "taken over; put the configuration and the tokenizer of the model beside them."
+            f"{self.root}: a server does not list its folders, so the program copied only the weights and their "
+            "index; put the configuration and the tokenizer of the model next to them."
         ]
 
     @property
@@ -190,7 +190,7 @@ def _target(root: str, name: str) -> str:
     if os.path.isdir(target):
         raise _refused_link(path, "leads to a folder")
     if not target.startswith(os.path.join(inside, "")) and os.path.dirname(target) != _blobs(inside):
-        raise _refused_link(path, "leads out of the folder")
+        raise _refused_link(path, "leads outside the folder")
     return target
 
 

@@ -87,8 +87,8 @@ class Checkpoint(NamedTuple):
             if info.shape and info.numel != 1:
                 raise DamagedError(
                     info.file,
-                    f"{name} has shape {list(info.shape)}, but a single number was expected there",
-                    "the file is damaged or uses the name for something else",
+                    f"{name} has shape {list(info.shape)}, but lora-inspect expected a single number",
+                    "fetch the file again, as it is damaged or uses the name for something else",
                 )
             wanted.setdefault(info.file, []).append(info)
         values: dict[str, float | int | bool | None] = {}
@@ -168,7 +168,9 @@ def _open_folder(folder: str, named: str) -> Checkpoint:
     if is_config_alone(names):
         return _config_alone(folder, named)
     found = f"{len(weights)} .safetensors files" if weights else "no .safetensors file"
-    raise RefusedError(folder, f"the folder holds {found}, but one checkpoint was expected", "name the file itself")
+    raise RefusedError(
+        folder, f"the folder holds {found}, but lora-inspect expected one checkpoint", "name the file itself"
+    )
 
 
 def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
@@ -245,7 +247,7 @@ def _open_index(index: str, named: str) -> Checkpoint:
     checkpoint = _join([join(folder, name) for name in names], folder, {index: identity}, named)
     for tensor, name in weight_map.items():
         if tensor not in checkpoint.tensors or os.path.basename(checkpoint.tensors[tensor].file) != name:
-            raise DamagedError(index, f"it places {tensor} in {name}, which does not hold it", "fetch the set again")
+            raise DamagedError(index, f"it places {tensor} in {name}, but that does not hold it", "fetch the set again")
     return checkpoint
 
 
@@ -258,7 +260,7 @@ def _open_shards(folder: str, whole: ShardSet, named: str) -> Checkpoint:
     files = [join(folder, name) for name in names if set_of(name) == whole]
     if len(files) != whole.shards:
         raise NotFoundError(
-            f"{join(folder, whole.stem)}: {len(files)} of {whole.shards} shards are there; fetch the missing ones."
+            f"{join(folder, whole.stem)}: only {len(files)} of {whole.shards} shards exist; fetch the missing ones."
         )
     found = {index: read_index(index)[1]} if exists(index) else {}
     return _join(files, folder, found, named)

@@ -60,10 +60,10 @@ _FORMATS = (
     Format(rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     Format(rb"Rar!\x1a\x07", "a RAR archive", _UNPACK),
     Format(rb".{257}ustar", "a tar archive", _UNPACK),
-    Format(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP", "a picture", "name the weights that it belongs to"),
-    Format(rb".{4}ftyp|\x1aE\xdf\xa3", "a video", "name the weights that it belongs to"),
+    Format(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP", "a picture", "name the weights that belong to it"),
+    Format(rb".{4}ftyp|\x1aE\xdf\xa3", "a video", "name the weights that belong to it"),
     Format(_TEXT + rb"<(?:!doctype|!--|html|head|body)", "a saved web page", _DOWNLOAD),
-    Format(_TEXT + rb"<(?:\?xml|error)", "an XML file, as servers send it to say that they refuse", _DOWNLOAD),
+    Format(_TEXT + rb"<(?:\?xml|error)", "an XML file, as servers send to refuse a request", _DOWNLOAD),
 )  # fmt: skip
 _JSON = _TEXT + rb"[\[{]\s*[\[\]{}\"\d]"
 
@@ -120,7 +120,7 @@ def refuse_foreign(file: str, start: bytes, size: int) -> None:
             file, f"it has {size} bytes, fewer than the 8 that begin a safetensors file", "fetch it again"
         )
     if is_json:
-        raise DamagedError(file, "it is JSON, as servers send it to say that they refuse, and not weights", _DOWNLOAD)
+        raise DamagedError(file, "it is JSON, as servers send to refuse a request, not weights", _DOWNLOAD)
     if _is_text(start):
         raise DamagedError(file, "it is text, not weights", _DOWNLOAD)
 
@@ -129,7 +129,7 @@ def refuse_format(file: str, start: bytes) -> None:
     """Raises LoraInspectError where a file begins with the mark of a format that is neither safetensors nor text."""
     if any(re.match(pickle, start, re.DOTALL) for pickle in _PICKLES):
         raise RefusedError(
-            file, "it is a pickle, which can run code when it is unpickled, so it is never read", _conversion(file)
+            file, "it is a pickle, which can run code, so lora-inspect never reads one", _conversion(file)
         )
     for form in _FORMATS:
         if re.match(form.start, start, re.DOTALL):
@@ -145,12 +145,12 @@ def _conversion(pickle: str) -> str:
     if is_remote(pickle):
         pickle, converted = "FILE", "NEW.safetensors"
     elif os.path.exists(converted):
-        return f"name {converted}, which stands beside it"
+        return f"name {converted}, which is next to it"
     # A name that a shell would take for more than a name is not put into a command.
     names = (pickle, converted) if shlex.quote(pickle) == pickle else ("FILE", "NEW.safetensors")
     return (
-        "save it as .safetensors with torch 2.10 or newer, which runs nothing of it: "
-        f'`python -c "{_CONVERSION}" {" ".join(names)}`'
+        "save it as .safetensors with torch 2.10 or newer, which does not run its code: `python -c "
+        f'"{_CONVERSION}" {" ".join(names)}`'
     )
 
 
@@ -159,10 +159,10 @@ def _weights_beside(file: str) -> str:
     folder = os.path.dirname(file)
     weights = [] if is_of_server(file) else sorted(name for name in names_in(folder) if name.endswith(".safetensors"))
     if not weights:
-        return "fetch the weights that it belongs to and name them"
+        return "fetch the weights that belong to it and name them"
     if len(weights) == 1:
-        return f"name the weights beside it, {join(folder, weights[0])}, or their folder, {folder or os.curdir}"
-    return f"name the weights that it belongs to, such as {join(folder, weights[0])}"
+        return f"name the weights next to it, {join(folder, weights[0])}, or their folder, {folder or os.curdir}"
+    return f"name the weights that belong to it, such as {join(folder, weights[0])}"
 
 
 def _unmarked(start: bytes) -> bytes:

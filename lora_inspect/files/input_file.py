@@ -212,7 +212,9 @@ def read_whole(
     with InputFile(path, identity) as source:
         size = source.identity.bytes
         if size > longest:
-            raise RefusedError(path, f"it has {size:,} bytes, but at most {longest:,} of such a file are read", way_out)
+            raise RefusedError(
+                path, f"it has {size:,} bytes, but lora-inspect reads at most {longest:,} of such a file", way_out
+            )
         return source.read(0, size), source.identity
 
 

@@ -104,7 +104,7 @@ def _parts_below(root: str) -> Iterator[list[str]]:
     for found in below(root):
         parts = found.address[len(root) + 1 :].split("/")
         if any(part in ("", os.curdir, os.pardir) or os.sep in part for part in parts):
-            raise RefusedError(found.address, "no file on a disk can be called so", "name the file that you mean")
+            raise RefusedError(found.address, "a file on a disk cannot have this name", "name the file")
         yield parts
 
 
@@ -145,4 +145,4 @@ def is_of_server(path: str) -> bool:
 def refuse_remote(path: str, way_out: str) -> None:
     """Raises LoraInspectError for an address where only what is on a disk can be changed."""
     if is_remote(path):
-        raise RefusedError(path, "files at addresses are only read", way_out)
+        raise RefusedError(path, "lora-inspect only reads files at addresses", way_out)

@@ -41,11 +41,11 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
         check_store_output(output, inputs, force, folder)
         return
     if "\0" in output:
-        raise RefusedError(output, "no path may hold a NUL character", "name another output")
+        raise RefusedError(output, "a path cannot hold a NUL character", "name another output")
     parent = os.path.dirname(without_slash(output)) or os.curdir
     if not os.path.isdir(parent):
         if os.path.lexists(parent):
-            raise RefusedError(output, f"{parent} is no folder", "choose another place")
+            raise RefusedError(output, f"{parent} is not a folder", "choose another place")
         raise NotFoundError(output, f"the folder {parent} does not exist", "make it first")
     if not folder and not os.path.basename(output):
         raise RefusedError(output or "the empty name", "it cannot be a file", "name the file to write")
@@ -66,7 +66,7 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
     if folder and os.path.islink(output):
         raise RefusedError(output, "it is a link to a folder", "name the folder itself")
     if os.path.basename(without_slash(output)) in (os.curdir, os.pardir):
-        raise RefusedError(output, "what replaces a folder is made beside it", "name it by its own name")
+        raise RefusedError(output, "lora-inspect writes the new folder next to the old one", "write its own name")
     if os.path.ismount(output):
         way_out = "name a folder in it" if folder else "choose another output"
         raise RefusedError(output, "a disk or a volume is mounted there", way_out)
@@ -134,7 +134,9 @@ def new_file(
         finally:
             os.close(descriptor)
         if not is_whole:
-            raise CouldNotWorkError(output, f"{partial} was taken away while it was written", "run the command again")
+            raise CouldNotWorkError(
+                output, f"another program removed {partial} during the run", "run the command again"
+            )
         if prove:
             prove(partial)
         check_unchanged(inputs or {})
@@ -173,7 +175,7 @@ def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force:
             raise
     if left := left_under(partial):
         raise CouldNotWorkError(
-            output, "it is complete, but what it replaced cannot be removed", f"remove {' and '.join(left)}"
+            output, "it is complete, but lora-inspect cannot remove the old output", f"remove {' and '.join(left)}"
         )
 
 
@@ -203,12 +205,15 @@ def refusing(output: str) -> Iterator[None]:
         raise
     except FileExistsError:
         raise WouldOverwriteError(
-            output, "it appeared while the command ran", "choose another output, or run it again with --force"
+            output, "it appeared while the command ran", "choose another output, or run the command again with --force"
         ) from None
     except OSError as error:
         way_out = "free space or choose" if error.errno in _NO_SPACE else "choose"
         raise DiskRefused(
-            output, f"it cannot be written ({error.strerror})", f"{way_out} another place", reason=error.strerror
+            output,
+            f"lora-inspect cannot write it ({error.strerror})",
+            f"{way_out} another place",
+            reason=error.strerror,
         ) from None
 
 
@@ -304,14 +309,14 @@ def file_output(named: str, name: str, inputs: Collection[str], ending: str = SA
     if os.path.isdir(named):
         return os.path.join(named, _bare(name) + ending)
     if os.path.basename(named) == ending:
-        raise RefusedError(named, "it is an ending without a name", "put the name of the file before it")
+        raise RefusedError(named, "it is an ending without a name", "put a file name before it")
     if _ends_with_slash(named):
         raise NotFoundError(named, "there is no such folder", "make it first, or name a file")
     if named.endswith(ending) or is_input(named, inputs) or _is_no_file(named):
         return named
     proper = _bare(named) + ending
     way_out = f"name it {proper}" if not os.path.lexists(proper) else f"choose a name that ends in {ending}"
-    raise RefusedError(named, f"what is written is a {_FORMATS[ending]} file", way_out)
+    raise RefusedError(named, f"the output is a {_FORMATS[ending]} file", way_out)
 
 
 def folder_output(named: str, because: str, inputs: Collection[str]) -> str:
@@ -325,15 +330,15 @@ def folder_output(named: str, because: str, inputs: Collection[str]) -> str:
     bare = _bare(named)
     if bare == named or os.path.isdir(named) or is_input(named, inputs):
         return named
-    which = f", as in -o {bare}" if not os.path.lexists(bare) else " that does not exist"
-    raise RefusedError(named, f"{because}, so a folder is written", f"name a folder{which}")
+    which = f", such as -o {bare}" if not os.path.lexists(bare) else " that does not exist"
+    raise RefusedError(named, f"{because}, so the output is a folder", f"name a folder{which}")
 
 
 def _refuse_nothing(named: str) -> None:
     if not named:
         raise RefusedError("the empty name: it cannot be an output; name the file or the folder to write.")
     if named == _STREAM:
-        raise RefusedError(named, "an output is no stream", "name the file or the folder to write")
+        raise RefusedError(named, "an output cannot be a stream", "name the file or the folder to write")
 
 
 def _bare(name: str) -> str:

@@ -49,7 +49,7 @@ class PartsFolder:
             is_own = known.get(name)
             if not (is_own(os.path.join(self.path, name)) if is_own else is_leftover(name)):
                 raise WouldOverwriteError(
-                    self.path, f"it holds {name}, which is no part of a merge", "move that, or choose another output"
+                    self.path, f"it holds {name}, which does not belong to a merge", "move it, or choose another output"
                 )
 
     def make(self) -> None:
@@ -66,8 +66,8 @@ class PartsFolder:
             return []
         whole = counted(sum(name.endswith(_ENTRY) for name in names), "shard")
         return [
-            f"{self.path}: it holds {whole} of a merge by several jobs that was not finished; repeat the jobs that are "
-            "missing, or remove it."
+            f"{self.path}: it holds {whole} of an unfinished merge by several jobs; repeat the missing jobs, or "
+            "remove it."
         ]
 
     def new(self, name: str) -> str:
@@ -149,7 +149,10 @@ class PartsFolder:
         try:
             os.rmdir(self.path)
         except OSError as error:
-            return f"{self.path}: the output is complete, but this cannot be removed ({error.strerror}); remove it."
+            return (
+                f"{self.path}: the output is complete, but lora-inspect cannot remove this ({error.strerror}); "
+                "remove it."
+            )
         return None
 
     def _open_lock(self) -> int | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # What S3 stores take as the key of an object, in bytes.
 _LONGEST_KEY = 1024
 _WAYS_OUT = {HF: "write to a folder, and send it with `hf upload`"}
-_OTHERWISE = "write a file or a folder here, and send it with what the server takes"
+_OTHERWISE = "write a file or a folder here, and send it by a way that the server accepts"
 
 
 def output_address(output: str) -> str:
@@ -22,17 +22,17 @@ def output_address(output: str) -> str:
     scheme = scheme_of(address)
     if scheme != S3:
         way_out = _WAYS_OUT.get(scheme, _OTHERWISE)
-        raise RefusedError(address, f"what has an address of {scheme}:// is only read", way_out)
+        raise RefusedError(address, f"lora-inspect only reads addresses of {scheme}://", way_out)
     address = address.rstrip("/")
     bucket, _, key = address.partition("://")[2].partition("/")
     if not bucket or not key:
         form = f"s3://{bucket or 'BUCKET'}/OUT"
-        raise RefusedError(address, "it is a whole bucket", f"name what to write in it, as in {form}")
+        raise RefusedError(address, "it is a whole bucket", f"name an output in it, such as {form}")
     parts = key.split("/")
     if any(part in ("", ".", "..") for part in parts) or not key.isprintable() or "?" in key or "#" in key:
         raise RefusedError(output, "programs read such an address in different ways", "name another output")
     if len(key.encode()) > _LONGEST_KEY:
-        raise RefusedError(output, f"a store takes names of {_LONGEST_KEY:,} bytes", "choose a shorter one")
+        raise RefusedError(output, f"a store takes names of at most {_LONGEST_KEY:,} bytes", "choose a shorter one")
     return address
 
 
@@ -86,10 +86,12 @@ def unfinished_notes(output: str) -> tuple[str, ...]:
         return ()
     if not found:
         return ()
-    how_many = f"an upload, begun {found[0].begun}, is" if len(found) == 1 else f"{len(found)} uploads are"
-    return (
-        f"{address}: {how_many} not ended there, which a run that died may have left; abort what no run is sending.",
+    how_many = (
+        f"an unfinished upload, begun {found[0].begun}, is"
+        if len(found) == 1
+        else f"{len(found)} unfinished uploads are"
     )
+    return (f"{address}: {how_many} there, perhaps from a run that died; abort uploads that no run is sending.",)
 
 
 def _store_of(address: str) -> "S3Store":

@@ -98,7 +98,9 @@ JSON_ITEMS = TENSORS + 1_000
 
 def too_many_tensors(file: str, count: int) -> LoraInspectError:
     """The error for a file or a set of files with `count` tensors."""
-    return RefusedError(file, f"{count:,} tensors are more than the {TENSORS:,} that are read", "name another file")
+    return RefusedError(
+        file, f"{count:,} tensors are more than the {TENSORS:,} that lora-inspect reads", "name another file"
+    )
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:

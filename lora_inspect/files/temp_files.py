@@ -177,7 +177,7 @@ def _kept(partial: str) -> str | None:
     if not paths:
         return None  # its run has just ended well
     them = "it" if len(paths) == 1 else "them"
-    return f"{', '.join(paths)}: a run that died may have left {them}; remove {them} if none is writing there."
+    return f"{', '.join(paths)}: a run that died may have left {them}; remove {them} if no run is writing there."
 
 
 def _settle(output: str, partial: str) -> bool:

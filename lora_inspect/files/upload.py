@@ -65,7 +65,7 @@ def _sent(
         with noted_signals():
             left = sending.abort()
         if left and isinstance(error, LoraInspectError):
-            raise error.saying(f"{str(error)[:-1]}; abort what stays unfinished of {', '.join(left)}.") from None
+            raise error.saying(f"{str(error)[:-1]}; abort the unfinished uploads of {', '.join(left)}.") from None
         raise
 
 
@@ -120,7 +120,7 @@ class ToStore(PendingOutput):
         except LoraInspectError as error:
             if replaces:
                 raise error.saying(
-                    f"{str(error)[:-1]}; some of what stood at {self._address} may be replaced already."
+                    f"{str(error)[:-1]}; some files at {self._address} may be replaced already."
                 ) from None
             with suppress(StoreRefused):
                 for upload in self._uploads:
@@ -160,5 +160,7 @@ def _rank(upload: Upload) -> int:
 
 def _no_room(address: str, folder: str, reason: str | None) -> LoraInspectError:
     return CouldNotWorkError(
-        address, f"it is made in {folder} first, which does not take it ({reason})", "set TMPDIR to a folder with room"
+        address,
+        f"lora-inspect first writes it into {folder}, which does not take it ({reason})",
+        "set TMPDIR to a folder with room",
     )

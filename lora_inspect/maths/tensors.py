@@ -88,8 +88,8 @@ def load(info: TensorInfo) -> torch.Tensor:
     if info.dtype not in STORED_DTYPES:
         raise DamagedError(
             info.file,
-            f"{info.name} is stored as {info.dtype}, but one of {', '.join(STORED_DTYPES)} was expected there",
-            "write the file anew in one of them",
+            f"{info.name} is stored as {info.dtype}, but lora-inspect expected one of {', '.join(STORED_DTYPES)}",
+            "write the file again in one of them",
         )
     stored = load_stored(info, STORED_DTYPES[info.dtype])
     return stored if info.dtype == "F64" else stored.float()
@@ -105,7 +105,7 @@ def load_whole(info: TensorInfo) -> torch.Tensor:
         if torch.equal(whole.float(), stored):
             return whole
     raise DamagedError(
-        info.file, f"{info.name} says where numbers belong, and holds no whole numbers", "fetch the file again"
+        info.file, f"{info.name} holds positions, but they are not whole numbers", "fetch the file again"
     )
 
 
@@ -116,7 +116,7 @@ def load_as_it_is(info: TensorInfo) -> torch.Tensor:
     """
     dtype = (STORED_DTYPES | _WHOLE_DTYPES | {"BOOL": torch.bool, "F8_E8M0": torch.uint8}).get(info.dtype)
     if dtype is None:
-        raise RefusedError(info.file, f"{info.name} is stored as {info.dtype}, which torch has no type for")
+        raise RefusedError(info.file, f"{info.name} is stored as {info.dtype}, and torch has no type for that")
     return load_stored(info, dtype)
 
 
@@ -125,7 +125,7 @@ def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
     if len(info.shape) > _DIMENSIONS:
         raise DamagedError(
             info.file,
-            f"{info.name} has {len(info.shape)} dimensions, and torch computes with {_DIMENSIONS}",
+            f"{info.name} has {len(info.shape)} dimensions, but torch computes with at most {_DIMENSIONS}",
             "fetch the file again",
         )
     with InputFile(info.file, info.identity) as source:

@@ -32,7 +32,7 @@ def load_torch() -> None:
     try:
         os.getcwd()
     except OSError:
-        raise NotFoundError("the working folder is not there any more; change to another one.") from None
+        raise NotFoundError("the working folder no longer exists; change to another one.") from None
     wait_briefly()
     try:
         with held_signals():
@@ -41,7 +41,7 @@ def load_torch() -> None:
         if error.name != "torch":
             raise
         raise NeedsTorchError(
-            "this computes with tensors, and torch is not installed; install it, for instance with pip install torch."
+            "this command needs torch, which is not installed; install it, for instance with pip install torch."
         ) from error
 
 

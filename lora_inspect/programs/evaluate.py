@@ -244,7 +244,7 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
     reception = Reception()
     if loader is None:
         whose = f"models of {family.title}" if family else "models of families that are not known here"
-        reception.wonder(f"{whose} were not tried")
+        reception.wonder(f"nobody has tried {whose}")
         return reception
     reader = reader_of(loader, family)
     for group in view.groups:
@@ -253,7 +253,7 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
         _Reading(reception, view, loader, group, rule).place()
     _place_others(reception, view, loader)
     if why := view.ask(loader.unsure):
-        reception.wonder(f"it is not known {why}")
+        reception.wonder(f"it is unknown {why}")
     if refusal := view.ask(loader.refuses) or (loader.complete and view.ask(missing_of(loader.complete))):
         reception.refuse(refusal)
     reception.needs = view.ask(loader.needs) or ""
@@ -275,14 +275,14 @@ class _Reading(NamedTuple):
         members, rule = self.group.members, self.rule
         if rule is None:
             first = members[0]
-            self.reception.wonder(f"names such as {first.module.name.key} were not tried", first.place)
+            self.reception.wonder(f"nobody has tried names such as {first.module.name.key}", first.place)
             return
         if rule.by == READ:
             self.reception.by = READ
         finds = self.view.ask(rule.finds) if rule.finds else None
         for is_found, own in self._answers(finds, members) if finds else [(True, members)]:
             if is_found is None:
-                why = f"whether it has a layer for {own[0].module.name.key} depends on more than the file tells"
+                why = f"the file does not tell whether it has a layer for {own[0].module.name.key}"
                 self.reception.wonder(why, own[0].place)
             elif not is_found or is_at(self.group.look, rule.lacks) or not rule.kinds:
                 if rule.says:
@@ -328,7 +328,7 @@ class _Reading(NamedTuple):
     def _settle(self, rule: Rule, members: Sequence[Member], does: str) -> None:
         first, last = members[0], members[-1]
         if not does:
-            self.reception.wonder(f"{first.contribution.algorithm.title} was not tried", first.place)
+            self.reception.wonder(f"nobody has tried {first.contribution.algorithm.title}", first.place)
         elif does == FAILS:
             self.reception.refuse(rule.says or f"it fails on {_keys_of_factors(last)[0]}", last.place)
         elif does == LEAVES:
@@ -342,7 +342,7 @@ class _Reading(NamedTuple):
         if magnitude:
             treated = treatment(rule, self.group.look.magnitude, magnitude.spelling.norms)
             if not treated:
-                reception.wonder(f"magnitudes such as {magnitude.info.name} were not tried", members[0].place)
+                reception.wonder(f"nobody has tried magnitudes such as {magnitude.info.name}", members[0].place)
                 return
             if treated == FAILS:
                 key = _key_of_magnitude(members[-1])[0]
@@ -353,7 +353,7 @@ class _Reading(NamedTuple):
         scale = self.view.ask(rule.scale.make) if isinstance(rule.scale, ScaleOfFile) else rule.scale
         for applied, own in self._answers(scale, members):
             if applied is None:
-                why = f"the scale that it applies to {own[0].module.name.key} is not known"
+                why = f"its scale for {own[0].module.name.key} is unknown"
                 reception.wonder(why, own[0].place)
             reception.take(TakenAlike(own, applied, does, treated))
 

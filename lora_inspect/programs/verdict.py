@@ -31,7 +31,7 @@ VERDICTS = (SAME, STRENGTH, LOST, WRONG, OTHER, PARTLY, NOTHING, REFUSED, UNKNOW
 _NORMS = {
     BASE_NORM: "the base's norms",
     OTHER_AXIS: "norms along the other axis",
-    SUM_NORM: "the norms of the changed weight, and they are over the base's",
+    SUM_NORM: "the norms of the changed weight, but they are over the base's",
 }
 # Scales that are read from half-precision alphas are as near as that to the true ones.
 _ALIKE = 2.0**-10
@@ -88,7 +88,7 @@ def _agreed(view: View, families: Sequence[Detection], program: Program) -> Verd
     if len({(one.verdict, one.factor) for one in found}) == 1:
         return found[0]
     differ = listed([f"{one.verdict} as {family}" for one, family in zip(found, families, strict=True)], "or")
-    return Verdict(program, UNKNOWN, says=f"it depends on which model the file is of: {differ}")
+    return Verdict(program, UNKNOWN, says=f"it depends on the model of the file: {differ}")
 
 
 def _judged(program: Program, reception: Reception) -> Verdict:
@@ -119,7 +119,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
     if lost:
         left = sum(len(one.members) for one in lost)
         count = left + sum(len(one.members) for one in taken)
-        return PARTLY, f"{left} of {count} changes are not applied, {_how_noticed(lost)}", lost
+        return PARTLY, f"it leaves out {left} of {count} changes, {_how_noticed(lost)}", lost
     # What a scale of 0 switches off has no strength that another one could be a multiple of.
     if wrong := [one for one in taken if one.does == MISREADS or (one.scale and one.contribution.scale == 0.0)]:
         return OTHER, f"it makes another change of {_what(wrong[0].contribution)}", ()
@@ -132,7 +132,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
         return LOST, f"it applies plain LoRA, without the magnitudes, {_how_noticed(told)}", told
     factors = _factors(taken)
     if any(not _is_one(factor) for factor, _ in factors):
-        return STRENGTH, f"it applies {_strengths(factors)} what is right", ()
+        return STRENGTH, f"it applies {_strengths(factors)} the right scale", ()
     return SAME, reception.needs, ()
 
 
@@ -140,7 +140,7 @@ def _what(contribution: Contribution) -> str:
     """What a contribution is, as far as programs make something else of it."""
     title = contribution.algorithm.title
     return (
-        f"{title}, whose first values ({contribution.residual}) it leaves in the base"
+        f"{title}, as it leaves its first values ({contribution.residual}) in the base"
         if contribution.residual
         else title
     )

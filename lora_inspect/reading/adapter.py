@@ -78,8 +78,8 @@ class Adapter(NamedTuple):
 
             raise RefusedError(
                 self.checkpoint.path,
-                f"it holds {in_words(self.embeddings)} and no adapter: an embedding changes no weight, so leave it as "
-                "it is and load it beside the model",
+                f"it holds {in_words(self.embeddings)} but no adapter, and an embedding changes no weight",
+                "load it next to the model as it is",
             )
         if not self.modules:
             tensors = len(self.checkpoint.tensors)

@@ -48,8 +48,8 @@ def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Setting
         takers = _takers(adapters, name)
         if len(takers) > 1:
             raise AmbiguousError(
-                f"{spell_settings(option)} could speak of {len(takers)} adapters; say it on the path of each: "
-                f"{_forms([adapters[taker] for taker in takers], option)}."
+                f"{spell_settings(option)} is ambiguous for {len(takers)} adapters; put it on the path "
+                f"of each: {_forms([adapters[taker] for taker in takers], option)}."
             )
         for index in takers or _havers(adapters, name) or range(len(adapters)):
             checkpoint, own = adapters[index].checkpoint, adapters[index].settings
@@ -57,10 +57,10 @@ def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Setting
     unsettled = [adapter for adapter in adapters if adapter.open]
     if len(unsettled) > 1:
         packing = all(adapter.open == ("expert_packing",) for adapter in unsettled)
-        what = "how experts are packed" if packing else "the scale"
+        what = "the packing of experts" if packing else "the scale"
         raise AmbiguousError(
-            f"{what} is unknown in {len(unsettled)} adapters, which `lora-inspect info` explains; "
-            f"settle each on its path: {_forms(unsettled)}."
+            f"{what} is unknown in {len(unsettled)} adapters, as `lora-inspect info` explains; set it on "
+            f"each path: {_forms(unsettled)}."
         )
     return adapters
 
@@ -133,9 +133,9 @@ def check_multipliers(settings: Settings, path: str, modules: Collection[ModuleN
         if fitting := [names for names in modules if fits(pattern, names)]:
             raise RefusedError(
                 path,
-                f"{pattern} decides nothing, as settings before it or closer ones decide for all {len(fitting)} "
-                "modules that it fits",
-                "leave it out, or write it first",
+                f"{pattern} has no effect, as earlier or closer settings decide for all {len(fitting)} "
+                "modules that it matches",
+                "leave it out, or put it first",
             )
         raise RefusedError(path, unknown_pattern(pattern, modules, left))
 
@@ -185,7 +185,7 @@ class ModuleFilter(NamedTuple):
     @property
     def leaves(self) -> str:
         """What it adds to a sentence on the modules that are left."""
-        return f" that {self.says} leave" if self.says else ""
+        return f" left by {self.says}" if self.says else ""
 
     def takes(self, names: ModuleNames) -> bool:
         """Whether a module is merged."""
@@ -205,5 +205,5 @@ class ModuleFilter(NamedTuple):
         }
         for path, keys in found.items():
             if keys and len(keys) == len(adapters[path]):
-                raise RefusedError(path, f"{self.says} leave none of its {len(keys)} modules", "leave it out")
+                raise RefusedError(path, f"none of its {len(keys)} modules remains after {self.says}", "leave it out")
         return found

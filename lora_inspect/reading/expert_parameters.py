@@ -110,7 +110,7 @@ def claim_wrapped(reading: Reading) -> Reading:
             done |= {wrapped.inner[_OUT].path} if wrapped.is_attention else set()
         for module, own in found:
             if own.name != module.name and own.name.key in claims.modules:
-                message = f"{own.name.key} has factors of its own beside those of a layer around it; leave one out"
+                message = f"{own.name.key} has factors of its own and those of a layer around it; leave one out"
                 findings.append(RawProblem("duplicate-tensor", message, wrapped.keys[:5]))
             else:
                 renamed[module.name.key] = own
@@ -138,7 +138,9 @@ def lost_parameters(reading: "Reading") -> Iterator[RawProblem]:
     for found in () if known else reading.configs:
         names = names_parameters(found.config)
         if names and not any(map(found.modules.is_parameter, paths)):
-            says = f"{found.where} names the target_parameters {some(names, _SHOWN)}, but no tensor of them is there"
+            says = (
+                f"{found.where} names the target_parameters {some(names, _SHOWN)}, but the file has no tensor of them"
+            )
             yield RawProblem("experts-ambiguous", f"{says}; {_WAY_OUT}")
 
 
@@ -185,25 +187,25 @@ def _parameters(wrapped: _Wrapped, configs: "Sequence[FoundConfig]") -> list[tup
             return []
         if names and (len(names) != len(wrapped.by_depth) or not wrapped.is_whole):
             return (
-                f"{found.where} names {len(names)} parameters of it ({', '.join(names)}) and {len(wrapped.by_depth)} "
-                f"have factors here, so that it is not known which are whose; {_WAY_OUT}"
+                f"{found.where} names {len(names)} parameters of it ({', '.join(names)}), but {len(wrapped.by_depth)} "
+                f"have factors here, so their assignment is unknown; {_WAY_OUT}"
             )
         if len(names) > 1 and not any(set(names) <= set(order) for order in _ORDERS):
-            return f"it is not known in which order its class has {' and '.join(names)}; {_WAY_OUT}"
+            return f"the order of {' and '.join(names)} in its class is unknown; {_WAY_OUT}"
         if names:
             return _renamed(wrapped, body, names, found)
     if wrapped.is_attention or not wrapped.is_wrapper:
         return None
     if not configs:
         return (
-            "these are factors of all experts of a layer at once, whose rank stands in adapter_config.json, which is "
-            "not there: put it beside the file"
+            "these are factors of all experts of a layer, and adapter_config.json with their rank is "
+            "missing; put it next to the file"
         )
     if wrapped.is_experts and wrapped.is_whole and len(wrapped.by_depth) == len(_FLAT):
         return _renamed(wrapped, body, _FLAT, configs[0])
     return (
-        f"these are factors of a parameter of it, which {configs[0].where} does not name in target_parameters: "
-        "write there which one it is"
+        f"these are factors of a parameter that {configs[0].where} does not name in target_parameters; "
+        "add its name there"
     )
 
 
@@ -236,15 +238,15 @@ def _renamed(
         lora = _lora_of(module)
         rows = lora.factors["down"].shape[0]
         if rank is None or rows % rank:
-            says = "none that a layer has" if rank is None else rank
+            says = "impossible" if rank is None else rank
             return (
-                f"A of {name} has {rows} rows, rank times experts, but its rank in {found.where} is {says}; put the "
-                "config that was saved with the file beside it"
+                f"A of {name} has {rows} rows, rank times experts, but its rank in {found.where} is "
+                f"{says}; put the config that was saved with the file next to it"
             )
         is_matrix = rows == rank and name not in PARAMETERS
         has_more = lora.factors.keys() != {"down", "up"} or lora.magnitude or lora.rows or module.alpha
         if len(module.contributions) > 1 or has_more:
-            return f"{name} has more than the factors of LoRA, which PEFT does not train on a parameter; {_WAY_OUT}"
+            return f"{name} has more than the factors of LoRA, and PEFT trains nothing else on a parameter; {_WAY_OUT}"
         algorithm = OF_MATRIX if is_matrix else lora_experts(rows // rank)
         if algorithm.formula and (wrong := algorithm.formula.check(lora.shapes)):
             return f"{name}: {wrong}; {_WAY_OUT}"
@@ -285,5 +287,5 @@ def about_attention(reading: Reading) -> Reading:
     count = sum(one.algorithm is OUT_PROJ for one in reading.contributions)
     if not count:
         return reading
-    says = f"{count} modules are the out_proj of a MultiheadAttention, whose change PEFT adds twice"
+    says = f"PEFT adds the change of {count} modules twice, as each is the out_proj of a MultiheadAttention"
     return reading.with_evidence([Evidence("scale", says, "names and shapes")])

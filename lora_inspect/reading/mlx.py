@@ -32,7 +32,7 @@ _EMBEDDINGS = frozenset(
         "position_embedding_table", "tok_embeddings", "token_embeddings", "word_embeddings", "wpe", "wte",
     )
 )  # fmt: skip
-_WAY_OUT = "fetch the file again, or write it anew with the program that trained it"
+_WAY_OUT = "fetch the file again, or write it again with the program that trained it"
 
 
 class MlxRules(OwnRules):
@@ -92,7 +92,7 @@ class MlxRules(OwnRules):
         own = [contribution for contribution in contributions if contribution.algorithm.name in NAMES]
         if config and own and (scale := json_number(config.parameters.get("scale"))) is not None:
             alpha = json_number(config.parameters.get("alpha"))
-            unused = f"; mlx-lm has no use for the alpha of {alpha:g} there" if alpha is not None else ""
+            unused = f"; mlx-lm does not use the alpha of {alpha:g} there" if alpha is not None else ""
             yield Evidence("scale", f"{PARAMETERS}.scale is {scale:g}{unused}", config.where)
         counts: dict[int, int] = {}
         for experts in (contribution.algorithm.experts for contribution in own if contribution.algorithm.experts):
@@ -109,9 +109,9 @@ class MlxRules(OwnRules):
         trained = "trained" if config.is_early else "would have trained"
         yield RawProblem(
             TRAINED_SCALE,
-            f"mlx-lm up to 0.14.1 {trained} this at scale · alpha/rank, {own[0].scale * ratio:g}, and every later "
-            f"version reads {own[0].scale:g} from its config; a multiplier of {ratio:g} is "
-            + ("what was trained" if config.is_early else "what was trained if it was one of those"),
+            f"mlx-lm up to 0.14.1 {trained} this at scale · alpha/rank, {own[0].scale * ratio:g}, and later "
+            f"versions read {own[0].scale:g} from its config; a multiplier of {ratio:g} gives "
+            + ("the trained scale" if config.is_early else "the trained scale if one of those trained it"),
             tuple(contribution.module.key for contribution in own[:5]),
         )
 
@@ -123,8 +123,8 @@ class MlxRules(OwnRules):
             return
         yield RawProblem(
             "no-adapter",
-            f"{config.where} says {TYPE} full: the file has the weights of trained layers whole, to take the place of "
-            "the base's own, and no adapter; put them into the base with mlx_lm.fuse",
+            f"{config.where} says {TYPE} full: the file holds whole weights of trained layers, which "
+            "replace those of the base, and no adapter; put them into the base with mlx_lm.fuse",
         )
 
 
@@ -148,11 +148,11 @@ def _misplaced(key: str, contributions: Sequence[Contribution]) -> Iterator[RawP
         keys = tuple(info.name for info in others[0].factors.values())
         yield RawProblem(
             "duplicate-tensor",
-            f"{key} has {others[0].algorithm.title} beside factors of MLX; leave one of them out",
+            f"{key} has {others[0].algorithm.title} next to factors of MLX; leave one of them out",
             keys,
         )
     for magnitude in (one.magnitude for one in contributions if one.algorithm.experts and one.magnitude):
-        says = f"{magnitude.info.name} is a magnitude of experts, for which mlx-lm has none; {_WAY_OUT}"
+        says = f"{magnitude.info.name} is a magnitude of experts, and mlx-lm defines none for experts; {_WAY_OUT}"
         yield RawProblem("magnitude-shape", says, (magnitude.info.name,))
 
 

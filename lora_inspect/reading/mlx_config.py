@@ -16,8 +16,8 @@ from lora_inspect.reading.peft.peft_config import is_peft_config
 PARAMETERS, TYPE = "lora_parameters", "fine_tune_type"
 LORA, DORA, FULL = _TYPES = ("lora", "dora", "full")
 _MISSING = (
-    "mlx-lm keeps it as lora_parameters.scale in adapter_config.json, which is not there: put it beside the file, or "
-    "take its rank times the scale that it was trained with for alpha"
+    "mlx-lm keeps it as lora_parameters.scale in adapter_config.json, which is missing: put that next to "
+    "the file, or take the rank times the trained scale as alpha"
 )
 
 
@@ -72,13 +72,14 @@ class MlxConfig(NamedTuple):
         """The scale of modules of this rank and where it stands, or None and why it is unknown."""
         own = self.parameters.get("rank", rank)
         if isinstance(own, bool) or own != rank:
-            shown = own if isinstance(own, (int, float)) and not isinstance(own, bool) else "no number"
+            shown = own if isinstance(own, (int, float)) and not isinstance(own, bool) else "not a number"
             return (
                 None,
-                f"the rank in {self.where} is {str(shown)[:40]} and the tensors' is {rank}, so it is not theirs",
+                f"the rank in {self.where} is {str(shown)[:40]} but that of the tensors is {rank}, so the config does "
+                "not match",
             )
         if (scale := json_number(self.parameters.get("scale"))) is None:
-            return None, f"{PARAMETERS}.scale of {self.where} is no number"
+            return None, f"{PARAMETERS}.scale of {self.where} is not a number"
         return scale, f"{PARAMETERS}.scale {scale:g} in {self.where}"
 
 

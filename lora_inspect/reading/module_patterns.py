@@ -105,11 +105,11 @@ class ModuleNames(NamedTuple):
 def check_pattern(pattern: str) -> None:
     """Raises ValueError for a range that is none, and for a letter that no name can have."""
     if _MARK in pattern:
-        raise ValueError("a name of modules has no zero bytes; leave them out")
+        raise ValueError("a module name cannot have zero bytes; leave them out")
     if meant := reversed_range(pattern):
         raise ValueError(f"the range {pattern} ends before it begins; write {meant}")
     if of_two_lists(pattern):
-        raise ValueError(f"{pattern} begins in one list of blocks and ends in another; name a range of each")
+        raise ValueError(f"{pattern} begins in one list of blocks and ends in another; give one range for each")
     for first, last in _RANGE.findall(pattern):
         if int(first) > int(last):
             raise ValueError(f"the range {first}-{last} ends before it begins; write {last}-{first}")
@@ -141,9 +141,9 @@ def fits_path(pattern: str, names: ModuleNames) -> bool:
     if fitting and others:
         raise AmbiguousError(
             names.open.file,
-            f"{pattern} fits {names.written[0]} where the adapter is of {_titles(fitting)}, and not where it is of "
-            f"{_titles(others)}",
-            f"say which it is of with --architecture {listed([family.name for family, _ in answers], 'or')}",
+            f"{pattern} matches {names.written[0]} if the adapter is for {_titles(fitting)}, but not if "
+            f"it is for {_titles(others)}",
+            f"give --architecture {listed([family.name for family, _ in answers], 'or')}",
         )
     return bool(fitting)
 
@@ -175,11 +175,11 @@ def unknown_pattern(pattern: str, modules: Iterable[ModuleNames], left: str = ""
     modules = list(modules)
     components = sorted({one.component for one in modules})
     near = nearest_name(pattern, _nameable(pattern, modules, components))
-    hint = f"; is {near} meant? It has" if near else "; it has"
+    hint = f"; try {near}, or choose from" if near else "; choose from"
     keys = [one.written[0] for one in modules]
     return (
-        f"{pattern} is no component and fits no module{left}{hint} {_listed(components)}, "
-        f"with modules like {_listed(keys)}"
+        f"{pattern} is not a component and matches no module{left}{hint} {_listed(components)}, or from "
+        f"modules like {_listed(keys)}"
     )
 
 

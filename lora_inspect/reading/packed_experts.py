@@ -33,7 +33,7 @@ MARKS = (LAYOUT, _DETAIL)
 # The parameters for which Unsloth has a forward of its own.
 _OF_UNSLOTH = ("gate_up_proj", "down_proj")
 OPTION = "expert-packing"
-_WAY_OUT = f"say which with --{OPTION} {'|'.join(PACKINGS)}"
+_WAY_OUT = f"give --{OPTION} {'|'.join(PACKINGS)}"
 
 # Which dimension of a parameter (experts, d1, d2) A is along, where both are of one size: always d1, or d1 or d2 by
 # whether its class stores (experts, in, out).
@@ -168,10 +168,10 @@ def is_of_unsloth(config: Mapping[str, Any]) -> bool:
 def _why_unsettled(contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
     """Why the packing is not known, with the way out."""
     if said := _stated_packing(contribution, config, metadata):
-        return f"its {LAYOUT} says {' and '.join(map(_shown, said))}, so their packing is open; {_WAY_OUT}"
+        return f"its {LAYOUT} says {' and '.join(map(_shown, said))}, so the packing is unknown; {_WAY_OUT}"
     return (
-        "it was trained by Unsloth, which before its version 2026.9.6 packed the experts of most models "
-        f"grouped_by_expert without saying so, and of others rank_major; {_WAY_OUT}"
+        "Unsloth trained it, and before version 2026.9.6 it silently packed the experts of most models "
+        f"grouped_by_expert and of others rank_major; {_WAY_OUT}"
     )
 
 
@@ -200,8 +200,9 @@ def packing_hint(reading: Reading) -> Iterator[RawProblem]:
         return
     yield RawProblem(
         "expert-hint",
-        f"the columns of B are alike within experts if they are packed {best}, as training makes them (mean |cosine| "
-        f"{likeness[best]:.2f}, {likeness[other]:.2f} if {other}); where it is so, say it with --{OPTION} {best}",
+        f"packed {best}, the columns of B are alike within experts, as training makes them (mean "
+        f"|cosine| {likeness[best]:.2f}, {likeness[other]:.2f} if {other}); give --{OPTION} {best} if "
+        "that is so",
     )
 
 

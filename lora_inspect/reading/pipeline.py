@@ -219,5 +219,7 @@ def chosen(
     found = [module for module in modules if module.name.component in only]
     if not found:
         present = ", ".join(sorted({module.name.component for module in modules}))
-        raise RefusedError(adapter.checkpoint.path, f"it has no component {' or '.join(only)}", f"it has {present}")
+        raise RefusedError(
+            adapter.checkpoint.path, f"it has no component {' or '.join(only)}", f"choose from {present}"
+        )
     return found, tuple(module for module in modules if module.name.component not in only)

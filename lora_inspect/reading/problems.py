@@ -40,13 +40,13 @@ from lora_inspect.sentences import counted, listed, some
 _FOREIGN = (
     (
         "w_[ab]_[0-9]{3}",
-        "are named as Sam_LoRA names them, which counts the queries and values of SAM's blocks that it adapted and "
-        "does not say which blocks those are; merge it with the program that trained it",
+        "have names of Sam_LoRA, which counts the queries and values of SAM that it adapted but does not say their "
+        "blocks; merge it with the program that trained it",
     ),
     (
         "(?is).*lora.*",
-        "speak of LoRA in no naming scheme that is known here; write the file anew with the program that trained it, "
-        "in the names of kohya, PEFT, diffusers or ComfyUI",
+        "mention LoRA in no known naming scheme; write the file again with the program that trained it, in the names "
+        "of kohya, PEFT, diffusers or ComfyUI",
     ),
 )
 
@@ -137,7 +137,7 @@ def unknown_scales(reading: Reading) -> Iterator[RawProblem]:
             by_reason.setdefault(contribution.why, []).append(contribution.module.key)
     way_out = " and ".join(_OPTIONS[name] for name in open_settings(unknown))
     for why, keys in by_reason.items():
-        mend = WAYS_OUT.get(why, f"give {way_out}")
+        mend = WAYS_OUT.get(why, "give {}").format(way_out)
         yield RawProblem(
             "scale-unknown", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; {mend}", tuple(keys[:5])
         )
@@ -204,8 +204,8 @@ def architecture_setting(reading: Reading) -> Iterator[RawProblem]:
     found = shown_candidates(reading.checkpoint, reading.claims.scheme, reading.modules)
     setting = f"architecture={named}"
     if named not in [one.architecture.name for one in found]:
-        fits = f"fit {listed([str(one) for one in found], 'or')}" if found else "fit no model family that is known here"
-        message = f"the names and shapes of its modules {fits}, so it is not of {named}; leave {setting} out"
+        fits = f"match {listed([str(one) for one in found], 'or')}" if found else "match no known model family"
+        message = f"the names and shapes of its modules {fits}, so it is not for {named}; leave {setting} out"
         yield RawProblem(CONTRADICTS, message)
     elif len(found) == 1:
         yield RawProblem(REPEATS, f"{setting} repeats what the names and shapes of its modules say")
@@ -226,8 +226,8 @@ def missing_alphas(reading: Reading) -> Iterator[RawProblem]:
     for scheme, keys in missing.items():
         if scheme in having:
             message = (
-                f"{counted(len(keys), 'module')} without an alpha ({some(keys, 1)}), which is taken as scale 1, "
-                f"beside {counted(having[scheme], 'module')} with one"
+                f"the file has no alpha for {counted(len(keys), 'module')} ({some(keys, 1)}), which "
+                f"means scale 1 there, but has one for {counted(having[scheme], 'module')}"
             )
             yield RawProblem(ALPHA_MISSING, message, tuple(keys[:5]))
 
@@ -262,9 +262,9 @@ def missing_tokens(reading: Reading) -> Iterator[RawProblem]:
         if found.config.get(_TOKENS):
             yield RawProblem(
                 "incomplete",
-                f"{found.where} says {_TOKENS}, but no rows of tokens are there: they were lost, and the rest is not "
-                "the adapter; fetch the file that the trainer saved, or take them out of the config where there were "
-                "none",
+                f"{found.where} lists {_TOKENS}, but the file has no rows of tokens, so it is not the "
+                "whole adapter; fetch the file that the trainer saved, or remove them from the config if "
+                "there were none",
             )
 
 
@@ -273,8 +273,8 @@ def damaged_metadata(reading: Reading) -> Iterator[RawProblem]:
     if embedded_object(reading.checkpoint.metadata) is None:
         yield RawProblem(
             DAMAGED,
-            f"metadata {EMBEDDED_KEY} is no JSON object, so that what it said of alphas is lost, and scales are those "
-            "of names without an alpha; fetch the file again",
+            f"metadata {EMBEDDED_KEY} is not a JSON object, so its alphas are lost and scales are read "
+            "as if it had none; fetch the file again",
         )
 
 
@@ -287,7 +287,7 @@ def refused_patterns(reading: Reading) -> Iterator[RawProblem]:
 
 def _way_out(refused: str) -> str:
     if refused.startswith("target_modules "):
-        return "name the modules in a list, or the file adapter_model.safetensors if the two belong together"
+        return "list the module names, or rename the file to adapter_model.safetensors if the two belong together"
     return "write the plain module path instead"
 
 

@@ -70,15 +70,17 @@ class WeightsFile(NamedTuple):
             if not paths:
                 known = [os.path.basename(path) for path, _ in adapters]
                 near = nearest_name(name, known)
-                hint = f"is {near} meant?" if near else f"they are {listed(known)}"
+                hint = f"try {near}" if near else f"choose from {listed(known)}"
                 raise self.source.wrong((name,), f"[{_quoted(name)}] names none of the adapters; {hint}")
             if len(paths) > 1:
-                raise self.source.wrong((name,), f"[{_quoted(name)}] names {listed(paths)}; write the path of the one")
+                raise self.source.wrong(
+                    (name,), f"[{_quoted(name)}] names {listed(paths)}; write the path of one of them"
+                )
         joined = []
         for path, own in adapters:
             names = [name for name, paths in taken.items() if path in paths]
             if len(names) > 1:
-                raise self.source.wrong((names[1],), f"[{_quoted(names[1])}] names {path}, which has a table already")
+                raise self.source.wrong((names[1],), f"[{_quoted(names[1])}] names {path}, which already has a table")
             joined.append((path, self._with(path, own, names[0]) if names else own))
         return joined
 
@@ -103,16 +105,16 @@ def read_weights(path: str) -> WeightsFile:
         text = bytes(data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DamagedError(path, f"line {line} is not UTF-8", "save it as that") from None
+        raise DamagedError(path, f"line {line} is not UTF-8", "convert it to UTF-8") from None
     if long := _LONG_NAME.search(text):
         line = text.count("\n", 0, long.start()) + 1
         raise RefusedError(
-            path, f"line {line}: a name of more than {_MOST_PARTS} parts stands there", "name a layer or a block"
+            path, f"line {line} holds a name of more than {_MOST_PARTS} parts", "name a layer or a block"
         )
     try:
         found = _parsed(text)
     except ValueError as error:
-        raise DamagedError(path, f"it is no TOML: {_in_a_line(error, text)}") from None
+        raise DamagedError(path, f"it is not valid TOML: {_in_a_line(error, text)}") from None
     source = _Text(path, text)
     return WeightsFile(source, identity, {name: _table(source, name, value) for name, value in found.items()})
 
@@ -120,7 +122,7 @@ def read_weights(path: str) -> WeightsFile:
 def _table(source: _Text, name: str, value: Any) -> Settings:
     """What the table of one adapter says."""
     if not isinstance(value, dict):
-        says = f'{_quoted(name)} stands in no table of an adapter; write ["ADAPTER"] in a line before it'
+        says = f'{_quoted(name)} is not in the table of an adapter; write ["ADAPTER"] on a line before it'
         raise source.wrong((name,), says)
     multiplier: float | None = None
     strengths: dict[str, float] = {}
@@ -130,17 +132,17 @@ def _table(source: _Text, name: str, value: Any) -> Settings:
             multiplier = _number(source, keys, inner)
         elif key not in _PARTS:
             if isinstance(inner, dict) and any(part in inner for part in (*_PARTS, _MULTIPLIER)):
-                raise source.wrong(keys, f'a name with a point stands in quotes: ["{name}.{key}"]')
-            raise source.wrong(keys, f"{_quoted(key)} is none of {listed([_MULTIPLIER, *_PARTS])}")
+                raise source.wrong(keys, f'a name with a point needs quotes; write ["{name}.{key}"]')
+            raise source.wrong(keys, f"{_quoted(key)} is not one of {listed([_MULTIPLIER, *_PARTS])}")
         elif not isinstance(inner, dict):
-            raise source.wrong(keys, f"{key} is a table: write [{_quoted(name)}.{key}] and its numbers below it")
+            raise source.wrong(keys, f"{key} must be a table; write [{_quoted(name)}.{key}] and its numbers below it")
         else:
             for parts, number in _leaves(inner):
                 own = (*keys, *parts)
                 pattern = ".".join(parts)
                 _check_part(source, own, key, pattern)
                 if pattern in strengths:
-                    raise source.wrong(own, f"{_quoted(pattern)} is said twice; {_LEAVE_ONE}")
+                    raise source.wrong(own, f"{_quoted(pattern)} appears twice; {_LEAVE_ONE}")
                 strengths[pattern] = _number(source, own, number)
     return Settings(multiplier=multiplier, part_multipliers=tuple(strengths.items()))
 
@@ -158,9 +160,9 @@ def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 def _check_part(source: _Text, keys: Sequence[str], table: str, pattern: str) -> None:
     if not is_pattern(pattern):
-        raise source.wrong(keys, f"{_quoted(pattern)} is no name of modules")
+        raise source.wrong(keys, f"{_quoted(pattern)} is not a module name")
     if table == _COMPONENTS and (is_glob(pattern) or "." in pattern):
-        raise source.wrong(keys, f"{_quoted(pattern)} is no component; write it below {_BLOCKS} or {_GLOBS}")
+        raise source.wrong(keys, f"{_quoted(pattern)} is not a component; write it below {_BLOCKS} or {_GLOBS}")
     if table == _BLOCKS and is_glob(pattern):
         raise source.wrong(keys, f"{_quoted(pattern)} is a glob; write it below {_GLOBS}")
     try:
@@ -172,7 +174,7 @@ def _check_part(source: _Text, keys: Sequence[str], table: str, pattern: str) ->
 def _number(source: _Text, keys: Sequence[str], value: Any) -> float:
     found = json_number(value)
     if found is None:
-        raise source.wrong(keys, f"the value of {_quoted(keys[-1])} is no number")
+        raise source.wrong(keys, f"the value of {_quoted(keys[-1])} is not a number")
     return found
 
 

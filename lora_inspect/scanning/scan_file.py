@@ -46,12 +46,12 @@ _ASIDE = ("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-s
 # Those that most people know are named first.
 _FIRST = ("comfyui", "diffusers", "forge", "a1111", "peft", "llama-cpp", "vllm")
 _NOT_LOADED = (UNKNOWN, REFUSED, NOTHING)
-_UNTRIED = ("no program was tried on such names", "no program was tried", "untried")
+_UNTRIED = ("nobody has tried a program on such names", "nobody has tried a program", "untried")
 # The errors that an option settles, and that option; what waits for several has a line of its own.
 _SETTLED = {
     "scale-unknown": "",
     "formula-unknown": "",
-    "dora-partial": "DoRA on some layers alone: --allow-partial-dora",
+    "dora-partial": "DoRA on only some layers: --allow-partial-dora",
     "setting-contradicts": "",
 }
 _OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
@@ -62,11 +62,11 @@ _SHORT = {
     "no-weight-change": ("a method that changes no weight", "changes no weight"),
     "no-adapter": ("a full fine-tuning, no adapter", "no adapter"),
     "scheme-unknown": ("names in no known scheme", "unknown names"),
-    "duplicate-tensor": ("a tensor that is there twice", "a tensor twice"),
-    "shape-mismatch": ("shapes that do not fit", "misfitting shapes"),
+    "duplicate-tensor": ("a tensor that appears twice", "a tensor twice"),
+    "shape-mismatch": ("shapes that do not match", "misfitting shapes"),
     "incomplete": ("incomplete: factors are missing", "incomplete"),
-    "magnitude-shape": ("a magnitude that does not fit", "odd magnitude"),
-    "experts-ambiguous": ("experts that cannot be told apart", "unclear experts"),
+    "magnitude-shape": ("a magnitude that does not match", "odd magnitude"),
+    "experts-ambiguous": ("experts that it does not tell apart", "unclear experts"),
     "residual-base": ("trained on a residual base", "residual base"),
     "pattern-unsupported": ("a pattern of its config is refused", "refused pattern"),
     "shards-contradict": ("its shards contradict each other", "odd shards"),
@@ -98,7 +98,7 @@ def state_of(info: FileInfo) -> tuple[str, tuple[str, ...]]:
         return CONVERT, _difference(wrong)
     loaded = any(one.verdict not in _NOT_LOADED for one in verdicts)
     if verdicts and not loaded and all(one.verdict != UNKNOWN for one in verdicts):
-        return CONVERT, ("no program that is known here loads it", "no known program loads it", "loaded nowhere")
+        return CONVERT, ("no program that lora-inspect knows loads it", "no known program loads it", "loaded nowhere")
     hints = [problem for problem in adapter.problems if problem.code in _HINTS]
     if hints:
         return FINE, _note(hints[0], adapter)

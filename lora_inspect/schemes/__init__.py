@@ -127,7 +127,7 @@ def recognise(module: str, suffixes: Collection[str] = ()) -> ModuleName:
 def _recognised(module: str, marks: tuple[str, ...], changes: int) -> ModuleName:
     for name in readings(module, marks):
         return name
-    raise ValueError(f"{module!r} is no module name")
+    raise ValueError(f"{module!r} is not a module name")
 
 
 for _file in sorted(os.listdir(os.path.dirname(__file__))):

@@ -161,8 +161,8 @@ class Scheme(NamedTuple):
             name = self.module(path, prefix)
             if inverted.setdefault(name, path) != path:
                 raise RefusedError(
-                    f"{inverted[name]} and {path} are both spelled {name} in the {self.name} scheme; "
-                    "name the modules in a dotted scheme instead."
+                    f"{inverted[name]} and {path} both have the name {name} in the {self.name} scheme; name the "
+                    "modules in a dotted scheme instead."
                 )
         return inverted
 

@@ -100,8 +100,8 @@ def _without_credentials(scheme: str, rest: str) -> str:
     # In hf://model@revision the mark stands before a revision, in which there is no colon.
     if at and (scheme == S3 or ":" in userinfo):
         raise RefusedError(
-            f"{scheme}://{store}{slash}{path}: credentials do not belong into an address; "
-            f"set them as {_SETTINGS[scheme]} and name the address without them."
+            f"{scheme}://{store}{slash}{path}: an address cannot hold credentials; set them as {_SETTINGS[scheme]} "
+            "and name the address without them."
         )
     return f"{scheme}://{rest}"
 

@@ -53,7 +53,8 @@ def _open(address: str) -> Any:
     except ImportError as missing:
         raise NeedsLibraryError(
             printable_address(address),
-            f"{scheme}:// is read with {' and '.join(_NEEDS[scheme])}, of which one cannot be loaded ({missing})",
+            f"lora-inspect reads {scheme}:// with {' and '.join(_NEEDS[scheme])}, but cannot load one of them "
+            f"({missing})",
             f"run `{INSTALL}`",
         ) from None
     import fsspec

@@ -109,7 +109,7 @@ def _answer(sink: Sink, response: aiohttp.ClientResponse, identify: Identify) ->
             raise whole_files_only(sink.address)
         start, stop, size = map(int, sent.groups())
         if start != sink.position or stop >= size:
-            raise Transient("it sent other bytes than were asked for")
+            raise Transient("the server sent the wrong bytes")
         return identify(size, headers)
     if status == 200:
         # A small file comes whole from any server.

@@ -87,7 +87,7 @@ async def below(address: str, deep: bool) -> list[Located]:
 def _parts(address: str) -> tuple[_Place, str]:
     found = _REPOSITORY.fullmatch(address.partition("://")[2])
     if found is None:
-        raise RefusedError(address, "it names no repository of Hugging Face", f"write {_FORM}")
+        raise RefusedError(address, "it does not name a repository of Hugging Face", f"write {_FORM}")
     kind, revision = found["kind"] or "models", found["revision"] or "main"
     return _place(kind, found["name"], revision), (found["path"] or "").strip("/")
 

@@ -31,7 +31,7 @@ _UNKNOWN = ("NotImplemented", "501")
 def appeared(address: str) -> LoraInspectError:
     """The error for an output that others have written meanwhile."""
     return WouldOverwriteError(
-        address, "it appeared while the command ran", "choose another output, or run it again with --force"
+        address, "it appeared while the command ran", "choose another output, or run the command again with --force"
     )
 
 

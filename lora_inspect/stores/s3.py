@@ -134,10 +134,10 @@ _Result = TypeVar("_Result")
 # How often one who waits is told how far it is, in seconds.
 _EVERY = 0.1
 
-_NO_NAME = "no bucket can have such a name; name another"
-_ELSEWHERE = "the bucket is in another region; name that in AWS_DEFAULT_REGION"
-_UNREACHED = "the store cannot be reached; check the network and its endpoint"
-_EXPIRED = "the credentials have expired; log in anew, as with `aws sso login`, or set new ones"
+_NO_NAME = "a bucket cannot have such a name; name another"
+_ELSEWHERE = "the bucket is in another region; set AWS_DEFAULT_REGION to that region"
+_UNREACHED = "lora-inspect cannot reach the store; check the network and its endpoint"
+_EXPIRED = "the credentials have expired; log in again, as with `aws sso login`, or set new ones"
 _UNKNOWN = "the store does not know the credentials; set others"
 _WAYS_OUT = {
     "NoSuchBucket": "there is no such bucket; make it first, or name another",
@@ -145,16 +145,16 @@ _WAYS_OUT = {
     "ParamValidationError": _NO_NAME,
     "PermanentRedirect": _ELSEWHERE,
     "AuthorizationHeaderMalformed": _ELSEWHERE,
-    "NoCredentialsError": "no credentials are set for it; set those of the store, as in AWS_PROFILE",
+    "NoCredentialsError": "there are no credentials for it; set those of the store, as in AWS_PROFILE",
     "PartialCredentialsError": "the credentials are not complete; set those of the store, as in AWS_PROFILE",
-    "ProfileNotFound": "there is no profile as AWS_PROFILE names it; name one of ~/.aws/config",
+    "ProfileNotFound": "the profile in AWS_PROFILE does not exist; name one of ~/.aws/config",
     "ExpiredToken": _EXPIRED,
     "UnauthorizedSSOTokenError": _EXPIRED,
     "SSOTokenLoadError": _EXPIRED,
     "TokenRetrievalError": _EXPIRED,
     "InvalidAccessKeyId": _UNKNOWN,
     "SignatureDoesNotMatch": _UNKNOWN,
-    "RequestTimeTooSkewed": "the clock of this machine is not that of the store; set it",
+    "RequestTimeTooSkewed": "the clock of this machine differs from that of the store; set it",
     "EndpointConnectionError": _UNREACHED,
     "ConnectTimeoutError": _UNREACHED,
     "QuotaExceeded": "the store has no more room; free some",

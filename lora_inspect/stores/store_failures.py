@@ -12,8 +12,8 @@ _LOG_IN = {
     S3: "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, or set FSSPEC_S3_ANON=true for a public bucket",
     HF: "run `hf auth login` or set HF_TOKEN, and accept the conditions of the repository on its page",
 }
-_FETCH_ADDRESS = "an address that was signed may have expired: fetch a new one, or put your login into ~/.netrc"
-DOWNLOAD = "download the file and name that"
+_FETCH_ADDRESS = "fetch a new address if a signed one has expired, or put your login into ~/.netrc"
+DOWNLOAD = "download the file and name the copy"
 
 
 class Transient(Exception):
@@ -40,13 +40,17 @@ def missing(address: str) -> Missing:
 
 def denied(address: str, status: int) -> Denied:
     """The error for what only others may read."""
-    return Denied(address, f"it is not given to you (status {status})", _LOG_IN.get(scheme_of(address), _FETCH_ADDRESS))
+    return Denied(
+        address,
+        f"the server does not give it to you (status {status})",
+        _LOG_IN.get(scheme_of(address), _FETCH_ADDRESS),
+    )
 
 
 def whole_files_only(address: str) -> LoraInspectError:
     """The error for a server that sends a file from its first to its last byte, whichever are asked for."""
     return CouldNotWorkError(
-        address, "the server sends whole files only, and the file would be read in parts", DOWNLOAD
+        address, "the server sends only whole files, but lora-inspect reads parts of this one", DOWNLOAD
     )
 
 
@@ -58,25 +62,27 @@ def refused(address: str, status: int) -> Denied:
 def sent_a_page(address: str) -> Denied:
     """The error for a server that says what it has to say on a web page, and that this is the file."""
     return Denied(
-        address, "the server sends a web page in its place", "check the address, and whether one has to log in"
+        address, "the server sends a web page in its place", "check the address, and log in if the server asks for it"
     )
 
 
 def leads_nowhere(address: str) -> Denied:
     """The error for a server that leads on to what is no address of a server, or without an end."""
-    return Denied(address, "the server leads on to where no file is", "check the address")
+    return Denied(address, "the server redirects to an address without a file", "check the address")
 
 
 def unknown_host(address: str, host: str) -> LoraInspectError:
     """The error for a name that stands for no machine: that of the address, or of where its server leads to."""
-    return CouldNotWorkError(address, f"no machine is called {host or 'so'}", "check the address and the network")
+    return CouldNotWorkError(
+        address, f"the machine {host or 'of this name'} does not exist", "check the address and the network"
+    )
 
 
 def untrusted(address: str) -> LoraInspectError:
     """The error for a server that cannot prove who it is."""
     return CouldNotWorkError(
         address,
-        "the certificate of the server cannot be trusted",
+        "lora-inspect cannot trust the certificate of the server",
         "check the address, or name the authority that signed it in SSL_CERT_FILE",
     )
 
@@ -84,13 +90,13 @@ def untrusted(address: str) -> LoraInspectError:
 def less_safe(address: str) -> LoraInspectError:
     """The error for a server that leads from an address that is encrypted to one that is not."""
     return CouldNotWorkError(
-        address, "the server leads on to an address that is not encrypted", "name that yourself if you trust it"
+        address, "the server redirects to an address without encryption", "name that address yourself if you trust it"
     )
 
 
 def no_folder_of_a_server(address: str) -> LoraInspectError:
     """The error for a folder of a server, which lists none."""
-    return CouldNotWorkError(address, "folders of a server cannot be listed", "name a file, or the index.json of a set")
+    return CouldNotWorkError(address, "a server does not list its folders", "name a file, or the index.json of a set")
 
 
 def is_a_folder(address: str) -> LoraInspectError:
@@ -100,7 +106,7 @@ def is_a_folder(address: str) -> LoraInspectError:
 
 def gave_up(address: str, why: str, tries: int) -> LoraInspectError:
     """The error for what failed as often as it was tried."""
-    return CouldNotWorkError(address, f"it cannot be read ({why}, {tries} times)", "try again later")
+    return CouldNotWorkError(address, f"lora-inspect cannot read it ({why}, {tries} times)", "try again later")
 
 
 def without_credentials(address: str) -> Denied:

@@ -39,7 +39,7 @@ def test_a_config_that_does_not_say_it_leaves_the_scale_open(config):
 
 
 def test_without_a_config_the_scale_is_open():
-    assert "there is none for this module" in settings(None)
+    assert "but this module has none" in settings(None)
 
 
 def test_another_ranknum_is_a_contradiction():

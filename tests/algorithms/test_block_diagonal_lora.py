@@ -44,20 +44,27 @@ def test_modules_without_blocks_are_loras(options):
     ("shapes", "options", "words"),
     [
         (BLOCKS_B, None, "differ in rank, and no adapter_config.json says use_bdlora"),
-        (BLOCKS_B, {"nblocks": 2}, "does not say by use_bdlora"),
-        (BLOCKS_B, {"nblocks": 2, A: ["other"]}, "does not say by use_bdlora"),
-        (BLOCKS_B, {"nblocks": 2, A: ["layer"], B: ["deep"]}, "does not say by use_bdlora"),
+        (BLOCKS_B, {"nblocks": 2}, "does not give the blocks of each factor in use_bdlora"),
+        (BLOCKS_B, {"nblocks": 2, A: ["other"]}, "does not give the blocks of each factor in use_bdlora"),
+        (BLOCKS_B, {"nblocks": 2, A: ["layer"], B: ["deep"]}, "does not give the blocks of each factor in use_bdlora"),
         *(
-            (BLOCKS_B, {"nblocks": odd, B: ["layer"]}, "does not say by use_bdlora")
+            (BLOCKS_B, {"nblocks": odd, B: ["layer"]}, "does not give the blocks of each factor in use_bdlora")
             for odd in (None, 0, True, "2", 2.0)
         ),
-        *((BLOCKS_B, {"nblocks": 2, B: odd}, "does not say by use_bdlora") for odd in ("layer", {"layer": 1}, [1], 1)),
-        (BLOCKS_B, ["layer"], "does not say by use_bdlora"),
-        (BLOCKS_B, True, "does not say by use_bdlora"),
+        *(
+            (BLOCKS_B, {"nblocks": 2, B: odd}, "does not give the blocks of each factor in use_bdlora")
+            for odd in ("layer", {"layer": 1}, [1], 1)
+        ),
+        (BLOCKS_B, ["layer"], "does not give the blocks of each factor in use_bdlora"),
+        (BLOCKS_B, True, "does not give the blocks of each factor in use_bdlora"),
         (BLOCKS_B, {"nblocks": 4, B: ["layer"]}, "has rank 4 and up"),
-        (BLOCKS_B, {"nblocks": 3, B: ["layer"]}, "has no 3 blocks below each other"),
-        (BLOCKS_A, {"nblocks": 3, A: ["layer"]}, "has no 3 blocks below each other"),
-        ({"down": (4, 6, 3, 3), "up": (20, 4, 1, 1)}, {"nblocks": 2, A: ["layer"]}, "has no 2 blocks below each other"),
+        (BLOCKS_B, {"nblocks": 3, B: ["layer"]}, "has no 3 blocks below one another"),
+        (BLOCKS_A, {"nblocks": 3, A: ["layer"]}, "has no 3 blocks below one another"),
+        (
+            {"down": (4, 6, 3, 3), "up": (20, 4, 1, 1)},
+            {"nblocks": 2, A: ["layer"]},
+            "has no 2 blocks below one another",
+        ),
     ],
 )
 def test_what_leaves_the_blocks_open(shapes, options, words):

@@ -59,5 +59,5 @@ def test_what_lycoris_trained_is_told(module, args, says, tmp_path, run):
     problems = run("info", tmp_path / "adapter.safetensors", "--json").json["problems"]
     told = [problem["message"] for problem in problems if problem["code"] == "trained-scale"]
     assert [message.rpartition("; ")[2] for message in told] == (
-        [f"a multiplier of {says} is what was trained"] if says else []
+        [f"a multiplier of {says} gives the trained scale"] if says else []
     )

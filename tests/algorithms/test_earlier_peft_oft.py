@@ -23,7 +23,7 @@ def test_the_config_says_the_limit(config, expected):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (None, "put it beside"),
+        (None, "put it next to"),
         ({}, "coft and eps"),
         ({**LIMITED, "coft": 1}, "coft and eps"),
         ({**LIMITED, "eps": True}, "coft and eps"),
@@ -31,8 +31,8 @@ def test_the_config_says_the_limit(config, expected):
         ({**LIMITED, "eps": 0.0}, "coft and eps"),
         ({**LIMITED, "eps": float("inf")}, "coft and eps"),
         ({**LIMITED, "eps": 10**400}, "coft and eps"),
-        ({**LIMITED, "block_share": True}, "how many blocks"),
-        ({**LIMITED, "block_share": None}, "how many blocks"),
+        ({**LIMITED, "block_share": True}, "the number of blocks"),
+        ({**LIMITED, "block_share": None}, "the number of blocks"),
     ],
 )
 def test_what_leaves_the_limit_open(config, words):

@@ -143,10 +143,10 @@ def test_as_many_numbers_as_the_other_side_has_do_not_fit(chosen, fits, other):
 @pytest.mark.parametrize(
     ("shape", "chosen", "says"),
     [
-        ((8, 1), True, "multiplies outputs by its shape and the others"),
-        ((1, 8), False, "multiplies inputs by its shape and the others"),
-        ((1, 1), None, "say whether it multiplies inputs or outputs"),
-        ((1, 8, 1, 1), None, "say whether it multiplies inputs or outputs"),
+        ((8, 1), True, "multiplies outputs by its shape, but feedforward_modules"),
+        ((1, 8), False, "multiplies inputs by its shape, but feedforward_modules"),
+        ((1, 1), None, "says whether it multiplies inputs or outputs"),
+        ((1, 8, 1, 1), None, "says whether it multiplies inputs or outputs"),
     ],
 )
 def test_what_is_open_or_contradicts_is_said(shape, chosen, says):

@@ -33,7 +33,7 @@ def test_rows_fit_weights_that_have_so_many(first, weight, wrong):
 
 @pytest.mark.parametrize("first", [60, -1, 0.5, float("nan"), float("inf"), None])
 def test_a_number_that_is_no_row_leaves_them_open(first):
-    assert "row_offset is none of the 60 rows" in found(first)
+    assert "row_offset is not one of the 60 rows" in found(first)
 
 
 def test_the_number_alone_makes_it_this_algorithm():

@@ -54,7 +54,7 @@ def test_shapes_give_the_weight_and_the_rank(shapes, expected):
         ({"down": (4,), "up": (5, 2)}, "two dimensions"),
         ({"down": (2, 4), "up": (5, 2, 3, 3)}, "has a kernel"),
         ({"down": (0, 4), "up": (5, 0)}, "empty"),
-        ({"down": (2, 4, 1, 1), "up": (5, 2, 1, 1), "mid": (3, 2, 3, 3)}, "does not fit"),
+        ({"down": (2, 4, 1, 1), "up": (5, 2, 1, 1), "mid": (3, 2, 3, 3)}, "does not match"),
         ({"down": (2, 4, 3, 3), "up": (5, 2, 1, 1), "mid": (2, 2, 3, 3)}, "has one too"),
     ],
 )

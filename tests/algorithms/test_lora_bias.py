@@ -60,8 +60,8 @@ def test_its_scale_is_unknown_with_the_lora_and_named_once(read):
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
-        ({}, "its module has no LoRA whose scale it would have"),
-        (split(NAME), "beside a LoRA of several slices"),
+        ({}, "its module has no LoRA to give it a scale"),
+        (split(NAME), "next to a LoRA of several slices"),
         (lora(NAME, **{"dora_layer.weight": ("F32", (OUT,), 1.0)}), "or with a magnitude"),
     ],
     ids=["alone", "slices", "DoRA"],
@@ -77,7 +77,7 @@ def test_one_that_no_lora_bears_is_an_error_by_key(tensors, says, read):
 @pytest.mark.parametrize("shape", [(), (OUT, 1), (0,)])
 def test_one_that_is_no_vector_is_an_error(shape, read):
     (message,) = wrong(read(lora(NAME, **{"lora_up.bias": ("F32", shape, 2.0)})))
-    assert "is no vector" in message
+    assert "is not a vector" in message
 
 
 def planned(write_safetensors, tensors, weights):

@@ -9,11 +9,11 @@ from lora_inspect.algorithms.lora_experts import check
     ("down", "up", "says"),
     [
         ((4, 3), (5, 4), None),
-        ((4, 3, 1, 1), (5, 4), "are no matrices"),
-        ((4, 3), (5, 4, 1, 1), "are no matrices"),
-        ((4, 3, 1, 1), (5, 4, 1, 1), "are no matrices"),
-        ((4,), (5, 4), "are no matrices"),
-        ((3, 4), (5, 3), "has rows that are no multiple of its 2 experts"),
+        ((4, 3, 1, 1), (5, 4), "are not matrices"),
+        ((4, 3), (5, 4, 1, 1), "are not matrices"),
+        ((4, 3, 1, 1), (5, 4, 1, 1), "are not matrices"),
+        ((4,), (5, 4), "are not matrices"),
+        ((3, 4), (5, 3), "has a number of rows that is not a multiple of its 2 experts"),
         ((4, 3), (5, 6), "[4, 3]"),
     ],
 )

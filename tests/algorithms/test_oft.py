@@ -36,9 +36,9 @@ def test_an_alpha_that_is_the_limit_everywhere(place):
     [
         (around(0.0, metadata=SD_SCRIPTS), "no rotation in sd-scripts"),
         (around(-1.0, "oft_unet_x"), "no rotation in sd-scripts"),
-        (around(float("nan")), "no finite number"),
-        (around(float("inf")), "no finite number"),
-        (around(1.0, shares_alpha=True), "files of their own"),
+        (around(float("nan")), "not a finite number"),
+        (around(float("inf")), "not a finite number"),
+        (around(1.0, shares_alpha=True), "separate files"),
     ],
 )
 def test_an_alpha_that_leaves_the_limit_open(place, words):

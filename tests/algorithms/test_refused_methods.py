@@ -34,7 +34,7 @@ def trained(config):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (peft.PsoftConfig(r=4, target_modules=["layer"]), "signs the file does not have"),
+        (peft.PsoftConfig(r=4, target_modules=["layer"]), "the file does not hold their signs"),
         (peft.AdamssConfig(target_modules=["layer"], **ADAMSS), "clustering the base"),
     ],
 )
@@ -71,7 +71,7 @@ def test_kasa_without_its_diagonal_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(said))
     problems = as_json(inspect(str(tmp_path)))["problems"]
     assert [problem["code"] for problem in problems] == ["incomplete"]
-    assert "layer.lora_A.weight has no lora_diag beside it" in problems[0]["message"]
+    assert "layer.lora_A.weight has no lora_diag next to it" in problems[0]["message"]
 
 
 def test_kasa_on_a_base_with_numbers_that_are_not_finite_is_refused(tmp_path):

@@ -159,7 +159,7 @@ def test_what_is_shared_without_a_module_is_an_error(make_config, shared, tmp_pa
     base_file, adapter = write(tmp_path, base, rest, config)
     record = as_json(inspect(adapter))
     assert (record["kind"], record["problems"][0]["code"]) == ("adapter", "incomplete")
-    with pytest.raises(LoraInspectError, match="no module is there"):
+    with pytest.raises(LoraInspectError, match="the file has no such module"):
         plan_merge(base_file, [(adapter, 1.0)], MergeOptions())
 
 
@@ -305,7 +305,9 @@ def test_what_was_not_saved_is_said(make_config, tmp_path):
     _, base, tensors, config = train(make_config)
     base_file, adapter = write(tmp_path, base, tensors, config)
     assert as_json(inspect(adapter))["kind"] == "adapter"
-    with pytest.raises(LoraInspectError, match=r"not saved \(save_(projection|indices): false\).*merge it with PEFT"):
+    with pytest.raises(
+        LoraInspectError, match=r"not in the file \(save_(projection|indices): false\).*merge it with PEFT"
+    ):
         plan_merge(base_file, [(adapter, 1.0)], MergeOptions())
 
 
@@ -313,7 +315,7 @@ def test_without_a_config_what_it_decides_is_asked_for(tmp_path):
     for name in ("RandLoRA", "VB-LoRA"):
         _, base, tensors, _ = train(METHODS[name][0])
         base_file, adapter = write(tmp_path, base, tensors, {})
-        with pytest.raises(LoraInspectError, match=r"adapter_config\.json.*put it beside the file"):
+        with pytest.raises(LoraInspectError, match=r"adapter_config\.json.*put it next to the file"):
             plan_merge(base_file, [(adapter, 1.0)], MergeOptions())
 
 

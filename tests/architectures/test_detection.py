@@ -78,7 +78,7 @@ def test_a_whole_layout_is_detected_as_itself(architecture: Architecture, layout
     found = detect(modules, {})
     assert found is not None
     assert (found.architecture, found.layout) == (architecture, layout)
-    assert found.says.startswith(f"{len(modules)} of {len(modules)} module names fit the {layout.name} layout of ")
+    assert found.says.startswith(f"{len(modules)} of {len(modules)} module names match the {layout.name} layout of ")
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["dotted", "flattened"])
@@ -196,7 +196,7 @@ def test_the_sentence_names_the_share_and_the_size():
     found = detect(modules, {})
     assert found is not None
     assert found.says == (
-        "120 of 120 module names fit the original layout of Wan 2.1 / 2.2; width 1536 is the 1.3B model"
+        "120 of 120 module names match the original layout of Wan 2.1 / 2.2; width 1536 is the 1.3B model"
     )
 
 
@@ -305,7 +305,7 @@ def test_metadata_does_not_win_over_the_widths():
     found = detect(modules, {"ss_base_model_version": "lumina2"})
     assert found is not None
     assert found.architecture.name == "z_image"
-    assert "the metadata says 'lumina2', which the names do not bear out" in found.says
+    assert "the metadata says 'lumina2', but the names do not agree" in found.says
 
 
 def test_metadata_of_no_candidate_settles_nothing():
@@ -442,7 +442,7 @@ def test_the_network_module_does_not_win_over_the_names(module: str):
     found = detect(modules, {"ss_network_module": module})
     assert found is not None
     assert (found.architecture.name, found.size) == ("wan", "14B")
-    assert found.says.endswith(f"ss_network_module is {module!r}, which the names do not bear out")
+    assert found.says.endswith(f"ss_network_module is {module!r}, but the names do not agree")
     agreeing = detect(modules, {"ss_network_module": "networks.lora_wan"})
     assert agreeing is not None
     assert "ss_network_module" not in agreeing.says

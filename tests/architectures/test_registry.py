@@ -35,7 +35,7 @@ def test_by_name_finds_every_family():
 
 
 def test_by_name_lists_the_known_names():
-    with pytest.raises(KeyError, match=r"no architecture is named 'sd4'; known are .*sdxl"):
+    with pytest.raises(KeyError, match=r"no architecture is named 'sd4'; choose from .*sdxl"):
         by_name("sd4")
 
 

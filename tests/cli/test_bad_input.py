@@ -17,7 +17,7 @@ CONFIG = {"peft_type": "LORA", "r": 16, "lora_alpha": 8, "target_modules": ["q"]
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
 # How the last clause of a refusal begins: with the way out.
 WAYS_OUT = ("fetch ", "save ", "write ", "merge ", "use the", "name ", "give ", "settle ", "put ", "convert ", "check ",
-            "--allow-partial-dora accepts", "find out ", "run `git", "download ")  # fmt: skip
+            "add ", "find ", "list ", "run `git", "download ")  # fmt: skip
 
 
 def contents(folder):
@@ -90,7 +90,7 @@ UNREADABLE = {
     "negative shape": (header(a=entry(0, 8, shape=[-2])) + bytes(8), ["shape or range of a"]),
     "float shape": (header(a=entry(0, 8, shape=[2.0])) + bytes(8), ["shape or range of a"]),
     "huge shape": (header(a=entry(0, 8, shape=[2**40, 2**40])) + bytes(8), ["a has 8 bytes"]),
-    "huge numbers": (header(a=entry(0, 8, shape=[10**4000] * 2)) + bytes(8), ["not JSON", "speaks of a"]),
+    "huge numbers": (header(a=entry(0, 8, shape=[10**4000] * 2)) + bytes(8), ["not JSON", "at a"]),
     "a line break in a key": (header(**{"a\nb": entry(0, 8, "F33")}) + bytes(8), [r"a\nb has the unknown dtype"]),
     "Git-LFS pointer": (POINTER, ["git lfs pull"]),
     "web page": (b"<!DOCTYPE html>" + bytes(99), ["web page"]),
@@ -184,7 +184,7 @@ MEANINGLESS = {
     "a magnitude of another shape": (
         lora(Q, **{"dora_scale": ("F32", (OUT,), 1)}), {}, "magnitude-shape", [f"{Q}.dora_scale", "[6]"]),
     "alpha 0": (loras(1, alpha=0.0), {}, "scale-unknown", [f"{Q} is unknown: the stored alpha is 0", "--alpha N"]),
-    "alpha NaN": (loras(1, alpha=math.nan), {}, "scale-unknown", [Q, "alpha is no finite number", "--alpha N"]),
+    "alpha NaN": (loras(1, alpha=math.nan), {}, "scale-unknown", [Q, "alpha is not a finite number", "--alpha N"]),
     "evidence conflicts": (
         {**loras(), "use_rslora_flag": ("BOOL", (), 1)}, {"lora_inspect.scale": "alpha/rank"}, "scale-unknown",
         [Q, "conflicts", "--rslora yes|no"]),
@@ -193,7 +193,7 @@ MEANINGLESS = {
     "PiSSA of blissful": (loras(), {"ss_init_lora_weights": "pissa_niter_4"}, "residual-base", ["pissa_niter_4"]),
     "LoHa with factors of another rank": (
         {f"{Q}.hada_w{i}_{x}": ("F32", (4, i + 2), 1) for i in (1, 2) for x in "ab"}, {}, "shape-mismatch",
-        [f"{Q}: w1_a has shape [4, 3], but [4, 4] fits"]),
+        [f"{Q}: w1_a has shape [4, 3], not [4, 4]"]),
     "LoHa with one core": (
         {f"{Q}.hada_{x}": ("F32", (4,) * (4 if x == "t1" else 2), 1) for x in ("w1_a", "w1_b", "w2_a", "w2_b", "t1")},
         {}, "shape-mismatch", [f"{Q}: t2 missing"]),
@@ -202,10 +202,10 @@ MEANINGLESS = {
         [f"{Q}: either w2 or both w2_a and w2_b are needed"]),
     "LoKr on rows that it has not": (
         {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (6, 3), 1), f"{Q}.row_offset": ("F32", (), 12)},
-        {}, "formula-unknown", [Q, "row_offset is none of the 12 rows"]),
+        {}, "formula-unknown", [Q, "row_offset is not one of the 12 rows"]),
     "LoKr on half a row": (
         {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.lokr_w2": ("F32", (6, 3), 1), f"{Q}.row_offset": ("F32", (), 0.5)},
-        {}, "formula-unknown", [Q, "row_offset is none of the 12 rows"]),
+        {}, "formula-unknown", [Q, "row_offset is not one of the 12 rows"]),
     "LoKr on rows of one factor": (
         {f"{Q}.lokr_w1": ("F32", (2, 2), 1), f"{Q}.row_offset": ("F32", (), 0)}, {}, "shape-mismatch",
         [f"{Q}: either w2 or both"]),
@@ -214,7 +214,7 @@ MEANINGLESS = {
          f"{Q}.lambda_layer": ("F32", (1, 4), 1)}, {}, "shape-mismatch", [Q, "have different ranks"]),
     "T-LoRA with a kernel": (
         {f"{Q}.q_layer.weight": ("F32", (4, IN, 3, 3), 1), f"{Q}.p_layer.weight": ("F32", (OUT, 4, 1, 1), 1),
-         f"{Q}.lambda_layer": ("F32", (1, 4), 1)}, {}, "shape-mismatch", [Q, "make no product"]),
+         f"{Q}.lambda_layer": ("F32", (1, 4), 1)}, {}, "shape-mismatch", [Q, "cannot be multiplied"]),
     "OFT of sd-scripts on FLUX": (
         {f"{Q}.oft_blocks.{number}": ("F32", (2, 3, 3), 1) for number in range(3)}, {}, "algorithm-unsupported",
         ["OFT of sd-scripts in slices", Q]),
@@ -223,11 +223,11 @@ MEANINGLESS = {
     "(IA)3 of both axes": (
         {f"{Q}.ia3_l": ("F32", (OUT, 2), 1)}, {}, "shape-mismatch", [f"{Q}: ia3_l [", "not one number"]),
     "BOFT of odd blocks": (
-        {f"{Q}.oft_blocks": ("F32", (2, 2, 3, 3), 1)}, {}, "shape-mismatch", [f"{Q}: oft_blocks [", "no 2 stages"]),
+        {f"{Q}.oft_blocks": ("F32", (2, 2, 3, 3), 1)}, {}, "shape-mismatch", [f"{Q}: oft_blocks [", "not 2 stages"]),
     "BOFT of more stages than its blocks have": (
-        {f"{Q}.oft_blocks": ("F32", (3, 2, 2, 2), 1)}, {}, "shape-mismatch", [f"{Q}: oft_blocks [", "no 3 stages"]),
+        {f"{Q}.oft_blocks": ("F32", (3, 2, 2, 2), 1)}, {}, "shape-mismatch", [f"{Q}: oft_blocks [", "not 3 stages"]),
     "BOFT of groups that do not fit": (
-        {f"{Q}.oft_blocks": ("F32", (3, 6, 2, 2), 1)}, {}, "shape-mismatch", [f"{Q}: oft_blocks [", "no 3 stages"]),
+        {f"{Q}.oft_blocks": ("F32", (3, 6, 2, 2), 1)}, {}, "shape-mismatch", [f"{Q}: oft_blocks [", "not 3 stages"]),
     "BOFT with too many gains": (
         {f"{Q}.oft_blocks": ("F32", (2, 2, 2, 2), 1), f"{Q}.rescale": ("F32", (5, 1), 1)}, {}, "shape-mismatch",
         [f"{Q}: rescale [5, 1]"]),
@@ -235,7 +235,7 @@ MEANINGLESS = {
         {f"{Q}.boft_R": ("F32", (1, 2, 2, 2), 1)}, {}, "incomplete", [Q, "no lengths factor"]),
     "BOFT of PEFT of odd blocks": (
         {f"{Q}.boft_R": ("F32", (2, 2, 3, 3), 1), f"{Q}.boft_s": ("F32", (OUT, 1), 1)}, {}, "shape-mismatch",
-        [f"{Q}: boft_R [", "no 2 stages"]),
+        [f"{Q}: boft_R [", "not 2 stages"]),
     "BOFT of PEFT with lengths of two axes": (
         {f"{Q}.boft_R": ("F32", (1, 2, 3, 3), 1), f"{Q}.boft_s": ("F32", (OUT, 2), 1)}, {}, "shape-mismatch",
         [f"{Q}: boft_s [", "not one number"]),
@@ -256,7 +256,7 @@ MEANINGLESS = {
     "OFT beside LoRA with one alpha": (
         loras(1, oft_blocks=("F32", (2, 3, 3), 1)), {}, "formula-unknown", [Q, "scale of the other change"]),
     "OFT of PEFT without config": (
-        {f"{Q}.oft_R.weight": ("F32", (2, 3), 1)}, {}, "formula-unknown", ["adapter_config.json", "beside", Q]),
+        {f"{Q}.oft_R.weight": ("F32", (2, 3), 1)}, {}, "formula-unknown", ["adapter_config.json", "put it next", Q]),
     "OFT of PEFT of half a block": (
         {f"{Q}.oft_R.weight": ("F32", (2, 4), 1)}, {}, "shape-mismatch", ["oft_R [2, 4]", Q]),
     "scaled OFT of a branch of OneTrainer": (
@@ -267,12 +267,12 @@ MEANINGLESS = {
         ["branches of OneTrainer", Q]),
     "scaled OFT that is none": (
         {f"{Q}.oft_R.weight": ("F32", (2, 3), 1), f"{Q}.oft_R.scaled_oft": ("F32", (), 0)},
-        {"ot_branch": "master"}, "formula-unknown", ["scaled_oft is no yes", Q]),
+        {"ot_branch": "master"}, "formula-unknown", ["scaled_oft is not yes", Q]),
     "OFT of OneTrainer": (
         {f"{Q}.oft_R.weight": ("F32", (2, 3), 1)}, {"ot_branch": "master", "ot_revision": "c063836"},
-        "formula-unknown", ["versions of OneTrainer", Q]),
+        "formula-unknown", ["OneTrainer wrote it", Q]),
     "OFT of old PEFT without config": (
-        {f"{Q}.oft_r": ("F32", (2, 3, 3), 1)}, {}, "formula-unknown", ["adapter_config.json", "beside", Q]),
+        {f"{Q}.oft_r": ("F32", (2, 3, 3), 1)}, {}, "formula-unknown", ["adapter_config.json", "put it next", Q]),
     "OFT of old PEFT of no squares": (
         {f"{Q}.oft_r": ("F32", (2, 3, 4), 1)}, {}, "shape-mismatch", ["oft_r [2, 3, 4]", Q]),
     "OFT of PEFT 0.15 with a row of lengths": (
@@ -280,11 +280,11 @@ MEANINGLESS = {
         ["oft_s [1, 6]", Q]),
     "GLoRA of either order": (
         {f"{Q}.{n}.weight": ("F32", (4, 4), 1) for n in ("a1", "a2", "b1", "b2")}, {}, "formula-unknown",
-        [Q, "before 3"]),
+        [Q, "before or since version 3"]),
     "LoRA on a weight that is widened": (
         loras(1, reshape_weight=("F32", (2,), 1)), {}, "algorithm-unsupported",
-        ["a weight that ComfyUI widens", Q, "with zeros"]),
-    "an empty weight": ({f"{Q}.set_weight": ("F32", (0, IN), 1)}, {}, "shape-mismatch", [Q, "is no weight"]),
+        ["a weight that ComfyUI widens", Q, "needs zeros"]),
+    "an empty weight": ({f"{Q}.set_weight": ("F32", (0, IN), 1)}, {}, "shape-mismatch", [Q, "is not a weight"]),
     "LoRA beside a replaced weight": (
         loras(1, set_weight=("F32", (OUT, IN), 1)), {}, "formula-unknown", [Q, "ComfyUI drops the LoRA"]),
     "a bias on no up layer": ({f"{Q}.lora_up.bias": ("F32", (OUT,), 1)}, {}, "incomplete", [f"{Q}.lora_up.bias"]),
@@ -292,7 +292,7 @@ MEANINGLESS = {
     "an embedding of three dimensions": (
         {f"{Q}.lora_embedding_A": ("F32", (4, 9, 1), 1), f"{Q}.lora_embedding_B": ("F32", (5, 4), 1)}, {},
         "shape-mismatch",
-        [Q, "down [4, 9, 1] is no matrix"]),
+        [Q, "down [4, 9, 1] is not a matrix"]),
 }  # fmt: skip
 
 
@@ -350,7 +350,7 @@ def test_an_expression_that_is_not_compared_is_refused_with_its_key(place, run, 
     assert not any("--alpha" in item["message"] for item in record["problems"])  # no option settles it
     where = "metadata lora_adapter_metadata" if place == "embedded" else "adapter_config.json"
     words = [str(file), where, "'(a+)+$'", "unbounded repeat"]
-    words.append("name the modules in a list" if place == "target_modules" else "write the plain module path")
+    words.append("list the module names" if place == "target_modules" else "write the plain module path")
     words.append("rank_pattern" if place == "embedded" else place)
     for extra in ([], ["--alpha", "4", "--rslora", "no"]):
         refuse("merge", good[0], file, "-o", file.parent / "out.safetensors", *extra, words=words)

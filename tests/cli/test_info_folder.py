@@ -243,7 +243,7 @@ def test_states_of_broken_and_open_files(run, write_safetensors, tmp_path, monke
     notes = (
         "incomplete: factors are missing",
         "scale unknown: --alpha N and --rslora yes|no",
-        "no program was tried on such names",
+        "nobody has tried a program on such names",
     )
     assert [row.endswith(f"  {note}") for row, note in zip(rows, notes, strict=True)] == [True] * 3, rows
     settled = run("info", f"{tmp_path / 'many'}:alpha=16,rslora=no", "--where", "name=open", "--json").json

@@ -80,7 +80,8 @@ def test_what_one_process_says_beside_parts(run, place):
     merged = run(*MERGE)
     assert merged.status == 0
     assert merged.stderr.startswith(
-        "Note: out.parts: it holds 3 shards of a merge by several jobs that was not finished"
+        "Note: out.parts: it holds 3 shards of an unfinished merge by several jobs; repeat the missing jobs, or "
+        "remove it"
     )
 
 

@@ -90,7 +90,7 @@ def test_a_component_needs_to_be_in_one_of_several_adapters_only(run, write_safe
     options = "--only", "model", "--only", "text_encoder", "--json"
     assert run("merge", *files, "-o", tmp_path / "out.safetensors", *options).json["modules_merged"] == 5
     refusal = run("merge", *files, "-o", tmp_path / "o.safetensors", "--only", "text_encoder").refusal
-    assert "a.safetensors: it has no component text_encoder; it has model" in refusal
+    assert "a.safetensors: it has no component text_encoder; choose from model" in refusal
 
 
 def test_blocks_have_multipliers_of_their_own_and_what_is_excluded_is_counted(run, write_safetensors, tmp_path):
@@ -120,14 +120,17 @@ def test_blocks_have_multipliers_of_their_own_and_what_is_excluded_is_counted(ru
 
 # options, and what is refused about them
 WRONG_CHOICES = {
-    ("--include", "blocks.7"): "--include blocks.7: blocks.7 is no component and fits no module; is blocks.",
-    ("--exclude", "block.1"): "--exclude block.1: block.1 is no component and fits no module; is blocks.1 meant?",
-    ("--exclude", "*"): "a.safetensors: --exclude leave none of its 4 modules; leave it out.",
-    ("--include", "blocks.1", "--exclude", "*q"): "--include and --exclude leave none of its 4 modules",
+    ("--include", "blocks.7"): "--include blocks.7: blocks.7 is not a component and matches no module; try blocks.",
+    ("--exclude", "block.1"): "--exclude block.1: block.1 is not a component and matches no module; try blocks.1",
+    ("--exclude", "*"): "a.safetensors: none of its 4 modules remains after --exclude; leave it out.",
+    ("--include", "blocks.1", "--exclude", "*q"): "none of its 4 modules remains after --include and --exclude",
     ("--include", "blocks.3-1"): "--include blocks.3-1: the range 3-1 ends before it begins; write 1-3.",
     ("--exclude", "IN08-IN01"): "--exclude IN08-IN01: the range IN08-IN01 ends before it begins; write IN01-IN08.",
     ("--include", "D08-01"): "--include D08-01: the range D08-01 ends before it begins; write D01-D08.",
-    ("--include", "IN01-OUT03"): "IN01-OUT03 begins in one list of blocks and ends in another; name a range of each.",
+    (
+        "--include",
+        "IN01-OUT03",
+    ): "IN01-OUT03 begins in one list of blocks and ends in another; give one range for each.",
 }
 
 
@@ -140,7 +143,7 @@ def test_a_setting_for_what_is_excluded_is_refused(run, write_safetensors, tmp_p
     files = write_safetensors(base(4), name="base.safetensors"), write_safetensors(loras(4), name="a.safetensors")
     out = tmp_path / "out.safetensors"
     refusal = run("merge", files[0], f"{files[1]}:blocks.0=2", "-o", out, "--exclude", "blocks.0").refusal
-    assert "blocks.0 is no component and fits no module that --exclude leave" in refusal
+    assert "blocks.0 is not a component and matches no module left by --exclude" in refusal
 
 
 def test_what_is_excluded_needs_no_target(merge):
@@ -167,8 +170,8 @@ def test_a_module_that_has_no_alpha_among_others_is_told(run, write_safetensors,
     lost = {**loras(2), **lora("lora_unet_blocks_2_attn_q", alpha=None)}
     file, weights = write_safetensors(lost, name="a.safetensors"), write_safetensors(base(3), name="base.safetensors")
     says = (
-        f"Note: {file}: 1 module without an alpha (lora_unet_blocks_2_attn_q), which is taken as scale 1, beside 2 "
-        "modules with one."
+        f"Note: {file}: the file has no alpha for 1 module (lora_unet_blocks_2_attn_q), which means scale 1 there, but "
+        "has one for 2 modules."
     )
     out = tmp_path / "out.safetensors"
     assert says in run("merge", weights, file, "-o", out).stderr

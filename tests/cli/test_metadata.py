@@ -127,7 +127,9 @@ def test_what_is_no_picture_of_these_is_refused(content, path, run):
 def test_a_large_picture_is_refused(path, run):
     (path.parent / "picture.png").write_bytes(PICTURES["image/png"] + bytes(1 << 20))
     refusal = run("metadata", "set", path, "--thumbnail", path.parent / "picture.png").refusal
-    assert refusal.endswith("but at most 1,048,576 of such a file are read; save the picture smaller, 256 by 256.")
+    assert refusal.endswith(
+        "but lora-inspect reads at most 1,048,576 of such a file; save the picture smaller, 256 by 256."
+    )
     refusal = run("metadata", "set", path, "k=@").failure
     assert refusal == "the empty name: it cannot be read (No such file or directory); check the path and its rights."
 
@@ -206,7 +208,7 @@ def torn(path):
 def test_every_reader_refuses_a_torn_header_and_names_what_mends_it(verb, torn, run):
     shown = run(verb, torn[0])
     assert shown.status == 1
-    assert "run `lora-inspect metadata show` on the file, which puts it right" in shown.stderr + shown.stdout
+    assert "run `lora-inspect metadata show` on the file to repair it" in shown.stderr + shown.stdout
     assert run("metadata", "show", torn[0]).status == 0
     assert torn[0].read_bytes() == torn[1]
     assert os.listdir(torn[0].parent) == [torn[0].name]
@@ -248,7 +250,9 @@ def test_a_full_disk_keeps_the_file_and_nothing_else(path, small_disk, run):
             pass
     for options in ([], ["--in-place"]):
         refusal = run("metadata", "unset", file, "ss_network_module", *options).failure
-        assert refusal.startswith(f"{file}: it cannot be written (No space left on device); free space or choose")
+        assert refusal.startswith(
+            f"{file}: lora-inspect cannot write it (No space left on device); free space or choose"
+        )
         assert file.read_bytes() == before
         assert sorted(os.listdir(place)) == ["a.safetensors", "fills"]
 
@@ -259,7 +263,7 @@ def test_a_disk_that_is_only_read_is_one_sentence(path, small_disk, run):
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
     for options in ([], ["--in-place"]):
         refusal = run("metadata", "set", file, "a=b", *options).failure
-        assert refusal == f"{file}: it cannot be written (Read-only file system); choose another place."
+        assert refusal == f"{file}: lora-inspect cannot write it (Read-only file system); choose another place."
     assert run("metadata", "show", file).status == 0
     assert run("metadata", "set", file, "a=b", "-o", path.parent / "b.safetensors").status == 0
 

@@ -64,7 +64,9 @@ def test_a_full_disk_is_one_sentence_and_keeps_nothing(kind, commands, small_dis
     (disk / "fills").write_bytes(bytes(12 << 10))
     refusal = run(*commands[kind], "-o", disk / out).failure
     assert refusal.startswith(f"{disk}/{out}")
-    assert refusal.endswith("it cannot be written (No space left on device); free space or choose another place.")
+    assert refusal.endswith(
+        "lora-inspect cannot write it (No space left on device); free space or choose another place."
+    )
     assert os.listdir(disk) == ["fills"]
     (disk / "fills").unlink()
     assert sum(map(os.path.getsize, disk.iterdir())) == 0
@@ -74,7 +76,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_nothing(kind, commands, small_dis
 def test_a_disk_that_is_only_read_is_one_sentence(kind, commands, small_disk, run):
     disk, out = small_disk(16, "ro"), f"out{ENDINGS[kind]}"
     refusal = run(*commands[kind], "-o", disk / out).failure
-    assert refusal == f"{disk}/{out}: it cannot be written (Read-only file system); choose another place."
+    assert refusal == f"{disk}/{out}: lora-inspect cannot write it (Read-only file system); choose another place."
 
 
 @pytest.mark.parametrize("kind", ENDINGS)

@@ -69,7 +69,7 @@ OUTPUTS = [
       for command in (MERGE, CONVERT)],
     (SHARDED, "other", False, ["other: it exists", "--force"]),
     (SHARDED, "other", True, ["other: it is a file", "remove it first"]),
-    (MERGE, "other/out.safetensors", True, ["other is no folder", "choose another place"]),
+    (MERGE, "other/out.safetensors", True, ["other is not a folder", "choose another place"]),
     (MERGE, "n" * 300 + ".safetensors", True, ["File name too long"]),
 ]  # fmt: skip
 
@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(refuse, monkeypatch):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(os, "mkdir", fail)
-    refuse(*SHARDED, "-o", "out", words=["out: it cannot be written (Permission denied)"], status=3)
+    refuse(*SHARDED, "-o", "out", words=["out: lora-inspect cannot write it (Permission denied)"], status=3)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -220,7 +220,7 @@ def test_a_folder_without_the_right_to_write_is_one_sentence(refuse, place):
         *MERGE,
         "-o",
         "folder/out.safetensors",
-        words=["folder/out.safetensors: it cannot be written (Permission denied)"],
+        words=["folder/out.safetensors: lora-inspect cannot write it (Permission denied)"],
         status=3,
     )
 

@@ -506,7 +506,7 @@ def test_a_family_is_named_where_the_names_are_of_several(write, run, tmp_path):
     assert (ended.status, "choose one with --architecture" in ended.stderr) == (1, True), ended.stderr
     assert run(*options, "--architecture", "flux").status == 0
     ended = run(*options, "--architecture", "wan", "--force")
-    assert (ended.status, "it is not of wan" in ended.stderr) == (1, True)
+    assert (ended.status, "it is not for wan" in ended.stderr) == (1, True)
     assert run("convert", file, "-o", tmp_path / "p.safetensors", "--architecture", "flux").status == 2
 
 

@@ -199,7 +199,7 @@ def test_a_config_that_is_not_there_is_named(run, fixtures, tmp_path):
     folder = fixtures / "gguf" / "llama"
     for missing in (tmp_path, tmp_path / "config.json"):
         options = ("--to", "gguf", "--model-config", missing, "-o", tmp_path / "a.gguf")
-        assert "there is no config.json" in run("convert", folder, *options).failure
+        assert "the config.json of the model does not exist" in run("convert", folder, *options).failure
 
 
 def test_the_config_is_an_input_that_no_output_replaces(run, fixtures, tmp_path):
@@ -282,7 +282,7 @@ def test_the_name_of_the_output_ends_as_its_format(run, fixtures, tmp_path):
     folder = fixtures / "gguf" / "qwen3"
     arguments = ("--to", "gguf", "--model-config", folder)
     refused = run("convert", folder, *arguments, "-o", tmp_path / "a.safetensors").refusal
-    assert "what is written is a GGUF file" in refused
+    assert "the output is a GGUF file" in refused
     assert str(tmp_path / "a.gguf") in refused
     (tmp_path / "folder").mkdir()
     assert run("convert", folder, *arguments, "-o", tmp_path / "folder").status == 0

@@ -455,7 +455,7 @@ def test_a_record_that_says_nothing_is_a_conflict(corrected, tmp_path):
     tensors, metadata = load_file(output), metadata_of(output)
     for damaged in ("base", "{}", '{"of": "column"}', "["):
         path = written(tmp_path, "damaged.safetensors", tensors, metadata | {NORMS_KEY: damaged})
-        with pytest.raises(LoraInspectError, match="says nothing that is known here of whose norms"):
+        with pytest.raises(LoraInspectError, match="does not say in a known form which norms"):
             plan_merge(str(tmp_path / "base.safetensors"), [(path, 1.0)], MergeOptions())
     respelled = {
         key.replace(".dora_scale", ".lora_magnitude_vector"): t.flatten() if "dora" in key else t

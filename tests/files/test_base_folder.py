@@ -151,18 +151,18 @@ def link(folder, name, target):
 
 # name, target, how the sentence ends
 REFUSED_LINKS = {
-    "to a file of the system": ("tokenizer.json", "/etc/hostname", "leads out of the folder"),
-    "by a relative path": ("tokenizer.json", "../secret", "leads out of the folder"),
-    "in a subfolder": ("1_Pooling/config.json", "../../secret", "leads out of the folder"),
-    "through another link": ("tokenizer.json", "second", "leads out of the folder"),
+    "to a file of the system": ("tokenizer.json", "/etc/hostname", "leads outside the folder"),
+    "by a relative path": ("tokenizer.json", "../secret", "leads outside the folder"),
+    "in a subfolder": ("1_Pooling/config.json", "../../secret", "leads outside the folder"),
+    "through another link": ("tokenizer.json", "second", "leads outside the folder"),
     "to a folder outside": ("vae", "/etc", "leads to a folder"),
     "to a folder inside": ("vae", "sub", "leads to a folder"),
     "to the folder itself": ("vae", ".", "leads to a folder"),
     "to the folder above": ("sub/loop", "..", "leads to a folder"),
     "to itself": ("tokenizer.json", "tokenizer.json", "leads nowhere"),
     "to nothing": ("tokenizer.json", "gone", "leads nowhere"),
-    "to a device": ("tokenizer.json", "/dev/zero", "leads out of the folder"),
-    "to a folder whose name begins alike": ("tokenizer.json", "../base2/secret", "leads out of the folder"),
+    "to a device": ("tokenizer.json", "/dev/zero", "leads outside the folder"),
+    "to a folder whose name begins alike": ("tokenizer.json", "../base2/secret", "leads outside the folder"),
 }
 
 
@@ -198,7 +198,7 @@ def test_weights_and_index_that_are_links_follow_the_same_rule(name, folder, run
     (folder / name).rename(tmp_path / "elsewhere")
     (folder / name).symlink_to("../elsewhere")
     refusal = run(*arguments).refusal
-    assert refusal.startswith(f"{folder / name}: it is a link to ../elsewhere, which leads out of the folder; ")
+    assert refusal.startswith(f"{folder / name}: it is a link to ../elsewhere, which leads outside the folder; ")
     assert not (tmp_path / "out").exists()
 
 
@@ -272,18 +272,18 @@ class TestHubCache:
         put(tmp_path / "hub", **{"models--org--other__blobs__0": "x", "models--org--toy__refs__main": "x"})
         put(tmp_path / "hub", **{"models--org--toy__snapshots__other__config_dot_json": "x"})
         (snapshot / "tokenizer.json").symlink_to(target)
-        with pytest.raises(LoraInspectError, match="which leads out of the folder"):
+        with pytest.raises(LoraInspectError, match="which leads outside the folder"):
             merged(snapshot)
 
     def test_blobs_that_lead_elsewhere_are_no_blobs(self, snapshot, merged, tmp_path):
         blobs = snapshot.parents[1] / "blobs"
         (blobs / "1").unlink()
         (blobs / "1").symlink_to(tmp_path / "secret")
-        with pytest.raises(LoraInspectError, match="which leads out of the folder"):
+        with pytest.raises(LoraInspectError, match="which leads outside the folder"):
             merged(snapshot)
         blobs.rename(tmp_path / "moved")
         blobs.symlink_to(tmp_path / "moved")
-        with pytest.raises(LoraInspectError, match="which leads out of the folder"):
+        with pytest.raises(LoraInspectError, match="which leads outside the folder"):
             merged(snapshot)
 
     def test_folders_of_those_names_elsewhere_are_not_the_cache(self, folder, merged, tmp_path):
@@ -291,7 +291,7 @@ class TestHubCache:
         (tmp_path / "x" / "snapshots").mkdir()
         folder.rename(tmp_path / "x" / "snapshots" / "y")
         (tmp_path / "x" / "snapshots" / "y" / "a.txt").symlink_to("../../blobs/0")
-        with pytest.raises(LoraInspectError, match="which leads out of the folder"):
+        with pytest.raises(LoraInspectError, match="which leads outside the folder"):
             merged(tmp_path / "x" / "snapshots" / "y")
 
 

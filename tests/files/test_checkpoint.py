@@ -81,7 +81,7 @@ def test_the_tensors_of_all_shards_are_counted_together(shards, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "TENSORS", 3)
     assert len(open_checkpoint(folder).tensors) == 3
     monkeypatch.setattr(checkpoint_module, "TENSORS", 2)
-    with pytest.raises(LoraInspectError, match=r": 3 tensors are more than the [\d,]+ that are read"):
+    with pytest.raises(LoraInspectError, match=r": 3 tensors are more than the [\d,]+ that lora-inspect reads"):
         open_checkpoint(folder)
 
 

@@ -74,7 +74,9 @@ def test_a_file_of_ours_has_room_for_4096_bytes_more_and_for_no_more_than_that(f
     assert read_headed(falcon).room == 0
     after = os.stat(falcon)
     assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
-    with pytest.raises(LoraInspectError, match=r"room for [\d,]+ bytes, and the new one takes .*; leave --in-place"):
+    with pytest.raises(
+        LoraInspectError, match=r"room for [\d,]+ bytes, but the new one needs .*; leave out --in-place"
+    ):
         in_place(falcon, {"k": longest["k"] + "v"})
     assert by_library(falcon)[0] == longest
 

@@ -107,7 +107,7 @@ FOREIGN = {
     "text that is cut in a letter": (b"a" * (START_BYTES - 1) + "ü".encode(), ["text", *SERVER]),
     "empty": (b"", ["0 bytes", "fetch it again"]),
     "short": (b"\x00" * 7, ["7 bytes", "fetch it again"]),
-    "zeros": (bytes(600), ["no safetensors file"]),
+    "zeros": (bytes(600), ["not a safetensors file"]),
 }  # fmt: skip
 
 
@@ -184,9 +184,9 @@ def test_no_length_of_a_header_makes_another_format_of_it(tmp_path):
 
 # What lies beside the JSON file, and what its refusal says to name.
 BESIDE = {
-    "one": (["a.safetensors"], "name the weights beside it, {0}/a.safetensors, or their folder, {0}."),
-    "several": (["b.safetensors", "a.safetensors"], "name the weights that it belongs to, such as {0}/a.safetensors."),
-    "none": (["adapter_model.bin"], "fetch the weights that it belongs to and name them."),
+    "one": (["a.safetensors"], "name the weights next to it, {0}/a.safetensors, or their folder, {0}."),
+    "several": (["b.safetensors", "a.safetensors"], "name the weights that belong to it, such as {0}/a.safetensors."),
+    "none": (["adapter_model.bin"], "fetch the weights that belong to it and name them."),
 }  # fmt: skip
 JSON = [b'{"peft_type": "LORA"}', b'\xef\xbb\xbf\n{\n  "a": 1}', b"{}", b"[]", b'[{"a": 1}]', b"{\n}\n", b'["a"]']
 
@@ -208,14 +208,14 @@ def test_a_json_file_is_found_beside_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(LoraInspectError, match=r"beside it, adapter_model\.safetensors, or their folder, \.\.$"):
+    with pytest.raises(LoraInspectError, match=r"next to it, adapter_model\.safetensors, or their folder, \.\.$"):
         open_checkpoint("adapter_config.json")
 
 
 @pytest.mark.parametrize("content", [b'{"error": "Unauthorized"}', b'[{"error": 401}]'])
 def test_json_in_place_of_weights_is_a_servers_answer(content, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(LoraInspectError, match=r"it is JSON, as servers send it .* download the file itself"):
+    with pytest.raises(LoraInspectError, match=r"it is JSON, as servers send to refuse .* download the file itself"):
         open_checkpoint(str(tmp_path / "a.safetensors"))
 
 
@@ -352,7 +352,7 @@ def test_a_name_that_a_shell_would_read_is_not_in_the_command(name, tmp_path):
 def test_a_pickle_beside_its_weights_is_answered_with_those(tmp_path):
     (tmp_path / "lora.bin").write_bytes(PICKLED)
     (tmp_path / "lora.safetensors").write_bytes(ONE)
-    with pytest.raises(LoraInspectError, match=r"; name .*/lora\.safetensors, which stands beside it\.$"):
+    with pytest.raises(LoraInspectError, match=r"; name .*/lora\.safetensors, which is next to it\.$"):
         read_header(str(tmp_path / "lora.bin"))
 
 

@@ -74,15 +74,18 @@ REFUSED = {
     "blocks of an encoder": (header([], [entry("enc.blk.0.attn_q.weight", (4, 2))], 32), ("cpp, as enc.blk.0.attn_q",)),
     "an embedding of tokens": (header([], [entry("token_embd.weight", (4, 2))], 32), ("as token_embd.weight shows",)),
     "a tokenizer": (header([string("tokenizer.ggml.model", "gpt2")], ONE, 32), ("as tokenizer.ggml.model shows",)),
-    "another type": (header([string("general.type", "mmproj")], ONE, 32), ("of the type mmproj, and no model",)),
+    "another type": (header([string("general.type", "mmproj")], ONE, 32), ("of the type mmproj, not a model",)),
     "a part": (
         header([text("split.count") + (UINT16).to_bytes(4, "little") + b"\3\0"], ONE, 32),
         ("one of 3 parts of a GGUF model",),
     ),
-    "another number of entries": (header([shape_key("a.weight", (3, 3))], ONE, 32), ("[3, 3], no shape of 8 numbers",)),
-    "a negative size": (header([shape_key("a.weight", (-2, -4))], ONE, 32), ("is [-2, -4], no shape of 8 numbers",)),
-    "a shape of text": (header([string("comfy.gguf.orig_shape.a.weight", "8")], ONE, 32), ("is 8, no shape of 8",)),
-    "six dimensions": (header([OF_FLUX], [entry("a.weight", (1, 1, 1, 1, 2, 4))], 32), ("has 6 dimensions, 1 to 5",)),
+    "another number of entries": (
+        header([shape_key("a.weight", (3, 3))], ONE, 32), ("[3, 3], not a shape of 8 numbers",)),
+    "a negative size": (header([shape_key("a.weight", (-2, -4))], ONE, 32), ("is [-2, -4], not a shape of 8 numbers",)),
+    "a shape of text": (header([string("comfy.gguf.orig_shape.a.weight", "8")], ONE, 32), ("is 8, not a shape of 8",)),
+    "six dimensions": (
+        header([OF_FLUX], [entry("a.weight", (1, 1, 1, 1, 2, 4))], 32),
+        ("has 6 dimensions, but lora-inspect reads 1 to 5",)),
     "an unknown type": (header([OF_FLUX], [entry("a.weight", (4, 2), kind=99)], 32), ("type 99", ".safetensors")),
     "another version": (header([OF_FLUX], ONE, 32, version=9), ("version 9", "use the .safetensors version")),
 }  # fmt: skip
@@ -103,7 +106,7 @@ def test_refuses_in_one_sentence(tmp_path, name):
 
 def test_an_adapter_is_no_model(tmp_path):
     path = write_adapter(tmp_path / "a.gguf", {"x.weight.lora_a": np.zeros((2, 4), np.float32)})
-    with pytest.raises(LoraInspectError, match="of the type adapter, and no model"):
+    with pytest.raises(LoraInspectError, match="of the type adapter, not a model"):
         read_gguf_model(path)
 
 

@@ -85,7 +85,7 @@ def test_ranges_of_inputs_are_copied(tmp_path):
         ([content("a", shape=(1, 1, 1, 1, 1))], "5 dimensions"),
         ([content("a" * 64)], "longer than the 63 bytes"),
         ([content("é" * 32)], "longer than the 63 bytes"),
-        ([content("a"), content("a")], "both be called a"),
+        ([content("a"), content("a")], "both have the name a"),
     ],
 )  # fmt: skip
 def test_what_the_format_has_no_place_for_is_refused_and_nothing_is_left(tmp_path, contents, words):

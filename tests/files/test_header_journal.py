@@ -71,7 +71,7 @@ def test_a_torn_header_is_refused_by_readers_and_put_right_by_the_next_edit(tear
     if torn(tear):
         assert read_header(str(file))[1] in (OLD, NEW)
     else:
-        with pytest.raises(LoraInspectError, match="run `lora-inspect metadata show` on the file, which puts"):
+        with pytest.raises(LoraInspectError, match="run `lora-inspect metadata show` on the file to repair"):
             read_header(str(file))
     repair(str(file))
     assert read_header(str(file))[1] in (OLD, NEW)
@@ -128,7 +128,7 @@ def test_a_journal_of_another_file_changes_nothing(torn, file):
 def test_a_file_that_only_has_the_name_of_a_journal_is_kept_and_named(file):
     own = Path(str(file) + JOURNAL_ENDING)
     own.write_text("my notes")
-    with pytest.raises(LoraInspectError, match="-journal: it is in the way, and no journal of lora-inspect; give"):
+    with pytest.raises(LoraInspectError, match="-journal: it is in the way and is not a journal of lora-inspect; give"):
         rewrite(file)
     assert own.read_text() == "my notes"
     assert read_header(str(file))[1] == OLD
@@ -164,7 +164,9 @@ def test_a_disk_that_refuses_once_and_an_interrupt_leave_the_old_header(name, su
             rewrite(file)
     assert len(calls) > succeed
     if isinstance(error, OSError):
-        assert str(refused.value).startswith(f"{file}: it cannot be written (No space left on device); free space")
+        assert str(refused.value).startswith(
+            f"{file}: lora-inspect cannot write it (No space left on device); free space"
+        )
     assert file.read_bytes() == before
     assert names(file) == [file.name]
 
@@ -278,7 +280,7 @@ def test_other_kinds_of_files_are_never_rewritten(file, tmp_path):
     link = tmp_path / "link.safetensors"
     link.symlink_to(file)
     before = file.read_bytes()
-    with pytest.raises(LoraInspectError, match=r"link\.safetensors: it cannot be written"):
+    with pytest.raises(LoraInspectError, match=r"link\.safetensors: lora-inspect cannot write it"):
         rewrite(link)
     assert file.read_bytes() == before
     assert names(file) == [file.name, link.name]

@@ -291,7 +291,7 @@ def test_a_changed_header_has_the_same_verdict(tmp_path_factory, plans, about, d
     header = data.draw(damaged(header))
     theirs, ours = verdicts(path, header, sum(plan.nbytes for plan in plans))
     if theirs and not ours:
-        with pytest.raises(LoraInspectError, match="twice, and readers differ"):
+        with pytest.raises(LoraInspectError, match="twice, and programs read different ones"):
             read_header(str(path))
     else:
         assert ours == theirs

@@ -25,7 +25,7 @@ def test_reads_by_position(file):
         assert source.read(0, 3) == b"012"
         assert source.read(10, 0) == b""
     assert read_whole(str(file), 10)[0] == b"0123456789"
-    with pytest.raises(LoraInspectError, match="it has 10 bytes, but at most 9 of such a file are read"):
+    with pytest.raises(LoraInspectError, match="it has 10 bytes, but lora-inspect reads at most 9 of such a file"):
         read_whole(str(file), 9)
 
 

@@ -11,8 +11,8 @@ from pairs import crossed
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.outputs import file_output, folder_output
 
-FILE = "what is written is a safetensors file; "
-FOLDER = "so a folder is written; name a folder"
+FILE = "the output is a safetensors file; "
+FOLDER = "so the output is a folder; name a folder"
 NO_FOLDER = "there is no such folder; make it first"
 PARENT = "does not exist; make it first"
 EXISTS = "it exists; choose another output or add --force"
@@ -61,7 +61,7 @@ FILE_OUTPUTS = [
     ("", False, "the empty name: it cannot be an output"),
     (".safetensors", False, "an ending without a name"),
     ("there/.safetensors", True, "an ending without a name"),
-    ("-", False, "an output is no stream; name the file or the folder to write"),
+    ("-", False, "an output cannot be a stream; name the file or the folder to write"),
 ]  # fmt: skip
 
 # What a folder is written from, and what the sentence says of it.
@@ -86,13 +86,13 @@ FOLDER_OUTPUTS = [
     ("like.safetensors", True, "like.safetensors"),
     ("old", True, "it is a file; remove it first"),
     ("nowhere/new", False, PARENT),
-    *[(f"new{ending}", force, f"{FOLDER}, as in -o new.")
+    *[(f"new{ending}", force, f"{FOLDER}, such as -o new.")
       for ending in (".safetensors", ".ckpt", ".bin", ".gguf", ".SAFETENSORS") for force in (False, True)],
-    ("there/new.safetensors", False, f"{FOLDER}, as in -o there/new."),
+    ("there/new.safetensors", False, f"{FOLDER}, such as -o there/new."),
     ("old.safetensors", False, f"{FOLDER} that does not exist."),
     ("old.safetensors", True, f"{FOLDER} that does not exist."),
     ("", False, "the empty name: it cannot be an output"),
-    ("-", False, "an output is no stream; name the file or the folder to write"),
+    ("-", False, "an output cannot be a stream; name the file or the folder to write"),
 ]  # fmt: skip
 
 

@@ -62,7 +62,7 @@ CASES = [
     ("pipe", True, True, "neither a file nor a folder; choose another output"),
     ("socket", True, False, "neither a file nor a folder; choose another output"),
     ("nowhere/new", True, False, "does not exist"),
-    ("other/new", True, False, "other is no folder; choose another place"),
+    ("other/new", True, False, "other is not a folder; choose another place"),
     ("in/base.safetensors", False, False, "is an input"),
     ("in/base.safetensors", True, False, "is an input"),
     ("in/../in/base.safetensors", True, False, "is an input"),
@@ -70,9 +70,9 @@ CASES = [
     ("hard", True, False, "is an input"),
     ("in", True, True, "is an input"),
     ("in/..", True, True, "is an input"),
-    ("folder/.", True, True, "by its own name"),
-    ("folder/./", True, True, "by its own name"),
-    ("folder/sub/..", True, True, "by its own name"),
+    ("folder/.", True, True, "write its own name"),
+    ("folder/./", True, True, "write its own name"),
+    ("folder/sub/..", True, True, "write its own name"),
 ]
 
 
@@ -196,7 +196,7 @@ def test_an_old_folder_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
     with pytest.raises(LoraInspectError) as refused, new_folder(str(tmp_path / "out"), force=True) as partial:
         (tmp_path / partial / "a").write_text("new")
     assert str(refused.value) == (
-        f"{tmp_path}/out: it is complete, but what it replaced cannot be removed; remove {partial}.lock and "
+        f"{tmp_path}/out: it is complete, but lora-inspect cannot remove the old output; remove {partial}.lock and "
         f"{partial}.gone."
     )
     assert os.listdir(tmp_path / "out") == ["a"]
@@ -204,11 +204,14 @@ def test_an_old_folder_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
 
 def test_an_error_names_the_output_and_not_the_folder_that_is_filled(tmp_path):
     def fail(partial):
-        raise LoraInspectError(f"{partial}/model.safetensors: it cannot be written (No space left on device).")
+        raise LoraInspectError(f"{partial}/model.safetensors: lora-inspect cannot write it (No space left on device).")
 
     with pytest.raises(LoraInspectError) as refused, new_folder(str(tmp_path / "out")) as partial:
         fail(partial)
-    assert str(refused.value) == f"{tmp_path}/out/model.safetensors: it cannot be written (No space left on device)."
+    assert (
+        str(refused.value)
+        == f"{tmp_path}/out/model.safetensors: lora-inspect cannot write it (No space left on device)."
+    )
 
 
 @pytest.mark.parametrize("output", ["new/", "folder/", ""])
@@ -306,7 +309,7 @@ def test_what_takes_the_place_of_a_file_that_grows_does_not_get_its_name(tmp_pat
             os.unlink(partial)
             Path(partial).write_text("another's")
 
-    with pytest.raises(LoraInspectError, match="was taken away while it was written"):
+    with pytest.raises(LoraInspectError, match=r"another program removed .* during the run"):
         write()
     assert os.listdir(tmp_path) == []
 
@@ -340,7 +343,7 @@ def test_what_the_disk_says_of_keeping_a_file_is_said(force, number, tmp_path, m
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(LoraInspectError) as refused, new_file(str(tmp_path / "out"), force=force):
         pass
-    says = ["it cannot be written", "it is complete, but the disk may not keep its name"][number - 1]
+    says = ["lora-inspect cannot write it", "it is complete, but the disk may not keep its name"][number - 1]
     assert str(refused.value).startswith(f"{tmp_path}/out: {says} (Input/output error)")
     assert os.listdir(tmp_path) == ["out"][: number - 1]
 

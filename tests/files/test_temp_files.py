@@ -213,7 +213,7 @@ def test_what_no_run_of_ours_has_left_stays_and_is_named(plant, victim, tmp_path
     (note,) = remove_leftovers(str(place / "out"))
     assert state(tmp_path) == before
     assert all(str(place / name) in note for name in os.listdir(place))
-    assert note.endswith(" if none is writing there.")
+    assert note.endswith(" if no run is writing there.")
 
 
 @pytest.mark.parametrize("plant", [plant_link_to_folder, plant_link_to_file])

@@ -209,7 +209,9 @@ def test_an_upload_of_another_run_goes_on(files, store):
 def test_what_a_store_does_not_give_up_is_named(files, store, monkeypatch):
     monkeypatch.setattr("lora_inspect.stores.multipart_upload._PATIENCE", 2)
     store.trouble = lambda asked: 403 if asked.verb == "complete" else 500 if asked.verb == "abort" else None
-    with pytest.raises(LoraInspectError, match=r"\(AccessDenied\).*; abort what stays unfinished of s3://.*/out/model"):
+    with pytest.raises(
+        LoraInspectError, match=r"\(AccessDenied\).*; abort the unfinished uploads of s3://.*/out/model"
+    ):
         merged(files, "shards", f"s3://{store.bucket}/out")
     store.trouble = lambda asked: None
     for upload in store.client.list_multipart_uploads(Bucket=store.bucket)["Uploads"]:
@@ -270,14 +272,14 @@ def test_a_file_and_a_folder_do_not_replace_each_other(base, kind, output, taken
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        ("s3://{bucket}", "it is a whole bucket; name what to write in it"),
+        ("s3://{bucket}", "it is a whole bucket; name an output in it"),
         ("s3://{bucket}/out/../", "programs read such an address"),
         ("s3:///out", "it is a whole bucket"),
         ("s3://{bucket}/a//b.safetensors", "programs read such an address in different ways"),
         ("s3://{bucket}/../b.safetensors", "programs read such an address in different ways"),
         ("s3://{bucket}/b\x1b.safetensors", "programs read such an address in different ways"),
         ("s3://{bucket}/b.safetensors?versionId=1", "programs read such an address in different ways"),
-        (f"s3://{{bucket}}/{'é' * 600}.safetensors", "a store takes names of 1,024 bytes"),
+        (f"s3://{{bucket}}/{'é' * 600}.safetensors", "a store takes names of at most at most 1,024 bytes"),
         ("s3://{bucket}-none/out.safetensors", "there is no such bucket; make it first"),
         ("s3://{bucket}/out", "name it s3://.*/out.safetensors"),
         ("hf://me/model/out.safetensors", "hf:// is only read; write to a folder, and send it with `hf upload`"),
@@ -521,7 +523,7 @@ def test_no_credentials_are_shown_or_stored(files, store, run):
     refused = run(
         "merge", files / "shards", files / "style.safetensors", "-o", f"s3://{KEY}:{SECRET}@{store.bucket}/out"
     )
-    assert "credentials do not belong into an address" in refused.refusal
+    assert "an address cannot hold credentials" in refused.refusal
     assert SECRET not in refused.stderr
 
 

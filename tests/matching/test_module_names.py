@@ -362,7 +362,7 @@ def test_a_pattern_means_the_same_in_all_families_or_is_refused(name, flat, writ
             with pytest.raises(LoraInspectError) as told:
                 fits(pattern, unsettled[key])
             *others, last = families
-            assert f"with --architecture {', '.join(others)} or {last}." in str(told.value)
+            assert f"; give --architecture {', '.join(others)} or {last}." in str(told.value)
             titles = [architectures.by_name(family).title for family, fit in zip(families, answers, strict=True) if fit]
-            assert f"{pattern} fits {key} where the adapter is of {titles[0]}" in str(told.value)
+            assert f"{pattern} matches {key} if the adapter is for {titles[0]}" in str(told.value)
     assert refused

@@ -366,12 +366,12 @@ def one_mark_unknown(own):
 
 REFUSED = {
     "a mark that is no packing": (other_mark, ["'mixed'", "--expert-packing"]),
-    "marks that contradict each other": (contradicting_marks, ["'rank_major' and 'grouped_by_expert'", "is open"]),
+    "marks that contradict each other": (contradicting_marks, ["'rank_major' and 'grouped_by_expert'", "is unknown"]),
     "a mark beside one that is no packing": (one_mark_unknown, ["'rank_major' and 'mixed'", "--expert-packing"]),
     "no config": (without_config, ["all experts", "adapter_config.json"]),
     "another rank": (without_rank, ["6 rows", "is 5"]),
     "fewer names than factors": (without_names, ["names 1 parameters", "2 have factors"]),
-    "parameters whose order is not known": (unknown_names, ["in which order", "w1 and w2"]),
+    "parameters whose order is not known": (unknown_names, ["the order of", "w1 and w2"]),
     "parameters that the file has not": (lost, ["mlp.experts.gate_up_proj", "no tensor of them"]),
     "parameters that the file has in part": (lost_in_part, ["names 2 parameters", "1 have factors"]),
     "a base of more experts": (more_experts, ["factors of 3 experts", "[6, 12, 8]"]),

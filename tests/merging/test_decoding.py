@@ -127,7 +127,7 @@ def test_every_code_is_the_number_of_its_bits(dtype, fold):
         base[f"{OTHER}.weight"] = torch.tensor([[1], [code]], dtype=torch.uint8).view(dtype)
         if dtype == E4M3 or code & 0x7F > 0x7C:
             refusal = fold(base, lora(), "fp32", refused=True)
-            assert f"{OTHER}.weight holds codes in row 1 that stand for no number (NaN)" in refusal
+            assert f"{OTHER}.weight holds codes in row 1 that mean no number (NaN)" in refusal
 
 
 ADAPTERS = {
@@ -295,8 +295,8 @@ def test_codes_of_another_kind_pass_as_they_are_and_take_no_change(beside, fold)
     assert (record["decoded"], record["dropped"]) == ([], [])
     named = {name.replace(OTHER, Q): tensor for name, tensor in base.items() if name.startswith(OTHER)}
     refusal = fold(named, lora(), "bf16", refused=True)
-    assert f"{Q}.weight is quantised (" in refusal
-    assert f"{Q}." in refusal or "nothing says mxfp8" in refusal
+    assert f"cannot read the quantisation of {Q}.weight (" in refusal
+    assert f"{Q}." in refusal or "nothing gives mxfp8" in refusal
     assert "F32, F16 or BF16 version of the base" in refusal
 
 
@@ -311,11 +311,11 @@ BROKEN = {
         {"weight_scale": SCALE, "comfy_quant": described({"format": "float8_e5m2"})},
         ["stored as F8_E4M3", "comfy_quant says 'float8_e5m2'"]),
     "no JSON": ({"weight_scale": SCALE, "comfy_quant": torch.tensor([123], dtype=torch.uint8)}, ["comfy_quant is no"]),
-    "no format": ({"weight_scale": SCALE, "comfy_quant": described({"x": 1})}, ["comfy_quant is no JSON object"]),
-    "no object": ({"weight_scale": SCALE, "comfy_quant": described([])}, ["comfy_quant is no JSON object"]),
-    "no bytes": ({"weight_scale": SCALE, "comfy_quant": torch.ones(2)}, ["comfy_quant is no JSON object"]),
-    "an infinite scale": ({"scale_weight": torch.tensor(math.inf)}, ["scale_weight holds a number", "not finite"]),
-    "a scale that is none": ({"scale_weight": torch.tensor(math.nan)}, ["scale_weight holds a number", "not finite"]),
+    "no format": ({"weight_scale": SCALE, "comfy_quant": described({"x": 1})}, ["comfy_quant is not a JSON object"]),
+    "no object": ({"weight_scale": SCALE, "comfy_quant": described([])}, ["comfy_quant is not a JSON object"]),
+    "no bytes": ({"weight_scale": SCALE, "comfy_quant": torch.ones(2)}, ["comfy_quant is not a JSON object"]),
+    "an infinite scale": ({"scale_weight": torch.tensor(math.inf)}, ["scale_weight has a number", "not finite"]),
+    "a scale that is none": ({"scale_weight": torch.tensor(math.nan)}, ["scale_weight has a number", "not finite"]),
     "a scale beyond float32": ({"scale_weight": torch.tensor(1e37)}, ["too large to scale"]),
 }  # fmt: skip
 
@@ -338,13 +338,13 @@ def test_a_scale_is_too_large_only_where_the_largest_code_leaves_float32(dtype, 
     found, _ = fold({**base, f"{OTHER}.scale_weight": torch.tensor(most * 0.99)}, lora())
     assert torch.equal(found[f"{OTHER}.weight"], torch.tensor(most * 0.99).expand(2, 2))
     refusal = fold({**base, f"{OTHER}.scale_weight": torch.tensor(most * 1.01)}, lora(), refused=True)
-    assert f"scale_weight holds a number that is not finite or too large to scale {OTHER}.weight" in refusal
+    assert f"scale_weight has a number that is not finite or is too large to scale {OTHER}.weight" in refusal
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"layers": []}', "3", '{"layers": {"blocks.0.attn.q": 3}}'])
 def test_metadata_that_cannot_be_read_is_refused(text, fold):
     refusal = fold({f"{Q}.weight": codes(OUT, IN)}, lora(), "bf16", {"_quantization_metadata": text}, refused=True)
-    assert "_quantization_metadata is no JSON object" in refusal
+    assert "_quantization_metadata is not a JSON object" in refusal
 
 
 def test_a_scale_that_a_marker_promises_is_missing(fold):

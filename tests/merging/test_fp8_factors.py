@@ -170,4 +170,4 @@ def test_other_codes_are_refused_with_a_way_out(dtype, write_safetensors, run, t
     save_file(base(), tmp_path / "base.safetensors")
     refusal = run("merge", tmp_path / "base.safetensors", path, "-o", tmp_path / "out.safetensors").refusal
     assert f"is stored as {dtype}" in refusal
-    assert "write the file anew" in refusal
+    assert "write the file again" in refusal

@@ -100,7 +100,7 @@ def test_stacked_experts_in_the_parameters_of_all(fixtures, tmp_path, model):
         ((3, 2, 16), (4, 8, 2), "3 experts of rank 2 and B"),
         ((3, 2, 16), (3, 8, 4), "rank 2 and B"),
         ((3, 0, 16), (3, 8, 0), "is empty"),
-        ((3, 2, 16), (8, 2), "no matrix"),
+        ((3, 2, 16), (8, 2), "is not a matrix"),
     ],
 )
 def test_stacked_factors_that_do_not_fit_together_are_refused(run, tmp_path, a, b, words):
@@ -135,7 +135,8 @@ def test_the_formula_written_out(fixtures, tmp_path):
 def test_rows_in_another_order_need_the_number_of_heads(fixtures, tmp_path, model, config):
     folder = fixtures / "gguf" / model
     base = base_of(folder, tmp_path, config)
-    with pytest.raises(LoraInspectError, match=r"depends on the number of heads; put the model's config\.json beside"):
+    says = r"by the number of heads, .*; put the model's config\.json, which holds that number, next to"
+    with pytest.raises(LoraInspectError, match=says):
         merged(base, folder / "adapter.gguf", tmp_path)
 
 
@@ -201,7 +202,8 @@ def test_the_conv1d_layers_of_gpt2(tmp_path):
 def test_an_architecture_that_is_not_known_is_refused_by_its_name(fixtures, tmp_path, architecture):
     adapter = write_adapter(tmp_path / "a.gguf", pair("blk.0.attn_q", 8, 8, 2), architecture=architecture)
     base = base_of(fixtures / "gguf" / "llama", tmp_path)
-    with pytest.raises(LoraInspectError, match=rf"general\.architecture is {architecture or 'missing'}, whose names"):
+    says = rf"general\.architecture is {architecture or 'missing'}, and lora-inspect knows only"
+    with pytest.raises(LoraInspectError, match=says):
         merged(base, adapter, tmp_path)
 
 

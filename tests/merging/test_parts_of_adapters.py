@@ -55,8 +55,8 @@ KOHYA, DOTTED = (
     for spelled in (lambda own: f"lora_unet_{own.replace('.', '_')}", lambda own: f"diffusion_model.{own}")
 )
 REFUSED = (
-    "k.safetensors: *mlp* fits {} where the adapter is of HunyuanVideo, and not where it is of FLUX.1; say which it is "
-    "of with --architecture flux or hunyuan_video."
+    "k.safetensors: *mlp* matches {} if the adapter is for HunyuanVideo, but not if it is for FLUX.1; give "
+    "--architecture flux or hunyuan_video."
 )
 SAID = REFUSED.format("lora_unet_time_in_in_layer")
 
@@ -140,9 +140,9 @@ def test_names_with_dots_are_of_several_families_too(place, run, write_safetenso
 
 
 def test_python_programs_are_told_as_well(place):
-    with pytest.raises(LoraInspectError, match='say which it is of with architecture="flux" or "hunyuan_video"'):
+    with pytest.raises(LoraInspectError, match='give architecture="flux" or "hunyuan_video"'):
         lora_inspect.merge("base.safetensors", "k.safetensors", "out.safetensors", exclude="*mlp*")
-    with pytest.raises(LoraInspectError, match='say which it is of with architecture="flux" or "hunyuan_video"'):
+    with pytest.raises(LoraInspectError, match='give architecture="flux" or "hunyuan_video"'):
         lora_inspect.verify("base.safetensors", "base.safetensors", ("k.safetensors", "*mlp*=0"))
 
 
@@ -189,10 +189,10 @@ def test_the_family_is_recorded_and_undone_by(merged, run):
 
 # what is said of the family, and what is wrong with it
 CONTRADICTIONS = {
-    ("k.safetensors", "--architecture", "wan"): "so it is not of wan; leave architecture=wan out.",
-    ("k.safetensors:architecture=wan",): "so it is not of wan; leave architecture=wan out.",
+    ("k.safetensors", "--architecture", "wan"): "so it is not for wan; leave architecture=wan out.",
+    ("k.safetensors:architecture=wan",): "so it is not for wan; leave architecture=wan out.",
     ("k.safetensors:architecture=flux", "--architecture", "hunyuan_video"): (
-        "k.safetensors: its path says architecture=flux and an option architecture=hunyuan_video; leave one of them"
+        "k.safetensors: its path says architecture=flux but an option says architecture=hunyuan_video; leave one of"
     ),
     # The names of the adapter may be those of Chroma, and the base has layers that Chroma has not.
     ("blocks.safetensors", "--architecture", "chroma"): (

@@ -220,7 +220,7 @@ def test_rotated_int8_is_refused_by_name(fold):
     for layer in ({"convrot": True, "convrot_groupsize": 256}, {"params": {"convrot": True}}):
         rotated = base | {f"{Q}.comfy_quant": described({"format": "int8_tensorwise", **layer})}
         refusal = fold(rotated, lora(), refused=True)
-        assert f"{Q}.weight is quantised (its inputs are rotated, convrot)" in refusal
+        assert f"cannot read the quantisation of {Q}.weight (its inputs are rotated, convrot)" in refusal
         assert "F32, F16 or BF16 version of the base" in refusal
     plain = base | {f"{Q}.comfy_quant": described({"format": "int8_tensorwise", "convrot": False})}
     assert fold(plain, lora())[1]["recoded"] == [f"{Q}.weight"]

@@ -209,7 +209,7 @@ def test_rows_of_a_fused_weight_have_an_initialisation_of_their_own(tmp_path):
 def test_it_is_said_which_base_the_factors_change(tmp_path):
     _, original, _, tensors, config = train({"init_lora_weights": "pissa"}, ["wide"])
     _, adapter = write(tmp_path, original, tensors, config)
-    for residual, says in ((None, "of the original base"), (True, "that is given")):
+    for residual, says in ((None, "of the original base"), (True, "the given residual base")):
         record = as_json(inspect(adapter, Settings(residual=residual)))
         assert record["problems"] == []
         (evidence,) = (one["says"] for one in record["evidence"] if one["about"] == "base")
@@ -256,7 +256,7 @@ LOST = {
     "pissa_niter_16": "random numbers",
     "corda": "depends on data",
     "lora_ga": "depends on data",
-    "loftq": "quantised",
+    "loftq": "quantisation of the base",
 }
 
 
@@ -293,7 +293,7 @@ def test_a_convolution_has_no_such_initialisation(tmp_path):
         "base_model.model.c.lora_B.weight": torch.randn(4, 2, 1, 1),
     }
     base, adapter = write(tmp_path, {"c.weight": torch.randn(4, 3, 3, 3)}, tensors, config)
-    with pytest.raises(LoraInspectError, match="no plain LoRA of a Linear layer"):
+    with pytest.raises(LoraInspectError, match="is not a plain LoRA of a Linear layer"):
         plan_merge(base, [(adapter, 1.0)], MergeOptions())
     merged(base, [(adapter, Settings(residual=True))], tmp_path)
 

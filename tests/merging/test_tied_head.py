@@ -200,4 +200,4 @@ def test_rows_of_tokens_that_were_lost(tmp_path, run):
     save_file({key: tensor for key, tensor in load_file(path).items() if "token" not in key}, path)
     llama().save_pretrained(tmp_path / "base")
     refusal = run("merge", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "merged").refusal
-    assert "says trainable_token_indices, but no rows of tokens are there" in refusal
+    assert "lists trainable_token_indices, but the file has no rows of tokens" in refusal

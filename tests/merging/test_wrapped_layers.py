@@ -220,7 +220,7 @@ def test_peft_is_said_to_load_it(case, adapted, run):
 
 def test_of_which_modules_it_is_is_said(adapted, run):
     says = [one["says"] for one in run("info", adapted("beside a layer").folder, "--json").json["evidence"]]
-    assert "1 modules are the out_proj of a MultiheadAttention, whose change PEFT adds twice" in says
+    assert "PEFT adds the change of 1 modules twice, as each is the out_proj of a MultiheadAttention" in says
     modules = run("info", adapted("beside a layer").folder, "--modules").stdout
     assert all(f"base_model.model.{name}" in modules for name in ("mha.in_proj", "mha.out_proj"))
 

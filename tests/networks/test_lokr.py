@@ -84,4 +84,4 @@ def test_factors_without_dimensions_are_named():
     assert lokr.check(thin) is None
     assert lokr.check({**whole, "w2": (3,)}) == "w2 [3] has fewer than two dimensions"
     for shape in ((), (2,), (3, 3)):
-        assert lokr.check({**thin, "w2_b": shape}) == f"w2_a [3, 2] and w2_b {list(shape)} make no product"
+        assert lokr.check({**thin, "w2_b": shape}) == f"w2_a [3, 2] and w2_b {list(shape)} cannot be multiplied"

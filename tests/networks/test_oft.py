@@ -461,7 +461,7 @@ def test_factors_that_do_not_fit_are_errors():
     module = OFTInfModule("layer", nn.Linear(48, 64), 1.0, RANK)
     with pytest.raises(ValueError, match=r"layer\.oft_blocks is missing"):
         module.merge_to({"alpha": torch.tensor(0.0)})
-    with pytest.raises(ValueError, match=r"layer: oft_blocks \[4, 16, 8\] are no square blocks"):
+    with pytest.raises(ValueError, match=r"layer: oft_blocks \[4, 16, 8\] are not square blocks"):
         module.merge_to({"oft_blocks": torch.zeros(4, 16, 8)})
     with pytest.raises(ValueError, match="layer: it rotates 32 rows, but the base has 64"):
         module.merge_to({"oft_blocks": torch.zeros(4, 8, 8)})
@@ -537,7 +537,7 @@ def test_a_file_may_have_blocks_that_no_rank_makes(make_model):
     ("alpha", "metadata", "message"),
     [
         (math.nan, {}, r"conv.alpha is nan, which is no limit of a rotation; store the right one"),
-        (0.0, {"ss_network_module": "networks.oft"}, "an alpha of 0 leaves no rotation in sd-scripts, which wrote it"),
+        (0.0, {"ss_network_module": "networks.oft"}, "an alpha of 0 allows no rotation in sd-scripts, which wrote it"),
     ],
 )
 def test_alphas_that_say_nothing_certain_are_refused(alpha, metadata, message, make_model, tmp_path):

@@ -329,8 +329,8 @@ def test_readers_of_dora_scale_miss_the_magnitudes(kind, tmp_path):
     ("shape", "message"),
     [
         ((1, 12), "is a magnitude of the inputs"),
-        ((12,), r"has shape \[12\], which fits neither"),
-        ((6, 2), r"has shape \[6, 2\], which fits neither"),
+        ((12,), r"has shape \[12\], which matches neither"),
+        ((6, 2), r"has shape \[6, 2\], which matches neither"),
     ],
 )
 def test_a_magnitude_of_the_other_axis_is_taken_for_ours(shape, message, tmp_path):

@@ -107,7 +107,7 @@ def test_a_disk_that_is_full_at_any_of_the_writes_is_one_sentence(number, place,
 
     calls = at_call(monkeypatch, "pwrite", number, full)
     said = refusal(place)
-    assert said.endswith("it cannot be written (No space left on device); free space or choose another place.")
+    assert said.endswith("lora-inspect cannot write it (No space left on device); free space or choose another place.")
     # Each of the three threads may be at a part of each of the three jobs that are begun before the first one is told
     # to have failed; none begins another.
     assert number <= len(calls) <= number - 1 + 3 * 3

@@ -588,14 +588,16 @@ class TestRefused:
         else:
             Path("out.parts", name).touch()
         before = content("base")
-        with pytest.raises(LoraInspectError, match=rf"^out\.parts: it holds {name}, which is no part of a merge"):
+        with pytest.raises(LoraInspectError, match=rf"^out\.parts: it holds {name}, which does not belong to a merge"):
             job("1/2")
         assert content("base") == before
 
     def test_something_else_in_the_place_of_the_parts(self, place):
         os.mkdir("out.parts")
         Path("out.parts/notes.txt").touch()
-        with pytest.raises(LoraInspectError, match=r"^out\.parts: it holds notes\.txt, which is no part of a merge"):
+        with pytest.raises(
+            LoraInspectError, match=r"^out\.parts: it holds notes\.txt, which does not belong to a merge"
+        ):
             job("1/2")
         os.unlink("out.parts/notes.txt")
         os.rmdir("out.parts")
@@ -608,7 +610,9 @@ def test_an_ordinary_merge_tells_of_the_parts_beside_it(place):
     job("1/2")
     result = merge(planned(), "out")
     (note,) = [note for note in result.notes if note.startswith("out.parts")]
-    assert note.startswith("out.parts: it holds 3 shards of a merge by several jobs that was not finished")
+    assert note.startswith(
+        "out.parts: it holds 3 shards of an unfinished merge by several jobs; repeat the missing jobs, or remove it"
+    )
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["1/3", "2/3", "3/3"])))

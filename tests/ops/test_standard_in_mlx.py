@@ -114,7 +114,7 @@ def test_what_an_early_version_trained_is_a_remark(made, run, tmp_path):
     del config["fine_tune_type"]
     (path / "adapter_config.json").write_text(json.dumps(config))
     (remark,) = run("convert", path, "-o", tmp_path / "out", "--json").json["remarks"]
-    assert "a multiplier of 8 is what was trained" in remark
+    assert "a multiplier of 8 gives the trained scale" in remark
 
 
 def test_without_a_config_it_is_one_for_all_blocks(made, convert):

@@ -263,7 +263,7 @@ class TestPlace:
     def test_a_file_is_refused_and_a_folder_named(self, name, tmp_path):
         trained(tmp_path / "in")
         with pytest.raises(
-            LoraInspectError, match=r"has PEFT's names.*so a folder is written; name a folder, as in -o"
+            LoraInspectError, match=r"has PEFT's names.*so the output is a folder; name a folder, such as -o"
         ):
             convert(tmp_path / "in", tmp_path / name)
         assert {path.name for path in tmp_path.iterdir()} == {"in"}

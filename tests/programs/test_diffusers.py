@@ -196,4 +196,4 @@ def test_a_negative_alpha_keeps_a_conversion_busy_forever(family, names, tmp_pat
     tensors = {key: -tensor if key.endswith(".alpha") else tensor.contiguous() for key, tensor in made.tensors.items()}
     save_file(tensors, file, made.metadata)
     (verdict,) = compat(str(file), "diffusers").verdicts
-    assert (verdict.verdict, verdict.says) == ("refused", "it never ends, as an alpha is negative")
+    assert (verdict.verdict, verdict.says) == ("refused", "it never ends, because an alpha is negative")

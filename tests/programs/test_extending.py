@@ -47,7 +47,7 @@ HADA = {f"{WAN[0]}.hada_w{n}_{side}": ("F32", (8, 8), 1.0) for n in (1, 2) for s
         (loras(WAN) | {"use_rslora_flag": ("F32", (), 1.0)}, "wrong strength", "0.25 times"),
         (beside(WAN, ".dora_scale", (8, 1)), "DoRA wrong", "other axis"),
         (beside(WAN, ".dora_layer.weight", (8,)), "DoRA lost", "unused key"),
-        (beside(WAN, ".lora_magnitude_vector", (8,)), "unknown", "not tried"),
+        (beside(WAN, ".lora_magnitude_vector", (8,)), "unknown", "nobody has tried"),
         (beside(WAN, ".diff_b", (8,)), "partly loaded", "4 of 8 changes"),
         (loras(WAN[1:]) | HADA, "refused", "NotImplementedError"),
         (
@@ -57,7 +57,7 @@ HADA = {f"{WAN[0]}.hada_w{n}_{side}": ("F32", (8, 8), 1.0) for n in (1, 2) for s
         ),
         (loras(FLUX, spelling="peft"), "wrong strength", "2 times"),
         (loras(FLUX, spelling="peft", alpha=None), "same meaning", ""),
-        (loras(FLUX, alpha=None), "unknown", "not tried"),
+        (loras(FLUX, alpha=None), "unknown", "nobody has tried"),
     ],
 )
 def test_it_judges_files(easel, write_safetensors, tensors, verdict, says):

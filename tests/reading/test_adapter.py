@@ -170,7 +170,10 @@ def test_modules_whose_alpha_is_as_useless_are_one_problem(alpha, read):
 @pytest.mark.parametrize("rank", ["16", 16.5, None])
 def test_a_config_whose_rank_is_no_whole_number_is_not_theirs(rank, read):
     adapter = read(PEFT, None, {**CONFIG, "r": rank}, "adapter_model.safetensors")
-    assert only(adapter).why == "the config's rank is none that a layer has and the tensors' is 16, so it is not theirs"
+    assert (
+        only(adapter).why
+        == "the config's rank is impossible but that of the tensors is 16, so the config does not match"
+    )
 
 
 def test_an_alpha_of_several_numbers_is_refused_by_key(read):
@@ -237,8 +240,8 @@ def test_a_scale_is_said_as_the_quotient_that_it_is(setting, says, read):
         ({"init_lora_weights": "loftq"}, "loftq"),
         ({"init_lora_weights": "lora_ga"}, "lora_ga"),
         ({"modules_to_save": ["head"]}, "modules_to_save"),
-        ({"modules_to_save": "head"}, "modules_to_save is no list"),
-        ({"modules_to_save": [1]}, "modules_to_save is no list"),
+        ({"modules_to_save": "head"}, "modules_to_save is not a list"),
+        ({"modules_to_save": [1]}, "modules_to_save is not a list"),
         ({"bias": "some"}, "bias is some"),
         ({"bias": ["all"]}, "bias is ['all']"),
         ({"use_qalora": True}, "QA-LoRA"),
@@ -275,4 +278,4 @@ def test_an_initialisation_in_the_metadata_that_changes_the_base_is_an_error(rea
 def test_evidence_that_was_lost_is_told_by_every_command(write_safetensors):
     file = write_safetensors(loras(), {"lora_adapter_metadata": "{"})
     (note,) = read_adapter(open_checkpoint(str(file))).notes
-    assert "lora_adapter_metadata is no JSON object" in note
+    assert "lora_adapter_metadata is not a JSON object" in note

@@ -32,7 +32,7 @@ def test_an_alpha_that_is_no_number_leaves_the_scale_unknown(tmp_path):
     file = write_adapter(tmp_path / "a.gguf", pair("blk.0.attn_q", 8, 8, 2), float("nan"))
     ((contribution,),) = (module.contributions for module in modules_of(file).values())
     assert contribution.scale is None
-    assert "no finite number" in contribution.why
+    assert "not a finite number" in contribution.why
 
 
 def test_the_tokens_factor_of_an_embedding_is_told_by_its_shape(tmp_path):

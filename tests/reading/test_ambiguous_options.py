@@ -94,7 +94,7 @@ def test_the_second_round_names_what_remains(merge):
         (("f:rslora=no",), "its flag says alpha/sqrt(rank), which rslora=no contradicts"),
         (("k", "--alpha 4"), "it says alpha 8, which alpha=4 contradicts"),
         (("k:alpha=4",), "it says alpha 8, which alpha=4 contradicts"),
-        (("p:rslora=yes", "--alpha 4", "--rslora no"), "its path says rslora=yes and an option rslora=no"),
+        (("p:rslora=yes", "--alpha 4", "--rslora no"), "its path says rslora=yes but an option says rslora=no"),
     ],
 )
 def test_what_contradicts_evidence_is_an_error(arguments, says, merge):
@@ -139,7 +139,9 @@ def test_a_multiplier_counts_for_its_component_and_its_modules(merge, place, wri
 
 
 def test_a_component_that_the_adapter_lacks_is_an_error(merge):
-    assert "text_encoder is no component and fits no module; it has model" in merge("k:text_encoder=0").refusal
+    assert (
+        "text_encoder is not a component and matches no module; choose from model" in merge("k:text_encoder=0").refusal
+    )
 
 
 @pytest.mark.parametrize("setting", ["0.5", "model=0.5", "0.5,rslora=yes"])

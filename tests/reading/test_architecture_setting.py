@@ -36,8 +36,8 @@ def test_a_family_that_is_none_of_them_narrows_nothing_and_is_an_error(inspected
     assert info.candidates == inspected(OPEN, None).candidates
     ((code, message),) = told(info)
     assert code == "setting-contradicts"
-    assert message.startswith("the names and shapes of its modules fit FLUX.1, Chroma, ")
-    assert message.endswith(", so it is not of wan; leave architecture=wan out")
+    assert message.startswith("the names and shapes of its modules match FLUX.1, Chroma, ")
+    assert message.endswith(", so it is not for wan; leave architecture=wan out")
 
 
 def test_a_family_that_is_known_is_repeated(inspected):
@@ -50,7 +50,7 @@ def test_what_is_of_no_known_family_is_not_of_the_named_one(tensors, inspected):
     assert told(inspected(tensors, "flux")) == [
         (
             "setting-contradicts",
-            "the names and shapes of its modules fit no model family that is known here, so it is not of flux; leave "
+            "the names and shapes of its modules match no known model family, so it is not for flux; leave "
             "architecture=flux out",
         )
     ]
@@ -64,4 +64,4 @@ def test_every_verb_takes_it_on_the_path(write_safetensors, run, tmp_path):
     out = tmp_path / "out.safetensors"
     assert run("convert", file, "--to", "comfyui", "-o", out).status == 0
     assert run("convert", file, "-o", out, "--force").status == 0
-    assert "so it is not of wan" in run("convert", file.replace("flux", "wan"), "-o", out, "--force").refusal
+    assert "so it is not for wan" in run("convert", file.replace("flux", "wan"), "-o", out, "--force").refusal

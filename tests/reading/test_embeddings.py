@@ -59,7 +59,7 @@ def test_a_file_of_embeddings_is_no_adapter(keys, write_safetensors, run, tmp_pa
     merge = ("merge", write_safetensors(base(), name="base.safetensors"), file)
     for command in (merge, ("convert", file)):
         refusal = run(*command, "-o", tmp_path / "out.safetensors").refusal
-        assert f"it holds textual-inversion embeddings ({', '.join(keys)}) and no adapter" in refusal
+        assert f"it holds textual-inversion embeddings ({', '.join(keys)}) but no adapter" in refusal
 
 
 def test_merge_says_that_they_are_not_merged(write_safetensors, run, tmp_path):

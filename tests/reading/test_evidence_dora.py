@@ -192,7 +192,7 @@ def test_each_component_is_held_against_its_own_config(read):
     [
         ({**ALL, **flag(1)}, {}, ["3 modules have a magnitude", "the flag is True"]),
         ({**NONE, **flag(0)}, {}, ["the flag is False"]),
-        ({**NONE, **flag(float("nan"), "F32")}, {}, ["the flag is no number"]),
+        ({**NONE, **flag(float("nan"), "F32")}, {}, ["the flag is not a number"]),
     ],
 )
 def test_the_evidence_tells_the_scan_and_the_flag(tensors, metadata, says, read):

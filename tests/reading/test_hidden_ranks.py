@@ -61,8 +61,8 @@ def test_the_rank_of_the_config_divides_its_alpha(config, rank, scale, write_saf
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (None, "adapter_config.json, which is not there; put it beside the file"),
-        ({"r": "many"}, "the config's rank is none that a layer has; write it anew"),
+        (None, "adapter_config.json, which is missing; put that file next to the adapter"),
+        ({"r": "many"}, "the config's rank is impossible; correct the config"),
     ],
 )
 def test_a_rank_that_nobody_says_leaves_the_scale_open(config, says, write_safetensors):

@@ -114,12 +114,12 @@ def test_candidates_come_with_what_leaves_them_open_and_what_would_settle_it(rea
     record = record_of(*read_shapes("flux-lora-aitoolkit"))
     says = [item["says"] for item in record["evidence"] if item["about"] == "architecture"]
     assert says == [
-        "228 of 228 module names fit the original layout of FLUX.1; the widths rule out FLUX.2 and HunyuanImage 2.1; "
+        "228 of 228 module names match the original layout of FLUX.1; the widths rule out FLUX.2 and HunyuanImage 2.1; "
         "the block count rules out HunyuanVideo",
-        "228 of 228 module names fit the original layout of Chroma; the widths rule out FLUX.2 and HunyuanImage 2.1; "
+        "228 of 228 module names match the original layout of Chroma; the widths rule out FLUX.2 and HunyuanImage 2.1; "
         "the block count rules out HunyuanVideo",
-        "it is open which of FLUX.1 and Chroma it is; what would settle it: a layer that one of them alone has, such "
-        "as double_blocks.{i}.img_mod.lin (FLUX.1) or distilled_guidance_layer.layers.{i}.in_layer (Chroma); "
+        "it may be FLUX.1 or Chroma; any of these would settle it: a layer that only one of them has, such as "
+        "double_blocks.{i}.img_mod.lin (FLUX.1) or distilled_guidance_layer.layers.{i}.in_layer (Chroma); "
         "ss_base_model_version in the metadata, flux1 (FLUX.1) or chroma (Chroma)",
     ]
     assert record["layout"] == "original"

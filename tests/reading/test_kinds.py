@@ -96,9 +96,9 @@ def test_such_a_base_is_merged_into_and_refused_as_an_adapter(write_safetensors,
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        (["w_a_000", "w_b_000", "w_a_001", "w_b_001"], "named as Sam_LoRA names them"),
-        (["lora_unet_a_lora_down.weight", "lora_unet_a_lora_up.weight"], "speak of LoRA in no naming scheme"),
-        (["x.Lora.weight", "odd.weight"], "speak of LoRA in no naming scheme"),
+        (["w_a_000", "w_b_000", "w_a_001", "w_b_001"], "have names of Sam_LoRA"),
+        (["lora_unet_a_lora_down.weight", "lora_unet_a_lora_up.weight"], "mention LoRA in no known naming"),
+        (["x.Lora.weight", "odd.weight"], "mention LoRA in no known naming"),
     ],
 )
 def test_an_adapter_of_no_known_scheme_is_refused_by_its_names(keys, says, kind):

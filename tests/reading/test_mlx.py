@@ -62,18 +62,18 @@ def test_a_file_with_its_config(read):
         ({"rank": RANK, "scale": 0}, 0.0, "lora_parameters.scale 0 in"),
         ({"rank": RANK, "scale": -1}, -1.0, "lora_parameters.scale -1 in"),
         ({"scale": 3}, 3.0, "lora_parameters.scale 3 in"),
-        ({"rank": 8, "scale": 3}, None, "is 8 and the tensors' is 4, so it is not theirs"),
-        ({"rank": True, "scale": 3}, None, "is no number and the tensors' is 4"),
-        ({"rank": "4", "scale": 3}, None, "is no number and the tensors' is 4"),
-        ({"rank": None, "scale": 3}, None, "is no number and the tensors' is 4"),
-        ({"rank": RANK}, None, "is no number"),
-        ({"rank": RANK, "alpha": 16}, None, "is no number"),
-        ({"rank": RANK, "scale": True}, None, "is no number"),
-        ({"rank": RANK, "scale": "3"}, None, "is no number"),
-        ({"rank": RANK, "scale": 10**400}, None, "is no number"),
-        ({"rank": RANK, "scale": [3]}, None, "is no number"),
-        ([RANK, 3], None, "is no number"),
-        (None, None, "is no number"),
+        ({"rank": 8, "scale": 3}, None, "is 8 but that of the tensors is 4, so the config does not match"),
+        ({"rank": True, "scale": 3}, None, "is not a number but that of the tensors is 4"),
+        ({"rank": "4", "scale": 3}, None, "is not a number but that of the tensors is 4"),
+        ({"rank": None, "scale": 3}, None, "is not a number but that of the tensors is 4"),
+        ({"rank": RANK}, None, "is not a number"),
+        ({"rank": RANK, "alpha": 16}, None, "is not a number"),
+        ({"rank": RANK, "scale": True}, None, "is not a number"),
+        ({"rank": RANK, "scale": "3"}, None, "is not a number"),
+        ({"rank": RANK, "scale": 10**400}, None, "is not a number"),
+        ({"rank": RANK, "scale": [3]}, None, "is not a number"),
+        ([RANK, 3], None, "is not a number"),
+        (None, None, "is not a number"),
     ],
     ids=str,
 )
@@ -88,8 +88,8 @@ def test_without_a_config_alpha_is_the_way_out(read):
     adapter = read(factors(), name=NAME)
     assert (only(adapter).scale, adapter.open, errors(adapter)) == (None, ("alpha",), ["scale-unknown"])
     (message,) = said(adapter, "scale-unknown")
-    assert "lora_parameters.scale in adapter_config.json, which is not there" in message
-    assert message.endswith("take its rank times the scale that it was trained with for alpha; give --alpha N")
+    assert "lora_parameters.scale in adapter_config.json, which is missing" in message
+    assert message.endswith("take the rank times the trained scale as alpha; give --alpha N")
     settled = read(factors(), name=NAME, alpha=10.0)
     assert (only(settled).scale, only(settled).why, errors(settled)) == (2.5, "10/4", [])
 
@@ -137,9 +137,9 @@ def test_scales_that_early_versions_trained_with_are_a_note(says, alpha, note, r
     assert only(adapter).scale == SCALE
     notes = said(adapter, "trained-scale")
     assert len(notes) == (note is not None)
-    assert all(one.startswith(note) and "a multiplier of 4 is what was trained" in one for one in notes)
+    assert all(one.startswith(note) and "a multiplier of 4 gives the trained scale" in one for one in notes)
     if alpha == 16:
-        assert any("no use for the alpha of 16" in one.says for one in adapter.evidence)
+        assert any("does not use the alpha of 16" in one.says for one in adapter.evidence)
 
 
 M = ".m"
@@ -234,7 +234,7 @@ def test_what_has_no_place_beside_them_is_refused(read):
     assert "is a magnitude of experts" in said(read(magnitude, config=CONFIG, name=NAME), "magnitude-shape")[0]
     both = {**factors("x.q"), "x.q.lora_A.weight": ("F32", (4, 5), 1), "x.q.lora_B.weight": ("F32", (6, 4), 1)}
     assert said(read(both, config=CONFIG, name=NAME), "duplicate-tensor") == [
-        "x.q has LoRA beside factors of MLX; leave one of them out"
+        "x.q has LoRA next to factors of MLX; leave one of them out"
     ]
     alpha = {**factors("x.q"), "x.q.alpha": ("F32", (), 3.0)}
     assert read(alpha, config=CONFIG, name=NAME).unclaimed == ("x.q.alpha",)

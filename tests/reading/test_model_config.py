@@ -61,5 +61,5 @@ def test_what_is_no_object_is_refused(config_of, content):
 
 def test_one_that_is_not_there_is_named(tmp_path):
     for missing in (tmp_path, tmp_path / "config.json"):
-        with pytest.raises(LoraInspectError, match=r"there is no config\.json of a model"):
+        with pytest.raises(LoraInspectError, match=r"the config\.json of the model does not exist"):
             read_model_config(str(missing))

@@ -57,13 +57,13 @@ def test_the_strength_of_a_module(text, expected):
     [
         (
             "text_encoder_2=0",
-            r"text_encoder_2 is no component and fits no module; is text_encoder meant\? It has model, t",
+            r"text_encoder_2 is not a component and matches no module; try text_encoder, or choose from model, t",
         ),
-        ("*attn.k=0.5", r"\*attn\.k is no component and fits no module.*lora_unet_blocks_0_attn_q"),
-        ("block.0=0.5", r"block\.0 is no component and fits no module; is blocks\.0 meant\?"),
-        ("blocks.1-9=0.5", r"blocks\.1-9 is no component and fits no module; is blocks\.0 meant\?"),
-        ("*=1,*attn*=0", r"\*attn\* decides nothing"),
-        ("text_encoder=0,lora_te*=1", r"text_encoder decides nothing"),
+        ("*attn.k=0.5", r"\*attn\.k is not a component and matches no module.*lora_unet_blocks_0_attn_q"),
+        ("block.0=0.5", r"block\.0 is not a component and matches no module; try blocks\.0"),
+        ("blocks.1-9=0.5", r"blocks\.1-9 is not a component and matches no module; try blocks\.0"),
+        ("*=1,*attn*=0", r"\*attn\* has no effect"),
+        ("text_encoder=0,lora_te*=1", r"text_encoder has no effect"),
     ],
 )
 def test_a_strength_that_no_module_takes_is_an_error(text, says):

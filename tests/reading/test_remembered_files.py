@@ -76,4 +76,4 @@ def test_modules_of_one_kind_are_layers_each_by_its_own_name(read):
     tensors = {**lora("diffusion_model.blocks.0.self_attn.q"), **lora("diffusion_model.blocks.0.modulation")}
     tensors |= {"diffusion_model.blocks.1.self_attn.q.diff": ("F32", (4, 4), 0.5)}
     (found,) = adapter_candidates(read(tensors))
-    assert found.says.startswith("2 of 2 module names fit")
+    assert found.says.startswith("2 of 2 module names match")

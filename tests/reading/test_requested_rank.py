@@ -199,9 +199,10 @@ CONTRADICTIONS = {
     "marked as split, but of one part's rank": (
         lora(QKV_KEY, 4, 6.0, 3 * WIDTH, WIDTH), about(split_qkv="True"), "in each of 3 parts", (6,)),
     "split, with an alpha of neither": (
-        block_diagonal(QKV_KEY, 3, 4, alpha=9.0), about(split_qkv="True"), "is neither the 6 that", (9, 27)),
+        block_diagonal(QKV_KEY, 3, 4, alpha=9.0), about(split_qkv="True"), "is neither the requested 6", (9, 27)),
     "split, resized to ranks that nobody says": (
-        block_diagonal(QKV_KEY, 3, 4), about(rank="Dynamic", split_qkv="True"), "a rank that the metadata does", ()),
+        block_diagonal(QKV_KEY, 3, 4), about(rank="Dynamic", split_qkv="True"),
+        "a rank that the metadata does not give", ()),
     "an expression that is not compared": (
         lora("lora_unet_a", 2, 6.0), about(network_reg_dims="b=3,(a+)+$=4"), "'(a+)+$' has an unbounded repeat", ()),
     "a rank by layer type that is not theirs": (
@@ -224,7 +225,7 @@ def test_a_rank_that_contradicts_the_metadata_leaves_the_scale_unknown(tensors, 
 
 def test_info_says_which_layers_were_saved_in_parts(read):
     adapter = read(block_diagonal(QKV_KEY, 3, 4), about(split_qkv="True"))
-    assert "alpha 6 counts for each of the 3 parts" in only(adapter).why
+    assert "alpha 6 counts for each of the 3 saved parts" in only(adapter).why
     (item,) = (item for item in adapter.evidence if item.about == "scale")
     assert "3 parts" in item.says
     assert item.where == "metadata ss_network_args split_qkv"

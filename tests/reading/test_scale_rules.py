@@ -124,7 +124,7 @@ def test_a_config_of_another_rank_has_no_vote_and_both_settings_can_be_given(rea
     assert (adapter.rslora.value, adapter.rslora.source) == (None, "default")
     assert adapter.open == ("alpha", "rslora")
     (problem,) = (problem for problem in adapter.problems if problem.severity == "error")
-    assert "the config's rank is 4 and the tensors' is 16" in problem.message
+    assert "the config's rank is 4 but that of the tensors is 16" in problem.message
     assert problem.message.endswith("give --alpha N and --rslora yes|no")
     for rule, scale in ((False, STANDARD), (True, STABILISED)):
         settled = read(PEFT, config=STRANGER, name="adapter_model.safetensors", alpha=8.0, rslora=rule)
@@ -212,7 +212,7 @@ def embedded(prefix="transformer.", **config):
     [
         ({"lora_alpha": 32}, "says alpha 8, but"),
         ({"lora_alpha": 8, "use_rslora": True}, "the evidence for RS-LoRA conflicts"),
-        ({"lora_alpha": "8"}, "no number"),
+        ({"lora_alpha": "8"}, "says no number"),
     ],
 )
 def test_a_config_beside_the_file_and_one_in_it_that_contradict_each_other_leave_the_scale_open(
@@ -256,7 +256,7 @@ NO_NUMBERS = {
 def test_a_flag_that_is_no_number_is_neither_yes_nor_no(flag, read):
     adapter = read({**lora("lora_unet_a"), "use_rslora_flag": flag})
     assert (scales(adapter), adapter.rslora.source) == ({"lora_unet_a": UNKNOWN}, "conflict")
-    assert ("the flag is no number", "use_rslora_flag") in [(item.says, item.where) for item in adapter.evidence]
+    assert ("the flag is not a number", "use_rslora_flag") in [(item.says, item.where) for item in adapter.evidence]
     assert scales(read({**lora("lora_unet_a"), "use_rslora_flag": flag}, rslora=True)) == {"lora_unet_a": STABILISED}
 
 

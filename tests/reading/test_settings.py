@@ -88,7 +88,7 @@ SEVERAL_COLONS = {
 def test_settings_behind_several_colons_are_shown_behind_one(tail, settings, tmp_path):
     file = tmp_path / "a.safetensors"
     file.touch()
-    with pytest.raises(LoraInspectError, match="behind one colon") as refusal:
+    with pytest.raises(LoraInspectError, match="after one colon") as refusal:
         parse_argument(f"{file}{tail}")
     assert str(refusal.value).endswith(f": {file}:{settings}.")
     assert parse_argument(f"{file}:{settings}")[0] == str(file)
@@ -112,7 +112,7 @@ DECIMAL_COMMAS = {
 def test_a_comma_that_may_stand_for_a_point_is_refused_with_both_forms(tail, forms, tmp_path):
     file = tmp_path / "a.safetensors"
     file.touch()
-    with pytest.raises(LoraInspectError, match="may stand for a point") as refusal:
+    with pytest.raises(LoraInspectError, match="may be a decimal point") as refusal:
         parse_argument(f"{file}:{tail}")
     assert str(refusal.value).endswith(f"; write {' or '.join(f'{file}:{form}' for form in forms)}.")
     for form in forms:
@@ -130,7 +130,7 @@ def test_a_comma_that_cannot_stand_for_a_point_parts_settings(text):
 def test_what_follows_a_file_that_exists_and_is_no_setting_is_named(tail, tmp_path):
     path = tmp_path / "a.safetensors"
     path.touch()
-    with pytest.raises(LoraInspectError, match=r"a setting is a number \(the multiplier\), COMPONENT=number"):
+    with pytest.raises(LoraInspectError, match=r"write a setting as a number \(the multiplier\), COMPONENT=number"):
         parse_argument(f"{path}:{tail}")
 
 
@@ -166,7 +166,7 @@ def test_a_multiplier_in_another_form_is_shown_in_its_own(argument, form, tmp_pa
 
 
 def test_a_word_behind_a_multiplier_is_called_no_setting():
-    with pytest.raises(ValueError, match="'b' is no setting"):
+    with pytest.raises(ValueError, match="'b' is not a setting"):
         parse_settings("0.5,b")
 
 
@@ -174,9 +174,9 @@ def test_a_word_behind_a_multiplier_is_called_no_setting():
 def test_what_is_no_multiplier_at_all_is_answered_with_an_example(tail, tmp_path):
     file = tmp_path / "a.safetensors"
     file.touch()
-    with pytest.raises(LoraInspectError, match=r"is no setting|says again") as refusal:
+    with pytest.raises(LoraInspectError, match=r"is not a setting|repeats another") as refusal:
         parse_argument(f"{file}{tail}")
-    assert str(refusal.value).endswith(f", as in {file}:0.5.")
+    assert str(refusal.value).endswith(f", such as {file}:0.5.")
 
 
 @pytest.mark.parametrize("argument", MISWRITTEN)
@@ -208,7 +208,7 @@ ALONE = {
 def test_a_number_beside_its_path_is_shown_behind_it(arguments, form, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").touch()
-    with pytest.raises(LoraInspectError, match="a multiplier hangs on its path") as refusal:
+    with pytest.raises(LoraInspectError, match="a multiplier belongs at the end of a path") as refusal:
         parse_arguments(arguments)
     assert str(refusal.value).endswith(f"; write {form}.")
 

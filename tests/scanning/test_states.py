@@ -27,7 +27,7 @@ FILES = {
         {**loras(2), "lora_unet_blocks_0_attn_q.dora_scale": ("F32", (6, 1), 1.0)},
         {},
         ANSWER,
-        "DoRA on some layers alone: --allow-partial-dora",
+        "DoRA on only some layers: --allow-partial-dora",
     ),
     "a factor that is missing": (without(loras(2), "0_attn_q.lora_up.weight"), {}, INFO_ONLY, "incomplete"),
     "a factor that is missing, and no scale": (
@@ -42,7 +42,7 @@ FILES = {
         None,
         "",
     ),
-    "names that nobody tried": (loras(), {}, FINE, "no program was tried on such names"),
+    "names that nobody tried": (loras(), {}, FINE, "nobody has tried a program on such names"),
     "plain LoRA for Wan": (lora(WAN, alpha=16.0, out=5120, inputs=5120), {}, FINE, ""),
     "RS-LoRA for Wan": (
         {**lora(WAN, alpha=16.0, out=5120, inputs=5120), "use_rslora_flag": ("BOOL", (), 1)},
@@ -110,7 +110,7 @@ def test_states_agree_with_compat(fixtures):
             # What is said to need a conversion has one.
             assert any(v.fix for v in wrong.values()), path
         else:
-            assert one.note == "no program that is known here loads it"
+            assert one.note == "no program that lora-inspect knows loads it"
     assert seen == {FINE, CONVERT}
 
 

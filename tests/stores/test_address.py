@@ -78,7 +78,7 @@ def test_credentials_of_a_store_are_no_part_of_an_address(written):
     with pytest.raises(LoraInspectError) as refused:
         printable_address(written)
     assert "hidden-pass" not in str(refused.value)
-    assert "credentials do not belong into an address" in str(refused.value)
+    assert "an address cannot hold credentials" in str(refused.value)
 
 
 @pytest.mark.parametrize(

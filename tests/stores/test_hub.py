@@ -79,10 +79,10 @@ def test_a_file_of_another_size_is_an_error(repository, folder):
 @pytest.mark.parametrize(
     ("status", "says"),
     [
-        (401, "it is not given to you (status 401); run `hf auth login` or set HF_TOKEN"),
-        (403, "it is not given to you (status 403); run `hf auth login` or set HF_TOKEN"),
+        (401, "the server does not give it to you (status 401); run `hf auth login` or set HF_TOKEN"),
+        (403, "the server does not give it to you (status 403); run `hf auth login` or set HF_TOKEN"),
         (404, "there is no such file or folder; check the address"),
-        (500, "it cannot be read (status 500, 6 times); try again later"),
+        (500, "lora-inspect cannot read it (status 500, 6 times); try again later"),
     ],
 )
 def test_what_the_hub_refuses_is_a_sentence(status, says, repository, hub):
@@ -108,7 +108,9 @@ def test_what_may_pass_is_tried_again(repository, hub):
 
 @pytest.mark.parametrize("address", ["hf://", "hf://name", "hf://datasets/name", "hf://buckets/owner/name/a"])
 def test_what_names_no_repository_is_a_sentence(address, hub):
-    with pytest.raises(LoraInspectError, match="it names no repository of Hugging Face; write hf://OWNER/NAME/PATH"):
+    with pytest.raises(
+        LoraInspectError, match="it does not name a repository of Hugging Face; write hf://OWNER/NAME/PATH"
+    ):
         look(address)
 
 

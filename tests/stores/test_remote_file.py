@@ -181,7 +181,9 @@ def test_what_does_not_pass_is_a_sentence(opened, server, pauses):
     server.misdo = lambda handler, asked: handler.answer(500) or True
     with pytest.raises(LoraInspectError) as refused:
         read(opened, 100_000, 8)
-    assert str(refused.value) == f"{opened.address}: it cannot be read (status 500, 6 times); try again later."
+    assert (
+        str(refused.value) == f"{opened.address}: lora-inspect cannot read it (status 500, 6 times); try again later."
+    )
     assert len(server.asked) == 6
     for number, pause in enumerate(pauses):
         assert 0.25 * 2**number <= pause <= 0.5 * 2**number
@@ -206,8 +208,8 @@ def test_it_may_say_until_when(opened, server, pauses, monkeypatch):
 @pytest.mark.parametrize(
     ("status", "says"),
     [
-        (401, "it is not given to you (status 401); an address that was signed may have expired"),
-        (403, "it is not given to you (status 403)"),
+        (401, "the server does not give it to you (status 401); fetch a new address if a signed one has expired"),
+        (403, "the server does not give it to you (status 403)"),
         (404, "there is no such file or folder; check the address."),
         (410, "there is no such file or folder; check the address."),
         (400, "the server refuses to send it (status 400); check the address."),
@@ -244,8 +246,8 @@ def test_a_server_without_ranges_is_a_sentence(misdo, file, server):
     with pytest.raises(LoraInspectError) as refused:
         RemoteFile(file)
     assert str(refused.value) == (
-        f"{file}: the server sends whole files only, and the file would be read in parts; "
-        "download the file and name that."
+        f"{file}: the server sends only whole files, but lora-inspect reads parts of this one; "
+        "download the file and name the copy."
     )
     assert len(server.asked) == 1
 
@@ -370,7 +372,7 @@ def test_another_server_is_not_told_the_login(file, server):
 
 def test_redirects_without_an_end_are_a_sentence(server):
     server.misdo = lambda handler, asked: handler.answer(302, {"Location": asked.path + "a"}) or True
-    with pytest.raises(LoraInspectError, match="the server leads on to where no file is"):
+    with pytest.raises(LoraInspectError, match="the server redirects to an address without a file"):
         RemoteFile(server.url("old"))
     assert len(server.asked) == 10
 
@@ -378,7 +380,7 @@ def test_redirects_without_an_end_are_a_sentence(server):
 @pytest.mark.parametrize("to", ["file:///etc/passwd", "s3://bucket/a", "ftp://host.invalid/a"])
 def test_a_redirect_to_what_is_no_server_is_a_sentence_at_once(to, server, pauses):
     redirecting(server, to)
-    with pytest.raises(LoraInspectError, match="the server leads on to where no file is"):
+    with pytest.raises(LoraInspectError, match="the server redirects to an address without a file"):
         RemoteFile(server.url("old"))
     assert len(server.asked) == 1
     assert not pauses
@@ -399,7 +401,7 @@ def test_the_machine_that_nobody_knows_is_the_one_that_was_asked_for(server, pau
     with pytest.raises(LoraInspectError) as refused:
         RemoteFile(server.url("old"))
     assert str(refused.value) == (
-        f"{server.url('old')}: no machine is called nobody.invalid; check the address and the network."
+        f"{server.url('old')}: the machine nobody.invalid does not exist; check the address and the network."
     )
 
 
@@ -413,7 +415,7 @@ def test_a_machine_that_nobody_knows_is_a_sentence(pauses, monkeypatch):
     with pytest.raises(LoraInspectError) as refused:
         RemoteFile("https://nobody.invalid/a?sig=hidden")
     assert str(refused.value) == (
-        "https://nobody.invalid/a: no machine is called nobody.invalid; check the address and the network."
+        "https://nobody.invalid/a: the machine nobody.invalid does not exist; check the address and the network."
     )
     assert not pauses
 
@@ -427,7 +429,9 @@ def test_a_server_that_cannot_prove_who_it_is_is_a_sentence(server, pauses, monk
         raise aiohttp.ClientConnectorCertificateError(request.connection_key, ssl.SSLCertVerificationError("hidden"))
 
     monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", untrusted)
-    with pytest.raises(LoraInspectError, match=r"the certificate of the server cannot be trusted; check") as refused:
+    with pytest.raises(
+        LoraInspectError, match=r"lora-inspect cannot trust the certificate of the server; check"
+    ) as refused:
         RemoteFile("https://host.invalid/a?sig=hidden")
     assert "hidden" not in str(refused.value)
     assert not pauses
@@ -460,7 +464,7 @@ def test_a_server_that_falls_silent_is_given_up(opened, server, monkeypatch):
 def test_servers_have_no_folders(server):
     assert not is_folder(server.url("d/"))
     for address in (server.url("d/"), server.address):
-        with pytest.raises(LoraInspectError, match="folders of a server cannot be listed"):
+        with pytest.raises(LoraInspectError, match="a server does not list its folders"):
             look(address)
 
 
@@ -500,7 +504,7 @@ def test_a_web_page_in_the_place_of_a_file_is_a_sentence(file, server, pauses):
     with pytest.raises(LoraInspectError) as refused:
         RemoteFile(file)
     assert str(refused.value) == (
-        f"{file}: the server sends a web page in its place; check the address, and whether one has to log in."
+        f"{file}: the server sends a web page in its place; check the address, and log in if the server asks for it."
     )
     assert not pauses
 

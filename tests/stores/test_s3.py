@@ -130,7 +130,9 @@ def test_what_may_pass_is_tried_again(misdo, served):
 def test_what_does_not_pass_is_a_sentence(served, pauses):
     opened = RemoteFile("s3://bucket/a")
     served.misdo = lambda handler, asked: handler.answer(500, body=error("InternalError")) or True
-    with pytest.raises(LoraInspectError, match=r"it cannot be read \(the store says InternalError, 6 times\)"):
+    with pytest.raises(
+        LoraInspectError, match=r"lora-inspect cannot read it \(the store says InternalError, 6 times\)"
+    ):
         read(opened, 100_000, 8)
     assert len(pauses) == 5
 
@@ -139,14 +141,16 @@ def test_what_is_not_given_is_a_sentence_without_secrets(served):
     served.misdo = lambda handler, asked: handler.answer(403, body=error("AccessDenied")) or True
     with pytest.raises(LoraInspectError) as refused:
         RemoteFile("s3://bucket/a")
-    assert str(refused.value).startswith("s3://bucket/a: it is not given to you (status 403); check AWS_ACCESS_KEY_ID")
+    assert str(refused.value).startswith(
+        "s3://bucket/a: the server does not give it to you (status 403); check AWS_ACCESS_KEY_ID"
+    )
     assert "hidden" not in str(refused.value)
 
 
 def test_a_store_without_ranges_is_a_sentence(served):
     opened = RemoteFile("s3://bucket/a")
     served.misdo = lambda handler, asked: handler.answer(200, body=CONTENT) or True
-    with pytest.raises(LoraInspectError, match="sends whole files only"):
+    with pytest.raises(LoraInspectError, match="sends only whole files"):
         read(opened, 100_000, 8)
 
 

@@ -52,9 +52,13 @@ def refused(monkeypatch):
         (answer("InvalidAccessKeyId", 403), "InvalidAccessKeyId", "does not know the credentials"),
         (answer("PermanentRedirect", 301), "PermanentRedirect", "in another region"),
         (answer("InternalError", 500), "InternalError", "failed to write it (InternalError); run the command again"),
-        (NoCredentialsError(), "NoCredentialsError", "no credentials are set for it"),
-        (ParamValidationError(report=SECRET), "ParamValidationError", "no bucket can have such a name"),
-        (EndpointConnectionError(endpoint_url=f"http://{SECRET}@h"), "EndpointConnectionError", "cannot be reached"),
+        (NoCredentialsError(), "NoCredentialsError", "there are no credentials for it"),
+        (ParamValidationError(report=SECRET), "ParamValidationError", "a bucket cannot have such a name"),
+        (
+            EndpointConnectionError(endpoint_url=f"http://{SECRET}@h"),
+            "EndpointConnectionError",
+            "cannot reach the store",
+        ),
         (OSError(SECRET), "OSError", "failed to write it (OSError)"),
     ],
 )

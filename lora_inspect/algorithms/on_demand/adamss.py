@@ -23,7 +23,7 @@ ALGORITHM = Algorithm(
     marks=("basis",),
     peft_type="ADAMSS",
     why=(
-        "changes groups of rows that PEFT finds anew by clustering the base, and the file does not have them; merge it "
+        "changes groups of rows that PEFT finds by clustering the base, and the file does not hold them; merge it "
         "with the versions of PEFT, torch and scikit-learn that trained it"
     ),
 )

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shape of the vector (1, out), or None."""
     added = shapes["added"]
-    return None if len(added) == 2 and added[0] == 1 and added[1] else f"beft_bias {list(added)} is no vector (1, out)"
+    return (
+        None if len(added) == 2 and added[0] == 1 and added[1] else f"beft_bias {list(added)} is not a vector (1, out)"
+    )
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:

@@ -19,11 +19,11 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of blocks (stages, count, size, size) and lengths (out, 1) or (1, out), or None."""
     blocks, lengths = shapes["blocks"], shapes["lengths"]
     if len(blocks) != 4 or blocks[2] != blocks[3] or 0 in blocks:
-        return f"boft_R {list(blocks)} are no stages of square blocks"
+        return f"boft_R {list(blocks)} are not stages of square blocks"
     stages, count, size, _ = blocks
     # Several stages are made of half blocks, one of whole ones.
     if stages > 1 and (size % 2 or stages > count.bit_length() or count % (1 << (stages - 1))):
-        return f"boft_R {list(blocks)} are no {stages} stages of blocks"
+        return f"boft_R {list(blocks)} are not {stages} stages of blocks"
     if len(lengths) != 2 or 1 not in lengths or 0 in lengths:
         return f"boft_s {list(lengths)} is not one number for each output"
     return None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shape of the kernel (out / b, in / b, b), or None."""
     kernel = shapes["kernel"]
-    return f"c3a_kernel {list(kernel)} are no rows of circulant blocks" if len(kernel) != 3 or 0 in kernel else None
+    return f"c3a_kernel {list(kernel)} are not rows of circulant blocks" if len(kernel) != 3 or 0 in kernel else None
 
 
 def shape(shapes: Shapes) -> tuple[int, int]:

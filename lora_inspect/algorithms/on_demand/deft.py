@@ -20,9 +20,9 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of P (out, r) and R (r, in), or None."""
     directions, put = shapes["directions"], shapes.get("put")
     if len(directions) != 2 or 0 in directions or directions[1] > directions[0]:
-        return f"deft_P {list(directions)} are no directions of outputs"
+        return f"deft_P {list(directions)} are not directions of outputs"
     if put is not None and (len(put) != 2 or put[0] != directions[1] or not put[1]):
-        return f"deft_P {list(directions)} and deft_R {list(put)} make no product"
+        return f"deft_P {list(directions)} and deft_R {list(put)} cannot be multiplied"
     return None
 
 
@@ -47,8 +47,8 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
         return found
     if found.pop("para") is ("put" in around.roles):
         return (
-            "its adapter_config.json says para where deft_R is there, or does not where there is none; put the config "
-            "beside the file that it was saved with"
+            "its adapter_config.json says para though deft_R exists, or does not though it is missing; put the "
+            "config next to the file that it was saved with"
         )
     return {"by_qr": found["decomposition_method"] == "qr", "strength": found["alpha"] or None}
 

@@ -22,9 +22,12 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of A (r, in), B (out, r), λ (1,) and the norms (in,), or None."""
     down, up, strength, norms = (shapes[role] for role in ("down", "up", "strength", "norms"))
     if len(down) != 2 or len(up) != 2 or down[0] != up[1] or 0 in down or 0 in up:
-        return f"delora_A {list(down)} and delora_B {list(up)} make no product"
+        return f"delora_A {list(down)} and delora_B {list(up)} cannot be multiplied"
     if strength != (1,) or norms != down[1:]:
-        return f"delora_lambda {list(strength)} is not one number, or delora_w_norm {list(norms)} not one of each input"
+        return (
+            f"delora_lambda {list(strength)} is not one number, or delora_w_norm {list(norms)} is not one for each "
+            "input"
+        )
     return None
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shape of the spectrum (count,), or None."""
     spectrum = shapes["spectrum"]
-    return f"fourierft_spectrum {list(spectrum)} is no row of numbers" if len(spectrum) != 1 or 0 in spectrum else None
+    return (
+        f"fourierft_spectrum {list(spectrum)} is not a row of numbers" if len(spectrum) != 1 or 0 in spectrum else None
+    )
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:

@@ -14,8 +14,8 @@ from lora_inspect.maths.change import Blocks, Change
 from lora_inspect.maths.products import by_rows
 
 _NOT_SAVED = (
-    "its projections were not saved (save_projection: false), and PEFT finds and draws them anew from the weights of "
-    "its base; merge it with PEFT on its own base, or train it with save_projection: true"
+    "its projections are not in the file (save_projection: false), and PEFT makes them again from the weights of its "
+    "base; merge it with PEFT on its own base, or train it with save_projection: true"
 )
 
 
@@ -35,13 +35,13 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with l (in,), the entries of S (count,), V (in, in) and the places (2, count) of the entries."""
     diagonal, entries = shapes["l"], shapes["s"]
     if len(diagonal) != 1 or len(entries) != 1 or 0 in diagonal:
-        return f"frod_lambda_l {list(diagonal)} and frod_lambda_s_values {list(entries)} are no two vectors"
+        return f"frod_lambda_l {list(diagonal)} and frod_lambda_s_values {list(entries)} are not two vectors"
     basis, places, size = shapes.get("V"), shapes.get("places"), shapes.get("size")
     if basis is not None and basis != (*diagonal, *diagonal):
-        return f"frod_V {list(basis)} is no basis of {diagonal[0]} inputs"
+        return f"frod_V {list(basis)} is not a basis of {diagonal[0]} inputs"
     if places is not None and places != (2, *entries):
-        return f"frod_s_indices {list(places)} are no places of {entries[0]} entries"
-    return None if size in (None, (2,)) else f"frod_s_size {list(size)} is no pair of sizes"
+        return f"frod_s_indices {list(places)} are not places of {entries[0]} entries"
+    return None if size in (None, (2,)) else f"frod_s_size {list(size)} is not a pair of sizes"
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:

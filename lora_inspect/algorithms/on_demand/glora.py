@@ -28,19 +28,19 @@ def check(shapes: Shapes) -> str | None:
     for path in (*_OF_WEIGHT, *_OF_BIAS):
         kind = _kind(path, shapes)
         if kind not in _KINDS:
-            return f"its path glora_{path} is {' and '.join(kind) or 'nothing'}, and no product, vector or zeros"
+            return f"its path glora_{path} is {' and '.join(kind) or 'nothing'}, not a product, vector or zeros"
         if kind == _KINDS[0]:
             up, down = shapes[f"{path}.Xd"], shapes[f"{path}.Xu"]
             if len(up) != 2 or len(down) != 2 or up[1] != down[0] or 0 in (*up, *down):
-                return f"glora_{path} has Xd {list(up)} and Xu {list(down)}, which make no product"
+                return f"glora_{path} has Xd {list(up)} and Xu {list(down)}, which cannot be multiplied"
         elif 0 in shapes[f"{path}.{kind[0]}"]:
             return f"glora_{path} is {list(shapes[f'{path}.{kind[0]}'])}, which is empty"
     sizes = {path: _size(path, shapes) for path in (*_OF_WEIGHT, *_OF_BIAS)}
     if odd := next((path for path, size in sizes.items() if size is None), None):
-        return f"glora_{odd} has a shape that is none of its own"
+        return f"glora_{odd} has an impossible shape"
     for what, told in (("outputs", _outputs(shapes)), ("inputs", _inputs(shapes))):
         if len(told) > 1:
-            return f"its paths are of {' and '.join(map(str, sorted(told)))} {what}"
+            return f"its paths have {' and '.join(map(str, sorted(told)))} {what}"
     return None
 
 

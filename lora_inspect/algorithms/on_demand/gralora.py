@@ -22,16 +22,18 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of A (k, in / k, r), B (k, r, out / k) and the general pair, or None."""
     down, up = shapes["down"], shapes["up"]
     if len(down) != 3 or len(up) != 3 or 0 in down or 0 in up or (down[0], down[2]) != up[:2] or up[1] % up[0]:
-        return f"gralora_A {list(down)} and gralora_B {list(up)} do not make blocks of products"
+        return f"gralora_A {list(down)} and gralora_B {list(up)} cannot be multiplied in blocks"
     general = [role for role in ("general_down", "general_up") if role in shapes]
     if not general:
         return None
     if len(general) == 1:
-        return f"{general[0]} is there without the other one of the pair"
+        return f"{general[0]} is there without the other tensor of its pair"
     out, inputs = shape(shapes)
     first, second = shapes["general_down"], shapes["general_up"]
     if len(first) != 2 or first[1] != inputs or second != (out, first[0]) or not first[0]:
-        return f"gralora_A_general {list(first)} and gralora_B_general {list(second)} are no pair for ({out}, {inputs})"
+        return (
+            f"gralora_A_general {list(first)} and gralora_B_general {list(second)} are not a pair for ({out}, {inputs})"
+        )
     return None
 
 

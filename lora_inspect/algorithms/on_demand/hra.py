@@ -22,9 +22,9 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shape of the vectors (in·kernel, count), or None."""
     vectors = shapes["vectors"]
     if len(vectors) != 2 or 0 in vectors:
-        return f"hra_u {list(vectors)} are no vectors of reflections"
+        return f"hra_u {list(vectors)} are not vectors of reflections"
     if vectors[1] > max(vectors[0], _MOST_VECTORS):
-        return f"hra_u {list(vectors)} are {vectors[1]} reflections of {vectors[0]} numbers, which no layer needs"
+        return f"hra_u {list(vectors)} are {vectors[1]} reflections of {vectors[0]} numbers, more than a layer needs"
     return None
 
 
@@ -45,8 +45,8 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
     columns, count = around.shapes["vectors"]
     if not isinstance(found, str) and found["apply_GS"] and count > columns:
         return (
-            f"of {count} vectors of {columns} numbers only {columns} can be orthonormal, and of the others PEFT takes "
-            "what rounding leaves; merge it with PEFT"
+            f"only {columns} of {count} vectors of {columns} numbers can be orthonormal, and PEFT uses the rounding "
+            "errors of the others; merge it with PEFT"
         )
     return found
 

@@ -66,14 +66,14 @@ def variant(around: Surroundings) -> Algorithm | str:
     told, said = _axis(around.shapes), around.chooses("feedforward_modules")
     if told is None and said is None:
         return (
-            "the feedforward_modules in adapter_config.json say whether it multiplies inputs or outputs, and there are "
-            "none for this module; put the config beside the file"
+            "feedforward_modules in adapter_config.json says whether it multiplies inputs or outputs, but this "
+            "module has none; put the config next to the file"
         )
     axis = told if said is None else (COLUMNS if said else ROWS)
     if told not in (None, axis):
         return (
-            f"it multiplies {'inputs' if told == COLUMNS else 'outputs'} by its shape and the others by the "
-            "feedforward_modules in adapter_config.json; put the config beside the file that it was saved with"
+            f"it multiplies {'inputs' if told == COLUMNS else 'outputs'} by its shape, but feedforward_modules in "
+            "adapter_config.json says the opposite; put the config next to the file that it was saved with"
         )
     return _OF_INPUTS if axis == COLUMNS else _OF_OUTPUTS
 

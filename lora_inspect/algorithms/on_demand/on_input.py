@@ -22,7 +22,7 @@ def check(shapes: Shapes) -> str | None:
     others = gains[:1] + gains[2:] if len(gains) > 1 else ()
     if not gains or 0 in gains or any(size != 1 for size in others):
         return f"the gains {list(gains)} are not one number for each input or each output"
-    return None if switch in ((), (1,)) else f"on_input {list(switch)} is no single number"
+    return None if switch in ((), (1,)) else f"on_input {list(switch)} is not a single number"
 
 
 def _change(tensors: Tensors, scale: float, alpha: float | None, axis: int = ROWS) -> "Change":

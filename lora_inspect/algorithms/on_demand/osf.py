@@ -16,9 +16,9 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of U_low (out, count), S_low (count,) and V_low (count, in), or None."""
     left, values, right = shapes["left"], shapes["values"], shapes["right"]
     if len(left) != 2 or len(right) != 2 or values != (left[1],) or right[0] != left[1] or 0 in (left[0], right[1]):
-        return f"U_low {list(left)}, S_low {list(values)} and V_low {list(right)} are no directions of a matrix"
+        return f"U_low {list(left)}, S_low {list(values)} and V_low {list(right)} are not directions of a matrix"
     if left[1] > min(left[0], right[1]):
-        return f"its {left[1]} directions are more than a matrix of {left[0]} by {right[1]} has"
+        return f"it has {left[1]} directions, more than a matrix of {left[0]} by {right[1]} can have"
     return None
 
 

@@ -110,7 +110,7 @@ def check(shapes: Shapes) -> str | None:
         return f"peanut_A {list(down)} and peanut_B {list(up)} are not (r, outputs) and (outputs, r)"
     counts = {side: len(_layers(side, shapes)) for side in _SIDES}
     if any(f"{side} {number}" not in shapes for side in _SIDES for number in range(counts[side])):
-        return "of its layers some are missing"
+        return "some of its layers are missing"
     if counts["encoder"] != counts["decoder"]:
         return f"it has {counts['encoder']} encoders and {counts['decoder']} decoders"
     rank = down[0]
@@ -129,7 +129,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
     if len(weight) != 2 or weight[0] != rows:
         return f"changes a matrix of {rows} rows"
     if rank * weight[1] > max(prod(weight), _MOST_NUMBERS):
-        return f"has a network of {rank} numbers for each column, which is more than a weight of {rows} rows needs"
+        return f"has a network of {rank} numbers for each column, more than a weight of {rows} rows needs"
     return None
 
 

@@ -13,7 +13,7 @@ ALGORITHM = Algorithm(
     dialects={"peft": {"rotation": ".psoft_R.weight", "left": ".psoft_R.vector_b", "right": ".psoft_R.vector_a"}},
     peft_type="PSOFT",
     why=(
-        "turns the weight in the basis of its singular vectors, whose signs the file does not have, and methods of "
-        "decomposition choose them differently; merge it with PEFT where it was trained"
+        "turns the weight in the basis of its singular vectors, but the file does not hold their signs, and methods "
+        "of decomposition choose them differently; merge it with PEFT where it was trained"
     ),
 )

@@ -15,8 +15,9 @@ from lora_inspect.maths.change import Change
 from lora_inspect.maths.products import add_product
 
 _NOT_SAVED = (
-    "its projections were not saved (save_projection: false), and PEFT draws them anew for the largest layers of its "
-    "model, which the file does not name; merge it with PEFT on its own base, or train it with save_projection: true"
+    "its projections are not in the file (save_projection: false), and PEFT draws them again for the largest layers "
+    "of its model, which the file does not name; merge it with PEFT on its own base, or train it with "
+    "save_projection: true"
 )
 # PEFT writes them once more in every module, and loads those of the model last.
 _COPIES = {"copy_A": ".randlora_A", "copy_B": ".randlora_B"}
@@ -54,10 +55,10 @@ def check(shapes: Shapes) -> str | None:
         return f"randlora_lambda {list(own)} and randlora_gamma {list(gains)} are not of the same bases"
     short, long = shapes.get("A"), shapes.get("B")
     if short and (len(short) != 3 or short[:2] != (own[0], 1) or short[2] < gains[1]):
-        return f"randlora_A {list(short)} is no basis of rank {own[0]} for {gains[1]} features"
+        return f"randlora_A {list(short)} is not a basis of rank {own[0]} for {gains[1]} features"
     if long and (len(long) != 3 or long[1] < own[1] or long[2] != own[0]):
-        return f"randlora_B {list(long)} are no {own[1]} bases of rank {own[0]}"
-    return "what its modules share is empty" if () in (short, long) else None
+        return f"randlora_B {list(long)} are not {own[1]} bases of rank {own[0]}"
+    return "a tensor that its modules share is empty" if () in (short, long) else None
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
@@ -70,7 +71,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
     short, most = shapes["gamma"][1], shapes["B"][0]
     if len(weight) == 2 and min(weight) == short and max(weight) <= most:
         return None
-    return f"changes a weight whose shorter side is {short} and whose longer one is at most {most}"
+    return f"changes a weight with a shorter side of {short} and a longer one of at most {most}"
 
 
 def settings(around: Surroundings) -> Mapping[str, Any] | str:
@@ -78,8 +79,8 @@ def settings(around: Surroundings) -> Mapping[str, Any] | str:
     said = around.config.get("randlora_alpha") if around.config else None
     if not is_number(said):
         return (
-            "PEFT says its scale in adapter_config.json (randlora_alpha), and nothing says it here; put it beside the "
-            "file"
+            "PEFT keeps its scale in adapter_config.json (randlora_alpha), but nothing gives it here; put it next to "
+            "the file"
         )
     return {"randlora_alpha": said}
 

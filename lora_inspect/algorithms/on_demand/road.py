@@ -65,8 +65,8 @@ def variant(around: Surroundings) -> Algorithm | str:
     rows = around.shapes["angles"][0] * _OUTPUTS[name]
     if group % 2 or rows % group:
         return (
-            f"its adapter_config.json says groups of {group} outputs for {rows:g} of them in the variant {name}, which "
-            "are no such groups; put the config beside the file that it was saved with"
+            f"its adapter_config.json says groups of {group} outputs for {rows:g} of them in the variant {name}, "
+            "which do not form such groups; put the config next to the file that it was saved with"
         )
     return ALGORITHM._replace(
         formula=_formula(name, group, misfit, lambda shapes: (_rows(shapes, name), None)),

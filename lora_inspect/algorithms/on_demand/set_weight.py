@@ -14,15 +14,15 @@ from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundi
 def check(shapes: Shapes) -> str | None:
     """A single number or an empty tensor is no weight."""
     shape = shapes[saved.SAVED]
-    return None if shape and 0 not in shape else f"set_weight {list(shape)} is no weight"
+    return None if shape and 0 not in shape else f"set_weight {list(shape)} is not a weight"
 
 
 def settings(around: Surroundings) -> Mapping[str, Any] | str:
     """None are needed; says what ComfyUI would drop."""
     if around.beside:
         return (
-            f"ComfyUI drops the {' and the '.join(around.beside)} of its module, which others would add; write "
-            "the two to files of their own"
+            f"ComfyUI drops the {' and the '.join(around.beside)} of its module, but other programs would add it; "
+            "write the two to separate files"
         )
     return {}
 

@@ -16,7 +16,7 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of the values (count,) and the entries (2, count), or None."""
     values, entries = shapes["values"], shapes["entries"]
     if len(values) != 1 or not values[0] or entries != (2, *values):
-        return f"shira_weight {list(values)} are no values for shira_indices {list(entries)}"
+        return f"shira_weight {list(values)} are not values for shira_indices {list(entries)}"
     return None
 
 

@@ -18,14 +18,14 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with the shapes of the values (count,), the entries, A (r, in) and B (out, r), or None."""
     values, entries = shapes["values"], shapes.get("entries")
     if len(values) != 1 or not values[0] or entries not in (None, values):
-        return f"supertuning_values {list(values)} are no values for supertuning_indices {list(entries or ())}"
+        return f"supertuning_values {list(values)} are not values for supertuning_indices {list(entries or ())}"
     if ("down" in shapes) != ("up" in shapes):
-        return "of supertuning_lora_A and supertuning_lora_B one is there alone"
+        return "only one of supertuning_lora_A and supertuning_lora_B is there"
     if "down" not in shapes:
         return None
     down, up = shapes["down"], shapes["up"]
     if len(down) != 2 or len(up) != 2 or down[0] != up[1] or 0 in (*down, *up):
-        return f"supertuning_lora_A {list(down)} and supertuning_lora_B {list(up)} make no product"
+        return f"supertuning_lora_A {list(down)} and supertuning_lora_B {list(up)} cannot be multiplied"
     return None
 
 
@@ -53,8 +53,8 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
     """The scale of the LoRA, or why it, or the entries, are unknown."""
     if "entries" not in around.shapes:
         return (
-            "its entries were not saved, and PEFT looks for the largest or smallest numbers of the base anew, which "
-            "are others where numbers are equal or rounded; save it with save_precomputed_indices"
+            "its entries are not in the file, and PEFT finds others if the base has equal or rounded numbers; save "
+            "it with save_precomputed_indices"
         )
     if "down" not in around.shapes:
         return {"lora_scale": 0.0}

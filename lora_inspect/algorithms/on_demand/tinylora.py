@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from lora_inspect.maths.change import Change
 
 _NO_VECTOR = (
-    "its vector (tinylora_v) is not there, or is one of several, which PEFT counts by the order of the modules in its "
+    "its vector (tinylora_v) is missing, or is one of several that PEFT counts by the order of the modules in its "
     "model; merge it with PEFT on its own base"
 )
 _NOT_SAVED = (
-    "its projection was not saved (save_projection: false), and PEFT draws it anew by the module's place in the order "
-    "of its model; merge it with PEFT on its own base, or train it with save_projection: true"
+    "its projection is not in the file (save_projection: false), and PEFT draws it again by the module's place in "
+    "its model; merge it with PEFT on its own base, or train it with save_projection: true"
 )
 
 
@@ -31,12 +31,12 @@ def check(shapes: Shapes) -> str | None:
     """What is wrong with A (rank, in), B (out, rank), P (count, rank, rank) and v (count,), or None."""
     down, up = shapes["A"], shapes["B"]
     if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
-        return f"tinylora_A {list(down)} and tinylora_B {list(up)} make no product"
+        return f"tinylora_A {list(down)} and tinylora_B {list(up)} cannot be multiplied"
     drawn, vector = shapes.get("P"), shapes.get("v")
     if drawn is not None and (len(drawn) != 3 or drawn[1:] != (down[0], down[0])):
-        return f"tinylora_P {list(drawn)} are no matrices of rank {down[0]}"
+        return f"tinylora_P {list(drawn)} are not matrices of rank {down[0]}"
     if vector is not None and (len(vector) != 1 or (drawn is not None and drawn[:1] != vector)):
-        return f"tinylora_v {list(vector)} is no vector of as many numbers as tinylora_P has matrices"
+        return f"tinylora_v {list(vector)} is not a vector with one number for each matrix of tinylora_P"
     return None
 
 

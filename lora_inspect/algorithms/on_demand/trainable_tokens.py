@@ -20,7 +20,7 @@ ROWS = "rows"
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shape of the rows (count, dim), or None."""
     rows = shapes[ROWS]
-    return None if len(rows) == 2 and 0 not in rows else f"trainable_tokens_delta {list(rows)} are no rows of a matrix"
+    return None if len(rows) == 2 and 0 not in rows else f"trainable_tokens_delta {list(rows)} are not rows of a matrix"
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
@@ -66,19 +66,16 @@ def _lists_for(key: str, lists: Mapping[str, Any]) -> list[Any]:
 def _tokens(around: Surroundings, field: str, lists: list[Any]) -> dict[str, Any] | str:
     """The one list of as many different tokens as there are rows."""
     if around.config is None:
-        return (
-            "PEFT says in adapter_config.json which tokens its rows are of, and there is none for this module; put it "
-            "beside the file"
-        )
+        return "adapter_config.json names the tokens of its rows, but this module has none; put it next to the file"
     count = around.shapes[ROWS][0]
     tokens = lists[0] if len(lists) == 1 else None
     if not isinstance(tokens, list) or not all(map(_is_token, tokens)) or len(tokens) != count:
         return (
-            f"the {field} in its adapter_config.json are no list of {count} tokens for this module, of which the file "
-            "has so many rows; put the config beside the file that it was saved with"
+            f"the {field} in its adapter_config.json does not list {count} tokens for this module, which has that "
+            "many rows; put the config next to the file that it was saved with"
         )
     if len(set(tokens)) < count:
-        return f"the {field} in its adapter_config.json name a token twice, of which either row may count; take one out"
+        return f"the {field} in its adapter_config.json names a token twice, and either row may count; remove one"
     return {"tokens": tuple(tokens)}
 
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 _ROLES = {f"{what}_{side}": f".unilora_{what}_{side}" for what in ("indices", "scales") for side in ("A", "B")}
 _VECTOR = Shared(
     "unilora_theta_d",
-    missing="its unilora_theta_d is not there; fetch the file again, or write it anew with PEFT",
+    missing="its unilora_theta_d is missing; fetch the file again, or write it again with PEFT",
     alone=(
-        "its indices were not saved (save_indices: false), and PEFT draws them anew for all layers of its model in "
-        "their order, which the file does not name; merge it with PEFT on its own base, or train it with "
+        "its indices are not in the file (save_indices: false), and PEFT draws them again for all layers of its "
+        "model, in an order that the file does not hold; merge it with PEFT on its own base, or train it with "
         "save_indices: true"
     ),
 )
@@ -28,12 +28,12 @@ def check(shapes: Shapes) -> str | None:
     for side in ("A", "B"):
         indices, scales = shapes[f"indices_{side}"], shapes[f"scales_{side}"]
         if len(indices) != 2 or indices != scales:
-            return f"unilora_indices_{side} {list(indices)} and unilora_scales_{side} {list(scales)} are no matrix"
+            return f"unilora_indices_{side} {list(indices)} and unilora_scales_{side} {list(scales)} are not a matrix"
     down, up = shapes["indices_A"], shapes["indices_B"]
     if down[0] != up[1]:
-        return f"unilora_indices_A {list(down)} and unilora_indices_B {list(up)} make no product"
+        return f"unilora_indices_A {list(down)} and unilora_indices_B {list(up)} cannot be multiplied"
     vector = shapes.get("vector")
-    return None if vector is None or len(vector) == 1 else f"unilora_theta_d {list(vector)} is no vector"
+    return None if vector is None or len(vector) == 1 else f"unilora_theta_d {list(vector)} is not a vector"
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:

@@ -18,27 +18,29 @@ _SIDES = ("A", "B")
 _LOGITS = {f"logits_{side}": f".vblora_logits_{side}" for side in _SIDES}
 _INDICES = {f"indices_{side}": f".vblora_logits_{side}_topk_indices" for side in _SIDES}
 _WEIGHTS = {f"weights_{side}": f".vblora_logits_{side}_topk_weights" for side in _SIDES}
-_MISSING = "its vblora_vector_bank is not there; fetch the file again, or write it anew with PEFT"
+_MISSING = "its vblora_vector_bank is missing; fetch the file again, or write it again with PEFT"
 
 
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the logits, with the chosen vectors and their weights, or with the bank (vectors, length)."""
     own = shapes.keys() - {"bank"}
     if own not in (set(_LOGITS), set(_INDICES) | set(_WEIGHTS)):
-        return "its logits, or the indices and weights that are saved of them, are not all there and nothing else"
+        return "it needs all of its logits, or all of the indices and weights saved from them, and nothing else"
     if odd := next((role for role in own if len(shapes[role]) != 3 or 0 in shapes[role][:2]), None):
-        return f"{odd} {list(shapes[odd])} are no pieces of rows"
+        return f"{odd} {list(shapes[odd])} are not pieces of rows"
     if _rank(shapes, "A", 0) != _rank(shapes, "B", 1):
-        return f"A of rank {_rank(shapes, 'A', 0)} and B of rank {_rank(shapes, 'B', 1)} make no product"
+        return f"A of rank {_rank(shapes, 'A', 0)} and B of rank {_rank(shapes, 'B', 1)} cannot be multiplied"
     for side in _SIDES:
         chosen, weights = shapes.get(f"indices_{side}", ()), shapes.get(f"weights_{side}", ())
         if chosen[:2] != weights[:2] or sum(chosen[2:]) != sum(weights[2:]) + bool(chosen):
-            return f"indices {list(chosen)} of {side} do not fit weights {list(weights)}, of which the last is left out"
+            return (
+                f"indices {list(chosen)} of {side} do not match weights {list(weights)}, which leave out the last one"
+            )
     bank = shapes.get("bank")
     if bank is None:
         return None
     vectors = {shapes[role][2] for role in own & set(_LOGITS)} or set(bank[:1])
-    return None if len(bank) == 2 and vectors == {bank[0]} else f"vblora_vector_bank {list(bank)} does not fit them"
+    return None if len(bank) == 2 and vectors == {bank[0]} else f"vblora_vector_bank {list(bank)} does not match them"
 
 
 def _rank(shapes: Shapes, side: str, axis: int) -> int:
@@ -71,15 +73,15 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
     said = around.config.get("topk") if around.config else None
     if saved is None and (isinstance(said, bool) or not isinstance(said, int)):
         return (
-            "PEFT says in adapter_config.json how many vectors of the bank are mixed (topk), and nothing says it here; "
-            "put it beside the file"
+            "PEFT keeps the number of mixed vectors (topk) in adapter_config.json, but nothing gives it here; put it "
+            "next to the file"
         )
     most = (saved or around.shapes["logits_A"])[2]
     count = said if isinstance(said, int) else most
     if not 0 < count <= most or (saved and count != most):
         return (
-            f"its adapter_config.json says that {count} vectors of the bank are mixed (topk), and the tensors are of "
-            f"{most}; put the config beside the file that belongs to it"
+            f"its adapter_config.json says that PEFT mixes {count} vectors of the bank (topk), but the tensors allow "
+            f"{most}; put the config next to the file that belongs to it"
         )
     return {"topk": count}
 

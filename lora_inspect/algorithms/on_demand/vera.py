@@ -13,8 +13,9 @@ from lora_inspect.maths.change import Change
 from lora_inspect.maths.products import add_product
 
 _NOT_SAVED = (
-    "its projections were not saved (save_projection: false), and PEFT draws them anew for the widest layers of its "
-    "model, which the file does not name; merge it with PEFT on its own base, or train it with save_projection: true"
+    "its projections are not in the file (save_projection: false), and PEFT draws them again for the widest layers "
+    "of its model, which the file does not name; merge it with PEFT on its own base, or train it with "
+    "save_projection: true"
 )
 
 
@@ -45,14 +46,14 @@ def checked(name: str, halves: int) -> Callable[[Shapes], str | None]:
     def check(shapes: Shapes) -> str | None:
         b, d = shapes["b"], shapes["d"]
         if len(b) != 1 or len(d) != 1:
-            return f"{name}_lambda_b {list(b)} and {name}_lambda_d {list(d)} are no two vectors"
+            return f"{name}_lambda_b {list(b)} and {name}_lambda_d {list(d)} are not two vectors"
         for role in ("A", "B"):
             if role in shapes and len(shapes[role]) != 2:
-                return f"{name}_{role} {list(shapes[role])} is no matrix"
+                return f"{name}_{role} {list(shapes[role])} is not a matrix"
         if "A" in shapes and shapes["A"][0] != d[0]:
-            return f"{name}_lambda_d {list(d)} does not fit {name}_A {list(shapes['A'])}"
+            return f"{name}_lambda_d {list(d)} does not match {name}_A {list(shapes['A'])}"
         if "B" in shapes and (shapes["B"][0] < b[0] or shapes["B"][1] * halves != d[0]):
-            return f"{name}_lambda_b {list(b)} and {name}_lambda_d {list(d)} do not fit {name}_B {list(shapes['B'])}"
+            return f"{name}_lambda_b {list(b)} and {name}_lambda_d {list(d)} do not match {name}_B {list(shapes['B'])}"
         return None
 
     return check

@@ -31,7 +31,7 @@ LOWPASS: dict[str, tuple[float, ...]] = {"db1": _HAAR, "db2": _FOUR, "sym2": _FO
 def check(shapes: Shapes) -> str | None:
     """What is wrong with the shape of the spectrum (count,), or None."""
     spectrum = shapes["spectrum"]
-    return f"waveft_spectrum {list(spectrum)} is no row of numbers" if len(spectrum) != 1 or 0 in spectrum else None
+    return f"waveft_spectrum {list(spectrum)} is not a row of numbers" if len(spectrum) != 1 or 0 in spectrum else None
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
@@ -45,8 +45,8 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
     family = around.config and around.config.get("wavelet_family")
     if not isinstance(family, str) or family not in LOWPASS:
         return (
-            f"its adapter_config.json does not say that the wavelet_family is one of {', '.join(LOWPASS)}, which are "
-            "those that are built; merge it with the version of PEFT that trained it"
+            f"its adapter_config.json gives no wavelet_family that lora-inspect supports ({', '.join(LOWPASS)}); "
+            "merge it with the version of PEFT that trained it"
         )
     return {**found, "lowpass": LOWPASS[family]}
 

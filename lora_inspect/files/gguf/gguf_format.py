@@ -166,11 +166,13 @@ class Cursor:
         length = self.number("Q")
         self.check(length)
         if length > longest:
-            raise DamagedError(self.file, f"a string of its header has {length:,} bytes, {longest:,} at most")
+            raise DamagedError(
+                self.file, f"a string of its header has {length:,} bytes, but lora-inspect reads at most {longest:,}"
+            )
         try:
             return self.take(length).decode()
         except UnicodeDecodeError:
-            raise DamagedError(self.file, "its GGUF header holds text that is no UTF-8", AGAIN) from None
+            raise DamagedError(self.file, "its GGUF header holds text that is not UTF-8", AGAIN) from None
 
 
 # What raises LoraInspectError once a key shows that a file is not what it is read as: (the key, what is known by then).
@@ -186,7 +188,7 @@ def read_values(cursor: Cursor, keys: int, expect: Expect) -> dict[str, Value]:
         if key.startswith(OF_TOKENS):
             expect(key, values)
         if key in values:
-            raise DamagedError(cursor.file, f"its GGUF header has {key} twice", "write the file anew")
+            raise DamagedError(cursor.file, f"its GGUF header has {key} twice", "write the file again")
         kind, start = cursor.number("I"), cursor.position
         value = _read_array(cursor, key, room) if kind == ARRAY else _read_value(cursor, key, kind, room)
         values[key] = Value(kind, start, value)
@@ -195,8 +197,8 @@ def read_values(cursor: Cursor, keys: int, expect: Expect) -> dict[str, Value]:
         if room < 0:
             raise DamagedError(
                 cursor.file,
-                f"its metadata has more than {METADATA_CHARACTERS:,} bytes",
-                "write the file anew with less of it",
+                f"its metadata has more than the {METADATA_CHARACTERS:,} bytes that lora-inspect reads",
+                "write the file again with less metadata",
             )
     return values
 
@@ -232,7 +234,7 @@ def _read_array(cursor: Cursor, key: str, room: int) -> list[Any]:
     # An element has one byte at least.
     cursor.check(count)
     if count > JSON_ITEMS or count > room:
-        raise RefusedError(cursor.file, f"{key} is a list of {count:,} values, too many for a header")
+        raise RefusedError(cursor.file, f"{key} is a list of {count:,} values, too many for lora-inspect to read")
     found = []
     for _ in range(count):
         before = cursor.position

@@ -77,7 +77,9 @@ def read_contents(source: InputFile, expected: ExpectedKind) -> Contents:
     if tensors > TENSORS:
         raise too_many_tensors(cursor.file, tensors)
     if keys > METADATA_KEYS:
-        raise DamagedError(cursor.file, f"its header has {keys:,} keys, {METADATA_KEYS:,} at most", AGAIN)
+        raise DamagedError(
+            cursor.file, f"its header has {keys:,} keys, but lora-inspect reads at most {METADATA_KEYS:,}", AGAIN
+        )
     values = read_values(cursor, keys, expected.expect)
     entries = list(_read_entries(cursor, tensors, expected))
     return Contents(values, _with_ranges(cursor, entries, _alignment(cursor.file, values)))
@@ -90,7 +92,7 @@ def _check_version(cursor: Cursor, expected: ExpectedKind) -> None:
     if version.bit_length() > 16:
         what = "is a GGUF file for big-endian machines"
     else:
-        what = f"is a GGUF file of version {version}, and {VERSIONS[0]} to {VERSIONS[-1]} are known"
+        what = f"is a GGUF file of version {version}, and lora-inspect reads {VERSIONS[0]} to {VERSIONS[-1]}"
     raise DamagedError(cursor.file, f"it {what}", expected.anew)
 
 
@@ -108,7 +110,7 @@ def _read_entries(cursor: Cursor, tensors: int, expected: ExpectedKind) -> Itera
         count = cursor.number("I")
         if not 1 <= count <= expected.dimensions:
             raise DamagedError(
-                cursor.file, f"{name} has {count} dimensions, 1 to {expected.dimensions} are known", AGAIN
+                cursor.file, f"{name} has {count} dimensions, but lora-inspect reads 1 to {expected.dimensions}", AGAIN
             )
         dimensions = [cursor.number("Q") for _ in range(count)]
         kind, offset = cursor.number("I"), cursor.number("Q")
@@ -118,15 +120,16 @@ def _read_entries(cursor: Cursor, tensors: int, expected: ExpectedKind) -> Itera
         known = TENSOR_TYPES.get(kind)
         if known is None:
             raise DamagedError(
-                cursor.file, f"{name} has elements of ggml's type {kind}, which is not known here", expected.anew
+                cursor.file,
+                f"{name} has elements of ggml's type {kind}, which lora-inspect does not know",
+                expected.anew,
             )
         if elements >= SIZES or offset >= SIZES:
             raise DamagedError(cursor.file, f"the shape or place of {name} is beyond 63 bits", AGAIN)
         if dimensions[0] % known.block:
             raise DamagedError(
                 cursor.file,
-                f"{name} has rows of {dimensions[0]} numbers, which are no blocks of {known.block}, as {known.name} "
-                "has them",
+                f"{name} has rows of {dimensions[0]} numbers, but {known.name} needs whole blocks of {known.block}",
                 AGAIN,
             )
         yield _Entry(name, shape, known.name, elements // known.block * known.bytes, offset)
@@ -143,7 +146,7 @@ def _with_ranges(cursor: Cursor, entries: list[_Entry], alignment: int) -> dict[
             relation = "overlaps the tensor before it" if start < position else "leaves a hole before it"
             raise DamagedError(file, f"{entry.name} {relation}, so the header is damaged", AGAIN)
         if entry.name in infos:
-            raise DamagedError(file, f"its GGUF header has {entry.name} twice", "write the file anew")
+            raise DamagedError(file, f"its GGUF header has {entry.name} twice", "write the file again")
         stop = start + entry.nbytes
         infos[entry.name] = TensorInfo(entry.name, entry.dtype, entry.shape, file, start, stop, cursor.identity)
         position = aligned(stop, alignment)
@@ -160,7 +163,7 @@ def _alignment(file: str, values: dict[str, Value]) -> int:
     if found is None:
         return ALIGNMENT
     if found.type != UINT32 or found.value.bit_count() != 1:
-        raise DamagedError(file, f"its {ALIGNMENT_KEY} is {as_text(found.value)}, no power of two", AGAIN)
+        raise DamagedError(file, f"its {ALIGNMENT_KEY} is {as_text(found.value)}, not a power of two", AGAIN)
     alignment: int = found.value
     return alignment
 
@@ -185,7 +188,7 @@ def read_gguf(file: str) -> GgufHeader:
             raise _no_adapter(file, values)
 
     with InputFile(file) as source:
-        anew = "convert the adapter anew with convert_lora_to_gguf.py of llama.cpp, with --outtype f32"
+        anew = "convert the adapter again with convert_lora_to_gguf.py of llama.cpp, with --outtype f32"
         values, tensors = read_contents(source, ExpectedKind(expect, MOST_DIMENSIONS, anew))
         _check_adapter(file, values)
         alpha = values.get(ALPHA_KEY)
@@ -205,13 +208,13 @@ def _no_adapter(file: str, values: Mapping[str, Value]) -> LoraInspectError:
         of = f" of the architecture {as_text(said.value)}" if said else ""
         return RefusedError(
             file,
-            f"it is a GGUF model{of} and no adapter",
-            "merge takes one for pictures or videos as its BASE, with --dtype bf16, and a language model has to be "
-            "its .safetensors version",
+            f"it is a GGUF model{of}, not an adapter",
+            "give it to merge as the BASE with --dtype bf16 if it makes pictures or videos, or use the .safetensors "
+            "version of a language model",
         )
     return RefusedError(
         file,
-        f"it is a GGUF file of the type {as_text(kind.value)}, and of these only adapters are read",
+        f"it is a GGUF file of the type {as_text(kind.value)}, but lora-inspect reads only adapters",
         "use the .safetensors version of the model",
     )
 
@@ -223,12 +226,11 @@ def _check_adapter(file: str, values: dict[str, Value]) -> None:
     kind = values.get(ADAPTER_TYPE_KEY)
     if kind is None or kind.value != LORA:
         says = as_text(kind.value) if kind else "missing"
-        raise RefusedError(file, f"it is a GGUF adapter whose {ADAPTER_TYPE_KEY} is {says}, not {LORA}")
+        raise RefusedError(file, f"it is a GGUF adapter, but its {ADAPTER_TYPE_KEY} is {says}, not {LORA}")
     if INVOCATION_KEY in values:
         raise RefusedError(
             file,
-            f"it is an aLoRA adapter ({INVOCATION_KEY}), which acts from an invocation token on and is no change of a "
-            "weight",
+            f"it is an aLoRA adapter ({INVOCATION_KEY}), which acts from an invocation token on and changes no weight",
             "use it with llama.cpp",
         )
 
@@ -236,7 +238,7 @@ def _check_adapter(file: str, values: dict[str, Value]) -> None:
 def _alpha(file: str, found: Value, identity: Identity) -> TensorInfo | None:
     """Where the number stands; None for 0."""
     if found.type != FLOAT32:
-        raise DamagedError(file, f"its {ALPHA_KEY} is {as_text(found.value)}, no float32", AGAIN)
+        raise DamagedError(file, f"its {ALPHA_KEY} is {as_text(found.value)}, not a float32", AGAIN)
     return TensorInfo(ALPHA_KEY, "F32", (), file, found.start, found.start + 4, identity) if found.value else None
 
 
@@ -261,12 +263,12 @@ def read_gguf_model(file: str) -> GgufModel:
             raise _of_llama_cpp(file, values, key)
         if key == TYPE_KEY and values[key].value != MODEL:
             raise RefusedError(
-                file, f"it is a GGUF file of the type {as_text(values[key].value)}, and no model", _OTHER_VERSION
+                file, f"it is a GGUF file of the type {as_text(values[key].value)}, not a model", _OTHER_VERSION
             )
         if key == SHARDS_KEY and values[key].value != 1:
             raise RefusedError(
                 file,
-                f"it is one of {as_text(values[key].value)} parts of a GGUF model, which are not read as one",
+                f"it is one of {as_text(values[key].value)} parts of a GGUF model, which lora-inspect does not join",
                 _OTHER_VERSION,
             )
 
@@ -284,8 +286,8 @@ def _of_llama_cpp(file: str, values: Mapping[str, Value], named: str) -> LoraIns
     what = f" ({ARCHITECTURE_KEY} {as_text(said.value)})" if said else ""
     return RefusedError(
         file,
-        f"it is a GGUF file of llama.cpp{what}, as {named} shows, which has other names than the model and the rows "
-        "of some weights in another order",
+        f"it is a GGUF file of llama.cpp{what}, as {named} shows, with other names than the model and some rows in "
+        "another order",
         "merge into the .safetensors version and convert the result",
     )
 
@@ -301,7 +303,7 @@ def _shape(info: TensorInfo, values: Mapping[str, Value]) -> tuple[int, ...]:
     if count_elements(sizes) != info.numel:
         raise DamagedError(
             info.file,
-            f"its {SHAPE_KEY}{info.name} is {as_text(said.value)}, no shape of {info.numel} numbers",
+            f"its {SHAPE_KEY}{info.name} is {as_text(said.value)}, not a shape of {info.numel} numbers",
             AGAIN,
         )
     return tuple(sizes)

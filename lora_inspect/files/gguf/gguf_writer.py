@@ -47,7 +47,7 @@ def write_gguf(
         _check(path, content)
     names = [content.plan.name for content in contents]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise RefusedError(path, f"two tensors would both be called {twice}", "write one to a file of its own")
+        raise RefusedError(path, f"two tensors would both have the name {twice}", "write one to a file of its own")
     with new_file(path, inputs, force, prove) as descriptor:
         write_all(descriptor, encode_gguf(architecture, alpha, contents, metadata or {}))
         for content in contents:
@@ -82,12 +82,12 @@ def _check(path: str, content: Content) -> None:
     name, dtype, shape = content.plan
     if dtype not in TYPE_NUMBERS:
         raise RefusedError(
-            path, f"{name} is {dtype}, which GGUF adapters have not", "convert it to F32, F16 or BF16 first"
+            path, f"{name} is {dtype}, which a GGUF adapter cannot hold", "convert it to F32, F16 or BF16 first"
         )
     if not 1 <= len(shape) <= MOST_DIMENSIONS:
-        raise RefusedError(path, f"{name} has {len(shape)} dimensions, and GGUF 1 to {MOST_DIMENSIONS}")
+        raise RefusedError(path, f"{name} has {len(shape)} dimensions, but GGUF allows 1 to {MOST_DIMENSIONS}")
     if len(name.encode()) > NAME_BYTES:
-        raise RefusedError(path, f"{name} is longer than the {NAME_BYTES} bytes that llama.cpp has for a name")
+        raise RefusedError(path, f"{name} is longer than the {NAME_BYTES} bytes that llama.cpp allows for a name")
 
 
 def _padding(length: int) -> bytes:

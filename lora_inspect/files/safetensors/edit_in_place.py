@@ -79,7 +79,9 @@ class Editing:
         size = os.fstat(self._journal).st_size
         if not is_ours(_read(self._journal, min(size, size_of(0)))[: size_of(0) - DIGEST_BYTES]):
             path = journal_of(self.file)
-            raise WouldOverwriteError(path, "it is in the way, and no journal of lora-inspect", "give it another name")
+            raise WouldOverwriteError(
+                path, "it is in the way and is not a journal of lora-inspect", "give it another name"
+            )
         descriptor = open_itself(self.file)
         try:
             length = LENGTH_BYTES + int.from_bytes(_read(descriptor, LENGTH_BYTES), "little")
@@ -153,7 +155,7 @@ def _claim(file: str) -> tuple[int, bool]:
         close_locked(descriptor)
         if is_busy:
             break
-    raise CouldNotWorkError(file, "another run is changing it", "run the command again when that is done")
+    raise CouldNotWorkError(file, "another run is changing it", "run the command again after that")
 
 
 def _is_free(descriptor: int, is_left: bool) -> bool:
@@ -290,8 +292,8 @@ def write_in_place(headed: Headed, metadata: Mapping[str, str], own: Editing) ->
     if len(text) > room:
         raise RefusedError(
             headed.file,
-            f"its header has room for {room:,} bytes, and the new one takes {len(text):,}",
-            "leave --in-place out, so that the file is written anew with room for more",
+            f"its header has room for {room:,} bytes, but the new one needs {len(text):,}",
+            "leave out --in-place to write the whole file with room for more",
         )
     own.rewrite(padded_header(text, room - len(text), step=1), headed.identity)
 

@@ -220,8 +220,8 @@ def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str],
         if length > HEADER_BYTES or length > size - LENGTH_BYTES:
             raise DamagedError(
                 file,
-                f"its first 8 bytes announce a header of {length} bytes, but the file has {size} and a header at most "
-                f"{HEADER_BYTES}: it is truncated or no safetensors file",
+                f"its first 8 bytes announce a header of {length} bytes, but the file has {size} and a header at "
+                f"most {HEADER_BYTES}: it is truncated or not a safetensors file",
                 "fetch it again",
             )
         refuse_torn(source, LENGTH_BYTES + length)
@@ -290,12 +290,14 @@ def _parse_entry(file: str, name: str, entry: Mapping[str, Any], data_start: int
         raise DamagedError(file, f"{name} has the unknown dtype {dtype!r}", "fetch it again or update lora-inspect")
     for number in (*shape, *offsets):
         if type(number) is not int or not 0 <= number < SIZES:
-            raise DamagedError(file, f"the shape or range of {name} is not made of whole numbers", "fetch it again")
+            raise DamagedError(
+                file, f"the shape or range of {name} has something else than whole numbers", "fetch it again"
+            )
     start, stop = offsets
     needed = count_elements(shape) * bits
     if needed % 8 or stop - start != needed // 8:
         raise DamagedError(
-            file, f"{name} has {stop - start} bytes, which is not what {dtype} {list(shape)} needs", "fetch it again"
+            file, f"{name} has {stop - start} bytes, which does not match {dtype} {list(shape)}", "fetch it again"
         )
     if not needed and count_elements(shape[: shape.index(0)]) >= _BEYOND_UNSIGNED:
         raise DamagedError(file, f"the shape {shape} of {name} is beyond 64 bits", "fetch it again")

@@ -81,8 +81,8 @@ def refuse_torn(source: InputFile, length: int) -> None:
     if found and found.state(bytes(source.read(0, length))) == TORN:
         raise DamagedError(
             source.path,
-            "a run that rewrites its header is at it, or was killed",
-            "run `lora-inspect metadata show` on the file, which puts it right",
+            "a run that rewrites its header is at work or was killed",
+            "run `lora-inspect metadata show` on the file to repair it",
         )
 
 

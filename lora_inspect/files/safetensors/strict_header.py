@@ -63,7 +63,7 @@ class HeaderText:
         if self._stop - self._next > TENSORS * _SHORTEST_ENTRY:
             self._refuse_too_many()
         if self._peek() != "{":
-            raise self._refused("is not a JSON object, so it is no safetensors file; fetch it again")
+            raise self._refused("is not a JSON object, so it is not a safetensors file; fetch it again")
         self._at += 1
         more, has_metadata = self._peek() != "}", False
         while more:
@@ -114,8 +114,7 @@ class HeaderText:
             self._at += stop
             return dict(entry)
         raise self._refused(
-            f"is not JSON, or longer than {ENTRY_CHARACTERS:,} characters, where it speaks of {name}; "
-            "fetch the file again"
+            f"is not JSON at {name}, or longer than {ENTRY_CHARACTERS:,} characters there; fetch the file again"
         )
 
     def _strings(self) -> dict[str, str]:
@@ -214,21 +213,21 @@ class HeaderText:
             self._at = 0
 
     def _no_json(self) -> LoraInspectError:
-        return self._refused("is not JSON, so it is no safetensors file; fetch it again")
+        return self._refused("is not JSON, so it is not a safetensors file; fetch it again")
 
     def _no_unicode(self) -> LoraInspectError:
-        return self._refused("holds text that is not Unicode; write the file anew")
+        return self._refused("holds text that is not Unicode; write the file again")
 
     def repeats(self, what: str) -> LoraInspectError:
         """The error for a name that the text has twice in one place."""
-        return self._refused(f"has {what} twice, and readers differ in which one they take; write the file anew")
+        return self._refused(f"has {what} twice, and programs read different ones; write the file again")
 
     def _beyond(self, what: str) -> LoraInspectError:
-        return DamagedError(self._source.path, what, "write the file anew with less of it")
+        return DamagedError(self._source.path, what, "write the file again with less of it")
 
     def _no_map(self) -> LoraInspectError:
         return DamagedError(
-            self._source.path, f"its {METADATA} is not a map of strings to strings", "write the file anew"
+            self._source.path, f"its {METADATA} is not a map of strings to strings", "write the file again"
         )
 
     def _refused(self, why: str) -> LoraInspectError:

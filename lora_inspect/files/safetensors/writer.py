@@ -381,7 +381,7 @@ def write_contents(
     if len(by_name) != len(contents):
         names = [content.plan.name for content in contents]
         twice = next(name for name in names if names.count(name) > 1)
-        raise RefusedError(path, f"two tensors would both be called {twice}", "convert the file in another scheme")
+        raise RefusedError(path, f"two tensors would both have the name {twice}", "convert the file in another scheme")
     plans = in_file_order(content.plan for content in contents)
     with Writer(path, plans, metadata, inputs, force, prove) as writer:
         for plan in plans:

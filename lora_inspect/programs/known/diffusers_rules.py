@@ -33,7 +33,7 @@ NOT_LORA = "ValueError: Invalid LoRA checkpoint"
 def endless(given: Given) -> LoadFailure | None:
     """Conversions halve and double shares of a scale until they are alike, and those of a negative one never are."""
     is_negative = given.module.alpha is not None and (given.contribution.alpha or 0.0) < 0
-    return LoadFailure("it never ends, as an alpha is negative") if is_negative else None
+    return LoadFailure("it never ends, because an alpha is negative") if is_negative else None
 
 
 @OfKind
@@ -106,9 +106,9 @@ def _unsure_of_config(adapter: Adapter) -> str | None:
     if any(module.alpha for module in adapter.modules.values()):
         return "which scale it applies of a config and of alphas"
     if bool(config.get("use_dora")) != any(one.magnitude for one in loras):
-        return "what it makes of a config that does not fit the magnitudes"
+        return "what it makes of a config that does not match the magnitudes"
     if not config.get("rank_pattern") and {one.rank for one in loras} != {config.get("r")}:
-        return "what it makes of a config that does not fit the ranks"
+        return "what it makes of a config that does not match the ranks"
     return None
 
 

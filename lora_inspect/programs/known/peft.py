@@ -38,7 +38,7 @@ def config_of(adapter: Adapter) -> Mapping[str, Any] | str:
     """The config beside the weights; a sentence on what such a program says where the file is no such folder."""
     checkpoint = adapter.checkpoint
     if checkpoint.config is None:
-        return f"it finds no {ADAPTER_CONFIG} beside the tensors"
+        return f"it finds no {ADAPTER_CONFIG} next to the tensors"
     if [os.path.basename(file) for file in checkpoint.files] != [_WEIGHTS]:
         return f"it finds no {_WEIGHTS}"
     return checkpoint.config

@@ -57,7 +57,7 @@ def _refused(adapter: Adapter) -> str | None:
             )
     for parent, leaves in _siblings(adapter).items():
         if "q_proj" in leaves and "v_proj" not in leaves:
-            return f"KeyError: '{parent}.v_proj.lora_A.weight', as q_proj needs v_proj beside it"
+            return f"KeyError: '{parent}.v_proj.lora_A.weight', as q_proj needs v_proj next to it"
     return None
 
 
@@ -65,9 +65,9 @@ def _never(adapter: Adapter) -> str | None:
     """What it does with parts of fused layers that lack others."""
     for parent, leaves in _siblings(adapter).items():
         if "q_proj" in leaves and "v_proj" not in leaves:
-            return f"fails on {parent}.q_proj, which has no v_proj beside it"
+            return f"fails on {parent}.q_proj, which has no v_proj next to it"
         if lonely := next((leaf for leaf in sorted(leaves) if _NEEDED.get(leaf, leaf) not in leaves), None):
-            return f"passes over {parent}.{lonely}, which has no {_NEEDED[lonely]} beside it"
+            return f"ignores {parent}.{lonely}, which has no {_NEEDED[lonely]} next to it"
     return None
 
 

@@ -98,7 +98,7 @@ class BaseCodecs:
         if not storing(info.dtype):
             raise UnknownCodec(
                 self._base.path,
-                f"{info.name} is stored as {info.dtype}, codes whose meaning is not known here",
+                f"{info.name} is stored as {info.dtype}, and lora-inspect does not know these codes",
                 "use an F32, F16 or BF16 version of the base",
             )
         return self._codes(info)
@@ -120,7 +120,7 @@ class BaseCodecs:
             layers = None
         if not isinstance(layers, dict):
             raise DamagedError(
-                file, f"its metadata {FORMATS_KEY} is no JSON object of `layers`", "fetch the file again"
+                file, f"its metadata {FORMATS_KEY} is not a JSON object with `layers`", "fetch the file again"
             )
         return layers
 
@@ -164,7 +164,7 @@ class BaseCodecs:
         if len(fitting) > 1:
             first, second = (next(iter(own[codec.name].values())).name for codec in fitting[:2])
             raise AmbiguousError(
-                self._base.path, f"{info.name} has two scales, {first} and {second}", "remove the one that is not meant"
+                self._base.path, f"{info.name} has two scales, {first} and {second}", "remove the one that is wrong"
             )
         if fitting:
             return self._coded(info, fitting[0], own[fitting[0].name], description)
@@ -202,7 +202,7 @@ class BaseCodecs:
             scale = next(iter(beside.values()))
             raise RefusedError(
                 scale.file,
-                f"{scale.name} has shape {list(scale.shape)}, which does not fit {info.name} of shape "
+                f"{scale.name} has shape {list(scale.shape)}, which does not match {info.name} of shape "
                 f"{list(info.shape)}",
                 "use an F32, F16 or BF16 version of the base",
             )
@@ -262,7 +262,7 @@ class BaseCodecs:
     def _unknown(self, info: TensorInfo, why: str) -> UnknownCodec:
         return UnknownCodec(
             self._base.path,
-            f"{info.name} is quantised ({why}) in a way that is not read here",
+            f"lora-inspect cannot read the quantisation of {info.name} ({why})",
             "use an F32, F16 or BF16 version of the base",
         )
 
@@ -274,7 +274,7 @@ def plain_weight(info: TensorInfo) -> CodedWeight:
 
 def _description(described: Any, said_by: str, file: str) -> Description:
     if not isinstance(described, dict) or "format" not in described:
-        raise DamagedError(file, f"{said_by} is no JSON object with a `format`", "fetch the base again")
+        raise DamagedError(file, f"{said_by} is not a JSON object with a `format`", "fetch the base again")
     return Description(described, said_by)
 
 
@@ -319,7 +319,7 @@ def decoder(weight: CodedWeight) -> "Decode":
             row = first + int(into.isnan().any(1).nonzero()[0])
             raise DamagedError(
                 weight.info.file,
-                f"{weight.info.name} holds codes in row {row} that stand for no number (NaN)",
+                f"{weight.info.name} holds codes in row {row} that mean no number (NaN)",
                 "fetch the base again",
             )
 

@@ -37,7 +37,7 @@ def read_model_config(path: str) -> ModelConfig:
     """The config at `path`, or in the folder there; raises LoraInspectError where there is none."""
     file = join(path, NAME) if is_folder(path) else path
     if not is_file(file):
-        raise NotFoundError(path, f"there is no {NAME} of a model", "name it, or the folder that it is in")
+        raise NotFoundError(path, f"the {NAME} of the model does not exist", "name it, or its folder")
     config, _ = read_json(file)
     if not isinstance(config, dict):
         raise DamagedError(file, "it is JSON but not an object", f"fetch the model's {NAME} again")
@@ -92,9 +92,8 @@ def gguf_correspondence(checkpoint: Checkpoint, modules: Iterable[Module], base:
     if arranged and heads is None:
         raise RefusedError(
             checkpoint.path,
-            f"llama.cpp has the rows of {arranged} in another order than transformers, which depends on the number of "
-            "heads",
-            f"put the model's {NAME} beside {base.path}, which says it",
+            f"llama.cpp orders the rows of {arranged} by the number of heads, unlike transformers",
+            f"put the model's {NAME}, which holds that number, next to {base.path}",
         )
     return Correspondence(lambda: names.relations(heads))
 
@@ -105,7 +104,8 @@ def gguf_names(checkpoint: Checkpoint) -> GgufNames:
     if named not in GGUF_NAMES:
         raise RefusedError(
             checkpoint.path,
-            f"its {ARCHITECTURE_KEY} is {named or 'missing'}, whose names are not known here",
-            f"known are {listed(sorted(GGUF_NAMES), 'and')}. Use the PEFT adapter that it was made from",
+            f"its {ARCHITECTURE_KEY} is {named or 'missing'}, and lora-inspect knows only "
+            f"{listed(sorted(GGUF_NAMES), 'and')}",
+            "use the PEFT adapter that it was made from",
         )
     return GGUF_NAMES[named]

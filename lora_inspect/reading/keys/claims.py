@@ -119,7 +119,7 @@ NETWORK_FLAGS = (RSLORA_FLAG, DORA_FLAG, LOKR_FLAG)
 # What is said instead of a naming scheme where there are several.
 MIXED = "mixed"
 # The way out for a file whose tensors do not fit together.
-_MEND = "fetch the file again, or write it anew with the program that trained it"
+_MEND = "fetch the file again, or write it again with the program that trained it"
 
 # Of shapes that are those of another algorithm with the same suffixes, which is no complaint.
 _OTHER = RawProblem("shape-mismatch", "", ())
@@ -276,9 +276,9 @@ def _with_bearers(
         (key,) = (info.name for info in contribution.factors.values())
         title = algorithms.by_name(bearer).title
         wrong = (
-            f"stands beside a {title} of several slices or with a magnitude, where no program defines it"
+            f"is next to a {title} of several slices or with a magnitude, and no program defines that"
             if bearers
-            else f"is there, but its module has no {title} whose scale it would have"
+            else f"is there, but its module has no {title} to give it a scale"
         )
         findings.append(RawProblem("incomplete", f"{key} {wrong}; {_MEND}", (key,)))
     return kept, findings
@@ -341,9 +341,9 @@ def _check_slices(parts: list[int | None], contributions: list[Contribution]) ->
         return f"its slices are numbered {numbers}, not 0 to {len(parts) - 1}"
     factors = [info for contribution in contributions for info in contribution.factors.values()]
     if odd := next((info for info in factors if len(info.shape) != 2), None):
-        return f"a split layer is a Linear one, but {odd.name} has the shape {list(odd.shape)}"
+        return f"a split layer must be Linear, but {odd.name} has the shape {list(odd.shape)}"
     inputs = sorted({contribution.shape[1] or 0 for contribution in contributions})
-    return None if len(inputs) == 1 else f"its slices have different inputs, {inputs[0]} and {inputs[1]}"
+    return None if len(inputs) == 1 else f"its slices have different numbers of inputs, {inputs[0]} and {inputs[1]}"
 
 
 def _stack(parts: list[Contribution]) -> list[Contribution]:
@@ -366,7 +366,7 @@ def _attach_magnitude(
         c for c in contributions if not c.algorithm.formula
     ]
     if not bearers:
-        wrong = f"{info.name} is a magnitude, but nothing of its module is decomposed into one; {_MEND}"
+        wrong = f"{info.name} is a magnitude, but no change of its module can take one; {_MEND}"
         return contributions, [RawProblem("magnitude-shape", wrong, (info.name,))]
     first = bearers[0]
     others = [contribution for contribution in contributions if contribution is not first]
@@ -374,12 +374,12 @@ def _attach_magnitude(
         return [first._replace(magnitude=Magnitude(info, spelling, dora.OUTPUT)), *others], []
     axis = dora.axis_of(spelling, info.shape, first.shape)
     if first.rows is not None:
-        wrong = f"{info.name} is the magnitude of a split module, where DoRA is not defined; {_MEND}"
+        wrong = f"{info.name} is the magnitude of a split module, and DoRA does not define one; {_MEND}"
         return contributions, [RawProblem("magnitude-shape", wrong, (info.name,))]
     if axis is None:
         wrong = (
-            f"{info.name} has shape {list(info.shape)}, which fits neither the {first.shape[0]} outputs nor the "
-            f"{first.shape[1]} inputs of its module; {_MEND}"
+            f"{info.name} has shape {list(info.shape)}, which matches neither the {first.shape[0]} "
+            f"outputs nor the {first.shape[1]} inputs of its module; {_MEND}"
         )
         return contributions, [RawProblem("magnitude-shape", wrong, (info.name,))]
     return [first._replace(magnitude=Magnitude(info, spelling, axis)), *others], []

@@ -56,7 +56,9 @@ def _numbered_keys(
         paths = _paths(model, layers, metadata.get(model))
         if isinstance(paths, str):
             keys = tuple(info.name for number in layers.values() for info in number.values())[:5]
-            message = f"the {len(layers)} layers of {model} are numbered, as cloneofsimo's lora does, and {paths}"
+            message = (
+                f"the {len(layers)} layers of {model} have numbers, as in files of cloneofsimo's lora, and {paths}"
+            )
             findings.append(RawProblem("scheme-unknown", f"{message}; {_WAY_OUT}", keys))
             continue
         for number, path in enumerate(paths):
@@ -70,18 +72,18 @@ def _paths(model: str, layers: Mapping[int, Mapping[str, TensorInfo]], said: str
     if sorted(layers) != list(range(len(layers))):
         return f"the numbers are not 0 to {len(layers) - 1}"
     if single := next((number for number in layers.values() if len(number) < len(_ROLES)), None):
-        return f"{next(iter(single.values())).name} is there alone"
+        return f"a layer has only {next(iter(single.values())).name}"
     known = _KINDS[model]
     classes = _classes(said)
     if not classes or not classes <= known.classes:
         told = listed(sorted(classes)) or "no classes"
-        return f"the metadata say that they are of {told}, and the order is known of {listed(sorted(known.classes))}"
+        return f"the metadata name {told}, and lora-inspect knows the order only for {listed(sorted(known.classes))}"
     shapes = [_features(layers[number]) for number in range(len(layers))]
     orders = (order for order in known.orders(classes, len(layers)) if _fits(order, shapes))
     # Without the layer between them, both are the same.
     fitting = {tuple(layer.path for layer in order) for order in orders}
     if len(fitting) != 1:
-        return f"the layers of {known.of} have other shapes in any order that is known"
+        return f"their shapes match no known order of the layers of {known.of}"
     return list(fitting.pop())
 
 

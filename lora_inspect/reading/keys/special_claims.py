@@ -31,7 +31,7 @@ from lora_inspect.schemes.dotted import DOTTED
 from lora_inspect.schemes.peft import PEFT
 from lora_inspect.schemes.record import MODEL, ModuleName
 
-_MEND = "fetch the file again, or write it anew with the program that trained it"
+_MEND = "fetch the file again, or write it again with the program that trained it"
 
 
 class _AtRoot:
@@ -110,7 +110,7 @@ def _alone(claims: Claims, at_root: _AtRoot) -> list[RawProblem]:
         found = [info.name for shared in algorithm.shared.values() for info in at_root.of_name(shared.name)]
         if found and algorithm.name not in present:
             why = next(shared.alone for shared in algorithm.shared.values() if at_root.of_name(shared.name))
-            message = f"{found[0]} is what the modules of {algorithm.title} share, but no module is there: {why}"
+            message = f"the modules of {algorithm.title} share {found[0]}, but the file has no such module; {why}"
             findings.append(RawProblem("incomplete", message, tuple(found[:5])))
     return findings
 

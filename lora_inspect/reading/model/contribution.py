@@ -139,7 +139,7 @@ class Contribution(NamedTuple):
         """The shape; raises ValueError where the factors leave a part of it open."""
         known = tuple(size for size in self.shape if size is not None)
         if len(known) < len(self.shape):
-            raise ValueError(f"{self.module.key}: {self.algorithm.title} does not tell how many inputs there are")
+            raise ValueError(f"{self.module.key}: {self.algorithm.title} does not say its number of inputs")
         return known
 
     @property

@@ -73,7 +73,9 @@ class Settings(NamedTuple):
             own, other = getattr(self, name), getattr(options, name)
             if None not in (own, other) and own != other:
                 says, contradicts = (spell_settings(Settings()._replace(**{name: value})) for value in (own, other))
-                raise RefusedError(path, f"its path says {says} and an option {contradicts}", "leave one of them out")
+                raise RefusedError(
+                    path, f"its path says {says} but an option says {contradicts}", "leave one of them out"
+                )
             together = together._replace(**{name: other if own is None else own})
         return together
 
@@ -99,7 +101,9 @@ def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
         if (number := bare_number(argument)) is not None:
             path, settings = parsed[-1] if parsed else ("ADAPTER", Settings())
             form = f"{path}:{spell_settings(settings._replace(multiplier=number))}"
-            raise RefusedError(argument, "there is no such file, and a multiplier hangs on its path", f"write {form}")
+            raise RefusedError(
+                argument, "there is no such file, and a multiplier belongs at the end of a path", f"write {form}"
+            )
         parsed.append(parse_argument(argument))
     return parsed
 
@@ -166,15 +170,15 @@ def _settings_of(file: str, argument: str) -> Settings:
         settings = parse_settings(joined)
     except ValueError as error:
         if (number := _intended_number(joined)) is not None:
-            says = f"there is no such file, and {tail!r} is no multiplier; write {file}:{_spell(number)}"
+            says = f"there is no such file, and {tail!r} is not a multiplier; write {file}:{_spell(number)}"
         elif forms := _without_decimal_comma(joined):
             says = f"{error}; write {' or '.join(f'{file}:{form}' for form in forms)}"
         else:
-            says = f"there is no such file, and {error}; a setting is {_FORMS}, as in {file}:0.5"
+            says = f"there is no such file, and {error}; write a setting as {_FORMS}, such as {file}:0.5"
         raise RefusedError.of(argument, says) from None
     if joined != tail:
         before = argument.rpartition(":")[0]
-        raise RefusedError(argument, f"there is no file {before}", f"settings stand behind one colon: {file}:{joined}")
+        raise RefusedError(argument, f"there is no file {before}", f"write settings after one colon: {file}:{joined}")
     return settings
 
 
@@ -203,7 +207,7 @@ def _refuse_other_separators(argument: str) -> None:
     path = argument.removesuffix(behind[0]) if behind else argument
     if number is not None and os.path.lexists(path):
         raise RefusedError(
-            argument, "there is no such file, and a multiplier stands behind a colon", f"write {path}:{_spell(number)}"
+            argument, "there is no such file, and a multiplier comes after a colon", f"write {path}:{_spell(number)}"
         )
 
 
@@ -220,7 +224,7 @@ def parse_settings(text: str) -> Settings:
     one with a comma for its point.
     """
     if found := re.search(_DECIMAL_COMMA, text):
-        raise ValueError(f"the comma of {found[0]!r} may stand for a point")
+        raise ValueError(f"the comma in {found[0]!r} may be a decimal point")
     settings, said = Settings(), set[str]()
     for item in text.split(","):
         name, equals, value = item.rpartition("=")
@@ -242,9 +246,9 @@ def parse_settings(text: str) -> Settings:
             check_pattern(name)
             settings = settings._replace(part_multipliers=(*settings.part_multipliers, (name, _number(value, item))))
         else:
-            raise ValueError(f"{item!r} is no setting")
+            raise ValueError(f"{item!r} is not a setting")
         if name in said:
-            raise ValueError(f"{item!r} says again what another setting said")
+            raise ValueError(f"{item!r} repeats another setting")
         said.add(name)
     return settings
 
@@ -275,7 +279,7 @@ def spell_argument(path: str, settings: Settings) -> str:
 def _number(text: str, item: str) -> float:
     number = float(text) if re.fullmatch(_NUMBER, text) else math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{item!r} is no setting")
+        raise ValueError(f"{item!r} is not a setting")
     return number
 
 

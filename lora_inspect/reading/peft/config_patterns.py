@@ -61,7 +61,7 @@ class PatternMap:
 
     def _add(self, number: int, key: str) -> None:
         if len(key) > _LONGEST_KEY:
-            raise Refused(f"has {len(key):,} characters, and at most {_LONGEST_KEY:,} are read")
+            raise Refused(f"has {len(key):,} characters, and lora-inspect reads at most {_LONGEST_KEY:,}")
         if plain := _PLAIN.fullmatch(key):
             self._plain.add(number, plain[2], anchored=bool(plain[1]))
         else:
@@ -73,7 +73,9 @@ class PatternMap:
             if first is not None and first < number:
                 break
             if len(self._found) >= _MOST_PATHS:
-                raise RefusedKey(key, f"is compared with {_MOST_PATHS:,} modules at most, and there are more")
+                raise RefusedKey(
+                    key, f"applies to more than {_MOST_PATHS:,} modules, the most that lora-inspect compares it with"
+                )
             try:
                 if expression.matches(path):
                     return number

@@ -19,19 +19,17 @@ EMBEDDED_KEY = "lora_adapter_metadata"
 LORA_TYPE = "LORA"
 
 _WITH_PEFT = "use it with PEFT"
-_UNBUILT = "which is not built yet; merge it with the program that trained it"
+_UNBUILT = "which lora-inspect does not support yet; merge it with the program that trained it"
 # Settings under which lora_A and lora_B are not (only) factors of an additive change of the named modules: what they do
 # then, and the way out. Sources: the variants of LoRA and `replicate_layers` in PEFT 0.21.
 FOREIGN_SETTINGS = {
     "use_qalora": f"QA-LoRA pools the input of lora_A on GPTQ layers, into which PEFT merges nothing; {_WITH_PEFT}",
-    "arrow_config": f"Arrow mixes several adapters anew for each token, which is no change of a weight; {_WITH_PEFT}",
+    "arrow_config": f"Arrow mixes several adapters for each token, which changes no weight; {_WITH_PEFT}",
     "layer_replication": (
-        "layer_replication repeats layers of the base, so that the adapter is of a model with more of them, into which "
-        f"PEFT merges nothing; {_WITH_PEFT}"
+        "layer_replication repeats layers of the base, so the adapter is for a model with more layers, "
+        f"and PEFT merges nothing into that; {_WITH_PEFT}"
     ),
-    "alora_invocation_tokens": (
-        f"aLoRA acts from an invocation token on, which is no change of a weight; {_WITH_PEFT}"
-    ),
+    "alora_invocation_tokens": f"aLoRA acts from an invocation token on and changes no weight; {_WITH_PEFT}",
 }
 
 
@@ -172,9 +170,9 @@ def foreign_settings(config: Mapping[str, Any]) -> list[str]:
     found = [says for key, says in FOREIGN_SETTINGS.items() if config.get(key) not in (None, False, [], {}, "")]
     bias, modules = config.get("bias"), config.get("modules_to_save") or []
     if bias not in (None, "none", "all") and not (isinstance(bias, str) and bias.endswith("_only")):
-        found.append(f"bias is {bias}, so something of the base was trained too, {_UNBUILT}")
+        found.append(f"bias is {bias}, so a part of the base was trained too, {_UNBUILT}")
     if not isinstance(modules, list) or not all(isinstance(name, str) and name for name in modules):
-        found.append(f"modules_to_save is no list of names, so something of the base was trained too, {_UNBUILT}")
+        found.append(f"modules_to_save is not a list of names, so a part of the base was trained too, {_UNBUILT}")
     return found
 
 

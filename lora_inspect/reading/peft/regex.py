@@ -30,7 +30,7 @@ class Steps:
         """Counts steps that are about to be taken; raises Refused where they are too many."""
         self._left -= count
         if self._left < 0:
-            raise Refused("takes too long to compare with the names of all modules, with the others beside it")
+            raise Refused("takes too long to compare with all module names, together with the others")
 
 
 # Letters of an expression when its repeats are written out, and groups within groups.
@@ -88,7 +88,7 @@ def read_expression(source: str) -> Node:
     try:
         re.compile(source)
     except (re.error, OverflowError) as error:
-        raise Refused(f"is no regular expression ({error})") from None
+        raise Refused(f"is not a regular expression ({error})") from None
     return node
 
 
@@ -131,10 +131,12 @@ class _Parser:
     def _group(self) -> Node:
         opening = _GROUP.match(self._source, self._at)
         if opening is None:
-            raise Refused(f"holds {self._source[self._at : self._at + 4]}, a group of a kind that is not read")
+            raise Refused(
+                f"holds {self._source[self._at : self._at + 4]}, a kind of group that lora-inspect does not read"
+            )
         self._at, self._depth = opening.end(), self._depth + 1
         if self._depth > _DEEPEST:
-            raise Refused(f"has groups within groups, more than {_DEEPEST}")
+            raise Refused(f"nests more than {_DEEPEST} groups")
         node = self._choice()
         if not self._source.startswith(")", self._at):
             raise Refused("opens a bracket that is not closed")
@@ -146,7 +148,7 @@ class _Parser:
         if found is None:
             raise Refused("opens a bracket that is not closed")
         if _DOUBTFUL.search(found[0], 1):
-            raise Refused(f"holds {found[0]}, a class that is not read")
+            raise Refused(f"holds {found[0]}, a class that lora-inspect does not read")
         self._at = found.end()
         return Letter(found[0])
 
@@ -159,7 +161,7 @@ class _Parser:
         if letter in ("b", "A", "Z"):
             return Boundary(escape)
         if not letter or (letter.isascii() and letter.isalpha() and letter not in _ASCII_LETTERS_THAT_ARE_CLASSES):
-            raise Refused(f"holds {escape}, an escape that is not read")
+            raise Refused(f"holds {escape}, an escape that lora-inspect does not read")
         return Letter(escape)
 
     def _repeated(self, item: Node) -> Node:
@@ -230,7 +232,7 @@ class Expression:
 
     def __init__(self, source: str, reach: Reach, steps: Steps) -> None:
         if len(source) > _LONGEST:
-            raise Refused(f"has {len(source):,} characters, and at most {_LONGEST:,} are read")
+            raise Refused(f"has {len(source):,} characters, and lora-inspect reads at most {_LONGEST:,}")
         steps.take(_EXPRESSION + _CHARACTER * len(source))
         node = read_expression(source)
         before, after = _AROUND[reach]

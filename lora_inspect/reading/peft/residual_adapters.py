@@ -33,12 +33,12 @@ def residual_init(metadata: Mapping[str, str]) -> str | None:
 _METADATA = f"metadata {INIT_KEY}"
 # Why the original base alone does not give the part that was moved, by how the names of initialisations begin.
 _LOST = {
-    "pissa_niter": "is found with random numbers, which no file holds",
+    "pissa_niter": "depends on random numbers, which no file holds",
     "corda": "depends on data, which no file holds",
     "lora_ga": "depends on data, which no file holds",
-    "loftq": "depends on how the base was quantised",
+    "loftq": "depends on the quantisation of the base",
 }
-_RESIDUAL_BASE = "give the path :residual=yes where the base is the residual one"
+_RESIDUAL_BASE = "add :residual=yes to the path if the base is the residual one"
 
 
 def note_residuals(reading: Reading) -> Reading:
@@ -73,7 +73,7 @@ def _stated_initialisations(reading: Reading) -> list[tuple[str, str]]:
 
 def about_residuals(reading: Reading) -> Reading:
     """Adds which base the factors change."""
-    taken = "the residual base that is given" if reading.settings.residual else "what it leaves of the original base"
+    taken = "the given residual base" if reading.settings.residual else "the rest that it leaves of the original base"
     return reading.with_evidence(
         Evidence("base", f"the factors come from the {init} initialisation and change {taken}", where)
         for where, init in _stated_initialisations(reading)
@@ -87,12 +87,12 @@ def residual_bases(reading: Reading) -> Iterator[RawProblem]:
     for where, init in _stated_initialisations(reading):
         if computed_init(init):
             continue
-        lost = next((why for start, why in _LOST.items() if init.lower().startswith(start)), "is not known here")
+        lost = next((why for start, why in _LOST.items() if init.lower().startswith(start)), "is unknown")
         yield RawProblem(
             "residual-base",
-            f"{where} says the {init} initialisation, so the tensors change a residual base, and what was moved out of "
-            f"the original one {lost}; {_RESIDUAL_BASE}, or convert the adapter to plain LoRA with the program that "
-            "trained it",
+            f"{where} says the {init} initialisation, so the tensors change a residual base, and the "
+            f"part taken out of the original one {lost}; {_RESIDUAL_BASE}, or convert the adapter to "
+            "plain LoRA with the program that trained it",
         )
     moved = [contribution for contribution in reading.contributions if computed_init(contribution.residual)]
     for odd, why in _ODD.items():
@@ -110,8 +110,8 @@ def _has_no_root(contribution: Contribution) -> bool:
 
 
 _ODD = {
-    "is no plain LoRA of a Linear layer, for which the {} initialisation is defined": _is_no_layer,
-    "has a scale that is not above 0, with which the {} initialisation is none": _has_no_root,
+    "is not a plain LoRA of a Linear layer, and the {} initialisation is defined only for that": _is_no_layer,
+    "has a scale that is not above 0, which rules out the {} initialisation": _has_no_root,
 }
 
 
@@ -121,5 +121,5 @@ def residual_setting(reading: Reading) -> Iterator[RawProblem]:
     if said is not None and not _stated_initialisations(reading):
         spelled = f"residual={'yes' if said else 'no'}"
         yield RawProblem(
-            CONTRADICTS, f"{spelled} cannot apply, as nothing says that its base is a residual one; leave it out"
+            CONTRADICTS, f"{spelled} cannot apply, as the file does not report a residual base; leave it out"
         )

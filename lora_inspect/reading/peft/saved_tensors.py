@@ -173,7 +173,10 @@ def _about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evi
         if keys and where:
             yield Evidence("saved", f"{len(keys)} {what} are saved whole ({some(keys, _SHOWN)})", where[0])
     if copies := copies_below(claims.unclaimed, claims.modules):
-        says = f"what the base has below adapted layers is beside them, for a merge to compare: {some(copies, _SHOWN)}"
+        says = (
+            "the file also holds copies of parts of the base below adapted layers, for a merge to compare: "
+            f"{some(copies, _SHOWN)}"
+        )
         yield Evidence("saved", says, "names")
 
 
@@ -185,7 +188,7 @@ def missing_saved(reading: Reading) -> Iterator[RawProblem]:
         if names and not parameters and not found.modules.refused:
             yield RawProblem(
                 "incomplete",
-                f"{found.where} says that modules_to_save are {some(names, _SHOWN)}, but no tensor of them is there: "
-                "they were lost, and the rest is not the adapter; fetch the file that the trainer saved, or take them "
-                "out of the config where there were none",
+                f"{found.where} lists {some(names, _SHOWN)} in modules_to_save, but the file has no "
+                "tensor of them, so it is not the whole adapter; fetch the file that the trainer saved, "
+                "or remove them from the config if there were none",
             )

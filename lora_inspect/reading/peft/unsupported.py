@@ -43,7 +43,7 @@ METHODS = {
     "P_TUNING": Method("p-tuning", "puts vectors that a small network made before the embedded input"),
     "MULTITASK_PROMPT_TUNING": Method(
         "multitask prompt tuning",
-        "puts learned vectors, other ones for each task, before the embedded input",
+        "puts other learned vectors for each task before the embedded input",
         ("prefix_task_cols", "prefix_task_rows"),
     ),
     "CPT": Method("context-aware prompt tuning", "puts learned vectors of given tokens before the embedded input"),
@@ -56,22 +56,22 @@ METHODS = {
     ),
     "LILY": Method(
         "Lily",
-        "mixes its factors anew for each input, by a router",
+        "mixes its factors for each input by a router",
         (".lily_router.", ".lily_A.", ".lily_B."),
     ),
     "POLY": Method(
         "Poly",
-        "mixes its factors anew for each task, by a router",
+        "mixes its factors for each task by a router",
         (".poly_router.", ".poly_lora_A", ".poly_lora_B"),
     ),
     "XLORA": Method(
         "X-LoRA",
-        "mixes several LoRAs anew for each input, by a classifier",
+        "mixes several LoRAs for each input by a classifier",
         (".internal_xlora_classifier.",),
     ),
     "SHADOW": Method(
         "ShadowPEFT",
-        "runs a network of its own beside the model, which corrects the inputs of its blocks",
+        "runs its own network next to the model, which corrects the inputs of its blocks",
         (".shadow_backbone.", ".shadow_down.", ".shadow_up.", ".shadow_update_gate.", ".shadow_update_transform."),
     ),
 }
@@ -122,19 +122,21 @@ def unbuilt_configs(reading: Reading) -> Iterator[RawProblem]:
         is_told = any(algorithm.formula or algorithm.name in present for algorithm in known)
         if str(method) not in METHODS and not is_told:
             why = next((f": {each.title} {each.why}" for each in known if each.why), "")
-            unbuilt = f", an algorithm that is not built yet; {_OWN_PROGRAM}"
+            unbuilt = f", an algorithm that lora-inspect does not support yet; {_OWN_PROGRAM}"
             yield RawProblem("algorithm-unsupported", f"{found.where} says {method}{why or unbuilt}")
         for says in peft_config.foreign_settings(found.config):
             yield RawProblem("peft-setting-unsupported", f"{found.where}: {says}")
         if found.config.get("kasa_config") and (keys := _names(reading, "lora", "down")):
-            says = f"it says kasa_config, and {keys[0]} has no lora_diag beside it"
+            says = f"it has kasa_config, but {keys[0]} has no lora_diag next to it"
             yield RawProblem(
-                "incomplete", f"{found.where}: {says}; put the config beside the file that it was saved with"
+                "incomplete", f"{found.where}: {says}; put the config next to the file that it was saved with"
             )
         if method == algorithms.by_name("lokr").peft_type and (keys := _whole_of_conv1d(reading)):
-            says = f"PEFT makes another product of w1 and a whole w2 of a Conv1d ({keys[0]})"
+            says = f"PEFT computes another product of w1 and a whole w2 of a Conv1d ({keys[0]})"
             yield RawProblem(
-                "peft-setting-unsupported", f"{found.where}: {says}, which is not built yet; {_OWN_PROGRAM}", keys[:5]
+                "peft-setting-unsupported",
+                f"{found.where}: {says}, which lora-inspect does not support yet; {_OWN_PROGRAM}",
+                keys[:5],
             )
 
 
@@ -158,7 +160,7 @@ def unbuilt_algorithms(reading: Reading) -> Iterator[RawProblem]:
             keys.append(next(iter(contribution.factors.values())).name)
     for name, keys in by_name.items():
         algorithm = algorithms.by_name(name)
-        why = algorithm.why or f"is not built yet; {_OWN_PROGRAM}"
+        why = algorithm.why or f"is not supported yet; {_OWN_PROGRAM}"
         message = f"{algorithm.title} ({len(keys)} modules, {keys[0]}) {why}"
         yield RawProblem("algorithm-unsupported", message, tuple(keys[:5]))
 

@@ -85,7 +85,7 @@ def _says(claim: DoraClaim) -> str:
     if claim.says:
         return claim.says
     if claim.value is None:
-        return "the flag is no number" if claim.source == "flag" else "use_dora is neither yes nor no"
+        return "the flag is not a number" if claim.source == "flag" else "use_dora is neither yes nor no"
     return f"the flag is {claim.value}" if claim.source == "flag" else f"use_dora is {claim.value}"
 
 
@@ -93,19 +93,19 @@ def _contradiction(claim: DoraClaim) -> RawProblem | None:
     """What is wrong between a claim and the magnitudes of its own modules."""
     with_magnitude = [fact for fact in claim.facts if fact.magnitude_axis]
     if claim.value is None:
-        message = f"{claim.where} says of DoRA neither yes nor no; write true or false there"
+        message = f"{claim.where} says neither yes nor no about DoRA; write true or false there"
         return RawProblem("dora-conflict", message, tuple(names_of(with_magnitude)[:5]))
     if with_magnitude and not claim.value:
         names = names_of(with_magnitude)
         message = (
-            f"{claim.where} denies DoRA, but {len(names)} modules have a magnitude ({names[0]}); "
-            "find out which one is right and take the other out of the file"
+            f"{claim.where} denies DoRA, but {len(names)} modules have a magnitude ({names[0]}); find "
+            "the right one and remove the other from the file"
         )
         return RawProblem("dora-conflict", message, tuple(names[:5]))
     if claim.value and not with_magnitude:
         message = (
-            f"{claim.where} says DoRA, but no module has a magnitude: they were lost, and the rest is not the adapter; "
-            "fetch the file that the trainer saved"
+            f"{claim.where} says DoRA, but no module has a magnitude, so the file is not the whole "
+            "adapter; fetch the file that the trainer saved"
         )
         return RawProblem("dora-missing", message)
     return None
@@ -122,8 +122,8 @@ def _partial(facts: Sequence[LoraFacts], claims: Sequence[DoraClaim]) -> list[Ra
     if not missing:
         return []
     message = (
-        f"{magnitudes} modules have a magnitude and {len(missing)} Linear ones have none ({missing[0]}); "
-        "a DoRA file has it for all of them; --allow-partial-dora accepts one that was made so"
+        f"{magnitudes} modules have a magnitude but {len(missing)} Linear ones have none ({missing[0]}), "
+        "and a DoRA file has one for all of them; give --allow-partial-dora if it was made so"
     )
     return [RawProblem("dora-partial", message, tuple(missing[:5]))]
 
@@ -170,9 +170,9 @@ def state_norms(reading: Reading) -> Reading:
             f"says that magnitudes are over the norms of the base, but {other.magnitude.info.name} is spelled for "
             "programs that divide by those of the changed weight"
             if record and other and other.magnitude
-            else "says nothing that is known here of whose norms the magnitudes are over"
+            else "does not say in a known form which norms the magnitudes are over"
         )
-        message = f"{_WHERE} {says}; find out which it is, and leave out the key, or the file"
+        message = f"{_WHERE} {says}; find the right one, and leave out the key or the file"
         return reading._replace(wrong_norms=(RawProblem("dora-conflict", message),))
     modules = {key: _over_base(module) for key, module in claims.modules.items()}
     of = f" (those of {record.base})" if record.base else ""

@@ -102,7 +102,9 @@ class NamedRanks:
     def of(self, name: str) -> str | None:
         """The rank that the first expression gives that fits; raises Refused where one is not compared."""
         if self._length > _LONGEST:
-            raise Refused(f"network_reg_dims has {self._length:,} characters, and at most {_LONGEST:,} are read")
+            raise Refused(
+                f"network_reg_dims has {self._length:,} characters, and lora-inspect reads at most {_LONGEST:,}"
+            )
         for pattern, _, rank in self._pairs:
             if pattern and self._fits(pattern.strip(), name):
                 return rank
@@ -154,7 +156,7 @@ class RequestedRanks(NamedTuple):
         try:
             expected = self._rank_of(name, is_model)
         except Refused as why:
-            return Counted(1, f"the rank that was asked for is unknown, as {why}")
+            return Counted(1, f"the requested rank is unknown, as {why}")
         parts = self._parts_of(name) if is_model and self.splits else 1
         if expected is None:
             return Counted(1, _no_parts(rank, parts)) if parts > 1 else Counted()
@@ -195,7 +197,7 @@ class RequestedRanks(NamedTuple):
         of_parts = f" in each of {parts} parts (split_qkv)" if parts > 1 else ""
         means = f"alpha={alpha:.9g} means scale {alpha / rank:.4g}"
         if asked is not None:
-            means += f", alpha={asked / expected * rank:.9g} the scale {asked / expected:.4g} that was asked for"
+            means += f", alpha={asked / expected * rank:.9g} the requested scale {asked / expected:.4g}"
         return f"the metadata says rank {expected}{of_parts}, but the tensors have rank {rank}: {means}"
 
 
@@ -252,8 +254,8 @@ def _whole(text: Any) -> int | None:
 
 def _no_parts(rank: int, parts: int) -> str:
     return (
-        f"split_qkv saved it in {parts} parts of a rank that the metadata does not say, so whether its alpha counts "
-        f"for rank {rank} or for that of a part is unknown"
+        f"split_qkv saved it in {parts} parts of a rank that the metadata does not give, so its alpha may count "
+        f"for rank {rank} or for the rank of a part"
     )
 
 
@@ -264,9 +266,9 @@ def _count_parts(alpha: float, asked: float | None, parts: int, rank: int) -> Co
         return Counted()  # some program has made up for the parts
     return Counted(
         1,
-        f"split_qkv saved it in {parts} parts, but its alpha {alpha:g} is neither the {asked:g} that was asked for nor "
-        f"{parts} times that: alpha={alpha:.9g} means scale {alpha / rank:.4g}, alpha={alpha * parts:.9g} "
-        f"{alpha * parts / rank:.4g}",
+        f"split_qkv saved it in {parts} parts, but its alpha {alpha:g} is neither the requested "
+        f"{asked:g} nor {parts} times that: alpha={alpha:.9g} means scale {alpha / rank:.4g}, "
+        f"alpha={alpha * parts:.9g} {alpha * parts / rank:.4g}",
     )
 
 

@@ -86,8 +86,8 @@ def dylora_scale(reading: Reading) -> Iterator[RawProblem]:
     if size > 1 and keys:
         yield RawProblem(
             TRAINED_SCALE,
-            f"LyCORIS trained its DyLoRA at {size} · alpha/rank in blocks of {size} ranks, and every program reads "
-            f"alpha/rank from its file; a multiplier of {size} is what was trained",
+            f"LyCORIS trained its DyLoRA at {size} · alpha/rank in blocks of {size} ranks, and every "
+            f"program reads alpha/rank from its file; a multiplier of {size} gives the trained scale",
             tuple(keys[:5]),
         )
 

@@ -69,7 +69,9 @@ def read_rslora(
     votes: list[tuple[str, bool]] = []
     for key, value in flags.items():
         votes.extend(("flag", said) for said in _votes(value))
-        evidence.append(Evidence("rslora", "the flag is no number" if value is None else f"the flag is {value}", key))
+        evidence.append(
+            Evidence("rslora", "the flag is not a number" if value is None else f"the flag is {value}", key)
+        )
     if SCALE_KEY in metadata:
         rule = metadata[SCALE_KEY]
         known = rule in (STANDARD, RANK_STABILISED)
@@ -123,7 +125,7 @@ def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> 
     telling = [(fact.alpha, fact.rank) for fact in facts if fact.rank > 1 and fact.linear and fact.alpha is not None]
     votes: list[tuple[bool | None, Evidence]] = []
     if asked == 0 and telling and all(close(alpha, math.sqrt(rank)) for alpha, rank in telling):
-        says = "alpha was asked as 0 and sqrt(rank) is stored, which only RS-LoRA does"
+        says = "the requested alpha is 0 and sqrt(rank) is stored, as only RS-LoRA does"
         votes.append((True, Evidence("rslora", says, "metadata ss_network_alpha")))
     if "use_rslora" not in args:
         return votes
@@ -141,7 +143,7 @@ def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> 
     if asked is None or not kinds:
         return [(True, Evidence("rslora", "use_rslora is on", where))]
     if kinds == {"raw"}:
-        says = f"use_rslora is on and the stored alphas are the {asked:g} that was asked"
+        says = f"use_rslora is on and the stored alphas are the requested {asked:g}"
         return [(True, Evidence("rslora", says, where))]
     if kinds == {"folded"}:
         says = f"use_rslora is on, but the stored alphas are {asked:g} times sqrt(rank): the rule is already folded in"

@@ -16,12 +16,14 @@ from lora_inspect.reading.peft.config_lookup import FoundConfig
 
 # Why a scale is unknown that no setting settles, each with the way out.
 PATTERN_REFUSED = "a pattern of the config is refused"
-RANK_MISSING = "PEFT keeps alpha and this rank in adapter_config.json, which is not there"
-RANK_UNREADABLE = "the config's rank is none that a layer has"
+RANK_MISSING = "PEFT keeps alpha and this rank in adapter_config.json, which is missing"
+CONFIG_MISSING = "PEFT keeps alpha and the scale rule in adapter_config.json, which is missing"
+RANK_UNREADABLE = "the config's rank is impossible"
 WAYS_OUT = {
-    PATTERN_REFUSED: "write it anew",
-    RANK_MISSING: "put it beside the file",
-    RANK_UNREADABLE: "write it anew",
+    PATTERN_REFUSED: "correct the pattern",
+    RANK_MISSING: "put that file next to the adapter",
+    RANK_UNREADABLE: "correct the config",
+    CONFIG_MISSING: "put that file next to the adapter, or give {}",
 }
 
 
@@ -124,7 +126,7 @@ def _scaling(contribution: Contribution, sources: ScaleSources, settings: Settin
     if open_rank:
         return Scaling(stored_as, rank, None, rule, None, open_rank)
     if rank is None:
-        why = f"{contribution.algorithm.title} has no rank here that alpha would be divided by"
+        why = f"{contribution.algorithm.title} has no rank here to divide alpha by"
         alpha = sources.stored if contribution.algorithm.has_alpha else None
         return Scaling(stored_as, None, alpha, None, 1.0, why)
     alpha, why = _alpha(contribution, sources, rank)
@@ -141,9 +143,7 @@ def _scaling(contribution: Contribution, sources: ScaleSources, settings: Settin
     rslora = bool(rule)
     why = f"{alpha:g}/sqrt({rank})" if rslora else f"{alpha:g}/{rank}"
     if sources.counted.parts > 1 and sources.stored is not None:
-        why += (
-            f", as alpha {sources.stored:g} counts for each of the {sources.counted.parts} parts that it was saved in"
-        )
+        why += f", as alpha {sources.stored:g} counts for each of the {sources.counted.parts} saved parts"
     return Scaling(stored_as, rank, alpha, rslora, scale_of(alpha, rank, rslora), why)
 
 
@@ -182,17 +182,16 @@ def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tupl
         return _configured_alpha(contribution, theirs[0], configured, rank, sources.rule.value)
     if sources.configs:
         expected = sources.configs[0].modules.rank(contribution.config_path)
-        says = "is none that a layer has" if expected is None else f"is {expected}"
-        return None, f"the config's rank {says} and the tensors' is {rank}, so it is not theirs"
+        says = "is impossible" if expected is None else f"is {expected}"
+        return None, f"the config's rank {says} but that of the tensors is {rank}, so the config does not match"
     if schemes.by_name(contribution.module.scheme).absent_alpha == "config":
-        why = "PEFT keeps alpha and the scale rule in adapter_config.json, which is not there: put it beside the file"
-        return None, why
+        return None, CONFIG_MISSING
     return None, ""
 
 
 def _stored_alpha(stored: float | None, configured: Mapping[str, float | None]) -> tuple[float | None, str]:
     if stored is None or not math.isfinite(stored):
-        return None, "the stored alpha is no finite number"
+        return None, "the stored alpha is not a finite number"
     if stored == 0:
         return None, "the stored alpha is 0, which programs read differently"
     for where, alpha in configured.items():
@@ -214,11 +213,11 @@ def _configured_alpha(
     """
     configured = alphas[found.where]
     if configured is None:
-        return None, "the config's lora_alpha is no number"
+        return None, "the config's lora_alpha is not a number"
     for where, alpha in alphas.items():
         if alpha is None or not evidence.close(alpha, configured):
             says = "no number" if alpha is None else f"alpha {alpha:g}"
-            return None, f"{found.where} says alpha {configured:g}, but {where} {says}"
+            return None, f"{found.where} says alpha {configured:g}, but {where} says {says}"
     scheme = contribution.module.scheme
     # PEFT's names have no other place for alpha, and diffusers itself reads what it embeds: beside a pipeline's names
     # under their prefix, beside the bare ones that a model saves of itself without one.

@@ -139,12 +139,12 @@ def test_an_architecture_by_its_name(name):
 
 
 def test_an_unknown_architecture_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"architecture='hv2': .*hunyuan_video.*qwen_image.* was expected"):
+    with pytest.raises(ValueError, match=r"architecture='hv2': it must be .*hunyuan_video.*qwen_image"):
         create("loha", make("wan", "original"), architecture="hv2")
 
 
 def test_an_unknown_model_is_an_error():
-    with pytest.raises(ValueError, match=r"cannot be told from the classes Linear, Sequential; name it with archit"):
+    with pytest.raises(ValueError, match=r"the classes Linear, Sequential do not show the architecture; give archit"):
         create("lokr", nn.Sequential(nn.Linear(2, 2)))
 
 

@@ -37,7 +37,7 @@ def test_hidream_adapts_what_the_task_needs(task):
 def test_hidream_without_a_task_is_an_error():
     model = make("hidream_o1", "original")
     del model.hidream_o1_task
-    with pytest.raises(ValueError, match="hidream_o1_task is None, but t2i or i2i was expected"):
+    with pytest.raises(ValueError, match="hidream_o1_task is None, not t2i or i2i"):
         create("hidream_o1", model)
 
 
