@@ -180,7 +180,7 @@ def architecture(of: str) -> Any:
 def transposed(of: str) -> Any:
     """Answers by glob: are weights stored as (in, out)? `of` names the model that stores them in its help."""
     says = (
-        f"yes: {of} stores square weights as (in, out); no: as (out, in). For weights whose orientation nothing "
-        "else shows: all, or those that match GLOB. Repeatable."
+        f"yes: {of} stores square weights as (in, out); no: as (out, in). For weights with an orientation that "
+        "nothing else shows: all, or those that match GLOB. Repeatable."
     )
     return field(default_factory=dict, metadata={_OPTION: Option(ANSWERS, says, "[GLOB=]yes|no")})

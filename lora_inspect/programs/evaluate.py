@@ -253,7 +253,7 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
         _Reading(reception, view, loader, group, rule).place()
     _place_others(reception, view, loader)
     if why := view.ask(loader.unsure):
-        reception.wonder(f"it is unknown {why}")
+        reception.wonder(f"{why} is unknown")
     if refusal := view.ask(loader.refuses) or (loader.complete and view.ask(missing_of(loader.complete))):
         reception.refuse(refusal)
     reception.needs = view.ask(loader.needs) or ""

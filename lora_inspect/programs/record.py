@@ -224,7 +224,7 @@ class Loader(NamedTuple):
     changes.
 
     `complete` are paths, with `{i}` for numbers, of which every block of a file from the first on has to have a module.
-    `unsure` says why nobody knows what becomes of a file as a whole, in words that go on after "it is not known".
+    `unsure` says why nobody knows what becomes of a file as a whole, in words that "is unknown" follows.
     """
 
     rules: tuple[Rule, ...] | RulesByFamily

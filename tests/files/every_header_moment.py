@@ -57,7 +57,7 @@ def state(place):
     try:
         about = read_header(os.path.join(place, NAME))[1]
     except LoraInspectError as error:
-        shown = "torn" if "which puts it right" in str(error) else str(error)
+        shown = "torn" if "to repair it" in str(error) else str(error)
     else:
         shown = {str(OLD): "old", str(NEW): "new"}[str(about)]
     left = {name.removeprefix(NAME).split(".")[-1] for name in os.listdir(place)} - {""}

@@ -282,10 +282,13 @@ def test_a_file_and_a_folder_do_not_replace_each_other(base, kind, output, taken
         (f"s3://{{bucket}}/{'é' * 600}.safetensors", "a store takes names of at most at most 1,024 bytes"),
         ("s3://{bucket}-none/out.safetensors", "there is no such bucket; make it first"),
         ("s3://{bucket}/out", "name it s3://.*/out.safetensors"),
-        ("hf://me/model/out.safetensors", "hf:// is only read; write to a folder, and send it with `hf upload`"),
+        (
+            "hf://me/model/out.safetensors",
+            "lora-inspect only reads addresses of hf://; write to a folder, and send it with `hf upload`",
+        ),
         (
             "https://user:word@h.example/out.safetensors?sign=abc",
-            "https:// is only read; write a file or a folder here",
+            "lora-inspect only reads addresses of https://; write a file or a folder here",
         ),
     ],
 )
@@ -310,7 +313,7 @@ def test_a_merge_that_is_not_accepted_leaves_nothing(files, store, monkeypatch):
 def test_an_upload_without_an_end_is_told_of(files, store):
     begun = store.client.create_multipart_upload(Bucket=store.bucket, Key="out.safetensors")
     result = merged(files, "base.safetensors", f"s3://{store.bucket}/out.safetensors")
-    assert any("is not ended there, which a run that died may have left" in note for note in result.notes)
+    assert any(" is there, perhaps from a run that died" in note for note in result.notes)
     store.client.abort_multipart_upload(Bucket=store.bucket, Key="out.safetensors", UploadId=begun["UploadId"])
 
 

@@ -372,8 +372,8 @@ def test_blocks_may_have_to_be_complete(judged):
 
 
 def test_what_depends_on_a_whole_file_is_unknown(judged):
-    found = judged(toy_program(LORA, unsure=lambda adapter: "which of two scales counts"), wan())
-    assert (found.verdict, found.says) == ("unknown", "it is unknown which of two scales counts")
+    found = judged(toy_program(LORA, unsure=lambda adapter: "its choice between two scales"), wan())
+    assert (found.verdict, found.says) == ("unknown", "its choice between two scales is unknown")
 
 
 def test_a_rule_may_speak_of_some_paths(judged):

@@ -66,7 +66,10 @@ def _lists_for(key: str, lists: Mapping[str, Any]) -> list[Any]:
 def _tokens(around: Surroundings, field: str, lists: list[Any]) -> dict[str, Any] | str:
     """The one list of as many different tokens as there are rows."""
     if around.config is None:
-        return "adapter_config.json names the tokens of its rows, but this module has none; put it next to the file"
+        return (
+            "PEFT names the tokens of its rows in adapter_config.json, but this module has none; put it next to the "
+            "file"
+        )
     count = around.shapes[ROWS][0]
     tokens = lists[0] if len(lists) == 1 else None
     if not isinstance(tokens, list) or not all(map(_is_token, tokens)) or len(tokens) != count:

@@ -84,13 +84,13 @@ def unsure(adapter: Adapter) -> str | None:
     biases = {"lora_bias", "full_bias"}
     biased = sum(any(one.algorithm.name in biases for one in module.contributions) for module in models)
     if len({module.name.prefix for module in models}) > 1:
-        return "which of the names of several programs it takes"
+        return "its choice among the names of several programs"
     if len({_is_of_peft(info) for one in loras for info in one.factors.values()}) > 1:
-        return "which of two spellings of the factors it takes"
+        return "its choice between two spellings of the factors"
     if 0 < sum(one.magnitude is not None for one in loras) < len(loras):
-        return "what it takes for the magnitudes that are not there"
+        return "its value for the missing magnitudes"
     if 0 < biased < len(models):
-        return "what it takes for the biases that are not there"
+        return "its value for the missing biases"
     if EMBEDDED_KEY in adapter.checkpoint.metadata:
         return _unsure_of_config(adapter)
     return None
@@ -104,11 +104,11 @@ def _unsure_of_config(adapter: Adapter) -> str | None:
     config = next(iter(embedded_configs(adapter.checkpoint.metadata).values()), {})
     loras = [one for one in adapter.contributions if one.algorithm.name == "lora"]
     if any(module.alpha for module in adapter.modules.values()):
-        return "which scale it applies of a config and of alphas"
+        return "its choice between the scales of a config and of alphas"
     if bool(config.get("use_dora")) != any(one.magnitude for one in loras):
-        return "what it makes of a config that does not match the magnitudes"
+        return "its use of a config that does not match the magnitudes"
     if not config.get("rank_pattern") and {one.rank for one in loras} != {config.get("r")}:
-        return "what it makes of a config that does not match the ranks"
+        return "its use of a config that does not match the ranks"
     return None
 
 

@@ -73,7 +73,7 @@ def about_hidden_ranks(contributions: Iterable[Contribution], flags: Sequence[st
     hidden = [c for c in contributions if c.algorithm.formula and c.rank and c.formula.rank(c.shapes) is None]
     if not hidden:
         return []
-    says = f"{len(hidden)} modules have whole factors, whose alpha its program divides by the largest dimension of w2"
+    says = f"{len(hidden)} modules have whole factors, and their program divides alpha by the largest dimension of w2"
     return [Evidence("scale", says, LOKR_FLAG)]
 
 
