@@ -137,7 +137,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("suffixes", "shape-mismatch", "linear"), SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("suffixes", "shape", "linear"), SHAPES.values(), ids=SHAPES)
 def test_the_shape_that_the_factors_change(suffixes, shape, linear):
     claims = claim(infos({f"x.{suffix}": ("F32", size) for suffix, size in suffixes.items()}))
     (contribution,) = claims.modules["x"].contributions
