@@ -60,7 +60,7 @@ RENAMED_CODES = {
     **{"cannot-tell": "undetermined"},
 }
 # What a sentence may not lose when it is written in other words: options, numbers, paths, keys and quoted names.
-FACTS = re.compile(r"--[a-z][a-z-]*|\d[\d,.]*|[\w*%-]+(?:[./_][\w*%-]+)+|\"[^\"]*\"")
+FACTS = re.compile(r"--[a-z][a-z-]*|\d[\d,.]*|[\w*%-]+(?:[./_][\w*%-]+)+|\"[^\"\s]+\"")
 # Of `metadata copy` alone; in other verbs the option names components.
 ONLY_OF_COPY = re.compile(r"(?<=metadata copy )(.*?)--only\b", re.DOTALL)
 
@@ -219,6 +219,10 @@ def lost(what: str, old: str, new: str) -> str:
     return f"  {what} no longer states {', '.join(sorted(missing))}\n{both}" if missing else ""
 
 
+def what_became(file: Record | None) -> str:
+    return "removed" if file is None else ("written" if file else "left alone")
+
+
 def differences(old: Record | None, new: Record | None, told: Difference = difference) -> Iterable[str]:
     if old is None or new is None:
         yield f"  only in the {'new' if old is None else 'old'} record\n"
@@ -231,8 +235,7 @@ def differences(old: Record | None, new: Record | None, told: Difference = diffe
         was, is_now = (record["files"].get(path, {}) for record in (old, new))
         if not was or not is_now:
             if was != is_now:
-                says = {None: "removed", True: "written", False: "left alone"}
-                yield "  file {}: {} -> {}\n".format(path, *(says[each and bool(each)] for each in (was, is_now)))
+                yield f"  file {path}: {what_became(was)} -> {what_became(is_now)}\n"
         elif was != is_now:
             yield (text := difference(f"what {path} says", was.get("text", ""), is_now.get("text", "")))
             is_same = was.get("tensors") == is_now.get("tensors")

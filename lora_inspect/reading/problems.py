@@ -205,7 +205,7 @@ def architecture_setting(reading: Reading) -> Iterator[RawProblem]:
     setting = f"architecture={named}"
     if named not in [one.architecture.name for one in found]:
         fits = f"match {listed([str(one) for one in found], 'or')}" if found else "match no known model family"
-        message = f"the names and shapes of its modules {fits}, so it is not for {named}; leave {setting} out"
+        message = f"the names and shapes of its modules {fits}, so it is not for {named}; leave {setting} (--architecture) out"
         yield RawProblem(CONTRADICTS, message)
     elif len(found) == 1:
         yield RawProblem(REPEATS, f"{setting} repeats what the names and shapes of its modules say")

@@ -189,8 +189,8 @@ def test_the_family_is_recorded_and_undone_by(merged, run):
 
 # what is said of the family, and what is wrong with it
 CONTRADICTIONS = {
-    ("k.safetensors", "--architecture", "wan"): "so it is not for wan; leave architecture=wan out.",
-    ("k.safetensors:architecture=wan",): "so it is not for wan; leave architecture=wan out.",
+    ("k.safetensors", "--architecture", "wan"): "so it is not for wan; leave architecture=wan (--architecture) out.",
+    ("k.safetensors:architecture=wan",): "so it is not for wan; leave architecture=wan (--architecture) out.",
     ("k.safetensors:architecture=flux", "--architecture", "hunyuan_video"): (
         "k.safetensors: its path says architecture=flux but an option says architecture=hunyuan_video; leave one of"
     ),

@@ -37,7 +37,7 @@ def test_a_family_that_is_none_of_them_narrows_nothing_and_is_an_error(inspected
     ((code, message),) = told(info)
     assert code == "setting-contradicts"
     assert message.startswith("the names and shapes of its modules match FLUX.1, Chroma, ")
-    assert message.endswith(", so it is not for wan; leave architecture=wan out")
+    assert message.endswith(", so it is not for wan; leave architecture=wan (--architecture) out")
 
 
 def test_a_family_that_is_known_is_repeated(inspected):
