@@ -11,7 +11,8 @@ from lora_inspect.reading.model.contribution import Contribution, Embedding, Mod
 from lora_inspect.reading.model.evidence import ERROR, REPEATS, DoraReading, Evidence, Problem, RsloraReading
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.regex import Steps
-from lora_inspect.reading.problems import ALPHA_MISSING, DAMAGED, find_problems, kind_of_error, open_settings
+from lora_inspect.reading.problems import DAMAGED, find_problems, kind_of_error
+from lora_inspect.reading.scale.scales import ALPHA_MISSING, open_settings
 from lora_inspect.reading.state import Reading
 from lora_inspect.reading.steps import STEPS
 

@@ -1,23 +1,15 @@
 """The registry of problems: all possible faults of a file, in the order of the report.
 
-To add one, add its entry here, its words to checking/rules.py, its row to the table in docs/reading.md, and a file that
-has it to the tests. The problems are of keys that contradict each other, within a module and between naming schemes, or
-belong to no module; of unknown scales, and settings against known ones; and of doubtful statements in configs and
-metadata.
+To add one, add its entry with what finds it here, its row to the table in docs/reading.md, and a file that has it to
+the tests. The looks stand with the facts that they are about, or here.
 """
 
-import re
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 
-from lora_inspect import schemes
 from lora_inspect.errors import AmbiguousError, DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.reading.keys.claims import MIXED
-from lora_inspect.reading.keys.suffixes import ROOT, parse_key
-from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import (
     CONTRADICTS,
     ERROR,
@@ -27,28 +19,18 @@ from lora_inspect.reading.model.evidence import (
     WARNING,
     Problem,
     RawProblem,
-    close,
     is_lycoris,
 )
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY, embedded_object
-from lora_inspect.reading.scale.scales import WAYS_OUT
-from lora_inspect.reading.state import Reading
-from lora_inspect.schemes.peft import PEFT
-from lora_inspect.sentences import counted, listed, some
-
-# Names in which at least half of a file's tensors are, as expressions that few files need, and what is said of them.
-_FOREIGN = (
-    (
-        "w_[ab]_[0-9]{3}",
-        "have names of Sam_LoRA, which counts the queries and values of SAM that it adapted but does not say their "
-        "blocks; merge it with the program that trained it",
-    ),
-    (
-        "(?is).*lora.*",
-        "mention LoRA in no known naming scheme; write the file again with the program that trained it, in the names "
-        "of kohya, PEFT, diffusers or ComfyUI",
-    ),
+from lora_inspect.reading.scale.scales import (
+    alpha_setting,
+    missing_alphas,
+    rslora_hint,
+    rule_setting,
+    unknown_scales,
 )
+from lora_inspect.reading.state import Reading
+from lora_inspect.sentences import listed, some
 
 
 def unfit_tensors(reading: Reading) -> Iterable[RawProblem]:
@@ -68,37 +50,6 @@ def several_schemes(reading: Reading) -> Iterator[RawProblem]:
     yield RawProblem("mixed-schemes", f"the modules follow {len(told)} naming schemes: {listed(told)}", firsts)
 
 
-def foreign_schemes(reading: Reading) -> Iterator[RawProblem]:
-    """Names of an adapter in no naming scheme that is known, in a file of little else."""
-    keys = reading.claims.unclaimed
-    if reading.claims.modules or not keys:
-        return
-    for names, says in _FOREIGN:
-        own = tuple(key for key in keys if re.fullmatch(names, key) and not parse_key(key) and not _is_shared(key))
-        if 2 * len(own) >= len(reading.checkpoint.tensors):
-            message = f"{len(own)} tensors ({some(own, 2)}) {says}"
-            yield RawProblem("scheme-unknown", message, own[:5])
-            return
-
-
-def _is_shared(key: str) -> bool:
-    """Whether PEFT keeps the tensor beside its model, of which others say what it is."""
-    return key.startswith(f"{ROOT}.") and not key.startswith(tuple(PEFT.prefixes))
-
-
-def unclaimed_tensors(reading: Reading) -> Iterator[RawProblem]:
-    """Tensors beside the modules that nobody claims."""
-    if not reading.claims.unclaimed or not reading.claims.modules:
-        return
-    from lora_inspect.reading.peft.saved_tensors import copies_below  # few files have what nobody claims
-
-    copies = copies_below(reading.claims.unclaimed, reading.claims.modules)
-    if keys := [key for key in reading.claims.unclaimed if key not in copies]:
-        count = f"{len(keys)} tensors belong" if len(keys) > 1 else "1 tensor belongs"
-        message = f"{count} to no known algorithm ({keys[0]}{', …' if len(keys) > 1 else ''})"
-        yield RawProblem("unclaimed", message, tuple(keys[:5]))
-
-
 def embeddings(reading: Reading) -> Iterator[RawProblem]:
     """Embeddings of tokens, beside the modules or alone."""
     if reading.embeddings:
@@ -114,86 +65,6 @@ def magnitudes(reading: Reading) -> Iterable[RawProblem]:
     return (finding for finding in reading.about_magnitudes if finding.code != allowed)
 
 
-# Modules whose scale is 1, as they have no alpha, among others that have one.
-ALPHA_MISSING = "alpha-missing"
-# The options that settle what a scale waits for.
-_OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
-
-
-def open_settings(contributions: Iterable[Contribution]) -> tuple[str, ...]:
-    """The settings that the scales of contributions wait for: "alpha", "rslora", both or neither."""
-    unknown = [c for c in contributions if c.rank is not None and c.scale is None]
-    alpha = any(contribution.alpha is None for contribution in unknown)
-    rule = any(contribution.rslora is None and contribution.rank != 1 for contribution in unknown)
-    return (*(("alpha",) if alpha else ()), *(("rslora",) if rule else ()))
-
-
-def unknown_scales(reading: Reading) -> Iterator[RawProblem]:
-    """Modules whose scale is unknown, by the reason, and all that settles them."""
-    by_reason: dict[str, list[str]] = {}
-    unknown = [contribution for contribution in reading.contributions if contribution.scale is None]
-    for contribution in unknown:
-        if contribution.algorithm.formula and not contribution.algorithm.beside:
-            by_reason.setdefault(contribution.why, []).append(contribution.module.key)
-    way_out = " and ".join(_OPTIONS[name] for name in open_settings(unknown))
-    for why, keys in by_reason.items():
-        mend = WAYS_OUT.get(why, "give {}").format(way_out)
-        yield RawProblem(
-            "scale-unknown", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; {mend}", tuple(keys[:5])
-        )
-
-
-def _and_more(keys: list[str]) -> str:
-    return f" and {len(keys) - 1} more modules" if len(keys) > 1 else ""
-
-
-def rule_setting(reading: Reading) -> Iterator[RawProblem]:
-    """What the rslora setting says against the evidence: it settles what the file leaves open, and no more."""
-    rslora = reading.settings.rslora
-    if rslora is None:
-        return
-    setting = f"rslora={'yes' if rslora else 'no'}"
-    ranked = [contribution for contribution in reading.contributions if contribution.rank is not None]
-    read = [contribution for contribution in ranked if contribution.formula.rslora]
-    contradicting = next((stated for stated in reading.stated if stated.value != rslora), None)
-    if not read:
-        what = "has RS-LoRA's rule" if ranked else "has a rank"
-        yield RawProblem(CONTRADICTS, f"{setting} cannot apply, as no module {what}; leave it out")
-    elif all(contribution.alpha is None and contribution.scale is not None for contribution in read):
-        message = f"{setting} cannot apply to {read[0].module.key}, which has {read[0].why}; leave it out"
-        yield RawProblem(CONTRADICTS, message)
-    elif any(not stated.settled for stated in reading.stated):
-        return
-    elif contradicting is None:
-        yield RawProblem(REPEATS, f"{setting} repeats what its {reading.stated[0].source.replace('_', ' ')} says")
-    else:
-        rule, source = RANK_STABILISED if contradicting.value else STANDARD, contradicting.source.replace("_", " ")
-        yield RawProblem(CONTRADICTS, f"its {source} says {rule}, which {setting} contradicts; leave it out")
-
-
-def alpha_setting(reading: Reading) -> Iterator[RawProblem]:
-    """What the alpha setting says against alphas that are known without it."""
-    alpha = reading.settings.alpha
-    if alpha is None:
-        return
-    without = reading.scaled(reading.settings._replace(alpha=None)).values()
-    known = [c for module in without for c in module.contributions if c.rank is not None]
-    if any(contribution.alpha is None and contribution.scale is None for contribution in known):
-        return
-    others = [c.alpha for c in known if c.alpha is not None and not close(c.alpha, alpha)]
-    absent = next((contribution for contribution in known if contribution.alpha is None), None)
-    if others:
-        message = f"it says alpha {others[0]:g}, which alpha={alpha:g} contradicts; leave it out"
-        yield RawProblem(CONTRADICTS, message)
-    elif absent:
-        message = f"alpha={alpha:g} cannot apply to {absent.module.key}, which has {absent.why}; leave it out"
-        yield RawProblem(CONTRADICTS, message)
-    elif not known:
-        yield RawProblem(CONTRADICTS, f"alpha={alpha:g} cannot apply, as no module has a rank; leave it out")
-    else:
-        yield RawProblem(REPEATS, f"alpha={alpha:g} repeats the alpha that it has")
-
-
 def architecture_setting(reading: Reading) -> Iterator[RawProblem]:
     """That it names none of the families that the file may be of, or the one that is known."""
     named = reading.settings.architecture
@@ -205,67 +76,17 @@ def architecture_setting(reading: Reading) -> Iterator[RawProblem]:
     setting = f"architecture={named}"
     if named not in [one.architecture.name for one in found]:
         fits = f"match {listed([str(one) for one in found], 'or')}" if found else "match no known model family"
-        message = f"the names and shapes of its modules {fits}, so it is not for {named}; leave {setting} (--architecture) out"
+        wrong = f"the names and shapes of its modules {fits}, so it is not for {named}"
+        message = f"{wrong}; leave {setting} (--architecture) out"
         yield RawProblem(CONTRADICTS, message)
     elif len(found) == 1:
         yield RawProblem(REPEATS, f"{setting} repeats what the names and shapes of its modules say")
-
-
-def missing_alphas(reading: Reading) -> Iterator[RawProblem]:
-    """Modules without an alpha among others that have one, in schemes where none means scale 1."""
-    having: Counter[str] = Counter()
-    missing: dict[str, list[str]] = defaultdict(list)
-    for module in reading.modules.values():
-        scheme = module.name.scheme
-        if schemes.by_name(scheme).absent_alpha != "one" or not any(map(_takes_alpha, module.contributions)):
-            continue
-        if module.alpha:
-            having[scheme] += 1
-        else:
-            missing[scheme].append(module.name.key)
-    for scheme, keys in missing.items():
-        if scheme in having:
-            message = (
-                f"the file has no alpha for {counted(len(keys), 'module')} ({some(keys, 1)}), which "
-                f"means scale 1 there, but has one for {counted(having[scheme], 'module')}"
-            )
-            yield RawProblem(ALPHA_MISSING, message, tuple(keys[:5]))
-
-
-def _takes_alpha(contribution: Contribution) -> bool:
-    """Whether it is a change of its own whose alpha is divided by a rank."""
-    algorithm = contribution.algorithm
-    is_own = algorithm.formula is not None and not algorithm.beside
-    return is_own and algorithm.has_alpha and contribution.rank is not None
-
-
-def rslora_hint(reading: Reading) -> Iterator[RawProblem]:
-    """The hint, which is a note and never applied."""
-    if reading.rslora.hint:
-        read = "it is read as plain LoRA: should it be too weak as such, give --rslora yes"
-        yield RawProblem("rslora-hint", f"{reading.rslora.hint.sentence()}; {read}")
 
 
 # How the keys of metadata begin that say how alpha and rank are to be read.
 _DECIDING_METADATA = ("lora_inspect.", "lora_adapter_metadata", "ss_network_", "ss_alpha_", "ss_rank_", "ss_init_")
 
 DAMAGED = "config-damaged"
-# The field in which a config names tokens whose rows were trained beside its factors.
-_TOKENS = "trainable_token_indices"
-
-
-def missing_tokens(reading: Reading) -> Iterator[RawProblem]:
-    """Configs of a LoRA that name tokens whose rows were trained beside its factors, of which the file has nothing."""
-    if any(c.algorithm.ties for c in reading.contributions):
-        return
-    for found in reading.configs:
-        if found.config.get(_TOKENS):
-            yield RawProblem(
-                "incomplete",
-                f"{found.where} lists {_TOKENS}, but the file has no rows of tokens, so it is not the "
-                "whole adapter; fetch the file that the trainer saved, or remove them from the config if "
-                "there were none",
-            )
 
 
 def damaged_metadata(reading: Reading) -> Iterator[RawProblem]:
@@ -276,19 +97,6 @@ def damaged_metadata(reading: Reading) -> Iterator[RawProblem]:
             f"metadata {EMBEDDED_KEY} is not a JSON object, so its alphas are lost and scales are read "
             "as if it had none; fetch the file again",
         )
-
-
-def refused_patterns(reading: Reading) -> Iterator[RawProblem]:
-    """Patterns of configs that are not compared with modules."""
-    for where, refused in {found.where: found.modules.refused for found in reading.configs}.items():
-        if refused:
-            yield RawProblem("pattern-unsupported", f"{where}: {refused}; {_way_out(refused)}")
-
-
-def _way_out(refused: str) -> str:
-    if refused.startswith("target_modules "):
-        return "list the module names, or rename the file to adapter_model.safetensors if the two belong together"
-    return "write the plain module path instead"
 
 
 def contradicting_shards(reading: Reading) -> Iterator[RawProblem]:
@@ -334,6 +142,14 @@ def _has_packed(reading: Reading) -> bool:
     return any(contribution.algorithm.packed for contribution in reading.contributions)
 
 
+def _has_unclaimed(reading: Reading) -> bool:
+    return bool(reading.claims.unclaimed)
+
+
+_foreign_schemes = RareLook("keys.unclaimed", "foreign_schemes", _has_unclaimed)
+_unclaimed_tensors = RareLook("keys.unclaimed", "unclaimed_tensors", _has_unclaimed)
+_refused_patterns = RareLook("peft.unsupported", "refused_patterns", _has_configs)
+_missing_tokens = RareLook("peft.saved_tensors", "missing_tokens", _has_configs)
 _missing_weights = RareLook("peft.unsupported", "missing_weights", lambda reading: not reading.checkpoint.files)
 _weightless = RareLook(
     "peft.unsupported", "weightless", lambda reading: bool(reading.configs or reading.claims.unclaimed)
@@ -367,74 +183,306 @@ _dylora_scale = RareLook("scale.scale_records", "dylora_scale", lambda reading: 
 
 
 class Entry(NamedTuple):
-    """A kind of problem: the code by which scripts know it, how serious it is, and what finds it.
+    """A kind of problem: its code for scripts, its severity, and the looks that find it. Kinds may share a look.
 
-    What finds several kinds stands in the entry of each.
+    `means`, `matters` and `way_out` are sentences for `check`. `short` are a longer and a shorter name of it for a list
+    of files, empty where the code serves. `is_damage` says that the file is not what its trainer wrote.
     """
 
     code: str
     severity: str
     looks: tuple[Look, ...]
+    means: str
+    matters: str
+    way_out: str
+    short: tuple[str, ...] = ()
+    is_damage: bool = False
 
+
+_ANEW = "Fetch the file again, or re-save it with the program that trained it."
+_REFUSED = "No command can compute the change, so merge and convert refuse the file."
 
 PROBLEMS = (
-    Entry("weights-missing", ERROR, (_missing_weights,)),
-    Entry("no-weight-change", ERROR, (_weightless,)),
-    Entry("no-adapter", ERROR, (lambda reading: reading.rules.no_adapter(reading.checkpoint.files),)),
+    Entry(
+        "weights-missing",
+        ERROR,
+        (_missing_weights,),
+        "There is an adapter_config.json, but no weights next to it.",
+        "A configuration without weights changes nothing.",
+        "Put the weights next to it.",
+        short=("the weights are missing", "no weights"),
+    ),
+    Entry(
+        "no-weight-change",
+        ERROR,
+        (_weightless,),
+        "The method changes no weight: prompts, prefixes and the like.",
+        "There is nothing to merge or to convert.",
+        "Load it with PEFT together with the model.",
+        short=("a method that changes no weight", "changes no weight"),
+    ),
+    Entry(
+        "no-adapter",
+        ERROR,
+        (lambda reading: reading.rules.no_adapter(reading.checkpoint.files),),
+        "The file holds whole weights, of mlx-lm's full fine-tuning.",
+        "Programs that load adapters find none.",
+        "Use it as a model; extract an adapter from it if you want one.",
+        short=("a full fine-tuning, no adapter", "no adapter"),
+    ),
     # What explains shapes that fit nothing comes before these.
-    Entry("scheme-unknown", ERROR, (unfit_tensors, foreign_schemes)),
-    Entry("peft-setting-unsupported", ERROR, (_unbuilt_configs,)),
-    Entry("duplicate-tensor", ERROR, (unfit_tensors,)),
-    Entry("shape-mismatch", ERROR, (unfit_tensors,)),
-    Entry("incomplete", ERROR, (unfit_tensors, _missing_saved, missing_tokens)),
-    Entry("magnitude-shape", ERROR, (unfit_tensors,)),
-    Entry("experts-ambiguous", ERROR, (unfit_tensors, _lost_parameters)),
-    Entry("algorithm-unsupported", ERROR, (_unbuilt_configs, _unbuilt_algorithms)),
-    Entry("residual-base", ERROR, (_residual_bases,)),
-    Entry("pattern-unsupported", ERROR, (refused_patterns,)),
-    Entry("shards-contradict", ERROR, (contradicting_shards,)),
-    Entry("dora-conflict", ERROR, (magnitudes,)),
-    Entry("dora-missing", ERROR, (magnitudes,)),
-    Entry("dora-partial", ERROR, (magnitudes,)),
-    Entry("dora-stripped", WARNING, (magnitudes,)),
+    Entry(
+        "scheme-unknown",
+        ERROR,
+        (unfit_tensors, _foreign_schemes),
+        "The names follow no known scheme, or number the layers without naming them.",
+        "No program can identify the layers; most silently load nothing.",
+        _ANEW,
+        short=("names in no known scheme", "unknown names"),
+    ),
+    Entry(
+        "peft-setting-unsupported",
+        ERROR,
+        (_unbuilt_configs,),
+        "PEFT's configuration has a setting that lora-inspect does not support.",
+        _REFUSED,
+        "Merge it with PEFT, or train it without the setting.",
+    ),
+    Entry(
+        "duplicate-tensor",
+        ERROR,
+        (unfit_tensors,),
+        "A module has two tensors for the same role, in two spellings.",
+        "Programs differ in the one that they use.",
+        "Leave one of them out.",
+        short=("a tensor that appears twice", "a tensor twice"),
+        is_damage=True,
+    ),
+    Entry(
+        "shape-mismatch",
+        ERROR,
+        (unfit_tensors,),
+        "Factors of a module do not match each other.",
+        "Programs fail, or skip the module.",
+        _ANEW,
+        short=("shapes that do not match", "misfitting shapes"),
+        is_damage=True,
+    ),
+    Entry(
+        "incomplete",
+        ERROR,
+        (unfit_tensors, _missing_saved, _missing_tokens),
+        "A module lacks a factor, such as the up of a down, or modules are missing.",
+        "Programs skip the module, mostly silently, so a part of the training is lost.",
+        _ANEW,
+        short=("incomplete: factors are missing", "incomplete"),
+        is_damage=True,
+    ),
+    Entry(
+        "magnitude-shape",
+        ERROR,
+        (unfit_tensors,),
+        "A magnitude of DoRA matches no side of its module.",
+        "Programs fail, or compute something else.",
+        _ANEW,
+        short=("a magnitude that does not match", "odd magnitude"),
+        is_damage=True,
+    ),
+    Entry(
+        "experts-ambiguous",
+        ERROR,
+        (unfit_tensors, _lost_parameters),
+        "Factors cover all experts of a layer, but nothing identifies the layer or the number of experts.",
+        _REFUSED,
+        "Put the configuration and the model's config.json next to it.",
+        short=("experts that it does not tell apart", "unclear experts"),
+        is_damage=True,
+    ),
+    Entry(
+        "algorithm-unsupported",
+        ERROR,
+        (_unbuilt_configs, _unbuilt_algorithms),
+        "lora-inspect recognises the algorithm, but does not compute it.",
+        _REFUSED,
+        "Use the program that trained it.",
+    ),
+    Entry(
+        "residual-base",
+        ERROR,
+        (_residual_bases,),
+        "The initialisation took a part of the base away (PiSSA and others), but the file does not state that part.",
+        "On the plain base a part of the change counts twice.",
+        "Merge it into the residual base with residual=yes.",
+        short=("trained on a residual base", "residual base"),
+    ),
+    Entry(
+        "pattern-unsupported",
+        ERROR,
+        (_refused_patterns,),
+        "lora-inspect does not support an expression of the configuration.",
+        "Ranks and alphas that depend on it are unknown.",
+        "Write plain module names instead.",
+        short=("a pattern of its config is refused", "refused pattern"),
+    ),
+    Entry(
+        "shards-contradict",
+        ERROR,
+        (contradicting_shards,),
+        "Parts of one set contradict each other.",
+        "Programs use one or the other.",
+        "Fetch the set again.",
+        short=("its shards contradict each other", "odd shards"),
+        is_damage=True,
+    ),
+    Entry(
+        "dora-conflict",
+        ERROR,
+        (magnitudes,),
+        "A flag or a configuration denies existing magnitudes, or the record of the magnitudes is impossible.",
+        "Programs that believe one compute another change than programs that believe the other.",
+        "Find the right one, and remove the other.",
+        short=("it contradicts itself about DoRA", "DoRA: conflict"),
+        is_damage=True,
+    ),
+    Entry(
+        "dora-missing",
+        ERROR,
+        (magnitudes,),
+        "A flag or a configuration says DoRA, but no module has a magnitude.",
+        "The rest is not the adapter that was trained.",
+        "Fetch the file that the trainer saved.",
+        short=("DoRA without its magnitudes", "no magnitudes"),
+        is_damage=True,
+    ),
+    Entry(
+        "dora-partial",
+        ERROR,
+        (magnitudes,),
+        "Some Linear modules have a magnitude and others have none.",
+        "A part of the magnitudes was lost, as by a converter; few files are made so.",
+        "Fetch the file again; if it was made so, give --allow-partial-dora to the other commands.",
+    ),
+    Entry(
+        "dora-stripped",
+        WARNING,
+        (magnitudes,),
+        "DoRA was asked for in training, but no module has a magnitude.",
+        "A converter lost them, or a dropout kept the trainer from DoRA.",
+        "Fetch the file that the trainer saved.",
+        short=("trained as DoRA, without magnitudes", "no magnitudes"),
+    ),
     Entry(
         "setting-contradicts",
         ERROR,
         (rule_setting, alpha_setting, _packing_setting, _residual_setting, architecture_setting),
+        "A setting on the path contradicts a known fact.",
+        "It would be ignored or wrong.",
+        "Leave it out.",
     ),
-    Entry("setting-repeats", NOTE, (rule_setting, alpha_setting, _packing_setting, architecture_setting)),
-    Entry("scale-unknown", ERROR, (unknown_scales,)),
-    Entry("alpha-missing", WARNING, (missing_alphas,)),
-    Entry("formula-unknown", ERROR, (_unknown_formulas,)),
-    Entry("config-damaged", WARNING, (damaged_metadata,)),
-    Entry("mixed-schemes", WARNING, (several_schemes,)),
-    Entry("unclaimed", WARNING, (unclaimed_tensors,)),
-    Entry("embeddings", NOTE, (embeddings,)),
-    Entry("rslora-hint", NOTE, (rslora_hint,)),
-    Entry("expert-hint", NOTE, (_packing_hint,)),
     Entry(
-        "trained-scale", NOTE, (_dylora_scale, lambda reading: reading.rules.trained_otherwise(reading.contributions))
+        "setting-repeats",
+        NOTE,
+        (rule_setting, alpha_setting, _packing_setting, architecture_setting),
+        "A setting on the path repeats a known fact.",
+        "It is not needed.",
+        "Leave it out.",
+    ),
+    Entry(
+        "scale-unknown",
+        ERROR,
+        (unknown_scales,),
+        "The file leaves the scale of modules open: a stored alpha of 0, PEFT's names without their configuration, "
+        "evidence for RS-LoRA that contradicts itself.",
+        "Programs guess differently, so each applies another scale.",
+        "Settle it on the path (alpha=N, rslora=yes|no), then convert the file to store it.",
+    ),
+    Entry(
+        "alpha-missing",
+        WARNING,
+        (missing_alphas,),
+        "Some modules have no alpha, but others of the file have one.",
+        "No alpha means scale 1, so these modules count differently from the rest; a script may have lost it.",
+        "Fetch the file again, or write the alpha that they were trained with.",
+        short=("modules without their alpha", "alphas missing"),
+    ),
+    Entry(
+        "formula-unknown",
+        ERROR,
+        (_unknown_formulas,),
+        "The change depends on something outside the file: a configuration, a program, a shared tensor.",
+        _REFUSED,
+        "Put the missing part next to it.",
+    ),
+    Entry(
+        "config-damaged",
+        WARNING,
+        (damaged_metadata,),
+        "lora_adapter_metadata is no JSON object.",
+        "diffusers fails, and the alphas in it are lost.",
+        "Save the file again with diffusers.",
+        short=("its embedded config is damaged", "damaged config"),
+    ),
+    Entry(
+        "mixed-schemes",
+        WARNING,
+        (several_schemes,),
+        "Modules follow several naming schemes.",
+        "Most programs know one of them in a file and skip the rest.",
+        "Convert the file, or remove the remains of a script.",
+        short=("names in two schemes", "two schemes"),
+    ),
+    Entry(
+        "unclaimed",
+        WARNING,
+        (_unclaimed_tensors,),
+        "Some tensors belong to no known algorithm.",
+        "Programs skip them, or refuse the file for them.",
+        "Find the program that wrote them; update lora-inspect if it is a new algorithm.",
+    ),
+    Entry(
+        "embeddings",
+        NOTE,
+        (embeddings,),
+        "The file holds embeddings of tokens.",
+        "They change no weight, and few programs load them with the adapter.",
+        "Do nothing if the program loads them.",
+    ),
+    Entry(
+        "rslora-hint",
+        NOTE,
+        (rslora_hint,),
+        "Most alphas are the square root of their rank, which RS-LoRA networks store for an alpha of 0.",
+        "If it is RS-LoRA, programs apply too little.",
+        "If it was trained so, give rslora=yes and convert it.",
+        short=("alpha is sqrt(rank): RS-LoRA?", "RS-LoRA?"),
+    ),
+    Entry(
+        "expert-hint",
+        NOTE,
+        (_packing_hint,),
+        "The file does not state the packing of the factors of all experts, but their columns look packed one way.",
+        "The other packing makes another change.",
+        "Give expert-packing=rank_major or grouped_by_expert.",
+    ),
+    Entry(
+        "trained-scale",
+        NOTE,
+        (_dylora_scale, lambda reading: reading.rules.trained_otherwise(reading.contributions)),
+        "The training used another scale than programs read from the file.",
+        "They apply another scale than the training did.",
+        "Change the multiplier as the message says.",
     ),
 )
 
 
-_DAMAGE = (
-    "duplicate-tensor",
-    "shape-mismatch",
-    "incomplete",
-    "magnitude-shape",
-    "experts-ambiguous",
-    "shards-contradict",
-    "dora-conflict",
-    "dora-missing",
-)
+_DAMAGES = frozenset(entry.code for entry in PROBLEMS if entry.is_damage)
 
 
 def kind_of_error(problem: Problem) -> type[LoraInspectError]:
     """What is raised where somebody asks for more than a file with the problem can give."""
     if problem.code in ("scale-unknown", "dora-partial"):
         return AmbiguousError
-    return DamagedError if problem.code in _DAMAGE else RefusedError
+    return DamagedError if problem.code in _DAMAGES else RefusedError
 
 
 def find_problems(reading: Reading, entries: tuple[Entry, ...] = PROBLEMS) -> tuple[Problem, ...]:

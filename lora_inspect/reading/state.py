@@ -7,12 +7,11 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.keys.groups import StoredNumbers
-from lora_inspect.reading.model.contribution import Contribution, Embedding, Module
+from lora_inspect.reading.model.contribution import Contribution, Counting, Embedding, Module
 from lora_inspect.reading.model.evidence import DoraClaim, DoraReading, Evidence, LoraFacts, RawProblem, RsloraReading
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.config_lookup import FoundConfig
 from lora_inspect.reading.peft.regex import Steps
-from lora_inspect.reading.scale.scales import Counting
 
 if TYPE_CHECKING:
     from lora_inspect.reading.mlx_config import MlxConfig

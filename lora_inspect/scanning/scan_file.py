@@ -31,7 +31,9 @@ from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import ERROR, Problem
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reading.problems import PROBLEMS
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
+from lora_inspect.reading.scale.scales import OPTIONS
 from lora_inspect.scanning.duplicates import DataSection, data_section
 from lora_inspect.sentences import bounded, brief, listed
 
@@ -54,30 +56,8 @@ _SETTLED = {
     "dora-partial": "DoRA on only some layers: --allow-partial-dora",
     "setting-contradicts": "",
 }
-_OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
 _PACKING = "expert_packing"
-# What a problem is called where there is no room for its message.
-_SHORT = {
-    "weights-missing": ("the weights are missing", "no weights"),
-    "no-weight-change": ("a method that changes no weight", "changes no weight"),
-    "no-adapter": ("a full fine-tuning, no adapter", "no adapter"),
-    "scheme-unknown": ("names in no known scheme", "unknown names"),
-    "duplicate-tensor": ("a tensor that appears twice", "a tensor twice"),
-    "shape-mismatch": ("shapes that do not match", "misfitting shapes"),
-    "incomplete": ("incomplete: factors are missing", "incomplete"),
-    "magnitude-shape": ("a magnitude that does not match", "odd magnitude"),
-    "experts-ambiguous": ("experts that it does not tell apart", "unclear experts"),
-    "residual-base": ("trained on a residual base", "residual base"),
-    "pattern-unsupported": ("a pattern of its config is refused", "refused pattern"),
-    "shards-contradict": ("its shards contradict each other", "odd shards"),
-    "alpha-missing": ("modules without their alpha", "alphas missing"),
-    "dora-conflict": ("it contradicts itself about DoRA", "DoRA: conflict"),
-    "dora-missing": ("DoRA without its magnitudes", "no magnitudes"),
-    "dora-stripped": ("trained as DoRA, without magnitudes", "no magnitudes"),
-    "mixed-schemes": ("names in two schemes", "two schemes"),
-    "config-damaged": ("its embedded config is damaged", "damaged config"),
-    "rslora-hint": ("alpha is sqrt(rank): RS-LoRA?", "RS-LoRA?"),
-}
+_SHORT = {entry.code: entry.short for entry in PROBLEMS}
 _HINTS = ("dora-stripped", "mixed-schemes", "config-damaged", "unclaimed", "rslora-hint")
 
 
@@ -117,8 +97,8 @@ def _question(problem: Problem, waits_for: Sequence[str]) -> tuple[str, ...]:
         return ("packing of experts unknown: --expert-packing", "packing: --expert-packing", "packing unknown")
     if problem.code != "scale-unknown":
         return (_SETTLED[problem.code] or problem.message, problem.code)
-    options = listed([_OPTIONS[name] for name in waits_for if name in _OPTIONS])
-    names = ", ".join(option.split()[0] for option in _OPTIONS.values() if option in options)
+    options = listed([OPTIONS[name] for name in waits_for if name in OPTIONS])
+    names = ", ".join(option.split()[0] for option in OPTIONS.values() if option in options)
     return (f"scale unknown: {options}", f"scale unknown: {names}", "scale unknown")
 
 

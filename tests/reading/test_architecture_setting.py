@@ -51,7 +51,7 @@ def test_what_is_of_no_known_family_is_not_of_the_named_one(tensors, inspected):
         (
             "setting-contradicts",
             "the names and shapes of its modules match no known model family, so it is not for flux; leave "
-            "architecture=flux out",
+            "architecture=flux (--architecture) out",
         )
     ]
 

@@ -1,6 +1,6 @@
 """The modules of an adapter: their changes, and the tensors that these are made of."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -242,3 +242,26 @@ def with_paths(modules: Iterable[Module], paths: Iterable[str | None]) -> Iterab
     return make_records(
         Module, [(*module[:_PATH], path, *module[_PATH + 1 :]) for module, path in zip(modules, paths, strict=True)]
     )
+
+
+class Counted(NamedTuple):
+    """How often the stored alpha counts: once for each of the `parts` that a layer was saved in.
+
+    `contradiction` says why nobody can tell; it is empty where there is none.
+    """
+
+    parts: int = 1
+    contradiction: str = ""
+
+
+ONCE = Counted()
+
+
+class Counting(NamedTuple):
+    """How often the alpha of a contribution counts, by the number that is stored.
+
+    `by_name` says that what its module is called, or its data, may decide that.
+    """
+
+    counted: Callable[[Contribution, float | None], Counted] = lambda contribution, alpha: ONCE
+    by_name: bool = False

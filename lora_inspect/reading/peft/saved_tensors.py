@@ -192,3 +192,21 @@ def missing_saved(reading: Reading) -> Iterator[RawProblem]:
                 "tensor of them, so it is not the whole adapter; fetch the file that the trainer saved, "
                 "or remove them from the config if there were none",
             )
+
+
+# The field in which a config names tokens whose rows were trained beside its factors.
+_TOKENS = "trainable_token_indices"
+
+
+def missing_tokens(reading: "Reading") -> Iterator[RawProblem]:
+    """Configs of a LoRA that name tokens whose rows were trained beside its factors, of which the file has nothing."""
+    if any(c.algorithm.ties for c in reading.contributions):
+        return
+    for found in reading.configs:
+        if found.config.get(_TOKENS):
+            yield RawProblem(
+                "incomplete",
+                f"{found.where} lists {_TOKENS}, but the file has no rows of tokens, so it is not the "
+                "whole adapter; fetch the file that the trainer saved, or remove them from the config if "
+                "there were none",
+            )

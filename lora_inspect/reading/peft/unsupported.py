@@ -295,3 +295,16 @@ def unknown_formulas(reading: Reading) -> Iterator[RawProblem]:
     for (title, why), own in keys.items():
         others = f" and {len(own) - 1} more modules" if len(own) > 1 else ""
         yield RawProblem("formula-unknown", f"{title} of {own[0]}{others} is unknown: {why}", tuple(own[:5]))
+
+
+def refused_patterns(reading: Reading) -> Iterator[RawProblem]:
+    """Patterns of configs that are not compared with modules."""
+    for where, refused in {found.where: found.modules.refused for found in reading.configs}.items():
+        if refused:
+            yield RawProblem("pattern-unsupported", f"{where}: {refused}; {_way_out(refused)}")
+
+
+def _way_out(refused: str) -> str:
+    if refused.startswith("target_modules "):
+        return "list the module names, or rename the file to adapter_model.safetensors if the two belong together"
+    return "write the plain module path instead"

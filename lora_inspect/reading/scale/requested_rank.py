@@ -8,10 +8,9 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import read_row
 from lora_inspect.files.strict_json import json_count
 from lora_inspect.reading.metadata.trainers import is_musubi
-from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.model.contribution import Contribution, Counted, Counting
 from lora_inspect.reading.model.evidence import close, network_args, requested_alpha
 from lora_inspect.reading.peft.regex import Refused, Steps
-from lora_inspect.reading.scale.scales import Counted, Counting
 from lora_inspect.reading.state import Reading
 from lora_inspect.schemes.record import MODEL
 from lora_inspect.sentences import shortened

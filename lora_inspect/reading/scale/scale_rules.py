@@ -15,7 +15,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, plain_alpha
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.keys.groups import Likeness, ModuleGroups, ModuleKind, StoredNumbers, computed
-from lora_inspect.reading.model.contribution import Contribution, Module, with_scalings
+from lora_inspect.reading.model.contribution import Contribution, Counted, Counting, Module, with_scalings
 from lora_inspect.reading.model.evidence import (
     LOKR_FLAG,
     RSLORA_FLAG,
@@ -34,7 +34,7 @@ from lora_inspect.reading.model.evidence import (
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.config_lookup import FoundConfig, Speakers
 from lora_inspect.reading.peft.peft_config import LORA_TYPE
-from lora_inspect.reading.scale.scales import Counted, Counting, ScaleSources, scalings_of
+from lora_inspect.reading.scale.scales import ScaleSources, scalings_of
 from lora_inspect.schemes.lycoris import LYCORIS
 
 HINT_SHARE = 0.5

@@ -1,18 +1,28 @@
 """From the numbers of a module, its config and the scale rule to its scale, or to the reason why it is unknown."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lora_inspect import schemes
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.maths.scaling import neutral_alpha, scale_of
+from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, neutral_alpha, scale_of
 from lora_inspect.reading.model import evidence
-from lora_inspect.reading.model.contribution import Contribution, Module, Scaling
-from lora_inspect.reading.model.evidence import LOKR_FLAG, Evidence, RsloraReading
+from lora_inspect.reading.model.contribution import ONCE, Contribution, Counted, Module, Scaling
+from lora_inspect.reading.model.evidence import (
+    CONTRADICTS,
+    LOKR_FLAG,
+    REPEATS,
+    Evidence,
+    RawProblem,
+    RsloraReading,
+    close,
+)
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft import peft_config
 from lora_inspect.reading.peft.config_lookup import FoundConfig
+from lora_inspect.reading.state import Reading
+from lora_inspect.sentences import counted, some
 
 # Why a scale is unknown that no setting settles, each with the way out.
 PATTERN_REFUSED = "a pattern of the config is refused"
@@ -27,35 +37,12 @@ WAYS_OUT = {
 }
 
 
-class Counted(NamedTuple):
-    """How often the stored alpha counts: once for each of the `parts` that a layer was saved in.
-
-    `contradiction` says why nobody can tell; it is empty where there is none.
-    """
-
-    parts: int = 1
-    contradiction: str = ""
-
-
-ONCE = Counted()
-
-
-class Counting(NamedTuple):
-    """How often the alpha of a contribution counts, by the number that is stored.
-
-    `by_name` says that what its module is called, or its data, may decide that.
-    """
-
-    counted: Callable[[Contribution, float | None], Counted] = lambda contribution, alpha: ONCE
-    by_name: bool = False
-
-
 def about_parts(counts: Iterable[tuple[Counted, int]]) -> list[Evidence]:
     """What is said of layers that were trained in parts and saved as one, of each with how many modules are so."""
     split: Counter[int] = Counter()
-    for counted, modules in counts:
-        if counted.parts > 1:
-            split[counted.parts] += modules
+    for part, modules in counts:
+        if part.parts > 1:
+            split[part.parts] += modules
     return [
         Evidence(
             "scale",
@@ -234,3 +221,118 @@ def _configured_alpha(
         f"no alpha means scale 1 in the {scheme} scheme, but {found.where} says scale {scale:g} at rank {rank}: "
         f"alpha={neutral:.9g} means the first, alpha={configured:.9g} the second"
     )
+
+
+# Modules whose scale is 1, as they have no alpha, among others that have one.
+ALPHA_MISSING = "alpha-missing"
+# The options that settle what a scale waits for.
+OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
+
+
+def open_settings(contributions: Iterable[Contribution]) -> tuple[str, ...]:
+    """The settings that the scales of contributions wait for: "alpha", "rslora", both or neither."""
+    unknown = [c for c in contributions if c.rank is not None and c.scale is None]
+    alpha = any(contribution.alpha is None for contribution in unknown)
+    rule = any(contribution.rslora is None and contribution.rank != 1 for contribution in unknown)
+    return (*(("alpha",) if alpha else ()), *(("rslora",) if rule else ()))
+
+
+def unknown_scales(reading: Reading) -> Iterator[RawProblem]:
+    """Modules whose scale is unknown, by the reason, and all that settles them."""
+    by_reason: dict[str, list[str]] = {}
+    unknown = [contribution for contribution in reading.contributions if contribution.scale is None]
+    for contribution in unknown:
+        if contribution.algorithm.formula and not contribution.algorithm.beside:
+            by_reason.setdefault(contribution.why, []).append(contribution.module.key)
+    way_out = " and ".join(OPTIONS[name] for name in open_settings(unknown))
+    for why, keys in by_reason.items():
+        mend = WAYS_OUT.get(why, "give {}").format(way_out)
+        yield RawProblem(
+            "scale-unknown", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; {mend}", tuple(keys[:5])
+        )
+
+
+def _and_more(keys: list[str]) -> str:
+    return f" and {len(keys) - 1} more modules" if len(keys) > 1 else ""
+
+
+def rule_setting(reading: Reading) -> Iterator[RawProblem]:
+    """What the rslora setting says against the evidence: it settles what the file leaves open, and no more."""
+    rslora = reading.settings.rslora
+    if rslora is None:
+        return
+    setting = f"rslora={'yes' if rslora else 'no'}"
+    ranked = [contribution for contribution in reading.contributions if contribution.rank is not None]
+    read = [contribution for contribution in ranked if contribution.formula.rslora]
+    contradicting = next((stated for stated in reading.stated if stated.value != rslora), None)
+    if not read:
+        what = "has RS-LoRA's rule" if ranked else "has a rank"
+        yield RawProblem(CONTRADICTS, f"{setting} cannot apply, as no module {what}; leave it out")
+    elif all(contribution.alpha is None and contribution.scale is not None for contribution in read):
+        message = f"{setting} cannot apply to {read[0].module.key}, which has {read[0].why}; leave it out"
+        yield RawProblem(CONTRADICTS, message)
+    elif any(not stated.settled for stated in reading.stated):
+        return
+    elif contradicting is None:
+        yield RawProblem(REPEATS, f"{setting} repeats what its {reading.stated[0].source.replace('_', ' ')} says")
+    else:
+        rule, source = RANK_STABILISED if contradicting.value else STANDARD, contradicting.source.replace("_", " ")
+        yield RawProblem(CONTRADICTS, f"its {source} says {rule}, which {setting} contradicts; leave it out")
+
+
+def alpha_setting(reading: Reading) -> Iterator[RawProblem]:
+    """What the alpha setting says against alphas that are known without it."""
+    alpha = reading.settings.alpha
+    if alpha is None:
+        return
+    without = reading.scaled(reading.settings._replace(alpha=None)).values()
+    known = [c for module in without for c in module.contributions if c.rank is not None]
+    if any(contribution.alpha is None and contribution.scale is None for contribution in known):
+        return
+    others = [c.alpha for c in known if c.alpha is not None and not close(c.alpha, alpha)]
+    absent = next((contribution for contribution in known if contribution.alpha is None), None)
+    if others:
+        message = f"it says alpha {others[0]:g}, which alpha={alpha:g} contradicts; leave it out"
+        yield RawProblem(CONTRADICTS, message)
+    elif absent:
+        message = f"alpha={alpha:g} cannot apply to {absent.module.key}, which has {absent.why}; leave it out"
+        yield RawProblem(CONTRADICTS, message)
+    elif not known:
+        yield RawProblem(CONTRADICTS, f"alpha={alpha:g} cannot apply, as no module has a rank; leave it out")
+    else:
+        yield RawProblem(REPEATS, f"alpha={alpha:g} repeats the alpha that it has")
+
+
+def missing_alphas(reading: Reading) -> Iterator[RawProblem]:
+    """Modules without an alpha among others that have one, in schemes where none means scale 1."""
+    having: Counter[str] = Counter()
+    missing: dict[str, list[str]] = defaultdict(list)
+    for module in reading.modules.values():
+        scheme = module.name.scheme
+        if schemes.by_name(scheme).absent_alpha != "one" or not any(map(_takes_alpha, module.contributions)):
+            continue
+        if module.alpha:
+            having[scheme] += 1
+        else:
+            missing[scheme].append(module.name.key)
+    for scheme, keys in missing.items():
+        if scheme in having:
+            message = (
+                f"the file has no alpha for {counted(len(keys), 'module')} ({some(keys, 1)}), which "
+                f"means scale 1 there, but has one for {counted(having[scheme], 'module')}"
+            )
+            yield RawProblem(ALPHA_MISSING, message, tuple(keys[:5]))
+
+
+def _takes_alpha(contribution: Contribution) -> bool:
+    """Whether it is a change of its own whose alpha is divided by a rank."""
+    algorithm = contribution.algorithm
+    is_own = algorithm.formula is not None and not algorithm.beside
+    return is_own and algorithm.has_alpha and contribution.rank is not None
+
+
+def rslora_hint(reading: Reading) -> Iterator[RawProblem]:
+    """The hint, which is a note and never applied."""
+    if reading.rslora.hint:
+        read = "it is read as plain LoRA: should it be too weak as such, give --rslora yes"
+        yield RawProblem("rslora-hint", f"{reading.rslora.hint.sentence()}; {read}")
