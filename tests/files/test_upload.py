@@ -279,7 +279,7 @@ def test_a_file_and_a_folder_do_not_replace_each_other(base, kind, output, taken
         ("s3://{bucket}/../b.safetensors", "programs read such an address in different ways"),
         ("s3://{bucket}/b\x1b.safetensors", "programs read such an address in different ways"),
         ("s3://{bucket}/b.safetensors?versionId=1", "programs read such an address in different ways"),
-        (f"s3://{{bucket}}/{'é' * 600}.safetensors", "a store takes names of at most at most 1,024 bytes"),
+        (f"s3://{{bucket}}/{'é' * 600}.safetensors", "a store takes names of at most 1,024 bytes"),
         ("s3://{bucket}-none/out.safetensors", "there is no such bucket; make it first"),
         ("s3://{bucket}/out", "name it s3://.*/out.safetensors"),
         (
@@ -473,7 +473,7 @@ def test_a_disk_without_room_for_temporary_files_is_named(files, store, monkeypa
     monkeypatch.setattr("lora_inspect.files.safetensors.writer.write_all_at", refuse)
     with pytest.raises(LoraInspectError, match="set TMPDIR to a folder with room") as refused:
         merged(files, "shards", f"s3://{store.bucket}/out")
-    assert str(refused.value).startswith(f"s3://{store.bucket}/out: it is made in {tmp_path / 'temporary'}")
+    assert str(refused.value).startswith(f"s3://{store.bucket}/out: lora-inspect first writes it into {tmp_path / 'temporary'}")
     assert "(No space left on device)" in str(refused.value)
     assert store.objects() == {}
 
