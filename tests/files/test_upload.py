@@ -473,7 +473,9 @@ def test_a_disk_without_room_for_temporary_files_is_named(files, store, monkeypa
     monkeypatch.setattr("lora_inspect.files.safetensors.writer.write_all_at", refuse)
     with pytest.raises(LoraInspectError, match="set TMPDIR to a folder with room") as refused:
         merged(files, "shards", f"s3://{store.bucket}/out")
-    assert str(refused.value).startswith(f"s3://{store.bucket}/out: lora-inspect first writes it into {tmp_path / 'temporary'}")
+    assert str(refused.value).startswith(
+        f"s3://{store.bucket}/out: lora-inspect first writes it into {tmp_path / 'temporary'}"
+    )
     assert "(No space left on device)" in str(refused.value)
     assert store.objects() == {}
 
