@@ -42,6 +42,10 @@ def test_codes_and_severities_are_those_that_scripts_rely_on():
     assert {entry.severity for entry in PROBLEMS} == {ERROR, WARNING, NOTE}
 
 
+def entry(code, severity, looks):
+    return Entry(code, severity, looks, "It is toyed with.", "Nothing follows.", "Leave it.")
+
+
 RARE = {look.name: look for entry in PROBLEMS for look in entry.looks if isinstance(look, RareLook)}
 
 
@@ -61,7 +65,7 @@ class TestTheRegistry:
         def look(reading):
             yield RawProblem("new", "it is new", ("key",))
 
-        assert find_problems(reading, (Entry("new", WARNING, (look,)),)) == (
+        assert find_problems(reading, (entry("new", WARNING, (look,)),)) == (
             Problem("new", WARNING, "it is new", ("key",)),
         )
 
@@ -73,10 +77,10 @@ class TestTheRegistry:
         def look_again(reading):
             yield RawProblem("first", "c")
 
-        entries = (Entry("first", ERROR, (look, look_again)), Entry("second", NOTE, (look,)))
+        entries = (entry("first", ERROR, (look, look_again)), entry("second", NOTE, (look,)))
         assert [problem.message for problem in find_problems(reading, entries)] == ["a", "c", "b"]
 
     def test_a_finding_without_an_entry_is_not_lost(self, reading):
-        entries = (Entry("first", ERROR, (lambda reading: [RawProblem("other", "a")],)),)
+        entries = (entry("first", ERROR, (lambda reading: [RawProblem("other", "a")],)),)
         with pytest.raises(KeyError, match="other"):
             find_problems(reading, entries)

@@ -260,7 +260,7 @@ ONCE = Counted()
 class Counting(NamedTuple):
     """How often the alpha of a contribution counts, by the number that is stored.
 
-    `by_name` says that what its module is called, or its data, may decide that.
+    `by_name` is True where the name or the data of the module may decide it.
     """
 
     counted: Callable[[Contribution, float | None], Counted] = lambda contribution, alpha: ONCE

@@ -38,7 +38,7 @@ WAYS_OUT = {
 
 
 def about_parts(counts: Iterable[tuple[Counted, int]]) -> list[Evidence]:
-    """What is said of layers that were trained in parts and saved as one, of each with how many modules are so."""
+    """Evidence on layers that were trained in parts and saved as one, with the number of such modules."""
     split: Counter[int] = Counter()
     for part, modules in counts:
         if part.parts > 1:
@@ -54,7 +54,7 @@ def about_parts(counts: Iterable[tuple[Counted, int]]) -> list[Evidence]:
 
 
 def about_hidden_ranks(contributions: Iterable[Contribution], flags: Sequence[str]) -> list[Evidence]:
-    """What is said of modules whose alpha is divided by a rank that a flag says and their tensors do not show."""
+    """Evidence on modules whose alpha is divided by a rank that only a flag states."""
     if LOKR_FLAG not in flags:
         return []
     hidden = [c for c in contributions if c.algorithm.formula and c.rank and c.formula.rank(c.shapes) is None]
@@ -257,7 +257,7 @@ def _and_more(keys: list[str]) -> str:
 
 
 def rule_setting(reading: Reading) -> Iterator[RawProblem]:
-    """What the rslora setting says against the evidence: it settles what the file leaves open, and no more."""
+    """An rslora setting that contradicts or repeats the evidence; a setting only settles an open question."""
     rslora = reading.settings.rslora
     if rslora is None:
         return
@@ -281,7 +281,7 @@ def rule_setting(reading: Reading) -> Iterator[RawProblem]:
 
 
 def alpha_setting(reading: Reading) -> Iterator[RawProblem]:
-    """What the alpha setting says against alphas that are known without it."""
+    """An alpha setting that contradicts or repeats alphas that are known without it."""
     alpha = reading.settings.alpha
     if alpha is None:
         return
