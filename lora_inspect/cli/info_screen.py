@@ -262,7 +262,7 @@ def _sentence(one: VerdictGroup, scales: Sequence[str], mends: bool) -> str:
     is_one = len(one.titles) == 1
     strength = _multipliers(one.factors, scales) if one.factors else ""
     if one.verdict == STRENGTH:
-        ways = [f"load it with multiplier {one.strength:g}"] if one.strength else []
+        ways = [f"load it with multiplier {one.multiplier:g}"] if one.multiplier else []
         ways += ["convert the file:"] if mends else []
         way = " or ".join(ways)
         way = f" {way[:1].upper()}{way[1:]}{'' if mends else '.'}" if ways else ""

@@ -136,9 +136,11 @@ def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePla
         for name, modules in record["targets"].items():
             terminal.line(f"{shortened(name)} <- {', '.join(map(shortened, modules))}")
     verb = "would merge" if record.get("dry_run") else "merged"
-    strengths = ", ".join(f"{path} at {_strength(multiplier)}" for path, multiplier in record["multipliers"].items())
+    multipliers = ", ".join(
+        f"{path} at {_multiplier(multiplier)}" for path, multiplier in record["multipliers"].items()
+    )
     into = "" if record["output"] is None else f" into {record['output']}"
-    terminal.line(f"{verb} {record['modules_merged']} modules ({strengths}){into}")
+    terminal.line(f"{verb} {record['modules_merged']} modules ({multipliers}){into}")
     copied = "would be copied" if record.get("dry_run") else "copied"
     terminal.line(f"{record['tensors_copied']} tensors {copied} unchanged")
     decoded = "would be decoded" if record.get("dry_run") else "decoded"
@@ -174,7 +176,7 @@ def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePla
         terminal.line(f"{record['bytes']:,} bytes in {record['seconds']:.1f} s")
 
 
-def _strength(multiplier: float | dict[str, float]) -> str:
+def _multiplier(multiplier: float | dict[str, float]) -> str:
     if isinstance(multiplier, dict):
         return " and ".join(f"{name}={number:g}" for name, number in multiplier.items())
     return f"{multiplier:g}"

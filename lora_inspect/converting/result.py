@@ -45,7 +45,7 @@ def reading(adapter: Adapter) -> dict[str, Any]:
 
 
 def rules(suffixes: Iterable[str | None]) -> str | None:
-    """By which rule readers of magnitudes with these suffixes apply a strength."""
+    """The rule by which readers of magnitudes with these suffixes apply a multiplier."""
     found = sorted({SPELLINGS[suffix].multiplier for suffix in suffixes if suffix})
     return " and ".join(found) or None
 
@@ -85,8 +85,8 @@ def dropped(adapter: Adapter, modules: "Mapping[str, SpelledModule]") -> tuple[s
     return (*adapter.flags, *flags, *(key for module in modules.values() for key in module.dropped))
 
 
-def strength(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a strength other than 1 does, where the magnitude's new spelling makes readers apply it otherwise."""
+def multiplier_remark(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str, ...]:
+    """A remark on multipliers other than 1, where readers of the magnitude's new spelling apply them otherwise."""
     if not target["dora"] or source["multiplier"] == target["multiplier"]:
         return ()
     return (

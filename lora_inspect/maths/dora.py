@@ -23,7 +23,7 @@ _COLUMNS = 512
 class DoraSpelling(NamedTuple):
     """One spelling of the magnitude, and what the programs that write it mean by it.
 
-    `multiplier` is the rule by which they apply a strength. `added_eps` is what they add to the norm; None
+    `multiplier` is the rule by which they apply a multiplier. `added_eps` is what they add to the norm; None
     stands for ours, max(norm, 1e-6). `norms` says whose they are.
     """
 
@@ -124,7 +124,7 @@ def gain(magnitude: Any, norm: Any) -> Any:
 
 
 def inner_multiplier(multiplier: float, rule: str) -> float:
-    """The strength at which delta enters V: the multiplier itself for `inside`, else 1."""
+    """The factor with which delta enters V: the multiplier itself for `inside`, else 1."""
     return multiplier if rule == INSIDE else 1.0
 
 

@@ -66,7 +66,7 @@ class _Decomposed(Change):
         return holds_all(self.change)
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The change settles at the strength at which it enters V."""
+        """The change settles at the multiplier with which it enters V."""
         inner = dora.inner_multiplier(multiplier, self.magnitude.rule)
         return self._settled(self.change.settled(blocks, inner), blocks, inner)
 
@@ -77,7 +77,7 @@ class _Decomposed(Change):
         dora.apply_gain(before, combined, gains, multiplier, self.magnitude.rule)
 
     def _settled(self, change: Change, blocks: Blocks, inner: float) -> Change:
-        """The same with its `change` settled, to enter V at the strength `inner`."""
+        """The same with its `change` settled, to enter V at the multiplier `inner`."""
         return replace(self, change=change)
 
     def _gains(self, rows: Any, combined: Any, first: int) -> Any:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """One contribution in its place, with the strength and the source that it comes with."""
+    """One contribution in its place, with the multiplier and the source that it comes with."""
 
     placed: Placement
     multiplier: float

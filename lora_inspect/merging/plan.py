@@ -38,7 +38,7 @@ from lora_inspect.reading.pipeline import pipeline_expert
 class Parts(NamedTuple):
     """The modules of an adapter to merge, each with its multiplier; `excluded` are the keys of the others."""
 
-    strengths: Multipliers
+    multipliers: Multipliers
     excluded: tuple[str, ...] = ()
 
 
@@ -308,7 +308,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         left_out.update(module.name.component for module in matching.left_out)
         orientations.append(matching.orientations)
         for name, found in matching.targets.items():
-            own = [Fold(p, part.strengths.of(p.contribution.module.key), adapter) for p in found]
+            own = [Fold(p, part.multipliers.of(p.contribution.module.key), adapter) for p in found]
             _check_multipliers(own)
             check_residual(own, base)
             folds[name] += own

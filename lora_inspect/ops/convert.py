@@ -188,7 +188,7 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
         biased=len(plan.biased),
         verified=Verified(proof.modules, proof.max_relative_error) if proof else None,
         remarks=(
-            *result.strength(source, target),
+            *result.multiplier_remark(source, target),
             *norms_remarks(adapter, options, norms),
             *result.unchanged(plan.destinations, modules),
             *result.trained_otherwise(adapter),

@@ -283,7 +283,7 @@ class Program(NamedTuple):
     The first of the `loaders` counts that is of a file's family and finds a mark in it. `schemes` gives by family the
     naming scheme whose files it loads best, with "" for every other family, and for files of no known one.
     `uniform` says that it takes one rank and one scale for those of all modules, and `sets_multiplier` that its user
-    gives an adapter any strength.
+    gives an adapter any multiplier.
     """
 
     name: str

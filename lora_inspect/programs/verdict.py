@@ -120,7 +120,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
         left = sum(len(one.members) for one in lost)
         count = left + sum(len(one.members) for one in taken)
         return PARTLY, f"it leaves out {left} of {count} changes, {_how_noticed(lost)}", lost
-    # What a scale of 0 switches off has no strength that another one could be a multiple of.
+    # What a scale of 0 switches off has no scale that another one could be a multiple of.
     if wrong := [one for one in taken if one.does == MISREADS or (one.scale and one.contribution.scale == 0.0)]:
         return OTHER, f"it makes another change of {_what(wrong[0].contribution)}", ()
     bearing = [one for one in taken if one.magnitude]
@@ -273,7 +273,7 @@ _ASKED = (MOST_ASKED, "AUTOMATIC1111", "Forge", "diffusers", "PEFT", "mlx-lm", "
 # What reads files to train on from them, which a file is not made for.
 _TRAINING = ("musubi-networks",)
 # InvokeAI takes no more, and what needs more is better converted.
-_MOST_STRENGTH = 10.0
+_MOST_MULTIPLIER = 10.0
 
 
 class VerdictGroup(NamedTuple):
@@ -281,7 +281,7 @@ class VerdictGroup(NamedTuple):
 
     `factors` are those of the modules, the commonest first, and none where all are 1. `titles` name the programs, with
     the version where another version does something else. `silent` says that one of them tells nothing of it.
-    `strength` is what the user sets in each of them so that they apply what is right; None where no number does that.
+    `multiplier` is the one that the user sets in each of them for the right scale; None where no number gives that.
     """
 
     verdict: str
@@ -289,7 +289,7 @@ class VerdictGroup(NamedTuple):
     factors: tuple[float, ...]
     titles: tuple[str, ...]
     silent: bool
-    strength: float | None = None
+    multiplier: float | None = None
 
 
 def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> list[Verdict]:
@@ -331,17 +331,17 @@ def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
 def fixing_multiplier(verdict: Verdict) -> float | None:
     """What a user sets in the program in the place of 1; None where there is no number that makes all changes right.
 
-    A strength multiplies the scales, so it takes a file of changes that are all in proportion to theirs, by one factor.
+    It multiplies the scales, so every change of the file has to be in proportion to its scale, by one factor.
     """
     if verdict.verdict != STRENGTH or len(verdict.factors) != 1 or not verdict.program.sets_multiplier:
         return None
     [(factor, modules)] = verdict.factors
-    strength = float(f"{1 / factor:.4g}") if factor > 0 else 0.0
+    multiplier = float(f"{1 / factor:.4g}") if factor > 0 else 0.0
     taken = verdict.taken
     is_linear = modules == len(taken) and all(
         one.contribution.algorithm.name == "lora" and not one.magnitude for one in taken
     )
-    return strength if is_linear and 0 < strength <= _MOST_STRENGTH else None
+    return multiplier if is_linear and 0 < multiplier <= _MOST_MULTIPLIER else None
 
 
 def group_verdicts(verdicts: Sequence[Verdict]) -> list[VerdictGroup]:
@@ -367,9 +367,9 @@ def group_verdicts(verdicts: Sequence[Verdict]) -> list[VerdictGroup]:
     ]
 
 
-def _of_all(strengths: Sequence[float | None]) -> float | None:
-    """The one strength of all of them."""
-    return strengths[0] if len(set(strengths)) == 1 else None
+def _of_all(multipliers: Sequence[float | None]) -> float | None:
+    """The one multiplier of all of them."""
+    return multipliers[0] if len(set(multipliers)) == 1 else None
 
 
 def _titles(programs: Sequence[Program], versions: Counter[str]) -> Iterable[str]:

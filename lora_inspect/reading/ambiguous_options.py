@@ -117,12 +117,12 @@ def _forms(adapters: Sequence[Adapter], option: Settings = Settings()) -> str:  
 
 
 def multiplier_of(settings: Settings, names: ModuleNames) -> float:
-    """The strength of a module: by the first pattern that fits it, else by its component, else the plain number."""
+    """The multiplier of a module: by the first pattern that fits it, else by its component, else the plain number."""
     return _multiplier(settings, names)[1]
 
 
 def check_multipliers(settings: Settings, path: str, modules: Collection[ModuleNames], left: str = "") -> None:
-    """Raises LoraInspectError where a component or a pattern decides the strength of none of the `modules`.
+    """Raises LoraInspectError where a component or a pattern decides the multiplier of none of the `modules`.
 
     `path` is the adapter's, and `left` says how it came that these are its modules.
     """
@@ -143,7 +143,7 @@ def check_multipliers(settings: Settings, path: str, modules: Collection[ModuleN
 class Multipliers:
     """The multipliers of one adapter's modules. `names` are those of the modules by their keys.
 
-    They are needed where a part has a strength of its own; LoraInspectError where one has it for no module.
+    They are needed where a part has a multiplier of its own; LoraInspectError where one has it for no module.
     """
 
     def __init__(self, settings: Settings, path: str, names: Mapping[str, ModuleNames], left: str = "") -> None:

@@ -49,7 +49,7 @@ class _Text(NamedTuple):
 
 
 class WeightsFile(NamedTuple):
-    """What a file says: settings of strength by the name of their table."""
+    """The content of a file: multipliers by the name of their table."""
 
     source: _Text
     identity: Identity
@@ -125,7 +125,7 @@ def _table(source: _Text, name: str, value: Any) -> Settings:
         says = f'{_quoted(name)} is not in the table of an adapter; write ["ADAPTER"] on a line before it'
         raise source.wrong((name,), says)
     multiplier: float | None = None
-    strengths: dict[str, float] = {}
+    multipliers: dict[str, float] = {}
     for key, inner in value.items():
         keys = (name, key)
         if key == _MULTIPLIER:
@@ -141,10 +141,10 @@ def _table(source: _Text, name: str, value: Any) -> Settings:
                 own = (*keys, *parts)
                 pattern = ".".join(parts)
                 _check_part(source, own, key, pattern)
-                if pattern in strengths:
+                if pattern in multipliers:
                     raise source.wrong(own, f"{_quoted(pattern)} appears twice; {_LEAVE_ONE}")
-                strengths[pattern] = _number(source, own, number)
-    return Settings(multiplier=multiplier, part_multipliers=tuple(strengths.items()))
+                multipliers[pattern] = _number(source, own, number)
+    return Settings(multiplier=multiplier, part_multipliers=tuple(multipliers.items()))
 
 
 def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:

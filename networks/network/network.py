@@ -185,7 +185,7 @@ class LoRANetwork(NetworkWeights):
         summary.check_optimizer(optimizer, self.unet_loras, rates, self.loraplus_lr_ratio)
 
     def set_multiplier(self, multiplier: float) -> None:
-        """The strength of every module; at 0 the model is the base, bit for bit."""
+        """The multiplier of every module; at 0 the model is the base, bit for bit."""
         self.multiplier = multiplier
         for lora in self.unet_loras:
             lora.multiplier = multiplier

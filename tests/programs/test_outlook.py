@@ -102,10 +102,10 @@ def wan(**ranks):
         (lora("lora_unet_blocks_0_self_attn_q", alpha=3.0), None),  # right as it is
     ],
 )
-def test_a_strength_mends_plain_lora_of_one_factor_where_a_user_sets_one(tensors, strength, write_safetensors):
+def test_a_multiplier_fixes_plain_lora_of_one_factor_where_a_user_sets_one(tensors, strength, write_safetensors):
     info = inspect(str(write_safetensors(tensors)))
     found = judge(info.adapter, info.candidates, by_name("comfyui"))
     assert fixing_multiplier(found) == strength
     unset = found._replace(program=found.program._replace(sets_multiplier=False))
     assert fixing_multiplier(unset) is None
-    assert [one.strength for one in group_verdicts([found, unset])] == [None]
+    assert [one.multiplier for one in group_verdicts([found, unset])] == [None]

@@ -44,7 +44,7 @@ _FORMS = (
 
 
 class Settings(NamedTuple):
-    """What the user settles about one adapter: its strength, and what its evidence leaves open.
+    """The settings of one adapter by the user: its multiplier, and answers to what its evidence leaves open.
 
     `multiplier` is the plain number, None where there is none (which means 1); `part_multipliers` are multipliers by
     component or by glob, as they were written. `rslora`, `alpha` and `expert_packing` count where the file leaves them
