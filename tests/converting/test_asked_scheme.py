@@ -571,7 +571,7 @@ def test_the_summary_says_which_names_became_which(write, run, tmp_path):
 def test_a_file_in_other_names_gets_those_of_peft_in_a_folder(write, run, tmp_path):
     ended = run("convert", write([WAN["kohya"]], "wan"), "--to", "peft", "-o", tmp_path / "o.safetensors")
     assert "adapter.safetensors gets PEFT's names, which keep their scale in an adapter_config.json" in ended.refusal
-    assert "so a folder is written; name a folder, as in -o" in ended.refusal
+    assert "so the output is a folder; name a folder, such as -o" in ended.refusal
 
 
 def test_a_layout_is_the_schemes_own(write, run, tmp_path):
