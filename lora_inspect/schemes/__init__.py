@@ -24,7 +24,7 @@ _changes = 0
 # The suffixes of all schemes in which a module's path ends: the role, and that end.
 HIDING: dict[str, tuple[str, str]] = {}
 # The schemes that spell a factor of LoRA as no algorithm does, by its suffix.
-_OWN_FACTORS: dict[str, list[Scheme]] = {}
+OWN_FACTORS: dict[str, list[Scheme]] = {}
 
 
 def add(scheme: Scheme) -> None:
@@ -47,7 +47,7 @@ def add(scheme: Scheme) -> None:
     SCHEMES[scheme.name] = scheme
     HIDING.update(scheme.hiding)
     for suffix in scheme.own_factors.values():
-        _OWN_FACTORS.setdefault(suffix, []).append(scheme)
+        OWN_FACTORS.setdefault(suffix, []).append(scheme)
     _MARKS.update(scheme.marks)
     _PREFIXES.extend((prefix, scheme) for prefix in scheme.prefixes)
     _PREFIXES.sort(key=lambda found: (not found[1].marks, -len(found[0]), found[1].name))
@@ -65,7 +65,7 @@ def added(scheme: Scheme) -> Iterator[None]:
         for suffix in scheme.hiding:
             del HIDING[suffix]
         for suffix in scheme.own_factors.values():
-            _OWN_FACTORS[suffix].remove(scheme)
+            OWN_FACTORS[suffix].remove(scheme)
         _MARKS.intersection_update(mark for other in SCHEMES.values() for mark in other.marks)
         _PREFIXES[:] = [found for found in _PREFIXES if found[1] is not scheme]
 
@@ -83,7 +83,7 @@ def _note_change() -> None:
 
 def own_role(module: str, suffix: str) -> str | None:
     """The role that the scheme of a module's name gives to a suffix that no algorithm has; None where it has none."""
-    for scheme in _OWN_FACTORS.get(suffix, ()):
+    for scheme in OWN_FACTORS.get(suffix, ()):
         if module.startswith(tuple(scheme.prefixes)):
             return next(role for role, own in scheme.own_factors.items() if own == suffix)
     return None

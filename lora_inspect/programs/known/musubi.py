@@ -16,7 +16,6 @@ family.
 
 from collections.abc import Callable, Iterator, Mapping
 
-from lora_inspect.algorithms.lokr import factorise, weight_shape
 from lora_inspect.algorithms.record import Shapes
 from lora_inspect.programs.record import (
     COMPUTES,
@@ -138,6 +137,8 @@ def _scale_of_network(given: Given) -> float | None:
         return 1.0
     if contribution.algorithm.name != "lokr":
         return alpha_over_rank(given)
+    from lora_inspect.algorithms.lokr import factorise, weight_shape
+
     shapes = contribution.shapes
     rank = shapes["w2_a"][1] if "w2_a" in shapes else max(shapes["w2"])
     larger = max(factorise(size)[1] for size in weight_shape(shapes))

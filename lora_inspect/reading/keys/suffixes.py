@@ -16,7 +16,7 @@ from lora_inspect.caching import remembering
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths import dora
 from lora_inspect.reading.base.base_names import EXPERTS
-from lora_inspect.schemes import HIDING
+from lora_inspect.schemes import HIDING, OWN_FACTORS
 from lora_inspect.schemes.record import LONGEST_SUFFIX, MODEL, ModuleName
 
 # The names of algorithms, None for what belongs to none in particular, each with the role of the tensor in it.
@@ -104,14 +104,14 @@ def _parsed(key: str, algorithm_changes: int, scheme_changes: int) -> ParsedKey 
     # A module has a name; and a key may have as many dots as a file has room for.
     position = key.find(".", max(1, len(key) - LONGEST_SUFFIX))
     while position >= 0:
-        suffix, module = key[position:], key[:position]
+        suffix = key[position:]
         if meanings := candidates(suffix) or SHARED.get(suffix):
-            return ParsedKey(module, suffix, meanings, part)
-        if found := HIDING.get(suffix):
-            role, end = found
-            return ParsedKey(module + end, suffix, (("lora", role),), part)
-        if own := schemes.own_role(module, suffix):
-            return ParsedKey(module, suffix, (("lora", own),), part)
+            return ParsedKey(key[:position], suffix, meanings, part)
+        if suffix in HIDING:
+            role, end = HIDING[suffix]
+            return ParsedKey(key[:position] + end, suffix, (("lora", role),), part)
+        if suffix in OWN_FACTORS and (own := schemes.own_role(key[:position], suffix)):
+            return ParsedKey(key[:position], suffix, (("lora", own),), part)
         position = key.find(".", position + 1)
     return parse_key(key) if load_for(key) else None
 

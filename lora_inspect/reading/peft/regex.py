@@ -36,12 +36,13 @@ class Steps:
 # Letters of an expression when its repeats are written out, and groups within groups.
 _LARGEST, _DEEPEST = 1_000, 20
 _TOO_LARGE = f"has more than {_LARGEST:,} letters when its repeats are written out"
-# Its digits are those of ASCII: around others, brackets stand for themselves.
-_QUANTIFIER = re.compile(r"[*+?]|\{([0-9]*)(,?)([0-9]*)\}")
-_GROUP = re.compile(r"\((?:\?:|\?P<[A-Za-z_]\w*>)?(?!\?)")
-_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\\\]])*\]", re.DOTALL)
+# Spellings, compiled at their first use: this file is loaded for every adapter, few of which have an expression. The
+# digits are those of ASCII: around others, brackets stand for themselves.
+_QUANTIFIER = r"[*+?]|\{([0-9]*)(,?)([0-9]*)\}"
+_GROUP = r"\((?:\?:|\?P<[A-Za-z_]\w*>)?(?!\?)"
+_CLASS = r"(?s:\[\^?\]?(?:\\.|[^\\\]])*\])"
 # Spellings inside of a class that Python warns of, as they are to mean something else.
-_DOUBTFUL = re.compile(r"\[|--|&&|\|\||~~")
+_DOUBTFUL = r"\[|--|&&|\|\||~~"
 _ASCII_LETTERS_THAT_ARE_CLASSES = frozenset("dDwWsSntrfva")
 
 
@@ -129,7 +130,7 @@ class _Parser:
         return Boundary(source[at]) if source[at] in "^$" else Letter(source[at])
 
     def _group(self) -> Node:
-        opening = _GROUP.match(self._source, self._at)
+        opening = re.compile(_GROUP).match(self._source, self._at)
         if opening is None:
             raise Refused(
                 f"holds {self._source[self._at : self._at + 4]}, a kind of group that lora-inspect does not read"
@@ -144,10 +145,10 @@ class _Parser:
         return node
 
     def _class(self) -> Node:
-        found = _CLASS.match(self._source, self._at)
+        found = re.compile(_CLASS).match(self._source, self._at)
         if found is None:
             raise Refused("opens a bracket that is not closed")
-        if _DOUBTFUL.search(found[0], 1):
+        if re.compile(_DOUBTFUL).search(found[0], 1):
             raise Refused(f"holds {found[0]}, a class that lora-inspect does not read")
         self._at = found.end()
         return Letter(found[0])
@@ -165,7 +166,7 @@ class _Parser:
         return Letter(escape)
 
     def _repeated(self, item: Node) -> Node:
-        found = _QUANTIFIER.match(self._source, self._at)
+        found = re.compile(_QUANTIFIER).match(self._source, self._at)
         if found is None or found[0] == "{}":
             return item
         self._at = found.end()
