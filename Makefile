@@ -13,7 +13,7 @@ environment: ## .venv with what the tests and checks need
 	.venv/bin/pip install --quiet ".[test]"
 	.venv/bin/pip install --quiet --group dev
 
-format: ## rewrites files in the format, and mends what the linter can
+format: ## rewrites files in the format, and fixes what the linter can
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 

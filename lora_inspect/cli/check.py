@@ -68,8 +68,8 @@ def print_summary(results: "Iterable[CheckResult]") -> None:
     counts = Counter(one.severity for result in results for one in result.problems)
     told = [counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
     fixable = sum(one.code in result.fixable for result in results for one in result.problems)
-    mends = f"; --fix -o OUT fixes {fixable} of them" if fixable else ""
-    terminal.line(f"{counted(len(results), 'file')}: {listed(told) or _CLEAN}{mends}")
+    fixes = f"; --fix -o OUT fixes {fixable} of them" if fixable else ""
+    terminal.line(f"{counted(len(results), 'file')}: {listed(told) or _CLEAN}{fixes}")
 
 
 def _few(problems: Sequence[Problem]) -> Iterable[Problem]:

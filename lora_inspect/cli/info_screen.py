@@ -190,9 +190,9 @@ def lines_of_programs(
         yield from sheet.sentence(f"{_load(lost)} nothing of it.", WRONG, "!!")
     for one in wrong:
         is_told = one.verdict == PARTLY and not one.silent
-        mends = one.verdict == STRENGTH and bool(fix)
-        yield from sheet.sentence(_sentence(one, scales, mends), *((DOUBTFUL, "!") if is_told else (WRONG, "!!")))
-        if mends and fix:
+        is_fixed = one.verdict == STRENGTH and bool(fix)
+        yield from sheet.sentence(_sentence(one, scales, is_fixed), *((DOUBTFUL, "!") if is_told else (WRONG, "!!")))
+        if is_fixed and fix:
             yield from sheet.command(fix)
     if outlook.fix and (is_lost or wrong):
         needs = ", with the model's own weights as BASE" if _BASE in outlook.fix.command else ""
@@ -257,15 +257,15 @@ def _load(titles: Sequence[str]) -> str:
     return f"{few(titles, most=_MOST_PROGRAMS)} {'loads' if len(titles) == 1 else 'load'}"
 
 
-def _sentence(one: VerdictGroup, scales: Sequence[str], mends: bool) -> str:
+def _sentence(one: VerdictGroup, scales: Sequence[str], is_fixed: bool) -> str:
     names = few(one.titles, most=_MOST_PROGRAMS)
     is_one = len(one.titles) == 1
     strength = _multipliers(one.factors, scales) if one.factors else ""
     if one.verdict == STRENGTH:
         ways = [f"load it with multiplier {one.multiplier:g}"] if one.multiplier else []
-        ways += ["convert the file:"] if mends else []
+        ways += ["convert the file:"] if is_fixed else []
         way = " or ".join(ways)
-        way = f" {way[:1].upper()}{way[1:]}{'' if mends else '.'}" if ways else ""
+        way = f" {way[:1].upper()}{way[1:]}{'' if is_fixed else '.'}" if ways else ""
         return f"{names} {'applies' if is_one else 'apply'} {strength}.{way}"
     strength = f", and {'applies' if is_one else 'apply'} {strength}" if strength else ""
     if one.verdict == LOST:

@@ -119,8 +119,8 @@ def write_folded(
     plans = in_file_order(folding.output(info) for info in by_name.values())
     written = [by_name[plan.name] for plan in plans if not folding.is_copied(by_name[plan.name])]
     beside = {own.name for info in written if (weight := recoded.get(info.name)) for own in weight.beside.values()}
-    anew = beside | {info.name for info in written}
-    copied = [by_name[plan.name] for plan in plans if plan.name not in anew]
+    rewritten = beside | {info.name for info in written}
+    copied = [by_name[plan.name] for plan in plans if plan.name not in rewritten]
     coded = folding.storage.coded
     late: dict[str, bytes] = {}
 

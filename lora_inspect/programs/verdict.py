@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 
     `factor` is what it applies over what is right, the commonest among the modules, None where nothing is applied or
     known; `factors` counts the modules by it. `silent` says that the program gives no message, `says` is one sentence
-    on what happens, `by` how it is known: RUN or READ, and `fix` a command that mends it. `error` is how far the
+    on what happens, `by` how it is known: RUN or READ, and `fix` a command that fixes it. `error` is how far the
     changes that it applies are from what was trained, relatively, where a base has told that. `reception` is what the
     verdict is on, None where it depends on which model the file is of.
     """

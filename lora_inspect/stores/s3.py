@@ -186,7 +186,7 @@ class S3Store:
     async def ask(self, method: str, address: str, doing: str, **arguments: Any) -> Reply:
         """What the store replies about the object or the prefix of an address; `doing` says what for.
 
-        Raises StoreRefused, where it is nothing that another try mends.
+        Raises StoreRefused, where another try cannot help.
         """
         try:
             return dict(await self._store._call_s3(method, **object_at(address), **arguments))

@@ -54,12 +54,12 @@ _MATRICES = (".lora_a", ".lora_b")
 class ExpectedKind(NamedTuple):
     """What a file is read as: what raises LoraInspectError for another one, and what is true of all of its kind.
 
-    `anew` is the way out where the file is one of a version or with element types that are not known here.
+    `way_out` is the way out where the file is one of a version or with element types that are not known here.
     """
 
     expect: Expect
     dimensions: int
-    anew: str
+    way_out: str
 
 
 class Contents(NamedTuple):
@@ -93,7 +93,7 @@ def _check_version(cursor: Cursor, expected: ExpectedKind) -> None:
         what = "is a GGUF file for big-endian machines"
     else:
         what = f"is a GGUF file of version {version}, and lora-inspect reads {VERSIONS[0]} to {VERSIONS[-1]}"
-    raise DamagedError(cursor.file, f"it {what}", expected.anew)
+    raise DamagedError(cursor.file, f"it {what}", expected.way_out)
 
 
 class _Entry(NamedTuple):
@@ -122,7 +122,7 @@ def _read_entries(cursor: Cursor, tensors: int, expected: ExpectedKind) -> Itera
             raise DamagedError(
                 cursor.file,
                 f"{name} has elements of ggml's type {kind}, which lora-inspect does not know",
-                expected.anew,
+                expected.way_out,
             )
         if elements >= SIZES or offset >= SIZES:
             raise DamagedError(cursor.file, f"the shape or place of {name} is beyond 63 bits", AGAIN)
@@ -188,8 +188,8 @@ def read_gguf(file: str) -> GgufHeader:
             raise _no_adapter(file, values)
 
     with InputFile(file) as source:
-        anew = "convert the adapter again with convert_lora_to_gguf.py of llama.cpp, with --outtype f32"
-        values, tensors = read_contents(source, ExpectedKind(expect, MOST_DIMENSIONS, anew))
+        way_out = "convert the adapter again with convert_lora_to_gguf.py of llama.cpp, with --outtype f32"
+        values, tensors = read_contents(source, ExpectedKind(expect, MOST_DIMENSIONS, way_out))
         _check_adapter(file, values)
         alpha = values.get(ALPHA_KEY)
         return GgufHeader(

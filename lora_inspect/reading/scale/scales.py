@@ -246,9 +246,9 @@ def unknown_scales(reading: Reading) -> Iterator[RawProblem]:
             by_reason.setdefault(contribution.why, []).append(contribution.module.key)
     way_out = " and ".join(OPTIONS[name] for name in open_settings(unknown))
     for why, keys in by_reason.items():
-        mend = WAYS_OUT.get(why, "give {}").format(way_out)
+        fix = WAYS_OUT.get(why, "give {}").format(way_out)
         yield RawProblem(
-            "scale-unknown", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; {mend}", tuple(keys[:5])
+            "scale-unknown", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; {fix}", tuple(keys[:5])
         )
 
 
