@@ -77,14 +77,14 @@ def test_the_shares_and_the_noise_are_those_of_a_dense_computation(dtype, size, 
     written = rounded(base + sum(changes), dtype)
     values, noise = dense(base, changes, written)
     found = looked(base, changes, written).shares()
-    assert [share.told for share in found] == pytest.approx(values, abs=2e-4)
+    assert [share.reported for share in found] == pytest.approx(values, abs=2e-4)
     assert [share.noise for share in found] == pytest.approx(noise, rel=1e-3)
     assert all(not share.why for share in found)
 
 
 def test_a_base_in_float64_is_weighed_in_float64():
     base, change = drawn(1, 40, 40).double(), 1e-9 * drawn(2, 40, 40).double()
-    assert looked(base, [change], base + 0.25 * change).shares()[0].told == pytest.approx(0.25, rel=1e-6)
+    assert looked(base, [change], base + 0.25 * change).shares()[0].reported == pytest.approx(0.25, rel=1e-6)
 
 
 def test_the_sums_are_the_same_however_the_rows_are_cut():
@@ -107,8 +107,8 @@ def test_a_sixteenth_of_the_rows_gives_the_share_of_all(seed):
     written = rounded(base + change, "BF16")
     (some,) = looked(base, [change], written, 40, spans).shares()
     (whole,) = looked(base, [change], written).shares()
-    assert some.told != whole.told
-    assert some.told == pytest.approx(whole.told, abs=0.02)
+    assert some.reported != whole.reported
+    assert some.reported == pytest.approx(whole.reported, abs=0.02)
     assert some.noise == pytest.approx(whole.noise, rel=0.02)
 
 
@@ -124,7 +124,7 @@ def test_a_weight_that_is_looked_at_in_part_counts_as_much_as_all_of_it():
     whole = looked(coarse, [change], also)
     some = pooled([(looked(base, [change], written, 40, sampled), [0]), (whole, [0])], 1)
     every = pooled([(looked(base, [change], written), [0]), (whole, [0])], 1)
-    assert some.shares()[0].told == pytest.approx(every.shares()[0].told, abs=0.02)
+    assert some.shares()[0].reported == pytest.approx(every.shares()[0].reported, abs=0.02)
     assert some.gram.item() == pytest.approx(every.gram.item(), rel=0.05)
 
 
@@ -145,7 +145,7 @@ def test_several_weights_together_are_one_long_weight():
     values, _ = dense(
         torch.cat([base.flatten(), other.flatten()]), long, torch.cat([written.flatten(), also.flatten()])
     )
-    assert [found[1].told, found[0].told] == pytest.approx(values, abs=2e-4)
+    assert [found[1].reported, found[0].reported] == pytest.approx(values, abs=2e-4)
 
 
 def test_the_noise_of_an_adapter_is_that_of_the_weights_it_changes():
@@ -165,21 +165,21 @@ def test_the_noise_of_an_adapter_is_that_of_the_weights_it_changes():
 def test_the_same_change_twice_has_no_share_of_its_own():
     base, change = rounded(drawn(1, 50, 50), "BF16"), 0.1 * drawn(2, 50, 50)
     found = looked(base, [change, change], rounded(base + 2 * change, "BF16")).shares()
-    assert [(share.told, share.why) for share in found] == [(None, ALIKE)] * 2
+    assert [(share.reported, share.why) for share in found] == [(None, ALIKE)] * 2
 
 
 def test_a_change_of_nothing_has_no_share_and_takes_none():
     base, change = rounded(drawn(1, 50, 50), "BF16"), 0.1 * drawn(2, 50, 50)
     none, whole = looked(base, [torch.zeros(50, 50), change], rounded(base + change, "BF16")).shares()
-    assert (none.told, none.noise, none.why) == (None, None, NO_CHANGE)
-    assert whole.told == pytest.approx(1, abs=0.01)
+    assert (none.reported, none.noise, none.why) == (None, None, NO_CHANGE)
+    assert whole.reported == pytest.approx(1, abs=0.01)
 
 
 def test_a_change_that_is_lost_whole_has_the_share_0_and_is_told():
     base = rounded(drawn(1, 200, 200), "F8_E4M3")
     change = 1e-4 * base
     (share,) = looked(base, [change], rounded(base + change, "F8_E4M3")).shares()
-    assert share.told == pytest.approx(0, abs=1e-6)
+    assert share.reported == pytest.approx(0, abs=1e-6)
     assert not share.why
 
 
@@ -189,7 +189,7 @@ def test_what_float32_cannot_hold_beside_the_weight_is_not_told(size, why):
     change = size * drawn(2, 200, 200)
     (share,) = looked(base, [change], base + change).shares()
     assert share.why == why
-    assert share.told == (None if why else pytest.approx(1, abs=1e-3))
+    assert share.reported == (None if why else pytest.approx(1, abs=1e-3))
 
 
 def test_a_few_entries_whose_rounding_is_as_large_as_the_change_do_not_tell():
@@ -201,4 +201,4 @@ def test_a_few_entries_whose_rounding_is_as_large_as_the_change_do_not_tell():
 def test_numbers_whose_squares_float32_cannot_hold_are_weighed_too():
     base, change = 1e25 * drawn(1, 30, 30), 1e23 * drawn(2, 30, 30)
     (share,) = looked(base, [change], base + 0.5 * change).shares()
-    assert share.told == pytest.approx(0.5, rel=1e-3)
+    assert share.reported == pytest.approx(0.5, rel=1e-3)
