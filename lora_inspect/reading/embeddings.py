@@ -5,9 +5,10 @@ to change. Sources of the names: the bundles of OneTrainer and LyCORIS, `save_sa
 lora, textual inversion of sd-scripts, A1111 and diffusers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lora_inspect.reading.model.contribution import Embedding
+from lora_inspect.reading.model.evidence import RawProblem
 from lora_inspect.reading.state import Reading
 from lora_inspect.sentences import some
 
@@ -51,6 +52,12 @@ def _token_of(key: str, metadata: Mapping[str, str]) -> str | None:
     if metadata.get(key) == _EMBED or (key[:1] == "<" and key[-1:] == ">" and len(key) > 2):
         return key
     return "" if key in _OF_ONE_TOKEN else None
+
+
+def about_embeddings(reading: Reading) -> Iterator[RawProblem]:
+    """Embeddings of tokens, next to modules or alone."""
+    message = f"{in_words(reading.embeddings)} change no weight: merge leaves them out, and convert passes them on"
+    yield RawProblem("embeddings", message, tuple(key for one in reading.embeddings for key in one.keys)[:5])
 
 
 def in_words(embeddings: Sequence[Embedding]) -> str:

@@ -50,15 +50,6 @@ def several_schemes(reading: Reading) -> Iterator[RawProblem]:
     yield RawProblem("mixed-schemes", f"the modules follow {len(told)} naming schemes: {listed(told)}", firsts)
 
 
-def embeddings(reading: Reading) -> Iterator[RawProblem]:
-    """Embeddings of tokens, beside the modules or alone."""
-    if reading.embeddings:
-        from lora_inspect.reading.embeddings import in_words
-
-        message = f"{in_words(reading.embeddings)} change no weight: merge leaves them out, and convert passes them on"
-        yield RawProblem("embeddings", message, tuple(key for one in reading.embeddings for key in one.keys)[:5])
-
-
 def magnitudes(reading: Reading) -> Iterable[RawProblem]:
     """Magnitudes against what is said of DoRA, found as the evidence was read, without what the user allows."""
     allowed = "dora-partial" if reading.settings.allow_partial_dora else None
@@ -143,10 +134,17 @@ def _has_packed(reading: Reading) -> bool:
 
 
 def _has_unclaimed(reading: Reading) -> bool:
-    return bool(reading.claims.unclaimed)
+    return bool(reading.claims.modules and reading.claims.unclaimed)
 
 
-_foreign_schemes = RareLook("keys.unclaimed", "foreign_schemes", _has_unclaimed)
+def _has_foreign_names(reading: Reading) -> bool:
+    """Whether a key without any module may be one of those that `foreign_schemes` knows; most bases have none."""
+    keys = reading.claims.unclaimed
+    return not reading.claims.modules and any(key.startswith("w_") or "lora" in key.lower() for key in keys)
+
+
+_embeddings = RareLook("embeddings", "about_embeddings", lambda reading: bool(reading.embeddings))
+_foreign_schemes = RareLook("keys.unclaimed", "foreign_schemes", _has_foreign_names)
 _unclaimed_tensors = RareLook("keys.unclaimed", "unclaimed_tensors", _has_unclaimed)
 _refused_patterns = RareLook("peft.unsupported", "refused_patterns", _has_configs)
 _missing_tokens = RareLook("peft.saved_tensors", "missing_tokens", _has_configs)
@@ -442,7 +440,7 @@ PROBLEMS = (
     Entry(
         "embeddings",
         NOTE,
-        (embeddings,),
+        (_embeddings,),
         "The file holds embeddings of tokens.",
         "They change no weight, and few programs load them with the adapter.",
         "Do nothing if the program loads them.",
