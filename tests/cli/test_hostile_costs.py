@@ -139,7 +139,7 @@ HEADERS = {
     "many metadata": (
         lambda path: with_header(path, '{"__metadata__":{' + ",".join(f'"{n}":""' for n in range(300_000)) + "}}"),
         [f"{METADATA_KEYS:,} entries"]),
-    "lists in an entry": (lambda path: with_header(path, '{"a":{"x":[' + "[]," * 3_000_000), ["speaks of a"]),
+    "lists in an entry": (lambda path: with_header(path, '{"a":{"x":[' + "[]," * 3_000_000), ["not JSON at a"]),
     "lists in the metadata": (lambda path: with_header(path, '{"__metadata__":[' + "[]," * 3_000_000), ["map"]),
     "lists for a header": (lambda path: with_header(path, "[" + "[]," * 3_000_000), ["safetensors file"]),
     "a shape of many numbers": (
@@ -149,7 +149,7 @@ HEADERS = {
     "a number of many digits": (
         lambda path: with_header(
             path, '{"a":{"dtype":"F32","shape":[' + "9" * 60_000 + '],"data_offsets":[0,8]}}', 8),
-        ["speaks of a"]),
+        ["not JSON at a"]),
     "a dtype that is a list": (
         lambda path: with_header(path, '{"a":{"dtype":[],"shape":[],"data_offsets":[0,4]}}', 4), ["unknown dtype []"]),
 }  # fmt: skip

@@ -145,7 +145,7 @@ def prepare() -> None:
 _IMPORTED_LATER = (
     "unicodedata", "hashlib", "ctypes", "fnmatch", "difflib", "encodings.unicode_escape", "encodings.utf_8_sig",
     "encodings.utf_16", "encodings.utf_16_be", "encodings.utf_16_le", "encodings.utf_32", "encodings.utf_32_be",
-    "encodings.utf_32_le",
+    "encodings.utf_32_le", "tabulate",
 )  # fmt: skip
 
 

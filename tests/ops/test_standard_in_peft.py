@@ -293,5 +293,5 @@ class TestPlace:
         tensors = load_file(tmp_path / "in" / "adapter_model.safetensors")
         tensors |= {"lora_unet_a.lora_down.weight": torch.ones(2, 5), "lora_unet_a.lora_up.weight": torch.ones(6, 2)}
         save_file(tensors, tmp_path / "x.safetensors")
-        with pytest.raises(LoraInspectError, match=r"PEFT's names.*some have others"):
+        with pytest.raises(LoraInspectError, match=r"mixes PEFT's names.*with other names"):
             convert(tmp_path / "x.safetensors", tmp_path / "out", settings=Settings(rslora=False, alpha=4.0))
