@@ -136,6 +136,15 @@ def test_an_output_may_have_any_name_that_the_system_takes(name, kind, commands,
     assert os.listdir(place) == [name]
 
 
+@pytest.fixture
+def hangups():
+    """Has SIGHUP end this process, as in a terminal; nohup has it ignored, and what is ignored stays so."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM] * 5,
                                      [signal.SIGHUP, signal.SIGTERM, signal.SIGHUP]])  # fmt: skip
 @pytest.mark.parametrize("kind", ["merged file", "merged folder"])
