@@ -148,8 +148,8 @@ def table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> None:
     # tabulate counts letters: it lays out stand-ins of the cells, a letter for each column of the terminal.
     stand_ins = [[_STAND_IN * width(cell) for cell in row] for row in cells]
     texts = iter([cell for row in cells for cell in row if width(cell)])
-    laid_out = tabulate(stand_ins, tablefmt="plain", disable_numparse=True).split("\n")
-    _write(sys.stdout, [re.sub(f"{_STAND_IN}+", lambda _: next(texts), line).rstrip() for line in laid_out])
+    aligned = tabulate(stand_ins, tablefmt="plain", disable_numparse=True).split("\n")
+    _write(sys.stdout, [re.sub(f"{_STAND_IN}+", lambda _: next(texts), line).rstrip() for line in aligned])
 
 
 def _cells(rows: Iterable[Sequence[object]]) -> list[list[str]]:

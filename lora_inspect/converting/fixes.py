@@ -118,7 +118,7 @@ OF_ITS_FACTORS: tuple[Way, ...] = (_exact, _with_base)
 
 
 def _is_right(adapter: Adapter, output: str, options: ConvertOptions, program: Program) -> bool:
-    """Whether the program will make of the output what is meant, as far as that can be predicted.
+    """Return True if the program will apply the meaning of the output, as far as that can be predicted.
 
     Raises LoraInspectError where the conversion cannot be; what is told by files that are not given is taken for told.
     """

@@ -138,7 +138,7 @@ def _has_unclaimed(reading: Reading) -> bool:
 
 
 def _has_foreign_names(reading: Reading) -> bool:
-    """Whether a key without any module may be one of those that `foreign_schemes` knows; most bases have none."""
+    """Return True if `foreign_schemes` may know a key of a file without modules; most bases have none such."""
     keys = reading.claims.unclaimed
     return not reading.claims.modules and any(key.startswith("w_") or "lora" in key.lower() for key in keys)
 

@@ -39,7 +39,7 @@ def foreign_schemes(reading: Reading) -> Iterator[RawProblem]:
 
 
 def _is_shared(key: str) -> bool:
-    """Whether PEFT keeps the tensor at the root of its model; other looks report such a tensor."""
+    """Return True if PEFT keeps the tensor at the root of its model; other looks report such a tensor."""
     return key.startswith(f"{ROOT}.") and not key.startswith(tuple(PEFT.prefixes))
 
 

@@ -245,7 +245,7 @@ def with_paths(modules: Iterable[Module], paths: Iterable[str | None]) -> Iterab
 
 
 class Counted(NamedTuple):
-    """How often the stored alpha counts: once for each of the `parts` that a layer was saved in.
+    """A multiple of the stored alpha: one for each of the `parts` that a layer was saved in.
 
     `contradiction` says why nobody can tell; it is empty where there is none.
     """
@@ -258,7 +258,7 @@ ONCE = Counted()
 
 
 class Counting(NamedTuple):
-    """How often the alpha of a contribution counts, by the number that is stored.
+    """A rule for the multiple of the alpha of a contribution, by the number that is stored.
 
     `by_name` is True where the name or the data of the module may decide it.
     """

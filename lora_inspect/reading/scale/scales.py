@@ -325,7 +325,7 @@ def missing_alphas(reading: Reading) -> Iterator[RawProblem]:
 
 
 def _takes_alpha(contribution: Contribution) -> bool:
-    """Whether it is a change of its own whose alpha is divided by a rank."""
+    """Return True for a change of its own that divides its alpha by a rank."""
     algorithm = contribution.algorithm
     is_own = algorithm.formula is not None and not algorithm.beside
     return is_own and algorithm.has_alpha and contribution.rank is not None
