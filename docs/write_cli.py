@@ -11,7 +11,7 @@ import click
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lora_inspect.cli import cli  # noqa: E402
+from lora_inspect.cli.group import cli  # noqa: E402
 
 PAGE = ROOT / "docs" / "cli.md"
 PROGRAM = "lora-inspect"

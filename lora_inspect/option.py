@@ -1,7 +1,7 @@
 """Declarations of options: one field of a verb's record per option, for the command line and the API.
 
 A record is a frozen dataclass of plain values. The functions below make its fields: each field has the name in Python,
-the default and, as metadata, an `Option` with the kind of its values and its help. `lora_inspect.cli.options` makes
+the default and, as metadata, an `Option` with the kind of its values and its help. `lora_inspect.cli.verb` makes
 click's options of a record. `lora_inspect.api.arguments` makes the keywords of a function and checks their values.
 `--help` loads the file of a record, so this file loads no code of the verbs.
 """

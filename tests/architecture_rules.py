@@ -290,11 +290,6 @@ EXCEPTIONS = {
     (names_twice, "lora_inspect/ops/merge_jobs.py"): "a mode of the verb merge, so it has a file in cli and in ops",
     (
         parts_of_another,
-        "lora_inspect/cli/group.py",
-    ): "it imports each verb once asked; verb.py, which verbs import, would close a circle by that, and the package "
-    "would count as importing all of them at once",
-    (
-        parts_of_another,
         "lora_inspect/files/gguf/gguf_writer.py",
     ): "the bytes of GGUF belong to files, its importer is part of converting, and gguf_format is what readers load",
 }

@@ -8,7 +8,7 @@ import pytest
 
 import lora_inspect
 from lora_inspect.api.arguments import KEYWORDS, in_keywords
-from lora_inspect.cli import cli
+from lora_inspect.cli.group import cli
 
 SYNTHETIC = Path(__file__).parents[1] / "fixtures" / "synthetic"
 

@@ -7,7 +7,7 @@ import click
 import pytest
 from page_snippets import PAGES, Block, Command, Session, blocks_of, words_of
 
-from lora_inspect.cli import cli
+from lora_inspect.cli.group import cli
 
 # What begins so is parsed and not run.
 ONLY_PARSED = {

@@ -10,7 +10,7 @@ import pytest
 from musubi_arguments import ARGUMENTS
 
 from lora_inspect.algorithms import every
-from lora_inspect.cli import cli
+from lora_inspect.cli.group import cli
 from lora_inspect.files import strict_json
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 import lora_inspect
 from lora_inspect import option
 from lora_inspect.api.arguments import request_of, takes
-from lora_inspect.cli import cli
-from lora_inspect.cli.options import declared_options
+from lora_inspect.cli.group import cli
+from lora_inspect.cli.verb import declared_options
 from lora_inspect.converting.options import ConvertRequest
 from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest, merge_options
 from lora_inspect.option import ReadingRequest, declared

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from lora_inspect.cli import cli
+from lora_inspect.cli.group import cli
 from lora_inspect.schemes import SCHEMES, recognise
 
 DOCS = Path(__file__).parents[1] / "docs"

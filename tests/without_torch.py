@@ -75,7 +75,7 @@ def wrong_of_reading(path: Path) -> Iterator[str]:
 
 def reading(path: Path) -> Iterator[list[str | Path]]:
     """The commands that read one path."""
-    from lora_inspect.cli.verb import VERBS
+    from lora_inspect.cli.group import VERBS
 
     yield ["info", path]
     yield ["info", path, "--metadata"]

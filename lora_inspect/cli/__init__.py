@@ -4,36 +4,14 @@ import signal
 import sys
 from types import FrameType
 
-import click
-
 from lora_inspect.cli import terminal
-from lora_inspect.cli.group import Verbs
 from lora_inspect.cli.terminal import failure, show_defect
-from lora_inspect.cli.verb import version_option
 from lora_inspect.errors import FAILED_STATUS, LoraInspectError
 from lora_inspect.files.system import ENDING_SIGNALS
 from lora_inspect.interrupt import INTERRUPTED, WORDS
 from lora_inspect.torchrun import launched
 
 _KILLED_BY = 128
-
-
-# No docstring: python -OO leaves those out.
-_HELP = """\
-Report the meaning of a LoRA file with its evidence, merge it into a base, and convert it.
-
-A file without a command goes to `info`.
-
-\b
-lora-inspect info adapter.safetensors
-lora-inspect merge base.safetensors adapter.safetensors:0.8 -o merged.safetensors
-lora-inspect convert adapter.safetensors --to-standard -o standard.safetensors
-"""
-
-
-@click.group(help=_HELP, cls=Verbs, params=[version_option()])
-def cli() -> None:
-    """The group of the verbs."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,10 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = _run(arguments)
         sys.exit(status if isinstance(status, int) else 0)
-    except click.ClickException as error:
-        terminal.wrong_usage(error)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         _fail(WORDS, INTERRUPTED)
     except BrokenPipeError:
         if sys.stderr:
@@ -67,14 +42,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> object:
     """Runs the verb. What may be secret in an address is put away before anything can be said of it."""
+    from lora_inspect.cli.group import run
+
     given = sys.argv[1:] if arguments is None else arguments
     if not any("://" in argument for argument in given):
-        return cli.main(arguments, prog_name="lora-inspect", standalone_mode=False)
+        return run(arguments)
     from lora_inspect.cli.progress_bar import waiting_line
     from lora_inspect.reading.model.settings import without_secrets
 
     with waiting_line():
-        return cli.main(list(map(without_secrets, given)), prog_name="lora-inspect", standalone_mode=False)
+        return run(list(map(without_secrets, given)))
 
 
 def _is_json(arguments: list[str]) -> bool:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath, parse_without_multiplier
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.terminal import (
     BOLD,
@@ -26,7 +25,7 @@ from lora_inspect.cli.terminal import (
     spelled,
     wrapped,
 )
-from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, parse_without_multiplier
 from lora_inspect.errors import REFUSED_STATUS, LoraInspectError
 from lora_inspect.files.discovery import is_collection, stored_bytes
 from lora_inspect.reading.model.evidence import ERROR, NOTE, SEVERITIES, WARNING, Problem

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath, declared_options, parse_without_multiplier
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, parse_without_multiplier
 from lora_inspect.option import ReadingRequest
 from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.record import READ

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import (
+from lora_inspect.cli.progress_bar import progress_bar
+from lora_inspect.cli.terminal import CommandFailure, failure, show_defect
+from lora_inspect.cli.verb import (
+    VERBS,
     FilePath,
+    Verb,
     declared_options,
     parse_without_multiplier,
     writing_options,
 )
-from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.terminal import CommandFailure, failure, show_defect
-from lora_inspect.cli.verb import VERBS, Verb
 from lora_inspect.converting.options import ConvertOptions, ConvertRequest, contradiction, convert_options
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple

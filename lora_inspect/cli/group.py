@@ -2,12 +2,16 @@
 
 import importlib
 import os
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
-from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.cli import terminal
+from lora_inspect.cli.verb import VERBS, Verb, version_option
 from lora_inspect.files.system import without_collecting
+from lora_inspect.sentences import printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -84,3 +88,47 @@ def _no_verb(word: str) -> str:
     if path := nearest_path(word):
         return f"There is no command or file '{word}'; did you mean {path}?"
     return f"There is no command or file '{word}'; the commands are {listed(list(VERBS), 'and')}."
+
+
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Report the meaning of a LoRA file with its evidence, merge it into a base, and convert it.
+
+A file without a command goes to `info`.
+
+\b
+lora-inspect info adapter.safetensors
+lora-inspect merge base.safetensors adapter.safetensors:0.8 -o merged.safetensors
+lora-inspect convert adapter.safetensors --to-standard -o standard.safetensors
+"""
+
+
+@click.group(help=_HELP, cls=Verbs, params=[version_option()])
+def cli() -> None:
+    """The group of the verbs."""
+
+
+def run(arguments: list[str] | None) -> object:
+    """Run a verb with click and return what it returns; exit with 2 for a wrong command line."""
+    try:
+        return cli.main(arguments, prog_name="lora-inspect", standalone_mode=False)
+    except click.ClickException as error:
+        _show_wrong_usage(error)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        raise KeyboardInterrupt from None
+
+
+def _show_wrong_usage(wrong: click.ClickException) -> None:
+    """Print an error of the command line in click's words.
+
+    They repeat arguments, which may hold anything.
+    """
+    if isinstance(wrong, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        with suppress(OSError):
+            wrong.show()  # the help alone
+        return
+    if isinstance(wrong, click.UsageError) and wrong.ctx:
+        hint = f"Try '{printable(wrong.ctx.command_path)} --help' for help."
+        terminal.usage(f"{wrong.ctx.get_usage()}\n{hint}\n")
+    terminal.error(wrong.format_message())

@@ -20,9 +20,8 @@ from lora_inspect.cli.info_arguments import (
     folder_options,
     parse_argument,
 )
-from lora_inspect.cli.options import FilePath
 from lora_inspect.cli.terminal import Line, Sheet
-from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.cli.verb import VERBS, FilePath, Verb
 from lora_inspect.errors import with_code
 from lora_inspect.files.system import without_collecting
 

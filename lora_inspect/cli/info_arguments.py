@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lora_inspect.cli.options import parse_without_multiplier
 from lora_inspect.cli.terminal import failure, show_defect
+from lora_inspect.cli.verb import parse_without_multiplier
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import find_checkpoints, is_collection

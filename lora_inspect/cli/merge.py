@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath, declared_options, writing_options
-from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writing_options
 from lora_inspect.merging.options import MergeRequest, ProcessShare, contradiction, merge_options
 
 if TYPE_CHECKING:

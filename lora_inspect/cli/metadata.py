@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath
 from lora_inspect.cli.progress_bar import bar_below, percent
-from lora_inspect.cli.verb import METADATA_VERBS, VERBS, Verb
+from lora_inspect.cli.verb import METADATA_VERBS, VERBS, FilePath, Verb
 
 if TYPE_CHECKING:
     from lora_inspect.ops.metadata import MetadataReport

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath
 from lora_inspect.cli.progress_bar import BarBelow, bar_below, percent
-from lora_inspect.cli.verb import METADATA_VERBS, Verb
+from lora_inspect.cli.verb import METADATA_VERBS, FilePath, Verb
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.sentences import listed, shortened
 

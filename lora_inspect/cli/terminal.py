@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
-import click
-
 from lora_inspect.errors import LoraInspectError, kind_of, of_system
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import IS_WINDOWS
@@ -110,19 +108,9 @@ def traceback(text: str) -> None:
     _write(sys.stderr, map(printable, text.rstrip("\n").split("\n")))
 
 
-def wrong_usage(wrong: click.ClickException) -> None:
-    """Print an error of the command line in click's words.
-
-    They repeat arguments, which may hold anything.
-    """
-    if isinstance(wrong, getattr(click.exceptions, "NoArgsIsHelpError", ())):
-        with suppress(OSError):
-            wrong.show()  # the help alone
-        return
-    if isinstance(wrong, click.UsageError) and wrong.ctx:
-        hint = f"Try '{printable(wrong.ctx.command_path)} --help' for help."
-        _write(sys.stderr, [wrong.ctx.get_usage(), hint, ""])
-    error(wrong.format_message())
+def usage(text: str) -> None:
+    """Print how a command is used: printable lines for someone who used it wrongly."""
+    _write(sys.stderr, [text])
 
 
 def facts(named: Iterable[tuple[str, str]]) -> None:

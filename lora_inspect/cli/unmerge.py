@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath, declared_options, writing_options
-from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writing_options
 from lora_inspect.merging.options import UnmergeRequest
 from lora_inspect.sentences import some
 

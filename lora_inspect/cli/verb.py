@@ -1,15 +1,45 @@
-"""Commands with click's own options, and the verbs in the order of the help with a summary of each.
+"""The parts of a command: the verbs with a summary of each, their class, and the options and arguments that they share.
 
-The options are made without a search for translations, for which click loads `locale`. The help lists the verbs without
-loading any.
+The options for help and version are made without a search for translations, for which click loads `locale`. The other
+options are made from a verb's record. A path on the command line completes as a file in the shell; the code that opens
+it judges it.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from lora_inspect.version import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from click.shell_completion import CompletionItem
+
+    from lora_inspect.option import Declared
+    from lora_inspect.reading.model.settings import Settings
+
+VERBS = {
+    "info": "Report the kind and meaning of a file, with the evidence.",
+    "check": "Report problems of files, and fix them.",
+    "merge": "Fold adapters into a base.",
+    "unmerge": "Remove the adapters of the last merge from a model.",
+    "verify": "Prove how much of each adapter a merged model carries.",
+    "convert": "Rewrite an adapter so that every loader applies the same scale.",
+    "metadata": "Show and edit the metadata of a file; the tensors stay the same.",
+    "compat": "Report how each program that loads adapters applies one.",
+}
+
+METADATA_VERBS = {
+    "show": "List the metadata of a file.",
+    "get": "Print one value exactly.",
+    "set": "Set keys to values.",
+    "unset": "Remove keys.",
+    "copy": "Copy the metadata of another file.",
+    "strip": "Remove the metadata, except keys that decide how the file is read.",
+}
 
 
 @cache
@@ -42,22 +72,138 @@ class Verb(click.Command):
         return help_option()
 
 
-VERBS = {
-    "info": "Report the kind and meaning of a file, with the evidence.",
-    "check": "Report problems of files, and fix them.",
-    "merge": "Fold adapters into a base.",
-    "unmerge": "Remove the adapters of the last merge from a model.",
-    "verify": "Prove how much of each adapter a merged model carries.",
-    "convert": "Rewrite an adapter so that every loader applies the same scale.",
-    "metadata": "Show and edit the metadata of a file; the tensors stay the same.",
-    "compat": "Report how each program that loads adapters applies one.",
-}
+class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic in later versions of click alone
+    """The path of a file or a folder as the user typed it, with its settings."""
 
-METADATA_VERBS = {
-    "show": "List the metadata of a file.",
-    "get": "Print one value exactly.",
-    "set": "Set keys to values.",
-    "unset": "Remove keys.",
-    "copy": "Copy the metadata of another file.",
-    "strip": "Remove the metadata, except keys that decide how the file is read.",
-}
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path unchanged; the code that opens it judges it."""
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+        """Complete as the shell completes files."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def declared_options(
+    record: "type[DataclassInstance]", names: Collection[str] = (), but: Collection[str] = ()
+) -> Callable[[Decorated], Decorated]:
+    """The options that a verb's record declares, in its order: those of the `names`, or all `but` some."""
+
+    def decorate(function: Decorated) -> Decorated:
+        from lora_inspect.option import declared  # `info` has no record, and starts without what makes one
+
+        for one in reversed(declared(record).values()):
+            if one.name in names if names else one.name not in but:
+                function = click.option(one.flag, one.name, help=one.option.says, **_as_click(one))(function)
+        return function
+
+    return decorate
+
+
+def _as_click(one: "Declared") -> Mapping[str, Any]:
+    """The rest of what click needs, by the kind of the value."""
+    from lora_inspect import option
+
+    asked = one.option
+    if asked.kind == option.FLAG:
+        return {"is_flag": True, **({"callback": _inverted} if one.default is True else {})}
+    if asked.kind == option.CHOICE:
+        chosen = {"type": click.Choice(list(asked.chosen_from)), "metavar": asked.metavar}
+        return chosen if one.default is None else {**chosen, "default": one.default, "show_default": True}
+    if asked.kind == option.DTYPE:
+        return {"type": click.Choice(list(asked.chosen_from)), "callback": _dtype}
+    if asked.kind == option.YES_NO:
+        return {"type": click.Choice(["yes", "no"]), "callback": _yes}
+    if asked.kind == option.PATH:
+        return {"type": FilePath(), "metavar": asked.metavar}
+    if asked.kind == option.WHOLE:
+        return {"type": int if asked.least is None else click.IntRange(min=asked.least), "metavar": asked.metavar}
+    if asked.kind == option.NUMBER:
+        kind = click.FloatRange(0, 1, max_open=True) if asked.share else float
+        return {"type": kind, "metavar": asked.metavar, "callback": _finite}
+    if asked.kind == option.TEXT:
+        return {"metavar": asked.metavar, "callback": _text}
+    if asked.kind == option.ANSWERS:
+        return {"multiple": True, "metavar": asked.metavar, "callback": _answers}
+    return {"multiple": asked.kind == option.NAMES, "metavar": asked.metavar}
+
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuses the infinities and NaN, which click takes for numbers."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+def _text(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuses bytes that are no text, which Python passes on as halves of surrogate pairs and no file can hold."""
+    from lora_inspect.files.strict_json import is_unicode
+
+    if value is not None and not is_unicode(value):
+        raise click.BadParameter("it is no text in UTF-8.")
+    return value
+
+
+def _inverted(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    return not value
+
+
+def _yes(context: click.Context, parameter: click.Parameter, value: str | None) -> bool | None:
+    return None if value is None else value == "yes"
+
+
+def _dtype(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from lora_inspect.files.safetensors.dtypes import DTYPE_NAMES
+
+    return None if value is None else DTYPE_NAMES[value]
+
+
+def _answers(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, bool]:
+    from lora_inspect.matching.orientation import parse_answers
+
+    try:
+        return parse_answers(values)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
+
+
+def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
+    """-o and --force; of a verb that has a --dry-run, which is eager, that one needs no -o."""
+
+    def needed(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+        if value is None and not context.params["dry_run"]:
+            raise click.MissingParameter(ctx=context, param=parameter)
+        return value
+
+    def decorate(function: Decorated) -> Decorated:
+        function = click.option("--force", is_flag=True, help="Overwrite the output if it exists; never an input.")(
+            function
+        )
+        return click.option(
+            "-o",
+            "--output",
+            required=not dry_run,
+            callback=needed if dry_run else None,
+            type=FilePath(),
+            metavar="OUT",
+            help="Output: a name that ends in .safetensors, or a folder.",
+        )(function)
+
+    return decorate
+
+
+def parse_without_multiplier(argument: str, verb: str) -> "tuple[str, Settings]":
+    """The path and the settings of an argument to a verb that applies nothing, for which a multiplier means nothing."""
+    from lora_inspect.reading.model.settings import bare_number, parse_argument
+
+    path, own = parse_argument(argument)
+    if own.has_multiplier or bare_number(argument) is not None:
+        raise click.UsageError(f"{argument}: {verb} applies no adapter, so a multiplier has no meaning; leave it out.")
+    return path, own

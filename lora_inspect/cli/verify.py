@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.options import FilePath, declared_options
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
-from lora_inspect.cli.verb import VERBS, Verb
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options
 from lora_inspect.merging.options import VerifyRequest, merge_options
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ import os
 import click
 import pytest
 
-from lora_inspect.cli.options import FilePath
-from lora_inspect.cli.verb import VERBS
+from lora_inspect.cli.verb import VERBS, FilePath
 
 FILES = "file"
 # what is typed, with _ where the cursor is, and what may stand there: files, or words of which these are some

@@ -8,7 +8,8 @@ import unicodedata
 import pytest
 from adapters import base, lora, loras
 
-from lora_inspect.cli import cli, terminal
+from lora_inspect.cli import terminal
+from lora_inspect.cli.group import cli
 from lora_inspect.sentences import width
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")

@@ -12,7 +12,7 @@ import pytest
 from adapters import base, loras
 
 from lora_inspect import __version__
-from lora_inspect.cli import cli
+from lora_inspect.cli.group import cli
 from lora_inspect.cli.verb import VERBS
 
 HEAVY = {"torch", "numpy", "safetensors"}

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fuzz.contents import Content, described, from_json, to_json
-from lora_inspect.cli import cli
+from lora_inspect.cli.group import cli
 
 # Beside the verbs of the command line: what a trainer calls to resume from a file.
 NETWORKS = "networks"

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.cli import cli
+from lora_inspect.cli.group import cli
 from networks import lora, lora_wan
 
 
