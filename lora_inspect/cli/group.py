@@ -3,7 +3,6 @@
 import importlib
 import os
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -125,8 +124,7 @@ def _show_wrong_usage(wrong: click.ClickException) -> None:
     They repeat arguments, which may hold anything.
     """
     if isinstance(wrong, getattr(click.exceptions, "NoArgsIsHelpError", ())):
-        with suppress(OSError):
-            wrong.show()  # the help alone
+        terminal.usage(wrong.format_message())  # the help alone
         return
     if isinstance(wrong, click.UsageError) and wrong.ctx:
         hint = f"Try '{printable(wrong.ctx.command_path)} --help' for help."
