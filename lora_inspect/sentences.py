@@ -108,6 +108,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def scale_in_words(scale: float | None) -> str:
+    """Write a scale as it is shown, and asked for; `unknown` for None."""
+    return "unknown" if scale is None else f"{scale:.6g}"
+
+
 def some(names: Sequence[str], count: int) -> str:
     """List the first names, each shortened, with an ellipsis for the others: `a, b, …`."""
     return ", ".join(map(shortened, names[:count])) + (", …" if len(names) > count else "")

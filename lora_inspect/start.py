@@ -34,7 +34,12 @@ def main() -> None:
     gc.disable()  # what is loaded stays, and looking for garbage among it takes longer than loading some of it
     try:
         from lora_inspect.cli import main as run
+        from lora_inspect.cli import plain_command
         from lora_inspect.files.system import ENDING_SIGNALS
+
+        is_plain = plain_command(sys.argv[1:]) is not None
+        if not is_plain:
+            import lora_inspect.cli.group  # noqa: F401 (it loads click)
     except ImportError as error:  # without click there is no other way to tell
         _fail(f"a library that lora-inspect needs cannot be loaded ({error}); install it again.")
     except OSError as error:
@@ -43,7 +48,8 @@ def main() -> None:
         _fail("there is not enough memory; close other programs, or use a machine that has more.")
 
     gc.freeze()
-    gc.enable()
+    if not is_plain:
+        gc.enable()
     try:
         interrupt.may_unwind = True
         run()

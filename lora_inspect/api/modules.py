@@ -9,7 +9,7 @@ from lora_inspect.ops.info import module_record
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.scale.scale_records import FoldedScales
-from lora_inspect.sentences import shortened
+from lora_inspect.sentences import scale_in_words, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ class ModuleChange:
         return dict(self._record)
 
     def __repr__(self) -> str:
-        scale = "unknown" if self.scale is None else f"{self.scale:.6g}"
+        scale = scale_in_words(self.scale)
         return f"<ModuleChange {self.algorithm} of the {self.parameter}, rank {self.rank}, scale {scale}>"
 
 
@@ -202,8 +202,7 @@ class OpenedModule:
 
     def __repr__(self) -> str:
         more = f" and {len(self.changes) - 1} more" if len(self.changes) > 1 else ""
-        scale = "unknown" if self.scale is None else f"{self.scale:.6g}"
-        name = shortened(self.path or self.key)
+        name, scale = shortened(self.path or self.key), scale_in_words(self.scale)
         return f"<OpenedModule {name!r}: {self.algorithm}{more}, rank {self.rank}, scale {scale}>"
 
 

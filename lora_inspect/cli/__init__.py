@@ -2,16 +2,25 @@
 
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.terminal import failure, show_defect
-from lora_inspect.errors import FAILED_STATUS, LoraInspectError
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.system import ENDING_SIGNALS
 from lora_inspect.interrupt import INTERRUPTED, WORDS
 from lora_inspect.torchrun import launched
 
+if TYPE_CHECKING:
+    from lora_inspect.cli.info_file import PlainCommand
+
 _KILLED_BY = 128
+# As click has it, which sees it first in all that it runs.
+_READER_LEFT = 1
+# The verb that a file without any verb means.
+_INFO = "info"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         if sys.stderr:
             sys.stderr.close()  # whoever read the output has left, and Python would complain about it once more
-        sys.exit(FAILED_STATUS)
+        sys.exit(_READER_LEFT)
     except Exception as error:  # the last place that sees it: no user gets a traceback
         show_defect(error)
         ended = failure(_path_of(error), error)
@@ -40,11 +49,23 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(ended.says, ended.status)
 
 
+def plain_command(words: Sequence[str]) -> "PlainCommand | None":
+    """The command if it is one that runs without click, whose import takes as long as such a command."""
+    if not words or (words[0] != _INFO and "." not in words[0]):
+        return None
+    from lora_inspect.cli.info_file import read_plain
+
+    return read_plain(words[1:] if words[0] == _INFO else words)
+
+
 def _run(arguments: list[str] | None) -> object:
     """Runs the verb. What may be secret in an address is put away before anything can be said of it."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if plain := plain_command(given):
+        plain.run()
+        return None
     from lora_inspect.cli.group import run
 
-    given = sys.argv[1:] if arguments is None else arguments
     if not any("://" in argument for argument in given):
         return run(arguments)
     from lora_inspect.cli.progress_bar import waiting_line

@@ -5,26 +5,20 @@ A condition tests a field of a file's account; `--sort` orders the files by a fi
 
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_inspect.cli.terminal import failure, show_defect
-from lora_inspect.cli.verb import parse_without_multiplier
+from lora_inspect.cli.info_file import InfoArgument, broken
+from lora_inspect.cli.verb import Decorated, parse_without_multiplier
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import find_checkpoints, is_collection
 from lora_inspect.files.locations import pinned
-from lora_inspect.reading.model.settings import Settings
-from lora_inspect.sentences import listed
+from lora_inspect.sentences import listed, scale_in_words
 
 if TYPE_CHECKING:
     from lora_inspect.scanning.scan_file import ScannedFile
-
-
-def number_in_words(number: float | None) -> str:
-    """A scale as it is shown, and asked for."""
-    return "unknown" if number is None else f"{number:.6g}"
 
 
 # What a condition may be about: the words of a file under each key.
@@ -33,7 +27,7 @@ _WORDS: "dict[str, Callable[[ScannedFile], Iterable[str]]]" = {
     "model": lambda one: (*one.architectures, *one.model.split(" or ")),
     "type": lambda one: one.types,
     "rank": lambda one: map(str, one.ranks),
-    "scale": lambda one: map(number_in_words, one.scales),
+    "scale": lambda one: map(scale_in_words, one.scales),
     "trainer": lambda one: (one.trainer or "unknown",),
     "scheme": lambda one: one.schemes,
     "kind": lambda one: (one.kind,),
@@ -93,23 +87,6 @@ def _is_glob(pattern: str) -> bool:
     return any(sign in pattern for sign in "*?[")
 
 
-# The field of a record that stands for a file that could not be read.
-ERROR, CODE = "error", "code"
-
-
-class InfoArgument(NamedTuple):
-    """The files and settings of an argument, or the failure to read it.
-
-    `is_collection` is true for a folder of several checkpoints. `path` is the argument without its settings.
-    """
-
-    files: tuple[str, ...]
-    settings: Settings = Settings()
-    is_collection: bool = False
-    broken: dict[str, Any] | None = None
-    path: str = ""
-
-
 def parse_argument(argument: str) -> InfoArgument:
     """The files that an argument of `info` names; the settings on a folder's path are those of each file in it."""
     try:
@@ -122,15 +99,6 @@ def parse_argument(argument: str) -> InfoArgument:
     except Exception as error:  # one path that cannot be read leaves the others their rows
         return InfoArgument((), broken=broken(argument, error), path=argument)
     return InfoArgument(files or (path,), settings, bool(files), path=path)
-
-
-def broken(path: str, error: Exception) -> dict[str, Any]:
-    """The record of a file that cannot be read."""
-    show_defect(error)
-    return dict(failure(path, error).record())
-
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class FolderOptions(NamedTuple):

@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_arguments import CODE, ERROR, FolderOptions, InfoArgument, broken, sorting_key
+from lora_inspect.cli.info_arguments import FolderOptions, sorting_key
+from lora_inspect.cli.info_file import CODE, ERROR, InfoArgument, broken
 from lora_inspect.cli.info_screen import size_in_words
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
 from lora_inspect.cli.terminal import DEBUG, DOUBTFUL, FAINT, PLAIN, WRONG, Line, Sheet, StyledText, cut, failure

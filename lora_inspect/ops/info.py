@@ -13,6 +13,7 @@ from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import ERROR
 from lora_inspect.reading.pipeline import PipelinePart, adapter_parts, base_parts, elements
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
+from lora_inspect.sentences import scale_in_words
 
 if TYPE_CHECKING:
     from lora_inspect.converting.fixes import LoadingFix
@@ -290,7 +291,7 @@ def _scale(contribution: Contribution, folded: FoldedScales) -> str:
     scale = contribution.scale
     if folded.has_any:
         scale = folded.scale_before(contribution.module.key, scale)
-    return "unknown" if scale is None else f"{scale:.6g}"
+    return scale_in_words(scale)
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:

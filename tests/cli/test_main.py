@@ -2,16 +2,19 @@
 
 import importlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from adapters import base, loras
 
 from lora_inspect import __version__
+from lora_inspect.cli import plain_command
 from lora_inspect.cli.group import cli
 from lora_inspect.cli.verb import VERBS
 
@@ -59,7 +62,7 @@ def test_every_option_of_every_command_is_explained(words):
     options = [parameter for parameter in command_of(words).params if parameter.param_type_name == "option"]
     assert [option.name for option in options if not option.help] == []
     # What prints a value alone has no second form for it.
-    assert "as_json" in {option.name.rstrip("_") for option in options} or words == ("metadata", "get")
+    assert "--json" in {spelled for option in options for spelled in option.opts} or words == ("metadata", "get")
 
 
 def test_the_group_lists_its_verbs_and_its_version(run):
@@ -117,6 +120,7 @@ def test_results_go_to_stdout_and_nothing_to_stderr(run, pair, tmp_path):
 
 WATCH = """
 import sys
+from pathlib import Path
 from lora_inspect.cli import main
 try:
     main(sys.argv[1:])
@@ -137,8 +141,54 @@ def test_reading_and_help_import_neither_torch_nor_numpy(words, run_process, fix
     shown = run_process("-c", WATCH, *(file if word == "FILE" else word for word in words))
     assert shown.status == 0, shown.stderr
     imported = shown.stdout.rsplit("IMPORTED", 1)[1].split()
-    assert "click" in imported
+    # Click reads all but a command for one file with flags alone.
+    assert ("click" in imported) is (words[:2] != ["info", "FILE"] or words == ["info", "FILE", "FILE"])
     assert HEAVY & set(imported) == set()
+
+
+# `FILE` can be read, `BROKEN` is cut short, `GONE` is not there.
+PLAIN = [
+    "info FILE", "FILE", "FILE --json", "info --why FILE --json --modules", "info FILE --metadata --modules",
+    "info --json --json FILE", "info GONE", "info GONE --json", "GONE", "info BROKEN", "BROKEN --json --why",
+]  # fmt: skip
+FOR_CLICK = [
+    "info", "info --json", "info FILE FILE", "info FILE:alpha=4", "info FILE:0.5", "info FOLDER", "info PEFT --json",
+    "info FILE --jsonl", "info FILE --nope", "info FILE --json=1", "info FILE --", "info -- FILE", "info FILE -h",
+    "--json FILE", "check FILE", "FILE FILE", "info --modules=x FILE", "info FILE ''", "info FILE*", "nope",
+]  # fmt: skip
+
+
+@pytest.fixture
+def words_of(fixtures, write_safetensors, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = write_safetensors(loras(2), {"title": "T"})
+    Path("broken.safetensors").write_bytes(file.read_bytes()[:90])
+    Path("folder").mkdir()
+    shutil.copytree(fixtures / "minilm-peft-dora-r8", "peft")
+    named = {"FILE": file.name, "GONE": "gone.safetensors", "BROKEN": "broken.safetensors", "FOLDER": "folder",
+             "PEFT": "peft"}  # fmt: skip
+
+    def words_of(line):
+        for name, path in named.items():
+            line = line.replace(name, path)
+        return shlex.split(line)
+
+    return words_of
+
+
+@pytest.mark.parametrize("line", PLAIN)
+def test_click_says_the_same_of_a_command_that_runs_without_it(line, words_of, run, monkeypatch):
+    words = words_of(line)
+    assert plain_command(words)
+    plain = run(*words)
+    monkeypatch.setattr("lora_inspect.cli.plain_command", lambda words: None)
+    assert run(*words) == plain
+    assert plain.stdout or plain.stderr
+
+
+@pytest.mark.parametrize("line", FOR_CLICK)
+def test_click_reads_every_other_command(line, words_of):
+    assert plain_command(words_of(line)) is None
 
 
 def test_info_loads_what_it_reads_with_alone(run_process, fixtures):

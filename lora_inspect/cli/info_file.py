@@ -1,0 +1,158 @@
+"""`lora-inspect info` of one file: its record as JSON, or its screen with the table of its modules.
+
+Nothing here needs click, whose import takes as long as the rest: a command that names one file and flags alone is run
+without it.
+"""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.cli import terminal
+from lora_inspect.cli.terminal import Line, Sheet, StyledText, cut, failure, show_defect
+from lora_inspect.errors import with_code
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.system import without_collecting
+from lora_inspect.reading.model.settings import Settings
+from lora_inspect.sentences import scale_in_words
+
+if TYPE_CHECKING:
+    from lora_inspect.programs.verdict import Verdict
+    from lora_inspect.reading.file_info import FileInfo
+
+# The flags of a command that names one file, with their help.
+FLAGS = {
+    "modules": "List every module with its rank, alpha and scale.",
+    "metadata": "Show the file's metadata: JSON expanded, long values shortened.",
+    "why": "Show all evidence for the reported facts.",
+    "json": "Print JSON; a list for several PATHs or a folder of files.",
+}
+# Settings begin at a colon, and on Windows click looks for the files that the other signs name.
+_NOT_PLAIN = ":*?[~$%"
+# The field of a record that stands for a file that could not be read.
+ERROR, CODE = "error", "code"
+
+
+class InfoArgument(NamedTuple):
+    """The files and settings of an argument, or the failure to read it.
+
+    `is_collection` is true for a folder of several checkpoints. `path` is the argument without its settings.
+    """
+
+    files: tuple[str, ...]
+    settings: Settings = Settings()
+    is_collection: bool = False
+    broken: dict[str, Any] | None = None
+    path: str = ""
+
+
+def broken(path: str, error: Exception) -> dict[str, Any]:
+    """The record of a file that cannot be read."""
+    show_defect(error)
+    return dict(failure(path, error).record())
+
+
+class PlainCommand(NamedTuple):
+    """The path of a file, and the flags that the command has."""
+
+    path: str
+    flags: frozenset[str]
+
+    def run(self) -> None:
+        """Do as `info` does."""
+        info_of_one(InfoArgument((self.path,), path=self.path), **{name: name in self.flags for name in FLAGS})
+
+
+def read_plain(words: Sequence[str]) -> PlainCommand | None:
+    """Read the words behind `info` if they name one file and flags alone; None for others, which click reads."""
+    flags = {word.removeprefix("--") for word in words if word.startswith("-")}
+    paths = [word for word in words if not word.startswith("-")]
+    if len(paths) != 1 or not flags <= FLAGS.keys():
+        return None
+    path = paths[0]
+    is_plain = path and not any(sign in path for sign in _NOT_PLAIN) and not os.path.isdir(path)
+    return PlainCommand(path, frozenset(flags)) if is_plain else None
+
+
+def info_of_one(argument: InfoArgument, modules: bool, metadata: bool, why: bool, json: bool) -> None:
+    """Read one checkpoint and print its description; exit with 1 or 3 if it cannot be read."""
+    with without_collecting():
+        found, verdicts, record = _read(argument, modules)
+        if json:
+            terminal.json_text(record)
+        elif found:
+            _show(found, record, verdicts, metadata, why)
+    if ERROR in record:
+        terminal.error(record[ERROR])
+        sys.exit(with_code(record[CODE]).status)
+
+
+def _read(argument: InfoArgument, modules: bool) -> "tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]":
+    """The file, what programs make of it, and its record; where it cannot be read, the record says why."""
+    from lora_inspect.ops.info import record_of, verdicts_of
+    from lora_inspect.reading.file_info import inspect
+
+    if argument.broken:
+        return None, None, argument.broken
+    try:
+        found = inspect(argument.files[0], argument.settings)
+        verdicts = verdicts_of(found)
+        return found, verdicts, record_of(found, verdicts, modules)
+    except Exception as error:  # one path that cannot be read leaves the others their answers
+        return None, None, broken(argument.files[0], error)
+
+
+def _show(
+    found: "FileInfo", record: dict[str, Any], verdicts: "Sequence[Verdict] | None", metadata: bool, why: bool
+) -> None:
+    """The screen, and below it the modules and the metadata where they are asked for."""
+    from lora_inspect.cli.info_screen import screen
+
+    sheet = Sheet(terminal.columns())
+    terminal.laid_out(screen(sheet, found, record, verdicts, why))
+    if record.get("module_list"):
+        terminal.laid_out([[], *table_of_modules(sheet, record["module_list"], why)])
+    if metadata and record["metadata"]:
+        from lora_inspect.cli.metadata_output import metadata_lines
+
+        lines = map(terminal.spelled, metadata_lines(record["metadata"], sheet.columns))
+        terminal.laid_out([[], *([StyledText(cut(line, sheet.columns, sheet.mark))] for line in lines)])
+
+
+_HEADERS = ("algorithm", "shape", "rank", "alpha", "scale", "dora")
+_MOST_REASONS = 12
+
+
+def table_of_modules(sheet: Sheet, modules: Sequence[Mapping[str, Any]], why: bool) -> Iterator[Line]:
+    """Return a row per module and algorithm, with the reason of unknown scales or, with `why`, of all."""
+    rows = [_row(module) for module in modules]
+    # One algorithm for all is in the first line of the screen.
+    shown = [
+        at
+        for at, name in enumerate(_HEADERS)
+        if any(row[at] for row in rows) and (name != "algorithm" or len({row[at] for row in rows}) > 1)
+    ]
+    reasons = why or any(module["scale"] is None and module["why"] for module in modules)
+    headers = ["module", *(_HEADERS[at] for at in shown)]
+    yield from sheet.table(
+        [[module["module"], *(row[at] for at in shown)] for module, row in zip(modules, rows, strict=True)], headers
+    )
+    if reasons:
+        counts = Counter(module["why"] for module in modules).most_common()
+        for says, count in counts[:_MOST_REASONS]:
+            yield from sheet.sentence(f"scale of {count:,}: {says}")
+        if len(counts) > _MOST_REASONS:
+            yield from sheet.sentence(f"{len(counts) - _MOST_REASONS:,} more: --json")
+
+
+def _row(module: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        module["algorithm"],
+        "x".join("?" if size is None else str(size) for size in module["shape"] or ()),
+        "" if module["rank"] is None else str(module["rank"]),
+        "" if module["alpha"] is None else f"{module['alpha']:g}",
+        scale_in_words(module["scale"]),
+        module["dora"] or "",
+    )
