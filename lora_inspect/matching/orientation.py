@@ -11,6 +11,7 @@ other layer shows the orientation of such a parameter: its shape does, the table
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -74,7 +75,8 @@ _MODELS = (MODEL, *EXPERTS)
 Covered = tuple[int | None, int | None]
 
 
-class Orientation(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Orientation:
     """Whether a base weight is stored as (in, out), and what says so."""
 
     transposed: bool

@@ -6,6 +6,7 @@
 import struct
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.errors import RefusedError
@@ -14,7 +15,7 @@ from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.fold_chain import Fold, working_type
 from lora_inspect.merging.options import NEAREST, OPTION, STOCHASTIC
-from lora_inspect.sentences import counted, listed, shortened
+from lora_inspect.sentences import Result, counted, listed, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,8 @@ _RECORDED, _NAMED = 10, 3
 _FINER = {8: "bf16", 16: "fp32"}
 
 
-class WeightRetention(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class WeightRetention:
     """The share of an adapter in one weight, whose numbers are written in `dtype`."""
 
     name: str
@@ -37,7 +39,8 @@ class WeightRetention(NamedTuple):
     dtype: str
 
 
-class AdapterRetention(NamedTuple):
+@dataclass(frozen=True, slots=True, repr=False)
+class AdapterRetention(Result):
     """How much of an adapter is in the weights that were written: its `share`, None where that cannot be told.
 
     `noise` is what rounding adds to the weights that it changes, over the change, `why` says what keeps the share from

@@ -35,13 +35,14 @@ class JudgedProgram:
 class Judgement(Result):
     """The verdict of a program on a file, without the file.
 
-    It has the facts of `lora_inspect.programs.verdict.Verdict`. `ignored` are the keys that the program ignores.
+    It has the facts of `lora_inspect.programs.verdict.Verdict`. `factors` counts the modules by what the
+    program applies over what is right, and `ignored` are the keys that it ignores.
     """
 
     program: JudgedProgram
     verdict: str
     factor: float | None
-    factors: tuple[tuple[float, int], ...]
+    factors: dict[float, int]
     silent: bool
     ignored: tuple[str, ...]
     says: str
@@ -59,7 +60,7 @@ class Judgement(Result):
         """Return the judgement of a verdict."""
         program = JudgedProgram(one.program.name, one.program.title, one.program.version)
         said = (one.silent, one.ignored, one.says, one.by, one.error, one.fix)
-        return cls(program, one.verdict, one.factor, one.factors, *said)
+        return cls(program, one.verdict, one.factor, dict(one.factors), *said)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -80,7 +81,7 @@ class CompatResult(Result):
                     "title": one.program.title,
                     "versions": one.program.version,
                     "verdict": one.verdict,
-                    "factors": {f"{factor:g}": modules for factor, modules in one.factors},
+                    "factors": {f"{factor:g}": modules for factor, modules in one.factors.items()},
                     "silent": one.silent,
                     "ignored": list(one.ignored),
                     "says": one.says,

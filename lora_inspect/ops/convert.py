@@ -1,7 +1,7 @@
 """Conversion of an adapter to the scale alpha/rank, which every loader reads."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from lora_inspect.converting.result import ProgramCheck
 from lora_inspect.converting.steps.base_change import BaseDependentChange
 from lora_inspect.converting.target.target_program import norms_remarks
 from lora_inspect.errors import RefusedError
-from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.hashes import sshs_hashes
 from lora_inspect.files.safetensors.writer import renamed
 from lora_inspect.files.temp_files import remove_leftovers
@@ -37,7 +36,8 @@ __all__ = ["ConvertOptions", "ConvertResult", "convert_planned", "convert_to_sta
 _LOSSY = 0.05
 
 
-class Verified(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Verified:
     """The number of compared modules, and the largest relative error among them."""
 
     modules: int
@@ -90,7 +90,7 @@ class ConvertResult(Result):
             "dropped": list(self.dropped),
             "passed_through": list(self.passed_through),
             "remarks": list(self.remarks),
-            "verified": self.verified and self.verified._asdict(),
+            "verified": self.verified and asdict(self.verified),
             "orientation": in_record(self.orientations),
         }
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 from lora_inspect.errors import CouldNotWorkError
@@ -68,7 +69,7 @@ def scan_files(
         for found in results:
             progress(1)
             first = duplicates.earlier(found.path, found.section) if found.section else None
-            yield found._replace(duplicate_of=first)
+            yield replace(found, duplicate_of=first, section=None)
 
 
 def _scan(asked: tuple[str, Settings], record: Record | None) -> ScannedFile:

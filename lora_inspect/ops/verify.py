@@ -1,7 +1,7 @@
 """Measurement, weight by weight, of each adapter in a merged model, with findings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.files.checkpoint import open_checkpoint
@@ -80,7 +80,7 @@ class VerifyResult(Result):
             "noise": self.noise,
             "residual": self.residual,
             "missing": self.missing,
-            "findings": [{**finding._asdict(), "modules": list(finding.modules)} for finding in self.findings],
+            "findings": [{**asdict(finding), "modules": list(finding.modules)} for finding in self.findings],
             "modules": self.modules,
             "module_noise": self.module_noise,
             "residuals": self.residuals,

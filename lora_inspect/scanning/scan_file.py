@@ -5,11 +5,11 @@ An adapter is in one of four states; notes describe its oddities in the fewest t
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.errors import kind_of, of_system
-from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import without_collecting
 from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.verdict import (
@@ -35,7 +35,7 @@ from lora_inspect.reading.problems import PROBLEMS
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.scale.scales import OPTIONS
 from lora_inspect.scanning.duplicates import DataSection, data_section
-from lora_inspect.sentences import bounded, brief, listed
+from lora_inspect.sentences import Result, bounded, brief, listed
 
 # FINE: its meaning is settled, and every program known here that loads it makes that of it. CONVERT: a program that
 # loads it makes something else of it, or none of those that know its model loads it. ANSWER: it leaves something open
@@ -154,7 +154,8 @@ _LORA = ("lora", "mlx", "lora_embedding", "lora_embedding_along_tokens", "lora_e
 _FULL = {"full": "full", "saved": "full", "set_weight": "full", "norm": "norms"}
 
 
-class ScannedFile(NamedTuple):
+@dataclass(frozen=True, slots=True, repr=False)
+class ScannedFile(Result):
     """The short account of one checkpoint of a folder.
 
     `kind` is "adapter", "base" or "other"; it is empty for an unreadable file, and `error` is then the reason.
@@ -163,7 +164,7 @@ class ScannedFile(NamedTuple):
     those of its problems. `state` is one of `STATES`, empty for a file that is no adapter; `notes` give the reason or
     anything odd, each the same in fewer words than the one before it. `modified` is the time of its last change in
     seconds. `duplicate_of` is the path of an earlier file with the same tensors. `record` is the additional record of a
-    caller.
+    caller. `section` is for the search for such files; the results of a scan have none.
     """
 
     path: str

@@ -17,7 +17,7 @@ from lora_inspect.maths.share import ALIKE, NO_CHANGE, NOT_FINITE, REASONS
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.reading.base.base_codecs import CodedWeight
-from lora_inspect.sentences import listed, some
+from lora_inspect.sentences import Result, listed, some
 from lora_inspect.verifying.causes import fitting
 from lora_inspect.verifying.measure import PartShare, Weighed
 from lora_inspect.verifying.models import Model
@@ -106,7 +106,8 @@ def adapter_shares(weights: Sequence[Weighed], adapters: Sequence[str]) -> list[
     return list(found.values())
 
 
-class VerifyFinding(NamedTuple):
+@dataclass(frozen=True, slots=True, repr=False)
+class VerifyFinding(Result):
     """One thing that is wrong, or a note: a `code` for programs, a message, the modules, the adapter if it is one's."""
 
     code: str

@@ -38,7 +38,9 @@ def oriented(write_safetensors, tmp_path):
         )
         for name, changes in matching.targets.items():
             assert {placed.place.transposed for placed in changes} == {matching.orientations[name].transposed}
-        return {name.removesuffix(".weight"): tuple(item) for name, item in matching.orientations.items()}
+        return {
+            name.removesuffix(".weight"): (item.transposed, item.source) for name, item in matching.orientations.items()
+        }
 
     return orient
 

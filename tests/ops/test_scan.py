@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_several_processes_say_the_same(fixtures, tmp_path, monkeypatch):
     (tmp_path / "07.safetensors").write_bytes(b"{}")
 
     def comparable(jobs):
-        return [one._replace(error=str(one.error)) for one in scan([tmp_path], jobs=jobs)]
+        return [replace(one, error=str(one.error)) for one in scan([tmp_path], jobs=jobs)]
 
     alone = comparable(1)
     assert comparable(2) == alone
