@@ -108,7 +108,7 @@ def cli() -> None:
 
 
 def run(arguments: list[str] | None) -> object:
-    """Run a verb with click and return what it returns; exit with 2 for a wrong command line."""
+    """Run a verb with click and return its result; exit with 2 for a wrong command line."""
     try:
         return cli.main(arguments, prog_name="lora-inspect", standalone_mode=False)
     except click.ClickException as error:

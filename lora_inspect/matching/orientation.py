@@ -167,9 +167,9 @@ def together(orientations: Iterable[Mapping[str, Orientation]], base: Checkpoint
 
 def in_words(orientations: Mapping[str, Orientation]) -> str:
     """How many weights are stored which way, by what decided it, where that was not the shape itself; else ""."""
-    counts = Counter(item for item in orientations.values() if item.source != SHAPE)
+    counts = Counter((item.transposed, item.source) for item in orientations.values() if item.source != SHAPE)
     return "; ".join(
-        f"from {item.source} {count} as {_written(item.transposed)}" for item, count in sorted(counts.items())
+        f"from {source} {count} as {_written(transposed)}" for (transposed, source), count in sorted(counts.items())
     )
 
 

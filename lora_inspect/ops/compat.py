@@ -35,8 +35,8 @@ class JudgedProgram:
 class Judgement(Result):
     """The verdict of a program on a file, without the file.
 
-    It has the facts of `lora_inspect.programs.verdict.Verdict`. `factors` counts the modules by what the
-    program applies over what is right, and `ignored` are the keys that it ignores.
+    It has the facts of `lora_inspect.programs.verdict.Verdict`. `factors` counts the modules by their
+    factor: the applied scale over the right one. `ignored` are the keys that the program ignores.
     """
 
     program: JudgedProgram

@@ -12,8 +12,8 @@ from fuzz.networks_target import MODULES
 
 # How often an option is there; without some of them a command says only that they are missing.
 _OFTEN = {
-    "output": 0.97, "force": 0.3, "dry_run": 0.1, "as_json": 0.3, "as_json_": 0.4, "allow_unmatched": 0.3, "base": 0.2,
-    "keep_dora": 0.25, "layout": 0.25, "modules": 0.3, "metadata": 0.3, "rank": 0.02, "max_error": 0.02,
+    "output": 0.97, "force": 0.3, "dry_run": 0.1, "as_json": 0.3, "as_json_": 0.4, "json": 0.4, "allow_unmatched": 0.3,
+    "base": 0.2, "keep_dora": 0.25, "layout": 0.25, "modules": 0.3, "metadata": 0.3, "rank": 0.02, "max_error": 0.02,
     "source": 0.98, "everything": 0.3, "other_meaning": 0.5, "title": 0.2, "thumbnail": 0.1,
     "allow_loss": 0.3,
     "weights": 0.02, "seed": 0.02, "share": 0.02, "is_finish": 0.02,

@@ -390,7 +390,7 @@ def _documents(parsed: dict[str, Any], stdout: str) -> list[str]:
     """The JSON that was asked for: one a line, or one in all."""
     if parsed.get("jsonl"):
         return stdout.splitlines()
-    is_one = parsed.get("as_json") or parsed.get("as_json_") or parsed.get("format_") in ("json", "sarif")
+    is_one = any(map(parsed.get, ("as_json", "as_json_", "json"))) or parsed.get("format_") in ("json", "sarif")
     return [stdout] if is_one else []
 
 
