@@ -6,6 +6,7 @@ The files and the meant weights come from `adapters`, which has formulas of its 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from adapters import Weight
@@ -27,13 +28,13 @@ class Observed(NamedTuple):
     """A verdict of `compat`, and how many weights bear how much of the right change; `says` is an error's text."""
 
     verdict: str
-    factors: tuple[tuple[float, int], ...] = ()
+    factors: Mapping[float, int] = MappingProxyType({})
     says: str = ""
 
     @property
     def factor(self) -> float | None:
         """The commonest factor."""
-        return self.factors[0][0] if self.factors else None
+        return next(iter(self.factors), None)
 
 
 def observe(
@@ -51,7 +52,7 @@ def observe(
     changed = [one for one in seen if one[0] != NOTHING]
     if not changed:
         return Observed(NOTHING)
-    factors = tuple(Counter(factor for _, factor in changed if factor is not None).most_common())
+    factors = dict(Counter(factor for _, factor in changed if factor is not None).most_common())
     if len(changed) < len(seen):
         return Observed(PARTLY, factors)
     return Observed(next(verdict for verdict in _WORST if verdict in {one for one, _ in seen}), factors)
@@ -90,11 +91,10 @@ def differs(verdict: Verdict, seen: Observed) -> str:
     return ""
 
 
-def _are_alike(said: Iterable[tuple[float, int]], seen: Iterable[tuple[float, int]]) -> bool:
+def _are_alike(said: Iterable[float], seen: Iterable[float]) -> bool:
     """Whether the factors that were said are those that were seen, however often: a layer may be several there."""
-    ours, theirs = sorted(factor for factor, _ in said), sorted(factor for factor, _ in seen)
-    return all(any(abs(a - b) <= _ALIKE * abs(b) for b in theirs) for a in ours) and all(
-        any(abs(a - b) <= _ALIKE * abs(b) for a in ours) for b in theirs
+    return all(any(abs(a - b) <= _ALIKE * abs(b) for b in seen) for a in said) and all(
+        any(abs(a - b) <= _ALIKE * abs(b) for a in said) for b in seen
     )
 
 

@@ -28,13 +28,13 @@ DECOMPOSED = {"a": Weight(BASE, DORA, PLAIN)}
 @pytest.mark.parametrize(
     ("found", "verdict", "factors"),
     [
-        ({"a": BASE + DELTA, "b": BASE + 2 * DELTA}, "same meaning", ((1.0, 2),)),
-        ({"a": BASE + DELTA / 2, "b": BASE + DELTA}, "wrong strength", ((0.5, 2),)),
-        ({"a": BASE + DELTA, "b": BASE + DELTA}, "wrong strength", ((1.0, 1), (0.5, 1))),
-        ({"a": BASE - DELTA, "b": BASE + DELTA}, "wrong strength", ((-1.0, 1), (0.5, 1))),
-        ({"a": BASE + DELTA, "b": BASE}, "partly loaded", ((1.0, 1),)),
-        ({"a": BASE, "b": BASE}, "nothing loaded", ()),
-        ({"a": BASE + DELTA, "b": BASE + 2 * DELTA.flip(0)}, "wrong change", ((1.0, 1),)),
+        ({"a": BASE + DELTA, "b": BASE + 2 * DELTA}, "same meaning", {1.0: 2}),
+        ({"a": BASE + DELTA / 2, "b": BASE + DELTA}, "wrong strength", {0.5: 2}),
+        ({"a": BASE + DELTA, "b": BASE + DELTA}, "wrong strength", {1.0: 1, 0.5: 1}),
+        ({"a": BASE - DELTA, "b": BASE + DELTA}, "wrong strength", {-1.0: 1, 0.5: 1}),
+        ({"a": BASE + DELTA, "b": BASE}, "partly loaded", {1.0: 1}),
+        ({"a": BASE, "b": BASE}, "nothing loaded", {}),
+        ({"a": BASE + DELTA, "b": BASE + 2 * DELTA.flip(0)}, "wrong change", {1.0: 1}),
     ],
 )
 def test_it_names_what_happened(found, verdict, factors):
@@ -74,15 +74,15 @@ def test_a_change_that_cannot_be_seen_is_none():
 @pytest.mark.parametrize(
     ("verdict", "factors", "seen", "is_alike"),
     [
-        ("same meaning", ((1.0, 2),), Observed("same meaning", ((1.0, 9),)), True),
-        ("same meaning", ((1.0, 2),), Observed("wrong strength", ((0.5, 2),)), False),
-        ("wrong strength", ((0.3536, 2),), Observed("wrong strength", ((0.354, 6),)), True),
-        ("wrong strength", ((0.5, 2),), Observed("wrong strength", ((0.25, 2),)), False),
-        ("wrong strength", ((0.5, 2),), Observed("wrong strength", ((0.5, 1), (1.0, 1))), False),
-        ("wrong strength", ((0.5, 1), (1.0, 1)), Observed("wrong strength", ((0.5, 2),)), False),
-        ("refused", (), Observed("refused", says="any"), True),
-        ("nothing loaded", (), Observed("refused", says="any"), False),
-        ("DoRA wrong", ((1.0, 2),), Observed("DoRA wrong"), True),
+        ("same meaning", {1.0: 2}, Observed("same meaning", {1.0: 9}), True),
+        ("same meaning", {1.0: 2}, Observed("wrong strength", {0.5: 2}), False),
+        ("wrong strength", {0.3536: 2}, Observed("wrong strength", {0.354: 6}), True),
+        ("wrong strength", {0.5: 2}, Observed("wrong strength", {0.25: 2}), False),
+        ("wrong strength", {0.5: 2}, Observed("wrong strength", {0.5: 1, 1.0: 1}), False),
+        ("wrong strength", {0.5: 1, 1.0: 1}, Observed("wrong strength", {0.5: 2}), False),
+        ("refused", {}, Observed("refused", says="any"), True),
+        ("nothing loaded", {}, Observed("refused", says="any"), False),
+        ("DoRA wrong", {1.0: 2}, Observed("DoRA wrong"), True),
     ],
 )
 def test_a_verdict_differs_from_what_was_seen(verdict, factors, seen, is_alike):

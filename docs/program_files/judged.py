@@ -161,7 +161,7 @@ def _without_keys(says: str, names: frozenset[str]) -> str:
 def shown(verdict: Verdict) -> str:
     """A verdict as a cell has it."""
     short = SHORT[verdict.verdict]
-    strengths = [f"x{factor:g}" for factor, _ in verdict.factors]
+    strengths = [f"x{factor:g}" for factor in verdict.factors]
     if verdict.verdict == STRENGTH or (verdict.verdict == LOST and strengths != ["x1"]):
         short = " ".join(filter(None, (short, *strengths)))
     if verdict.verdict == PARTLY and (missing := re.search(r"(\d+) of (\d+) changes", verdict.says)):

@@ -88,7 +88,7 @@ def _with_some_scale(info: FileInfo) -> "Sequence[Verdict] | None":
     from lora_inspect.programs.verdict import SAME, STRENGTH
 
     return [
-        one._replace(verdict=SAME if one.verdict == STRENGTH else one.verdict, factor=None, factors=())
+        one._replace(verdict=SAME if one.verdict == STRENGTH else one.verdict, factor=None, factors={})
         for one in _verdicts(settled)
     ]
 

@@ -6,9 +6,10 @@ files of one trainer with the same settings. The summary groups programs with th
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, repeat
 from os.path import basename
+from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.architectures.detection import Detection
@@ -50,7 +51,7 @@ class Verdict(NamedTuple):
     program: Program
     verdict: str
     factor: float | None = None
-    factors: tuple[tuple[float, int], ...] = ()
+    factors: Mapping[float, int] = MappingProxyType({})
     silent: bool = False
     says: str = ""
     by: str = ""
@@ -93,12 +94,12 @@ def _agreed(view: View, families: Sequence[Detection], program: Program) -> Verd
 
 def _judged(program: Program, reception: Reception) -> Verdict:
     verdict, says, told = _verdict(reception)
-    factors = _factors(reception.taken) if verdict not in (REFUSED, UNKNOWN) else ()
+    factors = _factors(reception.taken) if verdict not in (REFUSED, UNKNOWN) else {}
     is_silent = verdict in (STRENGTH, WRONG, OTHER) or (bool(told) and all(left.does == SILENT for left in told))
     return Verdict(
         program,
         verdict,
-        factor=factors[0][0] if factors else None,
+        factor=next(iter(factors), None),
         factors=factors,
         silent=is_silent and verdict not in (SAME, REFUSED, UNKNOWN),
         says=says,
@@ -131,7 +132,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
         told = reception.left
         return LOST, f"it applies plain LoRA, without the magnitudes, {_how_noticed(told)}", told
     factors = _factors(taken)
-    if any(not _is_one(factor) for factor, _ in factors):
+    if not all(map(_is_one, factors)):
         return STRENGTH, f"it applies {_strengths(factors)} the right scale", ()
     return SAME, reception.needs, ()
 
@@ -154,14 +155,14 @@ def _how_noticed(lefts: Sequence[Left]) -> str:
     return f"with a message: {says}" if says else "with a message"
 
 
-def _factors(taken: Sequence[TakenAlike]) -> tuple[tuple[float, int], ...]:
+def _factors(taken: Sequence[TakenAlike]) -> dict[float, int]:
     """What is applied over what is right, with the number of changes, the commonest first."""
     counts: Counter[float] = Counter()
     for one in taken:
         true = one.contribution.scale
         if one.scale is not None and true:
             counts[_rounded(one.scale / true)] += len(one.members)
-    return tuple(counts.most_common())
+    return dict(counts.most_common())
 
 
 def _rounded(factor: float) -> float:
@@ -172,10 +173,10 @@ def _is_one(factor: float) -> bool:
     return math.isclose(factor, 1.0, rel_tol=_ALIKE)
 
 
-def _strengths(factors: Sequence[tuple[float, int]]) -> str:
+def _strengths(factors: Mapping[float, int]) -> str:
     if len(factors) == 1:
-        return f"{factors[0][0]:g} times"
-    return listed([f"{factor:g} times ({count})" for factor, count in factors[:4]])
+        return f"{next(iter(factors)):g} times"
+    return listed([f"{factor:g} times ({count})" for factor, count in islice(factors.items(), 4)])
 
 
 def needs_fix(verdict: Verdict) -> bool:
@@ -335,7 +336,7 @@ def fixing_multiplier(verdict: Verdict) -> float | None:
     """
     if verdict.verdict != STRENGTH or len(verdict.factors) != 1 or not verdict.program.sets_multiplier:
         return None
-    [(factor, modules)] = verdict.factors
+    [(factor, modules)] = verdict.factors.items()
     multiplier = float(f"{1 / factor:.4g}") if factor > 0 else 0.0
     taken = verdict.taken
     is_linear = modules == len(taken) and all(
@@ -350,7 +351,7 @@ def group_verdicts(verdicts: Sequence[Verdict]) -> list[VerdictGroup]:
     for one in verdicts:
         # What a program says where it loads nothing is its own; what becomes of what it loads is alike in many.
         says = one.says if one.verdict in _IN_ITS_WORDS else ""
-        factors = tuple(factor for factor, _ in one.factors)
+        factors = tuple(one.factors)
         is_right = one.verdict in (SAME, OTHER) or factors == (1.0,)
         groups.setdefault((one.verdict, says, () if is_right else factors), []).append(one)
     versions = Counter(one.program.title for one in verdicts)

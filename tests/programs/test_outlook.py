@@ -1,5 +1,7 @@
 """Programs that treat a file alike: by which words they are grouped, how they are called, and which of them count."""
 
+from types import MappingProxyType
+
 import pytest
 from adapters import lora
 
@@ -22,12 +24,12 @@ from lora_inspect.programs.verdict import (
 from lora_inspect.reading.file_info import inspect
 
 
-def verdict(name, what, factors=((1.0, 3),), says="", silent=False):
+def verdict(name, what, factors=MappingProxyType({1.0: 3}), says="", silent=False):
     return Verdict(by_name(name), what, factors[0][0] if factors else None, factors, silent, says=says)
 
 
 def test_those_that_apply_the_same_strength_are_one_group_and_others_another():
-    half, third = ((0.5, 2),), ((0.333, 2),)
+    half, third = {0.5: 2}, {0.333: 2}
     groups = group_verdicts([
         verdict("comfyui", STRENGTH, half, "one says"), verdict("musubi", STRENGTH, half, "another"),
         verdict("forge", STRENGTH, third), verdict("diffusers", SAME),
@@ -53,7 +55,7 @@ def test_dora_that_is_lost_is_one_group_whatever_is_told_and_a_part_is_by_its_wo
     ]
     parts = [verdict("comfyui", PARTLY, says="1 of 3"), verdict("forge", PARTLY, says="2 of 3")]
     assert [group.says for group in group_verdicts(parts)] == ["1 of 3", "2 of 3"]
-    halved = group_verdicts([verdict("comfyui", LOST, ((0.5, 3),))])
+    halved = group_verdicts([verdict("comfyui", LOST, {0.5: 3})])
     assert halved[0].factors == (0.5,)
 
 
