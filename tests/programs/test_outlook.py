@@ -25,7 +25,7 @@ from lora_inspect.reading.file_info import inspect
 
 
 def verdict(name, what, factors=MappingProxyType({1.0: 3}), says="", silent=False):
-    return Verdict(by_name(name), what, factors[0][0] if factors else None, factors, silent, says=says)
+    return Verdict(by_name(name), what, next(iter(factors), None), factors, silent, says=says)
 
 
 def test_those_that_apply_the_same_strength_are_one_group_and_others_another():
