@@ -1,0 +1,109 @@
+"""The change of a contribution as factors: its scale folded in, whatever its algorithm calls its tensors.
+
+Plain LoRA is read by numpy alone. The formula of every other algorithm whose change is a product of thin factors (LoHa,
+LoKr with a thin side, Tucker cores) says what they are, with torch.
+"""
+
+from dataclasses import replace
+from math import prod
+
+import numpy
+
+from lora_inspect.algebra.alignment import OutputModule, Term
+from lora_inspect.algebra.factors import Array, Factors, joined
+from lora_inspect.algorithms import lora
+from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.errors import DamagedError, RefusedError
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.maths.stored_numbers import FLOATS, load
+from lora_inspect.reading.model.contribution import Contribution
+
+
+def is_thin(contribution: Contribution) -> bool:
+    """Whether its change of the weight is a product of factors with less numbers than the weight, whatever that is."""
+    formula = contribution.algorithm.formula
+    if contribution.multiplies or contribution.algorithm.parameter != WEIGHT or formula is None:
+        return False
+    if contribution.algorithm.name == lora.ALGORITHM.name:
+        return True
+    return formula.low_rank is not None and thin_rank(contribution) is not None
+
+
+def thin_rank(contribution: Contribution) -> int | None:
+    """The inner size of the product where rank · (rows + columns) is less than rows · columns; else None."""
+    from lora_inspect.converting.steps.part import thin_rank as inner_size
+
+    rank = inner_size(contribution.formula, contribution.shapes)
+    shape = contribution.known_shape
+    rows, columns = shape[0], prod(shape[1:])
+    return rank if rank is not None and rank * (rows + columns) < rows * columns else None
+
+
+def factors_of(contribution: Contribution, kind: type = numpy.float64) -> Factors:
+    """The scaled change of a thin contribution, in float64 or float32; LoraInspectError for a factor not finite."""
+    infos = contribution.operands
+    if contribution.algorithm.name == lora.ALGORITHM.name and "mid" not in infos:
+        up, down = lora.matrices({role: _finite(info, kind) for role, info in infos.items()})
+    else:
+        up, down = (factor.astype(kind) for factor in _by_formula(contribution))
+    return Factors(up, down, contribution.known_shape).scaled(contribution.known_scale)
+
+
+def _finite(info: TensorInfo, kind: type) -> Array:
+    if info.dtype not in FLOATS:
+        raise DamagedError(
+            info.file,
+            f"{info.name} is stored as {info.dtype}, but a floating type was expected",
+            "fetch the file again",
+        )
+    values: Array = load(info).astype(kind)
+    if not numpy.isfinite(values).all():
+        bad = values[~numpy.isfinite(values)].ravel()[0]
+        raise DamagedError(
+            info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
+        )
+    return values
+
+
+def _by_formula(contribution: Contribution) -> tuple[Array, Array]:
+    from lora_inspect.maths.torch_threads import load_torch
+
+    load_torch()
+    import torch
+
+    from lora_inspect.converting.steps.part import read_operands
+
+    low_rank = contribution.formula.low_rank
+    thin = low_rank(read_operands(contribution, torch.float64)) if low_rank else None
+    if thin is None:
+        raise ValueError(f"{contribution.module.key}: {contribution.algorithm.title} is no product of thin factors")
+    up, down = (numpy.ascontiguousarray(factor.numpy()) for factor in thin)
+    return up, down
+
+
+def sum_of(module: OutputModule, kind: type = numpy.float64) -> Factors:
+    """The sum of a module's terms, all of them thin, in float64 or float32.
+
+    Raises LoraInspectError where their shapes disagree.
+    """
+    terms = [term for term in module.terms if term.multiplier]
+    changes = [_change_of(term, kind) for term in terms]
+    for term, change in zip(terms, changes, strict=True):
+        if (change.shape[0], prod(change.shape[1:])) != (changes[0].shape[0], prod(changes[0].shape[1:])):
+            first = terms[0]
+            raise RefusedError(
+                term.adapter.checkpoint.path,
+                f"{term.contribution.module.key} changes a weight of {list(change.shape)}, but "
+                f"{first.contribution.module.key} in {first.adapter.checkpoint.path} one of {list(changes[0].shape)}",
+                "combine adapters of one model",
+            )
+    # Of a kernel of ones, and of a flattened one, some factors tell more than others.
+    shape = max((change.shape for change in changes), key=len)
+    return joined([replace(change, shape=shape) for change in changes])
+
+
+def _change_of(term: Term, kind: type) -> Factors:
+    change = factors_of(term.contribution, kind).scaled(term.multiplier)
+    for runs, rows in term.moves:
+        change = change.in_rows(runs, rows)
+    return change
