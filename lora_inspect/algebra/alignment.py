@@ -144,7 +144,7 @@ class _FirstLayout:
         self._layout, self._paths = layout, paths
 
     def links(self, path: str) -> list[Link]:
-        """What leads from the module at `path` to modules of the first adapter, else into its layout."""
+        """The links from the module at `path` to modules of the first adapter, else into its layout."""
         if path in self._paths:
             return []
         links = self._layout.links(path)

@@ -1,7 +1,7 @@
 """The change of a contribution as factors: its scale folded in, whatever its algorithm calls its tensors.
 
-Plain LoRA is read by numpy alone. The formula of every other algorithm whose change is a product of thin factors (LoHa,
-LoKr with a thin side, Tucker cores) says what they are, with torch.
+Plain LoRA is read by numpy alone. Every other algorithm whose change is a product of thin factors (LoHa, LoKr with a
+thin side, Tucker cores) has a formula that makes them, with torch.
 """
 
 from dataclasses import replace

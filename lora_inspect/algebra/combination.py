@@ -2,7 +2,7 @@
 
 The first pass over the factors computes the cores of the sums, which tell every rank and error. The second one makes
 the factors that are written, module by module, so that no two modules are in memory longer than it takes to write one.
-Of each core the first pass keeps what the second one needs, as long as that is small.
+Between the passes the small matrices of each core are kept, up to a limit.
 """
 
 import math
@@ -25,14 +25,14 @@ from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.maths.stored_numbers import decoded, encoded
 from lora_inspect.progress import Progress
 
-# What of all cores is kept between the passes; beyond it they are computed twice.
+# The most bytes of cores that are kept between the passes; the others are computed twice.
 _KEPT_BYTES = 256 << 20
 # How many random vectors the error of rounding is measured with: its estimate is within some percent of the norm, as
 # rounding errors have many directions.
 _PROBES = 8
-# Up to this many bits a product in single precision is far finer than what is written.
+# Numbers of up to this many bits are far coarser than a product in single precision.
 _COARSE = 16
-# What a trim may be off, of the norm of the sum, beyond the tail of its singular values: the rounding of float32.
+# A trim may be off by this share of the sum, the rounding of float32, beyond the tail of its singular values.
 _OFF = 1e-4
 
 

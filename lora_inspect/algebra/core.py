@@ -20,7 +20,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 _CONDITION = 1e15
 # Directions below this share of the largest singular value are the rounding of the factors.
 ROUNDING = 1e-7
-# What is below this share of the factors' norms is the rounding of float64, where changes cancel each other.
+# Where changes cancel each other, a rest below this share of the factors' norms is the rounding of float64.
 _CANCELLED = 1e-13
 
 
@@ -52,7 +52,7 @@ class Core:
         return int(numpy.count_nonzero(self.values > max(ROUNDING * self.values[0], self._floor)))
 
     def trim(self, rank: int) -> "Trim":
-        """What makes the nearest change of a rank, at most `rounding_rank`, of the factors."""
+        """The matrices that make the nearest change of a rank, at most `rounding_rank`, of the factors."""
         roots = numpy.sqrt(self.values[:rank])
         up = self._root_down.T @ (self._right[:rank].T / roots)
         return Trim(up, (self._left[:, :rank] / roots).T @ self._root_up)

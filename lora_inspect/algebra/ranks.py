@@ -15,7 +15,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 
 
 class Spectrum(NamedTuple):
-    """The singular values of one module's change, falling, and what one rank of it takes in the file, in bytes.
+    """The singular values of one module's change, falling, and the bytes of one rank in the file.
 
     `rounding` is how many of the values are more than the rounding of the factors.
     """
@@ -26,7 +26,7 @@ class Spectrum(NamedTuple):
 
     @property
     def tails(self) -> Array:
-        """The norm of what each rank leaves behind, from rank 0 on; the small ones are summed first."""
+        """The norm of the rest behind each rank, from rank 0 on; the smallest values are summed first."""
         squares = numpy.square(self.values)[::-1].cumsum()[::-1]
         tails: Array = numpy.sqrt(numpy.append(squares, 0.0))
         return tails
@@ -42,7 +42,7 @@ class RankRule:
     """At most one of the first four, and a cap: without any, a module keeps all that is more than rounding.
 
     `rank` is one for all modules, `energy` the share of the squared norm that each keeps, `max_error` the largest
-    relative error of each, and `size` the bytes of the whole file, of which each rank takes by what it adds.
+    relative error of each. `size` is the bytes of the whole file; its ranks go to the modules where they add most.
     """
 
     rank: int | None = None
@@ -65,7 +65,7 @@ class RankRule:
         """The rank of one module, which no other one decides."""
         own = spectrum.rounding
         if self.largest_error is not None:
-            # What is left behind at each rank falls, so the first that is small enough is the least.
+            # The rest falls with the rank, so the first one that is small enough is the least.
             small = spectrum.tails <= self.largest_error * spectrum.norm * (1.0 + 1e-12)
             own = min(own, int(numpy.argmax(small)))
         caps = [cap for cap in (self.rank, self.max_rank) if cap is not None]
@@ -86,7 +86,8 @@ def _fitted(
 ) -> list[int]:
     """The ranks, at most so many, of a file of at most a `size`: those that lower the error most for their bytes.
 
-    What a rank lowers falls with each one, so taking the best one by one is the best choice but for the last one.
+    Each rank of a module lowers the error by less than the one before, so the best ones one by one are the best choice,
+    but for the last of them.
     """
     gains = [
         (-(float(value) ** 2) / spectrum.rank_bytes, number)

@@ -13,12 +13,12 @@ from lora_inspect.files.safetensors.header import TensorInfo
 
 _PLAIN = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "C64": "<f4"}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", *FP8})
-# What numbers are rounded to here.
+# The types that numbers are rounded to here.
 WRITTEN = ("F64", "F32", "F16", "BF16")
 _CHUNK_BYTES = 1 << 23
-# What is rounded at a time, in memory that the processor holds near.
+# So many numbers are rounded at a time, in memory near the processor.
 _BLOCK = 1 << 15
-# Half of the last place of bfloat16, of the bits of a float32; and the code of what is no number.
+# Half of the last place of bfloat16, in the bits of a float32, and the code of NaN.
 _TIE, _NOT_A_NUMBER = 0x8000, 0x7FC0
 
 
