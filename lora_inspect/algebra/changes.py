@@ -4,7 +4,6 @@ Plain LoRA is read by numpy alone. Every other algorithm whose change is a produ
 thin side, Tucker cores) has a formula that makes them, with torch.
 """
 
-from dataclasses import replace
 from math import prod
 
 import numpy
@@ -39,30 +38,24 @@ def thin_rank(contribution: Contribution) -> int | None:
     return rank if rank is not None and rank * (rows + columns) < rows * columns else None
 
 
-def factors_of(contribution: Contribution, kind: type = numpy.float64) -> Factors:
-    """The scaled change of a thin contribution, in float64 or float32; LoraInspectError for a factor not finite."""
+def factors_of(contribution: Contribution) -> Factors:
+    """The change of a thin contribution, in float32 or float64 as its factors are stored."""
     infos = contribution.operands
     if contribution.algorithm.name == lora.ALGORITHM.name and "mid" not in infos:
-        up, down = lora.matrices({role: _finite(info, kind) for role, info in infos.items()})
+        up, down = lora.matrices({role: _load(info) for role, info in infos.items()})
     else:
-        up, down = (factor.astype(kind) for factor in _by_formula(contribution))
-    return Factors(up, down, contribution.known_shape).scaled(contribution.known_scale)
+        up, down = _by_formula(contribution)
+    return Factors.of(up, down, contribution.known_shape, contribution.known_scale)
 
 
-def _finite(info: TensorInfo, kind: type) -> Array:
+def _load(info: TensorInfo) -> Array:
     if info.dtype not in FLOATS:
         raise DamagedError(
             info.file,
             f"{info.name} is stored as {info.dtype}, but a floating type was expected",
             "fetch the file again",
         )
-    values: Array = load(info).astype(kind)
-    if not numpy.isfinite(values).all():
-        bad = values[~numpy.isfinite(values)].ravel()[0]
-        raise DamagedError(
-            info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
-        )
-    return values
+    return load(info)
 
 
 def _by_formula(contribution: Contribution) -> tuple[Array, Array]:
@@ -87,23 +80,33 @@ def sum_of(module: OutputModule, kind: type = numpy.float64) -> Factors:
     Raises LoraInspectError where their shapes disagree.
     """
     terms = [term for term in module.terms if term.multiplier]
-    changes = [_change_of(term, kind) for term in terms]
-    for term, change in zip(terms, changes, strict=True):
-        if (change.shape[0], prod(change.shape[1:])) != (changes[0].shape[0], prod(changes[0].shape[1:])):
-            first = terms[0]
+    changes = [_moved(term) for term in terms]
+    sizes = [(change.shape[0], prod(change.shape[1:])) for change in changes]
+    for term, change, size in zip(terms, changes, sizes, strict=True):
+        if size != sizes[0]:
             raise RefusedError(
                 term.adapter.checkpoint.path,
                 f"{term.contribution.module.key} changes a weight of {list(change.shape)}, but "
-                f"{first.contribution.module.key} in {first.adapter.checkpoint.path} one of {list(changes[0].shape)}",
+                f"{terms[0].contribution.module.key} in {terms[0].adapter.checkpoint.path} one of "
+                f"{list(changes[0].shape)}",
                 "combine adapters of one model",
             )
-    # Of a kernel of ones, and of a flattened one, some factors tell more than others.
-    shape = max((change.shape for change in changes), key=len)
-    return joined([replace(change, shape=shape) for change in changes])
+    return joined(changes, kind)
 
 
-def _change_of(term: Term, kind: type) -> Factors:
-    change = factors_of(term.contribution, kind).scaled(term.multiplier)
+def _moved(term: Term) -> Factors:
+    change = factors_of(term.contribution).scaled(term.multiplier)
     for runs, rows in term.moves:
         change = change.in_rows(runs, rows)
     return change
+
+
+def refuse_not_finite(module: OutputModule) -> None:
+    """Raises LoraInspectError for the first factor of a module that is not finite."""
+    for info in (info for term in module.terms for info in term.contribution.operands.values()):
+        values = load(info)
+        if not numpy.isfinite(values).all():
+            bad = values[~numpy.isfinite(values)].ravel()[0]
+            raise DamagedError(
+                info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
+            )

@@ -88,7 +88,7 @@ def test_the_sum_is_that_of_the_dense_changes(first, second, bases, tmp_path):
     found = {}
     for module in modules:
         own = sum_of(module)
-        found[one.keys[module.module.name.key]] = own.up @ own.down
+        found[one.keys[module.module.name.key]] = own.up * own.weights @ own.down
     assert one.own <= found.keys()
     summed = in_diffusers(found, bases[one.layout], one.layout)
     for name, value in summed.items():

@@ -84,7 +84,7 @@ def test_the_sum_is_that_of_dense_matrices_to_the_rounding_of_float32(three):
     assert max(relative(found.matrices[name], meant[name]) for name in meant) < 2e-7
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("F64", 1e-14), ("F32", 2e-7), ("F16", 1e-3), ("BF16", 6e-3)])
+@pytest.mark.parametrize(("dtype", "bound"), [("F64", 1e-12), ("F32", 2e-7), ("F16", 1e-3), ("BF16", 6e-3)])
 def test_rounding_is_measured(dtype, bound, three):
     found, meant = combined(three, dtype=dtype), dense_sum(three)
     errors = {name: numpy.linalg.norm(found.matrices[name] - meant[name]) for name in meant}
@@ -93,9 +93,9 @@ def test_rounding_is_measured(dtype, bound, three):
     assert math.hypot(*errors.values()) / math.hypot(*norms) < bound
     if dtype in ("F16", "BF16"):
         for name, error in errors.items():
-            assert said[name] == pytest.approx(error, rel=0.3)
+            assert said[name] == pytest.approx(error, rel=0.5)
         whole = math.hypot(*errors.values()) / math.hypot(*norms)
-        assert rounding_error(list(said.values()), norms) == pytest.approx(whole, rel=0.2)
+        assert rounding_error(list(said.values()), norms) == pytest.approx(whole, rel=0.3)
 
 
 @pytest.mark.parametrize("rule", [RankRule(rank=5), RankRule(energy=0.9), RankRule(max_error=0.3, max_rank=6)])

@@ -17,11 +17,11 @@ def conditioned(rng, size, rank, condition):
 def change(rows=96, columns=80, rank=12, condition=10.0, seed=0):
     rng = numpy.random.default_rng(seed)
     up, down = (conditioned(rng, size, rank, condition) for size in (rows, columns))
-    return Factors(up, down.T, (rows, columns))
+    return Factors.of(up, down.T, (rows, columns))
 
 
 def matrix(factors):
-    return factors.up @ factors.down
+    return factors.up * factors.weights @ factors.down
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e7, 1e9])
@@ -45,7 +45,7 @@ def test_singular_values_are_those_of_the_matrix(condition):
 @pytest.mark.parametrize(("rows", "columns", "rank"), [(6, 80, 12), (80, 6, 12), (5, 5, 20), (1, 9, 3), (9, 1, 1)])
 def test_a_rank_above_the_size_of_the_weight_is_that_of_the_weight(rows, columns, rank):
     rng = numpy.random.default_rng(1)
-    whole = Factors(rng.standard_normal((rows, rank)), rng.standard_normal((rank, columns)), (rows, columns))
+    whole = Factors.of(rng.standard_normal((rows, rank)), rng.standard_normal((rank, columns)), (rows, columns))
     core = Core(whole)
     assert core.rounding_rank == min(rows, columns, rank)
     trimmed = core.trim(core.rounding_rank).of(whole)
@@ -86,7 +86,7 @@ def test_a_small_rest_of_changes_that_nearly_cancel_out_is_kept():
 def test_no_change_has_rank_0(zero):
     rng = numpy.random.default_rng(2)
     up, down = rng.standard_normal((9, 3)), rng.standard_normal((3, 7))
-    whole = Factors(up * (zero != "up"), down * (zero != "down"), (9, 7))
+    whole = Factors.of(up * (zero != "up"), down * (zero != "down"), (9, 7))
     assert Core(whole).rounding_rank == 0
 
 
@@ -114,13 +114,13 @@ def test_changes_of_other_weights_have_no_sum():
 
 def test_factors_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="are no factors"):
-        Factors(numpy.zeros((3, 2)), numpy.zeros((3, 4)), (3, 4))
+        Factors.of(numpy.zeros((3, 2)), numpy.zeros((3, 4)), (3, 4))
 
 
 def test_small_products_in_single_precision_stay_single():
     whole = change()
     trim = Core(whole).trim(3)
-    single = Factors(whole.up.astype(numpy.float32), whole.down.astype(numpy.float32), whole.shape)
+    single = joined([whole], numpy.float32)
     made = trim.of(single)
     assert made.up.dtype == made.down.dtype == numpy.float32
     assert matrix(made) == pytest.approx(matrix(trim.of(whole)), rel=1e-4, abs=1e-6)
