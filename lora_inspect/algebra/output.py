@@ -6,6 +6,7 @@ factors as they stand. Nothing but the modules at work is held in memory.
 
 import json
 import os
+import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
@@ -23,16 +24,9 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.delivery import delivered
 from lora_inspect.files.discovery import ADAPTER_CONFIG, PEFT_WEIGHTS
 from lora_inspect.files.input_file import Identity, InputFile
-from lora_inspect.files.outputs import check_output, check_replaceable, file_output, folder_output, new_folder
-from lora_inspect.files.safetensors.header import read_header
-from lora_inspect.files.safetensors.writer import (
-    ROOM,
-    TensorPlan,
-    Writer,
-    encode_header,
-    in_file_order,
-    rewrite_header,
-)
+from lora_inspect.files.outputs import check_output, check_replaceable, file_output, folder_output, new_file, new_folder
+from lora_inspect.files.safetensors.header import LENGTH_BYTES, read_header
+from lora_inspect.files.safetensors.writer import ALIGNMENT, ROOM, TensorPlan, encode_header, header_text, write_all_at
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.peft import peft_config
 
@@ -92,18 +86,17 @@ class AdapterOutput:
 
     def plans(self, shapes: Sequence[tuple[int, ...]], ranks: Sequence[int], dtype: str) -> list[TensorPlan]:
         """The tensors of the modules of these weights at their ranks, none of rank 0, in the order of the file."""
-        found: list[TensorPlan] = []
-        for one, (rows, columns, *kernel), rank in zip(self._modules, shapes, ranks, strict=True):
+        alphas, factors = list[TensorPlan](), list[TensorPlan]()
+        for one, shape, rank in zip(self._modules, shapes, ranks, strict=True):
             if rank:
                 keys = self.spelled(one)
-                found.append(TensorPlan(keys.up, dtype, (rows, rank, *[1] * len(kernel))))
-                found.append(TensorPlan(keys.down, dtype, (rank, columns, *kernel)))
-                found += [TensorPlan(keys.alpha, "F32", ())] if keys.alpha else []
-        return in_file_order(found)
+                factors += _factor_plans(keys, shape, rank, dtype)
+                alphas += [_alpha_plan(keys.alpha)] if keys.alpha else []
+        return [*alphas, *factors]
 
     def size(self, plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
         """The bytes of the file with these tensors."""
-        return len(encode_header(plans, metadata, ROOM)) + sum(plan.nbytes for plan in plans)
+        return _room(plans, metadata) + _room_of_alphas(plans) + sum(plan.nbytes for plan in plans if plan.shape)
 
     def write(
         self,
@@ -112,18 +105,21 @@ class AdapterOutput:
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity],
         force: bool,
+        dtype: str,
     ) -> None:
-        """Write the modules as they are made; `metadata` is asked again once all of them are there.
+        """Write the modules as they are made, in `dtype`; `metadata` is asked again once all of them are there.
 
-        The file is read back before it appears: every tensor has to be the one that was made. Raises LoraInspectError
-        where the disk refuses, and where it holds something else.
+        `plans` are their tensors at the largest ranks that they may have. The file is read back before it appears:
+        every tensor has to be the one that was made. Raises LoraInspectError where the disk refuses, and where it holds
+        something else.
         """
         with delivered(self.path, inputs, force) as place:
             if not self.is_folder:
-                self._write(place.path, plans, made, metadata, inputs, force)
+                self._write(place.path, plans, made, metadata, inputs, force, dtype)
                 return
             with new_folder(place.path, inputs, force) as folder:
-                ranks = self._write(os.path.join(folder, _WEIGHTS), plans, made, metadata, None, False)
+                weights = os.path.join(folder, _WEIGHTS)
+                ranks = self._write(weights, plans, made, metadata, None, False, dtype)
                 with open(os.path.join(folder, ADAPTER_CONFIG), "x", encoding="utf-8") as handle:
                     json.dump(self._config(ranks), handle, indent=2, sort_keys=True)
                     handle.write("\n")
@@ -136,27 +132,27 @@ class AdapterOutput:
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity] | None,
         force: bool,
+        dtype: str,
     ) -> dict[str, int]:
         """Write the file; return the ranks of its modules by their dotted paths."""
         sums: dict[str, int] = {}
         ranks: dict[str, int] = {}
-        before = metadata()
-
-        def prove(complete: str) -> None:
-            rewrite_header(complete, encode_header(plans, metadata()), len(encode_header(plans, before, ROOM)))
-            _check_written(complete, path, sums)
-
-        with Writer(path, plans, before, inputs, force, prove) as writer:
+        with new_file(path, inputs, force, lambda complete: _check_written(complete, path, sums)) as descriptor:
+            file = _GrowingFile(descriptor, _room(plans, metadata()) + _room_of_alphas(plans))
             for one in made:
-                keys = self.spelled(one.measured.module)
-                rank = one.down.shape[0]
-                ranks[one.measured.module.module.name.body] = rank
-                alpha = numpy.array(rank, dtype="<f4")
-                for key, tensor in ((keys.up, one.up), (keys.down, one.down), (keys.alpha, alpha)):
-                    if key:
-                        data = _bytes_of(tensor)
-                        writer.write(key, [data])
-                        sums[key] = crc32(data)
+                if one.up is None or one.down is None:
+                    continue
+                ranks[one.module.module.name.body] = one.rank
+                keys = self.spelled(one.module)
+                for plan, tensor in zip(
+                    _factor_plans(keys, one.shape, one.rank, dtype), (one.up, one.down), strict=True
+                ):
+                    data = _bytes_of(tensor)
+                    file.append(plan, data)
+                    sums[plan.name] = crc32(data)
+                if keys.alpha:
+                    sums[keys.alpha] = crc32(file.set_alpha(keys.alpha, float(one.rank)))
+            file.finish(metadata())
         return ranks
 
     def _config(self, ranks: Mapping[str, int]) -> dict[str, object]:
@@ -174,6 +170,61 @@ def _suffixes(first: Adapter) -> dict[str, str]:
             if all(key.startswith(contribution.module.key) for key in keys.values()):
                 return {role: key.removeprefix(contribution.module.key) for role, key in keys.items()}
     return {}
+
+
+def _factor_plans(keys: SpelledFactors, shape: tuple[int, ...], rank: int, dtype: str) -> list[TensorPlan]:
+    """The plans of up (out, rank, 1, …) and down (rank, in, *kernel) for a weight of a shape."""
+    rows, *columns = shape
+    up = TensorPlan(keys.up, dtype, (rows, rank, *[1] * len(columns[1:])))
+    return [up, TensorPlan(keys.down, dtype, (rank, *columns))]
+
+
+def _alpha_plan(key: str) -> TensorPlan:
+    return TensorPlan(key, "F32", ())
+
+
+def _room(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
+    """The bytes of a header of the tensors, with room for the numbers that are known at the end."""
+    return len(encode_header(plans, metadata, ROOM))
+
+
+def _room_of_alphas(plans: Sequence[TensorPlan]) -> int:
+    """The bytes in front of the factors for the alphas, such that factors of eight bytes are aligned as well."""
+    return (sum(plan.nbytes for plan in plans if not plan.shape) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+
+
+class _GrowingFile:
+    """A file whose header comes first, and whose tensors are known one after the other.
+
+    In front of the factors is `room` for the header and, right before the factors, for the alphas. A module of rank 0
+    has none, and leaves its room to the header.
+    """
+
+    def __init__(self, descriptor: int, room: int) -> None:
+        self._descriptor = descriptor
+        self._begin = self._end = room
+        self._plans: list[TensorPlan] = []
+        self._alphas: dict[str, bytes] = {}
+
+    def append(self, plan: TensorPlan, data: memoryview) -> None:
+        """Write the whole of the next tensor."""
+        self._plans.append(plan)
+        self._end = write_all_at(self._descriptor, data, self._end)
+
+    def set_alpha(self, key: str, alpha: float) -> bytes:
+        """Take a number that is written at the end; return its bytes."""
+        self._alphas[key] = struct.pack("<f", alpha)
+        return self._alphas[key]
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write the alphas and the header."""
+        begin = self._begin - 4 * len(self._alphas)
+        write_all_at(self._descriptor, b"".join(self._alphas.values()), begin)
+        text = header_text([*map(_alpha_plan, self._alphas), *self._plans], metadata)
+        if LENGTH_BYTES + len(text) > begin:
+            raise AssertionError(f"a header of {len(text)} bytes does not fit the {begin} before the tensors")
+        header = (begin - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little") + text.ljust(begin - LENGTH_BYTES)
+        write_all_at(self._descriptor, header, 0)
 
 
 def _bytes_of(tensor: NDArray[numpy.generic]) -> memoryview:

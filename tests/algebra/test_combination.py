@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from lora_inspect.algebra import combination, module_threads
 from lora_inspect.algebra.alignment import MultipliedAdapter, aligned
-from lora_inspect.algebra.combination import made, measured, rounding_error
+from lora_inspect.algebra.combination import made, made_by_rule, measured, rounding_error
+from lora_inspect.algebra.core import Core
 from lora_inspect.algebra.ranks import RankRule, choose_ranks
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import DamagedError, RefusedError
@@ -49,17 +50,22 @@ class Input:
         return MultipliedAdapter(self.adapter, dict.fromkeys(self.adapter.modules, self.multiplier))
 
 
-def combined(inputs, rule=EXACT, dtype="F32"):
-    """The written matrices by name, what was measured, and the ranks."""
-    modules = measured(aligned([one.multiplied for one in inputs], ConvertOptions()), dtype, silent)
-    ranks = choose_ranks([one.spectrum for one in modules], rule, sum)
-    kept = [(one, rank) for one, rank in zip(modules, ranks, strict=True) if rank]
-    found = list(made([one for one, _ in kept], [rank for _, rank in kept], dtype, silent))
+def combined(inputs, rule=EXACT, dtype="F32", passes=1):
+    """The written matrices by name, the modules as they were made, and their ranks, in one pass or in two."""
+    modules = aligned([one.multiplied for one in inputs], ConvertOptions())
+    if passes == 1:
+        found = list(made_by_rule(modules, rule, dtype, silent))
+    else:
+        known = measured(modules, dtype, silent)
+        ranks = choose_ranks([one.spectrum for one in known], rule, sum)
+        found = list(made(known, ranks, dtype, silent))
     matrices = {}
     for one in found:
-        up, down = (decoded(dtype, part).reshape(part.shape).astype(float) for part in (one.up, one.down))
-        matrices[one.measured.module.module.name.key] = up @ down
-    return SimpleNamespace(matrices=matrices, modules=modules, ranks=ranks, made=found)
+        if one.rank:
+            up, down = (decoded(dtype, part).reshape(part.shape).astype(float) for part in (one.up, one.down))
+            assert up.shape[1] == down.shape[0] == one.rank
+            matrices[one.module.module.name.key] = up @ down
+    return SimpleNamespace(matrices=matrices, made=found, ranks=[one.rank for one in found])
 
 
 def dense_sum(inputs):
@@ -88,7 +94,7 @@ def test_the_sum_is_that_of_dense_matrices_to_the_rounding_of_float32(three):
 def test_rounding_is_measured(dtype, bound, three):
     found, meant = combined(three, dtype=dtype), dense_sum(three)
     errors = {name: numpy.linalg.norm(found.matrices[name] - meant[name]) for name in meant}
-    said = {one.measured.module.module.name.key: one.rounding for one in found.made}
+    said = {one.module.module.name.key: one.rounding for one in found.made}
     norms = [numpy.linalg.norm(value) for value in meant.values()]
     assert math.hypot(*errors.values()) / math.hypot(*norms) < bound
     if dtype in ("F16", "BF16"):
@@ -98,11 +104,12 @@ def test_rounding_is_measured(dtype, bound, three):
         assert rounding_error(list(said.values()), norms) == pytest.approx(whole, rel=0.3)
 
 
+@pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("rule", [RankRule(rank=5), RankRule(energy=0.9), RankRule(max_error=0.3, max_rank=6)])
-def test_a_trim_is_within_a_millionth_of_the_best(rule, three):
-    found, meant = combined(three, rule, "F64"), dense_sum(three)
-    for one, rank in zip(found.modules, found.ranks, strict=True):
-        name = one.module.module.name.key
+def test_a_trim_is_within_a_millionth_of_the_best(rule, passes, three):
+    found, meant = combined(three, rule, "F64", passes), dense_sum(three)
+    for one in found.made:
+        rank, name = one.rank, one.module.module.name.key
         values = numpy.linalg.svd(meant[name], compute_uv=False)
         best = numpy.sqrt(numpy.square(values[rank:]).sum())
         assert best <= numpy.linalg.norm(found.matrices[name] - meant[name]) * (1 + 1e-9)
@@ -121,7 +128,7 @@ def test_both_factors_are_balanced(three):
     found = combined(three, dtype="F64")
     for one in found.made:
         up, down = (decoded("F64", part).reshape(part.shape) for part in (one.up, one.down))
-        values = one.measured.spectrum.values
+        values = one.spectrum.values
         assert numpy.square(numpy.linalg.norm(up, axis=0)) == pytest.approx(values[: up.shape[1]], rel=1e-9)
         assert numpy.square(numpy.linalg.norm(down, axis=1)) == pytest.approx(values[: up.shape[1]], rel=1e-9)
 
@@ -142,12 +149,23 @@ def test_bytes_are_the_same_at_any_number_of_threads(three, monkeypatch):
     assert bytes_at(2) == bytes_at(4) == alone
 
 
-def test_a_core_that_is_not_kept_is_computed_again(three, monkeypatch):
-    kept = combined(three, RankRule(rank=5)).matrices
-    monkeypatch.setattr(combination, "_KEPT_BYTES", 0)
-    again = combined(three, RankRule(rank=5))
-    assert all(one.trim is None for one in again.modules)
-    assert max(relative(again.matrices[name], kept[name]) for name in kept) < 1e-6
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_one_pass_and_two_make_the_same(kept, dtype, three, monkeypatch):
+    monkeypatch.setattr(combination, "_KEPT_BYTES", kept)
+    one, two = (combined(three, RankRule(rank=5), dtype, passes) for passes in (1, 2))
+    assert one.ranks == two.ranks
+    bound = 1e-6 if dtype == "F32" else 1e-2
+    assert max(relative(two.matrices[name], one.matrices[name]) for name in one.matrices) < bound
+
+
+def test_a_size_is_for_all_modules_together(three):
+    found = combined(three, RankRule(size=20), passes=2)
+    values = {place: one.spectrum.values for place, one in enumerate(found.made)}
+    assert sum(found.ranks) == 20
+    kept = [values[place][:rank] ** 2 / found.made[place].spectrum.rank_bytes for place, rank in enumerate(found.ranks)]
+    left = [values[place][rank] ** 2 / found.made[place].spectrum.rank_bytes for place, rank in enumerate(found.ranks)]
+    assert min(map(min, kept)) >= max(left)
 
 
 def test_numbers_beyond_the_type_are_refused(tmp_path):
@@ -166,13 +184,17 @@ def test_a_factor_that_is_not_finite_is_refused(bad, tmp_path):
     modules = aligned([MultipliedAdapter(adapter, dict.fromkeys(adapter.modules, 1.0))], ConvertOptions())
     with pytest.raises(DamagedError, match=f"holds {bad}"):
         measured(modules, "F32", silent)
+    with pytest.raises(DamagedError, match=f"holds {bad}"):
+        list(made_by_rule(modules, EXACT, "F32", silent))
 
 
 def test_a_trim_that_is_not_the_best_is_noticed(three, monkeypatch):
-    modules = measured(aligned([one.multiplied for one in three], ConvertOptions()), "F32", silent)
-    wrong = [
-        combination.MeasuredModule(one.module, one.spectrum, one.shape, one.trim._replace(up=one.trim.up[:, ::-1]))
-        for one in modules
-    ]
+    trim = Core.trim
+
+    def wrong(core, rank):
+        found = trim(core, rank)
+        return found._replace(up=found.up[:, ::-1])
+
+    monkeypatch.setattr(Core, "trim", wrong)
     with pytest.raises(AssertionError, match="the trim is off"):
-        list(made(wrong, [5, 5, 5], "F32", silent))
+        combined(three, RankRule(rank=5))

@@ -10,14 +10,16 @@ from safetensors.torch import load_file, save_file
 
 from lora_inspect.algebra import output as outputs
 from lora_inspect.algebra.alignment import MultipliedAdapter, aligned
-from lora_inspect.algebra.combination import made, measured
+from lora_inspect.algebra.combination import made_by_rule, measured
 from lora_inspect.algebra.output import AdapterOutput
+from lora_inspect.algebra.ranks import RankRule
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import CouldNotWorkError, RefusedError, WouldOverwriteError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.progress import silent
 from lora_inspect.reading.adapter import read_adapter
 
+EXACT = RankRule()
 LAYERS = {"layers.0.attention.query": (24, 20), "layers.0.output.dense": (20, 36)}
 KERNEL = {"down_blocks.0.resnets.0.conv1": (12, 8, 3, 3)}
 
@@ -56,20 +58,21 @@ def peft(folder, seed, rank, alpha):
     return place, {name: alpha / rank**0.5 * value for name, value in dense.items()}
 
 
-def write(inputs, out, multipliers=(0.7, -0.4), dtype="F32", force=False, metadata=None):
+def write(inputs, out, multipliers=(0.7, -0.4), dtype="F32", force=False, metadata=None, rule=EXACT):
     adapters = [read_adapter(open_checkpoint(str(path))) for path in inputs]
     modules = aligned(
         [MultipliedAdapter(one, dict.fromkeys(one.modules, m)) for one, m in zip(adapters, multipliers, strict=True)],
         ConvertOptions(),
     )
     found = measured(modules, dtype, silent)
-    ranks = [one.spectrum.rounding for one in found]
     place = AdapterOutput(adapters[0], modules, str(out), [str(path) for path in inputs])
     place.check([str(path) for path in inputs], force)
-    plans = place.plans([one.shape for one in found], ranks, dtype)
+    most = [min(*one.shape[:2], sum(term.contribution.known_rank for term in one.module.terms)) for one in found]
     inputs_read = {name: own for one in adapters for name, own in one.checkpoint.inputs.items()}
-    place.write(plans, made(found, ranks, dtype, silent), metadata or (lambda: {}), inputs_read, force)
-    return place, plans
+    shapes = [one.shape for one in found]
+    making = made_by_rule(modules, rule, dtype, silent)
+    place.write(place.plans(shapes, most, dtype), making, metadata or (lambda: {}), inputs_read, force, dtype)
+    return place, place.plans(shapes, [one.spectrum.rounding for one in found], dtype)
 
 
 def dense_of(path):
@@ -138,12 +141,12 @@ def test_metadata_is_asked_again_at_the_end(tmp_path):
 def test_other_bytes_than_were_written_are_noticed_and_nothing_is_left(tmp_path, monkeypatch):
     (one, _), (other, _) = kohya(tmp_path, 1, 4, 2.0), kohya(tmp_path, 2, 3, 8.0)
 
-    class Faulty(outputs.Writer):
-        def write(self, name, chunks):
-            (chunk,) = chunks
-            super().write(name, [bytes([chunk[0] ^ 1]) + bytes(chunk[1:])])
+    append = outputs._GrowingFile.append
 
-    monkeypatch.setattr(outputs, "Writer", Faulty)
+    def faulty(file, plan, data):
+        append(file, plan, memoryview(bytes([data[0] ^ 1]) + bytes(data[1:])))
+
+    monkeypatch.setattr(outputs._GrowingFile, "append", faulty)
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(CouldNotWorkError, match="was read back with other bytes"):
         write([one, other], tmp_path / "out.safetensors")
@@ -175,3 +178,23 @@ def test_the_suffixes_are_those_of_the_first_adapter(tmp_path):
     keys = load_file(tmp_path / "out.safetensors").keys()
     assert {key.split(".", 1)[1] for key in keys} == {"lora_A.weight", "lora_B.weight", "alpha"}
     assert len(keys) == 6
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "BF16"])
+def test_a_module_that_cancels_out_is_not_there_and_the_rest_is_aligned(dtype, tmp_path):
+    layers = {**KERNEL, "down_blocks.0.resnets.0.conv2": (12, 12, 3, 3), "mid_block.resnets.0.conv1": (6, 4, 3, 3)}
+    one, dense = kohya(tmp_path, 1, 3, 3.0, layers)
+    tensors = load_file(one)
+    name = "lora_unet_down_blocks_0_resnets_0_conv1"
+    other = {key: value for key, value in tensors.items() if key.startswith(name)}
+    other[f"{name}.lora_up.weight"] = -other[f"{name}.lora_up.weight"]
+    save_file(other, tmp_path / "other.safetensors")
+    write([one, tmp_path / "other.safetensors"], tmp_path / "out.safetensors", (1.0, 1.0), dtype)
+    found, _ = dense_of(tmp_path / "out.safetensors")
+    assert found.keys() == {path.replace(".", "_") for path in layers} - {name.removeprefix("lora_unet_")}
+    bound = 2e-2 if dtype == "BF16" else 1e-5
+    for path, value in found.items():
+        meant = next(own for key, own in dense.items() if key.replace(".", "_") == path)
+        assert numpy.linalg.norm(value - meant) < bound * numpy.linalg.norm(meant)
+    for info in open_checkpoint(str(tmp_path / "out.safetensors")).tensors.values():
+        assert info.start % (info.nbytes // max(1, info.numel)) == 0
