@@ -11,31 +11,10 @@ import numpy
 from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.algebra.factors import Array, Factors, joined
 from lora_inspect.algorithms import lora
-from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.stored_numbers import FLOATS, load
 from lora_inspect.reading.model.contribution import Contribution
-
-
-def is_thin(contribution: Contribution) -> bool:
-    """Whether its change of the weight is a product of factors with less numbers than the weight, whatever that is."""
-    formula = contribution.algorithm.formula
-    if contribution.multiplies or contribution.algorithm.parameter != WEIGHT or formula is None:
-        return False
-    if contribution.algorithm.name == lora.ALGORITHM.name:
-        return True
-    return formula.low_rank is not None and thin_rank(contribution) is not None
-
-
-def thin_rank(contribution: Contribution) -> int | None:
-    """The inner size of the product where rank · (rows + columns) is less than rows · columns; else None."""
-    from lora_inspect.converting.steps.part import thin_rank as inner_size
-
-    rank = inner_size(contribution.formula, contribution.shapes)
-    shape = contribution.known_shape
-    rows, columns = shape[0], prod(shape[1:])
-    return rank if rank is not None and rank * (rows + columns) < rows * columns else None
 
 
 def factors_of(contribution: Contribution) -> Factors:

@@ -75,6 +75,7 @@ def test_a_rank_that_takes_more_bytes_has_to_gain_more():
 def test_a_size_below_what_no_rank_takes_is_refused():
     with pytest.raises(ValueError, match="nothing fits in 9 bytes"):
         choose_ranks([spectrum(STEEP)], RankRule(size=9), lambda ranks: 10 + sum(ranks))
+    assert choose_ranks([spectrum(STEEP)], RankRule(size=10), lambda ranks: 10 + sum(ranks)) == [0]
 
 
 @pytest.mark.parametrize("seed", range(5))
