@@ -81,7 +81,7 @@ def verify(matrix: NDArray[numpy.floating], found: Found, pessimism: float = 1e-
     scale = float(numpy.abs(wide).max())
     wide /= scale
     values = numpy.linalg.svd(wide, compute_uv=False)
-    norm = math.sqrt(math.fsum(float(one) ** 2 for one in wide.flat))
+    norm = math.sqrt(float(numpy.square(wide.astype(numpy.longdouble)).sum()))
     best = math.sqrt(float(numpy.square(values[found.rank :][::-1]).sum())) / norm
     product = (found.up / scale**0.5) @ (found.down / scale**0.5)
     true = float(numpy.linalg.norm(wide - product)) / norm
