@@ -120,7 +120,6 @@ def test_results_go_to_stdout_and_nothing_to_stderr(run, pair, tmp_path):
 
 WATCH = """
 import sys
-from pathlib import Path
 from lora_inspect.cli import main
 try:
     main(sys.argv[1:])
