@@ -48,8 +48,6 @@ def info(paths: tuple[str, ...], **given: Any) -> None:
 
 def _refuse_for_several(asked: dict[str, bool], options: FolderOptions) -> None:
     """Raise UsageError for flags that show a single file."""
-    alone = [name for name in FLAGS if name != "json" and asked[name]]
-    if asked["json"] or options.jsonl:
-        alone = [name for name in alone if name != "modules"]
-    if alone:
-        raise click.UsageError(f"--{alone[0]} shows a single file; name one, or give --json.")
+    of_several = ("json", "modules") if asked["json"] or options.jsonl else ("json",)
+    if alone := next((name for name in FLAGS if asked[name] and name not in of_several), None):
+        raise click.UsageError(f"--{alone} shows a single file; name one, or give --json.")

@@ -1,22 +1,20 @@
 """The verbs of `lora-inspect metadata` that change a file: set, unset, copy and strip."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import BarBelow, bar_below, percent
-from lora_inspect.cli.verb import METADATA_VERBS, FilePath, Verb
+from lora_inspect.cli.verb import METADATA_VERBS, Decorated, FilePath, Verb
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.sentences import listed, shortened
 
 if TYPE_CHECKING:
     from lora_inspect.editing.edit import Edit, MetadataChange
     from lora_inspect.ops.metadata import Edited, EditOutput
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 # The columns that a value may take beside its key; `get` prints it whole.
 _VALUE = 100

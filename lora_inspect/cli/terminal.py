@@ -109,7 +109,7 @@ def traceback(text: str) -> None:
 
 
 def usage(text: str) -> None:
-    """Print how a command is used: printable lines for someone who used it wrongly."""
+    """Print how a command is used, for someone who used it wrongly; the text is printable already."""
     _write(sys.stderr, [text])
 
 
