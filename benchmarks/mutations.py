@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lora_inspect"
 SOURCES = (
     "maths/*.py",
+    "algebra/*.py",
     "algorithms/*.py",
     "algorithms/on_demand/*.py",
     *(f"matching/{name}.py" for name in ("placement", "match", "module_map")),
@@ -53,7 +54,8 @@ LEFT_OUT = ("torch_threads.py",)
 TESTS = tuple(
     f"tests/{name}"
     for name in (
-        *("algorithms", "maths", "merging", "matching", "converting", "reading", "architectures", "schemes", "ops"),
+        *("algebra", "algorithms", "maths", "merging", "matching", "converting", "reading", "architectures"),
+        *("schemes", "ops"),
         *("programs/test_reception.py", "programs/test_lycoris.py"),
         *("cli/test_info.py", "cli/test_merge_options.py", "cli/test_bad_input.py"),
         *("networks/test_delta_modules.py", "networks/test_loha.py", "networks/test_lokr.py", "networks/test_oft.py"),

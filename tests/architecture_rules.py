@@ -21,7 +21,7 @@ ORDER = {
         ("__main__", "networks"),
         ("cli", "api"),
         ("ops",),
-        ("verifying", "scanning"),
+        ("verifying", "scanning", "algebra"),
         ("merging", "converting", "checking", "editing"),
         ("programs", "matching"),
         ("reading",),

@@ -10,17 +10,14 @@ from typing import Any
 import numpy
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.input_file import InputFile
-from lora_inspect.files.safetensors.dtypes import FP8, decode_number
 from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.maths.stored_numbers import FLOATS, load, stored_pieces
 from lora_inspect.progress import Progress
 
-_CHUNK_BYTES = 1 << 23
 # Products of larger factors are not looked at: they would have to be held as a whole.
 _LARGEST_FACTOR = 1 << 27
 _LARGEST_RANK = 4096
 
-_PLAIN = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "C64": "<f4"}
 # The smallest normal number of F16, and the largest.
 _NORMAL, _LARGEST = 2.0**-14, 65504.0
 
@@ -83,28 +80,14 @@ def product_rms(up: TensorInfo, down: TensorInfo) -> float | None:
 
 
 def _matrix(info: TensorInfo) -> Any:
-    pieces = [piece.astype(numpy.float64) for piece in _values(info, lambda amount: None)]
-    return numpy.concatenate(pieces).reshape(info.shape[0], -1) if pieces else None
+    return load(info).astype(numpy.float64).reshape(info.shape[0], -1) if info.dtype in FLOATS and info.numel else None
 
 
 def _values(info: TensorInfo, progress: Progress) -> Iterator[Any]:
     """The numbers as float32, or float64 where they are stored so, a chunk at a time."""
-    if info.dtype not in (*_PLAIN, "BF16", *FP8):
+    if info.dtype not in (*FLOATS, "C64"):  # a complex one is two numbers
         progress(info.nbytes)
         return
-    with InputFile(info.file, info.identity) as source:
-        for piece in source.pieces(info.start, info.stop, _CHUNK_BYTES):
-            size = len(piece)
-            yield _decoded(info.dtype, piece)
-            progress(size)
-
-
-def _decoded(dtype: str, data: bytearray) -> Any:
-    if dtype in FP8:
-        table = numpy.array([decode_number(dtype, bytes([code])) for code in range(256)], dtype=numpy.float32)
-        return table[numpy.frombuffer(data, dtype=numpy.uint8)]
-    if dtype == "BF16":
-        words = numpy.frombuffer(data, dtype="<u2").astype(numpy.uint32) << 16
-        return words.view(numpy.float32)
-    values = numpy.frombuffer(data, dtype=_PLAIN[dtype])
-    return values.astype(numpy.float32) if dtype == "F16" else values
+    for size, piece in stored_pieces(info):
+        yield piece
+        progress(size)

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from lora_inspect.checking import measured
 from lora_inspect.checking.measured import measure, product_rms
 from lora_inspect.files.safetensors.header import read_header
+from lora_inspect.maths import stored_numbers
 from lora_inspect.progress import silent
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -19,7 +20,7 @@ def write(tmp_path, **tensors):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_counts_are_those_of_torch_in_every_type(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(measured, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(stored_numbers, "_CHUNK_BYTES", 64)
     source = torch.Generator().manual_seed(3)
     numbers = torch.randn(7, 31, generator=source) * torch.logspace(-9, 9, 31)
     numbers[0, :4] = torch.tensor([0.0, -0.0, float("nan"), float("inf")])

@@ -1,0 +1,149 @@
+"""How far several adapters' changes are from each other, whatever their names, ranks, scales and element types.
+
+All numbers come from the changes in one pair of bases: the norm of a difference keeps its digits where the changes are
+nearly the same. The overlap of two changes is the share of directions that they have in common, ‖X_aᵀ X_b‖² over the
+smaller rank, the mean of columns and rows.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy
+from numpy.typing import NDArray
+
+from lora_inspect.algebra.alignment import OutputModule, Term
+from lora_inspect.algebra.changes import sum_of
+from lora_inspect.algebra.core import ROUNDING, shared_cores
+from lora_inspect.algebra.factors import Array, Factors
+from lora_inspect.algebra.module_threads import made_in_order
+from lora_inspect.progress import Progress
+from lora_inspect.reading.adapter import Adapter
+
+Square = NDArray[numpy.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Numbers of some modules of several adapters, which add up: squares are sums over the modules.
+
+    `inner` (n, n) are the inner products of the changes, so its diagonal has their squared norms. `apart` (n, n) are
+    the squared norms of the differences. `common` (n, n) are the overlaps times the energy of both, and `weights` these
+    energies. `together` is the squared norm of the sum of all.
+    """
+
+    inner: Square
+    apart: Square
+    common: Square
+    weights: Square
+    together: float
+
+    def __add__(self, other: "Comparison") -> "Comparison":
+        return Comparison(
+            self.inner + other.inner,
+            self.apart + other.apart,
+            self.common + other.common,
+            self.weights + other.weights,
+            self.together + other.together,
+        )
+
+    @property
+    def norms(self) -> list[float]:
+        """The norm of each change."""
+        return [math.sqrt(square) for square in self.inner.diagonal()]
+
+    def relative_difference(self, one: int, other: int) -> float | None:
+        """‖one - other‖ / ‖one‖; None where `one` changes nothing."""
+        norm = self.norms[one]
+        return math.sqrt(self.apart[one, other]) / norm if norm else None
+
+    def cosine(self, one: int, other: int) -> float | None:
+        """The cosine of the angle between two changes; None where one of them changes nothing."""
+        product = self.norms[one] * self.norms[other]
+        return float(self.inner[one, other]) / product if product else None
+
+    def best_multiplier(self, one: int, other: int) -> "BestMultiplier | None":
+        """The number that brings `one` nearest to `other`; None where `one` changes nothing."""
+        square, norm = float(self.inner[one, one]), self.norms[other]
+        if not square:
+            return None
+        value = float(self.inner[one, other]) / square
+        # ‖value · one - other‖² by the difference, which keeps the digits of changes that are nearly the same.
+        left = float(self.apart[one, other]) - (value - 1.0) ** 2 * square
+        return BestMultiplier(value, math.sqrt(max(0.0, left)) / norm if norm else 0.0)
+
+    def overlap(self, one: int, other: int) -> float | None:
+        """The share of directions in common, of modules by their energy; None where they share no module."""
+        weight = float(self.weights[one, other])
+        return float(self.common[one, other]) / weight if weight else None
+
+    @property
+    def sum_energy(self) -> float | None:
+        """The energy of the sum over the sum of energies: 1 of independent changes, their number of the same one."""
+        energies = float(self.inner.trace())
+        return self.together / energies if energies else None
+
+
+@dataclass(frozen=True, slots=True)
+class BestMultiplier:
+    """The multiplier, and the relative difference that it leaves."""
+
+    value: float
+    left: float
+
+
+def compared(modules: Sequence[OutputModule], adapters: Sequence[Adapter], progress: Progress) -> list[Comparison]:
+    """The comparison of the adapters in each module; a module that an adapter lacks is no change of it.
+
+    Raises LoraInspectError for a factor that is not finite, and where shapes disagree.
+    """
+    progress(0)
+    found = []
+    for one in made_in_order(lambda module: _in_module(module, adapters), modules):
+        found.append(one)
+        progress(1)
+    return found
+
+
+def total(comparisons: Iterable[Comparison], count: int) -> Comparison:
+    """All of them together, of so many adapters."""
+    nothing = numpy.zeros((count, count))
+    return reduce(Comparison.__add__, comparisons, Comparison(nothing, nothing, nothing, nothing, 0.0))
+
+
+def _in_module(module: OutputModule, adapters: Sequence[Adapter]) -> Comparison:
+    terms: list[list[Term]] = [[one for one in module.terms if one.adapter is adapter] for adapter in adapters]
+    there = [number for number, own in enumerate(terms) if any(one.multiplier for one in own)]
+    changes: list[Factors] = [sum_of(module._replace(terms=tuple(terms[number]))) for number in there]
+    cores = shared_cores(changes) if changes else []
+    count = len(adapters)
+    inner, apart, common, weights = (numpy.zeros((count, count)) for _ in range(4))
+    bases = [_bases(core) for core in cores]
+    for number, core in zip(there, cores, strict=True):
+        energy = float(numpy.square(core).sum())
+        inner[number, number] = energy
+        apart[number, :] = apart[:, number] = apart[:, number] + energy
+        apart[number, number] = 0.0
+    for at, one in enumerate(there):
+        for behind, other in enumerate(there[at + 1 :], at + 1):
+            inner[one, other] = inner[other, one] = float((cores[at] * cores[behind]).sum())
+            apart[one, other] = apart[other, one] = float(numpy.square(cores[at] - cores[behind]).sum())
+            weight = math.sqrt(inner[one, one] * inner[other, other])
+            weights[one, other] = weights[other, one] = weight
+            common[one, other] = common[other, one] = weight * _overlap(bases[at], bases[behind])
+    together = float(numpy.square(sum(cores[1:], cores[0])).sum()) if cores else 0.0
+    return Comparison(inner, apart, common, weights, together)
+
+
+def _bases(core: Array) -> tuple[Array, Array]:
+    """Orthonormal bases of a core's columns and of its rows, both as columns, without directions of rounding."""
+    left, values, right = numpy.linalg.svd(core, full_matrices=False)
+    rank = int(numpy.count_nonzero(values > ROUNDING * values[0])) if values.size else 0
+    return left[:, :rank], right[:rank].T
+
+
+def _overlap(ones: tuple[Array, Array], others: tuple[Array, Array]) -> float:
+    rank = min(ones[0].shape[1], others[0].shape[1])
+    sides = [float(numpy.square(one.T @ other).sum()) for one, other in zip(ones, others, strict=True)]
+    return sum(sides) / (2 * rank) if rank else 0.0

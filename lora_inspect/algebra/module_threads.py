@@ -1,0 +1,74 @@
+"""Threads that each compute one module at a time, with numpy's BLAS held to one thread: results do not show how many.
+
+The threads of BLAS are a state of the process: the library gets its own back once the last block ends, also in a
+program that calls from several threads.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, TypeVar
+
+from threadpoolctl import threadpool_limits
+
+from lora_inspect.files.system import usable_cores
+
+# More threads than that wait for memory, and each holds the factors of a module.
+_MOST_THREADS = 8
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def made_in_order(make: Callable[[Item], Made], items: Iterable[Item], threads: int | None = None) -> Iterator[Made]:
+    """Make something of each item in several threads, and yield it in the order of the items.
+
+    At most one thing more than there are threads waits to be taken. `threads` is None for as many as there are cores.
+    """
+    count = min(_MOST_THREADS, usable_cores()) if threads is None else threads
+    with one_blas_thread(), ThreadPoolExecutor(count) as pool:
+        waiting: deque[Future[Made]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for one in waiting:
+                one.cancel()
+
+
+_lock = Lock()
+_inside = 0
+_limits: Any = None
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """A block in which every product of numpy is computed by the thread that asks for it."""
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    global _inside, _limits
+    with _lock:
+        if not _inside:
+            _limits = threadpool_limits(limits=1, user_api="blas")
+        _inside += 1
+
+
+def _leave() -> None:
+    global _inside, _limits
+    with _lock:
+        _inside -= 1
+        if not _inside and _limits:
+            _limits.restore_original_limits()
+            _limits = None

@@ -1,0 +1,101 @@
+"""Numbers as files store them, to and from numpy: bfloat16 and eight-bit floats, which numpy lacks, by their bits."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.safetensors.dtypes import FP8, decode_number
+from lora_inspect.files.safetensors.header import TensorInfo
+
+_PLAIN = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "C64": "<f4"}
+FLOATS = frozenset({"F64", "F32", "F16", "BF16", *FP8})
+# The types that numbers are rounded to here.
+WRITTEN = ("F64", "F32", "F16", "BF16")
+_CHUNK_BYTES = 1 << 23
+# So many numbers are rounded at a time, in memory near the processor.
+_BLOCK = 1 << 15
+# Half of the last place of bfloat16, in the bits of a float32, and the code of NaN.
+_TIE, _NOT_A_NUMBER = 0x8000, 0x7FC0
+
+
+def decoded(dtype: str, data: Any) -> NDArray[Any]:
+    """The numbers of a buffer as float32, as float64 where they are stored so; both parts of a complex one."""
+    if dtype in FP8:
+        return _table(dtype)[numpy.frombuffer(data, dtype=numpy.uint8)]
+    if dtype == "BF16":
+        words = numpy.frombuffer(data, dtype="<u2").astype(numpy.uint32)
+        words <<= 16
+        return words.view(numpy.float32)
+    values = numpy.frombuffer(data, dtype=_PLAIN[dtype])
+    return values.astype(numpy.float32) if dtype == "F16" else values
+
+
+@cache
+def _table(dtype: str) -> NDArray[Any]:
+    return numpy.array([decode_number(dtype, bytes([code])) for code in range(256)], dtype=numpy.float32)
+
+
+def stored_pieces(info: TensorInfo) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The numbers of a tensor that `decoded` reads, a few million at a time, each piece with its bytes in the file."""
+    with InputFile(info.file, info.identity) as source:
+        for piece in source.pieces(info.start, info.stop, _CHUNK_BYTES):
+            yield len(piece), decoded(info.dtype, piece)
+
+
+def load(info: TensorInfo) -> NDArray[Any]:
+    """The whole tensor in its own shape, as float32 or float64."""
+    pieces = [piece for _, piece in stored_pieces(info)] or [decoded(info.dtype, b"")]
+    return (pieces[0] if len(pieces) == 1 else numpy.concatenate(pieces)).reshape(info.shape)
+
+
+def encoded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The numbers rounded to a type of WRITTEN, half to even, as a contiguous array of its bytes' width.
+
+    Numbers beyond the type become infinities.
+    """
+    if dtype != "BF16":
+        with numpy.errstate(over="ignore"):
+            return numpy.ascontiguousarray(values, dtype=_PLAIN[dtype])
+    codes = numpy.empty(values.shape, dtype="<u2")
+    source, target = numpy.ascontiguousarray(values).reshape(-1), codes.reshape(-1)
+    for first in range(0, source.size, _BLOCK):
+        target[first : first + _BLOCK] = _brain_codes(source[first : first + _BLOCK])
+    return codes
+
+
+def _brain_codes(values: NDArray[Any]) -> NDArray[Any]:
+    """The codes of numbers in bfloat16, the upper halves of those in float32, as uint32."""
+    with numpy.errstate(over="ignore"):
+        words = values.astype(numpy.float32).view(numpy.uint32)
+    if values.dtype == numpy.float64:
+        _settle_ties(words, values)
+    not_a_number = numpy.isnan(values)
+    codes = words >> 16
+    codes &= 1
+    codes += _TIE - 1
+    codes += words
+    codes >>= 16
+    if not_a_number.any():
+        codes[not_a_number] = _NOT_A_NUMBER
+    return codes
+
+
+def _settle_ties(words: NDArray[Any], values: NDArray[Any]) -> None:
+    """Moves numbers of float32 that lie between two of bfloat16 to where those of float64 are: rounded twice, they err.
+
+    One more in the bits is further from zero, whatever the sign.
+    """
+    ties = numpy.flatnonzero((words & 0xFFFF) == _TIE)
+    if ties.size:
+        exact, single = numpy.abs(values[ties]), numpy.abs(words[ties].view(numpy.float32)).astype(numpy.float64)
+        words[ties] += (exact > single).astype(numpy.uint32)
+        words[ties] -= (exact < single).astype(numpy.uint32)
+
+
+def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The numbers as they are once they were stored in a type of WRITTEN, in float32 or float64."""
+    return decoded(dtype, encoded(values, dtype).data).reshape(values.shape)

@@ -1,0 +1,195 @@
+"""Two adapters of one model as any two programs spell them: every module of the sum is that of the dense changes."""
+
+import json
+import math
+
+import layouts
+import numpy
+import pytest
+import torch
+from adapters import DEFAULT, KOHYA, PEFT, Names, Spelling, factors, lora
+from layouts import FUSED, SPLIT
+from safetensors.torch import save_file
+
+import lora_inspect
+from lora_inspect.algebra.alignment import MultipliedAdapter, aligned
+from lora_inspect.algebra.changes import sum_of
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.errors import RefusedError
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.maths.stored_numbers import load
+from lora_inspect.reading.adapter import read_adapter
+
+ORIGINAL, DIFFUSERS = "original", "diffusers"
+OLD = Spelling(".lora.down.weight", ".lora.up.weight")
+# who writes it -> the names, and whether there is an alpha
+SPELLINGS = {
+    "kohya": (Names("lora_unet_", ORIGINAL, True, KOHYA), True),
+    "kohya over the names of diffusers": (Names("lora_unet_", DIFFUSERS, True, KOHYA), True),
+    "OneTrainer": (Names("lora_transformer_", DIFFUSERS, True, KOHYA), True),
+    "ComfyUI": (Names("diffusion_model.", ORIGINAL, False, KOHYA), True),
+    "ai-toolkit": (Names("transformer.", DIFFUSERS, False, PEFT), False),
+    "diffusers of 2023": (Names("transformer.", DIFFUSERS, False, OLD), False),
+    "LyCORIS": (Names("lycoris_", DIFFUSERS, True, KOHYA), True),
+    "bare names": (Names("", ORIGINAL, False, PEFT), False),
+    "PEFT": (Names("base_model.model.", DIFFUSERS, False, DEFAULT), False),
+}  # fmt: skip
+FIRST = ("kohya", "ai-toolkit", "PEFT", "bare names")
+
+
+@pytest.fixture(scope="module")
+def bases():
+    original = layouts.flux(blocks=2, width=4)
+    return {ORIGINAL: original, DIFFUSERS: layouts.flux_in_diffusers(original)}
+
+
+class Written:
+    """An adapter of a model's layers in a file, and what it changes in the layout of diffusers."""
+
+    def __init__(self, writer, bases, folder, seed):
+        names, has_alpha = SPELLINGS[writer]
+        base = bases[names.layout]
+        own = factors(base, FUSED if names.layout == ORIGINAL else SPLIT, seed=seed)
+        if not has_alpha:
+            own = {path: one._replace(alpha=one.down.shape[0]) for path, one in own.items()}
+        is_peft = names.prefix == "base_model.model."
+        folder.mkdir()
+        file = folder / ("adapter_model.safetensors" if is_peft else "adapter.safetensors")
+        save_file(names.tensors(own, has_alpha=has_alpha), file, {"ss_base_model_version": "flux1"})
+        if is_peft:
+            ranks = {f"^{path}": one.down.shape[0] for path, one in own.items()}
+            config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": "all-linear"}
+            text = json.dumps({**config, "rank_pattern": ranks, "alpha_pattern": ranks})
+            (folder / "adapter_config.json").write_text(text)
+        self.layout, self.names = names.layout, names
+        self.adapter = read_adapter(open_checkpoint(str(file)))
+        self.own = set(own)
+        self.keys = {names.module(path): path for path in layouts.matrices(base)}
+        self.dense = in_diffusers({path: change(one) for path, one in own.items()}, base, names.layout)
+
+
+def change(one):
+    down, up = one.down.double(), one.up.double()
+    return (up.flatten(1) @ down.flatten(1)) * (one.alpha / down.shape[0])
+
+
+def in_diffusers(changes, base, layout):
+    """Changes by path, of a layout, as those of the weights of diffusers; zeros where there is none."""
+    whole = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in base.items()}
+    whole |= {f"{path}.weight": torch.as_tensor(value) for path, value in changes.items()}
+    return layouts.flux_in_diffusers(whole) if layout == ORIGINAL else whole
+
+
+def multiplied(written, multiplier):
+    return MultipliedAdapter(written.adapter, dict.fromkeys(written.adapter.modules, multiplier))
+
+
+@pytest.mark.parametrize("second", SPELLINGS)
+@pytest.mark.parametrize("first", FIRST)
+def test_the_sum_is_that_of_the_dense_changes(first, second, bases, tmp_path):
+    one, other = (Written(writer, bases, tmp_path / f"{seed}", seed) for seed, writer in enumerate((first, second)))
+    modules = aligned([multiplied(one, 0.7), multiplied(other, -0.4)], ConvertOptions())
+    found = {}
+    for module in modules:
+        own = sum_of(module)
+        found[one.keys[module.module.name.key]] = own.up * own.weights @ own.down
+    assert one.own <= found.keys()
+    summed = in_diffusers(found, bases[one.layout], one.layout)
+    for name, value in summed.items():
+        meant = 0.7 * one.dense[name] - 0.4 * other.dense[name]
+        numpy.testing.assert_allclose(value.numpy(), meant.numpy(), rtol=1e-6, atol=1e-7, err_msg=name)
+    assert max(float(value.abs().max()) for value in summed.values()) > 0.01
+
+
+def small(path, prefix, paths, metadata=None, rows=16, columns=12):
+    tensors = {}
+    for name in paths:
+        for key, (_, shape, _) in lora(f"{prefix}{name}", rank=2, out=rows, inputs=columns).items():
+            tensors[key] = torch.ones(shape)
+    save_file(tensors, path, metadata or {})
+    return read_adapter(open_checkpoint(str(path)))
+
+
+def all_at(adapter, multiplier=1.0):
+    return MultipliedAdapter(adapter, dict.fromkeys(adapter.modules, multiplier))
+
+
+WAN = [f"blocks_{block}_{leaf}" for block in range(2) for leaf in ("self_attn_q", "cross_attn_k", "ffn_0")]
+FLUX = [f"double_blocks_{block}_img_attn_proj" for block in range(2)] + ["single_blocks_0_linear2"]
+
+
+def test_adapters_of_two_families_are_refused(tmp_path):
+    one = small(tmp_path / "wan.safetensors", "lora_unet_", WAN, {"ss_base_model_version": "wan2.1"})
+    other = small(tmp_path / "flux.safetensors", "lora_unet_", FLUX, {"ss_base_model_version": "flux1"})
+    for first, second in ((one, other), (other, one)):
+        with pytest.raises(RefusedError, match=r"it is of .+, but .+ is of .+; combine adapters of one model"):
+            aligned([all_at(first), all_at(second)], ConvertOptions())
+
+
+def test_a_third_adapter_of_another_family_is_refused(tmp_path):
+    one = small(tmp_path / "wan.safetensors", "lora_unet_", WAN, {"ss_base_model_version": "wan2.1"})
+    other = small(tmp_path / "flux.safetensors", "lora_unet_", FLUX, {"ss_base_model_version": "flux1"})
+    with pytest.raises(RefusedError, match=r"flux\.safetensors: it is of"):
+        aligned([all_at(one), all_at(one), all_at(other)], ConvertOptions())
+
+
+def test_modules_of_one_adapter_alone_come_behind_those_of_the_first(tmp_path):
+    one = small(tmp_path / "a.safetensors", "lora_unet_", WAN[1:])
+    other = small(tmp_path / "b.safetensors", "lora_unet_", WAN[:2])
+    modules = aligned([all_at(one), all_at(other)], ConvertOptions())
+    assert [module.module.name.body for module in modules] == [*sorted(WAN[1:]), WAN[0]]
+    assert {module.module.name.body: len(module.terms) for module in modules} == {
+        name: 2 if name == WAN[1] else 1 for name in WAN
+    }
+
+
+def test_a_module_without_a_multiplier_is_left_out(tmp_path):
+    one = small(tmp_path / "a.safetensors", "lora_unet_", WAN)
+    kept = {key: 0.5 for key in one.modules if "ffn" in key}
+    modules = aligned([MultipliedAdapter(one, kept)], ConvertOptions())
+    assert {module.module.name.key for module in modules} == kept.keys()
+    assert {term.multiplier for module in modules for term in module.terms} == {0.5}
+
+
+@pytest.mark.parametrize("target", ["kohya", "comfyui", "diffusers", "peft"])
+def test_names_of_a_target_are_those_that_convert_writes(target, bases, tmp_path):
+    written = Written("ai-toolkit", bases, tmp_path / "in", 1)
+    modules = aligned([multiplied(written, 1.0)], ConvertOptions(to=target, scheme=target))
+    out = tmp_path / ("out" if target == "peft" else "out.safetensors")
+    result = lora_inspect.convert(written.adapter.checkpoint.path, out, to=target)
+    meant = read_adapter(open_checkpoint(result.output))
+    assert {module.module.name.key for module in modules} == meant.modules.keys()
+
+
+def test_weights_of_other_sizes_have_no_sum(tmp_path):
+    one = small(tmp_path / "a.safetensors", "lora_unet_", WAN)
+    other = small(tmp_path / "b.safetensors", "lora_unet_", WAN, rows=18)
+    modules = aligned([all_at(one), all_at(other)], ConvertOptions())
+    with pytest.raises(RefusedError, match=r"b\.safetensors: .+ changes a weight of \[18, 12\], but .+ \[16, 12\]"):
+        sum_of(modules[0])
+
+
+FIXTURES = ("crepe-lycoris-loha-conv", "crepe-lycoris-locon-tucker", "crepe-lycoris-lokr-conv", "minilm-peft-loha-r8")
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_formula_gives_the_factors_of_other_algorithms(name, fixtures):
+    (file,) = [one for one in (fixtures / name).glob("*.safetensors") if not one.name.startswith("oracle")]
+    adapter = read_adapter(open_checkpoint(str(file)))
+    modules = aligned([all_at(adapter, -0.7)], ConvertOptions())
+    seen = 0
+    for module in modules:
+        (term,) = module.terms
+        one = term.contribution
+        if one.formula.low_rank is None or one.algorithm.parameter != "weight":
+            continue
+        tensors = {role: torch.from_numpy(load(info).astype(float)) for role, info in one.operands.items()}
+        rows, columns = one.known_shape[0], math.prod(one.known_shape[1:])
+        weight = torch.zeros(rows, columns, dtype=torch.float64)
+        if (thin := one.formula.low_rank(tensors)) is None or len(thin[1]) > min(rows, columns):
+            continue
+        one.formula.change(tensors, one.known_scale, one.alpha, **one.settings).fold(weight, 0, -0.7)
+        found = sum_of(module)
+        numpy.testing.assert_allclose(found.up * found.weights @ found.down, weight.numpy(), rtol=1e-5, atol=1e-7)
+        seen += 1
+    assert seen
