@@ -29,7 +29,8 @@ class Option(NamedTuple):
     """An option: the kind of its values, its help, and the facts that its kind needs.
 
     `help` and `choices` may be functions, called when they are shown. `metavar` names the value in the help. A whole
-    number is `least` at least; a number is any finite one, or a `share`, from 0 to below 1.
+    number is `least` at least; a number is any finite one, or a `share`, from 0 to below 1. `wrong` says of a number or
+    a text why it is no value of the option, as the end of a sentence that begins with it, or nothing.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Option(NamedTuple):
     choices: Collection[str] | Callable[[], Collection[str]] = ()
     least: int | None = None
     share: bool = False
+    wrong: Callable[[Any], str | None] = lambda value: None
 
     @property
     def chosen_from(self) -> Collection[str]:
@@ -104,9 +106,9 @@ def flag(says: str, default: bool = False) -> Any:
     return _field(Option(FLAG, says), default)
 
 
-def text(metavar: str, says: str) -> Any:
-    """Any text."""
-    return _field(Option(TEXT, says, metavar))
+def text(metavar: str, says: str, wrong: Callable[[str], str | None] = lambda value: None) -> Any:
+    """Any text, but one that is `wrong`."""
+    return _field(Option(TEXT, says, metavar, wrong=wrong))
 
 
 def path(metavar: str, says: str) -> Any:
@@ -137,9 +139,9 @@ def whole(says: str, least: int | None = None, metavar: str | None = None) -> An
     return _field(Option(WHOLE, says, metavar, least=least))
 
 
-def number(metavar: str, says: str) -> Any:
-    """A finite number."""
-    return _field(Option(NUMBER, says, metavar))
+def number(metavar: str, says: str, wrong: Callable[[float], str | None] = lambda value: None) -> Any:
+    """A finite number, but one that is `wrong`."""
+    return _field(Option(NUMBER, says, metavar, wrong=wrong))
 
 
 def share(says: str) -> Any:

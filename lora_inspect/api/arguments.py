@@ -301,7 +301,7 @@ def _value(one: Declared, given: Any) -> Any:
     if option.kind == FLAG or (given is None and one.default is None):
         return given
     if option.kind == TEXT:
-        return _text(name, given)
+        return _right(one, _text(name, given))
     if option.kind == PATH:
         return path_of(given)
     if option.kind == CHOICE:
@@ -310,7 +310,14 @@ def _value(one: Declared, given: Any) -> Any:
         return _dtype(name, given)
     if option.kind == WHOLE:
         return _whole(name, given, option.least)
-    return _yes_or_no(name, given) if option.kind == YES_NO else _number(name, given, option.share)
+    return _yes_or_no(name, given) if option.kind == YES_NO else _right(one, _number(name, given, option.share))
+
+
+def _right(one: Declared, value: Any) -> Any:
+    """Return the value; raise ValueError for one of which the option says that it is wrong."""
+    if wrong := one.option.wrong(value):
+        raise ValueError(f"{one.name}: {value!r} {wrong}")
+    return value
 
 
 def _dtype(name: str, given: "str | torch.dtype") -> str:

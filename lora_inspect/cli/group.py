@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # The verb that a file without any verb means.
 _OF_FILES = "info"
+# Verbs whose files have a folder of their own.
+_FOLDERS = dict.fromkeys(("combine", "resize", "extract", "average", "compare"), "algebra.")
 # What paths have and verbs have not.
 _IN_PATHS = "./\\:"
 
@@ -33,7 +35,7 @@ class Verbs(Verb, click.Group):
         if name not in VERBS:
             return None
         with without_collecting():
-            command: click.Command = getattr(importlib.import_module(f"lora_inspect.cli.{name}"), name)
+            command: click.Command = getattr(importlib.import_module(f"lora_inspect.cli.{_FOLDERS.get(name, '')}{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

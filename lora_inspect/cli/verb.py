@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from click.shell_completion import CompletionItem
 
-    from lora_inspect.option import Declared
+    from lora_inspect.option import Declared, Option
     from lora_inspect.reading.model.settings import Settings
 
 VERBS = {
@@ -28,6 +28,11 @@ VERBS = {
     "unmerge": "Remove the adapters of the last merge from a model.",
     "verify": "Prove how much of each adapter a merged model carries.",
     "convert": "Rewrite an adapter so that every loader applies the same scale.",
+    "combine": "Write the sum of adapters as one adapter.",
+    "resize": "Give an adapter another rank.",
+    "extract": "Write the difference of two models as an adapter.",
+    "average": "Write the average of adapters, such as the epochs of a training.",
+    "compare": "Report how far adapters are from each other.",
     "metadata": "Show and edit the metadata of a file; the tensors stay the same.",
     "compat": "Report how each program that loads adapters applies one.",
 }
@@ -127,12 +132,24 @@ def _as_click(one: "Declared") -> Mapping[str, Any]:
         return {"type": int if asked.least is None else click.IntRange(min=asked.least), "metavar": asked.metavar}
     if asked.kind == option.NUMBER:
         kind = click.FloatRange(0, 1, max_open=True) if asked.share else float
-        return {"type": kind, "metavar": asked.metavar, "callback": _finite}
+        return {"type": kind, "metavar": asked.metavar, "callback": _right(asked, _finite)}
     if asked.kind == option.TEXT:
-        return {"metavar": asked.metavar, "callback": _text}
+        return {"metavar": asked.metavar, "callback": _right(asked, _text)}
     if asked.kind == option.ANSWERS:
         return {"multiple": True, "metavar": asked.metavar, "callback": _answers}
     return {"multiple": asked.kind == option.NAMES, "metavar": asked.metavar}
+
+
+def _right(asked: "Option", check: Callable[..., Any]) -> Callable[..., Any]:
+    """A callback that refuses what `check` refuses, and what the option says is wrong."""
+
+    def right(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        value = check(context, parameter, value)
+        if value is not None and (wrong := asked.wrong(value)):
+            raise click.BadParameter(f"{value if isinstance(value, str) else f'{value:g}'} {wrong}.")
+        return value
+
+    return right
 
 
 def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:

@@ -213,14 +213,16 @@ class _Naming(NamedTuple):
     lists: tuple[str, ...]
 
 
-def module_names(adapter: Adapter, base: Checkpoint) -> dict[str, ModuleNames]:
-    """The names of every module of the adapter, by its key."""
-    families = families_of(adapter, base)
+def module_names(adapter: Adapter, base: Checkpoint | None) -> dict[str, ModuleNames]:
+    """The names of every module of the adapter, by its key; a `base` tells paths where the family is not known."""
+    families = families_of(adapter, base) if base else adapter_candidates(adapter)
     modules = list(adapter.modules.values())
     namings = [
-        _naming(own, correspondence_of(adapter, base, modules, own)) for own in [[one] for one in families] or [[]]
+        _naming(own, correspondence_of(adapter, base, modules, own) if base else common_correspondence(own))
+        for own in [[one] for one in families] or [[]]
     ]
-    spelled = {component: _spelled(base, component) for component in {one.name.component for one in modules}}
+    components = {one.name.component for one in modules}
+    spelled = {component: _spelled(base, component) if base else {} for component in components}
 
     def names(name: ModuleName) -> ModuleNames:
         path = spelled[name.component].get(name.body) if name.flat else None

@@ -30,6 +30,7 @@ from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.residual_adapters import OLORA
 from lora_inspect.reading.pipeline import pipeline_expert
@@ -42,8 +43,11 @@ class Parts(NamedTuple):
     excluded: tuple[str, ...] = ()
 
 
-def parts_of(adapters: Sequence[Adapter], base: Checkpoint, choice: ModuleFilter) -> list[Parts]:
-    """Return the parts of each adapter; raise LoraInspectError for a pattern without a module."""
+def parts_of(adapters: Sequence[Adapter], base: Checkpoint | None, choice: ModuleFilter) -> list[Parts]:
+    """Return the parts of each adapter; raise LoraInspectError for a pattern without a module.
+
+    Two adapters may be of one file.
+    """
     # Names are looked for where something asks for them: it takes as long as all else that is planned.
     names = {
         adapter.checkpoint.path: module_names(adapter, base)
@@ -309,7 +313,8 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         orientations.append(matching.orientations)
         for name, found in matching.targets.items():
             own = [Fold(p, part.multipliers.of(p.contribution.module.key), adapter) for p in found]
-            _check_multipliers(own)
+            for fold in own:
+                check_multiplier(fold.adapter.checkpoint.path, fold.contribution, fold.multiplier)
             check_residual(own, base)
             folds[name] += own
     _check_replaced(folds)
@@ -376,17 +381,16 @@ def _check_named_once(adapters: Sequence[Checkpoint]) -> None:
         named[files] = adapter.path
 
 
-def _check_multipliers(folds: Sequence[Fold]) -> None:
+def check_multiplier(path: str, contribution: Contribution, multiplier: float) -> None:
     """Raises LoraInspectError for a multiplier that has no meaning in the algorithm's own program."""
-    for fold in folds:
-        algorithm = fold.contribution.algorithm
-        if not algorithm.blends and fold.multiplier not in (0, 1):
-            raise RefusedError(
-                fold.adapter.checkpoint.path,
-                f"{algorithm.title} allows only multiplier 0 or 1, but {fold.multiplier:g} is given for "
-                f"{fold.contribution.module.key}",
-                "give 1, or 0 to leave it out",
-            )
+    algorithm = contribution.algorithm
+    if not algorithm.blends and multiplier not in (0, 1):
+        raise RefusedError(
+            path,
+            f"{algorithm.title} allows only multiplier 0 or 1, but {multiplier:g} is given for "
+            f"{contribution.module.key}",
+            "give 1, or 0 to leave it out",
+        )
 
 
 def _as_settings(given: Settings | float) -> Settings:

@@ -1,0 +1,144 @@
+"""The adapters of a command as they are read: the multiplier of each module, what is left out, and the base.
+
+Options without a path, `--include`, `--exclude` and `--weights` act as in a merge. No base is needed to read.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lora_inspect.algebra.alignment import MultipliedAdapter
+from lora_inspect.algebra.options import ChoiceRequest
+from lora_inspect.errors import RefusedError
+from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
+from lora_inspect.files.input_file import Identity
+from lora_inspect.merging.plan import check_multiplier, parts_of
+from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.ambiguous_options import ModuleFilter, read_settled
+from lora_inspect.reading.base.base_codecs import open_weights
+from lora_inspect.reading.file_info import ADAPTER, kind_of
+from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.model.settings import Settings, requested_settings
+from lora_inspect.reading.pipeline import pipeline_expert
+from lora_inspect.reading.weights_toml import WeightsFile, read_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The adapters in the order in which they were named, each with the multipliers of the modules that count.
+
+    `excluded` are the keys that --include and --exclude leave out, by the place of the adapter.
+    """
+
+    adapters: tuple[MultipliedAdapter, ...]
+    excluded: tuple[tuple[str, ...], ...]
+    base: Checkpoint | None
+    weights: WeightsFile | None
+
+    @property
+    def first(self) -> Adapter:
+        """The adapter that was named first."""
+        return self.adapters[0].adapter
+
+    @property
+    def files(self) -> dict[str, Identity]:
+        """Every input file by path, with its identity when it was opened."""
+        found: dict[str, Identity] = {}
+        for one in self.adapters:
+            found |= one.adapter.checkpoint.inputs
+        if self.weights:
+            found[self.weights.path] = self.weights.identity
+        return found | (self.base.inputs if self.base else {})
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the tensors of all adapters, each file once."""
+        return sum({one.adapter.checkpoint.path: one.adapter.checkpoint.bytes for one in self.adapters}.values())
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on settings that were not needed, on files that were named twice, and on damaged evidence."""
+        places: dict[str, list[MultipliedAdapter]] = defaultdict(list)
+        for one in self.adapters:
+            places[os.path.realpath(one.adapter.checkpoint.path)].append(one)
+        found = [note for one in places.values() for note in one[0].adapter.notes]
+        return found + [
+            f"{own[0].adapter.checkpoint.path}: it is named {len(own)} times, and each of them counts."
+            for own in places.values()
+            if len(own) > 1
+        ]
+
+
+def read_inputs(named: Sequence[tuple[str, Settings]], request: ChoiceRequest) -> Inputs:
+    """Reads the headers of the adapters and of the base.
+
+    Raises LoraInspectError for a file that is no adapter or has no settled meaning, for a setting or a pattern that
+    fits nothing, and for a multiplier that an algorithm does not have.
+    """
+    weights = None if request.weights is None else read_weights(request.weights)
+    opened = [(open_checkpoint(path), own) for path, own in (weights.joined(named) if weights else named)]
+    read = [_adapter(one, len(named)) for one in read_settled(opened, requested_settings(request))]
+    base = None if request.base is None else _base(request.base)
+    parts = parts_of(read, base, ModuleFilter(request.include, request.exclude))
+    multiplied = []
+    for adapter, part in zip(read, parts, strict=True):
+        multipliers = {key: part.multipliers.of(key) for key in adapter.modules if key not in part.excluded}
+        _check(adapter, multipliers)
+        multiplied.append(MultipliedAdapter(adapter, multipliers))
+    return Inputs(tuple(multiplied), tuple(part.excluded for part in parts), base, weights)
+
+
+def _adapter(read: Adapter, count: int) -> Adapter:
+    """The adapter; LoraInspectError where it is none, and where its meaning is unknown."""
+    kind, adapter = kind_of(read)
+    path = adapter.checkpoint.path
+    if kind != ADAPTER:
+        # Two models are a question of another verb.
+        way_out = (
+            "compare models with `lora-inspect verify`, or write their difference with `lora-inspect extract`"
+            if count > 1
+            else "name an adapter"
+        )
+        raise RefusedError(path, "it is no adapter", way_out)
+    adapter.refuse()
+    if one := next((c for c in adapter.contributions if c.residual), None):
+        raise RefusedError(
+            path,
+            f"{one.module.key} changes the residual that the {one.residual} initialisation left of the base, so its "
+            "factors are not its change",
+            "merge it, or convert it to plain LoRA with the program that trained it",
+        )
+    return adapter
+
+
+def _base(path: str) -> Checkpoint:
+    base = open_weights(path)
+    if kind_of(read_adapter(base))[0] == ADAPTER:
+        raise RefusedError(base.path, "it is an adapter itself, not a base", "name the model's own weights")
+    return base
+
+
+def _check(adapter: Adapter, multipliers: Mapping[str, float]) -> None:
+    for contribution in adapter.contributions:
+        if (key := contribution.module.key) in multipliers:
+            check_multiplier(adapter.checkpoint.path, contribution, multipliers[key])
+
+
+def check_experts(adapters: Sequence[Adapter]) -> None:
+    """Raises LoraInspectError where the names of two adapters say different experts of a pipeline."""
+    found: list[tuple[str, str, str]] = []
+    for adapter in adapters:
+        components = {module.name.component for module in adapter.modules.values()}
+        expert = pipeline_expert(adapter.checkpoint, components, adapter_candidates(adapter))
+        if expert and expert.name:
+            found.append((expert.name, adapter.checkpoint.path, expert.where))
+    other = next((one for one in found if one[0] != found[0][0]), None)
+    if other:
+        (name, path, where), (other_name, other_path, other_where) = found[0], other
+        raise RefusedError(
+            other_path,
+            f"it is named as an adapter of the {other_name} expert ({other_where}), but {path} as one of the {name} "
+            f"expert ({where})",
+            "combine those of one expert, or give --allow-mixed",
+        )

@@ -1,0 +1,211 @@
+"""The options of `combine`, `resize`, `extract`, `average` and `compare`, for Python and the command line.
+
+Each option is declared here once. The rule for the ranks of an output is one of `rank`, `energy`, `max_error` and
+`size`; `max_rank` caps any of them, or stands alone.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_inspect import option
+from lora_inspect.converting.options import known_targets
+from lora_inspect.maths.dora import MULTIPLIER_RULES
+
+if TYPE_CHECKING:
+    from lora_inspect.algebra.ranks import RankRule
+    from lora_inspect.matching.orientation import Answers
+
+# The rules of which one decides the ranks.
+_RULES = ("rank", "energy", "max_error", "size")
+# A megabyte is a million bytes, as of disks and downloads.
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?B)?", re.IGNORECASE)
+# From this relative width on a power function falls slower than the mean: 1/√12.
+WIDEST = 12.0**-0.5
+CHANGES, FACTORS = "changes", "factors"
+
+
+def bytes_of(text: str) -> int | None:
+    """Return the bytes of a size such as `200MB`, `1.5GB` or `80000000`; None for anything else."""
+    found = _SIZE.fullmatch(text.strip())
+    return round(float(found[1]) * _UNITS[(found[2] or "").upper()]) if found else None
+
+
+def _wrong_energy(value: float) -> str | None:
+    if 0.0 < value <= 1.0:
+        return None
+    meant = f"; for {value:g} % give {value / 100:g}" if 1.0 < value <= 100.0 else ""
+    return f"is no share of the energy, which is above 0 and at most 1{meant}"
+
+
+def _wrong_size(value: str) -> str | None:
+    return None if bytes_of(value) else "is no size; give one such as 200MB, 1.5GB or a number of bytes"
+
+
+def _wrong_beta(value: float) -> str | None:
+    return None if 0.0 < value < 1.0 else "is no decay, which is above 0 and below 1"
+
+
+def _wrong_sigma(value: float) -> str | None:
+    if value <= 0.0:
+        return "is no relative width, which is above 0"
+    if value >= WIDEST:
+        return (
+            f"is too wide: the power function with exponent 0, the plain average over the steps, has {WIDEST:.4f}, "
+            "so no exponent gives more; give less, or --uniform"
+        )
+    return None
+
+
+def _wrong_difference(value: float) -> str | None:
+    return None if value >= 0.0 else "is below 0, but a difference is not"
+
+
+@dataclass(frozen=True)  # a class of several records with slots is not possible
+class RankRequest:
+    """The options that decide the ranks of an output."""
+
+    rank: int | None = option.whole("Rank of every module.", least=1)
+    energy: float | None = option.number(
+        "E", "Keep this share of the squared norm of each module, such as 0.99; the lowest rank that does.", _wrong_energy
+    )
+    max_error: float | None = option.share("Use the lowest rank with at most this relative error in each module.")
+    size: str | None = option.text(
+        "SIZE", "Size of the file at most, such as 200MB; the ranks that lower the error most for it.", _wrong_size
+    )
+    max_rank: int | None = option.whole("Rank of any module at most, alone or with another rule.", least=1)
+
+
+def rank_rule(request: RankRequest) -> "RankRule":
+    """Return the rule that the options amount to."""
+    from lora_inspect.algebra.ranks import RankRule  # `--help` does without numpy
+
+    size = None if request.size is None else bytes_of(request.size)
+    return RankRule(request.rank, request.energy, request.max_error, size, request.max_rank)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRequest(option.ReadingRequest):
+    """The options that choose modules and multipliers, and supply a base."""
+
+    include: tuple[str, ...] = option.names("GLOB", "Use only matching modules. Repeatable.")
+    exclude: tuple[str, ...] = option.names(
+        "GLOB", "Leave out matching modules: a path, a block, blocks.0-9 or a glob. Repeatable."
+    )
+    weights: str | None = option.path(
+        "FILE.toml", "Read multipliers of adapters, components and blocks from a file with a table per adapter."
+    )
+    base: str | None = option.path(
+        "BASE", "The model of the adapters, for changes that depend on its weights, such as DoRA and OFT."
+    )
+    dora_multiplier: str | None = option.choice(
+        MULTIPLIER_RULES, "Rule by which a multiplier acts on DoRA. [default: the rule of the file's own program]"
+    )
+    architecture: str | None = option.architecture("the adapters")
+    transposed: "Answers" = option.transposed("BASE")
+
+
+@dataclass(frozen=True)  # a class of several records with slots is not possible
+class OutputRequest:
+    """The options of the file that is written."""
+
+    to: str | None = option.choice(
+        known_targets, "Write names, suffixes and layout as a program, or a naming scheme, has them.", "NAME"
+    )
+    dtype: str | None = option.dtype("Element type of the factors. [default: the widest of the inputs]")
+    allow_growth: bool = option.flag("Accept an output that is above 64 MB and above 16 times the inputs.")
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeRequest(RankRequest, OutputRequest, ChoiceRequest):
+    """The options of `resize`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CombineRequest(RankRequest, OutputRequest, ChoiceRequest):
+    """The options of `combine`."""
+
+    allow_mixed: bool = option.flag("Combine adapters for different experts of a pipeline, such as Wan 2.2's two.")
+
+
+@dataclass(frozen=True, slots=True)
+class AverageRequest(RankRequest, OutputRequest, ChoiceRequest):
+    """The options of `average`; at most one of `uniform`, `beta` and `sigma_rel` is set."""
+
+    uniform: bool = option.flag("Give every file the same weight (the default).")
+    beta: float | None = option.number(
+        "B", "Exponential average in the order of the steps: each file's weight is 1-B, what was before keeps B.",
+        _wrong_beta,
+    )  # fmt: skip
+    sigma_rel: float | None = option.number(
+        "S", "Power function over the steps with this relative width, such as 0.15; below 0.2887.", _wrong_sigma
+    )
+    of: str = option.choice(
+        (CHANGES, FACTORS),
+        "Average the changes of the weights, or each factor by itself as musubi-tuner does.",
+        default=CHANGES,
+    )
+    exact: bool = option.flag("Keep all directions, which adds the ranks. [default: the largest rank of the inputs]")
+    allow_mixed: bool = option.flag("Average adapters for different experts of a pipeline, such as Wan 2.2's two.")
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractRequest(RankRequest, OutputRequest):
+    """The options of `extract`."""
+
+    only: tuple[str, ...] = option.names(
+        "COMPONENT", "Extract only this component: model, text_encoder, …. Repeatable."
+    )
+    include: tuple[str, ...] = option.names("GLOB", "Extract only matching modules. Repeatable.")
+    exclude: tuple[str, ...] = option.names("GLOB", "Leave out matching modules. Repeatable.")
+    weights_only: bool = option.flag("Leave out differences of biases, norms and other vectors; print their share.")
+    architecture: str | None = option.architecture("the models")
+
+
+@dataclass(frozen=True, slots=True)
+class CompareRequest(ChoiceRequest):
+    """The options of `compare`."""
+
+    max_difference: float | None = option.number(
+        "X", "Exit with 1 if a relative difference is above this.", _wrong_difference
+    )
+
+
+def contradiction(request: RankRequest, needs_rule: str | None = None) -> str | None:
+    """Return a sentence on options that exclude each other, or None.
+
+    `needs_rule` is the verb that does nothing without a rule.
+    """
+    given = [_flag(name) for name in _RULES if getattr(request, name) is not None]
+    if len(given) > 1:
+        return f"{given[0]} and {given[1]} both decide the ranks; give one of them."
+    if needs_rule and not given and request.max_rank is None:
+        return f"{needs_rule} needs a rule: one of --rank, --energy, --max-error, --size and --max-rank."
+    if request.rank is not None and request.max_rank is not None:
+        return "--rank already is the rank of every module; leave --max-rank out."
+    return _of_average(request) if isinstance(request, AverageRequest) else None
+
+
+def _of_average(request: AverageRequest) -> str | None:
+    weights = [flag for flag, is_given in _WEIGHTS.items() if is_given(request)]
+    if len(weights) > 1:
+        return f"{weights[0]} and {weights[1]} both decide the weights; give one of them."
+    has_rule = request.max_rank is not None or any(getattr(request, name) is not None for name in _RULES)
+    if request.exact and has_rule:
+        return "--exact keeps all directions, but a rule leaves some out; give one of them."
+    if request.of == FACTORS and (request.exact or has_rule):
+        return f"--of {FACTORS} keeps the ranks of the inputs; leave the rule out."
+    return None
+
+
+_WEIGHTS: dict[str, Callable[[AverageRequest], bool]] = {
+    "--uniform": lambda request: request.uniform,
+    "--beta": lambda request: request.beta is not None,
+    "--sigma-rel": lambda request: request.sigma_rel is not None,
+}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
