@@ -1,30 +1,68 @@
 """The change of a contribution as factors: its scale folded in, whatever its algorithm calls its tensors.
 
 Plain LoRA is read by numpy alone. Every other algorithm whose change is a product of thin factors (LoHa, LoKr with a
-thin side, Tucker cores) has a formula that makes them, with torch.
+thin side, Tucker cores) has a formula that makes them, with torch. The factors are exact where r (m + n) < m n.
 """
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy
 
 from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.algebra.factors import Array, Factors, joined
-from lora_inspect.algorithms import lora
+from lora_inspect.algorithms import full, lora, norm
 from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.stored_numbers import FLOATS, load
 from lora_inspect.reading.model.contribution import Contribution
 
+# Tensors that are added to a parameter as they are.
+DIFFERENCE_NAMES = {algorithm.name for algorithm in (*full.ALGORITHMS, *norm.ALGORITHMS)}
+
+
+def needs_base(contribution: Contribution) -> bool:
+    """Whether the change depends on the weight, or on its shape alone: DoRA, rotations, and weights saved whole."""
+    algorithm = contribution.algorithm
+    return contribution.multiplies or algorithm.replaces or (algorithm.experts == 0 and None in contribution.shape)
+
+
+def thin_rank(contribution: Contribution) -> int | None:
+    """The inner size of the factors of a change that is a thin product; None for any other one."""
+    if contribution.magnitude or contribution.algorithm.experts or needs_base(contribution):
+        return None
+    if _is_plain(contribution):
+        return contribution.known_rank
+    formula = contribution.formula
+    if formula.low_rank is None:
+        return None
+    from lora_inspect.maths.torch_threads import load_torch
+
+    load_torch()
+    from lora_inspect.converting.steps.part import thin_rank as inner_size
+
+    rank = inner_size(formula, {role: info.shape for role, info in contribution.operands.items()})
+    rows, columns = matrix_shape(contribution.known_shape)
+    return rank if rank is not None and rank * (rows + columns) < rows * columns else None
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """(out, in·kernel) of a weight of a shape."""
+    return shape[0], prod(shape[1:])
+
 
 def factors_of(contribution: Contribution) -> Factors:
     """The change of a thin contribution, in float32 or float64 as its factors are stored."""
     infos = contribution.operands
-    if contribution.algorithm.name == lora.ALGORITHM.name and "mid" not in infos:
+    if _is_plain(contribution):
         up, down = lora.matrices({role: _load(info) for role, info in infos.items()})
     else:
         up, down = _by_formula(contribution)
     return Factors.of(up, down, contribution.known_shape, contribution.known_scale)
+
+
+def _is_plain(contribution: Contribution) -> bool:
+    return contribution.algorithm.name == lora.ALGORITHM.name and "mid" not in contribution.factors
 
 
 def _load(info: TensorInfo) -> Array:
@@ -60,17 +98,28 @@ def sum_of(module: OutputModule, kind: type = numpy.float64) -> Factors:
     """
     terms = [term for term in module.terms if term.multiplier]
     changes = [_moved(term) for term in terms]
-    sizes = [(change.shape[0], prod(change.shape[1:])) for change in changes]
-    for term, change, size in zip(terms, changes, sizes, strict=True):
+    check_sizes(terms, [change.shape for change in changes])
+    return joined(changes, kind)
+
+
+def shape_of(term: Term) -> tuple[int, ...]:
+    """(out, in, *kernel) of the weight of the output that a term changes."""
+    shape = term.contribution.known_shape
+    return (term.moves[-1][1], *shape[1:]) if term.moves else shape
+
+
+def check_sizes(terms: Sequence[Term], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raises LoraInspectError where two terms of one module change weights of different sizes."""
+    sizes = [matrix_shape(shape) for shape in shapes]
+    for term, shape, size in zip(terms, shapes, sizes, strict=True):
         if size != sizes[0]:
             raise RefusedError(
                 term.adapter.checkpoint.path,
-                f"{term.contribution.module.key} changes a weight of {list(change.shape)}, but "
+                f"{term.contribution.module.key} changes a weight of {list(shape)}, but "
                 f"{terms[0].contribution.module.key} in {terms[0].adapter.checkpoint.path} one of "
-                f"{list(changes[0].shape)}",
+                f"{list(shapes[0])}",
                 "combine adapters of one model",
             )
-    return joined(changes, kind)
 
 
 def _moved(term: Term) -> Factors:
@@ -80,12 +129,43 @@ def _moved(term: Term) -> Factors:
     return change
 
 
-def refuse_not_finite(module: OutputModule) -> None:
-    """Raises LoraInspectError for the first factor of a module that is not finite."""
-    for info in (info for term in module.terms for info in term.contribution.operands.values()):
+def refuse_not_finite(terms: Sequence[Term]) -> None:
+    """Raises LoraInspectError for the first factor of the terms that is not finite."""
+    for info in (info for term in terms for info in term.contribution.operands.values()):
+        if info.dtype not in FLOATS:
+            continue
         values = load(info)
         if not numpy.isfinite(values).all():
             bad = values[~numpy.isfinite(values)].ravel()[0]
             raise DamagedError(
                 info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
             )
+
+
+def change_of(term: Term) -> Array:
+    """The change (rows, columns) of a term that needs no weight, at its multiplier and in its rows, in float64.
+
+    That of a vector has one column. Raises LoraInspectError for a number that is not finite.
+    """
+    contribution = term.contribution
+    if contribution.algorithm.name not in DIFFERENCE_NAMES:
+        from lora_inspect.maths.torch_threads import load_torch
+
+        load_torch()
+        from lora_inspect.algebra.full_changes import of_formula
+
+        return of_formula(term)
+    refuse_not_finite([term])
+    values = _load(contribution.operands[full.DIFFERENCE]).astype(numpy.float64)
+    matrix = values.reshape(len(values), -1) * term.multiplier
+    return in_output(matrix, term)
+
+
+def in_output(matrix: Array, term: Term) -> Array:
+    """A matrix of a contribution's rows in those of the weight of the output; all others are zero."""
+    for runs, rows in term.moves:
+        moved: Array = numpy.zeros((rows, matrix.shape[1]))
+        for first, last, source in runs.each():
+            moved[first:last] = matrix[source : source + last - first]
+        matrix = moved
+    return matrix

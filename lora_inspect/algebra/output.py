@@ -5,6 +5,7 @@ factors as they stand. Nothing but the modules at work is held in memory.
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -14,26 +15,47 @@ from zlib import crc32
 import numpy
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.alignment import OutputModule
-from lora_inspect.algebra.combination import MadeModule
+from lora_inspect.algebra.changes import DIFFERENCE_NAMES, shape_of
+from lora_inspect.algebra.combination import MadeModule, Making, PlannedModule
+from lora_inspect.algorithms.full import DIFFERENCE
 from lora_inspect.algorithms.lora import ALGORITHM as LORA
-from lora_inspect.converting.output.configs import BARE, lora_config, standard_config
-from lora_inspect.converting.target.key_names import ALPHA, CONFIG, alpha_key, carrier_of, factor_key
+from lora_inspect.algorithms.record import WEIGHT, Algorithm
+from lora_inspect.converting.output.configs import BARE, lora_config, saved_config, standard_config
+from lora_inspect.converting.target.key_names import (
+    ALPHA,
+    CONFIG,
+    alpha_key,
+    carrier_of,
+    factor_key,
+    new_factor_key,
+)
+from lora_inspect.converting.target.target_algorithm import DIFFERENCES, reads_differences
 from lora_inspect.errors import CouldNotWorkError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.delivery import delivered
 from lora_inspect.files.discovery import ADAPTER_CONFIG, PEFT_WEIGHTS
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.outputs import check_output, check_replaceable, file_output, folder_output, new_file, new_folder
-from lora_inspect.files.safetensors.header import LENGTH_BYTES, read_header
-from lora_inspect.files.safetensors.writer import ALIGNMENT, ROOM, TensorPlan, encode_header, header_text, write_all_at
+from lora_inspect.files.safetensors.header import LENGTH_BYTES, TensorInfo, read_header
+from lora_inspect.files.safetensors.writer import (
+    ALIGNMENT,
+    ROOM,
+    TensorPlan,
+    encode_header,
+    header_text,
+    renamed,
+    write_all_at,
+)
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.peft import peft_config
 
 UP, DOWN = "up", "down"
 _WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
 # So many bytes of an output are read back at a time.
 _PIECE = 1 << 22
+# Factors that stand as those of plain LoRA do, under names of their own.
+_ALIKE = ("lora_embedding",)
 
 
 class SpelledFactors(NamedTuple):
@@ -45,29 +67,43 @@ class SpelledFactors(NamedTuple):
 
 
 class AdapterOutput:
-    """The output of some modules where the user `named` it, in the names that `first` has or a target gave.
+    """The output of some modules where the user `named` it: None for a plan alone.
+
+    Plain LoRA keeps the suffixes of the adapter `first` in its names. Where it `stabilises` scales by rank, alpha is
+    √rank beside the adapter's flags, else it is the rank. `passed` are tensors that stay as they are.
 
     Raises LoraInspectError for names that no one output can have, and for a name that is meant for the other kind.
     """
 
-    def __init__(self, first: Adapter, modules: Sequence[OutputModule], named: str, inputs: Collection[str]) -> None:
-        self._first = first
-        self._modules = modules
-        carriers = {carrier_of(one.module) for one in modules}
+    def __init__(
+        self,
+        first: Adapter | None,
+        modules: Sequence[PlannedModule],
+        named: str | None,
+        inputs: Collection[str],
+        name: str,
+        stabilises: bool = False,
+        passed: Sequence[TensorInfo] = (),
+    ) -> None:
+        self._first, self._modules, self._passed = first, modules, passed
+        self.alpha_of: Callable[[int], float] = math.sqrt if stabilises else float
+        self._stabilises = stabilises
+        carriers = {carrier_of(one.sum.module) for one in modules}
         self.is_folder = CONFIG in carriers
-        source = first.checkpoint
         if self.is_folder and len(carriers) > 1:
             raise RefusedError(
-                source.path,
+                (inputs and next(iter(inputs))) or name,
                 "the output would mix PEFT's names, which keep their scale in a config, with other names",
                 "choose names with --to",
             )
-        if self.is_folder:
+        if named is None:
+            self.path = ""
+        elif self.is_folder:
             because = f"PEFT's names keep their scale in an {ADAPTER_CONFIG} next to the tensors"
             self.path = folder_output(named, because, inputs)
         else:
-            self.path = file_output(named, source.name, inputs)
-        self._suffixes = _suffixes(first)
+            self.path = _file(named, name, inputs)
+        self._suffixes = _suffixes(first) if first else {}
 
     def check(self, inputs: Collection[str], force: bool) -> None:
         """Raises LoraInspectError where the output cannot be written to its path."""
@@ -75,24 +111,43 @@ class AdapterOutput:
         if self.is_folder:
             check_replaceable(self.path, (_WEIGHTS, ADAPTER_CONFIG))
 
-    def spelled(self, one: OutputModule) -> SpelledFactors:
+    def spelled(self, one: PlannedModule) -> SpelledFactors:
         """The keys of a module: with the suffixes of the first adapter, or those of the scheme that was asked for."""
-        module = one.module
-        if self._suffixes and not module.respelled:
+        module, origin = one.sum.module, _origin(one)
+        alpha = alpha_key(module) if carrier_of(module) == ALPHA else None
+        is_alike = origin is not None and origin.algorithm.name in _ALIKE
+        if self._suffixes and not module.respelled and not is_alike:
             up, down = (module.name.key + self._suffixes[role] for role in (UP, DOWN))
-        else:
-            up, down = (factor_key(module, one.terms[0].contribution, LORA, role) for role in (UP, DOWN))
-        return SpelledFactors(up, down, alpha_key(module) if carrier_of(module) == ALPHA else None)
+            return SpelledFactors(up, down, alpha)
+        algorithm = origin.algorithm if origin and is_alike else LORA
+        up, down = (key_of(module, origin, algorithm, role) for role in (UP, DOWN))
+        return SpelledFactors(up, down, alpha)
 
-    def plans(self, shapes: Sequence[tuple[int, ...]], ranks: Sequence[int], dtype: str) -> list[TensorPlan]:
-        """The tensors of the modules of these weights at their ranks, none of rank 0, in the order of the file."""
-        alphas, factors = list[TensorPlan](), list[TensorPlan]()
-        for one, shape, rank in zip(self._modules, shapes, ranks, strict=True):
-            if rank:
+    def plans(self, ranks: Sequence[int], making: Making, is_exact: bool) -> list[TensorPlan]:
+        """The tensors of the modules at their ranks, none of rank 0, in the order of the file.
+
+        A full change is a difference where the output is exact.
+        """
+        alphas, others = list[TensorPlan](), [_as_it_is(info) for info in self._passed]
+        for one, rank in zip(self._modules, ranks, strict=True):
+            others += [
+                TensorPlan(key, making.differences, shape) for key, shape in self._differences(one, is_exact).values()
+            ]
+            if rank and one.shape and not (one.is_full and is_exact):
                 keys = self.spelled(one)
-                factors += _factor_plans(keys, shape, rank, dtype)
+                others += _factor_plans(keys, one.shape, rank, making.dtype)
                 alphas += [_alpha_plan(keys.alpha)] if keys.alpha else []
-        return [*alphas, *factors]
+        return [*alphas, *others]
+
+    def _differences(self, one: PlannedModule, is_exact: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The key and the shape of the difference of each parameter that has one."""
+        found = {
+            parameter: (difference_key(one.sum.module, terms[0].contribution, parameter), shape_of(terms[0]))
+            for parameter, terms in one.vectors.items()
+        }
+        if one.shape and one.is_full and is_exact:
+            found[WEIGHT] = (difference_key(one.sum.module, _origin(one), WEIGHT), one.shape)
+        return found
 
     def size(self, plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
         """The bytes of the file with these tensors."""
@@ -102,64 +157,108 @@ class AdapterOutput:
         self,
         plans: Sequence[TensorPlan],
         made: Iterable[MadeModule],
+        making: Making,
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity],
         force: bool,
-        dtype: str,
-    ) -> None:
-        """Write the modules as they are made, in `dtype`; `metadata` is asked again once all of them are there.
+    ) -> int:
+        """Write the modules as they are made; `metadata` is asked again once all of them are there.
 
         `plans` are their tensors at the largest ranks that they may have. The file is read back before it appears:
-        every tensor has to be the one that was made. Raises LoraInspectError where the disk refuses, and where it holds
-        something else.
+        every tensor has to be the one that was made. Returns the bytes of the weights. Raises LoraInspectError where
+        the disk refuses, and where it holds something else.
         """
         with delivered(self.path, inputs, force) as place:
             if not self.is_folder:
-                self._write(place.path, plans, made, metadata, inputs, force, dtype)
-                return
+                self._write(place.path, plans, made, making, metadata, inputs, force)
+                return os.path.getsize(place.path)
             with new_folder(place.path, inputs, force) as folder:
                 weights = os.path.join(folder, _WEIGHTS)
-                ranks = self._write(weights, plans, made, metadata, None, False, dtype)
+                ranks = self._write(weights, plans, made, making, metadata, None, False)
                 with open(os.path.join(folder, ADAPTER_CONFIG), "x", encoding="utf-8") as handle:
                     json.dump(self._config(ranks), handle, indent=2, sort_keys=True)
                     handle.write("\n")
+                return os.path.getsize(weights)
 
     def _write(
         self,
         path: str,
         plans: Sequence[TensorPlan],
         made: Iterable[MadeModule],
+        making: Making,
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity] | None,
         force: bool,
-        dtype: str,
     ) -> dict[str, int]:
         """Write the file; return the ranks of its modules by their dotted paths."""
         sums: dict[str, int] = {}
         ranks: dict[str, int] = {}
         with new_file(path, inputs, force, lambda complete: _check_written(complete, path, sums)) as descriptor:
-            file = _GrowingFile(descriptor, _room(plans, metadata()) + _room_of_alphas(plans))
+            file = _GrowingFile(descriptor, _room(plans, metadata()) + _room_of_alphas(plans), sums)
+            for info in self._passed:
+                file.append(_as_it_is(info), memoryview(b"".join(renamed(info, info.name).chunks())))
             for one in made:
+                keys = self._differences(one.module, WEIGHT in one.differences)
+                for parameter, numbers in one.differences.items():
+                    key, shape = keys[parameter]
+                    file.append(TensorPlan(key, making.differences, shape), _bytes_of(numbers))
                 if one.up is None or one.down is None:
                     continue
-                ranks[one.module.module.name.body] = one.rank
-                keys = self.spelled(one.module)
-                for plan, tensor in zip(
-                    _factor_plans(keys, one.shape, one.rank, dtype), (one.up, one.down), strict=True
-                ):
-                    data = _bytes_of(tensor)
-                    file.append(plan, data)
-                    sums[plan.name] = crc32(data)
-                if keys.alpha:
-                    sums[keys.alpha] = crc32(file.set_alpha(keys.alpha, float(one.rank)))
+                spelled = self.spelled(one.module)
+                ranks[one.module.sum.module.name.body] = one.rank
+                factors = _factor_plans(spelled, one.module.shape, one.rank, making.dtype)
+                for plan, tensor in zip(factors, (one.up, one.down), strict=True):
+                    file.append(plan, _bytes_of(tensor))
+                if spelled.alpha:
+                    file.set_alpha(spelled.alpha, self.alpha_of(one.rank))
             file.finish(metadata())
         return ranks
 
     def _config(self, ranks: Mapping[str, int]) -> dict[str, object]:
-        checkpoint = self._first.checkpoint
-        config = checkpoint.config if checkpoint.config and peft_config.is_peft_config(checkpoint.config) else None
-        alphas = {path: float(rank) for path, rank in ranks.items()}
-        return standard_config(lora_config(config or BARE), ranks, alphas, use_dora=False)
+        own = self._first.checkpoint.config if self._first else None
+        config = lora_config(own if own and peft_config.is_peft_config(own) else BARE)
+        saved = [info.name for info in self._passed]
+        config = saved_config(config, saved, biases=False)
+        alphas = {path: self.alpha_of(rank) for path, rank in ranks.items()}
+        stabilised = {"use_rslora": True} if self._stabilises else {}
+        return {**standard_config(config, ranks, alphas, use_dora=False), **stabilised}
+
+
+def _origin(one: PlannedModule) -> Contribution | None:
+    """The contribution whose keys show the spelling of the module; None where no file has it."""
+    return one.sum.terms[0].contribution if one.sum.terms else None
+
+
+def difference_key(module: Module, origin: Contribution | None, parameter: str) -> str:
+    """The key of the difference of a parameter.
+
+    Raises LoraInspectError where programs that read the names know none.
+    """
+    has_own = origin is not None and origin.algorithm.name in DIFFERENCE_NAMES
+    algorithm = origin.algorithm if origin and has_own else DIFFERENCES[parameter]
+    if not reads_differences(module.name.scheme) and not has_own:
+        what = "weight" if parameter == WEIGHT else parameter
+        raise RefusedError(
+            next(iter(origin.factors.values())).file if origin else module.name.key,
+            f"the sum of the changes of {module.name.key} is a full difference of its {what}, and no program reads "
+            f"one under {module.name.scheme} names",
+            "give --rank N for plain LoRA, or choose other names, for instance with --to kohya",
+        )
+    return key_of(module, origin, algorithm, DIFFERENCE)
+
+
+def key_of(module: Module, origin: Contribution | None, algorithm: Algorithm, role: str) -> str:
+    """The key of a factor of a module, also of one that no file has."""
+    return factor_key(module, origin, algorithm, role) if origin else new_factor_key(module, algorithm, role)
+
+
+def _file(named: str, name: str, inputs: Collection[str]) -> str:
+    """The path of a file that the user named; LoraInspectError for a folder, as the output is none of the inputs."""
+    if os.path.isdir(named):
+        raise RefusedError(
+            named, "it is a folder, and the output is a new file", f"name the file: {os.path.join(named, name)}"
+        )
+    return file_output(named, name, inputs)
 
 
 def _suffixes(first: Adapter) -> dict[str, str]:
@@ -170,6 +269,10 @@ def _suffixes(first: Adapter) -> dict[str, str]:
             if all(key.startswith(contribution.module.key) for key in keys.values()):
                 return {role: key.removeprefix(contribution.module.key) for role, key in keys.items()}
     return {}
+
+
+def _as_it_is(info: TensorInfo) -> TensorPlan:
+    return TensorPlan(info.name, info.dtype, info.shape)
 
 
 def _factor_plans(keys: SpelledFactors, shape: tuple[int, ...], rank: int, dtype: str) -> list[TensorPlan]:
@@ -197,24 +300,25 @@ class _GrowingFile:
     """A file whose header comes first, and whose tensors are known one after the other.
 
     In front of the factors is `room` for the header and, right before the factors, for the alphas. A module of rank 0
-    has none, and leaves its room to the header.
+    has none, and leaves its room to the header. `sums` gets the checksums by key.
     """
 
-    def __init__(self, descriptor: int, room: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, room: int, sums: dict[str, int]) -> None:
+        self._descriptor, self._sums = descriptor, sums
         self._begin = self._end = room
         self._plans: list[TensorPlan] = []
         self._alphas: dict[str, bytes] = {}
 
     def append(self, plan: TensorPlan, data: memoryview) -> None:
-        """Write the whole of the next tensor."""
+        """Write the whole of the next tensor, and note its checksum."""
         self._plans.append(plan)
+        self._sums[plan.name] = crc32(data)
         self._end = write_all_at(self._descriptor, data, self._end)
 
-    def set_alpha(self, key: str, alpha: float) -> bytes:
-        """Take a number that is written at the end; return its bytes."""
+    def set_alpha(self, key: str, alpha: float) -> None:
+        """Take a number that is written at the end, and note its checksum."""
         self._alphas[key] = struct.pack("<f", alpha)
-        return self._alphas[key]
+        self._sums[key] = crc32(self._alphas[key])
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the alphas and the header."""

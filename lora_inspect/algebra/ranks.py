@@ -17,18 +17,20 @@ from lora_inspect.fast_namedtuple import NamedTuple
 class Spectrum(NamedTuple):
     """The singular values of one module's change, falling, and the bytes of one rank in the file.
 
-    `rounding` is how many of the values are more than the rounding of the factors.
+    `rounding` is how many of the values are more than the rounding of the factors. `rest` is the norm of all that is
+    behind the values, where not all of them are known.
     """
 
     values: Array
     rounding: int
     rank_bytes: int
+    rest: float = 0.0
 
     @property
     def tails(self) -> Array:
         """The norm of the rest behind each rank, from rank 0 on; the smallest values are summed first."""
-        squares = numpy.square(self.values)[::-1].cumsum()[::-1]
-        tails: Array = numpy.sqrt(numpy.append(squares, 0.0))
+        squares = numpy.append(numpy.square(self.values), self.rest**2)[::-1].cumsum()[::-1]
+        tails: Array = numpy.sqrt(squares)
         return tails
 
     @property
@@ -43,6 +45,7 @@ class RankRule:
 
     `rank` is one for all modules, `energy` the share of the squared norm that each keeps, `max_error` the largest
     relative error of each. `size` is the bytes of the whole file; its ranks go to the modules where they add most.
+    `of_inputs` gives each module the largest rank that it has in one input.
     """
 
     rank: int | None = None
@@ -50,34 +53,49 @@ class RankRule:
     max_error: float | None = None
     size: int | None = None
     max_rank: int | None = None
+    of_inputs: bool = False
 
     @property
     def is_exact(self) -> bool:
         """Whether nothing but rounding is left out."""
         return self == RankRule()
 
+    def most(self, possible: int, of_inputs: int) -> int:
+        """The largest rank of a module whose change has at most a `possible` one, and its inputs at most another."""
+        caps = (self.rank, self.max_rank, of_inputs if self.of_inputs else None)
+        return min([possible, *(cap for cap in caps if cap is not None)])
+
+    def to_record(self) -> dict[str, object]:
+        """The rule as its options say it."""
+        named = {"rank": self.rank, "energy": self.energy, "max_error": self.max_error, "size": self.size}
+        return {name: value for name, value in {**named, "max_rank": self.max_rank}.items() if value is not None}
+
     @property
     def largest_error(self) -> float | None:
         """The relative error that each module may have; None where that is no part of the rule."""
         return self.max_error if self.energy is None else math.sqrt(1.0 - self.energy)
 
-    def rank_of(self, spectrum: Spectrum) -> int:
-        """The rank of one module, which no other one decides."""
+    def rank_of(self, spectrum: Spectrum, of_inputs: int = 0) -> int:
+        """The rank of one module, which no other one decides; the largest in an input is that `of_inputs`."""
         own = spectrum.rounding
         if self.largest_error is not None:
             # The rest falls with the rank, so the first one that is small enough is the least.
             small = spectrum.tails <= self.largest_error * spectrum.norm * (1.0 + 1e-12)
             own = min(own, int(numpy.argmax(small)))
-        caps = [cap for cap in (self.rank, self.max_rank) if cap is not None]
-        return min([own, *caps]) if own == 0 else max(1, min([own, *caps]))
+        return min(own, max(1, self.most(own, of_inputs)))
 
 
-def choose_ranks(spectra: Sequence[Spectrum], rule: RankRule, file_size: Callable[[Sequence[int]], int]) -> list[int]:
+def choose_ranks(
+    spectra: Sequence[Spectrum],
+    rule: RankRule,
+    file_size: Callable[[Sequence[int]], int],
+    of_inputs: Sequence[int] | None = None,
+) -> list[int]:
     """The rank of each module; 0 leaves it out, as one without a change, or where a size has no room for it.
 
     `file_size(ranks)` is the size of the file. Raises ValueError where even ranks of 0 take more than the size.
     """
-    ranks = [rule.rank_of(spectrum) for spectrum in spectra]
+    ranks = [rule.rank_of(one, own) for one, own in zip(spectra, of_inputs or [0] * len(spectra), strict=True)]
     return ranks if rule.size is None else _fitted(spectra, ranks, rule.size, file_size)
 
 

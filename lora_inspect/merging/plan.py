@@ -300,7 +300,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     read = read_settled(opened, options.settings)
     _check_kinds(base, read)
     _check_components(options.only, read)
-    _check_rule(options.dora_rule, read)
+    check_dora_rule(options.dora_rule, read)
     parts = parts_of(read, base, options.choice)
     folds: dict[str, list[Fold]] = defaultdict(list)
     unmatched: list[str] = []
@@ -419,7 +419,7 @@ def _check_components(only: Sequence[str], adapters: Sequence[Adapter]) -> None:
         raise RefusedError(paths, f"it has no component {unknown[0]}", f"choose from {', '.join(present)}")
 
 
-def _check_rule(rule: str | None, adapters: Sequence[Adapter]) -> None:
+def check_dora_rule(rule: str | None, adapters: Sequence[Adapter]) -> None:
     """Raises LoraInspectError for a rule of DoRA where there is none."""
     if rule and not any(contribution.magnitude for adapter in adapters for contribution in adapter.contributions):
         raise RefusedError(f"--dora-multiplier {rule} has no effect, as no adapter has a DoRA magnitude; leave it out.")

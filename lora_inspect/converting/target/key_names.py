@@ -51,8 +51,7 @@ def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role:
     A module that is called otherwise keeps the suffix, but for that of another scheme, which has a dialect of its own.
     """
     if role not in origin.factors or algorithm is not origin.algorithm:
-        own = _spellings(module, algorithm) or next(iter(algorithm.dialects.values()))
-        return module.name.key + own[role]
+        return new_factor_key(module, algorithm, role)
     source = origin.factors[role].name
     parsed = parse_key(source)
     # Factors of a parameter stand under the layer that holds it, which no suffix tells; and so does what is in that.
@@ -67,6 +66,12 @@ def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role:
     elif is_other:
         tail = dialect.get(role, tail)
     return module.name.key + tail
+
+
+def new_factor_key(module: Module, algorithm: Algorithm, role: Role) -> str:
+    """The key of a factor in a `module` that no file has: with the suffix that its scheme has for the algorithm."""
+    own = _spellings(module, algorithm) or next(iter(algorithm.dialects.values()))
+    return module.name.key + own[role]
 
 
 def _spellings(module: Module, algorithm: Algorithm) -> Mapping[Role, str]:

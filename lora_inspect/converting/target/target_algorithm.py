@@ -58,7 +58,7 @@ def check_full(adapter: Adapter, options: ConvertOptions) -> list[str]:
                     f"{module.name.key} changes {what}, and no program reads a full difference of that",
                     "merge it, or leave --algorithm out",
                 )
-        if not _is_read(options.scheme or module.name.scheme):
+        if not reads_differences(options.scheme or module.name.scheme):
             raise RefusedError(
                 file,
                 f"no program reads full differences under names such as {module.name.key}",
@@ -67,7 +67,7 @@ def check_full(adapter: Adapter, options: ConvertOptions) -> list[str]:
     return []
 
 
-def _is_read(scheme: str) -> bool:
+def reads_differences(scheme: str) -> bool:
     """Whether programs of the names read differences; of names that are in no program's files nothing is known."""
     own = schemes.by_name(scheme)
     if own.writing is None:

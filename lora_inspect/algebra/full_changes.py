@@ -1,0 +1,187 @@
+"""Changes that are no product of thin factors, as matrices: by a formula alone, or as the difference of a base's weight.
+
+Where one adapter's change of a weight depends on the weight, the difference is that of a merge: all changes of the
+weight in the order of the adapters, of each the added ones first. So the merge of the output equals the merge of the
+adapters. All of it is computed in float64, with torch.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from math import prod
+from threading import Lock
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from lora_inspect.algebra.alignment import Term
+from lora_inspect.algebra.changes import in_output
+from lora_inspect.algebra.inputs import Inputs
+from lora_inspect.architectures.rows import Runs
+from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, take_rows
+from lora_inspect.converting.steps.part import read_operands
+from lora_inspect.errors import DamagedError, RefusedError
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.matching.match import match
+from lora_inspect.matching.orientation import Answers, check_answers
+from lora_inspect.matching.placement import Place, Placement
+from lora_inspect.maths.change import Change, deltas
+from lora_inspect.maths.tensors import RowBlocks
+from lora_inspect.merging.fold_chain import Fold
+from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
+from lora_inspect.reading.model.contribution import Contribution
+
+Matrix = NDArray[numpy.floating[Any]]
+
+
+def of_formula(term: Term) -> Matrix:
+    """The change (out, in·kernel) of a term whose formula needs no weight, at its multiplier and in its rows."""
+    contribution = term.contribution
+    first = next(iter(contribution.factors.values()))
+    shape = contribution.known_shape
+    place = Place(first._replace(name=contribution.module.key, shape=shape))
+    matrix = torch.zeros(shape[0], prod(shape[1:]), dtype=torch.float64, device="cpu")
+    try:
+        tensors = read_operands(contribution, torch.float64)
+        Placement(contribution, place).change(tensors).fold(matrix, 0, term.multiplier)
+    except LinAlgError as error:
+        raise _no_numbers(contribution) from error
+    return in_output(_finite(matrix, contribution), term)
+
+
+def _finite(matrix: torch.Tensor, contribution: Contribution) -> Matrix:
+    found: Matrix = matrix.numpy()
+    if not numpy.isfinite(found).all():
+        raise _no_numbers(contribution)
+    return found
+
+
+def _no_numbers(contribution: Contribution) -> DamagedError:
+    return DamagedError(
+        next(iter(contribution.factors.values())).file,
+        f"the change of {contribution.module.key} is not finite, or involves a matrix that cannot be inverted",
+        "repair the file that holds such numbers",
+    )
+
+
+class BaseChanges:
+    """The differences that all adapters together make of the weights of a base.
+
+    Raises LoraInspectError where a module whose change depends on a weight has none in the base.
+    """
+
+    def __init__(self, inputs: Inputs, base: Checkpoint, rule: str | None, answers: Answers) -> None:
+        self._base, self._rule = base, rule
+        self._codecs = BaseCodecs(base)
+        self._folds: dict[str, list[Fold]] = defaultdict(list)
+        self._places: dict[tuple[object, ...], list[tuple[str, Place]]] = defaultdict(list)
+        # A layer is asked for by each of the modules that take rows of it, one after the other.
+        self._last: tuple[str, torch.Tensor] | None = None
+        self._lock = Lock()
+        orientations = []
+        for number, one in enumerate(inputs.adapters):
+            matching = match(one.adapter, base, transposed=answers, without=inputs.excluded[number])
+            orientations.append(matching.orientations)
+            for name, placed in matching.targets.items():
+                for each in placed:
+                    multiplier = one.multipliers[each.contribution.module.key]
+                    self._folds[name].append(Fold(each, multiplier, one.adapter))
+                    self._places[id(one.adapter), _identity(each.contribution)].append((name, each.place))
+        self.notes = check_answers(orientations, answers)
+
+    def has(self, term: Term) -> bool:
+        """Whether the base has the weight that a term changes."""
+        return (id(term.adapter), _identity(term.contribution)) in self._places
+
+    def shape(self, term: Term) -> tuple[int, ...]:
+        """(out, in, *kernel) of the weight of the output that a term changes, as the base tells it."""
+        shapes = [place.shape for _, place in self._of(term)]
+        rows = term.moves[-1][1] if term.moves else sum(shape[0] for shape in shapes)
+        return (rows, *shapes[0][1:])
+
+    def order_matters(self) -> list[str]:
+        """The weights that another order of the adapters would leave different."""
+        at_work = {name: [fold for fold in folds if fold.multiplier] for name, folds in self._folds.items()}
+        return [
+            name
+            for name, folds in at_work.items()
+            if len({id(fold.adapter) for fold in folds}) > 1 and any(fold.contribution.multiplies for fold in folds)
+        ]
+
+    def difference(self, terms: Sequence[Term]) -> Matrix:
+        """W' - W (out, in·kernel) of one weight of the output: the rows that any of its terms change."""
+        with self._lock:  # a difference takes as much memory as a few modules
+            shape = self.shape(terms[0])
+            found = numpy.zeros((shape[0], prod(shape[1:])))
+            for term in terms:
+                _take(found, self._rows_of(term), term.moves)
+        return found
+
+    def _of(self, term: Term) -> list[tuple[str, Place]]:
+        places = self._places.get((id(term.adapter), _identity(term.contribution)))
+        if not places:
+            raise RefusedError(
+                term.adapter.checkpoint.path,
+                f"{self._base.path} has no weight of {term.contribution.module.key}, whose change depends on it",
+                "name the base that the adapter was trained on",
+            )
+        return places
+
+    def _rows_of(self, term: Term) -> Matrix:
+        """The difference in the rows of a term's contribution."""
+        places = self._of(term)
+        shapes = [place.shape for _, place in places]
+        own = torch.zeros(sum(s[0] for s in shapes), prod(shapes[0][1:]), dtype=torch.float64, device="cpu")
+        for name, place in places:
+            for first, rows in self._blocks(name, place.target):
+                take_rows(own, rows, first, place)
+        return _finite(own, term.contribution)
+
+    def _blocks(self, name: str, target: TensorInfo) -> Iterable[tuple[int, torch.Tensor]]:
+        """The difference of a tensor of the base as it is stored."""
+        if self._last is None or self._last[0] != name:
+            folds = [fold for fold in self._folds[name] if fold.multiplier]
+            read = partial(_read, self._codecs.of(target), target)
+            whole = torch.zeros(target.shape[0], prod(target.shape[1:]), dtype=torch.float64, device="cpu")
+            try:
+                for first, rows in deltas([(self._change(fold), fold.multiplier) for fold in folds], read):
+                    whole[first : first + len(rows)] = rows
+            except LinAlgError as error:
+                raise _no_numbers(folds[0].contribution) from error
+            self._last = name, whole
+        return [(0, self._last[1])]
+
+    def _change(self, fold: Fold) -> Change:
+        def blocks(info: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
+            return _read(self._codecs.of(info), info, 1)
+
+        operands = partial(read_operands, dtype=torch.float64)
+        return fold.placed.read_change(operands, blocks, torch.float64, self._rule)
+
+
+def _identity(contribution: Contribution) -> tuple[object, ...]:
+    """The contribution of a file by its tensors: on the way to its place its record is made anew."""
+    algorithm = contribution.algorithm
+    return contribution.module.key, algorithm.name, algorithm.parameter, contribution.rows
+
+
+def _take(found: Matrix, own: Matrix, moves: Sequence[tuple[Runs, int]]) -> None:
+    """Puts the rows of one term into those of the output, where other terms may have put the same numbers."""
+    numbers = numpy.arange(len(own))
+    for runs, rows in moves:
+        moved = numpy.full(rows, -1)
+        for first, last, source in runs.each():
+            moved[first:last] = numbers[source : source + last - first]
+        numbers = moved
+    taken = numbers >= 0
+    found[taken] = own[numbers[taken]]
+
+
+def _read(weight: CodedWeight, target: TensorInfo, together: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """A weight in float64, in blocks of rows of its own memory."""
+    for first, rows in RowBlocks(BLOCK_ELEMENTS).read(target, together, weight.decode):
+        yield first, rows.double() if rows.dtype != torch.float64 else rows.clone()

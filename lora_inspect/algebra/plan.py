@@ -1,0 +1,270 @@
+"""The plan of a sum of adapters, made from headers: its modules, what becomes of each, and the output.
+
+`combine`, `resize` and `average` make their outputs by such a plan. Whatever is not in the sum is in `left_out`, with
+the reason.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
+from lora_inspect.algebra.changes import check_sizes, matrix_shape, needs_base, shape_of, thin_rank
+from lora_inspect.algebra.combination import Making, PlannedModule
+from lora_inspect.algebra.inputs import Inputs, check_experts
+from lora_inspect.algebra.options import AverageRequest, CombineRequest, ResizeRequest
+from lora_inspect.algebra.output import AdapterOutput
+from lora_inspect.algebra.ranks import RankRule
+from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.converting.options import LORA, ConvertOptions, ConvertRequest, convert_options
+from lora_inspect.errors import RefusedError
+from lora_inspect.files.hashes import are_same_bytes
+from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.merging.plan import check_dora_rule
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.model.evidence import RSLORA_FLAG
+from lora_inspect.reading.model.settings import Settings
+
+if TYPE_CHECKING:
+    from lora_inspect.algebra.full_changes import BaseChanges
+
+SumRequest = CombineRequest | ResizeRequest | AverageRequest
+
+
+@dataclass(frozen=True, slots=True)
+class SumPlan:
+    """The planned output of a sum.
+
+    `left_out` are the reasons by module or key. `order_matters` names weights of the base that another order of the
+    adapters would leave different.
+    """
+
+    inputs: Inputs
+    modules: tuple[PlannedModule, ...]
+    output: AdapterOutput
+    rule: RankRule
+    making: Making
+    is_stabilised: bool
+    left_out: dict[str, str]
+    order_matters: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """The adapters in the order of the arguments."""
+        return [one.adapter for one in self.inputs.adapters]
+
+    @property
+    def most(self) -> list[int]:
+        """The largest rank that each module may have in the output."""
+        found = [self.rule.most(one.rank, one.of_inputs) for one in self.modules]
+        if self.making.initial is None:
+            return found
+        return [min(self.making.initial, *matrix_shape(one.shape)) if one.shape else 0 for one in self.modules]
+
+
+def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: RankRule, is_resized: bool) -> SumPlan:
+    """The plan of the sum of the inputs; `is_resized` keeps RS-LoRA and fills ranks up to that of the rule.
+
+    Raises LoraInspectError for adapters of different models, for changes that need a base without one, for names that
+    cannot have a change, and where no module is left.
+    """
+    if isinstance(request, (CombineRequest, AverageRequest)) and not request.allow_mixed:
+        check_experts([one.adapter for one in inputs.adapters])
+    check_dora_rule(request.dora_multiplier, [one.adapter for one in inputs.adapters])
+    left_out = dict(_left_out(inputs, request))
+    used = [MultipliedAdapter(a, {key: m for key, m in own.items() if m}) for a, own in inputs.adapters]
+    modules, passed = _without_saved(aligned(used, _target_options(request, inputs.first)), inputs)
+    base = _base_changes(inputs, modules, request)
+    is_stabilised = is_resized and request.to is None and inputs.first.rslora.value is True
+    planned = [_planned(module, base) for module in modules]
+    planned = [one for one in planned if one.shape or one.vectors]
+    if not planned and not passed:
+        raise RefusedError(inputs.first.checkpoint.path, "no module is left", "give a multiplier other than 0")
+    making = Making(
+        dtype=request.dtype or _widest(_factors(planned)),
+        differences=request.dtype or _widest(_others(planned)),
+        base=base,
+        initial=rule.rank if is_resized else None,
+    )
+    flags = [key for key in inputs.first.flags if key.endswith(RSLORA_FLAG)] if is_stabilised else []
+    passed += [inputs.first.checkpoint.tensors[key] for key in flags]
+    passed += _others_of_one(inputs)
+    place = AdapterOutput(
+        inputs.first, planned, output, list(inputs.files), inputs.first.checkpoint.name, is_stabilised, passed
+    )
+    return SumPlan(
+        inputs=inputs,
+        modules=tuple(planned),
+        output=place,
+        rule=rule,
+        making=making,
+        is_stabilised=is_stabilised,
+        left_out=left_out,
+        order_matters=tuple(base.order_matters()) if base else (),
+        notes=(*inputs.notes, *(base.notes if base else ())),
+    )
+
+
+def _target_options(request: SumRequest, first: Adapter) -> ConvertOptions:
+    """The options of a conversion to the names of the output: the sum is plain LoRA, whatever the inputs are."""
+    asked = ConvertRequest(to=request.to, algorithm=LORA, base=request.base, architecture=request.architecture)
+    return convert_options(asked, Settings(), first.checkpoint.path) if request.to else ConvertOptions()
+
+
+def _left_out(inputs: Inputs, request: SumRequest) -> Iterator[tuple[str, str]]:
+    """The modules and the keys that are in no sum, each with the reason."""
+    chosen = " and ".join(
+        option for option, given in (("--include", request.include), ("--exclude", request.exclude)) if given
+    )
+    kept = {key for _, own in inputs.adapters for key, multiplier in own.items() if multiplier}
+    several = len(inputs.adapters) > 1
+    for (adapter, own), excluded in zip(inputs.adapters, inputs.excluded, strict=True):
+        yield from ((key, f"left out by {chosen}") for key in excluded if key not in kept)
+        yield from (
+            (key, "its multiplier is 0") for key, multiplier in own.items() if not multiplier and key not in kept
+        )
+        for contribution in adapter.contributions:
+            idle = (
+                contribution.factors[role].name for role in contribution.algorithm.idle if role in contribution.factors
+            )
+            yield from ((key, "its program does not compute with it") for key in idle)
+        if several:
+            yield from ((key, "an embedding or a copy, which is no change") for key in adapter.other_keys)
+
+
+def _others_of_one(inputs: Inputs) -> list[TensorInfo]:
+    """The tensors outside the modules of the one input; of several, none stays."""
+    if len(inputs.adapters) > 1:
+        return []
+    return [inputs.first.checkpoint.tensors[key] for key in inputs.first.other_keys]
+
+
+def _without_saved(modules: Sequence[OutputModule], inputs: Inputs) -> tuple[list[OutputModule], list[TensorInfo]]:
+    """The modules without tensors that are saved whole, and these where all inputs have the same; else as they are."""
+    found: list[OutputModule] = []
+    passed: list[TensorInfo] = []
+    for module in modules:
+        saved = [term for term in module.terms if term.contribution.algorithm.replaces]
+        others = [term for term in module.terms if not term.contribution.algorithm.replaces]
+        own = _same(saved, module, inputs) if saved else []
+        passed += own
+        found.append(module._replace(terms=tuple(others if own else module.terms)))
+    return found, passed
+
+
+def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[TensorInfo]:
+    """The tensors of the first input where every input has these, of the same bytes and with multiplier 1."""
+    by_adapter: dict[int, dict[str, TensorInfo]] = defaultdict(dict)
+    for term in saved:
+        tensors = term.contribution.operands
+        by_adapter[id(term.adapter)] |= {
+            f"{term.contribution.algorithm.parameter} {role}": i for role, i in tensors.items()
+        }
+    first = by_adapter[id(saved[0].adapter)]
+    same = len(by_adapter) == len(inputs.adapters) and all(
+        own.keys() == first.keys() and all(_are_same(own[role], first[role]) for role in own)
+        for own in by_adapter.values()
+    )
+    is_one = all(term.multiplier == 1 for term in saved) and not saved[0].moves
+    return list(first.values()) if same and is_one and inputs.base is None and not module.module.respelled else []
+
+
+def _are_same(one: TensorInfo, other: TensorInfo) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return are_same_bytes(one, other, [(one.start, other.start, one.nbytes)])
+
+
+def _base_changes(inputs: Inputs, modules: Sequence[OutputModule], request: SumRequest) -> "BaseChanges | None":
+    """The changes that depend on a base; LoraInspectError where one is needed or has nothing to do."""
+    dependent = next((t for module in modules for t in module.terms if needs_base(t.contribution)), None)
+    if dependent is None:
+        if inputs.base is not None:
+            raise RefusedError(
+                inputs.base.path, "no change of the adapters depends on a base, so --base has nothing to do",
+                "leave it out",
+            )  # fmt: skip
+        return None
+    if inputs.base is None:
+        raise RefusedError(dependent.adapter.checkpoint.path, _depends(dependent.contribution), _way_out(dependent))
+    from lora_inspect.maths.torch_threads import load_torch
+
+    load_torch()
+    from lora_inspect.algebra.full_changes import BaseChanges
+
+    return BaseChanges(inputs, inputs.base, request.dora_multiplier, request.transposed)
+
+
+def _depends(contribution: Contribution) -> str:
+    if contribution.algorithm.replaces:
+        return f"{contribution.module.key} is saved whole, and other inputs lack it or have another one"
+    title = "DoRA" if contribution.magnitude else contribution.algorithm.title
+    return f"{contribution.module.key} is {title}, whose change depends on the weight of the base"
+
+
+def _way_out(term: Term) -> str:
+    return f"give --base BASE, or leave the module out with --exclude {term.contribution.module.body}"
+
+
+def _planned(module: OutputModule, base: "BaseChanges | None") -> PlannedModule:
+    """What becomes of a module; LoraInspectError where its terms are of different layers, or cannot be added."""
+    vectors: dict[str, list[Term]] = defaultdict(list)
+    of_weight: list[Term] = []
+    for term in module.terms:
+        algorithm = term.contribution.algorithm
+        if algorithm.experts:
+            raise RefusedError(
+                term.adapter.checkpoint.path,
+                f"{term.contribution.module.key} is {algorithm.title}, which no sum has yet",
+                "take the experts apart with convert --layout single-experts",
+            )
+        is_vector = algorithm.parameter != WEIGHT or len(term.contribution.shape) < 2
+        (vectors[algorithm.parameter] if is_vector else of_weight).append(term)
+    found = PlannedModule(
+        module._replace(terms=tuple(of_weight)), (), False, 0, 0,
+        {parameter: tuple(terms) for parameter, terms in vectors.items()},
+    )  # fmt: skip
+    return _with_weight(found, of_weight, base) if of_weight else found
+
+
+def _with_weight(one: PlannedModule, terms: Sequence[Term], base: "BaseChanges | None") -> PlannedModule:
+    of_base = base is not None and any(needs_base(term.contribution) for term in terms)
+    shapes = [base.shape(term) if base and of_base else shape_of(term) for term in terms]
+    check_sizes(terms, shapes)
+    shape = max(shapes, key=len)
+    ranks = [thin_rank(term.contribution) for term in terms]
+    known = [rank for rank in ranks if rank is not None]
+    is_full = of_base or len(known) < len(ranks)
+    most = min(matrix_shape(shape))
+    own: dict[int, int] = defaultdict(int)
+    for term, rank in zip(terms, ranks, strict=True):
+        own[id(term.adapter)] += term.contribution.rank or rank or 0
+    of_inputs = min(most, max(own.values()))
+    return one._replace(
+        shape=shape, is_full=is_full, rank=most if is_full else min(most, sum(known)), of_inputs=of_inputs
+    )
+
+
+def _factors(planned: Sequence[PlannedModule]) -> set[str]:
+    """The element types of the factors, or of all that the weights' changes are made of where there are none."""
+    terms = [term for one in planned if one.shape for term in one.sum.terms]
+    return {info.dtype for term in terms for info in term.contribution.operands.values()}
+
+
+def _others(planned: Sequence[PlannedModule]) -> set[str]:
+    """The element types of all that becomes a difference."""
+    terms = [term for one in planned for own in one.vectors.values() for term in own]
+    terms += [term for one in planned if one.is_full for term in one.sum.terms]
+    return {info.dtype for term in terms for info in term.contribution.operands.values()}
+
+
+def _widest(dtypes: set[str]) -> str:
+    """The type that holds numbers of all types: those of eight bits in BF16, F16 with BF16 in F32."""
+    own = {"BF16" if dtype in FP8 else dtype for dtype in dtypes if dtype in FP8 | PLAIN_FLOATS}
+    if "F64" in own:
+        return "F64"
+    return own.pop() if len(own) == 1 else "F32"
