@@ -50,13 +50,15 @@ class PlannedModule(NamedTuple):
     """A module of the output: the terms of its weight's change, and those of its other parameters' differences.
 
     `shape` is (out, in, *kernel) of its weight, empty where that does not change. `is_full` says that the change is no
-    product of thin factors. `rank` is the most that its change can have, and `of_inputs` the largest of one input.
-    `vectors` are the terms by parameter; that of a norm is `weight` too.
+    product of thin factors, and `is_difference` that it is written as a full difference. `rank` is the most that its
+    change can have, and `of_inputs` the largest of one input. `vectors` are the terms by parameter; that of a norm is
+    `weight` too.
     """
 
     sum: OutputModule
     shape: tuple[int, ...]
     is_full: bool
+    is_difference: bool
     rank: int
     of_inputs: int
     vectors: Mapping[str, tuple[Term, ...]]
@@ -143,7 +145,7 @@ def made_by_rule(
 ) -> Iterator[MadeModule]:
     """The modules at the ranks of a rule without a size, in their order; `progress` is told of each module.
 
-    Without any rule a full change stays a full difference. Raises LoraInspectError for a number that is not finite or
+    Raises LoraInspectError for a number that is not finite or
     beyond the type, and where shapes disagree.
     """
 
@@ -153,7 +155,8 @@ def made_by_rule(
             return made
         if module.is_full:
             matrix = _full_change(module, making)
-            return _difference(made, matrix, making) if rule.is_exact else _found(made, matrix, rule, making)
+            is_difference = module.is_difference
+            return _difference(made, matrix, making) if is_difference else _found(made, matrix, rule, making)
         change, core = _core_of(module, making.dtype)
         spectrum = _spectrum(core, change, making.dtype)
         rank = rule.rank_of(spectrum, module.of_inputs)
@@ -286,7 +289,7 @@ def _of_range(one: MadeModule, found: "Found", making: Making) -> MadeModule:
     norm = math.sqrt(found.squared_norm)
     made = replace(one, norm=norm, lost=found.relative_error * norm)
     if not found.rank:
-        return made
+        return _initialised(made, making) if making.initial else made
     return _rounded(replace(made, rank=found.rank), Factors.of(found.up, found.down, one.module.shape), making)
 
 
@@ -295,7 +298,7 @@ def _trimmed(
 ) -> MadeModule:
     """The module with the factors of the trimmed sum."""
     if not spectrum.rounding:  # the changes cancel each other, and the rest is their rounding
-        return one
+        return _initialised(one, making) if making.initial else one
     tails, offered = spectrum.tails, RankRule(energy=OFFERED).rank_of(spectrum)
     made = replace(one, rank=rank, norm=float(tails[0]), lost=float(tails[rank]), offered=offered)
     if change is None or trim is None:
@@ -318,12 +321,22 @@ def _rounded(one: MadeModule, meant: Factors, making: Making) -> MadeModule:
     if not numpy.isfinite(of_written).all():
         raise _beyond(one.module, making.dtype)
     rounding = float(numpy.linalg.norm(of_meant - of_written)) / math.sqrt(_PROBES)
-    if making.initial and one.rank < (most := min(making.initial, *matrix_shape(meant.shape))):
-        drawn = encoded(_initial(one.key, most - one.rank, down.shape[1]), making.dtype)
-        down = numpy.concatenate([down, drawn])
-        up = numpy.concatenate([up, numpy.zeros((len(up), most - one.rank), up.dtype)], axis=1)
-        one = replace(one, rank=most)
-    return replace(one, up=up, down=down, rounding=math.hypot(one.rounding, rounding))
+    made = replace(one, up=up, down=down, rounding=math.hypot(one.rounding, rounding))
+    return _initialised(made, making) if making.initial else made
+
+
+def _initialised(one: MadeModule, making: Making) -> MadeModule:
+    """The module with its rank filled up, as a training begins: new rows of down are drawn, new columns of up are 0."""
+    rows, columns = matrix_shape(one.module.shape)
+    rank = min(making.initial or 0, rows, columns)
+    missing = rank - one.rank
+    if missing <= 0:
+        return one
+    drawn = encoded(_initial(one.key, missing, columns), making.dtype)
+    zeros = encoded(numpy.zeros((rows, missing)), making.dtype)
+    down = drawn if one.down is None else numpy.concatenate([one.down, drawn])
+    up = zeros if one.up is None else numpy.concatenate([one.up, zeros], axis=1)
+    return replace(one, rank=rank, up=up, down=down)
 
 
 def _initial(key: str, count: int, columns: int) -> Array:

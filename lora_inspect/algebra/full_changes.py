@@ -1,4 +1,4 @@
-"""Changes that are no product of thin factors, as matrices: by a formula alone, or as the difference of a base's weight.
+"""Changes that are no product of thin factors, as matrices: by a formula, or as the difference of a base's weight.
 
 Where one adapter's change of a weight depends on the weight, the difference is that of a merge: all changes of the
 weight in the order of the adapters, of each the added ones first. So the merge of the output equals the merge of the

@@ -70,15 +70,16 @@ class Inputs:
         ]
 
 
-def read_inputs(named: Sequence[tuple[str, Settings]], request: ChoiceRequest) -> Inputs:
+def read_inputs(named: Sequence[tuple[str, Settings]], request: ChoiceRequest, has_steps: bool = False) -> Inputs:
     """Reads the headers of the adapters and of the base.
 
-    Raises LoraInspectError for a file that is no adapter or has no settled meaning, for a setting or a pattern that
+    A path may have a step where the verb `has_steps`. Raises LoraInspectError for a file that is no adapter or has no
+    settled meaning, for a setting or a pattern that
     fits nothing, and for a multiplier that an algorithm does not have.
     """
     weights = None if request.weights is None else read_weights(request.weights)
     opened = [(open_checkpoint(path), own) for path, own in (weights.joined(named) if weights else named)]
-    read = [_adapter(one, len(named)) for one in read_settled(opened, requested_settings(request))]
+    read = [_adapter(one, len(named)) for one in read_settled(opened, requested_settings(request), has_steps)]
     base = None if request.base is None else _base(request.base)
     parts = parts_of(read, base, ModuleFilter(request.include, request.exclude))
     multiplied = []

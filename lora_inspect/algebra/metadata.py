@@ -41,7 +41,7 @@ _COUNTED = "ss_tag_frequency"
 
 
 def input_record(checkpoint: Checkpoint, settings: str) -> dict[str, Any]:
-    """What tells an input from others: the name and the SHA-256 of its file, or of each of several, and its settings."""
+    """The facts that tell an input from others: the name and the SHA-256 of each of its files, and its settings."""
     hashes = {os.path.basename(file): file_sha256(file, checkpoint.inputs[file]) for file in checkpoint.files}
     sha256: Any = next(iter(hashes.values())) if len(hashes) == 1 else hashes
     return {"file": describe_file(checkpoint.path), "sha256": sha256, "settings": settings}
@@ -138,8 +138,8 @@ def _tag_counts(several: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int
         except ValueError:
             continue
         for folder, tags in folders.items() if isinstance(folders, dict) else ():
-            counted = (
-                {tag: count for tag, count in tags.items() if type(count) is int} if isinstance(tags, dict) else {}
-            )
+            if not isinstance(tags, dict):
+                continue
+            counted = {tag: count for tag, count in tags.items() if type(count) is int}
             found.setdefault(folder, Counter()).update(counted)
     return {folder: dict(tags) for folder, tags in found.items()}

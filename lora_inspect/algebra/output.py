@@ -7,16 +7,11 @@ factors as they stand. Nothing but the modules at work is held in memory.
 import json
 import math
 import os
-import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
-from zlib import crc32
-
-import numpy
-from numpy.typing import NDArray
 
 from lora_inspect.algebra.changes import DIFFERENCE_NAMES, shape_of
 from lora_inspect.algebra.combination import MadeModule, Making, PlannedModule
+from lora_inspect.algebra.streamed_file import alpha_plan, bytes_of, streamed_bytes, streamed_file
 from lora_inspect.algorithms.full import DIFFERENCE
 from lora_inspect.algorithms.lora import ALGORITHM as LORA
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
@@ -30,30 +25,20 @@ from lora_inspect.converting.target.key_names import (
     new_factor_key,
 )
 from lora_inspect.converting.target.target_algorithm import DIFFERENCES, reads_differences
-from lora_inspect.errors import CouldNotWorkError, RefusedError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.delivery import delivered
 from lora_inspect.files.discovery import ADAPTER_CONFIG, PEFT_WEIGHTS
-from lora_inspect.files.input_file import Identity, InputFile
-from lora_inspect.files.outputs import check_output, check_replaceable, file_output, folder_output, new_file, new_folder
-from lora_inspect.files.safetensors.header import LENGTH_BYTES, TensorInfo, read_header
-from lora_inspect.files.safetensors.writer import (
-    ALIGNMENT,
-    ROOM,
-    TensorPlan,
-    encode_header,
-    header_text,
-    renamed,
-    write_all_at,
-)
+from lora_inspect.files.input_file import Identity
+from lora_inspect.files.outputs import check_output, check_replaceable, file_output, folder_output, new_folder
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.safetensors.writer import TensorPlan, renamed
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.peft import peft_config
 
 UP, DOWN = "up", "down"
 _WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
-# So many bytes of an output are read back at a time.
-_PIECE = 1 << 22
 # Factors that stand as those of plain LoRA do, under names of their own.
 _ALIKE = ("lora_embedding",)
 
@@ -70,7 +55,8 @@ class AdapterOutput:
     """The output of some modules where the user `named` it: None for a plan alone.
 
     Plain LoRA keeps the suffixes of the adapter `first` in its names. Where it `stabilises` scales by rank, alpha is
-    √rank beside the adapter's flags, else it is the rank. `passed` are tensors that stay as they are.
+    √rank beside the adapter's flags, else it is the rank. `passed` are tensors that stay as they are. The metadata get
+    hashes that programs look up where `hashed` has one of their keys.
 
     Raises LoraInspectError for names that no one output can have, and for a name that is meant for the other kind.
     """
@@ -84,15 +70,16 @@ class AdapterOutput:
         name: str,
         stabilises: bool = False,
         passed: Sequence[TensorInfo] = (),
+        hashed: Collection[str] = (),
     ) -> None:
-        self._first, self._modules, self._passed = first, modules, passed
+        self._first, self._modules, self._passed, self._hashed = first, modules, passed, hashed
         self.alpha_of: Callable[[int], float] = math.sqrt if stabilises else float
         self._stabilises = stabilises
         carriers = {carrier_of(one.sum.module) for one in modules}
         self.is_folder = CONFIG in carriers
         if self.is_folder and len(carriers) > 1:
             raise RefusedError(
-                (inputs and next(iter(inputs))) or name,
+                name,
                 "the output would mix PEFT's names, which keep their scale in a config, with other names",
                 "choose names with --to",
             )
@@ -123,35 +110,30 @@ class AdapterOutput:
         up, down = (key_of(module, origin, algorithm, role) for role in (UP, DOWN))
         return SpelledFactors(up, down, alpha)
 
-    def plans(self, ranks: Sequence[int], making: Making, is_exact: bool) -> list[TensorPlan]:
-        """The tensors of the modules at their ranks, none of rank 0, in the order of the file.
-
-        A full change is a difference where the output is exact.
-        """
+    def plans(self, ranks: Sequence[int], making: Making) -> list[TensorPlan]:
+        """The tensors of the modules at their ranks, none of rank 0, in the order of the file."""
         alphas, others = list[TensorPlan](), [_as_it_is(info) for info in self._passed]
         for one, rank in zip(self._modules, ranks, strict=True):
-            others += [
-                TensorPlan(key, making.differences, shape) for key, shape in self._differences(one, is_exact).values()
-            ]
-            if rank and one.shape and not (one.is_full and is_exact):
+            others += [TensorPlan(key, making.differences, shape) for key, shape in self._differences(one).values()]
+            if rank and one.shape and not one.is_difference:
                 keys = self.spelled(one)
                 others += _factor_plans(keys, one.shape, rank, making.dtype)
-                alphas += [_alpha_plan(keys.alpha)] if keys.alpha else []
+                alphas += [alpha_plan(keys.alpha)] if keys.alpha else []
         return [*alphas, *others]
 
-    def _differences(self, one: PlannedModule, is_exact: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def _differences(self, one: PlannedModule) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The key and the shape of the difference of each parameter that has one."""
         found = {
             parameter: (difference_key(one.sum.module, terms[0].contribution, parameter), shape_of(terms[0]))
             for parameter, terms in one.vectors.items()
         }
-        if one.shape and one.is_full and is_exact:
+        if one.is_difference:
             found[WEIGHT] = (difference_key(one.sum.module, _origin(one), WEIGHT), one.shape)
         return found
 
     def size(self, plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
         """The bytes of the file with these tensors."""
-        return _room(plans, metadata) + _room_of_alphas(plans) + sum(plan.nbytes for plan in plans if plan.shape)
+        return streamed_bytes(plans, metadata)
 
     def write(
         self,
@@ -191,27 +173,24 @@ class AdapterOutput:
         force: bool,
     ) -> dict[str, int]:
         """Write the file; return the ranks of its modules by their dotted paths."""
-        sums: dict[str, int] = {}
         ranks: dict[str, int] = {}
-        with new_file(path, inputs, force, lambda complete: _check_written(complete, path, sums)) as descriptor:
-            file = _GrowingFile(descriptor, _room(plans, metadata()) + _room_of_alphas(plans), sums)
+        with streamed_file(path, plans, metadata, inputs, force, self._hashed) as file:
             for info in self._passed:
-                file.append(_as_it_is(info), memoryview(b"".join(renamed(info, info.name).chunks())))
+                file.append(_as_it_is(info), b"".join(renamed(info, info.name).chunks()))
             for one in made:
-                keys = self._differences(one.module, WEIGHT in one.differences)
+                keys = self._differences(one.module)
                 for parameter, numbers in one.differences.items():
                     key, shape = keys[parameter]
-                    file.append(TensorPlan(key, making.differences, shape), _bytes_of(numbers))
+                    file.append(TensorPlan(key, making.differences, shape), bytes_of(numbers))
                 if one.up is None or one.down is None:
                     continue
                 spelled = self.spelled(one.module)
                 ranks[one.module.sum.module.name.body] = one.rank
                 factors = _factor_plans(spelled, one.module.shape, one.rank, making.dtype)
                 for plan, tensor in zip(factors, (one.up, one.down), strict=True):
-                    file.append(plan, _bytes_of(tensor))
+                    file.append(plan, bytes_of(tensor))
                 if spelled.alpha:
                     file.set_alpha(spelled.alpha, self.alpha_of(one.rank))
-            file.finish(metadata())
         return ranks
 
     def _config(self, ranks: Mapping[str, int]) -> dict[str, object]:
@@ -280,71 +259,3 @@ def _factor_plans(keys: SpelledFactors, shape: tuple[int, ...], rank: int, dtype
     rows, *columns = shape
     up = TensorPlan(keys.up, dtype, (rows, rank, *[1] * len(columns[1:])))
     return [up, TensorPlan(keys.down, dtype, (rank, *columns))]
-
-
-def _alpha_plan(key: str) -> TensorPlan:
-    return TensorPlan(key, "F32", ())
-
-
-def _room(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
-    """The bytes of a header of the tensors, with room for the numbers that are known at the end."""
-    return len(encode_header(plans, metadata, ROOM))
-
-
-def _room_of_alphas(plans: Sequence[TensorPlan]) -> int:
-    """The bytes in front of the factors for the alphas, such that factors of eight bytes are aligned as well."""
-    return (sum(plan.nbytes for plan in plans if not plan.shape) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-
-
-class _GrowingFile:
-    """A file whose header comes first, and whose tensors are known one after the other.
-
-    In front of the factors is `room` for the header and, right before the factors, for the alphas. A module of rank 0
-    has none, and leaves its room to the header. `sums` gets the checksums by key.
-    """
-
-    def __init__(self, descriptor: int, room: int, sums: dict[str, int]) -> None:
-        self._descriptor, self._sums = descriptor, sums
-        self._begin = self._end = room
-        self._plans: list[TensorPlan] = []
-        self._alphas: dict[str, bytes] = {}
-
-    def append(self, plan: TensorPlan, data: memoryview) -> None:
-        """Write the whole of the next tensor, and note its checksum."""
-        self._plans.append(plan)
-        self._sums[plan.name] = crc32(data)
-        self._end = write_all_at(self._descriptor, data, self._end)
-
-    def set_alpha(self, key: str, alpha: float) -> None:
-        """Take a number that is written at the end, and note its checksum."""
-        self._alphas[key] = struct.pack("<f", alpha)
-        self._sums[key] = crc32(self._alphas[key])
-
-    def finish(self, metadata: Mapping[str, str]) -> None:
-        """Write the alphas and the header."""
-        begin = self._begin - 4 * len(self._alphas)
-        write_all_at(self._descriptor, b"".join(self._alphas.values()), begin)
-        text = header_text([*map(_alpha_plan, self._alphas), *self._plans], metadata)
-        if LENGTH_BYTES + len(text) > begin:
-            raise AssertionError(f"a header of {len(text)} bytes does not fit the {begin} before the tensors")
-        header = (begin - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little") + text.ljust(begin - LENGTH_BYTES)
-        write_all_at(self._descriptor, header, 0)
-
-
-def _bytes_of(tensor: NDArray[numpy.generic]) -> memoryview:
-    data: Any = tensor.reshape(-1).view(numpy.uint8)  # numpy's types know of buffers from Python 3.12 on
-    return memoryview(data)
-
-
-def _check_written(complete: str, path: str, sums: Mapping[str, int]) -> None:
-    """Raises LoraInspectError where the complete file of the output at `path` has other bytes than were made."""
-    tensors, _ = read_header(complete)
-    with InputFile(complete) as source:
-        for key, expected in sums.items():
-            found = 0
-            for piece in source.pieces(tensors[key].start, tensors[key].stop, _PIECE):
-                found = crc32(piece, found)
-            if found != expected:
-                raise CouldNotWorkError(
-                    path, f"{key} was read back with other bytes than were written", "check the disk, and try again"
-                )

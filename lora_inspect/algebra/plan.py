@@ -19,7 +19,7 @@ from lora_inspect.algebra.ranks import RankRule
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.options import LORA, ConvertOptions, ConvertRequest, convert_options
 from lora_inspect.errors import RefusedError
-from lora_inspect.files.hashes import are_same_bytes
+from lora_inspect.files.hashes import are_same_tensors
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.plan import check_dora_rule
@@ -58,6 +58,11 @@ class SumPlan:
         return [one.adapter for one in self.inputs.adapters]
 
     @property
+    def steps(self) -> int:
+        """How many modules the progress of the making is told of: those of a size are looked at twice."""
+        return len(self.modules) * (1 if self.rule.size is None else 2)
+
+    @property
     def most(self) -> list[int]:
         """The largest rank that each module may have in the output."""
         found = [self.rule.most(one.rank, one.of_inputs) for one in self.modules]
@@ -80,7 +85,7 @@ def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: Rank
     modules, passed = _without_saved(aligned(used, _target_options(request, inputs.first)), inputs)
     base = _base_changes(inputs, modules, request)
     is_stabilised = is_resized and request.to is None and inputs.first.rslora.value is True
-    planned = [_planned(module, base) for module in modules]
+    planned = [_planned(module, base, rule) for module in modules]
     planned = [one for one in planned if one.shape or one.vectors]
     if not planned and not passed:
         raise RefusedError(inputs.first.checkpoint.path, "no module is left", "give a multiplier other than 0")
@@ -93,8 +98,10 @@ def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: Rank
     flags = [key for key in inputs.first.flags if key.endswith(RSLORA_FLAG)] if is_stabilised else []
     passed += [inputs.first.checkpoint.tensors[key] for key in flags]
     passed += _others_of_one(inputs)
+    checkpoint = inputs.first.checkpoint
+    hashed = checkpoint.metadata if len(inputs.adapters) == 1 else ()
     place = AdapterOutput(
-        inputs.first, planned, output, list(inputs.files), inputs.first.checkpoint.name, is_stabilised, passed
+        inputs.first, planned, output, list(inputs.files), checkpoint.name, is_stabilised, passed, hashed
     )
     return SumPlan(
         inputs=inputs,
@@ -124,14 +131,11 @@ def _left_out(inputs: Inputs, request: SumRequest) -> Iterator[tuple[str, str]]:
     several = len(inputs.adapters) > 1
     for (adapter, own), excluded in zip(inputs.adapters, inputs.excluded, strict=True):
         yield from ((key, f"left out by {chosen}") for key in excluded if key not in kept)
-        yield from (
-            (key, "its multiplier is 0") for key, multiplier in own.items() if not multiplier and key not in kept
-        )
+        zero = (key for key, multiplier in own.items() if not multiplier and key not in kept)
+        yield from ((key, "its multiplier is 0") for key in zero)
         for contribution in adapter.contributions:
-            idle = (
-                contribution.factors[role].name for role in contribution.algorithm.idle if role in contribution.factors
-            )
-            yield from ((key, "its program does not compute with it") for key in idle)
+            idle = [role for role in contribution.algorithm.idle if role in contribution.factors]
+            yield from ((contribution.factors[role].name, "its program does not compute with it") for role in idle)
         if several:
             yield from ((key, "an embedding or a copy, which is no change") for key in adapter.other_keys)
 
@@ -158,25 +162,18 @@ def _without_saved(modules: Sequence[OutputModule], inputs: Inputs) -> tuple[lis
 
 def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[TensorInfo]:
     """The tensors of the first input where every input has these, of the same bytes and with multiplier 1."""
-    by_adapter: dict[int, dict[str, TensorInfo]] = defaultdict(dict)
+    by_adapter: dict[int, dict[tuple[str, str], TensorInfo]] = defaultdict(dict)
     for term in saved:
-        tensors = term.contribution.operands
-        by_adapter[id(term.adapter)] |= {
-            f"{term.contribution.algorithm.parameter} {role}": i for role, i in tensors.items()
-        }
+        contribution = term.contribution
+        tensors = {(contribution.algorithm.parameter, role): info for role, info in contribution.operands.items()}
+        by_adapter[id(term.adapter)] |= tensors
     first = by_adapter[id(saved[0].adapter)]
     same = len(by_adapter) == len(inputs.adapters) and all(
-        own.keys() == first.keys() and all(_are_same(own[role], first[role]) for role in own)
+        own.keys() == first.keys() and all(are_same_tensors(own[role], first[role]) for role in own)
         for own in by_adapter.values()
     )
     is_one = all(term.multiplier == 1 for term in saved) and not saved[0].moves
     return list(first.values()) if same and is_one and inputs.base is None and not module.module.respelled else []
-
-
-def _are_same(one: TensorInfo, other: TensorInfo) -> bool:
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    return are_same_bytes(one, other, [(one.start, other.start, one.nbytes)])
 
 
 def _base_changes(inputs: Inputs, modules: Sequence[OutputModule], request: SumRequest) -> "BaseChanges | None":
@@ -210,7 +207,7 @@ def _way_out(term: Term) -> str:
     return f"give --base BASE, or leave the module out with --exclude {term.contribution.module.body}"
 
 
-def _planned(module: OutputModule, base: "BaseChanges | None") -> PlannedModule:
+def _planned(module: OutputModule, base: "BaseChanges | None", rule: RankRule) -> PlannedModule:
     """What becomes of a module; LoraInspectError where its terms are of different layers, or cannot be added."""
     vectors: dict[str, list[Term]] = defaultdict(list)
     of_weight: list[Term] = []
@@ -224,14 +221,14 @@ def _planned(module: OutputModule, base: "BaseChanges | None") -> PlannedModule:
             )
         is_vector = algorithm.parameter != WEIGHT or len(term.contribution.shape) < 2
         (vectors[algorithm.parameter] if is_vector else of_weight).append(term)
-    found = PlannedModule(
-        module._replace(terms=tuple(of_weight)), (), False, 0, 0,
-        {parameter: tuple(terms) for parameter, terms in vectors.items()},
-    )  # fmt: skip
-    return _with_weight(found, of_weight, base) if of_weight else found
+    others = {parameter: tuple(terms) for parameter, terms in vectors.items()}
+    found = PlannedModule(module._replace(terms=tuple(of_weight)), (), False, False, 0, 0, others)
+    return _with_weight(found, of_weight, base, rule) if of_weight else found
 
 
-def _with_weight(one: PlannedModule, terms: Sequence[Term], base: "BaseChanges | None") -> PlannedModule:
+def _with_weight(
+    one: PlannedModule, terms: Sequence[Term], base: "BaseChanges | None", rule: RankRule
+) -> PlannedModule:
     of_base = base is not None and any(needs_base(term.contribution) for term in terms)
     shapes = [base.shape(term) if base and of_base else shape_of(term) for term in terms]
     check_sizes(terms, shapes)
@@ -245,7 +242,11 @@ def _with_weight(one: PlannedModule, terms: Sequence[Term], base: "BaseChanges |
         own[id(term.adapter)] += term.contribution.rank or rank or 0
     of_inputs = min(most, max(own.values()))
     return one._replace(
-        shape=shape, is_full=is_full, rank=most if is_full else min(most, sum(known)), of_inputs=of_inputs
+        shape=shape,
+        is_full=is_full,
+        is_difference=is_full and (rule.is_exact or (rule.of_inputs and not of_inputs)),
+        rank=most if is_full else min(most, sum(known)),
+        of_inputs=of_inputs,
     )
 
 

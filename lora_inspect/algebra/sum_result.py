@@ -94,11 +94,6 @@ class SumResult(Result):
         }
 
 
-def steps_of(plan: SumPlan, is_made: bool = True) -> int:
-    """How many modules the progress is told of; those of a size are looked at twice."""
-    return len(plan.modules) * (2 if is_made and plan.rule.size is not None else 1)
-
-
 class _Account:
     """The facts of the modules that were made so far, and the metadata that they give."""
 
@@ -132,7 +127,7 @@ class _Account:
 
 
 def write_sum(plan: SumPlan, verb: str, force: bool = False, progress: Progress = silent) -> SumResult:
-    """Makes the planned output; `progress` counts modules, as many as `steps_of` says.
+    """Makes the planned output; `progress` counts modules, as many as the `steps` of the plan.
 
     Raises LoraInspectError, and leaves nothing, where a number is not finite or beyond the element type, where a size
     has no room, and where the output cannot be written.
@@ -148,7 +143,7 @@ def write_sum(plan: SumPlan, verb: str, force: bool = False, progress: Progress 
         known = measured(plan.modules, making, progress)
         ranks = _ranks(plan, known, account)
         modules = made(known, ranks, making, progress)
-    plans = output.plans(ranks, making, rule.is_exact)
+    plans = output.plans(ranks, making)
     size = output.write(plans, account.of(modules), making, account.metadata, plan.inputs.files, force)
     offer = _offer(plan, account) if rule.is_exact else None
     errors = file_error(account.modules)
@@ -165,14 +160,13 @@ def plan_result(plan: SumPlan, verb: str, progress: Progress = silent) -> SumRes
     known = measured(plan.modules, plan.making, progress)
     ranks = _ranks(plan, known, account)
     filled = _filled(plan, ranks)
-    is_exact = plan.rule.is_exact
     for one, rank, own in zip(known, filled, ranks, strict=True):
-        is_kept = not one.spectrum.rounding or (one.module.is_full and is_exact)
-        tails = [0.0, 0.0] if is_kept else [one.spectrum.norm, float(one.spectrum.tails[own])]
-        has_differences = bool(one.module.vectors) or (one.module.is_full and is_exact)
-        account.modules.append(ModuleAccount(one.key, rank, has_differences, *tails, 0.0))
+        is_kept = not one.spectrum.rounding or one.module.is_difference
+        norm, lost = (0.0, 0.0) if is_kept else (one.spectrum.norm, float(one.spectrum.tails[own]))
+        has_differences = bool(one.module.vectors) or one.module.is_difference
+        account.modules.append(ModuleAccount(one.key, rank, has_differences, norm, lost, 0.0))
     account.check()
-    size = plan.output.size(plan.output.plans(filled, plan.making, is_exact), account.metadata())
+    size = plan.output.size(plan.output.plans(filled, plan.making), account.metadata())
     return _result(plan, verb, account, file_error(account.modules), size, time.perf_counter() - started)
 
 
@@ -180,7 +174,7 @@ def _filled(plan: SumPlan, ranks: Sequence[int]) -> list[int]:
     """The ranks with those that are filled up."""
     if plan.making.initial is None:
         return list(ranks)
-    return [most if rank else 0 for rank, most in zip(ranks, plan.most, strict=True)]
+    return [most if one.shape else 0 for one, most in zip(plan.modules, plan.most, strict=True)]
 
 
 def _ranks(plan: SumPlan, known: Sequence[MeasuredModule], account: _Account) -> list[int]:
@@ -188,7 +182,7 @@ def _ranks(plan: SumPlan, known: Sequence[MeasuredModule], account: _Account) ->
     metadata = account.metadata()
 
     def size(ranks: Sequence[int]) -> int:
-        return plan.output.size(plan.output.plans(ranks, plan.making, plan.rule.is_exact), metadata)
+        return plan.output.size(plan.output.plans(ranks, plan.making), metadata)
 
     try:
         return choose_ranks([one.spectrum for one in known], plan.rule, size, [one.module.of_inputs for one in known])
@@ -206,7 +200,7 @@ def _offer(plan: SumPlan, account: _Account) -> OfferedTrim | None:
     ranks = [one.offered for one in account.modules]
     if ranks == [one.rank for one in account.modules] or any(one.is_full for one in plan.modules):
         return None
-    plans = plan.output.plans(ranks, plan.making, True)
+    plans = plan.output.plans(ranks, plan.making)
     return OfferedTrim(OFFERED, max(ranks), plan.output.size(plans, account.metadata()))
 
 

@@ -104,6 +104,8 @@ def with_settings(given: PathWithSettings) -> tuple[str, Settings]:
 def without_multiplier(given: PathWithSettings) -> tuple[str, Settings]:
     """Return path and settings for a call that applies no adapter; ValueError for a multiplier."""
     path, settings = with_settings(given)
+    if settings.step is not None:
+        raise ValueError(f"{path}: only average uses a step; leave it out")
     if settings.has_multiplier:
         raise ValueError(f"{path}: this function applies no adapter, so a multiplier has no meaning; leave it out")
     return path, settings

@@ -3,8 +3,6 @@
 In a folder, a failed adapter does not stop the others.
 """
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,7 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.terminal import CommandFailure, failure, show_defect
+from lora_inspect.cli.terminal import CommandFailure
 from lora_inspect.cli.verb import (
     VERBS,
     FilePath,
@@ -23,13 +21,12 @@ from lora_inspect.cli.verb import (
     writing_options,
 )
 from lora_inspect.converting.options import ConvertOptions, ConvertRequest, contradiction, convert_options
-from lora_inspect.errors import RefusedError
-from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.sentences import listed, shortened, some
 
 if TYPE_CHECKING:
-    from lora_inspect.files.discovery import Mirrored
     from lora_inspect.ops.convert import ConvertResult
+    from lora_inspect.ops.folder import Outcome
+    from lora_inspect.reading.adapter import Adapter
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -142,109 +139,52 @@ def loss(result: "ConvertResult") -> str:
     return "exact" if worst == 0 else f"exact except for the rounding of float32: relative error at most {worst:.1g}"
 
 
-class _Outcome(NamedTuple):
-    """The outcome for one checkpoint: its conversion, the reason to skip it, or its failure."""
-
-    path: str
-    result: "ConvertResult | None" = None
-    skipped: str = ""
-    failure: CommandFailure | None = None
-
-
 def convert_folder(folder: str, output: str, options: ConvertOptions, force: bool, as_json: bool) -> None:
     """Converts every adapter below `folder` to the same place below `output`, tells of all and exits if one failed.
 
-    Raises LoraInspectError where the output is the folder itself or no folder, and where no adapter is in the folder.
+    Raises LoraInspectError as `make_in_folder` does.
     """
-    from lora_inspect.files.checkpoint import open_checkpoint
-    from lora_inspect.files.discovery import mirrored
-    from lora_inspect.files.outputs import folder_of_outputs
-
-    _check(folder, output)
-    found = mirrored(folder, output)
-    if not found:
-        open_checkpoint(folder)  # which says what there is instead
-    outcomes: list[_Outcome] = []
-    with progress_bar("Converting", len(found)) as progress, folder_of_outputs(output):
-        progress(0)
-        for one in found:
-            outcomes.append(_converted(one, output, options, force, outcomes))
-            progress(1)
-    if not any(outcome.result or outcome.failure for outcome in outcomes):
-        raise RefusedError(folder, "it holds no adapter to convert", "name a folder that does")
-    if as_json:
-        terminal.json_text([_record(outcome) for outcome in outcomes])
-    else:
-        _tell(outcomes)
-    failed = [outcome.failure for outcome in outcomes if outcome.failure]
-    for failed_one in failed:
-        terminal.error(failed_one.says)
-    if failed:
-        sys.exit(max(failed_one.status for failed_one in failed))
-
-
-def _check(folder: str, output: str) -> None:
-    from lora_inspect.stores.address import is_remote
-
-    if os.path.lexists(output) and not os.path.isdir(output):
-        raise RefusedError(
-            output, f"{folder} is a folder of adapters, so the output must be a folder", "choose another"
-        )
-    if is_remote(folder):
-        return
-    if os.path.isdir(output) and os.path.samefile(folder, output):
-        raise RefusedError(output, "it is the folder of the inputs", "choose another output")
-    if os.path.join(os.path.realpath(folder), "").startswith(os.path.join(os.path.realpath(output), "")):
-        raise RefusedError(output, "the folder of the inputs is in it", "choose another output")
-
-
-def _converted(one: "Mirrored", output: str, options: ConvertOptions, force: bool, before: list[_Outcome]) -> _Outcome:
     from lora_inspect.converting.standard_fix import output_ending
     from lora_inspect.converting.target.target_program import scheme_for
-    from lora_inspect.files.checkpoint import open_checkpoint
-    from lora_inspect.files.outputs import folder_of_outputs
     from lora_inspect.ops.convert import convert_to_standard
-    from lora_inspect.reading.adapter import read_adapter
-    from lora_inspect.reading.file_info import ADAPTER, kind_of
+    from lora_inspect.ops.folder import find_in_folder, make_in_folder
 
-    try:
-        kind, adapter = kind_of(read_adapter(open_checkpoint(one.path), options.settings))
-        if kind != ADAPTER:
-            return _Outcome(one.path, skipped="it is a base" if kind == "base" else "it is no adapter")
-        target = os.path.join(output, one.stem + output_ending(adapter, scheme_for(adapter, options)))
-        if taken := next((done.path for done in before if done.result and done.result.output == target), None):
-            raise RefusedError(one.path, f"{taken} already goes to {target}", "rename one of them")
+    def convert_one(adapter: "Adapter", target: str) -> "ConvertResult":
         present = {module.name.component for module in adapter.modules.values()}
         own = tuple(component for component in options.only if component in present)
-        options = replace(options, only=own or options.only)
-        with folder_of_outputs(os.path.dirname(target)):
-            return _Outcome(one.path, convert_to_standard(one.path, target, options, force))
-    except click.ClickException:
-        raise
-    except Exception as error:  # one file that cannot be converted leaves the others their outputs
-        show_defect(error)
-        return _Outcome(one.path, failure=failure(one.path, error))
+        chosen = replace(options, only=own or options.only)
+        return convert_to_standard(adapter.checkpoint.path, target, chosen, force)
+
+    def ending(adapter: "Adapter") -> str:
+        return output_ending(adapter, scheme_for(adapter, options))
+
+    found = find_in_folder(folder, output)
+    with progress_bar("Converting", len(found)) as progress:
+        outcomes = make_in_folder(found, folder, output, options.settings, ending, convert_one, progress)
+    failures = terminal.failures_of(outcomes)
+    if as_json:
+        terminal.json_text([_record(one, failures.get(one.path)) for one in outcomes])
+    else:
+        _tell(outcomes)
+    terminal.exit_with(failures)
 
 
-def _record(outcome: _Outcome) -> dict[str, Any]:
+def _record(outcome: "Outcome[ConvertResult]", failed: CommandFailure | None) -> dict[str, Any]:
     if outcome.result:
         record = outcome.result.to_dict()
         return {"schema": record["schema"], "path": outcome.path, **record}
-    if outcome.failure:
-        return outcome.failure.record()
+    if failed:
+        return failed.record()
     return {"schema": "lora-inspect/convert-skipped/1", "path": outcome.path, "skipped": outcome.skipped}
 
 
-def _tell(outcomes: list[_Outcome]) -> None:
+def _tell(outcomes: "Sequence[Outcome[ConvertResult]]") -> None:
     """Print a line per converted adapter, the counts of each kind, and the skipped files."""
     done = [outcome.result for outcome in outcomes if outcome.result]
     for result in done:
         terminal.line(f"{headline(result)}; {loss(result)}")
-    skipped = [outcome for outcome in outcomes if outcome.skipped]
-    counts = {"converted": len(done), "skipped": len(skipped), "failed": len(outcomes) - len(done) - len(skipped)}
-    terminal.line(", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "converted"))
+    terminal.tell_counts(outcomes, "converted")
     for result in done:
         for note in result.notes:
             terminal.note(note)
-    for outcome in skipped:
-        terminal.note(f"{outcome.path}: skipped, as {outcome.skipped}.")
+    terminal.tell_skipped(outcomes)

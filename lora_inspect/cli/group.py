@@ -35,7 +35,9 @@ class Verbs(Verb, click.Group):
         if name not in VERBS:
             return None
         with without_collecting():
-            command: click.Command = getattr(importlib.import_module(f"lora_inspect.cli.{_FOLDERS.get(name, '')}{name}"), name)
+            command: click.Command = getattr(
+                importlib.import_module(f"lora_inspect.cli.{_FOLDERS.get(name, '')}{name}"), name
+            )
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

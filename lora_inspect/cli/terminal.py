@@ -9,15 +9,18 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lora_inspect.errors import LoraInspectError, kind_of, of_system
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import IS_WINDOWS
 from lora_inspect.sentences import SENTENCE, VALUE, printable, shortened, width
 from lora_inspect.version import __version__
+
+if TYPE_CHECKING:
+    from lora_inspect.ops.folder import Outcome
 
 # How a piece of a line looks on a terminal that has colours, by the numbers that ECMA-48 has for it.
 PLAIN, BOLD, FAINT, WRONG, DOUBTFUL, RIGHT = "", "1", "2", "1;31", "33", "32"
@@ -345,6 +348,38 @@ def failure(path: str | None, error: Exception) -> CommandFailure:
     """Return the failure for an error that came with a file."""
     kind = kind_of(error)
     return CommandFailure(path, sentence_of(error, path or ""), kind.code, kind.status)
+
+
+def failures_of(outcomes: "Iterable[Outcome[Any]]") -> dict[str, CommandFailure]:
+    """Return the failures of a folder's adapters by path; show the defects among them where the environment asks."""
+    found = {}
+    for one in outcomes:
+        if one.error:
+            show_defect(one.error)
+            found[one.path] = failure(one.path, one.error)
+    return found
+
+
+def tell_counts(outcomes: "Sequence[Outcome[Any]]", done: str) -> None:
+    """Print how many adapters of a folder are `done`, were skipped, and failed."""
+    skipped, failed = (sum(map(bool, own)) for own in ((o.skipped for o in outcomes), (o.error for o in outcomes)))
+    counts = {done: len(outcomes) - skipped - failed, "skipped": skipped, "failed": failed}
+    line(", ".join(f"{count} {word}" for word, count in counts.items() if count or word == done))
+
+
+def tell_skipped(outcomes: "Iterable[Outcome[Any]]") -> None:
+    """Note the checkpoints of a folder that were skipped, with the reasons."""
+    for one in outcomes:
+        if one.skipped:
+            note(f"{one.path}: skipped, as {one.skipped}.")
+
+
+def exit_with(failures: Mapping[str, CommandFailure]) -> None:
+    """Print the failures of a folder's adapters and exit with their status, if there are any."""
+    for one in failures.values():
+        error(one.says)
+    if failures:
+        sys.exit(max(one.status for one in failures.values()))
 
 
 def json_failure(ended: CommandFailure) -> None:

@@ -221,6 +221,8 @@ def parse_without_multiplier(argument: str, verb: str) -> "tuple[str, Settings]"
     from lora_inspect.reading.model.settings import bare_number, parse_argument
 
     path, own = parse_argument(argument)
+    if own.step is not None:
+        raise click.UsageError(f"{argument}: only average uses a step; leave it out.")
     if own.has_multiplier or bare_number(argument) is not None:
         raise click.UsageError(f"{argument}: {verb} applies no adapter, so a multiplier has no meaning; leave it out.")
     return path, own

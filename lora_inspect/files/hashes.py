@@ -137,6 +137,12 @@ def file_hashes(file: str, data_start: int, identity: Identity, progress: Progre
 _PIECE = 1 << 18
 
 
+def are_same_tensors(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two tensors have one element type, one shape and the same bytes."""
+    is_alike = (one.dtype, one.shape) == (other.dtype, other.shape)
+    return is_alike and are_same_bytes(one, other, [(0, 0, one.nbytes)])
+
+
 def are_same_bytes(one: TensorInfo, other: TensorInfo, ranges: Iterable[tuple[int, int, int]]) -> bool:
     """Whether each of the `ranges` (first byte in `one`, first byte in `other`, how many) is alike in both tensors.
 

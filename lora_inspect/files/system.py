@@ -144,6 +144,16 @@ def write_at(descriptor: int, buffer: memoryview, position: int) -> int:
         return os.write(descriptor, buffer)
 
 
+def read_at(descriptor: int, count: int, position: int) -> bytes:
+    """Reads up to `count` bytes from a `position` of a file, wherever other threads read and write."""
+    if hasattr(os, "pread"):
+        read: bytes = os.pread(descriptor, count, position)
+        return read
+    with _SEEKING:
+        os.lseek(descriptor, position, os.SEEK_SET)
+        return os.read(descriptor, count)
+
+
 def copy_in_system(source: int, target: int, count: int, position: int, at: int) -> int:
     """Copies up to `count` bytes from `position` of a descriptor to `at` in another one, without reading them.
 

@@ -5,32 +5,41 @@ from collections.abc import Sequence
 from lora_inspect.algebra.inputs import read_inputs
 from lora_inspect.algebra.options import CombineRequest, rank_rule
 from lora_inspect.algebra.plan import SumPlan, plan_sum
-from lora_inspect.algebra.sum_result import SumResult, plan_result, steps_of, write_sum
+from lora_inspect.algebra.rescaling import RescalingPlan, is_rescalable, plan_rescaling, planned_copy, rescaled
+from lora_inspect.algebra.sum_result import SumResult, plan_result, write_sum
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings
 
 # A sum is planned and then made: its callers find both here.
-__all__ = ["SumPlan", "SumResult", "combine", "plan_combine", "planned_result", "steps_of"]
+__all__ = ["CombinePlan", "SumResult", "combine", "plan_combine", "planned_result"]
 
+CombinePlan = SumPlan | RescalingPlan
 _VERB = "combine"
 
 
-def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, request: CombineRequest) -> SumPlan:
+def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, request: CombineRequest) -> CombinePlan:
     """Read headers and plan the sum; without an `output` it can be measured alone.
 
-    Raises LoraInspectError where the adapters have no sum, or names cannot have it.
+    One adapter without a rule or other names keeps its algorithm. Raises LoraInspectError where the adapters have no
+    sum, or names cannot have it.
     """
-    return plan_sum(read_inputs(adapters, request), output, request, rank_rule(request), is_resized=False)
+    inputs, rule = read_inputs(adapters, request), rank_rule(request)
+    is_kept = rule.is_exact and request.to is None and request.base is None
+    if is_kept and is_rescalable(inputs, request.dora_multiplier):
+        return plan_rescaling(inputs, output, request.dtype, request.dora_multiplier)
+    return plan_sum(inputs, output, request, rule, is_resized=False)
 
 
-def combine(plan: SumPlan, force: bool = False, progress: Progress = silent) -> SumResult:
-    """Write the planned sum; `progress` counts modules, as `steps_of` says.
+def combine(plan: CombinePlan, force: bool = False, progress: Progress = silent) -> SumResult:
+    """Write the planned sum; `progress` counts the `steps` of the plan.
 
     Raises LoraInspectError, and leaves nothing, where it cannot be written as planned.
     """
+    if isinstance(plan, RescalingPlan):
+        return rescaled(plan, _VERB, force, progress)
     return write_sum(plan, _VERB, force, progress)
 
 
-def planned_result(plan: SumPlan, progress: Progress = silent) -> SumResult:
+def planned_result(plan: CombinePlan, progress: Progress = silent) -> SumResult:
     """Measure the planned sum without writing it."""
-    return plan_result(plan, _VERB, progress)
+    return planned_copy(plan, _VERB) if isinstance(plan, RescalingPlan) else plan_result(plan, _VERB, progress)

@@ -30,14 +30,19 @@ _PLACEHOLDERS = {
 }
 
 
-def read_settled(opened: Sequence[tuple[Checkpoint, Settings]], options: Settings) -> list[Adapter]:
+def read_settled(
+    opened: Sequence[tuple[Checkpoint, Settings]], options: Settings, has_steps: bool = False
+) -> list[Adapter]:
     """Reads each checkpoint with the settings on its path, and with what the `options` settle.
 
     An option speaks of the one adapter whose evidence leaves it open. Raises LoraInspectError where there are several,
     and where an adapter needs more than the options and the paths say; the error names all that is missing. Where
     nothing is open, every adapter is asked whether it agrees. The architecture is that of all that leave it open, as
-    one base is of one.
+    one base is of one. A step is refused unless the verb `has_steps`.
     """
+    for checkpoint, own in opened:
+        if own.step is not None and not has_steps:
+            raise RefusedError(checkpoint.path, f"step={own.step} has no effect", "leave it out; average uses it")
     partial = Settings(allow_partial_dora=options.allow_partial_dora)
     adapters = [read_adapter(checkpoint, own.joined(partial, checkpoint.path)) for checkpoint, own in opened]
     adapters = _with_architecture(adapters, options.architecture)

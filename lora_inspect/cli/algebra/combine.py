@@ -33,13 +33,13 @@ def combine(
     from lora_inspect.cli.algebra.summary import tell
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.ops.combine import combine as combine_planned
-    from lora_inspect.ops.combine import plan_combine, planned_result, steps_of
+    from lora_inspect.ops.combine import plan_combine, planned_result
     from lora_inspect.reading.model.settings import parse_arguments
 
     request = CombineRequest(**asked)
     if wrong := contradiction(request):
         raise click.UsageError(wrong)
     plan = plan_combine(parse_arguments(adapters), output, request)
-    with progress_bar("Combining", steps_of(plan, not dry_run)) as progress:
+    with progress_bar("Combining", plan.steps) as progress:
         result = planned_result(plan, progress) if dry_run else combine_planned(plan, force, progress)
-    tell(result, plan.rule.is_exact, as_json)
+    tell(result, as_json)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _LISTED = 8
 
 
-def tell(result: "SumResult", is_exact: bool, as_json: bool) -> None:
-    """Print all of it; `is_exact` says that no rule was given."""
+def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = ()) -> None:
+    """Print all of it, with a text `beside` each input if there are any."""
     for note in result.notes:
         terminal.note(note)
     if as_json:
@@ -25,12 +25,11 @@ def tell(result: "SumResult", is_exact: bool, as_json: bool) -> None:
     where = result.output or "the output"
     verb = "has" if result.is_made else "would have"
     terminal.line(f"{where} {verb} {counted(result.modules, 'module')} of {counted(len(result.inputs), 'adapter')}")
-    for one in result.inputs:
-        settings = f"  {one['settings']}" if one["settings"] else ""
-        terminal.line(f"  {one['path']}{settings}")
+    for one, text in zip(result.inputs, beside or [""] * len(result.inputs), strict=True):
+        terminal.line(f"  {'  '.join(filter(None, (one['path'], one['settings'], text)))}")
     ranks = f"{ranks_in_words(result.ranks)}, " if result.ranks else ""
     terminal.line(f"{ranks}{result.dtype}, {result.bytes:,} bytes")
-    terminal.line(error_in_words(result, is_exact))
+    terminal.line(error_in_words(result))
     if result.rounding is not None:
         terminal.line(f"rounding to {result.dtype}: relative error {result.rounding:.2g}")
     if ordered := result.order_matters:
@@ -48,13 +47,13 @@ def ranks_in_words(ranks: dict[int, int]) -> str:
     if len(ranks) == 1:
         return f"rank {next(iter(ranks))}"
     if len(ranks) <= _LISTED:
-        return f"rank {', '.join(f'{rank} ({count} modules)' for rank, count in ranks.items())}"
+        return "rank " + ", ".join(f"{rank} ({counted(count, 'module')})" for rank, count in ranks.items())
     return f"rank {min(ranks)} to {max(ranks)}"
 
 
-def error_in_words(result: "SumResult", is_exact: bool) -> str:
+def error_in_words(result: "SumResult") -> str:
     """The error of the trims, of all modules and of the worst one."""
-    if is_exact and result.error < 1e-6:
+    if result.error < 1e-6:
         return "exact but for rounding"
     worst = f"; worst module {shortened(result.worst.module)}: {result.worst.error:.3g}" if result.worst else ""
     return f"keeps {share(result.energy)} of the energy: relative error {result.error:.3g}{worst}"

@@ -22,8 +22,8 @@ _WORDS = {"yes": True, "no": False}
 # What may be settled by an option as well.
 _OPEN = ("alpha", "rslora", "expert_packing", "architecture")
 _RSLORA, _ALPHA, _PACKING, _RESIDUAL = "rslora", "alpha", "expert-packing", "residual"
-_ARCHITECTURE = "architecture"
-_RESERVED = (_ALPHA, _RSLORA, _PACKING, _RESIDUAL, _ARCHITECTURE)
+_ARCHITECTURE, _STEP = "architecture", "step"
+_RESERVED = (_ALPHA, _RSLORA, _PACKING, _RESIDUAL, _ARCHITECTURE, _STEP)
 # How families are called, as `architectures/` has them.
 _FAMILY = r"[a-z][a-z0-9_]*"
 # How the plain multiplier is called where modules have their own beside it: a glob that every module fits.
@@ -49,7 +49,8 @@ class Settings(NamedTuple):
     `multiplier` is the plain number, None where there is none (which means 1); `part_multipliers` are multipliers by
     component or by glob, as they were written. `rslora`, `alpha` and `expert_packing` count where the file leaves them
     open. `residual` says whether the base is the one that an initialisation left; None stands for the original one.
-    `architecture` is the name of the family, of those that the file may be of.
+    `architecture` is the name of the family, of those that the file may be of. `step` is the number of the training's
+    step after which the file was saved, which `average` alone asks for.
     """
 
     multiplier: float | None = None
@@ -60,6 +61,7 @@ class Settings(NamedTuple):
     expert_packing: str | None = None
     residual: bool | None = None
     architecture: str | None = None
+    step: int | None = None
 
     @property
     def has_multiplier(self) -> bool:
@@ -240,6 +242,8 @@ def parse_settings(text: str) -> Settings:
             settings = settings._replace(expert_packing=value)
         elif name == _ARCHITECTURE and re.fullmatch(_FAMILY, value):
             settings = settings._replace(architecture=value)
+        elif name == _STEP and re.fullmatch("[0-9]{1,12}", value):
+            settings = settings._replace(step=int(value))
         elif is_pattern(name):
             from lora_inspect.reading.module_patterns import check_pattern  # most runs name no part of an adapter
 
@@ -267,6 +271,7 @@ def spell_settings(settings: Settings) -> str:
     parts += [] if settings.residual is None else [f"{_RESIDUAL}={'yes' if settings.residual else 'no'}"]
     parts += [] if settings.expert_packing is None else [f"{_PACKING}={settings.expert_packing}"]
     parts += [] if settings.architecture is None else [f"{_ARCHITECTURE}={settings.architecture}"]
+    parts += [] if settings.step is None else [f"{_STEP}={settings.step}"]
     return ",".join(parts)
 
 

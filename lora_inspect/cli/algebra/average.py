@@ -1,0 +1,48 @@
+"""`lora-inspect average`: the average of adapters, such as the epochs of one training."""
+
+from typing import Any
+
+import click
+
+from lora_inspect.algebra.options import AverageRequest, contradiction
+from lora_inspect.cli import terminal
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writing_options
+
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Write the average of FILEs: of their changes, weighted alike or by the steps of a training.
+
+--beta and --sigma-rel weigh files by their steps: from ss_steps in the metadata, else from the number in the name, else
+from FILE:step=N. The rank of a module is the largest in its inputs, unless a rule or --exact says otherwise.
+
+\b
+Example: lora-inspect average style-000006.safetensors style-000008.safetensors --sigma-rel 0.2 -o style.safetensors
+"""
+
+
+@click.command(cls=Verb, help=_HELP, short_help=VERBS["average"])
+@click.argument("files", nargs=-1, required=True, type=FilePath(), metavar="FILE[:SETTING,...]...")
+@writing_options(dry_run=True)
+@declared_options(AverageRequest)
+@click.option("--dry-run", is_flag=True, is_eager=True, help="Print weights, ranks, bytes and errors; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def average(
+    files: tuple[str, ...], output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any
+) -> None:
+    """Plans, writes and prints."""
+    from lora_inspect.cli.algebra.summary import tell
+    from lora_inspect.cli.progress_bar import progress_bar
+    from lora_inspect.ops.average import average as average_planned
+    from lora_inspect.ops.average import plan_average, planned_result
+    from lora_inspect.reading.model.settings import parse_arguments
+
+    request = AverageRequest(**asked)
+    if wrong := contradiction(request):
+        raise click.UsageError(wrong)
+    plan = plan_average(parse_arguments(files), output, request)
+    with progress_bar("Averaging", plan.steps) as progress:
+        result = planned_result(plan, progress) if dry_run else average_planned(plan, force, progress)
+    steps = [""] * len(result.weights) if result.steps is None else [f" at step {step:,}" for step in result.steps]
+    tell(result, as_json, [f"weight {weight:.4g}{step}" for weight, step in zip(result.weights, steps, strict=True)])
+    if result.apart is not None and not as_json:
+        terminal.line(f"the average of factors would differ by {result.apart:.2g} of the average of changes")

@@ -1,0 +1,111 @@
+"""`lora-inspect resize`: another rank for one adapter, or for each adapter in a folder."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_inspect.algebra.options import ResizeRequest, contradiction
+from lora_inspect.cli import terminal
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writing_options
+
+if TYPE_CHECKING:
+    from lora_inspect.ops.folder import Outcome
+    from lora_inspect.ops.resize import SumResult
+    from lora_inspect.reading.adapter import Adapter
+    from lora_inspect.reading.model.settings import Settings
+
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Give ADAPTER another rank: the nearest change that one of --rank, --energy, --max-error and --size allows.
+
+The result keeps names and scale rule. --rank N gives every module rank N: new directions begin as those of a new
+training, so the change is the same. If ADAPTER is a folder of adapters, `resize` writes each into the folder OUT under
+its name.
+
+\b
+Example: lora-inspect resize style.safetensors --energy 0.99 -o smaller.safetensors
+"""
+
+
+@click.command(cls=Verb, help=_HELP, short_help=VERBS["resize"])
+@click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
+@writing_options(dry_run=True)
+@declared_options(ResizeRequest)
+@click.option("--dry-run", is_flag=True, is_eager=True, help="Print ranks, bytes and errors; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def resize(adapter: str, output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any) -> None:
+    """Plans, writes and prints."""
+    from lora_inspect.cli.algebra.summary import tell
+    from lora_inspect.cli.progress_bar import progress_bar
+    from lora_inspect.files.discovery import is_collection
+    from lora_inspect.ops.resize import plan_resize, planned_result
+    from lora_inspect.ops.resize import resize as resize_planned
+    from lora_inspect.reading.model.settings import parse_argument
+
+    request = ResizeRequest(**asked)
+    if wrong := contradiction(request, needs_rule="resize"):
+        raise click.UsageError(wrong)
+    path, settings = parse_argument(adapter)
+    if is_collection(path):
+        if dry_run or output is None:
+            raise click.UsageError("--dry-run is for one adapter; name one, or leave --dry-run out for the folder.")
+        _resize_folder(path, settings, output, request, force, as_json)
+        return
+    plan = plan_resize(path, settings, output, request)
+    with progress_bar("Resizing", plan.steps) as progress:
+        result = planned_result(plan, progress) if dry_run else resize_planned(plan, force, progress)
+    tell(result, as_json)
+
+
+def _resize_folder(
+    folder: str, settings: "Settings", output: str, request: ResizeRequest, force: bool, as_json: bool
+) -> None:
+    """Resize every adapter below a folder, tell of all, and exit if one failed."""
+    from lora_inspect.cli.progress_bar import progress_bar
+    from lora_inspect.converting.standard_fix import output_ending
+    from lora_inspect.ops.folder import find_in_folder, make_in_folder
+    from lora_inspect.ops.resize import plan_resize
+    from lora_inspect.ops.resize import resize as resize_planned
+    from lora_inspect.programs import PROGRAMS
+
+    def resize_one(adapter: "Adapter", target: str) -> "SumResult":
+        return resize_planned(plan_resize(adapter.checkpoint.path, settings, target, request), force)
+
+    def ending(adapter: "Adapter") -> str:
+        from lora_inspect.converting.options import ConvertOptions
+        from lora_inspect.converting.target.target_program import scheme_for
+
+        is_program = request.to in PROGRAMS
+        named = ConvertOptions(program=request.to) if is_program else ConvertOptions(scheme=request.to)
+        return output_ending(adapter, scheme_for(adapter, named))
+
+    found = find_in_folder(folder, output)
+    with progress_bar("Resizing", len(found)) as progress:
+        outcomes = make_in_folder(found, folder, output, settings, ending, resize_one, progress)
+    failures = terminal.failures_of(outcomes)
+    if as_json:
+        records = [
+            one.result.to_dict() if one.result else failures[one.path].record() if one.path in failures
+            else {"schema": "lora-inspect/resize-skipped/1", "path": one.path, "skipped": one.skipped}
+            for one in outcomes
+        ]  # fmt: skip
+        terminal.json_text(records)
+    else:
+        _tell(outcomes)
+    terminal.exit_with(failures)
+
+
+def _tell(outcomes: "Sequence[Outcome[SumResult]]") -> None:
+    from lora_inspect.cli.algebra.summary import ranks_in_words, share, size_in_words
+
+    done = [one.result for one in outcomes if one.result]
+    terminal.table(
+        [
+            (one.output, ranks_in_words(one.ranks), size_in_words(one.bytes), share(one.energy), f"{one.error:.3g}")
+            for one in done
+        ],
+        ("output", "ranks", "size", "energy", "error"),
+    )
+    terminal.tell_counts(outcomes, "resized")
+    terminal.tell_skipped(outcomes)

@@ -1,0 +1,103 @@
+"""Every adapter below a folder, made into another one at the same place below another folder.
+
+A failed adapter does not stop the others.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from lora_inspect.errors import RefusedError
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.files.discovery import Mirrored, mirrored
+from lora_inspect.files.outputs import folder_of_outputs
+from lora_inspect.progress import Progress
+from lora_inspect.reading.adapter import Adapter, read_adapter
+from lora_inspect.reading.file_info import ADAPTER, kind_of
+from lora_inspect.reading.model.settings import Settings
+from lora_inspect.stores.address import is_remote
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[Made]):
+    """The outcome for one checkpoint: what was made of it, the reason to skip it, or its error."""
+
+    path: str
+    target: str = ""
+    result: Made | None = None
+    skipped: str = ""
+    error: Exception | None = None
+
+
+def find_in_folder(folder: str, output: str) -> list[Mirrored]:
+    """The checkpoints below `folder`.
+
+    Raises LoraInspectError where there is none, and where the output is the folder itself or no folder.
+    """
+    _check(folder, output)
+    found = mirrored(folder, output)
+    if not found:
+        open_checkpoint(folder)  # which says what there is instead
+    return found
+
+
+def make_in_folder(
+    found: Sequence[Mirrored],
+    folder: str,
+    output: str,
+    settings: Settings,
+    ending: Callable[[Adapter], str],
+    make: Callable[[Adapter, str], Made],
+    progress: Progress,
+) -> list[Outcome[Made]]:
+    """Make something of every adapter that was `found`: `make(adapter, target)` writes it to a path below `output`.
+
+    `ending(adapter)` is that of the target's name. `progress` is told of each checkpoint. Raises LoraInspectError where
+    none of them is an adapter.
+    """
+    outcomes: list[Outcome[Made]] = []
+    with folder_of_outputs(output):
+        progress(0)
+        for one in found:
+            outcomes.append(_made(one, output, settings, ending, make, outcomes))
+            progress(1)
+    if not any(one.result or one.error for one in outcomes):
+        raise RefusedError(folder, "it holds no adapter", "name a folder that does")
+    return outcomes
+
+
+def _check(folder: str, output: str) -> None:
+    if os.path.lexists(output) and not os.path.isdir(output):
+        raise RefusedError(
+            output, f"{folder} is a folder of adapters, so the output must be a folder", "choose another"
+        )
+    if is_remote(folder):
+        return
+    if os.path.isdir(output) and os.path.samefile(folder, output):
+        raise RefusedError(output, "it is the folder of the inputs", "choose another output")
+    if os.path.join(os.path.realpath(folder), "").startswith(os.path.join(os.path.realpath(output), "")):
+        raise RefusedError(output, "the folder of the inputs is in it", "choose another output")
+
+
+def _made(
+    one: Mirrored,
+    output: str,
+    settings: Settings,
+    ending: Callable[[Adapter], str],
+    make: Callable[[Adapter, str], Made],
+    before: list[Outcome[Made]],
+) -> Outcome[Made]:
+    try:
+        kind, adapter = kind_of(read_adapter(open_checkpoint(one.path), settings))
+        if kind != ADAPTER:
+            return Outcome(one.path, skipped="it is a base" if kind == "base" else "it is no adapter")
+        target = os.path.join(output, one.stem + ending(adapter))
+        if taken := next((done.path for done in before if done.result and done.target == target), None):
+            raise RefusedError(one.path, f"{taken} already goes to {target}", "rename one of them")
+        with folder_of_outputs(os.path.dirname(target)):
+            return Outcome(one.path, target, make(adapter, target))
+    except Exception as error:  # one file that fails leaves the others their outputs
+        return Outcome(one.path, error=error)
