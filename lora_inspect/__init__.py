@@ -9,6 +9,7 @@ from lora_inspect.version import __version__
 # Where each public name is, in lora_inspect.api.
 _HOMES = {
     "AmbiguousError": "arguments",
+    "AverageResult": "algebra",
     "CheckResult": "verbs",
     "CompatResult": "verbs",
     "ConvertResult": "convert",
@@ -25,14 +26,18 @@ _HOMES = {
     "RefusedError": "arguments",
     "ScannedFile": "verbs",
     "StateDict": "convert",
+    "SumResult": "algebra",
     "UnmergeResult": "verbs",
     "VerifyResult": "verbs",
     "WouldOverwriteError": "arguments",
+    "average": "algebra",
     "check": "verbs",
+    "combine": "algebra",
     "compat": "verbs",
     "convert": "convert",
     "merge": "verbs",
     "open_adapter": "opened",
+    "resize": "algebra",
     "scan": "verbs",
     "state_dict": "convert",
     "unmerge": "verbs",
@@ -41,6 +46,7 @@ _HOMES = {
 
 __all__ = [
     "AmbiguousError",
+    "AverageResult",
     "CheckResult",
     "CompatResult",
     "ConvertResult",
@@ -57,15 +63,19 @@ __all__ = [
     "RefusedError",
     "ScannedFile",
     "StateDict",
+    "SumResult",
     "UnmergeResult",
     "VerifyResult",
     "WouldOverwriteError",
     "__version__",
+    "average",
     "check",
+    "combine",
     "compat",
     "convert",
     "merge",
     "open_adapter",
+    "resize",
     "scan",
     "state_dict",
     "unmerge",
@@ -74,6 +84,7 @@ __all__ = [
 
 TYPE_CHECKING = False  # what checks types takes it for true, and `typing` takes longer to load than all of this
 if TYPE_CHECKING:
+    from lora_inspect.api.algebra import AverageResult, SumResult, average, combine, resize
     from lora_inspect.api.arguments import (
         AmbiguousError,
         CouldNotWorkError,

@@ -63,7 +63,7 @@ def held(stdout):
     names = []
     for record in printed if isinstance(printed, list) else [printed]:
         name = "error"
-        if "error" not in record:
+        if "code" not in record:
             assert next(iter(record)) == "schema"
             name = record["schema"].split("/")[1]
         assert list(wrong(record, SCHEMAS[name])) == []
@@ -113,6 +113,15 @@ COMMANDS = {
                "--shard", "1/2", "-o", "out"], {"merge-shard"}),
     "all jobs": (["merge", str(SYNTHETIC / "base_sharded"), str(SYNTHETIC / "split.safetensors"),
                   "--shard", "1/1", "-o", "out"], {"merge-shard"}),
+    "a sum": (["combine", RSLORA, f"{OTHER}:0.5", "--rank", "2", "-o", "a.safetensors"], {"combine"}),
+    "a planned sum": (["combine", RSLORA, f"{OTHER}:0.5", "--dry-run"], {"combine"}),
+    "one adapter at a multiplier": (["combine", f"{RSLORA}:0.5", "-o", "a.safetensors"], {"combine"}),
+    "a sum that depends on a base": (["combine", RSLORA, DORA, "--base", BASE, "-o", "a.safetensors"], {"combine"}),
+    "a new rank": (["resize", RSLORA, "--rank", "2", "-o", "a.safetensors"], {"resize"}),
+    "a folder that is resized": (["resize", str(SYNTHETIC), "--rank", "2", "-o", "all"],
+                                 {"resize", "resize-skipped", "error"}),
+    "an average": (["average", RSLORA, f"{RSLORA}:step=2", "-o", "a.safetensors"], {"average"}),
+    "an average of factors": (["average", RSLORA, RSLORA, "--of", "factors", "-o", "a.safetensors"], {"average"}),
     "a proof": (["verify", "merged.safetensors", BASE, RSLORA], {"verify"}),
     "no proof": (["verify", BASE, BASE, RSLORA], {"verify"}),
     "taken back": (["unmerge", "merged.safetensors", RSLORA, "--base", BASE, "-o", "a.safetensors"], {"unmerge"}),
@@ -120,7 +129,8 @@ COMMANDS = {
     "to be taken back": (["unmerge", "merged.safetensors", RSLORA, "--dry-run"], {"unmerge-plan"}),
     **{f"{' '.join(words)} of nothing": ([*words, "nothing", *more], {"error"}) for words, more in (
         (["info"], []), (["check"], []), (["compat"], []), (["metadata", "show"], []), (["convert"], ["-o", "a"]),
-        (["merge"], [RSLORA, "-o", "a"]), (["unmerge"], ["-o", "a"]), (["verify"], [BASE, RSLORA]))},
+        (["merge"], [RSLORA, "-o", "a"]), (["combine"], ["-o", "a"]), (["resize"], ["--rank", "2", "-o", "a"]),
+        (["average"], [RSLORA, "-o", "a"]), (["unmerge"], ["-o", "a"]), (["verify"], [BASE, RSLORA]))},
 }  # fmt: skip
 
 

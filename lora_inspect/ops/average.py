@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from lora_inspect.algebra.alignment import MultipliedAdapter
+from lora_inspect.algebra.alignment import MultipliedAdapter, aligned
 from lora_inspect.algebra.averages import steps_of, weights_of
 from lora_inspect.algebra.factor_average import averaged_bytes, check_alike, ways_apart
 from lora_inspect.algebra.inputs import Inputs, check_experts, read_inputs
@@ -14,6 +14,7 @@ from lora_inspect.algebra.plan import SumPlan, plan_sum
 from lora_inspect.algebra.ranks import RankRule
 from lora_inspect.algebra.rescaling import RescalingPlan, Rounding, plan_rescaling, planned_copy, write_alike
 from lora_inspect.algebra.sum_result import SumResult, plan_result, write_sum
+from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.progress import Progress, silent
@@ -113,7 +114,7 @@ def average(plan: AveragePlan, force: bool = False, progress: Progress = silent)
     Raises LoraInspectError, and leaves nothing, where it cannot be written as planned.
     """
     if isinstance(plan.of, RescalingPlan):
-        return _with_weights(_write_factors(plan, plan.of, force, progress), plan, None)
+        return _of_other_way(_write_factors(plan, plan.of, force, progress), plan)
     apart = ways_apart([one.sum for one in plan.of.modules if one.shape], progress)
     return _with_weights(write_sum(plan.of, _VERB, force, progress), plan, apart)
 
@@ -134,9 +135,20 @@ def _write_factors(plan: AveragePlan, of: RescalingPlan, force: bool, progress: 
 def planned_result(plan: AveragePlan, progress: Progress = silent) -> AverageResult:
     """Measure the planned average without writing it."""
     if isinstance(plan.of, RescalingPlan):
-        return _with_weights(planned_copy(plan.of, _VERB), plan, None)
+        return _of_other_way(planned_copy(plan.of, _VERB), plan)
     apart = ways_apart([one.sum for one in plan.of.modules if one.shape], progress)
     return _with_weights(plan_result(plan.of, _VERB, progress), plan, apart)
+
+
+def _of_other_way(found: SumResult, plan: AveragePlan) -> AverageResult:
+    """The account of an average of factors: its error is its difference from the average of changes."""
+    weighted = [
+        MultipliedAdapter(one.adapter, dict.fromkeys(one.multipliers, weight))
+        for one, weight in zip(plan.inputs.adapters, plan.weights, strict=True)
+    ]
+    apart = ways_apart(aligned(weighted, ConvertOptions()), silent)
+    error = apart or 0.0
+    return _with_weights(replace(found, error=error, energy=1.0 - error**2), plan, apart)
 
 
 def _with_weights(found: SumResult, plan: AveragePlan, apart: float | None) -> AverageResult:

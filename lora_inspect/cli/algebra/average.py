@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from lora_inspect.algebra.options import AverageRequest, contradiction
+from lora_inspect.algebra.options import FACTORS, AverageRequest, contradiction
 from lora_inspect.cli import terminal
 from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writing_options
 
@@ -45,4 +45,5 @@ def average(
     steps = [""] * len(result.weights) if result.steps is None else [f" at step {step:,}" for step in result.steps]
     tell(result, as_json, [f"weight {weight:.4g}{step}" for weight, step in zip(result.weights, steps, strict=True)])
     if result.apart is not None and not as_json:
-        terminal.line(f"the average of factors would differ by {result.apart:.2g} of the average of changes")
+        verb = "differs" if request.of == FACTORS else "would differ"
+        terminal.line(f"the average of factors {verb} from the average of changes by {result.apart:.2g}")
