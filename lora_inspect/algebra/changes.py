@@ -11,14 +11,12 @@ import numpy
 
 from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.algebra.factors import Array, Factors, joined
-from lora_inspect.algorithms import full, lora, norm
+from lora_inspect.algorithms import full, lora
+from lora_inspect.converting.target.target_algorithm import ARE_DIFFERENCES
 from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.stored_numbers import FLOATS, load
 from lora_inspect.reading.model.contribution import Contribution
-
-# Tensors that are added to a parameter as they are.
-DIFFERENCE_NAMES = {algorithm.name for algorithm in (*full.ALGORITHMS, *norm.ALGORITHMS)}
 
 
 def needs_base(contribution: Contribution) -> bool:
@@ -62,7 +60,7 @@ def factors_of(contribution: Contribution) -> Factors:
 
 
 def _is_plain(contribution: Contribution) -> bool:
-    return contribution.algorithm.name == lora.ALGORITHM.name and "mid" not in contribution.factors
+    return contribution.formula.low_rank is lora.matrices and "mid" not in contribution.factors
 
 
 def _load(info: TensorInfo) -> Array:
@@ -148,7 +146,7 @@ def change_of(term: Term) -> Array:
     That of a vector has one column. Raises LoraInspectError for a number that is not finite.
     """
     contribution = term.contribution
-    if contribution.algorithm.name not in DIFFERENCE_NAMES:
+    if contribution.algorithm.name not in ARE_DIFFERENCES:
         from lora_inspect.maths.torch_threads import load_torch
 
         load_torch()

@@ -7,28 +7,28 @@ are kept between them, up to a limit. No two modules are in memory longer than i
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.alignment import OutputModule, Term
+from lora_inspect.algebra.alignment import Term
 from lora_inspect.algebra.changes import change_of, matrix_shape, refuse_not_finite, shape_of, sum_of
 from lora_inspect.algebra.core import Core, Trim
+from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.factors import Array, Factors, joined
 from lora_inspect.algebra.module_threads import made_in_order
+from lora_inspect.algebra.output_modules import MadeModule, Making, PlannedModule
 from lora_inspect.algebra.ranks import RankRule, Spectrum
 from lora_inspect.errors import RefusedError
-from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.maths.stored_numbers import decoded, encoded
 from lora_inspect.progress import Progress
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.full_changes import BaseChanges
     from lora_inspect.algebra.range_finder import Found
 
 # The most bytes of cores that are kept between the passes; the others are computed twice.
@@ -46,38 +46,6 @@ OFFERED = 0.99
 _BLOCK = 1 << 20
 
 
-class PlannedModule(NamedTuple):
-    """A module of the output: the terms of its weight's change, and those of its other parameters' differences.
-
-    `shape` is (out, in, *kernel) of its weight, empty where that does not change. `is_full` says that the change is no
-    product of thin factors, and `is_difference` that it is written as a full difference. `rank` is the most that its
-    change can have, and `of_inputs` the largest of one input. `vectors` are the terms by parameter; that of a norm is
-    `weight` too.
-    """
-
-    sum: OutputModule
-    shape: tuple[int, ...]
-    is_full: bool
-    is_difference: bool
-    rank: int
-    of_inputs: int
-    vectors: Mapping[str, tuple[Term, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Making:
-    """The choices that hold for all modules: the element types, the base, and whether short ranks are filled.
-
-    `dtype` is that of factors and `differences` that of full differences and vectors. `base` computes changes that
-    depend on a weight. `initial` is the rank up to which trained networks begin: rows of down are drawn, up has zeros.
-    """
-
-    dtype: str
-    differences: str
-    base: "BaseChanges | None" = None
-    initial: int | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class MeasuredModule:
     """A module of the output with the singular values of its sum, and the `trim` to all of them, None if not kept."""
@@ -90,54 +58,6 @@ class MeasuredModule:
     def key(self) -> str:
         """The key of the module in the output."""
         return self.module.sum.module.name.key
-
-
-@dataclass(frozen=True, slots=True)
-class MadeModule:
-    """A module as it is written: up (out, rank) and down (rank, columns), rounded to the type of the output.
-
-    Both are None at rank 0, where nothing is left of the sum, and where the change is a full difference. `differences`
-    are by parameter. `norm` is that of the weight's change, `lost` the norm that the trim loses, and `rounding` the
-    norm of the error that the rounding makes, of factors estimated with random vectors. `offered` is the rank that
-    keeps the share OFFERED of the energy.
-    """
-
-    module: PlannedModule
-    rank: int = 0
-    up: NDArray[numpy.generic] | None = None
-    down: NDArray[numpy.generic] | None = None
-    differences: Mapping[str, NDArray[numpy.generic]] = field(default_factory=dict)
-    norm: float = 0.0
-    lost: float = 0.0
-    rounding: float = 0.0
-    offered: int = 0
-
-    @property
-    def key(self) -> str:
-        """The key of the module in the output."""
-        return self.module.sum.module.name.key
-
-    @property
-    def account(self) -> "ModuleAccount":
-        """The facts without the numbers."""
-        return ModuleAccount(
-            self.key, self.rank, bool(self.differences), self.norm, self.lost, self.rounding, self.offered
-        )
-
-
-class ModuleAccount(NamedTuple):
-    """The facts of a made module: its key, its rank, and norms of its change and of the errors, as of MadeModule.
-
-    `has_differences` says that a parameter's difference is written; without that and a rank nothing is.
-    """
-
-    key: str
-    rank: int
-    has_differences: bool
-    norm: float
-    lost: float
-    rounding: float
-    offered: int = 0
 
 
 def made_by_rule(
@@ -157,6 +77,10 @@ def made_by_rule(
             matrix = _full_change(module, making)
             is_difference = module.is_difference
             return _difference(made, matrix, making) if is_difference else _found(made, matrix, rule, making)
+        if module.experts:
+            experts = ExpertChanges(_at_work(module))
+            spectrum = _spectrum_of_experts(experts, module, making.dtype)
+            return _trimmed_experts(made, spectrum, rule.rank_of(spectrum, module.of_inputs), experts, making)
         change, core = _core_of(module, making.dtype)
         spectrum = _spectrum(core, change, making.dtype)
         rank = rule.rank_of(spectrum, module.of_inputs)
@@ -205,6 +129,9 @@ def measured(modules: Sequence[PlannedModule], making: Making, progress: Progres
             return MeasuredModule(module, Spectrum(numpy.zeros(0), 0, 1), None)
         if module.is_full:
             return MeasuredModule(module, _full_spectrum(_full_change(module, making), module, making.dtype), None)
+        if module.experts:
+            spectrum = _spectrum_of_experts(ExpertChanges(_at_work(module)), module, making.dtype)
+            return MeasuredModule(module, spectrum, None)
         change, core = _core_of(module, making.dtype)
         return MeasuredModule(module, _spectrum(core, change, making.dtype), core.trim(core.rounding_rank))
 
@@ -240,6 +167,8 @@ def made(
         found = _with_vectors(MadeModule(one.module), making)
         if one.module.shape and rank and one.module.is_full:
             return _found(found, _full_change(one.module, making), RankRule(rank=rank), making)
+        if one.module.experts and rank:
+            return _trimmed_experts(found, one.spectrum, rank, ExpertChanges(_at_work(one.module)), making)
         change, core = _core_of(one.module, making.dtype) if rank and not one.trim else (None, None)
         if change is None and rank:
             change = sum_of(one.module.sum, numpy.float32 if BITS[making.dtype] <= _COARSE else numpy.float64)
@@ -253,7 +182,34 @@ def made(
 
 def _full_change(module: PlannedModule, making: Making) -> Array:
     """The change of a weight as a matrix (out, in·kernel) in float64."""
-    return _whole([term for term in module.sum.terms if term.multiplier], making)
+    return _whole(_at_work(module), making)
+
+
+def _at_work(module: PlannedModule) -> list[Term]:
+    return [term for term in module.sum.terms if term.multiplier]
+
+
+def _spectrum_of_experts(experts: ExpertChanges, module: PlannedModule, dtype: str) -> Spectrum:
+    return Spectrum(experts.values, experts.rounding_rank, module.experts * _rank_bytes(module.shape, dtype))
+
+
+def _trimmed_experts(
+    one: MadeModule, spectrum: Spectrum, rank: int, experts: ExpertChanges, making: Making
+) -> MadeModule:
+    """The module with the trimmed factors of each expert below each other, and the rounding of all together."""
+    if not spectrum.rounding:
+        return one
+    made = [_rounded(replace(one, rank=rank), factors, making) for factors in experts.trimmed(rank)]
+    ups, downs = [one.up for one in made if one.up is not None], [one.down for one in made if one.down is not None]
+    return replace(
+        made[0],
+        up=numpy.stack(ups),
+        down=numpy.stack(downs),
+        norm=spectrum.norm,
+        lost=float(spectrum.tails[rank]),
+        rounding=math.hypot(*(m.rounding for m in made)),
+        offered=RankRule(energy=OFFERED).rank_of(spectrum),
+    )
 
 
 def _whole(terms: Sequence[Term], making: Making) -> Array:
@@ -289,7 +245,7 @@ def _of_range(one: MadeModule, found: "Found", making: Making) -> MadeModule:
     norm = math.sqrt(found.squared_norm)
     made = replace(one, norm=norm, lost=found.relative_error * norm)
     if not found.rank:
-        return _initialised(made, making) if making.initial else made
+        return _filled(made, making) if making.initial else made
     return _rounded(replace(made, rank=found.rank), Factors.of(found.up, found.down, one.module.shape), making)
 
 
@@ -298,7 +254,7 @@ def _trimmed(
 ) -> MadeModule:
     """The module with the factors of the trimmed sum."""
     if not spectrum.rounding:  # the changes cancel each other, and the rest is their rounding
-        return _initialised(one, making) if making.initial else one
+        return _filled(one, making) if making.initial else one
     tails, offered = spectrum.tails, RankRule(energy=OFFERED).rank_of(spectrum)
     made = replace(one, rank=rank, norm=float(tails[0]), lost=float(tails[rank]), offered=offered)
     if change is None or trim is None:
@@ -312,8 +268,9 @@ def _trimmed(
 
 def _rounded(one: MadeModule, meant: Factors, making: Making) -> MadeModule:
     """The module with these factors in the type of the output, and with initial directions behind them."""
-    up, down = encoded(meant.up, making.dtype), encoded(meant.down, making.dtype)
-    written = Factors.of(_decoded(up, making.dtype), _decoded(down, making.dtype), meant.shape)
+    times = one.module.times
+    up, down = encoded(meant.up / times if times > 1 else meant.up, making.dtype), encoded(meant.down, making.dtype)
+    written = Factors.of(_decoded(up, making.dtype), _decoded(down, making.dtype), meant.shape, float(times))
     probes = _probes_of(meant)
     with numpy.errstate(invalid="ignore"):
         of_meant, of_written = meant.times(probes), written.times(probes)
@@ -322,17 +279,18 @@ def _rounded(one: MadeModule, meant: Factors, making: Making) -> MadeModule:
         raise _beyond(one.module, making.dtype)
     rounding = float(numpy.linalg.norm(of_meant - of_written)) / math.sqrt(_PROBES)
     made = replace(one, up=up, down=down, rounding=math.hypot(one.rounding, rounding))
-    return _initialised(made, making) if making.initial else made
+    return _filled(made, making) if making.initial or making.common else made
 
 
-def _initialised(one: MadeModule, making: Making) -> MadeModule:
-    """The module with its rank filled up, as a training begins: new rows of down are drawn, new columns of up are 0."""
+def _filled(one: MadeModule, making: Making) -> MadeModule:
+    """The module with its rank filled up: columns of up are 0, and rows of down too, or as a training begins."""
     rows, columns = matrix_shape(one.module.shape)
-    rank = min(making.initial or 0, rows, columns)
+    rank = making.common or min(making.initial or 0, rows, columns)
     missing = rank - one.rank
     if missing <= 0:
         return one
-    drawn = encoded(_initial(one.key, missing, columns), making.dtype)
+    new = numpy.zeros((missing, columns)) if making.common else _initial(one.key, missing, columns)
+    drawn = encoded(new, making.dtype)
     zeros = encoded(numpy.zeros((rows, missing)), making.dtype)
     down = drawn if one.down is None else numpy.concatenate([one.down, drawn])
     up = zeros if one.up is None else numpy.concatenate([one.up, zeros], axis=1)
@@ -401,36 +359,3 @@ def _check(one: MadeModule, lost: Array) -> None:
     most = 4 * one.lost + _OFF * one.norm
     if not found <= most:
         raise AssertionError(f"{one.key}: the trim is off by {found:g}, expected at most {most:g}")
-
-
-@dataclass(frozen=True, slots=True)
-class FileError:
-    """The relative errors of a file, of all its weights' changes together: of the trims, and of the rounding.
-
-    `worst` is the error of the trim that is the largest in its module, and `worst_module` that one's key.
-    """
-
-    error: float = 0.0
-    rounding: float = 0.0
-    worst: float = 0.0
-    worst_module: str | None = None
-
-    @property
-    def energy(self) -> float:
-        """The share of the squared norm of all changes that is kept."""
-        return 1.0 - self.error**2
-
-
-def file_error(modules: Iterable[ModuleAccount]) -> FileError:
-    """The errors of all modules together."""
-    counted = [one for one in modules if one.norm]
-    norm = math.hypot(*(one.norm for one in counted))
-    if not norm:
-        return FileError()
-    worst = max(counted, key=lambda one: one.lost / one.norm)
-    return FileError(
-        math.hypot(*(one.lost for one in counted)) / norm,
-        math.hypot(*(one.rounding for one in counted)) / norm,
-        worst.lost / worst.norm,
-        worst.key,
-    )

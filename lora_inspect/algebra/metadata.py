@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_inspect.algebra.combination import FileError
 from lora_inspect.algebra.inputs import Inputs
+from lora_inspect.algebra.output_modules import FileError
 from lora_inspect.algebra.ranks import RankRule
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import HASH_KEYS, file_sha256

@@ -116,6 +116,9 @@ class OutputRequest:
     to: str | None = option.choice(
         known_targets, "Write names, suffixes and layout as a program, or a naming scheme, has them.", "NAME"
     )
+    model_config: str | None = option.path(
+        "CONFIG", "GGUF: the model's config.json, or its folder; gives llama.cpp's name of the model."
+    )
     dtype: str | None = option.dtype("Element type of the factors. [default: the widest of the inputs]")
     allow_growth: bool = option.flag("Accept an output that is above 64 MB and above 16 times the inputs.")
 

@@ -7,56 +7,51 @@ factors as they stand. Nothing but the modules at work is held in memory.
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from zlib import crc32
 
-from lora_inspect.algebra.changes import DIFFERENCE_NAMES, shape_of
-from lora_inspect.algebra.combination import MadeModule, Making, PlannedModule
-from lora_inspect.algebra.streamed_file import alpha_plan, bytes_of, streamed_bytes, streamed_file
-from lora_inspect.algorithms.full import DIFFERENCE
-from lora_inspect.algorithms.lora import ALGORITHM as LORA
-from lora_inspect.algorithms.record import WEIGHT, Algorithm
-from lora_inspect.converting.output.configs import BARE, lora_config, saved_config, standard_config
-from lora_inspect.converting.target.key_names import (
-    ALPHA,
-    CONFIG,
-    alpha_key,
-    carrier_of,
-    factor_key,
-    new_factor_key,
-)
-from lora_inspect.converting.target.target_algorithm import DIFFERENCES, reads_differences
+import numpy
+
+from lora_inspect.algebra.changes import shape_of
+from lora_inspect.algebra.output_modules import MadeModule, Making, PlannedModule
+from lora_inspect.algebra.spelling import difference_key, spelling_of, suffixes_of
+from lora_inspect.algebra.streamed_file import alpha_plan, bytes_of, check_written, streamed_bytes, streamed_file
+from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.converting.output.configs import BARE, lora_config, mlx_config, saved_config, standard_config
+from lora_inspect.converting.target.key_names import CONFIG, HEADER, ONE_SCALE, carrier_of
 from lora_inspect.errors import RefusedError
-from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.delivery import delivered
-from lora_inspect.files.discovery import ADAPTER_CONFIG, PEFT_WEIGHTS
+from lora_inspect.files.discovery import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS
+from lora_inspect.files.file_types import GGUF_KEYS
+from lora_inspect.files.gguf.gguf_reader import read_gguf
+from lora_inspect.files.gguf.gguf_writer import write_gguf
 from lora_inspect.files.input_file import Identity
-from lora_inspect.files.outputs import check_output, check_replaceable, file_output, folder_output, new_folder
+from lora_inspect.files.outputs import (
+    GGUF_ENDING,
+    SAFETENSORS_ENDING,
+    check_output,
+    check_replaceable,
+    file_output,
+    folder_output,
+    new_folder,
+)
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.files.safetensors.writer import TensorPlan, renamed
+from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.peft import peft_config
 
-UP, DOWN = "up", "down"
-_WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
-# Factors that stand as those of plain LoRA do, under names of their own.
-_ALIKE = ("lora_embedding",)
-
-
-class SpelledFactors(NamedTuple):
-    """The keys of a module's factors, and of its alpha where programs look for one."""
-
-    up: str
-    down: str
-    alpha: str | None
+# The programs whose names are those of a folder, by the carrier of their scale, and their names of the weights.
+_FOLDERS = {CONFIG: ("PEFT", PEFT_WEIGHTS), ONE_SCALE: ("mlx-lm", MLX_WEIGHTS)}
 
 
 class AdapterOutput:
     """The output of some modules where the user `named` it: None for a plan alone.
 
-    Plain LoRA keeps the suffixes of the adapter `first` in its names. Where it `stabilises` scales by rank, alpha is
-    √rank beside the adapter's flags, else it is the rank. `passed` are tensors that stay as they are. The metadata get
-    hashes that programs look up where `hashed` has one of their keys.
+    Plain LoRA keeps the suffixes of the adapter `first` in its names, unless others were asked for (`is_asked`). Where
+    it `stabilises` scales by rank, alpha is √rank beside the adapter's flags, else it is the rank. `passed` are tensors
+    that stay as they are. The metadata get hashes that programs look up where `hashed` has one of their keys.
+    `architecture` is llama.cpp's name of the model.
 
     Raises LoraInspectError for names that no one output can have, and for a name that is meant for the other kind.
     """
@@ -71,44 +66,48 @@ class AdapterOutput:
         stabilises: bool = False,
         passed: Sequence[TensorInfo] = (),
         hashed: Collection[str] = (),
+        is_asked: bool = False,
+        architecture: str = "",
     ) -> None:
         self._first, self._modules, self._passed, self._hashed = first, modules, passed, hashed
+        self._is_asked, self._architecture = is_asked, architecture
         self.alpha_of: Callable[[int], float] = math.sqrt if stabilises else float
         self._stabilises = stabilises
         carriers = {carrier_of(one.sum.module) for one in modules}
-        self.is_folder = CONFIG in carriers
-        if self.is_folder and len(carriers) > 1:
+        programs = [_FOLDERS[carrier] for carrier in sorted(carriers & _FOLDERS.keys())]
+        self.is_folder, self._is_gguf = bool(programs), HEADER in carriers
+        # mlx-lm's config has one rank for all modules, and llama.cpp's header one alpha.
+        self.is_uniform = ONE_SCALE in carriers or self._is_gguf
+        if (self.is_folder or self._is_gguf) and len(carriers) > 1:
+            program = programs[0][0] if programs else "llama.cpp"
             raise RefusedError(
                 name,
-                "the output would mix PEFT's names, which keep their scale in a config, with other names",
+                f"the output would mix {program}'s names, which keep their scale in a place of their own, with others",
                 "choose names with --to",
             )
+        self._weights = f"{programs[0][1]}.safetensors" if programs else ""
         if named is None:
             self.path = ""
         elif self.is_folder:
-            because = f"PEFT's names keep their scale in an {ADAPTER_CONFIG} next to the tensors"
+            because = f"{programs[0][0]}'s names keep their scale in an {ADAPTER_CONFIG} next to the tensors"
             self.path = folder_output(named, because, inputs)
         else:
-            self.path = _file(named, name, inputs)
-        self._suffixes = _suffixes(first) if first else {}
+            self.path = _file(named, name, inputs, GGUF_ENDING if self._is_gguf else SAFETENSORS_ENDING)
+        suffixes = suffixes_of(first) if first else {}
+        self._spellings = {
+            one.sum.module.name.key: spelling_of(one.sum.module, _origin(one), suffixes) for one in modules if one.shape
+        }
 
     def check(self, inputs: Collection[str], force: bool) -> None:
         """Raises LoraInspectError where the output cannot be written to its path."""
         check_output(self.path, inputs, force, folder=self.is_folder)
         if self.is_folder:
-            check_replaceable(self.path, (_WEIGHTS, ADAPTER_CONFIG))
+            check_replaceable(self.path, (self._weights, ADAPTER_CONFIG))
 
-    def spelled(self, one: PlannedModule) -> SpelledFactors:
-        """The keys of a module: with the suffixes of the first adapter, or those of the scheme that was asked for."""
-        module, origin = one.sum.module, _origin(one)
-        alpha = alpha_key(module) if carrier_of(module) == ALPHA else None
-        is_alike = origin is not None and origin.algorithm.name in _ALIKE
-        if self._suffixes and not module.respelled and not is_alike:
-            up, down = (module.name.key + self._suffixes[role] for role in (UP, DOWN))
-            return SpelledFactors(up, down, alpha)
-        algorithm = origin.algorithm if origin and is_alike else LORA
-        up, down = (key_of(module, origin, algorithm, role) for role in (UP, DOWN))
-        return SpelledFactors(up, down, alpha)
+    def _factor_plans(self, one: PlannedModule, rank: int, dtype: str) -> list[TensorPlan]:
+        spelled = self._spellings[one.sum.module.name.key]
+        up, down = spelled.shapes(one.shape, rank, one.experts)
+        return [TensorPlan(spelled.up, dtype, up), TensorPlan(spelled.down, dtype, down)]
 
     def plans(self, ranks: Sequence[int], making: Making) -> list[TensorPlan]:
         """The tensors of the modules at their ranks, none of rank 0, in the order of the file."""
@@ -116,9 +115,9 @@ class AdapterOutput:
         for one, rank in zip(self._modules, ranks, strict=True):
             others += [TensorPlan(key, making.differences, shape) for key, shape in self._differences(one).values()]
             if rank and one.shape and not one.is_difference:
-                keys = self.spelled(one)
-                others += _factor_plans(keys, one.shape, rank, making.dtype)
-                alphas += [alpha_plan(keys.alpha)] if keys.alpha else []
+                others += self._factor_plans(one, rank, making.dtype)
+                alpha = self._spellings[one.sum.module.name.key].alpha
+                alphas += [alpha_plan(alpha)] if alpha else []
         return [*alphas, *others]
 
     def _differences(self, one: PlannedModule) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -151,14 +150,18 @@ class AdapterOutput:
         the disk refuses, and where it holds something else.
         """
         with delivered(self.path, inputs, force) as place:
+            if self._is_gguf:
+                self._write_gguf(place.path, made, making, metadata, inputs, force)
+                return os.path.getsize(place.path)
             if not self.is_folder:
                 self._write(place.path, plans, made, making, metadata, inputs, force)
                 return os.path.getsize(place.path)
             with new_folder(place.path, inputs, force) as folder:
-                weights = os.path.join(folder, _WEIGHTS)
+                weights = os.path.join(folder, self._weights)
                 ranks = self._write(weights, plans, made, making, metadata, None, False)
+                config = self._mlx_config(ranks) if self.is_uniform else self._config(ranks)
                 with open(os.path.join(folder, ADAPTER_CONFIG), "x", encoding="utf-8") as handle:
-                    json.dump(self._config(ranks), handle, indent=2, sort_keys=True)
+                    json.dump(config, handle, indent=2, sort_keys=True)
                     handle.write("\n")
                 return os.path.getsize(weights)
 
@@ -172,35 +175,67 @@ class AdapterOutput:
         inputs: Mapping[str, Identity] | None,
         force: bool,
     ) -> dict[str, int]:
-        """Write the file; return the ranks of its modules by their dotted paths."""
+        """Write the file; return the ranks of its modules by their paths in a config."""
         ranks: dict[str, int] = {}
         with streamed_file(path, plans, metadata, inputs, force, self._hashed) as file:
             for info in self._passed:
                 file.append(_as_it_is(info), b"".join(renamed(info, info.name).chunks()))
             for one in made:
-                keys = self._differences(one.module)
-                for parameter, numbers in one.differences.items():
-                    key, shape = keys[parameter]
-                    file.append(TensorPlan(key, making.differences, shape), bytes_of(numbers))
-                if one.up is None or one.down is None:
-                    continue
-                spelled = self.spelled(one.module)
-                ranks[one.module.sum.module.name.body] = one.rank
-                factors = _factor_plans(spelled, one.module.shape, one.rank, making.dtype)
-                for plan, tensor in zip(factors, (one.up, one.down), strict=True):
-                    file.append(plan, bytes_of(tensor))
-                if spelled.alpha:
-                    file.set_alpha(spelled.alpha, self.alpha_of(one.rank))
+                for plan, data in self._tensors(one, making):
+                    file.append(plan, data)
+                if one.rank:
+                    spelled = self._spellings[one.key]
+                    ranks[spelled.path] = one.rank
+                    if spelled.alpha:
+                        file.set_alpha(spelled.alpha, self.alpha_of(one.rank))
         return ranks
+
+    def _tensors(self, one: MadeModule, making: Making) -> Iterator[tuple[TensorPlan, memoryview]]:
+        """The tensors of a module as they are written, but for its alpha."""
+        keys = self._differences(one.module)
+        for parameter, numbers in one.differences.items():
+            key, shape = keys[parameter]
+            yield TensorPlan(key, making.differences, shape), bytes_of(numbers)
+        if one.up is None or one.down is None:
+            return
+        factors = self._spellings[one.key].arranged(one.up, one.down)
+        for plan, tensor in zip(self._factor_plans(one.module, one.rank, making.dtype), factors, strict=True):
+            yield plan, bytes_of(numpy.ascontiguousarray(tensor))
+
+    def _write_gguf(
+        self,
+        path: str,
+        made: Iterable[MadeModule],
+        making: Making,
+        metadata: Callable[[], Mapping[str, str]],
+        inputs: Mapping[str, Identity],
+        force: bool,
+    ) -> None:
+        """Write a file of llama.cpp, whose header is first and has the record of all that follows."""
+        contents, rank = list[Content](), 1
+        for one in made:
+            rank = max(rank, one.rank)
+            contents += [Content(plan, bytes(data)) for plan, data in self._tensors(one, making)]
+        sums = {content.plan.name: crc32(content.source) for content in contents if isinstance(content.source, bytes)}
+        strings = {key: value for key, value in metadata().items() if not key.startswith(GGUF_KEYS)}
+
+        def prove(complete: str) -> None:
+            check_written(complete, path, read_gguf(complete).tensors, sums)
+
+        write_gguf(path, self._architecture, self.alpha_of(rank), contents, strings, inputs, force, prove)
+
+    def _mlx_config(self, ranks: Mapping[str, int]) -> dict[str, object]:
+        config = self._first.checkpoint.config if self._first else None
+        return mlx_config(config, list(ranks), max(ranks.values(), default=0), 1.0, use_dora=False)
 
     def _config(self, ranks: Mapping[str, int]) -> dict[str, object]:
         own = self._first.checkpoint.config if self._first else None
         config = lora_config(own if own and peft_config.is_peft_config(own) else BARE)
-        saved = [info.name for info in self._passed]
-        config = saved_config(config, saved, biases=False)
+        config = saved_config(config, [info.name for info in self._passed], biases=False)
         alphas = {path: self.alpha_of(rank) for path, rank in ranks.items()}
+        parameters = {one.path for one in self._spellings.values() if one.is_of_parameter and one.path in ranks}
         stabilised = {"use_rslora": True} if self._stabilises else {}
-        return {**standard_config(config, ranks, alphas, use_dora=False), **stabilised}
+        return {**standard_config(config, ranks, alphas, False, parameters, self._is_asked), **stabilised}
 
 
 def _origin(one: PlannedModule) -> Contribution | None:
@@ -208,54 +243,14 @@ def _origin(one: PlannedModule) -> Contribution | None:
     return one.sum.terms[0].contribution if one.sum.terms else None
 
 
-def difference_key(module: Module, origin: Contribution | None, parameter: str) -> str:
-    """The key of the difference of a parameter.
-
-    Raises LoraInspectError where programs that read the names know none.
-    """
-    has_own = origin is not None and origin.algorithm.name in DIFFERENCE_NAMES
-    algorithm = origin.algorithm if origin and has_own else DIFFERENCES[parameter]
-    if not reads_differences(module.name.scheme) and not has_own:
-        what = "weight" if parameter == WEIGHT else parameter
-        raise RefusedError(
-            next(iter(origin.factors.values())).file if origin else module.name.key,
-            f"the sum of the changes of {module.name.key} is a full difference of its {what}, and no program reads "
-            f"one under {module.name.scheme} names",
-            "give --rank N for plain LoRA, or choose other names, for instance with --to kohya",
-        )
-    return key_of(module, origin, algorithm, DIFFERENCE)
-
-
-def key_of(module: Module, origin: Contribution | None, algorithm: Algorithm, role: str) -> str:
-    """The key of a factor of a module, also of one that no file has."""
-    return factor_key(module, origin, algorithm, role) if origin else new_factor_key(module, algorithm, role)
-
-
-def _file(named: str, name: str, inputs: Collection[str]) -> str:
+def _file(named: str, name: str, inputs: Collection[str], ending: str) -> str:
     """The path of a file that the user named; LoraInspectError for a folder, as the output is none of the inputs."""
     if os.path.isdir(named):
         raise RefusedError(
             named, "it is a folder, and the output is a new file", f"name the file: {os.path.join(named, name)}"
         )
-    return file_output(named, name, inputs)
-
-
-def _suffixes(first: Adapter) -> dict[str, str]:
-    """The suffixes of the factors of plain LoRA in a file, of its first module that has them; none without any."""
-    for contribution in first.contributions:
-        if contribution.algorithm.name == LORA.name and contribution.rows is None:
-            keys = {role: contribution.factors[role].name for role in (UP, DOWN)}
-            if all(key.startswith(contribution.module.key) for key in keys.values()):
-                return {role: key.removeprefix(contribution.module.key) for role, key in keys.items()}
-    return {}
+    return file_output(named, name, inputs, ending)
 
 
 def _as_it_is(info: TensorInfo) -> TensorPlan:
     return TensorPlan(info.name, info.dtype, info.shape)
-
-
-def _factor_plans(keys: SpelledFactors, shape: tuple[int, ...], rank: int, dtype: str) -> list[TensorPlan]:
-    """The plans of up (out, rank, 1, …) and down (rank, in, *kernel) for a weight of a shape."""
-    rows, *columns = shape
-    up = TensorPlan(keys.up, dtype, (rows, rank, *[1] * len(columns[1:])))
-    return [up, TensorPlan(keys.down, dtype, (rank, *columns))]

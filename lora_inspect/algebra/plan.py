@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
 from lora_inspect.algebra.changes import check_sizes, matrix_shape, needs_base, shape_of, thin_rank
-from lora_inspect.algebra.combination import Making, PlannedModule
 from lora_inspect.algebra.inputs import Inputs, check_experts
 from lora_inspect.algebra.options import AverageRequest, CombineRequest, ResizeRequest
 from lora_inspect.algebra.output import AdapterOutput
+from lora_inspect.algebra.output_modules import Making, PlannedModule
 from lora_inspect.algebra.ranks import RankRule
+from lora_inspect.algebra.spelling import times_counted
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.options import LORA, ConvertOptions, ConvertRequest, convert_options
+from lora_inspect.converting.target.target_names import architecture_of
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.hashes import are_same_tensors
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
@@ -27,6 +29,7 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import RSLORA_FLAG
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.schemes.gguf import GGUF
 
 if TYPE_CHECKING:
     from lora_inspect.algebra.full_changes import BaseChanges
@@ -60,7 +63,12 @@ class SumPlan:
     @property
     def steps(self) -> int:
         """How many modules the progress of the making is told of: those of a size are looked at twice."""
-        return len(self.modules) * (1 if self.rule.size is None else 2)
+        return len(self.modules) * (2 if self.is_measured else 1)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the ranks of all modules decide that of each: for a size, and for programs with one rank."""
+        return self.rule.size is not None or self.output.is_uniform
 
     @property
     def most(self) -> list[int]:
@@ -82,7 +90,8 @@ def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: Rank
     check_dora_rule(request.dora_multiplier, [one.adapter for one in inputs.adapters])
     left_out = dict(_left_out(inputs, request))
     used = [MultipliedAdapter(a, {key: m for key, m in own.items() if m}) for a, own in inputs.adapters]
-    modules, passed = _without_saved(aligned(used, _target_options(request, inputs.first)), inputs)
+    options = _target_options(request, inputs.first)
+    modules, passed = _without_saved(aligned(used, options), inputs)
     base = _base_changes(inputs, modules, request)
     is_stabilised = is_resized and request.to is None and inputs.first.rslora.value is True
     planned = [_planned(module, base, rule) for module in modules]
@@ -101,7 +110,16 @@ def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: Rank
     checkpoint = inputs.first.checkpoint
     hashed = checkpoint.metadata if len(inputs.adapters) == 1 else ()
     place = AdapterOutput(
-        inputs.first, planned, output, list(inputs.files), checkpoint.name, is_stabilised, passed, hashed
+        inputs.first,
+        planned,
+        output,
+        list(inputs.files),
+        checkpoint.name,
+        is_stabilised,
+        passed,
+        hashed,
+        is_asked=request.to is not None,
+        architecture=_architecture(planned, inputs.first, options),
     )
     return SumPlan(
         inputs=inputs,
@@ -118,8 +136,20 @@ def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: Rank
 
 def _target_options(request: SumRequest, first: Adapter) -> ConvertOptions:
     """The options of a conversion to the names of the output: the sum is plain LoRA, whatever the inputs are."""
-    asked = ConvertRequest(to=request.to, algorithm=LORA, base=request.base, architecture=request.architecture)
+    asked = ConvertRequest(
+        to=request.to,
+        algorithm=LORA,
+        base=request.base,
+        architecture=request.architecture,
+        model_config=request.model_config,
+    )
     return convert_options(asked, Settings(), first.checkpoint.path) if request.to else ConvertOptions()
+
+
+def _architecture(planned: Sequence[PlannedModule], first: Adapter, options: ConvertOptions) -> str:
+    """llama.cpp's name of the model, for an output of its names; empty for any other one."""
+    is_gguf = any(one.sum.module.name.scheme == GGUF.name for one in planned)
+    return architecture_of(first, options) if is_gguf else ""
 
 
 def _left_out(inputs: Inputs, request: SumRequest) -> Iterator[tuple[str, str]]:
@@ -213,12 +243,6 @@ def _planned(module: OutputModule, base: "BaseChanges | None", rule: RankRule) -
     of_weight: list[Term] = []
     for term in module.terms:
         algorithm = term.contribution.algorithm
-        if algorithm.experts:
-            raise RefusedError(
-                term.adapter.checkpoint.path,
-                f"{term.contribution.module.key} is {algorithm.title}, which no sum has yet",
-                "take the experts apart with convert --layout single-experts",
-            )
         is_vector = algorithm.parameter != WEIGHT or len(term.contribution.shape) < 2
         (vectors[algorithm.parameter] if is_vector else of_weight).append(term)
     others = {parameter: tuple(terms) for parameter, terms in vectors.items()}
@@ -229,6 +253,8 @@ def _planned(module: OutputModule, base: "BaseChanges | None", rule: RankRule) -
 def _with_weight(
     one: PlannedModule, terms: Sequence[Term], base: "BaseChanges | None", rule: RankRule
 ) -> PlannedModule:
+    if terms[0].contribution.algorithm.experts:
+        return _with_experts(one, terms, rule)
     of_base = base is not None and any(needs_base(term.contribution) for term in terms)
     shapes = [base.shape(term) if base and of_base else shape_of(term) for term in terms]
     check_sizes(terms, shapes)
@@ -247,6 +273,31 @@ def _with_weight(
         is_difference=is_full and (rule.is_exact or (rule.of_inputs and not of_inputs)),
         rank=most if is_full else min(most, sum(known)),
         of_inputs=of_inputs,
+        times=times_counted(one.sum.module, terms[0].contribution),
+    )
+
+
+def _with_experts(one: PlannedModule, terms: Sequence[Term], rule: RankRule) -> PlannedModule:
+    """The module of a layer of experts, whose factors no other kind of change joins."""
+    other = next((term for term in terms if not term.contribution.algorithm.experts or term.moves), None)
+    if other:
+        raise RefusedError(
+            other.adapter.checkpoint.path,
+            f"{other.contribution.module.key} is {other.contribution.algorithm.title}, but in "
+            f"{terms[0].adapter.checkpoint.path} it is {terms[0].contribution.algorithm.title}",
+            "take the experts apart with convert --layout single-experts",
+        )
+    first = terms[0].contribution
+    shape = (
+        first.shapes["up"][-2] if len(first.shapes["up"]) == 3 else first.shapes["up"][0],
+        first.shapes["down"][-1],
+    )
+    ranks = [term.contribution.known_rank for term in terms]
+    return one._replace(
+        shape=shape,
+        rank=min(*shape, sum(ranks)),
+        of_inputs=min(*shape, max(ranks)),
+        experts=first.algorithm.experts,
     )
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import numpy
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.combination import FileError
 from lora_inspect.algebra.inputs import Inputs
 from lora_inspect.algebra.metadata import input_records, kept_metadata, made_record
+from lora_inspect.algebra.output_modules import FileError
 from lora_inspect.algebra.ranks import RankRule
 from lora_inspect.algebra.streamed_file import bytes_of, streamed_bytes, streamed_file
 from lora_inspect.algebra.sum_result import SumResult

@@ -14,7 +14,7 @@ from lora_inspect.errors import CouldNotWorkError
 from lora_inspect.files.hashes import HASH_KEYS, sshs_hashes
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.outputs import new_file
-from lora_inspect.files.safetensors.header import LENGTH_BYTES, read_header
+from lora_inspect.files.safetensors.header import LENGTH_BYTES, TensorInfo, read_header
 from lora_inspect.files.safetensors.writer import (
     ALIGNMENT,
     ROOM,
@@ -77,7 +77,11 @@ def streamed_file(
     back before it appears. Raises LoraInspectError where the disk refuses, and where it holds something else.
     """
     sums: dict[str, int] = {}
-    with new_file(path, inputs, force, lambda complete: _check_written(complete, path, sums)) as descriptor:
+
+    def prove(complete: str) -> None:
+        check_written(complete, path, read_header(complete)[0], sums)
+
+    with new_file(path, inputs, force, prove) as descriptor:
         file = StreamedFile(descriptor, _room(plans, metadata()), sums)
         yield file
         file.finish(dict(metadata()), any(key in HASH_KEYS for key in hashed))
@@ -132,9 +136,11 @@ class StreamedFile:
         return b"".join(pieces)
 
 
-def _check_written(complete: str, path: str, sums: Mapping[str, int]) -> None:
-    """Raises LoraInspectError where the complete file of the output at `path` has other bytes than were made."""
-    tensors, _ = read_header(complete)
+def check_written(complete: str, path: str, tensors: Mapping[str, TensorInfo], sums: Mapping[str, int]) -> None:
+    """Raises LoraInspectError where the complete file of the output at `path` has other bytes than were made.
+
+    `tensors` are those that its header names, and `sums` the checksums by key.
+    """
     with InputFile(complete) as source:
         for key, expected in sums.items():
             found = 0

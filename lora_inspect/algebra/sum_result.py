@@ -6,18 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_inspect.algebra.combination import (
-    OFFERED,
-    FileError,
-    MadeModule,
-    MeasuredModule,
-    ModuleAccount,
-    file_error,
-    made,
-    made_by_rule,
-    measured,
-)
+from lora_inspect.algebra.combination import OFFERED, MeasuredModule, made, made_by_rule, measured
 from lora_inspect.algebra.metadata import MetadataConflict, input_records, made_metadata, made_record
+from lora_inspect.algebra.output_modules import FileError, MadeModule, ModuleAccount, file_error
 from lora_inspect.algebra.plan import SumPlan
 from lora_inspect.algebra.ranks import choose_ranks
 from lora_inspect.errors import RefusedError
@@ -137,12 +128,14 @@ def write_sum(plan: SumPlan, verb: str, force: bool = False, progress: Progress 
     leftovers = remove_leftovers(output.path)
     output.check(list(plan.inputs.files), force)
     account = _Account(plan, verb)
-    if rule.size is None:
-        ranks, modules = plan.most, made_by_rule(plan.modules, rule, making, progress)
-    else:
+    if plan.is_measured:
         known = measured(plan.modules, making, progress)
         ranks = _ranks(plan, known, account)
+        making = replace(making, common=max(ranks) if output.is_uniform else None)
         modules = made(known, ranks, making, progress)
+        ranks = _filled(plan, ranks)
+    else:
+        ranks, modules = plan.most, made_by_rule(plan.modules, rule, making, progress)
     plans = output.plans(ranks, making)
     size = output.write(plans, account.of(modules), making, account.metadata, plan.inputs.files, force)
     offer = _offer(plan, account) if rule.is_exact else None
@@ -172,6 +165,8 @@ def plan_result(plan: SumPlan, verb: str, progress: Progress = silent) -> SumRes
 
 def _filled(plan: SumPlan, ranks: Sequence[int]) -> list[int]:
     """The ranks with those that are filled up."""
+    if plan.output.is_uniform:
+        return [max(ranks) if rank else 0 for rank in ranks]
     if plan.making.initial is None:
         return list(ranks)
     return [most if one.shape else 0 for one, most in zip(plan.modules, plan.most, strict=True)]
@@ -182,7 +177,7 @@ def _ranks(plan: SumPlan, known: Sequence[MeasuredModule], account: _Account) ->
     metadata = account.metadata()
 
     def size(ranks: Sequence[int]) -> int:
-        return plan.output.size(plan.output.plans(ranks, plan.making), metadata)
+        return plan.output.size(plan.output.plans(_filled(plan, ranks), plan.making), metadata)
 
     try:
         return choose_ranks([one.spectrum for one in known], plan.rule, size, [one.module.of_inputs for one in known])

@@ -58,6 +58,7 @@ class ResizeKeywords(ChoiceKeywords, total=False):
     size: str | None
     max_rank: int | None
     to: str | None
+    model_config: StrPath | None
     dtype: "str | torch.dtype | None"
     allow_growth: bool
 

@@ -20,12 +20,12 @@ from lora_inspect.sentences import listed
 
 # The difference by the parameter that it is of.
 DIFFERENCES = {algorithm.parameter: algorithm for algorithm in full.ALGORITHMS}
-_ARE_DIFFERENCES = {algorithm.name for algorithm in (*full.ALGORITHMS, *norm.ALGORITHMS)}
+ARE_DIFFERENCES = {algorithm.name for algorithm in (*full.ALGORITHMS, *norm.ALGORITHMS)}
 
 
 def becomes_full(algorithm: Algorithm) -> bool:
     """Whether it changes a parameter otherwise than by a difference that is stored as it is."""
-    return algorithm.formula is not None and algorithm.name not in _ARE_DIFFERENCES
+    return algorithm.formula is not None and algorithm.name not in ARE_DIFFERENCES
 
 
 def changes_otherwise(module: Module) -> bool:

@@ -1,0 +1,95 @@
+"""The changes of all experts of a layer, whose factors are in one tensor each: a sum for every expert, of one rank.
+
+The singular values of a module are those of its experts together: at rank k, every expert loses the values behind its
+k-th, so the j-th value of the module is the root of the sum of squares of the j-th values of all experts.
+"""
+
+from collections.abc import Sequence
+
+import numpy
+
+from lora_inspect.algebra.alignment import Term
+from lora_inspect.algebra.changes import refuse_not_finite
+from lora_inspect.algebra.core import Core
+from lora_inspect.algebra.factors import Array, Factors, joined
+from lora_inspect.errors import RefusedError
+from lora_inspect.reading.model.contribution import Contribution
+
+
+class ExpertChanges:
+    """The sum of the terms of one module, expert by expert.
+
+    Raises LoraInspectError for terms of other numbers or sizes of experts, and for a number that is not finite.
+    """
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self._check(terms)
+        read = [_factors_of(term) for term in terms]
+        self.changes = [joined(list(own)) for own in zip(*read, strict=True)]
+        try:
+            self._cores = [Core(change) for change in self.changes]
+        except FloatingPointError:
+            refuse_not_finite(terms)
+            raise
+        count = max(len(core.values) for core in self._cores)
+        squares = sum(numpy.square(numpy.pad(core.values, (0, count - len(core.values)))) for core in self._cores)
+        self.values: Array = numpy.sqrt(squares)
+
+    @property
+    def rounding_rank(self) -> int:
+        """The largest of the experts' numbers of singular values that are more than rounding."""
+        return max(core.rounding_rank for core in self._cores)
+
+    def trimmed(self, rank: int) -> list[Factors]:
+        """The nearest change of a rank of each expert; a smaller one is filled up with zeros."""
+        found = []
+        for core, change in zip(self._cores, self.changes, strict=True):
+            own = min(rank, core.rounding_rank)
+            trim = core.trim(own).of(change)
+            up, down = (numpy.pad(trim.up, ((0, 0), (0, rank - own))), numpy.pad(trim.down, ((0, rank - own), (0, 0))))
+            found.append(Factors.of(up, down, change.shape))
+        return found
+
+    @staticmethod
+    def _check(terms: Sequence[Term]) -> None:
+        first = terms[0].contribution
+        for term in terms[1:]:
+            other = term.contribution
+            kinds = {
+                (one.algorithm.name, one.algorithm.experts, one.settings.get("along"), widths(one))
+                for one in (first, other)
+            }
+            if len(kinds) > 1:
+                raise RefusedError(
+                    term.adapter.checkpoint.path,
+                    f"{other.module.key} has experts of another number, size or order than "
+                    f"{first.module.key} in {terms[0].adapter.checkpoint.path}",
+                    "combine adapters of one model, or take the experts apart with convert --layout single-experts",
+                )
+
+
+def widths(contribution: Contribution) -> tuple[int, int]:
+    """The sizes of one expert's matrix that up and down are along."""
+    up, down = (contribution.shapes[role] for role in ("up", "down"))
+    return up[-2] if len(up) == 3 else up[0], down[-1]
+
+
+def _factors_of(term: Term) -> list[Factors]:
+    """The factors of each expert at the multiplier of the term."""
+    from lora_inspect.maths.torch_threads import load_torch
+
+    load_torch()
+    import torch
+
+    from lora_inspect.converting.steps.part import read_operands
+    from lora_inspect.maths.change import ExpertProducts
+
+    contribution = term.contribution
+    settings = {name: value for name, value in contribution.settings.items() if name != "along"}
+    tensors = read_operands(contribution, torch.float64)
+    change = contribution.formula.change(tensors, 1.0, contribution.alpha, **settings, turned=False)
+    assert isinstance(change, ExpertProducts)
+    weight = contribution.known_scale * term.multiplier
+    ups, downs = change.up.numpy(), change.down.numpy()
+    shape = ups.shape[1], downs.shape[2]
+    return [Factors.of(up, down, shape, weight) for up, down in zip(ups, downs, strict=True)]
