@@ -70,16 +70,21 @@ class Inputs:
         ]
 
 
-def read_inputs(named: Sequence[tuple[str, Settings]], request: ChoiceRequest, has_steps: bool = False) -> Inputs:
+def read_inputs(
+    named: Sequence[tuple[str, Settings]],
+    request: ChoiceRequest,
+    has_steps: bool = False,
+    no_adapter: str = "name an adapter",
+) -> Inputs:
     """Reads the headers of the adapters and of the base.
 
-    A path may have a step where the verb `has_steps`. Raises LoraInspectError for a file that is no adapter or has no
-    settled meaning, for a setting or a pattern that
-    fits nothing, and for a multiplier that an algorithm does not have.
+    A path may have a step where the verb `has_steps`. `no_adapter` is the way out of a file that is none. Raises
+    LoraInspectError for such a file, for one that has no settled meaning, for a setting or a pattern that fits nothing,
+    and for a multiplier that an algorithm does not have.
     """
     weights = None if request.weights is None else read_weights(request.weights)
     opened = [(open_checkpoint(path), own) for path, own in (weights.joined(named) if weights else named)]
-    read = [_adapter(one, len(named)) for one in read_settled(opened, requested_settings(request), has_steps)]
+    read = [_adapter(one, no_adapter) for one in read_settled(opened, requested_settings(request), has_steps)]
     base = None if request.base is None else _base(request.base)
     parts = parts_of(read, base, ModuleFilter(request.include, request.exclude))
     multiplied = []
@@ -90,17 +95,11 @@ def read_inputs(named: Sequence[tuple[str, Settings]], request: ChoiceRequest, h
     return Inputs(tuple(multiplied), tuple(part.excluded for part in parts), base, weights)
 
 
-def _adapter(read: Adapter, count: int) -> Adapter:
+def _adapter(read: Adapter, way_out: str) -> Adapter:
     """The adapter; LoraInspectError where it is none, and where its meaning is unknown."""
     kind, adapter = kind_of(read)
     path = adapter.checkpoint.path
     if kind != ADAPTER:
-        # Two models are a question of another verb.
-        way_out = (
-            "compare models with `lora-inspect verify`, or write their difference with `lora-inspect extract`"
-            if count > 1
-            else "name an adapter"
-        )
         raise RefusedError(path, "it is no adapter", way_out)
     adapter.refuse()
     if one := next((c for c in adapter.contributions if c.residual), None):

@@ -16,6 +16,7 @@ from lora_inspect.algebra.changes import shape_of
 from lora_inspect.algebra.output_modules import MadeModule, Making, PlannedModule
 from lora_inspect.algebra.spelling import difference_key, spelling_of, suffixes_of
 from lora_inspect.algebra.streamed_file import alpha_plan, bytes_of, check_written, streamed_bytes, streamed_file
+from lora_inspect.algorithms import lora_bias
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.output.configs import BARE, lora_config, mlx_config, saved_config, standard_config
 from lora_inspect.converting.target.key_names import CONFIG, HEADER, ONE_SCALE, carrier_of
@@ -51,7 +52,7 @@ class AdapterOutput:
     Plain LoRA keeps the suffixes of the adapter `first` in its names, unless others were asked for (`is_asked`). Where
     it `stabilises` scales by rank, alpha is √rank beside the adapter's flags, else it is the rank. `passed` are tensors
     that stay as they are. The metadata get hashes that programs look up where `hashed` has one of their keys.
-    `architecture` is llama.cpp's name of the model.
+    `architecture` is llama.cpp's name of the model. `is_uniform` gives all modules one rank, as some programs take.
 
     Raises LoraInspectError for names that no one output can have, and for a name that is meant for the other kind.
     """
@@ -68,6 +69,7 @@ class AdapterOutput:
         hashed: Collection[str] = (),
         is_asked: bool = False,
         architecture: str = "",
+        is_uniform: bool = False,
     ) -> None:
         self._first, self._modules, self._passed, self._hashed = first, modules, passed, hashed
         self._is_asked, self._architecture = is_asked, architecture
@@ -77,7 +79,8 @@ class AdapterOutput:
         programs = [_FOLDERS[carrier] for carrier in sorted(carriers & _FOLDERS.keys())]
         self.is_folder, self._is_gguf = bool(programs), HEADER in carriers
         # mlx-lm's config has one rank for all modules, and llama.cpp's header one alpha.
-        self.is_uniform = ONE_SCALE in carriers or self._is_gguf
+        self._is_mlx = ONE_SCALE in carriers
+        self.is_uniform = self._is_mlx or self._is_gguf or is_uniform
         if (self.is_folder or self._is_gguf) and len(carriers) > 1:
             program = programs[0][0] if programs else "llama.cpp"
             raise RefusedError(
@@ -122,12 +125,13 @@ class AdapterOutput:
 
     def _differences(self, one: PlannedModule) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The key and the shape of the difference of each parameter that has one."""
+        has_factors = bool(one.shape) and not one.is_difference
         found = {
-            parameter: (difference_key(one.sum.module, terms[0].contribution, parameter), shape_of(terms[0]))
+            parameter: (difference_key(one.sum.module, terms, parameter, has_factors), shape_of(terms[0]))
             for parameter, terms in one.vectors.items()
         }
         if one.is_difference:
-            found[WEIGHT] = (difference_key(one.sum.module, _origin(one), WEIGHT), one.shape)
+            found[WEIGHT] = (difference_key(one.sum.module, one.sum.terms, WEIGHT, False), one.shape)
         return found
 
     def size(self, plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
@@ -142,28 +146,30 @@ class AdapterOutput:
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity],
         force: bool,
+        look: Callable[[str], None] = lambda path: None,
     ) -> int:
         """Write the modules as they are made; `metadata` is asked again once all of them are there.
 
         `plans` are their tensors at the largest ranks that they may have. The file is read back before it appears:
-        every tensor has to be the one that was made. Returns the bytes of the weights. Raises LoraInspectError where
-        the disk refuses, and where it holds something else.
+        every tensor has to be the one that was made, and `look` is called with the path of the complete output. Returns
+        the bytes of the weights. Raises LoraInspectError where the disk refuses, and where it holds something else.
         """
         with delivered(self.path, inputs, force) as place:
             if self._is_gguf:
-                self._write_gguf(place.path, made, making, metadata, inputs, force)
+                self._write_gguf(place.path, made, making, metadata, inputs, force, look)
                 return os.path.getsize(place.path)
             if not self.is_folder:
-                self._write(place.path, plans, made, making, metadata, inputs, force)
+                self._write(place.path, plans, made, making, metadata, inputs, force, look)
                 return os.path.getsize(place.path)
             with new_folder(place.path, inputs, force) as folder:
                 weights = os.path.join(folder, self._weights)
                 ranks = self._write(weights, plans, made, making, metadata, None, False)
-                config = self._mlx_config(ranks) if self.is_uniform else self._config(ranks)
+                config = self._mlx_config(ranks) if self._is_mlx else self._config(ranks)
                 with open(os.path.join(folder, ADAPTER_CONFIG), "x", encoding="utf-8") as handle:
                     json.dump(config, handle, indent=2, sort_keys=True)
                     handle.write("\n")
-                return os.path.getsize(weights)
+                look(folder)
+            return os.path.getsize(os.path.join(place.path, self._weights))
 
     def _write(
         self,
@@ -174,10 +180,11 @@ class AdapterOutput:
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity] | None,
         force: bool,
+        look: Callable[[str], None] | None = None,
     ) -> dict[str, int]:
         """Write the file; return the ranks of its modules by their paths in a config."""
         ranks: dict[str, int] = {}
-        with streamed_file(path, plans, metadata, inputs, force, self._hashed) as file:
+        with streamed_file(path, plans, metadata, inputs, force, self._hashed, look) as file:
             for info in self._passed:
                 file.append(_as_it_is(info), b"".join(renamed(info, info.name).chunks()))
             for one in made:
@@ -210,6 +217,7 @@ class AdapterOutput:
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity],
         force: bool,
+        look: Callable[[str], None],
     ) -> None:
         """Write a file of llama.cpp, whose header is first and has the record of all that follows."""
         contents, rank = list[Content](), 1
@@ -221,6 +229,7 @@ class AdapterOutput:
 
         def prove(complete: str) -> None:
             check_written(complete, path, read_gguf(complete).tensors, sums)
+            look(complete)
 
         write_gguf(path, self._architecture, self.alpha_of(rank), contents, strings, inputs, force, prove)
 
@@ -235,7 +244,18 @@ class AdapterOutput:
         alphas = {path: self.alpha_of(rank) for path, rank in ranks.items()}
         parameters = {one.path for one in self._spellings.values() if one.is_of_parameter and one.path in ranks}
         stabilised = {"use_rslora": True} if self._stabilises else {}
-        return {**standard_config(config, ranks, alphas, False, parameters, self._is_asked), **stabilised}
+        biased = {"lora_bias": True} if self._has_lora_bias() else {}
+        return {**standard_config(config, ranks, alphas, False, parameters, self._is_asked), **stabilised, **biased}
+
+    def _has_lora_bias(self) -> bool:
+        """Whether a module has a bias on LoRA's up layer, which PEFT looks for where its config says so."""
+        own = (
+            term.contribution.algorithm.name
+            for one in self._modules
+            for terms in one.vectors.values()
+            for term in terms
+        )
+        return lora_bias.ALGORITHM.name in own
 
 
 def _origin(one: PlannedModule) -> Contribution | None:

@@ -78,6 +78,11 @@ class MadeModule:
         return self.module.sum.module.name.key
 
     @property
+    def nbytes(self) -> int:
+        """The bytes of the numbers as they are written."""
+        return sum(one.nbytes for one in (self.up, self.down, *self.differences.values()) if one is not None)
+
+    @property
     def account(self) -> "ModuleAccount":
         """The facts without the numbers."""
         return ModuleAccount(

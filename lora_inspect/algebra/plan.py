@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_inspect import programs
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
 from lora_inspect.algebra.changes import check_sizes, matrix_shape, needs_base, shape_of, thin_rank
 from lora_inspect.algebra.inputs import Inputs, check_experts
@@ -25,6 +26,7 @@ from lora_inspect.files.hashes import are_same_tensors
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.plan import check_dora_rule
+from lora_inspect.programs.record import Program
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import RSLORA_FLAG
@@ -41,11 +43,13 @@ SumRequest = CombineRequest | ResizeRequest | AverageRequest
 class SumPlan:
     """The planned output of a sum.
 
-    `left_out` are the reasons by module or key. `order_matters` names weights of the base that another order of the
-    adapters would leave different.
+    `program` is the one that the output is for, if one was named. `left_out` are the reasons by module or key.
+    `order_matters` names weights of the base that another order of the adapters would leave different.
     """
 
     inputs: Inputs
+    program: Program | None
+    allows_growth: bool
     modules: tuple[PlannedModule, ...]
     output: AdapterOutput
     rule: RankRule
@@ -108,6 +112,7 @@ def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: Rank
     passed += [inputs.first.checkpoint.tensors[key] for key in flags]
     passed += _others_of_one(inputs)
     checkpoint = inputs.first.checkpoint
+    program = programs.by_name(options.program) if options.program else None
     hashed = checkpoint.metadata if len(inputs.adapters) == 1 else ()
     place = AdapterOutput(
         inputs.first,
@@ -120,9 +125,12 @@ def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: Rank
         hashed,
         is_asked=request.to is not None,
         architecture=_architecture(planned, inputs.first, options),
+        is_uniform=program is not None and program.uniform,
     )
     return SumPlan(
         inputs=inputs,
+        program=program,
+        allows_growth=request.allow_growth,
         modules=tuple(planned),
         output=place,
         rule=rule,

@@ -10,7 +10,8 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect import schemes
-from lora_inspect.algorithms import lora, lora_embedding, lora_experts, mlx
+from lora_inspect.algebra.alignment import Term
+from lora_inspect.algorithms import lora, lora_bias, lora_embedding, lora_experts, mlx
 from lora_inspect.algorithms.attention_lora import OUT_PROJ, TIMES
 from lora_inspect.algorithms.full import DIFFERENCE
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
@@ -139,11 +140,15 @@ def _key(module: Module, origin: Contribution | None, algorithm: Algorithm, role
     return factor_key(module, origin, algorithm, role) if origin else new_factor_key(module, algorithm, role)
 
 
-def difference_key(module: Module, origin: Contribution | None, parameter: str) -> str:
-    """The key of the difference of a parameter.
+def difference_key(module: Module, terms: Sequence[Term], parameter: str, has_factors: bool) -> str:
+    """The key of the difference of a parameter, of which some terms are the sum; none of one that no file has.
 
-    Raises LoraInspectError where programs that read the names know none.
+    A bias on LoRA's up layer stays one where the module `has_factors`, whose scale of 1 is that of the bias. Raises
+    LoraInspectError where programs that read the names know no difference.
     """
+    origin = terms[0].contribution if terms else None
+    if has_factors and origin and all(term.contribution.algorithm.name == lora_bias.ALGORITHM.name for term in terms):
+        return _key(module, origin, lora_bias.ALGORITHM, *lora_bias.ALGORITHM.marks)
     has_own = origin is not None and origin.algorithm.name in ARE_DIFFERENCES
     algorithm = origin.algorithm if origin and has_own else DIFFERENCES[parameter]
     if not reads_differences(module.name.scheme) and not has_own:

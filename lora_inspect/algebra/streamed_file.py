@@ -69,17 +69,21 @@ def streamed_file(
     inputs: Mapping[str, Identity] | None,
     force: bool,
     hashed: Collection[str] = (),
+    look: Callable[[str], None] | None = None,
 ) -> Iterator["StreamedFile"]:
     """A file that takes its name when the block ends well, and vanishes otherwise.
 
     `plans` are the tensors at the largest sizes that they may have, and `metadata` is asked before the block and after
     it. Where a key of `hashed` is one of a hash that programs look up, the metadata get such hashes. The file is read
-    back before it appears. Raises LoraInspectError where the disk refuses, and where it holds something else.
+    back before it appears, and `look` is called with its path then. Raises LoraInspectError where the disk refuses, and
+    where it holds something else.
     """
     sums: dict[str, int] = {}
 
     def prove(complete: str) -> None:
         check_written(complete, path, read_header(complete)[0], sums)
+        if look:
+            look(complete)
 
     with new_file(path, inputs, force, prove) as descriptor:
         file = StreamedFile(descriptor, _room(plans, metadata()), sums)

@@ -11,10 +11,15 @@ from lora_inspect.algebra.metadata import MetadataConflict, input_records, made_
 from lora_inspect.algebra.output_modules import FileError, MadeModule, ModuleAccount, file_error
 from lora_inspect.algebra.plan import SumPlan
 from lora_inspect.algebra.ranks import choose_ranks
+from lora_inspect.converting.growth import Growth
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.converting.result import ProgramCheck
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.progress import Progress, silent
 from lora_inspect.sentences import Result
+
+_OTHER_PROGRAM = "choose another program (nothing was written)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +97,12 @@ class _Account:
         self._plan, self._verb = plan, verb
         self.inputs = input_records(plan.inputs)
         self.modules: list[ModuleAccount] = []
+        self._growth = Growth(plan.inputs.first.checkpoint.path, plan.inputs.bytes, plan.allows_growth)
 
     def of(self, making: Iterable[MadeModule]) -> Iterator[MadeModule]:
-        """Pass the modules on as they are made."""
+        """Pass the modules on as they are made; LoraInspectError where the output grows too much."""
         for one in making:
+            self._growth.take(one.nbytes, f"the change of {one.key}")
             self.modules.append(one.account)
             yield one
         self.check()
@@ -137,12 +144,14 @@ def write_sum(plan: SumPlan, verb: str, force: bool = False, progress: Progress 
     else:
         ranks, modules = plan.most, made_by_rule(plan.modules, rule, making, progress)
     plans = output.plans(ranks, making)
-    size = output.write(plans, account.of(modules), making, account.metadata, plan.inputs.files, force)
+    received = ProgramCheck(plan.program, output.path, ConvertOptions(), _OTHER_PROGRAM, True) if plan.program else None
+    look = received or (lambda path: None)
+    size = output.write(plans, account.of(modules), making, account.metadata, plan.inputs.files, force, look)
     offer = _offer(plan, account) if rule.is_exact else None
     errors = file_error(account.modules)
     found = _result(plan, verb, account, errors, size, time.perf_counter() - started)
     return replace(found, output=output.path, is_made=True, rounding=errors.rounding, offer=offer, notes=(
-        *found.notes, *leftovers
+        *found.notes, *(received.remarks if received else ()), *leftovers
     ))  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.programs.record import READ, Program
-from lora_inspect.programs.verdict import LOST, UNKNOWN, WRONG, judge, needs_fix
+from lora_inspect.programs.verdict import LOST, REFUSED, UNKNOWN, WRONG, judge, needs_fix
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.identify import adapter_candidates, with_paths
 from lora_inspect.reading.model.settings import Settings
@@ -136,16 +136,24 @@ def titles(algorithms: Iterable[Algorithm]) -> tuple[str, ...]:
     return tuple(sorted({algorithm.title for algorithm in own or known}))
 
 
+_OTHER_PROGRAM = (
+    "choose --algorithm lora if it is of another algorithm, or choose another program (nothing was written)"
+)
+
+
 @dataclass(slots=True)
 class ProgramCheck:
     """Judges an output by the rules of the `program` when it is called with its path; `output` is its name.
 
-    `remarks` say what is not known of it, and what is wrong there of magnitudes that the user kept.
+    `remarks` say what is not known of it, and what is wrong there of magnitudes that the user kept. `way_out` ends the
+    sentence on what is wrong for certain. A refusal is a remark as well where that is accepted.
     """
 
     program: Program
     output: str
     options: ConvertOptions
+    way_out: str = _OTHER_PROGRAM
+    accepts_refusal: bool = False
     remarks: list[str] = field(default_factory=list)
 
     def __call__(self, path: str) -> None:
@@ -158,12 +166,13 @@ class ProgramCheck:
         says = f" ({found.says})" if found.says else ""
         if self.options.keep_dora and found.verdict in (LOST, WRONG):
             self.remarks.append(f"{program} does not apply its magnitudes as they were trained: {found.verdict}{says}")
+        elif self.accepts_refusal and found.verdict == REFUSED:
+            self.remarks.append(f"{program} refuses it{says}")
         elif needs_fix(found):
             raise RefusedError(
                 self.output,
                 f"{program} would read it wrongly: {found.verdict}{says}",
-                "choose --algorithm lora if it is of another algorithm, or choose another program (nothing "
-                "was written)",
+                self.way_out,
             )
         elif found.by == READ:
             self.remarks.append(f"according to its code, {program} reads it correctly; no run has confirmed that")

@@ -15,7 +15,8 @@ from merging_properties import OF_MERGING
 
 from lora_inspect.algorithms import every
 from lora_inspect.architectures.rows import Runs
-from lora_inspect.converting.steps.part import Growth, as_factor, read_parts
+from lora_inspect.converting.growth import Growth
+from lora_inspect.converting.steps.part import as_factor, read_parts
 from lora_inspect.converting.steps.split_fuse import arrange
 from lora_inspect.converting.target.target_layout import Destination, Source
 from lora_inspect.files.checkpoint import open_checkpoint

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_inspect.converting.steps.part import Growth
+from lora_inspect.converting.growth import Growth
 from lora_inspect.errors import LoraInspectError
 
 MB = 1 << 20

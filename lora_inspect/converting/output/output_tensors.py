@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lora_inspect.algorithms.lora_experts import OF_MATRIX
-from lora_inspect.converting.steps.part import Factor, Growth, Part, check_finite, content
+from lora_inspect.converting.growth import Growth
+from lora_inspect.converting.steps.part import Factor, Part, check_finite, content
 from lora_inspect.converting.target.key_names import ALPHA, alpha_key, carrier_of, factor_key, magnitude_place
 from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
 from lora_inspect.maths.dora import OUTPUT

@@ -13,10 +13,11 @@ from lora_inspect import schemes
 from lora_inspect.algorithms import lora, mlx
 from lora_inspect.algorithms.attention_lora import IN_PROJ, OUT_PROJ
 from lora_inspect.algorithms.lora_embedding import spelled_in
+from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.output.output_tensors import SpelledModule, spell
 from lora_inspect.converting.steps.carried_scale import alpha_of_all, carry_scale, of_one_scale
-from lora_inspect.converting.steps.part import Context, Growth, ModuleParts, Part, read_parts
+from lora_inspect.converting.steps.part import Context, ModuleParts, Part, read_parts
 from lora_inspect.converting.target.key_names import ONE_SCALE, carrier_of
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.converting.target.target_program import writing_of

@@ -13,9 +13,10 @@ import torch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lora_inspect.architectures.rows import Runs
+from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.output.output_tensors import SpelledModule
 from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, DeltaCache, take_rows
-from lora_inspect.converting.steps.part import Growth, Part, read_operands
+from lora_inspect.converting.steps.part import Part, read_operands
 from lora_inspect.converting.target.key_names import factor_key
 from lora_inspect.converting.target.target_algorithm import DIFFERENCES, changes_otherwise
 from lora_inspect.converting.target.target_layout import Destination

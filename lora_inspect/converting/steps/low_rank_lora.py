@@ -14,10 +14,10 @@ import torch
 from lora_inspect.algorithms import lora
 from lora_inspect.algorithms.record import Role
 from lora_inspect.architectures.rows import Runs
+from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.steps.part import (
     Context,
     Factor,
-    Growth,
     ModuleParts,
     Part,
     as_factor,

@@ -16,6 +16,7 @@ import torch
 
 from lora_inspect.algorithms.record import Algorithm, Formula, Role, Shapes
 from lora_inspect.architectures.rows import Runs
+from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.target.target_layout import Destination, Source
 from lora_inspect.errors import DamagedError, RefusedError
@@ -28,38 +29,6 @@ from lora_inspect.reading.model.contribution import Contribution, Magnitude, Mod
 
 if TYPE_CHECKING:
     from lora_inspect.converting.steps.base_change import BaseDependentChange
-
-_TIMES, _FREE_BYTES = 16, 64 << 20
-
-
-class Growth:
-    """A limit on an output's tensors: it refuses the one that makes the output too large.
-
-    The limit is 64 MB, or 16 times the tensors of the input if that is more; `allowed` lifts it.
-    """
-
-    def __init__(self, path: str, input_bytes: int, allowed: bool) -> None:
-        self._path = path
-        self._input_bytes = input_bytes
-        self._limit = math.inf if allowed else max(_TIMES * input_bytes, _FREE_BYTES)
-        self._taken = 0
-
-    def take(self, nbytes: int, what: str) -> None:
-        """Count `nbytes` for `what`; raise LoraInspectError if that is too much."""
-        self.refuse_more(nbytes, what)
-        self._taken += nbytes
-
-    def refuse_more(self, nbytes: int, what: str) -> None:
-        """Raise LoraInspectError if `nbytes` more for `what` would be too much."""
-        total = self._taken + nbytes
-        if total > self._limit:
-            raise RefusedError(
-                self._path,
-                f"with {what} the output would hold {total:,} bytes of tensors, over {_TIMES} times the "
-                f"{self._input_bytes:,} of the input",
-                "give --allow-growth to accept that",
-            )
-
 
 _EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
