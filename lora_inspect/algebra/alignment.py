@@ -85,7 +85,7 @@ def _output_module(destined: Sequence[tuple[MultipliedAdapter, Destination]]) ->
             "combine adapters of one model",
         )
     terms = [
-        Term(one.adapter, contribution, one.multipliers[source.module.name.key], tuple(moves))
+        Term(one.adapter, contribution, one.multipliers[contribution.module.key], tuple(moves))
         for one, destination in destined
         for source in destination.sources
         for contribution in source.module.contributions
@@ -131,7 +131,25 @@ def _destinations(
         return targets(adapter, adapter, None, None, asked)
     if place == 0:
         return destinations(adapter, None)
+    if not families:
+        adapter = _with_dots(adapter, first)
     return destinations(adapter, _FirstNames(first, adapter, families).target, families)
+
+
+def _with_dots(adapter: Adapter, first: Adapter) -> Adapter:
+    """The adapter with names of the first one for underscored ones of a model that nobody knows.
+
+    A name with dots is spelled with underscores in one way, which two modules rarely share.
+    """
+    dotted: dict[tuple[str, str], list[ModuleName]] = defaultdict(list)
+    for module in first.modules.values():
+        if not module.name.flat:
+            dotted[module.name.component, module.name.body.replace(".", "_")].append(module.name)
+    found = {}
+    for key, module in adapter.modules.items():
+        names = dotted.get((module.name.component, module.name.body), []) if module.name.flat else []
+        found[key] = module._replace(name=names[0]) if len(names) == 1 else module
+    return adapter._replace(modules=found)
 
 
 class _FirstLayout:

@@ -138,7 +138,7 @@ def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: Rank
         is_stabilised=is_stabilised,
         left_out=left_out,
         order_matters=tuple(base.order_matters()) if base else (),
-        notes=(*inputs.notes, *(base.notes if base else ())),
+        notes=(*inputs.notes, *_partial(planned, inputs), *(base.notes if base else ())),
     )
 
 
@@ -307,6 +307,16 @@ def _with_experts(one: PlannedModule, terms: Sequence[Term], rule: RankRule) -> 
         of_inputs=min(*shape, max(ranks)),
         experts=first.algorithm.experts,
     )
+
+
+def _partial(planned: Sequence[PlannedModule], inputs: Inputs) -> Iterator[str]:
+    """A sentence on the modules that only some of the inputs have, if there are any."""
+    count = len({id(one.adapter) for one in inputs.adapters})
+    terms = [[*one.sum.terms, *(term for own in one.vectors.values() for term in own)] for one in planned]
+    some = [one for one, own in zip(planned, terms, strict=True) if len({id(term.adapter) for term in own}) < count]
+    if some:
+        key = some[0].sum.module.name.key
+        yield f"{len(some)} of {len(planned)} modules are in only some of the inputs ({key})."
 
 
 def _factors(planned: Sequence[PlannedModule]) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from adapters import DEFAULT, KOHYA, PEFT, Names, Spelling, factors, lora
 from layouts import FUSED, SPLIT
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import lora_inspect
 from lora_inspect.algebra.alignment import MultipliedAdapter, aligned
@@ -193,3 +193,32 @@ def test_a_formula_gives_the_factors_of_other_algorithms(name, fixtures):
         numpy.testing.assert_allclose(found.up * found.weights @ found.down, weight.numpy(), rtol=1e-5, atol=1e-7)
         seen += 1
     assert seen
+
+
+UNKNOWN = {"enc.layer_a.proj": (12, 10), "enc.mid.out": (10, 14)}
+
+
+def unknown(folder, name, spell, ends):
+    numbers = torch.Generator().manual_seed(len(name))
+    tensors, dense = {}, {}
+    for path, (rows, columns) in UNKNOWN.items():
+        up, down = torch.randn(rows, 3, generator=numbers), torch.randn(3, columns, generator=numbers)
+        tensors |= {f"{spell(path)}{ends[0]}": down, f"{spell(path)}{ends[1]}": up}
+        dense[path] = (up.double() @ down.double()).numpy()
+    save_file(tensors, folder / f"{name}.safetensors")
+    return folder / f"{name}.safetensors", dense
+
+
+@pytest.mark.parametrize("is_flat_first", [True, False])
+def test_underscored_and_dotted_names_of_an_unknown_model_are_one(is_flat_first, tmp_path):
+    ends = (".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight")
+    flat = unknown(tmp_path, "flat", lambda path: f"lora_unet_{path.replace('.', '_')}", ends[0])
+    dotted = unknown(tmp_path, "dotted", lambda path: f"transformer.{path}", ends[1])
+    files = [flat, dotted] if is_flat_first else [dotted, flat]
+    lora_inspect.combine([path for path, _ in files], tmp_path / "sum.safetensors")
+    tensors = load_file(tmp_path / "sum.safetensors")
+    own = ends[0] if is_flat_first else ends[1]
+    for path in UNKNOWN:
+        name = f"lora_unet_{path.replace('.', '_')}" if is_flat_first else f"transformer.{path}"
+        down, up = (tensors[name + end].double().numpy() for end in own)
+        numpy.testing.assert_allclose(up @ down, flat[1][path] + dotted[1][path], atol=1e-5)
