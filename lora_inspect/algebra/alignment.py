@@ -82,7 +82,7 @@ def _output_module(destined: Sequence[tuple[MultipliedAdapter, Destination]]) ->
         raise RefusedError(
             second.adapter.checkpoint.path,
             f"{other.module.name.key} has {other.rows} rows, but in {first.adapter.checkpoint.path} {one.rows}",
-            "combine adapters of one model",
+            "name adapters of one model",
         )
     terms = [
         Term(one.adapter, contribution, one.multipliers[source.module.name.key], tuple(moves))
@@ -116,7 +116,7 @@ def _families(adapters: Sequence[Adapter]) -> list[tuple[Detection, ...]]:
             raise RefusedError(
                 adapter.checkpoint.path,
                 f"it is of {described(found)}, but {first.checkpoint.path} is of {described(theirs)}",
-                "combine adapters of one model",
+                "name adapters of one model",
             )
     names = [{one.architecture.name for one in found} for _, found in known]
     common = set.intersection(*names) if names else set()

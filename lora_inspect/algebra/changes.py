@@ -4,17 +4,30 @@ Plain LoRA is read by numpy alone. Every other algorithm whose change is a produ
 thin side, Tucker cores) has a formula that makes them, with torch.
 """
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy
 
 from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.algebra.factors import Array, Factors, joined
-from lora_inspect.algorithms import lora
+from lora_inspect.algorithms import lokr, lora
+from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.stored_numbers import FLOATS, load
 from lora_inspect.reading.model.contribution import Contribution
+
+
+def is_thin(contribution: Contribution) -> bool:
+    """Whether a change is that of a weight by a product of thin factors, which the base has no part in.
+
+    Of LoKr the factors tell: two whole ones make no thin product.
+    """
+    if contribution.multiplies or contribution.algorithm.parameter != WEIGHT or contribution.of_bias:
+        return False
+    is_whole = contribution.algorithm.name == lokr.ALGORITHM.name and lokr.is_whole(contribution.factors)
+    return contribution.formula.low_rank is not None and not is_whole
 
 
 def factors_of(contribution: Contribution) -> Factors:
@@ -58,7 +71,11 @@ def sum_of(module: OutputModule, kind: type = numpy.float64) -> Factors:
 
     Raises LoraInspectError where their shapes disagree.
     """
-    terms = [term for term in module.terms if term.multiplier]
+    return joined(terms_of([term for term in module.terms if term.multiplier]), kind)
+
+
+def terms_of(terms: Sequence[Term]) -> list[Factors]:
+    """The change of each of a module's terms, all of them thin; LoraInspectError where their shapes disagree."""
     changes = [_moved(term) for term in terms]
     sizes = [(change.shape[0], prod(change.shape[1:])) for change in changes]
     for term, change, size in zip(terms, changes, sizes, strict=True):
@@ -68,9 +85,9 @@ def sum_of(module: OutputModule, kind: type = numpy.float64) -> Factors:
                 f"{term.contribution.module.key} changes a weight of {list(change.shape)}, but "
                 f"{terms[0].contribution.module.key} in {terms[0].adapter.checkpoint.path} one of "
                 f"{list(changes[0].shape)}",
-                "combine adapters of one model",
+                "name adapters of one model",
             )
-    return joined(changes, kind)
+    return changes
 
 
 def _moved(term: Term) -> Factors:

@@ -9,15 +9,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 
 import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import OutputModule, Term
-from lora_inspect.algebra.changes import sum_of
-from lora_inspect.algebra.core import ROUNDING, shared_cores
+from lora_inspect.algebra.changes import is_thin, refuse_not_finite, terms_of
+from lora_inspect.algebra.core import ROUNDING, SharedFactors, shared_factors
 from lora_inspect.algebra.factors import Array, Factors
 from lora_inspect.algebra.module_threads import made_in_order
+from lora_inspect.errors import RefusedError
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
 
@@ -113,13 +115,16 @@ def total(comparisons: Iterable[Comparison], count: int) -> Comparison:
 
 
 def _in_module(module: OutputModule, adapters: Sequence[Adapter]) -> Comparison:
-    terms: list[list[Term]] = [[one for one in module.terms if one.adapter is adapter] for adapter in adapters]
-    there = [number for number, own in enumerate(terms) if any(one.multiplier for one in own)]
-    changes: list[Factors] = [sum_of(module._replace(terms=tuple(terms[number]))) for number in there]
-    cores = shared_cores(changes) if changes else []
+    changes = _changes_of(module, adapters)
+    there = [number for number, own in enumerate(changes) if own]
+    try:
+        shared = shared_factors([one for own in changes for one in own], [len(changes[number]) for number in there])
+    except FloatingPointError:
+        refuse_not_finite(module)
+        raise
+    cores, bases = [one.core for one in shared], [_bases(one) for one in shared]
     count = len(adapters)
     inner, apart, common, weights = (numpy.zeros((count, count)) for _ in range(4))
-    bases = [_bases(core) for core in cores]
     for number, core in zip(there, cores, strict=True):
         energy = float(numpy.square(core).sum())
         inner[number, number] = energy
@@ -136,11 +141,38 @@ def _in_module(module: OutputModule, adapters: Sequence[Adapter]) -> Comparison:
     return Comparison(inner, apart, common, weights, together)
 
 
-def _bases(core: Array) -> tuple[Array, Array]:
-    """Orthonormal bases of a core's columns and of its rows, both as columns, without directions of rounding."""
-    left, values, right = numpy.linalg.svd(core, full_matrices=False)
-    rank = int(numpy.count_nonzero(values > ROUNDING * values[0])) if values.size else 0
-    return left[:, :rank], right[:rank].T
+def _changes_of(module: OutputModule, adapters: Sequence[Adapter]) -> list[list[Factors]]:
+    """The changes that each adapter adds up in a module; none of an adapter that changes nothing there.
+
+    Raises LoraInspectError for a change that is no product of thin factors.
+    """
+    terms = [[one for one in module.terms if one.adapter is adapter and one.multiplier] for adapter in adapters]
+    for term in (term for own in terms for term in own):
+        _refuse_not_thin(term)
+    changes = iter(terms_of([term for own in terms for term in own]))
+    return [list(islice(changes, len(own))) for own in terms]
+
+
+def _refuse_not_thin(term: Term) -> None:
+    """Raises LoraInspectError for a change that only the base tells, or a dense matrix."""
+    one = term.contribution
+    title = f"{one.module.key} is {'DoRA' if one.magnitude else one.algorithm.title}"
+    if one.multiplies:
+        raise RefusedError(term.adapter.checkpoint.path, f"{title}, whose change depends on the base", "give --base BASE")
+    if not is_thin(one):
+        raise RefusedError(
+            term.adapter.checkpoint.path,
+            f"{title}, whose change is no product of thin factors",
+            f"leave it out with --exclude {one.module.key}",
+        )
+
+
+def _bases(change: SharedFactors) -> tuple[Array, Array]:
+    """Orthonormal bases of a change's columns and of its rows, both as columns, without directions of rounding."""
+    (up, of_up), (down, of_down) = numpy.linalg.qr(change.up), numpy.linalg.qr(change.down)
+    left, values, right = numpy.linalg.svd(of_up @ of_down.T, full_matrices=False)
+    rank = int(numpy.count_nonzero(values > ROUNDING * values[0])) if values.size and values[0] else 0
+    return up @ left[:, :rank], down @ right[:rank].T
 
 
 def _overlap(ones: tuple[Array, Array], others: tuple[Array, Array]) -> float:

@@ -33,7 +33,16 @@ def root(tall: Array) -> Array:
 
     Raises FloatingPointError for NaN and infinity.
     """
-    gram: Array = tall.T @ tall
+    if (found := _root_of_gram(tall)) is not None:
+        return found
+    triangle: Array = numpy.linalg.qr(tall, mode="r")  # type: ignore[assignment]  # it is one array in this mode
+    return triangle
+
+
+def _root_of_gram(tall: Array) -> Array | None:
+    """The root by the Gram matrix, None where that would lose digits; FloatingPointError for NaN and infinity."""
+    with numpy.errstate(invalid="ignore", over="ignore"):
+        gram: Array = tall.T @ tall
     if not numpy.isfinite(gram.diagonal()).all():
         raise FloatingPointError("a factor is not finite")
     if tall.shape[0] > tall.shape[1]:
@@ -42,8 +51,7 @@ def root(tall: Array) -> Array:
             pivots = numpy.square(found.diagonal())
             if pivots.min() * _CONDITION > pivots.max():
                 return found
-    triangle: Array = numpy.linalg.qr(tall, mode="r")  # type: ignore[assignment]  # it is one array in this mode
-    return triangle
+    return None
 
 
 def singular(matrix: Array) -> tuple[Array, Array, Array]:
@@ -84,15 +92,74 @@ class Core:
         return Trim(up, (self._left[:, :rank] / roots).T @ self._up)
 
 
+class SharedFactors(NamedTuple):
+    """A change in bases that it shares with others: `up` (k, rank) and `down` (l, rank), so that it is up · downᵀ."""
+
+    up: Array
+    down: Array
+
+    @property
+    def core(self) -> Array:
+        """The change in the shared bases, (k, l): norms, sums and angles are those of the change."""
+        core: Array = self.up @ self.down.T
+        return core
+
+
 def shared_cores(changes: Sequence[Factors]) -> list[Array]:
     """The changes of one weight in one pair of orthonormal bases, each (k, l): sums, norms and angles are the same.
 
     The bases span the columns and the rows of all changes together.
     """
+    return [one.core for one in shared_factors(changes, [1] * len(changes))]
+
+
+def shared_factors(changes: Sequence[Factors], counts: Sequence[int]) -> list[SharedFactors]:
+    """Sums of changes of one weight in one pair of orthonormal bases, which span the columns and rows of them all.
+
+    Each sum takes the next of the `changes`, as many as its number in `counts`. Raises FloatingPointError for factors
+    with NaN or infinity.
+    """
     together = joined(changes)
-    up, down = root(together.up) * together.weights, root(together.down.T)
-    edges = numpy.cumsum([0, *(change.rank for change in changes)])
-    return [up[:, first:last] @ down[:, first:last].T for first, last in pairwise(edges)]
+    behind = numpy.cumsum([0, *(change.rank for change in changes)])
+    edges = [int(behind[number]) for number in numpy.cumsum([0, *counts])]
+    up, down = _shared_root(together.up, edges) * together.weights, _shared_root(together.down.T, edges)
+    return [SharedFactors(up[:, first:last], down[:, first:last]) for first, last in pairwise(edges)]
+
+
+def _shared_root(tall: Array, edges: Sequence[int]) -> Array:
+    """As `root`, of columns in blocks that may be nearly the same, as those of one change in two element types.
+
+    A Gram matrix of such blocks loses the digits of their difference. So each block is first split into its part in the
+    basis of those before it and the rest.
+    """
+    if (found := _root_of_gram(tall)) is not None:
+        return found
+    basis: Array = numpy.empty((tall.shape[0], 0))
+    coordinates: list[Array] = []
+    for first, last in pairwise(edges):
+        block = rest = tall[:, first:last]
+        inside = numpy.zeros((basis.shape[1], last - first))
+        for _ in range(2):  # once leaves as much of the basis in the rest as rounding made
+            part = basis.T @ rest
+            inside, rest = inside + part, rest - basis @ part
+        coordinates.append(inside)
+        if numpy.linalg.norm(rest) > _CANCELLED * numpy.linalg.norm(block):
+            own, triangle = _orthonormal(rest)
+            basis = numpy.hstack([basis, own])
+            coordinates[-1] = numpy.vstack([inside, triangle])
+    size = basis.shape[1]
+    return numpy.hstack([numpy.pad(one, ((0, size - one.shape[0]), (0, 0))) for one in coordinates])
+
+
+def _orthonormal(tall: Array) -> tuple[Array, Array]:
+    """An orthonormal basis of the columns, and the columns in it."""
+    basis, whole = tall, numpy.eye(tall.shape[1])
+    for _ in range(2):  # the first basis is orthonormal up to the condition of the columns times their rounding
+        if (triangle := _root_of_gram(basis)) is None:
+            basis, triangle = numpy.linalg.qr(tall)
+            return basis, triangle
+        basis, whole = numpy.linalg.solve(triangle.T, basis.T).T, triangle @ whole
+    return basis, whole
 
 
 class Trim(NamedTuple):

@@ -122,7 +122,7 @@ def test_adapters_of_two_families_are_refused(tmp_path):
     one = small(tmp_path / "wan.safetensors", "lora_unet_", WAN, {"ss_base_model_version": "wan2.1"})
     other = small(tmp_path / "flux.safetensors", "lora_unet_", FLUX, {"ss_base_model_version": "flux1"})
     for first, second in ((one, other), (other, one)):
-        with pytest.raises(RefusedError, match=r"it is of .+, but .+ is of .+; combine adapters of one model"):
+        with pytest.raises(RefusedError, match=r"it is of .+, but .+ is of .+; name adapters of one model"):
             aligned([all_at(first), all_at(second)], ConvertOptions())
 
 
