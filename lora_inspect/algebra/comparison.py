@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.algebra.changes import is_thin, refuse_not_finite, terms_of
-from lora_inspect.algebra.core import ROUNDING, SharedFactors, shared_factors
+from lora_inspect.algebra.core import shared_factors
 from lora_inspect.algebra.factors import Array, Factors
 from lora_inspect.algebra.module_threads import made_in_order
 from lora_inspect.errors import RefusedError
@@ -122,7 +122,7 @@ def _in_module(module: OutputModule, adapters: Sequence[Adapter]) -> Comparison:
     except FloatingPointError:
         refuse_not_finite(module)
         raise
-    cores, bases = [one.core for one in shared], [_bases(one) for one in shared]
+    cores, bases = [one.core for one in shared], [one.directions for one in shared]
     count = len(adapters)
     inner, apart, common, weights = (numpy.zeros((count, count)) for _ in range(4))
     for number, core in zip(there, cores, strict=True):
@@ -165,14 +165,6 @@ def _refuse_not_thin(term: Term) -> None:
             f"{title}, whose change is no product of thin factors",
             f"leave it out with --exclude {one.module.key}",
         )
-
-
-def _bases(change: SharedFactors) -> tuple[Array, Array]:
-    """Orthonormal bases of a change's columns and of its rows, both as columns, without directions of rounding."""
-    (up, of_up), (down, of_down) = numpy.linalg.qr(change.up), numpy.linalg.qr(change.down)
-    left, values, right = numpy.linalg.svd(of_up @ of_down.T, full_matrices=False)
-    rank = int(numpy.count_nonzero(values > ROUNDING * values[0])) if values.size and values[0] else 0
-    return up @ left[:, :rank], down @ right[:rank].T
 
 
 def _overlap(ones: tuple[Array, Array], others: tuple[Array, Array]) -> float:

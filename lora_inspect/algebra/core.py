@@ -20,6 +20,8 @@ from lora_inspect.fast_namedtuple import NamedTuple
 
 # Up to this ratio of the squares of the largest and the smallest pivot a root of a Gram matrix keeps its digits.
 _CONDITION = 1e11
+# Up to this one of both factors no direction of their product is rounding.
+_ALIKE = 1e5
 # Up to this ratio of the largest and the smallest eigenvalue of M Mᵀ their roots are singular values to 6 digits.
 _SPREAD = 1e9
 # Directions below this share of the largest singular value are the rounding of the factors.
@@ -39,8 +41,11 @@ def root(tall: Array) -> Array:
     return triangle
 
 
-def _root_of_gram(tall: Array) -> Array | None:
-    """The root by the Gram matrix, None where that would lose digits; FloatingPointError for NaN and infinity."""
+def _root_of_gram(tall: Array, condition: float = _CONDITION) -> Array | None:
+    """The root by the Gram matrix, None where the ratio of its pivots' squares is above `condition`.
+
+    Raises FloatingPointError for NaN and infinity.
+    """
     with numpy.errstate(invalid="ignore", over="ignore"):
         gram: Array = tall.T @ tall
     if not numpy.isfinite(gram.diagonal()).all():
@@ -49,7 +54,7 @@ def _root_of_gram(tall: Array) -> Array | None:
         with suppress(numpy.linalg.LinAlgError):  # it has a direction without a length
             found: Array = numpy.linalg.cholesky(gram).T
             pivots = numpy.square(found.diagonal())
-            if pivots.min() * _CONDITION > pivots.max():
+            if pivots.min() * condition > pivots.max():
                 return found
     return None
 
@@ -103,6 +108,20 @@ class SharedFactors(NamedTuple):
         """The change in the shared bases, (k, l): norms, sums and angles are those of the change."""
         core: Array = self.up @ self.down.T
         return core
+
+    @property
+    def directions(self) -> tuple[Array, Array]:
+        """Orthonormal bases of the change's columns (k, rank) and rows (l, rank), without directions of rounding."""
+        roots = [_root_of_gram(side, _ALIKE) for side in self]
+        if roots[0] is not None and roots[1] is not None:
+            up, down = (
+                numpy.linalg.solve(root.T, side.T).T for root, side in zip(roots, self, strict=True) if root is not None
+            )
+            return up, down
+        (up, of_up), (down, of_down) = numpy.linalg.qr(self.up), numpy.linalg.qr(self.down)
+        left, values, right = numpy.linalg.svd(of_up @ of_down.T, full_matrices=False)
+        rank = int(numpy.count_nonzero(values > ROUNDING * values[0])) if values.size and values[0] else 0
+        return up @ left[:, :rank], down @ right[:rank].T
 
 
 def shared_cores(changes: Sequence[Factors]) -> list[Array]:
