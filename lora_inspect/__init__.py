@@ -10,10 +10,12 @@ from lora_inspect.version import __version__
 _HOMES = {
     "AmbiguousError": "arguments",
     "CheckResult": "verbs",
+    "CompareResult": "algebra",
     "CompatResult": "verbs",
     "ConvertResult": "convert",
     "CouldNotWorkError": "arguments",
     "DamagedError": "arguments",
+    "FolderResult": "algebra",
     "LoraInspectError": "arguments",
     "MergeResult": "verbs",
     "ModuleChange": "modules",
@@ -29,6 +31,7 @@ _HOMES = {
     "VerifyResult": "verbs",
     "WouldOverwriteError": "arguments",
     "check": "verbs",
+    "compare": "algebra",
     "compat": "verbs",
     "convert": "convert",
     "merge": "verbs",
@@ -42,10 +45,12 @@ _HOMES = {
 __all__ = [
     "AmbiguousError",
     "CheckResult",
+    "CompareResult",
     "CompatResult",
     "ConvertResult",
     "CouldNotWorkError",
     "DamagedError",
+    "FolderResult",
     "LoraInspectError",
     "MergeResult",
     "ModuleChange",
@@ -62,6 +67,7 @@ __all__ = [
     "WouldOverwriteError",
     "__version__",
     "check",
+    "compare",
     "compat",
     "convert",
     "merge",
@@ -74,6 +80,7 @@ __all__ = [
 
 TYPE_CHECKING = False  # what checks types takes it for true, and `typing` takes longer to load than all of this
 if TYPE_CHECKING:
+    from lora_inspect.api.algebra import CompareResult, FolderResult, compare
     from lora_inspect.api.arguments import (
         AmbiguousError,
         CouldNotWorkError,

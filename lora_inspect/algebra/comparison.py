@@ -6,6 +6,7 @@ smaller rank, the mean of columns and rows.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -14,7 +15,7 @@ from itertools import islice
 import numpy
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.alignment import OutputModule, Term
+from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
 from lora_inspect.algebra.changes import is_thin, refuse_not_finite, terms_of
 from lora_inspect.algebra.core import shared_factors
 from lora_inspect.algebra.factors import Array, Factors
@@ -22,6 +23,8 @@ from lora_inspect.algebra.module_threads import made_in_order
 from lora_inspect.errors import RefusedError
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.schemes.record import MODEL
 
 Square = NDArray[numpy.float64]
 
@@ -63,7 +66,8 @@ class Comparison:
     def cosine(self, one: int, other: int) -> float | None:
         """The cosine of the angle between two changes; None where one of them changes nothing."""
         product = self.norms[one] * self.norms[other]
-        return float(self.inner[one, other]) / product if product else None
+        # Rounding makes a little more of the same direction.
+        return max(-1.0, min(1.0, float(self.inner[one, other]) / product)) if product else None
 
     def best_multiplier(self, one: int, other: int) -> "BestMultiplier | None":
         """The number that brings `one` nearest to `other`; None where `one` changes nothing."""
@@ -76,7 +80,9 @@ class Comparison:
         return BestMultiplier(value, math.sqrt(max(0.0, left)) / norm if norm else 0.0)
 
     def overlap(self, one: int, other: int) -> float | None:
-        """The share of directions in common, of modules by their energy; None where they share no module."""
+        """The share of directions in common, of modules by their energy; None where they change no module both."""
+        if one == other:
+            return 1.0 if self.norms[one] else None
         weight = float(self.weights[one, other])
         return float(self.common[one, other]) / weight if weight else None
 
@@ -106,6 +112,41 @@ def compared(modules: Sequence[OutputModule], adapters: Sequence[Adapter], progr
         found.append(one)
         progress(1)
     return found
+
+
+def check_comparable(adapters: Iterable[MultipliedAdapter]) -> None:
+    """Raises LoraInspectError for the first change that only the base tells, or that has no thin factors."""
+    for one in adapters:
+        for module in (module for key, module in one.adapter.modules.items() if one.multipliers.get(key)):
+            for contribution in module.contributions:
+                _refuse_not_thin(one.adapter.checkpoint.path, contribution)
+
+
+# The path of a module up to its first number; the underscored name of one that has no known path.
+_NUMBERED = re.compile(r"(?P<list>.+?)[._](?P<number>[0-9]+)(?=[._]|$)")
+
+
+def block_of(module: Module) -> str:
+    """The block of a module: its path up to the first number, as `blocks.7`, or else its component.
+
+    Blocks of text encoders have the component in front.
+    """
+    component = module.name.component
+    found = _NUMBERED.match(module.path or module.name.body)
+    if found is None:
+        return component
+    block = f"{found['list']}.{found['number']}"
+    return block if component == MODEL else f"{component}.{block}"
+
+
+def in_order_of_blocks(names: Iterable[str]) -> list[str]:
+    """The names of blocks, those of one list by their numbers."""
+
+    def place(name: str) -> tuple[str, int]:
+        blocks, _, number = name.rpartition(".")
+        return (blocks, int(number)) if number.isdecimal() else (name, -1)
+
+    return sorted(names, key=place)
 
 
 def total(comparisons: Iterable[Comparison], count: int) -> Comparison:
@@ -142,29 +183,23 @@ def _in_module(module: OutputModule, adapters: Sequence[Adapter]) -> Comparison:
 
 
 def _changes_of(module: OutputModule, adapters: Sequence[Adapter]) -> list[list[Factors]]:
-    """The changes that each adapter adds up in a module; none of an adapter that changes nothing there.
+    """The thin changes that each adapter adds up in a module; none of an adapter that changes nothing there.
 
-    Raises LoraInspectError for a change that is no product of thin factors.
+    Raises LoraInspectError where their shapes disagree. `check_comparable` refuses all others before.
     """
     terms = [[one for one in module.terms if one.adapter is adapter and one.multiplier] for adapter in adapters]
-    for term in (term for own in terms for term in own):
-        _refuse_not_thin(term)
     changes = iter(terms_of([term for own in terms for term in own]))
     return [list(islice(changes, len(own))) for own in terms]
 
 
-def _refuse_not_thin(term: Term) -> None:
+def _refuse_not_thin(path: str, one: Contribution) -> None:
     """Raises LoraInspectError for a change that only the base tells, or a dense matrix."""
-    one = term.contribution
     title = f"{one.module.key} is {'DoRA' if one.magnitude else one.algorithm.title}"
     if one.multiplies:
-        raise RefusedError(term.adapter.checkpoint.path, f"{title}, whose change depends on the base", "give --base BASE")
+        raise RefusedError(path, f"{title}, whose change depends on the base", "give --base BASE")
     if not is_thin(one):
-        raise RefusedError(
-            term.adapter.checkpoint.path,
-            f"{title}, whose change is no product of thin factors",
-            f"leave it out with --exclude {one.module.key}",
-        )
+        way_out = f"leave it out with --exclude {one.module.key}"
+        raise RefusedError(path, f"{title}, whose change is no product of thin factors", way_out)
 
 
 def _overlap(ones: tuple[Array, Array], others: tuple[Array, Array]) -> float:

@@ -1,0 +1,1 @@
+"""The verbs of adapter algebra on the command line, a file each."""
