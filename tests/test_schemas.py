@@ -115,12 +115,16 @@ COMMANDS = {
                   "--shard", "1/1", "-o", "out"], {"merge-shard"}),
     "a proof": (["verify", "merged.safetensors", BASE, RSLORA], {"verify"}),
     "no proof": (["verify", BASE, BASE, RSLORA], {"verify"}),
+    "a comparison": (["compare", RSLORA, f"{OTHER}:0.5"], {"compare"}),
+    "a comparison of three": (["compare", RSLORA, OTHER, f"{OTHER}:-1"], {"compare"}),
+    "a folder that is compared": (["compare", str(SYNTHETIC)], {"compare"}),
     "taken back": (["unmerge", "merged.safetensors", RSLORA, "--base", BASE, "-o", "a.safetensors"], {"unmerge"}),
     "nearest": (["unmerge", "merged.safetensors", RSLORA, "--allow-ambiguous", "-o", "a.safetensors"], {"unmerge"}),
     "to be taken back": (["unmerge", "merged.safetensors", RSLORA, "--dry-run"], {"unmerge-plan"}),
     **{f"{' '.join(words)} of nothing": ([*words, "nothing", *more], {"error"}) for words, more in (
         (["info"], []), (["check"], []), (["compat"], []), (["metadata", "show"], []), (["convert"], ["-o", "a"]),
-        (["merge"], [RSLORA, "-o", "a"]), (["unmerge"], ["-o", "a"]), (["verify"], [BASE, RSLORA]))},
+        (["merge"], [RSLORA, "-o", "a"]), (["unmerge"], ["-o", "a"]), (["verify"], [BASE, RSLORA]),
+        (["compare"], [RSLORA]))},
 }  # fmt: skip
 
 

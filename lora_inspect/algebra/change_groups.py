@@ -24,7 +24,6 @@ from lora_inspect.architectures.detection import Detection
 from lora_inspect.errors import LoraInspectError, of_system
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import find_checkpoints
-from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates, may_be_one
@@ -43,6 +42,9 @@ CLOSE = 0.1
 # Of a resize the directions are some of those that were there, but for rounding. Two epochs of a training may be as
 # near, and have others.
 _CONTAINED = 0.9
+# The binary digits of a number of each type, and those of types of eight bits.
+_DIGITS = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8}
+_OF_EIGHT_BITS = 4
 
 
 class FolderFile(NamedTuple):
@@ -67,7 +69,7 @@ class Skipped(NamedTuple):
 class Member(NamedTuple):
     """A file that is `multiplier` times the first one of its group but for a relative `difference`.
 
-    `how` says what else was done: "renamed", "rescaled", "resized", "cast".
+    `how` are the words that tell the two apart: "renamed", "rescaled", "resized", "cast".
     """
 
     file: FolderFile
@@ -185,8 +187,8 @@ class _Sketched(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """The sum of the ranks, and the bits of a number."""
-        return _ranks(self.file.adapter), _bits(self.file.adapter)
+        """The sum of the ranks, and the binary digits of a number."""
+        return _ranks(self.file.adapter), _digits(self.file.adapter)
 
 
 def _sketches(aligned: _Aligned, skipped: list[Skipped], progress: Progress) -> list[_Sketched]:
@@ -212,8 +214,10 @@ def _sketch(file: FolderFile, modules: Sequence[OutputModule]) -> Array | str:
             for change in terms_of(own):
                 with numpy.errstate(invalid="ignore", over="ignore"):
                     product = change.times(_vectors(change.down.shape[1]).astype(change.down.dtype))
-                product = product * _signs(number, len(product))[:, None]
-                whole += numpy.pad(product, ((0, -len(product) % _SUMS), (0, 0))).reshape(-1, _SUMS, _VECTORS).sum(0)
+                product *= _signs(number, len(product))
+                many = len(product) // _SUMS * _SUMS
+                whole += product[:many].reshape(-1, _SUMS, _VECTORS).sum(0)
+                whole[: len(product) - many] += product[many:]
     except (LoraInspectError, OSError) as error:
         return _sentence(error)
     if not numpy.isfinite(whole).all():
@@ -229,9 +233,9 @@ def _vectors(columns: int) -> Array:
 
 @lru_cache(maxsize=4096)
 def _signs(module: int, rows: int) -> Array:
-    """A random sign for each row of a module, always the same one."""
+    """A random sign for each row of a module, (rows, 1), always the same one."""
     drawn = numpy.random.default_rng((module, rows)).integers(0, 2, rows, dtype=numpy.int8)
-    return (2 * drawn - 1).astype(numpy.float32)
+    return (2 * drawn - 1).astype(numpy.float32)[:, None]
 
 
 def _are_near(one: Array, other: Array) -> bool:
@@ -279,16 +283,16 @@ def _is_same(found: Comparison, left: float, adapters: Sequence[Adapter]) -> boo
     if left > CLOSE:
         return False
     is_resized = _ranks(adapters[0]) != _ranks(adapters[1]) and (found.overlap(0, 1) or 0.0) >= _CONTAINED
-    return is_resized or min(map(_bits, adapters)) <= 8
+    return is_resized or min(map(_digits, adapters)) <= _OF_EIGHT_BITS
 
 
 def _ranks(adapter: Adapter) -> int:
     return sum(contribution.rank or 0 for contribution in adapter.contributions)
 
 
-def _bits(adapter: Adapter) -> int:
-    """The fewest bits of a number of the factors."""
-    return min((BITS[dtype] for dtype in _dtypes(adapter)), default=0)
+def _digits(adapter: Adapter) -> int:
+    """The fewest binary digits of a number of the factors."""
+    return min((_DIGITS.get(dtype, _OF_EIGHT_BITS) for dtype in _dtypes(adapter)), default=0)
 
 
 def _dtypes(adapter: Adapter) -> set[str]:

@@ -15,7 +15,7 @@ from itertools import islice
 import numpy
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
+from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule
 from lora_inspect.algebra.changes import is_thin, refuse_not_finite, terms_of
 from lora_inspect.algebra.core import shared_factors
 from lora_inspect.algebra.factors import Array, Factors

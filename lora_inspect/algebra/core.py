@@ -28,6 +28,8 @@ _SPREAD = 1e9
 ROUNDING = 1e-7
 # Where changes cancel each other, a rest below this share of the factors' norms is the rounding of float64.
 _CANCELLED = 1e-13
+# A projection that leaves at least this share of the columns leaves nothing else in them.
+_LEFT = 0.5
 
 
 def root(tall: Array) -> Array:
@@ -114,10 +116,7 @@ class SharedFactors(NamedTuple):
         """Orthonormal bases of the change's columns (k, rank) and rows (l, rank), without directions of rounding."""
         roots = [_root_of_gram(side, _ALIKE) for side in self]
         if roots[0] is not None and roots[1] is not None:
-            up, down = (
-                numpy.linalg.solve(root.T, side.T).T for root, side in zip(roots, self, strict=True) if root is not None
-            )
-            return up, down
+            return self.up @ numpy.linalg.inv(roots[0]), self.down @ numpy.linalg.inv(roots[1])
         (up, of_up), (down, of_down) = numpy.linalg.qr(self.up), numpy.linalg.qr(self.down)
         left, values, right = numpy.linalg.svd(of_up @ of_down.T, full_matrices=False)
         rank = int(numpy.count_nonzero(values > ROUNDING * values[0])) if values.size and values[0] else 0
@@ -156,18 +155,31 @@ def _shared_root(tall: Array, edges: Sequence[int]) -> Array:
     basis: Array = numpy.empty((tall.shape[0], 0))
     coordinates: list[Array] = []
     for first, last in pairwise(edges):
-        block = rest = tall[:, first:last]
-        inside = numpy.zeros((basis.shape[1], last - first))
-        for _ in range(2):  # once leaves as much of the basis in the rest as rounding made
-            part = basis.T @ rest
-            inside, rest = inside + part, rest - basis @ part
+        inside, rest = _split(tall[:, first:last], basis)
         coordinates.append(inside)
-        if numpy.linalg.norm(rest) > _CANCELLED * numpy.linalg.norm(block):
+        if rest is not None:
             own, triangle = _orthonormal(rest)
             basis = numpy.hstack([basis, own])
             coordinates[-1] = numpy.vstack([inside, triangle])
     size = basis.shape[1]
     return numpy.hstack([numpy.pad(one, ((0, size - one.shape[0]), (0, 0))) for one in coordinates])
+
+
+def _split(block: Array, basis: Array) -> tuple[Array, Array | None]:
+    """The part of columns in a basis, as its coordinates, and the rest; None for one that is rounding."""
+    norm = before = numpy.linalg.norm(block)
+    inside, rest = numpy.zeros((basis.shape[1], block.shape[1])), block
+    while basis.shape[1]:
+        part = basis.T @ rest
+        inside, rest = inside + part, rest - basis @ part
+        after = numpy.linalg.norm(rest)
+        if after <= _CANCELLED * norm:
+            return inside, None
+        # As much of the basis is left in the rest as rounding made, which counts where the rest is small.
+        if after > _LEFT * before:
+            break
+        before = after
+    return inside, rest
 
 
 def _orthonormal(tall: Array) -> tuple[Array, Array]:
@@ -177,7 +189,7 @@ def _orthonormal(tall: Array) -> tuple[Array, Array]:
         if (triangle := _root_of_gram(basis)) is None:
             basis, triangle = numpy.linalg.qr(tall)
             return basis, triangle
-        basis, whole = numpy.linalg.solve(triangle.T, basis.T).T, triangle @ whole
+        basis, whole = basis @ numpy.linalg.inv(triangle), triangle @ whole
     return basis, whole
 
 

@@ -69,7 +69,9 @@ class RankRequest:
 
     rank: int | None = option.whole("Rank of every module.", least=1)
     energy: float | None = option.number(
-        "E", "Keep this share of the squared norm of each module, such as 0.99; the lowest rank that does.", _wrong_energy
+        "E",
+        "Keep this share of the squared norm of each module, such as 0.99; the lowest rank that does.",
+        _wrong_energy,
     )
     max_error: float | None = option.share("Use the lowest rank with at most this relative error in each module.")
     size: str | None = option.text(

@@ -1,4 +1,4 @@
-"""How far adapters are from each other, in all modules and by block; and which files of a folder are the same change."""
+"""How far adapters are from each other, in all modules and by block; and the files of a folder that are one change."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -150,8 +150,8 @@ class CompareResult(Result):
 class GroupMember:
     """A file that is the same change as `of`, the file of its group with the most directions.
 
-    `multiplier` times that change is this one but for a `difference`, relative to this one. `how` names the rest of
-    what was done: "renamed", "rescaled", "resized", "cast".
+    This one is `multiplier` times that change but for a `difference`, relative to it. `how` are the words that tell the
+    two apart: "renamed", "rescaled", "resized", "cast".
     """
 
     path: str

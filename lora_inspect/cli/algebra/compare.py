@@ -73,7 +73,7 @@ def _refuse_one(path: str) -> None:
 
 
 def _print(result: "CompareResult", named: Sequence[str]) -> None:
-    """Print the numbers of the whole, those of each block, and what the sum is."""
+    """Print the numbers of the whole and of each block, with a sentence on the sum."""
     if len(named) == 2:
         terminal.line(f"{named[0]} and {named[1]}")
         terminal.facts(_facts(result))
@@ -157,7 +157,9 @@ def _sentence(energy: float | None, count: int) -> str:
     alike = (energy - 1.0) / (count - 1)
     if alike >= _INDEPENDENT:
         return f"{together}: they push the same direction"
-    return f"{together}: they work against each other" if alike <= -_INDEPENDENT else f"{together}: they are independent"
+    return (
+        f"{together}: they work against each other" if alike <= -_INDEPENDENT else f"{together}: they are independent"
+    )
 
 
 def _compare_folder(folder: str, settings: "Settings", request: CompareRequest, as_json: bool) -> None:
@@ -193,6 +195,6 @@ def _print_folder(result: "FolderResult") -> None:
 
 
 def _relation(one: "GroupMember") -> str:
-    """What was done to the first one of the group, and how far it is from that."""
+    """How a file was made of the first one of its group, and how far it is from that."""
     done = [f"rescaled by {one.multiplier:.4g}" if name == "rescaled" else name for name in one.how]
     return f"{listed(done) or 'the same'}, difference {one.difference:.2g}"
