@@ -159,7 +159,8 @@ def _in_module(module: OutputModule, adapters: Sequence[Adapter]) -> Comparison:
     changes = _changes_of(module, adapters)
     there = [number for number, own in enumerate(changes) if own]
     try:
-        shared = shared_factors([one for own in changes for one in own], [len(changes[number]) for number in there])
+        counts = [len(changes[number]) for number in there]
+        shared = shared_factors([one for own in changes for one in own], counts) if there else []
     except FloatingPointError:
         refuse_not_finite(module)
         raise
