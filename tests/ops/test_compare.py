@@ -380,7 +380,7 @@ def test_fused_and_split_versions_are_one_change(flux, tmp_path):
 
 
 def test_files_that_cannot_be_compared_are_listed_and_stop_no_other(folder, fixtures):
-    place, own = folder
+    place, _ = folder
     (place / "broken.safetensors").write_bytes(b"12")
     for name in ("base_f32", "dora_without_flag"):
         (place / f"{name}.safetensors").write_bytes((fixtures / "synthetic" / f"{name}.safetensors").read_bytes())
