@@ -155,25 +155,26 @@ def _shared_root(tall: Array, edges: Sequence[int]) -> Array:
     basis: Array = numpy.empty((tall.shape[0], 0))
     coordinates: list[Array] = []
     for first, last in pairwise(edges):
-        inside, rest = _split(tall[:, first:last], basis)
+        block = tall[:, first:last]
+        floor = _CANCELLED * float(numpy.linalg.norm(block))
+        inside, rest = _split(block, basis, floor)
         coordinates.append(inside)
         if rest is not None:
-            own, triangle = _orthonormal(rest)
+            own, outside = _orthonormal(rest, basis, floor)
             basis = numpy.hstack([basis, own])
-            coordinates[-1] = numpy.vstack([inside, triangle])
+            coordinates[-1] = numpy.vstack([inside, outside])
     size = basis.shape[1]
     return numpy.hstack([numpy.pad(one, ((0, size - one.shape[0]), (0, 0))) for one in coordinates])
 
 
-def _split(block: Array, basis: Array) -> tuple[Array, Array | None]:
-    """The part of columns in a basis, as its coordinates, and the rest; None for one that is rounding."""
-    norm = before = numpy.linalg.norm(block)
-    inside, rest = numpy.zeros((basis.shape[1], block.shape[1])), block
+def _split(block: Array, basis: Array, floor: float) -> tuple[Array, Array | None]:
+    """The part of columns in a basis, as its coordinates, and the rest; None for one whose norm is below the floor."""
+    inside, rest, before = numpy.zeros((basis.shape[1], block.shape[1])), block, numpy.linalg.norm(block)
     while basis.shape[1]:
         part = basis.T @ rest
         inside, rest = inside + part, rest - basis @ part
         after = numpy.linalg.norm(rest)
-        if after <= _CANCELLED * norm:
+        if after <= floor:
             return inside, None
         # As much of the basis is left in the rest as rounding made, which counts where the rest is small.
         if after > _LEFT * before:
@@ -182,15 +183,22 @@ def _split(block: Array, basis: Array) -> tuple[Array, Array | None]:
     return inside, rest
 
 
-def _orthonormal(tall: Array) -> tuple[Array, Array]:
-    """An orthonormal basis of the columns, and the columns in it."""
-    basis, whole = tall, numpy.eye(tall.shape[1])
-    for _ in range(2):  # the first basis is orthonormal up to the condition of the columns times their rounding
-        if (triangle := _root_of_gram(basis)) is None:
-            basis, triangle = numpy.linalg.qr(tall)
-            return basis, triangle
-        basis, whole = basis @ numpy.linalg.inv(triangle), triangle @ whole
-    return basis, whole
+def _orthonormal(tall: Array, basis: Array, floor: float) -> tuple[Array, Array]:
+    """An orthonormal basis of columns that are orthogonal to another one, and the columns in it.
+
+    Directions below the floor are rounding, which points anywhere.
+    """
+    own, coordinates = tall, numpy.eye(tall.shape[1])
+    for _ in range(2):  # the first one is orthonormal up to the condition of the columns times their rounding
+        if (triangle := _root_of_gram(own)) is None:
+            break
+        own, coordinates = own @ numpy.linalg.inv(triangle), triangle @ coordinates
+    else:
+        return own, coordinates
+    left, values, right = numpy.linalg.svd(tall, full_matrices=False)
+    rank = int(numpy.count_nonzero(values > floor))
+    own, turn = numpy.linalg.qr(left[:, :rank] - basis @ (basis.T @ left[:, :rank]))
+    return own, turn @ (values[:rank, None] * right[:rank])
 
 
 class Trim(NamedTuple):
