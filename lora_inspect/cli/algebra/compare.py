@@ -30,7 +30,7 @@ the multipliers behind the colons. For a FOLDER, `compare` groups the files that
 renamed or cast.
 
 \b
-Example: lora-inspect compare style.safetensors style-resized.safetensors --max-difference 0.05
+Example: lora-inspect compare style.safetensors:0.8 face.safetensors
 """
 
 
