@@ -86,7 +86,8 @@ def aligned_in_parts(inputs: Sequence[MultipliedAdapter]) -> list[OutputModule]:
     """As `aligned`, in the finest layout: a fused layer of one adapter is split where another one has its parts.
 
     The names are those of the adapter with the fewest layers to split, the first of them; modules of components that it
-    lacks keep their own. So no number depends on the order of the adapters. Raises LoraInspectError where two adapters
+    lacks keep their own. So no number depends on the order of the adapters. In adapters of no known family an
+    underscored name is the dotted one that is spelled so. Raises LoraInspectError where two adapters
     are of different families, and for a module whose place in the others is not known.
     """
     families = _families([one.adapter for one in inputs])
@@ -94,6 +95,8 @@ def aligned_in_parts(inputs: Sequence[MultipliedAdapter]) -> list[OutputModule]:
     for one, own in zip(inputs, families, strict=True):
         kept = {key: module for key, module in one.adapter.modules.items() if key in one.multipliers}
         named.append(with_paths(one.adapter._replace(modules=kept), own))
+    if not any(families):
+        return _aligned_by_letters(inputs, named)
     splits = _splits(named, families)
     reference = min(range(len(named)), key=lambda number: len(splits.keys() & _paths_of(named[number])))
     found: dict[str, list[tuple[MultipliedAdapter, Destination]]] = defaultdict(list)
@@ -102,6 +105,19 @@ def aligned_in_parts(inputs: Sequence[MultipliedAdapter]) -> list[OutputModule]:
         target = None if place == reference and not splits else names.target
         for destination in destinations(named[place], target, families[place]):
             found[destination.module.name.key].append((inputs[place], destination))
+    return [_output_module(destined) for destined in found.values()]
+
+
+def _aligned_by_letters(inputs: Sequence[MultipliedAdapter], adapters: Sequence[Adapter]) -> list[OutputModule]:
+    """The modules of adapters of no known family: underscored names are those of dotted ones that are spelled so."""
+    found: dict[tuple[str, str], list[tuple[MultipliedAdapter, Destination]]] = defaultdict(list)
+    names: dict[tuple[str, str], ModuleName] = {}
+    for one, adapter in zip(inputs, adapters, strict=True):
+        for destination in destinations(adapter, None):
+            module = destination.module
+            letters = module.name.component, module.name.body.replace(".", "_")
+            name = names.setdefault(letters, module.name)
+            found[letters].append((one, destination._replace(module=module._replace(name=name))))
     return [_output_module(destined) for destined in found.values()]
 
 

@@ -97,6 +97,8 @@ def read_folder(
 ) -> tuple[list[FolderFile], list[Skipped]]:
     """Read the headers of the adapters below a folder, and leave out files with the reason.
 
+    `progress` is told 1 of each file, and 2 of one that is left out, as `change_groups` tells the other of each.
+
     Raises LoraInspectError for a folder that cannot be listed.
     """
     files, skipped = list[FolderFile](), list[Skipped]()
@@ -105,9 +107,10 @@ def read_folder(
             file = FolderFile(path, read_inputs([(path, settings)], request))
             check_comparable(file.inputs.adapters)
             files.append(file)
+            progress(1)
         except (LoraInspectError, OSError) as error:
             skipped.append(Skipped(path, _sentence(error)))
-        progress(1)
+            progress(2)
     return files, skipped
 
 
@@ -131,17 +134,17 @@ def change_groups(files: Sequence[FolderFile], progress: Progress) -> ChangeGrou
 
 
 def _of_one_family(files: Sequence[FolderFile]) -> list[list[FolderFile]]:
-    """The files that may be of one model family; those of no known one by their naming scheme."""
-    families = list[tuple[Sequence[Detection], str | None, list[FolderFile]]]()
+    """The files that may be of one model family, and those of no known one."""
+    families = list[tuple[Sequence[Detection], list[FolderFile]]]()
     for file in files:
         own = adapter_candidates(file.adapter)
-        for theirs, scheme, members in families:
-            if may_be_one(own, theirs) if own and theirs else not own and not theirs and scheme == file.adapter.scheme:
+        for theirs, members in families:
+            if may_be_one(own, theirs) if own and theirs else not own and not theirs:
                 members.append(file)
                 break
         else:
-            families.append((own, file.adapter.scheme, [file]))
-    return [members for _, _, members in families]
+            families.append((own, [file]))
+    return [members for _, members in families]
 
 
 class _Aligned(NamedTuple):

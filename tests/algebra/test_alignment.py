@@ -158,6 +158,26 @@ WAN = [f"blocks_{block}_{leaf}" for block in range(2) for leaf in ("self_attn_q"
 FLUX = [f"double_blocks_{block}_img_attn_proj" for block in range(2)] + ["single_blocks_0_linear2"]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_names_of_no_known_family_are_compared_by_their_letters(turned, tmp_path):
+    paths = ["net.0.mix_in", "net.0.out", "net.1.mix_in"]
+    one = small(tmp_path / "a.safetensors", "lora_unet_", [path.replace(".", "_") for path in paths[:2]])
+    tensors = {
+        f"diffusion_model.{path}.lora_{side}.weight": torch.ones(shape)
+        for path in paths[1:]
+        for side, shape in (("A", (2, 12)), ("B", (16, 2)))
+    }
+    save_file(tensors, tmp_path / "b.safetensors")
+    other = read_adapter(open_checkpoint(str(tmp_path / "b.safetensors")))
+    inputs = [all_at(other), all_at(one)] if turned else [all_at(one), all_at(other)]
+    found = sorted(sorted(term.contribution.module.key for term in module.terms) for module in aligned_in_parts(inputs))
+    assert found == [
+        ["diffusion_model.net.0.out", "lora_unet_net_0_out"],
+        ["diffusion_model.net.1.mix_in"],
+        ["lora_unet_net_0_mix_in"],
+    ]
+
+
 def test_adapters_of_two_families_are_refused(tmp_path):
     one = small(tmp_path / "wan.safetensors", "lora_unet_", WAN, {"ss_base_model_version": "wan2.1"})
     other = small(tmp_path / "flux.safetensors", "lora_unet_", FLUX, {"ss_base_model_version": "flux1"})

@@ -1,5 +1,7 @@
 """What `compare` prints of two adapters, of several and of a folder, and how it ends."""
 
+import sys
+
 import numpy
 import pytest
 from safetensors.numpy import save_file
@@ -174,3 +176,20 @@ def test_json_has_numbers_of_two_and_matrices_of_three(run):
     assert [*record["blocks"]] == ["blocks.0", "blocks.1", "text_encoder.text_model.encoder.layers.0"]
     assert three.json["sum_energy"] == pytest.approx(3.0)
     assert three.json["cosine"] == [[pytest.approx(1.0)] * 3] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_a_bar_counts_modules_and_files(tmp_path):
+    from pseudo_terminal import on_a_terminal
+
+    (tmp_path / "loras").mkdir()
+    write("loras/a.safetensors", [3, 4, 0, 0])
+    write("loras/b.safetensors", [4, 3, 0, 0])
+    (tmp_path / "loras" / "broken.safetensors").write_bytes(b"12")
+    commands = [["compare", "a.safetensors", "b.safetensors"], ["compare", "loras"], ["compare", "a.safetensors"]]
+    (_, modules), (_, files), (status, refused) = on_a_terminal(commands, tmp_path)
+    assert b"Comparing [########################] 3/3" in modules
+    assert b"Comparing [########################] 6/6" in files
+    assert status == 2
+    assert b"Comparing [" not in refused
