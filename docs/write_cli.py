@@ -29,8 +29,9 @@ complete or not at all.
 - 0: done.
 - 1: refused. One sentence names the file, the problem and the way out; the command writes nothing.
   1 is also the answer no: `verify` if the model does not carry the adapters, `compat --for` if the file would be wrong
-  in that program, `check` if it finds problems. A command on a folder continues after a refused file, and the status
-  is 1 then.
+  in that program, `compare --max-difference` if adapters are farther from each other, `check` if it finds problems.
+  A command on a folder continues after a refused file, and the status is 1 then; `compare` lists such files and ends
+  with 0.
 - 2: wrong usage, as an unknown command or option, or an invalid value.
 - 3: it could not work, and may work once the cause is fixed: a file is missing or unreadable, the disk or the network
   fails, memory or a library is missing. One sentence names the cause; the command writes nothing. With several files,

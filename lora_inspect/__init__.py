@@ -11,10 +11,12 @@ _HOMES = {
     "AmbiguousError": "arguments",
     "AverageResult": "algebra",
     "CheckResult": "verbs",
+    "CompareResult": "comparing",
     "CompatResult": "verbs",
     "ConvertResult": "convert",
     "CouldNotWorkError": "arguments",
     "DamagedError": "arguments",
+    "FolderResult": "comparing",
     "LoraInspectError": "arguments",
     "MergeResult": "verbs",
     "ModuleChange": "modules",
@@ -33,6 +35,7 @@ _HOMES = {
     "average": "algebra",
     "check": "verbs",
     "combine": "algebra",
+    "compare": "comparing",
     "compat": "verbs",
     "convert": "convert",
     "merge": "verbs",
@@ -48,10 +51,12 @@ __all__ = [
     "AmbiguousError",
     "AverageResult",
     "CheckResult",
+    "CompareResult",
     "CompatResult",
     "ConvertResult",
     "CouldNotWorkError",
     "DamagedError",
+    "FolderResult",
     "LoraInspectError",
     "MergeResult",
     "ModuleChange",
@@ -71,6 +76,7 @@ __all__ = [
     "average",
     "check",
     "combine",
+    "compare",
     "compat",
     "convert",
     "merge",
@@ -96,6 +102,7 @@ if TYPE_CHECKING:
         RefusedError,
         WouldOverwriteError,
     )
+    from lora_inspect.api.comparing import CompareResult, FolderResult, compare
     from lora_inspect.api.convert import ConvertResult, StateDict, convert, state_dict
     from lora_inspect.api.modules import ModuleChange, OpenedModule
     from lora_inspect.api.opened import OpenedAdapter, open_adapter

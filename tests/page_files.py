@@ -61,6 +61,16 @@ def folder(*names: str) -> Make:
     return make
 
 
+def library(path: Path) -> None:
+    """A folder of two changes, one of them twice: in another element type and at half of its strength as well."""
+    from safetensors.numpy import load_file, save_file
+
+    folder("style.safetensors", "face.safetensors")(path)
+    tensors = load_file(path / "style.safetensors")
+    halved = {key: value / 2 if key.endswith(".alpha") else value for key, value in tensors.items()}
+    save_file({key: np.asarray(value, np.float16) for key, value in halved.items()}, path / "style-half.safetensors")
+
+
 def text(*lines: str) -> Make:
     """A file of text."""
 
@@ -134,6 +144,7 @@ FILES: dict[str, Make] = {
     "lora.bin": pickled,
     "adapter": peft,
     "model": config,
+    "library": library,
     "loras": folder("rslora.safetensors", "face.safetensors"),
     "folder": folder("rslora.safetensors", "dora.safetensors", "face.safetensors"),
 }

@@ -20,6 +20,12 @@ LISTS = {
         ],
     ),
     "convert": ("converting.md", "## --json", r"\Z", ["convert rslora.safetensors -o out.safetensors --json"]),
+    "compare": (
+        "comparing.md",
+        "## --json",
+        r"\Z",
+        ["compare style.safetensors face.safetensors --json", "compare library --json"],
+    ),
     "verify": (
         "verifying.md",
         '`--json`: `schema` ("lora-inspect/verify',
@@ -28,7 +34,10 @@ LISTS = {
     ),
 }
 # Fields of which each entry has fields of its own, which stand in the list as well.
-WITHIN = ("programs", "findings", "evidence", "problems", "from", "to", "rslora", "dora", "verified", "module_list")
+WITHIN = (
+    *("programs", "findings", "evidence", "problems", "from", "to", "rslora", "dora", "verified", "module_list"),
+    *("members", "skipped", "best_multiplier"),
+)
 
 
 def fields(record):

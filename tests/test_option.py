@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import lora_inspect
 from lora_inspect import option
+from lora_inspect.algebra.options import CompareRequest
 from lora_inspect.api.arguments import request_of, takes
 from lora_inspect.cli.group import cli
 from lora_inspect.cli.verb import declared_options
@@ -26,6 +27,7 @@ RECORDS = {
     "merge": MergeRequest,
     "verify": VerifyRequest,
     "unmerge": UnmergeRequest,
+    "compare": CompareRequest,
     "compat": ReadingRequest,
 }
 # Functions of the API that are no verbs, and what of the record they have no keyword for.

@@ -14,7 +14,9 @@ from lora_inspect.reading.model.evidence import Problem
 from lora_inspect.sentences import Result, bounded, brief
 
 SYNTHETIC = Path(__file__).parents[1] / "fixtures" / "synthetic"
-BASE, RSLORA, DORA = (SYNTHETIC / f"{name}.safetensors" for name in ("base_f32", "rslora_flag", "dora_without_flag"))
+BASE, RSLORA, DORA, OTHER = (
+    SYNTHETIC / f"{name}.safetensors" for name in ("base_f32", "rslora_flag", "dora_without_flag", "comfyui_alpha")
+)
 
 
 def merged(folder):
@@ -23,6 +25,9 @@ def merged(folder):
 
 MADE = {
     "check": lambda folder: lora_inspect.check(DORA),
+    "compare": lambda folder: lora_inspect.compare([RSLORA, (OTHER, 0.5)]),
+    "compare of three": lambda folder: lora_inspect.compare([RSLORA, (OTHER, 0.5), OTHER]),
+    "compare of a folder": lambda folder: lora_inspect.compare(SYNTHETIC),
     "compat": lambda folder: lora_inspect.compat(RSLORA),
     "convert": lambda folder: lora_inspect.convert(RSLORA, folder / "out.safetensors"),
     "merge": merged,

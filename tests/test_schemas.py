@@ -124,13 +124,17 @@ COMMANDS = {
     "an average of factors": (["average", RSLORA, RSLORA, "--of", "factors", "-o", "a.safetensors"], {"average"}),
     "a proof": (["verify", "merged.safetensors", BASE, RSLORA], {"verify"}),
     "no proof": (["verify", BASE, BASE, RSLORA], {"verify"}),
+    "a comparison": (["compare", RSLORA, f"{OTHER}:0.5"], {"compare"}),
+    "a comparison of three": (["compare", RSLORA, OTHER, f"{OTHER}:-1"], {"compare"}),
+    "a folder that is compared": (["compare", str(SYNTHETIC)], {"compare"}),
     "taken back": (["unmerge", "merged.safetensors", RSLORA, "--base", BASE, "-o", "a.safetensors"], {"unmerge"}),
     "nearest": (["unmerge", "merged.safetensors", RSLORA, "--allow-ambiguous", "-o", "a.safetensors"], {"unmerge"}),
     "to be taken back": (["unmerge", "merged.safetensors", RSLORA, "--dry-run"], {"unmerge-plan"}),
     **{f"{' '.join(words)} of nothing": ([*words, "nothing", *more], {"error"}) for words, more in (
         (["info"], []), (["check"], []), (["compat"], []), (["metadata", "show"], []), (["convert"], ["-o", "a"]),
         (["merge"], [RSLORA, "-o", "a"]), (["combine"], ["-o", "a"]), (["resize"], ["--rank", "2", "-o", "a"]),
-        (["average"], [RSLORA, "-o", "a"]), (["unmerge"], ["-o", "a"]), (["verify"], [BASE, RSLORA]))},
+        (["average"], [RSLORA, "-o", "a"]), (["unmerge"], ["-o", "a"]), (["verify"], [BASE, RSLORA]),
+        (["compare"], [RSLORA]))},
 }  # fmt: skip
 
 

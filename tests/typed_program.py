@@ -45,6 +45,10 @@ def use(base: Path, adapter: "os.PathLike[str]", folder: Path) -> list[str]:
     exact: bool = converted.exact
     tensors: dict[str, torch.Tensor] = lora_inspect.state_dict(adapter, "diffusers")
     assert len(tensors) == 40
+    compared = lora_inspect.compare([adapter, (adapter, 0.5)], exclude="blocks.0", progress=told)
+    assert isinstance(compared, lora_inspect.CompareResult)
+    norms: list[float] = compared.norm
+    assert abs(norms[0] - 2 * norms[1]) < 1e-6
     verdicts: list[str] = [one.verdict for one in lora_inspect.compat(adapter).verdicts]
     assert checked.ok
     assert exact

@@ -6,6 +6,7 @@ one file and its split parts in another are the same rows of one module.
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from lora_inspect import schemes
 from lora_inspect.architectures.correspondence import Link
@@ -26,7 +27,13 @@ from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.matching.orientation import covered_shape
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.identify import adapter_candidates, described, may_be_one, with_paths
+from lora_inspect.reading.identify import (
+    adapter_candidates,
+    certain_correspondence,
+    described,
+    may_be_one,
+    with_paths,
+)
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.schemes.record import ModuleName
 from lora_inspect.sentences import listed
@@ -75,6 +82,68 @@ def aligned(inputs: Sequence[MultipliedAdapter], options: ConvertOptions) -> lis
     return [_output_module(destined) for destined in found.values()]
 
 
+def aligned_in_parts(inputs: Sequence[MultipliedAdapter]) -> list[OutputModule]:
+    """As `aligned`, in the finest layout: a fused layer of one adapter is split where another one has its parts.
+
+    The names are those of the adapter with the fewest layers to split, the first of them; modules of components that it
+    lacks keep their own. So no number depends on the order of the adapters. In adapters of no known family an
+    underscored name is the dotted one that is spelled so. Raises LoraInspectError where two adapters
+    are of different families, and for a module whose place in the others is not known.
+    """
+    families = _families([one.adapter for one in inputs])
+    named: list[Adapter] = []
+    for one, own in zip(inputs, families, strict=True):
+        kept = {key: module for key, module in one.adapter.modules.items() if key in one.multipliers}
+        named.append(with_paths(one.adapter._replace(modules=kept), own))
+    if not any(families):
+        return _aligned_by_letters(inputs, named)
+    splits = _splits(named, families)
+    reference = min(range(len(named)), key=lambda number: len(splits.keys() & _paths_of(named[number])))
+    found: dict[str, list[tuple[MultipliedAdapter, Destination]]] = defaultdict(list)
+    for place in (reference, *(other for other in range(len(inputs)) if other != reference)):
+        names = _FirstNames(named[reference], named[place], families[place], splits, for_output=False)
+        target = None if place == reference and not splits else names.target
+        for destination in destinations(named[place], target, families[place]):
+            found[destination.module.name.key].append((inputs[place], destination))
+    return [_output_module(destined) for destined in found.values()]
+
+
+def _aligned_by_letters(inputs: Sequence[MultipliedAdapter], adapters: Sequence[Adapter]) -> list[OutputModule]:
+    """The modules of adapters of no known family: underscored names are those of dotted ones that are spelled so."""
+    found: dict[tuple[str, str], list[tuple[MultipliedAdapter, Destination]]] = defaultdict(list)
+    names: dict[tuple[str, str], ModuleName] = {}
+    for one, adapter in zip(inputs, adapters, strict=True):
+        for destination in destinations(adapter, None):
+            module = destination.module
+            letters = module.name.component, module.name.body.replace(".", "_")
+            name = names.setdefault(letters, module.name)
+            found[letters].append((one, destination._replace(module=module._replace(name=name))))
+    return [_output_module(destined) for destined in found.values()]
+
+
+def _splits(adapters: Sequence[Adapter], families: Sequence[Sequence[Detection]]) -> dict[str, list[Link]]:
+    """The links from each fused layer of an adapter to its parts, some of which another adapter has."""
+    paths = [_paths_of(adapter) for adapter in adapters]
+    known = set[str]().union(*paths)
+    found: dict[str, list[Link]] = {}
+    for own, detected in zip(paths, families, strict=True):
+        correspondence = certain_correspondence(detected)
+        for path in own - found.keys():
+            links = [link for link in correspondence.links(path) if _is_part(link)]
+            relation = next((link.relation for link in links if link.path in known), None)
+            if relation:
+                found[path] = [link for link in links if link.relation == relation]
+    return found
+
+
+def _is_part(link: Link) -> bool:
+    return link.relation.arrangement is not None and not link.is_whole and len(link.relation.parts) > 1
+
+
+def _paths_of(adapter: Adapter) -> set[str]:
+    return {module.path for module in adapter.modules.values() if module.path is not None}
+
+
 def _output_module(destined: Sequence[tuple[MultipliedAdapter, Destination]]) -> OutputModule:
     rows = {destination.rows for _, destination in destined} - {None}
     if len(rows) > 1:
@@ -82,7 +151,7 @@ def _output_module(destined: Sequence[tuple[MultipliedAdapter, Destination]]) ->
         raise RefusedError(
             second.adapter.checkpoint.path,
             f"{other.module.name.key} has {other.rows} rows, but in {first.adapter.checkpoint.path} {one.rows}",
-            "combine adapters of one model",
+            "name adapters of one model",
         )
     terms = [
         Term(one.adapter, contribution, one.multipliers[contribution.module.key], tuple(moves))
@@ -116,7 +185,7 @@ def _families(adapters: Sequence[Adapter]) -> list[tuple[Detection, ...]]:
             raise RefusedError(
                 adapter.checkpoint.path,
                 f"it is of {described(found)}, but {first.checkpoint.path} is of {described(theirs)}",
-                "combine adapters of one model",
+                "name adapters of one model",
             )
     names = [{one.architecture.name for one in found} for _, found in known]
     common = set.intersection(*names) if names else set()
@@ -155,19 +224,24 @@ def _with_dots(adapter: Adapter, first: Adapter) -> Adapter:
 class _FirstLayout:
     """The layout of the first adapter: the modules that it has before those that it could have.
 
-    A family may have a fused layer and its parts in one layout, as different models of it have one or the other.
+    A family may have a fused layer and its parts in one layout, as different models of it have one or the other. The
+    `splits` are the links from fused layers to the parts that take their place.
     """
 
-    def __init__(self, layout: TargetLayout, paths: Collection[str]) -> None:
-        self._layout, self._paths = layout, paths
+    def __init__(self, layout: TargetLayout, paths: Collection[str], splits: Mapping[str, Sequence[Link]]) -> None:
+        parts = {link.path for links in splits.values() for link in links}
+        self._layout, self._paths, self._splits = layout, {*paths, *parts} - splits.keys(), splits
 
     def links(self, path: str) -> list[Link]:
         """The links from the module at `path` to modules of the first adapter, else into its layout."""
+        if path in self._splits:
+            return list(self._splits[path])
         if path in self._paths:
             return []
         links = self._layout.links(path)
-        known = [link for link in links if link.path in self._paths]
-        return known or ([] if self._layout.has(path) else links)
+        # Of a fused layer the first adapter may have some parts alone, but the others have rows as well.
+        known = {link.relation for link in links if link.path in self._paths}
+        return [link for link in links if link.relation in known] or ([] if self._layout.has(path) else links)
 
     def has(self, path: str) -> bool:
         """Whether the name is one of the first adapter's, or of its layout."""
@@ -175,9 +249,20 @@ class _FirstLayout:
 
 
 class _FirstNames:
-    """The names that modules of one adapter have in the first one, and would have there if it had them."""
+    """The names that modules of one adapter have in the first one, and would have there if it had them.
 
-    def __init__(self, first: Adapter, adapter: Adapter, families: Sequence[Detection]) -> None:
+    Those `for_output` have to be names of one scheme. Others need no more than to be different.
+    """
+
+    def __init__(
+        self,
+        first: Adapter,
+        adapter: Adapter,
+        families: Sequence[Detection],
+        splits: Mapping[str, Sequence[Link]] = MappingProxyType({}),
+        for_output: bool = True,
+    ) -> None:
+        self._for_output = for_output
         own = [one for one in adapter_candidates(first) if one.architecture in {two.architecture for two in families}]
         self._first, self._adapter = first, adapter
         # A module of no known path has the body of its name for one.
@@ -192,11 +277,11 @@ class _FirstNames:
         self.target = Target(
             family=described(families) if families else "a model of no known family",
             title=f"the names of {first.checkpoint.path}",
-            layout=_FirstLayout(layout, {path for _, path in self._known}),
+            layout=_FirstLayout(layout, {path for _, path in self._known}, splits),
             respells=False,
             rename=self._rename,
             rename_encoder=lambda module: self._rename(module, module.path or module.name.body),
-            way_out="choose names with --to",
+            way_out="choose names with --to" if for_output else "leave it out with --exclude",
             keeps=scheme,
         )
 
@@ -220,7 +305,7 @@ class _FirstNames:
     def _of_other_component(self, module: Module) -> ModuleName:
         """The name of a module of a component that the first adapter lacks: as it is, if the scheme is the same."""
         own = sorted({scheme for scheme, _, _ in self._usual.values()})
-        if module.name.scheme not in own:
+        if self._for_output and module.name.scheme not in own:
             raise RefusedError(
                 self._adapter.checkpoint.path,
                 f"{module.name.key} is of the {module.name.component}, of which {self._first.checkpoint.path} has "

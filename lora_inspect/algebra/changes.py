@@ -5,7 +5,9 @@ thin side, Tucker cores) has a formula that makes them, with torch. The factors 
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy
 
@@ -17,6 +19,9 @@ from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.stored_numbers import FLOATS, load
 from lora_inspect.reading.model.contribution import Contribution
+
+if TYPE_CHECKING:
+    from lora_inspect.algebra.full_changes import BaseChanges
 
 
 def needs_base(contribution: Contribution) -> bool:
@@ -94,10 +99,14 @@ def sum_of(module: OutputModule, kind: type = numpy.float64) -> Factors:
 
     Raises LoraInspectError where their shapes disagree.
     """
-    terms = [term for term in module.terms if term.multiplier]
+    return joined(terms_of([term for term in module.terms if term.multiplier]), kind)
+
+
+def terms_of(terms: Sequence[Term]) -> list[Factors]:
+    """The change of each of a module's terms, all of them thin; LoraInspectError where their shapes disagree."""
     changes = [_moved(term) for term in terms]
     check_sizes(terms, [change.shape for change in changes])
-    return joined(changes, kind)
+    return changes
 
 
 def shape_of(term: Term) -> tuple[int, ...]:
@@ -116,7 +125,7 @@ def check_sizes(terms: Sequence[Term], shapes: Sequence[tuple[int, ...]]) -> Non
                 f"{term.contribution.module.key} changes a weight of {list(shape)}, but "
                 f"{terms[0].contribution.module.key} in {terms[0].adapter.checkpoint.path} one of "
                 f"{list(shapes[0])}",
-                "combine adapters of one model",
+                "name adapters of one model",
             )
 
 
@@ -138,6 +147,17 @@ def refuse_not_finite(terms: Sequence[Term]) -> None:
             raise DamagedError(
                 info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
             )
+
+
+def whole_change(terms: Sequence[Term], base: "BaseChanges | None") -> Array:
+    """The sum of terms as a matrix (rows, columns) in float64.
+
+    Where a term depends on a weight, it is the difference of that in the `base`, and else the sum of the changes.
+    Raises LoraInspectError for a number that is not finite, and for a weight that the base lacks.
+    """
+    if base and any(needs_base(term.contribution) for term in terms):
+        return base.difference(terms)
+    return reduce(numpy.add, map(change_of, terms))
 
 
 def change_of(term: Term) -> Array:

@@ -16,7 +16,7 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import Term
-from lora_inspect.algebra.changes import change_of, matrix_shape, refuse_not_finite, shape_of, sum_of
+from lora_inspect.algebra.changes import matrix_shape, refuse_not_finite, shape_of, sum_of, whole_change
 from lora_inspect.algebra.core import Core, Trim
 from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.factors import Array, Factors, joined
@@ -182,7 +182,7 @@ def made(
 
 def _full_change(module: PlannedModule, making: Making) -> Array:
     """The change of a weight as a matrix (out, in·kernel) in float64."""
-    return _whole(_at_work(module), making)
+    return whole_change(_at_work(module), making.base)
 
 
 def _at_work(module: PlannedModule) -> list[Term]:
@@ -210,13 +210,6 @@ def _trimmed_experts(
         rounding=math.hypot(*(m.rounding for m in made)),
         offered=RankRule(energy=OFFERED).rank_of(spectrum),
     )
-
-
-def _whole(terms: Sequence[Term], making: Making) -> Array:
-    """The sum of terms as a matrix (rows, columns) in float64: the difference of a base, or the sum of differences."""
-    if making.base and all(map(making.base.has, terms)):
-        return making.base.difference(terms)
-    return sum((change_of(term) for term in terms[1:]), change_of(terms[0]))
 
 
 def _found(one: MadeModule, matrix: Array, rule: RankRule, making: Making) -> MadeModule:
@@ -334,7 +327,7 @@ def _with_difference(one: MadeModule, parameter: str, values: Array, making: Mak
 def _with_vectors(one: MadeModule, making: Making) -> MadeModule:
     """The module with the sums of the differences of its other parameters."""
     for parameter, terms in one.module.vectors.items():
-        values = _whole(terms, making).reshape(shape_of(terms[0]))
+        values = whole_change(terms, making.base).reshape(shape_of(terms[0]))
         one = _with_difference(one, parameter, values, making)
     return one
 

@@ -6,20 +6,31 @@ smaller rank, the mean of columns and rows.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.alignment import OutputModule, Term
-from lora_inspect.algebra.changes import sum_of
-from lora_inspect.algebra.core import ROUNDING, shared_cores
+from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
+from lora_inspect.algebra.changes import check_sizes, needs_base, refuse_not_finite, terms_of, thin_rank, whole_change
+from lora_inspect.algebra.core import shared_factors
+from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.factors import Array, Factors
 from lora_inspect.algebra.module_threads import made_in_order
+from lora_inspect.errors import RefusedError
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.schemes.record import MODEL
+
+if TYPE_CHECKING:
+    from lora_inspect.algebra.full_changes import BaseChanges
 
 Square = NDArray[numpy.float64]
 
@@ -61,7 +72,8 @@ class Comparison:
     def cosine(self, one: int, other: int) -> float | None:
         """The cosine of the angle between two changes; None where one of them changes nothing."""
         product = self.norms[one] * self.norms[other]
-        return float(self.inner[one, other]) / product if product else None
+        # Rounding makes a little more of the same direction.
+        return max(-1.0, min(1.0, float(self.inner[one, other]) / product)) if product else None
 
     def best_multiplier(self, one: int, other: int) -> "BestMultiplier | None":
         """The number that brings `one` nearest to `other`; None where `one` changes nothing."""
@@ -74,7 +86,9 @@ class Comparison:
         return BestMultiplier(value, math.sqrt(max(0.0, left)) / norm if norm else 0.0)
 
     def overlap(self, one: int, other: int) -> float | None:
-        """The share of directions in common, of modules by their energy; None where they share no module."""
+        """The share of directions in common, of modules by their energy; None where they change no module both."""
+        if one == other:
+            return 1.0 if self.norms[one] else None
         weight = float(self.weights[one, other])
         return float(self.common[one, other]) / weight if weight else None
 
@@ -93,17 +107,70 @@ class BestMultiplier:
     left: float
 
 
-def compared(modules: Sequence[OutputModule], adapters: Sequence[Adapter], progress: Progress) -> list[Comparison]:
+def compared(
+    modules: Sequence[OutputModule],
+    adapters: Sequence[Adapter],
+    progress: Progress,
+    bases: "Sequence[BaseChanges | None] | None" = None,
+) -> list[Comparison]:
     """The comparison of the adapters in each module; a module that an adapter lacks is no change of it.
 
-    Raises LoraInspectError for a factor that is not finite, and where shapes disagree.
+    `bases` compute the changes of each adapter that depend on a weight. Raises LoraInspectError for a number that is
+    not finite, and where shapes disagree.
     """
     progress(0)
     found = []
-    for one in made_in_order(lambda module: _in_module(module, adapters), modules):
+    own = bases or [None] * len(adapters)
+    for one in made_in_order(lambda module: _in_module(module, adapters, own), modules):
         found.append(one)
         progress(1)
     return found
+
+
+def by_parameter(modules: Iterable[OutputModule]) -> list[OutputModule]:
+    """The modules with one parameter of a layer each."""
+    found: list[OutputModule] = []
+    for module in modules:
+        terms: dict[str, list[Term]] = defaultdict(list)
+        for term in module.terms:
+            terms[term.contribution.algorithm.parameter].append(term)
+        found += [module._replace(terms=tuple(own)) for own in terms.values()]
+    return found
+
+
+def check_thin(adapters: Iterable[MultipliedAdapter]) -> None:
+    """Raises LoraInspectError for the first change that only the base tells, or that has no thin factors."""
+    for one in adapters:
+        for module in (module for key, module in one.adapter.modules.items() if one.multipliers.get(key)):
+            for contribution in module.contributions:
+                _refuse_not_thin(one.adapter.checkpoint.path, contribution)
+
+
+# The path of a module up to its first number; the underscored name of one that has no known path.
+_NUMBERED = re.compile(r"(?P<list>.+?)[._](?P<number>[0-9]+)(?=[._]|$)")
+
+
+def block_of(module: Module) -> str:
+    """The block of a module: its path up to the first number, as `blocks.7`, or else its component.
+
+    Blocks of text encoders have the component in front.
+    """
+    component = module.name.component
+    found = _NUMBERED.match(module.path or module.name.body)
+    if found is None:
+        return component
+    block = f"{found['list']}.{found['number']}"
+    return block if component == MODEL else f"{component}.{block}"
+
+
+def in_order_of_blocks(names: Iterable[str]) -> list[str]:
+    """The names of blocks, those of one list by their numbers."""
+
+    def place(name: str) -> tuple[str, int]:
+        blocks, _, number = name.rpartition(".")
+        return (blocks, int(number)) if number.isdecimal() else (name, -1)
+
+    return sorted(names, key=place)
 
 
 def total(comparisons: Iterable[Comparison], count: int) -> Comparison:
@@ -112,14 +179,24 @@ def total(comparisons: Iterable[Comparison], count: int) -> Comparison:
     return reduce(Comparison.__add__, comparisons, Comparison(nothing, nothing, nothing, nothing, 0.0))
 
 
-def _in_module(module: OutputModule, adapters: Sequence[Adapter]) -> Comparison:
-    terms: list[list[Term]] = [[one for one in module.terms if one.adapter is adapter] for adapter in adapters]
-    there = [number for number, own in enumerate(terms) if any(one.multiplier for one in own)]
-    changes: list[Factors] = [sum_of(module._replace(terms=tuple(terms[number]))) for number in there]
-    cores = shared_cores(changes) if changes else []
-    count = len(adapters)
+def _in_module(module: OutputModule, adapters: Sequence[Adapter], bases: "Sequence[BaseChanges | None]") -> Comparison:
+    """The comparison in one module, the sum over its experts where it has several."""
+    terms = [[one for one in module.terms if one.adapter is adapter and one.multiplier] for adapter in adapters]
+    return total((_of_changes(own, module) for own in _changes_of(terms, bases)), len(adapters))
+
+
+def _of_changes(changes: Sequence[Sequence[Factors]], module: OutputModule) -> Comparison:
+    """The comparison of the changes that each adapter adds up in one weight; none of one that changes nothing there."""
+    there = [number for number, own in enumerate(changes) if own]
+    try:
+        counts = [len(changes[number]) for number in there]
+        shared = shared_factors([one for own in changes for one in own], counts) if there else []
+    except FloatingPointError:
+        refuse_not_finite(module.terms)
+        raise
+    cores, directions = [one.core for one in shared], [one.directions for one in shared]
+    count = len(changes)
     inner, apart, common, weights = (numpy.zeros((count, count)) for _ in range(4))
-    bases = [_bases(core) for core in cores]
     for number, core in zip(there, cores, strict=True):
         energy = float(numpy.square(core).sum())
         inner[number, number] = energy
@@ -131,16 +208,52 @@ def _in_module(module: OutputModule, adapters: Sequence[Adapter]) -> Comparison:
             apart[one, other] = apart[other, one] = float(numpy.square(cores[at] - cores[behind]).sum())
             weight = math.sqrt(inner[one, one] * inner[other, other])
             weights[one, other] = weights[other, one] = weight
-            common[one, other] = common[other, one] = weight * _overlap(bases[at], bases[behind])
+            common[one, other] = common[other, one] = weight * _overlap(directions[at], directions[behind])
     together = float(numpy.square(sum(cores[1:], cores[0])).sum()) if cores else 0.0
     return Comparison(inner, apart, common, weights, together)
 
 
-def _bases(core: Array) -> tuple[Array, Array]:
-    """Orthonormal bases of a core's columns and of its rows, both as columns, without directions of rounding."""
-    left, values, right = numpy.linalg.svd(core, full_matrices=False)
-    rank = int(numpy.count_nonzero(values > ROUNDING * values[0])) if values.size else 0
-    return left[:, :rank], right[:rank].T
+def _changes_of(
+    terms: Sequence[Sequence[Term]], bases: "Sequence[BaseChanges | None]"
+) -> Iterator[list[list[Factors]]]:
+    """The changes that each adapter adds up, of each expert's weight where a layer has several.
+
+    Raises LoraInspectError where their shapes disagree.
+    """
+    every = [term for own in terms for term in own]
+    if any(term.contribution.algorithm.experts for term in every):
+        of_experts = [ExpertChanges(own).changes if own else [] for own in terms]
+        ExpertChanges.check(every)
+        for expert in range(max(map(len, of_experts))):
+            yield [[own[expert]] if own else [] for own in of_experts]
+        return
+    if all(thin_rank(term.contribution) is not None for term in every):
+        changes = iter(terms_of(every))
+        yield [list(islice(changes, len(own))) for own in terms]
+        return
+    found = [[_whole(own, base)] if own else [] for own, base in zip(terms, bases, strict=True)]
+    firsts = [own[0] for own in terms if own]
+    check_sizes(firsts, [own[0].shape for own in found if own])
+    yield found
+
+
+def _whole(terms: Sequence[Term], base: "BaseChanges | None") -> Factors:
+    """The sum of one adapter's terms as factors: of a change that is no thin product, itself and an identity."""
+    matrix = whole_change(terms, base)
+    rows, columns = matrix.shape
+    up, down = (matrix, numpy.eye(columns)) if columns <= rows else (numpy.eye(rows), matrix)
+    return Factors.of(up, down, matrix.shape)
+
+
+def _refuse_not_thin(path: str, one: Contribution) -> None:
+    """Raises LoraInspectError for a change that only the base tells, or a dense matrix."""
+    title = f"{one.module.key} is {'DoRA' if one.magnitude else one.algorithm.title}"
+    if needs_base(one):
+        raise RefusedError(path, f"{title}, whose change depends on the base", "compare it with --base BASE")
+    if thin_rank(one) is None and not one.algorithm.experts:
+        raise RefusedError(
+            path, f"{title}, whose change is no product of thin factors", "compare it with one other file"
+        )
 
 
 def _overlap(ones: tuple[Array, Array], others: tuple[Array, Array]) -> float:

@@ -20,12 +20,16 @@ from lora_inspect.fast_namedtuple import NamedTuple
 
 # Up to this ratio of the squares of the largest and the smallest pivot a root of a Gram matrix keeps its digits.
 _CONDITION = 1e11
+# Up to this one of both factors no direction of their product is rounding.
+_ALIKE = 1e5
 # Up to this ratio of the largest and the smallest eigenvalue of M Mᵀ their roots are singular values to 6 digits.
 _SPREAD = 1e9
 # Directions below this share of the largest singular value are the rounding of the factors.
 ROUNDING = 1e-7
 # Where changes cancel each other, a rest below this share of the factors' norms is the rounding of float64.
 _CANCELLED = 1e-13
+# A projection that leaves at least this share of the columns leaves nothing else in them.
+_LEFT = 0.5
 
 
 def root(tall: Array) -> Array:
@@ -33,17 +37,28 @@ def root(tall: Array) -> Array:
 
     Raises FloatingPointError for NaN and infinity.
     """
-    gram: Array = tall.T @ tall
+    if (found := _root_of_gram(tall)) is not None:
+        return found
+    triangle: Array = numpy.linalg.qr(tall, mode="r")  # type: ignore[assignment]  # it is one array in this mode
+    return triangle
+
+
+def _root_of_gram(tall: Array, condition: float = _CONDITION) -> Array | None:
+    """The root by the Gram matrix, None where the ratio of its pivots' squares is above `condition`.
+
+    Raises FloatingPointError for NaN and infinity.
+    """
+    with numpy.errstate(invalid="ignore", over="ignore"):
+        gram: Array = tall.T @ tall
     if not numpy.isfinite(gram.diagonal()).all():
         raise FloatingPointError("a factor is not finite")
     if tall.shape[0] > tall.shape[1]:
         with suppress(numpy.linalg.LinAlgError):  # it has a direction without a length
             found: Array = numpy.linalg.cholesky(gram).T
             pivots = numpy.square(found.diagonal())
-            if pivots.min() * _CONDITION > pivots.max():
+            if pivots.min() * condition > pivots.max():
                 return found
-    triangle: Array = numpy.linalg.qr(tall, mode="r")  # type: ignore[assignment]  # it is one array in this mode
-    return triangle
+    return None
 
 
 def singular(matrix: Array) -> tuple[Array, Array, Array]:
@@ -84,15 +99,106 @@ class Core:
         return Trim(up, (self._left[:, :rank] / roots).T @ self._up)
 
 
+class SharedFactors(NamedTuple):
+    """A change in bases that it shares with others: `up` (k, rank) and `down` (l, rank), so that it is up · downᵀ."""
+
+    up: Array
+    down: Array
+
+    @property
+    def core(self) -> Array:
+        """The change in the shared bases, (k, l): norms, sums and angles are those of the change."""
+        core: Array = self.up @ self.down.T
+        return core
+
+    @property
+    def directions(self) -> tuple[Array, Array]:
+        """Orthonormal bases of the change's columns (k, rank) and rows (l, rank), without directions of rounding."""
+        roots = [_root_of_gram(side, _ALIKE) for side in self]
+        if roots[0] is not None and roots[1] is not None:
+            return self.up @ numpy.linalg.inv(roots[0]), self.down @ numpy.linalg.inv(roots[1])
+        (up, of_up), (down, of_down) = numpy.linalg.qr(self.up), numpy.linalg.qr(self.down)
+        left, values, right = numpy.linalg.svd(of_up @ of_down.T, full_matrices=False)
+        rank = int(numpy.count_nonzero(values > ROUNDING * values[0])) if values.size and values[0] else 0
+        return up @ left[:, :rank], down @ right[:rank].T
+
+
 def shared_cores(changes: Sequence[Factors]) -> list[Array]:
     """The changes of one weight in one pair of orthonormal bases, each (k, l): sums, norms and angles are the same.
 
     The bases span the columns and the rows of all changes together.
     """
+    return [one.core for one in shared_factors(changes, [1] * len(changes))]
+
+
+def shared_factors(changes: Sequence[Factors], counts: Sequence[int]) -> list[SharedFactors]:
+    """Sums of changes of one weight in one pair of orthonormal bases, which span the columns and rows of them all.
+
+    Each sum takes the next of the `changes`, as many as its number in `counts`. Raises FloatingPointError for factors
+    with NaN or infinity.
+    """
     together = joined(changes)
-    up, down = root(together.up) * together.weights, root(together.down.T)
-    edges = numpy.cumsum([0, *(change.rank for change in changes)])
-    return [up[:, first:last] @ down[:, first:last].T for first, last in pairwise(edges)]
+    behind = numpy.cumsum([0, *(change.rank for change in changes)])
+    edges = [int(behind[number]) for number in numpy.cumsum([0, *counts])]
+    up, down = _shared_root(together.up, edges) * together.weights, _shared_root(together.down.T, edges)
+    return [SharedFactors(up[:, first:last], down[:, first:last]) for first, last in pairwise(edges)]
+
+
+def _shared_root(tall: Array, edges: Sequence[int]) -> Array:
+    """As `root`, of columns in blocks that may be nearly the same, as those of one change in two element types.
+
+    A Gram matrix of such blocks loses the digits of their difference. So each block is first split into its part in the
+    basis of those before it and the rest.
+    """
+    if (found := _root_of_gram(tall)) is not None:
+        return found
+    basis: Array = numpy.empty((tall.shape[0], 0))
+    coordinates: list[Array] = []
+    for first, last in pairwise(edges):
+        block = tall[:, first:last]
+        floor = _CANCELLED * float(numpy.linalg.norm(block))
+        inside, rest = _split(block, basis, floor)
+        coordinates.append(inside)
+        if rest is not None:
+            own, outside = _orthonormal(rest, basis, floor)
+            basis = numpy.hstack([basis, own])
+            coordinates[-1] = numpy.vstack([inside, outside])
+    size = basis.shape[1]
+    return numpy.hstack([numpy.pad(one, ((0, size - one.shape[0]), (0, 0))) for one in coordinates])
+
+
+def _split(block: Array, basis: Array, floor: float) -> tuple[Array, Array | None]:
+    """The part of columns in a basis, as its coordinates, and the rest; None for one whose norm is below the floor."""
+    inside, rest, before = numpy.zeros((basis.shape[1], block.shape[1])), block, numpy.linalg.norm(block)
+    while basis.shape[1]:
+        part = basis.T @ rest
+        inside, rest = inside + part, rest - basis @ part
+        after = numpy.linalg.norm(rest)
+        if after <= floor:
+            return inside, None
+        # As much of the basis is left in the rest as rounding made, which counts where the rest is small.
+        if after > _LEFT * before:
+            break
+        before = after
+    return inside, rest
+
+
+def _orthonormal(tall: Array, basis: Array, floor: float) -> tuple[Array, Array]:
+    """An orthonormal basis of columns that are orthogonal to another one, and the columns in it.
+
+    Directions below the floor are rounding, which points anywhere.
+    """
+    own, coordinates = tall, numpy.eye(tall.shape[1])
+    for _ in range(2):  # the first one is orthonormal up to the condition of the columns times their rounding
+        if (triangle := _root_of_gram(own)) is None:
+            break
+        own, coordinates = own @ numpy.linalg.inv(triangle), triangle @ coordinates
+    else:
+        return own, coordinates
+    left, values, right = numpy.linalg.svd(tall, full_matrices=False)
+    rank = int(numpy.count_nonzero(values > floor))
+    own, turn = numpy.linalg.qr(left[:, :rank] - basis @ (basis.T @ left[:, :rank]))
+    return own, turn @ (values[:rank, None] * right[:rank])
 
 
 class Trim(NamedTuple):

@@ -23,7 +23,7 @@ class ExpertChanges:
     """
 
     def __init__(self, terms: Sequence[Term]) -> None:
-        self._check(terms)
+        self.check(terms)
         read = [_factors_of(term) for term in terms]
         self.changes = [joined(list(own)) for own in zip(*read, strict=True)]
         try:
@@ -51,7 +51,8 @@ class ExpertChanges:
         return found
 
     @staticmethod
-    def _check(terms: Sequence[Term]) -> None:
+    def check(terms: Sequence[Term]) -> None:
+        """Raises LoraInspectError for terms of other numbers, sizes or orders of experts."""
         first = terms[0].contribution
         for term in terms[1:]:
             other = term.contribution
@@ -64,7 +65,7 @@ class ExpertChanges:
                     term.adapter.checkpoint.path,
                     f"{other.module.key} has experts of another number, size or order than "
                     f"{first.module.key} in {terms[0].adapter.checkpoint.path}",
-                    "combine adapters of one model, or take the experts apart with convert --layout single-experts",
+                    "name adapters of one model, or take the experts apart with convert --layout single-experts",
                 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from math import prod
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -19,7 +19,6 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lora_inspect.algebra.alignment import Term
 from lora_inspect.algebra.changes import in_output
-from lora_inspect.algebra.inputs import Inputs
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, take_rows
 from lora_inspect.converting.steps.part import read_operands
@@ -34,6 +33,9 @@ from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
 from lora_inspect.reading.model.contribution import Contribution
+
+if TYPE_CHECKING:
+    from lora_inspect.algebra.inputs import Inputs
 
 Matrix = NDArray[numpy.floating[Any]]
 
@@ -74,7 +76,7 @@ class BaseChanges:
     Raises LoraInspectError where a module whose change depends on a weight has none in the base.
     """
 
-    def __init__(self, inputs: Inputs, base: Checkpoint, rule: str | None, answers: Answers) -> None:
+    def __init__(self, inputs: "Inputs", base: Checkpoint, rule: str | None, answers: Answers) -> None:
         self._base, self._rule = base, rule
         self._codecs = BaseCodecs(base)
         self._folds: dict[str, list[Fold]] = defaultdict(list)
@@ -92,10 +94,6 @@ class BaseChanges:
                     self._folds[name].append(Fold(each, multiplier, one.adapter))
                     self._places[id(one.adapter), _identity(each.contribution)].append((name, each.place))
         self.notes = check_answers(orientations, answers)
-
-    def has(self, term: Term) -> bool:
-        """Whether the base has the weight that a term changes."""
-        return (id(term.adapter), _identity(term.contribution)) in self._places
 
     def shape(self, term: Term) -> tuple[int, ...]:
         """(out, in, *kernel) of the weight of the output that a term changes, as the base tells it."""

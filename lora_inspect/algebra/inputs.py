@@ -6,9 +6,11 @@ Options without a path, `--include`, `--exclude` and `--weights` act as in a mer
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from lora_inspect.algebra.alignment import MultipliedAdapter
+from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
+from lora_inspect.algebra.changes import needs_base
 from lora_inspect.algebra.options import ChoiceRequest
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
@@ -19,9 +21,13 @@ from lora_inspect.reading.ambiguous_options import ModuleFilter, read_settled
 from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.settings import Settings, requested_settings
 from lora_inspect.reading.pipeline import pipeline_expert
 from lora_inspect.reading.weights_toml import WeightsFile, read_weights
+
+if TYPE_CHECKING:
+    from lora_inspect.algebra.full_changes import BaseChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,11 @@ class Inputs:
         if self.weights:
             found[self.weights.path] = self.weights.identity
         return found | (self.base.inputs if self.base else {})
+
+    def each(self) -> "list[Inputs]":
+        """Each adapter by itself, with the same base."""
+        pairs = zip(self.adapters, self.excluded, strict=True)
+        return [replace(self, adapters=(one,), excluded=(excluded,)) for one, excluded in pairs]
 
     @property
     def bytes(self) -> int:
@@ -142,3 +153,35 @@ def check_experts(adapters: Sequence[Adapter]) -> None:
             f"expert ({where})",
             "combine those of one expert, or give --allow-mixed",
         )
+
+
+def base_changes(inputs: Inputs, modules: Sequence[OutputModule], request: ChoiceRequest) -> "BaseChanges | None":
+    """The changes that depend on a base; LoraInspectError where one is needed or has nothing to do."""
+    at_work = (term for module in modules for term in module.terms if term.multiplier)
+    dependent = next((term for term in at_work if needs_base(term.contribution)), None)
+    if dependent is None:
+        if inputs.base is not None:
+            raise RefusedError(
+                inputs.base.path, "no change of the adapters depends on a base, so --base has nothing to do",
+                "leave it out",
+            )  # fmt: skip
+        return None
+    if inputs.base is None:
+        raise RefusedError(dependent.adapter.checkpoint.path, _depends(dependent.contribution), _way_out(dependent))
+    from lora_inspect.maths.torch_threads import load_torch
+
+    load_torch()
+    from lora_inspect.algebra.full_changes import BaseChanges
+
+    return BaseChanges(inputs, inputs.base, request.dora_multiplier, request.transposed)
+
+
+def _depends(contribution: Contribution) -> str:
+    if contribution.algorithm.replaces:
+        return f"{contribution.module.key} is saved whole, and other inputs lack it or have another one"
+    title = "DoRA" if contribution.magnitude else contribution.algorithm.title
+    return f"{contribution.module.key} is {title}, whose change depends on the weight of the base"
+
+
+def _way_out(term: Term) -> str:
+    return f"give --base BASE, or leave the module out with --exclude {term.contribution.module.body}"

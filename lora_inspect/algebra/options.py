@@ -178,6 +178,15 @@ class CompareRequest(ChoiceRequest):
     )
 
 
+def folder_contradiction(request: CompareRequest) -> str | None:
+    """Return a sentence on options that speak of adapters by name, where a folder is compared, or None."""
+    if request.max_difference is not None:
+        return "--max-difference is for adapters that are named, not for a folder; leave it out."
+    if request.weights is not None:
+        return "--weights is for adapters that are named, not for a folder; leave it out."
+    return None
+
+
 def contradiction(request: RankRequest, needs_rule: str | None = None) -> str | None:
     """Return a sentence on options that exclude each other, or None.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lora_inspect import programs
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
 from lora_inspect.algebra.changes import check_sizes, matrix_shape, needs_base, shape_of, thin_rank
-from lora_inspect.algebra.inputs import Inputs, check_experts
+from lora_inspect.algebra.inputs import Inputs, base_changes, check_experts
 from lora_inspect.algebra.options import AverageRequest, CombineRequest, ResizeRequest
 from lora_inspect.algebra.output import AdapterOutput
 from lora_inspect.algebra.output_modules import Making, PlannedModule
@@ -28,7 +28,6 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.plan import check_dora_rule
 from lora_inspect.programs.record import Program
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import RSLORA_FLAG
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.schemes.gguf import GGUF
@@ -96,7 +95,7 @@ def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: Rank
     used = [MultipliedAdapter(a, {key: m for key, m in own.items() if m}) for a, own in inputs.adapters]
     options = _target_options(request, inputs.first)
     modules, passed = _without_saved(aligned(used, options), inputs)
-    base = _base_changes(inputs, modules, request)
+    base = base_changes(inputs, modules, request)
     is_stabilised = is_resized and request.to is None and inputs.first.rslora.value is True
     planned = [_planned(module, base, rule) for module in modules]
     planned = [one for one in planned if one.shape or one.vectors]
@@ -212,37 +211,6 @@ def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[T
     )
     is_one = all(term.multiplier == 1 for term in saved) and not saved[0].moves
     return list(first.values()) if same and is_one and inputs.base is None and not module.module.respelled else []
-
-
-def _base_changes(inputs: Inputs, modules: Sequence[OutputModule], request: SumRequest) -> "BaseChanges | None":
-    """The changes that depend on a base; LoraInspectError where one is needed or has nothing to do."""
-    dependent = next((t for module in modules for t in module.terms if needs_base(t.contribution)), None)
-    if dependent is None:
-        if inputs.base is not None:
-            raise RefusedError(
-                inputs.base.path, "no change of the adapters depends on a base, so --base has nothing to do",
-                "leave it out",
-            )  # fmt: skip
-        return None
-    if inputs.base is None:
-        raise RefusedError(dependent.adapter.checkpoint.path, _depends(dependent.contribution), _way_out(dependent))
-    from lora_inspect.maths.torch_threads import load_torch
-
-    load_torch()
-    from lora_inspect.algebra.full_changes import BaseChanges
-
-    return BaseChanges(inputs, inputs.base, request.dora_multiplier, request.transposed)
-
-
-def _depends(contribution: Contribution) -> str:
-    if contribution.algorithm.replaces:
-        return f"{contribution.module.key} is saved whole, and other inputs lack it or have another one"
-    title = "DoRA" if contribution.magnitude else contribution.algorithm.title
-    return f"{contribution.module.key} is {title}, whose change depends on the weight of the base"
-
-
-def _way_out(term: Term) -> str:
-    return f"give --base BASE, or leave the module out with --exclude {term.contribution.module.body}"
 
 
 def _planned(module: OutputModule, base: "BaseChanges | None", rule: RankRule) -> PlannedModule:

@@ -14,7 +14,13 @@ from inspect import Parameter
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
 from lora_inspect import architectures
-from lora_inspect.algebra.options import AverageRequest, CombineRequest, ExtractRequest, ResizeRequest
+from lora_inspect.algebra.options import (
+    AverageRequest,
+    CombineRequest,
+    CompareRequest,
+    ExtractRequest,
+    ResizeRequest,
+)
 from lora_inspect.converting.options import ConvertRequest
 from lora_inspect.errors import (
     AmbiguousError,
@@ -194,7 +200,7 @@ def _word(is_so: bool) -> str:
 _DTYPES = "|".join((*DTYPE_NAMES, *DTYPE_NAMES.values(), *map(str.lower, DTYPE_NAMES.values())))
 _RECORDS = (
     *(ReadingRequest, ConvertRequest, MergeRequest, VerifyRequest, UnmergeRequest),
-    *(CombineRequest, ResizeRequest, AverageRequest, ExtractRequest),
+    *(CombineRequest, ResizeRequest, AverageRequest, ExtractRequest, CompareRequest),
 )
 
 

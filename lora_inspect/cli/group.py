@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # The verb that a file without any verb means.
 _OF_FILES = "info"
 # Verbs whose files have a folder of their own.
-_FOLDERS = dict.fromkeys(("combine", "resize", "extract", "average", "compare"), "algebra.")
+_OF_ALGEBRA = ("combine", "resize", "extract", "average", "compare")
 # What paths have and verbs have not.
 _IN_PATHS = "./\\:"
 
@@ -35,9 +35,12 @@ class Verbs(Verb, click.Group):
         if name not in VERBS:
             return None
         with without_collecting():
-            command: click.Command = getattr(
-                importlib.import_module(f"lora_inspect.cli.{_FOLDERS.get(name, '')}{name}"), name
+            file = (
+                importlib.import_module(f"lora_inspect.cli.algebra.{name}")
+                if name in _OF_ALGEBRA
+                else importlib.import_module(f"lora_inspect.cli.{name}")
             )
+        command: click.Command = getattr(file, name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

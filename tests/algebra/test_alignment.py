@@ -12,7 +12,7 @@ from layouts import FUSED, SPLIT
 from safetensors.torch import load_file, save_file
 
 import lora_inspect
-from lora_inspect.algebra.alignment import MultipliedAdapter, aligned
+from lora_inspect.algebra.alignment import MultipliedAdapter, aligned, aligned_in_parts
 from lora_inspect.algebra.changes import sum_of
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import RefusedError
@@ -84,21 +84,61 @@ def multiplied(written, multiplier):
     return MultipliedAdapter(written.adapter, dict.fromkeys(written.adapter.modules, multiplier))
 
 
+def summed(modules, written):
+    """The dense sums of modules whose names are those of the file that is `written`."""
+    found = {}
+    for module in modules:
+        own = sum_of(module)
+        found[written.keys[module.module.name.key]] = own.up * own.weights @ own.down
+    return found
+
+
+def parts_of_a_layer(bases, folder, names):
+    """A split adapter of some parts of two fused layers."""
+    layers = [f"transformer_blocks.{block}.attn.{name}" for block, name in names]
+    own = {path: one._replace(alpha=2.0) for path, one in factors(bases[DIFFUSERS], layers, seed=5).items()}
+    spelling = Names("transformer.", DIFFUSERS, False, PEFT)
+    save_file(spelling.tensors(own), folder / "parts.safetensors", {"ss_base_model_version": "flux1"})
+    adapter = read_adapter(open_checkpoint(str(folder / "parts.safetensors")))
+    return adapter, in_diffusers({path: change(one) for path, one in own.items()}, bases[DIFFUSERS], DIFFUSERS)
+
+
+@pytest.mark.parametrize("align", [lambda inputs: aligned(inputs, ConvertOptions()), aligned_in_parts])
+def test_a_fused_layer_keeps_the_rows_of_which_the_first_adapter_has_no_part(align, bases, tmp_path):
+    adapter, dense = parts_of_a_layer(bases, tmp_path, [(0, "to_q"), (1, "add_v_proj")])
+    fused = Written("kohya", bases, tmp_path / "fused", 1)
+    split = Written("ai-toolkit", bases, tmp_path / "split", 2)
+    modules = align([all_at(adapter, 0.7), multiplied(fused, -0.4)])
+    found = in_diffusers(summed(modules, split), bases[DIFFUSERS], DIFFUSERS)
+    for name, value in found.items():
+        meant = 0.7 * dense[name] - 0.4 * fused.dense[name]
+        numpy.testing.assert_allclose(value.numpy(), meant.numpy(), rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("second", SPELLINGS)
+@pytest.mark.parametrize("first", FIRST)
+def test_a_fused_layer_is_split_where_the_other_adapter_has_its_parts(first, second, bases, tmp_path):
+    both = [Written(writer, bases, tmp_path / f"{seed}", seed) for seed, writer in enumerate((first, second))]
+    for pair in (both, both[::-1]):
+        finest = next((one for one in pair if one.layout == DIFFUSERS), pair[0])
+        modules = aligned_in_parts([multiplied(one, 1.0 + number) for number, one in enumerate(pair)])
+        found = in_diffusers(summed(modules, finest), bases[finest.layout], finest.layout)
+        for name, value in found.items():
+            meant = sum((1.0 + number) * one.dense[name] for number, one in enumerate(pair))
+            numpy.testing.assert_allclose(value.numpy(), meant.numpy(), rtol=1e-6, atol=1e-7, err_msg=name)
+
+
 @pytest.mark.parametrize("second", SPELLINGS)
 @pytest.mark.parametrize("first", FIRST)
 def test_the_sum_is_that_of_the_dense_changes(first, second, bases, tmp_path):
     one, other = (Written(writer, bases, tmp_path / f"{seed}", seed) for seed, writer in enumerate((first, second)))
-    modules = aligned([multiplied(one, 0.7), multiplied(other, -0.4)], ConvertOptions())
-    found = {}
-    for module in modules:
-        own = sum_of(module)
-        found[one.keys[module.module.name.key]] = own.up * own.weights @ own.down
+    found = summed(aligned([multiplied(one, 0.7), multiplied(other, -0.4)], ConvertOptions()), one)
     assert one.own <= found.keys()
-    summed = in_diffusers(found, bases[one.layout], one.layout)
-    for name, value in summed.items():
+    sums = in_diffusers(found, bases[one.layout], one.layout)
+    for name, value in sums.items():
         meant = 0.7 * one.dense[name] - 0.4 * other.dense[name]
         numpy.testing.assert_allclose(value.numpy(), meant.numpy(), rtol=1e-6, atol=1e-7, err_msg=name)
-    assert max(float(value.abs().max()) for value in summed.values()) > 0.01
+    assert max(float(value.abs().max()) for value in sums.values()) > 0.01
 
 
 def small(path, prefix, paths, metadata=None, rows=16, columns=12):
@@ -118,11 +158,31 @@ WAN = [f"blocks_{block}_{leaf}" for block in range(2) for leaf in ("self_attn_q"
 FLUX = [f"double_blocks_{block}_img_attn_proj" for block in range(2)] + ["single_blocks_0_linear2"]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_names_of_no_known_family_are_compared_by_their_letters(turned, tmp_path):
+    paths = ["net.0.mix_in", "net.0.out", "net.1.mix_in"]
+    one = small(tmp_path / "a.safetensors", "lora_unet_", [path.replace(".", "_") for path in paths[:2]])
+    tensors = {
+        f"diffusion_model.{path}.lora_{side}.weight": torch.ones(shape)
+        for path in paths[1:]
+        for side, shape in (("A", (2, 12)), ("B", (16, 2)))
+    }
+    save_file(tensors, tmp_path / "b.safetensors")
+    other = read_adapter(open_checkpoint(str(tmp_path / "b.safetensors")))
+    inputs = [all_at(other), all_at(one)] if turned else [all_at(one), all_at(other)]
+    found = sorted(sorted(term.contribution.module.key for term in module.terms) for module in aligned_in_parts(inputs))
+    assert found == [
+        ["diffusion_model.net.0.out", "lora_unet_net_0_out"],
+        ["diffusion_model.net.1.mix_in"],
+        ["lora_unet_net_0_mix_in"],
+    ]
+
+
 def test_adapters_of_two_families_are_refused(tmp_path):
     one = small(tmp_path / "wan.safetensors", "lora_unet_", WAN, {"ss_base_model_version": "wan2.1"})
     other = small(tmp_path / "flux.safetensors", "lora_unet_", FLUX, {"ss_base_model_version": "flux1"})
     for first, second in ((one, other), (other, one)):
-        with pytest.raises(RefusedError, match=r"it is of .+, but .+ is of .+; combine adapters of one model"):
+        with pytest.raises(RefusedError, match=r"it is of .+, but .+ is of .+; name adapters of one model"):
             aligned([all_at(first), all_at(second)], ConvertOptions())
 
 

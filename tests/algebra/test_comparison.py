@@ -9,11 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, aligned
-from lora_inspect.algebra.comparison import compared, total
+from lora_inspect.algebra.comparison import block_of, compared, in_order_of_blocks, total
 from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.progress import silent
 from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.model.contribution import Module
+from lora_inspect.schemes.record import ModuleName
 
 SHAPES = {"lora_unet_blocks_0_self_attn_q": (48, 40), "lora_unet_blocks_0_ffn_0": (96, 40)}
 
@@ -166,3 +169,57 @@ def test_multipliers_of_0_leave_an_adapter_without_a_change(three):
     found = compare(three[0], (1.0, 0.0, 1.0))
     assert found.norms[1] == 0.0
     assert found.sum_energy is not None
+
+
+BLOCKS = {
+    ("double_blocks.3.img_attn.qkv", None): "double_blocks.3",
+    ("transformer_blocks.12.attn.to_out.0", None): "transformer_blocks.12",
+    ("down_blocks.1.attentions.0.proj_in", None): "down_blocks.1",
+    ("x_embedder", None): "model",
+    (None, "blocks_0_self_attn_q"): "blocks.0",
+    (None, "up_block2_conv"): "model",
+}
+
+
+@pytest.mark.parametrize("names", BLOCKS, ids=str)
+def test_a_block_is_the_path_up_to_its_first_number(names):
+    path, body = names
+    module = Module(ModuleName("kohya", "model", "lora_unet_", body or path.replace(".", "_"), True), (), path=path)
+    assert block_of(module) == BLOCKS[names]
+    of_encoder = module._replace(name=module.name._replace(component="text_encoder"))
+    block = BLOCKS[names]
+    assert block_of(of_encoder) == ("text_encoder" if block == "model" else f"text_encoder.{block}")
+
+
+def test_blocks_are_in_the_order_of_their_numbers():
+    names = ["single_blocks.2", "double_blocks.10", "model", "double_blocks.9", "single_blocks.0"]
+    assert in_order_of_blocks(names) == [
+        *("double_blocks.9", "double_blocks.10", "model", "single_blocks.0", "single_blocks.2"),
+    ]
+
+
+def test_numbers_that_are_not_finite_are_refused_by_the_name_of_their_tensor(tmp_path):
+    own = factors(4, 1)
+    (first, _) = SHAPES
+    own[first][1][2, 3] = math.inf
+    adapters = [write(tmp_path / "a.safetensors", own), write(tmp_path / "b.safetensors", factors(4, 2))]
+    with pytest.raises(DamagedError, match=rf"a\.safetensors: {first}\.lora_down\.weight holds inf"):
+        compare(adapters)
+
+
+def test_adapters_of_two_sizes_are_refused(tmp_path, monkeypatch):
+    one = write(tmp_path / "a.safetensors", factors(4, 1))
+    monkeypatch.setitem(SHAPES, next(iter(SHAPES)), (50, 40))
+    other = write(tmp_path / "b.safetensors", factors(4, 2))
+    with pytest.raises(RefusedError, match=r"b\.safetensors: .+ changes a weight of \[50, 40\], but .+ \[48, 40\]"):
+        compare([one, other])
+
+
+def test_the_order_of_adapters_changes_nothing(three):
+    adapters, _ = three
+    found, turned = compare(adapters), compare(adapters[::-1])
+    assert turned.norms == pytest.approx(found.norms[::-1], rel=1e-12)
+    for one, other in permutations(range(3), 2):
+        assert turned.cosine(2 - one, 2 - other) == pytest.approx(found.cosine(one, other), rel=1e-9)
+        assert turned.overlap(2 - one, 2 - other) == pytest.approx(found.overlap(one, other), rel=1e-9)
+    assert turned.sum_energy == pytest.approx(found.sum_energy, rel=1e-12)

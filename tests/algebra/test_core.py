@@ -3,7 +3,7 @@
 import numpy
 import pytest
 
-from lora_inspect.algebra.core import Core, root, shared_cores
+from lora_inspect.algebra.core import Core, root, shared_cores, shared_factors
 from lora_inspect.algebra.factors import Factors, inner, joined
 
 
@@ -134,3 +134,57 @@ def test_cores_in_shared_bases_have_the_sums_and_angles_of_the_changes():
             assert (one * other).sum() == pytest.approx((matrix(left) * matrix(right)).sum(), rel=1e-9)
             meant = numpy.linalg.norm(matrix(left) - matrix(right))
             assert numpy.linalg.norm(one - other) == pytest.approx(meant, rel=1e-9, abs=1e-12)
+
+
+# Columns of factors that are in the span of those before them: of all, of some, of none, and by halves.
+SHARED = {
+    "none": lambda first, second, drawn: drawn,
+    "the same": lambda first, second, drawn: first,
+    "nearly the same": lambda first, second, drawn: first + 1e-9 * drawn,
+    "some of them": lambda first, second, drawn: numpy.hstack([first[:, :2], drawn[:, 2:]]),
+    "of both": lambda first, second, drawn: numpy.hstack([first[:, :2] + second[:, :2], drawn[:, 2:]]),
+    "one twice": lambda first, second, drawn: numpy.hstack([drawn[:, :1], drawn[:, :1], drawn[:, 2:]]),
+    "no change": lambda first, second, drawn: 0.0 * drawn,
+}
+
+
+@pytest.mark.parametrize("rows", [6, 9, 40])
+@pytest.mark.parametrize("how", SHARED)
+def test_shared_factors_have_the_inner_products_of_the_changes(how, rows):
+    numbers = numpy.random.default_rng(rows)
+    ups = [numbers.standard_normal((rows, 4)) for _ in range(2)]
+    ups.append(SHARED[how](*ups, numbers.standard_normal((rows, 4))))
+    ups.append(numbers.standard_normal((rows, 4)) + ups[2])
+    downs = [numbers.standard_normal((4, 30)) for _ in ups]
+    changes = [Factors.of(up, down, (rows, 30)) for up, down in zip(ups, downs, strict=True)]
+    shared = shared_factors(changes, [1, 1, 2])
+    dense = [ups[0] @ downs[0], ups[1] @ downs[1], ups[2] @ downs[2] + ups[3] @ downs[3]]
+    cores = [one.core for one in shared]
+    scale = max(numpy.linalg.norm(one) ** 2 for one in dense)
+    for core, change in zip(cores, dense, strict=True):
+        for other, changed in zip(cores, dense, strict=True):
+            assert float((core * other).sum()) == pytest.approx(float((change * changed).sum()), abs=1e-12 * scale)
+
+
+@pytest.mark.parametrize("off", [1e-3, 1e-6, 1e-9])
+def test_a_difference_of_shared_factors_keeps_its_digits(off):
+    numbers = numpy.random.default_rng(3)
+    up, down = numbers.standard_normal((200, 4)), numbers.standard_normal((4, 30))
+    step, other = off * numbers.standard_normal((200, 4)), numbers.standard_normal((200, 4))
+    changes = [Factors.of(one, down, (200, 30)) for one in (up, other, up + step)]
+    one, _, moved = (one.core for one in shared_factors(changes, [1, 1, 1]))
+    assert numpy.linalg.norm(moved - one) == pytest.approx(numpy.linalg.norm(step @ down), rel=1e-6)
+
+
+def test_directions_are_those_of_the_dense_change():
+    numbers = numpy.random.default_rng(4)
+    up = numbers.standard_normal((40, 5))
+    up[:, 4] = up[:, :4].sum(1)
+    for change in (Factors.of(up[:, :4], numbers.standard_normal((4, 30)), (40, 30)),
+                   Factors.of(up, numbers.standard_normal((5, 30)), (40, 30))):  # fmt: skip
+        dense = change.up @ change.down
+        (shared,) = shared_factors([change], [1])
+        left, right = shared.directions
+        assert (left.shape[1], right.shape[1]) == (4, 4)
+        assert numpy.linalg.norm(left.T @ shared.core @ right) == pytest.approx(numpy.linalg.norm(dense), rel=1e-9)
+        numpy.testing.assert_allclose(left.T @ left, numpy.eye(4), atol=1e-9)

@@ -26,7 +26,8 @@ def test_a_sum_of_files_of_llama_cpp_is_one(model, fixtures, tmp_path):
     adapter = fixtures / "gguf" / model / "adapter.gguf"
     lora_inspect.combine([(adapter, 0.75), (adapter, -0.25)], tmp_path / "sum.gguf", dtype="float32")
     before, found = deltas(adapter), deltas(tmp_path / "sum.gguf")
-    assert before.keys() == found.keys() and before
+    assert before.keys() == found.keys()
+    assert before
     for key, delta in before.items():
         numpy.testing.assert_allclose(found[key], 0.5 * delta, atol=1e-6 * numpy.abs(delta).max())
 
@@ -38,7 +39,8 @@ def test_adapters_of_peft_become_one_file_of_llama_cpp(model, fixtures, tmp_path
         [(adapter, 0.75), (adapter, -0.25)], tmp_path / "sum.gguf", to="gguf", model_config=adapter / "config.json"
     )
     before, found = deltas(adapter / "adapter.gguf"), deltas(tmp_path / "sum.gguf")
-    assert before.keys() == found.keys() and before
+    assert before.keys() == found.keys()
+    assert before
     for key, delta in before.items():
         numpy.testing.assert_allclose(found[key], 0.5 * delta, atol=1e-3 * numpy.abs(delta).max())
 

@@ -1,11 +1,11 @@
 """What a shell gets that asks how a command line goes on: files wherever a path stands, verbs, options."""
 
-import importlib
 import os
 
 import click
 import pytest
 
+from lora_inspect.cli.group import cli
 from lora_inspect.cli.verb import VERBS, FilePath
 
 FILES = "file"
@@ -18,6 +18,7 @@ TYPED = {
     "info a.safetensors folder/b_": {FILES},
     "info --json a_": {FILES},
     "merge _": {FILES},
+    "compare a.safetensors _": {FILES},
     "merge base.safetensors _": {FILES},
     "merge base.safetensors a.safetensors:0.5 _": {FILES},
     "merge base.safetensors a.safetensors -o _": {FILES},
@@ -65,7 +66,7 @@ OF_METADATA = ("key", "keys", "pairs")
 
 def commands_of(verb):
     """The commands of a verb: itself, or those below it."""
-    command = getattr(importlib.import_module(f"lora_inspect.cli.{verb}"), verb)
+    command = cli.get_command(None, verb)
     is_group = isinstance(command, click.Group)
     return [command.get_command(None, name) for name in command.list_commands(None)] if is_group else [command]
 

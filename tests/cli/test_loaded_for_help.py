@@ -16,10 +16,18 @@ INFO = ("ops", "reading.file_info", "programs", "architectures")
 
 # Those of `convert` and `compat` name the programs.
 CONVERT = (*(part for part in DOING if part != "programs"), "converting.plan", "converting.target")
+COMPARE = (*CONVERT, "algebra.alignment", "algebra.comparison", "algebra.change_groups")
 
 
 @pytest.mark.parametrize(
-    ("verb", "doing"), [*((verb, DOING) for verb in VERBS), ("info", INFO), ("convert", CONVERT), ("compat", CONVERT)]
+    ("verb", "doing"),
+    [
+        *((verb, DOING) for verb in VERBS),
+        ("info", INFO),
+        ("convert", CONVERT),
+        ("compat", CONVERT),
+        ("compare", COMPARE),
+    ],
 )
 def test_the_help_of_a_verb_loads_nothing_of_what_it_does(verb, doing):
     code = (

@@ -54,7 +54,7 @@ def test_every_command_has_help_with_an_example_of_itself(words, option, run):
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_says_how_it_is_used(verb, run):
     assert f"lora-inspect {verb} " in run(verb, "--help").stdout.partition("Options:")[0].replace("Usage: ", "", 1)
-    assert importlib.import_module(f"lora_inspect.cli.{verb}").__doc__
+    assert importlib.import_module(command_of((verb,)).callback.__module__).__doc__
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -1,0 +1,200 @@
+"""`lora-inspect compare`: of several adapters, or of all adapters in a folder."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_inspect.algebra.options import CompareRequest, folder_contradiction
+from lora_inspect.cli import terminal
+from lora_inspect.cli.progress_bar import progress_bar
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options
+from lora_inspect.sentences import counted, listed, some
+
+if TYPE_CHECKING:
+    from lora_inspect.ops.compare import CompareResult, Distances, FolderResult, GroupMember, Pairwise
+    from lora_inspect.reading.model.settings import Settings
+
+# Adapters whose directions agree on average by less than this share are as good as independent.
+_INDEPENDENT = 0.1
+# How many names of modules, and of files, a line has.
+_NAMES, _FILES = 3, 5
+
+# No docstring: python -OO leaves those out.
+_HELP = """\
+Report how far adapters are from each other: difference, angle, best multiplier and common directions, by block.
+
+Names, ranks, alphas, element types and the algorithm make no difference: the changes of the weights are compared, at
+the multipliers behind the colons. For a FOLDER, `compare` groups the files that are one change: resized, rescaled,
+renamed or cast.
+
+\b
+Example: lora-inspect compare style.safetensors:0.8 face.safetensors
+"""
+
+
+@click.command(cls=Verb, help=_HELP, short_help=VERBS["compare"])
+@click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
+@declared_options(CompareRequest)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def compare(adapters: tuple[str, ...], as_json: bool, **asked: Any) -> None:
+    """Reads, compares and prints."""
+    from lora_inspect.files.discovery import is_collection
+    from lora_inspect.ops.compare import compare as compare_files
+    from lora_inspect.ops.compare import plan_compare
+    from lora_inspect.reading.model.settings import parse_arguments
+
+    request = CompareRequest(**asked)
+    named = parse_arguments(adapters)
+    if len(named) == 1 and is_collection(named[0][0]):
+        _compare_folder(*named[0], request, as_json)
+        return
+    if len(named) == 1:
+        _refuse_one(named[0][0])
+    plan = plan_compare(named, request)
+    for note in plan.notes:
+        terminal.note(note)
+    with progress_bar("Comparing", len(plan.modules)) as progress:
+        result = compare_files(plan, progress)
+    if as_json:
+        terminal.json_text(result.to_dict())
+    else:
+        _print(result, adapters)
+    if not result.ok:
+        sys.exit(1)
+
+
+def _refuse_one(path: str) -> None:
+    from lora_inspect.files.checkpoint import open_checkpoint
+
+    open_checkpoint(path)
+    raise click.UsageError(f"{path}: one adapter cannot be compared; name another one, or a folder of adapters.")
+
+
+def _print(result: "CompareResult", named: Sequence[str]) -> None:
+    """Print the numbers of the whole and of each block, with a sentence on the sum."""
+    if len(named) == 2:
+        terminal.line(f"{named[0]} and {named[1]}")
+        terminal.facts(_facts(result))
+    else:
+        terminal.columns_of([(str(number), name) for number, name in enumerate(named, 1)])
+        terminal.line(f"{counted(result.modules.shared, 'module')} in all of them")
+        _print_matrices(result.distances)
+    for name, keys in zip(named, result.modules.only, strict=True):
+        if keys:
+            others = "the other one lacks" if len(named) == 2 else "another one lacks"
+            terminal.line(f"{name}: {counted(len(keys), 'module')} that {others} ({some(keys, _NAMES)})")
+    terminal.line(_sentence(result.sum_energy, len(named)))
+    if len(result.blocks) > 1:
+        terminal.line("")
+        _print_blocks(result)
+
+
+def _facts(result: "CompareResult") -> list[tuple[str, str]]:
+    best = result.best_multiplier
+    return [
+        ("modules", f"{result.modules.shared:,} in both"),
+        ("norm", " and ".join(map(_number, result.norm))),
+        ("relative difference", _cell(result.relative_difference)),
+        ("cosine", _share(result.cosine)),
+        ("best multiplier", f"{_cell(best.value)}, which leaves {_cell(best.left)}"),
+        ("overlap", _share(result.overlap)),
+    ]
+
+
+def _print_matrices(found: "Distances") -> None:
+    numbers = [str(number) for number in range(1, len(found.norm) + 1)]
+    matrices = {
+        "relative difference": (found.relative_difference, _cell),
+        "cosine": (found.cosine, _share),
+        "best multiplier": (found.best_multiplier.value, _cell),
+        "which leaves": (found.best_multiplier.left, _cell),
+        "overlap": (found.overlap, _share),
+    }
+    for title, (matrix, spelled) in matrices.items():
+        assert isinstance(matrix, list)  # of more than two adapters
+        rows = [(number, *map(spelled, row)) for number, row in zip(numbers, matrix, strict=True)]
+        terminal.line("")
+        terminal.table(rows, (title, *numbers))
+    terminal.line("")
+    terminal.table([("", *map(_number, found.norm))], ("norm", *numbers))
+
+
+def _print_blocks(result: "CompareResult") -> None:
+    norms = [f"norm {number}" for number in range(1, len(result.norm) + 1)]
+    if len(norms) > 2:
+        rows = [(name, *map(_number, one.norm), _number(one.sum_energy)) for name, one in result.blocks.items()]
+        terminal.table(rows, ("block", *norms, "energy of the sum"))
+        return
+    pairs = [
+        (name, *map(_number, one.norm), _cell(one.relative_difference), _share(one.cosine), _share(one.overlap))
+        for name, one in result.blocks.items()
+    ]
+    terminal.table(pairs, ("block", *norms, "difference", "cosine", "overlap"))
+
+
+def _cell(value: "Pairwise") -> str:
+    assert not isinstance(value, list)  # of two adapters
+    return _number(value)
+
+
+def _share(value: "Pairwise") -> str:
+    """A number from -1 to 1."""
+    assert not isinstance(value, list)  # of two adapters
+    return "-" if value is None else f"{round(value, 4) + 0.0:.4f}"
+
+
+def _number(value: float | None) -> str:
+    """Four digits; one that rounding alone makes other than 0 keeps its size."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _sentence(energy: float | None, count: int) -> str:
+    if energy is None:
+        return "none of them changes anything"
+    together = f"together they have {energy:.1f} times the energy of independent adapters"
+    alike = (energy - 1.0) / (count - 1)
+    if alike >= _INDEPENDENT:
+        return f"{together}: they push the same direction"
+    return (
+        f"{together}: they work against each other" if alike <= -_INDEPENDENT else f"{together}: they are independent"
+    )
+
+
+def _compare_folder(folder: str, settings: "Settings", request: CompareRequest, as_json: bool) -> None:
+    from lora_inspect.files.discovery import find_checkpoints
+    from lora_inspect.ops.compare import compare_folder
+
+    if wrong := folder_contradiction(request):
+        raise click.UsageError(wrong)
+    # Each file is read once for its header, and once for its numbers.
+    length = 2 * len(list(find_checkpoints(folder)))
+    with progress_bar("Comparing", length) as progress:
+        result = compare_folder(folder, settings, request, progress)
+    for note in result.notes:
+        terminal.note(note)
+    if as_json:
+        terminal.json_text(result.to_dict())
+    else:
+        _print_folder(result)
+
+
+def _print_folder(result: "FolderResult") -> None:
+    members = {one.path: one for one in result.members}
+    for group in result.groups:
+        terminal.line(f"{counted(len(group), 'file')} with one change:")
+        terminal.columns_of([(f"  {path}", _relation(members[path]) if path in members else "") for path in group])
+    alone = len(result.adapters) - sum(map(len, result.groups))
+    if alone:
+        terminal.line(f"{counted(alone, 'adapter')} with a change of {'its' if alone == 1 else 'their'} own")
+    if result.skipped:
+        terminal.line(f"{counted(len(result.skipped), 'file')} not compared")
+    for one in result.skipped:
+        terminal.note(one.reason)
+
+
+def _relation(one: "GroupMember") -> str:
+    """How a file was made of the first one of its group, and how far it is from that."""
+    done = [f"rescaled by {one.multiplier:.4g}" if name == "rescaled" else name for name in one.how]
+    return f"{listed(done) or 'the same'}, difference {one.difference:.2g}"
