@@ -16,7 +16,7 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import OutputModule, Term
-from lora_inspect.algebra.changes import change_of, matrix_shape, refuse_not_finite, shape_of, sum_of
+from lora_inspect.algebra.changes import change_of, matrix_shape, refuse_not_finite, sum_of
 from lora_inspect.algebra.core import Core, Trim
 from lora_inspect.algebra.factors import Array, Factors, joined
 from lora_inspect.algebra.module_threads import made_in_order
@@ -51,8 +51,8 @@ class PlannedModule(NamedTuple):
 
     `shape` is (out, in, *kernel) of its weight, empty where that does not change. `is_full` says that the change is no
     product of thin factors, and `is_difference` that it is written as a full difference. `rank` is the most that its
-    change can have, and `of_inputs` the largest of one input. `vectors` are the terms by parameter; that of a norm is
-    `weight` too.
+    change can have, and `of_inputs` the largest of one input. `vectors` are the terms by parameter, that of a norm is
+    `weight` too, and `vector_shapes` the shapes of these parameters.
     """
 
     sum: OutputModule
@@ -62,6 +62,7 @@ class PlannedModule(NamedTuple):
     rank: int
     of_inputs: int
     vectors: Mapping[str, tuple[Term, ...]]
+    vector_shapes: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +377,7 @@ def _with_difference(one: MadeModule, parameter: str, values: Array, making: Mak
 def _with_vectors(one: MadeModule, making: Making) -> MadeModule:
     """The module with the sums of the differences of its other parameters."""
     for parameter, terms in one.module.vectors.items():
-        values = _whole(terms, making).reshape(shape_of(terms[0]))
+        values = _whole(terms, making).reshape(one.module.vector_shapes[parameter])
         one = _with_difference(one, parameter, values, making)
     return one
 

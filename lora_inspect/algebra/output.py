@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from lora_inspect.algebra.changes import DIFFERENCE_NAMES, shape_of
+from lora_inspect.algebra.changes import DIFFERENCE_NAMES
 from lora_inspect.algebra.combination import MadeModule, Making, PlannedModule
 from lora_inspect.algebra.streamed_file import alpha_plan, bytes_of, streamed_bytes, streamed_file
 from lora_inspect.algorithms.full import DIFFERENCE
@@ -41,6 +41,11 @@ UP, DOWN = "up", "down"
 _WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
 # Factors that stand as those of plain LoRA do, under names of their own.
 _ALIKE = ("lora_embedding",)
+# Settings of PEFT's LoRA that say how the factors of an input are meant or began, which is not true of a sum.
+_OF_ORIGIN = (
+    *("use_bdlora", "kasa_config", "trainable_token_indices", "init_lora_weights", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "velora_config", "monteclora_config", "arrow_config"),
+)
 
 
 class SpelledFactors(NamedTuple):
@@ -124,7 +129,7 @@ class AdapterOutput:
     def _differences(self, one: PlannedModule) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The key and the shape of the difference of each parameter that has one."""
         found = {
-            parameter: (difference_key(one.sum.module, terms[0].contribution, parameter), shape_of(terms[0]))
+            parameter: (difference_key(one.sum.module, terms[0].contribution, parameter), one.vector_shapes[parameter])
             for parameter, terms in one.vectors.items()
         }
         if one.is_difference:
@@ -198,6 +203,7 @@ class AdapterOutput:
         config = lora_config(own if own and peft_config.is_peft_config(own) else BARE)
         saved = [info.name for info in self._passed]
         config = saved_config(config, saved, biases=False)
+        config = {field: value for field, value in config.items() if field not in _OF_ORIGIN}
         alphas = {path: self.alpha_of(rank) for path, rank in ranks.items()}
         stabilised = {"use_rslora": True} if self._stabilises else {}
         return {**standard_config(config, ranks, alphas, use_dora=False), **stabilised}
@@ -216,12 +222,13 @@ def difference_key(module: Module, origin: Contribution | None, parameter: str) 
     has_own = origin is not None and origin.algorithm.name in DIFFERENCE_NAMES
     algorithm = origin.algorithm if origin and has_own else DIFFERENCES[parameter]
     if not reads_differences(module.name.scheme) and not has_own:
-        what = "weight" if parameter == WEIGHT else parameter
+        names = "choose other names, for instance with --to kohya"
+        is_weight = parameter == WEIGHT
         raise RefusedError(
             next(iter(origin.factors.values())).file if origin else module.name.key,
-            f"the sum of the changes of {module.name.key} is a full difference of its {what}, and no program reads "
-            f"one under {module.name.scheme} names",
-            "give --rank N for plain LoRA, or choose other names, for instance with --to kohya",
+            f"the sum of the changes of {module.name.key} is a full difference of its {parameter}, and no program "
+            f"reads one under {module.name.scheme} names",
+            f"give --rank N for plain LoRA, or {names}" if is_weight else f"{names}, or leave it out with --exclude",
         )
     return key_of(module, origin, algorithm, DIFFERENCE)
 

@@ -220,10 +220,20 @@ def _planned(module: OutputModule, base: "BaseChanges | None", rule: RankRule) -
                 "take the experts apart with convert --layout single-experts",
             )
         is_vector = algorithm.parameter != WEIGHT or len(term.contribution.shape) < 2
+        if is_vector and term.contribution.is_optional and not (base and base.has(term)):
+            continue  # the layer has no bias
         (vectors[algorithm.parameter] if is_vector else of_weight).append(term)
     others = {parameter: tuple(terms) for parameter, terms in vectors.items()}
-    found = PlannedModule(module._replace(terms=tuple(of_weight)), (), False, False, 0, 0, others)
+    shapes = {parameter: _vector_shape(terms, base) for parameter, terms in others.items()}
+    found = PlannedModule(module._replace(terms=tuple(of_weight)), (), False, False, 0, 0, others, shapes)
     return _with_weight(found, of_weight, base, rule) if of_weight else found
+
+
+def _vector_shape(terms: Sequence[Term], base: "BaseChanges | None") -> tuple[int, ...]:
+    of_base = base is not None and any(needs_base(term.contribution) for term in terms)
+    shapes = [base.shape(term) if base and of_base else shape_of(term) for term in terms]
+    check_sizes(terms, shapes)
+    return shapes[0]
 
 
 def _with_weight(
