@@ -4,6 +4,7 @@
 the reason.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def _without_saved(modules: Sequence[OutputModule], inputs: Inputs) -> tuple[lis
 
 
 def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[TensorInfo]:
-    """The tensors of the first input where every input has these, of the same bytes and with multiplier 1."""
+    """The tensors of the first input where every input has these, of the same bytes; weights of an average add up to 1."""
     by_adapter: dict[int, dict[tuple[str, str], TensorInfo]] = defaultdict(dict)
     for term in saved:
         contribution = term.contribution
@@ -172,8 +173,9 @@ def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[T
         own.keys() == first.keys() and all(are_same_tensors(own[role], first[role]) for role in own)
         for own in by_adapter.values()
     )
-    is_one = all(term.multiplier == 1 for term in saved) and not saved[0].moves
-    return list(first.values()) if same and is_one and inputs.base is None and not module.module.respelled else []
+    multipliers = {id(term.adapter): term.multiplier for term in saved}.values()
+    is_one = all(multiplier == 1 for multiplier in multipliers) or math.isclose(sum(multipliers), 1)
+    return list(first.values()) if same and is_one and not saved[0].moves and not module.module.respelled else []
 
 
 def _base_changes(inputs: Inputs, modules: Sequence[OutputModule], request: SumRequest) -> "BaseChanges | None":
@@ -193,7 +195,7 @@ def _base_changes(inputs: Inputs, modules: Sequence[OutputModule], request: SumR
     load_torch()
     from lora_inspect.algebra.full_changes import BaseChanges
 
-    return BaseChanges(inputs, inputs.base, request.dora_multiplier, request.transposed)
+    return BaseChanges(inputs, modules, inputs.base, request.dora_multiplier, request.transposed)
 
 
 def _depends(contribution: Contribution) -> str:
