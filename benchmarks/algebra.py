@@ -69,26 +69,14 @@ def floor(folder: str) -> None:
 
 
 def summed(folder: str, rank: int | None) -> None:
-    from lora_inspect.algebra.alignment import MultipliedAdapter, aligned
-    from lora_inspect.algebra.combination import made_by_rule
-    from lora_inspect.algebra.output import AdapterOutput
-    from lora_inspect.algebra.ranks import RankRule
-    from lora_inspect.converting.options import ConvertOptions
-    from lora_inspect.files.checkpoint import open_checkpoint
-    from lora_inspect.progress import silent
-    from lora_inspect.reading.adapter import read_adapter
+    from lora_inspect.algebra.options import CombineRequest
+    from lora_inspect.ops.combine import combine, plan_combine
+    from lora_inspect.reading.model.settings import parse_arguments
 
-    adapters = [read_adapter(open_checkpoint(path)) for path in paths(folder)]
-    inputs = [
-        MultipliedAdapter(one, dict.fromkeys(one.modules, multiplier))
-        for one, multiplier in zip(adapters, MULTIPLIERS, strict=True)
-    ]
-    modules = aligned(inputs, ConvertOptions())
-    output = AdapterOutput(adapters[0], modules, os.path.join(folder, "out.safetensors"), paths(folder))
-    shapes = [one.terms[0].contribution.known_shape for one in modules]
-    plans = output.plans(shapes, [RANK * len(adapters)] * len(modules), "BF16")
-    made = made_by_rule(modules, RankRule(rank=rank), "BF16", silent)
-    output.write(plans, made, dict, {}, True, "BF16")
+    named = [f"{path}:{multiplier}" for path, multiplier in zip(paths(folder), MULTIPLIERS, strict=True)]
+    plan = plan_combine(parse_arguments(named), os.path.join(folder, "out.safetensors"), CombineRequest(rank=rank))
+    assert plan.making.dtype == "BF16"
+    combine(plan, force=True)
 
 
 def dense(folder: str, count: int) -> None:

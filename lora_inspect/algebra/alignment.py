@@ -157,7 +157,7 @@ def _output_module(destined: Sequence[tuple[MultipliedAdapter, Destination]]) ->
         Term(one.adapter, contribution, one.multipliers[contribution.module.key], tuple(moves))
         for one, destination in destined
         for source in destination.sources
-        for contribution in source.module.contributions
+        for contribution in source.module.changes
         for moves in ([*_in_layer(source.module, contribution), *_in_output(source.runs, destination.rows)],)
     ]
     return OutputModule(destined[0][1].module, tuple(terms))

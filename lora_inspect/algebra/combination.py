@@ -16,7 +16,7 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import Term
-from lora_inspect.algebra.changes import matrix_shape, refuse_not_finite, shape_of, sum_of, whole_change
+from lora_inspect.algebra.changes import matrix_shape, refuse_not_finite, sum_of, whole_change
 from lora_inspect.algebra.core import Core, Trim
 from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.factors import Array, Factors, joined
@@ -327,7 +327,7 @@ def _with_difference(one: MadeModule, parameter: str, values: Array, making: Mak
 def _with_vectors(one: MadeModule, making: Making) -> MadeModule:
     """The module with the sums of the differences of its other parameters."""
     for parameter, terms in one.module.vectors.items():
-        values = whole_change(terms, making.base).reshape(shape_of(terms[0]))
+        values = whole_change(terms, making.base).reshape(one.module.vector_shapes[parameter])
         one = _with_difference(one, parameter, values, making)
     return one
 

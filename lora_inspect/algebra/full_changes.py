@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from lora_inspect.algebra.alignment import Term
+from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.algebra.changes import in_output
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, take_rows
@@ -31,6 +31,7 @@ from lora_inspect.matching.placement import Place, Placement
 from lora_inspect.maths.change import Change, deltas
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.merging.fold_chain import Fold
+from lora_inspect.merging.plan import check_replaced
 from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
 from lora_inspect.reading.model.contribution import Contribution
 
@@ -71,12 +72,15 @@ def _no_numbers(contribution: Contribution) -> DamagedError:
 
 
 class BaseChanges:
-    """The differences that all adapters together make of the weights of a base.
+    """The differences that the terms of all modules together make of the weights of a base.
 
-    Raises LoraInspectError where a module whose change depends on a weight has none in the base.
+    Raises LoraInspectError where a module whose change depends on a weight has none in the base, and where a tensor
+    that one adapter replaces is changed by another one as well.
     """
 
-    def __init__(self, inputs: "Inputs", base: Checkpoint, rule: str | None, answers: Answers) -> None:
+    def __init__(
+        self, inputs: "Inputs", modules: Sequence[OutputModule], base: Checkpoint, rule: str | None, answers: Answers
+    ) -> None:
         self._base, self._rule = base, rule
         self._codecs = BaseCodecs(base)
         self._folds: dict[str, list[Fold]] = defaultdict(list)
@@ -84,16 +88,24 @@ class BaseChanges:
         # A layer is asked for by each of the modules that take rows of it, one after the other.
         self._last: tuple[str, torch.Tensor] | None = None
         self._lock = Lock()
+        summed = {(id(term.adapter), _identity(term.contribution)) for module in modules for term in module.terms}
         orientations = []
         for number, one in enumerate(inputs.adapters):
             matching = match(one.adapter, base, transposed=answers, without=inputs.excluded[number])
             orientations.append(matching.orientations)
             for name, placed in matching.targets.items():
                 for each in placed:
+                    if (id(one.adapter), _identity(each.contribution)) not in summed:
+                        continue
                     multiplier = one.multipliers[each.contribution.module.key]
                     self._folds[name].append(Fold(each, multiplier, one.adapter))
                     self._places[id(one.adapter), _identity(each.contribution)].append((name, each.place))
+        check_replaced(self._folds)
         self.notes = check_answers(orientations, answers)
+
+    def has(self, term: Term) -> bool:
+        """Whether the base has the parameter that a term changes."""
+        return (id(term.adapter), _identity(term.contribution)) in self._places
 
     def shape(self, term: Term) -> tuple[int, ...]:
         """(out, in, *kernel) of the weight of the output that a term changes, as the base tells it."""

@@ -173,7 +173,7 @@ def base_changes(inputs: Inputs, modules: Sequence[OutputModule], request: Choic
     load_torch()
     from lora_inspect.algebra.full_changes import BaseChanges
 
-    return BaseChanges(inputs, inputs.base, request.dora_multiplier, request.transposed)
+    return BaseChanges(inputs, modules, inputs.base, request.dora_multiplier, request.transposed)
 
 
 def _depends(contribution: Contribution) -> str:

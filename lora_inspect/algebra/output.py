@@ -12,7 +12,6 @@ from zlib import crc32
 
 import numpy
 
-from lora_inspect.algebra.changes import shape_of
 from lora_inspect.algebra.output_modules import MadeModule, Making, PlannedModule
 from lora_inspect.algebra.spelling import difference_key, spelling_of, suffixes_of
 from lora_inspect.algebra.streamed_file import alpha_plan, bytes_of, check_written, streamed_bytes, streamed_file
@@ -44,6 +43,11 @@ from lora_inspect.reading.peft import peft_config
 
 # The programs whose names are those of a folder, by the carrier of their scale, and their names of the weights.
 _FOLDERS = {CONFIG: ("PEFT", PEFT_WEIGHTS), ONE_SCALE: ("mlx-lm", MLX_WEIGHTS)}
+# Settings of PEFT's LoRA that say how the factors of an input are meant or began, which is not true of a sum.
+_OF_ORIGIN = (
+    *("use_bdlora", "kasa_config", "trainable_token_indices", "init_lora_weights", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "velora_config", "monteclora_config", "arrow_config"),
+)
 
 
 class AdapterOutput:
@@ -127,7 +131,7 @@ class AdapterOutput:
         """The key and the shape of the difference of each parameter that has one."""
         has_factors = bool(one.shape) and not one.is_difference
         found = {
-            parameter: (difference_key(one.sum.module, terms, parameter, has_factors), shape_of(terms[0]))
+            parameter: (difference_key(one.sum.module, terms, parameter, has_factors), one.vector_shapes[parameter])
             for parameter, terms in one.vectors.items()
         }
         if one.is_difference:
@@ -241,6 +245,7 @@ class AdapterOutput:
         own = self._first.checkpoint.config if self._first else None
         config = lora_config(own if own and peft_config.is_peft_config(own) else BARE)
         config = saved_config(config, [info.name for info in self._passed], biases=False)
+        config = {field: value for field, value in config.items() if field not in _OF_ORIGIN}
         alphas = {path: self.alpha_of(rank) for path, rank in ranks.items()}
         parameters = {one.path for one in self._spellings.values() if one.is_of_parameter and one.path in ranks}
         stabilised = {"use_rslora": True} if self._stabilises else {}

@@ -20,9 +20,9 @@ class PlannedModule(NamedTuple):
 
     `shape` is (out, in, *kernel) of its weight, empty where that does not change. `is_full` says that the change is no
     product of thin factors, and `is_difference` that it is written as a full difference. `rank` is the most that its
-    change can have, and `of_inputs` the largest of one input. `vectors` are the terms by parameter; that of a norm is
-    `weight` too. Of a layer of several `experts`, the shape and the ranks are those of one. Programs add the product of
-    the factors `times` times.
+    change can have, and `of_inputs` the largest of one input. `vectors` are the terms by parameter, that of a norm is
+    `weight` too, and `vector_shapes` the shapes of these parameters. Of a layer of several `experts`, the shape and the
+    ranks are those of one. Programs add the product of the factors `times` times.
     """
 
     sum: OutputModule
@@ -32,6 +32,7 @@ class PlannedModule(NamedTuple):
     rank: int
     of_inputs: int
     vectors: Mapping[str, tuple[Term, ...]]
+    vector_shapes: Mapping[str, tuple[int, ...]]
     experts: int = 0
     times: int = 1
 

@@ -4,6 +4,7 @@
 the reason.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -198,7 +199,7 @@ def _without_saved(modules: Sequence[OutputModule], inputs: Inputs) -> tuple[lis
 
 
 def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[TensorInfo]:
-    """The tensors of the first input where every input has these, of the same bytes and with multiplier 1."""
+    """The tensors of the first input where every input has the same bytes, at multipliers of 1, or that add up to 1."""
     by_adapter: dict[int, dict[tuple[str, str], TensorInfo]] = defaultdict(dict)
     for term in saved:
         contribution = term.contribution
@@ -209,8 +210,9 @@ def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[T
         own.keys() == first.keys() and all(are_same_tensors(own[role], first[role]) for role in own)
         for own in by_adapter.values()
     )
-    is_one = all(term.multiplier == 1 for term in saved) and not saved[0].moves
-    return list(first.values()) if same and is_one and inputs.base is None and not module.module.respelled else []
+    multipliers = {id(term.adapter): term.multiplier for term in saved}.values()
+    is_one = all(multiplier == 1 for multiplier in multipliers) or math.isclose(sum(multipliers), 1)
+    return list(first.values()) if same and is_one and not saved[0].moves and not module.module.respelled else []
 
 
 def _planned(module: OutputModule, base: "BaseChanges | None", rule: RankRule) -> PlannedModule:
@@ -220,10 +222,20 @@ def _planned(module: OutputModule, base: "BaseChanges | None", rule: RankRule) -
     for term in module.terms:
         algorithm = term.contribution.algorithm
         is_vector = algorithm.parameter != WEIGHT or len(term.contribution.shape) < 2
+        if is_vector and term.contribution.is_optional and not (base and base.has(term)):
+            continue  # the layer has no bias
         (vectors[algorithm.parameter] if is_vector else of_weight).append(term)
     others = {parameter: tuple(terms) for parameter, terms in vectors.items()}
-    found = PlannedModule(module._replace(terms=tuple(of_weight)), (), False, False, 0, 0, others)
+    shapes = {parameter: _vector_shape(terms, base) for parameter, terms in others.items()}
+    found = PlannedModule(module._replace(terms=tuple(of_weight)), (), False, False, 0, 0, others, shapes)
     return _with_weight(found, of_weight, base, rule) if of_weight else found
+
+
+def _vector_shape(terms: Sequence[Term], base: "BaseChanges | None") -> tuple[int, ...]:
+    of_base = base is not None and any(needs_base(term.contribution) for term in terms)
+    shapes = [base.shape(term) if base and of_base else shape_of(term) for term in terms]
+    check_sizes(terms, shapes)
+    return shapes[0]
 
 
 def _with_weight(

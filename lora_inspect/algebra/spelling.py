@@ -152,11 +152,12 @@ def difference_key(module: Module, terms: Sequence[Term], parameter: str, has_fa
     has_own = origin is not None and origin.algorithm.name in ARE_DIFFERENCES
     algorithm = origin.algorithm if origin and has_own else DIFFERENCES[parameter]
     if not reads_differences(module.name.scheme) and not has_own:
-        named = "weight" if parameter == WEIGHT else parameter
+        names = "choose other names, for instance with --to kohya"
+        is_weight = parameter == WEIGHT
         raise RefusedError(
             next(iter(origin.factors.values())).file if origin else module.name.key,
-            f"the sum of the changes of {module.name.key} is a full difference of its {named}, and no program reads "
-            f"one under {module.name.scheme} names",
-            "give --rank N for plain LoRA, or choose other names, for instance with --to kohya",
+            f"the sum of the changes of {module.name.key} is a full difference of its {parameter}, and no program "
+            f"reads one under {module.name.scheme} names",
+            f"give --rank N for plain LoRA, or {names}" if is_weight else f"{names}, or leave it out with --exclude",
         )
     return _key(module, origin, algorithm, DIFFERENCE)

@@ -317,7 +317,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
                 check_multiplier(fold.adapter.checkpoint.path, fold.contribution, fold.multiplier)
             check_residual(own, base)
             folds[name] += own
-    _check_replaced(folds)
+    check_replaced(folds)
     side_files = find_side_files(base)
     storage = plan_storage(base, side_files, RequestedDtypes(options.dtype, options.changed_dtype), *_read(folds))
     check_rounding(options.seed, base, folds, storage.types)
@@ -337,7 +337,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     )
 
 
-def _check_replaced(folds: Mapping[str, Sequence[Fold]]) -> None:
+def check_replaced(folds: Mapping[str, Sequence[Fold]]) -> None:
     """Raises LoraInspectError where a tensor would be replaced in part, or where another adapter changes it too."""
     for name, own in folds.items():
         for fold in own:

@@ -11,16 +11,17 @@ from adapters import lora
 from safetensors.torch import save_file
 
 from lora_inspect.algebra import combination, module_threads
-from lora_inspect.algebra.alignment import MultipliedAdapter, aligned
-from lora_inspect.algebra.combination import made, made_by_rule, measured, rounding_error
+from lora_inspect.algebra.combination import made, made_by_rule, measured
 from lora_inspect.algebra.core import Core
+from lora_inspect.algebra.inputs import read_inputs
+from lora_inspect.algebra.options import CombineRequest
+from lora_inspect.algebra.output_modules import file_error
+from lora_inspect.algebra.plan import plan_sum
 from lora_inspect.algebra.ranks import RankRule, choose_ranks
-from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import DamagedError, RefusedError
-from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.stored_numbers import decoded
 from lora_inspect.progress import silent
-from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.model.settings import parse_arguments
 
 SHAPES = {"blocks.0.self_attn.q": (48, 40), "blocks.0.ffn.0": (96, 40), "blocks.1.ffn.2": (40, 96)}
 
@@ -43,28 +44,29 @@ class Input:
             self.dense[name] = multiplier * (alpha / rank) * (up.double() @ down.double()).numpy()
         self.path = folder / f"{seed}.safetensors"
         save_file(tensors, self.path)
-        self.adapter = read_adapter(open_checkpoint(str(self.path)))
 
-    @property
-    def multiplied(self):
-        return MultipliedAdapter(self.adapter, dict.fromkeys(self.adapter.modules, self.multiplier))
+
+def planned(arguments, dtype="F32", rule=EXACT):
+    """The planned sum of files at their multipliers, none of which is a copy."""
+    request = CombineRequest(dtype=dtype)
+    return plan_sum(read_inputs(parse_arguments(arguments), request), None, request, rule, is_resized=False)
 
 
 def combined(inputs, rule=EXACT, dtype="F32", passes=1):
     """The written matrices by name, the modules as they were made, and their ranks, in one pass or in two."""
-    modules = aligned([one.multiplied for one in inputs], ConvertOptions())
+    plan = planned([f"{one.path}:{one.multiplier}" for one in inputs], dtype, rule)
     if passes == 1:
-        found = list(made_by_rule(modules, rule, dtype, silent))
+        found = list(made_by_rule(plan.modules, rule, plan.making, silent))
     else:
-        known = measured(modules, dtype, silent)
+        known = measured(plan.modules, plan.making, silent)
         ranks = choose_ranks([one.spectrum for one in known], rule, sum)
-        found = list(made(known, ranks, dtype, silent))
+        found = list(made(known, ranks, plan.making, silent))
     matrices = {}
     for one in found:
         if one.rank:
             up, down = (decoded(dtype, part).reshape(part.shape).astype(float) for part in (one.up, one.down))
             assert up.shape[1] == down.shape[0] == one.rank
-            matrices[one.module.module.name.key] = up @ down
+            matrices[one.key] = up @ down
     return SimpleNamespace(matrices=matrices, made=found, ranks=[one.rank for one in found])
 
 
@@ -94,14 +96,16 @@ def test_the_sum_is_that_of_dense_matrices_to_the_rounding_of_float32(three):
 def test_rounding_is_measured(dtype, bound, three):
     found, meant = combined(three, dtype=dtype), dense_sum(three)
     errors = {name: numpy.linalg.norm(found.matrices[name] - meant[name]) for name in meant}
-    said = {one.module.module.name.key: one.rounding for one in found.made}
-    norms = [numpy.linalg.norm(value) for value in meant.values()]
+    said = {one.key: one.rounding for one in found.made}
+    norms = {name: numpy.linalg.norm(value) for name, value in meant.items()}
+    assert [one.norm for one in found.made] == pytest.approx([norms[one.key] for one in found.made], rel=1e-6)
+    norms = list(norms.values())
     assert math.hypot(*errors.values()) / math.hypot(*norms) < bound
     if dtype in ("F16", "BF16"):
         for name, error in errors.items():
             assert said[name] == pytest.approx(error, rel=0.5)
         whole = math.hypot(*errors.values()) / math.hypot(*norms)
-        assert rounding_error(list(said.values()), norms) == pytest.approx(whole, rel=0.3)
+        assert file_error(one.account for one in found.made).rounding == pytest.approx(whole, rel=0.3)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
@@ -109,12 +113,12 @@ def test_rounding_is_measured(dtype, bound, three):
 def test_a_trim_is_within_a_millionth_of_the_best(rule, passes, three):
     found, meant = combined(three, rule, "F64", passes), dense_sum(three)
     for one in found.made:
-        rank, name = one.rank, one.module.module.name.key
+        rank, name = one.rank, one.key
         values = numpy.linalg.svd(meant[name], compute_uv=False)
         best = numpy.sqrt(numpy.square(values[rank:]).sum())
         assert best <= numpy.linalg.norm(found.matrices[name] - meant[name]) * (1 + 1e-9)
         assert numpy.linalg.norm(found.matrices[name] - meant[name]) == pytest.approx(best, rel=1e-6)
-        assert float(one.spectrum.tails[rank]) == pytest.approx(best, rel=1e-6)
+        assert one.lost == pytest.approx(best, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -125,10 +129,10 @@ def test_factors_of_every_type_are_read(dtype, tmp_path):
 
 
 def test_both_factors_are_balanced(three):
-    found = combined(three, dtype="F64")
+    found, meant = combined(three, dtype="F64"), dense_sum(three)
     for one in found.made:
         up, down = (decoded("F64", part).reshape(part.shape) for part in (one.up, one.down))
-        values = one.spectrum.values
+        values = numpy.linalg.svd(meant[one.key], compute_uv=False)
         assert numpy.square(numpy.linalg.norm(up, axis=0)) == pytest.approx(values[: up.shape[1]], rel=1e-9)
         assert numpy.square(numpy.linalg.norm(down, axis=1)) == pytest.approx(values[: up.shape[1]], rel=1e-9)
 
@@ -160,12 +164,14 @@ def test_one_pass_and_two_make_the_same(kept, dtype, three, monkeypatch):
 
 
 def test_a_size_is_for_all_modules_together(three):
-    found = combined(three, RankRule(size=20), passes=2)
-    values = {place: one.spectrum.values for place, one in enumerate(found.made)}
+    found, meant = combined(three, RankRule(size=20), passes=2), dense_sum(three)
     assert sum(found.ranks) == 20
-    kept = [values[place][:rank] ** 2 / found.made[place].spectrum.rank_bytes for place, rank in enumerate(found.ranks)]
-    left = [values[place][rank] ** 2 / found.made[place].spectrum.rank_bytes for place, rank in enumerate(found.ranks)]
-    assert min(map(min, kept)) >= max(left)
+    kept, left = [], []
+    for one in found.made:
+        gains = numpy.linalg.svd(meant[one.key], compute_uv=False) ** 2 / sum(meant[one.key].shape)
+        kept += [*gains[: one.rank]]
+        left += [*gains[one.rank :]]
+    assert min(kept) >= max(left)
 
 
 def test_numbers_beyond_the_type_are_refused(tmp_path):
@@ -180,12 +186,11 @@ def test_a_factor_that_is_not_finite_is_refused(bad, tmp_path):
     tensors = {name: torch.ones(shape) if shape else torch.tensor(2.0) for name, (_, shape, _) in tensors.items()}
     next(value for name, value in tensors.items() if name.endswith("up.weight"))[0, 0] = bad
     save_file(tensors, tmp_path / "bad.safetensors")
-    adapter = read_adapter(open_checkpoint(str(tmp_path / "bad.safetensors")))
-    modules = aligned([MultipliedAdapter(adapter, dict.fromkeys(adapter.modules, 1.0))], ConvertOptions())
+    plan = planned([str(tmp_path / "bad.safetensors")])
     with pytest.raises(DamagedError, match=f"holds {bad}"):
-        measured(modules, "F32", silent)
+        measured(plan.modules, plan.making, silent)
     with pytest.raises(DamagedError, match=f"holds {bad}"):
-        list(made_by_rule(modules, EXACT, "F32", silent))
+        list(made_by_rule(plan.modules, EXACT, plan.making, silent))
 
 
 def test_a_trim_that_is_not_the_best_is_noticed(three, monkeypatch):

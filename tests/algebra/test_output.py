@@ -8,16 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.algebra import output as outputs
-from lora_inspect.algebra.alignment import MultipliedAdapter, aligned
+from lora_inspect.algebra import streamed_file
 from lora_inspect.algebra.combination import made_by_rule, measured
-from lora_inspect.algebra.output import AdapterOutput
+from lora_inspect.algebra.inputs import read_inputs
+from lora_inspect.algebra.options import CombineRequest
+from lora_inspect.algebra.plan import plan_sum
 from lora_inspect.algebra.ranks import RankRule
-from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import CouldNotWorkError, RefusedError, WouldOverwriteError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.progress import silent
 from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.model.settings import parse_arguments
 
 EXACT = RankRule()
 LAYERS = {"layers.0.attention.query": (24, 20), "layers.0.output.dense": (20, 36)}
@@ -59,20 +60,18 @@ def peft(folder, seed, rank, alpha):
 
 
 def write(inputs, out, multipliers=(0.7, -0.4), dtype="F32", force=False, metadata=None, rule=EXACT):
-    adapters = [read_adapter(open_checkpoint(str(path))) for path in inputs]
-    modules = aligned(
-        [MultipliedAdapter(one, dict.fromkeys(one.modules, m)) for one, m in zip(adapters, multipliers, strict=True)],
-        ConvertOptions(),
+    """Write the sum; return its output, and the plans of the tensors that it then has."""
+    request = CombineRequest(dtype=dtype)
+    named = [f"{path}:{multiplier}" for path, multiplier in zip(inputs, multipliers, strict=True)]
+    plan = plan_sum(read_inputs(parse_arguments(named), request), str(out), request, rule, is_resized=False)
+    place = plan.output
+    place.check(list(plan.inputs.files), force)
+    making = made_by_rule(plan.modules, rule, plan.making, silent)
+    place.write(
+        place.plans(plan.most, plan.making), making, plan.making, metadata or (lambda: {}), plan.inputs.files, force
     )
-    found = measured(modules, dtype, silent)
-    place = AdapterOutput(adapters[0], modules, str(out), [str(path) for path in inputs])
-    place.check([str(path) for path in inputs], force)
-    most = [min(*one.shape[:2], sum(term.contribution.known_rank for term in one.module.terms)) for one in found]
-    inputs_read = {name: own for one in adapters for name, own in one.checkpoint.inputs.items()}
-    shapes = [one.shape for one in found]
-    making = made_by_rule(modules, rule, dtype, silent)
-    place.write(place.plans(shapes, most, dtype), making, metadata or (lambda: {}), inputs_read, force, dtype)
-    return place, place.plans(shapes, [one.spectrum.rounding for one in found], dtype)
+    found = measured(plan.modules, plan.making, silent)
+    return place, place.plans([one.spectrum.rounding for one in found], plan.making)
 
 
 def dense_of(path):
@@ -141,12 +140,13 @@ def test_metadata_is_asked_again_at_the_end(tmp_path):
 def test_other_bytes_than_were_written_are_noticed_and_nothing_is_left(tmp_path, monkeypatch):
     (one, _), (other, _) = kohya(tmp_path, 1, 4, 2.0), kohya(tmp_path, 2, 3, 8.0)
 
-    append = outputs._GrowingFile.append
+    write_all_at = streamed_file.write_all_at
 
-    def faulty(file, plan, data):
-        append(file, plan, memoryview(bytes([data[0] ^ 1]) + bytes(data[1:])))
+    def faulty(descriptor, data, at):
+        is_factor = isinstance(data, memoryview)
+        return write_all_at(descriptor, bytes([data[0] ^ 1]) + bytes(data[1:]) if is_factor else data, at)
 
-    monkeypatch.setattr(outputs._GrowingFile, "append", faulty)
+    monkeypatch.setattr(streamed_file, "write_all_at", faulty)
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(CouldNotWorkError, match="was read back with other bytes"):
         write([one, other], tmp_path / "out.safetensors")

@@ -258,7 +258,7 @@ def test_a_change_that_depends_on_the_base_needs_one(two, tmp_path):
     path = write(tmp_path / "c.safetensors", {"blocks.0.self_attn.q": factors(3)["blocks.0.self_attn.q"]})
     magnitude = {"lora_unet_blocks_0_self_attn_q.dora_scale": torch.ones(24, 1)}
     save_file(load_file(path) | magnitude, path, METADATA)
-    with pytest.raises(RefusedError, match="lora_unet_blocks_0_self_attn_q is DoRA, .* base; give base=BASE"):
+    with pytest.raises(RefusedError, match=r"lora_unet_blocks_0_self_attn_q is DoRA, .* base; give base=BASE"):
         lora_inspect.compare([two[0][0], path])
     assert lora_inspect.compare([two[0][0], (path, 0.0)]).norm[1] == 0.0
 
