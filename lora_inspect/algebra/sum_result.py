@@ -206,7 +206,12 @@ def _offer(plan: SumPlan, account: _Account) -> OfferedTrim | None:
 
 def _result(plan: SumPlan, verb: str, account: _Account, errors: FileError, size: int, seconds: float) -> SumResult:
     written = [one for one in account.modules if one.rank or one.has_differences]
-    gone = {one.key: "nothing is left of its change" for one in account.modules if one not in written}
+    no_room = "--size has no room for it" if plan.rule.size is not None else ""
+    gone = {
+        one.key: (one.norm and no_room) or "nothing is left of its change"
+        for one in account.modules
+        if one not in written
+    }
     ranks = Counter(one.rank for one in written if one.rank)
     return SumResult(
         verb=verb,

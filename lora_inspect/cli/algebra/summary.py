@@ -36,7 +36,7 @@ def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = (), error: 
         terminal.line(f"  from {'  '.join(filter(None, (argument, text)))}")
     terminal.line(error or error_in_words(result))
     if (result.rounding or 0.0) >= _ROUNDING and (error or result.error >= _ROUNDING):
-        terminal.line(f"rounding to {result.dtype} adds a relative error of {result.rounding:.2g}")
+        terminal.line(f"rounding to {result.dtype} adds a relative error of {result.rounding:.1g}")
     if ordered := result.order_matters:
         terminal.line(
             f"the order of the adapters matters for {counted(len(ordered), 'weight')} ({some(ordered, 3)}); they apply "
@@ -71,7 +71,7 @@ def error_in_words(result: "SumResult") -> str:
     if result.error < _ROUNDING:
         if result.rounding is None:
             return "exact but for rounding"
-        rounding = f" but for rounding to {result.dtype} (relative error {result.rounding:.2g})"
+        rounding = f" but for rounding to {result.dtype} (relative error {result.rounding:.1g})"
         return f"exact{rounding if result.rounding else ''}"
     worst = f" (worst: {result.worst.error:.3g} in {shortened(result.worst.module)})" if result.worst else ""
     return f"keeps {share(result.energy)} of the energy: relative error {result.error:.3g}{worst}"
