@@ -1,4 +1,4 @@
-"""The making of a planned sum, and the account of it: ranks, bytes, and what the trim and the rounding cost."""
+"""The making of a planned sum, and the account of it: ranks, bytes, and the errors of trim and rounding."""
 
 import time
 from collections import Counter

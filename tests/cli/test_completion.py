@@ -1,11 +1,11 @@
 """What a shell gets that asks how a command line goes on: files wherever a path stands, verbs, options."""
 
-import importlib
 import os
 
 import click
 import pytest
 
+from lora_inspect.cli.group import cli
 from lora_inspect.cli.verb import VERBS, FilePath
 
 FILES = "file"
@@ -65,7 +65,7 @@ OF_METADATA = ("key", "keys", "pairs")
 
 def commands_of(verb):
     """The commands of a verb: itself, or those below it."""
-    command = getattr(importlib.import_module(f"lora_inspect.cli.{verb}"), verb)
+    command = cli.get_command(click.Context(cli), verb)
     is_group = isinstance(command, click.Group)
     return [command.get_command(None, name) for name in command.list_commands(None)] if is_group else [command]
 
