@@ -112,8 +112,11 @@ class _Account:
     def check(self) -> None:
         """Raises LoraInspectError where nothing is left of any module."""
         if not any(one.rank or one.has_differences for one in self.modules):
+            path, size = self._plan.inputs.first.checkpoint.path, self._plan.rule.size
+            if size is not None and any(one.norm for one in self.modules):
+                raise RefusedError(path, f"--size {size:,} has no room for a module", "give a larger size")
             raise RefusedError(
-                self._plan.inputs.first.checkpoint.path,
+                path,
                 "no module is left, as the changes cancel each other or are zero",
                 "change a multiplier",
             )

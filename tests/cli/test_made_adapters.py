@@ -151,3 +151,20 @@ def test_of_very_many_inputs_some_are_named(tmp_path, run):
     assert len(shown) < 2_000
     assert "19,994 more" in shown or "19994 more" in shown
     assert len(run("info", path, "--json").json["combined"]["inputs"]) == 20_000
+
+
+def test_modules_that_are_left_out_are_named_with_the_reason(two, run):
+    named = run("combine", "a.safetensors", "--exclude", "blocks.0", "-o", "part.safetensors")
+    assert named.stderr == f"left out (by --include or --exclude): {NAMES[0]}\n"
+    zero = run("combine", "a.safetensors", "b.safetensors", "--exclude", "blocks.1", "-o", "sum.safetensors")
+    assert zero.stderr == f"left out (by --exclude): {NAMES[1]}\n"
+    small = run("resize", "a.safetensors:1,blocks.0=0.001", "--size", "5kB", "-o", "small.safetensors")
+    assert (small.status, small.stdout.startswith("small.safetensors has 1 module of rank ")) == (0, True)
+    assert small.stderr == f"left out (--size has no room for it): {NAMES[0]}\n"
+
+
+@pytest.mark.parametrize("plan", [[], ["--dry-run"]])
+def test_a_size_without_room_for_a_module_is_refused_as_such(plan, two, run):
+    shown = run("resize", "a.safetensors", "--size", "4900", "-o", "small.safetensors", *plan)
+    assert (shown.status, shown.stdout) == (1, "")
+    assert shown.stderr == "Error: a.safetensors: --size 4,900 has no room for a module; give a larger size.\n"

@@ -103,7 +103,7 @@ def _tell_left_out(left_out: dict[str, str]) -> None:
     for name, reason in left_out.items():
         by_reason[reason].append(name)
     for reason, names in by_reason.items():
-        terminal.aside(f"left out ({reason}): {_names(names)}")
+        terminal.aside(f"left out ({reason.removeprefix('left out ')}): {_names(names)}")
 
 
 def _names(names: Sequence[str]) -> str:
