@@ -34,17 +34,21 @@ def link(fixture: str) -> Make:
     return lambda path: path.symlink_to(FIXTURES.parent / fixture)
 
 
-def drawn(seed: int, **metadata: str) -> Make:
-    """LoRA of drawn numbers on layers of the base, which are 24 wide."""
+def drawn(seed: int, step: int = 0, **metadata: str) -> Make:
+    """LoRA of drawn numbers on layers of the base, which are 24 wide; those of several steps differ by some noise."""
     from safetensors.numpy import save_file
 
     def make(path: Path) -> None:
-        numbers = np.random.default_rng(seed)
+        numbers, noise = np.random.default_rng(seed), np.random.default_rng(1000 + step)
         tensors: dict[str, np.ndarray] = {}
         for layer in LAYERS:
             tensors[f"{layer}.lora_down.weight"] = numbers.normal(size=(RANK, 24)).astype(np.float32)
             tensors[f"{layer}.lora_up.weight"] = (0.02 * numbers.normal(size=(24, RANK))).astype(np.float32)
             tensors[f"{layer}.alpha"] = np.array(RANK, np.float32)
+        if step:
+            for key in (key for key in tensors if key.endswith("weight")):
+                away = noise.normal(size=tensors[key].shape).astype(np.float32)
+                tensors[key] += np.float32(0.2 * tensors[key].std()) * away
         save_file(tensors, path, metadata)
 
     return make
@@ -137,6 +141,7 @@ FILES: dict[str, Make] = {
     "wan-style.safetensors": copy("synthetic/dora_and_rslora_flags.safetensors"),
     "style.safetensors": drawn(1, ss_output_name="style"),
     "face.safetensors": drawn(2, ss_output_name="face"),
+    **{f"style-00000{step}.safetensors": drawn(1, step, ss_output_name="style") for step in (4, 6, 8)},
     "weights.toml": text('["style.safetensors"]', "multiplier = 0.8", "blocks.blocks.0-1 = 0.3"),
     "trained.safetensors": copy("hashed/smart_falcon_4_lokr.safetensors"),
     "cast.safetensors": copy("synthetic/bf16_alpha_and_flags.safetensors"),

@@ -20,10 +20,10 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name
 VERBS = cli.list_commands(None)
 
 
-# Options of other programs, which their rules or messages name, or which start this one: those of vLLM, pip, torchrun
-# and Slurm.
+# Options of other programs, which their rules or messages name, or which start this one: those of vLLM, pip,
+# sd-scripts, torchrun and Slurm.
 FOREIGN = {
-    *("--max-lora-rank", "--no-deps"),
+    *("--max-lora-rank", "--no-deps", "--concat"),
     *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"),
     *("--array", "--cpus-per-task", "--job-name", "--mem", "--requeue"),
 }

@@ -32,11 +32,33 @@ LISTS = {
         r"\Z",
         ["verify merged.safetensors base.safetensors style.safetensors:0.8 face.safetensors --json"],
     ),
+    "combine": (
+        "combining.md",
+        "`combine --json` and",
+        "## The same files",
+        [
+            "combine style.safetensors face.safetensors --rank 4 -o out.safetensors --json",
+            "combine style.safetensors:0.5 --dry-run --json",
+        ],
+    ),
+    "average": (
+        "combining.md",
+        "`combine --json` and",
+        "## The same files",
+        ["average style.safetensors face.safetensors -o out.safetensors --json"],
+    ),
+    "resize": (
+        "resizing.md",
+        '`resize --json`: `schema` ("lora',
+        "## The same files",
+        ["resize style.safetensors --rank 2 -o out.safetensors --json"],
+    ),
 }
 # Fields of which each entry has fields of its own, which stand in the list as well.
 WITHIN = (
     *("programs", "findings", "evidence", "problems", "from", "to", "rslora", "dora", "verified", "module_list"),
     *("members", "skipped", "best_multiplier"),
+    *("inputs", "worst"),
 )
 
 

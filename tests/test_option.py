@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 import lora_inspect
 from lora_inspect import option
-from lora_inspect.algebra.options import CompareRequest
-from lora_inspect.api.arguments import request_of, takes
+from lora_inspect.algebra.options import AverageRequest, CombineRequest, CompareRequest, ResizeRequest
+from lora_inspect.api.arguments import in_keywords, request_of, takes
 from lora_inspect.cli.group import cli
 from lora_inspect.cli.verb import declared_options
 from lora_inspect.converting.options import ConvertRequest
@@ -29,6 +29,9 @@ RECORDS = {
     "unmerge": UnmergeRequest,
     "compare": CompareRequest,
     "compat": ReadingRequest,
+    "combine": CombineRequest,
+    "resize": ResizeRequest,
+    "average": AverageRequest,
 }
 # Functions of the API that are no verbs, and what of the record they have no keyword for.
 FUNCTIONS = {
@@ -247,6 +250,57 @@ def test_a_merge_refuses_options_that_exclude_each_other_before_it_looks_at_a_fi
     with pytest.raises(ValueError) as raised:  # noqa: PT011 - the text is compared whole
         lora_inspect.merge("no-base", "no-adapter", "out", **given)
     assert str(raised.value) == says.replace("--dtype", "dtype").replace("--changed-dtype", "changed_dtype")
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "says"),
+    [
+        *(
+            (verb, {"rank": 4, "energy": 0.9}, "--rank and --energy both decide the ranks; give one of them.")
+            for verb in ("combine", "resize", "average")
+        ),
+        ("combine", {"max_error": 0.1, "size": "1MB"},
+         "--max-error and --size both decide the ranks; give one of them."),
+        ("combine", {"rank": 4, "max_rank": 4}, "--rank already is the rank of every module; leave --max-rank out."),
+        ("resize", {}, "resize needs a rule: one of --rank, --energy, --max-error, --size and --max-rank."),
+        ("average", {"beta": 0.5, "sigma_rel": 0.1},
+         "--beta and --sigma-rel both decide the weights; give one of them."),
+        ("average", {"uniform": True, "beta": 0.5}, "--uniform and --beta both decide the weights; give one of them."),
+        ("average", {"exact": True, "rank": 4},
+         "--exact keeps all directions, but a rule leaves some out; give one of them."),
+        ("average", {"of": "factors", "rank": 4}, "--of factors keeps the ranks of the inputs; leave the rule out."),
+    ],
+)  # fmt: skip
+def test_options_of_sums_that_exclude_each_other_are_refused_before_a_file_is_looked_at(verb, given, says):
+    record = RECORDS[verb]
+    words = [word for name, value in given.items() for word in declared(record)[name].words(value)]
+    result = CliRunner().invoke(cli, [verb, "no-adapter", "-o", "out", *words])
+    assert result.exit_code == 2
+    assert f"Error: {says}" in result.output
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the text is compared whole
+        getattr(lora_inspect, verb)("no-adapter" if verb == "resize" else ["no-adapter"], "out", **given)
+    assert "--" not in str(raised.value)
+    assert str(raised.value) == in_keywords(says)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"energy": 0.0}, "no share of the energy"),
+        ({"energy": 90.0}, "for 90 % give 0.9"),
+        ({"size": "large"}, "is no size"),
+        ({"size": "0"}, "is no size"),
+        ({"max_error": 1.0}, "below 1"),
+        ({"rank": 0}, "at least 1"),
+        ({"beta": 1.0}, "no decay"),
+        ({"sigma_rel": 0.3}, "too wide"),
+        ({"sigma_rel": 0.0}, "no relative width"),
+        ({"of": "files"}, "of is 'files'"),
+    ],
+)
+def test_values_of_sums_that_are_none_are_refused(given, says):
+    with pytest.raises(ValueError, match=says):
+        request_of(AverageRequest, given)
 
 
 def test_a_keyword_that_no_record_declares_is_found_when_the_function_is_made():

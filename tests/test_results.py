@@ -35,6 +35,10 @@ MADE = {
         merged(folder).output, RSLORA, folder / "restored.safetensors", base=BASE
     ),
     "verify": lambda folder: lora_inspect.verify(merged(folder).output, BASE, [(RSLORA, 0.5)]),
+    "combine": lambda folder: lora_inspect.combine([(RSLORA, 0.5), RSLORA], folder / "out.safetensors", rank=2),
+    "resize": lambda folder: lora_inspect.resize(RSLORA, folder / "out.safetensors", energy=0.9),
+    "average": lambda folder: lora_inspect.average([RSLORA, (RSLORA, "step=2")], folder / "out.safetensors"),
+    "a planned average": lambda folder: lora_inspect.average([RSLORA, RSLORA], None, of="factors"),
     "scan": lambda folder: next(iter(lora_inspect.scan(SYNTHETIC, records=True))),
     "what cannot be read": lambda folder: next(iter(lora_inspect.scan(folder / "nothing.safetensors"))),
     "state_dict": lambda folder: lora_inspect.state_dict(RSLORA),

@@ -1,4 +1,4 @@
-"""The adapters of a command as they are read: the multiplier of each module, what is left out, and the base.
+"""The adapters of a command as they are read: the multiplier of each module, the excluded ones, and the base.
 
 Options without a path, `--include`, `--exclude` and `--weights` act as in a merge. No base is needed to read.
 """

@@ -20,11 +20,11 @@ from lora_inspect.files.strict_json import parse_json
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.metadata.output_metadata import (
-    COMBINED_KEY,
     CONVERTED_KEY,
     describe_file,
     standard_metadata,
 )
+from lora_inspect.reading.metadata.provenance import COMBINED_KEY
 from lora_inspect.reading.model.evidence import SCALE_KEY
 from lora_inspect.reading.model.settings import spell_settings
 from lora_inspect.version import __version__

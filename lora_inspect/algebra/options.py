@@ -67,17 +67,21 @@ def _wrong_difference(value: float) -> str | None:
 class RankRequest:
     """The options that decide the ranks of an output."""
 
-    rank: int | None = option.whole("Rank of every module.", least=1)
+    rank: int | None = option.whole(
+        "Rank of each module, lower where its change has a lower one; `resize` fills those up.", least=1
+    )
     energy: float | None = option.number(
         "E",
-        "Keep this share of the squared norm of each module, such as 0.99; the lowest rank that does.",
+        "Lowest rank that keeps this share of the energy (squared norm) of each module, such as 0.99.",
         _wrong_energy,
     )
-    max_error: float | None = option.share("Use the lowest rank with at most this relative error in each module.")
+    max_error: float | None = option.share("Lowest rank with at most this relative error in each module, such as 0.1.")
     size: str | None = option.text(
-        "SIZE", "Size of the file at most, such as 200MB; the ranks that lower the error most for it.", _wrong_size
+        "SIZE", "Ranks of the least error in a file of at most this size, such as 200MB or 1.5GB.", _wrong_size
     )
-    max_rank: int | None = option.whole("Rank of any module at most, alone or with another rule.", least=1)
+    max_rank: int | None = option.whole(
+        "Highest rank of any module, alone or with --energy, --max-error or --size.", least=1
+    )
 
 
 def rank_rule(request: RankRequest) -> "RankRule":
@@ -124,35 +128,39 @@ class OutputRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ResizeRequest(RankRequest, OutputRequest, ChoiceRequest):
+class ResizeRequest(ChoiceRequest, OutputRequest, RankRequest):
     """The options of `resize`."""
 
 
 @dataclass(frozen=True, slots=True)
-class CombineRequest(RankRequest, OutputRequest, ChoiceRequest):
+class CombineRequest(ChoiceRequest, OutputRequest, RankRequest):
     """The options of `combine`."""
 
     allow_mixed: bool = option.flag("Combine adapters for different experts of a pipeline, such as Wan 2.2's two.")
 
 
 @dataclass(frozen=True, slots=True)
-class AverageRequest(RankRequest, OutputRequest, ChoiceRequest):
+class AverageRequest(ChoiceRequest, OutputRequest, RankRequest):
     """The options of `average`; at most one of `uniform`, `beta` and `sigma_rel` is set."""
 
     uniform: bool = option.flag("Give every file the same weight (the default).")
     beta: float | None = option.number(
-        "B", "Exponential average in the order of the steps: each file's weight is 1-B, what was before keeps B.",
+        "B", "Exponential average in the order of the steps: each file counts 1-B, the average before it B.",
         _wrong_beta,
     )  # fmt: skip
     sigma_rel: float | None = option.number(
-        "S", "Power function over the steps with this relative width, such as 0.15; below 0.2887.", _wrong_sigma
+        "S",
+        "Weights by a power of the step, of this relative width: 0.05 counts late files alone, 0.28 nearly all alike.",
+        _wrong_sigma,
     )
     of: str = option.choice(
         (CHANGES, FACTORS),
-        "Average the changes of the weights, or each factor by itself as musubi-tuner does.",
+        "Average the changes of the weights, or each tensor by itself, as musubi-tuner does.",
         default=CHANGES,
     )
-    exact: bool = option.flag("Keep all directions, which adds the ranks. [default: the largest rank of the inputs]")
+    exact: bool = option.flag(
+        "Keep the whole average: ranks add up. [default: the largest rank of a module in the inputs]"
+    )
     allow_mixed: bool = option.flag("Average adapters for different experts of a pipeline, such as Wan 2.2's two.")
 
 

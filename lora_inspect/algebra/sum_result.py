@@ -1,4 +1,4 @@
-"""The making of a planned sum, and the account of it: ranks, bytes, and what the trim and the rounding cost."""
+"""The making of a planned sum, and the account of it: ranks, bytes, and the errors of trim and rounding."""
 
 import time
 from collections import Counter
@@ -110,8 +110,11 @@ class _Account:
     def check(self) -> None:
         """Raises LoraInspectError where nothing is left of any module."""
         if not any(one.rank or one.has_differences for one in self.modules):
+            path, size = self._plan.inputs.first.checkpoint.path, self._plan.rule.size
+            if size is not None and any(one.norm for one in self.modules):
+                raise RefusedError(path, f"--size {size:,} has no room for a module", "give a larger size")
             raise RefusedError(
-                self._plan.inputs.first.checkpoint.path,
+                path,
                 "no module is left, as the changes cancel each other or are zero",
                 "change a multiplier",
             )
@@ -210,7 +213,12 @@ def _offer(plan: SumPlan, account: _Account) -> OfferedTrim | None:
 
 def _result(plan: SumPlan, verb: str, account: _Account, errors: FileError, size: int, seconds: float) -> SumResult:
     written = [one for one in account.modules if one.rank or one.has_differences]
-    gone = {one.key: "nothing is left of its change" for one in account.modules if one not in written}
+    no_room = "--size has no room for it" if plan.rule.size is not None else ""
+    gone = {
+        one.key: (one.norm and no_room) or "nothing is left of its change"
+        for one in account.modules
+        if one not in written
+    }
     ranks = Counter(one.rank for one in written if one.rank)
     return SumResult(
         verb=verb,

@@ -376,6 +376,8 @@ def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
         adapters = [f"{sheet.cut(one['file'])}{_applied_multiplier(one['multiplier'])}" for one in merge["adapters"]]
         into = f" into {sheet.cut(merge['base'])}" if merge["base"] else ""
         yield from sheet.row("merged", f"{few(adapters, 'and', _MOST_TAGS) or 'adapters that are not named'}{into}")
+    if made := record["combined"]:
+        yield from sheet.row("made by", _making(sheet, made))
     name = os.path.splitext(os.path.basename(os.path.normpath(record["path"])))[0]
     if record["title"] and record["title"] != name:
         yield from sheet.row("title", record["title"])
@@ -399,6 +401,15 @@ def _applied_multiplier(multiplier: float | Mapping[str, float] | None) -> str:
     if isinstance(multiplier, Mapping):
         return f" at {few([f'{name}={number:g}' for name, number in multiplier.items()])}"
     return "" if multiplier in (None, 1) else f" at {multiplier:g}"
+
+
+def _making(sheet: Sheet, made: Mapping[str, Any]) -> str:
+    """The verb that made an adapter of others, with its rule, its inputs and its error."""
+    rule = "".join(f" --{name.replace('_', '-')} {value:.12g}" for name, value in made["rule"].items())
+    named = [sheet.cut(f"{one['file']}:{one['settings']}".rstrip(":")) for one in made["inputs"]]
+    inputs = few(named, "and", _MOST_TAGS) or "files that are not named"
+    error = f"; error {made['error']:.3g}" if made["error"] else ""
+    return f"{sheet.cut(made['verb'])}{rule} of {inputs}{error}"
 
 
 def _tags(sheet: Sheet, tags: Mapping[str, int], images: int | None) -> str:

@@ -141,7 +141,7 @@ def _as_click(one: "Declared") -> Mapping[str, Any]:
 
 
 def _right(asked: "Option", check: Callable[..., Any]) -> Callable[..., Any]:
-    """A callback that refuses what `check` refuses, and what the option says is wrong."""
+    """A callback that refuses what `check` refuses, with the sentence of the option."""
 
     def right(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
         value = check(context, parameter, value)

@@ -23,7 +23,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[Made]):
-    """The outcome for one checkpoint: what was made of it, the reason to skip it, or its error."""
+    """The outcome for one checkpoint: its result, the reason to skip it, or its error."""
 
     path: str
     target: str = ""

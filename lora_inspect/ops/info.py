@@ -8,7 +8,7 @@ from lora_inspect.architectures.detection import Detection, settled_by
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.file_info import ADAPTER, BASE, FileInfo, inspect_adapter
-from lora_inspect.reading.metadata.provenance import MERGED_KEY, provenance, training_facts
+from lora_inspect.reading.metadata.provenance import COMBINED_KEY, MERGED_KEY, provenance, training_facts
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import ERROR
 from lora_inspect.reading.pipeline import PipelinePart, adapter_parts, base_parts, elements
@@ -156,6 +156,7 @@ def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: boo
         "evidence": [{"about": item.about, "says": item.says, "where": item.where} for item in adapter.evidence],
         "metadata": checkpoint.metadata,
         "merged": _merged(checkpoint.metadata),
+        "combined": _combined(checkpoint.metadata),
         "title": origin.title,
         "base": origin.base,
         "trigger_words": list(origin.trigger_words),
@@ -195,6 +196,15 @@ def _merged(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
     from lora_inspect.reading.metadata.merge_record import as_record, merge_records
 
     return [as_record(one) for one in merge_records(metadata)]
+
+
+def _combined(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """How the file was made of other adapters; None where nothing tells."""
+    if COMBINED_KEY not in metadata:
+        return None
+    from lora_inspect.reading.metadata.merge_record import combined_record
+
+    return combined_record(metadata)
 
 
 def _own_config(adapter: Adapter) -> dict[str, Any] | None:

@@ -66,7 +66,7 @@ OF_METADATA = ("key", "keys", "pairs")
 
 def commands_of(verb):
     """The commands of a verb: itself, or those below it."""
-    command = cli.get_command(None, verb)
+    command = cli.get_command(click.Context(cli), verb)
     is_group = isinstance(command, click.Group)
     return [command.get_command(None, name) for name in command.list_commands(None)] if is_group else [command]
 

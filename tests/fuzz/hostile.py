@@ -119,8 +119,8 @@ METADATA_FIELDS = (
     "ss_rank_pattern", "ss_alpha_pattern", "ss_rank_pattern_match_semantics", "ss_init_lora_weights", "software",
     "ss_sd_scripts_commit_hash", "lora_adapter_metadata", "modelspec.architecture", "quant_map", "format",
     "lora_inspect.scale", "lora_inspect.folded", "lora_inspect.magnitudes", "lora_inspect.converted",
-    "lora_inspect.merged", "lora_inspect.network", "lora_inspect.trained_as", "lora_inspect.initial_factors",
-    "lora_inspect.init_lora_weights",
+    "lora_inspect.merged", "lora_inspect.combined", "lora_inspect.network", "lora_inspect.trained_as",
+    "lora_inspect.initial_factors", "lora_inspect.init_lora_weights",
 )  # fmt: skip
 
 METADATA_VALUES = (

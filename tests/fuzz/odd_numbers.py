@@ -46,6 +46,7 @@ _OBJECTS: dict[str, tuple[str, ...]] = {
     "lora_inspect.folded": ("scale", "modules"),
     "lora_inspect.magnitude_norms": ("of", "base", "weight", "sha256"),
     "lora_inspect.merged": ("base", "adapters", "multiplier"),
+    "lora_inspect.combined": ("error", "rounding", "rule"),
     "lora_adapter_metadata": ("transformer.r", "transformer.lora_alpha", "r", "lora_alpha", "unet.rank_pattern"),
     "ss_tag_frequency": ("ink",),
     "ss_bucket_info": ("buckets", "mean_img_ar_error"),

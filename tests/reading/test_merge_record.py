@@ -10,15 +10,20 @@ from hypothesis import strategies as st
 from lora_inspect.reading.metadata.merge_record import (
     MERGED_KEY,
     as_record,
+    combined_record,
     earlier_records,
     merge_records,
     record_before,
 )
 
+COMBINED_KEY = "lora_inspect.combined"
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["adapters", "base", "earlier", "file", "sha256", "multiplier", "version", "options", "bytes"]),
+        st.sampled_from([
+            *("adapters", "base", "earlier", "file", "sha256", "multiplier", "version", "options", "bytes"),
+            *("inputs", "rule", "rank", "size", "verb", "dtype", "error", "rounding", "settings"),
+        ]),
         inner,
         max_size=4,
     ),
@@ -33,6 +38,7 @@ def test_any_json_is_read_as_far_as_it_is_a_record(value):
         json.dumps(as_record(record))
     earlier_records(metadata)
     record_before(metadata)
+    json.dumps(combined_record({COMBINED_KEY: json.dumps(value)}), allow_nan=False)
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", "1", "{" * 10_000, '{"a": ' * 300 + "1" + "}" * 300])
@@ -40,6 +46,7 @@ def test_what_is_no_record_is_none(text):
     assert merge_records({MERGED_KEY: text}) == []
     assert earlier_records({MERGED_KEY: text}) == [text]
     assert record_before({MERGED_KEY: text}) is None
+    assert combined_record({COMBINED_KEY: text}) is None
 
 
 def test_the_record_before_a_merge_is_what_the_base_had():
@@ -75,3 +82,24 @@ def test_a_multiplier_that_is_no_finite_number_is_none():
             {MERGED_KEY: f'{{"adapters": [{{"file": "a", "multiplier": {{"*": 2, "b": {text}}}}}]}}'}
         )
         assert record.adapters[0].multiplier == {"*": 2}
+
+
+def test_the_record_of_an_adapter_that_was_made_of_others_is_read_as_far_as_it_is_one():
+    record = {
+        "version": "1",
+        "verb": "combine",
+        "inputs": [
+            {"file": "a", "sha256": "ab", "settings": "0.5"},
+            {"file": "b", "sha256": {"b.safetensors": "cd"}, "settings": ""},
+        ],
+        "rule": {"energy": 0.9, "max_rank": 8},
+        "dtype": "F32",
+        "error": 0.25,
+        "rounding": 1e-8,
+    }
+    assert combined_record({COMBINED_KEY: json.dumps(record)}) == record
+    odd = {**record, "inputs": [{"settings": "1"}, 5, {"file": "c"}], "rule": {"rank": "8", "odd": 1}, "error": "x"}
+    assert combined_record({COMBINED_KEY: json.dumps(odd)}) == {
+        **record, "inputs": [{"file": "c", "settings": "", "sha256": None}], "rule": {}, "error": None,
+    }  # fmt: skip
+    assert combined_record({}) is None

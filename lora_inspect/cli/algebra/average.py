@@ -10,10 +10,10 @@ from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writi
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Write the average of FILEs: of their changes, weighted alike or by the steps of a training.
+Write the average of the changes of FILEs, weighted alike or by the steps of a training.
 
---beta and --sigma-rel weigh files by their steps: from ss_steps in the metadata, else from the number in the name, else
-from FILE:step=N. The rank of a module is the largest in its inputs, unless a rule or --exact says otherwise.
+--beta and --sigma-rel weigh files by their steps: those of FILE:step=N, else of ss_steps in the metadata, else the
+number in the name. The rank of a module is its largest rank in the inputs, unless a rule or --exact says otherwise.
 
 \b
 Example: lora-inspect average style-000006.safetensors style-000008.safetensors --sigma-rel 0.2 -o style.safetensors
@@ -43,7 +43,11 @@ def average(
     with progress_bar("Averaging", plan.steps) as progress:
         result = planned_result(plan, progress) if dry_run else average_planned(plan, force, progress)
     steps = [""] * len(result.weights) if result.steps is None else [f" at step {step:,}" for step in result.steps]
-    tell(result, as_json, [f"weight {weight:.4g}{step}" for weight, step in zip(result.weights, steps, strict=True)])
+    weights = [f"weight {weight:.4g}{step}" for weight, step in zip(result.weights, steps, strict=True)]
+    if request.of == FACTORS:
+        apart = "not measured" if result.apart is None else f"{result.apart:.2g}"
+        tell(result, as_json, weights, f"relative difference from the average of changes: {apart}")
+        return
+    tell(result, as_json, weights)
     if result.apart is not None and not as_json:
-        verb = "differs" if request.of == FACTORS else "would differ"
-        terminal.line(f"the average of factors {verb} from the average of changes by {result.apart:.2g}")
+        terminal.line(f"relative difference of the average of factors (--of factors): {result.apart:.2g}")

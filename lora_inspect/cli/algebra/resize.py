@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Give ADAPTER another rank: the nearest change that one of --rank, --energy, --max-error and --size allows.
+Give ADAPTER another rank: the nearest change that --rank, --energy, --max-error, --size or --max-rank allows.
 
-The result keeps names and scale rule. --rank N gives every module rank N: new directions begin as those of a new
-training, so the change is the same. If ADAPTER is a folder of adapters, `resize` writes each into the folder OUT under
-its name.
+The output keeps names, and RS-LoRA stays RS-LoRA. --rank N gives every module rank N: above its own rank the change
+stays the same, and a training goes on with new directions. If ADAPTER is a folder of adapters, `resize` writes each
+into the folder OUT under its name.
 
 \b
 Example: lora-inspect resize style.safetensors --energy 0.99 -o smaller.safetensors
@@ -97,15 +97,13 @@ def _resize_folder(
 
 
 def _tell(outcomes: "Sequence[Outcome[SumResult]]") -> None:
-    from lora_inspect.cli.algebra.summary import ranks_in_words, share, size_in_words
+    from lora_inspect.cli.algebra.summary import energy_and_error, modules_in_words, size_in_words
 
-    done = [one.result for one in outcomes if one.result]
-    terminal.table(
-        [
-            (one.output, ranks_in_words(one.ranks), size_in_words(one.bytes), share(one.energy), f"{one.error:.3g}")
-            for one in done
-        ],
-        ("output", "ranks", "size", "energy", "error"),
-    )
+    rows = [
+        (one.output, modules_in_words(one), size_in_words(one.bytes), *energy_and_error(one))
+        for one in (outcome.result for outcome in outcomes)
+        if one
+    ]
+    terminal.table(rows, ("output", "modules", "size", "energy", "error"))
     terminal.tell_counts(outcomes, "resized")
     terminal.tell_skipped(outcomes)

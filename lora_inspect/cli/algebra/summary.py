@@ -1,6 +1,5 @@
 """The printed account of an adapter that was made of others, or would be."""
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,10 +12,17 @@ if TYPE_CHECKING:
 
 # How many ranks are listed one by one.
 _LISTED = 8
+# Up to this relative error a trim leaves out nothing but rounding.
+_ROUNDING = 1e-6
+# The share of the bytes that a trim must save to be offered.
+_WORTHWHILE = 0.1
 
 
-def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = ()) -> None:
-    """Print all of it, with a text `beside` each input if there are any."""
+def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = (), error: str = "") -> None:
+    """Print all of it, with a text `beside` each input if there are any.
+
+    `error` is said of an error that is not that of a trim.
+    """
     for note in result.notes:
         terminal.note(note)
     if as_json:
@@ -24,26 +30,35 @@ def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = ()) -> None
         return
     where = result.output or "the output"
     verb = "has" if result.is_made else "would have"
-    terminal.line(f"{where} {verb} {counted(result.modules, 'module')} of {counted(len(result.inputs), 'adapter')}")
+    terminal.line(f"{where} {verb} {modules_in_words(result)}, {result.dtype}, {size_in_words(result.bytes)}")
     for one, text in zip(result.inputs, beside or [""] * len(result.inputs), strict=True):
-        terminal.line(f"  {'  '.join(filter(None, (one['path'], one['settings'], text)))}")
-    ranks = f"{ranks_in_words(result.ranks)}, " if result.ranks else ""
-    terminal.line(f"{ranks}{result.dtype}, {result.bytes:,} bytes")
-    terminal.line(error_in_words(result))
-    if result.rounding is not None:
-        terminal.line(f"rounding to {result.dtype}: relative error {result.rounding:.2g}")
+        argument = f"{one['path']}:{one['settings']}" if one["settings"] else one["path"]
+        terminal.line(f"  from {'  '.join(filter(None, (argument, text)))}")
+    terminal.line(error or error_in_words(result))
+    if (result.rounding or 0.0) >= _ROUNDING and (error or result.error >= _ROUNDING):
+        terminal.line(f"rounding to {result.dtype} adds a relative error of {result.rounding:.1g}")
     if ordered := result.order_matters:
         terminal.line(
-            f"order: it matters for {counted(len(ordered), 'weight')} ({some(ordered, 3)}); the adapters apply in the "
-            "order of the command line"
+            f"the order of the adapters matters for {counted(len(ordered), 'weight')} ({some(ordered, 3)}); they apply "
+            "in the order of the command line"
         )
     _tell_left_out(result.left_out)
-    if result.offer:
+    if result.offer and result.offer.bytes <= (1.0 - _WORTHWHILE) * result.bytes:
         terminal.line(offer_in_words(result))
 
 
+def modules_in_words(result: "SumResult") -> str:
+    """The number of modules with their ranks; those without a rank are differences and whole factors."""
+    modules = counted(result.modules, "module")
+    others = max(0, result.modules - sum(result.ranks.values()))
+    if others == 0:
+        return f"{modules}{' of' if len(result.ranks) == 1 else ':'} {ranks_in_words(result.ranks)}"
+    ranked = f": {result.modules - others:,} of {ranks_in_words(result.ranks)}, {others:,}" if result.ranks else ""
+    return f"{modules}{ranked} without a rank"
+
+
 def ranks_in_words(ranks: dict[int, int]) -> str:
-    """The ranks with the number of modules of each: `rank 32`, `rank 8 to 64`."""
+    """The ranks with the number of modules of each: `rank 32`, `rank 8 (2 modules), 16 (1 module)`, `rank 8 to 64`."""
     if len(ranks) == 1:
         return f"rank {next(iter(ranks))}"
     if len(ranks) <= _LISTED:
@@ -52,27 +67,34 @@ def ranks_in_words(ranks: dict[int, int]) -> str:
 
 
 def error_in_words(result: "SumResult") -> str:
-    """The error of the trims, of all modules and of the worst one."""
-    if result.error < 1e-6:
-        return "exact but for rounding"
-    worst = f"; worst module {shortened(result.worst.module)}: {result.worst.error:.3g}" if result.worst else ""
+    """The error of the trims, of all modules and of the worst one; of an exact sum that of its rounding."""
+    if result.error < _ROUNDING:
+        if result.rounding is None:
+            return "exact but for rounding"
+        rounding = f" but for rounding to {result.dtype} (relative error {result.rounding:.1g})"
+        return f"exact{rounding if result.rounding else ''}"
+    worst = f" (worst: {result.worst.error:.3g} in {shortened(result.worst.module)})" if result.worst else ""
     return f"keeps {share(result.energy)} of the energy: relative error {result.error:.3g}{worst}"
+
+
+def energy_and_error(result: "SumResult") -> tuple[str, str]:
+    """Both as cells of a table."""
+    return ("all", "-") if result.error < _ROUNDING else (share(result.energy), f"{result.error:.3g}")
 
 
 def share(energy: float) -> str:
     """A share in percent, with digits until it is seen to be below all of it."""
-    digits = next((digits for digits in (1, 2, 3, 4, 5, 6) if round(100 * energy, digits) < 100), 1)
-    return f"{100 * energy:.{digits}f}%"
+    digits = next((digits for digits in (1, 2, 3, 4, 5, 6) if round(100 * energy, digits) < 100), None)
+    return "nearly all" if digits is None else f"{100 * energy:.{digits}f}%"
 
 
 def offer_in_words(result: "SumResult") -> str:
-    """The size of an exact sum beside its first input, and the trim that it could have."""
-    first, offer = result.inputs[0], result.offer
+    """The trim that an exact sum could have, beside its size."""
+    offer = result.offer
     assert offer is not None
-    times = f", {result.bytes / first['bytes']:.1f} times the size of {os.path.basename(first['path'])}"
     return (
-        f"{ranks_in_words(result.ranks)}{times}; --energy {offer.energy:g} would give rank {offer.rank} and "
-        f"{size_in_words(offer.bytes)}"
+        f"smaller: --energy {offer.energy:g} would give rank {offer.rank} at most and {size_in_words(offer.bytes)}, "
+        f"{offer.bytes / result.bytes:.0%} of this size"
     )
 
 
@@ -81,13 +103,15 @@ def _tell_left_out(left_out: dict[str, str]) -> None:
     for name, reason in left_out.items():
         by_reason[reason].append(name)
     for reason, names in by_reason.items():
-        terminal.aside(f"left out ({reason}): {_names(names)}")
+        terminal.aside(f"left out ({reason.removeprefix('left out ')}): {_names(names)}")
 
 
 def _names(names: Sequence[str]) -> str:
-    return some(names, 3) if len(names) <= 3 else f"{len(names)} ({some(names, 3)})"
+    return some(names, 3) if len(names) <= 3 else f"{len(names):,} keys ({some(names, 3)})"
 
 
 def size_in_words(count: int) -> str:
-    """Bytes in the unit of --size that suits them."""
-    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"
+    """Bytes one by one, or in a unit of --size where there are many."""
+    if count < 1_000_000:
+        return f"{count:,} bytes"
+    return f"{count / 1e6:,.1f} MB" if count < 1_000_000_000 else f"{count / 1e9:,.2f} GB"

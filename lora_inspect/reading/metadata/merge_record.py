@@ -1,4 +1,5 @@
-"""The record in a base's metadata of the adapters that lora-inspect merged into it. Standard library only.
+"""The record in a base's metadata of the adapters that lora-inspect merged into it, and in an adapter's of those that
+it is made of. Standard library only.
 
 Metadata may hold anything: a value of another kind than expected counts as missing.
 """
@@ -10,7 +11,7 @@ from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.strict_json import is_shallow, json_number, parse_json
-from lora_inspect.reading.metadata.provenance import MERGED_KEY
+from lora_inspect.reading.metadata.provenance import COMBINED_KEY, MERGED_KEY
 
 # What was merged, and taken out again with estimates.
 UNDONE_KEY = "lora_inspect.undone"
@@ -21,6 +22,8 @@ FILE, SHA256, CONFIG, SETTINGS, MULTIPLIER, HEADER = "file", "sha256", "config",
 ESTIMATED = "estimated"
 # What weights were folded in, by the element type that they were written in.
 FOLDED_IN = "folded_in"
+# The rule for the ranks of an adapter that was made of others.
+RULES = ("rank", "energy", "max_error", "size", "max_rank")
 # As deep as a record of ours is: the multipliers of an adapter of an earlier record.
 _DEEPEST = 8
 
@@ -131,9 +134,29 @@ def as_record(record: MergeRecord) -> dict[str, Any]:
     }
 
 
-def _object(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+def combined_record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """How an adapter was made of others, as `info --json` has it; None where nothing tells."""
+    found = _object(metadata, COMBINED_KEY)
+    if found is None:
+        return None
+    inputs = [one for one in map(_adapter, _list(found.get("inputs"))) if one is not None]
+    rule = found.get("rule")
+    return {
+        "version": _text(found.get("version")),
+        "verb": _text(found.get("verb")),
+        "inputs": [
+            {"file": one.file, "settings": one.settings, "sha256": one.sha256.get("", dict(one.sha256) or None)}
+            for one in inputs
+        ],
+        "rule": {name: rule[name] for name in RULES if _is_number(rule.get(name))} if isinstance(rule, dict) else {},
+        "dtype": _text(found.get("dtype")),
+        **{name: json_number(found.get(name)) for name in ("error", "rounding")},
+    }
+
+
+def _object(metadata: Mapping[str, str], key: str = MERGED_KEY) -> dict[str, Any] | None:
     try:
-        found = parse_json(metadata.get(MERGED_KEY, "null"))
+        found = parse_json(metadata.get(key, "null"))
     except ValueError:
         return None
     return found if isinstance(found, dict) and is_shallow(found, _DEEPEST) else None

@@ -15,8 +15,6 @@ from lora_inspect.version import __version__
 
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")
 CONVERTED_KEY = "lora_inspect.converted"
-# What adapters an adapter was made of.
-COMBINED_KEY = "lora_inspect.combined"
 
 # Hashes of tensors that are no longer these.
 _STALE_HASHES = (*HASHES, "modelspec.hash_sha256")

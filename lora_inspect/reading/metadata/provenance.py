@@ -17,8 +17,8 @@ from typing import Any
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.strict_json import parse_json
 
-# What a merge of ours records in its output.
-MERGED_KEY = "lora_inspect.merged"
+# What a merge of ours records in its output, and what an adapter records that we made of others.
+MERGED_KEY, COMBINED_KEY = "lora_inspect.merged", "lora_inspect.combined"
 # Keys in the order in which they are looked for. Expressions are compiled when a file has what they are for.
 _TITLES = ("modelspec.title", "ss_output_name", "name")
 _BASES = ("ss_sd_model_name", "ss_base_model", "base_model")
