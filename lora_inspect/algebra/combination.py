@@ -285,7 +285,7 @@ def _rounded(one: MadeModule, meant: Factors, making: Making) -> MadeModule:
 def _filled(one: MadeModule, making: Making) -> MadeModule:
     """The module with its rank filled up: columns of up are 0, and rows of down too, or as a training begins."""
     rows, columns = matrix_shape(one.module.shape)
-    rank = making.common or min(making.initial or 0, rows, columns)
+    rank = making.common or making.initial or 0  # above the sides of a layer too, as the networks of trainers
     missing = rank - one.rank
     if missing <= 0:
         return one

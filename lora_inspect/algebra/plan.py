@@ -80,7 +80,7 @@ class SumPlan:
         found = [self.rule.most(one.rank, one.of_inputs) for one in self.modules]
         if self.making.initial is None:
             return found
-        return [min(self.making.initial, *matrix_shape(one.shape)) if one.shape else 0 for one in self.modules]
+        return [self.making.initial if one.shape else 0 for one in self.modules]
 
 
 def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: RankRule, is_resized: bool) -> SumPlan:
