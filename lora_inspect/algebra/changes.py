@@ -21,7 +21,7 @@ from lora_inspect.maths.stored_numbers import FLOATS, load
 from lora_inspect.reading.model.contribution import Contribution
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.full_changes import BaseChanges
+    from lora_inspect.algebra.full_changes import WeightChanges
 
 
 def needs_base(contribution: Contribution) -> bool:
@@ -157,7 +157,7 @@ def refuse_not_finite(terms: Sequence[Term]) -> None:
             )
 
 
-def whole_change(terms: Sequence[Term], base: "BaseChanges | None") -> Array:
+def whole_change(terms: Sequence[Term], base: "WeightChanges | None") -> Array:
     """The sum of terms as a matrix (rows, columns) in float64.
 
     Where a term depends on a weight, it is the difference of that in the `base`, and else the sum of the changes.

@@ -30,7 +30,7 @@ from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.schemes.record import MODEL
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.full_changes import BaseChanges
+    from lora_inspect.algebra.full_changes import WeightChanges
 
 Square = NDArray[numpy.float64]
 
@@ -111,7 +111,7 @@ def compared(
     modules: Sequence[OutputModule],
     adapters: Sequence[Adapter],
     progress: Progress,
-    bases: "Sequence[BaseChanges | None] | None" = None,
+    bases: "Sequence[WeightChanges | None] | None" = None,
 ) -> list[Comparison]:
     """The comparison of the adapters in each module; a module that an adapter lacks is no change of it.
 
@@ -179,7 +179,9 @@ def total(comparisons: Iterable[Comparison], count: int) -> Comparison:
     return reduce(Comparison.__add__, comparisons, Comparison(nothing, nothing, nothing, nothing, 0.0))
 
 
-def _in_module(module: OutputModule, adapters: Sequence[Adapter], bases: "Sequence[BaseChanges | None]") -> Comparison:
+def _in_module(
+    module: OutputModule, adapters: Sequence[Adapter], bases: "Sequence[WeightChanges | None]"
+) -> Comparison:
     """The comparison in one module, the sum over its experts where it has several."""
     terms = [[one for one in module.terms if one.adapter is adapter and one.multiplier] for adapter in adapters]
     return total((_of_changes(own, module) for own in _changes_of(terms, bases)), len(adapters))
@@ -214,7 +216,7 @@ def _of_changes(changes: Sequence[Sequence[Factors]], module: OutputModule) -> C
 
 
 def _changes_of(
-    terms: Sequence[Sequence[Term]], bases: "Sequence[BaseChanges | None]"
+    terms: Sequence[Sequence[Term]], bases: "Sequence[WeightChanges | None]"
 ) -> Iterator[list[list[Factors]]]:
     """The changes that each adapter adds up, of each expert's weight where a layer has several.
 
@@ -237,7 +239,7 @@ def _changes_of(
     yield found
 
 
-def _whole(terms: Sequence[Term], base: "BaseChanges | None") -> Factors:
+def _whole(terms: Sequence[Term], base: "WeightChanges | None") -> Factors:
     """The sum of one adapter's terms as factors: of a change that is no thin product, itself and an identity."""
     matrix = whole_change(terms, base)
     rows, columns = matrix.shape

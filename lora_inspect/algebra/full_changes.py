@@ -7,7 +7,7 @@ adapters. All of it is computed in float64, with torch.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -173,10 +173,45 @@ class BaseChanges:
         return fold.placed.read_change(operands, blocks, torch.float64, self._rule)
 
 
+class SeparateChanges:
+    """The weighted sum of the differences that each adapter alone makes of the weights of a base, as in an average.
+
+    Each of the `parts` has the weight of an adapter and its differences.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, BaseChanges]]) -> None:
+        self._parts = parts
+        self.notes = list(dict.fromkeys(note for _, part in parts for note in part.notes))
+
+    def has(self, term: Term) -> bool:
+        """Whether the base has the parameter that a term changes."""
+        return any(part.has(term) for _, part in self._parts)
+
+    def shape(self, term: Term) -> tuple[int, ...]:
+        """(out, in, *kernel) of the weight of the output that a term changes, as the base tells it."""
+        return next((part for _, part in self._parts if part.has(term)), self._parts[0][1]).shape(term)
+
+    def order_matters(self) -> list[str]:
+        """Nothing: no adapter changes a weight that another one has changed."""
+        return []
+
+    def difference(self, terms: Sequence[Term]) -> Matrix:
+        """The sum of the differences (out, in·kernel) of one weight of the output, each at its weight."""
+        # An adapter without the weight is asked too, which says what is missing.
+        owners = [(weight, part, [term for term in terms if part.has(term)]) for weight, part in self._parts]
+        if missing := next((term for term in terms if not self.has(term)), None):
+            self.shape(missing)
+        return reduce(numpy.add, (weight * part.difference(own) for weight, part, own in owners if own))
+
+
 def _identity(contribution: Contribution) -> tuple[object, ...]:
     """The contribution of a file by its tensors: on the way to its place its record is made anew."""
     algorithm = contribution.algorithm
     return contribution.module.key, algorithm.name, algorithm.parameter, contribution.rows
+
+
+# The changes of weights of a base, by all adapters one after the other or by each alone.
+WeightChanges = BaseChanges | SeparateChanges
 
 
 def _take(found: Matrix, own: Matrix, moves: Sequence[tuple[Runs, int]]) -> None:

@@ -27,7 +27,7 @@ from lora_inspect.reading.pipeline import pipeline_expert
 from lora_inspect.reading.weights_toml import WeightsFile, read_weights
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.full_changes import BaseChanges
+    from lora_inspect.algebra.full_changes import WeightChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +155,16 @@ def check_experts(adapters: Sequence[Adapter]) -> None:
         )
 
 
-def base_changes(inputs: Inputs, modules: Sequence[OutputModule], request: ChoiceRequest) -> "BaseChanges | None":
-    """The changes that depend on a base; LoraInspectError where one is needed or has nothing to do."""
+def base_changes(
+    inputs: Inputs,
+    modules: Sequence[OutputModule],
+    request: ChoiceRequest,
+    weights: Sequence[float] | None = None,
+) -> "WeightChanges | None":
+    """The changes that depend on a base: of all adapters in their order or, with `weights`, of each alone.
+
+    Raises LoraInspectError where a base is needed or has nothing to do.
+    """
     at_work = (term for module in modules for term in module.terms if term.multiplier)
     dependent = next((term for term in at_work if needs_base(term.contribution)), None)
     if dependent is None:
@@ -171,9 +179,12 @@ def base_changes(inputs: Inputs, modules: Sequence[OutputModule], request: Choic
     from lora_inspect.maths.torch_threads import load_torch
 
     load_torch()
-    from lora_inspect.algebra.full_changes import BaseChanges
+    from lora_inspect.algebra.full_changes import BaseChanges, SeparateChanges
 
-    return BaseChanges(inputs, modules, inputs.base, request.dora_multiplier, request.transposed)
+    how = modules, inputs.base, request.dora_multiplier, request.transposed
+    if weights is None:
+        return BaseChanges(inputs, *how)
+    return SeparateChanges([(w, BaseChanges(one, *how)) for w, one in zip(weights, inputs.each(), strict=True)])
 
 
 def _depends(contribution: Contribution) -> str:

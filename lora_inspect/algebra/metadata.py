@@ -9,6 +9,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.algebra.inputs import Inputs
@@ -60,15 +61,23 @@ def input_records(inputs: Inputs) -> list[dict[str, Any]]:
     ]
 
 
-def made_record(verb: str, inputs: Sequence[Mapping[str, Any]], rule: RankRule, dtype: str, errors: FileError) -> str:
-    """The record of an output as JSON: nothing of a time, a folder or a user."""
+def made_record(
+    verb: str,
+    inputs: Sequence[Mapping[str, Any]],
+    rule: RankRule,
+    dtype: str,
+    errors: FileError,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
+    """The record of an output as JSON: nothing of a time, a folder or a user. `options` are others that decide it."""
     record = {
         "version": __version__,
         "verb": verb,
         "inputs": list(inputs),
         "rule": rule.to_record(),
+        **options,
         "dtype": dtype,
-        "error": _digits(errors.error),
+        "error": None if errors.error is None else _digits(errors.error),
         "rounding": _digits(errors.rounding),
     }
     return json.dumps(record, separators=(",", ":"))

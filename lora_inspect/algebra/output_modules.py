@@ -12,7 +12,7 @@ from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.fast_namedtuple import NamedTuple
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.full_changes import BaseChanges
+    from lora_inspect.algebra.full_changes import WeightChanges
 
 
 class PlannedModule(NamedTuple):
@@ -48,7 +48,7 @@ class Making:
 
     dtype: str
     differences: str
-    base: "BaseChanges | None" = None
+    base: "WeightChanges | None" = None
     initial: int | None = None
     common: int | None = None
 
@@ -110,18 +110,19 @@ class ModuleAccount(NamedTuple):
 class FileError:
     """The relative errors of a file, of all its weights' changes together: of the trims, and of the rounding.
 
-    `worst` is the error of the trim that is the largest in its module, and `worst_module` that one's key.
+    `worst` is the error of the trim that is the largest in its module, and `worst_module` that one's key. `error` is
+    None where nobody can tell it.
     """
 
-    error: float = 0.0
+    error: float | None = 0.0
     rounding: float = 0.0
     worst: float = 0.0
     worst_module: str | None = None
 
     @property
-    def energy(self) -> float:
-        """The share of the squared norm of all changes that is kept."""
-        return 1.0 - self.error**2
+    def energy(self) -> float | None:
+        """The share of the squared norm of all changes that is kept; None where nobody can tell it."""
+        return None if self.error is None else 1.0 - self.error**2
 
 
 def file_error(modules: Iterable[ModuleAccount]) -> FileError:

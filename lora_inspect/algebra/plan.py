@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect import programs
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
@@ -34,7 +34,7 @@ from lora_inspect.reading.model.settings import Settings
 from lora_inspect.schemes.gguf import GGUF
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.full_changes import BaseChanges
+    from lora_inspect.algebra.full_changes import WeightChanges
 
 SumRequest = CombineRequest | ResizeRequest | AverageRequest
 
@@ -55,6 +55,7 @@ class SumPlan:
     rule: RankRule
     making: Making
     is_stabilised: bool
+    recorded: dict[str, Any]
     left_out: dict[str, str]
     order_matters: tuple[str, ...]
     notes: tuple[str, ...]
@@ -83,8 +84,17 @@ class SumPlan:
         return [min(self.making.initial, *matrix_shape(one.shape)) if one.shape else 0 for one in self.modules]
 
 
-def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: RankRule, is_resized: bool) -> SumPlan:
+def plan_sum(
+    inputs: Inputs,
+    output: str | None,
+    request: SumRequest,
+    rule: RankRule,
+    is_resized: bool = False,
+    weights: Sequence[float] | None = None,
+) -> SumPlan:
     """The plan of the sum of the inputs; `is_resized` keeps RS-LoRA and fills ranks up to that of the rule.
+
+    With `weights`, one of each input, it is their weighted sum: each input changes the base as if it were alone.
 
     Raises LoraInspectError for adapters of different models, for changes that need a base without one, for names that
     cannot have a change, and where no module is left.
@@ -93,10 +103,13 @@ def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: Rank
         check_experts([one.adapter for one in inputs.adapters])
     check_dora_rule(request.dora_multiplier, [one.adapter for one in inputs.adapters])
     left_out = dict(_left_out(inputs, request))
-    used = [MultipliedAdapter(a, {key: m for key, m in own.items() if m}) for a, own in inputs.adapters]
+    used = [
+        MultipliedAdapter(one.adapter, {key: weight * m for key, m in one.multipliers.items() if m})
+        for one, weight in zip(inputs.adapters, weights or [1.0] * len(inputs.adapters), strict=True)
+    ]
     options = _target_options(request, inputs.first)
     modules, passed = _without_saved(aligned(used, options), inputs)
-    base = base_changes(inputs, modules, request)
+    base = base_changes(inputs, modules, request, weights)
     is_stabilised = is_resized and request.to is None and inputs.first.rslora.value is True
     planned = [_planned(module, base, rule) for module in modules]
     planned = [one for one in planned if one.shape or one.vectors]
@@ -136,10 +149,18 @@ def plan_sum(inputs: Inputs, output: str | None, request: SumRequest, rule: Rank
         rule=rule,
         making=making,
         is_stabilised=is_stabilised,
+        recorded=recorded_options(request, weights),
         left_out=left_out,
         order_matters=tuple(base.order_matters()) if base else (),
         notes=(*inputs.notes, *_partial(planned, inputs), *(base.notes if base else ())),
     )
+
+
+def recorded_options(request: SumRequest, weights: Sequence[float] | None) -> dict[str, Any]:
+    """The options that decide an output beside its inputs and its rule, as its record has them."""
+    told = {"include": list(request.include), "exclude": list(request.exclude), "weights": list(weights or ())}
+    told["dora_multiplier"] = request.dora_multiplier
+    return {name: value for name, value in told.items() if value}
 
 
 def _target_options(request: SumRequest, first: Adapter) -> ConvertOptions:
@@ -215,7 +236,7 @@ def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[T
     return list(first.values()) if same and is_one and not saved[0].moves and not module.module.respelled else []
 
 
-def _planned(module: OutputModule, base: "BaseChanges | None", rule: RankRule) -> PlannedModule:
+def _planned(module: OutputModule, base: "WeightChanges | None", rule: RankRule) -> PlannedModule:
     """What becomes of a module; LoraInspectError where its terms are of different layers, or cannot be added."""
     vectors: dict[str, list[Term]] = defaultdict(list)
     of_weight: list[Term] = []
@@ -231,7 +252,7 @@ def _planned(module: OutputModule, base: "BaseChanges | None", rule: RankRule) -
     return _with_weight(found, of_weight, base, rule) if of_weight else found
 
 
-def _vector_shape(terms: Sequence[Term], base: "BaseChanges | None") -> tuple[int, ...]:
+def _vector_shape(terms: Sequence[Term], base: "WeightChanges | None") -> tuple[int, ...]:
     of_base = base is not None and any(needs_base(term.contribution) for term in terms)
     shapes = [base.shape(term) if base and of_base else shape_of(term) for term in terms]
     check_sizes(terms, shapes)
@@ -239,7 +260,7 @@ def _vector_shape(terms: Sequence[Term], base: "BaseChanges | None") -> tuple[in
 
 
 def _with_weight(
-    one: PlannedModule, terms: Sequence[Term], base: "BaseChanges | None", rule: RankRule
+    one: PlannedModule, terms: Sequence[Term], base: "WeightChanges | None", rule: RankRule
 ) -> PlannedModule:
     if terms[0].contribution.algorithm.experts:
         return _with_experts(one, terms, rule)

@@ -6,7 +6,7 @@ the root of the sum over its modules, over the norm of all changes; the energy t
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy
 
@@ -67,8 +67,8 @@ class RankRule:
 
     def to_record(self) -> dict[str, object]:
         """The rule as its options say it."""
-        named = {"rank": self.rank, "energy": self.energy, "max_error": self.max_error, "size": self.size}
-        return {name: value for name, value in {**named, "max_rank": self.max_rank}.items() if value is not None}
+        named = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in named.items() if value is not None and value is not False}
 
     @property
     def largest_error(self) -> float | None:

@@ -10,7 +10,9 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -69,6 +71,7 @@ class RescalingPlan:
     left_out: dict[str, str]
     dtype: str | None = None
     notes: tuple[str, ...] = ()
+    recorded: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -103,8 +106,14 @@ class RescalingPlan:
         return " and ".join(sorted({plan.dtype for key, plan in self.tensors.items() if key in factors}))
 
 
-def plan_rescaling(inputs: Inputs, output: str | None, dtype: str | None, dora_rule: str | None) -> RescalingPlan:
-    """The plan of a copy of the first input.
+def plan_rescaling(
+    inputs: Inputs,
+    output: str | None,
+    dtype: str | None,
+    dora_rule: str | None,
+    recorded: Mapping[str, Any] = MappingProxyType({}),
+) -> RescalingPlan:
+    """The plan of a copy of the first input; `recorded` are options that its record has.
 
     Raises LoraInspectError for a name of the other kind, and where no module is left.
     """
@@ -123,7 +132,7 @@ def plan_rescaling(inputs: Inputs, output: str | None, dtype: str | None, dora_r
     checkpoint = adapter.checkpoint
     is_folder = checkpoint.config_path is not None
     path = "" if output is None else _path(output, checkpoint.name, is_folder, list(inputs.files))
-    return RescalingPlan(inputs, path, is_folder, multipliers, gone, dtype, tuple(inputs.notes))
+    return RescalingPlan(inputs, path, is_folder, multipliers, gone, dtype, tuple(inputs.notes), recorded)
 
 
 def _path(named: str, name: str, is_folder: bool, inputs: Sequence[str]) -> str:
@@ -176,10 +185,12 @@ def write_alike(
     make_metadata: Callable[[Mapping[str, str], str], dict[str, str]],
     force: bool,
     progress: Progress,
+    error: float | None = 0.0,
 ) -> SumResult:
     """Write a file with the tensors of the first input, each of the bytes that `make` makes.
 
-    `make_metadata(metadata, record)` gives its metadata. Raises LoraInspectError as `rescaled` does.
+    `make_metadata(metadata, record)` gives its metadata, and `error` is the relative error of it all. Raises
+    LoraInspectError as `rescaled` does.
     """
     started, checkpoint = time.perf_counter(), plan.inputs.first.checkpoint
     leftovers, name = remove_leftovers(plan.path), checkpoint.name
@@ -189,8 +200,9 @@ def write_alike(
     records, rounding = input_records(plan.inputs), Rounding()
 
     def metadata() -> dict[str, str]:
-        made = FileError(rounding=rounding.error)
-        return make_metadata(checkpoint.metadata, made_record(verb, records, RankRule(), plan.dtypes, made))
+        made = FileError(error, rounding.error)
+        record = made_record(verb, records, RankRule(), plan.dtypes, made, plan.recorded)
+        return make_metadata(checkpoint.metadata, record)
 
     def write(path: str, inputs: Mapping[str, Identity] | None, own_force: bool) -> int:
         plans = list(plan.tensors.values())
@@ -214,6 +226,8 @@ def write_alike(
     return replace(
         found,
         is_made=True,
+        error=error,
+        energy=FileError(error).energy,
         bytes=size,
         rounding=rounding.error,
         seconds=time.perf_counter() - started,
@@ -246,7 +260,7 @@ def planned_copy(plan: RescalingPlan, verb: str) -> SumResult:
     ranks = Counter(c.rank for module in kept for c in module.contributions if c.rank)
     tensors = list(plan.tensors.values())
     records = input_records(plan.inputs)
-    record = made_record(verb, records, RankRule(), plan.dtypes, FileError())
+    record = made_record(verb, records, RankRule(), plan.dtypes, FileError(), plan.recorded)
     return SumResult(
         verb=verb,
         output=plan.path or None,

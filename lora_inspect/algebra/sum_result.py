@@ -60,8 +60,8 @@ class SumResult(Result):
     ranks: dict[int, int]
     dtype: str
     bytes: int
-    energy: float
-    error: float
+    energy: float | None
+    error: float | None
     rounding: float | None
     worst: WorstModule | None
     order_matters: tuple[str, ...]
@@ -113,6 +113,8 @@ class _Account:
             path, size = self._plan.inputs.first.checkpoint.path, self._plan.rule.size
             if size is not None and any(one.norm for one in self.modules):
                 raise RefusedError(path, f"--size {size:,} has no room for a module", "give a larger size")
+            if len(self._plan.inputs.adapters) == 1:
+                raise RefusedError(path, "no module is left, as all its changes are zero", "name a trained adapter")
             raise RefusedError(
                 path,
                 "no module is left, as the changes cancel each other or are zero",
@@ -122,7 +124,8 @@ class _Account:
     def metadata(self) -> dict[str, str]:
         """The metadata of an output that has these modules."""
         plan = self._plan
-        record = made_record(self._verb, self.inputs, plan.rule, plan.making.dtype, file_error(self.modules))
+        errors = file_error(self.modules)
+        record = made_record(self._verb, self.inputs, plan.rule, plan.making.dtype, errors, plan.recorded)
         ranks = {one.rank for one in self.modules if one.rank}
         return made_metadata(plan.adapters, record, ranks, set(map(plan.output.alpha_of, ranks)), plan.is_stabilised)
 

@@ -10,7 +10,8 @@ from lora_inspect.algebra.factor_average import averaged_bytes, check_alike, way
 from lora_inspect.algebra.inputs import Inputs, check_experts, read_inputs
 from lora_inspect.algebra.metadata import made_metadata
 from lora_inspect.algebra.options import FACTORS, AverageRequest, rank_rule
-from lora_inspect.algebra.plan import SumPlan, plan_sum
+from lora_inspect.algebra.output_modules import FileError
+from lora_inspect.algebra.plan import SumPlan, plan_sum, recorded_options
 from lora_inspect.algebra.ranks import RankRule
 from lora_inspect.algebra.rescaling import RescalingPlan, Rounding, plan_rescaling, planned_copy, write_alike
 from lora_inspect.algebra.sum_result import SumResult, plan_result, write_sum
@@ -80,19 +81,15 @@ def plan_average(adapters: Sequence[tuple[str, Settings]], output: str | None, r
     if request.of == FACTORS:
         if not request.allow_mixed:
             check_experts(read)
-        return AveragePlan(_of_factors(inputs, output, request), inputs, tuple(weights), told)
-    weighted = [
-        MultipliedAdapter(one.adapter, {key: weight * own for key, own in one.multipliers.items()})
-        for one, weight in zip(inputs.adapters, weights, strict=True)
-    ]
+        return AveragePlan(_of_factors(inputs, output, request, weights), inputs, tuple(weights), told)
     rule = rank_rule(request)
     if rule.is_exact and not request.exact:
         rule = RankRule(of_inputs=True)
-    plan = plan_sum(replace(inputs, adapters=tuple(weighted)), output, request, rule, is_resized=False)
+    plan = plan_sum(inputs, output, request, rule, weights=weights)
     return AveragePlan(plan, inputs, tuple(weights), told)
 
 
-def _of_factors(inputs: Inputs, output: str | None, request: AverageRequest) -> RescalingPlan:
+def _of_factors(inputs: Inputs, output: str | None, request: AverageRequest, weights: Sequence[float]) -> RescalingPlan:
     for one in inputs.adapters:
         if any(multiplier != 1.0 for multiplier in one.multipliers.values()) or one.adapter.settings.part_multipliers:
             raise RefusedError(
@@ -105,7 +102,8 @@ def _of_factors(inputs: Inputs, output: str | None, request: AverageRequest) -> 
             "leave it out",
         )  # fmt: skip
     check_alike([one.adapter for one in inputs.adapters])
-    return plan_rescaling(inputs, output, request.dtype, None)
+    recorded = {"of": FACTORS, **recorded_options(request, weights)}
+    return plan_rescaling(inputs, output, request.dtype, None, recorded)
 
 
 def average(plan: AveragePlan, force: bool = False, progress: Progress = silent) -> AverageResult:
@@ -114,12 +112,16 @@ def average(plan: AveragePlan, force: bool = False, progress: Progress = silent)
     Raises LoraInspectError, and leaves nothing, where it cannot be written as planned.
     """
     if isinstance(plan.of, RescalingPlan):
-        return _of_other_way(_write_factors(plan, plan.of, force, progress), plan)
+        apart = _factors_apart(plan)
+        return _with_weights(_write_factors(plan, plan.of, apart, force, progress), plan, apart)
     apart = ways_apart([one.sum for one in plan.of.modules if one.shape], progress)
     return _with_weights(write_sum(plan.of, _VERB, force, progress), plan, apart)
 
 
-def _write_factors(plan: AveragePlan, of: RescalingPlan, force: bool, progress: Progress) -> SumResult:
+def _write_factors(
+    plan: AveragePlan, of: RescalingPlan, apart: float | None, force: bool, progress: Progress
+) -> SumResult:
+    """Write the average of factors; its error is its difference from the average of changes."""
     adapters = [one.adapter for one in plan.inputs.adapters]
     others = [adapter.checkpoint.tensors for adapter in adapters[1:]]
 
@@ -129,26 +131,25 @@ def _write_factors(plan: AveragePlan, of: RescalingPlan, force: bool, progress: 
     def metadata(_: Mapping[str, str], record: str) -> dict[str, str]:
         return made_metadata(adapters, record, set(), set(), adapters[0].rslora.value is True)
 
-    return write_alike(of, _VERB, make, metadata, force, progress)
+    return write_alike(of, _VERB, make, metadata, force, progress, apart)
 
 
 def planned_result(plan: AveragePlan, progress: Progress = silent) -> AverageResult:
     """Measure the planned average without writing it."""
     if isinstance(plan.of, RescalingPlan):
-        return _of_other_way(planned_copy(plan.of, _VERB), plan)
+        apart = _factors_apart(plan)
+        found = replace(planned_copy(plan.of, _VERB), error=apart, energy=FileError(apart).energy)
+        return _with_weights(found, plan, apart)
     apart = ways_apart([one.sum for one in plan.of.modules if one.shape], progress)
     return _with_weights(plan_result(plan.of, _VERB, progress), plan, apart)
 
 
-def _of_other_way(found: SumResult, plan: AveragePlan) -> AverageResult:
-    """The account of an average of factors: its error is its difference from the average of changes."""
+def _factors_apart(plan: AveragePlan) -> float | None:
     weighted = [
         MultipliedAdapter(one.adapter, dict.fromkeys(one.multipliers, weight))
         for one, weight in zip(plan.inputs.adapters, plan.weights, strict=True)
     ]
-    apart = ways_apart(aligned(weighted, ConvertOptions()), silent)
-    error = apart or 0.0
-    return _with_weights(replace(found, error=error, energy=1.0 - error**2), plan, apart)
+    return ways_apart(aligned(weighted, ConvertOptions()), silent)
 
 
 def _with_weights(found: SumResult, plan: AveragePlan, apart: float | None) -> AverageResult:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lora_inspect.algebra.inputs import read_inputs
 from lora_inspect.algebra.options import CombineRequest, rank_rule
-from lora_inspect.algebra.plan import SumPlan, plan_sum
+from lora_inspect.algebra.plan import SumPlan, plan_sum, recorded_options
 from lora_inspect.algebra.rescaling import RescalingPlan, is_rescalable, plan_rescaling, planned_copy, rescaled
 from lora_inspect.algebra.sum_result import SumResult, plan_result, write_sum
 from lora_inspect.progress import Progress, silent
@@ -26,8 +26,9 @@ def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, r
     inputs, rule = read_inputs(adapters, request), rank_rule(request)
     is_kept = rule.is_exact and request.to is None and request.base is None
     if is_kept and is_rescalable(inputs, request.dora_multiplier):
-        return plan_rescaling(inputs, output, request.dtype, request.dora_multiplier)
-    return plan_sum(inputs, output, request, rule, is_resized=False)
+        recorded = recorded_options(request, None)
+        return plan_rescaling(inputs, output, request.dtype, request.dora_multiplier, recorded)
+    return plan_sum(inputs, output, request, rule)
 
 
 def combine(plan: CombinePlan, force: bool = False, progress: Progress = silent) -> SumResult:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lora_inspect.algebra.alignment import OutputModule
     from lora_inspect.algebra.change_groups import FolderFile
     from lora_inspect.algebra.comparison import Comparison
-    from lora_inspect.algebra.full_changes import BaseChanges
+    from lora_inspect.algebra.full_changes import WeightChanges
     from lora_inspect.algebra.inputs import Inputs
     from lora_inspect.algebra.options import CompareRequest
 
@@ -219,7 +219,7 @@ class ComparePlan:
     inputs: "Inputs"
     modules: "list[OutputModule]"
     max_difference: float | None
-    bases: "Sequence[BaseChanges | None] | None" = None
+    bases: "Sequence[WeightChanges | None] | None" = None
 
     @property
     def notes(self) -> list[str]:

@@ -35,7 +35,7 @@ def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = (), error: 
         argument = f"{one['path']}:{one['settings']}" if one["settings"] else one["path"]
         terminal.line(f"  from {'  '.join(filter(None, (argument, text)))}")
     terminal.line(error or error_in_words(result))
-    if (result.rounding or 0.0) >= _ROUNDING and (error or result.error >= _ROUNDING):
+    if (result.rounding or 0.0) >= _ROUNDING and (error or (result.error or 0.0) >= _ROUNDING):
         terminal.line(f"rounding to {result.dtype} adds a relative error of {result.rounding:.1g}")
     if ordered := result.order_matters:
         terminal.line(
@@ -68,6 +68,8 @@ def ranks_in_words(ranks: dict[int, int]) -> str:
 
 def error_in_words(result: "SumResult") -> str:
     """The error of the trims, of all modules and of the worst one; of an exact sum that of its rounding."""
+    if result.error is None or result.energy is None:
+        return "the error cannot be told"
     if result.error < _ROUNDING:
         if result.rounding is None:
             return "exact but for rounding"
@@ -79,7 +81,8 @@ def error_in_words(result: "SumResult") -> str:
 
 def energy_and_error(result: "SumResult") -> tuple[str, str]:
     """Both as cells of a table."""
-    return ("all", "-") if result.error < _ROUNDING else (share(result.energy), f"{result.error:.3g}")
+    lost = result.error or 0.0
+    return ("all", "-") if lost < _ROUNDING else (share(1.0 - lost**2), f"{lost:.3g}")
 
 
 def share(energy: float) -> str:
