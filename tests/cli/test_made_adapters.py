@@ -1,7 +1,9 @@
 """What `combine`, `resize` and `average` print, and what `info` says of the files that they made."""
 
 import json
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -170,3 +172,16 @@ def test_a_size_without_room_for_a_module_is_refused_as_such(plan, two, run):
     shown = run("resize", "a.safetensors", "--size", "4900", "-o", "small.safetensors", *plan)
     assert (shown.status, shown.stdout) == (1, "")
     assert shown.stderr == "Error: a.safetensors: --size 4,900 has no room for a module; give a larger size.\n"
+
+
+def test_a_dry_run_of_a_folder_writes_nothing(run, tmp_path, monkeypatch, fixtures):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loras").mkdir()
+    for name in ("rslora_flag", "comfyui_alpha"):
+        shutil.copy(fixtures / "synthetic" / f"{name}.safetensors", tmp_path / "loras")
+    shown = run("resize", "loras", "--rank", "2", "--dry-run")
+    assert shown.status == 0
+    assert shown.stdout.splitlines()[-1] == "2 would be resized"
+    assert os.listdir(tmp_path) == ["loras"]
+    assert run("resize", "loras", "--rank", "2", "-o", "out").status == 0
+    assert sorted(os.listdir(tmp_path / "out")) == ["comfyui_alpha.safetensors", "rslora_flag.safetensors"]

@@ -48,9 +48,7 @@ def resize(adapter: str, output: str | None, force: bool, dry_run: bool, as_json
         raise click.UsageError(wrong)
     path, settings = parse_argument(adapter)
     if is_collection(path):
-        if dry_run or output is None:
-            raise click.UsageError("--dry-run is for one adapter; name one, or leave --dry-run out for the folder.")
-        _resize_folder(path, settings, output, request, force, as_json)
+        _resize_folder(path, settings, output, request, force, dry_run, as_json)
         return
     plan = plan_resize(path, settings, output, request)
     with progress_bar("Resizing", plan.steps) as progress:
@@ -59,18 +57,28 @@ def resize(adapter: str, output: str | None, force: bool, dry_run: bool, as_json
 
 
 def _resize_folder(
-    folder: str, settings: "Settings", output: str, request: ResizeRequest, force: bool, as_json: bool
+    folder: str,
+    settings: "Settings",
+    output: str | None,
+    request: ResizeRequest,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Resize every adapter below a folder, tell of all, and exit if one failed."""
+    """Resize every adapter below a folder, tell of all, and exit if one failed.
+
+    Without an output, a dry run names those of a folder beside it.
+    """
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.converting.standard_fix import output_ending
     from lora_inspect.ops.folder import find_in_folder, make_in_folder
-    from lora_inspect.ops.resize import plan_resize
+    from lora_inspect.ops.resize import plan_resize, planned_result
     from lora_inspect.ops.resize import resize as resize_planned
     from lora_inspect.programs import PROGRAMS
 
     def resize_one(adapter: "Adapter", target: str) -> "SumResult":
-        return resize_planned(plan_resize(adapter.checkpoint.path, settings, target, request), force)
+        plan = plan_resize(adapter.checkpoint.path, settings, target, request)
+        return planned_result(plan) if dry_run else resize_planned(plan, force)
 
     def ending(adapter: "Adapter") -> str:
         from lora_inspect.converting.options import ConvertOptions
@@ -80,6 +88,7 @@ def _resize_folder(
         named = ConvertOptions(program=request.to) if is_program else ConvertOptions(scheme=request.to)
         return output_ending(adapter, scheme_for(adapter, named))
 
+    output = output or f"{folder.rstrip('/')}-resized"
     found = find_in_folder(folder, output)
     with progress_bar("Resizing", len(found)) as progress:
         outcomes = make_in_folder(found, folder, output, settings, ending, resize_one, progress)
@@ -92,11 +101,11 @@ def _resize_folder(
         ]  # fmt: skip
         terminal.json_text(records)
     else:
-        _tell(outcomes)
+        _tell(outcomes, "would be resized" if dry_run else "resized")
     terminal.exit_with(failures)
 
 
-def _tell(outcomes: "Sequence[Outcome[SumResult]]") -> None:
+def _tell(outcomes: "Sequence[Outcome[SumResult]]", done: str) -> None:
     from lora_inspect.cli.algebra.summary import energy_and_error, modules_in_words, size_in_words
 
     rows = [
@@ -105,5 +114,5 @@ def _tell(outcomes: "Sequence[Outcome[SumResult]]") -> None:
         if one
     ]
     terminal.table(rows, ("output", "modules", "size", "energy", "error"))
-    terminal.tell_counts(outcomes, "resized")
+    terminal.tell_counts(outcomes, done)
     terminal.tell_skipped(outcomes)
