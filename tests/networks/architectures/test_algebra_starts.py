@@ -146,6 +146,23 @@ def test_new_directions_are_trained(kind, tmp_path):
         assert torch.linalg.matrix_rank((up @ down).double().detach(), rtol=1e-6) == min(9, *down.shape[1:], len(up))
 
 
+def test_a_sum_of_adapters_of_other_layers_begins_after_resize(tmp_path):
+    """Layers of one adapter alone have its rank, and a network has one rank."""
+    first = saved("wan", 4, 3.0, tmp_path / "first.safetensors", 1, exclude_patterns="['.*ffn.*']")
+    other, out = saved("wan", 2, 5.0, tmp_path / "other.safetensors", 2), tmp_path / "out.safetensors"
+    said = lora_inspect.combine([(first, 0.7), (other, -0.3)], out)
+    assert set(said.ranks) == {2, 6}
+    network, model = new_network("wan", 6, 6.0)
+    with pytest.raises(ValueError, match="rank 2, but the network has rank 6"):
+        network.load_weights(str(out))
+    lora_inspect.resize(out, tmp_path / "even.safetensors", rank=6)
+    loaded = network.load_weights(str(tmp_path / "even.safetensors"))
+    assert (loaded.missing_keys, loaded.unexpected_keys) == ([], [])
+    found = outputs(network, model)
+    meant = outputs_at(list(found), applied("wan", (first, other), MULTIPLIERS))
+    assert error(found, meant, outputs_at(list(found), make("wan", "original"))) < SAME
+
+
 def test_lower_ranks_lose_what_the_account_says(tmp_path):
     first, out = saved("wan", 8, 3.0, tmp_path / "first.safetensors", 1), tmp_path / "out.safetensors"
     said = lora_inspect.resize(first, out, rank=4)
