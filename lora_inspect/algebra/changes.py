@@ -14,7 +14,8 @@ import numpy
 from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.algebra.factors import Array, Factors, joined
 from lora_inspect.algorithms import full, lora
-from lora_inspect.converting.target.target_algorithm import ARE_DIFFERENCES
+from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.converting.target.target_algorithm import ARE_DIFFERENCES, is_kernel_open, is_kernel_untold
 from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.stored_numbers import FLOATS, load
@@ -28,6 +29,16 @@ def needs_base(contribution: Contribution) -> bool:
     """Whether the change depends on the weight, or on its shape alone: DoRA, rotations, and weights saved whole."""
     algorithm = contribution.algorithm
     return contribution.multiplies or algorithm.replaces or (algorithm.experts == 0 and None in contribution.shape)
+
+
+def has_open_kernel(terms: Sequence[Term], with_any: bool = False) -> bool:
+    """Whether no term tells if the layer of a module is a Linear or a convolution, as factors of flattened kernels.
+
+    The kernel is that of most convolutions, or `with_any` it may be any other one.
+    """
+    is_open = is_kernel_untold if with_any else is_kernel_open
+    of_weight = [t.contribution for t in terms if t.multiplier and t.contribution.algorithm.parameter == WEIGHT]
+    return bool(of_weight) and all(is_open(one.algorithm, one.shapes) for one in of_weight)
 
 
 def thin_rank(contribution: Contribution) -> int | None:

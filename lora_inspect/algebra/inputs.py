@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
-from lora_inspect.algebra.changes import needs_base
+from lora_inspect.algebra.changes import has_open_kernel, needs_base
 from lora_inspect.algebra.options import ChoiceRequest
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
@@ -160,27 +160,40 @@ def base_changes(
     modules: Sequence[OutputModule],
     request: ChoiceRequest,
     weights: Sequence[float] | None = None,
+    for_output: bool = True,
 ) -> "WeightChanges | None":
     """The changes that depend on a base: of all adapters in their order or, with `weights`, of each alone.
 
-    Raises LoraInspectError where a base is needed or has nothing to do.
+    An output also needs the kernels that factors do not tell. Raises LoraInspectError where a base is needed or has
+    nothing to do.
     """
     at_work = (term for module in modules for term in module.terms if term.multiplier)
     dependent = next((term for term in at_work if needs_base(term.contribution)), None)
-    if dependent is None:
+    with_any = inputs.base is not None
+    opened = next((module for module in modules if for_output and has_open_kernel(module.terms, with_any)), None)
+    if dependent is None and opened is None:
         if inputs.base is not None:
             raise RefusedError(
                 inputs.base.path, "no change of the adapters depends on a base, so --base has nothing to do",
                 "leave it out",
             )  # fmt: skip
         return None
-    if inputs.base is None:
+    if inputs.base is None and dependent is None and opened is not None:
+        first = opened.terms[0]
+        raise RefusedError(
+            first.adapter.checkpoint.path,
+            f"the factors of {first.contribution.module.key} ({first.contribution.algorithm.title}) do not show "
+            "whether its layer is a Linear or a convolution",
+            _way_out(first),
+        )
+    if inputs.base is None and dependent is not None:
         raise RefusedError(dependent.adapter.checkpoint.path, _depends(dependent.contribution), _way_out(dependent))
     from lora_inspect.maths.torch_threads import load_torch
 
     load_torch()
     from lora_inspect.algebra.full_changes import BaseChanges, SeparateChanges
 
+    assert inputs.base is not None
     how = modules, inputs.base, request.dora_multiplier, request.transposed
     if weights is None:
         return BaseChanges(inputs, *how)

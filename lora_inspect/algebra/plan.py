@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_inspect import programs
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
-from lora_inspect.algebra.changes import check_sizes, matrix_shape, needs_base, shape_of, thin_rank
+from lora_inspect.algebra.changes import check_sizes, has_open_kernel, matrix_shape, needs_base, shape_of, thin_rank
 from lora_inspect.algebra.inputs import Inputs, base_changes, check_experts
 from lora_inspect.algebra.options import AverageRequest, CombineRequest, ResizeRequest
 from lora_inspect.algebra.output import AdapterOutput
@@ -268,6 +268,8 @@ def _with_weight(
     shapes = [base.shape(term) if base and of_base else shape_of(term) for term in terms]
     check_sizes(terms, shapes)
     shape = max(shapes, key=len)
+    if base and has_open_kernel(terms, with_any=True):
+        shape = base.shape(terms[0])
     ranks = [thin_rank(term.contribution) for term in terms]
     known = [rank for rank in ranks if rank is not None]
     is_full = of_base or len(known) < len(ranks)

@@ -241,8 +241,8 @@ def plan_compare(named: Sequence[tuple[str, Settings]], request: "CompareRequest
     inputs = read_inputs(named, request, no_adapter=_NO_ADAPTER)
     check_dora_rule(request.dora_multiplier, [one.adapter for one in inputs.adapters])
     modules = by_parameter(aligned_in_parts(inputs.adapters))
-    together = base_changes(inputs, modules, request)
-    bases = [base_changes(one, modules, request) for one in inputs.each()] if together else None
+    together = base_changes(inputs, modules, request, for_output=False)
+    bases = [base_changes(one, modules, request, for_output=False) for one in inputs.each()] if together else None
     if not modules:
         raise RefusedError("no module is left to compare; name fewer of them with --exclude.")
     return ComparePlan(inputs, modules, request.max_difference, bases)

@@ -208,11 +208,21 @@ _FLATTENED = ("loha", "lokr")
 
 
 def is_kernel_open(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether the factors do not tell a Linear layer from a convolution."""
-    if algorithm.formula is None or algorithm.name not in _FLATTENED or "mid" in shapes:
+    """Whether the factors do not tell a Linear layer from a convolution with the kernel of most of them."""
+    return is_kernel_untold(algorithm, shapes) and _columns(algorithm, shapes)[-1] % _KERNEL == 0
+
+
+def is_kernel_untold(algorithm: Algorithm, shapes: Shapes) -> bool:
+    """Whether the factors would be the same of a Linear layer and of a convolution with some kernel."""
+    if algorithm.name not in _FLATTENED or "mid" in shapes:
         return False
-    known = [size for size in algorithm.formula.shape(shapes) if size is not None]
-    return len(known) == 2 and known[1] % _KERNEL == 0
+    return len(_columns(algorithm, shapes)) == 2
+
+
+def _columns(algorithm: Algorithm, shapes: Shapes) -> list[int]:
+    """The known sizes of the change."""
+    sizes = () if algorithm.formula is None else algorithm.formula.shape(shapes)
+    return [size for size in sizes if size is not None]
 
 
 def is_thin(algorithm: Algorithm, shapes: Shapes) -> bool:
