@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lora_inspect import programs
 from lora_inspect.algebra.combination import OFFERED, MeasuredModule, made, made_by_rule, measured
 from lora_inspect.algebra.metadata import MetadataConflict, input_records, made_metadata, made_record
 from lora_inspect.algebra.output_modules import FileError, MadeModule, ModuleAccount, file_error
@@ -15,9 +16,13 @@ from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.result import ProgramCheck
 from lora_inspect.errors import RefusedError
+from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.temp_files import remove_leftovers
+from lora_inspect.programs.verdict import SAME, judge_each
 from lora_inspect.progress import Progress, silent
-from lora_inspect.sentences import Result
+from lora_inspect.reading.adapter import read_adapter
+from lora_inspect.reading.identify import adapter_candidates, with_paths
+from lora_inspect.sentences import Result, listed
 
 _OTHER_PROGRAM = "choose another program (nothing was written)"
 
@@ -154,10 +159,11 @@ def write_sum(plan: SumPlan, verb: str, force: bool = False, progress: Progress 
     look = received or (lambda path: None)
     size = output.write(plans, account.of(modules), making, account.metadata, plan.inputs.files, force, look)
     offer = _offer(plan, account) if rule.is_exact else None
+    lost = _programs_lost(plan, output.path) if len({one.rank for one in account.modules} - {0}) > 1 else ()
     errors = file_error(account.modules)
     found = _result(plan, verb, account, errors, size, time.perf_counter() - started)
     return replace(found, output=output.path, is_made=True, rounding=errors.rounding, offer=offer, notes=(
-        *found.notes, *(received.remarks if received else ()), *leftovers
+        *found.notes, *(received.remarks if received else ()), *lost, *leftovers
     ))  # fmt: skip
 
 
@@ -176,6 +182,27 @@ def plan_result(plan: SumPlan, verb: str, progress: Progress = silent) -> SumRes
     account.check()
     size = plan.output.size(plan.output.plans(filled, plan.making), account.metadata())
     return _result(plan, verb, account, file_error(account.modules), size, time.perf_counter() - started)
+
+
+def _programs_lost(plan: SumPlan, path: str) -> Iterator[str]:
+    """A sentence on the programs that read every input right, but not an output with several ranks and alphas."""
+    known = list(programs.PROGRAMS.values())
+    for adapter in plan.adapters:
+        families = adapter_candidates(adapter)
+        verdicts = judge_each(with_paths(adapter, families), families, known)
+        known = [one.program for one in verdicts if one.verdict == SAME]
+    if not known:
+        return
+    written = read_adapter(open_checkpoint(path))
+    families = adapter_candidates(written)
+    lost = [one for one in judge_each(with_paths(written, families), families, known) if one.verdict != SAME]
+    if lost:
+        titles = listed([one.program.title for one in lost])
+        first = lost[0]
+        yield (
+            f"in {titles} the inputs are right, but the output may not be ({first.says}); for {first.program.title} "
+            f"write it with --to {first.program.name}."
+        )
 
 
 def _filled(plan: SumPlan, ranks: Sequence[int]) -> list[int]:

@@ -5,7 +5,9 @@ from contextlib import suppress
 
 import numpy
 import pytest
+import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 import lora_inspect
 
@@ -93,3 +95,29 @@ def test_biases_on_the_up_layer_of_peft_are_added(fixtures, tmp_path):
     for key in biases:
         meant = 0.5 * scale["lora_alpha"] / scale["r"] * before[key].astype(float)
         numpy.testing.assert_allclose(found[key], meant, rtol=1e-6)
+
+
+def attention_of_sdxl(leaves, rank):
+    numbers = torch.Generator().manual_seed(rank)
+    tensors = {}
+    for block in (0, 1):
+        for leaf, (rows, columns) in leaves.items():
+            name = f"lora_unet_input_blocks_4_1_transformer_blocks_{block}_{leaf}"
+            tensors[f"{name}.lora_down.weight"] = torch.randn(rank, columns, generator=numbers)
+            tensors[f"{name}.lora_up.weight"] = torch.randn(rows, rank, generator=numbers)
+            tensors[f"{name}.alpha"] = torch.tensor(float(rank))
+    return tensors
+
+
+def test_a_program_that_may_misread_alphas_that_differ_is_named(tmp_path):
+    attention = {"attn1_to_q": (640, 640), "attn1_to_k": (640, 640), "attn2_to_k": (640, 2048)}
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    save_file(attention_of_sdxl(attention, 4), paths[0])
+    save_file(attention_of_sdxl({**attention, "ff_net_0_proj": (5120, 640)}, 2), paths[1])
+    result = lora_inspect.combine(paths, tmp_path / "sum.safetensors")
+    assert result.ranks == {2: 2, 6: 6}
+    assert any("in diffusers the inputs are right, but the output may not be" in note for note in result.notes)
+    alike = lora_inspect.combine(paths, tmp_path / "trimmed.safetensors", rank=2)
+    assert not any("diffusers" in note for note in alike.notes)
+    other = lora_inspect.combine(paths, tmp_path / "other.safetensors", to="diffusers")
+    assert not any("diffusers" in note for note in other.notes)
