@@ -148,7 +148,27 @@ def made(
 
 def _rounded(one: MadeModule, change: Factors, trim: Trim, dtype: str) -> MadeModule:
     """The module with the factors of the trimmed change."""
+    name, path = one.module.module.name.key, one.module.terms[0].adapter.checkpoint.path
     meant = trim.of(change)
+    found = stored(meant, dtype, name, path)
+    _check(one, change.times(_probes(meant.down.shape[1]).astype(meant.down.dtype)) - found.probed)
+    return one._replace(up=found.up, down=found.down, rounding=found.rounding)
+
+
+class StoredFactors(NamedTuple):
+    """Factors as they are written, and the norm of the change's error that this makes, as random vectors show it.
+
+    `probed` are the products of the change before with these vectors.
+    """
+
+    up: NDArray[numpy.generic]
+    down: NDArray[numpy.generic]
+    rounding: float
+    probed: Array
+
+
+def stored(meant: Factors, dtype: str, name: str, path: str) -> StoredFactors:
+    """The factors rounded to a type of an output; LoraInspectError with the module's name for numbers beyond it."""
     up, down = encoded(meant.up, dtype), encoded(meant.down, dtype)
     written = Factors.of(decoded(dtype, up).reshape(up.shape), decoded(dtype, down).reshape(down.shape), meant.shape)
     probes = _probes(meant.down.shape[1]).astype(meant.down.dtype)
@@ -156,14 +176,8 @@ def _rounded(one: MadeModule, change: Factors, trim: Trim, dtype: str) -> MadeMo
         of_meant, of_written = meant.times(probes), written.times(probes)
     # An infinity times a number is none, and so is a sum with it.
     if not numpy.isfinite(of_written).all():
-        raise RefusedError(
-            one.module.terms[0].adapter.checkpoint.path,
-            f"{one.module.module.name.key} would hold numbers beyond {dtype}",
-            "give --dtype bf16 or --dtype fp32",
-        )
-    _check(one, change.times(probes) - of_meant)
-    rounding = float(numpy.linalg.norm(of_meant - of_written)) / math.sqrt(_PROBES)
-    return one._replace(up=up, down=down, rounding=rounding)
+        raise RefusedError(path, f"{name} would hold numbers beyond {dtype}", "give --dtype bf16 or --dtype fp32")
+    return StoredFactors(up, down, float(numpy.linalg.norm(of_meant - of_written)) / math.sqrt(_PROBES), of_meant)
 
 
 @lru_cache(maxsize=32)

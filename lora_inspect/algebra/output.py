@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lora_inspect.algebra.alignment import OutputModule
 from lora_inspect.algebra.combination import MadeModule
 from lora_inspect.algorithms.lora import ALGORITHM as LORA
+from lora_inspect.algorithms.record import Algorithm
 from lora_inspect.converting.output.configs import BARE, lora_config, standard_config
 from lora_inspect.converting.target.key_names import ALPHA, CONFIG, alpha_key, carrier_of, factor_key
 from lora_inspect.errors import CouldNotWorkError, RefusedError
@@ -42,6 +43,13 @@ class SpelledFactors(NamedTuple):
     up: str
     down: str
     alpha: str | None
+
+
+class WrittenTensor(NamedTuple):
+    """A tensor beside the factors, as it is written."""
+
+    plan: TensorPlan
+    values: NDArray[numpy.generic]
 
 
 class AdapterOutput:
@@ -81,7 +89,7 @@ class AdapterOutput:
         if self._suffixes and not module.respelled:
             up, down = (module.name.key + self._suffixes[role] for role in (UP, DOWN))
         else:
-            up, down = (factor_key(module, one.terms[0].contribution, LORA, role) for role in (UP, DOWN))
+            up, down = (factor_key(module, module.contributions[0], _algorithm(one), role) for role in (UP, DOWN))
         return SpelledFactors(up, down, alpha_key(module) if carrier_of(module) == ALPHA else None)
 
     def plans(self, shapes: Sequence[tuple[int, ...]], ranks: Sequence[int], dtype: str) -> list[TensorPlan]:
@@ -101,7 +109,7 @@ class AdapterOutput:
     def write(
         self,
         plans: Sequence[TensorPlan],
-        made: Iterable[MadeModule],
+        made: Iterable[MadeModule | WrittenTensor],
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity],
         force: bool,
@@ -128,7 +136,7 @@ class AdapterOutput:
         self,
         path: str,
         plans: Sequence[TensorPlan],
-        made: Iterable[MadeModule],
+        made: Iterable[MadeModule | WrittenTensor],
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity] | None,
         force: bool,
@@ -140,6 +148,11 @@ class AdapterOutput:
         with new_file(path, inputs, force, lambda complete: _check_written(complete, path, sums)) as descriptor:
             file = _GrowingFile(descriptor, _room(plans, metadata()) + _room_of_alphas(plans))
             for one in made:
+                if isinstance(one, WrittenTensor):
+                    data = _bytes_of(one.values)
+                    file.append(one.plan, data)
+                    sums[one.plan.name] = crc32(data)
+                    continue
                 if one.up is None or one.down is None:
                     continue
                 ranks[one.module.module.name.body] = one.rank
@@ -160,6 +173,12 @@ class AdapterOutput:
         config = checkpoint.config if checkpoint.config and peft_config.is_peft_config(checkpoint.config) else None
         alphas = {path: float(rank) for path, rank in ranks.items()}
         return standard_config(lora_config(config or BARE), ranks, alphas, use_dora=False)
+
+
+def _algorithm(one: OutputModule) -> Algorithm:
+    """Plain LoRA, but of an embedding that is no sum its own."""
+    own = one.module.contributions[0].algorithm
+    return own if own.transposed and not one.terms else LORA
 
 
 def _suffixes(first: Adapter) -> dict[str, str]:
