@@ -1,0 +1,1 @@
+"""The verbs that make adapters of adapters and models."""
