@@ -77,7 +77,7 @@ FACTS = (*NAMED_FACTS, "lora_inspect/architectures/families", "lora_inspect/code
 # The folder whose files are network modules, which trainers import by name.
 FOR_TRAINERS = "networks"
 # The folders in which a verb has a file.
-OF_VERBS = ("lora_inspect/cli", "lora_inspect/ops")
+OF_VERBS = ("lora_inspect/cli", "lora_inspect/cli/algebra", "lora_inspect/ops")
 # Names of files that mean the same in every folder.
 SHARED_NAMES = ("__init__", "plan", "record", "options", "result", "names", "scale", "experts")
 NAMELESS = ("utils", "util", "helpers", "helper", "common", "misc")

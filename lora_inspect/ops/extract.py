@@ -48,7 +48,7 @@ class ExtractPlan:
 
     @property
     def modules(self) -> int:
-        """How many modules may have factors."""
+        """The number of modules that may have factors."""
         return len(self.naming.matrices)
 
 
@@ -59,8 +59,8 @@ class ExtractResult(Result):
     `modules` counts those with factors, `differences` the vectors beside them. `left_out` are tensors and components
     without a place in the output, with the reason, and `shares` by reason the share that they have of the squared norm
     of the difference. `equal` counts the tensors that are the same in both models, `unpaired` are those that one of
-    them lacks. `energy` and `error` say what the ranks keep and lose, `rounding` what the element type loses, `noise`
-    what the rounding of both models can have made of the difference: shares of the norm, the energy of its square.
+    them lacks. `energy` is the share of the squared norm that the ranks keep. `error`, `rounding` and `noise` are
+    shares of the norm: the loss by the ranks, the loss by the element type, and the estimated rounding of both models.
     `worst` is the module with the largest error. `noisy` counts the modules that stop at the noise.
     """
 
@@ -149,7 +149,7 @@ def extract(
     """Writes the difference as an adapter; with `dry_run` it computes the same and writes nothing.
 
     `progress` is told of each module. Raises LoraInspectError, and leaves nothing, where the models do not differ, hold
-    numbers that are not finite, and where the output cannot be what is asked for.
+    numbers that are not finite, and where the output cannot be as requested.
     """
     started = time.perf_counter()
     leftovers: tuple[str, ...] = ()
@@ -166,7 +166,7 @@ def extract(
 
 
 class _Run:
-    """One extraction: the modules that differ, and what is known of each once it is written."""
+    """One extraction: the modules that differ, and the account of each once it is written."""
 
     def __init__(self, plan: ExtractPlan, progress: Progress) -> None:
         from lora_inspect.algebra.module_threads import made_in_order
@@ -343,7 +343,7 @@ class _Run:
         }
 
     def _left_out(self, equal: "set[str]") -> tuple[dict[str, str], dict[str, float]]:
-        """What is left out, each with its reason and its share of the squared norm, and the shares by reason."""
+        """Tensors and modules that are left out, with the reason and the share, and the shares by reason."""
         from lora_inspect.algebra.extracting.extracted_modules import Part
         from lora_inspect.algebra.extracting.extraction import squared_norm
         from lora_inspect.algebra.extracting.model_layers import OF_VAE
@@ -363,7 +363,7 @@ class _Run:
             if not written.made.rank and written.norm:
                 why = "it is no more than the rounding of the models" if written.is_noise else _NO_ROOM
                 reasons[module.key] = why, written.norm**2
-        # What is in the file, and what is not, together are the difference.
+        # The file and all that is left out are the difference together.
         others = math.fsum(square for key, (why, square) in reasons.items())
         own = {one.key for one in self.modules}
         inside = math.fsum(square for key, (why, square) in reasons.items() if key in own)
@@ -402,7 +402,7 @@ def extracted_metadata(
     error: float,
     rounding: float,
 ) -> dict[str, str]:
-    """What the output says of itself: the models by name and SHA-256, the rule, and the errors; no time and no folder.
+    """Metadata of the output: both models by name and SHA-256, the rule and the errors; no time and no folder.
 
     `inputs` are the paths of both models with the hash of the file, or of each shard by its name.
     """

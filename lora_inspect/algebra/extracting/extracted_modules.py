@@ -33,10 +33,14 @@ from lora_inspect.programs import PROGRAMS
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.ambiguous_options import ModuleFilter
 from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.schemes.dotted import DOTTED
 from lora_inspect.schemes.kohya import KOHYA
 from lora_inspect.schemes.peft import PEFT
 
 Rows = NDArray[numpy.int64]
+
+# The beginning of the title of an algorithm that adds differences.
+_FULL = "a full "
 
 
 class Part(NamedTuple):
@@ -63,7 +67,7 @@ class Extracted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """What becomes of the tensors of two models under the names of an output.
+    """The place of each tensor of two models under the names of an output.
 
     `adapter` is the difference as its modules are called in the base. `left_out` are tensors that have no place in the
     output, with the reason, and `unasked` the names of those that the options leave out.
@@ -148,7 +152,7 @@ class _Named:
         self._adapter = adapter._replace(modules=self._loadable(adapter))
 
     def matrices_and_vectors(self) -> tuple[tuple[Extracted, ...], tuple[Extracted, ...]]:
-        """What factors change, and what differences do."""
+        """The modules with factors, and the differences of vectors."""
         if not self._adapter.modules:
             return (), ()
         target = scheme_target(self._adapter, self._families, self._scheme, self._options)
@@ -168,11 +172,13 @@ class _Named:
         def is_loaded(one: Contribution) -> bool:
             kind = one.algorithm.name
             if kind not in refused:
-                module = adapter.modules[one.module.key]._replace(contributions=(one,))
+                # Names of another scheme: the programs of its own ones may pass over keys that they do not know.
+                foreign = one._replace(module=one.module._replace(scheme=DOTTED.name))
+                module = adapter.modules[one.module.key]._replace(contributions=(foreign,))
                 alone = adapter._replace(modules={one.module.key: module}, unclaimed=(), embeddings=())
                 refused[kind] = _refusal(lambda: check_loadable(alone, self._scheme, self._options))
             if refused[kind]:
-                self._leave_out(one, f"{self._scheme.name} names have no {one.algorithm.title.removeprefix('a ')}")
+                self._leave_out(one, f"{self._scheme.name} names have no {one.algorithm.title.removeprefix(_FULL)}")
             return not refused[kind]
 
         kept = {

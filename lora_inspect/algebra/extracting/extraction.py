@@ -1,7 +1,7 @@
 """The best factors of the differences of two models, in the ranks that a rule gives, and the error of both.
 
-The error of a trim is the norm of the difference without what was found, by the certificate of the range finder; that
-of rounding is measured on the factors as they are written. No rank is spent on directions that the rounding of the
+The error of a trim is the norm of the rest of the difference, by the certificate of the range finder; that of rounding
+is measured on the factors as they are written. No rank is spent on directions that the rounding of the
 models can have made.
 """
 
@@ -23,9 +23,9 @@ from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.maths.stored_numbers import decoded, encoded
 from lora_inspect.progress import Progress
 
-# From this share of the expected noise on, what is left of a difference is taken for noise of both models.
+# From this share of the expected noise on, the rest of a difference is taken for noise of both models.
 _NOISY = 0.85
-# How many directions are looked for at first in each module of a file of a given size, over those of equal ranks.
+# The ranks that a file of a given size is begun with, over equal ranks for all modules.
 _MORE = 2.0
 # The most bytes of factors that are kept until the ranks are known; the others are computed twice.
 _KEPT_BYTES = 128 << 20
@@ -33,10 +33,10 @@ _KEPT_BYTES = 128 << 20
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """The directions of one difference: `up` (rows, rank) @ `down` (rank, columns), and what is left of it.
+    """The directions of one difference: `up` (rows, rank) @ `down` (rank, columns), and the rest of it.
 
     `values` are the singular values of the product, falling. `norm` is that of the difference, `rest` at least that of
-    what the product leaves, and `noise` what rounding alone would make. `is_noise` says that no further direction is
+    the difference without the product, and `noise` that of rounding alone, as an estimate. `is_noise` says that no further direction is
     more than noise. Without factors, `up` and `down` are None.
     """
 
@@ -51,7 +51,7 @@ class Direction:
 
     @property
     def rank(self) -> int:
-        """How many directions there are."""
+        """The number of directions."""
         return len(self.values)
 
     def error(self, rank: int) -> float:
@@ -207,7 +207,7 @@ def _directions(module: Extracted, rule: RankRule) -> Direction:
 
 
 def _stopped(found: Found, rule: RankRule, limit: int) -> bool:
-    """Whether less was found than a rule asks for, as the rest is noise."""
+    """Return True if less was found than a rule asks for, as the rest is noise."""
     if rule.max_error is None and rule.energy is None:
         return found.rank < limit
     return not found.reached and found.rank < min(limit, rule.max_rank or limit)

@@ -31,7 +31,7 @@ _NO_COMPONENT = {
     _VAE: OF_VAE,
     _OTHERS: "it is of no component of a known pipeline",
 }
-# What keys of diffusers begin with, whose scheme has a name for every component.
+# The beginnings of keys in diffusers' names, which cover every component.
 _PREFIXES = {MODEL: "transformer.", "model_2": "transformer_2."}
 # The parameters of a module; RMSNorm of some programs calls its weight `scale`.
 _PARAMETERS = {"weight": WEIGHT, "bias": BIAS, "scale": WEIGHT}
@@ -50,7 +50,7 @@ _LONGEST_KERNEL = 64
 
 
 class Layer(NamedTuple):
-    """A module of the difference and what it has of a tensor: a parameter, in some `runs` of rows, or all without.
+    """A module of the difference and its share of a tensor: a parameter, in some `runs` of rows, or all without.
 
     `key` is the module's name as an adapter of the base has it. `runs` lead from the tensor to the module. Factors
     change a parameter that `is_matrix`. A weight that is `turned` is stored as (in, out).
@@ -72,7 +72,7 @@ class Layer(NamedTuple):
 
     @property
     def is_embedding(self) -> bool:
-        """Whether its weight is looked up by tokens, as far as its name tells."""
+        """True if the weight is looked up by tokens, as far as its name tells."""
         return self.is_matrix and leaf_of(self.key) in _EMBEDDINGS and len(self.tensor.shape) == 2
 
 
@@ -155,9 +155,9 @@ def _layer(tensor: PairedTensor, component: str, path: str, turned: bool) -> Lay
 
 def _in_transformers(layer: Layer) -> list[Layer]:
     """A layer of a text encoder in the names of transformers, which programs load; itself without other names."""
-    links = [] if layer.component == MODEL else list(OPEN_CLIP.links(layer.key))
     found = []
-    for link in links:
+    # The wholes of these relations are open_clip's.
+    for link in (link for link in OPEN_CLIP.links(layer.key) if layer.component != MODEL and not link.is_whole):
         arrangement = link.relation.arrangement
         runs = arrangement.runs(layer.tensor.shape[0], layer.tensor.shape[-1]) if arrangement else None
         found.append(layer._replace(key=link.path, runs=runs[link.part] if runs else None))
@@ -165,7 +165,7 @@ def _in_transformers(layer: Layer) -> list[Layer]:
 
 
 class _Orientations:
-    """Whether matrices are stored as (in, out), as those of transformers' Conv1D are.
+    """The matrices that are stored as (in, out), as those of transformers' Conv1D are.
 
     The bias of a layer shows it where the weight is not square, and of a square one the layers of the same name. Where
     no bias tells, the table of the family does.
@@ -176,7 +176,7 @@ class _Orientations:
         self._pair = pair
 
     def of(self, name: str) -> bool:
-        """Whether the weight of this name is stored so."""
+        """Return True if the weight of this name is stored so."""
         path, _, leaf = name.rpartition(".")
         if leaf != "weight" or len(self._pair.tensors[name].shape) != 2:
             return False

@@ -53,12 +53,12 @@ class PairedTensor(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether numpy reads the numbers of both."""
+        """True if numpy reads the numbers of both."""
         return all(not one.is_decoded and one.info.dtype in FLOATS for one in (self.tuned, self.base))
 
     @property
     def is_equal(self) -> bool:
-        """Whether both have the same bytes, which then mean the same numbers."""
+        """True if both have the same bytes, which then mean the same numbers."""
         one, other = self.tuned, self.base
         pairs = [(one.info, other.info), *((one.beside.get(name), info) for name, info in other.beside.items())]
         return one.beside.keys() == other.beside.keys() and all(
@@ -175,7 +175,7 @@ def _refuse_not_finite(pair: PairedTensor, first: int, ours: Array, theirs: Arra
 
 
 def _sizes(shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many rows a tensor has, and how long they are."""
+    """The number of rows of a tensor, and their length."""
     return (shape[0], prod(shape[1:])) if shape else (1, 1)
 
 

@@ -13,7 +13,7 @@ from lora_inspect.sentences import counted, shortened, some
 if TYPE_CHECKING:
     from lora_inspect.ops.extract import ExtractResult
 
-# How many names are shown of those that are left out for one reason.
+# The number of names that are shown for one reason.
 _NAMES = 3
 
 # No docstring: python -OO leaves those out.
