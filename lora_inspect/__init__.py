@@ -14,6 +14,7 @@ _HOMES = {
     "ConvertResult": "convert",
     "CouldNotWorkError": "arguments",
     "DamagedError": "arguments",
+    "ExtractResult": "extracting",
     "LoraInspectError": "arguments",
     "MergeResult": "verbs",
     "ModuleChange": "modules",
@@ -31,6 +32,7 @@ _HOMES = {
     "check": "verbs",
     "compat": "verbs",
     "convert": "convert",
+    "extract": "extracting",
     "merge": "verbs",
     "open_adapter": "opened",
     "scan": "verbs",
@@ -46,6 +48,7 @@ __all__ = [
     "ConvertResult",
     "CouldNotWorkError",
     "DamagedError",
+    "ExtractResult",
     "LoraInspectError",
     "MergeResult",
     "ModuleChange",
@@ -64,6 +67,7 @@ __all__ = [
     "check",
     "compat",
     "convert",
+    "extract",
     "merge",
     "open_adapter",
     "scan",
@@ -86,6 +90,7 @@ if TYPE_CHECKING:
         WouldOverwriteError,
     )
     from lora_inspect.api.convert import ConvertResult, StateDict, convert, state_dict
+    from lora_inspect.api.extracting import ExtractResult, extract
     from lora_inspect.api.modules import ModuleChange, OpenedModule
     from lora_inspect.api.opened import OpenedAdapter, open_adapter
     from lora_inspect.api.verbs import (

@@ -63,7 +63,7 @@ def held(stdout):
     names = []
     for record in printed if isinstance(printed, list) else [printed]:
         name = "error"
-        if "error" not in record:
+        if "schema" in record:
             assert next(iter(record)) == "schema"
             name = record["schema"].split("/")[1]
         assert list(wrong(record, SCHEMAS[name])) == []
@@ -113,6 +113,9 @@ COMMANDS = {
                "--shard", "1/2", "-o", "out"], {"merge-shard"}),
     "all jobs": (["merge", str(SYNTHETIC / "base_sharded"), str(SYNTHETIC / "split.safetensors"),
                   "--shard", "1/1", "-o", "out"], {"merge-shard"}),
+    "an extraction": (["extract", "merged.safetensors", BASE, "--rank", "4", "-o", "a.safetensors"], {"extract"}),
+    "an extraction that writes nothing": (["extract", "merged.safetensors", BASE, "--energy", "0.99", "--dry-run"],
+                                          {"extract"}),
     "a proof": (["verify", "merged.safetensors", BASE, RSLORA], {"verify"}),
     "no proof": (["verify", BASE, BASE, RSLORA], {"verify"}),
     "taken back": (["unmerge", "merged.safetensors", RSLORA, "--base", BASE, "-o", "a.safetensors"], {"unmerge"}),

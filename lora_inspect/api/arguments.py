@@ -14,6 +14,7 @@ from inspect import Parameter
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
 from lora_inspect import architectures
+from lora_inspect.algebra.options import ExtractRequest
 from lora_inspect.converting.options import ConvertRequest
 from lora_inspect.errors import (
     AmbiguousError,
@@ -189,7 +190,7 @@ def _word(is_so: bool) -> str:
 
 
 _DTYPES = "|".join((*DTYPE_NAMES, *DTYPE_NAMES.values(), *map(str.lower, DTYPE_NAMES.values())))
-_RECORDS = (ReadingRequest, ConvertRequest, MergeRequest, VerifyRequest, UnmergeRequest)
+_RECORDS = (ReadingRequest, ConvertRequest, MergeRequest, VerifyRequest, UnmergeRequest, ExtractRequest)
 
 
 def _keyword(one: Declared) -> tuple[str, str]:

@@ -127,16 +127,10 @@ def plan_extract(tuned: str, base: str, request: ExtractRequest, output: str | N
 
 def _place(plan: ExtractPlan, modules: "Sequence[Extracted]") -> "AdapterOutput":
     from lora_inspect.algebra.output import AdapterOutput
-    from lora_inspect.converting.target.key_names import CONFIG, HEADER, ONE_SCALE, carrier_of
+    from lora_inspect.converting.target.key_names import CONFIG, carrier_of
 
     adapter, every = plan.naming.adapter, [*plan.naming.matrices, *plan.naming.vectors]
     carriers = {carrier_of(one.output.module) for one in every}
-    if carriers & {HEADER, ONE_SCALE}:
-        raise RefusedError(
-            plan.pair.tuned.path,
-            f"extract does not write {plan.naming.scheme} names by itself",
-            f"write an adapter with --to peft, and then `lora-inspect convert --to {plan.naming.scheme}`",
-        )
     unnamed = "extracted" if CONFIG in carriers else "extracted.safetensors"
     return AdapterOutput(
         adapter, [one.output for one in modules], plan.path or os.path.join(os.curdir, unnamed), plan.pair.files

@@ -91,6 +91,7 @@ def named(pair: ModelPair, request: ExtractRequest) -> Naming:
     left_out = dict(found.left_out)
     layers, unasked = _asked(as_adapter(pair, found, found.layers), found.layers, request)
     scheme = _scheme(as_adapter(pair, found, layers), found, request)
+    _check_carrier(pair, scheme, request)
     if scheme != PEFT.name or found.is_image:
         for layer in (layer for layer in layers if layer.is_embedding):
             left_out[layer.tensor.name] = f"{scheme} names have no factors of an embedding"
@@ -130,6 +131,17 @@ def _scheme(adapter: Adapter, found: ModelLayers, request: ExtractRequest) -> st
     writing = KOHYA.writing
     has_kohya = writing is not None and all(writing.layout(one.architecture) is not None for one in found.families)
     return KOHYA.name if found.is_image and has_kohya else PEFT.name
+
+
+def _check_carrier(pair: ModelPair, scheme: str, request: ExtractRequest) -> None:
+    """Raises LoraInspectError for names whose scale stands in one number for all modules: their ranks differ here."""
+    record = schemes.by_name(scheme)
+    if record.alpha_of_all or record.absent_alpha == "scale":
+        raise RefusedError(
+            pair.tuned.path,
+            f"{request.to} has one scale for all modules, but extract gives each a rank of its own",
+            f"extract with --to peft, then convert that with `lora-inspect convert --to {request.to}`",
+        )
 
 
 class _Named:
