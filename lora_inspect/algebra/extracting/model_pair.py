@@ -29,7 +29,7 @@ from lora_inspect.reading.identify import base_candidates, described, may_be_one
 # So many numbers of each model are in memory at a time, for each thread.
 _BLOCK = 1 << 19
 # So many numbers of a tensor show the distances between its numbers, in rows from all over it.
-_SAMPLED, _ROWS = 1 << 15, 16
+_SAMPLED, _ROWS = 1 << 17, 64
 # Numbers of a finer type are often those of a coarser one: a model that was cast, or trained in half precision.
 _COARSER = ("BF16", "F16")
 
