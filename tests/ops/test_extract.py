@@ -299,7 +299,8 @@ def test_a_base_in_four_bits(codec, tmp_path):
     path = saved(tmp_path / "tuned.safetensors", tuned)
     result = lora_inspect.extract(path, base.path, tmp_path / "out", max_rank=16)
     # Random blocks have outliers, of which rounding is more than a direction or two.
-    assert min(result.ranks) == 2 and max(result.ranks) <= 4
+    assert min(result.ranks) == 2
+    assert max(result.ranks) <= 4
     assert result.error < 1e-4
 
 
@@ -368,11 +369,11 @@ def test_what_cannot_be_extracted_is_refused(tmp_path):
     wan = saved(tmp_path / "wan.safetensors", layouts.first_layout("wan"))
     refused(flux, wan, "it is of .*, but .* is of .*; give the base that it was tuned from")
     lora_inspect.extract(one, other, out, rank=2)
-    with pytest.raises(lora_inspect.RefusedError, match="it is an adapter, but extract takes two models; .*combine"):
+    with pytest.raises(lora_inspect.RefusedError, match=r"it is an adapter, but extract takes two models; .*combine"):
         lora_inspect.extract(out, other, tmp_path / "b", rank=RANK)
     with pytest.raises(lora_inspect.WouldOverwriteError):
         lora_inspect.extract(one, other, out, rank=2)
-    with pytest.raises(lora_inspect.LoraInspectError, match="choose another output|an input"):
+    with pytest.raises(lora_inspect.LoraInspectError, match=r"choose another output|an input"):
         lora_inspect.extract(one, other, tmp_path, rank=2, force=True)
 
 
@@ -395,7 +396,8 @@ def test_a_dry_run_prints_the_same_and_writes_nothing(run, tmp_path):
     dry = run("extract", one, other, "--rank", "3", "--dry-run", "--json").json
     assert sorted(tmp_path.iterdir()) == before
     wet = run("extract", one, other, "--rank", "3", "-o", tmp_path / "out", "--json").json
-    assert dry["output"] is None and wet["output"] == str(tmp_path / "out")
+    assert dry["output"] is None
+    assert wet["output"] == str(tmp_path / "out")
     for name in wet.keys() - {"output", "seconds", "bytes"}:
         assert dry[name] == wet[name], name
     assert abs(dry["bytes"] - wet["bytes"]) < 256
@@ -408,7 +410,9 @@ def test_the_file_says_how_it_was_made(tmp_path):
 
     with safe_open(tmp_path / "out" / "adapter_model.safetensors", "pt") as file:
         record = json.loads(file.metadata()["lora_inspect.combined"])
-    assert record["verb"] == "extract" and record["rule"] == {"energy": 0.99} and record["dtype"] == "F32"
+    assert record["verb"] == "extract"
+    assert record["rule"] == {"energy": 0.99}
+    assert record["dtype"] == "F32"
     assert [one["file"] for one in record["inputs"]] == ["tuned.safetensors", "base.safetensors"]
     assert record["error"] == pytest.approx(result.error, rel=1e-5)
     assert str(tmp_path) not in json.dumps(record)
