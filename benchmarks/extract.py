@@ -70,7 +70,9 @@ def extract(folder: str, rank: int) -> None:
 
     tuned, base = paths(folder)
     extract_planned(plan_extract(tuned, base, ExtractRequest(rank=rank), os.path.join(folder, "out.safetensors")), True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    # That of this process alone: the one that `getrusage` gives is at least its parent's.
+    with open("/proc/self/status") as file:
+        print(next(line.split()[1] for line in file if line.startswith("VmHWM")))
 
 
 def dense(count: int) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lora_inspect.algebra.output import AdapterOutput
     from lora_inspect.algebra.ranks import RankRule
     from lora_inspect.files.checkpoint import Checkpoint
+    from lora_inspect.files.safetensors.writer import TensorPlan
 
 __all__ = ["ExtractPlan", "ExtractRequest", "ExtractResult", "contradiction", "extract", "plan_extract"]
 
@@ -147,9 +148,9 @@ def extract(
     """
     started = time.perf_counter()
     leftovers: tuple[str, ...] = ()
-    if not dry_run:
+    if plan.path is not None:
         place = _place(plan, plan.naming.matrices)
-        leftovers = tuple(remove_leftovers(place.path))
+        leftovers = () if dry_run else tuple(remove_leftovers(place.path))
         place.check(plan.pair.files, force)
     run = _Run(plan, progress)
     run.write(force, dry_run)
@@ -187,6 +188,8 @@ class _Run:
         self.written: list[WrittenModule] = []
         self.written_vectors: list[WrittenVector] = []
         self.sha256 = [_hashes(one) for one in (plan.pair.tuned, plan.pair.base)]
+        # Before anything is written: these tensors have to be finite, too.
+        self.outside = self._outside()
         self.bytes = 0
 
     def _differs(self, one: "Extracted") -> bool:
@@ -194,24 +197,26 @@ class _Run:
 
     def write(self, force: bool, dry_run: bool) -> None:
         """Computes all modules, and writes them unless it is a `dry_run`."""
-        ranks, made = self._made()
-        plans = [*self.place.plans([one.shape for one in self.modules], ranks, self.dtype), *self._plans_of_vectors]
+        most, made = self._made()
+        at_most = self._plans(most)
+        # The header has room for the tensors at their largest ranks.
+        room = self.place.size(at_most, self._metadata()) - _factor_bytes(at_most)
         if dry_run:
             for _ in made:
                 pass
         else:
-            self._check_something(ranks)
-            self.place.write(plans, made, self._metadata, self.plan.pair.files, force, self.dtype)
-        self._check_something([one.made.rank for one in self.written])
+            self.place.write(at_most, self._checked(made), self._metadata, self.plan.pair.files, force, self.dtype)
         ranks = [one.made.rank for one in self.written]
-        plans = [*self.place.plans([one.shape for one in self.modules], ranks, self.dtype), *self._plans_of_vectors]
-        self.bytes = self.place.size(plans, self._metadata()) if dry_run else os.path.getsize(self._file)
+        self._check_something(ranks)
+        self.bytes = room + _factor_bytes(self._plans(ranks))
 
-    @property
-    def _file(self) -> str:
-        from lora_inspect.files.discovery import PEFT_WEIGHTS
+    def _plans(self, ranks: Sequence[int]) -> "list[TensorPlan]":
+        return [*self.place.plans([one.shape for one in self.modules], ranks, self.dtype), *self._plans_of_vectors]
 
-        return os.path.join(self.place.path, f"{PEFT_WEIGHTS}.safetensors") if self.place.is_folder else self.place.path
+    def _checked(self, made: "Iterator[Any]") -> "Iterator[Any]":
+        """The same, if anything of the difference is among it at its end, before the output appears."""
+        yield from made
+        self._check_something([one.made.rank for one in self.written])
 
     def _check_something(self, ranks: Sequence[int]) -> None:
         if not any(ranks) and not self.vectors:
@@ -242,30 +247,23 @@ class _Run:
         return ranks, self._noted(made)
 
     def _size(self, ranks: Sequence[int]) -> int:
-        plans = self.place.plans([one.shape for one in self.modules], ranks, self.dtype)
-        return self.place.size([*plans, *self._plans_of_vectors], self._metadata())
+        return self.place.size(self._plans(ranks), self._metadata())
 
     @property
-    def _plans_of_vectors(self) -> list[Any]:
+    def _plans_of_vectors(self) -> "list[TensorPlan]":
         from lora_inspect.files.safetensors.writer import TensorPlan
 
         return [TensorPlan(one.key, self.dtype, one.shape) for one in self.vectors]
 
     def _noted(self, modules: "Iterator[WrittenModule]") -> "Iterator[Any]":
-        from lora_inspect.algebra.extracting.extraction import WrittenVector
+        from lora_inspect.algebra.extracting.extraction import written_vector
         from lora_inspect.algebra.output import WrittenTensor
 
         for one in modules:
             self.written.append(one)
             yield one.made
         for plan, vector in zip(self._plans_of_vectors, self.vectors, strict=True):
-            found = WrittenVector(vector, self.dtype)
-            if math.isinf(found.rounding):
-                raise RefusedError(
-                    self.plan.pair.tuned.path,
-                    f"{vector.key} would hold numbers beyond {self.dtype}",
-                    "give --dtype bf16 or --dtype fp32",
-                )
+            found = written_vector(vector, self.dtype)
             self.written_vectors.append(found)
             yield WrittenTensor(plan, found.values)
 
@@ -296,7 +294,7 @@ class _Run:
             if one.norm == 0.0
             for part in module.parts
         }
-        left_out, shares = self._left_out(equal)
+        left_out, shares = self._left_out()
         known = [
             (one.error / one.norm, module.key)
             for module, one in zip(self.modules, written, strict=True)
@@ -336,38 +334,39 @@ class _Run:
             "notes": tuple(notes),
         }
 
-    def _left_out(self, equal: "set[str]") -> tuple[dict[str, str], dict[str, float]]:
-        """Tensors and modules that are left out, with the reason and the share, and the shares by reason."""
+    def _outside(self) -> dict[str, tuple[str, float]]:
+        """Tensors and components without a place in the output, with the reason and the squared norm."""
         from lora_inspect.algebra.extracting.extracted_modules import Part
         from lora_inspect.algebra.extracting.extraction import squared_norm
         from lora_inspect.algebra.extracting.model_layers import OF_VAE
 
-        reasons: dict[str, tuple[str, float]] = {}
+        found: dict[str, tuple[str, float]] = {}
         tensors = self.plan.pair.tensors
         for name, reason in self.plan.naming.left_out.items():
             if reason == OF_VAE:
-                reasons.setdefault(_VAE, (reason, 0.0))
+                found.setdefault(_VAE, (reason, 0.0))
             elif name not in tensors:
-                reasons[name] = reason, 0.0
-            elif name not in equal:
-                reasons[name] = reason, squared_norm([Part(tensors[name], None, None)])
+                found[name] = reason, 0.0
+            elif name not in self.equal and (square := squared_norm([Part(tensors[name], None, None)])):
+                found[name] = reason, square
         for one in self.unwanted:
-            reasons[one.key] = "left out by --weights-only", squared_norm(one.parts)
+            found[one.key] = "--weights-only leaves it out", squared_norm(one.parts)
+        return found
+
+    def _left_out(self) -> tuple[dict[str, str], dict[str, float]]:
+        """All that is left out, with the reason and the share of the squared norm, and the shares by reason."""
+        found = dict(self.outside)
         for module, written in zip(self.modules, self.written, strict=True):
             if not written.made.rank and written.norm:
                 why = "it is no more than the rounding of the models" if written.is_noise else _NO_ROOM
-                reasons[module.key] = why, written.norm**2
-        # The file and all that is left out are the difference together.
-        others = math.fsum(square for key, (why, square) in reasons.items())
-        own = {one.key for one in self.modules}
-        inside = math.fsum(square for key, (why, square) in reasons.items() if key in own)
-        whole = self._norm**2 + others - inside
+                found[module.key] = why, written.norm**2
+        whole = self._norm**2 + math.fsum(square for _, square in self.outside.values())
         shares: dict[str, float] = defaultdict(float)
-        for why, square in reasons.values():
+        for why, square in found.values():
             shares[why] += square / whole if whole else 0.0
         return {
             key: f"{why} ({square / whole:.2g} of the squared norm)" if square and whole else why
-            for key, (why, square) in reasons.items()
+            for key, (why, square) in found.items()
         }, dict(shares)
 
 
@@ -381,6 +380,11 @@ def _widest(tensors: "Iterator[PairedTensor]") -> str:
     if found & {"F32", "F64"} or found >= _OF_BOTH_HALVES:
         return "F32"
     return "F16" if "F16" in found else "BF16"
+
+
+def _factor_bytes(plans: "Sequence[TensorPlan]") -> int:
+    """The bytes of all tensors but alphas, for which the header has room."""
+    return sum(plan.nbytes for plan in plans if plan.shape)
 
 
 def _hashes(checkpoint: "Checkpoint") -> str | Mapping[str, str]:

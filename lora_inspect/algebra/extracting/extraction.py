@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy
+from numpy.typing import NDArray
 
 from lora_inspect.algebra.combination import MadeModule, stored
 from lora_inspect.algebra.extracting.extracted_modules import Extracted, Part
@@ -19,6 +20,8 @@ from lora_inspect.algebra.factors import Array, Factors
 from lora_inspect.algebra.module_threads import made_in_order
 from lora_inspect.algebra.range_finder import Found, find_range
 from lora_inspect.algebra.ranks import RankRule, Spectrum, choose_ranks
+from lora_inspect.errors import RefusedError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.maths.stored_numbers import decoded, encoded
 from lora_inspect.progress import Progress
@@ -32,12 +35,12 @@ _KEPT_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Direction:
+class Directions:
     """The directions of one difference: `up` (rows, rank) @ `down` (rank, columns), and the rest of it.
 
     `values` are the singular values of the product, falling. `norm` is that of the difference, `rest` at least that of
-    the difference without the product, and `noise` that of rounding alone, as an estimate. `is_noise` says that no further direction is
-    more than noise. Without factors, `up` and `down` are None.
+    the difference without the product, and `noise` that of rounding alone, as an estimate. `is_noise` says that no
+    further direction is more than noise. Without factors, `up` and `down` are None.
     """
 
     module: Extracted
@@ -55,10 +58,10 @@ class Direction:
         return len(self.values)
 
     def error(self, rank: int) -> float:
-        """At least the norm of what the first directions, `rank` of them, leave of the difference."""
+        """At least the norm of the difference without the first directions, `rank` of them."""
         return min(math.hypot(self.rest, *self.values[rank:].tolist()), self.norm)
 
-    def to(self, rank: int) -> "Direction":
+    def to(self, rank: int) -> "Directions":
         """The first directions alone."""
         if rank == self.rank:
             return self
@@ -66,15 +69,17 @@ class Direction:
         return replace(self, values=self.values[:rank], rest=self.error(rank), up=up, down=down)
 
 
-class WrittenModule:
-    """A module as it is written, with the norms of its difference and of its errors."""
+class WrittenModule(NamedTuple):
+    """A module as it is written, with the norms of its difference, of the error of its rank, and of the noise in it.
 
-    __slots__ = ("error", "is_noise", "made", "noise", "norm")
+    `is_noise` says that no further direction is more than noise.
+    """
 
-    def __init__(self, made: MadeModule, direction: Direction) -> None:
-        self.made = made
-        self.norm, self.error, self.noise = direction.norm, direction.error(made.rank), direction.noise
-        self.is_noise = direction.is_noise
+    made: MadeModule
+    norm: float
+    error: float
+    noise: float
+    is_noise: bool
 
 
 def rank_bytes(module: Extracted, dtype: str) -> int:
@@ -114,7 +119,7 @@ def written_in_size(
     sides = [min(module.shape[0], math.prod(module.shape[1:])) for module in modules]
     caps = [min(side, rule.max_rank or side) for side in sides]
     each = (rule.size or 0) / max(1, sum(rank_bytes(module, dtype) for module in modules))
-    found: dict[int, Direction] = {}
+    found: dict[int, Directions] = {}
     sizes = asked = {number: min(cap, max(1, math.ceil(_MORE * each))) for number, cap in enumerate(caps)}
     kept = _Kept()
     progress(0)
@@ -144,8 +149,8 @@ def written_in_size(
     return ranks, made_in_order(make, range(len(modules)))
 
 
-def _measurer(modules: Sequence[Extracted], asked: dict[int, int]) -> Callable[[int], Direction]:
-    def measure(number: int) -> Direction:
+def _measurer(modules: Sequence[Extracted], asked: dict[int, int]) -> Callable[[int], Directions]:
+    def measure(number: int) -> Directions:
         return _directions(modules[number], RankRule(rank=asked[number]))
 
     return measure
@@ -157,7 +162,7 @@ class _Kept:
     def __init__(self) -> None:
         self._bytes: dict[int, int] = {}
 
-    def after(self, number: int, one: Direction) -> Direction:
+    def after(self, number: int, one: Directions) -> Directions:
         """The directions of a module, without their factors where these are too much."""
         self._bytes.pop(number, None)
         size = 0 if one.up is None or one.down is None else one.up.nbytes + one.down.nbytes
@@ -167,7 +172,7 @@ class _Kept:
         return one
 
 
-def _directions(module: Extracted, rule: RankRule) -> Direction:
+def _directions(module: Extracted, rule: RankRule) -> Directions:
     """The directions of a module's difference that a rule asks for, as far as they are more than noise."""
     shape = sum(_rows_of(part) for part in module.parts), math.prod(module.parts[0].tensor.shape[1:])
     noises = [noise_of(part.tensor) for part in module.parts]
@@ -193,7 +198,7 @@ def _directions(module: Extracted, rule: RankRule) -> Direction:
     limit = min(shape if rank is None else (*shape, rank))
     is_noise = kept < found.rank or _stopped(found, rule, limit)
     up, down = _in_place(module, found)
-    own = Direction(
+    own = Directions(
         module,
         found.values[: found.rank],
         norm,
@@ -250,32 +255,40 @@ def _in_place(module: Extracted, found: Found) -> tuple[Array, Array]:
     return up, down
 
 
-def _written(one: Direction, dtype: str) -> WrittenModule:
+def _written(one: Directions, dtype: str) -> WrittenModule:
     module = one.module
     made = MadeModule(module.output, Spectrum(one.values, one.rank, rank_bytes(module, dtype)), module.shape, one.rank)
     if one.rank and one.up is not None and one.down is not None:
         path = module.parts[0].tensor.tuned.info.file
         found = stored(Factors.of(one.up, one.down, module.shape), dtype, module.key, path)
         made = made._replace(up=found.up, down=found.down, rounding=found.rounding)
-    return WrittenModule(made, one)
+    return WrittenModule(made, one.norm, one.error(one.rank), one.noise, one.is_noise)
 
 
-class WrittenVector:
-    """A difference of a vector as it is written, rounded to a type, with its norm and that of its rounding."""
+class WrittenVector(NamedTuple):
+    """A difference of a vector as it is written, with its norm and that of its rounding."""
 
-    __slots__ = ("module", "norm", "rounding", "values")
+    values: NDArray[numpy.generic]
+    norm: float
+    rounding: float
 
-    def __init__(self, module: Extracted, dtype: str) -> None:
-        whole = numpy.zeros(module.shape, numpy.float64).reshape(module.shape[0], -1)
-        for part in module.parts:
-            rows = numpy.concatenate([block for _, block in difference_blocks(part.tensor)])
-            rows = rows if part.rows is None else rows[part.rows]
-            whole[slice(None) if part.places is None else part.places] = rows
-        self.module = module
-        self.values = encoded(whole.reshape(module.shape), dtype)
-        written = decoded(dtype, self.values).reshape(whole.shape)
-        self.norm = float(numpy.linalg.norm(whole))
-        self.rounding = float(numpy.linalg.norm(written - whole)) if numpy.isfinite(written).all() else math.inf
+
+def written_vector(module: Extracted, dtype: str) -> WrittenVector:
+    """The difference of a vector, rounded to a type; LoraInspectError for numbers beyond it."""
+    whole = numpy.zeros(module.shape, numpy.float64).reshape(module.shape[0], -1)
+    for part in module.parts:
+        rows = numpy.concatenate([block for _, block in difference_blocks(part.tensor)])
+        rows = rows if part.rows is None else rows[part.rows]
+        whole[slice(None) if part.places is None else part.places] = rows
+    values = encoded(whole.reshape(module.shape), dtype)
+    written = decoded(dtype, values).reshape(whole.shape)
+    if not numpy.isfinite(written).all():
+        raise RefusedError(
+            module.parts[0].tensor.tuned.info.file,
+            f"{module.key} would hold numbers beyond {dtype}",
+            "give --dtype bf16 or --dtype fp32",
+        )
+    return WrittenVector(values, float(numpy.linalg.norm(whole)), float(numpy.linalg.norm(written - whole)))
 
 
 def squared_norm(parts: Sequence[Part]) -> float:
