@@ -442,3 +442,28 @@ def test_modules_are_chosen_by_globs(tmp_path):
     assert "net.1.q.weight" in result.unasked
     with pytest.raises(lora_inspect.RefusedError):
         lora_inspect.extract(one, other, tmp_path / "b", rank=2, include=["nothing.*"])
+
+
+@pytest.mark.parametrize("is_tuned", [True, False])
+def test_one_model_may_be_saved_below_a_prefix(is_tuned, tmp_path):
+    base = {name: 0.1 * value for name, value in layouts.first_layout("wan").items()}
+    tuned = tuned_of(base)
+    whole = tuned if is_tuned else base
+    below = {f"model.diffusion_model.{name}": value for name, value in whole.items()} | {"vae.a.weight": torch.ones(4)}
+    one, other = pair_of(tmp_path, *((base, below) if is_tuned else (below, tuned)))
+    out = tmp_path / "out.safetensors"
+    result = lora_inspect.extract(one, other, out, rank=RANK)
+    assert result.unpaired == ("vae.a.weight",)
+    plain = saved(tmp_path / "plain.safetensors", base)
+    assert max(off(folded(tmp_path, plain, out), tuned, base).values()) < 1e-5
+
+
+def test_a_tensor_without_a_place_has_to_be_finite_before_anything_is_written(tmp_path):
+    base = sdxl()
+    odd = "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight"
+    tuned = tuned_of(base)
+    tuned[odd] = torch.full_like(tuned[odd], math.inf)
+    one, other = pair_of(tmp_path, base, tuned)
+    with pytest.raises(lora_inspect.DamagedError, match=r"token_embedding.weight holds inf in row 0"):
+        lora_inspect.extract(one, other, tmp_path / "out.safetensors", rank=RANK)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "tuned.safetensors"]

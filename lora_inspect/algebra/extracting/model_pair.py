@@ -3,7 +3,7 @@
 Plain floats and eight-bit floats are read by numpy alone. Codes with a scale are decoded as a merge decodes them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import lcm, prod, sqrt
 from typing import Any
@@ -22,9 +22,11 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.stored_numbers import FLOATS, decoded, rounded
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight, open_weights
+from lora_inspect.reading.base.base_names import BASE_PREFIXES
 from lora_inspect.reading.base.quantisation import quantisation_settings
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import base_candidates, described, may_be_one
+from lora_inspect.schemes.record import MODEL
 
 # So many numbers of each model are in memory at a time, for each thread.
 _BLOCK = 1 << 19
@@ -115,6 +117,8 @@ def open_pair(tuned_path: str, base_path: str) -> ModelPair:
 
 def _paired(tuned: Checkpoint, base: Checkpoint) -> ModelPair:
     ours, theirs = (_weights_of(one) for one in (tuned, base))
+    if not any(name in ours for name in theirs):
+        ours = _below(theirs, ours)
     common = [name for name in theirs if name in ours]
     if not common:
         raise RefusedError(
@@ -139,6 +143,16 @@ def _paired(tuned: Checkpoint, base: Checkpoint) -> ModelPair:
         tensors[name] = PairedTensor(name, *(codec.of(info) for codec, info in zip(codecs, infos, strict=True)))
     unpaired = [name for name in theirs if name not in ours] + [name for name in ours if name not in theirs]
     return ModelPair(tuned, base, tensors, tuple(unpaired), unread)
+
+
+def _below(names: Collection[str], tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors by the `names` of the other model, which is saved with another prefix or with none."""
+    prefixes = BASE_PREFIXES[MODEL]
+    own = {name.removeprefix(prefix): info for prefix in prefixes for name, info in tensors.items()}
+    alike = {name: [short for prefix in prefixes if (short := name.removeprefix(prefix)) in own] for name in names}
+    named = {name: own[shorts[0]] for name, shorts in alike.items() if shorts}
+    others = {id(info) for info in named.values()}
+    return named | {name: info for name, info in tensors.items() if id(info) not in others}
 
 
 def _weights_of(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
