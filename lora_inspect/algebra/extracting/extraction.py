@@ -6,6 +6,7 @@ models can have made.
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -179,8 +180,9 @@ def _directions(module: Extracted, rule: RankRule) -> Directions:
     noise = Noise(*(math.sqrt(sum(one[at] ** 2 for one in noises) / len(noises)) for at in (0, 1)))
     seed = int.from_bytes(hashlib.sha256(module.key.encode()).digest()[:8], "little")
     rank = rule.rank if rule.max_error is not None or rule.energy is not None else (rule.rank or rule.max_rank)
+    passes = itertools.count()
     found = find_range(
-        lambda: _blocks(module),
+        lambda: _blocks(module, next(passes) > 0),
         shape,
         rank,
         seed,
@@ -222,16 +224,16 @@ def _rows_of(part: Part) -> int:
     return part.tensor.shape[0] if part.rows is None else len(part.rows)
 
 
-def _blocks(module: Extracted) -> Iterator[tuple[int, Array]]:
+def _blocks(module: Extracted, is_known_finite: bool) -> Iterator[tuple[int, Array]]:
     """The rows of all parts, one after the other, as they are stored."""
     begin = 0
     for part in module.parts:
         if part.rows is None:
-            for first, block in difference_blocks(part.tensor):
+            for first, block in difference_blocks(part.tensor, is_known_finite):
                 yield begin + first, block
             begin += part.tensor.shape[0]
             continue
-        for first, block in difference_blocks(part.tensor):
+        for first, block in difference_blocks(part.tensor, is_known_finite):
             low, high = numpy.searchsorted(part.rows, (first, first + len(block)))
             if high > low:
                 yield begin, block[part.rows[low:high] - first]

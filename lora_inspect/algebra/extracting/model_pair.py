@@ -28,8 +28,8 @@ from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import base_candidates, described, may_be_one
 from lora_inspect.schemes.record import MODEL
 
-# So many numbers of each model are in memory at a time, for each thread.
-_BLOCK = 1 << 19
+# So many numbers of each model are widened at a time, near the processor, and so many differences are multiplied.
+_PIECE, _BLOCK = 1 << 17, 1 << 20
 # So many numbers of a tensor show the distances between its numbers, in rows from all over it.
 _SAMPLED, _ROWS = 1 << 17, 64
 # Numbers of a finer type are often those of a coarser one: a model that was cast, or trained in half precision.
@@ -161,18 +161,29 @@ def _weights_of(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
     return {name: info for name, info in checkpoint.tensors.items() if name not in settings}
 
 
-def difference_blocks(pair: PairedTensor) -> Iterator[tuple[int, Array]]:
-    """(first row, tuned - base) for all rows, as matrices (rows, columns) in float32, or float64 of such numbers.
+def difference_blocks(pair: PairedTensor, is_known_finite: bool = False) -> Iterator[tuple[int, Array]]:
+    """(first row, tuned - base) for all rows, as matrices (rows, columns) in float64.
 
-    A vector is a column. Raises LoraInspectError for NaN and infinity, with the tensor that holds it.
+    Numbers of at most 32 bits are subtracted in float32. A vector is a column. Raises LoraInspectError for NaN and
+    infinity, with the tensor that holds it, unless an earlier pass has looked for them.
     """
+    rows, columns = _sizes(pair.shape)
+    count = max(1, _BLOCK // columns)
+    block, begin, end = numpy.empty((0, columns)), 0, 0
     for first, ours, theirs in _both(pair):
         with numpy.errstate(invalid="ignore", over="ignore"):
             difference = ours - theirs
-            total = difference.sum()
+            total = 0.0 if is_known_finite else difference.sum()
         if not numpy.isfinite(total) and not numpy.isfinite(difference).all():
             _refuse_not_finite(pair, first, ours, theirs)
-        yield first, difference
+        if end + len(difference) > len(block):
+            if end:
+                yield begin, block[:end]
+            begin, end = first, 0
+            block = numpy.empty((min(max(count, len(difference)), rows - first), columns))
+        block[end : end + len(difference)] = difference
+        end += len(difference)
+    yield begin, block[:end]
 
 
 def _refuse_not_finite(pair: PairedTensor, first: int, ours: Array, theirs: Array) -> None:
@@ -198,7 +209,7 @@ def _both(pair: PairedTensor) -> Iterator[tuple[int, Array, Array]]:
     if not pair.is_plain:
         yield from _decoded_both(pair, rows, columns)
         return
-    count = max(1, _BLOCK // columns)
+    count = max(1, _PIECE // columns)
     ours, theirs = pair.tuned.info, pair.base.info
     with InputFile(ours.file, ours.identity) as one, InputFile(theirs.file, theirs.identity) as other:
         for first in range(0, rows, count):
@@ -224,7 +235,7 @@ def _decoded_both(pair: PairedTensor, rows: int, columns: int) -> Iterator[tuple
     # Both are cut alike; where the rows are no whole number of blocks, there is one of all of them.
     together = 0 if rows % together else together
     read = [
-        RowBlocks(_BLOCK).read(weight.info, together, decode)
+        RowBlocks(_PIECE).read(weight.info, together, decode)
         for weight, decode in zip((pair.tuned, pair.base), decodes, strict=True)
     ]
     for (first, ours), (start, theirs) in zip(*read, strict=True):
