@@ -16,6 +16,7 @@ _HOMES = {
     "ConvertResult": "convert",
     "CouldNotWorkError": "arguments",
     "DamagedError": "arguments",
+    "ExtractResult": "extracting",
     "FolderResult": "comparing",
     "LoraInspectError": "arguments",
     "MergeResult": "verbs",
@@ -38,6 +39,7 @@ _HOMES = {
     "compare": "comparing",
     "compat": "verbs",
     "convert": "convert",
+    "extract": "extracting",
     "merge": "verbs",
     "open_adapter": "opened",
     "resize": "algebra",
@@ -56,6 +58,7 @@ __all__ = [
     "ConvertResult",
     "CouldNotWorkError",
     "DamagedError",
+    "ExtractResult",
     "FolderResult",
     "LoraInspectError",
     "MergeResult",
@@ -79,6 +82,7 @@ __all__ = [
     "compare",
     "compat",
     "convert",
+    "extract",
     "merge",
     "open_adapter",
     "resize",
@@ -104,6 +108,7 @@ if TYPE_CHECKING:
     )
     from lora_inspect.api.comparing import CompareResult, FolderResult, compare
     from lora_inspect.api.convert import ConvertResult, StateDict, convert, state_dict
+    from lora_inspect.api.extracting import ExtractResult, extract
     from lora_inspect.api.modules import ModuleChange, OpenedModule
     from lora_inspect.api.opened import OpenedAdapter, open_adapter
     from lora_inspect.api.verbs import (

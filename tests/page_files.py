@@ -156,6 +156,7 @@ FILES: dict[str, Make] = {
 # Those that a command makes of the others.
 MERGED = {
     "merged.safetensors": "merge base.safetensors style.safetensors:0.8 face.safetensors -o",
+    "tuned.safetensors": "merge base.safetensors style.safetensors -o",
 }
 # What names in blocks of Python stand for that no block gives.
 NAMES: dict[str, Callable[[], Any]] = {"model": wan_model}

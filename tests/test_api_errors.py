@@ -51,7 +51,11 @@ def test_every_keyword_that_an_error_may_name_is_one_of_a_function():
         lora_inspect.merge,
         lora_inspect.scan,
     )
-    known = {name for one in (*functions, lora_inspect.unmerge) for name in inspect.signature(one).parameters}
+    known = {
+        name
+        for one in (*functions, lora_inspect.unmerge, lora_inspect.extract)
+        for name in inspect.signature(one).parameters
+    }
     unknown = {keyword.partition("=")[0] for keyword, _ in KEYWORDS.values()} - known
     assert not unknown, f"errors would name {sorted(unknown)}, which no function takes"
 

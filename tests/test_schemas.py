@@ -63,7 +63,7 @@ def held(stdout):
     names = []
     for record in printed if isinstance(printed, list) else [printed]:
         name = "error"
-        if "code" not in record:
+        if "schema" in record:
             assert next(iter(record)) == "schema"
             name = record["schema"].split("/")[1]
         assert list(wrong(record, SCHEMAS[name])) == []
@@ -122,6 +122,9 @@ COMMANDS = {
                                  {"resize", "resize-skipped", "error"}),
     "an average": (["average", RSLORA, f"{RSLORA}:step=2", "-o", "a.safetensors"], {"average"}),
     "an average of factors": (["average", RSLORA, RSLORA, "--of", "factors", "-o", "a.safetensors"], {"average"}),
+    "an extraction": (["extract", "merged.safetensors", BASE, "--rank", "4", "-o", "a.safetensors"], {"extract"}),
+    "an extraction that writes nothing": (["extract", "merged.safetensors", BASE, "--energy", "0.99", "--dry-run"],
+                                          {"extract"}),
     "a proof": (["verify", "merged.safetensors", BASE, RSLORA], {"verify"}),
     "no proof": (["verify", BASE, BASE, RSLORA], {"verify"}),
     "a comparison": (["compare", RSLORA, f"{OTHER}:0.5"], {"compare"}),

@@ -24,6 +24,7 @@ from lora_inspect.algebra.module_threads import made_in_order
 from lora_inspect.algebra.output_modules import MadeModule, Making, PlannedModule
 from lora_inspect.algebra.ranks import RankRule, Spectrum
 from lora_inspect.errors import RefusedError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.maths.stored_numbers import decoded, encoded
 from lora_inspect.progress import Progress
@@ -260,19 +261,34 @@ def _trimmed(
 
 
 def _rounded(one: MadeModule, meant: Factors, making: Making) -> MadeModule:
-    """The module with these factors in the type of the output, and with initial directions behind them."""
-    times = one.module.times
-    up, down = encoded(meant.up / times if times > 1 else meant.up, making.dtype), encoded(meant.down, making.dtype)
-    written = Factors.of(_decoded(up, making.dtype), _decoded(down, making.dtype), meant.shape, float(times))
+    """The module with these factors in the type of the output, and with further directions where its rank is filled."""
+    found = stored(meant, making.dtype, one.key, _path_of(one.module), one.module.times)
+    made = replace(one, up=found.up, down=found.down, rounding=math.hypot(one.rounding, found.rounding))
+    return _filled(made, making) if making.initial or making.common else made
+
+
+class StoredFactors(NamedTuple):
+    """Factors as they are written, and the norm of the change's error that this makes, as random vectors show it."""
+
+    up: NDArray[numpy.generic]
+    down: NDArray[numpy.generic]
+    rounding: float
+
+
+def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> StoredFactors:
+    """The factors rounded to a type of an output, whose programs add the product `times` times.
+
+    Raises LoraInspectError with the module's name, and the path of an input, for numbers beyond the type.
+    """
+    up, down = encoded(meant.up / times if times > 1 else meant.up, dtype), encoded(meant.down, dtype)
+    written = Factors.of(_decoded(up, dtype), _decoded(down, dtype), meant.shape, float(times))
     probes = _probes_of(meant)
     with numpy.errstate(invalid="ignore"):
         of_meant, of_written = meant.times(probes), written.times(probes)
     # An infinity times a number is none, and so is a sum with it.
     if not numpy.isfinite(of_written).all():
-        raise _beyond(one.module, making.dtype)
-    rounding = float(numpy.linalg.norm(of_meant - of_written)) / math.sqrt(_PROBES)
-    made = replace(one, up=up, down=down, rounding=math.hypot(one.rounding, rounding))
-    return _filled(made, making) if making.initial or making.common else made
+        raise _beyond(name, path, dtype)
+    return StoredFactors(up, down, float(numpy.linalg.norm(of_meant - of_written)) / math.sqrt(_PROBES))
 
 
 def _filled(one: MadeModule, making: Making) -> MadeModule:
@@ -297,12 +313,14 @@ def _initial(key: str, count: int, columns: int) -> Array:
     return numpy.random.default_rng(seed).uniform(-bound, bound, (count, columns))
 
 
-def _beyond(module: PlannedModule, dtype: str) -> RefusedError:
-    return RefusedError(
-        module.sum.terms[0].adapter.checkpoint.path,
-        f"{module.sum.module.name.key} would hold numbers beyond {dtype}",
-        "give --dtype bf16 or --dtype fp32",
-    )
+def _beyond(name: str, path: str, dtype: str) -> RefusedError:
+    return RefusedError(path, f"{name} would hold numbers beyond {dtype}", "give --dtype bf16 or --dtype fp32")
+
+
+def _path_of(module: PlannedModule) -> str:
+    """The path of the first input that has the module."""
+    terms = [*module.sum.terms, *(term for own in module.vectors.values() for term in own)]
+    return terms[0].adapter.checkpoint.path
 
 
 def _decoded(codes: NDArray[numpy.generic], dtype: str) -> Array:
@@ -319,7 +337,7 @@ def _with_difference(one: MadeModule, parameter: str, values: Array, making: Mak
     codes = encoded(values, making.differences)
     written = _decoded(codes, making.differences)
     if not numpy.isfinite(written).all():
-        raise _beyond(one.module, making.differences)
+        raise _beyond(one.key, _path_of(one.module), making.differences)
     rounding = math.hypot(one.rounding, float(numpy.linalg.norm(written - values)))
     return replace(one, differences={**one.differences, parameter: codes}, rounding=rounding)
 

@@ -12,7 +12,7 @@ from zlib import crc32
 
 import numpy
 
-from lora_inspect.algebra.output_modules import MadeModule, Making, PlannedModule
+from lora_inspect.algebra.output_modules import MadeModule, Making, PlannedModule, WrittenTensor
 from lora_inspect.algebra.spelling import difference_key, spelling_of, suffixes_of
 from lora_inspect.algebra.streamed_file import alpha_plan, bytes_of, check_written, streamed_bytes, streamed_file
 from lora_inspect.algorithms import lora_bias
@@ -145,7 +145,7 @@ class AdapterOutput:
     def write(
         self,
         plans: Sequence[TensorPlan],
-        made: Iterable[MadeModule],
+        made: Iterable[MadeModule | WrittenTensor],
         making: Making,
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity],
@@ -179,7 +179,7 @@ class AdapterOutput:
         self,
         path: str,
         plans: Sequence[TensorPlan],
-        made: Iterable[MadeModule],
+        made: Iterable[MadeModule | WrittenTensor],
         making: Making,
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity] | None,
@@ -192,6 +192,9 @@ class AdapterOutput:
             for info in self._passed:
                 file.append(_as_it_is(info), b"".join(renamed(info, info.name).chunks()))
             for one in made:
+                if isinstance(one, WrittenTensor):
+                    file.append(one.plan, bytes_of(one.values))
+                    continue
                 for plan, data in self._tensors(one, making):
                     file.append(plan, data)
                 if one.rank:
@@ -216,7 +219,7 @@ class AdapterOutput:
     def _write_gguf(
         self,
         path: str,
-        made: Iterable[MadeModule],
+        made: Iterable[MadeModule | WrittenTensor],
         making: Making,
         metadata: Callable[[], Mapping[str, str]],
         inputs: Mapping[str, Identity],
@@ -226,6 +229,8 @@ class AdapterOutput:
         """Write a file of llama.cpp, whose header is first and has the record of all that follows."""
         contents, rank = list[Content](), 1
         for one in made:
+            if isinstance(one, WrittenTensor):
+                raise AssertionError(f"{one.plan.name}: llama.cpp has no tensors beside factors")
             rank = max(rank, one.rank)
             contents += [Content(plan, bytes(data)) for plan, data in self._tensors(one, making)]
         sums = {content.plan.name: crc32(content.source) for content in contents if isinstance(content.source, bytes)}
@@ -264,8 +269,10 @@ class AdapterOutput:
 
 
 def _origin(one: PlannedModule) -> Contribution | None:
-    """The contribution whose keys show the spelling of the module; None where no file has it."""
-    return one.sum.terms[0].contribution if one.sum.terms else None
+    """The contribution whose keys show the spelling of the module, of no file where the module itself has it."""
+    if one.sum.terms:
+        return one.sum.terms[0].contribution
+    return next(iter(one.sum.module.contributions), None)
 
 
 def _file(named: str, name: str, inputs: Collection[str], ending: str) -> str:

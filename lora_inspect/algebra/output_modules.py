@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.safetensors.writer import TensorPlan
 
 if TYPE_CHECKING:
     from lora_inspect.algebra.full_changes import WeightChanges
@@ -89,6 +90,13 @@ class MadeModule:
         return ModuleAccount(
             self.key, self.rank, bool(self.differences), self.norm, self.lost, self.rounding, self.offered
         )
+
+
+class WrittenTensor(NamedTuple):
+    """A tensor beside the modules, as it is written."""
+
+    plan: TensorPlan
+    values: NDArray[numpy.generic]
 
 
 class ModuleAccount(NamedTuple):

@@ -14,6 +14,7 @@ behind the kept ones, as none is above the true one (Cauchy's interlacing).
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -351,20 +352,42 @@ class _Krylov:
         return self._projection
 
     def _from_right(self, rest: float) -> _Projection:
-        left, values, turned = numpy.linalg.svd(self._image, full_matrices=False)
+        left, values, turned = _tall_svd(self._image)
         total = self.reader.total
         identity, rounding = numpy.eye(self.width), numpy.full(self.width, _PRODUCT * math.sqrt(total))
         return _Projection(left, identity, values, turned @ self._basis.T, rounding, total, rest)
 
     def _from_left(self) -> _Projection:
-        left, images, turned = numpy.linalg.svd(self._image, full_matrices=False)
+        left, images, turned = _tall_svd(self._image)
         kept = images > ROUNDING * images[0]
         left, images, turned = left[:, kept], images[kept], turned[kept]
-        turn, values, right = numpy.linalg.svd((self._back @ turned.T / images).T, full_matrices=False)
+        right, values, turn = (part.T for part in _tall_svd(self._back @ turned.T / images))
         # The rounding of Z is the same in all its columns, so that a small image enlarges it.
         total = self.reader.total
         enlarged = 1.0 + numpy.abs(turn.T) @ (images.max(initial=0.0) / images)
         return _Projection(left, turn, values, right, _PRODUCT * math.sqrt(total) * enlarged, total, None)
+
+
+# From this ratio of singular values on, a Gram matrix shows too little of the smallest one.
+_SPREAD_OF_GRAM = 1e-6
+
+
+def _tall_svd(tall: Array) -> tuple[Array, Array, Array]:
+    """The SVD (left, values, right) of (rows, n), by Gram matrices where that keeps the digits: in half the time.
+
+    A Gram matrix has half the digits: the first one only makes the columns nearly orthonormal, and the second one, of
+    these, has them all.
+    """
+    is_tall = tall.shape[0] > 2 * tall.shape[1] > 0
+    squares, vectors = numpy.linalg.eigh(tall.T @ tall) if is_tall else (numpy.zeros(1), tall)
+    if not squares[0] > _SPREAD_OF_GRAM**2 * squares[-1]:
+        left, values, right = numpy.linalg.svd(tall, full_matrices=False)
+        return left, values, right
+    roots = numpy.sqrt(squares)
+    near = tall @ (vectors / roots)
+    triangle = numpy.linalg.cholesky(near.T @ near).T
+    turn, values, right = numpy.linalg.svd((triangle * roots) @ vectors.T)
+    return near @ numpy.linalg.solve(triangle, turn), values, right
 
 
 def _whole(reader: _Reader) -> _Projection:
@@ -383,5 +406,20 @@ def _orthonormal(directions: Array, basis: Array) -> Array:
     """Orthonormal columns that span `directions` together with `basis`; projected twice, as once loses digits."""
     block = directions
     for _ in range(2):
-        block = numpy.linalg.qr(block - basis @ (basis.T @ block))[0]
+        block = _orthonormal_columns(block - basis @ (basis.T @ block))
     return block
+
+
+# Up to this ratio of the squares of the largest and the smallest pivot the columns are orthonormal to a few digits, and
+# to all of them the next time.
+_CONDITION = 1e11
+
+
+def _orthonormal_columns(block: Array) -> Array:
+    """Columns that span the same and are nearly orthonormal, by Cholesky's root where that keeps the directions."""
+    with suppress(numpy.linalg.LinAlgError):  # a direction is no more than rounding
+        triangle = numpy.linalg.cholesky(block.T @ block).T
+        pivots = numpy.square(triangle.diagonal())
+        if pivots.min() * _CONDITION > pivots.max():
+            return block @ numpy.linalg.inv(triangle)
+    return numpy.linalg.qr(block)[0]

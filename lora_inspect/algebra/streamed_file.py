@@ -44,7 +44,12 @@ def alpha_plan(key: str) -> TensorPlan:
 
 def streamed_bytes(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
     """The bytes of a file with these tensors and metadata."""
-    return _room(plans, metadata) + sum(plan.nbytes for plan in plans if not _is_in_front(plan))
+    return _room(plans, metadata) + bytes_behind(plans)
+
+
+def bytes_behind(plans: Sequence[TensorPlan]) -> int:
+    """The bytes of the tensors that stand behind the header and the alphas."""
+    return sum(plan.nbytes for plan in plans if not _is_in_front(plan))
 
 
 def _is_in_front(plan: TensorPlan) -> bool:

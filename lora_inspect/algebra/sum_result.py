@@ -12,6 +12,7 @@ from lora_inspect.algebra.metadata import MetadataConflict, input_records, made_
 from lora_inspect.algebra.output_modules import FileError, MadeModule, ModuleAccount, file_error
 from lora_inspect.algebra.plan import SumPlan
 from lora_inspect.algebra.ranks import choose_ranks
+from lora_inspect.algebra.streamed_file import bytes_behind
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.result import ProgramCheck
@@ -180,7 +181,10 @@ def plan_result(plan: SumPlan, verb: str, progress: Progress = silent) -> SumRes
         has_differences = bool(one.module.vectors) or one.module.is_difference
         account.modules.append(ModuleAccount(one.key, rank, has_differences, norm, lost, 0.0))
     account.check()
-    size = plan.output.size(plan.output.plans(filled, plan.making), account.metadata())
+    # The header has room for the tensors at their largest ranks.
+    at_most = plan.output.plans(filled if plan.is_measured else plan.most, plan.making)
+    room = plan.output.size(at_most, account.metadata()) - bytes_behind(at_most)
+    size = room + bytes_behind(plan.output.plans(filled, plan.making))
     return _result(plan, verb, account, file_error(account.modules), size, time.perf_counter() - started)
 
 

@@ -15,31 +15,9 @@ import torch
 from torch import Tensor
 
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.safetensors.dtypes import GRIDS
 from lora_inspect.maths.tensors import STORED_DTYPES
 
-
-class Grid(NamedTuple):
-    """The numbers of a type: bits of the mantissa behind the point, and the exponent of the least normal number.
-
-    Whole numbers are as far apart as the numbers below that exponent are.
-    """
-
-    bits: int
-    least: int
-
-
-GRIDS = {
-    "F64": Grid(52, -1022),
-    "F32": Grid(23, -126),
-    "F16": Grid(10, -14),
-    "BF16": Grid(7, -126),
-    "F8_E4M3": Grid(3, -6),
-    "F8_E5M2": Grid(2, -14),
-    "I8": Grid(7, 7),
-}
-# The variance of what rounding adds to a number, in squares of the distance between two numbers: that of a number
-# anywhere between them.
-ROUNDING = 1 / 12
 # What values of a finer type are looked for, the coarsest first: a merge in half precision is often saved as F32.
 _COARSER = ("BF16", "F16", "F32")
 _EXPONENTS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.maths.rounding import GRIDS, ROUNDING
+from lora_inspect.files.safetensors.dtypes import GRIDS, ROUNDING
 
 # What is stated with a share are so many standard errors: less than one false alarm in a million modules.
 SIGMAS = 5.0

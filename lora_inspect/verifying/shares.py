@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
+from lora_inspect.files.safetensors.dtypes import GRIDS, PLAIN_FLOATS, ROUNDING
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.change import Link
-from lora_inspect.maths.rounding import GRIDS, ROUNDING, grid_of, rounded, spacing
+from lora_inspect.maths.rounding import grid_of, rounded, spacing
 from lora_inspect.maths.share import NOT_FINITE, SIGMAS, Estimate, Share, inverse, unknown_rounding
 from lora_inspect.maths.tensors import RowBlocks, first_non_finite
 from lora_inspect.merging.fold_chain import Fold

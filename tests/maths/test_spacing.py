@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lora_inspect.maths.rounding import GRIDS, grid_of, rounded, spacing
+from lora_inspect.files.safetensors.dtypes import GRIDS
+from lora_inspect.maths.rounding import grid_of, rounded, spacing
 from lora_inspect.maths.tensors import STORED_DTYPES
 
 VALUES = torch.tensor([1.0, 1.5, 1.99, 2.0, 3.7, 0.013, 0.02, 1e-3, 2.0**-7, 2.0**-15, 1e-9, 300.0])

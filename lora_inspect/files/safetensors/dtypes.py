@@ -2,6 +2,8 @@
 
 import struct
 
+from lora_inspect.fast_namedtuple import NamedTuple
+
 # What a dimension of a tensor, and a place in a file, is below.
 SIZES = 1 << 63
 
@@ -43,6 +45,30 @@ DTYPE_NAMES = {
 
 # Eight bits whose codes are numbers by themselves; a weight of them may have a scale beside it.
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
+
+
+class Grid(NamedTuple):
+    """The numbers of a type: bits of the mantissa behind the point, and the exponent of the least normal number.
+
+    Whole numbers are as far apart as the numbers below that exponent are.
+    """
+
+    bits: int
+    least: int
+
+
+GRIDS = {
+    "F64": Grid(52, -1022),
+    "F32": Grid(23, -126),
+    "F16": Grid(10, -14),
+    "BF16": Grid(7, -126),
+    "F8_E4M3": Grid(3, -6),
+    "F8_E5M2": Grid(2, -14),
+    "I8": Grid(7, 7),
+}
+# The variance of what rounding adds to a number, in squares of the distance between two numbers: that of a number
+# anywhere between them.
+ROUNDING = 1 / 12
 
 _STRUCT = {
     "F64": "<d",

@@ -1,0 +1,391 @@
+"""Extraction of an adapter: the difference of two models, streamed in blocks of rows."""
+
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.algebra.options import ExtractRequest, contradiction, rank_rule
+from lora_inspect.errors import RefusedError
+from lora_inspect.files.input_file import check_unchanged
+from lora_inspect.files.temp_files import remove_leftovers
+from lora_inspect.maths.scaling import STANDARD
+from lora_inspect.progress import Progress, silent
+from lora_inspect.reading.metadata.provenance import COMBINED_KEY
+from lora_inspect.reading.model.evidence import SCALE_KEY
+from lora_inspect.sentences import Result
+
+if TYPE_CHECKING:
+    from lora_inspect.algebra.extracting.extracted_modules import Extracted, Naming
+    from lora_inspect.algebra.extracting.extraction import WrittenModule, WrittenVector
+    from lora_inspect.algebra.extracting.model_pair import ModelPair, PairedTensor
+    from lora_inspect.algebra.output import AdapterOutput
+    from lora_inspect.algebra.ranks import RankRule
+    from lora_inspect.files.safetensors.writer import TensorPlan
+
+__all__ = ["ExtractPlan", "ExtractRequest", "ExtractResult", "contradiction", "extract", "plan_extract"]
+
+_UNNAMED = "extracted.safetensors"
+_VAE = "vae"
+_NO_ROOM = "the size has no room for it"
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractPlan:
+    """The modules of an extraction, from headers: both models, and the names of the output at `path`, None for none."""
+
+    pair: "ModelPair"
+    naming: "Naming"
+    request: ExtractRequest
+    path: str | None
+
+    @property
+    def modules(self) -> int:
+        """The number of modules that may have factors."""
+        return len(self.naming.matrices)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ExtractResult(Result):
+    """The account of an extraction.
+
+    `modules` counts those with factors, `differences` the vectors beside them. `left_out` are tensors and components
+    without a place in the output, with the reason, and `shares` by reason the share that they have of the squared norm
+    of the difference. `equal` counts the tensors that are the same in both models, `unpaired` are those that one of
+    them lacks. `energy` is the share of the squared norm that the ranks keep. `error`, `rounding` and `noise` are
+    shares of the norm: the loss by the ranks, the loss by the element type, and the estimated rounding of both models.
+    `worst` is the module with the largest error. `noisy` counts the modules that stop at the noise.
+    """
+
+    output: str | None
+    inputs: tuple[dict[str, Any], ...]
+    modules: int
+    differences: int
+    left_out: dict[str, str]
+    shares: dict[str, float]
+    unasked: tuple[str, ...]
+    ranks: dict[int, int]
+    dtype: str
+    bytes: int
+    energy: float
+    error: float
+    rounding: float
+    noise: float
+    worst: tuple[str, float] | None
+    noisy: int
+    equal: int
+    unpaired: tuple[str, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `extract --json` prints."""
+        return {
+            "schema": "lora-inspect/extract/1",
+            "output": self.output,
+            "inputs": list(self.inputs),
+            "modules": self.modules,
+            "differences": self.differences,
+            "left_out": self.left_out,
+            "ranks": {str(rank): count for rank, count in self.ranks.items()},
+            "dtype": self.dtype,
+            "bytes": self.bytes,
+            "energy": self.energy,
+            "error": self.error,
+            "rounding": self.rounding,
+            "noise": self.noise,
+            "worst": self.worst and {"module": self.worst[0], "error": self.worst[1]},
+            "equal": self.equal,
+            "unpaired": list(self.unpaired),
+            "order_matters": [],
+            "seconds": self.seconds,
+        }
+
+
+def plan_extract(tuned: str, base: str, request: ExtractRequest, output: str | None) -> ExtractPlan:
+    """Reads the headers of both models, and names the modules of their difference.
+
+    `output` is the path that the user named, None where nothing is written. Raises LoraInspectError for whatever stands
+    in the way.
+    """
+    from lora_inspect.algebra.extracting.extracted_modules import named
+    from lora_inspect.algebra.extracting.model_pair import open_pair
+
+    pair = open_pair(tuned, base)
+    plan = ExtractPlan(pair, named(pair, request), request, output)
+    if output is not None:
+        _place(plan, plan.naming.matrices)
+    return plan
+
+
+def _place(plan: ExtractPlan, modules: "Sequence[Extracted]") -> "AdapterOutput":
+    from lora_inspect.algebra.output import AdapterOutput
+
+    return AdapterOutput(
+        plan.naming.adapter, [one.planned for one in modules], plan.path, plan.pair.files, _UNNAMED, is_asked=True
+    )
+
+
+def extract(
+    plan: ExtractPlan, force: bool = False, dry_run: bool = False, progress: Progress = silent
+) -> ExtractResult:
+    """Writes the difference as an adapter; with `dry_run` it computes the same and writes nothing.
+
+    `progress` is told of each module. Raises LoraInspectError, and leaves nothing, where the models do not differ, hold
+    numbers that are not finite, and where the output cannot be as requested.
+    """
+    started = time.perf_counter()
+    leftovers: tuple[str, ...] = ()
+    if plan.path is not None:
+        place = _place(plan, plan.naming.matrices)
+        leftovers = () if dry_run else tuple(remove_leftovers(place.path))
+        place.check(plan.pair.files, force)
+    run = _Run(plan, progress)
+    run.write(force, dry_run)
+    check_unchanged(plan.pair.files)
+    result = run.result(None if dry_run and plan.path is None else run.place.path, leftovers)
+    progress(plan.modules - len(run.modules))
+    return ExtractResult(**result, seconds=time.perf_counter() - started)
+
+
+class _Run:
+    """One extraction: the modules that differ, and the account of each once it is written."""
+
+    def __init__(self, plan: ExtractPlan, progress: Progress) -> None:
+        from lora_inspect.algebra.metadata import input_record
+        from lora_inspect.algebra.module_threads import made_in_order
+        from lora_inspect.algebra.output_modules import Making
+
+        naming, tensors = plan.naming, plan.pair.tensors
+        unasked = set(naming.unasked)
+        names = [name for name in tensors if name not in unasked]
+        same = made_in_order(lambda name: tensors[name].is_equal, names)
+        self.equal = {name for name, is_equal in zip(names, same, strict=True) if is_equal}
+        self.plan, self.progress = plan, progress
+        self.modules = [one for one in naming.matrices if self._differs(one)]
+        vectors = [one for one in naming.vectors if self._differs(one)]
+        self.unwanted = vectors if plan.request.weights_only else []
+        self.vectors = [] if plan.request.weights_only else vectors
+        if len(self.equal) == len(names):
+            raise RefusedError(
+                plan.pair.tuned.path,
+                f"all {len(names)} tensors are the same in {plan.pair.base.path}",
+                "name the tuned model first, then the base that it was tuned from",
+            )
+        self.rule: RankRule = rank_rule(plan.request)
+        self.dtype = plan.request.dtype or _widest(part.tensor for one in self.modules for part in one.parts)
+        self.making = Making(self.dtype, self.dtype)
+        self.place = _place(plan, self.modules)
+        self.written: list[WrittenModule] = []
+        self.written_vectors: list[WrittenVector] = []
+        self.inputs = [input_record(one, "") for one in (plan.pair.tuned, plan.pair.base)]
+        # Before anything is written: these tensors have to be finite, too.
+        self.outside = self._outside()
+        self.bytes = 0
+
+    def _differs(self, one: "Extracted") -> bool:
+        return any(part.tensor.name not in self.equal for part in one.parts)
+
+    def write(self, force: bool, dry_run: bool) -> None:
+        """Computes all modules, and writes them unless it is a `dry_run`."""
+        from lora_inspect.algebra.streamed_file import bytes_behind
+
+        most, made = self._made()
+        at_most = self._plans(most)
+        # The header has room for the tensors at their largest ranks.
+        room = self.place.size(at_most, self._metadata()) - bytes_behind(at_most)
+        if dry_run:
+            for _ in made:
+                pass
+        else:
+            files = self.plan.pair.files
+            self.place.write(at_most, self._checked(made), self.making, self._metadata, files, force)
+        ranks = [one.made.rank for one in self.written]
+        self._check_something(ranks)
+        self.bytes = room + bytes_behind(self._plans(ranks))
+
+    def _plans(self, ranks: Sequence[int]) -> "list[TensorPlan]":
+        return [*self.place.plans(ranks, self.making), *self._plans_of_vectors]
+
+    def _checked(self, made: "Iterator[Any]") -> "Iterator[Any]":
+        """The same, if anything of the difference is among it at its end, before the output appears."""
+        yield from made
+        self._check_something([one.made.rank for one in self.written])
+
+    def _check_something(self, ranks: Sequence[int]) -> None:
+        if not any(ranks) and not self.vectors:
+            raise RefusedError(
+                self.plan.pair.tuned.path,
+                f"nothing of its difference from {self.plan.pair.base.path} has a place in the output",
+                "allow a larger size or another part of the models, or choose other names with --to",
+            )
+
+    def _made(self) -> "tuple[list[int], Iterator[Any]]":
+        """The ranks at most, and everything that is written, which is noted as it is made."""
+        from lora_inspect.algebra.extracting.extraction import written_by_rule, written_in_size
+
+        if self.rule.size is None:
+            caps = [cap for cap in (self.rule.rank, self.rule.max_rank) if cap is not None]
+            ranks = [min(one.shape[0], math.prod(one.shape[1:]), *caps) for one in self.modules]
+            return ranks, self._noted(written_by_rule(self.modules, self.rule, self.dtype, self.progress))
+        try:
+            ranks, made = written_in_size(self.modules, self.rule, self.dtype, self._size, self.progress)
+        except ValueError:
+            least = self._size([0] * len(self.modules))
+            raise RefusedError(
+                self.plan.pair.tuned.path,
+                f"the output without any factors takes {least:,} bytes already, more than the {self.rule.size:,} that "
+                "--size gives",
+                "give a larger size, or leave the vectors out with --weights-only",
+            ) from None
+        return ranks, self._noted(made)
+
+    def _size(self, ranks: Sequence[int]) -> int:
+        return self.place.size(self._plans(ranks), self._metadata())
+
+    @property
+    def _plans_of_vectors(self) -> "list[TensorPlan]":
+        from lora_inspect.files.safetensors.writer import TensorPlan
+
+        return [TensorPlan(one.key, self.dtype, one.shape) for one in self.vectors]
+
+    def _noted(self, modules: "Iterator[WrittenModule]") -> "Iterator[Any]":
+        from lora_inspect.algebra.extracting.extraction import written_vector
+        from lora_inspect.algebra.output_modules import WrittenTensor
+
+        for one in modules:
+            self.written.append(one)
+            yield one.made
+        for plan, vector in zip(self._plans_of_vectors, self.vectors, strict=True):
+            found = written_vector(vector, self.dtype)
+            self.written_vectors.append(found)
+            yield WrittenTensor(plan, found.values)
+
+    def _metadata(self) -> dict[str, str]:
+        from lora_inspect.algebra.metadata import made_record
+        from lora_inspect.algebra.output_modules import FileError
+
+        errors = FileError(self._error, self._rounding)
+        return {
+            SCALE_KEY: STANDARD,
+            COMBINED_KEY: made_record("extract", self.inputs, self.rule, self.dtype, errors, self._options),
+        }
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """The options that decide the output beside the rule, as its record has them."""
+        request = self.plan.request
+        told = {"only": list(request.only), "include": list(request.include), "exclude": list(request.exclude)}
+        return {name: value for name, value in {**told, "weights_only": request.weights_only}.items() if value}
+
+    @property
+    def _norm(self) -> float:
+        return math.hypot(*(one.norm for one in self.written), *(one.norm for one in self.written_vectors))
+
+    @property
+    def _error(self) -> float:
+        return math.hypot(*(one.error for one in self.written)) / self._norm if self._norm else 0.0
+
+    @property
+    def _rounding(self) -> float:
+        found = [*(one.made.rounding for one in self.written), *(one.rounding for one in self.written_vectors)]
+        return math.hypot(*found) / self._norm if self._norm else 0.0
+
+    def result(self, output: str | None, leftovers: Sequence[str]) -> dict[str, Any]:
+        """The fields of the result."""
+        plan, written = self.plan, self.written
+        zeros = [one for one in written if one.norm == 0.0]
+        equal = self.equal | {
+            part.tensor.name
+            for module, one in zip(self.modules, written, strict=True)
+            if one.norm == 0.0
+            for part in module.parts
+        }
+        left_out, shares = self._left_out()
+        known = [
+            (one.error / one.norm, module.key)
+            for module, one in zip(self.modules, written, strict=True)
+            if one.norm and not (one.is_noise and not one.made.rank)
+        ]
+        worst = max(known, key=lambda found: found[0], default=None)
+        noisy = sum(one.is_noise and one.norm > 0.0 for one in written)
+        notes = [*leftovers]
+        if noisy:
+            notes.append(
+                f"{plan.pair.tuned.path}: {noisy} of {len(written) - len(zeros)} modules stop at the noise of rounding "
+                "both models, below which no rank is spent."
+            )
+        paths = (plan.pair.tuned.path, plan.pair.base.path)
+        return {
+            "output": output,
+            "inputs": tuple(
+                {"path": path, "sha256": one["sha256"], "settings": ""}
+                for path, one in zip(paths, self.inputs, strict=True)
+            ),
+            "modules": sum(one.made.rank > 0 for one in written),
+            "differences": len(self.written_vectors),
+            "left_out": left_out,
+            "shares": shares,
+            "unasked": plan.naming.unasked,
+            "ranks": dict(sorted(Counter(one.made.rank for one in written if one.made.rank).items())),
+            "dtype": self.dtype,
+            "bytes": self.bytes,
+            "energy": 1.0 - self._error**2,
+            "error": self._error,
+            "rounding": self._rounding,
+            "noise": math.hypot(*(one.noise for one in written)) / self._norm if self._norm else 0.0,
+            "worst": worst and (worst[1], worst[0]),
+            "noisy": noisy,
+            "equal": len(equal),
+            "unpaired": plan.pair.unpaired,
+            "notes": tuple(notes),
+        }
+
+    def _outside(self) -> dict[str, tuple[str, float]]:
+        """Tensors and components without a place in the output, with the reason and the squared norm."""
+        from lora_inspect.algebra.extracting.extracted_modules import Part
+        from lora_inspect.algebra.extracting.extraction import squared_norm
+        from lora_inspect.algebra.extracting.model_layers import OF_VAE
+
+        found: dict[str, tuple[str, float]] = {}
+        tensors = self.plan.pair.tensors
+        for name, reason in self.plan.naming.left_out.items():
+            if reason == OF_VAE:
+                found.setdefault(_VAE, (reason, 0.0))
+            elif name not in tensors:
+                found[name] = reason, 0.0
+            elif name not in self.equal and (square := squared_norm([Part(tensors[name], None, None)])):
+                found[name] = reason, square
+        for one in self.unwanted:
+            found[one.key] = "--weights-only leaves it out", squared_norm(one.parts)
+        return found
+
+    def _left_out(self) -> tuple[dict[str, str], dict[str, float]]:
+        """All that is left out, with the reason and the share of the squared norm, and the shares by reason."""
+        found = dict(self.outside)
+        for module, written in zip(self.modules, self.written, strict=True):
+            if not written.made.rank and written.norm:
+                why = "it is no more than the rounding of the models" if written.is_noise else _NO_ROOM
+                found[module.key] = why, written.norm**2
+        whole = self._norm**2 + math.fsum(square for _, square in self.outside.values())
+        shares: dict[str, float] = defaultdict(float)
+        for why, square in found.values():
+            shares[why] += square / whole if whole else 0.0
+        return {
+            key: f"{why} ({square / whole:.2g} of the squared norm)" if square and whole else why
+            for key, (why, square) in found.items()
+        }, dict(shares)
+
+
+# The types of matrices, the widest first; what holds none of them is written in that of the most programs.
+_OF_BOTH_HALVES = {"F16", "BF16"}
+
+
+def _widest(tensors: "Iterator[PairedTensor]") -> str:
+    """The widest float type of some tensors of both models; float32 holds both half precisions."""
+    found = {dtype for tensor in tensors for dtype in tensor.dtypes}
+    if found & {"F32", "F64"} or found >= _OF_BOTH_HALVES:
+        return "F32"
+    return "F16" if "F16" in found else "BF16"
