@@ -52,7 +52,7 @@ def write_adapters(folder: str, blocks: int) -> None:
 def floor(folder: str) -> None:
     import numpy
 
-    from lora_inspect.algebra.module_threads import one_blas_thread
+    from lora_inspect.algebra.linear.module_threads import one_blas_thread
     from lora_inspect.files.safetensors.header import read_header
     from lora_inspect.maths.stored_numbers import load
 
@@ -82,7 +82,7 @@ def summed(folder: str, rank: int | None) -> None:
 def dense(folder: str, count: int) -> None:
     import numpy
 
-    from lora_inspect.algebra.module_threads import one_blas_thread
+    from lora_inspect.algebra.linear.module_threads import one_blas_thread
 
     with one_blas_thread():
         for rows, columns in [SHAPES["self_attn_q"], SHAPES["ffn_0"]][:count]:

@@ -78,7 +78,7 @@ def extract(folder: str, rank: int) -> None:
 def dense(count: int) -> None:
     import numpy
 
-    from lora_inspect.algebra.module_threads import one_blas_thread
+    from lora_inspect.algebra.linear.module_threads import one_blas_thread
 
     with one_blas_thread():
         for rows, columns in [SHAPES["self_attn.q"], SHAPES["ffn.0"]][:count]:

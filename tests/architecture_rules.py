@@ -288,10 +288,6 @@ MOST_EXCEPTIONS = 25
 EXCEPTIONS = {
     (names_twice, "lora_inspect/api/convert.py"): "the verb once more, as Python calls it",
     (names_twice, "lora_inspect/ops/merge_jobs.py"): "a mode of the verb merge, so it has a file in cli and in ops",
-    (
-        parts_of_another,
-        "lora_inspect/files/gguf/gguf_writer.py",
-    ): "the bytes of GGUF belong to files, its importer is part of converting, and gguf_format is what readers load",
 }
 
 

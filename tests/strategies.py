@@ -158,6 +158,7 @@ settings = st.builds(
     expert_packing=st.none() | st.sampled_from(PACKINGS),
     residual=st.none() | st.booleans(),
     architecture=st.none() | st.sampled_from([family.name for family in architectures.every()]),
+    step=st.none() | st.integers(0, 10**12 - 1),
 )
 
 

@@ -44,6 +44,7 @@ def test_errors_name_keywords_in_the_place_of_options(said):
 
 def test_every_keyword_that_an_error_may_name_is_one_of_a_function():
     functions = (
+        lora_inspect.average,
         lora_inspect.check,
         lora_inspect.compare,
         lora_inspect.compat,
@@ -51,11 +52,8 @@ def test_every_keyword_that_an_error_may_name_is_one_of_a_function():
         lora_inspect.merge,
         lora_inspect.scan,
     )
-    known = {
-        name
-        for one in (*functions, lora_inspect.unmerge, lora_inspect.extract)
-        for name in inspect.signature(one).parameters
-    }
+    every = (*functions, lora_inspect.unmerge, lora_inspect.extract, lora_inspect.combine, lora_inspect.resize)
+    known = {name for one in every for name in inspect.signature(one).parameters}
     unknown = {keyword.partition("=")[0] for keyword, _ in KEYWORDS.values()} - known
     assert not unknown, f"errors would name {sorted(unknown)}, which no function takes"
 

@@ -7,12 +7,12 @@ thin side, Tucker cores) has a formula that makes them, with torch. The factors 
 from collections.abc import Sequence
 from functools import reduce
 from math import prod
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy
 
 from lora_inspect.algebra.alignment import OutputModule, Term
-from lora_inspect.algebra.factors import Array, Factors, joined
+from lora_inspect.algebra.linear.factors import Array, Factors, joined
 from lora_inspect.algorithms import full, lora
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.target.target_algorithm import ARE_DIFFERENCES, is_kernel_open, is_kernel_untold
@@ -21,8 +21,23 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.stored_numbers import FLOATS, load
 from lora_inspect.reading.model.contribution import Contribution
 
-if TYPE_CHECKING:
-    from lora_inspect.algebra.full_changes import WeightChanges
+
+class WeightChanges(Protocol):
+    """The changes that adapters make of weights of a base."""
+
+    notes: list[str]
+
+    def has(self, term: Term) -> bool:
+        """Whether the base has the parameter that a term changes."""
+
+    def shape(self, term: Term) -> tuple[int, ...]:
+        """(out, in, *kernel) of the weight of the output that a term changes, as the base tells it."""
+
+    def order_matters(self) -> list[str]:
+        """The weights that another order of the adapters would leave different."""
+
+    def difference(self, terms: Sequence[Term]) -> Array:
+        """W' - W (out, in·kernel) of one weight of the output: the rows that any of its terms change."""
 
 
 def needs_base(contribution: Contribution) -> bool:
@@ -168,7 +183,7 @@ def refuse_not_finite(terms: Sequence[Term]) -> None:
             )
 
 
-def whole_change(terms: Sequence[Term], base: "WeightChanges | None") -> Array:
+def whole_change(terms: Sequence[Term], base: WeightChanges | None) -> Array:
     """The sum of terms as a matrix (rows, columns) in float64.
 
     Where a term depends on a weight, it is the difference of that in the `base`, and else the sum of the changes.
@@ -191,7 +206,7 @@ def change_of(term: Term) -> Array:
         load_torch()
         from lora_inspect.algebra.full_changes import of_formula
 
-        return of_formula(term)
+        return in_output(of_formula(term), term)
     refuse_not_finite([term])
     values = _load(contribution.operands[full.DIFFERENCE]).astype(numpy.float64)
     matrix = values.reshape(len(values), -1) * term.multiplier

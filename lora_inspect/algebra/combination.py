@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import Term
 from lora_inspect.algebra.changes import matrix_shape, refuse_not_finite, sum_of, whole_change
-from lora_inspect.algebra.core import Core, Trim
 from lora_inspect.algebra.experts import ExpertChanges
-from lora_inspect.algebra.factors import Array, Factors, joined
-from lora_inspect.algebra.module_threads import made_in_order
-from lora_inspect.algebra.output_modules import MadeModule, Making, PlannedModule
-from lora_inspect.algebra.ranks import RankRule, Spectrum
+from lora_inspect.algebra.linear.core import Core, Trim
+from lora_inspect.algebra.linear.factors import Array, Factors, joined
+from lora_inspect.algebra.linear.module_threads import made_in_order
+from lora_inspect.algebra.linear.ranks import RankRule, Spectrum
+from lora_inspect.algebra.output.output_modules import MadeModule, Making, PlannedModule
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
@@ -30,7 +30,7 @@ from lora_inspect.maths.stored_numbers import decoded, encoded
 from lora_inspect.progress import Progress
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.range_finder import Found
+    from lora_inspect.algebra.linear.range_finder import Found
 
 # The most bytes of cores that are kept between the passes; the others are computed twice.
 _KEPT_BYTES = 256 << 20
@@ -215,7 +215,7 @@ def _trimmed_experts(
 
 def _found(one: MadeModule, matrix: Array, rule: RankRule, making: Making) -> MadeModule:
     """The module with the factors that the range finder finds of a full change."""
-    from lora_inspect.algebra.range_finder import find_range
+    from lora_inspect.algebra.linear.range_finder import find_range
 
     def blocks() -> Iterator[tuple[int, Array]]:
         count = max(1, _BLOCK // matrix.shape[1])

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
 from lora_inspect.algebra.changes import check_sizes, needs_base, refuse_not_finite, terms_of, thin_rank, whole_change
-from lora_inspect.algebra.core import shared_factors
 from lora_inspect.algebra.experts import ExpertChanges
-from lora_inspect.algebra.factors import Array, Factors
-from lora_inspect.algebra.module_threads import made_in_order
+from lora_inspect.algebra.linear.core import shared_factors
+from lora_inspect.algebra.linear.factors import Array, Factors
+from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.errors import RefusedError
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
@@ -30,7 +30,7 @@ from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.schemes.record import MODEL
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.full_changes import WeightChanges
+    from lora_inspect.algebra.changes import WeightChanges
 
 Square = NDArray[numpy.float64]
 

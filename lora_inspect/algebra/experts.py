@@ -10,8 +10,8 @@ import numpy
 
 from lora_inspect.algebra.alignment import Term
 from lora_inspect.algebra.changes import refuse_not_finite
-from lora_inspect.algebra.core import Core
-from lora_inspect.algebra.factors import Array, Factors, joined
+from lora_inspect.algebra.linear.core import Core
+from lora_inspect.algebra.linear.factors import Array, Factors, joined
 from lora_inspect.errors import RefusedError
 from lora_inspect.reading.model.contribution import Contribution
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import OutputModule
 from lora_inspect.algebra.changes import factors_of, sum_of, thin_rank
-from lora_inspect.algebra.core import shared_cores
-from lora_inspect.algebra.factors import Array, Factors
-from lora_inspect.algebra.module_threads import made_in_order
+from lora_inspect.algebra.linear.core import shared_cores
+from lora_inspect.algebra.linear.factors import Array, Factors
+from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.rescaling import Rounding, bytes_of_numbers
 from lora_inspect.algorithms import lora
 from lora_inspect.errors import RefusedError

@@ -10,15 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial, reduce
 from math import prod
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
 from numpy.typing import NDArray
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from lora_inspect.algebra.alignment import OutputModule, Term
-from lora_inspect.algebra.changes import in_output
+from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, take_rows
 from lora_inspect.converting.steps.part import read_operands
@@ -35,14 +34,11 @@ from lora_inspect.merging.plan import check_replaced
 from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
 from lora_inspect.reading.model.contribution import Contribution
 
-if TYPE_CHECKING:
-    from lora_inspect.algebra.inputs import Inputs
-
 Matrix = NDArray[numpy.floating[Any]]
 
 
 def of_formula(term: Term) -> Matrix:
-    """The change (out, in·kernel) of a term whose formula needs no weight, at its multiplier and in its rows."""
+    """The change (out, in·kernel) of a term whose formula needs no weight, at its multiplier."""
     contribution = term.contribution
     first = next(iter(contribution.factors.values()))
     shape = contribution.known_shape
@@ -53,7 +49,7 @@ def of_formula(term: Term) -> Matrix:
         Placement(contribution, place).change(tensors).fold(matrix, 0, term.multiplier)
     except LinAlgError as error:
         raise _no_numbers(contribution) from error
-    return in_output(_finite(matrix, contribution), term)
+    return _finite(matrix, contribution)
 
 
 def _finite(matrix: torch.Tensor, contribution: Contribution) -> Matrix:
@@ -79,7 +75,12 @@ class BaseChanges:
     """
 
     def __init__(
-        self, inputs: "Inputs", modules: Sequence[OutputModule], base: Checkpoint, rule: str | None, answers: Answers
+        self,
+        adapters: Sequence[MultipliedAdapter],
+        modules: Sequence[OutputModule],
+        base: Checkpoint,
+        rule: str | None,
+        answers: Answers,
     ) -> None:
         self._base, self._rule = base, rule
         self._codecs = BaseCodecs(base)
@@ -90,8 +91,9 @@ class BaseChanges:
         self._lock = Lock()
         summed = {(id(term.adapter), _identity(term.contribution)) for module in modules for term in module.terms}
         orientations = []
-        for number, one in enumerate(inputs.adapters):
-            matching = match(one.adapter, base, transposed=answers, without=inputs.excluded[number])
+        for one in adapters:
+            excluded = one.adapter.modules.keys() - one.multipliers.keys()
+            matching = match(one.adapter, base, transposed=answers, without=excluded)
             orientations.append(matching.orientations)
             for name, placed in matching.targets.items():
                 for each in placed:
@@ -208,10 +210,6 @@ def _identity(contribution: Contribution) -> tuple[object, ...]:
     """The contribution of a file by its tensors: on the way to its place its record is made anew."""
     algorithm = contribution.algorithm
     return contribution.module.key, algorithm.name, algorithm.parameter, contribution.rows
-
-
-# The changes of weights of a base, by all adapters one after the other or by each alone.
-WeightChanges = BaseChanges | SeparateChanges
 
 
 def _take(found: Matrix, own: Matrix, moves: Sequence[tuple[Runs, int]]) -> None:

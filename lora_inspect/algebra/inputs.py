@@ -27,7 +27,7 @@ from lora_inspect.reading.pipeline import pipeline_expert
 from lora_inspect.reading.weights_toml import WeightsFile, read_weights
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.full_changes import WeightChanges
+    from lora_inspect.algebra.changes import WeightChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +196,8 @@ def base_changes(
     assert inputs.base is not None
     how = modules, inputs.base, request.dora_multiplier, request.transposed
     if weights is None:
-        return BaseChanges(inputs, *how)
-    return SeparateChanges([(w, BaseChanges(one, *how)) for w, one in zip(weights, inputs.each(), strict=True)])
+        return BaseChanges(inputs.adapters, *how)
+    return SeparateChanges([(w, BaseChanges([one], *how)) for w, one in zip(weights, inputs.adapters, strict=True)])
 
 
 def _depends(contribution: Contribution) -> str:

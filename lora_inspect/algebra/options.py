@@ -14,7 +14,7 @@ from lora_inspect.converting.options import known_targets
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.ranks import RankRule
+    from lora_inspect.algebra.linear.ranks import RankRule
     from lora_inspect.matching.orientation import Answers
 
 # The rules of which one decides the ranks.
@@ -86,7 +86,7 @@ class RankRequest:
 
 def rank_rule(request: RankRequest) -> "RankRule":
     """Return the rule that the options amount to."""
-    from lora_inspect.algebra.ranks import RankRule  # `--help` does without numpy
+    from lora_inspect.algebra.linear.ranks import RankRule  # `--help` does without numpy
 
     size = None if request.size is None else bytes_of(request.size)
     return RankRule(request.rank, request.energy, request.max_error, size, request.max_rank)

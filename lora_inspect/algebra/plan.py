@@ -14,11 +14,11 @@ from lora_inspect import programs
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
 from lora_inspect.algebra.changes import check_sizes, has_open_kernel, matrix_shape, needs_base, shape_of, thin_rank
 from lora_inspect.algebra.inputs import Inputs, base_changes, check_experts
+from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.options import AverageRequest, CombineRequest, ResizeRequest
-from lora_inspect.algebra.output import AdapterOutput
-from lora_inspect.algebra.output_modules import Making, PlannedModule
-from lora_inspect.algebra.ranks import RankRule
-from lora_inspect.algebra.spelling import times_counted
+from lora_inspect.algebra.output.adapter_output import AdapterOutput
+from lora_inspect.algebra.output.output_modules import Making, PlannedModule
+from lora_inspect.algebra.output.spelling import times_counted
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.options import LORA, ConvertOptions, ConvertRequest, convert_options
 from lora_inspect.converting.target.target_names import architecture_of
@@ -34,7 +34,7 @@ from lora_inspect.reading.model.settings import Settings
 from lora_inspect.schemes.gguf import GGUF
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.full_changes import WeightChanges
+    from lora_inspect.algebra.changes import WeightChanges
 
 SumRequest = CombineRequest | ResizeRequest | AverageRequest
 

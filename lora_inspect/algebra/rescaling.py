@@ -18,11 +18,11 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.inputs import Inputs
-from lora_inspect.algebra.metadata import input_records, kept_metadata, made_record
-from lora_inspect.algebra.output_modules import FileError
-from lora_inspect.algebra.ranks import RankRule
-from lora_inspect.algebra.streamed_file import bytes_of, streamed_bytes, streamed_file
-from lora_inspect.algebra.sum_result import SumResult
+from lora_inspect.algebra.linear.ranks import RankRule
+from lora_inspect.algebra.output.made_metadata import input_records, kept_metadata, made_record
+from lora_inspect.algebra.output.output_modules import FileError
+from lora_inspect.algebra.output.streamed_file import bytes_of, streamed_bytes, streamed_file
+from lora_inspect.algebra.results import SumResult
 from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.files.delivery import delivered
 from lora_inspect.files.discovery import ADAPTER_CONFIG

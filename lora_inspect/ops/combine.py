@@ -1,19 +1,21 @@
 """Writes the sum of adapters, each at its multipliers, as one adapter."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-from lora_inspect.algebra.inputs import read_inputs
 from lora_inspect.algebra.options import CombineRequest, rank_rule
-from lora_inspect.algebra.plan import SumPlan, plan_sum, recorded_options
-from lora_inspect.algebra.rescaling import RescalingPlan, is_rescalable, plan_rescaling, planned_copy, rescaled
-from lora_inspect.algebra.sum_result import SumResult, plan_result, write_sum
+from lora_inspect.algebra.results import SumResult
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings
+
+if TYPE_CHECKING:
+    from lora_inspect.algebra.plan import SumPlan
+    from lora_inspect.algebra.rescaling import RescalingPlan
 
 # A sum is planned and then made: its callers find both here.
 __all__ = ["CombinePlan", "SumResult", "combine", "plan_combine", "planned_result"]
 
-CombinePlan = SumPlan | RescalingPlan
+CombinePlan: TypeAlias = "SumPlan | RescalingPlan"
 _VERB = "combine"
 
 
@@ -23,6 +25,10 @@ def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, r
     One adapter without a rule or other names keeps its algorithm. Raises LoraInspectError where the adapters have no
     sum, or names cannot have it.
     """
+    from lora_inspect.algebra.inputs import read_inputs
+    from lora_inspect.algebra.plan import plan_sum, recorded_options
+    from lora_inspect.algebra.rescaling import is_rescalable, plan_rescaling
+
     inputs, rule = read_inputs(adapters, request), rank_rule(request)
     is_kept = rule.is_exact and request.to is None and request.base is None
     if is_kept and is_rescalable(inputs, request.dora_multiplier):
@@ -36,6 +42,9 @@ def combine(plan: CombinePlan, force: bool = False, progress: Progress = silent)
 
     Raises LoraInspectError, and leaves nothing, where it cannot be written as planned.
     """
+    from lora_inspect.algebra.rescaling import RescalingPlan, rescaled
+    from lora_inspect.algebra.sum_making import write_sum
+
     if isinstance(plan, RescalingPlan):
         return rescaled(plan, _VERB, force, progress)
     return write_sum(plan, _VERB, force, progress)
@@ -43,4 +52,7 @@ def combine(plan: CombinePlan, force: bool = False, progress: Progress = silent)
 
 def planned_result(plan: CombinePlan, progress: Progress = silent) -> SumResult:
     """Measure the planned sum without writing it."""
+    from lora_inspect.algebra.rescaling import RescalingPlan, planned_copy
+    from lora_inspect.algebra.sum_making import plan_result
+
     return planned_copy(plan, _VERB) if isinstance(plan, RescalingPlan) else plan_result(plan, _VERB, progress)

@@ -15,8 +15,8 @@ from lora_inspect.sentences import Result
 if TYPE_CHECKING:
     from lora_inspect.algebra.alignment import OutputModule
     from lora_inspect.algebra.change_groups import FolderFile
+    from lora_inspect.algebra.changes import WeightChanges
     from lora_inspect.algebra.comparison import Comparison
-    from lora_inspect.algebra.full_changes import WeightChanges
     from lora_inspect.algebra.inputs import Inputs
     from lora_inspect.algebra.options import CompareRequest
 

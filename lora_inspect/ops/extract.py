@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lora_inspect.algebra.extracting.extracted_modules import Extracted, Naming
     from lora_inspect.algebra.extracting.extraction import WrittenModule, WrittenVector
     from lora_inspect.algebra.extracting.model_pair import ModelPair, PairedTensor
-    from lora_inspect.algebra.output import AdapterOutput
-    from lora_inspect.algebra.ranks import RankRule
+    from lora_inspect.algebra.linear.ranks import RankRule
+    from lora_inspect.algebra.output.adapter_output import AdapterOutput
     from lora_inspect.files.safetensors.writer import TensorPlan
 
 __all__ = ["ExtractPlan", "ExtractRequest", "ExtractResult", "contradiction", "extract", "plan_extract"]
@@ -121,7 +121,7 @@ def plan_extract(tuned: str, base: str, request: ExtractRequest, output: str | N
 
 
 def _place(plan: ExtractPlan, modules: "Sequence[Extracted]") -> "AdapterOutput":
-    from lora_inspect.algebra.output import AdapterOutput
+    from lora_inspect.algebra.output.adapter_output import AdapterOutput
 
     return AdapterOutput(
         plan.naming.adapter, [one.planned for one in modules], plan.path, plan.pair.files, _UNNAMED, is_asked=True
@@ -154,9 +154,9 @@ class _Run:
     """One extraction: the modules that differ, and the account of each once it is written."""
 
     def __init__(self, plan: ExtractPlan, progress: Progress) -> None:
-        from lora_inspect.algebra.metadata import input_record
-        from lora_inspect.algebra.module_threads import made_in_order
-        from lora_inspect.algebra.output_modules import Making
+        from lora_inspect.algebra.linear.module_threads import made_in_order
+        from lora_inspect.algebra.output.made_metadata import input_record
+        from lora_inspect.algebra.output.output_modules import Making
 
         naming, tensors = plan.naming, plan.pair.tensors
         unasked = set(naming.unasked)
@@ -190,7 +190,7 @@ class _Run:
 
     def write(self, force: bool, dry_run: bool) -> None:
         """Computes all modules, and writes them unless it is a `dry_run`."""
-        from lora_inspect.algebra.streamed_file import bytes_behind
+        from lora_inspect.algebra.output.streamed_file import bytes_behind
 
         most, made = self._made()
         at_most = self._plans(most)
@@ -253,7 +253,7 @@ class _Run:
 
     def _noted(self, modules: "Iterator[WrittenModule]") -> "Iterator[Any]":
         from lora_inspect.algebra.extracting.extraction import written_vector
-        from lora_inspect.algebra.output_modules import WrittenTensor
+        from lora_inspect.algebra.output.output_modules import WrittenTensor
 
         for one in modules:
             self.written.append(one)
@@ -264,8 +264,8 @@ class _Run:
             yield WrittenTensor(plan, found.values)
 
     def _metadata(self) -> dict[str, str]:
-        from lora_inspect.algebra.metadata import made_record
-        from lora_inspect.algebra.output_modules import FileError
+        from lora_inspect.algebra.output.made_metadata import made_record
+        from lora_inspect.algebra.output.output_modules import FileError
 
         errors = FileError(self._error, self._rounding)
         return {

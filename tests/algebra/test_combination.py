@@ -10,14 +10,15 @@ import torch
 from adapters import lora
 from safetensors.torch import save_file
 
-from lora_inspect.algebra import combination, module_threads
+from lora_inspect.algebra import combination
 from lora_inspect.algebra.combination import made, made_by_rule, measured
-from lora_inspect.algebra.core import Core
 from lora_inspect.algebra.inputs import read_inputs
+from lora_inspect.algebra.linear import module_threads
+from lora_inspect.algebra.linear.core import Core
+from lora_inspect.algebra.linear.ranks import RankRule, choose_ranks
 from lora_inspect.algebra.options import CombineRequest
-from lora_inspect.algebra.output_modules import file_error
+from lora_inspect.algebra.output.output_modules import file_error
 from lora_inspect.algebra.plan import plan_sum
-from lora_inspect.algebra.ranks import RankRule, choose_ranks
 from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.maths.stored_numbers import decoded
 from lora_inspect.progress import silent

@@ -3,8 +3,8 @@
 import numpy
 import pytest
 
-from lora_inspect.algebra.core import Core, root, shared_cores, shared_factors
-from lora_inspect.algebra.factors import Factors, inner, joined
+from lora_inspect.algebra.linear.core import Core, root, shared_cores, shared_factors
+from lora_inspect.algebra.linear.factors import Factors, inner, joined
 
 
 def conditioned(rng, size, rank, condition):

@@ -7,7 +7,7 @@ import numpy
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from lora_inspect.algebra.module_threads import made_in_order, one_blas_thread
+from lora_inspect.algebra.linear.module_threads import made_in_order, one_blas_thread
 
 
 def blas_threads():

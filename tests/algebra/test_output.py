@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.algebra import streamed_file
 from lora_inspect.algebra.combination import made_by_rule, measured
 from lora_inspect.algebra.inputs import read_inputs
+from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.options import CombineRequest
+from lora_inspect.algebra.output import streamed_file
 from lora_inspect.algebra.plan import plan_sum
-from lora_inspect.algebra.ranks import RankRule
 from lora_inspect.errors import CouldNotWorkError, RefusedError, WouldOverwriteError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.progress import silent

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.range_finder import BOUND, Blocks, Found, find_range
+from lora_inspect.algebra.linear.range_finder import BOUND, Blocks, Found, find_range
 
 pytestmark = pytest.mark.numeric
 

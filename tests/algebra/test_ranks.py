@@ -5,7 +5,7 @@ import math
 import numpy
 import pytest
 
-from lora_inspect.algebra.ranks import RankRule, Spectrum, choose_ranks, trim_error
+from lora_inspect.algebra.linear.ranks import RankRule, Spectrum, choose_ranks, trim_error
 
 STEEP = numpy.array([8.0, 4.0, 2.0, 1.0])
 FLAT = numpy.array([3.0, 3.0, 3.0])

@@ -493,7 +493,8 @@ MAKING = {
     "lora_inspect/files/system.py",
     "lora_inspect/files/base_folder.py",
     "lora_inspect/converting/output/standard_output.py",
-    "lora_inspect/algebra/output.py",
+    "lora_inspect/algebra/output/adapter_output.py",
+    "lora_inspect/algebra/rescaling.py",
 }
 CALLS = {"write_text", "write_bytes", "save_file", "serialize_file", "touch", "mkstemp", "NamedTemporaryFile"}
 CALLS_OF_OS = {"open", "rename", "renames", "replace", "link", "symlink", "mkdir", "makedirs", "unlink", "remove"}

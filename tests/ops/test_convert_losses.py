@@ -123,7 +123,7 @@ def test_growth_can_be_accepted(tmp_path, run):
 
 
 def test_the_change_of_a_base_may_outgrow_its_input_no_more_than_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_inspect.converting.steps.part._FREE_BYTES", 0)
+    monkeypatch.setattr("lora_inspect.converting.growth._FREE_BYTES", 0)
     generator = torch.Generator().manual_seed(0)
     tensors = {
         "a.lora_down.weight": torch.ones(1, 64),

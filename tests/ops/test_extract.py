@@ -422,7 +422,7 @@ def test_the_file_says_how_it_was_made(tmp_path):
 
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_the_bytes_do_not_show_the_threads(threads, tmp_path, monkeypatch):
-    from lora_inspect.algebra import module_threads
+    from lora_inspect.algebra.linear import module_threads
 
     base = linear(blocks=4)
     one, other = pair_of(tmp_path, base, tuned_of(base, rank=30))

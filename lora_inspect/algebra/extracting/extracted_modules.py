@@ -17,7 +17,7 @@ from lora_inspect.algebra.alignment import OutputModule
 from lora_inspect.algebra.extracting.model_layers import Layer, ModelLayers, as_adapter, layers_of
 from lora_inspect.algebra.extracting.model_pair import ModelPair, PairedTensor
 from lora_inspect.algebra.options import ExtractRequest
-from lora_inspect.algebra.output_modules import PlannedModule
+from lora_inspect.algebra.output.output_modules import PlannedModule
 from lora_inspect.algorithms.full import DIFFERENCE
 from lora_inspect.algorithms.record import BIAS, WEIGHT
 from lora_inspect.architectures.detection import Detection

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from lora_inspect.algebra.combination import stored
 from lora_inspect.algebra.extracting.extracted_modules import Extracted, Part
 from lora_inspect.algebra.extracting.model_pair import Noise, difference_blocks, noise_of
-from lora_inspect.algebra.factors import Array, Factors
-from lora_inspect.algebra.module_threads import made_in_order
-from lora_inspect.algebra.output_modules import MadeModule
-from lora_inspect.algebra.range_finder import Found, find_range
-from lora_inspect.algebra.ranks import RankRule, Spectrum, choose_ranks
+from lora_inspect.algebra.linear.factors import Array, Factors
+from lora_inspect.algebra.linear.module_threads import made_in_order
+from lora_inspect.algebra.linear.range_finder import Found, find_range
+from lora_inspect.algebra.linear.ranks import RankRule, Spectrum, choose_ranks
+from lora_inspect.algebra.output.output_modules import MadeModule
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy
 
-from lora_inspect.algebra.factors import Array
+from lora_inspect.algebra.linear.factors import Array
 from lora_inspect.codecs import stored_types
 from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple

@@ -30,7 +30,7 @@ def average(
     files: tuple[str, ...], output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any
 ) -> None:
     """Plans, writes and prints."""
-    from lora_inspect.cli.algebra.summary import tell
+    from lora_inspect.cli.algebra.made_account import tell
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.ops.average import average as average_planned
     from lora_inspect.ops.average import plan_average, planned_result

@@ -30,7 +30,7 @@ def combine(
     adapters: tuple[str, ...], output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any
 ) -> None:
     """Plans, writes and prints."""
-    from lora_inspect.cli.algebra.summary import tell
+    from lora_inspect.cli.algebra.made_account import tell
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.ops.combine import combine as combine_planned
     from lora_inspect.ops.combine import plan_combine, planned_result

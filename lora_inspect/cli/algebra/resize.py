@@ -36,7 +36,7 @@ Example: lora-inspect resize style.safetensors --energy 0.99 -o smaller.safetens
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def resize(adapter: str, output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any) -> None:
     """Plans, writes and prints."""
-    from lora_inspect.cli.algebra.summary import tell
+    from lora_inspect.cli.algebra.made_account import tell
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.files.discovery import is_collection
     from lora_inspect.ops.resize import plan_resize, planned_result
@@ -106,7 +106,7 @@ def _resize_folder(
 
 
 def _tell(outcomes: "Sequence[Outcome[SumResult]]", done: str) -> None:
-    from lora_inspect.cli.algebra.summary import energy_and_error, modules_in_words, size_in_words
+    from lora_inspect.cli.algebra.made_account import energy_and_error, modules_in_words, size_in_words
 
     rows = [
         (one.output, modules_in_words(one), size_in_words(one.bytes), *energy_and_error(one))

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy
 
-from lora_inspect.algebra.factors import Array, Factors, joined
+from lora_inspect.algebra.linear.factors import Array, Factors, joined
 from lora_inspect.fast_namedtuple import NamedTuple
 
 # Up to this ratio of the squares of the largest and the smallest pivot a root of a Gram matrix keeps its digits.

@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.algebra.inputs import Inputs
-from lora_inspect.algebra.output_modules import FileError
-from lora_inspect.algebra.ranks import RankRule
+from lora_inspect.algebra.linear.ranks import RankRule
+from lora_inspect.algebra.output.output_modules import FileError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import HASH_KEYS, file_sha256
 from lora_inspect.files.strict_json import parse_json

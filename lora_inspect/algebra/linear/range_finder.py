@@ -21,8 +21,8 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.core import ROUNDING
-from lora_inspect.algebra.factors import Array
+from lora_inspect.algebra.linear.core import ROUNDING
+from lora_inspect.algebra.linear.factors import Array
 
 # Each call reads the matrix once: the first row of each block, and its rows in float32 or float64.
 Blocks = Callable[[], Iterator[tuple[int, NDArray[numpy.floating[Any]]]]]

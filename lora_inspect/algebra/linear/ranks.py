@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import numpy
 
-from lora_inspect.algebra.factors import Array
+from lora_inspect.algebra.linear.factors import Array
 from lora_inspect.fast_namedtuple import NamedTuple
 
 

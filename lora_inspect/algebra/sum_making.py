@@ -3,16 +3,16 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from lora_inspect import programs
 from lora_inspect.algebra.combination import OFFERED, MeasuredModule, made, made_by_rule, measured
-from lora_inspect.algebra.metadata import MetadataConflict, input_records, made_metadata, made_record
-from lora_inspect.algebra.output_modules import FileError, MadeModule, ModuleAccount, file_error
+from lora_inspect.algebra.linear.ranks import choose_ranks
+from lora_inspect.algebra.output.made_metadata import MetadataConflict, input_records, made_metadata, made_record
+from lora_inspect.algebra.output.output_modules import FileError, MadeModule, ModuleAccount, file_error
+from lora_inspect.algebra.output.streamed_file import bytes_behind
 from lora_inspect.algebra.plan import SumPlan
-from lora_inspect.algebra.ranks import choose_ranks
-from lora_inspect.algebra.streamed_file import bytes_behind
+from lora_inspect.algebra.results import OfferedTrim, SumResult, WorstModule
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.result import ProgramCheck
@@ -23,77 +23,9 @@ from lora_inspect.programs.verdict import SAME, judge_each
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.identify import adapter_candidates, with_paths
-from lora_inspect.sentences import Result, listed
+from lora_inspect.sentences import listed
 
 _OTHER_PROGRAM = "choose another program (nothing was written)"
-
-
-@dataclass(frozen=True, slots=True)
-class WorstModule:
-    """The module with the largest relative error of its trim."""
-
-    module: str
-    error: float
-
-
-@dataclass(frozen=True, slots=True)
-class OfferedTrim:
-    """The output that a rule would give: its largest rank and its bytes."""
-
-    energy: float
-    rank: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class SumResult(Result):
-    """The account of a sum, made or planned.
-
-    `output` is None where nothing was named. `inputs` have the name, the SHA-256 and the settings of each file.
-    `left_out` are reasons by module or key. `ranks` count modules by rank. `error` is the relative error of the trims,
-    of all modules together, `energy` is 1 - error², and `worst` the module with the largest error. `rounding` is the
-    relative error of rounding to `dtype`, None where nothing was written. `order_matters` are weights of the base that
-    another order of the adapters would leave different. `offer` is the trim that an exact sum could have. `notes` are
-    sentences on the inputs.
-    """
-
-    verb: str
-    output: str | None
-    is_made: bool
-    inputs: tuple[dict[str, Any], ...]
-    modules: int
-    left_out: dict[str, str]
-    ranks: dict[int, int]
-    dtype: str
-    bytes: int
-    energy: float | None
-    error: float | None
-    rounding: float | None
-    worst: WorstModule | None
-    order_matters: tuple[str, ...]
-    seconds: float
-    notes: tuple[str, ...] = ()
-    offer: OfferedTrim | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record that `--json` prints."""
-        return {
-            "schema": f"lora-inspect/{self.verb}/1",
-            "output": self.output,
-            "dry_run": not self.is_made,
-            "inputs": [{"path": one["path"], **{k: one[k] for k in ("sha256", "settings")}} for one in self.inputs],
-            "modules": self.modules,
-            "left_out": self.left_out,
-            "ranks": {str(rank): count for rank, count in self.ranks.items()},
-            "dtype": self.dtype,
-            "bytes": self.bytes,
-            "energy": self.energy,
-            "error": self.error,
-            "rounding": self.rounding,
-            "worst": self.worst and {"module": self.worst.module, "error": self.worst.error},
-            "order_matters": list(self.order_matters),
-            "seconds": self.seconds,
-        }
 
 
 class _Account:

@@ -8,7 +8,7 @@ from lora_inspect.cli import terminal
 from lora_inspect.sentences import counted, shortened, some
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.sum_result import SumResult
+    from lora_inspect.algebra.results import SumResult
 
 # How many ranks are listed one by one.
 _LISTED = 8

@@ -13,7 +13,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.writer import TensorPlan
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.full_changes import WeightChanges
+    from lora_inspect.algebra.changes import WeightChanges
 
 
 class PlannedModule(NamedTuple):

@@ -12,9 +12,9 @@ from zlib import crc32
 
 import numpy
 
-from lora_inspect.algebra.output_modules import MadeModule, Making, PlannedModule, WrittenTensor
-from lora_inspect.algebra.spelling import difference_key, spelling_of, suffixes_of
-from lora_inspect.algebra.streamed_file import alpha_plan, bytes_of, check_written, streamed_bytes, streamed_file
+from lora_inspect.algebra.output.output_modules import MadeModule, Making, PlannedModule, WrittenTensor
+from lora_inspect.algebra.output.spelling import difference_key, spelling_of, suffixes_of
+from lora_inspect.algebra.output.streamed_file import alpha_plan, bytes_of, check_written, streamed_bytes, streamed_file
 from lora_inspect.algorithms import lora_bias
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.output.configs import BARE, lora_config, mlx_config, saved_config, standard_config

@@ -1,0 +1,98 @@
+"""The account of an adapter that was made of others: ranks, bytes, and the errors of the trim and of the rounding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lora_inspect.sentences import Result
+
+
+@dataclass(frozen=True, slots=True)
+class WorstModule:
+    """The module with the largest relative error of its trim."""
+
+    module: str
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedTrim:
+    """The output that a rule would give: its largest rank and its bytes."""
+
+    energy: float
+    rank: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SumResult(Result):
+    """The account of a sum, made or planned.
+
+    `output` is None where nothing was named. `inputs` have the name, the SHA-256 and the settings of each file.
+    `left_out` are reasons by module or key. `ranks` count modules by rank. `error` is the relative error of the trims,
+    of all modules together, `energy` is 1 - error², and `worst` the module with the largest error. `rounding` is the
+    relative error of rounding to `dtype`, None where nothing was written. `order_matters` are weights of the base that
+    another order of the adapters would leave different. `offer` is the trim that an exact sum could have. `notes` are
+    sentences on the inputs.
+    """
+
+    verb: str
+    output: str | None
+    is_made: bool
+    inputs: tuple[dict[str, Any], ...]
+    modules: int
+    left_out: dict[str, str]
+    ranks: dict[int, int]
+    dtype: str
+    bytes: int
+    energy: float | None
+    error: float | None
+    rounding: float | None
+    worst: WorstModule | None
+    order_matters: tuple[str, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+    offer: OfferedTrim | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `--json` prints."""
+        return {
+            "schema": f"lora-inspect/{self.verb}/1",
+            "output": self.output,
+            "dry_run": not self.is_made,
+            "inputs": [{"path": one["path"], **{k: one[k] for k in ("sha256", "settings")}} for one in self.inputs],
+            "modules": self.modules,
+            "left_out": self.left_out,
+            "ranks": {str(rank): count for rank, count in self.ranks.items()},
+            "dtype": self.dtype,
+            "bytes": self.bytes,
+            "energy": self.energy,
+            "error": self.error,
+            "rounding": self.rounding,
+            "worst": self.worst and {"module": self.worst.module, "error": self.worst.error},
+            "order_matters": list(self.order_matters),
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AverageResult(SumResult):
+    """The account of an average: that of a sum, and the weights of the files by their steps in the training.
+
+    `apart` is the relative difference between the average of changes and that of factors, None where the files'
+    factors do not pair up.
+    """
+
+    steps: tuple[int, ...] | None = None
+    weights: tuple[float, ...] = ()
+    apart: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `average --json` prints."""
+        steps = None if self.steps is None else list(self.steps)
+        return {
+            # zero-argument super() does not know the class that slots make
+            **SumResult.to_dict(self),
+            "steps": steps,
+            "weights": list(self.weights),
+            "factors_apart": self.apart,
+        }
