@@ -136,9 +136,11 @@ class AdapterOutput:
             found[WEIGHT] = (difference_key(one.sum.module, _origin(one), WEIGHT), one.shape)
         return found
 
-    def size(self, plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
-        """The bytes of the file with these tensors."""
-        return streamed_bytes(plans, metadata)
+    def size(
+        self, plans: Sequence[TensorPlan], metadata: Mapping[str, str], most: Sequence[TensorPlan] | None = None
+    ) -> int:
+        """The bytes of the file with these tensors, and a header with room for `most`."""
+        return streamed_bytes(plans, metadata, most)
 
     def write(
         self,

@@ -42,9 +42,12 @@ def alpha_plan(key: str) -> TensorPlan:
     return TensorPlan(key, "F32", ())
 
 
-def streamed_bytes(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
-    """The bytes of a file with these tensors and metadata."""
-    return _room(plans, metadata) + sum(plan.nbytes for plan in plans if not _is_in_front(plan))
+def streamed_bytes(
+    plans: Sequence[TensorPlan], metadata: Mapping[str, str], most: Sequence[TensorPlan] | None = None
+) -> int:
+    """The bytes of a file with these tensors and metadata, of which `most` were planned before they were made."""
+    room = _room(plans if most is None else most, metadata)
+    return room + sum(plan.nbytes for plan in plans if not _is_in_front(plan))
 
 
 def _is_in_front(plan: TensorPlan) -> bool:

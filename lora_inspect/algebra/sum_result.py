@@ -111,12 +111,20 @@ class _Account:
 
     def check(self) -> None:
         """Raises LoraInspectError where nothing is left of any module."""
-        if not any(one.rank or one.has_differences for one in self.modules):
+        if any(one.rank or one.has_differences for one in self.modules):
+            return
+        size = self._plan.rule.size
+        if size is not None and any(one.norm for one in self.modules):
             raise RefusedError(
                 self._plan.inputs.first.checkpoint.path,
-                "no module is left, as the changes cancel each other or are zero",
-                "change a multiplier",
+                f"no rank of any module has room in --size {size:,}",
+                "give a larger size",
             )
+        raise RefusedError(
+            self._plan.inputs.first.checkpoint.path,
+            "no module is left, as the changes cancel each other or are zero",
+            "change a multiplier",
+        )
 
     def metadata(self) -> dict[str, str]:
         """The metadata of an output that has these modules."""
@@ -157,6 +165,8 @@ def plan_result(plan: SumPlan, verb: str, progress: Progress = silent) -> SumRes
     """The account of the output that a plan would give; nothing is written, and nothing rounded."""
     started = time.perf_counter()
     account = _Account(plan, verb)
+    # The room of the header is that for the metadata before anything is made.
+    metadata = account.metadata()
     known = measured(plan.modules, plan.making, progress)
     ranks = _ranks(plan, known, account)
     filled = _filled(plan, ranks)
@@ -166,7 +176,8 @@ def plan_result(plan: SumPlan, verb: str, progress: Progress = silent) -> SumRes
         has_differences = bool(one.module.vectors) or one.module.is_difference
         account.modules.append(ModuleAccount(one.key, rank, has_differences, norm, lost, 0.0))
     account.check()
-    size = plan.output.size(plan.output.plans(filled, plan.making), account.metadata())
+    most = plan.output.plans(plan.most if plan.rule.size is None else filled, plan.making)
+    size = plan.output.size(plan.output.plans(filled, plan.making), metadata, most)
     return _result(plan, verb, account, file_error(account.modules), size, time.perf_counter() - started)
 
 

@@ -13,7 +13,7 @@ Write the sum of ADAPTERs, each with its own multiplier (default 1), as one adap
 
 The inputs may differ in rank, alpha, algorithm, naming scheme and layout. The output has the names of the first, or
 those of --to. Without a rule it is exact but for rounding, and ranks add up. One of --rank, --energy, --max-error and
---size trims it. Settings follow the colon of an ADAPTER as for `merge`: blocks.0-9=1,0 keeps these blocks alone.
+--size trims it. Settings follow the colon of an ADAPTER as for `merge`: 0,blocks.0-9=1 keeps these blocks alone.
 
 \b
 Example: lora-inspect combine style.safetensors:0.8 face.safetensors:0.5 -o both.safetensors
