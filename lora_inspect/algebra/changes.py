@@ -109,15 +109,16 @@ def shape_of(term: Term) -> tuple[int, ...]:
 
 
 def check_sizes(terms: Sequence[Term], shapes: Sequence[tuple[int, ...]]) -> None:
-    """Raises LoraInspectError where two terms of one module change weights of different sizes, or one of them turned."""
+    """Raises LoraInspectError where two terms of one module change weights of different sizes, or one is turned."""
     sizes = [matrix_shape(shape) for shape in shapes]
     for term, shape, size in zip(terms, shapes, sizes, strict=True):
         if bool(term.contribution.algorithm.transposed) != bool(terms[0].contribution.algorithm.transposed):
             path, module = term.adapter.checkpoint.path, term.contribution.module
             raise RefusedError(
                 path,
-                f"{module.key} changes the weight of an embedding or of another layer, whose sides are the other way "
-                f"round than those that {terms[0].contribution.module.key} in {terms[0].adapter.checkpoint.path} changes",
+                f"{module.key} changes a weight whose sides are the other way round than those that "
+                f"{terms[0].contribution.module.key} in {terms[0].adapter.checkpoint.path} changes, as one of them is "
+                "of an embedding",
                 f"give it 0 in one of them, for instance with {path}:{module.body}=0",
             )
         if size != sizes[0]:

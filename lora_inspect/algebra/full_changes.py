@@ -72,8 +72,8 @@ def _no_numbers(contribution: Contribution) -> DamagedError:
 class BaseChanges:
     """The differences that the terms of all modules together make of the weights of a base.
 
-    Raises LoraInspectError where a module whose change depends on a weight has none in the base, and where a tensor that
-    one adapter replaces is changed by another one as well.
+    Raises LoraInspectError where a module whose change depends on a weight has none in the base, and where a tensor
+    that one adapter replaces is changed by another one as well.
     """
 
     def __init__(

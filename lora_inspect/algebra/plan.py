@@ -162,7 +162,10 @@ def _without_saved(modules: Sequence[OutputModule], inputs: Inputs) -> tuple[lis
 
 
 def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[TensorInfo]:
-    """The tensors of the first input where every input has these, of the same bytes; weights of an average add up to 1."""
+    """The tensors of the first input where every input has these, of the same bytes.
+
+    The multipliers are 1 each, or the weights of an average.
+    """
     by_adapter: dict[int, dict[tuple[str, str], TensorInfo]] = defaultdict(dict)
     for term in saved:
         contribution = term.contribution
