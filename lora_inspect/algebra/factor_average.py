@@ -89,7 +89,7 @@ def ways_apart(modules: Sequence[OutputModule], progress: Progress) -> float | N
 
 
 def _apart(module: OutputModule) -> tuple[float, float] | None:
-    """The squared norms of the difference and of the mean of changes; None where the factors do not pair up."""
+    """The squared norms of the difference and of the mean; None where factors do not pair up or are not finite."""
     contributions = [term.contribution for term in module.terms]
     kinds = {(c.algorithm.name, tuple(c.shapes.items()), c.scale) for c in contributions}
     is_one = len(kinds) == 1 and contributions[0].algorithm.name == lora.ALGORITHM.name
@@ -99,7 +99,10 @@ def _apart(module: OutputModule) -> tuple[float, float] | None:
     weights = [term.multiplier for term in module.terms]
     up, down = (_mean(weights, parts) for parts in ([one.up for one in read], [one.down for one in read]))
     mean = Factors.of(up, down, read[0].shape, contributions[0].known_scale)
-    of_changes, of_factors = shared_cores([sum_of(module), mean])
+    try:
+        of_changes, of_factors = shared_cores([sum_of(module), mean])
+    except FloatingPointError:  # the average itself is refused
+        return None
     return float(numpy.square(of_changes - of_factors).sum()), float(numpy.square(of_changes).sum())
 
 
