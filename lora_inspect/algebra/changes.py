@@ -55,7 +55,7 @@ def factors_of(contribution: Contribution) -> Factors:
     """The change of a thin contribution, in float32 or float64 as its factors are stored."""
     infos = contribution.operands
     if _is_plain(contribution):
-        up, down = lora.matrices({role: _load(info) for role, info in infos.items()})
+        up, down = lora.matrices({role: load_floats(info) for role, info in infos.items()})
     else:
         up, down = _by_formula(contribution)
     return Factors.of(up, down, contribution.known_shape, contribution.known_scale)
@@ -65,7 +65,8 @@ def _is_plain(contribution: Contribution) -> bool:
     return contribution.algorithm.name == lora.ALGORITHM.name and "mid" not in contribution.factors
 
 
-def _load(info: TensorInfo) -> Array:
+def load_floats(info: TensorInfo) -> Array:
+    """The numbers of a factor; LoraInspectError where they are of no floating type."""
     if info.dtype not in FLOATS:
         raise DamagedError(
             info.file,
@@ -141,14 +142,17 @@ def _moved(term: Term) -> Factors:
 def refuse_not_finite(terms: Sequence[Term]) -> None:
     """Raises LoraInspectError for the first factor of the terms that is not finite."""
     for info in (info for term in terms for info in term.contribution.operands.values()):
-        if info.dtype not in FLOATS:
-            continue
-        values = load(info)
-        if not numpy.isfinite(values).all():
-            bad = values[~numpy.isfinite(values)].ravel()[0]
-            raise DamagedError(
-                info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
-            )
+        if info.dtype in FLOATS:
+            check_finite(info, load(info))
+
+
+def check_finite(info: TensorInfo, values: Array) -> None:
+    """Raises LoraInspectError for the first number of a factor that is not finite."""
+    if not numpy.isfinite(values).all():
+        bad = values[~numpy.isfinite(values)].ravel()[0]
+        raise DamagedError(
+            info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
+        )
 
 
 def change_of(term: Term) -> Array:
@@ -165,7 +169,7 @@ def change_of(term: Term) -> Array:
 
         return of_formula(term)
     refuse_not_finite([term])
-    values = _load(contribution.operands[full.DIFFERENCE]).astype(numpy.float64)
+    values = load_floats(contribution.operands[full.DIFFERENCE]).astype(numpy.float64)
     matrix = values.reshape(len(values), -1) * term.multiplier
     return in_output(matrix, term)
 

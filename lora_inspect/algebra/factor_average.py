@@ -12,7 +12,7 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import OutputModule
-from lora_inspect.algebra.changes import factors_of, sum_of, thin_rank
+from lora_inspect.algebra.changes import check_finite, factors_of, sum_of, thin_rank
 from lora_inspect.algebra.core import shared_cores
 from lora_inspect.algebra.factors import Array, Factors
 from lora_inspect.algebra.module_threads import made_in_order
@@ -67,6 +67,8 @@ def averaged_bytes(
     Raises LoraInspectError where they are not, and for numbers that are not finite.
     """
     if all(are_same_tensors(info, one) for one in others) and dtype == info.dtype:
+        if info.dtype in FLOATS:
+            check_finite(info, load(info))
         return b"".join(renamed(info, info.name).chunks())
     if info.dtype not in FLOATS:
         raise RefusedError(info.file, f"{info.name} differs from that in {others[0].file}", "leave --of factors out")
