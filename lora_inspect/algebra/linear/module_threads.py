@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any, TypeVar
 
+import numpy
 from threadpoolctl import threadpool_limits
 
 from lora_inspect.files.system import usable_cores
@@ -32,7 +33,7 @@ def made_in_order(make: Callable[[Item], Made], items: Iterable[Item], threads: 
         waiting: deque[Future[Made]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(make, item))
+                waiting.append(pool.submit(_quietly, make, item))
                 if len(waiting) > count:
                     yield waiting.popleft().result()
             while waiting:
@@ -40,6 +41,12 @@ def made_in_order(make: Callable[[Item], Made], items: Iterable[Item], threads: 
         finally:
             for one in waiting:
                 one.cancel()
+
+
+def _quietly(make: Callable[[Item], Made], item: Item) -> Made:
+    """Make something without warnings of products beyond the range of numbers, which are looked at afterwards."""
+    with numpy.errstate(all="ignore"):
+        return make(item)
 
 
 _lock = Lock()
