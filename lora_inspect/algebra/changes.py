@@ -63,14 +63,18 @@ def thin_rank(contribution: Contribution) -> int | None:
     if _is_plain(contribution):
         return contribution.known_rank
     formula = contribution.formula
-    if formula.low_rank is None:
+    shapes = {role: info.shape for role, info in contribution.operands.items()}
+    if formula.inner:
+        rank: int | None = formula.inner(shapes)
+    elif formula.low_rank:
+        from lora_inspect.maths.torch_threads import load_torch
+
+        load_torch()
+        from lora_inspect.converting.steps.part import thin_rank as inner_size
+
+        rank = inner_size(formula, shapes)
+    else:
         return None
-    from lora_inspect.maths.torch_threads import load_torch
-
-    load_torch()
-    from lora_inspect.converting.steps.part import thin_rank as inner_size
-
-    rank = inner_size(formula, {role: info.shape for role, info in contribution.operands.items()})
     rows, columns = matrix_shape(contribution.known_shape)
     return rank if rank is not None and rank * (rows + columns) < rows * columns else None
 
@@ -82,11 +86,9 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 def factors_of(contribution: Contribution) -> Factors:
     """The change of a thin contribution, in float32 or float64 as its factors are stored."""
-    infos = contribution.operands
-    if _is_plain(contribution):
-        up, down = lora.matrices({role: _load(info) for role, info in infos.items()})
-    else:
-        up, down = _by_formula(contribution)
+    if not _is_plain(contribution):
+        return _by_formula(contribution)
+    up, down = lora.matrices({role: load_floats(info) for role, info in contribution.operands.items()})
     return Factors.of(up, down, contribution.known_shape, contribution.known_scale)
 
 
@@ -94,7 +96,8 @@ def _is_plain(contribution: Contribution) -> bool:
     return contribution.formula.low_rank is lora.matrices and "mid" not in contribution.factors
 
 
-def _load(info: TensorInfo) -> Array:
+def load_floats(info: TensorInfo) -> Array:
+    """The numbers of a factor; LoraInspectError where they are of no floating type."""
     if info.dtype not in FLOATS:
         raise DamagedError(
             info.file,
@@ -104,7 +107,7 @@ def _load(info: TensorInfo) -> Array:
     return load(info)
 
 
-def _by_formula(contribution: Contribution) -> tuple[Array, Array]:
+def _by_formula(contribution: Contribution) -> Factors:
     from lora_inspect.maths.torch_threads import load_torch
 
     load_torch()
@@ -112,12 +115,17 @@ def _by_formula(contribution: Contribution) -> tuple[Array, Array]:
 
     from lora_inspect.converting.steps.part import read_operands
 
-    low_rank = contribution.formula.low_rank
+    shape, low_rank = contribution.known_shape, contribution.formula.low_rank
+    if contribution.formula.inner:
+        from lora_inspect.algebra.full_changes import product_of
+
+        product = product_of(contribution)
+        return Factors.of(product.up.numpy(), product.down.numpy(), shape, product.scale)
     thin = low_rank(read_operands(contribution, torch.float64)) if low_rank else None
     if thin is None:
         raise ValueError(f"{contribution.module.key}: {contribution.algorithm.title} is no product of thin factors")
     up, down = (numpy.ascontiguousarray(factor.numpy()) for factor in thin)
-    return up, down
+    return Factors.of(up, down, shape, contribution.known_scale)
 
 
 def sum_of(module: OutputModule, kind: type = numpy.float64) -> Factors:
@@ -173,14 +181,17 @@ def _moved(term: Term) -> Factors:
 def refuse_not_finite(terms: Sequence[Term]) -> None:
     """Raises LoraInspectError for the first factor of the terms that is not finite."""
     for info in (info for term in terms for info in term.contribution.operands.values()):
-        if info.dtype not in FLOATS:
-            continue
-        values = load(info)
-        if not numpy.isfinite(values).all():
-            bad = values[~numpy.isfinite(values)].ravel()[0]
-            raise DamagedError(
-                info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
-            )
+        if info.dtype in FLOATS:
+            check_finite(info, load(info))
+
+
+def check_finite(info: TensorInfo, values: Array) -> None:
+    """Raises LoraInspectError for the first number of a factor that is not finite."""
+    if not numpy.isfinite(values).all():
+        bad = values[~numpy.isfinite(values)].ravel()[0]
+        raise DamagedError(
+            info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
+        )
 
 
 def whole_change(terms: Sequence[Term], base: WeightChanges | None) -> Array:
@@ -208,7 +219,7 @@ def change_of(term: Term) -> Array:
 
         return in_output(of_formula(term), term)
     refuse_not_finite([term])
-    values = _load(contribution.operands[full.DIFFERENCE]).astype(numpy.float64)
+    values = load_floats(contribution.operands[full.DIFFERENCE]).astype(numpy.float64)
     matrix = values.reshape(len(values), -1) * term.multiplier
     return in_output(matrix, term)
 

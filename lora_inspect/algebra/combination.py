@@ -150,7 +150,10 @@ def measured(modules: Sequence[PlannedModule], making: Making, progress: Progres
 def _full_spectrum(matrix: Array, module: PlannedModule, dtype: str) -> Spectrum:
     """All singular values of a matrix, the roots of the eigenvalues of its smaller Gram matrix."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    values = numpy.sqrt(numpy.maximum(numpy.linalg.eigvalsh(wide @ wide.T)[::-1], 0.0))
+    gram = wide @ wide.T
+    if not numpy.isfinite(gram.diagonal()).all():
+        raise _too_large(module)
+    values = numpy.sqrt(numpy.maximum(numpy.linalg.eigvalsh(gram)[::-1], 0.0))
     rounding = int(numpy.count_nonzero(values > 1e-7 * values[0])) if values[0] else 0
     return Spectrum(values, rounding, _rank_bytes(module.shape, dtype))
 
@@ -256,7 +259,10 @@ def _trimmed(
     meant = trim.of(change)
     written = _rounded(made, meant, making)
     probes = _probes_of(meant)
-    _check(made, change.times(probes) - meant.times(probes))
+    lost = change.times(probes) - meant.times(probes)
+    if not numpy.isfinite(lost).all():
+        raise _too_large(one.module)
+    _check(made, lost)
     return written
 
 
@@ -288,7 +294,8 @@ def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> 
     # An infinity times a number is none, and so is a sum with it.
     if not numpy.isfinite(of_written).all():
         raise _beyond(name, path, dtype)
-    return StoredFactors(up, down, float(numpy.linalg.norm(of_meant - of_written)) / math.sqrt(_PROBES))
+    lost = (of_meant - of_written).astype(numpy.float64)
+    return StoredFactors(up, down, float(numpy.linalg.norm(lost)) / math.sqrt(_PROBES))
 
 
 def _filled(one: MadeModule, making: Making) -> MadeModule:
@@ -366,7 +373,7 @@ def _check(one: MadeModule, lost: Array) -> None:
     Of vectors of which each entry has the variance 1 the mean of ‖E v‖² is ‖E‖². The mean of four is 16 times as much
     once in a trillion times, where E has one direction, and less often where it has more.
     """
-    found = float(numpy.linalg.norm(lost)) / math.sqrt(_PROBES)
+    found = float(numpy.linalg.norm(lost.astype(numpy.float64))) / math.sqrt(_PROBES)
     most = 4 * one.lost + _OFF * one.norm
     if not found <= most:
         raise AssertionError(f"{one.key}: the trim is off by {found:g}, expected at most {most:g}")

@@ -12,7 +12,7 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import OutputModule
-from lora_inspect.algebra.changes import factors_of, sum_of, thin_rank
+from lora_inspect.algebra.changes import check_finite, factors_of, sum_of, thin_rank
 from lora_inspect.algebra.linear.core import shared_cores
 from lora_inspect.algebra.linear.factors import Array, Factors
 from lora_inspect.algebra.linear.module_threads import made_in_order
@@ -67,6 +67,8 @@ def averaged_bytes(
     Raises LoraInspectError where they are not, and for numbers that are not finite.
     """
     if all(are_same_tensors(info, one) for one in others) and dtype == info.dtype:
+        if info.dtype in FLOATS:
+            check_finite(info, load(info))
         return b"".join(renamed(info, info.name).chunks())
     if info.dtype not in FLOATS:
         raise RefusedError(info.file, f"{info.name} differs from that in {others[0].file}", "leave --of factors out")
@@ -89,7 +91,7 @@ def ways_apart(modules: Sequence[OutputModule], progress: Progress) -> float | N
 
 
 def _apart(module: OutputModule) -> tuple[float, float] | None:
-    """The squared norms of the difference and of the mean of changes; None where the factors do not pair up."""
+    """The squared norms of the difference and of the mean; None where factors do not pair up or are not finite."""
     contributions = [term.contribution for term in module.terms]
     kinds = {(c.algorithm.name, tuple(c.shapes.items()), c.scale) for c in contributions}
     is_one = len(kinds) == 1 and contributions[0].algorithm.name == lora.ALGORITHM.name
@@ -99,7 +101,10 @@ def _apart(module: OutputModule) -> tuple[float, float] | None:
     weights = [term.multiplier for term in module.terms]
     up, down = (_mean(weights, parts) for parts in ([one.up for one in read], [one.down for one in read]))
     mean = Factors.of(up, down, read[0].shape, contributions[0].known_scale)
-    of_changes, of_factors = shared_cores([sum_of(module), mean])
+    try:
+        of_changes, of_factors = shared_cores([sum_of(module), mean])
+    except FloatingPointError:  # the average itself is refused
+        return None
     return float(numpy.square(of_changes - of_factors).sum()), float(numpy.square(of_changes).sum())
 
 

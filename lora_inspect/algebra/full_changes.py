@@ -27,7 +27,7 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import Answers, check_answers
 from lora_inspect.matching.placement import Place, Placement
-from lora_inspect.maths.change import Change, deltas
+from lora_inspect.maths.change import Change, LowRank, deltas
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.plan import check_replaced
@@ -39,17 +39,26 @@ Matrix = NDArray[numpy.floating[Any]]
 
 def of_formula(term: Term) -> Matrix:
     """The change (out, in·kernel) of a term whose formula needs no weight, at its multiplier."""
-    contribution = term.contribution
-    first = next(iter(contribution.factors.values()))
-    shape = contribution.known_shape
-    place = Place(first._replace(name=contribution.module.key, shape=shape))
+    contribution, shape = term.contribution, term.contribution.known_shape
     matrix = torch.zeros(shape[0], prod(shape[1:]), dtype=torch.float64, device="cpu")
     try:
-        tensors = read_operands(contribution, torch.float64)
-        Placement(contribution, place).change(tensors).fold(matrix, 0, term.multiplier)
+        _change_of(contribution).fold(matrix, 0, term.multiplier)
     except LinAlgError as error:
         raise _no_numbers(contribution) from error
     return _finite(matrix, contribution)
+
+
+def product_of(contribution: Contribution) -> LowRank:
+    """The change of a contribution whose formula has an `inner` rank, as a product in float64."""
+    change = _change_of(contribution)
+    assert isinstance(change, LowRank)
+    return change
+
+
+def _change_of(contribution: Contribution) -> Change:
+    first = next(iter(contribution.factors.values()))
+    place = Place(first._replace(name=contribution.module.key, shape=contribution.known_shape))
+    return Placement(contribution, place).change(read_operands(contribution, torch.float64))
 
 
 def _finite(matrix: torch.Tensor, contribution: Contribution) -> Matrix:

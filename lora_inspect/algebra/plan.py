@@ -248,6 +248,8 @@ def _planned(module: OutputModule, base: "WeightChanges | None", rule: RankRule)
         (vectors[algorithm.parameter] if is_vector else of_weight).append(term)
     others = {parameter: tuple(terms) for parameter, terms in vectors.items()}
     shapes = {parameter: _vector_shape(terms, base) for parameter, terms in others.items()}
+    if of_weight and WEIGHT in others:  # that of a norm, and that of a layer
+        check_sizes([of_weight[0], others[WEIGHT][0]], [shape_of(of_weight[0]), shapes[WEIGHT]])
     found = PlannedModule(module._replace(terms=tuple(of_weight)), (), False, False, 0, 0, others, shapes)
     return _with_weight(found, of_weight, base, rule) if of_weight else found
 

@@ -17,13 +17,14 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from lora_inspect.algebra.changes import check_finite, load_floats
 from lora_inspect.algebra.inputs import Inputs
 from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.output.made_metadata import input_records, kept_metadata, made_record
 from lora_inspect.algebra.output.output_modules import FileError
 from lora_inspect.algebra.output.streamed_file import bytes_of, streamed_bytes, streamed_file
 from lora_inspect.algebra.results import SumResult
-from lora_inspect.errors import DamagedError, RefusedError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.delivery import delivered
 from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.files.input_file import Identity
@@ -32,7 +33,7 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import TensorPlan, in_file_order, renamed
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.dora import INSIDE
-from lora_inspect.maths.stored_numbers import FLOATS, WRITTEN, decoded, encoded, load
+from lora_inspect.maths.stored_numbers import FLOATS, WRITTEN, decoded, encoded
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.schemes.gguf import GGUF
@@ -147,7 +148,7 @@ def _path(named: str, name: str, is_folder: bool, inputs: Sequence[str]) -> str:
 
 @dataclass(slots=True)
 class Rounding:
-    """The squares of the numbers that were computed, and of their rounding errors."""
+    """The norms of the numbers that were computed, and of their rounding errors."""
 
     meant: float = 0.0
     lost: float = 0.0
@@ -155,7 +156,14 @@ class Rounding:
     @property
     def error(self) -> float:
         """The relative error of all of them together."""
-        return math.sqrt(self.lost / self.meant) if self.meant else 0.0
+        return self.lost / self.meant if self.meant else 0.0
+
+    def add(self, meant: NDArray[numpy.float64], written: NDArray[numpy.float64]) -> None:
+        """Take the numbers of a tensor; their squares may be beyond the range of numbers."""
+        largest = float(numpy.abs(meant).max(initial=0.0))
+        if largest:
+            self.meant = math.hypot(self.meant, largest * float(numpy.linalg.norm(meant / largest)))
+            self.lost = math.hypot(self.lost, largest * float(numpy.linalg.norm((written - meant) / largest)))
 
 
 # The bytes of a tensor of the output in an element type.
@@ -169,11 +177,20 @@ def rescaled(plan: RescalingPlan, verb: str, force: bool = False, progress: Prog
     element type, and where it cannot be written.
     """
 
+    factors = {
+        info.name
+        for one in plan.inputs.first.contributions
+        for role, info in one.operands.items()
+        if role not in one.algorithm.positions
+    }
+
     def make(info: TensorInfo, dtype: str, rounding: Rounding) -> memoryview | bytes:
         multiplier = plan.multipliers.get(info.name, 1.0)
         if multiplier == 1.0 and dtype == info.dtype:
+            if info.name in factors:
+                check_finite(info, load_floats(info))
             return b"".join(renamed(info, info.name).chunks())
-        return bytes_of_numbers(info, load(info).astype(numpy.float64) * multiplier, dtype, rounding)
+        return bytes_of_numbers(info, load_floats(info).astype(numpy.float64) * multiplier, dtype, rounding)
 
     return write_alike(plan, verb, make, kept_metadata, force, progress)
 
@@ -240,16 +257,14 @@ def bytes_of_numbers(info: TensorInfo, meant: NDArray[numpy.float64], dtype: str
 
     Raises LoraInspectError for numbers that are not finite, or beyond the type.
     """
-    if not numpy.isfinite(meant).all():
-        raise DamagedError(info.file, f"{info.name} holds numbers that are not finite", "fetch the file again")
+    check_finite(info, meant)
     codes = encoded(meant, dtype)
     written = decoded(dtype, codes).reshape(meant.shape)
     if not numpy.isfinite(written).all():
         raise RefusedError(
             info.file, f"{info.name} would hold numbers beyond {dtype}", "give --dtype bf16 or --dtype fp32"
         )
-    rounding.meant += float(numpy.square(meant).sum())
-    rounding.lost += float(numpy.square(written - meant).sum())
+    rounding.add(meant, written)
     return bytes_of(codes)
 
 

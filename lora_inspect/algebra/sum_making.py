@@ -104,6 +104,8 @@ def plan_result(plan: SumPlan, verb: str, progress: Progress = silent) -> SumRes
     """The account of the output that a plan would give; nothing is written, and nothing rounded."""
     started = time.perf_counter()
     account = _Account(plan, verb)
+    # The header has room for the tensors at their largest ranks, and for the metadata before anything is made.
+    metadata = account.metadata()
     known = measured(plan.modules, plan.making, progress)
     ranks = _ranks(plan, known, account)
     filled = _filled(plan, ranks)
@@ -113,9 +115,8 @@ def plan_result(plan: SumPlan, verb: str, progress: Progress = silent) -> SumRes
         has_differences = bool(one.module.vectors) or one.module.is_difference
         account.modules.append(ModuleAccount(one.key, rank, has_differences, norm, lost, 0.0))
     account.check()
-    # The header has room for the tensors at their largest ranks.
     at_most = plan.output.plans(filled if plan.is_measured else plan.most, plan.making)
-    room = plan.output.size(at_most, account.metadata()) - bytes_behind(at_most)
+    room = plan.output.size(at_most, metadata) - bytes_behind(at_most)
     size = room + bytes_behind(plan.output.plans(filled, plan.making))
     return _result(plan, verb, account, file_error(account.modules), size, time.perf_counter() - started)
 

@@ -71,7 +71,9 @@ ALGORITHM = Algorithm(
     writers="PEFT",
     dialects={"peft": {"down": ".lora_A", "up": ".lora_B", "values": ".lora_E", "ranknum": ".ranknum"}},
     marks=("down", "up", "values"),
-    formula=Formula(check, shape, misfit, rank=lambda shapes: None, change=change),
+    formula=Formula(
+        check, shape, misfit, rank=lambda shapes: None, change=change, inner=lambda shapes: shapes["down"][0]
+    ),
     has_alpha=False,
     numbers=("ranknum",),
     peft_type="ADALORA",

@@ -76,6 +76,8 @@ class Formula(NamedTuple):
       factors; `alpha` is None where there is none, and `settings` are those of the algorithm.
     - `low_rank(tensors)` is the pair (up, down), of shapes (out, rank) and (rank, in·kernel), whose product is exactly
       the unscaled change; None where there is no thin one.
+    - `inner(shapes)` is the rank of a `change` that is a LowRank of what `low_rank` is not given: settings, or entries
+      that are chosen by index. None for all others.
     - `outside(tensors, weight, **settings)` says of the numbers in the factors and settings what is not inside a weight
       of the shape `weight`, as `misfit` does of their shapes; None where all is, or where numbers cannot be outside.
     - `seen(tensors, blocks)` is what the change of a bias needs of the layer's weight, of which `blocks` gives the rows
@@ -99,6 +101,7 @@ class Formula(NamedTuple):
     outside: Callable[..., str | None] | None = None
     sized: bool = False
     seen: Callable[[Tensors, Iterable[tuple[int, Any]]], Any] | None = None
+    inner: Callable[[Shapes], int] | None = None
 
 
 class Algorithm(NamedTuple):

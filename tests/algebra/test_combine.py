@@ -190,7 +190,7 @@ def test_a_plan_says_what_is_written(tmp_path):
     "options", [{}, {"rank": 5}, {"energy": 0.9}, {"size": "8kB"}, {"dtype": torch.bfloat16}], ids=str
 )
 def test_bytes_are_the_same_at_any_number_of_threads(options, tmp_path, monkeypatch):
-    from lora_inspect.algebra import module_threads
+    from lora_inspect.algebra.linear import module_threads
 
     made = [kohya(tmp_path / f"{seed}.safetensors", seed, 5 + seed) for seed in (1, 2, 3)]
     found = set()

@@ -133,3 +133,18 @@ def test_exact_sum_with_lora_before_it(case, tmp_path):
     else:
         meant = case.oracle(pair.multiplier)
         pair.assert_sum(pair.summed(*both), {**meant, "layer.weight": meant["layer.weight"] + OTHER * pair.delta})
+
+
+THIN = {"adalora": 4, "tinylora": 1, "unilora": 1, "vblora": 2}
+
+
+@pytest.mark.parametrize("name", THIN)
+def test_products_of_chosen_or_scaled_entries_become_plain_lora(name, tmp_path):
+    case = CASES[name][0]
+    written = WrittenCase(case, tmp_path)
+    # The second one adds nothing, so the rank is that of the first.
+    result = combine([(written.adapter, 1.0), (written.adapter, 0.0)], tmp_path / "out", to="peft")
+    assert result.ranks == {THIN[name]: 1}
+    merge(written.base, [str(tmp_path / "out")], tmp_path / "merged.safetensors")
+    found, meant = load_file(tmp_path / "merged.safetensors"), case.oracle(1.0)
+    assert (found["layer.weight"] - meant["layer.weight"]).norm() < 1e-6 * meant["layer.weight"].norm()

@@ -88,7 +88,7 @@ def files(tmp_path):
 
 
 REFUSED = {
-    "different families": ("combine flux.safetensors sdxl.safetensors", "it is of .*combine adapters of one model"),
+    "different families": ("combine flux.safetensors sdxl.safetensors", "it is of .*name adapters of one model"),
     "shapes that disagree": ("combine a.safetensors other_shape.safetensors", "changes a weight of .*of one model"),
     "shapes that disagree, to a size": ("combine a.safetensors other_shape.safetensors --size 9kB", "changes a weight"),
     "norms that disagree": ("combine a6.safetensors a1.safetensors", "changes a weight of"),

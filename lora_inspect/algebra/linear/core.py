@@ -62,11 +62,17 @@ def _root_of_gram(tall: Array, condition: float = _CONDITION) -> Array | None:
 
 
 def singular(matrix: Array) -> tuple[Array, Array, Array]:
-    """The SVD (X, S, Yᵀ) of a small matrix, the values falling."""
+    """The SVD (X, S, Yᵀ) of a small matrix, the values falling.
+
+    Raises FloatingPointError where their squares are beyond the range of numbers.
+    """
     if matrix.shape[0] > matrix.shape[1]:
         left, values, right = singular(matrix.T)
         return right.T, values, left.T
-    squares, vectors = numpy.linalg.eigh(matrix @ matrix.T)
+    gram: Array = matrix @ matrix.T
+    if not numpy.isfinite(gram.diagonal()).all():
+        raise FloatingPointError("the squares are beyond the range of numbers")
+    squares, vectors = numpy.linalg.eigh(gram)
     if squares[0] * _SPREAD > squares[-1]:
         values = numpy.sqrt(squares[::-1])
         left = vectors[:, ::-1]

@@ -72,6 +72,7 @@ ALGORITHM = Algorithm(
         misfit=lambda shapes, weight: other_than(shape(shapes), weight),
         rank=lambda shapes: None,
         change=change,
+        inner=lambda shapes: shapes["A"][0],
     ),
     shared={"v": Shared("tinylora_v", _NO_VECTOR, part=_only)},
     settings=settings,

@@ -72,6 +72,7 @@ ALGORITHM = Algorithm(
         rank=lambda shapes: None,
         change=change,
         outside=outside,
+        inner=lambda shapes: shapes["indices_A"][0],
     ),
     shared={"vector": _VECTOR},
     positions=("indices_A", "indices_B"),
