@@ -242,7 +242,7 @@ def _of_range(one: MadeModule, found: "Found", making: Making) -> MadeModule:
     norm = math.sqrt(found.squared_norm)
     made = replace(one, norm=norm, lost=found.relative_error * norm)
     if not found.rank:
-        return _filled(made, making) if making.initial else made
+        return filled(made, making) if making.initial else made
     return _rounded(replace(made, rank=found.rank), Factors.of(found.up, found.down, one.module.shape), making)
 
 
@@ -251,7 +251,7 @@ def _trimmed(
 ) -> MadeModule:
     """The module with the factors of the trimmed sum."""
     if not spectrum.rounding:  # the changes cancel each other, and the rest is their rounding
-        return _filled(one, making) if making.initial else one
+        return filled(one, making) if making.initial else one
     tails, offered = spectrum.tails, RankRule(energy=OFFERED).rank_of(spectrum)
     made = replace(one, rank=rank, norm=float(tails[0]), lost=float(tails[rank]), offered=offered)
     if change is None or trim is None:
@@ -270,7 +270,7 @@ def _rounded(one: MadeModule, meant: Factors, making: Making) -> MadeModule:
     """The module with these factors in the type of the output, and with further directions where its rank is filled."""
     found = stored(meant, making.dtype, one.key, _path_of(one.module), one.module.times)
     made = replace(one, up=found.up, down=found.down, rounding=math.hypot(one.rounding, found.rounding))
-    return _filled(made, making) if making.initial or making.common else made
+    return filled(made, making) if making.initial or making.common else made
 
 
 class StoredFactors(NamedTuple):
@@ -298,7 +298,7 @@ def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> 
     return StoredFactors(up, down, float(numpy.linalg.norm(lost)) / math.sqrt(_PROBES))
 
 
-def _filled(one: MadeModule, making: Making) -> MadeModule:
+def filled(one: MadeModule, making: Making) -> MadeModule:
     """The module with its rank filled up: columns of up are 0, and rows of down too, or as a training begins."""
     rows, columns = matrix_shape(one.module.shape)
     rank = making.common or min(making.initial or 0, rows, columns)

@@ -124,7 +124,13 @@ def _place(plan: ExtractPlan, modules: "Sequence[Extracted]") -> "AdapterOutput"
     from lora_inspect.algebra.output.adapter_output import AdapterOutput
 
     return AdapterOutput(
-        plan.naming.adapter, [one.planned for one in modules], plan.path, plan.pair.files, _UNNAMED, is_asked=True
+        plan.naming.adapter,
+        [one.planned for one in modules],
+        plan.path,
+        plan.pair.files,
+        _UNNAMED,
+        is_asked=True,
+        is_uniform=plan.naming.is_uniform,
     )
 
 
@@ -176,7 +182,7 @@ class _Run:
             )
         self.rule: RankRule = rank_rule(plan.request)
         self.dtype = plan.request.dtype or _widest(part.tensor for one in self.modules for part in one.parts)
-        self.making = Making(self.dtype, self.dtype)
+        self.making = Making(self.dtype, self.dtype, common=self.rule.rank if plan.naming.is_uniform else None)
         self.place = _place(plan, self.modules)
         self.written: list[WrittenModule] = []
         self.written_vectors: list[WrittenVector] = []
@@ -226,12 +232,15 @@ class _Run:
         """The ranks at most, and everything that is written, which is noted as it is made."""
         from lora_inspect.algebra.extracting.extraction import written_by_rule, written_in_size
 
+        if self.making.common:
+            ranks = [self.making.common] * len(self.modules)
+            return ranks, self._noted(written_by_rule(self.modules, self.rule, self.making, self.progress))
         if self.rule.size is None:
             caps = [cap for cap in (self.rule.rank, self.rule.max_rank) if cap is not None]
             ranks = [min(one.shape[0], math.prod(one.shape[1:]), *caps) for one in self.modules]
-            return ranks, self._noted(written_by_rule(self.modules, self.rule, self.dtype, self.progress))
+            return ranks, self._noted(written_by_rule(self.modules, self.rule, self.making, self.progress))
         try:
-            ranks, made = written_in_size(self.modules, self.rule, self.dtype, self._size, self.progress)
+            ranks, made = written_in_size(self.modules, self.rule, self.making, self._size, self.progress)
         except ValueError:
             least = self._size([0] * len(self.modules))
             raise RefusedError(

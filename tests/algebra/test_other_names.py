@@ -67,6 +67,19 @@ def test_a_sum_of_folders_of_mlx_is_merged_as_both_are(adapter, base, fixtures, 
     assert {config["lora_parameters"]["rank"]} == result.ranks.keys()
 
 
+@pytest.mark.parametrize("adapter", ["lora", "square-lora"])
+def test_sums_of_mlx_become_peft_and_mlx_again(adapter, fixtures, tmp_path):
+    adapter = fixtures / "mlx" / adapter
+    lora_inspect.combine([(adapter, 0.7), (adapter, -0.2)], tmp_path / "peft", to="peft")
+    lora_inspect.combine([(tmp_path / "peft", 0.75), (tmp_path / "peft", 1.25)], tmp_path / "mlx", to="mlx")
+    before, halves, found = deltas(adapter), deltas(tmp_path / "peft"), deltas(tmp_path / "mlx")
+    assert "model.embed_tokens" in before
+    assert before.keys() == found.keys()
+    for key, delta in before.items():
+        numpy.testing.assert_allclose(halves[f"base_model.model.{key}"], 0.5 * delta, atol=1e-6)
+        numpy.testing.assert_allclose(found[key], delta, atol=1e-6)
+
+
 def test_ranks_that_differ_are_filled_with_zeros_for_mlx(fixtures, tmp_path):
     adapter = fixtures / "minilm-peft-lora-rankpattern"
     with suppress(lora_inspect.RefusedError):  # mlx-lm has no model of BERT

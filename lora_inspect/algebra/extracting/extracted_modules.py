@@ -78,7 +78,8 @@ class Naming:
     """The place of each tensor of two models under the names of an output.
 
     `adapter` is the difference as its modules are called in the base. `left_out` are tensors that have no place in the
-    output, with the reason, and `unasked` the names of those that the options leave out.
+    output, with the reason, and `unasked` the names of those that the options leave out. `is_uniform` says that all
+    modules have one rank.
     """
 
     adapter: Adapter
@@ -87,6 +88,7 @@ class Naming:
     vectors: tuple[Extracted, ...]
     left_out: Mapping[str, str]
     unasked: tuple[str, ...]
+    is_uniform: bool
 
 
 def named(pair: ModelPair, request: ExtractRequest) -> Naming:
@@ -99,14 +101,14 @@ def named(pair: ModelPair, request: ExtractRequest) -> Naming:
     left_out = dict(found.left_out)
     layers, unasked = _asked(as_adapter(pair, found, found.layers), found.layers, request)
     scheme = _scheme(as_adapter(pair, found, layers), found, request)
-    _check_carrier(pair, scheme, request)
+    is_uniform = _is_uniform(pair, scheme, request)
     if scheme != PEFT.name or found.is_image:
         for layer in (layer for layer in layers if layer.is_embedding):
             left_out[layer.tensor.name] = f"{scheme} names have no factors of an embedding"
         layers = [layer for layer in layers if not layer.is_embedding]
     adapter = as_adapter(pair, found, layers)
     matrices, vectors = _Named(adapter, found.families, scheme, request, layers, left_out).matrices_and_vectors()
-    return Naming(adapter, scheme, matrices, vectors, left_out, unasked)
+    return Naming(adapter, scheme, matrices, vectors, left_out, unasked, is_uniform)
 
 
 def _asked(adapter: Adapter, layers: Sequence[Layer], request: ExtractRequest) -> tuple[list[Layer], tuple[str, ...]]:
@@ -141,15 +143,28 @@ def _scheme(adapter: Adapter, found: ModelLayers, request: ExtractRequest) -> st
     return KOHYA.name if found.is_image and has_kohya else PEFT.name
 
 
-def _check_carrier(pair: ModelPair, scheme: str, request: ExtractRequest) -> None:
-    """Raises LoraInspectError for names whose scale stands in one number for all modules: their ranks differ here."""
+def _is_uniform(pair: ModelPair, scheme: str, request: ExtractRequest) -> bool:
+    """Whether the programs that are asked for take one rank for all modules.
+
+    Raises LoraInspectError where the rule gives each module another one, and for llama.cpp, whose file needs its name
+    of the model.
+    """
     record = schemes.by_name(scheme)
-    if record.alpha_of_all or record.absent_alpha == "scale":
+    program = PROGRAMS.get(request.to or "")
+    if record.alpha_of_all:
         raise RefusedError(
             pair.tuned.path,
-            f"{request.to} has one scale for all modules, but extract gives each a rank of its own",
+            f"{request.to} files name the model as llama.cpp does, which no weights tell",
             f"extract with --to peft, then convert that with `lora-inspect convert --to {request.to}`",
         )
+    is_uniform = record.absent_alpha == "scale" or (program is not None and program.uniform)
+    if is_uniform and request.rank is None:
+        raise RefusedError(
+            pair.tuned.path,
+            f"{request.to} takes one rank for all modules, but the rule gives each a rank of its own",
+            "give --rank N",
+        )
+    return is_uniform
 
 
 class _Named:

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import numpy
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.combination import stored
+from lora_inspect.algebra.combination import filled, stored
 from lora_inspect.algebra.extracting.extracted_modules import Extracted, Part
 from lora_inspect.algebra.extracting.model_pair import Noise, difference_blocks, noise_of
 from lora_inspect.algebra.linear.factors import Array, Factors
 from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.linear.range_finder import Found, find_range
 from lora_inspect.algebra.linear.ranks import RankRule, Spectrum, choose_ranks
-from lora_inspect.algebra.output.output_modules import MadeModule
+from lora_inspect.algebra.output.output_modules import MadeModule, Making
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
@@ -90,7 +90,7 @@ def rank_bytes(module: Extracted, dtype: str) -> int:
 
 
 def written_by_rule(
-    modules: Sequence[Extracted], rule: RankRule, dtype: str, progress: Progress
+    modules: Sequence[Extracted], rule: RankRule, making: Making, progress: Progress
 ) -> Iterator[WrittenModule]:
     """The modules at the ranks of a rule without a size, in their order; `progress` is told of each.
 
@@ -98,7 +98,7 @@ def written_by_rule(
     """
 
     def make(module: Extracted) -> WrittenModule:
-        return _written(_directions(module, rule), dtype)
+        return _written(_directions(module, rule), making)
 
     progress(0)
     for one in made_in_order(make, modules):
@@ -109,7 +109,7 @@ def written_by_rule(
 def written_in_size(
     modules: Sequence[Extracted],
     rule: RankRule,
-    dtype: str,
+    making: Making,
     file_size: Callable[[Sequence[int]], int],
     progress: Progress,
 ) -> tuple[list[int], Iterator[WrittenModule]]:
@@ -120,7 +120,7 @@ def written_in_size(
     """
     sides = [min(module.shape[0], math.prod(module.shape[1:])) for module in modules]
     caps = [min(side, rule.max_rank or side) for side in sides]
-    each = (rule.size or 0) / max(1, sum(rank_bytes(module, dtype) for module in modules))
+    each = (rule.size or 0) / max(1, sum(rank_bytes(module, making.dtype) for module in modules))
     found: dict[int, Directions] = {}
     sizes = asked = {number: min(cap, max(1, math.ceil(_MORE * each))) for number, cap in enumerate(caps)}
     kept = _Kept()
@@ -131,7 +131,9 @@ def written_in_size(
             if number not in found:
                 progress(1)
             found[number] = kept.after(number, one)
-        spectra = [Spectrum(one.values, one.rank, rank_bytes(one.module, dtype)) for _, one in sorted(found.items())]
+        spectra = [
+            Spectrum(one.values, one.rank, rank_bytes(one.module, making.dtype)) for _, one in sorted(found.items())
+        ]
         ranks = choose_ranks(spectra, rule, file_size)
         asked = {
             number: min(cap, 2 * found[number].rank)
@@ -146,7 +148,7 @@ def written_in_size(
         one = found[number]
         if ranks[number] and one.up is None:
             one = _directions(one.module, RankRule(rank=sizes[number]))
-        return _written(one.to(ranks[number]), dtype)
+        return _written(one.to(ranks[number]), making)
 
     return ranks, made_in_order(make, range(len(modules)))
 
@@ -258,13 +260,14 @@ def _in_place(module: Extracted, found: Found) -> tuple[Array, Array]:
     return up, down
 
 
-def _written(one: Directions, dtype: str) -> WrittenModule:
+def _written(one: Directions, making: Making) -> WrittenModule:
     module = one.module
     made = MadeModule(module.planned, one.rank, norm=one.norm, lost=one.error(one.rank))
     if one.rank and one.up is not None and one.down is not None:
         path = module.parts[0].tensor.tuned.info.file
-        found = stored(Factors.of(one.up, one.down, module.shape), dtype, module.key, path)
+        found = stored(Factors.of(one.up, one.down, module.shape), making.dtype, module.key, path)
         made = replace(made, up=found.up, down=found.down, rounding=found.rounding)
+        made = filled(made, making) if making.common else made
     return WrittenModule(made, one.norm, one.error(one.rank), one.noise, one.is_noise)
 
 

@@ -103,6 +103,10 @@ def spelling_of(module: Module, origin: Contribution | None, suffixes: Mapping[s
         form = PACKED if algorithm.packed else STACKED
         is_parameter = algorithm.name == lora_experts.NAME
         return Spelling(*_keys(module, origin, algorithm), None, form, origin.config_path, is_parameter)
+    if module.name.scheme == MLX.name:
+        algorithm = mlx.EMBEDDING if algorithm.transposed else mlx.ALGORITHM
+    else:
+        algorithm = mlx.in_lora(algorithm)
     algorithm = lora_embedding.spelled_in(algorithm, [schemes.by_name(module.name.scheme).dialect])
     is_held = is_same and algorithm.name == lora.ALGORITHM.name and algorithm != lora.ALGORITHM
     if suffixes and not module.respelled and algorithm.name == lora.ALGORITHM.name and not is_held:
