@@ -19,7 +19,7 @@ from lora_inspect.algebra.alignment import Term
 from lora_inspect.algebra.changes import matrix_shape, refuse_not_finite, sum_of, whole_change
 from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.linear.core import Core, Trim
-from lora_inspect.algebra.linear.factors import Array, Factors, joined
+from lora_inspect.algebra.linear.factors import Array, Factors
 from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.linear.ranks import RankRule, Spectrum
 from lora_inspect.algebra.output.output_modules import MadeModule, Making, PlannedModule
@@ -97,7 +97,7 @@ def _core_of(module: PlannedModule, dtype: str) -> tuple[Factors, Core]:
     """The sum in the type that it is rounded from, and its core in float64."""
     change = sum_of(module.sum, numpy.float32 if BITS[dtype] <= _COARSE else numpy.float64)
     try:
-        return change, Core(joined([change]))
+        return change, Core(change)
     except FloatingPointError:
         refuse_not_finite(module.sum.terms)
         raise _too_large(module) from None
@@ -257,28 +257,38 @@ def _trimmed(
     if change is None or trim is None:
         return made
     meant = trim.of(change)
-    written = _rounded(made, meant, making)
-    probes = _probes_of(meant)
-    lost = change.times(probes) - meant.times(probes)
+    found = _stored(made, meant, making)
+    lost = change.times(_probes_of(meant)) - found.of_meant
     if not numpy.isfinite(lost).all():
         raise _too_large(one.module)
     _check(made, lost)
-    return written
+    return _with_factors(made, found, making)
 
 
 def _rounded(one: MadeModule, meant: Factors, making: Making) -> MadeModule:
     """The module with these factors in the type of the output, and with further directions where its rank is filled."""
-    found = stored(meant, making.dtype, one.key, _path_of(one.module), one.module.times)
+    return _with_factors(one, _stored(one, meant, making), making)
+
+
+def _stored(one: MadeModule, meant: Factors, making: Making) -> "StoredFactors":
+    return stored(meant, making.dtype, one.key, _path_of(one.module), one.module.times)
+
+
+def _with_factors(one: MadeModule, found: "StoredFactors", making: Making) -> MadeModule:
     made = replace(one, up=found.up, down=found.down, rounding=math.hypot(one.rounding, found.rounding))
     return filled(made, making) if making.initial or making.common else made
 
 
 class StoredFactors(NamedTuple):
-    """Factors as they are written, and the norm of the change's error that this makes, as random vectors show it."""
+    """Factors as they are written, and the norm of the change's error that this makes, as random vectors show it.
+
+    `of_meant` (rows, _PROBES) is the product of the change that was meant with these vectors.
+    """
 
     up: NDArray[numpy.generic]
     down: NDArray[numpy.generic]
     rounding: float
+    of_meant: Array
 
 
 def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> StoredFactors:
@@ -295,7 +305,7 @@ def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> 
     if not numpy.isfinite(of_written).all():
         raise _beyond(name, path, dtype)
     lost = (of_meant - of_written).astype(numpy.float64)
-    return StoredFactors(up, down, float(numpy.linalg.norm(lost)) / math.sqrt(_PROBES))
+    return StoredFactors(up, down, float(numpy.linalg.norm(lost)) / math.sqrt(_PROBES), of_meant)
 
 
 def filled(one: MadeModule, making: Making) -> MadeModule:

@@ -70,7 +70,8 @@ def encoded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 def _brain_codes(values: NDArray[Any]) -> NDArray[Any]:
     """The codes of numbers in bfloat16, the upper halves of those in float32, as uint32."""
     with numpy.errstate(over="ignore"):
-        words = values.astype(numpy.float32).view(numpy.uint32)
+        # Those of single precision are not copied, as only others are settled below.
+        words = values.astype(numpy.float32, copy=False).view(numpy.uint32)
     if values.dtype == numpy.float64:
         _settle_ties(words, values)
     not_a_number = numpy.isnan(values)

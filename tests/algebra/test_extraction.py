@@ -9,6 +9,7 @@ from lora_inspect.algebra.extracting.extracted_modules import named
 from lora_inspect.algebra.extracting.extraction import written_by_rule, written_in_size
 from lora_inspect.algebra.extracting.model_pair import Noise, difference_blocks, noise_of, open_pair
 from lora_inspect.algebra.options import ExtractRequest, rank_rule
+from lora_inspect.algebra.output.output_modules import Making
 from lora_inspect.maths.stored_numbers import decoded
 from lora_inspect.progress import silent
 
@@ -50,7 +51,7 @@ def pair_of(folder, kind, dtype=torch.float32):
 def found_of(pair, **options):
     request = ExtractRequest(**options)
     matrices = named(pair, request).matrices
-    return list(zip(matrices, written_by_rule(matrices, rank_rule(request), "F32", silent), strict=True))
+    return list(zip(matrices, written_by_rule(matrices, rank_rule(request), Making("F32", "F32"), silent), strict=True))
 
 
 def product(made):
@@ -133,7 +134,7 @@ def test_ranks_go_where_they_lower_the_error_most(tmp_path):
         return sum(rank * own for rank, own in zip(ranks, bytes_of, strict=True))
 
     rule = rank_rule(ExtractRequest(size="60000", max_rank=30))
-    ranks, made = written_in_size(modules, rule, "F32", size, silent)
+    ranks, made = written_in_size(modules, rule, Making("F32", "F32"), size, silent)
     assert 60000 - max(bytes_of) < size(ranks) <= 60000
     values = [numpy.linalg.svd(dense[one.parts[0].tensor.name], compute_uv=False)[:30] for one in modules]
     gains = sorted(

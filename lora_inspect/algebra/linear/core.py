@@ -28,6 +28,8 @@ _SPREAD = 1e9
 ROUNDING = 1e-7
 # Where changes cancel each other, a rest below this share of the factors' norms is the rounding of float64.
 _CANCELLED = 1e-13
+# So many rows of a factor in single precision are widened at a time.
+_ROWS = 1024
 # A projection that leaves at least this share of the columns leaves nothing else in them.
 _LEFT = 0.5
 
@@ -39,7 +41,7 @@ def root(tall: Array) -> Array:
     """
     if (found := _root_of_gram(tall)) is not None:
         return found
-    triangle: Array = numpy.linalg.qr(tall, mode="r")  # type: ignore[assignment]  # it is one array in this mode
+    triangle: Array = numpy.linalg.qr(tall.astype(numpy.float64, copy=False), mode="r")  # type: ignore[assignment]  # it is one array in this mode
     return triangle
 
 
@@ -49,7 +51,7 @@ def _root_of_gram(tall: Array, condition: float = _CONDITION) -> Array | None:
     Raises FloatingPointError for NaN and infinity.
     """
     with numpy.errstate(invalid="ignore", over="ignore"):
-        gram: Array = tall.T @ tall
+        gram = _gram(tall)
     if not numpy.isfinite(gram.diagonal()).all():
         raise FloatingPointError("a factor is not finite")
     if tall.shape[0] > tall.shape[1]:
@@ -59,6 +61,18 @@ def _root_of_gram(tall: Array, condition: float = _CONDITION) -> Array | None:
             if pivots.min() * condition > pivots.max():
                 return found
     return None
+
+
+def _gram(tall: Array) -> Array:
+    """tallᵀ tall in float64; some rows at a time are widened to it."""
+    if tall.dtype == numpy.float64:
+        whole: Array = tall.T @ tall
+        return whole
+    gram: Array = numpy.zeros((tall.shape[1], tall.shape[1]))
+    for first in range(0, len(tall), _ROWS):
+        block = tall[first : first + _ROWS].astype(numpy.float64)
+        gram += block.T @ block
+    return gram
 
 
 def singular(matrix: Array) -> tuple[Array, Array, Array]:
