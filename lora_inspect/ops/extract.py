@@ -4,7 +4,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algebra.options import ExtractRequest, contradiction, rank_rule
@@ -265,7 +265,8 @@ class _Run:
         from lora_inspect.algebra.output.output_modules import WrittenTensor
 
         for one in modules:
-            self.written.append(one)
+            # Its factors stay with the file.
+            self.written.append(one._replace(made=replace(one.made, up=None, down=None)))
             yield one.made
         for plan, vector in zip(self._plans_of_vectors, self.vectors, strict=True):
             found = written_vector(vector, self.dtype)
