@@ -113,7 +113,9 @@ def plan_sum(
     is_stabilised = is_resized and request.to is None and inputs.first.rslora.value is True
     planned = [_planned(module, base, rule) for module in modules]
     planned = [one for one in planned if one.shape or one.vectors]
-    if not planned and not passed:
+    if not planned and passed:
+        raise RefusedError(inputs.first.checkpoint.path, "it has only weights that are saved whole", "merge it instead")
+    if not planned:
         raise RefusedError(inputs.first.checkpoint.path, "no module is left", "give a multiplier other than 0")
     making = Making(
         dtype=request.dtype or _widest(_factors(planned)),
@@ -315,10 +317,13 @@ def _with_experts(one: PlannedModule, terms: Sequence[Term], rule: RankRule) -> 
 
 
 def _partial(planned: Sequence[PlannedModule], inputs: Inputs) -> Iterator[str]:
-    """A sentence on the modules that only some of the inputs have, if there are any."""
-    count = len({id(one.adapter) for one in inputs.adapters})
+    """A sentence on the modules that some inputs lack, if there are any.
+
+    An input of which a multiplier of 0 leaves modules out is not looked at: they are missing as the user wants it.
+    """
+    whole = {id(one.adapter) for one in inputs.adapters if all(one.multipliers.values())}
     terms = [[*one.sum.terms, *(term for own in one.vectors.values() for term in own)] for one in planned]
-    some = [one for one, own in zip(planned, terms, strict=True) if len({id(term.adapter) for term in own}) < count]
+    some = [one for one, own in zip(planned, terms, strict=True) if whole - {id(term.adapter) for term in own}]
     if some:
         key = some[0].sum.module.name.key
         yield f"{len(some)} of {len(planned)} modules are in only some of the inputs ({key})."

@@ -72,6 +72,13 @@ def files(tmp_path):
         extra={"base_model.model.head.weight": torch.randn(4, 4)},
         config={"modules_to_save": ["head"]},
     )
+    peft(
+        tmp_path / "saved_alone",
+        6,
+        layers={},
+        extra={"base_model.model.head.weight": torch.randn(4, 4)},
+        config={"modules_to_save": ["head"], "target_modules": ["none"]},
+    )
     numbers = torch.Generator().manual_seed(0)
     save_file(
         {f"{path}.weight": torch.randn(shape, generator=numbers) for path, shape in LAYERS.items()},
@@ -107,6 +114,7 @@ REFUSED = {
     "an adapter as base": ("combine dora.safetensors a.safetensors --base a.safetensors", "not a base"),
     "a base as adapter": ("combine base.safetensors a.safetensors", "it is no adapter"),
     "other saved modules": ("combine saved saved_other", "is saved whole, and other inputs lack it .*; give --base"),
+    "saved modules alone": ("resize saved_alone --rank 2", "it has only weights that are saved whole; merge it"),
     "a size too small": ("combine a.safetensors b.safetensors --size 100", "which is above --size 100; give a larger"),
     "no module left": ("combine a.safetensors:0 b.safetensors:0", "no module is left"),
     "no module left of one": ("combine a.safetensors:0", "no module is left"),

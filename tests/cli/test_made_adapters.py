@@ -83,6 +83,14 @@ def test_differences_have_no_rank(two, run, fixtures):
     assert first.startswith("sum.safetensors has 11 modules: 1 of rank 2, 10 without a rank, F32, ")
 
 
+def test_modules_that_the_user_left_out_are_no_note(two, run):
+    first, *_ = NAMES
+    shown = run(
+        "combine", f"a.safetensors:0,{first.removeprefix('lora_unet_')}=1", "b.safetensors", "-o", "sum.safetensors"
+    )
+    assert (shown.status, shown.stderr) == (0, "")
+
+
 def test_a_smaller_file_is_offered_where_it_is_much_smaller(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     written("a.safetensors", [4.0, *[0.01] * 7], seed=1)
