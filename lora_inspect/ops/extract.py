@@ -56,10 +56,12 @@ class ExtractResult(Result):
     of the difference. `equal` counts the tensors that are the same in both models, `unpaired` are those that one of
     them lacks. `energy` is the share of the squared norm that the ranks keep. `error`, `rounding` and `noise` are
     shares of the norm: the loss by the ranks, the loss by the element type, and the estimated rounding of both models.
-    `worst` is the module with the largest error. `noisy` counts the modules that stop at the noise.
+    `worst` is the module with the largest error. `noisy` counts the modules that stop at the noise. `is_made` says that
+    the output was written.
     """
 
     output: str | None
+    is_made: bool
     inputs: tuple[dict[str, Any], ...]
     modules: int
     differences: int
@@ -85,6 +87,7 @@ class ExtractResult(Result):
         return {
             "schema": "lora-inspect/extract/1",
             "output": self.output,
+            "dry_run": not self.is_made,
             "inputs": list(self.inputs),
             "modules": self.modules,
             "differences": self.differences,
@@ -153,7 +156,7 @@ def extract(
     check_unchanged(plan.pair.files)
     result = run.result(None if dry_run and plan.path is None else run.place.path, leftovers)
     progress(plan.modules - len(run.modules))
-    return ExtractResult(**result, seconds=time.perf_counter() - started)
+    return ExtractResult(**result, is_made=not dry_run, seconds=time.perf_counter() - started)
 
 
 class _Run:

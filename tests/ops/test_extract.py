@@ -424,7 +424,8 @@ def test_a_dry_run_prints_the_same_and_writes_nothing(run, tmp_path):
     wet = run("extract", one, other, "--rank", "3", "-o", tmp_path / "out", "--json").json
     assert dry["output"] is None
     assert wet["output"] == str(tmp_path / "out")
-    for name in wet.keys() - {"output", "seconds"}:
+    assert (dry["dry_run"], wet["dry_run"]) == (True, False)
+    for name in wet.keys() - {"output", "dry_run", "seconds"}:
         assert dry[name] == wet[name], name
     assert wet["bytes"] == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
 
