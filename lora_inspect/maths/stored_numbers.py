@@ -7,6 +7,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from lora_inspect.errors import DamagedError
 from lora_inspect.files.input_file import InputFile
 from lora_inspect.files.safetensors.dtypes import FP8, decode_number
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -18,6 +19,8 @@ WRITTEN = ("F64", "F32", "F16", "BF16")
 _CHUNK_BYTES = 1 << 23
 # So many numbers are rounded at a time, in memory near the processor.
 _BLOCK = 1 << 15
+# Arrays of numpy have no more of them.
+_MOST_DIMENSIONS = 64
 # Half of the last place of bfloat16, in the bits of a float32, and the code of NaN.
 _TIE, _NOT_A_NUMBER = 0x8000, 0x7FC0
 
@@ -47,7 +50,11 @@ def stored_pieces(info: TensorInfo) -> Iterator[tuple[int, NDArray[Any]]]:
 
 
 def load(info: TensorInfo) -> NDArray[Any]:
-    """The whole tensor in its own shape, as float32 or float64."""
+    """The whole tensor in its own shape, as float32 or float64; LoraInspectError where it has too many dimensions."""
+    if len(info.shape) > _MOST_DIMENSIONS:
+        raise DamagedError(
+            info.file, f"{info.name} has {len(info.shape)} dimensions, but no layer has so many", "fetch the file again"
+        )
     pieces = [piece for _, piece in stored_pieces(info)] or [decoded(info.dtype, b"")]
     return (pieces[0] if len(pieces) == 1 else numpy.concatenate(pieces)).reshape(info.shape)
 

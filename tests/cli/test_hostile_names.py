@@ -214,10 +214,62 @@ def of_metadata(write, folder):
     yield ["metadata", EVIL, adapter]
 
 
+def of_sums(verb, rule):
+    """The commands of a verb that makes an adapter of others."""
+
+    def commands(write, folder):
+        stray = {EVIL: ("F32", (1,), 0)}
+        one = write({**lora(WORDS), **stray}, METADATA, name=f"{EVIL_FILE}.safetensors")
+        other = write(lora(WORDS), METADATA, name=f"other{EVIL_FILE}.safetensors")
+        output = folder / f"out{EVIL_FILE}.safetensors"
+        inputs = [one] if verb == "resize" else [one, other]
+        yield [verb, *inputs, *rule, "-o", output]
+        yield [verb, *inputs, *rule, "-o", output]  # it exists
+        yield [verb, *inputs, *rule, "-o", output, "--force", "--json"]
+        yield [verb, *inputs, *rule, "-o", output, "--force", "--dry-run"]
+        yield [verb, *inputs, *rule, "-o", output, "--force", "--dtype", EVIL]
+        yield [verb, *inputs, *rule, "-o", output, "--force", "--to", EVIL]
+        yield [verb, *inputs, *rule, "-o", output, "--force", "--base", folder / f"no{EVIL_FILE}"]
+        yield [verb, *inputs[1:], f"{one}:*nothing{EVIL.strip()}*=2", *rule, "-o", output, "--force"]
+        yield [verb, *inputs[1:], folder / f"no{EVIL_FILE}", *rule, "-o", output, "--force"]
+        yield ["info", output]
+
+    return commands
+
+
+def of_extract(write, folder):
+    weights = {f"{WORDS}.weight": ("F32", (6, 5), 1), f"{EVIL}.weight": ("F32", (6, 5), 1), "stays": ("F32", (3,), 1)}
+    whole = write(weights, name=f"{EVIL_FILE}.safetensors")
+    tuned = {name: (dtype, shape, 2) for name, (dtype, shape, _) in weights.items()}
+    other = write(tuned, name=f"tuned{EVIL_FILE}.safetensors")
+    output = folder / f"out{EVIL_FILE}"
+    yield ["extract", other, whole, "--rank", "1", "-o", output]
+    yield ["extract", other, whole, "--rank", "1", "-o", output, "--json"]
+    yield ["extract", other, whole, "--rank", "1", "--dry-run", "--json"]
+    yield ["extract", other, whole, "--rank", "1", "-o", output, "--to", EVIL]
+    yield ["extract", other, whole, "--rank", "1", "-o", output, "--only", EVIL]
+    yield ["extract", other, whole, "--rank", "1", "-o", output, "--include", EVIL]
+    yield ["extract", whole, whole, "--rank", "1", "-o", output]
+    yield ["extract", folder / f"no{EVIL_FILE}", whole, "--rank", "1", "-o", output]
+
+
+def of_compare(write, folder):
+    one = write(lora(WORDS), METADATA, name=f"{EVIL_FILE}.safetensors")
+    other = write(lora(WORDS), METADATA, name=f"other{EVIL_FILE}.safetensors")
+    yield ["compare", one, other]
+    yield ["compare", one, other, "--json"]
+    yield ["compare", one, other, one]
+    yield ["compare", one, write(base(), name=f"base{EVIL_FILE}.safetensors")]
+    yield ["compare", one, folder / f"no{EVIL_FILE}"]
+    yield ["compare", one, other, "--max-difference", EVIL]
+
+
 # A verb without an entry here fails.
 COMMANDS = {
     "info": of_info, "merge": of_merge, "unmerge": of_unmerge, "verify": of_verify, "convert": of_convert,
-    "compat": of_compat, "check": of_check, "metadata": of_metadata,
+    "compat": of_compat, "check": of_check, "metadata": of_metadata, "combine": of_sums("combine", []),
+    "resize": of_sums("resize", ["--rank", "1"]), "average": of_sums("average", []), "extract": of_extract,
+    "compare": of_compare,
 }  # fmt: skip
 
 

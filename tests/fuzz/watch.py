@@ -39,6 +39,8 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _MADE = re.compile(rb"lambda _cls, (\w+(?:, \w+)*): _tuple_new\(_cls, \(\1,?\)\)")
 # Where Linux says how many cores a process may keep busy.
 _CORES = re.compile(r"/proc/self/cgroup|/sys/fs/cgroup(/.*)?/cpu\.max")
+# The list of loaded libraries, among which threadpoolctl looks for numpy's BLAS to hold it to one thread.
+_LOADED = "/proc/self/maps"
 _BESIDE = re.compile(r"(?s)\.[0-9a-f]{16}\.partial(\.(lock|old|gone))?(/.*)?")
 
 
@@ -160,7 +162,8 @@ def _judge(event: str, arguments: tuple[Any, ...], allowed: Allowed) -> str | No
         path = os.fsdecode(path)
         if flags & _WRITING and path != os.devnull:
             return None if allowed.writes(path) or allowed.rewrites(path) else f"opens {path!r} for writing"
-        return None if allowed.looks(path) or _CORES.fullmatch(path) else f"opens {path!r}"
+        is_known = _CORES.fullmatch(path) or (path == _LOADED and _is_of_threads())
+        return None if is_known or allowed.looks(path) else f"opens {path!r}"
     if event in _LOOKS:
         paths = _paths(arguments, _LOOKS[event])
         return next((f"looks into {path!r}" for path in paths if not allowed.looks(path)), None)
@@ -174,10 +177,21 @@ def _judge(event: str, arguments: tuple[Any, ...], allowed: Allowed) -> str | No
         return f"imports {arguments[0]}"
     if event in ("compile", "exec") and _makes_record(event, arguments):
         return None
+    if event.startswith("ctypes.") and _is_of_threads():
+        return None
     if event in _LIBRARY:
         names = _LIBRARY[event]
         return None if not names or arguments[-1] in names else f"{event} {arguments!r:.200}"
     return f"{event} {arguments!r:.200}"
+
+
+def _is_of_threads() -> bool:
+    """Whether threadpoolctl does it."""
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]  # the outermost frame has none
+        if frame.f_globals.get("__name__") == "threadpoolctl":
+            return True
+    return False
 
 
 def _makes_record(event: str, arguments: tuple[Any, ...]) -> bool:
