@@ -28,6 +28,9 @@ _MENDS, _OF_MENDING = "fixes", ("output", "force")
 # What a merge is taken back with where there was one, and how often each is there.
 _UNMERGE = "unmerge"
 _UNMERGED_WITH = {"output": 0.97, "base": 0.3, "allow_ambiguous": 0.7, "as_json": 0.3, "force": 0.1}
+# Verbs of several adapters, which may be the same one, and the rules of one that needs a rule.
+_OF_SEVERAL = ("average", "compare")
+_RULES = {"extract": ("rank", "max_rank", "energy")}
 # Parts of a sharded base.
 _SHARES = ("1/1", "1/2", "2/2", "2/2", "1/9", "0/2", "3/2", "1", "")
 # What changes a file itself where no output is named, and may do so only in its header.
@@ -112,6 +115,8 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
     if _IN_PLACE in options and source.random() < 0.6:
         chosen = [name for name in chosen if name not in (_IN_PLACE, *_OF_MENDING)]
         chosen += source.choice(([], [_IN_PLACE]))
+    if verb.name in _RULES and source.random() < 0.9:
+        chosen.append(source.choice(_RULES[verb.name]))
     for name in list(chosen):
         if name in _WITH and source.random() < 0.9:
             chosen.append(source.choice(_WITH[name]))
@@ -124,7 +129,7 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
         pieces.append(
             metadata_words.operands(source, argument, first, files)
             if is_key
-            else _operands(source, argument, files, undoes)
+            else _operands(source, argument, files, undoes, verb.name in _OF_SEVERAL)
         )
     fitting = "out.safetensors" if _IN_PLACE in options else _fitting_output(pieces, files)
     pieces += [_option(source, options[name], files, fitting) for name in chosen if name in options]
@@ -133,9 +138,11 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
     return [word for piece in pieces for word in piece]
 
 
-def _operands(source: random.Random, argument: click.Argument, files: Files, undoes: bool) -> list[str]:
+def _operands(
+    source: random.Random, argument: click.Argument, files: Files, undoes: bool, is_several: bool
+) -> list[str]:
     count = 1 if argument.nargs == 1 else source.choice((1, 1, 1, 1, 2, 3))
-    wants_base = argument.name in ("base", "merged")
+    wants_base = argument.name in ("base", "merged", "tuned")
     usual = (
         files.merged
         if files.merged and argument.name == "merged"
@@ -150,6 +157,8 @@ def _operands(source: random.Random, argument: click.Argument, files: Files, und
     # The same one twice is refused at once.
     named = source.sample(usual, min(count, len(usual))) if source.random() < 0.93 else []
     named = named or [_path(source, usual, files) for _ in range(count)]
+    if is_several and source.random() < 0.9:
+        named.append(source.choice([*files.adapters, *named]))
     with_settings = (
         0.0 if wants_base else 0.06 if argument.nargs == 1 or argument.name == "paths" else 0.1 if undoes else 0.35
     )

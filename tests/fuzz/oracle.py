@@ -143,7 +143,7 @@ def prepare() -> None:
 
 # What Python imports when it first does something: the codecs of JSON that is no UTF-8 among them.
 _IMPORTED_LATER = (
-    "numpy.random",
+    "numpy.random", "torch._dynamo", "torch.fx.experimental.symbolic_shapes",
     "unicodedata", "hashlib", "ctypes", "fnmatch", "difflib", "encodings.unicode_escape", "encodings.utf_8_sig",
     "encodings.utf_16", "encodings.utf_16_be", "encodings.utf_16_le", "encodings.utf_32", "encodings.utf_32_be",
     "encodings.utf_32_le", "tabulate",
