@@ -239,10 +239,10 @@ def test_the_least_rank_for_an_error(spectrum: str, max_error: float) -> None:
 
 
 def test_the_first_block_grows_until_the_error_is_reached() -> None:
-    matrix = with_values(numpy.append(numpy.ones(76), numpy.full(524, 0.01)), 600, 600, 0)
+    matrix = with_values(numpy.append(numpy.ones(66), numpy.full(534, 0.01)), 600, 600, 0)
     found = find(matrix, max_error=0.1)
     assert (found.rank, found.reached) == (least_rank(matrix, 0.1), True)
-    # The 80 columns of the first block are enough for 70 directions; two steps of more follow, and one for a proof.
+    # The first block has room for 64 directions; two steps of a larger one follow, and one for a proof.
     assert found.passes == 5
     verify(matrix, found)
 
@@ -312,7 +312,7 @@ def test_blocks_of_float32_in_any_order_and_height_are_the_matrix() -> None:
 def test_the_matrix_is_never_held() -> None:
     matrix = normal(1200, 1200, 0).astype(numpy.float32)
     tracemalloc.start()
-    find(matrix, 6)
+    find(matrix, 8)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < matrix.nbytes

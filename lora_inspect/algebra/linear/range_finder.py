@@ -30,8 +30,6 @@ Blocks = Callable[[], Iterator[tuple[int, NDArray[numpy.floating[Any]]]]]
 # How many times the least possible error the error may be; beyond it a further step is taken.
 BOUND = 1.01
 _OVERSAMPLING = 10
-# Products with as many columns as a multiple of this take less time than those of a few columns less.
-_WIDTH = 8
 # The steps of a block, and those of a block whose error is not yet proved to be within `BOUND`.
 _STEPS, _MOST_STEPS = 2, 3
 # How many directions are looked for first where the error decides the rank.
@@ -102,7 +100,7 @@ def find_range(
     """
     rule = _rule(shape, rank, max_error, energy, max_rank, noise)
     search = _Krylov(_Reader(blocks, shape), seed)
-    started, size = 0, _columns_for(min(rule.limit, _FIRST if rank is None else rule.limit))
+    started, size = 0, min(rule.limit, _FIRST if rank is None else rule.limit) + _OVERSAMPLING
     while search.width + (_MOST_STEPS + 1) * (started + size) <= min(shape):
         started += size
         search.start(size)
@@ -171,15 +169,10 @@ class _Rule:
         """How many more columns to start with: 0 where those that were `started` are enough for the rank."""
         if chosen.reached:
             # The least rank is at most this one, which a basis with more room may lower.
-            return max(0, _columns_for(chosen.rank) - started)
+            return max(0, chosen.rank + _OVERSAMPLING - started)
         if chosen.available + _OVERSAMPLING <= started:
             return 0
-        return min(started, _columns_for(self.limit) - started)
-
-
-def _columns_for(rank: int) -> int:
-    """How many columns to start with for a rank."""
-    return -(-(rank + _OVERSAMPLING) // _WIDTH) * _WIDTH
+        return min(started, self.limit + _OVERSAMPLING - started)
 
 
 def _rule(
