@@ -7,18 +7,19 @@ thin side, Tucker cores) has a formula that makes them, with torch. The factors 
 from collections.abc import Sequence
 from functools import reduce
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy
+from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.algebra.linear.factors import Array, Factors, joined
 from lora_inspect.algorithms import full, lora
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.target.target_algorithm import ARE_DIFFERENCES, is_kernel_open, is_kernel_untold
-from lora_inspect.errors import DamagedError, RefusedError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.stored_numbers import FLOATS, load
+from lora_inspect.maths.stored_numbers import FLOATS, decoded, encoded, load, no_float, not_finite
 from lora_inspect.reading.model.contribution import Contribution
 
 
@@ -99,11 +100,7 @@ def _is_plain(contribution: Contribution) -> bool:
 def load_floats(info: TensorInfo) -> Array:
     """The numbers of a factor; LoraInspectError where they are of no floating type."""
     if info.dtype not in FLOATS:
-        raise DamagedError(
-            info.file,
-            f"{info.name} is stored as {info.dtype}, but a floating type was expected",
-            "fetch the file again",
-        )
+        raise no_float(info)
     return load(info)
 
 
@@ -188,10 +185,26 @@ def refuse_not_finite(terms: Sequence[Term]) -> None:
 def check_finite(info: TensorInfo, values: Array) -> None:
     """Raises LoraInspectError for the first number of a factor that is not finite."""
     if not numpy.isfinite(values).all():
-        bad = values[~numpy.isfinite(values)].ravel()[0]
-        raise DamagedError(
-            info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
-        )
+        raise not_finite(info, values[~numpy.isfinite(values)].ravel()[0])
+
+
+def written_in(
+    dtype: str, values: NDArray[numpy.floating[Any]], name: str, path: str
+) -> tuple[NDArray[numpy.generic], Array]:
+    """The codes of numbers in a type of an output, and the numbers that these stand for, in the same shape.
+
+    Raises LoraInspectError with the `name` of what holds them, and the `path` of an input, for numbers beyond the type.
+    """
+    codes = encoded(values, dtype)
+    written: Array = decoded(dtype, codes).reshape(values.shape)
+    if not numpy.isfinite(written).all():
+        raise beyond(dtype, name, path)
+    return codes, written
+
+
+def beyond(dtype: str, name: str, path: str) -> RefusedError:
+    """The error of numbers beyond a type of an output."""
+    return RefusedError(path, f"{name} would hold numbers beyond {dtype}", "give --dtype bf16 or --dtype fp32")
 
 
 def whole_change(terms: Sequence[Term], base: WeightChanges | None) -> Array:

@@ -16,7 +16,7 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import Term
-from lora_inspect.algebra.changes import matrix_shape, refuse_not_finite, sum_of, whole_change
+from lora_inspect.algebra.changes import beyond, matrix_shape, refuse_not_finite, sum_of, whole_change, written_in
 from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.linear.core import Core, Trim
 from lora_inspect.algebra.linear.factors import Array, Factors
@@ -303,7 +303,7 @@ def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> 
         of_meant, of_written = meant.times(probes), written.times(probes)
     # An infinity times a number is none, and so is a sum with it.
     if not numpy.isfinite(of_written).all():
-        raise _beyond(name, path, dtype)
+        raise beyond(dtype, name, path)
     lost = (of_meant - of_written).astype(numpy.float64)
     return StoredFactors(up, down, float(numpy.linalg.norm(lost)) / math.sqrt(_PROBES), of_meant)
 
@@ -330,10 +330,6 @@ def _initial(key: str, count: int, columns: int) -> Array:
     return numpy.random.default_rng(seed).uniform(-bound, bound, (count, columns))
 
 
-def _beyond(name: str, path: str, dtype: str) -> RefusedError:
-    return RefusedError(path, f"{name} would hold numbers beyond {dtype}", "give --dtype bf16 or --dtype fp32")
-
-
 def _path_of(module: PlannedModule) -> str:
     """The path of the first input that has the module."""
     terms = [*module.sum.terms, *(term for own in module.vectors.values() for term in own)]
@@ -351,10 +347,7 @@ def _difference(one: MadeModule, matrix: Array, making: Making) -> MadeModule:
 
 
 def _with_difference(one: MadeModule, parameter: str, values: Array, making: Making) -> MadeModule:
-    codes = encoded(values, making.differences)
-    written = _decoded(codes, making.differences)
-    if not numpy.isfinite(written).all():
-        raise _beyond(one.key, _path_of(one.module), making.differences)
+    codes, written = written_in(making.differences, values, one.key, _path_of(one.module))
     rounding = math.hypot(one.rounding, float(numpy.linalg.norm(written - values)))
     return replace(one, differences={**one.differences, parameter: codes}, rounding=rounding)
 

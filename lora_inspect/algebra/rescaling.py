@@ -17,7 +17,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.changes import check_finite, load_floats
+from lora_inspect.algebra.changes import check_finite, load_floats, written_in
 from lora_inspect.algebra.inputs import Inputs
 from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.output.made_metadata import input_records, kept_metadata, made_record
@@ -33,7 +33,7 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import TensorPlan, in_file_order, renamed
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.dora import INSIDE
-from lora_inspect.maths.stored_numbers import FLOATS, WRITTEN, decoded, encoded
+from lora_inspect.maths.stored_numbers import FLOATS, WRITTEN
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.schemes.gguf import GGUF
@@ -158,7 +158,7 @@ class Rounding:
         """The relative error of all of them together."""
         return self.lost / self.meant if self.meant else 0.0
 
-    def add(self, meant: NDArray[numpy.float64], written: NDArray[numpy.float64]) -> None:
+    def add(self, meant: NDArray[numpy.float64], written: NDArray[numpy.floating[Any]]) -> None:
         """Take the numbers of a tensor; their squares may be beyond the range of numbers."""
         largest = float(numpy.abs(meant).max(initial=0.0))
         if largest:
@@ -258,12 +258,7 @@ def bytes_of_numbers(info: TensorInfo, meant: NDArray[numpy.float64], dtype: str
     Raises LoraInspectError for numbers that are not finite, or beyond the type.
     """
     check_finite(info, meant)
-    codes = encoded(meant, dtype)
-    written = decoded(dtype, codes).reshape(meant.shape)
-    if not numpy.isfinite(written).all():
-        raise RefusedError(
-            info.file, f"{info.name} would hold numbers beyond {dtype}", "give --dtype bf16 or --dtype fp32"
-        )
+    codes, written = written_in(dtype, meant, info.name, info.file)
     rounding.add(meant, written)
     return bytes_of(codes)
 

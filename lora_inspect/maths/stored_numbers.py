@@ -49,6 +49,18 @@ def stored_pieces(info: TensorInfo) -> Iterator[tuple[int, NDArray[Any]]]:
             yield len(piece), decoded(info.dtype, piece)
 
 
+def no_float(info: TensorInfo) -> DamagedError:
+    """The error of a factor that is of no floating type."""
+    return DamagedError(
+        info.file, f"{info.name} is stored as {info.dtype}, but a floating type was expected", "fetch the file again"
+    )
+
+
+def not_finite(info: TensorInfo, bad: float) -> DamagedError:
+    """The error of a factor that holds a NaN or an infinity."""
+    return DamagedError(info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again")
+
+
 def load(info: TensorInfo) -> NDArray[Any]:
     """The whole tensor in its own shape, as float32 or float64; LoraInspectError where it has too many dimensions."""
     if len(info.shape) > _MOST_DIMENSIONS:

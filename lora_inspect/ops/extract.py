@@ -235,12 +235,10 @@ class _Run:
         """The ranks at most, and everything that is written, which is noted as it is made."""
         from lora_inspect.algebra.extracting.extraction import written_by_rule, written_in_size
 
-        if self.making.common:
-            ranks = [self.making.common] * len(self.modules)
-            return ranks, self._noted(written_by_rule(self.modules, self.rule, self.making, self.progress))
         if self.rule.size is None:
             caps = [cap for cap in (self.rule.rank, self.rule.max_rank) if cap is not None]
-            ranks = [min(one.shape[0], math.prod(one.shape[1:]), *caps) for one in self.modules]
+            sides = [min(one.shape[0], math.prod(one.shape[1:])) for one in self.modules]
+            ranks = [self.making.common or min([side, *caps]) for side in sides]
             return ranks, self._noted(written_by_rule(self.modules, self.rule, self.making, self.progress))
         try:
             ranks, made = written_in_size(self.modules, self.rule, self.making, self._size, self.progress)

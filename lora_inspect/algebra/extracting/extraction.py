@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy
 from numpy.typing import NDArray
 
+from lora_inspect.algebra.changes import written_in
 from lora_inspect.algebra.combination import filled, stored
 from lora_inspect.algebra.extracting.extracted_modules import Extracted, Part
 from lora_inspect.algebra.extracting.model_pair import Noise, difference_blocks, noise_of
@@ -22,10 +23,8 @@ from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.linear.range_finder import Found, find_range
 from lora_inspect.algebra.linear.ranks import RankRule, Spectrum, choose_ranks
 from lora_inspect.algebra.output.output_modules import MadeModule, Making
-from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
-from lora_inspect.maths.stored_numbers import decoded, encoded
 from lora_inspect.progress import Progress
 
 # From this share of the expected noise on, the rest of a difference is taken for noise of both models.
@@ -286,15 +285,9 @@ def written_vector(module: Extracted, dtype: str) -> WrittenVector:
         rows = numpy.concatenate([block for _, block in difference_blocks(part.tensor)])
         rows = rows if part.rows is None else rows[part.rows]
         whole[slice(None) if part.places is None else part.places] = rows
-    values = encoded(whole.reshape(module.shape), dtype)
-    written = decoded(dtype, values).reshape(whole.shape)
-    if not numpy.isfinite(written).all():
-        raise RefusedError(
-            module.parts[0].tensor.tuned.info.file,
-            f"{module.key} would hold numbers beyond {dtype}",
-            "give --dtype bf16 or --dtype fp32",
-        )
-    return WrittenVector(values, float(numpy.linalg.norm(whole)), float(numpy.linalg.norm(written - whole)))
+    meant: Array = whole.reshape(module.shape)
+    values, written = written_in(dtype, meant, module.key, module.parts[0].tensor.tuned.info.file)
+    return WrittenVector(values, float(numpy.linalg.norm(meant)), float(numpy.linalg.norm(written - meant)))
 
 
 def squared_norm(parts: Sequence[Part]) -> float:

@@ -56,13 +56,13 @@ def extract(tuned: str, base: str, output: str | None, force: bool, dry_run: boo
     if as_json:
         terminal.json_text(result.to_dict())
     else:
-        _print(result, dry_run)
+        _print(result)
 
 
-def _print(result: "ExtractResult", dry_run: bool) -> None:
+def _print(result: "ExtractResult") -> None:
     into = "" if result.output is None else f" into {result.output}"
     ranks = ", ".join(f"{rank} ({count})" for rank, count in result.ranks.items()) or "none"
-    terminal.line(f"{'would extract' if dry_run else 'extracted'} {counted(result.modules, 'module')}{into}")
+    terminal.line(f"{'extracted' if result.is_made else 'would extract'} {counted(result.modules, 'module')}{into}")
     terminal.line(f"ranks (modules): {ranks}")
     if result.differences:
         terminal.line(f"{counted(result.differences, 'difference')} of biases, norms and other vectors beside them")

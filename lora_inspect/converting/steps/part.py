@@ -19,11 +19,12 @@ from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.growth import Growth
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.target.target_layout import Destination, Source
-from lora_inspect.errors import DamagedError, RefusedError
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Content, TensorPlan
 from lora_inspect.maths.low_rank import SCALED_GRAM, product_norm, relative
+from lora_inspect.maths.stored_numbers import no_float, not_finite
 from lora_inspect.maths.tensors import TORCH_DTYPES, first_non_finite, load_stored, load_whole, to_bytes
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 
@@ -52,17 +53,11 @@ def check_finite(info: TensorInfo) -> torch.Tensor:
     """
     dtype = TORCH_DTYPES.get(info.dtype) or _EIGHT_BITS.get(info.dtype)
     if dtype is None:
-        raise DamagedError(
-            info.file,
-            f"{info.name} is stored as {info.dtype}, but a floating type was expected",
-            "fetch the file again",
-        )
+        raise no_float(info)
     stored = load_stored(info, dtype)
     values = stored.float() if info.dtype in _EIGHT_BITS else stored
     if (bad := first_non_finite(values)) is not None:
-        raise DamagedError(
-            info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again"
-        )
+        raise not_finite(info, bad)
     return stored
 
 
