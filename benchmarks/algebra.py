@@ -18,13 +18,12 @@ other thread of theirs slows one down.
 
 import argparse
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+from one_processor import pin, processor_time
+
 SHAPES = {"self_attn_q": (2048, 2048), "self_attn_o": (2048, 2048), "ffn_0": (8192, 2048), "ffn_2": (2048, 8192)}
 MULTIPLIERS, RANK = (0.7, -0.3, 0.5, 1.0), 32
 MOST_OVER_FLOOR, LEAST_OVER_TRIMMED = 2.0, 80.0
@@ -92,21 +91,6 @@ def dense(folder: str, count: int) -> None:
             )
 
 
-def processor_time(*words: str) -> float:
-    """The processor time of a task in a process of its own."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "PYTHONPATH": ROOT}
-    subprocess.run([sys.executable, __file__, "--task", *words], check=True, env=environment)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def pin() -> None:
-    """Run this process, and those that it starts, on one processor where the system can."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
@@ -121,15 +105,15 @@ def main() -> None:
         took: dict[str, list[float]] = {name: [] for name in tasks}
         for _ in range(arguments.runs):
             for name, words in tasks.items():
-                took[name].append(processor_time(*words, folder))
+                took[name].append(processor_time(__file__, *words, folder)[0])
         for name, found in took.items():
             print(f"{name}: {statistics.median(found):.2f} s ({min(found):.2f} to {max(found):.2f})")
         over = statistics.median(one / unit for one, unit in zip(took["exact"], took["floor"], strict=True))
         print(f"exact over floor: {over:.2f} (limit {MOST_OVER_FLOOR})")
         failed = over > MOST_OVER_FLOOR
         if arguments.dense:
-            small = processor_time("dense", folder, "1")
-            both = processor_time("dense", folder, "2") if arguments.dense > 1 else 2 * small
+            small = processor_time(__file__, "dense", folder, "1")[0]
+            both = processor_time(__file__, "dense", folder, "2")[0] if arguments.dense > 1 else 2 * small
             # Half of the modules have the one shape, half the other.
             whole = arguments.blocks * 2 * both
             times = whole / statistics.median(took["trimmed"])

@@ -16,13 +16,12 @@ is beyond its limit. All of them run on one processor, where no other thread of 
 
 import argparse
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+from one_processor import pin, processor_time
+
 SHAPES = {"self_attn.q": (2048, 2048), "self_attn.o": (2048, 2048), "ffn.0": (8192, 2048), "ffn.2": (2048, 8192)}
 DIRECTIONS = 128
 MOST_OVER_FLOOR, LEAST_OVER_EXTRACT, MOST_MEMORY = 8.0, 10.0, 600_000
@@ -86,22 +85,6 @@ def dense(count: int) -> None:
             numpy.linalg.svd(matrix, full_matrices=False)
 
 
-def processor_time(*words: str) -> tuple[float, str]:
-    """The processor time of a task in a process of its own, and all that it prints."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "PYTHONPATH": ROOT}
-    command = [sys.executable, __file__, "--task", *words]
-    ended = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, ended.stdout
-
-
-def pin() -> None:
-    """Run this process, and those that it starts, on one processor where the system can."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
@@ -115,8 +98,8 @@ def main() -> None:
         write_models(folder, arguments.blocks)
         floors, extracts, memory = [], [], []
         for _ in range(arguments.runs):
-            floors.append(processor_time("floor", folder)[0])
-            took, printed = processor_time("extract", folder, str(arguments.rank))
+            floors.append(processor_time(__file__, "floor", folder)[0])
+            took, printed = processor_time(__file__, "extract", folder, str(arguments.rank))
             extracts.append(took)
             memory.append(int(printed))
         for name, found in (("floor", floors), ("extract", extracts)):
@@ -126,8 +109,8 @@ def main() -> None:
         print(f"memory: {max(memory) / 1000:.0f} MB (limit {MOST_MEMORY / 1000:.0f})")
         failed = over > MOST_OVER_FLOOR or max(memory) > MOST_MEMORY
         if arguments.dense:
-            small = processor_time("dense", folder, "1")[0]
-            both = processor_time("dense", folder, "2")[0] if arguments.dense > 1 else 2 * small
+            small = processor_time(__file__, "dense", folder, "1")[0]
+            both = processor_time(__file__, "dense", folder, "2")[0] if arguments.dense > 1 else 2 * small
             # Half of the modules have the one shape, half the other.
             times = arguments.blocks * 2 * both / statistics.median(extracts)
             print(f"dense over extract: {times:.1f} (at least {LEAST_OVER_EXTRACT:.0f}; {both:.1f} s for one of each)")

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 
 from lora_inspect.algebra.options import AverageRequest, CombineRequest, ResizeRequest, contradiction
 from lora_inspect.api.arguments import (
+    ChoiceKeywords,
     PathWithSettings,
-    ReadingKeywords,
     StrPath,
-    Transposed,
     WatchProgress,
     all_with_settings,
     in_a_sentence,
@@ -35,18 +34,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["AverageResult", "SumResult", "average", "combine", "resize"]
-
-
-class ChoiceKeywords(ReadingKeywords, total=False):
-    """The keywords of a function that takes modules of adapters at multipliers."""
-
-    include: str | Iterable[str]
-    exclude: str | Iterable[str]
-    weights: StrPath | None
-    base: StrPath | None
-    dora_multiplier: str | None
-    architecture: str | None
-    transposed: Transposed
 
 
 class ResizeKeywords(ChoiceKeywords, total=False):

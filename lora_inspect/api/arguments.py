@@ -296,6 +296,18 @@ class ReadingKeywords(TypedDict, total=False):
     expert_packing: str | None
 
 
+class ChoiceKeywords(ReadingKeywords, total=False):
+    """The keywords of a function that takes modules of adapters at multipliers."""
+
+    include: str | Iterable[str]
+    exclude: str | Iterable[str]
+    weights: StrPath | None
+    base: StrPath | None
+    dora_multiplier: str | None
+    architecture: str | None
+    transposed: Transposed
+
+
 def request_of(record: type[Request], given: Mapping[str, Any]) -> Request:
     """Make the record of a verb's options from the keywords of a call.
 

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING
 
 from lora_inspect.algebra.options import CompareRequest, folder_contradiction
 from lora_inspect.api.arguments import (
+    ChoiceKeywords,
     PathWithSettings,
-    ReadingKeywords,
-    StrPath,
-    Transposed,
     WatchProgress,
     all_with_settings,
     in_a_sentence,
@@ -29,16 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["CompareResult", "FolderResult", "compare"]
 
 
-class CompareKeywords(ReadingKeywords, total=False):
+class CompareKeywords(ChoiceKeywords, total=False):
     """The keywords of `compare`."""
 
-    include: str | Iterable[str]
-    exclude: str | Iterable[str]
-    weights: StrPath | None
-    base: StrPath | None
-    dora_multiplier: str | None
-    architecture: str | None
-    transposed: Transposed
     max_difference: float | None
 
 
