@@ -68,11 +68,12 @@ CASES = list(itertools.product(SPECTRA, DIGITS))
 MANY = list(itertools.product(("all equal", "steep", "falling slowly"), DIGITS))
 
 
-def drawn(spectrum: str, digits: str, seed: int) -> Array:
+def drawn(spectrum: str, digits: str, seed: int) -> NDArray[numpy.floating]:
     values = SPECTRA[spectrum]
     change = normal(WIDTH, WIDTH, seed) if values is None else with_values(values, WIDTH, WIDTH, seed)
     binary = DIGITS[digits]
-    return change if binary is None else stored(change, seed, binary)
+    # The differences of models in few digits come in float32, and are multiplied so.
+    return change if binary is None else stored(change, seed, binary).astype(numpy.float32)
 
 
 def verify(matrix: NDArray[numpy.floating], found: Found, pessimism: float = 1e-6) -> None:
@@ -153,6 +154,17 @@ def test_tiny_and_huge_entries(size: float, dtype: type[numpy.floating]) -> None
     verify(matrix, find(matrix, 32))
 
 
+# The smallest number of float32 is 1.4e-45, the largest 3.4e38; a row of the second is 1e38 times nearly equal numbers.
+BEYOND = {"small": (0.0, 4e-43), "large": (1.0, 1e38)}
+
+
+@pytest.mark.parametrize("kind", BEYOND)
+def test_products_beyond_the_range_of_float32(kind: str) -> None:
+    offset, size = BEYOND[kind]
+    matrix = ((with_values(COUNT**-0.5, WIDTH, WIDTH, 0) + offset) * size).astype(numpy.float32)
+    verify(matrix, find(matrix, 32))
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (40, 300), (300, 40)])
 def test_a_rank_of_the_smaller_side_leaves_nothing(shape: tuple[int, int]) -> None:
     matrix = normal(*shape, 0)
@@ -199,6 +211,17 @@ def test_values_below_the_rounding_of_float32_take_no_rank() -> None:
     assert find(matrix, 40).rank == 24
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_error_of_rows_in_float32_has_all_its_digits(seed: int) -> None:
+    # Whole numbers, exact in float32: a product of rank 24 and a rest of 1e-5 of it.
+    whole = numpy.random.default_rng(seed)
+    product = whole.integers(-99, 100, (WIDTH, 24)) @ whole.integers(-99, 100, (24, WIDTH))
+    matrix = (product + whole.integers(-1, 2, (WIDTH, WIDTH))).astype(numpy.float32)
+    found = find(matrix, 24, seed)
+    assert found.relative_error < 1e-4
+    verify(matrix, found)
+
+
 PASSES = {
     "steep": (0.9**COUNT, 32, 2),
     # The Ritz values behind the kept ones are too few to prove the bound.
@@ -215,7 +238,7 @@ def test_a_further_pass_is_for_a_proof_or_for_digits(kind: str) -> None:
     assert (found.passes, found.proved) == (passes, kind != "falling slowly")
 
 
-def least_rank(matrix: Array, max_error: float) -> int:
+def least_rank(matrix: NDArray[numpy.floating], max_error: float) -> int:
     squares = numpy.square(numpy.linalg.svd(matrix, compute_uv=False))
     return next(
         rank for rank in range(len(squares) + 1) if squares[rank:].sum() <= max_error**2 * squares.sum() * (1 + 1e-9)

@@ -29,7 +29,7 @@ from lora_inspect.reading.identify import base_candidates, described, may_be_one
 from lora_inspect.schemes.record import MODEL
 
 # So many numbers of each model are widened at a time, near the processor, and so many differences are multiplied.
-_PIECE, _BLOCK = 1 << 17, 1 << 20
+_PIECE, _BLOCK = 1 << 17, 1 << 19
 # So many numbers of a tensor show the distances between its numbers, in rows from all over it.
 _SAMPLED, _ROWS = 1 << 17, 64
 # Numbers of a finer type are often those of a coarser one: a model that was cast, or trained in half precision.
@@ -162,7 +162,7 @@ def _weights_of(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
 
 
 def difference_blocks(pair: PairedTensor, is_known_finite: bool = False) -> Iterator[tuple[int, Array]]:
-    """(first row, tuned - base) for all rows, as matrices (rows, columns) in float64.
+    """(first row, tuned - base) for all rows, as matrices (rows, columns) in float32 or float64.
 
     Numbers of at most 32 bits are subtracted in float32. A vector is a column. Raises LoraInspectError for NaN and
     infinity, with the tensor that holds it, unless an earlier pass has looked for them.
@@ -180,7 +180,7 @@ def difference_blocks(pair: PairedTensor, is_known_finite: bool = False) -> Iter
             if end:
                 yield begin, block[:end]
             begin, end = first, 0
-            block = numpy.empty((min(max(count, len(difference)), rows - first), columns))
+            block = numpy.empty((min(max(count, len(difference)), rows - first), columns), difference.dtype)
         block[end : end + len(difference)] = difference
         end += len(difference)
     yield begin, block[:end]

@@ -4,7 +4,7 @@ A randomised block Krylov method keeps the bases of all its steps (Musco & Musco
 for Stronger and Faster Approximate Singular Value Decomposition"): it needs no gap in the spectrum. Each step is one
 pass over D, which gives both Y = D Q and Z = Dᵀ Y for an orthonormal block Q; the next block is Z without the blocks
 before. With Y = U S Vᵀ of all blocks, Uᵀ D = S⁻¹ (Z V)ᵀ needs no further pass, and U is the basis of the source: it is
-better than Q by half a step.
+better than Q by half a step. Only Z has to be that of Y to all digits, so the Y of rows in float32 is multiplied so.
 
 The certificate is ‖D - up down‖² = ‖D‖² - Σ wᵢ² over the kept singular values w of Uᵀ D, plus a bound of the rounding.
 Where the difference loses digits, a pass with one more block measures ‖D - Y Qᵀ‖ itself; the singular values of Y
@@ -198,17 +198,16 @@ def _rule(
 
 @dataclass(frozen=True, slots=True)
 class _Projection:
-    """D projected on a part of its range, as the singular value decomposition (left @ turn) values right.
+    """D projected on a part of its range, as the singular value decomposition left values rightᵀ.
 
-    left (rows, m) and turn (m, n) have orthonormal columns, right (n, columns) has orthonormal rows. `values` (n,)
-    fall, and `rounding` (n,) is how far each may be off. `total` is ‖D‖², and `rest` the squared norm of D without the
-    projection, None where it was not measured.
+    left (rows, n) and right (columns, n) have orthonormal columns. `values` (n,) fall, and `rounding` (n,) is how far
+    each may be off. `total` is ‖D‖², and `rest` the squared norm of D without the projection, None where it was not
+    measured.
     """
 
-    left: Array
-    turn: Array
+    left: "_Columns"
     values: Array
-    right: Array
+    right: "_Columns"
     rounding: Array
     total: float
     rest: float | None
@@ -239,11 +238,9 @@ class _Projection:
 
 def _found(projection: _Projection, chosen: _Choice, passes: int) -> Found:
     roots = numpy.sqrt(projection.values[: chosen.rank])
-    up = projection.left @ (projection.turn[:, : chosen.rank] * roots)
-    down = projection.right[: chosen.rank] * roots[:, None]
     return Found(
-        up,
-        down,
+        projection.left.scaled(roots),
+        numpy.ascontiguousarray(projection.right.scaled(roots).T),
         projection.values,
         projection.total,
         chosen.error,
@@ -254,6 +251,19 @@ def _found(projection: _Projection, chosen: _Choice, passes: int) -> Found:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Columns (rows, n) as the product of `tall` (rows, m) and `turn` (m, n), which only the written ones need."""
+
+    tall: Array
+    turn: Array
+
+    def scaled(self, scales: Array) -> Array:
+        """The first columns, one for each of the scales (k,), times these, as (rows, k)."""
+        columns: Array = self.tall @ (self.turn[:, : len(scales)] * scales)
+        return columns
+
+
 class _Reader:
     """Passes over the blocks of a matrix, in float64, and its squared norm from the first one."""
 
@@ -262,8 +272,11 @@ class _Reader:
         self.total = math.nan
         self._blocks = blocks
 
-    def __call__(self) -> Iterator[tuple[int, int, Array]]:
-        """Each block as its first row, the row behind its last one, and its rows (last - first, columns)."""
+    def __call__(self) -> Iterator[tuple[int, int, Array, NDArray[numpy.floating[Any]]]]:
+        """Each block as its first row, the row behind its last one, and its rows (last - first, columns), twice.
+
+        The first are in float64, the second as they were read.
+        """
         squares: list[float] = []
         some, read = False, 0
         for first, block in self._blocks():
@@ -273,11 +286,9 @@ class _Reader:
                 raise ValueError(f"a block of {rows.shape} from row {first} on is none of a matrix of {self.shape}")
             read += len(rows)
             if not self.passes:
-                # Pairwise within a row, and without rounding beyond it.
-                with numpy.errstate(over="ignore", under="ignore", invalid="ignore"):
-                    squares += numpy.square(rows).sum(axis=1).tolist()
+                squares += _squared_norms(rows)
                 some = some or bool(rows.any())
-            yield first, last, rows
+            yield first, last, rows, block
         if read != self.shape[0]:
             raise ValueError(f"the blocks have {read:,} rows of {self.shape[0]:,}")
         if not self.passes:
@@ -285,6 +296,18 @@ class _Reader:
             if some and not _SMALLEST <= self.total <= _LARGEST:
                 raise ValueError(f"a squared norm of {self.total:.3g} is not from {_SMALLEST:g} to {_LARGEST:g}")
         self.passes += 1
+
+
+# So many numbers are squared at a time, in memory near the processor.
+_SQUARED = 1 << 15
+
+
+def _squared_norms(rows: Array) -> list[float]:
+    """The squared norm of each row, summed pairwise."""
+    height = max(1, _SQUARED // max(1, rows.shape[1]))
+    with numpy.errstate(over="ignore", under="ignore", invalid="ignore"):
+        parts = (numpy.square(rows[first : first + height]) for first in range(0, len(rows), height))
+        return [one for part in parts for one in part.sum(axis=1).tolist()]
 
 
 class _Krylov:
@@ -325,19 +348,22 @@ class _Krylov:
 
     def _extend(self, directions: Array, measured: bool) -> None:
         block = _orthonormal(directions, self._basis)
-        basis = numpy.concatenate([self._basis, block], axis=1)
-        image = numpy.empty((self.reader.shape[0], self._size))
+        self._basis = numpy.concatenate([self._basis, block], axis=1)
+        image = numpy.empty((self.reader.shape[0], self.width))
+        image[:, : -self._size] = self._image
         back = numpy.zeros((self.reader.shape[1], self._size))
+        single = block.astype(numpy.float32)
         squares = []
         with numpy.errstate(over="ignore", under="ignore", invalid="ignore"):
-            for first, last, rows in self.reader():
-                image[first:last] = rows @ block
-                back += rows.T @ image[first:last]
+            for first, last, rows, read in self.reader():
                 if measured:
-                    whole = numpy.concatenate([self._image[first:last], image[first:last]], axis=1)
-                    squares.append(float(numpy.square(rows - whole @ basis.T).sum()))
-        self._basis = basis
-        self._image = numpy.concatenate([self._image, image], axis=1)
+                    # All of Y to all digits: D - Y Qᵀ is orthogonal to Q.
+                    image[first:last] = rows @ self._basis
+                    squares.append(float(numpy.square(rows - image[first:last] @ self._basis.T).sum()))
+                else:
+                    image[first:last, -self._size :] = _product(rows, block, read, single)
+                back += rows.T @ image[first:last, -self._size :]
+        self._image = image
         self._back = numpy.concatenate([self._back, back], axis=1)
         off = _PRODUCT * math.sqrt(self.reader.total)
         self._rest = (math.sqrt(math.fsum(squares)) + off) ** 2 if measured else None
@@ -354,25 +380,39 @@ class _Krylov:
     def _from_right(self, rest: float) -> _Projection:
         left, values, turned = _tall_svd(self._image)
         total = self.reader.total
-        identity, rounding = numpy.eye(self.width), numpy.full(self.width, _PRODUCT * math.sqrt(total))
-        return _Projection(left, identity, values, turned @ self._basis.T, rounding, total, rest)
+        rounding = numpy.full(self.width, _PRODUCT * math.sqrt(total))
+        return _Projection(left, values, _Columns(self._basis, turned.T), rounding, total, rest)
 
     def _from_left(self) -> _Projection:
         left, images, turned = _tall_svd(self._image)
         kept = images > ROUNDING * images[0]
-        left, images, turned = left[:, kept], images[kept], turned[kept]
-        right, values, turn = (part.T for part in _tall_svd(self._back @ turned.T / images))
+        images, turned = images[kept], turned[kept]
+        right, values, turn = _tall_svd(self._back @ (turned.T / images))
         # The rounding of Z is the same in all its columns, so that a small image enlarges it.
         total = self.reader.total
-        enlarged = 1.0 + numpy.abs(turn.T) @ (images.max(initial=0.0) / images)
-        return _Projection(left, turn, values, right, _PRODUCT * math.sqrt(total) * enlarged, total, None)
+        enlarged = 1.0 + numpy.abs(turn) @ (images.max(initial=0.0) / images)
+        left = _Columns(left.tall, left.turn[:, kept] @ turn.T)
+        return _Projection(left, values, right, _PRODUCT * math.sqrt(total) * enlarged, total, None)
+
+
+# The largest entry of a product in float32 is at least this one, so that the terms which count keep their digits.
+_LEAST_SINGLE = 1e-25
+
+
+def _product(rows: Array, block: Array, read: NDArray[numpy.floating[Any]], single: NDArray[numpy.float32]) -> Array:
+    """rows @ block, computed as read @ single where both are in float32 and its range is enough."""
+    if read.dtype == numpy.float32:
+        product = read @ single
+        if _LEAST_SINGLE <= float(numpy.abs(product).max(initial=0.0)) < math.inf:
+            return product.astype(numpy.float64)
+    return rows @ block
 
 
 # From this ratio of singular values on, a Gram matrix shows too little of the smallest one.
 _SPREAD_OF_GRAM = 1e-6
 
 
-def _tall_svd(tall: Array) -> tuple[Array, Array, Array]:
+def _tall_svd(tall: Array) -> tuple[_Columns, Array, Array]:
     """The SVD (left, values, right) of (rows, n), by Gram matrices where that keeps the digits: in half the time.
 
     A Gram matrix has half the digits: the first one only makes the columns nearly orthonormal, and the second one, of
@@ -382,24 +422,24 @@ def _tall_svd(tall: Array) -> tuple[Array, Array, Array]:
     squares, vectors = numpy.linalg.eigh(tall.T @ tall) if is_tall else (numpy.zeros(1), tall)
     if not squares[0] > _SPREAD_OF_GRAM**2 * squares[-1]:
         left, values, right = numpy.linalg.svd(tall, full_matrices=False)
-        return left, values, right
+        return _Columns(left, numpy.eye(len(values))), values, right
     roots = numpy.sqrt(squares)
     near = tall @ (vectors / roots)
     triangle = numpy.linalg.cholesky(near.T @ near).T
     turn, values, right = numpy.linalg.svd((triangle * roots) @ vectors.T)
-    return near @ numpy.linalg.solve(triangle, turn), values, right
+    return _Columns(near, numpy.linalg.solve(triangle, turn)), values, right
 
 
 def _whole(reader: _Reader) -> _Projection:
     """All of D, held in memory: no more than the bases of a search would be."""
     matrix = numpy.empty(reader.shape)
-    for first, last, rows in reader():
+    for first, last, rows, _ in reader():
         matrix[first:last] = rows
     left, values, right = numpy.linalg.svd(matrix, full_matrices=False)
     off = _PRODUCT * math.sqrt(reader.total)
     rest = (float(numpy.linalg.norm(matrix - left * values @ right)) + off) ** 2
     identity, rounding = numpy.eye(len(values)), numpy.full(len(values), off)
-    return _Projection(left, identity, values, right, rounding, reader.total, rest)
+    return _Projection(_Columns(left, identity), values, _Columns(right.T, identity), rounding, reader.total, rest)
 
 
 def _orthonormal(directions: Array, basis: Array) -> Array:
