@@ -132,6 +132,8 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
             else _operands(source, argument, files, undoes, verb.name in _OF_SEVERAL)
         )
     fitting = "out.safetensors" if _IN_PLACE in options else _fitting_output(pieces, files)
+    # The adapter of a model of no known family has PEFT's names, in a folder.
+    fitting = "out" if verb.name in _RULES else fitting
     pieces += [_option(source, options[name], files, fitting) for name in chosen if name in options]
     if source.random() < 0.3:
         source.shuffle(pieces)
@@ -145,7 +147,7 @@ def _operands(
     wants_base = argument.name in ("base", "merged", "tuned")
     usual = (
         files.merged
-        if files.merged and argument.name == "merged"
+        if files.merged and argument.name in ("merged", "tuned")
         else files.bases
         if wants_base
         else [*files.adapters, *files.bases]

@@ -11,6 +11,8 @@ from fuzz.contents import Files, Json, Weights
 _NUMBERS_ALONE = 0.15
 # What takes a model and adapters that have to fit it.
 _OF_MODELS = ("merge", "verify")
+# What takes two models that differ.
+_OF_TUNED = "extract"
 
 
 def generate(seed: int, number: int) -> Case:
@@ -43,7 +45,7 @@ def _seed_name(source: random.Random, target: str) -> str:
     chance = source.random()
     if target == NETWORKS and chance < 0.8:
         return source.choice(seeds.names_for_networks())
-    if target in _OF_MODELS and chance < 0.25:
+    if (target in _OF_MODELS and chance < 0.25) or (target == _OF_TUNED and chance < 0.6):
         return source.choice(seeds.names_of_merged())
     if target in _OF_MODELS and chance < 0.7:
         return source.choice(seeds.names_that_merge())
