@@ -1,102 +1,240 @@
-"""The weights of the files of one training in their average, by their steps.
+"""The average of adapters: of their changes, or of their factors as musubi-tuner and other trainers average them.
 
-- uniform: 1/N each.
-- beta: an exponential average in the order of the steps, which begins with the first file: β^(N-1), and (1-β) β^(N-k)
-  of file k.
-- power function: (t_k^(γ+1) - t_(k-1)^(γ+1)) / t_N^(γ+1) of file k at step t_k, with t_0 = 0. That is the share of the
-  average ∫ t^γ θ(t) dt between two files, each of which stands for the steps before it (Karras et al. 2024, "Analyzing
-  and Improving the Training Dynamics of Diffusion Models", equation 1). The relative width is
-  σ = (γ+1)^½ (γ+2)^-1 (γ+3)^-½, so γ is the root of γ³ + 7γ² + (16 - σ⁻²) γ + 12 - σ⁻² (ibid., appendix C).
+The mean of factors is not the mean of changes: (Σ w B)(Σ w A) has products of one file's B with another one's A. Along
+one training they are near. DoRA needs no base for it, as magnitudes are averaged as well.
 """
 
-import os
-import re
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import reduce
 
-from lora_inspect.algebra.options import AverageRequest
+import numpy
+from numpy.typing import NDArray
+
+from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, aligned
+from lora_inspect.algebra.average_weights import steps_of, weights_of
+from lora_inspect.algebra.changes import check_finite, factors_of, sum_of, thin_rank
+from lora_inspect.algebra.inputs import Inputs, check_experts, read_inputs
+from lora_inspect.algebra.linear.core import shared_cores
+from lora_inspect.algebra.linear.factors import Array, Factors
+from lora_inspect.algebra.linear.module_threads import made_in_order
+from lora_inspect.algebra.linear.ranks import RankRule
+from lora_inspect.algebra.options import FACTORS, AverageRequest, rank_rule
+from lora_inspect.algebra.output.made_metadata import made_metadata
+from lora_inspect.algebra.output.output_modules import FileError
+from lora_inspect.algebra.plan import SumPlan, plan_sum, recorded_options
+from lora_inspect.algebra.rescaling import (
+    RescalingPlan,
+    Rounding,
+    bytes_of_numbers,
+    plan_rescaling,
+    planned_copy,
+    write_alike,
+)
+from lora_inspect.algebra.results import AverageResult, SumResult
+from lora_inspect.algebra.sum_making import plan_result, write_sum
+from lora_inspect.algorithms import lora
+from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import RefusedError
+from lora_inspect.files.hashes import are_same_tensors
+from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.files.safetensors.writer import renamed
+from lora_inspect.maths.stored_numbers import FLOATS, load
+from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.metadata.provenance import whole
+from lora_inspect.reading.model.settings import Settings
 
-_STEPS = "ss_steps"
+_VERB = "average"
 
 
-def steps_of(adapters: Sequence[Adapter]) -> list[int] | None:
-    """The step of each file: by its path's setting, its metadata, or a number in its name; None where one has none.
+@dataclass(frozen=True, slots=True)
+class AveragePlan:
+    """The plan of an average of changes, or of factors, with the weight of each file; `steps` are None if unknown."""
 
-    Where not all have the metadata, names tell all steps that no setting tells.
+    of: SumPlan | RescalingPlan
+    inputs: Inputs
+    weights: tuple[float, ...]
+    steps_of_training: tuple[int, ...] | None
+
+    @property
+    def steps(self) -> int:
+        """How many modules or tensors the progress is told of; modules once more for the difference of both ways."""
+        return self.of.steps + (len(self.of.modules) if isinstance(self.of, SumPlan) else 0)
+
+
+def plan_average(adapters: Sequence[tuple[str, Settings]], output: str | None, request: AverageRequest) -> AveragePlan:
+    """Read headers and plan the average; without an `output` it can be measured alone.
+
+    Raises LoraInspectError where the weights need steps that nothing tells, and where the adapters have no average.
     """
-    given = [adapter.settings.step for adapter in adapters]
-    stored = [whole(adapter.checkpoint.metadata.get(_STEPS)) for adapter in adapters]
-    named = _numbers_in_names([adapter.checkpoint.path for adapter in adapters])
-    for told in (stored, named):
-        steps = [told[at] if step is None else step for at, step in enumerate(given)]
-        known = [step for step in steps if step is not None]
-        if len(known) == len(steps):
-            return known
-    return None
+    inputs = read_inputs(adapters, request, has_steps=True)
+    read = [one.adapter for one in inputs.adapters]
+    if len(read) < 2:
+        raise RefusedError(read[0].checkpoint.path, "an average is of several files", "name at least two")
+    steps = steps_of(read)
+    weights = weights_of(read, steps, request)
+    told = None if steps is None else tuple(steps)
+    if request.of == FACTORS:
+        if not request.allow_mixed:
+            check_experts(read)
+        return AveragePlan(_of_factors(inputs, output, request, weights), inputs, tuple(weights), told)
+    rule = rank_rule(request)
+    if rule.is_exact and not request.exact:
+        rule = RankRule(of_inputs=True)
+    plan = plan_sum(inputs, output, request, rule, weights=weights)
+    return AveragePlan(plan, inputs, tuple(weights), told)
 
 
-def _numbers_in_names(paths: Sequence[str]) -> list[int | None]:
-    """The last number in each name that differs from those at its place in the others."""
-    names = [os.path.splitext(os.path.basename(os.path.normpath(path)))[0] for path in paths]
-    numbers = [[int(found) for found in re.findall("[0-9]{1,12}", name)] for name in names]
-    least = min(map(len, numbers))
-    differing = [at for at in range(1, least + 1) if len({own[-at] for own in numbers}) > 1]
-    return [own[-differing[0]] if differing else None for own in numbers]
-
-
-def weights_of(adapters: Sequence[Adapter], steps: Sequence[int] | None, request: AverageRequest) -> list[float]:
-    """The weight of each file in the average; they add up to 1.
-
-    Raises LoraInspectError where the weights depend on steps that nothing tells, or where two files have one step.
-    """
-    if request.beta is None and request.sigma_rel is None:
-        return [1.0 / len(adapters)] * len(adapters)
-    known = _known(adapters, steps)
-    order = sorted(range(len(known)), key=known.__getitem__)
-    found = [0.0] * len(known)
-    for place, at in enumerate(order):
-        if request.beta is not None:
-            kept = request.beta ** (len(order) - 1 - place)
-            found[at] = kept if place == 0 else (1.0 - request.beta) * kept
-        else:
-            assert request.sigma_rel is not None
-            power = exponent(request.sigma_rel) + 1.0
-            before = known[order[place - 1]] if place else 0
-            last = known[order[-1]]
-            found[at] = (known[at] / last) ** power - (before / last) ** power
-    return found
-
-
-def _known(adapters: Sequence[Adapter], steps: Sequence[int] | None) -> Sequence[int]:
-    paths = [adapter.checkpoint.path for adapter in adapters]
-    if steps is None:
-        open_ones = (one for one in adapters if one.settings.step is None and _STEPS not in one.checkpoint.metadata)
-        path = next(open_ones, adapters[0]).checkpoint.path
-        raise RefusedError(
-            path, f"neither {_STEPS} in its metadata nor its name tells its step", f"give {path}:step=N, or --uniform"
-        )
-    for at, step in enumerate(steps):
-        if step in steps[:at]:
-            other = paths[list(steps).index(step)]
+def _of_factors(inputs: Inputs, output: str | None, request: AverageRequest, weights: Sequence[float]) -> RescalingPlan:
+    for one in inputs.adapters:
+        if any(multiplier != 1.0 for multiplier in one.multipliers.values()) or one.adapter.settings.part_multipliers:
             raise RefusedError(
-                paths[at],
-                f"its step is {step}, as that of {other}",
-                f"give {paths[at]}:step=N, or leave one of them out",
+                one.adapter.checkpoint.path, "--of factors averages files without multipliers", "leave them out"
             )
-        if step < 1:
-            raise RefusedError(paths[at], "its step is 0, before any training", "leave it out, or give --uniform")
-    return steps
+    wanted = {"--to": request.to, "--base": request.base, "--dora-multiplier": request.dora_multiplier}
+    if named := next((option for option, value in wanted.items() if value is not None), None):
+        raise RefusedError(
+            inputs.first.checkpoint.path, f"--of factors keeps names and algorithm, so {named} has no effect",
+            "leave it out",
+        )  # fmt: skip
+    _check_alike([one.adapter for one in inputs.adapters])
+    recorded = {"of": FACTORS, **recorded_options(request, weights)}
+    return plan_rescaling(inputs, output, request.dtype, None, recorded)
 
 
-def exponent(width: float) -> float:
-    """The exponent γ ≥ 0 of the power function with a relative width σ, above 0 and below 12^-½ = 0.2887."""
-    inverse = 1.0 / (width * width)
-    low, high = 0.0, inverse
-    # The polynomial is below 0 at 0 for widths below 12^-½, and grows beyond its largest root.
-    for _ in range(200):
-        middle = (low + high) / 2.0
-        value = ((middle + 7.0) * middle + 16.0 - inverse) * middle + 12.0 - inverse
-        low, high = (middle, high) if value < 0.0 else (low, middle)
-    return (low + high) / 2.0
+def write_average(plan: AveragePlan, force: bool = False, progress: Progress = silent) -> AverageResult:
+    """Write the planned average; `progress` counts the `steps` of the plan.
+
+    Raises LoraInspectError, and leaves nothing, where it cannot be written as planned.
+    """
+    if isinstance(plan.of, RescalingPlan):
+        apart = _factors_apart(plan)
+        return _with_weights(_write_factors(plan, plan.of, apart, force, progress), plan, apart)
+    apart = _ways_apart([one.sum for one in plan.of.modules if one.shape], progress)
+    return _with_weights(write_sum(plan.of, _VERB, force, progress), plan, apart)
+
+
+def _write_factors(
+    plan: AveragePlan, of: RescalingPlan, apart: float | None, force: bool, progress: Progress
+) -> SumResult:
+    """Write the average of factors; its error is its difference from the average of changes."""
+    adapters = [one.adapter for one in plan.inputs.adapters]
+    others = [adapter.checkpoint.tensors for adapter in adapters[1:]]
+
+    def make(info: TensorInfo, dtype: str, rounding: Rounding) -> memoryview | bytes:
+        return _averaged_bytes(info, [one[info.name] for one in others], plan.weights, dtype, rounding)
+
+    def metadata(_: Mapping[str, str], record: str) -> dict[str, str]:
+        return made_metadata(adapters, record, set(), set(), adapters[0].rslora.value is True)
+
+    return write_alike(of, _VERB, make, metadata, force, progress, apart)
+
+
+def average_result(plan: AveragePlan, progress: Progress = silent) -> AverageResult:
+    """Measure the planned average without writing it."""
+    if isinstance(plan.of, RescalingPlan):
+        apart = _factors_apart(plan)
+        found = replace(planned_copy(plan.of, _VERB), error=apart, energy=FileError(apart).energy)
+        return _with_weights(found, plan, apart)
+    apart = _ways_apart([one.sum for one in plan.of.modules if one.shape], progress)
+    return _with_weights(plan_result(plan.of, _VERB, progress), plan, apart)
+
+
+def _factors_apart(plan: AveragePlan) -> float | None:
+    weighted = [
+        MultipliedAdapter(one.adapter, dict.fromkeys(one.multipliers, weight))
+        for one, weight in zip(plan.inputs.adapters, plan.weights, strict=True)
+    ]
+    return _ways_apart(aligned(weighted, ConvertOptions()), silent)
+
+
+def _with_weights(found: SumResult, plan: AveragePlan, apart: float | None) -> AverageResult:
+    same = {one.name: getattr(found, one.name) for one in fields(SumResult)}
+    return AverageResult(**same, steps=plan.steps_of_training, weights=plan.weights, apart=apart)
+
+
+def _check_alike(adapters: Sequence[Adapter]) -> None:
+    """Raises LoraInspectError where the files have other tensors, scales or algorithms, so that no factors pair up."""
+    first = adapters[0]
+    ours = {c.module.key: (c.algorithm.name, c.known_scale) for c in first.contributions}
+    for other in adapters[1:]:
+        tensors, theirs = other.checkpoint.tensors, first.checkpoint.tensors
+        wrong = next((key for key in (*tensors, *theirs) if _shape(tensors, key) != _shape(theirs, key)), None)
+        if wrong is not None:
+            raise _unlike(other, f"{wrong} is {_shape(tensors, wrong)}, but {_shape(theirs, wrong)}", first)
+        for contribution in other.contributions:
+            found = (contribution.algorithm.name, contribution.known_scale)
+            if found != ours.get(contribution.module.key, found):
+                key = contribution.module.key
+                raise _unlike(other, f"{key} has {_words(found)}, but {_words(ours[key])}", first)
+
+
+def _shape(tensors: dict[str, TensorInfo], key: str) -> str:
+    return str(list(tensors[key].shape)) if key in tensors else "missing"
+
+
+def _words(found: tuple[str, float]) -> str:
+    return f"{found[0]} with scale {found[1]:g}"
+
+
+def _unlike(other: Adapter, what: str, first: Adapter) -> RefusedError:
+    return RefusedError(
+        other.checkpoint.path,
+        f"{what} in {first.checkpoint.path}, so their factors have no average",
+        "leave --of factors out",
+    )
+
+
+def _averaged_bytes(
+    info: TensorInfo, others: Sequence[TensorInfo], weights: Sequence[float], dtype: str, rounding: Rounding
+) -> memoryview | bytes:
+    """The bytes of the average of one tensor of each file in a type; those of whole numbers have to be the same.
+
+    Raises LoraInspectError where they are not, and for numbers that are not finite.
+    """
+    if all(are_same_tensors(info, one) for one in others) and dtype == info.dtype:
+        if info.dtype in FLOATS:
+            check_finite(info, load(info))
+        return b"".join(renamed(info, info.name).chunks())
+    if info.dtype not in FLOATS:
+        raise RefusedError(info.file, f"{info.name} differs from that in {others[0].file}", "leave --of factors out")
+    return bytes_of_numbers(info, _mean(weights, map(load, (info, *others))), dtype, rounding)
+
+
+def _ways_apart(modules: Sequence[OutputModule], progress: Progress) -> float | None:
+    """‖mean of changes - change of mean factors‖ / ‖mean of changes‖ over all modules.
+
+    None where a module has no factors that pair up. The multipliers of the terms are the weights.
+    """
+    squares = [0.0, 0.0]
+    progress(0)
+    for found in made_in_order(_apart, modules):
+        progress(1)
+        if found is None:
+            return None
+        squares = [total + own for total, own in zip(squares, found, strict=True)]
+    return math.sqrt(squares[0] / squares[1]) if squares[1] else None
+
+
+def _apart(module: OutputModule) -> tuple[float, float] | None:
+    """The squared norms of the difference and of the mean; None where factors do not pair up or are not finite."""
+    contributions = [term.contribution for term in module.terms]
+    kinds = {(c.algorithm.name, tuple(c.shapes.items()), c.scale) for c in contributions}
+    is_one = len(kinds) == 1 and contributions[0].algorithm.name == lora.ALGORITHM.name
+    if not is_one or any(term.moves for term in module.terms) or thin_rank(contributions[0]) is None:
+        return None
+    read = [factors_of(one) for one in contributions]
+    weights = [term.multiplier for term in module.terms]
+    up, down = (_mean(weights, parts) for parts in ([one.up for one in read], [one.down for one in read]))
+    mean = Factors.of(up, down, read[0].shape, contributions[0].known_scale)
+    try:
+        of_changes, of_factors = shared_cores([sum_of(module), mean])
+    except FloatingPointError:  # the average itself is refused
+        return None
+    return float(numpy.square(of_changes - of_factors).sum()), float(numpy.square(of_changes).sum())
+
+
+def _mean(weights: Sequence[float], parts: Iterable[Array]) -> NDArray[numpy.float64]:
+    weighted = (weight * part.astype(numpy.float64) for weight, part in zip(weights, parts, strict=True))
+    return reduce(numpy.add, weighted)

@@ -9,7 +9,7 @@ from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.average_making import AveragePlan
+    from lora_inspect.algebra.averages import AveragePlan
 
 # An average is planned and then made: its callers find both here.
 __all__ = ["AverageResult", "average", "plan_average", "planned_result"]
@@ -22,7 +22,7 @@ def plan_average(
 
     Raises LoraInspectError where the weights need steps that nothing tells, and where the adapters have no average.
     """
-    from lora_inspect.algebra.average_making import plan_average as planned
+    from lora_inspect.algebra.averages import plan_average as planned
 
     return planned(adapters, output, request)
 
@@ -32,13 +32,13 @@ def average(plan: "AveragePlan", force: bool = False, progress: Progress = silen
 
     Raises LoraInspectError, and leaves nothing, where it cannot be written as planned.
     """
-    from lora_inspect.algebra.average_making import write_average
+    from lora_inspect.algebra.averages import write_average
 
     return write_average(plan, force, progress)
 
 
 def planned_result(plan: "AveragePlan", progress: Progress = silent) -> AverageResult:
     """Measure the planned average without writing it."""
-    from lora_inspect.algebra.average_making import average_result
+    from lora_inspect.algebra.averages import average_result
 
     return average_result(plan, progress)

@@ -43,7 +43,7 @@ def beta_weights(count, beta):
 
 
 def test_the_exponents_are_those_of_the_page():
-    from lora_inspect.algebra.averages import exponent
+    from lora_inspect.algebra.average_weights import exponent
 
     found = [exponent(width) for width in (0.05, 0.10, 0.15, 0.20, 0.25)]
     assert found == pytest.approx([16.97, 6.94, 3.56, 1.83, 0.72], abs=0.01)
