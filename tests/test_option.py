@@ -290,6 +290,8 @@ def test_options_of_sums_that_exclude_each_other_are_refused_before_a_file_is_lo
         ({"energy": 90.0}, "for 90 % give 0.9"),
         ({"size": "large"}, "is no size"),
         ({"size": "0"}, "is no size"),
+        ({"size": "9" * 400}, "is no size"),
+        ({"size": "10000000TB"}, "is no size"),
         ({"max_error": 1.0}, "below 1"),
         ({"rank": 0}, "at least 1"),
         ({"beta": 1.0}, "no decay"),

@@ -22,15 +22,18 @@ _RULES = ("rank", "energy", "max_error", "size")
 # A megabyte is a million bytes, as of disks and downloads.
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?B)?", re.IGNORECASE)
+# No file system has a file of so many.
+_MOST_BYTES = 2.0**63
 # From this relative width on a power function falls slower than the mean: 1/√12.
 WIDEST = 12.0**-0.5
 CHANGES, FACTORS = "changes", "factors"
 
 
-def bytes_of(text: str) -> int | None:
+def size_in_bytes(text: str) -> int | None:
     """Return the bytes of a size such as `200MB`, `1.5GB` or `80000000`; None for anything else."""
     found = _SIZE.fullmatch(text.strip())
-    return round(float(found[1]) * _UNITS[(found[2] or "").upper()]) if found else None
+    size = float(found[1]) * _UNITS[(found[2] or "").upper()] if found else 0.0
+    return round(size) if 0.0 < size < _MOST_BYTES else None
 
 
 def _wrong_energy(value: float) -> str | None:
@@ -41,7 +44,7 @@ def _wrong_energy(value: float) -> str | None:
 
 
 def _wrong_size(value: str) -> str | None:
-    return None if bytes_of(value) else "is no size; give one such as 200MB, 1.5GB or a number of bytes"
+    return None if size_in_bytes(value) else "is no size; give one such as 200MB, 1.5GB or a number of bytes"
 
 
 def _wrong_beta(value: float) -> str | None:
@@ -88,7 +91,7 @@ def rank_rule(request: RankRequest) -> "RankRule":
     """Return the rule that the options amount to."""
     from lora_inspect.algebra.linear.ranks import RankRule  # `--help` does without numpy
 
-    size = None if request.size is None else bytes_of(request.size)
+    size = None if request.size is None else size_in_bytes(request.size)
     return RankRule(request.rank, request.energy, request.max_error, size, request.max_rank)
 
 
