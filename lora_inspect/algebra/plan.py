@@ -17,14 +17,13 @@ from lora_inspect.algebra.inputs import Inputs, base_changes, check_experts
 from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.options import AverageRequest, CombineRequest, ResizeRequest
 from lora_inspect.algebra.output.adapter_output import AdapterOutput
-from lora_inspect.algebra.output.output_modules import Making, PlannedModule
+from lora_inspect.algebra.output.output_modules import Making, PlannedModule, widest
 from lora_inspect.algebra.output.spelling import times_counted
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.options import LORA, ConvertOptions, ConvertRequest, convert_options
 from lora_inspect.converting.target.target_names import architecture_of
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.hashes import are_same_tensors
-from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.merging.plan import check_dora_rule
 from lora_inspect.programs.record import Program
@@ -118,8 +117,8 @@ def plan_sum(
     if not planned:
         raise RefusedError(inputs.first.checkpoint.path, "no module is left", "give a multiplier other than 0")
     making = Making(
-        dtype=request.dtype or _widest(_factors(planned)),
-        differences=request.dtype or _widest(_others(planned)),
+        dtype=request.dtype or widest(_factors(planned)),
+        differences=request.dtype or widest(_others(planned)),
         base=base,
         initial=rule.rank if is_resized else None,
     )
@@ -340,11 +339,3 @@ def _others(planned: Sequence[PlannedModule]) -> set[str]:
     terms = [term for one in planned for own in one.vectors.values() for term in own]
     terms += [term for one in planned if one.is_full for term in one.sum.terms]
     return {info.dtype for term in terms for info in term.contribution.operands.values()}
-
-
-def _widest(dtypes: set[str]) -> str:
-    """The type that holds numbers of all types: those of eight bits in BF16, F16 with BF16 in F32."""
-    own = {"BF16" if dtype in FP8 else dtype for dtype in dtypes if dtype in FP8 | PLAIN_FLOATS}
-    if "F64" in own:
-        return "F64"
-    return own.pop() if len(own) == 1 else "F32"

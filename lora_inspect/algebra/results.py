@@ -23,16 +23,15 @@ class OfferedTrim:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class SumResult(Result):
-    """The account of a sum, made or planned.
+@dataclass(frozen=True, slots=True, repr=False, kw_only=True)
+class MadeAdapter(Result):
+    """The account of an adapter, made or planned.
 
-    `output` is None where nothing was named. `inputs` have the name, the SHA-256 and the settings of each file.
+    `output` is None where nothing was named. `inputs` have the path, the SHA-256 and the settings of each file.
     `left_out` are reasons by module or key. `ranks` count modules by rank. `error` is the relative error of the trims,
     of all modules together, `energy` is 1 - error², and `worst` the module with the largest error. `rounding` is the
     relative error of rounding to `dtype`, None where nothing was written. `order_matters` are weights of the base that
-    another order of the adapters would leave different. `offer` is the trim that an exact sum could have. `notes` are
-    sentences on the inputs.
+    another order of the adapters would leave different. `notes` are sentences on the inputs.
     """
 
     verb: str
@@ -48,10 +47,9 @@ class SumResult(Result):
     error: float | None
     rounding: float | None
     worst: WorstModule | None
-    order_matters: tuple[str, ...]
+    order_matters: tuple[str, ...] = ()
     seconds: float
     notes: tuple[str, ...] = ()
-    offer: OfferedTrim | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record that `--json` prints."""
@@ -59,7 +57,7 @@ class SumResult(Result):
             "schema": f"lora-inspect/{self.verb}/1",
             "output": self.output,
             "dry_run": not self.is_made,
-            "inputs": [{"path": one["path"], **{k: one[k] for k in ("sha256", "settings")}} for one in self.inputs],
+            "inputs": [{name: one[name] for name in ("path", "sha256", "settings")} for one in self.inputs],
             "modules": self.modules,
             "left_out": self.left_out,
             "ranks": {str(rank): count for rank, count in self.ranks.items()},
@@ -74,7 +72,14 @@ class SumResult(Result):
         }
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, kw_only=True)
+class SumResult(MadeAdapter):
+    """The account of a sum. `offer` is the trim that an exact one could have."""
+
+    offer: OfferedTrim | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False, kw_only=True)
 class AverageResult(SumResult):
     """The account of an average: that of a sum, and the weights of the files by their steps in the training.
 
@@ -91,8 +96,38 @@ class AverageResult(SumResult):
         steps = None if self.steps is None else list(self.steps)
         return {
             # zero-argument super() does not know the class that slots make
-            **SumResult.to_dict(self),
+            **MadeAdapter.to_dict(self),
             "steps": steps,
             "weights": list(self.weights),
             "factors_apart": self.apart,
+        }
+
+
+@dataclass(frozen=True, slots=True, repr=False, kw_only=True)
+class ExtractResult(MadeAdapter):
+    """The account of an extraction.
+
+    `modules` counts those with factors, `differences` the vectors beside them. `left_out` are tensors and components
+    without a place in the output too, and `shares` by reason the share that they have of the squared norm of the
+    difference. `equal` counts the tensors that are the same in both models, `unpaired` are those that one of them
+    lacks, and `unasked` those that no option asked for. `noise` is the estimated rounding of both models as a share of
+    the norm, and `noisy` counts the modules that stop at it.
+    """
+
+    differences: int
+    shares: dict[str, float]
+    unasked: tuple[str, ...]
+    noise: float
+    noisy: int
+    equal: int
+    unpaired: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `extract --json` prints."""
+        return {
+            **MadeAdapter.to_dict(self),
+            "differences": self.differences,
+            "noise": self.noise,
+            "equal": self.equal,
+            "unpaired": list(self.unpaired),
         }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.writer import TensorPlan
 
 if TYPE_CHECKING:
@@ -146,3 +147,14 @@ def file_error(modules: Iterable[ModuleAccount]) -> FileError:
         worst.lost / worst.norm,
         worst.key,
     )
+
+
+def widest(dtypes: Iterable[str], otherwise: str = "F32") -> str:
+    """The type that holds numbers of all float types: those of eight bits in BF16, F16 with BF16 in F32.
+
+    It is `otherwise` of no float type at all.
+    """
+    own = {"BF16" if dtype in FP8 else dtype for dtype in dtypes if dtype in FP8 | PLAIN_FLOATS}
+    if "F64" in own:
+        return "F64"
+    return "F32" if len(own) > 1 else own.pop() if own else otherwise

@@ -68,8 +68,7 @@ def _print(result: "ExtractResult") -> None:
         terminal.line(f"{counted(result.differences, 'difference')} of biases, norms and other vectors beside them")
     terminal.line(f"energy: {result.energy:.6g}, error: {result.error:.3g}, rounding: {result.rounding:.2g}")
     if result.worst:
-        module, error = result.worst
-        terminal.line(f"worst module: {shortened(module)}, error {error:.3g}")
+        terminal.line(f"worst module: {shortened(result.worst.module)}, error {result.worst.error:.3g}")
     terminal.line(f"noise of the models: {result.noise:.2g} of the difference")
     if result.equal:
         terminal.line(f"{counted(result.equal, 'tensor')} equal in both models")

@@ -1,0 +1,317 @@
+"""The plan of an extraction, and its making: the difference of two models, streamed in blocks of rows."""
+
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lora_inspect.algebra.extracting.extracted_modules import Extracted, Naming, Part, named
+from lora_inspect.algebra.extracting.extraction import (
+    WrittenModule,
+    WrittenVector,
+    squared_norm,
+    written_by_rule,
+    written_in_size,
+    written_vector,
+)
+from lora_inspect.algebra.extracting.model_layers import OF_VAE
+from lora_inspect.algebra.extracting.model_pair import ModelPair, open_pair
+from lora_inspect.algebra.linear.module_threads import made_in_order
+from lora_inspect.algebra.linear.ranks import RankRule
+from lora_inspect.algebra.options import ExtractRequest, rank_rule
+from lora_inspect.algebra.output.adapter_output import AdapterOutput
+from lora_inspect.algebra.output.made_metadata import input_record, made_record
+from lora_inspect.algebra.output.output_modules import FileError, Making, WrittenTensor, widest
+from lora_inspect.algebra.output.streamed_file import bytes_behind
+from lora_inspect.algebra.results import ExtractResult, WorstModule
+from lora_inspect.errors import RefusedError
+from lora_inspect.files.input_file import check_unchanged
+from lora_inspect.files.safetensors.writer import TensorPlan
+from lora_inspect.files.temp_files import remove_leftovers
+from lora_inspect.maths.scaling import STANDARD
+from lora_inspect.progress import Progress, silent
+from lora_inspect.reading.metadata.provenance import COMBINED_KEY
+from lora_inspect.reading.model.evidence import SCALE_KEY
+
+_VERB = "extract"
+_UNNAMED = "extracted.safetensors"
+_VAE = "vae"
+_NO_ROOM = "the size has no room for it"
+# The element type of the factors where both models hold codes alone.
+_OF_CODES = "BF16"
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractPlan:
+    """The modules of an extraction, from headers: both models, and the names of the output at `path`, None for none."""
+
+    pair: ModelPair
+    naming: Naming
+    request: ExtractRequest
+    path: str | None
+
+    @property
+    def modules(self) -> int:
+        """The number of modules that may have factors."""
+        return len(self.naming.matrices)
+
+
+def plan_extract(tuned: str, base: str, request: ExtractRequest, output: str | None) -> ExtractPlan:
+    """Read the headers of both models, and name the modules of their difference.
+
+    `output` is the path that the user named, None where nothing is written. Raises LoraInspectError for whatever stands
+    in the way.
+    """
+    pair = open_pair(tuned, base)
+    plan = ExtractPlan(pair, named(pair, request), request, output)
+    if output is not None:
+        _place(plan, plan.naming.matrices)
+    return plan
+
+
+def _place(plan: ExtractPlan, modules: Sequence[Extracted]) -> AdapterOutput:
+    return AdapterOutput(
+        plan.naming.adapter,
+        [one.planned for one in modules],
+        plan.path,
+        plan.pair.files,
+        _UNNAMED,
+        is_asked=True,
+        is_uniform=plan.naming.is_uniform,
+    )
+
+
+def write_extract(
+    plan: ExtractPlan, force: bool = False, dry_run: bool = False, progress: Progress = silent
+) -> ExtractResult:
+    """Write the difference as an adapter; with `dry_run` compute the same and write nothing.
+
+    `progress` is told of each module. Raises LoraInspectError, and leaves nothing, where the models do not differ, hold
+    numbers that are not finite, and where the output cannot be as requested.
+    """
+    started = time.perf_counter()
+    leftovers: tuple[str, ...] = ()
+    if plan.path is not None:
+        place = _place(plan, plan.naming.matrices)
+        leftovers = () if dry_run else tuple(remove_leftovers(place.path))
+        place.check(plan.pair.files, force)
+    run = _Run(plan, progress)
+    run.write(force, dry_run)
+    check_unchanged(plan.pair.files)
+    output = None if dry_run and plan.path is None else run.place.path
+    result = run.result(output, not dry_run, time.perf_counter() - started, leftovers)
+    progress(plan.modules - len(run.modules))
+    return result
+
+
+class _Run:
+    """One extraction: the modules that differ, and the account of each once it is written."""
+
+    def __init__(self, plan: ExtractPlan, progress: Progress) -> None:
+        naming, tensors = plan.naming, plan.pair.tensors
+        unasked = set(naming.unasked)
+        names = [name for name in tensors if name not in unasked]
+        same = made_in_order(lambda name: tensors[name].is_equal, names)
+        self.equal = {name for name, is_equal in zip(names, same, strict=True) if is_equal}
+        self.plan, self.progress = plan, progress
+        self.modules = [one for one in naming.matrices if self._differs(one)]
+        vectors = [one for one in naming.vectors if self._differs(one)]
+        self.unwanted = vectors if plan.request.weights_only else []
+        self.vectors = [] if plan.request.weights_only else vectors
+        if len(self.equal) == len(names):
+            raise RefusedError(
+                plan.pair.tuned.path,
+                f"all {len(names)} tensors are the same in {plan.pair.base.path}",
+                "name the tuned model first, then the base that it was tuned from",
+            )
+        self.rule: RankRule = rank_rule(plan.request)
+        self.dtype = plan.request.dtype or widest(
+            (dtype for one in self.modules for part in one.parts for dtype in part.tensor.dtypes), _OF_CODES
+        )
+        self.making = Making(self.dtype, self.dtype, common=self.rule.rank if plan.naming.is_uniform else None)
+        self.place = _place(plan, self.modules)
+        self.written: list[WrittenModule] = []
+        self.written_vectors: list[WrittenVector] = []
+        self.inputs = [input_record(one, "") for one in (plan.pair.tuned, plan.pair.base)]
+        # Before anything is written: these tensors have to be finite, too.
+        self.outside = self._outside()
+        self.bytes = 0
+
+    def _differs(self, one: Extracted) -> bool:
+        return any(part.tensor.name not in self.equal for part in one.parts)
+
+    def write(self, force: bool, dry_run: bool) -> None:
+        """Computes all modules, and writes them unless it is a `dry_run`."""
+        most, made = self._made()
+        at_most = self._plans(most)
+        # The header has room for the tensors at their largest ranks.
+        room = self.place.size(at_most, self._metadata()) - bytes_behind(at_most)
+        if dry_run:
+            for _ in made:
+                pass
+        else:
+            files = self.plan.pair.files
+            self.place.write(at_most, self._checked(made), self.making, self._metadata, files, force)
+        ranks = [one.made.rank for one in self.written]
+        self._check_something(ranks)
+        self.bytes = room + bytes_behind(self._plans(ranks))
+
+    def _plans(self, ranks: Sequence[int]) -> list[TensorPlan]:
+        return [*self.place.plans(ranks, self.making), *self._plans_of_vectors]
+
+    def _checked(self, made: Iterator[Any]) -> Iterator[Any]:
+        """The same, if anything of the difference is among it at its end, before the output appears."""
+        yield from made
+        self._check_something([one.made.rank for one in self.written])
+
+    def _check_something(self, ranks: Sequence[int]) -> None:
+        if not any(ranks) and not self.vectors:
+            raise RefusedError(
+                self.plan.pair.tuned.path,
+                f"nothing of its difference from {self.plan.pair.base.path} has a place in the output",
+                "allow a larger size or another part of the models, or choose other names with --to",
+            )
+
+    def _made(self) -> tuple[list[int], Iterator[Any]]:
+        """The ranks at most, and everything that is written, which is noted as it is made."""
+        if self.rule.size is None:
+            caps = [cap for cap in (self.rule.rank, self.rule.max_rank) if cap is not None]
+            sides = [min(one.shape[0], math.prod(one.shape[1:])) for one in self.modules]
+            ranks = [self.making.common or min([side, *caps]) for side in sides]
+            return ranks, self._noted(written_by_rule(self.modules, self.rule, self.making, self.progress))
+        try:
+            ranks, made = written_in_size(self.modules, self.rule, self.making, self._size, self.progress)
+        except ValueError:
+            least = self._size([0] * len(self.modules))
+            raise RefusedError(
+                self.plan.pair.tuned.path,
+                f"the output without any factors takes {least:,} bytes already, more than the {self.rule.size:,} that "
+                "--size gives",
+                "give a larger size, or leave the vectors out with --weights-only",
+            ) from None
+        return ranks, self._noted(made)
+
+    def _size(self, ranks: Sequence[int]) -> int:
+        return self.place.size(self._plans(ranks), self._metadata())
+
+    @property
+    def _plans_of_vectors(self) -> list[TensorPlan]:
+        return [TensorPlan(one.key, self.dtype, one.shape) for one in self.vectors]
+
+    def _noted(self, modules: Iterator[WrittenModule]) -> Iterator[Any]:
+        for one in modules:
+            # Its factors stay with the file.
+            self.written.append(one._replace(made=replace(one.made, up=None, down=None)))
+            yield one.made
+        for plan, vector in zip(self._plans_of_vectors, self.vectors, strict=True):
+            found = written_vector(vector, self.dtype)
+            self.written_vectors.append(found)
+            yield WrittenTensor(plan, found.values)
+
+    def _metadata(self) -> dict[str, str]:
+        errors = FileError(self._error, self._rounding)
+        return {
+            SCALE_KEY: STANDARD,
+            COMBINED_KEY: made_record(_VERB, self.inputs, self.rule, self.dtype, errors, self._options),
+        }
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """The options that decide the output beside the rule, as its record has them."""
+        request = self.plan.request
+        told = {"only": list(request.only), "include": list(request.include), "exclude": list(request.exclude)}
+        return {name: value for name, value in {**told, "weights_only": request.weights_only}.items() if value}
+
+    @property
+    def _norm(self) -> float:
+        return math.hypot(*(one.norm for one in self.written), *(one.norm for one in self.written_vectors))
+
+    @property
+    def _error(self) -> float:
+        return math.hypot(*(one.error for one in self.written)) / self._norm if self._norm else 0.0
+
+    @property
+    def _rounding(self) -> float:
+        found = [*(one.made.rounding for one in self.written), *(one.rounding for one in self.written_vectors)]
+        return math.hypot(*found) / self._norm if self._norm else 0.0
+
+    def result(self, output: str | None, is_made: bool, seconds: float, leftovers: Sequence[str]) -> ExtractResult:
+        """The account of the extraction, made or planned."""
+        plan, written = self.plan, self.written
+        each = list(zip(self.modules, written, strict=True))
+        zeros = [module for module, one in each if one.norm == 0.0]
+        equal = self.equal | {part.tensor.name for module in zeros for part in module.parts}
+        left_out, shares = self._left_out()
+        known = [
+            WorstModule(module.key, one.error / one.norm)
+            for module, one in each
+            if one.norm and not (one.is_noise and not one.made.rank)
+        ]
+        noisy = sum(one.is_noise and one.norm > 0.0 for one in written)
+        notes = [*leftovers]
+        if noisy:
+            notes.append(
+                f"{plan.pair.tuned.path}: {noisy} of {len(written) - len(zeros)} modules stop at the noise of rounding "
+                "both models, below which no rank is spent."
+            )
+        paths = (plan.pair.tuned.path, plan.pair.base.path)
+        return ExtractResult(
+            verb=_VERB,
+            output=output,
+            is_made=is_made,
+            inputs=tuple(
+                {"path": path, "sha256": one["sha256"], "settings": ""}
+                for path, one in zip(paths, self.inputs, strict=True)
+            ),
+            modules=sum(one.made.rank > 0 for one in written),
+            differences=len(self.written_vectors),
+            left_out=left_out,
+            shares=shares,
+            unasked=plan.naming.unasked,
+            ranks=dict(sorted(Counter(one.made.rank for one in written if one.made.rank).items())),
+            dtype=self.dtype,
+            bytes=self.bytes,
+            energy=1.0 - self._error**2,
+            error=self._error,
+            rounding=self._rounding,
+            noise=math.hypot(*(one.noise for one in written)) / self._norm if self._norm else 0.0,
+            worst=max(known, key=lambda found: found.error, default=None),
+            noisy=noisy,
+            equal=len(equal),
+            unpaired=plan.pair.unpaired,
+            seconds=seconds,
+            notes=tuple(notes),
+        )
+
+    def _outside(self) -> dict[str, tuple[str, float]]:
+        """Tensors and components without a place in the output, with the reason and the squared norm."""
+        found: dict[str, tuple[str, float]] = {}
+        tensors = self.plan.pair.tensors
+        for name, reason in self.plan.naming.left_out.items():
+            if reason == OF_VAE:
+                found.setdefault(_VAE, (reason, 0.0))
+            elif name not in tensors:
+                found[name] = reason, 0.0
+            elif name not in self.equal and (square := squared_norm([Part(tensors[name], None, None)])):
+                found[name] = reason, square
+        for one in self.unwanted:
+            found[one.key] = "--weights-only leaves it out", squared_norm(one.parts)
+        return found
+
+    def _left_out(self) -> tuple[dict[str, str], dict[str, float]]:
+        """All that is left out, with the reason and the share of the squared norm, and the shares by reason."""
+        found = dict(self.outside)
+        for module, written in zip(self.modules, self.written, strict=True):
+            if not written.made.rank and written.norm:
+                why = "it is no more than the rounding of the models" if written.is_noise else _NO_ROOM
+                found[module.key] = why, written.norm**2
+        whole = self._norm**2 + math.fsum(square for _, square in self.outside.values())
+        shares: dict[str, float] = defaultdict(float)
+        for why, square in found.values():
+            shares[why] += square / whole if whole else 0.0
+        return {
+            key: f"{why} ({square / whole:.2g} of the squared norm)" if square and whole else why
+            for key, (why, square) in found.items()
+        }, dict(shares)
