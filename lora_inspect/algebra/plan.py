@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect import programs
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
 from lora_inspect.algebra.changes import check_sizes, has_open_kernel, matrix_shape, needs_base, shape_of, thin_rank
+from lora_inspect.algebra.experts import widths
 from lora_inspect.algebra.inputs import Inputs, base_changes, check_experts
 from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.options import AverageRequest, CombineRequest, ResizeRequest
@@ -302,10 +303,7 @@ def _with_experts(one: PlannedModule, terms: Sequence[Term], rule: RankRule) -> 
             "take the experts apart with convert --layout single-experts",
         )
     first = terms[0].contribution
-    shape = (
-        first.shapes["up"][-2] if len(first.shapes["up"]) == 3 else first.shapes["up"][0],
-        first.shapes["down"][-1],
-    )
+    shape = widths(first)
     ranks = [term.contribution.known_rank for term in terms]
     return one._replace(
         shape=shape,
