@@ -25,7 +25,10 @@ What [info](reading.md#problems) tells is among it, by the same codes. Headers, 
 the whole file where its metadata state a hash. `--tensors` reads all numbers, a few million at a time. What hangs on a
 path settles what the file leaves open, as everywhere: `adapter.safetensors:alpha=16`.
 
-A line is `path: severity code: sentence`, the most serious problems first; a file without any is one line. The exit
+A line is `path: severity code: sentence`, the most serious problems first, and says where `--fix` mends it. A file
+without any is one line. Of several files those with problems are named, the worst first, and the others counted. In a
+folder pickles and models in GGUF are problems too, but for pickles beside a single checkpoint that are called as its
+copies are; those of optimisers and schedulers are no weights. The exit
 status is 1 where a problem is as serious as `--fail-on` says (`error`, `warning`, which is the default, or `note`), or
 more, and where a PATH leads nowhere.
 

@@ -23,7 +23,7 @@ from lora_inspect.algebra.options import ChoiceRequest
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.errors import LoraInspectError, of_system
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.discovery import find_checkpoints
+from lora_inspect.files.discovery import files_below
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates, may_be_one
@@ -102,7 +102,7 @@ def read_folder(
     Raises LoraInspectError for a folder that cannot be listed.
     """
     files, skipped = list[FolderFile](), list[Skipped]()
-    for path in find_checkpoints(folder):
+    for path in files_below(folder).weights:
         try:
             file = FolderFile(path, read_inputs([(path, settings)], request))
             check_thin(file.inputs.adapters)

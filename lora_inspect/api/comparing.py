@@ -17,7 +17,7 @@ from lora_inspect.api.arguments import (
     takes,
     watched,
 )
-from lora_inspect.files.discovery import find_checkpoints, is_collection
+from lora_inspect.files.discovery import files_below, is_collection
 from lora_inspect.ops.compare import CompareResult, FolderResult, compare_folder, plan_compare
 from lora_inspect.ops.compare import compare as compare_planned
 
@@ -62,5 +62,5 @@ def compare(
         raise ValueError(f"{path}: one adapter cannot be compared; name another one, or a folder of adapters")
     if wrong := folder_contradiction(request):
         raise ValueError(in_keywords(wrong))
-    length = 2 * len(list(find_checkpoints(path))) if progress else 0
+    length = 2 * len(files_below(path).weights) if progress else 0
     return logged(compare_folder(path, settings, request, watched(progress, length)))

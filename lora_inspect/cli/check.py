@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,21 +36,24 @@ if TYPE_CHECKING:
     from lora_inspect.reading.model.settings import Settings
 
 _LOOKS = {ERROR: WRONG, WARNING: DOUBTFUL, NOTE: FAINT}
-_CLEAN = "no problems"
+_CLEAN, _CLEAN_HEADER = "no problems", "no problem in the header; --tensors reads the numbers"
+# Behind a problem that a fix removes.
+_FIXABLE = " --fix mends it."
 # Of a code in one file; JSON and SARIF have all.
 _MOST = 5
 
 
-def print_problems(path: str, problems: Sequence[Problem]) -> None:
+def print_problems(path: str, problems: Sequence[Problem], fixable: Collection[str] = (), clean: str = _CLEAN) -> None:
     """Print the problems of one file, the first few of each code, or a single line for none."""
     problems = list(_few(problems))
+    sentences = [f"{_sentence(one)}{_FIXABLE if one.code in fixable else ''}" for one in problems]
     if sys.stdout is not None and sys.stdout.isatty():
-        terminal.laid_out(_laid_out(path, problems))
+        terminal.laid_out(_laid_out(path, problems, sentences, clean))
         return
-    for one in problems:
-        terminal.line(f"{path}: {_sentence(one)}")
+    for says in sentences:
+        terminal.line(f"{path}: {says}")
     if not problems:
-        terminal.line(f"{path}: {_CLEAN}")
+        terminal.line(f"{path}: {clean}")
 
 
 def print_fixed(result: "CheckResult") -> None:
@@ -61,14 +64,27 @@ def print_fixed(result: "CheckResult") -> None:
     terminal.line(f"wrote {result.output}")
 
 
-def print_summary(results: "Iterable[CheckResult]") -> None:
+def print_several(results: "Sequence[CheckResult]", clean: str) -> None:
+    """Print the files with problems, the worst first, and the number of the others."""
+
+    def severities(result: "CheckResult") -> list[int]:
+        counts = Counter(one.severity for one in result.problems)
+        return [-counts[severity] for severity in reversed(SEVERITIES)]
+
+    with_problems = [result for result in results if result.problems]
+    for result in sorted(with_problems, key=severities):
+        print_problems(result.path, result.problems, result.fixable)
+    if count := len(results) - len(with_problems):
+        terminal.line(f"{count} without problems" if with_problems else f"{count} files: {clean}")
+
+
+def _print_summary(results: "Sequence[CheckResult]") -> None:
     """Print the number of problems by severity, and the number that --fix can fix."""
-    results = list(results)
     counts = Counter(one.severity for result in results for one in result.problems)
     told = [counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
     fixable = sum(one.code in result.fixable for result in results for one in result.problems)
     fixes = f"; --fix -o OUT fixes {fixable} of them" if fixable else ""
-    terminal.line(f"{counted(len(results), 'file')}: {listed(told) or _CLEAN}{fixes}")
+    terminal.line(f"{counted(len(results), 'file')}: {listed(told)}{fixes}")
 
 
 def _few(problems: Sequence[Problem]) -> Iterable[Problem]:
@@ -86,14 +102,16 @@ def _sentence(problem: Problem) -> str:
     return f"{problem.severity} {problem.code}: {problem.message}."
 
 
-def _laid_out(path: str, problems: Sequence[Problem]) -> Iterable[list[StyledText]]:
+def _laid_out(
+    path: str, problems: Sequence[Problem], sentences: Sequence[str], clean: str
+) -> Iterable[list[StyledText]]:
     name = spelled(shortened(path))
     if not problems:
-        yield [StyledText(f"{name}: "), StyledText(_CLEAN, RIGHT)]
+        yield [StyledText(f"{name}: "), StyledText(clean, RIGHT)]
         return
     yield [StyledText(name, BOLD)]
-    for one in problems:
-        first, *others = wrapped(spelled(shortened(_sentence(one), SENTENCE)), terminal.columns() - 4)
+    for one, says in zip(problems, sentences, strict=True):
+        first, *others = wrapped(spelled(shortened(says, SENTENCE)), terminal.columns() - 4)
         severity, blank, rest = first.partition(" ")
         yield [StyledText("  "), StyledText(severity, _LOOKS[one.severity]), StyledText(blank + rest)]
         yield from ([StyledText(f"    {line}", PLAIN)] for line in others)
@@ -172,7 +190,7 @@ def check(
 def _checked(
     given: "list[tuple[str, Settings]]", tensors: bool, shown: bool
 ) -> "tuple[list[CheckResult], list[CommandFailure]]":
-    """Check every file and print its problems as they are found; return failures of invalid paths, too."""
+    """Check every file and print the problems; return failures of invalid paths, too."""
     from lora_inspect.ops.check import check as checked
     from lora_inspect.ops.check import found_in
 
@@ -194,10 +212,13 @@ def _checked(
                 bar.above(partial(show_defect, error))
                 errors.append(failure(path, error))
                 continue
-            if shown:
-                bar.above(partial(print_problems, path, results[-1].problems))
-    if shown and (len(results) > 1 or any(result.problems for result in results)):
-        print_summary(results)
+    clean = _CLEAN if tensors else _CLEAN_HEADER
+    if shown and len(results) > 1:
+        print_several(results, clean)
+    elif shown and results:
+        print_problems(results[0].path, results[0].problems, results[0].fixable, clean)
+    if shown and any(result.problems for result in results):
+        _print_summary(results)
     return results, errors
 
 

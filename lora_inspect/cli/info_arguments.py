@@ -13,7 +13,7 @@ from lora_inspect.cli.info_file import InfoArgument, broken
 from lora_inspect.cli.verb import Decorated, parse_without_multiplier
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.discovery import find_checkpoints, is_collection
+from lora_inspect.files.discovery import files_of_several
 from lora_inspect.files.locations import pinned
 from lora_inspect.sentences import listed, scale_in_words
 
@@ -91,14 +91,16 @@ def parse_argument(argument: str) -> InfoArgument:
     """The files that an argument of `info` names; the settings on a folder's path are those of each file in it."""
     try:
         path, settings = parse_without_multiplier(argument, "info")
-        is_folder = is_collection(path)
-        path = pinned(path) if is_folder else path
-        files = tuple(find_checkpoints(path)) if is_folder else ()
+        found = files_of_several(path)
+        if found and (address := pinned(path)) != path:
+            path, found = address, files_of_several(address)
     except click.ClickException:
         raise
     except Exception as error:  # one path that cannot be read leaves the others their rows
         return InfoArgument((), broken=broken(argument, error), path=argument)
-    return InfoArgument(files or (path,), settings, bool(files), path=path)
+    if found is None:
+        return InfoArgument((path,), settings, path=path)
+    return InfoArgument(found.weights, settings, True, path=path, unread=found.unread, others=found.others)
 
 
 class FolderOptions(NamedTuple):

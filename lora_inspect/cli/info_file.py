@@ -38,7 +38,8 @@ ERROR, CODE = "error", "code"
 class InfoArgument(NamedTuple):
     """The files and settings of an argument, or the failure to read it.
 
-    `is_collection` is true for a folder of several checkpoints. `path` is the argument without its settings.
+    `is_collection` is true for a folder of several checkpoints. `path` is the argument without its settings. Of a
+    folder `unread` are the files in formats that are never read, and `others` is the number of files without weights.
     """
 
     files: tuple[str, ...]
@@ -46,6 +47,8 @@ class InfoArgument(NamedTuple):
     is_collection: bool = False
     broken: dict[str, Any] | None = None
     path: str = ""
+    unread: frozenset[str] = frozenset()
+    others: int = 0
 
 
 def broken(path: str, error: Exception) -> dict[str, Any]:

@@ -16,15 +16,36 @@ from lora_inspect.cli.info_arguments import FolderOptions, sorting_key
 from lora_inspect.cli.info_file import CODE, ERROR, InfoArgument, broken
 from lora_inspect.cli.info_screen import size_in_words
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
-from lora_inspect.cli.terminal import DEBUG, DOUBTFUL, FAINT, PLAIN, WRONG, Line, Sheet, StyledText, cut, failure
-from lora_inspect.errors import FAILED_STATUS, REFUSED_STATUS, kind_of, with_code
+from lora_inspect.cli.terminal import (
+    DEBUG,
+    DOUBTFUL,
+    FAINT,
+    PLAIN,
+    WRONG,
+    Line,
+    Sheet,
+    StyledText,
+    cut,
+    failure,
+    wrapped,
+)
+from lora_inspect.errors import (
+    FAILED_STATUS,
+    REFUSED_STATUS,
+    LoraInspectError,
+    RefusedError,
+    kind_of,
+    of_system,
+    with_code,
+)
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of
+from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of, stored_bytes
+from lora_inspect.files.file_types import PICKLE_ENDINGS
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import scan_files
 from lora_inspect.reading.file_info import ADAPTER, BASE, OTHER
 from lora_inspect.scanning.scan_file import ANSWER, CONVERT, INFO_ONLY, STATES, Record, ScannedFile
-from lora_inspect.sentences import width
+from lora_inspect.sentences import counted, width
 
 _HEADERS = ("name", "model", "type", "rank", "scale", "size", "note")
 _AT_RIGHT = ("rank", "scale", "size")
@@ -49,6 +70,8 @@ _SHORT_MODELS = {
     "HunyuanImage 2.1": "HunyuanImg",
 }
 _SEVERAL, _UNKNOWN, _NONE = "mixed", "?", "-"
+# What a line has room for that nothing limits.
+_ENDLESS = 10_000
 _LOOKS = {CONVERT: WRONG, INFO_ONLY: DOUBTFUL, ANSWER: DOUBTFUL}
 
 
@@ -62,19 +85,28 @@ class _Column(NamedTuple):
 
 
 class FolderTable:
-    """Makes the lines of a table for files whose names are known before."""
+    """Makes the lines of a table for files whose names are known before.
 
-    def __init__(self, sheet: Sheet, names: Iterable[str]) -> None:
-        self._sheet = sheet
-        longest = max((width(sheet.shown(name)) for name in names), default=0)
-        self._columns = _columns(sheet.columns, longest)
+    They are as wide as the sheet or, where it `is_endless`, as the cells need. A name that would look like another one
+    where it is cut has a line of its own.
+    """
+
+    def __init__(self, sheet: Sheet, names: Iterable[str], is_endless: bool = False) -> None:
+        self._sheet, self._is_endless = sheet, is_endless
+        shown = [sheet.shown(name) for name in dict.fromkeys(names)]
+        longest = max(map(width, shown), default=0)
+        self._columns = _columns(_ENDLESS if is_endless else sheet.columns, longest)
+        room = self._room("name")
+        self._alike = {
+            one for one, count in Counter(cut(name, room, sheet.mark) for name in shown).items() if count > 1
+        }
 
     def headers(self) -> Line:
         """The line above all rows."""
         return self._line([column.header for column in self._columns], FAINT)
 
-    def row(self, name: str, one: ScannedFile, duplicate_of: str = "") -> Line:
-        """Return the line of a readable file; `duplicate_of` names the first file with its tensors."""
+    def row(self, name: str, one: ScannedFile, duplicate_of: str = "") -> list[Line]:
+        """Return the lines of a readable file; `duplicate_of` names the first file with its tensors."""
         cells = {
             "name": name,
             "model": self._model(one),
@@ -84,14 +116,29 @@ class FolderTable:
             "size": _size(one.bytes),
             "note": self._note(one, duplicate_of),
         }
-        look = PLAIN if duplicate_of else _LOOKS.get(one.state, PLAIN)
-        return self._line([cells[column.header] for column in self._columns], PLAIN, look)
+        return self._lines(cells, PLAIN if duplicate_of else _LOOKS.get(one.state, PLAIN))
+
+    def broken_row(self, name: str, kind: str, path: str, error: Exception) -> list[Line]:
+        """Return the lines of a file that was not read, with the `kind` of it."""
+        cells = dict.fromkeys(_HEADERS, _NONE) | {"name": name, "type": kind, "size": _size(stored_bytes(path))}
+        cells["note"] = self._fitting(_error_in_words(error, path))
+        return self._lines(cells, WRONG)
+
+    def _lines(self, cells: dict[str, str], note_look: str) -> list[Line]:
+        above: list[Line] = []
+        name = self._sheet.shown(cells["name"])
+        if width(name) > self._room("name") and cut(name, self._room("name"), self._sheet.mark) in self._alike:
+            above = [[StyledText(piece)] for piece in wrapped(name, self._sheet.columns)]
+            cells = {**cells, "name": ""}
+        return [*above, self._line([cells[column.header] for column in self._columns], PLAIN, note_look)]
 
     def _line(self, cells: Sequence[str], look: str, note_look: str = "") -> Line:
         pieces: list[StyledText] = []
         for number, (column, cell) in enumerate(zip(self._columns, cells, strict=True)):
-            shown = cut(self._sheet.shown(cell), column.width, self._sheet.mark)
-            blanks = " " * (column.width - width(shown))
+            shown = self._sheet.shown(cell)
+            shown = shown if self._is_endless else cut(shown, column.width, self._sheet.mark)
+            is_last = self._is_endless and column.header == _HEADERS[-1]
+            blanks = "" if is_last else " " * (column.width - width(shown))
             gap = "" if not number else " " if column.at_right else "  "
             padded = blanks + shown if column.at_right else shown + blanks
             pieces.append(StyledText(gap + padded, note_look or look if column.header == "note" else look))
@@ -111,10 +158,21 @@ class FolderTable:
         return short
 
     def _note(self, one: ScannedFile, duplicate_of: str) -> str:
-        """The longest form of the note that fits."""
-        notes = (f"duplicate of {duplicate_of}", f"= {duplicate_of}") if duplicate_of else one.notes
+        return self._fitting((f"duplicate of {duplicate_of}", f"= {duplicate_of}") if duplicate_of else one.notes)
+
+    def _fitting(self, notes: Iterable[str]) -> str:
+        """The longest form of a note that fits."""
         shown = [self._sheet.shown(note) for note in notes]
         return next((note for note in shown if width(note) <= self._room("note")), shown[-1] if shown else "")
+
+
+def _error_in_words(error: Exception, path: str) -> tuple[str, ...]:
+    """The problem of a file, and shorter forms of it."""
+    known = of_system(error, path) if isinstance(error, OSError) else error
+    problem = known.problem if isinstance(known, LoraInspectError) else str(known)
+    _, is_told, state = f": {problem}".rpartition(": it is ")
+    state = state if is_told else problem
+    return tuple(dict.fromkeys((problem, state, state.partition(",")[0])))
 
 
 def _types(one: ScannedFile) -> str:
@@ -158,30 +216,39 @@ def _size(count: int) -> str:
 
 
 _ENDING = ".safetensors"
-# What is counted in the last line beside the states: files that could not be read, copies, and what --where left out.
-_BROKEN, _COPIES, _LEFT_OUT = "unreadable", "duplicate", "left out"
-# Those of the unreadable ones that the system did not give.
-_UNREAD = "unread"
-_PLURALS = {BASE: "bases", OTHER: "others", _COPIES: "duplicates"}
+# What is counted in the last line beside the states: files that could not be read, copies, what --where left out, files
+# in formats that are never read, and those of a folder that hold no weights.
+_BROKEN, _COPIES, _LEFT_OUT, _PICKLE, _FOREIGN, _WITHOUT = "broken", "duplicate", "left out", "pickle", "unread", "file"
+# Those of the broken ones that the system did not give.
+_LOST = "lost"
+_PLURALS = {BASE: "bases", OTHER: "others", _COPIES: "duplicates", _PICKLE: "pickles"}
 
 
 class _Entry(NamedTuple):
-    """A file, its name in the table, and a flag for a file that the user named."""
+    """A file, its name in the table, and flags: the user named it, and it is in a format that is never read."""
 
     one: ScannedFile
     name: str
     is_named: bool
+    is_unread: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The kind of a file with an error: broken, or in another format."""
+        if not (self.is_unread and isinstance(self.one.error, RefusedError)):
+            return _BROKEN
+        return _PICKLE if self.one.path.lower().endswith(PICKLE_ENDINGS) else _FOREIGN
 
 
 def info_of_several(arguments: Sequence[InfoArgument], modules: bool, json: bool, options: FolderOptions) -> None:
     """Read all files of the arguments and print them; exit with 1 or 3 if one cannot be read."""
     names = _names(arguments)
-    counts: Counter[str] = Counter()
+    counts = Counter({_WITHOUT: sum(argument.others for argument in arguments)})
     with bar_below("Reading", len(names)) as bar:
         record = partial(as_json, modules=modules) if json or options.jsonl else None
         entries = _read(arguments, names, record, options.jobs, bar)
         with closing(entries):
-            chosen = _chosen(entries, options, counts, bar)
+            chosen = _chosen(entries, options, counts, bar, not record)
             if options.sort:
                 chosen = _sorted(list(chosen), options.sort)
             if options.jsonl:
@@ -196,7 +263,7 @@ def info_of_several(arguments: Sequence[InfoArgument], modules: bool, json: bool
     elif not options.jsonl:
         terminal.line(_totals(counts))
     if counts[_BROKEN]:
-        sys.exit(FAILED_STATUS if counts[_UNREAD] else REFUSED_STATUS)
+        sys.exit(FAILED_STATUS if counts[_LOST] else REFUSED_STATUS)
 
 
 def _names(arguments: Sequence[InfoArgument]) -> list[str]:
@@ -221,20 +288,27 @@ def _read(
                     next(name),
                     True,
                 )
-            for _ in argument.files:
-                yield _Entry(next(found), next(name), not argument.is_collection)
+            for file in argument.files:
+                yield _Entry(next(found), next(name), not argument.is_collection, file in argument.unread)
 
 
 def _chosen(
-    entries: Iterable[_Entry], options: FolderOptions, counts: "Counter[str]", bar: BarBelow
+    entries: Iterable[_Entry], options: FolderOptions, counts: "Counter[str]", bar: BarBelow, has_rows: bool
 ) -> Iterator[_Entry]:
-    """The entries that are asked for and those that cannot be read, of which it tells; all are counted."""
+    """The entries that are asked for and those that are broken; all are counted.
+
+    Of a broken one that the user named an error tells, as it does where no row does.
+    """
     for entry in entries:
         one = entry.one
-        if one.error:
+        if one.error and entry.kind == _BROKEN:
             counts[_BROKEN] += 1
-            counts[_UNREAD] += kind_of(one.error).status == FAILED_STATUS
-            bar.above(partial(_tell_error, one.path, one.error))
+            counts[_LOST] += kind_of(one.error).status == FAILED_STATUS
+            if entry.is_named or not has_rows:
+                bar.above(partial(_tell_error, one.path, one.error))
+            yield entry
+        elif one.error and not options.where:
+            counts[entry.kind] += 1
             yield entry
         elif all(condition.holds(one) for condition in options.where):
             counts[one.kind] += 1
@@ -264,17 +338,22 @@ def _record(one: ScannedFile) -> dict[str, Any]:
 
 
 def _print_rows(entries: Iterable[_Entry], names: Sequence[str], shows_all: bool, bar: BarBelow) -> None:
-    """A row for each file that could be read, each as it comes; those of a folder that are no adapters where asked."""
-    table = FolderTable(Sheet(terminal.columns()), map(_short, names))
+    """A row for each file as it comes; those of a folder that are models or hold something else where asked."""
+    table = FolderTable(Sheet(terminal.columns()), map(_short, names), not terminal.has_columns())
     called: dict[str, str] = {}
     is_first = True
-    for one, name, is_named in entries:
-        name = _short(name)
+    for entry in entries:
+        one, name = entry.one, _short(entry.name)
         called.setdefault(one.path, name)
-        if one.error or not (one.kind == ADAPTER or is_named or shows_all):
+        if one.error and entry.is_named:
             continue
-        row = table.row(name, one, called.get(one.duplicate_of, one.duplicate_of) if one.duplicate_of else "")
-        bar.above(partial(terminal.laid_out, [table.headers(), row] if is_first else [row]))
+        if one.error:
+            lines = table.broken_row(name, entry.kind, one.path, one.error)
+        elif one.kind == ADAPTER or entry.is_named or shows_all:
+            lines = table.row(name, one, called.get(one.duplicate_of, one.duplicate_of) if one.duplicate_of else "")
+        else:
+            continue
+        bar.above(partial(terminal.laid_out, [table.headers(), *lines] if is_first else lines))
         is_first = False
 
 
@@ -293,9 +372,11 @@ def _totals(counts: "Counter[str]") -> str:
     told = f"{adapters} adapter{'' if adapters == 1 else 's'}" + (f": {states}" if states else "")
     others = [
         f"{count} {_PLURALS.get(what, what) if count > 1 else what}"
-        for what in (BASE, OTHER, _COPIES, _BROKEN)
+        for what in (BASE, OTHER, _COPIES, _BROKEN, _PICKLE, _FOREIGN)
         if (count := counts[what])
     ]
+    if counts[_WITHOUT]:
+        others.append(counted(counts[_WITHOUT], "other file"))
     if counts[_LEFT_OUT]:
         others.append(f"{counts[_LEFT_OUT]} left out by --where")
     return "; ".join([told, *([", ".join(others)] if others else [])])

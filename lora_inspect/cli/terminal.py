@@ -39,10 +39,14 @@ class StyledText(NamedTuple):
     look: str = PLAIN
 
 
+def has_columns() -> bool:
+    """Return True if results are for lines of a certain width: a terminal's, or that which COLUMNS says."""
+    return (sys.stdout is not None and sys.stdout.isatty()) or os.environ.get("COLUMNS", "").isdecimal()
+
+
 def columns() -> int:
     """The width that results are laid out for: what COLUMNS says, or else the terminal; 80 where there is none."""
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    if not is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
+    if not has_columns():
         return _COLUMNS
     import shutil  # with all archivers, which take longer than the rest of this module
 

@@ -1,4 +1,4 @@
-"""The checkpoints in a folder, found by the names of its files only. Standard library only.
+"""The checkpoints in a folder, found by the names of its files. Standard library only.
 
 The file also mirrors a folder into another one, and finds the nearest name to a mistyped one.
 """
@@ -10,7 +10,7 @@ from itertools import islice
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.file_types import PICKLE_ENDINGS, is_weights
+from lora_inspect.files.file_types import PICKLE_ENDINGS, TRAINING_STATES, is_weights
 from lora_inspect.files.locations import bytes_at, exists, is_folder, join, looking, names_in, walk
 from lora_inspect.stores.address import is_remote
 
@@ -19,6 +19,7 @@ PEFT_WEIGHTS = "adapter_model"
 # What mlx-lm reads, and what it has saved on the way beside it.
 MLX_WEIGHTS = "adapters"
 _ON_THE_WAY = f"_{MLX_WEIGHTS}.safetensors"
+_INDEX, _GGUF = ".safetensors.index.json", ".gguf"
 _SHARD = r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<ending>\.[a-z]+)"
 
 
@@ -36,26 +37,61 @@ def set_of(name: str) -> ShardSet | None:
     return ShardSet(shard["stem"], int(shard["count"]), shard["ending"]) if shard else None
 
 
-def find_checkpoints(folder: str) -> Iterator[str]:
-    """What there is to open below `folder`: PEFT folders and sharded sets as one path each, other files singly.
+class FolderFiles(NamedTuple):
+    """The files below a folder, by their names and the first bytes of some.
 
-    Folders that cannot be read come last, so that opening them says why.
+    `weights` are the paths to open: PEFT folders and sharded sets as one path each, other files singly. Pickles and
+    models in GGUF are in `unread`, too. `others` is the number of all other files but for those that are a part of a
+    checkpoint.
     """
-    unreadable: list[str] = []
-    for parent, folders, names in walk(folder, lambda error: unreadable.append(error.filename)):
+
+    weights: tuple[str, ...]
+    unread: frozenset[str]
+    others: int
+
+    @property
+    def readable(self) -> list[str]:
+        """The paths of the weights that are not in `unread`."""
+        return [path for path in self.weights if path not in self.unread]
+
+
+def find_checkpoints(folder: str) -> list[str]:
+    """The readable weights below `folder`."""
+    return files_below(folder).readable
+
+
+def files_below(folder: str) -> FolderFiles:
+    """All files below `folder`.
+
+    Folders that cannot be read are the last of the weights, so that opening them says why.
+    """
+    weights, closed, unread, others = list[str](), list[str](), set[str](), 0
+    for parent, folders, names in walk(folder, lambda error: closed.append(error.filename)):
         folders.sort()
-        seen: set[str | ShardSet] = set()
+        groups: dict[str | ShardSet, list[str]] = {}
         for name in sorted(names):
-            if not _is_listed(join(parent, name)):
-                continue
             whole = set_of(name)
-            group = whole if whole and whole.shards > 1 else name
-            if group not in seen:
-                seen.add(group)
-                yield join(parent, name)
-        if not seen and is_config_alone(names):
-            yield parent
-    yield from unreadable
+            if _may_be_weights(name):
+                groups.setdefault(whole if whole and whole.shards > 1 else name, []).append(name)
+            else:
+                others += name != ADAPTER_CONFIG and not name.endswith(_INDEX)
+        found = False
+        for members in groups.values():
+            readable = next((name for name in members if _is_listed(join(parent, name))), None)
+            if readable is None and members[0].startswith(TRAINING_STATES):
+                others += len(members)
+                continue
+            weights.append(join(parent, readable or members[0]))
+            found |= readable is not None
+            if readable is None:
+                unread.add(weights[-1])
+        if not found and is_config_alone(names):
+            weights.append(parent)
+    return FolderFiles((*weights, *closed), frozenset(unread), others)
+
+
+def _may_be_weights(name: str) -> bool:
+    return name.endswith(".safetensors") or name.lower().endswith((*PICKLE_ENDINGS, _GGUF))
 
 
 def _is_listed(path: str) -> bool:
@@ -95,6 +131,25 @@ def is_collection(path: str) -> bool:
         return is_folder(path) and not is_checkpoint_folder(path)
 
 
+# What libraries call the pickles that hold the same weights as the file beside them.
+_COPIES = (PEFT_WEIGHTS, "pytorch_model", "diffusion_pytorch_model", "pytorch_lora_weights")
+
+
+def files_of_several(path: str) -> FolderFiles | None:
+    """The files below a folder of several that may hold weights; None for any other path.
+
+    That is a collection, or a checkpoint beside pickles of other weights. A folder without readable weights is none.
+    """
+    with looking(path):
+        if not is_folder(path):
+            return None
+        stems = {os.path.splitext(name)[0] for name in names_in(path) if name.endswith(".safetensors")}
+    files = files_below(path)
+    pickles = map(os.path.basename, files.unread)
+    others = [name for name in pickles if not name.startswith((*_COPIES, *stems))]
+    return files if files.readable and (others or is_collection(path)) else None
+
+
 def is_checkpoint_folder(folder: str) -> bool:
     """Whether `folder` is one checkpoint (a PEFT folder, a sharded set, one file) and not a collection of several."""
     from lora_inspect.files.gguf.gguf_format import is_gguf_adapter
@@ -107,7 +162,7 @@ def is_checkpoint_folder(folder: str) -> bool:
         has_subfolders = any(is_folder(join(folder, name)) for name in names)
     if is_config_alone(names) and not has_subfolders and not has_gguf:
         return True
-    if read_weights(names) or any(name.endswith(".safetensors.index.json") for name in names):
+    if read_weights(names) or any(name.endswith(_INDEX) for name in names):
         return True
     return len(sets) == 1 and not has_subfolders and not has_gguf
 
@@ -135,19 +190,25 @@ _OF_FOLDERS = (f"{PEFT_WEIGHTS}.safetensors", f"{MLX_WEIGHTS}.safetensors")
 
 
 class Mirrored(NamedTuple):
-    """A checkpoint to open at `path`; `stem` is its path below the folder, without the ending of a file."""
+    """A checkpoint to open at `path`; `stem` is its path below the folder, without the ending of a file.
+
+    `is_unread` says that it is a pickle, or a model in GGUF.
+    """
 
     path: str
     stem: str
+    is_unread: bool = False
 
 
 def mirrored(folder: str, output: str) -> list[Mirrored]:
-    """Every checkpoint below `folder`, but for what is below `output`."""
+    """All weights below `folder`, but for what is below `output`."""
     own = _real(output)
     found = []
-    for path in find_checkpoints(folder):
+    files = files_below(folder)
+    for path in files.weights:
         if path.startswith(join(output, "")) if is_remote(path) else _real(path).startswith(own):
             continue
+        is_unread = path in files.unread
         parent, name = os.path.split(path)
         whole = set_of(name)
         has_config = exists(join(parent, ADAPTER_CONFIG))
@@ -157,7 +218,7 @@ def mirrored(folder: str, output: str) -> list[Mirrored]:
             stem = join(parent, whole.stem)
         else:
             stem = path if is_folder(path) else os.path.splitext(path)[0]
-        found.append(Mirrored(path, os.path.relpath(stem, folder)))
+        found.append(Mirrored(path, os.path.relpath(stem, folder), is_unread))
     return found
 
 

@@ -17,7 +17,7 @@ START_BYTES = 512
 
 PICKLE_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 # What trainers keep beside their weights to go on from there.
-_STATES = ("optimizer", "scheduler", "scaler", "sampler", "random_states", "rng_state", "training_args")
+TRAINING_STATES = ("optimizer", "scheduler", "scaler", "sampler", "random_states", "rng_state", "training_args")
 
 _DOWNLOAD = "download the file itself"
 _UNPACK = "unpack it and name the .safetensors file in it"
@@ -103,7 +103,7 @@ def is_weights(path: str) -> bool:
 
 def likely_weights(pickles: list[str]) -> str:
     """Which of the pickles in a folder holds the weights, by their names."""
-    return min(pickles, key=lambda name: (name.startswith(_STATES), name))
+    return min(pickles, key=lambda name: (name.startswith(TRAINING_STATES), name))
 
 
 def refuse_foreign(file: str, start: bytes, size: int) -> None:

@@ -12,7 +12,7 @@ from lora_inspect.checking.rules import UNREADABLE, find_problems
 from lora_inspect.checking.subject import Subject
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.discovery import find_checkpoints, is_collection, stored_bytes
+from lora_inspect.files.discovery import files_of_several, is_collection, stored_bytes
 from lora_inspect.files.locations import exists
 from lora_inspect.files.outputs import check_output, file_output
 from lora_inspect.progress import PartialProgress, Progress, silent
@@ -65,10 +65,9 @@ class CheckResult(Result):
 
 
 def found_in(path: str) -> list[str]:
-    """The checkpoints of a folder of several, or the path itself."""
-    if is_collection(path):
-        return list(find_checkpoints(path)) or [path]
-    return [path]
+    """All files of a folder of several that may hold weights, or the path itself."""
+    files = files_of_several(path)
+    return list(files.weights) if files else [path]
 
 
 def check(
@@ -115,7 +114,7 @@ def fix(
     share.work *= 2 * _readings(subject, tensors) + readings(subject) + 3
     problems = _problems_of(subject, tensors)
     inputs = subject.checkpoint.inputs
-    fixed = _needed(fixing(subject, problems), subject, problems)
+    fixed = _needed(fixing(subject, problems), subject, problems, tensors)
     output = file_output(output, subject.checkpoint.name, inputs)
     check_output(output, inputs, force)
     _keep_config(subject, output)
@@ -157,10 +156,14 @@ def _reported(problems: Sequence[Problem], fixable: frozenset[str]) -> list[dict
     ]
 
 
-def _needed(fixed: Fixing, subject: Subject, problems: Sequence[Problem]) -> Fixing:
+def _needed(fixed: Fixing, subject: Subject, problems: Sequence[Problem], tensors: bool) -> Fixing:
     path = subject.checkpoint.path
     if fixed.codes:
         return fixed
+    if not problems and not tensors:
+        raise RefusedError(
+            path, "its header has no problem, so there is nothing to fix", "give --tensors to look at the numbers too"
+        )
     if not problems:
         raise RefusedError(path, "it has no problems, so there is nothing to fix", "use it as it is")
     if len(subject.checkpoint.files) != 1 or len(subject.headers) != 1:

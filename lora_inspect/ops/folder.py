@@ -33,13 +33,13 @@ class Outcome(Generic[Made]):
 
 
 def find_in_folder(folder: str, output: str) -> list[Mirrored]:
-    """The checkpoints below `folder`.
+    """All weights below `folder`.
 
     Raises LoraInspectError where there is none, and where the output is the folder itself or no folder.
     """
     _check(folder, output)
     found = mirrored(folder, output)
-    if not found:
+    if all(one.is_unread for one in found):
         open_checkpoint(folder)  # which says what there is instead
     return found
 
@@ -100,4 +100,6 @@ def _made(
         with folder_of_outputs(os.path.dirname(target)):
             return Outcome(one.path, target, make(adapter, target))
     except Exception as error:  # one file that fails leaves the others their outputs
+        if one.is_unread and isinstance(error, RefusedError):
+            return Outcome(one.path, skipped=error.problem)
         return Outcome(one.path, error=error)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from lora_inspect.errors import CouldNotWorkError
-from lora_inspect.files.discovery import find_checkpoints, is_collection
+from lora_inspect.files.discovery import files_of_several
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.scanning.duplicates import Duplicates
@@ -29,11 +29,12 @@ def scan(
 ) -> Generator[ScannedFile, None, None]:
     """Yield the account of every file that the paths name, as soon as it is read, in the order of the paths.
 
-    A path is a file or a folder. A folder with several checkpoints, or with other folders, stands for all of them;
-    folders below it count only with `recursive`. `settings` are those of the user for each file. `jobs` is the number
-    of processes, None for as many as make it faster. A script that asks for more than one must work under `if __name__
-    == "__main__"`, as with all processes in Python; the processes do not know additions to a registry at run time.
-    `progress` counts files. `record` makes an additional record for the account.
+    A path is a file or a folder. A folder with several checkpoints, or with other folders, stands for all of them, and
+    for pickles and other weights that are never read; folders below it count only with `recursive`. `settings` are
+    those of the user for each file. `jobs` is the number of processes, None for as many as make it faster. A script
+    that asks for more than one must work under `if __name__ == "__main__"`, as with all processes in Python; the
+    processes do not know additions to a registry at run time. `progress` counts files. `record` makes an additional
+    record for the account.
 
     An unreadable file raises nothing: its account has an `error`. Close the iterator if you do not exhaust it.
     """
@@ -42,14 +43,14 @@ def scan(
 
 
 def files_of(path: str, recursive: bool = True) -> list[str]:
-    """The checkpoints that a path stands for: those of a folder of several, and else the path itself.
+    """The files that a path stands for: those of a folder of several that may hold weights, and else the path itself.
 
     Raises OSError for a folder that cannot be read.
     """
-    if not is_collection(path):
+    files = files_of_several(path)
+    if files is None:
         return [path]
-    found = list(find_checkpoints(path))
-    own = [file for file in found if recursive or os.path.dirname(file) == path.rstrip(os.sep)]
+    own = [file for file in files.weights if recursive or os.path.dirname(file) == path.rstrip(os.sep)]
     return own or [path]
 
 

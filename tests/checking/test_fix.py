@@ -63,7 +63,7 @@ def test_what_needs_a_decision_is_left(code, write_toy, tmp_path):
 
 def test_a_clean_file_is_not_written_again(write_toy, tmp_path):
     path, settings = write_toy({"tensors": loras(rank=4)})
-    with pytest.raises(LoraInspectError, match="it has no problems, so there is nothing to fix"):
+    with pytest.raises(LoraInspectError, match="its header has no problem, so there is nothing to fix; give --tensors"):
         mend(path, settings, tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import re
 from urllib.parse import unquote
 
@@ -25,7 +26,9 @@ def adapter(write_safetensors):
 
 def test_a_clean_file_is_one_line(run, adapter):
     outcome = run("check", path := adapter(CLEAN))
-    assert (outcome.status, outcome.stdout, outcome.stderr) == (0, f"{path}: no problems\n", "")
+    said = f"{path}: no problem in the header; --tensors reads the numbers\n"
+    assert (outcome.status, outcome.stdout, outcome.stderr) == (0, said, "")
+    assert run("check", path, "--tensors").stdout == f"{path}: no problems\n"
 
 
 def test_a_problem_is_a_line_and_a_summary_follows(run, adapter):
@@ -62,11 +65,36 @@ def test_a_folder_is_all_that_is_in_it(run, adapter, tmp_path):
     (tmp_path / "folder" / "c.safetensors").write_bytes(b"\0")
     outcome = run("check", tmp_path / "folder")
     lines = outcome.stdout.splitlines()
-    assert [re.sub(r".*folder.", "", line).split(": ")[0] for line in lines[:-1]] == ["a.safetensors", "b.safetensors",
-                                                                                     "c.safetensors"]  # fmt: skip
-    assert lines[0].endswith(": no problems")
-    assert ": error unreadable: it has 1 bytes" in lines[2]
-    assert lines[-1].startswith("3 files: 1 error and 1 warning;")
+    # The worst first.
+    assert [re.sub(r".*folder.", "", line).split(": ")[0] for line in lines[:2]] == ["c.safetensors", "b.safetensors"]
+    assert ": error unreadable: it has 1 bytes" in lines[0]
+    assert lines[1].endswith(" --fix mends it.")
+    assert lines[2] == "1 without problems"
+    assert lines[3].startswith("3 files: 1 error and 1 warning;")
+
+
+def test_pickles_are_problems_of_a_folder(run, adapter, tmp_path):
+    adapter(CLEAN, "folder/a.safetensors")
+    (tmp_path / "folder" / "peft").mkdir()
+    (tmp_path / "folder" / "peft" / "adapter_config.json").write_text("{}")
+    content = pickle.dumps({"a": 1})
+    for name in ("b.pt", "c.ckpt", "optimizer.pt", "peft/adapter_model.bin"):
+        (tmp_path / "folder" / name).write_bytes(content)
+    outcome = run("check", tmp_path / "folder")
+    lines = outcome.stdout.splitlines()
+    assert outcome.status == 1
+    named = [line.split(": ")[0].removeprefix(f"{tmp_path / 'folder'}/") for line in lines[:-2]]
+    assert named == ["b.pt", "c.ckpt", "peft/adapter_model.bin"]
+    assert all(": error unreadable: it is a pickle" in line for line in lines[:-2])
+    assert lines[-2:] == ["1 without problems", "4 files: 3 errors"]
+
+
+def test_pickles_beside_one_adapter_are_problems_but_for_copies_of_it(run, adapter, tmp_path):
+    adapter(CLEAN, "folder/a.safetensors")
+    (tmp_path / "folder" / "a.pt").write_bytes(pickle.dumps({}))
+    assert run("check", tmp_path / "folder").status == 0
+    (tmp_path / "folder" / "b.pt").write_bytes(pickle.dumps({}))
+    assert run("check", tmp_path / "folder").status == 1
 
 
 def test_of_many_problems_of_a_code_the_first_ones_are_told(run, write_safetensors):
@@ -87,7 +115,7 @@ def test_a_path_that_leads_to_no_file_is_refused(run, tmp_path):
 def test_other_files_are_checked_beside_one_that_is_missing(run, adapter, tmp_path):
     outcome = run("check", tmp_path / "missing.safetensors", adapter(CLEAN))
     assert outcome.status == 3
-    assert outcome.stdout.endswith(": no problems\n")
+    assert outcome.stdout.endswith("adapter.safetensors: no problem in the header; --tensors reads the numbers\n")
     assert outcome.stderr.startswith("Error: ")
 
 
@@ -193,7 +221,9 @@ class TestFix:
 
     def test_with_nothing_to_mend_writes_nothing(self, run, adapter, tmp_path):
         out = tmp_path / "out.safetensors"
-        assert "it has no problems" in run("check", adapter(CLEAN), "--fix", "-o", out).refusal
+        assert "its header has no problem" in run("check", adapter(CLEAN), "--fix", "-o", out).refusal
+        refusal = run("check", adapter(CLEAN), "--tensors", "--fix", "-o", out).refusal
+        assert "it has no problems, so there is nothing to fix; use it as it is" in refusal
         assert not out.exists()
 
     @pytest.mark.parametrize(
@@ -215,7 +245,8 @@ def test_on_a_terminal_lines_fit_below_the_file_and_severities_have_colours(adap
     adapter({**WARNING, **NOTE}, "a.safetensors", **DORA_MISSING)
     adapter(CLEAN, "b.safetensors")
     words = ["check", "a.safetensors", "b.safetensors"]
-    (_, coloured), (_, wide) = on_a_terminal([words, [*words, "--tensors"]], tmp_path, COLUMNS="60", TERM="xterm")
+    clean = ["check", "b.safetensors", "--tensors"]
+    (_, coloured), (_, clear) = on_a_terminal([words, clean], tmp_path, COLUMNS="60", TERM="xterm")
     lines = coloured.decode().split("\r\n")
     assert lines[0] == "\x1b[1ma.safetensors\x1b[0m"
     assert lines[1].startswith("  \x1b[1;31merror\x1b[0m dora-missing: ")
@@ -225,9 +256,11 @@ def test_on_a_terminal_lines_fit_below_the_file_and_severities_have_colours(adap
     assert [line.split(":")[0] for line in plain if re.match("  [a-z]", line)] == [
         "  error dora-missing", "  warning dim-contradicts", "  note metadata-empty"
     ]  # fmt: skip
-    assert plain[-3:-1] == ["b.safetensors: no problems",
-                            "2 files: 1 error, 1 warning and 1 note; --fix -o OUT fixes 2 of them"]  # fmt: skip
-    assert b"b.safetensors: \x1b[32mno problems" in wide
+    assert plain[-3:-1] == [
+        "1 without problems",
+        "2 files: 1 error, 1 warning and 1 note; --fix -o OUT fixes 2 of them",
+    ]
+    assert b"b.safetensors: \x1b[32mno problems" in clear
 
 
 def test_names_that_a_terminal_obeys_are_shown_as_escapes(run, adapter, tmp_path):

@@ -1,6 +1,7 @@
 """convert FOLDER -o FOLDER: each adapter to its own place, whatever becomes of the others."""
 
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def test_every_adapter_goes_to_its_place_and_the_bad_ones_are_named_at_the_end(f
         "broken.safetensors", "dora.safetensors",
     ]  # fmt: skip
     assert f"Note: {folder / 'model.safetensors'}: skipped, as it is a base." in ended.stderr
+
+
+def test_pickles_are_named_as_skipped(write_safetensors, tmp_path, run):
+    write_safetensors(loras(2), name="in/sub/a.safetensors")
+    (tmp_path / "in" / "b.pt").write_bytes(pickle.dumps({}))
+    ended = run("convert", tmp_path / "in", "-o", tmp_path / "out")
+    assert (ended.status, ended.stdout.splitlines()[-1]) == (0, "1 converted, 1 skipped")
+    skipped = f"Note: {tmp_path / 'in' / 'b.pt'}: skipped, as it is a pickle, which can run code, so lora-inspect never"
+    assert skipped in ended.stderr
 
 
 def test_what_each_becomes_is_what_it_becomes_alone(folder, tmp_path, run):

@@ -202,7 +202,7 @@ def test_one_broken_file_does_not_hide_the_others(run, synthetic, tmp_path):
     shown = run("info", tmp_path / "broken.safetensors", good, tmp_path / "missing.safetensors")
     assert shown.status == 3
     assert [line.split()[-5:-2] for line in shown.stdout.splitlines()[1:-1]] == [["4", "0.5", "1.9"]]
-    assert shown.stdout.endswith("\n1 adapter: 1 fine; 2 unreadable\n")
+    assert shown.stdout.endswith("\n1 adapter: 1 fine; 2 broken\n")
     assert [name in line for name, line in zip(("broken", "missing"), shown.stderr.splitlines(), strict=True)] == [
         True,
         True,

@@ -28,7 +28,7 @@ dora_without_flag    Wan 2        DoRA        4     1  13 kB  no DoRA in ComfyUI
 i64_alpha            Wan 2        LoRA        4     2  11 kB
 rslora_flag          Wan 2        RS-LoRA     4   1.5  23 kB  x0.5 in ComfyUI
 split                Wan 2        LoRA        4   0.5 1.9 kB  RS-LoRA?
-8 adapters: 4 fine, 4 need convert; 3 bases
+8 adapters: 4 fine, 4 need convert; 3 bases, 1 other file
 """
 
 
@@ -47,10 +47,38 @@ def names_of(shown):
     return [row.split()[0] for row in shown.stdout.splitlines()[1:-1]]
 
 
-def test_a_folder_at_80_columns(run, synthetic):
+def test_a_folder_at_80_columns(run, synthetic, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     shown = run("info", synthetic)
     assert (shown.status, shown.stderr) == (0, "")
     assert shown.stdout == SYNTHETIC
+
+
+def test_nothing_is_cut_in_a_pipe(run, write_safetensors, tmp_path):
+    name = "a_" * 50 + "style"
+    write_safetensors(loras(), name=f"many/{name}.safetensors")
+    write_safetensors(loras(), name=f"many/{name}2.safetensors")
+    (tmp_path / "many" / "cut.safetensors").write_bytes(b"{}")
+    rows = run("info", tmp_path / "many").stdout.splitlines()[1:-1]
+    assert [row.split()[0] for row in rows] == [name, f"{name}2", "cut"]
+    assert rows[1].endswith(f"  duplicate of {name}")
+    assert rows[2].endswith("  it has 2 bytes, fewer than the 8 that begin a safetensors file")
+
+
+def test_names_that_look_alike_where_they_are_cut_have_a_line_of_their_own(
+    run, write_safetensors, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"{'a' * 40}{letter}{'z' * 60}" for letter in "xy"]
+    for name in (*names, "short", "b" * 60):
+        write_safetensors(loras(), name=f"many/{name}.safetensors")
+    lines = run("info", tmp_path / "many").stdout.splitlines()
+    assert max(map(width, lines)) <= 80
+    for name in names:
+        at = next(at for at, line in enumerate(lines) if line == name[:80])
+        assert lines[at + 1] == name[80:]
+        assert lines[at + 2].split()[:3] == ["?", "LoRA", "16"]
+    assert any(line.startswith("bbb") and "…" in line for line in lines)
 
 
 @pytest.mark.parametrize("columns", [40, 60, 71, 72, 80, 120, 200])
@@ -117,20 +145,28 @@ def test_unreadable_files_are_named_whatever_is_asked_for(run, write_safetensors
     for options in ((), ("--where", "model=wan"), ("--sort", "size"), ("--json",), ("--jsonl",)):
         shown = run("info", tmp_path / "many", *options)
         assert shown.status == 1
-        assert shown.stderr.startswith(f"Error: {tmp_path / 'many' / 'bad.safetensors'}: it has 2 bytes")
-        assert shown.stderr.count("\n") == 1
-    assert run("info", tmp_path / "many").stdout.endswith("\n1 adapter: 1 fine; 1 unreadable\n")
+        if "--json" in options or "--jsonl" in options:
+            assert shown.stderr.startswith(f"Error: {tmp_path / 'many' / 'bad.safetensors'}: it has 2 bytes")
+            assert shown.stderr.count("\n") == 1
+        else:
+            assert shown.stderr == ""
+            (row,) = (line for line in shown.stdout.splitlines() if line.startswith("bad "))
+            assert row.split()[1:7] == ["-", "broken", "-", "-", "2", "B"]
+            assert shown.stdout.endswith("1 broken\n") or "1 broken, " in shown.stdout
+    assert run("info", tmp_path / "many").stdout.endswith("\n1 adapter: 1 fine; 1 broken\n")
 
 
-def test_adapters_of_llama_cpp_are_found_and_its_models_are_not(run, write_safetensors, tmp_path):
+def test_adapters_of_llama_cpp_are_found_and_its_models_are_never_read(run, write_safetensors, tmp_path):
     (tmp_path / "many").mkdir()
     write_adapter(tmp_path / "many" / "own.gguf", pair("blk.0.attn_q", 8, 8, 2))
     (tmp_path / "many" / "model.gguf").write_bytes(model_header())
     write_safetensors(loras(), name="many/other.safetensors")
     shown = run("info", tmp_path / "many")
-    assert (shown.status, names_of(shown)) == (0, ["other", "own.gguf"])
+    assert (shown.status, names_of(shown)) == (0, ["model.gguf", "other", "own.gguf"])
+    assert shown.stdout.splitlines()[1].split()[1:3] == ["-", "unread"]
     (tmp_path / "many" / "other.safetensors").unlink()
-    assert [Path(one["path"]).name for one in run("info", tmp_path / "many", "--json").json] == ["own.gguf"]
+    found = run("info", tmp_path / "many", "--json").json
+    assert [(Path(one["path"]).name, "error" in one) for one in found] == [("model.gguf", True), ("own.gguf", False)]
 
 
 def test_a_cut_file_of_llama_cpp_is_named(run, write_safetensors, tmp_path):
@@ -138,7 +174,7 @@ def test_a_cut_file_of_llama_cpp_is_named(run, write_safetensors, tmp_path):
     (tmp_path / "many" / "cut.gguf").write_bytes(model_header()[:20])
     shown = run("info", tmp_path / "many")
     assert shown.status == 1
-    assert "cut.gguf" in shown.stderr
+    assert shown.stdout.splitlines()[1].split()[:3] == ["cut.gguf", "-", "broken"]
 
 
 def model_header():
@@ -167,7 +203,7 @@ def test_where_keeps_what_fits(condition, count, run, synthetic):
 def test_all_conditions_have_to_hold(run, synthetic):
     shown = run("info", synthetic, "--where", "type=rs", "--where", "state=need", "--where", "name=rslora")
     assert names_of(shown) == ["rslora_flag"]
-    assert shown.stdout.endswith("\n1 adapter: 1 need convert; 10 left out by --where\n")
+    assert shown.stdout.endswith("\n1 adapter: 1 need convert; 1 other file, 10 left out by --where\n")
     bases = run("info", synthetic, "--where", "kind=base", "--json").json
     assert [Path(one["path"]).stem for one in bases][:2] == ["base_bf16", "base_f32"]
     assert len(names_of(run("info", synthetic, "--all", "--where", "kind=base"))) == len(bases) == 3
@@ -189,7 +225,7 @@ def test_rows_are_sorted_by_what_is_asked(run, write_safetensors, tmp_path):
     expected = {"name": "abc", "rank": "acb", "scale": "bca", "modified": "cab"}
     sizes = sorted("abc", key=lambda name: (folder / f"{name}.safetensors").stat().st_size)
     for order, names in {**expected, "size": sizes}.items():
-        assert names_of(run("info", folder, "--sort", order)) == list(names), order
+        assert names_of(run("info", folder, "--sort", order)) == [*names, "0"], order
         records = [json.loads(line) for line in run("info", folder, "--sort", order, "--jsonl").stdout.splitlines()]
         assert [Path(record["path"]).stem for record in records] == [*names, "0"]
     assert run("info", folder, "--sort", "colour").status == 2

@@ -367,9 +367,8 @@ def _judge_words(case: Case, parsed: dict[str, Any], ended: _Ended) -> Iterator[
     if ended.status in (1, 3):
         most = _checkpoints(case, parsed) if case.target in ("info", "check", "convert", "no verb") else 1
         # An answer that is no is printed, and no error.
-        least = (
-            0 if ended.status == 1 and case.target in ("check", "compare", "compat", "verify") and ended.stdout else 1
-        )
+        answers = ("check", "compare", "compat", "info", "verify")
+        least = 0 if ended.status == 1 and case.target in answers and ended.stdout else 1
         if not least <= len(errors) <= most or not all(line.endswith(".") for line in errors):
             yield Violation("exit", f"status {ended.status} with {len(errors)} sentences: {ended.stderr}")
         if others := [line for line in lines if line and line not in errors and not line.startswith("Note: ")]:

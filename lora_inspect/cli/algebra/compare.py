@@ -163,13 +163,13 @@ def _sentence(energy: float | None, count: int) -> str:
 
 
 def _compare_folder(folder: str, settings: "Settings", request: CompareRequest, as_json: bool) -> None:
-    from lora_inspect.files.discovery import find_checkpoints
+    from lora_inspect.files.discovery import files_below
     from lora_inspect.ops.compare import compare_folder
 
     if wrong := folder_contradiction(request):
         raise click.UsageError(wrong)
     # Each file is read once for its header, and once for its numbers.
-    length = 2 * len(list(find_checkpoints(folder)))
+    length = 2 * len(files_below(folder).weights)
     with progress_bar("Comparing", length) as progress:
         result = compare_folder(folder, settings, request, progress)
     for note in result.notes:
