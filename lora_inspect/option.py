@@ -6,7 +6,7 @@ click's options of a record. `lora_inspect.api.arguments` makes the keywords of 
 `--help` loads the file of a record, so this file loads no code of the verbs.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,8 @@ class Option(NamedTuple):
 
     `help` and `choices` may be functions, called when they are shown. `metavar` names the value in the help. A whole
     number is `least` at least; a number is any finite one, or a `share`, from 0 to below 1. `wrong` says of a number or
-    a text why it is no value of the option, as the end of a sentence that begins with it, or nothing.
+    a text why it is no value of the option, as the end of a sentence that begins with it, or nothing. `titles` returns
+    the titles of choices by their names; such a choice may be given in another spelling.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Option(NamedTuple):
     least: int | None = None
     share: bool = False
     wrong: Callable[[Any], str | None] = lambda value: None
+    titles: Callable[[], Mapping[str, str]] | None = None
 
     @property
     def chosen_from(self) -> Collection[str]:
@@ -121,9 +123,10 @@ def choice(
     says: str | Callable[[], str],
     metavar: str | None = None,
     default: str | None = None,
+    titles: Callable[[], Mapping[str, str]] | None = None,
 ) -> Any:
     """One of several words."""
-    return _field(Option(CHOICE, says, metavar, choices), default)
+    return _field(Option(CHOICE, says, metavar, choices, titles=titles), default)
 
 
 def dtype(says: str) -> Any:

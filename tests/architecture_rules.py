@@ -31,7 +31,7 @@ ORDER = {
         ("files",),
         ("stores",),
         ("errors", "torchrun", "caching"),
-        ("__init__", "sentences", "progress", "fast_namedtuple", "start"),
+        ("__init__", "sentences", "progress", "fast_namedtuple", "near_names", "start"),
         ("interrupt", "version"),
     ),
     "networks": (

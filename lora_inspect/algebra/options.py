@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_inspect import option
-from lora_inspect.converting.options import known_targets
+from lora_inspect.converting.options import known_targets, titles_of_programs
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 
 if TYPE_CHECKING:
@@ -121,7 +121,10 @@ class OutputRequest:
     """The options of the file that is written."""
 
     to: str | None = option.choice(
-        known_targets, "Write names, suffixes and layout as a program, or a naming scheme, has them.", "NAME"
+        known_targets,
+        "Write names, suffixes and layout as a program, or a naming scheme, has them.",
+        "NAME",
+        titles=titles_of_programs,
     )
     model_config: str | None = option.path(
         "CONFIG", "GGUF: the model's config.json, or its folder; gives llama.cpp's name of the model."

@@ -39,6 +39,7 @@ from lora_inspect.files.strict_json import is_unicode
 from lora_inspect.matching.orientation import Answers, parse_answers
 from lora_inspect.maths.torch_threads import whole_products
 from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest
+from lora_inspect.near_names import meant, suggestion
 from lora_inspect.option import (
     ANSWERS,
     CHOICE,
@@ -143,11 +144,14 @@ def answers_of(given: Transposed) -> Answers:
     return parse_answers([f"{glob}={_word(is_so)}" for glob, is_so in given.items()])
 
 
-def chosen(name: str, value: str, choices: Iterable[str]) -> str:
-    """Return the value if it is one of the choices of an argument; raise ValueError for any other."""
-    if value not in (known := sorted(choices)):
-        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
-    return value
+def chosen(name: str, value: str, choices: Iterable[str], titles: Mapping[str, str] | None = None) -> str:
+    """Return the choice of an argument that the value is, or means if there are titles; ValueError for any other."""
+    known = sorted(choices)
+    found = value if value in known else meant(str(value), known, titles) if titles is not None else None
+    if found is None:
+        nearest = suggestion(str(value), known)
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}{nearest}")
+    return found
 
 
 def watched(watch: WatchProgress | None, total: int) -> Progress:
@@ -329,7 +333,7 @@ def _value(one: Declared, given: Any) -> Any:
     if option.kind == PATH:
         return path_of(given)
     if option.kind == CHOICE:
-        return chosen(name, given, option.chosen_from)
+        return chosen(name, given, option.chosen_from, option.titles and option.titles())
     if option.kind == DTYPE:
         return _dtype(name, given)
     if option.kind == WHOLE:

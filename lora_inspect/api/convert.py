@@ -31,6 +31,7 @@ from lora_inspect.converting.options import (
     contradiction,
     convert_options,
     known_targets,
+    titles_of_programs,
 )
 from lora_inspect.converting.plan import plan_for
 from lora_inspect.converting.standard_fix import output_ending
@@ -84,7 +85,7 @@ def requested_conversion(
     """
     name, own = without_multiplier(adapter)
     if to is not None:
-        chosen("the name", to, known_targets())
+        to = chosen("the name", to, known_targets(), titles_of_programs())
     request = request_of(ConvertRequest, {**given, "to": to})
     options = convert_options(request, own, name)
     if wrong := contradiction(request):

@@ -24,6 +24,7 @@ from lora_inspect.api.arguments import (
     watched,
     without_multiplier,
 )
+from lora_inspect.converting.options import titles_of_programs
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import stored_bytes
 from lora_inspect.merging.options import MergeRequest, UnmergeRequest, VerifyRequest, contradiction, merge_options
@@ -112,7 +113,7 @@ def compat(
     """
     name, own = without_multiplier(adapter)
     if program is not None:
-        chosen("program", program, PROGRAMS)
+        program = chosen("program", program, PROGRAMS, titles_of_programs())
     settings = own.joined(requested_settings(request_of(ReadingRequest, options)), name)
     if base is None:
         return compat_of(name, program, settings)

@@ -8,7 +8,8 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, parse_without_multiplier
+from lora_inspect.cli.verb import VERBS, FilePath, NearChoice, Verb, declared_options, parse_without_multiplier
+from lora_inspect.converting.options import titles_of_programs
 from lora_inspect.option import ReadingRequest
 from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.record import READ
@@ -29,7 +30,13 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
 
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["compat"])
 @click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
-@click.option("--for", "named", type=click.Choice(sorted(PROGRAMS)), help="Judge only this program.")
+@click.option(
+    "--for",
+    "named",
+    type=NearChoice(sorted(PROGRAMS), titles_of_programs()),
+    metavar="PROGRAM",
+    help=f"Judge only this program: {', '.join(sorted(PROGRAMS))}.",
+)
 @click.option(
     "--base",
     type=FilePath(),

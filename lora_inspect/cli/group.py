@@ -86,7 +86,8 @@ class Verbs(Verb, click.Group):
 
 
 def _no_verb(word: str) -> str:
-    from lora_inspect.files.discovery import nearest_name, nearest_path
+    from lora_inspect.files.discovery import nearest_path
+    from lora_inspect.near_names import nearest_name
     from lora_inspect.sentences import listed
 
     if verb := nearest_name(word, VERBS):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lora_inspect.sentences import listed
 from lora_inspect.version import __version__
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _as_click(one: "Declared") -> Mapping[str, Any]:
     if asked.kind == option.FLAG:
         return {"is_flag": True, **({"callback": _inverted} if one.default is True else {})}
     if asked.kind == option.CHOICE:
-        chosen = {"type": click.Choice(list(asked.chosen_from)), "metavar": asked.metavar}
+        chosen = {"type": NearChoice(asked.chosen_from, asked.titles and asked.titles()), "metavar": asked.metavar}
         return chosen if one.default is None else {**chosen, "default": one.default, "show_default": True}
     if asked.kind == option.DTYPE:
         return {"type": click.Choice(list(asked.chosen_from)), "callback": _dtype}
@@ -138,6 +139,26 @@ def _as_click(one: "Declared") -> Mapping[str, Any]:
     if asked.kind == option.ANSWERS:
         return {"multiple": True, "metavar": asked.metavar, "callback": _answers}
     return {"multiple": asked.kind == option.NAMES, "metavar": asked.metavar}
+
+
+class NearChoice(click.Choice[str]):
+    """One of several names, which may be given in another spelling where they have titles."""
+
+    def __init__(self, names: Collection[str], titles: Mapping[str, str] | None = None) -> None:
+        super().__init__(list(names))
+        self._titles = titles
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        """The name that is meant; a usage error that names the nearest one if there is none."""
+        if self._titles is None:
+            return super().convert(value, parameter, context)
+        from lora_inspect.near_names import meant, suggestion
+
+        found = meant(str(value), self.choices, self._titles)
+        if found is None:
+            way_out = suggestion(str(value), self.choices) or f"; choose from {listed(self.choices)}."
+            self.fail(f"{value!r} is no known name{way_out}", parameter, context)
+        return found
 
 
 def _right(asked: "Option", check: Callable[..., Any]) -> Callable[..., Any]:

@@ -31,6 +31,13 @@ def known_targets() -> list[str]:
     return sorted({*written(), *PROGRAMS})
 
 
+def titles_of_programs() -> dict[str, str]:
+    """Return the titles of programs by name."""
+    from lora_inspect.programs import PROGRAMS
+
+    return {program.name: program.title for program in PROGRAMS.values()}
+
+
 def _about_targets() -> str:
     from lora_inspect.programs import PROGRAMS
 
@@ -69,7 +76,7 @@ class ConvertRequest(option.ReadingRequest):
         "fused, split: only fuse or split layers, as for Phi-3. all-experts: put the experts of a mixture into one "
         "module. single-experts: take them apart (with --base).",
     )
-    to: str | None = option.choice(known_targets, _about_targets, "NAME")
+    to: str | None = option.choice(known_targets, _about_targets, "NAME", titles=titles_of_programs)
     model_config: str | None = option.path(
         "CONFIG",
         "GGUF: the model's config.json, or its folder; gives llama.cpp's name of the model and the number of heads.",

@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 
 from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.discovery import nearest_name
 from lora_inspect.files.hashes import HASH_KEYS
 from lora_inspect.files.input_file import read_whole
 from lora_inspect.files.strict_json import METADATA_CHARACTERS, is_unicode, parse_json
+from lora_inspect.near_names import nearest_name
 from lora_inspect.sentences import shortened
 
 # What begins the name of a file that holds the value; a value of its own that begins so has it twice.

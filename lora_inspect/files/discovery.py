@@ -1,17 +1,17 @@
 """The checkpoints in a folder, found by the names of its files. Standard library only.
 
-The file also mirrors a folder into another one, and finds the nearest name to a mistyped one.
+The file also mirrors a folder into another one, and finds the nearest path to a mistyped one.
 """
 
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
-from itertools import islice
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.file_types import PICKLE_ENDINGS, TRAINING_STATES, is_weights
 from lora_inspect.files.locations import bytes_at, exists, is_folder, join, looking, names_in, walk
+from lora_inspect.near_names import nearest_name
 from lora_inspect.stores.address import is_remote
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -230,36 +230,6 @@ def _is_same(one: str, other: str) -> bool:
     return one == other if is_remote(one) else os.path.samefile(one, other)
 
 
-# How many names of a folder are looked at, and how many of these are compared letter by letter.
-_LOOKED_AT, _COMPARED = 2_000, 10
-_LEAST_RATIO = 0.6
-
-
-def nearest_name(name: str, names: Iterable[str]) -> str | None:
-    """The name that is most like `name`, None where none is near; of many names only the first are looked at.
-
-    Names that have no more than their ending in common are not near each other.
-    """
-    from difflib import SequenceMatcher  # only an error needs it
-
-    stem = SequenceMatcher(b=_stem(name))
-    whole = SequenceMatcher(b=name)
-
-    def rough(other: str) -> float:
-        stem.set_seq1(_stem(other))
-        return stem.quick_ratio()
-
-    def exact(other: str) -> tuple[float, float]:
-        stem.set_seq1(_stem(other))
-        whole.set_seq1(other)
-        return stem.ratio(), whole.ratio()
-
-    looked_at = sorted(islice(names, _LOOKED_AT))  # of names that are as near as each other the same one each time
-    compared = sorted(looked_at, key=rough, reverse=True)[:_COMPARED]
-    nearest = max(compared, key=exact, default=None)
-    return None if nearest is None or exact(nearest)[0] < _LEAST_RATIO else nearest
-
-
 def nearest_path(path: str) -> str | None:
     """The path that is most like `path` in its folder, None where none is near or the folder cannot be read.
 
@@ -283,7 +253,3 @@ def _names_in(folder: str) -> Iterator[str]:
         return
     with os.scandir(folder or os.curdir) as entries:
         yield from (entry.name for entry in entries)
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0].lower()

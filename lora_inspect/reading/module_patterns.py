@@ -15,7 +15,7 @@ from functools import cache
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.errors import AmbiguousError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.discovery import nearest_name
+from lora_inspect.near_names import nearest_name
 from lora_inspect.sentences import listed
 
 # The text encoders together: what stands before the blocks of the model.

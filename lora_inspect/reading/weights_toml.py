@@ -17,9 +17,9 @@ from typing import Any
 
 from lora_inspect.errors import DamagedError, LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.discovery import nearest_name
 from lora_inspect.files.input_file import Identity, read_whole
 from lora_inspect.files.strict_json import json_number
+from lora_inspect.near_names import nearest_name
 from lora_inspect.reading.model.settings import Settings, is_pattern, spell_settings
 from lora_inspect.reading.module_patterns import check_pattern, is_glob
 from lora_inspect.sentences import listed

@@ -7,9 +7,9 @@ from lora_inspect.codecs import stored_types
 from lora_inspect.codecs.record import UnknownCodec
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import Checkpoint
-from lora_inspect.files.discovery import nearest_name
 from lora_inspect.files.safetensors.dtypes import PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.near_names import nearest_name
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight, plain_weight
 from lora_inspect.reading.base.quantisation import quantisation_settings

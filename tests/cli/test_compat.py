@@ -3,6 +3,9 @@
 import shlex
 import shutil
 
+import pytest
+
+import lora_inspect
 from lora_inspect.programs import PROGRAMS
 
 
@@ -13,6 +16,23 @@ def test_each_program_has_a_verdict(run, fixtures):
     comfyui = next(one for one in record["programs"] if one["name"] == "comfyui")
     assert (comfyui["verdict"], comfyui["factors"], comfyui["silent"]) == ("wrong strength", {"0.5": 20}, True)
     assert comfyui["ignored"] == ["use_rslora_flag"]
+
+
+@pytest.mark.parametrize("spelled", ["ComfyUI", "comfy", "COMFYUI"])
+def test_a_program_is_known_by_its_title_and_its_first_letters(spelled, run, fixtures):
+    file = fixtures / "synthetic/comfyui_alpha.safetensors"
+    assert run("compat", file, "--for", spelled).stdout == run("compat", file, "--for", "comfyui").stdout
+
+
+def test_a_mistyped_program_gets_the_nearest_name(run, fixtures):
+    file = fixtures / "synthetic/comfyui_alpha.safetensors"
+    for words in (["compat", file, "--for"], ["convert", file, "-o", "out", "--to"]):
+        ended = run(*words, "comfiui")
+        assert (ended.status, "'comfiui' is no known name; did you mean comfyui?" in ended.stderr) == (2, True)
+        assert "choose from a1111, comfyui, " in run(*words, "sd").stderr
+    with pytest.raises(ValueError, match=r"did you mean comfyui\?$"):
+        lora_inspect.convert(file, "out", to="comfiui")
+    assert lora_inspect.compat(file, program="ComfyUI").verdicts[0].program.name == "comfyui"
 
 
 def test_a_file_that_is_wrong_in_the_program_fails_for_it(run, fixtures):

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from lora_inspect.files.discovery import nearest_name, nearest_path
+from lora_inspect.files.discovery import nearest_path
+from lora_inspect.near_names import meant, nearest_name, suggestion
 
 NAMES = [
     "style.safetensors",
@@ -94,3 +95,38 @@ def test_a_folder_that_cannot_be_read_has_no_near_names(path, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     assert nearest_path(path) is None
+
+
+PROGRAMS = {
+    "comfyui": "ComfyUI",
+    "comfyui-0.3.64": "ComfyUI",
+    "llama-cpp": "llama.cpp",
+    "a1111": "AUTOMATIC1111's web UI",
+    "sd-scripts": "sd-scripts",
+    "sdnext": "SD.Next",
+    "musubi": "musubi-tuner",
+    "musubi-networks": "musubi-tuner (networks)",
+}
+MEANT = {
+    "comfyui": "comfyui", "ComfyUI": "comfyui", "comfy ui": "comfyui", "comfy": "comfyui",
+    "comfyui 0.3.64": "comfyui-0.3.64",
+    "llama.cpp": "llama-cpp", "llamacpp": "llama-cpp", "LLAMA": "llama-cpp", "Automatic1111": "a1111", "A1111": "a1111",
+    "SD.Next": "sdnext", "sd_scripts": "sd-scripts", "sds": "sd-scripts", "musubi-tuner": "musubi", "mus": "musubi",
+    "musubi-tuner (networks)": "musubi-networks", "sd": None, "s": None, "": None, "-": None, "comfyiu": None,
+    "ui": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "expected"), MEANT.items())
+def test_the_name_that_another_spelling_means(value, expected):
+    assert meant(value, PROGRAMS, PROGRAMS) == expected
+
+
+def test_first_letters_of_different_names_mean_none():
+    assert meant("com", ["comfyui", "compel"]) is None
+    assert meant("com", ["compel"]) == "compel"
+
+
+def test_a_mistyped_name_gets_a_question():
+    assert suggestion("Comfyiu", PROGRAMS) == "; did you mean comfyui?"
+    assert suggestion("zzz", PROGRAMS) == ""
