@@ -15,13 +15,16 @@ from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.record import READ
 
 if TYPE_CHECKING:
+    from lora_inspect.files.discovery import FolderFiles
     from lora_inspect.ops.compat import JudgedProgram, Judgement
+    from lora_inspect.reading.model.settings import Settings
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
 Report how every program that loads adapters applies ADAPTER, and the command that fixes it.
 
-With --for the exit status is 1 if the file would be wrong in that program.
+With --for the exit status is 1 if the file would be wrong in that program. A folder of adapters is a table with a row
+for each file in the program that --for names.
 
 \b
 Example: lora-inspect compat adapter.safetensors --for comfyui
@@ -29,7 +32,7 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
 
 
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["compat"])
-@click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]")
+@click.argument("adapter", type=FilePath(), metavar="ADAPTER[:SETTING,...]|FOLDER")
 @click.option(
     "--for",
     "named",
@@ -43,17 +46,32 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
     metavar="BASE",
     help="The base, for DoRA's error and in printed commands.",
 )
+@click.option(
+    "--fail-on",
+    type=click.Choice(["wrong", "untested"]),
+    help="Of a folder: exit with 1 if a file is wrong in the program, or untested in it as well. [default: wrong]",
+)
 @declared_options(ReadingRequest)
 @click.option("--json", "as_json_", is_flag=True, help="Print the result as JSON.")
-def compat(adapter: str, named: str | None, base: str | None, as_json_: bool, **asked: Any) -> None:
+def compat(
+    adapter: str, named: str | None, base: str | None, fail_on: str | None, as_json_: bool, **asked: Any
+) -> None:
     """Judges and prints."""
     from lora_inspect.files.checkpoint import open_checkpoint
+    from lora_inspect.files.discovery import files_of_several
     from lora_inspect.ops.compat import compat as judged
     from lora_inspect.reading.keys.claims import claim
     from lora_inspect.reading.model.settings import requested_settings
 
     adapter, own = parse_without_multiplier(adapter, "compat")
     told = own.joined(requested_settings(ReadingRequest(**asked)), adapter)
+    if files := files_of_several(adapter):
+        if not named or base:
+            raise click.UsageError("a folder of adapters takes one program; name it with --for, without --base.")
+        _print_folder(adapter, files, told, named, fail_on, as_json_)
+        return
+    if fail_on:
+        raise click.UsageError("--fail-on is for a folder of adapters.")
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
     with progress_bar("Comparing", length) as progress:
         result = judged(adapter, named, told, base, progress)
@@ -64,6 +82,19 @@ def compat(adapter: str, named: str | None, base: str | None, as_json_: bool, **
         _print(result.verdicts)
     if named and any(one.needs_fix for one in result.verdicts):
         sys.exit(1)
+
+
+def _print_folder(
+    path: str, files: "FolderFiles", settings: "Settings", program: str, fail_on: str | None, as_json: bool
+) -> None:
+    """Print the row of each file, and exit with 1 if one is wrong in the program."""
+    from lora_inspect.cli.info_arguments import ON_WRONG, FolderOptions
+    from lora_inspect.cli.info_file import InfoArgument
+    from lora_inspect.cli.info_folder import info_of_several
+
+    argument = InfoArgument(files.weights, settings, True, path=path, unread=files.unread, others=files.others)
+    options = FolderOptions(program=program, fail_on=fail_on or ON_WRONG)
+    info_of_several([argument], modules=False, json=as_json, options=options)
 
 
 def _print(verdicts: "tuple[Judgement, ...]") -> None:

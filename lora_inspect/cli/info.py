@@ -37,6 +37,8 @@ def info(paths: tuple[str, ...], **given: Any) -> None:
     arguments = [parse_argument(path) for path in paths]
     asked = {name: given.pop(name) for name in FLAGS}
     options = FolderOptions(**given)
+    if options.fail_on and not options.program:
+        raise click.UsageError("--fail-on is about a program; name it with --for.")
     if len(arguments) > 1 or arguments[0].is_collection or options.lists:
         from lora_inspect.cli.info_folder import info_of_several
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli.info_file import InfoArgument, broken
-from lora_inspect.cli.verb import Decorated, parse_without_multiplier
+from lora_inspect.cli.verb import Decorated, NearChoice, parse_without_multiplier
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import files_of_several
 from lora_inspect.files.locations import pinned
+from lora_inspect.near_names import meant
 from lora_inspect.sentences import listed, scale_in_words
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ _ORDERS: "dict[str, Callable[[ScannedFile], Any]]" = {
     "modified": lambda one: one.modified,
 }
 KEYS, ORDERS = tuple(_WORDS), tuple(_ORDERS)
+# What makes the exit status 1 beside files that cannot be read; each counts what the one before it does.
+FAILURES = ON_WRONG, ON_UNTESTED = "wrong", "untested"
 
 
 class Condition(NamedTuple):
@@ -57,9 +60,17 @@ class Condition(NamedTuple):
     key: str
     pattern: str
 
+    @property
+    def program(self) -> str | None:
+        """The program whose verdict it is about; None for one about the file."""
+        return None if self.key in _WORDS else self.key
+
     def holds(self, one: "ScannedFile") -> bool:
         """Return True for a file that matches."""
-        return any(self._fits(word) for word in _WORDS[self.key](one))
+        if not self.program:
+            return any(self._fits(word) for word in _WORDS[self.key](one))
+        found = one.in_programs.get(self.program)
+        return found is not None and any(self._fits(word) for word in (found.verdict, *found.notes))
 
     def _fits(self, word: str) -> bool:
         from fnmatch import translate
@@ -73,9 +84,30 @@ class Condition(NamedTuple):
 def condition(text: str) -> Condition:
     """The condition that `KEY=PATTERN` states; raises LoraInspectError for any other text or key."""
     key, equals, pattern = text.partition("=")
-    if not equals or key.lower() not in _WORDS:
-        raise RefusedError(f"'{text}' is no condition KEY=VALUE; use one of the keys {listed(KEYS)}.")
-    return Condition(key.lower(), pattern)
+    if equals and key.lower() in _WORDS:
+        return Condition(key.lower(), pattern)
+    program = meant(key, *_names_of_programs()) if equals else None
+    if not program:
+        raise RefusedError(
+            f"'{text}' is no condition KEY=VALUE; use one of the keys {listed(KEYS)}, or the name of a program."
+        )
+    return Condition(program, pattern)
+
+
+def _names_of_programs() -> tuple[list[str], dict[str, str]]:
+    """The names of all programs, and their titles by name."""
+    from lora_inspect.converting.options import titles_of_programs
+
+    titles = titles_of_programs()
+    return sorted(titles), titles
+
+
+def named_program(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
+    """The name of the program that an option means; a usage error with the nearest one if there is none."""
+    if given is None:
+        return None
+    names, titles = _names_of_programs()
+    return NearChoice(names, titles).convert(given, parameter, context)
 
 
 def sorting_key(order: str) -> "Callable[[ScannedFile], Any]":
@@ -104,18 +136,29 @@ def parse_argument(argument: str) -> InfoArgument:
 
 
 class FolderOptions(NamedTuple):
-    """The options for a folder; `jobs` is None for as many processes as make it faster."""
+    """The options for a folder; `jobs` is None for as many processes as make it faster.
+
+    `program` is the one whose verdicts the rows have, and `fail_on` says with which of them the exit status is 1.
+    """
 
     all_: bool = False
     sort: str | None = None
     where: tuple[Condition, ...] = ()
     jsonl: bool = False
     jobs: int | None = None
+    program: str | None = None
+    fail_on: str | None = None
 
     @property
     def lists(self) -> bool:
         """True if an option asks for a list, whatever the paths are."""
-        return self.all_ or self.sort is not None or bool(self.where) or self.jsonl
+        return self.all_ or self.sort is not None or bool(self.where) or self.jsonl or self.program is not None
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The programs whose verdicts are asked for."""
+        named = [self.program, *(condition.program for condition in self.where)]
+        return tuple(dict.fromkeys(name for name in named if name))
 
 
 def _conditions(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[Condition, ...]:
@@ -138,7 +181,20 @@ def folder_options(command: Decorated) -> Decorated:
                 multiple=True,
                 metavar="KEY=VALUE",
                 callback=_conditions,
-                help="List only matching files, as model=wan, type=dora or state=need*. Repeatable: all must match.",
+                help="List only matching files, as model=wan, type=dora, state=need* or comfyui=wrong*. "
+                "Repeatable: all must match.",
+            ),
+            click.option(
+                "--for",
+                "program",
+                metavar="PROGRAM",
+                callback=named_program,
+                help="Say in each row what the program makes of the file, and count these verdicts.",
+            ),
+            click.option(
+                "--fail-on",
+                type=click.Choice(FAILURES),
+                help="With --for: exit with 1 if a file is wrong in the program, or untested in it as well.",
             ),
             click.option("--jsonl", is_flag=True, help="Print a JSON line per file, as soon as it is read."),
             click.option(

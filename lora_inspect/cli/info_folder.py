@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_arguments import FolderOptions, sorting_key
+from lora_inspect.cli.info_arguments import ON_UNTESTED, FolderOptions, sorting_key
 from lora_inspect.cli.info_file import CODE, ERROR, InfoArgument, broken
 from lora_inspect.cli.info_screen import size_in_words
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
@@ -43,8 +43,10 @@ from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of, stored_bytes
 from lora_inspect.files.file_types import PICKLE_ENDINGS
 from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import scan_files
+from lora_inspect.programs import PROGRAMS
+from lora_inspect.programs.verdict import SAME, UNKNOWN, VERDICTS
 from lora_inspect.reading.file_info import ADAPTER, BASE, OTHER
-from lora_inspect.scanning.scan_file import ANSWER, CONVERT, INFO_ONLY, STATES, Record, ScannedFile
+from lora_inspect.scanning.scan_file import ANSWER, CONVERT, INFO_ONLY, OPEN, STATES, InProgram, Record, ScannedFile
 from lora_inspect.sentences import counted, width
 
 _HEADERS = ("name", "model", "type", "rank", "scale", "size", "note")
@@ -105,8 +107,11 @@ class FolderTable:
         """The line above all rows."""
         return self._line([column.header for column in self._columns], FAINT)
 
-    def row(self, name: str, one: ScannedFile, duplicate_of: str = "") -> list[Line]:
-        """Return the lines of a readable file; `duplicate_of` names the first file with its tensors."""
+    def row(self, name: str, one: ScannedFile, duplicate_of: str = "", received: InProgram | None = None) -> list[Line]:
+        """Return the lines of a readable file.
+
+        `duplicate_of` names the first file with its tensors. The verdict of a program is the note where it is given.
+        """
         cells = {
             "name": name,
             "model": self._model(one),
@@ -114,8 +119,10 @@ class FolderTable:
             "rank": _span(list(map(str, one.ranks)), self._room("rank")),
             "scale": _span([_number(scale) for scale in one.scales], self._room("scale")),
             "size": _size(one.bytes),
-            "note": self._note(one, duplicate_of),
+            "note": self._fitting(received.notes) if received else self._note(one, duplicate_of),
         }
+        if received:
+            return self._lines(cells, WRONG if received.is_wrong else DOUBTFUL if received.verdict == OPEN else PLAIN)
         return self._lines(cells, PLAIN if duplicate_of else _LOOKS.get(one.state, PLAIN))
 
     def broken_row(self, name: str, kind: str, path: str, error: Exception) -> list[Line]:
@@ -219,6 +226,11 @@ _ENDING = ".safetensors"
 # What is counted in the last line beside the states: files that could not be read, copies, what --where left out, files
 # in formats that are never read, and those of a folder that hold no weights.
 _BROKEN, _COPIES, _LEFT_OUT, _PICKLE, _FOREIGN, _WITHOUT = "broken", "duplicate", "left out", "pickle", "unread", "file"
+# What is counted of the verdicts of a program: each under a key of its own, those that are wrong, and those that nobody
+# knows.
+_VERDICT, _WRONG, _UNTESTED = "in the program: ", "wrong in it", "unknown in it"
+# What the totals say of verdicts: of several files, and of one.
+_SAID = {SAME: ("load correctly", "loads correctly"), UNKNOWN: "not tested", OPEN: "open or damaged"}
 # Those of the broken ones that the system did not give.
 _LOST = "lost"
 _PLURALS = {BASE: "bases", OTHER: "others", _COPIES: "duplicates", _PICKLE: "pickles"}
@@ -246,24 +258,28 @@ def info_of_several(arguments: Sequence[InfoArgument], modules: bool, json: bool
     counts = Counter({_WITHOUT: sum(argument.others for argument in arguments)})
     with bar_below("Reading", len(names)) as bar:
         record = partial(as_json, modules=modules) if json or options.jsonl else None
-        entries = _read(arguments, names, record, options.jobs, bar)
+        entries = _read(arguments, names, record, options, bar)
         with closing(entries):
             chosen = _chosen(entries, options, counts, bar, not record)
             if options.sort:
                 chosen = _sorted(list(chosen), options.sort)
             if options.jsonl:
                 for entry in chosen:
-                    bar.above(partial(terminal.json_line, _record(entry.one)))
+                    bar.above(partial(terminal.json_line, _record(entry.one, options.program)))
             elif json:
-                records = [_record(entry.one) for entry in chosen]
+                records = [_record(entry.one, options.program) for entry in chosen]
             else:
-                _print_rows(chosen, names, options.all_, bar)
+                _print_rows(chosen, names, options, bar)
     if json and not options.jsonl:
         terminal.json_text(records)
     elif not options.jsonl:
-        terminal.line(_totals(counts))
+        if options.program:
+            terminal.line(_totals_of_program(counts, options.program))
+        terminal.line(_totals(counts, with_states=not options.program))
     if counts[_BROKEN]:
         sys.exit(FAILED_STATUS if counts[_LOST] else REFUSED_STATUS)
+    if options.fail_on and (counts[_WRONG] or (options.fail_on == ON_UNTESTED and counts[_UNTESTED])):
+        sys.exit(REFUSED_STATUS)
 
 
 def _names(arguments: Sequence[InfoArgument]) -> list[str]:
@@ -274,12 +290,17 @@ def _names(arguments: Sequence[InfoArgument]) -> list[str]:
 
 
 def _read(
-    arguments: Sequence[InfoArgument], names: Sequence[str], record: Record | None, jobs: int | None, bar: BarBelow
+    arguments: Sequence[InfoArgument],
+    names: Sequence[str],
+    record: Record | None,
+    options: FolderOptions,
+    bar: BarBelow,
 ) -> Generator[_Entry, None, None]:
     """Every file in the order of the arguments; an argument that stands for none is one that cannot be read."""
     listing = [(file, argument.settings) for argument in arguments for file in argument.files]
     name = iter(names)
-    with closing(scan_files(listing, 1 if os.environ.get(DEBUG) else jobs, bar.advance, record)) as found:
+    jobs = 1 if os.environ.get(DEBUG) else options.jobs
+    with closing(scan_files(listing, jobs, bar.advance, record, options.programs)) as found:
         for argument in arguments:
             if argument.broken:
                 bar.advance(1)
@@ -314,6 +335,10 @@ def _chosen(
             counts[one.kind] += 1
             counts[one.state] += 1
             counts[_COPIES] += one.duplicate_of is not None
+            if options.program and (received := one.in_programs.get(options.program)):
+                counts[_VERDICT + received.verdict] += 1
+                counts[_WRONG] += received.is_wrong
+                counts[_UNTESTED] += received.verdict in (UNKNOWN, OPEN)
             yield entry
         else:
             counts[_LEFT_OUT] += 1
@@ -330,14 +355,19 @@ def _sorted(entries: Sequence[_Entry], order: str) -> Iterator[_Entry]:
     yield from (entry for entry in entries if entry.one.error)
 
 
-def _record(one: ScannedFile) -> dict[str, Any]:
+def _record(one: ScannedFile, program: str | None) -> dict[str, Any]:
     """The record that scripts rely on."""
     if one.error:
         return failure(one.path, one.error).record()
-    return {**(one.record or {}), "state": one.state or None, "note": one.note, "duplicate_of": one.duplicate_of}
+    record = {**(one.record or {}), "state": one.state or None, "note": one.note, "duplicate_of": one.duplicate_of}
+    if program is None:
+        return record
+    received = one.in_programs.get(program)
+    told = {"verdict": received.verdict, "says": received.notes[0] if received.notes else ""} if received else {}
+    return {**record, "for": {"program": program, "verdict": None, "says": "", **told}}
 
 
-def _print_rows(entries: Iterable[_Entry], names: Sequence[str], shows_all: bool, bar: BarBelow) -> None:
+def _print_rows(entries: Iterable[_Entry], names: Sequence[str], options: FolderOptions, bar: BarBelow) -> None:
     """A row for each file as it comes; those of a folder that are models or hold something else where asked."""
     table = FolderTable(Sheet(terminal.columns()), map(_short, names), not terminal.has_columns())
     called: dict[str, str] = {}
@@ -349,8 +379,9 @@ def _print_rows(entries: Iterable[_Entry], names: Sequence[str], shows_all: bool
             continue
         if one.error:
             lines = table.broken_row(name, entry.kind, one.path, one.error)
-        elif one.kind == ADAPTER or entry.is_named or shows_all:
-            lines = table.row(name, one, called.get(one.duplicate_of, one.duplicate_of) if one.duplicate_of else "")
+        elif one.kind == ADAPTER or entry.is_named or options.all_:
+            first = called.get(one.duplicate_of, one.duplicate_of) if one.duplicate_of else ""
+            lines = table.row(name, one, first, one.in_programs.get(options.program or ""))
         else:
             continue
         bar.above(partial(terminal.laid_out, [table.headers(), *lines] if is_first else lines))
@@ -365,9 +396,17 @@ def _short(name: str) -> str:
     return os.path.join(parent, "") if parent and stem == PEFT_WEIGHTS else os.path.join(parent, stem)
 
 
-def _totals(counts: "Counter[str]") -> str:
+def _totals_of_program(counts: "Counter[str]", name: str) -> str:
+    """Return the number of adapters by the verdict of a program."""
+    program = PROGRAMS[name]
+    told = [(counts[_VERDICT + verdict], _SAID.get(verdict, verdict)) for verdict in (*VERDICTS, OPEN)]
+    verdicts = [f"{count} {words[count == 1] if isinstance(words, tuple) else words}" for count, words in told if count]
+    return f"in {program.title} {program.version}: {', '.join(verdicts) or 'no adapter'}"
+
+
+def _totals(counts: "Counter[str]", with_states: bool) -> str:
     """Return the number of adapters, by state, and of other files."""
-    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) if with_states else ""
     adapters = counts[ADAPTER]
     told = f"{adapters} adapter{'' if adapters == 1 else 's'}" + (f": {states}" if states else "")
     others = [

@@ -24,6 +24,7 @@ from lora_inspect.programs.verdict import (
     Verdict,
     VerdictGroup,
     group_verdicts,
+    is_lost,
     popularity,
 )
 from lora_inspect.reading.file_info import ADAPTER, BASE, FileInfo
@@ -185,8 +186,8 @@ def lines_of_programs(
     wrong = [one for one in groups if one.verdict not in (SAME, *NOT_THERE, UNKNOWN)]
     right = [one for one in groups if one.verdict == SAME]
     lost, unknown = _titles(groups, NOT_THERE), _titles(groups, (UNKNOWN,))
-    is_lost = _is_lost(outlook, info)
-    if is_lost:
+    nothing_loaded = not outlook.is_open and is_lost(outlook.verdicts, info.candidates)
+    if nothing_loaded:
         yield from sheet.sentence(f"{_load(lost)} nothing of it.", WRONG, "!!")
     for one in wrong:
         is_told = one.verdict == PARTLY and not one.silent
@@ -194,12 +195,12 @@ def lines_of_programs(
         yield from sheet.sentence(_sentence(one, scales, is_fixed), *((DOUBTFUL, "!") if is_told else (WRONG, "!!")))
         if is_fixed and fix:
             yield from sheet.command(fix)
-    if outlook.fix and (is_lost or wrong):
+    if outlook.fix and (nothing_loaded or wrong):
         needs = ", with the model's own weights as BASE" if _BASE in outlook.fix.command else ""
         yield from sheet.fix(f"For {outlook.fix.title}{needs}:", outlook.fix.command)
     for one in sorted(right, key=lambda one: bool(one.says)):
         yield from _right(sheet, one, outlook.is_open, info)
-    if lost and not is_lost:
+    if lost and not nothing_loaded:
         yield from sheet.row("not in", few(lost, most=_MOST_PROGRAMS))
         if outlook.fix and not wrong:
             yield from sheet.row_of_command("fix with", outlook.fix.command)
@@ -212,15 +213,6 @@ def lines_of_programs(
         return
     if lost or any(one.verdict != STRENGTH or not fix for one in wrong):
         yield from sheet.row_of_command("details", _every_verdict(path))
-
-
-def _is_lost(outlook: Outlook, info: FileInfo) -> bool:
-    """Return True if the most common programs for such a model load nothing of the file."""
-    one = outlook.decisive
-    if one is None or one.verdict not in NOT_THERE or outlook.is_open:
-        return False
-    families = {family.architecture.name for family in info.candidates}
-    return any(not families.isdisjoint(loader.families) for loader in one.program.reads)
 
 
 def _right(sheet: Sheet, one: VerdictGroup, is_open: bool, info: FileInfo) -> Iterator[Line]:

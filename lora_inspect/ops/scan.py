@@ -1,7 +1,7 @@
 """Short accounts of the files of a folder, one after the other as they are read."""
 
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -59,22 +59,24 @@ def scan_files(
     jobs: int | None = 1,
     progress: Progress = silent,
     record: Record | None = None,
+    programs: Sequence[str] = (),
 ) -> Generator[ScannedFile, None, None]:
-    """As `scan` of files that were listed before, each with settings of its own."""
+    """As `scan` of files that were listed before, each with settings of its own; with verdicts of some `programs`."""
     things = list(listing)
     count = min(_MOST_JOBS, os.cpu_count() or 1) if jobs is None else jobs
     if any(is_remote(path) for path, _ in things):
         count = 1  # others would not know what of an address is never printed
     duplicates = Duplicates()
-    with closing(side_by_side(partial(_scan, record=record), things, count, _lost)) as results:
+    scan_one = partial(_scan, record=record, programs=programs)
+    with closing(side_by_side(scan_one, things, count, _lost)) as results:
         for found in results:
             progress(1)
             first = duplicates.earlier(found.path, found.section) if found.section else None
             yield replace(found, duplicate_of=first, section=None)
 
 
-def _scan(asked: tuple[str, Settings], record: Record | None) -> ScannedFile:
-    return scan_file(*asked, record)
+def _scan(asked: tuple[str, Settings], record: Record | None, programs: Sequence[str]) -> ScannedFile:
+    return scan_file(*asked, record, programs)
 
 
 def _lost(asked: tuple[str, Settings]) -> ScannedFile:

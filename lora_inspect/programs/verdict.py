@@ -329,6 +329,15 @@ def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
     return known[0]
 
 
+def is_lost(meant: Sequence[Verdict], families: Sequence[Detection]) -> bool:
+    """Whether the program that decides, of those that a file is `meant` for, has nothing of a model that it knows."""
+    one = decisive(meant)
+    if one is None or one.verdict not in NOT_THERE:
+        return False
+    names = {family.architecture.name for family in families}
+    return any(not names.isdisjoint(loader.families) for loader in one.program.reads)
+
+
 def fixing_multiplier(verdict: Verdict) -> float | None:
     """What a user sets in the program in the place of 1; None where there is no number that makes all changes right.
 

@@ -4,24 +4,30 @@ An adapter is in one of four states; notes describe its oddities in the fewest t
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.errors import kind_of, of_system
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import without_collecting
 from lora_inspect.programs import PROGRAMS
+from lora_inspect.programs.record import Program
 from lora_inspect.programs.verdict import (
     LOST,
+    NOT_THERE,
     NOTHING,
     OTHER,
     PARTLY,
     REFUSED,
+    SAME,
     STRENGTH,
     UNKNOWN,
     WRONG,
     Verdict,
+    concerned,
+    is_lost,
     needs_fix,
     verdicts_on,
 )
@@ -42,6 +48,8 @@ from lora_inspect.sentences import Result, bounded, brief, listed
 # that an option settles. INFO_ONLY: no option makes it an adapter that can be merged or converted.
 FINE, CONVERT, INFO_ONLY, ANSWER = "fine", "need convert", "info only", "need an answer"
 STATES = (FINE, CONVERT, INFO_ONLY, ANSWER)
+# In the place of a program's verdict on a file whose meaning is open or damaged.
+OPEN = "open"
 
 # What is no program that people load files in for use: an older version of one, scripts that merge, and training.
 _ASIDE = ("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge")
@@ -76,13 +84,64 @@ def state_of(info: FileInfo) -> tuple[str, tuple[str, ...]]:
     wrong = sorted((one for one in verdicts if _is_wrong(one)), key=_place)
     if wrong:
         return CONVERT, _difference(wrong)
+    meant = concerned(verdicts, info.candidates)
+    if is_lost(meant, info.candidates):
+        return CONVERT, _nothing([one.program.title for one in meant if one.verdict in NOT_THERE])
     loaded = any(one.verdict not in _NOT_LOADED for one in verdicts)
     if verdicts and not loaded and all(one.verdict != UNKNOWN for one in verdicts):
         return CONVERT, ("no program that lora-inspect knows loads it", "no known program loads it", "loaded nowhere")
     hints = [problem for problem in adapter.problems if problem.code in _HINTS]
     if hints:
         return FINE, _note(hints[0], adapter)
-    return FINE, () if loaded else _UNTRIED
+    return FINE, () if loaded else _untried([one.program.title for one in meant if one.verdict in NOT_THERE])
+
+
+def _untried(without: Sequence[str]) -> tuple[str, ...]:
+    """Describe that no program is known to load the file: those `without` it do not, and others were not tried."""
+    if not without:
+        return _UNTRIED
+    return (f"not in {listed(without)}, and untried elsewhere", f"not in {without[0]}")
+
+
+def _nothing(titles: Sequence[str]) -> tuple[str, ...]:
+    """Describe that some programs load nothing."""
+    first, *others = titles
+    more = f"{first} and {len(others)} more load nothing of it" if others else f"{first} loads nothing of it"
+    told = [f"{listed(titles, 'and')} load nothing of it"] if len(titles) == 2 else []
+    return (*told, more, f"nothing in {first}")
+
+
+class InProgram(NamedTuple):
+    """The verdict of a program on a file, and a note on it with shorter forms.
+
+    The verdict is `OPEN` where the file leaves something open that decides, or is damaged.
+    """
+
+    verdict: str
+    notes: tuple[str, ...]
+
+    @property
+    def is_wrong(self) -> bool:
+        """True if the file is certainly wrong in the program."""
+        return self.verdict not in (SAME, UNKNOWN, OPEN)
+
+
+def in_program(info: FileInfo, state: str, notes: tuple[str, ...], program: Program) -> InProgram:
+    """The verdict of a program on an adapter in a state, whose `notes` say why it is in it."""
+    if state in (INFO_ONLY, ANSWER):
+        return InProgram(OPEN, notes)
+    found = next(iter(verdicts_on(info.adapter, info.candidates, [program])), None)
+    if found is None or found.verdict == UNKNOWN:
+        says = found.says if found else "no rule of it is for such names"
+        return InProgram(UNKNOWN, (f"not tested: {says}" if says else "not tested", "not tested"))
+    says = f"{found.says}" if found.says else ""
+    told = {
+        SAME: ("loads correctly",),
+        PARTLY: (f"loads in part: {says}", "loads in part"),
+        NOTHING: (f"loads nothing, {says}", "loads nothing"),
+        REFUSED: (f"refused: {says}", "refused"),
+    }.get(found.verdict)
+    return InProgram(found.verdict, told or _words(found))
 
 
 def _is_settled(problem: Problem, waits_for: Sequence[str]) -> bool:
@@ -163,8 +222,9 @@ class ScannedFile(Result):
     change, the commonest first: "LoRA", "RS-LoRA", "DoRA", "LoHa". `scales` has None for an unknown scale. `codes` are
     those of its problems. `state` is one of `STATES`, empty for a file that is no adapter; `notes` give the reason or
     anything odd, each the same in fewer words than the one before it. `modified` is the time of its last change in
-    seconds. `duplicate_of` is the path of an earlier file with the same tensors. `record` is the additional record of a
-    caller. `section` is for the search for such files; the results of a scan have none.
+    seconds. `in_programs` are the verdicts of the programs that were asked for, by name. `duplicate_of` is the path of
+    an earlier file with the same tensors. `record` is the additional record of a caller. `section` is for the search
+    for such files; the results of a scan have none.
     """
 
     path: str
@@ -182,6 +242,7 @@ class ScannedFile(Result):
     codes: tuple[str, ...] = ()
     state: str = ""
     notes: tuple[str, ...] = ()
+    in_programs: Mapping[str, InProgram] = field(default_factory=dict)
     section: DataSection | None = None
     duplicate_of: str | None = None
     record: dict[str, Any] | None = None
@@ -210,22 +271,27 @@ class ScannedFile(Result):
         return self.notes[0] if self.notes else ""
 
 
-def scan_file(path: str, settings: Settings = Settings(), record: Record | None = None) -> ScannedFile:  # noqa: B008
-    """Reads one file; whatever goes wrong with it is its `error`."""
+def scan_file(
+    path: str,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    record: Record | None = None,
+    programs: Sequence[str] = (),
+) -> ScannedFile:
+    """Reads one file, for some programs by their names; whatever goes wrong with it is its `error`."""
     try:
         with without_collecting():
-            return _account_of(path, settings, record)
+            return _account_of(path, settings, record, programs)
     except Exception as error:  # one file that cannot be read leaves the others of the folder their rows
         return ScannedFile(path, error=error)
 
 
-def _account_of(path: str, settings: Settings, record: Record | None) -> ScannedFile:
+def _account_of(path: str, settings: Settings, record: Record | None, programs: Sequence[str]) -> ScannedFile:
     # All that was read is gone before garbage is looked for again.
     info = inspect(path, settings)
-    return _account(path, info, record(info) if record else None)
+    return _account(path, info, record(info) if record else None, programs)
 
 
-def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> ScannedFile:
+def _account(path: str, info: FileInfo, record: dict[str, Any] | None, programs: Sequence[str]) -> ScannedFile:
     adapter, checkpoint = info.adapter, info.checkpoint
     modules = group_equal(adapter.modules)
     changes = Counter(modules.likeness.numbers)
@@ -235,6 +301,7 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> Scanne
         folded = FoldedScales(checkpoint.metadata)
         scales = {folded.scale_before(c.module.key, c.scale) for c in adapter.contributions if c.has_scale}
     state, notes = state_of(info) if info.kind == ADAPTER else ("", ())
+    asked = {name: in_program(info, state, notes, PROGRAMS[name]) for name in programs if info.kind == ADAPTER}
     files = checkpoint.files or (checkpoint.path,)
     return ScannedFile(
         path=path,
@@ -253,6 +320,7 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None) -> Scanne
         codes=tuple(dict.fromkeys(problem.code for problem in adapter.problems)),
         state=state,
         notes=notes,
+        in_programs=asked,
         section=data_section(checkpoint),
         record=record,
     )

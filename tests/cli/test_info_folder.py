@@ -17,18 +17,18 @@ from pseudo_terminal import on_a_terminal
 from lora_inspect.sentences import width
 
 ROOT = Path(__file__).parents[2]
-# What fixtures/make_synthetic.py made, at 80 columns: 8 adapters, of which four lose their strength or their DoRA.
+# What fixtures/make_synthetic.py made, at 80 columns: 8 adapters, of which six lose their strength, their DoRA or all.
 SYNTHETIC = """\
 name                 model        type     rank scale   size  note
 bf16_alph…and_flags  Wan 2        RS-LoRA     4   1.5  11 kB  x0.5 in ComfyUI
 comfyui_alpha        Wan 2        LoRA        4   0.5  11 kB  RS-LoRA?
-diffusers…out_alpha  Wan 2        LoRA        4     1  10 kB  untried
+diffusers…out_alpha  Wan 2        LoRA        4     1  10 kB  nothing in ComfyUI
 dora_and_…ora_flags  Wan 2        RS-DoRA     4   1.5  14 kB  no DoRA in ComfyUI
 dora_without_flag    Wan 2        DoRA        4     1  13 kB  no DoRA in ComfyUI
 i64_alpha            Wan 2        LoRA        4     2  11 kB
 rslora_flag          Wan 2        RS-LoRA     4   1.5  23 kB  x0.5 in ComfyUI
-split                Wan 2        LoRA        4   0.5 1.9 kB  RS-LoRA?
-8 adapters: 4 fine, 4 need convert; 3 bases, 1 other file
+split                Wan 2        LoRA        4   0.5 1.9 kB  nothing in ComfyUI
+8 adapters: 2 fine, 6 need convert; 3 bases, 1 other file
 """
 
 
@@ -187,7 +187,7 @@ def model_header():
 WHERE = {
     "model=wan": 8, "model=Wan 2": 8, "MODEL=WAN": 8, "model=flux": 0, "type=dora": 1, "type=rs*": 3, "type=*DoRA": 2,
     "rank=4": 8, "rank=40": 0, "scale=1.5": 3, "scale=1": 2, "scale=1*": 5, "trainer=blissful": 3, "scheme=comfy": 1,
-    "kind=adapter": 8, "state=fine": 4, "state=need": 4, "problem=rslora-hint": 2, "note=*comfyui*": 4, "name=rs": 1,
+    "kind=adapter": 8, "state=fine": 2, "state=need": 6, "problem=rslora-hint": 2, "note=*comfyui*": 6, "name=rs": 1,
     "name=*alpha*": 4, "kind=base": 0,
 }  # fmt: skip
 
@@ -235,7 +235,7 @@ def test_jsonl_is_the_list_of_json_a_record_a_line(run, synthetic):
     listed = run("info", synthetic, "--json").json
     lines = run("info", synthetic, "--jsonl").stdout.splitlines()
     assert [json.loads(line) for line in lines] == listed
-    assert [record["state"] for record in listed].count("need convert") == 4
+    assert [record["state"] for record in listed].count("need convert") == 6
     assert {record["kind"] for record in listed if record["state"] is None} == {"base"}
     (one,) = map(json.loads, run("info", synthetic / "rslora_flag.safetensors", "--jsonl").stdout.splitlines())
     assert (one["note"], one["duplicate_of"]) == ("half as strong in ComfyUI and 2 more", None)
@@ -279,7 +279,7 @@ def test_states_of_broken_and_open_files(run, write_safetensors, tmp_path, monke
     notes = (
         "incomplete: factors are missing",
         "scale unknown: --alpha N and --rslora yes|no",
-        "nobody has tried a program on such names",
+        "not in PEFT, and untried elsewhere",
     )
     assert [row.endswith(f"  {note}") for row, note in zip(rows, notes, strict=True)] == [True] * 3, rows
     settled = run("info", f"{tmp_path / 'many'}:alpha=16,rslora=no", "--where", "name=open", "--json").json

@@ -42,7 +42,8 @@ FILES = {
         None,
         "",
     ),
-    "names that nobody tried": (loras(), {}, FINE, "nobody has tried a program on such names"),
+    "names that nobody tried": (loras(), {}, FINE, "not in PEFT, and untried elsewhere"),
+    "parts of which no program loads any": (split(), {}, FINE, "not in PEFT, and untried elsewhere"),
     "plain LoRA for Wan": (lora(WAN, alpha=16.0, out=5120, inputs=5120), {}, FINE, ""),
     "RS-LoRA for Wan": (
         {**lora(WAN, alpha=16.0, out=5120, inputs=5120), "use_rslora_flag": ("BOOL", (), 1)},
