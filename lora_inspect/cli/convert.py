@@ -21,6 +21,8 @@ from lora_inspect.cli.verb import (
     writing_options,
 )
 from lora_inspect.converting.options import ConvertOptions, ConvertRequest, contradiction, convert_options
+from lora_inspect.option import ReadingRequest, declared
+from lora_inspect.programs import PROGRAMS
 from lora_inspect.sentences import listed, shortened, some
 
 if TYPE_CHECKING:
@@ -50,8 +52,15 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
     "--to-standard", is_flag=True, help="Write scale alpha/rank, no flags and corrected metadata (the default)."
 )
 @declared_options(ConvertRequest)
+@click.option(
+    "--all-files",
+    is_flag=True,
+    help="Of a folder, also convert files that the program of --to loads with the same meaning.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def convert(adapter: str, output: str, force: bool, to_standard: bool, as_json: bool, **asked: Any) -> None:
+def convert(
+    adapter: str, output: str, force: bool, to_standard: bool, all_files: bool, as_json: bool, **asked: Any
+) -> None:
     """Converts and prints."""
     from lora_inspect.files.discovery import is_collection
     from lora_inspect.ops.convert import convert_planned, plan_conversion
@@ -62,8 +71,11 @@ def convert(adapter: str, output: str, force: bool, to_standard: bool, as_json: 
     if wrong := contradiction(request):
         raise click.UsageError(wrong)
     if is_collection(adapter):
-        convert_folder(adapter, output, options, force, as_json)
+        with_right = all_files or not _changes_names_alone(request)
+        convert_folder(adapter, output, options, force, with_right, as_json)
         return
+    if all_files:
+        raise click.UsageError("--all-files is for a folder of adapters.")
     plan = plan_conversion(adapter, output, options)
     with progress_bar("Converting", len(plan.destinations)) as progress:
         result = convert_planned(plan, force, progress)
@@ -73,6 +85,30 @@ def convert(adapter: str, output: str, force: bool, to_standard: bool, as_json: 
         terminal.json_text(result.to_dict())
         return
     tell(result, with_errors=options.base is not None or options.algorithm is not None)
+    if options.program and _is_right_in(options.program, plan.whole):
+        terminal.line(f"{PROGRAMS[options.program].title} loads {adapter} itself with the same meaning")
+
+
+# Options that say how files are read, and for which program the output is.
+_OF_NAMES = ("to", "architecture", "base", "model_config", "transposed", "force")
+
+
+def _changes_names_alone(request: ConvertRequest) -> bool:
+    """Return True if no option but `to` asks for another output."""
+    reading = declared(ReadingRequest)
+    return all(
+        getattr(request, name) == one.default
+        for name, one in declared(ConvertRequest).items()
+        if name not in _OF_NAMES and name not in reading
+    )
+
+
+def _is_right_in(program: str, adapter: "Adapter") -> bool:
+    from lora_inspect.programs.verdict import loads_as_is
+    from lora_inspect.reading.identify import adapter_candidates, with_paths
+
+    families = adapter_candidates(adapter)
+    return loads_as_is(with_paths(adapter, families), families, PROGRAMS[program])
 
 
 def tell(result: "ConvertResult", with_errors: bool) -> None:
@@ -139,9 +175,12 @@ def loss(result: "ConvertResult") -> str:
     return "exact" if worst == 0 else f"exact except for the rounding of float32: relative error at most {worst:.1g}"
 
 
-def convert_folder(folder: str, output: str, options: ConvertOptions, force: bool, as_json: bool) -> None:
+def convert_folder(
+    folder: str, output: str, options: ConvertOptions, force: bool, with_right: bool, as_json: bool
+) -> None:
     """Converts every adapter below `folder` to the same place below `output`, tells of all and exits if one failed.
 
+    Those that the program of the output loads with the same meaning are converted only `with_right`.
     Raises LoraInspectError as `make_in_folder` does.
     """
     from lora_inspect.converting.standard_fix import output_ending
@@ -158,14 +197,17 @@ def convert_folder(folder: str, output: str, options: ConvertOptions, force: boo
     def ending(adapter: "Adapter") -> str:
         return output_ending(adapter, scheme_for(adapter, options))
 
+    def is_right(adapter: "Adapter") -> bool:
+        return not with_right and options.program is not None and _is_right_in(options.program, adapter)
+
     found = find_in_folder(folder, output)
     with progress_bar("Converting", len(found)) as progress:
-        outcomes = make_in_folder(found, folder, output, options.settings, ending, convert_one, progress)
+        outcomes = make_in_folder(found, folder, output, options.settings, ending, convert_one, progress, is_right)
     failures = terminal.failures_of(outcomes)
     if as_json:
         terminal.json_text([_record(one, failures.get(one.path)) for one in outcomes])
     else:
-        _tell(outcomes)
+        _tell(outcomes, options.program)
     terminal.exit_with(failures)
 
 
@@ -175,15 +217,16 @@ def _record(outcome: "Outcome[ConvertResult]", failed: CommandFailure | None) ->
         return {"schema": record["schema"], "path": outcome.path, **record}
     if failed:
         return failed.record()
-    return {"schema": "lora-inspect/convert-skipped/1", "path": outcome.path, "skipped": outcome.skipped}
+    skipped = "it loads with the same meaning" if outcome.is_right else outcome.skipped
+    return {"schema": "lora-inspect/convert-skipped/1", "path": outcome.path, "skipped": skipped}
 
 
-def _tell(outcomes: "Sequence[Outcome[ConvertResult]]") -> None:
+def _tell(outcomes: "Sequence[Outcome[ConvertResult]]", program: str | None) -> None:
     """Print a line per converted adapter, the counts of each kind, and the skipped files."""
     done = [outcome.result for outcome in outcomes if outcome.result]
     for result in done:
         terminal.line(f"{headline(result)}; {loss(result)}")
-    terminal.tell_counts(outcomes, "converted")
+    terminal.tell_counts(outcomes, "converted", f"already load in {PROGRAMS[program].title}" if program else "")
     for result in done:
         for note in result.notes:
             terminal.note(note)

@@ -333,15 +333,16 @@ def sentence_of(error: Exception, path: str = "") -> str:
 
 
 class CommandFailure(NamedTuple):
-    """The failure of a command or a part of it: file, sentence, code of its kind, and exit status.
+    """The failure of a command or a part of it: file, sentence, code of its kind, exit status and the way out.
 
-    `path` is None if no single file is at fault.
+    `path` is None if no single file is at fault. `fix` is the end of the sentence; empty where it has none.
     """
 
     path: str | None
     says: str
     code: str
     status: int
+    fix: str = ""
 
     def record(self) -> dict[str, str | None]:
         """Return the failure as JSON has it."""
@@ -351,7 +352,8 @@ class CommandFailure(NamedTuple):
 def failure(path: str | None, error: Exception) -> CommandFailure:
     """Return the failure for an error that came with a file."""
     kind = kind_of(error)
-    return CommandFailure(path, sentence_of(error, path or ""), kind.code, kind.status)
+    fix = error.fix if isinstance(error, LoraInspectError) else ""
+    return CommandFailure(path, sentence_of(error, path or ""), kind.code, kind.status, fix)
 
 
 def failures_of(outcomes: "Iterable[Outcome[Any]]") -> dict[str, CommandFailure]:
@@ -364,10 +366,14 @@ def failures_of(outcomes: "Iterable[Outcome[Any]]") -> dict[str, CommandFailure]
     return found
 
 
-def tell_counts(outcomes: "Sequence[Outcome[Any]]", done: str) -> None:
-    """Print how many adapters of a folder are `done`, were skipped, and failed."""
-    skipped, failed = (sum(map(bool, own)) for own in ((o.skipped for o in outcomes), (o.error for o in outcomes)))
-    counts = {done: len(outcomes) - skipped - failed, "skipped": skipped, "failed": failed}
+def tell_counts(outcomes: "Sequence[Outcome[Any]]", done: str, as_is: str = "") -> None:
+    """Print how many adapters of a folder need nothing, in the words `as_is`, are `done`, were skipped, and failed."""
+    right, skipped, failed = (
+        sum(map(bool, own))
+        for own in ((o.is_right for o in outcomes), (o.skipped for o in outcomes), (o.error for o in outcomes))
+    )
+    written = len(outcomes) - right - skipped - failed
+    counts = {as_is: right, done: written, "skipped": skipped, "failed": failed}
     line(", ".join(f"{count} {word}" for word, count in counts.items() if count or word == done))
 
 
@@ -379,9 +385,20 @@ def tell_skipped(outcomes: "Iterable[Outcome[Any]]") -> None:
 
 
 def exit_with(failures: Mapping[str, CommandFailure]) -> None:
-    """Print the failures of a folder's adapters and exit with their status, if there are any."""
-    for one in failures.values():
-        error(one.says)
+    """Print the failures of a folder's adapters and exit with their status, if there are any.
+
+    A way out that several have is told once, behind them.
+    """
+    from collections import Counter  # only failures need it
+
+    fixes = Counter(one.fix for one in failures.values() if one.fix)
+    shared = {fix for fix, count in fixes.items() if count > 1}
+    for one in sorted(failures.values(), key=lambda one: one.fix if one.fix in shared else ""):
+        is_shared = one.fix in shared and one.says.endswith(f"; {one.fix}.")
+        error(f"{one.says.removesuffix(f'; {one.fix}.')}." if is_shared else one.says)
+        fixes[one.fix] -= 1
+        if is_shared and not fixes[one.fix]:
+            note(f"of these: {one.fix}.")
     if failures:
         sys.exit(max(one.status for one in failures.values()))
 

@@ -23,13 +23,14 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[Made]):
-    """The outcome for one checkpoint: its result, the reason to skip it, or its error."""
+    """The outcome for one checkpoint: its result, the reason to skip it, its error, or that it is right as it is."""
 
     path: str
     target: str = ""
     result: Made | None = None
     skipped: str = ""
     error: Exception | None = None
+    is_right: bool = False
 
 
 def find_in_folder(folder: str, output: str) -> list[Mirrored]:
@@ -52,19 +53,20 @@ def make_in_folder(
     ending: Callable[[Adapter], str],
     make: Callable[[Adapter, str], Made],
     progress: Progress,
+    is_right: Callable[[Adapter], bool] = lambda adapter: False,
 ) -> list[Outcome[Made]]:
     """Make something of every adapter that was `found`: `make(adapter, target)` writes it to a path below `output`.
 
-    `ending(adapter)` is that of the target's name. `progress` is told of each checkpoint. Raises LoraInspectError where
-    none of them is an adapter.
+    `ending(adapter)` is that of the target's name. An adapter that `is_right` as it is has none. `progress` is told of
+    each checkpoint. Raises LoraInspectError where none of them is an adapter.
     """
     outcomes: list[Outcome[Made]] = []
     with folder_of_outputs(output):
         progress(0)
         for one in found:
-            outcomes.append(_made(one, output, settings, ending, make, outcomes))
+            outcomes.append(_made(one, output, settings, ending, make, is_right, outcomes))
             progress(1)
-    if not any(one.result or one.error for one in outcomes):
+    if not any(one.result or one.error or one.is_right for one in outcomes):
         raise RefusedError(folder, "it holds no adapter", "name a folder that does")
     return outcomes
 
@@ -88,12 +90,15 @@ def _made(
     settings: Settings,
     ending: Callable[[Adapter], str],
     make: Callable[[Adapter, str], Made],
+    is_right: Callable[[Adapter], bool],
     before: list[Outcome[Made]],
 ) -> Outcome[Made]:
     try:
         kind, adapter = kind_of(read_adapter(open_checkpoint(one.path), settings))
         if kind != ADAPTER:
             return Outcome(one.path, skipped="it is a base" if kind == "base" else "it is no adapter")
+        if is_right(adapter):
+            return Outcome(one.path, is_right=True)
         target = os.path.join(output, one.stem + ending(adapter))
         if taken := next((done.path for done in before if done.result and done.target == target), None):
             raise RefusedError(one.path, f"{taken} already goes to {target}", "rename one of them")

@@ -75,6 +75,11 @@ def judge(adapter: Adapter, families: Sequence[Detection], program: Program) -> 
     return next(judge_each(adapter, families, [program]))
 
 
+def loads_as_is(adapter: Adapter, families: Sequence[Detection], program: Program) -> bool:
+    """Whether a program is known to load an adapter of one of the `families` with the same meaning."""
+    return judge(adapter, families, program).verdict == SAME
+
+
 def judge_each(adapter: Adapter, families: Sequence[Detection], programs: Iterable[Program]) -> Iterator[Verdict]:
     """The verdicts of several programs, each as `judge` has it."""
     view = View(adapter)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -64,6 +65,49 @@ def test_pickles_are_named_as_skipped(write_safetensors, tmp_path, run):
     assert skipped in ended.stderr
 
 
+@pytest.fixture
+def mixed(fixtures, tmp_path):
+    """Wan adapters: two that ComfyUI loads right, two that it does not, two with a DoRA that nothing settles."""
+    names = ("comfyui_alpha", "i64_alpha", "rslora_flag", "split", "dora_without_flag", "dora_and_rslora_flags")
+    (tmp_path / "mixed").mkdir()
+    for name in names:
+        shutil.copy(fixtures / "synthetic" / f"{name}.safetensors", tmp_path / "mixed")
+    return tmp_path / "mixed"
+
+
+def test_files_that_a_program_loads_right_are_left_out(mixed, tmp_path, run):
+    ended = run("convert", mixed, "--to", "comfyui", "-o", tmp_path / "out")
+    assert ended.stdout.splitlines()[-1] == "2 already load in ComfyUI, 2 converted, 2 failed"
+    assert files_below(tmp_path / "out") == ["rslora_flag.safetensors", "split.safetensors"]
+    records = json.loads(run("convert", mixed, "--to", "comfyui", "-o", tmp_path / "again", "--json").stdout)
+    told = {Path(one["path"]).stem: one.get("skipped") for one in records}
+    assert told["i64_alpha"] == told["comfyui_alpha"] == "it loads with the same meaning"
+
+
+@pytest.mark.parametrize("words", [["--all-files"], ["--hashes"]])
+def test_they_are_converted_too_where_that_or_another_output_is_asked_for(words, mixed, tmp_path, run):
+    ended = run("convert", mixed, "--to", "comfyui", "-o", tmp_path / "out", *words)
+    assert "already load" not in ended.stdout
+    assert "i64_alpha.safetensors" in files_below(tmp_path / "out")
+
+
+def test_the_way_out_of_several_failures_is_told_once(mixed, tmp_path, run):
+    lines = run("convert", mixed, "--to", "comfyui", "-o", tmp_path / "out").stderr.splitlines()
+    errors = [line for line in lines if line.startswith("Error: ")]
+    assert len(errors) == 2
+    assert all(line.endswith("ComfyUI divides magnitudes by the norms of the base's weights.") for line in errors)
+    assert [line.partition("choose ")[0] for line in lines if "--drop-magnitude" in line] == ["Note: of these: "]
+
+
+def test_a_file_that_needs_no_conversion_is_told_so(mixed, tmp_path, run):
+    says = "ComfyUI loads {} itself with the same meaning"
+    for name, is_right in (("i64_alpha", True), ("split", False)):
+        file = mixed / f"{name}.safetensors"
+        ended = run("convert", file, "--to", "comfyui", "-o", tmp_path / f"{name}-out.safetensors")
+        assert (ended.status, says.format(file) in ended.stdout) == (0, is_right)
+    assert run("convert", file, "--to", "comfyui", "-o", tmp_path / "x", "--all-files").status == 2
+
+
 def test_what_each_becomes_is_what_it_becomes_alone(folder, tmp_path, run):
     run("convert", folder, "-o", tmp_path / "out", "--keep-dora")
     assert files_below(tmp_path / "out") == sorted([*MADE, "dora.safetensors"])
@@ -95,7 +139,8 @@ def test_what_is_there_stays_without_force(folder, tmp_path, run):
     (tmp_path / "out" / "a.safetensors").write_bytes(b"mine")
     again = run("convert", folder, "-o", tmp_path / "out", "--keep-dora")
     assert again.status == 1
-    assert again.stderr.count("it exists; choose another output or add --force.") == 4
+    assert again.stderr.count(": it exists.") == 4
+    assert again.stderr.count("of these: choose another output or add --force.") == 1
     assert (tmp_path / "out" / "a.safetensors").read_bytes() == b"mine"
     forced = run("convert", folder, "-o", tmp_path / "out", "--keep-dora", "--force")
     assert forced.status == 0, forced.stderr
@@ -131,7 +176,7 @@ def test_two_of_one_name_are_not_written_over_each_other(write_safetensors, tmp_
     of_peft = lora(f"base_model.model.{layer}", rank=4, alpha=None, spelling="peft")
     write_safetensors(of_peft, name="in/x/adapter_model.safetensors")
     (tmp_path / "in/x/adapter_config.json").write_text(json.dumps({**CONFIG, "target_modules": ["q_proj"]}))
-    ended = run("convert", tmp_path / "in", "-o", tmp_path / "out", "--to", "peft", "--force")
+    ended = run("convert", tmp_path / "in", "-o", tmp_path / "out", "--to", "peft", "--force", "--all-files")
     assert ended.status == 1
     says = f"{tmp_path / 'in' / 'x.safetensors'} already goes to {tmp_path / 'out' / 'x'}"
     assert says in ended.stderr

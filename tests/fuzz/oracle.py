@@ -367,7 +367,7 @@ def _judge_words(case: Case, parsed: dict[str, Any], ended: _Ended) -> Iterator[
     if ended.status in (1, 3):
         most = _checkpoints(case, parsed) if case.target in ("info", "check", "convert", "no verb") else 1
         # An answer that is no is printed, and no error.
-        answers = ("check", "compare", "compat", "info", "verify")
+        answers = ("check", "compare", "compat", "info", "no verb", "verify")
         least = 0 if ended.status == 1 and case.target in answers and ended.stdout else 1
         if not least <= len(errors) <= most or not all(line.endswith(".") for line in errors):
             yield Violation("exit", f"status {ended.status} with {len(errors)} sentences: {ended.stderr}")
