@@ -165,6 +165,23 @@ def names(metavar: str, says: str) -> Any:
 # Options of several records.
 
 
+def no_family(name: str) -> str | None:
+    """Say why a name is that of no model family."""
+    from lora_inspect.architectures import names
+    from lora_inspect.near_names import nearest_name
+
+    known = names()
+    if name in known:
+        return None
+    nearest = nearest_name(name, known)
+    return f"is no model family{f'; the nearest name is {nearest}' if nearest else ''}"
+
+
+def architecture(of: str) -> Any:
+    """The name of a model family; `of` names the adapters in its help."""
+    return text("NAME", f"Model family of {of}, if the names match several: flux, chroma, ….", no_family)
+
+
 @dataclass(frozen=True, slots=True)
 class ReadingRequest:
     """The options that settle facts which an adapter's evidence leaves open."""
@@ -175,11 +192,7 @@ class ReadingRequest:
     expert_packing: str | None = choice(
         PACKINGS, "Order of the experts' factors in lora_B, for a file that does not say."
     )
-
-
-def architecture(of: str) -> Any:
-    """The name of a model family; `of` names the adapters in its help."""
-    return text("NAME", f"Model family of {of}, if the names match several: flux, chroma, ….")
+    architecture: str | None = architecture("the adapters")
 
 
 def transposed(of: str) -> Any:

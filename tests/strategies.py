@@ -159,6 +159,7 @@ settings = st.builds(
     residual=st.none() | st.booleans(),
     architecture=st.none() | st.sampled_from([family.name for family in architectures.every()]),
     step=st.none() | st.integers(0, 10**12 - 1),
+    of_several=st.just(False),
 )
 
 

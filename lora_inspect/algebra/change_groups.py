@@ -101,7 +101,7 @@ def read_folder(
 
     Raises LoraInspectError for a folder that cannot be listed.
     """
-    files, skipped = list[FolderFile](), list[Skipped]()
+    files, skipped, settings = list[FolderFile](), list[Skipped](), settings._replace(of_several=True)
     for path in files_below(folder).weights:
         try:
             file = FolderFile(path, read_inputs([(path, settings)], request))

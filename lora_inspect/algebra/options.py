@@ -112,7 +112,6 @@ class ChoiceRequest(option.ReadingRequest):
     dora_multiplier: str | None = option.choice(
         MULTIPLIER_RULES, "Rule by which a multiplier acts on DoRA. [default: the rule of the file's own program]"
     )
-    architecture: str | None = option.architecture("the adapters")
     transposed: "Answers" = option.transposed("BASE")
 
 

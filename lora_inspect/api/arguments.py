@@ -298,6 +298,7 @@ class ReadingKeywords(TypedDict, total=False):
     alpha: float | None
     allow_partial_dora: bool
     expert_packing: str | None
+    architecture: str | None
 
 
 class ChoiceKeywords(ReadingKeywords, total=False):
@@ -308,7 +309,6 @@ class ChoiceKeywords(ReadingKeywords, total=False):
     weights: StrPath | None
     base: StrPath | None
     dora_multiplier: str | None
-    architecture: str | None
     transposed: Transposed
 
 

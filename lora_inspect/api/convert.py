@@ -64,7 +64,6 @@ class StateDictKeywords(ReadingKeywords, total=False):
     only: str | Iterable[str]
     verify: bool
     hashes: bool
-    architecture: str | None
     algorithm: str | None
     transposed: Transposed
 

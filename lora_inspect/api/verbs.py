@@ -130,7 +130,6 @@ class VerifyKeywords(ReadingKeywords, total=False):
     weights: StrPath | None
     allow_unmatched: bool
     dora_multiplier: str | None
-    architecture: str | None
     transposed: Transposed
 
 

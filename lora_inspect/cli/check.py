@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.info_arguments import architecture_option
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.terminal import (
     BOLD,
@@ -144,6 +145,7 @@ Example: lora-inspect check adapter.safetensors --tensors
     type=click.Choice(SEVERITIES[::-1]),
     help="Least severity that makes the exit status 1. [default: warning]",
 )
+@architecture_option
 def check(
     paths: tuple[str, ...],
     tensors: bool,
@@ -153,9 +155,13 @@ def check(
     format_: str | None,
     as_json_: bool,
     fail_on: str | None,
+    architecture: str | None,
 ) -> None:
     """Check, print, and exit with the status of the result."""
+    from lora_inspect.reading.model.settings import Settings
+
     given = [parse_without_multiplier(path, "check") for path in paths]
+    given = [(path, own.joined(Settings(architecture=architecture), path)) for path, own in given]
     if fixes and fail_on:
         raise click.UsageError("--fail-on cannot be combined with --fix; check OUT afterwards.")
     if as_json_ and format_ not in (None, JSON):
@@ -199,7 +205,9 @@ def _checked(
     files: list[tuple[str, Settings]] = []
     for path, settings in given:
         try:
-            files += [(file, settings) for file in found_in(path)]
+            found = found_in(path)
+            own = settings._replace(of_several=found != [path])
+            files += [(file, own) for file in found]
         except LoraInspectError:
             raise
         except OSError as error:

@@ -92,7 +92,8 @@ def _print_folder(
     from lora_inspect.cli.info_file import InfoArgument
     from lora_inspect.cli.info_folder import info_of_several
 
-    argument = InfoArgument(files.weights, settings, True, path=path, unread=files.unread, others=files.others)
+    own = settings._replace(of_several=True)
+    argument = InfoArgument(files.weights, own, True, path=path, unread=files.unread, others=files.others)
     options = FolderOptions(program=program, fail_on=fail_on or ON_WRONG)
     info_of_several([argument], modules=False, json=as_json, options=options)
 

@@ -200,6 +200,7 @@ def convert_folder(
     def is_right(adapter: "Adapter") -> bool:
         return not with_right and options.program is not None and _is_right_in(options.program, adapter)
 
+    options = replace(options, settings=options.settings._replace(of_several=True))
     found = find_in_folder(folder, output)
     with progress_bar("Converting", len(found)) as progress:
         outcomes = make_in_folder(found, folder, output, options.settings, ending, convert_one, progress, is_right)

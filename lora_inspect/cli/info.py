@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from lora_inspect.cli.info_arguments import FolderOptions, folder_options, parse_argument
+from lora_inspect.cli.info_arguments import FolderOptions, architecture_option, folder_options, parse_argument
 from lora_inspect.cli.info_file import FLAGS, info_of_one
 from lora_inspect.cli.verb import VERBS, Decorated, FilePath, Verb
 
@@ -32,9 +32,10 @@ def _flags(command: Decorated) -> Decorated:
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
 @_flags
 @folder_options
-def info(paths: tuple[str, ...], **given: Any) -> None:
+@architecture_option
+def info(paths: tuple[str, ...], architecture: str | None, **given: Any) -> None:
     """Read each path and print its description."""
-    arguments = [parse_argument(path) for path in paths]
+    arguments = [parse_argument(path, architecture) for path in paths]
     asked = {name: given.pop(name) for name in FLAGS}
     options = FolderOptions(**given)
     if options.fail_on and not options.program:

@@ -16,6 +16,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import files_of_several
 from lora_inspect.files.locations import pinned
 from lora_inspect.near_names import meant
+from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import listed, scale_in_words
 
 if TYPE_CHECKING:
@@ -119,10 +120,14 @@ def _is_glob(pattern: str) -> bool:
     return any(sign in pattern for sign in "*?[")
 
 
-def parse_argument(argument: str) -> InfoArgument:
-    """The files that an argument of `info` names; the settings on a folder's path are those of each file in it."""
+def parse_argument(argument: str, family: str | None) -> InfoArgument:
+    """The files that an argument of `info` names, which are of a `family` if one is named.
+
+    The settings on a folder's path are those of each file in it.
+    """
     try:
         path, settings = parse_without_multiplier(argument, "info")
+        settings = settings.joined(Settings(architecture=family), path)
         found = files_of_several(path)
         if found and (address := pinned(path)) != path:
             path, found = address, files_of_several(address)
@@ -132,7 +137,8 @@ def parse_argument(argument: str) -> InfoArgument:
         return InfoArgument((), broken=broken(argument, error), path=argument)
     if found is None:
         return InfoArgument((path,), settings, path=path)
-    return InfoArgument(found.weights, settings, True, path=path, unread=found.unread, others=found.others)
+    own = settings._replace(of_several=True)
+    return InfoArgument(found.weights, own, True, path=path, unread=found.unread, others=found.others)
 
 
 class FolderOptions(NamedTuple):
@@ -166,6 +172,24 @@ def _conditions(context: click.Context, parameter: click.Parameter, given: tuple
         return tuple(map(condition, given))
     except LoraInspectError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def named_family(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
+    """The name of a model family; a usage error with the nearest one if there is none."""
+    from lora_inspect.option import no_family
+
+    if given is not None and (wrong := no_family(given)):
+        raise click.BadParameter(f"{given} {wrong}.")
+    return given
+
+
+# Those that declare no record of options say by it, too, of which family an adapter is.
+architecture_option = click.option(
+    "--architecture",
+    metavar="NAME",
+    callback=named_family,
+    help="Model family of the adapters, if the names match several: flux, chroma, ….",
+)
 
 
 def folder_options(command: Decorated) -> Decorated:

@@ -86,7 +86,6 @@ class ConvertRequest(option.ReadingRequest):
     )
     verify: bool = option.flag("Do not re-read the output to compare every module with ADAPTER.", default=True)
     hashes: bool = option.flag("Write the hashes by which A1111's images name the LoRA, even if ADAPTER has none.")
-    architecture: str | None = option.architecture("the adapter")
     algorithm: str | None = option.choice(
         ALGORITHMS,
         "lora: turn LoHa, LoKr, OFT and the like into plain LoRA, exactly where possible, else with --rank or "

@@ -19,6 +19,7 @@ from lora_inspect.programs.verdict import judge_each
 from lora_inspect.reading.file_info import ADAPTER, FileInfo, inspect_adapter
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import ERROR, RsloraReading
+from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.scale.dora_evidence import NORMS_KEY
 from lora_inspect.reading.scale.scale_records import FoldedScales
 from lora_inspect.sentences import listed, shortened, some
@@ -36,10 +37,10 @@ _ABSENT = object()
 _NOTHING = "nothing"
 
 
-def meaning(checkpoint: Checkpoint) -> Meaning:
+def meaning(checkpoint: Checkpoint, settings: Settings = Settings()) -> Meaning:  # noqa: B008 (frozen)
     """What we and the programs that load adapters make of a file; of one that cannot be read, only why."""
     try:
-        info = inspect_adapter(checkpoint)
+        info = inspect_adapter(checkpoint, settings)
     except LoraInspectError as error:
         return {"reading": {_FILE: str(error)}}
     return {
@@ -192,12 +193,15 @@ def tell_apart(changes: Sequence[str], keeps: Callable[[Sequence[str]], bool]) -
 def settled_meaning(
     checkpoint: Checkpoint, headed: Headed, made: Sequence[MetadataChange], allowed: bool
 ) -> tuple[str, ...]:
-    """What the file means otherwise under the changes, in clauses; LoraInspectError where that is not allowed."""
+    """What the file means otherwise under the changes, in clauses; LoraInspectError where that is not allowed.
+
+    It is always allowed to name one of the families that the file may be of.
+    """
     if not made:
         return ()
-    after = meaning(with_metadata(checkpoint, headed.file, applied(headed.metadata, made)))
-    found = differences(meaning(checkpoint), after)
-    if found and not allowed:
+    changed = with_metadata(checkpoint, headed.file, applied(headed.metadata, made))
+    found = differences(meaning(checkpoint), meaning(changed))
+    if found and not allowed and not _settles_family(checkpoint, changed):
         keys = some(deciding_keys(checkpoint, headed, made) or [one.key for one in made], 3)
         raise RefusedError(
             headed.file,
@@ -205,6 +209,16 @@ def settled_meaning(
             "leave it out, or add --allow-meaning-change",
         )
     return tuple(found)
+
+
+def _settles_family(before: Checkpoint, after: Checkpoint) -> bool:
+    """Whether a file under other metadata is no more than of one of the families that it may be of."""
+    families, named = (
+        {one.architecture.name for one in inspect_adapter(checkpoint).candidates} for checkpoint in (before, after)
+    )
+    if len(named) != 1 or not named < families:
+        return False
+    return meaning(before, Settings(architecture=next(iter(named)))) == meaning(after)
 
 
 def check_elsewhere(checkpoint: Checkpoint, headed: Headed, metadata: Mapping[str, str], written: str) -> None:

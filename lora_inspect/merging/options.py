@@ -49,7 +49,6 @@ class VerifyRequest(option.ReadingRequest):
     weights: str | None = option.path("FILE.toml", _WEIGHTS)
     allow_unmatched: bool = option.flag("Leave out modules and tensors without a target in BASE.")
     dora_multiplier: str | None = option.choice(MULTIPLIER_RULES, _DORA_MULTIPLIER)
-    architecture: str | None = option.architecture("the adapters")
     transposed: "Answers" = option.transposed("BASE")
 
 
@@ -76,7 +75,6 @@ class MergeRequest(option.ReadingRequest):
     allow_loss: bool = option.flag("Write the output even if it keeps less than half of an adapter.")
     allow_unmatched: bool = option.flag("Leave out modules and tensors without a target in BASE, and list them.")
     dora_multiplier: str | None = option.choice(MULTIPLIER_RULES, _DORA_MULTIPLIER)
-    architecture: str | None = option.architecture("the adapters")
     transposed: "Answers" = option.transposed("BASE")
     hash_base: bool = option.flag(
         "Read all of BASE and record its SHA-256, too; that of its header is always recorded."

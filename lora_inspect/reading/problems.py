@@ -59,7 +59,7 @@ def magnitudes(reading: Reading) -> Iterable[RawProblem]:
 def architecture_setting(reading: Reading) -> Iterator[RawProblem]:
     """That it names none of the families that the file may be of, or the one that is known."""
     named = reading.settings.architecture
-    if named is None:
+    if named is None or reading.settings.of_several:
         return
     from lora_inspect.reading.shown_families import shown_candidates
 

@@ -48,7 +48,7 @@ def resize(adapter: str, output: str | None, force: bool, dry_run: bool, as_json
         raise click.UsageError(wrong)
     path, settings = parse_argument(adapter)
     if is_collection(path):
-        _resize_folder(path, settings, output, request, force, dry_run, as_json)
+        _resize_folder(path, settings._replace(of_several=True), output, request, force, dry_run, as_json)
         return
     plan = plan_resize(path, settings, output, request)
     with progress_bar("Resizing", plan.steps) as progress:

@@ -19,12 +19,12 @@ from lora_inspect.architectures.detection import Detection
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
 from lora_inspect.architectures.record import Layout
 from lora_inspect.architectures.rows import Runs
-from lora_inspect.errors import DamagedError, RefusedError
+from lora_inspect.errors import AmbiguousError, DamagedError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.matching.orientation import Covered, covered_shape
 from lora_inspect.maths.dora import INPUT
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.identify import certain_correspondence, with_paths
+from lora_inspect.reading.identify import certain_correspondence, described, with_paths
 from lora_inspect.reading.keys.suffixes import MODELS
 from lora_inspect.reading.model.contribution import Module
 from lora_inspect.schemes.record import MODEL, ModuleName
@@ -204,10 +204,20 @@ def destinations(
         return tuple(Destination(module, (Source(module),)) for module in adapter.modules.values())
     named = with_paths(adapter, families)
     moved: dict[tuple[str, str], list[_Moved]] = defaultdict(list)
-    for module in named.modules.values():
-        for one in _moves(module, target, adapter):
-            name, path = one.module.name, one.module.path
-            moved[name.component, path if name.component == MODEL and path else name.key].append(one)
+    try:
+        for module in named.modules.values():
+            for one in _moves(module, target, adapter):
+                name, path = one.module.name, one.module.path
+                moved[name.component, path if name.component == MODEL and path else name.key].append(one)
+    except RefusedError as error:
+        if len({one.architecture.name for one in families}) < 2:
+            raise
+        # In one of the families it may have a place.
+        raise AmbiguousError(
+            adapter.checkpoint.path,
+            error.problem,
+            f"choose {described(families)}, the first of them with --architecture {families[0].architecture.name}",
+        ) from None
     found = tuple(_joined(together, target, adapter) for together in moved.values())
     _check_names(found, adapter)
     return found

@@ -50,7 +50,8 @@ class Settings(NamedTuple):
     component or by glob, as they were written. `rslora`, `alpha` and `expert_packing` count where the file leaves them
     open. `residual` says whether the base is the one that an initialisation left; None stands for the original one.
     `architecture` is the name of the family, of those that the file may be of. `step` is the number of the training's
-    step after which the file was saved, which `average` alone asks for.
+    step after which the file was saved, which `average` alone asks for. Settings `of_several` files say of each no more
+    than it leaves open: another family than that of a file is no contradiction.
     """
 
     multiplier: float | None = None
@@ -62,6 +63,7 @@ class Settings(NamedTuple):
     residual: bool | None = None
     architecture: str | None = None
     step: int | None = None
+    of_several: bool = False
 
     @property
     def has_multiplier(self) -> bool:
@@ -241,6 +243,10 @@ def parse_settings(text: str) -> Settings:
         elif name == _PACKING and value in PACKINGS:
             settings = settings._replace(expert_packing=value)
         elif name == _ARCHITECTURE and re.fullmatch(_FAMILY, value):
+            from lora_inspect.option import no_family  # few runs name one
+
+            if wrong := no_family(value):
+                raise ValueError(f"{value} {wrong}")
             settings = settings._replace(architecture=value)
         elif name == _STEP and re.fullmatch("[0-9]{1,12}", value):
             settings = settings._replace(step=int(value))
