@@ -1,23 +1,38 @@
 """`lora-inspect compat`."""
 
 import sys
-from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.verb import VERBS, FilePath, NearChoice, Verb, declared_options, parse_without_multiplier
+from lora_inspect.cli.terminal import FAINT, RIGHT, WRONG, Line, Sheet, StyledText, spelled, wrapped
+from lora_inspect.cli.verb import (
+    FAILURES,
+    ON_UNTESTED,
+    ON_WRONG,
+    VERBS,
+    FilePath,
+    NearChoice,
+    Verb,
+    declared_options,
+    parse_without_multiplier,
+)
 from lora_inspect.converting.options import titles_of_programs
 from lora_inspect.option import ReadingRequest
 from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.record import READ
+from lora_inspect.sentences import SENTENCE, shortened, width
 
 if TYPE_CHECKING:
     from lora_inspect.files.discovery import FolderFiles
-    from lora_inspect.ops.compat import JudgedProgram, Judgement
+    from lora_inspect.ops.compat import CompatResult, Judgement
     from lora_inspect.reading.model.settings import Settings
+
+# The columns of a line that nothing limits.
+_ENDLESS = 10_000
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -46,20 +61,30 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
     metavar="BASE",
     help="The base, for DoRA's error and in printed commands.",
 )
+@click.option("--all", "shows_all", is_flag=True, help="Also show programs without models of the family.")
+@click.option("--strict", is_flag=True, help="With --for: exit with 1 also if nobody has tested the file there.")
 @click.option(
     "--fail-on",
-    type=click.Choice(["wrong", "untested"]),
+    type=click.Choice(FAILURES),
     help="Of a folder: exit with 1 if a file is wrong in the program, or untested in it as well. [default: wrong]",
 )
 @declared_options(ReadingRequest)
 @click.option("--json", "as_json_", is_flag=True, help="Print the result as JSON.")
 def compat(
-    adapter: str, named: str | None, base: str | None, fail_on: str | None, as_json_: bool, **asked: Any
+    adapter: str,
+    named: str | None,
+    base: str | None,
+    shows_all: bool,
+    strict: bool,
+    fail_on: str | None,
+    as_json_: bool,
+    **asked: Any,
 ) -> None:
     """Judges and prints."""
     from lora_inspect.files.checkpoint import open_checkpoint
     from lora_inspect.files.discovery import files_of_several
     from lora_inspect.ops.compat import compat as judged
+    from lora_inspect.programs.verdict import UNKNOWN
     from lora_inspect.reading.keys.claims import claim
     from lora_inspect.reading.model.settings import requested_settings
 
@@ -68,7 +93,7 @@ def compat(
     if files := files_of_several(adapter):
         if not named or base:
             raise click.UsageError("a folder of adapters takes one program; name it with --for, without --base.")
-        _print_folder(adapter, files, told, named, fail_on, as_json_)
+        _print_folder(adapter, files, told, named, fail_on or (ON_UNTESTED if strict else ON_WRONG), as_json_)
         return
     if fail_on:
         raise click.UsageError("--fail-on is for a folder of adapters.")
@@ -79,48 +104,67 @@ def compat(
         terminal.json_text(result.to_dict())
     else:
         terminal.line(result.path)
-        _print(result.verdicts)
-    if named and any(one.needs_fix for one in result.verdicts):
+        _print(result, shows_all or named is not None)
+    if named and any(one.needs_fix or (strict and one.verdict == UNKNOWN) for one in result.verdicts):
         sys.exit(1)
 
 
 def _print_folder(
-    path: str, files: "FolderFiles", settings: "Settings", program: str, fail_on: str | None, as_json: bool
+    path: str, files: "FolderFiles", settings: "Settings", program: str, fail_on: str, as_json: bool
 ) -> None:
     """Print the row of each file, and exit with 1 if one is wrong in the program."""
-    from lora_inspect.cli.info_arguments import ON_WRONG, FolderOptions
+    from lora_inspect.cli.info_arguments import FolderOptions
     from lora_inspect.cli.info_file import InfoArgument
     from lora_inspect.cli.info_folder import info_of_several
 
     own = settings._replace(of_several=True)
     argument = InfoArgument(files.weights, own, True, path=path, unread=files.unread, others=files.others)
-    options = FolderOptions(program=program, fail_on=fail_on or ON_WRONG)
+    options = FolderOptions(program=program, fail_on=fail_on)
     info_of_several([argument], modules=False, json=as_json, options=options)
 
 
-def _print(verdicts: "tuple[Judgement, ...]") -> None:
-    """Print a row per program, and below them each fix with its programs; unknown ones share a line."""
+def _print(result: "CompatResult", shows_all: bool) -> None:
+    """Print a row per program with models of such a family, and below them each fix with its programs."""
     from lora_inspect.programs.verdict import UNKNOWN
 
-    titles = Counter(one.program.title for one in verdicts)
-    known = [one for one in verdicts if one.verdict != UNKNOWN]
-    if known:
-        terminal.columns_of([(_name(one.program, titles), _in_short(one), _says(one)) for one in known])
-    if unknown := [_name(one.program, titles) for one in verdicts if one.verdict == UNKNOWN]:
-        terminal.line(f"unknown: {', '.join(unknown)}")
+    shown = [one for one in result.verdicts if one.has_models or shows_all]
+    shown.sort(key=lambda one: one.verdict == UNKNOWN)
+    terminal.laid_out(_rows(shown))
+    if hidden := [one.program.name for one in result.verdicts if one not in shown]:
+        terminal.laid_out(
+            Sheet(_columns()).sentence(f"not for such models: {', '.join(hidden)} (--all shows them)", FAINT)
+        )
     fixes: dict[str, list[str]] = {}
-    for one in known:
+    for one in shown:
         if one.fix:
-            fixes.setdefault(one.fix, []).append(_name(one.program, titles))
+            fixes.setdefault(one.fix, []).append(f"{one.program.title} {one.program.version}")
     for fix, names in fixes.items():
         terminal.line("")
         terminal.line(f"For {', '.join(names)}:")
         terminal.line(f"  {fix}")
 
 
-def _name(program: "JudgedProgram", titles: Counter[str]) -> str:
-    """Its title, with the version where several of one program are there."""
-    return f"{program.title} {program.version}" if titles[program.title] > 1 else program.title
+def _columns() -> int:
+    return terminal.columns() if terminal.has_columns() else _ENDLESS
+
+
+def _rows(judgements: "Sequence[Judgement]") -> Iterator[Line]:
+    """The name that --for takes, title, version and verdict of each program, and the sentence where there is room."""
+    from lora_inspect.programs.verdict import SAME, UNKNOWN
+
+    looks = {SAME: RIGHT, UNKNOWN: FAINT}
+    heads = [(one.program.name, f"{one.program.title} {one.program.version}", _in_short(one)) for one in judgements]
+    sizes = [max(map(width, column), default=0) for column in zip(*heads, strict=True)]
+    for one, (name, title, verdict) in zip(judgements, heads, strict=True):
+        pieces = [StyledText(f"{name:{sizes[0]}}  {title:{sizes[1]}}  ")]
+        pieces.append(StyledText(verdict, looks.get(one.verdict, WRONG)))
+        says = spelled(shortened(_says(one), SENTENCE))
+        room = _columns() - sum(sizes) - 6
+        if says and width(says) <= room:
+            yield [*pieces, StyledText(f"{' ' * (sizes[2] - width(verdict))}  {says}")]
+            continue
+        yield pieces
+        yield from ([StyledText(f"    {line}")] for line in wrapped(says, _columns() - 4) if says)
 
 
 def _says(one: "Judgement") -> str:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli.info_file import InfoArgument, broken
-from lora_inspect.cli.verb import Decorated, NearChoice, parse_without_multiplier
+from lora_inspect.cli.verb import FAILURES, Decorated, NearChoice, parse_without_multiplier
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import files_of_several
 from lora_inspect.files.locations import pinned
 from lora_inspect.near_names import meant
-from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import listed, scale_in_words
 
 if TYPE_CHECKING:
@@ -48,8 +47,6 @@ _ORDERS: "dict[str, Callable[[ScannedFile], Any]]" = {
     "modified": lambda one: one.modified,
 }
 KEYS, ORDERS = tuple(_WORDS), tuple(_ORDERS)
-# What makes the exit status 1 beside files that cannot be read; each counts what the one before it does.
-FAILURES = ON_WRONG, ON_UNTESTED = "wrong", "untested"
 
 
 class Condition(NamedTuple):
@@ -125,6 +122,8 @@ def parse_argument(argument: str, family: str | None) -> InfoArgument:
 
     The settings on a folder's path are those of each file in it.
     """
+    from lora_inspect.reading.model.settings import Settings
+
     try:
         path, settings = parse_without_multiplier(argument, "info")
         settings = settings.joined(Settings(architecture=family), path)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_arguments import ON_UNTESTED, FolderOptions, sorting_key
+from lora_inspect.cli.info_arguments import FolderOptions, sorting_key
 from lora_inspect.cli.info_file import CODE, ERROR, InfoArgument, broken
 from lora_inspect.cli.info_screen import size_in_words
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
@@ -29,6 +29,7 @@ from lora_inspect.cli.terminal import (
     failure,
     wrapped,
 )
+from lora_inspect.cli.verb import ON_UNTESTED
 from lora_inspect.errors import (
     FAILED_STATUS,
     REFUSED_STATUS,

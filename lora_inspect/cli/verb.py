@@ -97,6 +97,10 @@ class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic in later v
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
+# The files in a program that make the exit status 1; each counts those that the one before it does.
+FAILURES = ON_WRONG, ON_UNTESTED = "wrong", "untested"
+
+
 def declared_options(
     record: "type[DataclassInstance]", names: Collection[str] = (), but: Collection[str] = ()
 ) -> Callable[[Decorated], Decorated]:

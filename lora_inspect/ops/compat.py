@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect import programs
+from lora_inspect.architectures.detection import Detection
 from lora_inspect.converting.fixes import find_fix
 from lora_inspect.converting.steps.base_change import find_base_changes
 from lora_inspect.errors import RefusedError
@@ -36,7 +37,8 @@ class Judgement(Result):
     """The verdict of a program on a file, without the file.
 
     It has the facts of `lora_inspect.programs.verdict.Verdict`. `factors` counts the modules by their
-    factor: the applied scale over the right one. `ignored` are the keys that the program ignores.
+    factor: the applied scale over the right one. `ignored` are the keys that the program ignores. `has_models` says
+    that the program is known to load adapters of such a model, or that its verdict on this one is known.
     """
 
     program: JudgedProgram
@@ -49,6 +51,7 @@ class Judgement(Result):
     by: str
     error: float | None
     fix: str | None
+    has_models: bool = True
 
     @property
     def needs_fix(self) -> bool:
@@ -56,11 +59,17 @@ class Judgement(Result):
         return self.verdict not in (SAME, UNKNOWN)
 
     @classmethod
-    def of(cls, one: Verdict) -> "Judgement":
-        """Return the judgement of a verdict."""
+    def of(cls, one: Verdict, families: Sequence[Detection] = ()) -> "Judgement":
+        """Return the judgement of a verdict on a file that may be of the families."""
+        names = {family.architecture.name for family in families}
+        has_models = any(
+            not names.isdisjoint(loader.families) if names else not loader.families for loader in one.program.reads
+        )
         program = JudgedProgram(one.program.name, one.program.title, one.program.version)
         said = (one.silent, one.ignored, one.says, one.by, one.error, one.fix)
-        return cls(program, one.verdict, one.factor, dict(one.factors), *said)
+        return cls(
+            program, one.verdict, one.factor, dict(one.factors), *said, has_models or one.verdict != UNKNOWN
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -88,6 +97,7 @@ class CompatResult(Result):
                     "by": one.by,
                     "error": one.error,
                     "fix": one.fix,
+                    "has_models": one.has_models,
                 }
                 for one in self.verdicts
             ],
@@ -120,7 +130,7 @@ def compat(
         for one in judge_each(adapter, families, asked)
     ]
     told = _with_errors(adapter, base, verdicts, progress) if base else verdicts
-    return CompatResult(adapter.checkpoint.path, tuple(map(Judgement.of, told)))
+    return CompatResult(adapter.checkpoint.path, tuple(Judgement.of(one, families) for one in told))
 
 
 def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progress: Progress) -> list[Verdict]:

@@ -51,7 +51,9 @@ def test_the_family_is_that_of_the_answer(ambiguous, run):
     shown = run("info", ambiguous, "--architecture", "flux").stdout
     assert shown.startswith("LoRA for FLUX.1 - rank 4")
     assert "unknown" in run("compat", ambiguous, "--for", "comfyui").stdout
-    assert "ComfyUI  same meaning" in run("compat", ambiguous, "--for", "comfyui", "--architecture", "flux").stdout
+    assert (
+        "ComfyUI 0.33.0  same meaning" in run("compat", ambiguous, "--for", "comfyui", "--architecture", "flux").stdout
+    )
     assert lora_inspect.compat(ambiguous, program="comfyui", architecture="flux").verdicts[0].verdict == "same meaning"
 
 
