@@ -30,6 +30,10 @@ Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetens
 """
 
 
+# How much is printed.
+_QUIET, _USUAL, _VERBOSE = range(3)
+
+
 def _share(context: click.Context, parameter: click.Parameter, value: str | None) -> ProcessShare | None:
     """The share of the shards that I/N says: one of 1/N to N/N."""
     try:
@@ -60,6 +64,10 @@ def _share(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option(
     "--dry-run", is_flag=True, is_eager=True, help="Print the planned merge, with or without -o; write nothing."
 )
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Also print the rules that applied, and the numbers of copied tensors."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def merge(
     base: str,
@@ -69,6 +77,8 @@ def merge(
     share: ProcessShare | None,
     is_finish: bool,
     dry_run: bool,
+    verbose: bool,
+    quiet: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -87,6 +97,10 @@ def merge(
     if share and is_finish:
         raise click.UsageError("--shard makes shards and --finish makes the output of them; give only one.")
 
+    if verbose and quiet:
+        raise click.UsageError("-v prints more and -q nothing; give only one.")
+    verbosity = _QUIET if quiet else _VERBOSE if verbose else _USUAL
+
     def planned() -> "MergePlan":
         return plan_merge(base, parse_arguments(adapters), merge_options(request))
 
@@ -96,40 +110,48 @@ def merge(
 
         assert output is not None  # the option asks for it where there is no dry run
         merge_jobs.run_processes(
-            rank, planned, output, force, lambda plan, made: _print(made.to_dict(), made, plan, as_json), as_json
+            rank,
+            planned,
+            output,
+            force,
+            lambda plan, made: _print(made.to_dict(), made, plan, as_json, verbosity),
+            as_json,
         )
         return
     plan = planned()
-    for note in plan.notes:
+    for note in () if quiet else plan.notes:
         terminal.note(note)
     if share or is_finish:
         from lora_inspect.cli import merge_jobs
 
-        tell = partial(_print, plan=plan, as_json=as_json)
+        tell = partial(_print, plan=plan, as_json=as_json, verbosity=verbosity)
         merge_jobs.run_shard(plan, output, share, force, dry_run, as_json, tell)
         return
     if dry_run:
         if output is not None:
             output = merge_output(plan, output)
             check_merge_output(plan, output, force)
-        _print(planned_record(plan, output), None, plan, as_json)
+        _print(planned_record(plan, output), None, plan, as_json, verbosity)
         return
     assert output is not None
     with progress_bar("Merging", merge_bytes(plan, output), in_bytes) as progress:
         result = merge_files(plan, output, force, progress)
-    for note in result.notes[len(plan.notes) :]:
+    for note in () if quiet else result.notes[len(plan.notes) :]:
         terminal.note(note)
-    _print(result.to_dict(), result, plan, as_json)
+    _print(result.to_dict(), result, plan, as_json, verbosity)
 
 
-def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePlan", as_json: bool) -> None:
+def _print(
+    record: dict[str, Any], result: "MergeResult | None", plan: "MergePlan", as_json: bool, verbosity: int
+) -> None:
+    """Print the output, how much of the adapters it keeps, and how long it took; details where they are asked for."""
     if as_json:
         terminal.json_text(record)
         return
-    from lora_inspect.matching.orientation import in_words
-    from lora_inspect.matching.unmatched import in_components
+    if verbosity == _QUIET:
+        return
     from lora_inspect.merging.retention import in_summary
-    from lora_inspect.sentences import shortened, some
+    from lora_inspect.sentences import shortened
 
     if record.get("dry_run"):
         for name, modules in record["targets"].items():
@@ -140,6 +162,19 @@ def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePla
     )
     into = "" if record["output"] is None else f" into {record['output']}"
     terminal.line(f"{verb} {record['modules_merged']} modules ({multipliers}){into}")
+    if verbosity == _VERBOSE or record.get("dry_run"):
+        _print_details(record, plan)
+    _print_left_out(record, plan)
+    if result:
+        terminal.line(in_summary(result.kept, result.seed))
+    if "seconds" in record:
+        terminal.line(f"{record['bytes']:,} bytes in {record['seconds']:.1f} s")
+
+
+def _print_details(record: dict[str, Any], plan: "MergePlan") -> None:
+    """Print the numbers of copied and decoded tensors, and the rules by which weights were changed."""
+    from lora_inspect.matching.orientation import in_words
+
     copied = "would be copied" if record.get("dry_run") else "copied"
     terminal.line(f"{record['tensors_copied']} tensors {copied} unchanged")
     decoded = "would be decoded" if record.get("dry_run") else "decoded"
@@ -148,8 +183,6 @@ def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePla
     recoded = "would stay" if record.get("dry_run") else "stayed"
     for title, count in plan.storage.titles(record["recoded"]).items():
         terminal.line(f"{count} {title} tensors changed and {recoded} in that format")
-    if record["dropped"]:
-        terminal.aside(f"left out, as they only describe codes: {some(record['dropped'], 5)}")
     if "dora_multiplier" in record:
         terminal.line(f"DoRA multiplier rule: {record['dora_multiplier']}")
     if ordered := record["order_matters"]:
@@ -159,20 +192,25 @@ def _print(record: dict[str, Any], result: "MergeResult | None", plan: "MergePla
         )
     if words := in_words(plan.orientations):
         terminal.line(f"orientation: {words}")
+    if record["files_copied"]:
+        terminal.line(f"{len(record['files_copied'])} other files {copied}")
+
+
+def _print_left_out(record: dict[str, Any], plan: "MergePlan") -> None:
+    """Print all that the output lacks."""
+    from lora_inspect.matching.unmatched import in_components
+    from lora_inspect.sentences import shortened, some
+
+    if record["dropped"]:
+        terminal.aside(f"left out, as they only describe codes: {some(record['dropped'], 5)}")
     if plan.left_out:
         terminal.aside(f"left out by --only: {in_components(plan.left_out)}")
     for path, keys in record["excluded"].items():
         terminal.aside(f"left out by {plan.options.choice.says}: {len(keys)} modules of {path} ({some(keys, 3)})")
     if record["unmatched"]:
         terminal.aside(f"{len(record['unmatched'])} keys left out: {some(record['unmatched'], 5)}")
-    if record["files_copied"]:
-        terminal.line(f"{len(record['files_copied'])} other files {copied}")
     if record["left_behind"]:
         terminal.aside(f"left behind in the base's folder: {', '.join(map(shortened, record['left_behind']))}")
-    if result:
-        terminal.line(in_summary(result.kept, result.seed))
-    if "seconds" in record:
-        terminal.line(f"{record['bytes']:,} bytes in {record['seconds']:.1f} s")
 
 
 def _multiplier(multiplier: float | dict[str, float]) -> str:

@@ -1,6 +1,7 @@
 """What merge takes of adapters, how weights lie, and what the summary and the JSON say of what was left out."""
 
 import json
+import re
 
 import pytest
 from adapters import base, lora, loras
@@ -25,7 +26,7 @@ def merge(run, write_safetensors, tmp_path):
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_what_decided_the_orientation_is_said(merge, dry):
-    assert "orientation: from siblings 1 as (in, out)" in merge(SQUARE, WEIGHTS, *dry).stdout
+    assert "orientation: from siblings 1 as (in, out)" in merge(SQUARE, WEIGHTS, "-v", *dry).stdout
     expected = {"a.proj.weight": {"transposed": True, "from": "siblings"}}
     assert merge(SQUARE, WEIGHTS, "--json", *dry).json["orientation"] == expected
 
@@ -183,3 +184,22 @@ def test_a_module_that_has_no_alpha_among_others_is_told(run, write_safetensors,
 @pytest.mark.parametrize("adapter", [loras(3), loras(3, alpha=None)], ids=["alphas", "no alphas"])
 def test_alphas_that_are_all_there_or_none_are_not_told(adapter, merge):
     assert "alpha" not in merge(adapter, base(3)).stderr
+
+
+@pytest.mark.parametrize(("words", "lines"), [([], 3), (["-v"], 4), (["-q"], 0), (["-q", "--json"], None)])
+def test_how_much_is_printed(words, lines, merge):
+    ended = merge(loras(2), base(2), *words)
+    if lines is None:
+        assert ended.json["modules_merged"] == 2
+        return
+    told = ended.stdout.splitlines()
+    assert (ended.status, ended.stderr, len(told)) == (0, "", lines)
+    if lines:
+        assert told[0].startswith("merged 2 modules (")
+        assert told[-2].startswith("kept: ")
+        assert re.fullmatch(r"[0-9,]+ bytes in [0-9.]+ s", told[-1])
+    assert ("tensors copied unchanged" in ended.stdout) == ("-v" in words)
+
+
+def test_more_and_nothing_exclude_each_other(merge):
+    assert merge(loras(2), base(2), "-v", "-q").status == 2

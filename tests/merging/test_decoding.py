@@ -462,7 +462,7 @@ def test_the_summary_says_what_was_decoded_and_left_out(tmp_path, run):
     save_file(base | MARKED, tmp_path / "base.safetensors")
     save_file(lora(), tmp_path / "adapter.safetensors")
     pair = (tmp_path / "base.safetensors", tmp_path / "adapter.safetensors")
-    done = run("merge", *pair, "-o", tmp_path / "out.safetensors", "--dtype", "bf16")
+    done = run("merge", *pair, "-v", "-o", tmp_path / "out.safetensors", "--dtype", "bf16")
     assert "1 scaled fp8 tensors decoded" in done.stdout
     assert f"left out, as they only describe codes: {Q}.scale_weight, scaled_fp8" in done.stdout + done.stderr
     planned = run("merge", *pair, "--dtype", "bf16", "--dry-run")
