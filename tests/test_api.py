@@ -122,8 +122,10 @@ def test_modules_are_found_by_number_path_and_name():
     assert first in modules
     assert first.path in modules
     assert "blocks.9.self_attn.q" not in modules
-    with pytest.raises(KeyError, match=r"blocks\.9"):
+    with pytest.raises(KeyError, match=r"no module is called blocks\.9\.self_attn\.q; did you mean blocks\."):
         modules["blocks.9.self_attn.q"]
+    with pytest.raises(KeyError, match=r"no module is called nope; the first of 20 is blocks\.0\.self_attn\.q"):
+        modules["nope"]
     with pytest.raises(IndexError):
         modules[20]
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from lora_inspect.api.arguments import in_a_sentence
 from lora_inspect.maths.torch_threads import load_torch
+from lora_inspect.near_names import suggestion
 from lora_inspect.ops.info import module_record
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution, Module
@@ -233,14 +234,17 @@ class Modules(Sequence[OpenedModule]):
     def __getitem__(self, which: int | str | slice) -> OpenedModule | Sequence[OpenedModule]:
         """Return the module at a number, or with a path or a key.
 
-        Raises KeyError if no module has it, or modules of several components have.
+        Raises KeyError, with the nearest name, if no module has it, or modules of several components have.
         """
         if not isinstance(which, str):
             return self._modules[which]
         found = self._named.get(which, [])
-        if len(found) != 1:
+        if len(found) > 1:
             keys = ", ".join(module.key for module in found[:_SHOWN])
-            raise KeyError(f"{which} is the path of several modules; choose one of {keys}" if found else which)
+            raise KeyError(f"{which} is the path of several modules; choose one of {keys}")
+        if not found:
+            example = f"; the first of {len(self)} is {self._modules[0].path or self._modules[0].key}" if self else ""
+            raise KeyError(f"no module is called {which}{suggestion(which, self._named) or example}")
         return found[0]
 
     def __len__(self) -> int:
