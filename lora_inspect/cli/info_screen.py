@@ -32,7 +32,7 @@ from lora_inspect.reading.metadata.provenance import noted_trigger
 from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING
 from lora_inspect.reading.model.settings import spell_argument
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY
-from lora_inspect.sentences import listed, some
+from lora_inspect.sentences import counted, listed, some
 from lora_inspect.shell import command_line, operand
 
 # How many families or algorithms a line names.
@@ -44,6 +44,9 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 def headline(info: FileInfo, record: Mapping[str, Any]) -> str:
     """Describe the file in one sentence."""
+    if info.other_model and not info.adapter.embeddings:
+        kind = f"{_article(info.other_model)} {info.other_model}"
+        return f"No adapter: {kind} of {counted(len(info.checkpoint.tensors), 'tensor')}"
     if info.kind == BASE:
         return f"Base model: {_model(info)}" if info.candidates else "Base model of an unknown family"
     if info.kind != ADAPTER:
@@ -58,6 +61,10 @@ def headline(info: FileInfo, record: Mapping[str, Any]) -> str:
         return _without_modules(info)
     told = [part for part in (_ranks(record["ranks"]), _scale(record)) if part]
     return f"{_algorithm(info)} for {_model(info)}" + (f" - {', '.join(told)}" if told else "")
+
+
+def _article(word: str) -> str:
+    return "an" if word[0].lower() in "aeiou" else "a"
 
 
 def file_line(record: Mapping[str, Any]) -> str:

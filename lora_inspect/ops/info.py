@@ -125,6 +125,7 @@ def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: boo
         "tensors": len(checkpoint.tensors),
         "dtypes": _counted(tensor.dtype for tensor in checkpoint.tensors.values()),
         "kind": info.kind,
+        "other_model": info.other_model,
         "algorithms": _counted(contribution.algorithm.name for contribution in contributions),
         "scheme": adapter.scheme,
         "schemes": _several(_counted(module.name.scheme for module in adapter.modules.values())),

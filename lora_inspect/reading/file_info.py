@@ -3,6 +3,8 @@
 Standard library only.
 """
 
+from collections.abc import Collection
+
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
@@ -47,6 +49,46 @@ def _has_half(adapter: Adapter) -> bool:
     return bool(claimed) and 2 * len(claimed) >= len(adapter.checkpoint.tensors)
 
 
+class OtherModel(NamedTuple):
+    """A kind of model that is neither an adapter nor what adapters change: its title, and tensors that show it."""
+
+    title: str
+    marks: tuple[str, ...]
+
+
+# Each is told by names that only such files have. Sources of the names: AutoencoderKL, ControlNetModel and the text
+# encoders in diffusers and transformers; the first stage and the control model in Stable Diffusion's repositories; the
+# VAE of Wan; BasicSR's RRDBNet and its older spellings; IP-Adapter; A1111's embeddings.
+OTHER_MODELS = (
+    OtherModel("ControlNet", (
+        "controlnet_cond_embedding.conv_in.weight", "controlnet_x_embedder.weight", "controlnet_blocks.0.weight",
+        "control_model.input_hint_block.0.weight", "input_hint_block.0.weight",
+    )),
+    OtherModel("IP-Adapter", ("ip_adapter.1.to_k_ip.weight", "image_proj.proj.weight", "image_proj.latents")),
+    OtherModel("VAE", (
+        "decoder.mid_block.resnets.0.conv1.weight", "decoder.mid.block_1.conv1.weight",
+        "first_stage_model.decoder.mid.block_1.conv1.weight", "decoder.middle.0.residual.0.gamma",
+    )),
+    OtherModel("upscaler", (
+        "body.0.rdb1.conv1.weight", "RRDB_trunk.0.RDB1.conv1.weight", "model.1.sub.0.RDB1.conv1.0.weight",
+    )),
+    OtherModel("image encoder", ("vision_model.embeddings.class_embedding", "embeddings.class_embedding")),
+    OtherModel("text encoder", (
+        "text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight",
+    )),
+    OtherModel("embedding", ("emb_params", "clip_l", "clip_g")),
+)  # fmt: skip
+# The models that adapters change hold a VAE and text encoders too, where one file has a whole pipeline.
+_OF_PIPELINES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.")
+
+
+def other_model(tensors: Collection[str]) -> str | None:
+    """The title of the kind of model that tensors of these names are of; None for any other one."""
+    if any(name.startswith(_OF_PIPELINES) for name in tensors):
+        return None
+    return next((one.title for one in OTHER_MODELS if any(mark in tensors for mark in one.marks)), None)
+
+
 class FileInfo(NamedTuple):
     """One checkpoint, read: its kind, its adapter reading (also of a base, where it is empty) and its architecture.
 
@@ -61,6 +103,13 @@ class FileInfo(NamedTuple):
     def checkpoint(self) -> Checkpoint:
         """The headers that were read."""
         return self.adapter.checkpoint
+
+    @property
+    def other_model(self) -> str | None:
+        """The kind of model that no adapter is for, such as a VAE; None for an adapter and what it may be for."""
+        if self.kind == ADAPTER or self.candidates:
+            return None
+        return "embedding" if self.adapter.embeddings else other_model(self.checkpoint.tensors)
 
     @property
     def detection(self) -> Detection | None:

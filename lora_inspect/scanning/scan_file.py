@@ -307,7 +307,7 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None, programs:
         path=path,
         kind=info.kind,
         architectures=tuple(dict.fromkeys(candidate.architecture.name for candidate in info.candidates)),
-        model=" or ".join(map(str, info.candidates)),
+        model=" or ".join(map(str, info.candidates)) or info.other_model or "",
         types=_types(kinds),
         ranks=tuple(sorted({c.rank for c, _ in kinds if c.rank})),
         scales=tuple(sorted(scales, key=lambda scale: (scale is None, scale or 0.0))),
