@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from lora_inspect.ops.compat import CompatResult, Judgement
     from lora_inspect.reading.model.settings import Settings
 
-# The columns of a line that nothing limits.
-_ENDLESS = 10_000
-
 # No docstring: python -OO leaves those out.
 _HELP = """\
 Report how every program that loads adapters applies ADAPTER, and the command that fixes it.
@@ -132,7 +129,7 @@ def _print(result: "CompatResult", shows_all: bool) -> None:
     terminal.laid_out(_rows(shown))
     if hidden := [one.program.name for one in result.verdicts if one not in shown]:
         terminal.laid_out(
-            Sheet(_columns()).sentence(f"not for such models: {', '.join(hidden)} (--all shows them)", FAINT)
+            Sheet(terminal.room()).sentence(f"not for such models: {', '.join(hidden)} (--all shows them)", FAINT)
         )
     fixes: dict[str, list[str]] = {}
     for one in shown:
@@ -142,10 +139,6 @@ def _print(result: "CompatResult", shows_all: bool) -> None:
         terminal.line("")
         terminal.line(f"For {', '.join(names)}:")
         terminal.line(f"  {fix}")
-
-
-def _columns() -> int:
-    return terminal.columns() if terminal.has_columns() else _ENDLESS
 
 
 def _rows(judgements: "Sequence[Judgement]") -> Iterator[Line]:
@@ -159,12 +152,12 @@ def _rows(judgements: "Sequence[Judgement]") -> Iterator[Line]:
         pieces = [StyledText(f"{name:{sizes[0]}}  {title:{sizes[1]}}  ")]
         pieces.append(StyledText(verdict, looks.get(one.verdict, WRONG)))
         says = spelled(shortened(_says(one), SENTENCE))
-        room = _columns() - sum(sizes) - 6
+        room = terminal.room() - sum(sizes) - 6
         if says and width(says) <= room:
             yield [*pieces, StyledText(f"{' ' * (sizes[2] - width(verdict))}  {says}")]
             continue
         yield pieces
-        yield from ([StyledText(f"    {line}")] for line in wrapped(says, _columns() - 4) if says)
+        yield from ([StyledText(f"    {line}")] for line in wrapped(says, terminal.room() - 4) if says)
 
 
 def _says(one: "Judgement") -> str:

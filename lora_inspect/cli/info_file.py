@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # The flags of a command that names one file, with their help.
 FLAGS = {
     "modules": "List every module with its rank, alpha and scale.",
+    "tensors": "List every tensor with its type, shape, bytes and place in the file.",
     "metadata": "Show the file's metadata: JSON expanded, long values shortened.",
     "why": "Show all evidence for the reported facts.",
     "json": "Print JSON; a list for several PATHs or a folder of files.",
@@ -79,10 +80,10 @@ def read_plain(words: Sequence[str]) -> PlainCommand | None:
     return PlainCommand(path, frozenset(flags)) if is_plain else None
 
 
-def info_of_one(argument: InfoArgument, modules: bool, metadata: bool, why: bool, json: bool) -> None:
+def info_of_one(argument: InfoArgument, modules: bool, tensors: bool, metadata: bool, why: bool, json: bool) -> None:
     """Read one checkpoint and print its description; exit with 1 or 3 if it cannot be read."""
     with without_collecting():
-        found, verdicts, record = _read(argument, modules)
+        found, verdicts, record = _read(argument, modules, tensors)
         if json:
             terminal.json_text(record)
         elif found:
@@ -92,7 +93,9 @@ def info_of_one(argument: InfoArgument, modules: bool, metadata: bool, why: bool
         sys.exit(with_code(record[CODE]).status)
 
 
-def _read(argument: InfoArgument, modules: bool) -> "tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]":
+def _read(
+    argument: InfoArgument, modules: bool, tensors: bool
+) -> "tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]":
     """The file, what programs make of it, and its record; where it cannot be read, the record says why."""
     from lora_inspect.ops.info import record_of, verdicts_of
     from lora_inspect.reading.file_info import inspect
@@ -102,7 +105,7 @@ def _read(argument: InfoArgument, modules: bool) -> "tuple[FileInfo | None, Sequ
     try:
         found = inspect(argument.files[0], argument.settings)
         verdicts = verdicts_of(found)
-        return found, verdicts, record_of(found, verdicts, modules)
+        return found, verdicts, record_of(found, verdicts, modules, tensors)
     except Exception as error:  # one path that cannot be read leaves the others their answers
         return None, None, broken(argument.files[0], error)
 
@@ -115,13 +118,36 @@ def _show(
 
     sheet = Sheet(terminal.columns())
     terminal.laid_out(screen(sheet, found, record, verdicts, why))
+    wide = Sheet(terminal.room())
     if record.get("module_list"):
-        terminal.laid_out([[], *table_of_modules(sheet, record["module_list"], why)])
+        terminal.laid_out([[], *table_of_modules(wide, record["module_list"], why)])
+    if record.get("tensor_list"):
+        terminal.laid_out([[], *_table_of_tensors(wide, record["tensor_list"])])
     if metadata and record["metadata"]:
         from lora_inspect.cli.metadata_output import metadata_lines
 
-        lines = map(terminal.spelled, metadata_lines(record["metadata"], sheet.columns))
-        terminal.laid_out([[], *([StyledText(cut(line, sheet.columns, sheet.mark))] for line in lines)])
+        lines = map(terminal.spelled, metadata_lines(record["metadata"], wide.columns))
+        terminal.laid_out([[], *([StyledText(cut(line, wide.columns, sheet.mark))] for line in lines)])
+
+
+def _table_of_tensors(sheet: Sheet, tensors: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+    """Return a row per tensor, with its file where there are several."""
+    files = {one["file"] for one in tensors}
+    headers = ["tensor", "type", "shape", "bytes", "offset", *(["file"] if len(files) > 1 else [])]
+    rows = [
+        [
+            *(
+                one["name"],
+                one["dtype"],
+                "x".join(map(str, one["shape"])) or "()",
+                f"{one['bytes']:,}",
+                str(one["offset"]),
+            ),
+            *([os.path.basename(one["file"])] if len(files) > 1 else []),
+        ]
+        for one in tensors
+    ]
+    yield from sheet.table(rows, headers)
 
 
 _HEADERS = ("algorithm", "shape", "rank", "alpha", "scale", "dora")

@@ -73,8 +73,6 @@ _SHORT_MODELS = {
     "HunyuanImage 2.1": "HunyuanImg",
 }
 _SEVERAL, _UNKNOWN, _NONE = "mixed", "?", "-"
-# What a line has room for that nothing limits.
-_ENDLESS = 10_000
 _LOOKS = {CONVERT: WRONG, INFO_ONLY: DOUBTFUL, ANSWER: DOUBTFUL}
 
 
@@ -98,7 +96,7 @@ class FolderTable:
         self._sheet, self._is_endless = sheet, is_endless
         shown = [sheet.shown(name) for name in dict.fromkeys(names)]
         longest = max(map(width, shown), default=0)
-        self._columns = _columns(_ENDLESS if is_endless else sheet.columns, longest)
+        self._columns = _columns(terminal.ENDLESS if is_endless else sheet.columns, longest)
         room = self._room("name")
         self._alike = {
             one for one, count in Counter(cut(name, room, sheet.mark) for name in shown).items() if count > 1

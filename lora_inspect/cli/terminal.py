@@ -53,6 +53,15 @@ def columns() -> int:
     return max(shutil.get_terminal_size((_COLUMNS, 0)).columns, _LEAST_COLUMNS)
 
 
+# The room of a line that nothing limits.
+ENDLESS = 10_000
+
+
+def room() -> int:
+    """The width that tables are laid out for: as `columns` has it, but where nothing is cut, endless."""
+    return columns() if has_columns() else ENDLESS
+
+
 def has_colours() -> bool:
     """Return True if results have colours: on a terminal, unless NO_COLOR is set.
 
@@ -294,7 +303,10 @@ class Sheet:
         yield [StyledText(f"{_INDENT}{label:{_LABEL}}", FAINT), StyledText(spelled(command), BOLD)]
 
     def table(self, rows: Sequence[Sequence[str]], headers: Sequence[str]) -> Iterator[Line]:
-        """Add rows below their headers, right-aligned; the first column gets the remaining width."""
+        """Add rows below their headers, right-aligned; the first column gets the remaining width.
+
+        A first cell that is wider has lines of its own above its row.
+        """
         cells = [[self.shown(cell) for cell in row] for row in rows]
         widths = [max(map(width, column)) for column in zip(headers, *cells, strict=True)]
         least = len(_INDENT) + width(headers[0]) + sum(widths[1:])
@@ -302,7 +314,9 @@ class Sheet:
         room = self.columns - len(_INDENT) - sum(widths[1:]) - len(gap) * (len(widths) - 1)
         widths[0] = max(min(widths[0], room), width(headers[0]))
         for number, (first, *others) in enumerate((headers, *cells)):
-            first = cut(first, widths[0], self.mark)
+            if width(first) > widths[0]:
+                yield from ([StyledText(_INDENT + piece)] for piece in wrapped(first, self.columns - len(_INDENT)))
+                first = ""
             right = (" " * (columns - width(cell)) + cell for cell, columns in zip(others, widths[1:], strict=True))
             text = _INDENT + first + " " * (widths[0] - width(first)) + "".join(gap + cell for cell in right)
             yield [StyledText(cut(text, self.columns, self.mark), PLAIN if number else FAINT)]

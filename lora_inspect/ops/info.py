@@ -110,8 +110,10 @@ def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
     return record_of(info, verdicts_of(info), modules)
 
 
-def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: bool = False) -> dict[str, Any]:
-    """The same, with the verdicts at hand."""
+def record_of(
+    info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: bool = False, tensors: bool = False
+) -> dict[str, Any]:
+    """The same, with the verdicts at hand; `tensors` adds `tensor_list`."""
     adapter, checkpoint = info.adapter, info.checkpoint
     origin = provenance(checkpoint.metadata, _own_config(adapter))
     contributions = list(adapter.contributions)
@@ -187,6 +189,12 @@ def record_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: boo
             for module in adapter.modules.values()
             for contribution in module.contributions
         ]
+    if tensors:
+        record["tensor_list"] = [
+            {"name": one.name, "dtype": one.dtype, "shape": list(one.shape), "bytes": one.nbytes, "offset": one.start,
+             "file": one.file}
+            for one in checkpoint.tensors.values()
+        ]  # fmt: skip
     return record
 
 

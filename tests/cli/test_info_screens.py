@@ -65,7 +65,8 @@ def test_every_screen_is_that_of_a_file_and_fifteen_are_of_real_ones():
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_lines_fit_80_columns_whatever_is_asked_for(name, show):
+def test_lines_fit_80_columns_whatever_is_asked_for(name, show, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     shown = show(name, "--why", "--modules", "--metadata")
     lines = shown.splitlines()
     assert shown == "".join(f"{line}\n" for line in lines)
@@ -76,7 +77,7 @@ def test_lines_fit_80_columns_whatever_is_asked_for(name, show):
 @pytest.mark.parametrize("columns", [40, 60, 133])
 @pytest.mark.parametrize("name", ["sd15-lokr-smart-falcon-4", "hostile", "wan-rslora-flag"])
 def test_lines_fit_the_width_that_columns_says(name, columns, show, monkeypatch):
-    monkeypatch.setattr("lora_inspect.cli.terminal.columns", lambda: columns)
+    monkeypatch.setenv("COLUMNS", str(columns))
     lines = show(name, "--why", "--modules", "--metadata").splitlines()
     assert [line for line in lines if width(line) > columns and " lora-inspect " not in line] == []
     assert max(map(width, lines)) > columns - 12
@@ -113,7 +114,7 @@ def test_a_terminal_has_colours_unless_no_color_is_set_or_it_is_dumb(synthetic, 
 
 def test_letters_that_the_encoding_lacks_are_spelled_and_lines_fit_all_the_same(run_process, tmp_path):
     path = EVERY["hostile"](tmp_path)
-    shown = run_process("-m", "lora_inspect", "info", path, "--modules", PYTHONIOENCODING="ascii", COLUMNS="")
+    shown = run_process("-m", "lora_inspect", "info", path, "--modules", PYTHONIOENCODING="ascii", COLUMNS="80")
     assert shown.status == 0
     lines = shown.stdout.splitlines()
     assert [line for line in lines if len(line) > 80 and " lora-inspect " not in line] == []
@@ -269,3 +270,29 @@ def test_of_very_many_merges_the_last_are_shown_and_the_others_counted(run, writ
     assert "style-19988" not in shown
     assert all(f"style-{number}.safetensors at 0.5" in shown for number in range(19_989, 20_001))
     assert len(run("info", path, "--json").json["merged"]) == 20_001
+
+
+def test_tensors_of_any_file_are_listed(run, fixtures, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    file = fixtures / "synthetic" / "base_f32.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    listed = run("info", file, "--tensors", "--json").json["tensor_list"]
+    assert {one["name"]: [one["dtype"], one["shape"], one["offset"], one["bytes"]] for one in listed} == {
+        name: [entry["dtype"], entry["shape"], 8 + length + entry["data_offsets"][0],
+               entry["data_offsets"][1] - entry["data_offsets"][0]]
+        for name, entry in header.items() if name != "__metadata__"
+    }  # fmt: skip
+    rows = run("info", file, "--tensors").stdout.splitlines()[-len(listed) :]
+    assert [row.split()[0] for row in rows] == [one["name"] for one in listed]
+    assert [row.split()[-1] for row in rows] == [str(one["offset"]) for one in listed]
+
+
+def test_long_names_have_lines_of_their_own(run, write_safetensors, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    names = [f"model.{'x' * 60}.{number}.weight" for number in range(2)]
+    shown = run("info", write_safetensors(dict.fromkeys(names, ("F32", (2, 2), 1.0))), "--tensors").stdout
+    assert max(map(len, shown.splitlines())) <= 60
+    joined = shown.replace("\n  ", "")
+    assert all(name in joined for name in names)
