@@ -60,7 +60,7 @@ def test_one_record_more_is_read_and_refused_where_it_would_be_written(tmp_path,
     assert "--dtype bf16" in refusal
     assert "--changed-dtype bf16" in refusal
     for option in ("--dtype", "--changed-dtype"):
-        ended = run("merge", *pair, option, "fp32", "--force")
+        ended = run("merge", *pair, option, "fp32", "--force", "-v")
         assert "1 signed fp8 tensors decoded" in ended.stdout
         found = load_file(out)
         assert found.keys() == {"q.weight"}

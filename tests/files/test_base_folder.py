@@ -385,7 +385,7 @@ def test_the_summary_says_what_was_copied_and_what_was_left_behind(folder, run, 
     planned = run(*arguments, "--dry-run")
     assert "2 other files would be copied" in planned.stdout
     assert "left behind in the base's folder: bad\\x1b[2Jname.bin, pytorch_model.bin" in planned.stderr
-    done = run(*arguments)
+    done = run(*arguments, "-v")
     assert "2 other files copied" in done.stdout
     assert "pytorch_model.bin" in done.stderr
     record = run(*arguments, "--force", "--json").json
