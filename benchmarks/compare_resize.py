@@ -1,4 +1,4 @@
-"""What `lora-inspect compare` of three SDXL adapters takes, and `lora-inspect resize` of one for Wan 14B.
+"""The cost of `lora-inspect compare` of three SDXL adapters, and of `lora-inspect resize` of one for Wan 14B.
 
     python benchmarks/compare_resize.py [--runs 3] [--blocks 40] [--folder FOLDER]
 

@@ -59,7 +59,7 @@ class AveragePlan:
 
     @property
     def steps(self) -> int:
-        """How many modules or tensors the progress is told of; modules once more for the difference of both ways."""
+        """The number of modules or tensors in the progress; modules count once more for the difference of both ways."""
         return self.of.steps + (len(self.of.modules) if isinstance(self.of, SumPlan) else 0)
 
 

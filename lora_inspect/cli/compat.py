@@ -111,13 +111,11 @@ def _print_folder(
 ) -> None:
     """Print the row of each file, and exit with 1 if one is wrong in the program."""
     from lora_inspect.cli.info_arguments import FolderOptions
-    from lora_inspect.cli.info_file import InfoArgument
+    from lora_inspect.cli.info_file import folder_argument
     from lora_inspect.cli.info_folder import info_of_several
 
-    own = settings._replace(of_several=True)
-    argument = InfoArgument(files.weights, own, True, path=path, unread=files.unread, others=files.others)
     options = FolderOptions(program=program, fail_on=fail_on)
-    info_of_several([argument], modules=False, json=as_json, options=options)
+    info_of_several([folder_argument(path, files, settings)], modules=False, json=as_json, options=options)
 
 
 def _print(result: "CompatResult", shows_all: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_inspect.cli.info_file import InfoArgument, broken
+from lora_inspect.cli.info_file import InfoArgument, broken, folder_argument
 from lora_inspect.cli.verb import FAILURES, Decorated, NearChoice, parse_without_multiplier
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -136,8 +136,7 @@ def parse_argument(argument: str, family: str | None) -> InfoArgument:
         return InfoArgument((), broken=broken(argument, error), path=argument)
     if found is None:
         return InfoArgument((path,), settings, path=path)
-    own = settings._replace(of_several=True)
-    return InfoArgument(found.weights, own, True, path=path, unread=found.unread, others=found.others)
+    return folder_argument(path, found, settings)
 
 
 class FolderOptions(NamedTuple):

@@ -19,6 +19,7 @@ from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import scale_in_words
 
 if TYPE_CHECKING:
+    from lora_inspect.files.discovery import FolderFiles
     from lora_inspect.programs.verdict import Verdict
     from lora_inspect.reading.file_info import FileInfo
 
@@ -50,6 +51,12 @@ class InfoArgument(NamedTuple):
     path: str = ""
     unread: frozenset[str] = frozenset()
     others: int = 0
+
+
+def folder_argument(path: str, files: "FolderFiles", settings: Settings) -> InfoArgument:
+    """The argument of a folder with several files, whose settings are those of each of them."""
+    own = settings._replace(of_several=True)
+    return InfoArgument(files.weights, own, True, path=path, unread=files.unread, others=files.others)
 
 
 def broken(path: str, error: Exception) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def tell_apart(changes: Sequence[str], keeps: Callable[[Sequence[str]], bool]) -
 def settled_meaning(
     checkpoint: Checkpoint, headed: Headed, made: Sequence[MetadataChange], allowed: bool
 ) -> tuple[str, ...]:
-    """What the file means otherwise under the changes, in clauses; LoraInspectError where that is not allowed.
+    """The changes of the file's meaning by the edit, in clauses; LoraInspectError where one is not allowed.
 
     It is always allowed to name one of the families that the file may be of.
     """
@@ -212,7 +212,7 @@ def settled_meaning(
 
 
 def _settles_family(before: Checkpoint, after: Checkpoint) -> bool:
-    """Whether a file under other metadata is no more than of one of the families that it may be of."""
+    """Return True if the edit does no more than name one of the families that the file may be of."""
     families, named = (
         {one.architecture.name for one in inspect_adapter(checkpoint).candidates} for checkpoint in (before, after)
     )

@@ -76,7 +76,7 @@ def judge(adapter: Adapter, families: Sequence[Detection], program: Program) -> 
 
 
 def loads_as_is(adapter: Adapter, families: Sequence[Detection], program: Program) -> bool:
-    """Whether a program is known to load an adapter of one of the `families` with the same meaning."""
+    """Return True if a program is known to load an adapter of one of the `families` with the same meaning."""
     return judge(adapter, families, program).verdict == SAME
 
 
@@ -335,7 +335,7 @@ def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
 
 
 def is_lost(meant: Sequence[Verdict], families: Sequence[Detection]) -> bool:
-    """Whether the program that decides, of those that a file is `meant` for, has nothing of a model that it knows."""
+    """Return True if the deciding program of those that a file is `meant` for knows its model and loads nothing."""
     one = decisive(meant)
     if one is None or one.verdict not in NOT_THERE:
         return False

@@ -134,7 +134,7 @@ def in_program(info: FileInfo, state: str, notes: tuple[str, ...], program: Prog
     if found is None or found.verdict == UNKNOWN:
         says = found.says if found else "no rule of it is for such names"
         return InProgram(UNKNOWN, (f"not tested: {says}" if says else "not tested", "not tested"))
-    says = f"{found.says}" if found.says else ""
+    says = found.says
     told = {
         SAME: ("loads correctly",),
         PARTLY: (f"loads in part: {says}", "loads in part"),

@@ -186,7 +186,7 @@ def _judge(event: str, arguments: tuple[Any, ...], allowed: Allowed) -> str | No
 
 
 def _is_of_threads() -> bool:
-    """Whether threadpoolctl does it."""
+    """Return True if threadpoolctl does it."""
     frame = sys._getframe()
     while frame := frame.f_back:  # type: ignore[assignment]  # the outermost frame has none
         if frame.f_globals.get("__name__") == "threadpoolctl":

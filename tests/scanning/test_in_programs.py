@@ -1,4 +1,4 @@
-"""What rows of a folder say of a program: the verdict that the file alone has there, for every fixture and program."""
+"""Rows of a folder have the verdict of a program on the file alone, for every fixture and program."""
 
 import pytest
 from real_headers import FIXTURES, write_shapes
