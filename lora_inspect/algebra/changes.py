@@ -6,6 +6,7 @@ thin side, Tucker cores) has a formula that makes them, with torch. The factors 
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.target.target_algorithm import ARE_DIFFERENCES, is_kernel_open, is_kernel_untold
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.stored_numbers import FLOATS, decoded, encoded, load, no_float, not_finite
+from lora_inspect.maths.stored_numbers import FLOATS, decoded, encoded, load, load_into, no_float, not_finite
 from lora_inspect.reading.model.contribution import Contribution
 
 
@@ -99,9 +100,13 @@ def _is_plain(contribution: Contribution) -> bool:
 
 def load_floats(info: TensorInfo) -> Array:
     """The numbers of a factor; LoraInspectError where they are of no floating type."""
+    _check_floats(info)
+    return load(info)
+
+
+def _check_floats(info: TensorInfo) -> None:
     if info.dtype not in FLOATS:
         raise no_float(info)
-    return load(info)
 
 
 def _by_formula(contribution: Contribution) -> Factors:
@@ -130,7 +135,27 @@ def sum_of(module: OutputModule, kind: type = numpy.float64) -> Factors:
 
     Raises LoraInspectError where their shapes disagree.
     """
-    return joined(terms_of([term for term in module.terms if term.multiplier]), kind)
+    terms = [term for term in module.terms if term.multiplier]
+    if all(_is_plain(term.contribution) and not term.moves for term in terms):
+        return _read_sum(terms, kind)
+    return joined(terms_of(terms), kind)
+
+
+def _read_sum(terms: Sequence[Term], kind: type) -> Factors:
+    """The sum of plain LoRA whose rows stay where they are, each factor read into its place of the sum's."""
+    parts = [term.contribution for term in terms]
+    shapes, edges = [one.known_shape for one in parts], [0, *accumulate(one.known_rank for one in parts)]
+    check_sizes(terms, shapes)
+    rows, columns = matrix_shape(shapes[0])
+    up: Array = numpy.empty((rows, edges[-1]), kind)
+    down: Array = numpy.empty((edges[-1], columns), kind)
+    weights = numpy.empty(edges[-1])
+    for term, (first, last) in zip(terms, pairwise(edges), strict=True):
+        for role, part in (("up", up[:, first:last]), ("down", down[first:last])):
+            _check_floats(info := term.contribution.operands[role])
+            load_into(info, part)
+        weights[first:last] = term.contribution.known_scale * term.multiplier
+    return Factors(up, weights, down, max(shapes, key=len))
 
 
 def terms_of(terms: Sequence[Term]) -> list[Factors]:

@@ -26,7 +26,7 @@ from lora_inspect.algebra.output.output_modules import MadeModule, Making, Plann
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
-from lora_inspect.maths.stored_numbers import decoded, encoded
+from lora_inspect.maths.stored_numbers import encoded, encoded_in_place
 from lora_inspect.progress import Progress
 
 if TYPE_CHECKING:
@@ -294,13 +294,16 @@ class StoredFactors(NamedTuple):
 def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> StoredFactors:
     """The factors rounded to a type of an output, whose programs add the product `times` times.
 
-    Raises LoraInspectError with the module's name, and the path of an input, for numbers beyond the type.
+    Those that were meant hold the rounded numbers afterwards. Raises LoraInspectError with the module's name, and the
+    path of an input, for numbers beyond the type.
     """
-    up, down = encoded(meant.up / times if times > 1 else meant.up, dtype), encoded(meant.down, dtype)
-    written = Factors.of(_decoded(up, dtype), _decoded(down, dtype), meant.shape, float(times))
+    if times > 1:
+        meant = replace(meant, up=meant.up / times, weights=meant.weights * times)
     probes = _probes_of(meant)
-    with numpy.errstate(invalid="ignore"):
-        of_meant, of_written = meant.times(probes), written.times(probes)
+    with numpy.errstate(invalid="ignore", over="ignore"):
+        of_meant = meant.times(probes)
+        up, down = encoded_in_place(meant.up, dtype), encoded_in_place(meant.down, dtype)
+        of_written = meant.times(probes)
     # An infinity times a number is none, and so is a sum with it.
     if not numpy.isfinite(of_written).all():
         raise beyond(dtype, name, path)
@@ -334,10 +337,6 @@ def _path_of(module: PlannedModule) -> str:
     """The path of the first input that has the module."""
     terms = [*module.sum.terms, *(term for own in module.vectors.values() for term in own)]
     return terms[0].adapter.checkpoint.path
-
-
-def _decoded(codes: NDArray[numpy.generic], dtype: str) -> Array:
-    return decoded(dtype, codes).reshape(codes.shape)
 
 
 def _difference(one: MadeModule, matrix: Array, making: Making) -> MadeModule:

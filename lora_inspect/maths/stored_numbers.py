@@ -1,5 +1,6 @@
 """Numbers as files store them, to and from numpy: bfloat16 and eight-bit floats, which numpy lacks, by their bits."""
 
+import sys
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from lora_inspect.errors import DamagedError
 from lora_inspect.files.input_file import InputFile
-from lora_inspect.files.safetensors.dtypes import FP8, decode_number
+from lora_inspect.files.safetensors.dtypes import BITS, FP8, decode_number
 from lora_inspect.files.safetensors.header import TensorInfo
 
 _PLAIN = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "C64": "<f4"}
@@ -23,6 +24,8 @@ _BLOCK = 1 << 15
 _MOST_DIMENSIONS = 64
 # Half of the last place of bfloat16, in the bits of a float32, and the code of NaN.
 _TIE, _NOT_A_NUMBER = 0x8000, 0x7FC0
+# The place of the upper half in the bits of a float32.
+_UPPER = 1 if sys.byteorder == "little" else 0
 
 
 def decoded(dtype: str, data: Any) -> NDArray[Any]:
@@ -71,36 +74,60 @@ def load(info: TensorInfo) -> NDArray[Any]:
     return (pieces[0] if len(pieces) == 1 else numpy.concatenate(pieces)).reshape(info.shape)
 
 
+def load_into(info: TensorInfo, matrix: NDArray[Any]) -> None:
+    """Fill a matrix of float32 or float64 with the numbers of a tensor that has as many of them."""
+    columns = matrix.shape[1]
+    row_bytes, row = columns * BITS[info.dtype] // 8, 0
+    with InputFile(info.file, info.identity) as source:
+        for piece in source.pieces(info.start, info.stop, max(1, _CHUNK_BYTES // row_bytes) * row_bytes):
+            rows = matrix[row : row + len(piece) // row_bytes]
+            if info.dtype == "BF16" and matrix.dtype == numpy.float32:
+                words = numpy.frombuffer(piece, dtype="<u2").reshape(rows.shape)
+                numpy.left_shift(words, 16, out=rows.view(numpy.uint32), dtype=numpy.uint32)
+            else:
+                rows[...] = decoded(info.dtype, piece).reshape(rows.shape)
+            row += len(rows)
+
+
 def encoded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """The numbers rounded to a type of WRITTEN, half to even, as a contiguous array of its bytes' width.
 
     Numbers beyond the type become infinities.
     """
-    if dtype != "BF16":
-        with numpy.errstate(over="ignore"):
-            return numpy.ascontiguousarray(values, dtype=_PLAIN[dtype])
-    codes = numpy.empty(values.shape, dtype="<u2")
-    source, target = numpy.ascontiguousarray(values).reshape(-1), codes.reshape(-1)
-    for first in range(0, source.size, _BLOCK):
-        target[first : first + _BLOCK] = _brain_codes(source[first : first + _BLOCK])
+    if dtype == "BF16":
+        return _brain_codes(values)
+    with numpy.errstate(over="ignore"):
+        return numpy.ascontiguousarray(values, dtype=_PLAIN[dtype])
+
+
+def encoded_in_place(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """As `encoded`, of numbers that become those which the codes stand for."""
+    if dtype == "BF16" and values.dtype == numpy.float32 and values.flags.c_contiguous:
+        return _brain_codes(values, in_place=True)
+    codes = encoded(values, dtype)
+    values[...] = decoded(dtype, codes).reshape(values.shape)
     return codes
 
 
-def _brain_codes(values: NDArray[Any]) -> NDArray[Any]:
-    """The codes of numbers in bfloat16, the upper halves of those in float32, as uint32."""
-    with numpy.errstate(over="ignore"):
-        # Those of single precision are not copied, as only others are settled below.
-        words = values.astype(numpy.float32, copy=False).view(numpy.uint32)
-    if values.dtype == numpy.float64:
-        _settle_ties(words, values)
-    not_a_number = numpy.isnan(values)
-    codes = words >> 16
-    codes &= 1
-    codes += _TIE - 1
-    codes += words
-    codes >>= 16
-    if not_a_number.any():
-        codes[not_a_number] = _NOT_A_NUMBER
+def _brain_codes(values: NDArray[Any], in_place: bool = False) -> NDArray[Any]:
+    """The codes of numbers in bfloat16, the upper halves of those in float32."""
+    codes = numpy.empty(values.shape, dtype="<u2")
+    source, target = numpy.ascontiguousarray(values).reshape(-1), codes.reshape(-1)
+    for first in range(0, source.size, _BLOCK):
+        own = source[first : first + _BLOCK]
+        not_a_number = numpy.isnan(own)
+        with numpy.errstate(over="ignore"):
+            words = own.astype(numpy.float32, copy=not in_place).view(numpy.uint32)
+        if own.dtype == numpy.float64:
+            _settle_ties(words, own)
+        up = words >> 16
+        up &= 1
+        up += _TIE - 1
+        words += up
+        words &= 0xFFFF0000
+        if not_a_number.any():
+            words[not_a_number] = _NOT_A_NUMBER << 16
+        target[first : first + _BLOCK] = words.view(numpy.uint16)[_UPPER::2]
     return codes
 
 

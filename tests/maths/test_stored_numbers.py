@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_inspect.files.safetensors.header import read_header
-from lora_inspect.maths.stored_numbers import decoded, encoded, load, rounded, stored_pieces
+from lora_inspect.maths.stored_numbers import (
+    decoded,
+    encoded,
+    encoded_in_place,
+    load,
+    load_into,
+    rounded,
+    stored_pieces,
+)
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
@@ -98,3 +106,46 @@ def test_a_large_tensor_comes_in_pieces(write_safetensors):
     assert sum(size for size, _ in pieces) == 2 * count
     whole = numpy.concatenate([piece for _, piece in pieces])
     assert numpy.array_equal(whole, decoded("BF16", data), equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", [numpy.float32, numpy.float64])
+@pytest.mark.parametrize("dtype", ROUNDED)
+def test_numbers_become_those_that_their_codes_stand_for(dtype, kind):
+    with numpy.errstate(over="ignore"):
+        values = many(2).astype(kind)
+        meant = ROUNDED[dtype](values.astype(float)).astype(kind)
+    codes = encoded(values, dtype).copy()
+    found = encoded_in_place(values, dtype)
+    assert found.tobytes() == codes.tobytes()
+    assert numpy.array_equal(values, meant)
+
+
+@pytest.mark.parametrize("dtype", ROUNDED)
+def test_numbers_that_do_not_lie_in_a_row_become_those_of_their_codes(dtype):
+    values = many(3).astype(numpy.float32)[: 6 * 1000].reshape(6, 1000)
+    with numpy.errstate(over="ignore"):
+        codes, meant = encoded(values.T, dtype).copy(), rounded(values.T, dtype)
+        found = encoded_in_place(turned := values.T, dtype)
+    assert found.tobytes() == codes.tobytes()
+    assert numpy.array_equal(turned, meant)
+
+
+@pytest.mark.parametrize("kind", [numpy.float32, numpy.float64])
+@pytest.mark.parametrize("dtype", TORCH)
+def test_a_tensor_is_loaded_into_columns_of_a_matrix(dtype, kind, write_safetensors):
+    values = torch.randn(3, 5, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).to(TORCH[dtype])
+    data = values.view(torch.uint8).numpy().tobytes()
+    tensors, _ = read_header(str(write_safetensors({"a": (dtype, tuple(values.shape), data)})))
+    matrix = numpy.full((3, 24), 7.0, kind)
+    load_into(tensors["a"], matrix[:, 2:22])
+    assert numpy.array_equal(matrix[:, 2:22], values.to(getattr(torch, kind.__name__)).reshape(3, 20).numpy())
+    assert (matrix[:, [0, 1, 22, 23]] == 7.0).all()
+
+
+def test_a_large_tensor_is_loaded_into_a_matrix_by_pieces(write_safetensors, monkeypatch):
+    monkeypatch.setattr("lora_inspect.maths.stored_numbers._CHUNK_BYTES", 50)
+    data = numpy.arange(70, dtype="<u2")
+    tensors, _ = read_header(str(write_safetensors({"a": ("BF16", (10, 7), data.tobytes())})))
+    matrix = numpy.zeros((10, 7), numpy.float32)
+    load_into(tensors["a"], matrix)
+    assert numpy.array_equal(matrix, decoded("BF16", data.tobytes()).reshape(10, 7))

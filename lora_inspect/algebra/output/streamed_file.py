@@ -27,8 +27,8 @@ from lora_inspect.files.safetensors.writer import (
 )
 from lora_inspect.files.system import read_at
 
-# So many bytes of an output are read back at a time.
-_PIECE = 1 << 22
+# So many bytes of an output are read back at a time, which stay near the processor.
+_PIECE = 1 << 18
 
 
 def bytes_of(tensor: NDArray[numpy.generic]) -> memoryview:
