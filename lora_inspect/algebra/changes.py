@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.algebra.linear.factors import Array, Factors, joined
+from lora_inspect.algebra.linear.module_threads import Workspace
 from lora_inspect.algorithms import full, lora
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.target.target_algorithm import ARE_DIFFERENCES, is_kernel_open, is_kernel_untold
@@ -130,25 +131,25 @@ def _by_formula(contribution: Contribution) -> Factors:
     return Factors.of(up, down, shape, contribution.known_scale)
 
 
-def sum_of(module: OutputModule, kind: type = numpy.float64) -> Factors:
-    """The sum of a module's terms, all of them thin, in float64 or float32.
+def sum_of(module: OutputModule, kind: type = numpy.float64, workspace: Workspace | None = None) -> Factors:
+    """The sum of a module's terms, all of them thin, in float64 or float32; of plain LoRA in memory of the `workspace`.
 
     Raises LoraInspectError where their shapes disagree.
     """
     terms = [term for term in module.terms if term.multiplier]
     if all(_is_plain(term.contribution) and not term.moves for term in terms):
-        return _read_sum(terms, kind)
+        return _read_sum(terms, kind, workspace or Workspace())
     return joined(terms_of(terms), kind)
 
 
-def _read_sum(terms: Sequence[Term], kind: type) -> Factors:
+def _read_sum(terms: Sequence[Term], kind: type, workspace: Workspace) -> Factors:
     """The sum of plain LoRA whose rows stay where they are, each factor read into its place of the sum's."""
     parts = [term.contribution for term in terms]
     shapes, edges = [one.known_shape for one in parts], [0, *accumulate(one.known_rank for one in parts)]
     check_sizes(terms, shapes)
     rows, columns = matrix_shape(shapes[0])
-    up: Array = numpy.empty((rows, edges[-1]), kind)
-    down: Array = numpy.empty((edges[-1], columns), kind)
+    up = workspace.empty("up", (rows, edges[-1]), kind)
+    down = workspace.empty("down", (edges[-1], columns), kind)
     weights = numpy.empty(edges[-1])
     for term, (first, last) in zip(terms, pairwise(edges), strict=True):
         for role, part in (("up", up[:, first:last]), ("down", down[first:last])):

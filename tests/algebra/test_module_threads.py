@@ -7,7 +7,7 @@ import numpy
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from lora_inspect.algebra.linear.module_threads import made_in_order, one_blas_thread
+from lora_inspect.algebra.linear.module_threads import Workspace, made_in_order, one_blas_thread
 
 
 def blas_threads():
@@ -68,3 +68,27 @@ def test_no_more_wait_than_there_are_threads():
     time.sleep(0.05)
     assert len(begun) <= 3
     assert list(making) == list(range(1, 100))
+
+
+def test_a_thread_has_memory_of_its_own_and_keeps_it():
+    workspace = Workspace()
+
+    def make(item):
+        up, down = workspace.empty("up", (3, item), numpy.float32), workspace.empty("down", (item, 4), numpy.float64)
+        assert (up.shape, down.shape) == ((3, item), (item, 4))
+        up[...], down[...] = item, -item
+        time.sleep(0.01)
+        assert (up == item).all()
+        assert (down == -item).all()
+        return threading.get_ident(), up.__array_interface__["data"][0]
+
+    made = list(made_in_order(make, [9, 9, 4, 7, 1, 8], 2))
+    assert len({address for _, address in made}) == len({thread for thread, _ in made})
+
+
+def test_a_larger_array_gets_more_memory():
+    workspace = Workspace()
+    workspace.empty("up", (2, 2), numpy.float32)[...] = 1.0
+    larger = workspace.empty("up", (20, 3), numpy.float64)
+    larger[...] = 5.0
+    assert (larger == 5.0).all()

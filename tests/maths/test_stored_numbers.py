@@ -122,8 +122,8 @@ def test_numbers_become_those_that_their_codes_stand_for(dtype, kind):
 
 @pytest.mark.parametrize("dtype", ROUNDED)
 def test_numbers_that_do_not_lie_in_a_row_become_those_of_their_codes(dtype):
-    values = many(3).astype(numpy.float32)[: 6 * 1000].reshape(6, 1000)
     with numpy.errstate(over="ignore"):
+        values = many(3).astype(numpy.float32)[:6000].reshape(6, 1000)
         codes, meant = encoded(values.T, dtype).copy(), rounded(values.T, dtype)
         found = encoded_in_place(turned := values.T, dtype)
     assert found.tobytes() == codes.tobytes()

@@ -8,12 +8,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Lock
+from math import prod
+from threading import Lock, local
 from typing import Any, TypeVar
 
 import numpy
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from lora_inspect.algebra.linear.factors import Array
 from lora_inspect.files.system import usable_cores
 
 # More threads than that wait for memory, and each holds the factors of a module.
@@ -21,6 +24,25 @@ _MOST_THREADS = 8
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+
+
+class Workspace(local):
+    """Memory that each thread keeps for the sum of one module after the other, so that the system need not clear it.
+
+    Whatever the thread had there before is overwritten.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, NDArray[numpy.uint8]] = {}
+
+    def empty(self, side: str, shape: tuple[int, int], kind: type) -> Array:
+        """An array without values, the only one of its `side` in this thread."""
+        size = prod(shape) * numpy.dtype(kind).itemsize
+        held = self._held.get(side)
+        if held is None or held.size < size:
+            held = self._held[side] = numpy.empty(size, numpy.uint8)
+        found: Array = held[:size].view(kind).reshape(shape)
+        return found
 
 
 def made_in_order(make: Callable[[Item], Made], items: Iterable[Item], threads: int | None = None) -> Iterator[Made]:
