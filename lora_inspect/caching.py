@@ -9,7 +9,7 @@ _Found = TypeVar("_Found")
 _Key = TypeVar("_Key", bound=Hashable)
 
 # Together they bound what is kept, as a file may have any number of names of any length.
-_MOST_NAMES, _LONGEST_NAME = 1 << 15, 256
+MOST_NAMES, LONGEST_NAME = 1 << 15, 256
 
 
 def remembering(find: Callable[Concatenate[str, _Others], _Found]) -> Callable[Concatenate[str, _Others], _Found]:
@@ -17,11 +17,11 @@ def remembering(find: Callable[Concatenate[str, _Others], _Found]) -> Callable[C
 
     The result must depend on the arguments only.
     """
-    kept = lru_cache(maxsize=_MOST_NAMES)(find)
+    kept = lru_cache(maxsize=MOST_NAMES)(find)
 
     @wraps(find)
     def ask(name: str, *others: _Others.args, **named: _Others.kwargs) -> _Found:
-        if len(name) > _LONGEST_NAME:
+        if len(name) > LONGEST_NAME:
             return find(name, *others, **named)
         return kept(name, *others, **named)  # type: ignore[arg-type]
 

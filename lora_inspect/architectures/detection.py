@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from lora_inspect.caching import Remembered
+from lora_inspect.caching import Remembered, remembering
 from lora_inspect.sentences import listed
 
 from ..fast_namedtuple import NamedTuple
@@ -116,26 +116,35 @@ def _agrees(size: Size, out_features: int | None, in_features: int | None) -> bo
 
 # Ten digits are past any block count, and int() of thousands of digits is an error.
 _DIGITS = 10
+# The path of no module list is as long.
+_LONGEST_LIST = 256
 
 
 def used_indices(paths: Iterable[str], families: Iterable[Architecture]) -> dict[str, set[int]]:
     """The indices below each module list of the families, by the pattern of the list's path."""
     layouts = (layout for architecture in families for layout in architecture.layouts)
     lists = frozenset[str]().union(*(_lists(layout.blocks) for layout in layouts))
-    longest = max(map(len, lists), default=0)
     used: dict[str, set[int]] = {}
     for path in paths:
-        separator = separator_of(path)
-        above = ""
-        for segment in path.split(separator):
-            if segment.isdecimal() and segment.isascii():  # an `{i}` in the names of a file is no number
-                if above in lists:
-                    used.setdefault(above, set()).add(int(segment[:_DIGITS]))
-                segment = "#"
-            above = f"{above}{separator}{segment}" if above else segment
-            if len(above) > longest:
-                break
+        for above, index in _indices(path):
+            if above in lists:
+                used.setdefault(above, set()).add(index)
     return used
+
+
+@remembering
+def _indices(path: str) -> tuple[tuple[str, int], ...]:
+    """Each number in a path, with the pattern of the path before it."""
+    separator, above = separator_of(path), ""
+    found: list[tuple[str, int]] = []
+    for segment in path.split(separator):
+        if segment.isdecimal() and segment.isascii():  # an `{i}` in the names of a file is no number
+            found.append((above, int(segment[:_DIGITS])))
+            segment = "#"
+        above = f"{above}{separator}{segment}" if above else segment
+        if len(above) > _LONGEST_LIST:
+            break
+    return tuple(found)
 
 
 @cache
@@ -292,16 +301,20 @@ def _matching_layouts(counts: Mapping[str, int], least: float) -> dict[str, tupl
     return found
 
 
+@remembering
+def _own_pattern(path: str) -> str:
+    return pattern_of(path, separator_of(path))
+
+
 def _fits_of_names(modules: Sequence[tuple[str, int | None, int | None]], minimum_share: float) -> tuple[_Fit, ...]:
     """The families with the most of the names.
 
     Where the widths fit none of these, all families with enough of the names are as likely.
     """
-    shapes: dict[str, set[tuple[int | None, int | None]]] = {}
-    counts: Counter[str] = Counter()
-    for path, out_features, in_features in modules:
-        pattern = pattern_of(path, separator_of(path))
-        counts[pattern] += 1
+    paths, outs, ins = zip(*modules, strict=True)
+    patterns = list(map(_own_pattern, paths))
+    counts, shapes = Counter(patterns), dict[str, set[tuple[int | None, int | None]]]()
+    for pattern, out_features, in_features in dict.fromkeys(zip(patterns, outs, ins, strict=True)):
         shapes.setdefault(pattern, set()).add((out_features, in_features))
     total = len(modules)
     found = _matching_layouts(counts, minimum_share * total)

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 
+from lora_inspect.caching import remembering
+
 # A whole segment that is a number, in dotted and in underscored names. Its first letter stands before all else, as
 # letters of few kinds are searched for much faster than places.
 INDEX = {
@@ -20,6 +22,7 @@ def separator_of(path: str) -> str:
     return "." if "." in path else "_"
 
 
+@remembering
 def pattern_of(path: str, separator: str) -> str:
     """The name with `separator` between its segments and `#` for its numbers."""
     return INDEX[separator].sub("#", path.replace(".", separator))

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 from lora_inspect.errors import CouldNotWorkError, LoraInspectError, NotFoundError, RefusedError, changed
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.system import open_without_waiting
+from lora_inspect.files.system import open_without_waiting, read_at
 from lora_inspect.stores.address import is_remote
 
 if TYPE_CHECKING:
     from lora_inspect.stores.client import Answer
+
+
+# Ranges with no more bytes between them are read together, so many bytes at most.
+_GAP, _AT_ONCE = 1 << 10, 1 << 16
 
 
 class Identity(NamedTuple):
@@ -106,8 +110,7 @@ class InputFile:
     def read_few(self, start: int, count: int) -> bytes:
         """The `count` bytes from position `start` on, where the system mostly has them in one piece."""
         try:
-            self._handle.seek(start)
-            data = self._handle.read(count)
+            data = read_at(self.fileno(), count, start)
         except OSError as error:
             raise _unreadable(self.path, error.strerror) from None
         return data if len(data) == count else bytes(self.read(start, count))
@@ -116,8 +119,13 @@ class InputFile:
         """Says that a range is going to be read block after block: the system reads ahead by itself."""
 
     def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of many small ranges (position, how many), in their order."""
-        return [self.read_few(*one) for one in ranges]
+        """The bytes of many small ranges (position, how many), in their order; close neighbours are read together."""
+        found: list[bytes] = []
+        for together in _neighbours(ranges):
+            (first, _), (last, count) = together[0], together[-1]
+            data = self.read_few(first, last + count - first)
+            found += [data[start - first : start - first + size] for start, size in together]
+        return found
 
     def read(self, start: int, count: int) -> bytearray:
         """The `count` bytes from position `start` on."""
@@ -128,6 +136,20 @@ class InputFile:
     def pieces(self, start: int, stop: int, size: int) -> Iterator[bytearray]:
         """All bytes of a range, about `size` of them at a time."""
         return (self.read(first, min(size, stop - first)) for first in range(start, stop, size))
+
+
+def _neighbours(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Ranges that follow each other in the file so closely that they are read at once."""
+    together: list[tuple[int, int]] = []
+    for start, size in ranges:
+        if together:
+            (first, _), (last, count) = together[0], together[-1]
+            if not (last + count <= start <= last + count + _GAP and start + size - first <= _AT_ONCE):
+                yield together
+                together = []
+        together.append((start, size))
+    if together:
+        yield together
 
 
 class RemoteInput(InputFile):

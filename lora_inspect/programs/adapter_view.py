@@ -12,7 +12,7 @@ from lora_inspect import algorithms
 from lora_inspect.architectures.patterns import layout_patterns, pattern_of
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.text_encoders import PATHS, ROOTS
-from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple, make_record
 from lora_inspect.programs.record import HIDING, INFIXED, SLICED, TEXT_ENCODERS, Loader, Program, Reads
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.keys.groups import group_equal
@@ -198,13 +198,16 @@ class View:
         numbers: dict[tuple[Any, ...], int] = {}
         forms = [[numbers.setdefault(traits, len(numbers)) for traits in of_kind] for of_kind in said]
         for module, kind in zip(modules.values(), modules.likeness.numbers, strict=True):
-            name, key = module.name, module.name.key
-            pattern = pattern_of(name.body, separator_of(module))
+            _, component, prefix, body, is_flat = module.name
+            pattern = pattern_of(body, "_" if is_flat else ".")
+            key = prefix + body
             for contribution, form in zip(module.contributions, forms[kind], strict=True):
-                traits = (pattern, name.prefix, name.component, name.flat, form, *_spelling(contribution, key))
-                if traits not in members:
-                    members[traits], looks[traits] = [], look_of(module, contribution, pattern)
-                members[traits].append(Member(place, module, contribution))
+                traits = (pattern, prefix, component, is_flat, form, *_spelling(contribution, key))
+                own = members.get(traits)
+                if own is None:
+                    own = members[traits] = []
+                    looks[traits] = look_of(module, contribution, pattern)
+                own.append(make_record(Member, (place, module, contribution)))
                 place += 1
         return tuple(MemberGroup(looks[traits], own) for traits, own in members.items())
 

@@ -11,7 +11,7 @@ from math import inf
 from typing import TypeVar
 
 from lora_inspect.architectures.record import Architecture
-from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.fast_namedtuple import NamedTuple, make_record
 from lora_inspect.programs.adapter_view import Member, MemberGroup, ModuleTraits, View, is_at, is_of_layout, loader_for
 from lora_inspect.programs.record import (
     COMPUTES,
@@ -303,7 +303,7 @@ class _Reading(NamedTuple):
         return list(found.items())
 
     def _given(self, member: Member) -> Given:
-        return Given(self.view.adapter, member.module, member.contribution)
+        return make_record(Given, (self.view.adapter, member.module, member.contribution))
 
     def _treat(self, rule: Rule, members: Sequence[Member]) -> None:
         """Notes what becomes of those that it finds, by their algorithm, and of exceptions."""

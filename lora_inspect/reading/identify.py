@@ -21,7 +21,7 @@ from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.keys.suffixes import canonical_path, table_of
 from lora_inspect.reading.model import contribution
 from lora_inspect.reading.shown_families import shown_candidates
-from lora_inspect.schemes.record import MODEL
+from lora_inspect.schemes.record import MODEL, ModuleName
 from lora_inspect.sentences import listed
 
 # A base has embeddings, norms and heads beside the layers that the tables of architectures list.
@@ -124,21 +124,23 @@ def _has_a_side(relation: Relation, patterns: Collection[str]) -> bool:
     return any(pattern_of(path, ".") in patterns for path in (relation.whole, *relation.parts))
 
 
-# The paths of the files that were read last, by the names of their modules and those of the layouts.
-_MOST_NAMES = 2_000
-_paths: Remembered[Any, list[str | None]] = Remembered(16)
+# The paths of modules by their names, for the layouts that files were of which were read last.
+_MOST_NAMES = 10_000
+_paths: Remembered[Any, dict[ModuleName, str | None]] = Remembered(16)
 
 
 def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
     """The adapter with the path of each module, which may be of any of the `families`; None where that stays open."""
-    names = tuple([module.name for module in adapter.modules.values()])
+    names = [module.name for module in adapter.modules.values()]
     own = tuple(family.layout.named for family in families)
     others = tuple(layout.named for family in families for layout in family.architecture.layouts)
-    paths = _paths.get((names, own, others)) if len(names) <= _MOST_NAMES else None
-    if paths is None:
-        tables = [list(map(table_of, layouts)) for layouts in (own, others)]
-        paths = [canonical_path(name, *tables) for name in names]
+    known = _paths.of((own, others), dict)
+    if len(known) + len(names) > _MOST_NAMES:  # none of those that other threads are reading is taken away
+        known = {}
         if len(names) <= _MOST_NAMES:
-            _paths.put((names, own, others), paths)
-    modules = contribution.with_paths(adapter.modules.values(), paths)
+            _paths.put((own, others), known)
+    if new := [name for name in names if name not in known]:
+        tables = [list(map(table_of, layouts)) for layouts in (own, others)]
+        known.update([(name, canonical_path(name, *tables)) for name in new])
+    modules = contribution.with_paths(adapter.modules.values(), [known[name] for name in names])
     return adapter._replace(modules=group_equal(adapter.modules).with_values(modules))

@@ -1,6 +1,7 @@
 """Input files: whatever makes one another file than it was is noticed, and nothing that is no file is waited for."""
 
 import os
+import random
 import socket
 
 import pytest
@@ -27,6 +28,37 @@ def test_reads_by_position(file):
     assert read_whole(str(file), 10)[0] == b"0123456789"
     with pytest.raises(LoraInspectError, match="it has 10 bytes, but lora-inspect reads at most 9 of such a file"):
         read_whole(str(file), 9)
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [(0, 4), (4, 4), (8, 4)],
+        [(8, 4), (0, 4), (4, 4)],
+        [(0, 4), (1030, 4), (3000, 4)],
+        [(0, 4), (2, 4), (2, 4), (0, 0)],
+        [(4 * at, 4) for at in range(40_000)],
+        [(100, 70_000), (70_100, 70_000)],
+        [],
+    ],
+)
+def test_small_ranges_are_read_as_each_alone(ranges, tmp_path):
+    content = random.Random(0).randbytes(160_000)
+    path = tmp_path / "a.bin"
+    path.write_bytes(content)
+    with InputFile(str(path)) as source:
+        assert source.read_each(ranges) == [content[start : start + size] for start, size in ranges]
+
+
+def test_neighbours_are_read_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(4_000))
+    read = []
+    real = input_file.read_at
+    monkeypatch.setattr(input_file, "read_at", lambda *asked: read.append(asked[1:]) or real(*asked))
+    with InputFile(str(path)) as source:
+        source.read_each([(8, 4), (12, 4), (40, 2), (3_000, 4)])
+    assert read == [(34, 8), (4, 3_000)]
 
 
 def test_goes_on_where_the_system_gives_less_than_was_asked_for(file, monkeypatch):

@@ -9,6 +9,7 @@ with the layers of SD 1.5, SD 2 and SDXL, and on their text encoders; `modules/l
 """
 
 from collections.abc import Iterator
+from itertools import repeat
 
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.record import (
@@ -90,7 +91,7 @@ def scale(of_glora: ScaleRule) -> ScaleOfFile:
         return without_tensors(given)
 
     def of_file(adapter: Adapter) -> ScaleRule:
-        has_tensors = any(key.endswith(".scale") for key in adapter.checkpoint.tensors)
+        has_tensors = any(map(str.endswith, adapter.checkpoint.tensors, repeat(".scale")))
         return found if has_tensors else OfKind(without_tensors)
 
     return ScaleOfFile(of_file)

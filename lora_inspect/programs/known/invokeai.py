@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from lora_inspect.architectures import by_name
+from lora_inspect.caching import remembering
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.programs.record import (
     COMPUTES,
@@ -276,9 +277,14 @@ _OF_WIDTH = ("_img_attn_proj.lora_down.weight", ".img_attn.proj.lora_A.weight")
 _OF_ROWS = ("_img_mlp_0.lora_up.weight", ".img_mlp.0.lora_B.weight")
 
 
+@remembering
+def _is_of_flux(key: str) -> bool:
+    return bool(re.match(_FLUX, key))
+
+
 def _of_flux(adapter: Adapter) -> str | None:
     tensors = adapter.checkpoint.tensors
-    if any(key.startswith("lora_unet_") for key in tensors) and not all(map(re.compile(_FLUX).match, tensors)):
+    if any(key.startswith("lora_unet_") for key in tensors) and not all(map(_is_of_flux, tensors)):
         return _UNLIKE_FLUX
     for key, info in tensors.items():
         is_wider = key.endswith(_OF_WIDTH) and info.shape[1:] != (_WIDTH,)

@@ -10,10 +10,10 @@ from typing import Any
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import Algorithm
-from lora_inspect.fast_namedtuple import NamedTuple, make_records
+from lora_inspect.fast_namedtuple import NamedTuple, make_record, make_records
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths import dora
-from lora_inspect.reading.keys.suffixes import ParsedKey, parse_key
+from lora_inspect.reading.keys.suffixes import ROOT, ParsedKey, known_keys, parse_key
 from lora_inspect.reading.model.contribution import UNSCALED, Contribution, Magnitude, Module
 from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, RawProblem
 from lora_inspect.schemes.record import ModuleName
@@ -34,34 +34,35 @@ class GroupTensor(NamedTuple):
 
 
 class KeyGroup:
-    """The tensors of one module while its keys come in: factors by slice, shared ones by role with their suffix."""
+    """The tensors of one module while its keys come in, and by role those that its algorithms share."""
 
-    __slots__ = ("parts", "shared")
+    __slots__ = ("infos", "parsed", "shared")
 
     def __init__(self) -> None:
-        self.parts: dict[int | None, list[GroupTensor]] = {}
-        self.shared: dict[str, tuple[TensorInfo, str]] = {}
-
-    @property
-    def infos(self) -> list[TensorInfo]:
-        """All of the tensors, in the order in which `form` speaks of them."""
-        factors = [tensor.info for tensors in self.parts.values() for tensor in tensors]
-        return factors + [info for info, _ in self.shared.values()]
+        self.infos: list[TensorInfo] = []
+        self.parsed: list[ParsedKey] = []
+        self.shared: dict[str, TensorInfo] = {}
 
     @property
     def form(self) -> Form:
-        """All that decides what they amount to, but for the module's name."""
-        factors = [
-            (part, tensor.parsed.suffix, tensor.parsed.meanings, tensor.info.shape)
-            for part, tensors in self.parts.items()
-            for tensor in tensors
-        ]
-        return *factors, *[(role, suffix, info.shape) for role, (info, suffix) in self.shared.items()]
+        """All that decides what they amount to, but for the module's name: their suffixes and shapes."""
+        # All keys that end alike share one object with what their end can mean.
+        spelled = [(parsed.suffix, parsed.part, id(parsed.meanings)) for parsed in self.parsed]
+        return tuple(spelled), tuple([info.shape for info in self.infos])
+
+    @property
+    def parts(self) -> dict[int | None, list[GroupTensor]]:
+        """The factors by slice."""
+        parts: dict[int | None, list[GroupTensor]] = {}
+        for info, parsed in zip(self.infos, self.parsed, strict=True):
+            if parsed.algorithm:
+                parts.setdefault(parsed.part, []).append(GroupTensor(info, parsed))
+        return parts
 
     @property
     def suffixes(self) -> list[str]:
         """Those of the factors' keys."""
-        return [tensor.parsed.suffix for tensors in self.parts.values() for tensor in tensors]
+        return [parsed.suffix for parsed in self.parsed if parsed.algorithm]
 
 
 # What a module has behind its tensors before its path is known.
@@ -94,7 +95,7 @@ class ModulePlan:
 
     def module(self, name: ModuleName, infos: Sequence[TensorInfo]) -> Module:
         """The module of that name that is made of these tensors."""
-        return Module(*self.row(name, infos))
+        return make_record(Module, self.row(name, infos))
 
     def row(self, name: ModuleName, infos: Sequence[TensorInfo]) -> tuple[Any, ...]:
         """All values of the module's fields."""
@@ -112,6 +113,21 @@ class ModulePlan:
         alpha = None if self._alpha is None else infos[self._alpha]
         flag = None if self._flag is None else infos[self._flag]
         return name, tuple(make_records(Contribution, rows_of)), alpha, flag, *_UNNAMED
+
+
+# The plans of the last forms, with the suffixes of their factors, and the objects whose identities are in the form.
+# They are for the algorithms and schemes that are known after so many changes.
+_Plans = dict[Form, tuple[ModulePlan, list[str], list[ParsedKey]]]
+_MOST_FORMS = 4_000
+_plans: tuple[tuple[int, int], _Plans] = (0, 0), {}
+
+
+def _plans_of_now() -> _Plans:
+    global _plans
+    changes = algorithms.changes(), schemes.changes()
+    if _plans[0] != changes or len(_plans[1]) >= _MOST_FORMS:
+        _plans = changes, {}
+    return _plans[1]
 
 
 # Tensors of a whole network, without a module.
@@ -160,50 +176,65 @@ class _Claimed(NamedTuple):
 
 def claim(tensors: dict[str, TensorInfo], known: Mapping[str, ParsedKey] = MappingProxyType({})) -> Claims:
     """Modules from the keys and shapes of a file; `known` are keys that mean what they do not spell."""
+    return claim_with_plans(tensors, known)[0]
+
+
+def claim_with_plans(
+    tensors: dict[str, TensorInfo], known: Mapping[str, ParsedKey] = MappingProxyType({})
+) -> tuple[Claims, list[ModulePlan | None]]:
+    """As `claim`, with the plan of each module, one for all that are alike; None for one that may be like no other."""
     groups: dict[str, KeyGroup] = {}
     flags: list[str] = []
     unclaimed: list[str] = []
     findings: list[RawProblem] = []
+    spelled = known_keys()
     for key, info in tensors.items():
         if key in NETWORK_FLAGS:
             flags.append(key)
-        elif (parsed := known.get(key) or parse_key(key)) and not parsed.is_of_all:
+        elif (parsed := known.get(key) or spelled[key]) and not (parsed.module == ROOT and parsed.is_of_all):
             group = groups.get(parsed.module) or groups.setdefault(parsed.module, KeyGroup())
-            if parsed.algorithm:
-                group.parts.setdefault(parsed.part, []).append(GroupTensor(info, parsed))
-            elif parsed.role in group.shared:
+            if parsed.algorithm or group.shared.setdefault(parsed.role, info) is info:
+                group.infos.append(info)
+                group.parsed.append(parsed)
+            else:
                 unclaimed.append(key)
                 findings.append(_second(key))
-            else:
-                group.shared[parsed.role] = (info, parsed.suffix)
         else:
             unclaimed.append(key)
-    unmarked = [tensor for name, group in groups.items() for tensor in _unmarked(name, group, tensors)]
-    for tensor in unmarked:
-        groups[tensor.parsed.module].parts[None].append(tensor)
-    if unmarked:
-        taken = {tensor.info.name for tensor in unmarked}
-        unclaimed = [key for key in unclaimed if key not in taken]
     modules: dict[str, Module] = {}
-    plans: dict[Form, ModulePlan] = {}
+    followed: list[ModulePlan | None] = []
+    taken: set[str] = set()
+    left_of_modules: list[str] = []
+    plans = _plans_of_now()
     for name, group in groups.items():
-        named, form, infos = schemes.recognise(name, group.suffixes), group.form, group.infos
-        if plan := plans.get(form):
-            modules[name] = plan.module(named, infos)
+        form = group.form
+        if known_form := plans.get(form):
+            plan, suffixes, _ = known_form
+            modules[name] = plan.module(schemes.recognise(name, suffixes), group.infos)
+            followed.append(plan)
             continue
-        module, left, found = _build(named, group)
-        unclaimed.extend(left)
-        findings.extend(found)
+        takers = [own for own in map(algorithms.by_name, list(_possible(group.parts.get(None, ())))) if own.unmarked]
+        for info, parsed in _unmarked(name, takers, tensors):
+            group.infos.append(info)
+            group.parsed.append(parsed)
+            taken.add(info.name)
+        suffixes = group.suffixes
+        module, left, found = _build(schemes.recognise(name, suffixes), group)
+        left_of_modules += left
+        findings += found
         if module:
             modules[name] = module
-            if not left and not found:
-                plans[form] = ModulePlan(module, places_of(infos))
-    return Claims(modules, tuple(flags), tuple(unclaimed), tuple(findings))
+            own = None if left or found or takers else ModulePlan(module, places_of(group.infos))
+            followed.append(own)
+            if own and len(plans) < _MOST_FORMS:
+                plans[form] = own, suffixes, group.parsed
+    unclaimed = [*(key for key in unclaimed if key not in taken), *left_of_modules]
+    return Claims(modules, tuple(flags), tuple(unclaimed), tuple(findings)), followed
 
 
-def _unmarked(name: str, group: KeyGroup, tensors: Mapping[str, TensorInfo]) -> Iterable[GroupTensor]:
+def _unmarked(name: str, takers: Iterable[Algorithm], tensors: Mapping[str, TensorInfo]) -> Iterable[GroupTensor]:
     """The tensors of a module whose suffixes a base has as well, by the algorithms that its other tensors may be of."""
-    for algorithm in map(algorithms.by_name, list(_possible(group.parts.get(None, ())))):
+    for algorithm in takers:
         for role, suffix in algorithm.unmarked.items():
             key = name + suffix
             if key in tensors and parse_key(key) is None:
@@ -244,19 +275,21 @@ def _build(name: ModuleName, group: KeyGroup) -> tuple[Module | None, list[str],
     findings.extend(lone)
     left.extend(key for finding in lone for key in finding.keys)
     if not contributions:
-        left.extend(info.name for info, _ in group.shared.values())
+        left.extend(info.name for info in group.shared.values())
         return None, left, findings
     if "magnitude" in group.shared:
-        contributions, remarks = _attach_magnitude(contributions, *group.shared["magnitude"])
+        info = group.shared["magnitude"]
+        suffix = next(parsed.suffix for own, parsed in zip(group.infos, group.parsed, strict=True) if own is info)
+        contributions, remarks = _attach_magnitude(contributions, info, suffix)
         findings.extend(remarks)
         if remarks:
-            left.append(group.shared["magnitude"][0].name)
+            left.append(info.name)
     alpha, flag = group.shared.get("alpha"), group.shared.get("rslora_flag")
     if alpha and not any(contribution.algorithm.has_alpha for contribution in contributions):
-        left.append(alpha[0].name)
+        left.append(alpha.name)
         alpha = None
     contributions.sort(key=lambda contribution: contribution.turn)
-    return Module(name, tuple(contributions), alpha and alpha[0], flag and flag[0]), left, findings
+    return Module(name, tuple(contributions), alpha, flag), left, findings
 
 
 def _with_bearers(

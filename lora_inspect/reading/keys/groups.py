@@ -15,7 +15,7 @@ from lora_inspect.caching import Remembered
 from lora_inspect.fast_namedtuple import NamedTuple, make_records
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.reading.keys.claims import Claims, ModulePlan, claim, places_of
+from lora_inspect.reading.keys.claims import Claims, ModulePlan, claim, claim_with_plans, places_of
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import read_flag
 from lora_inspect.schemes.record import ModuleName
@@ -211,8 +211,10 @@ def claim_as_before(tensors: dict[str, TensorInfo]) -> Claims:
     before = _remembered.get((of_file, known))
     if before:
         return before.again(infos)
-    claims = claim(tensors)
-    modules = ModuleGroups(claims.modules)
+    claims, plans = claim_with_plans(tensors)
+    named = [module.name[:3] for module in claims.modules.values()]
+    traits = [(plan or place, *name) for place, (plan, name) in enumerate(zip(plans, named, strict=True))]
+    modules = ModuleGroups(claims.modules, likeness_by(traits))
     # Algorithms may have been loaded for the keys.
     known = algorithms.changes(), schemes.changes()
     _remembered.put((of_file, known), _Before(claims, modules, infos))

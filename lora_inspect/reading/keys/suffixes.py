@@ -12,7 +12,7 @@ from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms import by_name, candidates, load_for
 from lora_inspect.architectures.patterns import fill, pattern_of
 from lora_inspect.architectures.text_encoders import PATHS as ENCODER_PATHS
-from lora_inspect.caching import remembering
+from lora_inspect.caching import LONGEST_NAME, MOST_NAMES
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths import dora
 from lora_inspect.reading.base.base_names import EXPERTS
@@ -72,9 +72,38 @@ class ParsedKey(NamedTuple):
         return any(self.suffix == f".{one.name}" for one in shared)
 
 
+class _KnownKeys(dict[str, ParsedKey | None]):
+    """The keys of the last files, taken apart by the algorithms and the schemes of one state of their registries."""
+
+    def __init__(self) -> None:
+        self.registries = algorithms.changes(), schemes.changes()
+
+    def __missing__(self, key: str) -> ParsedKey | None:
+        found = _parsed(key)
+        if len(key) <= LONGEST_NAME and len(self) < MOST_NAMES and not self.are_old:
+            self[key] = found
+        return found
+
+    @property
+    def are_old(self) -> bool:
+        """True if the registries have changed."""
+        return self.registries != (algorithms.changes(), schemes.changes())
+
+
+_known = _KnownKeys()
+
+
 def parse_key(key: str) -> ParsedKey | None:
     """Module and meanings of a key, or None where no algorithm spells its end so."""
-    return _parsed(key, algorithms.changes(), schemes.changes())
+    return known_keys()[key]
+
+
+def known_keys() -> Mapping[str, ParsedKey | None]:
+    """What `parse_key` finds of any key, for the keys of one file, of which many are asked for."""
+    global _known
+    if _known.are_old or len(_known) >= MOST_NAMES:
+        _known = _KnownKeys()
+    return _known
 
 
 def _without_infix(key: str) -> tuple[str, int | None]:
@@ -97,9 +126,7 @@ def _without_infix(key: str) -> tuple[str, int | None]:
     return key, None
 
 
-@remembering
-def _parsed(key: str, algorithm_changes: int, scheme_changes: int) -> ParsedKey | None:
-    """What `parse_key` finds by the algorithms and schemes that are known after so many changes."""
+def _parsed(key: str) -> ParsedKey | None:
     key, part = _without_infix(key)
     # A module has a name; and a key may have as many dots as a file has room for.
     position = key.find(".", max(1, len(key) - LONGEST_SUFFIX))
