@@ -10,7 +10,7 @@ Without a FOLDER it writes adapters of some 300 layers into a temporary one, of 
 - copies: of every 40 files 39 have the same tensors as the first one, and metadata of their own;
 - tiny: adapters of one layer, all of one size, with numbers of their own.
 
-The data is all holes but for the alphas, in copies and tiny ones random numbers. Prints the medians for one process and
+The data is all holes but for the alphas, in tiny ones random numbers. Prints the medians for one process and
 for two, the largest memory of the first, and beside them what safetensors-arch takes for the same folder where that is
 installed, the runs in turn.
 """
@@ -140,7 +140,7 @@ def write_folder(folder: str, files: int, kind: str) -> None:
             kept = {layer: shape for layer, shape in FAMILIES[family].items() if drawn.random() > 0.1}
             write_adapter(path, kept, drawn.choice(RANKS), alpha, number, family)
         elif kind == "copies":
-            write_adapter(path, dict.fromkeys(WAN, (64, 64)), 4, 4.0, number // 40, is_filled=True)
+            write_adapter(path, WAN, 4, 4.0, mark=number // 40)
         elif kind == "tiny":
             write_adapter(path, {"blocks_0_self_attn_q": (64, 64)}, 4, 4.0, number, is_filled=True)
         else:

@@ -1,20 +1,23 @@
 """Files with the same tensors, byte for byte, whatever their metadata; most files need no read for this.
 
 Files are compared by the sizes of their data, then by small samples of it, and only then by their tables of tensors and
-a hash of all the data.
+all of the data.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.stores.address import is_remote
 
 _SAMPLES, _SAMPLE_BYTES = 8, 1 << 12
-_PIECE_BYTES = 1 << 20
+# They stay near the processor.
+_PIECE_BYTES = 1 << 16
 
 
 class Range(NamedTuple):
@@ -60,19 +63,44 @@ class Duplicates:
     """Finds, of files given one after the other, the first that held the same tensors."""
 
     def __init__(self) -> None:
-        self._alike: dict[tuple[int, ...], list[_Known]] = {}
+        self._alike: dict[tuple[int, ...], _OfOneSize] = {}
 
     def earlier(self, path: str, section: DataSection) -> str | None:
         """The path of the first file with the same tensors; None where this one is the first.
 
         A file that cannot be read any more is like no other.
         """
-        known = self._alike.setdefault(section.sizes, [])
-        new = _Known(path, section)
+        alike = self._alike.get(section.sizes)
+        if alike is None:
+            alike = self._alike[section.sizes] = _OfOneSize()
         try:
-            found = next((one.path for one in known if one.is_same(new)), None) if known else None
+            return alike.earlier(_Known(path, section))
         except (LoraInspectError, OSError):
             return None
+
+
+class _OfOneSize:
+    """Files with as many bytes in as many tensors. A lone one is not read; others are known by their samples."""
+
+    def __init__(self) -> None:
+        self._lone: _Known | None = None
+        self._by_sample: dict[bytes, list[_Known]] | None = None
+        self._paths: dict[tuple[Identity, ...], str] = {}
+
+    def earlier(self, new: "_Known") -> str | None:
+        """The path of the first one with the same tensors, also where the two are names of one file."""
+        first = self._paths.setdefault(new.identities, new.path)
+        if first != new.path:
+            return first
+        if self._by_sample is None:
+            if self._lone is None:
+                self._lone = new
+                return None
+            self._by_sample = {}
+            with suppress(LoraInspectError, OSError):  # where it cannot be read any more, it is like no other
+                self._by_sample[self._lone.sample()] = [self._lone]
+        known = self._by_sample.setdefault(new.sample(), [])
+        found = next((one.path for one in known if one.is_same(new)), None)
         if found is None:
             known.append(new)
         return found
@@ -84,23 +112,35 @@ class _Known:
     def __init__(self, path: str, section: DataSection) -> None:
         self.path = path
         self._ranges = section.ranges
-        self._sample: bytes | None = None
         self._digest: bytes | None = None
+        self._table: bytes | None = None
+
+    @property
+    def identities(self) -> tuple[Identity, ...]:
+        """Those of its files."""
+        return tuple(one.identity for one in self._ranges)
+
+    def sample(self) -> bytes:
+        """A digest of small pieces of the data."""
+        return _hash(self._ranges, _samples)
 
     def is_same(self, other: "_Known") -> bool:
-        """Return True if both hold the same bytes, as two names of one file do."""
-        if [one.identity for one in self._ranges] == [one.identity for one in other._ranges]:
-            return True
-        return self._sampled() == other._sampled() and self._hashed() == other._hashed()
+        """Return True if both hold the same tensors."""
+        if self._tabled() != other._tabled():
+            return False
+        # What has to be fetched is fetched once, however many files it is compared with.
+        if any(is_remote(one.file) for one in (*self._ranges, *other._ranges)):
+            return self._hashed() == other._hashed()
+        return all(map(_are_same, self._ranges, other._ranges))
 
-    def _sampled(self) -> bytes:
-        if self._sample is None:
-            self._sample = _hash(self._ranges, _samples)
-        return self._sample
+    def _tabled(self) -> bytes:
+        if self._table is None:
+            self._table = _table(open_checkpoint(self.path))
+        return self._table
 
     def _hashed(self) -> bytes:
         if self._digest is None:
-            self._digest = _table(open_checkpoint(self.path)) + _hash(self._ranges, _pieces)
+            self._digest = _hash(self._ranges, _pieces)
         return self._digest
 
 
@@ -110,13 +150,27 @@ def _table(checkpoint: Checkpoint) -> bytes:
     return hashlib.sha256("\n".join(rows).encode()).digest()
 
 
+def _are_same(one: Range, other: Range) -> bool:
+    """Return True if two ranges of one size hold the same bytes; they are read up to the first difference."""
+    with InputFile(one.file, one.identity) as first, InputFile(other.file, other.identity) as second:
+        ours, theirs = bytearray(_PIECE_BYTES), bytearray(_PIECE_BYTES)
+        for start, size in _pieces(one):
+            if size < _PIECE_BYTES:
+                ours, theirs = bytearray(size), bytearray(size)
+            first.read_into(start, ours)
+            second.read_into(other.start + start - one.start, theirs)
+            if ours != theirs:
+                return False
+    return True
+
+
 def _hash(ranges: Iterable[Range], parts: Callable[[Range], Iterator[tuple[int, int]]]) -> bytes:
     """That of the `parts` of each range, each given by where it begins and its size."""
     digest = hashlib.sha256()
     for one in ranges:
         with InputFile(one.file, one.identity) as source:
             for start, size in parts(one):
-                digest.update(source.read(start, size))
+                digest.update(source.read_few(start, size))
     return digest.digest()
 
 

@@ -15,14 +15,22 @@ from lora_inspect.scanning.duplicates import Duplicates, data_section
 def bytes_read(monkeypatch):
     """How many bytes are read from now on, by file name."""
     counts = {}
-    real = InputFile.read_into
+    into, few = InputFile.read_into, InputFile.read_few
 
-    def counting(self, start, buffer):
+    def count(self, size):
         name = os.path.basename(self.path)
-        counts[name] = counts.get(name, 0) + len(buffer)
-        return real(self, start, buffer)
+        counts[name] = counts.get(name, 0) + size
 
-    monkeypatch.setattr(InputFile, "read_into", counting)
+    def counting_into(self, start, buffer):
+        count(self, len(buffer))
+        return into(self, start, buffer)
+
+    def counting_few(self, start, size):
+        count(self, size)
+        return few(self, start, size)
+
+    monkeypatch.setattr(InputFile, "read_into", counting_into)
+    monkeypatch.setattr(InputFile, "read_few", counting_few)
     return counts
 
 
@@ -97,7 +105,30 @@ def test_of_the_steps_of_one_training_little_is_read(write_safetensors, bytes_re
     bytes_read.clear()
     duplicates = Duplicates()
     assert [duplicates.earlier(*one) for one in sections] == [None] * 4
+    assert len(bytes_read) == 4
     assert all(count <= 8 * 4096 for count in bytes_read.values())
+
+
+def test_copies_are_read_up_to_the_first_difference(write_safetensors, bytes_read):
+    data = bytearray(2 << 20)
+    first = write_safetensors({"a": ("U8", (len(data),), bytes(data))}, name="a.safetensors")
+    data[5_000] = 1  # between two samples
+    other = write_safetensors({"a": ("U8", (len(data),), bytes(data))}, name="b.safetensors")
+    sections = [(str(file), data_section(open_checkpoint(str(file)))) for file in (first, other)]
+    bytes_read.clear()
+    duplicates = Duplicates()
+    assert [duplicates.earlier(*one) for one in sections] == [None, None]
+    assert 0 < max(bytes_read.values()) < 1 << 19
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_file_that_is_gone_leaves_the_others_their_copies(gone, write_safetensors):
+    files = [str(write_safetensors(loras(), name=f"{n}.safetensors")) for n in range(4)]
+    sections = [(file, data_section(open_checkpoint(file))) for file in files]
+    os.remove(files[gone])
+    duplicates = Duplicates()
+    found = [duplicates.earlier(*one) for one in sections]
+    assert found[2:] == [files[1 - gone]] * 2
 
 
 def test_two_names_of_one_file_are_not_read(write_safetensors, tmp_path, bytes_read):
