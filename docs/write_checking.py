@@ -21,9 +21,9 @@ lora-inspect check loras/ --format sarif > problems.sarif
 ```
 
 `check` tells what is wrong or doubtful with each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters.
-What [info](reading.md#problems) tells is among it, by the same codes. Headers, metadata, alphas and flags are read, and
-the whole file where its metadata state a hash. `--tensors` reads all numbers, a few million at a time. What hangs on a
-path settles what the file leaves open, as everywhere: `adapter.safetensors:alpha=16`.
+The [problems that `info` reports](problems.md) are among these, by the same codes. Headers, metadata, alphas and flags
+are read, and the whole file where its metadata state a hash. `--tensors` reads all numbers, a few million at a time.
+Settings on a path settle facts that the file leaves open, as everywhere: `adapter.safetensors:alpha=16`.
 
 A line is `path: severity code: sentence`, the most serious problems first, and says where `--fix` mends it. A file
 without any is one line. Of several files those with problems are named, the worst first, and the others counted. In a
@@ -45,8 +45,8 @@ lora-inspect check cast.safetensors --fix -o mended.safetensors
 The bytes of tensors stay as they are, but for those that the problem is in; hashes that the metadata state are taken
 anew where anything changed that they are of. The output is read before it appears: it has every module with the rank
 and the scale of before, and none of the problems that were mended, or nothing is written and the exit status is 1.
-Otherwise it is 0, whatever is left; check OUT for that. What changes the meaning of a file is for
-[convert](converting.md), and what needs a decision is left to people. One file is mended at a time; shards and GGUF are
+Otherwise it is 0, whatever is left; check OUT for that. Changes of the meaning of a file are for
+[convert](converting.md), and decisions are left to people. One file is mended at a time; shards and GGUF are
 not. With nothing to mend, nothing is written and the status is 1.
 
 ## For programs

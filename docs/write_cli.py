@@ -56,10 +56,10 @@ has the whole text as its name.
   (`double_blocks.0-9=0.3`, `IN04=0.5`), and of the modules that match a glob (`*attn*=0.5`).
 - `alpha=N` and `rslora=yes|no` supply facts that the file does not state. A setting that contradicts the file is an
   error.
-- `expert-packing=rank_major|grouped_by_expert` does the same for [adapters of all experts](merging.md#experts).
+- `expert-packing=rank_major|grouped_by_expert` does the same for [adapters of all experts](merging_targets.md#experts).
 - `architecture=NAME` names the [model family](architectures.md) of the file, if its names match several.
-- `residual=yes|no` states whether the base is the residual that [PiSSA or another start](merging.md#residual-bases)
-  left of the original model.
+- `residual=yes|no` states whether the base is the residual that [PiSSA or another
+  start](merging_formulas.md#residual-bases) left of the original model.
 
 [This page](reading.md#settings-what-the-file-does-not-say) explains the settings, and lists those of each command.
 

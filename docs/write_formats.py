@@ -31,9 +31,9 @@ PAGE = ROOT / "docs" / "formats.md"
 HEAD = """# The names in files
 
 Written by `docs/write_formats.py` from the registries in `lora_inspect/schemes/` and `lora_inspect/algorithms/`, and
-from what `convert` writes. How files, headers and configurations are read stands in [reading](reading.md), what is
-computed of each algorithm in [algorithms](algorithms.md), what models call their layers in
-[architectures](architectures.md).
+from what `convert` writes. [Files](files.md) and [reading](reading.md) explain how files, headers and configurations
+are read, [algorithms](algorithms.md) the formula of each algorithm, and [architectures](architectures.md) the names of
+layers in each model.
 
 A key is the name of a module and a suffix. The suffix says the algorithm and the role of the tensor in it. The name is
 a prefix, which a naming scheme has for each network of a pipeline, and the path of the layer in the model, with dots or
@@ -57,7 +57,7 @@ WRITTEN = """
 
 The module of one layer, of each kind that `convert --to SCHEME --keep-dora` writes of small files, found by doing so.
 What it refused can mostly be written by `--algorithm lora` or `--algorithm full`, or for one program: see
-[converting](converting.md#for-the-programs-that-load-it).
+[converting](converting_for_programs.md#naming-schemes).
 """
 SUFFIXES = """
 ## What is read

@@ -1,9 +1,13 @@
-"""Writes docs/programs.md from the rules of the programs that load adapters: `python docs/write_programs.py`."""
+"""Writes the pages of programs from the rules of the programs that load adapters: `python docs/write_programs.py`.
+
+docs/programs.md has the cells, the folders and the messages, docs/programs_names.md the naming schemes and
+docs/programs_kinds.md the kinds of adapters.
+"""
 
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from textwrap import wrap
@@ -20,18 +24,30 @@ from lora_inspect.architectures import every  # noqa: E402
 from lora_inspect.programs import PROGRAMS  # noqa: E402
 from lora_inspect.programs.record import FAILS, SILENT, Program, Strangers  # noqa: E402
 
-PAGE = ROOT / "docs" / "programs.md"
+DOCS = ROOT / "docs"
 HEAD = """# What every program makes of a file
 
 Written by `docs/write_programs.py` from the rules in `lora_inspect/programs/known/`, one file for each program, by
-what `lora-inspect compat` says of small adapters in every naming scheme and of every kind. A rule was seen by running
-the program's own loading code, of the version that stands here, over a small model, and comparing every weight with
-what the trainer meant; a cell with `°` was read in its source alone. What nobody tried is unknown, which is a gap of
-this page and no fault of the program. Of how many families each knows any names, how many of their files are in the
-tables, and of how many of these the verdict is unknown:
+the answers of `lora-inspect compat` on small adapters in every naming scheme and of every kind. A rule was found by
+running the program's own loading code, of the version that stands here, over a small model, and comparing every weight
+with the meaning of the file; a cell with `°` was read in its source alone. Files that nobody tried are unknown, which
+is a gap of these pages and no fault of the program.
+
+| question | page |
+|---|---|
+| Does a program load the names of my file? | [names](programs_names.md) |
+| Does it apply RS-LoRA, DoRA, LoHa, LoKr or OFT as trained? | [kinds](programs_kinds.md) |
+| Does it serve a PEFT folder of a language model? | [folders](#peft-folders-of-language-models) |
+| Which message does it print? | [messages](#messages) |
+| How do whole cases go, from the file to the picture? | [cases](programs_cases.md) |
+
+The next table counts for each program the families of which it knows any names, the files of these that the tables
+judge, and those with an unknown verdict:
 
 """
 LEGEND = """
+## Cells
+
 | cell | `compat` says | the program |
 |---|---|---|
 | `=` | same meaning | applies what the file means; `=+`: with an option of its own, named [below](#messages) |
@@ -48,20 +64,20 @@ All but `ref` happen without a word, but for those with a `!`, of which the prog
 stroke are files with an alpha tensor in every module, and files without any. Rank is 4 and alpha 3, so that `x0.5` is
 RS-LoRA without its root, and `x1.333` a LoRA without its alpha.
 """
-NAMES = """
-## Names
+NAMES = """# Which names every program loads
 
-Plain LoRA of every layer in the blocks of the model, and of nothing else. The columns are the
-[naming schemes](converting.md#for-the-programs-that-load-it), over the layout that their programs load: `bare` has no
+Written by `docs/write_programs.py`; [the legend](programs.md#cells) explains the cells. The files are plain LoRA of
+every layer in the blocks of the model, and of nothing else. The columns are the
+[naming schemes](converting_for_programs.md#naming-schemes), over the layout that their programs load: `bare` has no
 prefix, `dif` the paths of diffusers instead. `A/B` has factors spelled `lora_A` and not `lora_down`, and `d/u` the
 other way round; `diffusers`, `bare` and `peft` are A/B, and `peft` has its config. An empty cell is of families without
 such names. A column or a family that is not there is unknown.
 """
-KINDS_HEAD = """
-## Kinds
+KINDS_HEAD = """# Which kinds of adapters every program applies
 
-Each program in the names that `convert --to` writes for it, of the family that stands below. An alpha tensor stands in
-each module where these names have one.
+Written by `docs/write_programs.py`; [the legend](programs.md#cells) explains the cells. The file of each program has
+the names that `convert --to` writes for it, and is of the family in the row `family`. An alpha tensor stands in each
+module where these names have one.
 
 """
 FOLDERS_HEAD = """
@@ -73,7 +89,8 @@ Of a model of the Llama line: every dense layer in two blocks, rank 4 where noth
 MESSAGES = """
 ## Messages
 
-What programs do with keys that they have no use for, and what they say of the files above. KEY is one of a file's.
+The list says for each program how it treats keys that it has no use for, and the messages that it prints for the files
+of these pages. KEY is a key of the file.
 
 """
 # Those that programs for pictures, videos and sound have models of.
@@ -108,7 +125,7 @@ def names_of(judged: Judged, program: Program) -> Iterator[str]:
     if not rows:
         return
     kept = [at for at in range(len(SPELLINGS)) if any(set(row[at]) - set("?/") for row in rows.values())]
-    yield from ("", f"### {program.title} {program.version} (`{program.name}`)", "")
+    yield from ("", f"## {program.title} {program.version} (`{program.name}`)", "")
     cells = [(_listed(names, rows, judged), *(row[at] for at in kept)) for names, row in grouped(rows)]
     yield from table([("", *(SPELLINGS[at].title for at in kept)), *cells])
 
@@ -131,7 +148,7 @@ def kinds_of(judged: Judged) -> Iterator[str]:
     if columns:
         heads = ("", "version", "names", "family", *(kind.title for kind in KINDS))
         yield from table(list(zip(heads, *columns, strict=True)))
-        yield from ("", "What other families have otherwise:", "", *elsewhere)
+        yield from ("", "Other families differ:", "", *elsewhere)
 
 
 def _differences(program: Program, rows: Mapping[str, tuple[str, ...]], first: str) -> Iterator[str]:
@@ -215,22 +232,25 @@ def _in_words(strangers: Strangers) -> str:
 
 
 @cache
-def page() -> str:
-    """The page as it should be."""
+def pages() -> dict[str, str]:
+    """The pages as they should be, by the names of their files."""
     with tempfile.TemporaryDirectory() as folder:
         judged = Judged(Path(folder), PROGRAMS.values(), FAMILIES)
         names = [line for program in judged.programs for line in names_of(judged, program)]
         kinds, folders = list(kinds_of(judged)), folders_of(judged)
-    parts = (
-        (HEAD, counts_of(judged)),
-        (LEGEND, ()),
-        (NAMES, names),
-        (KINDS_HEAD, kinds),
-        (FOLDERS_HEAD, folders),
-        (MESSAGES, messages_of(judged)),
-    )
-    return "".join(head + "".join(f"{line}\n" for line in lines) for head, lines in parts)
+    parts = ((HEAD, counts_of(judged)), (LEGEND, ()), (FOLDERS_HEAD, folders), (MESSAGES, messages_of(judged)))
+    return {
+        "programs.md": "".join(_lines(head, lines) for head, lines in parts),
+        "programs_names.md": _lines(NAMES, names),
+        "programs_kinds.md": _lines(KINDS_HEAD, kinds),
+    }
+
+
+def _lines(head: str, lines: Iterable[str]) -> str:
+    """A part of a page."""
+    return head + "".join(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")

@@ -86,6 +86,18 @@ def test_the_index_names_every_page():
     assert {page for page in PAGES if page.name not in ("README.md", "CHANGELOG.md", "index.md")} <= named
 
 
+# The longest page that a reader looks through for one task; a longer one is split by task.
+MOST_WORDS = 3_000
+# Written from the help of every command, which the reader searches.
+LONGER = {"cli.md"}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_a_page_of_the_docs_is_short_enough_for_one_task(page):
+    words = len(page.read_text(encoding="utf-8").split())
+    assert words <= MOST_WORDS or page.name in LONGER, f"{page.name} has {words} words: split it by task"
+
+
 def test_the_readme_names_every_verb_and_stays_short():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"lora-inspect {verb}" in readme for verb in VERBS)
@@ -117,7 +129,7 @@ def test_the_glossary_names_the_class_and_the_file_of_each_concept():
 
 
 def test_every_bound_is_documented():
-    page = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
     # SIZES is what a number of a header can be, and refuses no real file.
     bounds = {name: value for name, value in vars(strict_json).items() if name.isupper() and name[0] != "_"}
     numbers = {f"{value:,}" for name, value in bounds.items() if name != "SIZES"}
@@ -143,9 +155,12 @@ def test_the_page_of_architectures_is_that_of_the_registry():
 
 
 @pytest.mark.slow
-def test_the_page_of_programs_is_that_of_their_rules():
-    written = (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
-    assert written == script("write_programs").page(), "run python docs/write_programs.py"
+def test_the_pages_of_programs_are_those_of_their_rules():
+    pages = script("write_programs").pages()
+    assert len(pages) == 3
+    for name, text in pages.items():
+        written = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert written == text, f"{name}: run python docs/write_programs.py"
 
 
 def test_the_page_of_architectures_says_what_is_known():

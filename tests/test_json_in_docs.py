@@ -13,7 +13,7 @@ LISTS = {
     "merge": (
         "merging.md",
         '`--json`: `schema` ("lora-inspect/merge/1',
-        "## Beside",
+        "## The same bytes",
         [
             f"{MERGED['merged.safetensors']} out.safetensors --json",
             "merge base.safetensors dora.safetensors --dry-run --json",

@@ -186,6 +186,12 @@ def test_the_page_has_a_place_for_every_program():
     page = (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
     for program in PROGRAMS.values():
         assert f"**{program.title} {program.version}**" in page
+
+
+@pytest.mark.parametrize("name", ["programs.md", "programs_names.md", "programs_kinds.md"])
+def test_the_rows_of_a_table_are_of_one_width(name):
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    page = page.replace(write_programs.LEGEND, "").replace(write_programs.HEAD, "")
     for table in re.findall(r"(?:^\|.*\|\n)+", page.replace(write_programs.LEGEND, ""), re.MULTILINE):
         assert len(set(map(len, table.splitlines()))) == 1
 

@@ -1,6 +1,6 @@
 """The registry of problems: all possible faults of a file, in the order of the report.
 
-To add one, add its entry with what finds it here, its row to the table in docs/reading.md, and a file that has it to
+To add one, add its entry with what finds it here, its row to the table in docs/problems.md, and a file that has it to
 the tests. The looks stand with the facts that they are about, or here.
 """
 

@@ -1,4 +1,4 @@
-"""docs/extending.md shows a file of the package, and one record more is enough for another family."""
+"""docs/extending_models.md shows a file of the package, and one record more is enough for another family."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from lora_inspect.architectures.correspondence import Correspondence, same, stac
 from lora_inspect.architectures.record import Architecture, Layout, Size
 
 pytestmark = pytest.mark.numeric
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extending_models.md"
 WIDTH = 6
 
 

@@ -361,5 +361,5 @@ def test_the_documentation_shows_the_command_of_the_refusal(tmp_path, monkeypatc
     (tmp_path / "lora.bin").write_bytes(PICKLED)
     with pytest.raises(LoraInspectError) as refused:
         read_header("lora.bin")
-    page = Path(__file__).parents[2] / "docs" / "reading.md"
+    page = Path(__file__).parents[2] / "docs" / "files.md"
     assert f"\n{command_of(str(refused.value))}\n" in page.read_text(encoding="utf-8")

@@ -91,7 +91,7 @@ def test_finds_the_least_rank_for_an_error(name, bound, seed):
 
 
 def test_the_documented_bound_is_the_one_that_is_proved():
-    page = (Path(__file__).parents[2] / "docs" / "converting.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "dora.md").read_text(encoding="utf-8")
     assert f"at most {BOUND:g} times as far from it as the best one of its rank" in page
 
 

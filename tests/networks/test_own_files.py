@@ -41,10 +41,12 @@ def test_the_command_merges_what_the_network_trained(trained, wan, wan_input, ru
 
 def test_the_network_merges_it_in_python_as_it_is_documented(trained, wan, wan_input, monkeypatch):
     algorithm, file, expected = trained
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "networks.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "networks_files.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     monkeypatch.chdir(file.parent)
     model = wan()
     assert not torch.allclose(model(**wan_input).sample, expected, atol=1e-2)
     written = code.replace("loha", algorithm).replace("0.8", "1.0")
-    exec(compile(written, "networks.md", "exec"), {"model": model})
+    exec(compile(written, "networks_files.md", "exec"), {"model": model})
     assert torch.allclose(model(**wan_input).sample, expected, atol=1e-5)

@@ -1,4 +1,4 @@
-"""docs/extending.md shows a whole program, and with that one file everything knows it."""
+"""docs/extending_models.md shows a whole program, and with that one file everything knows it."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from lora_inspect.ops.compat import compat
 from lora_inspect.ops.convert import convert_to_standard
 from lora_inspect.programs import added
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extending_models.md"
 WAN = [f"lora_unet_blocks_0_{leaf}" for leaf in ("self_attn_q", "self_attn_k", "cross_attn_v", "ffn_0")]
 FLUX = [f"transformer.transformer_blocks.0.attn.{leaf}" for leaf in ("to_q", "to_k", "add_q_proj", "to_add_out")]
 OF_FLUX = {"ss_base_model_version": "flux1"}

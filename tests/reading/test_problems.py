@@ -11,7 +11,7 @@ from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING, Problem, R
 from lora_inspect.reading.problems import PROBLEMS, Entry, RareLook, find_problems
 from lora_inspect.reading.state import Reading
 
-PAGE = Path(__file__).parents[2] / "docs" / "reading.md"
+PAGE = Path(__file__).parents[2] / "docs" / "problems.md"
 ENTRIES = {entry.code: entry for entry in PROBLEMS}
 
 
@@ -33,7 +33,7 @@ def test_a_file_without_problems_has_none(read):
 def test_every_problem_stands_in_the_documentation_and_no_other():
     rows = re.findall(r"^\| `([a-z-]+)` \| (error|warning|note) \|", PAGE.read_text(encoding="utf-8"), re.M)
     assert rows == [(entry.code, entry.severity) for entry in PROBLEMS], (
-        "the rows of the table of problems in docs/reading.md are those of PROBLEMS, in that order"
+        "the rows of the table of problems in docs/problems.md are those of PROBLEMS, in that order"
     )
 
 
