@@ -8,12 +8,16 @@ from pathlib import Path
 import click
 import pytest
 from musubi_arguments import ARGUMENTS
+from page_snippets import blocks_of
 
+from lora_inspect import architectures
 from lora_inspect.algorithms import every
 from lora_inspect.cli.group import cli
 from lora_inspect.files import strict_json
+from lora_inspect.programs import PROGRAMS
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 # The page that is written from the help has every option and explains none.
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "cli.md")
@@ -99,9 +103,41 @@ def test_a_page_of_the_docs_is_short_enough_for_one_task(page):
 
 
 def test_the_readme_names_every_verb_and_stays_short():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = README.read_text(encoding="utf-8")
     assert all(f"lora-inspect {verb}" in readme for verb in VERBS)
     assert len(readme.splitlines()) <= 120
+    assert len(readme.split()) <= 850
+
+
+def test_the_two_sh_blocks_of_the_readme_are_those_that_ci_runs():
+    first, second = (block.text for block in blocks_of(README) if block.language == "sh")
+    assert "lora-inspect merge " in first
+    assert "-m pytest" in second
+
+
+def test_the_readme_shows_a_folder_and_a_file_of_the_checkout_first():
+    shown = [command.text for block in blocks_of(README) if block.language == "console" for command in block.commands]
+    folder, file = (ROOT / command.split()[-1] for command in shown[:2])
+    assert folder.is_dir()
+    assert file.is_file()
+
+
+def test_every_recipe_of_the_readme_stands_in_the_page_whose_commands_are_run():
+    recipes = re.findall(r"`(lora-inspect \w+ [^`]+)`", README.read_text(encoding="utf-8"))
+    blocks = blocks_of(ROOT / "docs" / "recipes.md")
+    run = {command.text for block in blocks if block.language == "sh" for command in block.commands}
+    assert len(recipes) >= 10
+    assert set(recipes) - run == set()
+
+
+def test_the_readme_counts_programs_and_families():
+    readme = README.read_text(encoding="utf-8")
+    # A program has a record for each of its versions, and for what it does otherwise in a script: "sd-scripts (…)".
+    titles = {program.title.partition(" (")[0] for program in PROGRAMS.values()}
+    row = re.search(r"^\| \[programs\].* the rules of (\d+),.*$", readme, re.MULTILINE)
+    assert int(row[1]) == len(titles)
+    assert {title for title in titles if title not in row[0]} == {"AUTOMATIC1111's web UI"}
+    assert int(re.search(r"^\| \[families\].*\| (\d+):", readme, re.MULTILINE)[1]) == len(list(architectures.every()))
 
 
 CONCEPTS = (
