@@ -202,7 +202,7 @@ def test_a_function_refuses_any_other_keyword(name):
 def test_the_places_of_two_options_that_the_page_names_are_theirs():
     """Of each cell of the table, the files have each text that stands before them."""
     page = (ROOT / "docs" / "extending_commands.md").read_text(encoding="utf-8")
-    table = re.search(r"^# Adding an option$.*?^\| record .*?(?=\n\n)", page, re.MULTILINE | re.DOTALL)
+    table = re.search(r"^## Adding an option$.*?^\| record .*?(?=\n\n)", page, re.MULTILINE | re.DOTALL)
     rows = re.findall(r"^\| (record|keyword|step|page|test) \| (.*) \| (.*) \|$", table[0], re.MULTILINE)
     assert [row[0] for row in rows] == ["record", "keyword", "step", "page", "test"]
     for cell in (cell for row in rows for cell in row[1:]):
