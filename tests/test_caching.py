@@ -1,7 +1,7 @@
 """What is remembered is what would be found, and no more of it is kept than the bounds say."""
 
 from lora_inspect import caching as module
-from lora_inspect.caching import Remembered, remembering
+from lora_inspect.caching import Remembered, remembering, remembering_names
 
 
 def counting():
@@ -28,10 +28,23 @@ def test_that_nothing_is_found_is_remembered_too():
 
 def test_long_names_are_not_kept():
     find, asked = counting()
-    longest, longer = "a" * module._LONGEST_NAME, "a" * (module._LONGEST_NAME + 1)
+    longest, longer = "a" * module.LONGEST_NAME, "a" * (module.LONGEST_NAME + 1)
     for name in (longest, longest, longer, longer):
         find(name, 1)
     assert [name for name, _ in asked] == [longest, longer, longer]
+
+
+def test_of_names_alone_as_many_are_kept_as_the_bounds_say(monkeypatch):
+    monkeypatch.setattr(module, "MOST_NAMES", 3)
+    asked = []
+    find = remembering_names(lambda name: asked.append(name))
+    longer = "a" * (module.LONGEST_NAME + 1)
+    assert [find(name) for name in ("a", "a", longer, longer)] == [None] * 4
+    assert asked == ["a", longer, longer]
+    for name in ("b", "c", "d", "d", "a"):
+        find(name)
+    assert asked[3:] == ["b", "c", "d", "a"]
+    assert len(find.__self__) <= 3
 
 
 def test_what_was_asked_for_longest_ago_is_forgotten():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from lora_inspect.caching import Remembered, remembering
+from lora_inspect.caching import Remembered, remembering_names
 from lora_inspect.sentences import listed
 
 from ..fast_namedtuple import NamedTuple
@@ -132,7 +132,7 @@ def used_indices(paths: Iterable[str], families: Iterable[Architecture]) -> dict
     return used
 
 
-@remembering
+@remembering_names
 def _indices(path: str) -> tuple[tuple[str, int], ...]:
     """Each number in a path, with the pattern of the path before it."""
     separator, above = separator_of(path), ""
@@ -301,7 +301,7 @@ def _matching_layouts(counts: Mapping[str, int], least: float) -> dict[str, tupl
     return found
 
 
-@remembering
+@remembering_names
 def _own_pattern(path: str) -> str:
     return pattern_of(path, separator_of(path))
 

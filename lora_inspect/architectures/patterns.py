@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 
-from lora_inspect.caching import remembering
+from lora_inspect.caching import remembering_names
 
 # A whole segment that is a number, in dotted and in underscored names. Its first letter stands before all else, as
 # letters of few kinds are searched for much faster than places.
@@ -22,10 +22,16 @@ def separator_of(path: str) -> str:
     return "." if "." in path else "_"
 
 
-@remembering
 def pattern_of(path: str, separator: str) -> str:
     """The name with `separator` between its segments and `#` for its numbers."""
+    return _PATTERNS[separator](path)
+
+
+def _find_pattern(separator: str, path: str) -> str:
     return INDEX[separator].sub("#", path.replace(".", separator))
+
+
+_PATTERNS = {separator: remembering_names(partial(_find_pattern, separator)) for separator in INDEX}
 
 
 def patterns_of(paths: Iterable[str], separator: str) -> frozenset[str]:

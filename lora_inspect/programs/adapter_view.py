@@ -114,13 +114,16 @@ class FramedKeys:
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._framed = [f"^{key}$" for key in keys]
+        self._known: dict[tuple[bool, tuple[str, ...]], bool] = {}
 
-    def hold(self, marks: Iterable[str]) -> bool:
-        """Whether one of the marks is in a key."""
-        return any(mark in self._text for mark in marks)
+    def hold(self, marks: tuple[str, ...], in_each: bool = False) -> bool:
+        """Whether one of the marks is in a key, or `in_each` of them."""
+        asked = in_each, marks
+        if asked not in self._known:
+            self._known[asked] = self._each_hold(marks) if in_each else any(mark in self._text for mark in marks)
+        return self._known[asked]
 
-    def each_hold(self, marks: Iterable[str]) -> bool:
-        """Whether one of the marks is in each key."""
+    def _each_hold(self, marks: tuple[str, ...]) -> bool:
         left = self._framed
         for mark in marks:
             left = [key for key in left if mark not in key]
@@ -150,8 +153,7 @@ def _place_of_loader(program: Program, family: str, keys: FramedKeys) -> int | N
 def _reads(loader: Reads | Loader, family: str, keys: FramedKeys) -> bool:
     if loader.families and family not in loader.families:
         return False
-    has_marks = keys.each_hold if loader.all_marked else keys.hold
-    return not loader.marks or has_marks(loader.marks)
+    return not loader.marks or keys.hold(loader.marks, in_each=loader.all_marked)
 
 
 _Answer = TypeVar("_Answer")

@@ -248,8 +248,11 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
         return reception
     reader = reader_of(loader, family)
     for group in view.groups:
-        rules = reader.speaking_of(group.look)
-        rule = next((one for one in rules if one.where is None or view.ask(one.where)), None)
+        rule = None
+        for one in reader.speaking_of(group.look):
+            if one.where is None or view.ask(one.where):
+                rule = one
+                break
         _Reading(reception, view, loader, group, rule).place()
     _place_others(reception, view, loader)
     if why := view.ask(loader.unsure):

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 
-from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
@@ -85,7 +84,8 @@ def unsure(adapter: Adapter) -> str | None:
     biased = sum(any(one.algorithm.name in biases for one in module.contributions) for module in models)
     if len({module.name.prefix for module in models}) > 1:
         return "its choice among the names of several programs"
-    if len({_is_of_peft(info) for one in loras for info in one.factors.values()}) > 1:
+    names = [info.name for one in loras for info in one.factors.values()]
+    if 0 < sum([".lora_A." in name or ".lora_B." in name for name in names]) < len(names):
         return "its choice between two spellings of the factors"
     if 0 < sum(one.magnitude is not None for one in loras) < len(loras):
         return "its value for the missing magnitudes"
@@ -94,10 +94,6 @@ def unsure(adapter: Adapter) -> str | None:
     if EMBEDDED_KEY in adapter.checkpoint.metadata:
         return _unsure_of_config(adapter)
     return None
-
-
-def _is_of_peft(factor: TensorInfo) -> bool:
-    return ".lora_A." in factor.name or ".lora_B." in factor.name
 
 
 def _unsure_of_config(adapter: Adapter) -> str | None:

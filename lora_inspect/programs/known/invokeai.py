@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from lora_inspect.architectures import by_name
-from lora_inspect.caching import remembering
+from lora_inspect.caching import remembering_names
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.programs.record import (
     COMPUTES,
@@ -277,7 +277,7 @@ _OF_WIDTH = ("_img_attn_proj.lora_down.weight", ".img_attn.proj.lora_A.weight")
 _OF_ROWS = ("_img_mlp_0.lora_up.weight", ".img_mlp.0.lora_B.weight")
 
 
-@remembering
+@remembering_names
 def _is_of_flux(key: str) -> bool:
     return bool(re.match(_FLUX, key))
 

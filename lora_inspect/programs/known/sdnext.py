@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from lora_inspect.architectures import by_name
-from lora_inspect.caching import remembering
+from lora_inspect.caching import remembering_names
 from lora_inspect.programs.known import a1111
 from lora_inspect.programs.known.diffusers import PROGRAM as DIFFUSERS
 from lora_inspect.programs.record import (
@@ -141,7 +141,7 @@ def _name(key: str) -> str:
     return f"{blocks}_blocks_0_{rest.partition('_')[2]}"
 
 
-@remembering
+@remembering_names
 def _is_converted(key: str) -> bool:
     return key.startswith("lora_unet_") and f".{key.partition('.')[2]}" in _PARTS and _name(key) in _FLAT
 
