@@ -26,8 +26,10 @@ from lora_inspect.schemes.record import MODEL
 EXPERT_KEY = "lora_inspect.expert"
 # Names in metadata, of the output and, last, of the checkpoint that was trained on.
 _NAMES = (EXPERT_KEY, "ss_output_name", "modelspec.title", "name", "ss_sd_model_name")
-# Behind one word alone stands nothing but what says how a file is stored or trained.
-_TECHNICAL = r"(?=$|[ _.-](?:fp\d|bf16|rank|r\d|e\d|\d))"
+# Behind one word alone stands nothing but what says how a file is stored or trained, or for which model.
+_TECHNICAL = r"(?=$|[ _.-](?:fp\d|bf16|rank|r\d|e\d|v\d|\d|lora|[it]2v|wan))"
+# In capitals a word counts wherever it stands alone, and so do its first letters with those of the second word.
+_CAPITALS = r"(?<![A-Za-z])(?:{word}|{letters})(?![A-Za-z])"
 _LONGEST_NAME = 1000
 
 
@@ -50,8 +52,7 @@ def pipeline_expert(
     `components` are those of an adapter, none of a base, and `only` those that are meant of them where some are named.
     What names the modules of both experts is of both.
     """
-    known = {family.architecture.experts for family in families}
-    experts = known.pop() if len(known) == 1 else ()
+    experts = _experts_of(families)
     if not experts:
         return None
     if not EXPERTS.keys().isdisjoint(components):
@@ -60,8 +61,19 @@ def pipeline_expert(
             return None
         name = experts[meant.pop()]
         return PipelineExpert(name, f"it is of the {name} expert", "prefix of its keys")
+    return expert_of_names(_names(checkpoint), families)
+
+
+def _experts_of(families: Sequence[Detection]) -> tuple[str, ...]:
+    known = {family.architecture.experts for family in families}
+    return known.pop() if len(known) == 1 else ()
+
+
+def expert_of_names(names: Iterable[tuple[str, str]], families: Sequence[Detection]) -> PipelineExpert | None:
+    """The expert that names tell, each given as where it stands and its text; None where none of them tells one."""
+    experts = _experts_of(families)
     told: dict[str, str] = {}
-    for where, text in _names(checkpoint):
+    for where, text in names if experts else ():
         if found := _named(text, experts):
             told.setdefault(found, where)
     if not told:
@@ -85,15 +97,34 @@ def _names(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
 def _named(text: str, experts: Sequence[str]) -> str | None:
     """The one expert that a name has both words of, `high_noise` or `HighNoise`; or else the one word of one of them.
 
-    A word alone counts at the end or before what is technical: `_HIGH_fp16`.
+    A word alone counts in capitals (`_HIGH_`, `_HN`), and in other letters at the end or before what is technical:
+    `_high_fp16`.
     """
     text = text[:_LONGEST_NAME]
-    words = {name: name.split() for name in experts if _may_have(text, name.split()[0])}
-    whole = [name for name, (first, second) in words.items() if _has(text, rf"{first}[ _.-]?{second}")]
+    words = {name: name.split() for name in experts}
+    near = {name: pair for name, pair in words.items() if _may_have(text, pair[0])}
+    whole = [name for name, (first, second) in near.items() if _has_both(text, first, second)]
     if whole:
         return whole[0] if len(whole) == 1 else None
-    alone = [name for name, (first, _) in words.items() if _has(text, rf"{first}(?![a-z])")]
-    return alone[0] if len(alone) == 1 and _has(text, words[alone[0]][0] + _TECHNICAL) else None
+    alone = [name for name, (first, _) in near.items() if _has(text, rf"{first}(?![a-z])")]
+    capital = [name for name, pair in words.items() if _has_capitals(text, *pair)]
+    if len({*alone, *capital}) != 1:
+        return None
+    if capital:
+        return capital[0]
+    return alone[0] if _has(text, words[alone[0]][0] + _TECHNICAL) else None
+
+
+def _has_both(text: str, first: str, second: str) -> bool:
+    """Return True for both words of an expert, also where capitals alone begin them: `StyleHighNoise`."""
+    return _has(text, rf"{first}[ _.-]?{second}") or f"{first.title()}{second.title()}" in text
+
+
+def _has_capitals(text: str, first: str, second: str) -> bool:
+    letters = (first[0] + second[0]).upper()
+    if first.upper() not in text and letters not in text:
+        return False
+    return re.search(_CAPITALS.format(word=first.upper(), letters=letters), text) is not None
 
 
 def _may_have(text: str, word: str) -> bool:

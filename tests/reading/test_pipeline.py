@@ -26,6 +26,11 @@ def record(write_safetensors):
     ("LOW_rank64", LOW), ("low_poly", None), ("slow_noise", None), ("highway", None), ("high_and_low", None),
     ("high_noise_and_low_noise", None), ("lowrank", None), ("adapter", None), ("yellow", None),
     ("low_poly_high_noise", HIGH), ("low_poly_HIGH", None),
+    # Spellings on Civitai.
+    ("wan22_HIGH_v1", HIGH), ("Wan22_A14B_T2V_LOW_Lightning", LOW), ("DR_I2V_14B_HIGH_V2", HIGH), ("style_HN", HIGH),
+    ("style-LN-e20", LOW), ("Wan2.2-HighNoise", HIGH), ("StyleLowNoise", LOW), ("HIGHNOISE_style", HIGH),
+    ("wan22-style-high-v2", HIGH), ("style_low_lora", LOW), ("style_low_i2v", LOW), ("HIGH_LOW_style", None),
+    ("HN_LN", None), ("style_hn", None), ("HNY", None), ("HIGHER", None), ("style_high_poly", None), ("SLOW", None),
 ])  # fmt: skip
 def test_the_name_of_the_file_tells_it(name, expert, record):
     found = record(name)
