@@ -333,6 +333,7 @@ def screen(
         yield from lines_of_programs(sheet, outlook, path, list(record["scales"]), record["fix"], info)
     yield from _problems(sheet, record["problems"], (NOTE,))
     yield from _evidence(sheet, info, record, why)
+    yield from _beside(sheet, record)
     if told := list(_origin(sheet, record)):
         yield from sheet.sentence(_ITS_WORDS, FAINT)
         yield from told
@@ -377,14 +378,9 @@ def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
         yield from sheet.row("merged", f"{few(adapters, 'and', _MOST_TAGS) or 'adapters that are not named'}{into}")
     if made := record["combined"]:
         yield from sheet.row("made by", _making(sheet, made))
-    name = os.path.splitext(os.path.basename(os.path.normpath(record["path"])))[0]
-    if record["title"] and record["title"] != name:
-        yield from sheet.row("title", record["title"])
-    if record["base"]:
-        yield from sheet.row("base", record["base"])
-    if record["trigger_words"]:
-        words = [sheet.cut(word) for word in record["trigger_words"]]
-        yield from sheet.row("trigger", few(words, "and", _MOST_TAGS))
+    for field, text in _named(sheet, record).items():
+        if not any(field in one["fields"] for one in record["sidecars"]):
+            yield from sheet.row(field.partition("_")[0], text)
     for note in record["notes"]:
         if noted_trigger(note):
             continue
@@ -393,6 +389,24 @@ def _origin(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
         yield from sheet.row("tags", _tags(sheet, record["tags"], record["training"].get("images")))
     if facts := list(_training(record["training"])):
         yield from sheet.row("trained", ", ".join(facts))
+
+
+def _named(sheet: Sheet, record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the title, the base and the trigger words as the screen has them, by their fields."""
+    name = os.path.splitext(os.path.basename(os.path.normpath(record["path"])))[0]
+    words = few([sheet.cut(word) for word in record["trigger_words"]], "and", _MOST_TAGS)
+    found = {"title": record["title"], "base": record["base"], "trigger_words": words}
+    return {field: text for field, text in found.items() if text and (field, text) != ("title", name)}
+
+
+def _beside(sheet: Sheet, record: Mapping[str, Any]) -> Iterator[Line]:
+    """Return the facts that only a sidecar states, a row each with its name, and the sidecars with a problem."""
+    named = _named(sheet, record)
+    for one in record["sidecars"]:
+        for field in filter(named.get, one["fields"]):
+            yield from sheet.row(field.partition("_")[0], f"{named[field]} ({one['file']})")
+        if one["problem"]:
+            yield from sheet.sentence(f"{one['file']} is ignored: {one['problem']}.", FAINT)
 
 
 def _applied_multiplier(multiplier: float | Mapping[str, float] | None) -> str:

@@ -38,9 +38,16 @@ Example: lora-inspect metadata show adapter.safetensors --hashes
 _GET = """\
 Print the value of KEY exactly, without a line break at its end.
 
+KEY trigger-words prints the trigger words, whatever key or file beside PATH states them.
+
 \b
 Example: lora-inspect metadata get trained.safetensors ss_tag_frequency
+Example: lora-inspect metadata get trained.safetensors trigger-words
 """
+
+
+# The name under which `get` prints the trigger words, whatever key states them.
+_TRIGGER_WORDS = "trigger-words"
 
 
 class _Verbs(Verb, click.Group):
@@ -101,8 +108,15 @@ def show(path: str, hashes: bool, as_json: bool) -> None:
 def get(path: str, key: str) -> None:
     """Reads and prints."""
     from lora_inspect.ops.metadata import get as value_of
+    from lora_inspect.ops.metadata import trigger_words
 
-    terminal.exact(value_of(path, key))
+    if key != _TRIGGER_WORDS:
+        terminal.exact(value_of(path, key))
+        return
+    words, sidecar = trigger_words(path)
+    if sidecar:
+        terminal.note(f"{path}: the trigger words are from {sidecar} beside it.")
+    terminal.exact(", ".join(words))
 
 
 def _headline(one: "MetadataReport") -> str:

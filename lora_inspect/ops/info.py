@@ -9,6 +9,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.file_info import ADAPTER, BASE, FileInfo, inspect_adapter
 from lora_inspect.reading.metadata.provenance import COMBINED_KEY, MERGED_KEY, provenance, training_facts
+from lora_inspect.reading.metadata.sidecars import Sidecar, with_sidecars
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import ERROR
 from lora_inspect.reading.pipeline import PipelinePart, adapter_parts, base_parts, elements
@@ -82,7 +83,7 @@ def _with_some_scale(info: FileInfo) -> "Sequence[Verdict] | None":
     some = settings._replace(
         alpha=1.0 if "alpha" in waits else settings.alpha, rslora=False if "rslora" in waits else settings.rslora
     )
-    settled = inspect_adapter(info.checkpoint, some)
+    settled = inspect_adapter(info.checkpoint, some)._replace(candidates=info.candidates)
     if _errors(settled):
         return None
     from lora_inspect.programs.verdict import SAME, STRENGTH
@@ -115,7 +116,7 @@ def record_of(
 ) -> dict[str, Any]:
     """The same, with the verdicts at hand; `tensors` adds `tensor_list`."""
     adapter, checkpoint = info.adapter, info.checkpoint
-    origin = provenance(checkpoint.metadata, _own_config(adapter))
+    origin, sources = with_sidecars(provenance(checkpoint.metadata, _own_config(adapter)), info.sidecars.found)
     contributions = list(adapter.contributions)
     folded = FoldedScales(checkpoint.metadata)
     expert = info.expert
@@ -166,6 +167,7 @@ def record_of(
         "notes": list(origin.notes),
         "tags": dict(origin.tags),
         "training": training_facts(checkpoint.metadata, _own_config(adapter)),
+        "sidecars": [_sidecar_record(one, sources) for one in info.sidecars.found],
         **_received(info, verdicts),
         "embeddings": [{"token": one.token, "keys": list(one.keys)} for one in adapter.embeddings],
         "unclaimed": list(adapter.unknown) if info.kind == ADAPTER else [],
@@ -178,6 +180,8 @@ def record_of(
     if len(says) > 1:
         says.append(settled_by(info.candidates))
     record["evidence"] += [{"about": "architecture", "says": one, "where": "module names"} for one in says]
+    if info.named:
+        record["evidence"].append({"about": "architecture", "says": info.named.says, "where": info.named.file})
     if expert:
         record["evidence"].append({"about": "expert", "says": expert.says, "where": expert.where})
     unscaled = (contribution.module.key for contribution in contributions if contribution.scale == 1.0)
@@ -196,6 +200,12 @@ def record_of(
             for one in checkpoint.tensors.values()
         ]  # fmt: skip
     return record
+
+
+def _sidecar_record(one: Sidecar, sources: Mapping[str, str]) -> dict[str, Any]:
+    """Return the record of a file of another program beside the adapter: the fields that it fills, or its problem."""
+    fields = [field for field, file in sources.items() if file == one.file]
+    return {"file": one.file, "fields": fields, "problem": one.problem or None}
 
 
 def _merged(metadata: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from lora_inspect.editing.edit import Edit, MetadataChange, changes, missing_key
 from lora_inspect.editing.editable import check_own_place, editable_file, files_of, hashes_beside, is_gguf, known_hashes
 from lora_inspect.editing.meaning import check_elsewhere, deciding_keys, settled_meaning
+from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.outputs import check_output, file_output
@@ -23,6 +24,7 @@ from lora_inspect.files.safetensors.edit_in_place import (
 )
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.progress import PartialProgress, Progress, silent
+from lora_inspect.reading.metadata.sidecars import Sidecars, trigger_words_of
 
 
 class MetadataReport(NamedTuple):
@@ -53,6 +55,23 @@ def get(path: str, key: str) -> str:
         if key in metadata:
             return metadata[key]
     raise missing_key(path, key, checkpoint.metadata)
+
+
+def trigger_words(path: str) -> tuple[tuple[str, ...], str | None]:
+    """The trigger words of a file, and the name of the sidecar that they are from, None where its metadata has them.
+
+    Raises LoraInspectError where neither states any.
+    """
+    repair(path)
+    checkpoint = open_checkpoint(path)
+    words, source = trigger_words_of(checkpoint.metadata, Sidecars(tuple(checkpoint.files)))
+    if not words:
+        raise RefusedError(
+            path,
+            "neither its metadata nor a file beside it states trigger words",
+            "set them with `lora-inspect metadata set --trigger-words`",
+        )
+    return words, source
 
 
 def _reported(checkpoint: Checkpoint, file: str, hashes: bool, progress: Progress) -> MetadataReport:

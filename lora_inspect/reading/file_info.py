@@ -11,9 +11,10 @@ from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.base.base_names import is_weight
 from lora_inspect.reading.identify import adapter_candidates, base_candidates, with_paths
+from lora_inspect.reading.metadata.sidecars import NO_SIDECARS, NamedFamily, Sidecars, named_family
 from lora_inspect.reading.model.evidence import CONTRADICTS
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.reading.pipeline import PipelineExpert, pipeline_expert
+from lora_inspect.reading.pipeline import PipelineExpert, expert_of_names, pipeline_expert
 
 ADAPTER, BASE, OTHER = "adapter", "base", "other"
 
@@ -92,12 +93,15 @@ def other_model(tensors: Collection[str]) -> str | None:
 class FileInfo(NamedTuple):
     """One checkpoint, read: its kind, its adapter reading (also of a base, where it is empty) and its architecture.
 
-    `candidates` are all architectures that it may be of.
+    `candidates` are all architectures that it may be of. `sidecars` are the files of other programs beside it, and
+    `named` is set where one of them decides between the candidates that its own content leaves.
     """
 
     adapter: Adapter
     kind: str
     candidates: tuple[Detection, ...]
+    sidecars: Sidecars = NO_SIDECARS
+    named: NamedFamily | None = None
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -120,12 +124,25 @@ class FileInfo(NamedTuple):
     def expert(self) -> PipelineExpert | None:
         """The expert that it is of, where a pipeline of its family has several models."""
         components = {module.name.component for module in self.adapter.modules.values()}
-        return pipeline_expert(self.checkpoint, components, self.candidates)
+        told = pipeline_expert(self.checkpoint, components, self.candidates)
+        return told or expert_of_names(
+            [(one.file, name) for one in self.sidecars.found for name in one.names], self.candidates
+        )
 
 
 def inspect(path: str, settings: Settings = Settings()) -> FileInfo:  # noqa: B008 (frozen)
-    """Reads the headers, alphas and flags of `path`; raises LoraInspectError where it is no readable checkpoint."""
-    return inspect_adapter(open_checkpoint(path), settings)
+    """Reads the headers, alphas and flags of `path`; raises LoraInspectError where it is no readable checkpoint.
+
+    The sidecars of an adapter decide its family where the file itself leaves several.
+    """
+    checkpoint = open_checkpoint(path)
+    info = inspect_adapter(checkpoint, settings)
+    if info.kind != ADAPTER:
+        return info
+    info = info._replace(sidecars=Sidecars(tuple(checkpoint.files)))
+    if len(info.candidates) < 2 or not (named := named_family(info.candidates, info.sidecars.found)):
+        return info
+    return info._replace(adapter=with_paths(info.adapter, named.candidates), candidates=named.candidates, named=named)
 
 
 def inspect_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> FileInfo:  # noqa: B008 (frozen)

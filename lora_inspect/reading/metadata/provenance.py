@@ -9,7 +9,7 @@ OneTrainer (`ot_config`), and the configs of PEFT and mlx-lm.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from itertools import islice
 from typing import Any
@@ -23,7 +23,10 @@ MERGED_KEY, COMBINED_KEY = "lora_inspect.merged", "lora_inspect.combined"
 _TITLES = ("modelspec.title", "ss_output_name", "name")
 _BASES = ("ss_sd_model_name", "ss_base_model", "base_model")
 _BASES_IN_CONFIGS = ("base_model_name_or_path", "model", "base_model_name")
-_TRIGGERS = ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_words", "trigger_word")
+_TRIGGERS = (
+    *("modelspec.trigger_phrase", "ss_trigger_words", "trigger_words", "trigger_word"),
+    *("trigger_phrase", "ssmd_keywords"),
+)
 _NOTES = ("modelspec.usage_hint", "ss_training_comment", "modelspec.description")
 # A note that is there for the words that call it: `trigger word is NAME`.
 _TRIGGER_NOTE = r"(?i)trigger(?:[ -]?words?|[ -]?phrases?)?(?: ?[:=]| is| are) *(\S[^\r\n]{0,200})"
@@ -32,6 +35,8 @@ _NOTHING = ("", "none", "null", "undefined", "[name]")
 # The title that sd-scripts and musubi-tuner give to an adapter without a name: a word and the time.
 _NAMELESS = r"\w+@\d+(\.\d+)?"
 _MOST_TAGS, _MOST_TRIGGERS = 20, 20
+# Longer tags are more than a single trigger word.
+_ONE_WORD_OF_TAGS = 1000
 # A folder of images is called by how often each counts, and what they show: `10_sks dog`.
 _FOLDER = r"(?s)(\d+)_(.+)"
 
@@ -61,18 +66,32 @@ def provenance(metadata: Mapping[str, str], config: Mapping[str, Any] | None = N
     return Provenance(
         title=next((title for title in texts(metadata, _TITLES) if not re.fullmatch(_NAMELESS, title)), None),
         base=next(map(_last_name, bases), None),
-        trigger_words=tuple(_trigger_words(metadata, captions)),
+        trigger_words=trigger_words(metadata),
         notes=tuple(dict.fromkeys(texts(metadata, _NOTES))),
         tags=() if _only_trigger(captions) else tuple(_tags(captions)),
         images=images_of(metadata),
     )
 
 
-def texts(found: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
+def texts(found: Mapping[Any, Any], keys: tuple[Any, ...]) -> list[str]:
     """The values of the keys that are there and say something."""
     values = (found.get(key) for key in keys)
     stripped = [value.strip() for value in values if isinstance(value, str)]
     return [value for value in stripped if value.lower() not in _NOTHING]
+
+
+def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The trigger words that the metadata states, at most 20; long counts of tags are not parsed for it."""
+    noted = filter(None, map(noted_trigger, texts(metadata, _NOTES)))
+    is_short = len(metadata.get("ss_tag_frequency", "")) <= _ONE_WORD_OF_TAGS
+    only = _only_trigger(_captions(metadata)) if is_short else None
+    return words_of((*texts(metadata, _TRIGGERS), *noted, *([only] if only else ())))
+
+
+def words_of(phrases: Iterable[str]) -> tuple[str, ...]:
+    """The different words or phrases between the commas of several texts, at most 20."""
+    words = dict.fromkeys(word.strip() for phrase in phrases for word in phrase.split(","))
+    return tuple(islice((word for word in words if word.lower() not in _NOTHING), _MOST_TRIGGERS))
 
 
 def noted_trigger(note: str) -> str | None:
@@ -143,13 +162,6 @@ def _only_trigger(captions: Mapping[str, Mapping[str, int]]) -> str | None:
     [(folder, tags)] = captions.items()
     named = re.fullmatch(_FOLDER, folder)
     return named[2] if named and dict(tags) == {named[2]: 1} else None
-
-
-def _trigger_words(metadata: Mapping[str, str], captions: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    noted = filter(None, map(noted_trigger, texts(metadata, _NOTES)))
-    said = ", ".join((*texts(metadata, _TRIGGERS), *noted)).split(",")
-    words = dict.fromkeys(word.strip() for word in (*said, _only_trigger(captions) or ""))
-    return islice((word for word in words if word.lower() not in _NOTHING), _MOST_TRIGGERS)
 
 
 def _tags(captions: Mapping[str, Mapping[str, int]]) -> list[tuple[str, int]]:
