@@ -3,14 +3,13 @@
 import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 
 from lora_inspect.errors import CouldNotWorkError
 from lora_inspect.files.discovery import files_of_several
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.scanning.duplicates import Duplicates
+from lora_inspect.scanning.originals import Originals
 from lora_inspect.scanning.scan_file import Record, ScannedFile, scan_file
 from lora_inspect.scanning.workers import side_by_side
 from lora_inspect.stores.address import is_remote
@@ -28,6 +27,8 @@ def scan(
     record: Record | None = None,
 ) -> Generator[ScannedFile, None, None]:
     """Yield the account of every file that the paths name, as soon as it is read, in the order of the paths.
+
+    A file that seems to be a copy of a later one waits for it.
 
     A path is a file or a folder. A folder with several checkpoints, or with other folders, stands for all of them, and
     for pickles and other weights that are never read; folders below it count only with `recursive`. `settings` are
@@ -66,13 +67,12 @@ def scan_files(
     count = min(_MOST_JOBS, os.cpu_count() or 1) if jobs is None else jobs
     if any(is_remote(path) for path, _ in things):
         count = 1  # others would not know what of an address is never printed
-    duplicates = Duplicates()
+    originals = Originals([path for path, _ in things])
     scan_one = partial(_scan, record=record, programs=programs)
     with closing(side_by_side(scan_one, things, count, _lost)) as results:
         for found in results:
             progress(1)
-            first = duplicates.earlier(found.path, found.section) if found.section else None
-            yield replace(found, duplicate_of=first, section=None)
+            yield from originals.add(found)
 
 
 def _scan(asked: tuple[str, Settings], record: Record | None, programs: Sequence[str]) -> ScannedFile:

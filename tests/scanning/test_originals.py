@@ -1,0 +1,86 @@
+"""The copy among equal files is called the duplicate, wherever it stands in the list."""
+
+import json
+import os
+import shutil
+
+import pytest
+from adapters import loras
+
+from lora_inspect.ops.scan import scan
+from lora_inspect.scanning.originals import original_name
+
+
+@pytest.fixture
+def duplicates(write_safetensors, tmp_path):
+    """`duplicates({name: second of its last change})`: the name of the original of each of these equal files."""
+
+    def found(modified, metadata=None):
+        for name, second in modified.items():
+            own = (metadata or {}).get(name, {})
+            file = write_safetensors(loras(), metadata=own, name=f"many/{name}.safetensors")
+            os.utime(file, (second, second))
+        stem = {str(tmp_path / "many" / f"{name}.safetensors"): name for name in modified}
+        return {stem[one.path]: one.duplicate_of and stem[one.duplicate_of] for one in scan([tmp_path / "many"])}
+
+    return found
+
+
+@pytest.mark.parametrize(
+    "copy",
+    ["style (1)", "style(2)", "style - Copy", "style - Copy (3)", "style_copy", "style copy 2", "Copy of style"],
+)
+def test_the_name_of_a_copy_makes_the_duplicate_though_it_is_older(copy, duplicates):
+    assert duplicates({copy: 1, "style": 2}) == {copy: "style", "style": None}
+
+
+def test_an_older_copy_of_another_name_is_a_duplicate_too(duplicates):
+    assert duplicates({"a (1)": 1, "other": 2}) == {"a (1)": "other", "other": None}
+
+
+def test_the_newer_file_is_the_duplicate(duplicates):
+    assert duplicates({"a": 3, "b": 1, "c": 2}) == {"a": "b", "b": None, "c": "b"}
+
+
+def test_of_one_time_the_later_in_the_list_is_the_duplicate(duplicates):
+    assert duplicates({"b": 5, "a": 5}) == {"a": None, "b": "a"}
+
+
+def test_the_name_counts_where_metadata_make_files_of_other_sizes(duplicates):
+    metadata = {"style (1)": {"note": "x" * 100}}
+    assert duplicates({"style (1)": 1, "style": 2}, metadata) == {"style (1)": "style", "style": None}
+
+
+def test_a_copied_folder_of_peft_is_the_duplicate(write_safetensors, tmp_path):
+    file = write_safetensors(loras(), name="many/style/adapter_model.safetensors")
+    shutil.copytree(file.parent, tmp_path / "many" / "style (1)")
+    os.utime(tmp_path / "many" / "style (1)" / "adapter_model.safetensors", (1, 1))
+    found = {one.path: one.duplicate_of for one in scan([tmp_path / "many"])}
+    assert found[str(file)] is None
+    assert found[str(tmp_path / "many" / "style (1)" / "adapter_model.safetensors")] == str(file)
+
+
+@pytest.mark.parametrize("name", ["style", "copycat", "style (final)", "(1)", "photocopy", "copy", "style v(1)x"])
+def test_other_names_are_no_copies(name):
+    assert original_name(name) is None
+
+
+def test_files_appear_in_their_order_and_wait_only_for_a_possible_original(write_safetensors, tmp_path):
+    for number, name in enumerate(["a (1)", "a", "b", "c"]):
+        tensors = {key: (*one[:2], 1.0 if name[0] == "a" else number + 1.0) for key, one in loras().items()}
+        file = write_safetensors(tensors, name=f"many/{name}.safetensors")
+        os.utime(file, (9 - number, 9 - number))  # so that of equal files each would be a copy of the next one
+    read = []
+    scanned = scan([tmp_path / "many"], progress=read.append)
+    shown = [(os.path.basename(one.path)[:-12], len(read)) for one in scanned]
+    assert shown == [("a (1)", 2), ("a", 2), ("b", 3), ("c", 4)]
+
+
+def test_the_table_and_json_lines_name_the_original(write_safetensors, tmp_path, run):
+    for name in ("style (1)", "style"):
+        write_safetensors(loras(), name=f"many/{name}.safetensors")
+    rows = run("info", tmp_path / "many").stdout.splitlines()[1:-1]
+    assert [row.endswith("  duplicate of style") for row in rows] == [True, False]
+    lines = run("info", tmp_path / "many", "--jsonl").stdout.splitlines()
+    original = str(tmp_path / "many" / "style.safetensors")
+    assert [json.loads(line)["duplicate_of"] for line in lines] == [original, None]
