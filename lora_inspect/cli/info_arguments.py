@@ -30,6 +30,7 @@ _WORDS: "dict[str, Callable[[ScannedFile], Iterable[str]]]" = {
     "rank": lambda one: map(str, one.ranks),
     "scale": lambda one: map(scale_in_words, one.scales),
     "trainer": lambda one: (one.trainer or "unknown",),
+    "trigger": lambda one: one.trigger_words,
     "scheme": lambda one: one.schemes,
     "kind": lambda one: (one.kind,),
     "state": lambda one: (one.state,),
@@ -194,7 +195,9 @@ def folder_options(command: Decorated) -> Decorated:
     """Adds the options, by the names that the fields of FolderOptions have."""
     for option in reversed(
         (
-            click.option("--all", "all_", is_flag=True, help="Also list the bases and other files of a folder."),
+            click.option(
+                "--all", "all_", is_flag=True, help="Also list the bases and other files of a folder, and each epoch."
+            ),
             click.option(
                 "--sort", type=click.Choice(ORDERS), help="Sort the rows; they appear after all files are read."
             ),
@@ -203,7 +206,7 @@ def folder_options(command: Decorated) -> Decorated:
                 multiple=True,
                 metavar="KEY=VALUE",
                 callback=_conditions,
-                help="List only matching files, as model=wan, type=dora, state=need* or comfyui=wrong*. "
+                help="List only matching files, as model=wan, trigger=ink, state=need* or comfyui=wrong*. "
                 "Repeatable: all must match.",
             ),
             click.option(

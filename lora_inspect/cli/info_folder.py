@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 from lora_inspect.cli import terminal
@@ -48,15 +49,21 @@ from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.verdict import SAME, UNKNOWN, VERDICTS
 from lora_inspect.reading.file_info import ADAPTER, BASE, OTHER
 from lora_inspect.scanning.scan_file import ANSWER, CONVERT, INFO_ONLY, OPEN, STATES, InProgram, Record, ScannedFile
+from lora_inspect.scanning.training_rows import EpochGroup, TrainingRows
 from lora_inspect.sentences import counted, width
 
-_HEADERS = ("name", "model", "type", "rank", "scale", "size", "note")
+_HEADERS = ("name", "model", "type", "rank", "scale", "size", "trigger", "note")
 _AT_RIGHT = ("rank", "scale", "size")
 # The columns of a line from which on there is room for these.
 _ROOM_FOR = {"size": 72, "rank": 56}
+# Those from which on there is room for trigger words. Where a condition is about them, the second number counts, and
+# other columns give way.
+_TRIGGER, _ROOM_FOR_TRIGGER, _GIVE_WAY = "trigger", (100, 60), ("scale", "size")
+# The first rows wait for so many files, which tell whether the folder has trigger words.
+_AHEAD = 50
 # The columns of names of models: so much of the line, but no less and no more.
 _MODEL_SHARE, _MODEL = 8, (9, 22)
-_WIDTHS = {"type": 7, "rank": 5, "scale": 5, "size": 6}
+_WIDTHS = {"type": 7, "rank": 5, "scale": 5, "size": 6, "trigger": 14}
 _NAME, _NOTE, _NOTE_SHARE = 12, 18, 0.4
 # What people call models that the tables have longer titles for, where those do not fit.
 _SHORT_MODELS = {
@@ -89,14 +96,16 @@ class FolderTable:
     """Makes the lines of a table for files whose names are known before.
 
     They are as wide as the sheet or, where it `is_endless`, as the cells need. A name that would look like another one
-    where it is cut has a line of its own.
+    where it is cut has a line of its own. `headers` are those that the table has where they fit.
     """
 
-    def __init__(self, sheet: Sheet, names: Iterable[str], is_endless: bool = False) -> None:
+    def __init__(
+        self, sheet: Sheet, names: Iterable[str], is_endless: bool = False, headers: Sequence[str] = _HEADERS
+    ) -> None:
         self._sheet, self._is_endless = sheet, is_endless
         shown = [sheet.shown(name) for name in dict.fromkeys(names)]
         longest = max(map(width, shown), default=0)
-        self._columns = _columns(terminal.ENDLESS if is_endless else sheet.columns, longest)
+        self._columns = _columns(terminal.ENDLESS if is_endless else sheet.columns, longest, headers)
         room = self._room("name")
         self._alike = {
             one for one, count in Counter(cut(name, room, sheet.mark) for name in shown).items() if count > 1
@@ -118,11 +127,17 @@ class FolderTable:
             "rank": _span(list(map(str, one.ranks)), self._room("rank")),
             "scale": _span([_number(scale) for scale in one.scales], self._room("scale")),
             "size": _size(one.bytes),
+            "trigger": ", ".join(one.trigger_words),
             "note": self._fitting(received.notes) if received else self._note(one, duplicate_of),
         }
         if received:
             return self._lines(cells, WRONG if received.is_wrong else DOUBTFUL if received.verdict == OPEN else PLAIN)
         return self._lines(cells, PLAIN if duplicate_of else _LOOKS.get(one.state, PLAIN))
+
+    def group_line(self, group: EpochGroup) -> Line:
+        """Return the line below the row of the last epoch of a training, on those without a row."""
+        text = f"  {group}; --all lists each"
+        return [StyledText(text if self._is_endless else cut(text, self._sheet.columns, self._sheet.mark), FAINT)]
 
     def broken_row(self, name: str, kind: str, path: str, error: Exception) -> list[Line]:
         """Return the lines of a file that was not read, with the `kind` of it."""
@@ -188,8 +203,8 @@ def _types(one: ScannedFile) -> str:
     return f"{first}+{len(others)}" if others else first
 
 
-def _columns(columns: int, longest: int) -> list[_Column]:
-    widths = {header: _WIDTHS.get(header, 0) for header in _HEADERS if columns >= _ROOM_FOR.get(header, 0)}
+def _columns(columns: int, longest: int, headers: Sequence[str]) -> list[_Column]:
+    widths = {header: _WIDTHS.get(header, 0) for header in headers if columns >= _ROOM_FOR.get(header, 0)}
     least, most = _MODEL
     widths["model"] = min(max(columns // _MODEL_SHARE + 1, least), most)
     gaps = sum(1 if header in _AT_RIGHT else 2 for header in widths) - 2
@@ -268,7 +283,7 @@ def info_of_several(arguments: Sequence[InfoArgument], modules: bool, json: bool
             elif json:
                 records = [_record(entry.one, options.program) for entry in chosen]
             else:
-                _print_rows(chosen, names, options, bar)
+                _print_rows(chosen, arguments, options, bar)
     if json and not options.jsonl:
         terminal.json_text(records)
     elif not options.jsonl:
@@ -284,8 +299,12 @@ def info_of_several(arguments: Sequence[InfoArgument], modules: bool, json: bool
 def _names(arguments: Sequence[InfoArgument]) -> list[str]:
     """Return the name of each file: its path below the only folder, else the path as typed."""
     folder = arguments[0].path if len(arguments) == 1 and arguments[0].is_collection else ""
-    paths = [path for argument in arguments for path in argument.files or (argument.path,)]
+    paths = _paths(arguments)
     return [os.path.relpath(path, folder) for path in paths] if folder else paths
+
+
+def _paths(arguments: Sequence[InfoArgument]) -> list[str]:
+    return [path for argument in arguments for path in argument.files or (argument.path,)]
 
 
 def _read(
@@ -358,7 +377,7 @@ def _record(one: ScannedFile, program: str | None) -> dict[str, Any]:
     """The record that scripts rely on."""
     if one.error:
         return failure(one.path, one.error).record()
-    record = {**(one.record or {}), "state": one.state or None, "note": one.note, "duplicate_of": one.duplicate_of}
+    record = {**(one.record or {}), **one.in_folder()}
     if program is None:
         return record
     received = one.in_programs.get(program)
@@ -366,25 +385,52 @@ def _record(one: ScannedFile, program: str | None) -> dict[str, Any]:
     return {**record, "for": {"program": program, "verdict": None, "says": "", **told}}
 
 
-def _print_rows(entries: Iterable[_Entry], names: Sequence[str], options: FolderOptions, bar: BarBelow) -> None:
-    """A row for each file as it comes; those of a folder that are models or hold something else where asked."""
-    table = FolderTable(Sheet(terminal.columns()), map(_short, names), not terminal.has_columns())
-    called: dict[str, str] = {}
+def _print_rows(
+    entries: Iterable[_Entry], arguments: Sequence[InfoArgument], options: FolderOptions, bar: BarBelow
+) -> None:
+    """A row for each file as it comes; those of a folder that are models or hold something else where asked.
+
+    The epochs of one training that look alike have one row.
+    """
+    names = [_short(name) for name in _names(arguments)]
+    called = dict(zip(_paths(arguments), names, strict=True))
+    is_endless = not terminal.has_columns()
+    first, headers = _first_rows(iter(entries), terminal.ENDLESS if is_endless else terminal.columns(), options)
+    table = FolderTable(Sheet(terminal.columns()), names, is_endless, headers)
+    trainings = TrainingRows(_without_row, list(called))
+    together = trainings.sorted if options.sort else trainings.as_they_come
+    ungrouped = ((entry, None) for entry in chain(first, entries))
     is_first = True
-    for entry in entries:
+    for entry, group in ungrouped if options.all_ else together(chain(first, entries)):
         one, name = entry.one, _short(entry.name)
-        called.setdefault(one.path, name)
         if one.error and entry.is_named:
             continue
         if one.error:
             lines = table.broken_row(name, entry.kind, one.path, one.error)
         elif one.kind == ADAPTER or entry.is_named or options.all_:
-            first = called.get(one.duplicate_of, one.duplicate_of) if one.duplicate_of else ""
-            lines = table.row(name, one, first, one.in_programs.get(options.program or ""))
+            original = called.get(one.duplicate_of, one.duplicate_of) if one.duplicate_of else ""
+            lines = table.row(name, one, original, one.in_programs.get(options.program or ""))
         else:
             continue
+        lines += [table.group_line(group)] if group else []
         bar.above(partial(terminal.laid_out, [table.headers(), *lines] if is_first else lines))
         is_first = False
+
+
+def _first_rows(entries: Iterator[_Entry], columns: int, options: FolderOptions) -> tuple[list[_Entry], list[str]]:
+    """Return the entries that tell of trigger words, and the headers of the table: with these if any has some."""
+    is_asked = any(condition.key == _TRIGGER for condition in options.where)
+    room, least = _ROOM_FOR_TRIGGER
+    if is_asked and least <= columns < room:
+        return [], [header for header in _HEADERS if header not in _GIVE_WAY]
+    first = list(islice(entries, _AHEAD)) if columns >= room and not is_asked else []
+    has_any = columns >= room and (is_asked or any(entry.one.trigger_words for entry in first))
+    return first, [header for header in _HEADERS if header != _TRIGGER or has_any]
+
+
+def _without_row(entry: _Entry) -> ScannedFile | None:
+    """Return the account of a file that may go without a row: one of a folder."""
+    return None if entry.is_named else entry.one
 
 
 def _short(name: str) -> str:

@@ -34,6 +34,7 @@ from lora_inspect.programs.verdict import (
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.file_info import ADAPTER, FileInfo, inspect
 from lora_inspect.reading.keys.groups import group_equal
+from lora_inspect.reading.metadata.sidecars import trigger_words_of
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import ERROR, Problem
 from lora_inspect.reading.model.settings import Settings
@@ -41,6 +42,7 @@ from lora_inspect.reading.problems import PROBLEMS
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.scale.scales import OPTIONS
 from lora_inspect.scanning.duplicates import DataSection, data_section
+from lora_inspect.scanning.trainings import TrainingState, training_state
 from lora_inspect.sentences import Result, bounded, brief, listed
 
 # FINE: its meaning is settled, and every program known here that loads it makes that of it. CONVERT: a program that
@@ -223,8 +225,9 @@ class ScannedFile(Result):
     those of its problems. `state` is one of `STATES`, empty for a file that is no adapter; `notes` give the reason or
     anything odd, each the same in fewer words than the one before it. `modified` is the time of its last change in
     seconds. `in_programs` are the verdicts of the programs that were asked for, by name. `duplicate_of` is the path of
-    an earlier file with the same tensors. `record` is the additional record of a caller. `section` is for the search
-    for such files; the results of a scan have none.
+    the original with the same tensors. `record` is the additional record of a caller. `section` is for the search for
+    such files; the results of a scan have none. `trigger_words` are those of the metadata or of a sidecar. `training`
+    is the state of a training that an adapter is by its name, its metadata and its modules.
     """
 
     path: str
@@ -247,17 +250,23 @@ class ScannedFile(Result):
     duplicate_of: str | None = None
     record: dict[str, Any] | None = None
     error: Exception | None = None
+    trigger_words: tuple[str, ...] = ()
+    training: TrainingState | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record of the file for the folder's JSON, next to the account."""
         if self.error:
             says = of_system(self.error, self.path) if isinstance(self.error, OSError) else self.error
             return {"path": self.path, "error": str(says), "code": kind_of(self.error).code}
+        return {**(self.record or {"path": self.path, "kind": self.kind}), **self.in_folder()}
+
+    def in_folder(self) -> dict[str, Any]:
+        """Return the fields that the record of a file has among others."""
         return {
-            **(self.record or {"path": self.path, "kind": self.kind}),
             "state": self.state or None,
             "note": self.note,
             "duplicate_of": self.duplicate_of,
+            "training_group": self.training.group if self.training else None,
         }
 
     def __repr__(self) -> str:
@@ -303,19 +312,23 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None, programs:
     state, notes = state_of(info) if info.kind == ADAPTER else ("", ())
     asked = {name: in_program(info, state, notes, PROGRAMS[name]) for name in programs if info.kind == ADAPTER}
     files = checkpoint.files or (checkpoint.path,)
+    ranks = tuple(sorted({c.rank for c, _ in kinds if c.rank}))
+    is_adapter = info.kind == ADAPTER
     return ScannedFile(
         path=path,
         kind=info.kind,
         architectures=tuple(dict.fromkeys(candidate.architecture.name for candidate in info.candidates)),
         model=" or ".join(map(str, info.candidates)) or info.other_model or "",
         types=_types(kinds),
-        ranks=tuple(sorted({c.rank for c, _ in kinds if c.rank})),
+        ranks=ranks,
         scales=tuple(sorted(scales, key=lambda scale: (scale is None, scale or 0.0))),
         bytes=checkpoint.bytes,
         modified=max((checkpoint.inputs[file].modified for file in files if file in checkpoint.inputs), default=0)
         / 1e9,
         modules=len(adapter.modules),
         trainer=adapter.trainer,
+        trigger_words=trigger_words_of(checkpoint.metadata, info.sidecars)[0] if is_adapter else (),
+        training=training_state(path, adapter, ranks) if is_adapter else None,
         schemes=tuple(dict.fromkeys(first.name.scheme for first in modules.firsts)),
         codes=tuple(dict.fromkeys(problem.code for problem in adapter.problems)),
         state=state,

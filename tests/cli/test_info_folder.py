@@ -213,7 +213,9 @@ def test_all_conditions_have_to_hold(run, synthetic):
 def test_a_wrong_condition_names_the_keys(wrong, run, synthetic):
     shown = run("info", synthetic, "--where", wrong)
     assert shown.status == 2
-    assert "name, model, type, rank, scale, trainer, scheme, kind, state, problem and note" in shown.stderr
+    assert "name, model, type, rank, scale, trainer, trigger, scheme, kind, state, problem and note" in " ".join(
+        shown.stderr.split()
+    )
 
 
 def test_rows_are_sorted_by_what_is_asked(run, write_safetensors, tmp_path):
