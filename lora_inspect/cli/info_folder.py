@@ -60,7 +60,7 @@ _ROOM_FOR = {"size": 72, "rank": 56}
 # other columns give way.
 _TRIGGER, _ROOM_FOR_TRIGGER, _GIVE_WAY = "trigger", (100, 60), ("scale", "size")
 # The first rows wait for so many files, which tell whether the folder has trigger words.
-_AHEAD = 50
+_AHEAD = 8
 # The columns of names of models: so much of the line, but no less and no more.
 _MODEL_SHARE, _MODEL = 8, (9, 22)
 _WIDTHS = {"type": 7, "rank": 5, "scale": 5, "size": 6, "trigger": 14}

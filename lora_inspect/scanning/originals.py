@@ -1,16 +1,18 @@
 """The original among equal files: one without the name of a copy, else the older one, else the first of the list.
 
 A file waits for a later one of the list only where that may be its original: where both have the same size and the same
-last bytes, or where its name is that of a copy of the other. So most rows still appear as soon as their file is read.
+last bytes, or where its name is that of a copy of the other. So most rows still appear as soon as their file is read, and
+of files of one size that were written in the order of the list no byte is read for this.
 """
 
 import os
 import re
 import stat
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -117,11 +119,14 @@ def _last_possible(paths: Sequence[str], found: Sequence[_Candidate]) -> list[in
     """The place in the list of the last file that may be the original of each; its own place where there is none."""
     waits = list(range(len(found)))
     places = {path: number for number, path in enumerate(paths)}
-    sizes = Counter(one.bytes for one in found if one.bytes)
+    by_size: dict[int | None, list[_Candidate]] = {}
+    for one in found:
+        by_size.setdefault(one.bytes, []).append(one)
+    mixed = {size for size, own in by_size.items() if any(a.rank > b.rank for a, b in pairwise(own))}
     last: dict[tuple[int, bytes], int] = {}
     for number in sorted(waits, key=lambda number: found[number].rank):
         one = found[number]
-        if one.bytes and sizes[one.bytes] > 1 and (tail := _tail(paths[number], one.bytes)):
+        if one.bytes and one.bytes in mixed and (tail := _tail(paths[number], one.bytes)):
             alike = one.bytes, tail
             waits[number] = last[alike] = max(number, last.get(alike, number))
         if one.original is not None:

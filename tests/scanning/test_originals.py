@@ -8,6 +8,7 @@ import pytest
 from adapters import loras
 
 from lora_inspect.ops.scan import scan
+from lora_inspect.scanning import originals
 from lora_inspect.scanning.originals import original_name
 
 
@@ -84,3 +85,16 @@ def test_the_table_and_json_lines_name_the_original(write_safetensors, tmp_path,
     lines = run("info", tmp_path / "many", "--jsonl").stdout.splitlines()
     original = str(tmp_path / "many" / "style.safetensors")
     assert [json.loads(line)["duplicate_of"] for line in lines] == [original, None]
+
+
+@pytest.mark.parametrize(("seconds", "looked_at"), [((1, 2, 3), 0), ((1, 1, 1), 0), ((1, 3, 2), 3)])
+def test_only_files_of_one_size_in_another_order_are_looked_at(seconds, looked_at, write_safetensors, monkeypatch):
+    paths = []
+    for number, second in enumerate(seconds):
+        paths.append(str(write_safetensors(loras(), name=f"{number}.safetensors")))
+        os.utime(paths[-1], (second, second))
+    asked = []
+    real = originals._tail
+    monkeypatch.setattr(originals, "_tail", lambda *one: asked.append(one) or real(*one))
+    originals.Originals(paths)
+    assert len(asked) == looked_at
