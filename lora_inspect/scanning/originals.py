@@ -1,8 +1,8 @@
 """The original among equal files: one without the name of a copy, else the older one, else the first of the list.
 
 A file waits for a later one of the list only where that may be its original: where both have the same size and the same
-last bytes, or where its name is that of a copy of the other. So most rows still appear as soon as their file is read, and
-of files of one size that were written in the order of the list no byte is read for this.
+last bytes, or where its name is that of a copy of the other. So most rows still appear as soon as their file is read.
+Of files of one size that were written in the order of the list, no byte is read for this.
 """
 
 import os
