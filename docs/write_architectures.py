@@ -22,7 +22,7 @@ says more: where the names come from, the published sizes, and how each module i
 
 A layout is one naming of a family's modules. Dotted files have its paths as they are, after `diffusion_model.` those of
 the family's own program, after the prefix in the table those of diffusers, after `base_model.model.` any; underscored
-files have the prefix of the table. What relates a layout to the first one of its family:
+files have the prefix of the table. A layout relates to the first one of its family in one of these ways:
 
 - **related**: `merge` folds an adapter of one into a base of the other, and `convert` writes it, by relations that say
   which rows of which module are which;

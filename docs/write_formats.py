@@ -56,7 +56,7 @@ WRITTEN = """
 ## What is written
 
 The module of one layer, of each kind that `convert --to SCHEME --keep-dora` writes of small files, found by doing so.
-What it refused can mostly be written by `--algorithm lora` or `--algorithm full`, or for one program: see
+A refused kind can mostly be written with `--algorithm lora` or `--algorithm full`, or for one program: see
 [converting](converting_for_programs.md#naming-schemes).
 """
 SUFFIXES = """
