@@ -80,7 +80,8 @@ class LoHaInfModule(FoldableDelta, LoHaModule):
     """LoHaModule for inference and merging."""
 
 
-_functions = functions_of(__name__, None, TrainedAlgorithm("LoHa", LoHaModule, LoHaInfModule))
+TRAINED = TrainedAlgorithm("LoHa", LoHaModule, LoHaInfModule)
+_functions = functions_of(__name__, None, TRAINED)
 create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file

@@ -143,9 +143,8 @@ def read_factor(name: str, value: Any) -> int:
     return factor
 
 
-_functions = functions_of(
-    __name__, None, TrainedAlgorithm("LoKr", LoKrModule, LoKrInfModule, {"factor": NetworkOption(read_factor, -1)})
-)
+TRAINED = TrainedAlgorithm("LoKr", LoKrModule, LoKrInfModule, {"factor": NetworkOption(read_factor, -1)})
+_functions = functions_of(__name__, None, TRAINED)
 create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file

@@ -54,12 +54,18 @@ _ELSEWHERE = {
 }
 
 
+def argument_of_trainers(name: str) -> str | None:
+    """The argument of trainers that other programs call `name`, as `--network_dim`; None where there is none."""
+    elsewhere = _ELSEWHERE.get(name.lower(), "")
+    return elsewhere if elsewhere.startswith("--") else None
+
+
 def way_out(name: str, known: Collection[str]) -> str:
     """What to write in the place of the unknown `name`: what other programs call so, what it is near to, or all."""
     name = name.lower()
+    if argument := argument_of_trainers(name):
+        return f"it is {argument} of the trainer"
     elsewhere = _ELSEWHERE.get(name, "")
-    if elsewhere.startswith("--"):
-        return f"it is {elsewhere} of the trainer"
     near = [elsewhere] if elsewhere in known else difflib.get_close_matches(name, known, n=1, cutoff=_LIKENESS)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
 

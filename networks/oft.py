@@ -204,7 +204,8 @@ def read_constraint(name: str, value: Any) -> float:
 
 
 _OPTIONS = {"constraint": NetworkOption(read_constraint, 0.0), "rescaled": NetworkOption(read_bool, False)}
-_functions = functions_of(__name__, None, TrainedAlgorithm("OFT", OFTModule, OFTInfModule, _OPTIONS, has_scale=False))
+TRAINED = TrainedAlgorithm("OFT", OFTModule, OFTInfModule, _OPTIONS, has_scale=False)
+_functions = functions_of(__name__, None, TRAINED)
 create_arch_network = create_network = _functions.create_arch_network
 create_arch_network_from_weights = _functions.create_arch_network_from_weights
 create_network_from_weights = _functions.create_network_from_file

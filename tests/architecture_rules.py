@@ -35,7 +35,7 @@ ORDER = {
         ("interrupt", "version"),
     ),
     "networks": (
-        ("train_example",),
+        ("train_example", "adapting"),
         (TRAINED,),
         ("network",),
         ("modules",),
@@ -47,6 +47,8 @@ ORDER = {
 # What stands at the bottom, where nothing takes time, and leads to the top when it is called: the process begins in the
 # one and calls the command line, Python programs import the other and are given the names of the API as they ask.
 DOORS = ("lora_inspect.start", "lora_inspect")
+# The same of the training networks, by both of their names.
+DOORS_OF_NETWORKS = ("networks", "lora_inspect.networks")
 # What the training networks have no use for: whoever calls them from Python is no command line.
 VERBS = ("cli", "api", "ops")
 # What takes long to load, and what of the command line must do without: until a verb runs, some for ever.
@@ -97,7 +99,7 @@ def part_of(module: str, tree: Tree) -> str:
 
 def leads_up(made: Import) -> bool:
     """Whether an import is one by which a door leads to the top: none that it makes when it is imported itself."""
-    return made.source in DOORS and made.when != AT_IMPORT
+    return made.source in (*DOORS, *DOORS_OF_NETWORKS) and made.when != AT_IMPORT
 
 
 def circles(tree: Tree) -> Iterator[str]:

@@ -51,8 +51,11 @@ def family_of(classes: Collection[str], paths: Collection[str]) -> Architecture:
         default=None,
     )
     if best is None or _fit(best, paths)[0] < _SHARE * len(paths):
+        sought = sorted({name for architecture in trained() for name in _class_names(training_of(architecture))})
         raise ValueError(
-            f"the classes {', '.join(sorted(classes))} do not show the architecture; give architecture as {_known()}"
+            f"the classes {', '.join(sorted(classes))} do not show the architecture; give architecture as {_known()}, "
+            f"or a model with one of the classes that were looked for: {', '.join(sought)}; "
+            "lora_inspect.networks.adapt takes any model"
         )
     return best
 

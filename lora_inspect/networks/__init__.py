@@ -1,9 +1,18 @@
 """The top-level `networks` package under a name that no trainer's own `networks` folder can shadow."""
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from lora_inspect.maths.torch_threads import wait_briefly
 
 __path__ = [str(Path(__file__).resolve().parents[2] / "networks")]
 
 wait_briefly()
+
+
+def __getattr__(name: str) -> Any:
+    """Load `adapt`, which needs torch."""
+    if name != "adapt":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.adapting").adapt

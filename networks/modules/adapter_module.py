@@ -86,6 +86,24 @@ class AdapterModule(nn.Module):
             self.org_forward = self.org_module.forward
             self.org_module.forward = self.forward
 
+    def check_removable(self) -> None:
+        """Raises RuntimeError where the base's forward is another one than this adapter's."""
+        if self.org_forward is not None and vars(self.org_module).get("forward") != self.forward:
+            raise RuntimeError(
+                f"{self.lora_name}: something else has been put around the layer's forward since apply_to; remove that "
+                "first"
+            )
+
+    def remove(self) -> None:
+        """Puts the forward back that stood there before `apply_to`; nothing to do where it was not called."""
+        if self.org_forward is None:
+            return
+        if getattr(self.org_forward, "__func__", None) is type(self.org_module).forward:
+            del self.org_module.forward
+        else:
+            self.org_module.forward = self.org_forward
+        self.take_out()
+
     def take_out(self) -> None:
         """Forgets that it is in a base's forward, for a copy, which is in none."""
         self.org_forward, self._base_is_plain = None, False

@@ -4,18 +4,21 @@ A library's subclass of Linear may do anything in its forward. What is added to 
 What looks at its weight (DoRA's norm, a merge, the positions of a convolution's output) is right only beside those
 whose output changes with the weight as that of torch's own layer does.
 
+Blocks of torch that compute with the weights of their layers and call none of them.
+
 Deep copies of adapters, such as the averages of a training: their own parameters, beside the same base.
 
 A copy is in no layer's forward. `apply_to` puts it there, around what stands there already.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 KINDS: tuple[Any, ...] = (nn.Linear, *CONVOLUTIONS)
@@ -93,6 +96,47 @@ def _computes_as(layer: Any, kind: Any) -> bool:
 
 def _drawn(shape: Any, like: Tensor, draws: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=draws, dtype=torch.float32, device="cpu").to(like.device, like.dtype)
+
+
+class FastPaths:
+    """Torch's transformer blocks that hold one of `layers`, which they do not call in evaluation mode.
+
+    A block that sees a hook calls its layers; an encoder of several packs samples of several lengths into one tensor,
+    which no block takes that calls its layers.
+    """
+
+    def __init__(self, root: nn.Module, layers: Collection[nn.Module]) -> None:
+        fused = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
+        found = (module for module in root.modules() if isinstance(module, fused))
+        self.blocks = [block for block in found if any(layer in layers for layer in block.modules())]
+        self._hooks: list[RemovableHandle] = []
+        self._packing: list[Any] = []
+
+    def close(self) -> None:
+        """Makes every block call its layers; once only."""
+        if self._hooks:
+            return
+        self._hooks = [block.register_forward_pre_hook(_be_seen) for block in self.blocks]
+        self._packing = [block for block in self.blocks if getattr(block, "use_nested_tensor", False)]
+        for encoder in self._packing:
+            encoder.use_nested_tensor = False
+
+    def open(self) -> None:
+        """Undoes `close`."""
+        for hook in self._hooks:
+            hook.remove()
+        for encoder in self._packing:
+            encoder.use_nested_tensor = True
+        self._hooks, self._packing = [], []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FastPaths":
+        copy = FastPaths(nn.Module(), ())
+        copy.blocks = deepcopy(self.blocks, memo)
+        return copy
+
+
+def _be_seen(block: nn.Module, inputs: Any) -> None:
+    """A hook that does nothing."""
 
 
 def copied(module: Any, adapters: Iterable[Any], memo: dict[int, Any], shared: Iterable[Any] = ()) -> Any:

@@ -43,6 +43,10 @@ class TrainedAlgorithm(NamedTuple):
     options: Mapping[str, NetworkOption] = {}
     has_scale: bool = True
 
+    def keywords(self, options: NetworkArguments) -> dict[str, Any]:
+        """The values of the algorithm's own options, which its modules are made with."""
+        return {name: options.extra[name] for name in self.options}
+
 
 LORA = TrainedAlgorithm("LoRA", LoRAModule, LoRAInfModule)
 
@@ -124,10 +128,9 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
         training = training_of(family)
         module_class = kwargs.pop("module_class", None) or algorithm.module_class
         module_kwargs = kwargs.pop("module_kwargs", {})
-        options = _with_chosen_excludes(training, _parse(training, algorithm, kwargs, neuron_dropout))
-        if not algorithm.has_scale:
-            options = _without_alphas(algorithm, network_alpha, options)
-        own = {name: options.extra[name] for name in algorithm.options}
+        switches = {switch.name: NetworkOption(read_bool, switch.default) for switch in training.switches}
+        options = parse_options(algorithm, kwargs, network_alpha, neuron_dropout, switches)
+        options = _with_chosen_excludes(training, options)
         network = creation.create_network(
             blocks_of(training, getattr(unet, training.task_attribute or "", None)),
             PREFIX,
@@ -139,13 +142,13 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
             unet,
             neuron_dropout,
             module_class=module_class,
-            module_kwargs={**read_keywords("module_kwargs", module_kwargs), **own},
+            module_kwargs={**read_keywords("module_kwargs", module_kwargs), **algorithm.keywords(options)},
             default_exclude_patterns=_excludes(training, options),
             default_include_patterns=training.includes,
             arguments=options,
         )
         network.left_out.switches = _switches(training)
-        network.name_files(_file_names(family, unet))
+        network.name_files(file_names(family, unet))
         network.log_readers()
         return network
 
@@ -165,7 +168,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
             raise ValueError("unet is None; pass the model that the weights are for")
         if settled := [name for name in algorithm.options if kwargs.pop(name, None) is not None]:
             logger.warning(f"{', '.join(settled)}: no effect, as the weights already settle that")
-        names = _file_names(architecture or _pop_architecture(kwargs, unet), unet)
+        names = file_names(architecture or _pop_architecture(kwargs, unet), unet)
         named = names.from_file(weights_sd, kwargs.pop("metadata", None) or {})
         default = algorithm.inference_class if for_inference else algorithm.module_class
         network = creation.create_network_from_weights(
@@ -230,17 +233,20 @@ def _pop_architecture(kwargs: dict[str, Any], unet: nn.Module) -> Architecture:
     return family_of({class_name(module) for module in unet.modules()}, [path for path, _ in named_leaves(unet)])
 
 
-def _parse(
-    training: Training, algorithm: TrainedAlgorithm, kwargs: Mapping[str, Any], neuron_dropout: float | None
+def parse_options(
+    algorithm: TrainedAlgorithm,
+    kwargs: Mapping[str, Any],
+    network_alpha: float | None,
+    neuron_dropout: float | None = None,
+    switches: Mapping[str, NetworkOption] | None = None,
 ) -> NetworkArguments:
-    switches = {switch.name: NetworkOption(read_bool, switch.default) for switch in training.switches}
-    return parse(kwargs, neuron_dropout, extra={**switches, **algorithm.options})
+    """The options of an algorithm, from network_args; `switches` are those of an architecture.
 
-
-def _without_alphas(
-    algorithm: TrainedAlgorithm, network_alpha: float | None, options: NetworkArguments
-) -> NetworkArguments:
-    """The options without those of a scale, which a line in the log names where they are given."""
+    Where the algorithm has no scale, the options of one are left out, and a line in the log names those that are given.
+    """
+    options = parse(kwargs, neuron_dropout, extra={**(switches or {}), **algorithm.options})
+    if algorithm.has_scale:
+        return options
     given = [*(["network_alpha"] if network_alpha else []), *(name for name in _ALPHAS if name in options.given)]
     if given:
         logger.info(f"{', '.join(given)}: no effect, as {algorithm.name} has no scale")
@@ -275,5 +281,6 @@ def _switches(training: Training) -> dict[str, str]:
     }
 
 
-def _file_names(architecture: Architecture, unet: nn.Module) -> FileNames:
+def file_names(architecture: Architecture, unet: nn.Module) -> FileNames:
+    """The names that the files of a model of this family have."""
     return FileNames(architecture, [path for path, _ in named_leaves(unet)], PREFIX)

@@ -50,6 +50,7 @@ def create_network(
     module_kwargs: Mapping[str, Any] | None = None,
     default_exclude_patterns: Sequence[str] = (),
     default_include_patterns: Sequence[str] = (),
+    target_paths: Sequence[str] = (),
     arguments: NetworkArguments | None = None,
     **kwargs: Any,
 ) -> LoRANetwork:
@@ -57,13 +58,14 @@ def create_network(
 
     `kwargs` are network_args; an architecture with options of its own parses them itself and passes `arguments`. A
     rank of None is 4, an alpha of None or 0 gives scale 1. `module_class` makes the modules, called as LoRAModule is,
-    and `module_kwargs` are further keywords for it. Raises ValueError for an option that cannot be used.
+    and `module_kwargs` are further keywords for it. `target_paths` are regular expressions of further blocks, by their
+    dotted paths. Raises ValueError for an option that cannot be used, and RuntimeError where the model has no block.
     """
     summary.announce()
     if isinstance(arguments, str):
         raise ValueError("unknown network_args option 'arguments'")
     options = arguments or parse(kwargs, neuron_dropout)
-    return LoRANetwork(
+    network = LoRANetwork(
         target_replace_modules,
         prefix,
         text_encoders,
@@ -75,8 +77,11 @@ def create_network(
         module_kwargs=module_kwargs,
         default_exclude_patterns=default_exclude_patterns,
         default_include_patterns=default_include_patterns,
+        target_paths=target_paths,
         options=options,
     )
+    network.check_reach()
+    return network
 
 
 def create_network_from_weights(

@@ -13,6 +13,7 @@ from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
 from ..files import saving
 from ..files.file_names import module_name
 from ..modules import adapter_module
+from ..modules.base_forward import FastPaths
 from ..modules.lora_module import LoRAModule
 from ..modules.masks import RankMask
 from ..modules.pissa import NO_NORM, PissaModule
@@ -30,7 +31,8 @@ class LoRANetwork(NetworkWeights):
 
     The layers are those that the patterns let through inside blocks of the classes `target_replace_modules` (None:
     of the whole model), or those that `forms` has by module name, wherever in the model they are; `modules_dim` and
-    `modules_alpha` are the same of modules that are whole. Default patterns are the architecture's own.
+    `modules_alpha` are the same of modules that are whole. Default patterns are the architecture's own, and
+    `target_paths` are regular expressions of blocks beside those of the classes.
 
     `options` are all that is said in `network_args.NetworkArguments`. Without them they are made of the keywords that
     musubi-tuner has for them, of which `conv_lora_dim` is `conv_dim`, and of `network_args`.
@@ -66,6 +68,7 @@ class LoRANetwork(NetworkWeights):
         *,
         default_exclude_patterns: Sequence[str] = (),
         default_include_patterns: Sequence[str] = (),
+        target_paths: Sequence[str] = (),
         forms: Mapping[str, Form] | None = None,
         options: NetworkArguments | None = None,
         **network_args: Any,
@@ -117,6 +120,7 @@ class LoRANetwork(NetworkWeights):
                     options.enable_conv2d,
                 ),
                 Splits(options.split_dims or {}, options.split_qkv),
+                target_paths,
             )
             construction.refuse_ranks(self.module_class, (*selection.targets, *selection.optional))
         else:
@@ -153,6 +157,8 @@ class LoRANetwork(NetworkWeights):
         self.unet_loras: list[Any] = []
         self.take(create(selection.targets))
         self._nothing = "" if self.unet_loras else summary.why_nothing(selection, unet, target_replace_modules)
+        self.fast_paths = FastPaths(unet, {target.module for target in selection.targets})
+        self._reaches_a_layer = bool(selection.targets or selection.skipped or selection.unfit)
         self.use_dora = any(getattr(lora, "use_dora", False) for lora in self.unet_loras)
         if self.use_rslora or self.use_dora:
             self.register_buffer(RSLORA_FLAG, torch.tensor(self.use_rslora, dtype=torch.bool, device="cpu"))
@@ -209,7 +215,25 @@ class LoRANetwork(NetworkWeights):
             logger.warning("this package does not adapt text encoders")
         for lora in self.unet_loras:
             lora.apply_to()
+        self.fast_paths.close()
         logger.info(f"{len(self.unet_loras)} LoRA modules applied")
+
+    def check_reach(self) -> None:
+        """Raises RuntimeError, with the classes that were looked for, where the model has none of their layers."""
+        if not self._reaches_a_layer:
+            raise RuntimeError(f"No LoRA modules found: {self._nothing}")
+
+    def remove(self) -> None:
+        """Takes every module out of its base layer's forward, which is then as before `apply_to`.
+
+        Raises RuntimeError, and takes none out, where something has been put around a layer's forward since: another
+        network, or a hook. `apply_to` puts the modules back.
+        """
+        for lora in self.unet_loras:
+            lora.check_removable()
+        for lora in self.unet_loras:
+            lora.remove()
+        self.fast_paths.open()
 
     def set_loraplus_lr_ratio(self, loraplus_lr_ratio: float | None) -> None:
         """The learning rate of the up factors as a multiple of the others'; None for the same.

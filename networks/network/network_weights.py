@@ -17,7 +17,7 @@ from ..files.file_names import FileNames, NamedTensors
 from ..files.reading import StateDictReading
 from ..modules import dora_layer
 from ..modules.adapter_module import AdapterModule
-from ..modules.base_forward import copied
+from ..modules.base_forward import FastPaths, copied
 from ..modules.masks import RankMask
 from ..modules.pissa import PissaModule
 from ..network_args import NATIVE, STANDARD
@@ -36,6 +36,7 @@ class NetworkWeights(nn.Module):
 
     unet_loras: list[Any]
     left_out: LeftOut
+    fast_paths: FastPaths
     multiplier: float
     module_class: Any
     rank_mask: RankMask | None
@@ -52,7 +53,9 @@ class NetworkWeights(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "NetworkWeights":
         adapters = [lora for lora in self.unet_loras if isinstance(lora, AdapterModule)]
-        network: NetworkWeights = copied(self, adapters, memo, (*self.left_out.layers, self._file_names))
+        network: NetworkWeights = copied(
+            self, adapters, memo, (*self.left_out.layers, *self.fast_paths.blocks, self._file_names)
+        )
         return network
 
     def load_weights(self, file: str | os.PathLike[str]) -> Any:
@@ -117,7 +120,10 @@ class NetworkWeights(nn.Module):
             logger.warning(f"the weights have nothing for {missing} of the network's {len(self.unet_loras)} modules")
 
     def save_weights(
-        self, file: str | os.PathLike[str], dtype: torch.dtype | None, metadata: Mapping[str, str] | None
+        self,
+        file: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Writes what `load_weights` reads; see `saving.write_weights`."""
         complete: dict[str, Any] = {**self.option_metadata, **(metadata or {})}

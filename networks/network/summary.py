@@ -8,6 +8,7 @@ Source of the higher rate of the up factors: Hayou et al. 2024 (LoRA+).
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +19,12 @@ from lora_inspect.version import __version__
 from ..files.reading import count
 from ..modules.adapter_module import AdapterModule
 from ..network_args import NATIVE, STANDARD, NetworkArguments
-from .targets import Selection, class_name, has_kernel, value_at
+from .targets import Selection, class_name, has_kernel, named_leaves, value_at
 
 logger = logging.getLogger(__name__)
 
+# The least likeness of two names of classes that may be meant for each other.
+_NEAR = 0.6
 # In the order in which the summary names them.
 DORA_OBSTACLES = ("non-Linear", "split_dims", "dropout", "rank_dropout")
 
@@ -93,10 +96,36 @@ def why_nothing(selection: Selection, root: nn.Module, classes: Sequence[str] | 
         told.append(_unfit(selection))
     if told:
         return "; ".join(told)
-    found = sorted({class_name(module) for module in root.modules()})
-    has_blocks = classes is None or any(name in classes for name in found)
-    sought = "Linear layer and no convolution" if has_blocks else f"block of the classes {', '.join(classes or ())}"
-    return f"the model has no {sought}, but modules of the classes {', '.join(found)}"
+    has_blocks = classes is None or any(class_name(module) in classes for module in root.modules())
+    if has_blocks or not any(named_leaves(root)):
+        found = sorted({class_name(module) for module in root.modules()})
+        sought = "Linear layer and no convolution" if has_blocks else f"block of the classes {', '.join(classes or ())}"
+        return f"the model has no {sought}, but modules of the classes {', '.join(found)}"
+    return (
+        f"the model has no block of the classes {', '.join(classes or ())}, but these have Linear layers or "
+        f"convolutions: {', '.join(classes_with_layers(root, classes or ()))}; lora_inspect.networks.adapt takes the "
+        "classes of any model"
+    )
+
+
+def classes_with_layers(root: nn.Module, like: Sequence[str] = ()) -> list[str]:
+    """The class names of the modules of a model that are or hold a Linear layer or a convolution.
+
+    Those that are most like one of the names `like` come first, and the rest in the order of the alphabet.
+    """
+    ends = [
+        (path, (0, *(at for at, sign in enumerate(path) if sign == "."), len(path))) for path, _ in named_leaves(root)
+    ]
+    holders = {path[:end] for path, of_path in ends for end in of_path}
+    found = {class_name(module) for path, module in root.named_modules() if path in holders}
+    return sorted(found, key=lambda name: (-max((_likeness(name, other) for other in like), default=0.0), name))
+
+
+def _likeness(name: str, other: str) -> float:
+    """How much two names have in common, from 0 to 1; 0 where they are not near each other."""
+    shorter, longer = sorted((name.casefold(), other.casefold()), key=len)
+    ratio = SequenceMatcher(None, shorter, longer).ratio()
+    return ratio if ratio >= _NEAR or shorter in longer else 0.0
 
 
 def _unfit(selection: Selection) -> str:

@@ -26,14 +26,17 @@ _NAMES = ("Linear", "Conv1d", "Conv2d", "Conv3d")
 _UNCALLED = "MultiheadAttention computes with its weight and does not call it"
 
 
-def named_leaves(root: nn.Module, classes: Sequence[str] | None = None) -> Iterator[tuple[str, nn.Module]]:
+def named_leaves(
+    root: nn.Module, classes: Sequence[str] | None = None, paths: Sequence[str] = ()
+) -> Iterator[tuple[str, nn.Module]]:
     """(dotted path, layer) of each Linear and convolution inside a block whose class name is in `classes`, each once.
 
-    Those that cannot be adapted are among them.
+    A block whose dotted path one of the regular expressions `paths` matches counts as well. Those that cannot be
+    adapted are among the layers.
     """
     seen: set[nn.Module] = set()
     for path, block in root.named_modules():
-        if classes is not None and class_name(block) not in classes:
+        if classes is not None and class_name(block) not in classes and not first_match(paths, path):
             continue
         for leaf_path, leaf in block.named_modules(prefix=path):
             if _is_leaf(leaf) and leaf not in seen:
@@ -56,10 +59,14 @@ def obstacles(root: nn.Module, leaves: Mapping[str, nn.Module]) -> dict[str, str
     return {path: f"its class is {class_name(leaves[path])}, and {reason}" for path, reason in found.items() if reason}
 
 
-def others(root: nn.Module, leaves: Mapping[str, nn.Module], classes: Sequence[str] | None) -> dict[str, str]:
+def others(
+    root: nn.Module, leaves: Mapping[str, nn.Module], classes: Sequence[str] | None, paths: Sequence[str] = ()
+) -> dict[str, str]:
     """Why each module of the model is not adapted that has tensors of its own and is none of the `leaves`, by path."""
     known = set(leaves.values())
     outside = f"it is in no block of the classes that are adapted, {', '.join(classes or ())}"
+    if paths:
+        outside = f"it is in no module of the targets {', '.join(paths)}"
     return {
         path: outside if _is_leaf(module) else f"its class {class_name(module)} is no Linear layer and no convolution"
         for path, module in root.named_modules()
@@ -263,9 +270,13 @@ def select(
     patterns: Patterns,
     ranks: Ranks,
     splits: Splits = Splits(),
+    paths: Sequence[str] = (),
 ) -> Selection:
-    """The leaves of the blocks named by `classes` (None: of the whole model) that the patterns let through."""
-    found = dict(named_leaves(root, classes))
+    """The leaves of the blocks named by `classes` (None: of the whole model) that the patterns let through.
+
+    `paths` are regular expressions of further blocks.
+    """
+    found = dict(named_leaves(root, classes, paths))
     unfit = obstacles(root, found)
     leaves = {path: leaf for path, leaf in found.items() if path not in unfit}
     chosen: list[TargetLayer] = []
@@ -309,7 +320,7 @@ def select(
         {option: left for option, left in idle.items() if left},
         optional=optional,
         unfit=unfit,
-        others=others(root, found, classes),
+        others=others(root, found, classes, paths),
     )
 
 

@@ -496,9 +496,8 @@ NOTHING = {
 @pytest.mark.parametrize("case", NOTHING)
 def test_an_error_names_the_classes_where_nothing_can_be_adapted(case):
     classes, make, named = NOTHING[case]
-    network = lora.create_network(classes, "lora_unet", 1.0, 4, 2.0, None, None, make())
     with pytest.raises(RuntimeError, match="No LoRA modules found: ") as error:
-        network.apply_to(None, None)
+        lora.create_network(classes, "lora_unet", 1.0, 4, 2.0, None, None, make()).apply_to(None, None)
     assert all(part in str(error.value) for part in named), str(error.value)
 
 

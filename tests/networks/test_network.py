@@ -16,6 +16,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops import merge as merge_command
 from lora_inspect.reading.adapter import read_adapter
 from networks import lora, lora_wan
+from networks.network.network import LoRANetwork
 
 KINDS = ("lora", "rslora", "dora", "rslora+dora")
 
@@ -203,7 +204,9 @@ def test_two_networks_on_one_model(make_model):
 
 
 def test_nothing_to_train(make_model):
-    network = lora.create_arch_network(1.0, 4, 1.0, None, None, make_model())
+    with pytest.raises(RuntimeError, match="No LoRA modules found"):
+        lora.create_arch_network(1.0, 4, 1.0, None, None, make_model())
+    network = LoRANetwork(["Other"], "lora_unet", None, make_model())
     with pytest.raises(RuntimeError, match="No LoRA modules found"):
         network.apply_to(None, None)
     network = lora.create_network(["Block"], "lora_unet", 1.0, 4, 1.0, None, None, make_model())

@@ -1,0 +1,150 @@
+"""`adapt`: a network over any model, for a training loop of one's own."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lora_inspect.architectures.record import Architecture
+from lora_inspect.architectures.trained import family_of
+
+from . import loha, lokr, oft
+from .network import creation, summary
+from .network.architecture_module import LORA, file_names, parse_options
+from .network.network import LoRANetwork
+from .network.targets import class_name, named_leaves
+from .network_args import argument_of_trainers, read_alpha, read_patterns, read_rank
+
+_ALGORITHMS = {"lora": LORA, "loha": loha.TRAINED, "lokr": lokr.TRAINED, "oft": oft.TRAINED}
+# What trainers have as arguments, and other programs as options, is a parameter here.
+_PARAMETERS = {"--network_dim": "rank", "--network_alpha": "alpha"}
+_LEARNING_RATE = "--learning_rate"
+
+
+def adapt(
+    model: nn.Module,
+    targets: str | Sequence[str] | None = None,
+    rank: int = creation.DEFAULT_RANK,
+    alpha: float | None = None,
+    *,
+    algorithm: str = "lora",
+    multiplier: float = 1.0,
+    rslora: bool = False,
+    dora: bool = False,
+    **network_args: Any,
+) -> LoRANetwork:
+    """Freezes `model`, puts a new adapter into each of its Linear layers and convolutions, and returns the network.
+
+    Each of the `targets` is the class name of modules, or a regular expression that matches whole dotted paths of
+    modules: the layers in them are adapted. None stands for all layers of the model. An `alpha` of None or 0 gives
+    scale 1. `algorithm` is lora, loha, lokr or oft, and `network_args` are the options of docs/networks.md, of which
+    `rslora` and `dora` are `use_rslora` and `use_dora`.
+
+    The parameters are float32, each on the device of its layer; those of layers on the device meta are on the CPU.
+    `network.save_weights(file)` writes them, `network.load_weights(file)` reads them, and `network.remove()` takes the
+    adapters out of the model, whose parameters stay frozen. Raises ValueError for an option that cannot be used and for
+    a target that names no layer, with the classes that do.
+    """
+    options = _spelled_out(network_args, use_rslora=rslora, use_dora=dora)
+    chosen = _algorithm(algorithm)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}, but a torch.nn.Module was expected")
+    read_rank("rank", rank)
+    if alpha is not None:
+        read_alpha("alpha", alpha)
+    module_class = options.pop("module_class", None) or chosen.module_class
+    module_kwargs = options.pop("module_kwargs", None) or {}
+    arguments = parse_options(chosen, options, alpha)
+    names = _checked(model, targets)
+    network = creation.create_network(
+        names,
+        creation.PREFIX,
+        multiplier,
+        rank,
+        alpha,
+        None,
+        None,
+        model,
+        module_class=module_class,
+        module_kwargs={**module_kwargs, **chosen.keywords(arguments)},
+        target_paths=names or (),
+        arguments=arguments,
+    )
+    family = _family(model)
+    if family is not None:
+        network.name_files(file_names(family, model))
+    network.log_readers()
+    network.apply_to(None, model, apply_text_encoder=False)
+    model.requires_grad_(False)
+    _move(network)
+    return network
+
+
+def _spelled_out(network_args: dict[str, Any], **switches: bool) -> dict[str, Any]:
+    """The options under their names in network_args; raises ValueError for one that is given twice or is no option."""
+    for name in network_args:
+        argument = argument_of_trainers(name)
+        if argument in _PARAMETERS:
+            raise ValueError(f"unknown option {name!r}; it is {_PARAMETERS[argument]!r} here")
+        if argument == _LEARNING_RATE:
+            raise ValueError(f"unknown option {name!r}; give it to the optimizer, or to prepare_optimizer_params")
+    for name, is_on in switches.items():
+        if is_on and name in network_args:
+            raise ValueError(f"{name} is given twice, as {name.removeprefix('use_')!r} too; leave one of them out")
+    return {**{name: is_on for name, is_on in switches.items() if is_on}, **network_args}
+
+
+def _algorithm(name: str) -> Any:
+    if name not in _ALGORITHMS:
+        raise ValueError(f"algorithm={name!r}: one of {', '.join(_ALGORITHMS)} was expected")
+    return _ALGORITHMS[name]
+
+
+def _checked(model: nn.Module, targets: str | Sequence[str] | None) -> list[str] | None:
+    """The targets; raises ValueError for those that no layer of the model is in."""
+    if targets is None:
+        return None
+    names = list(read_patterns("targets", [targets] if isinstance(targets, str) else targets))
+    if not names:
+        raise ValueError("targets is empty; leave it out to adapt every layer of the model")
+    missing = [name for name in names if not any(named_leaves(model, [name], [name]))]
+    if not missing:
+        return names
+    classes = summary.classes_with_layers(model, missing)
+    if not classes:
+        raise ValueError("targets: the model has no Linear layer and no convolution")
+    raise ValueError(
+        f"targets: no module whose class or whole path is {', '.join(map(repr, missing))} has a Linear layer or a "
+        f"convolution; the classes that have are {', '.join(classes)}{_hint(model, missing)}"
+    )
+
+
+def _hint(model: nn.Module, missing: Sequence[str]) -> str:
+    """The pattern for modules that have a missing target as the last part of their path; empty where none has it."""
+    holders = {path for path, module in model.named_modules() if any(named_leaves(module))}
+    for name in missing:
+        for path in sorted(holders):
+            if path.rpartition(".")[2] == name:
+                return f"; for paths such as {path} write '.*{re.escape(name)}'"
+    return ""
+
+
+def _family(model: nn.Module) -> Architecture | None:
+    """The family whose trainers have names for the layers; None for a model of any other kind."""
+    classes = {class_name(module) for module in model.modules()}
+    try:
+        return family_of(classes, [path for path, _ in named_leaves(model)])
+    except ValueError:
+        return None
+
+
+def _move(network: LoRANetwork) -> None:
+    """Moves each adapter to the device of its layer, and the network with them where there is one device."""
+    devices = {lora.org_module.weight.device for lora in network.unet_loras}
+    if len(devices) == 1 and not any(device.type == "meta" for device in devices):
+        network.to(devices.pop())
+        return
+    for lora in network.unet_loras:
+        if lora.org_module.weight.device.type != "meta":
+            lora.to(lora.org_module.weight.device)
