@@ -1,6 +1,10 @@
 """LoRA for any model, and as the network module of HunyuanVideo; the other architectures' modules call it."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from lora_inspect.architectures.families.hunyuan_video import ARCHITECTURE
 
@@ -38,12 +42,12 @@ prepare_network = _functions.prepare_network
 
 
 def create_network(*args: Any, **kwargs: Any) -> LoRANetwork:
-    """`creation.create_network`, or `create_arch_network` where the multiplier comes first.
+    """`create_arch_network`, with the arguments in its order, which is that of every network module.
 
-    Trainers that know no `create_arch_network` call their network module's `create_network` in that way, and network
-    modules of other architectures call it with the classes of their blocks first.
+    Trainers that know no `create_arch_network` call it so. Network modules of other architectures call it with the
+    classes of their blocks and the prefix of names before the multiplier: see `creation.create_network`.
     """
-    if _begins_with_multiplier(args):
+    if not _begins_with_classes(args, kwargs):
         return create_arch_network(*args, **kwargs)
     network = creation.create_network(*args, **kwargs)
     network.log_readers()
@@ -51,11 +55,20 @@ def create_network(*args: Any, **kwargs: Any) -> LoRANetwork:
 
 
 def create_network_from_weights(*args: Any, **kwargs: Any) -> Any:
-    """`creation.create_network_from_weights`, or `create_network_from_file` where the multiplier comes first."""
-    if _begins_with_multiplier(args):
+    """`create_network_from_file`, with the arguments in its order, which is that of every network module.
+
+    Where the classes of blocks come before the multiplier it is `creation.create_network_from_weights`.
+    """
+    if not _begins_with_classes(args, kwargs):
         return create_network_from_file(*args, **kwargs)
     return creation.create_network_from_weights(*args, **kwargs)
 
 
-def _begins_with_multiplier(args: tuple[Any, ...]) -> bool:
-    return bool(args) and isinstance(args[0], int | float)
+def _begins_with_classes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the first argument is None for the whole model, or the class names of blocks, also by its name."""
+    return not isinstance(args[0], int | float | nn.Module) if args else "target_replace_modules" in kwargs
+
+
+# For help and editors, as the arguments have one order in all network modules.
+create_network.__signature__ = inspect.signature(create_arch_network)  # type: ignore[attr-defined]
+create_network_from_weights.__signature__ = inspect.signature(create_network_from_file)  # type: ignore[attr-defined]

@@ -35,9 +35,14 @@ def refuse_options(module_class: Any, options: NetworkArguments) -> None:
 
 
 def check_model(unet: nn.Module | None) -> nn.Module:
-    """The model; raises ValueError where there is none."""
+    """The model; raises ValueError where there is none, and for any other object than a model."""
     if unet is None:
         raise ValueError("unet is None; pass the model to adapt")
+    if not isinstance(unet, nn.Module):
+        raise ValueError(
+            f"unet is a {type(unet).__name__}, but a model was expected; the arguments are multiplier, network_dim, "
+            "network_alpha, vae, text_encoders, unet, in this order"
+        )
     return unet
 
 
