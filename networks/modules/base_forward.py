@@ -28,6 +28,21 @@ _TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.01}
 _TOLERANCE = 1e-3
 
 
+def linear_sizes(layer: Any) -> tuple[int, int] | None:
+    """(in features, out features) of a Linear layer, and of transformers' Conv1D, which stores the transpose of one.
+
+    None for any other layer.
+    """
+    if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+        return layer.in_features, layer.out_features
+    return (layer.nx, layer.nf) if is_transposed(layer) else None
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether the layer is a Conv1D of transformers, as GPT-2 has them: a Linear layer with the weight (in, out)."""
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nx") and hasattr(layer, "nf")
+
+
 def kind_of(layer: nn.Module) -> Any:
     """The class of torch that `layer` is an instance of; None for what only has the name of one."""
     return next((kind for kind in KINDS if isinstance(layer, kind)), None)

@@ -23,7 +23,7 @@ from ..kernels.fused_lora import fused_gain, fused_linear
 from ..kernels.half_precision import is_traced
 from ..network_args import KAIMING, ORTHOGONAL
 from .adapter_module import AdapterModule
-from .base_forward import CONVOLUTIONS, check_dora
+from .base_forward import CONVOLUTIONS, check_dora, linear_sizes
 from .dora_layer import DoRALayer
 from .masks import RankMask, drop_ranks, is_training_step
 
@@ -159,14 +159,16 @@ class LoRAModule(AdapterModule):
             self._groups = base.groups
             self.lora_down, self.lora_up = conv_factors(base, self.lora_dim)
             return
-        if not (hasattr(base, "in_features") and hasattr(base, "out_features")):
+        sizes = linear_sizes(base)
+        if sizes is None:
             raise ValueError(f"{self.lora_name}: a {type(base).__name__} is neither a Linear nor a convolution")
+        in_features, out_features = sizes
         if not self.split_dims:
-            self.lora_down, self.lora_up = linear_factors(base.in_features, base.out_features, self.lora_dim)
+            self.lora_down, self.lora_up = linear_factors(in_features, out_features, self.lora_dim)
             return
-        if sum(self.split_dims) != base.out_features:
-            raise ValueError(f"{self.lora_name}: split_dims {self.split_dims} do not add up to {base.out_features}")
-        factors = [linear_factors(base.in_features, size, self.lora_dim) for size in self.split_dims]
+        if sum(self.split_dims) != out_features:
+            raise ValueError(f"{self.lora_name}: split_dims {self.split_dims} do not add up to {out_features}")
+        factors = [linear_factors(in_features, size, self.lora_dim) for size in self.split_dims]
         self.lora_down = nn.ModuleList(down for down, _ in factors)
         self.lora_up = nn.ModuleList(up for _, up in factors)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..files.file_names import module_name
-from ..modules.base_forward import CONVOLUTIONS, KINDS, follows_its_weight, kind_of
+from ..modules.base_forward import CONVOLUTIONS, KINDS, follows_its_weight, is_transposed, kind_of, linear_sizes
 
 # A trainer's replacement for one of torch's layers may have its name without being one.
 _NAMES = ("Linear", "Conv1d", "Conv2d", "Conv3d")
@@ -75,7 +75,7 @@ def others(
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    return isinstance(module, KINDS) or class_name(module) in _NAMES
+    return isinstance(module, KINDS) or class_name(module) in _NAMES or is_transposed(module)
 
 
 def _has_tensors(module: nn.Module) -> bool:
@@ -92,7 +92,7 @@ def _obstacle(layer: Any) -> str | None:
     if not weight.is_floating_point():
         return f"its weight is stored as {str(weight.dtype).removeprefix('torch.')}"
     kind = kind_of(layer)
-    if kind is None and not hasattr(layer, "in_features"):
+    if kind is None and linear_sizes(layer) is None:
         return "it has the name of a layer of torch without being one"
     if (sizes := _sizes(layer)) != list(weight.shape):
         return f"its weight has the shape {list(weight.shape)} instead of {sizes}"
@@ -103,8 +103,8 @@ def _obstacle(layer: Any) -> str | None:
 
 def _sizes(layer: Any) -> list[int]:
     """The shape of the weight by the layer's own settings."""
-    if hasattr(layer, "in_features"):
-        return [layer.out_features, layer.in_features]
+    if (sizes := linear_sizes(layer)) is not None:
+        return list(sizes if is_transposed(layer) else sizes[::-1])
     return [layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size]
 
 
@@ -253,12 +253,13 @@ class Splits:
         """The output features of each slice of the layer at `path`, None where it is not split."""
         if pattern := first_match(self.by_pattern, path):
             return tuple(self.by_pattern[pattern])
-        if not (self.qkv and path.endswith("qkv") and hasattr(module, "out_features")):
+        sizes = linear_sizes(module)
+        if not (self.qkv and path.endswith("qkv") and sizes):
             return None
-        third, rest = divmod(module.out_features, 3)
+        third, rest = divmod(sizes[1], 3)
         if rest:
             raise ValueError(
-                f"split_qkv: the {module.out_features} outputs of {path} do not split into three equal slices; "
+                f"split_qkv: the {sizes[1]} outputs of {path} do not split into three equal slices; "
                 "give their sizes with split_dims"
             )
         return (third, third, third)
