@@ -14,7 +14,7 @@ from .network import creation, summary
 from .network.architecture_module import LORA, file_names, parse_options
 from .network.network import LoRANetwork
 from .network.targets import class_name, named_leaves
-from .network_args import argument_of_trainers, read_alpha, read_patterns, read_rank
+from .network_args import argument_of_trainers, read_alpha, read_keywords, read_patterns, read_rank
 
 _ALGORITHMS = {"lora": LORA, "loha": loha.TRAINED, "lokr": lokr.TRAINED, "oft": oft.TRAINED}
 # What trainers have as arguments, and other programs as options, is a parameter here.
@@ -67,7 +67,7 @@ def adapt(
         None,
         model,
         module_class=module_class,
-        module_kwargs={**module_kwargs, **chosen.keywords(arguments)},
+        module_kwargs={**read_keywords("module_kwargs", module_kwargs), **chosen.keywords(arguments)},
         target_paths=names or (),
         arguments=arguments,
     )
@@ -113,10 +113,13 @@ def _checked(model: nn.Module, targets: str | Sequence[str] | None) -> list[str]
         return names
     classes = summary.classes_with_layers(model, missing)
     if not classes:
-        raise ValueError("targets: the model has no Linear layer and no convolution")
+        raise ValueError(
+            f"targets: {' or '.join(map(repr, missing))} has no layer, as the model has no Linear layer and no "
+            "convolution"
+        )
     raise ValueError(
-        f"targets: no module whose class or whole path is {', '.join(map(repr, missing))} has a Linear layer or a "
-        f"convolution; the classes that have are {', '.join(classes)}{_hint(model, missing)}"
+        f"targets: no module of the class or path {' or '.join(map(repr, missing))} has a Linear layer or a "
+        f"convolution; the classes that have one are {', '.join(classes)}{_hint(model, missing)}"
     )
 
 

@@ -116,8 +116,8 @@ def _drawn(shape: Any, like: Tensor, draws: torch.Generator) -> Tensor:
 class FastPaths:
     """Torch's transformer blocks that hold one of `layers`, which they do not call in evaluation mode.
 
-    A block that sees a hook calls its layers; an encoder of several packs samples of several lengths into one tensor,
-    which no block takes that calls its layers.
+    A block that sees a hook calls its layers. An encoder packs samples of several lengths into one tensor, and a block
+    that calls its layers cannot take it, so packing is switched off as well.
     """
 
     def __init__(self, root: nn.Module, layers: Collection[nn.Module]) -> None:
