@@ -15,7 +15,7 @@ from typing import Any
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.file_types import GGUF_KEYS
-from lora_inspect.programs.adapter_view import FramedKeys, View, has_loader_for
+from lora_inspect.programs.adapter_view import View, has_loader_for
 from lora_inspect.programs.evaluate import Left, Reception, Taken, TakenAlike, receive
 from lora_inspect.programs.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Program
 from lora_inspect.reading.adapter import Adapter
@@ -220,9 +220,9 @@ def verdicts_on(adapter: Adapter, families: Sequence[Detection], programs: Itera
 
 def _judge_all(adapter: Adapter, families: Sequence[Detection], programs: Iterable[Program]) -> tuple[Verdict, ...]:
     names = [family.architecture.name for family in families] or [""]
-    keys = FramedKeys(adapter.checkpoint.tensors)
-    asked = [one for one in programs if any(has_loader_for(one, name, keys) for name in names)]
-    return tuple(verdict._replace(reception=None) for verdict in judge_each(adapter, families, asked))
+    view = View(adapter)
+    asked = [one for one in programs if any(has_loader_for(one, name, view.keys) for name in names)]
+    return tuple(_agreed(view, families, one)._replace(reception=None) for one in asked)
 
 
 def _without_descriptions(adapter: Adapter) -> Adapter:

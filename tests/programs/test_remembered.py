@@ -9,7 +9,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.discovery import find_checkpoints
 from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs import verdict as module
-from lora_inspect.programs.adapter_view import FramedKeys, loader_for
+from lora_inspect.programs.adapter_view import FramedKeys, View, loader_for
 from lora_inspect.programs.verdict import judge_each, verdicts_on
 from lora_inspect.reading.file_info import ADAPTER, inspect
 
@@ -90,11 +90,11 @@ def test_a_config_is_a_part_of_the_file(on):
 def test_rules_see_no_other_metadata(on, monkeypatch):
     seen = []
 
-    def judge(adapter, families, programs):
+    def view(adapter):
         seen.append((adapter.checkpoint.metadata, adapter.checkpoint.file_metadata, adapter.problems, adapter.evidence))
-        return iter(())
+        return View(adapter)
 
-    monkeypatch.setattr(module, "judge_each", judge)
+    monkeypatch.setattr(module, "View", view)
     on({"title": "x", "lora_adapter_metadata": "{}"})
     assert seen == [({"lora_adapter_metadata": "{}"}, {}, (), ())]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import chain, repeat
 from math import prod
-from operator import itemgetter, sub
+from operator import gt, itemgetter, sub
 from typing import Any
 
 from lora_inspect.caching import Remembered
@@ -164,8 +164,11 @@ def _table(spelling: _Spelling, text: str, room: int) -> Table | None:
     told = [found for kind in kinds if (found := known[kind])]
     if len(told) < len(kinds) or len({METADATA, *names}) <= len(names):
         return None
-    rows = zip(names, *zip(*told, strict=True), map(int, firsts), map(int, lasts), strict=True)
-    names, dtypes, shapes, sizes, starts, stops = zip(*sorted(rows, key=itemgetter(4)), strict=True)
+    dtypes, shapes, sizes = zip(*told, strict=True)
+    starts, stops = tuple(map(int, firsts)), tuple(map(int, lasts))
+    if any(map(gt, starts, starts[1:])):
+        rows = zip(names, dtypes, shapes, sizes, starts, stops, strict=True)
+        names, dtypes, shapes, sizes, starts, stops = zip(*sorted(rows, key=itemgetter(4)), strict=True)
     is_whole = starts == (0, *stops[:-1]) and stops[-1] == room and tuple(map(sub, stops, starts)) == sizes
     return Table(names, dtypes, shapes, starts, stops) if is_whole else None
 
