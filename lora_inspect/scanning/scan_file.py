@@ -71,8 +71,11 @@ _SHORT = {entry.code: entry.short for entry in PROBLEMS}
 _HINTS = ("dora-stripped", "mixed-schemes", "config-damaged", "unclaimed", "rslora-hint")
 
 
-def state_of(info: FileInfo) -> tuple[str, tuple[str, ...]]:
-    """The state of an adapter, and a note with shorter forms of it; no note where there is nothing to say."""
+def state_of(info: FileInfo, programs: Iterable[Program]) -> tuple[str, tuple[str, ...]]:
+    """The state of an adapter by its verdicts in `programs`, and a note with shorter forms of it.
+
+    There is no note where there is nothing to say.
+    """
     adapter = info.adapter
     errors = [problem for problem in adapter.problems if problem.severity == ERROR]
     waits_for = adapter.open
@@ -80,9 +83,7 @@ def state_of(info: FileInfo) -> tuple[str, tuple[str, ...]]:
         return INFO_ONLY, _note(lasting, adapter)
     if errors:
         return ANSWER, _question(errors[0], waits_for)
-    verdicts = [
-        one for one in verdicts_on(adapter, info.candidates, PROGRAMS.values()) if one.program.name not in _ASIDE
-    ]
+    verdicts = [one for one in verdicts_on(adapter, info.candidates, programs) if one.program.name not in _ASIDE]
     wrong = sorted((one for one in verdicts if _is_wrong(one)), key=_place)
     if wrong:
         return CONVERT, _difference(wrong)
@@ -128,11 +129,12 @@ class InProgram(NamedTuple):
         return self.verdict not in (SAME, UNKNOWN, OPEN)
 
 
-def in_program(info: FileInfo, state: str, notes: tuple[str, ...], program: Program) -> InProgram:
-    """The verdict of a program on an adapter in a state, whose `notes` say why it is in it."""
+def in_program(info: FileInfo, state: str, notes: tuple[str, ...], name: str, programs: Iterable[Program]) -> InProgram:
+    """The verdict of one of the programs on an adapter in a state, whose `notes` say why it is in it."""
     if state in (INFO_ONLY, ANSWER):
         return InProgram(OPEN, notes)
-    found = next(iter(verdicts_on(info.adapter, info.candidates, [program])), None)
+    verdicts = verdicts_on(info.adapter, info.candidates, programs)
+    found = next((one for one in verdicts if one.program.name == name), None)
     if found is None or found.verdict == UNKNOWN:
         says = found.says if found else "no rule of it is for such names"
         return InProgram(UNKNOWN, (f"not tested: {says}" if says else "not tested", "not tested"))
@@ -309,8 +311,10 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None, programs:
     if FOLDED_KEY in checkpoint.metadata:
         folded = FoldedScales(checkpoint.metadata)
         scales = {folded.scale_before(c.module.key, c.scale) for c in adapter.contributions if c.has_scale}
-    state, notes = state_of(info) if info.kind == ADAPTER else ("", ())
-    asked = {name: in_program(info, state, notes, PROGRAMS[name]) for name in programs if info.kind == ADAPTER}
+    # A record has the verdicts of all, which are judged together with these.
+    judged = [one for name, one in PROGRAMS.items() if record is not None or name not in _ASIDE or name in programs]
+    state, notes = state_of(info, judged) if info.kind == ADAPTER else ("", ())
+    asked = {name: in_program(info, state, notes, name, judged) for name in programs if info.kind == ADAPTER}
     files = checkpoint.files or (checkpoint.path,)
     ranks = tuple(sorted({c.rank for c, _ in kinds if c.rank}))
     is_adapter = info.kind == ADAPTER
