@@ -1,6 +1,7 @@
 """Writes docs/cli.md from the help of every command: `python docs/write_cli.py`."""
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lora_inspect.cli.group import cli  # noqa: E402
+from lora_inspect.cli.verb import METAVARS, ending, grouped_options  # noqa: E402
 
 PAGE = ROOT / "docs" / "cli.md"
 PROGRAM = "lora-inspect"
@@ -73,6 +75,14 @@ eval "$(_LORA_INSPECT_COMPLETE=zsh_source lora-inspect)"     # zsh
 _LORA_INSPECT_COMPLETE=fish_source lora-inspect | source     # fish
 ```
 """
+VALUES = """
+## Words for values
+
+The usage lines and options below have these words in the place of values.
+
+| word | value |
+|---|---|
+"""
 
 
 def commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
@@ -93,7 +103,8 @@ def section(name: str, command: click.Command) -> Iterator[str]:
     yield from ("", f"{depth if name != PROGRAM else '##'} {name}", "", "```text")
     yield from (f"{name} {' '.join(command.collect_usage_pieces(context))}", "```")
     examples: list[str] = []
-    for paragraph in inspect.cleandoc(command.help or "").replace("\f", "").split("\n\n"):
+    says = re.sub(r" \\\n *", " ", inspect.cleandoc(command.help or "").replace("\f", ""))
+    for paragraph in says.split("\n\n"):
         lines = paragraph.strip("\n").splitlines()
         if lines and lines[0].strip() == "\b":
             bare = [line.removeprefix("Example:").removeprefix("Examples:").strip() for line in lines[1:]]
@@ -110,17 +121,19 @@ def section(name: str, command: click.Command) -> Iterator[str]:
 
 
 def _options(command: click.Command, context: click.Context) -> Iterator[str]:
-    records = [
-        record
-        for parameter in command.get_params(context)
-        if isinstance(parameter, click.Option)
-        and "--help" not in parameter.opts
-        and (record := parameter.get_help_record(context))
-    ]
-    if records:
-        yield from ("", "| option | |", "|---|---|")
-    for names, says in records:
-        yield f"| `{_cell(names)}` | {_cell(says)} |"
+    is_first = True
+    for title, records in grouped_options(command, context).items():
+        rows = [f"| `{_cell(names)}` | {_cell(says)} |" for names, says in records if "--help" not in names]
+        if rows and is_first:
+            yield from ("", "| option | |", "|---|---|")
+        if rows:
+            is_first = False
+            yield from (f"| **{title}** | |", *rows)
+    statuses, page = ending(context)
+    told = "; ".join(f"{status} {says[0].lower()}{says[1:].rstrip('.')}" for status, says in statuses)
+    target = page.removeprefix("docs/")
+    more = "" if target == PAGE.name else f" More: [{page}]({target})."
+    yield from ("", *wrap(f"Exit status: {told}.{more}", 120, break_long_words=False, break_on_hyphens=False))
 
 
 def _cell(text: str) -> str:
@@ -130,7 +143,13 @@ def _cell(text: str) -> str:
 
 def page() -> str:
     """The page as it should be."""
-    return HEAD + "".join(f"{line}\n" for name, command in commands(PROGRAM, cli) for line in section(name, command))
+    words = "".join(f"| `{word}` | {meaning} |\n" for word, meaning in METAVARS.items())
+    return (
+        HEAD
+        + VALUES
+        + words
+        + "".join(f"{line}\n" for name, command in commands(PROGRAM, cli) for line in section(name, command))
+    )
 
 
 if __name__ == "__main__":

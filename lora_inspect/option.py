@@ -137,9 +137,9 @@ def dtype(says: str) -> Any:
     return _field(Option(DTYPE, says, choices=DTYPE_NAMES))
 
 
-def whole(says: str, least: int | None = None, metavar: str | None = None) -> Any:
+def whole(says: str, least: int | None = None) -> Any:
     """A whole number."""
-    return _field(Option(WHOLE, says, metavar, least=least))
+    return _field(Option(WHOLE, says, "N", least=least))
 
 
 def number(metavar: str, says: str, wrong: Callable[[float], str | None] = lambda value: None) -> Any:
@@ -149,7 +149,7 @@ def number(metavar: str, says: str, wrong: Callable[[float], str | None] = lambd
 
 def share(says: str) -> Any:
     """A number from 0 to below 1."""
-    return _field(Option(NUMBER, says, share=True))
+    return _field(Option(NUMBER, says, "X", share=True))
 
 
 def yes_or_no(says: str) -> Any:

@@ -56,7 +56,7 @@ class Toy(Shared):
     way: str = option.choice(("near", "far"), "One of two, near by default.", default="near")
     kind: str | None = option.dtype("An element type.")
     rank: int | None = option.whole("From 1 on.", least=1)
-    seed: int | None = option.whole("Any.", metavar="N")
+    seed: int | None = option.whole("Any.")
     alpha: float | None = option.number("N", "Finite.")
     error: float | None = option.share("Below 1.")
     scaled: bool | None = option.yes_or_no("Or neither.")

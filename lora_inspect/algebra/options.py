@@ -74,7 +74,7 @@ class RankRequest:
         "Rank of each module, lower where its change has a lower one; `resize` fills those up.", least=1
     )
     energy: float | None = option.number(
-        "E",
+        "X",
         "Lowest rank that keeps this share of the energy (squared norm) of each module, such as 0.99.",
         _wrong_energy,
     )
@@ -104,7 +104,7 @@ class ChoiceRequest(option.ReadingRequest):
         "GLOB", "Leave out matching modules: a path, a block, blocks.0-9 or a glob. Repeatable."
     )
     weights: str | None = option.path(
-        "FILE.toml", "Read multipliers of adapters, components and blocks from a file with a table per adapter."
+        "FILE", "Read multipliers of adapters, components and blocks from a TOML file with a table per adapter."
     )
     base: str | None = option.path(
         "BASE", "The model of the adapters, for changes that depend on its weights, such as DoRA and OFT."
@@ -150,11 +150,11 @@ class AverageRequest(ChoiceRequest, OutputRequest, RankRequest):
 
     uniform: bool = option.flag("Give every file the same weight (the default).")
     beta: float | None = option.number(
-        "B", "Exponential average in the order of the steps: each file counts 1-B, the average before it B.",
+        "X", "Exponential average in the order of the steps: each file counts 1-X, the average before it X.",
         _wrong_beta,
     )  # fmt: skip
     sigma_rel: float | None = option.number(
-        "S",
+        "X",
         "Weights by a power of the step, of this relative width: 0.05 counts late files alone, 0.28 nearly all alike.",
         _wrong_sigma,
     )

@@ -220,9 +220,9 @@ def _keyword(one: Declared) -> tuple[str, str]:
     if option.kind == CHOICE and not callable(option.choices):
         return name, "|".join(option.choices)
     if option.kind == WHOLE:
-        return name, rf"{option.metavar or 'N'}|\d+"
+        return name, rf"{option.metavar}|\d+"
     if option.kind == NUMBER:
-        return name, rf"{option.metavar or 'E'}|\d+(?:\.\d+)?(?:e-?\d+)?"
+        return name, rf"{option.metavar}|\d+(?:\.\d+)?(?:e-?\d+)?"
     return name, (option.metavar or "").partition(".")[0]
 
 

@@ -26,7 +26,7 @@ from lora_inspect.cli.terminal import (
     spelled,
     wrapped,
 )
-from lora_inspect.cli.verb import VERBS, FilePath, Verb, parse_without_multiplier
+from lora_inspect.cli.verb import FORCE_HELP, VERBS, FilePath, Verb, json_option, parse_without_multiplier
 from lora_inspect.errors import REFUSED_STATUS, LoraInspectError
 from lora_inspect.files.discovery import is_collection, stored_bytes
 from lora_inspect.reading.model.evidence import ERROR, NOTE, SEVERITIES, WARNING, Problem
@@ -137,9 +137,9 @@ Example: lora-inspect check adapter.safetensors --tensors
 @click.option("--tensors", is_flag=True, help="Read all numbers, to find NaN, untrained modules and overflow.")
 @click.option("--fix", "fixes", is_flag=True, help="Write a fixed copy of the file to OUT; takes a single PATH.")
 @click.option("-o", "--output", type=FilePath(), metavar="OUT", help="Output of --fix: a name or a folder.")
-@click.option("--force", is_flag=True, help="Overwrite the output if it exists; never an input.")
+@click.option("--force", is_flag=True, help=FORCE_HELP)
 @click.option("--format", "format_", type=click.Choice([TEXT, JSON, SARIF]), help="Output format. [default: text]")
-@click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
+@json_option("as_json_")
 @click.option(
     "--fail-on",
     type=click.Choice(SEVERITIES[::-1]),

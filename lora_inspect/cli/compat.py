@@ -18,6 +18,7 @@ from lora_inspect.cli.verb import (
     NearChoice,
     Verb,
     declared_options,
+    json_option,
     parse_without_multiplier,
 )
 from lora_inspect.converting.options import titles_of_programs
@@ -49,7 +50,7 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
     "--for",
     "named",
     type=NearChoice(sorted(PROGRAMS), titles_of_programs()),
-    metavar="PROGRAM",
+    metavar="NAME",
     help=f"Judge only this program: {', '.join(sorted(PROGRAMS))}.",
 )
 @click.option(
@@ -66,7 +67,7 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
     help="Of a folder: exit with 1 if a file is wrong in the program, or untested in it as well. [default: wrong]",
 )
 @declared_options(ReadingRequest)
-@click.option("--json", "as_json_", is_flag=True, help="Print the result as JSON.")
+@json_option("as_json_")
 def compat(
     adapter: str,
     named: str | None,

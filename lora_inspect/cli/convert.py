@@ -17,6 +17,7 @@ from lora_inspect.cli.verb import (
     FilePath,
     Verb,
     declared_options,
+    json_option,
     parse_without_multiplier,
     writing_options,
 )
@@ -57,7 +58,7 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
     is_flag=True,
     help="Of a folder, also convert files that the program of --to loads with the same meaning.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option()
 def convert(
     adapter: str, output: str, force: bool, to_standard: bool, all_files: bool, as_json: bool, **asked: Any
 ) -> None:

@@ -105,7 +105,8 @@ A file without a command goes to `info`.
 
 \b
 lora-inspect info adapter.safetensors
-lora-inspect merge base.safetensors adapter.safetensors:0.8 -o merged.safetensors
+lora-inspect merge base.safetensors adapter.safetensors:0.8 \\
+  -o merged.safetensors
 lora-inspect convert adapter.safetensors --to-standard -o standard.safetensors
 """
 

@@ -6,14 +6,14 @@ import click
 
 from lora_inspect.cli.info_arguments import FolderOptions, architecture_option, folder_options, parse_argument
 from lora_inspect.cli.info_file import FLAGS, info_of_one
-from lora_inspect.cli.verb import VERBS, Decorated, FilePath, Verb
+from lora_inspect.cli.verb import VERBS, Decorated, FilePath, Verb, json_option
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
 Describe each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
 
 `info` reads only headers, alphas and flags. alpha=N and rslora=yes|no after a colon supply facts that a file does not
-state.
+state. --json prints a list for several PATHs or a folder of files.
 
 \b
 Example: lora-inspect info adapter.safetensors --modules
@@ -21,9 +21,19 @@ Example: lora-inspect info loras/ --where model=wan --sort size
 """
 
 
+# The flags that show more of a file, with their help.
+_SHOWN = {
+    "modules": "List every module with its rank, alpha and scale.",
+    "tensors": "List every tensor with its type, shape, bytes and place in the file.",
+    "metadata": "Show the file's metadata: JSON expanded, long values shortened.",
+    "why": "Show all evidence for the reported facts.",
+}
+
+
 def _flags(command: Decorated) -> Decorated:
     """Add the flags, by the names that `info_of_one` has for them."""
-    for name, says in reversed(FLAGS.items()):
+    command = json_option("json")(command)
+    for name, says in reversed(_SHOWN.items()):
         command = click.option(f"--{name}", name, is_flag=True, help=says)(command)
     return command
 

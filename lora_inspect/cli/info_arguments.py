@@ -212,7 +212,7 @@ def folder_options(command: Decorated) -> Decorated:
             click.option(
                 "--for",
                 "program",
-                metavar="PROGRAM",
+                metavar="NAME",
                 callback=named_program,
                 help="Say in each row what the program makes of the file, and count these verdicts.",
             ),

@@ -23,14 +23,8 @@ if TYPE_CHECKING:
     from lora_inspect.programs.verdict import Verdict
     from lora_inspect.reading.file_info import FileInfo
 
-# The flags of a command that names one file, with their help.
-FLAGS = {
-    "modules": "List every module with its rank, alpha and scale.",
-    "tensors": "List every tensor with its type, shape, bytes and place in the file.",
-    "metadata": "Show the file's metadata: JSON expanded, long values shortened.",
-    "why": "Show all evidence for the reported facts.",
-    "json": "Print JSON; a list for several PATHs or a folder of files.",
-}
+# The flags of a command that names one file.
+FLAGS = ("modules", "tensors", "metadata", "why", "json")
 # Settings begin at a colon, and on Windows click looks for the files that the other signs name.
 _NOT_PLAIN = ":*?[~$%"
 # The field of a record that stands for a file that could not be read.
@@ -80,7 +74,7 @@ def read_plain(words: Sequence[str]) -> PlainCommand | None:
     """Read the words behind `info` if they name one file and flags alone; None for others, which click reads."""
     flags = {word.removeprefix("--") for word in words if word.startswith("-")}
     paths = [word for word in words if not word.startswith("-")]
-    if len(paths) != 1 or not flags <= FLAGS.keys():
+    if len(paths) != 1 or not flags <= set(FLAGS):
         return None
     path = paths[0]
     is_plain = path and not any(sign in path for sign in _NOT_PLAIN) and not os.path.isdir(path)

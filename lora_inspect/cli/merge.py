@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writing_options
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option, writing_options
 from lora_inspect.merging.options import MergeRequest, ProcessShare, contradiction, merge_options
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ original model?).
 weight; the summary then reports it.
 
 \b
-Example: lora-inspect merge base.safetensors style.safetensors:0.8 face.safetensors -o merged.safetensors
+Example: lora-inspect merge base.safetensors style.safetensors:0.8 \\
+  face.safetensors -o merged.safetensors
 """
 
 
@@ -68,7 +69,7 @@ def _share(context: click.Context, parameter: click.Parameter, value: str | None
     "-v", "--verbose", is_flag=True, help="Also print the rules that applied, and the numbers of copied tensors."
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option()
 def merge(
     base: str,
     adapters: tuple[str, ...],

@@ -7,7 +7,7 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import bar_below, percent
-from lora_inspect.cli.verb import METADATA_VERBS, VERBS, FilePath, Verb
+from lora_inspect.cli.verb import METADATA_VERBS, VERBS, FilePath, Verb, json_option
 
 if TYPE_CHECKING:
     from lora_inspect.ops.metadata import MetadataReport
@@ -22,14 +22,15 @@ rewrites only its header. Changes that alter how the file is read are refused.
 
 \b
 lora-inspect metadata show adapter.safetensors
-lora-inspect metadata set adapter.safetensors --title "Ink" --trigger-words "ink drawing"
+lora-inspect metadata set adapter.safetensors --title "Ink" \\
+  --trigger-words "ink drawing"
 lora-inspect metadata strip adapter.safetensors -o clean.safetensors
 """
 
 _SHOW = """\
 List the metadata of PATH, with JSON expanded and long values shortened.
 
-`metadata get` and --json print values complete.
+`metadata get` and --json print values complete; --json prints a list for a set of files.
 
 \b
 Example: lora-inspect metadata show adapter.safetensors --hashes
@@ -79,7 +80,7 @@ def metadata() -> None:
 @metadata.command(cls=Verb, help=_SHOW, short_help=METADATA_VERBS["show"])
 @click.argument("path", type=FilePath())
 @click.option("--hashes", is_flag=True, help="Compute the hashes by which sites and programs identify the file.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON with complete values; a list for a set of files.")
+@json_option()
 def show(path: str, hashes: bool, as_json: bool) -> None:
     """Reads and prints."""
     from lora_inspect.cli.metadata_output import metadata_lines
@@ -104,7 +105,7 @@ def show(path: str, hashes: bool, as_json: bool) -> None:
 
 @metadata.command(cls=Verb, help=_GET, short_help=METADATA_VERBS["get"])
 @click.argument("path", type=FilePath())
-@click.argument("key")
+@click.argument("key", metavar="KEY")
 def get(path: str, key: str) -> None:
     """Reads and prints."""
     from lora_inspect.ops.metadata import get as value_of

@@ -8,7 +8,7 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import BarBelow, bar_below, percent
-from lora_inspect.cli.verb import METADATA_VERBS, Decorated, FilePath, Verb
+from lora_inspect.cli.verb import FORCE_HELP, METADATA_VERBS, Decorated, FilePath, Verb, json_option
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.sentences import listed, shortened
 
@@ -23,21 +23,24 @@ _SET = """\
 Set keys in the metadata of PATH: to text, or with KEY=@FILE to the text in a file.
 
 \b
-Example: lora-inspect metadata set adapter.safetensors --trigger-words "ink drawing" ss_training_comment=sketches
+Example: lora-inspect metadata set adapter.safetensors \\
+  --trigger-words "ink drawing" ss_training_comment=sketches
 """
 
 _UNSET = """\
 Remove keys from the metadata of PATH, by name or by glob.
 
 \b
-Example: lora-inspect metadata unset trained.safetensors "ss_dataset*" ss_session_id
+Example: lora-inspect metadata unset trained.safetensors "ss_dataset*" \\
+  ss_session_id
 """
 
 _COPY = """\
 Copy the metadata of another file into PATH, except the hashes of its tensors. Keys that only PATH has stay.
 
 \b
-Example: lora-inspect metadata copy adapter.safetensors --from trained.safetensors --include "ss_tag_*"
+Example: lora-inspect metadata copy adapter.safetensors \\
+  --from trained.safetensors --include "ss_tag_*"
 """
 
 _STRIP = """\
@@ -51,7 +54,7 @@ Example: lora-inspect metadata strip adapter.safetensors -o clean.safetensors
 def _writing_options(function: Decorated) -> Decorated:
     """The options of where a change is written, which are the fields of a `Target`, and --json."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the changes as JSON."),
+        json_option(),
         click.option("--dry-run", is_flag=True, help="Print the planned changes; write nothing."),
         click.option("--hashes", is_flag=True, help="Write the hashes that programs look up, even if PATH has none."),
         click.option(
@@ -59,7 +62,7 @@ def _writing_options(function: Decorated) -> Decorated:
             is_flag=True,
             help="Rewrite only the header of PATH, if it has the room; the next run repairs it after a killed one.",
         ),
-        click.option("--force", is_flag=True, help="Overwrite OUT if it exists; never an input."),
+        click.option("--force", is_flag=True, help=FORCE_HELP),
         click.option(
             "-o",
             "--output",
@@ -84,7 +87,7 @@ _meaning_option = click.option(
 @click.command("set", cls=Verb, help=_SET, short_help=METADATA_VERBS["set"])
 @_writing_options
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--trigger-words", metavar="WORDS", help="Words that a prompt needs: modelspec.trigger_phrase.")
+@click.option("--trigger-words", metavar="TEXT", help="Words that a prompt needs: modelspec.trigger_phrase.")
 @click.option("--title", metavar="TEXT", help="Title in lists of models: modelspec.title.")
 @click.option("--author", metavar="TEXT", help="Author of the file: modelspec.author.")
 @click.option("--description", metavar="TEXT", help="Purpose of the file: modelspec.description.")
@@ -128,7 +131,7 @@ def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> Non
 
 @click.command(cls=Verb, help=_COPY, short_help=METADATA_VERBS["copy"])
 @_writing_options
-@click.option("--from", "source", required=True, type=FilePath(), metavar="OTHER", help="File to copy from.")
+@click.option("--from", "source", required=True, type=FilePath(), metavar="FILE", help="File to copy from.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Copy only matching keys. Repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out matching keys. Repeatable.")
 @_meaning_option

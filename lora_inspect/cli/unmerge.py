@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writing_options
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option, writing_options
 from lora_inspect.merging.options import UnmergeRequest
 from lora_inspect.sentences import some
 
@@ -20,7 +20,8 @@ MERGED records the adapters of the merge, their multipliers and its options. `un
 the folder of MERGED, under its recorded name. --base restores the original model completely.
 
 \b
-Example: lora-inspect unmerge merged.safetensors style.safetensors -o restored.safetensors --allow-ambiguous
+Example: lora-inspect unmerge merged.safetensors style.safetensors \\
+  -o restored.safetensors --allow-ambiguous
 """
 _SHOWN = 3
 
@@ -33,7 +34,7 @@ _SHOWN = 3
 @click.option(
     "--dry-run", is_flag=True, is_eager=True, help="Print the planned removal, with or without -o; write nothing."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option()
 def unmerge(
     merged: str,
     adapters: tuple[str, ...],

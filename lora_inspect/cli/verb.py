@@ -1,4 +1,6 @@
-"""The parts of a command: the verbs with a summary of each, their class, and the options and arguments that they share.
+"""The parts of a command: the verbs with a summary of each, their class, their help page, and what several share.
+
+A help page has options in groups, the exit statuses and the page of the docs; GROUPS and ENDS are the tables for that.
 
 The options for help and version are made without a search for translations, for which click loads `locale`. The other
 options are made from a verb's record. A path on the command line completes as a file in the shell; the code that opens
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
     from lora_inspect.option import Declared, Option
     from lora_inspect.reading.model.settings import Settings
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 VERBS = {
     "info": "Report the kind and meaning of a file, with the evidence.",
@@ -47,6 +51,74 @@ METADATA_VERBS = {
     "strip": "Remove the metadata, except keys that decide how the file is read.",
 }
 
+# The groups of a help page, and the options in each, whichever command has them.
+GROUPS = {
+    "Common": (
+        *("modules", "metadata", "why", "tensors", "fix", "fail-on", "for", "base", "to-standard", "to", "layout"),
+        *("algorithm", "keep-dora", "drop-magnitude", "rank", "energy", "max-error", "size", "max-rank", "weights"),
+        *("uniform", "beta", "sigma-rel", "of", "exact", "max-difference", "trigger-words", "title", "author"),
+        *("description", "thumbnail", "from", "version", "help"),
+    ),
+    "Selection": ("only", "include", "exclude", "where", "all", "all-files", "weights-only"),
+    "Facts that the file leaves open": (
+        *("rslora", "alpha", "allow-partial-dora", "expert-packing", "architecture", "dora-multiplier", "transposed"),
+        "model-config",
+    ),
+    "Output": (
+        *("output", "force", "in-place", "dry-run", "dtype", "changed-dtype", "hashes", "sort", "format", "json"),
+        *("jsonl", "verbose", "quiet"),
+    ),
+    "Rare": (
+        *("allow-loss", "allow-growth", "allow-unmatched", "allow-unclaimed", "allow-ambiguous", "allow-mixed"),
+        *("allow-meaning-change", "drop-biases", "no-verify", "strict", "rounding", "seed", "shard", "finish"),
+        *("hash-base", "jobs"),
+    ),
+}
+
+# The words for values on a help page, and the kind of value that each stands for. Choices have their own words.
+METAVARS = {
+    "PATH": "a file or a folder",
+    "FILE": "a file",
+    "FOLDER": "a folder",
+    "OUT": "the output: a file or a folder",
+    "ADAPTER": "an adapter: a file or a folder",
+    "BASE": "a model without adapters: a file or a folder",
+    "MERGED": "a model with adapters: a file or a folder",
+    "TUNED": "a model after its training: a file or a folder",
+    "CONFIG": "a config.json, or its folder",
+    "NAME": "one of several known names",
+    "COMPONENT": "the name of a part of a model",
+    "GLOB": "a pattern of names",
+    "KEY": "a key of the metadata",
+    "TEXT": "any text",
+    "SIZE": "bytes, as 200MB",
+    "N": "a number, such as a rank or alpha",
+    "X": "a share, an error or another measured number",
+    "I/N": "a part of several",
+}
+
+# Said by every command that has these options.
+JSON_HELP = "Print the result as JSON."
+FORCE_HELP = "Overwrite OUT if it exists; never an input."
+
+# What ends each command: the page that explains it, and the reasons for status 1 other than a refusal.
+ENDS = {
+    "": ("cli", ""),
+    "info": ("inspecting", "--fail-on found a file"),
+    "check": ("checking", "a problem as serious as --fail-on"),
+    "merge": ("merging", ""),
+    "unmerge": ("merging", ""),
+    "verify": ("verifying", "the shares are not those of the adapters"),
+    "convert": ("converting", ""),
+    "combine": ("combining", ""),
+    "resize": ("resizing", ""),
+    "extract": ("extracting", ""),
+    "average": ("combining", ""),
+    "compare": ("comparing", "a difference above --max-difference"),
+    "metadata": ("metadata", ""),
+    "compat": ("compat", "wrong in the program of --for"),
+}
+
 
 @cache
 def help_option() -> click.Option:
@@ -71,11 +143,68 @@ def _telling(flags: list[str], says: str, text: Callable[[click.Context], str]) 
 
 
 class Verb(click.Command):
-    """A command with that option for help."""
+    """A command with that option for help, and a help page with groups."""
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """The one of all commands."""
         return help_option()
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the options by group, in columns of one width, and the commands below a group of commands."""
+        groups = grouped_options(self, ctx)
+        widest = max(len(names) for records in groups.values() for names, _ in records)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl([(names.ljust(min(widest, _NAMES)), says) for names, says in records], _NAMES)
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """End with the exit statuses and the page of the docs."""
+        statuses, page = ending(ctx)
+        with formatter.section("Exit status"):
+            formatter.write_dl(statuses)
+        formatter.write_paragraph()
+        formatter.write_text(f"More: {page}")
+
+
+# The columns for the names of options on a help page; longer names have a line of their own.
+_NAMES = 30
+
+
+def group_of(parameter: click.Option) -> str:
+    """Return the title of an option's group; KeyError for an option that GROUPS lacks."""
+    return _GROUP_OF[max(parameter.opts, key=len)]
+
+
+_GROUP_OF = {f"--{name}": title for title, names in GROUPS.items() for name in names}
+
+
+def grouped_options(command: click.Command, context: click.Context) -> dict[str, list[tuple[str, str]]]:
+    """Return the names and help of a command's options by group; groups without any are left out."""
+    groups: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
+    for parameter in command.get_params(context):
+        if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)):
+            groups[group_of(parameter)].append(record)
+    return {title: records for title, records in groups.items() if records}
+
+
+def ending(context: click.Context) -> tuple[list[tuple[str, str]], str]:
+    """Return the exit statuses of a command with the meaning of each, and the page of the docs about the command."""
+    _, *words = context.command_path.split()
+    page, answer = ENDS[words[0] if words else ""]
+    statuses = [
+        ("0", "Done."),
+        ("1", f"Refused, or {answer}." if answer else "Refused, as the error says."),
+        ("2", "Wrong usage, such as an unknown option."),
+        ("3", "It could not work: a missing file, the disk, memory or the network."),
+    ]
+    return statuses, f"docs/{page}.md"
+
+
+def json_option(name: str = "as_json") -> Callable[[Decorated], Decorated]:
+    """--json, of every command with a result for scripts."""
+    return click.option("--json", name, is_flag=True, help=JSON_HELP)
 
 
 class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic in later versions of click alone
@@ -92,9 +221,6 @@ class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic in later v
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(incomplete, type="file")]
-
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 # The files in a program that make the exit status 1; each counts those that the one before it does.
@@ -225,9 +351,7 @@ def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
         return value
 
     def decorate(function: Decorated) -> Decorated:
-        function = click.option("--force", is_flag=True, help="Overwrite the output if it exists; never an input.")(
-            function
-        )
+        function = click.option("--force", is_flag=True, help=FORCE_HELP)(function)
         return click.option(
             "-o",
             "--output",

@@ -7,7 +7,7 @@ import click
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
-from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option
 from lora_inspect.merging.options import VerifyRequest, merge_options
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ applied twice, scaled or unexpected; the exit status is 1 if there are any. Mult
 colon of an ADAPTER, as for `merge`. Name the adapters in the order of the merge.
 
 \b
-Example: lora-inspect verify merged.safetensors base.safetensors style.safetensors:0.8 face.safetensors
+Example: lora-inspect verify merged.safetensors base.safetensors \\
+  style.safetensors:0.8 face.safetensors
 """
 
 
@@ -35,7 +36,7 @@ Example: lora-inspect verify merged.safetensors base.safetensors style.safetenso
 @click.argument("base", type=FilePath())
 @click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
 @declared_options(VerifyRequest)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option()
 def verify(merged: str, base: str, adapters: tuple[str, ...], as_json: bool, **asked: Any) -> None:
     """Plans, verifies and prints."""
     from lora_inspect.ops.verify import plan_verify

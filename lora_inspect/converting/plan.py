@@ -121,7 +121,7 @@ def open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
         raise RefusedError(
             path,
             f"it is DoRA ({adapter.dora.modules} magnitudes), which alpha/rank cannot express",
-            "choose --keep-dora (exact for readers of its magnitude), --base BASE with --rank N or --max-error E (a "
+            "choose --keep-dora (exact for readers of its magnitude), --base BASE with --rank N or --max-error X (a "
             "plain LoRA of the true change), or --drop-magnitude (loses the magnitude)",
         )
     if not options.base:

@@ -33,7 +33,7 @@ UNRECORDED = ("weights", "hash_base")
 
 
 _EXCLUDE = "Leave out matching modules: a path, a block, blocks.0-9 or a glob. Repeatable."
-_WEIGHTS = "Read multipliers of adapters, components and blocks from a file with a table per adapter."
+_WEIGHTS = "Read multipliers of adapters, components and blocks from a TOML file with a table per adapter."
 _DORA_MULTIPLIER = "Rule by which a multiplier acts on DoRA. [default: the rule of the file's own program]"
 
 
@@ -46,7 +46,7 @@ class VerifyRequest(option.ReadingRequest):
     )
     include: tuple[str, ...] = option.names("GLOB", "Verify only matching modules. Repeatable.")
     exclude: tuple[str, ...] = option.names("GLOB", _EXCLUDE)
-    weights: str | None = option.path("FILE.toml", _WEIGHTS)
+    weights: str | None = option.path("FILE", _WEIGHTS)
     allow_unmatched: bool = option.flag("Leave out modules and tensors without a target in BASE.")
     dora_multiplier: str | None = option.choice(MULTIPLIER_RULES, _DORA_MULTIPLIER)
     transposed: "Answers" = option.transposed("BASE")
@@ -65,13 +65,13 @@ class MergeRequest(option.ReadingRequest):
     )
     include: tuple[str, ...] = option.names("GLOB", "Merge only matching modules. Repeatable.")
     exclude: tuple[str, ...] = option.names("GLOB", _EXCLUDE)
-    weights: str | None = option.path("FILE.toml", _WEIGHTS)
+    weights: str | None = option.path("FILE", _WEIGHTS)
     rounding: str = option.choice(
         (NEAREST, STOCHASTIC),
         "Rounding of changed weights to 16 bits or fewer; stochastic keeps the mean of small changes and adds noise.",
         default=NEAREST,
     )
-    seed: int | None = option.whole("Seed of stochastic rounding. [default: 0]", metavar="N")
+    seed: int | None = option.whole("Seed of stochastic rounding. [default: 0]")
     allow_loss: bool = option.flag("Write the output even if it keeps less than half of an adapter.")
     allow_unmatched: bool = option.flag("Leave out modules and tensors without a target in BASE, and list them.")
     dora_multiplier: str | None = option.choice(MULTIPLIER_RULES, _DORA_MULTIPLIER)

@@ -52,7 +52,7 @@ def test_every_command_has_help_with_an_example_of_itself(words, option, run):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_says_how_it_is_used(verb, run):
-    assert f"lora-inspect {verb} " in run(verb, "--help").stdout.partition("Options:")[0].replace("Usage: ", "", 1)
+    assert f"lora-inspect {verb} " in run(verb, "--help").stdout.partition("\nCommon:")[0].replace("Usage: ", "", 1)
     assert sys.modules[command_of([verb]).callback.__module__].__doc__
 
 

@@ -127,7 +127,7 @@ def test_an_error_is_kept_with_the_least_rank(made):
 def test_a_whole_difference_needs_a_rank(made):
     difference = normal(OUT, 3, seed=5) @ normal(3, IN, seed=6)
     tensors = {f"{NAME}.diff": difference}
-    with pytest.raises(LoraInspectError, match=rf"{NAME} is a full weight difference.*--rank N or --max-error E"):
+    with pytest.raises(LoraInspectError, match=rf"{NAME} is a full weight difference.*--rank N or --max-error X"):
         made(tensors)
     result, found = made(tensors, rank=8)
     assert found[f"{NAME}.lora_down.weight"].shape == (3, IN)
@@ -137,7 +137,7 @@ def test_a_whole_difference_needs_a_rank(made):
 
 def test_whole_factors_of_lokr_need_one_too(made):
     own = {"lokr_w1": normal(4, 5, seed=1), "lokr_w2": normal(12, 8, seed=2)}
-    with pytest.raises(LoraInspectError, match=r"LoKr.*--rank N or --max-error E"):
+    with pytest.raises(LoraInspectError, match=r"LoKr.*--rank N or --max-error X"):
         made(module(own))
     result, found = made(module(own), max_error=1e-6)
     assert off(delta_of(found), torch.kron(own["lokr_w1"].double(), own["lokr_w2"].double())) <= 2e-6
@@ -196,10 +196,10 @@ def test_a_flattened_kernel_takes_a_base(made):
 def test_what_multiplies_the_weight_takes_a_base_and_a_rank(made):
     own = {"oft_blocks": 0.05 * normal(12, 4, 4)}
     tensors = {f"{NAME}.{key}": value for key, value in own.items()}
-    with pytest.raises(LoraInspectError, match=r"is OFT.*--base BASE, .*with --rank N or --max-error E"):
+    with pytest.raises(LoraInspectError, match=r"is OFT.*--base BASE, .*with --rank N or --max-error X"):
         made(tensors)
     base = {"blocks.0.attn.q.weight": normal(OUT, IN, seed=3)}
-    with pytest.raises(LoraInspectError, match=r"--rank N or --max-error E"):
+    with pytest.raises(LoraInspectError, match=r"--rank N or --max-error X"):
         made(tensors, base=base)
     _, found = made(tensors, base=base, max_error=1e-5)
     weight = base["blocks.0.attn.q.weight"].double()

@@ -407,7 +407,7 @@ def test_a_base_is_asked_for_more_than_plain_names_can_use(corrected, tmp_path):
     output = str(tmp_path / "o.safetensors")
     for scheme in (None, "kohya"):
         with pytest.raises(
-            LoraInspectError, match="set the accuracy of the approximation with --rank N or --max-error E"
+            LoraInspectError, match="set the accuracy of the approximation with --rank N or --max-error X"
         ):
             convert_to_standard(adapter, output, ConvertOptions(scheme=scheme, base=base))
         kept = ConvertOptions(scheme=scheme, base=base, keep_dora=True)

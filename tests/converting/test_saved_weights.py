@@ -109,7 +109,7 @@ def test_without_a_base_the_way_out_is_named(made, run, tmp_path):
 
 
 def test_a_limit_is_asked_for(made, converted):
-    assert "--rank N or --max-error E" in converted(made(HEAD)).refusal
+    assert "--rank N or --max-error X" in converted(made(HEAD)).refusal
 
 
 def test_the_weight_of_another_base_is_another_difference(made, converted, run, tmp_path):

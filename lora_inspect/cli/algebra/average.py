@@ -6,7 +6,7 @@ import click
 
 from lora_inspect.algebra.options import FACTORS, AverageRequest, contradiction
 from lora_inspect.cli import terminal
-from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writing_options
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option, writing_options
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -16,7 +16,8 @@ Write the average of the changes of FILEs, weighted alike or by the steps of a t
 number in the name. The rank of a module is its largest rank in the inputs, unless a rule or --exact says otherwise.
 
 \b
-Example: lora-inspect average style-000006.safetensors style-000008.safetensors --sigma-rel 0.2 -o style.safetensors
+Example: lora-inspect average style-000006.safetensors \\
+  style-000008.safetensors --sigma-rel 0.2 -o style.safetensors
 """
 
 
@@ -25,7 +26,7 @@ Example: lora-inspect average style-000006.safetensors style-000008.safetensors 
 @writing_options(dry_run=True)
 @declared_options(AverageRequest)
 @click.option("--dry-run", is_flag=True, is_eager=True, help="Print weights, ranks, bytes and errors; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option()
 def average(
     files: tuple[str, ...], output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from lora_inspect.algebra.options import CombineRequest, contradiction
-from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writing_options
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option, writing_options
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
@@ -16,7 +16,8 @@ those of --to. Ranks add up, and the sum is exact but for rounding. One of --ran
 trims it. Settings follow the colon of an ADAPTER as for `merge`: 0,blocks.0-9=1 takes these blocks alone.
 
 \b
-Example: lora-inspect combine style.safetensors:0.8 face.safetensors:0.5 -o both.safetensors
+Example: lora-inspect combine style.safetensors:0.8 face.safetensors:0.5 \\
+  -o both.safetensors
 """
 
 
@@ -25,7 +26,7 @@ Example: lora-inspect combine style.safetensors:0.8 face.safetensors:0.5 -o both
 @writing_options(dry_run=True)
 @declared_options(CombineRequest)
 @click.option("--dry-run", is_flag=True, is_eager=True, help="Print ranks, bytes and errors; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option()
 def combine(
     adapters: tuple[str, ...], output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any
 ) -> None:

@@ -9,7 +9,7 @@ import click
 from lora_inspect.algebra.options import CompareRequest, folder_contradiction
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option
 from lora_inspect.sentences import counted, listed, some
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ Example: lora-inspect compare style.safetensors:0.8 face.safetensors
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["compare"])
 @click.argument("adapters", nargs=-1, required=True, type=FilePath(), metavar="ADAPTER[:SETTING,...]...")
 @declared_options(CompareRequest)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option()
 def compare(adapters: tuple[str, ...], as_json: bool, **asked: Any) -> None:
     """Reads, compares and prints."""
     from lora_inspect.files.discovery import is_collection

@@ -7,7 +7,7 @@ import click
 from lora_inspect.algebra.options import ExtractRequest, contradiction
 from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import progress_bar
-from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writing_options
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option, writing_options
 from lora_inspect.sentences import counted, shortened, some
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ rounding of the models can have made are left out. Biases, norms and other vecto
 Image and video models get kohya's names, language models a PEFT folder; --to chooses others.
 
 \b
-Example: lora-inspect extract tuned.safetensors base.safetensors --rank 32 -o adapter.safetensors
+Example: lora-inspect extract tuned.safetensors base.safetensors --rank 32 \\
+  -o adapter.safetensors
 """
 
 
@@ -39,7 +40,7 @@ Example: lora-inspect extract tuned.safetensors base.safetensors --rank 32 -o ad
 @click.option(
     "--dry-run", is_flag=True, is_eager=True, help="Compute and print the result, with or without -o; write nothing."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option()
 def extract(tuned: str, base: str, output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any) -> None:
     """Plans, extracts and prints."""
     request = ExtractRequest(**asked)

@@ -7,7 +7,7 @@ import click
 
 from lora_inspect.algebra.options import ResizeRequest, contradiction
 from lora_inspect.cli import terminal
-from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, writing_options
+from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option, writing_options
 
 if TYPE_CHECKING:
     from lora_inspect.ops.folder import Outcome
@@ -24,7 +24,8 @@ stays the same, and a training goes on with new directions. If ADAPTER is a fold
 into the folder OUT under its name.
 
 \b
-Example: lora-inspect resize style.safetensors --energy 0.99 -o smaller.safetensors
+Example: lora-inspect resize style.safetensors --energy 0.99 \\
+  -o smaller.safetensors
 """
 
 
@@ -33,7 +34,7 @@ Example: lora-inspect resize style.safetensors --energy 0.99 -o smaller.safetens
 @writing_options(dry_run=True)
 @declared_options(ResizeRequest)
 @click.option("--dry-run", is_flag=True, is_eager=True, help="Print ranks, bytes and errors; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option()
 def resize(adapter: str, output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any) -> None:
     """Plans, writes and prints."""
     from lora_inspect.cli.algebra.made_account import tell

@@ -81,7 +81,7 @@ class LoraMaker:
             raise RefusedError(
                 part.file,
                 f"{part.origin.module.key} is {part.algorithm.title}, and its change has the full rank of its layer",
-                "set the accuracy of its approximation with --rank N or --max-error E",
+                "set the accuracy of its approximation with --rank N or --max-error X",
             )
         if exact:
             up, down = _shortened(exact, self._rank, self._max_error)

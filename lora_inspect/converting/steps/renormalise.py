@@ -61,7 +61,7 @@ def other_magnitude(dependent: BaseDependentChange, spelling: DoraSpelling) -> t
             dependent.file,
             f"a magnitude of {dependent.contribution.module.key} would be {bad}, as its rows or those of "
             f"{place.target.name} are zero, not finite or too large to square",
-            "use --rank N or --max-error E, or repair the file that holds such numbers",
+            "use --rank N or --max-error X, or repair the file that holds such numbers",
         )
     return values
 

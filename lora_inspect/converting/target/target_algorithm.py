@@ -121,7 +121,7 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
         return []
     if options.algorithm == FULL:
         return check_full(adapter, options)
-    file, limit = adapter.checkpoint.path, "with --rank N or --max-error E"
+    file, limit = adapter.checkpoint.path, "with --rank N or --max-error X"
     made = [c for c in adapter.contributions if is_made_lora(c, options)]
     whole = next((c for c in adapter.contributions if is_saved_weight(c.algorithm, c.shapes)), None)
     if not made and whole:

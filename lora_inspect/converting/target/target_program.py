@@ -138,7 +138,7 @@ def _spells(algorithm: Algorithm, role: Role, writing: Writing) -> bool:
     return any(role in algorithm.dialects.get(name, {}) for name in writing.dialects)
 
 
-PLAIN = "--base BASE with --rank N or --max-error E (a plain LoRA of the true change)"
+PLAIN = "--base BASE with --rank N or --max-error X (a plain LoRA of the true change)"
 DROPPED = "--drop-magnitude (loses the magnitude)"
 
 
@@ -180,7 +180,7 @@ def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions
                 path,
                 f"{inputs[0].info.name} is a magnitude of inputs, but {writing.title} reads it as one of "
                 "outputs, which fails",
-                "choose --base BASE with --rank N or --max-error E, or --drop-magnitude",
+                "choose --base BASE with --rank N or --max-error X, or --drop-magnitude",
             )
         is_open = not (options.keep_dora or options.drop_magnitude or is_limited)
         if is_open and _is_applied(magnitudes, writing.magnitudes, options):
@@ -207,7 +207,7 @@ def _check_norms(adapter: Adapter, options: ConvertOptions) -> None:
             raise RefusedError(
                 path,
                 f"it is DoRA ({adapter.dora.modules} magnitudes), which --base approximates by plain LoRA",
-                "set the accuracy of the approximation with --rank N or --max-error E",
+                "set the accuracy of the approximation with --rank N or --max-error X",
             )
     elif options.base is None:
         if adapter.dora.norms == OF_BASE and options.norms == OF_SUM and options.scheme:
