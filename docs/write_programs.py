@@ -52,7 +52,7 @@ LEGEND = """
 |---|---|---|
 | `=` | same meaning | applies what the file means; `=+`: with an option of its own, named [below](#messages) |
 | `x0.5` | wrong strength | applies so much of it; several strengths where modules differ |
-| `lost` | DoRA lost | applies plain LoRA, without the magnitudes; `lost x0.5` at that strength |
+| `lost` | DoRA lost | applies plain LoRA without the magnitudes; `lost x0.5` at that strength |
 | `norm` | DoRA wrong | divides the magnitudes by the base's norms, or by those of the other axis |
 | `other` | wrong change | makes another change of it |
 | `part 50%` | partly loaded | applies so many of the changes |

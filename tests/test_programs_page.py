@@ -147,7 +147,14 @@ def test_what_it_says_has_no_keys(judged):
         (Verdict(TOY, WRONG, silent=True), "norm"),
         (Verdict(TOY, OTHER, silent=True), "other"),
         (
-            Verdict(TOY, PARTLY, 1.0, {1.0: 3}, silent=True, says="it leaves out 1 of 4 changes, silently"),
+            Verdict(
+                TOY,
+                PARTLY,
+                1.0,
+                {1.0: 3},
+                silent=True,
+                says="it leaves out 1 of 4 changes, so their effect is missing; it prints nothing",
+            ),
             "part 75%",
         ),
         (Verdict(TOY, NOTHING), "none!"),

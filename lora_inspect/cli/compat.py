@@ -160,7 +160,10 @@ def _rows(judgements: "Sequence[Judgement]") -> Iterator[Line]:
 
 
 def _says(one: "Judgement") -> str:
-    return one.says if one.error is None else f"{one.says}: the change is {one.error:.1%} off on this base"
+    from lora_inspect.programs.verdict import REFUSED
+
+    says = f"it stops with an error: {one.says}" if one.verdict == REFUSED else one.says
+    return says if one.error is None else f"{says}: the change is {one.error:.1%} off on this base"
 
 
 def _in_short(one: "Judgement") -> str:

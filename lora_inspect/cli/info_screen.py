@@ -195,7 +195,7 @@ def lines_of_programs(
     lost, unknown = _titles(groups, NOT_THERE), _titles(groups, (UNKNOWN,))
     nothing_loaded = not outlook.is_open and is_lost(outlook.verdicts, info.candidates)
     if nothing_loaded:
-        yield from sheet.sentence(f"{_load(lost)} nothing of it.", WRONG, "!!")
+        yield from sheet.sentence(f"{_load(lost)} nothing of it, so it has no effect there.", WRONG, "!!")
     for one in wrong:
         is_told = one.verdict == PARTLY and not one.silent
         is_fixed = one.verdict == STRENGTH and bool(fix)
@@ -266,9 +266,9 @@ def _sentence(one: VerdictGroup, scales: Sequence[str], is_fixed: bool) -> str:
         way = " or ".join(ways)
         way = f" {way[:1].upper()}{way[1:]}{'' if is_fixed else '.'}" if ways else ""
         return f"{names} {'applies' if is_one else 'apply'} {strength}.{way}"
-    strength = f", and {'applies' if is_one else 'apply'} {strength}" if strength else ""
+    strength = f"; {'it applies' if is_one else 'they apply'} {strength}" if strength else ""
     if one.verdict == LOST:
-        return f"{names} {'ignores' if is_one else 'ignore'} the DoRA part{strength}."
+        return f"{names} {'ignores' if is_one else 'ignore'} the DoRA part, so the result will differ{strength}."
     if one.verdict == PARTLY:
         return f"{names} {'loads' if is_one else 'load'} a part of it: {one.says}{strength}."
     says = one.says.removeprefix("it ")

@@ -34,6 +34,8 @@ _NORMS = {
     OTHER_AXIS: "norms along the other axis",
     SUM_NORM: "the norms of the changed weight, but they are over the base's",
 }
+# The effect of another change than the trained one, as the end of a sentence.
+_DIFFERS = "so the result will differ"
 # Scales that are read from half-precision alphas are as near as that to the true ones.
 _ALIKE = 2.0**-10
 
@@ -121,24 +123,25 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
         return UNKNOWN, reception.unknown, ()
     lost, taken = reception.lost, reception.taken
     if lost and not taken:
-        return NOTHING, _how_noticed(lost), lost
+        return NOTHING, f"it loads nothing, so the adapter has no effect; {_how_noticed(lost)}", lost
     if lost:
         left = sum(len(one.members) for one in lost)
         count = left + sum(len(one.members) for one in taken)
-        return PARTLY, f"it leaves out {left} of {count} changes, {_how_noticed(lost)}", lost
+        fact = f"it leaves out {left} of {count} changes, so their effect is missing"
+        return PARTLY, f"{fact}; {_how_noticed(lost)}", lost
     # What a scale of 0 switches off has no scale that another one could be a multiple of.
     if wrong := [one for one in taken if one.does == MISREADS or (one.scale and one.contribution.scale == 0.0)]:
-        return OTHER, f"it makes another change of {_what(wrong[0].contribution)}", ()
+        return OTHER, f"it makes another change of {_what(wrong[0].contribution)}, {_DIFFERS}", ()
     bearing = [one for one in taken if one.magnitude]
     if norm := next((_NORMS[one.magnitude] for one in bearing if one.magnitude in _NORMS), None):
-        return WRONG, f"it divides the magnitudes by {norm}", ()
+        return WRONG, f"it divides the magnitudes by {norm}, {_DIFFERS}", ()
     if any(one.magnitude == LEAVES for one in bearing):
         # Where no change is lost, magnitudes are all that is left of modules.
         told = reception.left
-        return LOST, f"it applies plain LoRA, without the magnitudes, {_how_noticed(told)}", told
+        return LOST, f"it applies plain LoRA without the magnitudes, {_DIFFERS}; {_how_noticed(told)}", told
     factors = _factors(taken)
     if not all(map(_is_one, factors)):
-        return STRENGTH, f"it applies {_strengths(factors)} the right scale", ()
+        return STRENGTH, f"it applies {_strengths(factors)} the right scale, so {_effect_of(factors)}", ()
     return SAME, reception.needs, ()
 
 
@@ -153,11 +156,11 @@ def _what(contribution: Contribution) -> str:
 
 
 def _how_noticed(lefts: Sequence[Left]) -> str:
-    """How the program passes over it: silently, or with a message."""
+    """What the program prints where it passes over something."""
     says = next((left.says for left in lefts if left.says), "")
     if all(left.does == SILENT for left in lefts):
-        return "silently"
-    return f"with a message: {says}" if says else "with a message"
+        return "it prints nothing"
+    return f"it prints: {says}" if says else "it prints a message"
 
 
 def _factors(taken: Sequence[TakenAlike]) -> dict[float, int]:
@@ -182,6 +185,17 @@ def _strengths(factors: Mapping[float, int]) -> str:
     if len(factors) == 1:
         return f"{next(iter(factors)):g} times"
     return listed([f"{factor:g} times ({count})" for factor, count in islice(factors.items(), 4)])
+
+
+def _effect_of(factors: Mapping[float, int]) -> str:
+    """Describe the effect of wrong scales, without a size: that stands before it."""
+    if not any(factors):
+        return "the adapter has no effect"
+    if all(0 <= factor < 1 for factor in factors):
+        return "the effect is too weak"
+    if all(factor > 1 for factor in factors):
+        return "the effect is too strong"
+    return "the modules are not in their trained proportion" if len(factors) > 1 else "the effect is reversed"
 
 
 def needs_fix(verdict: Verdict) -> bool:

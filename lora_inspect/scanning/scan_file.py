@@ -142,8 +142,8 @@ def in_program(info: FileInfo, state: str, notes: tuple[str, ...], name: str, pr
     told = {
         SAME: ("loads correctly",),
         PARTLY: (f"loads in part: {says}", "loads in part"),
-        NOTHING: (f"loads nothing, {says}", "loads nothing"),
-        REFUSED: (f"refused: {says}", "refused"),
+        NOTHING: (says.removeprefix("it "), "loads nothing"),
+        REFUSED: (f"stops with an error: {says}", "stops with an error", "refused"),
     }.get(found.verdict)
     return InProgram(found.verdict, told or _words(found))
 

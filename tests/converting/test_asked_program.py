@@ -99,8 +99,8 @@ def test_a_program_without_names_for_the_family_is_refused(wan, tmp_path):
     [
         (BASE_NORM, "magnitudes corrected for that"),
         (OTHER_AXIS, "--algorithm full"),
-        (LEAVES, "Toy applies none; choose --base BASE with --rank N"),
-        (FAILS, "Toy applies none"),
+        (LEAVES, "Toy applies none, so the result would differ; choose --base BASE with --rank N"),
+        (FAILS, "Toy stops with an error at them; choose --base BASE with --rank N"),
     ],
 )
 def test_dora_is_refused_with_what_the_program_can_have(wan, tmp_path, does, offers):

@@ -262,7 +262,9 @@ def test_a_program_that_divides_so_under_names_of_others(tmp_path):
     source = written(tmp_path, "adapter.safetensors", dotted("diffusion_model.", adapter), FLUX)
     given, output = written(tmp_path, "base.safetensors", base), str(tmp_path / "toy.safetensors")
     with added(toy(BASE_NORM, "kohya")):
-        with pytest.raises(LoraInspectError, match=r"norms of the base's weights; choose --base BASE"):
+        with pytest.raises(
+            LoraInspectError, match=r"norms of the base's weights, so the result would differ; choose --base BASE"
+        ):
             convert_to_standard(source, output, ConvertOptions(program="toy"))
         result = convert_to_standard(source, output, ConvertOptions(program="toy", base=given))
     assert (result.target["scheme"], result.target["norms"]) == ("kohya", "base")
@@ -277,7 +279,8 @@ def test_a_program_that_divides_as_trainers_do_is_offered_their_magnitudes(corre
     back = str(tmp_path / "back.safetensors")
     with added(toy(COMPUTES, "kohya")):
         with pytest.raises(
-            LoraInspectError, match=r"these are over the norms of the base; choose --keep-dora with --base BASE"
+            LoraInspectError,
+            match=r"these are over the norms of the base, so the result would differ; choose --keep-dora with --base BASE",
         ):
             convert_to_standard(output, back, ConvertOptions(program="toy"))
         result = convert_to_standard(output, back, ConvertOptions(program="toy", base=base, keep_dora=True))

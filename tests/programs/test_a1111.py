@@ -51,7 +51,9 @@ def named(prefix, *paths, **options):
 def test_other_names_are_not_found(judged, prefix, paths, verdict, spelling, alpha):
     found = judged(named(prefix, *paths, spelling=spelling, alpha=alpha))
     assert (found.verdict, found.silent) == (verdict, verdict == NOTHING)
-    assert found.says == (NO_TYPE if verdict == REFUSED else "silently")
+    assert found.says == (
+        NO_TYPE if verdict == REFUSED else "it loads nothing, so the adapter has no effect; it prints nothing"
+    )
 
 
 def test_names_of_peft_are_not_found(judged):

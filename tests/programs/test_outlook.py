@@ -49,7 +49,10 @@ def test_versions_of_a_program_have_one_name_where_they_agree():
 
 
 def test_dora_that_is_lost_is_one_group_whatever_is_told_and_a_part_is_by_its_words():
-    lost = [verdict("comfyui", LOST, says="with a message"), verdict("forge", LOST, says="silently", silent=True)]
+    lost = [
+        verdict("comfyui", LOST, says="it prints a message"),
+        verdict("forge", LOST, says="it prints nothing", silent=True),
+    ]
     assert [(group.titles, group.silent, group.factors) for group in group_verdicts(lost)] == [
         (("ComfyUI", "Forge"), True, ())
     ]

@@ -253,7 +253,7 @@ def test_a_single_contribution_may_be_passed_over_with_words_of_its_own(judged):
 
     found = judged(toy_program(LORA._replace(exceptions=of_high_rank)), {**wan(WAN_Q), **wan(WAN_K, rank=4)})
     assert (found.verdict, found.silent) == ("partly loaded", False)
-    assert found.says.endswith("with a message: ERROR")
+    assert found.says.endswith("it prints: ERROR")
 
 
 @pytest.mark.parametrize(
@@ -274,6 +274,47 @@ def test_magnitudes_are_treated_each_in_its_way(judged, does, verdict, silent):
     assert (found.verdict, found.silent) == (verdict, silent)
     if does == LEAVES:
         assert len(found.ignored) == 2
+
+
+BIG, SMALL = wan(WAN_Q, alpha=8.0), wan(WAN_K, alpha=32.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "tensors", "effect"),
+    [
+        (LORA._replace(scale=one), wan(alpha=32.0), "0.5 times the right scale, so the effect is too weak"),
+        (LORA._replace(scale=one), wan(alpha=8.0), "2 times the right scale, so the effect is too strong"),
+        (LORA._replace(scale=one), {**BIG, **SMALL}, "so the modules are not in their trained proportion"),
+        (LORA._replace(scale=lambda given: 0.0), wan(), "0 times the right scale, so the adapter has no effect"),
+        (LORA._replace(scale=lambda given: -1.0), wan(), "so the effect is reversed"),
+        (LORA._replace(kinds={"lora": MISREADS}), wan(), "another change of LoRA, so the result will differ"),
+        (Rule(), wan(), "it loads nothing, so the adapter has no effect; it prints: key not loaded"),
+        (
+            LORA._replace(lacks=("blocks.{i}.self_attn.k",)),
+            wan(),
+            "it leaves out 1 of 2 changes, so their effect is missing; it prints: key not loaded",
+        ),
+    ],
+)
+def test_a_verdict_names_its_effect(judged, rule, tensors, effect):
+    assert judged(toy_program(rule), tensors).says.endswith(effect)
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        (LEAVES, "it applies plain LoRA without the magnitudes, so the result will differ; it prints: key not loaded"),
+        (BASE_NORM, "it divides the magnitudes by the base's norms, so the result will differ"),
+    ],
+)
+def test_a_verdict_on_magnitudes_names_its_effect(judged, does, says):
+    tensors = wan() | {f"{module}.dora_scale": ("F32", (8, 1), 1.0) for module in (WAN_Q, WAN_K)}
+    assert judged(toy_program(LORA._replace(magnitudes={".dora_scale output": does})), tensors).says == says
+
+
+def test_compat_says_that_a_refusal_is_an_error(write_safetensors, run):
+    shown = run("compat", write_safetensors(wan()), "--for", "peft").stdout
+    assert "it stops with an error: it finds no adapter_config.json next to the tensors" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_real_names_in_every_program(name, tmp_path):
 def test_a_file_of_which_a_program_loads_nothing_is_not_fine_there(fixtures, run):
     rows = run("info", fixtures / "synthetic", "--for", "comfyui").stdout.splitlines()
     (row,) = (line for line in rows if line.startswith("split "))
-    assert row.endswith("  loads nothing, with a message: lora key not loaded")
+    assert row.endswith("  loads nothing, so the adapter has no effect; it prints: lora key not loaded")
     assert rows[-2] == "in ComfyUI 0.33.0: 2 load correctly, 2 wrong strength, 2 DoRA lost, 2 nothing loaded"
     assert "fine" not in rows[-1]
 

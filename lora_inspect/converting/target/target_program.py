@@ -253,20 +253,22 @@ _WAYS: Mapping[str, Mapping[str, Any]] = {
 # What is offered for DoRA, by what a program does with the magnitudes of its names.
 _OFFERS = {
     BASE_NORM: (
-        "divides magnitudes by the norms of the base's weights",
+        "divides magnitudes by the norms of the base's weights, so the result would differ",
         f"--base BASE (magnitudes corrected for that, right only in programs that do so), {PLAIN}, or {DROPPED}",
     ),
     OTHER_AXIS: (
-        "divides magnitudes by norms along the other axis",
+        "divides magnitudes by norms along the other axis, so the result would differ",
         f"--base BASE with --algorithm full (the exact difference of every weight), {PLAIN}, or {DROPPED}",
     ),
     SUM_NORM: (
-        "divides magnitudes by the norms of the changed weights, but these are over the norms of the base",
+        "divides magnitudes by the norms of the changed weights, but these are over the norms of the base, so the "
+        "result would differ",
         f"--keep-dora with --base BASE (the trainer's magnitudes again), {PLAIN}, or {DROPPED}",
     ),
 }
 _OVER = {BASE_NORM: OF_BASE, COMPUTES: OF_SUM}
-_LOST = ("applies none", f"{PLAIN}, or {DROPPED}")
+_LOST = ("applies none, so the result would differ", f"{PLAIN}, or {DROPPED}")
+_FAILS = ("stops with an error at them", _LOST[1])
 
 
 def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> ConvertOptions:
@@ -290,7 +292,7 @@ def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> Co
     if "" in does:
         # What nobody knows of the program, its names decide.
         return options
-    what, offers = next((_OFFERS[one] for one in _OFFERS if one in does), _LOST)
+    what, offers = next((_OFFERS[one] for one in _OFFERS if one in does), _FAILS if FAILS in does else _LOST)
     raise RefusedError(
         adapter.checkpoint.path,
         f"it is DoRA ({adapter.dora.modules} magnitudes), and {program.title} {what}",
