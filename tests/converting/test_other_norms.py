@@ -280,7 +280,7 @@ def test_a_program_that_divides_as_trainers_do_is_offered_their_magnitudes(corre
     with added(toy(COMPUTES, "kohya")):
         with pytest.raises(
             LoraInspectError,
-            match=r"these are over the norms of the base, so the result would differ; choose --keep-dora with --base BASE",
+            match=r"over the norms of the base, so the result would differ; choose --keep-dora with --base BASE",
         ):
             convert_to_standard(output, back, ConvertOptions(program="toy"))
         result = convert_to_standard(output, back, ConvertOptions(program="toy", base=base, keep_dora=True))
