@@ -29,6 +29,7 @@ from lora_inspect.cli.terminal import (
 from lora_inspect.cli.verb import FORCE_HELP, VERBS, FilePath, Verb, json_option, parse_without_multiplier
 from lora_inspect.errors import REFUSED_STATUS, LoraInspectError
 from lora_inspect.files.discovery import is_collection, stored_bytes
+from lora_inspect.files.file_types import of_any_pickle
 from lora_inspect.reading.model.evidence import ERROR, NOTE, SEVERITIES, WARNING, Problem
 from lora_inspect.sentences import SENTENCE, counted, listed, shortened
 
@@ -66,17 +67,34 @@ def print_fixed(result: "CheckResult") -> None:
 
 
 def print_several(results: "Sequence[CheckResult]", clean: str) -> None:
-    """Print the files with problems, the worst first, and the number of the others."""
+    """Print the files with problems, the worst first, and the number of the others.
+
+    A way out that several unreadable files have is told once, below them.
+    """
 
     def severities(result: "CheckResult") -> list[int]:
         counts = Counter(one.severity for one in result.problems)
         return [-counts[severity] for severity in reversed(SEVERITIES)]
 
-    with_problems = [result for result in results if result.problems]
-    for result in sorted(with_problems, key=severities):
-        print_problems(result.path, result.problems, result.fixable)
+    with_problems = sorted((one for one in results if one.problems), key=lambda one: (severities(one), _of_any(one)))
+    ends = [(_unreadable(one), _of_any(one)) for one in with_problems]
+    for result, (own, _), (says, way_out) in zip(with_problems, ends, terminal.with_shared_ways_out(ends), strict=True):
+        problems = result.problems if says == own else [result.problems[0]._replace(message=says.removesuffix("."))]
+        print_problems(result.path, problems, result.fixable)
+        if way_out:
+            terminal.row(way_out)
     if count := len(results) - len(with_problems):
         terminal.line(f"{count} without problems" if with_problems else f"{count} files: {clean}")
+
+
+def _of_any(result: "CheckResult") -> str:
+    """The way out of an unreadable file, without its name where it is a command; empty for other files."""
+    return of_any_pickle(result.way_out, result.path) if result.way_out else ""
+
+
+def _unreadable(result: "CheckResult") -> str:
+    """The message of an unreadable file as that of any with this way out; empty for other files."""
+    return f"{result.problems[0].message.removesuffix(result.way_out)}{_of_any(result)}." if result.way_out else ""
 
 
 def _print_summary(results: "Sequence[CheckResult]") -> None:
@@ -108,9 +126,11 @@ def _laid_out(
 ) -> Iterable[list[StyledText]]:
     name = spelled(shortened(path))
     if not problems:
-        yield [StyledText(f"{name}: "), StyledText(clean, RIGHT)]
+        *lines, last = wrapped(f"{name}: {clean}", terminal.columns())
+        yield from ([StyledText(line)] for line in lines)
+        yield [StyledText(last.removesuffix(clean)), StyledText(clean, RIGHT)] if clean in last else [StyledText(last)]
         return
-    yield [StyledText(name, BOLD)]
+    yield from ([StyledText(line, BOLD)] for line in wrapped(name, terminal.columns()))
     for one, says in zip(problems, sentences, strict=True):
         first, *others = wrapped(spelled(shortened(says, SENTENCE)), terminal.columns() - 4)
         severity, blank, rest = first.partition(" ")

@@ -227,7 +227,7 @@ def _tell(outcomes: "Sequence[Outcome[ConvertResult]]", program: str | None) -> 
     """Print a line per converted adapter, the counts of each kind, and the skipped files."""
     done = [outcome.result for outcome in outcomes if outcome.result]
     for result in done:
-        terminal.line(f"{headline(result)}; {loss(result)}")
+        terminal.row(f"{headline(result)}; {loss(result)}")
     terminal.tell_counts(outcomes, "converted", f"already load in {PROGRAMS[program].title}" if program else "")
     for result in done:
         for note in result.notes:

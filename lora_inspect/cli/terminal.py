@@ -104,6 +104,20 @@ def line(text: str) -> None:
     _write(sys.stdout, [shortened(text, SENTENCE)])
 
 
+def row(text: str) -> None:
+    """A line of the result about one of several files: over as many lines as it needs on a terminal."""
+    _write(sys.stdout, _in_rows(text, sys.stdout))
+
+
+def _in_rows(text: str, stream: TextIO | None) -> list[str]:
+    """Return a sentence in lines that fit a terminal, further ones indented; in one line for any other stream."""
+    shown = spelled(shortened(text, SENTENCE))
+    if stream is None or not stream.isatty() or width(shown) <= columns():
+        return [shown]
+    first, *others = wrapped(shown, columns() - len(_HANGING))
+    return [first, *(_HANGING + piece for piece in others)]
+
+
 def aside(text: str) -> None:
     """A line that is no part of the result."""
     _write(sys.stderr, [shortened(text, SENTENCE)])
@@ -395,7 +409,7 @@ def tell_skipped(outcomes: "Iterable[Outcome[Any]]") -> None:
     """Note the checkpoints of a folder that were skipped, with the reasons."""
     for one in outcomes:
         if one.skipped:
-            note(f"{one.path}: skipped, as {one.skipped}.")
+            _write(sys.stderr, _in_rows(f"Note: {one.path}: skipped, as {one.skipped}.", sys.stderr))
 
 
 def exit_with(failures: Mapping[str, CommandFailure]) -> None:
@@ -403,18 +417,38 @@ def exit_with(failures: Mapping[str, CommandFailure]) -> None:
 
     A way out that several have is told once, behind them.
     """
-    from collections import Counter  # only failures need it
-
-    fixes = Counter(one.fix for one in failures.values() if one.fix)
-    shared = {fix for fix, count in fixes.items() if count > 1}
-    for one in sorted(failures.values(), key=lambda one: one.fix if one.fix in shared else ""):
-        is_shared = one.fix in shared and one.says.endswith(f"; {one.fix}.")
-        error(f"{one.says.removesuffix(f'; {one.fix}.')}." if is_shared else one.says)
-        fixes[one.fix] -= 1
-        if is_shared and not fixes[one.fix]:
-            note(f"of these: {one.fix}.")
+    told = shared_last(list(failures.values()))
+    for says, way_out in with_shared_ways_out([(one.says, one.fix) for one in told]):
+        _write(sys.stderr, _in_rows(f"Error: {says}", sys.stderr))
+        if way_out:
+            _write(sys.stderr, _in_rows(f"Note: {way_out}", sys.stderr))
     if failures:
         sys.exit(max(one.status for one in failures.values()))
+
+
+def shared_last(failures: Sequence[CommandFailure]) -> list[CommandFailure]:
+    """Return the failures with those last, and side by side, that have a way out in common."""
+    from collections import Counter  # only failures need it
+
+    counts = Counter(one.fix for one in failures)
+    return sorted(failures, key=lambda one: one.fix if counts[one.fix] > 1 else "")
+
+
+def with_shared_ways_out(ends: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield each sentence, and the way out of several behind the last of them: of sentences with their ways out.
+
+    A sentence that ends with a way out of several is yielded without it. A way out is empty where there is none.
+    """
+    from collections import Counter  # only failures need it
+
+    left = Counter(way_out for _, way_out in ends)
+    shared = {way_out for way_out, count in left.items() if way_out and count > 1}
+    for says, way_out in ends:
+        left[way_out] -= 1
+        if way_out in shared and says.endswith(f"; {way_out}."):
+            yield f"{says.removesuffix(f'; {way_out}.')}.", "" if left[way_out] else f"of these: {way_out}."
+        else:
+            yield says, ""
 
 
 def json_failure(ended: CommandFailure) -> None:

@@ -165,7 +165,7 @@ class Verb(click.Command):
         with formatter.section("Exit status"):
             formatter.write_dl(statuses)
         formatter.write_paragraph()
-        formatter.write_text(f"More: {page}")
+        formatter.write(f"More: {page}\n")
 
 
 # The columns for the names of options on a help page; longer names have a line of their own.

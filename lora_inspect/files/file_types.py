@@ -72,6 +72,8 @@ _CONVERSION = (
     "import sys,torch,safetensors.torch as s;d=torch.load(sys.argv[1],'cpu',weights_only=True);"
     "s.save_file({k:v.contiguous().clone() for k,v in d.get('state_dict',d).items()},sys.argv[2])"
 )
+# Words for the names of a pickle and of the file that is made of it.
+_ANY = "FILE NEW.safetensors"
 
 
 def is_safetensors(start: bytes) -> bool:
@@ -143,15 +145,24 @@ def _conversion(pickle: str) -> str:
     stem, ending = os.path.splitext(pickle)
     converted = stem + (".converted" if ending == ".safetensors" else "") + ".safetensors"
     if is_remote(pickle):
-        pickle, converted = "FILE", "NEW.safetensors"
-    elif os.path.exists(converted):
+        return _command(_ANY)
+    if os.path.exists(converted):
         return f"name {converted}, which is next to it"
     # A name that a shell would take for more than a name is not put into a command.
-    names = (pickle, converted) if shlex.quote(pickle) == pickle else ("FILE", "NEW.safetensors")
+    return _command(f"{pickle} {converted}" if shlex.quote(pickle) == pickle else _ANY)
+
+
+def _command(names: str) -> str:
     return (
         "save it as .safetensors with torch 2.10 or newer, which does not run its code: `python -c "
-        f'"{_CONVERSION}" {" ".join(names)}`'
+        f'"{_CONVERSION}" {names}`'
     )
+
+
+def of_any_pickle(way_out: str, pickle: str) -> str:
+    """Return the way out of a pickle as that of any: with words in the place of its name and that of its copy."""
+    start, quote, behind = way_out.partition(f'{_CONVERSION}" ')
+    return f"{start}{quote}{_ANY}`" if behind.startswith(pickle) else way_out
 
 
 def _weights_beside(file: str) -> str:

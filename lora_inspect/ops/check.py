@@ -27,7 +27,7 @@ class CheckResult(Result):
     """The problems of the file at `path`, and the codes of those that `--fix` can fix.
 
     After a fix, `output` is the path of the fixed copy, `fixed` describes each change in a sentence, and `left` are the
-    problems of the output.
+    problems of the output. `way_out` is the end of the message of a file that cannot be read; empty for others.
     """
 
     path: str
@@ -36,6 +36,7 @@ class CheckResult(Result):
     output: str | None = None
     fixed: tuple[str, ...] = ()
     left: tuple[Problem, ...] = ()
+    way_out: str = ""
 
     def fails(self, severity: str) -> bool:
         """Return True if a problem is as serious as `severity`, or more; of the output, if the file was fixed.
@@ -91,7 +92,7 @@ def check(
         if not exists(path) or is_collection(path):
             raise
         message = str(error).removeprefix(f"{path}: ").removesuffix(".")
-        return CheckResult(path, (Problem(UNREADABLE, ERROR, message),))
+        return CheckResult(path, (Problem(UNREADABLE, ERROR, message),), way_out=error.fix)
     finally:
         share.finish()
 

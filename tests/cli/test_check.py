@@ -83,9 +83,10 @@ def test_pickles_are_problems_of_a_folder(run, adapter, tmp_path):
     outcome = run("check", tmp_path / "folder")
     lines = outcome.stdout.splitlines()
     assert outcome.status == 1
-    named = [line.split(": ")[0].removeprefix(f"{tmp_path / 'folder'}/") for line in lines[:-2]]
+    named = [line.split(": ")[0].removeprefix(f"{tmp_path / 'folder'}/") for line in lines[:-3]]
     assert named == ["b.pt", "c.ckpt", "peft/adapter_model.bin"]
-    assert all(": error unreadable: it is a pickle" in line for line in lines[:-2])
+    assert all(": error unreadable: it is a pickle" in line for line in lines[:-3])
+    assert lines[-3].startswith("of these: save it as .safetensors")
     assert lines[-2:] == ["1 without problems", "4 files: 3 errors"]
 
 
@@ -261,6 +262,81 @@ def test_on_a_terminal_lines_fit_below_the_file_and_severities_have_colours(adap
         "2 files: 1 error, 1 warning and 1 note; --fix -o OUT fixes 2 of them",
     ]
     assert b"b.safetensors: \x1b[32mno problems" in clear
+
+
+PICKLE = b"\x80\x02}q\x00."
+PICKLED = "it is a pickle, which can run code, so lora-inspect never reads one"
+SAVED = "save it as .safetensors with torch 2.10 or newer, which does not run its code: "
+
+
+@pytest.fixture
+def pickles(adapter, tmp_path):
+    """A folder of an adapter with a warning, three pickles, and two files that are cut short."""
+    adapter(WARNING, "in/a.safetensors")
+    for name in ("one.pt", "two.bin", "sub/three.ckpt"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(PICKLE)
+    for name in ("cut.safetensors", "short.safetensors"):
+        (tmp_path / "in" / name).write_bytes(b"\x10" + bytes(11))
+    return tmp_path / "in"
+
+
+def test_a_way_out_of_several_files_of_a_folder_is_told_once(pickles, run):
+    lines = run("check", pickles).stdout.splitlines()
+    rows = [line for line in lines if PICKLED in line]
+    assert [row.removeprefix(f"{pickles}/") for row in rows] == [
+        f"{name}: error unreadable: {PICKLED}." for name in ("one.pt", "two.bin", "sub/three.ckpt")
+    ]
+    (told,) = (line for line in lines if SAVED in line)
+    assert lines.index(told) == lines.index(rows[-1]) + 1
+    assert told.startswith(f"of these: {SAVED}`python -c ")
+    assert told.endswith(" FILE NEW.safetensors`.")
+    assert "one.pt" not in told
+    cut = [line for line in lines if "unreadable" in line and PICKLED not in line]
+    assert len(cut) == 2
+    assert lines.count("of these: fetch it again.") == 1
+    assert not any("fetch it again" in line for line in cut)
+
+
+def test_a_single_unreadable_file_has_its_whole_way_out(pickles, run):
+    for name in ("cut.safetensors", "one.pt", "two.bin"):
+        (pickles / name).unlink()
+    lines = run("check", pickles).stdout.splitlines()
+    (row,) = (line for line in lines if PICKLED in line)
+    assert row.startswith(f"{pickles}/sub/three.ckpt: error unreadable: {PICKLED}; {SAVED}")
+    assert row.endswith(f" {pickles}/sub/three.ckpt {pickles}/sub/three.safetensors`.")
+    assert not any(line.startswith("of these") for line in lines)
+
+
+def test_json_has_the_way_out_of_every_file(pickles, run):
+    records = json.loads(run("check", pickles, "--json").stdout)
+    found = {one["path"].removeprefix(f"{pickles}/"): one["problems"] for one in records}
+    for name in ("one.pt", "two.bin", "sub/three.ckpt"):
+        (problem,) = found[name]
+        assert f"{PICKLED}; {SAVED}" in problem["message"]
+        assert f" {pickles}/{name} " in problem["message"]
+
+
+def test_rows_of_folders_fit_80_columns_on_a_terminal_and_are_whole_in_a_pipe(pickles, run):
+    pytest.importorskip("pty")
+    from pseudo_terminal import on_a_terminal
+
+    long = f"{'a_style_of_many_words_' * 5}.safetensors"
+    (pickles / "a.safetensors").rename(pickles / long)
+    commands = [
+        *(["info", "in"], ["info", "in", "--all"], ["compat", "in", "--for", "comfyui"], ["check", "in"]),
+        ["convert", "in", "-o", "out", "--allow-partial-dora"],
+    ]
+    for words, (_, output) in zip(commands, on_a_terminal(commands, pickles.parent, COLUMNS="80"), strict=True):
+        plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", output.decode())
+        rows = [line.rpartition("\r")[2] for line in plain.split("\r\n")]
+        assert any("pickle" in row for row in rows), words
+        assert max(map(len, rows)) <= 80, words
+        assert words[0] not in ("check", "convert") or long[:70] in plain, words
+    piped = run("check", pickles).stdout.splitlines()
+    assert any(row.startswith(f"{pickles}/{long}: ") for row in piped)
+    assert any(PICKLED in row and row.startswith(f"{pickles}/sub/three.ckpt: ") for row in piped)
 
 
 def test_names_that_a_terminal_obeys_are_shown_as_escapes(run, adapter, tmp_path):
