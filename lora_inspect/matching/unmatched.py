@@ -106,14 +106,20 @@ def equal_copies(adapter: Adapter, base: Checkpoint, matching: Matching, tied: M
     """
     equal: set[str] = set()
     for key, original in _copies(adapter, base, matching, tied):
-        if not _equal(adapter.checkpoint.tensors[key], original):
+        if _equal(adapter.checkpoint.tensors[key], original):
+            equal.add(key)
+            continue
+        if BaseTensor.of(key).module.endswith(HEADS) and original.name == shared_embedding(base):
             raise RefusedError(
                 adapter.checkpoint.path,
-                f"{key} differs from {original.name} of {base.path}, so the adapter was trained on another version of "
-                "it",
-                "use that version as the base, or leave the tensor out with --allow-unmatched",
+                f"{key} differs from {original.name}, which is the head of {base.path} too",
+                "save the base with tie_word_embeddings false",
             )
-        equal.add(key)
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"{key} differs from {original.name} of {base.path}, so the adapter was trained on another version of it",
+            "use that version as the base, or leave the tensor out with --allow-unmatched",
+        )
     return equal
 
 
@@ -147,6 +153,8 @@ def _copies(
             found = table.find(recognised)
             if len(found) == 1:
                 yield key, base.tensors[found[0].tensor(parameter)]
+            elif not found and recognised.body.endswith(HEADS) and (shared := shared_embedding(base)):
+                yield key, base.tensors[shared]
 
 
 def _equal(copy: TensorInfo, original: TensorInfo) -> bool:

@@ -18,6 +18,7 @@ from lora_inspect.matching.placement import as_matrix
 from lora_inspect.merging.encode import Encoder, Recoded, Rounded, Witness
 from lora_inspect.merging.fold_chain import Fold, working_type
 from lora_inspect.merging.plan import MergePlan
+from lora_inspect.merging.resized_embeddings import ResizedTensor
 from lora_inspect.merging.retention import Retention
 from lora_inspect.merging.storage import Storage
 from lora_inspect.merging.threads import Job
@@ -49,7 +50,8 @@ class Folding:
     """What becomes of a base: its folds by tensor name, how it is stored then, and the rule for DoRA.
 
     `dora_rule` is None where each file's own rule holds. Where there is a `seed`, changed weights are rounded
-    stochastically by it. `keeping` gathers what is kept of the changes.
+    stochastically by it. `keeping` gathers what is kept of the changes. `resized` are tensors in the size of an
+    adapter's.
     """
 
     folds: Mapping[str, Sequence[Fold]]
@@ -57,6 +59,7 @@ class Folding:
     dora_rule: str | None = None
     seed: int | None = None
     keeping: Retention | None = None
+    resized: Mapping[str, ResizedTensor] = field(default_factory=dict)
 
     def folds_of(self, info: TensorInfo) -> list[Fold]:
         """What changes a tensor of the base, in order."""
@@ -64,11 +67,14 @@ class Folding:
 
     def is_copied(self, info: TensorInfo) -> bool:
         """Whether a tensor of the base is written as its bytes are."""
-        return not self.folds_of(info) and self.output(info).dtype == info.dtype
+        is_own = info.name not in self.resized and not self.folds_of(info)
+        return is_own and self.output(info).dtype == info.dtype
 
     def output(self, info: TensorInfo) -> TensorPlan:
         """What is written for a tensor of the base."""
-        return TensorPlan(info.name, self.storage.types.get(info.name, info.dtype), info.shape)
+        resized = self.resized.get(info.name)
+        shape = resized.info.shape if resized else info.shape
+        return TensorPlan(info.name, self.storage.types.get(info.name, info.dtype), shape)
 
     def encoder(self, info: TensorInfo) -> Encoder:
         """What makes the rows of a tensor that is written anew."""
@@ -164,6 +170,8 @@ def _flat(info: TensorInfo, folding: Folding) -> TensorInfo:
 
     Of those that are decoded the rows stay together, and experts that are decoded in parts lie below each other.
     """
+    if info.name in folding.resized:
+        info = folding.resized[info.name].info
     weight = folding.storage.decoded.get(info.name)
     if weight is None:
         return info._replace(shape=(info.numel,))
@@ -175,7 +183,8 @@ class OutputFiles:
 
     def __init__(self, plan: MergePlan, keeping: Retention | None = None) -> None:
         self._plan = plan
-        self._folding = Folding(plan.folds, plan.storage, plan.options.dora_rule, plan.options.seed, keeping)
+        options = plan.options
+        self._folding = Folding(plan.folds, plan.storage, options.dora_rule, options.seed, keeping, plan.resized)
 
     def write(
         self,

@@ -8,7 +8,7 @@ pipeline, a base from which an initialisation took a part, and an embedding that
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -23,6 +23,13 @@ from lora_inspect.matching.unmatched import accept_unmatched, has_head, is_embed
 from lora_inspect.maths import dora
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.options import MergeOptions, check_rounding
+from lora_inspect.merging.resized_embeddings import (
+    ResizedTensor,
+    notes_on,
+    resized_tensors,
+    with_rows,
+    with_vocabulary,
+)
 from lora_inspect.merging.storage import RequestedDtypes, Storage, plan_storage, read_config
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.ambiguous_options import ModuleFilter, Multipliers, read_settled
@@ -41,6 +48,10 @@ class Parts(NamedTuple):
 
     multipliers: Multipliers
     excluded: tuple[str, ...] = ()
+
+    def multiplier_of(self, key: str) -> float:
+        """The multiplier of a module by its key; 0 for one that is not merged."""
+        return 0.0 if key in self.excluded else self.multipliers.of(key)
 
 
 def parts_of(adapters: Sequence[Adapter], base: Checkpoint | None, choice: ModuleFilter) -> list[Parts]:
@@ -180,7 +191,8 @@ class MergePlan:
     `left_out` counts by component the modules that the option `only` keeps out. `excluded` are by adapter the keys that
     `include` and `exclude` remove. `orientations` give how changed Linear weights are stored. `transposed_notes` are
     sentences on answers that were not needed, `tied` those on a head that shares a changed embedding. `storage`
-    describes the tensors of the base that are not written as stored.
+    describes the tensors of the base that are not written as stored. `resized` are tensors that the output has in the
+    size of an adapter's.
     """
 
     base: Checkpoint
@@ -195,6 +207,7 @@ class MergePlan:
     tied: list[str]
     storage: Storage
     excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    resized: Mapping[str, ResizedTensor] = field(default_factory=dict)
 
     @property
     def modules(self) -> int:
@@ -243,7 +256,8 @@ class MergePlan:
         of_adapters += other_expert_notes(self.base, [adapter for adapter, _ in self.adapters], self.options.only)
         of_adapters += other_base_notes((adapter for adapter, _ in self.adapters), self.base)
         of_adapters += self.side_files.notes
-        return [*of_adapters, *residual_notes(self._all(), self.base), *self.transposed_notes, *self.tied]
+        resized = notes_on(self.resized)
+        return [*of_adapters, *residual_notes(self._all(), self.base), *self.transposed_notes, *self.tied, *resized]
 
     @property
     def bytes(self) -> int:
@@ -252,7 +266,8 @@ class MergePlan:
         They include the base's files if it is read for its hash.
         """
         hashed = self.base.bytes if self.options.hash_base else 0
-        return sum(info.nbytes for info in self.written) + self.side_files.bytes + hashed
+        sizes = (self.resized[one.name].info.nbytes if one.name in self.resized else one.nbytes for one in self.written)
+        return sum(sizes) + self.side_files.bytes + hashed
 
     @property
     def written(self) -> list[TensorInfo]:
@@ -270,7 +285,11 @@ class MergePlan:
     @property
     def tensors_copied(self) -> int:
         """The number of tensors that are neither changed nor decoded."""
-        return len(self.written) - len(self.folds.keys() | self.storage.decoded.keys() | self.storage.rewritten)
+        return len(self.written) - len(self._rewritten)
+
+    @property
+    def _rewritten(self) -> set[str]:
+        return {*self.folds, *self.storage.decoded, *self.storage.rewritten, *self.resized}
 
     @property
     def inputs(self) -> dict[str, Identity]:
@@ -302,6 +321,9 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     _check_components(options.only, read)
     check_dora_rule(options.dora_rule, read)
     parts = parts_of(read, base, options.choice)
+    multipliers = [part.multiplier_of for part in parts]
+    resized = resized_tensors(zip(read, multipliers, strict=True), base, options.allow_unmatched)
+    stored, base = base, with_rows(base, resized)
     folds: dict[str, list[Fold]] = defaultdict(list)
     unmatched: list[str] = []
     left_out: Counter[str] = Counter()
@@ -318,11 +340,16 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
             check_residual(own, base)
             folds[name] += own
     check_replaced(folds)
-    side_files = find_side_files(base)
-    storage = plan_storage(base, side_files, RequestedDtypes(options.dtype, options.changed_dtype), *_read(folds))
-    check_rounding(options.seed, base, folds, storage.types)
+    side_files = find_side_files(stored)
+    tied = check_tied(stored, side_files, folds)
+    folds = _beside(folds, resized)
+    storage = plan_storage(stored, side_files, RequestedDtypes(options.dtype, options.changed_dtype), *_read(folds))
+    if resized:
+        config = with_vocabulary(storage.config or read_config(side_files), side_files, resized)
+        storage = replace(storage, config=config)
+    check_rounding(options.seed, stored, folds, storage.types)
     return MergePlan(
-        base=base,
+        base=stored,
         adapters=tuple((adapter, adapter.settings) for adapter in read),
         folds=dict(folds),
         unmatched=tuple(unmatched),
@@ -331,10 +358,20 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         left_out=dict(left_out),
         orientations=together(orientations, base),
         transposed_notes=check_answers(orientations, options.transposed),
-        tied=check_tied(base, side_files, folds),
+        tied=tied,
         storage=storage,
         excluded={one.checkpoint.path: part.excluded for one, part in zip(read, parts, strict=True) if part.excluded},
+        resized=resized,
     )
+
+
+def _beside(folds: Mapping[str, list[Fold]], resized: Collection[str]) -> dict[str, list[Fold]]:
+    """The folds without those that put a tensor in the place of one that has its numbers already."""
+    left = {
+        name: [fold for fold in own if name not in resized or not fold.contribution.algorithm.replaces]
+        for name, own in folds.items()
+    }
+    return {name: own for name, own in left.items() if own}
 
 
 def check_replaced(folds: Mapping[str, Sequence[Fold]]) -> None:

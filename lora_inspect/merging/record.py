@@ -178,6 +178,7 @@ def _options(plan: MergePlan) -> dict[str, Any]:
         "rounding": None if options.seed is None else STOCHASTIC,
         "seed": options.seed,
         "allow_unmatched": options.allow_unmatched,
+        RESIZED: list(plan.resized),
         "allow_partial_dora": options.settings.allow_partial_dora,
     }
     defaults = MergeOptions()
@@ -189,10 +190,12 @@ def _options(plan: MergePlan) -> dict[str, Any]:
     }
 
 
+# The tensors that got the size of an adapter's.
+RESIZED = "resized"
 # The options that are known to decide what a merge wrote.
 _TEXTS, _LISTS, _FLAGS = (
     ("dtype", "touched_dtype", "dora_multiplier", "rounding"),
-    ("only", "include", "exclude", "transposed"),
+    ("only", "include", "exclude", "transposed", RESIZED),
     ("allow_unmatched", "allow_partial_dora", "accept_loss"),
 )
 # What stochastic rounding was drawn by, where it was asked for.

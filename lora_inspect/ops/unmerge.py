@@ -18,6 +18,7 @@ from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.options import UnmergeRequest
 from lora_inspect.merging.plan import MergePlan, plan_merge
 from lora_inspect.merging.record import (
+    RESIZED,
     SEED,
     base_record,
     last_record,
@@ -134,6 +135,12 @@ def plan_unmerge(
             f"the merge cast weights of {known.file} to {cast}, which lost their earlier values",
             "name it with --base",
         )
+    if resized := record.options.get(RESIZED):
+        raise RefusedError(
+            merged_path,
+            f"{resized[0]} got the rows of an adapter in the place of its own, which are lost",
+            f"name {known.file} with --base",
+        )
     if is_drawn:
         raise AmbiguousError(
             merged_path,
@@ -159,7 +166,7 @@ def unmerge(plan: UnmergePlan, output: str, force: bool = False, progress: Progr
     load_torch()
     from lora_inspect.merging.unmerged_weights import AgainstBase, FromMerged
 
-    beyond_rules = plan.merge.storage.rewritten | (plan.folds.keys() if plan.is_drawn else set())
+    beyond_rules = {*plan.merge.storage.rewritten, *plan.merge.resized, *(plan.folds if plan.is_drawn else ())}
     restored = FromMerged(plan.folds, plan.folded_in)
     held = AgainstBase(plan.merged, plan.folds, beyond_rules, plan.folded_in)
     source = plan.merge.base

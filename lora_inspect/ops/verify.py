@@ -9,6 +9,7 @@ from lora_inspect.files.input_file import check_unchanged
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.options import MergeOptions
 from lora_inspect.merging.plan import MergePlan, plan_merge
+from lora_inspect.merging.resized_embeddings import with_rows
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.model.settings import Settings
@@ -99,7 +100,7 @@ def plan_verify(
     # Every weight is compared as numbers, codes of the base too.
     plan = plan_merge(base_path, adapters, replace(options, dtype="F32"))
     check_names(merged, base, plan.folds)
-    return VerifyPlan(plan, Model(merged), Model(plan.base))
+    return VerifyPlan(plan, Model(merged), Model(with_rows(plan.base, plan.resized)))
 
 
 def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:

@@ -153,10 +153,10 @@ def test_a_dry_run_reads_no_adapter_for_its_hash(run, files, tmp_path, monkeypat
 def test_every_option_of_a_merge_is_recorded_or_known_to_change_nothing():
     said = {field.name for field in fields(MergeOptions)}
     assert set(provenance._SPELLED) <= said
-    plan = SimpleNamespace(options=MergeOptions())
+    plan = SimpleNamespace(options=MergeOptions(), resized={})
     assert provenance._options(plan) == {}
     for name in said - set(provenance._SPELLED):
-        plan = SimpleNamespace(options=replace(MergeOptions(), **{name: 0}))
+        plan = SimpleNamespace(options=replace(MergeOptions(), **{name: 0}), resized={})
         assert provenance._options(plan).get(name, 0) == 0
         assert (name in provenance._options(plan)) == (getattr(MergeOptions(), name) != 0)
 
