@@ -4,7 +4,7 @@ It starts from the requested part of the adapter, and from the base next to it.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_inspect.algorithms.record import BIAS
@@ -23,6 +23,7 @@ from lora_inspect.matching.match import Matching, match
 from lora_inspect.matching.orientation import Orientation, check_answers
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.base.base_codecs import open_weights
+from lora_inspect.reading.base.named_model import named_folder
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.model.contribution import Contribution, Module
@@ -215,6 +216,7 @@ def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> Conversion
     """Plans, as `plan_conversion` does, what becomes of an adapter that was read."""
     adapter, left_out, biased = chosen_input(whole, options)
     options = with_magnitudes(adapter, with_scheme(adapter, for_program(adapter, whole, options)))
+    options, told = _with_named_config(adapter, options)
     already = check_algorithm(adapter, options)
     check_kinds(adapter, [family.architecture.name for family in adapter_candidates(whole)], options)
     base = open_base(adapter, options)
@@ -237,5 +239,18 @@ def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> Conversion
         matching=matching,
         destinations=destinations,
         place=place,
-        notes=(*adapter.notes, *already, *repeats),
+        notes=(*adapter.notes, *already, *repeats, *told),
     )
+
+
+def _with_named_config(adapter: Adapter, options: ConvertOptions) -> tuple[ConvertOptions, list[str]]:
+    """The options with the model's config of the folder that the adapter names, if llama.cpp's names need one.
+
+    The list has the sentence that tells of it.
+    """
+    is_needed = options.scheme == GGUF.name != adapter.scheme and options.model_config is None
+    folder = named_folder(adapter.checkpoint.config) if is_needed else None
+    if folder is None:
+        return options, []
+    says = f"{adapter.checkpoint.path}: its config names {folder} as its base, so convert reads config.json there."
+    return replace(options, model_config=folder), [says]

@@ -9,6 +9,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -34,6 +35,7 @@ from lora_inspect.merging.storage import RequestedDtypes, Storage, plan_storage,
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.ambiguous_options import ModuleFilter, Multipliers, read_settled
 from lora_inspect.reading.base.base_codecs import open_weights
+from lora_inspect.reading.base.named_model import other_model_note
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
@@ -192,7 +194,7 @@ class MergePlan:
     `include` and `exclude` remove. `orientations` give how changed Linear weights are stored. `transposed_notes` are
     sentences on answers that were not needed, `tied` those on a head that shares a changed embedding. `storage`
     describes the tensors of the base that are not written as stored. `resized` are tensors that the output has in the
-    size of an adapter's.
+    size of an adapter's. `other_models` are sentences on adapters whose config names another model than the base.
     """
 
     base: Checkpoint
@@ -208,6 +210,7 @@ class MergePlan:
     storage: Storage
     excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)
     resized: Mapping[str, ResizedTensor] = field(default_factory=dict)
+    other_models: tuple[str, ...] = ()
 
     @property
     def modules(self) -> int:
@@ -255,6 +258,7 @@ class MergePlan:
         ]
         of_adapters += other_expert_notes(self.base, [adapter for adapter, _ in self.adapters], self.options.only)
         of_adapters += other_base_notes((adapter for adapter, _ in self.adapters), self.base)
+        of_adapters += self.other_models
         of_adapters += self.side_files.notes
         resized = notes_on(self.resized)
         return [*of_adapters, *residual_notes(self._all(), self.base), *self.transposed_notes, *self.tied, *resized]
@@ -344,9 +348,9 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     tied = check_tied(stored, side_files, folds)
     folds = _beside(folds, resized)
     storage = plan_storage(stored, side_files, RequestedDtypes(options.dtype, options.changed_dtype), *_read(folds))
+    said = read_config(side_files)
     if resized:
-        config = with_vocabulary(storage.config or read_config(side_files), side_files, resized)
-        storage = replace(storage, config=config)
+        storage = replace(storage, config=with_vocabulary(storage.config or said, side_files, resized))
     check_rounding(options.seed, stored, folds, storage.types)
     return MergePlan(
         base=stored,
@@ -362,7 +366,12 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         storage=storage,
         excluded={one.checkpoint.path: part.excluded for one, part in zip(read, parts, strict=True) if part.excluded},
         resized=resized,
+        other_models=tuple(filter(None, (_other_model(adapter, stored, said) for adapter in read))),
     )
+
+
+def _other_model(adapter: Adapter, base: Checkpoint, config: Mapping[str, Any] | None) -> str | None:
+    return other_model_note(adapter.checkpoint.path, adapter.checkpoint.config, base, config)
 
 
 def _beside(folds: Mapping[str, list[Fold]], resized: Collection[str]) -> dict[str, list[Fold]]:

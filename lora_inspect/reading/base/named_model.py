@@ -1,0 +1,92 @@
+"""The model that an adapter's config names as its base: the folder of it on this machine, or its name on the hub.
+
+PEFT writes `base_model_name_or_path` as the training named the model: "org/name" on the Hugging Face Hub, or a folder.
+A base on the disk tells its name by its place in the cache of the hub, or by `_name_or_path` in its config.json, which
+transformers writes as the model was loaded from. Two names are compared without the owner, who may have copied the
+model, and without the words for how its weights are stored.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.reading.base.model_config import NAME
+
+NAMED = "base_model_name_or_path"
+_OWN = "_name_or_path"
+# A name on the hub, the folder of a snapshot in its cache, and an address of a model on the hub.
+_ID = re.compile(r"[\w-][\w.-]*/([\w-][\w.-]*)")
+_CACHED = re.compile(r"(?:.*[/\\])?models--(?:.+?)--([^/\\]+)[/\\]snapshots(?:[/\\].*)?", re.DOTALL)
+_ADDRESS = re.compile(r"hf://[^/]+/([^/@]+)(?:[/@].*)?", re.DOTALL)
+# What a path of another machine begins with on Windows, which would ask the network.
+_OF_A_NETWORK = ("\\\\", "//")
+# Words in names that say how weights are stored, in which program, or whose model it is once more.
+_STORAGE = (
+    *("2bit", "3bit", "4bit", "5bit", "6bit", "8bit", "fp32", "fp16", "bf16", "fp8", "fp4", "int8", "int4", "nf4"),
+    *("mxfp8", "mxfp4", "nvfp4", "w4a16", "w8a8", "awq", "bnb", "exl2", "gptq", "dynamic", "quantized"),
+    *("gguf", "hf", "mlx", "safetensors", "meta", "unsloth"),
+)
+# Folders in which people keep models: behind such a word stands a path, and no name on the hub.
+_FOLDERS = ("models", "model", "out", "output", "outputs", "checkpoints", "results", "runs", "data", "work", "tmp")
+
+
+class _Name(NamedTuple):
+    """A model's name, as it is written, and without its owner; `where` says what names it."""
+
+    text: str
+    model: str
+    where: str
+
+    @property
+    def words(self) -> list[str]:
+        """What tells the model from others."""
+        return [word for word in re.split(r"[-_. ]+", self.model.lower()) if word not in _STORAGE]
+
+
+def named_folder(config: Mapping[str, Any] | None) -> str | None:
+    """The folder on this machine that an adapter's config names as its base, if it holds a config.json, or None."""
+    name = (config or {}).get(NAMED)
+    if not isinstance(name, str) or not name or name.startswith(_OF_A_NETWORK):
+        return None
+    return name if os.path.isfile(os.path.join(name, NAME)) else None
+
+
+def other_model_note(
+    path: str, config: Mapping[str, Any] | None, base: Checkpoint, base_config: Mapping[str, Any] | None
+) -> str | None:
+    """A sentence if an adapter at `path` and a base are known under the names of two models, or None.
+
+    `config` is the one that belongs to the adapter, `base_config` the config.json beside the base.
+    """
+    ours = _named((config or {}).get(NAMED), "")
+    theirs = _name_of(base, base_config)
+    if ours is None or theirs is None or ours.words == theirs.words:
+        return None
+    folder = os.path.basename(os.path.normpath(base.path))
+    if _Name(folder, folder, "").words == ours.words:
+        return None
+    return (
+        f"{path}: its config names {ours.text} as its base, but {base.path} is {theirs.text}, {theirs.where}; on "
+        "another model its change is not the trained one."
+    )
+
+
+def _name_of(base: Checkpoint, config: Mapping[str, Any] | None) -> _Name | None:
+    for path in (base.path, os.path.abspath(base.path)):
+        if (found := _ADDRESS.fullmatch(path) or _CACHED.fullmatch(path)) is not None:
+            return _Name(found[1], found[1], "by its path")
+    return _named((config or {}).get(_OWN), f"by its {NAME}")
+
+
+def _named(text: Any, where: str) -> _Name | None:
+    """What a config says if it is a name on the hub, or a folder of its cache; a path tells no name."""
+    if not isinstance(text, str):
+        return None
+    if cached := _CACHED.fullmatch(text):
+        return _Name(cached[1], cached[1], where)
+    found = _ID.fullmatch(text)
+    is_path = found is None or os.path.isdir(text) or text.split("/")[0].lower() in _FOLDERS
+    return None if is_path or found is None else _Name(text, found[1], where)
