@@ -21,7 +21,7 @@ _OWN = "_name_or_path"
 _ID = re.compile(r"[\w-][\w.-]*/([\w-][\w.-]*)")
 _CACHED = re.compile(r"(?:.*[/\\])?models--(?:.+?)--([^/\\]+)[/\\]snapshots(?:[/\\].*)?", re.DOTALL)
 _ADDRESS = re.compile(r"hf://[^/]+/([^/@]+)(?:[/@].*)?", re.DOTALL)
-# What a path of another machine begins with on Windows, which would ask the network.
+# The beginnings of paths on another machine, for which Windows would ask the network.
 _OF_A_NETWORK = ("\\\\", "//")
 # Words in names that say how weights are stored, in which program, or whose model it is once more.
 _STORAGE = (
@@ -34,7 +34,7 @@ _FOLDERS = ("models", "model", "out", "output", "outputs", "checkpoints", "resul
 
 
 class _Name(NamedTuple):
-    """A model's name, as it is written, and without its owner; `where` says what names it."""
+    """A model's name, as it is written, and without its owner; `where` says the source of the name."""
 
     text: str
     model: str
@@ -42,7 +42,7 @@ class _Name(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """What tells the model from others."""
+        """The words of the name that tell the model from others."""
         return [word for word in re.split(r"[-_. ]+", self.model.lower()) if word not in _STORAGE]
 
 
@@ -82,7 +82,7 @@ def _name_of(base: Checkpoint, config: Mapping[str, Any] | None) -> _Name | None
 
 
 def _named(text: Any, where: str) -> _Name | None:
-    """What a config says if it is a name on the hub, or a folder of its cache; a path tells no name."""
+    """The name in a config, of a model on the hub or of a folder of its cache; a path tells no name."""
     if not isinstance(text, str):
         return None
     if cached := _CACHED.fullmatch(text):
