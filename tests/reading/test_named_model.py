@@ -97,6 +97,11 @@ def test_merge_and_verify_print_it_and_go_on(write_safetensors, tmp_path, run):
     assert verified.stderr.count(says) == 1
 
 
+def test_a_hostile_name_takes_no_time(folder_of):
+    for name in ("/models--a--" * 100_000, "models--" * 100_000, "a-" * 100_000 + "/b", "hf://" + "a/@" * 100_000):
+        assert note(name, folder_of("base", ID)) is None or "/b" in name
+
+
 def test_a_folder_counts_where_it_has_a_config(tmp_path):
     (tmp_path / "model").mkdir()
     named = {"base_model_name_or_path": str(tmp_path / "model")}

@@ -17,9 +17,8 @@ from lora_inspect.reading.base.model_config import NAME
 
 NAMED = "base_model_name_or_path"
 _OWN = "_name_or_path"
-# A name on the hub, the folder of a snapshot in its cache, and an address of a model on the hub.
+# A name on the hub, and the address of a model there.
 _ID = re.compile(r"[\w-][\w.-]*/([\w-][\w.-]*)")
-_CACHED = re.compile(r"(?:.*[/\\])?models--(?:.+?)--([^/\\]+)[/\\]snapshots(?:[/\\].*)?", re.DOTALL)
 _ADDRESS = re.compile(r"hf://[^/]+/([^/@]+)(?:[/@].*)?", re.DOTALL)
 # The beginnings of paths on another machine, for which Windows would ask the network.
 _OF_A_NETWORK = ("\\\\", "//")
@@ -75,18 +74,28 @@ def other_model_note(
 
 
 def _name_of(base: Checkpoint, config: Mapping[str, Any] | None) -> _Name | None:
-    for path in (base.path, os.path.abspath(base.path)):
-        if (found := _ADDRESS.fullmatch(path) or _CACHED.fullmatch(path)) is not None:
-            return _Name(found[1], found[1], "by its path")
+    address = _ADDRESS.fullmatch(base.path)
+    model = address[1] if address else _cached(os.path.abspath(base.path))
+    if model:
+        return _Name(model, model, "by its path")
     return _named((config or {}).get(_OWN), f"by its {NAME}")
+
+
+def _cached(path: str) -> str | None:
+    """The name of the model whose snapshot in the cache of the hub a path is in, as `models--OWNER--NAME` has it."""
+    folders = re.split(r"[/\\]", path)
+    for repository, below in zip(folders, folders[1:], strict=False):
+        if below == "snapshots" and repository.startswith("models--"):
+            return repository.rpartition("--")[2] or None
+    return None
 
 
 def _named(text: Any, where: str) -> _Name | None:
     """The name in a config, of a model on the hub or of a folder of its cache; a path tells no name."""
     if not isinstance(text, str):
         return None
-    if cached := _CACHED.fullmatch(text):
-        return _Name(cached[1], cached[1], where)
+    if model := _cached(text):
+        return _Name(model, model, where)
     found = _ID.fullmatch(text)
     is_path = found is None or os.path.isdir(text) or text.split("/")[0].lower() in _FOLDERS
     return None if is_path or found is None else _Name(text, found[1], where)
