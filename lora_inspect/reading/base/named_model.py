@@ -9,6 +9,7 @@ model, and without the words for how its weights are stored.
 import os
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -84,7 +85,7 @@ def _name_of(base: Checkpoint, config: Mapping[str, Any] | None) -> _Name | None
 def _cached(path: str) -> str | None:
     """The name of the model whose snapshot in the cache of the hub a path is in, as `models--OWNER--NAME` has it."""
     folders = re.split(r"[/\\]", path)
-    for repository, below in zip(folders, folders[1:], strict=False):
+    for repository, below in pairwise(folders):
         if below == "snapshots" and repository.startswith("models--"):
             return repository.rpartition("--")[2] or None
     return None
