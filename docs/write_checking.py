@@ -30,8 +30,8 @@ without any is one line. Of several files those with problems are named, the wor
 folder pickles and models in GGUF are problems too, but for pickles beside a single checkpoint that are called as its
 copies are; those of optimisers and schedulers are no weights. `check`
 prints a way out that several unreadable files have once, below their rows; JSON and SARIF have it in each message. The
-exit status is 1 where a problem is as serious as `--fail-on` says (`error`, `warning`, which is the default, or `note`), or
-more, and where a PATH leads nowhere.
+exit status is 1 where a problem is as serious as `--fail-on` says (`error`, `warning`, which is the default, or
+`note`), or more, and where a PATH leads nowhere.
 
 An **error** stops every command that would have to guess. A **warning** is what programs get wrong or find nothing by.
 A **note** is odd, and mostly harmless.

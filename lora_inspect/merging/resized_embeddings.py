@@ -83,13 +83,14 @@ def _saved(adapter: Adapter) -> Iterator[tuple[ModuleName, TensorInfo]]:
 
 
 def _copies(adapter: Adapter) -> Iterator[tuple[ModuleName, TensorInfo]]:
-    """The weights that PEFT saved beside the factors."""
+    """The weights that PEFT saved beside the factors; those of adapted layers have as many rows as the change."""
     for key in adapter.unclaimed:
         module, parameter, wrapper = BaseTensor.of(key)
         if module and parameter == WEIGHT and wrapper in ("", BELOW) and adapter.scheme == PEFT.name:
-            name = schemes.recognise(module)
-            if name.scheme == PEFT.name:
-                yield name, adapter.checkpoint.tensors[key]
+            name, info = schemes.recognise(module), adapter.checkpoint.tensors[key]
+            changes = adapter.modules[module].contributions if module in adapter.modules else ()
+            if name.scheme == PEFT.name and info.shape and all(info.shape[0] in one.shape for one in changes):
+                yield name, info
 
 
 def _differs_in_rows(target: TensorInfo, info: TensorInfo) -> bool:
