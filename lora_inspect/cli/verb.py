@@ -107,7 +107,7 @@ ENDS = {
     "info": ("inspecting", "--fail-on found a file"),
     "check": ("checking", "a problem as serious as --fail-on"),
     "merge": ("merging", ""),
-    "unmerge": ("merging", ""),
+    "unmerge": ("unmerging", ""),
     "verify": ("verifying", "the shares are not those of the adapters"),
     "convert": ("converting", ""),
     "combine": ("combining", ""),
