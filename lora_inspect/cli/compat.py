@@ -95,6 +95,8 @@ def compat(
         return
     if fail_on:
         raise click.UsageError("--fail-on is for a folder of adapters.")
+    if strict and not named:
+        raise click.UsageError("--strict is about a program; name it with --for.")
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
     with progress_bar("Comparing", length) as progress:
         result = judged(adapter, named, told, base, progress)

@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from lora_inspect.scanning.scan_file import ScannedFile
 
 
+def _of_path(path: str) -> tuple[str, str]:
+    """A path, and the name at its end."""
+    return path, re.split(r"[\\/]", path)[-1]
+
+
 # What a condition may be about: the words of a file under each key.
 _WORDS: "dict[str, Callable[[ScannedFile], Iterable[str]]]" = {
-    "name": lambda one: (one.path, re.split(r"[\\/]", one.path)[-1]),
+    "name": lambda one: _of_path(one.path),
     "model": lambda one: (*one.architectures, *one.model.split(" or ")),
     "type": lambda one: one.types,
     "rank": lambda one: map(str, one.ranks),
@@ -36,6 +41,7 @@ _WORDS: "dict[str, Callable[[ScannedFile], Iterable[str]]]" = {
     "state": lambda one: (one.state,),
     "problem": lambda one: one.codes,
     "note": lambda one: (one.note,),
+    "duplicate": lambda one: _of_path(one.duplicate_of) if one.duplicate_of else (),
 }
 # Without a name in the place of one that is not known; what has several sorts by the first of them.
 _ORDERS: "dict[str, Callable[[ScannedFile], Any]]" = {
@@ -47,6 +53,8 @@ _ORDERS: "dict[str, Callable[[ScannedFile], Any]]" = {
     "size": lambda one: one.bytes,
     "modified": lambda one: one.modified,
 }
+# Every answer of a program that is wrong, whatever the program does.
+_WRONG = "wrong"
 KEYS, ORDERS = tuple(_WORDS), tuple(_ORDERS)
 
 
@@ -69,7 +77,9 @@ class Condition(NamedTuple):
         if not self.program:
             return any(self._fits(word) for word in _WORDS[self.key](one))
         found = one.in_programs.get(self.program)
-        return found is not None and any(self._fits(word) for word in (found.verdict, *found.notes))
+        if found is None:
+            return False
+        return any(self._fits(word) for word in (found.verdict, *found.notes, *((_WRONG,) if found.is_wrong else ())))
 
     def _fits(self, word: str) -> bool:
         from fnmatch import translate

@@ -4,6 +4,7 @@ The table of a folder: columns as wide as the terminal bears, chosen before the 
 """
 
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -198,7 +199,7 @@ def _error_in_words(error: Exception, path: str) -> tuple[str, ...]:
 
 def _types(one: ScannedFile) -> str:
     if one.kind != ADAPTER:
-        return one.kind
+        return OTHER if one.is_other_model else one.kind
     first, *others = one.types or (_UNKNOWN,)
     return f"{first}+{len(others)}" if others else first
 
@@ -240,6 +241,8 @@ _ENDING = ".safetensors"
 # What is counted in the last line beside the states: files that could not be read, copies, what --where left out, files
 # in formats that are never read, and those of a folder that hold no weights.
 _BROKEN, _COPIES, _LEFT_OUT, _PICKLE, _FOREIGN, _WITHOUT = "broken", "duplicate", "left out", "pickle", "unread", "file"
+# Models that no adapter is for.
+_OTHER_MODEL = "other model"
 # What is counted of the verdicts of a program: each under a key of its own, those that are wrong, and those that nobody
 # knows.
 _VERDICT, _WRONG, _UNTESTED = "in the program: ", "wrong in it", "unknown in it"
@@ -247,7 +250,7 @@ _VERDICT, _WRONG, _UNTESTED = "in the program: ", "wrong in it", "unknown in it"
 _SAID = {SAME: ("load correctly", "loads correctly"), UNKNOWN: "not tested", OPEN: "open or damaged"}
 # Those of the broken ones that the system did not give.
 _LOST = "lost"
-_PLURALS = {BASE: "bases", OTHER: "others", _COPIES: "duplicates", _PICKLE: "pickles"}
+_PLURALS = {BASE: "bases", _OTHER_MODEL: "other models", OTHER: "others", _COPIES: "duplicates", _PICKLE: "pickles"}
 
 
 class _Entry(NamedTuple):
@@ -288,8 +291,8 @@ def info_of_several(arguments: Sequence[InfoArgument], modules: bool, json: bool
         terminal.json_text(records)
     elif not options.jsonl:
         if options.program:
-            terminal.line(_totals_of_program(counts, options.program))
-        terminal.line(_totals(counts, with_states=not options.program))
+            _print_totals(_totals_of_program(counts, options.program))
+        _print_totals(_totals(counts, with_states=not options.program))
     if counts[_BROKEN]:
         sys.exit(FAILED_STATUS if counts[_LOST] else REFUSED_STATUS)
     if options.fail_on and (counts[_WRONG] or (options.fail_on == ON_UNTESTED and counts[_UNTESTED])):
@@ -346,11 +349,13 @@ def _chosen(
             if entry.is_named or not has_rows:
                 bar.above(partial(_tell_error, one.path, one.error))
             yield entry
-        elif one.error and not options.where:
+        elif not all(condition.holds(one) for condition in options.where):
+            counts[_LEFT_OUT] += 1
+        elif one.error:
             counts[entry.kind] += 1
             yield entry
-        elif all(condition.holds(one) for condition in options.where):
-            counts[one.kind] += 1
+        else:
+            counts[_OTHER_MODEL if one.is_other_model else one.kind] += 1
             counts[one.state] += 1
             counts[_COPIES] += one.duplicate_of is not None
             if options.program and (received := one.in_programs.get(options.program)):
@@ -358,8 +363,6 @@ def _chosen(
                 counts[_WRONG] += received.is_wrong
                 counts[_UNTESTED] += received.verdict in (UNKNOWN, OPEN)
             yield entry
-        else:
-            counts[_LEFT_OUT] += 1
 
 
 def _tell_error(path: str, error: Exception) -> None:
@@ -441,6 +444,16 @@ def _short(name: str) -> str:
     return os.path.join(parent, "") if parent and stem == PEFT_WEIGHTS else os.path.join(parent, stem)
 
 
+def _print_totals(text: str) -> None:
+    """Print totals in lines as wide as the table, which break between two numbers."""
+    lines = [""]
+    for piece in re.split(r"(?<=[,;:]) ", text):
+        longer = f"{lines[-1]} {piece}" if lines[-1] else piece
+        lines = [*lines[:-1], longer] if width(longer) <= terminal.room() else [*lines, f"  {piece}"]
+    for line in lines:
+        terminal.line(line)
+
+
 def _totals_of_program(counts: "Counter[str]", name: str) -> str:
     """Return the number of adapters by the verdict of a program."""
     program = PROGRAMS[name]
@@ -456,7 +469,7 @@ def _totals(counts: "Counter[str]", with_states: bool) -> str:
     told = f"{adapters} adapter{'' if adapters == 1 else 's'}" + (f": {states}" if states else "")
     others = [
         f"{count} {_PLURALS.get(what, what) if count > 1 else what}"
-        for what in (BASE, OTHER, _COPIES, _BROKEN, _PICKLE, _FOREIGN)
+        for what in (BASE, _OTHER_MODEL, OTHER, _COPIES, _BROKEN, _PICKLE, _FOREIGN)
         if (count := counts[what])
     ]
     if counts[_WITHOUT]:

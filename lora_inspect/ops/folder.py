@@ -14,7 +14,7 @@ from lora_inspect.files.discovery import Mirrored, mirrored
 from lora_inspect.files.outputs import folder_of_outputs
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter, read_adapter
-from lora_inspect.reading.file_info import ADAPTER, kind_of
+from lora_inspect.reading.file_info import ADAPTER, BASE, FileInfo, inspect_adapter, kind_of
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.stores.address import is_remote
 
@@ -94,9 +94,10 @@ def _made(
     before: list[Outcome[Made]],
 ) -> Outcome[Made]:
     try:
-        kind, adapter = kind_of(read_adapter(open_checkpoint(one.path), settings))
+        checkpoint = open_checkpoint(one.path)
+        kind, adapter = kind_of(read_adapter(checkpoint, settings))
         if kind != ADAPTER:
-            return Outcome(one.path, skipped="it is a base" if kind == "base" else "it is no adapter")
+            return Outcome(one.path, skipped=_what_it_is(inspect_adapter(checkpoint, settings)))
         if is_right(adapter):
             return Outcome(one.path, is_right=True)
         target = os.path.join(output, one.stem + ending(adapter))
@@ -108,3 +109,10 @@ def _made(
         if one.is_unread and isinstance(error, RefusedError):
             return Outcome(one.path, skipped=error.problem)
         return Outcome(one.path, error=error)
+
+
+def _what_it_is(info: FileInfo) -> str:
+    """Name the kind of a file without an adapter."""
+    if info.other_model:
+        return f"it is no adapter ({info.other_model})"
+    return "it is a base" if info.kind == BASE else "it is no adapter"

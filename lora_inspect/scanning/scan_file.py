@@ -277,6 +277,11 @@ class ScannedFile(Result):
         return bounded("ScannedFile", [*said, f"note={brief(self.note)}", f"error={brief(str(self.error or ''))}"])
 
     @property
+    def is_other_model(self) -> bool:
+        """Return True for a model that no adapter is for, such as a VAE."""
+        return self.kind not in ("", ADAPTER) and bool(self.model) and not self.architectures
+
+    @property
     def note(self) -> str:
         """The note in full; empty for nothing to say."""
         return self.notes[0] if self.notes else ""

@@ -92,6 +92,12 @@ def test_an_unknown_answer_fails_where_that_is_asked(run, fixtures):
     assert run("compat", fixtures / "synthetic", "--for", "vllm", "--strict").status == 1
 
 
+def test_strict_without_a_program_is_wrong_usage(run, fixtures):
+    shown = run("compat", fixtures / "synthetic/comfyui_alpha.safetensors", "--strict")
+    assert (shown.status, shown.stdout) == (2, "")
+    assert "--strict is about a program; name it with --for." in shown.stderr
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_rows_fit_and_commands_are_whole(columns, run, fixtures, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -56,6 +56,14 @@ def test_every_adapter_goes_to_its_place_and_the_bad_ones_are_named_at_the_end(f
     assert f"Note: {folder / 'model.safetensors'}: skipped, as it is a base." in ended.stderr
 
 
+def test_another_model_is_named_as_what_it_is(write_safetensors, tmp_path, run):
+    write_safetensors(loras(), name="in/a.safetensors")
+    vae = {"decoder.mid_block.resnets.0.conv1.weight": ("F32", (2, 2), 1.0)}
+    write_safetensors(vae, name="in/vae.safetensors")
+    ended = run("convert", tmp_path / "in", "-o", tmp_path / "out")
+    assert f"Note: {tmp_path / 'in' / 'vae.safetensors'}: skipped, as it is no adapter (VAE)." in ended.stderr
+
+
 def test_pickles_are_named_as_skipped(write_safetensors, tmp_path, run):
     write_safetensors(loras(2), name="in/sub/a.safetensors")
     (tmp_path / "in" / "b.pt").write_bytes(pickle.dumps({}))

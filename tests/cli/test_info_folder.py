@@ -94,6 +94,31 @@ def test_no_line_is_wider_than_the_terminal(columns, run, write_safetensors, tmp
     assert totals == "5 adapters: 5 fine; 4 duplicates"
 
 
+def test_totals_break_between_numbers_and_no_line_is_wider(run, write_safetensors, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    (tmp_path / "many").mkdir()
+    for name in "abc":
+        write_safetensors(loras(), name=f"many/{name}.safetensors")
+        (tmp_path / "many" / f"{name}.pt").write_bytes(b"\x80\x02N.")
+        (tmp_path / "many" / f"{name}.txt").write_text("")
+    lines = run("info", tmp_path / "many").stdout.splitlines()[7:]
+    assert lines == ["3 adapters: 3 fine; 2 duplicates, 3 pickles, 3 other files"]
+    monkeypatch.setenv("COLUMNS", "50")
+    lines = run("info", tmp_path / "many").stdout.splitlines()[7:]
+    assert lines == ["3 adapters: 3 fine; 2 duplicates, 3 pickles,", "  3 other files"]
+    monkeypatch.delenv("COLUMNS")
+    assert run("info", tmp_path / "many").stdout.endswith("; 2 duplicates, 3 pickles, 3 other files\n")
+
+
+def test_a_pickle_that_is_asked_for_is_counted(run, write_safetensors, tmp_path):
+    write_safetensors(loras(), name="many/a.safetensors")
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / "many" / name).write_bytes(b"\x80\x02N.")
+    shown = run("info", tmp_path / "many", "--where", "name=a")
+    assert names_of(shown) == ["a.pt", "a"]
+    assert shown.stdout.endswith("\n1 adapter: 1 fine; 1 pickle, 1 left out by --where\n")
+
+
 def test_wider_lines_show_more_of_names_and_notes(run, synthetic, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     (row,) = (line for line in run("info", synthetic).stdout.splitlines() if line.startswith("dora_and_rslora_flags "))
@@ -213,9 +238,8 @@ def test_all_conditions_have_to_hold(run, synthetic):
 def test_a_wrong_condition_names_the_keys(wrong, run, synthetic):
     shown = run("info", synthetic, "--where", wrong)
     assert shown.status == 2
-    assert "name, model, type, rank, scale, trainer, trigger, scheme, kind, state, problem and note" in " ".join(
-        shown.stderr.split()
-    )
+    keys = "name, model, type, rank, scale, trainer, trigger, scheme, kind, state, problem, note and duplicate"
+    assert keys in " ".join(shown.stderr.split())
 
 
 def test_rows_are_sorted_by_what_is_asked(run, write_safetensors, tmp_path):

@@ -97,7 +97,7 @@ def test_compat_of_a_folder_is_the_table_of_a_program(fixtures, run):
 
 def test_conditions_on_verdicts(fixtures, run):
     folder = fixtures / "synthetic"
-    shown = run("info", folder, "--where", "ComfyUI=wrong*").stdout.splitlines()
+    shown = run("info", folder, "--where", "ComfyUI=wrong strength").stdout.splitlines()
     assert [line.split()[0] for line in shown[1:-1]] == ["bf16_alpha_and_flags", "rslora_flag"]
     nothing = run("info", folder, "--where", "comfy=nothing", "--json").json
     assert [one["path"].rpartition("/")[2] for one in nothing] == [
@@ -105,6 +105,19 @@ def test_conditions_on_verdicts(fixtures, run):
         "split.safetensors",
     ]
     assert "or the name of a program" in run("info", folder, "--where", "paint=wrong").stderr
+
+
+@pytest.mark.parametrize("value", ["wrong", "wrong*"])
+def test_wrong_stands_for_every_answer_that_fails(value, fixtures, run):
+    shown = run("info", fixtures / "synthetic", "--where", f"comfyui={value}").stdout.splitlines()
+    assert [line.split()[0] for line in shown[1:-1]] == [
+        "bf16_alpha_and_flags",  # wrong strength
+        "diffusers_without_alpha",  # nothing loaded
+        "dora_and_rslora_flags",  # DoRA lost
+        "dora_without_flag",  # DoRA lost
+        "rslora_flag",  # wrong strength
+        "split",  # nothing loaded
+    ]
 
 
 def test_json_has_the_verdict(fixtures, run):

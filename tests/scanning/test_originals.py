@@ -82,6 +82,8 @@ def test_the_table_and_json_lines_name_the_original(write_safetensors, tmp_path,
         write_safetensors(loras(), name=f"many/{name}.safetensors")
     rows = run("info", tmp_path / "many").stdout.splitlines()[1:-1]
     assert [row.endswith("  duplicate of style") for row in rows] == [True, False]
+    copies = run("info", tmp_path / "many", "--where", "duplicate=style").stdout.splitlines()[1:-1]
+    assert [row.startswith("style (1) ") for row in copies] == [True]
     lines = run("info", tmp_path / "many", "--jsonl").stdout.splitlines()
     original = str(tmp_path / "many" / "style.safetensors")
     assert [json.loads(line)["duplicate_of"] for line in lines] == [original, None]
