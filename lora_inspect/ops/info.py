@@ -243,7 +243,7 @@ def _received(info: FileInfo, verdicts: "Sequence[Verdict] | None") -> dict[str,
 
         fix = standard_fix(info.adapter, verdicts)
     return {
-        "read_by": [one.program.title for one in verdicts if one.verdict == SAME],
+        "read_by": list(dict.fromkeys(one.program.title for one in verdicts if one.verdict == SAME)),
         "verdicts": {one.program.name: one.verdict for one in verdicts},
         "factors": {one.program.name: one.factor for one in verdicts if one.factor is not None},
         "fix": fix,

@@ -301,3 +301,9 @@ def test_a_file_whose_meaning_is_open_is_read_by_nobody_in_particular(write_safe
     file = write_safetensors(lora("base_model.model.q_proj", spelling="peft", alpha=None))
     assert run("info", file, "--json").json["read_by"] is None
     assert "works in" not in run("info", file).stdout
+
+
+def test_json_names_a_program_of_two_versions_once(run, fixtures):
+    told = run("info", fixtures / "synthetic" / "comfyui_alpha.safetensors", "--json").json
+    assert {told["verdicts"]["comfyui"], told["verdicts"]["comfyui-0.3.64"]} == {"same meaning"}
+    assert told["read_by"].count("ComfyUI") == 1
