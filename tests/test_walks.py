@@ -82,8 +82,9 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def answer(place, run, monkeypatch):
-    """Runs the command of a question, the only one of its test."""
+    """Runs the command of a question, the only one of its test, on a terminal of 80 columns."""
     monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "80")
     asked = []
 
     def ask(*words):

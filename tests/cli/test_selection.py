@@ -37,7 +37,7 @@ def test_a_condition_keeps_what_it_says(text, expected):
 
 @pytest.mark.parametrize("text", ["", "wan", "=wan", "size=3", "model:wan", "mo del=wan"])
 def test_what_is_no_condition_is_refused_with_the_keys(text):
-    with pytest.raises(LoraInspectError, match=r"use one of the keys name, model, type, .* and note"):
+    with pytest.raises(LoraInspectError, match=r"use one of the keys name, model, type, .* and duplicate"):
         condition(text)
 
 
