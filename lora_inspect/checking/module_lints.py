@@ -11,6 +11,7 @@ from lora_inspect.checking.subject import Draft, Subject
 from lora_inspect.files.safetensors.dtypes import BITS, FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import INPUT, OUTPUT
+from lora_inspect.reading.file_info import other_model
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.evidence import RawProblem
 from lora_inspect.sentences import counted, listed, printable, some
@@ -22,6 +23,8 @@ def no_adapter(subject: Subject) -> Iterator[RawProblem]:
     """Files of which only the header and the hashes can be looked at."""
     if not subject.is_adapter and subject.checkpoint.files:
         what = "a base" if subject.kind == "base" else "neither an adapter nor a base"
+        if not subject.families and (title := other_model(subject.checkpoint.tensors)):
+            what = f"no adapter ({title})"
         yield RawProblem(
             "not-an-adapter", f"it is {what}, so check covers only its header, its metadata and its hashes"
         )
