@@ -446,7 +446,7 @@ def with_shared_ways_out(ends: Sequence[tuple[str, str]]) -> Iterator[tuple[str,
     for says, way_out in ends:
         left[way_out] -= 1
         if way_out in shared and says.endswith(f"; {way_out}."):
-            yield f"{says.removesuffix(f'; {way_out}.')}.", "" if left[way_out] else f"of these: {way_out}."
+            yield f"{says.removesuffix(f'; {way_out}.')}.", "" if left[way_out] else f"for each of these: {way_out}."
         else:
             yield says, ""
 

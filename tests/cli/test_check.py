@@ -86,7 +86,7 @@ def test_pickles_are_problems_of_a_folder(run, adapter, tmp_path):
     named = [line.split(": ")[0].removeprefix(f"{tmp_path / 'folder'}/") for line in lines[:-3]]
     assert named == ["b.pt", "c.ckpt", "peft/adapter_model.bin"]
     assert all(": error unreadable: it is a pickle" in line for line in lines[:-3])
-    assert lines[-3].startswith("of these: save it as .safetensors")
+    assert lines[-3].startswith("for each of these: save it as .safetensors")
     assert lines[-2:] == ["1 without problems", "4 files: 3 errors"]
 
 
@@ -290,12 +290,12 @@ def test_a_way_out_of_several_files_of_a_folder_is_told_once(pickles, run):
     ]
     (told,) = (line for line in lines if SAVED in line)
     assert lines.index(told) == lines.index(rows[-1]) + 1
-    assert told.startswith(f"of these: {SAVED}`python -c ")
+    assert told.startswith(f"for each of these: {SAVED}`python -c ")
     assert told.endswith(" FILE NEW.safetensors`.")
     assert "one.pt" not in told
     cut = [line for line in lines if "unreadable" in line and PICKLED not in line]
     assert len(cut) == 2
-    assert lines.count("of these: fetch it again.") == 1
+    assert lines.count("for each of these: fetch it again.") == 1
     assert not any("fetch it again" in line for line in cut)
 
 
@@ -306,7 +306,7 @@ def test_a_single_unreadable_file_has_its_whole_way_out(pickles, run):
     (row,) = (line for line in lines if PICKLED in line)
     assert row.startswith(f"{pickles}/sub/three.ckpt: error unreadable: {PICKLED}; {SAVED}")
     assert row.endswith(f" {pickles}/sub/three.ckpt {pickles}/sub/three.safetensors`.")
-    assert not any(line.startswith("of these") for line in lines)
+    assert not any(line.startswith("for each of these") for line in lines)
 
 
 def test_json_has_the_way_out_of_every_file(pickles, run):

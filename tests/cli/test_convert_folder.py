@@ -107,7 +107,7 @@ def test_the_way_out_of_several_failures_is_told_once(mixed, tmp_path, run):
         line.endswith("ComfyUI divides magnitudes by the norms of the base's weights, so the result would differ.")
         for line in errors
     )
-    assert [line.partition("choose ")[0] for line in lines if "--drop-magnitude" in line] == ["Note: of these: "]
+    assert [line.partition("choose ")[0] for line in lines if "--drop-magnitude" in line] == ["Note: for each of these: "]
 
 
 def test_a_file_that_needs_no_conversion_is_told_so(mixed, tmp_path, run):
@@ -151,7 +151,7 @@ def test_what_is_there_stays_without_force(folder, tmp_path, run):
     again = run("convert", folder, "-o", tmp_path / "out", "--keep-dora")
     assert again.status == 1
     assert again.stderr.count(": it exists.") == 4
-    assert again.stderr.count("of these: choose another output or add --force.") == 1
+    assert again.stderr.count("for each of these: choose another output or add --force.") == 1
     assert (tmp_path / "out" / "a.safetensors").read_bytes() == b"mine"
     forced = run("convert", folder, "-o", tmp_path / "out", "--keep-dora", "--force")
     assert forced.status == 0, forced.stderr
