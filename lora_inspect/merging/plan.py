@@ -333,11 +333,16 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     left_out: Counter[str] = Counter()
     orientations: list[dict[str, Orientation]] = []
     for adapter, part in zip(read, parts, strict=True):
-        matching = match(adapter, base, options.only, options.transposed, part.excluded)
-        unmatched.extend(accept_unmatched(adapter, base, matching, options.allow_unmatched))
+        # Tensors that are left out, as at 0, may have rows of their own too: they change nothing.
+        whole = {**resized_tensors([(adapter, _fully)], stored, options.allow_unmatched), **resized}
+        fitting = with_rows(stored, whole)
+        matching = match(adapter, fitting, options.only, options.transposed, part.excluded)
+        unmatched.extend(accept_unmatched(adapter, fitting, matching, options.allow_unmatched))
         left_out.update(module.name.component for module in matching.left_out)
         orientations.append(matching.orientations)
         for name, found in matching.targets.items():
+            if name in whole and name not in resized:
+                continue
             own = [Fold(p, part.multipliers.of(p.contribution.module.key), adapter) for p in found]
             for fold in own:
                 check_multiplier(fold.adapter.checkpoint.path, fold.contribution, fold.multiplier)
@@ -350,7 +355,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     storage = plan_storage(stored, side_files, RequestedDtypes(options.dtype, options.changed_dtype), *_read(folds))
     said = read_config(side_files)
     if resized:
-        storage = replace(storage, config=with_vocabulary(storage.config or said, side_files, resized))
+        storage = replace(storage, config=with_vocabulary(storage.config or said, stored, side_files, resized))
     check_rounding(options.seed, stored, folds, storage.types)
     return MergePlan(
         base=stored,
@@ -368,6 +373,11 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         resized=resized,
         other_models=tuple(filter(None, (_other_model(adapter, stored, said) for adapter in read))),
     )
+
+
+def _fully(key: str) -> float:
+    """The multiplier of each module of an adapter that is not scaled."""
+    return 1.0
 
 
 def _other_model(adapter: Adapter, base: Checkpoint, config: Mapping[str, Any] | None) -> str | None:

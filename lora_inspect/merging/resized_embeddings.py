@@ -106,11 +106,12 @@ def with_rows(base: Checkpoint, resized: Mapping[str, ResizedTensor]) -> Checkpo
 
 
 def with_vocabulary(
-    config: Mapping[str, Any] | None, side_files: SideFiles, resized: Mapping[str, ResizedTensor]
+    config: Mapping[str, Any] | None, base: Checkpoint, side_files: SideFiles, resized: Mapping[str, ResizedTensor]
 ) -> Mapping[str, Any] | None:
     """Return the config of a folder with the rows of the embeddings as the size of its vocabulary.
 
-    Raises LoraInspectError if the tensors have different numbers of rows, and if no part of the config has the base's.
+    Raises LoraInspectError if the tensors have different numbers of rows, if an embedding or a head of the base stays
+    as it is, and if no part of the config has the base's rows.
     """
     if not resized:
         return config
@@ -123,6 +124,14 @@ def with_vocabulary(
             f"its {first.info.name} has {first.says}, but its tensors have different rows ({told})",
             "save the adapter again after resize_token_embeddings of the whole model",
         )
+    way_out = f"resize the embeddings of the base first, with resize_token_embeddings({first.info.shape[0]})"
+    if left := next((info.name for info in _of_vocabulary(base, first.rows) if info.name not in resized), None):
+        raise RefusedError(
+            first.path,
+            f"its {first.info.name} has {first.says}, but {left} of {base.path} would keep its {first.rows} rows, "
+            "so that no program could load the merged model",
+            way_out,
+        )
     if config is None:
         return None
     changed = _changed(config, *next(iter(sizes)))
@@ -131,9 +140,17 @@ def with_vocabulary(
             first.path,
             f"its {first.info.name} has {first.says}, and {side_files.root} has no config.json with "
             f"{VOCABULARY} {first.rows} to adapt",
-            f"resize the embeddings of the base first, with resize_token_embeddings({first.info.shape[0]})",
+            way_out,
         )
     return changed
+
+
+def _of_vocabulary(base: Checkpoint, rows: int) -> Iterator[TensorInfo]:
+    """The weights of embeddings and heads of a base that have so many rows."""
+    for info in base.tensors.values():
+        is_weight = info.name.endswith(f".{WEIGHT}") and len(info.shape) == 2 and info.shape[0] == rows
+        if is_weight and info.name.split(".")[-2] in (*EMBEDDINGS, *HEADS):
+            yield info
 
 
 def _changed(config: Mapping[str, Any], before: int, after: int) -> dict[str, Any]:

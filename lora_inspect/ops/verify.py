@@ -99,8 +99,9 @@ def plan_verify(
     check_kinds(merged, base)
     # Every weight is compared as numbers, codes of the base too.
     plan = plan_merge(base_path, adapters, replace(options, dtype="F32"))
-    check_names(merged, base, plan.folds)
-    return VerifyPlan(plan, Model(merged), Model(with_rows(plan.base, plan.resized)))
+    resized = with_rows(plan.base, plan.resized)
+    check_names(merged, resized, plan.folds)
+    return VerifyPlan(plan, Model(merged), Model(resized))
 
 
 def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:

@@ -65,7 +65,7 @@ def check_kinds(merged: Checkpoint, base: Checkpoint) -> None:
 def check_names(merged: Checkpoint, base: Checkpoint, changed: Collection[str]) -> None:
     """Raises LoraInspectError where MERGED has none of the `changed` weights of BASE, or one in another shape."""
     there = [name for name in changed if name in merged.tensors]
-    if not there:
+    if changed and not there:
         first = next(iter(changed))
         near = nearest_name(first, _similar_names(first, merged.tensors))
         hint = f"the most similar name in it is {near}" if near else "no name in it is similar"

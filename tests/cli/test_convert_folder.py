@@ -107,7 +107,9 @@ def test_the_way_out_of_several_failures_is_told_once(mixed, tmp_path, run):
         line.endswith("ComfyUI divides magnitudes by the norms of the base's weights, so the result would differ.")
         for line in errors
     )
-    assert [line.partition("choose ")[0] for line in lines if "--drop-magnitude" in line] == ["Note: for each of these: "]
+    assert [line.partition("choose ")[0] for line in lines if "--drop-magnitude" in line] == [
+        "Note: for each of these: "
+    ]
 
 
 def test_a_file_that_needs_no_conversion_is_told_so(mixed, tmp_path, run):

@@ -148,6 +148,13 @@ def test_the_note_names_the_rows_and_the_tokenizer(case, tmp_path, run):
     )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_verify_takes_the_output_for_a_merge(kind, cases, tmp_path, run):
+    base, adapter = cases[kind]
+    output = merged(base, adapter, tmp_path / "out")
+    assert run("verify", output, base, adapter).status == 0
+
+
 def test_verify_measures_the_output_against_the_base(case, tmp_path, run):
     base, adapter = case
     output = merged(base, adapter, tmp_path / "out")
@@ -181,6 +188,34 @@ def test_a_multiplier_leaves_rows_that_were_not_trained_as_they_are(multiplier, 
 def test_a_multiplier_of_trained_rows_is_refused(cases, tmp_path):
     with pytest.raises(LoraInspectError, match=r"is saved whole and can only replace .*a multiplier of 0.5"):
         merged(*cases["trained"], tmp_path / "out", settings=Settings(0.5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_at_0_leaves_the_base_as_it_is(kind, cases, tmp_path):
+    base, adapter = cases[kind]
+    output = merged(base, adapter, tmp_path / "out", settings=Settings(0.0))
+    ours, before = (load_file(folder / "model.safetensors") for folder in (output, base))
+    assert ours.keys() == before.keys()
+    assert all(torch.equal(ours[name], before[name]) for name in before)
+    assert (output / "config.json").read_bytes() == (base / "config.json").read_bytes()
+
+
+def test_trained_rows_may_be_left_out(cases, tmp_path, run):
+    base, adapter = cases["trained"]
+    assert run("merge", base, f"{adapter}:embed_tokens=0,lm_head=0", "-o", tmp_path / "out").status == 0
+    ours, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", base))
+    theirs = load_file(f"{adapter}-merged/model.safetensors")
+    for name, tensor in ours.items():
+        expected = before[name] if name in (EMBEDDING, HEAD) else theirs[name]
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("held", "left"), [("embed_tokens", HEAD), ("lm_head", EMBEDDING)])
+def test_a_resized_tensor_whose_counterpart_is_in_no_file_is_refused(held, left, cases, tmp_path):
+    base, _ = cases["trained"]
+    adapter = adapter_of(base, tmp_path / "one", target_modules=["q_proj", held])
+    with pytest.raises(LoraInspectError, match=rf"but {left} of .* would keep its {BEFORE} rows.*\({AFTER}\)"):
+        merged(base, adapter, tmp_path / "out")
 
 
 def test_copies_may_be_left_out(case, tmp_path):
