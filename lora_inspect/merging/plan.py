@@ -26,6 +26,7 @@ from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.options import MergeOptions, check_rounding
 from lora_inspect.merging.resized_embeddings import (
     ResizedTensor,
+    idle_tensors,
     notes_on,
     resized_tensors,
     with_rows,
@@ -334,14 +335,14 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
     orientations: list[dict[str, Orientation]] = []
     for adapter, part in zip(read, parts, strict=True):
         # Tensors that are left out, as at 0, may have rows of their own too: they change nothing.
-        whole = {**resized_tensors([(adapter, _fully)], stored, options.allow_unmatched), **resized}
-        fitting = with_rows(stored, whole)
+        idle = idle_tensors(adapter, part.multiplier_of, stored, options.allow_unmatched)
+        fitting = with_rows(stored, {**resized, **idle})
         matching = match(adapter, fitting, options.only, options.transposed, part.excluded)
         unmatched.extend(accept_unmatched(adapter, fitting, matching, options.allow_unmatched))
         left_out.update(module.name.component for module in matching.left_out)
         orientations.append(matching.orientations)
         for name, found in matching.targets.items():
-            if name in whole and name not in resized:
+            if name in idle:
                 continue
             own = [Fold(p, part.multipliers.of(p.contribution.module.key), adapter) for p in found]
             for fold in own:
@@ -373,11 +374,6 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
         resized=resized,
         other_models=tuple(filter(None, (_other_model(adapter, stored, said) for adapter in read))),
     )
-
-
-def _fully(key: str) -> float:
-    """The multiplier of each module of an adapter that is not scaled."""
-    return 1.0
 
 
 def _other_model(adapter: Adapter, base: Checkpoint, config: Mapping[str, Any] | None) -> str | None:

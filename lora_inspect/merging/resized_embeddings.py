@@ -57,22 +57,35 @@ def resized_tensors(
     """Return the tensors that adapters saved with other numbers of rows than the base has, by the base's names.
 
     Each adapter comes with a function that returns the multiplier of a module by its key, 0 for one that is left out.
-    With `leaves_copies` only those tensors count that a config says were trained. Of several adapters the first counts;
-    the match refuses another one that differs.
+    With `leaves_copies` only those tensors count that a config says were trained. Of several adapters one that trained
+    the tensor counts before those that only hold a copy, and then the first; the match refuses a copy that differs.
     """
-    found: dict[str, ResizedTensor] = {}
+    trained: list[tuple[Adapter, ModuleName, TensorInfo]] = []
+    copied: list[tuple[Adapter, ModuleName, TensorInfo]] = []
     for adapter, multiplier_of in adapters:
-        saved = [one for one in _saved(adapter) if multiplier_of(one[0].key)]
-        is_at_work = any(multiplier_of(key) for key in adapter.modules)
-        for name, info in [*saved, *(_copies(adapter) if is_at_work and not leaves_copies else ())]:
-            if name.body.rpartition(".")[2] not in (*EMBEDDINGS, *HEADS) or len(info.shape) != 2:
-                continue
-            own = NameTable(base, PEFT.name, name.component, name.prefix).find(name)
-            target = base.tensors.get(own[0].tensor(WEIGHT)) if len(own) == 1 else None
-            if target and _differs_in_rows(target, info):
-                resized = ResizedTensor(info._replace(name=target.name), adapter.checkpoint.path, target.shape[0])
-                found.setdefault(target.name, resized)
+        trained += [(adapter, name, info) for name, info in _saved(adapter) if multiplier_of(name.key)]
+        if not leaves_copies and any(multiplier_of(key) for key in adapter.modules):
+            copied += [(adapter, name, info) for name, info in _copies(adapter)]
+    found: dict[str, ResizedTensor] = {}
+    for adapter, name, info in (*trained, *copied):
+        if name.body.rpartition(".")[2] not in (*EMBEDDINGS, *HEADS) or len(info.shape) != 2:
+            continue
+        own = NameTable(base, PEFT.name, name.component, name.prefix).find(name)
+        target = base.tensors.get(own[0].tensor(WEIGHT)) if len(own) == 1 else None
+        if target and _differs_in_rows(target, info):
+            resized = ResizedTensor(info._replace(name=target.name), adapter.checkpoint.path, target.shape[0])
+            found.setdefault(target.name, resized)
     return found
+
+
+def idle_tensors(
+    adapter: Adapter, multiplier_of: Callable[[str], float], base: Checkpoint, leaves_copies: bool
+) -> dict[str, ResizedTensor]:
+    """Return the tensors that an adapter saved with other rows than the base has, and that the merge leaves out."""
+    held, used = (
+        resized_tensors([(adapter, multiplier)], base, leaves_copies) for multiplier in (lambda _: 1.0, multiplier_of)
+    )
+    return {name: one for name, one in held.items() if name not in used}
 
 
 def _saved(adapter: Adapter) -> Iterator[tuple[ModuleName, TensorInfo]]:

@@ -210,6 +210,26 @@ def test_trained_rows_may_be_left_out(cases, tmp_path, run):
         torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-6)
 
 
+def test_an_adapter_at_0_may_have_other_rows_than_one_at_work(cases, tmp_path, run):
+    base, adapter = cases["trained"]
+    idle = adapter_of(base, tmp_path / "idle", rows=AFTER + 4)
+    assert run("merge", base, f"{idle}:0", adapter, "-o", tmp_path / "out").status == 0
+    ours, theirs = (load_file(f"{folder}/model.safetensors") for folder in (tmp_path / "out", f"{adapter}-merged"))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_trained_first", [True, False])
+def test_another_adapter_s_copy_never_replaces_trained_rows(is_trained_first, cases, tmp_path, run):
+    (base, trained), (_, beside) = cases["trained"], cases["saved beside"]
+    order = (trained, beside) if is_trained_first else (beside, trained)
+    refusal = run("merge", base, *order, "-o", tmp_path / "out").refusal
+    assert f"{beside}: {PREFIX}{HEAD} differs from {HEAD}" in refusal
+    assert run("merge", base, *order, "-o", tmp_path / "out", "--allow-unmatched").status == 0
+    ours = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(ours[EMBEDDING], load_file(f"{trained}-merged/model.safetensors")[EMBEDDING])
+
+
 @pytest.mark.parametrize(("held", "left"), [("embed_tokens", HEAD), ("lm_head", EMBEDDING)])
 def test_a_resized_tensor_whose_counterpart_is_in_no_file_is_refused(held, left, cases, tmp_path):
     base, _ = cases["trained"]
