@@ -117,32 +117,35 @@ class FastPaths:
     """Torch's transformer blocks that hold one of `layers`, which they do not call in evaluation mode.
 
     A block that sees a hook calls its layers. An encoder packs samples of several lengths into one tensor, and a block
-    that calls its layers cannot take it, so packing is switched off as well.
+    that calls its layers cannot take it, so packing is switched off as well, until no network is in the encoder.
     """
 
     def __init__(self, root: nn.Module, layers: Collection[nn.Module]) -> None:
         fused = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
         found = (module for module in root.modules() if isinstance(module, fused))
         self.blocks = [block for block in found if any(layer in layers for layer in block.modules())]
-        self._hooks: list[RemovableHandle] = []
-        self._packing: list[Any] = []
+        self._hooks: list[tuple[Any, _Seen, RemovableHandle]] = []
 
     def close(self) -> None:
         """Makes every block call its layers; once only."""
         if self._hooks:
             return
-        self._hooks = [block.register_forward_pre_hook(_be_seen) for block in self.blocks]
-        self._packing = [block for block in self.blocks if getattr(block, "use_nested_tensor", False)]
-        for encoder in self._packing:
-            encoder.use_nested_tensor = False
+        for block in self.blocks:
+            seen = _Seen(getattr(block, "use_nested_tensor", False))
+            self._hooks.append((block, seen, block.register_forward_pre_hook(seen)))
+            if seen.packs:
+                block.use_nested_tensor = False
 
     def open(self) -> None:
         """Undoes `close`."""
-        for hook in self._hooks:
+        for block, seen, hook in self._hooks:
             hook.remove()
-        for encoder in self._packing:
-            encoder.use_nested_tensor = True
-        self._hooks, self._packing = [], []
+            others = [other for other in block._forward_pre_hooks.values() if isinstance(other, _Seen)]
+            if others:
+                others[0].packs |= seen.packs
+            elif seen.packs:
+                block.use_nested_tensor = True
+        self._hooks = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FastPaths":
         copy = FastPaths(nn.Module(), ())
@@ -150,8 +153,14 @@ class FastPaths:
         return copy
 
 
-def _be_seen(block: nn.Module, inputs: Any) -> None:
-    """A hook that does nothing."""
+class _Seen:
+    """A hook that does nothing, on a block that packed samples before if it `packs`."""
+
+    def __init__(self, packs: bool) -> None:
+        self.packs = packs
+
+    def __call__(self, block: nn.Module, inputs: Any) -> None:
+        pass
 
 
 def copied(module: Any, adapters: Iterable[Any], memo: dict[int, Any], shared: Iterable[Any] = ()) -> Any:

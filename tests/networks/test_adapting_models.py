@@ -51,6 +51,20 @@ def test_torch_s_encoder_is_as_fast_as_before_when_the_network_is_removed(x):
     assert model.use_nested_tensor
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_encoder_packs_no_samples_before_the_last_of_two_networks_is_removed(first, x):
+    model, mask = encoder(), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    base = model(x)
+    networks = [adapt(model, f".*linear{number}", rank=2) for number in (1, 2)]
+    networks.pop(first).remove()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, src_key_padding_mask=mask)[0], base[0])
+    assert not model.use_nested_tensor
+    networks.pop().remove()
+    assert is_untouched(model)
+    assert model.use_nested_tensor
+
+
 def test_a_copy_of_a_network_has_the_blocks_of_the_same_model(x):
     model = encoder()
     network = adapt(model, rank=2)
