@@ -82,6 +82,16 @@ def test_a_small_rest_of_changes_that_nearly_cancel_out_is_kept():
     assert core.values[:2] == pytest.approx(numpy.linalg.svd(matrix(rest), compute_uv=False)[:2], rel=1e-4)
 
 
+def test_factors_of_opposite_sizes_hide_no_other_change():
+    one, other = change(rank=4, seed=1), change(rank=4, seed=2)
+    uneven = Factors(other.up * 2.0**90, other.weights, other.down * 2.0**-90, other.shape)
+    core = Core(joined([one, uneven]))
+    expected = numpy.linalg.svd(matrix(one) + matrix(other), compute_uv=False)[:8]
+    assert core.rounding_rank == 8
+    numpy.testing.assert_allclose(core.values[:8], expected, rtol=1e-9)
+    assert Core(joined([uneven, uneven.scaled(-1.0)])).rounding_rank == 0
+
+
 @pytest.mark.parametrize("zero", ["up", "down"])
 def test_no_change_has_rank_0(zero):
     rng = numpy.random.default_rng(2)

@@ -26,7 +26,7 @@ _ALIKE = 1e5
 _SPREAD = 1e9
 # Directions below this share of the largest singular value are the rounding of the factors.
 ROUNDING = 1e-7
-# Where changes cancel each other, a rest below this share of the factors' norms is the rounding of float64.
+# Where changes cancel each other, a rest below this share of their directions' norms is the rounding of float64.
 _CANCELLED = 1e-13
 # So many rows of a factor in single precision are widened at a time.
 _ROWS = 1024
@@ -105,7 +105,8 @@ class Core:
         up, down = root(change.up) * change.weights, root(change.down.T)
         self._left, self.values, self._right = singular(up @ down.T)
         self._up, self._down = up, down * change.weights
-        self._floor = _CANCELLED * float(numpy.linalg.norm(up) * numpy.linalg.norm(down))
+        # Of each direction by itself, as a file may have large numbers in one factor and small ones in the other.
+        self._floor = _CANCELLED * float(numpy.linalg.norm(up, axis=0) @ numpy.linalg.norm(down, axis=0))
 
     @property
     def rounding_rank(self) -> int:
