@@ -50,9 +50,8 @@ def adapt(
     chosen = _algorithm(algorithm)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}, but a torch.nn.Module was expected")
-    read_rank("rank", rank)
-    if alpha is not None:
-        read_alpha("alpha", alpha)
+    rank = read_rank("rank", rank)
+    alpha = None if alpha is None else read_alpha("alpha", alpha)
     module_class = options.pop("module_class", None) or chosen.module_class
     module_kwargs = options.pop("module_kwargs", None) or {}
     arguments = parse_options(chosen, options, alpha)
@@ -128,7 +127,7 @@ def _hint(model: nn.Module, missing: Sequence[str]) -> str:
     holders = {path for path, module in model.named_modules() if any(named_leaves(module))}
     for name in missing:
         for path in sorted(holders):
-            if path.rpartition(".")[2] == name:
+            if path and path.rpartition(".")[2] == name:
                 return f"; for paths such as {path} write '.*{re.escape(name)}'"
     return ""
 

@@ -222,6 +222,11 @@ def test_other_options_are_those_of_the_network():
     assert (told, [group["lr"] for group in groups]) == (["unet", "unet plus"], [1e-3, 8e-3])
 
 
+def test_rank_and_alpha_are_read_from_text_as_the_options_of_trainers_are():
+    [lora] = adapt(nn.Sequential(nn.Linear(8, 8)), rank="2", alpha="6").unet_loras
+    assert (lora.lora_dim, lora.scale) == (2, 3.0)
+
+
 def test_includes_reach_no_layer_outside_of_the_targets():
     assert names(adapt(toy(), "Attention", include_patterns=[".*"])) == ATTENTION
 
@@ -245,6 +250,7 @@ CLASSES = ["Attention", "Block", "Linear", "ModuleList", "Sequential", "Toy"]
         ("ToyModel", ["'ToyModel'"], "Toy"),
         ("LayerNorm", ["'LayerNorm'"], "Attention"),
         (r"blocks\.7", [r"'blocks\\.7'"], "Block"),
+        ("", ["''"], "Attention"),
         ("zzz", ["'zzz'"], "Attention"),
     ],
 )
