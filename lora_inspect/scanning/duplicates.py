@@ -89,9 +89,13 @@ class _OfOneSize:
 
     def earlier(self, new: "_Known") -> str | None:
         """The path of the first one with the same tensors, also where the two are names of one file."""
-        first = self._paths.setdefault(new.identities, new.path)
-        if first != new.path:
-            return first
+        if known := self._paths.get(new.identities):
+            return known
+        found = self._same_as(new)
+        self._paths[new.identities] = found or new.path
+        return found
+
+    def _same_as(self, new: "_Known") -> str | None:
         if self._by_sample is None:
             if self._lone is None:
                 self._lone = new
@@ -100,10 +104,12 @@ class _OfOneSize:
             with suppress(LoraInspectError, OSError):  # where it cannot be read any more, it is like no other
                 self._by_sample[self._lone.sample()] = [self._lone]
         known = self._by_sample.setdefault(new.sample(), [])
-        found = next((one.path for one in known if one.is_same(new)), None)
-        if found is None:
-            known.append(new)
-        return found
+        for one in known:
+            with suppress(LoraInspectError, OSError):  # the next one may be there still
+                if one.is_same(new):
+                    return one.path
+        known.append(new)
+        return None
 
 
 class _Known:

@@ -141,6 +141,22 @@ def test_two_names_of_one_file_are_not_read(write_safetensors, tmp_path, bytes_r
     assert bytes_read == {}
 
 
+def test_another_name_of_a_copy_is_a_copy_of_the_first(write_safetensors, tmp_path):
+    files = [write_safetensors(loras(), name=f"{name}.safetensors") for name in "ab"]
+    os.link(files[1], tmp_path / "c.safetensors")
+    assert earlier([*files, tmp_path / "c.safetensors"]) == [None, "a", "a"]
+
+
+def test_a_file_that_goes_after_a_look_at_it_leaves_the_others_their_copies(write_safetensors):
+    files = [str(write_safetensors(loras(), name=f"{name}.safetensors")) for name in "abc"]
+    files.insert(1, str(write_safetensors(loras(alpha=2.0), name="other.safetensors")))
+    sections = [(file, data_section(open_checkpoint(file))) for file in files]
+    duplicates = Duplicates()
+    assert [duplicates.earlier(*one) for one in sections[:2]] == [None, None]
+    os.remove(files[0])
+    assert [duplicates.earlier(*one) for one in sections[2:]] == [None, files[2]]
+
+
 def test_a_file_that_changes_or_goes_is_like_no_other(write_safetensors):
     first, second = (write_safetensors(loras(), name=f"{name}.safetensors") for name in "ab")
     sections = [(str(file), data_section(open_checkpoint(str(file)))) for file in (first, second)]

@@ -77,6 +77,13 @@ def test_files_appear_in_their_order_and_wait_only_for_a_possible_original(write
     assert shown == [("a (1)", 2), ("a", 2), ("b", 3), ("c", 4)]
 
 
+def test_links_to_a_copy_are_duplicates_of_its_original(write_safetensors, tmp_path):
+    files = [write_safetensors(loras(), name=f"{name}.safetensors") for name in "ab"]
+    os.link(files[1], tmp_path / "c.safetensors")
+    os.symlink(files[1], tmp_path / "d.safetensors")
+    assert [one.duplicate_of for one in scan([tmp_path])] == [None, *[str(files[0])] * 3]
+
+
 def test_the_table_and_json_lines_name_the_original(write_safetensors, tmp_path, run):
     for name in ("style (1)", "style"):
         write_safetensors(loras(), name=f"many/{name}.safetensors")
