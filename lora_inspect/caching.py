@@ -78,5 +78,8 @@ class Remembered(Generic[_Key, _Found]):
         return found
 
     def _make_room(self) -> None:
-        while len(self._found) >= self._most:
-            del self._found[next(iter(self._found))]
+        excess = len(self._found) - self._most + 1
+        if excess > 0:
+            # Other threads put and drop results meanwhile: the keys are listed at once, and one of them may be gone.
+            for key in list(self._found)[:excess]:
+                self._found.pop(key, None)

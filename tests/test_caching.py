@@ -74,3 +74,23 @@ def test_what_is_not_remembered_is_found_once_there_is_room():
 
     assert [found.of(key, lambda key=key: make(key.upper())) for key in ("a", "a", "b", "b", "a")] == list("AABBA")
     assert before == [0, 0, 0]
+
+
+def test_what_another_thread_drops_meanwhile_is_not_dropped_again():
+    class Key:
+        """Does what another thread might at the moment when the key is looked up."""
+
+        def __init__(self):
+            self.meanwhile = None
+
+        def __hash__(self):
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile:
+                meanwhile()
+            return 1
+
+    found, key = Remembered(1), Key()
+    found.put(key, 1)
+    key.meanwhile = lambda: found.put("b", 2)
+    found.put("c", 3)
+    assert (found.get(key), found.get("c")) == (None, 3)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_inspect.architectures.detection import Detection
+from lora_inspect.caching import Remembered
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.file_types import GGUF_KEYS
 from lora_inspect.programs.adapter_view import View, has_loader_for
@@ -210,7 +211,7 @@ _SCALE = ".scale"
 # So many are remembered, each with the names of its tensors.
 _MOST = 32
 
-_remembered: dict[Any, tuple[Verdict, ...]] = {}
+_remembered: Remembered[Any, tuple[Verdict, ...]] = Remembered(_MOST)
 
 
 def verdicts_on(adapter: Adapter, families: Sequence[Detection], programs: Iterable[Program]) -> tuple[Verdict, ...]:
@@ -223,13 +224,7 @@ def verdicts_on(adapter: Adapter, families: Sequence[Detection], programs: Itera
     if any(map(str.endswith, adapter.checkpoint.tensors, repeat(_SCALE))):
         return _judge_all(adapter, families, programs)
     key = (tuple(map(id, programs)), *_appearance(adapter, families))
-    found = _remembered.pop(key, None)
-    if found is None:
-        found = _judge_all(adapter, families, programs)
-        while len(_remembered) >= _MOST:
-            del _remembered[next(iter(_remembered))]
-    _remembered[key] = found
-    return found
+    return _remembered.of(key, lambda: _judge_all(adapter, families, programs))
 
 
 def _judge_all(adapter: Adapter, families: Sequence[Detection], programs: Iterable[Program]) -> tuple[Verdict, ...]:

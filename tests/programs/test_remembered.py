@@ -5,6 +5,7 @@ import json
 import pytest
 from adapters import loras
 
+from lora_inspect.caching import Remembered
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.discovery import find_checkpoints
 from lora_inspect.programs import PROGRAMS
@@ -18,7 +19,7 @@ EVERY = tuple(PROGRAMS.values())
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch):
-    monkeypatch.setattr(module, "_remembered", {})
+    monkeypatch.setattr(module, "_remembered", Remembered(module._MOST))
 
 
 @pytest.fixture
@@ -107,4 +108,4 @@ def test_what_is_remembered_is_bounded(on):
 
 def test_a_scale_in_a_tensor_is_read_anew(on):
     on(scale=("F32", (), 2.0))
-    assert module._remembered == {}
+    assert len(module._remembered) == 0

@@ -39,9 +39,15 @@ def adapters():
 def alone(path, monkeypatch):
     """The account of a file that is read while nothing is remembered of any other."""
     with monkeypatch.context() as patch:
-        for module, name in ((detection, "_found"), (header, "_tables"), (identify, "_paths"), (groups, "_remembered")):
+        remembered = (
+            (detection, "_found"),
+            (header, "_tables"),
+            (identify, "_paths"),
+            (groups, "_remembered"),
+            (verdict, "_remembered"),
+        )
+        for module, name in remembered:
             patch.setattr(module, name, Remembered(16))
-        patch.setattr(verdict, "_remembered", {})
         patch.setattr(evaluate, "_READERS", {})
         patch.setattr(claims, "_plans", ((0, 0), {}))
         patch.setattr(suffixes, "_known", suffixes._KnownKeys())
