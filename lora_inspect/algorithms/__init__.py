@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from threading import RLock
 from typing import Any
 
 from lora_inspect.algorithms.file_index import NAMES, OPTIONS, SUFFIXES, TYPES
@@ -72,6 +73,8 @@ _INDEXED = {file for file in _FILES if NAMES.get(file)}
 _FILE_OF = {name: file for file in _INDEXED for name in NAMES[file]}
 # Those of the table by suffix, as long as nobody asked for it.
 _BY_SUFFIX = dict(SUFFIXES)
+# Held while a file is being asked for: what another thread asks for meanwhile waits, until all of the file is known.
+_LOADING = RLock()
 # In which order algorithms are tried: by their files, and in these as they stand there.
 _TURNS: dict[str, int] = {}
 
@@ -90,12 +93,13 @@ def _check(algorithm: Algorithm) -> None:
 
 
 def _add(algorithm: Algorithm, turn: int) -> None:
-    _note_change()
     ALGORITHMS[algorithm.name] = algorithm
     _TURNS[algorithm.name] = turn
     for suffix, role in algorithm.suffixes.items():
         found = (*CANDIDATES.get(suffix, ()), (algorithm.name, role))
         CANDIDATES[suffix] = tuple(sorted(found, key=lambda one: _TURNS[one[0]])) if len(found) > 1 else found
+    # Last, so that what another thread has found meanwhile counts no more.
+    _note_change()
 
 
 @contextmanager
@@ -124,7 +128,10 @@ def _note_change() -> None:
 
 def is_known(name: str) -> bool:
     """Whether there is an algorithm called `name` that was asked for, or that the table has."""
-    return name in ALGORITHMS or _FILE_OF.get(name) in _INDEXED
+    if name in ALGORITHMS:
+        return True
+    with _LOADING:
+        return name in ALGORITHMS or _FILE_OF.get(name) in _INDEXED
 
 
 def by_name(name: str) -> Algorithm:
@@ -136,46 +143,51 @@ def by_name(name: str) -> Algorithm:
 
 def candidates(suffix: Suffix) -> tuple[tuple[str, Role], ...]:
     """What a suffix can be, as the name of an algorithm and the role in it, in the order in which it is tried."""
-    if suffix in _BY_SUFFIX:
-        _load_all(_BY_SUFFIX.pop(suffix))
+    if files := _BY_SUFFIX.get(suffix):
+        _load_all(files)
+        _BY_SUFFIX.pop(suffix, None)
     return CANDIDATES.get(suffix, ())
 
 
 def every() -> Mapping[str, Algorithm]:
     """All algorithms by name, those that wait as well."""
-    _load_all(sorted(_INDEXED))
-    for name in sorted(_WAITING):
-        _load(name)
+    with _LOADING:
+        _load_all(sorted(_INDEXED))
+        for name in sorted(_WAITING):
+            _load(name)
     return ALGORITHMS
 
 
 def of_peft_type(method: str) -> list[Algorithm]:
     """The algorithms of a `peft_type`."""
-    _load_all(TYPES.get(method, ()))
-    if method.lower() in _WAITING:
-        _load(method.lower())
-    found = [algorithm for algorithm in ALGORITHMS.values() if algorithm.peft_type == method]
+    with _LOADING:
+        _load_all(TYPES.get(method, ()))
+        if method.lower() in _WAITING:
+            _load(method.lower())
+        found = [algorithm for algorithm in ALGORITHMS.values() if algorithm.peft_type == method]
     return sorted(found, key=lambda algorithm: _TURNS[algorithm.name])
 
 
 def options_in(config: Mapping[str, Any]) -> list[Algorithm]:
     """The algorithms that are an option of another one, and that a setting of a PEFT config has tensors be of."""
-    for setting, files in OPTIONS.items():
-        _load_all(files if config.get(setting) else ())
-    return [one for one in ALGORITHMS.values() if one.option_of and config.get(one.option_of[1])]
+    with _LOADING:
+        for setting, files in OPTIONS.items():
+            _load_all(files if config.get(setting) else ())
+        return [one for one in ALGORITHMS.values() if one.option_of and config.get(one.option_of[1])]
 
 
 def load_for(key: str) -> bool:
     """Has the algorithm known whose name a key has at its end; False where there is none that was not known before."""
-    for part in key[-LONGEST_SUFFIX:].split("."):
-        name = part
-        while name not in _WAITING:
-            name, underscore, _ = name.rpartition("_")
-            if not underscore:
-                break
-        else:
-            _load(name)
-            return True
+    with _LOADING:
+        for part in key[-LONGEST_SUFFIX:].split("."):
+            name = part
+            while name not in _WAITING:
+                name, underscore, _ = name.rpartition("_")
+                if not underscore:
+                    break
+            else:
+                _load(name)
+                return True
     return False
 
 
@@ -186,10 +198,11 @@ def _load(name: str) -> None:
 
 def _load_all(files: Iterable[str]) -> None:
     """Has those of the table known that are in these files."""
-    for file in files:
-        if file in _INDEXED:
-            _INDEXED.discard(file)
-            _add_file(file, _FILES.index(file))
+    with _LOADING:
+        for file in files:
+            if file in _INDEXED:
+                _INDEXED.discard(file)
+                _add_file(file, _FILES.index(file))
 
 
 def _add_file(path: str, turn: int) -> None:

@@ -30,6 +30,39 @@ def test_the_table_is_the_one_of_the_files(script):
     assert script.TABLE.read_text(encoding="utf-8") == script.table(), "run python docs/write_algorithm_index.py"
 
 
+ASKED = {
+    "a key": ("parse_key('a.lokr_w1')", "parse_key('a.lokr_w1').algorithm == 'lokr'"),
+    "a name": ("by_name('lokr')", "by_name('lokr').name == 'lokr'"),
+    "whether there is one": ("by_name('lokr')", "is_known('lokr')"),
+    "a key with its name": ("parse_key('a.hira_A')", "parse_key('a.hira_A').algorithm == 'hira'"),
+    "a type": ("of_peft_type('HIRA')", "[one.name for one in of_peft_type('HIRA')] == ['hira', 'hira_embedding']"),
+    "a type of the table": ("of_peft_type('LOKR')", "[one.name for one in of_peft_type('LOKR')] == ['lokr']"),
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_what_another_thread_is_importing_is_waited_for(case):
+    first, second = ASKED[case]
+    found = python(
+        "import threading, time",
+        "from lora_inspect import algorithms",
+        "from lora_inspect.algorithms import by_name, every, is_known, of_peft_type",
+        "from lora_inspect.reading.keys.suffixes import parse_key",
+        "began, add = threading.Event(), algorithms._add_file",
+        "def slow(*asked):",
+        "    began.set()",
+        "    time.sleep(0.05)",
+        "    add(*asked)",
+        "algorithms._add_file = slow",
+        f"other = threading.Thread(target=lambda: {first})",
+        "other.start()",
+        "began.wait()",
+        f"print({second})",
+        "other.join()",
+    )
+    assert found.strip() == "True"
+
+
 def test_a_plain_lora_takes_its_own_file_alone():
     found = python(
         "from lora_inspect import algorithms",

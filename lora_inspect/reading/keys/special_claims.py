@@ -106,7 +106,7 @@ def _alone(claims: Claims, at_root: _AtRoot) -> list[RawProblem]:
     """Shared tensors in a file that has no module to share them."""
     present = {c.algorithm.name for module in claims.modules.values() for c in module.contributions}
     findings: list[RawProblem] = []
-    for algorithm in algorithms.ALGORITHMS.values():
+    for algorithm in tuple(algorithms.ALGORITHMS.values()):  # another thread may add one meanwhile
         found = [info.name for shared in algorithm.shared.values() for info in at_root.of_name(shared.name)]
         if found and algorithm.name not in present:
             why = next(shared.alone for shared in algorithm.shared.values() if at_root.of_name(shared.name))

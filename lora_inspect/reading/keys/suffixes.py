@@ -127,6 +127,7 @@ def _without_infix(key: str) -> tuple[str, int | None]:
 
 
 def _parsed(key: str) -> ParsedKey | None:
+    before = algorithms.changes()
     key, part = _without_infix(key)
     # A module has a name; and a key may have as many dots as a file has room for.
     position = key.find(".", max(1, len(key) - LONGEST_SUFFIX))
@@ -140,7 +141,8 @@ def _parsed(key: str) -> ParsedKey | None:
         if suffix in OWN_FACTORS and (own := schemes.own_role(key[:position], suffix)):
             return ParsedKey(key[:position], suffix, (("lora", own),), part)
         position = key.find(".", position + 1)
-    return parse_key(key) if load_for(key) else None
+    # What the key asks for may have become known to another thread meanwhile.
+    return parse_key(key) if load_for(key) or algorithms.changes() != before else None
 
 
 # The model of a pipeline, and its second expert.
