@@ -1,4 +1,4 @@
-"""The original among equal files: one without the name of a copy, else the older one, else the first of the list.
+"""The original among equal files: no link, without the name of a copy, else the older one, else the first of the list.
 
 A file waits for a later one of the list only where that may be its original: where both have the same size and the same
 last bytes, or where its name is that of a copy of the other. So most rows still appear as soon as their file is read.
@@ -9,9 +9,10 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 from lora_inspect.errors import LoraInspectError
@@ -42,10 +43,13 @@ _TAIL = 256
 class _Candidate(NamedTuple):
     """A file of the list before it is read; the lower `rank` of equal files is the original's.
 
-    `bytes` is its size, None where that is not known. `original` is the path that its name says it is a copy of.
+    `place` is its folder, behind all links, and its name: the same for two paths that lead to one file by links to
+    folders alone. `bytes` is its size, None where that is not known. `original` is the path that its name says it is a
+    copy of.
     """
 
-    rank: tuple[bool, int, int]
+    place: tuple[str, str]
+    rank: tuple[bool, bool, int, int]
     bytes: int | None
     original: str | None
 
@@ -62,7 +66,9 @@ class Originals:
     """Takes the accounts of the files of a list in its order, and gives them back with their originals named."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        found = [_candidate(path, number) for number, path in enumerate(paths)]
+        real_path = cache(os.path.realpath)
+        found = [_candidate(path, number, real_path) for number, path in enumerate(paths)]
+        self._places = [one.place for one in found]
         self._ranks = [one.rank for one in found]
         self._waits = _last_possible(paths, found)
         self._duplicates = Duplicates()
@@ -77,7 +83,9 @@ class Originals:
         self._read += 1
         while self._held and self._waits[self._held[0][0]] < self._read:
             place, equal, held = self._held.popleft()
-            duplicate_of = equal.path if equal and equal.place != place else None
+            # One file that the list has twice is no copy of itself.
+            is_copy = equal and self._places[equal.place] != self._places[place]
+            duplicate_of = equal.path if equal and is_copy else None
             if equal:
                 equal.is_given_back = True
             yield replace(held, duplicate_of=duplicate_of, section=None)
@@ -97,7 +105,7 @@ class Originals:
         return equal
 
 
-def _candidate(path: str, number: int) -> _Candidate:
+def _candidate(path: str, number: int, real_path: Callable[[str], str]) -> _Candidate:
     folder, name = os.path.split(path)
     shards = set_of(name)
     stem = shards.stem if shards else os.path.splitext(name)[0]
@@ -107,12 +115,15 @@ def _candidate(path: str, number: int) -> _Candidate:
         original = os.path.join(folder, original + os.path.splitext(name)[1])
     elif stem == PEFT_WEIGHTS and (inner := original_name(last)):
         original = os.path.join(above, inner, name)
-    status = None
+    status, is_link, place = None, False, (folder, name)
     if not is_remote(path):
         with suppress(OSError, ValueError):  # the reading of a file that is gone says so
+            place = real_path(folder), name
+            is_link = os.path.islink(path)
             status = os.stat(path)
     size = status.st_size if status and stat.S_ISREG(status.st_mode) else None
-    return _Candidate((original is not None, status.st_mtime_ns if status else 0, number), size, original)
+    rank = (is_link, original is not None, status.st_mtime_ns if status else 0, number)
+    return _Candidate(place, rank, size, original)
 
 
 def _last_possible(paths: Sequence[str], found: Sequence[_Candidate]) -> list[int]:

@@ -84,6 +84,25 @@ def test_links_to_a_copy_are_duplicates_of_its_original(write_safetensors, tmp_p
     assert [one.duplicate_of for one in scan([tmp_path])] == [None, *[str(files[0])] * 3]
 
 
+def test_a_link_is_a_duplicate_of_the_file_that_it_leads_to(write_safetensors, tmp_path):
+    file = write_safetensors(loras(), name="many/style (1).safetensors")
+    link = tmp_path / "many" / "a.safetensors"
+    link.symlink_to(file)
+    assert {one.path: one.duplicate_of for one in scan([tmp_path / "many"])} == {str(link): str(file), str(file): None}
+
+
+def test_one_file_that_the_list_has_twice_is_no_copy_of_itself(write_safetensors, tmp_path):
+    files = [write_safetensors(loras(), name=f"many/in/{name}.safetensors") for name in "ab"]
+    (tmp_path / "link").symlink_to(tmp_path / "many", target_is_directory=True)
+    found = scan([tmp_path / "many", files[0].parent, files[0], tmp_path / "link"])
+    copies = [(one.path.rpartition("/")[2], one.duplicate_of) for one in found]
+    assert copies == [("a.safetensors", None), ("b.safetensors", str(files[0]))] * 2 + [
+        ("a.safetensors", None),
+        ("a.safetensors", None),
+        ("b.safetensors", str(files[0])),
+    ]
+
+
 def test_the_table_and_json_lines_name_the_original(write_safetensors, tmp_path, run):
     for name in ("style (1)", "style"):
         write_safetensors(loras(), name=f"many/{name}.safetensors")
