@@ -23,9 +23,10 @@ class EpochGroup(NamedTuple):
     def __str__(self) -> str:
         unit = EPOCH if all(state.epoch is not None for state in self.states[:-1]) else STEP
         numbers = [state.epoch if unit == EPOCH else state.step for state in self.states]
-        first = next((str(number) for number in numbers if number is not None), "?")
+        if None in numbers[:-1]:
+            return f"{len(numbers)} states of one training"
         last = "the last" if numbers[-1] is None else str(numbers[-1])
-        return f"{len(numbers)} {'epochs: ' if unit == EPOCH else 'checkpoints: step '}{first} to {last}"
+        return f"{len(numbers)} {'epochs: ' if unit == EPOCH else 'checkpoints: step '}{numbers[0]} to {last}"
 
 
 class TrainingRows(Generic[_Entry]):
@@ -88,21 +89,32 @@ class TrainingRows(Generic[_Entry]):
 
     def _rows(self, members: Sequence[_Entry]) -> Iterator[tuple[_Entry, EpochGroup | None]]:
         """The entries of one series that have a row: the last of each training, and all that do not look like it."""
-        groups: dict[object, list[tuple[tuple[float, ...], TrainingState, _Entry]]] = {}
+        groups: dict[object, list[tuple[ScannedFile, TrainingState, _Entry]]] = {}
         for number, entry in enumerate(members):
             one = self._scanned(entry)
             if one is None or one.training is None:
                 continue
             alone = number if one.duplicate_of else None
-            place = series_place(one.path)
-            order = (place.number is None, place.number or 0, one.modified)
-            groups.setdefault((one.training.group, alone, _looks(one)), []).append((order, one.training, entry))
+            groups.setdefault((one.training.group, alone, _looks(one)), []).append((one, one.training, entry))
         rows = {}
         for of_one in groups.values():
-            of_one.sort(key=lambda member: member[0])
+            units = {series_place(one.path).unit for one, _, _ in of_one} - {""}
+            order = _by_number if len(units) < 2 else _by_time
+            of_one.sort(key=lambda member: order(member[0]))
             states = tuple(state for _, state, _ in of_one)
             rows[id(of_one[-1][2])] = EpochGroup(states) if len(states) > 1 else None
         yield from ((entry, rows[id(entry)]) for entry in members if id(entry) in rows)
+
+
+def _by_number(one: ScannedFile) -> tuple[float, ...]:
+    """The place of a file in its training, whose last file may have no number."""
+    number = series_place(one.path).number
+    return number is None, number or 0, one.modified
+
+
+def _by_time(one: ScannedFile) -> tuple[float, ...]:
+    """As `_by_number` where one number is of an epoch and another of a step, which say nothing of their order."""
+    return series_place(one.path).number is None, one.modified
 
 
 def _looks(one: ScannedFile) -> object:

@@ -72,6 +72,14 @@ def test_steps_in_folders_are_in_the_order_of_their_numbers(many, run):
     assert rows(run("info", folder)) == ["checkpoint-1500/", "3 checkpoints: step 500 to 1500; --all lists each"]
 
 
+def test_epochs_and_steps_of_one_training_are_in_the_order_of_their_times(many, run):
+    names = ["style-step00000500", "style-000001", "style-step00001000", "style-000002"]
+    folder = many(dict.fromkeys(names, ONE))
+    for number, name in enumerate(names):
+        os.utime(folder / f"{name}.safetensors", (number + 1, number + 1))
+    assert rows(run("info", folder)) == ["style-000002", "4 states of one training; --all lists each"]
+
+
 def test_all_lists_each_epoch(many, run):
     folder = many({"style-000002": ONE, "style-000004": ONE, "style": ONE})
     assert rows(run("info", folder, "--all")) == ["style-000002", "style-000004", "style"]
