@@ -129,7 +129,8 @@ def every() -> list[Architecture]:
 
 def names() -> list[str]:
     """The names of all families, in no order."""
-    return [*_WAITING, *_LOADED]
+    # One that another thread is just loading is in both.
+    return [*{*_WAITING, *_LOADED}]
 
 
 def by_name(name: str) -> Architecture:

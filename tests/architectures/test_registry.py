@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_inspect import architectures
 from lora_inspect.architectures import Architecture, Layout, by_name, every, families
 from lora_inspect.architectures.record import is_parameter, under
 
@@ -17,6 +18,12 @@ def test_each_file_holds_the_family_of_its_name():
     names = [architecture.name for architecture in every()]
     assert len(names) == len(set(names)) >= 30
     assert set(names) == files
+
+
+def test_a_family_that_another_thread_is_just_loading_is_named_once(monkeypatch):
+    by_name("flux")
+    monkeypatch.setattr(architectures, "_WAITING", {"flux"})
+    assert architectures.names().count("flux") == 1
 
 
 def test_a_family_stands_behind_the_one_that_it_descends_from():
