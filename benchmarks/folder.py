@@ -69,7 +69,7 @@ FAMILIES = {"wan": WAN, "flux1": FLUX, "sdxl_base_v1-0": SDXL}
 
 
 class Cost(NamedTuple):
-    """What one run of a command took, in seconds and MB; `first` is the time until its first row."""
+    """The cost of one run of a command, in seconds and MB; `first` is the time until its first row."""
 
     cpu: float
     wall: float

@@ -65,7 +65,7 @@ def create_network_from_weights(*args: Any, **kwargs: Any) -> Any:
 
 
 def _begins_with_classes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether the first argument is None for the whole model, or the class names of blocks, also by its name."""
+    """Return True if the first argument is None for the whole model, or class names of blocks, also by its name."""
     return not isinstance(args[0], int | float | nn.Module) if args else "target_replace_modules" in kwargs
 
 

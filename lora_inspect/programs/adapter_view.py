@@ -117,7 +117,7 @@ class FramedKeys:
         self._known: dict[tuple[bool, tuple[str, ...]], bool] = {}
 
     def hold(self, marks: tuple[str, ...], in_each: bool = False) -> bool:
-        """Whether one of the marks is in a key, or `in_each` of them."""
+        """Return True if one of the marks is in a key, or `in_each` of them."""
         asked = in_each, marks
         if asked not in self._known:
             self._known[asked] = self._each_hold(marks) if in_each else any(mark in self._text for mark in marks)

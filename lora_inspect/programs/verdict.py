@@ -157,7 +157,7 @@ def _what(contribution: Contribution) -> str:
 
 
 def _how_noticed(lefts: Sequence[Left]) -> str:
-    """What the program prints where it passes over something."""
+    """The message of the program where it passes over something."""
     says = next((left.says for left in lefts if left.says), "")
     if all(left.does == SILENT for left in lefts):
         return "it prints nothing"

@@ -39,7 +39,7 @@ def linear_sizes(layer: Any) -> tuple[int, int] | None:
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Whether the layer is a Conv1D of transformers, as GPT-2 has them: a Linear layer with the weight (in, out)."""
+    """Return True for a Conv1D of transformers, as in GPT-2: a Linear layer with the weight (in, out)."""
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nx") and hasattr(layer, "nf")
 
 

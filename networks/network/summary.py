@@ -122,7 +122,7 @@ def classes_with_layers(root: nn.Module, like: Sequence[str] = ()) -> list[str]:
 
 
 def _likeness(name: str, other: str) -> float:
-    """How much two names have in common, from 0 to 1; 0 where they are not near each other."""
+    """The share that two names have in common, from 0 to 1; 0 where they are not near each other."""
     shorter, longer = sorted((name.casefold(), other.casefold()), key=len)
     ratio = SequenceMatcher(None, shorter, longer).ratio()
     return ratio if ratio >= _NEAR or shorter in longer else 0.0

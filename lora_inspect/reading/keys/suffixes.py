@@ -99,7 +99,7 @@ def parse_key(key: str) -> ParsedKey | None:
 
 
 def known_keys() -> Mapping[str, ParsedKey | None]:
-    """What `parse_key` finds of any key, for the keys of one file, of which many are asked for."""
+    """Return a mapping from any key to the result of `parse_key`, which is fast for the many keys of a file."""
     global _known
     if _known.are_old or len(_known) >= MOST_NAMES:
         _known = _KnownKeys()
