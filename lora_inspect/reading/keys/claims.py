@@ -13,7 +13,7 @@ from lora_inspect.algorithms.record import Algorithm
 from lora_inspect.fast_namedtuple import NamedTuple, make_record, make_records
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths import dora
-from lora_inspect.reading.keys.suffixes import ROOT, ParsedKey, known_keys, parse_key
+from lora_inspect.reading.keys.suffixes import ROOT, ParsedKey, known_keys, parse_key, state_of_registries
 from lora_inspect.reading.model.contribution import UNSCALED, Contribution, Magnitude, Module
 from lora_inspect.reading.model.evidence import DORA_FLAG, LOKR_FLAG, RSLORA_FLAG, RawProblem
 from lora_inspect.schemes.record import ModuleName
@@ -124,7 +124,7 @@ _plans: tuple[tuple[int, int], _Plans] = (0, 0), {}
 
 def _plans_of_now() -> _Plans:
     global _plans
-    changes = algorithms.changes(), schemes.changes()
+    changes = state_of_registries()
     if _plans[0] != changes or len(_plans[1]) >= _MOST_FORMS:
         _plans = changes, {}
     return _plans[1]

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import Role
 from lora_inspect.caching import Remembered
 from lora_inspect.fast_namedtuple import NamedTuple, make_records
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.keys.claims import Claims, ModulePlan, claim, claim_with_plans, places_of
+from lora_inspect.reading.keys.suffixes import state_of_registries
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import read_flag
 from lora_inspect.schemes.record import ModuleName
@@ -207,7 +207,7 @@ def claim_as_before(tensors: dict[str, TensorInfo]) -> Claims:
         return claim(tensors)
     infos = list(tensors.values())
     of_file = (tuple(tensors), tuple([info.shape for info in infos]))
-    known = algorithms.changes(), schemes.changes()
+    known = state_of_registries()
     before = _remembered.get((of_file, known))
     if before:
         return before.again(infos)
@@ -216,6 +216,6 @@ def claim_as_before(tensors: dict[str, TensorInfo]) -> Claims:
     traits = [(plan or place, *name) for place, (plan, name) in enumerate(zip(plans, named, strict=True))]
     modules = ModuleGroups(claims.modules, likeness_by(traits))
     # Algorithms may have been loaded for the keys.
-    known = algorithms.changes(), schemes.changes()
+    known = state_of_registries()
     _remembered.put((of_file, known), _Before(claims, modules, infos))
     return claims._replace(modules=modules)

@@ -72,11 +72,16 @@ class ParsedKey(NamedTuple):
         return any(self.suffix == f".{one.name}" for one in shared)
 
 
+def state_of_registries() -> tuple[int, int]:
+    """The numbers of changes of algorithms and schemes, by which a result that was kept is still valid or not."""
+    return algorithms.changes(), schemes.changes()
+
+
 class _KnownKeys(dict[str, ParsedKey | None]):
     """The keys of the last files, taken apart by the algorithms and the schemes of one state of their registries."""
 
     def __init__(self) -> None:
-        self.registries = algorithms.changes(), schemes.changes()
+        self.state = state_of_registries()
 
     def __missing__(self, key: str) -> ParsedKey | None:
         found = _parsed(key)
@@ -87,7 +92,7 @@ class _KnownKeys(dict[str, ParsedKey | None]):
     @property
     def are_old(self) -> bool:
         """True if the registries have changed."""
-        return self.registries != (algorithms.changes(), schemes.changes())
+        return self.state != state_of_registries()
 
 
 _known = _KnownKeys()
