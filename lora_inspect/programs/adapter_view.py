@@ -6,6 +6,7 @@ searched for the parts by which programs recognise it and choose a loader.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
+from itertools import count
 from typing import Any, TypeVar
 
 from lora_inspect import algorithms
@@ -167,11 +168,44 @@ class Member(NamedTuple):
     contribution: Contribution
 
 
+class Kind(NamedTuple):
+    """What contributions are like, of all files that are met: equal ones have one `number`.
+
+    `keeps` are objects whose identities tell kinds apart.
+    """
+
+    number: int
+    look: ModuleTraits
+    keeps: tuple[Any, ...]
+
+
 class MemberGroup(NamedTuple):
     """Contributions whose names are alike up to numbers, and which are the same in all else, in the file's order."""
 
-    look: ModuleTraits
+    kind: Kind
     members: Sequence[Member]
+
+    @property
+    def look(self) -> ModuleTraits:
+        """How programs see each of them."""
+        return self.kind.look
+
+
+# The kinds of the last files by their traits. A number is never given twice.
+_MOST_KINDS = 4_000
+_kinds: dict[tuple[Any, ...], Kind] = {}
+_numbers = count()
+
+
+def _kind_of(traits: tuple[Any, ...], module: Module, contribution: Contribution) -> Kind:
+    """The kind of a contribution with these traits."""
+    kind = _kinds.get(traits)
+    if kind is None:
+        if len(_kinds) >= _MOST_KINDS:
+            _kinds.clear()
+        keeps = tuple([(one.algorithm, one.settings) for one in module.contributions])
+        kind = _kinds[traits] = Kind(next(_numbers), look_of(module, contribution, traits[0]), keeps)
+    return kind
 
 
 class View:
@@ -192,11 +226,10 @@ class View:
     def groups(self) -> tuple[MemberGroup, ...]:
         """All contributions, each in one group, by the place of the first of a group."""
         members: dict[tuple[Any, ...], list[Member]] = {}
-        looks: dict[tuple[Any, ...], ModuleTraits] = {}
         place = 0
         modules = group_equal(self.adapter.modules)
         said = [[_traits(first, one) for one in first.contributions] for first in modules.firsts]
-        # By kind, the number of what is said of each of its contributions, which several kinds may have.
+        # By kind of module, the number of what is said of each of its contributions, which several may have.
         numbers: dict[tuple[Any, ...], int] = {}
         forms = [[numbers.setdefault(traits, len(numbers)) for traits in of_kind] for of_kind in said]
         for module, kind in zip(modules.values(), modules.likeness.numbers, strict=True):
@@ -208,10 +241,13 @@ class View:
                 own = members.get(traits)
                 if own is None:
                     own = members[traits] = []
-                    looks[traits] = look_of(module, contribution, pattern)
                 own.append(make_record(Member, (place, module, contribution)))
                 place += 1
-        return tuple(MemberGroup(looks[traits], own) for traits, own in members.items())
+        spelled = list(numbers)
+        return tuple(
+            MemberGroup(_kind_of((*traits[:4], spelled[traits[4]], *traits[5:]), *own[0][1:]), own)
+            for traits, own in members.items()
+        )
 
     @cached_property
     def others(self) -> tuple[list[str], list[str], list[str]]:

@@ -8,7 +8,7 @@ file must have.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.fast_namedtuple import NamedTuple, make_record
@@ -28,6 +28,7 @@ from lora_inspect.programs.record import (
     Program,
     Rule,
     ScaleOfFile,
+    ScaleRule,
     Strangers,
     treatment,
 )
@@ -135,8 +136,28 @@ class Reception:
         return tuple(dict.fromkeys([*of_modules, *self.others]))
 
 
-# Far more than there are loaders, and looks in one file of any kind that is met.
-_MOST_READERS, _MOST_LOOKS = 1_000, 1_000
+class Outcome(NamedTuple):
+    """What becomes of contributions of a kind in a loader, whichever file they are in.
+
+    `taken` is what `TakenAlike` says of them but the members, None where the program does not load them, and `left`
+    what each `Left` says of them.
+    """
+
+    by: str
+    taken: tuple[float | None, str, str] | None
+    left: Sequence[tuple[Callable[[Member], Iterable[str]], str, str, bool]]
+
+    def note(self, reception: Reception, members: Sequence[Member]) -> None:
+        """Notes it for these members."""
+        if self.by == READ:
+            reception.by = READ
+        if self.taken:
+            reception.take(make_record(TakenAlike, (members, *self.taken)))
+        reception.left += [make_record(Left, (members, *left)) for left in self.left]
+
+
+# Far more than there are loaders, and looks and kinds in one file of any kind that is met.
+_MOST_READERS, _MOST_LOOKS, _MOST_OUTCOMES = 1_000, 1_000, 1_000
 
 
 class Reader:
@@ -146,6 +167,7 @@ class Reader:
         self.loader, self.family = loader, family
         self._rules = loader.rules_for(family.name if family else "")
         self._spoken: dict[ModuleTraits, tuple[Rule, ...]] = {}
+        self._outcomes: dict[tuple[Any, ...], Outcome | None] = {}
 
     def speaking_of(self, look: ModuleTraits) -> tuple[Rule, ...]:
         """The rules that speak of such modules, up to the first that asks nothing of the file."""
@@ -155,6 +177,27 @@ class Reader:
                 self._spoken.clear()
             rules = self._spoken[look] = tuple(self._find(look))
         return rules
+
+    def outcome(self, view: View, group: MemberGroup, rule: Rule) -> Outcome | None:
+        """What becomes of the group by the rule, None where that depends on the file or names one of its modules."""
+        asked = view.ask(rule.finds) if rule.finds else None, _scale_rule(view, rule), rule.exceptions
+        if not all(one is None or type(one) is OfKind for one in asked):
+            return None
+        # The rules live as long as their reader.
+        key = (group.kind.number, id(rule), asked[:2])
+        if key not in self._outcomes:
+            if len(self._outcomes) >= _MOST_OUTCOMES:
+                self._outcomes.clear()
+            self._outcomes[key] = self._find_outcome(view, group, rule)
+        return self._outcomes[key]
+
+    def _find_outcome(self, view: View, group: MemberGroup, rule: Rule) -> Outcome | None:
+        reception = Reception()
+        _Reading(reception, view, self.loader, group, rule).place()
+        if reception.refusal or reception.unknown:
+            return None
+        taken = next((one[1:] for one in reception.taken), None)
+        return Outcome(reception.by, taken, [left[1:] for left in reception.left])
 
     def _find(self, look: ModuleTraits) -> list[Rule]:
         found: list[Rule] = []
@@ -253,7 +296,11 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
             if one.where is None or view.ask(one.where):
                 rule = one
                 break
-        _Reading(reception, view, loader, group, rule).place()
+        outcome = reader.outcome(view, group, rule) if rule else None
+        if outcome:
+            outcome.note(reception, group.members)
+        else:
+            _Reading(reception, view, loader, group, rule).place()
     _place_others(reception, view, loader)
     if why := view.ask(loader.unsure):
         reception.wonder(f"{why} is unknown")
@@ -353,8 +400,7 @@ class _Reading(NamedTuple):
             if treated == LEAVES:
                 strangers = self.loader.leaves or self.loader.strangers
                 self._leave(members, _key_of_magnitude, strangers, is_change=False)
-        scale = self.view.ask(rule.scale.make) if isinstance(rule.scale, ScaleOfFile) else rule.scale
-        for applied, own in self._answers(scale, members):
+        for applied, own in self._answers(_scale_rule(self.view, rule), members):
             if applied is None:
                 why = f"its scale for {own[0].module.name.key} is unknown"
                 reception.wonder(why, own[0].place)
@@ -370,6 +416,10 @@ class _Reading(NamedTuple):
         if strangers.does == FAILS:
             self.reception.refuse(strangers.says or f"it fails on {some(keys_of(members[-1]), 1)}", members[-1].place)
         self.reception.left.append(Left(members, keys_of, strangers.does, strangers.says, is_change))
+
+
+def _scale_rule(view: View, rule: Rule) -> ScaleRule:
+    return view.ask(rule.scale.make) if isinstance(rule.scale, ScaleOfFile) else rule.scale
 
 
 def _parts(parts: Mapping[str, str], look: ModuleTraits) -> list[str]:

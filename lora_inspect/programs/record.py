@@ -46,7 +46,8 @@ class OfKind(Generic[_Answer]):
     """A rule for contributions that looks at no more than what those of a kind have in common, so it is asked of one.
 
     They are alike in their algorithm, the shapes of their factors, their numbers, their module's name up to its numbers
-    and what stands beside them. An answer of words may name one of them.
+    and what stands beside them. An answer of words may name one of them. The rule does not look at the file, so the
+    answer holds for such contributions of every file, and is remembered.
     """
 
     def __init__(self, rule: Callable[[Given], _Answer]) -> None:
@@ -56,6 +57,10 @@ class OfKind(Generic[_Answer]):
     def __call__(self, given: Given) -> _Answer:
         """What it says of the kind of this one."""
         return self._rule(given)
+
+
+class OfKindInFile(OfKind[_Answer]):
+    """A rule as `OfKind` that looks at the file too, or was made for one: its answers hold for that file alone."""
 
 
 class ScaleOfFile(NamedTuple):

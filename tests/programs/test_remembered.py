@@ -8,9 +8,10 @@ from adapters import loras
 from lora_inspect.caching import Remembered
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.discovery import find_checkpoints
-from lora_inspect.programs import PROGRAMS
+from lora_inspect.programs import PROGRAMS, evaluate
 from lora_inspect.programs import verdict as module
 from lora_inspect.programs.adapter_view import FramedKeys, View, loader_for
+from lora_inspect.programs.record import OfKind
 from lora_inspect.programs.verdict import judge_each, verdicts_on
 from lora_inspect.reading.file_info import ADAPTER, inspect
 
@@ -56,6 +57,41 @@ def test_they_are_those_that_would_be_judged(fixtures):
         for _ in range(2):
             assert list(verdicts_on(info.adapter, info.candidates, EVERY)) == judged, path
     assert count > 50
+
+
+def judged_fixtures(fixtures):
+    """All that each program makes of each adapter among the fixtures, by path and title."""
+    found = {}
+    for path in find_checkpoints(str(fixtures)):
+        try:
+            info = inspect(path)
+        except LoraInspectError:
+            continue
+        if info.kind != ADAPTER:
+            continue
+        for one in judge_each(info.adapter, info.candidates, EVERY):
+            place = {module.name.key: number for number, module in enumerate(info.adapter.modules.values())}
+            taken = [(place[own.module.name.key], own.scale, own.does, own.magnitude) for own in one.taken]
+            found[path, one.program.title] = one._replace(reception=None), one.ignored, taken
+    return found
+
+
+def test_a_rule_of_a_kind_looks_at_no_file(fixtures, monkeypatch):
+    with_files = judged_fixtures(fixtures)
+    monkeypatch.setattr(evaluate, "_READERS", {})
+
+    def call(self, given):
+        return self._rule(given._replace(adapter=None) if type(self) is OfKind else given)
+
+    monkeypatch.setattr(OfKind, "__call__", call)
+    assert judged_fixtures(fixtures) == with_files
+
+
+def test_what_becomes_of_a_kind_is_what_becomes_of_it_in_each_file(fixtures, monkeypatch):
+    remembered = judged_fixtures(fixtures)
+    assert any(outcome for reader in evaluate._READERS.values() for outcome in reader._outcomes.values())
+    monkeypatch.setattr(evaluate.Reader, "outcome", lambda *of_group: None)
+    assert judged_fixtures(fixtures) == remembered
 
 
 def test_files_that_differ_for_people_alone_are_judged_once(on):

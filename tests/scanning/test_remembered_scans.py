@@ -14,7 +14,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.discovery import find_checkpoints
 from lora_inspect.files.safetensors import header
 from lora_inspect.files.safetensors.header import read_header
-from lora_inspect.programs import evaluate, verdict
+from lora_inspect.programs import adapter_view, evaluate, verdict
 from lora_inspect.reading import identify
 from lora_inspect.reading.file_info import ADAPTER, inspect
 from lora_inspect.reading.keys import claims, groups, suffixes
@@ -49,6 +49,7 @@ def alone(path, monkeypatch):
         for module, name in remembered:
             patch.setattr(module, name, Remembered(16))
         patch.setattr(evaluate, "_READERS", {})
+        patch.setattr(adapter_view, "_kinds", {})
         patch.setattr(claims, "_plans", ((0, 0), {}))
         patch.setattr(suffixes, "_known", suffixes._KnownKeys())
         return told(path)

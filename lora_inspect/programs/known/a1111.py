@@ -79,6 +79,7 @@ def exceptions(given: Given, takes_bias: bool = False, alone: str = FAILS) -> st
 def scale(of_glora: ScaleRule) -> ScaleOfFile:
     """The scale of these networks: a `.scale` tensor instead of alpha/rank, and for GLoRA that of `of_glora`."""
 
+    @OfKind
     def without_tensors(given: Given) -> float | None:
         return (of_glora if given.contribution.algorithm.name in _GLORA else alpha_over_rank)(given)
 
@@ -92,7 +93,7 @@ def scale(of_glora: ScaleRule) -> ScaleOfFile:
 
     def of_file(adapter: Adapter) -> ScaleRule:
         has_tensors = any(map(str.endswith, adapter.checkpoint.tensors, repeat(".scale")))
-        return found if has_tensors else OfKind(without_tensors)
+        return found if has_tensors else without_tensors
 
     return ScaleOfFile(of_file)
 

@@ -17,12 +17,16 @@ from lora_inspect.programs.record import (
     Loader,
     LoadFailure,
     OfKind,
+    OfKindInFile,
     Rule,
     RulesByFamily,
+    ScaleOfFile,
     ScaleRule,
     Strangers,
+    intended_scale,
 )
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY, embedded_configs
 
 NOT_LORA = "ValueError: Invalid LoRA checkpoint"
@@ -36,15 +40,20 @@ def endless(given: Given) -> LoadFailure | None:
 
 
 @OfKind
-def stored(given: Given) -> float | None:
-    """What the embedded config means, else alpha/rank of the file's tensors."""
-    if EMBEDDED_KEY in given.adapter.checkpoint.metadata:
-        return given.contribution.scale
+def _of_tensors(given: Given) -> float | None:
     if given.contribution.rank is None:
         return given.contribution.scale
     if given.module.alpha is None:
         return 1.0
     return None if given.contribution.alpha is None else given.contribution.alpha / given.contribution.rank
+
+
+def _stored_in(adapter: Adapter) -> ScaleRule:
+    """What the embedded config means, else alpha/rank of the file's tensors."""
+    return intended_scale if EMBEDDED_KEY in adapter.checkpoint.metadata else _of_tensors
+
+
+stored = ScaleOfFile(_stored_in)
 
 
 def alphas_by_pattern(adapter: Adapter) -> ScaleRule:
@@ -53,7 +62,10 @@ def alphas_by_pattern(adapter: Adapter) -> ScaleRule:
     for module in adapter.modules.values():
         own = {one.alpha if module.alpha else None for one in module.contributions if one.rank}
         alphas[module.name.component] |= own
-    return OfKind(lambda given: stored(given) if len(alphas[given.module.name.component]) == 1 else None)
+    scale = _stored_in(adapter)
+    if all(len(own) == 1 for own in alphas.values()):
+        return scale
+    return OfKindInFile(lambda given: scale(given) if len(alphas[given.module.name.component]) == 1 else None)
 
 
 def without_lora(pipeline: str, adapter: Adapter) -> str | None:
@@ -78,22 +90,30 @@ def config_fails(pipeline: str, adapter: Adapter) -> str | None:
 
 def unsure(adapter: Adapter) -> str | None:
     """What depends on more than single modules: a config beside alphas, parts that only some modules have."""
-    models = [module for module in adapter.modules.values() if module.name.component == "model"]
-    loras = [one for module in models for one in module.contributions if one.algorithm.name == "lora"]
+    kinds = [module for module in group_equal(adapter.modules).firsts if module.name.component == "model"]
+    loras = [one for module in kinds for one in module.contributions if one.algorithm.name == "lora"]
     biases = {"lora_bias", "full_bias"}
-    biased = sum(any(one.algorithm.name in biases for one in module.contributions) for module in models)
-    if len({module.name.prefix for module in models}) > 1:
+    if len({module.name.prefix for module in kinds}) > 1:
         return "its choice among the names of several programs"
-    names = [info.name for one in loras for info in one.factors.values()]
-    if 0 < sum([".lora_A." in name or ".lora_B." in name for name in names]) < len(names):
+    if _are_spelled_in_two_ways(adapter):
         return "its choice between two spellings of the factors"
-    if 0 < sum(one.magnitude is not None for one in loras) < len(loras):
+    if len({one.magnitude is not None for one in loras}) > 1:
         return "its value for the missing magnitudes"
-    if 0 < biased < len(models):
+    if len({any(one.algorithm.name in biases for one in module.contributions) for module in kinds}) > 1:
         return "its value for the missing biases"
     if EMBEDDED_KEY in adapter.checkpoint.metadata:
         return _unsure_of_config(adapter)
     return None
+
+
+def _are_spelled_in_two_ways(adapter: Adapter) -> bool:
+    keys = "\n".join(adapter.checkpoint.tensors)
+    if ".lora_A." not in keys and ".lora_B." not in keys:
+        return False
+    models = (module for module in adapter.modules.values() if module.name.component == "model")
+    loras = (one for module in models for one in module.contributions if one.algorithm.name == "lora")
+    names = (info.name for one in loras for info in one.factors.values())
+    return len({".lora_A." in name or ".lora_B." in name for name in names}) > 1
 
 
 def _unsure_of_config(adapter: Adapter) -> str | None:

@@ -14,6 +14,7 @@ from lora_inspect.programs.record import (
     Given,
     Loader,
     OfKind,
+    OfKindInFile,
     Program,
     Rule,
     Strangers,
@@ -52,7 +53,7 @@ def _finds(adapter: Adapter) -> Finder:
     return finds
 
 
-@OfKind
+@OfKindInFile
 def _scale_of_folder(given: Given) -> float | None:
     """`lora_alpha` of the config over the rank of the tensor, with no rule of RS-LoRA and no pattern."""
     config = config_of(given.adapter)

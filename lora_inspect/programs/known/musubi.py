@@ -105,9 +105,10 @@ def _exceptions(given: Given) -> str | None:
 
 def _finder(family: str) -> Callable[[Adapter], Finder]:
     starts = _IN_BLOCKS[family]
+    in_blocks = OfKind(lambda given: given.module.name.body.startswith(starts))
 
     def finds(adapter: Adapter) -> Finder:
-        return OfKind(lambda given: given.module.name.body.startswith(starts))
+        return in_blocks
 
     return finds
 

@@ -8,6 +8,7 @@ program of its own here: it takes every layer, needs no alpha, and warns of the 
 Sources: `networks/` of sd-scripts, merged into a small model of each family, and its merge of FLUX.1.
 """
 
+import re
 from collections.abc import Mapping
 
 from lora_inspect.programs.record import (
@@ -49,8 +50,8 @@ _LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "sdxl": ("time_embed_", "label_emb_"),
 }
 _LAYOUTS: Mapping[str, tuple[str, ...]] = {"sd15": ("diffusers",), "sdxl": ("original", "diffusers")}
-# A convolution that no block holds.
-_FIRST_CONVOLUTION = "input_blocks_0_0"
+# A convolution that no block holds; of such a name there is no other layer.
+_FIRST_CONVOLUTION = re.compile("input_blocks_[0-9]+_[0-9]+")
 _WITHOUT_ALPHA = ("sd15", "sdxl")
 _ENCODERS: Mapping[str, tuple[str, ...]] = {
     "anima": ("lora_te_",),
@@ -97,9 +98,10 @@ def _with_cores(given: Given) -> str | None:
 def _finder(family: str) -> Finder:
     found, left_out = _FOUND[family], _LEFT_OUT.get(family, ())
 
+    @OfKind
     def finds(given: Given) -> bool | None:
         body = given.module.name.body
-        if body.startswith(left_out) or body == _FIRST_CONVOLUTION:
+        if body.startswith(left_out) or _FIRST_CONVOLUTION.fullmatch(body):
             return False
         return True if body.startswith(found) else None
 
@@ -109,8 +111,10 @@ def _finder(family: str) -> Finder:
 def _of(family: str) -> tuple[Rule, ...]:
     """The rules of a family: LoRA of the layers that it adapts, spelled as kohya does."""
 
+    finder = _finder(family)
+
     def finds(adapter: Adapter) -> Finder:
-        return _finder(family)
+        return finder
 
     own = Rule(
         families=(family,),

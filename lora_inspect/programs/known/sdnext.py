@@ -8,7 +8,7 @@ options as they are set first.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 
 from lora_inspect.architectures import by_name
 from lora_inspect.caching import remembering_names
@@ -50,9 +50,9 @@ _ROTATIONS = ("oft", "lycoris_boft")
 _networks = a1111.scale(of_glora=alpha_over_rank)
 
 
-def _rotations(adapter: Adapter) -> ScaleRule:
+@cache
+def _with_rotations(other: ScaleRule) -> ScaleRule:
     """Of OFT alpha limits the norm of a rotation, also where it is 0, which leaves none."""
-    other = _networks.make(adapter)
 
     def found(given: Given) -> float | None:
         contribution = given.contribution
@@ -61,6 +61,10 @@ def _rotations(adapter: Adapter) -> ScaleRule:
         return other(given)
 
     return OfKind(found) if isinstance(other, OfKind) else found
+
+
+def _rotations(adapter: Adapter) -> ScaleRule:
+    return _with_rotations(_networks.make(adapter))
 
 
 _SCALE = ScaleOfFile(_rotations)
@@ -156,17 +160,22 @@ def _no_dot(adapter: Adapter) -> str | None:
     return "not enough values to unpack (expected 2, got 1)" if has_none else None
 
 
+@remembering_names
+def _asked_beside(key: str) -> str:
+    """The alpha that a down factor needs, or the up factor whose rows count; empty for every other key."""
+    if key.endswith(".lora_down.weight") and _is_converted(key):
+        return key.partition(".")[0] + ".alpha"
+    return key if key.endswith("_linear1.lora_up.weight") and _is_converted(key) else ""
+
+
 def _of_flux(adapter: Adapter) -> str | None:
     """It asks for the alpha of every layer that it turns into others, and knows one width of single blocks."""
     tensors = adapter.checkpoint.tensors
-    for key, info in tensors.items():
-        if not _is_converted(key):
-            continue
-        module = key.partition(".")[0]
-        if key.endswith(".lora_down.weight") and f"{module}.alpha" not in tensors:
-            return f"'{module}.alpha'"
-        if key.endswith("_linear1.lora_up.weight") and info.shape[0] != _ROWS_OF_LINEAR1:
-            return f"assertion: {module} has {info.shape[0]} rows"
+    for asked in filter(None, map(_asked_beside, tensors)):
+        if asked not in tensors:
+            return f"'{asked}'"
+        if asked.endswith("weight") and tensors[asked].shape[0] != _ROWS_OF_LINEAR1:
+            return f"assertion: {asked.partition('.')[0]} has {tensors[asked].shape[0]} rows"
     return _no_dot(adapter)
 
 

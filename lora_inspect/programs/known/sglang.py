@@ -20,7 +20,7 @@ from lora_inspect.programs.record import (
     Finder,
     Given,
     Loader,
-    OfKind,
+    OfKindInFile,
     Program,
     Rule,
     Strangers,
@@ -108,7 +108,7 @@ def _fused(leaf: str) -> str:
     return _FUSED.get(leaf, leaf)
 
 
-@OfKind
+@OfKindInFile
 def _scale(given: Given) -> float | None:
     """`lora_alpha` over `r`, whatever else the config says."""
     config = config_of(given.adapter)
