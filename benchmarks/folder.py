@@ -7,7 +7,8 @@ Without a FOLDER it writes adapters of some 300 layers into a temporary one, of 
 - steps: the steps of one training of Wan, which have all names and shapes in common;
 - various: adapters of Wan of six ranks and four alphas, of which no program's rules can take one for another;
 - mixed: adapters of Wan, FLUX.1 and SDXL of six ranks, each without a tenth of its layers, drawn at random;
-- copies: of every 40 files 39 have the same tensors as the first one, and metadata of their own;
+- copies: of every 40 files 39 have the same tensors as the first one, and metadata of their own, in 27 MB;
+- small-copies: the same with layers of 64 by 64, in 0.4 MB;
 - tiny: adapters of one layer, all of one size, with numbers of their own.
 
 The data is all holes but for the alphas, in tiny ones random numbers. Prints the medians for one process and
@@ -31,7 +32,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 RANKS, ALPHAS = (4, 8, 16, 32, 64, 128), (1.0, 4.0, 8.0, 16.0)
-KINDS = ("steps", "various", "mixed", "copies", "tiny")
+KINDS = ("steps", "various", "mixed", "copies", "small-copies", "tiny")
 
 WAN = {
     f"blocks_{block}_{layer}": shape
@@ -139,8 +140,9 @@ def write_folder(folder: str, files: int, kind: str) -> None:
             family = drawn.choice(list(FAMILIES))
             kept = {layer: shape for layer, shape in FAMILIES[family].items() if drawn.random() > 0.1}
             write_adapter(path, kept, drawn.choice(RANKS), alpha, number, family)
-        elif kind == "copies":
-            write_adapter(path, WAN, 4, 4.0, mark=number // 40)
+        elif kind in ("copies", "small-copies"):
+            layers = WAN if kind == "copies" else dict.fromkeys(WAN, (64, 64))
+            write_adapter(path, layers, 4, 4.0, mark=number // 40)
         elif kind == "tiny":
             write_adapter(path, {"blocks_0_self_attn_q": (64, 64)}, 4, 4.0, number, is_filled=True)
         else:
