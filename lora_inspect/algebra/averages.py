@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, aligned
 from lora_inspect.algebra.average_weights import steps_of, weights_of
-from lora_inspect.algebra.changes import check_finite, factors_of, sum_of, thin_rank
+from lora_inspect.algebra.changes import factors_of, sum_of, thin_rank
 from lora_inspect.algebra.inputs import Inputs, check_experts, read_inputs
 from lora_inspect.algebra.linear.core import shared_cores
 from lora_inspect.algebra.linear.factors import Array, Factors
 from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.linear.ranks import RankRule
+from lora_inspect.algebra.numpy_tensors import check_finite
 from lora_inspect.algebra.options import FACTORS, AverageRequest, rank_rule
 from lora_inspect.algebra.output.made_metadata import made_metadata
 from lora_inspect.algebra.output.output_modules import FileError

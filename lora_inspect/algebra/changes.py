@@ -1,7 +1,8 @@
 """The change of a contribution as factors: its scale folded in, whatever its algorithm calls its tensors.
 
-Plain LoRA is read by numpy alone. Every other algorithm whose change is a product of thin factors (LoHa, LoKr with a
-thin side, Tucker cores) has a formula that makes them, with torch. The factors are exact where r (m + n) < m n.
+Plain LoRA is read into its place in a sum. Every other algorithm whose change is a product of thin factors has a
+formula that makes them: with numpy those of LoRA with Tucker cores, LoHa and LoKr, with torch all others. The factors
+are exact where r (m + n) < m n.
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,19 @@ from numpy.typing import NDArray
 from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.algebra.linear.factors import Array, Factors, joined
 from lora_inspect.algebra.linear.module_threads import Workspace
+from lora_inspect.algebra.numpy_tensors import (
+    NumpyTensor,
+    check_floats,
+    load_floats,
+    no_numbers,
+    read_tensors,
+    refuse_not_finite,
+)
 from lora_inspect.algorithms import full, lora
-from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.algorithms.record import WEIGHT, Tensors
 from lora_inspect.converting.target.target_algorithm import ARE_DIFFERENCES, is_kernel_open, is_kernel_untold
 from lora_inspect.errors import RefusedError
-from lora_inspect.files.safetensors.header import TensorInfo
-from lora_inspect.maths.stored_numbers import FLOATS, decoded, encoded, load, load_into, no_float, not_finite
+from lora_inspect.maths.stored_numbers import decoded, encoded, load_into
 from lora_inspect.reading.model.contribution import Contribution
 
 
@@ -67,8 +75,9 @@ def thin_rank(contribution: Contribution) -> int | None:
         return contribution.known_rank
     formula = contribution.formula
     shapes = {role: info.shape for role, info in contribution.operands.items()}
-    if formula.inner:
-        rank: int | None = formula.inner(shapes)
+    inner = formula.inner or formula.thin
+    if inner:
+        rank = inner(shapes)
     elif formula.low_rank:
         from lora_inspect.maths.torch_threads import load_torch
 
@@ -99,18 +108,19 @@ def _is_plain(contribution: Contribution) -> bool:
     return contribution.formula.low_rank is lora.matrices and "mid" not in contribution.factors
 
 
-def load_floats(info: TensorInfo) -> Array:
-    """The numbers of a factor; LoraInspectError where they are of no floating type."""
-    _check_floats(info)
-    return load(info)
-
-
-def _check_floats(info: TensorInfo) -> None:
-    if info.dtype not in FLOATS:
-        raise no_float(info)
-
-
 def _by_formula(contribution: Contribution) -> Factors:
+    shape, low_rank = contribution.known_shape, contribution.formula.low_rank
+    if contribution.formula.inner:
+        return _with_settings(contribution)
+    tensors = read_tensors(contribution) if contribution.formula.thin else _read_by_torch(contribution)
+    thin = low_rank(tensors) if low_rank else None
+    if thin is None:
+        raise ValueError(f"{contribution.module.key}: {contribution.algorithm.title} is no product of thin factors")
+    up, down = (numpy.ascontiguousarray(factor) for factor in thin)
+    return Factors.of(up, down, shape, contribution.known_scale)
+
+
+def _read_by_torch(contribution: Contribution) -> Tensors:
     from lora_inspect.maths.torch_threads import load_torch
 
     load_torch()
@@ -118,17 +128,17 @@ def _by_formula(contribution: Contribution) -> Factors:
 
     from lora_inspect.converting.steps.part import read_operands
 
-    shape, low_rank = contribution.known_shape, contribution.formula.low_rank
-    if contribution.formula.inner:
-        from lora_inspect.algebra.full_changes import product_of
+    return read_operands(contribution, torch.float64)
 
-        product = product_of(contribution)
-        return Factors.of(product.up.numpy(), product.down.numpy(), shape, product.scale)
-    thin = low_rank(read_operands(contribution, torch.float64)) if low_rank else None
-    if thin is None:
-        raise ValueError(f"{contribution.module.key}: {contribution.algorithm.title} is no product of thin factors")
-    up, down = (numpy.ascontiguousarray(factor.numpy()) for factor in thin)
-    return Factors.of(up, down, shape, contribution.known_scale)
+
+def _with_settings(contribution: Contribution) -> Factors:
+    from lora_inspect.maths.torch_threads import load_torch
+
+    load_torch()
+    from lora_inspect.algebra.full_changes import product_of
+
+    product = product_of(contribution)
+    return Factors.of(product.up.numpy(), product.down.numpy(), contribution.known_shape, product.scale)
 
 
 def sum_of(module: OutputModule, kind: type = numpy.float64, workspace: Workspace | None = None) -> Factors:
@@ -153,7 +163,7 @@ def _read_sum(terms: Sequence[Term], kind: type, workspace: Workspace) -> Factor
     weights = numpy.empty(edges[-1])
     for term, (first, last) in zip(terms, pairwise(edges), strict=True):
         for role, part in (("up", up[:, first:last]), ("down", down[first:last])):
-            _check_floats(info := term.contribution.operands[role])
+            check_floats(info := term.contribution.operands[role])
             load_into(info, part)
         weights[first:last] = term.contribution.known_scale * term.multiplier
     return Factors(up, weights, down, max(shapes, key=len))
@@ -201,19 +211,6 @@ def _moved(term: Term) -> Factors:
     return change
 
 
-def refuse_not_finite(terms: Sequence[Term]) -> None:
-    """Raises LoraInspectError for the first factor of the terms that is not finite."""
-    for info in (info for term in terms for info in term.contribution.operands.values()):
-        if info.dtype in FLOATS:
-            check_finite(info, load(info))
-
-
-def check_finite(info: TensorInfo, values: Array) -> None:
-    """Raises LoraInspectError for the first number of a factor that is not finite."""
-    if not numpy.isfinite(values).all():
-        raise not_finite(info, values[~numpy.isfinite(values)].ravel()[0])
-
-
 def written_in(
     dtype: str, values: NDArray[numpy.floating[Any]], name: str, path: str
 ) -> tuple[NDArray[numpy.generic], Array]:
@@ -251,16 +248,30 @@ def change_of(term: Term) -> Array:
     """
     contribution = term.contribution
     if contribution.algorithm.name not in ARE_DIFFERENCES:
+        return in_output(_of_formula(term), term)
+    refuse_not_finite([term])
+    values = load_floats(contribution.operands[full.DIFFERENCE]).astype(numpy.float64)
+    matrix = values.reshape(len(values), -1) * term.multiplier
+    return in_output(matrix, term)
+
+
+def _of_formula(term: Term) -> Array:
+    contribution = term.contribution
+    if contribution.formula.thin is None:
         from lora_inspect.maths.torch_threads import load_torch
 
         load_torch()
         from lora_inspect.algebra.full_changes import of_formula
 
-        return in_output(of_formula(term), term)
-    refuse_not_finite([term])
-    values = load_floats(contribution.operands[full.DIFFERENCE]).astype(numpy.float64)
-    matrix = values.reshape(len(values), -1) * term.multiplier
-    return in_output(matrix, term)
+        return of_formula(term)
+    matrix = NumpyTensor.of(numpy.zeros(matrix_shape(contribution.known_shape)))
+    change = contribution.formula.change(
+        read_tensors(contribution), contribution.known_scale, contribution.alpha, **contribution.settings
+    )
+    change.fold(matrix, 0, term.multiplier)
+    if not numpy.isfinite(matrix).all():
+        raise no_numbers(contribution)
+    return numpy.asarray(matrix)
 
 
 def in_output(matrix: Array, term: Term) -> Array:

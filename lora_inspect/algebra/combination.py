@@ -16,12 +16,13 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import Term
-from lora_inspect.algebra.changes import beyond, matrix_shape, refuse_not_finite, sum_of, whole_change, written_in
+from lora_inspect.algebra.changes import beyond, matrix_shape, sum_of, whole_change, written_in
 from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.linear.core import Core, Trim
 from lora_inspect.algebra.linear.factors import Array, Factors
 from lora_inspect.algebra.linear.module_threads import Workspace, made_in_order
 from lora_inspect.algebra.linear.ranks import RankRule, Spectrum
+from lora_inspect.algebra.numpy_tensors import refuse_not_finite
 from lora_inspect.algebra.output.output_modules import MadeModule, Making, PlannedModule
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple

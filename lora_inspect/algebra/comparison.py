@@ -18,11 +18,12 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
-from lora_inspect.algebra.changes import check_sizes, needs_base, refuse_not_finite, terms_of, thin_rank, whole_change
+from lora_inspect.algebra.changes import check_sizes, needs_base, terms_of, thin_rank, whole_change
 from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.linear.core import shared_factors
 from lora_inspect.algebra.linear.factors import Array, Factors
 from lora_inspect.algebra.linear.module_threads import made_in_order
+from lora_inspect.algebra.numpy_tensors import refuse_not_finite
 from lora_inspect.errors import RefusedError
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter

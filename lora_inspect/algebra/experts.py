@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy
 
 from lora_inspect.algebra.alignment import Term
-from lora_inspect.algebra.changes import refuse_not_finite
 from lora_inspect.algebra.linear.core import Core
 from lora_inspect.algebra.linear.factors import Array, Factors, joined
+from lora_inspect.algebra.numpy_tensors import read_tensors, refuse_not_finite
 from lora_inspect.errors import RefusedError
 from lora_inspect.reading.model.contribution import Contribution
 
@@ -77,20 +77,13 @@ def widths(contribution: Contribution) -> tuple[int, int]:
 
 def _factors_of(term: Term) -> list[Factors]:
     """The factors of each expert at the multiplier of the term."""
-    from lora_inspect.maths.torch_threads import load_torch
-
-    load_torch()
-    import torch
-
-    from lora_inspect.converting.steps.part import read_operands
     from lora_inspect.maths.change import ExpertProducts
 
     contribution = term.contribution
     settings = {name: value for name, value in contribution.settings.items() if name != "along"}
-    tensors = read_operands(contribution, torch.float64)
-    change = contribution.formula.change(tensors, 1.0, contribution.alpha, **settings, turned=False)
+    change = contribution.formula.change(read_tensors(contribution), 1.0, contribution.alpha, **settings, turned=False)
     assert isinstance(change, ExpertProducts)
     weight = contribution.known_scale * term.multiplier
-    ups, downs = change.up.numpy(), change.down.numpy()
+    ups, downs = numpy.asarray(change.up), numpy.asarray(change.down)
     shape = ups.shape[1], downs.shape[2]
     return [Factors.of(up, down, shape, weight) for up, down in zip(ups, downs, strict=True)]

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
+from lora_inspect.algebra.numpy_tensors import no_numbers
 from lora_inspect.architectures.rows import Runs
 from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, take_rows
 from lora_inspect.converting.steps.part import read_operands
-from lora_inspect.errors import DamagedError, RefusedError
+from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import match
@@ -44,7 +45,7 @@ def of_formula(term: Term) -> Matrix:
     try:
         _change_of(contribution).fold(matrix, 0, term.multiplier)
     except LinAlgError as error:
-        raise _no_numbers(contribution) from error
+        raise no_numbers(contribution) from error
     return _finite(matrix, contribution)
 
 
@@ -64,16 +65,8 @@ def _change_of(contribution: Contribution) -> Change:
 def _finite(matrix: torch.Tensor, contribution: Contribution) -> Matrix:
     found: Matrix = matrix.numpy()
     if not numpy.isfinite(found).all():
-        raise _no_numbers(contribution)
+        raise no_numbers(contribution)
     return found
-
-
-def _no_numbers(contribution: Contribution) -> DamagedError:
-    return DamagedError(
-        next(iter(contribution.factors.values())).file,
-        f"the change of {contribution.module.key} is not finite, or involves a matrix that cannot be inverted",
-        "repair the file that holds such numbers",
-    )
 
 
 class BaseChanges:
@@ -172,7 +165,7 @@ class BaseChanges:
                 for first, rows in deltas([(self._change(fold), fold.multiplier) for fold in folds], read):
                     whole[first : first + len(rows)] = rows
             except LinAlgError as error:
-                raise _no_numbers(folds[0].contribution) from error
+                raise no_numbers(folds[0].contribution) from error
             self._last = name, whole
         return [(0, self._last[1])]
 

@@ -17,9 +17,10 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.changes import check_finite, load_floats, written_in
+from lora_inspect.algebra.changes import written_in
 from lora_inspect.algebra.inputs import Inputs
 from lora_inspect.algebra.linear.ranks import RankRule
+from lora_inspect.algebra.numpy_tensors import check_finite, load_floats
 from lora_inspect.algebra.output.made_metadata import input_records, kept_metadata, made_record
 from lora_inspect.algebra.output.output_modules import FileError
 from lora_inspect.algebra.output.streamed_file import bytes_of, streamed_bytes, streamed_file

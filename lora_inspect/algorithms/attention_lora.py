@@ -47,6 +47,6 @@ IN_PROJ = OF_MATRIX._replace(dialects={**lora.DIALECTS, "peft-unused": _UNUSED},
 OUT_PROJ = OF_MATRIX._replace(
     title="LoRA counted twice",
     equation="W + m · 2 · s · up @ down",
-    formula=lora.ALGORITHM.formula and lora.ALGORITHM.formula._replace(change=change, low_rank=low_rank),
+    formula=lora.ALGORITHM.formula and lora.ALGORITHM.formula._replace(change=change, low_rank=low_rank, thin=None),
     variant=variant,
 )

@@ -85,6 +85,11 @@ def low_rank(tensors: Tensors) -> tuple[Any, Any]:
     return row_wise(left_a, right_a), down
 
 
+def thin(shapes: Shapes) -> int:
+    """The inner size of `low_rank`."""
+    return rank(shapes) ** 2
+
+
 def _pairs(tensors: Tensors) -> tuple[Pair, Pair]:
     """Both products; a Tucker core is contracted into _b."""
     return _pair(tensors, 1), _pair(tensors, 2)
@@ -112,7 +117,7 @@ ALGORITHM = Algorithm(
     writers="LyCORIS, musubi-tuner, OneTrainer, PEFT, `networks`",
     dialects=DIALECTS,
     marks=ROLES,
-    formula=Formula(check, weight_shape, misfit, rank, change, low_rank),
+    formula=Formula(check, weight_shape, misfit, rank, change, low_rank, thin=thin),
     decomposes=True,
     peft_type="LOHA",
     scaled=("w1_a",),

@@ -162,6 +162,15 @@ def low_rank(tensors: Tensors) -> tuple[Any, Any] | None:
     return _kronecker(left[0], right[0]), _kronecker(left[1], right[1])
 
 
+def thin(shapes: Shapes) -> int | None:
+    """The inner size of `low_rank`."""
+    if is_whole(shapes):
+        return None
+    first = shapes["w1_b"][0] if "w1_b" in shapes else min(shapes["w1"])
+    o2, *columns = _large_shape(shapes)
+    return first * (shapes["w2_b"][0] if "w2_b" in shapes else min(o2, prod(columns)))
+
+
 def small(tensors: Tensors) -> Any:
     """w1 as a matrix (o1, i1)."""
     return tensors["w1"] if "w1" in tensors else tensors["w1_a"] @ tensors["w1_b"]
@@ -213,7 +222,7 @@ ALGORITHM = Algorithm(
     equation="W + m · s · w1 ⊗ w2",
     writers="LyCORIS, musubi-tuner, OneTrainer, ai-toolkit, PEFT, blissful-tuner, `networks`",
     dialects=DIALECTS,
-    formula=Formula(check, weight_shape, misfit, rank, change, low_rank, hidden_rank=largest_side),
+    formula=Formula(check, weight_shape, misfit, rank, change, low_rank, hidden_rank=largest_side, thin=thin),
     decomposes=True,
     peft_type="LOKR",
     scaled=("w1", "w1_a"),

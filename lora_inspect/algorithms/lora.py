@@ -127,6 +127,11 @@ def matrices(tensors: Tensors) -> tuple[Any, Any]:
     return up, contracted(tensors["mid"], down.reshape(down.shape[0], -1))
 
 
+def thin(shapes: Shapes) -> int:
+    """The inner size of `matrices`."""
+    return shapes["up"][1]
+
+
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
     """scale · up @ down."""
     from lora_inspect.maths.change import LowRank
@@ -144,7 +149,7 @@ ALGORITHM = Algorithm(
     ),
     dialects=DIALECTS,
     marks=("down", "up"),
-    formula=Formula(check, weight_shape, misfit, rank, change, low_rank=matrices, rslora=True),
+    formula=Formula(check, weight_shape, misfit, rank, change, low_rank=matrices, rslora=True, thin=thin),
     decomposes=True,
     peft_type="LORA",
     idle=tuple(IDLE),

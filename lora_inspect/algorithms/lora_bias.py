@@ -46,7 +46,7 @@ ALGORITHM = Algorithm(
     writers="PEFT (lora_bias), ai-toolkit",
     dialects={"kohya": {"bias": ".lora_up.bias"}, "peft": {"bias": ".lora_B.bias"}},
     marks=("bias",),
-    formula=Formula(check, shape, misfit, rank, change),
+    formula=Formula(check, shape, misfit, rank, change, thin=lambda shapes: None),
     parameter=BIAS,
     beside="lora",
     peft_type="LORA",

@@ -58,7 +58,9 @@ ALGORITHMS = (
         equation="W + m · s · (B @ A)ᵀ",
         writers="PEFT",
         dialects={"peft": {"down": ".lora_embedding_A", "up": ".lora_embedding_B"}},
-        formula=Formula(check, lora.weight_shape, misfit, lora.rank, lora.change, low_rank=lora.matrices, rslora=True),
+        formula=Formula(
+            check, lora.weight_shape, misfit, lora.rank, lora.change, lora.matrices, rslora=True, thin=lora.thin
+        ),
     ),
     # Its suffixes are those of LoRA, which is tried first: the shapes tell.
     _embedding(
@@ -75,6 +77,7 @@ ALGORITHMS = (
             change=change_along_tokens,
             low_rank=lambda tensors: lora.matrices(turned(tensors)),
             rslora=True,
+            thin=lora.thin,
         ),
         decomposes=False,
     ),

@@ -84,7 +84,7 @@ ALGORITHM = Algorithm(
     writers="mlx-lm",
     dialects={"mlx": SUFFIXES},
     marks=("down", "up"),
-    formula=Formula(check, weight_shape, misfit, rank, change, low_rank=matrices),
+    formula=Formula(check, weight_shape, misfit, rank, change, low_rank=matrices, thin=rank),
     decomposes=True,
     has_alpha=False,
     scaled=("up",),

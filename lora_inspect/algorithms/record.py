@@ -87,6 +87,8 @@ class Formula(NamedTuple):
     - `sized` says that `change` also gets `weight`, the shape (out, in, *kernel) of the weight, because the factors do
       not tell it and the formula needs it.
     - `rslora` says whether RS-LoRA's rule can be its own.
+    - `thin(shapes)` is the inner size of the pair that `low_rank` makes, None where that makes none. An algorithm that
+      has it is computed by numpy too: `low_rank` and `change` use no methods but those of `NumpyTensor`.
     """
 
     check: Callable[[Shapes], str | None]
@@ -102,6 +104,7 @@ class Formula(NamedTuple):
     sized: bool = False
     seen: Callable[[Tensors, Iterable[tuple[int, Any]]], Any] | None = None
     inner: Callable[[Shapes], int] | None = None
+    thin: Callable[[Shapes], int | None] | None = None
 
 
 class Algorithm(NamedTuple):

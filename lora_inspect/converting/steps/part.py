@@ -289,6 +289,8 @@ def thin_rank(formula: Formula, shapes: Mapping[Role, tuple[int, ...]]) -> int |
 
     The factors are tensors of torch's meta device, which have shapes and no numbers.
     """
+    if formula.thin:
+        return formula.thin(shapes)
     if formula.low_rank is None:
         return None
     shadows = {role: torch.empty(shape, dtype=torch.float64, device="meta") for role, shape in shapes.items()}
