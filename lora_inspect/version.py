@@ -1,3 +1,42 @@
-"""The version of this package."""
+"""The version of this package, and the distributions that it is installed by: the whole one, and one without torch."""
+
+import os
 
 __version__ = "0.1.0"
+
+WHOLE, LIGHT = "lora-inspect", "lora-inspect-light"
+
+
+def installed_by() -> list[str]:
+    """The names of the distributions that this package was installed by: none for a checkout, and two by mistake."""
+    # Loading it takes longer than most commands.
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    found = []
+    for name in (WHOLE, LIGHT):
+        try:
+            own = distribution(name)
+        except PackageNotFoundError:
+            continue
+        place = str(own.locate_file("lora_inspect/version.py"))
+        if os.path.exists(place) and os.path.samefile(place, __file__):
+            found.append(name)
+    return found
+
+
+def described() -> str:
+    """The version in a line, with the form of the installation."""
+    found = installed_by()
+    if len(found) > 1:
+        return (
+            f"{WHOLE}, version {__version__}, is installed twice, also as {LIGHT}; run pip uninstall {WHOLE} {LIGHT}, "
+            "then install one of them"
+        )
+    return f"{LIGHT}, version {__version__} (without torch)" if found == [LIGHT] else f"{WHOLE}, version {__version__}"
+
+
+def torch_advice() -> str:
+    """The problem and the way out where torch is not installed."""
+    if installed_by() == [LIGHT]:
+        return f"{LIGHT}, the light form, comes without it; run pip uninstall {LIGHT}, then pip install {WHOLE}"
+    return "it is not installed; run pip install torch"

@@ -1,6 +1,7 @@
 """Goes through all fixtures in a Python that has no torch: what does not compute works, what does says what is missing.
 
-Run as a script; needs neither torch nor pytest. Prints what is wrong, and ends with 1 where anything is.
+Sums of LoRA, LoHa and LoKr work too. Run as a script; needs neither torch nor pytest. Prints what is wrong, and ends
+with 1 where anything is.
 """
 
 import contextlib
@@ -10,13 +11,23 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, NamedTuple
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SYNTHETIC = FIXTURES / "synthetic"
 BASE, RSLORA, DORA = (SYNTHETIC / f"{name}.safetensors" for name in ("base_f32", "rslora_flag", "dora_without_flag"))
-MISSING = "Error: this command needs torch, which is not installed; install it, for instance with pip install torch.\n"
+IS_LIGHT = any(one.metadata["Name"] == "lora-inspect-light" for one in distributions())
+MISSING = (
+    "Error: this needs torch, but lora-inspect-light, the light form, comes without it; run pip uninstall "
+    "lora-inspect-light, then pip install lora-inspect.\n"
+    if IS_LIGHT
+    else "Error: this needs torch, but it is not installed; run pip install torch.\n"
+)
+# The algorithms that numpy computes.
+BY_NUMPY = {"lora", "loha", "lokr", "mlx", "lora_embedding", "lora_embedding_along_tokens", "lora_bias", "lora_experts"}
+BY_NUMPY |= {"stacked_experts", "mlx_experts", "saved"}
 # What is not to be loaded, and of which torch alone is not there.
 HEAVY = ("torch", "numpy")
 
@@ -118,6 +129,52 @@ def wrong_of_numbers() -> Iterator[str]:
         yield f"check --tensors: {ended}"
 
 
+def wrong_of_sums(path: Path, folder: str) -> Iterator[str]:
+    """What is wrong with sums of one adapter: only those of rarer algorithms need torch."""
+    import lora_inspect
+
+    opened = lora_inspect.open_adapter(path)
+    if not opened.modules or any(problem.severity == "error" for problem in opened.problems):
+        return
+    is_of_config = path.suffix != ".gguf" and (path.parent / "adapter_config.json").exists()
+    out = Path(folder) / ("out" if is_of_config or path.is_dir() else f"out{path.suffix}")
+    for words in (
+        ["combine", path, path, "-o", out, "--force"],
+        ["resize", path, "--rank", "1", "-o", out, "--force"],
+        ["average", path, path, "-o", out, "--force"],
+        ["compare", path, path],
+    ):
+        ended = run(*words)
+        is_summed = {module.algorithm for module in opened.modules} <= BY_NUMPY
+        # Where a change depends on the weight, the base is asked for.
+        if ended.status and not (ended.status == 1 and "give --base BASE" in ended.err):
+            if is_summed or ended != (3, "", MISSING):
+                yield f"{words[0]} {path} ends with {ended.status}: {ended.err}"
+
+
+def wrong_of_forms() -> Iterator[str]:
+    """What is wrong with what the light form says of itself, where this is one."""
+    told = run("--version").out
+    expected = f"lora-inspect-light, version {lora_version()} (without torch)\n"
+    if IS_LIGHT and told != expected:
+        yield f"--version: {told}"
+    if IS_LIGHT:
+        try:
+            import lora_inspect.networks
+
+            yield "the light form has a training network"
+        except ImportError as error:
+            if "pip install lora-inspect" not in str(error):
+                yield f"lora_inspect.networks: {error}"
+
+
+def lora_version() -> str:
+    """The version of the package."""
+    import lora_inspect
+
+    return lora_inspect.__version__
+
+
 def wrong_of_computing() -> Iterator[str]:
     """What is wrong with what computes: it says what is missing, and leaves nothing."""
     import lora_inspect
@@ -165,6 +222,12 @@ def main() -> int:
     wrong += [f"{name} was loaded" for name in HEAVY if sys.modules.get(name)]
     wrong += wrong_of_numbers()
     wrong += wrong_of_computing()
+    wrong += wrong_of_forms()
+    for path in found:
+        if "refused" not in path.parts:
+            with tempfile.TemporaryDirectory() as folder:
+                wrong += wrong_of_sums(path, folder)
+    wrong += ["torch was loaded"] if sys.modules.get("torch") else []
     if len(found) < 60:
         wrong.append(f"only {len(found)} fixtures were found")
     print(*wrong, f"{len(found)} fixtures were looked at without torch", sep="\n")

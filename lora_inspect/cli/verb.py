@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_inspect.sentences import listed
-from lora_inspect.version import __version__
+from lora_inspect.version import described
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -128,7 +128,7 @@ def help_option() -> click.Option:
 
 def version_option() -> click.Option:
     """--version, of the program itself."""
-    return _telling(["--version"], "Show the version and exit.", lambda context: f"lora-inspect, version {__version__}")
+    return _telling(["--version"], "Show the version and exit.", lambda context: described())
 
 
 def _telling(flags: list[str], says: str, text: Callable[[click.Context], str]) -> click.Option:

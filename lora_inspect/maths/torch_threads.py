@@ -14,6 +14,7 @@ from typing import Any
 from lora_inspect.errors import NeedsTorchError, NotFoundError
 from lora_inspect.files.deferred_signals import held_signals
 from lora_inspect.files.system import usable_cores
+from lora_inspect.version import torch_advice
 
 # libgomp, which torch's wheels for Linux bring, lets a thread that waits turn in a loop 300,000 times. Where another
 # process holds a core, the threads of each product turn until the last of them got its share. A thousand turns are
@@ -40,9 +41,7 @@ def load_torch() -> None:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise NeedsTorchError(
-            "this command needs torch, which is not installed; install it, for instance with pip install torch."
-        ) from error
+        raise NeedsTorchError(f"this needs torch, but {torch_advice()}.") from error
 
 
 def wait_briefly() -> None:

@@ -4,9 +4,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lora_inspect.errors import NeedsTorchError
 from lora_inspect.maths.torch_threads import wait_briefly
+from lora_inspect.version import torch_advice
 
-__path__ = [str(Path(__file__).resolve().parents[2] / "networks")]
+_FOLDER = Path(__file__).resolve().parents[2] / "networks"
+# Another package may have a folder of that name there.
+if not (_FOLDER / "network_args.py").exists():
+    raise NeedsTorchError(f"the training network needs torch, but {torch_advice()}.")
+__path__ = [str(_FOLDER)]
 
 wait_briefly()
 
