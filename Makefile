@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help environment format lint types contract docs pages quick tests slow numeric all ci
+.PHONY: help environment format lint types contract docs pages quick tests slow numeric all ci release matrix
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -11,7 +11,7 @@ environment: ## .venv with what the tests and checks need
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --upgrade pip
 	.venv/bin/pip install --quiet ".[test]"
-	.venv/bin/pip install --quiet --group dev
+	.venv/bin/pip install --quiet --group dev --group release
 
 format: ## rewrites files in the format, and fixes what the linter can
 	.venv/bin/ruff format .
@@ -43,6 +43,7 @@ pages: ## writes what is made from the source: pages, the output of commands in 
 	$(PYTHON) docs/write_cli.py
 	$(PYTHON) docs/write_formats.py
 	$(PYTHON) docs/write_outputs.py
+	$(PYTHON) packaging/write_light.py
 
 quick: ## the rules, and the tests that neither compute much nor start programs: while one works
 	$(PYTHON) -m pytest -q -n auto -m "not slow and not numeric" tests/test_contract.py tests/reading tests/matching tests/schemes tests/architectures tests/checking tests/maths
@@ -60,3 +61,9 @@ all: lint types contract docs tests slow ## everything but a new environment and
 
 ci: ## everything that must hold, in a new environment; takes long
 	.ci/run
+
+release: ## builds both forms into dist, and checks them; uploads nothing
+	$(PYTHON) packaging/release.py
+
+matrix: ## installs both forms with the oldest and the newest libraries, and runs them; takes long
+	$(PYTHON) packaging/matrix.py

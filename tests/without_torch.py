@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,11 +146,11 @@ def wrong_of_sums(path: Path, folder: str) -> Iterator[str]:
         ["compare", path, path],
     ):
         ended = run(*words)
-        is_summed = {module.algorithm for module in opened.modules} <= BY_NUMPY
         # Where a change depends on the weight, the base is asked for.
-        if ended.status and not (ended.status == 1 and "give --base BASE" in ended.err):
-            if is_summed or ended != (3, "", MISSING):
-                yield f"{words[0]} {path} ends with {ended.status}: {ended.err}"
+        is_told = ended.status == 0 or (ended.status == 1 and "give --base BASE" in ended.err)
+        is_summed = {module.algorithm for module in opened.modules} <= BY_NUMPY
+        if not is_told and (is_summed or ended != (3, "", MISSING)):
+            yield f"{words[0]} {path} ends with {ended.status}: {ended.err}"
 
 
 def wrong_of_forms() -> Iterator[str]:
@@ -160,8 +161,7 @@ def wrong_of_forms() -> Iterator[str]:
         yield f"--version: {told}"
     if IS_LIGHT:
         try:
-            import lora_inspect.networks
-
+            import_module("lora_inspect.networks")
             yield "the light form has a training network"
         except ImportError as error:
             if "pip install lora-inspect" not in str(error):

@@ -271,7 +271,13 @@ def _as_click(one: "Declared") -> Mapping[str, Any]:
     return {"multiple": asked.kind == option.NAMES, "metavar": asked.metavar}
 
 
-class NearChoice(click.Choice[str]):
+if TYPE_CHECKING:
+    _Choice = click.Choice[str]
+else:  # click 8.1 has one kind alone
+    _Choice = click.Choice
+
+
+class NearChoice(_Choice):
     """One of several names, which may be given in another spelling where they have titles."""
 
     def __init__(self, names: Collection[str], titles: Mapping[str, str] | None = None) -> None:

@@ -1,0 +1,140 @@
+"""Runs the installed command on the fixtures, as its user does: every verb, or without torch all that need none.
+
+    python tests/installed.py whole|light
+
+Run by the Python of an environment with one of the forms and nothing else; prints a line for each command, and ends with
+1 where one does something else than it should.
+"""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+import numpy
+from safetensors.numpy import load_file
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+SYNTHETIC = FIXTURES / "synthetic"
+BASE, LORA, OTHER = (SYNTHETIC / f"{name}.safetensors" for name in ("base_f32", "rslora_flag", "comfyui_alpha"))
+LOHA = FIXTURES / "minilm-lycoris-loha-r8" / "lycoris.safetensors"
+SCRIPT = Path(sysconfig.get_path("scripts")) / "lora-inspect"
+SENTENCE = (
+    "Error: this needs torch, but lora-inspect-light, the light form, comes without it; run pip uninstall "
+    "lora-inspect-light, then pip install lora-inspect.\n"
+)
+DOWN = {"down": "up", "A": "B"}
+LIBRARIES = ("click", "numpy", "safetensors", "tabulate", "threadpoolctl", "torch")
+
+# With OUT for a file that the command writes. What needs torch is last.
+READING = (
+    ("info", SYNTHETIC),
+    ("info", LORA, "--why"),
+    ("check", SYNTHETIC, "--fail-on", "error"),
+    ("check", LORA, "--tensors"),
+    ("metadata", "show", LORA),
+    ("compat", LORA),
+)
+SUMS = (
+    ("combine", f"{LORA}:0.5", OTHER, "-o", "combined.safetensors"),
+    ("resize", LORA, "--rank", "2", "-o", "resized.safetensors"),
+    ("average", LORA, LORA, "-o", "average.safetensors"),
+    ("compare", LORA, OTHER),
+    ("compare", LOHA, LOHA),
+)
+COMPUTING = (
+    ("merge", BASE, f"{LORA}:0.5", "-o", "merged.safetensors"),
+    ("verify", "merged.safetensors", BASE, f"{LORA}:0.5"),
+    ("unmerge", "merged.safetensors", f"{LORA}:0.5", "--base", BASE, "-o", "unmerged.safetensors"),
+    ("convert", LORA, "-o", "standard.safetensors"),
+    ("convert", LORA, "--to", "diffusers", "-o", "diffusers.safetensors"),
+    ("extract", "merged.safetensors", BASE, "--rank", "4", "-o", "extracted.safetensors"),
+)
+
+
+def run(words, folder):
+    start = time.perf_counter()
+    ended = subprocess.run([SCRIPT, *map(str, words)], cwd=folder, capture_output=True, text=True)
+    return ended, time.perf_counter() - start
+
+
+def deltas(path, multiplier=1.0):
+    """The changes of an adapter by kohya's names, of RS-LoRA where its flag says so."""
+    tensors = load_file(path)
+    scale = 0.5 if "use_rslora_flag" in tensors else 1.0
+    found = {}
+    for key in tensors:
+        name, _, side = key.removesuffix(".weight").rpartition(".lora_")
+        if side in DOWN:
+            up, down = (tensors[f"{name}.lora_{own}.weight"].astype(numpy.float64) for own in (DOWN[side], side))
+            factor = multiplier * float(tensors[f"{name}.alpha"]) / len(down) ** scale
+            flat = "lora_unet_" + name.removeprefix("lora_unet_").removeprefix("diffusion_model.").replace(".", "_")
+            found[flat] = factor * (up.reshape(len(up), -1) @ down.reshape(len(down), -1))
+    return found
+
+
+def is_sum(folder):
+    """Whether the combined file holds 0.5 times one adapter and the other."""
+    meant = deltas(LORA, 0.5)
+    for name, other in deltas(OTHER).items():
+        meant[name] = meant[name] + other
+    found = deltas(folder / "combined.safetensors")
+    return found.keys() == meant.keys() and all(numpy.allclose(found[name], meant[name], atol=1e-5) for name in meant)
+
+
+def is_merge(folder):
+    """Whether the merged base is the base and half of the adapter."""
+    base, merged = load_file(BASE), load_file(folder / "merged.safetensors")
+    named = {name.removesuffix(".weight").replace(".", "_"): name for name in base}
+    meant = dict(base)
+    for key, delta in deltas(LORA, 0.5).items():
+        name = named[key.removeprefix("lora_unet_")]
+        meant[name] = base[name] + delta.reshape(base[name].shape)
+    return merged.keys() == meant.keys() and all(numpy.allclose(merged[name], meant[name], atol=1e-5) for name in meant)
+
+
+def imports(folder):
+    """What is wrong with the names of the training network."""
+    code = "import networks.lora_wan, lora_inspect.networks.lora_wan"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    return [ended.stderr] if ended.returncode else []
+
+
+def main():
+    is_light = sys.argv[1] == "light"
+    own = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+    listed = ", ".join(f"{name} {own[name]}" for name in LIBRARIES if name in own)
+    print(f"Python {platform.python_version()}, {listed}")
+    wrong = ["torch is installed"] if is_light == ("torch" in own) else []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        told, _ = run(["--version"], folder)
+        print(told.stdout, end="")
+        wrong += [] if told.stdout.startswith("lora-inspect-light," if is_light else "lora-inspect,") else [told.stdout]
+        for words in (*READING, *SUMS, *COMPUTING):
+            ended, seconds = run(words, folder)
+            line = " ".join(os.path.relpath(word, FIXTURES) if isinstance(word, Path) else word for word in words)
+            print(f"  {seconds:5.2f} s  {line}")
+            if is_light and words in COMPUTING:
+                print(f"           {ended.stderr}", end="")
+                is_right = (ended.returncode, ended.stderr) == (3, SENTENCE)
+                # What is to be verified or undone has not been made.
+                if not (is_right or "merged.safetensors" in words[1:2]):
+                    wrong.append(f"{line} ends with {ended.returncode}: {ended.stderr}")
+            elif ended.returncode or "Traceback" in ended.stderr or "Warning" in ended.stderr:
+                wrong.append(f"{line} ends with {ended.returncode}: {ended.stderr}")
+        wrong += [] if is_sum(folder) else ["combined.safetensors is another sum"]
+        if not is_light:
+            wrong += [] if is_merge(folder) else ["merged.safetensors is another merge"]
+            wrong += imports(folder)
+    print(*wrong, sep="\n", end="\n" if wrong else "")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
