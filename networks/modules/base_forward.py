@@ -11,7 +11,7 @@ Deep copies of adapters, such as the averages of a training: their own parameter
 A copy is in no layer's forward. `apply_to` puts it there, around what stands there already.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -116,8 +116,9 @@ def _drawn(shape: Any, like: Tensor, draws: torch.Generator) -> Tensor:
 class FastPaths:
     """Torch's transformer blocks that hold one of `layers`, which they do not call in evaluation mode.
 
-    A block that sees a hook calls its layers. An encoder packs samples of several lengths into one tensor, and a block
-    that calls its layers cannot take it, so packing is switched off as well, until no network is in the encoder.
+    In torch 2.13 a block that sees a hook calls its layers; in 2.4 it does so only if an attribute says that its
+    activation is neither ReLU nor GELU. An encoder packs samples of several lengths into one tensor, and a block that
+    calls its layers cannot take it, so packing is switched off as well, until no network is in the encoder.
     """
 
     def __init__(self, root: nn.Module, layers: Collection[nn.Module]) -> None:
@@ -131,10 +132,10 @@ class FastPaths:
         if self._hooks:
             return
         for block in self.blocks:
-            seen = _Seen(getattr(block, "use_nested_tensor", False))
+            seen = _Seen({name: getattr(block, name, 0) for name in _SWITCHES})
             self._hooks.append((block, seen, block.register_forward_pre_hook(seen)))
-            if seen.packs:
-                block.use_nested_tensor = False
+            for name in seen.on:
+                setattr(block, name, type(seen.on[name])(0))
 
     def open(self) -> None:
         """Undoes `close`."""
@@ -142,9 +143,10 @@ class FastPaths:
             hook.remove()
             others = [other for other in block._forward_pre_hooks.values() if isinstance(other, _Seen)]
             if others:
-                others[0].packs |= seen.packs
-            elif seen.packs:
-                block.use_nested_tensor = True
+                others[0].on |= seen.on
+            else:
+                for name, value in seen.on.items():
+                    setattr(block, name, value)
         self._hooks = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FastPaths":
@@ -153,11 +155,15 @@ class FastPaths:
         return copy
 
 
-class _Seen:
-    """A hook that does nothing, on a block that packed samples before if it `packs`."""
+# What an encoder packs samples by, and what a block is fused by: 1 for ReLU, 2 for GELU.
+_SWITCHES = ("use_nested_tensor", "activation_relu_or_gelu")
 
-    def __init__(self, packs: bool) -> None:
-        self.packs = packs
+
+class _Seen:
+    """A hook that does nothing, and the switches that were `on` in its block before."""
+
+    def __init__(self, switches: Mapping[str, int]) -> None:
+        self.on = {name: value for name, value in switches.items() if value}
 
     def __call__(self, block: nn.Module, inputs: Any) -> None:
         pass
