@@ -2,9 +2,9 @@
 
     python packaging/matrix.py [--keep FOLDER] [ROW...]
 
-Builds the wheels first, as `packaging/release.py` does. A row is a form, a Python and the versions of libraries. Without
-any ROW all of them run, which takes some minutes and 12 GB of disk. Prints the size of each environment, without pip,
-and how long its installation took. Ends with 1 where a row fails.
+Builds the wheels first, as `packaging/release.py` does. A row is a form, a Python and the versions of libraries.
+Without any ROW all of them run, which takes some minutes and 12 GB of disk. Prints the size of each environment,
+without pip, and how long its installation took. Ends with 1 where a row fails.
 """
 
 import argparse
