@@ -71,6 +71,14 @@ def metadata(wheel):
     return message_from_string(text.decode())
 
 
+def test_the_page_on_installing_shows_the_sentence_of_the_light_form():
+    page = (ROOT / "docs" / "installing.md").read_text()
+    spec = util.spec_from_file_location("installed", ROOT / "tests" / "installed.py")
+    installed = util.module_from_spec(spec)
+    spec.loader.exec_module(installed)
+    assert installed.SENTENCE in page
+
+
 def test_the_light_project_is_made_from_the_whole_one(release):
     assert release.write_light.OUT.read_text() == release.write_light.current()
 

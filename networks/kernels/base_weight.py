@@ -37,7 +37,8 @@ def storage_of(tensor: Tensor) -> str:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a part of the tensor only (a DTensor, of FSDP2 or tensor parallelism)."""
-    return hasattr(tensor, "full_tensor")
+    # Torch 2.4 cannot trace a question after an attribute of a tensor.
+    return hasattr(type(tensor), "full_tensor")
 
 
 def true_weight(base: nn.Module, dtype: torch.dtype) -> Tensor:
