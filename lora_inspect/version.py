@@ -1,7 +1,5 @@
 """The version of this package, and the distributions that it is installed by: the whole one, and one without torch."""
 
-import os
-
 __version__ = "0.1.0"
 
 WHOLE, LIGHT = "lora-inspect", "lora-inspect-light"
@@ -9,7 +7,8 @@ WHOLE, LIGHT = "lora-inspect", "lora-inspect-light"
 
 def installed_by() -> list[str]:
     """The names of the distributions that this package was installed by: none for a checkout, and two by mistake."""
-    # Loading it takes longer than most commands.
+    # A program that imports the package loads no more than the version.
+    import os
     from importlib.metadata import PackageNotFoundError, distribution
 
     found = []
