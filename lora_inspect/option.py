@@ -64,7 +64,8 @@ class Declared(NamedTuple):
     @property
     def flag(self) -> str:
         """The option on the command line; `--no-NAME` for a flag that is set by default."""
-        spelled = self.name.replace("_", "-")
+        # A word of Python's has a mark behind it there.
+        spelled = self.name.rstrip("_").replace("_", "-")
         return f"--no-{spelled}" if self.default is True else f"--{spelled}"
 
     def words(self, value: Any) -> Iterator[str]:

@@ -70,6 +70,7 @@ WIDEST = 20
 LEAST = 100
 # The registries, where each file is a fact. A folder of algorithms or families has as many as there are.
 NAMED_FACTS = (
+    "lora_inspect/algebra/methods/known",
     "lora_inspect/algorithms",
     "lora_inspect/algorithms/on_demand",
     "lora_inspect/programs/known",

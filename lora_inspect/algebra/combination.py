@@ -17,6 +17,15 @@ from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import Term
 from lora_inspect.algebra.changes import beyond, matrix_shape, sum_of, whole_change, written_in
+from lora_inspect.algebra.core_merging import (
+    MergedWeight,
+    MergeFacts,
+    MergeRule,
+    energy_multiplier,
+    merged_vector,
+    merged_weight,
+    total_facts,
+)
 from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.linear.core import Core, Trim
 from lora_inspect.algebra.linear.factors import Array, Factors
@@ -50,11 +59,15 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MeasuredModule:
-    """A module of the output with the singular values of its sum, and the `trim` to all of them, None if not kept."""
+    """A module of the output with the singular values of its sum, and the `trim` to all of them, None if not kept.
+
+    `facts` are those of a method.
+    """
 
     module: PlannedModule
     spectrum: Spectrum
     trim: Trim | None
+    facts: MergeFacts | None = None
 
     @property
     def key(self) -> str:
@@ -81,6 +94,10 @@ def made_by_rule(
             matrix = _full_change(module, making)
             is_difference = module.is_difference
             return _difference(made, matrix, making) if is_difference else _found(made, matrix, rule, making)
+        if making.merge:
+            weight = _merge(module, making.merge)
+            spectrum = _merged_spectrum(weight, module, making.dtype)
+            return _merged(made, weight, spectrum, rule.rank_of(spectrum, module.of_inputs), making)
         if module.experts:
             experts = ExpertChanges(_at_work(module))
             spectrum = _spectrum_of_experts(experts, module, making.dtype)
@@ -140,6 +157,10 @@ def measured(modules: Sequence[PlannedModule], making: Making, progress: Progres
             return MeasuredModule(module, Spectrum(numpy.zeros(0), 0, 1), None)
         if module.is_full:
             return MeasuredModule(module, _full_spectrum(_full_change(module, making), module, making.dtype), None)
+        if making.merge:
+            weight = _merge(module, making.merge)
+            facts = weight.facts(len(weight.values))
+            return MeasuredModule(module, _merged_spectrum(weight, module, making.dtype), None, facts)
         if module.experts:
             spectrum = _spectrum_of_experts(ExpertChanges(_at_work(module)), module, making.dtype)
             return MeasuredModule(module, spectrum, None)
@@ -183,6 +204,8 @@ def made(
         found = _with_vectors(MadeModule(one.module), making)
         if one.module.shape and rank and one.module.is_full:
             return _found(found, _full_change(one.module, making), RankRule(rank=rank), making)
+        if making.merge and one.module.shape:
+            return _merged(found, _merge(one.module, making.merge), one.spectrum, rank, making)
         if one.module.experts and rank:
             return _trimmed_experts(found, one.spectrum, rank, ExpertChanges(_at_work(one.module)), making)
         change, core = _core_of(one.module, making.dtype, workspace) if rank and not one.trim else (None, None)
@@ -213,9 +236,12 @@ def _trimmed_experts(
     one: MadeModule, spectrum: Spectrum, rank: int, experts: ExpertChanges, making: Making
 ) -> MadeModule:
     """The module with the trimmed factors of each expert below each other, and the rounding of all together."""
-    if not spectrum.rounding:
-        return one
-    made = [_rounded(replace(one, rank=rank), factors, making) for factors in experts.trimmed(rank)]
+    return _stacked(one, spectrum, rank, experts.trimmed(rank), making) if spectrum.rounding else one
+
+
+def _stacked(one: MadeModule, spectrum: Spectrum, rank: int, changes: Sequence[Factors], making: Making) -> MadeModule:
+    """The module with the factors of the changes of each expert below each other."""
+    made = [_rounded(replace(one, rank=rank), factors, making) for factors in changes]
     ups, downs = [one.up for one in made if one.up is not None], [one.down for one in made if one.down is not None]
     return replace(
         made[0],
@@ -226,6 +252,47 @@ def _trimmed_experts(
         rounding=math.hypot(*(m.rounding for m in made)),
         offered=RankRule(energy=OFFERED).rank_of(spectrum),
     )
+
+
+def _merge(module: PlannedModule, rule: MergeRule) -> MergedWeight:
+    try:
+        return merged_weight(module.sum.module.name.key, _at_work(module), rule)
+    except FloatingPointError:
+        refuse_not_finite(module.sum.terms)
+        raise _too_large(module) from None
+
+
+def _merged_spectrum(weight: MergedWeight, module: PlannedModule, dtype: str) -> Spectrum:
+    size = max(1, module.experts) * _rank_bytes(module.shape, dtype)
+    return Spectrum(weight.values, int(numpy.count_nonzero(weight.values)), size)
+
+
+def _merged(one: MadeModule, weight: MergedWeight, spectrum: Spectrum, rank: int, making: Making) -> MadeModule:
+    """The module with the factors of what a method made of its inputs."""
+    found = total_facts([one.facts, weight.facts(rank)]) if one.facts else weight.facts(rank)
+    made = replace(one, facts=found, norm=spectrum.norm, lost=float(spectrum.tails[rank]))
+    if not rank:
+        return made
+    if one.module.experts:
+        return _stacked(made, spectrum, rank, weight.changes(rank), making)
+    (change,) = weight.changes(rank)
+    return _rounded(replace(made, rank=rank, offered=RankRule(energy=OFFERED).rank_of(spectrum)), change, making)
+
+
+def calibrated_making(modules: Sequence[PlannedModule], making: Making, progress: Progress) -> Making:
+    """The same with the multiplier that `--calibrate energy` gives all modules; `progress` is told of each module."""
+    rule = making.merge
+    assert rule
+
+    def facts(module: PlannedModule) -> MergeFacts | None:
+        return _merge(module, rule).facts(0) if module.shape else None
+
+    progress(0)
+    found = []
+    for one in made_in_order(facts, modules):
+        progress(1)
+        found += [one] if one else []
+    return replace(making, merge=replace(rule, factor=rule.factor * energy_multiplier(found)))
 
 
 def _found(one: MadeModule, matrix: Array, rule: RankRule, making: Making) -> MadeModule:
@@ -366,8 +433,12 @@ def _with_difference(one: MadeModule, parameter: str, values: Array, making: Mak
 def _with_vectors(one: MadeModule, making: Making) -> MadeModule:
     """The module with the sums of the differences of its other parameters."""
     for parameter, terms in one.module.vectors.items():
-        values = whole_change(terms, making.base).reshape(one.module.vector_shapes[parameter])
-        one = _with_difference(one, parameter, values, making)
+        if making.merge:
+            values, facts = merged_vector(f"{one.key} {parameter}", terms, making.merge)
+            one = replace(one, facts=total_facts([one.facts, facts]) if one.facts else facts)
+        else:
+            values = whole_change(terms, making.base)
+        one = _with_difference(one, parameter, values.reshape(one.module.vector_shapes[parameter]), making)
     return one
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_inspect import option
+from lora_inspect.algebra.methods import SUM, known_methods
 from lora_inspect.converting.options import known_targets, titles_of_programs
 from lora_inspect.maths.dora import MULTIPLIER_RULES
 
@@ -27,6 +28,10 @@ _MOST_BYTES = 2.0**63
 # From this relative width on a power function falls slower than the mean: 1/√12.
 WIDEST = 12.0**-0.5
 CHANGES, FACTORS = "changes", "factors"
+# What `combine` does behind its method.
+SVC, ENERGY = "svc", "energy"
+# The settings of single methods.
+_OF_METHODS = ("density", "t", "seed")
 
 
 def size_in_bytes(text: str) -> int | None:
@@ -60,6 +65,18 @@ def _wrong_sigma(value: float) -> str | None:
             "so no exponent gives more; give less, or --uniform"
         )
     return None
+
+
+def _wrong_density(value: float) -> str | None:
+    return None if 0.0 < value <= 1.0 else "is no share, which is above 0 and at most 1"
+
+
+def _wrong_place(value: float) -> str | None:
+    return None if 0.0 <= value <= 1.0 else "is no place between two adapters, which is from 0 to 1"
+
+
+def _wrong_cap(value: float) -> str | None:
+    return None if value > 0.0 else "is no cap of singular values, which is above 0"
 
 
 def _wrong_difference(value: float) -> str | None:
@@ -139,9 +156,33 @@ class ResizeRequest(ChoiceRequest, OutputRequest, RankRequest):
 
 @dataclass(frozen=True, slots=True)
 class CombineRequest(ChoiceRequest, OutputRequest, RankRequest):
-    """The options of `combine`."""
+    """The options of `combine`: how the changes of the adapters become one, beside those of the output."""
 
+    method: str = option.choice(
+        known_methods, "How the changes become one; sum adds them up as programs do.", "NAME", default=SUM
+    )
+    density: float | None = option.number(
+        "X", "ties, dare, dare-ties: the share of the numbers of each change that is kept.", _wrong_density
+    )
+    t: float | None = option.number(
+        "X", "slerp: the place between the first adapter, 0, and the second, 1. [default: 0.5]", _wrong_place
+    )
+    lambda_: float | None = option.number("X", "Multiply the result by this. [default: 1]")
+    calibrate: str | None = option.choice(
+        (SVC, ENERGY),
+        "Divide directions that several adapters share by how often they count them, or give the result the energy of "
+        "independent adapters.",
+    )
+    clip_sigma: float | None = option.number(
+        "X", "Cut the singular values of the result to this number, such as those of spikes.", _wrong_cap
+    )
+    seed: int | None = option.whole("dare, dare-ties: seed of the numbers that are dropped. [default: 0]", least=0)
     allow_mixed: bool = option.flag("Combine adapters for different experts of a pipeline, such as Wan 2.2's two.")
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the changes are added up and nothing else is done."""
+        return self.method == SUM and (self.lambda_, self.calibrate, self.clip_sigma) == (None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +253,21 @@ def contradiction(request: RankRequest, needs_rule: str | None = None) -> str | 
         return f"{needs_rule} needs a rule: one of --rank, --energy, --max-error, --size and --max-rank."
     if request.rank is not None and request.max_rank is not None:
         return "--rank already is the rank of every module; leave --max-rank out."
+    if isinstance(request, CombineRequest):
+        return _of_method(request)
     return _of_average(request) if isinstance(request, AverageRequest) else None
+
+
+def _of_method(request: CombineRequest) -> str | None:
+    from lora_inspect.algebra.methods import by_name  # `--help` does without numpy
+
+    method = by_name(request.method)
+    given = [name for name in _OF_METHODS if getattr(request, name) is not None]
+    if other := next((name for name in given if name not in method.settings), None):
+        return f"--method {method.name} has no {_flag(other)}; leave it out."
+    if "density" in method.settings and request.density is None:
+        return f"--method {method.name} needs --density, the share of the numbers that is kept, such as 0.5."
+    return None
 
 
 def _of_average(request: AverageRequest) -> str | None:

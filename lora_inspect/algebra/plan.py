@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect import programs
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
 from lora_inspect.algebra.changes import check_sizes, has_open_kernel, matrix_shape, needs_base, shape_of, thin_rank
+from lora_inspect.algebra.core_merging import MergeRule
 from lora_inspect.algebra.experts import widths
 from lora_inspect.algebra.inputs import Inputs, base_changes, check_experts
 from lora_inspect.algebra.linear.ranks import RankRule
-from lora_inspect.algebra.options import AverageRequest, CombineRequest, ResizeRequest
+from lora_inspect.algebra.options import ENERGY, AverageRequest, CombineRequest, ResizeRequest
 from lora_inspect.algebra.output.adapter_output import AdapterOutput
 from lora_inspect.algebra.output.output_modules import Making, PlannedModule, widest
 from lora_inspect.algebra.output.spelling import times_counted
@@ -67,8 +68,14 @@ class SumPlan:
 
     @property
     def steps(self) -> int:
-        """How many modules the progress of the making is told of: those of a size are looked at twice."""
-        return len(self.modules) * (2 if self.is_measured else 1)
+        """How many modules the progress of the making is told of: some outputs look at each several times."""
+        passes = (self.is_measured, self.is_calibrated_by_energy)
+        return len(self.modules) * (1 + sum(passes))
+
+    @property
+    def is_calibrated_by_energy(self) -> bool:
+        """Whether all modules are looked at before the first is made, for a multiplier of them all."""
+        return self.making.merge is not None and self.making.merge.calibrate == ENERGY
 
     @property
     def is_measured(self) -> bool:
@@ -109,6 +116,7 @@ def plan_sum(
     ]
     options = _target_options(request, inputs.first)
     modules, passed = _without_saved(aligned(used, options), inputs)
+    merge = _merge_rule(request, inputs)
     base = base_changes(inputs, modules, request, weights)
     is_stabilised = is_resized and request.to is None and inputs.first.rslora.value is True
     planned = [_planned(module, base, rule) for module in modules]
@@ -117,11 +125,14 @@ def plan_sum(
         raise RefusedError(inputs.first.checkpoint.path, "it has only weights that are saved whole", "merge it instead")
     if not planned:
         raise RefusedError(inputs.first.checkpoint.path, "no module is left", "give a multiplier other than 0")
+    if merge:
+        _check_cores(planned, merge)
     making = Making(
         dtype=request.dtype or widest(_factors(planned)),
         differences=request.dtype or widest(_others(planned)),
         base=base,
         initial=rule.rank if is_resized else None,
+        merge=merge,
     )
     flags = [key for key in inputs.first.flags if key.endswith(RSLORA_FLAG)] if is_stabilised else []
     passed += [inputs.first.checkpoint.tensors[key] for key in flags]
@@ -151,11 +162,32 @@ def plan_sum(
         rule=rule,
         making=making,
         is_stabilised=is_stabilised,
-        recorded=recorded_options(request, weights),
+        recorded=recorded_options(request, weights) | ({"method": merge.to_record()} if merge else {}),
         left_out=left_out,
         order_matters=tuple(base.order_matters()) if base else (),
         notes=(*inputs.notes, *_partial(planned, inputs), *(base.notes if base else ())),
     )
+
+
+def _merge_rule(request: SumRequest, inputs: Inputs) -> MergeRule | None:
+    if not isinstance(request, CombineRequest):
+        return None
+    return MergeRule.of(request, [one.adapter for one in inputs.adapters])
+
+
+def _check_cores(planned: Sequence[PlannedModule], merge: MergeRule) -> None:
+    """Raises LoraInspectError for a change that is no product of thin factors, so that a method has no core of it."""
+    for one in planned:
+        for term in one.sum.terms if one.is_full else ():
+            contribution = term.contribution
+            if thin_rank(contribution) is None:
+                title = "DoRA" if contribution.magnitude else contribution.algorithm.title
+                raise RefusedError(
+                    term.adapter.checkpoint.path,
+                    f"{contribution.module.key} is {title}, no product of thin factors, of which {merge.method.title} "
+                    "has no core",
+                    "convert it to LoRA of a rank first, or leave it out with --exclude",
+                )
 
 
 def recorded_options(request: SumRequest, weights: Sequence[float] | None) -> dict[str, Any]:

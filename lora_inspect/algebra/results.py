@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.sentences import Result
 
 
@@ -21,6 +22,14 @@ class OfferedTrim:
     energy: float
     rank: int
     bytes: int
+
+
+class ClippedModule(NamedTuple):
+    """A module whose singular values were cut: the largest of them, and the share of the energy that was cut."""
+
+    module: str
+    value: float
+    cut: float
 
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)
@@ -74,9 +83,27 @@ class MadeAdapter(Result):
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)
 class SumResult(MadeAdapter):
-    """The account of a sum. `offer` is the trim that an exact one could have."""
+    """The account of a sum, or of what another method made of adapters.
+
+    `offer` is the trim that an exact sum could have. `method` has the name and the settings of a method, None for a
+    plain sum. `shares` are those of the inputs in its result: 1 of an input that is in it as it is, None of one that
+    changes nothing. `clipped` are the modules whose singular values were cut.
+    """
 
     offer: OfferedTrim | None = None
+    method: dict[str, Any] | None = None
+    shares: tuple[float | None, ...] | None = None
+    clipped: tuple[ClippedModule, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `combine --json` and `resize --json` print."""
+        # zero-argument super() does not know the class that slots make
+        found = MadeAdapter.to_dict(self)
+        if self.verb != "combine":
+            return found
+        clipped = [one._asdict() for one in self.clipped]
+        shares = None if self.shares is None else list(self.shares)
+        return {**found, "method": self.method, "shares": shares, "clipped": clipped}
 
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)

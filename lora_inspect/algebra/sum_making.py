@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from lora_inspect import programs
-from lora_inspect.algebra.combination import OFFERED, MeasuredModule, made, made_by_rule, measured
+from lora_inspect.algebra.combination import OFFERED, MeasuredModule, calibrated_making, made, made_by_rule, measured
+from lora_inspect.algebra.core_merging import MergeFacts, total_facts
 from lora_inspect.algebra.linear.ranks import choose_ranks
 from lora_inspect.algebra.output.made_metadata import MetadataConflict, input_records, made_metadata, made_record
 from lora_inspect.algebra.output.output_modules import FileError, MadeModule, ModuleAccount, file_error
@@ -23,7 +24,7 @@ from lora_inspect.programs.verdict import SAME, judge_each
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.identify import adapter_candidates, with_paths
-from lora_inspect.sentences import listed
+from lora_inspect.sentences import counted, listed, some
 
 _OTHER_PROGRAM = "choose another program (nothing was written)"
 
@@ -79,6 +80,8 @@ def write_sum(plan: SumPlan, verb: str, force: bool = False, progress: Progress 
     leftovers = remove_leftovers(output.path)
     output.check(list(plan.inputs.files), force)
     account = _Account(plan, verb)
+    if plan.is_calibrated_by_energy:
+        making = calibrated_making(plan.modules, making, progress)
     if plan.is_measured:
         known = measured(plan.modules, making, progress)
         ranks = _ranks(plan, known, account)
@@ -105,15 +108,17 @@ def plan_result(plan: SumPlan, verb: str, progress: Progress = silent) -> SumRes
     started = time.perf_counter()
     account = _Account(plan, verb)
     # The header has room for the tensors at their largest ranks, and for the metadata before anything is made.
-    metadata = account.metadata()
-    known = measured(plan.modules, plan.making, progress)
+    metadata, making = account.metadata(), plan.making
+    if plan.is_calibrated_by_energy:
+        making = calibrated_making(plan.modules, making, progress)
+    known = measured(plan.modules, making, progress)
     ranks = _ranks(plan, known, account)
     filled = _filled(plan, ranks)
     for one, rank, own in zip(known, filled, ranks, strict=True):
         is_kept = not one.spectrum.rounding or one.module.is_difference
         norm, lost = (0.0, 0.0) if is_kept else (one.spectrum.norm, float(one.spectrum.tails[own]))
         has_differences = bool(one.module.vectors) or one.module.is_difference
-        account.modules.append(ModuleAccount(one.key, rank, has_differences, norm, lost, 0.0))
+        account.modules.append(ModuleAccount(one.key, rank, has_differences, norm, lost, 0.0, facts=one.facts))
     account.check()
     at_most = plan.output.plans(filled if plan.is_measured else plan.most, plan.making)
     room = plan.output.size(at_most, metadata) - bytes_behind(at_most)
@@ -187,6 +192,8 @@ def _result(plan: SumPlan, verb: str, account: _Account, errors: FileError, size
         if one not in written
     }
     ranks = Counter(one.rank for one in written if one.rank)
+    merge, facts = plan.making.merge, [one.facts for one in account.modules if one.facts]
+    conflicts = MetadataConflict(plan.adapters).notes if len(plan.adapters) > 1 else ()
     return SumResult(
         verb=verb,
         output=plan.output.path or None,
@@ -206,5 +213,24 @@ def _result(plan: SumPlan, verb: str, account: _Account, errors: FileError, size
         worst=WorstModule(errors.worst_module, errors.worst) if errors.worst_module is not None else None,
         order_matters=plan.order_matters,
         seconds=seconds,
-        notes=(*plan.notes, *(MetadataConflict(plan.adapters).notes if len(plan.adapters) > 1 else ())),
+        method=merge.to_record() if merge else None,
+        shares=_shares(facts) if merge and facts else None,
+        clipped=tuple(one.clip for one in facts if one.clip),
+        notes=(*plan.notes, *_of_bases(account.modules), *conflicts),
     )
+
+
+def _shares(facts: Sequence[MergeFacts]) -> tuple[float | None, ...]:
+    """The share of each input in the result, <D, D_i> / ‖D_i‖²; None for one without a change."""
+    total = total_facts(facts)
+    return tuple(inner / square if square else None for inner, square in zip(total.inner, total.squares, strict=True))
+
+
+def _of_bases(made: Sequence[ModuleAccount]) -> Iterator[str]:
+    """A sentence on the modules in which another pair of bases would give another result."""
+    modules = [one.key for one in made if one.facts and not one.facts.is_unique]
+    if modules:
+        yield (
+            f"in {counted(len(modules), 'module')} ({some(modules, 2)}) the inputs have directions of one length, so "
+            "that rounding decides the numbers that the method looks at."
+        )

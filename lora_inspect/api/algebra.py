@@ -50,13 +50,25 @@ class ResizeKeywords(ChoiceKeywords, total=False):
     allow_growth: bool
 
 
-class CombineKeywords(ResizeKeywords, total=False):
-    """The keywords of `combine`."""
+class SeveralKeywords(ResizeKeywords, total=False):
+    """The keywords of verbs that make one adapter of several."""
 
     allow_mixed: bool
 
 
-class AverageKeywords(CombineKeywords, total=False):
+class CombineKeywords(SeveralKeywords, total=False):
+    """The keywords of `combine`."""
+
+    method: str
+    density: float | None
+    t: float | None
+    lambda_: float | None
+    calibrate: str | None
+    clip_sigma: float | None
+    seed: int | None
+
+
+class AverageKeywords(SeveralKeywords, total=False):
     """The keywords of `average`."""
 
     uniform: bool

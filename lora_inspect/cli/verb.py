@@ -57,6 +57,7 @@ GROUPS = {
         *("modules", "metadata", "why", "tensors", "fix", "fail-on", "for", "base", "to-standard", "to", "layout"),
         *("algorithm", "keep-dora", "drop-magnitude", "rank", "energy", "max-error", "size", "max-rank", "weights"),
         *("uniform", "beta", "sigma-rel", "of", "exact", "max-difference", "trigger-words", "title", "author"),
+        *("method", "density", "t", "lambda", "calibrate", "clip-sigma"),
         *("description", "thumbnail", "from", "version", "help"),
     ),
     "Selection": ("only", "include", "exclude", "where", "all", "all-files", "weights-only"),

@@ -30,7 +30,7 @@ def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, r
     from lora_inspect.algebra.rescaling import is_rescalable, plan_rescaling
 
     inputs, rule = read_inputs(adapters, request), rank_rule(request)
-    is_kept = rule.is_exact and request.to is None and request.base is None
+    is_kept = request.is_sum and rule.is_exact and request.to is None and request.base is None
     if is_kept and is_rescalable(inputs, request.dora_multiplier):
         recorded = recorded_options(request, None)
         return plan_rescaling(inputs, output, request.dtype, request.dora_multiplier, recorded)

@@ -15,6 +15,7 @@ from lora_inspect.files.safetensors.writer import TensorPlan
 
 if TYPE_CHECKING:
     from lora_inspect.algebra.changes import WeightChanges
+    from lora_inspect.algebra.core_merging import MergeFacts, MergeRule
 
 
 class PlannedModule(NamedTuple):
@@ -45,7 +46,8 @@ class Making:
 
     `dtype` is that of factors and `differences` that of full differences and vectors. `base` computes changes that
     depend on a weight. `initial` is the rank up to which trained networks begin: rows of down are drawn, up has zeros.
-    `common` is the rank up to which both are filled with zeros, for programs that take one rank alone.
+    `common` is the rank up to which both are filled with zeros, for programs that take one rank alone. `merge` is the
+    method that makes one change of those of the inputs, None for their sum.
     """
 
     dtype: str
@@ -53,6 +55,7 @@ class Making:
     base: "WeightChanges | None" = None
     initial: int | None = None
     common: int | None = None
+    merge: "MergeRule | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class MadeModule:
     Both are None at rank 0, where nothing is left of the sum, and where the change is a full difference. `differences`
     are by parameter. `norm` is that of the weight's change, `lost` the norm that the trim loses, and `rounding` the
     norm of the error that the rounding makes, of factors estimated with random vectors. `offered` is the rank that
-    keeps the share OFFERED of the energy.
+    keeps the share OFFERED of the energy. `facts` are those of a method.
     """
 
     module: PlannedModule
@@ -74,6 +77,7 @@ class MadeModule:
     lost: float = 0.0
     rounding: float = 0.0
     offered: int = 0
+    facts: "MergeFacts | None" = None
 
     @property
     def key(self) -> str:
@@ -89,7 +93,7 @@ class MadeModule:
     def account(self) -> "ModuleAccount":
         """The facts without the numbers."""
         return ModuleAccount(
-            self.key, self.rank, bool(self.differences), self.norm, self.lost, self.rounding, self.offered
+            self.key, self.rank, bool(self.differences), self.norm, self.lost, self.rounding, self.offered, self.facts
         )
 
 
@@ -113,6 +117,7 @@ class ModuleAccount(NamedTuple):
     lost: float
     rounding: float
     offered: int = 0
+    facts: "MergeFacts | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ Write the sum of ADAPTERs, each with its own multiplier (default 1), as one adap
 
 The inputs may differ in rank, alpha, algorithm, naming scheme and layout. The output has the names of the first, or
 those of --to. Ranks add up, and the sum is exact but for rounding. One of --rank, --energy, --max-error and --size
-trims it. Settings follow the colon of an ADAPTER as for `merge`: 0,blocks.0-9=1 takes these blocks alone.
+trims it. Other methods than the sum weaken conflicts, or directions that several adapters share. Settings follow the
+colon of an ADAPTER as for `merge`: 0,blocks.0-9=1 takes these blocks alone.
 
 \b
 Example: lora-inspect combine style.safetensors:0.8 face.safetensors:0.5 \\
@@ -31,7 +32,7 @@ def combine(
     adapters: tuple[str, ...], output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any
 ) -> None:
     """Plans, writes and prints."""
-    from lora_inspect.cli.algebra.made_account import tell
+    from lora_inspect.cli.algebra.made_account import carried_in_words, tell
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.ops.combine import combine as combine_planned
     from lora_inspect.ops.combine import plan_combine, planned_result
@@ -43,4 +44,4 @@ def combine(
     plan = plan_combine(parse_arguments(adapters), output, request)
     with progress_bar("Combining", plan.steps) as progress:
         result = planned_result(plan, progress) if dry_run else combine_planned(plan, force, progress)
-    tell(result, as_json)
+    tell(result, as_json, carried_in_words(result))

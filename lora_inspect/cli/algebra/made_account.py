@@ -1,8 +1,8 @@
 """The printed account of an adapter that was made of others, or would be."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect.cli import terminal
 from lora_inspect.sentences import counted, shortened, some
@@ -16,6 +16,8 @@ _LISTED = 8
 _ROUNDING = 1e-6
 # The share of the bytes that a trim must save to be offered.
 _WORTHWHILE = 0.1
+# So many modules that were cut are listed; --json has all.
+_CLIPS = 5
 
 
 def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = (), error: str = "") -> None:
@@ -34,7 +36,11 @@ def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = (), error: 
     for one, text in zip(result.inputs, beside or [""] * len(result.inputs), strict=True):
         argument = f"{one['path']}:{one['settings']}" if one["settings"] else one["path"]
         terminal.line(f"  from {'  '.join(filter(None, (argument, text)))}")
+    if result.method:
+        terminal.line(method_in_words(result.method))
     terminal.line(error or error_in_words(result))
+    for line in _clips(result):
+        terminal.line(line)
     if (result.rounding or 0.0) >= _ROUNDING and (error or (result.error or 0.0) >= _ROUNDING):
         terminal.line(f"rounding to {result.dtype} adds a relative error of {result.rounding:.1g}")
     if ordered := result.order_matters:
@@ -71,12 +77,35 @@ def error_in_words(result: "SumResult") -> str:
     if result.error is None or result.energy is None:
         return "the error cannot be told"
     if result.error < _ROUNDING:
+        whole = "all of the result" if result.method else "exact"
         if result.rounding is None:
-            return "exact but for rounding"
+            return f"{whole} but for rounding"
         rounding = f" but for rounding to {result.dtype} (relative error {result.rounding:.1g})"
-        return f"exact{rounding if result.rounding else ''}"
+        return f"{whole}{rounding if result.rounding else ''}"
     worst = f" (worst: {result.worst.error:.3g} in {shortened(result.worst.module)})" if result.worst else ""
     return f"keeps {share(result.energy)} of the energy: relative error {result.error:.3g}{worst}"
+
+
+def method_in_words(method: Mapping[str, Any]) -> str:
+    """The method and its settings: `method ties, density 0.5, clip-sigma 2.0`."""
+    settings = (f"{name.replace('_', '-')} {value}" for name, value in method.items() if name != "name")
+    return ", ".join([f"method {method['name']}", *settings])
+
+
+def carried_in_words(result: "SumResult") -> list[str]:
+    """The share of each input in the result, beside its path; none of a plain sum."""
+    return [] if result.shares is None else [f"carried {_percent(share)}" for share in result.shares]
+
+
+def _percent(share: float | None) -> str:
+    return "not, as it changes nothing" if share is None else f"{share:.1%}"
+
+
+def _clips(result: "SumResult") -> Iterator[str]:
+    for one in sorted(result.clipped, key=lambda one: -one.value)[:_CLIPS]:
+        yield f"  cut from {one.value:.4g}: {shortened(one.module)}, {one.cut:.1%} of its energy"
+    if len(result.clipped) > _CLIPS:
+        yield f"  and {counted(len(result.clipped) - _CLIPS, 'more module')}"
 
 
 def energy_and_error(result: "SumResult") -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""The methods, each in a file of its own."""

@@ -1,0 +1,225 @@
+"""Each method against its formula on dense matrices in float64, and what has to be equal whatever the method."""
+
+import numpy
+import pytest
+
+from lora_inspect.algebra.core_merging import MergedModule, MergeRule
+from lora_inspect.algebra.linear.factors import Factors
+from lora_inspect.algebra.methods import by_name, known_methods
+from lora_inspect.algebra.methods.record import MethodSettings
+
+pytestmark = pytest.mark.numeric
+ROWS, COLUMNS, RANK = 48, 40, 4
+SETTINGS = MethodSettings(density=0.4, t=0.3, seed=7)
+# At density 1 one adapter is itself, but for methods that change its singular values.
+OF_ONE = [name for name in known_methods() if name not in ("iso-c", "slerp")]
+AVERAGING = ["mean", "ties", "dare-ties", "tsv", "svc"]
+
+
+def drawn(seed, rank=RANK, rows=ROWS, columns=COLUMNS):
+    numbers = numpy.random.default_rng(seed)
+    return numbers.normal(size=(rows, rank)), numbers.normal(size=(rank, columns))
+
+
+def merged(name, pairs, settings=SETTINGS, shares=None, **steps):
+    """The dense result of our method."""
+    changes = [None if pair is None else Factors.of(*pair, (len(pair[0]), pair[1].shape[1])) for pair in pairs]
+    rule = MergeRule(by_name(name), settings, (None,) * len(pairs), **steps)
+    found = MergedModule("layer", changes, shares or [1e-7] * len(pairs), rule)
+    change = found.change(len(found.values))
+    return (change.up * change.weights) @ change.down
+
+
+def dense(pairs):
+    return [numpy.zeros((ROWS, COLUMNS)) if pair is None else pair[0] @ pair[1] for pair in pairs]
+
+
+def svd(matrix):
+    left, values, right = numpy.linalg.svd(matrix, full_matrices=False)
+    rank = int((values > 1e-7 * values[0]).sum()) if values[0] else 0
+    return left[:, :rank], values[:rank], right[:rank]
+
+
+def in_core(pairs, merge):
+    """What `merge` makes of the dense changes in the basis of their balanced singular vectors, as the formula says."""
+    changes = dense(pairs)
+    parts = [svd(change) for change in changes]
+    sides = [
+        numpy.hstack([u * numpy.sqrt(s) for u, s, _ in parts]),
+        numpy.hstack([v.T * numpy.sqrt(s) for _, s, v in parts]),
+    ]
+    bases = [svd(side)[0] for side in sides]
+    return bases[0] @ merge([bases[0].T @ change @ bases[1] for change in changes]) @ bases[1].T
+
+
+def trimmed(core):
+    kept = numpy.sort(numpy.abs(core), axis=None)[-max(1, round(SETTINGS.density * core.size))]
+    return numpy.where(numpy.abs(core) >= kept, core, 0.0)
+
+
+def disjoint_mean(cores):
+    elected = numpy.sign(sum(cores))
+    agree = [(numpy.sign(core) == elected) & (core != 0) for core in cores]
+    count = sum(one.astype(float) for one in agree)
+    return sum(core * one for core, one in zip(cores, agree, strict=True)) / numpy.maximum(count, 1)
+
+
+def polar(matrix):
+    left, _, right = numpy.linalg.svd(matrix, full_matrices=False)
+    return left @ right
+
+
+def tsv(pairs):
+    parts = [svd(change) for change in dense(pairs) if change.any()]
+    values = numpy.concatenate([s for _, s, _ in parts])
+    return (
+        polar(numpy.hstack([u for u, _, _ in parts])) @ numpy.diag(values) @ polar(numpy.vstack([v for *_, v in parts]))
+    )
+
+
+def iso_c(pairs):
+    left, values, right = svd(sum(dense(pairs)))
+    return left @ numpy.diag(numpy.full(len(values), values.mean())) @ right
+
+
+def divisors(changes):
+    left, values, right = svd(sum(changes))
+    shares = []
+    for at in range(len(values)):
+        whole = values[at] * right[at]
+        parts = [left[:, at] @ change for change in changes]
+        shares.append(numpy.mean([max(1.0, whole @ part / max(part @ part, 1e-12)) for part in parts]))
+    return left, values, right, numpy.array(shares)
+
+
+def svc(pairs):
+    left, values, right, shares = divisors(dense(pairs))
+    return left @ numpy.diag(values / shares) @ right
+
+
+def slerp(pairs):
+    one, other = dense(pairs)
+    angle = numpy.arccos((one * other).sum() / numpy.linalg.norm(one) / numpy.linalg.norm(other))
+    t = SETTINGS.t
+    return (numpy.sin((1 - t) * angle) * one + numpy.sin(t * angle) * other) / numpy.sin(angle)
+
+
+FORMULAS = {
+    "sum": lambda pairs: sum(dense(pairs)),
+    "mean": lambda pairs: sum(dense(pairs)) / len(pairs),
+    "ties": lambda pairs: in_core(pairs, lambda cores: disjoint_mean([trimmed(core) for core in cores])),
+    "tsv": tsv,
+    "iso-c": iso_c,
+    "svc": svc,
+}
+STACKS = {
+    "two": [drawn(1), drawn(2)],
+    "three": [drawn(1), drawn(2), drawn(3)],
+    "other ranks": [drawn(1, 2), drawn(2, 7), drawn(3, 1)],
+    "one that is missing": [drawn(1), None, drawn(3)],
+    "other sizes": [tuple(1e-3 * part for part in drawn(1)), drawn(2)],
+}
+
+
+def apart(found, meant):
+    return numpy.linalg.norm(found - meant) / numpy.linalg.norm(meant)
+
+
+def test_every_method_has_its_formula_here():
+    assert {*FORMULAS, "slerp", "dare", "dare-ties"} == set(known_methods())
+
+
+@pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_it_is_the_dense_formula(name, stack):
+    assert apart(merged(name, stack), FORMULAS[name](stack)) < 1e-6
+
+
+def test_slerp_is_the_dense_formula():
+    assert apart(merged("slerp", STACKS["two"]), slerp(STACKS["two"])) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["dare", "dare-ties"])
+def test_dare_keeps_numbers_of_the_cores_at_random_and_divides_them(name):
+    pairs = [drawn(1, 12), drawn(2, 12)]
+    seen = {}
+
+    def record(cores):
+        seen["cores"] = cores
+        return sum(cores)
+
+    in_core(pairs, record)
+    bases = [
+        svd(numpy.hstack(sides))[0]
+        for sides in zip(*[(u * numpy.sqrt(s), v.T * numpy.sqrt(s)) for u, s, v in map(svd, dense(pairs))], strict=True)
+    ]
+    found = bases[0].T @ merged(name, pairs) @ bases[1]
+    sums = [0.0, *(core / SETTINGS.density for core in seen["cores"]), sum(seen["cores"]) / SETTINGS.density]
+    choices = numpy.stack([numpy.broadcast_to(one, found.shape) for one in sums])
+    if name == "dare-ties":  # two survivors of one sign are averaged; of two signs the larger one stays
+        choices[-1] /= 2
+    nearest = numpy.abs(choices - found).min(axis=0)
+    assert nearest.max() < 1e-6 * numpy.abs(choices).max()
+    dropped = numpy.mean(numpy.abs(found) < 1e-9)
+    assert abs(dropped - (1 - SETTINGS.density) ** 2) < 0.08
+
+
+@pytest.mark.parametrize("name", OF_ONE)
+def test_one_adapter_at_density_1_is_itself(name):
+    pair = drawn(1)
+    assert apart(merged(name, [pair], MethodSettings()), pair[0] @ pair[1]) < 1e-9
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_two_equal_adapters_give_the_adapter(name):
+    pair = drawn(1)
+    assert apart(merged(name, [pair, pair], MethodSettings()), pair[0] @ pair[1]) < 1e-7
+
+
+@pytest.mark.parametrize("name", [name for name in known_methods() if name not in ("tsv", "slerp")])
+def test_an_adapter_and_its_negative_give_nothing(name):
+    up, down = drawn(1)
+    found = merged(name, [(up, down), (-up, down)], MethodSettings())
+    assert numpy.linalg.norm(found) < 1e-9 * numpy.linalg.norm(up @ down)
+
+
+@pytest.mark.parametrize("name", [name for name in known_methods() if name != "slerp"])
+def test_the_order_of_the_inputs_does_not_matter(name):
+    pairs = STACKS["other ranks"]
+    found = [merged(name, [pairs[place] for place in order]) for order in ([0, 1, 2], [2, 0, 1])]
+    assert apart(*found) < 1e-7
+
+
+@pytest.mark.parametrize("name", known_methods())
+def test_other_factors_of_the_same_changes_give_the_same(name):
+    pairs, numbers = STACKS["two"], numpy.random.default_rng(5)
+    others = []
+    for up, down in pairs:
+        turn = numbers.normal(size=(RANK, RANK))
+        others.append((up @ turn, numpy.linalg.inv(turn) @ down))
+    assert apart(merged(name, others), merged(name, pairs)) < 1e-6
+
+
+def test_what_three_adapters_share_is_divided_by_how_often_they_count_it():
+    numbers = numpy.random.default_rng(4)
+    shared = numpy.linalg.qr(numbers.normal(size=(ROWS, 1)))[0], numpy.linalg.qr(numbers.normal(size=(COLUMNS, 1)))[0].T
+    pairs = []
+    for seed in (1, 2, 3):
+        up, down = drawn(seed, 3)
+        pairs.append((numpy.hstack([40 * shared[0], up]), numpy.vstack([shared[1], down])))
+    left, values, right, shares = divisors(dense(pairs))
+    found = merged("svc", pairs)
+    ours = values / numpy.diag(left.T @ found @ right.T)
+    numpy.testing.assert_allclose(ours, shares, rtol=1e-5)
+    assert 2.5 < ours[0] < 3
+    assert ours[1:].max() < 1.6
+    again = merged("sum", pairs, calibrate="svc")
+    assert apart(again, found) < 1e-12
+
+
+@pytest.mark.parametrize("name", known_methods())
+def test_a_cap_and_a_factor_act_on_the_result(name):
+    pairs = STACKS["two"]
+    values = numpy.linalg.svd(merged(name, pairs))[1]
+    capped = numpy.linalg.svd(merged(name, pairs, factor=0.5, clip=0.3 * values[0]))[1]
+    numpy.testing.assert_allclose(capped, numpy.minimum(0.5 * values, 0.3 * values[0]), atol=1e-8 * values[0])
