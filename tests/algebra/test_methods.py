@@ -120,6 +120,13 @@ def test_other_factors_of_the_same_changes_give_the_same(name):
     assert apart(merged(name, others), merged(name, pairs)) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["sum", "mean", "ties", "tsv", "iso-c", "svc"])
+def test_noise_changes_as_little_as_it_is(name):
+    pairs, numbers = STACKS["three"], numpy.random.default_rng(6)
+    noisy = [(up * (1 + 1e-12 * numbers.normal(size=up.shape)), down) for up, down in pairs]
+    assert apart(merged(name, noisy), merged(name, pairs)) < 1e-11
+
+
 def test_what_three_adapters_share_is_divided_by_how_often_they_count_it():
     numbers = numpy.random.default_rng(4)
     shared = numpy.linalg.qr(numbers.normal(size=(ROWS, 1)))[0], numpy.linalg.qr(numbers.normal(size=(COLUMNS, 1)))[0].T
