@@ -1,5 +1,6 @@
 """Each method against its formula on dense matrices in float64, and what has to be equal whatever the method."""
 
+import hashlib
 from pathlib import Path
 
 import numpy
@@ -159,3 +160,49 @@ def test_the_page_has_the_paper_the_formula_and_the_conventions(name):
     settings = ", ".join(f"`--{setting}`" for setting in method.settings)
     assert f"| `{name}` | {method.paper} | {method.formula} | {settings + ' ' if settings else ''}|" in page
     assert not method.conventions or f"| `{name}` | {method.conventions} |" in page
+
+
+def of_cores(name, *cores, **settings):
+    """The merge of cores that are given as they are."""
+    return by_name(name).merge([numpy.array(core) for core in cores], MethodSettings(**settings), "layer")
+
+
+def test_numbers_below_a_millionth_of_a_millionth_of_the_largest_count_as_zero():
+    # The tiny numbers neither elect nor divide, and a rest of rounding has no sign.
+    found = of_cores("ties", [[1.0, 2.0, 0.3]], [[3.0, -5e-13, -0.3]], [[2.0, 1e-12, 1e-17]])
+    numpy.testing.assert_allclose(found, [[2.0, 2.0, 0.0]], atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("density", "kept"), [(1e-9, [[0, 0, -4.0]]), (0.5, [[0, 3.0, -4.0]]), (0.6, [[0, 3.0, -4.0]]), (1.0, [[1, 3, -4]])]
+)
+def test_at_least_one_number_is_kept_and_the_share_is_rounded(density, kept):
+    numpy.testing.assert_array_equal(of_cores("ties", [[1.0, 3.0, -4.0]], density=density), kept)
+
+
+def test_dare_draws_for_the_inputs_by_their_falling_norms():
+    small, large = numpy.full((5, 6), 1.0), numpy.full((5, 6), 2.0)
+    seed = int.from_bytes(hashlib.sha256(b"3 layer").digest()[:8], "little")
+    numbers = numpy.random.default_rng(seed)
+    first, second = (numbers.random((5, 6)) < 0.5 for _ in range(2))
+    meant = (large * first + small * second) / 0.5
+    for cores in ((small, large), (large, small)):
+        numpy.testing.assert_array_equal(of_cores("dare", *cores, density=0.5, seed=3), meant)
+
+
+def test_the_place_of_slerp_and_the_seed_have_defaults():
+    pairs = STACKS["two"]
+    assert apart(merged("slerp", pairs, MethodSettings()), merged("slerp", pairs, MethodSettings(t=0.5))) == 0
+    assert (
+        apart(
+            merged("dare", pairs, MethodSettings(density=0.5)),
+            merged("dare", pairs, MethodSettings(density=0.5, seed=0)),
+        )
+        == 0
+    )
+
+
+def test_slerp_of_one_direction_is_a_line():
+    pair = drawn(1)
+    found = merged("slerp", [pair, (3 * pair[0], pair[1])])
+    assert apart(found, (0.7 + 0.3 * 3) * (pair[0] @ pair[1])) < 1e-9
