@@ -54,7 +54,10 @@ VERBS = ("cli", "api", "ops")
 # What takes long to load, and what of the command line must do without: until a verb runs, some for ever.
 HEAVY = ("torch", "numpy", "safetensors")
 LIGHT_VERBS = ("info", "check", "metadata", "metadata_changes", "metadata_edit")
-LIGHT = tuple(f"lora_inspect.{part}.{verb}" for verb in LIGHT_VERBS for part in ("cli", "ops"))
+LIGHT = (
+    "lora_inspect.cli.info.command",
+    *(f"lora_inspect.{part}.{verb}" for verb in LIGHT_VERBS for part in ("cli", "ops")),
+)
 # What `check` imports once it is told to read all numbers.
 OF_TENSORS = "lora_inspect.checking.measured"
 # What `info` imports for a file that is wrong in programs: it plans from headers, and only with a base, which it has

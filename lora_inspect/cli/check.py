@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_arguments import architecture_option
+from lora_inspect.cli.info.selection import architecture_option
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.terminal import (
     BOLD,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_inspect.cli.info_file import InfoArgument, broken, folder_argument
+from lora_inspect.cli.info.one_file import InfoArgument, broken, folder_argument
 from lora_inspect.cli.verb import FAILURES, Decorated, NearChoice, parse_without_multiplier
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple

@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from lora_inspect.cli.info_arguments import FolderOptions, architecture_option, folder_options, parse_argument
-from lora_inspect.cli.info_file import FLAGS, info_of_one
+from lora_inspect.cli.info.one_file import FLAGS, info_of_one
+from lora_inspect.cli.info.selection import FolderOptions, architecture_option, folder_options, parse_argument
 from lora_inspect.cli.verb import VERBS, Decorated, FilePath, Verb, json_option
 
 # No docstring: python -OO leaves those out.
@@ -51,7 +51,7 @@ def info(paths: tuple[str, ...], architecture: str | None, **given: Any) -> None
     if options.fail_on and not options.program:
         raise click.UsageError("--fail-on is about a program; name it with --for.")
     if len(arguments) > 1 or arguments[0].is_collection or options.lists:
-        from lora_inspect.cli.info_folder import info_of_several
+        from lora_inspect.cli.info.several_files import info_of_several
 
         _refuse_for_several(asked, options)
         info_of_several(arguments, asked["modules"], asked["json"], options)

@@ -115,7 +115,7 @@ def _show(
     found: "FileInfo", record: dict[str, Any], verdicts: "Sequence[Verdict] | None", metadata: bool, why: bool
 ) -> None:
     """The screen, and below it the modules and the metadata where they are asked for."""
-    from lora_inspect.cli.info_screen import screen
+    from lora_inspect.cli.info.screen import screen
 
     sheet = Sheet(terminal.columns())
     terminal.laid_out(screen(sheet, found, record, verdicts, why))
