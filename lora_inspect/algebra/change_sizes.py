@@ -1,0 +1,474 @@
+"""The size of the change that an adapter makes in each of its modules: its norm and its two largest singular values.
+
+All sizes are those at multiplier 1, with the scale in them. The functions behind compare the sizes of one adapter with
+each other. They find modules where one direction outweighs all others, modules that change nothing, and scales that are
+far smaller than usual.
+
+The singular values of a Kronecker product are the products of those of its factors (Van Loan 2000), so that LoKr takes
+no matrix of the layer's size. Those of a change that is no thin product come from a randomised search, which is exact
+for small matrices and never above the true value.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy
+
+from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
+from lora_inspect.algebra.changes import matrix_shape, needs_base, needs_torch, terms_of, thin_rank, whole_change
+from lora_inspect.algebra.comparison import block_of, by_parameter, in_order_of_blocks
+from lora_inspect.algebra.experts import ExpertChanges
+from lora_inspect.algebra.inputs import open_base
+from lora_inspect.algebra.linear.core import Core, singular
+from lora_inspect.algebra.linear.factors import Array, Factors, joined
+from lora_inspect.algebra.linear.module_threads import made_in_order
+from lora_inspect.algebra.linear.range_finder import find_range
+from lora_inspect.algebra.numpy_tensors import no_numbers, read_tensors, refuse_not_finite
+from lora_inspect.algorithms import lokr
+from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.architectures.patterns import pattern_of, separator_of
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.matching.orientation import UNANSWERED, Answers
+from lora_inspect.progress import Progress, silent
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.schemes.record import MODEL
+from lora_inspect.sentences import counted, some
+
+if TYPE_CHECKING:
+    from lora_inspect.algebra.full_changes import BaseChanges
+
+# A spike's first singular value is above so many times its second, and so many times the median of its kind.
+SPIKE = 5.0
+# The change of a dead module is below this share of the median norm of its kind.
+DEAD = 1e-6
+# A scale is small from here on: alpha 1 at rank 16.
+SMALL = 1.0 / 16.0
+# From so many times more or less than the others of its kind on, a norm is unusual.
+UNUSUAL = 10.0
+# So many modules of a kind have a median to compare with; fewer are compared with all modules.
+_ENOUGH = 3
+# How many names a sentence has.
+_NAMES = 1
+
+
+class ChangeSize(NamedTuple):
+    """The size of a module's change of one parameter of its layer.
+
+    `kind` is the name of the layer with `#` for its numbers, so that layers of one kind stand in every block. `shape`
+    is (out, in, *kernel), of experts (experts, out, in). `rank`, `alpha` and `scale` are None where the module has
+    none, or several. `norm` is the Frobenius norm. `sigma_1` and `sigma_2` are the largest singular values, None of a
+    vector; of experts they are those of the expert with the largest one. `weight_norm` is the norm of the weight that
+    the change is added to, None where no base tells it.
+    """
+
+    key: str
+    component: str
+    block: str
+    kind: str
+    parameter: str
+    shape: tuple[int, ...]
+    rank: int | None
+    alpha: float | None
+    scale: float | None
+    norm: float
+    sigma_1: float | None
+    sigma_2: float | None
+    weight_norm: float | None = None
+
+    @property
+    def relative_norm(self) -> float | None:
+        """The norm over that of the weight; None where that is unknown or zero."""
+        return self.norm / self.weight_norm if self.weight_norm else None
+
+
+class UnmeasuredModule(NamedTuple):
+    """A module whose change has no size, and the reason as the end of a sentence."""
+
+    key: str
+    reason: str
+
+
+class MeasuredChanges(NamedTuple):
+    """The sizes of an adapter's modules in their order, and the modules that have none."""
+
+    sizes: list[ChangeSize]
+    left_out: list[UnmeasuredModule]
+
+
+def measured_changes(
+    adapter: Adapter,
+    base: "BaseChanges | None" = None,
+    progress: Progress = silent,
+    *,
+    with_torch: bool = True,
+) -> MeasuredChanges:
+    """The size of every change of an adapter; `progress` is told of the bytes of the factors.
+
+    Changes that depend on a weight need the `base`. Without `with_torch` those that only torch computes are left out.
+    """
+    modules, left_out = _computable(adapter, base is not None, with_torch)
+    progress(0)
+    sizes: list[ChangeSize] = []
+    for module, found in zip(modules, made_in_order(lambda one: _measured(one, base), modules), strict=True):
+        if isinstance(found, ChangeSize):
+            sizes.append(found)
+        else:
+            left_out.append(found)
+        progress(sum(info.nbytes for term in module.terms for info in term.contribution.factors.values()))
+    return MeasuredChanges(sizes, left_out)
+
+
+def changes_of_base(adapter: Adapter, path: str, transposed: Answers = UNANSWERED) -> "BaseChanges":
+    """The weights of the base at a path that an adapter changes, with the changes that depend on them.
+
+    Raises LoraInspectError where torch is missing, and where the adapter does not fit the base.
+    """
+    from lora_inspect.maths.torch_threads import load_torch
+
+    base = open_base(path)
+    load_torch()
+    from lora_inspect.algebra.full_changes import BaseChanges
+
+    whole = MultipliedAdapter(adapter, dict.fromkeys(adapter.modules, 1.0))
+    return BaseChanges([whole], aligned([whole], ConvertOptions()), base, None, transposed)
+
+
+def by_block(sizes: Sequence[ChangeSize]) -> dict[str, dict[str, list[ChangeSize]]]:
+    """The sizes by component, in the order of the adapter, and by block, in the order of the model."""
+    found: dict[str, dict[str, list[ChangeSize]]] = defaultdict(lambda: defaultdict(list))
+    for one in sizes:
+        found[one.component][one.block].append(one)
+    return {
+        component: {name: blocks[name] for name in in_order_of_blocks(blocks)} for component, blocks in found.items()
+    }
+
+
+def _computable(
+    adapter: Adapter, has_base: bool, with_torch: bool
+) -> tuple[list[OutputModule], list[UnmeasuredModule]]:
+    """The modules that have a size, one parameter of a layer each, and the others."""
+    kept, left_out = {}, []
+    for key, module in adapter.modules.items():
+        reasons = [_why_not(one, has_base, with_torch) for one in module.contributions]
+        if reason := next(filter(None, reasons), ""):
+            left_out.append(UnmeasuredModule(key, reason))
+        else:
+            kept[key] = 1.0
+    return by_parameter(aligned([MultipliedAdapter(adapter, kept)], ConvertOptions())), left_out
+
+
+def _why_not(one: Contribution, has_base: bool, with_torch: bool) -> str:
+    """The reason why a change has no size; empty where it has one."""
+    title = "DoRA" if one.magnitude else one.algorithm.title
+    if one.algorithm.formula is None:
+        return f"lora-inspect does not compute {title}"
+    if one.unsettled:
+        return one.unsettled
+    if one.scale is None:
+        return f"its scale is unknown: {one.why}"
+    if one.residual:
+        return f"the {one.residual} initialisation is in the base as well, so its factors are not its change"
+    if needs_base(one) and not has_base:
+        return f"the change of {title} depends on the weight; give --base BASE"
+    if needs_torch(one) and not with_torch:
+        return f"only torch computes {title}"
+    return ""
+
+
+def _measured(module: OutputModule, base: "BaseChanges | None") -> ChangeSize | UnmeasuredModule:
+    terms, key = module.terms, module.terms[0].contribution.module.key
+    try:
+        spectrum = _spectrum(terms, base)
+        weight = base.weight_norm(terms) if base and base.has(terms[0]) else None
+    except LoraInspectError as error:  # a number that is not finite, or a weight that the base lacks
+        return UnmeasuredModule(key, str(error).removesuffix("."))
+    return _with_names(module.module, terms, spectrum, weight)
+
+
+def _with_names(module: Module, terms: Sequence[Term], spectrum: "_Spectrum", weight: float | None) -> ChangeSize:
+    parts = [term.contribution for term in terms]
+    parameter = parts[0].algorithm.parameter
+    scaled = {(one.rank, one.alpha, one.scale) for one in parts if one.has_scale and one.rank}
+    rank, alpha, scale = scaled.pop() if len(scaled) == 1 else (None, None, None)
+    name = module.path or module.name.body
+    kind = pattern_of(name, separator_of(name))
+    component = module.name.component
+    if component != MODEL:
+        kind = f"{component}.{kind}"
+    if parameter != WEIGHT:
+        kind = f"{kind}.{parameter}"
+    sigma_1, sigma_2 = spectrum.largest
+    return ChangeSize(
+        module.name.key, component, block_of(module), kind, parameter, spectrum.shape, rank, alpha, scale,
+        spectrum.norm, sigma_1, sigma_2, weight,
+    )  # fmt: skip
+
+
+class _Spectrum(NamedTuple):
+    """The shape of a change, its norm, and its two largest singular values, None of a vector."""
+
+    shape: tuple[int, ...]
+    norm: float
+    largest: tuple[float | None, float | None]
+
+
+def _spectrum(terms: Sequence[Term], base: "BaseChanges | None") -> _Spectrum:
+    """Raises LoraInspectError for a number that is not finite, and for a weight that the base lacks."""
+    first = terms[0].contribution
+    if first.algorithm.experts:
+        experts = ExpertChanges(terms)
+        shape = (len(experts.changes), *experts.changes[0].shape)
+        return _Spectrum(shape, _norm(experts.values), _first_two(experts.largest))
+    if base and any(needs_base(term.contribution) for term in terms):
+        return _of_matrix(base.shape(terms[0]), base.difference(terms))
+    shape = max((term.contribution.known_shape for term in terms), key=len)
+    if first.algorithm.parameter != WEIGHT or len(shape) < 2:
+        return _Spectrum(shape, _norm(whole_change(terms, None)), (None, None))
+    if len(terms) == 1 and first.formula.low_rank is lokr.low_rank:
+        values = _of_kronecker(first)
+    elif all(map(_is_thin, terms)):
+        changes = terms_of(terms)
+        values = _finite(terms, lambda: Core(changes[0] if len(changes) == 1 else joined(changes)).values)
+    else:
+        return _of_matrix(shape, whole_change(terms, None))
+    return _Spectrum(shape, _norm(values), _first_two(values))
+
+
+def _is_thin(term: Term) -> bool:
+    rows, columns = matrix_shape(term.contribution.known_shape)
+    rank = thin_rank(term.contribution)
+    return rank is not None and rank * (rows + columns) < rows * columns
+
+
+def _of_kronecker(contribution: Contribution) -> Array:
+    """The singular values of a LoKr, in no order."""
+    tensors = read_tensors(contribution)
+    factors = [lokr.small_parts(tensors), lokr.large(tensors)]
+    first, second = (_values_of_product([numpy.asarray(part) for part in parts]) for parts in factors)
+    values: Array = abs(contribution.known_scale) * numpy.outer(first, second).ravel()
+    if not numpy.isfinite(values).all():
+        raise no_numbers(contribution)
+    return values
+
+
+def _values_of_product(parts: Sequence[Array]) -> Array:
+    """The singular values of a matrix, or of the product of two thin ones."""
+    if len(parts) == 1:
+        return singular(parts[0])[1]
+    up, down = parts
+    return Core(Factors.of(up, down, (len(up), down.shape[1]))).values
+
+
+def _of_matrix(shape: tuple[int, ...], matrix: Array) -> _Spectrum:
+    norm = _norm(matrix)
+    if min(matrix.shape) < 2 or not norm:
+        return _Spectrum(shape, norm, (norm, 0.0) if len(shape) > 1 else (None, None))
+    unit = matrix / norm  # the squares of its numbers stay in the range of float64
+    found = find_range(lambda: iter([(0, unit)]), unit.shape, rank=2)
+    return _Spectrum(shape, norm, _first_two(norm * found.values))
+
+
+def _finite(terms: Sequence[Term], values: Callable[[], Array]) -> Array:
+    try:
+        return values()
+    except FloatingPointError:
+        refuse_not_finite(terms)
+        raise no_numbers(terms[0].contribution) from None
+
+
+def _norm(values: Array) -> float:
+    return float(numpy.linalg.norm(values))
+
+
+def _first_two(values: Array) -> tuple[float, float]:
+    """The two largest; 0 for one that there is not."""
+    first, second, *_ = [*map(float, numpy.sort(values)[::-1][:2]), 0.0, 0.0]
+    return first, second
+
+
+class Spike(NamedTuple):
+    """A module whose first direction outweighs its second one, and those of the layers that it is compared with.
+
+    `median` is that of the first singular values of `compared` modules, this one among them: all of its `kind` or, with
+    None for a kind that has fewer than three, all of the adapter.
+    """
+
+    key: str
+    kind: str | None
+    sigma_1: float
+    sigma_2: float
+    median: float
+    compared: int
+
+    @property
+    def says(self) -> str:
+        """The numbers as a sentence without its end."""
+        return (
+            f"one direction of {self.key} outweighs all others: sigma_1 {self.sigma_1:.3g} against sigma_2 "
+            f"{self.sigma_2:.3g}, and a median sigma_1 of {self.median:.3g} in {_compared_with(self)}"
+        )
+
+
+def spikes(sizes: Sequence[ChangeSize]) -> list[Spike]:
+    """The modules with sigma_1 above five times sigma_2, and above five times the median sigma_1 of their kind."""
+    matrices = [one for one in sizes if one.sigma_1 is not None]
+    found = []
+    for one, kind, others in _with_kind(matrices):
+        sigma_1, sigma_2 = one.sigma_1 or 0.0, one.sigma_2 or 0.0
+        middle = median(other.sigma_1 or 0.0 for other in others)
+        # A median of 0 is that of modules that were never trained.
+        if middle and sigma_1 > SPIKE * sigma_2 and sigma_1 > SPIKE * middle:
+            found.append(Spike(one.key, kind, sigma_1, sigma_2, middle, len(others)))
+    return found
+
+
+class DeadModule(NamedTuple):
+    """A module that changes nothing although others do: `median` is that of the norms of `compared` others.
+
+    They are of its `kind` or, with None for a kind that has fewer than three, of the whole adapter.
+    """
+
+    key: str
+    kind: str | None
+    norm: float
+    median: float
+    compared: int
+
+    @property
+    def says(self) -> str:
+        """The numbers as a sentence without its end."""
+        return (
+            f"{self.key} changes nothing: norm {self.norm:.3g}, against a median of {self.median:.3g} in "
+            f"{_compared_with(self)}"
+        )
+
+
+def dead(sizes: Sequence[ChangeSize]) -> list[DeadModule]:
+    """The modules with a norm of 0, or below a millionth of the median norm of their kind's modules that have one."""
+    found = []
+    for one, kind, others in _with_kind(sizes):
+        alive = [other.norm for other in others if other.norm]
+        if alive and one.norm < DEAD * (middle := median(alive)):
+            found.append(DeadModule(one.key, kind, one.norm, middle, len(alive) - (one.norm > 0.0)))
+    return found
+
+
+class SmallScale(NamedTuple):
+    """Modules with one small scale. `ratio` is how many times their norms are below those of others of their kind.
+
+    It is None where all modules of these kinds have such a scale.
+    """
+
+    keys: tuple[str, ...]
+    rank: int | None
+    alpha: float | None
+    scale: float
+    ratio: float | None
+
+    @property
+    def says(self) -> str:
+        """The numbers as a sentence without its end."""
+        behind = f"; {_compared(self.ratio)} the other layers of this kind" if self.ratio else ""
+        where = f"{counted(len(self.keys), 'module')} ({some(self.keys, _NAMES)})"
+        return f"{_scale_in_words(self.scale, self.rank, self.alpha)}, in {where}{behind}"
+
+
+def small_scales(sizes: Sequence[ChangeSize]) -> list[SmallScale]:
+    """The scales of at most 1/16, either sign, each with its modules."""
+
+    def scaling(one: ChangeSize) -> tuple[float, int, float]:
+        return one.scale or 0.0, one.rank or 0, one.alpha or 0.0
+
+    usual: dict[str, list[float]] = defaultdict(list)
+    for one in sizes:
+        if not _is_small(one):
+            usual[one.kind].append(one.norm)
+    found = []
+    for (scale, _, _), own in groupby(sorted(filter(_is_small, sizes), key=scaling), scaling):
+        group = list(own)
+        ratios = [median(usual[one.kind]) / one.norm for one in group if usual[one.kind] and one.norm]
+        ratio = median(ratios) if ratios else None
+        found.append(SmallScale(tuple(one.key for one in group), group[0].rank, group[0].alpha, scale, ratio))
+    return found
+
+
+def _is_small(one: ChangeSize) -> bool:
+    return one.scale is not None and abs(one.scale) <= SMALL
+
+
+class UnusualModule(NamedTuple):
+    """The module whose norm is furthest from the `median` of the `compared` others of its kind."""
+
+    key: str
+    kind: str
+    rank: int | None
+    alpha: float | None
+    scale: float | None
+    norm: float
+    median: float
+    compared: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times the norm is below the median."""
+        return self.median / self.norm
+
+    @property
+    def says(self) -> str:
+        """The numbers as a sentence without its end."""
+        scale = "" if self.scale is None else f"{_scale_in_words(self.scale, self.rank, self.alpha)}; "
+        return (
+            f"{self.key}: {scale}norm {self.norm:.3g}, {_compared(self.ratio)} the other layers of this kind "
+            f"(median {self.median:.3g} of {self.compared:,})"
+        )
+
+
+def unusual(sizes: Sequence[ChangeSize]) -> UnusualModule | None:
+    """The module furthest from the others of its kind; None where none is ten times weaker or stronger.
+
+    Dead modules are none of them.
+    """
+    lifeless = {one.key for one in dead(sizes)}
+    alive = [one for one in sizes if one.norm and one.key not in lifeless]
+    found = []
+    for one, kind, all_of_it in _with_kind(alive):
+        if kind is None:
+            continue
+        others = [other.norm for other in all_of_it if other is not one]
+        found.append(
+            UnusualModule(one.key, kind, one.rank, one.alpha, one.scale, one.norm, median(others), len(others))
+        )
+    furthest = max(found, key=lambda one: abs(math.log(one.ratio)), default=None)
+    return furthest if furthest and abs(math.log(furthest.ratio)) >= math.log(UNUSUAL) else None
+
+
+def _with_kind(sizes: Sequence[ChangeSize]) -> Iterator[tuple[ChangeSize, str | None, Sequence[ChangeSize]]]:
+    """Each module with its kind and all modules of that; with None and all there are where the kind has too few."""
+    kinds: dict[str, list[ChangeSize]] = defaultdict(list)
+    for one in sizes:
+        kinds[one.kind].append(one)
+    for one in sizes:
+        own = kinds[one.kind]
+        yield (one, one.kind, own) if len(own) >= _ENOUGH else (one, None, sizes)
+
+
+def _compared_with(found: Spike | DeadModule) -> str:
+    """The modules behind a median."""
+    return f"{counted(found.compared, 'layer')} of this kind" if found.kind else counted(found.compared, "module")
+
+
+def _scale_in_words(scale: float, rank: int | None, alpha: float | None) -> str:
+    """The scale, and the alpha and the rank that it comes from."""
+    made_of = "" if rank is None or alpha is None else f": alpha {alpha:g} at rank {rank}"
+    return f"scale {scale:.2g}{made_of}"
+
+
+def _compared(ratio: float) -> str:
+    return f"{ratio:.3g} times below" if ratio >= 1.0 else f"{1.0 / ratio:.3g} times above"
