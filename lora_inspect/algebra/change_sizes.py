@@ -62,10 +62,10 @@ class ChangeSize(NamedTuple):
     """The size of a module's change of one parameter of its layer.
 
     `kind` is the name of the layer with `#` for its numbers, so that layers of one kind stand in every block. `shape`
-    is (out, in, *kernel), of experts (experts, out, in). `rank`, `alpha` and `scale` are None where the module has
-    none, or several. `norm` is the Frobenius norm. `sigma_1` and `sigma_2` are the largest singular values, None of a
-    vector; of experts they are those of the expert with the largest one. `weight_norm` is the norm of the weight that
-    the change is added to, None where no base tells it.
+    is (out, in, *kernel), of experts (experts, rows, columns) as their factors have them. `rank`, `alpha` and `scale`
+    are None where the module has none, or several. `norm` is the Frobenius norm. `sigma_1` and `sigma_2` are the
+    largest singular values, None of a vector; of experts they are those of the expert with the largest one.
+    `weight_norm` is the norm of the weight that the change is added to, None where no base tells it.
     """
 
     key: str
@@ -114,6 +114,8 @@ def measured_changes(
     Changes that depend on a weight need the `base`. Without `with_torch` those that only torch computes are left out.
     """
     modules, left_out = _computable(adapter, base is not None, with_torch)
+    if base:
+        modules = [module for module in modules if _counts(module, base)]
     progress(0)
     sizes: list[ChangeSize] = []
     for module, found in zip(modules, made_in_order(lambda one: _measured(one, base), modules), strict=True):
@@ -162,6 +164,11 @@ def _computable(
         else:
             kept[key] = 1.0
     return by_parameter(aligned([MultipliedAdapter(adapter, kept)], ConvertOptions())), left_out
+
+
+def _counts(module: OutputModule, base: "BaseChanges") -> bool:
+    """Whether the base has the parameter, or should have it: a layer may do without a bias."""
+    return any(base.has(term) or not term.contribution.is_optional for term in module.terms)
 
 
 def _why_not(one: Contribution, has_base: bool, with_torch: bool) -> str:

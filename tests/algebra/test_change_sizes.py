@@ -1,0 +1,412 @@
+"""Sizes of changes against dense float64 matrices of numpy, and the rules that compare them."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+from adapters import lora
+from dense_sums import KERNELS, LAYERS, factors, key, kohya, peft
+from every_case import CASES, WrittenCase
+from safetensors.torch import load_file, save_file
+
+from lora_inspect.algebra.change_sizes import (
+    ChangeSize,
+    changes_of_base,
+    dead,
+    measured_changes,
+    small_scales,
+    spikes,
+    unusual,
+)
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.reading.adapter import read_adapter
+
+
+def read(path):
+    return read_adapter(open_checkpoint(str(path)))
+
+
+def measured(path, base=None, **options):
+    adapter = read(path)
+    return measured_changes(adapter, base and changes_of_base(adapter, str(base)), **options)
+
+
+def drawn(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def path_of(size):
+    """The path of a layer whose key is kohya's."""
+    return next(path for path in LAYERS if key(path) == size.key)
+
+
+def has_size_of(size, matrix, rel=1e-9):
+    """Holds a size against the singular values of a dense matrix."""
+    values = numpy.linalg.svd(numpy.asarray(matrix, dtype=numpy.float64), compute_uv=False)
+    assert size.norm == pytest.approx(numpy.linalg.norm(matrix), rel=rel)
+    assert size.sigma_1 == pytest.approx(values[0], rel=rel)
+    assert size.sigma_2 == pytest.approx(values[1], rel=1e-6, abs=1e-9 * values[0])
+
+
+def test_sizes_of_lora_are_those_of_the_dense_matrices(tmp_path):
+    path, changes = kohya(tmp_path / "a.safetensors", 1, rank=4, alpha=3.0, layers=LAYERS | KERNELS)
+    found = {one.key: one for one in measured(path).sizes}
+    assert found.keys() == set(map(key, changes))
+    for name, matrix in changes.items():
+        size = found[key(name)]
+        has_size_of(size, matrix)
+        assert (size.rank, size.alpha, size.scale, size.parameter) == (4, 3.0, 0.75, "weight")
+        assert size.shape == (LAYERS | KERNELS)[name]
+
+
+def test_a_rank_above_the_sides_of_the_layer_is_measured_too(tmp_path):
+    layers = {"blocks.0.ffn.0": (6, 5)}
+    path, changes = kohya(tmp_path / "a.safetensors", 2, rank=64, alpha=64.0, layers=layers)
+    has_size_of(measured(path).sizes[0], changes["blocks.0.ffn.0"])
+
+
+def test_a_module_of_rank_one_has_no_second_singular_value(tmp_path):
+    path, changes = kohya(tmp_path / "a.safetensors", 2, rank=1, alpha=1.0)
+    for size in measured(path).sizes:
+        norm = numpy.linalg.norm(changes[path_of(size)])
+        assert (size.sigma_1, size.sigma_2) == (pytest.approx(norm, rel=1e-9), 0.0)
+
+
+def test_sizes_of_rslora_have_its_scale(tmp_path):
+    path, changes = peft(tmp_path / "a", 3, rank=4, alpha=6.0, stabilised=True)
+    sizes = measured(path).sizes
+    assert len(sizes) == len(changes)
+    for size in sizes:
+        has_size_of(size, changes[size.key.removeprefix("base_model.model.")])
+        assert size.scale == 3.0
+
+
+def test_a_tucker_core_is_a_part_of_the_change(tmp_path):
+    up, mid, down = drawn(1, 12, 3, 1, 1), drawn(2, 3, 3, 3, 3), drawn(3, 3, 8, 1, 1)
+    name = "lora_unet_mid_block_resnets_0_conv1"
+    tensors = {f"{name}.lora_{role}.weight": one for role, one in (("up", up), ("mid", mid), ("down", down))}
+    save_file({**tensors, f"{name}.alpha": torch.tensor(1.5)}, path := tmp_path / "a.safetensors")
+    matrix = 0.5 * torch.einsum("or,rskl,si->oikl", up[..., 0, 0].double(), mid.double(), down[..., 0, 0].double())
+    (size,) = measured(path).sizes
+    has_size_of(size, matrix.reshape(12, -1))
+    assert size.shape == (12, 8, 3, 3)
+
+
+def test_sizes_of_loha_are_those_of_the_product_of_its_products(tmp_path):
+    parts = {
+        f"w{number}_{side}": drawn(seed, *shape)
+        for seed, (number, side, shape) in enumerate(
+            (number, side, shape) for number in (1, 2) for side, shape in (("a", (24, 2)), ("b", (2, 20)))
+        )
+    }
+    tensors = {f"lora_unet_blocks_0_attn_q.hada_{role}": value for role, value in parts.items()}
+    save_file({**tensors, "lora_unet_blocks_0_attn_q.alpha": torch.tensor(1.0)}, path := tmp_path / "a.safetensors")
+    a, b, c, d = (parts[role].double() for role in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    (size,) = measured(path).sizes
+    has_size_of(size, 0.5 * (a @ b) * (c @ d))
+
+
+LOKR = {
+    "both whole": {"w1": (2, 4), "w2": (12, 5)},
+    "a thin large factor": {"w1": (2, 4), "w2_a": (12, 2), "w2_b": (2, 5)},
+    "two thin factors": {"w1_a": (6, 2), "w1_b": (2, 4), "w2_a": (4, 2), "w2_b": (2, 5)},
+    "a kernel": {"w1": (2, 4), "w2": (6, 2, 3, 3)},
+}
+
+
+@pytest.mark.parametrize("kind", LOKR)
+def test_sizes_of_lokr_are_those_of_the_kronecker_product(kind, tmp_path):
+    parts = {role: drawn(seed, *shape) for seed, (role, shape) in enumerate(LOKR[kind].items())}
+    tensors = {f"lora_unet_blocks_0_attn_q.lokr_{role}": value for role, value in parts.items()}
+    save_file({**tensors, "lora_unet_blocks_0_attn_q.alpha": torch.tensor(3.0)}, path := tmp_path / "a.safetensors")
+    whole = {
+        name: (parts[name] if name in parts else parts[f"{name}_a"].double() @ parts[f"{name}_b"].double()).flatten(1)
+        for name in ("w1", "w2")
+    }
+    scale = 1.0 if {"w1", "w2"} <= parts.keys() else 1.5
+    (size,) = measured(path).sizes
+    has_size_of(size, scale * numpy.kron(whole["w1"].double(), whole["w2"].double()))
+
+
+def test_a_full_difference_has_the_size_of_its_matrix(tmp_path):
+    for number, shape in enumerate([(24, 20), (160, 150)]):
+        matrix = drawn(5, *shape)
+        save_file({"lora_unet_blocks_0_attn_q.diff": matrix}, path := tmp_path / f"{number}.safetensors")
+        (size,) = measured(path).sizes
+        values = numpy.linalg.svd(matrix.double().numpy(), compute_uv=False)
+        assert size.norm == pytest.approx(numpy.linalg.norm(values), rel=1e-9)
+        # Large matrices are searched, and never overrated.
+        assert values[0] * 0.98 <= size.sigma_1 <= values[0] * (1 + 1e-9)
+        assert size.scale is None
+
+
+def test_a_vector_has_a_norm_and_no_singular_values(tmp_path):
+    vector = drawn(6, 20)
+    save_file(
+        {"lora_unet_blocks_0_norm.w_norm": vector, **numbers(lora("lora_unet_blocks_0_q"))}, tmp_path / "a.safetensors"
+    )
+    found = {one.key: one for one in measured(tmp_path / "a.safetensors").sizes}
+    size = found["lora_unet_blocks_0_norm"]
+    assert (size.sigma_1, size.sigma_2) == (None, None)
+    assert size.norm == pytest.approx(numpy.linalg.norm(vector.double()), rel=1e-9)
+
+
+def numbers(toy):
+    """The tensors of a toy whose numbers are one each."""
+    return {name: torch.full(shape, float(value)) for name, (_, shape, value) in toy.items()}
+
+
+def test_experts_have_the_norm_of_all_and_the_singular_values_of_the_strongest(fixtures):
+    folder = fixtures / "experts" / "peft-0.18.1-qwen3-moe"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    rank, experts = config["r"], 3
+    found = {one.key.rpartition(".")[2]: one for one in measured(folder).sizes if len(one.shape) == 3}
+    assert found.keys() == {"gate_up_proj", "down_proj"}
+    for name, wrapper in (("gate_up_proj", ".base_layer"), ("down_proj", "")):
+        prefix = f"base_model.model.model.layers.0.mlp.experts{wrapper}.lora_"
+        down, up = (tensors[f"{prefix}{side}.weight"].double() for side in "AB")
+        # PEFT has the rank of an expert inside of the rows of A, and outside of the columns of B.
+        downs = down.reshape(experts, rank, -1)
+        ups = up.reshape(len(up), rank, experts).permute(2, 0, 1)
+        changes = config["lora_alpha"] / rank * (ups @ downs)
+        values = torch.linalg.svdvals(changes)
+        strongest = values[values[:, 0].argmax()]
+        size = found[name]
+        assert size.norm == pytest.approx(float(changes.norm()), rel=1e-9)
+        assert (size.sigma_1, size.sigma_2) == pytest.approx(strongest[:2].tolist(), rel=1e-6)
+
+
+def test_blocks_and_kinds_are_those_of_the_names(tmp_path):
+    layers = {"blocks.3.self_attn.q": (24, 20), "blocks.11.self_attn.q": (24, 20)}
+    own = factors(1, 4, layers)
+    tensors = {
+        f"{key(path)}.lora_{role}.weight": one
+        for path, (down, up) in own.items()
+        for role, one in (("down", down), ("up", up))
+    }
+    encoder = "lora_te_text_model_encoder_layers_5_self_attn_q_proj"
+    save_file({**tensors, **numbers(lora(encoder))}, path := tmp_path / "a.safetensors")
+    sizes = {one.key: one for one in measured(path).sizes}
+    first, second = (sizes[key(name)] for name in layers)
+    assert (first.block, second.block) == ("blocks.3", "blocks.11")
+    assert first.kind == second.kind
+    assert "3" not in first.kind
+    assert first.component == "model"
+    assert sizes[encoder].component != "model"
+    assert sizes[encoder].kind != first.kind
+
+
+def dora_file(folder):
+    """A DoRA of one layer, its weight and its change in dense numbers: W' = m · V / ‖V‖ by rows, V = W + D."""
+    weight, down, up = drawn(1, 24, 20), drawn(2, 4, 20), 0.1 * drawn(3, 24, 4)
+    magnitude = 1.1 * weight.norm(dim=1, keepdim=True)
+    name = "lora_unet_blocks_0_self_attn_q"
+    save_file(
+        {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(4.0),
+         f"{name}.dora_scale": magnitude},
+        folder / "dora.safetensors",
+    )  # fmt: skip
+    save_file({"blocks.0.self_attn.q.weight": weight}, folder / "base.safetensors")
+    whole = weight.double() + up.double() @ down.double()
+    change = magnitude.double() * whole / whole.norm(dim=1, keepdim=True) - weight.double()
+    return folder / "dora.safetensors", folder / "base.safetensors", weight, change
+
+
+def test_dora_is_left_out_with_the_reason_where_no_base_tells_its_change(tmp_path):
+    path, _, _, _ = dora_file(tmp_path)
+    found = measured(path)
+    assert found.sizes == []
+    assert [(one.key, one.reason) for one in found.left_out] == [
+        ("lora_unet_blocks_0_self_attn_q", "the change of DoRA depends on the weight; give --base BASE")
+    ]
+
+
+def test_dora_with_a_base_has_the_size_of_its_difference_and_the_norm_of_the_weight(tmp_path):
+    path, base, weight, change = dora_file(tmp_path)
+    (size,) = measured(path, base).sizes
+    # LyCORIS adds an epsilon of float32 to the norms of the rows.
+    has_size_of(size, change, rel=1e-6)
+    assert size.weight_norm == pytest.approx(float(weight.double().norm()), rel=1e-12)
+    assert size.relative_norm == pytest.approx(float(change.norm() / weight.double().norm()), rel=1e-6)
+
+
+def test_a_part_of_a_fused_weight_is_compared_with_its_own_rows(tmp_path):
+    rows, inputs = 24, 24
+    fused = drawn(7, 3 * rows, inputs)
+    tensors = numbers(lora("lora_te_text_model_encoder_layers_0_self_attn_k_proj", out=rows, inputs=inputs))
+    save_file(tensors, path := tmp_path / "a.safetensors")
+    # As OpenCLIP has it: the query, the key and the value in one weight.
+    prefix = "cond_stage_model.model.transformer.resblocks.0"
+    save_file({f"{prefix}.attn.in_proj_weight": fused}, base := tmp_path / "base.safetensors")
+    (size,) = measured(path, base).sizes
+    assert size.weight_norm == pytest.approx(float(fused[rows : 2 * rows].double().norm()), rel=1e-12)
+
+
+def test_a_layer_that_the_base_lacks_has_a_norm_and_no_weight(tmp_path):
+    path, changes = kohya(tmp_path / "a.safetensors", 1)
+    weight = drawn(8, *LAYERS["blocks.0.ffn.0"])
+    save_file({"blocks.0.ffn.0.weight": weight}, base := tmp_path / "base.safetensors")
+    found = {one.key: one for one in measured(path, base).sizes}
+    assert {one.key for one in found.values() if one.weight_norm is None} == set(map(key, changes)) - {
+        key("blocks.0.ffn.0")
+    }
+    size = found[key("blocks.0.ffn.0")]
+    assert size.weight_norm == pytest.approx(float(weight.double().norm()), rel=1e-12)
+
+
+def test_a_module_with_nan_is_left_out_and_the_others_are_measured(tmp_path):
+    own = factors(1, 4)
+    tensors = {
+        f"{key(path)}.lora_{role}.weight": one
+        for path, (down, up) in own.items()
+        for role, one in (("down", down), ("up", up))
+    }
+    bad = f"{key('blocks.0.ffn.0')}.lora_up.weight"
+    tensors[bad][0, 0] = math.nan
+    save_file(tensors, path := tmp_path / "a.safetensors")
+    found = measured(path)
+    assert len(found.sizes) == 2
+    (left,) = found.left_out
+    assert left.key == key("blocks.0.ffn.0")
+    assert bad in left.reason
+
+
+def test_progress_counts_the_bytes_of_the_factors(tmp_path):
+    path, _ = kohya(tmp_path / "a.safetensors", 1)
+    told = []
+    measured(path, progress=told.append)
+    expected = [4 * 4 * (rows + columns) for rows, columns in LAYERS.values()]
+    assert told[0] == 0
+    assert sorted(told[1:]) == sorted(expected)
+
+
+EVERY = [
+    pytest.param(case, id=f"{name}: {case.id}", marks=() if case in (cases[0], cases[-1]) else pytest.mark.slow)
+    for name, cases in CASES.items()
+    for case in cases
+]
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_every_algorithm_has_the_norm_of_what_a_merge_changes(case, tmp_path):
+    written = WrittenCase(case, tmp_path)
+    base, merged = load_file(written.base), case.oracle(1.0)
+    norms = {name: float((merged[name].double() - base[name].double()).norm()) for name in base if name in merged}
+    error = max(case.bound, 1e-9) * max(float(value.double().norm()) for value in base.values())
+    found = measured(written.adapter, written.base)
+    assert found.left_out == []
+    assert math.hypot(*(one.norm for one in found.sizes)) == pytest.approx(math.hypot(*norms.values()), abs=error)
+    changed = math.hypot(*(float(base[name].double().norm()) for name in base if norms.get(name)))
+    assert math.hypot(*(one.weight_norm for one in found.sizes if one.norm > error)) == pytest.approx(changed, rel=1e-9)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_without_a_base_and_torch_a_size_is_the_same_or_left_out(case, tmp_path):
+    written = WrittenCase(case, tmp_path)
+    whole = {(one.key, one.parameter): one.norm for one in measured(written.adapter, written.base).sizes}
+    alone, light = measured(written.adapter), measured(written.adapter, with_torch=False)
+    for found in (alone, light):
+        left_out = {one.key for one in found.left_out}
+        kept = {place: norm for place, norm in whole.items() if place[0] not in left_out}
+        assert {(one.key, one.parameter): one.norm for one in found.sizes} == pytest.approx(kept, rel=1e-9)
+    assert {one.key for one in alone.left_out} <= {one.key for one in light.left_out}
+    assert all("give --base BASE" in one.reason for one in alone.left_out)
+
+
+def test_no_torch_is_loaded_for_lora(tmp_path):
+    path, _ = kohya(tmp_path / "a.safetensors", 1)
+    code = (
+        "import sys; from lora_inspect.cli import main\n"
+        "try: main(['info', sys.argv[1], '--norms'])\n"
+        "finally: print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert ended.stdout.endswith("\n['numpy']\n")
+
+
+def size(number, sigma_1=1.0, sigma_2=0.9, kind="q", **others):
+    """The size of a module in a block of this number."""
+    fields = {"rank": 8, "alpha": 8.0, "scale": 1.0, "norm": sigma_1, **others}
+    return ChangeSize(
+        f"blocks.{number}.{kind}", "model", f"blocks.{number}", kind, "weight", (24, 20), sigma_1=sigma_1,
+        sigma_2=sigma_2, **fields,
+    )  # fmt: skip
+
+
+def test_a_spike_is_above_five_times_both_and_names_its_numbers():
+    (spike,) = spikes([*(size(number) for number in range(4)), size(4, 5.1, 1.0)])
+    assert (spike.key, spike.sigma_1, spike.sigma_2, spike.median, spike.compared) == ("blocks.4.q", 5.1, 1.0, 1.0, 5)
+    assert spike.says == (
+        "one direction of blocks.4.q outweighs all others: sigma_1 5.1 against sigma_2 1, and a median sigma_1 of 1 in "
+        "5 layers of this kind"
+    )
+
+
+@pytest.mark.parametrize(("sigma_1", "sigma_2"), [(5.0, 0.1), (10.0, 2.0), (4.9, 0.0)])
+def test_five_times_exactly_is_no_spike(sigma_1, sigma_2):
+    assert spikes([*(size(number) for number in range(4)), size(4, sigma_1, sigma_2)]) == []
+
+
+def test_a_kind_of_fewer_than_three_is_compared_with_all_modules():
+    others = [size(number) for number in range(5)]
+    (spike,) = spikes([*others, size(0, 6.0, 0.5, kind="head"), size(1, 4.0, 0.5, kind="head")])
+    assert (spike.key, spike.kind, spike.median, spike.compared) == ("blocks.0.head", None, 1.0, 7)
+    # The median of three is that of the kind, however much the other kinds are below it.
+    heads = [size(number, 6.0, 0.5, kind="head") for number in range(3)]
+    assert spikes([*others, *heads]) == []
+
+
+def test_a_dead_module_is_below_a_millionth_of_the_median_of_the_others():
+    others = [size(number, norm=2.0) for number in range(4)]
+    assert dead([*others, size(4, norm=2.1e-6)]) == []
+    (module,) = dead([*others, size(4, norm=1.9e-6)])
+    assert (module.key, module.norm, module.median, module.compared) == ("blocks.4.q", 1.9e-6, 2.0, 4)
+    (module,) = dead([*others, size(4, norm=0.0)])
+    assert module.says == "blocks.4.q changes nothing: norm 0, against a median of 2 in 4 layers of this kind"
+
+
+def test_layers_of_a_kind_that_all_change_nothing_are_no_dead_modules():
+    others = [size(number, kind="v") for number in range(4)]
+    assert dead([*others, *(size(number, norm=0.0) for number in range(4))]) == []
+
+
+def test_small_scales_are_told_by_scale_with_the_ratio_to_other_layers_of_the_kind():
+    small = [size(number, norm=0.05, rank=32, alpha=1.0, scale=1.0 / 32.0) for number in range(2)]
+    usual = [size(number, norm=2.0, rank=32, alpha=32.0) for number in range(2, 5)]
+    (found,) = small_scales([*small, *usual])
+    assert (found.keys, found.scale, found.ratio) == (("blocks.0.q", "blocks.1.q"), 1.0 / 32.0, pytest.approx(40.0))
+    assert found.says == (
+        "scale 0.031: alpha 1 at rank 32, in 2 modules (blocks.0.q, …); 40 times below the other layers of this kind"
+    )
+
+
+@pytest.mark.parametrize(("scale", "is_small"), [(1 / 16, True), (-1 / 16, True), (0.0, True), (1 / 15, False)])
+def test_a_scale_of_a_sixteenth_is_small(scale, is_small):
+    found = small_scales([size(number, scale=scale) for number in range(3)])
+    assert [one.ratio for one in found] == ([None] if is_small else [])
+
+
+def test_the_unusual_module_is_the_furthest_from_its_kind_in_either_direction():
+    usual = [size(number, norm=2.0) for number in range(5)]
+    weak = size(5, norm=0.05, rank=32, alpha=1.0, scale=1.0 / 32.0)
+    found = unusual([*usual, weak, size(6, norm=22.0)])
+    assert found.says == (
+        "blocks.5.q: scale 0.031: alpha 1 at rank 32; norm 0.05, 40 times below the other layers of this kind "
+        "(median 2 of 6)"
+    )
+    strong = unusual([*usual, size(6, norm=22.0)])
+    assert (strong.key, strong.ratio) == ("blocks.6.q", pytest.approx(1.0 / 11.0))
+    assert "11 times above" in strong.says
+
+
+def test_nothing_is_unusual_below_ten_times_or_in_a_kind_of_two():
+    usual = [size(number, norm=2.0) for number in range(5)]
+    assert unusual([*usual, size(5, norm=19.0)]) is None
+    assert unusual([size(0, norm=1.0), size(1, norm=50.0)]) is None
+    assert unusual([*usual, size(5, norm=0.0)]) is None
+    assert unusual([]) is None
