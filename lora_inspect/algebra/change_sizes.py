@@ -1,8 +1,6 @@
 """The size of the change that an adapter makes in each of its modules: its norm and its two largest singular values.
 
-All sizes are those at multiplier 1, with the scale in them. The functions behind compare the sizes of one adapter with
-each other. They find modules where one direction outweighs all others, modules that change nothing, and scales that are
-far smaller than usual.
+All sizes are those at multiplier 1, with the scale in them.
 
 The singular values of a Kronecker product are the products of those of its factors (Van Loan 2000), so that LoKr takes
 no matrix of the layer's size. Those of a change that is no thin product come from a randomised search, which is exact
@@ -11,9 +9,7 @@ for small matrices and never above the true value.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
-from statistics import median
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy
@@ -39,23 +35,9 @@ from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.schemes.record import MODEL
-from lora_inspect.sentences import counted, some
 
 if TYPE_CHECKING:
     from lora_inspect.algebra.full_changes import BaseChanges
-
-# A spike's first singular value is above so many times its second, and so many times the median of its kind.
-SPIKE = 5.0
-# The change of a dead module is below this share of the median norm of its kind.
-DEAD = 1e-6
-# A scale is small from here on: alpha 1 at rank 16.
-SMALL = 1.0 / 16.0
-# From so many times more or less than the others of its kind on, a norm is unusual.
-UNUSUAL = 10.0
-# So many modules of a kind have a median to compare with; fewer are compared with all modules.
-_ENOUGH = 3
-# How many names a sentence has.
-_NAMES = 1
 
 
 class ChangeSize(NamedTuple):
@@ -196,6 +178,10 @@ def _measured(module: OutputModule, base: "BaseChanges | None") -> ChangeSize | 
         weight = base.weight_norm(terms) if base and base.has(terms[0]) else None
     except LoraInspectError as error:  # a number that is not finite, or a weight that the base lacks
         return UnmeasuredModule(key, str(error).removesuffix("."))
+    if not math.isfinite(spectrum.norm):
+        return UnmeasuredModule(key, "its norm is beyond the range of numbers")
+    if weight is not None and not math.isfinite(weight):
+        return UnmeasuredModule(key, "its weight in the base is not finite")
     return _with_names(module.module, terms, spectrum, weight)
 
 
@@ -275,7 +261,7 @@ def _values_of_product(parts: Sequence[Array]) -> Array:
 
 def _of_matrix(shape: tuple[int, ...], matrix: Array) -> _Spectrum:
     norm = _norm(matrix)
-    if min(matrix.shape) < 2 or not norm:
+    if min(matrix.shape) < 2 or not norm or not math.isfinite(norm):
         return _Spectrum(shape, norm, (norm, 0.0) if len(shape) > 1 else (None, None))
     unit = matrix / norm  # the squares of its numbers stay in the range of float64
     found = find_range(lambda: iter([(0, unit)]), unit.shape, rank=2)
@@ -298,184 +284,3 @@ def _first_two(values: Array) -> tuple[float, float]:
     """The two largest; 0 for one that there is not."""
     first, second, *_ = [*map(float, numpy.sort(values)[::-1][:2]), 0.0, 0.0]
     return first, second
-
-
-class Spike(NamedTuple):
-    """A module whose first direction outweighs its second one, and those of the layers that it is compared with.
-
-    `median` is that of the first singular values of `compared` modules, this one among them: all of its `kind` or, with
-    None for a kind that has fewer than three, all of the adapter.
-    """
-
-    key: str
-    kind: str | None
-    sigma_1: float
-    sigma_2: float
-    median: float
-    compared: int
-
-    @property
-    def says(self) -> str:
-        """The numbers as a sentence without its end."""
-        return (
-            f"one direction of {self.key} outweighs all others: sigma_1 {self.sigma_1:.3g} against sigma_2 "
-            f"{self.sigma_2:.3g}, and a median sigma_1 of {self.median:.3g} in {_compared_with(self)}"
-        )
-
-
-def spikes(sizes: Sequence[ChangeSize]) -> list[Spike]:
-    """The modules with sigma_1 above five times sigma_2, and above five times the median sigma_1 of their kind."""
-    matrices = [one for one in sizes if one.sigma_1 is not None]
-    found = []
-    for one, kind, others in _with_kind(matrices):
-        sigma_1, sigma_2 = one.sigma_1 or 0.0, one.sigma_2 or 0.0
-        middle = median(other.sigma_1 or 0.0 for other in others)
-        # A median of 0 is that of modules that were never trained.
-        if middle and sigma_1 > SPIKE * sigma_2 and sigma_1 > SPIKE * middle:
-            found.append(Spike(one.key, kind, sigma_1, sigma_2, middle, len(others)))
-    return found
-
-
-class DeadModule(NamedTuple):
-    """A module that changes nothing although others do: `median` is that of the norms of `compared` others.
-
-    They are of its `kind` or, with None for a kind that has fewer than three, of the whole adapter.
-    """
-
-    key: str
-    kind: str | None
-    norm: float
-    median: float
-    compared: int
-
-    @property
-    def says(self) -> str:
-        """The numbers as a sentence without its end."""
-        return (
-            f"{self.key} changes nothing: norm {self.norm:.3g}, against a median of {self.median:.3g} in "
-            f"{_compared_with(self)}"
-        )
-
-
-def dead(sizes: Sequence[ChangeSize]) -> list[DeadModule]:
-    """The modules with a norm of 0, or below a millionth of the median norm of their kind's modules that have one."""
-    found = []
-    for one, kind, others in _with_kind(sizes):
-        alive = [other.norm for other in others if other.norm]
-        if alive and one.norm < DEAD * (middle := median(alive)):
-            found.append(DeadModule(one.key, kind, one.norm, middle, len(alive) - (one.norm > 0.0)))
-    return found
-
-
-class SmallScale(NamedTuple):
-    """Modules with one small scale. `ratio` is how many times their norms are below those of others of their kind.
-
-    It is None where all modules of these kinds have such a scale.
-    """
-
-    keys: tuple[str, ...]
-    rank: int | None
-    alpha: float | None
-    scale: float
-    ratio: float | None
-
-    @property
-    def says(self) -> str:
-        """The numbers as a sentence without its end."""
-        behind = f"; {_compared(self.ratio)} the other layers of this kind" if self.ratio else ""
-        where = f"{counted(len(self.keys), 'module')} ({some(self.keys, _NAMES)})"
-        return f"{_scale_in_words(self.scale, self.rank, self.alpha)}, in {where}{behind}"
-
-
-def small_scales(sizes: Sequence[ChangeSize]) -> list[SmallScale]:
-    """The scales of at most 1/16, either sign, each with its modules."""
-
-    def scaling(one: ChangeSize) -> tuple[float, int, float]:
-        return one.scale or 0.0, one.rank or 0, one.alpha or 0.0
-
-    usual: dict[str, list[float]] = defaultdict(list)
-    for one in sizes:
-        if not _is_small(one):
-            usual[one.kind].append(one.norm)
-    found = []
-    for (scale, _, _), own in groupby(sorted(filter(_is_small, sizes), key=scaling), scaling):
-        group = list(own)
-        ratios = [median(usual[one.kind]) / one.norm for one in group if usual[one.kind] and one.norm]
-        ratio = median(ratios) if ratios else None
-        found.append(SmallScale(tuple(one.key for one in group), group[0].rank, group[0].alpha, scale, ratio))
-    return found
-
-
-def _is_small(one: ChangeSize) -> bool:
-    return one.scale is not None and abs(one.scale) <= SMALL
-
-
-class UnusualModule(NamedTuple):
-    """The module whose norm is furthest from the `median` of the `compared` others of its kind."""
-
-    key: str
-    kind: str
-    rank: int | None
-    alpha: float | None
-    scale: float | None
-    norm: float
-    median: float
-    compared: int
-
-    @property
-    def ratio(self) -> float:
-        """How many times the norm is below the median."""
-        return self.median / self.norm
-
-    @property
-    def says(self) -> str:
-        """The numbers as a sentence without its end."""
-        scale = "" if self.scale is None else f"{_scale_in_words(self.scale, self.rank, self.alpha)}; "
-        return (
-            f"{self.key}: {scale}norm {self.norm:.3g}, {_compared(self.ratio)} the other layers of this kind "
-            f"(median {self.median:.3g} of {self.compared:,})"
-        )
-
-
-def unusual(sizes: Sequence[ChangeSize]) -> UnusualModule | None:
-    """The module furthest from the others of its kind; None where none is ten times weaker or stronger.
-
-    Dead modules are none of them.
-    """
-    lifeless = {one.key for one in dead(sizes)}
-    alive = [one for one in sizes if one.norm and one.key not in lifeless]
-    found = []
-    for one, kind, all_of_it in _with_kind(alive):
-        if kind is None:
-            continue
-        others = [other.norm for other in all_of_it if other is not one]
-        found.append(
-            UnusualModule(one.key, kind, one.rank, one.alpha, one.scale, one.norm, median(others), len(others))
-        )
-    furthest = max(found, key=lambda one: abs(math.log(one.ratio)), default=None)
-    return furthest if furthest and abs(math.log(furthest.ratio)) >= math.log(UNUSUAL) else None
-
-
-def _with_kind(sizes: Sequence[ChangeSize]) -> Iterator[tuple[ChangeSize, str | None, Sequence[ChangeSize]]]:
-    """Each module with its kind and all modules of that; with None and all there are where the kind has too few."""
-    kinds: dict[str, list[ChangeSize]] = defaultdict(list)
-    for one in sizes:
-        kinds[one.kind].append(one)
-    for one in sizes:
-        own = kinds[one.kind]
-        yield (one, one.kind, own) if len(own) >= _ENOUGH else (one, None, sizes)
-
-
-def _compared_with(found: Spike | DeadModule) -> str:
-    """The modules behind a median."""
-    return f"{counted(found.compared, 'layer')} of this kind" if found.kind else counted(found.compared, "module")
-
-
-def _scale_in_words(scale: float, rank: int | None, alpha: float | None) -> str:
-    """The scale, and the alpha and the rank that it comes from."""
-    made_of = "" if rank is None or alpha is None else f": alpha {alpha:g} at rank {rank}"
-    return f"scale {scale:.2g}{made_of}"
-
-
-def _compared(ratio: float) -> str:
-    return f"{ratio:.3g} times below" if ratio >= 1.0 else f"{1.0 / ratio:.3g} times above"

@@ -13,14 +13,8 @@ from lora_inspect.reading.file_info import ADAPTER, FileInfo
 from lora_inspect.sentences import Result
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.change_sizes import (
-        ChangeSize,
-        DeadModule,
-        SmallScale,
-        Spike,
-        UnmeasuredModule,
-        UnusualModule,
-    )
+    from lora_inspect.algebra.change_sizes import ChangeSize, UnmeasuredModule
+    from lora_inspect.algebra.unusual_sizes import DeadModule, SmallScale, Spike, UnusualModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +119,7 @@ def norms(
     weights whose orientation nothing else shows. Raises LoraInspectError for a file that is no adapter or whose meaning
     is open, and where the adapter does not fit the base.
     """
-    from lora_inspect.algebra import change_sizes
+    from lora_inspect.algebra import change_sizes, unusual_sizes
 
     adapter, path = info.adapter, info.checkpoint.path
     if info.kind != ADAPTER:
@@ -140,10 +134,10 @@ def norms(
         sizes=found.sizes,
         parts={name: PartSize.of(one for own in blocks.values() for one in own) for name, blocks in parts.items()},
         blocks={name: {block: PartSize.of(own) for block, own in blocks.items()} for name, blocks in parts.items()},
-        spikes=change_sizes.spikes(found.sizes),
-        dead=change_sizes.dead(found.sizes),
-        small_scales=change_sizes.small_scales(found.sizes),
-        unusual=change_sizes.unusual(found.sizes),
+        spikes=unusual_sizes.spikes(found.sizes),
+        dead=unusual_sizes.dead(found.sizes),
+        small_scales=unusual_sizes.small_scales(found.sizes),
+        unusual=unusual_sizes.unusual(found.sizes),
         left_out=found.left_out,
         notes=tuple(weights.notes) if weights else (),
     )
