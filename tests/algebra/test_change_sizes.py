@@ -193,6 +193,16 @@ def test_blocks_and_kinds_are_those_of_the_names(tmp_path):
     assert sizes[encoder].kind != first.kind
 
 
+def test_layers_of_one_name_in_two_encoders_and_a_weight_and_its_bias_are_of_several_kinds(tmp_path):
+    tensors = {
+        f"lora_te{number}_text_model_encoder_layers_0_mlp_fc1.{end}": value
+        for number in (1, 2)
+        for end, value in (("diff", drawn(1, 6, 5)), ("diff_b", drawn(2, 6)))
+    }
+    save_file(tensors, path := tmp_path / "a.safetensors")
+    assert len({one.kind for one in measured(path).sizes}) == 4
+
+
 def dora_file(folder):
     """A DoRA of one layer, its weight and its change in dense numbers: W' = m · V / ‖V‖ by rows, V = W + D."""
     weight, down, up = drawn(1, 24, 20), drawn(2, 4, 20), 0.1 * drawn(3, 24, 4)
@@ -327,6 +337,22 @@ def test_without_a_base_and_torch_a_size_is_the_same_or_left_out(case, tmp_path)
         assert {(one.key, one.parameter): one.norm for one in found.sizes} == pytest.approx(kept, rel=1e-9)
     assert {one.key for one in alone.left_out} <= {one.key for one in light.left_out}
     assert all("give --base BASE" in one.reason for one in alone.left_out)
+
+
+@pytest.mark.parametrize("name", ["adalora", "gralora", "tinylora", "vblora"])
+def test_what_only_torch_computes_is_left_out_without_it(name, tmp_path):
+    path = WrittenCase(CASES[name][0], tmp_path).adapter
+    assert measured(path).left_out == []
+    light = measured(path, with_torch=False)
+    assert light.sizes == []
+    assert all(one.reason.startswith("only torch computes ") for one in light.left_out)
+
+
+def test_a_layer_without_a_bias_lacks_no_weight(tmp_path):
+    case = next(one for one in CASES["ia3"] if one.id == "peft (IA)3 of outputs, no bias Linear")
+    written = WrittenCase(case, tmp_path)
+    found = measured(written.adapter, written.base)
+    assert ([one.parameter for one in found.sizes], found.left_out) == (["weight"], [])
 
 
 def test_no_torch_is_loaded_for_lora(tmp_path):

@@ -38,7 +38,7 @@ def test_a_row_for_each_part_and_block_has_the_norm_of_its_modules(run, write_sa
 
 
 def test_blocks_are_in_the_order_of_their_numbers(norms, write_safetensors):
-    found = norms(write_safetensors(loras(11)))
+    found = norms(write_safetensors(dict(reversed(loras(11).items()))))
     (part,) = found["parts"].values()
     assert [name.rpartition(".")[2].rpartition("_")[2] for name in part["blocks"]] == [str(n) for n in range(11)]
 
