@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import tracemalloc
 
 import numpy
 import pytest
@@ -59,6 +60,17 @@ def test_a_rank_above_the_sides_of_the_layer_is_measured_too(tmp_path):
     layers = {"blocks.0.ffn.0": (6, 5)}
     path, changes = kohya(tmp_path / "a.safetensors", 2, rank=64, alpha=64.0, layers=layers)
     has_size_of(measured(path).sizes[0], changes["blocks.0.ffn.0"])
+
+
+def test_a_rank_far_above_the_sides_takes_no_matrix_of_its_square(tmp_path):
+    path, changes = kohya(tmp_path / "a.safetensors", 2, rank=3000, alpha=3000.0, layers={"blocks.0.ffn.0": (4, 3)})
+    tracemalloc.start()
+    try:
+        has_size_of(measured(path).sizes[0], changes["blocks.0.ffn.0"])
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 8 * 3000**2 / 4
 
 
 def test_a_module_of_rank_one_has_no_second_singular_value(tmp_path):
