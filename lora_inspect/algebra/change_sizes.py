@@ -9,7 +9,7 @@ for small matrices and never above the true value.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy
@@ -23,7 +23,7 @@ from lora_inspect.algebra.linear.core import Core, singular
 from lora_inspect.algebra.linear.factors import Array, Factors, joined
 from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.linear.range_finder import find_range
-from lora_inspect.algebra.numpy_tensors import no_numbers, read_tensors, refuse_not_finite
+from lora_inspect.algebra.numpy_tensors import read_tensors, refuse_not_finite
 from lora_inspect.algorithms import lokr
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.architectures.patterns import pattern_of, separator_of
@@ -174,15 +174,25 @@ def _why_not(one: Contribution, has_base: bool, with_torch: bool) -> str:
 def _measured(module: OutputModule, base: "BaseChanges | None") -> ChangeSize | UnmeasuredModule:
     terms, key = module.terms, module.terms[0].contribution.module.key
     try:
-        spectrum = _spectrum(terms, base)
+        spectrum = _finite_spectrum(terms, base)
         weight = base.weight_norm(terms) if base and base.has(terms[0]) else None
     except LoraInspectError as error:  # a number that is not finite, or a weight that the base lacks
         return UnmeasuredModule(key, str(error).removesuffix("."))
-    if not math.isfinite(spectrum.norm):
+    if spectrum is None:
         return UnmeasuredModule(key, "its norm is beyond the range of numbers")
     if weight is not None and not math.isfinite(weight):
         return UnmeasuredModule(key, "its weight in the base is not finite")
     return _with_names(module.module, terms, spectrum, weight)
+
+
+def _finite_spectrum(terms: Sequence[Term], base: "BaseChanges | None") -> "_Spectrum | None":
+    """The spectrum; None where the squares of finite numbers are beyond float64."""
+    try:
+        spectrum = _spectrum(terms, base)
+    except FloatingPointError:
+        refuse_not_finite(terms)
+        return None
+    return spectrum if math.isfinite(spectrum.norm) else None
 
 
 def _with_names(module: Module, terms: Sequence[Term], spectrum: "_Spectrum", weight: float | None) -> ChangeSize:
@@ -213,7 +223,7 @@ class _Spectrum(NamedTuple):
 
 
 def _spectrum(terms: Sequence[Term], base: "BaseChanges | None") -> _Spectrum:
-    """Raises LoraInspectError for a number that is not finite, and for a weight that the base lacks."""
+    """Raises LoraInspectError or FloatingPointError for numbers that are not finite or too large."""
     first = terms[0].contribution
     if first.algorithm.experts:
         experts = ExpertChanges(terms)
@@ -228,7 +238,7 @@ def _spectrum(terms: Sequence[Term], base: "BaseChanges | None") -> _Spectrum:
         values = _of_kronecker(first)
     elif all(map(_is_thin, terms)):
         changes = terms_of(terms)
-        values = _finite(terms, lambda: Core(changes[0] if len(changes) == 1 else joined(changes)).values)
+        values = Core(changes[0] if len(changes) == 1 else joined(changes)).values
     else:
         return _of_matrix(shape, whole_change(terms, None))
     return _Spectrum(shape, _norm(values), _first_two(values))
@@ -246,8 +256,6 @@ def _of_kronecker(contribution: Contribution) -> Array:
     factors = [lokr.small_parts(tensors), lokr.large(tensors)]
     first, second = (_values_of_product([numpy.asarray(part) for part in parts]) for parts in factors)
     values: Array = abs(contribution.known_scale) * numpy.outer(first, second).ravel()
-    if not numpy.isfinite(values).all():
-        raise no_numbers(contribution)
     return values
 
 
@@ -266,14 +274,6 @@ def _of_matrix(shape: tuple[int, ...], matrix: Array) -> _Spectrum:
     unit = matrix / norm  # the squares of its numbers stay in the range of float64
     found = find_range(lambda: iter([(0, unit)]), unit.shape, rank=2)
     return _Spectrum(shape, norm, _first_two(norm * found.values))
-
-
-def _finite(terms: Sequence[Term], values: Callable[[], Array]) -> Array:
-    try:
-        return values()
-    except FloatingPointError:
-        refuse_not_finite(terms)
-        raise no_numbers(terms[0].contribution) from None
 
 
 def _norm(values: Array) -> float:

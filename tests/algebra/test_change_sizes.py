@@ -289,12 +289,34 @@ def test_a_module_with_nan_is_left_out_and_the_others_are_measured(tmp_path):
     assert bad in left.reason
 
 
-@pytest.mark.parametrize("shape", [(24, 20), (160, 150), (20,)])
-def test_numbers_whose_squares_are_beyond_float64_are_left_out(shape, tmp_path):
-    name = "lora_unet_blocks_0_q.diff" if len(shape) > 1 else "lora_unet_blocks_0_q.diff_b"
-    save_file({name: torch.full(shape, 1e200, dtype=torch.float64)}, path := tmp_path / "a.safetensors")
+LARGE = {
+    "a small difference": {"diff": (24, 20)},
+    "a large difference": {"diff": (160, 150)},
+    "a vector": {"diff_b": (20,)},
+    "LoRA": {"lora_up.weight": (24, 2), "lora_down.weight": (2, 20)},
+    "LoKr": {"lokr_w1": (2, 4), "lokr_w2": (12, 5)},
+    "LoKr of thin factors": {"lokr_w1": (2, 4), "lokr_w2_a": (12, 2), "lokr_w2_b": (2, 5)},
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_numbers_whose_squares_are_beyond_float64_are_left_out(kind, tmp_path):
+    tensors = {
+        f"lora_unet_blocks_0_q.{end}": torch.full(shape, 1e200, dtype=torch.float64)
+        for end, shape in LARGE[kind].items()
+    }
+    save_file(tensors, path := tmp_path / "a.safetensors")
     (left,) = measured(path).left_out
     assert left.reason == "its norm is beyond the range of numbers"
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_infinite_numbers_are_left_out_with_the_tensor(kind, tmp_path):
+    tensors = {f"lora_unet_blocks_0_q.{end}": torch.full(shape, math.inf) for end, shape in LARGE[kind].items()}
+    save_file(tensors, path := tmp_path / "a.safetensors")
+    (left,) = measured(path).left_out
+    assert "lora_unet_blocks_0_q." in left.reason
+    assert "holds inf" in left.reason
 
 
 def test_a_weight_with_nan_has_no_norm_to_compare_with(tmp_path):

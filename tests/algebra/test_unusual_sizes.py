@@ -64,7 +64,9 @@ def test_small_scales_are_told_by_scale_with_the_ratio_to_other_layers_of_the_ki
     )
 
 
-@pytest.mark.parametrize(("scale", "is_small"), [(1 / 16, True), (-1 / 16, True), (0.0, True), (1 / 15, False)])
+@pytest.mark.parametrize(
+    ("scale", "is_small"), [(1 / 16, True), (-1 / 16, True), (0.0, True), (1 / 15, False), (-2.0, False)]
+)
 def test_a_scale_of_a_sixteenth_is_small(scale, is_small):
     found = small_scales([size(number, scale=scale) for number in range(3)])
     assert [one.ratio for one in found] == ([None] if is_small else [])
