@@ -90,6 +90,7 @@ def test_nothing_is_unusual_below_ten_times_or_in_a_kind_of_two():
     assert unusual([*usual, size(5, norm=19.0)]) is None
     assert unusual([size(0, norm=1.0), size(1, norm=50.0)]) is None
     assert unusual([*usual, size(5, norm=0.0)]) is None
+    assert unusual([*usual, size(5, norm=1e-7)]) is None
     assert unusual([]) is None
 
 
