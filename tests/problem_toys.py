@@ -417,5 +417,10 @@ NEAR = {
         LINT_TOYS["module-dead"],
         {"tensors": loras() | ZERO_UP},
     ],
-    "scale-small": [{"tensors": loras(rank=15, alpha=1.0)}, {"tensors": loras(alpha=None)}],
+    "scale-small": [
+        {"tensors": loras(rank=15, alpha=1.0)},
+        {"tensors": loras(alpha=None)},
+        # The meaning of a file that lacks its magnitudes is open.
+        {"tensors": {**loras(rank=16, alpha=1.0), "use_dora_flag": ("F32", (), 1.0)}},
+    ],
 }  # fmt: skip

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 import numpy
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
-from lora_inspect.algebra.changes import matrix_shape, needs_base, needs_torch, terms_of, thin_rank, whole_change
+from lora_inspect.algebra.changes import (
+    matrix_shape,
+    needs_base,
+    needs_torch,
+    shape_of,
+    terms_of,
+    thin_rank,
+    whole_change,
+)
 from lora_inspect.algebra.comparison import block_of, by_parameter, in_order_of_blocks
 from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.inputs import open_base
@@ -231,7 +239,7 @@ def _spectrum(terms: Sequence[Term], base: "BaseChanges | None") -> _Spectrum:
         return _Spectrum(shape, _norm(experts.values), _first_two(experts.largest))
     if base and any(needs_base(term.contribution) for term in terms):
         return _of_matrix(base.shape(terms[0]), base.difference(terms))
-    shape = max((term.contribution.known_shape for term in terms), key=len)
+    shape = max(map(shape_of, terms), key=len)
     if first.algorithm.parameter != WEIGHT or len(shape) < 2:
         return _Spectrum(shape, _norm(whole_change(terms, None)), (None, None))
     if len(terms) == 1 and first.formula.low_rank is lokr.low_rank:

@@ -64,6 +64,11 @@ def test_small_scales_are_told_by_scale_with_the_ratio_to_other_layers_of_the_ki
     )
 
 
+def test_a_scale_of_zero_has_no_ratio_to_other_layers():
+    (found,) = small_scales([size(0, norm=0.0, alpha=0.0, scale=0.0), *(size(number) for number in range(1, 4))])
+    assert (found.ratio, found.says) == (None, "scale 0: alpha 0 at rank 8, in 1 module (blocks.0.q)")
+
+
 @pytest.mark.parametrize(
     ("scale", "is_small"), [(1 / 16, True), (-1 / 16, True), (0.0, True), (1 / 15, False), (-2.0, False)]
 )

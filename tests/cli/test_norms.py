@@ -8,6 +8,10 @@ import torch
 from adapters import base, lora, loras
 from safetensors.torch import load_file, save_file
 
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.ops.norms import norms as measured_norms
+from lora_inspect.reading.file_info import inspect
+
 # The norm of up @ down of such a toy at scale 1: each of its 6 · 5 numbers is 16 · 0.5 · 0.25.
 ONE = 2.0 * math.sqrt(30.0)
 
@@ -66,6 +70,32 @@ def test_with_a_base_the_norm_is_relative_to_the_weights(run, norms, write_safet
     assert lines[4].split()[-1] == "-"
     assert "without a weight in" in " ".join(lines)
     assert "lora_unet_blocks_2_attn_q" in " ".join(lines)
+
+
+def test_the_parts_of_a_split_layer_are_one_change_of_the_whole_weight(norms, fixtures):
+    path, folder = (fixtures / "synthetic" / name for name in ("split.safetensors", "base_sharded"))
+    tensors = {name: one.double() for name, one in load_file(path).items()}
+    weights = {name: one for file in folder.glob("*.safetensors") for name, one in load_file(file).items()}
+    key = "lora_unet_blocks_0_ffn_0"
+    parts = [tensors[f"{key}.lora_up.{n}.weight"] @ tensors[f"{key}.lora_down.{n}.weight"] for n in (0, 1)]
+    change = tensors[f"{key}.alpha"] / 4 * torch.cat(parts)
+    (layer,) = norms(path, "--base", folder)["layers"]
+    assert layer["shape"] == list(change.shape)
+    assert layer["norm"] == pytest.approx(float(change.norm()), rel=1e-9)
+    assert [layer["sigma_1"], layer["sigma_2"]] == pytest.approx(torch.linalg.svdvals(change)[:2].tolist(), rel=1e-9)
+    assert layer["weight_norm"] == pytest.approx(float(weights["blocks.0.ffn.0.weight"].double().norm()), rel=1e-9)
+
+
+def test_a_file_that_changes_while_it_is_measured_is_refused(write_safetensors):
+    path = write_safetensors(loras(1))
+    found = inspect(str(path))
+
+    def rewrite_at_the_end(amount):
+        if amount:
+            write_safetensors(loras(3))
+
+    with pytest.raises(LoraInspectError, match="changed"):
+        measured_norms(found, progress=rewrite_at_the_end)
 
 
 def test_the_weight_of_a_base_in_bfloat16_is_read_as_its_numbers(norms, tmp_path, write_safetensors):
