@@ -23,6 +23,7 @@ _HOMES = {
     "ModuleChange": "modules",
     "NeedsLibraryError": "arguments",
     "NeedsTorchError": "arguments",
+    "NormsResult": "opened",
     "NotFoundError": "arguments",
     "OpenedAdapter": "opened",
     "OpenedModule": "modules",
@@ -65,6 +66,7 @@ __all__ = [
     "ModuleChange",
     "NeedsLibraryError",
     "NeedsTorchError",
+    "NormsResult",
     "NotFoundError",
     "OpenedAdapter",
     "OpenedModule",
@@ -110,7 +112,7 @@ if TYPE_CHECKING:
     from lora_inspect.api.convert import ConvertResult, StateDict, convert, state_dict
     from lora_inspect.api.extracting import ExtractResult, extract
     from lora_inspect.api.modules import ModuleChange, OpenedModule
-    from lora_inspect.api.opened import OpenedAdapter, open_adapter
+    from lora_inspect.api.opened import NormsResult, OpenedAdapter, open_adapter
     from lora_inspect.api.verbs import (
         CheckResult,
         CompatResult,

@@ -54,9 +54,12 @@ VERBS = ("cli", "api", "ops")
 # What takes long to load, and what of the command line must do without: until a verb runs, some for ever.
 HEAVY = ("torch", "numpy", "safetensors")
 LIGHT_VERBS = ("info", "check", "metadata", "metadata_changes", "metadata_edit")
-LIGHT = tuple(f"lora_inspect.{part}.{verb}" for verb in LIGHT_VERBS for part in ("cli", "ops"))
-# What `check` imports once it is told to read all numbers.
-OF_TENSORS = "lora_inspect.checking.measured"
+LIGHT = (
+    "lora_inspect.cli.info.command",
+    *(f"lora_inspect.{part}.{verb}" for verb in LIGHT_VERBS for part in ("cli", "ops")),
+)
+# What `check` and `info` import once they are told to read all numbers.
+OF_TENSORS = ("lora_inspect.checking.measured", "lora_inspect.algebra.change_sizes")
 # What `info` imports for a file that is wrong in programs: it plans from headers, and only with a base, which it has
 # none of, plans lead on. tests/cli/test_light_screens.py runs that.
 OF_PLANS = "lora_inspect.converting.fixes"
@@ -192,7 +195,7 @@ def ways(tree: Tree, start: str, when: tuple[str, ...]) -> Iterator[list[Import]
         # With a module its packages are loaded.
         parents = [Import(module, parent, AT_IMPORT) for parent in tree.paths if module.startswith(f"{parent}.")]
         for made in [*parents, *made_by.get(module, [])]:
-            asked_for = made.when == IN_A_CALL and (made.source in ASKED_FOR or made.target in (OF_TENSORS, OF_PLANS))
+            asked_for = made.when == IN_A_CALL and (made.source in ASKED_FOR or made.target in (*OF_TENSORS, OF_PLANS))
             if made.when in when and not asked_for and made.target not in reached:
                 reached[made.target] = [*reached[module], made]
                 waiting.append(made.target)

@@ -16,6 +16,12 @@ def peft(**config):
     return {"tensors": PEFT, "config": {**CONFIG, **config}, "name": "adapter_model.safetensors"}
 
 
+def strong(factor=6.0, **extra):
+    """A fourth module of `loras`, whose change is so many times that of the others, in one direction."""
+    name = "lora_unet_blocks_3_attn_q"
+    return {**lora(name, **extra), f"{name}.lora_up.weight": ("F32", (OUT, 16), 0.25 * factor)}
+
+
 # What the reading finds: the file of each problem; `beside` is what `write_safetensors` puts beside it.
 TOYS = {
     "weights-missing": {"config": CONFIG},
@@ -183,6 +189,9 @@ LINT_TOYS = {
     "half-subnormal": with_factor("lora_up.weight", "F16", 1e-6),
     "magnitude-sign": {"tensors": lora("lora_unet_q", dora_scale=("F32", (OUT, 1), -1.0))},
     "change-large": with_factor("lora_up.weight", "F32", 50.0),
+    "spike": {"tensors": {**loras(5), **strong()}},
+    "dead-module": {"tensors": {**loras(3), **strong(1e-8)}},
+    "scale-small": {"tensors": loras(rank=16, alpha=1.0)},
 }
 
 
@@ -198,6 +207,10 @@ ALSO = {
         key: tensor for name, size, out in (("in", IN, OUT), ("square", IN, IN))
         for key, tensor in lora(f"lora_unet_{name}", out=out, dora_scale=("F32", (size,), 1.0)).items()}}],
     "change-large": [{"tensors": huge()}],
+    # Alone of its kind it is compared with all modules.
+    "spike": [{"tensors": {**loras(3), **lora("lora_unet_head", alpha=50.0)}}],
+    "dead-module": [{"tensors": {**loras(3), **lora("lora_unet_head", alpha=1e-9)}}],
+    "scale-small": [{"tensors": {**loras(3), **lora("lora_unet_head", rank=32, alpha=-1.0)}}],
     "alpha-rounded": [
         alphas("F16", 3.3, ss_network_alpha="3.3"),
         alphas("BF16", 3.3, ss_network_alpha="3.3", ss_network_args='{"conv_alpha": "1"}'),
@@ -226,6 +239,24 @@ ALSO = {
         {"tensors": loras(), "metadata": {"ss_network_dim": value}} for value in ("inf", "0", "1.5", "1e999")
     ],
 }  # fmt: skip
+
+
+def two_directions():
+    """Factors of rank 2 with strong changes of two rows, one four times the other."""
+    up = [[0.0, 0.0] for _ in range(OUT)]
+    up[0][0], up[1][1] = 400.0, 100.0
+    down = [[0.0] * IN for _ in range(2)]
+    down[0][0] = down[1][1] = 1.0
+    name = "lora_unet_blocks_5_attn_q"
+    packed = {
+        key: struct.pack(f"<{len(rows) * len(rows[0])}f", *(value for row in rows for value in row))
+        for key, rows in (("up", up), ("down", down))
+    }
+    return {
+        f"{name}.lora_up.weight": ("F32", (OUT, 2), packed["up"]),
+        f"{name}.lora_down.weight": ("F32", (2, IN), packed["down"]),
+    }
+
 
 # What is like the file of a lint and has nothing of it: real trainers write all of these.
 NEAR = {
@@ -372,5 +403,24 @@ NEAR = {
         {"tensors": huge(kernel=(1, 1)) | {
             "lora_unet_q.lora_up.weight": ("F32", (OUT, 2, 1, 1), 5000.0),
             "lora_unet_q.lora_mid.weight": ("F32", (2, 2, 3, 3), 1e-6)}},
+    ],
+    "spike": [
+        {"tensors": {**loras(5), **strong(4.9)}},
+        # With two directions of nearly one size.
+        {"tensors": {**loras(5, rank=2), **lora("lora_unet_blocks_5_attn_q", rank=2), **two_directions()}},
+        {"tensors": {**loras(5), **strong(6.0, dora_scale=("F32", (OUT, 1), 1.0))}},
+    ],
+    "dead-module": [
+        {"tensors": {**loras(3), **strong(1e-5)}},
+        # All zeros are told as such.
+        LINT_TOYS["module-untrained"],
+        LINT_TOYS["module-dead"],
+        {"tensors": loras() | ZERO_UP},
+    ],
+    "scale-small": [
+        {"tensors": loras(rank=15, alpha=1.0)},
+        {"tensors": loras(alpha=None)},
+        # The meaning of a file that lacks its magnitudes is open.
+        {"tensors": {**loras(rank=16, alpha=1.0), "use_dora_flag": ("F32", (), 1.0)}},
     ],
 }  # fmt: skip

@@ -311,6 +311,22 @@ def test_compat_is_that_of_the_command_line(run, capsys):
     assert as_printed(lora_inspect.compat(DORA, base=BASE)) == shown
 
 
+@pytest.mark.parametrize(("path", "base"), [(RSLORA, None), (RSLORA, BASE), (DORA, None), (DORA, BASE)])
+def test_norms_are_those_of_the_command_line(path, base, run, capsys):
+    result = lora_inspect.open_adapter(path).norms(base)
+    assert isinstance(result, lora_inspect.NormsResult)
+    assert capsys.readouterr() == ("", "")
+    options = [] if base is None else ["--base", base]
+    assert as_printed(result) == run("info", path, "--norms", "--json", *options).json["norms"]
+
+
+def test_norms_refuse_what_is_no_adapter_and_a_wrong_answer():
+    with pytest.raises(lora_inspect.RefusedError, match="it is no adapter, so it has no change to measure"):
+        lora_inspect.open_adapter(BASE).norms()
+    with pytest.raises(TypeError, match="transposed must be"):
+        lora_inspect.open_adapter(RSLORA).norms(BASE, transposed="no")
+
+
 @pytest.mark.parametrize(
     "call",
     [

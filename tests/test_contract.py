@@ -47,7 +47,8 @@ TOY = {
     "lora_inspect/api/__init__.py": "'''Toy.'''",
     "lora_inspect/api/verbs.py": "'''Toy.'''\nfrom lora_inspect.ops.merge import merge",
     "lora_inspect/cli/__init__.py": "'''Toy.'''\nimport lora_inspect.start",
-    "lora_inspect/cli/info.py": "'''Toy.'''\nfrom lora_inspect.ops import info",
+    "lora_inspect/cli/info/__init__.py": "'''Toy.'''",
+    "lora_inspect/cli/info/command.py": "'''Toy.'''\nfrom lora_inspect.ops import info",
     "lora_inspect/cli/merge.py": "'''Toy.'''\nfrom lora_inspect.ops.merge import merge",
     "lora_inspect/ops/__init__.py": "'''Toy.'''",
     "lora_inspect/ops/info.py": "'''Toy.'''\nfrom lora_inspect import errors, reading",
@@ -154,7 +155,11 @@ PLANTED: list[tuple[Callable[[Tree], Iterator[str]], dict[str, str], str]] = [
     (light_start, {"lora_inspect/api/verbs.py": SAYS + "import torch"}, "lora_inspect.api.verbs takes long"),
     (light_start, {"lora_inspect/__init__.py": SAYS + "import numpy"}, "lora_inspect takes long"),
     (light_start, {"lora_inspect/ops/__init__.py": SAYS + "import numpy"}, "lora_inspect.cli.merge takes long"),
-    (light_start, {"lora_inspect/errors.py": SAYS + "from torch import nn"}, "lora_inspect.cli.info takes long"),
+    (
+        light_start,
+        {"lora_inspect/errors.py": SAYS + "from torch import nn"},
+        "lora_inspect.cli.info.command takes long",
+    ),
     (
         light_start,
         {"lora_inspect/ops/info.py": LAZY + "import lora_inspect.maths.torch_maths"},

@@ -8,7 +8,12 @@ from page_snippets import ROOT, Session
 
 # The page, where its list of fields begins and ends, and commands whose output has them.
 LISTS = {
-    "info": ("reading.md", '`schema` ("lora', "`source` is", ["info rslora.safetensors --json --modules"]),
+    "info": (
+        "reading.md",
+        '`schema` ("lora',
+        "`source` is",
+        ["info rslora.safetensors --json --modules", "info rslora.safetensors --json --norms"],
+    ),
     "compat": ("compat.md", "- `schema` is", r"\[Cases\]", ["compat dora.safetensors --json"]),
     "merge": (
         "merging.md",
@@ -61,6 +66,7 @@ WITHIN = (
     *("programs", "findings", "evidence", "problems", "from", "to", "rslora", "dora", "verified", "module_list"),
     *("members", "skipped", "best_multiplier"),
     *("inputs", "worst"),
+    *("norms", "layers", "spikes", "dead", "small_scales", "unusual", "left_out"),
 )
 
 

@@ -94,6 +94,8 @@ def test_every_fixture_is_told_as_the_schema_has_it(verb, run):
 
 
 COMMANDS = {
+    "sizes of changes": (["info", RSLORA, "--norms"], {"info"}),
+    "sizes of changes on a base": (["info", DORA, "--norms", "--base", BASE], {"info"}),
     "a folder": (["info", str(SYNTHETIC)], {"info"}),
     "a folder that is checked": (["check", str(SYNTHETIC)], {"check"}),
     "what is missing beside a file": (["check", "nowhere", RSLORA], {"check", "error"}),

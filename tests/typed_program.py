@@ -34,6 +34,9 @@ def use(base: Path, adapter: "os.PathLike[str]", folder: Path) -> list[str]:
     record: dict[str, Any] = opened.to_dict(modules=True)
     delta: torch.Tensor = found.delta(dtype=torch.float64)
     assert (scale, rule, severities, delta.dtype) == (1.5, True, [], torch.float64)
+    sizes: lora_inspect.NormsResult = opened.norms(base, transposed=False)
+    norm: float = sizes.parts["model"].norm
+    assert norm > 0.0
     assert len(says) >= 1
     assert record["metadata"] == metadata
 

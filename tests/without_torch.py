@@ -128,6 +128,24 @@ def wrong_of_numbers() -> Iterator[str]:
     ended = run("check", RSLORA, "--tensors")
     if ended.status or ended.err or sys.modules.get("numpy", sys) is sys:
         yield f"check --tensors: {ended}"
+    ended = run("info", RSLORA, "--norms", "--base", BASE)
+    if ended != (3, "", MISSING):
+        yield f"info --norms --base: {ended}"
+
+
+def wrong_of_sizes(path: Path) -> Iterator[str]:
+    """What is wrong with the sizes of changes: those that numpy computes are there, the others have a reason."""
+    ended = run("info", path, "--norms", "--json")
+    if "refused" in path.parts or ended.status == 1:
+        if not ended.err.startswith("Error: ") or MISSING in ended.err:
+            yield f"info {path} --norms ends with {ended}"
+        return
+    record = json.loads(ended.out)
+    is_adapter = record["kind"] == "adapter"
+    by_numpy = set(record["algorithms"]) <= BY_NUMPY - {"saved"} and not record["dora"]["modules"]
+    left_out = record["norms"]["left_out"]
+    if ended.status or not is_adapter or (by_numpy and left_out) or not all(one["reason"] for one in left_out):
+        yield f"info {path} --norms: {ended.err or left_out}"
 
 
 def wrong_of_sums(path: Path, folder: str) -> Iterator[str]:
@@ -221,6 +239,7 @@ def main() -> int:
     wrong += wrong_of_scanning()
     wrong += [f"{name} was loaded" for name in HEAVY if sys.modules.get(name)]
     wrong += wrong_of_numbers()
+    wrong += [one for path in found for one in wrong_of_sizes(path)]
     wrong += wrong_of_computing()
     wrong += wrong_of_forms()
     for path in found:

@@ -57,6 +57,16 @@ def needs_base(contribution: Contribution) -> bool:
     return contribution.multiplies or algorithm.replaces or (algorithm.experts == 0 and None in contribution.shape)
 
 
+def needs_torch(contribution: Contribution) -> bool:
+    """Whether torch computes the change: it depends on the weight, or no formula of numpy has it."""
+    if needs_base(contribution):
+        return True
+    algorithm, formula = contribution.algorithm, contribution.formula
+    if algorithm.experts or algorithm.name in ARE_DIFFERENCES or _is_plain(contribution):
+        return False
+    return formula.inner is not None or formula.thin is None
+
+
 def has_open_kernel(terms: Sequence[Term], with_any: bool = False) -> bool:
     """Whether no term tells if the layer of a module is a Linear or a convolution, as factors of flattened kernels.
 

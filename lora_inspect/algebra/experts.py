@@ -36,6 +36,11 @@ class ExpertChanges:
         self.values: Array = numpy.sqrt(squares)
 
     @property
+    def largest(self) -> Array:
+        """The singular values of the expert whose first one is the largest."""
+        return max((core.values for core in self._cores), key=lambda values: float(values[0]))
+
+    @property
     def rounding_rank(self) -> int:
         """The largest of the experts' numbers of singular values that are more than rounding."""
         return max(core.rounding_rank for core in self._cores)

@@ -5,6 +5,7 @@ weight in the order of the adapters, of each the added ones first. So the merge 
 adapters. All of it is computed in float64, with torch.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial, reduce
@@ -24,6 +25,7 @@ from lora_inspect.converting.steps.dora_delta import BLOCK_ELEMENTS, take_rows
 from lora_inspect.converting.steps.part import read_operands
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.input_file import Identity
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import match
 from lora_inspect.matching.orientation import Answers, check_answers
@@ -107,6 +109,11 @@ class BaseChanges:
         check_replaced(self._folds)
         self.notes = check_answers(orientations, answers)
 
+    @property
+    def inputs(self) -> dict[str, Identity]:
+        """Every file of the base by path, with its identity when it was opened."""
+        return self._base.inputs
+
     def has(self, term: Term) -> bool:
         """Whether the base has the parameter that a term changes."""
         return (id(term.adapter), _identity(term.contribution)) in self._places
@@ -134,6 +141,19 @@ class BaseChanges:
             for term in terms:
                 _take(found, self._rows_of(term), term.moves)
         return found
+
+    def weight_norm(self, terms: Sequence[Term]) -> float:
+        """The Frobenius norm of the rows of the base that any of the terms changes, as they are without adapters."""
+        every = (each for term in terms for each in self._of(term))
+        places = {(name, place.runs, place.block): place for name, place in every}
+        with self._lock:
+            return math.sqrt(sum(self._squared_norm(place) for place in places.values()))
+
+    def _squared_norm(self, place: Place) -> float:
+        rows = torch.zeros(place.shape[0], prod(place.shape[1:]), dtype=torch.float64, device="cpu")
+        for first, block in _read(self._codecs.of(place.target), place.target, 1):
+            take_rows(rows, block, first, place)
+        return float(rows.square().sum())
 
     def _of(self, term: Term) -> list[tuple[str, Place]]:
         places = self._places.get((id(term.adapter), _identity(term.contribution)))

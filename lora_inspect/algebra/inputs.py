@@ -96,7 +96,7 @@ def read_inputs(
     weights = None if request.weights is None else read_weights(request.weights)
     opened = [(open_checkpoint(path), own) for path, own in (weights.joined(named) if weights else named)]
     read = [_adapter(one, no_adapter) for one in read_settled(opened, requested_settings(request), has_steps)]
-    base = None if request.base is None else _base(request.base)
+    base = None if request.base is None else open_base(request.base)
     parts = parts_of(read, base, ModuleFilter(request.include, request.exclude))
     multiplied = []
     for adapter, part in zip(read, parts, strict=True):
@@ -123,7 +123,8 @@ def _adapter(read: Adapter, way_out: str) -> Adapter:
     return adapter
 
 
-def _base(path: str) -> Checkpoint:
+def open_base(path: str) -> Checkpoint:
+    """The headers of a base; raises LoraInspectError for an adapter."""
     base = open_weights(path)
     if kind_of(read_adapter(base))[0] == ADAPTER:
         raise RefusedError(base.path, "it is an adapter itself, not a base", "name the model's own weights")

@@ -176,6 +176,11 @@ def small(tensors: Tensors) -> Any:
     return tensors["w1"] if "w1" in tensors else tensors["w1_a"] @ tensors["w1_b"]
 
 
+def small_parts(tensors: Tensors) -> tuple[Any, ...]:
+    """w1 as a matrix (o1, i1), or as a pair (o1, rank) and (rank, i1) whose product it is."""
+    return (tensors["w1"],) if "w1" in tensors else (tensors["w1_a"], tensors["w1_b"])
+
+
 def large(tensors: Tensors) -> tuple[Any, ...]:
     """w2 as a matrix (o2, i2·kernel), or as a pair (o2, rank) and (rank, i2·kernel) whose product it is."""
     return (tensors["w2"].flatten(1),) if "w2" in tensors else _large_pair(tensors)

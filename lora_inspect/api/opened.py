@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.api.arguments import (
     PathWithSettings,
     ReadingKeywords,
+    StrPath,
+    Transposed,
+    answers_of,
     in_a_sentence,
+    path_of,
     request_of,
     takes,
     without_multiplier,
@@ -17,6 +21,8 @@ from lora_inspect.api.arguments import (
 from lora_inspect.api.modules import Modules
 from lora_inspect.architectures import by_name
 from lora_inspect.ops.info import as_json
+from lora_inspect.ops.norms import NormsResult
+from lora_inspect.ops.norms import norms as measured_norms
 from lora_inspect.option import ReadingRequest
 from lora_inspect.reading.file_info import FileInfo, inspect
 from lora_inspect.reading.model.evidence import Evidence, Problem
@@ -25,6 +31,8 @@ from lora_inspect.sentences import counted, shortened
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+__all__ = ["NormsResult", "OpenedAdapter", "open_adapter"]
 
 _SHOWN = 3
 
@@ -103,6 +111,16 @@ class OpenedAdapter:
         """Return the record that `info --json` prints, with `modules` as `--modules` adds them."""
         with in_a_sentence():
             return as_json(self._info, modules)
+
+    def norms(self, base: StrPath | None = None, *, transposed: Transposed = None) -> NormsResult:
+        """Measure the size of the change in every module, by part and block, as `info --norms` does.
+
+        With the model at `base`, norms are compared with those of its weights, and changes that depend on a weight are
+        measured too; `transposed` tells how it stores square weights that nothing else shows. Raises LoraInspectError
+        if the file is no adapter, if its scale is open, or if it does not fit the base.
+        """
+        with in_a_sentence():
+            return measured_norms(self._info, None if base is None else path_of(base), answers_of(transposed))
 
     @cached_property
     def _record(self) -> dict[str, Any]:

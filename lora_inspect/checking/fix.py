@@ -67,7 +67,7 @@ def check_fixed(subject: Subject, codes: frozenset[str], other: Subject, output:
 
 def open_fixed(path: str, subject: Subject) -> Subject:
     """The written file, looked at as the one that it was made of."""
-    return Subject(open_checkpoint(path), subject.settings, subject.progress)
+    return Subject(open_checkpoint(path), subject.settings, subject.progress, subject.look_at_sizes)
 
 
 def _fixed(rule: CheckRule, subject: Subject, draft: Draft) -> list[str]:

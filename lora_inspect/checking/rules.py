@@ -83,6 +83,34 @@ _TENSOR_LINTS = (
         "Check the scale (lora-inspect info), or take an earlier checkpoint.",
         (tensor_lints.change_large,),
     ),
+    CheckRule(
+        "spike",
+        WARNING,
+        "The first singular value of a module is above 5 times its second one, and above 5 times the median of its "
+        "kind of layer (of all modules, where the kind has fewer than three).",
+        "One direction of one layer outweighs all others, as after a training that diverged.",
+        "Compare the layers (lora-inspect info FILE --norms); take an earlier checkpoint, or merge the module with a "
+        "lower multiplier.",
+        (tensor_lints.sizes,),
+    ),
+    CheckRule(
+        "dead-module",
+        WARNING,
+        "The change of a module is 0, or below a millionth of the median norm of its kind of layer, though no factor "
+        "is zero throughout.",
+        "It changes nothing, but other layers do: its scale is 0, or a cast lost its numbers.",
+        "Check its scale (lora-inspect info FILE --modules), or take another checkpoint.",
+        (tensor_lints.sizes,),
+    ),
+    CheckRule(
+        "scale-small",
+        NOTE,
+        "The scale of a module is at most 1/16, as that of alpha 1 at rank 16.",
+        "Trainers of the kohya family take alpha 1 where none is given, and a higher learning rate makes up for it; a "
+        "program that wrote alpha 1 for the rank made the file too weak.",
+        "Use the file as it is where its results are right; else load it with a higher multiplier.",
+        (tensor_lints.sizes,),
+    ),
 )
 
 RULES = (

@@ -97,10 +97,19 @@ def _shape(file: str, checkpoint: Checkpoint) -> HeaderShape | None:
 
 
 class Subject:
-    """A checkpoint with its kind ("adapter", "base", "other") and its reading, which is empty for no adapter."""
+    """A checkpoint with its kind ("adapter", "base", "other") and its reading, which is empty for no adapter.
 
-    def __init__(self, checkpoint: Checkpoint, settings: Settings, progress: Progress = silent) -> None:
-        self.checkpoint, self.settings = checkpoint, settings
+    `look_at_sizes` finds the problems of the sizes of its changes, which take the algebra above this layer to measure.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        settings: Settings,
+        progress: Progress = silent,
+        look_at_sizes: "Look | None" = None,
+    ) -> None:
+        self.checkpoint, self.settings, self.look_at_sizes = checkpoint, settings, look_at_sizes
         self.kind, self.adapter = kind_of(read_adapter(checkpoint, settings))
         self.progress = progress
 

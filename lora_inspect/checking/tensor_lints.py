@@ -1,6 +1,6 @@
 """The lints of --tensors, on the numbers of the tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lora_inspect.checking.subject import Subject
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -32,8 +32,8 @@ def not_finite(subject: Subject) -> Iterator[RawProblem]:
 
 def untrained(subject: Subject) -> Iterator[RawProblem]:
     """Modules that change nothing: all of them, some, or some whose every factor is zero."""
-    known = [(c.module.key, c) for c in subject.adapter.contributions if c.algorithm.name in _VANISHING]
-    still = [(key, c) for key, c in known if not c.magnitude and _vanishes(subject, c)]
+    known = _of_known_algorithms(subject)
+    still = [(c.module.key, c) for c in known if not c.magnitude and _vanishes(subject, c)]
     dead = [key for key, c in still if all(subject.measured[info.name].is_zero for info in _factors(c))]
     idle = [key for key, _ in still if key not in dead]
     if known and len(still) == len(list(subject.adapter.contributions)):
@@ -46,6 +46,17 @@ def untrained(subject: Subject) -> Iterator[RawProblem]:
     if idle:
         message = f"{counted(len(idle), 'module')} without a change, as a factor is only zeros ({some(idle, 1)})"
         yield RawProblem("module-untrained", message, tuple(idle[:5]))
+
+
+def modules_with_zeros(subject: Subject) -> frozenset[str]:
+    """The keys of the modules that `untrained` reports."""
+    known = _of_known_algorithms(subject)
+    return frozenset(c.module.key for c in known if not c.magnitude and _vanishes(subject, c))
+
+
+def sizes(subject: Subject) -> Iterable[RawProblem]:
+    """Spikes, changes near zero and small scales."""
+    return subject.look_at_sizes(subject) if subject.look_at_sizes else ()
 
 
 def half_overflow(subject: Subject) -> Iterator[RawProblem]:
@@ -91,6 +102,10 @@ def change_large(subject: Subject) -> Iterator[RawProblem]:
         about = f"about {sizes[most]:.3g} in every entry of the weight"
         message = f"{counted(len(sizes), 'module')} with a change of {about} ({most})"
         yield RawProblem("change-large", message, tuple(sizes)[:5])
+
+
+def _of_known_algorithms(subject: Subject) -> list[Contribution]:
+    return [c for c in subject.adapter.contributions if c.algorithm.name in _VANISHING]
 
 
 def _factors(contribution: Contribution) -> list[TensorInfo]:

@@ -14,7 +14,7 @@ from lora_inspect.interrupt import INTERRUPTED, WORDS
 from lora_inspect.torchrun import launched
 
 if TYPE_CHECKING:
-    from lora_inspect.cli.info_file import PlainCommand
+    from lora_inspect.cli.info.one_file import PlainCommand
 
 _KILLED_BY = 128
 # As click has it, which sees it first in all that it runs.
@@ -53,7 +53,7 @@ def plain_command(words: Sequence[str]) -> "PlainCommand | None":
     """The command if it is one that runs without click, whose import takes as long as such a command."""
     if not words or (words[0] != _INFO and "." not in words[0]):
         return None
-    from lora_inspect.cli.info_file import read_plain
+    from lora_inspect.cli.info.one_file import read_plain
 
     return read_plain(words[1:] if words[0] == _INFO else words)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_arguments import architecture_option
+from lora_inspect.cli.info.selection import architecture_option
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.terminal import (
     BOLD,
@@ -154,7 +154,7 @@ Example: lora-inspect check adapter.safetensors --tensors
 
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["check"])
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
-@click.option("--tensors", is_flag=True, help="Read all numbers, to find NaN, untrained modules and overflow.")
+@click.option("--tensors", is_flag=True, help="Read all numbers, to find NaN, untrained modules, spikes and overflow.")
 @click.option("--fix", "fixes", is_flag=True, help="Write a fixed copy of the file to OUT; takes a single PATH.")
 @click.option("-o", "--output", type=FilePath(), metavar="OUT", help="Output of --fix: a name or a folder.")
 @click.option("--force", is_flag=True, help=FORCE_HELP)

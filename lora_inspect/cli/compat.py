@@ -113,9 +113,9 @@ def _print_folder(
     path: str, files: "FolderFiles", settings: "Settings", program: str, fail_on: str, as_json: bool
 ) -> None:
     """Print the row of each file, and exit with 1 if one is wrong in the program."""
-    from lora_inspect.cli.info_arguments import FolderOptions
-    from lora_inspect.cli.info_file import folder_argument
-    from lora_inspect.cli.info_folder import info_of_several
+    from lora_inspect.cli.info.one_file import folder_argument
+    from lora_inspect.cli.info.selection import FolderOptions
+    from lora_inspect.cli.info.several_files import info_of_several
 
     options = FolderOptions(program=program, fail_on=fail_on)
     info_of_several([folder_argument(path, files, settings)], modules=False, json=as_json, options=options)

@@ -35,11 +35,12 @@ class Verbs(Verb, click.Group):
         if name not in VERBS:
             return None
         with without_collecting():
-            file = (
-                importlib.import_module(f"lora_inspect.cli.algebra.{name}")
-                if name in _OF_ALGEBRA
-                else importlib.import_module(f"lora_inspect.cli.{name}")
-            )
+            if name == _OF_FILES:
+                file = importlib.import_module("lora_inspect.cli.info.command")
+            elif name in _OF_ALGEBRA:
+                file = importlib.import_module(f"lora_inspect.cli.algebra.{name}")
+            else:
+                file = importlib.import_module(f"lora_inspect.cli.{name}")
         command: click.Command = getattr(file, name)
         return command
 

@@ -54,7 +54,20 @@ METADATA_VERBS = {
 # The groups of a help page, and the options in each, whichever command has them.
 GROUPS = {
     "Common": (
-        *("modules", "metadata", "why", "tensors", "fix", "fail-on", "for", "base", "to-standard", "to", "layout"),
+        *(
+            "modules",
+            "metadata",
+            "why",
+            "norms",
+            "tensors",
+            "fix",
+            "fail-on",
+            "for",
+            "base",
+            "to-standard",
+            "to",
+            "layout",
+        ),
         *("algorithm", "keep-dora", "drop-magnitude", "rank", "energy", "max-error", "size", "max-rank", "weights"),
         *("uniform", "beta", "sigma-rel", "of", "exact", "max-difference", "trigger-words", "title", "author"),
         *("method", "density", "t", "lambda", "calibrate", "clip-sigma"),

@@ -1,7 +1,7 @@
 """The problems of a file, from its reading and the lints, and a copy with those fixed that can be."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,16 +10,20 @@ from lora_inspect.checking.fix import Fixing, check_fixed, fixing, open_fixed, w
 from lora_inspect.checking.hash_lints import readings
 from lora_inspect.checking.rules import UNREADABLE, find_problems
 from lora_inspect.checking.subject import Subject
+from lora_inspect.checking.tensor_lints import modules_with_zeros
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import files_of_several, is_collection, stored_bytes
 from lora_inspect.files.locations import exists
 from lora_inspect.files.outputs import check_output, file_output
 from lora_inspect.progress import PartialProgress, Progress, silent
-from lora_inspect.reading.model.evidence import ERROR, SEVERITIES, Problem
+from lora_inspect.reading.model.evidence import ERROR, SEVERITIES, Problem, RawProblem
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import Result
 from lora_inspect.stores.address import is_remote
+
+# How many modules a problem names.
+_MOST_KEYS = 5
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -84,7 +88,7 @@ def check(
     """
     share = PartialProgress(progress, stored_bytes(path))
     try:
-        subject = Subject(open_checkpoint(path), settings, share.done)
+        subject = Subject(open_checkpoint(path), settings, share.done, _size_problems)
         share.work *= _readings(subject, tensors)
         problems = _problems_of(subject, tensors)
         return CheckResult(path, problems, fixing(subject, problems).codes)
@@ -110,7 +114,7 @@ def fix(
     Raises LoraInspectError if there is nothing to fix, and if the output would have another meaning.
     """
     share = PartialProgress(progress, stored_bytes(path))
-    subject = Subject(open_checkpoint(path), settings, share.done)
+    subject = Subject(open_checkpoint(path), settings, share.done, _size_problems)
     # Looked at, hashed anew, written, proved, looked at again.
     share.work *= 2 * _readings(subject, tensors) + readings(subject) + 3
     problems = _problems_of(subject, tensors)
@@ -135,8 +139,29 @@ def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
 
 
 def _readings(subject: Subject, tensors: bool) -> int:
-    """Return how many times the check reads the file at most."""
-    return readings(subject) + tensors
+    """Return how many times the check reads the file at most; the numbers are measured, and then the changes."""
+    return readings(subject) + 2 * tensors
+
+
+def _size_problems(subject: Subject) -> Iterator[RawProblem]:
+    """The problems of the sizes of an adapter's changes, those that numpy computes without a base.
+
+    The changes of a file whose meaning is open are unknown.
+    """
+    if not subject.is_adapter or any(problem.severity == ERROR for problem in subject.adapter.problems):
+        return
+    from lora_inspect.algebra.change_sizes import measured_changes
+    from lora_inspect.algebra.unusual_sizes import dead, small_scales, spikes
+
+    sizes = measured_changes(subject.adapter, progress=subject.progress, with_torch=False).sizes
+    with_zeros = modules_with_zeros(subject)
+    for spike in spikes(sizes):
+        yield RawProblem("spike", spike.says, (spike.key,))
+    for module in dead(sizes):
+        if module.key not in with_zeros:
+            yield RawProblem("dead-module", module.says, (module.key,))
+    for scale in small_scales(sizes):
+        yield RawProblem("scale-small", scale.says, scale.keys[:_MOST_KEYS])
 
 
 def _problems_of(subject: Subject, tensors: bool) -> tuple[Problem, ...]:

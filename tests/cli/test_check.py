@@ -346,7 +346,7 @@ def test_names_that_a_terminal_obeys_are_shown_as_escapes(run, adapter, tmp_path
     assert "\\x1b[2J" in outcome.stdout
 
 
-def test_neither_torch_nor_numpy_is_loaded_without_the_numbers(run_process, adapter):
+def test_neither_torch_nor_numpy_is_loaded_without_the_numbers(run_process, adapter, write_safetensors):
     code = (
         "import sys\n"
         "from lora_inspect.cli import main\n"
@@ -357,4 +357,11 @@ def test_neither_torch_nor_numpy_is_loaded_without_the_numbers(run_process, adap
     path = adapter({**WARNING, "sshs_model_hash": "0" * 64}, "a.safetensors")
     assert run_process("-c", code, "check", path, "--json").stdout.endswith("\n[]\n")
     assert run_process("-c", code, "check", path, "--tensors").stdout.endswith("\n['numpy']\n")
+    # Only torch computes this change.
+    names = {"lora_A": (4, 6), "lora_B": (5, 4), "lora_E": (4, 1)}
+    tensors = {f"base_model.model.q.{name}": ("F32", shape, 0.5) for name, shape in names.items()}
+    torchs = write_safetensors(tensors, name="adapter_model.safetensors")
+    config = {"peft_type": "ADALORA", "r": 8, "init_r": 4, "target_r": 4, "lora_alpha": 8, "target_modules": ["q"]}
+    (path.parent / "adapter_config.json").write_text(json.dumps(config))
+    assert run_process("-c", code, "check", torchs, "--tensors").stdout.endswith("\n['numpy']\n")
     assert run_process("-c", code, "check", path, "--fix", "-o", "b.safetensors").stdout.endswith("\n[]\n")

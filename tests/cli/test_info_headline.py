@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_inspect.cli.info_screen import few, size_in_words, span
+from lora_inspect.cli.info.screen import few, size_in_words, span
 
 
 @pytest.mark.parametrize(

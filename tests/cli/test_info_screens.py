@@ -18,7 +18,7 @@ from screens import EVERY, REAL, made
 from strategies import told_metadata
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_screen import screen
+from lora_inspect.cli.info.screen import screen
 from lora_inspect.cli.terminal import Sheet
 from lora_inspect.ops.info import record_of, verdicts_of
 from lora_inspect.reading.file_info import inspect

@@ -12,7 +12,7 @@ class Barred:
             raise ImportError(f"{name} takes long to load")
 
 sys.meta_path.insert(0, Barred())
-from lora_inspect.cli.info import info
+from lora_inspect.cli.info.command import info
 for name in sys.argv[1:]:
     info([name], standalone_mode=False)
 print(*sorted(module for module in sys.modules if module == "lora_inspect.converting.fixes"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_inspect.cli.info_arguments import KEYS, ORDERS, condition, sorting_key
+from lora_inspect.cli.info.selection import KEYS, ORDERS, condition, sorting_key
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.scanning.scan_file import ScannedFile
 

@@ -77,6 +77,13 @@ def test_hashes_of_a_real_file_with_another_byte_are_stale_and_mended(rank, fixt
     assert check(os.fspath(path)).problems == ()
 
 
+def test_a_fixed_copy_is_measured_as_the_file_was(write_safetensors, tmp_path):
+    path = write_safetensors({**loras(rank=4, alpha=0.25), "use_rslora_flag": ("BF16", (), 0.0)})
+    result = fix(os.fspath(path), os.fspath(tmp_path / "out.safetensors"), tensors=True)
+    assert {problem.code for problem in result.left} == {"scale-small"}
+    assert [problem.code for problem in result.problems].count("scale-small") == 1
+
+
 def by_sd_scripts(tensors, metadata):
     """The hashes, written down from sd-scripts' source."""
     content = save(tensors, metadata)

@@ -20,11 +20,13 @@ from lora_inspect.sentences import scale_in_words
 
 if TYPE_CHECKING:
     from lora_inspect.files.discovery import FolderFiles
+    from lora_inspect.matching.orientation import Answers
+    from lora_inspect.ops.norms import NormsResult
     from lora_inspect.programs.verdict import Verdict
     from lora_inspect.reading.file_info import FileInfo
 
 # The flags of a command that names one file.
-FLAGS = ("modules", "tensors", "metadata", "why", "json")
+FLAGS = ("modules", "tensors", "metadata", "why", "norms", "json")
 # Settings begin at a colon, and on Windows click looks for the files that the other signs name.
 _NOT_PLAIN = ":*?[~$%"
 # The field of a record that stands for a file that could not be read.
@@ -67,7 +69,8 @@ class PlainCommand(NamedTuple):
 
     def run(self) -> None:
         """Do as `info` does."""
-        info_of_one(InfoArgument((self.path,), path=self.path), **{name: name in self.flags for name in FLAGS})
+        asked: dict[str, Any] = {name: name in self.flags for name in FLAGS}
+        info_of_one(InfoArgument((self.path,), path=self.path), **asked)
 
 
 def read_plain(words: Sequence[str]) -> PlainCommand | None:
@@ -81,17 +84,61 @@ def read_plain(words: Sequence[str]) -> PlainCommand | None:
     return PlainCommand(path, frozenset(flags)) if is_plain else None
 
 
-def info_of_one(argument: InfoArgument, modules: bool, tensors: bool, metadata: bool, why: bool, json: bool) -> None:
+class Measure(NamedTuple):
+    """The base that `--norms` compares with, None for none, and the answers to how it stores square weights."""
+
+    base: str | None = None
+    transposed: "Answers | None" = None
+
+
+def info_of_one(
+    argument: InfoArgument,
+    modules: bool,
+    tensors: bool,
+    metadata: bool,
+    why: bool,
+    norms: bool,
+    json: bool,
+    measure: Measure = Measure(),  # noqa: B008 (frozen)
+) -> None:
     """Read one checkpoint and print its description; exit with 1 or 3 if it cannot be read."""
     with without_collecting():
         found, verdicts, record = _read(argument, modules, tensors)
+        measured = None
+        if norms and found:
+            measured, record = _measured(found, record, measure)
         if json:
             terminal.json_text(record)
-        elif found:
+        elif found and ERROR not in record:
             _show(found, record, verdicts, metadata, why)
+            if measured:
+                _show_norms(measured, record)
     if ERROR in record:
         terminal.error(record[ERROR])
         sys.exit(with_code(record[CODE]).status)
+
+
+def _measured(
+    found: "FileInfo", record: dict[str, Any], measure: Measure
+) -> "tuple[NormsResult | None, dict[str, Any]]":
+    """The sizes of the changes and the record with them; where they cannot be measured, the record says why."""
+    from lora_inspect.cli.progress_bar import percent, progress_bar
+    from lora_inspect.ops.norms import norms as measured_norms
+
+    try:
+        with progress_bar("Measuring", found.checkpoint.bytes, percent) as progress:
+            measured = measured_norms(found, measure.base, measure.transposed or {}, progress)
+    except Exception as error:  # as of a file that cannot be read
+        return None, broken(found.checkpoint.path, error)
+    for note in measured.notes:
+        terminal.note(note)
+    return measured, record | {"norms": measured.to_dict()}
+
+
+def _show_norms(measured: "NormsResult", record: dict[str, Any]) -> None:
+    from lora_inspect.cli.info.norms_table import norms_lines
+
+    terminal.laid_out([[], *norms_lines(Sheet(terminal.columns()), measured, record["components"])])
 
 
 def _read(
@@ -115,7 +162,7 @@ def _show(
     found: "FileInfo", record: dict[str, Any], verdicts: "Sequence[Verdict] | None", metadata: bool, why: bool
 ) -> None:
     """The screen, and below it the modules and the metadata where they are asked for."""
-    from lora_inspect.cli.info_screen import screen
+    from lora_inspect.cli.info.screen import screen
 
     sheet = Sheet(terminal.columns())
     terminal.laid_out(screen(sheet, found, record, verdicts, why))

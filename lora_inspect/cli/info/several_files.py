@@ -14,9 +14,9 @@ from itertools import chain, islice
 from typing import Any
 
 from lora_inspect.cli import terminal
-from lora_inspect.cli.info_arguments import FolderOptions, sorting_key
-from lora_inspect.cli.info_file import CODE, ERROR, InfoArgument, broken
-from lora_inspect.cli.info_screen import size_in_words
+from lora_inspect.cli.info.one_file import CODE, ERROR, InfoArgument, broken
+from lora_inspect.cli.info.screen import size_in_words
+from lora_inspect.cli.info.selection import FolderOptions, sorting_key
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
 from lora_inspect.cli.terminal import (
     DEBUG,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_inspect.cli.info_file import InfoArgument, broken, folder_argument
-from lora_inspect.cli.verb import FAILURES, Decorated, NearChoice, parse_without_multiplier
+from lora_inspect.cli.info.one_file import InfoArgument, broken, folder_argument
+from lora_inspect.cli.verb import FAILURES, Decorated, FilePath, NearChoice, parse_without_multiplier
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import files_of_several
@@ -19,6 +19,7 @@ from lora_inspect.near_names import meant
 from lora_inspect.sentences import listed, scale_in_words
 
 if TYPE_CHECKING:
+    from lora_inspect.matching.orientation import Answers
     from lora_inspect.scanning.scan_file import ScannedFile
 
 
@@ -199,6 +200,36 @@ architecture_option = click.option(
     callback=named_family,
     help="Model family of the adapters, if the names match several: flux, chroma, ….",
 )
+
+
+def _answers(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> "Answers":
+    if not given:
+        return {}
+    from lora_inspect.matching.orientation import parse_answers
+
+    try:
+        return parse_answers(given)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
+
+
+def base_options(command: Decorated) -> Decorated:
+    """Adds the options for the base that `--norms` compares with."""
+    of_squares = click.option(
+        "--transposed",
+        multiple=True,
+        metavar="[GLOB=]yes|no",
+        callback=_answers,
+        help="yes: BASE stores square weights as (in, out); no: as (out, in). For weights with an orientation that "
+        "nothing else shows: all, or those that match GLOB. Repeatable.",
+    )
+    of_weights = click.option(
+        "--base",
+        type=FilePath(),
+        metavar="BASE",
+        help="With --norms: the model of the adapter, for the size relative to its weights, and for DoRA and OFT.",
+    )
+    return of_weights(of_squares(command))
 
 
 def folder_options(command: Decorated) -> Decorated:

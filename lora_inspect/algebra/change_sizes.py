@@ -1,0 +1,294 @@
+"""The size of the change that an adapter makes in each of its modules: its norm and its two largest singular values.
+
+All sizes are those at multiplier 1, with the scale in them.
+
+The singular values of a Kronecker product are the products of those of its factors (Van Loan 2000), so that LoKr takes
+no matrix of the layer's size. Those of a change that is no thin product come from a randomised search, which is exact
+for small matrices and never above the true value.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy
+
+from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term, aligned
+from lora_inspect.algebra.changes import (
+    matrix_shape,
+    needs_base,
+    needs_torch,
+    shape_of,
+    terms_of,
+    thin_rank,
+    whole_change,
+)
+from lora_inspect.algebra.comparison import block_of, by_parameter, in_order_of_blocks
+from lora_inspect.algebra.experts import ExpertChanges
+from lora_inspect.algebra.inputs import open_base
+from lora_inspect.algebra.linear.core import Core, singular
+from lora_inspect.algebra.linear.factors import Array, Factors, joined
+from lora_inspect.algebra.linear.module_threads import made_in_order
+from lora_inspect.algebra.linear.range_finder import find_range
+from lora_inspect.algebra.numpy_tensors import read_tensors, refuse_not_finite
+from lora_inspect.algorithms import lokr
+from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.architectures.patterns import pattern_of, separator_of
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.errors import LoraInspectError
+from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.matching.orientation import UNANSWERED, Answers
+from lora_inspect.progress import Progress, silent
+from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.schemes.record import MODEL
+
+if TYPE_CHECKING:
+    from lora_inspect.algebra.full_changes import BaseChanges
+
+
+class ChangeSize(NamedTuple):
+    """The size of a module's change of one parameter of its layer.
+
+    `kind` is the name of the layer with `#` for its numbers, so that layers of one kind stand in every block. `shape`
+    is (out, in, *kernel), of experts (experts, rows, columns) as their factors have them. `rank`, `alpha` and `scale`
+    are None where the module has none, or several. `norm` is the Frobenius norm. `sigma_1` and `sigma_2` are the
+    largest singular values, None of a vector; of experts they are those of the expert with the largest one.
+    `weight_norm` is the norm of the weight that the change is added to, None where no base tells it.
+    """
+
+    key: str
+    component: str
+    block: str
+    kind: str
+    parameter: str
+    shape: tuple[int, ...]
+    rank: int | None
+    alpha: float | None
+    scale: float | None
+    norm: float
+    sigma_1: float | None
+    sigma_2: float | None
+    weight_norm: float | None = None
+
+    @property
+    def relative_norm(self) -> float | None:
+        """The norm over that of the weight; None where that is unknown or zero."""
+        return self.norm / self.weight_norm if self.weight_norm else None
+
+
+class UnmeasuredModule(NamedTuple):
+    """A module whose change has no size, and the reason as the end of a sentence."""
+
+    key: str
+    reason: str
+
+
+class MeasuredChanges(NamedTuple):
+    """The sizes of an adapter's modules in their order, and the modules that have none."""
+
+    sizes: list[ChangeSize]
+    left_out: list[UnmeasuredModule]
+
+
+def measured_changes(
+    adapter: Adapter,
+    base: "BaseChanges | None" = None,
+    progress: Progress = silent,
+    *,
+    with_torch: bool = True,
+) -> MeasuredChanges:
+    """The size of every change of an adapter; `progress` is told of the bytes of the factors.
+
+    Changes that depend on a weight need the `base`. Without `with_torch` those that only torch computes are left out.
+    """
+    modules, left_out = _computable(adapter, base is not None, with_torch)
+    if base:
+        modules = [module for module in modules if _counts(module, base)]
+    progress(0)
+    sizes: list[ChangeSize] = []
+    for module, found in zip(modules, made_in_order(lambda one: _measured(one, base), modules), strict=True):
+        if isinstance(found, ChangeSize):
+            sizes.append(found)
+        else:
+            left_out.append(found)
+        progress(sum(info.nbytes for term in module.terms for info in term.contribution.factors.values()))
+    return MeasuredChanges(sizes, left_out)
+
+
+def changes_of_base(adapter: Adapter, path: str, transposed: Answers = UNANSWERED) -> "BaseChanges":
+    """The weights of the base at a path that an adapter changes, with the changes that depend on them.
+
+    Raises LoraInspectError where torch is missing, and where the adapter does not fit the base.
+    """
+    from lora_inspect.maths.torch_threads import load_torch
+
+    base = open_base(path)
+    load_torch()
+    from lora_inspect.algebra.full_changes import BaseChanges
+
+    whole = MultipliedAdapter(adapter, dict.fromkeys(adapter.modules, 1.0))
+    return BaseChanges([whole], aligned([whole], ConvertOptions()), base, None, transposed)
+
+
+def by_block(sizes: Sequence[ChangeSize]) -> dict[str, dict[str, list[ChangeSize]]]:
+    """The sizes by component, in the order of the adapter, and by block, in the order of the model."""
+    found: dict[str, dict[str, list[ChangeSize]]] = defaultdict(lambda: defaultdict(list))
+    for one in sizes:
+        found[one.component][one.block].append(one)
+    return {
+        component: {name: blocks[name] for name in in_order_of_blocks(blocks)} for component, blocks in found.items()
+    }
+
+
+def _computable(
+    adapter: Adapter, has_base: bool, with_torch: bool
+) -> tuple[list[OutputModule], list[UnmeasuredModule]]:
+    """The modules that have a size, one parameter of a layer each, and the others."""
+    kept, left_out = {}, []
+    for key, module in adapter.modules.items():
+        reasons = [_why_not(one, has_base, with_torch) for one in module.contributions]
+        if reason := next(filter(None, reasons), ""):
+            left_out.append(UnmeasuredModule(key, reason))
+        else:
+            kept[key] = 1.0
+    return by_parameter(aligned([MultipliedAdapter(adapter, kept)], ConvertOptions())), left_out
+
+
+def _counts(module: OutputModule, base: "BaseChanges") -> bool:
+    """Whether the base has the parameter, or should have it: a layer may do without a bias."""
+    return any(base.has(term) or not term.contribution.is_optional for term in module.terms)
+
+
+def _why_not(one: Contribution, has_base: bool, with_torch: bool) -> str:
+    """The reason why a change has no size; empty where it has one."""
+    title = "DoRA" if one.magnitude else one.algorithm.title
+    if one.algorithm.formula is None:
+        return f"lora-inspect does not compute {title}"
+    if one.unsettled:
+        return one.unsettled
+    if one.scale is None:
+        return f"its scale is unknown: {one.why}"
+    if one.residual:
+        return f"the {one.residual} initialisation is in the base as well, so its factors are not its change"
+    if needs_base(one) and not has_base:
+        return f"the change of {title} depends on the weight; give --base BASE"
+    if needs_torch(one) and not with_torch:
+        return f"only torch computes {title}"
+    return ""
+
+
+def _measured(module: OutputModule, base: "BaseChanges | None") -> ChangeSize | UnmeasuredModule:
+    terms, key = module.terms, module.terms[0].contribution.module.key
+    try:
+        spectrum = _finite_spectrum(terms, base)
+        weight = base.weight_norm(terms) if base and base.has(terms[0]) else None
+    except LoraInspectError as error:  # a number that is not finite, or a weight that the base lacks
+        return UnmeasuredModule(key, str(error).removesuffix("."))
+    if spectrum is None:
+        return UnmeasuredModule(key, "its norm is beyond the range of numbers")
+    if weight is not None and not math.isfinite(weight):
+        return UnmeasuredModule(key, "its weight in the base is not finite")
+    return _with_names(module.module, terms, spectrum, weight)
+
+
+def _finite_spectrum(terms: Sequence[Term], base: "BaseChanges | None") -> "_Spectrum | None":
+    """The spectrum; None where the squares of finite numbers are beyond float64."""
+    try:
+        spectrum = _spectrum(terms, base)
+    except FloatingPointError:
+        refuse_not_finite(terms)
+        return None
+    return spectrum if math.isfinite(spectrum.norm) else None
+
+
+def _with_names(module: Module, terms: Sequence[Term], spectrum: "_Spectrum", weight: float | None) -> ChangeSize:
+    parts = [term.contribution for term in terms]
+    parameter = parts[0].algorithm.parameter
+    scaled = {(one.rank, one.alpha, one.scale) for one in parts if one.has_scale and one.rank}
+    rank, alpha, scale = scaled.pop() if len(scaled) == 1 else (None, None, None)
+    name = module.path or module.name.body
+    kind = pattern_of(name, separator_of(name))
+    component = module.name.component
+    if component != MODEL:
+        kind = f"{component}.{kind}"
+    if parameter != WEIGHT:
+        kind = f"{kind}.{parameter}"
+    sigma_1, sigma_2 = spectrum.largest
+    return ChangeSize(
+        module.name.key, component, block_of(module), kind, parameter, spectrum.shape, rank, alpha, scale,
+        spectrum.norm, sigma_1, sigma_2, weight,
+    )  # fmt: skip
+
+
+class _Spectrum(NamedTuple):
+    """The shape of a change, its norm, and its two largest singular values, None of a vector."""
+
+    shape: tuple[int, ...]
+    norm: float
+    largest: tuple[float | None, float | None]
+
+
+def _spectrum(terms: Sequence[Term], base: "BaseChanges | None") -> _Spectrum:
+    """Raises LoraInspectError or FloatingPointError for numbers that are not finite or too large."""
+    first = terms[0].contribution
+    if first.algorithm.experts:
+        experts = ExpertChanges(terms)
+        shape = (len(experts.changes), *experts.changes[0].shape)
+        return _Spectrum(shape, _norm(experts.values), _first_two(experts.largest))
+    if base and any(needs_base(term.contribution) for term in terms):
+        return _of_matrix(base.shape(terms[0]), base.difference(terms))
+    shape = max(map(shape_of, terms), key=len)
+    if first.algorithm.parameter != WEIGHT or len(shape) < 2:
+        return _Spectrum(shape, _norm(whole_change(terms, None)), (None, None))
+    if len(terms) == 1 and first.formula.low_rank is lokr.low_rank:
+        values = _of_kronecker(first)
+    elif all(map(_is_thin, terms)):
+        changes = terms_of(terms)
+        values = Core(changes[0] if len(changes) == 1 else joined(changes)).values
+    else:
+        return _of_matrix(shape, whole_change(terms, None))
+    return _Spectrum(shape, _norm(values), _first_two(values))
+
+
+def _is_thin(term: Term) -> bool:
+    rows, columns = matrix_shape(term.contribution.known_shape)
+    rank = thin_rank(term.contribution)
+    return rank is not None and rank * (rows + columns) < rows * columns
+
+
+def _of_kronecker(contribution: Contribution) -> Array:
+    """The singular values of a LoKr, in no order."""
+    tensors = read_tensors(contribution)
+    factors = [lokr.small_parts(tensors), lokr.large(tensors)]
+    first, second = (_values_of_product([numpy.asarray(part) for part in parts]) for parts in factors)
+    values: Array = abs(contribution.known_scale) * numpy.outer(first, second).ravel()
+    return values
+
+
+def _values_of_product(parts: Sequence[Array]) -> Array:
+    """The singular values of a matrix, or of the product of two thin ones."""
+    if len(parts) == 1:
+        return singular(parts[0])[1]
+    up, down = parts
+    return Core(Factors.of(up, down, (len(up), down.shape[1]))).values
+
+
+def _of_matrix(shape: tuple[int, ...], matrix: Array) -> _Spectrum:
+    norm = _norm(matrix)
+    if min(matrix.shape) < 2 or not norm or not math.isfinite(norm):
+        return _Spectrum(shape, norm, (norm, 0.0) if len(shape) > 1 else (None, None))
+    unit = matrix / norm  # the squares of its numbers stay in the range of float64
+    found = find_range(lambda: iter([(0, unit)]), unit.shape, rank=2)
+    return _Spectrum(shape, norm, _first_two(norm * found.values))
+
+
+def _norm(values: Array) -> float:
+    return float(numpy.linalg.norm(values))
+
+
+def _first_two(values: Array) -> tuple[float, float]:
+    """The two largest; 0 for one that there is not."""
+    first, second, *_ = [*map(float, numpy.sort(values)[::-1][:2]), 0.0, 0.0]
+    return first, second

@@ -1,0 +1,68 @@
+"""The table of `info --norms`: a row for each part and block of an adapter, and sentences on unusual modules."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_inspect.cli.terminal import DOUBTFUL, FAINT, Line, Sheet
+from lora_inspect.sentences import counted, some
+
+if TYPE_CHECKING:
+    from lora_inspect.ops.norms import NormsResult, PartSize
+
+_HEADERS = ("part", "modules", "norm", "sigma_1")
+_RELATIVE = "of weight"
+_INDENT = "  "
+# How many sentences of one kind there are, and names in one.
+_MOST, _NAMES = 5, 2
+_WARNING, _NOTE = ("!", DOUBTFUL), ("-", FAINT)
+
+
+def norms_lines(sheet: Sheet, found: "NormsResult", titles: Mapping[str, Mapping[str, Any]]) -> Iterator[Line]:
+    """The table and the sentences; `titles` are the records of the parts, which have their titles, by component."""
+    headers = [*_HEADERS, *([_RELATIVE] if found.base else [])]
+    rows = []
+    for name, part in found.parts.items():
+        rows.append(_row(titles[name]["title"] if name in titles else name, part, len(headers)))
+        blocks = found.blocks[name]
+        if len(blocks) > 1:
+            rows += [_row(_INDENT + _in_part(block, name), own, len(headers)) for block, own in blocks.items()]
+    if rows:
+        yield from sheet.table(rows, headers)
+    for findings, (mark, look) in ((found.spikes, _WARNING), (found.dead, _WARNING), (found.small_scales, _NOTE)):
+        yield from _sentences(sheet, [one.says for one in findings], mark, look)
+    if found.unusual:
+        yield from sheet.sentence(f"{found.unusual.says}.")
+    yield from _not_told(sheet, found)
+
+
+def _row(title: str, size: "PartSize", columns: int) -> list[str]:
+    relative = "-" if size.relative_norm is None else f"{100.0 * size.relative_norm:.3g}%"
+    sigma = "-" if size.sigma_1 is None else f"{size.sigma_1:.3g}"
+    return [title, f"{size.modules:,}", f"{size.norm:.3g}", sigma, relative][:columns]
+
+
+def _in_part(block: str, component: str) -> str:
+    """The block without the component in front of it, which the row of the part has."""
+    return "others" if block == component else block.removeprefix(f"{component}.")
+
+
+def _sentences(sheet: Sheet, says: Sequence[str], mark: str, look: str) -> Iterator[Line]:
+    for one in says[:_MOST]:
+        yield from sheet.sentence(f"{one}.", look, mark)
+    if len(says) > _MOST:
+        yield from sheet.sentence(f"{len(says) - _MOST:,} more of these: --json", look, mark)
+
+
+def _not_told(sheet: Sheet, found: "NormsResult") -> Iterator[Line]:
+    """The modules without a size by the reason, and those without a weight in the base."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for one in found.left_out:
+        reasons[one.reason].append(one.key)
+    yield from _sentences(sheet, [f"{_named(keys)} left out: {says}" for says, keys in reasons.items()], *_NOTE)
+    if keys := found.without_weight:
+        yield from sheet.sentence(f"{_named(keys)} without a weight in {found.base}.", FAINT, "-")
+
+
+def _named(keys: Sequence[str]) -> str:
+    return f"{counted(len(keys), 'module')} ({some(keys, _NAMES)})"
