@@ -117,6 +117,8 @@ def test_the_record_has_the_method_and_its_settings(run, tmp_path):
     method = {"name": "dare-ties", "density": 0.5, "seed": 3, "lambda": 0.5, "clip_sigma": 9.0}
     assert json.loads(metadata_of(out)["lora_inspect.combined"])["method"] == method
     assert json.loads(ended.stdout)["method"] == method
+    assert json.loads(run("info", out, "--json").stdout)["combined"]["method"] == "dare-ties"
+    assert "combine --method dare-ties of 0.safetensors:0.8" in " ".join(run("info", out).stdout.split())
 
 
 def test_a_plain_sum_has_no_method(run, tmp_path):

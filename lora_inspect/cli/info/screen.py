@@ -1,7 +1,6 @@
 """The screen of one file: its kind first, then problems, programs and origin.
 
-The first lines give kind, model, rank and scale. A few lines give the verdicts of programs, with the command that fixes
-the file.
+The first lines give kind, model, rank and scale, others the verdicts of programs and the command that fixes the file.
 """
 
 import os
@@ -418,7 +417,8 @@ def _applied_multiplier(multiplier: float | Mapping[str, float] | None) -> str:
 
 def _making(sheet: Sheet, made: Mapping[str, Any]) -> str:
     """The verb that made an adapter of others, with its rule, its inputs and its error."""
-    rule = "".join(f" --{name.replace('_', '-')} {value:.12g}" for name, value in made["rule"].items())
+    rule = f" --method {sheet.cut(made['method'])}" if made["method"] else ""
+    rule += "".join(f" --{name.replace('_', '-')} {value:.12g}" for name, value in made["rule"].items())
     named = [sheet.cut(f"{one['file']}:{one['settings']}".rstrip(":")) for one in made["inputs"]]
     inputs = few(named, "and", _MOST_TAGS) or "files that are not named"
     error = f"; error {made['error']:.3g}" if made["error"] else ""

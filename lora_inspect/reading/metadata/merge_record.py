@@ -140,7 +140,7 @@ def combined_record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     if found is None:
         return None
     inputs = [one for one in map(_adapter, _list(found.get("inputs"))) if one is not None]
-    rule = found.get("rule")
+    rule, method = found.get("rule"), found.get("method")
     return {
         "version": _text(found.get("version")),
         "verb": _text(found.get("verb")),
@@ -149,6 +149,7 @@ def combined_record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
             for one in inputs
         ],
         "rule": {name: rule[name] for name in RULES if _is_number(rule.get(name))} if isinstance(rule, dict) else {},
+        "method": _text(method.get("name")) or None if isinstance(method, dict) else None,
         "dtype": _text(found.get("dtype")),
         **{name: json_number(found.get(name)) for name in ("error", "rounding")},
     }
