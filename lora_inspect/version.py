@@ -9,18 +9,11 @@ def installed_by() -> list[str]:
     """The names of the distributions that this package was installed by: none for a checkout, and two by mistake."""
     # A program that imports the package loads no more than the version.
     import os
-    from importlib.metadata import PackageNotFoundError, distribution
+    from importlib.metadata import distributions
 
-    found = []
-    for name in (WHOLE, LIGHT):
-        try:
-            own = distribution(name)
-        except PackageNotFoundError:
-            continue
-        place = str(own.locate_file("lora_inspect/version.py"))
-        if os.path.exists(place) and os.path.samefile(place, __file__):
-            found.append(name)
-    return found
+    # That of a checkout that was installed to be edited lies elsewhere.
+    beside = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return [name for name in (WHOLE, LIGHT) if any(distributions(name=name, path=[beside]))]
 
 
 def described() -> str:
