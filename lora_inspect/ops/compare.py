@@ -256,7 +256,7 @@ def compare(plan: ComparePlan, progress: Progress = silent) -> CompareResult:
     from lora_inspect.algebra.comparison import block_of, compared, in_order_of_blocks, total
 
     adapters = [one.adapter for one in plan.inputs.adapters]
-    found = compared(plan.modules, adapters, progress, plan.bases)
+    found = compared(plan.modules, adapters, progress, plan.bases, as_stack=True)
     check_unchanged(plan.inputs.files)
     blocks: dict[str, list[Comparison]] = defaultdict(list)
     for module, one in zip(plan.modules, found, strict=True):
