@@ -18,10 +18,10 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
-from lora_inspect.algebra.changes import check_sizes, needs_base, terms_of, thin_rank, whole_change
+from lora_inspect.algebra.changes import check_sizes, matrix_shape, needs_base, terms_of, thin_rank, whole_change
 from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.linear.core import Decomposed, decomposed, shared_factors
-from lora_inspect.algebra.linear.factors import Array, Factors
+from lora_inspect.algebra.linear.factors import Factors
 from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.numpy_tensors import refuse_not_finite
 from lora_inspect.algebra.stack import Peaks, WeightName, peaks_of, sign_numbers, weight_name
@@ -44,7 +44,7 @@ class Comparison:
     `inner` (n, n) are the inner products of the changes, so its diagonal has their squared norms. `apart` (n, n) are
     the squared norms of the differences. `common` (n, n) are the overlaps times the energy of both, and `weights` these
     energies. `together` is the squared norm of the sum of all. `opposed` and `smaller` (n, n) are the numbers of a sign
-    conflict, and `peaks` the largest singular values of each weight; both are empty where they were not asked for.
+    conflict, and `peaks` the largest singular values of each matrix; they are empty where they were not asked for.
     """
 
     inner: Square
@@ -103,6 +103,8 @@ class Comparison:
 
     def sign_conflict(self, one: int, other: int) -> float | None:
         """The share of their common numbers in which two changes have opposite signs; None without such numbers."""
+        if one == other:
+            return 0.0 if self.norms[one] else None
         smaller = float(self.smaller[one, other])
         return float(self.opposed[one, other]) / smaller if smaller else None
 
@@ -237,7 +239,8 @@ def _of_changes(changes: Sequence[Sequence[Factors]], module: OutputModule, name
     stacked = sum(cores[1:], cores[0]) if cores else numpy.zeros((0, 0))
     together = float(numpy.square(stacked).sum())
     opposed, smaller = sign_numbers(directions if name else [], there, count)
-    peaks = (peaks_of(name, directions, there, count, stacked),) if name else ()
+    is_matrix = any(min(matrix_shape(one.shape)) > 1 for own in changes for one in own)
+    peaks = (peaks_of(name, directions, there, count, stacked),) if name and is_matrix else ()
     return Comparison(inner, apart, common, weights, together, opposed, smaller, peaks)
 
 
