@@ -36,6 +36,8 @@ _LEAST_CONFLICT = 0.1
 _DENSITY = 0.5
 # How many blocks, and digits of a cap, are named.
 _BLOCKS, _DIGITS = 3, 4
+# Numbers that differ by less than this share are the same.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,7 @@ def _spikes(whole: "Comparison") -> tuple[list[Spike], float]:
 
 
 def _spike(peak: "Peak", middle: float, module: str, adapter: int | None) -> Spike:
-    following = peak.first / peak.second if peak.second > _DEAD**2 * peak.first else None
+    following = peak.first / peak.second if peak.second > _ROUNDING * peak.first else None
     return Spike(adapter, module, peak.first, peak.first / middle, following)
 
 
@@ -284,10 +286,13 @@ def _opposite(found: _Found) -> Recommendation | None:
 
 
 def _without_weaker(case: str, verb: str, found: _Found, conflict: Conflict) -> Recommendation:
-    """To leave out the adapter with the smaller norm, the later one of equal norms."""
+    """To leave out the adapter with the smaller norm, the later one of norms that are the same but for rounding."""
     one, other = conflict.adapters
-    weaker = other if found.whole.norms[other] <= found.whole.norms[one] else one
-    sentence = f"{found.name(one)} and {found.name(other)} {verb}: leave {found.name(weaker)} out, the weaker one"
+    norms = found.whole.norms
+    are_equal = math.isclose(norms[one], norms[other], rel_tol=_ROUNDING)
+    weaker = other if are_equal or norms[other] < norms[one] else one
+    reason = "" if are_equal else ", which changes less"
+    sentence = f"{found.name(one)} and {found.name(other)} {verb}: leave {found.name(weaker)} out{reason}"
     return Recommendation(case, sentence, found.words.line(without=[weaker]))
 
 
