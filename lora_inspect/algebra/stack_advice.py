@@ -1,4 +1,4 @@
-"""What becomes of adapters that are applied together, and the one command that makes the best of it.
+"""Spikes and conflicts of adapters that are applied together, and the one command that deals with them best.
 
 The cases are looked at in the order of their severity: a spike, changes that work against each other, shared
 directions, an adapter that changes nothing, and adapters that add up well.
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from lora_inspect.algebra.comparison import Comparison
     from lora_inspect.algebra.stack import Peak
 
-# Adapters whose directions agree on average by less than this share are as good as independent: those of drawn numbers
-# agree by less than 0.01 (0.03 in a file of a few small layers). A sum that is a tenth above has 5 % more norm.
+# Adapters whose directions agree on average by less than this share are as good as independent: ten pairs of trained
+# ones agree by less than 0.012. A sum of two that agree by a tenth has 5 % more norm.
 INDEPENDENT = 0.1
 # Below this share of the largest norm an adapter changes nothing: a millionth of the energy.
 _DEAD = 1e-3
-# Two changes conflict where more than this share of their common numbers has opposite signs, and the cosine shows that
-# these are the large ones. Sign conflicts of drawn numbers lie between 0.4 and 0.6, so they alone tell little.
+# Two changes conflict where more than this share of their common numbers has opposite signs, and the cosine is below
+# that of independent ones. The sign conflicts of the ten pairs are between 0.42 and 0.65, so they alone tell little.
 _CONFLICT = 0.5
 # From this cosine down two changes are opposite: equal ones lose half of their energy or more.
 _OPPOSITE = -0.5
 # A conflict in blocks with less than this share of the energy of both is told, but no reason for another method.
 _LEAST_CONFLICT = 0.1
-# The share of the numbers that TIES keeps. Of stacks with one block in conflict it left most of the other blocks.
+# The share of the numbers that TIES keeps. Of two independent adapters its result has a cosine of 0.87 to their sum,
+# and one of 0.80 at 0.2 and of 0.85 at 1: blocks without a conflict change least.
 _DENSITY = 0.5
 # How many blocks, and digits of a cap, are named.
 _BLOCKS, _DIGITS = 3, 4
@@ -85,7 +86,7 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """What to do with a stack: the name of the case, a sentence, and a command line for a shell."""
+    """The best use of a stack: the name of the case, a sentence, and a command line for a shell."""
 
     case: str
     sentence: str
@@ -98,7 +99,7 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What the sum of the adapters is like; `conflict` is None where no two of them conflict.
+    """The spikes of adapters, their worst conflict, None where no two of them conflict, and a recommendation.
 
     `agreement` tells how much their directions agree on average: 0 of independent adapters, 1 of the same direction.
     """
@@ -141,7 +142,7 @@ def _times(number: float, factor: float) -> float:
 
 
 class CombineWords(NamedTuple):
-    """What commands for a stack are made of.
+    """The words of commands for a stack.
 
     `options` choose modules, and an adapter that is left out then has the multiplier 0, so that they still fit. `base`
     are those where an adapter is left that depends on a base. `takes_methods` is False where a change is no product of
@@ -169,7 +170,7 @@ def _new_name(stem: str, ending: str) -> str:
 
 
 class _Found(NamedTuple):
-    """What the cases look at."""
+    """The facts that decide the case."""
 
     whole: "Comparison"
     blocks: "Mapping[str, Comparison]"

@@ -103,7 +103,7 @@ def _pairwise(matrix: list[list[Number]]) -> Pairwise:
 class CompareResult(Result):
     """The distances of adapters, in all modules and by block, at the multipliers that were given.
 
-    `stack` tells what becomes of their sum, with a command. `ok` is false if a relative difference is above the limit
+    `stack` has spikes, a conflict and a recommended command. `ok` is false if a relative difference is above the limit
     that was asked for. `notes` are sentences on settings and
     on files that were named twice.
     """
@@ -303,7 +303,7 @@ _RANK = 16
 
 
 def _words(plan: ComparePlan) -> "CombineWords":
-    """What a command is made of that combines the adapters of a plan.
+    """The words of a command that combines the adapters of a plan.
 
     Settings stand on the paths, wherever they came from. A change that depends on a base gets a rank, as programs read
     few full differences.
