@@ -3,7 +3,7 @@
     python packaging/matrix.py [--keep FOLDER] [ROW...]
 
 Builds the wheels first, as `packaging/release.py` does. A row is a form, a Python and the versions of libraries.
-Without any ROW all of them run, which takes some minutes and 12 GB of disk. Prints the size of each environment,
+Without any ROW all of them run, which takes some minutes and 6 GB of disk. Prints the size of each environment,
 without pip, and how long its installation took. Ends with 1 where a row fails.
 """
 
@@ -32,7 +32,10 @@ class Row(NamedTuple):
 ROWS = {
     "light-newest": Row("light", "python3.13"),
     "light-oldest": Row("light", "python3.11", OLDEST),
+    "light-3.10": Row("light", "python3.10"),
+    "light-3.12": Row("light", "python3.12"),
     "whole-newest": Row("whole", "python3.11"),
+    "whole-3.10": Row("whole", "python3.10"),
     "whole-oldest": Row("whole", "python3.11", (*OLDEST, "torch==2.4.0")),
 }
 # What every environment has before anything is installed.

@@ -39,6 +39,8 @@ LISTS = {
         [
             "combine style.safetensors face.safetensors --rank 4 -o out.safetensors --json",
             "combine style.safetensors:0.5 --dry-run --json",
+            "combine style.safetensors face.safetensors --method dare --density 0.5 --seed 1 --lambda 0.5 "
+            "--calibrate svc --clip-sigma 0.01 --dry-run --json",
         ],
     ),
     "average": (

@@ -268,7 +268,7 @@ def _merged_spectrum(weight: MergedWeight, module: PlannedModule, dtype: str) ->
 
 
 def _merged(one: MadeModule, weight: MergedWeight, spectrum: Spectrum, rank: int, making: Making) -> MadeModule:
-    """The module with the factors of what a method made of its inputs."""
+    """The module with the factors of the change that a method made of its inputs."""
     found = total_facts([one.facts, weight.facts(rank)]) if one.facts else weight.facts(rank)
     made = replace(one, facts=found, norm=spectrum.norm, lost=float(spectrum.tails[rank]))
     if not rank:

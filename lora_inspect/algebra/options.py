@@ -159,7 +159,7 @@ class CombineRequest(ChoiceRequest, OutputRequest, RankRequest):
     """The options of `combine`: how the changes of the adapters become one, beside those of the output."""
 
     method: str = option.choice(
-        known_methods, "How the changes become one; sum adds them up as programs do.", "NAME", default=SUM
+        known_methods, "How the changes become one; sum adds them up as programs do.", default=SUM
     )
     density: float | None = option.number(
         "X", "ties, dare, dare-ties: the share of the numbers of each change that is kept.", _wrong_density

@@ -8,4 +8,6 @@ import pytest
 _HERE = Path(__file__).parent
 sys.path += [str(_HERE), str(_HERE.parent / "algorithms")]
 # Their assertions say as much as those of the tests.
-pytest.register_assert_rewrite("dense_sums", "every_case", "merging_properties", "converting_properties")
+pytest.register_assert_rewrite(
+    "dense_sums", "dense_methods", "every_case", "merging_properties", "converting_properties"
+)

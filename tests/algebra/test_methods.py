@@ -1,7 +1,11 @@
 """Each method against its formula on dense matrices in float64, and what has to be equal whatever the method."""
 
+import hashlib
+from pathlib import Path
+
 import numpy
 import pytest
+from dense_methods import COLUMNS, FORMULAS, ROWS, SETTINGS, dense, divisors, in_core, slerp, svd
 
 from lora_inspect.algebra.core_merging import MergedModule, MergeRule
 from lora_inspect.algebra.linear.factors import Factors
@@ -9,8 +13,7 @@ from lora_inspect.algebra.methods import by_name, known_methods
 from lora_inspect.algebra.methods.record import MethodSettings
 
 pytestmark = pytest.mark.numeric
-ROWS, COLUMNS, RANK = 48, 40, 4
-SETTINGS = MethodSettings(density=0.4, t=0.3, seed=7)
+RANK = 4
 # At density 1 one adapter is itself, but for methods that change its singular values.
 OF_ONE = [name for name in known_methods() if name not in ("iso-c", "slerp")]
 AVERAGING = ["mean", "ties", "dare-ties", "tsv", "svc"]
@@ -30,88 +33,6 @@ def merged(name, pairs, settings=SETTINGS, shares=None, **steps):
     return (change.up * change.weights) @ change.down
 
 
-def dense(pairs):
-    return [numpy.zeros((ROWS, COLUMNS)) if pair is None else pair[0] @ pair[1] for pair in pairs]
-
-
-def svd(matrix):
-    left, values, right = numpy.linalg.svd(matrix, full_matrices=False)
-    rank = int((values > 1e-7 * values[0]).sum()) if values[0] else 0
-    return left[:, :rank], values[:rank], right[:rank]
-
-
-def in_core(pairs, merge):
-    """What `merge` makes of the dense changes in the basis of their balanced singular vectors, as the formula says."""
-    changes = dense(pairs)
-    parts = [svd(change) for change in changes]
-    sides = [
-        numpy.hstack([u * numpy.sqrt(s) for u, s, _ in parts]),
-        numpy.hstack([v.T * numpy.sqrt(s) for _, s, v in parts]),
-    ]
-    bases = [svd(side)[0] for side in sides]
-    return bases[0] @ merge([bases[0].T @ change @ bases[1] for change in changes]) @ bases[1].T
-
-
-def trimmed(core):
-    kept = numpy.sort(numpy.abs(core), axis=None)[-max(1, round(SETTINGS.density * core.size))]
-    return numpy.where(numpy.abs(core) >= kept, core, 0.0)
-
-
-def disjoint_mean(cores):
-    elected = numpy.sign(sum(cores))
-    agree = [(numpy.sign(core) == elected) & (core != 0) for core in cores]
-    count = sum(one.astype(float) for one in agree)
-    return sum(core * one for core, one in zip(cores, agree, strict=True)) / numpy.maximum(count, 1)
-
-
-def polar(matrix):
-    left, _, right = numpy.linalg.svd(matrix, full_matrices=False)
-    return left @ right
-
-
-def tsv(pairs):
-    parts = [svd(change) for change in dense(pairs) if change.any()]
-    values = numpy.concatenate([s for _, s, _ in parts])
-    return (
-        polar(numpy.hstack([u for u, _, _ in parts])) @ numpy.diag(values) @ polar(numpy.vstack([v for *_, v in parts]))
-    )
-
-
-def iso_c(pairs):
-    left, values, right = svd(sum(dense(pairs)))
-    return left @ numpy.diag(numpy.full(len(values), values.mean())) @ right
-
-
-def divisors(changes):
-    left, values, right = svd(sum(changes))
-    shares = []
-    for at in range(len(values)):
-        whole = values[at] * right[at]
-        parts = [left[:, at] @ change for change in changes]
-        shares.append(numpy.mean([max(1.0, whole @ part / max(part @ part, 1e-12)) for part in parts]))
-    return left, values, right, numpy.array(shares)
-
-
-def svc(pairs):
-    left, values, right, shares = divisors(dense(pairs))
-    return left @ numpy.diag(values / shares) @ right
-
-
-def slerp(pairs):
-    one, other = dense(pairs)
-    angle = numpy.arccos((one * other).sum() / numpy.linalg.norm(one) / numpy.linalg.norm(other))
-    t = SETTINGS.t
-    return (numpy.sin((1 - t) * angle) * one + numpy.sin(t * angle) * other) / numpy.sin(angle)
-
-
-FORMULAS = {
-    "sum": lambda pairs: sum(dense(pairs)),
-    "mean": lambda pairs: sum(dense(pairs)) / len(pairs),
-    "ties": lambda pairs: in_core(pairs, lambda cores: disjoint_mean([trimmed(core) for core in cores])),
-    "tsv": tsv,
-    "iso-c": iso_c,
-    "svc": svc,
-}
 STACKS = {
     "two": [drawn(1), drawn(2)],
     "three": [drawn(1), drawn(2), drawn(3)],
@@ -200,6 +121,13 @@ def test_other_factors_of_the_same_changes_give_the_same(name):
     assert apart(merged(name, others), merged(name, pairs)) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["sum", "mean", "ties", "tsv", "iso-c", "svc"])
+def test_noise_changes_as_little_as_it_is(name):
+    pairs, numbers = STACKS["three"], numpy.random.default_rng(6)
+    noisy = [(up * (1 + 1e-12 * numbers.normal(size=up.shape)), down) for up, down in pairs]
+    assert apart(merged(name, noisy), merged(name, pairs)) < 1e-11
+
+
 def test_what_three_adapters_share_is_divided_by_how_often_they_count_it():
     numbers = numpy.random.default_rng(4)
     shared = numpy.linalg.qr(numbers.normal(size=(ROWS, 1)))[0], numpy.linalg.qr(numbers.normal(size=(COLUMNS, 1)))[0].T
@@ -223,3 +151,58 @@ def test_a_cap_and_a_factor_act_on_the_result(name):
     values = numpy.linalg.svd(merged(name, pairs))[1]
     capped = numpy.linalg.svd(merged(name, pairs, factor=0.5, clip=0.3 * values[0]))[1]
     numpy.testing.assert_allclose(capped, numpy.minimum(0.5 * values, 0.3 * values[0]), atol=1e-8 * values[0])
+
+
+@pytest.mark.parametrize("name", known_methods())
+def test_the_page_has_the_paper_the_formula_and_the_conventions(name):
+    page = (Path(__file__).parents[2] / "docs" / "combining_methods.md").read_text(encoding="utf-8")
+    method = by_name(name)
+    settings = ", ".join(f"`--{setting}`" for setting in method.settings)
+    assert f"| `{name}` | {method.paper} | {method.formula} | {settings + ' ' if settings else ''}|" in page
+    assert not method.conventions or f"| `{name}` | {method.conventions} |" in page
+
+
+def of_cores(name, *cores, **settings):
+    """The merge of cores that are given as they are."""
+    return by_name(name).merge([numpy.array(core) for core in cores], MethodSettings(**settings), "layer")
+
+
+def test_numbers_below_a_millionth_of_a_millionth_of_the_largest_count_as_zero():
+    # The tiny numbers neither elect nor divide, and a rest of rounding has no sign.
+    found = of_cores("ties", [[1.0, 2.0, 0.3]], [[3.0, -5e-13, -0.3]], [[2.0, 1e-12, 1e-17]])
+    numpy.testing.assert_allclose(found, [[2.0, 2.0, 0.0]], atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("density", "kept"), [(1e-9, [[0, 0, -4.0]]), (0.5, [[0, 3.0, -4.0]]), (0.6, [[0, 3.0, -4.0]]), (1.0, [[1, 3, -4]])]
+)
+def test_at_least_one_number_is_kept_and_the_share_is_rounded(density, kept):
+    numpy.testing.assert_array_equal(of_cores("ties", [[1.0, 3.0, -4.0]], density=density), kept)
+
+
+def test_dare_draws_for_the_inputs_by_their_falling_norms():
+    small, large = numpy.full((5, 6), 1.0), numpy.full((5, 6), 2.0)
+    seed = int.from_bytes(hashlib.sha256(b"3 layer").digest()[:8], "little")
+    numbers = numpy.random.default_rng(seed)
+    first, second = (numbers.random((5, 6)) < 0.5 for _ in range(2))
+    meant = (large * first + small * second) / 0.5
+    for cores in ((small, large), (large, small)):
+        numpy.testing.assert_array_equal(of_cores("dare", *cores, density=0.5, seed=3), meant)
+
+
+def test_the_place_of_slerp_and_the_seed_have_defaults():
+    pairs = STACKS["two"]
+    assert apart(merged("slerp", pairs, MethodSettings()), merged("slerp", pairs, MethodSettings(t=0.5))) == 0
+    assert (
+        apart(
+            merged("dare", pairs, MethodSettings(density=0.5)),
+            merged("dare", pairs, MethodSettings(density=0.5, seed=0)),
+        )
+        == 0
+    )
+
+
+def test_slerp_of_one_direction_is_a_line():
+    pair = drawn(1)
+    found = merged("slerp", [pair, (3 * pair[0], pair[1])])
+    assert apart(found, (0.7 + 0.3 * 3) * (pair[0] @ pair[1])) < 1e-9
