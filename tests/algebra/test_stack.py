@@ -339,3 +339,14 @@ def test_a_folder_of_peft_gets_a_folder(run):
         run("convert", f"{name}.safetensors", "--to", "peft", "-o", name)
     assert run_command(command_of(run("compare", "a", "b.safetensors")), run) == "combined"
     assert lora_inspect.compare(["combined", "a"]).modules.shared == len(LAYERS)
+
+
+def test_changes_without_a_core_get_lower_multipliers(run, fixtures):
+    dora, base = (fixtures / "synthetic" / f"{name}.safetensors" for name in ("dora_without_flag", "base_f32"))
+    shown = run("compare", dora, f"{dora}:0.5", "--base", base)
+    sentence = "they push the same direction: lower all multipliers to the energy of independent adapters"
+    assert shown.stdout.splitlines()[-2] == f"recommended: {sentence}"
+    energy = lora_inspect.compare([dora, (dora, 0.5)], base=base).sum_energy
+    words = shlex.split(command_of(shown))
+    assert words[2:6] == [f"{dora}:{energy**-0.5:.4g}", f"{dora}:{0.5 * energy**-0.5:.4g}", "--base", str(base)]
+    run_command(command_of(shown), run)
