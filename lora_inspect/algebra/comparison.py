@@ -132,9 +132,8 @@ def compared(
 ) -> list[Comparison]:
     """The comparison of the adapters in each module; a module that an adapter lacks is no change of it.
 
-    `bases` compute the changes of each adapter that depend on a weight. The numbers of their stack, sign conflicts and
-    peaks, are there if they are asked for. Raises LoraInspectError for a number that is
-    not finite, and where shapes disagree.
+    `bases` compute the changes of each adapter that depend on a weight. Sign conflicts and peaks are there if they are
+    asked for `as_stack`. Raises LoraInspectError for a number that is not finite, and where shapes disagree.
     """
     progress(0)
     found = []

@@ -17,7 +17,7 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import OutputModule
-from lora_inspect.algebra.linear.core import Decomposed
+from lora_inspect.algebra.linear.core import ROUNDING, Decomposed
 from lora_inspect.algebra.linear.core_space import leading_cores
 from lora_inspect.algebra.linear.factors import Array
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -90,8 +90,10 @@ def peaks_of(name: WeightName, changes: Sequence[Decomposed], there: Sequence[in
         found[place] = _two_largest(change.values)
     wide = whole if len(whole) <= whole.shape[1] else whole.T
     squares = numpy.linalg.eigvalsh(wide @ wide.T)[::-1] if wide.size else numpy.zeros(0)
+    values = numpy.sqrt(numpy.maximum(squares, 0.0))
     # Where changes cancel each other, the rest is their rounding.
-    return Peaks(name, (*found, _two_largest(numpy.sqrt(numpy.maximum(squares, 0.0)))))
+    rounding = ROUNDING * sum(first for first, _ in found)
+    return Peaks(name, (*found, _two_largest(numpy.where(values > rounding, values, 0.0))))
 
 
 def _two_largest(values: Array) -> tuple[float, float]:

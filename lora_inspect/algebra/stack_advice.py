@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 INDEPENDENT = 0.1
 # Below this share of the largest norm an adapter changes nothing: a millionth of the energy.
 _DEAD = 1e-3
-# Two changes conflict where more than this share of their common numbers has opposite signs, and the cosine is below
-# that of independent ones. The sign conflicts of the ten pairs are between 0.42 and 0.65, so they alone tell little.
-_CONFLICT = 0.5
+# Two changes conflict where their cosine is this far below that of independent ones. Signs alone tell little: of the ten
+# pairs, between 0.42 and 0.65 of the common numbers have opposite ones.
+_CONFLICT = -INDEPENDENT
 # From this cosine down two changes are opposite: equal ones lose half of their energy or more.
 _OPPOSITE = -0.5
 # A conflict in blocks with less than this share of the energy of both is told, but no reason for another method.
@@ -242,18 +242,14 @@ def _conflict(whole: "Comparison", blocks: "Mapping[str, Comparison]") -> Confli
     """The two adapters that lose most energy to each other in the blocks where they conflict."""
     lost, most = 0.0, None
     for one, other in combinations(range(len(whole.norms)), 2):
-        own = [name for name, block in blocks.items() if _is_in_conflict(block, one, other)]
+        angles = {name: block.cosine(one, other) for name, block in blocks.items()}
+        own = [name for name, angle in angles.items() if angle is not None and angle <= _CONFLICT]
         taken = -sum(float(blocks[name].inner[one, other]) for name in own)
         if taken > lost:
             lost = taken
             signs, cosine = whole.sign_conflict(one, other), whole.cosine(one, other)
             most = Conflict((one, other), signs or 0.0, cosine or 0.0, own)
     return most
-
-
-def _is_in_conflict(block: "Comparison", one: int, other: int) -> bool:
-    signs, cosine = block.sign_conflict(one, other), block.cosine(one, other)
-    return signs is not None and cosine is not None and signs > _CONFLICT and cosine <= -INDEPENDENT
 
 
 def _all_dead(found: _Found) -> Recommendation | None:

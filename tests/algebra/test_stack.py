@@ -216,6 +216,14 @@ def test_a_spike_is_cut_to_the_largest_value_of_the_other_layers(case, run):
     assert lora_inspect.compare([output, "b.safetensors:0"]).stack.spikes == []
 
 
+def test_the_rounding_of_changes_that_cancel_each_other_is_no_spike():
+    write("a", A)
+    write("n", plus((-1.0, with_direction(A, 40.0, 5)), (1.0, with_direction(A, 40.0, 5)), (-1.0, A)))
+    found = lora_inspect.compare(["a.safetensors", "n.safetensors"])
+    assert found.sum_energy < 1e-12
+    assert found.stack.spikes == []
+
+
 def test_the_number_of_a_cap_is_the_limit_where_other_kinds_are_larger_by_nature(run):
     own = {name: (up * (50 if name.endswith("v") else 1), down) for name, (up, down) in A.items()}
     write("a", with_direction(own, 40.0, 5))

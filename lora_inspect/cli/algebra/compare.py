@@ -176,7 +176,8 @@ def _print_stack(result: "CompareResult", named: Sequence[str]) -> None:
         blocks = some(stack.conflict.blocks, _NAMES)
         terminal.line(f"conflict: {one} and {other} work against each other in {blocks}")
     terminal.line(f"recommended: {stack.recommendation.sentence}")
-    terminal.exact(f"  {stack.recommendation.command}\n")
+    # Of any length: a part of a command would be another one.
+    terminal.laid_out([[terminal.StyledText(f"  {terminal.spelled(stack.recommendation.command)}")]])
 
 
 def _cell(value: "Pairwise") -> str:
