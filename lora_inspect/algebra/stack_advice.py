@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 INDEPENDENT = 0.1
 # Below this share of the largest norm an adapter changes nothing: a millionth of the energy.
 _DEAD = 1e-3
-# Two changes conflict where their cosine is this far below that of independent ones. Signs alone tell little: of the ten
-# pairs, between 0.42 and 0.65 of the common numbers have opposite ones.
+# Two changes conflict where their cosine is this far below that of independent ones. Signs alone tell little: the sign
+# conflicts of the ten pairs are between 0.42 and 0.65.
 _CONFLICT = -INDEPENDENT
 # From this cosine down two changes are opposite: equal ones lose half of their energy or more.
 _OPPOSITE = -0.5
