@@ -73,14 +73,16 @@ def sign_numbers(
     `there` are the places of the changes among all adapters.
     """
     opposed, smaller = numpy.zeros((count, count)), numpy.zeros((count, count))
-    cores = leading_cores(changes, LEADING) if changes else []
-    sizes = [numpy.abs(core) for core in cores]
-    for at, one in enumerate(there[: len(cores)]):
-        for behind, other in enumerate(there[at + 1 : len(cores)], at + 1):
-            least = numpy.minimum(sizes[at], sizes[behind])
-            smaller[one, other] = smaller[other, one] = least.sum()
-            opposed[one, other] = opposed[other, one] = least[(cores[at] < 0) != (cores[behind] < 0)].sum()
-    return opposed, smaller
+    if len(changes) < 2:
+        return opposed, smaller
+    cores = numpy.stack(leading_cores(changes, LEADING))
+    one, other = numpy.triu_indices(len(cores), 1)
+    sizes, signs = numpy.abs(cores), cores < 0
+    least = numpy.minimum(sizes[one], sizes[other])
+    pairs = numpy.array(there)[one], numpy.array(there)[other]
+    smaller[pairs] = least.sum((1, 2))
+    opposed[pairs] = (least * (signs[one] != signs[other])).sum((1, 2))
+    return opposed + opposed.T, smaller + smaller.T
 
 
 def peaks_of(name: WeightName, changes: Sequence[Decomposed], there: Sequence[int], count: int, whole: Array) -> Peaks:

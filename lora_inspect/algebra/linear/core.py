@@ -27,7 +27,7 @@ ROUNDING = 1e-7
 # Where changes cancel each other, a rest below this share of their directions' norms is the rounding of float64.
 _CANCELLED = 1e-13
 # So many rows of factors are widened and joined at a time.
-_ROWS = 256
+_ROWS = 1024
 # A projection that leaves at least this share of the columns leaves nothing else in them.
 _LEFT = 0.5
 
