@@ -18,12 +18,13 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
-from lora_inspect.algebra.changes import check_sizes, needs_base, terms_of, thin_rank, whole_change
+from lora_inspect.algebra.changes import check_sizes, matrix_shape, needs_base, terms_of, thin_rank, whole_change
 from lora_inspect.algebra.experts import ExpertChanges
-from lora_inspect.algebra.linear.core import shared_factors
-from lora_inspect.algebra.linear.factors import Array, Factors
+from lora_inspect.algebra.linear.core import Decomposed, decomposed, shared_factors
+from lora_inspect.algebra.linear.factors import Factors
 from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.numpy_tensors import refuse_not_finite
+from lora_inspect.algebra.stack import Peaks, WeightName, peaks_of, sign_numbers, weight_name
 from lora_inspect.errors import RefusedError
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
@@ -42,7 +43,8 @@ class Comparison:
 
     `inner` (n, n) are the inner products of the changes, so its diagonal has their squared norms. `apart` (n, n) are
     the squared norms of the differences. `common` (n, n) are the overlaps times the energy of both, and `weights` these
-    energies. `together` is the squared norm of the sum of all.
+    energies. `together` is the squared norm of the sum of all. `opposed` and `smaller` (n, n) are the numbers of a sign
+    conflict, and `peaks` the largest singular values of each matrix; they are empty where they were not asked for.
     """
 
     inner: Square
@@ -50,6 +52,9 @@ class Comparison:
     common: Square
     weights: Square
     together: float
+    opposed: Square
+    smaller: Square
+    peaks: tuple[Peaks, ...] = ()
 
     def __add__(self, other: "Comparison") -> "Comparison":
         return Comparison(
@@ -58,6 +63,9 @@ class Comparison:
             self.common + other.common,
             self.weights + other.weights,
             self.together + other.together,
+            self.opposed + other.opposed,
+            self.smaller + other.smaller,
+            self.peaks + other.peaks,
         )
 
     @property
@@ -93,6 +101,13 @@ class Comparison:
         weight = float(self.weights[one, other])
         return float(self.common[one, other]) / weight if weight else None
 
+    def sign_conflict(self, one: int, other: int) -> float | None:
+        """The share of their common numbers in which two changes have opposite signs; None without such numbers."""
+        if one == other:
+            return 0.0 if self.norms[one] else None
+        smaller = float(self.smaller[one, other])
+        return float(self.opposed[one, other]) / smaller if smaller else None
+
     @property
     def sum_energy(self) -> float | None:
         """The energy of the sum over the sum of energies: 1 of independent changes, their number of the same one."""
@@ -113,16 +128,17 @@ def compared(
     adapters: Sequence[Adapter],
     progress: Progress,
     bases: "Sequence[WeightChanges | None] | None" = None,
+    as_stack: bool = False,
 ) -> list[Comparison]:
     """The comparison of the adapters in each module; a module that an adapter lacks is no change of it.
 
-    `bases` compute the changes of each adapter that depend on a weight. Raises LoraInspectError for a number that is
-    not finite, and where shapes disagree.
+    `bases` compute the changes of each adapter that depend on a weight. Sign conflicts and peaks are there if they are
+    asked for `as_stack`. Raises LoraInspectError for a number that is not finite, and where shapes disagree.
     """
     progress(0)
     found = []
     own = bases or [None] * len(adapters)
-    for one in made_in_order(lambda module: _in_module(module, adapters, own), modules):
+    for one in made_in_order(lambda module: _in_module(module, adapters, own, as_stack), modules):
         found.append(one)
         progress(1)
     return found
@@ -177,19 +193,26 @@ def in_order_of_blocks(names: Iterable[str]) -> list[str]:
 def total(comparisons: Iterable[Comparison], count: int) -> Comparison:
     """All of them together, of so many adapters."""
     nothing = numpy.zeros((count, count))
-    return reduce(Comparison.__add__, comparisons, Comparison(nothing, nothing, nothing, nothing, 0.0))
+    none = Comparison(nothing, nothing, nothing, nothing, 0.0, nothing, nothing)
+    return reduce(Comparison.__add__, comparisons, none)
 
 
 def _in_module(
-    module: OutputModule, adapters: Sequence[Adapter], bases: "Sequence[WeightChanges | None]"
+    module: OutputModule, adapters: Sequence[Adapter], bases: "Sequence[WeightChanges | None]", as_stack: bool
 ) -> Comparison:
     """The comparison in one module, the sum over its experts where it has several."""
     terms = [[one for one in module.terms if one.adapter is adapter and one.multiplier] for adapter in adapters]
-    return total((_of_changes(own, module) for own in _changes_of(terms, bases)), len(adapters))
+    every = list(_changes_of(terms, bases))
+    names = [weight_name(module, expert if len(every) > 1 else None) for expert in range(len(every))]
+    found = (_of_changes(own, module, name if as_stack else None) for own, name in zip(every, names, strict=True))
+    return total(found, len(adapters))
 
 
-def _of_changes(changes: Sequence[Sequence[Factors]], module: OutputModule) -> Comparison:
-    """The comparison of the changes that each adapter adds up in one weight; none of one that changes nothing there."""
+def _of_changes(changes: Sequence[Sequence[Factors]], module: OutputModule, name: WeightName | None) -> Comparison:
+    """The comparison of the changes that each adapter adds up in one weight; none of one that changes nothing there.
+
+    With a name of the weight it has the numbers of the stack.
+    """
     there = [number for number, own in enumerate(changes) if own]
     try:
         counts = [len(changes[number]) for number in there]
@@ -197,7 +220,7 @@ def _of_changes(changes: Sequence[Sequence[Factors]], module: OutputModule) -> C
     except FloatingPointError:
         refuse_not_finite(module.terms)
         raise
-    cores, directions = [one.core for one in shared], [one.directions for one in shared]
+    cores, directions = [one.core for one in shared], decomposed(shared)
     count = len(changes)
     inner, apart, common, weights = (numpy.zeros((count, count)) for _ in range(4))
     for number, core in zip(there, cores, strict=True):
@@ -212,8 +235,12 @@ def _of_changes(changes: Sequence[Sequence[Factors]], module: OutputModule) -> C
             weight = math.sqrt(inner[one, one] * inner[other, other])
             weights[one, other] = weights[other, one] = weight
             common[one, other] = common[other, one] = weight * _overlap(directions[at], directions[behind])
-    together = float(numpy.square(sum(cores[1:], cores[0])).sum()) if cores else 0.0
-    return Comparison(inner, apart, common, weights, together)
+    stacked = sum(cores[1:], cores[0]) if cores else numpy.zeros((0, 0))
+    together = float(numpy.square(stacked).sum())
+    opposed, smaller = sign_numbers(directions if name else [], there, count)
+    is_matrix = any(min(matrix_shape(one.shape)) > 1 for own in changes for one in own)
+    peaks = (peaks_of(name, directions, there, count, stacked),) if name and is_matrix else ()
+    return Comparison(inner, apart, common, weights, together, opposed, smaller, peaks)
 
 
 def _changes_of(
@@ -259,7 +286,7 @@ def _refuse_not_thin(path: str, one: Contribution) -> None:
         )
 
 
-def _overlap(ones: tuple[Array, Array], others: tuple[Array, Array]) -> float:
-    rank = min(ones[0].shape[1], others[0].shape[1])
-    sides = [float(numpy.square(one.T @ other).sum()) for one, other in zip(ones, others, strict=True)]
-    return sum(sides) / (2 * rank) if rank else 0.0
+def _overlap(one: Decomposed, other: Decomposed) -> float:
+    rank = min(len(one.values), len(other.values))
+    sides = ((one.left, other.left), (one.right, other.right))
+    return sum(float(numpy.square(own.T @ its).sum()) for own, its in sides) / (2 * rank) if rank else 0.0

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_inspect.algebra.comparison import Comparison
     from lora_inspect.algebra.inputs import Inputs
     from lora_inspect.algebra.options import CompareRequest
+    from lora_inspect.algebra.stack_advice import CombineWords, Stack
 
 _NO_ADAPTER = "compare models with `lora-inspect verify`, or write their difference with `lora-inspect extract`"
 # A number of two adapters; of more of them a matrix, one row an adapter. None where nothing is changed.
@@ -47,13 +48,15 @@ class Distances:
     """Numbers of some modules: `norm` by adapter, and of two adapters, or of each pair, how far they are apart.
 
     With A and B for the changes, `relative_difference` is ‖A - B‖ / ‖A‖, `best_multiplier` ⟨A, B⟩ / ⟨A, A⟩, and
-    `overlap` the share of directions in common. `sum_energy` is the energy of the sum of all over the sum of energies.
+    `overlap` the share of directions in common. `sign_conflict` is the share of their common numbers with opposite
+    signs, and `sum_energy` the energy of the sum of all over the sum of energies.
     """
 
     norm: list[float]
     cosine: Pairwise
     relative_difference: Pairwise
     overlap: Pairwise
+    sign_conflict: Pairwise
     best_multiplier: BestMultipliers
     sum_energy: Number
 
@@ -69,6 +72,9 @@ class Distances:
                 [[found.relative_difference(one, other) for other in range(count)] for one in range(count)]
             ),
             overlap=_pairwise([[found.overlap(one, other) for other in range(count)] for one in range(count)]),
+            sign_conflict=_pairwise(
+                [[found.sign_conflict(one, other) for other in range(count)] for one in range(count)]
+            ),
             best_multiplier=BestMultipliers(
                 _pairwise([[best.value if best else None for best in row] for row in pairs]),
                 _pairwise([[best.left if best else None for best in row] for row in pairs]),
@@ -83,6 +89,7 @@ class Distances:
             "cosine": self.cosine,
             "relative_difference": self.relative_difference,
             "overlap": self.overlap,
+            "sign_conflict": self.sign_conflict,
             "best_multiplier": {"value": self.best_multiplier.value, "left": self.best_multiplier.left},
             "sum_energy": self.sum_energy,
         }
@@ -96,7 +103,8 @@ def _pairwise(matrix: list[list[Number]]) -> Pairwise:
 class CompareResult(Result):
     """The distances of adapters, in all modules and by block, at the multipliers that were given.
 
-    `ok` is false if a relative difference is above the limit that was asked for. `notes` are sentences on settings and
+    `stack` has spikes, a conflict and a recommended command. `ok` is false if a relative difference is above the limit
+    that was asked for. `notes` are sentences on settings and
     on files that were named twice.
     """
 
@@ -104,6 +112,7 @@ class CompareResult(Result):
     modules: ComparedModules
     distances: Distances
     blocks: dict[str, Distances]
+    stack: "Stack"
     ok: bool
     notes: tuple[str, ...] = ()
 
@@ -128,6 +137,11 @@ class CompareResult(Result):
         return self.distances.overlap
 
     @property
+    def sign_conflict(self) -> Pairwise:
+        """The share of the changes' common numbers that have opposite signs."""
+        return self.distances.sign_conflict
+
+    @property
     def best_multiplier(self) -> BestMultipliers:
         """The number that brings A nearest to B, and the part of B that it leaves."""
         return self.distances.best_multiplier
@@ -145,6 +159,7 @@ class CompareResult(Result):
             "modules": {"shared": self.modules.shared, "only": self.modules.only},
             **self.distances.to_dict(),
             "blocks": {name: block.to_dict() for name, block in self.blocks.items()},
+            "stack": self.stack.to_dict(),
         }
 
 
@@ -191,12 +206,16 @@ class FolderResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """The record that `compare FOLDER --json` prints; numbers of pairs are null, as most pairs are not compared."""
-        numbers = ("modules", "norm", "cosine", "relative_difference", "overlap", "best_multiplier", "sum_energy")
+        numbers = (
+            *("modules", "norm", "cosine", "relative_difference", "overlap", "sign_conflict", "best_multiplier"),
+            "sum_energy",
+        )
         return {
             "schema": "lora-inspect/compare/1",
             "adapters": self.adapters,
             **dict.fromkeys(numbers),
             "blocks": {},
+            "stack": None,
             "groups": self.groups,
             "members": [
                 {
@@ -218,7 +237,7 @@ class ComparePlan:
 
     inputs: "Inputs"
     modules: "list[OutputModule]"
-    max_difference: float | None
+    request: "CompareRequest"
     bases: "Sequence[WeightChanges | None] | None" = None
 
     @property
@@ -245,7 +264,7 @@ def plan_compare(named: Sequence[tuple[str, Settings]], request: "CompareRequest
     bases = [base_changes(one, modules, request, for_output=False) for one in inputs.each()] if together else None
     if not modules:
         raise RefusedError("no module is left to compare; name fewer of them with --exclude.")
-    return ComparePlan(inputs, modules, request.max_difference, bases)
+    return ComparePlan(inputs, modules, request, bases)
 
 
 def compare(plan: ComparePlan, progress: Progress = silent) -> CompareResult:
@@ -254,21 +273,72 @@ def compare(plan: ComparePlan, progress: Progress = silent) -> CompareResult:
     Raises LoraInspectError for a factor that is not finite, where shapes disagree, and for a file that has changed.
     """
     from lora_inspect.algebra.comparison import block_of, compared, in_order_of_blocks, total
+    from lora_inspect.algebra.stack_advice import stack_of
 
     adapters = [one.adapter for one in plan.inputs.adapters]
-    found = compared(plan.modules, adapters, progress, plan.bases)
+    found = compared(plan.modules, adapters, progress, plan.bases, as_stack=True)
     check_unchanged(plan.inputs.files)
     blocks: dict[str, list[Comparison]] = defaultdict(list)
     for module, one in zip(plan.modules, found, strict=True):
         blocks[block_of(module.module)].append(one)
     whole = total(found, len(adapters))
+    of_blocks = {name: total(blocks[name], len(adapters)) for name in in_order_of_blocks(blocks)}
+    most = plan.request.max_difference
     return CompareResult(
         adapters=[one.checkpoint.path for one in adapters],
         modules=_counted(plan),
         distances=Distances.of(whole),
-        blocks={name: Distances.of(total(blocks[name], len(adapters))) for name in in_order_of_blocks(blocks)},
-        ok=plan.max_difference is None or _largest(whole) <= plan.max_difference,
+        blocks={name: Distances.of(one) for name, one in of_blocks.items()},
+        stack=stack_of(whole, of_blocks, _words(plan)),
+        ok=most is None or _largest(whole) <= most,
         notes=tuple(plan.notes),
+    )
+
+
+# The options that a command for the same adapters has as well, and those of them that go with a base.
+_OF_MODULES = ("include", "exclude", "allow_partial_dora")
+_OF_BASE = ("base", "dora_multiplier", "transposed")
+# The rank of a change that depends on a base, where no factor tells one.
+_RANK = 16
+
+
+def _words(plan: ComparePlan) -> "CombineWords":
+    """The words of a command that combines the adapters of a plan.
+
+    Settings stand on the paths, wherever they came from. A change that depends on a base gets a rank, as programs read
+    few full differences.
+    """
+    from lora_inspect.algebra.changes import needs_base, thin_rank
+    from lora_inspect.algebra.inputs import check_experts
+    from lora_inspect.algebra.options import CompareRequest
+    from lora_inspect.algebra.stack_advice import CombineWords, StackedAdapter
+    from lora_inspect.converting.standard_fix import output_ending
+    from lora_inspect.option import declared
+
+    adapters = [one.adapter for one in plan.inputs.adapters]
+    at_work = [term for module in plan.modules for term in module.terms if term.multiplier]
+    matrices = [term.contribution for term in at_work if len(term.contribution.shape) > 1]
+    options = declared(CompareRequest)
+    chosen, base = (
+        [word for name in names for word in options[name].words(getattr(plan.request, name))]
+        for names in (_OF_MODULES, _OF_BASE)
+    )
+    try:
+        check_experts(adapters)
+    except RefusedError:
+        chosen.append("--allow-mixed")
+    rank = sum(max((own.rank or 0 for own in adapter.contributions), default=0) for adapter in adapters)
+    dependent = {id(term.adapter) for term in at_work if needs_base(term.contribution)}
+    return CombineWords(
+        adapters=tuple(
+            StackedAdapter(
+                adapter.checkpoint.path, adapter.settings, output_ending(adapter, None), id(adapter) in dependent
+            )
+            for adapter in adapters
+        ),
+        options=tuple(chosen),
+        base=(*base, "--rank", str(rank or _RANK)),
+        takes_methods=all(one.algorithm.experts or thin_rank(one) is not None for one in matrices),
     )
 
 

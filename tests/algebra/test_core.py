@@ -3,7 +3,7 @@
 import numpy
 import pytest
 
-from lora_inspect.algebra.linear.core import Core, root, shared_cores, shared_factors
+from lora_inspect.algebra.linear.core import Core, decomposed, root, shared_cores, shared_factors
 from lora_inspect.algebra.linear.factors import Factors, inner, joined
 
 
@@ -194,7 +194,8 @@ def test_directions_are_those_of_the_dense_change():
                    Factors.of(up, numbers.standard_normal((5, 30)), (40, 30))):  # fmt: skip
         dense = change.up @ change.down
         (shared,) = shared_factors([change], [1])
-        left, right = shared.directions
+        ((left, values, right),) = decomposed([shared])
         assert (left.shape[1], right.shape[1]) == (4, 4)
+        numpy.testing.assert_allclose(values, numpy.linalg.svd(dense, compute_uv=False)[:4], rtol=1e-9)
         assert numpy.linalg.norm(left.T @ shared.core @ right) == pytest.approx(numpy.linalg.norm(dense), rel=1e-9)
         numpy.testing.assert_allclose(left.T @ left, numpy.eye(4), atol=1e-9)

@@ -34,7 +34,8 @@ def files(tmp_path, monkeypatch):
 def test_two_adapters_are_a_line_for_each_fact_and_a_row_for_each_block(run):
     ended = run("compare", "a.safetensors", "b.safetensors:2")
     assert (ended.status, ended.stderr) == (0, "")
-    # ‖A‖² is 3 · 25, ‖B‖² 2 · 100 and ⟨A, B⟩ 2 · 48.
+    # ‖A‖² is 3 · 25, ‖B‖² 2 · 100 and ⟨A, B⟩ 2 · 48. In the left singular vectors of √5 (0.6, 0.8) and √10 (0.8, 0.6)
+    # the columns (3, 4) and (8, 6) are (4.91, 0.946) and (9.96, -0.933): 0.933 of 4.91 + 0.933 is opposed.
     assert ended.stdout.splitlines() == [
         "a.safetensors and b.safetensors:2",
         "modules              2 in both",
@@ -43,14 +44,20 @@ def test_two_adapters_are_a_line_for_each_fact_and_a_row_for_each_block(run):
         "cosine               0.7838",
         "best multiplier      1.28, which leaves 0.621",
         "overlap              0.9608",
+        "sign conflict        0.1597",
         "a.safetensors: 1 module that the other one lacks (lora_te_text_model_encoder_layers_0_mlp_fc1)",
         "together they have 1.7 times the energy of independent adapters: they push the same direction",
         "",
-        "block                                     norm 1  norm 2  difference  cosine  overlap",
-        "----------------------------------------  ------  ------  ----------  ------  -------",
-        "blocks.0                                  5       10      1.077       0.9600  0.9608",
-        "blocks.1                                  5       10      1.077       0.9600  0.9608",
-        "text_encoder.text_model.encoder.layers.0  5       0       1           -       -",
+        "block                                     norm 1  norm 2  difference  cosine  overlap  sign conflict",
+        "----------------------------------------  ------  ------  ----------  ------  -------  -------------",
+        "blocks.0                                  5       10      1.077       0.9600  0.9608   0.1597",
+        "blocks.1                                  5       10      1.077       0.9600  0.9608   0.1597",
+        "text_encoder.text_model.encoder.layers.0  5       0       1           -       -        -",
+        "",
+        "spikes: none",
+        "conflict: none",
+        "recommended: they push the same direction: count directions once that several of them share",
+        "  lora-inspect combine a.safetensors b.safetensors:2 --calibrate svc -o combined.safetensors",
     ]
 
 
@@ -69,7 +76,11 @@ def test_three_adapters_are_matrices(run):
         "3       -1.0000  -0.7838  1.0000",
     ]
     assert "together they have 0.3 times the energy of independent adapters: they work against each other" in lines
-    assert "block                                     norm 1  norm 2  norm 3  energy of the sum" in lines
+    at = next(number for number, line in enumerate(lines) if line.startswith("block "))
+    assert [line.split("  ")[0] for line in lines[at + 2 : at + 4]] == ["blocks.0", "blocks.1"]
+    assert lines[at].split()[-5:] == ["overlap", "of", "sign", "conflict", "of"]
+    # Opposite ones share all directions, and all of their signs differ.
+    assert lines[at + 2].split()[-6:] == ["1.0000", "1,", "3", "1.0000", "1,", "3"]
 
 
 @pytest.mark.parametrize(

@@ -63,15 +63,20 @@ class Factors:
         return product
 
 
+def one_size(changes: Sequence[Factors]) -> tuple[int, int]:
+    """(out, in·kernel) of the one weight that changes are of; ValueError where their sizes differ."""
+    sizes = {(change.shape[0], prod(change.shape[1:])) for change in changes}
+    if len(sizes) != 1:
+        raise ValueError(f"changes of weights of {sorted(sizes)} have no sum")
+    return sizes.pop()
+
+
 def joined(changes: Sequence[Factors], kind: type = numpy.float64) -> Factors:
     """The sum of changes of one weight, in float64 or float32; ValueError where their sizes differ.
 
     Of a kernel of ones, and of a flattened one, some shapes tell more than others: the sum has the one that tells most.
     """
-    sizes = {(change.shape[0], prod(change.shape[1:])) for change in changes}
-    if len(sizes) != 1:
-        raise ValueError(f"changes of weights of {sorted(sizes)} have no sum")
-    (rows, columns) = sizes.pop()
+    rows, columns = one_size(changes)
     rank = sum(change.rank for change in changes)
     up: Array = numpy.empty((rows, rank), kind)
     down: Array = numpy.empty((rank, columns), kind)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,17 +17,16 @@ if TYPE_CHECKING:
     from lora_inspect.ops.compare import CompareResult, Distances, FolderResult, GroupMember, Pairwise
     from lora_inspect.reading.model.settings import Settings
 
-# Adapters whose directions agree on average by less than this share are as good as independent.
-_INDEPENDENT = 0.1
-# How many names of modules, and of files, a line has.
-_NAMES, _FILES = 3, 5
+# How many names of modules, of blocks and of spikes a line has.
+_NAMES = 3
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
 Report how far adapters are from each other: difference, angle, best multiplier and common directions, by block.
 
 Names, ranks, alphas, element types and the algorithm make no difference: the changes of the weights are compared, at
-the multipliers behind the colons. For a FOLDER, `compare` groups the files that are one change: resized, rescaled,
+the multipliers behind the colons. The last lines tell spikes and conflicts of adapters that are loaded together, and
+recommend a command. For a FOLDER, `compare` groups the files that are one change: resized, rescaled,
 renamed or cast.
 
 \b
@@ -85,10 +85,12 @@ def _print(result: "CompareResult", named: Sequence[str]) -> None:
         if keys:
             others = "the other one lacks" if len(named) == 2 else "another one lacks"
             terminal.line(f"{name}: {counted(len(keys), 'module')} that {others} ({some(keys, _NAMES)})")
-    terminal.line(_sentence(result.sum_energy, len(named)))
+    terminal.line(_sentence(result))
     if len(result.blocks) > 1:
         terminal.line("")
         _print_blocks(result)
+    terminal.line("")
+    _print_stack(result, named)
 
 
 def _facts(result: "CompareResult") -> list[tuple[str, str]]:
@@ -100,6 +102,7 @@ def _facts(result: "CompareResult") -> list[tuple[str, str]]:
         ("cosine", _share(result.cosine)),
         ("best multiplier", f"{_cell(best.value)}, which leaves {_cell(best.left)}"),
         ("overlap", _share(result.overlap)),
+        ("sign conflict", _share(result.sign_conflict)),
     ]
 
 
@@ -111,6 +114,7 @@ def _print_matrices(found: "Distances") -> None:
         "best multiplier": (found.best_multiplier.value, _cell),
         "which leaves": (found.best_multiplier.left, _cell),
         "overlap": (found.overlap, _share),
+        "sign conflict": (found.sign_conflict, _share),
     }
     for title, (matrix, spelled) in matrices.items():
         assert isinstance(matrix, list)  # of more than two adapters
@@ -124,14 +128,56 @@ def _print_matrices(found: "Distances") -> None:
 def _print_blocks(result: "CompareResult") -> None:
     norms = [f"norm {number}" for number in range(1, len(result.norm) + 1)]
     if len(norms) > 2:
-        rows = [(name, *map(_number, one.norm), _number(one.sum_energy)) for name, one in result.blocks.items()]
-        terminal.table(rows, ("block", *norms, "energy of the sum"))
+        rows = [
+            (name, *map(_number, one.norm), _number(one.sum_energy), *_worst(one.overlap), *_worst(one.sign_conflict))
+            for name, one in result.blocks.items()
+        ]
+        terminal.table(rows, ("block", *norms, "energy of the sum", "overlap", "of", "sign conflict", "of"))
         return
     pairs = [
-        (name, *map(_number, one.norm), _cell(one.relative_difference), _share(one.cosine), _share(one.overlap))
+        (
+            *(name, *map(_number, one.norm), _cell(one.relative_difference)),
+            *map(_share, (one.cosine, one.overlap, one.sign_conflict)),
+        )
         for name, one in result.blocks.items()
     ]
-    terminal.table(pairs, ("block", *norms, "difference", "cosine", "overlap"))
+    terminal.table(pairs, ("block", *norms, "difference", "cosine", "overlap", "sign conflict"))
+
+
+def _worst(matrix: "Pairwise") -> tuple[str, str]:
+    """The largest number of two adapters, and which two they are."""
+    assert isinstance(matrix, list)  # of more than two adapters
+    pairs = combinations(range(len(matrix)), 2)
+    known = [(value, -one, -other) for one, other in pairs if (value := matrix[one][other]) is not None]
+    if not known:
+        return "-", ""
+    value, one, other = max(known)
+    return _share(value), f"{1 - one}, {1 - other}"
+
+
+def _print_stack(result: "CompareResult", named: Sequence[str]) -> None:
+    """Print the spikes, the two that conflict, and the recommendation with its command as a shell takes it."""
+    stack = result.stack
+    if not stack.spikes:
+        terminal.line("spikes: none")
+    for spike in stack.spikes[:_NAMES]:
+        whose = "the sum" if spike.adapter is None else named[spike.adapter]
+        following = "" if spike.times_next is None else f" and {spike.times_next:.3g} times the next value"
+        terminal.line(
+            f"spike of {whose}: {_number(spike.value)} in {spike.module}, {spike.times_median:.3g} times the median of "
+            f"such layers{following}"
+        )
+    if len(stack.spikes) > _NAMES:
+        terminal.line(f"{counted(len(stack.spikes) - _NAMES, 'further spike')}")
+    if stack.conflict is None:
+        terminal.line("conflict: none")
+    else:
+        one, other = (named[at] for at in stack.conflict.adapters)
+        blocks = some(stack.conflict.blocks, _NAMES)
+        terminal.line(f"conflict: {one} and {other} work against each other in {blocks}")
+    terminal.line(f"recommended: {stack.recommendation.sentence}")
+    # Of any length: a part of a command would be another one.
+    terminal.laid_out([[terminal.StyledText(f"  {terminal.spelled(stack.recommendation.command)}")]])
 
 
 def _cell(value: "Pairwise") -> str:
@@ -150,16 +196,16 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _sentence(energy: float | None, count: int) -> str:
-    if energy is None:
+def _sentence(result: "CompareResult") -> str:
+    from lora_inspect.algebra.stack_advice import INDEPENDENT
+
+    if result.sum_energy is None:
         return "none of them changes anything"
-    together = f"together they have {energy:.1f} times the energy of independent adapters"
-    alike = (energy - 1.0) / (count - 1)
-    if alike >= _INDEPENDENT:
+    together = f"together they have {result.sum_energy:.1f} times the energy of independent adapters"
+    alike = result.stack.agreement
+    if alike >= INDEPENDENT:
         return f"{together}: they push the same direction"
-    return (
-        f"{together}: they work against each other" if alike <= -_INDEPENDENT else f"{together}: they are independent"
-    )
+    return f"{together}: they work against each other" if alike <= -INDEPENDENT else f"{together}: they are independent"
 
 
 def _compare_folder(folder: str, settings: "Settings", request: CompareRequest, as_json: bool) -> None:
