@@ -59,7 +59,7 @@ LIGHT = (
     *(f"lora_inspect.{part}.{verb}" for verb in LIGHT_VERBS for part in ("cli", "ops")),
 )
 # What `check` and `info` import once they are told to read all numbers.
-OF_TENSORS = ("lora_inspect.checking.measured", "lora_inspect.algebra.change_sizes")
+OF_TENSORS = ("lora_inspect.checking.measured", "lora_inspect.algebra.measures.change_sizes")
 # What `info` imports for a file that is wrong in programs: it plans from headers, and only with a base, which it has
 # none of, plans lead on. tests/cli/test_light_screens.py runs that.
 OF_PLANS = "lora_inspect.converting.fixes"

@@ -150,8 +150,8 @@ def _size_problems(subject: Subject) -> Iterator[RawProblem]:
     """
     if not subject.is_adapter or any(problem.severity == ERROR for problem in subject.adapter.problems):
         return
-    from lora_inspect.algebra.change_sizes import measured_changes
-    from lora_inspect.algebra.unusual_sizes import dead, small_scales, spikes
+    from lora_inspect.algebra.measures.change_sizes import measured_changes
+    from lora_inspect.algebra.measures.unusual_sizes import dead, small_scales, spikes
 
     sizes = measured_changes(subject.adapter, progress=subject.progress, with_torch=False).sizes
     with_zeros = modules_with_zeros(subject)

@@ -14,12 +14,12 @@ from lora_inspect.sentences import Result
 
 if TYPE_CHECKING:
     from lora_inspect.algebra.alignment import OutputModule
-    from lora_inspect.algebra.change_groups import FolderFile
     from lora_inspect.algebra.changes import WeightChanges
-    from lora_inspect.algebra.comparison import Comparison
     from lora_inspect.algebra.inputs import Inputs
+    from lora_inspect.algebra.measures.change_groups import FolderFile
+    from lora_inspect.algebra.measures.comparison import Comparison
+    from lora_inspect.algebra.measures.stack_advice import CombineWords, Stack
     from lora_inspect.algebra.options import CompareRequest
-    from lora_inspect.algebra.stack_advice import CombineWords, Stack
 
 _NO_ADAPTER = "compare models with `lora-inspect verify`, or write their difference with `lora-inspect extract`"
 # A number of two adapters; of more of them a matrix, one row an adapter. None where nothing is changed.
@@ -253,8 +253,8 @@ def plan_compare(named: Sequence[tuple[str, Settings]], request: "CompareRequest
     change cannot be compared.
     """
     from lora_inspect.algebra.alignment import aligned_in_parts
-    from lora_inspect.algebra.comparison import by_parameter
     from lora_inspect.algebra.inputs import base_changes, read_inputs
+    from lora_inspect.algebra.measures.comparison import by_parameter
     from lora_inspect.merging.plan import check_dora_rule
 
     inputs = read_inputs(named, request, no_adapter=_NO_ADAPTER)
@@ -272,8 +272,8 @@ def compare(plan: ComparePlan, progress: Progress = silent) -> CompareResult:
 
     Raises LoraInspectError for a factor that is not finite, where shapes disagree, and for a file that has changed.
     """
-    from lora_inspect.algebra.comparison import block_of, compared, in_order_of_blocks, total
-    from lora_inspect.algebra.stack_advice import stack_of
+    from lora_inspect.algebra.measures.comparison import block_of, compared, in_order_of_blocks, total
+    from lora_inspect.algebra.measures.stack_advice import stack_of
 
     adapters = [one.adapter for one in plan.inputs.adapters]
     found = compared(plan.modules, adapters, progress, plan.bases, as_stack=True)
@@ -310,8 +310,8 @@ def _words(plan: ComparePlan) -> "CombineWords":
     """
     from lora_inspect.algebra.changes import needs_base, thin_rank
     from lora_inspect.algebra.inputs import check_experts
+    from lora_inspect.algebra.measures.stack_advice import CombineWords, StackedAdapter
     from lora_inspect.algebra.options import CompareRequest
-    from lora_inspect.algebra.stack_advice import CombineWords, StackedAdapter
     from lora_inspect.converting.standard_fix import output_ending
     from lora_inspect.option import declared
 
@@ -375,7 +375,7 @@ def compare_folder(
 
     A file that cannot be compared is skipped. Raises LoraInspectError for a folder without an adapter.
     """
-    from lora_inspect.algebra.change_groups import change_groups, read_folder
+    from lora_inspect.algebra.measures.change_groups import change_groups, read_folder
     from lora_inspect.files.checkpoint import open_checkpoint
 
     progress(0)

@@ -13,8 +13,8 @@ from lora_inspect.reading.file_info import ADAPTER, FileInfo
 from lora_inspect.sentences import Result
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.change_sizes import ChangeSize, UnmeasuredModule
-    from lora_inspect.algebra.unusual_sizes import DeadModule, SmallScale, Spike, UnusualModule
+    from lora_inspect.algebra.measures.change_sizes import ChangeSize, UnmeasuredModule
+    from lora_inspect.algebra.measures.unusual_sizes import DeadModule, SmallScale, Spike, UnusualModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def norms(
     weights whose orientation nothing else shows. Raises LoraInspectError for a file that is no adapter or whose meaning
     is open, and where the adapter does not fit the base.
     """
-    from lora_inspect.algebra import change_sizes, unusual_sizes
+    from lora_inspect.algebra.measures import change_sizes, unusual_sizes
 
     adapter, path = info.adapter, info.checkpoint.path
     if info.kind != ADAPTER:

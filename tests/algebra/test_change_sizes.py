@@ -13,7 +13,7 @@ from adapters import lora
 from dense_sums import KERNELS, LAYERS, factors, key, kohya, peft
 from safetensors.torch import load_file, save_file
 
-from lora_inspect.algebra.change_sizes import changes_of_base, measured_changes
+from lora_inspect.algebra.measures.change_sizes import changes_of_base, measured_changes
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, aligned
-from lora_inspect.algebra.comparison import block_of, compared, in_order_of_blocks, total
+from lora_inspect.algebra.measures.comparison import block_of, compared, in_order_of_blocks, total
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import DamagedError, RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint

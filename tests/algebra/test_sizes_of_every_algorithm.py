@@ -6,7 +6,7 @@ import pytest
 from every_case import CASES, WrittenCase
 from safetensors.torch import load_file
 
-from lora_inspect.algebra.change_sizes import changes_of_base, measured_changes
+from lora_inspect.algebra.measures.change_sizes import changes_of_base, measured_changes
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.reading.adapter import read_adapter
 

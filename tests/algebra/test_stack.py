@@ -14,7 +14,7 @@ import lora_inspect
 from lora_inspect.algebra.linear.core import decomposed, shared_factors
 from lora_inspect.algebra.linear.core_space import CoreSpace, leading_cores
 from lora_inspect.algebra.linear.factors import Factors
-from lora_inspect.algebra.stack import Peak, medians, spikes
+from lora_inspect.algebra.measures.stack import Peak, medians, spikes
 
 BLOCKS, LEAVES = range(4), ("self_attn_q", "self_attn_k", "self_attn_v")
 LAYERS = [f"lora_unet_blocks_{block}_{leaf}" for block in BLOCKS for leaf in LEAVES]

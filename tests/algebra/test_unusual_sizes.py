@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from lora_inspect.algebra.change_sizes import ChangeSize
-from lora_inspect.algebra.unusual_sizes import dead, small_scales, spikes, unusual
+from lora_inspect.algebra.measures.change_sizes import ChangeSize
+from lora_inspect.algebra.measures.unusual_sizes import dead, small_scales, spikes, unusual
 
 
 def size(number, sigma_1=1.0, sigma_2=0.9, kind="q", **others):

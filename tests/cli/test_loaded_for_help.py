@@ -16,7 +16,7 @@ INFO = ("ops", "reading.file_info", "programs", "architectures")
 
 # Those of `convert` and `compat` name the programs.
 CONVERT = (*(part for part in DOING if part != "programs"), "converting.plan", "converting.target")
-COMPARE = (*CONVERT, "algebra.alignment", "algebra.comparison", "algebra.change_groups")
+COMPARE = (*CONVERT, "algebra.alignment", "algebra.measures.comparison", "algebra.measures.change_groups")
 
 
 @pytest.mark.parametrize(

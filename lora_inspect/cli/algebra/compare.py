@@ -197,7 +197,7 @@ def _number(value: float | None) -> str:
 
 
 def _sentence(result: "CompareResult") -> str:
-    from lora_inspect.algebra.stack_advice import INDEPENDENT
+    from lora_inspect.algebra.measures.stack_advice import INDEPENDENT
 
     if result.sum_energy is None:
         return "none of them changes anything"

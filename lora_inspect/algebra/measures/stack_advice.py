@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algebra.measures.spike_rule import SPIKE
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.model.settings import Settings, spell_argument
 from lora_inspect.sentences import listed, shortened, some
 from lora_inspect.shell import command_line, operand
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.comparison import Comparison
-    from lora_inspect.algebra.stack import Peak
+    from lora_inspect.algebra.measures.comparison import Comparison
+    from lora_inspect.algebra.measures.stack import Peak
 
 # Adapters whose directions agree on average by less than this share are as good as independent: ten pairs of trained
 # ones agree by less than 0.012. A sum of two that agree by a tenth has 5 % more norm.
@@ -214,7 +215,7 @@ def _spikes(whole: "Comparison") -> tuple[list[Spike], float]:
     That is the largest singular value that is no spike, so that nothing else is cut. Where other layers have larger
     ones by nature, it is the limit of a spike.
     """
-    from lora_inspect.algebra.stack import SPIKE, Peak, medians, spikes
+    from lora_inspect.algebra.measures.stack import Peak, medians, spikes
 
     count = len(whole.norms)
     found, cap = list[Spike](), 0.0

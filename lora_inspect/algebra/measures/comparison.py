@@ -23,8 +23,8 @@ from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.linear.core import Decomposed, decomposed, shared_factors
 from lora_inspect.algebra.linear.factors import Factors
 from lora_inspect.algebra.linear.module_threads import made_in_order
+from lora_inspect.algebra.measures.stack import Peaks, WeightName, peaks_of, sign_numbers, weight_name
 from lora_inspect.algebra.numpy_tensors import refuse_not_finite
-from lora_inspect.algebra.stack import Peaks, WeightName, peaks_of, sign_numbers, weight_name
 from lora_inspect.errors import RefusedError
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter

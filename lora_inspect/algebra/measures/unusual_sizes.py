@@ -11,22 +11,19 @@ from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING
 
+from lora_inspect.algebra.measures.spike_rule import ENOUGH, is_spike
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.sentences import counted, some
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.change_sizes import ChangeSize
+    from lora_inspect.algebra.measures.change_sizes import ChangeSize
 
-# A spike's first singular value is above so many times its second, and so many times the median of its kind.
-SPIKE = 5.0
 # The change of a dead module is below this share of the median norm of its kind.
 DEAD = 1e-6
 # A scale is small from here on: alpha 1 at rank 16.
 SMALL = 1.0 / 16.0
 # From so many times more or less than the others of its kind on, a norm is unusual.
 UNUSUAL = 10.0
-# So many modules of a kind have a median to compare with; fewer are compared with all modules.
-_ENOUGH = 3
 # How many names a sentence has.
 _NAMES = 1
 
@@ -60,13 +57,12 @@ def spikes(sizes: "Sequence[ChangeSize]") -> list[Spike]:
     The largest sigma_1 comes first.
     """
     found = []
-    for kind, own, compared in _by_kind([one for one in sizes if one.sigma_1 is not None]):
-        # A median of 0 is that of modules that were never trained.
-        if not (middle := median(one.sigma_1 or 0.0 for one in compared)):
-            continue
+    # Modules that were never trained do not count.
+    for kind, own, compared in _by_kind([one for one in sizes if one.sigma_1]):
+        middle = median(one.sigma_1 or 0.0 for one in compared)
         for one in own:
             sigma_1, sigma_2 = one.sigma_1 or 0.0, one.sigma_2 or 0.0
-            if sigma_1 > SPIKE * sigma_2 and sigma_1 > SPIKE * middle:
+            if is_spike(sigma_1, sigma_2, middle):
                 found.append(Spike(one.key, kind, sigma_1, sigma_2, middle, len(compared)))
     return sorted(found, key=lambda spike: -spike.sigma_1)
 
@@ -208,8 +204,8 @@ def _by_kind(
     kinds: dict[str, list[ChangeSize]] = defaultdict(list)
     for one in sizes:
         kinds[one.kind].append(one)
-    few = [one for own in kinds.values() if len(own) < _ENOUGH for one in own]
-    yield from ((kind, own, own) for kind, own in kinds.items() if len(own) >= _ENOUGH)
+    few = [one for own in kinds.values() if len(own) < ENOUGH for one in own]
+    yield from ((kind, own, own) for kind, own in kinds.items() if len(own) >= ENOUGH)
     if few:
         yield None, few, sizes
 

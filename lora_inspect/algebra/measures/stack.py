@@ -20,15 +20,12 @@ from lora_inspect.algebra.alignment import OutputModule
 from lora_inspect.algebra.linear.core import ROUNDING, Decomposed
 from lora_inspect.algebra.linear.core_space import leading_cores
 from lora_inspect.algebra.linear.factors import Array
+from lora_inspect.algebra.measures.spike_rule import ENOUGH, is_spike
 from lora_inspect.fast_namedtuple import NamedTuple
 
 # So many directions of each change count in a sign conflict. A trained LoRA of rank 16 has 89 % of its energy in these,
 # and the cores of all directions would take as long as the rest of a comparison.
 LEADING = 8
-# So many times the next value of its weight, and the median of like layers, a spike is at least.
-SPIKE = 5.0
-# A median of fewer layers tells nothing of their kind.
-_LEAST_OF_A_KIND = 3
 # A number of a path with a separator behind it, as that of a block.
 _NUMBER = re.compile(r"(?<=[._])[0-9]+[._]")
 
@@ -113,11 +110,11 @@ def medians(peaks: Sequence[Peak]) -> list[float]:
         if one.first:
             kinds[one.kind].append(one.first)
     every = [value for values in kinds.values() for value in values]
-    known = {kind: median(values if len(values) >= _LEAST_OF_A_KIND else every) for kind, values in kinds.items()}
+    known = {kind: median(values if len(values) >= ENOUGH else every) for kind, values in kinds.items()}
     return [known.get(one.kind, 0.0) for one in peaks]
 
 
 def spikes(peaks: Sequence[Peak]) -> list[int]:
     """The places of spikes: σ₁ is above 5 σ₂ of its weight, and above 5 times the median σ₁ of its kind."""
     found = enumerate(zip(peaks, medians(peaks), strict=True))
-    return [at for at, (one, middle) in found if one.first > SPIKE * one.second and one.first > SPIKE * middle]
+    return [at for at, (one, middle) in found if is_spike(one.first, one.second, middle)]

@@ -15,10 +15,10 @@ import numpy
 
 from lora_inspect.algebra.alignment import OutputModule, aligned_in_parts
 from lora_inspect.algebra.changes import terms_of
-from lora_inspect.algebra.comparison import Comparison, check_thin, compared, total
 from lora_inspect.algebra.inputs import Inputs, read_inputs
 from lora_inspect.algebra.linear.factors import Array
 from lora_inspect.algebra.linear.module_threads import made_in_order
+from lora_inspect.algebra.measures.comparison import Comparison, check_thin, compared, total
 from lora_inspect.algebra.options import ChoiceRequest
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.errors import LoraInspectError, of_system

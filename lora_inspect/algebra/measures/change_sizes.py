@@ -24,13 +24,13 @@ from lora_inspect.algebra.changes import (
     thin_rank,
     whole_change,
 )
-from lora_inspect.algebra.comparison import block_of, by_parameter, in_order_of_blocks
 from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.inputs import open_base
 from lora_inspect.algebra.linear.core import Core, singular
 from lora_inspect.algebra.linear.factors import Array, Factors, joined
 from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.linear.range_finder import find_range
+from lora_inspect.algebra.measures.comparison import block_of, by_parameter, in_order_of_blocks
 from lora_inspect.algebra.numpy_tensors import read_tensors, refuse_not_finite
 from lora_inspect.algorithms import lokr
 from lora_inspect.algorithms.record import WEIGHT

@@ -1,0 +1,1 @@
+"""Measures of changes: their sizes, how far they are from each other, and how they add up."""
