@@ -190,7 +190,7 @@ LINT_TOYS = {
     "magnitude-sign": {"tensors": lora("lora_unet_q", dora_scale=("F32", (OUT, 1), -1.0))},
     "change-large": with_factor("lora_up.weight", "F32", 50.0),
     "spike": {"tensors": {**loras(5), **strong()}},
-    "dead-module": {"tensors": {**loras(3), **strong(1e-8)}},
+    "module-negligible": {"tensors": {**loras(3), **strong(1e-8)}},
     "scale-small": {"tensors": loras(rank=16, alpha=1.0)},
 }
 
@@ -209,7 +209,7 @@ ALSO = {
     "change-large": [{"tensors": huge()}],
     # Alone of its kind it is compared with all modules.
     "spike": [{"tensors": {**loras(3), **lora("lora_unet_head", alpha=50.0)}}],
-    "dead-module": [{"tensors": {**loras(3), **lora("lora_unet_head", alpha=1e-9)}}],
+    "module-negligible": [{"tensors": {**loras(3), **lora("lora_unet_head", alpha=1e-9)}}],
     "scale-small": [{"tensors": {**loras(3), **lora("lora_unet_head", rank=32, alpha=-1.0)}}],
     "alpha-rounded": [
         alphas("F16", 3.3, ss_network_alpha="3.3"),
@@ -410,7 +410,7 @@ NEAR = {
         {"tensors": {**loras(5, rank=2), **lora("lora_unet_blocks_5_attn_q", rank=2), **two_directions()}},
         {"tensors": {**loras(5), **strong(6.0, dora_scale=("F32", (OUT, 1), 1.0))}},
     ],
-    "dead-module": [
+    "module-negligible": [
         {"tensors": {**loras(3), **strong(1e-5)}},
         # All zeros are told as such.
         LINT_TOYS["module-untrained"],

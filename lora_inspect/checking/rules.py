@@ -94,7 +94,7 @@ _TENSOR_LINTS = (
         (tensor_lints.sizes,),
     ),
     CheckRule(
-        "dead-module",
+        "module-negligible",
         WARNING,
         "The change of a module is 0, or below a millionth of the median norm of its kind of layer, though no factor "
         "is zero throughout.",

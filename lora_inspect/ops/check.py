@@ -159,7 +159,7 @@ def _size_problems(subject: Subject) -> Iterator[RawProblem]:
         yield RawProblem("spike", spike.says, (spike.key,))
     for module in dead(sizes):
         if module.key not in with_zeros:
-            yield RawProblem("dead-module", module.says, (module.key,))
+            yield RawProblem("module-negligible", module.says, (module.key,))
     for scale in small_scales(sizes):
         yield RawProblem("scale-small", scale.says, scale.keys[:_MOST_KEYS])
 
