@@ -126,7 +126,8 @@ def test_spikes_and_dead_modules_are_told_with_their_numbers(run, norms, write_s
     found = norms(path)
     (spike,), (dead,) = found["spikes"], found["dead"]
     assert spike["module"] == "lora_unet_blocks_5_attn_q"
-    assert (spike["sigma_1"], spike["median"], spike["compared"]) == (pytest.approx(ONE * 4), pytest.approx(ONE / 2), 7)
+    # The module that was never trained does not count.
+    assert (spike["sigma_1"], spike["median"], spike["compared"]) == (pytest.approx(ONE * 4), pytest.approx(ONE / 2), 6)
     assert spike["sigma_2"] == pytest.approx(0.0, abs=1e-6)
     assert (dead["module"], dead["norm"], dead["compared"]) == ("lora_unet_blocks_6_attn_q", 0.0, 6)
     lines = table_of(run("info", path, "--norms"))

@@ -93,13 +93,16 @@ def test_the_record_of_an_adapter_that_was_made_of_others_is_read_as_far_as_it_i
             {"file": "b", "sha256": {"b.safetensors": "cd"}, "settings": ""},
         ],
         "rule": {"energy": 0.9, "max_rank": 8},
+        "method": {"name": "ties", "density": 0.5},
         "dtype": "F32",
         "error": 0.25,
         "rounding": 1e-8,
     }
-    assert combined_record({COMBINED_KEY: json.dumps(record)}) == record
+    meant = {**record, "method": "ties"}
+    assert combined_record({COMBINED_KEY: json.dumps(record)}) == meant
     odd = {**record, "inputs": [{"settings": "1"}, 5, {"file": "c"}], "rule": {"rank": "8", "odd": 1}, "error": "x"}
-    assert combined_record({COMBINED_KEY: json.dumps(odd)}) == {
-        **record, "inputs": [{"file": "c", "settings": "", "sha256": None}], "rule": {}, "error": None,
+    assert combined_record({COMBINED_KEY: json.dumps({**odd, "method": ["ties"]})}) == {
+        **meant, "inputs": [{"file": "c", "settings": "", "sha256": None}], "rule": {}, "method": None, "error": None,
     }  # fmt: skip
+    assert combined_record({COMBINED_KEY: json.dumps({**record, "method": {"name": 5}})}) == {**meant, "method": None}
     assert combined_record({}) is None
