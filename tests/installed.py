@@ -101,7 +101,7 @@ def deltas(path, multiplier=1.0):
 
 
 def is_sum(folder):
-    """Whether the combined file holds 0.5 times one adapter and the other."""
+    """Return True if the combined file holds 0.5 times one adapter and the other."""
     meant = deltas(LORA, 0.5)
     for name, other in deltas(OTHER).items():
         meant[name] = meant[name] + other
@@ -110,7 +110,7 @@ def is_sum(folder):
 
 
 def is_merge(folder):
-    """Whether the merged base is the base and half of the adapter."""
+    """Return True if the merged base is the base and half of the adapter."""
     base, merged = load_file(BASE), load_file(folder / "merged.safetensors")
     named = {name.removesuffix(".weight").replace(".", "_"): name for name in base}
     meant = dict(base)

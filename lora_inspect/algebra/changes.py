@@ -58,7 +58,7 @@ def needs_base(contribution: Contribution) -> bool:
 
 
 def needs_torch(contribution: Contribution) -> bool:
-    """Whether torch computes the change: it depends on the weight, or no formula of numpy has it."""
+    """Return True if only torch computes the change: it depends on the weight, or numpy has no formula."""
     if needs_base(contribution):
         return True
     algorithm, formula = contribution.algorithm, contribution.formula

@@ -103,11 +103,6 @@ class MergedModule:
         self._clip = _clip(name, values, self.values)
         self._is_unique = self._space.is_unique or not rule.method.in_numbers
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(out, in, *kernel) of the weight."""
-        return self._space.shape
-
     def change(self, rank: int) -> Factors:
         """The nearest change of a rank to the result."""
         return self._space.change(self._left[:, :rank], self.values[:rank], self._right[:rank])
@@ -115,14 +110,19 @@ class MergedModule:
     def facts(self, rank: int) -> MergeFacts:
         """The numbers of the result at a rank."""
         written = (self._left[:, :rank] * self.values[:rank]) @ self._right[:rank]
-        inner = tuple(float((written * core).sum()) for core in self._cores)
-        squares = tuple(float(numpy.square(core).sum()) for core in self._cores)
-        return MergeFacts(inner, squares, self._energy, self._clip, self._is_unique)
+        return _facts(written, self._cores, self._energy, self._clip, self._is_unique)
 
 
 def _merged(cores: Sequence[Array], rounding: float, rule: MergeRule, name: str) -> Array:
     merged = rule.method.merge(cores, rule.settings._replace(rounding=rounding), name)
     return calibrated(merged, cores, rounding) if rule.calibrate == SVC else merged
+
+
+def _facts(
+    written: Array, cores: Sequence[Array], energy: float, clip: ClippedModule | None, is_unique: bool
+) -> MergeFacts:
+    inner = tuple(float((written * core).sum()) for core in cores)
+    return MergeFacts(inner, tuple(float(numpy.square(core).sum()) for core in cores), energy, clip, is_unique)
 
 
 def _clip(name: str, before: Array, after: Array) -> ClippedModule | None:
@@ -197,9 +197,7 @@ def merged_vector(name: str, terms: Sequence[Term], rule: MergeRule) -> tuple[Ar
     cores = [numpy.zeros(shape) if one is None else one for one in own]
     merged = _merged(cores, _FINE, rule, name)
     found = merged * rule.factor
-    inner = tuple(float((found * core).sum()) for core in cores)
-    squares = tuple(float(numpy.square(core).sum()) for core in cores)
-    return found, MergeFacts(inner, squares, float(numpy.square(merged).sum()), None, True)
+    return found, _facts(found, cores, float(numpy.square(merged).sum()), None, True)
 
 
 def _by_adapter(terms: Sequence[Term], rule: MergeRule) -> list[list[Term]]:
@@ -212,10 +210,8 @@ def _shares(terms: Sequence[Term], rule: MergeRule) -> list[float]:
     if rule.method.is_linear:
         return [_FINE] * len(rule.adapters)
     return [
-        _COARSE if any(BITS[info.dtype] <= 16 for term in own for info in _factors(term)) else _FINE
+        _COARSE
+        if any(BITS[info.dtype] <= 16 for term in own for info in term.contribution.operands.values())
+        else _FINE
         for own in _by_adapter(terms, rule)
     ]
-
-
-def _factors(term: Term) -> list[Any]:
-    return list(term.contribution.operands.values())

@@ -181,7 +181,7 @@ class CombineRequest(ChoiceRequest, OutputRequest, RankRequest):
 
     @property
     def is_sum(self) -> bool:
-        """Whether the changes are added up and nothing else is done."""
+        """True if the changes are added up and nothing else is done."""
         return self.method == SUM and (self.lambda_, self.calibrate, self.clip_sigma) == (None, None, None)
 
 

@@ -68,13 +68,13 @@ class SumPlan:
 
     @property
     def steps(self) -> int:
-        """How many modules the progress of the making is told of: some outputs look at each several times."""
+        """The number of modules in the progress of the making; some outputs look at each several times."""
         passes = (self.is_measured, self.is_calibrated_by_energy)
         return len(self.modules) * (1 + sum(passes))
 
     @property
     def is_calibrated_by_energy(self) -> bool:
-        """Whether all modules are looked at before the first is made, for a multiplier of them all."""
+        """True if one multiplier of all modules has to be known before the first is made."""
         return self.making.merge is not None and self.making.merge.calibrate == ENERGY
 
     @property

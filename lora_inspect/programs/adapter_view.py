@@ -169,7 +169,7 @@ class Member(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What contributions are like, of all files that are met: equal ones have one `number`.
+    """The traits of contributions; equal ones have one `number`, in all files.
 
     `keeps` are objects whose identities tell kinds apart.
     """
@@ -187,7 +187,7 @@ class MemberGroup(NamedTuple):
 
     @property
     def look(self) -> ModuleTraits:
-        """How programs see each of them."""
+        """The traits by which programs treat each of them."""
         return self.kind.look
 
 

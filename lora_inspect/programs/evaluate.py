@@ -137,7 +137,7 @@ class Reception:
 
 
 class Outcome(NamedTuple):
-    """What becomes of contributions of a kind in a loader, whichever file they are in.
+    """The treatment of contributions of a kind by a loader, the same in every file.
 
     `taken` is what `TakenAlike` says of them but the members, None where the program does not load them, and `left`
     what each `Left` says of them.
@@ -179,7 +179,7 @@ class Reader:
         return rules
 
     def outcome(self, view: View, group: MemberGroup, rule: Rule) -> Outcome | None:
-        """What becomes of the group by the rule, None where that depends on the file or names one of its modules."""
+        """The treatment of a group by a rule; None if it depends on the file or names one of its modules."""
         asked = view.ask(rule.finds) if rule.finds else None, _scale_rule(view, rule), rule.exceptions
         if not all(one is None or type(one) is OfKind for one in asked):
             return None

@@ -40,15 +40,20 @@ def on(write_safetensors):
     return verdicts
 
 
-def test_they_are_those_that_would_be_judged(fixtures):
-    count = 0
+def adapters(fixtures):
+    """The adapters among the fixtures that can be read, with their paths."""
     for path in find_checkpoints(str(fixtures)):
         try:
             info = inspect(path)
         except LoraInspectError:
             continue
-        if info.kind != ADAPTER:
-            continue
+        if info.kind == ADAPTER:
+            yield path, info
+
+
+def test_they_are_those_that_would_be_judged(fixtures):
+    count = 0
+    for path, info in adapters(fixtures):
         count += 1
         names = [family.architecture.name for family in info.candidates] or [""]
         keys = FramedKeys(info.checkpoint.tensors)
@@ -62,13 +67,7 @@ def test_they_are_those_that_would_be_judged(fixtures):
 def judged_fixtures(fixtures):
     """All that each program makes of each adapter among the fixtures, by path and title."""
     found = {}
-    for path in find_checkpoints(str(fixtures)):
-        try:
-            info = inspect(path)
-        except LoraInspectError:
-            continue
-        if info.kind != ADAPTER:
-            continue
+    for path, info in adapters(fixtures):
         for one in judge_each(info.adapter, info.candidates, EVERY):
             place = {module.name.key: number for number, module in enumerate(info.adapter.modules.values())}
             taken = [(place[own.module.name.key], own.scale, own.does, own.magnitude) for own in one.taken]

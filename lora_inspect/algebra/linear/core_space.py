@@ -52,11 +52,6 @@ class CoreSpace:
         ]
         self.is_unique = ups.is_unique and downs.is_unique
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(out, in, *kernel) of the weight."""
-        return self._joined.shape
-
     def change(self, left: Array, values: Array, right: Array) -> Factors:
         """The change whose core is left · diag(values) · right, (k, r), (r,) and (r, l), in factors of equal norms."""
         roots = numpy.sqrt(values)

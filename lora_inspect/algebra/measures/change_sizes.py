@@ -157,7 +157,7 @@ def _computable(
 
 
 def _counts(module: OutputModule, base: "BaseChanges") -> bool:
-    """Whether the base has the parameter, or should have it: a layer may do without a bias."""
+    """Return True if the base has the parameter, or should have it: a layer may do without a bias."""
     return any(base.has(term) or not term.contribution.is_optional for term in module.terms)
 
 

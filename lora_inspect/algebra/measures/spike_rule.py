@@ -7,5 +7,5 @@ ENOUGH = 3
 
 
 def is_spike(first: float, second: float, middle: float) -> bool:
-    """Whether the first singular value of a change is that of a spike, `middle` being the median of its kind."""
+    """Return True for the first singular value of a spike; `middle` is the median of its kind."""
     return first > SPIKE * second and first > SPIKE * middle

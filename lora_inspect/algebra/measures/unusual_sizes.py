@@ -162,7 +162,7 @@ class UnusualModule(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times the norm is below the median."""
+        """The median over the norm."""
         return self.median / self.norm
 
     @property

@@ -49,7 +49,7 @@ def _of_tensors(given: Given) -> float | None:
 
 
 def _stored_in(adapter: Adapter) -> ScaleRule:
-    """What the embedded config means, else alpha/rank of the file's tensors."""
+    """The scale that the embedded config means, else alpha/rank of the file's tensors."""
     return intended_scale if EMBEDDED_KEY in adapter.checkpoint.metadata else _of_tensors
 
 
