@@ -230,7 +230,7 @@ def _apart(module: OutputModule) -> tuple[float, float] | None:
     up, down = (_mean(weights, parts) for parts in ([one.up for one in read], [one.down for one in read]))
     mean = Factors.of(up, down, read[0].shape, contributions[0].known_scale)
     try:
-        of_changes, of_factors = shared_cores([sum_of(module), mean])
+        of_changes, of_factors = shared_cores([sum_of(module.terms), mean])
     except FloatingPointError:  # the average itself is refused
         return None
     return float(numpy.square(of_changes - of_factors).sum()), float(numpy.square(of_changes).sum())

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy
 from numpy.typing import NDArray
 
-from lora_inspect.algebra.alignment import OutputModule, Term
+from lora_inspect.algebra.alignment import Term
 from lora_inspect.algebra.linear.factors import Array, Factors, joined
 from lora_inspect.algebra.linear.module_threads import Workspace
 from lora_inspect.algebra.numpy_tensors import (
@@ -151,12 +151,12 @@ def _with_settings(contribution: Contribution) -> Factors:
     return Factors.of(product.up.numpy(), product.down.numpy(), contribution.known_shape, product.scale)
 
 
-def sum_of(module: OutputModule, kind: type = numpy.float64, workspace: Workspace | None = None) -> Factors:
+def sum_of(terms: Sequence[Term], kind: type = numpy.float64, workspace: Workspace | None = None) -> Factors:
     """The sum of a module's terms, all of them thin, in float64 or float32; of plain LoRA in memory of the `workspace`.
 
-    Raises LoraInspectError where their shapes disagree.
+    The directions of each term follow those of the one before. Raises LoraInspectError where their shapes disagree.
     """
-    terms = [term for term in module.terms if term.multiplier]
+    terms = [term for term in terms if term.multiplier]
     if all(_is_plain(term.contribution) and not term.moves for term in terms):
         return _read_sum(terms, kind, workspace or Workspace())
     return joined(terms_of(terms), kind)

@@ -125,7 +125,7 @@ def _core_of(module: PlannedModule, dtype: str, workspace: Workspace) -> tuple[F
 
 def _sum_of(module: PlannedModule, dtype: str, workspace: Workspace) -> Factors:
     """The sum in the type that it is rounded from."""
-    return sum_of(module.sum, numpy.float32 if BITS[dtype] <= _COARSE else numpy.float64, workspace)
+    return sum_of(module.sum.terms, numpy.float32 if BITS[dtype] <= _COARSE else numpy.float64, workspace)
 
 
 def _too_large(module: PlannedModule) -> RefusedError:

@@ -84,6 +84,8 @@ def load_into(info: TensorInfo, matrix: NDArray[Any]) -> None:
             if info.dtype == "BF16" and matrix.dtype == numpy.float32:
                 words = numpy.frombuffer(piece, dtype="<u2").reshape(rows.shape)
                 numpy.left_shift(words, 16, out=rows.view(numpy.uint32), dtype=numpy.uint32)
+            elif info.dtype == "F16":
+                rows[...] = numpy.frombuffer(piece, dtype=_PLAIN["F16"]).reshape(rows.shape)
             else:
                 rows[...] = decoded(info.dtype, piece).reshape(rows.shape)
             row += len(rows)

@@ -88,7 +88,7 @@ def summed(modules, written):
     """The dense sums of modules whose names are those of the file that is `written`."""
     found = {}
     for module in modules:
-        own = sum_of(module)
+        own = sum_of(module.terms)
         found[written.keys[module.module.name.key]] = own.up * own.weights @ own.down
     return found
 
@@ -226,7 +226,7 @@ def test_weights_of_other_sizes_have_no_sum(tmp_path):
     other = small(tmp_path / "b.safetensors", "lora_unet_", WAN, rows=18)
     modules = aligned([all_at(one), all_at(other)], ConvertOptions())
     with pytest.raises(RefusedError, match=r"b\.safetensors: .+ changes a weight of \[18, 12\], but .+ \[16, 12\]"):
-        sum_of(modules[0])
+        sum_of(modules[0].terms)
 
 
 FIXTURES = ("crepe-lycoris-loha-conv", "crepe-lycoris-locon-tucker", "crepe-lycoris-lokr-conv", "minilm-peft-loha-r8")
@@ -249,7 +249,7 @@ def test_a_formula_gives_the_factors_of_other_algorithms(name, fixtures):
         if (thin := one.formula.low_rank(tensors)) is None or len(thin[1]) > min(rows, columns):
             continue
         one.formula.change(tensors, one.known_scale, one.alpha, **one.settings).fold(weight, 0, -0.7)
-        found = sum_of(module)
+        found = sum_of(module.terms)
         numpy.testing.assert_allclose(found.up * found.weights @ found.down, weight.numpy(), rtol=1e-5, atol=1e-7)
         seen += 1
     assert seen

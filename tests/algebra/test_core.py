@@ -3,7 +3,7 @@
 import numpy
 import pytest
 
-from lora_inspect.algebra.linear.core import Core, decomposed, root, shared_cores, shared_factors
+from lora_inspect.algebra.linear.core import Core, SharedFactors, decomposed, root, shared_cores, shared_factors
 from lora_inspect.algebra.linear.factors import Factors, inner, joined
 
 
@@ -167,7 +167,7 @@ def test_shared_factors_have_the_inner_products_of_the_changes(how, rows):
     ups.append(numbers.standard_normal((rows, 4)) + ups[2])
     downs = [numbers.standard_normal((4, 30)) for _ in ups]
     changes = [Factors.of(up, down, (rows, 30)) for up, down in zip(ups, downs, strict=True)]
-    shared = shared_factors(changes, [1, 1, 2])
+    shared = shared_factors(joined(changes), [4, 4, 8])
     dense = [ups[0] @ downs[0], ups[1] @ downs[1], ups[2] @ downs[2] + ups[3] @ downs[3]]
     cores = [one.core for one in shared]
     scale = max(numpy.linalg.norm(one) ** 2 for one in dense)
@@ -182,7 +182,7 @@ def test_a_difference_of_shared_factors_keeps_its_digits(off):
     up, down = numbers.standard_normal((200, 4)), numbers.standard_normal((4, 30))
     step, other = off * numbers.standard_normal((200, 4)), numbers.standard_normal((200, 4))
     changes = [Factors.of(one, down, (200, 30)) for one in (up, other, up + step)]
-    one, _, moved = (one.core for one in shared_factors(changes, [1, 1, 1]))
+    one, _, moved = (one.core for one in shared_factors(joined(changes), [4, 4, 4]))
     assert numpy.linalg.norm(moved - one) == pytest.approx(numpy.linalg.norm(step @ down), rel=1e-6)
 
 
@@ -193,8 +193,8 @@ def test_directions_are_those_of_the_dense_change():
     for change in (Factors.of(up[:, :4], numbers.standard_normal((4, 30)), (40, 30)),
                    Factors.of(up, numbers.standard_normal((5, 30)), (40, 30))):  # fmt: skip
         dense = change.up @ change.down
-        (shared,) = shared_factors([change], [1])
-        ((left, values, right),) = decomposed([shared])
+        (shared,) = shared_factors(change, [change.rank])
+        (left,), (values,), (right,) = decomposed(SharedFactors(shared.up[None], shared.down[None]))
         assert (left.shape[1], right.shape[1]) == (4, 4)
         numpy.testing.assert_allclose(values, numpy.linalg.svd(dense, compute_uv=False)[:4], rtol=1e-9)
         assert numpy.linalg.norm(left.T @ shared.core @ right) == pytest.approx(numpy.linalg.norm(dense), rel=1e-9)

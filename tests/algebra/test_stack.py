@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import lora_inspect
-from lora_inspect.algebra.linear.core import decomposed, shared_factors
+from lora_inspect.algebra.linear.core import SharedFactors, decomposed, shared_factors
 from lora_inspect.algebra.linear.core_space import CoreSpace, leading_cores
-from lora_inspect.algebra.linear.factors import Factors
+from lora_inspect.algebra.linear.factors import Factors, joined
 from lora_inspect.algebra.measures.stack import Peak, medians, spikes
 
 BLOCKS, LEAVES = range(4), ("self_attn_q", "self_attn_k", "self_attn_v")
@@ -289,8 +289,14 @@ def test_leading_cores_are_those_of_the_core_space():
         left, values, right = numpy.linalg.svd(matrix)
         rank = int((values > 1e-9).sum())
         changes.append(Factors.of(left[:, :rank] * values[:rank], right[:rank], matrix.shape))
-    leading = leading_cores(decomposed(shared_factors(changes, [1] * 3)), 10)
     known = CoreSpace(changes, [1e-9] * 3).cores
+    shared = shared_factors(joined(changes), [one.rank for one in changes])
+    leading = [
+        core
+        for (core,) in leading_cores([decomposed(SharedFactors(*(side[None] for side in one))) for one in shared], 10)
+    ]
+    room = [(0, size - own) for size, own in zip(leading[0].shape, known[0].shape, strict=True)]
+    known = [numpy.pad(core, room) for core in known]
     for at, other in combinations(range(3), 2):
         # Rows and columns may have other signs, which are those of both cores.
         numpy.testing.assert_allclose(leading[at] * leading[other], known[at] * known[other], atol=1e-9)

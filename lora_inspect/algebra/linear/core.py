@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 
 import numpy
 
-from lora_inspect.algebra.linear.factors import Array, Factors, one_size
+from lora_inspect.algebra.linear.factors import Array, Factors, joined
 from lora_inspect.fast_namedtuple import NamedTuple
 
 # Up to this ratio of the squares of the largest and the smallest pivot a root of a Gram matrix keeps its digits.
@@ -26,8 +26,6 @@ _SPREAD = 1e9
 ROUNDING = 1e-7
 # Where changes cancel each other, a rest below this share of their directions' norms is the rounding of float64.
 _CANCELLED = 1e-13
-# So many rows of factors are widened and joined at a time.
-_ROWS = 1024
 # A projection that leaves at least this share of the columns leaves nothing else in them.
 _LEFT = 0.5
 
@@ -37,45 +35,29 @@ def root(tall: Array) -> Array:
 
     Raises FloatingPointError for NaN and infinity.
     """
-    if (found := _root_of_gram([tall])) is not None:
+    tall = tall.astype(numpy.float64, copy=False)
+    if (found := _root_of_gram(tall)) is not None:
         return found
-    triangle: Array = numpy.linalg.qr(tall.astype(numpy.float64, copy=False), mode="r")  # type: ignore[assignment]  # it is one array in this mode
+    triangle: Array = numpy.linalg.qr(tall, mode="r")  # type: ignore[assignment]  # it is one array in this mode
     return triangle
 
 
-def _root_of_gram(sides: Sequence[Array]) -> Array | None:
-    """The root of columns that stand side by side, by their Gram matrix; None where its pivots are too far apart.
+def _root_of_gram(tall: Array) -> Array | None:
+    """The root of columns by their Gram matrix; None where its pivots are too far apart.
 
     Raises FloatingPointError for NaN and infinity.
     """
     with numpy.errstate(invalid="ignore", over="ignore"):
-        gram = _gram(sides)
+        gram: Array = tall.T @ tall
     if not numpy.isfinite(gram.diagonal()).all():
         raise FloatingPointError("a factor is not finite")
-    if sides[0].shape[0] > len(gram):
+    if tall.shape[0] > len(gram):
         with suppress(numpy.linalg.LinAlgError):  # it has a direction without a length
             found: Array = numpy.linalg.cholesky(gram).T
             pivots = numpy.square(found.diagonal())
             if pivots.min() * _CONDITION > pivots.max():
                 return found
     return None
-
-
-def _gram(sides: Sequence[Array]) -> Array:
-    """tallᵀ tall in float64, of the columns (n, ranks) of all sides; some rows at a time are widened and joined."""
-    if len(sides) == 1 and sides[0].dtype == numpy.float64:
-        whole: Array = sides[0].T @ sides[0]
-        return whole
-    rows, edges = len(sides[0]), [0, *accumulate(side.shape[1] for side in sides)]
-    gram: Array = numpy.zeros((edges[-1], edges[-1]))
-    # As the sides lie in memory, which the copies then follow.
-    block: Array = numpy.empty((min(rows, _ROWS), edges[-1]), order="C" if sides[0].flags.c_contiguous else "F")
-    for start in range(0, rows, _ROWS):
-        part = block[: min(_ROWS, rows - start)]
-        for side, (first, last) in zip(sides, pairwise(edges), strict=True):
-            part[:, first:last] = side[start : start + _ROWS]
-        gram += part.T @ part
-    return gram
 
 
 def singular(matrix: Array) -> tuple[Array, Array, Array]:
@@ -124,7 +106,7 @@ class Core:
 
 
 class SharedFactors(NamedTuple):
-    """A change in bases that it shares with others: `up` (k, rank) and `down` (l, rank), so that it is up · downᵀ."""
+    """A change up · downᵀ in bases that it shares with others: `up` (k, rank), `down` (l, rank), or stacks of them."""
 
     up: Array
     down: Array
@@ -132,43 +114,45 @@ class SharedFactors(NamedTuple):
     @property
     def core(self) -> Array:
         """The change in the shared bases, (k, l): norms, sums and angles are those of the change."""
-        core: Array = self.up @ self.down.T
+        core: Array = self.up @ _turned(self.down)
         return core
 
 
 class Decomposed(NamedTuple):
-    """The SVD of a change in bases that it shares with others: `left` (k, r), falling `values` (r,), `right` (l, r)."""
+    """The SVDs of a stack of changes in shared bases: `left` (n, k, r), falling `values` (n, r), `right` (n, l, r)."""
 
     left: Array
     values: Array
     right: Array
 
 
-def decomposed(changes: Sequence[SharedFactors]) -> list[Decomposed]:
-    """The SVD of each change in the shared bases, without directions of rounding.
+def decomposed(changes: SharedFactors) -> Decomposed | None:
+    """The SVD of each change of a stack, without directions of rounding; None where other numbers of them are left.
 
-    Changes of one rank are decomposed together, which saves half of the time of small matrices.
+    Changes without such directions are decomposed together, which saves half of the time of small matrices.
     """
-    if len({one.up.shape for one in changes}) == 1 and (found := _together(changes)):
+    if (found := _together(changes)) is not None:
         return found
-    return [_decomposed(one) for one in changes]
-
-
-def _together(changes: Sequence[SharedFactors]) -> list[Decomposed] | None:
-    """As `Core` does it; None where a change has directions that are rounding, or are nearly so."""
-    up, down = numpy.stack([one.up for one in changes]), numpy.stack([one.down for one in changes])
-    roots = [_roots_of_grams(side) for side in (up, down)]
-    if roots[0] is None or roots[1] is None:
+    each = [_decomposed(SharedFactors(*one)) for one in zip(*changes, strict=True)]
+    if len({len(one.values) for one in each}) > 1:
         return None
-    cores = roots[0] @ _turned(roots[1])
+    return Decomposed(*(numpy.stack(parts) for parts in zip(*each, strict=True)))
+
+
+def _together(changes: SharedFactors) -> Decomposed | None:
+    """As `Core` does it; None where a change has directions that are rounding, or are nearly so."""
+    ups, downs = (_roots_of_grams(side) for side in changes)
+    if ups is None or downs is None:
+        return None
+    cores = ups @ _turned(downs)
     squares, left = numpy.linalg.eigh(cores @ _turned(cores))
     if not (squares[:, 0] * _SPREAD > squares[:, -1]).all():
         return None
     squares, left = squares[:, None, ::-1], left[:, :, ::-1]
     values = numpy.sqrt(squares)
     right = _turned(cores) @ left
-    columns, rows = up @ (_turned(roots[1]) @ right / squares), down @ (_turned(roots[0]) @ left / values)
-    return [Decomposed(*one) for one in zip(columns, values[:, 0], rows, strict=True)]
+    columns, rows = changes.up @ (_turned(downs) @ right / squares), changes.down @ (_turned(ups) @ left / values)
+    return Decomposed(columns, values[:, 0], rows)
 
 
 def _roots_of_grams(sides: Array) -> Array | None:
@@ -183,10 +167,11 @@ def _roots_of_grams(sides: Array) -> Array | None:
 
 def _turned(matrices: Array) -> Array:
     """Each matrix of a stack with its rows as columns."""
-    return numpy.swapaxes(matrices, 1, 2)
+    return numpy.swapaxes(matrices, -1, -2)
 
 
 def _decomposed(one: SharedFactors) -> Decomposed:
+    """The SVD of one change, as in a stack but for the first axis."""
     if not one.up.size or not one.down.size:
         return Decomposed(one.up[:, :0], numpy.zeros(0), one.down[:, :0])
     core = Core(Factors.of(one.up, one.down.T, (len(one.up), len(one.down))))
@@ -200,33 +185,29 @@ def shared_cores(changes: Sequence[Factors]) -> list[Array]:
 
     The bases span the columns and the rows of all changes together.
     """
-    return [one.core for one in shared_factors(changes, [1] * len(changes))]
+    return [one.core for one in shared_factors(joined(changes), [change.rank for change in changes])]
 
 
-def shared_factors(changes: Sequence[Factors], counts: Sequence[int]) -> list[SharedFactors]:
-    """Sums of changes of one weight in one pair of orthonormal bases, which span the columns and rows of them all.
+def shared_factors(whole: Factors, ranks: Sequence[int]) -> list[SharedFactors]:
+    """The parts of a sum in one pair of orthonormal bases, which span the columns and rows of them all.
 
-    Each sum takes the next of the `changes`, as many as its number in `counts`. Raises FloatingPointError for factors
-    with NaN or infinity.
+    Each part takes the next of the sum's directions, as many as its number in `ranks`. Raises FloatingPointError for
+    factors with NaN or infinity.
     """
-    one_size(changes)
-    behind = numpy.cumsum([0, *(change.rank for change in changes)])
-    edges = [int(behind[number]) for number in numpy.cumsum([0, *counts])]
-    weights = numpy.concatenate([change.weights for change in changes])
-    up = _shared_root([change.up for change in changes], edges) * weights
-    down = _shared_root([change.down.T for change in changes], edges)
+    edges = [0, *accumulate(ranks)]
+    up, down = _shared_root(whole.up, edges) * whole.weights, _shared_root(whole.down.T, edges)
     return [SharedFactors(up[:, first:last], down[:, first:last]) for first, last in pairwise(edges)]
 
 
-def _shared_root(sides: Sequence[Array], edges: Sequence[int]) -> Array:
-    """As `root`, of columns that stand side by side, in blocks that may be nearly the same.
+def _shared_root(tall: Array, edges: Sequence[int]) -> Array:
+    """As `root`, of columns in blocks that may be nearly the same.
 
     So are those of one change in two element types, and a Gram matrix loses the digits of their difference. So each
     block is first split into its part in the basis of those before it and the rest.
     """
-    if (found := _root_of_gram(sides)) is not None:
+    tall = tall.astype(numpy.float64, copy=False)
+    if (found := _root_of_gram(tall)) is not None:
         return found
-    tall = numpy.hstack(sides).astype(numpy.float64, copy=False)
     basis: Array = numpy.empty((tall.shape[0], 0))
     coordinates: list[Array] = []
     for first, last in pairwise(edges):
@@ -265,7 +246,7 @@ def _orthonormal(tall: Array, basis: Array, floor: float) -> tuple[Array, Array]
     """
     own, coordinates = tall, numpy.eye(tall.shape[1])
     for _ in range(2):  # the first one is orthonormal up to the condition of the columns times their rounding
-        if (triangle := _root_of_gram([own])) is None:
+        if (triangle := _root_of_gram(own)) is None:
             break
         own, coordinates = own @ numpy.linalg.inv(triangle), triangle @ coordinates
     else:

@@ -9,7 +9,7 @@ Sources: core space (arXiv 2509.17786) with balanced factors; singular values by
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy
 
@@ -60,25 +60,24 @@ class CoreSpace:
 
 
 def leading_cores(changes: Sequence[Decomposed], most: int) -> list[Array]:
-    """The cores (k, l) of the `most` strongest directions of each change, the rows and columns up to their signs.
+    """The cores (n, k, l) of the `most` strongest directions of each change, the rows and columns up to their signs.
 
     They are those of `CoreSpace` for changes of these directions, by the eigenvectors of Gram matrices, which take half
-    the time. The changes are in bases that they share, so that no factor is as long as the weight.
+    the time; behind them are rows and columns of zeros. The changes of each of n weights are in bases that they share,
+    so that no factor is as long as the weight.
     """
-    roots = [numpy.sqrt(one.values[:most]) for one in changes]
-    ups = numpy.hstack([one.left[:, :most] * own for one, own in zip(changes, roots, strict=True)])
-    downs = numpy.hstack([one.right[:, :most] * own for one, own in zip(changes, roots, strict=True)])
-    squares, vectors = numpy.linalg.eigh(numpy.stack([ups.T @ ups, downs.T @ downs]))
-    up, down = (_coordinates(*side) for side in zip(squares, vectors, strict=True))
-    edges = numpy.cumsum([0, *map(len, roots)])
-    return [up[:, first:last] @ down[:, first:last].T for first, last in pairwise(edges)]
-
-
-def _coordinates(squares: Array, vectors: Array) -> Array:
-    """The columns of a side in the basis of its left singular vectors, by the eigenvectors of its Gram matrix."""
-    kept = squares > _ROUNDING_OF_ROOTS**2 * squares[-1:]
-    found: Array = (vectors[:, kept] * numpy.sqrt(squares[kept])).T[::-1]
-    return found
+    roots = [numpy.sqrt(one.values[:, None, :most]) for one in changes]
+    sides = [
+        numpy.concatenate([side[:, :, :most] * own for side, own in zip(columns, roots, strict=True)], 2)
+        for columns in ([one.left for one in changes], [one.right for one in changes])
+    ]
+    squares, vectors = numpy.linalg.eigh(numpy.stack([side.swapaxes(1, 2) @ side for side in sides]))
+    if squares.size:
+        squares = numpy.where(squares > _ROUNDING_OF_ROOTS**2 * squares[..., -1:], squares, 0.0)
+    # The columns of a side in the basis of its left singular vectors.
+    ups, downs = (vectors * numpy.sqrt(squares)[..., None, :]).swapaxes(2, 3)[..., ::-1, :]
+    edges = [0, *accumulate(own.shape[2] for own in roots)]
+    return [ups[..., first:last] @ downs[..., first:last].swapaxes(1, 2) for first, last in pairwise(edges)]
 
 
 def _balanced(change: Factors, share: float) -> Trim:

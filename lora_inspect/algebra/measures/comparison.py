@@ -11,21 +11,22 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import islice
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
-from lora_inspect.algebra.changes import check_sizes, matrix_shape, needs_base, terms_of, thin_rank, whole_change
+from lora_inspect.algebra.changes import check_sizes, matrix_shape, needs_base, sum_of, thin_rank, whole_change
 from lora_inspect.algebra.experts import ExpertChanges
-from lora_inspect.algebra.linear.core import Decomposed, decomposed, shared_factors
-from lora_inspect.algebra.linear.factors import Factors
-from lora_inspect.algebra.linear.module_threads import made_in_order
+from lora_inspect.algebra.linear.core import Decomposed, SharedFactors, decomposed, shared_factors
+from lora_inspect.algebra.linear.factors import Factors, joined
+from lora_inspect.algebra.linear.module_threads import Workspace, made_in_order
 from lora_inspect.algebra.measures.stack import Peaks, WeightName, peaks_of, sign_numbers, weight_name
 from lora_inspect.algebra.numpy_tensors import refuse_not_finite
 from lora_inspect.errors import RefusedError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution, Module
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from lora_inspect.algebra.changes import WeightChanges
 
 Square = NDArray[numpy.float64]
+# So many modules are computed together where all their factors have at most so many directions.
+_TOGETHER = 8
+_SMALL = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +140,13 @@ def compared(
     asked for `as_stack`. Raises LoraInspectError for a number that is not finite, and where shapes disagree.
     """
     progress(0)
-    found = []
+    found: list[Comparison] = []
     own = bases or [None] * len(adapters)
-    for one in made_in_order(lambda module: _in_module(module, adapters, own, as_stack), modules):
-        found.append(one)
-        progress(1)
+    workspace = Workspace()
+    for batch in made_in_order(lambda some: _in_batch(some, adapters, own, as_stack, workspace), _batches(modules)):
+        for one in batch:
+            found.append(one)
+            progress(1)
     return found
 
 
@@ -197,74 +203,145 @@ def total(comparisons: Iterable[Comparison], count: int) -> Comparison:
     return reduce(Comparison.__add__, comparisons, none)
 
 
-def _in_module(
-    module: OutputModule, adapters: Sequence[Adapter], bases: "Sequence[WeightChanges | None]", as_stack: bool
-) -> Comparison:
-    """The comparison in one module, the sum over its experts where it has several."""
-    terms = [[one for one in module.terms if one.adapter is adapter and one.multiplier] for adapter in adapters]
-    every = list(_changes_of(terms, bases))
-    names = [weight_name(module, expert if len(every) > 1 else None) for expert in range(len(every))]
-    found = (_of_changes(own, module, name if as_stack else None) for own, name in zip(every, names, strict=True))
-    return total(found, len(adapters))
+def _batches(modules: Sequence[OutputModule]) -> Iterator[list[OutputModule]]:
+    """The modules in their order, small ones several at a time, as their many small matrices are computed together."""
+    batch: list[OutputModule] = []
+    for module in modules:
+        ranks = [thin_rank(term.contribution) for term in module.terms]
+        is_small = None not in ranks and sum(rank or 0 for rank in ranks) <= _SMALL
+        if batch and not (is_small and len(batch) < _TOGETHER):
+            yield batch
+            batch = []
+        batch.append(module)
+        if not is_small:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def _of_changes(changes: Sequence[Sequence[Factors]], module: OutputModule, name: WeightName | None) -> Comparison:
-    """The comparison of the changes that each adapter adds up in one weight; none of one that changes nothing there.
+class _Sum(NamedTuple):
+    """The sum of all adapters' changes of one weight, and how many of its directions are of each adapter.
 
-    With a name of the weight it has the numbers of the stack.
+    The number is None where the adapter does not change the weight.
     """
-    there = [number for number, own in enumerate(changes) if own]
-    try:
-        counts = [len(changes[number]) for number in there]
-        shared = shared_factors([one for own in changes for one in own], counts) if there else []
-    except FloatingPointError:
-        refuse_not_finite(module.terms)
-        raise
-    cores, directions = [one.core for one in shared], decomposed(shared)
-    count = len(changes)
-    inner, apart, common, weights = (numpy.zeros((count, count)) for _ in range(4))
+
+    whole: Factors | None
+    ranks: tuple[int | None, ...]
+
+
+class _Weight(NamedTuple):
+    """The changes of a weight in bases that they share, and the adapters that they are of by their numbers."""
+
+    is_matrix: bool
+    there: tuple[int, ...]
+    changes: list[SharedFactors]
+
+
+def _in_batch(
+    modules: Sequence[OutputModule],
+    adapters: Sequence[Adapter],
+    bases: "Sequence[WeightChanges | None]",
+    as_stack: bool,
+    workspace: Workspace,
+) -> list[Comparison]:
+    """The comparison in each module of a batch, the sum over its experts where it has several."""
+    weights = [list(_weights_of(module, adapters, bases, workspace)) for module in modules]
+    groups: dict[object, list[tuple[int, int]]] = defaultdict(list)
+    for number, own in enumerate(weights):
+        for expert, one in enumerate(own):
+            shapes = [side.shape for change in one.changes for side in change]
+            groups[one.is_matrix, one.there, tuple(shapes)].append((number, expert))
+    found: list[list[Comparison]] = [[] for _ in modules]
+    for places in groups.values():
+        group = [weights[number][expert] for number, expert in places]
+        names = [
+            weight_name(modules[number], expert if len(weights[number]) > 1 else None) for number, expert in places
+        ]
+        of_group = _of_weights(group, names if as_stack else None, len(adapters))
+        for (number, _), comparison in zip(places, of_group, strict=True):
+            found[number].append(comparison)
+    return [total(own, len(adapters)) for own in found]
+
+
+def _weights_of(
+    module: OutputModule, adapters: Sequence[Adapter], bases: "Sequence[WeightChanges | None]", workspace: Workspace
+) -> Iterator[_Weight]:
+    """The weight of a module, or those of its experts; LoraInspectError for a number that is not finite."""
+    terms = [[one for one in module.terms if one.adapter is adapter and one.multiplier] for adapter in adapters]
+    for whole, ranks in _changes_of(terms, bases, workspace):
+        try:
+            changes = shared_factors(whole, [rank for rank in ranks if rank is not None]) if whole else []
+        except FloatingPointError:
+            refuse_not_finite(module.terms)
+            raise
+        is_matrix = whole is not None and min(matrix_shape(whole.shape)) > 1
+        there = tuple(number for number, rank in enumerate(ranks) if rank is not None)
+        yield _Weight(is_matrix, there, changes)
+
+
+def _of_weights(weights: Sequence[_Weight], names: Sequence[WeightName] | None, count: int) -> list[Comparison]:
+    """The comparison in each of several weights whose changes have the same shapes.
+
+    With names of the weights it has the numbers of the stack.
+    """
+    there, size = weights[0].there, len(weights)
+    if not there:
+        return [total((), count) for _ in weights]
+    each = zip(*(weight.changes for weight in weights), strict=True)
+    changes = [SharedFactors(*(numpy.stack(sides) for sides in zip(*own, strict=True))) for own in each]
+    directions = [svd for own in changes if (svd := decomposed(own)) is not None]
+    if len(directions) < len(changes):
+        each_name = [[name] for name in names] if names else [None] * size
+        alone = zip(weights, each_name, strict=True)
+        return [found for one, name in alone for found in _of_weights([one], name, count)]
+    cores = [own.core for own in changes]
+    inner, common, energies = numpy.zeros((3, size, count, count))
     for number, core in zip(there, cores, strict=True):
-        energy = float(numpy.square(core).sum())
-        inner[number, number] = energy
-        apart[number, :] = apart[:, number] = apart[:, number] + energy
-        apart[number, number] = 0.0
-    for at, one in enumerate(there):
-        for behind, other in enumerate(there[at + 1 :], at + 1):
-            inner[one, other] = inner[other, one] = float((cores[at] * cores[behind]).sum())
-            apart[one, other] = apart[other, one] = float(numpy.square(cores[at] - cores[behind]).sum())
-            weight = math.sqrt(inner[one, one] * inner[other, other])
-            weights[one, other] = weights[other, one] = weight
-            common[one, other] = common[other, one] = weight * _overlap(directions[at], directions[behind])
-    stacked = sum(cores[1:], cores[0]) if cores else numpy.zeros((0, 0))
-    together = float(numpy.square(stacked).sum())
-    opposed, smaller = sign_numbers(directions if name else [], there, count)
-    is_matrix = any(min(matrix_shape(one.shape)) > 1 for own in changes for one in own)
-    peaks = (peaks_of(name, directions, there, count, stacked),) if name and is_matrix else ()
-    return Comparison(inner, apart, common, weights, together, opposed, smaller, peaks)
+        inner[:, number, number] = numpy.square(core).sum((1, 2))
+    squares = inner.diagonal(axis1=1, axis2=2).copy()
+    apart = squares[:, :, None] + squares[:, None]
+    apart[:, range(count), range(count)] = 0.0
+    for (at, one), (behind, other) in combinations(enumerate(there), 2):
+        inner[:, one, other] = inner[:, other, one] = (cores[at] * cores[behind]).sum((1, 2))
+        apart[:, one, other] = apart[:, other, one] = numpy.square(cores[at] - cores[behind]).sum((1, 2))
+        energy = numpy.sqrt(squares[:, one] * squares[:, other])
+        energies[:, one, other] = energies[:, other, one] = energy
+        common[:, one, other] = common[:, other, one] = energy * _overlap(directions[at], directions[behind])
+    sums = reduce(numpy.add, cores)
+    together = numpy.square(sums).sum((1, 2)).tolist()
+    opposed, smaller = sign_numbers(directions, there, count) if names else numpy.zeros((2, size, count, count))
+    peaks = peaks_of(names, directions, there, count, sums) if names and weights[0].is_matrix else ()
+    own_peaks: list[tuple[Peaks, ...]] = [(one,) for one in peaks] or [()] * size
+    numbers = zip(inner, apart, common, energies, together, opposed, smaller, own_peaks, strict=True)
+    return [Comparison(*own) for own in numbers]
 
 
 def _changes_of(
-    terms: Sequence[Sequence[Term]], bases: "Sequence[WeightChanges | None]"
-) -> Iterator[list[list[Factors]]]:
-    """The changes that each adapter adds up, of each expert's weight where a layer has several.
+    terms: Sequence[Sequence[Term]], bases: "Sequence[WeightChanges | None]", workspace: Workspace
+) -> Iterator[_Sum]:
+    """The changes of a weight that each adapter adds up, or of each expert's weight.
 
-    Raises LoraInspectError where their shapes disagree.
+    The factors of plain LoRA are in memory of the `workspace`. Raises LoraInspectError where shapes disagree.
     """
     every = [term for own in terms for term in own]
     if any(term.contribution.algorithm.experts for term in every):
         of_experts = [ExpertChanges(own).changes if own else [] for own in terms]
         ExpertChanges.check(every)
         for expert in range(max(map(len, of_experts))):
-            yield [[own[expert]] if own else [] for own in of_experts]
-        return
-    if all(thin_rank(term.contribution) is not None for term in every):
-        changes = iter(terms_of(every))
-        yield [list(islice(changes, len(own))) for own in terms]
-        return
-    found = [[_whole(own, base)] if own else [] for own, base in zip(terms, bases, strict=True)]
-    firsts = [own[0] for own in terms if own]
-    check_sizes(firsts, [own[0].shape for own in found if own])
-    yield found
+            yield _joined([own[expert] if own else None for own in of_experts])
+    elif all(thin_rank(term.contribution) is not None for term in every):
+        ranks = [sum(thin_rank(one.contribution) or 0 for one in own) if own else None for own in terms]
+        yield _Sum(sum_of(every, workspace=workspace) if every else None, tuple(ranks))
+    else:
+        found = [_whole(own, base) if own else None for own, base in zip(terms, bases, strict=True)]
+        check_sizes([own[0] for own in terms if own], [one.shape for one in found if one])
+        yield _joined(found)
+
+
+def _joined(changes: Sequence[Factors | None]) -> _Sum:
+    there = [one for one in changes if one]
+    return _Sum(joined(there) if there else None, tuple(one.rank if one else None for one in changes))
 
 
 def _whole(terms: Sequence[Term], base: "WeightChanges | None") -> Factors:
@@ -286,7 +363,10 @@ def _refuse_not_thin(path: str, one: Contribution) -> None:
         )
 
 
-def _overlap(one: Decomposed, other: Decomposed) -> float:
-    rank = min(len(one.values), len(other.values))
+def _overlap(one: Decomposed, other: Decomposed) -> Square:
+    rank = min(one.values.shape[1], other.values.shape[1])
+    if not rank:
+        return numpy.zeros(len(one.values))
     sides = ((one.left, other.left), (one.right, other.right))
-    return sum(float(numpy.square(own.T @ its).sum()) for own, its in sides) / (2 * rank) if rank else 0.0
+    found: Square = sum(numpy.square(own.swapaxes(1, 2) @ its).sum((1, 2)) for own, its in sides) / (2 * rank)
+    return found

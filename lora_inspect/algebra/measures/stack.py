@@ -65,39 +65,37 @@ def weight_name(module: OutputModule, expert: int | None = None) -> WeightName:
 def sign_numbers(
     changes: Sequence[Decomposed], there: Sequence[int], count: int
 ) -> tuple[NDArray[numpy.float64], NDArray[numpy.float64]]:
-    """Σ min(|a|, |b|) of each two changes of a weight (count, count): over opposite signs, and over all numbers.
+    """Σ min(|a|, |b|) of each two changes of n weights (n, count, count): over opposite signs, and over all numbers.
 
     `there` are the places of the changes among all adapters.
     """
-    opposed, smaller = numpy.zeros((count, count)), numpy.zeros((count, count))
+    opposed, smaller = numpy.zeros((2, len(changes[0].values), count, count))
     if len(changes) < 2:
         return opposed, smaller
-    cores = numpy.stack(leading_cores(changes, LEADING))
-    one, other = numpy.triu_indices(len(cores), 1)
+    cores = numpy.stack(leading_cores(changes, LEADING), 1)
+    one, other = numpy.triu_indices(len(changes), 1)
     sizes, signs = numpy.abs(cores), cores < 0
-    least = numpy.minimum(sizes[one], sizes[other])
-    pairs = numpy.array(there)[one], numpy.array(there)[other]
-    smaller[pairs] = least.sum((1, 2))
-    opposed[pairs] = (least * (signs[one] != signs[other])).sum((1, 2))
-    return opposed + opposed.T, smaller + smaller.T
+    least = numpy.minimum(sizes[:, one], sizes[:, other])
+    places = numpy.array(there)
+    smaller[:, places[one], places[other]] = least.sum((2, 3))
+    opposed[:, places[one], places[other]] = (least * (signs[:, one] != signs[:, other])).sum((2, 3))
+    return opposed + opposed.swapaxes(1, 2), smaller + smaller.swapaxes(1, 2)
 
 
-def peaks_of(name: WeightName, changes: Sequence[Decomposed], there: Sequence[int], count: int, whole: Array) -> Peaks:
-    """The peaks of a weight of which the changes are in bases that they share, and `whole` is their sum."""
-    found = [(0.0, 0.0)] * count
-    for place, change in zip(there, changes, strict=True):
-        found[place] = _two_largest(change.values)
-    wide = whole if len(whole) <= whole.shape[1] else whole.T
-    squares = numpy.linalg.eigvalsh(wide @ wide.T)[::-1] if wide.size else numpy.zeros(0)
+def peaks_of(
+    names: Sequence[WeightName], changes: Sequence[Decomposed], there: Sequence[int], count: int, sums: Array
+) -> list[Peaks]:
+    """The peaks of weights whose changes are in bases that they share; `sums` (n, k, l) are those of the changes."""
+    wide = sums if sums.shape[1] <= sums.shape[2] else sums.swapaxes(1, 2)
+    squares = numpy.linalg.eigvalsh(wide @ wide.swapaxes(1, 2))[:, ::-1] if wide.size else sums[:, :0, 0]
     values = numpy.sqrt(numpy.maximum(squares, 0.0))
+    found = numpy.zeros((len(names), count + 1, 2))
+    for place, own in zip((*there, count), (*(one.values for one in changes), values), strict=True):
+        found[:, place, : own.shape[1]] = own[:, :2]
     # Where changes cancel each other, the rest is their rounding.
-    rounding = ROUNDING * sum(first for first, _ in found)
-    return Peaks(name, (*found, _two_largest(numpy.where(values > rounding, values, 0.0))))
-
-
-def _two_largest(values: Array) -> tuple[float, float]:
-    first, second = (*map(float, values[:2]), 0.0, 0.0)[:2]
-    return first, second
+    rounding = ROUNDING * found[:, :count, 0].sum(1)
+    found[:, count] *= found[:, count] > rounding[:, None]
+    return [Peaks(name, tuple((one, two) for one, two in own)) for name, own in zip(names, found.tolist(), strict=True)]
 
 
 def medians(peaks: Sequence[Peak]) -> list[float]:
