@@ -120,6 +120,18 @@ def test_three_adapters_have_matrices(two, tmp_path):
     assert found.sum_energy == pytest.approx(energy, rel=1e-6)
 
 
+@pytest.mark.parametrize("how", ["one direction twice", "no change"])
+def test_a_module_of_a_lower_rank_stays_apart_from_those_computed_with_it(how, two, tmp_path):
+    own = factors(3, 4)
+    up, down = own["blocks.1.ffn.0"]
+    own["blocks.1.ffn.0"] = (up[:, [0, 0, 1, 2]], down) if how == "one direction twice" else (0.0 * up, down)
+    paths = [two[0][0], write(tmp_path / "c.safetensors", own)]
+    changes = [two[1][0], dense(own)]
+    found = lora_inspect.compare(paths)
+    for name, block in found.blocks.items():
+        assert_two(block, *(numpy.concatenate([m.ravel() for p, m in one.items() if name in p]) for one in changes))
+
+
 def turned(own, seed=9):
     """The same changes by other factors, with more of them."""
     numbers = torch.Generator().manual_seed(seed)
