@@ -245,6 +245,11 @@ def _checked(
         print_several(results, clean)
     elif shown and results:
         print_problems(results[0].path, results[0].problems, results[0].fixable, clean)
+    if shown and len(results) == 1 and (sizes := results[0].sizes):
+        from lora_inspect.cli.info.norms_table import not_told, table_lines
+
+        sheet = terminal.Sheet(terminal.columns())
+        terminal.laid_out([*table_lines(sheet, sizes), *not_told(sheet, sizes)])
     if shown and any(result.problems for result in results):
         _print_summary(results)
     return results, errors

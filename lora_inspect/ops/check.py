@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from lora_inspect.algebra.measures.sizes_by_part import SizesByPart, by_part
 from lora_inspect.checking.fix import Fixing, check_fixed, fixing, open_fixed, write_fixed
 from lora_inspect.checking.hash_lints import readings
 from lora_inspect.checking.rules import UNREADABLE, find_problems
@@ -31,7 +32,8 @@ class CheckResult(Result):
     """The problems of the file at `path`, and the codes of those that `--fix` can fix.
 
     After a fix, `output` is the path of the fixed copy, `fixed` describes each change in a sentence, and `left` are the
-    problems of the output. `way_out` is the end of the message of a file that cannot be read; empty for others.
+    problems of the output. `way_out` is the end of the message of a file that cannot be read; empty for others. `sizes`
+    are those of the changes, None where their numbers were not read.
     """
 
     path: str
@@ -41,6 +43,7 @@ class CheckResult(Result):
     fixed: tuple[str, ...] = ()
     left: tuple[Problem, ...] = ()
     way_out: str = ""
+    sizes: SizesByPart | None = None
 
     def fails(self, severity: str) -> bool:
         """Return True if a problem is as serious as `severity`, or more; of the output, if the file was fixed.
@@ -66,7 +69,7 @@ class CheckResult(Result):
                 "fixed": list(self.fixed),
                 "left": _reported(self.left, frozenset()),
             }
-        return record
+        return record | ({"norms": self.sizes.to_dict()} if self.sizes else {})
 
 
 def found_in(path: str) -> list[str]:
@@ -88,10 +91,11 @@ def check(
     """
     share = PartialProgress(progress, stored_bytes(path))
     try:
-        subject = Subject(open_checkpoint(path), settings, share.done, _size_problems)
+        look = _SizeLook()
+        subject = Subject(open_checkpoint(path), settings, share.done, look)
         share.work *= _readings(subject, tensors)
         problems = _problems_of(subject, tensors)
-        return CheckResult(path, problems, fixing(subject, problems).codes)
+        return CheckResult(path, problems, fixing(subject, problems).codes, sizes=look.sizes)
     except LoraInspectError as error:
         if not exists(path) or is_collection(path):
             raise
@@ -114,7 +118,7 @@ def fix(
     Raises LoraInspectError if there is nothing to fix, and if the output would have another meaning.
     """
     share = PartialProgress(progress, stored_bytes(path))
-    subject = Subject(open_checkpoint(path), settings, share.done, _size_problems)
+    subject = Subject(open_checkpoint(path), settings, share.done, _SizeLook())
     # Looked at, hashed anew, written, proved, looked at again.
     share.work *= 2 * _readings(subject, tensors) + readings(subject) + 3
     problems = _problems_of(subject, tensors)
@@ -143,25 +147,32 @@ def _readings(subject: Subject, tensors: bool) -> int:
     return readings(subject) + 2 * tensors
 
 
-def _size_problems(subject: Subject) -> Iterator[RawProblem]:
-    """The problems of the sizes of an adapter's changes, those that numpy computes without a base.
+class _SizeLook:
+    """Looks at the sizes of an adapter's changes, those that numpy computes without a base, and keeps them.
 
     The changes of a file whose meaning is open are unknown.
     """
-    if not subject.is_adapter or any(problem.severity == ERROR for problem in subject.adapter.problems):
-        return
-    from lora_inspect.algebra.measures.change_sizes import measured_changes
-    from lora_inspect.algebra.measures.unusual_sizes import dead, small_scales, spikes
 
-    sizes = measured_changes(subject.adapter, progress=subject.progress, with_torch=False).sizes
-    with_zeros = modules_with_zeros(subject)
-    for spike in spikes(sizes):
-        yield RawProblem("spike", spike.says, (spike.key,))
-    for module in dead(sizes):
-        if module.key not in with_zeros:
-            yield RawProblem("module-negligible", module.says, (module.key,))
-    for scale in small_scales(sizes):
-        yield RawProblem("scale-small", scale.says, scale.keys[:_MOST_KEYS])
+    def __init__(self) -> None:
+        self.sizes: SizesByPart | None = None
+
+    def __call__(self, subject: Subject) -> Iterator[RawProblem]:
+        """The problems of the sizes."""
+        if not subject.is_adapter or any(problem.severity == ERROR for problem in subject.adapter.problems):
+            return
+        from lora_inspect.algebra.measures.change_sizes import measured_changes
+        from lora_inspect.algebra.measures.unusual_sizes import dead, small_scales, spikes
+
+        found = measured_changes(subject.adapter, progress=subject.progress, with_torch=False)
+        self.sizes = SizesByPart(**by_part(found, subject.adapter, subject.families))
+        with_zeros = modules_with_zeros(subject)
+        for spike in spikes(found.sizes):
+            yield RawProblem("spike", spike.says, (spike.key,))
+        for module in dead(found.sizes):
+            if module.key not in with_zeros:
+                yield RawProblem("module-negligible", module.says, (module.key,))
+        for scale in small_scales(found.sizes):
+            yield RawProblem("scale-small", scale.says, scale.keys[:_MOST_KEYS])
 
 
 def _problems_of(subject: Subject, tensors: bool) -> tuple[Problem, ...]:

@@ -235,7 +235,10 @@ def test_dora_is_left_out_with_the_reason_where_no_base_tells_its_change(tmp_pat
     found = measured(path)
     assert found.sizes == []
     assert [(one.key, one.reason) for one in found.left_out] == [
-        ("lora_unet_blocks_0_self_attn_q", "the change of DoRA depends on the weight; give --base BASE")
+        (
+            "lora_unet_blocks_0_self_attn_q",
+            "the change of DoRA depends on the weight; info --norms --base BASE measures it",
+        )
     ]
 
 

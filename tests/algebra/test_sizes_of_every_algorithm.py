@@ -48,7 +48,7 @@ def test_without_a_base_and_torch_a_size_is_the_same_or_left_out(case, tmp_path)
         kept = {place: norm for place, norm in whole.items() if place[0] not in left_out}
         assert {(one.key, one.parameter): one.norm for one in found.sizes} == pytest.approx(kept, rel=1e-9)
     assert {one.key for one in alone.left_out} <= {one.key for one in light.left_out}
-    assert all("give --base BASE" in one.reason for one in alone.left_out)
+    assert all("--base BASE measures it" in one.reason for one in alone.left_out)
 
 
 @pytest.mark.parametrize("name", ["adalora", "gralora", "tinylora", "vblora"])

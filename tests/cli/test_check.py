@@ -28,7 +28,7 @@ def test_a_clean_file_is_one_line(run, adapter):
     outcome = run("check", path := adapter(CLEAN))
     said = f"{path}: no problem in the header; --tensors reads the numbers\n"
     assert (outcome.status, outcome.stdout, outcome.stderr) == (0, said, "")
-    assert run("check", path, "--tensors").stdout == f"{path}: no problems\n"
+    assert run("check", path, "--tensors").stdout.startswith(f"{path}: no problems\n")
 
 
 def test_a_problem_is_a_line_and_a_summary_follows(run, adapter):

@@ -145,7 +145,7 @@ def test_dora_is_left_out_with_the_way_to_have_it(run, norms, fixtures):
     assert (found["modules"], len(found["left_out"])) == (0, 10)
     told = " ".join(" ".join(line.split()) for line in table_of(run("info", path, "--norms")))
     assert told.startswith("- 10 modules (")
-    assert told.endswith("left out: the change of DoRA depends on the weight; give --base BASE.")
+    assert told.endswith("left out: the change of DoRA depends on the weight; info --norms --base BASE measures it.")
     whole = norms(path, "--base", fixtures / "synthetic" / "base_f32.safetensors")
     assert (whole["modules"], whole["left_out"]) == (10, [])
 
@@ -220,3 +220,23 @@ def test_a_file_without_a_verb_is_measured_too(run, write_safetensors):
 
 def test_without_norms_no_number_is_read(run, write_safetensors):
     assert "norms" not in run("info", write_safetensors(loras()), "--json").json
+
+
+def test_check_has_the_table_of_one_file_and_the_fields_of_all(run, norms, fixtures, write_safetensors):
+    path = write_safetensors(loras(3, rank=4), name="a.safetensors")
+    dora = fixtures / "synthetic" / "dora_without_flag.safetensors"
+    assert run("check", path, "--tensors").stdout.splitlines()[1:] == table_of(run("info", path, "--norms"))
+    several = run("check", path, dora, "--tensors")
+    assert "norm" not in several.stdout
+    assert "norm" not in run("check", path).stdout
+    own, other = run("check", path, dora, "--tensors", "--json").json
+    assert own["norms"] == {name: value for name, value in norms(path).items() if name in own["norms"]}
+    assert (own["norms"]["norm"], own["norms"]["modules"]) == (pytest.approx(ONE / 4.0 * math.sqrt(3.0)), 3)
+    assert {one["reason"] for one in other["norms"]["left_out"]} == {
+        "the change of DoRA depends on the weight; info --norms --base BASE measures it"
+    }
+    assert "norms" not in run("check", path, "--json").json
+
+
+def test_check_has_no_table_of_a_base(run, write_safetensors):
+    assert "norms" not in run("check", write_safetensors(base(2)), "--tensors", "--json").json

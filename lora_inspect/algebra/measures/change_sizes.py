@@ -173,7 +173,7 @@ def _why_not(one: Contribution, has_base: bool, with_torch: bool) -> str:
     if one.residual:
         return f"the {one.residual} initialisation is in the base as well, so its factors are not its change"
     if needs_base(one) and not has_base:
-        return f"the change of {title} depends on the weight; give --base BASE"
+        return f"the change of {title} depends on the weight; info --norms --base BASE measures it"
     if needs_torch(one) and not with_torch:
         return f"only torch computes {title}"
     return ""

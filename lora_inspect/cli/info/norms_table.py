@@ -1,14 +1,15 @@
 """The table of `info --norms`: a row for each part and block of an adapter, and sentences on unusual modules."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from lora_inspect.cli.terminal import DOUBTFUL, FAINT, Line, Sheet
 from lora_inspect.sentences import counted, some
 
 if TYPE_CHECKING:
-    from lora_inspect.ops.norms import NormsResult, PartSize
+    from lora_inspect.algebra.measures.sizes_by_part import PartSize, SizesByPart
+    from lora_inspect.ops.norms import NormsResult
 
 _HEADERS = ("part", "modules", "norm", "sigma_1")
 _RELATIVE = "of weight"
@@ -18,22 +19,27 @@ _MOST, _NAMES = 5, 2
 _WARNING, _NOTE = ("!", DOUBTFUL), ("-", FAINT)
 
 
-def norms_lines(sheet: Sheet, found: "NormsResult", titles: Mapping[str, Mapping[str, Any]]) -> Iterator[Line]:
-    """The table and the sentences; `titles` are the records of the parts, which have their titles, by component."""
+def norms_lines(sheet: Sheet, found: "NormsResult") -> Iterator[Line]:
+    """The table, and the sentences below it."""
+    yield from table_lines(sheet, found)
+    for findings, (mark, look) in ((found.spikes, _WARNING), (found.dead, _WARNING), (found.small_scales, _NOTE)):
+        yield from _sentences(sheet, [one.says for one in findings], mark, look)
+    if found.unusual:
+        yield from sheet.sentence(f"{found.unusual.says}.")
+    yield from not_told(sheet, found)
+
+
+def table_lines(sheet: Sheet, found: "SizesByPart") -> Iterator[Line]:
+    """The table of the sizes, without rows where no module has one."""
     headers = [*_HEADERS, *([_RELATIVE] if found.base else [])]
     rows = []
     for name, part in found.parts.items():
-        rows.append(_row(titles[name]["title"] if name in titles else name, part, len(headers)))
+        rows.append(_row(found.titles.get(name, name), part, len(headers)))
         blocks = found.blocks[name]
         if len(blocks) > 1:
             rows += [_row(_INDENT + _in_part(block, name), own, len(headers)) for block, own in blocks.items()]
     if rows:
         yield from sheet.table(rows, headers)
-    for findings, (mark, look) in ((found.spikes, _WARNING), (found.dead, _WARNING), (found.small_scales, _NOTE)):
-        yield from _sentences(sheet, [one.says for one in findings], mark, look)
-    if found.unusual:
-        yield from sheet.sentence(f"{found.unusual.says}.")
-    yield from _not_told(sheet, found)
 
 
 def _row(title: str, size: "PartSize", columns: int) -> list[str]:
@@ -54,7 +60,7 @@ def _sentences(sheet: Sheet, says: Sequence[str], mark: str, look: str) -> Itera
         yield from sheet.sentence(f"{len(says) - _MOST:,} more of these: --json", look, mark)
 
 
-def _not_told(sheet: Sheet, found: "NormsResult") -> Iterator[Line]:
+def not_told(sheet: Sheet, found: "SizesByPart") -> Iterator[Line]:
     """The modules without a size by the reason, and those without a weight in the base."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for one in found.left_out:

@@ -112,7 +112,7 @@ def info_of_one(
         elif found and ERROR not in record:
             _show(found, record, verdicts, metadata, why)
             if measured:
-                _show_norms(measured, record)
+                _show_norms(measured)
     if ERROR in record:
         terminal.error(record[ERROR])
         sys.exit(with_code(record[CODE]).status)
@@ -135,10 +135,10 @@ def _measured(
     return measured, record | {"norms": measured.to_dict()}
 
 
-def _show_norms(measured: "NormsResult", record: dict[str, Any]) -> None:
+def _show_norms(measured: "NormsResult") -> None:
     from lora_inspect.cli.info.norms_table import norms_lines
 
-    terminal.laid_out([[], *norms_lines(Sheet(terminal.columns()), measured, record["components"])])
+    terminal.laid_out([[], *norms_lines(Sheet(terminal.columns()), measured)])
 
 
 def _read(
