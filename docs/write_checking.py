@@ -26,7 +26,7 @@ are read, and the whole file where its metadata state a hash. `--tensors` reads 
 prints the norms of a single adapter by part and block ([info --norms](inspecting.md)).
 Settings on a path settle facts that the file leaves open, as everywhere: `adapter.safetensors:alpha=16`.
 
-A line is `path: severity code: sentence`, the most serious problems first, and says where `--fix` mends it. A file
+A line is `path: severity code: sentence`, the most serious first, and says where `--fix` mends it. A file
 without any is one line. Of several files those with problems are named, the worst first, and the others counted. In a
 folder, pickles and GGUF models are problems too, but not optimisers, schedulers, and copies of a single checkpoint that
 have its name. `check` prints a way out that several unreadable files have once, below their rows; JSON and SARIF have it in each message. The
@@ -47,8 +47,8 @@ The bytes of tensors stay as they are, but for those that the problem is in; has
 anew where anything changed that they are of. The output is read before it appears: it has every module with the rank
 and the scale of before, and none of the problems that were mended, or nothing is written and the exit status is 1.
 Otherwise it is 0, whatever is left; check OUT for that. Changes of the meaning of a file are for
-[convert](converting.md), and decisions are left to people. One file is mended at a time; shards and GGUF are
-not. With nothing to mend, nothing is written and the status is 1.
+[convert](converting.md). One file is mended at a time; not shards or GGUF.
+With nothing to mend, nothing is written and the status is 1.
 
 ## For programs
 

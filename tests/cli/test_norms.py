@@ -231,7 +231,7 @@ def test_check_has_the_table_of_one_file_and_the_fields_of_all(run, norms, fixtu
     assert "norm" not in run("check", path).stdout
     own, other = run("check", path, dora, "--tensors", "--json").json
     assert own["norms"] == {name: value for name, value in norms(path).items() if name in own["norms"]}
-    assert (own["norms"]["norm"], own["norms"]["modules"]) == (pytest.approx(ONE / 4.0 * math.sqrt(3.0)), 3)
+    assert (own["norms"]["norm"], own["norms"]["modules"]) == (pytest.approx(ONE / 2.0 * math.sqrt(3.0)), 3)
     assert {one["reason"] for one in other["norms"]["left_out"]} == {
         "the change of DoRA depends on the weight; info --norms --base BASE measures it"
     }
