@@ -154,12 +154,12 @@ def measured(modules: Sequence[PlannedModule], making: Making, progress: Progres
 
     def measure(module: PlannedModule) -> MeasuredModule:
         if not module.shape:
-            return MeasuredModule(module, Spectrum(numpy.zeros(0), 0, 1), None)
+            return MeasuredModule(module, Spectrum(numpy.zeros(0), 0, 1), None, _merge_facts(module, making.merge))
         if module.is_full:
             return MeasuredModule(module, _full_spectrum(_full_change(module, making), module, making.dtype), None)
         if making.merge:
             weight = _merge(module, making.merge)
-            facts = weight.facts(len(weight.values))
+            facts = _merge_facts(module, making.merge, weight)
             return MeasuredModule(module, _merged_spectrum(weight, module, making.dtype), None, facts)
         if module.experts:
             spectrum = _spectrum_of_experts(ExpertChanges(_at_work(module)), module, making.dtype)
@@ -262,6 +262,22 @@ def _merge(module: PlannedModule, rule: MergeRule) -> MergedWeight:
         raise _too_large(module) from None
 
 
+def _merge_facts(
+    module: PlannedModule, rule: MergeRule | None, weight: MergedWeight | None = None
+) -> MergeFacts | None:
+    """The numbers of a merged module, of its `weight` and of its other parameters; None without a method."""
+    if rule is None:
+        return None
+    found = [_merged_vector(module, parameter, rule)[1] for parameter in module.vectors]
+    if weight:
+        found.append(weight.facts(len(weight.values)))
+    return total_facts(found) if found else None
+
+
+def _merged_vector(module: PlannedModule, parameter: str, rule: MergeRule) -> tuple[Array, MergeFacts]:
+    return merged_vector(f"{module.sum.module.name.key} {parameter}", module.vectors[parameter], rule)
+
+
 def _merged_spectrum(weight: MergedWeight, module: PlannedModule, dtype: str) -> Spectrum:
     size = max(1, module.experts) * _rank_bytes(module.shape, dtype)
     return Spectrum(weight.values, int(numpy.count_nonzero(weight.values)), size)
@@ -285,7 +301,7 @@ def calibrated_making(modules: Sequence[PlannedModule], making: Making, progress
     assert rule
 
     def facts(module: PlannedModule) -> MergeFacts | None:
-        return _merge(module, rule).facts(0) if module.shape else None
+        return _merge_facts(module, rule, _merge(module, rule) if module.shape else None)
 
     progress(0)
     found = []
@@ -305,7 +321,7 @@ def _found(one: MadeModule, matrix: Array, rule: RankRule, making: Making) -> Ma
             yield first, matrix[first : first + count]
 
     most = rule.most(min(matrix.shape), one.module.of_inputs or min(matrix.shape))
-    seed = int.from_bytes(hashlib.sha256(one.key.encode()).digest()[:8], "little")
+    seed = _seed_of(one.key)
     error = rule.largest_error
     try:
         if error is None:
@@ -407,9 +423,12 @@ def filled(one: MadeModule, making: Making) -> MadeModule:
 
 def _initial(key: str, count: int, columns: int) -> Array:
     """New rows of a down factor, as trainers draw them: uniform within 1/√columns (He et al. 2015, a = √5)."""
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
     bound = 1.0 / math.sqrt(columns)
-    return numpy.random.default_rng(seed).uniform(-bound, bound, (count, columns))
+    return numpy.random.default_rng(_seed_of(key)).uniform(-bound, bound, (count, columns))
+
+
+def _seed_of(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
 
 
 def _path_of(module: PlannedModule) -> str:
@@ -434,7 +453,7 @@ def _with_vectors(one: MadeModule, making: Making) -> MadeModule:
     """The module with the sums of the differences of its other parameters."""
     for parameter, terms in one.module.vectors.items():
         if making.merge:
-            values, facts = merged_vector(f"{one.key} {parameter}", terms, making.merge)
+            values, facts = _merged_vector(one.module, parameter, making.merge)
             one = replace(one, facts=total_facts([one.facts, facts]) if one.facts else facts)
         else:
             values = whole_change(terms, making.base)

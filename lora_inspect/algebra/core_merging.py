@@ -17,7 +17,7 @@ from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.linear.core_space import CoreSpace
 from lora_inspect.algebra.linear.factors import Array, Factors, joined
 from lora_inspect.algebra.methods import by_name
-from lora_inspect.algebra.methods.record import Method, MethodSettings, calibrated, decomposed
+from lora_inspect.algebra.methods.record import Method, MethodSettings, calibrated, truncated_svd
 from lora_inspect.algebra.options import SVC, CombineRequest
 from lora_inspect.algebra.results import ClippedModule
 from lora_inspect.errors import RefusedError
@@ -98,7 +98,7 @@ class MergedModule:
         rounding = max(shares[number] for number in there)
         merged = _merged(self._cores, rounding, rule, name)
         self._energy = float(numpy.square(merged).sum())
-        self._left, values, self._right = decomposed(merged * rule.factor, _FINE)
+        self._left, values, self._right = truncated_svd(merged * rule.factor, _FINE)
         self.values = values if rule.clip is None else numpy.minimum(values, rule.clip)
         self._clip = _clip(name, values, self.values)
         self._is_unique = self._space.is_unique or not rule.method.in_numbers

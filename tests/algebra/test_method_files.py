@@ -152,6 +152,34 @@ def test_differences_of_vectors_are_merged_number_by_number(tmp_path):
     torch.testing.assert_close(load_file(tmp_path / "out.safetensors")[name], torch.tensor([2.0, 2.0, 0.5, 4.0]))
 
 
+def with_vectors(folder):
+    """Two files with a long difference of a bias, and all their changes and differences, one after the other."""
+    name, paths, changes = f"{key('blocks.0.ffn.0')}.diff_b", [], []
+    for at, length in enumerate((30.0, -50.0)):
+        difference = length * torch.randn(4, generator=torch.Generator().manual_seed(at))
+        path, own = kohya(folder / f"{at}.safetensors", at, extra={name: difference})
+        paths.append(path)
+        changes.append(torch.cat([difference.double(), *(change.flatten() for change in own.values())]))
+    return name, paths, changes
+
+
+@pytest.mark.parametrize("output", ["out.safetensors", None])
+def test_shares_count_differences_of_vectors(output, tmp_path):
+    _, paths, changes = with_vectors(tmp_path)
+    found = combine(paths, output and tmp_path / output, method="mean")
+    mean = sum(changes) / 2.0
+    assert found.shares == pytest.approx([float(mean @ one / (one @ one)) for one in changes], rel=1e-5)
+
+
+def test_the_energy_counts_differences_of_vectors(tmp_path):
+    name, paths, changes = with_vectors(tmp_path)
+    out = tmp_path / "out.safetensors"
+    combine(paths, out, calibrate="energy")
+    multiplier = math.sqrt(sum(float(one @ one) for one in changes) / float(sum(changes) @ sum(changes)))
+    meant = multiplier * sum(load_file(path)[name] for path in paths)
+    torch.testing.assert_close(load_file(out)[name], meant, rtol=1e-5, atol=0.0)
+
+
 @pytest.mark.parametrize("name", ["mean", "ties", "svc"])
 def test_experts_are_merged_one_by_one(name, fixtures, tmp_path):
     adapter = fixtures / "experts/peft-0.19.0-qwen3-moe"

@@ -124,7 +124,7 @@ def polar(matrix: Array) -> Array:
     return found
 
 
-def decomposed(core: Array, rounding: float) -> tuple[Array, Array, Array]:
+def truncated_svd(core: Array, rounding: float) -> tuple[Array, Array, Array]:
     """The SVD (U, S, Vᵀ) of a core, without the values that are rounding."""
     if not core.size:
         return core, numpy.zeros(0), core
@@ -151,6 +151,6 @@ def accumulation(merged: Array, left: Array, cores: Sequence[Array]) -> Array:
 
 def calibrated(merged: Array, cores: Sequence[Array], rounding: float) -> Array:
     """The merged core with each singular value divided by the accumulation of its direction."""
-    left, values, right = decomposed(merged, rounding)
+    left, values, right = truncated_svd(merged, rounding)
     found: Array = (left * (values / accumulation(merged, left, cores))) @ right
     return found

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy
 
 from lora_inspect.algebra.linear.factors import Array
-from lora_inspect.algebra.methods.record import Method, MethodSettings, decomposed, total
+from lora_inspect.algebra.methods.record import Method, MethodSettings, total, truncated_svd
 
 
 def merge(cores: Sequence[Array], settings: MethodSettings, name: str) -> Array:
     """U · mean(S) · Vᵀ of the sum's SVD, over the values that are more than rounding."""
-    left, values, right = decomposed(total(cores), settings.rounding)
+    left, values, right = truncated_svd(total(cores), settings.rounding)
     if not values.size:
         return numpy.zeros_like(cores[0])
     found: Array = (left * values.mean()) @ right

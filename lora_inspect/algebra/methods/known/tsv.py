@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy
 
 from lora_inspect.algebra.linear.factors import Array
-from lora_inspect.algebra.methods.record import Method, MethodSettings, decomposed, polar
+from lora_inspect.algebra.methods.record import Method, MethodSettings, polar, truncated_svd
 
 
 def merge(cores: Sequence[Array], settings: MethodSettings, name: str) -> Array:
     """polar([U_i]) · diag([S_i]) · polar([V_i])ᵀ; the rows are orthonormal where there are more vectors than rows."""
-    parts = [decomposed(core, settings.rounding) for core in cores]
+    parts = [truncated_svd(core, settings.rounding) for core in cores]
     values = numpy.concatenate([own for _, own, _ in parts])
     if not values.size:
         return numpy.zeros_like(cores[0])
