@@ -37,6 +37,9 @@ PACKAGE = ROOT / "lora_inspect"
 SOURCES = (
     "maths/*.py",
     "algebra/*.py",
+    "algebra/linear/*.py",
+    "algebra/measures/*.py",
+    "algebra/methods/**/*.py",
     "algorithms/*.py",
     "algorithms/on_demand/*.py",
     *(f"matching/{name}.py" for name in ("placement", "match", "module_map")),
