@@ -1,4 +1,4 @@
-"""The size of the change that an adapter makes in each of its modules: its norm and its two largest singular values.
+"""The size of the change that an adapter makes in each of its modules: its norm and its singular values.
 
 All sizes are those at multiplier 1, with the scale in them.
 
@@ -26,7 +26,7 @@ from lora_inspect.algebra.changes import (
 )
 from lora_inspect.algebra.experts import ExpertChanges
 from lora_inspect.algebra.inputs import open_base
-from lora_inspect.algebra.linear.core import Core, singular
+from lora_inspect.algebra.linear.core import ROUNDING, Core, singular
 from lora_inspect.algebra.linear.factors import Array, Factors, joined
 from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.linear.range_finder import find_range
@@ -46,6 +46,10 @@ from lora_inspect.schemes.record import MODEL
 
 if TYPE_CHECKING:
     from lora_inspect.algebra.full_changes import BaseChanges
+
+
+# So many singular values of a change that is no thin product are looked for.
+_DIRECTIONS = 64
 
 
 class ChangeSize(NamedTuple):
@@ -85,10 +89,22 @@ class UnmeasuredModule(NamedTuple):
     reason: str
 
 
+class ChangeSpectrum(NamedTuple):
+    """The singular values of a change, falling, without those that are rounding; none of a vector.
+
+    `rest` is the norm of all that is behind them: of a change that is no thin product the first 64 are looked for. Of
+    experts the j-th value is the root of the sum of squares of the j-th values of all experts.
+    """
+
+    values: Array
+    rest: float
+
+
 class MeasuredChanges(NamedTuple):
-    """The sizes of an adapter's modules in their order, and the modules that have none."""
+    """The sizes and spectra of an adapter's modules in their order, and the modules that have none."""
 
     sizes: list[ChangeSize]
+    spectra: list[ChangeSpectrum]
     left_out: list[UnmeasuredModule]
 
 
@@ -98,23 +114,29 @@ def measured_changes(
     progress: Progress = silent,
     *,
     with_torch: bool = True,
+    with_spectra: bool = False,
 ) -> MeasuredChanges:
     """The size of every change of an adapter; `progress` is told of the bytes of the factors.
 
     Changes that depend on a weight need the `base`. Without `with_torch` those that only torch computes are left out.
+    Without `with_spectra` the spectra of changes that are no thin products have two values.
     """
+    directions = _DIRECTIONS if with_spectra else 2
     modules, left_out = _computable(adapter, base is not None, with_torch)
     if base:
         modules = [module for module in modules if _counts(module, base)]
     progress(0)
     sizes: list[ChangeSize] = []
-    for module, found in zip(modules, made_in_order(lambda one: _measured(one, base), modules), strict=True):
-        if isinstance(found, ChangeSize):
-            sizes.append(found)
-        else:
+    spectra: list[ChangeSpectrum] = []
+    measuring = made_in_order(lambda one: _measured(one, base, directions), modules)
+    for module, found in zip(modules, measuring, strict=True):
+        if isinstance(found, UnmeasuredModule):
             left_out.append(found)
+        else:
+            sizes.append(found[0])
+            spectra.append(found[1])
         progress(sum(info.nbytes for term in module.terms for info in term.contribution.factors.values()))
-    return MeasuredChanges(sizes, left_out)
+    return MeasuredChanges(sizes, spectra, left_out)
 
 
 def changes_of_base(adapter: Adapter, path: str, transposed: Answers = UNANSWERED) -> "BaseChanges":
@@ -179,10 +201,12 @@ def _why_not(one: Contribution, has_base: bool, with_torch: bool) -> str:
     return ""
 
 
-def _measured(module: OutputModule, base: "BaseChanges | None") -> ChangeSize | UnmeasuredModule:
+def _measured(
+    module: OutputModule, base: "BaseChanges | None", directions: int
+) -> tuple[ChangeSize, ChangeSpectrum] | UnmeasuredModule:
     terms, key = module.terms, module.terms[0].contribution.module.key
     try:
-        spectrum = _finite_spectrum(terms, base)
+        spectrum = _finite_spectrum(terms, base, directions)
         weight = base.weight_norm(terms) if base and base.has(terms[0]) else None
     except LoraInspectError as error:  # a number that is not finite, or a weight that the base lacks
         return UnmeasuredModule(key, str(error).removesuffix("."))
@@ -190,13 +214,13 @@ def _measured(module: OutputModule, base: "BaseChanges | None") -> ChangeSize | 
         return UnmeasuredModule(key, "its norm is beyond the range of numbers")
     if weight is not None and not math.isfinite(weight):
         return UnmeasuredModule(key, "its weight in the base is not finite")
-    return _with_names(module.module, terms, spectrum, weight)
+    return _with_names(module.module, terms, spectrum, weight), ChangeSpectrum(spectrum.values, spectrum.rest)
 
 
-def _finite_spectrum(terms: Sequence[Term], base: "BaseChanges | None") -> "_Spectrum | None":
+def _finite_spectrum(terms: Sequence[Term], base: "BaseChanges | None", directions: int) -> "_Spectrum | None":
     """The spectrum; None where the squares of finite numbers are beyond float64."""
     try:
-        spectrum = _spectrum(terms, base)
+        spectrum = _spectrum(terms, base, directions)
     except FloatingPointError:
         refuse_not_finite(terms)
         return None
@@ -223,33 +247,47 @@ def _with_names(module: Module, terms: Sequence[Term], spectrum: "_Spectrum", we
 
 
 class _Spectrum(NamedTuple):
-    """The shape of a change, its norm, and its two largest singular values, None of a vector."""
+    """The shape of a change, its norm, its two largest singular values (None of a vector), and all that are known."""
 
     shape: tuple[int, ...]
     norm: float
     largest: tuple[float | None, float | None]
+    values: Array
+    rest: float
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], values: Array, rest: float = 0.0, largest: Array | None = None) -> "_Spectrum":
+        """Of all singular values in any order; of experts with those of the one with the `largest` one."""
+        falling = numpy.sort(values)[::-1]
+        first, second, *_ = [*map(float, (falling if largest is None else largest)[:2]), 0.0, 0.0]
+        norm = math.hypot(float(numpy.linalg.norm(values)), rest)
+        kept = falling[falling > ROUNDING * falling[:1]]
+        return cls(shape, norm, (first, second), kept, rest)
+
+    @classmethod
+    def of_vector(cls, shape: tuple[int, ...], norm: float) -> "_Spectrum":
+        """Of numbers that are no matrix."""
+        return cls(shape, norm, (None, None), numpy.zeros(0), norm)
 
 
-def _spectrum(terms: Sequence[Term], base: "BaseChanges | None") -> _Spectrum:
+def _spectrum(terms: Sequence[Term], base: "BaseChanges | None", directions: int) -> _Spectrum:
     """Raises LoraInspectError or FloatingPointError for numbers that are not finite or too large."""
     first = terms[0].contribution
     if first.algorithm.experts:
         experts = ExpertChanges(terms)
         shape = (len(experts.changes), *experts.changes[0].shape)
-        return _Spectrum(shape, _norm(experts.values), _first_two(experts.largest))
+        return _Spectrum.of(shape, experts.values, largest=experts.largest)
     if base and any(needs_base(term.contribution) for term in terms):
-        return _of_matrix(base.shape(terms[0]), base.difference(terms))
+        return _of_matrix(base.shape(terms[0]), base.difference(terms), directions)
     shape = max(map(shape_of, terms), key=len)
     if first.algorithm.parameter != WEIGHT or len(shape) < 2:
-        return _Spectrum(shape, _norm(whole_change(terms, None)), (None, None))
+        return _Spectrum.of_vector(shape, float(numpy.linalg.norm(whole_change(terms, None))))
     if len(terms) == 1 and first.formula.low_rank is lokr.low_rank:
-        values = _of_kronecker(first)
-    elif all(map(_is_thin, terms)):
+        return _Spectrum.of(shape, _of_kronecker(first))
+    if all(map(_is_thin, terms)):
         changes = terms_of(terms)
-        values = Core(changes[0] if len(changes) == 1 else joined(changes)).values
-    else:
-        return _of_matrix(shape, whole_change(terms, None))
-    return _Spectrum(shape, _norm(values), _first_two(values))
+        return _Spectrum.of(shape, Core(changes[0] if len(changes) == 1 else joined(changes)).values)
+    return _of_matrix(shape, whole_change(terms, None), directions)
 
 
 def _is_thin(term: Term) -> bool:
@@ -275,20 +313,13 @@ def _values_of_product(parts: Sequence[Array]) -> Array:
     return Core(Factors.of(up, down, (len(up), down.shape[1]))).values
 
 
-def _of_matrix(shape: tuple[int, ...], matrix: Array) -> _Spectrum:
-    norm = _norm(matrix)
+def _of_matrix(shape: tuple[int, ...], matrix: Array, directions: int) -> _Spectrum:
+    norm = float(numpy.linalg.norm(matrix))
+    if len(shape) < 2:
+        return _Spectrum.of_vector(shape, norm)
     if min(matrix.shape) < 2 or not norm or not math.isfinite(norm):
-        return _Spectrum(shape, norm, (norm, 0.0) if len(shape) > 1 else (None, None))
+        return _Spectrum.of(shape, numpy.array([norm]))
     unit = matrix / norm  # the squares of its numbers stay in the range of float64
-    found = find_range(lambda: iter([(0, unit)]), unit.shape, rank=2)
-    return _Spectrum(shape, norm, _first_two(norm * found.values))
-
-
-def _norm(values: Array) -> float:
-    return float(numpy.linalg.norm(values))
-
-
-def _first_two(values: Array) -> tuple[float, float]:
-    """The two largest; 0 for one that there is not."""
-    first, second, *_ = [*map(float, numpy.sort(values)[::-1][:2]), 0.0, 0.0]
-    return first, second
+    found = find_range(lambda: iter([(0, unit)]), unit.shape, rank=min(directions, *unit.shape))
+    values = norm * found.values
+    return _Spectrum.of(shape, values, norm * math.sqrt(max(0.0, 1.0 - float(numpy.square(found.values).sum()))))
