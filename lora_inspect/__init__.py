@@ -29,6 +29,7 @@ _HOMES = {
     "OpenedModule": "modules",
     "RefusedError": "arguments",
     "ScannedFile": "verbs",
+    "SpectrumResult": "opened",
     "StateDict": "convert",
     "SumResult": "algebra",
     "UnmergeResult": "verbs",
@@ -72,6 +73,7 @@ __all__ = [
     "OpenedModule",
     "RefusedError",
     "ScannedFile",
+    "SpectrumResult",
     "StateDict",
     "SumResult",
     "UnmergeResult",
@@ -112,7 +114,7 @@ if TYPE_CHECKING:
     from lora_inspect.api.convert import ConvertResult, StateDict, convert, state_dict
     from lora_inspect.api.extracting import ExtractResult, extract
     from lora_inspect.api.modules import ModuleChange, OpenedModule
-    from lora_inspect.api.opened import NormsResult, OpenedAdapter, open_adapter
+    from lora_inspect.api.opened import NormsResult, OpenedAdapter, SpectrumResult, open_adapter
     from lora_inspect.api.verbs import (
         CheckResult,
         CompatResult,

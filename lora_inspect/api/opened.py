@@ -6,6 +6,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algebra.measures.spectra import SpectrumResult
 from lora_inspect.api.arguments import (
     PathWithSettings,
     ReadingKeywords,
@@ -21,8 +22,7 @@ from lora_inspect.api.arguments import (
 from lora_inspect.api.modules import Modules
 from lora_inspect.architectures import by_name
 from lora_inspect.ops.info import as_json
-from lora_inspect.ops.norms import NormsResult
-from lora_inspect.ops.norms import norms as measured_norms
+from lora_inspect.ops.norms import Measurement, NormsResult, measure
 from lora_inspect.option import ReadingRequest
 from lora_inspect.reading.file_info import FileInfo, inspect
 from lora_inspect.reading.model.evidence import Evidence, Problem
@@ -32,7 +32,7 @@ from lora_inspect.sentences import counted, shortened
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["NormsResult", "OpenedAdapter", "open_adapter"]
+__all__ = ["NormsResult", "OpenedAdapter", "SpectrumResult", "open_adapter"]
 
 _SHOWN = 3
 
@@ -120,7 +120,19 @@ class OpenedAdapter:
         if the file is no adapter, if its scale is open, or if it does not fit the base.
         """
         with in_a_sentence():
-            return measured_norms(self._info, None if base is None else path_of(base), answers_of(transposed))
+            return self._measured(base, transposed).norms
+
+    def spectrum(self, base: StrPath | None = None, *, transposed: Transposed = None) -> SpectrumResult:
+        """Compute the singular values of the change in every module, as `info --spectrum` does.
+
+        The model at `base` tells changes that depend on a weight. Raises LoraInspectError as `norms` does.
+        """
+        with in_a_sentence():
+            return self._measured(base, transposed, with_spectra=True).spectrum
+
+    def _measured(self, base: StrPath | None, transposed: Transposed, with_spectra: bool = False) -> Measurement:
+        path = None if base is None else path_of(base)
+        return measure(self._info, path, answers_of(transposed), with_spectra=with_spectra)
 
     @cached_property
     def _record(self) -> dict[str, Any]:

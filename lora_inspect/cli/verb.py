@@ -59,6 +59,7 @@ GROUPS = {
             "metadata",
             "why",
             "norms",
+            "spectrum",
             "tensors",
             "fix",
             "fail-on",

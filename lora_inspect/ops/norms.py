@@ -1,17 +1,19 @@
-"""The sizes of an adapter's changes, by part and block, and the modules whose size is unusual."""
+"""The measured changes of an adapter: sizes and spectra by part and block, and modules whose size is unusual."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.algebra.measures.sizes_by_part import SizesByPart, by_part
+from lora_inspect.algebra.measures.sizes_by_part import SizesByPart, by_part, titles_of
+from lora_inspect.algebra.measures.spectra import SpectrumResult
 from lora_inspect.errors import RefusedError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import check_unchanged
 from lora_inspect.matching.orientation import UNANSWERED, Answers
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.file_info import ADAPTER, FileInfo
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.measures.change_sizes import ChangeSize
+    from lora_inspect.algebra.measures.change_sizes import ChangeSize, MeasuredChanges
     from lora_inspect.algebra.measures.unusual_sizes import DeadModule, SmallScale, Spike, UnusualModule
 
 
@@ -55,32 +57,56 @@ def _record(one: "ChangeSize | Spike | DeadModule | UnusualModule") -> dict[str,
     return {"module": fields.pop("key"), **fields}
 
 
-def norms(
+class Measurement(NamedTuple):
+    """The measured changes of a file that was read, with the base that they were compared with."""
+
+    info: FileInfo
+    found: "MeasuredChanges"
+    base: str | None
+    notes: tuple[str, ...]
+
+    @property
+    def norms(self) -> NormsResult:
+        """The sizes of the changes."""
+        from lora_inspect.algebra.measures import unusual_sizes
+
+        sizes = self.found.sizes
+        return NormsResult(
+            **by_part(self.found, self.info.adapter, self.info.candidates, self.base),
+            spikes=unusual_sizes.spikes(sizes),
+            dead=unusual_sizes.dead(sizes),
+            small_scales=unusual_sizes.small_scales(sizes),
+            unusual=unusual_sizes.unusual(sizes),
+            notes=self.notes,
+        )
+
+    @property
+    def spectrum(self) -> SpectrumResult:
+        """The spectra of the changes."""
+        titles = titles_of(self.info.adapter, self.info.candidates)
+        return SpectrumResult.of(self.found, titles, self.base, self.notes)
+
+
+def measure(
     info: FileInfo,
     base: str | None = None,
     transposed: Answers = UNANSWERED,
     progress: Progress = silent,
-) -> NormsResult:
+    with_spectra: bool = False,
+) -> Measurement:
     """Measure the changes of an adapter that was read; `progress` is told of the bytes of its factors.
 
     With the model at `base`, norms are compared with those of its weights; `transposed` tells how it stores square
-    weights whose orientation nothing else shows. Raises LoraInspectError for a file that is no adapter or whose meaning
-    is open, and where the adapter does not fit the base.
+    weights whose orientation nothing else shows. Spectra need `with_spectra`. Raises LoraInspectError for a file that
+    is no adapter or whose meaning is open, and where the adapter does not fit the base.
     """
-    from lora_inspect.algebra.measures import change_sizes, unusual_sizes
+    from lora_inspect.algebra.measures import change_sizes
 
     adapter, path = info.adapter, info.checkpoint.path
     if info.kind != ADAPTER:
         raise RefusedError(path, "it is no adapter, so it has no change to measure", "name an adapter")
     adapter.refuse()
     weights = None if base is None else change_sizes.changes_of_base(adapter, base, transposed)
-    found = change_sizes.measured_changes(adapter, weights, progress)
+    found = change_sizes.measured_changes(adapter, weights, progress, with_spectra=with_spectra)
     check_unchanged(info.checkpoint.inputs | (weights.inputs if weights else {}))
-    return NormsResult(
-        **by_part(found, adapter, info.candidates, base),
-        spikes=unusual_sizes.spikes(found.sizes),
-        dead=unusual_sizes.dead(found.sizes),
-        small_scales=unusual_sizes.small_scales(found.sizes),
-        unusual=unusual_sizes.unusual(found.sizes),
-        notes=tuple(weights.notes) if weights else (),
-    )
+    return Measurement(info, found, base, tuple(weights.notes) if weights else ())

@@ -9,7 +9,7 @@ from adapters import base, lora, loras
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.ops.norms import norms as measured_norms
+from lora_inspect.ops.norms import measure
 from lora_inspect.reading.file_info import inspect
 
 # The norm of up @ down of such a toy at scale 1: each of its 6 · 5 numbers is 16 · 0.5 · 0.25.
@@ -95,7 +95,7 @@ def test_a_file_that_changes_while_it_is_measured_is_refused(write_safetensors):
             write_safetensors(loras(3))
 
     with pytest.raises(LoraInspectError, match="changed"):
-        measured_norms(found, progress=rewrite_at_the_end)
+        measure(found, progress=rewrite_at_the_end)
 
 
 def test_the_weight_of_a_base_in_bfloat16_is_read_as_its_numbers(norms, tmp_path, write_safetensors):
@@ -161,8 +161,8 @@ def test_dora_with_a_base_has_the_norm_of_what_a_merge_changes(run, norms, fixtu
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--base", "b.safetensors"], "--base is about the sizes of changes; add --norms."),
-        (["--transposed", "no"], "--transposed is about the sizes of changes; add --norms."),
+        (["--base", "b.safetensors"], "--base is about changes; add --norms or --spectrum."),
+        (["--transposed", "no"], "--transposed is about changes; add --norms or --spectrum."),
         (["--norms", "--transposed", "no"], "--transposed is about a base; name it with --base."),
         (["--norms", "--base", "b", "--transposed", "maybe"], "'maybe' is none of yes, no, GLOB=yes and GLOB=no."),
         (["--norms", "second.safetensors"], "--norms measures a single file; name one."),

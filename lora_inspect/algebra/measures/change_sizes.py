@@ -92,8 +92,8 @@ class UnmeasuredModule(NamedTuple):
 class ChangeSpectrum(NamedTuple):
     """The singular values of a change, falling, without those that are rounding; none of a vector.
 
-    `rest` is the norm of all that is behind them: of a change that is no thin product the first 64 are looked for. Of
-    experts the j-th value is the root of the sum of squares of the j-th values of all experts.
+    `rest` is the norm of all that is behind them: of a change that is no thin product the first 64 are looked for,
+    unless it is small. Of experts the j-th value is the root of the sum of squares of the j-th values of all experts.
     """
 
     values: Array
@@ -321,5 +321,6 @@ def _of_matrix(shape: tuple[int, ...], matrix: Array, directions: int) -> _Spect
         return _Spectrum.of(shape, numpy.array([norm]))
     unit = matrix / norm  # the squares of its numbers stay in the range of float64
     found = find_range(lambda: iter([(0, unit)]), unit.shape, rank=min(directions, *unit.shape))
-    values = norm * found.values
-    return _Spectrum.of(shape, values, norm * math.sqrt(max(0.0, 1.0 - float(numpy.square(found.values).sum()))))
+    # Those behind the ones that were asked for are less exact.
+    kept = found.values if len(found.values) == min(unit.shape) else found.values[:directions]
+    return _Spectrum.of(shape, norm * kept, norm * math.sqrt(max(0.0, 1.0 - float(numpy.square(kept).sum()))))

@@ -95,6 +95,11 @@ def by_part(
         "sizes": found.sizes,
         "parts": {name: PartSize.of(one for own in parts.values() for one in own) for name, parts in blocks.items()},
         "blocks": {name: {block: PartSize.of(own) for block, own in parts.items()} for name, parts in blocks.items()},
-        "titles": {part.component: part.title for part in adapter_parts(adapter, families)},
+        "titles": titles_of(adapter, families),
         "left_out": found.left_out,
     }
+
+
+def titles_of(adapter: Adapter, families: Sequence[Detection]) -> dict[str, str]:
+    """By component what people call the parts of an adapter that may be of these families."""
+    return {part.component: part.title for part in adapter_parts(adapter, families)}

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _HELP = """\
 Describe each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
 
-`info` reads only headers, alphas and flags; --norms reads all numbers. alpha=N and rslora=yes|no after a colon supply
-facts that a file does not state. --json prints a list for several PATHs or a folder of files.
+`info` reads only headers, alphas and flags; --norms and --spectrum read all numbers. alpha=N and rslora=yes|no after a
+colon supply facts that a file does not state. --json prints a list for several PATHs or a folder of files.
 
 \b
 Example: lora-inspect info adapter.safetensors --modules
@@ -37,6 +37,7 @@ _SHOWN = {
     "metadata": "Show the file's metadata: JSON expanded, long values shortened.",
     "why": "Show all evidence for the reported facts.",
     "norms": "Read all numbers, and show the size of the change by part and block.",
+    "spectrum": "Read all numbers, and show the singular values of the change by part and block.",
 }
 
 
@@ -61,8 +62,8 @@ def info(
     arguments = [parse_argument(path, architecture) for path in paths]
     asked = {name: given.pop(name) for name in FLAGS}
     options = FolderOptions(**given)
-    if (base or transposed) and not asked["norms"]:
-        raise click.UsageError(f"{'--base' if base else '--transposed'} is about the sizes of changes; add --norms.")
+    if (base or transposed) and not (asked["norms"] or asked["spectrum"]):
+        raise click.UsageError(f"{'--base' if base else '--transposed'} is about changes; add --norms or --spectrum.")
     if transposed and not base:
         raise click.UsageError("--transposed is about a base; name it with --base.")
     if options.fail_on and not options.program:
@@ -78,8 +79,8 @@ def info(
 
 def _refuse_for_several(asked: dict[str, bool], options: FolderOptions) -> None:
     """Raise UsageError for flags that show a single file."""
-    if asked["norms"]:
-        raise click.UsageError("--norms measures a single file; name one.")
+    if asked["norms"] or asked["spectrum"]:
+        raise click.UsageError(f"--{'norms' if asked['norms'] else 'spectrum'} measures a single file; name one.")
     of_several = ("json", "modules") if asked["json"] or options.jsonl else ("json",)
     if alone := next((name for name in FLAGS if asked[name] and name not in of_several), None):
         raise click.UsageError(f"--{alone} shows a single file; name one, or give --json.")

@@ -19,6 +19,7 @@ from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import scale_in_words
 
 if TYPE_CHECKING:
+    from lora_inspect.algebra.measures.spectra import SpectrumResult
     from lora_inspect.files.discovery import FolderFiles
     from lora_inspect.matching.orientation import Answers
     from lora_inspect.ops.norms import NormsResult
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from lora_inspect.reading.file_info import FileInfo
 
 # The flags of a command that names one file.
-FLAGS = ("modules", "tensors", "metadata", "why", "norms", "json")
+FLAGS = ("modules", "tensors", "metadata", "why", "norms", "spectrum", "json")
 # Settings begin at a colon, and on Windows click looks for the files that the other signs name.
 _NOT_PLAIN = ":*?[~$%"
 # The field of a record that stands for a file that could not be read.
@@ -85,7 +86,7 @@ def read_plain(words: Sequence[str]) -> PlainCommand | None:
 
 
 class Measure(NamedTuple):
-    """The base that `--norms` compares with, None for none, and the answers to how it stores square weights."""
+    """The base that changes are compared with, None for none, and the answers to how it stores square weights."""
 
     base: str | None = None
     transposed: "Answers | None" = None
@@ -98,47 +99,55 @@ def info_of_one(
     metadata: bool,
     why: bool,
     norms: bool,
+    spectrum: bool,
     json: bool,
     measure: Measure = Measure(),  # noqa: B008 (frozen)
 ) -> None:
     """Read one checkpoint and print its description; exit with 1 or 3 if it cannot be read."""
     with without_collecting():
         found, verdicts, record = _read(argument, modules, tensors)
-        measured = None
-        if norms and found:
-            measured, record = _measured(found, record, measure)
+        sizes, spectra = None, None
+        if (norms or spectrum) and found:
+            sizes, spectra, record = _measured(found, record, measure, norms, spectrum)
         if json:
             terminal.json_text(record)
         elif found and ERROR not in record:
             _show(found, record, verdicts, metadata, why)
-            if measured:
-                _show_norms(measured)
+            _show_measured(sizes, spectra)
     if ERROR in record:
         terminal.error(record[ERROR])
         sys.exit(with_code(record[CODE]).status)
 
 
 def _measured(
-    found: "FileInfo", record: dict[str, Any], measure: Measure
-) -> "tuple[NormsResult | None, dict[str, Any]]":
-    """The sizes of the changes and the record with them; where they cannot be measured, the record says why."""
+    found: "FileInfo", record: dict[str, Any], asked: Measure, norms: bool, spectrum: bool
+) -> "tuple[NormsResult | None, SpectrumResult | None, dict[str, Any]]":
+    """The sizes and spectra that are asked for, and the record with them, or with the reason why there are none."""
     from lora_inspect.cli.progress_bar import percent, progress_bar
-    from lora_inspect.ops.norms import norms as measured_norms
+    from lora_inspect.ops.norms import measure
 
     try:
         with progress_bar("Measuring", found.checkpoint.bytes, percent) as progress:
-            measured = measured_norms(found, measure.base, measure.transposed or {}, progress)
+            measured = measure(found, asked.base, asked.transposed or {}, progress, with_spectra=spectrum)
+        sizes, spectra = measured.norms if norms else None, measured.spectrum if spectrum else None
     except Exception as error:  # as of a file that cannot be read
-        return None, broken(found.checkpoint.path, error)
+        return None, None, broken(found.checkpoint.path, error)
     for note in measured.notes:
         terminal.note(note)
-    return measured, record | {"norms": measured.to_dict()}
+    record |= {"norms": sizes.to_dict()} if sizes else {}
+    record |= {"spectrum": spectra.to_dict()} if spectra else {}
+    return sizes, spectra, record
 
 
-def _show_norms(measured: "NormsResult") -> None:
-    from lora_inspect.cli.info.norms_table import norms_lines
+def _show_measured(sizes: "NormsResult | None", spectra: "SpectrumResult | None") -> None:
+    if sizes:
+        from lora_inspect.cli.info.norms_table import norms_lines
 
-    terminal.laid_out([[], *norms_lines(Sheet(terminal.columns()), measured)])
+        terminal.laid_out([[], *norms_lines(Sheet(terminal.columns()), sizes)])
+    if spectra:
+        from lora_inspect.cli.info.spectrum_table import spectrum_lines
+
+        terminal.laid_out([[], *spectrum_lines(Sheet(terminal.columns()), spectra)])
 
 
 def _read(

@@ -214,7 +214,7 @@ def _answers(context: click.Context, parameter: click.Parameter, given: tuple[st
 
 
 def base_options(command: Decorated) -> Decorated:
-    """Adds the options for the base that `--norms` compares with."""
+    """Adds the options for the base that changes are compared with."""
     of_squares = click.option(
         "--transposed",
         multiple=True,
@@ -227,7 +227,7 @@ def base_options(command: Decorated) -> Decorated:
         "--base",
         type=FilePath(),
         metavar="BASE",
-        help="With --norms: the model of the adapter, for the size relative to its weights, and for DoRA and OFT.",
+        help="With --norms or --spectrum: the model of the adapter, for relative sizes, and for DoRA and OFT.",
     )
     return of_weights(of_squares(command))
 
