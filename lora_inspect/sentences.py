@@ -154,3 +154,23 @@ def brief(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
     return f"<{type(value).__name__}>"
+
+
+# How many names a line has.
+_MOST_NAMES = 3
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def few(names: Sequence[str], word: str = "and", most: int = _MOST_NAMES) -> str:
+    """The first names as a sentence lists them, with the number of the others."""
+    if len(names) <= most + 1:
+        return listed(names, word)
+    return f"{', '.join(names[:most])} {word} {len(names) - most} more"
+
+
+def size_in_words(count: int) -> str:
+    """A number of bytes as people say it: `23 kB`, `1.2 GB`."""
+    size, unit = float(count), 0
+    while size >= 999.5 and unit + 1 < len(_UNITS):
+        size, unit = size / 1000, unit + 1
+    return f"{size:.1f} {_UNITS[unit]}" if unit and size < 9.95 else f"{size:.0f} {_UNITS[unit]}"

@@ -1,6 +1,5 @@
 """How far adapters are from each other, in all modules and by block; and the files of a folder that are one change."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,15 +12,12 @@ from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import Result
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.alignment import OutputModule
-    from lora_inspect.algebra.changes import WeightChanges
-    from lora_inspect.algebra.inputs import Inputs
     from lora_inspect.algebra.measures.change_groups import FolderFile
+    from lora_inspect.algebra.measures.compare_plan import ComparePlan
     from lora_inspect.algebra.measures.comparison import Comparison
-    from lora_inspect.algebra.measures.stack_advice import CombineWords, Stack
+    from lora_inspect.algebra.measures.stack_advice import Stack
     from lora_inspect.algebra.options import CompareRequest
 
-_NO_ADAPTER = "compare models with `lora-inspect verify`, or write their difference with `lora-inspect extract`"
 # A number of two adapters; of more of them a matrix, one row an adapter. None where nothing is changed.
 Number: TypeAlias = float | None
 Pairwise: TypeAlias = Number | list[list[Number]]
@@ -231,114 +227,33 @@ class FolderResult(Result):
         }
 
 
-@dataclass(frozen=True, slots=True)
-class ComparePlan:
-    """The adapters, and their modules in the finest of their layouts; `bases` tell changes that depend on weights."""
-
-    inputs: "Inputs"
-    modules: "list[OutputModule]"
-    request: "CompareRequest"
-    bases: "Sequence[WeightChanges | None] | None" = None
-
-    @property
-    def notes(self) -> list[str]:
-        """Sentences on settings and on files that were named twice."""
-        return self.inputs.notes
-
-
-def plan_compare(named: Sequence[tuple[str, Settings]], request: "CompareRequest") -> ComparePlan:
+def plan_compare(named: Sequence[tuple[str, Settings]], request: "CompareRequest") -> "ComparePlan":
     """Read the headers of adapters.
 
-    Raises LoraInspectError for a file that is no adapter, for adapters of different families, and for a module whose
-    change cannot be compared.
+    Raises LoraInspectError as `planned` of the algebra does.
     """
-    from lora_inspect.algebra.alignment import aligned_in_parts
-    from lora_inspect.algebra.inputs import base_changes, read_inputs
-    from lora_inspect.algebra.measures.comparison import by_parameter
-    from lora_inspect.merging.plan import check_dora_rule
+    from lora_inspect.algebra.measures.compare_plan import planned
 
-    inputs = read_inputs(named, request, no_adapter=_NO_ADAPTER)
-    check_dora_rule(request.dora_multiplier, [one.adapter for one in inputs.adapters])
-    modules = by_parameter(aligned_in_parts(inputs.adapters))
-    together = base_changes(inputs, modules, request, for_output=False)
-    bases = [base_changes(one, modules, request, for_output=False) for one in inputs.each()] if together else None
-    if not modules:
-        raise RefusedError("no module is left to compare; name fewer of them with --exclude.")
-    return ComparePlan(inputs, modules, request, bases)
+    return planned(named, request)
 
 
-def compare(plan: ComparePlan, progress: Progress = silent) -> CompareResult:
+def compare(plan: "ComparePlan", progress: Progress = silent) -> CompareResult:
     """Compare the adapters; `progress` is told of each module.
 
     Raises LoraInspectError for a factor that is not finite, where shapes disagree, and for a file that has changed.
     """
-    from lora_inspect.algebra.measures.comparison import block_of, compared, in_order_of_blocks, total
-    from lora_inspect.algebra.measures.stack_advice import stack_of
+    from lora_inspect.algebra.measures.compare_plan import compared_by_plan
 
-    adapters = [one.adapter for one in plan.inputs.adapters]
-    found = compared(plan.modules, adapters, progress, plan.bases, as_stack=True)
-    check_unchanged(plan.inputs.files)
-    blocks: dict[str, list[Comparison]] = defaultdict(list)
-    for module, one in zip(plan.modules, found, strict=True):
-        blocks[block_of(module.module)].append(one)
-    whole = total(found, len(adapters))
-    of_blocks = {name: total(blocks[name], len(adapters)) for name in in_order_of_blocks(blocks)}
+    found = compared_by_plan(plan, progress)
     most = plan.request.max_difference
     return CompareResult(
-        adapters=[one.checkpoint.path for one in adapters],
+        adapters=[one.adapter.checkpoint.path for one in plan.inputs.adapters],
         modules=_counted(plan),
-        distances=Distances.of(whole),
-        blocks={name: Distances.of(one) for name, one in of_blocks.items()},
-        stack=stack_of(whole, of_blocks, _words(plan)),
-        ok=most is None or _largest(whole) <= most,
+        distances=Distances.of(found.whole),
+        blocks={name: Distances.of(one) for name, one in found.blocks.items()},
+        stack=found.stack,
+        ok=most is None or _largest(found.whole) <= most,
         notes=tuple(plan.notes),
-    )
-
-
-# The options that a command for the same adapters has as well, and those of them that go with a base.
-_OF_MODULES = ("include", "exclude", "allow_partial_dora")
-_OF_BASE = ("base", "dora_multiplier", "transposed")
-# The rank of a change that depends on a base, where no factor tells one.
-_RANK = 16
-
-
-def _words(plan: ComparePlan) -> "CombineWords":
-    """The words of a command that combines the adapters of a plan.
-
-    Settings stand on the paths, wherever they came from. A change that depends on a base gets a rank, as programs read
-    few full differences.
-    """
-    from lora_inspect.algebra.changes import needs_base, thin_rank
-    from lora_inspect.algebra.inputs import check_experts
-    from lora_inspect.algebra.measures.stack_advice import CombineWords, StackedAdapter
-    from lora_inspect.algebra.options import CompareRequest
-    from lora_inspect.converting.standard_fix import output_ending
-    from lora_inspect.option import declared
-
-    adapters = [one.adapter for one in plan.inputs.adapters]
-    at_work = [term for module in plan.modules for term in module.terms if term.multiplier]
-    matrices = [term.contribution for term in at_work if len(term.contribution.shape) > 1]
-    options = declared(CompareRequest)
-    chosen, base = (
-        [word for name in names for word in options[name].words(getattr(plan.request, name))]
-        for names in (_OF_MODULES, _OF_BASE)
-    )
-    try:
-        check_experts(adapters)
-    except RefusedError:
-        chosen.append("--allow-mixed")
-    rank = sum(max((own.rank or 0 for own in adapter.contributions), default=0) for adapter in adapters)
-    dependent = {id(term.adapter) for term in at_work if needs_base(term.contribution)}
-    return CombineWords(
-        adapters=tuple(
-            StackedAdapter(
-                adapter.checkpoint.path, adapter.settings, output_ending(adapter, None), id(adapter) in dependent
-            )
-            for adapter in adapters
-        ),
-        options=tuple(chosen),
-        base=(*base, "--rank", str(rank or _RANK)),
-        takes_methods=all(one.algorithm.experts or thin_rank(one) is not None for one in matrices),
     )
 
 
@@ -351,7 +266,7 @@ def _largest(found: "Comparison") -> float:
     return max((float("inf") if norm else 0.0) if value is None else value for value, norm in differences)
 
 
-def _counted(plan: ComparePlan) -> ComparedModules:
+def _counted(plan: "ComparePlan") -> ComparedModules:
     adapters = [one.adapter for one in plan.inputs.adapters]
     shared, only = 0, [list[str]() for _ in adapters]
     for module in plan.modules:

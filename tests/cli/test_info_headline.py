@@ -2,7 +2,8 @@
 
 import pytest
 
-from lora_inspect.cli.info.screen import few, size_in_words, span
+from lora_inspect.reading.headline import span
+from lora_inspect.sentences import few, size_in_words
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from typing import Any
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.info.one_file import CODE, ERROR, InfoArgument, broken
-from lora_inspect.cli.info.screen import size_in_words
 from lora_inspect.cli.info.selection import FolderOptions, sorting_key
 from lora_inspect.cli.progress_bar import BarBelow, bar_below
 from lora_inspect.cli.terminal import (
@@ -51,7 +50,7 @@ from lora_inspect.programs.verdict import SAME, UNKNOWN, VERDICTS
 from lora_inspect.reading.file_info import ADAPTER, BASE, OTHER
 from lora_inspect.scanning.scan_file import ANSWER, CONVERT, INFO_ONLY, OPEN, STATES, InProgram, Record, ScannedFile
 from lora_inspect.scanning.training_rows import EpochGroup, TrainingRows
-from lora_inspect.sentences import counted, width
+from lora_inspect.sentences import counted, size_in_words, width
 
 _HEADERS = ("name", "model", "type", "rank", "scale", "size", "trigger", "note")
 _AT_RIGHT = ("rank", "scale", "size")
