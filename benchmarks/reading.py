@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from lora_inspect.architectures import by_name
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.safetensors.writer import TensorPlan, encode_header
-from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect
+from lora_inspect.reporting.file_record import as_json
 
 MODULES, WIDTH = 300, 3072
 RANKS, ALPHAS = (4, 8, 16, 32), (4.0, 8.0, 16.0)

@@ -21,6 +21,7 @@ ORDER = {
         ("__main__", "networks"),
         ("cli", "api"),
         ("ops",),
+        ("reporting",),
         ("verifying", "scanning", "algebra"),
         ("merging", "converting", "checking", "editing"),
         ("programs", "matching"),
@@ -56,6 +57,8 @@ HEAVY = ("torch", "numpy", "safetensors")
 LIGHT_VERBS = ("info", "check", "metadata", "metadata_changes", "metadata_edit")
 LIGHT = (
     "lora_inspect.cli.info.command",
+    "lora_inspect.reporting.file_record",
+    "lora_inspect.reporting.measurement",
     *(f"lora_inspect.{part}.{verb}" for verb in LIGHT_VERBS for part in ("cli", "ops")),
 )
 # What `check` and `info` import once they are told to read all numbers.

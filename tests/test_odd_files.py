@@ -9,8 +9,8 @@ from make_synthetic import encode
 from strategies import json_values, lora_configs, odd_adapters
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect
+from lora_inspect.reporting.file_record import as_json
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, overload
 from lora_inspect.api.arguments import in_a_sentence
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.near_names import suggestion
-from lora_inspect.ops.info import module_record
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.scale.scale_records import FoldedScales
+from lora_inspect.reporting.file_record import module_record
 from lora_inspect.sentences import scale_in_words, shortened
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from lora_inspect.api.arguments import (
 )
 from lora_inspect.api.modules import Modules
 from lora_inspect.architectures import by_name
-from lora_inspect.ops.info import as_json
-from lora_inspect.ops.norms import Measurement, NormsResult, measure
 from lora_inspect.option import ReadingRequest
 from lora_inspect.reading.file_info import FileInfo, inspect
 from lora_inspect.reading.model.evidence import Evidence, Problem
 from lora_inspect.reading.model.settings import requested_settings
+from lora_inspect.reporting.file_record import as_json
+from lora_inspect.reporting.measurement import Measurement, NormsResult, measure
 from lora_inspect.sentences import counted, shortened
 
 if TYPE_CHECKING:

@@ -33,7 +33,6 @@ from lora_inspect.ops.check import check as problems_of
 from lora_inspect.ops.check import fix as fix_file
 from lora_inspect.ops.compat import CompatResult
 from lora_inspect.ops.compat import compat as compat_of
-from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeResult, merge_bytes, plan_merge
 from lora_inspect.ops.merge import merge as merge_planned
 from lora_inspect.ops.scan import files_of, scan_files
@@ -45,6 +44,7 @@ from lora_inspect.option import ReadingRequest
 from lora_inspect.programs import PROGRAMS
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.model.settings import requested_settings
+from lora_inspect.reporting.file_record import as_json
 from lora_inspect.scanning.scan_file import ScannedFile
 
 if TYPE_CHECKING:

@@ -23,9 +23,6 @@ from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import Result
 from lora_inspect.stores.address import is_remote
 
-# How many modules a problem names.
-_MOST_KEYS = 5
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CheckResult(Result):
@@ -161,18 +158,12 @@ class _SizeLook:
         if not subject.is_adapter or any(problem.severity == ERROR for problem in subject.adapter.problems):
             return
         from lora_inspect.algebra.measures.change_sizes import measured_changes
-        from lora_inspect.algebra.measures.unusual_sizes import dead, small_scales, spikes
+        from lora_inspect.algebra.measures.unusual_sizes import size_problems
 
         found = measured_changes(subject.adapter, progress=subject.progress, with_torch=False)
         self.sizes = SizesByPart(**by_part(found, subject.adapter, subject.families))
         with_zeros = modules_with_zeros(subject)
-        for spike in spikes(found.sizes):
-            yield RawProblem("spike", spike.says, (spike.key,))
-        for module in dead(found.sizes):
-            if module.key not in with_zeros:
-                yield RawProblem("module-negligible", module.says, (module.key,))
-        for scale in small_scales(found.sizes):
-            yield RawProblem("scale-small", scale.says, scale.keys[:_MOST_KEYS])
+        yield from size_problems(found.sizes, with_zeros)
 
 
 def _problems_of(subject: Subject, tensors: bool) -> tuple[Problem, ...]:

@@ -209,7 +209,7 @@ def _words(verdict: Verdict) -> tuple[str, str]:
     }.get(verdict.verdict, (verdict.verdict, verdict.verdict))
 
 
-# What is more than that of a file is made of its reading, as by `lora_inspect.ops.info.as_json`.
+# What is more than that of a file is made of its reading, as by `lora_inspect.reporting.file_record.as_json`.
 Record = Callable[[FileInfo], dict[str, Any]]
 
 # What people call the variants of LoRA; other algorithms have their own titles.

@@ -13,9 +13,9 @@ from lora_inspect.algorithms.record import Algorithm, Formula
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.change import Transposed
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.file_info import inspect
+from lora_inspect.reporting.file_record import as_json
 
 pytestmark = pytest.mark.numeric
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"

@@ -11,9 +11,9 @@ from peft.tuners.lora.config import KasaConfig
 from safetensors.torch import save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.file_info import inspect
+from lora_inspect.reporting.file_record import as_json
 
 pytestmark = pytest.mark.numeric
 ADAMSS = {"r": 8, "num_subspaces": 2, "subspace_rank": 2}

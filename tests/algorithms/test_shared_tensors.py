@@ -14,9 +14,9 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths import tensors as tensor_reader
 from lora_inspect.merging import factor_reader
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.file_info import inspect
+from lora_inspect.reporting.file_record import as_json
 
 # PEFT makes sparse tensors, about whose checks torch warns unless they are asked for.
 torch.sparse.check_sparse_tensor_invariants.enable()

@@ -20,8 +20,8 @@ from strategies import told_metadata
 from lora_inspect.cli import terminal
 from lora_inspect.cli.info.screen import screen
 from lora_inspect.cli.terminal import Sheet
-from lora_inspect.ops.info import record_of, verdicts_of
 from lora_inspect.reading.file_info import inspect
+from lora_inspect.reporting.file_record import record_of, verdicts_of
 from lora_inspect.sentences import printable, width
 
 SCREENS = Path(__file__).parent / "screens"

@@ -9,8 +9,8 @@ from adapters import base, lora, loras
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.ops.norms import measure
 from lora_inspect.reading.file_info import inspect
+from lora_inspect.reporting.measurement import measure
 
 # The norm of up @ down of such a toy at scale 1: each of its 6 · 5 numbers is 16 · 0.5 · 0.25.
 ONE = 2.0 * math.sqrt(30.0)

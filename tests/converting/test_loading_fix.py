@@ -5,10 +5,10 @@ from adapters import lora
 from screens import EVERY
 
 from lora_inspect.converting.fixes import find_fix, loading_fix
-from lora_inspect.ops.info import outlook_of, verdicts_of
 from lora_inspect.programs import by_name
 from lora_inspect.programs.verdict import LOST, NOTHING, REFUSED, judge
 from lora_inspect.reading.file_info import inspect
+from lora_inspect.reporting.file_record import outlook_of, verdicts_of
 
 
 def read(path, program="comfyui"):

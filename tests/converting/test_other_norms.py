@@ -16,12 +16,12 @@ from lora_inspect.converting.steps import dora_delta, renormalise
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.programs import added
 from lora_inspect.programs.record import BASE_NORM, COMPUTES, OTHER_AXIS, SILENT, Loader, Program, Rule, Strangers
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.scale.dora_evidence import NORMS_KEY, NormsRecord
+from lora_inspect.reporting.file_record import as_json
 
 pytestmark = pytest.mark.numeric
 

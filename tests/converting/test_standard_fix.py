@@ -7,12 +7,12 @@ from adapters import lora
 
 from lora_inspect.converting.fixes import find_fix
 from lora_inspect.converting.standard_fix import standard_fix
-from lora_inspect.ops.info import verdicts_of
 from lora_inspect.programs.record import COMPUTES, SILENT, Loader, Program, Rule, Strangers
 from lora_inspect.programs.record import one as one_for_all
 from lora_inspect.programs.verdict import STRENGTH, judge
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reporting.file_record import verdicts_of
 
 FLAG = {"use_rslora_flag": ("BOOL", (), True)}
 

@@ -528,8 +528,8 @@ def _judge_weights(path: str) -> Iterator[Violation]:
 
 def _judge_reading(path: str) -> Iterator[Violation]:
     from lora_inspect.errors import LoraInspectError
-    from lora_inspect.ops.info import as_json
     from lora_inspect.reading.file_info import inspect
+    from lora_inspect.reporting.file_record import as_json
 
     try:
         as_json(inspect(path), modules=True)

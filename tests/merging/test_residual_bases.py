@@ -19,11 +19,11 @@ from lora_inspect.merging import fold
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.plan import check_residual
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reporting.file_record import as_json
 
 pytestmark = pytest.mark.numeric
 RANK = 3

@@ -167,7 +167,7 @@ def test_changes_that_only_decide_together_are_told_apart_too():
 
 def reading(path):
     """What is computed with, of every module, by the record of `info`."""
-    from lora_inspect.ops.info import as_json
+    from lora_inspect.reporting.file_record import as_json
 
     record = as_json(inspect(path), modules=True)
     told = {key: record[key] for key in READ}

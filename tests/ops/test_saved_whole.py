@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reporting.file_record import as_json
 
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore")]
 

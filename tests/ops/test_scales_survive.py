@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect, inspect_adapter
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reporting.file_record import as_json
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 FILES = [

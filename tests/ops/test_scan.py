@@ -9,9 +9,9 @@ import pytest
 from adapters import base, loras
 
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import files_of, scan
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reporting.file_record import as_json
 from lora_inspect.scanning import scan_file, workers
 
 

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect
+from lora_inspect.reporting.file_record import as_json
 from networks import train_example
 
 pytestmark = pytest.mark.slow

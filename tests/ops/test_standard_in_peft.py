@@ -12,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
-from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reporting.file_record import as_json
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,10 @@ from lora_inspect.architectures.record import Architecture, Layout
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
-from lora_inspect.ops.info import as_json
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.identify import certain_correspondence, common_correspondence, may_be_one
+from lora_inspect.reporting.file_record import as_json
 
 FLUX_OR_CHROMA = ["flux", "chroma"]
 # Expected as the origin of each file states it. Where nothing in a list tells the families apart all of them are right,

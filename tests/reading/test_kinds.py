@@ -6,9 +6,9 @@ from adapters import base, lora, loras
 from lora_inspect.algorithms import RECOGNISED, every
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.ops.info import as_json
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.file_info import inspect, kind_of
+from lora_inspect.reporting.file_record import as_json
 
 MATRIX = ("F32", (4, 4), 1)
 

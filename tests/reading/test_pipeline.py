@@ -3,8 +3,8 @@
 import pytest
 from adapters import lora
 
-from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect
+from lora_inspect.reporting.file_record import as_json
 
 LOW, HIGH = "low noise", "high noise"
 

@@ -6,9 +6,9 @@ import os
 import pytest
 from adapters import lora
 
-from lora_inspect.ops.info import as_json
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.metadata.sidecars import LARGEST, Sidecars
+from lora_inspect.reporting.file_record import as_json
 
 CIVITAI = {
     "name": "v1.0",

@@ -5,12 +5,12 @@ from real_headers import FIXTURES, write_shapes
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import find_checkpoints
-from lora_inspect.ops.info import outlook_of, verdicts_of
 from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.verdict import NOT_THERE, SAME, UNKNOWN, is_lost, judge_each
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.identify import adapter_candidates, with_paths
+from lora_inspect.reporting.file_record import outlook_of, verdicts_of
 from lora_inspect.scanning.scan_file import ANSWER, CONVERT, FINE, INFO_ONLY, OPEN, scan_file
 
 NAMES = tuple(PROGRAMS)

@@ -14,9 +14,9 @@ from lora_inspect import schemes
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.convert import convert_to_standard
-from lora_inspect.ops.info import as_json
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.file_info import inspect
+from lora_inspect.reporting.file_record import as_json
 from lora_inspect.schemes.kohya import KOHYA
 from lora_inspect.schemes.record import ITS_OWN, LOST, MODEL, OWN, Scheme, Writing, first_of
 

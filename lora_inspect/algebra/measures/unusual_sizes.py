@@ -6,13 +6,14 @@ is compared with those of its kind, which have the same name up to its numbers.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING
 
 from lora_inspect.algebra.measures.spike_rule import ENOUGH, is_spike
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.reading.model.evidence import RawProblem
 from lora_inspect.sentences import counted, some
 
 if TYPE_CHECKING:
@@ -24,8 +25,19 @@ DEAD = 1e-6
 SMALL = 1.0 / 16.0
 # From so many times more or less than the others of its kind on, a norm is unusual.
 UNUSUAL = 10.0
-# How many names a sentence has.
-_NAMES = 1
+# How many names a sentence has, and modules a problem.
+_NAMES, _MOST_KEYS = 1, 5
+
+
+def size_problems(sizes: "Sequence[ChangeSize]", with_zeros: Collection[str] = ()) -> Iterator[RawProblem]:
+    """The problems of sizes, as `check --tensors` reports them; modules `with_zeros` have a problem of their own."""
+    for spike in spikes(sizes):
+        yield RawProblem("spike", spike.says, (spike.key,))
+    for module in dead(sizes):
+        if module.key not in with_zeros:
+            yield RawProblem("module-negligible", module.says, (module.key,))
+    for scale in small_scales(sizes):
+        yield RawProblem("scale-small", scale.says, scale.keys[:_MOST_KEYS])
 
 
 class Spike(NamedTuple):

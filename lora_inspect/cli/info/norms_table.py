@@ -11,7 +11,7 @@ from lora_inspect.sentences import counted, some
 if TYPE_CHECKING:
     from lora_inspect.algebra.measures.change_sizes import UnmeasuredModule
     from lora_inspect.algebra.measures.sizes_by_part import PartSize, SizesByPart
-    from lora_inspect.ops.norms import NormsResult
+    from lora_inspect.reporting.measurement import NormsResult
 
 _HEADERS = ("part", "modules", "norm", "sigma_1")
 _RELATIVE = "of weight"

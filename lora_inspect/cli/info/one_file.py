@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from lora_inspect.algebra.measures.spectra import SpectrumResult
     from lora_inspect.files.discovery import FolderFiles
     from lora_inspect.matching.orientation import Answers
-    from lora_inspect.ops.norms import NormsResult
     from lora_inspect.programs.verdict import Verdict
     from lora_inspect.reading.file_info import FileInfo
+    from lora_inspect.reporting.measurement import NormsResult
 
 # The flags of a command that names one file.
 FLAGS = ("modules", "tensors", "metadata", "why", "norms", "spectrum", "json")
@@ -124,7 +124,7 @@ def _measured(
 ) -> "tuple[NormsResult | None, SpectrumResult | None, dict[str, Any]]":
     """The sizes and spectra that are asked for, and the record with them, or with the reason why there are none."""
     from lora_inspect.cli.progress_bar import percent, progress_bar
-    from lora_inspect.ops.norms import measure
+    from lora_inspect.reporting.measurement import measure
 
     try:
         with progress_bar("Measuring", found.checkpoint.bytes, percent) as progress:
@@ -154,8 +154,8 @@ def _read(
     argument: InfoArgument, modules: bool, tensors: bool
 ) -> "tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]":
     """The file, what programs make of it, and its record; where it cannot be read, the record says why."""
-    from lora_inspect.ops.info import record_of, verdicts_of
     from lora_inspect.reading.file_info import inspect
+    from lora_inspect.reporting.file_record import record_of, verdicts_of
 
     if argument.broken:
         return None, None, argument.broken

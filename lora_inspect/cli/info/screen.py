@@ -10,7 +10,6 @@ from typing import Any
 from lora_inspect.cli.terminal import BOLD, DOUBTFUL, FAINT, RIGHT, WRONG, Line, Sheet
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths.scaling import PACKINGS
-from lora_inspect.ops.info import Outlook, outlook_of
 from lora_inspect.programs.verdict import (
     LOST,
     MOST_ASKED,
@@ -31,6 +30,7 @@ from lora_inspect.reading.metadata.provenance import noted_trigger
 from lora_inspect.reading.model.evidence import ERROR, NOTE, WARNING
 from lora_inspect.reading.model.settings import spell_argument
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY
+from lora_inspect.reporting.file_record import Outlook, outlook_of
 from lora_inspect.sentences import few, size_in_words
 from lora_inspect.shell import command_line, operand
 

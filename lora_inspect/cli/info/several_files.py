@@ -43,11 +43,11 @@ from lora_inspect.errors import (
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of, stored_bytes
 from lora_inspect.files.file_types import PICKLE_ENDINGS
-from lora_inspect.ops.info import as_json
 from lora_inspect.ops.scan import scan_files
 from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.verdict import SAME, UNKNOWN, VERDICTS
 from lora_inspect.reading.file_info import ADAPTER, BASE, OTHER
+from lora_inspect.reporting.file_record import as_json
 from lora_inspect.scanning.scan_file import ANSWER, CONVERT, INFO_ONLY, OPEN, STATES, InProgram, Record, ScannedFile
 from lora_inspect.scanning.training_rows import EpochGroup, TrainingRows
 from lora_inspect.sentences import counted, size_in_words, width

@@ -1,0 +1,1 @@
+"""The description of files for people and programs: records, measurements, and the page of `report`."""
