@@ -28,6 +28,7 @@ _HOMES = {
     "OpenedAdapter": "opened",
     "OpenedModule": "modules",
     "RefusedError": "arguments",
+    "ReportResult": "reports",
     "ScannedFile": "verbs",
     "SpectrumResult": "opened",
     "StateDict": "convert",
@@ -44,6 +45,7 @@ _HOMES = {
     "extract": "extracting",
     "merge": "verbs",
     "open_adapter": "opened",
+    "report": "reports",
     "resize": "algebra",
     "scan": "verbs",
     "state_dict": "convert",
@@ -72,6 +74,7 @@ __all__ = [
     "OpenedAdapter",
     "OpenedModule",
     "RefusedError",
+    "ReportResult",
     "ScannedFile",
     "SpectrumResult",
     "StateDict",
@@ -89,6 +92,7 @@ __all__ = [
     "extract",
     "merge",
     "open_adapter",
+    "report",
     "resize",
     "scan",
     "state_dict",
@@ -115,6 +119,7 @@ if TYPE_CHECKING:
     from lora_inspect.api.extracting import ExtractResult, extract
     from lora_inspect.api.modules import ModuleChange, OpenedModule
     from lora_inspect.api.opened import NormsResult, OpenedAdapter, SpectrumResult, open_adapter
+    from lora_inspect.api.reports import ReportResult, report
     from lora_inspect.api.verbs import (
         CheckResult,
         CompatResult,

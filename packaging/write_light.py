@@ -18,7 +18,7 @@ OUT = ROOT / "packaging" / "light" / "pyproject.toml"
 NAME, HEAVY = "lora-inspect-light", "torch"
 DESCRIPTION = "Says what a LoRA file means and on which evidence, checks it, and combines several, without torch."
 # Of the whole form's extras those that need no torch.
-EXTRAS = ("gguf", "remote")
+EXTRAS = ("gguf", "remote", "report")
 # What is the same in both.
 KEPT = ("license", "license-files", "requires-python", "keywords", "classifiers")
 

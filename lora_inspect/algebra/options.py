@@ -6,7 +6,7 @@ Each option is declared here once. The rule for the ranks of an output is one of
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from lora_inspect import option
@@ -230,6 +230,24 @@ class CompareRequest(ChoiceRequest):
     max_difference: float | None = option.number(
         "X", "Exit with 1 if a relative difference is above this.", _wrong_difference
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRequest(option.ReadingRequest):
+    """The options of `report`."""
+
+    base: str | None = option.path(
+        "BASE", "The model of the adapters, for sizes relative to its weights, and for changes such as DoRA and OFT."
+    )
+    dora_multiplier: str | None = option.choice(
+        MULTIPLIER_RULES, "Rule by which a multiplier acts on DoRA. [default: the rule of the file's own program]"
+    )
+    transposed: "Answers" = option.transposed("BASE")
+
+    @property
+    def comparison(self) -> CompareRequest:
+        """The same options of `compare`."""
+        return CompareRequest(**{one.name: getattr(self, one.name) for one in fields(self)})
 
 
 def folder_contradiction(request: CompareRequest) -> str | None:

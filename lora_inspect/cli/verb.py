@@ -38,6 +38,7 @@ VERBS = {
     "extract": "Write the difference of two models as an adapter.",
     "average": "Write the average of adapters, such as the epochs of a training.",
     "compare": "Report how far adapters are from each other.",
+    "report": "Write a page with pictures of adapters, to read in a browser.",
     "metadata": "Show and edit the metadata of a file; the tensors stay the same.",
     "compat": "Report how each program that loads adapters applies one.",
 }
@@ -130,6 +131,7 @@ ENDS = {
     "extract": ("extracting", ""),
     "average": ("combining", ""),
     "compare": ("comparing", "a difference above --max-difference"),
+    "report": ("reports", ""),
     "metadata": ("metadata", ""),
     "compat": ("compat", "wrong in the program of --for"),
 }

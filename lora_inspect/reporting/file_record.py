@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from lora_inspect.programs.verdict import Verdict
 
 SCHEMA = "lora-inspect/info/1"
-# The problem of a file whose names and factors are clear, so that programs are asked what they load of it.
+# The problem of a file whose names and factors are clear, so that programs are asked for the part that they load.
 _OPEN_SCALE = "scale-unknown"
-# Programs that write a config beside an adapter, which says what it was trained on.
+# Programs that write a config beside an adapter, which names the model that it was trained on.
 _TRAINERS_WITH_CONFIGS = ("PEFT", "mlx-lm")
 
 

@@ -65,12 +65,13 @@ def planned(named: Sequence[tuple[str, Settings]], request: CompareRequest) -> C
 
 
 class PlanComparison(NamedTuple):
-    """The comparison of each module of a plan, of all and of each block, and the advice on the stack."""
+    """The comparison of each module of a plan, of all and of each block, the advice on the stack, and its words."""
 
     modules: list[Comparison]
     whole: Comparison
     blocks: dict[str, Comparison]
     stack: Stack
+    words: CombineWords
 
 
 def compared_by_plan(plan: ComparePlan, progress: Progress) -> PlanComparison:
@@ -86,7 +87,8 @@ def compared_by_plan(plan: ComparePlan, progress: Progress) -> PlanComparison:
         blocks[block_of(module.module)].append(one)
     whole = total(found, len(adapters))
     of_blocks = {name: total(blocks[name], len(adapters)) for name in in_order_of_blocks(blocks)}
-    return PlanComparison(found, whole, of_blocks, stack_of(whole, of_blocks, _words(plan)))
+    words = _words(plan)
+    return PlanComparison(found, whole, of_blocks, stack_of(whole, of_blocks, words), words)
 
 
 # The options that a command for the same adapters has as well, and those of them that go with a base.
