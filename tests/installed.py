@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy
@@ -38,6 +39,7 @@ READING = (
     ("info", LORA, "--why"),
     ("check", SYNTHETIC, "--fail-on", "error"),
     ("check", LORA, "--tensors"),
+    ("info", LORA, "--spectrum"),
     ("metadata", "show", LORA),
     ("compat", LORA),
 )
@@ -49,6 +51,7 @@ SUMS = (
     ("compare", LOHA, LOHA),
     ("extract", SYNTHETIC / "base_bf16.safetensors", BASE, "--rank", "4", "-o", "noise.safetensors"),
 )
+PAGES = (("report", LORA, OTHER, "-o", "page.html"),) if find_spec("jinja2") else ()
 COMPUTING = (
     ("merge", BASE, f"{LORA}:0.5", "-o", "merged.safetensors"),
     ("verify", "merged.safetensors", BASE, f"{LORA}:0.5"),
@@ -140,7 +143,7 @@ def main():
         wrong += [] if told.stdout.startswith("lora-inspect-light," if is_light else "lora-inspect,") else [told.stdout]
         if is_light:
             write_record(folder / "recorded.safetensors")
-        for words in (*READING, *SUMS, *(NEEDS_TORCH if is_light else COMPUTING)):
+        for words in (*READING, *SUMS, *PAGES, *(NEEDS_TORCH if is_light else COMPUTING)):
             ended, seconds = run(words, folder)
             line = " ".join(os.path.relpath(word, FIXTURES) if isinstance(word, Path) else word for word in words)
             print(f"  {seconds:5.2f} s  {line}")

@@ -131,6 +131,7 @@ COMMANDS = {
     "no proof": (["verify", BASE, BASE, RSLORA], {"verify"}),
     "a comparison": (["compare", RSLORA, f"{OTHER}:0.5"], {"compare"}),
     "a comparison of three": (["compare", RSLORA, OTHER, f"{OTHER}:-1"], {"compare"}),
+    "a page": (["report", RSLORA, "-o", "page.html"], {"report"}),
     "a folder that is compared": (["compare", str(SYNTHETIC)], {"compare"}),
     "taken back": (["unmerge", "merged.safetensors", RSLORA, "--base", BASE, "-o", "a.safetensors"], {"unmerge"}),
     "nearest": (["unmerge", "merged.safetensors", RSLORA, "--allow-ambiguous", "-o", "a.safetensors"], {"unmerge"}),

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,6 +132,20 @@ def wrong_of_numbers() -> Iterator[str]:
     ended = run("info", RSLORA, "--norms", "--base", BASE)
     if ended != (3, "", MISSING):
         yield f"info --norms --base: {ended}"
+    ended = run("info", RSLORA, "--spectrum")
+    if ended.status or "sigma_1" not in ended.out:
+        yield f"info --spectrum: {ended}"
+
+
+def wrong_of_pages(folder: str) -> Iterator[str]:
+    """What is wrong with the page of an adapter, which needs Jinja and no torch."""
+    page = Path(folder) / "page.html"
+    ended = run("report", RSLORA, "-o", page)
+    if find_spec("jinja2") is None:
+        if ended.status != 3 or not ended.err.endswith("install it with pip install jinja2.\n") or page.exists():
+            yield f"report without Jinja: {ended}"
+    elif ended.status or "</html>" not in page.read_text(encoding="utf-8"):
+        yield f"report: {ended}"
 
 
 def wrong_of_sizes(path: Path) -> Iterator[str]:
@@ -239,6 +254,8 @@ def main() -> int:
     wrong += wrong_of_scanning()
     wrong += [f"{name} was loaded" for name in HEAVY if sys.modules.get(name)]
     wrong += wrong_of_numbers()
+    with tempfile.TemporaryDirectory() as folder:
+        wrong += wrong_of_pages(folder)
     wrong += [one for path in found for one in wrong_of_sizes(path)]
     wrong += wrong_of_computing()
     wrong += wrong_of_forms()

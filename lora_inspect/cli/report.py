@@ -12,7 +12,7 @@ from lora_inspect.sentences import size_in_words
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Write one HTML page on adapters: what they are, where they are strong, the rank that they use, and what to do next.
+Write one HTML page on adapters: their kind, the strength of each layer, the rank that they use, and commands.
 
 The page needs no network and runs no script. It has a heat map of blocks and layers, the singular values, the energy
 that each rank keeps, commands to copy, and all numbers as JSON. For several adapters it shows them together, at the

@@ -275,7 +275,7 @@ def folder_of_outputs(folder: str) -> Iterator[None]:
                 os.rmdir(made)
 
 
-SAFETENSORS_ENDING, GGUF_ENDING = ".safetensors", ".gguf"
+SAFETENSORS_ENDING, GGUF_ENDING, PAGE_ENDING = ".safetensors", ".gguf", ".html"
 # With which names end that are meant for a file of weights. What follows the last dot of others, as a version number
 # does, is a part of the name.
 _ENDINGS = (
@@ -291,7 +291,7 @@ _ENDINGS = (
     ".zip",
 )
 
-_FORMATS = {SAFETENSORS_ENDING: "safetensors", GGUF_ENDING: "GGUF"}
+_FORMATS = {SAFETENSORS_ENDING: "safetensors", GGUF_ENDING: "GGUF", PAGE_ENDING: "HTML"}
 
 # What programs that write to their standard output call it.
 _STREAM = "-"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_inspect.errors import NeedsLibraryError, RefusedError
 from lora_inspect.files.input_file import Identity, check_unchanged
-from lora_inspect.files.outputs import check_output, file_output, new_file
+from lora_inspect.files.outputs import PAGE_ENDING, check_output, file_output, new_file
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.progress import PartialProgress, Progress, silent
 from lora_inspect.reading.file_info import FileInfo, inspect
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_inspect.algebra.measures.compare_plan import ComparePlan
     from lora_inspect.algebra.options import ReportRequest
 
-_NAME, _ENDING = "report", ".html"
+_NAME = "report"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -80,7 +80,7 @@ def plan_report(
     asked = requested_settings(request)
     infos = tuple(inspect(path, own.joined(asked, path)) for path, own in named)
     comparison = planned(named, request.comparison) if len(named) > 1 else None
-    return ReportPlan(infos, comparison, request, file_output(output or _NAME + _ENDING, _NAME, {}, _ENDING))
+    return ReportPlan(infos, comparison, request, file_output(output or _NAME + PAGE_ENDING, _NAME, {}, PAGE_ENDING))
 
 
 def report(plan: ReportPlan, force: bool = False, progress: Progress = silent) -> ReportResult:

@@ -17,6 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 30
 # The least ratio of singular values that is drawn, and so many points of a curve.
 FLOOR = 1e-3
 _POINTS = 64
+_STUB = 6
 # The columns of a name in a legend.
 NAME = 120
 
@@ -64,7 +65,11 @@ def _height(share: float) -> float:
 
 def spectrum_points(values: Sequence[float], last: int) -> str:
     """The points of sigma_j / sigma_1 over j, from 1 to the last place of the axis."""
-    return " ".join(f"{across(at + 1, 1, last):g},{ratio_height(values[at]):g}" for at in places(len(values)))
+    if not values:
+        return ""
+    points = [f"{across(at + 1, 1, last):g},{ratio_height(values[at]):g}" for at in places(len(values))]
+    # A single one is drawn as a short line.
+    return " ".join(points) if len(points) > 1 else f"{points[0]} {across(1, 1, last) + _STUB:g},{ratio_height(1.0):g}"
 
 
 def band_points(low: Sequence[float], high: Sequence[float], last: int) -> str:

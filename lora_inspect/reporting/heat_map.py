@@ -12,6 +12,8 @@ from lora_inspect.fast_namedtuple import NamedTuple
 # The colours of a map, and the share of the layers whose strength the darkest one is for; stronger ones have it too.
 COLOURS = 10
 _TOP = 0.98
+# The least number of units that a cell shows, and from where on it shows a power of ten.
+_LEAST, _MANY = 0.05, 999.5
 # The largest number of columns of one table.
 _WIDEST = 60
 _INDEX = re.compile(r"[0-9]+")
@@ -96,9 +98,13 @@ class HeatMap(NamedTuple):
         return min(COLOURS - 1, int(strength / self.top * COLOURS)) if self.top else 0
 
     def number(self, strength: float) -> str:
-        """The strength as a cell shows it."""
-        shown = f"{strength / 10.0**self.exponent:.0f}"
-        return shown if len(shown) <= 3 else f"{strength / 10.0**self.exponent:.0e}".replace("e+0", "e")
+        """The strength as a cell shows it: a whole number of units, or one digit of less than one."""
+        units = strength / 10.0**self.exponent
+        if units < _LEAST:
+            return "~0" if units else "0"
+        if units < 1.0:
+            return f"{units:.1g}"
+        return f"{units:.0f}" if units < _MANY else f"{units:.0e}".replace("e+0", "e")
 
     @property
     def most(self) -> float:
@@ -207,6 +213,12 @@ def _guessed(path: str) -> Place:
     if at is None or at + 1 == len(parts):
         return Place(OTHERS, 0, path, 1 << 30)
     behind = parts[at + 1 :]
-    # A number that something is named after, as in `transformer_blocks.0.attn`, is one of a list; the last is a name.
-    named = [part for place, part in enumerate(behind) if place + 2 >= len(behind) or not _INDEX.fullmatch(part)]
+    named = [part for place, part in enumerate(behind) if not _is_running(behind, place)]
     return Place(separator.join(parts[:at]), int(parts[at]), separator.join(named), 1 << 30)
+
+
+def _is_running(parts: Sequence[str], place: int) -> bool:
+    """True of a number behind the name of a list, as in `experts.5.up`, but not in `net.0.proj` and `to_out.0`."""
+    if not _INDEX.fullmatch(parts[place]):
+        return False
+    return place + 2 < len(parts) or (place > 0 and place + 1 < len(parts) and parts[place - 1].endswith("s"))

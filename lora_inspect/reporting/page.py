@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_inspect.algebra.measures.spectra import LayerSpectrum
     from lora_inspect.reporting.stack_facts import StackFacts
 
-SCHEMA = "lora-inspect/report/1"
+SCHEMA = "lora-inspect/page/1"
 _TEMPLATE = Path(__file__).with_name("page.html")
 # So many digits of a number, singular values of a layer, and entries of metadata stand in the page.
 _DIGITS, _VALUES, _ENTRIES = 4, 128, 200
@@ -195,7 +195,11 @@ def _map_of(one: AdapterFacts, component: str) -> DrawnMap:
 def _bars(name: str, title: str, table: Table, most: float, norms: Sequence[float] | None = None) -> BarRow:
     own = norms if norms is not None else [column.norm for column in table.columns]
     bars = [
-        Bar(round(100.0 * norm / most, 1) if most else 0.0, f"{norm:.2g}", f"{column.title}: norm {norm:.4g}")
+        Bar(
+            round(100.0 * norm / most, 1) if most else 0.0,
+            f"{norm:.0f}" if norm >= 99.5 else f"{norm:.2g}",
+            f"{column.title}: norm {norm:.4g}",
+        )
         for column, norm in zip(table.columns, own, strict=True)
     ]
     return BarRow(name, title, bars)
