@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy
 import pytest
@@ -186,6 +187,58 @@ def test_experts_are_merged_one_by_one(name, fixtures, tmp_path):
     settings = {"density": 1.0} if name == "ties" else {}
     result = combine([adapter, adapter], tmp_path / "out", method=name, **settings)
     assert result.shares == pytest.approx((1.0, 1.0), abs=1e-5)
+
+
+def test_a_layer_of_experts_that_one_input_lacks_is_merged_too(fixtures, tmp_path):
+    adapter, other = fixtures / "experts/peft-0.19.0-qwen3-moe", tmp_path / "other"
+    shutil.copytree(adapter, other)
+    tensors = load_file(other / "adapter_model.safetensors")
+    gone = [name for name in tensors if ".experts." in name]
+    save_file({name: own for name, own in tensors.items() if name not in gone}, other / "adapter_model.safetensors")
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"target_parameters": None}))
+    combine([other, adapter], tmp_path / "out", method="mean")
+    made = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {name for name in made if ".experts." in name} == set(gone) != set()
+
+
+def test_a_sum_of_half_precision_keeps_directions_that_others_take_for_rounding(tmp_path):
+    numbers = numpy.random.default_rng(8)
+    layer = "lora_unet_blocks_0_self_attn_q"
+    paths, sides = [], []
+    for number in range(2):
+        left, right = (numpy.linalg.qr(numbers.normal(size=(size, 2)))[0] for size in (40, 30))
+        # The second singular value is 6e-5 of the first one.
+        up, down = (torch.from_numpy(side * [8.0, 2.0**-4]).half() for side in (left, right))
+        tensors = {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down.T.contiguous()}
+        save_file({**tensors, f"{layer}.alpha": torch.tensor(2.0)}, path := tmp_path / f"{number}.safetensors")
+        paths.append(path)
+        sides.append((up.double(), down.double()))
+    combine(paths, tmp_path / "mean.safetensors", method="mean", dtype="fp32")
+    made = {name: value.double() for name, value in load_file(tmp_path / "mean.safetensors").items()}
+    rank = made[f"{layer}.lora_down.weight"].shape[0]
+    change = made[f"{layer}.lora_up.weight"] @ made[f"{layer}.lora_down.weight"] * made[f"{layer}.alpha"] / rank
+    mean = sum(up @ down.T for up, down in sides) / 2.0
+    assert rank == 4
+    assert float((change - mean).norm() / mean.norm()) < 1e-6
+
+
+def test_the_note_on_bases_counts_the_modules_without_one(tmp_path):
+    numbers = numpy.random.default_rng(8)
+    paths = []
+    for number in range(2):
+        tensors = {}
+        for name, values in (("blocks_0_self_attn_q", (2.0, 2.0)), ("blocks_0_self_attn_k", (2.0, 1.0 + number))):
+            left, right = (numpy.linalg.qr(numbers.normal(size=(size, 2)))[0] for size in (40, 30))
+            tensors[f"lora_unet_{name}.lora_up.weight"] = torch.from_numpy(left * numpy.array(values))
+            tensors[f"lora_unet_{name}.lora_down.weight"] = torch.from_numpy(right.T.copy())
+            tensors[f"lora_unet_{name}.alpha"] = torch.tensor(2.0)
+        save_file(tensors, path := tmp_path / f"{number}.safetensors")
+        paths.append(path)
+    notes = combine(paths[:1] * 2, None, method="ties", density=1.0).notes
+    assert any(
+        note.startswith("in 1 module (lora_unet_blocks_0_self_attn_q) the inputs have directions") for note in notes
+    )
 
 
 @pytest.mark.parametrize(

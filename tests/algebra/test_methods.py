@@ -8,9 +8,10 @@ import pytest
 from dense_methods import COLUMNS, FORMULAS, ROWS, SETTINGS, dense, divisors, in_core, slerp, svd
 
 from lora_inspect.algebra.core_merging import MergedModule, MergeRule
+from lora_inspect.algebra.linear.core_space import CoreSpace
 from lora_inspect.algebra.linear.factors import Factors
 from lora_inspect.algebra.methods import by_name, known_methods
-from lora_inspect.algebra.methods.record import MethodSettings
+from lora_inspect.algebra.methods.record import MethodSettings, without_zeros
 
 pytestmark = pytest.mark.numeric
 RANK = 4
@@ -206,3 +207,27 @@ def test_slerp_of_one_direction_is_a_line():
     pair = drawn(1)
     found = merged("slerp", [pair, (3 * pair[0], pair[1])])
     assert apart(found, (0.7 + 0.3 * 3) * (pair[0] @ pair[1])) < 1e-9
+
+
+@pytest.mark.parametrize("name", known_methods())
+def test_methods_that_look_at_numbers_depend_on_the_basis_and_others_do_not(name):
+    method, numbers = by_name(name), numpy.random.default_rng(5)
+    cores = [numbers.normal(size=(6, 5)) for _ in range(method.inputs or 3)]
+    left, right = (numpy.linalg.qr(numbers.normal(size=(size, size)))[0] for size in (6, 5))
+    found = method.merge(cores, SETTINGS, "layer")
+    turned = left.T @ method.merge([left @ core @ right for core in cores], SETTINGS, "layer") @ right.T
+    assert bool(apart(turned, found) > 1e-3) is method.in_numbers
+
+
+@pytest.mark.parametrize(("values", "is_unique"), [((2.0, 1.0), True), ((2.0, 2.0), False), ((2.0, 2.0 - 1e-8), False)])
+def test_directions_of_one_length_have_no_basis_of_their_own(values, is_unique):
+    numbers = numpy.random.default_rng(6)
+    left, right = (numpy.linalg.qr(numbers.normal(size=(size, 2)))[0] for size in (30, 20))
+    change = Factors.of(left * numpy.array(values), right.T, (30, 20))
+    assert CoreSpace([change], [1e-7]).is_unique is is_unique
+
+
+def test_numbers_are_zero_beside_the_largest_of_all_inputs():
+    small, large = numpy.full((2, 2), 1e-13), numpy.ones((2, 2))
+    assert [core.any() for core in without_zeros([small, large])] == [False, True]
+    assert without_zeros([small, small])[0].all()

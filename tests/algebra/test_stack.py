@@ -14,7 +14,7 @@ import lora_inspect
 from lora_inspect.algebra.linear.core import SharedFactors, decomposed, shared_factors
 from lora_inspect.algebra.linear.core_space import CoreSpace, leading_cores
 from lora_inspect.algebra.linear.factors import Factors, joined
-from lora_inspect.algebra.measures.stack import Peak, medians, spikes
+from lora_inspect.algebra.measures.stack import Peak, WeightName, medians, peaks_of, sign_numbers, spikes
 
 BLOCKS, LEAVES = range(4), ("self_attn_q", "self_attn_k", "self_attn_v")
 LAYERS = [f"lora_unet_blocks_{block}_{leaf}" for block in BLOCKS for leaf in LEAVES]
@@ -364,3 +364,56 @@ def test_changes_without_a_core_get_lower_multipliers(run, fixtures):
     words = shlex.split(command_of(shown))
     assert words[2:6] == [f"{dora}:{energy**-0.5:.4g}", f"{dora}:{0.5 * energy**-0.5:.4g}", "--base", str(base)]
     run_command(command_of(shown), run)
+
+
+def stacked(matrices):
+    """Our peaks and sign numbers of one weight that these matrices change."""
+    changes = []
+    for matrix in matrices:
+        left, values, right = numpy.linalg.svd(matrix, full_matrices=False)
+        rank = max(1, int((values > 1e-9 * values[0]).sum()))
+        changes.append(Factors.of(left[:, :rank] * values[:rank], right[:rank], matrix.shape))
+    shared = [SharedFactors(*(side[None] for side in one))
+              for one in shared_factors(joined(changes), [one.rank for one in changes])]  # fmt: skip
+    own, there = [decomposed(one) for one in shared], range(len(matrices))
+    sums = sum(one.core for one in shared)
+    (peaks,) = peaks_of([WeightName("layer", "layer")], own, there, len(matrices), sums)
+    return peaks.values, [one[0] for one in sign_numbers(own, there, len(matrices))]
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12)])
+def test_peaks_are_the_largest_singular_values_of_each_change_and_of_the_sum(size, shape):
+    numbers = numpy.random.default_rng(4)
+    matrices = [size * numbers.normal(size=(shape[0], 3)) @ numbers.normal(size=(3, shape[1])) for _ in range(3)]
+    found, _ = stacked(matrices)
+    for own, matrix in zip(found, [*matrices, sum(matrices)], strict=True):
+        assert own == pytest.approx(numpy.linalg.svd(matrix, compute_uv=False)[:2].tolist(), rel=1e-6)
+
+
+def test_changes_that_cancel_each_other_have_no_peak():
+    matrix = numpy.random.default_rng(4).normal(size=(12, 9))
+    found, _ = stacked([matrix, -matrix])
+    assert found[-1] == (0.0, 0.0)
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_sign_numbers_are_the_same_in_both_orders():
+    numbers = numpy.random.default_rng(4)
+    _, (opposed, smaller) = stacked([numbers.normal(size=(12, 9)) for _ in range(3)])
+    for matrix in (opposed, smaller):
+        assert (matrix == matrix.T).all()
+        assert (matrix >= 0.0).all()
+        assert not matrix.diagonal().any()
+    assert (opposed <= smaller).all()
+
+
+def test_the_conflict_of_each_two_adapters_is_a_share_in_both_orders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(3):
+        write(f"{seed}", drawn(seed))
+    found = lora_inspect.compare([f"{seed}.safetensors" for seed in range(3)])
+    conflict, difference = (numpy.array(matrix) for matrix in (found.sign_conflict, found.relative_difference))
+    assert (conflict == conflict.T).all()
+    assert ((conflict >= 0.0) & (conflict <= 1.0)).all()
+    assert not difference.diagonal().any()
