@@ -106,7 +106,7 @@ def report(plan: ReportPlan, force: bool = False, progress: Progress = silent) -
         AdapterFacts(measure(info, plan.request.base, plan.request.transposed, share.done, with_spectra=True))
         for info in plan.infos
     ]
-    stack = StackFacts(plan.comparison, compared_by_plan(plan.comparison, silent)) if plan.comparison else None
+    stack = StackFacts(plan.comparison, compared_by_plan(plan.comparison, silent), facts) if plan.comparison else None
     hashes = [_hashes(info, share.done) for info in plan.infos]
     page = rendered(facts, stack, hashes).encode()
     check_unchanged(plan.inputs)

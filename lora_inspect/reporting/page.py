@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ from lora_inspect.sentences import counted, few, printable, shortened, size_in_w
 from lora_inspect.version import __version__
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from lora_inspect.algebra.measures.spectra import LayerSpectrum
     from lora_inspect.reporting.stack_facts import StackFacts
 
 SCHEMA = "lora-inspect/page/1"
-_TEMPLATE = Path(__file__).with_name("page.html")
+_PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 # So many digits of a number, singular values of a layer, and entries of metadata stand in the page.
 _DIGITS, _VALUES, _ENTRIES = 4, 128, 200
 # The columns of a value of the metadata.
@@ -89,17 +92,13 @@ class ScaledMap:
 
 def rendered(facts: Sequence[AdapterFacts], stack: "StackFacts | None", hashes: Sequence[Mapping[str, str]]) -> str:
     """The page of one adapter, or of several with the numbers of their stack."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    # The template is a file of this package, and everything else is text: nothing of an adapter is ever a template.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     fields = _of_stack(facts, stack) if stack else _of_one(facts[0])
     folded = [fold for one, own in zip(facts, hashes, strict=True) for fold in _folds(one, own, len(facts) > 1)]
     names = few([shortened(one.name, NAME) for one in facts])
     data = _without_markup(json.dumps(_numbers(facts, stack), separators=(",", ":"), allow_nan=False))
-    return template.render(
+    return _template().render(
         title=f"{names} - lora-inspect",
         heading=names,
         adapters=[
@@ -115,6 +114,14 @@ def rendered(facts: Sequence[AdapterFacts], stack: "StackFacts | None", hashes: 
         numbers=Markup(data),
         **fields,
     )
+
+
+@cache
+def _template() -> "Template":
+    """The template, a file of this package; nothing of an adapter is ever a template."""
+    from jinja2 import Environment, StrictUndefined
+
+    return Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE)
 
 
 def _without_markup(text: str) -> str:

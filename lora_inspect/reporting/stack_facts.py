@@ -11,6 +11,7 @@ from lora_inspect.algebra.measures.stack import weight_name
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.model.settings import spell_argument
+from lora_inspect.reporting.adapter_facts import AdapterFacts
 from lora_inspect.reporting.heat_map import HeatMap, LayerSize, heat_map, place_of
 from lora_inspect.sentences import printable
 from lora_inspect.shell import command_line, operand
@@ -27,8 +28,10 @@ _SHARED = 0.1
 class StackFacts:
     """The comparison of adapters in the numbers of a page."""
 
-    def __init__(self, plan: ComparePlan, found: PlanComparison) -> None:
+    def __init__(self, plan: ComparePlan, found: PlanComparison, facts: Sequence[AdapterFacts]) -> None:
         self._plan, self._found = plan, found
+        # Of experts only the measured factors tell the whole shape.
+        self._shapes = {size.key: size.shape for one in facts for size in one.norms.sizes if size.sigma_1 is not None}
         self._count = len(plan.inputs.adapters)
         self._named = [
             spell_argument(operand(one.adapter.checkpoint.path), one.adapter.settings) for one in plan.inputs.adapters
@@ -57,12 +60,19 @@ class StackFacts:
     def _weights(self) -> "list[tuple[OutputModule, Comparison]]":
         """The weights of the part that the sum changes most."""
         pairs = zip(self._plan.modules, self._found.modules, strict=True)
-        every = [(module, one) for module, one in pairs if len(shape_of(module.terms[0])) > 1]
+        every = [(module, one) for module, one in pairs if len(self._shape(module)) > 1]
         energies: dict[str, float] = defaultdict(float)
         for module, one in every:
             energies[module.module.name.component] += one.together
         main = max(energies, key=lambda name: energies[name], default="")
         return [(module, one) for module, one in every if module.module.name.component == main]
+
+    def _shape(self, module: "OutputModule") -> tuple[int, ...]:
+        """The shape of the weight, of experts with their number in front; empty where no adapter changes it."""
+        if any(term.contribution.algorithm.experts for term in module.terms):
+            keys = (term.contribution.module.key for term in module.terms)
+            return next((self._shapes[key] for key in keys if key in self._shapes), ())
+        return max((shape_of(term) for term in module.terms), key=len)
 
     @property
     def heat_map(self) -> HeatMap:
@@ -72,7 +82,7 @@ class StackFacts:
             LayerSize(
                 weight_name(module).key,
                 _path(module),
-                max((shape_of(term) for term in module.terms), key=len),
+                self._shape(module),
                 math.sqrt(one.together),
             )
             for module, one in self._weights

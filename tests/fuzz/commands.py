@@ -29,7 +29,9 @@ _MENDS, _OF_MENDING = "fixes", ("output", "force")
 _UNMERGE = "unmerge"
 _UNMERGED_WITH = {"output": 0.97, "base": 0.3, "allow_ambiguous": 0.7, "as_json": 0.3, "force": 0.1}
 # Verbs of several adapters, which may be the same one, and the rules of one that needs a rule.
-_OF_SEVERAL = ("average", "compare")
+_OF_SEVERAL = ("average", "compare", "report")
+# What writes a page.
+_PAGES = "report"
 _RULES = {"extract": ("rank", "max_rank", "energy")}
 # Parts of a sharded base.
 _SHARES = ("1/1", "1/2", "2/2", "2/2", "1/9", "0/2", "3/2", "1", "")
@@ -133,7 +135,7 @@ def _arguments(source: random.Random, verb: click.Command, files: Files) -> list
         )
     fitting = "out.safetensors" if _IN_PLACE in options else _fitting_output(pieces, files)
     # The adapter of a model of no known family has PEFT's names, in a folder.
-    fitting = "out" if verb.name in _RULES else fitting
+    fitting = "out" if verb.name in _RULES else "out.html" if verb.name == _PAGES else fitting
     pieces += [_option(source, options[name], files, fitting) for name in chosen if name in options]
     if source.random() < 0.3:
         source.shuffle(pieces)

@@ -41,6 +41,8 @@ class Effects:
 
 
 NOTHING = Effects()
+# The name that `report` gives a page.
+PAGE = "report.html"
 
 
 def effects_of(target: str, parsed: dict[str, Any], folder: str) -> Effects:
@@ -49,6 +51,9 @@ def effects_of(target: str, parsed: dict[str, Any], folder: str) -> Effects:
         return _of_metadata(parsed, folder)
     inputs = [path for name in ("base", "adapter") if isinstance(path := parsed.get(name), str)]
     adapter = os.path.join(folder, inputs[-1].partition(":")[0]) if target == "convert" and inputs else ""
+    if target == "report":
+        output = str(parsed.get("output") or PAGE)
+        return Effects((output, os.path.join(output, PAGE)))
     outputs = _outputs(parsed, inputs)
     if outputs and parsed.get("share"):
         return Effects((*outputs, f"{outputs[0].rstrip('/')}{PARTS}"), below=True)

@@ -146,7 +146,7 @@ _IMPORTED_LATER = (
     "numpy.random", "torch._dynamo", "torch.fx.experimental.symbolic_shapes",
     "unicodedata", "hashlib", "ctypes", "fnmatch", "difflib", "encodings.unicode_escape", "encodings.utf_8_sig",
     "encodings.utf_16", "encodings.utf_16_be", "encodings.utf_16_le", "encodings.utf_32", "encodings.utf_32_be",
-    "encodings.utf_32_le", "tabulate",
+    "encodings.utf_32_le", "tabulate", "jinja2",
 )  # fmt: skip
 
 
@@ -159,6 +159,7 @@ def _first_cases() -> Iterator[Case]:
         for base in ("base.safetensors", "shards"):
             yield Case(files.contents, ("merge", base, f"{adapter}:0.5", "-o", "out.safetensors"))
         yield Case(files.contents, ("info", adapter, "--modules", "--metadata"))
+        yield Case(files.contents, ("report", adapter, "-o", "out.html"))
         yield Case(files.contents, ("convert", adapter, "-o", "out", "--base", "base.safetensors", "--rank", "2"))
         yield Case(files.contents, ("convert", adapter, "-o", "out.safetensors", "--keep-dora"))
         yield Case(files.contents, ("merge", "--no-such-option"))
@@ -472,7 +473,10 @@ def _judge_output(
     # What jobs leave for each other is no output yet.
     whole = [result for result in results if not result.endswith(PARTS)]
     for result in [result for result in whole if result in written] or whole[:1]:
-        yield from _judge_reading(result)
+        if case.target != "report":
+            yield from _judge_reading(result)
+        elif not (isinstance(page := after[result][3], bytes) and page.rstrip().endswith(b"</html>")):
+            yield Violation("output", f"{result} is no whole page")
 
 
 def _repaired(before: Picture, path: str) -> tuple[Any, ...]:

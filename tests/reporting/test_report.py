@@ -293,6 +293,19 @@ def test_other_algorithms_have_a_page(fixture, fixtures, tmp_path):
     assert own["left_out"] == []
 
 
+def test_a_stack_of_experts_has_a_page(fixtures, tmp_path):
+    path = fixtures / "experts/peft-0.19.0-qwen3-moe"
+    lora_inspect.report([path, (path, -0.5)], tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert page.numbers["stack"]["cosine"] == [[1.0, -1.0], [-1.0, 1.0]]
+    # Half of each change is left, of experts their root mean square over all numbers.
+    (own, _) = page.numbers["adapters"]
+    for layer in own["layers"]:
+        strength = 0.5 * layer["norm"] / math.sqrt(math.prod(layer["shape"]))
+        assert any(f"{strength:.3g}" in f"{float(title.rpartition(': ')[2].partition(',')[0]):.3g}"
+                   for title in page.titles() if ": " in title and "norm" not in title)  # fmt: skip
+
+
 def test_an_untrained_file_has_a_page(tmp_path, write_safetensors):
     path, _ = kohya(tmp_path / "a.safetensors", 1, rank=2)
     tensors = {name: torch.zeros_like(own) if "lora_up" in name else own for name, own in load_file(path).items()}
