@@ -36,7 +36,10 @@ def use(base: Path, adapter: "os.PathLike[str]", folder: Path) -> list[str]:
     assert (scale, rule, severities, delta.dtype) == (1.5, True, [], torch.float64)
     sizes: lora_inspect.NormsResult = opened.norms(base, transposed=False)
     norm: float = sizes.parts["model"].norm
-    assert norm > 0.0
+    spectrum: lora_inspect.SpectrumResult = opened.spectrum(base)
+    rank: int | None = spectrum.parts["model"].rank_99
+    page: lora_inspect.ReportResult = lora_inspect.report(adapter, folder / "page.html", progress=told)
+    assert norm > 0.0 and rank and page.bytes
     assert len(says) >= 1
     assert record["metadata"] == metadata
 
