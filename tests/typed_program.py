@@ -39,7 +39,9 @@ def use(base: Path, adapter: "os.PathLike[str]", folder: Path) -> list[str]:
     spectrum: lora_inspect.SpectrumResult = opened.spectrum(base)
     rank: int | None = spectrum.parts["model"].rank_99
     page: lora_inspect.ReportResult = lora_inspect.report(adapter, folder / "page.html", progress=told)
-    assert norm > 0.0 and rank and page.bytes
+    assert norm > 0.0
+    assert rank
+    assert page.bytes
     assert len(says) >= 1
     assert record["metadata"] == metadata
 
