@@ -71,6 +71,11 @@ def test_a_rate_that_nothing_learns_at_is_none(rate):
     assert "learning_rate" not in training_facts({"ss_learning_rate": rate})
 
 
+@pytest.mark.parametrize("steps", [" 40 ", "40\x1f", "\n40"])
+def test_blanks_around_a_number_do_not_count(steps):
+    assert training_facts({"ss_steps": steps})["steps"] == 40
+
+
 @given(told_metadata)
 def test_any_metadata_is_read_and_what_is_found_is_of_its_kind(metadata):
     found = training_facts(metadata)

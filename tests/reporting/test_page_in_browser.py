@@ -36,17 +36,21 @@ def browser(tmp_path_factory):
 def pages(tmp_path_factory, request):
     """A page of one adapter with all kinds of cells, one of a stack, and one with hostile metadata."""
     folder = tmp_path_factory.mktemp("pages")
-    first, _ = kohya(folder / "style.safetensors", 1, rank=8, layers=WAN)
-    others = [kohya(folder / f"{seed}.safetensors", seed, rank=8, layers=WAN)[0] for seed in (2, 3)]
+    names = [f"{name}.safetensors" for name in ("style", "face", "light")]
+    for seed, name in enumerate(names):
+        kohya(folder / name, seed, rank=8, layers=WAN)
     fixtures = request.config.rootpath / "fixtures"
     made = {
-        "one": first,
-        "stack": [(first, 0.8), *others],
+        "one": names[0],
+        "stack": [(names[0], 0.8), *names[1:]],
         "dora": fixtures / "synthetic" / "dora_without_flag.safetensors",
         "lokr": next((fixtures / "crepe-lycoris-lokr-conv").glob("lycoris*.safetensors")),
     }
-    for name, adapters in made.items():
-        lora_inspect.report(adapters, folder / f"{name}.html")
+    with pytest.MonkeyPatch.context() as patch:
+        # As long as users' names, which the commands have, are.
+        patch.chdir(folder)
+        for name, adapters in made.items():
+            lora_inspect.report(adapters, f"{name}.html")
     return {name: folder / f"{name}.html" for name in made}
 
 

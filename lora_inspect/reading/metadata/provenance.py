@@ -111,7 +111,7 @@ def parsed(metadata: Mapping[str, str], key: str) -> Any:
 def whole(value: Any) -> int | None:
     """The whole number that a value is or spells, from 0 to a million millions; None for anything else."""
     if isinstance(value, str) and len(value) < 20 and value.strip().isdecimal():
-        value = int(value)
+        value = int(value.strip())
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return value if is_whole and 0 <= value <= 10**12 else None
 
