@@ -25,7 +25,7 @@ from readme_renderer import markdown
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE, LIGHT = "lora_inspect", "lora_inspect_light"
 # Everything that may be in a wheel; {info} is its folder of metadata.
-CODE = ("lora_inspect/*.py", "lora_inspect/py.typed")
+CODE = ("lora_inspect/*.py", "lora_inspect/py.typed", "lora_inspect/reporting/page.html")
 NETWORKS = ("networks/*.py", "networks/py.typed")
 INFO = tuple(f"{{info}}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"))
 # And in the source, but for the files of the wheel.
@@ -82,7 +82,7 @@ def check_names(archive: Path, names: list[str], patterns: tuple[str, ...], know
         if name not in known and ".dist-info/" not in name and name != "PKG-INFO":
             stop(f"{archive.name} holds {name}, which git does not know")
     code = {
-        name for name in known if any(fnmatchcase(name, one) for one in patterns if one.endswith((".py", "py.typed")))
+        name for name in known if any(fnmatchcase(name, one) for one in patterns if one.endswith((".py", "py.typed", ".html")))
     }
     if lost := code - set(names):
         stop(f"{archive.name} lacks {min(lost)}")
