@@ -39,6 +39,7 @@ SOURCE = (
         "docs/*.md",
         "docs/*.py",
         "docs/schemas/*.json",
+        "docs/pictures/*.png",
     ),
     *("fixtures/*", "packaging/*.py", "packaging/light/*", "tests/*"),
 )
@@ -82,7 +83,9 @@ def check_names(archive: Path, names: list[str], patterns: tuple[str, ...], know
         if name not in known and ".dist-info/" not in name and name != "PKG-INFO":
             stop(f"{archive.name} holds {name}, which git does not know")
     code = {
-        name for name in known if any(fnmatchcase(name, one) for one in patterns if one.endswith((".py", "py.typed", ".html")))
+        name
+        for name in known
+        if any(fnmatchcase(name, one) for one in patterns if one.endswith((".py", "py.typed", ".html")))
     }
     if lost := code - set(names):
         stop(f"{archive.name} lacks {min(lost)}")
