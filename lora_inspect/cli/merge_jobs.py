@@ -11,8 +11,8 @@ from lora_inspect.cli import terminal
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
 from lora_inspect.cli.terminal import failure, sentence_of, show_defect
 from lora_inspect.maths.torch_threads import load_torch
+from lora_inspect.merging.jobs.processes import Elsewhere, all_ranks
 from lora_inspect.merging.plan import MergePlan
-from lora_inspect.merging.processes import Elsewhere, all_ranks
 from lora_inspect.merging.result import MergeResult, planned_record
 from lora_inspect.ops.merge_jobs import (
     ProcessShare,

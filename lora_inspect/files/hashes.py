@@ -58,10 +58,19 @@ def file_sha256(file: str, identity: Identity, progress: Progress = silent) -> s
     return digest.hexdigest()
 
 
-def sha256_behind(file: str, start: int, blank: Iterable[tuple[int, int]]) -> tuple[int, str]:
-    """The size of a file, and the hash of its bytes from `start` on, those in the ranges `blank` as zeros."""
+def sha256_behind(
+    file: str,
+    start: int,
+    blank: Iterable[tuple[int, int]],
+    identity: Identity | None = None,
+    progress: Progress = silent,
+) -> tuple[int, str]:
+    """The size of a file, and the hash of its bytes from `start` on, those in the ranges `blank` as zeros.
+
+    With the `identity` of an earlier opening it has to be that file still. `progress` is told of the bytes.
+    """
     digest = hashlib.sha256()
-    with InputFile(file) as source:
+    with InputFile(file, identity) as source:
         size = source.identity.bytes
         for at in range(start, size, _CHUNK):
             chunk = source.read(at, min(_CHUNK, size - at))
@@ -69,6 +78,7 @@ def sha256_behind(file: str, start: int, blank: Iterable[tuple[int, int]]) -> tu
                 inside = range(max(first - at, 0), min(last - at, len(chunk)))
                 chunk[inside.start : inside.start + len(inside)] = bytes(len(inside))
             digest.update(chunk)
+            progress(len(chunk))
         source.check_unchanged()
     return size, digest.hexdigest()
 

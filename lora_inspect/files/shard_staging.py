@@ -1,5 +1,6 @@
 """OUT.parts: what several processes make of one folder, file by file, before it takes its name. Standard library only.
 
+    OUT.parts/merge.json          of which merge the parts are: the first process that says so claims them
     OUT.parts/shards/NAME         a file that is whole; it grows beside that, as every output does
     OUT.parts/entries/NAME.json   what is known of it
     OUT.parts/whole               the folder that takes the name OUT; the files come into it when all are there
@@ -24,6 +25,7 @@ from lora_inspect.sentences import counted
 
 _ENDING, _ENTRY = ".parts", ".json"
 _SHARDS, _ENTRIES, _WHOLE, _OLD, _LOCK = "shards", "entries", "whole", "whole.old", "finish.lock"
+_CLAIM = "merge.json"
 _BESIDE = "beside"
 
 
@@ -44,7 +46,7 @@ class PartsFolder:
         """Raises LoraInspectError where the parts cannot be there, or something is in their place."""
         check_output(self.path, inputs, force=True, folder=True)
         # What a link leads to is not ours to write to, and may be the base.
-        known = {_LOCK: _is_file, **dict.fromkeys((_SHARDS, _ENTRIES, _WHOLE, _OLD), _is_folder)}
+        known = {_CLAIM: _is_file, _LOCK: _is_file, **dict.fromkeys((_SHARDS, _ENTRIES, _WHOLE, _OLD), _is_folder)}
         for name in sorted(os.listdir(self.path)) if self.is_there() else []:
             is_own = known.get(name)
             if not (is_own(os.path.join(self.path, name)) if is_own else is_leftover(name)):
@@ -52,9 +54,23 @@ class PartsFolder:
                     self.path, f"it holds {name}, which does not belong to a merge", "move it, or choose another output"
                 )
 
-    def make(self) -> None:
-        """Makes it where it is not there; raises LoraInspectError where the disk refuses."""
+    @property
+    def claim(self) -> str:
+        """The path of the file that says of which merge the parts are."""
+        return os.path.join(self.path, _CLAIM)
+
+    def make(self, claim: bytes) -> None:
+        """Makes it where it is not there, and claims it with these words where nobody has.
+
+        Raises LoraInspectError where the disk refuses.
+        """
         with refusing(self.path):
+            os.makedirs(self.path, exist_ok=True)
+            # A claim takes its name in one step, and the first one keeps it.
+            remove_leftovers(self.claim)
+            with suppress(WouldOverwriteError, FileExistsError):
+                self._write(self.claim, claim, force=False)
+            # Whoever removes the parts of a merge that is done removes its claim last.
             for name in (_SHARDS, _ENTRIES):
                 os.makedirs(os.path.join(self.path, name), exist_ok=True)
 
@@ -89,8 +105,7 @@ class PartsFolder:
         """Says of a file that is whole what is known of it."""
         path = self.entry(name)
         remove_leftovers(path)
-        with new_file(path, force=True) as descriptor, open(descriptor, "wb", closefd=False) as handle:
-            handle.write(content)
+        self._write(path, content, force=True)
 
     @contextmanager
     def finishing(self) -> Iterator[bool]:
@@ -140,20 +155,31 @@ class PartsFolder:
         with refusing(self.output):
             take_place(self._whole, self.output, inputs, force)
 
+    def has_shards(self, names: Collection[str]) -> bool:
+        """Whether a file of one of these names is there."""
+        return any(os.path.lexists(self.file(name)) for name in names)
+
     def remove(self) -> str | None:
-        """Removes all of it; a sentence where something stays."""
+        """Removes all of it, its claim last; a sentence where something stays."""
         for name in (_ENTRIES, _SHARDS, _WHOLE, _OLD):
             shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
-        with suppress(OSError):
-            os.unlink(self._lock)
+        for path in (self._lock, self.claim):
+            with suppress(OSError):
+                os.unlink(path)
         try:
             os.rmdir(self.path)
         except OSError as error:
+            if os.path.lexists(self.claim):  # by another merge, which has just begun
+                return None
             return (
                 f"{self.path}: the output is complete, but lora-inspect cannot remove this ({error.strerror}); "
                 "remove it."
             )
         return None
+
+    def _write(self, path: str, content: bytes, force: bool) -> None:
+        with new_file(path, force=force) as descriptor, open(descriptor, "wb", closefd=False) as handle:
+            handle.write(content)
 
     def _open_lock(self) -> int | None:
         """A descriptor of the lock file, None where the folder is not there any more."""

@@ -3,6 +3,7 @@
 `OutputFiles` writes all files of a merged base by its plan; a folder's other files are copied.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,10 +92,14 @@ class Folding:
 
 
 class Written(NamedTuple):
-    """How many tensors of each element type a file has, and tensors of other files whose content its weights decide."""
+    """A file that was written: its tensors by element type, and its identity when it took its name.
+
+    `late` are tensors of other files whose content its weights decide.
+    """
 
     counts: Counter[str]
     late: dict[str, bytes]
+    identity: Identity
 
 
 def write_folded(
@@ -133,8 +138,12 @@ def write_folded(
     def keep(name: str, tensor: "Tensor") -> None:
         late[name] = bytes(bytes_in(tensor))
 
+    def look(partial: str) -> None:
+        identities.append(Identity.of(os.stat(partial)))
+
+    identities: list[Identity] = []
     factors = FactorReader()
-    with Writer(output, plans, metadata, inputs, force) as writer, working_crew(BLOCK_ELEMENTS) as crew:
+    with Writer(output, plans, metadata, inputs, force, look) as writer, working_crew(BLOCK_ELEMENTS) as crew:
         progress(0)
 
         def fold(info: TensorInfo) -> "Job[Tools]":
@@ -162,7 +171,7 @@ def write_folded(
             writer.leave(borrowing.bytes)
             progress(borrowing.bytes)
         accept()
-    return Written(Counter(target.dtype for target in plans), late)
+    return Written(Counter(target.dtype for target in plans), late, identities[-1])
 
 
 def _flat(info: TensorInfo, folding: Folding) -> TensorInfo:

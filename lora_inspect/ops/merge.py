@@ -79,7 +79,7 @@ def _write_file(
     delivery: PendingOutput,
 ) -> Counter[str]:
     file, output, borrowing = plan.base.files[0], delivery.path, delivery.borrowing()
-    counts, _ = files.write(file, output, record, progress, plan.inputs, force, accept, borrowing)
+    counts, *_ = files.write(file, output, record, progress, plan.inputs, force, accept, borrowing)
     delivery.send(output, borrowing)
     return counts
 

@@ -6,17 +6,18 @@ Each makes some of the shards; the last job, or the first process, finishes.
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from lora_inspect.errors import CouldNotWorkError, NotFoundError
+from lora_inspect.errors import CouldNotWorkError, LoraInspectError, NotFoundError, WouldOverwriteError
+from lora_inspect.files.temp_files import without_slash
+from lora_inspect.merging.jobs.processes import Processes
+from lora_inspect.merging.jobs.shards import SharedMerge, bytes_of, difference, files_of_share
 from lora_inspect.merging.options import ProcessShare
-from lora_inspect.merging.output_path import check_merge_output, shared_output
+from lora_inspect.merging.output_path import check_merge_output, merge_output, shared_output
 from lora_inspect.merging.plan import MergePlan
-from lora_inspect.merging.processes import Processes
 from lora_inspect.merging.result import MergeResult
-from lora_inspect.merging.shards import SharedMerge, bytes_of, difference, files_of_share
 from lora_inspect.progress import Progress, silent
 from lora_inspect.sentences import Result
 
@@ -75,10 +76,10 @@ def merge_shard(
     Raises LoraInspectError as `merge` does, and if a present shard is of another merge; complete shards stay in
     OUT.parts.
     """
-    output = shared_output(plan, named, force, share.of)
+    output = _free_output(plan, named, force, share.of)
     shared = SharedMerge(plan, output)
     check_merge_output(plan, output, force)  # another run of this job may have finished since
-    shared.parts.make()
+    shared.claim()
     names = [os.path.basename(file) for file in files_of_share(plan, share)]
     with shared.providing() as provide:
         held = [name for name in names if provide(name, progress)]
@@ -97,12 +98,28 @@ def merge_shard(
     )
 
 
+def _free_output(plan: MergePlan, named: str, force: bool, jobs: int = 1) -> str:
+    """The output of the jobs, as `shared_output` has it.
+
+    Where it is there, it may be of this merge, and a process may have died when it removed the parts. Then they are
+    removed before the error says that there is an output.
+    """
+    try:
+        return shared_output(plan, named, force, jobs)
+    except WouldOverwriteError:
+        with suppress(LoraInspectError):  # parts of another merge are none of our business
+            shared = SharedMerge(plan, without_slash(merge_output(plan, named)))
+            if shared.is_done():
+                shared.parts.remove()
+        raise
+
+
 def finish_merge(plan: MergePlan, named: str, force: bool = False, progress: Progress = silent) -> MergeResult:
     """Makes the output of the shards of all jobs; `progress` is told the bytes of what lies beside the weights.
 
     Raises LoraInspectError, and leaves the shards as they are, where one of them is missing, and as `merge` does.
     """
-    output = shared_output(plan, named, force)
+    output = _free_output(plan, named, force)
     shared = SharedMerge(plan, output)
     if not shared.parts.is_there():
         raise NotFoundError(shared.parts.path, "there is no such folder", "make the shards with --shard first")
@@ -124,7 +141,7 @@ def merge_by_ranks(
 
     def prepare() -> SharedMerge:
         shared = SharedMerge(plan, shared_output(plan, named, force))
-        shared.parts.make()
+        shared.claim()
         return shared
 
     shared = ranks.together(prepare)

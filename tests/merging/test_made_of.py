@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from bases import write_adapter, write_base
 
+from lora_inspect.merging.jobs.shards import difference, made_of
 from lora_inspect.merging.plan import MergeOptions, plan_merge
 from lora_inspect.merging.record import recorded
-from lora_inspect.merging.shards import difference, made_of
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from torch.distributed import HashStore
 
 from lora_inspect.errors import RefusedError
-from lora_inspect.merging import processes as ranks_of
-from lora_inspect.merging.processes import Elsewhere, Processes, threads_of
+from lora_inspect.merging.jobs import processes as ranks_of
+from lora_inspect.merging.jobs.processes import Elsewhere, Processes, threads_of
 from lora_inspect.torchrun import Rank, launched
 
 

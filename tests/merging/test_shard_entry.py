@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_inspect.maths.share import Estimate, Rounding
+from lora_inspect.merging.jobs.shard_entry import ShardEntry, read_entry
 from lora_inspect.merging.retention import ObservedWeight
-from lora_inspect.merging.shards import ShardEntry, read_entry
 
 ENTRY = ShardEntry(
     made_of={"version": "1", "adapters": [{"multiplier": 0.1}]},

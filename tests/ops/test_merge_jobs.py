@@ -20,7 +20,7 @@ from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import shard_staging as parts_of_files
 from lora_inspect.files import temp_files
 from lora_inspect.files.system import create, lock
-from lora_inspect.merging import shards as shared_merge
+from lora_inspect.merging.jobs import shards as shared_merge
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.ops.merge_jobs import ProcessShare, finish_merge, merge_shard
 
@@ -354,7 +354,7 @@ class TestAnotherMerge:
         before = content("out.parts")
         with pytest.raises(LoraInspectError) as error:
             do()
-        assert str(error.value).startswith(f"out.parts/entries/{SHARDS[0]}.json: it belongs to another merge: {said}")
+        assert str(error.value).startswith(f"out.parts: it belongs to another merge: {said}")
         assert content("out.parts") == before
         assert not os.path.exists("out")
 

@@ -1,6 +1,7 @@
 """A merge that several processes make together, each some of its shards, through the folder OUT.parts.
 
-An entry next to each shard describes it for the process that finishes. The shards of one output must be made of the
+The first process claims the folder for its merge before it writes anything else, and those of another merge end. An
+entry next to each shard describes it for the process that finishes. The shards of one output must be made of the
 same inputs and options. An entry may come from another run, another version or a disk that lost bytes: an invalid entry
 counts as none.
 """
@@ -9,26 +10,27 @@ import hashlib
 import json
 import os
 import time
-from base64 import b64decode, b64encode
+from _thread import allocate_lock
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from lora_inspect.errors import CouldNotWorkError, LoraInspectError, NotFoundError, RefusedError
+from lora_inspect.errors import CouldNotWorkError, DamagedError, LoraInspectError, NotFoundError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import file_sha256, sha256_behind
-from lora_inspect.files.input_file import InputFile
-from lora_inspect.files.json_files import read_json
+from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.pending_output import PendingOutput
-from lora_inspect.files.safetensors.header import read_header
+from lora_inspect.files.safetensors.header import LENGTH_BYTES, read_header
 from lora_inspect.files.safetensors.writer import rewrite_header, rewrite_tensor
 from lora_inspect.files.shard_staging import PartsFolder
+from lora_inspect.files.system import usable_cores
 from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.fold import OutputFiles, Written
+from lora_inspect.merging.jobs.shard_entry import ShardEntry, claim_of, read_claim, read_entry
 from lora_inspect.merging.options import ProcessShare, taken
 from lora_inspect.merging.plan import MergePlan
 from lora_inspect.merging.record import RECORDED_AS, recorded, with_base_hashes
@@ -41,6 +43,8 @@ from lora_inspect.sentences import counted, listed, shortened, some
 # Pieces of so many bytes are looked at, at least so many of a base and so many of each file, from its first tensor to
 # its last: models of one shape have the same header, and may differ in some of their weights alone.
 _PIECE, _PIECES, _OF_EACH = 4096, 128, 8
+# So many shards are read at a time before the output takes its name.
+_READERS = 4
 _NUMBERS, _WEIGHTS, _VERSION = "numbers", "weights", "version"
 # What decides whether an output is written, not what is in it.
 _DECIDES = RECORDED_AS["allow_loss"]
@@ -65,11 +69,6 @@ def made_of(plan: MergePlan, record: str) -> dict[str, Any]:
     options = {name: value for name, value in said.get(OPTIONS, {}).items() if name != _DECIDES}
     base = {**said[BASE], _NUMBERS: _sampled(plan.base)}
     return {**said, BASE: base, OPTIONS: options, _WEIGHTS: _folded(plan)}
-
-
-def digest(parts: Mapping[str, Any]) -> str:
-    """The hash of a record, in whatever order it is."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def check_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
@@ -147,84 +146,6 @@ def _folded(plan: MergePlan) -> str:
     return hashlib.sha256(json.dumps([folds, stored], sort_keys=True).encode()).hexdigest()
 
 
-_SCHEMA = 1
-
-
-class ShardEntry(NamedTuple):
-    """What is known of a shard.
-
-    `made_of` is what all shards have in common. `size` is that of the file and `data_start` that of its header;
-    `sha256` is the hash of what is behind that, with zeros in the ranges `late`, whose content the weights of other
-    shards decide. `settled` has such content, by the names of tensors, that its own weights decide for others.
-    `counts` are its tensors by element type, `records` what was seen of each weight, and `base_sha256` is the hash of
-    the base's file where that is recorded.
-    """
-
-    made_of: Mapping[str, Any]
-    size: int
-    data_start: int
-    sha256: str
-    late: Sequence[tuple[int, int]]
-    settled: Mapping[str, bytes]
-    counts: Mapping[str, int]
-    records: Sequence[Any]
-    base_sha256: str | None = None
-
-    def content(self) -> bytes:
-        """The entry as it is written."""
-        record = {
-            "schema": _SCHEMA,
-            "made_of": dict(self.made_of),
-            "bytes": self.size,
-            "data_start": self.data_start,
-            "sha256": self.sha256,
-            "late": [list(one) for one in self.late],
-            "settled": {name: b64encode(content).decode() for name, content in self.settled.items()},
-            "counts": dict(self.counts),
-            "seen": list(self.records),
-            "base_sha256": self.base_sha256,
-        }
-        return json.dumps({**record, "digest": digest(record)}, separators=(",", ":")).encode()
-
-    def observed(self) -> Iterator[ObservedWeight]:
-        """What was seen of each weight."""
-        return map(ObservedWeight.of_record, self.records)
-
-    def holds(self, file: str) -> bool:
-        """Whether the file has every byte that it had when the entry was written, but for its header."""
-        try:
-            return sha256_behind(file, self.data_start, self.late) == (self.size, self.sha256)
-        except LoraInspectError:
-            return False
-
-
-def read_entry(path: str) -> ShardEntry | None:
-    """The entry at `path`; None where there is none that is as it was written."""
-    try:
-        record, _ = read_json(path)
-        if record["schema"] != _SCHEMA or record.pop("digest") != digest(record):
-            return None
-        return ShardEntry(
-            made_of=record["made_of"],
-            size=_whole(record["bytes"]),
-            data_start=_whole(record["data_start"]),
-            sha256=str(record["sha256"]),
-            late=[(_whole(start), _whole(stop)) for start, stop in record["late"]],
-            settled={name: b64decode(content, validate=True) for name, content in record["settled"].items()},
-            counts={name: _whole(count) for name, count in record["counts"].items()},
-            records=record["seen"],
-            base_sha256=record["base_sha256"],
-        )
-    except (LoraInspectError, LookupError, TypeError, ValueError, AttributeError):
-        return None
-
-
-def _whole(number: Any) -> int:
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise ValueError(f"{number!r} is no count")
-    return number
-
-
 class MadeShard(NamedTuple):
     """A shard that was written to `output`: what was seen of its weights, and the hash of the base's file if asked."""
 
@@ -251,8 +172,43 @@ class SharedMerge:
         self._late = _late(plan)
         self._record = recorded(plan, beside=load_torch, hash_base=False)
         self.made_of = made_of(plan, self._record)
+        # By shard the identity of the file that this process knows to have the bytes of the entry.
+        self._whole: dict[str, Identity] = {}
+        self._check_claim()
         for name in self.files:
             self._entry(name)
+
+    def claim(self) -> None:
+        """Claims the parts for this merge; raises LoraInspectError where they are of another one."""
+        self.parts.make(claim_of(self.made_of))
+        if read_claim(self.parts.claim) is None and self.parts.is_there():
+            raise DamagedError(self.parts.claim, "it does not say which merge it is of", "remove it")
+        self._check_claim()
+
+    def _check_claim(self) -> None:
+        """Raises LoraInspectError where the parts are claimed for another merge."""
+        if (theirs := read_claim(self.parts.claim)) is not None:
+            check_same(theirs, self.made_of, self.parts.path)
+
+    def is_done(self) -> bool:
+        """Whether the output is that of this merge, and its parts are the rest of them, which no shard is in.
+
+        A process may have died between these two steps: the output takes its name, and the parts are removed.
+        """
+        claimed = read_claim(self.parts.claim) if self.parts.is_there() else None
+        if claimed is None or difference(claimed, self.made_of) or self.parts.has_shards(list(self.files)):
+            return False
+        entries = {name: entry for name in self.files if (entry := read_entry(self.parts.entry(name)))}
+        if self._plan.options.hash_base and len(entries) < len(self.files):
+            return False
+        files, record = OutputFiles(self._plan), self._final_record(entries)
+        try:
+            return all(
+                _has_header(os.path.join(self.parts.output, name), files.header(file, record))
+                for name, file in self.files.items()
+            )
+        except LoraInspectError:
+            return False
 
     def left(self) -> list[str]:
         """The shards that are not there yet."""
@@ -270,7 +226,7 @@ class SharedMerge:
 
         def provide(name: str, progress: Progress) -> bool:
             entry = self._entry(name)
-            if entry and entry.holds(self.parts.file(name)):
+            if entry and self._holds(name, entry):
                 progress(bytes_of(self._plan, self.files[name]))
                 return True
             made = self._make(name, progress)
@@ -296,15 +252,22 @@ class SharedMerge:
         plan, file, output = self._plan, self.files[name], self.parts.new(name)
         hashed = file_sha256(file, plan.base.inputs[file], progress) if plan.options.hash_base else None
         keeping = Retention(self._adapters)
-        written = OutputFiles(plan, keeping).write(file, output, self._record, progress, force=True)
+        accept = self._check_claim
+        written = OutputFiles(plan, keeping).write(file, output, self._record, progress, force=True, accept=accept)
         return MadeShard(output, written, [one.in_record() for one in keeping.observed()], hashed)
 
     def _describe(self, name: str, made: MadeShard) -> None:
-        """Says that a shard is there."""
-        tensors, _ = read_header(made.output)
-        late = [(tensors[one].start, tensors[one].stop) for one in self._late if one in tensors]
-        data_start = len(OutputFiles(self._plan).header(self.files[name], self._record))
-        size, digest = sha256_behind(made.output, data_start, late)
+        """Says that a shard is there; nothing where another run of this job has put its own in the place."""
+        identity = made.written.identity
+        try:
+            tensors, _ = read_header(made.output)
+            late = [(tensors[one].start, tensors[one].stop) for one in self._late if one in tensors]
+            data_start = len(OutputFiles(self._plan).header(self.files[name], self._record))
+            size, digest = sha256_behind(made.output, data_start, late, identity)
+        except LoraInspectError:
+            if self.parts.is_there() and self._identity(made.output) != identity:
+                return
+            raise
         entry = ShardEntry(
             made_of=self.made_of,
             size=size,
@@ -316,7 +279,27 @@ class SharedMerge:
             records=made.records,
             base_sha256=made.base_sha256,
         )
+        self._check_claim()
         self.parts.write_entry(name, entry.content())
+        self._whole[name] = identity
+
+    def _identity(self, file: str) -> Identity | None:
+        try:
+            return Identity.of(os.stat(file))
+        except OSError:
+            return None
+
+    def _holds(self, name: str, entry: ShardEntry, progress: Progress = silent) -> bool:
+        """Whether a shard has every byte of its entry; it is read once, unless its file is another one then."""
+        file = self.parts.file(name)
+        identity = self._identity(file)
+        if identity is None:
+            return False
+        if identity != self._whole.get(name):
+            if not entry.holds(file, identity, progress):
+                return False
+            self._whole[name] = identity
+        return True
 
     @property
     def seconds(self) -> float:
@@ -333,6 +316,7 @@ class SharedMerge:
             if not is_ours:
                 return None
             entries = self._all_entries()
+            self._check_bytes(entries, progress)
             try:
                 kept = kept_of(self._adapters, self._observed())
                 if not self._plan.options.allow_loss:
@@ -351,20 +335,33 @@ class SharedMerge:
     def _finish(self, entries: dict[str, ShardEntry], force: bool, progress: Progress) -> None:
         plan, files = self._plan, OutputFiles(self._plan)
         folder = self.parts.gather(list(self.files))
-        record = self._record
-        if plan.options.hash_base:
-            hashes = {file: entries[name].base_sha256 or "" for name, file in self.files.items()}
-            record = with_base_hashes(record, plan.base, hashes)
-        for name, file in self.files.items():
-            rewrite_header(os.path.join(folder, name), files.header(file, record), entries[name].data_start)
+        record = self._final_record(entries)
+        headers = {name: files.header(file, record) for name, file in self.files.items()}
+        for name, header in headers.items():
+            rewrite_header(os.path.join(folder, name), header, entries[name].data_start)
         for entry in entries.values():
             for name, content in entry.settled.items():
                 shard = os.path.basename(plan.base.tensors[name].file)
                 rewrite_tensor(os.path.join(folder, shard), name, content)
         with self.parts.side_folder() as beside:
             files.copy_side_files(beside, progress)
+        self._check_claim()
+        for name, header in headers.items():
+            if not _has_header(os.path.join(folder, name), header):
+                raise CouldNotWorkError(
+                    os.path.join(folder, name),
+                    "another program changed it in the meantime",
+                    "run the job again",
+                )
         side_files = plan.side_files
         self.parts.take_place([*self.files, *side_files.copied], side_files.folders, plan.inputs, force)
+
+    def _final_record(self, entries: Mapping[str, ShardEntry]) -> str:
+        """The record of the merge, with the hashes of the base's files where these are recorded."""
+        if not self._plan.options.hash_base:
+            return self._record
+        hashes = {file: entries[name].base_sha256 or "" for name, file in self.files.items()}
+        return with_base_hashes(self._record, self._plan.base, hashes)
 
     def _all_entries(self) -> dict[str, ShardEntry]:
         found = ((name, self._entry(name)) for name in self.files)
@@ -377,6 +374,27 @@ class SharedMerge:
             )
         return entries
 
+    def _check_bytes(self, entries: Mapping[str, ShardEntry], progress: Progress) -> None:
+        """Raises LoraInspectError where a shard has not the bytes that its job wrote.
+
+        The shards of other jobs are read, several at a time.
+        """
+        told = allocate_lock()
+
+        def tell(amount: int) -> None:
+            with told:
+                progress(amount)
+
+        with ThreadPoolExecutor(min(_READERS, usable_cores())) as pool:
+            found = pool.map(lambda name: self._holds(name, entries[name], tell), entries)
+            wrong = [name for name, is_whole in zip(entries, found, strict=True) if not is_whole]
+        if wrong and self.parts.is_there():
+            raise DamagedError(
+                self.parts.path,
+                f"{counted(len(wrong), 'shard')} ({some(wrong, 3)}) lost bytes after the job wrote them",
+                "repeat, with --shard, each job that makes one of them",
+            )
+
     def _observed(self) -> Iterator[ObservedWeight]:
         """What was seen of the weights, in the order in which one process writes them; of one shard in memory."""
         for name in self.files:
@@ -388,12 +406,23 @@ class SharedMerge:
         entry = read_entry(self.parts.entry(name))
         if entry is None:
             return None
-        check_same(entry.made_of, self.made_of, self.parts.entry(name))
+        if read_claim(self.parts.claim) is None:
+            check_same(entry.made_of, self.made_of, self.parts.entry(name))
+        elif difference(entry.made_of, self.made_of):
+            return None  # the parts are claimed for this merge, whatever another one has left here
         try:
             is_there = os.path.getsize(self.parts.file(name)) == entry.size
         except OSError:
             return None
         return entry if is_there else None
+
+
+def _has_header(file: str, header: bytes) -> bool:
+    """Whether a file has this header, in as much room as there was."""
+    with InputFile(file) as source:
+        length = int.from_bytes(source.read(0, LENGTH_BYTES), "little")
+        found = source.read(LENGTH_BYTES, length) if length < source.identity.bytes else b""
+    return bytes(found).rstrip() == header[LENGTH_BYTES:].rstrip()
 
 
 def bytes_of(plan: MergePlan, file: str) -> int:
