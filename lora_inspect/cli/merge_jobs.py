@@ -5,6 +5,7 @@ With torchrun, each process merges its shards and the first one prints for all.
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from lora_inspect.cli import terminal
@@ -17,6 +18,7 @@ from lora_inspect.merging.result import MergeResult, planned_record
 from lora_inspect.ops.merge_jobs import (
     ProcessShare,
     ShardResult,
+    finish_bytes,
     finish_merge,
     merge_by_ranks,
     merge_shard,
@@ -24,6 +26,7 @@ from lora_inspect.ops.merge_jobs import (
     shard_record,
     shared_output,
 )
+from lora_inspect.progress import Progress
 from lora_inspect.sentences import counted, some
 from lora_inspect.torchrun import Rank
 
@@ -49,13 +52,19 @@ def run_shard(
         return
     assert output is not None  # the option asks for it where there is no dry run
     if share is None:
-        with progress_bar("Finishing", plan.side_files.bytes, in_bytes) as progress:
+        with progress_bar("Finishing", finish_bytes(plan), in_bytes) as progress:
             merged = finish_merge(plan, output, force, progress)
         note_beyond(plan.notes, merged.notes)
         tell(merged.to_dict(), merged)
         return
-    with progress_bar(f"Merging {share}", shard_bytes(plan, share), in_bytes) as progress:
-        result = merge_shard(plan, output, share, force, progress)
+    with ExitStack() as shown:
+        progress = shown.enter_context(progress_bar(f"Merging {share}", shard_bytes(plan, share), in_bytes))
+
+        def end(size: int) -> AbstractContextManager[Progress]:
+            shown.close()
+            return progress_bar("Finishing", size, in_bytes)
+
+        result = merge_shard(plan, output, share, force, progress, end)
     note_beyond(plan.notes, result.notes)
     if as_json:
         terminal.json_text(result.to_dict())

@@ -6,12 +6,13 @@ Each makes some of the shards; the last job, or the first process, finishes.
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from lora_inspect.errors import CouldNotWorkError, LoraInspectError, NotFoundError, WouldOverwriteError
 from lora_inspect.files.temp_files import without_slash
+from lora_inspect.merging.fold import OutputFiles
 from lora_inspect.merging.jobs.processes import Processes
 from lora_inspect.merging.jobs.shards import SharedMerge, bytes_of, difference, files_of_share
 from lora_inspect.merging.options import ProcessShare
@@ -21,7 +22,16 @@ from lora_inspect.merging.result import MergeResult
 from lora_inspect.progress import Progress, silent
 from lora_inspect.sentences import Result
 
-__all__ = ["ProcessShare", "ShardResult", "finish_merge", "merge_shard", "shard_bytes", "shard_record", "shared_output"]
+__all__ = [
+    "ProcessShare",
+    "ShardResult",
+    "finish_bytes",
+    "finish_merge",
+    "merge_shard",
+    "shard_bytes",
+    "shard_record",
+    "shared_output",
+]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -68,11 +78,26 @@ def shard_bytes(plan: MergePlan, share: ProcessShare) -> int:
     return sum(bytes_of(plan, file) for file in files_of_share(plan, share))
 
 
+def finish_bytes(plan: MergePlan) -> int:
+    """Return the bytes that the end of a merge reports to its progress: all shards are read, and the rest is copied."""
+    return plan.side_files.bytes + OutputFiles(plan).weight_bytes
+
+
+# Makes a progress function from the total of bytes.
+Watch = Callable[[int], AbstractContextManager[Progress]]
+
+
 def merge_shard(
-    plan: MergePlan, named: str, share: ProcessShare, force: bool = False, progress: Progress = silent
+    plan: MergePlan,
+    named: str,
+    share: ProcessShare,
+    force: bool = False,
+    progress: Progress = silent,
+    watch_end: Watch | None = None,
 ) -> ShardResult:
     """Make the missing shards of one job, and the output if no other shard is missing then.
 
+    `watch_end` makes the progress function for the end of the merge, if it comes to that.
     Raises LoraInspectError as `merge` does, and if a present shard is of another merge; complete shards stay in
     OUT.parts.
     """
@@ -84,7 +109,10 @@ def merge_shard(
     with shared.providing() as provide:
         held = [name for name in names if provide(name, progress)]
     left = shared.left()
-    merged = None if left else shared.finish(force)
+    merged = None
+    if not left:
+        with watch_end(finish_bytes(plan)) if watch_end else nullcontext(silent) as ending:
+            merged = shared.finish(force, ending)
     return ShardResult(
         output=output,
         share=share,
@@ -115,7 +143,7 @@ def _free_output(plan: MergePlan, named: str, force: bool, jobs: int = 1) -> str
 
 
 def finish_merge(plan: MergePlan, named: str, force: bool = False, progress: Progress = silent) -> MergeResult:
-    """Makes the output of the shards of all jobs; `progress` is told the bytes of what lies beside the weights.
+    """Makes the output of the shards of all jobs; `progress` is told of as many bytes as `finish_bytes` has.
 
     Raises LoraInspectError, and leaves the shards as they are, where one of them is missing, and as `merge` does.
     """
@@ -129,9 +157,7 @@ def finish_merge(plan: MergePlan, named: str, force: bool = False, progress: Pro
     return merged
 
 
-def merge_by_ranks(
-    ranks: Processes, plan: MergePlan, named: str, force: bool, watch: Callable[[int], AbstractContextManager[Progress]]
-) -> MergeResult | None:
+def merge_by_ranks(ranks: Processes, plan: MergePlan, named: str, force: bool, watch: Watch) -> MergeResult | None:
     """Make the output together; return the result in the first process, None in the others.
 
     `watch` makes a progress function from the total of bytes; it counts the bytes of all processes. If one process
