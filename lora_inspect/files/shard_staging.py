@@ -67,9 +67,9 @@ class PartsFolder:
         with refusing(self.path):
             os.makedirs(self.path, exist_ok=True)
             # A claim takes its name in one step, and the first one keeps it.
-            remove_leftovers(self.claim)
-            with suppress(WouldOverwriteError, FileExistsError):
-                self._write(self.claim, claim, force=False)
+            if not os.path.lexists(self.claim):
+                with suppress(WouldOverwriteError, FileExistsError):
+                    self._write(self.claim, claim, force=False)
             # Whoever removes the parts of a merge that is done removes its claim last.
             for name in (_SHARDS, _ENTRIES):
                 os.makedirs(os.path.join(self.path, name), exist_ok=True)
@@ -161,8 +161,13 @@ class PartsFolder:
 
     def remove(self) -> str | None:
         """Removes all of it, its claim last; a sentence where something stays."""
-        for name in (_ENTRIES, _SHARDS, _WHOLE, _OLD):
-            shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
+        with suppress(OSError):  # another process may have removed all of it
+            left = [name for name in os.listdir(self.path) if is_leftover(name)]
+            for name in (_ENTRIES, _SHARDS, _WHOLE, _OLD, *left):
+                shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
+            for name in left:
+                with suppress(OSError):  # it was a folder
+                    os.unlink(os.path.join(self.path, name))
         for path in (self._lock, self.claim):
             with suppress(OSError):
                 os.unlink(path)

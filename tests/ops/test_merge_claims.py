@@ -2,19 +2,24 @@
 
 import multiprocessing
 import os
+import random
 import shutil
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 from bases import SHARDS, content, write_adapter, write_base
+from killed_runs import calls_of, killed_at
 
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, WouldOverwriteError
+from lora_inspect.files import shard_staging, system, temp_files
 from lora_inspect.files.shard_staging import PartsFolder
 from lora_inspect.merging.jobs import shards as shared_merge
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.ops.merge_jobs import ProcessShare, finish_merge, merge_shard
 
-RACES, SLOW_RACES = 6, 200
+RACES, SLOW_RACES, KILLS = 6, 200, 100
 
 
 @pytest.fixture
@@ -242,3 +247,40 @@ def test_a_claim_without_a_shard_stays_beside_another_output(place, monkeypatch)
     with pytest.raises(LoraInspectError, match=r"^out: it exists"):
         job("1/1")
     assert os.path.exists("out.parts/merge.json")
+
+
+def without_features(monkeypatch):
+    """As on a file system that has neither locks nor links nor a rename that replaces nothing."""
+    monkeypatch.setattr(system, "_RENAMES", {})
+    monkeypatch.setattr(system, "_link_new", lambda source, target: False)
+    for module in (system, shard_staging, temp_files):
+        if hasattr(module, "lock"):
+            monkeypatch.setattr(module, "lock", lambda descriptor: None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("has_features", [True, False])
+def test_a_job_that_is_killed_at_any_moment_and_run_again_leaves_the_output_alone(has_features, place, monkeypatch):
+    monkeypatch.setattr("lora_inspect.maths.torch_threads.computing_threads", lambda most: 1)
+    expected = one_process("lora")
+    if not has_features:
+        without_features(monkeypatch)
+    calls = {text: calls_of(partial(job, text)) for text in ("1/2", "2/2")}
+    chance, killed = random.Random(has_features), 0
+    for _ in range(KILLS):
+        shutil.rmtree("out", ignore_errors=True)
+        shutil.rmtree("out.parts", ignore_errors=True)
+        order = chance.choice([("1/2", "2/2"), ("2/2", "1/2")])
+        at = chance.choice(order)
+        for text in order:
+            if text == at:
+                killed += killed_at(partial(job, text), chance.randint(1, calls[text]))
+            elif not os.path.exists("out"):
+                job(text)
+        for text in order:
+            with suppress(WouldOverwriteError):  # the killed job had come so far
+                job(text)
+        assert content("out") == expected
+        assert not os.path.exists("out.parts"), content("out.parts").keys()
+    assert killed > KILLS // 4

@@ -5,14 +5,14 @@ import itertools
 import os
 import random
 import shutil
-import signal
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from adapters import drawn
 from bases import SHARDS, content, shards, write_adapter, write_base
+from killed_runs import calls_of, killed_at
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -219,13 +219,13 @@ class TestARerun:
     def test_of_jobs_that_are_killed_at_any_moment_gives_the_same(self, place, monkeypatch):
         _, expected = one_process()
         monkeypatch.setattr("lora_inspect.maths.torch_threads.computing_threads", lambda most: 1)
-        calls = [calls_of(text) for text in ("1/2", "2/2")]
+        calls = [calls_of(partial(job, text)) for text in ("1/2", "2/2")]
         assert content("out") == expected
         os.rename("out", "whole")
         chance, killed = random.Random(0), 0
         for turn in range(30):
             last = chance.randint(1, calls[turn % 2])
-            killed += killed_at(f"{turn % 2 + 1}/2", last)
+            killed += killed_at(partial(job, f"{turn % 2 + 1}/2"), last)
             if os.path.exists("out"):
                 assert content("out") == expected
                 shutil.rmtree("out")
@@ -236,34 +236,6 @@ class TestARerun:
         assert content("out") == expected
         assert not os.path.exists("out.parts")
         assert killed >= 10
-
-
-def calls_of(text):
-    """How many calls of the system that name the output a job makes."""
-    assert not killed_at(text, 0)
-    return int(Path("calls").read_text())
-
-
-def killed_at(text, last):
-    """Runs a job that kills itself at the call with this number that names the output; whether it came to that."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    calls = 0
-
-    def call(event, arguments):
-        nonlocal calls
-        if any(isinstance(one, (str, bytes)) and b"out" in os.fsencode(one) for one in arguments):
-            calls += 1
-            if calls == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    try:
-        sys.addaudithook(call)
-        job(text)
-        Path("calls").write_text(str(calls))
-    finally:
-        os._exit(0)
 
 
 def flip(file, position):
