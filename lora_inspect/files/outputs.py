@@ -30,7 +30,7 @@ from lora_inspect.files.system import create, is_at, rename_new, sync_file, sync
 from lora_inspect.files.temp_files import claimed, is_of_dead_run, left_under, replace_folder, without_slash
 from lora_inspect.stores.address import is_remote, join
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Of a folder the system says itself that no file can replace it.
 _REPLACED = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 
@@ -208,7 +208,7 @@ def refusing(output: str) -> Iterator[None]:
             output, "it appeared while the command ran", "choose another output, or run the command again with --force"
         ) from None
     except OSError as error:
-        way_out = "free space or choose" if error.errno in _NO_SPACE else "choose"
+        way_out = "free space or choose" if error.errno in NO_SPACE else "choose"
         raise DiskRefused(
             output,
             f"lora-inspect cannot write it ({error.strerror})",

@@ -164,10 +164,47 @@ def test_a_disk_that_refuses_once_and_an_interrupt_leave_the_old_header(name, su
             rewrite(file)
     assert len(calls) > succeed
     if isinstance(error, OSError):
-        assert str(refused.value).startswith(
-            f"{file}: lora-inspect cannot write it (No space left on device); free space"
-        )
+        is_of_file = succeed == FAILING[f"header's {name}"][1]
+        told = ", so it has its old header; free space, or write" if is_of_file else "; free space or choose"
+        assert str(refused.value).startswith(f"{file}: lora-inspect cannot write it (No space left on device){told}")
     assert file.read_bytes() == before
+    assert names(file) == [file.name]
+
+
+@pytest.mark.parametrize("reaches", ["both", "the new one"])
+def test_a_disk_that_keeps_no_header_is_told_with_the_header_that_is_there(reaches, file, monkeypatch):
+    real = {name: getattr(os, name) for name in ("write", "fsync")}
+    written = []
+
+    def is_of_file(descriptor):
+        return os.fstat(descriptor).st_ino == file.stat().st_ino
+
+    def write(descriptor, view):
+        if is_of_file(descriptor):
+            written.append(view)
+            if reaches == "the new one" and len(written) > 1:
+                raise OSError(errno.EIO, "Input/output error")
+        return real["write"](descriptor, view)
+
+    def fsync(descriptor):
+        if is_of_file(descriptor):
+            raise OSError(errno.EIO, "Input/output error")
+        return real["fsync"](descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", write)
+        patched.setattr(os, "fsync", fsync)
+        with pytest.raises(LoraInspectError) as refused:
+            rewrite(file)
+    found = read_header(str(file))[1]
+    assert found == (OLD if reaches == "both" else NEW)
+    which = "has its old one" if found == OLD else "has the new one"
+    assert str(refused.value) == (
+        f"{file}: the disk refuses its new header and then the old one (Input/output error), and the file {which}; run "
+        "the command again, which puts parts right."
+    )
+    rewrite(file)
+    assert read_header(str(file))[1] == NEW
     assert names(file) == [file.name]
 
 
@@ -183,7 +220,7 @@ def test_a_disk_that_refuses_to_the_end_leaves_the_journal_for_the_next_run(file
     # Each writing of the header reaches its first bytes, that of the old one as well.
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", half)
-        with pytest.raises(LoraInspectError, match="Input/output error"):
+        with pytest.raises(LoraInspectError, match=r"\(Input/output error\), and the file has its old one; run the"):
             rewrite(file)
     assert names(file) == [file.name, file.name + JOURNAL_ENDING]
     repair(str(file))

@@ -11,10 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-from lora_inspect.errors import CouldNotWorkError, LoraInspectError, RefusedError, WouldOverwriteError, changed
+from lora_inspect.errors import (
+    CouldNotWorkError,
+    DiskRefused,
+    LoraInspectError,
+    RefusedError,
+    WouldOverwriteError,
+    changed,
+)
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import Identity, InputFile, check_unchanged
-from lora_inspect.files.outputs import new_file, refusing
+from lora_inspect.files.outputs import NO_SPACE, new_file, refusing
 from lora_inspect.files.safetensors.header import LENGTH_BYTES, TensorInfo, identified_header
 from lora_inspect.files.safetensors.header_recovery import (
     DIGEST_BYTES,
@@ -66,13 +73,34 @@ class Editing:
                 self._keep(journal)
                 try:
                     _write(descriptor, header)
-                except BaseException:  # an interrupt as well: the file gets its old header back
-                    _write(descriptor, journal.old)
-                    self.is_needed = False
+                except BaseException as error:  # an interrupt as well: the file gets its old header back
+                    self._put_back(descriptor, journal, error)
                     raise
                 self.is_needed = False
             finally:
                 os.close(descriptor)
+
+    def _put_back(self, descriptor: int, journal: Journal, error: BaseException) -> None:
+        """Writes the old header; for an error of the disk raises LoraInspectError, which says what is in the file."""
+        try:
+            _write(descriptor, journal.old)
+        except OSError as again:
+            found = _read(descriptor, len(journal.old))
+            which = {journal.old: "has its old one", journal.new: "has the new one"}.get(found, "has parts of both")
+            raise CouldNotWorkError(
+                self.file,
+                f"the disk refuses its new header and then the old one ({again.strerror}), and the file {which}",
+                "run the command again, which puts parts right",
+            ) from None
+        self.is_needed = False
+        if isinstance(error, OSError):
+            room = "free space, or " if error.errno in NO_SPACE else ""
+            raise DiskRefused(
+                self.file,
+                f"lora-inspect cannot write it ({error.strerror}), so it has its old header",
+                f"{room}write another file with -o",
+                reason=error.strerror,
+            ) from None
 
     def repair(self) -> None:
         """Puts back what a run that died was replacing, if it had begun to."""
