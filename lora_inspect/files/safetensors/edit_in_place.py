@@ -81,7 +81,7 @@ class Editing:
                 os.close(descriptor)
 
     def _put_back(self, descriptor: int, journal: Journal, error: BaseException) -> None:
-        """Writes the old header; for an error of the disk raises LoraInspectError, which says what is in the file."""
+        """Writes the old header; for an error of the disk raises LoraInspectError, which names the header in place."""
         try:
             _write(descriptor, journal.old)
         except OSError as again:
