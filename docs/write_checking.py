@@ -22,15 +22,15 @@ lora-inspect check loras/ --format sarif > problems.sarif
 
 `check` tells what is wrong or doubtful with each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters.
 The [problems that `info` reports](problems.md) are among these, by the same codes. Headers, metadata, alphas and flags
-are read, and the whole file where its metadata state a hash. `--tensors` reads all numbers, a few million at a time, and
-prints the norms of a single adapter by part and block ([info --norms](inspecting.md)).
+are read, and the whole file where its metadata state a hash. `--tensors` reads all numbers, a few million at a time,
+and prints the norms of a single adapter by part and block ([info --norms](inspecting.md)).
 Settings on a path settle facts that the file leaves open, as everywhere: `adapter.safetensors:alpha=16`.
 
 A line is `path: severity code: sentence`, the most serious first, and says where `--fix` mends it. A file
 without any is one line. Of several files those with problems are named, the worst first, and the others counted. In a
 folder, pickles and GGUF models are problems too, but not optimisers, schedulers, and copies of a single checkpoint that
-have its name. `check` prints a way out that several unreadable files have once, below their rows; JSON and SARIF have it in each message. The
-exit status is 1 where a problem is as serious as `--fail-on` says (`error`, `warning`, which is the default, or
+have its name. `check` prints a way out that several unreadable files have once, below their rows; JSON and SARIF have
+it in each message. The exit status is 1 where a problem is as serious as `--fail-on` says (`error`, `warning`, which is the default, or
 `note`), or more, and where a PATH leads nowhere.
 
 An **error** stops every command that would have to guess. A **warning** is what programs get wrong or find nothing by.
@@ -53,8 +53,8 @@ With nothing to mend, nothing is written and the status is 1.
 ## For programs
 
 `--format json`, or `--json`, prints {`schema` ("lora-inspect/check/1"), `path`, `problems` [{`code`, `severity`,
-`message`, `keys`, `fixable`}]}, with `--fix` also `output`, `fixed` [sentences] and `left` [problems of the output], and
-with `--tensors` of an adapter [`norms`](reading.md#info---json) (`base`, `modules`, `norm`, `sigma_1`, `relative_norm`,
+`message`, `keys`, `fixable`}]}, with `--fix` also `output`, `fixed` [sentences] and `left` [problems of the output],
+and with `--tensors` of an adapter [`norms`](reading.md#info---json) (`base`, `modules`, `norm`, `sigma_1`, `relative_norm`,
 `parts`, `left_out`):
 a list of these where several files are checked, with [{`path`, `error`, `code`}](cli.md#json) for what leads to none.
 `--format sarif` prints a log of SARIF 2.1.0 for code hosts and editors: the codes as rules with their help, a result
