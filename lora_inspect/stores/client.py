@@ -74,12 +74,18 @@ def _client_settings(configured: Mapping[str, Any]) -> dict[str, Any]:
 class Answer(NamedTuple):
     """Which file it is: what it cannot keep when it is replaced or rewritten, as far as its store tells.
 
-    `modified` is the time of its last change in nanoseconds, 0 where that is not told; `tag` is its ETag or its hash.
+    `modified` is the time of its last change in nanoseconds, 0 where that is not told; `tag` is its hash, or its ETag
+    as `bare_tag` has it.
     """
 
     bytes: int
     modified: int
     tag: str
+
+
+def bare_tag(told: str) -> str:
+    """An ETag without its quotes and without the mark of a weak one: the same store spells it in several ways."""
+    return told.strip().removeprefix("W/").strip('"')
 
 
 class Located(NamedTuple):

@@ -17,7 +17,7 @@ import yarl
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.stores.address import HTTP, HTTPS, scheme_of, whole
-from lora_inspect.stores.client import Answer, Sink, file_system
+from lora_inspect.stores.client import Answer, Sink, bare_tag, file_system
 from lora_inspect.stores.store_failures import (
     Transient,
     leads_nowhere,
@@ -128,7 +128,7 @@ def _as_headers_say(size: int, headers: Mapping[str, str]) -> Answer:
         modified = parsedate_to_datetime(headers.get("Last-Modified", "")).timestamp()
     except (ValueError, TypeError, OverflowError):
         modified = 0
-    return Answer(size, int(modified) * 10**9, headers.get("ETag", ""))
+    return Answer(size, int(modified) * 10**9, bare_tag(headers.get("ETag", "")))
 
 
 def _seconds_to_wait(headers: Mapping[str, str]) -> float | None:

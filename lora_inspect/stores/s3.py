@@ -16,7 +16,7 @@ from lora_inspect.errors import CouldNotWorkError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores.address import S3, VERSION, join
-from lora_inspect.stores.client import Answer, Located, Sink, file_system
+from lora_inspect.stores.client import Answer, Located, Sink, bare_tag, file_system
 from lora_inspect.stores.store_failures import (
     Missing,
     Transient,
@@ -107,7 +107,7 @@ def object_at(address: str) -> dict[str, str]:
 
 def _answer(size: int, told: Mapping[str, Any]) -> Answer:
     modified: datetime | None = told.get("LastModified")
-    return Answer(size, int(modified.timestamp()) * 10**9 if modified else 0, told.get("ETag", ""))
+    return Answer(size, int(modified.timestamp()) * 10**9 if modified else 0, bare_tag(told.get("ETag", "")))
 
 
 def _meaning(address: str, error: Exception) -> Exception:

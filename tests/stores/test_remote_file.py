@@ -281,6 +281,12 @@ def test_a_file_that_changes_between_reads_is_an_error(change, opened, folder, s
         read(opened, 100_000, 8)
 
 
+@pytest.mark.parametrize("spelled", ['W/"{}"'.format, str, "W/{}".format], ids=["weak", "bare", "weak and bare"])
+def test_an_etag_is_the_same_in_another_spelling(spelled, opened, server):
+    server.spelled = spelled
+    assert read(opened, 100_000, 8) == CONTENT[100_000:100_008]
+
+
 def test_a_file_that_changes_while_it_is_read_is_an_error(opened, folder, server):
     def change(handler, asked):
         handler.serve(asked, truncated=70_000)
