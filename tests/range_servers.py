@@ -120,6 +120,23 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def begin(self, asked: Asked) -> None:
+        """Sends all of an answer but its bytes, which a test sends by `send`."""
+        file = self.server.served.folder / asked.path.partition("?")[0].lstrip("/")
+        size = file.stat().st_size
+        stop = min(asked.stop, size)
+        self.send_response(206)
+        said = f"bytes {asked.start}-{stop - 1}/{size}"
+        told = {"Content-Range": said, "Content-Length": str(stop - asked.start), **self.identity(file)}
+        for name, value in told.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send(self, data: bytes) -> None:
+        """Sends bytes at once."""
+        self.wfile.write(data)
+        self.wfile.flush()
+
     def reset(self) -> None:
         """Ends the connection without an answer."""
         import socket

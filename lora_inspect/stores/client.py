@@ -17,6 +17,7 @@ from typing import Any
 from lora_inspect.errors import NeedsLibraryError, changed
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.address import HF, HTTP, HTTPS, S3, printable_address, scheme_of
+from lora_inspect.stores.patience import heard
 
 _NEEDS = {
     HTTPS: ("fsspec", "aiohttp"),
@@ -143,6 +144,7 @@ class Sink:
         first = self.position - self.start
         self._view[first : first + len(data)] = data
         self.position += len(data)
+        heard(len(data))
 
 
 # Called with True while there is something to wait for, again and again, and with False once it is there.
