@@ -49,6 +49,7 @@ _HOMES = {
     "resize": "algebra",
     "scan": "verbs",
     "state_dict": "convert",
+    "timeout": "arguments",
     "unmerge": "verbs",
     "verify": "verbs",
 }
@@ -96,6 +97,7 @@ __all__ = [
     "resize",
     "scan",
     "state_dict",
+    "timeout",
     "unmerge",
     "verify",
 ]
@@ -113,6 +115,7 @@ if TYPE_CHECKING:
         NotFoundError,
         RefusedError,
         WouldOverwriteError,
+        timeout,
     )
     from lora_inspect.api.comparing import CompareResult, FolderResult, compare
     from lora_inspect.api.convert import ConvertResult, StateDict, convert, state_dict

@@ -33,6 +33,7 @@ class RangeServer:
     asked: list[Asked] = field(default_factory=list)
     misdo: Callable[["Handler", Asked], bool] | None = None
     etags: bool = True
+    spelled: Callable[[str], str] = '"{}"'.format
     lock: Any = field(default_factory=threading.Lock)
     at_once: int = 0
     most_at_once: int = 0
@@ -43,6 +44,12 @@ class RangeServer:
     @property
     def bytes(self) -> int:
         return sum(one.sent for one in self.asked)
+
+
+def etag_of(file: Path) -> str:
+    """What the server's ETag of a file has between its quotes."""
+    status = file.stat()
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -102,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
     def identity(self, file: Path) -> dict[str, str]:
         status = file.stat()
         modified = self.date_time_string(int(status.st_mtime))
-        tag = {"ETag": f'"{status.st_mtime_ns:x}-{status.st_size:x}"'} if self.server.served.etags else {}
+        tag = {"ETag": self.server.served.spelled(etag_of(file))} if self.server.served.etags else {}
         return {"Last-Modified": modified, **tag}
 
     def answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
@@ -112,6 +119,23 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def begin(self, asked: Asked) -> None:
+        """Sends all of an answer but its bytes, which a test sends by `send`."""
+        file = self.server.served.folder / asked.path.partition("?")[0].lstrip("/")
+        size = file.stat().st_size
+        stop = min(asked.stop, size)
+        self.send_response(206)
+        said = f"bytes {asked.start}-{stop - 1}/{size}"
+        told = {"Content-Range": said, "Content-Length": str(stop - asked.start), **self.identity(file)}
+        for name, value in told.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send(self, data: bytes) -> None:
+        """Sends bytes at once."""
+        self.wfile.write(data)
+        self.wfile.flush()
 
     def reset(self) -> None:
         """Ends the connection without an answer."""

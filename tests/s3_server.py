@@ -5,7 +5,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -28,6 +31,7 @@ class Asked:
     def __init__(self, environ: dict[str, Any]) -> None:
         self.method, self.path, self.query = environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"]
         self.copies = "HTTP_X_AMZ_COPY_SOURCE" in environ
+        self.copied_if = environ.get("HTTP_X_AMZ_COPY_SOURCE_IF_MATCH", "")
 
     @property
     def verb(self) -> str:
@@ -130,6 +134,17 @@ class S3Server:
             self._server.shutdown()
             self._thread.join()
             self._server.server_close()
+
+
+def listing(files: list[Path], spelled: Callable[[str], str], tag_of: Callable[[Path], str]) -> bytes:
+    """What a store answers that is asked for the objects of a bucket, with their ETags as it spells them."""
+    entries = "".join(
+        f"<Contents><Key>{file.name}</Key><Size>{file.stat().st_size}</Size><ETag>{escape(spelled(tag_of(file)))}</ETag>"
+        f"<LastModified>{datetime.fromtimestamp(int(file.stat().st_mtime), timezone.utc):%Y-%m-%dT%H:%M:%S.000Z}"
+        "</LastModified></Contents>"
+        for file in files
+    )
+    return f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode()
 
 
 def once(verb: str, trouble: int | str, number: int = 1) -> Trouble:

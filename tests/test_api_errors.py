@@ -68,7 +68,7 @@ def test_every_option_that_is_a_keyword_has_it_in_errors():
     }
     of_the_command_line = {
         *("--all", "--all-files", "--dry-run", "--fail-on", "--finish", "--format"),
-        *("--json", "--output", "--quiet", "--shard", "--strict", "--verbose"),
+        *("--json", "--output", "--quiet", "--shard", "--strict", "--timeout", "--verbose"),
     }
     without = options - of_the_command_line - {"--to-standard"} - set(KEYWORDS)
     assert not without, f"add {sorted(without)} to KEYWORDS of lora_inspect/api/arguments.py, or declare it in a record"

@@ -22,7 +22,8 @@ def told(done: int, total: int) -> None:
 
 def use(base: Path, adapter: "os.PathLike[str]", folder: Path) -> list[str]:
     """Calls every function; the names of what it wrote."""
-    opened: OpenedAdapter = open_adapter(adapter, rslora=None)
+    with lora_inspect.timeout(30):
+        opened: OpenedAdapter = open_adapter(adapter, rslora=None)
     module: OpenedModule = opened.modules[0]
     change: ModuleChange = module.changes[0]
     found: OpenedModule = opened.modules[module.path or module.key]

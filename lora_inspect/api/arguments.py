@@ -57,6 +57,7 @@ from lora_inspect.option import (
 )
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings, parse_argument, parse_settings
+from lora_inspect.stores.patience import timing_out
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,7 @@ __all__ = [
     "RefusedError",
     "WouldOverwriteError",
     "in_a_sentence",
+    "timeout",
 ]
 
 
@@ -289,6 +291,20 @@ def in_a_sentence() -> Iterator[None]:
         raise
     except OSError as error:
         raise of_system(error) from error
+
+
+@contextmanager
+def timeout(seconds: float) -> Iterator[None]:
+    """Give up requests to addresses that bring nothing for so many seconds, while the block runs; 60 without it.
+
+    It counts in all threads of the process; of several blocks the one that began last counts. Raises ValueError for a
+    number that is not positive and finite, and TypeError for any other value.
+    """
+    limit = _finite(seconds, "timeout")
+    if limit <= 0:
+        raise ValueError(f"timeout is {seconds}, but must be positive")
+    with timing_out(limit):
+        yield
 
 
 class ReadingKeywords(TypedDict, total=False):

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from lora_inspect.cli import terminal
 from lora_inspect.progress import Progress
 from lora_inspect.stores.client import telling
+from lora_inspect.stores.patience import noting
 
 # How often a bar is drawn anew, in seconds, and the columns between its brackets.
 _EVERY, _BAR = 0.1, 24
@@ -98,13 +100,20 @@ class BarBelow:
             sys.stderr.flush()
 
 
+# The bar of the block that runs.
+_bar: BarBelow | None = None
+
+
 @contextmanager
 def bar_below(label: str, length: int, spelled: Spelled = of_all) -> Iterator[BarBelow]:
     """A bar for as long as the block runs, which is drawn once that takes a moment."""
-    bar = BarBelow(label, length, spelled)
+    global _bar
+    before, _bar = _bar, BarBelow(label, length, spelled)
+    bar = _bar
     try:
         yield bar
     finally:
+        _bar = before
         bar.erase()
 
 
@@ -143,6 +152,14 @@ class _Line:
         elif self._is_watched and now - self._began >= _AFTER and (now - self._last >= _WAIT_EVERY or not self._drawn):
             self._write(f"Reading over the network, {now - self._began:.0f} s", now)
 
+    def note(self, text: str) -> None:
+        """Prints a note where the line or a bar is, which is drawn anew behind it."""
+        self._write("", time.monotonic())
+        if _bar is None:
+            terminal.note(text)
+        else:
+            _bar.above(lambda: terminal.note(text))
+
     def _write(self, text: str, now: float) -> None:
         if not text and not self._drawn:
             return
@@ -154,6 +171,7 @@ class _Line:
 
 @contextmanager
 def waiting_line() -> Iterator[None]:
-    """A block in which the line is drawn once a command has taken a moment, and waits."""
-    with telling(_Line()):
+    """A block in which the line is drawn once a command has taken a moment, and waits; long waits are noted."""
+    line = _Line()
+    with telling(line), noting(line.note):
         yield

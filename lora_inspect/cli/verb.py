@@ -87,7 +87,7 @@ GROUPS = {
     "Rare": (
         *("allow-loss", "allow-growth", "allow-unmatched", "allow-unclaimed", "allow-ambiguous", "allow-mixed"),
         *("allow-meaning-change", "drop-biases", "no-verify", "strict", "rounding", "seed", "shard", "finish"),
-        *("hash-base", "jobs"),
+        *("hash-base", "jobs", "timeout"),
     ),
 }
 
@@ -110,6 +110,7 @@ METAVARS = {
     "SIZE": "bytes, as 200MB",
     "N": "a number, such as a rank or alpha",
     "X": "a share, an error or another measured number",
+    "SECONDS": "a time in seconds, such as 10 or 0.5",
     "I/N": "a part of several",
 }
 
@@ -159,8 +160,37 @@ def _telling(flags: list[str], says: str, text: Callable[[click.Context], str]) 
     return click.Option(flags, is_flag=True, expose_value=False, is_eager=True, help=says, callback=tell)
 
 
+def _timeout_option() -> click.Option:
+    """--timeout, of every command that takes paths."""
+    return click.Option(
+        ["--timeout"],
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        callback=_finite,
+        help="Give up a request to an address that brings nothing for so long.  [default: 60]",
+    )
+
+
 class Verb(click.Command):
-    """A command with that option for help, and a help page with groups."""
+    """A command with that option for help, and a help page with groups.
+
+    Each command that takes paths has --timeout, which counts while the command runs.
+    """
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        if not isinstance(self, click.Group):
+            self.params.append(_timeout_option())
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command with its timeout."""
+        seconds = ctx.params.pop("timeout", None)
+        if seconds is None:
+            return super().invoke(ctx)
+        from lora_inspect.stores.patience import timing_out
+
+        with timing_out(seconds):
+            return super().invoke(ctx)
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """The one of all commands."""

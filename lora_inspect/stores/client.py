@@ -17,6 +17,7 @@ from typing import Any
 from lora_inspect.errors import NeedsLibraryError, changed
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.address import HF, HTTP, HTTPS, S3, printable_address, scheme_of
+from lora_inspect.stores.patience import heard
 
 _NEEDS = {
     HTTPS: ("fsspec", "aiohttp"),
@@ -74,12 +75,18 @@ def _client_settings(configured: Mapping[str, Any]) -> dict[str, Any]:
 class Answer(NamedTuple):
     """Which file it is: what it cannot keep when it is replaced or rewritten, as far as its store tells.
 
-    `modified` is the time of its last change in nanoseconds, 0 where that is not told; `tag` is its ETag or its hash.
+    `modified` is the time of its last change in nanoseconds, 0 where that is not told; `tag` is its hash, or its ETag
+    as `bare_tag` has it.
     """
 
     bytes: int
     modified: int
     tag: str
+
+
+def bare_tag(told: str) -> str:
+    """An ETag without its quotes and without the mark of a weak one: the same store spells it in several ways."""
+    return told.strip().removeprefix("W/").strip('"')
 
 
 class Located(NamedTuple):
@@ -137,6 +144,7 @@ class Sink:
         first = self.position - self.start
         self._view[first : first + len(data)] = data
         self.position += len(data)
+        heard(len(data))
 
 
 # Called with True while there is something to wait for, again and again, and with False once it is there.

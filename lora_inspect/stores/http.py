@@ -17,8 +17,10 @@ import yarl
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.stores.address import HTTP, HTTPS, scheme_of, whole
-from lora_inspect.stores.client import Answer, Sink, file_system
+from lora_inspect.stores.client import Answer, Sink, bare_tag, file_system
+from lora_inspect.stores.patience import heard, timeout
 from lora_inspect.stores.store_failures import (
+    Silent,
     Transient,
     leads_nowhere,
     less_safe,
@@ -32,8 +34,8 @@ from lora_inspect.stores.store_failures import (
 
 _CHUNK = 1 << 20
 _REDIRECTS, _MOST_REDIRECTS = (301, 302, 303, 307, 308), 10
-# In seconds: to be connected, and to be sent the next bytes.
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+# Whoever asks ends what takes too long.
+_TIMEOUT = aiohttp.ClientTimeout(total=None)
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _PAGE = "text/html"
 _EMPTY = re.compile(r"bytes \*/(\d+)")
@@ -76,6 +78,7 @@ async def _ask(sink: Sink, url: str, headers: Mapping[str, str], identify: Ident
     first, sent = url, {"Accept-Encoding": "identity", "Range": f"bytes={sink.position}-{sink.stop - 1}", **headers}
     for _ in range(_MOST_REDIRECTS):
         async with session.get(_unchanged_url(url), headers=sent, allow_redirects=False, timeout=_TIMEOUT) as response:
+            heard()
             if response.status not in _REDIRECTS:
                 if is_led and response.status in (400, 401, 403, 404, 410):
                     raise _Moved
@@ -128,14 +131,14 @@ def _as_headers_say(size: int, headers: Mapping[str, str]) -> Answer:
         modified = parsedate_to_datetime(headers.get("Last-Modified", "")).timestamp()
     except (ValueError, TypeError, OverflowError):
         modified = 0
-    return Answer(size, int(modified) * 10**9, headers.get("ETag", ""))
+    return Answer(size, int(modified) * 10**9, bare_tag(headers.get("ETag", "")))
 
 
 def _seconds_to_wait(headers: Mapping[str, str]) -> float | None:
     """The seconds of Retry-After, which are a number or a date."""
     said = headers.get("Retry-After", "").strip()
     if said.isdecimal() and said.isascii():
-        return float(said[:9])
+        return int(said[:300])  # Python reads no number of any length
     try:
         return max(parsedate_to_datetime(said).timestamp() - time.time(), 0)
     except (ValueError, TypeError, OverflowError):
@@ -152,7 +155,7 @@ def _meaning(address: str, error: Exception) -> Exception:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return unknown_host(address, error.host)
     if isinstance(error, asyncio.TimeoutError):
-        return Transient("the server does not answer")
+        return Silent(timeout())
     if isinstance(error, aiohttp.ClientConnectorError):
         return Transient("there is no connection to the server")
     return Transient("the connection broke")

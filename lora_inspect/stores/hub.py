@@ -13,7 +13,8 @@ from lora_inspect.errors import CouldNotWorkError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.client import Answer, Located, Sink
 from lora_inspect.stores.http import get_from
-from lora_inspect.stores.store_failures import Transient, missing, of_status
+from lora_inspect.stores.patience import timeout
+from lora_inspect.stores.store_failures import Silent, Transient, missing, of_status
 
 _KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 _FORM = "hf://OWNER/NAME/PATH, or hf://OWNER/NAME@REVISION/PATH"
@@ -115,7 +116,11 @@ def _ask(address: str, place: _Place) -> Any:
 
     try:
         return HfApi(endpoint=os.environ.get("HF_ENDPOINT")).repo_info(
-            place.name, revision=place.revision, repo_type=_KINDS[place.kind], files_metadata=True, timeout=30
+            place.name,
+            revision=place.revision,
+            repo_type=_KINDS[place.kind],
+            files_metadata=True,
+            timeout=timeout(),
         )
     except HFValidationError:
         raise missing(address) from None
@@ -126,11 +131,12 @@ def _ask(address: str, place: _Place) -> Any:
     except HfHubHTTPError as error:
         response = error.response
         raise of_status(address, response.status_code if response is not None else 404) from None
-    except OSError:
-        raise Transient("there is no connection to the server") from None
     except Exception as error:
         # The clients of different versions have errors of their own, which are all of the connection.
-        if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore", "requests")):
+        of_client = type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore", "requests"))
+        if of_client and "Timeout" in type(error).__name__:
+            raise Silent(timeout()) from None
+        if of_client or isinstance(error, OSError):
             raise Transient("there is no connection to the server") from None
         raise
 

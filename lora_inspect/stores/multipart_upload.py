@@ -161,7 +161,7 @@ class Upload:
             PartNumber=number,
             CopySource=object_at(one.address),
             CopySourceRange=f"bytes={one.start}-{one.stop - 1}",
-            CopySourceIfMatch=one.answer.tag,
+            CopySourceIfMatch=f'"{one.answer.tag}"',
         )
         return self._named(number, reply["CopyPartResult"])
 

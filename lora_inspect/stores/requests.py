@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from lora_inspect.stores.address import HF, S3, scheme_of
 from lora_inspect.stores.client import Answer, Sink, file_system, waits
+from lora_inspect.stores.patience import Wait
 from lora_inspect.stores.store_failures import Transient, Tries
 
 AT_ONCE = 8
@@ -17,7 +18,8 @@ AT_ONCE = 8
 GAP = 16 << 10
 # What one request asks for at most, so that several carry a long range, and so that little is lost with one.
 PIECE = 8 << 20
-_EVERY = 0.5  # seconds
+# In seconds: how often whoever waits looks up, and how often a request is asked whether it takes too long.
+_EVERY, _CHECKED_EVERY = 0.5, 0.1
 
 _Found = TypeVar("_Found")
 _gates: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
@@ -79,13 +81,37 @@ def stream(address: str, answer: Answer, start: int, stop: int, ahead: int = 3) 
 async def tried(address: str, ask: Callable[[], Coroutine[Any, Any, _Found]]) -> _Found:
     """What a request finds, which is made again where its failure may pass."""
     tries = Tries(address)
-    while True:
-        try:
-            async with _gate():
-                return await ask()
-        except Transient as failure:
-            pause = tries.pause(failure)
-        await asyncio.sleep(pause)
+    with Wait(address) as wait:
+        while True:
+            try:
+                return await _once(wait, ask)
+            except Transient as failure:
+                pause = tries.pause(failure, wait.seconds)
+                wait.note_pause(pause, failure.wait)
+            await asyncio.sleep(pause)
+
+
+async def _once(wait: Wait, ask: Callable[[], Coroutine[Any, Any, _Found]]) -> _Found:
+    """Try a request once and return its result; cancel it if the wait says that it takes too long."""
+    async with _gate():
+        with wait.trying():
+            task = asyncio.ensure_future(ask())
+            task.add_done_callback(_look_at_failure)
+            try:
+                while not (await asyncio.wait({task}, timeout=_CHECKED_EVERY))[0]:
+                    wait.check()
+                return task.result()
+            finally:
+                if not task.done():
+                    task.cancel()
+                    # Until it has left its connection, but no longer: some libraries wait for a thread of theirs.
+                    await asyncio.wait({task}, timeout=_EVERY)
+
+
+def _look_at_failure(task: "asyncio.Future[Any]") -> None:
+    """Retrieve the failure of an abandoned request, as asyncio logs failures that nobody has retrieved."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _begin(address: str, task: Coroutine[Any, Any, _Found]) -> concurrent.futures.Future[_Found]:
@@ -132,17 +158,19 @@ async def _fill_one(sink: Sink) -> None:
     """Asks for the bytes until all have come: what an answer left out is asked for anew."""
     get = _get_of(sink.address)
     tries = Tries(sink.address)
-    while True:
-        before = sink.position
-        try:
-            async with _gate():
-                await get(sink)
-            if not sink.left:
-                return
-            failure = Transient(f"it sent {sink.position - sink.start:,} of {sink.stop - sink.start:,} bytes")
-        except Transient as error:
-            failure = error
-        await asyncio.sleep(tries.pause(failure, sink.position - before))
+    with Wait(sink.address) as wait:
+        while True:
+            before = sink.position
+            try:
+                await _once(wait, lambda: get(sink))
+                if not sink.left:
+                    return
+                failure = Transient(f"it sent {sink.position - sink.start:,} of {sink.stop - sink.start:,} bytes")
+            except Transient as error:
+                failure = error
+            pause = tries.pause(failure, wait.seconds, sink.position - before)
+            wait.note_pause(pause, failure.wait)
+            await asyncio.sleep(pause)
 
 
 def _get_of(address: str) -> Callable[[Sink], Coroutine[Any, Any, None]]:

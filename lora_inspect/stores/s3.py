@@ -16,7 +16,8 @@ from lora_inspect.errors import CouldNotWorkError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores.address import S3, VERSION, join
-from lora_inspect.stores.client import Answer, Located, Sink, file_system
+from lora_inspect.stores.client import Answer, Located, Sink, bare_tag, file_system
+from lora_inspect.stores.patience import heard
 from lora_inspect.stores.store_failures import (
     Missing,
     Transient,
@@ -92,7 +93,9 @@ async def _pages(address: str, **options: Any) -> AsyncIterator[Mapping[str, Any
 
 async def _call(address: str, method: str, **options: Any) -> Any:
     try:
-        return await file_system(address)._call_s3(method, **options)
+        told = await file_system(address)._call_s3(method, **options)
+        heard()
+        return told
     except Exception as error:  # botocore and aiohttp have many; _meaning passes on what is not theirs
         raise _meaning(address, error) from None
 
@@ -107,7 +110,7 @@ def object_at(address: str) -> dict[str, str]:
 
 def _answer(size: int, told: Mapping[str, Any]) -> Answer:
     modified: datetime | None = told.get("LastModified")
-    return Answer(size, int(modified.timestamp()) * 10**9 if modified else 0, told.get("ETag", ""))
+    return Answer(size, int(modified.timestamp()) * 10**9 if modified else 0, bare_tag(told.get("ETag", "")))
 
 
 def _meaning(address: str, error: Exception) -> Exception:

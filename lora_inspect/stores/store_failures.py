@@ -3,8 +3,6 @@
 No sentence repeats a library's words on a request: they contain the address with all its secrets.
 """
 
-import random
-
 from lora_inspect.errors import CouldNotWorkError, LoraInspectError, NotFoundError, RefusedError
 from lora_inspect.stores.address import HF, S3, scheme_of, split
 
@@ -23,6 +21,14 @@ class Transient(Exception):
         super().__init__(why)
         self.why = why
         self.wait = wait
+
+
+class Silent(Transient):
+    """Nothing comes: the server has not answered for so many `seconds`, or its answer has stopped."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("the server does not answer")
+        self.seconds = seconds
 
 
 class Missing(NotFoundError):
@@ -109,6 +115,33 @@ def gave_up(address: str, why: str, tries: int) -> LoraInspectError:
     return CouldNotWorkError(address, f"lora-inspect cannot read it ({why}, {tries} times)", "try again later")
 
 
+def silent(address: str, seconds: float, tries: int) -> LoraInspectError:
+    """The error for a server that has not answered in any try."""
+    return CouldNotWorkError(
+        address,
+        f"the server does not answer (nothing came for {seconds:g} s, {tries} times)",
+        "try again later, or set a longer timeout",
+    )
+
+
+def too_slow(address: str, rate: float, seconds: float) -> LoraInspectError:
+    """The error for a server that sends fewer bytes per second."""
+    return CouldNotWorkError(
+        address,
+        f"the server sends it too slowly (less than {rate:,.0f} bytes per second for {seconds:g} s)",
+        "try again later, or download the file and name the copy",
+    )
+
+
+def asks_to_wait(address: str, seconds: float, timeout: float) -> LoraInspectError:
+    """The error for a server that asks for a longer pause than the timeout."""
+    return CouldNotWorkError(
+        address,
+        f"the server asks to wait for {int(seconds):,} s, but the timeout is {timeout:g} s",
+        "try again then, or set a longer timeout",
+    )
+
+
 def without_credentials(address: str) -> Denied:
     """The error for a store that is asked by nobody."""
     return Denied(address, "there are no credentials for the store", _LOG_IN[S3])
@@ -125,9 +158,10 @@ def of_status(address: str, status: int, wait: float | None = None) -> Exception
     return refused(address, status)
 
 
-TRIES = 6
-# In seconds: the first pause, which doubles from one to the next, and the longest that a server may ask for.
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 120.0
+# How often a request is tried, and how often one to which nothing comes: that takes the whole timeout each time.
+TRIES, SILENT_TRIES = 6, 2
+# In seconds: the first pause, which doubles from one to the next.
+FIRST_PAUSE = 0.5
 # So many bytes that came after all make the next failure the first one again.
 PROGRESS = 1 << 20
 
@@ -137,16 +171,26 @@ class Tries:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._failed = 0
+        self._failed = self._silent = 0
 
-    def pause(self, failure: Transient, came: int = 0) -> float:
+    def pause(self, failure: Transient, timeout: float, came: int = 0) -> float:
         """How many seconds to wait for the next try after a failure before which so many bytes `came`.
 
-        Raises LoraInspectError where there is none any more.
+        The server may ask for a pause up to the timeout. Raises LoraInspectError where there is no next try.
         """
-        self._failed = 1 if came >= PROGRESS else self._failed + 1
+        if came >= PROGRESS:
+            self._failed = self._silent = 0
+        self._failed += 1
+        if isinstance(failure, Silent):
+            self._silent += 1
+            if self._silent == SILENT_TRIES:
+                raise silent(self._address, failure.seconds, SILENT_TRIES) from None
+        if failure.wait is not None and failure.wait > timeout:
+            raise asks_to_wait(self._address, failure.wait, timeout) from None
         if self._failed == TRIES:
             raise gave_up(self._address, failure.why, TRIES) from None
+        import random  # which takes longer to load than all of this, and only failures need it
+
         # Many that failed at the same time do not come back at the same time.
         own: float = FIRST_PAUSE * 2 ** (self._failed - 1) * random.uniform(0.5, 1)
-        return min(max(own, failure.wait or 0), LONGEST_PAUSE)
+        return max(own, failure.wait or 0)

@@ -397,6 +397,12 @@ def test_what_no_change_touches_is_copied_in_the_store(base, multiplier, files, 
     assert copied + store.verbs().count("part") == (4 if base != "shards" else 8)
 
 
+def test_a_copy_is_of_the_etag_that_the_store_tells(store, there):
+    merged_there(there, "shards", f"s3://{store.bucket}/out")
+    told = {store.client.head_object(Bucket=store.bucket, Key=f"in/shards/{name}")["ETag"] for name in NAMES}
+    assert {asked.copied_if for asked in store.asked if asked.verb == "copy part"} == told
+
+
 @pytest.mark.parametrize("trouble", [403, 500])
 def test_what_a_store_does_not_copy_is_fetched_and_sent(trouble, store, there, tmp_path):
     merged_there(there, "shards", str(tmp_path / "local"))

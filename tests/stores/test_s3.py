@@ -1,8 +1,11 @@
 """Files and folders of S3, of a store that speaks its language and of a server that does wrong."""
 
 import random
+from itertools import permutations
 
 import pytest
+from range_servers import etag_of
+from s3_server import listing
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.stores.address import split
@@ -105,6 +108,43 @@ def served(folder, server, s3_settings):
     (folder / "bucket" / "a").write_bytes(CONTENT)
     yield server
     forget_file_systems()
+
+
+SPELLINGS = {"quoted": '"{}"'.format, "bare": str, "weak": 'W/"{}"'.format, "weak and bare": "W/{}".format}
+
+
+@pytest.fixture
+def listed(served, folder):
+    """`listed(spelled)`: the server lists its one object as well, with the ETag spelled so."""
+
+    def use(spelled):
+        files = [folder / "bucket" / "a"]
+
+        def misdo(handler, asked):
+            if "list-type=2" in asked.path:
+                handler.answer(200, {"Content-Type": "application/xml"}, listing(files, spelled, etag_of))
+                return True
+            return False
+
+        served.misdo = misdo
+
+    return use
+
+
+@pytest.mark.parametrize(("listed_as", "read_as"), list(permutations(SPELLINGS, 2)))
+def test_a_listing_may_spell_etags_in_another_way(listed_as, read_as, listed, served):
+    served.spelled = SPELLINGS[read_as]
+    listed(SPELLINGS[listed_as])
+    (found,) = in_folder("s3://bucket")
+    assert read(RemoteFile("s3://bucket/a", found.answer), 100_000, 9) == CONTENT[100_000:100_009]
+
+
+@pytest.mark.parametrize("spelled", SPELLINGS.values(), ids=SPELLINGS)
+def test_another_etag_is_another_file_however_it_is_spelled(spelled, listed, served):
+    listed(lambda tag: spelled(f"{tag}1"))
+    (found,) = in_folder("s3://bucket")
+    with pytest.raises(LoraInspectError, match="it changed while it was read"):
+        read(RemoteFile("s3://bucket/a", found.answer), 100_000, 9)
 
 
 @pytest.mark.slow
