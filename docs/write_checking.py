@@ -26,12 +26,12 @@ are read, and the whole file where its metadata state a hash. `--tensors` reads 
 and prints the norms of a single adapter by part and block ([info --norms](inspecting.md)).
 Settings on a path settle facts that the file leaves open, as everywhere: `adapter.safetensors:alpha=16`.
 
-A line is `path: severity code: sentence`, the most serious first, and says where `--fix` mends it. A file
-without any is one line. Of several files those with problems are named, the worst first, and the others counted. In a
-folder, pickles and GGUF models are problems too, but not optimisers, schedulers, and copies of a single checkpoint that
-have its name. `check` prints a way out that several unreadable files have once, below their rows; JSON and SARIF have
-it in each message. The exit status is 1 where a problem is as serious as `--fail-on` says (`error`, `warning`, which is the default, or
-`note`), or more, and where a PATH leads nowhere.
+A line is `path: severity code: sentence`, the most serious first, and says where `--fix` mends it. A file without any
+is one line. Of several files those with problems are named, the worst first, and the others counted. In a folder,
+pickles and GGUF models are problems too, but not optimisers, schedulers, and copies of a single checkpoint that have
+its name. `check` prints a way out that several unreadable files have once, below their rows; JSON and SARIF have it
+in each message. The exit status is 1 where a problem is as serious as `--fail-on` says (`error`, `warning`, which is
+the default, or `note`), or more, and where a PATH leads nowhere.
 
 An **error** stops every command that would have to guess. A **warning** is what programs get wrong or find nothing by.
 A **note** is odd, and mostly harmless.
@@ -54,13 +54,11 @@ With nothing to mend, nothing is written and the status is 1.
 
 `--format json`, or `--json`, prints {`schema` ("lora-inspect/check/1"), `path`, `problems` [{`code`, `severity`,
 `message`, `keys`, `fixable`}]}, with `--fix` also `output`, `fixed` [sentences] and `left` [problems of the output],
-and with `--tensors` of an adapter [`norms`](reading.md#info---json) (`base`, `modules`, `norm`, `sigma_1`, `relative_norm`,
-`parts`, `left_out`):
-a list of these where several files are checked, with [{`path`, `error`, `code`}](cli.md#json) for what leads to none.
-`--format sarif` prints a log of SARIF 2.1.0 for code hosts and editors: the codes as rules with their help, a result
-for each problem, paths relative to the working folder, tensors as logical locations, and a fingerprint that stays
-when words change.
-
+and with `--tensors` of an adapter [`norms`](reading.md#info---json) (`base`, `modules`, `norm`, `sigma_1`,
+`relative_norm`, `parts`, `left_out`): a list of these where several files are checked, with [{`path`, `error`,
+`code`}](cli.md#json) for what leads to none. `--format sarif` prints a log of SARIF 2.1.0 for code hosts and editors:
+the codes as rules with their help, a result for each problem, paths relative to the working folder, tensors as
+logical locations, and a fingerprint that stays when words change.
 """
 GROUPS = (
     ("What the file is", "", lambda rule: not rule.of_tensors),
