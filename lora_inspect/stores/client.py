@@ -169,7 +169,7 @@ def waits(still: bool) -> None:
         _told(still)
 
 
-PART_BYTES = 16 << 20
+PART_BYTES = 8 << 20
 _MOST_PARTS = 10_000
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -548,3 +549,36 @@ def test_without_the_libraries_a_sentence_names_the_command_that_brings_them(fil
     ):
         refused = run_process(tmp_path / "main.py", *command, "-o", "s3://bucket/out.safetensors")
         assert "pip install 'lora-inspect[remote]'" in refused.failure
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the largest memory of a program by itself")
+def test_sending_takes_150_mb_of_memory_beside_the_merge(store, tmp_path):
+    """Of 450 MB in two files; programs for the store are among them."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    numbers = torch.Generator().manual_seed(0)
+    layers = [f"blocks.{block}.attn.q" for block in range(14)]
+    for half, own in enumerate((layers[:7], layers[7:])):
+        weights = {f"{layer}.weight": torch.randn(4096, 4000, generator=numbers).bfloat16() for layer in own}
+        save_file(weights, folder / f"model-{half + 1:05}-of-00002.safetensors")
+    factors = {}
+    for layer in layers:
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        factors[f"{name}.lora_down.weight"] = torch.randn(4, 4000, generator=numbers)
+        factors[f"{name}.lora_up.weight"] = torch.randn(4096, 4, generator=numbers)
+    save_file(factors, tmp_path / "lora.safetensors")
+
+    # The largest memory of the program itself, not of the test that started it.
+    script = (
+        "import atexit, re; from lora_inspect.start import main; "
+        "atexit.register(lambda: print(re.search('VmHWM:\\\\s+(\\\\d+)', open('/proc/self/status').read())[1])); main()"
+    )
+
+    def most_memory(output):
+        words = ["merge", folder, tmp_path / "lora.safetensors", "-o", output]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        ended = subprocess.run([sys.executable, "-c", script, *words], env=environment, capture_output=True, check=True)
+        return int(ended.stdout.split()[-1]) / 1000
+
+    assert most_memory(f"s3://{store.bucket}/large") - most_memory(tmp_path / "on-disk") < 150
