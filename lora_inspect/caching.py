@@ -1,6 +1,6 @@
 """Bounded caches for functions of tensor names, shared by the files of one family."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sized
 from functools import lru_cache, wraps
 from typing import Concatenate, Generic, ParamSpec, TypeVar, cast
 
@@ -8,24 +8,37 @@ _Others = ParamSpec("_Others")
 _Found = TypeVar("_Found")
 _Key = TypeVar("_Key", bound=Hashable)
 
-# Together they bound what is kept, as a file may have any number of names of any length.
+# Together they bound what a cache of names keeps beside the names of open files: names may be many, and long.
 MOST_NAMES, LONGEST_NAME = 1 << 15, 256
+# A module is asked for under several names: its own, its path in each layout, those that programs look for.
+_NAMES_OF_A_TENSOR = 4
+# Of the arguments beside a name: they are the same for nearly all names of a file.
+_MOST_VALUES = 8
+# The number of tensors of each open file.
+_tensors: dict[int, int] = {}
 
 
-def remembering(find: Callable[Concatenate[str, _Others], _Found]) -> Callable[Concatenate[str, _Others], _Found]:
-    """Cache a function of a name and of hashable arguments, for names of bounded length.
+class Room:
+    """Room in each cache of names for a file with so many tensors, as long as this object lives.
 
-    The result must depend on the arguments only.
+    Steps go through all names of a file in turn. A cache that is smaller than the file would have dropped each name
+    before the next step asks for it.
     """
-    kept = lru_cache(maxsize=MOST_NAMES)(find)
 
-    @wraps(find)
-    def ask(name: str, *others: _Others.args, **named: _Others.kwargs) -> _Found:
-        if len(name) > LONGEST_NAME:
-            return find(name, *others, **named)
-        return kept(name, *others, **named)  # type: ignore[arg-type]
+    __slots__ = ("_open",)
 
-    return cast(Callable[Concatenate[str, _Others], _Found], ask)
+    def __init__(self, tensors: int) -> None:
+        self._open = _tensors  # which the module may have lost when the interpreter ends
+        self._open[id(self)] = tensors
+
+    def __del__(self) -> None:
+        self._open.pop(id(self), None)
+
+
+def is_full(cache: Sized) -> bool:
+    """Return True if a cache of names has no room for another one."""
+    # Other threads open files meanwhile: the numbers are listed at once.
+    return len(cache) >= MOST_NAMES and len(cache) >= MOST_NAMES + _NAMES_OF_A_TENSOR * sum(list(_tensors.values()))
 
 
 class _ByName(dict[str, _Found]):
@@ -35,10 +48,27 @@ class _ByName(dict[str, _Found]):
     def __missing__(self, name: str) -> _Found:
         found = self._find(name)
         if len(name) <= LONGEST_NAME:
-            if len(self) >= MOST_NAMES:
+            if is_full(self):
                 self.clear()
             self[name] = found
         return found
+
+
+def remembering(find: Callable[Concatenate[str, _Others], _Found]) -> Callable[Concatenate[str, _Others], _Found]:
+    """Cache a function of a name and of a few values of hashable arguments, for names of bounded length.
+
+    The result must depend on the arguments only.
+    """
+
+    @lru_cache(maxsize=_MOST_VALUES)
+    def kept(*others: _Others.args, **named: _Others.kwargs) -> _ByName[_Found]:
+        return _ByName(lambda name: find(name, *others, **named))
+
+    @wraps(find)
+    def ask(name: str, *others: _Others.args, **named: _Others.kwargs) -> _Found:
+        return kept(*others, **named)[name]  # type: ignore[arg-type]
+
+    return cast(Callable[Concatenate[str, _Others], _Found], ask)
 
 
 def remembering_names(find: Callable[[str], _Found]) -> Callable[[str], _Found]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from lora_inspect.caching import Room
 from lora_inspect.errors import DamagedError, LoraInspectError, NotFoundError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
@@ -29,6 +30,14 @@ from lora_inspect.files.locations import (
 from lora_inspect.files.safetensors.dtypes import decode_number
 from lora_inspect.files.safetensors.header import TensorInfo, identified_header, read_header
 from lora_inspect.files.strict_json import TENSORS, too_many_tensors
+
+
+class OpenTensors(dict[str, TensorInfo]):
+    """The tensors of a file or of a set of them, for whose names the caches have room as long as this is in use."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
+        super().__init__(tensors)
+        self.room = Room(len(tensors))
 
 
 class Checkpoint(NamedTuple):
@@ -182,7 +191,7 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
     return Checkpoint(
         path=named,
         files=(file,),
-        tensors=tensors,
+        tensors=OpenTensors(tensors),
         file_metadata={file: metadata},
         metadata=metadata,
         inputs=inputs,
@@ -200,7 +209,7 @@ def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:
     return Checkpoint(
         path=named,
         files=(file,),
-        tensors=tensors,
+        tensors=OpenTensors(tensors),
         file_metadata={file: metadata},
         metadata=metadata,
         inputs={file: identity},
@@ -287,7 +296,7 @@ def _join(files: list[str], folder: str, index: dict[str, Identity], named: str)
     return Checkpoint(
         path=named,
         files=tuple(files),
-        tensors=tensors,
+        tensors=OpenTensors(tensors),
         file_metadata=file_metadata,
         metadata=metadata,
         inputs=inputs,
@@ -316,5 +325,10 @@ def _open_model(path: str, named: str) -> Checkpoint:
     # Its metadata speak of this file, and not of what is made of it.
     tensors, _, identity = read_gguf_model(path)
     return Checkpoint(
-        path=named, files=(path,), tensors=tensors, file_metadata={path: {}}, metadata={}, inputs={path: identity}
+        path=named,
+        files=(path,),
+        tensors=OpenTensors(tensors),
+        file_metadata={path: {}},
+        metadata={},
+        inputs={path: identity},
     )

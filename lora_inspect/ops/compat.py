@@ -10,6 +10,7 @@ from lora_inspect.converting.fixes import find_fix
 from lora_inspect.converting.steps.base_change import find_base_changes
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.files.system import without_collecting
 from lora_inspect.matching.match import match
 from lora_inspect.programs.record import Program
 from lora_inspect.programs.verdict import LOST, SAME, UNKNOWN, WRONG, Verdict, judge_each, needs_fix
@@ -125,10 +126,12 @@ def compat(
     families = adapter_candidates(adapter)
     adapter = with_paths(adapter, families)
     given = spell_argument(operand(path), settings)
-    verdicts = [
-        one._replace(fix=find_fix(adapter, given, one.program, base)) if needs_fix(one) else one
-        for one in judge_each(adapter, families, asked)
-    ]
+    # Each program's view of the file has as many objects as the file, and leaves hardly any cycle behind.
+    with without_collecting():
+        verdicts = [
+            one._replace(fix=find_fix(adapter, given, one.program, base)) if needs_fix(one) else one
+            for one in judge_each(adapter, families, asked)
+        ]
     told = _with_errors(adapter, base, verdicts, progress) if base else verdicts
     return CompatResult(adapter.checkpoint.path, tuple(Judgement.of(one, families) for one in told))
 

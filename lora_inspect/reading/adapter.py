@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
+from lora_inspect.files.system import without_collecting
 from lora_inspect.reading.keys.groups import changes_of_kinds, claim_as_before
 from lora_inspect.reading.metadata.trainers import find_trainer
 from lora_inspect.reading.model.contribution import Contribution, Embedding, Module
@@ -94,25 +95,26 @@ def read_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> Ada
 
     Problems are listed, not raised. Unreadable numbers raise LoraInspectError.
     """
-    reading = Reading(checkpoint, settings, claim_as_before(checkpoint.tensors), Steps())
-    for step in STEPS:
-        reading = step(reading)
-    return Adapter(
-        checkpoint=checkpoint,
-        modules=reading.modules,
-        scheme=reading.claims.scheme,
-        trainer=find_trainer(
-            checkpoint.metadata,
-            checkpoint.tensors,
-            has_peft_config=bool(reading.configs),
-            is_of_mlx=reading.rules.config is not None,
-        ),
-        rslora=reading.rslora,
-        dora=reading.dora,
-        evidence=reading.evidence,
-        flags=reading.claims.flags,
-        unclaimed=reading.claims.unclaimed,
-        problems=find_problems(reading),
-        settings=settings,
-        embeddings=reading.embeddings,
-    )
+    with without_collecting():
+        reading = Reading(checkpoint, settings, claim_as_before(checkpoint.tensors), Steps())
+        for step in STEPS:
+            reading = step(reading)
+        return Adapter(
+            checkpoint=checkpoint,
+            modules=reading.modules,
+            scheme=reading.claims.scheme,
+            trainer=find_trainer(
+                checkpoint.metadata,
+                checkpoint.tensors,
+                has_peft_config=bool(reading.configs),
+                is_of_mlx=reading.rules.config is not None,
+            ),
+            rslora=reading.rslora,
+            dora=reading.dora,
+            evidence=reading.evidence,
+            flags=reading.claims.flags,
+            unclaimed=reading.claims.unclaimed,
+            problems=find_problems(reading),
+            settings=settings,
+            embeddings=reading.embeddings,
+        )

@@ -12,7 +12,7 @@ from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms import by_name, candidates, load_for
 from lora_inspect.architectures.patterns import fill, pattern_of
 from lora_inspect.architectures.text_encoders import PATHS as ENCODER_PATHS
-from lora_inspect.caching import LONGEST_NAME, MOST_NAMES
+from lora_inspect.caching import LONGEST_NAME, is_full
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.maths import dora
 from lora_inspect.reading.base.base_names import EXPERTS
@@ -85,7 +85,7 @@ class _KnownKeys(dict[str, ParsedKey | None]):
 
     def __missing__(self, key: str) -> ParsedKey | None:
         found = _parsed(key)
-        if len(key) <= LONGEST_NAME and len(self) < MOST_NAMES and not self.are_old:
+        if len(key) <= LONGEST_NAME and not is_full(self) and not self.are_old:
             self[key] = found
         return found
 
@@ -106,7 +106,7 @@ def parse_key(key: str) -> ParsedKey | None:
 def known_keys() -> Mapping[str, ParsedKey | None]:
     """Return a mapping from any key to the result of `parse_key`, which is fast for the many keys of a file."""
     global _known
-    if _known.are_old or len(_known) >= MOST_NAMES:
+    if _known.are_old or is_full(_known):
         _known = _KnownKeys()
     return _known
 
