@@ -36,6 +36,7 @@ def test_long_names_are_not_kept():
 
 def test_of_names_alone_as_many_are_kept_as_the_bounds_say(monkeypatch):
     monkeypatch.setattr(module, "MOST_NAMES", 3)
+    monkeypatch.setattr(module, "_tensors", {})  # other tests may have left files open
     asked = []
     find = remembering_names(lambda name: asked.append(name))
     longer = "a" * (module.LONGEST_NAME + 1)
