@@ -119,15 +119,15 @@ def compat(
     unknown program.
     """
     asked = _requested_programs(named)
-    kind, adapter = kind_of(read_adapter(open_checkpoint(path), settings))
-    if kind != ADAPTER:
-        raise RefusedError(path, "it is no adapter, so no program loads it as one", "name an adapter")
-    adapter.refuse()
-    families = adapter_candidates(adapter)
-    adapter = with_paths(adapter, families)
-    given = spell_argument(operand(path), settings)
     # Each program's view of the file has as many objects as the file, and leaves hardly any cycle behind.
     with without_collecting():
+        kind, adapter = kind_of(read_adapter(open_checkpoint(path), settings))
+        if kind != ADAPTER:
+            raise RefusedError(path, "it is no adapter, so no program loads it as one", "name an adapter")
+        adapter.refuse()
+        families = adapter_candidates(adapter)
+        adapter = with_paths(adapter, families)
+        given = spell_argument(operand(path), settings)
         verdicts = [
             one._replace(fix=find_fix(adapter, given, one.program, base)) if needs_fix(one) else one
             for one in judge_each(adapter, families, asked)
