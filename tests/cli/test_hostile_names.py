@@ -264,12 +264,25 @@ def of_compare(write, folder):
     yield ["compare", one, other, "--max-difference", EVIL]
 
 
+def of_report(write, folder):
+    one = write(lora(WORDS), METADATA, name=f"{EVIL_FILE}.safetensors")
+    other = write(lora(WORDS), METADATA, name=f"other{EVIL_FILE}.safetensors")
+    output = folder / f"out{EVIL_FILE}.html"
+    yield ["report", one, "-o", output]
+    yield ["report", one, "-o", output]  # it exists
+    yield ["report", one, other, "-o", output, "--force"]
+    yield ["report", one, "-o", output, "--force", "--json"]
+    yield ["report", one, "-o", output, "--force", "--base", write(base(), name=f"base{EVIL_FILE}.safetensors")]
+    yield ["report", one, "-o", output, "--force", "--base", folder / f"no{EVIL_FILE}"]
+    yield ["report", folder / f"no{EVIL_FILE}", "-o", output, "--force"]
+
+
 # A verb without an entry here fails.
 COMMANDS = {
     "info": of_info, "merge": of_merge, "unmerge": of_unmerge, "verify": of_verify, "convert": of_convert,
     "compat": of_compat, "check": of_check, "metadata": of_metadata, "combine": of_sums("combine", []),
     "resize": of_sums("resize", ["--rank", "1"]), "average": of_sums("average", []), "extract": of_extract,
-    "compare": of_compare,
+    "compare": of_compare, "report": of_report,
 }  # fmt: skip
 
 
