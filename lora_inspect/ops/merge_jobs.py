@@ -165,13 +165,10 @@ def merge_by_ranks(ranks: Processes, plan: MergePlan, named: str, force: bool, w
     shards stay in OUT.parts for the next run.
     """
 
-    def prepare() -> SharedMerge:
-        shared = SharedMerge(plan, shared_output(plan, named, force))
-        shared.claim()
-        return shared
-
-    shared = ranks.together(prepare)
+    shared = ranks.together(lambda: SharedMerge(plan, shared_output(plan, named, force)))
+    # Before the claim, which would call the other process another merge.
     ranks.equal(json.dumps(shared.made_of), lambda first: _other_plan(json.loads(first), shared.made_of))
+    ranks.together(shared.claim)
     files = files_of_share(plan, ProcessShare(ranks.rank.number + 1, ranks.rank.of))
     with watch(sum(bytes_of(plan, file) for file in plan.base.files)) as of_all:
         progress = ranks.progress(of_all)
