@@ -7,7 +7,7 @@ from fuzz.commands import targets
 
 pytestmark = pytest.mark.slow
 
-SEED, CHUNK = 1, 1000
+SEED, CHUNK = 1, 2000
 # Of one chunk; a run of 20,000 cases grows by less.
 MOST_GROWTH = 96 * oracle.MEGABYTE
 
