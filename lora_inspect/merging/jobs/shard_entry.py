@@ -18,6 +18,8 @@ from lora_inspect.merging.retention import ObservedWeight
 from lora_inspect.progress import Progress, silent
 
 _SCHEMA = 1
+# The errors of a record that is missing, or whose bytes are not those that were written.
+_INVALID = (LoraInspectError, LookupError, TypeError, ValueError, AttributeError)
 
 
 def digest(parts: Mapping[str, Any]) -> str:
@@ -26,7 +28,7 @@ def digest(parts: Mapping[str, Any]) -> str:
 
 
 class ShardEntry(NamedTuple):
-    """What is known of a shard.
+    """The facts of a shard that other processes need.
 
     `made_of` is what all shards have in common. `size` is that of the file and `data_start` that of its header;
     `sha256` is the hash of what is behind that, with zeros in the ranges `late`, whose content the weights of other
@@ -59,14 +61,14 @@ class ShardEntry(NamedTuple):
             "seen": list(self.records),
             "base_sha256": self.base_sha256,
         }
-        return json.dumps({**record, "digest": digest(record)}, separators=(",", ":")).encode()
+        return _with_digest(record)
 
     def observed(self) -> Iterator[ObservedWeight]:
-        """What was seen of each weight."""
+        """The observation of each weight."""
         return map(ObservedWeight.of_record, self.records)
 
     def holds(self, file: str, identity: Identity | None = None, progress: Progress = silent) -> bool:
-        """Whether the file has every byte that it had when the entry was written, but for its header."""
+        """Return True if the file has every byte that it had when the entry was written, but for its header."""
         try:
             return sha256_behind(file, self.data_start, self.late, identity, progress) == (self.size, self.sha256)
         except LoraInspectError:
@@ -76,9 +78,7 @@ class ShardEntry(NamedTuple):
 def read_entry(path: str) -> ShardEntry | None:
     """The entry at `path`; None where there is none that is as it was written."""
     try:
-        record, _ = read_json(path)
-        if record["schema"] != _SCHEMA or record.pop("digest") != digest(record):
-            return None
+        record = _read_record(path)
         return ShardEntry(
             made_of=record["made_of"],
             size=_whole(record["bytes"]),
@@ -90,26 +90,34 @@ def read_entry(path: str) -> ShardEntry | None:
             records=record["seen"],
             base_sha256=record["base_sha256"],
         )
-    except (LoraInspectError, LookupError, TypeError, ValueError, AttributeError):
+    except _INVALID:
         return None
 
 
 def claim_of(parts: Mapping[str, Any]) -> bytes:
     """The claim of a folder for the merge that makes these `parts`."""
-    record = {"schema": _SCHEMA, "made_of": dict(parts)}
-    return json.dumps({**record, "digest": digest(record)}, separators=(",", ":")).encode()
+    return _with_digest({"schema": _SCHEMA, "made_of": dict(parts)})
 
 
 def read_claim(path: str) -> Mapping[str, Any] | None:
     """The parts of the merge that claimed the folder; None where nobody has, or where the claim is damaged."""
     try:
-        record, _ = read_json(path)
-        if record["schema"] != _SCHEMA or record.pop("digest") != digest(record):
-            return None
-        found: Mapping[str, Any] = record["made_of"]
+        found: Mapping[str, Any] = _read_record(path)["made_of"]
         return found
-    except (LoraInspectError, LookupError, TypeError, ValueError, AttributeError):
+    except _INVALID:
         return None
+
+
+def _with_digest(record: Mapping[str, Any]) -> bytes:
+    return json.dumps({**record, "digest": digest(record)}, separators=(",", ":")).encode()
+
+
+def _read_record(path: str) -> Any:
+    """The record that `_with_digest` wrote to `path`; raises one of _INVALID where it is not as it was written."""
+    record, _ = read_json(path)
+    if record["schema"] != _SCHEMA or record.pop("digest") != digest(record):
+        raise ValueError(path)
+    return record
 
 
 def _whole(number: Any) -> int:
