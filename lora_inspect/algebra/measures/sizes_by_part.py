@@ -1,9 +1,9 @@
 """The sizes of an adapter's changes by part and block, without a library for numbers until they are measured."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.reading.adapter import Adapter
@@ -75,12 +75,27 @@ class SizesByPart(Result):
         return {
             "base": self.base,
             **PartSize.of(self.sizes).to_dict(),
-            "parts": {
-                name: {**part.to_dict(), "blocks": {block: own.to_dict() for block, own in self.blocks[name].items()}}
-                for name, part in self.parts.items()
-            },
+            "parts": parts_to_dict(self.parts, self.blocks),
             "left_out": [{"module": one.key, "reason": one.reason} for one in self.left_out],
         }
+
+
+class HasDict(Protocol):
+    """A measure that JSON can hold."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers by their names in JSON."""
+        ...
+
+
+def parts_to_dict(
+    parts: Mapping[str, HasDict], blocks: Mapping[str, Mapping[str, HasDict]]
+) -> dict[str, dict[str, Any]]:
+    """The field `parts` of a record: the measure of each part of a model, and in `blocks` those of its blocks."""
+    return {
+        name: {**part.to_dict(), "blocks": {block: own.to_dict() for block, own in blocks[name].items()}}
+        for name, part in parts.items()
+    }
 
 
 def by_part(

@@ -7,6 +7,7 @@ from itertools import accumulate
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect.algebra.measures.sizes_by_part import parts_to_dict
 from lora_inspect.sentences import Result
 
 if TYPE_CHECKING:
@@ -180,10 +181,7 @@ class SpectrumResult(Result):
         """The field `spectrum` of the record that `info --spectrum --json` prints."""
         return {
             "base": self.base,
-            "parts": {
-                name: {**part.to_dict(), "blocks": {block: own.to_dict() for block, own in self.blocks[name].items()}}
-                for name, part in self.parts.items()
-            },
+            "parts": parts_to_dict(self.parts, self.blocks),
             "layers": [one.to_dict() for one in self.layers],
             "left_out": [{"module": one.key, "reason": one.reason} for one in self.left_out],
         }
