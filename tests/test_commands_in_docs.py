@@ -16,6 +16,7 @@ ONLY_PARSED = {
     "_LORA_INSPECT_COMPLETE=fish_source": "needs fish",
     'pip install ".[example]"': "installs packages: tests/networks/test_train_example.py runs the rest",
     "pip install lora-inspect": "installs packages: packaging/matrix.py does so with both forms",
+    'pip install "lora-inspect[report]"': "installs packages: .ci/run does so with the light form",
     "pip uninstall lora-inspect": "changes the environment",
     "python3 -m venv .venv-light && ": "installs packages: .ci/run does so",
     "pip install path/to/lora-inspect": "installs packages, into a trainer's environment",
