@@ -59,10 +59,14 @@ class Quiet(WSGIRequestHandler):
 
 
 class S3Server:
-    """The server with one bucket. `trouble` is asked before each request: a status, RESET, LOST or None for none."""
+    """The server with one bucket. `trouble` is asked before each request: a status, RESET, LOST or None for none.
+
+    Without `conditions` it ignores If-None-Match, as rclone's server does.
+    """
 
     def __init__(self, bucket: str) -> None:
         self.bucket = bucket
+        self.conditions = True
         self.asked: list[Asked] = []
         self.trouble: Trouble = lambda asked: None
         self._app = DomainDispatcherApplication(create_backend_app)
@@ -107,6 +111,8 @@ class S3Server:
         asked = Asked(environ)
         self.asked.append(asked)
         trouble = self.trouble(asked)
+        if not self.conditions:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         if trouble is None:
             return self._app(environ, start_response)
         if isinstance(trouble, int):

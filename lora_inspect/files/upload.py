@@ -13,7 +13,7 @@ from lora_inspect.files.store_outputs import output_address
 from lora_inspect.progress import Progress, silent
 from lora_inspect.stores import client
 from lora_inspect.stores.address import join, split
-from lora_inspect.stores.multipart_upload import Upload, abort_all, complete_all
+from lora_inspect.stores.multipart_upload import Upload, abort_all, check_all_own, complete_all
 from lora_inspect.stores.s3 import S3Store, StoreRefused, Unfinished, is_empty, unfinished
 
 _RUN_BYTES = 8
@@ -117,6 +117,8 @@ class ToStore(PendingOutput):
                     upload.clear_place()
             for group in groups:
                 complete_all(self._store, group, replaces)
+            if not replaces:  # a store that ignores conditions lets another run replace these meanwhile
+                check_all_own(self._store, self._uploads)
         except LoraInspectError as error:
             if replaces:
                 raise error.saying(

@@ -17,7 +17,7 @@ from typing import Any
 from lora_inspect.errors import NeedsLibraryError, changed
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.address import HF, HTTP, HTTPS, S3, printable_address, scheme_of
-from lora_inspect.stores.patience import heard
+from lora_inspect.stores.patience import heard, timeout
 
 _NEEDS = {
     HTTPS: ("fsspec", "aiohttp"),
@@ -26,8 +26,10 @@ _NEEDS = {
     HF: ("fsspec", "aiohttp", "huggingface_hub"),
 }
 INSTALL = "pip install 'lora-inspect[remote]'"
-# By scheme and process: a copy of a process has no thread that answers.
-_opened: dict[tuple[str, int], Any] = {}
+# By scheme, process and timeout: a copy of a process has no thread that answers.
+_opened: dict[tuple[str, int, float], Any] = {}
+# s3fs tries a request again if nothing comes for this many seconds, or for this part of the timeout if that is longer.
+_S3_SILENCE, _S3_PART = 15.0, 0.25
 
 
 def file_system(address: str) -> Any:
@@ -35,7 +37,7 @@ def file_system(address: str) -> Any:
 
     Raises LoraInspectError where a library that it needs is missing, with the command that brings it.
     """
-    key = scheme_of(address), os.getpid()
+    key = scheme_of(address), os.getpid(), timeout()
     if key not in _opened:
         _opened[key] = _open(address)
     return _opened[key]
@@ -60,7 +62,12 @@ def _open(address: str) -> Any:
         ) from None
     import fsspec
 
-    options = {"client_kwargs": _client_settings(fsspec.config.conf)} if scheme in (HTTPS, HTTP) else {}
+    options = {}
+    if scheme in (HTTPS, HTTP):
+        options = {"client_kwargs": _client_settings(fsspec.config.conf)}
+    elif scheme == S3:
+        silence = {"read_timeout": max(_S3_SILENCE, _S3_PART * timeout())}
+        options = {"config_kwargs": silence | fsspec.config.conf.get(S3, {}).get("config_kwargs", {})}
     return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -64,12 +64,17 @@ class Upload:
         self._store.wait(self._send({one.at: one for one in borrowed}), lambda: self._sent, progress)
 
     async def complete(self, replaces: bool) -> None:
-        """Has the object appear; StoreRefused where there is one meanwhile and it does not replace that."""
+        """Has the object appear; WouldOverwriteError where there is one meanwhile and it does not replace that.
+
+        Some stores ignore the condition, so this looks at the address first.
+        """
         condition = {} if replaces else {"IfNoneMatch": "*"}
+        if condition and await self._described() is not None:
+            raise appeared(self.address)
         try:
             await self._complete(**condition)
         except StoreRefused as refused:
-            if refused.answer in _UNKNOWN and condition and await self._described() is None:
+            if refused.answer in _UNKNOWN and condition:
                 await self._complete()
             elif refused.answer not in (*_GONE, *_TAKEN):
                 raise
@@ -91,8 +96,14 @@ class Upload:
         if self._store.wait(self._described()):
             self._store.wait(self._ask("delete_object", "remove it"))
 
+    async def check_own(self) -> None:
+        """Raises WouldOverwriteError where another run has replaced the object that this upload has made."""
+        with suppress(StoreRefused):  # the store has said already that it has the object
+            if not await self._is_own():
+                raise appeared(self.address)
+
     async def _is_own(self) -> bool:
-        """Whether the object that has the address is what this upload has made, as a lost reply may have said."""
+        """Returns whether this upload has made the object at the address; the store's reply may have been lost."""
         found = await self._described()
         if found is None or found.get("Metadata", {}).get(_MARK) != self._run:
             return False
@@ -225,10 +236,20 @@ async def _give_up(store: S3Store, address: str, upload: str) -> None:
             return
 
 
-def complete_all(store: S3Store, uploads: Sequence[Upload], replaces: bool) -> None:
-    """Completes uploads, some at the same time; where one fails, others may be complete, and no more will be.
+def complete_all(store: S3Store, uploads: Iterable[Upload], replaces: bool) -> None:
+    """Completes uploads, some at the same time; where one fails, others may be complete, and no more will be."""
+    _each(store, uploads, lambda upload: upload.complete(replaces))
 
-    None is called off on its way, as the store may have it all the same.
+
+def check_all_own(store: S3Store, uploads: Iterable[Upload]) -> None:
+    """Raises WouldOverwriteError where another run has replaced the object of one of these uploads."""
+    _each(store, uploads, Upload.check_own)
+
+
+def _each(store: S3Store, uploads: Iterable[Upload], ask: Callable[[Upload], Awaitable[None]]) -> None:
+    """Asks the store about each upload, some at the same time, until one fails.
+
+    None is called off on its way, as the store may do it all the same.
     """
     left = iter(uploads)
     errors: list[LoraInspectError] = []
@@ -238,7 +259,7 @@ def complete_all(store: S3Store, uploads: Sequence[Upload], replaces: bool) -> N
             if errors:
                 return
             try:
-                await upload.complete(replaces)
+                await ask(upload)
             except LoraInspectError as error:
                 errors.append(error)
 

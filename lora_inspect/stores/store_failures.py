@@ -120,7 +120,7 @@ def silent(address: str, seconds: float, tries: int) -> LoraInspectError:
     return CouldNotWorkError(
         address,
         f"the server does not answer (nothing came for {seconds:g} s, {tries} times)",
-        "try again later, or set a longer timeout",
+        "try again later, or set a longer timeout (--timeout)",
     )
 
 
@@ -138,7 +138,7 @@ def asks_to_wait(address: str, seconds: float, timeout: float) -> LoraInspectErr
     return CouldNotWorkError(
         address,
         f"the server asks to wait for {int(seconds):,} s, but the timeout is {timeout:g} s",
-        "try again then, or set a longer timeout",
+        "try again then, or set a longer timeout (--timeout)",
     )
 
 

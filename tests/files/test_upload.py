@@ -190,6 +190,31 @@ def test_of_a_folder_in_which_an_object_appears_meanwhile_nothing_stays(files, s
     assert below(store, "out") == {"model.safetensors.index.json": b"other"}
 
 
+@pytest.mark.parametrize("conditions", [True, False])
+def test_an_object_that_appears_while_parts_are_sent_is_not_replaced(conditions, files, store):
+    def appear(asked):
+        if asked.verb == "part":
+            store.trouble = lambda asked: None
+            store.client.put_object(Bucket=store.bucket, Key="out.safetensors", Body=b"other")
+
+    store.trouble, store.conditions = appear, conditions
+    with pytest.raises(LoraInspectError, match="appeared while the command ran"):
+        merged(files, "base.safetensors", f"s3://{store.bucket}/out.safetensors")
+    assert below(store, "out.safetensors") == {"": b"other"}
+
+
+def test_a_merge_fails_where_another_run_replaces_one_of_its_files(files, store):
+    def replace(asked):
+        if asked.path.endswith("index.json") and asked.verb == "put":
+            store.trouble = lambda asked: None
+            store.client.put_object(Bucket=store.bucket, Key=f"out/{NAMES[0]}", Body=b"other")
+
+    store.trouble, store.conditions = replace, False
+    with pytest.raises(LoraInspectError, match=rf"out/{NAMES[0]}: it appeared while the command ran"):
+        merged(files, "shards", f"s3://{store.bucket}/out")
+    assert below(store, "out") == {NAMES[0]: b"other"}
+
+
 def test_an_upload_of_another_run_goes_on(files, store):
     """It is to the same output, and was begun while this one was sent."""
     begun = {}

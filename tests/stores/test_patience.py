@@ -77,7 +77,7 @@ def test_a_silent_server_is_one_sentence_after_two_timeouts(file, silent, run):
     ended = run("info", "--timeout", "1", file)
     assert ended.stderr == (
         f"Error: {file}: the server does not answer (nothing came for 1 s, 2 times); "
-        "try again later, or set a longer timeout.\n"
+        "try again later, or set a longer timeout (--timeout).\n"
     )
     assert ended.status == 3
     assert len(silent.asked) == 2

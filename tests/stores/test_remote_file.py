@@ -208,7 +208,7 @@ def test_a_server_that_asks_to_wait_for_longer_than_the_timeout_is_refused_at_on
         read(opened, 100_000, 8)
     assert str(refused.value) == (
         f"{opened.address}: the server asks to wait for {seconds} s, but the timeout is 60 s; "
-        "try again then, or set a longer timeout."
+        "try again then, or set a longer timeout (--timeout)."
     )
     assert len(server.asked) == 1
     assert not pauses
