@@ -1,18 +1,15 @@
 """Different merges into one output at once, shards that lose bytes, and parts beside an output that is done."""
 
-import multiprocessing
 import os
-import random
 import shutil
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 from bases import SHARDS, content, write_adapter, write_base
-from killed_runs import calls_of, killed_at
+from forked_runs import jobs_with_kills, race
 
-from lora_inspect.errors import LoraInspectError, WouldOverwriteError
+from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import shard_staging, system, temp_files
 from lora_inspect.files.shard_staging import PartsFolder
 from lora_inspect.merging.jobs import shards as shared_merge
@@ -97,38 +94,13 @@ def test_a_damaged_claim_is_named(place):
     assert job("2/2").merged
 
 
-def ran(barrier, answers, text, name):
-    barrier.wait()
-    try:
-        found = job(text, name)
-        answers.put((name, 0, found.merged is not None))
-    except LoraInspectError as error:
-        answers.put((name, 1, str(error)))
-
-
-def race(first, second):
-    """Runs two jobs, each a merge of its own, at the same moment in two processes; their answers."""
-    forking = multiprocessing.get_context("fork")
-    barrier, answers = forking.Barrier(2), forking.SimpleQueue()
-    both = [forking.Process(target=ran, args=(barrier, answers, *one)) for one in (first, second)]
-    for one in both:
-        one.start()
-    found = [answers.get() for _ in both]
-    for one in both:
-        one.join()
-        assert one.exitcode == 0
-    return found
-
-
 @pytest.mark.parametrize("count", [RACES, pytest.param(SLOW_RACES, marks=pytest.mark.slow)])
 def test_two_merges_at_once_make_one_of_them_and_refuse_the_other(count, place):
     expected = {name: one_process(name) for name in ("lora", "other")}
     winners = set()
     for _ in range(count):
         shutil.rmtree("out", ignore_errors=True)
-        found = race(("1/1", "lora"), ("1/1", "other"))
-        ended = {name: status for name, status, _ in found}
-        assert sorted(ended.values()) == [0, 1], found
+        ended = race({name: partial(job, "1/1", name) for name in expected})
         (winner,) = (name for name, status in ended.items() if status == 0)
         winners.add(winner)
         assert content("out") == expected[winner]
@@ -141,8 +113,9 @@ def test_halves_of_two_merges_at_once_are_halves_of_one_of_them(count, place):
     expected = {name: one_process(name) for name in ("lora", "other")}
     for number in range(count):
         shutil.rmtree("out", ignore_errors=True)
-        found = race(("1/2", "lora"), ("2/2" if number % 2 else "1/2", "other"))
-        (winner,) = (name for name, status, _ in found if status == 0)
+        second = "2/2" if number % 2 else "1/2"
+        ended = race({"lora": partial(job, "1/2"), "other": partial(job, second, "other")})
+        (winner,) = (name for name, status in ended.items() if status == 0)
         for text in ("1/2", "2/2"):
             if not os.path.exists("out"):
                 job(text, winner)
@@ -266,21 +239,9 @@ def test_a_job_that_is_killed_at_any_moment_and_run_again_leaves_the_output_alon
     expected = one_process("lora")
     if not has_features:
         without_features(monkeypatch)
-    calls = {text: calls_of(partial(job, text)) for text in ("1/2", "2/2")}
-    chance, killed = random.Random(has_features), 0
-    for _ in range(KILLS):
-        shutil.rmtree("out", ignore_errors=True)
-        shutil.rmtree("out.parts", ignore_errors=True)
-        order = chance.choice([("1/2", "2/2"), ("2/2", "1/2")])
-        at = chance.choice(order)
-        for text in order:
-            if text == at:
-                killed += killed_at(partial(job, text), chance.randint(1, calls[text]))
-            elif not os.path.exists("out"):
-                job(text)
-        for text in order:
-            with suppress(WouldOverwriteError):  # the killed job had come so far
-                job(text)
+    killed = 0
+    for was_killed in jobs_with_kills(job, KILLS, has_features):
         assert content("out") == expected
         assert not os.path.exists("out.parts"), content("out.parts").keys()
+        killed += was_killed
     assert killed > KILLS // 4

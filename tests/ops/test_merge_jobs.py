@@ -12,7 +12,7 @@ import pytest
 import torch
 from adapters import drawn
 from bases import SHARDS, content, shards, write_adapter, write_base
-from killed_runs import calls_of, killed_at
+from forked_runs import calls_of, killed_at
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

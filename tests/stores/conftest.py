@@ -1,6 +1,5 @@
 """What tests of stores share: a server of a folder, no pauses between tries, and nothing that an earlier test knew."""
 
-import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from hubs import answer_as_hub
 from range_servers import RangeServer, serving
+from store_sessions import close_file_systems
 
 from lora_inspect.caching import Remembered
 from lora_inspect.stores import address, http, requests
@@ -63,14 +63,6 @@ def folder(tmp_path: Path) -> Path:
     served = tmp_path / "served"
     served.mkdir()
     return served
-
-
-def close_file_systems() -> None:
-    """Closes their sessions here: where the collector of garbage came upon one while a future was waited for, that one
-    waited for the loop, and the loop for the lock of the future, until it gave up after a second.
-    """
-    forget_file_systems()
-    gc.collect(1)
 
 
 @pytest.fixture

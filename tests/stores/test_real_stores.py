@@ -2,8 +2,6 @@
 their base there.
 """
 
-import gc
-import multiprocessing
 import os
 import random
 import shutil
@@ -20,13 +18,12 @@ import botocore.exceptions
 import pytest
 import s3fs
 from bases import content, shards, write_adapter, write_base
-from killed_runs import calls_of, killed_at
+from forked_runs import jobs_with_kills, race
+from store_sessions import close_file_systems
 
-from lora_inspect.errors import LoraInspectError, WouldOverwriteError
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.ops.merge_jobs import ProcessShare, merge_shard
 from lora_inspect.stores import client
-from lora_inspect.stores.client import forget_file_systems
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")]
 
@@ -133,7 +130,7 @@ def store(started, tmp_path, s3_settings, monkeypatch):
         merge(planned(name), f"one-{name}")
     started.put("base", "base")
     yield started
-    close_sessions()
+    close_file_systems()
 
 
 def planned(name, place=lambda name: name):
@@ -158,33 +155,10 @@ def test_a_merge_in_the_store_has_the_bytes_of_one_on_a_disk(store):
     assert store.objects("out") == expected("lora")
 
 
-def close_sessions():
-    """Processes that are forked have connections of their own."""
-    forget_file_systems()
-    gc.collect(1)
-
-
-def ran(barrier, answers, name, run):
-    barrier.wait()
-    try:
-        run()
-        answers.put((name, 0))
-    except LoraInspectError as error:
-        answers.put((name, str(error)))
-
-
-def race(runs):
-    """Runs what has a name at the same moment in processes of their own: 0 or the error by name."""
-    close_sessions()
-    forking = multiprocessing.get_context("fork")
-    barrier, answers = forking.Barrier(len(runs)), forking.SimpleQueue()
-    both = [forking.Process(target=ran, args=(barrier, answers, *one)) for one in runs.items()]
-    for one in both:
-        one.start()
-    found = dict(answers.get() for _ in both)
-    for one in both:
-        one.join()
-    return found
+def race_with_store(runs):
+    """Processes that are forked open connections of their own."""
+    close_file_systems()
+    return race(runs)
 
 
 def test_two_merges_into_one_place_of_the_store_leave_one_of_them_or_none(store):
@@ -192,7 +166,7 @@ def test_two_merges_into_one_place_of_the_store_leave_one_of_them_or_none(store)
         pytest.skip(f"{store.program} ignores conditions")
     for _ in range(RUNS):
         store.clear("out")
-        ended = race({name: partial(merged, store, name) for name in ADAPTERS})
+        ended = race_with_store({name: partial(merged, store, name) for name in ADAPTERS})
         winners = [name for name, status in ended.items() if status == 0]
         assert len(winners) < 2, ended
         assert store.objects("out") == (expected(winners[0]) if winners else {}), ended
@@ -205,7 +179,9 @@ def test_jobs_of_two_merges_that_read_the_store_make_one_of_them(store):
     for number in range(RUNS):
         shutil.rmtree("out", ignore_errors=True)
         second = "2/2" if number % 2 else "1/2"
-        ended = race({"lora": partial(job, store, "1/2", "lora"), "other": partial(job, store, second, "other")})
+        ended = race_with_store(
+            {"lora": partial(job, store, "1/2", "lora"), "other": partial(job, store, second, "other")}
+        )
         (winner,) = (name for name, status in ended.items() if status == 0)
         for text in ("1/2", "2/2"):
             if not os.path.exists("out"):
@@ -215,25 +191,11 @@ def test_jobs_of_two_merges_that_read_the_store_make_one_of_them(store):
 
 
 def test_a_job_that_is_killed_while_it_reads_the_store_leaves_nothing_behind_its_next_run(store):
-    close_sessions()
-    calls = {text: calls_of(partial(job, store, text, "lora")) for text in ("1/2", "2/2")}
-    chance, killed = random.Random(RUNS), 0
-    for _ in range(RUNS):
-        shutil.rmtree("out", ignore_errors=True)
-        shutil.rmtree("out.parts", ignore_errors=True)
-        order = chance.choice([("1/2", "2/2"), ("2/2", "1/2")])
-        at = chance.choice(order)
-        for text in order:
-            if text == at:
-                close_sessions()
-                killed += killed_at(partial(job, store, text, "lora"), chance.randint(1, calls[text]))
-            elif not os.path.exists("out"):
-                job(store, text, "lora")
-        for text in order:
-            with suppress(WouldOverwriteError):  # the killed job had come so far
-                job(store, text, "lora")
+    killed = 0
+    for was_killed in jobs_with_kills(lambda text: job(store, text, "lora"), RUNS, RUNS, close_file_systems):
         assert content("out") == content("one-lora")
         assert not os.path.exists("out.parts")
+        killed += was_killed
     assert killed
 
 
@@ -270,14 +232,14 @@ def killed_at_request(run, last):
 
 def test_a_merge_into_the_store_that_is_killed_leaves_nothing_wrong_behind_its_next_run(store):
     store.clear("out")
-    close_sessions()
+    close_file_systems()
     assert not killed_at_request(partial(merged, store, "lora"), 0)
     assert store.objects("out") == expected("lora")
     moments = int(Path("moments").read_text())
     chance, killed = random.Random(RUNS), 0
     for _ in range(RUNS):
         store.clear("out")
-        close_sessions()
+        close_file_systems()
         killed += killed_at_request(partial(merged, store, "lora"), chance.randint(1, moments))
         # Files come one after another, each whole, and the index last.
         assert store.objects("out").items() <= expected("lora").items()
