@@ -2,14 +2,16 @@
 
 A name counts for a layout if it is one of the layout's paths up to its numbers: every segment that is a number is
 written `#` on both sides, so matching is membership in a set. Evidence separates families that share names, in this
-order: the widths of their layers, the text encoders that the file adapts too, the block indices, and the metadata.
-Families that still match alike are all candidates, and no one of them is the answer.
+order: the widths of their layers, the text encoders that the file adapts too, layers that a family does not have, the
+block indices, the metadata, and the prefix of the names. Families that still match alike are all candidates, and no one
+of them is the answer.
 
 `ss_sd_model_name` is no evidence: it is the name of the base's file, which may be any.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -25,8 +27,12 @@ from .text_encoders import TextEncoder, has
 METADATA_KEYS = ("ss_base_model_version", "modelspec.architecture")
 # sd-scripts writes its option --v2 into every file; only Stable Diffusion 2 is trained with it.
 V2_KEY, V2_FAMILY = "ss_v2", "sd2"
+# What an adapter's config of PEFT says of its base: the name of its repository, and the class of the model.
+BASE_KEY, CLASS_KEY = "base_model_name_or_path", "base_model_class"
 # The network modules of sd-scripts and musubi-tuner that train these families alone. `networks.lora` is one of either.
 MODULE_KEY = "ss_network_module"
+# All that is read of the metadata.
+STATING_KEYS = (*METADATA_KEYS, V2_KEY, MODULE_KEY, BASE_KEY, CLASS_KEY)
 _PACKAGES = ("networks", "musubi_tuner.networks", "lora_inspect.networks")
 _MODULES: Mapping[str, Sequence[str]] = {
     "lora_anima": ("anima",),
@@ -51,7 +57,7 @@ _MODULES: Mapping[str, Sequence[str]] = {
 def named_by(metadata: Mapping[str, str]) -> dict[str, str]:
     """The families that the metadata names, by name, each with the value that names it."""
     named: dict[str, str] = {}
-    for key in METADATA_KEYS:
+    for key in (*METADATA_KEYS, CLASS_KEY):
         value = metadata.get(key, "")
         plain = value.lower().removesuffix("/lora")
         for family, names in metadata_names() if plain else ():
@@ -64,6 +70,16 @@ def trained_by(metadata: Mapping[str, str]) -> Sequence[str]:
     """The families that the network module trains which `ss_network_module` names; none where it may be any."""
     package, _, module = metadata.get(MODULE_KEY, "").rpartition(".")
     return _MODULES.get(module, ()) if package in _PACKAGES else ()
+
+
+# A name on a hub, and no path of a machine.
+_HUB_NAME = r"[A-Za-z0-9][\w.-]*/([A-Za-z0-9][\w.-]*)"
+
+
+def base_of(metadata: Mapping[str, str]) -> str:
+    """The name of the base's repository on a hub, without its owner and in small letters; empty where none is named."""
+    found = re.fullmatch(_HUB_NAME, metadata.get(BASE_KEY, ""))
+    return found[1].lower() if found else ""
 
 
 def agrees_with_v2(name: str, metadata: Mapping[str, str]) -> bool:
@@ -158,9 +174,39 @@ def holds(layout: Layout, used: Mapping[str, set[int]]) -> bool:
     return all(max(_below(at, used), default=0) < count for at, count in layout.blocks)
 
 
+# Fewer blocks may be those that somebody chose of a deeper model.
+_LEAST_DEPTH = 8
+
+
 def fills(layout: Layout, used: Mapping[str, set[int]]) -> bool:
-    """Whether every block of the layout is used and none beyond; where some are left out, the model may be deeper."""
-    return bool(layout.blocks) and all(_below(at, used) == set(range(count)) for at, count in layout.blocks)
+    """Whether the file uses long lists, and of each of them all blocks; where some are left out, it may be deeper."""
+    lists = [(_below(at, used), count) for at, count in layout.blocks if count >= _LEAST_DEPTH]
+    touched = [(blocks, count) for blocks, count in lists if blocks]
+    return bool(touched) and all(blocks == set(range(count)) for blocks, count in touched)
+
+
+def has_missing(layout: Layout, paths: Iterable[str]) -> bool:
+    """Whether one of the paths is of a layer that the models of the layout do not have."""
+    starts = tuple(f"{path.replace('.', way)}{way}" for path in layout.missing for way in "._")
+    return bool(starts) and any(f"{path}{separator_of(path)}".startswith(starts) for path in paths)
+
+
+# What trainers put before the underscored paths of a model.
+_UNDERSCORED = {"lora_unet_": "lora_unet_", "lora_unet__": "lora_unet_", "oft_unet_": "lora_unet_"}
+_OVER_DIFFUSERS = "lora_transformer_"
+
+
+def written_with(layout: Layout, prefixes: Collection[str]) -> bool | None:
+    """Whether trainers write paths of the layout behind the prefix of a file; None where any layout may stand there.
+
+    OneTrainer's prefix stands before the names of diffusers, whatever those of the family's other trainers are.
+    """
+    if len(prefixes) != 1:
+        return None
+    [prefix] = prefixes
+    if prefix == _OVER_DIFFUSERS:
+        return bool(layout.kohya_prefix)
+    return layout.kohya_prefix == _UNDERSCORED[prefix] if prefix in _UNDERSCORED else None
 
 
 def _below(at: str, used: Mapping[str, set[int]]) -> set[int]:
@@ -206,13 +252,14 @@ def detect(
     metadata: Mapping[str, str],
     *,
     encoders: Iterable[TextEncoder] = (),
+    prefixes: Iterable[str] = (),
     minimum_share: float = 0.9,
 ) -> Detection | None:
     """The one family whose names the modules have, or None where no family fits or several fit alike.
 
     The arguments are those of `candidates`.
     """
-    found = candidates(modules, metadata, encoders=encoders, minimum_share=minimum_share)
+    found = candidates(modules, metadata, encoders=encoders, prefixes=prefixes, minimum_share=minimum_share)
     return found[0] if len(found) == 1 else None
 
 
@@ -221,6 +268,7 @@ def candidates(
     metadata: Mapping[str, str],
     *,
     encoders: Iterable[TextEncoder] = (),
+    prefixes: Iterable[str] = (),
     minimum_share: float = 0.9,
 ) -> tuple[Detection, ...]:
     """All families that the evidence leaves, in the registry's order.
@@ -230,14 +278,14 @@ def candidates(
     module they alone decide. `minimum_share` is the share of the names that must fit: leave it for an adapter,
     lower it to about 0.5 for a base checkpoint, whose norms and embeddings are no layers of an adapter.
     """
-    modules, encoders = tuple(modules), tuple(encoders)
-    said = tuple([metadata.get(key, "") for key in (*METADATA_KEYS, V2_KEY, MODULE_KEY)])
+    modules, encoders, prefixes = tuple(modules), tuple(encoders), frozenset(prefixes)
+    said = tuple([metadata.get(key, "") for key in STATING_KEYS])
     if len(modules) > _MOST_MODULES or max(map(len, said)) > _LONGEST_SAID:
-        return _candidates(modules, metadata, encoders, minimum_share)
-    key = (modules, encoders, minimum_share, said, changes())
+        return _candidates(modules, metadata, encoders, prefixes, minimum_share)
+    key = (modules, encoders, prefixes, minimum_share, said, changes())
     known = _found.get(key)
     if known is None:
-        known = _candidates(modules, metadata, encoders, minimum_share)
+        known = _candidates(modules, metadata, encoders, prefixes, minimum_share)
         _found.put(key, known)
     return known
 
@@ -246,20 +294,24 @@ def _candidates(
     modules: Sequence[tuple[str, int | None, int | None]],
     metadata: Mapping[str, str],
     encoders: Sequence[TextEncoder],
+    prefixes: Collection[str],
     minimum_share: float,
 ) -> tuple[Detection, ...]:
     fits = _fits_of_names(modules, minimum_share) if modules else _fits_of_encoders(encoders)
-    used = used_indices((path for path, _, _ in modules), (fit.architecture for fit in fits))
+    paths = [path for path, _, _ in modules]
+    used = used_indices(paths, (fit.architecture for fit in fits))
     named = named_by(metadata)
     reasons: list[str] = []
     trained = trained_by(metadata)
     left = fits
-    for cause, says in _shown(used, encoders):
+    for cause, says in _shown(paths, used, encoders):
         left = _narrowed(left, says, cause, reasons)
-    if len(left) < len(fits) and not any(holds(fit.layout, used) for fit in left):
-        # As wide as that family and deeper than it is: one that is not known here, with the names of them all.
+    if len(left) < len(fits) and not any(
+        holds(fit.layout, used) and not has_missing(fit.layout, paths) for fit in left
+    ):
+        # As wide as that family, and with blocks that it lacks: one that is not known here, with the names of them all.
         left, reasons = fits, ["the widths and the block indices contradict each other"]
-    for cause, says in _stated_families(metadata, named, trained):
+    for cause, says in _stated_families(metadata, named, trained, prefixes):
         left = _narrowed(left, says, cause, reasons)
     return tuple(
         Detection(fit.architecture, fit.layout, _size_name(fit), _sentence(fit, reasons, _denied(fit, metadata)))
@@ -341,12 +393,15 @@ def _fits_of_encoders(encoders: Sequence[TextEncoder]) -> tuple[_Fit, ...]:
 _Says = Callable[[_Fit], bool | None]
 
 
-def _shown(used: Mapping[str, set[int]], encoders: Sequence[TextEncoder]) -> Iterator[tuple[str, _Says]]:
+def _shown(
+    paths: Sequence[str], used: Mapping[str, set[int]], encoders: Sequence[TextEncoder]
+) -> Iterator[tuple[str, _Says]]:
     """What the tensors show of families whose names fit alike, strongest first."""
     # A family without any published size may be as wide as it likes.
     yield "the widths rule out", lambda fit: None if fit.sizes is None and fit.architecture.sizes else fit.sizes != ()
     if encoders:
         yield "the text encoders rule out", lambda fit: _has_all(fit.architecture, encoders)
+    yield "layers that it does not have rule out", lambda fit: not has_missing(fit.layout, paths)
     # How many blocks there are is known of the published sizes alone.
     yield "the block indices rule out", lambda fit: None if fit.sizes == () else holds(fit.layout, used)
     yield "the block count rules out", lambda fit: None if fit.sizes == () else _is_full(fit, used)
@@ -361,12 +416,15 @@ def _is_full(fit: _Fit, used: Mapping[str, set[int]]) -> bool | None:
 
 
 def _stated_families(
-    metadata: Mapping[str, str], named: Mapping[str, str], trained: Sequence[str]
+    metadata: Mapping[str, str], named: Mapping[str, str], trained: Sequence[str], prefixes: Collection[str]
 ) -> Iterator[tuple[str, _Says]]:
-    """What the metadata says of them, strongest first."""
+    """What the metadata and the way in which names are written say of them, strongest first."""
     yield "the metadata rules out", lambda fit: fit.architecture.name in named
     yield "ss_v2 rules out", lambda fit: agrees_with_v2(fit.architecture.name, metadata)
     yield f"{MODULE_KEY} rules out", lambda fit: fit.architecture.name in trained
+    if base := base_of(metadata):
+        yield f"{BASE_KEY} rules out", lambda fit: base.startswith(fit.architecture.base_names)
+    yield f"the prefix {listed(sorted(prefixes))} rules out", lambda fit: written_with(fit.layout, prefixes)
 
 
 def _denied(fit: _Fit, metadata: Mapping[str, str]) -> Iterator[str]:

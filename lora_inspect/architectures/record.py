@@ -38,6 +38,9 @@ class Layout(NamedTuple):
     `blocks` are the module lists of the layout, each with its length in the largest published model. An index
     beyond it rules the family out, and a file that reaches the last index of every list speaks for it.
 
+    `missing` are beginnings of paths that `paths` allow, as `{i}` stands for any number, and that the models lack, such
+    as `down_blocks.3.attentions`: what has one of them is of another family.
+
     `transposed` are the last names of modules whose weights are stored as (in, out): the Conv1D of transformers.
 
     `also` are other names of the layout, of programs that call the modules alike.
@@ -50,6 +53,7 @@ class Layout(NamedTuple):
     paths: tuple[str, ...]
     kohya_prefix: str = "lora_unet_"
     blocks: tuple[tuple[str, int], ...] = ()
+    missing: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     borrowed: bool = False
@@ -116,8 +120,9 @@ class Training(NamedTuple):
 class Architecture(NamedTuple):
     """A model family: its layouts, its sizes and the names that trainers write into metadata for it.
 
-    `metadata_names` are values of `ss_base_model_version` and `modelspec.architecture`, the latter without the
-    `/lora` that adapters append. Case does not matter.
+    `metadata_names` are values of `ss_base_model_version`, of `base_model_class` in the configs of PEFT, and of
+    `modelspec.architecture`, the last without the `/lora` that adapters append. Case does not matter. `base_names` are
+    the beginnings of the names of the family's repositories on a hub, in small letters.
 
     `text_encoders` are all text encoders of the pipeline, also those that trainers leave alone; empty where they are
     not known here, which rules nothing out.
@@ -135,6 +140,7 @@ class Architecture(NamedTuple):
     layouts: tuple[Layout, ...]
     sizes: tuple[Size, ...] = ()
     metadata_names: tuple[str, ...] = ()
+    base_names: tuple[str, ...] = ()
     text_encoders: tuple[TextEncoder, ...] = ()
     correspondence: Correspondence = UNKNOWN
     training: Training | None = None

@@ -67,6 +67,39 @@ def relations(attention: Sequence[bool]) -> tuple[Relation, ...]:
     )
 
 
+def missing_in_diffusers(attention: Sequence[bool]) -> tuple[str, ...]:
+    """The layers that a UNet of such levels does not have in diffusers' names: attention, and the last resamplers."""
+    last = len(attention) - 1
+    down, up = _levels_without(attention), _levels_without(attention[::-1])
+    return (
+        *(f"down_blocks.{level}.attentions" for level in down),
+        f"down_blocks.{last}.downsamplers",
+        *(f"up_blocks.{level}.attentions" for level in up),
+        f"up_blocks.{last}.upsamplers",
+    )
+
+
+def missing_in_original(attention: Sequence[bool]) -> tuple[str, ...]:
+    """The same in the names of the original repository, and the upsamplers that stand elsewhere."""
+    down = (3 * level + unit for level in _levels_without(attention) for unit in (1, 2))
+    up = (3 * level + unit for level in _levels_without(attention[::-1]) for unit in range(_UNITS + 1))
+    # A block without attention may have an upsampler in the place of it.
+    upsamplers = (
+        f"output_blocks.{3 * level + _UNITS}.{1 if has else 2}.conv" for level, has in enumerate(attention[::-1])
+    )
+    attentions = ("proj_in", "proj_out", "transformer_blocks")
+    resampling = (3 * level for level in range(len(attention)))
+    return (
+        *(path for block in (*down, *resampling) for path in under(f"input_blocks.{block}.1", *attentions)),
+        *(path for block in up for path in under(f"output_blocks.{block}.1", *attentions)),
+        *upsamplers,
+    )
+
+
+def _levels_without(attention: Sequence[bool]) -> list[int]:
+    return [level for level, has_attention in enumerate(attention) if not has_attention]
+
+
 def _down(attention: Sequence[bool]) -> Iterator[Relation]:
     """The units of a level follow each other, then comes its downsampler, which the last level lacks."""
     for level, has_attention in enumerate(attention):

@@ -1,16 +1,18 @@
 """The families and the text encoders that the modules of a file show, by their names and widths."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
-from lora_inspect.architectures.detection import Detection, candidates
+from lora_inspect.architectures.detection import BASE_KEY, CLASS_KEY, Detection, candidates
 from lora_inspect.architectures.record import is_parameter
 from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.schemes.gguf import GGUF
+from lora_inspect.schemes.peft import PEFT
 from lora_inspect.schemes.record import MODEL, ModuleName
 
 # The second expert of Wan 2.2 is of the same architecture.
@@ -27,9 +29,23 @@ def shown_candidates(checkpoint: Checkpoint, scheme: str | None, modules: dict[s
 
         return gguf_families(checkpoint)
     layers = _layers(modules)
-    of_model = [(name.body, *features) for name, features in layers if name.component in _MODELS]
-    encoders = {encoder: None for shown in _encoders(layers).values() for encoder in shown}
-    return candidates(of_model, checkpoint.metadata, encoders=encoders)
+    of_model = [(name, features) for name, features in layers if name.component in _MODELS]
+    return candidates(
+        [(name.body, *features) for name, features in of_model],
+        {**checkpoint.metadata, **(_said_by(checkpoint.config) if scheme == PEFT.name else {})},
+        encoders={encoder: None for shown in _encoders(layers).values() for encoder in shown},
+        prefixes={name.prefix for name, _ in of_model},
+    )
+
+
+def _said_by(config: Mapping[str, Any] | None) -> dict[str, str]:
+    """What a config of PEFT says of the base of its adapter."""
+    mapping = (config or {}).get("auto_mapping")
+    told = {
+        BASE_KEY: (config or {}).get(BASE_KEY),
+        CLASS_KEY: mapping.get(CLASS_KEY) if isinstance(mapping, dict) else None,
+    }
+    return {key: value for key, value in told.items() if isinstance(value, str)}
 
 
 def shown_encoders(modules: dict[str, Module]) -> dict[str, tuple[TextEncoder, ...]]:

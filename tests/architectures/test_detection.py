@@ -27,9 +27,14 @@ NAMESAKES = {
 
 
 def whole(architecture: Architecture, layout: Layout) -> list[Module]:
-    """Every path of the layout at index 0, as wide as in the family's first published size."""
+    """Every path of the layout at the first index that has it, as wide as in the family's first published size."""
     widths = {size.path: (size.out_features, size.in_features) for size in reversed(architecture.sizes)}
-    return [(path.replace("{i}", "0"), *widths.get(path, (None, None))) for path in layout.paths]
+    return [(first_of(path, layout), *widths.get(path, (None, None))) for path in layout.paths]
+
+
+def first_of(path: str, layout: Layout) -> str:
+    numbered = (path.replace("{i}", str(index), 1).replace("{i}", "0") for index in range(9))
+    return next(one for one in numbered if not any(f"{one}.".startswith(f"{start}.") for start in layout.missing))
 
 
 def flattened(modules: Iterable[Module]) -> list[Module]:

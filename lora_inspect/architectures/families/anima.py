@@ -38,6 +38,7 @@ ARCHITECTURE = Architecture(
     ),
     sizes=sizes(None, 2048),
     metadata_names=("anima", "anima-preview", "anima-unknown"),
+    base_names=("anima",),
     text_encoders=(QWEN3_06B, T5_11B),
     correspondence=Correspondence(relations),
 )

@@ -82,7 +82,8 @@ ARCHITECTURE = Architecture(
         ),
     ),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS),
-    metadata_names=("chroma",),
+    metadata_names=("chroma", "chroma1", "chromatransformer2dmodel"),
+    base_names=("chroma",),
     text_encoders=(T5_XXL,),
     correspondence=Correspondence(relations),
 )

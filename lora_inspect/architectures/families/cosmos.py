@@ -116,6 +116,7 @@ ARCHITECTURE = Architecture(
         ),
     ),
     sizes=(*sizes("2B", 2048), *sizes("14B", 5120)),
+    base_names=("cosmos-predict2",),
     text_encoders=(T5_11B, QWEN25_VL_7B),
     correspondence=Correspondence(
         lambda: (

@@ -235,7 +235,11 @@ ARCHITECTURE = Architecture(
         "flux-1",
         "flux-1-dev",
         "flux-1-schnell",
+        "flux.1_kontext",
+        "flux.1-fill-dev",
+        "fluxtransformer2dmodel",
     ),
+    base_names=("flux.1",),
     text_encoders=(CLIP_L, T5_XXL),
     correspondence=Correspondence(lambda: (*relations(), *xlabs_relations())),
     training=Training(

@@ -135,6 +135,7 @@ ARCHITECTURE = Architecture(
     ),
     metadata_names=(
         "flux2",
+        "flux.2",
         "flux2_klein_4b",
         "flux2_klein_9b",
         "flux_2_dev",

@@ -35,7 +35,8 @@ ARCHITECTURE = Architecture(
         Layout("original", (*ORIGINAL, *OWN), blocks=ORIGINAL_BLOCKS, borrowed=True, norms=ORIGINAL_NORMS),
     ),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in PROPORTIONS if path in PATHS),
-    metadata_names=("framepack",),
+    metadata_names=("framepack", "hunyuanvideoframepacktransformer3dmodel"),
+    base_names=("framepack",),
     text_encoders=(LLAMA_8B, CLIP_L),
     correspondence=Correspondence(in_diffusers),
     training=Training(

@@ -43,6 +43,6 @@ ARCHITECTURE = Architecture(
             *under("single_stream_blocks.{i}.block", *ATTENTION),
         )
     ),
-    metadata_names=("hidream_i1",),
+    metadata_names=("hidream_i1", "hidream-i1"),
     text_encoders=(CLIP_L, OPENCLIP_BIGG, T5_XXL, LLAMA_8B),
 )

@@ -1,11 +1,12 @@
 """HiDream-O1: a Qwen3-VL language model that predicts pixels.
 
 Leaves as in the Qwen3VLForConditionalGeneration of the original repository; ComfyUI's single file drops the `model.`
-of the root. An adapter of the decoder layers alone has the names of a Qwen3-VL adapter.
+of the root. An adapter of the decoder layers alone has the names of a Qwen3-VL adapter, and the widths of one of
+Qwen3-VL 8B, as in ComfyUI's HiDreamO1TextConfig.
 """
 
 from ..correspondence import Correspondence, same
-from ..record import MODULATION, Architecture, Layout, Training, under
+from ..record import MODULATION, Architecture, Layout, Size, Training, under
 
 LANGUAGE_LAYER = (
     *under("self_attn", "q_proj", "k_proj", "v_proj", "o_proj"),
@@ -26,6 +27,18 @@ COMFYUI = (
     "final_layer2.linear",
 )
 
+# What of a decoder layer is as wide as in no other published model of these names but Qwen3-VL 8B: (path, out, in).
+WIDTHS = (
+    ("self_attn.q_proj", 4096, 4096),
+    ("self_attn.k_proj", 1024, 4096),
+    ("self_attn.v_proj", 1024, 4096),
+    ("self_attn.o_proj", 4096, 4096),
+    ("mlp.gate_proj", 12288, 4096),
+    ("mlp.up_proj", 12288, 4096),
+    ("mlp.down_proj", 4096, 12288),
+)
+ROOTS = ("model.", "")
+
 DECODER_CLASSES = ("Qwen3VLTextDecoderLayer",)
 PIXEL_CLASSES = ("BottleneckPatchEmbed", "FinalLayer")
 VISUAL_CLASSES = ("Qwen3VLVisionPatchEmbed", "Qwen3VLVisionBlock", "Qwen3VLVisionPatchMerger")
@@ -36,9 +49,16 @@ ARCHITECTURE = Architecture(
     name="hidream_o1",
     title="HiDream-O1",
     descends_from="llm",
-    layouts=(Layout("original", under("model", *COMFYUI)), Layout("comfyui", COMFYUI)),
+    layouts=(
+        Layout("original", under("model", *COMFYUI), blocks=(("model.language_model.layers", 36),)),
+        Layout("comfyui", COMFYUI, blocks=(("language_model.layers", 36),)),
+    ),
+    sizes=tuple(
+        Size(None, f"{root}language_model.layers.{{i}}.{path}", out, in_) for root in ROOTS for path, out, in_ in WIDTHS
+    ),
     correspondence=Correspondence(lambda: (same(f"model.{path}", path) for path in COMFYUI)),
-    metadata_names=("hidream_o1_image", "hidream-o1-image"),
+    metadata_names=("hidream_o1_image", "hidream-o1-image", "hidream_o1"),
+    base_names=("hidream-o1",),
     training=Training(
         classes=(*IMAGE_TO_IMAGE, "TimestepEmbedder"),
         models=("Qwen3VLForConditionalGeneration",),

@@ -247,7 +247,8 @@ ARCHITECTURE = Architecture(
         ),
     ),
     sizes=tuple(Size(None, path, out * 3072, in_ * 3072) for path, out, in_ in (*ORIGINAL_PROPORTIONS, *PROPORTIONS)),
-    metadata_names=("hunyuan_video", "hunyuan-video"),
+    metadata_names=("hunyuan_video", "hunyuan-video", "hunyuanvideotransformer3dmodel"),
+    base_names=("hunyuanvideo",),
     text_encoders=(LLAMA_8B, CLIP_L),
     correspondence=Correspondence(lambda: with_comfyui(in_diffusers())),
     training=Training(

@@ -64,7 +64,7 @@ ARCHITECTURE = Architecture(
             ("feed_forward.w3", 12288, 4608),
         )
     ),
-    metadata_names=("ideogram4", "ideogram-4"),
+    metadata_names=("ideogram4", "ideogram-4", "ideogram"),
     correspondence=Correspondence(relations),
     training=Training(
         classes=("Ideogram4TransformerBlock",),

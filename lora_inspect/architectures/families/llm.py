@@ -140,5 +140,7 @@ ARCHITECTURE = Architecture(
             kohya_prefix="",
         ),
     ),
+    # Those of the models with the widths of HiDream-O1, which has the same layers.
+    base_names=("qwen",),
     correspondence=Correspondence(relations),
 )

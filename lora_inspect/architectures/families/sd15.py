@@ -7,7 +7,16 @@ repository, which single-file checkpoints name.
 from ..correspondence import Correspondence
 from ..record import Architecture, Layout, Size, under
 from ..text_encoders import CLIP_L
-from ..unet import DIFFUSERS_NORMS, DIFFUSERS_RESNET, ORIGINAL_NORMS, ORIGINAL_RESNET, TRANSFORMER, relations
+from ..unet import (
+    DIFFUSERS_NORMS,
+    DIFFUSERS_RESNET,
+    ORIGINAL_NORMS,
+    ORIGINAL_RESNET,
+    TRANSFORMER,
+    missing_in_diffusers,
+    missing_in_original,
+    relations,
+)
 
 DIFFUSERS = (
     "conv_in",
@@ -52,19 +61,33 @@ ORIGINAL_BLOCKS = (
     ("output_blocks.{i}.{i}.transformer_blocks", 1),
 )
 # The deepest level has no attention.
-CORRESPONDENCE = Correspondence(lambda: relations((True, True, True, False)))
+ATTENTION = (True, True, True, False)
+CORRESPONDENCE = Correspondence(lambda: relations(ATTENTION))
+LAYOUTS = (
+    Layout(
+        "diffusers",
+        DIFFUSERS,
+        blocks=DIFFUSERS_BLOCKS,
+        missing=missing_in_diffusers(ATTENTION),
+        norms=DIFFUSERS_NORMS,
+    ),
+    Layout(
+        "original",
+        ORIGINAL,
+        blocks=ORIGINAL_BLOCKS,
+        missing=missing_in_original(ATTENTION),
+        norms=ORIGINAL_NORMS,
+    ),
+)
 # The text encoder's width, which the key and value layers of the cross attention take in, tells the generations apart.
 CROSS_ATTENTION = tuple(path for path in DIFFUSERS + ORIGINAL if path.endswith(("attn2.to_k", "attn2.to_v")))
 
 ARCHITECTURE = Architecture(
     name="sd15",
     title="Stable Diffusion 1.x",
-    layouts=(
-        Layout("diffusers", DIFFUSERS, blocks=DIFFUSERS_BLOCKS, norms=DIFFUSERS_NORMS),
-        Layout("original", ORIGINAL, blocks=ORIGINAL_BLOCKS, norms=ORIGINAL_NORMS),
-    ),
+    layouts=LAYOUTS,
     sizes=tuple(Size(None, path, None, 768) for path in CROSS_ATTENTION),
-    metadata_names=("sd_v1", "sd_v1_v", "sd_1.5", "stable-diffusion-v1"),
+    metadata_names=("sd_v1", "sd_v1_v", "sd_1.5", "stable-diffusion-v1", "stable-diffusion-v1-inpainting"),
     text_encoders=(CLIP_L,),
     correspondence=CORRESPONDENCE,
     pipeline_name="unet",

@@ -132,6 +132,8 @@ ARCHITECTURE = Architecture(
         "stable-diffusion-3-medium",
         "stable-diffusion-3-5-medium",
         "stable-diffusion-3-5-large",
+        "stable-diffusion-v3-medium",
+        "stable-diffusion-v3.5",
     ),
     text_encoders=(CLIP_L, OPENCLIP_BIGG, T5_XXL),
     correspondence=Correspondence(relations),

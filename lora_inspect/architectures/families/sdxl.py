@@ -7,7 +7,16 @@ which some trainers write under the same prefix.
 from ..correspondence import Correspondence, same
 from ..record import Architecture, Layout, Size, under
 from ..text_encoders import CLIP_L, OPENCLIP_BIGG
-from ..unet import DIFFUSERS_NORMS, DIFFUSERS_RESNET, ORIGINAL_NORMS, ORIGINAL_RESNET, TRANSFORMER, relations
+from ..unet import (
+    DIFFUSERS_NORMS,
+    DIFFUSERS_RESNET,
+    ORIGINAL_NORMS,
+    ORIGINAL_RESNET,
+    TRANSFORMER,
+    missing_in_diffusers,
+    missing_in_original,
+    relations,
+)
 from .sd15 import CROSS_ATTENTION
 
 ORIGINAL = (
@@ -43,6 +52,9 @@ DIFFUSERS = (
     "conv_out",
 )
 
+# The widest level has no attention.
+ATTENTION = (False, True, True)
+
 ARCHITECTURE = Architecture(
     name="sdxl",
     title="Stable Diffusion XL",
@@ -57,6 +69,7 @@ ARCHITECTURE = Architecture(
                 ("middle_block.{i}.transformer_blocks", 10),
                 ("output_blocks.{i}.{i}.transformer_blocks", 10),
             ),
+            missing=missing_in_original(ATTENTION),
             norms=ORIGINAL_NORMS,
         ),
         Layout(
@@ -69,16 +82,19 @@ ARCHITECTURE = Architecture(
                 ("mid_block.attentions.{i}.transformer_blocks", 10),
                 ("up_blocks.{i}.attentions.{i}.transformer_blocks", 10),
             ),
+            missing=missing_in_diffusers(ATTENTION),
             norms=DIFFUSERS_NORMS,
         ),
     ),
     sizes=tuple(Size(None, path, None, 2048) for path in CROSS_ATTENTION),
-    metadata_names=("sdxl_base_v1-0", "sdxl_1.0", "sdxl_", "stable-diffusion-xl-v1-base"),
+    metadata_names=(
+        *("sdxl_base_v1-0", "sdxl_1.0", "sdxl_", "stable-diffusion-xl-v1-base"),
+        "stable-diffusion-xl-v1-base-inpainting",
+    ),
     text_encoders=(CLIP_L, OPENCLIP_BIGG),
-    # The widest level has no attention.
     correspondence=Correspondence(
         lambda: (
-            *relations((False, True, True)),
+            *relations(ATTENTION),
             same("label_emb.0.0", "add_embedding.linear_1"),
             same("label_emb.0.2", "add_embedding.linear_2"),
         )

@@ -89,7 +89,7 @@ ARCHITECTURE = Architecture(
             *((path, width, inner) for path in under("blocks.{i}", "ffn.2", "ffn.net.2")),
         )
     ),
-    metadata_names=("wan", "wan2.1", "wan_2.2_14b", "wan_2.2_5b"),
+    metadata_names=("wan", "wan2.1", "wan_2.1", "wan_2.2_14b", "wan_2.2_5b"),
     text_encoders=(T5_XXL,),
     experts=("high noise", "low noise"),
     experts_title="Wan 2.2",
