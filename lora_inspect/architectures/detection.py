@@ -306,10 +306,8 @@ def _candidates(
     left = fits
     for cause, says in _shown(paths, used, encoders):
         left = _narrowed(left, says, cause, reasons)
-    if len(left) < len(fits) and not any(
-        holds(fit.layout, used) and not has_missing(fit.layout, paths) for fit in left
-    ):
-        # As wide as that family, and with blocks that it lacks: one that is not known here, with the names of them all.
+    if len(left) < len(fits) and not any(holds(fit.layout, used) for fit in left):
+        # As wide as that family and deeper than it is: one that is not known here, with the names of them all.
         left, reasons = fits, ["the widths and the block indices contradict each other"]
     for cause, says in _stated_families(metadata, named, trained, prefixes):
         left = _narrowed(left, says, cause, reasons)
