@@ -123,6 +123,39 @@ DIFFUSERS: list[tuple[str, dict[str, object], set[str]]] = [
     ),
     ("Ideogram4Transformer2DModel", {**HEADS, "attention_head_dim": 16, "num_layers": 1}, {"ideogram4"}),
     ("Krea2Transformer2DModel", {"num_layers": 1}, {"krea2"}),
+    (
+        "ErnieImageTransformer2DModel",
+        {
+            **HEADS,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "ffn_hidden_size": 48,
+            "text_in_dim": 16,
+            "rope_axes_dim": (4, 6, 6),
+        },
+        {"ernie_image"},
+    ),
+    (
+        "QwenImage21Transformer2DModel",
+        {**HEADS, "attention_head_dim": 16, "num_layers": 2, "context_in_dim": 24, "axes_dims_rope": (4, 6, 6)},
+        {"qwen_image_2"},
+    ),
+    (
+        "MiniMaxH3Transformer3DModel",
+        {
+            **HEADS,
+            "attention_head_dim": 16,
+            "hidden_size": 24,
+            "num_layers": 2,
+            "num_refiner_layers": 1,
+            "ffn_dim": 40,
+            "text_dim": 16,
+            "time_embed_hidden_dim": 12,
+            "time_embed_dim": 20,
+            "rope_freq_dim": 2,
+        },
+        {"minimax_h3"},
+    ),
 ]
 
 DECODER = {

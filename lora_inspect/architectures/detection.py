@@ -191,22 +191,21 @@ def has_missing(layout: Layout, paths: Iterable[str]) -> bool:
     return bool(starts) and any(f"{path}{separator_of(path)}".startswith(starts) for path in paths)
 
 
-# What trainers put before the underscored paths of a model.
+# What trainers put before the underscored paths of a model; OneTrainer's stands before the names of diffusers, whatever
+# those of the family's other trainers are.
 _UNDERSCORED = {"lora_unet_": "lora_unet_", "lora_unet__": "lora_unet_", "oft_unet_": "lora_unet_"}
 _OVER_DIFFUSERS = "lora_transformer_"
 
 
 def written_with(layout: Layout, prefixes: Collection[str]) -> bool | None:
-    """Whether trainers write paths of the layout behind the prefix of a file; None where any layout may stand there.
+    """Whether trainers write paths of the layout behind the prefix of a file; None where any layout may stand there."""
+    known = {_UNDERSCORED[prefix] for prefix in prefixes if prefix in _UNDERSCORED}
+    return layout.kohya_prefix in known if known and len(prefixes) == 1 else None
 
-    OneTrainer's prefix stands before the names of diffusers, whatever those of the family's other trainers are.
-    """
-    if len(prefixes) != 1:
-        return None
-    [prefix] = prefixes
-    if prefix == _OVER_DIFFUSERS:
-        return bool(layout.kohya_prefix)
-    return layout.kohya_prefix == _UNDERSCORED[prefix] if prefix in _UNDERSCORED else None
+
+def has_underscores(layout: Layout, prefixes: Collection[str]) -> bool | None:
+    """Whether paths of the layout are ever written behind underscored prefixes; None for prefixes of another kind."""
+    return bool(layout.kohya_prefix) if any(one in _UNDERSCORED or one == _OVER_DIFFUSERS for one in prefixes) else None
 
 
 def _below(at: str, used: Mapping[str, set[int]]) -> set[int]:
@@ -304,7 +303,7 @@ def _candidates(
     reasons: list[str] = []
     trained = trained_by(metadata)
     left = fits
-    for cause, says in _shown(paths, used, encoders):
+    for cause, says in _shown(paths, used, encoders, prefixes):
         left = _narrowed(left, says, cause, reasons)
     if len(left) < len(fits) and not any(holds(fit.layout, used) for fit in left):
         # As wide as that family and deeper than it is: one that is not known here, with the names of them all.
@@ -392,9 +391,10 @@ _Says = Callable[[_Fit], bool | None]
 
 
 def _shown(
-    paths: Sequence[str], used: Mapping[str, set[int]], encoders: Sequence[TextEncoder]
+    paths: Sequence[str], used: Mapping[str, set[int]], encoders: Sequence[TextEncoder], prefixes: Collection[str]
 ) -> Iterator[tuple[str, _Says]]:
     """What the tensors show of families whose names fit alike, strongest first."""
+    yield "underscored names rule out", lambda fit: has_underscores(fit.layout, prefixes)
     # A family without any published size may be as wide as it likes.
     yield "the widths rule out", lambda fit: None if fit.sizes is None and fit.architecture.sizes else fit.sizes != ()
     if encoders:

@@ -18,6 +18,7 @@ DESCENDS_FROM: Mapping[str, str] = {
 METADATA_NAMES: Mapping[str, tuple[str, ...]] = {
     "auraflow": ("auraflow",),
     "anima": ("anima", "anima-preview", "anima-unknown"),
+    "ernie_image": ("ernie", "ernie_image", "ernieimagetransformer2dmodel"),
     "flux": (
         "flux1",
         "flux_kontext",
@@ -54,6 +55,7 @@ METADATA_NAMES: Mapping[str, tuple[str, ...]] = {
     "hidream_o1": ("hidream_o1_image", "hidream-o1-image", "hidream_o1"),
     "ltx2": ("ltx2",),
     "lumina2": ("lumina2", "lumina-2", "lumina"),
+    "minimax_h3": ("minimax_h3", "minimax_h3_ref2va", "minimaxh3transformer3dmodel"),
     "qwen_image": (
         "qwen_image",
         "qwen_image_edit",
@@ -64,6 +66,7 @@ METADATA_NAMES: Mapping[str, tuple[str, ...]] = {
         "qwen-image-edit-2511",
         "qwen-image-layered",
     ),
+    "qwen_image_2": ("qwenimage21transformer2dmodel",),
     "sd15": ("sd_v1", "sd_v1_v", "sd_1.5", "stable-diffusion-v1", "stable-diffusion-v1-inpainting"),
     "sd2": (
         "sd_v2",
@@ -129,6 +132,9 @@ ae7f c8ae ca89 ca94 d005 d473 d87d e110 e61b ef8f f642 f672 f6ea fbf1
 """,
     "distilbert": """
 00a6 1348 25ac 33fd 35ae 54ef 5ae3 5b6e 6c0d 735e 758b 78e9 7e70 99b2 b6e3 cf37 d005 dc39 e110 e450 e463
+""",
+    "ernie_image": """
+07ac 0dae 182f 3007 45c0 7eea 8994 a989 ae1e af80 ba40 d14d fd37
 """,
     "flux": """
 04e7 06ed 1167 1317 14c4 1a64 1ab9 1ba6 1cd5 2092 28cc 2cc8 370f 4096 4403 4851 49f9 5959 5b68 5bd8 61b2 63aa 664c 69dd
@@ -224,8 +230,15 @@ fbba fd46
 0c29 1317 13e0 3089 313c 3860 3d9e 418e 44b9 51e6 614d 61ac 6370 6389 6819 7e25 84c5 87a1 956d 9b59 adf6 aeb0 b5d5 b979
 be9a c7a0 c828 c98b cac9 d76b ddf5 ddf8 e409 e667 e674 e8dc efa3 efab f0c8 fa55 fbbc fe75
 """,
+    "minimax_h3": """
+0221 0764 0fab 1152 1524 2670 27bf 29bb 399f 409c 4403 602e 612e 61b2 671b 6df8 7e14 818a 848d 96ff 985e b2bf b3cf b4af
+b8a0 bb8f c607 cc15 d0f4 d7e2 e877 ebf8 ed6f f2ae f3b1 faf2 fbba
+""",
     "qwen_image": """
 14c4 1cd5 2092 23e3 2ee8 4055 4403 4851 5b68 8100 8c53 985e ab2a ad08 c79c cc15 d0f4 f2ae f9aa faf2
+""",
+    "qwen_image_2": """
+14c4 1c05 1cd5 4403 5648 8580 985e a4ef bcc3 c683 cc15 cd71 d0f4 f2ae faf2
 """,
     "sd15": """
 10db 1121 11a6 1204 1422 1468 1504 1825 183b 19f9 1cd1 202a 22e4 24a9 2766 2bd9 2c58 30ee 31a8 3416 3697 3a1d 3a40 3ff6

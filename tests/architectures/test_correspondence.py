@@ -65,7 +65,7 @@ def test_every_path_stands_in_one_relation_with_a_layout(architecture):
 
 
 # Families whose relations are of some layers alone, or whose layers are not written with `{i}`, in tests of their own.
-OTHERS = {"sd15", "sd2", "sdxl", "llm", "hidream_o1"}
+OTHERS = {"sd15", "sd2", "sdxl", "llm", "hidream_o1", "minimax_h3", "qwen_image_2"}
 # The layers of one layout that the model of the other one does not have.
 ALONE = {"anima": "llm_adapter."}
 
@@ -318,6 +318,32 @@ def test_unets_are_as_diffusers_converts_them(name):
     }
     # The layers of the blocks are all of them, and nothing of the table is of no use.
     assert {link.relation for item in found.values() for link in item} == set(by_name(name).correspondence.relations)
+
+
+def test_minimax_h3_is_as_diffusers_converts_it_but_for_the_fused_attention():
+    """Whose rows are in one of two orders, which the caller of the converter has to know."""
+    family = by_name("minimax_h3")
+    original, diffusers = family.layouts
+    paths = [path.replace("{i}", str(number)) for path in original.paths for number in (0, 1)]
+    base = layouts.tensors({f"{path}.weight": (6, 4) for path in paths} | layouts.norms(original, biases=False))
+    theirs = real.convert_minimax_h3_transformer_checkpoint_to_diffusers(dict(base), {})
+    split = {name for name in theirs if name.endswith(("to_q.weight", "to_k.weight", "to_v.weight"))}
+    ours = carried(family, base, diffusers)
+    assert ours.keys() == theirs.keys() - split
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert len(split) == 3 * len([path for path in set(paths) if path.endswith("qkv_proj")])
+    assert not any(list(family.correspondence.links(path)) for path in paths if path.endswith("qkv_proj"))
+
+
+def test_qwen_image_2_is_as_diffusers_converts_comfyui_s_checkpoint():
+    family = by_name("qwen_image_2")
+    diffusers, comfyui = family.layouts
+    paths = [path.replace("{i}", str(number)) for path in comfyui.paths for number in (0, 1)]
+    base = layouts.tensors({f"{path}.weight": (6, 4) for path in paths})
+    theirs = real.convert_qwen_image21_transformer_checkpoint_to_diffusers(dict(base))
+    ours = carried(family, base, diffusers)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def test_every_layer_of_hidream_o1_has_its_root_in_one_layout():

@@ -365,12 +365,12 @@ def test_one_foreign_name_in_ten_is_allowed():
 
 
 def test_a_width_of_one_family_beyond_its_blocks_is_not_that_family():
-    """FLUX.2 klein 9B is 4096 wide, and has 8 blocks of this name."""
-    modules: list[Module] = [(f"transformer_blocks.{index}.attn.to_q", 4096, 4096) for index in range(30)]
+    """FLUX.2 klein 9B and Qwen-Image 2.1 are 4096 wide, and have 8 and 32 blocks of this name."""
+    modules: list[Module] = [(f"transformer_blocks.{index}.attn.to_q", 4096, 4096) for index in range(40)]
     found = candidates(modules, {})
     assert len(found) > 1
     assert all("the widths and the block indices contradict each other" in one.says for one in found)
-    assert names_of(modules[:8]) == {"flux2"}
+    assert names_of(modules[:30]) == {"qwen_image_2"}
 
 
 def test_a_depth_of_one_family_is_no_evidence_for_a_model_of_unknown_widths():

@@ -225,8 +225,13 @@ def test_the_named_base_tells_qwen3_vl_from_hidream_o1(base: str, family: str):
     assert families(QWEN3_VL_8B, {"base_model_name_or_path": base}) == {family}
 
 
-def test_a_language_model_has_no_underscored_names():
-    assert families(flattened(QWEN3_VL_8B), prefix="lora_unet_") == {"hidream_o1"}
+@pytest.mark.parametrize("prefix", ["lora_unet_", "lora_transformer_"])
+def test_a_language_model_has_no_underscored_names(prefix: str):
+    assert families(flattened(QWEN3_VL_8B), prefix=prefix) == {"hidream_o1"}
+    # That is no matter of widths: there may be another size of it.
+    narrow = [(path, 16, 16) for path, *_ in flattened(QWEN3_VL_8B)]
+    assert families(narrow, prefix=prefix) == {"hidream_o1"}
+    assert families(narrow, prefix="lycoris_") == {"llm"}
 
 
 def test_a_layer_beyond_hidream_o1_s_is_a_language_model():

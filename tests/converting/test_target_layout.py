@@ -298,8 +298,8 @@ def test_a_query_of_other_rows_than_inputs_is_no_part_of_a_fused_layer(refusal):
 
 
 def test_layers_that_not_all_possible_families_fuse_are_not_left_apart(refusal):
-    """HiDream-O1 has a language model with these names, whose layers are never fused."""
-    tensors = module("diffusion_model.model.language_model.layers.1.self_attn.q_proj")
+    """HiDream-O1 has a language model with these names and widths, whose layers are never fused."""
+    tensors = module("diffusion_model.model.language_model.layers.1.self_attn.q_proj", 4096, 4096)
     assert "q_proj of Language model (Llama line) has no known counterpart in the fused" in refusal(
         tensors, "fused", says=None
     )
