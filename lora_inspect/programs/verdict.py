@@ -74,7 +74,11 @@ class Verdict(NamedTuple):
 
 
 def judge(adapter: Adapter, families: Sequence[Detection], program: Program) -> Verdict:
-    """The verdict on an adapter that may be of any of the `families`; unknown where these differ in it."""
+    """The verdict on an adapter that may be of any of the `families`; unknown where these differ in it.
+
+    The sentence then names the families. One that the program knows no models of does not count beside those that it
+    does: nobody can apply the file to such a model there.
+    """
     return next(judge_each(adapter, families, [program]))
 
 
@@ -87,17 +91,40 @@ def judge_each(adapter: Adapter, families: Sequence[Detection], programs: Iterab
     """The verdicts of several programs, each as `judge` has it."""
     view = View(adapter)
     for program in programs:
-        yield _agreed(view, families, program)
+        verdict = _agreed(view, families, program)
+        yield verdict._replace(says=_with_families(verdict, families))
 
 
 def _agreed(view: View, families: Sequence[Detection], program: Program) -> Verdict:
     if not families:
         return _judged(program, receive(view, None, program))
     found = [_judged(program, receive(view, family.architecture, program)) for family in families]
-    if len({(one.verdict, one.factor) for one in found}) == 1:
-        return found[0]
-    differ = listed([f"{one.verdict} as {family}" for one, family in zip(found, families, strict=True)], "or")
+    return _joined(program, families, found)
+
+
+def _joined(program: Program, families: Sequence[Detection], found: Sequence[Verdict]) -> Verdict:
+    """The verdict on a file that may be of any of the families, each of which has the one of those `found`."""
+    known = [(family, one) for family, one in zip(families, found, strict=True) if _has_models(program, family)]
+    counting = known or list(zip(families, found, strict=True))
+    if len({(one.verdict, one.factor) for _, one in counting}) == 1:
+        return counting[0][1]
+    differ = listed([f"{one.verdict} as {family}" for family, one in counting], "or")
     return Verdict(program, UNKNOWN, says=f"it depends on the model of the file: {differ}")
+
+
+def _has_models(program: Program, family: Detection) -> bool:
+    """Whether models of the family are known to be there."""
+    return any(not one.families or family.architecture.name in one.families for one in program.reads)
+
+
+def _with_families(verdict: Verdict, families: Sequence[Detection]) -> str:
+    """The sentence on a verdict, with the families that the file may be of where there are several of them."""
+    if len(families) < 2 or verdict.verdict == UNKNOWN:
+        return verdict.says
+    absent = [str(family) for family in families if not _has_models(verdict.program, family)]
+    whose = listed([str(family) for family in families], "or")
+    effect = f"no models of {listed(absent, 'or')} are known there" if absent else "the verdict is the same for each"
+    return "; ".join(filter(None, (verdict.says, f"the file may be of {whose}, and {effect}")))
 
 
 def _judged(program: Program, reception: Reception) -> Verdict:

@@ -344,7 +344,40 @@ def test_a_file_of_several_families_is_judged_as_each(judged):
     found = judged(toy_program(LORA._replace(families=("flux",))), tensors)
     assert found.verdict == "unknown"
     assert "depends on the model of the file" in found.says
-    assert judged(toy_program(LORA), tensors).verdict == "same meaning"
+    found = judged(toy_program(LORA), tensors)
+    assert found.verdict == "same meaning"
+    assert all(title in found.says for title in ("FLUX.1", "Chroma", "the verdict is the same for each"))
+
+
+# Every double block of FLUX.1 and Chroma.
+OPEN = [f"lora_unet_double_blocks_{block}_img_attn_proj" for block in range(19)]
+
+
+@pytest.mark.parametrize(
+    ("families", "verdict", "says"),
+    [
+        (("flux",), "same meaning", "the file may be of FLUX.1 or Chroma, and no models of Chroma are known there"),
+        (("chroma",), "same meaning", "and no models of FLUX.1 are known there"),
+        (("flux", "chroma"), "same meaning", "the file may be of FLUX.1 or Chroma, and the verdict is the same"),
+        (("wan",), "unknown", "nobody has tried models of FLUX.1"),
+    ],
+)
+def test_a_family_that_a_program_has_no_models_of_does_not_count(judged, families, verdict, says):
+    tensors = {key: tensor for name in OPEN for key, tensor in lora(name, out=3072, inputs=3072).items()}
+    found = judged(toy_program(LORA, families=families), tensors)
+    assert found.verdict == verdict
+    assert says in found.says
+
+
+def test_families_that_a_program_treats_otherwise_leave_the_verdict_open(judged):
+    tensors = {key: tensor for name in OPEN for key, tensor in lora(name, out=3072, inputs=3072).items()}
+    rules = (LORA._replace(families=("flux",)), Rule(families=("chroma",), says="no key"))
+    found = judged(toy_program(*rules, families=("flux", "chroma")), tensors)
+    assert found.verdict == "unknown"
+    assert found.says == "it depends on the model of the file: same meaning as FLUX.1 or refused as Chroma"
+    assert judged(
+        toy_program(*rules, families=("flux", "chroma")), tensors, {"ss_base_model_version": "chroma"}
+    ).says == ("no key")
 
 
 def test_what_refuses_a_whole_file_is_asked(judged):
