@@ -95,6 +95,21 @@ DIFFUSERS: list[tuple[str, dict[str, object], set[str]]] = [
         {"num_layers": 1, "gated_attn": True, "audio_gated_attn": True, "cross_attn_mod": True},
         {"ltx2"},
     ),
+    (
+        "LTX2VideoTransformer3DModel",
+        {
+            "num_layers": 1,
+            "gated_attn": True,
+            "audio_gated_attn": True,
+            "cross_attn_mod": True,
+            "audio_cross_attn_mod": True,
+            "ff_bias": False,
+            "audio_ff_bias": False,
+            "use_prompt_embeddings": False,
+            "use_keyframes_abs_pos_embedding": True,
+        },
+        {"ltx2"},
+    ),
     ("AuraFlowTransformer2DModel", {"num_mmdit_layers": 1, "num_single_dit_layers": 1}, {"auraflow"}),
     ("CosmosTransformer3DModel", {**HEADS, "attention_head_dim": 16, "num_layers": 1}, {"cosmos1", "cosmos", "anima"}),
     (

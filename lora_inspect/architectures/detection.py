@@ -27,7 +27,7 @@ from .text_encoders import TextEncoder, has
 METADATA_KEYS = ("ss_base_model_version", "modelspec.architecture")
 # sd-scripts writes its option --v2 into every file; only Stable Diffusion 2 is trained with it.
 V2_KEY, V2_FAMILY = "ss_v2", "sd2"
-# What an adapter's config of PEFT says of its base: the name of its repository, and the class of the model.
+# The repository of the base and the class of the model in an adapter's config of PEFT.
 BASE_KEY, CLASS_KEY = "base_model_name_or_path", "base_model_class"
 # The network modules of sd-scripts and musubi-tuner that train these families alone. `networks.lora` is one of either.
 MODULE_KEY = "ss_network_module"
@@ -191,7 +191,7 @@ def has_missing(layout: Layout, paths: Iterable[str]) -> bool:
     return bool(starts) and any(f"{path}{separator_of(path)}".startswith(starts) for path in paths)
 
 
-# What trainers put before the underscored paths of a model; OneTrainer's stands before the names of diffusers, whatever
+# Trainers put these before the underscored paths of a model; OneTrainer's stands before the names of diffusers, whatever
 # those of the family's other trainers are.
 _UNDERSCORED = {"lora_unet_": "lora_unet_", "lora_unet__": "lora_unet_", "oft_unet_": "lora_unet_"}
 _OVER_DIFFUSERS = "lora_transformer_"

@@ -10,7 +10,7 @@ NORM = r".*norm.*"
 # Parameters that are no layers: of a model, by their paths, and the shifts and scales of a block, by their names.
 _OF_MODELS = (
     *("pos_embed", "pos_embed.pos_embed", "positional_encoding"),
-    *("register_tokens", "x_pad_token", "cap_pad_token"),
+    *("register_tokens", "x_pad_token", "cap_pad_token", "keyframes_abs_pos_embedding"),
 )
 _MODULATION, _TABLE = "modulation", "scale_shift_table"
 
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
     beyond it rules the family out, and a file that reaches the last index of every list speaks for it.
 
     `missing` are beginnings of paths that `paths` allow, as `{i}` stands for any number, and that the models lack, such
-    as `down_blocks.3.attentions`: what has one of them is of another family.
+    as `down_blocks.3.attentions`: a file with one of them is of another family.
 
     `transposed` are the last names of modules whose weights are stored as (in, out): the Conv1D of transformers.
 

@@ -39,7 +39,7 @@ def shown_candidates(checkpoint: Checkpoint, scheme: str | None, modules: dict[s
 
 
 def _said_by(config: Mapping[str, Any] | None) -> dict[str, str]:
-    """What a config of PEFT says of the base of its adapter."""
+    """The base and its class that a config of PEFT names."""
     mapping = (config or {}).get("auto_mapping")
     told = {
         BASE_KEY: (config or {}).get(BASE_KEY),

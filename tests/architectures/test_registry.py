@@ -89,7 +89,7 @@ def test_layout_names_are_unique_and_known(architecture: Architecture):
 @pytest.mark.parametrize(("architecture", "layout"), LAYOUTS)
 def test_kohya_prefix_follows_the_rule(architecture: Architecture, layout: Layout):
     trained_by_kohya = {"sd15", "sd2", "sdxl", "qwen_image", "framepack", "z_image", "kandinsky5", "hidream_i1"}
-    trained_by_kohya |= {"ernie_image", "qwen_image_2"}  # one layout, which OneTrainer and ComfyUI know so
+    trained_by_kohya |= {"ernie_image", "qwen_image_2"}  # nobody trains them in other names
     if layout.name.startswith(("hf", "xlabs")):
         expected = ""
     elif layout.name == "diffusers" and architecture.name not in trained_by_kohya:

@@ -14,7 +14,7 @@ PREFIXES = {"lora_unet_": kohya, "diffusion_model.": dotted, "transformer.": dot
 
 
 def test_the_families_are_those_of_one_naming():
-    assert layouts.alike() == ["hidream_i1", "kandinsky5", "qwen_image"]
+    assert layouts.alike() == ["ernie_image", "hidream_i1", "kandinsky5", "qwen_image"]
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers"])

@@ -58,6 +58,7 @@ TABLES = (
     *under("transformer_blocks.{i}", "prompt_scale_shift_table", "audio_prompt_scale_shift_table"),
     "scale_shift_table",
     "audio_scale_shift_table",
+    "keyframes_abs_pos_embedding",  # LTX-2.5
 )
 ORIGINAL_NORMS = (
     *norms_of("q_norm", "k_norm", *ATTENTIONS),

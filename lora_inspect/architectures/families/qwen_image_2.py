@@ -29,7 +29,7 @@ ARCHITECTURE = Architecture(
     name="qwen_image_2",
     title="Qwen-Image 2.1",
     layouts=(
-        Layout("diffusers", (*COMMON, *UPPER), blocks=BLOCKS, also=("original",), norms=NORMS),
+        Layout("diffusers", (*COMMON, *UPPER), blocks=BLOCKS, norms=NORMS),
         Layout("comfyui", (*COMMON, FUSED), blocks=BLOCKS, norms=NORMS),
     ),
     sizes=(
