@@ -191,8 +191,8 @@ def has_missing(layout: Layout, paths: Iterable[str]) -> bool:
     return bool(starts) and any(f"{path}{separator_of(path)}".startswith(starts) for path in paths)
 
 
-# Trainers put these before the underscored paths of a model; OneTrainer's stands before the names of diffusers, whatever
-# those of the family's other trainers are.
+# Trainers put these before the underscored paths of a model. OneTrainer's stands before the names of diffusers, also of
+# a family that other trainers train in its original names.
 _UNDERSCORED = {"lora_unet_": "lora_unet_", "lora_unet__": "lora_unet_", "oft_unet_": "lora_unet_"}
 _OVER_DIFFUSERS = "lora_transformer_"
 

@@ -27,7 +27,7 @@ COMFYUI = (
     "final_layer2.linear",
 )
 
-# What of a decoder layer is as wide as in no other published model of these names but Qwen3-VL 8B: (path, out, in).
+# Of a decoder layer: (path, out, in). Of the published models with these names Qwen3-VL 8B alone is as wide.
 WIDTHS = (
     ("self_attn.q_proj", 4096, 4096),
     ("self_attn.k_proj", 1024, 4096),

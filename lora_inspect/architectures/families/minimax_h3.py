@@ -4,8 +4,8 @@ Leaves as in the original repository's transformer, which ComfyUI and the traine
 MiniMaxH3Transformer3DModel of diffusers. Relations as in its converters.
 
 No relation says how `attn.qkv_proj` is made of a query, a key and a value. Its rows are stacked in single files and in
-what most trainers write, and take turns by the head in the shards of the original repository and in DiffSynth-Studio's
-adapters, which nothing in a file tells.
+adapters of most trainers. In the shards of the original repository and in DiffSynth-Studio's adapters they take turns
+by the head. No tensor tells which.
 """
 
 from collections.abc import Iterator
