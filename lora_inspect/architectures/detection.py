@@ -31,8 +31,14 @@ V2_KEY, V2_FAMILY = "ss_v2", "sd2"
 BASE_KEY, CLASS_KEY = "base_model_name_or_path", "base_model_class"
 # The network modules of sd-scripts and musubi-tuner that train these families alone. `networks.lora` is one of either.
 MODULE_KEY = "ss_network_module"
+# OneTrainer writes this into every file, and trains these families alone.
+ONETRAINER_KEY = "ot_branch"
+_OF_ONETRAINER = (
+    *("sd15", "sd2", "sdxl", "sd3", "flux", "chroma", "flux2", "hunyuan_video", "hidream_i1", "qwen_image", "anima"),
+    *("krea2", "z_image", "ernie_image", "ideogram4"),
+)
 # All that is read of the metadata.
-STATING_KEYS = (*METADATA_KEYS, V2_KEY, MODULE_KEY, BASE_KEY, CLASS_KEY)
+STATING_KEYS = (*METADATA_KEYS, V2_KEY, MODULE_KEY, ONETRAINER_KEY, BASE_KEY, CLASS_KEY)
 _PACKAGES = ("networks", "musubi_tuner.networks", "lora_inspect.networks")
 _MODULES: Mapping[str, Sequence[str]] = {
     "lora_anima": ("anima",),
@@ -420,6 +426,8 @@ def _stated_families(
     yield "the metadata rules out", lambda fit: fit.architecture.name in named
     yield "ss_v2 rules out", lambda fit: agrees_with_v2(fit.architecture.name, metadata)
     yield f"{MODULE_KEY} rules out", lambda fit: fit.architecture.name in trained
+    if metadata.get(ONETRAINER_KEY):
+        yield "OneTrainer does not train", lambda fit: fit.architecture.name in _OF_ONETRAINER
     if base := base_of(metadata):
         yield f"{BASE_KEY} rules out", lambda fit: base.startswith(fit.architecture.base_names)
     yield f"the prefix {listed(sorted(prefixes))} rules out", lambda fit: written_with(fit.layout, prefixes)

@@ -169,6 +169,15 @@ def test_metadata_tells_hunyuan_video_from_framepack(metadata: dict[str, str], f
     assert families(BOTH_HUNYUAN, metadata) == {family}
 
 
+def test_onetrainer_does_not_train_framepack():
+    assert families(BOTH_HUNYUAN, {"ot_branch": "master"}) == {"hunyuan_video"}
+    [found] = candidates(BOTH_HUNYUAN, {"ot_branch": "master"})
+    assert found.says.endswith("OneTrainer does not train FramePack")
+    # It trains FLUX.1 and Chroma alike, and what it writes does not win over the layers.
+    assert families(attention(19, "transformer_blocks", SPLIT), {"ot_branch": "master"}) == FLUX
+    assert families([("blocks.0.cross_attn.k", 5120, 5120)], {"ot_branch": "master"}) == {"wan"}
+
+
 def test_what_the_metadata_calls_the_base_is_stronger_than_the_prefix():
     found = families(flattened(BOTH_HUNYUAN), {"ss_base_model_version": "hunyuan_video"}, "lora_unet_")
     assert found == {"hunyuan_video"}
