@@ -73,11 +73,9 @@ def test_a_mistyped_setting_gets_the_nearest_name(ambiguous, run):
 
 
 def test_a_module_without_a_place_in_all_families_asks_for_one(write_safetensors, tmp_path, run):
-    tensors = {}
-    for number in range(2):
-        name = f"unet.down_blocks.{number}.attentions.1.proj_in"
-        tensors |= lora(name, rank=4, alpha=None, out=640, inputs=640, spelling="peft")
-    file = write_safetensors(tensors)
+    # In the original names it stands elsewhere in Stable Diffusion XL than in 1.x and 2.x.
+    name = "unet.up_blocks.0.upsamplers.0.conv"
+    file = write_safetensors(lora(name, rank=4, alpha=None, out=640, inputs=640, spelling="peft"))
     refusal = run("convert", file, "--to", "comfyui", "-o", tmp_path / "out.safetensors").refusal
     assert "has no known counterpart in comfyui names" in refusal
     assert "with --architecture sd" in refusal
