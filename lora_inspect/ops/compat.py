@@ -13,7 +13,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.system import without_collecting
 from lora_inspect.matching.match import match
 from lora_inspect.programs.record import Program
-from lora_inspect.programs.verdict import LOST, SAME, UNKNOWN, WRONG, Verdict, judge_each, needs_fix
+from lora_inspect.programs.verdict import LOST, NO_MODELS, SAME, UNJUDGED, WRONG, Verdict, judge_each, needs_fix
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.base.base_codecs import open_weights
@@ -39,7 +39,7 @@ class Judgement(Result):
 
     It has the facts of `lora_inspect.programs.verdict.Verdict`. `factors` counts the modules by their
     factor: the applied scale over the right one. `ignored` are the keys that the program ignores. `has_models` says
-    that the program is known to load adapters of such a model, or that its verdict on this one is known.
+    if the program has models of the file's family, None for a file of no known family whose verdict is not known.
     """
 
     program: JudgedProgram
@@ -52,25 +52,20 @@ class Judgement(Result):
     by: str
     error: float | None
     fix: str | None
-    has_models: bool = True
+    has_models: bool | None = True
 
     @property
     def needs_fix(self) -> bool:
         """True if the file is certainly wrong in the program."""
-        return self.verdict not in (SAME, UNKNOWN)
+        return self.verdict not in (SAME, *UNJUDGED)
 
     @classmethod
     def of(cls, one: Verdict, families: Sequence[Detection] = ()) -> "Judgement":
         """Return the judgement of a verdict on a file that may be of the families."""
-        names = {family.architecture.name for family in families}
-        has_models = any(
-            not names.isdisjoint(loader.families) if names else not loader.families for loader in one.program.reads
-        )
+        has_models = None if one.verdict in UNJUDGED and not families else one.verdict != NO_MODELS
         program = JudgedProgram(one.program.name, one.program.title, one.program.version)
         said = (one.silent, one.ignored, one.says, one.by, one.error, one.fix)
-        return cls(
-            program, one.verdict, one.factor, dict(one.factors), *said, has_models or one.verdict != UNKNOWN
-        )  # fmt: skip
+        return cls(program, one.verdict, one.factor, dict(one.factors), *said, has_models)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -175,7 +175,15 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
         ),
     ),
     "llama_cpp": (
-        ("llama-cpp", "llama.cpp", "October 2026", {"": "gguf"}, False, True, ((("llm",), (), False), ((), (), False))),
+        (
+            "llama-cpp",
+            "llama.cpp",
+            "October 2026",
+            {"": "gguf"},
+            False,
+            True,
+            ((("llm",), (), False), (("", "bert", "distilbert", "gpt2", "gpt_bigcode", "gpt_neox", "t5"), (), False)),
+        ),
     ),
     "lycoris": (
         ("lycoris", "LyCORIS", "4.1.3", {"": "lycoris"}, False, True, (((), (), False),)),
