@@ -134,6 +134,7 @@ def _print(result: "CompatResult", shows_all: bool) -> None:
         if hidden:
             said = f"{why}: {', '.join(hidden)} (--all shows them)"
             terminal.laid_out(Sheet(terminal.room()).sentence(said, FAINT))
+    _tell_other_versions(shown)
     fixes: dict[str, list[str]] = {}
     for one in shown:
         if one.fix:
@@ -142,6 +143,17 @@ def _print(result: "CompatResult", shows_all: bool) -> None:
         terminal.line("")
         terminal.line(f"For {', '.join(names)}:")
         terminal.line(f"  {fix}")
+
+
+def _tell_other_versions(judgements: "Sequence[Judgement]") -> None:
+    """A note for each package that is installed in another version than the answers are of."""
+    known = {
+        (name, installed, PROGRAMS[one.program.name].distributions[name])
+        for one in judgements
+        for name, installed in one.installed.items()
+    }
+    for name, installed, version in sorted(known):
+        terminal.note(f"{name} {installed} is installed here, and the answers are of {name} {version}.")
 
 
 def _rows(judgements: "Sequence[Judgement]") -> Iterator[Line]:

@@ -89,11 +89,11 @@ def test_names_without_a_prefix_are_found_since(judged, name, verdict):
     assert judged(named("transformer.", *OF_FLUX_DIFFUSERS), FLUX, name).verdict == SAME
 
 
-def test_a_family_that_a_version_does_not_have_is_unknown(judged):
+def test_a_version_may_have_no_models_of_a_family(judged):
     z_image = named("diffusion_model.", "layers.0.attention.out", "noise_refiner.0.attention.out")
     says = {"ss_base_model_version": "zimage"}
     assert judged(z_image, says, NOW).verdict == SAME
-    assert judged(z_image, says, BEFORE).verdict == UNTESTED
+    assert judged(z_image, says, BEFORE).verdict == "has no such models"
 
 
 def test_files_of_wan_fun_are_known_by_one_key(judged):

@@ -183,6 +183,7 @@ PROGRAM = Program(
     name="a1111",
     title="AUTOMATIC1111's web UI",
     version="1.10.1",
+    ran="2026-11-26",
     loaders=(
         _loader(
             "sd15",

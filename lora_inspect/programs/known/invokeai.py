@@ -377,6 +377,7 @@ PROGRAM = Program(
     name="invokeai",
     title="InvokeAI",
     version="6.14.0-alpha (2026-08-19)",
+    ran="2026-12-01",
     loaders=(
         _loader("sd15", partial(_unet, ("diffusers",)), _of_sd15),
         _loader("sdxl", partial(_unet, _EITHER), _of_sdxl),

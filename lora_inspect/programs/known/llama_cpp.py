@@ -83,6 +83,7 @@ PROGRAM = Program(
     name="llama-cpp",
     title="llama.cpp",
     version="October 2026",
+    ran="2026-11-26",
     loaders=(
         Loader(
             families=("llm",),
