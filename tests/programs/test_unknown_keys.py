@@ -61,3 +61,26 @@ def test_in_invokeai(version, prefix, path, spellings, loaded, place, write_safe
         for extra, verdict in (({}, SAME), ({key: ("F32", (2,), 1.0)}, SAME if place in loaded else REFUSED)):
             (found,) = compat(str(write_safetensors({**tensors, **extra}, metadata)), "invokeai").verdicts
             assert found.verdict == verdict, (spelling, key, found.says)
+
+
+# The web UI groups keys by the name before the first dot, and raises where a layer that it finds has none of its kinds;
+# names that it does not find it passes over. That is read in its source.
+IN_A1111 = {
+    **dict.fromkeys(BEHIND | OUTSIDE, SAME),
+    "other module": REFUSED,
+    "other module's weight": REFUSED,
+}
+
+
+@pytest.mark.parametrize("place", IN_A1111)
+@pytest.mark.parametrize(
+    ("version", "path", "width"),
+    [("sd_v1", UNET, 768), ("sdxl_base_v1-0", "input_blocks_4_1_transformer_blocks_0_attn2_to_k", 2048)],
+)
+def test_in_the_web_ui(version, path, width, place, write_safetensors):
+    module = f"lora_unet_{path}"
+    other = module.replace("attn2_to_k", "attn2_to_v")
+    key = PLACES[place].format(module=module, prefix="lora_unet_", other=other)
+    tensors = {**lora(module, 4, 4.0, 8, width), key: ("F32", (2,), 1.0)}
+    (found,) = compat(str(write_safetensors(tensors, {"ss_base_model_version": version})), "a1111").verdicts
+    assert found.verdict == IN_A1111[place], found.says
