@@ -4,6 +4,7 @@ InvokeAI cannot be installed here, so what its conversions did with such files i
 """
 
 import pytest
+import torch
 from adapters import lora
 
 from lora_inspect.ops.compat import compat
@@ -84,3 +85,25 @@ def test_in_the_web_ui(version, path, width, place, write_safetensors):
     tensors = {**lora(module, 4, 4.0, 8, width), key: ("F32", (2,), 1.0)}
     (found,) = compat(str(write_safetensors(tensors, {"ss_base_model_version": version})), "a1111").verdicts
     assert found.verdict == IN_A1111[place], found.says
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", ["kohya", "comfyui, down and up"])
+@pytest.mark.parametrize("place", ["one word", "two words", "stranger", "root's weight"])
+def test_in_the_pipeline_of_flux(names, place, tmp_path):
+    pytest.importorskip("diffusers")
+    from adapter_files import adapter_file
+    from diffusers_pipelines import loaded, weights
+    from program_grid import Weight, differs, observe
+    from safetensors.torch import save_file
+
+    base, file = weights("flux"), tmp_path / "adapter.safetensors"
+    made = adapter_file("flux", names, "lora", True, base, says="flux1")
+    meant = {path: Weight(base[path].double(), weight) for path, weight in made.meant.items()}
+    factor = next(key for key in made.tensors if key.endswith(".lora_down.weight"))
+    prefix = "lora_unet_" if names == "kohya" else "diffusion_model."
+    key = PLACES[place].format(module=factor.removesuffix(".lora_down.weight"), prefix=prefix)
+    save_file({**made.tensors, key: torch.ones(2)}, file, made.metadata)
+    (said,) = compat(str(file), "diffusers").verdicts
+    assert not differs(said, observe(meant, lambda: loaded("flux", file)))
+    assert said.verdict == (SAME if place == "root's weight" else REFUSED)
