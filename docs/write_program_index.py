@@ -22,7 +22,8 @@ from collections.abc import Mapping
 from typing import Any
 
 # The programs of each file, none of most. Of each the name, the title, the version, the schemes, whether it is uniform,
-# whether it sets the strength, and of each loader the families, the marks, and whether all keys have one of them.
+# whether it sets the strength, the day of its last run, the versions of its packages, and of each loader the families,
+# the marks, and whether all keys have one of them.
 INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = '''
 WIDTH = 120
 STEP = 4
@@ -32,7 +33,8 @@ def row(program: Program) -> tuple[object, ...]:
     """What the table has of a program."""
     reads = tuple((tuple(one.families), tuple(one.marks), one.all_marked) for one in program.loaders)
     names = (program.name, program.title, program.version, dict(program.schemes))
-    return (*names, program.uniform, program.sets_multiplier, reads)
+    said = (program.uniform, program.sets_multiplier, program.ran, dict(program.distributions))
+    return (*names, *said, reads)
 
 
 def laid_out(value: object, room: int, depth: int = 0) -> str:

@@ -30,8 +30,8 @@ HEAD = """# What every program makes of a file
 Written by `docs/write_programs.py` from the rules in `lora_inspect/programs/known/`, one file for each program, by
 the answers of `lora-inspect compat` on small adapters in every naming scheme and of every kind. A rule was found by
 running the program's own loading code, of the version that stands here, over a small model, and comparing every weight
-with the meaning of the file; a cell with `°` was read in its source alone. Files that nobody tried are unknown, which
-is a gap of these pages and no fault of the program.
+with the meaning of the file; a cell with `°` was read in its source alone. Files that nobody tried are "not tested",
+which is a gap of these pages and no fault of the program.
 
 | question | page |
 |---|---|
@@ -41,8 +41,8 @@ is a gap of these pages and no fault of the program.
 | Which message does it print? | [messages](#messages) |
 | How do whole cases go, from the file to the picture? | [cases](programs_cases.md) |
 
-The next table counts for each program the families of which it knows any names, the files of these that the tables
-judge, and those with an unknown verdict:
+The next table has for each program the day of its last run, or of its reading, and counts the families of which it
+knows any names, the files of these that the tables judge, and those that nobody tested:
 
 """
 LEGEND = """
@@ -58,7 +58,8 @@ LEGEND = """
 | `part 50%` | partly loaded | applies so many of the changes |
 | `none` | nothing loaded | applies nothing |
 | `ref` | refused | stops with an error |
-| `?` | unknown | was not tried on such files |
+| `?` | not tested | was not tried on such files |
+| ` ` | has no such models | has no models of the family; its tables have no such row |
 
 All but `ref` happen without a word, but for those with a `!`, of which the program gives a message. Two cells with a
 stroke are files with an alpha tensor in every module, and files without any. Rank is 4 and alpha 3, so that `x0.5` is
@@ -71,7 +72,8 @@ every layer in the blocks of the model, and of nothing else. The columns are the
 [naming schemes](converting_for_programs.md#naming-schemes), over the layout that their programs load: `bare` has no
 prefix, `dif` the paths of diffusers instead. `A/B` has factors spelled `lora_A` and not `lora_down`, and `d/u` the
 other way round; `diffusers`, `bare` and `peft` are A/B, and `peft` has its config. An empty cell is of families without
-such names. A column or a family that is not there is unknown.
+such names. A column that is not there is not tested, and of a family that is not there the program has no models, or
+nobody tested them.
 """
 KINDS_HEAD = """# Which kinds of adapters every program applies
 
@@ -182,16 +184,16 @@ def folders_of(judged: Judged) -> list[str]:
 
 
 def counts_of(judged: Judged) -> list[str]:
-    """How many files were judged for each program and in all, and of how many the verdict is unknown."""
-    rows = [("", "families", "files", "unknown"), *(_counted(judged, one) for one in judged.programs)]
+    """How many files were judged for each program and in all, and how many of them nobody tested."""
+    rows = [("", "last run", "families", "files", "not tested"), *(_counted(judged, one) for one in judged.programs)]
     whole = sum(map(judged.counts, judged.programs), Counter())
-    return table([*rows, ("in all", "", *_of_files(whole))])
+    return table([*rows, ("in all", "", "", *_of_files(whole))])
 
 
 def _counted(judged: Judged, program: Program) -> tuple[str, ...]:
     known = len(judged.names(program))
     families = f"{known} of {len(judged.families)}" if known else "language models"
-    return (f"{program.title} {program.version}", families, *_of_files(judged.counts(program)))
+    return (f"{program.title} {program.version}", program.ran, families, *_of_files(judged.counts(program)))
 
 
 def _of_files(count: Counter[bool]) -> tuple[str, str]:

@@ -12,7 +12,18 @@ from typing import NamedTuple
 from adapters import Weight
 from torch import Tensor
 
-from lora_inspect.programs.verdict import LOST, NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, UNKNOWN, WRONG, Verdict
+from lora_inspect.programs.verdict import (
+    LOST,
+    NOTHING,
+    OTHER,
+    PARTLY,
+    REFUSED,
+    SAME,
+    STRENGTH,
+    UNTESTED,
+    WRONG,
+    Verdict,
+)
 
 # What float32 leaves of a weight that is computed in some other order, relative to the weights.
 ROUNDING = 1e-5
@@ -81,8 +92,8 @@ def _multiple(change: Tensor, of: Tensor, noise: float) -> float | None:
 
 
 def differs(verdict: Verdict, seen: Observed) -> str:
-    """Why the verdict is not what was seen, or an empty string. One that is UNKNOWN does not differ: see `is_gap`."""
-    if verdict.verdict == UNKNOWN:
+    """Why the verdict is not what was seen, or an empty string. One that is UNTESTED does not differ: see `is_gap`."""
+    if verdict.verdict == UNTESTED:
         return ""
     if verdict.verdict != seen.verdict:
         return f"said {verdict.verdict!r} ({verdict.says}), seen {seen.verdict!r} {seen.factors} {seen.says}"
@@ -100,4 +111,4 @@ def _are_alike(said: Iterable[float], seen: Iterable[float]) -> bool:
 
 def is_gap(verdict: Verdict) -> bool:
     """Whether nothing is said of a file of which a grid knows what becomes of it."""
-    return verdict.verdict == UNKNOWN
+    return verdict.verdict == UNTESTED

@@ -39,7 +39,7 @@ from lora_inspect.programs.verdict import (  # noqa: E402
     REFUSED,
     SAME,
     STRENGTH,
-    UNKNOWN,
+    UNTESTED,
     VERDICTS,
     WRONG,
     Verdict,
@@ -159,7 +159,7 @@ def test_what_it_says_has_no_keys(judged):
         ),
         (Verdict(TOY, NOTHING), "none!"),
         (Verdict(TOY, REFUSED, says="ValueError"), "ref"),
-        (Verdict(TOY, UNKNOWN, says="not tried"), "?"),
+        (Verdict(TOY, UNTESTED, says="not tried"), "?"),
     ],
 )
 def test_every_verdict_has_a_cell(verdict, cell):

@@ -20,7 +20,7 @@ from lora_inspect.programs.verdict import (
     REFUSED,
     SAME,
     STRENGTH,
-    UNKNOWN,
+    UNJUDGED,
     WRONG,
     Verdict,
     judge_each,
@@ -42,7 +42,7 @@ SHORT = {
     PARTLY: "part",
     NOTHING: "none",
     REFUSED: "ref",
-    UNKNOWN: "?",
+    **dict.fromkeys(UNJUDGED, "?"),
 }
 
 
@@ -120,7 +120,7 @@ class Judged:
         if seen is None:
             return ""
         verdict = seen.verdicts[program.name]
-        self._counted[program.name][id(seen)] = verdict.verdict == UNKNOWN
+        self._counted[program.name][id(seen)] = verdict.verdict in UNJUDGED
         if verdict.verdict in (REFUSED, SAME) and verdict.says:
             self.says[program.name].add(_without_keys(verdict.says, seen.names))
         return shown(verdict)
@@ -150,7 +150,7 @@ def own_scheme(program: Program, family: str) -> str:
 
 
 def _is_known(seen: Seen, program: Program) -> bool:
-    return seen.verdicts[program.name].verdict != UNKNOWN
+    return seen.verdicts[program.name].verdict not in UNJUDGED
 
 
 def _without_keys(says: str, names: frozenset[str]) -> str:

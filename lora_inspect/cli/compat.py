@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _HELP = """\
 Report how every program that loads adapters applies ADAPTER, and the command that fixes it.
 
-With --for the exit status is 1 if the file would be wrong in that program. A folder of adapters is a table with a row
-for each file in the program that --for names.
+With --for the exit status is 1 if the file would be wrong in that program, or if it has no such models. A folder of
+adapters is a table with a row for each file in the program that --for names.
 
 \b
 Example: lora-inspect compat adapter.safetensors --for comfyui
@@ -82,7 +82,7 @@ def compat(
     from lora_inspect.files.checkpoint import open_checkpoint
     from lora_inspect.files.discovery import files_of_several
     from lora_inspect.ops.compat import compat as judged
-    from lora_inspect.programs.verdict import UNKNOWN
+    from lora_inspect.programs.verdict import NO_MODELS, UNTESTED
     from lora_inspect.reading.keys.claims import claim
     from lora_inspect.reading.model.settings import requested_settings
 
@@ -105,7 +105,8 @@ def compat(
     else:
         terminal.line(result.path)
         _print(result, shows_all or named is not None)
-    if named and any(one.needs_fix or (strict and one.verdict == UNKNOWN) for one in result.verdicts):
+    failing = (NO_MODELS, UNTESTED) if strict else (NO_MODELS,)
+    if named and any(one.needs_fix or one.verdict in failing for one in result.verdicts):
         sys.exit(1)
 
 
@@ -123,15 +124,17 @@ def _print_folder(
 
 def _print(result: "CompatResult", shows_all: bool) -> None:
     """Print a row per program with models of such a family, and below them each fix with its programs."""
-    from lora_inspect.programs.verdict import UNKNOWN
+    from lora_inspect.programs.verdict import UNJUDGED
 
     shown = [one for one in result.verdicts if one.has_models or shows_all]
-    shown.sort(key=lambda one: one.verdict == UNKNOWN)
+    shown.sort(key=lambda one: one.verdict in UNJUDGED)
     terminal.laid_out(_rows(shown))
-    if hidden := [one.program.name for one in result.verdicts if one not in shown]:
-        terminal.laid_out(
-            Sheet(terminal.room()).sentence(f"not for such models: {', '.join(hidden)} (--all shows them)", FAINT)
-        )
+    for has_models, why in ((False, "not for such models"), (None, "not tested, as the file's model is not known")):
+        hidden = [one.program.name for one in result.verdicts if one not in shown and one.has_models is has_models]
+        if hidden:
+            said = f"{why}: {', '.join(hidden)} (--all shows them)"
+            terminal.laid_out(Sheet(terminal.room()).sentence(said, FAINT))
+    _tell_other_versions(shown)
     fixes: dict[str, list[str]] = {}
     for one in shown:
         if one.fix:
@@ -142,11 +145,22 @@ def _print(result: "CompatResult", shows_all: bool) -> None:
         terminal.line(f"  {fix}")
 
 
+def _tell_other_versions(judgements: "Sequence[Judgement]") -> None:
+    """A note for each package that is installed in another version than the answers are of."""
+    known = {
+        (name, installed, PROGRAMS[one.program.name].distributions[name])
+        for one in judgements
+        for name, installed in one.installed.items()
+    }
+    for name, installed, version in sorted(known):
+        terminal.note(f"{name} {installed} is installed here, and the answers are of {name} {version}.")
+
+
 def _rows(judgements: "Sequence[Judgement]") -> Iterator[Line]:
     """The name that --for takes, title, version and verdict of each program, and the sentence where there is room."""
-    from lora_inspect.programs.verdict import SAME, UNKNOWN
+    from lora_inspect.programs.verdict import SAME, UNJUDGED
 
-    looks = {SAME: RIGHT, UNKNOWN: FAINT}
+    looks = {SAME: RIGHT, **dict.fromkeys(UNJUDGED, FAINT)}
     heads = [(one.program.name, f"{one.program.title} {one.program.version}", _in_short(one)) for one in judgements]
     sizes = [max(map(width, column), default=0) for column in zip(*heads, strict=True)]
     for one, (name, title, verdict) in zip(judgements, heads, strict=True):

@@ -134,7 +134,7 @@ ENDS = {
     "compare": ("comparing", "a difference above --max-difference"),
     "report": ("reports", ""),
     "metadata": ("metadata", ""),
-    "compat": ("compat", "wrong in the program of --for"),
+    "compat": ("compat", "wrong or without such models in the program of --for"),
 }
 
 

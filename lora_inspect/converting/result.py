@@ -15,7 +15,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.maths.dora import SPELLINGS
 from lora_inspect.programs.record import READ, Program
-from lora_inspect.programs.verdict import LOST, REFUSED, UNKNOWN, WRONG, judge, needs_fix
+from lora_inspect.programs.verdict import LOST, REFUSED, UNJUDGED, WRONG, judge, needs_fix
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.identify import adapter_candidates, with_paths
 from lora_inspect.reading.model.settings import Settings
@@ -176,5 +176,5 @@ class ProgramCheck:
             )
         elif found.by == READ:
             self.remarks.append(f"according to its code, {program} reads it correctly; no run has confirmed that")
-        elif found.verdict == UNKNOWN:
+        elif found.verdict in UNJUDGED:
             self.remarks.append(f"lora-inspect does not know how {program} reads it: {found.says}")

@@ -1,7 +1,7 @@
 """The verdicts of all programs that load adapters on one file."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_inspect import programs
@@ -13,7 +13,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.system import without_collecting
 from lora_inspect.matching.match import match
 from lora_inspect.programs.record import Program
-from lora_inspect.programs.verdict import LOST, SAME, UNKNOWN, WRONG, Verdict, judge_each, needs_fix
+from lora_inspect.programs.verdict import LOST, NO_MODELS, SAME, UNJUDGED, WRONG, Verdict, judge_each, needs_fix
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.base.base_codecs import open_weights
@@ -26,11 +26,15 @@ from lora_inspect.shell import operand
 
 @dataclass(frozen=True, slots=True)
 class JudgedProgram:
-    """A program that loads adapters: what `--for` takes, what people call it, and the versions that were looked at."""
+    """A program that loads adapters: what `--for` takes, what people call it, and the versions that were looked at.
+
+    `ran` is the day of the last run of its code on files, or of the reading of its source where it did not run.
+    """
 
     name: str
     title: str
     version: str
+    ran: str = ""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -39,7 +43,8 @@ class Judgement(Result):
 
     It has the facts of `lora_inspect.programs.verdict.Verdict`. `factors` counts the modules by their
     factor: the applied scale over the right one. `ignored` are the keys that the program ignores. `has_models` says
-    that the program is known to load adapters of such a model, or that its verdict on this one is known.
+    if the program has models of the file's family, None for a file of no known family whose verdict is not known.
+    `installed` has the packages of the program that are installed here in another version than the verdict is of.
     """
 
     program: JudgedProgram
@@ -52,25 +57,38 @@ class Judgement(Result):
     by: str
     error: float | None
     fix: str | None
-    has_models: bool = True
+    has_models: bool | None = True
+    installed: dict[str, str] = field(default_factory=dict)
 
     @property
     def needs_fix(self) -> bool:
         """True if the file is certainly wrong in the program."""
-        return self.verdict not in (SAME, UNKNOWN)
+        return self.verdict not in (SAME, *UNJUDGED)
 
     @classmethod
     def of(cls, one: Verdict, families: Sequence[Detection] = ()) -> "Judgement":
         """Return the judgement of a verdict on a file that may be of the families."""
-        names = {family.architecture.name for family in families}
-        has_models = any(
-            not names.isdisjoint(loader.families) if names else not loader.families for loader in one.program.reads
-        )
-        program = JudgedProgram(one.program.name, one.program.title, one.program.version)
+        has_models = None if one.verdict in UNJUDGED and not families else one.verdict != NO_MODELS
+        program = JudgedProgram(one.program.name, one.program.title, one.program.version, one.program.ran)
         said = (one.silent, one.ignored, one.says, one.by, one.error, one.fix)
-        return cls(
-            program, one.verdict, one.factor, dict(one.factors), *said, has_models or one.verdict != UNKNOWN
-        )  # fmt: skip
+        installed = other_versions(one.program.distributions) if has_models else {}
+        return cls(program, one.verdict, one.factor, dict(one.factors), *said, has_models, installed)
+
+
+def other_versions(distributions: Mapping[str, str]) -> dict[str, str]:
+    """The packages that are installed here in other versions than these, each with its own; none is imported."""
+    found: dict[str, str] = {}
+    if distributions:
+        from importlib.metadata import PackageNotFoundError, version
+
+        for name, known in distributions.items():
+            try:
+                installed: str | None = version(name)  # None where its metadata is damaged
+            except PackageNotFoundError:
+                continue
+            if installed and installed.partition("+")[0] != known:
+                found[name] = installed
+    return found
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -90,6 +108,7 @@ class CompatResult(Result):
                     "name": one.program.name,
                     "title": one.program.title,
                     "versions": one.program.version,
+                    "ran": one.program.ran,
                     "verdict": one.verdict,
                     "factors": {f"{factor:g}": modules for factor, modules in one.factors.items()},
                     "silent": one.silent,
@@ -99,6 +118,7 @@ class CompatResult(Result):
                     "error": one.error,
                     "fix": one.fix,
                     "has_models": one.has_models,
+                    "installed": dict(one.installed),
                 }
                 for one in self.verdicts
             ],

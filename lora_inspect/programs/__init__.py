@@ -51,10 +51,12 @@ def _loaders_in(file: str, at: int) -> Sequence[Loader]:
 
 def _indexed(file: str) -> Iterator[Program]:
     """The programs of a file, which is not imported for that."""
-    for at, (name, title, version, schemes, uniform, sets_multiplier, reads) in enumerate(INDEX[file]):
+    for at, (name, title, version, schemes, uniform, sets_multiplier, ran, distributions, reads) in enumerate(
+        INDEX[file]
+    ):
         make: Callable[[], Sequence[Loader]] = partial(_loaders_in, file, at)
         loaders = Loaders(tuple(Reads(*one) for one in reads), make)
-        yield Program(name, title, version, loaders, schemes, uniform, sets_multiplier)
+        yield Program(name, title, version, loaders, schemes, uniform, sets_multiplier, ran, distributions)
 
 
 for _file in sorted(os.listdir(os.path.join(os.path.dirname(__file__), "known"))):

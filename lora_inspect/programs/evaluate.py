@@ -80,17 +80,18 @@ class Left(NamedTuple):
 class Reception:
     """What a program makes of an adapter. `refusal` is what it says where it loads nothing of the file, else empty.
 
-    `by` is RUN where its own code ran on such files for every rule that counted, else READ. `needs` is what the program
+    `has_models` is False where the program is known to have no models of the family. `by` is RUN where its own code ran
+    on such files for every rule that counted, else READ. `needs` is what the program
     has to be told beside the file, empty for nothing. `others` are the keys of no module that it has no use for.
     """
 
-    __slots__ = ("_at", "_open", "_taken", "by", "left", "needs", "others", "refusal")
+    __slots__ = ("_at", "_open", "_taken", "by", "has_models", "left", "needs", "others", "refusal")
 
     def __init__(self) -> None:
         self._taken: list[TakenAlike] = []
         self.left: list[Left] = []
         self.others: list[str] = []
-        self.refusal, self.needs, self.by = "", "", RUN
+        self.refusal, self.needs, self.by, self.has_models = "", "", RUN, True
         self._at: float = -1
         self._open: list[tuple[float, str]] = []
 
@@ -286,8 +287,8 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
     loader = loader_for(program, name, view.keys)
     reception = Reception()
     if loader is None:
-        whose = f"models of {family.title}" if family else "models of families that are not known here"
-        reception.wonder(f"nobody has tried {whose}")
+        reception.has_models, why = without_loader(program, family)
+        reception.wonder(why)
         return reception
     reader = reader_of(loader, family)
     for group in view.groups:
@@ -309,6 +310,15 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
     reception.needs = view.ask(loader.needs) or ""
     _limit(reception, loader.strangers)
     return reception
+
+
+def without_loader(program: Program, family: Architecture | None) -> tuple[bool, str]:
+    """Whether a program without a loader for a file may have models of its family, None for an unknown one, and why."""
+    if family is None:
+        return True, "lora-inspect does not know the model of the file"
+    if any(not one.families or family.name in one.families for one in program.reads):
+        return True, f"nobody has tried such names for {family.title}"
+    return False, f"no models of {family.title} are known there"
 
 
 class _Reading(NamedTuple):

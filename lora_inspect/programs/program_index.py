@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 # The programs of each file, none of most. Of each the name, the title, the version, the schemes, whether it is uniform,
-# whether it sets the strength, and of each loader the families, the marks, and whether all keys have one of them.
+# whether it sets the strength, the day of its last run, the versions of its packages, and of each loader the families,
+# the marks, and whether all keys have one of them.
 INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
     "a1111": (
         (
@@ -14,6 +15,8 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             {"sd15": "kohya", "sd2": "kohya", "sdxl": "kohya"},
             False,
             True,
+            "2026-11-26",
+            {},
             ((("sd15",), (), False), (("sd2",), (), False), (("sdxl",), (), False)),
         ),
     ),
@@ -25,6 +28,8 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             {"": "comfyui"},
             False,
             True,
+            "2026-11-26",
+            {},
             (
                 (
                     (
@@ -67,6 +72,8 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             {"": "comfyui"},
             False,
             True,
+            "2026-11-26",
+            {},
             (
                 (
                     (
@@ -101,6 +108,8 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             {"": "diffusers"},
             False,
             True,
+            "2026-11-26",
+            {"diffusers": "0.42.0", "peft": "0.21.2"},
             (
                 (("wan",), ("^diffusion_model.",), False),
                 (("wan",), ("^lora_unet_",), False),
@@ -146,6 +155,8 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             {"": "kohya"},
             False,
             True,
+            "2026-11-26",
+            {},
             ((("sd15", "sd2", "sdxl", "sd3", "flux", "chroma"), (), False),),
         ),
     ),
@@ -164,6 +175,8 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             },
             False,
             True,
+            "2026-12-01",
+            {},
             (
                 (("sd15",), (), False),
                 (("sdxl",), (), False),
@@ -175,13 +188,45 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
         ),
     ),
     "llama_cpp": (
-        ("llama-cpp", "llama.cpp", "October 2026", {"": "gguf"}, False, True, ((("llm",), (), False), ((), (), False))),
+        (
+            "llama-cpp",
+            "llama.cpp",
+            "October 2026",
+            {"": "gguf"},
+            False,
+            True,
+            "2026-11-26",
+            {},
+            ((("llm",), (), False), (("", "bert", "distilbert", "gpt2", "gpt_bigcode", "gpt_neox", "t5"), (), False)),
+        ),
     ),
     "lycoris": (
-        ("lycoris", "LyCORIS", "4.1.3", {"": "lycoris"}, False, True, (((), (), False),)),
-        ("lycoris-merge", "LyCORIS (merge_to)", "4.1.3", {"": "lycoris"}, False, True, (((), (), False),)),
+        ("lycoris", "LyCORIS", "4.1.3", {"": "lycoris"}, False, True, "2026-11-26", {}, (((), (), False),)),
+        (
+            "lycoris-merge",
+            "LyCORIS (merge_to)",
+            "4.1.3",
+            {"": "lycoris"},
+            False,
+            True,
+            "2026-11-26",
+            {},
+            (((), (), False),),
+        ),
     ),
-    "mlx_lm": (("mlx-lm", "mlx-lm", "0.32.2", {"": "mlx"}, False, False, ((("llm",), (), False),)),),
+    "mlx_lm": (
+        (
+            "mlx-lm",
+            "mlx-lm",
+            "0.32.2",
+            {"": "mlx"},
+            False,
+            False,
+            "2026-11-26",
+            {"mlx-lm": "0.32.2"},
+            ((("llm",), (), False),),
+        ),
+    ),
     "musubi": (
         (
             "musubi",
@@ -190,6 +235,8 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             {"": "musubi"},
             False,
             True,
+            "2026-11-26",
+            {},
             (
                 (("flux2", "framepack", "hunyuan_video_1_5", "krea2", "qwen_image", "wan", "z_image"), (), False),
                 (("flux", "hunyuan_video"), (), False),
@@ -202,6 +249,8 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             {"": "musubi"},
             False,
             True,
+            "2026-11-26",
+            {},
             (
                 (
                     (
@@ -221,7 +270,9 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             ),
         ),
     ),
-    "peft": (("peft", "PEFT", "0.21.2", {"": "peft"}, False, False, (((), (), False),)),),
+    "peft": (
+        ("peft", "PEFT", "0.21.2", {"": "peft"}, False, False, "2026-11-26", {"peft": "0.21.2"}, (((), (), False),)),
+    ),
     "sd_scripts": (
         (
             "sd-scripts",
@@ -230,6 +281,8 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             {"": "kohya"},
             False,
             True,
+            "2026-11-26",
+            {},
             ((("anima", "chroma", "flux", "lumina2", "sd15", "sd3", "sdxl"), (), False),),
         ),
         (
@@ -239,6 +292,8 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             {"": "kohya"},
             False,
             True,
+            "2026-11-26",
+            {},
             ((("flux",), (), False),),
         ),
     ),
@@ -259,6 +314,8 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             },
             False,
             True,
+            "2026-11-26",
+            {},
             (
                 (("sd15",), (), False),
                 (("sdxl",), (), False),
@@ -274,6 +331,6 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             ),
         ),
     ),
-    "sglang": (("sglang", "SGLang", "0.5.23", {"": "peft"}, True, False, ((("llm",), (), False),)),),
-    "vllm": (("vllm", "vLLM", "0.33.0", {"": "peft"}, False, False, ((("llm",), (), False),)),),
+    "sglang": (("sglang", "SGLang", "0.5.23", {"": "peft"}, True, False, "2026-11-26", {}, ((("llm",), (), False),)),),
+    "vllm": (("vllm", "vLLM", "0.33.0", {"": "peft"}, False, False, "2026-11-26", {}, ((("llm",), (), False),)),),
 }

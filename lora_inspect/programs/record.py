@@ -285,6 +285,9 @@ class Loaders(Sequence[Loader]):
 class Program(NamedTuple):
     """A program that loads adapters, in the `version` that its rules were taken from.
 
+    `ran` is the day, as "2026-11-26", of the last run of its code on the files of its rules; of a program that was only
+    read it is the day of that. `distributions` gives the versions of Python packages that the rules are of, by name.
+
     The first of the `loaders` counts that is of a file's family and finds a mark in it. `schemes` gives by family the
     naming scheme whose files it loads best, with "" for every other family, and for files of no known one.
     `uniform` says that it takes one rank and one scale for those of all modules, and `sets_multiplier` that its user
@@ -298,6 +301,8 @@ class Program(NamedTuple):
     schemes: Mapping[str, str]
     uniform: bool = False
     sets_multiplier: bool = True
+    ran: str = ""
+    distributions: Mapping[str, str] = MappingProxyType({})
 
     @property
     def reads(self) -> Sequence[Reads | Loader]:

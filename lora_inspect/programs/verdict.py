@@ -17,8 +17,18 @@ from lora_inspect.caching import Remembered
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.file_types import GGUF_KEYS
 from lora_inspect.programs.adapter_view import View, has_loader_for
-from lora_inspect.programs.evaluate import Left, Reception, Taken, TakenAlike, receive
-from lora_inspect.programs.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Program
+from lora_inspect.programs.evaluate import Left, Reception, Taken, TakenAlike, receive, without_loader
+from lora_inspect.programs.record import (
+    BASE_NORM,
+    LEAVES,
+    MISREADS,
+    OTHER_AXIS,
+    SILENT,
+    SUM_NORM,
+    Loader,
+    Program,
+    Reads,
+)
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.model.contribution import Contribution
@@ -27,8 +37,11 @@ from lora_inspect.sentences import listed
 
 SAME, STRENGTH, LOST, WRONG = "same meaning", "wrong strength", "DoRA lost", "DoRA wrong"
 OTHER = "wrong change"
-PARTLY, NOTHING, REFUSED, UNKNOWN = "partly loaded", "nothing loaded", "refused", "unknown"
-VERDICTS = (SAME, STRENGTH, LOST, WRONG, OTHER, PARTLY, NOTHING, REFUSED, UNKNOWN)
+PARTLY, NOTHING, REFUSED = "partly loaded", "nothing loaded", "refused"
+# The program has models of the family, or may have, but nobody tried this kind of file; or it has no such models.
+UNTESTED, NO_MODELS = "not tested", "has no such models"
+UNJUDGED = (UNTESTED, NO_MODELS)
+VERDICTS = (SAME, STRENGTH, LOST, WRONG, OTHER, PARTLY, NOTHING, REFUSED, *UNJUDGED)
 # What a program divides magnitudes by that are over other norms.
 _NORMS = {
     BASE_NORM: "the base's norms",
@@ -74,7 +87,7 @@ class Verdict(NamedTuple):
 
 
 def judge(adapter: Adapter, families: Sequence[Detection], program: Program) -> Verdict:
-    """The verdict on an adapter that may be of any of the `families`; unknown where these differ in it.
+    """The verdict on an adapter that may be of any of the `families`; UNTESTED where these differ in it.
 
     The sentence then names the families. One that the program knows no models of does not count beside those that it
     does: nobody can apply the file to such a model there.
@@ -104,24 +117,32 @@ def _agreed(view: View, families: Sequence[Detection], program: Program) -> Verd
 
 def _joined(program: Program, families: Sequence[Detection], found: Sequence[Verdict]) -> Verdict:
     """The verdict on a file that may be of any of the families, each of which has the one of those `found`."""
-    known = [(family, one) for family, one in zip(families, found, strict=True) if _has_models(program, family)]
-    counting = known or list(zip(families, found, strict=True))
-    if len({(one.verdict, one.factor) for _, one in counting}) == 1:
-        return counting[0][1]
-    differ = listed([f"{one.verdict} as {family}" for family, one in counting], "or")
-    return Verdict(program, UNKNOWN, says=f"it depends on the model of the file: {differ}")
+    counting = [(one, family) for one, family in zip(found, families, strict=True) if one.verdict != NO_MODELS]
+    if not counting:
+        titles = listed(list(dict.fromkeys(family.architecture.title for family in families)), "or")
+        return (
+            found[0] if len(found) == 1 else Verdict(program, NO_MODELS, says=f"no models of {titles} are known there")
+        )
+    if len({(one.verdict, one.factor) for one, _ in counting}) == 1:
+        return counting[0][0]
+    differ = listed([f"{one.verdict} as {family}" for one, family in counting], "or")
+    return Verdict(program, UNTESTED, says=f"it depends on the model of the file: {differ}")
 
 
-def _has_models(program: Program, family: Detection) -> bool:
-    """Whether models of the family are known to be there."""
-    return any(not one.families or family.architecture.name in one.families for one in program.reads)
+def judge_unread(families: Sequence[Detection], program: Program) -> Verdict:
+    """The verdict of a program without a loader for a file that may be of any of the families, as `judge` has it."""
+    found = []
+    for family in families or [None]:
+        has_models, why = without_loader(program, family.architecture if family else None)
+        found.append(Verdict(program, UNTESTED if has_models else NO_MODELS, says=why))
+    return _joined(program, families, found) if families else found[0]
 
 
 def _with_families(verdict: Verdict, families: Sequence[Detection]) -> str:
     """The sentence on a verdict, with the families that the file may be of where there are several of them."""
-    if len(families) < 2 or verdict.verdict == UNKNOWN:
+    if len(families) < 2 or verdict.verdict in UNJUDGED:
         return verdict.says
-    absent = [str(family) for family in families if not _has_models(verdict.program, family)]
+    absent = [str(family) for family in families if not without_loader(verdict.program, family.architecture)[0]]
     whose = listed([str(family) for family in families], "or")
     effect = f"no models of {listed(absent, 'or')} are known there" if absent else "the verdict is the same for each"
     return "; ".join(filter(None, (verdict.says, f"the file may be of {whose}, and {effect}")))
@@ -129,16 +150,16 @@ def _with_families(verdict: Verdict, families: Sequence[Detection]) -> str:
 
 def _judged(program: Program, reception: Reception) -> Verdict:
     verdict, says, told = _verdict(reception)
-    factors = _factors(reception.taken) if verdict not in (REFUSED, UNKNOWN) else {}
+    factors = _factors(reception.taken) if verdict not in (REFUSED, *UNJUDGED) else {}
     is_silent = verdict in (STRENGTH, WRONG, OTHER) or (bool(told) and all(left.does == SILENT for left in told))
     return Verdict(
         program,
         verdict,
         factor=next(iter(factors), None),
         factors=factors,
-        silent=is_silent and verdict not in (SAME, REFUSED, UNKNOWN),
+        silent=is_silent and verdict not in (SAME, REFUSED, *UNJUDGED),
         says=says,
-        by="" if verdict == UNKNOWN else reception.by,
+        by="" if verdict in UNJUDGED else reception.by,
         reception=reception,
     )
 
@@ -148,7 +169,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
     if reception.refusal:
         return REFUSED, reception.refusal, ()
     if reception.unknown:
-        return UNKNOWN, reception.unknown, ()
+        return (UNTESTED if reception.has_models else NO_MODELS), reception.unknown, ()
     lost, taken = reception.lost, reception.taken
     if lost and not taken:
         return NOTHING, f"it loads nothing, so the adapter has no effect; {_how_noticed(lost)}", lost
@@ -228,7 +249,7 @@ def _effect_of(factors: Mapping[float, int]) -> str:
 
 def needs_fix(verdict: Verdict) -> bool:
     """Whether the file is wrong there for certain."""
-    return verdict.verdict not in (SAME, UNKNOWN)
+    return verdict.verdict not in (SAME, *UNJUDGED)
 
 
 # How the keys begin that rules look at in the metadata; they are shown no others.
@@ -344,14 +365,20 @@ def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> lis
     names = {family.architecture.name for family in families}
     counts = [
         any(
-            not names.isdisjoint(loader.families) or (not loader.families and one.verdict not in (*NOT_THERE, UNKNOWN))
+            not names.isdisjoint(loader.families)
+            or (_is_general(loader) and one.verdict not in (*NOT_THERE, *UNJUDGED))
             for loader in one.program.reads
         )
         for one in verdicts
     ]
-    general = [any(not loader.families for loader in one.program.reads) for one in verdicts]
+    general = [any(map(_is_general, one.program.reads)) for one in verdicts]
     meant = [one for one, is_meant in zip(verdicts, counts if any(counts) else general, strict=True) if is_meant]
     return sorted(meant, key=lambda one: popularity(one.program.title))
+
+
+def _is_general(loader: Reads | Loader) -> bool:
+    """Whether it reads files of no known family."""
+    return not loader.families or "" in loader.families
 
 
 def popularity(title: str) -> int:
@@ -364,7 +391,7 @@ def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
 
     Where it is not known in that one it is the first of which it is, if the file is right in no other; else None.
     """
-    known = [one for one in verdicts if one.verdict != UNKNOWN]
+    known = [one for one in verdicts if one.verdict not in UNJUDGED]
     if not known or (known[0].program.title != MOST_ASKED and any(one.verdict == SAME for one in known)):
         return None
     return known[0]

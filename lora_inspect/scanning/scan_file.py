@@ -16,6 +16,7 @@ from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.record import Program
 from lora_inspect.programs.verdict import (
     LOST,
+    NO_MODELS,
     NOT_THERE,
     NOTHING,
     OTHER,
@@ -23,11 +24,12 @@ from lora_inspect.programs.verdict import (
     REFUSED,
     SAME,
     STRENGTH,
-    UNKNOWN,
+    UNJUDGED,
     WRONG,
     Verdict,
     concerned,
     is_lost,
+    judge_unread,
     needs_fix,
     verdicts_on,
 )
@@ -57,7 +59,7 @@ OPEN = "open"
 _ASIDE = ("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge")
 # Those that most people know are named first.
 _FIRST = ("comfyui", "diffusers", "forge", "a1111", "peft", "llama-cpp", "vllm")
-_NOT_LOADED = (UNKNOWN, REFUSED, NOTHING)
+_NOT_LOADED = (*UNJUDGED, REFUSED, NOTHING)
 _UNTRIED = ("nobody has tried a program on such names", "nobody has tried a program", "untried")
 # The errors that an option settles, and that option; what waits for several has a line of its own.
 _SETTLED = {
@@ -91,7 +93,7 @@ def state_of(info: FileInfo, programs: Iterable[Program]) -> tuple[str, tuple[st
     if is_lost(meant, info.candidates):
         return CONVERT, _nothing([one.program.title for one in meant if one.verdict in NOT_THERE])
     loaded = any(one.verdict not in _NOT_LOADED for one in verdicts)
-    if verdicts and not loaded and all(one.verdict != UNKNOWN for one in verdicts):
+    if verdicts and not loaded and all(one.verdict not in UNJUDGED for one in verdicts):
         return CONVERT, ("no program that lora-inspect knows loads it", "no known program loads it", "loaded nowhere")
     hints = [problem for problem in adapter.problems if problem.code in _HINTS]
     if hints:
@@ -126,7 +128,7 @@ class InProgram(NamedTuple):
     @property
     def is_wrong(self) -> bool:
         """True if the file is certainly wrong in the program."""
-        return self.verdict not in (SAME, UNKNOWN, OPEN)
+        return self.verdict not in (SAME, *UNJUDGED, OPEN)
 
 
 def in_program(info: FileInfo, state: str, notes: tuple[str, ...], name: str, programs: Iterable[Program]) -> InProgram:
@@ -135,10 +137,11 @@ def in_program(info: FileInfo, state: str, notes: tuple[str, ...], name: str, pr
         return InProgram(OPEN, notes)
     verdicts = verdicts_on(info.adapter, info.candidates, programs)
     found = next((one for one in verdicts if one.program.name == name), None)
-    if found is None or found.verdict == UNKNOWN:
-        says = found.says if found else "no rule of it is for such names"
-        return InProgram(UNKNOWN, (f"not tested: {says}" if says else "not tested", "not tested"))
+    found = found or judge_unread(info.candidates, PROGRAMS[name])
     says = found.says
+    if found.verdict in UNJUDGED:
+        short = "no such models" if found.verdict == NO_MODELS else found.verdict
+        return InProgram(found.verdict, (f"{found.verdict}: {says}", short))
     told = {
         SAME: ("loads correctly",),
         PARTLY: (f"loads in part: {says}", "loads in part"),

@@ -2,8 +2,10 @@
 
 import shlex
 import shutil
+from datetime import date
 
 import pytest
+from adapters import lora
 
 import lora_inspect
 from lora_inspect.programs import PROGRAMS
@@ -79,15 +81,51 @@ def test_programs_without_models_of_the_family_are_named_in_a_line(run, fixtures
     assert names == ["a1111", "forge", "llama-cpp", "mlx-lm", "sd-scripts", "sd-scripts-flux-merge", "sglang", "vllm"]
     assert not any(row.startswith("vllm ") for row in shown.splitlines())
     (row,) = (row for row in every.splitlines() if row.startswith("vllm "))
-    assert row.split()[3:] == ["unknown", "nobody", "has", "tried", "models", "of", "Wan", "2.1", "/", "2.2"]
+    assert row.split("  ")[-1].strip() == "no models of Wan 2.1 / 2.2 are known there"
+    assert "  has no such models  " in row
     record = run("compat", file, "--json").json
-    assert [one["name"] for one in record["programs"] if not one["has_models"]] == names
+    assert [one["name"] for one in record["programs"] if one["has_models"] is False] == names
+    assert [one["name"] for one in record["programs"] if one["verdict"] == "has no such models"] == names
 
 
-def test_an_unknown_answer_fails_where_that_is_asked(run, fixtures):
+def test_a_program_without_such_models_fails_for_one_file(run, fixtures):
     file = fixtures / "synthetic/comfyui_alpha.safetensors"
-    assert run("compat", file, "--for", "vllm").status == 0
+    assert run("compat", file, "--for", "vllm").status == 1
     assert run("compat", file, "--for", "vllm", "--strict").status == 1
+    assert run("compat", fixtures / "synthetic", "--for", "vllm").status == 0
+
+
+@pytest.fixture
+def untested(write_safetensors):
+    """A file in names that nobody tried in ComfyUI, of no known model."""
+    return write_safetensors(lora("odd_net.stem.proj"))
+
+
+def test_a_file_of_no_known_model_is_not_tested_and_no_program_lacks_its_model(run, untested):
+    programs = run("compat", untested, "--json").json["programs"]
+    comfyui = next(one for one in programs if one["name"] == "comfyui")
+    assert (comfyui["verdict"], comfyui["has_models"]) == ("not tested", None)
+    assert comfyui["says"] == "lora-inspect does not know the model of the file"
+    assert not [one["name"] for one in programs if one["verdict"] == "has no such models"]
+    lines = run("compat", untested).stdout
+    assert "not tested, as the file's model is not known: a1111, comfyui, " in " ".join(lines.split())
+
+
+def test_an_answer_says_between_which_families_a_file_is_open(run, write_safetensors):
+    file = write_safetensors(lora("lora_unet_double_blocks_0_img_attn_proj", out=3072, inputs=3072))
+    found = {one["name"]: one for one in run("compat", file, "--json").json["programs"]}
+    assert found["invokeai"]["verdict"] == "not tested"
+    assert "same meaning as FLUX.1" in found["invokeai"]["says"]
+    assert "has no such models as Chroma" in found["invokeai"]["says"]
+    assert found["a1111"]["verdict"] == "has no such models"
+    assert "no models of FLUX.1" in found["a1111"]["says"]
+    assert " or " in found["a1111"]["says"]
+
+
+def test_an_untested_file_fails_where_that_is_asked(run, fixtures, untested):
+    file = fixtures / "synthetic/comfyui_alpha.safetensors"
+    assert run("compat", untested, "--for", "comfyui").status == 0
+    assert run("compat", untested, "--for", "comfyui", "--strict").status == 1
     assert run("compat", file, "--for", "comfyui", "--strict").status == 0
     assert run("compat", fixtures / "synthetic", "--for", "vllm", "--strict").status == 1
 
@@ -103,3 +141,59 @@ def test_rows_fit_and_commands_are_whole(columns, run, fixtures, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = run("compat", fixtures / "synthetic/dora_without_flag.safetensors").stdout.splitlines()[1:]
     assert max(len(line) for line in lines if "lora-inspect convert" not in line) <= max(columns, 78)
+
+
+def test_each_program_says_when_it_ran(run, fixtures):
+    file = fixtures / "synthetic/comfyui_alpha.safetensors"
+    told = {one["name"]: one["ran"] for one in run("compat", file, "--json").json["programs"]}
+    assert told == {name: program.ran for name, program in PROGRAMS.items()}
+    assert all(date.fromisoformat(day) for day in told.values())
+    assert {one.program.name: one.program.ran for one in lora_inspect.compat(file).verdicts} == told
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Has versions of packages installed: folders as pip makes them, before all others."""
+
+    def installed(**versions):
+        for name, version in versions.items():
+            folder = tmp_path / "site" / f"{name}-{version}.dist-info"
+            folder.mkdir(parents=True)
+            name = name.replace("_", "-")
+            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+
+    return installed
+
+
+OURS = {
+    name.replace("-", "_"): version
+    for program in PROGRAMS.values()
+    for name, version in program.distributions.items()
+}  # fmt: skip
+
+
+def test_no_note_where_the_versions_are_those_of_the_records(run, fixtures, install):
+    install(**OURS)
+    shown = run("compat", fixtures / "synthetic/comfyui_alpha.safetensors")
+    assert "installed" not in shown.stdout + shown.stderr
+
+
+def test_another_version_that_is_installed_is_noted_once(run, fixtures, install):
+    file = fixtures / "synthetic/comfyui_alpha.safetensors"
+    install(**OURS | {"peft": "0.1.0"})
+    shown = run("compat", file)
+    notes = [line for line in shown.stderr.splitlines() if "is installed here" in line]
+    assert len(notes) == 1
+    assert f"peft 0.1.0 is installed here, and the answers are of peft {OURS['peft']}." in notes[0]
+    told = {one["name"]: one["installed"] for one in run("compat", file, "--json").json["programs"]}
+    assert {name for name, other in told.items() if other} == {"diffusers", "peft"}
+    assert told["peft"] == {"peft": "0.1.0"}
+    assert "is installed here" not in run("compat", file, "--for", "comfyui").stderr
+
+
+def test_versions_of_programs_that_are_not_shown_are_not_looked_up(run, fixtures, install):
+    install(**OURS | {"mlx_lm": "0.1.0"})
+    file = fixtures / "synthetic/comfyui_alpha.safetensors"
+    assert "mlx-lm 0.1.0" not in run("compat", file).stderr
+    assert not any(one["installed"] for one in run("compat", file, "--json").json["programs"])

@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from lora_inspect.ops.compat import compat
-from lora_inspect.programs.verdict import SAME, UNKNOWN, needs_fix
+from lora_inspect.programs.verdict import SAME, UNTESTED, needs_fix
 
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore")]
 
@@ -51,7 +51,7 @@ def test_every_fix_runs_and_mends(run, base, tmp_path, kind):
         words = [str(base) if word in ("BASE", "CONFIG") else word for word in words]
         assert run(*words, output).status == 0, words
         (after,) = compat(output, program).verdicts
-        assert after.verdict in (SAME, UNKNOWN), after
+        assert after.verdict in (SAME, UNTESTED), after
         if program in ("vllm", "sglang", "peft"):
             network = PeftModel.from_pretrained(language_models.model(MODEL), output).eval()
             assert folder.is_like_trained(language_models.output(network))

@@ -45,7 +45,7 @@ OF_SDXL_DIFFUSERS = (
 OF_HUNYUAN = ("double_blocks.0.img_attn_proj", "double_blocks.0.img_mlp.fc1", "single_blocks.1.linear2")
 OF_HUNYUAN_COMFYUI = ("double_blocks.0.img_attn.proj", "double_blocks.0.img_mlp.0", "single_blocks.1.linear2")
 
-SAME, NOTHING, PARTLY, UNKNOWN = "same meaning", "nothing loaded", "partly loaded", "unknown"
+SAME, NOTHING, PARTLY, UNTESTED = "same meaning", "nothing loaded", "partly loaded", "not tested"
 
 
 @pytest.mark.parametrize("alpha", [8.0, None], ids=["alpha", "none"])
@@ -89,11 +89,11 @@ def test_names_without_a_prefix_are_found_since(judged, name, verdict):
     assert judged(named("transformer.", *OF_FLUX_DIFFUSERS), FLUX, name).verdict == SAME
 
 
-def test_a_family_that_a_version_does_not_have_is_unknown(judged):
+def test_a_version_may_have_no_models_of_a_family(judged):
     z_image = named("diffusion_model.", "layers.0.attention.out", "noise_refiner.0.attention.out")
     says = {"ss_base_model_version": "zimage"}
     assert judged(z_image, says, NOW).verdict == SAME
-    assert judged(z_image, says, BEFORE).verdict == UNKNOWN
+    assert judged(z_image, says, BEFORE).verdict == "has no such models"
 
 
 def test_files_of_wan_fun_are_known_by_one_key(judged):
@@ -170,7 +170,7 @@ STAGES = {f"{F}.oft_blocks": ("F32", (2, 2, 4, 4), 0.5)}
         (BLOCKS, SAME),
         (BLOCKS | {f"{F}.alpha": ("F32", (), 0.0)}, SAME),
         # It takes alpha for the limit itself: what that does lies in the numbers.
-        (BLOCKS | {f"{F}.alpha": ("F32", (), 0.5)}, UNKNOWN),
+        (BLOCKS | {f"{F}.alpha": ("F32", (), 0.5)}, UNTESTED),
         (BLOCKS | {f"{F}.rescale": ("F32", (8, 1), 0.5)}, "wrong change"),
         (STAGES | {f"{F}.alpha": ("F32", (), 0.0)}, SAME),
         # It compares no alpha with 0, logs the error and leaves the weight.

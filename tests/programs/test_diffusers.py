@@ -133,7 +133,7 @@ def mends(family, names, kind, made, said, file, run):
     """The fault of the command that is offered for a file; empty where it makes the file right, or none is."""
     if said.fix is None:
         # A pipeline has no place for differences of biases.
-        is_mended = said.verdict in ("same meaning", "unknown") or kind in ("bias beside lora", "norm")
+        is_mended = said.verdict in ("same meaning", "not tested") or kind in ("bias beside lora", "norm")
         is_mended = is_mended or (names != "diffusers" and kind in UNMENDED.get(family, ()))
         return "" if is_mended else f"no fix: {said.says}"
     base, whole = weights(family), file.with_name("base.safetensors")

@@ -47,7 +47,7 @@ HADA = {f"{WAN[0]}.hada_w{n}_{side}": ("F32", (8, 8), 1.0) for n in (1, 2) for s
         (loras(WAN) | {"use_rslora_flag": ("F32", (), 1.0)}, "wrong strength", "0.25 times"),
         (beside(WAN, ".dora_scale", (8, 1)), "DoRA wrong", "other axis"),
         (beside(WAN, ".dora_layer.weight", (8,)), "DoRA lost", "unused key"),
-        (beside(WAN, ".lora_magnitude_vector", (8,)), "unknown", "nobody has tried"),
+        (beside(WAN, ".lora_magnitude_vector", (8,)), "not tested", "nobody has tried"),
         (beside(WAN, ".diff_b", (8,)), "partly loaded", "4 of 8 changes"),
         (loras(WAN[1:]) | HADA, "refused", "NotImplementedError"),
         (
@@ -57,7 +57,7 @@ HADA = {f"{WAN[0]}.hada_w{n}_{side}": ("F32", (8, 8), 1.0) for n in (1, 2) for s
         ),
         (loras(FLUX, spelling="peft"), "wrong strength", "2 times"),
         (loras(FLUX, spelling="peft", alpha=None), "same meaning", ""),
-        (loras(FLUX, alpha=None), "unknown", "nobody has tried"),
+        (loras(FLUX, alpha=None), "not tested", "nobody has tried"),
     ],
 )
 def test_it_judges_files(easel, write_safetensors, tensors, verdict, says):
@@ -65,7 +65,7 @@ def test_it_judges_files(easel, write_safetensors, tensors, verdict, says):
         str(write_safetensors(tensors, OF_FLUX if FLUX[0][:11] in str(tensors) else {})), "easel"
     ).verdicts
     assert (found.verdict, says in found.says) == (verdict, True), found.says
-    assert found.by == ("" if verdict == "unknown" else "read" if "transformer." in str(tensors) else "run")
+    assert found.by == ("" if verdict == "not tested" else "read" if "transformer." in str(tensors) else "run")
 
 
 def test_it_is_written_for(easel, write_safetensors, tmp_path):

@@ -11,7 +11,8 @@ from lora_inspect.ops.compat import compat
 FLUX, CHROMA, SDXL, SD3, WAN = (
     {"ss_base_model_version": name} for name in ("flux1", "chroma", "sdxl_base_v1-0", "sd_3", "wan")
 )
-SAME, NOTHING, PARTLY, REFUSED, UNKNOWN = "same meaning", "nothing loaded", "partly loaded", "refused", "unknown"
+SAME, NOTHING, PARTLY, REFUSED = "same meaning", "nothing loaded", "partly loaded", "refused"
+NO_MODELS = "has no such models"
 LIMIT = 12
 
 
@@ -61,7 +62,7 @@ OF_SDXL_DIFFUSERS = (
         (SD3, OF_SD3_DIFFUSERS, {"transformer.": NOTHING, "lora_transformer_": NOTHING}),
         (SDXL, OF_SDXL, {"lora_unet_": SAME, "diffusion_model.": SAME}),
         (SDXL, OF_SDXL_DIFFUSERS, {"lora_unet_": SAME, "lycoris_": SAME, "unet.": PARTLY, "": PARTLY}),
-        (WAN, ("blocks.0.self_attn.q",), {"lora_unet_": UNKNOWN}),
+        (WAN, ("blocks.0.self_attn.q",), {"lora_unet_": NO_MODELS}),
     ],
 )
 def test_names_are_found_or_not_whatever_the_spelling_and_alpha(judged, metadata, paths, verdicts, spelling, alpha):

@@ -13,7 +13,7 @@ SD15, SDXL, FLUX, WAN, QWEN, Z_IMAGE = (
 )
 OF_FLUX = ("double_blocks.0.txt_attn.proj", "single_blocks.1.modulation.lin")
 OF_FLUX_DIFFUSERS = ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_mlp")
-SAME, NOTHING, PARTLY, REFUSED, UNKNOWN = "same meaning", "nothing loaded", "partly loaded", "refused", "unknown"
+SAME, NOTHING, PARTLY, REFUSED, UNTESTED = "same meaning", "nothing loaded", "partly loaded", "refused", "not tested"
 OF_SDXL = ("input_blocks.4.1.transformer_blocks.0.attn2.to_k", "input_blocks.1.0.emb_layers.1")
 OF_UNET = ("down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", "down_blocks.0.resnets.0.time_emb_proj")
 OF_WAN = ("blocks.0.self_attn.q", "blocks.0.cross_attn.o", "blocks.1.ffn.0")
@@ -208,7 +208,7 @@ GAINS = {"weight": ("F32", (8,), 0.5), "on_input": ("BOOL", (), True)}
         ({**FULL, **BIAS}, REFUSED, SAME, REFUSED),
         (GAINS, REFUSED, SAME, REFUSED),
         (ROTATION, REFUSED, REFUSED, REFUSED),
-        (BIAS, UNKNOWN, REFUSED, REFUSED),
+        (BIAS, UNTESTED, REFUSED, REFUSED),
     ],
 )
 def test_kinds_of_patches(judged, kind, alone, beside, dotted):

@@ -13,7 +13,7 @@ import pytest
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.compat import compat
-from lora_inspect.programs.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, UNKNOWN, VERDICTS
+from lora_inspect.programs.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, UNTESTED, VERDICTS
 from lora_inspect.reading.model.settings import Settings
 
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore")]
@@ -35,9 +35,9 @@ SEEN = {
     "rank_pattern": (SAME, REFUSED, SAME),
     "alpha_pattern": (SAME, STRENGTH, STRENGTH),
     "patterns and rslora": (SAME, REFUSED, STRENGTH),
-    "embeddings": (UNKNOWN, SAME, SAME),
-    "head": (UNKNOWN, SAME, UNKNOWN),
-    "copies of embeddings": (UNKNOWN, SAME, SAME),
+    "embeddings": (UNTESTED, SAME, SAME),
+    "head": (UNTESTED, SAME, UNTESTED),
+    "copies of embeddings": (UNTESTED, SAME, SAME),
     "saved head": (REFUSED, PARTLY, REFUSED),
     "saved embeddings": (REFUSED, PARTLY, REFUSED),
     "saved norms": (REFUSED, PARTLY, PARTLY),

@@ -121,7 +121,7 @@ def test_a_network_of_the_file(judged, family, kind, has_alpha):
 def test_a_network_has_layers_in_the_blocks_alone(judged, family, inside, outside):
     assert judged(family, "lora", paths=(inside, outside)).verdict == PARTLY
     assert judged(family, "lora", False, paths=(inside, outside)).verdict == REFUSED
-    assert judged(family, "lora", False, paths=(outside,)).verdict in (NOTHING, "unknown")
+    assert judged(family, "lora", False, paths=(outside,)).verdict in (NOTHING, "not tested")
 
 
 PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.", "lycoris_", "lora_transformer_")
@@ -133,7 +133,7 @@ PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.", "lycoris_",
 def test_other_names_are_not_found(judged, family, prefix, kind):
     found = judged(family, kind, prefix=prefix)
     # The script of FramePack converts names of others first.
-    assert found.verdict == ("unknown" if family == "framepack" else NOTHING)
+    assert found.verdict == ("not tested" if family == "framepack" else NOTHING)
     assert family == "framepack" or found.silent == (family in NETWORKS)
 
 
@@ -143,7 +143,7 @@ def test_a_file_of_several_kinds_is_read_as_one_of_them(judged, tmp_path):
         made, _ = adapter(KINDS[kind], {path: {"weight": torch.randn(16, 16)}}, spelled("lora_unet_"), True)
         tensors |= made
     save_file(tensors, tmp_path / "a.safetensors", {"ss_base_model_version": "wan2.1"})
-    assert compat(str(tmp_path / "a.safetensors"), "musubi").verdicts[0].verdict == "unknown"
+    assert compat(str(tmp_path / "a.safetensors"), "musubi").verdicts[0].verdict == "not tested"
 
 
 def test_whole_factors_of_lokr_are_applied_as_they_stand(judged, tmp_path):
@@ -214,7 +214,7 @@ def test_before_training_other_names_are_not_found(judged, family, prefix):
     found = judged(family, "lora", prefix=prefix, program="musubi-networks")
     # The trainer of HunyuanVideo alone converts these.
     is_converted = family == "hunyuan_video" and prefix in ("diffusion_model.", "transformer.")
-    assert found.verdict == ("unknown" if is_converted else NOTHING)
+    assert found.verdict == ("not tested" if is_converted else NOTHING)
     assert is_converted or found.silent
 
 

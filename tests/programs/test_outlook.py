@@ -13,7 +13,7 @@ from lora_inspect.programs.verdict import (
     REFUSED,
     SAME,
     STRENGTH,
-    UNKNOWN,
+    UNTESTED,
     Verdict,
     concerned,
     decisive,
@@ -65,14 +65,14 @@ def test_dora_that_is_lost_is_one_group_whatever_is_told_and_a_part_is_by_its_wo
 def test_programs_for_other_models_do_not_count_unless_they_load_something(fixtures):
     wan = inspect(str(fixtures / "synthetic" / "i64_alpha.safetensors")).candidates
     names = ("comfyui", "a1111", "vllm", "peft", "lycoris")
-    refused = [verdict(name, REFUSED if name == "peft" else UNKNOWN) for name in names]
+    refused = [verdict(name, REFUSED if name == "peft" else UNTESTED) for name in names]
     assert [one.program.name for one in concerned(refused, wan)] == ["comfyui"]
     loaded = [verdict(name, SAME) for name in names]
     assert [one.program.name for one in concerned(loaded, wan)] == ["comfyui", "peft", "lycoris"]
 
 
 def test_of_a_model_that_no_program_is_for_those_for_any_model_count():
-    assert [one.program.name for one in concerned([verdict("comfyui", UNKNOWN), verdict("peft", REFUSED)], ())] == [
+    assert [one.program.name for one in concerned([verdict("comfyui", UNTESTED), verdict("peft", REFUSED)], ())] == [
         "peft"
     ]
 
@@ -80,7 +80,7 @@ def test_of_a_model_that_no_program_is_for_those_for_any_model_count():
 def test_the_program_that_decides_is_comfyui_or_the_first_known_one_where_no_other_is_right():
     comfyui = verdict("comfyui", NOTHING)
     assert decisive([comfyui, verdict("forge", SAME)]) == comfyui
-    unknown = verdict("comfyui", UNKNOWN)
+    unknown = verdict("comfyui", UNTESTED)
     assert decisive([unknown, verdict("forge", NOTHING), verdict("sdnext", SAME)]) is None
     forge = verdict("forge", NOTHING)
     assert decisive([unknown, forge, verdict("sdnext", PARTLY)]) == forge

@@ -7,7 +7,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from lora_inspect.ops.compat import compat
-from lora_inspect.programs.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, UNKNOWN
+from lora_inspect.programs.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, UNTESTED
 
 # PEFT uses what transformers deprecates, and tells of what it has no weights for.
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
@@ -24,7 +24,7 @@ def test_the_verdict_is_what_peft_does(model, kind, tmp_path):
     except (ValueError, NotImplementedError, TypeError) as refusal:
         pytest.skip(f"PEFT makes no such adapter: {refusal}")
     (verdict,) = compat(str(folder.path), "peft").verdicts
-    if verdict.verdict == UNKNOWN:
+    if verdict.verdict == UNTESTED:
         assert kind in GAPS, verdict.says
         return
     assert kind not in GAPS

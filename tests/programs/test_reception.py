@@ -96,12 +96,12 @@ def test_a_scale_rule_is_asked_for_each_change(judged):
 
 
 def test_an_unknown_scale_is_unknown(judged):
-    assert judged(toy_program(LORA._replace(scale=lambda given: None)), wan()).verdict == "unknown"
+    assert judged(toy_program(LORA._replace(scale=lambda given: None)), wan()).verdict == "not tested"
 
 
 def test_names_that_no_rule_speaks_of_are_unknown(judged):
     found = judged(toy_program(LORA._replace(prefixes=("diffusion_model.",))), wan())
-    assert (found.verdict, found.by) == ("unknown", "")
+    assert (found.verdict, found.by) == ("not tested", "")
     assert WAN_Q in found.says
 
 
@@ -140,30 +140,31 @@ def test_rules_speak_of_families_and_layouts(judged):
         *(f"lora_unet_blocks_{i}_{leaf}" for i in range(2) for leaf in ("self_attn_q", "cross_attn_v", "ffn_0"))
     )
     assert judged(toy_program(LORA._replace(families=("wan",), layouts=("original",))), plain).verdict == "same meaning"
-    assert judged(toy_program(LORA._replace(families=("flux",))), plain).verdict == "unknown"
-    assert judged(toy_program(LORA._replace(families=("wan",), layouts=("diffusers",))), plain).verdict == "unknown"
-    assert judged(toy_program(LORA, families=("flux",)), plain).says.startswith("nobody has tried models of ")
+    assert judged(toy_program(LORA._replace(families=("flux",))), plain).verdict == "not tested"
+    assert judged(toy_program(LORA._replace(families=("wan",), layouts=("diffusers",))), plain).verdict == "not tested"
+    found = judged(toy_program(LORA, families=("flux",)), plain)
+    assert (found.verdict, found.says) == ("has no such models", "no models of Wan 2.1 / 2.2 are known there")
 
 
 def test_text_encoders_are_a_layout_of_their_own(judged):
     encoder = lora("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", out=768, inputs=768)
     rule = LORA._replace(prefixes=("lora_te1_",), layouts=(TEXT_ENCODERS,))
     assert judged(toy_program(rule), encoder).verdict == "same meaning"
-    assert judged(toy_program(rule._replace(prefixes=("lora_te2_",))), encoder).verdict == "unknown"
+    assert judged(toy_program(rule._replace(prefixes=("lora_te2_",))), encoder).verdict == "not tested"
 
 
 def test_text_encoders_of_one_kind_have_the_root_of_their_blocks(judged):
     encoder = lora("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", out=768, inputs=768)
     clip, t5 = "text_model.encoder.layers.{i}", "encoder.block.{i}.layer.{i}"
     assert judged(toy_program(LORA._replace(layouts=(clip,))), encoder).verdict == "same meaning"
-    assert judged(toy_program(LORA._replace(layouts=(t5,))), encoder).verdict == "unknown"
+    assert judged(toy_program(LORA._replace(layouts=(t5,))), encoder).verdict == "not tested"
 
 
 def test_a_rule_may_ask_for_a_key_of_the_file(judged):
     key = f"{WAN_K}.lora_down.weight"
     rule = LORA._replace(where=lambda adapter: key in adapter.checkpoint.tensors)
     assert judged(toy_program(rule), wan()).verdict == "same meaning"
-    assert judged(toy_program(rule), wan(WAN_Q)).verdict == "unknown"
+    assert judged(toy_program(rule), wan(WAN_Q)).verdict == "not tested"
 
 
 def test_a_scale_that_depends_on_the_other_modules_is_made_once_for_a_file(judged):
@@ -188,7 +189,7 @@ def test_a_scale_that_no_tensor_has_is_not_applied(judged):
 def test_the_spelling_of_factors_decides(judged):
     peft = wan(spelling="peft")
     assert judged(toy_program(LORA._replace(dialects=("peft",))), peft).verdict == "same meaning"
-    assert judged(toy_program(LORA._replace(dialects=("kohya",))), peft).verdict == "unknown"
+    assert judged(toy_program(LORA._replace(dialects=("kohya",))), peft).verdict == "not tested"
 
 
 def test_slices_and_infixes_have_to_be_named(judged):
@@ -196,7 +197,7 @@ def test_slices_and_infixes_have_to_be_named(judged):
     infixed = {key.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."): tensor
                for key, tensor in wan(spelling="peft").items()}  # fmt: skip
     for tensors, name in ((sliced, SLICED), (infixed, INFIXED)):
-        assert judged(toy_program(LORA), tensors).verdict == "unknown"
+        assert judged(toy_program(LORA), tensors).verdict == "not tested"
         assert judged(toy_program(LORA._replace(dialects=(name,))), tensors).verdict == "same meaning"
 
 
@@ -209,7 +210,7 @@ def test_tensors_of_a_module_count_once_towards_the_limit(judged):
 
 @pytest.mark.parametrize(
     ("does", "verdict"),
-    [(LEAVES, "partly loaded"), (MISREADS, "wrong change"), (FAILS, "refused"), ("", "unknown")],
+    [(LEAVES, "partly loaded"), (MISREADS, "wrong change"), (FAILS, "refused"), ("", "not tested")],
 )
 def test_kinds_are_treated_each_in_its_way(judged, does, verdict):
     tensors = {**wan(WAN_K), f"{WAN_Q}.diff": ("F32", (8, 8), 0.5)}
@@ -228,7 +229,7 @@ def test_a_single_role_may_be_treated_otherwise(judged):
         (LEAVES, "partly loaded"),
         (MISREADS, "wrong change"),
         (FAILS, "refused"),
-        ("", "unknown"),
+        ("", "not tested"),
         (None, "same meaning"),
     ],
 )
@@ -264,7 +265,7 @@ def test_a_single_contribution_may_be_passed_over_with_words_of_its_own(judged):
         (BASE_NORM, "DoRA wrong", True),
         (OTHER_AXIS, "DoRA wrong", True),
         (FAILS, "refused", False),
-        ("", "unknown", False),
+        ("", "not tested", False),
     ],
 )
 def test_magnitudes_are_treated_each_in_its_way(judged, does, verdict, silent):
@@ -342,7 +343,7 @@ def test_a_file_of_several_families_is_judged_as_each(judged):
     names = [f"lora_unet_double_blocks_0_img_attn_{leaf}" for leaf in ("qkv", "proj")]
     tensors = {key: tensor for name in names for key, tensor in lora(name, out=3072, inputs=3072).items()}
     found = judged(toy_program(LORA._replace(families=("flux",))), tensors)
-    assert found.verdict == "unknown"
+    assert found.verdict == "not tested"
     assert "depends on the model of the file" in found.says
     found = judged(toy_program(LORA), tensors)
     assert found.verdict == "same meaning"
@@ -418,7 +419,7 @@ def test_the_loader_is_the_first_that_finds_its_mark(judged, mark, verdict):
 def test_a_loader_may_want_a_mark_in_every_key(judged):
     marked = Loader(rules=(LORA,), strangers=TALKS, marks=("lora_down", "lora_up"), all_marked=True)
     assert judged(loading(marked), wan(alpha=None)).verdict == "same meaning"
-    assert judged(loading(marked), wan()).verdict == "unknown"
+    assert judged(loading(marked), wan()).verdict == "not tested"
 
 
 def test_what_rules_leave_and_flags_are_told_from_strangers(judged):
@@ -447,13 +448,13 @@ def test_blocks_may_have_to_be_complete(judged):
 
 def test_what_depends_on_a_whole_file_is_unknown(judged):
     found = judged(toy_program(LORA, unsure=lambda adapter: "its choice between two scales"), wan())
-    assert (found.verdict, found.says) == ("unknown", "its choice between two scales is unknown")
+    assert (found.verdict, found.says) == ("not tested", "its choice between two scales is unknown")
 
 
 def test_a_rule_may_speak_of_some_paths(judged):
     rules = (LORA._replace(paths=("blocks.{i}.self_attn.q",)), Rule(paths=("blocks.{i}.self_attn.k",)))
     assert judged(toy_program(*rules), wan()).verdict == "partly loaded"
-    assert judged(toy_program(rules[0]), wan()).verdict == "unknown"
+    assert judged(toy_program(rules[0]), wan()).verdict == "not tested"
 
 
 @pytest.mark.parametrize(
@@ -490,5 +491,5 @@ def test_keys_that_hide_a_part_of_the_path_have_to_be_named(judged):
         for leaf in "qkv"
         for side, shape in (("down", (4, 320)), ("up", (320, 4)))
     }
-    assert judged(toy_program(LORA), tensors).verdict == "unknown"
+    assert judged(toy_program(LORA), tensors).verdict == "not tested"
     assert judged(toy_program(LORA._replace(dialects=(HIDING,))), tensors).verdict == "same meaning"

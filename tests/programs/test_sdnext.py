@@ -124,7 +124,7 @@ def test_bare_names_of_z_image_are_those_of_blocks(judged):
 
 
 def test_other_kinds_of_flux2(judged):
-    for suffix, shape, verdict in (("diff", (24, 8), PARTLY), ("hada_w1_a", (8, 8), "unknown")):
+    for suffix, shape, verdict in (("diff", (24, 8), PARTLY), ("hada_w1_a", (8, 8), "not tested")):
         kinds = {suffix: ("F32", shape, 0.5)}
         if suffix != "diff":
             kinds = {f"hada_w{number}_{side}": ("F32", (8, 8), 0.5) for number in "12" for side in "ab"}
@@ -227,4 +227,4 @@ def test_other_models_go_through_diffusers(write_safetensors, metadata, prefix, 
     file = write_safetensors(named(prefix, path, spelling=spelling, alpha=alpha), metadata)
     (own,), (theirs,) = (compat(str(file), name).verdicts for name in ("sdnext", "diffusers"))
     assert (own.verdict, own.factor, own.by) == (theirs.verdict, theirs.factor, "read")
-    assert own.verdict != "unknown"
+    assert own.verdict not in ("not tested", "has no such models")

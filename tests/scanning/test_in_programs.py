@@ -6,7 +6,7 @@ from real_headers import FIXTURES, write_shapes
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import find_checkpoints
 from lora_inspect.programs import PROGRAMS
-from lora_inspect.programs.verdict import NOT_THERE, SAME, UNKNOWN, is_lost, judge_each
+from lora_inspect.programs.verdict import NOT_THERE, SAME, UNTESTED, is_lost, judge_each
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.identify import adapter_candidates, with_paths
@@ -44,7 +44,7 @@ def check(path):
     assert (one.state, " load" in one.note or "loads " in one.note) == (CONVERT, True) or not is_nothing
     meant = {found.verdict for found in outlook.verdicts} if outlook else set()
     if "nobody has tried" in one.note:
-        assert meant <= {UNKNOWN}
+        assert meant <= {UNTESTED}
     if one.state == FINE and not one.note:
         assert SAME in received.values()
     assert not is_nothing or one.state != FINE

@@ -17,7 +17,8 @@ from lora_inspect.programs.verdict import (
     PARTLY,
     SAME,
     STRENGTH,
-    UNKNOWN,
+    UNJUDGED,
+    UNTESTED,
     Verdict,
     VerdictGroup,
     group_verdicts,
@@ -65,9 +66,9 @@ def lines_of_programs(
     one is known. `path` is the file as the user named it.
     """
     groups = group_verdicts(outlook.verdicts)
-    wrong = [one for one in groups if one.verdict not in (SAME, *NOT_THERE, UNKNOWN)]
+    wrong = [one for one in groups if one.verdict not in (SAME, *NOT_THERE, *UNJUDGED)]
     right = [one for one in groups if one.verdict == SAME]
-    lost, unknown = _titles(groups, NOT_THERE), _titles(groups, (UNKNOWN,))
+    lost, unknown = _titles(groups, NOT_THERE), _titles(groups, (UNTESTED,))
     nothing_loaded = not outlook.is_open and is_lost(outlook.verdicts, info.candidates)
     if nothing_loaded:
         yield from sheet.sentence(f"{_load(lost)} nothing of it, so it has no effect there.", WRONG, "!!")
@@ -114,9 +115,9 @@ def _most_popular(outlook: Outlook, info: FileInfo) -> str:
         return (
             "not known to load adapters of such a model"
             if info.candidates
-            else "unknown, as the adapter's model is unknown"
+            else "not tested, as the adapter's model is not known"
         )
-    return f"unknown: {own[0].says}" if all(one.verdict == UNKNOWN for one in own) else ""
+    return f"{own[0].verdict}: {own[0].says}" if all(one.verdict in UNJUDGED for one in own) else ""
 
 
 def _titles(groups: Sequence[VerdictGroup], verdicts: Sequence[str]) -> list[str]:

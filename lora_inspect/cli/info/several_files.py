@@ -45,7 +45,7 @@ from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of, stored_bytes
 from lora_inspect.files.file_types import PICKLE_ENDINGS
 from lora_inspect.ops.scan import scan_files
 from lora_inspect.programs import PROGRAMS
-from lora_inspect.programs.verdict import SAME, UNKNOWN, VERDICTS
+from lora_inspect.programs.verdict import NO_MODELS, SAME, UNJUDGED, VERDICTS
 from lora_inspect.reading.file_info import ADAPTER, BASE, OTHER
 from lora_inspect.reporting.file_record import as_json
 from lora_inspect.scanning.scan_file import ANSWER, CONVERT, INFO_ONLY, OPEN, STATES, InProgram, Record, ScannedFile
@@ -243,10 +243,10 @@ _BROKEN, _COPIES, _LEFT_OUT, _PICKLE, _FOREIGN, _WITHOUT = "broken", "duplicate"
 # Models that no adapter is for.
 _OTHER_MODEL = "other model"
 # What is counted of the verdicts of a program: each under a key of its own, those that are wrong, and those that nobody
-# knows.
+# tested, of models that it has not among them.
 _VERDICT, _WRONG, _UNTESTED = "in the program: ", "wrong in it", "unknown in it"
 # What the totals say of verdicts: of several files, and of one.
-_SAID = {SAME: ("load correctly", "loads correctly"), UNKNOWN: "not tested", OPEN: "open or damaged"}
+_SAID = {SAME: ("load correctly", "loads correctly"), NO_MODELS: "of models that it has not", OPEN: "open or damaged"}
 # Those of the broken ones that the system did not give.
 _LOST = "lost"
 _PLURALS = {BASE: "bases", _OTHER_MODEL: "other models", OTHER: "others", _COPIES: "duplicates", _PICKLE: "pickles"}
@@ -360,7 +360,7 @@ def _chosen(
             if options.program and (received := one.in_programs.get(options.program)):
                 counts[_VERDICT + received.verdict] += 1
                 counts[_WRONG] += received.is_wrong
-                counts[_UNTESTED] += received.verdict in (UNKNOWN, OPEN)
+                counts[_UNTESTED] += received.verdict in (*UNJUDGED, OPEN)
             yield entry
 
 

@@ -9,8 +9,11 @@ with the layers of SD 1.5, SD 2 and SDXL, and on their text encoders; `modules/l
 """
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import repeat
 
+from lora_inspect.architectures import by_name
+from lora_inspect.architectures.patterns import layout_patterns, pattern_of
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.programs.record import (
     COMPUTES,
@@ -26,6 +29,7 @@ from lora_inspect.programs.record import (
     Loader,
     OfKind,
     Program,
+    Refusal,
     Rule,
     ScaleOfFile,
     ScaleRule,
@@ -175,14 +179,40 @@ def _rules(*names: _Names) -> Iterator[Rule]:
     yield Rule(prefixes=("lora_unet_", "oft_unet_"))
 
 
+def _refused(family: str) -> Refusal:
+    """The refusal of a file with a key of a layer of the family's UNet that nothing else in the file is of."""
+
+    def refused(adapter: Adapter) -> str | None:
+        # With nothing but keys that nobody knows a layer is of no kind of network.
+        names = {key.partition(".")[0] for key in adapter.unclaimed if "." in key}
+        alone = [name for name in names - adapter.modules.keys() if name.startswith(_UNET_NAMES)]
+        patterns = _patterns(family) if alone else frozenset[str]()
+        is_found = any(pattern_of(name.removeprefix(_UNET_NAMES), "_") in patterns for name in alone)
+        return _LOADED.says if is_found else None
+
+    return refused
+
+
+_UNET_NAMES = "lora_unet_"
+
+
+@cache
+def _patterns(family: str) -> frozenset[str]:
+    """The names of the layers that it finds in the UNet."""
+    own = (layout for layout in by_name(family).layouts if not set(UNET).isdisjoint(layout.names))
+    return frozenset(pattern for layout in own for pattern in layout_patterns(layout.named, "_"))
+
+
 def _loader(family: str, *names: _Names) -> Loader:
-    return Loader(tuple(_rules(*names)), Strangers(SILENT), (family,), embeddings=True)
+    refuses = _refused(family)
+    return Loader(tuple(_rules(*names)), Strangers(SILENT), (family,), embeddings=True, refuses=refuses)
 
 
 PROGRAM = Program(
     name="a1111",
     title="AUTOMATIC1111's web UI",
     version="1.10.1",
+    ran="2026-11-26",
     loaders=(
         _loader(
             "sd15",

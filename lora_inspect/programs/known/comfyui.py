@@ -343,6 +343,7 @@ _NOW = Program(
     name="comfyui",
     title="ComfyUI",
     version="0.33.0",
+    ran="2026-11-26",
     loaders=(_loader((*_COMMON, *_SINCE, *_ENCODERS, *_ENCODERS_SINCE)),),
     schemes={"": "comfyui"},
 )
@@ -351,6 +352,7 @@ PROGRAMS = (
     _NOW._replace(
         name="comfyui-0.3.64",
         version="0.3.64",
+        ran="2026-11-26",
         loaders=(_loader((*_COMMON, *_BEFORE, *_ENCODERS)),),
     ),
 )

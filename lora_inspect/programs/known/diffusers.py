@@ -207,6 +207,8 @@ PROGRAM = Program(
     name="diffusers",
     title="diffusers",
     version="0.42.0 with PEFT 0.21.2",
+    ran="2026-11-26",
+    distributions={"diffusers": "0.42.0", "peft": "0.21.2"},
     loaders=(*_WAN_LOADERS, *FLUX_LOADERS, *_QWEN_LOADERS, *_Z_LOADERS, *_SDXL_LOADERS, *_OTHER_LOADERS),
     schemes={"": "diffusers"},
 )

@@ -16,6 +16,7 @@ from lora_inspect.programs.known.diffusers_rules import (
     PEFT_DORA,
     SCALES_LEFT,
     alphas_by_pattern,
+    config_fails,
     converted,
     endless,
     no_lora,
@@ -36,6 +37,7 @@ from lora_inspect.programs.record import (
     Strangers,
     one,
 )
+from lora_inspect.reading.adapter import Adapter
 
 # What the conversion of kohya's FLUX takes for granted of `linear1`.
 _FLUX_ROWS = 21504
@@ -62,6 +64,15 @@ _FLUX_MIXED = (
     *(f"time_text_embed.{part}_embedder.linear_{at}" for part in ("timestep", "guidance", "text") for at in (1, 2)),
 )
 _INCOMPATIBLE = "ValueError: Incompatible keys detected"
+
+
+def _refused(adapter: Adapter) -> str | None:
+    """The refusal of keys in names of the model that its conversion leaves over, beside that of a config."""
+    if any(key.startswith(("lora_unet_", "diffusion_model.")) for key in adapter.unclaimed):
+        return _INCOMPATIBLE
+    return config_fails("transformer", adapter)
+
+
 _FLUX_KOHYA = Rule(
     prefixes=("lora_unet_", "diffusion_model."),
     layouts=("original",),
@@ -146,6 +157,7 @@ FLUX_LOADERS = (
         strangers=NO_KEYS,
         leaves=NO_SCALE,
         others=Strangers(SILENT),
+        refuses=_refused,
     ),
     converted("flux", "processor", rules=lambda: ()),
     converted(

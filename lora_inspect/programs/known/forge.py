@@ -99,6 +99,7 @@ PROGRAM = Program(
     name="forge",
     title="Forge",
     version="2025-06-26",
+    ran="2026-11-26",
     loaders=(
         Loader(
             families=_FAMILIES,

@@ -112,6 +112,39 @@ def _has_no_dot(adapter: Adapter) -> bool:
     return any("." not in key for key in _keys(adapter))
 
 
+# A layer that it makes of keys has to have one of these, and it makes one of every key: of an unknown one as well.
+_KINDS = frozenset(
+    ("lora_up.weight", "lora_B.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff", "on_input", "w_norm")
+)
+_KNOWN_ENDS = ("lora_A.weight", "lora_B.weight", "lora_down.weight", "lora_up.weight", "dora_scale", "alpha")
+
+
+def _in_two(key: str) -> tuple[str, str]:
+    """The layer of a key and the rest: split at the first dot."""
+    layer, _, end = key.partition(".")
+    return layer, end
+
+
+def _from_right(key: str) -> tuple[str, str]:
+    """The layer of a key and the rest: one of the ends that it knows, of other keys the last two words."""
+    end = next((end for end in _KNOWN_ENDS if key.endswith(f".{end}")), None)
+    if end:
+        return key[: -len(end) - 1], end
+    layer, *ends = key.rsplit(".", 2)
+    return layer, ".".join(ends)
+
+
+def _has_layer_of_no_kind(
+    adapter: Adapter, split: Callable[[str], tuple[str, str]], looks_at: Callable[[str], bool] = bool
+) -> bool:
+    """Return True if keys of a layer that it looks at make no kind of patch."""
+    kinds: dict[str, bool] = {}
+    for key in _keys(adapter):
+        layer, end = split(key)
+        kinds[layer] = kinds.get(layer, False) or end in _KINDS
+    return any(not has_kind and looks_at(layer) for layer, has_kind in kinds.items())
+
+
 # Stable Diffusion: the width of the text encoders, which the layers of cross-attention show.
 _SUFFIXES = ("to_k_lora.up.weight", "to_q_lora.down.weight", "lora_A.weight", "lora_B.weight")
 _OF_PREFIX = ("lora_te_", "lora_unet_", "lora_te1_", "lora_te2_", "lora_transformer_")
@@ -160,7 +193,9 @@ def _of_sd15(adapter: Adapter) -> str | None:
     width = _text_width(adapter.checkpoint.tensors)
     if width != _SD15:
         return _unlike(width)
-    return _UNPACK if _has_no_dot(adapter) else None
+    if _has_no_dot(adapter):
+        return _UNPACK
+    return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _in_two) else None
 
 
 _SD15, _SDXL = 768, (1280, 2048)
@@ -175,7 +210,7 @@ def _of_sdxl(adapter: Adapter) -> str | None:
     for key in _keys(adapter):
         if not key.startswith(("lora_unet_", "lora_te1_", "lora_te2_")):
             return f"Unrecognized SDXL LoRA key prefix: '{key}'."
-    return None
+    return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _in_two) else None
 
 
 def _unet(layouts: tuple[str, ...]) -> Iterator[Rule]:
@@ -189,12 +224,6 @@ _ENDS = ("lora_A.weight", "lora_B.weight", "lora_down.weight", "lora_up.weight",
 _OF_Z_IMAGE = tuple(end for end in _ENDS if not end.startswith("lokr"))
 
 
-def _is_cut(adapter: Adapter) -> bool:
-    """Whether it takes a part of a path with dots for one of a key that ends in a single word."""
-    ends = [key for key in adapter.checkpoint.tensors if key.endswith((".scale", ".use_rslora_flag"))]
-    return any(not key.startswith("lora_unet_") for key in ends)
-
-
 def _lacks(adapter: Adapter, starts: tuple[str, ...], ends: Iterable[str]) -> bool:
     keys = adapter.checkpoint.tensors
     return not (any(key.startswith(starts) for key in keys) and any(key.endswith(tuple(ends)) for key in keys))
@@ -206,28 +235,48 @@ _WAN = (
 )
 
 
+# The layers that it makes of keys: of names with underscores those that it has paths for, of dotted ones all in blocks.
+_WAN_LAYER = (
+    r"lora_unet_blocks_\d+_(?:attn[12]_(?:to_[qkv]|to_out_0|norm_[qk])|(?:self|cross)_attn_(?:[qkvo]|norm_[qk])"
+    r"|ffn_(?:net_0_proj|net_2|0|2))$"
+)
+_WAN_DOTTED = r"(?:base_model\.model\.transformer\.|transformer\.|diffusion_model\.)?blocks\."
+
+
 def _of_wan(adapter: Adapter) -> str | None:
     keys = adapter.checkpoint.tensors
     is_like = any(map(re.compile(_WAN).match, keys)) and any(key.endswith(_ENDS) for key in keys)
     if not is_like:
         return "model does not match Wan LoRA heuristics"
-    return DOTTED.says if _is_cut(adapter) else None
+    is_flat = any(key.startswith("lora_unet_blocks_") for key in keys)
+    looks_at = re.compile(_WAN_LAYER if is_flat else _WAN_DOTTED).match
+    return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _from_right, lambda layer: bool(looks_at(layer))) else None
+
+
+_QWEN_FLAT = "lora_unet_transformer_blocks_"
+_QWEN_LAYER = (
+    _QWEN_FLAT
+    + r"\d+_(?:attn_(?:add_[kqv]_proj|to_add_out|to_out_0|to_[kqv])|(?:img|txt)_(?:mlp_net_0_proj|mlp_net_2|mod_1))$"
+)
 
 
 def _of_qwen_image(adapter: Adapter) -> str | None:
-    starts = ("transformer_blocks.", "transformer.transformer_blocks.", "lora_unet_transformer_blocks_")
+    starts = ("transformer_blocks.", "transformer.transformer_blocks.", _QWEN_FLAT)
     if _lacks(adapter, starts, _ENDS):
         return "model does not match Qwen Image LoRA heuristics"
+    if not any(key.startswith(_QWEN_FLAT) for key in adapter.checkpoint.tensors):
+        return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _from_right) else None
     if _has_no_dot(adapter):
         return _UNPACK
-    return DOTTED.says if _is_cut(adapter) else None
+    looks_at = re.compile(_QWEN_LAYER).match
+    return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _in_two, lambda layer: bool(looks_at(layer))) else None
 
 
 def _of_z_image(adapter: Adapter) -> str | None:
     blocks = ("diffusion_model.layers.", "diffusion_model.context_refiner.", "diffusion_model.noise_refiner.")
     if _lacks(adapter, (*blocks, "transformer.layers."), _OF_Z_IMAGE):
         return "model does not match Z-Image LoRA heuristics"
-    return DOTTED.says if _has_no_dot(adapter) or _is_cut(adapter) else None
+    return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _from_right) else None
 
 
 def _paths(family: str, *layouts: str) -> tuple[str, ...]:
@@ -271,6 +320,15 @@ _FLUX = (
     r"|lora_te1_text_model_encoder_layers_\d+_(?:mlp|self_attn)_"
     r"|lora_te2_encoder_block_\d+_layer_\d+_(?:DenseReluDense|SelfAttention)_"
 )
+_FLUX_LAST = "lora_unet_final_layer"
+# Of one in its own names with dots each has to begin and to end so.
+_FLUX_PREFIX = "diffusion_model."
+_FLUX_DOTTED = ("diffusion_model.double_blocks.", "diffusion_model.single_blocks.")
+_FLUX_ENDS = (
+    *("lora_A.weight", "lora_B.weight", "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"),
+    *("lokr_t2", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "alpha", "dora_scale"),
+    "diff",
+)
 _UNLIKE_FLUX = "LoRA model is in unsupported FLUX format"
 _WIDTH = 3072
 _OF_WIDTH = ("_img_attn_proj.lora_down.weight", ".img_attn.proj.lora_A.weight")
@@ -284,7 +342,14 @@ def _is_of_flux(key: str) -> bool:
 
 def _of_flux(adapter: Adapter) -> str | None:
     tensors = adapter.checkpoint.tensors
-    if any(key.startswith("lora_unet_") for key in tensors) and not all(map(_is_of_flux, tensors)):
+    is_flat = any(key.startswith("lora_unet_") for key in tensors)
+    if is_flat and not all(map(_is_of_flux, tensors)):
+        return _UNLIKE_FLUX
+    # It passes over the last layer.
+    if is_flat and _has_layer_of_no_kind(adapter, _in_two, lambda layer: not layer.startswith(_FLUX_LAST)):
+        return _UNSUPPORTED
+    is_dotted = any(key.startswith(_FLUX_DOTTED) for key in tensors)
+    if is_dotted and not all(key.startswith(_FLUX_PREFIX) and key.endswith(_FLUX_ENDS) for key in tensors):
         return _UNLIKE_FLUX
     for key, info in tensors.items():
         is_wider = key.endswith(_OF_WIDTH) and info.shape[1:] != (_WIDTH,)
@@ -312,6 +377,7 @@ PROGRAM = Program(
     name="invokeai",
     title="InvokeAI",
     version="6.14.0-alpha (2026-08-19)",
+    ran="2026-12-01",
     loaders=(
         _loader("sd15", partial(_unet, ("diffusers",)), _of_sd15),
         _loader("sdxl", partial(_unet, _EITHER), _of_sdxl),

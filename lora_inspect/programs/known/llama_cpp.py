@@ -77,10 +77,13 @@ def _scale(alpha: float, rank: int | None) -> float | None:
 
 _OWN = Rule(dialects=("gguf",), kinds={"lora": COMPUTES, "lora_embedding_along_tokens": COMPUTES}, scale=_scale_of_file)
 
+_UNTRIED = ("bert", "distilbert", "gpt2", "gpt_bigcode", "gpt_neox", "t5")
+
 PROGRAM = Program(
     name="llama-cpp",
     title="llama.cpp",
     version="October 2026",
+    ran="2026-11-26",
     loaders=(
         Loader(
             families=("llm",),
@@ -100,8 +103,8 @@ PROGRAM = Program(
             strangers=Strangers(SILENT),
             refuses=_refused,
         ),
-        # Of other families its converter was not tried.
-        Loader(rules=(_OWN,), strangers=Strangers(SILENT)),
+        # It has models of these families, and may have those of files of no known one; its converter was not tried.
+        Loader(families=("", *_UNTRIED), rules=(_OWN,), strangers=Strangers(SILENT)),
     ),
     schemes={"": "gguf"},
 )

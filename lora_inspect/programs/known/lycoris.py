@@ -136,6 +136,7 @@ _LYCORIS = Program(
     name="lycoris",
     title="LyCORIS",
     version="4.1.3",
+    ran="2026-11-26",
     loaders=(Loader(rules=(_OTHER_KEYS, _FOUND, _OTHER_NAMES), strangers=Strangers(SILENT)),),
     schemes={"": "lycoris"},
 )

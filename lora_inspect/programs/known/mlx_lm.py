@@ -47,6 +47,8 @@ PROGRAM = Program(
     name="mlx-lm",
     title="mlx-lm",
     version="0.32.2",
+    ran="2026-11-26",
+    distributions={"mlx-lm": "0.32.2"},
     sets_multiplier=False,
     loaders=(
         Loader(

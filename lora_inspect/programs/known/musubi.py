@@ -211,6 +211,7 @@ _MUSUBI = Program(
     name="musubi",
     title="musubi-tuner",
     version="2026-06-24",
+    ran="2026-11-26",
     loaders=(
         Loader(
             families=tuple(_LAYOUTS),

@@ -119,6 +119,8 @@ PROGRAM = Program(
     name="peft",
     title="PEFT",
     version="0.21.2",
+    ran="2026-11-26",
+    distributions={"peft": "0.21.2"},
     sets_multiplier=False,
     loaders=(
         Loader(

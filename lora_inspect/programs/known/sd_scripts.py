@@ -139,6 +139,7 @@ _NETWORKS = Program(
     name="sd-scripts",
     title="sd-scripts",
     version="2026-02-16",
+    ran="2026-11-26",
     loaders=(
         Loader(
             families=tuple(_FOUND),

@@ -290,6 +290,7 @@ PROGRAM = Program(
     name="sdnext",
     title="SD.Next",
     version="2026-07-23",
+    ran="2026-11-26",
     loaders=(
         _loader("sd15", partial(_of_unet, ("diffusers",), "lora_te_"), _UNMATCHED, _no_dot),
         _loader("sdxl", partial(_of_unet, ("original", "diffusers"), "lora_te1_", "lora_te2_"), _UNMATCHED, _no_dot),

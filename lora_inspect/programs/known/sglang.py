@@ -134,6 +134,7 @@ PROGRAM = Program(
     name="sglang",
     title="SGLang",
     version="0.5.23",
+    ran="2026-11-26",
     sets_multiplier=False,
     loaders=(
         Loader(

@@ -1,0 +1,109 @@
+"""One key that nobody knows in a file that is right otherwise, in every program: its own code says what comes of it.
+
+InvokeAI cannot be installed here, so what its conversions did with such files is written out: its code ran on each.
+"""
+
+import pytest
+import torch
+from adapters import lora
+
+from lora_inspect.ops.compat import compat
+
+SAME, REFUSED = "same meaning", "refused"
+# Keys by where they stand: behind a module of the file, behind one that has nothing else in it, and of no module.
+PLACES = {
+    "one word": "{module}.foo",
+    "two words": "{module}.foo.weight",
+    "three words": "{module}.foo.bar.weight",
+    "weight": "{module}.weight",
+    "bias": "{module}.bias",
+    "stranger": "{prefix}nothing.foo",
+    "stranger's weight": "{prefix}nothing.foo.weight",
+    "bare": "stray",
+    "root": "stray.foo",
+    "root's weight": "stray.foo.weight",
+    "root's part": "stray.foo.bar.weight",
+    "other module": "{other}.foo",
+    "other module's weight": "{other}.foo.weight",
+}
+BEHIND = {"one word", "two words", "three words", "weight", "bias"}
+OUTSIDE = {"stranger", "stranger's weight", "root", "root's weight", "root's part"}
+UNET = "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+# Of each family the names, and the places in which it puts up with a key.
+IN_INVOKEAI = [
+    ("sd_v1", "lora_unet_", UNET, ("kohya",), BEHIND),
+    ("sdxl_base_v1-0", "lora_unet_", UNET, ("kohya",), BEHIND),
+    ("sdxl_base_v1-0", "lora_unet_", "input_blocks_4_1_transformer_blocks_0_attn2_to_k", ("kohya",), BEHIND),
+    ("flux1", "lora_unet_", "double_blocks_0_txt_attn_proj", ("kohya",), BEHIND),
+    ("wan", "lora_unet_", "blocks_0_self_attn_q", ("kohya", "peft"), {*BEHIND, *OUTSIDE, "bare"}),
+    ("wan", "lora_unet_", "blocks_0_attn1_to_q", ("kohya", "peft"), {*BEHIND, *OUTSIDE, "bare"}),
+    ("wan", "diffusion_model.", "blocks.0.self_attn.q", ("kohya", "peft"), {"two words", *OUTSIDE, "bare"}),
+    ("wan", "diffusion_model.", "blocks.0.attn1.to_q", ("kohya", "peft"), {"two words", *OUTSIDE, "bare"}),
+    ("wan", "transformer.", "blocks.0.attn1.to_q", ("kohya", "peft"), {"two words", *OUTSIDE, "bare"}),
+    ("wan", "", "blocks.0.attn1.to_q", ("kohya", "peft"), {"two words", *OUTSIDE, "bare"}),
+    ("qwen_image", "lora_unet_", "transformer_blocks_0_attn_add_q_proj", ("kohya",), {*BEHIND, *OUTSIDE}),
+    ("qwen_image", "transformer.", "transformer_blocks.0.attn.add_q_proj", ("kohya", "peft"), {"two words"}),
+    ("qwen_image", "", "transformer_blocks.0.attn.add_q_proj", ("kohya", "peft"), {"two words"}),
+    ("z_image", "transformer.", "layers.0.attention.to_q", ("kohya", "peft"), {"two words"}),
+    ("z_image", "diffusion_model.", "layers.0.attention.to_q", ("kohya", "peft"), {"two words"}),
+]
+WIDTHS = {"sd_v1": 768, "sdxl_base_v1-0": 2048}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("version", "prefix", "path", "spellings", "loaded"), IN_INVOKEAI)
+def test_in_invokeai(version, prefix, path, spellings, loaded, place, write_safetensors):
+    module = prefix + path
+    key = PLACES[place].format(module=module, prefix=prefix, other=module.replace("0", "7", 1))
+    for spelling in spellings:
+        alpha = None if spelling == "peft" else 4.0
+        tensors = lora(module, 4, alpha, 8, WIDTHS.get(version, 8), spelling)
+        metadata = {"ss_base_model_version": version}
+        for extra, verdict in (({}, SAME), ({key: ("F32", (2,), 1.0)}, SAME if place in loaded else REFUSED)):
+            (found,) = compat(str(write_safetensors({**tensors, **extra}, metadata)), "invokeai").verdicts
+            assert found.verdict == verdict, (spelling, key, found.says)
+
+
+# The web UI groups keys by the name before the first dot, and raises where a layer that it finds has none of its kinds;
+# names that it does not find it passes over. That is read in its source.
+IN_A1111 = {
+    **dict.fromkeys(BEHIND | OUTSIDE, SAME),
+    "other module": REFUSED,
+    "other module's weight": REFUSED,
+}
+
+
+@pytest.mark.parametrize("place", IN_A1111)
+@pytest.mark.parametrize(
+    ("version", "path", "width"),
+    [("sd_v1", UNET, 768), ("sdxl_base_v1-0", "input_blocks_4_1_transformer_blocks_0_attn2_to_k", 2048)],
+)
+def test_in_the_web_ui(version, path, width, place, write_safetensors):
+    module = f"lora_unet_{path}"
+    other = module.replace("attn2_to_k", "attn2_to_v")
+    key = PLACES[place].format(module=module, prefix="lora_unet_", other=other)
+    tensors = {**lora(module, 4, 4.0, 8, width), key: ("F32", (2,), 1.0)}
+    (found,) = compat(str(write_safetensors(tensors, {"ss_base_model_version": version})), "a1111").verdicts
+    assert found.verdict == IN_A1111[place], found.says
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", ["kohya", "comfyui, down and up"])
+@pytest.mark.parametrize("place", ["one word", "two words", "stranger", "root's weight"])
+def test_in_the_pipeline_of_flux(names, place, tmp_path):
+    pytest.importorskip("diffusers")
+    from adapter_files import adapter_file
+    from diffusers_pipelines import loaded, weights
+    from program_grid import Weight, differs, observe
+    from safetensors.torch import save_file
+
+    base, file = weights("flux"), tmp_path / "adapter.safetensors"
+    made = adapter_file("flux", names, "lora", True, base, says="flux1")
+    meant = {path: Weight(base[path].double(), weight) for path, weight in made.meant.items()}
+    factor = next(key for key in made.tensors if key.endswith(".lora_down.weight"))
+    prefix = "lora_unet_" if names == "kohya" else "diffusion_model."
+    key = PLACES[place].format(module=factor.removesuffix(".lora_down.weight"), prefix=prefix)
+    save_file({**made.tensors, key: torch.ones(2)}, file, made.metadata)
+    (said,) = compat(str(file), "diffusers").verdicts
+    assert not differs(said, observe(meant, lambda: loaded("flux", file)))
+    assert said.verdict == (SAME if place == "root's weight" else REFUSED)
