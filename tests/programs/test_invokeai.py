@@ -1,7 +1,10 @@
 """What InvokeAI 6.14.0-alpha of 2026-08-19 makes of files, as its own code did on small models.
 
-The code cannot be installed here, so what it did is written out.
+The code cannot be installed here, so what it did is written out: identification by all its classes, its loader, and its
+patches on its own models, with diffusers 0.39.0 and transformers 5.5.4.
 """
+
+import json
 
 import pytest
 from adapters import lora
@@ -99,7 +102,7 @@ def test_factors_of_peft_in_the_own_names_of_flux_have_no_alpha(judged):
 
 def test_every_key_of_flux_is_of_its_blocks(judged):
     tensors = named("lora_unet_", *OF_FLUX)
-    assert judged({**tensors, **FLAG}, FLUX).says == "LoRA model is in unsupported FLUX format"
+    assert judged({**tensors, **FLAG}, FLUX).says == "the file is in none of the formats of FLUX that it knows"
     assert judged({**tensors, **named("lora_unet_", "img_in")}, FLUX).verdict == REFUSED
     found = judged({**tensors, **named("lora_unet_", "final_layer.linear")}, FLUX)
     assert (found.verdict, found.silent) == (PARTLY, True)
@@ -227,3 +230,36 @@ def test_a_bias_beside_lora_is_dropped(judged):
             {**named("lora_unet_", OF_WAN[0]), f"lora_unet_blocks_0_self_attn_q.{suffix}": BIAS["diff_b"]}, WAN
         )
         assert (found.verdict, found.silent) == (PARTLY, False)
+
+
+CLIP = "text_model.encoder.layers.0.self_attn.q_proj"
+T5 = ("encoder.block.0.layer.0.SelfAttention.q", "encoder.block.1.layer.1.DenseReluDense.wi_0")
+TE, TE1, TE2 = (named(prefix, CLIP, inputs=768) for prefix in ("lora_te_", "lora_te1_", "text_encoder."))
+SECOND = named("lora_te2_", CLIP, inputs=1280)
+UNET = named("lora_unet_", *OF_UNET)
+SELF = named("lora_unet_", OF_UNET[0].replace("attn2.to_k", "attn1.to_q"))
+SMALL = named("lora_unet_", OF_UNET[0], inputs=768)
+IN_PEFT = named("text_encoder.", CLIP, spelling="peft", alpha=None)
+SD2 = {"ss_base_model_version": "sd_v2"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "verdict", "says"),
+    [
+        (SD15, {**SMALL, **TE}, SAME, ""),
+        (SD15, TE, SAME, ""),
+        (SD15, {**SMALL, **TE1}, PARTLY, ""),
+        (SD15, {**SMALL, **IN_PEFT}, REFUSED, "Unsupported lora format"),
+        (SD2, {**named("lora_unet_", OF_UNET[0], inputs=1024), **named("lora_te_", CLIP, inputs=1024)}, SAME, ""),
+        (SDXL, {**UNET, **TE1, **SECOND}, SAME, ""),
+        (SDXL, {**UNET, **TE1}, SAME, ""),
+        (SDXL, {**UNET, **SECOND}, SAME, ""),
+        (SDXL, {**TE, **UNET}, REFUSED, "unrecognized token vector length 768"),
+        (SDXL, {**UNET, **IN_PEFT}, REFUSED, "Unrecognized SDXL LoRA key prefix"),
+        (SDXL, {**SELF, **TE1, **SECOND}, REFUSED, "unrecognized token vector length None"),
+        (SDXL, {**TE1, **SECOND}, REFUSED, "unrecognized token vector length None"),
+    ],
+)
+def test_text_encoders_of_stable_diffusion(judged, metadata, tensors, verdict, says):
+    found = judged(tensors, metadata)
+    assert (found.verdict, says in found.says) == (verdict, True)
