@@ -19,19 +19,26 @@ from lora_inspect.programs.known.invokeai_rules import (
     CLIP,
     DOTTED,
     DOTTED_PEFT,
+    ENDS,
     FLAT,
     FLAT_PEFT,
     NOT_FOUND,
     PASSED,
     UNSUPPORTED,
     exceptions,
+    flat_without_kind,
     loader_of,
+    own_keys,
+    parted,
+    tensors_of,
+    without_kind,
 )
 from lora_inspect.programs.record import (
     COMPUTES,
     INFIXED,
     OTHER_AXIS,
     TEXT_ENCODERS,
+    Finder,
     Given,
     LoadFailure,
     OfKind,
@@ -44,17 +51,11 @@ from lora_inspect.reading.adapter import Adapter
 
 Tensors = Mapping[str, TensorInfo]
 _UNPACK = "not enough values to unpack (expected 2, got 1)"
-_BUNDLE = "bundle_emb"
 _EITHER = ("original", "diffusers")
 
 
-def _keys(adapter: Adapter) -> list[str]:
-    """The keys that it does not take out of a file first."""
-    return [key for key in adapter.checkpoint.tensors if not key.startswith(_BUNDLE)]
-
-
 def _has_no_dot(adapter: Adapter) -> bool:
-    return any("." not in key for key in _keys(adapter))
+    return any("." not in key for key in own_keys(adapter))
 
 
 # Stable Diffusion: the width of the text encoders, which the layers of cross-attention show.
@@ -108,7 +109,9 @@ def _of_width(expected: int, adapter: Adapter) -> str | None:
     width = _text_width(adapter.checkpoint.tensors)
     if width != expected:
         return _unlike(width)
-    return _UNPACK if _has_no_dot(adapter) else None
+    if _has_no_dot(adapter):
+        return _UNPACK
+    return UNSUPPORTED if flat_without_kind(own_keys(adapter)) else None
 
 
 _SD15, _SD2, _SDXL = 768, 1024, (1280, 2048)
@@ -120,10 +123,10 @@ def _of_sdxl(adapter: Adapter) -> str | None:
         deep = map(re.compile(_DEEP).match, adapter.checkpoint.tensors)
         if width is not None or not any(found and found[1].lstrip("0") not in ("", "1") for found in deep):
             return _unlike(width)
-    for key in _keys(adapter):
+    for key in own_keys(adapter):
         if not key.startswith(("lora_unet_", "lora_te1_", "lora_te2_")):
             return f"Unrecognized SDXL LoRA key prefix: '{key}'."
-    return None
+    return UNSUPPORTED if flat_without_kind(own_keys(adapter)) else None
 
 
 def _unet(layouts: tuple[str, ...], encoders: tuple[str, ...]) -> Iterator[Rule]:
@@ -148,7 +151,7 @@ def _is_cut(adapter: Adapter) -> bool:
 
 
 def _lacks(adapter: Adapter, starts: tuple[str, ...], ends: Iterable[str]) -> bool:
-    keys = adapter.checkpoint.tensors
+    keys = tensors_of(adapter)
     return not (any(key.startswith(starts) for key in keys) and any(key.endswith(tuple(ends)) for key in keys))
 
 
@@ -159,27 +162,45 @@ _WAN = (
 
 
 def _of_wan(adapter: Adapter) -> str | None:
-    keys = adapter.checkpoint.tensors
+    keys = tensors_of(adapter)
     is_like = any(map(re.compile(_WAN).match, keys)) and any(key.endswith(_ENDS) for key in keys)
     if not is_like:
         return "model does not match Wan LoRA heuristics"
     return DOTTED.says if _is_cut(adapter) else None
 
 
+_FLAT_QWEN_IMAGE = (
+    r"lora_unet_transformer_blocks_\d+_(?:attn_(?:add_[qkv]_proj|to_add_out|to_out_0|to_[qkv])"
+    r"|(?:img|txt)_(?:mlp_net_0_proj|mlp_net_2|mod_1))\."
+)
+
+
 def _of_qwen_image(adapter: Adapter) -> str | None:
     starts = ("transformer_blocks.", "transformer.transformer_blocks.", "lora_unet_transformer_blocks_")
     if _lacks(adapter, starts, _ENDS):
         return "model does not match Qwen Image LoRA heuristics"
-    if _has_no_dot(adapter):
-        return _UNPACK
-    return DOTTED.says if _is_cut(adapter) else None
+    keys = own_keys(adapter)
+    if any(key.startswith("lora_unet_transformer_blocks_") for key in keys):
+        known = re.compile(_FLAT_QWEN_IMAGE).match
+        return _UNPACK if _has_no_dot(adapter) else UNSUPPORTED if flat_without_kind(filter(known, keys)) else None
+    return UNSUPPORTED if without_kind(parted(keys), takes_peft=True) else None
+
+
+# Underscored names of Z-Image have a second underscore for it, and these layers alone.
+_FLAT_Z_IMAGE = (
+    r"lora_unet__(layers|context_refiner|noise_refiner)_\d+_(attention|feed_forward)_(to_k|to_q|to_v|w1|w2|w3)"
+)
 
 
 def _of_z_image(adapter: Adapter) -> str | None:
     blocks = ("diffusion_model.layers.", "diffusion_model.context_refiner.", "diffusion_model.noise_refiner.")
-    if _lacks(adapter, (*blocks, "transformer.layers."), _OF_Z_IMAGE):
+    is_flat = any(map(re.compile(_FLAT_Z_IMAGE).match, adapter.checkpoint.tensors))
+    if not is_flat and _lacks(adapter, (*blocks, "transformer.layers."), _OF_Z_IMAGE):
         return "model does not match Z-Image LoRA heuristics"
-    return DOTTED.says if _has_no_dot(adapter) or _is_cut(adapter) else None
+    # It parts these once they have dots, as all others.
+    known = re.compile(_FLAT_Z_IMAGE + r"\.").match
+    keys = [f"layers.0.{key}" if known(key) else key for key in own_keys(adapter)]
+    return UNSUPPORTED if without_kind(parted(keys), takes_peft=True) else None
 
 
 def _paths(family: str, *layouts: str) -> tuple[str, ...]:
@@ -199,8 +220,7 @@ def _wan() -> Iterator[Rule]:
     magnitudes = {**DOTTED_PEFT.magnitudes, ".dora_scale output": OTHER_AXIS, ".dora_scale input": COMPUTES}
     for rule in (DOTTED, DOTTED_PEFT._replace(scale=alpha_over_rank, magnitudes=magnitudes)):
         native = rule._replace(lacks=(*outside, *of_images), unfound=PASSED, says="")
-        yield native._replace(prefixes=("diffusion_model.",), layouts=_EITHER)
-        yield native._replace(prefixes=("transformer.", ""), layouts=("diffusers",))
+        yield native._replace(prefixes=("diffusion_model.", "transformer.", ""), layouts=_EITHER)
 
 
 def _qwen_image() -> Iterator[Rule]:
@@ -212,8 +232,19 @@ def _qwen_image() -> Iterator[Rule]:
 
 
 def _z_image() -> Iterator[Rule]:
+    leaves = (
+        "attention.to_k",
+        "attention.to_q",
+        "attention.to_v",
+        *(f"feed_forward.w{number}" for number in (1, 2, 3)),
+    )
     for rule in (DOTTED, DOTTED_PEFT):
         yield rule._replace(prefixes=("diffusion_model.", "transformer."), layouts=("diffusers",))
+        yield rule._replace(prefixes=("text_encoder.",), layouts=("model.layers.{i}",))
+        for blocks in ("layers", "context_refiner", "noise_refiner"):
+            yield rule._replace(prefixes=("lora_unet__",), paths=tuple(f"{blocks}.{{i}}.{leaf}" for leaf in leaves))
+    yield Rule(prefixes=("lora_unet__",), layouts=("diffusers",), unfound=NOT_FOUND)
+    yield Rule(prefixes=("text_encoder.",), layouts=("layers.{i}",), unfound=NOT_FOUND)
     yield Rule(prefixes=("diffusion_model.",), layouts=("original",), unfound=NOT_FOUND)
 
 
@@ -225,10 +256,14 @@ _ANIMA = (
 
 
 def _of_anima(adapter: Adapter) -> str | None:
-    keys = adapter.checkpoint.tensors
+    keys = tensors_of(adapter)
     if not (any(map(re.compile(_ANIMA).search, keys)) and any(key.endswith(_ENDS) for key in keys)):
         return "model does not match Anima LoRA heuristics"
-    return DOTTED.says if _has_no_dot(adapter) or _is_cut(adapter) else None
+    is_flat = any(key.startswith(("lora_unet_", "lora_te_")) for key in keys)
+    ends = (
+        ENDS if is_flat else (*ENDS, ".lokr_w1", ".lokr_w2", *(f".lokr_w{at}_{side}" for at in "12" for side in "ab"))
+    )
+    return UNSUPPORTED if without_kind(parted(own_keys(adapter), ends), takes_peft=not is_flat) else None
 
 
 @OfKind
@@ -262,14 +297,18 @@ _PAIRS = {"lora_A": "lora_B", "lora_B": "lora_A", "lora_down": "lora_up", "lora_
 
 
 def _of_krea2(adapter: Adapter) -> str | None:
-    keys = adapter.checkpoint.tensors
+    keys = tensors_of(adapter)
     words = ("text_fusion", "txtfusion", "time_mod_proj")
     is_like = any(word in key for key in keys for word in words)
     is_like = is_like or all(any(f".attn.{layer}." in key for key in keys) for layer in ("wq", "gate"))
     halves = [key.rsplit(".", 2) for key in keys if key.endswith(tuple(f".{side}.weight" for side in _PAIRS))]
     if not (is_like and halves and all(f"{module}.{_PAIRS[side]}.{end}" in keys for module, side, end in halves)):
         return "model does not match Krea-2 LoRA heuristics"
-    return DOTTED.says if _has_no_dot(adapter) or _is_cut(adapter) else None
+    dotted = [key for key in own_keys(adapter) if not key.startswith("lora_unet_")]
+    return UNSUPPORTED if without_kind(parted(dotted, _ENDS_OF_KREA2), takes_peft=True) else None
+
+
+_ENDS_OF_KREA2 = (*ENDS, ".lora_magnitude_vector.weight")
 
 
 # It reads PEFT's magnitudes as those of its own axis.
@@ -280,17 +319,18 @@ _OF_KREA2 = DOTTED._replace(
 )
 
 
-@OfKind
-def _is_unflattened(given: Given) -> Strangers | None:
+def _is_unflattened(adapter: Adapter) -> Finder:
     """It finds a module of underscored names where it knows the ends of all its keys."""
-    magnitude = given.contribution.magnitude
-    known = (".dora_scale", ".lora_magnitude_vector.weight")
-    return NOT_FOUND if magnitude and magnitude.spelling.suffix not in known else None
+    cut = (key.partition(".") for key in tensors_of(adapter))
+    others = {module for module, dot, end in cut if dot + end not in _ENDS_OF_KREA2}
+    return lambda given: given.module.name.key not in others
 
 
 def _krea2() -> Iterator[Rule]:
     yield _OF_KREA2._replace(prefixes=("diffusion_model.", "transformer.", ""), layouts=_EITHER)
-    yield _OF_KREA2._replace(prefixes=("lora_unet_",), layouts=("original",), exceptions=_is_unflattened)
+    yield _OF_KREA2._replace(
+        prefixes=("lora_unet_",), layouts=("original",), finds=_is_unflattened, unfound=NOT_FOUND, says=""
+    )
     yield Rule(prefixes=("base_model.model.", "lycoris_"), layouts=_EITHER, unfound=NOT_FOUND)
 
 

@@ -18,10 +18,16 @@ from lora_inspect.programs.known.invokeai_rules import (
     T5,
     UNSUPPORTED,
     exceptions,
+    flat_without_kind,
     loader_of,
+    own_keys,
+    parted,
+    tensors_of,
+    without_kind,
 )
 from lora_inspect.programs.record import (
     COMPUTES,
+    FAILS,
     HIDING,
     INFIXED,
     LEAVES,
@@ -60,16 +66,6 @@ _BLOCKS = tuple(f"{prefix}{blocks}_blocks." for prefix in _PREFIXES for blocks i
 # Layers that only FLUX.2 has in diffusers.
 _OF_FLUX2 = ("to_qkv_mlp_proj", "ff.linear_in", "ff_context.linear_in")
 _FIRST = ("single_transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_q_proj")
-_NAMED = re.compile(r"\.lora_([AB])\.([^.]+)\.weight$")
-
-
-def _keys(adapter: Adapter) -> dict[str, TensorInfo]:
-    """The tensors of a file by their keys without the name of an adapter, if there is one name alone."""
-    tensors = adapter.checkpoint.tensors
-    found = {match[2] for match in map(_NAMED.search, tensors) if match}
-    if len(found) != 1:
-        return dict(tensors)
-    return {_NAMED.sub(r".lora_\1.weight", key): info for key, info in tensors.items()}
 
 
 @remembering_names
@@ -113,7 +109,7 @@ def _is_of_ai_toolkit(metadata: Mapping[str, str]) -> bool:
 
 def format_of(adapter: Adapter) -> str | None:
     """The format of FLUX that it tells a file to be, by the way it is converted; None for a file of none."""
-    keys = _keys(adapter)
+    keys = tensors_of(adapter)
     if all(map(_is_of_kohya, keys)):
         return _KOHYA
     if all(map(_is_of_onetrainer, keys)):
@@ -161,7 +157,7 @@ def _modules(keys: Iterable[str], prefixes: tuple[str, ...]) -> dict[str, None]:
 
 def is_flux2(adapter: Adapter) -> bool:
     """Whether it takes a file of one of its formats for one of FLUX.2."""
-    keys = _keys(adapter)
+    keys = tensors_of(adapter)
     for prefix in ("transformer.", "base_model.model.", ""):
         for layer, widths in (
             ("context_embedder", _CONTEXTS),
@@ -172,23 +168,39 @@ def is_flux2(adapter: Adapter) -> bool:
         fused = ("single_transformer_blocks.0.attn.to_qkv_mlp_proj", "transformer_blocks.0.ff.linear_in")
         if any(f"{prefix}{layer}.lora_A.weight" in keys for layer in fused):
             return True
-    for prefixes, join in ((_PREFIXES, "."), (("lora_unet_",), "_")):
-        # Dotted names in kohya's spelling have no widths for it.
-        spelled = {key: info for key, info in keys.items() if join == "_" or ".lora_down." not in key}
-        modules = _modules(spelled, prefixes)
-        for module in modules:
-            for part, widths in (("txt_in", _CONTEXTS), ("vector_in", _VECTORS)):
-                width = _size(spelled, module, 1)
-                if width is not None and (part in module if join == "." else module == f"lora_unet_{part}"):
-                    return width in widths
-        attention = [module for module in modules if module.endswith(f"{join}img_attn{join}proj")]
-        width = next((found for one in attention for found in (_size(spelled, one, 1),) if found), None)
-        if width not in (None, _WIDTH):
-            return True
-        first = next((module for module in modules if module.endswith(f"{join}img_mlp{join}0")), None)
-        if width == _WIDTH and first and _size(spelled, first, 0) not in (None, 4 * _WIDTH):
-            return True
-    return False
+    # Dotted names in kohya's spelling have no widths for it.
+    spelled = {key: info for key, info in keys.items() if ".lora_down." not in key}
+    modules = _modules(spelled, _PREFIXES)
+    width = None
+    for module in modules:
+        own = _size(spelled, module, 1)
+        if own is None:
+            continue
+        if module.endswith(".img_attn.proj"):
+            width = own
+            if width != _WIDTH:
+                return True
+        for part, widths in _TOLD:
+            if part in module:
+                return own in widths
+    if _is_of_4b(spelled, modules, ".img_mlp.0", width):
+        return True
+    modules = _modules(keys, ("lora_unet_",))
+    for part, widths in _TOLD:
+        own = _size(keys, f"lora_unet_{part}", 1)
+        if own is not None:
+            return own in widths
+    width = next((_size(keys, module, 1) for module in modules if module.endswith("_img_attn_proj")), None)
+    return width not in (None, _WIDTH) or _is_of_4b(keys, modules, "_img_mlp_0", width)
+
+
+_TOLD = (("txt_in", _CONTEXTS), ("vector_in", _VECTORS))
+
+
+def _is_of_4b(keys: Tensors, modules: Iterable[str], end: str, width: int | None) -> bool:
+    """Whether the first of the wide layers has other rows than those of FLUX.1, which is as wide as FLUX.2 Klein 4B."""
+    first = next((module for module in modules if module.endswith(end)), None)
+    return width == _WIDTH and first is not None and _size(keys, first, 0) not in (None, 4 * _WIDTH)
 
 
 _ATTENTIONS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
@@ -222,14 +234,28 @@ def _of_flux(adapter: Adapter) -> str | None:
         return NOT_FLUX
     if is_flux2(adapter):
         return "the file is taken for one of FLUX.2"
-    if found in (_ONETRAINER, _DIFFUSERS):
-        return _of_diffusers(adapter)
-    return _cut(adapter) if found == _OWN else None
+    if found in (_ONETRAINER, _DIFFUSERS) and (why := _of_diffusers(adapter)):
+        return why
+    return _without_kind(found, adapter)
 
 
-def _cut(adapter: Adapter) -> str | None:
-    """It takes two words off every key, and so a part of the path where the end is a single word."""
-    return None if all(key.endswith((".weight", ".bias")) for key in adapter.checkpoint.tensors) else UNSUPPORTED
+def _without_kind(found: str, adapter: Adapter) -> str | None:
+    """What it says of a file with a layer of none of its kinds, as it takes the keys of each format apart."""
+    keys = own_keys(adapter)
+    if found in (_KOHYA, _ONETRAINER):
+        is_left = flat_without_kind(key for key in keys if not key.startswith("lora_unet_final_layer"))
+        return UNSUPPORTED if is_left else None
+    if found != _OWN:
+        return None
+    parts = list(parted(keys, ()))
+    if any("." not in layer for layer, _ in parts):
+        return "not enough values to unpack (expected 2, got 1)"
+    renamed = [
+        (layer, end.replace("lora_A.", "lora_down.").replace("lora_B.", "lora_up."))
+        for layer, end in parts
+        if layer.startswith(_PREFIXES[0])
+    ]
+    return UNSUPPORTED if without_kind(renamed, takes_peft=False) else None
 
 
 def _of_flux2(adapter: Adapter) -> str | None:
@@ -238,7 +264,7 @@ def _of_flux2(adapter: Adapter) -> str | None:
         return NOT_FLUX
     if not is_flux2(adapter):
         return "the file is taken for one of FLUX.1"
-    return _cut(adapter) if found == _OWN else None
+    return _without_kind(found, adapter)
 
 
 NOT_FLUX = "the file is in none of the formats of FLUX that it knows"
@@ -268,8 +294,11 @@ def _flux() -> Iterator[Rule]:
     for rule in (FLAT_PEFT, in_kohya):
         yield rule._replace(prefixes=("lora_unet_",), layouts=("original",), where=_IS[_KOHYA])
     yield from _encoders()
-    for rule in (FLAT_PEFT, FLAT):
-        yield rule._replace(prefixes=("lora_transformer_",), layouts=("diffusers",), where=_IS[_ONETRAINER])
+    in_onetrainer = Rule(prefixes=("lora_transformer_",), layouts=("diffusers",), where=_IS[_ONETRAINER])
+    in_peft = in_onetrainer._replace(dialects=("peft", INFIXED), says="AssertionError")
+    yield in_peft._replace(alpha=True, kinds={"lora": FAILS})
+    yield in_peft._replace(alpha=False, kinds={"lora": COMPUTES})
+    yield FLAT._replace(prefixes=in_onetrainer.prefixes, layouts=in_onetrainer.layouts, where=in_onetrainer.where)
     in_diffusers = _LORA._replace(
         prefixes=("transformer.", "base_model.model."), dialects=("peft", INFIXED), where=_IS[_DIFFUSERS]
     )
@@ -278,7 +307,7 @@ def _flux() -> Iterator[Rule]:
     yield in_diffusers._replace(paths=_GUIDANCE, kinds={}, says="KeyError: 'weight'")
     yield in_diffusers._replace(layouts=("diffusers",))
     yield Rule(where=_IS[_DIFFUSERS], layouts=(TEXT_ENCODERS,), says="AssertionError")
-    yield _LORA._replace(layouts=("xlabs",), dialects=(HIDING,), prefixes=("",), where=_IS[_XLABS])
+    yield _LORA._replace(layouts=("xlabs",), dialects=("", HIDING), prefixes=("",), where=_IS[_XLABS])
     yield from _dotted()
 
 
