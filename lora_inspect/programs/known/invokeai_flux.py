@@ -231,7 +231,7 @@ def _of_diffusers(adapter: Adapter) -> str | None:
 def _of_flux(adapter: Adapter) -> str | None:
     found = format_of(adapter)
     if found is None:
-        return NOT_FLUX
+        return None if _for_control(adapter) else NOT_FLUX
     if is_flux2(adapter):
         return "the file is taken for one of FLUX.2"
     if found in (_ONETRAINER, _DIFFUSERS) and (why := _of_diffusers(adapter)):
@@ -243,8 +243,10 @@ def _without_kind(found: str, adapter: Adapter) -> str | None:
     """What it says of a file with a layer of none of its kinds, as it takes the keys of each format apart."""
     keys = own_keys(adapter)
     if found in (_KOHYA, _ONETRAINER):
-        is_left = flat_without_kind(key for key in keys if not key.startswith("lora_unet_final_layer"))
-        return UNSUPPORTED if is_left else None
+        # The conversion of diffusers' layers, OneTrainer's among them, takes both spellings.
+        kept = (key for key in keys if not key.startswith("lora_unet_final_layer"))
+        own = (key.replace(".lora_B.", ".lora_up.") if key.startswith("lora_transformer_") else key for key in kept)
+        return UNSUPPORTED if flat_without_kind(own) else None
     if found != _OWN:
         return None
     parts = list(parted(keys, ()))
@@ -321,7 +323,7 @@ def _dotted() -> Iterator[Rule]:
     )
     yield Rule(layouts=(TEXT_ENCODERS,), where=_IS[_OWN], unfound=Strangers(WARNS, "Unexpected submodel name"))
     yield _ANY._replace(prefixes=_PREFIXES, layouts=("original",), where=_IS[_LYCORIS])
-    yield Rule(where=_IS[None], says=NOT_FLUX)
+    yield Rule(where=_IS[None])
 
 
 # Of FLUX.2 it has the model in diffusers' layout, and cuts the fused layers of an attention into three parts.
@@ -366,4 +368,12 @@ def _flux2() -> Iterator[Rule]:
         yield rule
 
 
-LOADERS = (loader_of("flux", _flux, _of_flux), loader_of("flux2", _flux2, _of_flux2))
+def _for_control(adapter: Adapter) -> str | None:
+    """It has nodes of their own for adapters that widen the input, and these were not run."""
+    info = adapter.checkpoint.tensors.get("img_in.lora_A.weight")
+    is_wider = info is not None and "img_in.lora_B.bias" in adapter.checkpoint.tensors and info.shape[1] == _OF_CONTROL
+    return "what becomes of an adapter that widens the input" if is_wider else None
+
+
+_OF_CONTROL = 128
+LOADERS = (loader_of("flux", _flux, _of_flux)._replace(unsure=_for_control), loader_of("flux2", _flux2, _of_flux2))
