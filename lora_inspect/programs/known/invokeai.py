@@ -4,8 +4,8 @@ After that each family has a conversion of its own. The layers that it finds mus
 keys with the right ends.
 
 Sources: `configs/lora.py` in `invokeai/backend/model_manager`, `lora_conversions/` with its `_group_by_layer` and
-`layers/` in `invokeai/backend/patches`, run on small models of SD 1.5, SDXL, Wan, Qwen-Image and Z-Image, and on FLUX
-in its own widths.
+`layers/` in `invokeai/backend/patches`, run with its identification of files and its loader. The models were its own
+classes, with text encoders, of SD 1.5, SD 2, SDXL, FLUX.1, FLUX.2, Wan, Qwen-Image, Z-Image, Anima and Krea 2.
 """
 
 import re
