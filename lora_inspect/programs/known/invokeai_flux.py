@@ -43,7 +43,7 @@ from lora_inspect.programs.record import (
 from lora_inspect.reading.adapter import Adapter
 
 Tensors = Mapping[str, TensorInfo]
-# The formats, by what it does with them.
+# The formats, by the ways in which they are converted.
 _KOHYA, _ONETRAINER, _DIFFUSERS, _XLABS, _OWN, _LYCORIS = "kohya", "onetrainer", "diffusers", "xlabs", "own", "lycoris"
 _TEXT = (
     r"|lora_te1_text_model_encoder_layers_\d+_(?:mlp|self_attn)_"
@@ -240,7 +240,7 @@ def _of_flux(adapter: Adapter) -> str | None:
 
 
 def _without_kind(found: str, adapter: Adapter) -> str | None:
-    """What it says of a file with a layer of none of its kinds, as it takes the keys of each format apart."""
+    """Its error for a file with a layer of none of its kinds, as it takes the keys of each format apart."""
     keys = own_keys(adapter)
     if found in (_KOHYA, _ONETRAINER):
         # The conversion of diffusers' layers, OneTrainer's among them, takes both spellings.

@@ -122,7 +122,7 @@ ENDS = (".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weigh
 
 
 def parted(keys: Iterable[str], ends: tuple[str, ...] = ENDS) -> Iterator[tuple[str, str]]:
-    """The layer of each key and what is behind it, as it parts dotted names."""
+    """The layer of each key and the rest behind it, as it parts dotted names."""
     for key in keys:
         end = next((end for end in ends if key.endswith(end)), None)
         if end:
