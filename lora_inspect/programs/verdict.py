@@ -119,10 +119,10 @@ def _joined(program: Program, families: Sequence[Detection], found: Sequence[Ver
     """The verdict on a file that may be of any of the families, each of which has the one of those `found`."""
     counting = [(one, family) for one, family in zip(found, families, strict=True) if one.verdict != NO_MODELS]
     if not counting:
+        if len(found) == 1:
+            return found[0]
         titles = listed(list(dict.fromkeys(family.architecture.title for family in families)), "or")
-        return (
-            found[0] if len(found) == 1 else Verdict(program, NO_MODELS, says=f"no models of {titles} are known there")
-        )
+        return Verdict(program, NO_MODELS, says=f"no models of {titles} are known there")
     if len({(one.verdict, one.factor) for one, _ in counting}) == 1:
         return counting[0][0]
     differ = listed([f"{one.verdict} as {family}" for one, family in counting], "or")

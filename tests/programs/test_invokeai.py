@@ -1,12 +1,16 @@
 """What InvokeAI 6.14.0-alpha of 2026-08-19 makes of files, as its own code did on small models.
 
-The code cannot be installed here, so what it did is written out.
+The code cannot be installed here, so what it did is written out: identification by all its classes, its loader, and its
+patches on its own models, with diffusers 0.39.0 and transformers 5.5.4.
 """
+
+import json
 
 import pytest
 from adapters import lora
 
 from lora_inspect.ops.compat import compat
+from lora_inspect.reading.model.settings import Settings
 
 SD15, SDXL, FLUX, WAN, QWEN, Z_IMAGE = (
     {"ss_base_model_version": name} for name in ("sd_v1", "sdxl_base_v1-0", "flux1", "wan", "qwen_image", "z_image")
@@ -27,8 +31,9 @@ FLAG = {"use_rslora_flag": ("F32", (), 1.0)}
 
 @pytest.fixture
 def judged(write_safetensors):
-    def judge(tensors, metadata):
-        (found,) = compat(str(write_safetensors(tensors, metadata)), "invokeai").verdicts
+    def judge(tensors, metadata, family=None):
+        settings = Settings(architecture=family, of_several=True)
+        (found,) = compat(str(write_safetensors(tensors, metadata)), "invokeai", settings).verdicts
         return found
 
     return judge
@@ -99,7 +104,7 @@ def test_factors_of_peft_in_the_own_names_of_flux_have_no_alpha(judged):
 
 def test_every_key_of_flux_is_of_its_blocks(judged):
     tensors = named("lora_unet_", *OF_FLUX)
-    assert judged({**tensors, **FLAG}, FLUX).says == "LoRA model is in unsupported FLUX format"
+    assert judged({**tensors, **FLAG}, FLUX).says == "the file is in none of the formats of FLUX that it knows"
     assert judged({**tensors, **named("lora_unet_", "img_in")}, FLUX).verdict == REFUSED
     found = judged({**tensors, **named("lora_unet_", "final_layer.linear")}, FLUX)
     assert (found.verdict, found.silent) == (PARTLY, True)
@@ -227,3 +232,171 @@ def test_a_bias_beside_lora_is_dropped(judged):
             {**named("lora_unet_", OF_WAN[0]), f"lora_unet_blocks_0_self_attn_q.{suffix}": BIAS["diff_b"]}, WAN
         )
         assert (found.verdict, found.silent) == (PARTLY, False)
+
+
+CLIP = "text_model.encoder.layers.0.self_attn.q_proj"
+T5 = ("encoder.block.0.layer.0.SelfAttention.q", "encoder.block.1.layer.1.DenseReluDense.wi_0")
+TE, TE1, TE2 = (named(prefix, CLIP, inputs=768) for prefix in ("lora_te_", "lora_te1_", "text_encoder."))
+SECOND = named("lora_te2_", CLIP, inputs=1280)
+UNET = named("lora_unet_", *OF_UNET)
+SELF = named("lora_unet_", OF_UNET[0].replace("attn2.to_k", "attn1.to_q"))
+SMALL = named("lora_unet_", OF_UNET[0], inputs=768)
+IN_PEFT = named("text_encoder.", CLIP, spelling="peft", alpha=None)
+SD2 = {"ss_base_model_version": "sd_v2"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "verdict", "says"),
+    [
+        (SD15, {**SMALL, **TE}, SAME, ""),
+        (SD15, TE, SAME, ""),
+        (SD15, {**SMALL, **TE1}, PARTLY, ""),
+        (SD15, {**SMALL, **IN_PEFT}, REFUSED, "Unsupported lora format"),
+        (SD2, {**named("lora_unet_", OF_UNET[0], inputs=1024), **named("lora_te_", CLIP, inputs=1024)}, SAME, ""),
+        (SDXL, {**UNET, **TE1, **SECOND}, SAME, ""),
+        (SDXL, {**UNET, **TE1}, SAME, ""),
+        (SDXL, {**UNET, **SECOND}, SAME, ""),
+        (SDXL, {**TE, **UNET}, REFUSED, "unrecognized token vector length 768"),
+        (SDXL, {**UNET, **IN_PEFT}, REFUSED, "Unrecognized SDXL LoRA key prefix"),
+        (SDXL, {**SELF, **TE1, **SECOND}, REFUSED, "unrecognized token vector length None"),
+        (SDXL, {**TE1, **SECOND}, REFUSED, "unrecognized token vector length None"),
+    ],
+)
+def test_text_encoders_of_stable_diffusion(judged, metadata, tensors, verdict, says):
+    found = judged(tensors, metadata)
+    assert (found.verdict, says in found.says) == (verdict, True)
+
+
+NO_METADATA = None
+PT = {"format": "pt"}
+AI_TOOLKIT = {**PT, "software": json.dumps({"name": "ai-toolkit", "version": "0.7"})}
+HIDDEN = {"out": 3072, "inputs": 3072}
+OWN = ("double_blocks.0.img_attn.proj", "double_blocks.0.txt_attn.proj")
+# The layers of both kinds of blocks by which it tells diffusers' names.
+TOLD = (
+    *(f"transformer_blocks.0.attn.{layer}" for layer in ("to_q", "to_k", "to_v")),
+    *(f"transformer_blocks.0.attn.add_{layer}_proj" for layer in "qkv"),
+    *(f"single_transformer_blocks.0.attn.to_{layer}" for layer in "qkv"),
+)
+WITHOUT_ADDED = tuple(path for path in TOLD if "add_" not in path)
+XLABS = tuple(f"double_blocks.0.processor.{layer}" for layer in ("qkv_lora1", "proj_lora1", "qkv_lora2", "proj_lora2"))
+PLAIN, A_AND_B = {"alpha": None}, {"alpha": None, "spelling": "peft"}
+NO_FORMAT = "the file is in none of the formats of FLUX that it knows"
+
+
+def of_xlabs(*modules):
+    return {
+        f"{module}.{side}.weight": ("F32", shape, 0.5)
+        for module in modules
+        for side, shape in (("down", (4, 3072)), ("up", (9216 if "qkv" in module else 3072, 4)))
+    }
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "verdict", "says"),
+    [
+        # kohya: CLIP is te1, and T5 is te2, which kohya calls te3.
+        (FLUX, {**named("lora_unet_", *OWN, **HIDDEN), **TE1}, SAME, ""),
+        (FLUX, {**named("lora_unet_", *OWN, **HIDDEN), **TE1, **named("lora_te2_", *T5)}, SAME, ""),
+        (FLUX, {**named("lora_unet_", *OWN, **HIDDEN), **TE1, **named("lora_te3_", *T5)}, REFUSED, NO_FORMAT),
+        (FLUX, {**named("lora_unet_", *OWN, **HIDDEN), **IN_PEFT}, REFUSED, NO_FORMAT),
+        # diffusers, ai-toolkit and PEFT: without alpha, and with the attentions of text and single blocks.
+        (PT, named("transformer.", *TOLD, **HIDDEN, **A_AND_B), SAME, ""),
+        (AI_TOOLKIT, named("transformer.", *TOLD, **HIDDEN, **A_AND_B), SAME, ""),
+        (PT, named("transformer.", *TOLD, **HIDDEN, spelling="peft"), REFUSED, NO_FORMAT),
+        (PT, named("transformer.", *TOLD, **HIDDEN), REFUSED, NO_FORMAT),
+        (PT, named("transformer.", *TOLD[1:], **HIDDEN, **A_AND_B), REFUSED, "Missing LoRA layer"),
+        (PT, named("transformer.", *TOLD, "norm_out.linear", **HIDDEN, **A_AND_B), REFUSED, "AssertionError"),
+        (PT, named("transformer.", *WITHOUT_ADDED, **HIDDEN, **A_AND_B), REFUSED, NO_FORMAT),
+        (PT, named("diffusion_model.", *TOLD, **HIDDEN, **A_AND_B), REFUSED, NO_FORMAT),
+        (PT, {**named("transformer.", *TOLD, **HIDDEN, **A_AND_B), **IN_PEFT}, REFUSED, "AssertionError"),
+        # OneTrainer.
+        (PT, named("lora_transformer_", *TOLD, **HIDDEN), SAME, ""),
+        (PT, named("lora_transformer_", *WITHOUT_ADDED, **HIDDEN), SAME, ""),
+        (PT, {**named("lora_transformer_", *TOLD, **HIDDEN), **TE1, **named("lora_te2_", *T5)}, SAME, ""),
+        (PT, named("lora_transformer_", *TOLD, "x_embedder", **HIDDEN), REFUSED, NO_FORMAT),
+        # The original names: metadata of another program than ai-toolkit rule kohya's spelling out.
+        (PT, named("diffusion_model.", *OWN, **HIDDEN, **A_AND_B), SAME, ""),
+        (PT, named("diffusion_model.", *OWN, **HIDDEN, **PLAIN), REFUSED, NO_FORMAT),
+        (NO_METADATA, named("diffusion_model.", *OWN, **HIDDEN, **PLAIN), SAME, ""),
+        (AI_TOOLKIT, named("diffusion_model.", *OWN, **HIDDEN, **PLAIN), SAME, ""),
+        (AI_TOOLKIT, named("diffusion_model.", *OWN, **HIDDEN, spelling="peft"), REFUSED, "Unsupported lora format"),
+        # XLabs has adapters of the double blocks alone there.
+        (PT, of_xlabs(*XLABS), SAME, ""),
+        (PT, of_xlabs(*XLABS, "single_blocks.0.processor.proj_lora"), REFUSED, NO_FORMAT),
+    ],
+)
+def test_formats_of_flux(judged, metadata, tensors, verdict, says):
+    found = judged(tensors, metadata, "flux")
+    assert (found.verdict, says in found.says) == (verdict, True)
+
+
+WIDE = {"out": 4096, "inputs": 4096}
+OWN2 = ("double_blocks.0.img_attn.proj", "double_blocks.0.img_attn.qkv", "single_blocks.0.linear2")
+IN_DIFFUSERS = ("transformer_blocks.0.ff.linear_in", "single_transformer_blocks.0.attn.to_qkv_mlp_proj")
+OF_ANIMA = ("blocks.0.self_attn.q_proj", "blocks.0.cross_attn.output_proj", "blocks.1.mlp.layer1")
+OF_QWEN3 = ("layers.0.self_attn.q_proj", "layers.1.mlp.gate_proj")
+OF_KREA2 = ("blocks.0.attn.wq", "blocks.0.attn.gate", "blocks.1.mlp.up")
+FUSION, FUSION_DIFFUSERS = "txtfusion.layerwise_blocks.0.attn.wq", "text_fusion.layerwise_blocks.0.attn.to_q"
+OF_KREA2_DIFFUSERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.up")
+NO_KREA2 = "model does not match Krea-2 LoRA heuristics"
+NO_ANIMA = "model does not match Anima LoRA heuristics"
+
+
+@pytest.mark.parametrize(
+    ("family", "tensors", "verdict", "says"),
+    [
+        ("flux2", named("lora_unet_", *OWN2, **WIDE), SAME, ""),
+        ("flux2", named("diffusion_model.", *OWN2, **WIDE, **A_AND_B), SAME, ""),
+        ("flux2", named("diffusion_model.", *OWN2, **WIDE, spelling="peft"), REFUSED, "Unsupported lora format"),
+        ("flux2", named("diffusion_model.", OWN2[1], **WIDE, **A_AND_B), REFUSED, "taken for one of FLUX.1"),
+        ("flux2", named("transformer.", *IN_DIFFUSERS, **WIDE, **A_AND_B), SAME, ""),
+        ("flux2", named("", *IN_DIFFUSERS, **WIDE, **A_AND_B), SAME, ""),
+        ("flux2", named("transformer.", *IN_DIFFUSERS, **WIDE), REFUSED, NO_FORMAT),
+        ("flux2", named("lora_transformer_", *IN_DIFFUSERS, **WIDE), REFUSED, "taken for one of FLUX.1"),
+        ("anima", named("lora_unet_", *OF_ANIMA), SAME, ""),
+        ("anima", {**named("lora_unet_", *OF_ANIMA), **named("lora_te_", *OF_QWEN3)}, SAME, ""),
+        ("anima", named("lora_unet_", *OF_ANIMA, "final_layer.linear"), PARTLY, "Failed to find module"),
+        ("anima", named("lora_unet_", *OF_ANIMA, **A_AND_B), REFUSED, "Unsupported lora format"),
+        ("anima", named("diffusion_model.", *OF_ANIMA, **A_AND_B), SAME, ""),
+        ("anima", named("diffusion_model.", *OF_ANIMA, spelling="peft"), "wrong strength", ""),
+        ("anima", named("", *OF_ANIMA, **A_AND_B), REFUSED, NO_ANIMA),
+        ("krea2", named("diffusion_model.", *OF_KREA2, spelling="peft"), SAME, ""),
+        ("krea2", named("transformer.", *OF_KREA2_DIFFUSERS, FUSION_DIFFUSERS, **A_AND_B), SAME, ""),
+        ("krea2", named("transformer.", *OF_KREA2_DIFFUSERS, **A_AND_B), REFUSED, NO_KREA2),
+        ("krea2", named("lora_unet_", *OF_KREA2, FUSION), SAME, ""),
+        ("krea2", named("lora_unet_", *OF_KREA2), REFUSED, NO_KREA2),
+        ("krea2", named("lycoris_", *OF_KREA2_DIFFUSERS, FUSION_DIFFUSERS), NOTHING, "Failed to find module"),
+        ("z_image", named("lora_unet__", OF_Z_IMAGE[0], OF_Z_IMAGE[2]), SAME, ""),
+        ("z_image", named("lora_unet__", *OF_Z_IMAGE), PARTLY, "Failed to find module"),
+        ("wan", named("transformer.", *OF_WAN), SAME, ""),
+        ("wan", named("", *OF_WAN), SAME, ""),
+    ],
+)
+def test_names_of_more_models(judged, family, tensors, verdict, says):
+    found = judged(tensors, PT, family)
+    assert (found.verdict, says in found.says) == (verdict, True)
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "paths", "suffix", "verdict"),
+    [
+        ("sd15", "lora_unet_", OF_UNET[:1], None, REFUSED),
+        ("qwen_image", "transformer.", OF_QWEN, "strange", REFUSED),
+        ("qwen_image", "transformer.", OF_QWEN, None, REFUSED),
+        ("qwen_image", "lora_unet_", OF_QWEN, "strange", SAME),
+        ("z_image", "diffusion_model.", OF_Z_IMAGE, "strange", REFUSED),
+        ("z_image", "transformer.", OF_Z_IMAGE, "strange.weight", SAME),
+        ("z_image", "transformer.", OF_Z_IMAGE, None, REFUSED),
+        ("z_image", "lora_unet__", OF_Z_IMAGE[:1], "scale", REFUSED),
+        ("anima", "lora_unet_", OF_ANIMA, None, REFUSED),
+        ("anima", "diffusion_model.", OF_ANIMA, "strange", REFUSED),
+        ("krea2", "diffusion_model.", OF_KREA2, "strange", REFUSED),
+        ("krea2", "lora_unet_", (*OF_KREA2, FUSION), "strange", PARTLY),
+    ],
+)
+def test_a_stray_key_is_a_layer_of_no_kind(judged, family, prefix, paths, suffix, verdict):
+    tensors = named(prefix, *paths, inputs=768)
+    module = next(iter(tensors)).removesuffix(".lora_down.weight")
+    stray = f"{module}.{suffix}" if suffix else "strange.weight"
+    assert judged({**tensors, stray: ("F32", (8,), 0.5)}, None, family).verdict == verdict

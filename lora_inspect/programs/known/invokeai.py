@@ -4,150 +4,63 @@ After that each family has a conversion of its own. The layers that it finds mus
 keys with the right ends.
 
 Sources: `configs/lora.py` in `invokeai/backend/model_manager`, `lora_conversions/` with its `_group_by_layer` and
-`layers/` in `invokeai/backend/patches`, run on small models of SD 1.5, SDXL, Wan, Qwen-Image and Z-Image, and on FLUX
-in its own widths.
+`layers/` in `invokeai/backend/patches`, run with its identification of files and its loader. The models were its own
+classes, with text encoders, of SD 1.5, SD 2, SDXL, FLUX.1, FLUX.2, Wan, Qwen-Image, Z-Image, Anima and Krea 2.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 from lora_inspect.architectures import by_name
-from lora_inspect.caching import remembering_names
 from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.programs.known import invokeai_flux
+from lora_inspect.programs.known.invokeai_rules import (
+    CLIP,
+    DOTTED,
+    DOTTED_PEFT,
+    ENDS,
+    FLAT,
+    FLAT_PEFT,
+    NOT_FOUND,
+    PASSED,
+    UNSUPPORTED,
+    exceptions,
+    flat_without_kind,
+    loader_of,
+    own_keys,
+    parted,
+    tensors_of,
+    without_kind,
+)
 from lora_inspect.programs.record import (
     COMPUTES,
-    FAILS,
-    LEAVES,
+    INFIXED,
     OTHER_AXIS,
-    SILENT,
-    WARNS,
+    TEXT_ENCODERS,
+    Finder,
     Given,
-    Loader,
+    LoadFailure,
     OfKind,
     Program,
-    Refusal,
     Rule,
-    RulesByFamily,
     Strangers,
     alpha_over_rank,
-    one,
 )
 from lora_inspect.reading.adapter import Adapter
 
-_UNSUPPORTED = "Unsupported lora format"
-# What it says of names that it looks for in vain, and of what else a layer has.
-NOT_FOUND = Strangers(WARNS, "Failed to find module for LoRA layer key")
-BESIDE = Strangers(WARNS, "Unexpected keys found in LoRA/LyCORIS layer, model might work incorrectly!")
-# In the order in which a layer is looked at: the first kind that it has counts.
-_ORDER = ("lora", "loha", "lokr", "full", "lycoris_ia3", "norm")
-_OF_BIAS = {"full_bias": "full", "norm_bias": "norm"}
-_MAGNITUDES = {
-    ".dora_scale output": OTHER_AXIS,
-    ".dora_scale input": COMPUTES,
-    **dict.fromkeys((".dora_layer.weight output", ".lora_magnitude_vector.weight output"), LEAVES),
-    **dict.fromkeys((".lora_magnitude_vector output", ".magnitude output", ".m output", ".m input"), LEAVES),
-}
-# Of a name with dots it takes two words off a key that ends in none of those it knows, and so a part of the path.
-_CUT = (".lora_magnitude_vector output", ".magnitude output")
-
-
-@OfKind
-def exceptions(given: Given) -> str | None:
-    """What becomes of a contribution for what stands beside it."""
-    name = given.contribution.algorithm.name
-    beside = {one.algorithm.name for one in given.module.contributions}
-    first = next((kind for kind in _ORDER if kind in beside), None)
-    if first is None:
-        return FAILS
-    if name in _OF_BIAS:
-        return None if first == _OF_BIAS[name] else LEAVES
-    if name != first:
-        return LEAVES
-    magnitude = given.contribution.magnitude
-    # A magnitude is only one of LoRA's two factors.
-    return FAILS if magnitude and magnitude.spelling.suffix == ".dora_scale" and name != "lora" else None
-
-
-@OfKind
-def _dotted(given: Given) -> str | None:
-    return FAILS if given.contribution.algorithm.name == "full_bias" else exceptions(given)
-
-
-FLAT = Rule(
-    kinds={**dict.fromkeys((*_ORDER, *_OF_BIAS), COMPUTES), "lora_bias": LEAVES, "": FAILS},
-    exceptions=exceptions,
-    magnitudes=_MAGNITUDES,
-    says=_UNSUPPORTED,
-)
-# PEFT's spelling of the factors is no kind of its own there.
-FLAT_PEFT = Rule(dialects=("peft",), kinds={"": FAILS}, says=_UNSUPPORTED)
-DOTTED = FLAT._replace(
-    dialects=("", "kohya", "lycoris"),
-    kinds={"lora": COMPUTES, "full_bias": COMPUTES, "lora_bias": LEAVES, "": FAILS},
-    exceptions=_dotted,
-    magnitudes={**_MAGNITUDES, **dict.fromkeys(_CUT, FAILS)},
-)
-# Of factors in PEFT's spelling it takes these alone: no alpha, and no magnitude.
-DOTTED_PEFT = DOTTED._replace(
-    dialects=("peft",),
-    scale=one,
-    magnitudes={**dict.fromkeys(_MAGNITUDES, LEAVES), **dict.fromkeys(_CUT, FAILS)},
-)
-
-
 Tensors = Mapping[str, TensorInfo]
-_PASSED = Strangers(SILENT)
 _UNPACK = "not enough values to unpack (expected 2, got 1)"
-_BUNDLE = "bundle_emb"
 _EITHER = ("original", "diffusers")
 
 
-def _keys(adapter: Adapter) -> list[str]:
-    """The keys that it does not take out of a file first."""
-    return [key for key in adapter.checkpoint.tensors if not key.startswith(_BUNDLE)]
-
-
 def _has_no_dot(adapter: Adapter) -> bool:
-    return any("." not in key for key in _keys(adapter))
-
-
-# A layer that it makes of keys has to have one of these, and it makes one of every key: of an unknown one as well.
-_KINDS = frozenset(
-    ("lora_up.weight", "lora_B.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff", "on_input", "w_norm")
-)
-_KNOWN_ENDS = ("lora_A.weight", "lora_B.weight", "lora_down.weight", "lora_up.weight", "dora_scale", "alpha")
-
-
-def _in_two(key: str) -> tuple[str, str]:
-    """The layer of a key and the rest: split at the first dot."""
-    layer, _, end = key.partition(".")
-    return layer, end
-
-
-def _from_right(key: str) -> tuple[str, str]:
-    """The layer of a key and the rest: one of the ends that it knows, of other keys the last two words."""
-    end = next((end for end in _KNOWN_ENDS if key.endswith(f".{end}")), None)
-    if end:
-        return key[: -len(end) - 1], end
-    layer, *ends = key.rsplit(".", 2)
-    return layer, ".".join(ends)
-
-
-def _has_layer_of_no_kind(
-    adapter: Adapter, split: Callable[[str], tuple[str, str]], looks_at: Callable[[str], bool] = bool
-) -> bool:
-    """Return True if keys of a layer that it looks at make no kind of patch."""
-    kinds: dict[str, bool] = {}
-    for key in _keys(adapter):
-        layer, end = split(key)
-        kinds[layer] = kinds.get(layer, False) or end in _KINDS
-    return any(not has_kind and looks_at(layer) for layer, has_kind in kinds.items())
+    return any("." not in key for key in own_keys(adapter))
 
 
 # Stable Diffusion: the width of the text encoders, which the layers of cross-attention show.
 _SUFFIXES = ("to_k_lora.up.weight", "to_q_lora.down.weight", "lora_A.weight", "lora_B.weight")
-_OF_PREFIX = ("lora_te_", "lora_unet_", "lora_te1_", "lora_te2_", "lora_transformer_")
+_NUMBERED = ("lora_te1_", "lora_te2_")
 _DEEP = (
     r"lora_unet_(?:(?:down_blocks|up_blocks)_\d+_attentions_\d+|mid_block_attentions_\d+"
     r"|(?:input_blocks|output_blocks)_\d+_\d+|middle_block_\d+)_transformer_blocks_(\d+)_"
@@ -167,19 +80,22 @@ def _width(key: str, tensors: Tensors) -> int | None:
 
 
 def _text_width(tensors: Tensors) -> int | None:
-    numbered: dict[str, int] = {}
-    for key in sorted(tensors):
+    # In the order of the bytes: those of two encoders are added where the last key of the first one tells its width.
+    widths: dict[str, int | None] = dict.fromkeys(_NUMBERED)
+    for key in sorted(tensors, key=lambda key: tensors[key].start):
         width = None
-        if key.startswith("lora_unet_") and any(
-            part in key for part in ("_attn2_to_k.", "_attn2_to_v.", "time_emb_proj.lora_down")
-        ):
-            width = _width(key, tensors)
-        elif key.startswith("lora_te") and "_self_attn_" in key and (found := _width(key, tensors)) is not None:
+        if key.startswith("lora_unet_"):
+            if any(part in key for part in ("_attn2_to_k.", "_attn2_to_v.", "time_emb_proj.lora_down")):
+                width = _width(key, tensors)
+        elif key.startswith("lora_te") and "_self_attn_" in key:
+            found = _width(key, tensors)
             if key.startswith("lora_te_"):
                 width = found
-            numbered[key[:8]] = found
-        if {"lora_te1", "lora_te2"} <= numbered.keys():
-            width = numbered["lora_te1"] + numbered["lora_te2"]
+            elif key.startswith(_NUMBERED):
+                widths[key[: len(_NUMBERED[0])]] = found
+        both = [own for own in widths.values() if own is not None]
+        if len(both) == len(_NUMBERED):
+            width = sum(both)
         if width is not None:
             return width
     return None
@@ -189,16 +105,16 @@ def _unlike(width: int | None) -> str:
     return f"unrecognized token vector length {width}"
 
 
-def _of_sd15(adapter: Adapter) -> str | None:
+def _of_width(expected: int, adapter: Adapter) -> str | None:
     width = _text_width(adapter.checkpoint.tensors)
-    if width != _SD15:
+    if width != expected:
         return _unlike(width)
     if _has_no_dot(adapter):
         return _UNPACK
-    return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _in_two) else None
+    return UNSUPPORTED if flat_without_kind(own_keys(adapter)) else None
 
 
-_SD15, _SDXL = 768, (1280, 2048)
+_SD15, _SD2, _SDXL = 768, 1024, (1280, 2048)
 
 
 def _of_sdxl(adapter: Adapter) -> str | None:
@@ -207,16 +123,20 @@ def _of_sdxl(adapter: Adapter) -> str | None:
         deep = map(re.compile(_DEEP).match, adapter.checkpoint.tensors)
         if width is not None or not any(found and found[1].lstrip("0") not in ("", "1") for found in deep):
             return _unlike(width)
-    for key in _keys(adapter):
+    for key in own_keys(adapter):
         if not key.startswith(("lora_unet_", "lora_te1_", "lora_te2_")):
             return f"Unrecognized SDXL LoRA key prefix: '{key}'."
-    return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _in_two) else None
+    return UNSUPPORTED if flat_without_kind(own_keys(adapter)) else None
 
 
-def _unet(layouts: tuple[str, ...]) -> Iterator[Rule]:
+def _unet(layouts: tuple[str, ...], encoders: tuple[str, ...]) -> Iterator[Rule]:
     for rule in (FLAT_PEFT, FLAT):
         yield rule._replace(prefixes=("lora_unet_",), layouts=layouts)
+        yield rule._replace(prefixes=encoders, layouts=(CLIP,))
     yield Rule(prefixes=("lora_unet_",), unfound=NOT_FOUND)
+    # It asks each encoder for the layers of its own prefix, and nobody for those of another one.
+    yield Rule(prefixes=("lora_te_", *_NUMBERED), layouts=(TEXT_ENCODERS,), unfound=PASSED)
+    yield Rule(layouts=(TEXT_ENCODERS,), says=UNSUPPORTED)
 
 
 # Diffusion transformers: words in the keys, and one of these ends.
@@ -225,7 +145,7 @@ _OF_Z_IMAGE = tuple(end for end in _ENDS if not end.startswith("lokr"))
 
 
 def _lacks(adapter: Adapter, starts: tuple[str, ...], ends: Iterable[str]) -> bool:
-    keys = adapter.checkpoint.tensors
+    keys = tensors_of(adapter)
     return not (any(key.startswith(starts) for key in keys) and any(key.endswith(tuple(ends)) for key in keys))
 
 
@@ -244,39 +164,48 @@ _WAN_DOTTED = r"(?:base_model\.model\.transformer\.|transformer\.|diffusion_mode
 
 
 def _of_wan(adapter: Adapter) -> str | None:
-    keys = adapter.checkpoint.tensors
+    keys = tensors_of(adapter)
     is_like = any(map(re.compile(_WAN).match, keys)) and any(key.endswith(_ENDS) for key in keys)
     if not is_like:
         return "model does not match Wan LoRA heuristics"
     is_flat = any(key.startswith("lora_unet_blocks_") for key in keys)
     looks_at = re.compile(_WAN_LAYER if is_flat else _WAN_DOTTED).match
-    return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _from_right, lambda layer: bool(looks_at(layer))) else None
+    parts = ((layer, end) for layer, end in parted(own_keys(adapter)) if looks_at(layer))
+    return UNSUPPORTED if without_kind(parts, takes_peft=True) else None
 
 
-_QWEN_FLAT = "lora_unet_transformer_blocks_"
-_QWEN_LAYER = (
-    _QWEN_FLAT
-    + r"\d+_(?:attn_(?:add_[kqv]_proj|to_add_out|to_out_0|to_[kqv])|(?:img|txt)_(?:mlp_net_0_proj|mlp_net_2|mod_1))$"
+_FLAT_QWEN_IMAGE = (
+    r"lora_unet_transformer_blocks_\d+_(?:attn_(?:add_[qkv]_proj|to_add_out|to_out_0|to_[qkv])"
+    r"|(?:img|txt)_(?:mlp_net_0_proj|mlp_net_2|mod_1))\."
 )
 
 
 def _of_qwen_image(adapter: Adapter) -> str | None:
-    starts = ("transformer_blocks.", "transformer.transformer_blocks.", _QWEN_FLAT)
+    starts = ("transformer_blocks.", "transformer.transformer_blocks.", "lora_unet_transformer_blocks_")
     if _lacks(adapter, starts, _ENDS):
         return "model does not match Qwen Image LoRA heuristics"
-    if not any(key.startswith(_QWEN_FLAT) for key in adapter.checkpoint.tensors):
-        return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _from_right) else None
-    if _has_no_dot(adapter):
-        return _UNPACK
-    looks_at = re.compile(_QWEN_LAYER).match
-    return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _in_two, lambda layer: bool(looks_at(layer))) else None
+    keys = own_keys(adapter)
+    if any(key.startswith("lora_unet_transformer_blocks_") for key in keys):
+        known = re.compile(_FLAT_QWEN_IMAGE).match
+        return _UNPACK if _has_no_dot(adapter) else UNSUPPORTED if flat_without_kind(filter(known, keys)) else None
+    return UNSUPPORTED if without_kind(parted(keys), takes_peft=True) else None
+
+
+# Underscored names of Z-Image have a second underscore for it, and these layers alone.
+_FLAT_Z_IMAGE = (
+    r"lora_unet__(layers|context_refiner|noise_refiner)_\d+_(attention|feed_forward)_(to_k|to_q|to_v|w1|w2|w3)"
+)
 
 
 def _of_z_image(adapter: Adapter) -> str | None:
     blocks = ("diffusion_model.layers.", "diffusion_model.context_refiner.", "diffusion_model.noise_refiner.")
-    if _lacks(adapter, (*blocks, "transformer.layers."), _OF_Z_IMAGE):
+    is_flat = any(map(re.compile(_FLAT_Z_IMAGE).match, adapter.checkpoint.tensors))
+    if not is_flat and _lacks(adapter, (*blocks, "transformer.layers."), _OF_Z_IMAGE):
         return "model does not match Z-Image LoRA heuristics"
-    return _UNSUPPORTED if _has_layer_of_no_kind(adapter, _from_right) else None
+    # It parts these once they have dots, as all others.
+    known = re.compile(_FLAT_Z_IMAGE + r"\.").match
+    keys = [f"layers.0.{key}" if known(key) else key for key in own_keys(adapter)]
+    return UNSUPPORTED if without_kind(parted(keys), takes_peft=True) else None
 
 
 def _paths(family: str, *layouts: str) -> tuple[str, ...]:
@@ -291,86 +220,123 @@ def _wan() -> Iterator[Rule]:
     of_images = ("blocks.{i}.cross_attn.k_img", "blocks.{i}.cross_attn.v_img")
     added = ("blocks.{i}.attn2.add_k_proj", "blocks.{i}.attn2.add_v_proj")
     yield FLAT._replace(
-        prefixes=("lora_unet_",), layouts=_EITHER, lacks=(*outside, *of_images, *added), unfound=_PASSED, says=""
+        prefixes=("lora_unet_",), layouts=_EITHER, lacks=(*outside, *of_images, *added), unfound=PASSED, says=""
     )
     magnitudes = {**DOTTED_PEFT.magnitudes, ".dora_scale output": OTHER_AXIS, ".dora_scale input": COMPUTES}
     for rule in (DOTTED, DOTTED_PEFT._replace(scale=alpha_over_rank, magnitudes=magnitudes)):
-        native = rule._replace(lacks=(*outside, *of_images), unfound=_PASSED, says="")
-        yield native._replace(prefixes=("diffusion_model.",), layouts=_EITHER)
-        yield native._replace(prefixes=("transformer.", ""), layouts=("diffusers",))
+        native = rule._replace(lacks=(*outside, *of_images), unfound=PASSED, says="")
+        yield native._replace(prefixes=("diffusion_model.", "transformer.", ""), layouts=_EITHER)
 
 
 def _qwen_image() -> Iterator[Rule]:
     outside = tuple(path for path in _paths("qwen_image", "diffusers") if not path.startswith("transformer_blocks."))
     yield FLAT_PEFT._replace(prefixes=("lora_unet_",), layouts=("diffusers",))
-    yield FLAT._replace(prefixes=("lora_unet_",), layouts=("diffusers",), lacks=outside, unfound=_PASSED, says="")
+    yield FLAT._replace(prefixes=("lora_unet_",), layouts=("diffusers",), lacks=outside, unfound=PASSED, says="")
     for rule in (DOTTED, DOTTED_PEFT):
         yield rule._replace(prefixes=("transformer.", ""), layouts=("diffusers",))
 
 
 def _z_image() -> Iterator[Rule]:
+    leaves = (
+        "attention.to_k",
+        "attention.to_q",
+        "attention.to_v",
+        *(f"feed_forward.w{number}" for number in (1, 2, 3)),
+    )
     for rule in (DOTTED, DOTTED_PEFT):
         yield rule._replace(prefixes=("diffusion_model.", "transformer."), layouts=("diffusers",))
+        yield rule._replace(prefixes=("text_encoder.",), layouts=("model.layers.{i}",))
+        for blocks in ("layers", "context_refiner", "noise_refiner"):
+            yield rule._replace(prefixes=("lora_unet__",), paths=tuple(f"{blocks}.{{i}}.{leaf}" for leaf in leaves))
+    yield Rule(prefixes=("lora_unet__",), layouts=("diffusers",), unfound=NOT_FOUND)
+    yield Rule(prefixes=("text_encoder.",), layouts=("layers.{i}",), unfound=NOT_FOUND)
     yield Rule(prefixes=("diffusion_model.",), layouts=("original",), unfound=NOT_FOUND)
 
 
-# FLUX: every key of a file in kohya's names has to begin as one of these, and its widths are not those of FLUX.2.
-_FLUX = (
-    r"lora_unet_\w+_blocks_\d+_(?:(?:img|txt)_(?:attn|mlp|mod)|linear[12]|modulation)|lora_unet_final_layer_linear"
-    r"|lora_te1_text_model_encoder_layers_\d+_(?:mlp|self_attn)_"
-    r"|lora_te2_encoder_block_\d+_layer_\d+_(?:DenseReluDense|SelfAttention)_"
+# Anima: layers that Wan has not.
+_ANIMA = (
+    r"(?:lora_unet_(?:llm_adapter_)?|(?:diffusion_model|transformer|base_model\.model\.transformer)\.)blocks[._]\d+[._]"
+    r"(?:mlp[._]layer|adaln_modulation|(?:cross|self)_attn[._](?:[qkv]_proj|output_proj))"
 )
-_FLUX_LAST = "lora_unet_final_layer"
-# Of one in its own names with dots each has to begin and to end so.
-_FLUX_PREFIX = "diffusion_model."
-_FLUX_DOTTED = ("diffusion_model.double_blocks.", "diffusion_model.single_blocks.")
-_FLUX_ENDS = (
-    *("lora_A.weight", "lora_B.weight", "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"),
-    *("lokr_t2", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "alpha", "dora_scale"),
-    "diff",
+
+
+def _of_anima(adapter: Adapter) -> str | None:
+    keys = tensors_of(adapter)
+    if not (any(map(re.compile(_ANIMA).search, keys)) and any(key.endswith(_ENDS) for key in keys)):
+        return "model does not match Anima LoRA heuristics"
+    is_flat = any(key.startswith(("lora_unet_", "lora_te_")) for key in keys)
+    ends = (
+        ENDS if is_flat else (*ENDS, ".lokr_w1", ".lokr_w2", *(f".lokr_w{at}_{side}" for at in "12" for side in "ab"))
+    )
+    return UNSUPPORTED if without_kind(parted(own_keys(adapter), ends), takes_peft=not is_flat) else None
+
+
+@OfKind
+def _beside_lokr(given: Given) -> str | LoadFailure | Strangers | None:
+    """It takes the magnitude away from LoKR, which was not run."""
+    return "" if given.contribution.algorithm.name == "lokr" and given.contribution.magnitude else exceptions(given)
+
+
+def _anima() -> Iterator[Rule]:
+    paths = _paths("anima", "original")
+    # The layers of attentions are the only ones whose underscored names it knows in the adapter of the language model.
+    attention = tuple(f"_attn.{layer}_proj" for layer in ("q", "k", "v", "o", "output"))
+    lacks = tuple(
+        path
+        for path in paths
+        if not path.startswith("blocks.") and not (path.startswith("llm_adapter.blocks.") and path.endswith(attention))
+    )
+    for rule in (FLAT_PEFT, FLAT._replace(exceptions=_beside_lokr)):
+        flat = rule._replace(prefixes=("lora_unet_",), lacks=lacks, unfound=NOT_FOUND, layouts=("original",))
+        yield flat._replace(lacks=()) if rule is FLAT_PEFT else flat._replace(says="")
+        yield rule._replace(prefixes=("lora_te_",), layouts=("layers.{i}",))
+    yield Rule(prefixes=("lora_te_",), layouts=("model.layers.{i}",), unfound=NOT_FOUND)
+    kinds = {**DOTTED.kinds, "lokr": COMPUTES}
+    for rule in (DOTTED._replace(kinds=kinds, exceptions=_beside_lokr), DOTTED_PEFT):
+        yield rule._replace(prefixes=("transformer.", "diffusion_model."), layouts=("original",))
+        yield rule._replace(prefixes=("text_encoder.",), layouts=("model.layers.{i}",))
+
+
+# Krea 2: words that no other family has, and both factors of every module.
+_PAIRS = {"lora_A": "lora_B", "lora_B": "lora_A", "lora_down": "lora_up", "lora_up": "lora_down"}
+
+
+def _of_krea2(adapter: Adapter) -> str | None:
+    keys = tensors_of(adapter)
+    words = ("text_fusion", "txtfusion", "time_mod_proj")
+    is_like = any(word in key for key in keys for word in words)
+    is_like = is_like or all(any(f".attn.{layer}." in key for key in keys) for layer in ("wq", "gate"))
+    halves = [key.rsplit(".", 2) for key in keys if key.endswith(tuple(f".{side}.weight" for side in _PAIRS))]
+    if not (is_like and halves and all(f"{module}.{_PAIRS[side]}.{end}" in keys for module, side, end in halves)):
+        return "model does not match Krea-2 LoRA heuristics"
+    dotted = [key for key in own_keys(adapter) if not key.startswith("lora_unet_")]
+    return UNSUPPORTED if without_kind(parted(dotted, _ENDS_OF_KREA2), takes_peft=True) else None
+
+
+_ENDS_OF_KREA2 = (*ENDS, ".lora_magnitude_vector.weight")
+
+
+# It reads PEFT's magnitudes as those of its own axis.
+_OF_KREA2 = DOTTED._replace(
+    dialects=("kohya", "peft", INFIXED),
+    kinds={"lora": COMPUTES},
+    magnitudes={**DOTTED.magnitudes, ".lora_magnitude_vector.weight output": OTHER_AXIS},
 )
-_UNLIKE_FLUX = "LoRA model is in unsupported FLUX format"
-_WIDTH = 3072
-_OF_WIDTH = ("_img_attn_proj.lora_down.weight", ".img_attn.proj.lora_A.weight")
-_OF_ROWS = ("_img_mlp_0.lora_up.weight", ".img_mlp.0.lora_B.weight")
 
 
-@remembering_names
-def _is_of_flux(key: str) -> bool:
-    return bool(re.match(_FLUX, key))
+def _is_unflattened(adapter: Adapter) -> Finder:
+    """It finds a module of underscored names where it knows the ends of all its keys."""
+    cut = (key.partition(".") for key in tensors_of(adapter))
+    others = {module for module, dot, end in cut if dot + end not in _ENDS_OF_KREA2}
+    return lambda given: given.module.name.key not in others
 
 
-def _of_flux(adapter: Adapter) -> str | None:
-    tensors = adapter.checkpoint.tensors
-    is_flat = any(key.startswith("lora_unet_") for key in tensors)
-    if is_flat and not all(map(_is_of_flux, tensors)):
-        return _UNLIKE_FLUX
-    # It passes over the last layer.
-    if is_flat and _has_layer_of_no_kind(adapter, _in_two, lambda layer: not layer.startswith(_FLUX_LAST)):
-        return _UNSUPPORTED
-    is_dotted = any(key.startswith(_FLUX_DOTTED) for key in tensors)
-    if is_dotted and not all(key.startswith(_FLUX_PREFIX) and key.endswith(_FLUX_ENDS) for key in tensors):
-        return _UNLIKE_FLUX
-    for key, info in tensors.items():
-        is_wider = key.endswith(_OF_WIDTH) and info.shape[1:] != (_WIDTH,)
-        if is_wider or (key.endswith(_OF_ROWS) and info.shape[0] != 4 * _WIDTH):
-            return "the file is taken for one of FLUX.2"
-    return None
-
-
-def _flux() -> Iterator[Rule]:
-    for rule in (FLAT_PEFT, FLAT._replace(lacks=("final_layer.linear",), unfound=_PASSED, says="")):
-        yield rule._replace(prefixes=("lora_unet_",), layouts=("original",))
-    own = Rule(prefixes=("diffusion_model.",), layouts=("original",))
-    yield own._replace(dialects=("peft",), alpha=False, kinds={"lora": COMPUTES})
-    yield own._replace(dialects=("peft",), alpha=True, kinds={"lora": FAILS}, says=DOTTED.says)
-    yield own._replace(dialects=("kohya",), says=_UNLIKE_FLUX)
-    yield Rule(prefixes=("lora_unet_", "diffusion_model.", "lycoris_"), layouts=("diffusers",), says=_UNLIKE_FLUX)
-
-
-def _loader(family: str, make: Callable[[], Iterable[Rule]], refuses: Refusal) -> Loader:
-    rules = RulesByFamily((family,), lambda asked: make())
-    return Loader(rules, BESIDE, (family,), others=_PASSED, refuses=refuses)
+def _krea2() -> Iterator[Rule]:
+    yield _OF_KREA2._replace(prefixes=("diffusion_model.", "transformer.", ""), layouts=_EITHER)
+    yield _OF_KREA2._replace(
+        prefixes=("lora_unet_",), layouts=("original",), finds=_is_unflattened, unfound=NOT_FOUND, says=""
+    )
+    yield Rule(prefixes=("base_model.model.", "lycoris_"), layouts=_EITHER, unfound=NOT_FOUND)
 
 
 PROGRAM = Program(
@@ -379,19 +345,26 @@ PROGRAM = Program(
     version="6.14.0-alpha (2026-08-19)",
     ran="2026-12-01",
     loaders=(
-        _loader("sd15", partial(_unet, ("diffusers",)), _of_sd15),
-        _loader("sdxl", partial(_unet, _EITHER), _of_sdxl),
-        _loader("flux", _flux, _of_flux),
-        _loader("wan", _wan, _of_wan),
-        _loader("qwen_image", _qwen_image, _of_qwen_image),
-        _loader("z_image", _z_image, _of_z_image),
+        loader_of("sd15", partial(_unet, ("diffusers",), ("lora_te_",)), partial(_of_width, _SD15)),
+        loader_of("sd2", partial(_unet, ("diffusers",), ("lora_te_",)), partial(_of_width, _SD2)),
+        loader_of("sdxl", partial(_unet, _EITHER, _NUMBERED), _of_sdxl),
+        *invokeai_flux.LOADERS,
+        loader_of("wan", _wan, _of_wan),
+        loader_of("qwen_image", _qwen_image, _of_qwen_image),
+        loader_of("z_image", _z_image, _of_z_image),
+        loader_of("anima", _anima, _of_anima),
+        loader_of("krea2", _krea2, _of_krea2),
     ),
     schemes={
         "sd15": "kohya",
+        "sd2": "kohya",
         "sdxl": "kohya",
         "flux": "kohya",
+        "flux2": "kohya",
         "wan": "comfyui",
         "qwen_image": "kohya",
         "z_image": "diffusers",
+        "anima": "kohya",
+        "krea2": "comfyui",
     },
 )
