@@ -18,7 +18,7 @@ from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.file_types import GGUF_KEYS
 from lora_inspect.programs.adapter_view import View, has_loader_for
 from lora_inspect.programs.evaluate import Left, Reception, Taken, TakenAlike, receive
-from lora_inspect.programs.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, Program
+from lora_inspect.programs.record import BASE_NORM, LEAVES, MISREADS, OTHER_AXIS, SILENT, SUM_NORM, UNTRAINED, Program
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.model.contribution import Contribution
@@ -136,6 +136,8 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
     bearing = [one for one in taken if one.magnitude]
     if norm := next((_NORMS[one.magnitude] for one in bearing if one.magnitude in _NORMS), None):
         return WRONG, f"it divides the magnitudes by {norm}, {_DIFFERS}", ()
+    if any(one.magnitude == UNTRAINED for one in bearing):
+        return WRONG, f"it puts the norms of the base in the place of the magnitudes, {_DIFFERS}", ()
     if any(one.magnitude == LEAVES for one in bearing):
         # Where no change is lost, magnitudes are all that is left of modules.
         told = reception.left

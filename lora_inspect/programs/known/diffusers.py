@@ -13,14 +13,16 @@ from lora_inspect.programs.known.diffusers_rules import (
     NO_DORA,
     ONLY_LORA,
     SCALES_LEFT,
+    UNDERSCORED_ENCODERS,
     UNEXPECTED,
     alphas_by_pattern,
     converted,
     endless,
     own,
+    renamed_encoders,
     stored,
 )
-from lora_inspect.programs.record import COMPUTES, FAILS, INFIXED, Program, Rule, ScaleOfFile, Strangers
+from lora_inspect.programs.record import COMPUTES, FAILS, INFIXED, Loader, Program, Rule, ScaleOfFile, Strangers
 from lora_inspect.reading.adapter import Adapter
 
 _WAN_BLOCKS = tuple(
@@ -153,60 +155,65 @@ _Z_LOADERS = (
     own("z_image"),
 )
 
-_SDXL_FAILS = "ValueError: The following keys have not been correctly renamed"
-_SDXL_LOADERS = (
-    converted(
-        "sdxl",
-        *(f"^lora_{part}_" for part in ("te", "unet", "te1", "te2")),
-        rules=lambda: (
-            Rule(
-                prefixes=("lora_unet_",),
-                layouts=("original",),
-                dialects=("kohya", "lycoris"),
-                kinds=ONLY_LORA,
-                magnitudes=SCALES_LEFT,
-                scale=ScaleOfFile(alphas_by_pattern),
-                says=_SDXL_FAILS,
-            ),
-            Rule(
-                prefixes=("lora_unet_",),
-                layouts=("diffusers",),
-                dialects=("kohya",),
-                paths=("add_embedding.linear_1", "add_embedding.linear_2"),
-            ),
-            Rule(
-                prefixes=("lora_unet_",),
-                layouts=("diffusers",),
-                dialects=("kohya", "lycoris"),
-                kinds=ONLY_LORA,
-                magnitudes=SCALES_LEFT,
-                scale=ScaleOfFile(alphas_by_pattern),
-                says=_SDXL_FAILS,
-            ),
+_RENAMED = "ValueError: The following keys have not been correctly renamed"
+_UNET = Rule(
+    prefixes=("lora_unet_",),
+    layouts=("diffusers",),
+    dialects=("kohya", "lycoris"),
+    kinds=ONLY_LORA,
+    magnitudes=SCALES_LEFT,
+    scale=ScaleOfFile(alphas_by_pattern),
+    says=_RENAMED,
+)
+_UNET_ENCODERS = renamed_encoders(_RENAMED, ScaleOfFile(alphas_by_pattern), *UNDERSCORED_ENCODERS[:3])
+
+
+def _of_unet(family: str, *rules: Rule) -> tuple[Loader, ...]:
+    """Kohya's names, where all keys have them, and diffusers' own."""
+    return (
+        converted(
+            family,
+            *(f"^lora_{part}_" for part in ("te", "unet", "te1", "te2")),
+            rules=lambda: (*rules, _UNET, _UNET_ENCODERS),
+            all_marked=True,
+            strangers=UNEXPECTED,
         ),
-        all_marked=True,
-        strangers=UNEXPECTED,
+        own(family, "unet"),
+    )
+
+
+_UNET_LOADERS = (
+    *_of_unet(
+        "sdxl",
+        _UNET._replace(layouts=("original",)),
+        _UNET._replace(
+            dialects=("kohya",), paths=("add_embedding.linear_1", "add_embedding.linear_2"), kinds={}, says=""
+        ),
     ),
-    own("sdxl", "unet"),
+    *_of_unet("sd15"),
+    *_of_unet("sd2"),
 )
 
 # Families of which the names of diffusers alone were tried, each with what its pipeline calls the model.
 _OTHERS = {
-    **dict.fromkeys(("sd15", "sd2"), "unet"),
     **dict.fromkeys(
         (
             *("anima", "auraflow", "cosmos", "framepack", "hidream_i1", "hunyuan_video", "ideogram4", "kandinsky5"),
-            *("krea2", "ltx2", "ltx_video", "lumina2", "sd3"),
+            *("krea2", "ltx2", "ltx_video", "lumina2"),
         ),
         "transformer",
     ),
 }
-_OTHER_LOADERS = tuple(own(family, pipeline, marks=(f"^{pipeline}.",)) for family, pipeline in _OTHERS.items())
+_OTHER_LOADERS = (
+    *(own(family, pipeline, marks=(f"^{pipeline}.",)) for family, pipeline in _OTHERS.items()),
+    # It has no conversion.
+    own("sd3"),
+)
 
 PROGRAM = Program(
     name="diffusers",
     title="diffusers",
-    version="0.42.0 with PEFT 0.21.2",
-    loaders=(*_WAN_LOADERS, *FLUX_LOADERS, *_QWEN_LOADERS, *_Z_LOADERS, *_SDXL_LOADERS, *_OTHER_LOADERS),
+    version="0.42.1 with PEFT 0.21.2",
+    loaders=(*_WAN_LOADERS, *FLUX_LOADERS, *_QWEN_LOADERS, *_Z_LOADERS, *_UNET_LOADERS, *_OTHER_LOADERS),
     schemes={"": "diffusers"},
 )
