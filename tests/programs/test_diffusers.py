@@ -56,13 +56,14 @@ GAPS = {
     ("z_image", "comfyui"): {("ia3", True), *_KRONECKER},
     ("z_image", "comfyui, down and up"): {("ia3", True), *_KRONECKER},
     ("z_image", "diffusers"): _KRONECKER,
+    ("flux2", "peft"): {(kind, True) for kind in ("lora", "dora_scale of outputs", "dora_layer", "loha", "uneven")},
 }
 
 
 def files(family, names):
     """(kind, whether an alpha stands in it) of every file whose meaning its own program tells."""
     for kind, made in KINDS.items():
-        if family in OTHERS and kind not in (*_FEW, "uneven", "rslora config"):
+        if family in (*OTHERS, *OF_FEW_KINDS) and kind not in (*_FEW, "uneven", "rslora config"):
             continue
         if names not in _ALL_KINDS and kind not in _FEW:
             continue
@@ -78,10 +79,13 @@ def files(family, names):
 
 # Families whose loaders were tried with the names of diffusers alone.
 OTHERS = (
-    *("anima", "auraflow", "chroma", "cosmos", "framepack", "hidream_i1", "hunyuan_video", "ideogram4", "kandinsky5"),
-    *("krea2", "ltx2", "ltx_video", "lumina2", "sd15", "sd2", "sd3"),
+    *("anima", "auraflow", "chroma", "cosmos", "framepack", "hidream_i1", "ideogram4", "kandinsky5"),
+    *("krea2", "ltx_video", "lumina2"),
 )
+# Families of which every name was tried with a few kinds.
+OF_FEW_KINDS = ("flux2", "hunyuan_video", "ltx2", "sd15", "sd2", "sd3")
 CELLS = [(family, names) for family in FAMILIES for names in NAMES if layout_of(family, names)]
+CELLS += [(family, names) for family in OF_FEW_KINDS for names in NAMES if layout_of(family, names)]
 CELLS += [(family, names) for family in OTHERS for names in ("diffusers", "diffusers, down and up")]
 
 

@@ -4,6 +4,7 @@ A verdict that is `unknown` where the pipeline shows what becomes of the file is
 """
 
 import pytest
+from adapters import PEFT
 from diffusers_encoders import ENCODERS, adapter_of, loaded
 from program_grid import differs, is_gap, observe
 

@@ -30,11 +30,12 @@ from lora_inspect.programs.record import (
 )
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.keys.groups import group_equal
-from lora_inspect.reading.model.contribution import Contribution
+from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY, embedded_configs
 from lora_inspect.schemes.record import ModuleName
 
 NOT_LORA = "ValueError: Invalid LoRA checkpoint"
+_NOT_ADAPTER = "ValueError: Invalid adapter checkpoint"
 
 
 @OfKind
@@ -79,6 +80,13 @@ def without_lora(pipeline: str, adapter: Adapter) -> str | None:
     return NOT_LORA if next(odd, None) else config_fails(pipeline, adapter)
 
 
+def without_lokr(pipeline: str, adapter: Adapter) -> str | None:
+    """The same of a pipeline that loads LoKr too."""
+    words = ("lora", "lokr", "dora_scale")
+    odd = (key for key in adapter.checkpoint.tensors if not any(word in key for word in words))
+    return _NOT_ADAPTER if next(odd, None) else config_fails(pipeline, adapter)
+
+
 def no_lora(pipeline: str, adapter: Adapter) -> str | None:
     """FLUX asks only for one key with "lora" in it."""
     has_some = any("lora" in key for key in adapter.checkpoint.tensors)
@@ -98,17 +106,24 @@ def unsure(adapter: Adapter) -> str | None:
     kinds = [module for module in group_equal(adapter.modules).firsts if module.name.component == "model"]
     loras = [one for module in kinds for one in module.contributions if one.algorithm.name == "lora"]
     biases = {"lora_bias", "full_bias"}
+    layers = [module for module in kinds if not _is_removed(module)]
     if len({module.name.prefix for module in kinds}) > 1:
         return "its choice among the names of several programs"
     if _are_spelled_in_two_ways(adapter):
         return "its choice between two spellings of the factors"
     if len({one.magnitude is not None for one in loras}) > 1:
         return "its value for the missing magnitudes"
-    if len({any(one.algorithm.name in biases for one in module.contributions) for module in kinds}) > 1:
+    if len({any(one.algorithm.name in biases for one in module.contributions) for module in layers}) > 1:
         return "its value for the missing biases"
     if EMBEDDED_KEY in adapter.checkpoint.metadata:
         return _unsure_of_config(adapter)
     return None
+
+
+def _is_removed(module: Module) -> bool:
+    """Whether it has differences alone, of a norm or a convolution, which conversions remove."""
+    is_plain = all(one.algorithm.name in ("full", "full_bias") for one in module.contributions)
+    return is_plain and ("norm" in module.name.body or module.name.body == "patch_embedding")
 
 
 def _are_spelled_in_two_ways(adapter: Adapter) -> bool:
@@ -172,7 +187,7 @@ def own(family: str, pipeline: str = "transformer", **fields: object) -> Loader:
     """Files in diffusers' own names, with every key of which PEFT has to do; other names find no layer."""
     loader = Loader(
         families=(family,),
-        rules=RulesByFamily((family,), lambda asked: _own_rules(pipeline, asked)),
+        rules=RulesByFamily((family,), lambda asked: own_rules(pipeline, asked)),
         strangers=NO_KEYS,
         leaves=NO_SCALE,
         flags=Strangers(SILENT),
@@ -182,7 +197,8 @@ def own(family: str, pipeline: str = "transformer", **fields: object) -> Loader:
     return loader._replace(**fields)  # type: ignore[arg-type]
 
 
-def _own_rules(pipeline: str, family: str) -> tuple[Rule, ...]:
+def own_rules(pipeline: str, family: str) -> tuple[Rule, ...]:
+    """Those of a pipeline's own names, and of others, none of which it finds."""
     peft = Rule(
         prefixes=(f"{pipeline}.",),
         layouts=("diffusers",),
@@ -193,7 +209,17 @@ def _own_rules(pipeline: str, family: str) -> tuple[Rule, ...]:
         scale=stored,
     )
     other = peft._replace(dialects=("kohya",), kinds=ALL_FAIL, says="IndexError: list index out of range")
-    return peft, other, *own_encoders(family), *FOREIGN
+    second = Rule(prefixes=("transformer_2.",))
+    return (
+        *(peft, other, second._replace(where=_has_first, unfound=Strangers(SILENT)), second),
+        *own_encoders(family),
+        *FOREIGN,
+    )
+
+
+def _has_first(adapter: Adapter) -> bool:
+    """Whether it has layers of the first expert too, so that no message tells of those of the second one."""
+    return any(key.startswith("transformer.") for key in adapter.checkpoint.tensors)
 
 
 # The text encoders whose adapters a pipeline loads, all of CLIP; it asks nothing of the others.
