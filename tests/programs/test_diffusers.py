@@ -56,7 +56,6 @@ GAPS = {
     ("z_image", "comfyui"): {("ia3", True), *_KRONECKER},
     ("z_image", "comfyui, down and up"): {("ia3", True), *_KRONECKER},
     ("z_image", "diffusers"): _KRONECKER,
-    ("flux2", "peft"): {(kind, True) for kind in ("lora", "dora_scale of outputs", "dora_layer", "loha", "uneven")},
 }
 
 
@@ -82,10 +81,16 @@ OTHERS = (
     *("anima", "auraflow", "chroma", "cosmos", "framepack", "hidream_i1", "ideogram4", "kandinsky5"),
     *("krea2", "ltx_video", "lumina2"),
 )
-# Families of which every name was tried with a few kinds.
+# Families of which other names were tried too, with a few kinds.
 OF_FEW_KINDS = ("flux2", "hunyuan_video", "ltx2", "sd15", "sd2", "sd3")
 CELLS = [(family, names) for family in FAMILIES for names in NAMES if layout_of(family, names)]
-CELLS += [(family, names) for family in OF_FEW_KINDS for names in NAMES if layout_of(family, names)]
+_NAMES_OF_FEW = {
+    "flux2": ("comfyui", "diffusers", "onetrainer"),
+    "hunyuan_video": ("comfyui", "diffusers"),
+    "ltx2": ("kohya", "comfyui", "comfyui, down and up", "diffusers", "bare"),
+    **dict.fromkeys(("sd15", "sd2", "sd3"), ("diffusers",)),
+}
+CELLS += [(family, names) for family, own in _NAMES_OF_FEW.items() for names in own]
 CELLS += [(family, names) for family in OTHERS for names in ("diffusers", "diffusers, down and up")]
 
 
