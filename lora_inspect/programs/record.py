@@ -19,6 +19,8 @@ COMPUTES, LEAVES, MISREADS, FAILS = "computes", "leaves", "misreads", "fails"
 # What it does with DoRA's magnitude beside that: it divides by the norms of the base's weight instead of the changed
 # one's, by those of the other axis, or by the changed one's where the magnitude is over the base's.
 BASE_NORM, OTHER_AXIS, SUM_NORM = "base norm", "other axis", "sum norm"
+# It leaves the magnitude out and computes DoRA all the same, with the norms of the base's weight in its place.
+UNTRAINED = "untrained"
 # Whether a program says something of what it passes over.
 SILENT, WARNS = "silently", "warns"
 # The paths of text encoders, in the place of a layout's name. Those of one kind have the root of its blocks there.
@@ -149,7 +151,8 @@ class Rule(NamedTuple):
     `parts` says of single roles by "algorithm.role" what it does otherwise, as of a Tucker core: {"lora.mid": LEAVES},
     and `exceptions` of single contributions that it COMPUTES as a rule, where numbers, shapes or neighbours decide.
     `scale` is the scale that it applies. `magnitudes` says what it does with a magnitude by "suffix axis", as
-    ".dora_scale output": COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS or FAILS, and is unknown for what is not there.
+    ".dora_scale output": COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS, UNTRAINED or FAILS, and is unknown for what is not
+    there.
     `residual` says whether it takes the first values of factors off the base where their initialisation put them in.
     `by` says how the rule is known, RUN or READ, `says` what the program says of it, where it FAILS.
     """

@@ -25,6 +25,7 @@ from lora_inspect.programs.record import (
     OTHER_AXIS,
     SILENT,
     SUM_NORM,
+    UNTRAINED,
     Loader,
     Program,
     Reads,
@@ -184,6 +185,8 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
     bearing = [one for one in taken if one.magnitude]
     if norm := next((_NORMS[one.magnitude] for one in bearing if one.magnitude in _NORMS), None):
         return WRONG, f"it divides the magnitudes by {norm}, {_DIFFERS}", ()
+    if any(one.magnitude == UNTRAINED for one in bearing):
+        return WRONG, f"it puts the norms of the base in the place of the magnitudes, {_DIFFERS}", ()
     if any(one.magnitude == LEAVES for one in bearing):
         # Where no change is lost, magnitudes are all that is left of modules.
         told = reception.left

@@ -62,7 +62,7 @@ GAPS = {
 def files(family, names):
     """(kind, whether an alpha stands in it) of every file whose meaning its own program tells."""
     for kind, made in KINDS.items():
-        if family in OTHERS and kind not in (*_FEW, "uneven", "rslora config"):
+        if family in (*OTHERS, *OF_FEW_KINDS) and kind not in (*_FEW, "uneven", "rslora config"):
             continue
         if names not in _ALL_KINDS and kind not in _FEW:
             continue
@@ -78,10 +78,19 @@ def files(family, names):
 
 # Families whose loaders were tried with the names of diffusers alone.
 OTHERS = (
-    *("anima", "auraflow", "chroma", "cosmos", "framepack", "hidream_i1", "hunyuan_video", "ideogram4", "kandinsky5"),
-    *("krea2", "ltx2", "ltx_video", "lumina2", "sd15", "sd2", "sd3"),
+    *("anima", "auraflow", "chroma", "cosmos", "framepack", "hidream_i1", "ideogram4", "kandinsky5"),
+    *("krea2", "ltx_video", "lumina2"),
 )
+# Families of which other names were tried too, with a few kinds.
+OF_FEW_KINDS = ("flux2", "hunyuan_video", "ltx2", "sd15", "sd2", "sd3")
 CELLS = [(family, names) for family in FAMILIES for names in NAMES if layout_of(family, names)]
+_NAMES_OF_FEW = {
+    "flux2": ("comfyui", "diffusers", "onetrainer"),
+    "hunyuan_video": ("comfyui", "diffusers"),
+    "ltx2": ("kohya", "comfyui", "comfyui, down and up", "diffusers", "bare"),
+    **dict.fromkeys(("sd15", "sd2", "sd3"), ("diffusers",)),
+}
+CELLS += [(family, names) for family, own in _NAMES_OF_FEW.items() for names in own]
 CELLS += [(family, names) for family in OTHERS for names in ("diffusers", "diffusers, down and up")]
 
 

@@ -35,7 +35,7 @@ from lora_inspect.maths.low_rank import Distance, Product, distance, relative
 from lora_inspect.maths.scaling import per_expert
 from lora_inspect.maths.tensors import SampleWeight, load_whole
 from lora_inspect.programs.evaluate import Taken
-from lora_inspect.programs.record import BASE_NORM, LEAVES, OTHER_AXIS, SUM_NORM
+from lora_inspect.programs.record import BASE_NORM, LEAVES, OTHER_AXIS, SUM_NORM, UNTRAINED
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.model.contribution import Contribution, Module
@@ -448,12 +448,24 @@ def _received(dependent: BaseDependentChange, does: str, scale: float) -> torch.
     contribution = dependent.contribution._replace(scale=scale)
     if does == OTHER_AXIS:
         return _along_the_other_axis(dependent, contribution)
+    if does == UNTRAINED:
+        return _with_norms_of_base(dependent, contribution)
     if does == LEAVES:
         contribution = contribution._replace(magnitude=None)
     elif does in _NORMS and contribution.magnitude:
         spelling = contribution.magnitude.spelling._replace(norms=_NORMS[does])
         contribution = contribution._replace(magnitude=contribution.magnitude._replace(spelling=spelling))
     return true_change(dependent._replace(contribution=contribution))
+
+
+def _with_norms_of_base(dependent: BaseDependentChange, contribution: Contribution) -> torch.Tensor:
+    """V · ‖W‖ / ‖V‖ - W per output: DoRA whose magnitudes are those that its initialisation gives them."""
+    weight = own_weight(dependent.places)
+    combined = weight + true_change(dependent._replace(contribution=contribution._replace(magnitude=None)))
+    norms = (dora.squared_norm(one, dora.OUTPUT).to(weight.dtype) for one in (weight, combined))
+    of_base, of_sum = (dora.norm_from_square(squares, 0.0) for squares in norms)
+    changed: torch.Tensor = combined * dora.gain(of_base.reshape(-1, 1), of_sum)
+    return changed - weight
 
 
 def _along_the_other_axis(dependent: BaseDependentChange, contribution: Contribution) -> torch.Tensor:

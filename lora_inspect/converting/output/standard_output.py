@@ -48,6 +48,7 @@ from lora_inspect.files.outputs import (
 )
 from lora_inspect.files.safetensors.writer import Content, write_contents
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.keys.suffixes import MODELS
 from lora_inspect.reading.peft import peft_config
 from lora_inspect.reading.scale.scale_records import FoldedScales, folded_record
 from lora_inspect.schemes.diffusers import DIFFUSERS
@@ -143,15 +144,17 @@ class StandardOutput:
         components: dict[str, dict[str, SpelledModule]] = defaultdict(dict)
         for module in modules.values():
             name = module.module.name
-            components[name.prefix][name.body] = module
+            # PEFT finds layers by the ends of their names, and CLIP of transformers 5 has no `text_model`.
+            path = name.body if name.component in MODELS else name.body.removeprefix("text_model.")
+            components[name.prefix][path] = module
         if self._asked == DIFFUSERS.name:
             configs = {prefix: configs.get(prefix, BARE) for prefix in components}
         # diffusers takes no rank from the tensors of a component as soon as another one has a config.
         if self._carriers != {FACTORS} or not configs or not components.keys() <= configs.keys():
             return None
-        use_dora = any(module.magnitude for module in modules.values())
         flat: dict[str, object] = {}
         for prefix, own in components.items():
+            use_dora = any(module.magnitude for module in own.values())
             methods = _methods(own.values())
             if len(methods) > 1:
                 return None

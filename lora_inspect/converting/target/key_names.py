@@ -11,8 +11,9 @@ from lora_inspect.algorithms.record import Algorithm, Role
 from lora_inspect.converting.options import LORA
 from lora_inspect.errors import RefusedError
 from lora_inspect.maths.dora import INPUT, OF_STORED_ROWS
-from lora_inspect.reading.keys.suffixes import parse_key
+from lora_inspect.reading.keys.suffixes import MODELS, parse_key
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
+from lora_inspect.schemes.diffusers import DIFFUSERS
 from lora_inspect.schemes.peft import PEFT
 
 # The config is one of PEFT, which has an alpha for each module, or of mlx-lm, which has one scale for all.
@@ -22,6 +23,8 @@ ALPHA, CONFIG, ONE_SCALE, FACTORS, HEADER = "alpha", "config", "one scale", "fac
 PEFT_MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 # The spellings whose readers expect one of every module as soon as one has it.
 OF_ALL_MODULES = (*PEFT_MAGNITUDES, OF_STORED_ROWS)
+# diffusers hands files of text encoders to transformers, which has no use for the shorter spelling.
+_OF_ENCODERS = PEFT_MAGNITUDES[1]
 
 
 def carrier_of(module: Module) -> str:
@@ -92,6 +95,8 @@ def magnitude_place(
     """
     scheme = schemes.by_name(module.name.scheme)
     own, due = magnitude.spelling.suffix, scheme.suffixes["magnitude"]
+    if scheme.name == DIFFUSERS.name and module.name.component not in MODELS:
+        own = due = _OF_ENCODERS
     if due == OF_STORED_ROWS:
         if (magnitude.axis == INPUT) != (contribution.algorithm.transposed is True):
             raise RefusedError(

@@ -33,6 +33,7 @@ from lora_inspect.programs.record import (
     LEAVES,
     OTHER_AXIS,
     SUM_NORM,
+    UNTRAINED,
     Loader,
     Program,
     Rule,
@@ -264,6 +265,10 @@ _OFFERS = {
         "divides magnitudes by the norms of the changed weights, but these are over the norms of the base, so the "
         "result would differ",
         f"--keep-dora with --base BASE (the trainer's magnitudes again), {PLAIN}, or {DROPPED}",
+    ),
+    UNTRAINED: (
+        "puts the norms of the base in the place of the magnitudes, so the result would differ",
+        f"{PLAIN}, or {DROPPED}",
     ),
 }
 _OVER = {BASE_NORM: OF_BASE, COMPUTES: OF_SUM}

@@ -6,21 +6,53 @@ into the factors and fails on a key that it leaves over. An embedded config deci
 Sources: `loaders/lora_pipeline.py`, `loaders/lora_conversion_utils.py` and `loaders/peft.py` of diffusers.
 """
 
+from functools import partial
+
 from lora_inspect.programs.known.diffusers_flux import FLUX_LOADERS
 from lora_inspect.programs.known.diffusers_rules import (
     ALL_FAIL,
+    DORA_SCALES,
+    LAYER_SCALE,
     LEFT_OVER,
+    NO_CORE,
     NO_DORA,
+    NO_SCALE,
+    NOT_LORA,
     ONLY_LORA,
+    OUTPUTS,
+    PEFT_DORA,
     SCALES_LEFT,
+    UNDERSCORED_ENCODERS,
     UNEXPECTED,
     alphas_by_pattern,
+    config_fails,
     converted,
     endless,
     own,
+    own_rules,
+    renamed_encoders,
     stored,
+    without_lokr,
+    without_lora,
 )
-from lora_inspect.programs.record import COMPUTES, FAILS, INFIXED, Program, Rule, ScaleOfFile, Strangers
+from lora_inspect.programs.record import (
+    COMPUTES,
+    FAILS,
+    INFIXED,
+    LEAVES,
+    MISREADS,
+    SILENT,
+    WARNS,
+    Given,
+    Loader,
+    LoadFailure,
+    OfKind,
+    Program,
+    Rule,
+    RulesByFamily,
+    ScaleOfFile,
+    Strangers,
+)
 from lora_inspect.reading.adapter import Adapter
 
 _WAN_BLOCKS = tuple(
@@ -31,6 +63,20 @@ _WAN_ENDS = (
     *("time_projection.1", "head.head", "text_embedding.0", "text_embedding.2"),
     *("time_embedding.0", "time_embedding.2"),
 )
+_WAN_NORMS = (
+    *(f"blocks.{{i}}.{attn}.norm_{one}" for attn in ("self_attn", "cross_attn") for one in "qk"),
+    *("blocks.{i}.norm3", "blocks.{i}.modulation", "blocks.{i}", "head.modulation"),
+)
+
+
+@OfKind
+def _removes_differences(given: Given) -> Strangers | LoadFailure | None:
+    """A difference of a weight, and of a convolution's bias, is passed over where no other key is left over."""
+    own = given.contribution.algorithm.name
+    is_removed = own == "full" or (own == "full_bias" and given.module.name.body == "patch_embedding")
+    return Strangers(SILENT) if is_removed else endless(given)
+
+
 _WAN = Rule(
     layouts=("original",), kinds=ONLY_LORA, magnitudes=NO_DORA, exceptions=endless, scale=stored, says=LEFT_OVER
 )
@@ -42,8 +88,10 @@ _WAN_LOADERS = (
             _WAN._replace(
                 prefixes=("diffusion_model.",),
                 paths=_WAN_BLOCKS,
-                kinds={**ONLY_LORA, "full": "", "full_bias": COMPUTES},
+                kinds={**ONLY_LORA, "full": COMPUTES, "full_bias": COMPUTES},
+                exceptions=_removes_differences,
             ),
+            Rule(prefixes=("diffusion_model.",), paths=_WAN_NORMS, unfound=Strangers(SILENT)),
             _WAN._replace(
                 prefixes=("diffusion_model.",),
                 paths=_WAN_ENDS,
@@ -52,7 +100,13 @@ _WAN_LOADERS = (
             ),
             _WAN._replace(
                 prefixes=("diffusion_model.",),
-                paths=(*_WAN_ENDS, "patch_embedding"),
+                paths=("patch_embedding",),
+                kinds={**ALL_FAIL, "full": COMPUTES, "full_bias": COMPUTES},
+                exceptions=_removes_differences,
+            ),
+            _WAN._replace(
+                prefixes=("diffusion_model.",),
+                paths=_WAN_ENDS,
                 kinds={**ALL_FAIL, "full": "", "full_bias": ""},
             ),
             Rule(
@@ -104,6 +158,8 @@ _QWEN_LOADERS = (
         rules=lambda: (
             _QWEN._replace(prefixes=("lora_unet_", "diffusion_model.")),
             _QWEN._replace(prefixes=("",), alpha=True),
+            # DiffSynth-Studio's, by which the conversion knows them.
+            _QWEN._replace(prefixes=("",), dialects=(INFIXED,)),
             _NO_MATCH,
         ),
     ),
@@ -139,6 +195,7 @@ _Z_LOADERS = (
             _Z_KOHYA._replace(layouts=("original",), dialects=("kohya",), paths=_Z_ENDS, kinds={}, says=""),
             _Z_KOHYA._replace(layouts=("original",)),
             _QWEN._replace(prefixes=("",), alpha=True),
+            _QWEN._replace(prefixes=("",), dialects=(INFIXED,)),
             _QWEN._replace(prefixes=("diffusion_model.",)),
             _Z_RULE._replace(paths=_Z_FED),
             _Z_RULE._replace(paths=_Z_OUT, dialects=("kohya",)),
@@ -153,62 +210,219 @@ _Z_LOADERS = (
     own("z_image"),
 )
 
-_SDXL_FAILS = "ValueError: The following keys have not been correctly renamed"
-_SDXL_LOADERS = (
-    converted(
-        "sdxl",
-        *(f"^lora_{part}_" for part in ("te", "unet", "te1", "te2")),
-        rules=lambda: (
-            Rule(
-                prefixes=("lora_unet_",),
-                layouts=("original",),
-                dialects=("kohya", "lycoris"),
-                kinds=ONLY_LORA,
-                magnitudes=SCALES_LEFT,
-                scale=ScaleOfFile(alphas_by_pattern),
-                says=_SDXL_FAILS,
-            ),
-            Rule(
-                prefixes=("lora_unet_",),
-                layouts=("diffusers",),
-                dialects=("kohya",),
-                paths=("add_embedding.linear_1", "add_embedding.linear_2"),
-            ),
-            Rule(
-                prefixes=("lora_unet_",),
-                layouts=("diffusers",),
-                dialects=("kohya", "lycoris"),
-                kinds=ONLY_LORA,
-                magnitudes=SCALES_LEFT,
-                scale=ScaleOfFile(alphas_by_pattern),
-                says=_SDXL_FAILS,
-            ),
+_RENAMED = "ValueError: The following keys have not been correctly renamed"
+_UNET = Rule(
+    prefixes=("lora_unet_",),
+    layouts=("diffusers",),
+    dialects=("kohya", "lycoris"),
+    kinds=ONLY_LORA,
+    magnitudes=SCALES_LEFT,
+    scale=ScaleOfFile(alphas_by_pattern),
+    says=_RENAMED,
+)
+_UNET_ENCODERS = renamed_encoders(_RENAMED, ScaleOfFile(alphas_by_pattern), *UNDERSCORED_ENCODERS[:3])
+
+
+def _of_unet(family: str, *rules: Rule) -> tuple[Loader, ...]:
+    """Kohya's names, where all keys have them, and diffusers' own."""
+    return (
+        converted(
+            family,
+            *(f"^lora_{part}_" for part in ("te", "unet", "te1", "te2")),
+            rules=lambda: (*rules, _UNET, _UNET_ENCODERS),
+            all_marked=True,
+            strangers=UNEXPECTED,
         ),
-        all_marked=True,
-        strangers=UNEXPECTED,
+        own(family, "unet"),
+    )
+
+
+_UNET_LOADERS = (
+    *_of_unet(
+        "sdxl",
+        _UNET._replace(layouts=("original",)),
+        _UNET._replace(
+            dialects=("kohya",), paths=("add_embedding.linear_1", "add_embedding.linear_2"), kinds={}, says=""
+        ),
     ),
-    own("sdxl", "unet"),
+    *_of_unet("sd15"),
+    *_of_unet("sd2"),
 )
 
-# Families of which the names of diffusers alone were tried, each with what its pipeline calls the model.
-_OTHERS = {
-    **dict.fromkeys(("sd15", "sd2"), "unet"),
-    **dict.fromkeys(
-        (
-            *("anima", "auraflow", "cosmos", "framepack", "hidream_i1", "hunyuan_video", "ideogram4", "kandinsky5"),
-            *("krea2", "ltx2", "ltx_video", "lumina2", "sd3"),
+_EMPTY = "ValueError: `original_state_dict` should be empty at this point"
+_FLUX2_UNSUPPORTED = Strangers(WARNS, "Unsupported keys for Kohya Flux2 LoRA conversion")
+_FLUX2 = Rule(prefixes=("lora_unet_",), layouts=("original",), dialects=("kohya",), parts=NO_CORE, scale=stored)
+_FLUX2_LOADERS = (
+    converted(
+        "flux2",
+        ".lora_down.weight",
+        rules=lambda: (
+            _FLUX2._replace(
+                paths=(
+                    *("guidance_in.in_layer", "guidance_in.out_layer", "final_layer.adaLN_modulation.1"),
+                    *("double_stream_modulation_img.lin", "double_stream_modulation_txt.lin"),
+                    "single_stream_modulation.lin",
+                )
+            ),
+            _FLUX2._replace(
+                kinds={"lora": COMPUTES, "": LEAVES},
+                magnitudes=dict.fromkeys((*OUTPUTS, *DORA_SCALES, LAYER_SCALE), LEAVES),
+                exceptions=endless,
+            ),
+            # It takes the underscored names for kohya's, and has no others.
+            Rule(prefixes=("diffusion_model.", "lycoris_", "lora_transformer_")),
         ),
-        "transformer",
+        strangers=_FLUX2_UNSUPPORTED,
+        leaves=_FLUX2_UNSUPPORTED,
     ),
-}
-_OTHER_LOADERS = tuple(own(family, pipeline, marks=(f"^{pipeline}.",)) for family, pipeline in _OTHERS.items())
+    converted("flux2", ".lokr_", rules=lambda: ()),
+    converted(
+        "flux2",
+        "^diffusion_model.",
+        "^base_model.model.",
+        rules=lambda: (
+            _FLUX2._replace(
+                prefixes=("diffusion_model.",),
+                dialects=("peft",),
+                alpha=False,
+                kinds={"lora": COMPUTES, "": FAILS},
+                magnitudes=SCALES_LEFT,
+                says=_EMPTY,
+            ),
+            _FLUX2._replace(
+                prefixes=("diffusion_model.",), dialects=("peft", "kohya", "lycoris"), kinds=ALL_FAIL, says=_EMPTY
+            ),
+        ),
+        strangers=Strangers(FAILS, _EMPTY),
+    ),
+    own("flux2", refuses=partial(without_lokr, "transformer")),
+)
+
+
+def _without_lora_in_model(adapter: Adapter) -> str | None:
+    """It keeps the keys of the model alone, and looks only at these."""
+    keys = (key for key in adapter.checkpoint.tensors if key.startswith("diffusion_model."))
+    has_odd = any("lora" not in key and "dora_scale" not in key for key in keys)
+    return NOT_LORA if has_odd else config_fails("transformer", adapter)
+
+
+_LTX2_LOADERS = (
+    converted(
+        "ltx2",
+        "^diffusion_model.",
+        rules=lambda: (
+            Rule(
+                prefixes=("diffusion_model.",),
+                layouts=("original",),
+                dialects=("peft",),
+                kinds={"lora": COMPUTES, "lora_bias": COMPUTES},
+                magnitudes=PEFT_DORA,
+                scale=stored,
+            ),
+            Rule(
+                prefixes=("diffusion_model.",),
+                layouts=("original",),
+                dialects=("kohya",),
+                kinds=ALL_FAIL,
+                says="IndexError: list index out of range",
+            ),
+        ),
+        strangers=Strangers(SILENT),
+        leaves=NO_SCALE,
+        refuses=_without_lora_in_model,
+    ),
+    own("ltx2"),
+)
+
+# The rows that the conversion of HunyuanVideo takes for granted of `linear1`.
+_HUNYUAN_ROWS = 21504
+
+
+@OfKind
+def _of_other_width(given: Given) -> str | None:
+    is_fused = given.module.name.body.endswith("linear1")
+    return FAILS if is_fused and given.contribution.shape[0] != _HUNYUAN_ROWS else None
+
+
+_HUNYUAN = Rule(layouts=("original",), dialects=("peft",), parts=NO_CORE)
+_HUNYUAN_NAMES = ("transformer.", "diffusion_model.", "")
+_HUNYUAN_LOADERS = (
+    converted(
+        "hunyuan_video",
+        "img_attn_qkv",
+        rules=lambda: (
+            # It takes their smaller factor apart too.
+            _HUNYUAN._replace(
+                prefixes=_HUNYUAN_NAMES,
+                paths=("txt_in.individual_token_refiner.blocks.{i}.self_attn_qkv",),
+                kinds=ALL_FAIL,
+            ),
+            # Of both factors it swaps the halves, which only the rows of the change have.
+            _HUNYUAN._replace(
+                prefixes=_HUNYUAN_NAMES,
+                paths=("final_layer.adaLN_modulation.1",),
+                alpha=False,
+                kinds={"lora": MISREADS},
+                magnitudes=dict.fromkeys(DORA_SCALES, LEAVES),
+                scale=stored,
+            ),
+            _HUNYUAN._replace(
+                prefixes=_HUNYUAN_NAMES,
+                alpha=False,
+                kinds={"lora": COMPUTES},
+                exceptions=_of_other_width,
+                magnitudes=dict.fromkeys(DORA_SCALES, LEAVES),
+                scale=stored,
+                says="RuntimeError: split_with_sizes expects other sizes",
+            ),
+            _HUNYUAN._replace(
+                prefixes=_HUNYUAN_NAMES,
+                dialects=("peft", "kohya", "lycoris"),
+                kinds=ALL_FAIL,
+                says="RuntimeError: chunk expects at least a 1-dimensional tensor",
+            ),
+            _HUNYUAN._replace(prefixes=("lora_unet_",), dialects=("kohya", "lycoris"), kinds=ALL_FAIL),
+        ),
+        refuses=partial(without_lora, "transformer"),
+    ),
+    own(
+        "hunyuan_video",
+        rules=RulesByFamily(
+            ("hunyuan_video",),
+            lambda family: (
+                Rule(
+                    prefixes=("transformer.",),
+                    layouts=("original", "comfyui"),
+                    dialects=("peft",),
+                    kinds=ALL_FAIL,
+                    says="NoMatchingPeftModuleError: Target modules not found in the base model",
+                ),
+                *own_rules("transformer", family),
+            ),
+        ),
+    ),
+)
+
+# Families of which the names of diffusers alone were tried.
+_OTHERS = (
+    *("anima", "auraflow", "cosmos", "framepack", "hidream_i1", "ideogram4", "kandinsky5"),
+    *("krea2", "ltx_video", "lumina2"),
+)
+_OTHER_LOADERS = (
+    *(own(family, marks=("^transformer.",)) for family in _OTHERS),
+    # It has no conversion.
+    own("sd3"),
+)
 
 PROGRAM = Program(
     name="diffusers",
     title="diffusers",
-    version="0.42.0 with PEFT 0.21.2",
-    ran="2026-11-26",
-    distributions={"diffusers": "0.42.0", "peft": "0.21.2"},
-    loaders=(*_WAN_LOADERS, *FLUX_LOADERS, *_QWEN_LOADERS, *_Z_LOADERS, *_SDXL_LOADERS, *_OTHER_LOADERS),
+    version="0.42.1 with PEFT 0.21.2",
+    ran="2026-12-01",
+    distributions={"diffusers": "0.42.1", "peft": "0.21.2"},
+    loaders=(
+        *(*_WAN_LOADERS, *FLUX_LOADERS, *_QWEN_LOADERS, *_Z_LOADERS, *_UNET_LOADERS, *_FLUX2_LOADERS),
+        *(*_LTX2_LOADERS, *_HUNYUAN_LOADERS, *_OTHER_LOADERS),
+    ),
     schemes={"": "diffusers"},
 )

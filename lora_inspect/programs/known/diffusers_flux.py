@@ -15,12 +15,15 @@ from lora_inspect.programs.known.diffusers_rules import (
     NOT_LORA,
     PEFT_DORA,
     SCALES_LEFT,
+    UNDERSCORED_ENCODERS,
     alphas_by_pattern,
     config_fails,
     converted,
     endless,
     no_lora,
     own,
+    own_encoders,
+    renamed_encoders,
     stored,
 )
 from lora_inspect.programs.record import (
@@ -29,6 +32,7 @@ from lora_inspect.programs.record import (
     INFIXED,
     LEAVES,
     SILENT,
+    TEXT_ENCODERS,
     Given,
     LoadFailure,
     OfKind,
@@ -91,6 +95,36 @@ _FLUX_OWN = Rule(
     magnitudes={**PEFT_DORA, LAYER_SCALE: LEAVES},
     scale=ScaleOfFile(alphas_by_pattern),
 )
+
+
+def _is_renamed(adapter: Adapter) -> bool:
+    return any(".lora_down.weight" in key for key in adapter.checkpoint.tensors)
+
+
+def _is_not_renamed(adapter: Adapter) -> bool:
+    return not _is_renamed(adapter)
+
+
+_MIXED = Rule(
+    prefixes=("lora_transformer_",),
+    layouts=("diffusers",),
+    dialects=("kohya",),
+    paths=_FLUX_MIXED,
+    alpha=True,
+    kinds={"lora": COMPUTES, "lora_bias": FAILS, "full_bias": FAILS},
+    magnitudes=SCALES_LEFT,
+    exceptions=endless,
+    scale=stored,
+    says="ValueError: Expected an empty state dict at this point",
+)
+_MIXED_ENCODER = renamed_encoders("ValueError: Expected an empty state dict at this point", stored, "lora_te1_")
+
+
+@OfKind
+def _no_alpha(given: Given) -> LoadFailure:
+    return LoadFailure(f"KeyError: '{given.module.name.key}.alpha'")
+
+
 _BIASES_LEFT = {"lora": COMPUTES, "lora_bias": LEAVES, "full_bias": LEAVES}
 FLUX_LOADERS = (
     # Its own names under kohya's suffixes are renamed, and the alphas beside them dropped.
@@ -112,6 +146,9 @@ FLUX_LOADERS = (
                 magnitudes=dict.fromkeys((*DORA_SCALES, LAYER_SCALE), LEAVES),
                 scale=one,
             ),
+            # Beside renamed ones it keeps those of the transformer alone.
+            Rule(prefixes=("text_encoder.",), where=_is_renamed, unfound=Strangers(SILENT)),
+            *own_encoders("flux", ScaleOfFile(alphas_by_pattern), families=("flux",)),
         ),
         leaves=Strangers(SILENT),
         refuses=partial(no_lora, "transformer"),
@@ -122,24 +159,22 @@ FLUX_LOADERS = (
         "^lora_transformer_",
         rules=lambda: (
             Rule(
-                prefixes=("lora_transformer_",),
-                layouts=("diffusers",),
-                dialects=("kohya",),
-                paths=_FLUX_MIXED,
-                alpha=True,
-                kinds={"lora": COMPUTES, "lora_bias": FAILS, "full_bias": FAILS},
-                magnitudes=SCALES_LEFT,
-                exceptions=endless,
-                scale=stored,
-                says="KeyError: it is not implemented",
+                prefixes=("lora_transformer_", *UNDERSCORED_ENCODERS),
+                where=_is_not_renamed,
+                unfound=NO_KEYS,
             ),
+            # It asks first for the names of other encoders.
             Rule(
-                prefixes=("lora_transformer_",),
-                layouts=("diffusers",),
-                dialects=("kohya",),
-                kinds={"lora": FAILS},
-                says="KeyError: it is not implemented",
+                prefixes=UNDERSCORED_ENCODERS[:1] + UNDERSCORED_ENCODERS[2:],
+                kinds=ALL_FAIL,
+                says="AssertionError: all_unique_keys",
             ),
+            _MIXED,
+            _MIXED._replace(paths=(), alpha=False, kinds={"lora": COMPUTES}, exceptions=_no_alpha),
+            # They are renamed to the name of their block, which is no layer.
+            _MIXED._replace(paths=(), kinds={"lora": FAILS}, says="ValueError: Target module is not supported"),
+            _MIXED_ENCODER._replace(alpha=False, exceptions=_no_alpha),
+            _MIXED_ENCODER._replace(exceptions=endless),
         ),
     ),
     converted(
@@ -149,6 +184,9 @@ FLUX_LOADERS = (
             # They are renamed without the name of the model before them, which finds nothing.
             _FLUX_KOHYA._replace(paths=_FLUX_ENDS, dialects=("kohya",), kinds={}, says="", unfound=Strangers(SILENT)),
             _FLUX_KOHYA,
+            renamed_encoders(_INCOMPATIBLE, stored, *UNDERSCORED_ENCODERS[:2])._replace(exceptions=endless),
+            # It takes these for encoders too, and hands them to none.
+            Rule(prefixes=UNDERSCORED_ENCODERS[2:], layouts=(TEXT_ENCODERS,)),
             Rule(
                 prefixes=("lora_unet_", "diffusion_model."), layouts=("diffusers",), kinds=ALL_FAIL, says=_INCOMPATIBLE
             ),

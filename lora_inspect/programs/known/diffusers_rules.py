@@ -4,14 +4,17 @@ Its loaders test a whole adapter file for an embedded config, for alphas, and fo
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
     LEAVES,
     SILENT,
+    TEXT_ENCODERS,
+    UNTRAINED,
     WARNS,
     Given,
     Loader,
@@ -27,9 +30,12 @@ from lora_inspect.programs.record import (
 )
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.keys.groups import group_equal
+from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY, embedded_configs
+from lora_inspect.schemes.record import ModuleName
 
 NOT_LORA = "ValueError: Invalid LoRA checkpoint"
+_NOT_ADAPTER = "ValueError: Invalid adapter checkpoint"
 
 
 @OfKind
@@ -74,6 +80,13 @@ def without_lora(pipeline: str, adapter: Adapter) -> str | None:
     return NOT_LORA if next(odd, None) else config_fails(pipeline, adapter)
 
 
+def without_lokr(pipeline: str, adapter: Adapter) -> str | None:
+    """The same of a pipeline that loads LoKr too."""
+    words = ("lora", "lokr", "dora_scale")
+    odd = (key for key in adapter.checkpoint.tensors if not any(word in key for word in words))
+    return _NOT_ADAPTER if next(odd, None) else config_fails(pipeline, adapter)
+
+
 def no_lora(pipeline: str, adapter: Adapter) -> str | None:
     """FLUX asks only for one key with "lora" in it."""
     has_some = any("lora" in key for key in adapter.checkpoint.tensors)
@@ -93,17 +106,24 @@ def unsure(adapter: Adapter) -> str | None:
     kinds = [module for module in group_equal(adapter.modules).firsts if module.name.component == "model"]
     loras = [one for module in kinds for one in module.contributions if one.algorithm.name == "lora"]
     biases = {"lora_bias", "full_bias"}
+    layers = [module for module in kinds if not _is_removed(module)]
     if len({module.name.prefix for module in kinds}) > 1:
         return "its choice among the names of several programs"
     if _are_spelled_in_two_ways(adapter):
         return "its choice between two spellings of the factors"
     if len({one.magnitude is not None for one in loras}) > 1:
         return "its value for the missing magnitudes"
-    if len({any(one.algorithm.name in biases for one in module.contributions) for module in kinds}) > 1:
+    if len({any(one.algorithm.name in biases for one in module.contributions) for module in layers}) > 1:
         return "its value for the missing biases"
     if EMBEDDED_KEY in adapter.checkpoint.metadata:
         return _unsure_of_config(adapter)
     return None
+
+
+def _is_removed(module: Module) -> bool:
+    """Whether it has differences alone, of a norm or a convolution, which conversions remove."""
+    is_plain = all(one.algorithm.name in ("full", "full_bias") for one in module.contributions)
+    return is_plain and ("norm" in module.name.body or module.name.body == "patch_embedding")
 
 
 def _are_spelled_in_two_ways(adapter: Adapter) -> bool:
@@ -117,15 +137,33 @@ def _are_spelled_in_two_ways(adapter: Adapter) -> bool:
 
 
 def _unsure_of_config(adapter: Adapter) -> str | None:
-    config = next(iter(embedded_configs(adapter.checkpoint.metadata).values()), {})
-    loras = [one for one in adapter.contributions if one.algorithm.name == "lora"]
     if any(module.alpha for module in adapter.modules.values()):
         return "its choice between the scales of a config and of alphas"
-    if bool(config.get("use_dora")) != any(one.magnitude for one in loras):
-        return "its use of a config that does not match the magnitudes"
-    if not config.get("rank_pattern") and {one.rank for one in loras} != {config.get("r")}:
-        return "its use of a config that does not match the ranks"
+    configs = embedded_configs(adapter.checkpoint.metadata)
+    first = next(iter(configs.values()), {})
+    parts: dict[ModuleName, list[Contribution]] = {}
+    for module in adapter.modules.values():
+        own = (one for one in module.contributions if one.algorithm.name == "lora")
+        parts.setdefault(module.name._replace(body=""), []).extend(own)
+    for name, loras in parts.items():
+        is_encoder = name.component != "model"
+        if is_encoder and (why := _unsure_of_targets(configs.get(name.prefix, {}))):
+            return why
+        config = configs.get(name.prefix, {} if is_encoder else first)
+        if bool(config.get("use_dora")) != any(one.magnitude for one in loras):
+            return "its use of a config that does not match the magnitudes"
+        if not config.get("rank_pattern") and {one.rank for one in loras} != {config.get("r")}:
+            return "its use of a config that does not match the ranks"
     return None
+
+
+def _unsure_of_targets(config: Mapping[str, Any]) -> str | None:
+    """Whether an encoder's config names its layers so that any transformers finds them, as `q_proj`."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or not targets:
+        return "its use of a config without the layers of the text encoder"
+    has_root = any(str(target).startswith("text_model.") for target in targets)
+    return "its use of a config with names that transformers 5 does not have" if has_root else None
 
 
 LEFT_OVER = "ValueError: `state_dict` should be empty at this point"
@@ -149,7 +187,7 @@ def own(family: str, pipeline: str = "transformer", **fields: object) -> Loader:
     """Files in diffusers' own names, with every key of which PEFT has to do; other names find no layer."""
     loader = Loader(
         families=(family,),
-        rules=RulesByFamily((family,), lambda asked: _own_rules(pipeline)),
+        rules=RulesByFamily((family,), lambda asked: own_rules(pipeline, asked)),
         strangers=NO_KEYS,
         leaves=NO_SCALE,
         flags=Strangers(SILENT),
@@ -159,7 +197,8 @@ def own(family: str, pipeline: str = "transformer", **fields: object) -> Loader:
     return loader._replace(**fields)  # type: ignore[arg-type]
 
 
-def _own_rules(pipeline: str) -> tuple[Rule, ...]:
+def own_rules(pipeline: str, family: str) -> tuple[Rule, ...]:
+    """Those of a pipeline's own names, and of others, none of which it finds."""
     peft = Rule(
         prefixes=(f"{pipeline}.",),
         layouts=("diffusers",),
@@ -170,11 +209,72 @@ def _own_rules(pipeline: str) -> tuple[Rule, ...]:
         scale=stored,
     )
     other = peft._replace(dialects=("kohya",), kinds=ALL_FAIL, says="IndexError: list index out of range")
-    return peft, other, *FOREIGN
+    second = Rule(prefixes=("transformer_2.",))
+    return (
+        *(peft, other, second._replace(where=_has_first, unfound=Strangers(SILENT)), second),
+        *own_encoders(family),
+        *FOREIGN,
+    )
+
+
+def _has_first(adapter: Adapter) -> bool:
+    """Whether it has layers of the first expert too, so that no message tells of those of the second one."""
+    return any(key.startswith("transformer.") for key in adapter.checkpoint.tensors)
+
+
+# The text encoders whose adapters a pipeline loads, all of CLIP; it asks nothing of the others.
+ENCODERS = {"sd15": 1, "sd2": 1, "sdxl": 2, "sd3": 2, "flux": 1}
+_NAMES = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "text_encoder_4.")
+# transformers, which loads those of encoders, takes the magnitudes under the name alone that their module has.
+_ENCODER_DORA = {**PEFT_DORA, OUTPUTS[0]: UNTRAINED}
+_CANNOT_INFER = "ValueError: Could not automatically infer state dict type"
+
+
+def own_encoders(family: str, scale: ScaleRule | ScaleOfFile = stored, **fields: object) -> tuple[Rule, ...]:
+    """Text encoders in diffusers' own names."""
+    known = Rule(
+        prefixes=_NAMES[: ENCODERS.get(family, 0)],
+        layouts=("text_model.encoder.layers.{i}",),
+        dialects=("peft",),
+        kinds={"lora": COMPUTES},
+        magnitudes=_ENCODER_DORA,
+        parts=NO_CORE,
+        scale=scale,
+    )
+    known = known._replace(**fields)  # type: ignore[arg-type]
+    # CLIP without a projection has no `text_model` any more, which is taken off names that have it.
+    plain = known._replace(prefixes=known.prefixes[:1], layouts=("encoder.layers.{i}",))
+    ways = (known, plain) if family != "sd3" else (known,)
+    fails = (way._replace(dialects=("kohya",), kinds=ALL_FAIL, says=_CANNOT_INFER) for way in ways)
+    loads = (*ways, *fails) if known.prefixes else ()
+    return *loads, Rule(prefixes=_NAMES[len(known.prefixes) :], unfound=Strangers(SILENT))
+
+
+UNDERSCORED_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
+
+
+def renamed_encoders(says: str, scale: ScaleRule | ScaleOfFile, *prefixes: str) -> Rule:
+    """Text encoders under the `prefixes` of kohya's names, which a conversion hands on as those of a pipeline."""
+    return Rule(
+        prefixes=prefixes,
+        layouts=(TEXT_ENCODERS,),
+        dialects=("kohya", "lycoris"),
+        kinds=ONLY_LORA,
+        magnitudes=SCALES_LEFT,
+        scale=scale,
+        says=says,
+    )
 
 
 # Names that PEFT is not asked for.
-FOREIGN = (Rule(prefixes=("", "base_model.model.", "lycoris_", "lora_transformer_", "lora_unet_", "diffusion_model.")),)
+FOREIGN = (
+    Rule(
+        prefixes=(
+            *("", "base_model.model.", "lycoris_", "lora_transformer_", "lora_unet_", "diffusion_model."),
+            *UNDERSCORED_ENCODERS,
+        )
+    ),
+)
 
 
 def converted(family: str, *marks: str, rules: Callable[[], tuple[Rule, ...]], **fields: object) -> Loader:
@@ -185,7 +285,7 @@ def converted(family: str, *marks: str, rules: Callable[[], tuple[Rule, ...]], *
         rules=RulesByFamily((family,), lambda asked: (rule._replace(parts=NO_CORE) for rule in rules())),
         strangers=Strangers(FAILS, LEFT_OVER),
         leaves=NO_SCALE,
-        refuses=partial(config_fails, "unet" if family == "sdxl" else "transformer"),
+        refuses=partial(config_fails, "unet" if family in ("sdxl", "sd15", "sd2") else "transformer"),
         unsure=unsure,
     )
     return loader._replace(**fields)  # type: ignore[arg-type]

@@ -3,9 +3,10 @@
 Its scripts that generate or go on with a training build a network of the file. Those of SD 1.5 and SDXL do without an
 alpha, those of later families fail; SDXL's takes the names of diffusers' UNet behind `lora_unet_` too. LoHa, LoKr and
 whatever else is not LoRA is passed over. `flux_merge_lora.py` goes by the names in the base instead, which makes it a
-program of its own here: it takes every layer, needs no alpha, and warns of the rest.
+program of its own here: it takes every layer, needs no alpha, and warns of the rest. `sdxl_merge_lora.py` goes by the
+names in its own UNet and encoders, and so finds none of diffusers' names; a file without kohya's suffixes stops it.
 
-Sources: `networks/` of sd-scripts, merged into a small model of each family, and its merge of FLUX.1.
+Sources: `networks/` of sd-scripts, merged into a small model of each family, and its merges of FLUX.1 and SDXL.
 """
 
 import re
@@ -159,6 +160,7 @@ _IN_BASE = Rule(
     exceptions=_with_cores,
     magnitudes=_MAGNITUDES,
 )
+_NOT_FOUND = Strangers(WARNS, "no module found for LoRA weight")
 _FLUX_MERGE = _NETWORKS._replace(
     name="sd-scripts-flux-merge",
     title="sd-scripts (flux_merge_lora)",
@@ -174,4 +176,35 @@ _FLUX_MERGE = _NETWORKS._replace(
         ),
     ),
 )
-PROGRAMS = (_NETWORKS, _FLUX_MERGE)
+
+
+def _has_no_method(adapter: Adapter) -> str | None:
+    """It looks for a key of LoRA or of OFT first, and for the names of their layers after that."""
+    marks = ("lora_up", "lora_down", "oft_blocks")
+    has_some = any(mark in key for key in adapter.checkpoint.tensors for mark in marks)
+    return None if has_some else "UnboundLocalError: cannot access local variable 'target_replace_modules'"
+
+
+# Layers of its UNet that are in no block of transformers or of convolutions.
+_OUT_OF_BLOCKS = ("time_embed.{i}", "label_emb.{i}.{i}", "out.{i}")
+_IN_SDXL = _IN_BASE._replace(dialects=("kohya",), exceptions=_with_cores)
+_SDXL_MERGE = _NETWORKS._replace(
+    name="sd-scripts-sdxl-merge",
+    title="sd-scripts (sdxl_merge_lora)",
+    loaders=(
+        Loader(
+            families=("sdxl",),
+            rules=(
+                Rule(prefixes=(PREFIX,), paths=_OUT_OF_BLOCKS),
+                _IN_SDXL,
+                Rule(prefixes=(PREFIX,), layouts=("original",), dialects=("peft", "lycoris"), kinds={"": LEAVES}),
+                _IN_SDXL._replace(prefixes=("lora_te1_", "lora_te2_"), layouts=(TEXT_ENCODERS,)),
+                Rule(prefixes=(PREFIX,), layouts=("diffusers",), unfound=_NOT_FOUND),
+                Rule(prefixes=_OTHER_PREFIXES),
+            ),
+            strangers=Strangers(SILENT),
+            refuses=_has_no_method,
+        ),
+    ),
+)
+PROGRAMS = (_NETWORKS, _FLUX_MERGE, _SDXL_MERGE)
