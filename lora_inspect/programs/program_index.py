@@ -275,5 +275,22 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
         ),
     ),
     "sglang": (("sglang", "SGLang", "0.5.23", {"": "peft"}, True, False, ((("llm",), (), False),)),),
+    "trainers.blissful": (
+        (
+            "blissful",
+            "blissful-tuner",
+            "2026-04-15",
+            {"": "musubi"},
+            False,
+            True,
+            (
+                (("qwen_image", "wan"), (), False),
+                (("flux2", "hunyuan_video_1_5", "z_image"), (), False),
+                (("framepack",), (), False),
+                (("flux", "hunyuan_video"), (), False),
+                (("kandinsky5",), (), False),
+            ),
+        ),
+    ),
     "vllm": (("vllm", "vLLM", "0.33.0", {"": "peft"}, False, False, ((("llm",), (), False),)),),
 }
