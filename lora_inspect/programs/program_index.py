@@ -292,5 +292,36 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             ),
         ),
     ),
+    "trainers.diffsynth": (
+        (
+            "diffsynth",
+            "DiffSynth-Studio",
+            "2.0.0 (2026-08-20)",
+            {"wan": "comfyui", "qwen_image": "comfyui", "anima": "comfyui", "ltx2": "comfyui", "": ""},
+            False,
+            True,
+            ((("wan", "qwen_image", "z_image", "flux2", "anima", "ltx2"), (), False),),
+        ),
+    ),
     "vllm": (("vllm", "vLLM", "0.33.0", {"": "peft"}, False, False, ((("llm",), (), False),)),),
+    "wan_video_wrapper": (
+        (
+            "wan-video-wrapper",
+            "ComfyUI-WanVideoWrapper",
+            "2026-02-01",
+            {"": "comfyui"},
+            False,
+            True,
+            ((("wan",), (), False),),
+        ),
+        (
+            "wan-video-wrapper-unmerged",
+            "ComfyUI-WanVideoWrapper (unmerged)",
+            "2026-02-01",
+            {"": "comfyui"},
+            False,
+            True,
+            ((("wan",), (), False),),
+        ),
+    ),
 }
