@@ -305,18 +305,10 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
     ),
     "vllm": (("vllm", "vLLM", "0.33.0", {"": "peft"}, False, False, ((("llm",), (), False),)),),
     "wan_video_wrapper": (
-        (
-            "wan-video-wrapper",
-            "ComfyUI-WanVideoWrapper",
-            "2026-02-01",
-            {"": "comfyui"},
-            False,
-            True,
-            ((("wan",), (), False),),
-        ),
+        ("wan-video-wrapper", "WanVideoWrapper", "2026-02-01", {"": "comfyui"}, False, True, ((("wan",), (), False),)),
         (
             "wan-video-wrapper-unmerged",
-            "ComfyUI-WanVideoWrapper (unmerged)",
+            "WanVideoWrapper (unmerged)",
             "2026-02-01",
             {"": "comfyui"},
             False,

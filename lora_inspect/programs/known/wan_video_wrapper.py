@@ -144,14 +144,14 @@ def _of_diffusers(loaded: Rule, prefixes: tuple[str, ...]) -> Iterator[Rule]:
 _NOT_LOADED = Strangers(WARNS, "lora key not loaded: KEY")
 _MERGES = Program(
     name="wan-video-wrapper",
-    title="ComfyUI-WanVideoWrapper",
+    title="WanVideoWrapper",
     version="2026-02-01",
     loaders=(Loader(families=("wan",), rules=tuple(_rules(_MERGED)), strangers=_NOT_LOADED),),
     schemes={"": "comfyui"},
 )
 _KEEPS = _MERGES._replace(
     name="wan-video-wrapper-unmerged",
-    title="ComfyUI-WanVideoWrapper (unmerged)",
+    title="WanVideoWrapper (unmerged)",
     loaders=(
         Loader(
             families=("wan",),

@@ -56,7 +56,10 @@ _MAGNITUDES = dict.fromkeys(
 )
 _LOADED = Rule(
     prefixes=_PREFIXES,
-    kinds={"lora": COMPUTES, **dict.fromkeys(("loha", "lokr", "oft", "full", "full_bias", "lora_bias", "lycoris_ia3"), LEAVES)},
+    kinds={
+        "lora": COMPUTES,
+        **dict.fromkeys(("loha", "lokr", "oft", "full", "full_bias", "lora_bias", "lycoris_ia3"), LEAVES),
+    },
     magnitudes=_MAGNITUDES,
 )
 
