@@ -14,8 +14,7 @@ sys.path.insert(0, str(ROOT))
 from lora_inspect import programs as registry  # noqa: E402
 from lora_inspect.programs.record import Program  # noqa: E402
 
-FOLDER = ROOT / "lora_inspect" / "programs" / "known"
-TABLE = FOLDER.parent / "program_index.py"
+TABLE = ROOT / "lora_inspect" / "programs" / "program_index.py"
 HEAD = '''"""What programs the files of `known/` have, written by `python docs/write_program_index.py`."""
 
 from collections.abc import Mapping
@@ -63,8 +62,7 @@ def _on_one_line(value: object) -> str:
 
 def table() -> str:
     """The whole file."""
-    files = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
-    programs = {file: tuple(map(row, registry.in_file(file))) for file in files}
+    programs = {file: tuple(map(row, registry.in_file(file))) for file in registry.files()}
     return f"{HEAD}{laid_out(programs, 0)}\n"
 
 

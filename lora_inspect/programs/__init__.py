@@ -1,5 +1,7 @@
 """The registry of programs that load adapters: every file of `known/` with a record `PROGRAM`, or `PROGRAMS`.
 
+A folder in `known/` has files of programs too: `trainers/diffsynth.py` is the file "trainers.diffsynth".
+
 `info` pays for every import, and few programs load a given file: what stands in `program_index.py`, which is written
 from the records, says which files those are, and a program's own file is imported where one of its loaders is asked
 for. A file that is not there yet is imported at once.
@@ -59,8 +61,20 @@ def _indexed(file: str) -> Iterator[Program]:
         yield Program(name, title, version, loaders, schemes, uniform, sets_multiplier, ran, distributions)
 
 
-for _file in sorted(os.listdir(os.path.join(os.path.dirname(__file__), "known"))):
-    _name, _ending = os.path.splitext(_file)
-    if _ending == ".py" and _name != "__init__":
-        for _program in _indexed(_name) if _name in INDEX else in_file(_name):
-            add(_program)
+def files() -> Iterator[str]:
+    """The files of `known/` and of its folders."""
+    return _files_in(os.path.join(os.path.dirname(__file__), "known"))
+
+
+def _files_in(folder: str, before: str = "") -> Iterator[str]:
+    for own in sorted(os.listdir(folder)):
+        name, ending = os.path.splitext(own)
+        if ending == ".py" and name != "__init__":
+            yield before + name
+        elif not ending and name != "__pycache__":
+            yield from _files_in(os.path.join(folder, name), f"{before}{name}.")
+
+
+for _name in files():
+    for _program in _indexed(_name) if _name in INDEX else in_file(_name):
+        add(_program)

@@ -55,8 +55,12 @@ STATES = (FINE, CONVERT, INFO_ONLY, ANSWER)
 # In the place of a program's verdict on a file whose meaning is open or damaged.
 OPEN = "open"
 
-# What is no program that people load files in for use: an older version of one, scripts that merge, and training.
-_ASIDE = ("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge")
+# What is no program that people load files in for use: an older version of one, a way of its own that has to be asked
+# for, scripts that merge, and training.
+_ASIDE = (
+    *("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge"),
+    "wan-video-wrapper-unmerged",
+)
 # Those that most people know are named first.
 _FIRST = ("comfyui", "diffusers", "forge", "a1111", "peft", "llama-cpp", "vllm")
 _NOT_LOADED = (*UNJUDGED, REFUSED, NOTHING)

@@ -93,7 +93,10 @@ def test_shorter_notes_say_the_same_in_fewer_letters(fixtures):
 @pytest.mark.slow
 def test_states_agree_with_compat(fixtures):
     """In what is fine no program that loads it has another verdict; in what needs converting the one named has."""
-    aside = ("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge")
+    aside = (
+        *("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge"),
+        "wan-video-wrapper-unmerged",
+    )
     seen = set()
     for path in find_checkpoints(str(fixtures)):
         one = scan_file(path)

@@ -41,9 +41,9 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.schemes import SCHEMES
 
 PREFIX = "lora_unet_"
-_OTHER_PREFIXES = tuple({prefix: None for scheme in SCHEMES.values() for prefix in scheme.prefixes if prefix != PREFIX})
+OTHER_PREFIXES = tuple({prefix: None for scheme in SCHEMES.values() for prefix in scheme.prefixes if prefix != PREFIX})
 # The layout that it has a family's model in.
-_LAYOUTS: Mapping[str, str] = {
+LAYOUTS: Mapping[str, str] = {
     "flux2": "original",
     "framepack": "diffusers",
     "hunyuan_video_1_5": "original",
@@ -53,7 +53,7 @@ _LAYOUTS: Mapping[str, str] = {
     "z_image": "diffusers",
 }
 # Layouts whose names are not found in the model.
-_OTHER_LAYOUTS: Mapping[str, str] = {
+OTHER_LAYOUTS: Mapping[str, str] = {
     **dict.fromkeys(("wan", "flux2", "hunyuan_video_1_5", "krea2"), "diffusers"),
     "z_image": "original",
 }
@@ -89,7 +89,7 @@ _MAGNITUDES = dict.fromkeys(
 )
 
 
-def _has_several_kinds(adapter: Adapter) -> bool:
+def has_several_kinds(adapter: Adapter) -> bool:
     """It takes the kind of a whole file from the first of its keys that it knows."""
     return len({one.algorithm.name for one in adapter.contributions} & set(_KINDS)) > 1
 
@@ -103,9 +103,10 @@ def _exceptions(given: Given) -> str | None:
     return _is_odd(shapes)
 
 
-def _finder(family: str) -> Callable[[Adapter], Finder]:
+def in_blocks_of(family: str) -> Callable[[Adapter], Finder]:
+    """Finds the modules in the blocks of a family that a network has."""
     starts = _IN_BLOCKS[family]
-    in_blocks = OfKind(lambda given: given.module.name.body.startswith(starts))
+    in_blocks = OfKind(lambda given: given.module.name.body.replace(".", "_").startswith(starts))
 
     def finds(adapter: Adapter) -> Finder:
         return in_blocks
@@ -149,7 +150,7 @@ def _scale_of_network(given: Given) -> float | None:
     return None if contribution.alpha is None else contribution.alpha / rank
 
 
-_MERGED = Rule(
+MERGED = Rule(
     prefixes=(PREFIX,),
     kinds={**dict.fromkeys(_KINDS, COMPUTES), "": LEAVES},
     exceptions=_exceptions,
@@ -159,18 +160,18 @@ _MERGED = Rule(
 
 def _merges(family: str) -> Iterator[Rule]:
     """The rules of a family's model that is merged while it is loaded."""
-    own = _MERGED._replace(families=(family,), layouts=(_LAYOUTS[family],))
+    own = MERGED._replace(families=(family,), layouts=(LAYOUTS[family],))
     yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None)
     yield own._replace(dialects=(SLICED, INFIXED), kinds={"": LEAVES}, exceptions=None, by=READ)
-    yield own._replace(where=_has_several_kinds, kinds={**dict.fromkeys(_KINDS, ""), "": LEAVES})
+    yield own._replace(where=has_several_kinds, kinds={**dict.fromkeys(_KINDS, ""), "": LEAVES})
     yield own
     if family != "framepack":
-        yield Rule(families=(family,), prefixes=_OTHER_PREFIXES)
-    if other := _OTHER_LAYOUTS.get(family):
+        yield Rule(families=(family,), prefixes=OTHER_PREFIXES)
+    if other := OTHER_LAYOUTS.get(family):
         yield Rule(families=(family,), layouts=(other,), by=READ)
 
 
-_NETWORK = Rule(
+NETWORK = Rule(
     prefixes=(PREFIX,),
     kinds={"lora": COMPUTES, "": LEAVES},
     exceptions=_exceptions_of_network,
@@ -181,29 +182,29 @@ _NETWORK = Rule(
 
 def _generates(family: str) -> Iterator[Rule]:
     """The rules of a network of LoRA, whatever the file is of."""
-    own = _NETWORK._replace(families=(family,), layouts=("original",), finds=_finder(family))
+    own = NETWORK._replace(families=(family,), layouts=("original",), finds=in_blocks_of(family))
     yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None)
     yield own
-    yield Rule(families=(family,), prefixes=_OTHER_PREFIXES)
+    yield Rule(families=(family,), prefixes=OTHER_PREFIXES)
 
 
 def _trains(family: str) -> Iterator[Rule]:
     """The rules of the network module for the algorithm of the file, which merges what training begins with."""
-    own = _NETWORK._replace(
+    own = NETWORK._replace(
         families=(family,),
-        layouts=(_LAYOUTS.get(family, "original"),),
+        layouts=(LAYOUTS.get(family, "original"),),
         kinds={**dict.fromkeys(_KINDS, COMPUTES), "": LEAVES},
-        finds=_finder(family),
+        finds=in_blocks_of(family),
     )
     if family == _UNDETECTED:
         own = own._replace(kinds={"lora": COMPUTES, "loha": FAILS, "lokr": FAILS, "": LEAVES}, says=_DETECTS_NONE)
     yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None, says="")
     # The module that is named decides what is read of it.
-    yield own._replace(where=_has_several_kinds, kinds={**dict.fromkeys(_KINDS, ""), "": LEAVES}, says="")
+    yield own._replace(where=has_several_kinds, kinds={**dict.fromkeys(_KINDS, ""), "": LEAVES}, says="")
     yield own
     converted = _CONVERTED.get(family, ())
-    yield Rule(families=(family,), prefixes=tuple(prefix for prefix in _OTHER_PREFIXES if prefix not in converted))
-    if other := _OTHER_LAYOUTS.get(family):
+    yield Rule(families=(family,), prefixes=tuple(prefix for prefix in OTHER_PREFIXES if prefix not in converted))
+    if other := OTHER_LAYOUTS.get(family):
         yield Rule(families=(family,), layouts=(other,), by=READ)
 
 
@@ -214,8 +215,8 @@ _MUSUBI = Program(
     ran="2026-11-26",
     loaders=(
         Loader(
-            families=tuple(_LAYOUTS),
-            rules=RulesByFamily(tuple(_LAYOUTS), _merges),
+            families=tuple(LAYOUTS),
+            rules=RulesByFamily(tuple(LAYOUTS), _merges),
             strangers=Strangers(WARNS, "not all LoRA keys are used"),
         ),
         Loader(families=_GENERATED, rules=RulesByFamily(_GENERATED, _generates), strangers=Strangers(SILENT)),

@@ -1,0 +1,1 @@
+"""Programs that train adapters, and load them too."""
