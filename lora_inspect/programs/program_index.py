@@ -177,6 +177,7 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
     "llama_cpp": (
         ("llama-cpp", "llama.cpp", "October 2026", {"": "gguf"}, False, True, ((("llm",), (), False), ((), (), False))),
     ),
+    "lmdeploy": (("lmdeploy", "LMDeploy", "2026-08-21", {"": "peft"}, True, False, ((("llm",), (), False),)),),
     "lycoris": (
         ("lycoris", "LyCORIS", "4.1.3", {"": "lycoris"}, False, True, (((), (), False),)),
         ("lycoris-merge", "LyCORIS (merge_to)", "4.1.3", {"": "lycoris"}, False, True, (((), (), False),)),
@@ -275,5 +276,6 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
         ),
     ),
     "sglang": (("sglang", "SGLang", "0.5.23", {"": "peft"}, True, False, ((("llm",), (), False),)),),
+    "tgi": (("tgi", "TGI", "2026-01-08", {"": "peft"}, True, False, ((("llm",), (), False),)),),
     "vllm": (("vllm", "vLLM", "0.33.0", {"": "peft"}, False, False, ((("llm",), (), False),)),),
 }
