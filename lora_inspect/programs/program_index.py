@@ -276,6 +276,37 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
         ),
     ),
     "sglang": (("sglang", "SGLang", "0.5.23", {"": "peft"}, True, False, ((("llm",), (), False),)),),
+    "stable_diffusion_cpp": (
+        (
+            "stable-diffusion-cpp",
+            "stable-diffusion.cpp",
+            "2026-08-19",
+            {"sd15": "kohya", "sd2": "kohya", "sdxl": "kohya", "": "comfyui"},
+            False,
+            True,
+            (
+                (
+                    (
+                        "sd15",
+                        "sd2",
+                        "sdxl",
+                        "flux",
+                        "chroma",
+                        "sd3",
+                        "z_image",
+                        "qwen_image",
+                        "wan",
+                        "flux2",
+                        "hunyuan_video_1_5",
+                        "anima",
+                        "ltx2",
+                    ),
+                    (),
+                    False,
+                ),
+            ),
+        ),
+    ),
     "tgi": (("tgi", "TGI", "2026-01-08", {"": "peft"}, True, False, ((("llm",), (), False),)),),
     "vllm": (("vllm", "vLLM", "0.33.0", {"": "peft"}, False, False, ((("llm",), (), False),)),),
 }

@@ -58,6 +58,7 @@ def _unsure(adapter: Adapter) -> str | None:
         return None
     blocks, numbers = _blocks_of(adapter), set[str]()
     numbers.update(*blocks.values())
+    numbers.update(map(str, range(max(map(int, numbers), default=-1) + 1)))
     for leaf in sorted({leaf_of(name) for name in names_in(config, "target_modules")}):
         missing = sorted(numbers - blocks.get(leaf, set()))
         if missing:
@@ -67,13 +68,27 @@ def _unsure(adapter: Adapter) -> str | None:
     return None
 
 
+def _never(adapter: Adapter) -> str | None:
+    """What goes on through a conversion as it is."""
+    if adapter.other_keys:
+        return f"refuses a file with {adapter.other_keys[0]}"
+    if head := next((module.name.body for module in adapter.modules.values() if "." not in module.name.body), None):
+        return f"refuses a file with {head}"
+    blocks, numbers = _blocks_of(adapter), set[str]()
+    numbers.update(*blocks.values())
+    for leaf, own in blocks.items():
+        if missing := sorted({*map(str, range(max(map(int, numbers)) + 1)), *numbers} - own):
+            return f"fills no factors of {leaf} in block {missing[0]}, which the file does not have"
+    return None
+
+
 def _blocks_of(adapter: Adapter) -> dict[str, set[str]]:
     """The numbers of the blocks that have each layer, by its own name."""
     found: dict[str, set[str]] = defaultdict(set)
     for module in adapter.modules.values():
         path = module.name.body
         if is_of_blocks(path):
-            found[leaf_of(path)].add(next((part for part in path.split(".") if part.isdigit()), ""))
+            found[leaf_of(path)].add(next((part for part in path.split(".") if part.isdigit()), "0"))
     return found
 
 
@@ -121,6 +136,7 @@ PROGRAM = Program(
             rules=(_FILE, Rule(kinds={"": FAILS}, says=_NO_FACTOR)),
             strangers=Strangers(FAILS, _NO_FACTOR),
             refuses=_refused,
+            never=_never,
             unsure=_unsure,
         ),
     ),
