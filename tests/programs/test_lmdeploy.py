@@ -86,3 +86,10 @@ def test_convert_writes_what_it_loads(judged, tmp_path, kind):
         main(["convert", str(tmp_path / "adapter"), "--to", "lmdeploy", "-o", str(out)])
     assert ended.value.code == 0
     assert compat(str(out), "lmdeploy").verdicts[0].verdict == SAME
+
+
+@pytest.mark.parametrize("kind", ["expression", "narrow targets", "unknown key", "head"])
+@pytest.mark.slow
+def test_no_command_is_offered_for_what_no_conversion_changes(judged, kind):
+    found = judged(peft_kinds.KINDS[kind])
+    assert (found.verdict, found.fix) == (REFUSED, None)

@@ -110,3 +110,9 @@ def test_convert_writes_what_it_loads(judged, tmp_path, asked):
         main(["convert", str(tmp_path / "adapter"), "--to", "tgi", "-o", str(out)])
     assert ended.value.code == 0
     assert compat(str(out), "tgi").verdicts[0].verdict == SAME
+
+
+@pytest.mark.parametrize("kind", ["plain", "rank 24", "rslora", "head", "expression", "layers_to_transform"])
+@pytest.mark.slow
+def test_no_command_is_offered_for_what_no_conversion_changes(judged, kind):
+    assert judged(peft_kinds.KINDS[kind]).fix is None

@@ -75,6 +75,12 @@ def _never(adapter: Adapter) -> str | None:
     if head := next((module.name.body for module in adapter.modules.values() if "." not in module.name.body), None):
         return f"refuses a file with {head}"
     blocks, numbers = _blocks_of(adapter), set[str]()
+    # A conversion keeps what a config says beside the names of the file's layers, as an expression.
+    config = adapter.checkpoint.config
+    if config is not None and "target_modules" in config:
+        targets = {leaf_of(name) for name in names_in(config, "target_modules")}
+        if not targets.issuperset(blocks):
+            return "refuses target_modules that are no list of the names of all layers"
     numbers.update(*blocks.values())
     for leaf, own in blocks.items():
         if missing := sorted({*map(str, range(max(map(int, numbers)) + 1)), *numbers} - own):

@@ -86,6 +86,21 @@ def _refused(adapter: Adapter) -> str | None:
     return None
 
 
+def _never(adapter: Adapter) -> str | None:
+    """What goes on through a conversion as it is."""
+    ranks = _ranks(adapter)
+    for module in adapter.modules.values():
+        path = module.name.body
+        if not _block_of(path):
+            return f"ignores {path}"
+        if leaf_of(path) not in ranks:
+            return f"ignores {path}, as not every block has a {leaf_of(path)}"
+    most = max((rank for own in ranks.values() for rank in own.values()), default=0)
+    if len(ranks) > 1 and most != _padded(most):
+        return f"pads rank {most} to {_padded(most)}, by which it divides alpha for all kinds of layers but the first"
+    return None
+
+
 def _finds(adapter: Adapter) -> Finder:
     """The layers of whole kinds; it depends on the model where the config may leave blocks out at its end."""
     config, whole = adapter.checkpoint.config or {}, _ranks(adapter)
@@ -146,6 +161,7 @@ PROGRAM = Program(
             rules=(_FILE, Rule()),
             strangers=Strangers(SILENT),
             refuses=_refused,
+            never=_never,
         ),
     ),
     schemes={"": "peft"},
