@@ -80,12 +80,12 @@ def exceptions(given: Given, takes_bias: bool = False, alone: str = FAILS) -> st
     return "" if name == "old_glora" and is_of_conv else None
 
 
-def scale(of_glora: ScaleRule) -> ScaleOfFile:
-    """The scale of these networks: a `.scale` tensor instead of alpha/rank, and for GLoRA that of `of_glora`."""
+def scale(of_glora: ScaleRule, others: ScaleRule = alpha_over_rank) -> ScaleOfFile:
+    """The scale of these networks: a `.scale` tensor instead of that of `others`, and for GLoRA that of `of_glora`."""
 
     @OfKind
     def without_tensors(given: Given) -> float | None:
-        return (of_glora if given.contribution.algorithm.name in _GLORA else alpha_over_rank)(given)
+        return (of_glora if given.contribution.algorithm.name in _GLORA else others)(given)
 
     def found(given: Given) -> float | None:
         name = f"{given.module.name.key}.scale"

@@ -1,0 +1,151 @@
+"""LMDeploy: PEFT's folders, of which one rank and one scale count, `lora_alpha` over `r` of the config.
+
+Its reader takes nothing but pairs of factors. It makes room for the factors of a target in every block, and fills none
+of what a file leaves out. Sources: `add_adapters` in `pytorch/models/patch.py`, `pytorch/adapter/adapter.py` and
+`pytorch/nn/linear/lora.py` of LMDeploy, run on a stand-in of its Llama; the product of its kernel was read.
+"""
+
+from collections import defaultdict
+
+from lora_inspect.files.strict_json import json_number
+from lora_inspect.programs.known.peft import config_of, is_of_blocks, leaf_of, names_in
+from lora_inspect.programs.record import (
+    COMPUTES,
+    FAILS,
+    Finder,
+    Given,
+    Loader,
+    OfKindInFile,
+    Program,
+    Rule,
+    Strangers,
+)
+from lora_inspect.reading.adapter import Adapter
+
+_PREFIX, _FACTORS = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
+_NO_FACTOR = "AssertionError: it is no factor of LoRA"
+# What PEFT takes for a field that a config leaves out.
+_DEFAULT = 8
+
+
+def _refused(adapter: Adapter) -> str | None:
+    """What loading raises."""
+    config = config_of(adapter)
+    if isinstance(config, str):
+        return config
+    if config.get("peft_type") not in ("LORA", None):
+        return "AttributeError: the config has no lora_alpha"
+    for key in adapter.checkpoint.tensors:
+        if not key.endswith(_FACTORS):
+            return f"AssertionError: {key}"
+    targets = {leaf_of(name) for name in names_in(config, "target_modules")}
+    for module in adapter.modules.values():
+        path = module.name.body
+        # Targets are found behind a dot, and a head stands at the root.
+        if "." not in path or leaf_of(path) not in targets or not module.name.key.startswith(_PREFIX):
+            return f"KeyError: '{path}.lora_adapters.{leaf_of(path)}.lora_A'"
+    rank = config.get("r", _DEFAULT)
+    for contribution in adapter.contributions:
+        if contribution.rank not in (rank, None, 1):
+            return f"RuntimeError: The size of tensor a ({rank}) must match the size of tensor b ({contribution.rank})"
+    return None
+
+
+def _unsure(adapter: Adapter) -> str | None:
+    """The layers for whose factors it takes memory that nothing fills."""
+    config = config_of(adapter)
+    if isinstance(config, str):
+        return None
+    blocks, numbers = _blocks_of(adapter), set[str]()
+    numbers.update(*blocks.values())
+    numbers.update(map(str, range(max(map(int, numbers), default=-1) + 1)))
+    for leaf in sorted({leaf_of(name) for name in names_in(config, "target_modules")}):
+        missing = sorted(numbers - blocks.get(leaf, set()))
+        if missing:
+            return f"the change of {leaf} in block {missing[0]}, which the config names and the file does not have,"
+    if config.get("layers_to_transform") is not None or config.get("exclude_modules"):
+        return "the change of layers that the config leaves out"
+    return None
+
+
+def _never(adapter: Adapter) -> str | None:
+    """What goes on through a conversion as it is."""
+    if adapter.other_keys:
+        return f"refuses a file with {adapter.other_keys[0]}"
+    if head := next((module.name.body for module in adapter.modules.values() if "." not in module.name.body), None):
+        return f"refuses a file with {head}"
+    blocks, numbers = _blocks_of(adapter), set[str]()
+    # A conversion keeps what a config says beside the names of the file's layers, as an expression.
+    config = adapter.checkpoint.config
+    if config is not None and "target_modules" in config:
+        targets = {leaf_of(name) for name in names_in(config, "target_modules")}
+        if not targets.issuperset(blocks):
+            return "refuses target_modules that are no list of the names of all layers"
+    numbers.update(*blocks.values())
+    for leaf, own in blocks.items():
+        if missing := sorted({*map(str, range(max(map(int, numbers)) + 1)), *numbers} - own):
+            return f"fills no factors of {leaf} in block {missing[0]}, which the file does not have"
+    return None
+
+
+def _blocks_of(adapter: Adapter) -> dict[str, set[str]]:
+    """The numbers of the blocks that have each layer, by its own name."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for module in adapter.modules.values():
+        path = module.name.body
+        if is_of_blocks(path):
+            found[leaf_of(path)].add(next((part for part in path.split(".") if part.isdigit()), "0"))
+    return found
+
+
+def _finds(adapter: Adapter) -> Finder:
+    """The dense layers of blocks. A factor of rank 1 fills all rows, of which nobody tried what comes out."""
+    config = config_of(adapter)
+    rank = None if isinstance(config, str) else config.get("r", _DEFAULT)
+
+    def finds(given: Given) -> bool | None:
+        is_ranked = given.contribution.rank == rank
+        return True if is_of_blocks(given.module.name.body) and is_ranked else None
+
+    return finds
+
+
+@OfKindInFile
+def _scale(given: Given) -> float | None:
+    """`lora_alpha` over `r`, whatever else the config says."""
+    config = config_of(given.adapter)
+    if isinstance(config, str):
+        return None
+    alpha, rank = (json_number(config.get(field, _DEFAULT)) for field in ("lora_alpha", "r"))
+    return None if alpha is None or not rank else alpha / rank
+
+
+_FILE = Rule(
+    prefixes=(_PREFIX,),
+    layouts=("hf",),
+    dialects=("peft",),
+    kinds={"lora": COMPUTES, "": FAILS},
+    magnitudes={".lora_magnitude_vector output": FAILS},
+    finds=_finds,
+    scale=_scale,
+    says=_NO_FACTOR,
+)
+
+PROGRAM = Program(
+    name="lmdeploy",
+    title="LMDeploy",
+    version="2026-08-21",
+    sets_multiplier=False,
+    loaders=(
+        Loader(
+            families=("llm",),
+            rules=(_FILE, Rule(kinds={"": FAILS}, says=_NO_FACTOR)),
+            strangers=Strangers(FAILS, _NO_FACTOR),
+            refuses=_refused,
+            never=_never,
+            unsure=_unsure,
+        ),
+    ),
+    schemes={"": "peft"},
+    uniform=True,
+)

@@ -1,0 +1,169 @@
+"""TGI: PEFT's folders, of which one `lora_alpha` counts, over a rank that changes from one kind of layer to the next.
+
+It goes through the kinds of layers in an order of its own, pads the factors of each to a rank of its kernels, and takes
+that rank for the next kind. A kind of layer counts where every block has one; all other keys are passed over. Sources:
+`get_model_with_lora_adapters` in `models/__init__.py`, `utils/adapter.py` and `adapters/lora.py` of TGI, run on a
+stand-in of its Llama as on one GPU, with the functions that pad from its backend for Gaudi; the product of its kernels
+was read.
+"""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from math import sqrt
+from typing import Any
+
+from lora_inspect.caching import remembering_names
+from lora_inspect.files.discovery import ADAPTER_CONFIG
+from lora_inspect.files.strict_json import json_number
+from lora_inspect.programs.known.peft import leaf_of
+from lora_inspect.programs.record import (
+    COMPUTES,
+    LEAVES,
+    SILENT,
+    WARNS,
+    Finder,
+    Given,
+    Loader,
+    OfKindInFile,
+    Program,
+    Rule,
+    ScaleOfFile,
+    ScaleRule,
+    Strangers,
+)
+from lora_inspect.reading.adapter import Adapter
+
+# The kinds of layers in the order in which it goes through them.
+_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj")
+_OF_BLOCK = re.compile(r"model\.layers\.(\d+)\.(?:self_attn\.(?:q|k|v|o|qkv)_proj|mlp\.(?:gate|up|down)_proj)")
+_PREFIX = "base_model.model."
+# What its kernels take: no less than the first, and multiples of the second beyond. Nobody tried more than the third.
+_LEAST, _STEP, _MOST = 8, 16, 128
+# What PEFT takes for a field that a config leaves out.
+_DEFAULT = 8
+# Parts of names of files that it passes over.
+_NO_WEIGHTS = ("arguments", "args", "training")
+_UNUSED = Strangers(WARNS, "unused adapter weights")
+
+
+@remembering_names
+def _block_of(path: str) -> str:
+    """The number of the block that a layer is in, empty for what it does not look for."""
+    found = _OF_BLOCK.fullmatch(path)
+    return found[1] if found else ""
+
+
+def _padded(rank: int) -> int:
+    return _LEAST if rank <= _LEAST else -(-rank // _STEP) * _STEP
+
+
+def _ranks(adapter: Adapter) -> dict[str, dict[str, int]]:
+    """The ranks by block of the kinds of layers of which every block of the file has one."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for contribution in adapter.contributions:
+        path = contribution.module.body
+        if contribution.rank and _block_of(path) and contribution.module.key.startswith(_PREFIX):
+            found[leaf_of(path)][_block_of(path)] = contribution.rank
+    blocks = {str(number) for number in range(1 + max((int(at) for own in found.values() for at in own), default=0))}
+    return {leaf: found[leaf] for leaf in _ORDER if leaf in found and found[leaf].keys() == blocks}
+
+
+def _refused(adapter: Adapter) -> str | None:
+    """What loading raises."""
+    config = adapter.checkpoint.config
+    if config is None:
+        return f"ValueError: Can't find '{ADAPTER_CONFIG}'"
+    if config.get("peft_type") not in ("LORA", None):
+        return "AttributeError: the config has no fields of LoRA"
+    names = [os.path.basename(file) for file in adapter.checkpoint.files]
+    if any(part in name for name in names for part in _NO_WEIGHTS):
+        return "FileNotFoundError: No adapter weights found"
+    for leaf, ranks in _ranks(adapter).items():
+        if len(set(map(_padded, ranks.values()))) > 1:
+            return f"RuntimeError: stack expects each tensor to be equal size, as {leaf} has several ranks"
+    return None
+
+
+def _never(adapter: Adapter) -> str | None:
+    """What goes on through a conversion as it is."""
+    ranks = _ranks(adapter)
+    for module in adapter.modules.values():
+        path = module.name.body
+        if not _block_of(path):
+            return f"ignores {path}"
+        if leaf_of(path) not in ranks:
+            return f"ignores {path}, as not every block has a {leaf_of(path)}"
+    most = max((rank for own in ranks.values() for rank in own.values()), default=0)
+    if len(ranks) > 1 and most != _padded(most):
+        return f"pads rank {most} to {_padded(most)}, by which it divides alpha for all kinds of layers but the first"
+    return None
+
+
+def _finds(adapter: Adapter) -> Finder:
+    """The layers of whole kinds; it depends on the model where the config may leave blocks out at its end."""
+    config, whole = adapter.checkpoint.config or {}, _ranks(adapter)
+    is_open = _chooses_blocks(config)
+
+    def finds(given: Given) -> bool | None:
+        path, rank = given.module.name.body, given.contribution.rank
+        if not _block_of(path) or leaf_of(path) not in whole:
+            return False
+        return None if is_open or (rank or 0) > _MOST else True
+
+    return finds
+
+
+def _chooses_blocks(config: Mapping[str, Any]) -> bool:
+    """Whether a config may leave whole blocks out."""
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
+    names = [*(excluded if isinstance(excluded, list) else [excluded]), targets if isinstance(targets, str) else None]
+    return config.get("layers_to_transform") is not None or any(
+        isinstance(name, str) and ("layers" in name or any(map(str.isdigit, name))) for name in names
+    )
+
+
+def _scales(adapter: Adapter) -> ScaleRule:
+    """`lora_alpha` over the rank, or its root, that the kind of layer before left in its config."""
+    config = adapter.checkpoint.config or {}
+    alpha, rank = (json_number(config.get(field, _DEFAULT)) for field in ("lora_alpha", "r"))
+    scales: dict[str, float] = {}
+    for leaf, ranks in _ranks(adapter).items():
+        if alpha is None or not rank:
+            break
+        scales[leaf] = alpha / (sqrt(rank) if config.get("use_rslora") else rank)
+        rank = _padded(ranks["0"])
+    return OfKindInFile(lambda given: scales.get(leaf_of(given.module.name.body)))
+
+
+_MAGNITUDES = dict.fromkeys((".lora_magnitude_vector output", ".lora_magnitude_vector.weight output"), LEAVES)
+_FILE = Rule(
+    prefixes=(_PREFIX,),
+    layouts=("hf",),
+    dialects=("peft",),
+    kinds={"lora": COMPUTES, "": LEAVES},
+    finds=_finds,
+    unfound=_UNUSED,
+    scale=ScaleOfFile(_scales),
+    magnitudes=_MAGNITUDES,
+)
+
+PROGRAM = Program(
+    name="tgi",
+    title="TGI",
+    version="2026-01-08",
+    sets_multiplier=False,
+    loaders=(
+        # Names are looked up in a dictionary.
+        Loader(
+            families=("llm",),
+            rules=(_FILE, Rule()),
+            strangers=Strangers(SILENT),
+            refuses=_refused,
+            never=_never,
+        ),
+    ),
+    schemes={"": "peft"},
+    uniform=True,
+)
