@@ -1,6 +1,6 @@
 """What a program makes of the files that its record was measured with, in another checkout or wheel of it.
 
-    python tests/rerun_programs.py PROGRAM PATH [--family FAMILY]...
+    python tests/rerun_programs.py PROGRAM PATH [--family FAMILY]... [--kind KIND]...
 
 PROGRAM is the name of a record, as `compat --for` takes it, and PATH a checkout or a wheel of the program, whose own
 code loads every file of the grid into small models on the CPU. A line is printed for each case in which it does
@@ -67,15 +67,21 @@ def source(program: Program, path: Path, unpacked: Path) -> Path | str:
     return f"it holds no {program.needs}; name a checkout or a wheel of the program"
 
 
-def rerun(program: ModuleType, record: str, families: Sequence[str], say: Callable[[str], None]) -> Counter[str]:
-    """Runs every case and says each one that differs; the counts of "cases", "unknown" and "differs"."""
+def rerun(
+    program: ModuleType, record: str, families: Sequence[str], kinds: Sequence[str], say: Callable[[str], None]
+) -> Counter[str]:
+    """Runs the cases of these families and kinds, of all without any, and says each one that differs.
+
+    Returns the counts of "cases", "unknown" and "differs".
+    """
     from program_grid import differs, is_gap
+    from reruns import Asked
 
     from lora_inspect.ops.compat import compat
 
     counts = Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
-        for case in program.cases(record, tuple(families), Path(folder)):
+        for case in program.cases(record, Asked(tuple(families), tuple(kinds)), Path(folder)):
             (verdict,) = compat(str(case.file), record).verdicts
             seen = case.seen(verdict)
             counts["cases"] += 1
@@ -89,6 +95,19 @@ def rerun(program: ModuleType, record: str, families: Sequence[str], say: Callab
     return counts
 
 
+def _imported(program: Program, folder: Path) -> ModuleType:
+    """The module that runs the program, whose packages are to come from the folder."""
+    sys.path.insert(0, str(folder))
+    module = import_module(f"reruns.{program.module}")
+    # The tests import a package of this project that is called as one of sd-scripts is.
+    package = program.needs.partition("/")[0]
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        if not str(getattr(sys.modules[name], "__file__", "") or folder).startswith(str(folder)):
+            del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    return module
+
+
 def _factors(factors: dict[float, int]) -> str:
     return "" if set(factors) <= {1.0} else " ".join(f"x{factor:g}" for factor in factors)
 
@@ -99,17 +118,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("program", metavar="PROGRAM", choices=sorted(PROGRAMS))
     parser.add_argument("path", metavar="PATH", type=Path)
     parser.add_argument("--family", metavar="FAMILY", action="append", default=[])
+    parser.add_argument("--kind", metavar="KIND", action="append", default=[])
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as unpacked:
         folder = source(PROGRAMS[options.program], options.path, Path(unpacked))
         if isinstance(folder, str):
             print(f"{options.path}: {folder}", file=sys.stderr)
             return 3
-        sys.path.insert(0, str(folder.resolve()))
-        program = import_module(f"reruns.{PROGRAMS[options.program].module}")
+        program = _imported(PROGRAMS[options.program], folder.resolve())
         logging.disable(logging.CRITICAL)
         warnings.simplefilter("ignore")
-        counts = rerun(program, options.program, options.family, partial(print, flush=True))
+        counts = rerun(program, options.program, options.family, options.kind, partial(print, flush=True))
         print(
             f"{options.program} {program.version()}: {counts['cases']} cases, {counts['unknown']} without a verdict, "
             f"{counts['differs']} differ"

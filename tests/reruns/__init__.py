@@ -35,6 +35,17 @@ LORA = "lora"
 KINDS = tuple(name for name, kind in ALL_KINDS.items() if kind.config is None and not kind.of_norms)
 
 
+class Asked(NamedTuple):
+    """The families and the kinds that are run, all where none is named."""
+
+    families: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+    def takes(self, family: str, kind: str) -> bool:
+        """Whether a case is one of them."""
+        return (not self.families or family in self.families) and (not self.kinds or kind in self.kinds)
+
+
 class Case(NamedTuple):
     """A file of a kind in some names, and what the program is seen to make of it.
 
@@ -59,13 +70,13 @@ class Loading(NamedTuple):
     load: Callable[[str, dict[str, Tensor], Path], Weights]
 
 
-def grid(loading: Loading, record: str, asked: tuple[str, ...], folder: Path) -> Iterator[Case]:
+def grid(loading: Loading, record: str, asked: Asked, folder: Path) -> Iterator[Case]:
     """The cases of every family, or of those that are asked for.
 
     LoRA is tried in all names, and every kind in the first names of each layout that load.
     """
     for family, layout in loading.families.items():
-        if asked and family not in asked:
+        if asked.families and family not in asked.families:
             continue
         model = _Model(loading, family, layout)
         tried = set()
@@ -76,13 +87,14 @@ def grid(loading: Loading, record: str, asked: tuple[str, ...], folder: Path) ->
             # PEFT's names without an alpha need a config.
             first = [model.case(names, LORA, alpha, folder) for alpha in (True, False)[: 2 - names.startswith("peft")]]
             (verdict,) = compat(str(first[0].file), record).verdicts
-            yield from first
+            if asked.takes(family, LORA):
+                yield from first
             if verdict.verdict != SAME or of_names in tried:
                 continue
             tried.add(of_names)
             for kind in KINDS:
                 for alpha in (True, False) if ALL_KINDS[kind].has_alpha and kind != "rslora flag" else (True,):
-                    if kind != LORA:
+                    if kind != LORA and asked.takes(family, kind):
                         yield model.case(names, kind, alpha, folder)
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from reruns import Case, Loading, Weights, grid, module_tree, stub
+from reruns import Asked, Case, Loading, Weights, grid, module_tree, stub
 from torch import Tensor
 
 from lora_inspect.architectures import by_name
@@ -125,7 +125,7 @@ def load(family: str, state: dict[str, Tensor], file: Path) -> Weights:
     return found
 
 
-def cases(record: str, families: tuple[str, ...], folder: Path) -> Iterator[Case]:
+def cases(record: str, asked: Asked, folder: Path) -> Iterator[Case]:
     """The grid of the families whose class the checkout has."""
     stub(*_ABSENT)
     from comfy.cli_args import args
@@ -135,4 +135,4 @@ def cases(record: str, families: tuple[str, ...], folder: Path) -> Iterator[Case
     import comfy.model_base
 
     known = {family: layout(family) for family, (name, _) in MODELS.items() if hasattr(comfy.model_base, name)}
-    return grid(Loading(known, partial(load)), record, families, folder)
+    return grid(Loading(known, partial(load)), record, asked, folder)

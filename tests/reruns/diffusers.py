@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffusers_families import LOADERS
 from diffusers_pipelines import bias_of, loaded
-from reruns import Case, Loading, Weights, grid
+from reruns import Asked, Case, Loading, Weights, grid
 from torch import Tensor
 
 
@@ -25,6 +25,6 @@ def load(family: str, state: dict[str, Tensor], file: Path) -> Weights:
     return changed
 
 
-def cases(record: str, families: tuple[str, ...], folder: Path) -> Iterator[Case]:
+def cases(record: str, asked: Asked, folder: Path) -> Iterator[Case]:
     """The grid of every family whose pipeline loads adapters."""
-    return grid(Loading(dict.fromkeys(LOADERS, "diffusers"), load), record, families, folder)
+    return grid(Loading(dict.fromkeys(LOADERS, "diffusers"), load), record, asked, folder)

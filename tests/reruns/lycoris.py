@@ -5,7 +5,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 import torch
-from reruns import Case, Loading, Weights, grid, module_tree
+from reruns import Asked, Case, Loading, Weights, grid, module_tree
 from torch import Tensor
 
 from lora_inspect.programs import by_name
@@ -36,8 +36,8 @@ def load(family: str, state: dict[str, Tensor], file: Path) -> Weights:
     return found
 
 
-def cases(record: str, families: tuple[str, ...], folder: Path) -> Iterator[Case]:
+def cases(record: str, asked: Asked, folder: Path) -> Iterator[Case]:
     """The grid of the families of the record, or of a few where it is for all."""
     names = {family for loader in by_name(record).loaders for family in loader.families}
     known = sorted(names) or ["flux", "qwen_image", "sdxl", "wan", "z_image"]
-    return grid(Loading(dict.fromkeys(known, _LAYOUT), load), record, families, folder)
+    return grid(Loading(dict.fromkeys(known, _LAYOUT), load), record, asked, folder)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from reruns import Case, Loading, Weights, grid, module_tree, stub
+from reruns import Asked, Case, Loading, Weights, grid, module_tree, stub
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -92,8 +92,8 @@ def merge_network(family: str, state: dict[str, Tensor], file: Path, module: str
     return model.state_dict()
 
 
-def cases(record: str, families: tuple[str, ...], folder: Path) -> Iterator[Case]:
+def cases(record: str, asked: Asked, folder: Path) -> Iterator[Case]:
     """The grid of the families of either record."""
     stub(*_ABSENT)
     load = merge_network if record == "musubi-networks" else merge
-    return grid(Loading({family: one.layout for family, one in NETWORKS.items()}, load), record, families, folder)
+    return grid(Loading({family: one.layout for family, one in NETWORKS.items()}, load), record, asked, folder)

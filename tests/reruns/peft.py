@@ -7,7 +7,7 @@ from pathlib import Path
 import language_models
 import peft_kinds
 from program_grid import Observed
-from reruns import Case
+from reruns import Asked, Case
 
 from lora_inspect.programs.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, Verdict
 
@@ -35,12 +35,12 @@ def _seen(model: str, folder: peft_kinds.Folder, verdict: Verdict) -> Observed:
     return Observed(verdict.verdict, verdict.factors) if verdict.verdict in _OTHERWISE else Observed(OTHER)
 
 
-def cases(record: str, families: tuple[str, ...], folder: Path) -> Iterator[Case]:
-    """A folder of every kind for every model that PEFT makes it of; `families` are names of models."""
+def cases(record: str, asked: Asked, folder: Path) -> Iterator[Case]:
+    """A folder of every kind for every model that PEFT makes it of; names of models are the families that may be asked for."""
     for model in peft_kinds.MODELS:
-        if families and model not in families:
-            continue
         for kind, made in peft_kinds.KINDS.items():
+            if not asked.takes(model, kind):
+                continue
             own = folder / f"{model}-{kind}"
             own.mkdir()
             try:

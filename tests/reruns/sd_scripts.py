@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from reruns import Case, Loading, Weights, grid, module_tree, stub
+from reruns import Asked, Case, Loading, Weights, grid, module_tree, stub
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -111,10 +111,10 @@ def merge_flux(family: str, state: dict[str, Tensor], file: Path) -> Weights:
     return found[0]
 
 
-def cases(record: str, families: tuple[str, ...], folder: Path) -> Iterator[Case]:
+def cases(record: str, asked: Asked, folder: Path) -> Iterator[Case]:
     """The grid of the families of either record."""
     stub(*_ABSENT)
     if record == "sd-scripts-flux-merge":
-        return grid(Loading({"flux": "original"}, partial(merge_flux)), record, families, folder)
+        return grid(Loading({"flux": "original"}, partial(merge_flux)), record, asked, folder)
     layouts = {family: one.layout for family, one in NETWORKS.items()}
-    return grid(Loading(layouts, partial(merge_network)), record, families, folder)
+    return grid(Loading(layouts, partial(merge_network)), record, asked, folder)
