@@ -99,12 +99,13 @@ def _imported(program: Program, folder: Path) -> ModuleType:
     """The module that runs the program, whose packages are to come from the folder."""
     sys.path.insert(0, str(folder))
     module = import_module(f"reruns.{program.module}")
-    # The tests import a package of this project that is called as one of sd-scripts is.
+    # A package of this project is called as one of sd-scripts is, which has no `__init__.py` and would lose to it.
     package = program.needs.partition("/")[0]
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
-        if not str(getattr(sys.modules[name], "__file__", "") or folder).startswith(str(folder)):
+    if not (folder / package / "__init__.py").exists():
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
             del sys.modules[name]
-    sys.path.insert(0, str(folder))
+        sys.modules[package] = ModuleType(package)
+        sys.modules[package].__path__ = [str(folder / package)]
     return module
 
 

@@ -139,7 +139,7 @@ def _whole(own: Arranged) -> frozenset[str]:
     for layer in own.weights:
         for home, runs in own.homes[layer]:
             rows[home] += sum(end - start for start, end, _ in runs)
-    for layer, homes in own.homes.items():
+    for homes in own.homes.values():
         for home, runs in homes:
             found[home] = found.get(home, 0) + sum(end - start for start, end, _ in runs)
     return frozenset(home for home, number in found.items() if rows[home] == number)
@@ -178,7 +178,19 @@ class _Stubs(MetaPathFinder, Loader):
     def _named(name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {"__init__": lambda self, *arguments, **options: None})
+        return type(name, (_Stub,), {})
+
+
+class _Stub:
+    """What takes every argument, and has every method, which does nothing."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *arguments, **options: None
 
 
 def module_tree(

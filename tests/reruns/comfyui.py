@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from reruns import Asked, Case, Loading, Weights, grid, module_tree, stub
 from torch import Tensor
 
 from lora_inspect.architectures import by_name
+from reruns import Asked, Case, Loading, Weights, grid, module_tree, stub
 
 # What its models and its files of other kinds need.
 _ABSENT = ("av", "comfy_aimdo", "comfy_kitchen", "spandrel", "torchaudio", "torchsde", "torchvision")

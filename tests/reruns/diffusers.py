@@ -5,8 +5,9 @@ from pathlib import Path
 
 from diffusers_families import LOADERS
 from diffusers_pipelines import bias_of, loaded
-from reruns import Asked, Case, Loading, Weights, grid
 from torch import Tensor
+
+from reruns import Asked, Case, Loading, Weights, grid
 
 
 def version() -> str:

@@ -5,10 +5,10 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 import torch
-from reruns import Asked, Case, Loading, Weights, grid, module_tree
 from torch import Tensor
 
 from lora_inspect.programs import by_name
+from reruns import Asked, Case, Loading, Weights, grid, module_tree
 
 _LAYOUT = "diffusers"
 
@@ -32,7 +32,9 @@ def load(family: str, state: dict[str, Tensor], file: Path) -> Weights:
         layer = model.get_submodule(path)
         inputs = state[f"{path}.weight"].shape[1]
         bias = layer(torch.zeros(1, inputs))[0].detach()
-        found[name] = (layer(torch.eye(inputs)).detach() - bias).T.reshape(weight.shape) if parameter == "weight" else bias
+        found[name] = (
+            (layer(torch.eye(inputs)).detach() - bias).T.reshape(weight.shape) if parameter == "weight" else bias
+        )
     return found
 
 

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from reruns import Asked, Case, Loading, Weights, grid, module_tree, stub
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from reruns import Asked, Case, Loading, Weights, grid, module_tree, stub
 
 # What its scripts need beside their networks.
 _ABSENT = ("accelerate", "av", "cv2", "easydict", "ftfy", "torchvision", "voluptuous")

@@ -7,9 +7,9 @@ from pathlib import Path
 import language_models
 import peft_kinds
 from program_grid import Observed
-from reruns import Asked, Case
 
 from lora_inspect.programs.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, Verdict
+from reruns import Asked, Case
 
 _OTHERWISE = (NOTHING, OTHER, PARTLY, STRENGTH)
 
@@ -36,7 +36,7 @@ def _seen(model: str, folder: peft_kinds.Folder, verdict: Verdict) -> Observed:
 
 
 def cases(record: str, asked: Asked, folder: Path) -> Iterator[Case]:
-    """A folder of every kind for every model that PEFT makes it of; names of models are the families that may be asked for."""
+    """A folder of every kind for every model that PEFT makes it of; the families are the names of the models."""
     for model in peft_kinds.MODELS:
         for kind, made in peft_kinds.KINDS.items():
             if not asked.takes(model, kind):

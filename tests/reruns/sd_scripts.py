@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from reruns import Asked, Case, Loading, Weights, grid, module_tree, stub
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from reruns import Asked, Case, Loading, Weights, grid, module_tree, stub
 
 _ABSENT = ("accelerate", "cv2", "imagesize", "toml", "torchvision", "voluptuous")
 
@@ -45,9 +46,7 @@ NETWORKS = {
         "lora_lumina",
         "original",
         {
-            **dict.fromkeys(
-                ("layers.{i}", "noise_refiner.{i}", "context_refiner.{i}"), "JointTransformerBlock"
-            ),
+            **dict.fromkeys(("layers.{i}", "noise_refiner.{i}", "context_refiner.{i}"), "JointTransformerBlock"),
             "final_layer": "FinalLayer",
         },
     ),
