@@ -4,6 +4,10 @@ A name counts where it is in a dictionary that the loader makes of the model, wh
 is not there is passed over with a warning. Sources: `comfy/lora.py`, `comfy/lora_convert.py`, `comfy/weight_adapter/`
 and `comfy/utils.py` of ComfyUI, run on a small model of every family here.
 
+The rules are those of 0.33.0. Beside it the dictionary of 0.38 has names of HiDream-O1 behind `model.`, of MiniMax H3
+without a prefix, and of Qwen-Image 2.1 for the halves of `img_mlp.gate_up`, but those not under ComfyUI's own prefixes;
+0.38 also splits Krea 2's fused `attn.to_qkv` of LoRA and LoKr, as SimpleTuner writes it.
+
 The dictionary of names that ComfyUI makes of a model and Forge in an older form: what is in it, and what is not.
 
 A name counts where it is in the dictionary, whatever the spelling of the factors behind it. Sources: `comfy/lora.py`
