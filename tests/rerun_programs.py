@@ -1,4 +1,4 @@
-"""What a program makes of the files that its record was measured with, in another checkout or wheel of it.
+"""Reruns the measured cases of a program's record against another checkout or wheel of it.
 
     python tests/rerun_programs.py PROGRAM PATH [--family FAMILY]... [--kind KIND]...
 
@@ -51,7 +51,7 @@ PROGRAMS = {
 
 
 def source(program: Program, path: Path, unpacked: Path) -> Path | str:
-    """The folder that imports of the program come from, or what is wrong with the path, as "problem; fix"."""
+    """The folder that imports of the program come from, or the fault of the path, as "problem; fix"."""
     if path.suffix == ".whl" and path.is_file():
         try:
             with zipfile.ZipFile(path) as wheel:

@@ -65,7 +65,7 @@ def test_a_checkout_that_does_as_recorded_differs_in_nothing(checkout, rerun):
 
 @pytest.mark.slow
 def test_one_case_that_deviates_is_reported(checkout, rerun):
-    """It doubles what has no alpha: of names that it finds, one case is such a file."""
+    """It doubles what has no alpha: one case of the names that it finds is such a file."""
     status, (line, counts) = rerun(checkout("2 * len(down)"))
     assert status == 1
     assert line.startswith("flux | kohya | lora, no alpha | recorded same meaning | seen wrong strength x2 |")

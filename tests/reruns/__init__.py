@@ -1,6 +1,6 @@
 """Programs whose measured cases `rerun_programs.py` reruns, one file each, and the cases that they have in common.
 
-A file of this folder has `version`, what the checkout calls itself, and `cases`. It imports the program inside its
+A file of this folder has `version`, the checkout's name for itself, and `cases`. It imports the program inside its
 functions, so that its tables can be read without it.
 """
 
@@ -29,7 +29,7 @@ from lora_inspect.ops.compat import compat
 from lora_inspect.programs.verdict import SAME, Verdict
 
 Weights = Mapping[str, Tensor]
-# LoRA, in both of its spellings, is what every name is tried with. Configs are of diffusers alone, and norms have no
+# LoRA, in both of its spellings, is tried in every name. Configs are of diffusers alone, and norms have no
 # layer of the grid.
 LORA = "lora"
 KINDS = tuple(name for name, kind in ALL_KINDS.items() if kind.config is None and not kind.of_norms)
@@ -47,9 +47,9 @@ class Asked(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A file of a kind in some names, and what the program is seen to make of it.
+    """A file of a kind in some names, and the verdict that the program is seen to earn.
 
-    `seen` gets the verdict of the record, for what it cannot tell apart.
+    `seen` gets the verdict of the record, where it cannot tell outcomes apart.
     """
 
     family: str

@@ -22,7 +22,7 @@ def version() -> str:
 
 
 def _seen(model: str, folder: peft_kinds.Folder, verdict: Verdict) -> Observed:
-    """Outputs tell only whether they are those that were trained: what else became of them is as it was said."""
+    """Outputs tell only whether they are those that were trained: else the verdict of the record stands."""
     from peft import PeftModel
 
     network = language_models.model(model)
