@@ -59,9 +59,9 @@ def shapes_in(layout: str, family: str, shapes: Shapes) -> Shapes:
         links = _links(family, layout, path)
         for link in links:
             arrangement, number = link.relation.arrangement, rows
-            if arrangement and link.is_whole:
+            if arrangement is not None and link.is_whole:
                 number = arrangement.rows(link.part, rows, inputs)
-            elif arrangement:
+            elif arrangement is not None:
                 number = arrangement.runs(rows, inputs)[link.part].rows
             found[link.path] = (number, inputs, *kernel)
         if not links:
@@ -94,9 +94,9 @@ def arranged(family: str, layout: str, weights: Weights) -> Arranged:
         links = _links(family, layout, path)
         for link in links:
             arrangement, runs = link.relation.arrangement, [(0, rows, 0)]
-            if arrangement and link.is_whole:
+            if arrangement is not None and link.is_whole:
                 runs = list(arrangement.runs(shapes[link.path][0], inputs)[link.part].each())
-            elif arrangement:
+            elif arrangement is not None:
                 runs = list(arrangement.runs(rows, inputs)[link.part].inverted.each())
             made.homes[link.path].append((path, runs))
         if not links:

@@ -25,10 +25,11 @@ VERBS = cli.list_commands(None)
 
 
 # Options of other programs, which their rules or messages name, or which start this one: those of vLLM, pip,
-# sd-scripts, torchrun and Slurm.
+# sd-scripts, torchrun, Slurm and the script of this project that reruns programs.
 FOREIGN = {
     *("--max-lora-rank", "--no-deps", "--concat"),
     *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"),
+    *("--family", "--kind"),
     *("--array", "--cpus-per-task", "--job-name", "--mem", "--requeue"),
 }
 

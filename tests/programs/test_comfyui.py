@@ -252,3 +252,22 @@ def test_tucker_cores_are_of_two_dimensions(judged, kernel, verdict):
     module = "lora_unet_input_blocks_1_0_in_layers_2"
     core = {f"{module}.lora_mid.weight": ("F32", (16, 16, *kernel), 0.5)}
     assert judged({**layers(module, kernel=ones), **core}, SDXL).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path", "verdict"),
+    [
+        ("transformer.", "transformer_blocks.0.attn.to_q", PARTLY),
+        ("lora_transformer_", "transformer_blocks.0.attn.add_k_proj", PARTLY),
+        ("lycoris_", "norm_out.linear", PARTLY),
+        ("transformer.", "transformer_blocks.0.attn.to_out.0", SAME),
+        ("lora_unet_", "double_blocks.0.img_attn.qkv", SAME),
+    ],
+)
+def test_biases_of_rows_of_a_layer_are_not_found(judged, prefix, path, verdict):
+    model = OF_FLUX if prefix == "lora_unet_" else OF_FLUX_DIFFUSERS
+    module = prefix + (path if prefix.endswith(".") else path.replace(".", "_"))
+    tensors = {**named(prefix, *model), **layers(module), f"{module}.diff_b": ("F32", (8,), 0.5)}
+    found = judged(tensors, FLUX)
+    assert found.verdict == verdict
+    assert ("NOT LOADED ().bias" in found.says) == (verdict == PARTLY)

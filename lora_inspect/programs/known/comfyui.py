@@ -4,6 +4,10 @@ A name counts where it is in a dictionary that the loader makes of the model, wh
 is not there is passed over with a warning. Sources: `comfy/lora.py`, `comfy/lora_convert.py`, `comfy/weight_adapter/`
 and `comfy/utils.py` of ComfyUI, run on a small model of every family here.
 
+The rules are those of 0.33.0. Beside it the dictionary of 0.38 has names of HiDream-O1 behind `model.`, of MiniMax H3
+without a prefix, and of Qwen-Image 2.1 for the halves of `img_mlp.gate_up`, but those not under ComfyUI's own prefixes;
+0.38 also splits Krea 2's fused `attn.to_qkv` of LoRA and LoKr, as SimpleTuner writes it.
+
 The dictionary of names that ComfyUI makes of a model and Forge in an older form: what is in it, and what is not.
 
 A name counts where it is in the dictionary, whatever the spelling of the factors behind it. Sources: `comfy/lora.py`
@@ -185,6 +189,24 @@ def _exceptions(given: Given) -> str | LoadFailure | Strangers | None:
     return LoadFailure(_OTHER_CORE) if core and len(core.shape) != _CORE_OF_CONV2D else None
 
 
+# The name of a bias that it makes of the rows of a layer, and does not find in the model.
+_OF_ROWS = Strangers(WARNS, "NOT LOADED ().bias")
+
+
+@OfKind
+def _exceptions_of_rows(given: Given) -> str | LoadFailure | Strangers | None:
+    """Of names that stand for rows of one of its own layers, or for all of them in another order, it takes no bias."""
+    return _OF_ROWS if given.contribution.algorithm.name == "full_bias" else _exceptions(given)
+
+
+def _paths_of_rows(family: str) -> tuple[str, ...]:
+    """The paths of such names. Modulations that it swaps in the last block alone are none of them."""
+    from lora_inspect.architectures.rows import PairSwapped
+
+    arranged = (one for one in by_name(family).correspondence.relations if one.arrangement is not None)
+    return tuple(path for one in arranged if not isinstance(one.arrangement, PairSwapped) for path in one.parts)
+
+
 def _is_logged(given: Given) -> bool:
     """Whether its change of the weight fails: of rows of a product, LoKr with a core, BOFT without alpha."""
     algorithm = given.contribution.algorithm.name
@@ -332,7 +354,11 @@ def _loader(names: tuple[Names, ...]) -> Loader:
         yield from _RECOGNISED
         yield from rules_of(own, _LOADED._replace(dialects=(INFIXED,), where=_has_defaults))
         yield _PASSED
-        yield from rules_of(own, _LOADED)
+        of_rows = _paths_of_rows(family)
+        for rule in rules_of(own, _LOADED):
+            if of_rows and rule.layouts == ("diffusers",):
+                yield rule._replace(paths=of_rows, exceptions=_exceptions_of_rows)
+            yield rule
         yield from left_of(own)
 
     families = families_of(names)
