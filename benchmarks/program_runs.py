@@ -4,7 +4,8 @@
 
 Models are on torch's meta device, so that only adapters have numbers: seeded ones here. Of every layer that the library
 adapts, the change of an input is compared with the rows of what the trainer's file says, at alpha/rank; each row of the
-file has to be found once. Plain LoRA and the LoRA of DoRA are compared; magnitudes have to be found as they are.
+file has to be found once. Plain LoRA and the factors of DoRA are compared, magnitudes are not, and of other algorithms
+only if the file is loaded. Prints what happened to each adapter, and counts.
 """
 
 import re
