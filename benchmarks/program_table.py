@@ -17,14 +17,15 @@ from real_shapes import recorded, write
 
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.programs import PROGRAMS
-from lora_inspect.programs.verdict import judge_each
+from lora_inspect.programs.verdict import UNTESTED, judge_each
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.identify import adapter_candidates, with_paths
 
 SHORT = {
     "same meaning": "same", "wrong strength": "strength", "DoRA lost": "lost", "DoRA wrong": "wrong",
     "wrong change": "other", "partly loaded": "partly", "nothing loaded": "nothing", "refused": "refused",
-    "unknown": "?",
+    "not tested": "?",
+    "has no such models": "",
 }  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def shares(found: list[Cell]) -> dict[str, tuple[int, int]]:
     """Of each program the pairs with files of its families, and the unknown among them."""
     meant = [one for one in found if one.has_family]
     pairs = Counter(one.program for one in meant)
-    unknown = Counter(one.program for one in meant if one.verdict == "unknown")
+    unknown = Counter(one.program for one in meant if one.verdict == UNTESTED)
     return {program: (pairs[program], unknown[program]) for program in pairs}
 
 
@@ -94,7 +95,7 @@ def main() -> None:
     if arguments.unknown:
         reasons: dict[str, list[str]] = defaultdict(list)
         for one in found:
-            if one.has_family and one.verdict == "unknown":
+            if one.has_family and one.verdict == UNTESTED:
                 reasons[one.says].append(f"{one.adapter} in {one.program}")
         for says, pairs_of in sorted(reasons.items(), key=lambda one: -len(one[1])):
             print(f"\n{len(pairs_of)} {says}\n  " + ", ".join(pairs_of))

@@ -92,7 +92,7 @@ def test_a_verdict_differs_from_what_was_seen(verdict, factors, seen, is_alike):
 
 
 def test_what_is_unknown_is_a_gap():
-    unknown = Verdict(PROGRAM, "unknown")
+    unknown = Verdict(PROGRAM, "not tested")
     assert is_gap(unknown)
     assert not differs(unknown, Observed("refused"))
 

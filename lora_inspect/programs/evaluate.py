@@ -305,8 +305,10 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
     _place_others(reception, view, loader)
     if why := view.ask(loader.unsure):
         reception.wonder(f"{why} is unknown")
-    if refusal := view.ask(loader.refuses) or (loader.complete and view.ask(missing_of(loader.complete))):
-        reception.refuse(refusal)
+    for test in (loader.refuses, *([missing_of(loader.complete)] if loader.complete else ())):
+        if said := view.ask(test):
+            reception.refuse(said)
+            break
     reception.needs = view.ask(loader.needs) or ""
     _limit(reception, loader.strangers)
     return reception

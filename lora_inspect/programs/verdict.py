@@ -133,8 +133,8 @@ def _joined(program: Program, families: Sequence[Detection], found: Sequence[Ver
 def judge_unread(families: Sequence[Detection], program: Program) -> Verdict:
     """The verdict of a program without a loader for a file that may be of any of the families, as `judge` has it."""
     found = []
-    for family in families or [None]:
-        has_models, why = without_loader(program, family.architecture if family else None)
+    for architecture in [family.architecture for family in families] if families else [None]:
+        has_models, why = without_loader(program, architecture)
         found.append(Verdict(program, UNTESTED if has_models else NO_MODELS, says=why))
     return _joined(program, families, found) if families else found[0]
 

@@ -50,7 +50,7 @@ def test_every_verb_takes_the_family(verb, ambiguous, wan, tmp_path, run):
 def test_the_family_is_that_of_the_answer(ambiguous, run):
     shown = run("info", ambiguous, "--architecture", "flux").stdout
     assert shown.startswith("LoRA for FLUX.1 - rank 4")
-    assert "unknown" in run("compat", ambiguous, "--for", "comfyui").stdout
+    assert "not tested" in run("compat", ambiguous, "--for", "comfyui").stdout
     assert (
         "ComfyUI 0.33.0  same meaning" in run("compat", ambiguous, "--for", "comfyui", "--architecture", "flux").stdout
     )

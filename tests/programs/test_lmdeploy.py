@@ -7,7 +7,7 @@ import peft_kinds
 import pytest
 
 from lora_inspect.ops.compat import compat
-from lora_inspect.programs.verdict import OTHER, REFUSED, SAME, STRENGTH, UNKNOWN
+from lora_inspect.programs.verdict import OTHER, REFUSED, SAME, STRENGTH, UNTESTED
 
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore")]
 
@@ -32,8 +32,8 @@ SEEN = {
     "tokens": (REFUSED, {}),
     "lora_bias": (REFUSED, {}),
     "pissa": (OTHER, {1.0: 14}),
-    "layers_to_transform": (UNKNOWN, {}),
-    "excluded": (UNKNOWN, {}),
+    "layers_to_transform": (UNTESTED, {}),
+    "excluded": (UNTESTED, {}),
     "expression": (REFUSED, {}),
     "default inside": (REFUSED, {}),
     "unknown key": (REFUSED, {}),

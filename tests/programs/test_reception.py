@@ -360,7 +360,7 @@ OPEN = [f"lora_unet_double_blocks_{block}_img_attn_proj" for block in range(19)]
         (("flux",), "same meaning", "the file may be of FLUX.1 or Chroma, and no models of Chroma are known there"),
         (("chroma",), "same meaning", "and no models of FLUX.1 are known there"),
         (("flux", "chroma"), "same meaning", "the file may be of FLUX.1 or Chroma, and the verdict is the same"),
-        (("wan",), "unknown", "nobody has tried models of FLUX.1"),
+        (("wan",), "has no such models", "no models of FLUX.1 or Chroma are known there"),
     ],
 )
 def test_a_family_that_a_program_has_no_models_of_does_not_count(judged, families, verdict, says):
@@ -374,7 +374,7 @@ def test_families_that_a_program_treats_otherwise_leave_the_verdict_open(judged)
     tensors = {key: tensor for name in OPEN for key, tensor in lora(name, out=3072, inputs=3072).items()}
     rules = (LORA._replace(families=("flux",)), Rule(families=("chroma",), says="no key"))
     found = judged(toy_program(*rules, families=("flux", "chroma")), tensors)
-    assert found.verdict == "unknown"
+    assert found.verdict == "not tested"
     assert found.says == "it depends on the model of the file: same meaning as FLUX.1 or refused as Chroma"
     assert judged(
         toy_program(*rules, families=("flux", "chroma")), tensors, {"ss_base_model_version": "chroma"}

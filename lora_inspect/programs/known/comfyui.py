@@ -369,7 +369,7 @@ _NOW = Program(
     name="comfyui",
     title="ComfyUI",
     version="0.33.0",
-    ran="2026-11-26",
+    ran="2026-12-01",
     loaders=(_loader((*_COMMON, *_SINCE, *_ENCODERS, *_ENCODERS_SINCE)),),
     schemes={"": "comfyui"},
 )

@@ -240,6 +240,7 @@ PROGRAM = Program(
     name="stable-diffusion-cpp",
     title="stable-diffusion.cpp",
     version="2026-08-19",
+    ran="2026-12-01",
     loaders=(
         Loader(
             families=tuple(_NAMES),

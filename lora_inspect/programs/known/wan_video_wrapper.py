@@ -146,6 +146,7 @@ _MERGES = Program(
     name="wan-video-wrapper",
     title="WanVideoWrapper",
     version="2026-02-01",
+    ran="2026-12-01",
     loaders=(Loader(families=("wan",), rules=tuple(_rules(_MERGED)), strangers=_NOT_LOADED),),
     schemes={"": "comfyui"},
 )

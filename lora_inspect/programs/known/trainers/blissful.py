@@ -11,7 +11,7 @@ Sources: `wan_generate_video.py`, the same script of each family, `convert_lora.
 
 from collections.abc import Iterable, Iterator
 
-from lora_inspect.programs.known.musubi import (
+from lora_inspect.programs.known.trainers.musubi import (
     LAYOUTS,
     MERGED,
     NETWORK,
@@ -149,6 +149,7 @@ PROGRAM = Program(
     name="blissful",
     title="blissful-tuner",
     version="2026-04-15",
+    ran="2026-12-01",
     loaders=(
         Loader(
             families=_CONVERTING,

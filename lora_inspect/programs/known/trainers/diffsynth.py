@@ -88,6 +88,7 @@ PROGRAM = Program(
     name="diffsynth",
     title="DiffSynth-Studio",
     version="2.0.0 (2026-08-20)",
+    ran="2026-12-01",
     loaders=(
         Loader(
             families=tuple(_LAYOUTS),

@@ -135,6 +135,7 @@ PROGRAM = Program(
     name="lmdeploy",
     title="LMDeploy",
     version="2026-08-21",
+    ran="2026-12-01",
     sets_multiplier=False,
     loaders=(
         Loader(

@@ -153,6 +153,7 @@ PROGRAM = Program(
     name="tgi",
     title="TGI",
     version="2026-01-08",
+    ran="2026-12-01",
     sets_multiplier=False,
     loaders=(
         # Names are looked up in a dictionary.

@@ -1,0 +1,1 @@
+"""Programs that serve language models."""
