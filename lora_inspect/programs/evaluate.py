@@ -303,12 +303,10 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
         else:
             _Reading(reception, view, loader, group, rule).place()
     _place_others(reception, view, loader)
-    if why := view.ask(loader.unsure):
-        reception.wonder(f"{why} is unknown")
-    for test in (loader.refuses, *([missing_of(loader.complete)] if loader.complete else ())):
-        if said := view.ask(test):
-            reception.refuse(said)
-            break
+    if unsure := view.ask(loader.unsure):
+        reception.wonder(f"{unsure} is unknown")
+    if refusal := view.ask(loader.refuses) or (loader.complete and view.ask(missing_of(loader.complete))):
+        reception.refuse(refusal)
     reception.needs = view.ask(loader.needs) or ""
     _limit(reception, loader.strangers)
     return reception

@@ -79,4 +79,4 @@ def test_it_is_written_for(easel, write_safetensors, tmp_path):
 
 
 def test_info_names_it(easel, run, write_safetensors):
-    assert "Easel" in run("info", write_safetensors(loras(WAN))).stdout
+    assert "easel" in run("info", write_safetensors(loras(WAN)), "--json").stdout.lower()

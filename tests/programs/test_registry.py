@@ -26,6 +26,7 @@ from lora_inspect.programs.record import (
     RUN,
     SILENT,
     TEXT_ENCODERS,
+    UNTRAINED,
     WARNS,
 )
 
@@ -76,7 +77,7 @@ def test_spellings_exist(program):
         assert rule.kinds.keys() <= ALGORITHMS.keys() | {"", lora_experts.NAME}
         assert set(rule.kinds.values()) <= {COMPUTES, LEAVES, MISREADS, FAILS, ""}
         assert rule.magnitudes.keys() <= magnitudes
-        assert set(rule.magnitudes.values()) <= {COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS, FAILS}
+        assert set(rule.magnitudes.values()) <= {COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS, UNTRAINED, FAILS}
         assert rule.by in (RUN, READ)
         for part in rule.parts:
             name, _, role = part.partition(".")
@@ -105,8 +106,7 @@ def test_the_table_is_that_of_the_files():
 
 
 def test_a_program_is_what_its_file_says(program):
-    files = (path.stem for path in (Path(programs.__file__).parent / "known").glob("*.py") if path.stem != "__init__")
-    (own,) = (one for file in files for one in programs.in_file(file) if one.name == program.name)
+    (own,) = (one for file in programs.files() for one in programs.in_file(file) if one.name == program.name)
     assert own._replace(loaders=tuple(own.loaders)) == program._replace(loaders=tuple(program.loaders))
     assert own.loaders[:1] == program.loaders[:1]
     assert len(program.reads) == len(own.loaders) == len(program.loaders)
@@ -125,5 +125,5 @@ def test_files_of_programs_wait_until_one_of_their_loaders_is_asked_for():
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     before, asked, after = map(json.loads, told.replace("'", '"').splitlines())
     assert before == []
-    assert asked == ["lycoris", "lycoris-merge", "musubi", "musubi-networks", "peft", "blissful"]
-    assert after == ["lycoris", "musubi", "peft", "trainers.blissful"]
+    assert asked == ["lycoris", "lycoris-merge", "peft", "blissful", "musubi", "musubi-networks"]
+    assert after == ["lycoris", "peft", "trainers.blissful", "trainers.musubi"]

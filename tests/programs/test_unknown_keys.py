@@ -67,7 +67,7 @@ def test_in_invokeai(version, prefix, path, spellings, loaded, place, write_safe
 # The web UI groups keys by the name before the first dot, and raises where a layer that it finds has none of its kinds;
 # names that it does not find it passes over. That is read in its source.
 IN_A1111 = {
-    **dict.fromkeys(BEHIND | OUTSIDE, SAME),
+    **dict.fromkeys(sorted(BEHIND | OUTSIDE), SAME),
     "other module": REFUSED,
     "other module's weight": REFUSED,
 }
