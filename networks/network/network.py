@@ -228,7 +228,7 @@ class LoRANetwork(NetworkWeights):
             logger.info(f"{len(self.loras)} weights to decompose; init_lora_weights=pissa_niter_4 is much faster")
         given = any(encoder is not None for encoder in construction.listed_encoders(text_encoders))
         if apply_text_encoder and given and not self.text_encoder_loras:
-            logger.warning("this network module does not adapt the text encoders")
+            logger.warning("this network module does not adapt text encoders")
         for lora in self.loras:
             lora.apply_to()
         self.fast_paths.close()
