@@ -21,7 +21,7 @@ ONLY_PARSED = {
     "python3 -m venv .venv-light && ": "installs packages: .ci/run does so",
     "pip install path/to/lora-inspect": "installs packages, into a trainer's environment",
     "python src/musubi_tuner/": "needs the trainer: tests/test_training_page.py parses it",
-    "accelerate launch ": "needs the trainer, a model and a GPU: tests/test_training_page.py and its neighbour parse it",
+    "accelerate launch ": "needs the trainer, a model and a GPU: tests/test_training_page.py parses it",
     "make ": "installs packages and runs all tests: tests/test_makefile.py asks make what it would do",
     "source .venv/bin/activate": "belongs into the reader's own shell",
     "python benchmarks/": "takes minutes",
