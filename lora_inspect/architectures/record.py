@@ -93,6 +93,18 @@ class Switch(NamedTuple):
     excludes: tuple[str, ...]
 
 
+class TrainedEncoder(NamedTuple):
+    """A text encoder that a trainer passes beside the model, by its position, and that the network module adapts too.
+
+    Names of its modules begin with `prefix`; `classes` are the class names of its blocks. One with a `switch` is
+    adapted only where the option of that name is True.
+    """
+
+    prefix: str
+    classes: tuple[str, ...]
+    switch: str = ""
+
+
 class Training(NamedTuple):
     """Which layers the network module of a family adapts where the user says nothing.
 
@@ -101,6 +113,10 @@ class Training(NamedTuple):
     are the class names of whole models of the family, which tell it from others with the same blocks. `excludes` and
     `includes` are regular expressions, each matched against a whole dotted path; an include rescues from the excludes
     here, never from the user's. `keys` are short names of the family as trainers' caches have them.
+
+    `conv_classes` are the class names of blocks of convolutions, which are adapted where `conv_dim` is given.
+    `text_encoders` are adapted beside the model, in the order in which trainers pass them. `searches_names` says that
+    sd-scripts searches the expressions of `network_reg_dims` in module names; elsewhere they match whole dotted paths.
 
     Where the blocks depend on what the model is trained for, the trainer sets the attribute `task_attribute` of the
     model to one of the names in `tasks`, which has the blocks of each.
@@ -115,6 +131,9 @@ class Training(NamedTuple):
     task_attribute: str | None = None
     tasks: tuple[tuple[str, tuple[str, ...]], ...] = ()
     keys: tuple[str, ...] = ()
+    conv_classes: tuple[str, ...] = ()
+    text_encoders: tuple[TrainedEncoder, ...] = ()
+    searches_names: bool = False
 
 
 class Architecture(NamedTuple):

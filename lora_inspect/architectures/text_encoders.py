@@ -54,6 +54,11 @@ TITLES: Mapping[TextEncoder, str] = {
     QWEN3_4B: "Qwen3 4B",
     GEMMA2_2B: "Gemma 2 2B",
 }
+# The class names of the blocks of encoders in transformers that sd-scripts adapts.
+CLIP_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
+T5_BLOCKS = ("T5Attention", "T5DenseGatedActDense")
+GEMMA2_BLOCKS = ("Gemma2Attention", "Gemma2FlashAttention2", "Gemma2SdpaAttention", "Gemma2MLP")
+QWEN3_BLOCKS = ("Qwen3Attention", "Qwen3MLP", "Qwen3SdpaAttention", "Qwen3FlashAttention2")
 SOME_LANGUAGE_MODEL = TextEncoder(LANGUAGE_MODEL, None)  # another one with each size of the family
 
 

@@ -19,6 +19,8 @@ TRANSFORMER = (
         "ff.net.2",
     ),
 )
+# The class names of the blocks of convolutions, beside those of attention.
+CONV_BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 DIFFUSERS_RESNET = ("conv1", "conv2", "time_emb_proj", "conv_shortcut")
 ORIGINAL_RESNET = ("in_layers.2", "out_layers.3", "emb_layers.1", "skip_connection")
 

@@ -6,7 +6,8 @@ An algorithm that serves every architecture, `loha`, `lokr` and `oft`, gets the 
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -16,19 +17,21 @@ from lora_inspect.architectures.record import Architecture, Switch, Training
 from lora_inspect.architectures.trained import blocks_of, by_option, family_of, training_of
 
 from ..files import reading
-from ..files.file_names import FileNames
+from ..files.file_names import FileNames, module_name
 from ..modules.lora_module import LoRAModule
 from ..modules.module_merging import LoRAInfModule
-from ..network_args import NetworkArguments, NetworkOption, parse, read_bool, read_keywords
+from ..network_args import NetworkArguments, NetworkOption, parse, read_bool, read_keywords, read_reg_dims, read_reg_lrs
 from . import creation
-from .construction import check_model
+from .construction import check_model, listed_encoders
 from .creation import PREFIX
 from .network import LoRANetwork
-from .targets import class_name, named_leaves
+from .targets import EncoderTargets, class_name, has_kernel, named_leaves
 
 logger = logging.getLogger(__name__)
 
 _ALPHAS = ("conv_alpha", "alpha_pattern")
+_REG_DIMS, _REG_LRS = "network_reg_dims", "network_reg_lrs"
+_CONV_1X1, _TRAIN_T5 = "conv_dim_1x1", "train_t5xxl"
 
 
 class TrainedAlgorithm(NamedTuple):
@@ -128,11 +131,12 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
         training = training_of(family)
         module_class = kwargs.pop("module_class", None) or algorithm.module_class
         module_kwargs = kwargs.pop("module_kwargs", {})
-        switches = {switch.name: NetworkOption(read_bool, switch.default) for switch in training.switches}
-        options = parse_options(algorithm, kwargs, network_alpha, neuron_dropout, switches)
-        options = _with_chosen_excludes(training, options)
+        options = parse_options(algorithm, kwargs, network_alpha, neuron_dropout, _own_options(training))
+        encoders = _encoders(training, text_encoders, options.extra)
+        options = _with_named_layers(training, unet, encoders, _with_chosen_excludes(training, options))
+        excludes = [*_excludes(training, options), *_excluded_in_conv_blocks(training, unet, options)]
         network = creation.create_network(
-            blocks_of(training, getattr(unet, training.task_attribute or "", None)),
+            _blocks(training, unet, options),
             PREFIX,
             multiplier,
             network_dim,
@@ -143,10 +147,12 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
             neuron_dropout,
             module_class=module_class,
             module_kwargs={**read_keywords("module_kwargs", module_kwargs), **algorithm.keywords(options)},
-            default_exclude_patterns=_excludes(training, options),
+            default_exclude_patterns=excludes,
             default_include_patterns=training.includes,
             arguments=options,
+            encoders=encoders,
         )
+        network.train_t5xxl = bool(options.extra.get(_TRAIN_T5))
         network.left_out.switches = _switches(training)
         network.name_files(file_names(family, unet))
         network.log_readers()
@@ -168,7 +174,8 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
             raise ValueError("unet is None; pass the model that the weights are for")
         if settled := [name for name in algorithm.options if kwargs.pop(name, None) is not None]:
             logger.warning(f"{', '.join(settled)}: no effect, as the weights already settle that")
-        names = file_names(architecture or _pop_architecture(kwargs, unet), unet)
+        family = architecture or _pop_architecture(kwargs, unet)
+        names = file_names(family, unet)
         named = names.from_file(weights_sd, kwargs.pop("metadata", None) or {})
         default = algorithm.inference_class if for_inference else algorithm.module_class
         network = creation.create_network_from_weights(
@@ -180,6 +187,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
             for_inference,
             module_class=kwargs.pop("module_class", None) or default,
             metadata=named.metadata or None,
+            encoders=_encoders(training_of(family), text_encoders, dict.fromkeys(_encoder_switches(family), True)),
             **kwargs,
         )
         network.name_files(names)
@@ -218,6 +226,77 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
     for function in made:
         function.__module__, function.__qualname__ = module, function.__name__
     return Functions(*made)
+
+
+def _own_options(training: Training) -> dict[str, NetworkOption]:
+    """The options of an architecture: its switches, those of its text encoders, and that of convolutions."""
+    own = {_REG_DIMS: NetworkOption(read_reg_dims, {}), _REG_LRS: NetworkOption(read_reg_lrs, {})}
+    own |= {switch.name: NetworkOption(read_bool, switch.default) for switch in training.switches}
+    own |= {encoder.switch: NetworkOption(read_bool, False) for encoder in training.text_encoders if encoder.switch}
+    return {**own, _CONV_1X1: NetworkOption(read_bool, True)} if training.conv_classes else own
+
+
+def _encoder_switches(architecture: Architecture) -> list[str]:
+    return [encoder.switch for encoder in training_of(architecture).text_encoders if encoder.switch]
+
+
+def _encoders(training: Training, text_encoders: Any, switches: Mapping[str, Any]) -> list[EncoderTargets]:
+    """The text encoders that are adapted, of those that a trainer passes."""
+    return [
+        EncoderTargets(known.prefix, model, known.classes)
+        for known, model in zip(training.text_encoders, listed_encoders(text_encoders), strict=False)
+        if isinstance(model, nn.Module) and (not known.switch or switches.get(known.switch))
+    ]
+
+
+def _with_named_layers(
+    training: Training, unet: nn.Module, encoders: Sequence[EncoderTargets], options: NetworkArguments
+) -> NetworkArguments:
+    """The options with a pattern for each layer that sd-scripts' `network_reg_dims` and `network_reg_lrs` match."""
+    dims, rates = options.extra[_REG_DIMS], options.extra[_REG_LRS]
+    if not dims and not rates:
+        return options
+    roots = [(PREFIX, unet, None), *encoders]
+    names = {path: module_name(prefix, path) for prefix, model, of in roots for path, _ in named_leaves(model, of)}
+
+    def values(by_expression: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        unused = set(by_expression)
+        for path, name in names.items():
+            matches = (
+                expression
+                for expression in by_expression
+                if (re.search(expression, name) if training.searches_names else re.fullmatch(expression, path))
+            )
+            if (expression := next(matches, None)) is not None:
+                found[path] = by_expression[expression]
+                unused.discard(expression)
+        for expression in sorted(unused):
+            logger.warning(f"{expression!r} in network_reg_dims or network_reg_lrs matches no layer")
+        return found
+
+    ranks = values(dims)
+    own = {re.escape(path): rank for path, rank in ranks.items() if rank}
+    own_rates = {re.escape(path): rate for path, rate in values(rates).items()}
+    return replace(
+        options,
+        rank_pattern={**own, **(options.rank_pattern or {})},
+        exclude_patterns=(*options.exclude_patterns, *(re.escape(path) for path, rank in ranks.items() if not rank)),
+        lr_pattern={**own_rates, **(options.lr_pattern or {})},
+    )
+
+
+def _blocks(training: Training, unet: nn.Module, options: NetworkArguments) -> tuple[str, ...] | None:
+    """The class names of the blocks that are adapted; None for the whole model."""
+    blocks = blocks_of(training, getattr(unet, training.task_attribute or "", None))
+    return (*blocks, *training.conv_classes) if blocks is not None and options.conv_dim else blocks
+
+
+def _excluded_in_conv_blocks(training: Training, unet: nn.Module, options: NetworkArguments) -> list[str]:
+    """A pattern for each layer without a kernel in blocks of convolutions, where `conv_dim_1x1` is False."""
+    if not options.conv_dim or options.extra.get(_CONV_1X1, True):
+        return []
+    return [re.escape(path) for path, leaf in named_leaves(unet, training.conv_classes) if not has_kernel(leaf)]
 
 
 def target_classes(architecture: Architecture) -> list[str] | None:

@@ -46,6 +46,11 @@ def check_model(unet: nn.Module | None) -> nn.Module:
     return unet
 
 
+def listed_encoders(text_encoders: Any) -> Sequence[Any]:
+    """The text encoders that a trainer passes, one or several, as a list."""
+    return text_encoders if isinstance(text_encoders, list | tuple) else [text_encoders]
+
+
 def check_sizes(network_dim: Any, network_alpha: Any) -> None:
     """Raises ValueError for a rank and an alpha of the trainer that no layer can be adapted with."""
     read_rank("network_dim", network_dim)

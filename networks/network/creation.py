@@ -13,7 +13,7 @@ from ..modules.module_merging import LoRAInfModule
 from ..network_args import NetworkArguments, parse
 from . import summary
 from .network import LoRANetwork
-from .targets import Form, Splits, named_sizes
+from .targets import EncoderTargets, Form, Splits, named_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ def create_network(
     default_include_patterns: Sequence[str] = (),
     target_paths: Sequence[str] = (),
     arguments: NetworkArguments | None = None,
+    encoders: Sequence[EncoderTargets] = (),
     **kwargs: Any,
 ) -> LoRANetwork:
     """A new network over the blocks of `target_replace_modules` (None: over the whole model).
@@ -59,7 +60,8 @@ def create_network(
     `kwargs` are network_args; an architecture with options of its own parses them itself and passes `arguments`. A
     rank of None is 4, an alpha of None or 0 gives scale 1. `module_class` makes the modules, called as LoRAModule is,
     and `module_kwargs` are further keywords for it. `target_paths` are regular expressions of further blocks, by their
-    dotted paths. Raises ValueError for an option that cannot be used, and RuntimeError where the model has no block.
+    dotted paths, and `encoders` are the text encoders that are adapted too. Raises ValueError for an option that cannot
+    be used, and RuntimeError where the model has no block.
     """
     summary.announce()
     if isinstance(arguments, str):
@@ -78,6 +80,7 @@ def create_network(
         default_exclude_patterns=default_exclude_patterns,
         default_include_patterns=default_include_patterns,
         target_paths=target_paths,
+        encoders=encoders,
         options=options,
     )
     network.check_reach()
@@ -94,6 +97,7 @@ def create_network_from_weights(
     module_class: Any = None,
     module_kwargs: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
+    encoders: Sequence[EncoderTargets] = (),
     **kwargs: Any,
 ) -> LoRANetwork:
     """The network that `weights_sd` belongs to, which it does not load.
@@ -144,6 +148,7 @@ def create_network_from_weights(
             name: Form(module.rank, alphas[name], module.split_dims, _keywords(module, dora and not found.has_rule))
             for name, module in found.modules.items()
         },
+        encoders=encoders,
         options=replace(
             options.without(*_SETTLED, *_SLICES),
             use_rslora=rslora,

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,13 +21,13 @@ from ..network_args import PISSA, NetworkArguments, parse, read_keywords
 from . import construction, summary, targets
 from .network_weights import NetworkWeights
 from .summary import Rates
-from .targets import Form, LeftOut, Patterns, Ranks, Splits, never_first, unmatched
+from .targets import EncoderTargets, Form, LeftOut, Patterns, Ranks, Splits, never_first, unmatched
 
 logger = logging.getLogger(__name__)
 
 
 class LoRANetwork(NetworkWeights):
-    """The adapters of one model; text encoders are never adapted.
+    """The adapters of one model, and of its text encoders where `encoders` has them.
 
     The layers are those that the patterns let through inside blocks of the classes `target_replace_modules` (None:
     of the whole model), or those that `forms` has by module name, wherever in the model they are; `modules_dim` and
@@ -41,7 +41,7 @@ class LoRANetwork(NetworkWeights):
     without them loads all the same.
     """
 
-    # What sd-scripts asks of a network where the model has a T5 encoder: text encoders are never adapted here.
+    # sd-scripts asks this where the model has a T5 encoder.
     train_t5xxl = False
 
     def __init__(
@@ -70,6 +70,7 @@ class LoRANetwork(NetworkWeights):
         default_include_patterns: Sequence[str] = (),
         target_paths: Sequence[str] = (),
         forms: Mapping[str, Form] | None = None,
+        encoders: Sequence[EncoderTargets] = (),
         options: NetworkArguments | None = None,
         **network_args: Any,
     ) -> None:
@@ -103,34 +104,37 @@ class LoRANetwork(NetworkWeights):
         self.module_class = construction.choose_class(module_class, options.init_lora_weights)
         self.module_kwargs = read_keywords("module_kwargs", module_kwargs or {})
         self.rank_mask = RankMask(options.tlora_min_rank, options.tlora_alpha) if options.use_tlora else None
+        user_s = (options.exclude_patterns, options.include_patterns)
+        ranks = Ranks(
+            lora_dim,
+            alpha,
+            lora_dim if options.conv_dim is None else options.conv_dim,
+            alpha if options.conv_alpha is None else options.conv_alpha,
+            self.rank_pattern,
+            self.alpha_pattern,
+            options.enable_conv2d,
+        )
+        splits = Splits(options.split_dims or {}, options.split_qkv)
         if forms is None:
             construction.check_sizes(lora_dim, alpha)
-            defaults = (default_exclude_patterns, default_include_patterns)
-            selection = targets.select(
-                unet,
-                target_replace_modules,
-                Patterns(options.exclude_patterns, options.include_patterns, *defaults),
-                Ranks(
-                    lora_dim,
-                    alpha,
-                    lora_dim if options.conv_dim is None else options.conv_dim,
-                    alpha if options.conv_alpha is None else options.conv_alpha,
-                    self.rank_pattern,
-                    self.alpha_pattern,
-                    options.enable_conv2d,
-                ),
-                Splits(options.split_dims or {}, options.split_qkv),
-                target_paths,
-            )
-            construction.refuse_ranks(self.module_class, (*selection.targets, *selection.optional))
+            patterns = Patterns(*user_s, default_exclude_patterns, default_include_patterns)
+            selection = targets.select(unet, target_replace_modules, patterns, ranks, splits, target_paths)
+            in_encoders = [targets.select(one.model, one.classes, Patterns(*user_s), ranks, splits) for one in encoders]
         else:
-            selection = targets.select_named(unet, prefix, forms)
-        adapted = [target.path for target in selection.targets]
+            selection, *in_encoders = targets.select_each_named(unet, prefix, encoders, forms)
+        if forms is None:
+            every = [target for one in (selection, *in_encoders) for target in (*one.targets, *one.optional)]
+            construction.refuse_ranks(self.module_class, every)
+        targets.share_findings([selection, *in_encoders])
+        adapted = [target.path for one in (selection, *in_encoders) for target in one.targets]
         for found, patterns_that in ((selection.unmatched, unmatched), (selection.idle, never_first)):
             if without_effect := patterns_that(self.lr_pattern, adapted):
                 found["lr_pattern"] = without_effect
+        prefixes = [prefix, *(one.prefix for one in encoders)]
         self._paths = {
-            module_name(prefix, target.path): target.path for target in (*selection.targets, *selection.optional)
+            module_name(own, target.path): target.path
+            for own, one in zip(prefixes, (selection, *in_encoders), strict=True)
+            for target in (*one.targets, *one.optional)
         }
         keywords = {
             "dropout": options.neuron_dropout,
@@ -146,20 +150,23 @@ class LoRANetwork(NetworkWeights):
         create = partial(
             construction.create_modules,
             self.module_class,
-            prefix,
             multiplier=multiplier,
             init_lora_weights=options.init_lora_weights,
             keywords=keywords,
         )
-        self.left_out = LeftOut(prefix, selection, create)
+        self.left_out = LeftOut(prefix, selection, partial(create, prefix))
         self._frozen: list[Any] = []
         self.text_encoder_loras: list[Any] = []
         self.unet_loras: list[Any] = []
-        self.take(create(selection.targets))
+        # Text encoders first, as in sd-scripts, so that a seed draws the same factors.
+        self._encoders = [create(one.prefix, found.targets) for one, found in zip(encoders, in_encoders, strict=True)]
+        for modules in self._encoders:
+            self.take(modules, of_encoders=True)
+        self.take(create(prefix, selection.targets))
         self._nothing = "" if self.unet_loras else summary.why_nothing(selection, unet, target_replace_modules)
         self.fast_paths = FastPaths(unet, {target.module for target in selection.targets})
         self._reaches_a_layer = bool(selection.targets or selection.skipped or selection.unfit)
-        self.use_dora = any(getattr(lora, "use_dora", False) for lora in self.unet_loras)
+        self.use_dora = any(getattr(lora, "use_dora", False) for lora in self.loras)
         if self.use_rslora or self.use_dora:
             self.register_buffer(RSLORA_FLAG, torch.tensor(self.use_rslora, dtype=torch.bool, device="cpu"))
             self.register_buffer(DORA_FLAG, torch.tensor(self.use_dora, dtype=torch.bool, device="cpu"))
@@ -173,7 +180,7 @@ class LoRANetwork(NetworkWeights):
             self.option_metadata |= saving.tlora_metadata(options.tlora_min_rank, options.tlora_alpha)
             summary.log_tlora(self.unet_loras, options.tlora_min_rank)
         if options.use_dora:
-            summary.log_dora(self.unet_loras)
+            summary.log_dora(self.loras)
         summary.log_selection(self.unet_loras, selection, options.verbose)
         summary.log_idle(self.unet_loras, selection, options)
 
@@ -185,38 +192,53 @@ class LoRANetwork(NetworkWeights):
         """
         if self._is_pissa and getattr(args, "scale_weight_norms", None):
             raise ValueError(NO_NORM)
-        rate = getattr(args, "unet_lr", None) or getattr(args, "learning_rate", None)
-        rates = Rates(rate, self.lr_pattern, self._paths)
+        rate = getattr(args, "learning_rate", None)
+        trains_encoders = not getattr(args, "network_train_unet_only", False)
+        parts = self._parts(
+            getattr(args, "unet_lr", None) or rate, getattr(args, "text_encoder_lr", None) or rate, trains_encoders
+        )
         optimizer = getattr(args, "optimizer_type", None) or ""
-        summary.check_optimizer(optimizer, self.unet_loras, rates, self.loraplus_lr_ratio)
+        summary.check_optimizer(optimizer, [(part.modules, part.rates) for part in parts], self.loraplus_lr_ratio)
 
     def set_multiplier(self, multiplier: float) -> None:
         """The multiplier of every module; at 0 the model is the base, bit for bit."""
         self.multiplier = multiplier
-        for lora in self.unet_loras:
+        for lora in self.loras:
             lora.multiplier = multiplier
 
     def set_enabled(self, is_enabled: bool) -> None:
         """Switches every module on or off; off, the model is the base, bit for bit."""
-        for lora in self.unet_loras:
+        for lora in self.loras:
             lora.enabled = is_enabled
 
     def apply_to(self, text_encoders: Any, unet: Any, apply_text_encoder: bool = True, apply_unet: bool = True) -> None:
-        """Puts every module into its base layer's forward. Raises RuntimeError where there is none to train."""
+        """Puts every module into its base layer's forward. Raises RuntimeError where there is none to train.
+
+        Modules of a part that is not applied are taken out of the network.
+        """
         if not apply_unet:
-            for lora in self.unet_loras:
-                delattr(self, lora.lora_name)
+            self._take_out(self.unet_loras)
             self.unet_loras = []
-        if not self.unet_loras:
+        if not apply_text_encoder:
+            self._untrained |= self._take_out(self.text_encoder_loras)
+            self.text_encoder_loras, self._encoders = [], []
+        if not self.loras:
             raise RuntimeError(f"No LoRA modules found: {self._nothing or 'apply_unet is False'}")
         if self.init_lora_weights == PISSA:
-            logger.info(f"{len(self.unet_loras)} weights to decompose; init_lora_weights=pissa_niter_4 is much faster")
-        if apply_text_encoder and any(encoder is not None for encoder in _as_list(text_encoders)):
-            logger.warning("this package does not adapt text encoders")
-        for lora in self.unet_loras:
+            logger.info(f"{len(self.loras)} weights to decompose; init_lora_weights=pissa_niter_4 is much faster")
+        given = any(encoder is not None for encoder in construction.listed_encoders(text_encoders))
+        if apply_text_encoder and given and not self.text_encoder_loras:
+            logger.warning("this network module does not adapt text encoders")
+        for lora in self.loras:
             lora.apply_to()
         self.fast_paths.close()
-        logger.info(f"{len(self.unet_loras)} LoRA modules applied")
+        of_encoders = f", {len(self.text_encoder_loras)} to text encoders" if self.text_encoder_loras else ""
+        logger.info(f"{len(self.loras)} LoRA modules applied{of_encoders}")
+
+    def _take_out(self, loras: Sequence[Any]) -> set[str]:
+        for lora in loras:
+            delattr(self, lora.lora_name)
+        return {lora.lora_name for lora in loras}
 
     def check_reach(self) -> None:
         """Raises RuntimeError, with the classes that were looked for, where the model has none of their layers."""
@@ -229,9 +251,9 @@ class LoRANetwork(NetworkWeights):
         Raises RuntimeError, and takes none out, where something has been put around a layer's forward since: another
         network, or a hook. `apply_to` puts the modules back.
         """
-        for lora in self.unet_loras:
+        for lora in self.loras:
             lora.check_removable()
-        for lora in self.unet_loras:
+        for lora in self.loras:
             lora.remove()
         self.fast_paths.open()
 
@@ -244,20 +266,45 @@ class LoRANetwork(NetworkWeights):
         self.loraplus_lr_ratio = loraplus_lr_ratio
 
     def prepare_optimizer_params(
-        self, unet_lr: float | None = 1e-4, **kwargs: Any
+        self, unet_lr: float | None = 1e-4, *, text_encoder_lr: Any = None, **kwargs: Any
     ) -> tuple[list[dict[str, Any]], list[str]]:
-        """(parameter groups, their descriptions), of equal length; makes every parameter trainable that has a rate."""
+        """(parameter groups, their descriptions), of equal length; makes every parameter trainable that has a rate.
+
+        `text_encoder_lr` is one rate for all text encoders, or a list of their rates, the last of which counts for the
+        rest; None or an empty list stands for `unet_lr`.
+        """
         self.is_grouped = True
-        rates = Rates(unet_lr, self.lr_pattern, self._paths)
-        self._frozen = [lora for lora in self.unet_loras if not rates.of(lora.lora_name)]
+        parts = self._parts(unet_lr, unet_lr if text_encoder_lr in (None, []) else text_encoder_lr)
+        self._frozen = [lora for part in parts for lora in part.modules if not part.rates.of(lora.lora_name)]
         self.prepare_grad_etc()
-        return summary.build_groups(self.unet_loras, "unet", rates, self.loraplus_lr_ratio)
+        groups: list[dict[str, Any]] = []
+        descriptions: list[str] = []
+        for part in parts:
+            found, described = summary.build_groups(part.modules, part.name, part.rates, self.loraplus_lr_ratio)
+            groups += found
+            descriptions += described
+        return groups, descriptions
 
     def prepare_optimizer_params_with_multiple_te_lrs(
         self, text_encoder_lr: Any, unet_lr: float | None, default_lr: float | None
     ) -> tuple[list[dict[str, Any]], list[str]]:
         """The same, as sd-scripts calls it."""
-        return self.prepare_optimizer_params(default_lr if unet_lr is None else unet_lr)
+        rate = default_lr if unet_lr is None else unet_lr
+        return self.prepare_optimizer_params(
+            rate, text_encoder_lr=default_lr if text_encoder_lr in (None, []) else text_encoder_lr
+        )
+
+    def _parts(self, unet_lr: float | None, text_encoder_lr: Any, trains_encoders: bool = True) -> list["_Part"]:
+        """The modules of each text encoder and of the model, with their learning rates."""
+        encoders = self._encoders if trains_encoders else []
+        given = list(text_encoder_lr) if isinstance(text_encoder_lr, list | tuple) else [text_encoder_lr]
+        rates = [given[min(at, len(given) - 1)] for at in range(len(encoders))]
+        name = "textencoder {}" if len(encoders) > 1 else "textencoder"
+        parts = [
+            _Part(name.format(at + 1), list(modules.values()), Rates(rate, self.lr_pattern, self._paths))
+            for at, (modules, rate) in enumerate(zip(encoders, rates, strict=True))
+        ]
+        return [*parts, _Part("unet", self.unet_loras, Rates(unet_lr, self.lr_pattern, self._paths))]
 
     def enable_gradient_checkpointing(self) -> None:
         """Nothing to do: the factors keep only the small hidden activations."""
@@ -312,10 +359,12 @@ class LoRANetwork(NetworkWeights):
 
     def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
         """(modules shrunk, mean norm, largest norm) of the modules that are trained; see `max_norm.limit_norms`."""
-        return adapter_module.limit_norms(
-            [lora for lora in self.unet_loras if lora not in self._frozen], max_norm_value
-        )
+        return adapter_module.limit_norms([lora for lora in self.loras if lora not in self._frozen], max_norm_value)
 
 
-def _as_list(encoders: Any) -> Sequence[Any]:
-    return encoders if isinstance(encoders, list | tuple) else [encoders]
+class _Part(NamedTuple):
+    """The modules of one model, as parameter groups name them, and their learning rates."""
+
+    name: str
+    modules: Sequence[Any]
+    rates: Rates

@@ -28,13 +28,14 @@ logger = logging.getLogger(__name__)
 
 
 class NetworkWeights(nn.Module):
-    """The weights of a network, whose modules are `unet_loras`.
+    """The weights of a network, whose modules are `unet_loras` and `text_encoder_loras`.
 
     `rslora_settled` says that the scale rule is the user's own choice, which weights that say nothing of it need not
     confirm. `is_grouped` says that an optimiser has the parameters, so that modules can no longer be added.
     """
 
     unet_loras: list[Any]
+    text_encoder_loras: list[Any]
     left_out: LeftOut
     fast_paths: FastPaths
     multiplier: float
@@ -47,12 +48,19 @@ class NetworkWeights(nn.Module):
         self.rslora_settled = False
         self.is_grouped = False
         self.save_format = NATIVE
+        # Modules of text encoders that a trainer does not train, by name.
+        self._untrained: set[str] = set()
         # What a file says of the options that the network was made with.
         self.option_metadata: dict[str, str] = {}
         self._file_names: FileNames | None = None
 
+    @property
+    def loras(self) -> list[Any]:
+        """All modules, those of text encoders first."""
+        return [*self.text_encoder_loras, *self.unet_loras]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "NetworkWeights":
-        adapters = [lora for lora in self.unet_loras if isinstance(lora, AdapterModule)]
+        adapters = [lora for lora in self.loras if isinstance(lora, AdapterModule)]
         network: NetworkWeights = copied(
             self, adapters, memo, (*self.left_out.layers, *self.fast_paths.blocks, self._file_names)
         )
@@ -66,9 +74,9 @@ class NetworkWeights(nn.Module):
         the network's.
         """
         try:
-            opened = reading.open_weights(os.fspath(file))
+            opened = self._without_untrained(*reading.open_weights(os.fspath(file)))
             more = {} if self.is_grouped else self.left_out.modules(self._foreign_names(opened[0]))
-            loras = [*self.unet_loras, *more.values()]
+            loras = [*self.loras, *more.values()]
             fit = loading.fitted(self._read(*opened, loras), self._expected(loras))
         except LoraInspectError:
             raise
@@ -84,14 +92,24 @@ class NetworkWeights(nn.Module):
             )
             self.take(more)
         flat: dict[str, Tensor] = {}
-        for lora in self.unet_loras:
+        for lora in self.loras:
             if lora.lora_name in fit:
                 tensors = lora.from_file(fit[lora.lora_name])
                 flat |= {f"{lora.lora_name}.{key}": tensor for key, tensor in tensors.items()}
-        missing = len(self.unet_loras) - len(fit)
+        missing = len(self.loras) - len(fit)
         if missing:
-            logger.warning(f"{file} has no weights for {missing} of the network's {len(self.unet_loras)} modules")
+            logger.warning(f"{file} has no weights for {missing} of the network's {len(self.loras)} modules")
         return self.load_state_dict(flat, strict=False)
+
+    def _without_untrained(
+        self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+        """The weights without those of text encoders that are not trained, which a line in the log counts."""
+        names = {key.partition(".")[0] for key in weights} & self._untrained
+        if not names:
+            return weights, metadata
+        logger.info(f"{reading.count(names, 'modules')} of text encoders are left out, as these are not trained")
+        return {key: tensor for key, tensor in weights.items() if key.partition(".")[0] not in names}, metadata
 
     def is_mergeable(self) -> bool:
         """Whether `merge_to` exists."""
@@ -112,12 +130,12 @@ class NetworkWeights(nn.Module):
         The network is one made by `create_*_from_weights` with `for_inference=True`. See `LoRAInfModule.merge_to`
         for dtype, device and what is refused; the same mismatches raise ValueError as in `load_weights`.
         """
-        fit = loading.fitted(self._read(weights_sd, {}, self.unet_loras), self._expected(self.unet_loras))
+        fit = loading.fitted(self._read(weights_sd, {}, self.loras), self._expected(self.loras))
         for lora in self._mergeable_loras():
             if lora.lora_name in fit:
                 lora.merge_to(fit[lora.lora_name], dtype, device, non_blocking, safe_merge)
-        if missing := len(self.unet_loras) - len(fit):
-            logger.warning(f"the weights have nothing for {missing} of the network's {len(self.unet_loras)} modules")
+        if missing := len(self.loras) - len(fit):
+            logger.warning(f"the weights have nothing for {missing} of the network's {len(self.loras)} modules")
 
     def save_weights(
         self,
@@ -134,9 +152,7 @@ class NetworkWeights(nn.Module):
             native, tensors = tensors, standard_form.to_standard(tensors, rslora)
             complete = standard_form.standard_metadata(complete, native, tensors, rslora)
             rslora = False
-        lycoris = {
-            lora.lora_name: lora.dora_scale_axes for lora in self.unet_loras if getattr(lora, "dora_scale_axes", 0)
-        }
+        lycoris = {lora.lora_name: lora.dora_scale_axes for lora in self.loras if getattr(lora, "dora_scale_axes", 0)}
         if lycoris:
             tensors = standard_form.with_dora_scale(tensors, lycoris)
         named = NamedTensors(tensors, complete)
@@ -164,9 +180,9 @@ class NetworkWeights(nn.Module):
             lora.restore_weights()
 
     def _mergeable_loras(self) -> list[Any]:
-        if not all(hasattr(lora, "merge_to") for lora in self.unet_loras):
+        if not all(hasattr(lora, "merge_to") for lora in self.loras):
             raise TypeError("a training network does not merge; create one from the weights with for_inference=True")
-        return self.unet_loras
+        return self.loras
 
     def name_files(self, names: FileNames) -> None:
         """Uses `names` in files and in weights to merge; inside, modules keep theirs.
@@ -180,7 +196,7 @@ class NetworkWeights(nn.Module):
     def log_readers(self) -> None:
         """Says in the log which programs will read another change in the files than the network's; see `summary`."""
         folded = self._file_names is not None and self._file_names.folds_the_scale(self._file_tensors())
-        summary.log_readers(self.unet_loras, self.save_format, folded)
+        summary.log_readers(self.loras, self.save_format, folded)
 
     def _read(
         self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], loras: Sequence[Any]
@@ -199,18 +215,19 @@ class NetworkWeights(nn.Module):
         names = self._file_names
         places = {key: names.place(key) if names else None for key in weights}
         found = {place.name if place else key.partition(".")[0] for key, place in places.items()}
-        return found - {lora.lora_name for lora in self.unet_loras}
+        return found - {lora.lora_name for lora in self.loras}
 
-    def take(self, modules: Mapping[str, Any]) -> None:
+    def take(self, modules: Mapping[str, Any], of_encoders: bool = False) -> None:
         """Makes `modules` the network's, and puts them into their layers where the others are."""
-        is_applied = any(getattr(lora, "org_forward", None) is not None for lora in self.unet_loras)
+        into = self.text_encoder_loras if of_encoders else self.unet_loras
+        is_applied = any(getattr(lora, "org_forward", None) is not None for lora in self.loras)
         for name, lora in modules.items():
             lora.multiplier = self.multiplier
             self.add_module(name, lora)
-            self.unet_loras.append(lora)
+            into.append(lora)
             if is_applied:
                 lora.apply_to()
-        dora_layer.share_notice(lora.dora_layer.watch for lora in self.unet_loras if getattr(lora, "use_dora", False))
+        dora_layer.share_notice(lora.dora_layer.watch for lora in self.loras if getattr(lora, "use_dora", False))
 
     def _expected(self, loras: Sequence[Any]) -> loading.AcceptedTensors:
         return loading.AcceptedTensors(
@@ -235,7 +252,7 @@ class NetworkWeights(nn.Module):
     def _file_tensors(self, loras: Sequence[Any] | None = None) -> dict[str, Tensor]:
         """The state dict of `loras` (None: of all modules), and the flags, in the form that a file has."""
         tensors = {key: tensor for key, tensor in self.state_dict().items() if "." not in key}
-        for lora in self.unet_loras if loras is None else loras:
+        for lora in self.loras if loras is None else loras:
             tensors |= {f"{lora.lora_name}.{key}": tensor for key, tensor in lora.file_tensors().items()}
         return tensors
 
@@ -254,7 +271,7 @@ class NetworkWeights(nn.Module):
         if rslora is not None and bool(rslora) != self.use_rslora:
             error_msgs.append(f"RS-LoRA flag mismatch: the network has use_rslora={self.use_rslora}")
         standard_form.rename_dora_scales(state_dict, prefix)
-        error_msgs.extend(loading.magnitude_errors(state_dict, prefix, self.unet_loras))
+        error_msgs.extend(loading.magnitude_errors(state_dict, prefix, self.loras))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

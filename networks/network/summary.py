@@ -201,15 +201,20 @@ class Rates(NamedTuple):
 
 
 def check_optimizer(
-    optimizer_type: str, modules: Iterable[AdapterModule], rates: Rates, plus_ratio: float | None
+    optimizer_type: str, parts: Sequence[tuple[Sequence[AdapterModule], Rates]], plus_ratio: float | None
 ) -> None:
-    """Raises ValueError, with the options, for groups of several rates with an optimiser that finds one for all."""
+    """Raises ValueError, with the options, for groups of several rates with an optimiser that finds one for all.
+
+    `parts` are the modules of the model and of each text encoder, with their rates.
+    """
     name = optimizer_type.rpartition(".")[2]
     if name.lower() not in _OF_ONE_RATE:
         return
-    plain = {rate for module in modules if (rate := rates.of(module.lora_name))}
+    plain = {rate for modules, rates in parts for module in modules if (rate := rates.of(module.lora_name))}
+    own = {rate for modules, rates in parts for module in modules if (rate := rates.own(module.lora_name))}
     options = ["loraplus_lr_ratio"] if plus_ratio not in (None, 1) else []
-    options += ["lr_pattern"] if len(plain) > 1 else []
+    if len(plain) > 1:
+        options.append("lr_pattern" if own else "text_encoder_lr")
     if options:
         raise ValueError(
             f"{' and '.join(options)}: {name} finds one learning rate for all parameters, and takes no groups "

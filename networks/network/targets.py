@@ -346,6 +346,40 @@ def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Sel
     return Selection(chosen, {}, [], {}, {})
 
 
+class EncoderTargets(NamedTuple):
+    """A text encoder that is adapted: the prefix of its modules' names, the model, and the classes of its blocks."""
+
+    prefix: str
+    model: nn.Module
+    classes: Sequence[str]
+
+
+def select_each_named(
+    root: nn.Module, prefix: str, encoders: Sequence[EncoderTargets], forms: Mapping[str, Form]
+) -> list[Selection]:
+    """`select_named` of the model and of each text encoder, whose names begin with its prefix."""
+    left = dict(forms)
+    in_encoders = []
+    for encoder in encoders:
+        own = {name: left.pop(name) for name in list(left) if name.startswith(f"{encoder.prefix}_")}
+        in_encoders.append(select_named(encoder.model, encoder.prefix, own))
+    return [select_named(root, prefix, left), *in_encoders]
+
+
+def share_findings(selections: Sequence[Selection]) -> None:
+    """Takes out of the findings on patterns in the first selection those that another one contradicts."""
+    first, *rest = selections
+    for found in (first.unmatched, first.idle):
+        for option, patterns in list(found.items()):
+            without_effect = [
+                {*other.unmatched.get(option, ()), *other.idle.get(option, ())} for other in rest if other.targets
+            ]
+            kept = [pattern for pattern in patterns if all(pattern in other for other in without_effect)]
+            found[option] = kept
+            if not kept:
+                del found[option]
+
+
 def named_sizes(root: nn.Module, prefix: str, splits: Splits) -> dict[str, tuple[int, ...]]:
     """The output features of the slices by the name of each layer of the model that is split."""
     sizes = ((path, splits.sizes(path, module)) for path, module in named_leaves(root))

@@ -5,8 +5,8 @@ file of the blocks alone may be one of Cosmos, which they are shared with.
 """
 
 from ..correspondence import Correspondence
-from ..record import Architecture, Layout, under
-from ..text_encoders import QWEN3_06B, T5_11B
+from ..record import Architecture, Layout, Switch, TrainedEncoder, Training, under
+from ..text_encoders import QWEN3_06B, QWEN3_BLOCKS, T5_11B
 from .cosmos import DIFFUSERS, DIFFUSERS_NORMS, PREDICT2, PREDICT2_NORMS, relations, sizes
 
 LANGUAGE_MODEL_ADAPTER = under(
@@ -41,4 +41,13 @@ ARCHITECTURE = Architecture(
     base_names=("anima",),
     text_encoders=(QWEN3_06B, T5_11B),
     correspondence=Correspondence(relations),
+    training=Training(
+        classes=("Block", "PatchEmbed", "TimestepEmbedding", "FinalLayer", "LLMAdapterTransformerBlock"),
+        diffusers_classes=("CosmosTransformerBlock",),
+        models=("Anima",),
+        excludes=(r".*(_modulation|_norm|_embedder|final_layer).*",),
+        switches=(Switch("train_llm_adapter", default=False, excluding=False, excludes=(r"llm_adapter\..*",)),),
+        keys=("anima",),
+        text_encoders=(TrainedEncoder("lora_te", QWEN3_BLOCKS),),
+    ),
 )

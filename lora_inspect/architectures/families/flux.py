@@ -5,8 +5,8 @@ leaves are shared by the families that descend from it.
 """
 
 from ..correspondence import Correspondence, Relation, below, same, stack, swapped
-from ..record import MODULATION, NORM, Architecture, Layout, Size, Training, under
-from ..text_encoders import CLIP_L, T5_XXL
+from ..record import MODULATION, NORM, Architecture, Layout, Size, TrainedEncoder, Training, under
+from ..text_encoders import CLIP_BLOCKS, CLIP_L, T5_BLOCKS, T5_XXL
 
 # One double-stream block without modulation, which Chroma and FLUX.2 do not have per block.
 ORIGINAL_DOUBLE = (
@@ -248,5 +248,10 @@ ARCHITECTURE = Architecture(
         models=("Flux", "FluxTransformer2DModel"),
         excludes=(MODULATION, NORM),
         keys=("fk",),
+        text_encoders=(
+            TrainedEncoder("lora_te1", CLIP_BLOCKS),
+            TrainedEncoder("lora_te3", T5_BLOCKS, switch="train_t5xxl"),
+        ),
+        searches_names=True,
     ),
 )

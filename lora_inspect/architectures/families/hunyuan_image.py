@@ -5,7 +5,7 @@ HunyuanImageTransformer2DModel of diffusers.
 """
 
 from ..correspondence import Correspondence, Relation, same
-from ..record import Architecture, Layout, Size, under
+from ..record import Architecture, Layout, Size, Training, under
 from ..text_encoders import BYT5_GLYPH, QWEN25_VL_7B
 from .flux import DIFFUSERS_DOUBLE, DIFFUSERS_SINGLE, ORIGINAL_DOUBLE, ORIGINAL_SINGLE, PROPORTIONS
 from .hunyuan_video import (
@@ -103,4 +103,12 @@ ARCHITECTURE = Architecture(
     metadata_names=("hunyuan-image-2.1", "hunyuan-image"),
     text_encoders=(QWEN25_VL_7B, BYT5_GLYPH),
     correspondence=Correspondence(relations),
+    training=Training(
+        classes=("MMDoubleStreamBlock", "MMSingleStreamBlock"),
+        diffusers_classes=("HunyuanImageTransformerBlock", "HunyuanImageSingleTransformerBlock"),
+        models=("HYImageDiffusionTransformer", "HunyuanImageTransformer2DModel"),
+        excludes=(),
+        keys=("hunyuan_image",),
+        searches_names=True,
+    ),
 )

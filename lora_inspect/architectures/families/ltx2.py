@@ -4,7 +4,7 @@ Leaves as in the LTX2VideoTransformer3DModel of diffusers; the original names ar
 """
 
 from ..correspondence import Correspondence, Relation, same
-from ..record import Architecture, Layout, Size, under
+from ..record import Architecture, Layout, Size, Training, under
 from ..text_encoders import SOME_LANGUAGE_MODEL
 from .ltx_video import ATTENTION, TIMESTEP, norms_of, timestep
 
@@ -117,4 +117,10 @@ ARCHITECTURE = Architecture(
     metadata_names=("ltx2",),
     text_encoders=(SOME_LANGUAGE_MODEL,),
     correspondence=Correspondence(relations),
+    training=Training(
+        classes=("BasicAVTransformerBlock",),
+        diffusers_classes=("LTX2VideoTransformerBlock",),
+        models=("LTXModel", "LTX2VideoTransformer3DModel"),
+        keys=("ltx2",),
+    ),
 )

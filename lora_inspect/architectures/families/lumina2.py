@@ -4,8 +4,8 @@ Leaves as in the NextDiT of the original repository and in the Lumina2Transforme
 """
 
 from ..correspondence import Correspondence, Relation, below, same, stack
-from ..record import Architecture, Layout, Size, under
-from ..text_encoders import GEMMA2_2B
+from ..record import Architecture, Layout, Size, TrainedEncoder, Training, under
+from ..text_encoders import GEMMA2_2B, GEMMA2_BLOCKS
 
 ORIGINAL_BLOCK = (*under("attention", "qkv", "out"), *under("feed_forward", "w1", "w2", "w3"))
 DIFFUSERS_BLOCK = (
@@ -107,4 +107,12 @@ ARCHITECTURE = Architecture(
     metadata_names=("lumina2", "lumina-2", "lumina"),
     text_encoders=(GEMMA2_2B,),
     correspondence=Correspondence(relations),
+    training=Training(
+        classes=("JointTransformerBlock", "FinalLayer"),
+        diffusers_classes=("Lumina2TransformerBlock",),
+        models=("NextDiT", "Lumina2Transformer2DModel"),
+        excludes=(),
+        keys=("lumina",),
+        text_encoders=(TrainedEncoder("lora_te", GEMMA2_BLOCKS),),
+    ),
 )

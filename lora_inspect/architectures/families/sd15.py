@@ -5,9 +5,10 @@ repository, which single-file checkpoints name.
 """
 
 from ..correspondence import Correspondence
-from ..record import Architecture, Layout, Size, under
-from ..text_encoders import CLIP_L
+from ..record import Architecture, Layout, Size, TrainedEncoder, Training, under
+from ..text_encoders import CLIP_BLOCKS, CLIP_L
 from ..unet import (
+    CONV_BLOCKS,
     DIFFUSERS_NORMS,
     DIFFUSERS_RESNET,
     ORIGINAL_NORMS,
@@ -91,4 +92,12 @@ ARCHITECTURE = Architecture(
     text_encoders=(CLIP_L,),
     correspondence=CORRESPONDENCE,
     pipeline_name="unet",
+    training=Training(
+        classes=("Transformer2DModel",),
+        models=("UNet2DConditionModel",),
+        excludes=(),
+        keys=("sd",),
+        conv_classes=CONV_BLOCKS,
+        text_encoders=(TrainedEncoder("lora_te", CLIP_BLOCKS),),
+    ),
 )

@@ -5,8 +5,8 @@ second attention of 3.5 medium.
 """
 
 from ..correspondence import Correspondence, Relation, below, pair_swapped, same, stack, swapped
-from ..record import Architecture, Layout, Size, under
-from ..text_encoders import CLIP_L, OPENCLIP_BIGG, T5_XXL
+from ..record import Architecture, Layout, Size, TrainedEncoder, Training, under
+from ..text_encoders import CLIP_BLOCKS, CLIP_L, OPENCLIP_BIGG, T5_BLOCKS, T5_XXL
 
 ORIGINAL = (
     "x_embedder.proj",
@@ -137,4 +137,16 @@ ARCHITECTURE = Architecture(
     ),
     text_encoders=(CLIP_L, OPENCLIP_BIGG, T5_XXL),
     correspondence=Correspondence(relations),
+    training=Training(
+        classes=("SingleDiTBlock",),
+        diffusers_classes=("JointTransformerBlock",),
+        models=("MMDiT", "SD3Transformer2DModel"),
+        excludes=(),
+        keys=("sd3",),
+        text_encoders=(
+            TrainedEncoder("lora_te1", CLIP_BLOCKS),
+            TrainedEncoder("lora_te2", CLIP_BLOCKS),
+            TrainedEncoder("lora_te3", T5_BLOCKS, switch="train_t5xxl"),
+        ),
+    ),
 )

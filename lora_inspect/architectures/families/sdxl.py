@@ -5,9 +5,10 @@ which some trainers write under the same prefix.
 """
 
 from ..correspondence import Correspondence, same
-from ..record import Architecture, Layout, Size, under
-from ..text_encoders import CLIP_L, OPENCLIP_BIGG
+from ..record import Architecture, Layout, Size, TrainedEncoder, Training, under
+from ..text_encoders import CLIP_BLOCKS, CLIP_L, OPENCLIP_BIGG
 from ..unet import (
+    CONV_BLOCKS,
     DIFFUSERS_NORMS,
     DIFFUSERS_RESNET,
     ORIGINAL_NORMS,
@@ -100,4 +101,12 @@ ARCHITECTURE = Architecture(
         )
     ),
     pipeline_name="unet",
+    training=Training(
+        classes=("Transformer2DModel",),
+        models=("UNet2DConditionModel", "SdxlUNet2DConditionModel"),
+        excludes=(),
+        keys=("sdxl",),
+        conv_classes=CONV_BLOCKS,
+        text_encoders=(*(TrainedEncoder(prefix, CLIP_BLOCKS) for prefix in ("lora_te1", "lora_te2")),),
+    ),
 )
