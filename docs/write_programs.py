@@ -1,7 +1,7 @@
 """Writes the pages of programs from the rules of the programs that load adapters: `python docs/write_programs.py`.
 
 docs/programs.md has the cells, the folders and the messages, docs/programs_names.md the naming schemes and
-docs/programs_kinds.md the kinds of adapters.
+docs/programs_kinds.md the kinds of adapters. Of both the programs in `known/trainers/` have pages of their own.
 """
 
 import sys
@@ -21,7 +21,7 @@ from program_files.kinds import KINDS  # noqa: E402
 from program_files.spellings import SPELLINGS  # noqa: E402
 
 from lora_inspect.architectures import every  # noqa: E402
-from lora_inspect.programs import PROGRAMS  # noqa: E402
+from lora_inspect.programs import PROGRAMS, files, in_file  # noqa: E402
 from lora_inspect.programs.record import FAILS, SILENT, Program, Strangers  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -35,8 +35,8 @@ which is a gap of these pages and no fault of the program.
 
 | question | page |
 |---|---|
-| Does a program load the names of my file? | [names](programs_names.md) |
-| Does it apply RS-LoRA, DoRA, LoHa, LoKr or OFT as trained? | [kinds](programs_kinds.md) |
+| Does a program load the names of my file? | [names](programs_names.md), [in trainers](programs_names_trainers.md) |
+| Does it apply RS-LoRA, DoRA, LoHa, LoKr or OFT as trained? | [kinds](programs_kinds.md), [in trainers](programs_kinds_trainers.md) |
 | Does it serve a PEFT folder of a language model? | [folders](#peft-folders-of-language-models) |
 | Which message does it print? | [messages](#messages) |
 | How do whole cases go, from the file to the picture? | [cases](programs_cases.md) |
@@ -65,7 +65,7 @@ All but `ref` happen without a word, but for those with a `!`, of which the prog
 stroke are files with an alpha tensor in every module, and files without any. Rank is 4 and alpha 3, so that `x0.5` is
 RS-LoRA without its root, and `x1.333` a LoRA without its alpha.
 """
-NAMES = """# Which names every program loads
+NAMES = """# Which names {whose} loads
 
 Written by `docs/write_programs.py`; [the legend](programs.md#cells) explains the cells. The files are plain LoRA of
 every layer in the blocks of the model, and of nothing else. The columns are the
@@ -75,7 +75,7 @@ other way round; `diffusers`, `bare` and `peft` are A/B, and `peft` has its conf
 such names. A column that is not there is not tested, and of a family that is not there the program has no models, or
 nobody tested them.
 """
-KINDS_HEAD = """# Which kinds of adapters every program applies
+KINDS_HEAD = """# Which kinds of adapters {whose} applies
 
 Written by `docs/write_programs.py`; [the legend](programs.md#cells) explains the cells. The file of each program has
 the names that `convert --to` writes for it, and is of the family in the row `family`. An alpha tensor stands in each
@@ -139,10 +139,10 @@ def _listed(names: Sequence[str], rows: Collection[str], judged: Judged) -> str:
     return f"every {'other ' if len(names) < len(rows) else ''}family"
 
 
-def kinds_of(judged: Judged) -> Iterator[str]:
+def kinds_of(judged: Judged, programs: Iterable[Program]) -> Iterator[str]:
     """The table of kinds, and where other families differ from those in its head."""
     columns, elsewhere = [], []
-    for program in judged.programs:
+    for program in programs:
         if rows := judged.kinds(program):
             first = next((name for name in REFERENCES if name in rows), next(iter(rows)))
             columns.append((program.title, program.version, own_scheme(program, first), first, *rows[first]))
@@ -233,18 +233,28 @@ def _in_words(strangers: Strangers) -> str:
     return what + says + (f"{beyond} {_code(strangers.beyond)}" if beyond and strangers.beyond else beyond)
 
 
+def _trainers() -> set[str]:
+    """The names of the programs that train adapters too."""
+    return {one.name for file in files() if file.startswith("trainers.") for one in in_file(file)}
+
+
 @cache
 def pages() -> dict[str, str]:
     """The pages as they should be, by the names of their files."""
     with tempfile.TemporaryDirectory() as folder:
         judged = Judged(Path(folder), PROGRAMS.values(), FAMILIES)
-        names = [line for program in judged.programs for line in names_of(judged, program)]
-        kinds, folders = list(kinds_of(judged)), folders_of(judged)
+        trainers = _trainers()
+        others = [one for one in judged.programs if one.name not in trainers]
+        apart = {"": others, "_trainers": [one for one in judged.programs if one.name in trainers]}
+        names = {end: [line for one in own for line in names_of(judged, one)] for end, own in apart.items()}
+        kinds = {end: list(kinds_of(judged, own)) for end, own in apart.items()}
+        folders = folders_of(judged)
     parts = ((HEAD, counts_of(judged)), (LEGEND, ()), (FOLDERS_HEAD, folders), (MESSAGES, messages_of(judged)))
+    whose = {"": "every program", "_trainers": "every trainer"}
     return {
         "programs.md": "".join(_lines(head, lines) for head, lines in parts),
-        "programs_names.md": _lines(NAMES, names),
-        "programs_kinds.md": _lines(KINDS_HEAD, kinds),
+        **{f"programs_names{end}.md": _lines(NAMES.format(whose=whose[end]), own) for end, own in names.items()},
+        **{f"programs_kinds{end}.md": _lines(KINDS_HEAD.format(whose=whose[end]), own) for end, own in kinds.items()},
     }
 
 

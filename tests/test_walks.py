@@ -149,8 +149,9 @@ class TestHobbyist:
         counted = totals(shown)
         assert counted == {
             "adapters": len(ADAPTERS),
-            "fine": len(ADAPTERS) - len(CONVERTIBLE | DORA) - 3,
-            "need convert": len(CONVERTIBLE | DORA) + 1,  # llama.cpp takes no root of llm/assistant
+            "fine": len(ADAPTERS) - len(CONVERTIBLE | DORA) - 4,
+            # llama.cpp takes no root of llm/assistant, and stable-diffusion.cpp another alpha of sdxl/slider, of rank 1.
+            "need convert": len(CONVERTIBLE | DORA) + 2,
             "info only": 1,
             "need an answer": 1,
             "other models": len(make_folder.other_models()),

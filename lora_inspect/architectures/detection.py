@@ -42,6 +42,7 @@ STATING_KEYS = (*METADATA_KEYS, V2_KEY, MODULE_KEY, ONETRAINER_KEY, BASE_KEY, CL
 _PACKAGES = ("networks", "musubi_tuner.networks", "lora_inspect.networks")
 _MODULES: Mapping[str, Sequence[str]] = {
     "lora_anima": ("anima",),
+    "lora_ernie_image": ("ernie_image",),
     "lora_flux": ("flux", "chroma"),
     "lora_flux_2": ("flux2",),
     "lora_framepack": ("framepack",),

@@ -4,7 +4,7 @@ Leaves as in the ErnieImageTransformer2DModel of diffusers, which ComfyUI and th
 ComfyUI's class.
 """
 
-from ..record import Architecture, Layout, Size, under
+from ..record import Architecture, Layout, Size, Training, under
 from ..text_encoders import SOME_LANGUAGE_MODEL
 
 LAYER = (
@@ -36,4 +36,7 @@ ARCHITECTURE = Architecture(
     metadata_names=("ernie", "ernie_image", "ernieimagetransformer2dmodel"),
     base_names=("ernie-image",),
     text_encoders=(SOME_LANGUAGE_MODEL,),
+    training=Training(
+        classes=("ErnieImageSharedAdaLNBlock",), models=("ErnieImageTransformer2DModel",), keys=("ernie_image",)
+    ),
 )

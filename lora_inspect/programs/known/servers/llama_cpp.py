@@ -22,12 +22,12 @@ from lora_inspect.programs.record import (
 from lora_inspect.reading.adapter import Adapter
 
 _FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
-# What the converter skips, and what it hands on as it is, to which llama.cpp pays no attention.
+# The converter skips these, or hands them on, and llama.cpp pays no attention to them.
 _SKIPPED = (".base_layer.weight", "_layernorm", ".norm")
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """What the converter says; of a file in llama.cpp's own format nothing."""
+    """Returns the error of the converter; of a file in llama.cpp's own format nothing."""
     from lora_inspect.reading.base.model_config import has_header  # with the tables of llama.cpp's names
 
     if has_header(adapter.checkpoint):
@@ -97,7 +97,7 @@ PROGRAM = Program(
                     finds=_finds,
                     scale=_scale_of_folder,
                 ),
-                # What is saved whole has no suffix of its own.
+                # Modules that are saved whole have no suffix of their own.
                 Rule(prefixes=("base_model.model.", ""), kinds={"saved": LEAVES, "": FAILS}),
             ),
             strangers=Strangers(SILENT),

@@ -1,7 +1,7 @@
 """LMDeploy: PEFT's folders, of which one rank and one scale count, `lora_alpha` over `r` of the config.
 
-Its reader takes nothing but pairs of factors. It makes room for the factors of a target in every block, and fills none
-of what a file leaves out. Sources: `add_adapters` in `pytorch/models/patch.py`, `pytorch/adapter/adapter.py` and
+Its reader takes nothing but pairs of factors. It makes room for the factors of a target in every block, and does
+not fill the places that a file leaves out. Sources: `add_adapters` in `pytorch/models/patch.py`, `pytorch/adapter/adapter.py` and
 `pytorch/nn/linear/lora.py` of LMDeploy, run on a stand-in of its Llama; the product of its kernel was read.
 """
 
@@ -24,12 +24,12 @@ from lora_inspect.reading.adapter import Adapter
 
 _PREFIX, _FACTORS = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
 _NO_FACTOR = "AssertionError: it is no factor of LoRA"
-# What PEFT takes for a field that a config leaves out.
+# PEFT's defaults for fields that a config leaves out.
 _DEFAULT = 8
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """What loading raises."""
+    """Returns the error that loading raises."""
     config = config_of(adapter)
     if isinstance(config, str):
         return config
@@ -69,13 +69,13 @@ def _unsure(adapter: Adapter) -> str | None:
 
 
 def _never(adapter: Adapter) -> str | None:
-    """What goes on through a conversion as it is."""
+    """Returns the reason that no conversion takes away."""
     if adapter.other_keys:
         return f"refuses a file with {adapter.other_keys[0]}"
     if head := next((module.name.body for module in adapter.modules.values() if "." not in module.name.body), None):
         return f"refuses a file with {head}"
     blocks, numbers = _blocks_of(adapter), set[str]()
-    # A conversion keeps what a config says beside the names of the file's layers, as an expression.
+    # A conversion keeps an expression of a config that names more than the layers of the file.
     config = adapter.checkpoint.config
     if config is not None and "target_modules" in config:
         targets = {leaf_of(name) for name in names_in(config, "target_modules")}
@@ -99,7 +99,7 @@ def _blocks_of(adapter: Adapter) -> dict[str, set[str]]:
 
 
 def _finds(adapter: Adapter) -> Finder:
-    """The dense layers of blocks. A factor of rank 1 fills all rows, of which nobody tried what comes out."""
+    """The dense layers of blocks. A factor of rank 1 fills all rows; nobody tried that."""
     config = config_of(adapter)
     rank = None if isinstance(config, str) else config.get("r", _DEFAULT)
 

@@ -37,7 +37,7 @@ _SHORTHANDS = ("all", "all-linear")
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """What loading or the first request raises."""
+    """Returns the error that loading or the first request raises."""
     config = config_of(adapter)
     if isinstance(config, str):
         return config
@@ -62,7 +62,7 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _never(adapter: Adapter) -> str | None:
-    """What it does with parts of fused layers that lack others."""
+    """Returns the treatment of parts of fused layers that lack others."""
     for parent, leaves in _siblings(adapter).items():
         if "q_proj" in leaves and "v_proj" not in leaves:
             return f"fails on {parent}.q_proj, which has no v_proj next to it"
@@ -72,7 +72,7 @@ def _never(adapter: Adapter) -> str | None:
 
 
 def _siblings(adapter: Adapter) -> dict[str, set[str]]:
-    """The layers that are adapted, by what they are in."""
+    """The layers that are adapted, by the module that holds them."""
     found: dict[str, set[str]] = defaultdict(set)
     for key in adapter.modules:
         parent, _, leaf = key.rpartition(".")
@@ -86,7 +86,7 @@ def _finds(adapter: Adapter) -> Finder:
     config = {} if isinstance(found, str) else found
     is_shorthand = isinstance(config.get("target_modules"), str)
     named = {_fused(leaf_of(name)) for name in names_in(config, "target_modules")}
-    # What is below a block is taken for a factor, whatever it is.
+    # Every tensor below a block is taken for a factor.
     has_odd = any(".layers." in key for key in adapter.unclaimed)
 
     def finds(given: Given) -> bool | None:
@@ -139,7 +139,7 @@ PROGRAM = Program(
     loaders=(
         Loader(
             families=("llm",),
-            # What is saved whole has no suffix of its own.
+            # Modules that are saved whole have no suffix of their own.
             rules=(_FILE, Rule(prefixes=_FILE.prefixes, kinds={"saved": LEAVES, "": FAILS}, finds=_finds, by=READ)),
             strangers=Strangers(SILENT),
             refuses=_refused,

@@ -39,9 +39,9 @@ from lora_inspect.reading.adapter import Adapter
 _ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj")
 _OF_BLOCK = re.compile(r"model\.layers\.(\d+)\.(?:self_attn\.(?:q|k|v|o|qkv)_proj|mlp\.(?:gate|up|down)_proj)")
 _PREFIX = "base_model.model."
-# What its kernels take: no less than the first, and multiples of the second beyond. Nobody tried more than the third.
+# Its kernels take ranks from the first on, and multiples of the second. Nobody tried more than the third.
 _LEAST, _STEP, _MOST = 8, 16, 128
-# What PEFT takes for a field that a config leaves out.
+# PEFT's defaults for fields that a config leaves out.
 _DEFAULT = 8
 # Parts of names of files that it passes over.
 _NO_WEIGHTS = ("arguments", "args", "training")
@@ -50,7 +50,7 @@ _UNUSED = Strangers(WARNS, "unused adapter weights")
 
 @remembering_names
 def _block_of(path: str) -> str:
-    """The number of the block that a layer is in, empty for what it does not look for."""
+    """The number of the block that a layer is in, empty for layers that it does not look for."""
     found = _OF_BLOCK.fullmatch(path)
     return found[1] if found else ""
 
@@ -71,7 +71,7 @@ def _ranks(adapter: Adapter) -> dict[str, dict[str, int]]:
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """What loading raises."""
+    """Returns the error that loading raises."""
     config = adapter.checkpoint.config
     if config is None:
         return f"ValueError: Can't find '{ADAPTER_CONFIG}'"
@@ -87,7 +87,7 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _never(adapter: Adapter) -> str | None:
-    """What goes on through a conversion as it is."""
+    """Returns the reason that no conversion takes away."""
     ranks = _ranks(adapter)
     for module in adapter.modules.values():
         path = module.name.body

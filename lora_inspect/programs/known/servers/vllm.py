@@ -20,7 +20,7 @@ from lora_inspect.programs.record import (
 )
 from lora_inspect.reading.adapter import Adapter
 
-# What `--max-lora-rank` may be, and what it is where nobody says.
+# The values of `--max-lora-rank`, and its default.
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _DEFAULT_RANK = 16
 _REQUIRED = ("r", "lora_alpha", "target_modules")
@@ -43,7 +43,7 @@ _UNSUPPORTED = {
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """What loading raises."""
+    """Returns the error that loading raises."""
     config = config_of(adapter)
     if isinstance(config, str):
         return config
@@ -72,7 +72,7 @@ def _odd(keys: Iterable[str]) -> str | None:
 
 
 def _never(adapter: Adapter) -> str | None:
-    """What goes on through a conversion as it is."""
+    """Returns the reason that no conversion takes away."""
     if odd := _odd(adapter.other_keys):
         return f"refuses a file with {odd}"
     return f"refuses rank {rank}" if (rank := _largest_rank(adapter)) > MAX_RANKS[-1] else None
@@ -131,7 +131,7 @@ PROGRAM = Program(
                     finds=_finds,
                     scale=intended_scale,
                 ),
-                # What is saved whole has no suffix of its own.
+                # Modules that are saved whole have no suffix of their own.
                 Rule(prefixes=_NAMES.prefixes, kinds={"": FAILS}, finds=_finds_no_head),
                 # Its layers stand below `model.`, and nothing tells that none has these names.
                 _NAMES._replace(layouts=("hf-backbone",)),
