@@ -36,7 +36,8 @@ which is a gap of these pages and no fault of the program.
 | question | page |
 |---|---|
 | Does a program load the names of my file? | [names](programs_names.md), [in trainers](programs_names_trainers.md) |
-| Does it apply RS-LoRA, DoRA, LoHa, LoKr or OFT as trained? | [kinds](programs_kinds.md), [in trainers](programs_kinds_trainers.md) |
+| Does it apply RS-LoRA, DoRA, LoHa, LoKr or OFT as trained? | [kinds](programs_kinds.md), \
+[in trainers](programs_kinds_trainers.md) |
 | Does it serve a PEFT folder of a language model? | [folders](#peft-folders-of-language-models) |
 | Which message does it print? | [messages](#messages) |
 | How do whole cases go, from the file to the picture? | [cases](programs_cases.md) |

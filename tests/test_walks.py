@@ -150,7 +150,7 @@ class TestHobbyist:
         assert counted == {
             "adapters": len(ADAPTERS),
             "fine": len(ADAPTERS) - len(CONVERTIBLE | DORA) - 4,
-            # llama.cpp takes no root of llm/assistant, and stable-diffusion.cpp another alpha of sdxl/slider, of rank 1.
+            # llama.cpp takes no root of llm/assistant; stable-diffusion.cpp misreads rank 1, that of sdxl/slider.
             "need convert": len(CONVERTIBLE | DORA) + 2,
             "info only": 1,
             "need an answer": 1,

@@ -1,8 +1,9 @@
 """LMDeploy: PEFT's folders, of which one rank and one scale count, `lora_alpha` over `r` of the config.
 
-Its reader takes nothing but pairs of factors. It makes room for the factors of a target in every block, and does
-not fill the places that a file leaves out. Sources: `add_adapters` in `pytorch/models/patch.py`, `pytorch/adapter/adapter.py` and
-`pytorch/nn/linear/lora.py` of LMDeploy, run on a stand-in of its Llama; the product of its kernel was read.
+Its reader takes nothing but pairs of factors. It makes room for the factors of a target in every block, and does not
+fill the places that a file leaves out.
+
+Sources: `add_adapters` in `pytorch/models/patch.py`, `pytorch/adapter/adapter.py` and `pytorch/nn/linear/lora.py` of LMDeploy, run on a stand-in of its Llama; the product of its kernel was read.
 """
 
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""vLLM: PEFT's folders, with PEFT's rule for scales and patterns; what it has no use for it refuses.
+"""vLLM: PEFT's folders, with PEFT's rule for scales and patterns; it refuses all other tensors.
 
 Sources: `vllm/lora/peft_helper.py`, `lora_model.py`, `utils.py` and `vllm/config/lora.py` of vLLM.
 """
