@@ -439,7 +439,7 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
     ),
     "wan_video_wrapper": (
         (
-            "wan-video-wrapper",
+            "wanvideo",
             "WanVideoWrapper",
             "2026-02-01",
             {"": "comfyui"},
@@ -450,7 +450,7 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             ((("wan",), (), False),),
         ),
         (
-            "wan-video-wrapper-unmerged",
+            "wanvideo-unmerged",
             "WanVideoWrapper (unmerged)",
             "2026-02-01",
             {"": "comfyui"},

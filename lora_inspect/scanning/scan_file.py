@@ -59,7 +59,7 @@ OPEN = "open"
 # for, scripts that merge, and training.
 _ASIDE = (
     *("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge"),
-    "wan-video-wrapper-unmerged",
+    "wanvideo-unmerged",
 )
 # Those that most people know are named first.
 _FIRST = ("comfyui", "diffusers", "forge", "a1111", "peft", "llama-cpp", "vllm")

@@ -122,7 +122,7 @@ def test_a_pickle_that_is_asked_for_is_counted(run, write_safetensors, tmp_path)
 def test_wider_lines_show_more_of_names_and_notes(run, synthetic, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     (row,) = (line for line in run("info", synthetic).stdout.splitlines() if line.startswith("dora_and_rslora_flags "))
-    assert row.endswith("DoRA lost in ComfyUI and 2 more")
+    assert row.endswith("DoRA lost in ComfyUI and 4 more")
     assert "Wan 2.1 / 2.2" in row
 
 
@@ -264,7 +264,7 @@ def test_jsonl_is_the_list_of_json_a_record_a_line(run, synthetic):
     assert [record["state"] for record in listed].count("need convert") == 6
     assert {record["kind"] for record in listed if record["state"] is None} == {"base"}
     (one,) = map(json.loads, run("info", synthetic / "rslora_flag.safetensors", "--jsonl").stdout.splitlines())
-    assert (one["note"], one["duplicate_of"]) == ("half as strong in ComfyUI and 2 more", None)
+    assert (one["note"], one["duplicate_of"]) == ("half as strong in ComfyUI and 4 more", None)
 
 
 def test_duplicates_are_told_whatever_their_metadata(run, write_safetensors, tmp_path):

@@ -147,8 +147,11 @@ def test_an_rslora_says_what_alpha_over_rank_makes_of_it(rank, alpha, words, way
     assert float(words.partition(":")[0]) == pytest.approx(alpha / rank, rel=1e-3)
     shown = run("info", file).stdout
     assert f"scale {alpha / rank**0.5:.6g} (alpha {alpha:g} / sqrt {rank})" in shown
-    said = f"!!  ComfyUI, InvokeAI and musubi-tuner apply {words} as trained. {way} lora-inspect convert "
-    assert said in " ".join(shown.split("\n    "))
+    said = (
+        "!! ComfyUI, InvokeAI, blissful-tuner, musubi-tuner, WanVideoWrapper and WanVideoWrapper "
+        f"(unmerged) apply {words} as trained. {way} lora-inspect convert "
+    )
+    assert said in " ".join(shown.split())
     factors = run("info", file, "--json").json["factors"]
     assert factors["comfyui"] == pytest.approx(rank**-0.5, rel=1e-3)
 
@@ -182,11 +185,11 @@ def test_the_command_of_a_file_that_loads_nowhere_makes_one_that_comfyui_loads(n
 
 def test_a_file_of_an_open_scale_says_what_loads_it_and_the_command_that_settles_it(show, run):
     shown = " ".join(show("alpha-of-0").split())
-    assert "loads in ComfyUI, InvokeAI and musubi-tuner; the scale is unknown until alpha is given" in shown
+    assert "WanVideoWrapper (unmerged); the scale is unknown until alpha is given" in shown
     for alpha in ("0.25", "16"):
         settled = run("info", f"zero.safetensors:alpha={alpha}").stdout
-        assert "ComfyUI, InvokeAI and musubi-tuner" in settled
-        assert "  not in       diffusers and SD.Next" in settled
+        assert "ComfyUI, InvokeAI, stable-diffusion.cpp, blissful-tuner," in settled
+        assert "  not in       diffusers, SD.Next and DiffSynth-Studio" in settled
     for name in ("alpha-of-0", "minilm-peft-without-its-config"):
         (line,) = (line for line in show(name).splitlines() if line.startswith("  settle with"))
         program, *words = shlex.split(line.removeprefix("  settle with"))

@@ -64,8 +64,12 @@ def test_rows_that_cannot_be_put_together_are_not_offered_to_be(tmp_path):
         assert verdict.fix is None or "--base" in verdict.fix or "--to comfyui" not in verdict.fix
 
 
-@pytest.mark.parametrize(("width", "is_told"), [(16, False), (6144, True)])
-def test_names_that_several_families_have_are_offered_where_widths_tell_which(tmp_path, width, is_told):
+@pytest.mark.parametrize(
+    ("program", "width", "is_told"), [("musubi", 16, True), ("musubi", 6144, True), ("invokeai", 16, False)]
+)
+def test_names_that_several_families_have_are_offered_where_a_program_treats_all_alike(
+    tmp_path, program, width, is_told
+):
     """The layers of FLUX.2 have names of their own in diffusers, and those of FLUX.1 and others under musubi-tuner."""
     names = [f"transformer.transformer_blocks.0.attn.{leaf}" for leaf in ("to_q", "to_k", "to_v", "to_out.0")]
     names.append("transformer.single_transformer_blocks.0.attn.to_out")
@@ -73,7 +77,7 @@ def test_names_that_several_families_have_are_offered_where_widths_tell_which(tm
     for name in names:
         inputs = width * 4 if "single" in name else width
         shapes |= {f"{name}.lora_A.weight": (1, inputs), f"{name}.lora_B.weight": (width, 1)}
-    (verdict,) = compat(written(tmp_path, shapes, ""), "musubi").verdicts
+    (verdict,) = compat(written(tmp_path, shapes, ""), program).verdicts
     assert (verdict.fix is not None) == is_told
 
 

@@ -13,7 +13,7 @@ from lora_inspect.ops.compat import compat
 
 pytestmark = pytest.mark.slow
 
-MERGED, UNMERGED = "wan-video-wrapper", "wan-video-wrapper-unmerged"
+MERGED, UNMERGED = "wanvideo", "wanvideo-unmerged"
 SAME, STRENGTH, LOST, WRONG = "same meaning", "wrong strength", "DoRA lost", "DoRA wrong"
 PARTLY, NOTHING, REFUSED, OTHER = "partly loaded", "nothing loaded", "refused", "wrong change"
 PATHS = ("blocks.0.self_attn.q", "blocks.0.self_attn.o", "blocks.0.cross_attn.k", "blocks.1.ffn.0", "blocks.1.ffn.2")

@@ -95,7 +95,7 @@ def test_states_agree_with_compat(fixtures):
     """In what is fine no program that loads it has another verdict; in what needs converting the one named has."""
     aside = (
         *("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge"),
-        "wan-video-wrapper-unmerged",
+        "wanvideo-unmerged",
     )
     seen = set()
     for path in find_checkpoints(str(fixtures)):

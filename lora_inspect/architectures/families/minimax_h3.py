@@ -5,12 +5,12 @@ MiniMaxH3Transformer3DModel of diffusers. Relations as in its converters.
 
 No relation says how `attn.qkv_proj` is made of a query, a key and a value. Its rows are stacked in single files and in
 adapters of most trainers. In the shards of the original repository and in DiffSynth-Studio's adapters they take turns
-by the head. No tensor tells which.
+by the head. No tensor tells which, so the blocks of the layouts are not related.
 """
 
 from collections.abc import Iterator
 
-from ..correspondence import Correspondence, Relation, below, same, swapped
+from ..correspondence import Correspondence, Relation, same
 from ..record import Architecture, Layout, Size, under
 from ..text_encoders import SOME_LANGUAGE_MODEL
 
@@ -31,29 +31,21 @@ PARENTS = (("blocks.{i}", "transformer_blocks.{i}"), ("token_refiner.blocks.{i}"
 ADALN = "adaln_proj.linear"
 ORIGINAL_BLOCK_NORMS = (*under("attn", "q_norm", "k_norm"), "norm1", "norm2")
 DIFFUSERS_BLOCK_NORMS = (*under("attn", "norm_q", "norm_k"), "norm1", "norm2")
+_OUTSIDE = ("token_refiner.final_norm", "final_layer.norm")
+_OUTSIDE_IN_DIFFUSERS = ("token_refiner.final_norm", "norm_out.norm")
 ORIGINAL_NORMS = (
     *(path for parent, _ in PARENTS for path in under(parent, *ORIGINAL_BLOCK_NORMS)),
-    *("token_refiner.final_norm", "final_layer.norm"),
+    *_OUTSIDE,
 )
 DIFFUSERS_NORMS = (
     *(path for _, parent in PARENTS for path in under(parent, *DIFFUSERS_BLOCK_NORMS)),
-    *("token_refiner.final_norm", "norm_out.norm"),
+    *_OUTSIDE_IN_DIFFUSERS,
 )
 
 
 def relations() -> Iterator[Relation]:
-    """How the original layout is related to that of diffusers."""
-    yield from map(same, (*ORIGINAL_ENDS, *ORIGINAL_NORMS), (*DIFFUSERS_ENDS, *DIFFUSERS_NORMS))
-    for original, diffusers in PARENTS:
-        yield from below(
-            original,
-            diffusers,
-            same("attn.out_proj", "attn.to_out.0"),
-            # The gate is above in the original, and below in diffusers.
-            swapped("mlp.fc1", "ff.net.0.proj"),
-            same("mlp.fc2", "ff.net.2"),
-        )
-    yield same(f"blocks.{{i}}.{ADALN}", f"transformer_blocks.{{i}}.{ADALN}")
+    """How the layers outside of the blocks are related; a block is related as a whole or not at all."""
+    yield from map(same, (*ORIGINAL_ENDS, *_OUTSIDE), (*DIFFUSERS_ENDS, *_OUTSIDE_IN_DIFFUSERS))
 
 
 ARCHITECTURE = Architecture(

@@ -201,9 +201,11 @@ def _exceptions_of_rows(given: Given) -> str | LoadFailure | Strangers | None:
 
 def _paths_of_rows(family: str) -> tuple[str, ...]:
     """The paths of such names. Modulations that it swaps in the last block alone are none of them."""
+    arranged = [one for one in by_name(family).correspondence.relations if one.arrangement is not None]
+    if not arranged:
+        return ()
     from lora_inspect.architectures.rows import PairSwapped
 
-    arranged = (one for one in by_name(family).correspondence.relations if one.arrangement is not None)
     return tuple(path for one in arranged if not isinstance(one.arrangement, PairSwapped) for path in one.parts)
 
 

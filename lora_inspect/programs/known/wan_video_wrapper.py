@@ -143,7 +143,7 @@ def _of_diffusers(loaded: Rule, prefixes: tuple[str, ...]) -> Iterator[Rule]:
 
 _NOT_LOADED = Strangers(WARNS, "lora key not loaded: KEY")
 _MERGES = Program(
-    name="wan-video-wrapper",
+    name="wanvideo",
     title="WanVideoWrapper",
     version="2026-02-01",
     ran="2026-12-01",
@@ -151,7 +151,7 @@ _MERGES = Program(
     schemes={"": "comfyui"},
 )
 _KEEPS = _MERGES._replace(
-    name="wan-video-wrapper-unmerged",
+    name="wanvideo-unmerged",
     title="WanVideoWrapper (unmerged)",
     loaders=(
         Loader(

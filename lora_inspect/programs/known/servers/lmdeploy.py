@@ -3,7 +3,8 @@
 Its reader takes nothing but pairs of factors. It makes room for the factors of a target in every block, and does not
 fill the places that a file leaves out.
 
-Sources: `add_adapters` in `pytorch/models/patch.py`, `pytorch/adapter/adapter.py` and `pytorch/nn/linear/lora.py` of LMDeploy, run on a stand-in of its Llama; the product of its kernel was read.
+Sources: `add_adapters` in `pytorch/models/patch.py`, `pytorch/adapter/adapter.py` and `pytorch/nn/linear/lora.py` of
+LMDeploy, run on a stand-in of its Llama; the product of its kernel was read.
 """
 
 from collections import defaultdict
