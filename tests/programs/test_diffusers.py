@@ -41,7 +41,6 @@ _FEW = (
 _ALL_KINDS = ("kohya", "comfyui", "comfyui, down and up", "diffusers")
 _KRONECKER = {(kind, has_alpha) for kind in ("lokr whole", "lokr low-rank") for has_alpha in (True, False)}
 GAPS = {
-    ("flux", "onetrainer"): {("loha", False), ("loha", True)},
     ("flux", "diffusers"): {("uneven", True)},
     ("flux", "diffusers, down and up"): {("bias of the up layer", True), ("magnitude vector", True)},
     ("chroma", "diffusers"): {("uneven", True)},
@@ -50,13 +49,14 @@ GAPS = {
     ("qwen_image", "comfyui"): {("ia3", True)},
     ("qwen_image", "comfyui, down and up"): {("ia3", True)},
     ("sdxl", "kohya"): {("ia3", True), ("uneven", True)},
-    ("wan", "comfyui"): {("full", True)},
-    ("wan", "comfyui, down and up"): {("full", True)},
     ("z_image", "kohya"): {("ia3", True), *_KRONECKER},
     ("z_image", "comfyui"): {("ia3", True), *_KRONECKER},
     ("z_image", "comfyui, down and up"): {("ia3", True), *_KRONECKER},
     ("z_image", "diffusers"): _KRONECKER,
 }
+
+# One layer is misread in these files beside the magnitudes that are lost, which the observer calls after the latter.
+MISREAD_WITH_DORA = {("flux2", "comfyui", "dora_scale of outputs")}
 
 
 def files(family, names):
@@ -129,7 +129,9 @@ def test_pipelines_do_what_is_said_and_every_fix_makes_the_file_right(family, na
     for kind, has_alpha in files(family, names):
         file = tmp_path / "adapter.safetensors"
         made, verdict, seen = judged(family, names, kind, has_alpha, file)
-        if why := differs(verdict, seen):
+        if (family, names, kind) in MISREAD_WITH_DORA:
+            assert (verdict.verdict, seen.verdict) == ("wrong change", "DoRA wrong")
+        elif why := differs(verdict, seen):
             wrong.append((kind, has_alpha, why))
         if is_gap(verdict):
             gaps.add((kind, has_alpha))

@@ -42,10 +42,12 @@ KINDS = (
     *("bias of the up layer", "stranger"),
 )
 CONFIGS = ("rslora config", "dora config")
-_UNEVEN = {("uneven", True)}
+_UNEVEN, _BIAS = {("uneven", True)}, {("bias of the up layer", False)}
+_OF_FLUX = {*_UNEVEN, *_BIAS, ("bias of the up layer", True)}
 GAPS = {
     **dict.fromkeys(UNDERSCORED[:5], _UNEVEN),
-    **dict.fromkeys(DOTTED[5:7], _UNEVEN),
+    **dict.fromkeys(DOTTED[:5], _BIAS),
+    **dict.fromkeys(DOTTED[5:7], _OF_FLUX),
     DOTTED[7]: {("bias of the up layer", True), ("magnitude vector", True)},
 }
 CELLS = [*UNDERSCORED, *DOTTED]

@@ -3,8 +3,11 @@
 The code cannot be installed here, so what it did is written out.
 """
 
+import shlex
+
 import peft_kinds
 import pytest
+from safetensors.torch import load_file
 
 from lora_inspect.ops.compat import compat
 from lora_inspect.programs.verdict import OTHER, REFUSED, SAME, STRENGTH, UNTESTED
@@ -88,8 +91,17 @@ def test_convert_writes_what_it_loads(judged, tmp_path, kind):
     assert compat(str(out), "lmdeploy").verdicts[0].verdict == SAME
 
 
-@pytest.mark.parametrize("kind", ["expression", "narrow targets", "unknown key", "head"])
+@pytest.mark.parametrize("kind", ["expression", "narrow targets", "head"])
 @pytest.mark.slow
 def test_no_command_is_offered_for_what_no_conversion_changes(judged, kind):
     found = judged(peft_kinds.KINDS[kind])
     assert (found.verdict, found.fix) == (REFUSED, None)
+
+
+@pytest.mark.slow
+def test_the_command_for_a_file_with_an_unknown_key_leaves_that_out(judged, run, tmp_path):
+    found = judged(peft_kinds.KINDS["unknown key"])
+    words = shlex.split(found.fix)
+    assert run(*words[1:]).status == 0
+    assert [key for key in load_file(f"{words[-1]}/adapter_model.safetensors") if "lora" not in key] == []
+    assert compat(words[-1], "lmdeploy").verdicts[0].verdict == SAME

@@ -281,6 +281,16 @@ _FLUX2_LOADERS = (
         "^diffusion_model.",
         "^base_model.model.",
         rules=lambda: (
+            # It renames the layer without swapping the halves of its rows.
+            _FLUX2._replace(
+                prefixes=("diffusion_model.",),
+                dialects=("peft",),
+                alpha=False,
+                paths=("final_layer.adaLN_modulation.1",),
+                kinds={"lora": MISREADS, "": FAILS},
+                magnitudes=SCALES_LEFT,
+                says=_EMPTY,
+            ),
             _FLUX2._replace(
                 prefixes=("diffusion_model.",),
                 dialects=("peft",),
