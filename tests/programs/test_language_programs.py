@@ -202,3 +202,16 @@ def test_an_odd_config_ends_in_a_verdict_or_a_sentence(verdicts, odd):
     except LoraInspectError:
         return
     assert found["peft"].verdict in VERDICTS
+
+
+# vLLM 0.33.0's `parse_fine_tuned_lora_name` was run with the mappings of Gemma 3, Mistral 3, Qwen2.5-VL and Qwen3-VL.
+# It makes `language_model.model.layers.…` of either root, the path in its own models, which were not run.
+@pytest.mark.parametrize("root", ["model.language_model", "language_model.model"])
+def test_vllm_takes_the_language_model_of_a_multimodal_one(root, tmp_path, write_safetensors):
+    name = f"base_model.model.{root}.layers.0.self_attn.q_proj"
+    tensors = {f"{name}.lora_A.weight": ("F32", (2, 8), 0.5), f"{name}.lora_B.weight": ("F32", (8, 2), 0.5)}
+    file = write_safetensors(tensors, name="adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (file.parent / "adapter_config.json").write_text(json.dumps(config))
+    (found,) = compat(str(file.parent), "vllm").verdicts
+    assert (found.verdict, found.by) == (SAME, "read")

@@ -9,6 +9,7 @@ from lora_inspect.programs.known.peft import config_of, is_of_blocks, leaf_of, s
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
+    READ,
     SILENT,
     Finder,
     Given,
@@ -130,6 +131,14 @@ PROGRAM = Program(
                     kinds={"lora": COMPUTES, "lora_embedding": COMPUTES, "": FAILS},
                     finds=_finds,
                     scale=intended_scale,
+                ),
+                # Its mappers of names take the root of a language model in a multimodal one for that of its own.
+                _NAMES._replace(
+                    layouts=("hf-multimodal", "hf-multimodal-nested"),
+                    kinds={"lora": COMPUTES, "": FAILS},
+                    finds=_finds,
+                    scale=intended_scale,
+                    by=READ,
                 ),
                 # Modules that are saved whole have no suffix of their own.
                 Rule(prefixes=_NAMES.prefixes, kinds={"": FAILS}, finds=_finds_no_head),
