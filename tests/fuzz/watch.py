@@ -166,7 +166,9 @@ def _judge(event: str, arguments: tuple[Any, ...], allowed: Allowed) -> str | No
         return None if is_known or allowed.looks(path) else f"opens {path!r}"
     if event in _LOOKS:
         paths = _paths(arguments, _LOOKS[event])
-        return next((f"looks into {path!r}" for path in paths if not allowed.looks(path) and path not in sys.path), None)
+        # Versions of installed packages are looked up along the path of imports.
+        others = (path for path in paths if path not in sys.path)
+        return next((f"looks into {path!r}" for path in others if not allowed.looks(path)), None)
     if event in _CHANGES:
         takes_place = event in ("os.rename", "os.link")
         paths = _paths(arguments, _CHANGES[event])

@@ -7,7 +7,7 @@ from adapters import lora, loras, split
 
 from lora_inspect.files.discovery import find_checkpoints
 from lora_inspect.ops.compat import compat
-from lora_inspect.programs.verdict import SAME
+from lora_inspect.programs.verdict import SAME, UNJUDGED
 from lora_inspect.scanning.scan_file import ANSWER, CONVERT, FINE, INFO_ONLY, scan_file
 
 PEFT = {"spelling": "peft", "alpha": None}
@@ -104,7 +104,7 @@ def test_states_agree_with_compat(fixtures):
             continue
         seen.add(one.state)
         verdicts = [v for v in compat(path).verdicts if v.program.name not in aside]
-        loaded = [v for v in verdicts if v.verdict not in ("not tested", "has no such models", "refused", "nothing loaded")]
+        loaded = [v for v in verdicts if v.verdict not in (*UNJUDGED, "refused", "nothing loaded")]
         wrong = {v.program.title: v for v in loaded if v.verdict != SAME}
         if one.state == FINE:
             assert not wrong, path
