@@ -96,6 +96,7 @@ def test_states_agree_with_compat(fixtures):
     aside = (
         *("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge"),
         "wanvideo-unmerged",
+        "tgi",
     )
     seen = set()
     for path in find_checkpoints(str(fixtures)):
