@@ -21,6 +21,20 @@ COMPUTES, LEAVES, MISREADS, FAILS = "computes", "leaves", "misreads", "fails"
 BASE_NORM, OTHER_AXIS, SUM_NORM = "base norm", "other axis", "sum norm"
 # It leaves the magnitude out and computes DoRA all the same, with the norms of the base's weight in its place.
 UNTRAINED = "untrained"
+# The treatment of magnitudes in a program that has no DoRA.
+MAGNITUDES_LEFT: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(
+        (
+            ".dora_scale output",
+            ".dora_scale input",
+            ".dora_layer.weight output",
+            ".lora_magnitude_vector output",
+            ".lora_magnitude_vector.weight output",
+            ".magnitude output",
+        ),
+        LEAVES,
+    )
+)
 # Whether a program says something of what it passes over.
 SILENT, WARNS = "silently", "warns"
 # The paths of text encoders, in the place of a layout's name. Those of one kind have the root of its blocks there.

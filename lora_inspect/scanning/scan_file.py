@@ -56,7 +56,7 @@ STATES = (FINE, CONVERT, INFO_ONLY, ANSWER)
 OPEN = "open"
 
 # What is no program that people load files in for use: an older version of one, a way of its own that has to be asked
-# for, scripts that merge, and training.
+# for, scripts that merge, training, and a server whose mistakes no conversion mends in most files.
 _ASIDE = (
     *("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge"),
     "wanvideo-unmerged",

@@ -187,7 +187,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
             for_inference,
             module_class=kwargs.pop("module_class", None) or default,
             metadata=named.metadata or None,
-            encoders=_encoders(training_of(family), text_encoders, dict.fromkeys(_encoder_switches(family), True)),
+            encoders=_encoders(training_of(family), text_encoders),
             **kwargs,
         )
         network.name_files(names)
@@ -236,16 +236,14 @@ def _own_options(training: Training) -> dict[str, NetworkOption]:
     return {**own, _CONV_1X1: NetworkOption(read_bool, True)} if training.conv_classes else own
 
 
-def _encoder_switches(architecture: Architecture) -> list[str]:
-    return [encoder.switch for encoder in training_of(architecture).text_encoders if encoder.switch]
-
-
-def _encoders(training: Training, text_encoders: Any, switches: Mapping[str, Any]) -> list[EncoderTargets]:
-    """The text encoders that are adapted, of those that a trainer passes."""
+def _encoders(
+    training: Training, text_encoders: Any, switches: Mapping[str, Any] | None = None
+) -> list[EncoderTargets]:
+    """The text encoders that are adapted, of those that a trainer passes; without `switches` all that can be."""
     return [
         EncoderTargets(known.prefix, model, known.classes)
         for known, model in zip(training.text_encoders, listed_encoders(text_encoders), strict=False)
-        if isinstance(model, nn.Module) and (not known.switch or switches.get(known.switch))
+        if isinstance(model, nn.Module) and (switches is None or not known.switch or switches.get(known.switch))
     ]
 
 
@@ -258,32 +256,33 @@ def _with_named_layers(
         return options
     roots = [(PREFIX, unet, None), *encoders]
     names = {path: module_name(prefix, path) for prefix, model, of in roots for path, _ in named_leaves(model, of)}
-
-    def values(by_expression: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        unused = set(by_expression)
-        for path, name in names.items():
-            matches = (
-                expression
-                for expression in by_expression
-                if (re.search(expression, name) if training.searches_names else re.fullmatch(expression, path))
-            )
-            if (expression := next(matches, None)) is not None:
-                found[path] = by_expression[expression]
-                unused.discard(expression)
-        for expression in sorted(unused):
-            logger.warning(f"{expression!r} in network_reg_dims or network_reg_lrs matches no layer")
-        return found
-
-    ranks = values(dims)
+    ranks = _values_of_layers(training, names, dims)
     own = {re.escape(path): rank for path, rank in ranks.items() if rank}
-    own_rates = {re.escape(path): rate for path, rate in values(rates).items()}
+    own_rates = {re.escape(path): rate for path, rate in _values_of_layers(training, names, rates).items()}
     return replace(
         options,
         rank_pattern={**own, **(options.rank_pattern or {})},
         exclude_patterns=(*options.exclude_patterns, *(re.escape(path) for path, rank in ranks.items() if not rank)),
         lr_pattern={**own_rates, **(options.lr_pattern or {})},
     )
+
+
+def _values_of_layers(training: Training, names: Mapping[str, str], by_expression: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of the first expression that matches each layer, by path; `names` are those of the modules by path.
+
+    A warning names expressions that are the first for no layer.
+    """
+    found: dict[str, Any] = {}
+    unused = set(by_expression)
+    for path, name in names.items():
+        for expression, value in by_expression.items():
+            if re.search(expression, name) if training.searches_names else re.fullmatch(expression, path):
+                found[path] = value
+                unused.discard(expression)
+                break
+    for expression in sorted(unused):
+        logger.warning(f"{expression!r} in network_reg_dims or network_reg_lrs matches no layer")
+    return found
 
 
 def _blocks(training: Training, unet: nn.Module, options: NetworkArguments) -> tuple[str, ...] | None:

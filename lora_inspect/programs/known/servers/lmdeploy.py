@@ -8,6 +8,7 @@ LMDeploy, run on a stand-in of its Llama; the product of its kernel was read.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 
 from lora_inspect.files.strict_json import json_number
 from lora_inspect.programs.known.peft import config_of, is_of_blocks, leaf_of, names_in
@@ -58,13 +59,9 @@ def _unsure(adapter: Adapter) -> str | None:
     config = config_of(adapter)
     if isinstance(config, str):
         return None
-    blocks, numbers = _blocks_of(adapter), set[str]()
-    numbers.update(*blocks.values())
-    numbers.update(map(str, range(max(map(int, numbers), default=-1) + 1)))
-    for leaf in sorted({leaf_of(name) for name in names_in(config, "target_modules")}):
-        missing = sorted(numbers - blocks.get(leaf, set()))
-        if missing:
-            return f"the change of {leaf} in block {missing[0]}, which the config names and the file does not have,"
+    gaps = _gaps(_blocks_of(adapter), sorted({leaf_of(name) for name in names_in(config, "target_modules")}))
+    if gap := next(gaps, None):
+        return f"the change of {gap[0]} in block {gap[1]}, which the config names and the file does not have,"
     if config.get("layers_to_transform") is not None or config.get("exclude_modules"):
         return "the change of layers that the config leaves out"
     return None
@@ -76,18 +73,25 @@ def _never(adapter: Adapter) -> str | None:
         return f"refuses a file with {adapter.other_keys[0]}"
     if head := next((module.name.body for module in adapter.modules.values() if "." not in module.name.body), None):
         return f"refuses a file with {head}"
-    blocks, numbers = _blocks_of(adapter), set[str]()
+    blocks = _blocks_of(adapter)
     # A conversion keeps an expression of a config that names more than the layers of the file.
     config = adapter.checkpoint.config
     if config is not None and "target_modules" in config:
         targets = {leaf_of(name) for name in names_in(config, "target_modules")}
         if not targets.issuperset(blocks):
             return "refuses target_modules that are no list of the names of all layers"
-    numbers.update(*blocks.values())
-    for leaf, own in blocks.items():
-        if missing := sorted({*map(str, range(max(map(int, numbers)) + 1)), *numbers} - own):
-            return f"fills no factors of {leaf} in block {missing[0]}, which the file does not have"
+    if gap := next(_gaps(blocks, blocks), None):
+        return f"fills no factors of {gap[0]} in block {gap[1]}, which the file does not have"
     return None
+
+
+def _gaps(blocks: Mapping[str, set[str]], leaves: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each of the layers that some block lacks, with the first of these, by its number's text."""
+    numbers = {number for own in blocks.values() for number in own}
+    numbers.update(map(str, range(max(map(int, numbers), default=-1) + 1)))
+    for leaf in leaves:
+        if missing := sorted(numbers - blocks.get(leaf, set())):
+            yield leaf, missing[0]
 
 
 def _blocks_of(adapter: Adapter) -> dict[str, set[str]]:

@@ -22,6 +22,7 @@ from lora_inspect.programs.record import (
     FAILS,
     INFIXED,
     LEAVES,
+    MAGNITUDES_LEFT,
     READ,
     SILENT,
     SLICED,
@@ -76,17 +77,6 @@ _CONVERTED = {"hunyuan_video": ("diffusion_model.", "transformer.")}
 # A model whose blocks `networks.loha` and `networks.lokr` do not know.
 _UNDETECTED, _DETECTS_NONE = "krea2", "ValueError: Cannot auto-detect architecture"
 _KINDS = ("lora", "loha", "lokr")
-_MAGNITUDES = dict.fromkeys(
-    (
-        ".dora_scale output",
-        ".dora_scale input",
-        ".dora_layer.weight output",
-        ".lora_magnitude_vector output",
-        ".lora_magnitude_vector.weight output",
-        ".magnitude output",
-    ),
-    LEAVES,
-)
 
 
 def has_several_kinds(adapter: Adapter) -> bool:
@@ -154,7 +144,7 @@ MERGED = Rule(
     prefixes=(PREFIX,),
     kinds={**dict.fromkeys(_KINDS, COMPUTES), "": LEAVES},
     exceptions=_exceptions,
-    magnitudes=_MAGNITUDES,
+    magnitudes=MAGNITUDES_LEFT,
 )
 
 
@@ -176,7 +166,7 @@ NETWORK = Rule(
     kinds={"lora": COMPUTES, "": LEAVES},
     exceptions=_exceptions_of_network,
     scale=_scale_of_network,
-    magnitudes=_MAGNITUDES,
+    magnitudes=MAGNITUDES_LEFT,
 )
 
 

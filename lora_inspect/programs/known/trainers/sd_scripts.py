@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from lora_inspect.programs.record import (
     COMPUTES,
     LEAVES,
+    MAGNITUDES_LEFT,
     READ,
     SILENT,
     TEXT_ENCODERS,
@@ -70,17 +71,6 @@ _OTHER_PREFIXES = tuple(
         if prefix != PREFIX and not prefix.startswith("lora_te")
     }
 )
-_MAGNITUDES = dict.fromkeys(
-    (
-        ".dora_scale output",
-        ".dora_scale input",
-        ".dora_layer.weight output",
-        ".lora_magnitude_vector output",
-        ".lora_magnitude_vector.weight output",
-        ".magnitude output",
-    ),
-    LEAVES,
-)
 
 
 @OfKind
@@ -124,7 +114,7 @@ def _of(family: str) -> tuple[Rule, ...]:
         kinds={"lora": COMPUTES, "": LEAVES},
         finds=finds,
         exceptions=_with_cores if family in _WITHOUT_ALPHA else _without_alpha,
-        magnitudes=_MAGNITUDES,
+        magnitudes=MAGNITUDES_LEFT,
     )
     encoders = own._replace(
         prefixes=_ENCODERS.get(family, ()), layouts=(TEXT_ENCODERS,), dialects=("kohya",), finds=None, by=READ
@@ -158,7 +148,7 @@ _IN_BASE = Rule(
     layouts=("original",),
     kinds={"lora": COMPUTES, "": LEAVES},
     exceptions=_with_cores,
-    magnitudes=_MAGNITUDES,
+    magnitudes=MAGNITUDES_LEFT,
 )
 _NOT_FOUND = Strangers(WARNS, "no module found for LoRA weight")
 _FLUX_MERGE = _NETWORKS._replace(
