@@ -41,6 +41,11 @@ _MADE = re.compile(rb"lambda _cls, (\w+(?:, \w+)*): _tuple_new\(_cls, \(\1,?\)\)
 _CORES = re.compile(r"/proc/self/cgroup|/sys/fs/cgroup(/.*)?/cpu\.max")
 # The list of loaded libraries, among which threadpoolctl looks for numpy's BLAS to hold it to one thread.
 _LOADED = "/proc/self/maps"
+# Where Python looks for the versions of installed packages, which `compat` compares: its own path, as it is here.
+_PACKAGES = frozenset(
+    path for path in sys.path if path.startswith((f"{sys.prefix}{os.sep}", f"{sys.base_prefix}{os.sep}"))
+)
+_VERSION = re.compile(r"[^/\\]+\.(dist-info|egg-info)[/\\](METADATA|PKG-INFO)")
 _BESIDE = re.compile(r"(?s)\.[0-9a-f]{16}\.partial(\.(lock|old|gone))?(/.*)?")
 
 
@@ -97,6 +102,12 @@ class Allowed:
     def is_journal(self, path: str) -> bool:
         """Whether a path is that of a journal."""
         return _resolved(path) in self.journals
+
+
+def _is_of_packages(path: str) -> bool:
+    """Whether a path is one of the packages' folders, which may be an archive, or has the version of a package."""
+    below = (path[len(folder) + 1 :] for folder in _PACKAGES if path.startswith(folder + os.sep))
+    return path in _PACKAGES or any(map(_VERSION.fullmatch, below))
 
 
 def _is_in(path: str, folder: str) -> bool:
@@ -162,13 +173,13 @@ def _judge(event: str, arguments: tuple[Any, ...], allowed: Allowed) -> str | No
         path = os.fsdecode(path)
         if flags & _WRITING and path != os.devnull:
             return None if allowed.writes(path) or allowed.rewrites(path) else f"opens {path!r} for writing"
-        is_known = _CORES.fullmatch(path) or (path == _LOADED and _is_of_threads())
+        is_known = _CORES.fullmatch(path) or (path == _LOADED and _is_of_threads()) or _is_of_packages(path)
         return None if is_known or allowed.looks(path) else f"opens {path!r}"
     if event in _LOOKS:
         paths = _paths(arguments, _LOOKS[event])
-        # Versions of installed packages are looked up along the path of imports.
-        others = (path for path in paths if path not in sys.path)
-        return next((f"looks into {path!r}" for path in others if not allowed.looks(path)), None)
+        return next(
+            (f"looks into {path!r}" for path in paths if path not in _PACKAGES and not allowed.looks(path)), None
+        )
     if event in _CHANGES:
         takes_place = event in ("os.rename", "os.link")
         paths = _paths(arguments, _CHANGES[event])
