@@ -53,13 +53,13 @@ def probe(features: int) -> Tensor:
 
 
 def change(scale: float, down: Tensor, up: Tensor) -> tuple[int, Tensor]:
-    """What LoRA adds to the output of a layer for the probe, and the width of its input."""
+    """Returns the output that LoRA adds to a layer for the probe, and the width of its input."""
     down, up = down.float().flatten(1), up.float().flatten(1)
     return down.shape[1], scale * (up @ (down @ probe(down.shape[1])))
 
 
 def meant(name: str, path: Path) -> list[tuple[int, Tensor]]:
-    """What the trainer's file says, by alpha/rank, or by the configuration where it has one."""
+    """Returns the changes that the trainer's file means, by alpha/rank or by its configuration."""
     found = load_file(path)
     config = recorded()[name]["config"]
     told = recorded()[name]["metadata"].get("lora_adapter_metadata", "")
@@ -77,7 +77,7 @@ def meant(name: str, path: Path) -> list[tuple[int, Tensor]]:
 
 
 def applied(network: nn.Module) -> list[tuple[int, Tensor]]:
-    """What the layers of a network add that the library adapted."""
+    """Returns the outputs that the adapted layers of a network add."""
     changes = []
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
@@ -122,7 +122,7 @@ def _place(rows: Tensor | None, y: Tensor) -> int | None:
 
 
 def in_diffusers(name: str, path: Path) -> list[tuple[int, Tensor]]:
-    """What the pipeline of the family makes of it, all text encoders included."""
+    """Returns the outputs that the family's pipeline adds, those of all text encoders among them."""
     import copy
 
     import diffusers_families
@@ -146,7 +146,7 @@ def _like(name: str) -> str:
 
 
 def in_peft(name: str, path: Path) -> list[tuple[int, Tensor]]:
-    """What PEFT makes of the folder."""
+    """Returns the outputs that PEFT adds with the folder."""
     import copy
 
     from models import TRANSFORMERS
@@ -166,7 +166,7 @@ LOADS = {"diffusers": in_diffusers, "peft": in_peft}
 
 
 def run_one(name: str, program: str, folder: Path) -> tuple[str, str]:
-    """What happened to an adapter: `same` or `fix` right or wrong, or why nothing was run."""
+    """Returns the outcome for an adapter: `same` or `fix` right or wrong, or why nothing was run."""
     path = filled(name, folder / name)
     (judged,) = lora_inspect.compat(path, program=program).verdicts
     wanted = meant(name, path)

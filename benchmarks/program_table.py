@@ -40,7 +40,7 @@ class Cell(NamedTuple):
 
 
 def has_family(program: str, family: str) -> bool:
-    """Whether a program loads models of the family. PEFT and LyCORIS name none: the former is for language models."""
+    """Returns True if a program loads models of the family. PEFT, which names none, is for language models."""
     return any(family in one.families for one in PROGRAMS[program].reads) or (program == "peft" and family == "llm")
 
 

@@ -185,7 +185,7 @@ def folders_of(judged: Judged) -> list[str]:
 
 
 def counts_of(judged: Judged) -> list[str]:
-    """How many files were judged for each program and in all, and how many of them nobody tested."""
+    """Returns the numbers of files that were judged for each program, and of those that nobody tested."""
     rows = [("", "last run", "families", "files", "not tested"), *(_counted(judged, one) for one in judged.programs)]
     whole = sum(map(judged.counts, judged.programs), Counter())
     return table([*rows, ("in all", "", "", *_of_files(whole))])

@@ -189,14 +189,14 @@ _LEAST_DEPTH = 8
 
 
 def fills(layout: Layout, used: Mapping[str, set[int]]) -> bool:
-    """Whether the file uses long lists, and of each of them all blocks; where some are left out, it may be deeper."""
+    """Returns True if the file uses long lists, and all blocks of each; a file without some may be of a deeper one."""
     lists = [(_below(at, used), count) for at, count in layout.blocks if count >= _LEAST_DEPTH]
     touched = [(blocks, count) for blocks, count in lists if blocks]
     return bool(touched) and all(blocks == set(range(count)) for blocks, count in touched)
 
 
 def has_missing(layout: Layout, paths: Iterable[str]) -> bool:
-    """Whether one of the paths is of a layer that the models of the layout do not have."""
+    """Returns True if one of the paths is of a layer that the models of the layout do not have."""
     starts = tuple(f"{path.replace('.', way)}{way}" for path in layout.missing for way in "._")
     return bool(starts) and any(f"{path}{separator_of(path)}".startswith(starts) for path in paths)
 
@@ -208,13 +208,13 @@ _OVER_DIFFUSERS = "lora_transformer_"
 
 
 def written_with(layout: Layout, prefixes: Collection[str]) -> bool | None:
-    """Whether trainers write paths of the layout behind the prefix of a file; None where any layout may stand there."""
+    """Returns True if trainers write the layout behind the file's prefix; None where any layout may stand there."""
     known = {_UNDERSCORED[prefix] for prefix in prefixes if prefix in _UNDERSCORED}
     return layout.kohya_prefix in known if known and len(prefixes) == 1 else None
 
 
 def has_underscores(layout: Layout, prefixes: Collection[str]) -> bool | None:
-    """Whether paths of the layout are ever written behind underscored prefixes; None for prefixes of another kind."""
+    """Returns True if the layout is ever written behind underscored prefixes; None for prefixes of other kinds."""
     return bool(layout.kohya_prefix) if any(one in _UNDERSCORED or one == _OVER_DIFFUSERS for one in prefixes) else None
 
 
@@ -426,7 +426,7 @@ def _is_full(fit: _Fit, used: Mapping[str, set[int]]) -> bool | None:
 def _stated_families(
     metadata: Mapping[str, str], named: Mapping[str, str], trained: Sequence[str], prefixes: Collection[str]
 ) -> Iterator[tuple[str, _Says]]:
-    """What the metadata and the way in which names are written say of them, strongest first."""
+    """Yields the evidence of the metadata and of the way in which names are written, strongest first."""
     yield "the metadata rules out", lambda fit: fit.architecture.name in named
     yield "ss_v2 rules out", lambda fit: agrees_with_v2(fit.architecture.name, metadata)
     yield f"{MODULE_KEY} rules out", lambda fit: fit.architecture.name in trained

@@ -313,7 +313,7 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
 
 
 def without_loader(program: Program, family: Architecture | None) -> tuple[bool, str]:
-    """Whether a program without a loader for a file may have models of its family, None for an unknown one, and why."""
+    """Returns whether a program without a loader for a file may have models of its family, None if unknown, and why."""
     if family is None:
         return True, "lora-inspect does not know the model of the file"
     if any(not one.families or family.name in one.families for one in program.reads):

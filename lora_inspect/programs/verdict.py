@@ -380,7 +380,7 @@ def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> lis
 
 
 def _is_general(loader: Reads | Loader) -> bool:
-    """Whether it reads files of no known family."""
+    """Returns True if it reads files of no known family."""
     return not loader.families or "" in loader.families
 
 

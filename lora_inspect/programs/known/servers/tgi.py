@@ -116,7 +116,7 @@ def _finds(adapter: Adapter) -> Finder:
 
 
 def _chooses_blocks(config: Mapping[str, Any]) -> bool:
-    """Whether a config may leave whole blocks out."""
+    """Returns True if a config may leave whole blocks out."""
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     names = [*(excluded if isinstance(excluded, list) else [excluded]), targets if isinstance(targets, str) else None]
     return config.get("layers_to_transform") is not None or any(
