@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
+from lora_inspect.architectures.detection import Detection
 from lora_inspect.converting.options import ConvertOptions, ConvertRequest
 from lora_inspect.converting.plan import chosen_input, plan_for
 from lora_inspect.converting.standard_fix import output_beside
@@ -45,15 +46,50 @@ _SPELLED = (
 _NEAR = 0.01
 
 
+class Prediction(NamedTuple):
+    """The adapter that a conversion would write, None for one that nothing predicts, and its candidate families."""
+
+    written: Adapter | None
+    families: Sequence[Detection]
+
+
+class Predictions(dict[tuple[str, ...], "Prediction | LoraInspectError"]):
+    """Predictions of conversions of one adapter by their options, where these are the same for every program.
+
+    A prediction costs about as much as a conversion, and every program with a wrong scale asks for the same one.
+    """
+
+    def predict(self, adapter: Adapter, output: str, options: ConvertOptions) -> Prediction:
+        """Return the prediction for `options`. Raises LoraInspectError where the conversion is refused."""
+        if options.program is not None:
+            return _planned(adapter, output, options)
+        words = tuple(_words(options))
+        if words not in self:
+            try:
+                self[words] = _planned(adapter, output, options)
+            except LoraInspectError as error:
+                self[words] = error
+        found = self[words]
+        if isinstance(found, LoraInspectError):
+            raise found
+        return found
+
+
 def find_fix(
-    adapter: Adapter, given: str, program: Program, base: str | None, ways: "Sequence[Way] | None" = None
+    adapter: Adapter,
+    given: str,
+    program: Program,
+    base: str | None,
+    ways: "Sequence[Way] | None" = None,
+    predictions: Predictions | None = None,
 ) -> str | None:
     """The command line that converts the adapter, which the user called `given`, for the program; None for none.
 
     It is the first of the `ways` that can be gone, of all that there are where none are named. Where only a base tells
     what is to be written and none was given, the command has BASE in its place, and CONFIG in that of the config of a
-    model that the names of llama.cpp depend on.
+    model that the names of llama.cpp depend on. `predictions` are shared by the programs of one adapter.
     """
+    predictions = Predictions() if predictions is None else predictions
     asked = ConvertOptions(program=program.name, settings=adapter.settings)
     if _is_for_llama_cpp(adapter, asked):
         asked = replace(asked, model_config=base if base and is_folder(base) else CONFIG)
@@ -64,7 +100,7 @@ def find_fix(
                 if options is None:
                     continue
                 output = output_beside(adapter, options.program or "standard", scheme_for(adapter, options))
-                if not _is_right(adapter, output, options, program):
+                if not _is_right(adapter, output, options, program, predictions):
                     continue
             except LoraInspectError:
                 continue
@@ -117,35 +153,48 @@ EVERY_WAY: tuple[Way, ...] = (_standard, _exact, _with_base, _as_lora, _near, _a
 OF_ITS_FACTORS: tuple[Way, ...] = (_exact, _with_base)
 
 
-def _is_right(adapter: Adapter, output: str, options: ConvertOptions, program: Program) -> bool:
+def _is_right(
+    adapter: Adapter, output: str, options: ConvertOptions, program: Program, predictions: Predictions
+) -> bool:
     """Return True if the program will apply the meaning of the output, as far as that can be predicted.
 
     Raises LoraInspectError where the conversion cannot be; what is told by files that are not given is taken for told.
     """
     if options.base != BASE and options.model_config != CONFIG:
-        plan = plan_for(adapter, output, options)
-        return _is_read(plan.adapter, plan.destinations, plan.options, program)
+        return _is_read(predictions.predict(adapter, output, options), options, program)
     adapter = chosen_input(adapter, options).adapter
     told = with_magnitudes(adapter, for_program(adapter, adapter, options))
     if check_algorithm(adapter, told):
         raise RefusedError(adapter.checkpoint.path, "no module would change")
     check_kinds(adapter, [family.architecture.name for family in adapter_candidates(adapter)], told)
     if options.model_config != CONFIG:
-        return _is_read(adapter, targets(adapter, adapter, None, None, told), told, program)
+        prediction = _predicted(adapter, targets(adapter, adapter, None, None, told), told)
+        return _is_read(prediction, told, program)
     if not all(c.algorithm.rows or c.algorithm.replaces for c in adapter.contributions):
         raise RefusedError(adapter.checkpoint.path, "the config decides whether rows move, and some rows cannot")
     check_loadable(adapter, schemes.by_name(told.scheme or ""), told)
     return True
 
 
-def _is_read(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions, program: Program) -> bool:
+def _planned(adapter: Adapter, output: str, options: ConvertOptions) -> Prediction:
+    plan = plan_for(adapter, output, options)
+    return _predicted(plan.adapter, plan.destinations, plan.options)
+
+
+def _predicted(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions) -> Prediction:
     written = predict_output(adapter, destinations, options)
     if written is None:
-        # A folder is as its config says, but only programs that read such folders are given one.
-        return options.program is not None
+        return Prediction(None, ())
     # Under other names it may be of more families, which widths tell apart where factors tell those.
     told = written if all(None not in c.shape for c in adapter.contributions if c.algorithm.formula) else adapter
-    return judge(written, adapter_candidates(told), program).verdict == SAME
+    return Prediction(written, adapter_candidates(told))
+
+
+def _is_read(prediction: Prediction, options: ConvertOptions, program: Program) -> bool:
+    if prediction.written is None:
+        # A folder is as its config says, but only programs that read such folders are given one.
+        return options.program is not None
+    return judge(prediction.written, prediction.families, program).verdict == SAME
 
 
 def _words(options: ConvertOptions) -> Iterator[str]:

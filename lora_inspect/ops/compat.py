@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_inspect import programs
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.converting.fixes import find_fix
+from lora_inspect.converting.fixes import Predictions, find_fix
 from lora_inspect.converting.steps.base_change import find_base_changes
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
@@ -148,8 +148,11 @@ def compat(
         families = adapter_candidates(adapter)
         adapter = with_paths(adapter, families)
         given = spell_argument(operand(path), settings)
+        predictions = Predictions()
         verdicts = [
-            one._replace(fix=find_fix(adapter, given, one.program, base)) if needs_fix(one) else one
+            one._replace(fix=find_fix(adapter, given, one.program, base, predictions=predictions))
+            if needs_fix(one)
+            else one
             for one in judge_each(adapter, families, asked)
         ]
     told = _with_errors(adapter, base, verdicts, progress) if base else verdicts
