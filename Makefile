@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help environment format lint types contract docs pages quick tests slow numeric all ci release matrix
+.PHONY: help environment format lint types contract docs pages quick tests slow exhaustive numeric all ci release matrix
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,16 +46,19 @@ pages: ## writes what is made from the source: pages, the output of commands in 
 	$(PYTHON) packaging/write_light.py
 
 quick: ## the rules, and the tests that neither compute much nor start programs: while one works
-	$(PYTHON) -m pytest -q -n auto -m "not slow and not numeric" tests/test_contract.py tests/reading tests/matching tests/schemes tests/architectures tests/checking tests/maths
+	$(PYTHON) -m pytest -q -n auto -m "not slow and not numeric and not exhaustive" tests/test_contract.py tests/reading tests/matching tests/schemes tests/architectures tests/checking tests/maths
 
 tests: ## the tests that the README runs: all but the slow ones
 	$(PYTHON) -m pytest -n auto
 
 slow: ## the other ones: real programs, whole products of tables, thousands of damaged files
-	$(PYTHON) -m pytest -q -n auto -m slow
+	$(PYTHON) -m pytest -q -n auto -m "slow and not exhaustive"
+
+exhaustive: ## the cases of long grids that .ci/run leaves out: before a release
+	$(PYTHON) -m pytest -q -n auto -m exhaustive
 
 numeric: ## the tests of floating point as on another processor: make numeric SETTING=ATEN_CPU_CAPABILITY=default
-	env $(SETTING) $(PYTHON) -m pytest -q -n auto -m "numeric and not slow"
+	env $(SETTING) $(PYTHON) -m pytest -q -n auto -m "numeric and not slow and not exhaustive"
 
 all: lint types contract docs tests slow ## everything but a new environment and other processors
 

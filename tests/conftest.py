@@ -65,6 +65,14 @@ if os.environ.get("PRODUCTS") == "rows":
     PRODUCTS = RowDependentProducts(rest_apart)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what CI leaves out before pytest selects by marks."""
+    from grids import mark_exhaustive
+
+    mark_exhaustive(items)
+
+
 def pytest_collection_finish() -> None:
     """Has the collector of garbage leave out what stays for the whole run: to look through it again took a tenth."""
     gc.collect()

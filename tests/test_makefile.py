@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("format", "lint", "types", "contract", "docs", "pages", "quick", "tests", "slow", "all")
+TARGETS = ("format", "lint", "types", "contract", "docs", "pages", "quick", "tests", "slow", "exhaustive", "all")
 
 
 @pytest.fixture
