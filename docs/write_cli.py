@@ -30,23 +30,25 @@ complete or not at all.
 
 - 0: done.
 - 1: refused. One sentence names the file, the problem and the way out; the command writes nothing.
-  1 is also the answer no: `verify` if the model does not carry the adapters, `compat --for` if the file would be wrong
-  in that program, `compare --max-difference` if adapters are farther from each other, `check` if it finds problems.
+  1 is also the answer no. `verify` gives it if the model does not carry the adapters, `compat --for` if the file would
+  be wrong in that program. `compare --max-difference` gives it if adapters are farther from each other, `check` if it
+  finds problems.
   A command on a folder continues after a refused file, and the status is 1 then; `compare` lists such files and ends
   with 0.
 - 2: wrong usage, as an unknown command or option, or an invalid value.
-- 3: it could not work, and may work once the cause is fixed: a file is missing or unreadable, the disk or the network
+- 3: it could not work, and may work once the cause is fixed. A file is missing or unreadable, the disk or the network
   fails, memory or a library is missing. One sentence names the cause; the command writes nothing. With several files,
   one such file is enough.
 - 130: interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; nothing half-written is left.
 
 ## JSON
 
-With `--json` each verb prints one JSON text to the standard output: an object, or a list of them for several files,
-such as those of a folder. Each begins with `schema`, as "lora-inspect/info/1"; the number changes if something is
-removed or changes its meaning, and stays if something is added. [docs/schemas](schemas) has a JSON Schema of each. A
-failure prints {`path`, `error`, `code`} instead: `path` is null if no single file is at fault, `error` is the sentence
-on the standard error, and `code` is one of those of [the Python API](api.md). Wrong usage prints no JSON.
+With `--json` each verb prints one JSON text to the standard output. It is an object, or a list of objects for several
+files, such as those of a folder. Each begins with `schema`, as "lora-inspect/info/1". The number changes if a field is
+removed or changes its meaning, and stays if a field is added. [docs/schemas](schemas) has a JSON Schema of each.
+
+A failure prints {`path`, `error`, `code`} instead. `path` is null if no single file is at fault, and `error` is the
+sentence on the standard error. [The Python API](api.md) lists the values of `code`. Wrong usage prints no JSON.
 
 ## Settings after a path
 
@@ -63,7 +65,7 @@ has the whole text as its name.
 - `residual=yes|no` states whether the base is the residual that [PiSSA or another
   start](merging_formulas.md#residual-bases) left of the original model.
 
-[This page](reading.md#settings-what-the-file-does-not-say) explains the settings, and lists those of each command.
+[This page](reading.md#settings-for-missing-facts) explains the settings, and lists those of each command.
 
 ## Completion
 
@@ -130,10 +132,10 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
             is_first = False
             yield from (f"| **{title}** | |", *rows)
     statuses, page = ending(context)
-    told = "; ".join(f"{status} {says[0].lower()}{says[1:].rstrip('.')}" for status, says in statuses)
+    told = " ".join(f"{status}: {says[0].lower()}{says[1:]}" for status, says in statuses)
     target = page.removeprefix("docs/")
     more = "" if target == PAGE.name else f" More: [{page}]({target})."
-    yield from ("", *wrap(f"Exit status: {told}.{more}", 120, break_long_words=False, break_on_hyphens=False))
+    yield from ("", *wrap(f"Exit status {told}{more}", 120, break_long_words=False, break_on_hyphens=False))
 
 
 def _cell(text: str) -> str:

@@ -88,7 +88,7 @@ class RankRequest:
     """The options that decide the ranks of an output."""
 
     rank: int | None = option.whole(
-        "Rank of each module, lower where its change has a lower one; `resize` fills those up.", least=1
+        "Rank of each module, or the lower rank of its change; `resize` fills those up.", least=1
     )
     energy: float | None = option.number(
         "X",
@@ -100,7 +100,7 @@ class RankRequest:
         "SIZE", "Ranks of the least error in a file of at most this size, such as 200MB or 1.5GB.", _wrong_size
     )
     max_rank: int | None = option.whole(
-        "Highest rank of any module, alone or with --energy, --max-error or --size.", least=1
+        "Highest rank of any module, with or without --energy, --max-error or --size.", least=1
     )
 
 
@@ -138,7 +138,7 @@ class OutputRequest:
 
     to: str | None = option.choice(
         known_targets,
-        "Write names, suffixes and layout as a program, or a naming scheme, has them.",
+        "Write names, suffixes and layout of a program or a naming scheme.",
         "NAME",
         titles=titles_of_programs,
     )
@@ -196,7 +196,7 @@ class AverageRequest(ChoiceRequest, OutputRequest, RankRequest):
     )  # fmt: skip
     sigma_rel: float | None = option.number(
         "X",
-        "Weights by a power of the step, of this relative width: 0.05 counts late files alone, 0.28 nearly all alike.",
+        "Weights by a power of the step, of this relative width: 0.05 counts only late files, 0.28 nearly all equally.",
         _wrong_sigma,
     )
     of: str = option.choice(

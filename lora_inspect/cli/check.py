@@ -144,8 +144,8 @@ TEXT, JSON, SARIF = "text", "json", "sarif"
 _HELP = """\
 Report the problems of each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters.
 
-The exit status is 1 if a problem is as serious as --fail-on, or more serious. --fix writes a copy in which every
-problem with one safe fix is fixed; the status is then 0. docs/checking.md explains every code.
+The exit status is 1 if a problem is as serious as --fail-on, or more serious. With --fix, `check` writes a copy and
+fixes every problem with one safe fix; the status is then 0. The page docs/checking.md explains every code.
 
 \b
 Example: lora-inspect check adapter.safetensors --tensors

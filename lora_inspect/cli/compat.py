@@ -60,7 +60,7 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
     help="The base, for DoRA's error and in printed commands.",
 )
 @click.option("--all", "shows_all", is_flag=True, help="Also show programs without models of the family.")
-@click.option("--strict", is_flag=True, help="With --for: exit with 1 also if nobody has tested the file there.")
+@click.option("--strict", is_flag=True, help="With --for: also exit with 1 if nobody has tested the file there.")
 @click.option(
     "--fail-on",
     type=click.Choice(FAILURES),

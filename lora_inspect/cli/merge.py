@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _HELP = """\
 Fold each ADAPTER, with its own multiplier (default 1), into BASE and write the result.
 
-BASE is a file, a sharded set or a folder; the output has the same form. Settings follow the colon of an ADAPTER:
-a number (the multiplier; 0 changes nothing), COMPONENT=number, blocks.0-9=number or GLOB=number (multipliers of a part
-of its modules), alpha=N, rslora=yes|no, expert-packing=rank_major|grouped_by_expert and architecture=NAME (facts that
-the file does not state), residual=yes|no (is BASE the residual that PiSSA or another initialisation left of the
-original model?).
+BASE is a file, a sharded set or a folder; the output has the same form. Settings follow the colon of an ADAPTER. A
+number is the multiplier; 0 changes nothing. COMPONENT=number, blocks.0-9=number and GLOB=number are multipliers of a
+part of its modules. Facts that the file does not state are alpha=N, rslora=yes|no, architecture=NAME and
+expert-packing=rank_major|grouped_by_expert. With residual=yes, BASE is the residual that PiSSA or another
+initialisation left of the original model; with residual=no it is the original model.
 
-`merge` folds adapters in the given order. The order matters only where DoRA or OFT meets another change of the same
+`merge` folds adapters in the given order. The order matters only if DoRA or OFT meets another change of the same
 weight; the summary then reports it.
 
 \b

@@ -17,8 +17,8 @@ _HELP = """\
 Show and edit the metadata of a file: title, trigger words, training facts, hashes. The bytes of the tensors stay
 the same.
 
-A change goes into a new file, which replaces the old one when it is complete. -o OUT keeps the old file; --in-place
-rewrites only its header. Changes that alter how the file is read are refused.
+A change goes into a new file, which replaces the old one when it is complete. With -o OUT the old file stays;
+--in-place rewrites only its header. Changes that alter how the file is read are refused.
 
 \b
 lora-inspect metadata show adapter.safetensors
@@ -39,7 +39,7 @@ Example: lora-inspect metadata show adapter.safetensors --hashes
 _GET = """\
 Print the value of KEY exactly, without a line break at its end.
 
-KEY trigger-words prints the trigger words, whatever key or file beside PATH states them.
+KEY trigger-words prints the trigger words from any key, or from a file next to PATH.
 
 \b
 Example: lora-inspect metadata get trained.safetensors ss_tag_frequency

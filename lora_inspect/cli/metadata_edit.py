@@ -60,7 +60,7 @@ def _writing_options(function: Decorated) -> Decorated:
         click.option(
             "--in-place",
             is_flag=True,
-            help="Rewrite only the header of PATH, if it has the room; the next run repairs it after a killed one.",
+            help="Rewrite only the header of PATH, if it has the space; the next run repairs it after a killed one.",
         ),
         click.option("--force", is_flag=True, help=FORCE_HELP),
         click.option(

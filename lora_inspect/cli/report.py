@@ -12,11 +12,11 @@ from lora_inspect.sentences import size_in_words
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Write one HTML page on adapters: their kind, the strength of each layer, the rank that they use, and commands.
+Write one HTML page on adapters: their kind, the size of the change by layer, the rank that they use, and commands.
 
 The page needs no network and runs no script. It has a heat map of blocks and layers, the singular values, the energy
-that each rank keeps, commands to copy, and all numbers as JSON. For several adapters it shows them together, at the
-multipliers behind the colons: their cosines, common directions, and the strength of the sum.
+that each rank keeps, commands, and all numbers as JSON. It shows several adapters together, at the multipliers after
+the colons: their cosines, common directions, and the size of the sum.
 
 \b
 Example: lora-inspect report adapter.safetensors -o report.html

@@ -167,7 +167,7 @@ def _timeout_option() -> click.Option:
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
         callback=_finite,
-        help="Give up a request to an address that brings nothing for so long.  [default: 60]",
+        help="Give up a request to an address that is silent for so long.  [default: 60]",
     )
 
 

@@ -43,7 +43,7 @@ def _about_targets() -> str:
 
     schemes = [name for name in known_targets() if name not in PROGRAMS]
     return (
-        "Write names, suffixes, layout and config as a program, or the programs of a naming scheme, load them. "
+        "Write names, suffixes, layout and config for a program, or for the programs of a naming scheme. "
         f"Programs: {', '.join(sorted(PROGRAMS))}; schemes: {', '.join(schemes)}."
     )
 

@@ -10,10 +10,10 @@ from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_
 
 # No docstring: python -OO leaves those out.
 _HELP = """\
-Write the average of the changes of FILEs, weighted alike or by the steps of a training.
+Write the average of the changes of FILEs, with equal weights or by the steps of a training.
 
 --beta and --sigma-rel weigh files by their steps: those of FILE:step=N, else of ss_steps in the metadata, else the
-number in the name. The rank of a module is its largest rank in the inputs, unless a rule or --exact says otherwise.
+number in the name. The rank of a module is its largest rank in the inputs, unless a rule or --exact decides it.
 
 \b
 Example: lora-inspect average style-000006.safetensors \\

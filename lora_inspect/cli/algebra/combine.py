@@ -14,7 +14,7 @@ Write the sum of ADAPTERs, each with its own multiplier (default 1), as one adap
 The inputs may differ in rank, alpha, algorithm, naming scheme and layout. The output has the names of the first, or
 those of --to. Ranks add up, and the sum is exact but for rounding. One of --rank, --energy, --max-error and --size
 trims it. Other methods than the sum weaken conflicts, or directions that several adapters share. Settings follow the
-colon of an ADAPTER as for `merge`: 0,blocks.0-9=1 takes these blocks alone.
+colon of an ADAPTER as for `merge`: 0,blocks.0-9=1 takes only these blocks.
 
 \b
 Example: lora-inspect combine style.safetensors:0.8 face.safetensors:0.5 \\

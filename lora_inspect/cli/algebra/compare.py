@@ -24,10 +24,10 @@ _NAMES = 3
 _HELP = """\
 Report how far adapters are from each other: difference, angle, best multiplier and common directions, by block.
 
-Names, ranks, alphas, element types and the algorithm make no difference: the changes of the weights are compared, at
-the multipliers behind the colons. The last lines tell spikes and conflicts of adapters that are loaded together, and
-recommend a command. For a FOLDER, `compare` groups the files that are one change: resized, rescaled,
-renamed or cast.
+`compare` compares the changes of the weights, at the multipliers after the colons. Names, ranks, alphas, element types
+and the algorithm make no difference. The last lines report spikes and conflicts of adapters that are loaded together,
+and recommend a command. For a FOLDER, `compare` groups the files that are one change: resized, rescaled, renamed or
+cast.
 
 \b
 Example: lora-inspect compare style.safetensors:0.8 face.safetensors

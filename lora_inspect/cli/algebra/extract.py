@@ -20,8 +20,8 @@ _NAMES = 3
 _HELP = """\
 Write the difference of TUNED and BASE as an adapter: BASE with this adapter at 1 is TUNED, as far as the ranks allow.
 
-One of --rank, --energy, --max-error and --size decides the ranks, and --max-rank caps them. Directions that the
-rounding of the models can have made are left out. Biases, norms and other vectors become differences, unless
+One of --rank, --energy, --max-error and --size decides the ranks, and --max-rank caps them. `extract` leaves out
+directions that the rounding of the models may explain. Biases, norms and other vectors become differences, unless
 --weights-only leaves them out.
 
 Image and video models get kohya's names, language models a PEFT folder; --to chooses others.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _HELP = """\
 Give ADAPTER another rank: the nearest change that --rank, --energy, --max-error, --size or --max-rank allows.
 
-The output keeps names, and RS-LoRA stays RS-LoRA. --rank N gives every module rank N: above its own rank the change
-stays the same, and a training goes on with new directions. If ADAPTER is a folder of adapters, `resize` writes each
+The output keeps names, and RS-LoRA stays RS-LoRA. With --rank N every module gets rank N. Above its own rank the change
+stays the same, and a training continues with new directions. If ADAPTER is a folder of adapters, `resize` writes each
 into the folder OUT under its name.
 
 \b

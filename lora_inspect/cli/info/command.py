@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _HELP = """\
 Describe each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters (a line per file).
 
-`info` reads only headers, alphas and flags; --norms and --spectrum read all numbers. alpha=N and rslora=yes|no after a
-colon supply facts that a file does not state. --json prints a list for several PATHs or a folder of files.
+`info` reads only headers, alphas and flags; --norms and --spectrum read all numbers. Settings after a colon, alpha=N
+and rslora=yes|no, supply facts that a file does not state. --json prints a list for several PATHs or a folder of files.
 
 \b
 Example: lora-inspect info adapter.safetensors --modules

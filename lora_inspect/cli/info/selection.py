@@ -255,7 +255,7 @@ def folder_options(command: Decorated) -> Decorated:
                 "program",
                 metavar="NAME",
                 callback=named_program,
-                help="Say in each row what the program makes of the file, and count these verdicts.",
+                help="Show the verdict of the program in each row, and count the verdicts.",
             ),
             click.option(
                 "--fail-on",
