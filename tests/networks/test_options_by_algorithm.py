@@ -27,7 +27,7 @@ ALGORITHMS = {"lora": lora_wan} | {
     if "functions_of(" in file.read_text() and not file.stem.startswith("lora")
 }
 
-WORKS, REFUSED, TOLD, SAME = "works", "refused", "no effect, told", "the same file"
+WORKS, REFUSED, TOLD, SAME = "works", "refused", "no effect, logged", "the same file"
 
 
 class Case(NamedTuple):
