@@ -25,13 +25,13 @@ from lora_inspect.programs import PROGRAMS, files, in_file  # noqa: E402
 from lora_inspect.programs.record import FAILS, SILENT, Program, Strangers  # noqa: E402
 
 DOCS = ROOT / "docs"
-HEAD = """# What every program makes of a file
+HEAD = """# Programs and the files that they load
 
-Written by `docs/write_programs.py` from the rules in `lora_inspect/programs/known/`, one file for each program, by
-the answers of `lora-inspect compat` on small adapters in every naming scheme and of every kind. A rule was found by
-running the program's own loading code, of the version that stands here, over a small model, and comparing every weight
-with the meaning of the file; a cell with `°` was read in its source alone. Files that nobody tried are "not tested",
-which is a gap of these pages and no fault of the program.
+`lora-inspect compat FILE` reports how each program applies your file. These pages have its answers for small adapters
+in every naming scheme and of every kind. `docs/write_programs.py` writes them from the rules in
+`lora_inspect/programs/known/`, one file for each program. To find a rule, the program's own loading code ran over a
+small model, in the version given here. Every weight was compared with the meaning of the file. A cell with `°` was only
+read in the source. "Not tested" files are a gap of these pages, not a fault of the program.
 
 | question | page |
 |---|---|
@@ -42,8 +42,8 @@ which is a gap of these pages and no fault of the program.
 | Which message does it print? | [messages](#messages) |
 | How do whole cases go, from the file to the picture? | [cases](programs_cases.md) |
 
-The next table has for each program the day of its last run, or of its reading, and counts the families of which it
-knows any names, the files of these that the tables judge, and those that nobody tested:
+The next table gives the day of each program's last run, or of its reading. It counts the families with any names that
+the program knows, their files in the tables, and the files that nobody tested:
 
 """
 LEGEND = """
@@ -51,53 +51,55 @@ LEGEND = """
 
 | cell | `compat` says | the program |
 |---|---|---|
-| `=` | same meaning | applies what the file means; `=+`: with an option of its own, named [below](#messages) |
-| `x0.5` | wrong strength | applies so much of it; several strengths where modules differ |
-| `lost` | DoRA lost | applies plain LoRA without the magnitudes; `lost x0.5` at that strength |
+| `=` | same meaning | applies the meaning of the file; `=+`: with an option of its own, named [below](#messages) |
+| `x0.5` | wrong strength | applies this share of it; several shares if modules differ |
+| `lost` | DoRA lost | applies plain LoRA without the magnitudes; `lost x0.5` at that scale |
 | `norm` | DoRA wrong | divides the magnitudes by the base's norms, or by those of the other axis |
 | `other` | wrong change | makes another change of it |
-| `part 50%` | partly loaded | applies so many of the changes |
+| `part 50%` | partly loaded | applies this share of the changes |
 | `none` | nothing loaded | applies nothing |
 | `ref` | refused | stops with an error |
 | `?` | not tested | was not tried on such files |
 | ` ` | has no such models | has no models of the family; its tables have no such row |
 
-All but `ref` happen without a word, but for those with a `!`, of which the program gives a message. Two cells with a
-stroke are files with an alpha tensor in every module, and files without any. Rank is 4 and alpha 3, so that `x0.5` is
-RS-LoRA without its root, and `x1.333` a LoRA without its alpha.
+All but `ref` happen silently, unless a `!` marks a message of the program. Two cells with a stroke are files with an
+alpha tensor in every module, and files without any. Rank is 4 and alpha 3, so `x0.5` is RS-LoRA without its root, and
+`x1.333` a LoRA without its alpha.
 """
-NAMES = """# Which names {whose} loads
+NAMES = """# Names that {who} loads
 
-Written by `docs/write_programs.py`; [the legend](programs.md#cells) explains the cells. The files are plain LoRA of
-every layer in the blocks of the model, and of nothing else. The columns are the
-[naming schemes](converting_for_programs.md#naming-schemes), over the layout that their programs load: `bare` has no
-prefix, `dif` the paths of diffusers instead. `A/B` has factors spelled `lora_A` and not `lora_down`, and `d/u` the
-other way round; `diffusers`, `bare` and `peft` are A/B, and `peft` has its config. An empty cell is of families without
-such names. A column that is not there is not tested, and of a family that is not there the program has no models, or
-nobody tested them.
+`lora-inspect convert FILE --to PROGRAM` writes the names that a program loads. `docs/write_programs.py` writes this
+page; [the legend](programs.md#cells) explains the cells. The files are plain LoRA of every layer in the blocks of the
+model, and of no other layer. The columns are the [naming schemes](converting_for_programs.md#naming-schemes), over the
+layout of their programs: `bare` has no prefix, `dif` the paths of diffusers instead. `A/B` has factors spelled `lora_A`
+and not `lora_down`, and `d/u` the other way round; `diffusers`, `bare` and `peft` are A/B, and `peft` has its config.
+An empty cell is a family without such names. A missing column is not tested. The program has no models of a missing
+family, or nobody tested them.
 """
-KINDS_HEAD = """# Which kinds of adapters {whose} applies
+KINDS_HEAD = """# Kinds of adapters that {who} applies
 
-Written by `docs/write_programs.py`; [the legend](programs.md#cells) explains the cells. The file of each program has
-the names that `convert --to` writes for it, and is of the family in the row `family`. An alpha tensor stands in each
-module where these names have one.
+`lora-inspect compat FILE` judges your file. `docs/write_programs.py` writes this page; [the legend](programs.md#cells)
+explains the cells. The file of each program has the names that `convert --to` writes for it, and is of the family in
+the row `family`. It has an alpha tensor in each module if these names have one.
 
 """
 FOLDERS_HEAD = """
 ## PEFT folders of language models
 
-Of a model of the Llama line: every dense layer in two blocks, rank 4 where nothing else is said.
+The model is of the Llama line. Every dense layer in two blocks is adapted, at rank 4 if no other rank is given.
 
 """
 MESSAGES = """
 ## Messages
 
-The list says for each program how it treats keys that it has no use for, and the messages that it prints for the files
-of these pages. KEY is a key of the file.
+The list gives the treatment of unused keys in each program, and the messages that it prints for the files of these
+pages. KEY is a key of the file.
 
 """
 # Those that programs for pictures, videos and sound have models of.
 FAMILIES = [one for one in every() if any(layout.kohya_prefix for layout in one.layouts)]
+# The most kinds in one item of a list.
+MOST_KINDS = 6
 # The families that stand for the others, as far as a program knows them.
 REFERENCES = ("wan", "flux", "sdxl", "qwen_image", "z_image")
 
@@ -169,13 +171,23 @@ def _differences(program: Program, rows: Mapping[str, tuple[str, ...]], first: s
         for kind, cell in zip(KINDS, row, strict=True):
             alike.setdefault(cell, []).append(kind.title)
         alike.pop("", None)
-        differ = "; ".join(f"{cell} for {', '.join(titles)}" for cell, titles in alike.items())
-        yield from _item(f"{program.title} {program.version}, {', '.join(names)}: {differ or 'nothing'}.")
+        end = "" if alike else " no difference."
+        yield from _item(f"**{program.title} {program.version}**, {_families(names)}:{end}")
+        for cell, titles in alike.items():
+            for at in range(0, len(titles), MOST_KINDS):
+                yield from _item(f"`{cell}`: {', '.join(titles[at : at + MOST_KINDS])}", depth=1)
 
 
-def _item(text: str) -> list[str]:
-    """An item of a list, in lines of the length of all others."""
-    return wrap(f"- {text}", 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+def _families(names: Iterable[str]) -> str:
+    """Families as one span of code."""
+    return f"`{', '.join(names)}`"
+
+
+def _item(text: str, depth: int = 0) -> list[str]:
+    """An item of a list, or at `depth` 1 of a list in an item, in lines of the usual length."""
+    indent = "  " * depth
+    lines = wrap(text, 118 - len(indent), break_long_words=False, break_on_hyphens=False)
+    return [f"{indent}{'  ' if line is not lines[0] else '- '}{line}" for line in lines]
 
 
 def folders_of(judged: Judged) -> list[str]:
@@ -202,24 +214,26 @@ def _of_files(count: Counter[bool]) -> tuple[str, str]:
 
 
 def messages_of(judged: Judged) -> Iterator[str]:
-    """What each program does with strangers, and says where it refuses a file or needs an option."""
+    """The treatment of unused keys in each program, and its messages where it refuses a file or needs an option."""
     for program in judged.programs:
-        says = "; ".join(_code(one) for one in sorted(judged.says[program.name]))
-        told = f" It says {says}." if says else ""
-        yield from _item(f"**{program.title} {program.version}**: {'; '.join(_strangers_of(program))}.{told}")
+        yield from _item(f"**{program.title} {program.version}**:")
+        for way in _strangers_of(program):
+            yield from _item(way, depth=1)
+        if says := ", ".join(_code(one) for one in sorted(judged.says[program.name])):
+            yield from _item(f"says {says}", depth=1)
 
 
 def _strangers_of(program: Program) -> Iterator[str]:
-    """What it does with keys that it has no use for, and of which families."""
+    """Each treatment of unused keys, with the families that it applies to."""
     ways: dict[str, list[str]] = {}
     for loader in program.loaders:
-        told = {"": [loader.strangers], "those of no module": [loader.others or loader.strangers]}
+        told = {"": [loader.strangers], "keys of no module": [loader.others or loader.strangers]}
         told["modules that it does not find"] = [rule.unfound for rule in loader.rules if rule.unfound]
         words = {which: list(dict.fromkeys(map(_in_words, own))) for which, own in told.items()}
         others = [f"{which} {' or '.join(own)}" for which, own in words.items() if which and own not in ([], words[""])]
         ways.setdefault(", ".join([*words[""], *others]), []).extend(loader.families or ("others",))
     for way, families in ways.items():
-        yield f"{way} ({', '.join(dict.fromkeys(families))})" if len(ways) > 1 else way
+        yield f"{way} ({_families(dict.fromkeys(families))})" if len(ways) > 1 else way
 
 
 def _code(text: str) -> str:
@@ -228,10 +242,10 @@ def _code(text: str) -> str:
 
 
 def _in_words(strangers: Strangers) -> str:
-    what = {SILENT: "passed over silently", FAILS: "refused"}.get(strangers.does, "passed over with a message")
+    does = {SILENT: "ignored silently", FAILS: "refused with"}.get(strangers.does, "ignored with the message")
     says = f" {_code(strangers.says)}" if strangers.says else ""
-    beyond = f"; refused where they are more than {strangers.most}" if strangers.most is not None else ""
-    return what + says + (f"{beyond} {_code(strangers.beyond)}" if beyond and strangers.beyond else beyond)
+    beyond = f"; refused if they are more than {strangers.most}" if strangers.most is not None else ""
+    return does + says + (f"{beyond} {_code(strangers.beyond)}" if beyond and strangers.beyond else beyond)
 
 
 def _trainers() -> set[str]:
@@ -251,11 +265,11 @@ def pages() -> dict[str, str]:
         kinds = {end: list(kinds_of(judged, own)) for end, own in apart.items()}
         folders = folders_of(judged)
     parts = ((HEAD, counts_of(judged)), (LEGEND, ()), (FOLDERS_HEAD, folders), (MESSAGES, messages_of(judged)))
-    whose = {"": "every program", "_trainers": "every trainer"}
+    who = {"": "every program", "_trainers": "every trainer"}
     return {
         "programs.md": "".join(_lines(head, lines) for head, lines in parts),
-        **{f"programs_names{end}.md": _lines(NAMES.format(whose=whose[end]), own) for end, own in names.items()},
-        **{f"programs_kinds{end}.md": _lines(KINDS_HEAD.format(whose=whose[end]), own) for end, own in kinds.items()},
+        **{f"programs_names{end}.md": _lines(NAMES.format(who=who[end]), own) for end, own in names.items()},
+        **{f"programs_kinds{end}.md": _lines(KINDS_HEAD.format(who=who[end]), own) for end, own in kinds.items()},
     }
 
 
