@@ -14,7 +14,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # How many a folder may have: in docstrings, or in Markdown pages outside of code. Lower a number when you remove some.
 MOST = {
     ".": 1,
-    "docs": 78,
+    "docs": 2,
     "lora_inspect": 9,
     "lora_inspect/algorithms": 62,
     "lora_inspect/algorithms/on_demand": 67,
