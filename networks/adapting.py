@@ -10,6 +10,7 @@ from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.trained import family_of
 
 from . import loha, lokr, oft
+from .kernels.coded_weight import device_of
 from .network import creation, summary
 from .network.architecture_module import LORA, file_names, parse_options
 from .network.network import LoRANetwork
@@ -143,10 +144,11 @@ def _family(model: nn.Module) -> Architecture | None:
 
 def _move(network: LoRANetwork) -> None:
     """Moves each adapter to the device of its layer, and the network with them where there is one device."""
-    devices = {lora.org_module.weight.device for lora in network.unet_loras}
+    devices = {device_of(lora.org_module) for lora in network.unet_loras}
     if len(devices) == 1 and not any(device.type == "meta" for device in devices):
         network.to(devices.pop())
         return
     for lora in network.unet_loras:
-        if lora.org_module.weight.device.type != "meta":
-            lora.to(lora.org_module.weight.device)
+        device = device_of(lora.org_module)
+        if device.type != "meta":
+            lora.to(device)
