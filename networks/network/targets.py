@@ -359,11 +359,14 @@ def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Sel
 
 
 class EncoderTargets(NamedTuple):
-    """A text encoder that is adapted: the prefix of its modules' names, the model, and the classes of its blocks."""
+    """A text encoder that is adapted: the prefix of its modules' names, the model, and the classes of its blocks.
+
+    None stands for all layers of the model.
+    """
 
     prefix: str
     model: nn.Module
-    classes: Sequence[str]
+    classes: Sequence[str] | None
 
 
 def select_each_named(
