@@ -1,4 +1,4 @@
-"""What other programs call the parts of a pipeline that a network adapts, and the tensors of its state dict.
+"""The names that other programs have for the parts of a pipeline, and for the tensors of a network's state dict.
 
 Trainers that are no trainers of kohya's hold the models of a pipeline in one object, and number its text encoders.
 Their names of a tensor are those of the part, of the layer, and of the tensor in it.
@@ -25,7 +25,7 @@ _UNET_PREFIX = "lora_unet"
 
 
 class Part(NamedTuple):
-    """A model of a pipeline: what pipelines call it, what kohya's names of its modules begin with, and the model."""
+    """A model of a pipeline: the name that pipelines have for it, kohya's prefix of its modules, and the model."""
 
     name: str
     prefix: str
@@ -63,7 +63,7 @@ def parts_of(holder: Any) -> list[Part]:
 
 
 def part_name(model: nn.Module) -> str:
-    """What a pipeline of diffusers calls a model."""
+    """Return the name that a pipeline of diffusers has for a model."""
     return UNET if "UNet" in type(model).__name__ else TRANSFORMER
 
 
@@ -113,7 +113,7 @@ _ROLES = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha", 
 class StateNames:
     """Both directions between a network's standard form and the names of a program.
 
-    `paths` has the dotted path of each module by name, `parts` what a pipeline calls its model by kohya's prefix.
+    `paths` has the dotted path of each module by name, `parts` a pipeline's name of its model by kohya's prefix.
     Raises ValueError for a program that is not known, and for one that names the layers of one model alone where there
     are several.
     """
@@ -171,7 +171,7 @@ class StateNames:
         return {**{key: tensor for key, tensor in alphas.items() if key.partition(".")[0] in given}, **found}
 
     def _valued(self, key: str, tensor: Tensor, own: Mapping[str, Tensor], power: int) -> Tensor:
-        """A tensor with what the program has in it, or (power -1) without that."""
+        """Return a tensor as the program holds it, or (power -1) as the network does."""
         name, _, tail = key.partition(".")
         role = _ROLES.get(tail)
         if role == "up" and self._spelling.alpha == "folded":

@@ -41,7 +41,7 @@ def stored_weight(layer: Any) -> Tensor | None:
 
 
 def device_of(layer: nn.Module) -> torch.device:
-    """Where the layer's weight is, or what it has in the place of one."""
+    """Return the device of the layer's weight, or of its codes."""
     weight = stored_weight(layer)
     if weight is not None:
         return weight.device
@@ -114,7 +114,7 @@ def _by_method(name: str, call: Callable[[Any], Tensor]) -> Decoder:
 
 
 def _state_4bit(layer: Any, weight: Any) -> Any:
-    """What bitsandbytes knows of 4-bit codes; a shard of FSDP leaves it in the layer."""
+    """Return the scales of 4-bit codes of bitsandbytes; a shard of FSDP leaves them in the layer."""
     return getattr(weight, "quant_state", None) or getattr(layer, "quant_state", None)
 
 

@@ -67,7 +67,7 @@ class BaseWatch:
         self._decoded = (squares, [_Seen(weakref.ref(tensor), _state(tensor)) for tensor in _codes(base)])
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what belongs to the tensors of this base."""
+        """Return all but the norms of the tensors of this base."""
         return {**vars(self), "_decoded": None}
 
     def begin(self, base: nn.Module, squares: Tensor) -> None:
@@ -108,7 +108,7 @@ def _codes(base: nn.Module) -> list[Tensor]:
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:
-    """What changes with a cast, a move, and most ways to write into a tensor; no write of another library's kernel."""
+    """Return marks that change with a cast, a move, and most writes; not with those of another library's kernel."""
     return tensor.dtype, tensor.device, 0 if tensor.is_inference() else tensor._version
 
 

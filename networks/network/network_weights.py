@@ -55,7 +55,7 @@ class NetworkWeights(nn.Module):
         # What a file says of the options that the network was made with.
         self.option_metadata: dict[str, str] = {}
         self._file_names: FileNames | None = None
-        # What a pipeline calls the models that are adapted, by the prefix of their modules' names.
+        # A pipeline's names of the models that are adapted, by the prefix of their modules' names.
         self.part_names: dict[str, str] = {}
         self._paths: dict[str, str] = {}
 
@@ -88,14 +88,14 @@ class NetworkWeights(nn.Module):
     def state_dict_as(self, names: str) -> dict[str, Tensor]:
         """Copies of the tensors in the names of another program: see `state_names.SPELLINGS`.
 
-        alpha/rank is the scale, slices are one pair of factors, and a magnitude is what the program has for it. PEFT's
-        alphas are in `peft_config`; diffusers and ai-toolkit have none, and the scale is in up. Raises ValueError for
+        alpha/rank is the scale, slices are one pair of factors, and a magnitude is spelled as there. PEFT's alphas
+        are in `peft_config`; diffusers and ai-toolkit have none, and the scale is in up. Raises ValueError for
         other names, and for tensors that the program has no name for.
         """
         return self._names(names).to_program(self._standard_tensors())
 
     def load_state_dict_as(self, names: str, tensors: Mapping[str, Tensor]) -> Any:
-        """Loads what `state_dict_as` made; errors as those of `load_weights`, and ValueError for keys of none of it."""
+        """Load tensors of `state_dict_as`; errors as those of `load_weights`, and ValueError for foreign keys."""
         own = self._standard_tensors()
         found = self._names(names).from_program(tensors, own)
         metadata = standard_form.standard_metadata({}, self._file_tensors(), own, self.use_rslora)

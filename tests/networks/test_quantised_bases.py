@@ -380,7 +380,7 @@ def test_layers_of_bitsandbytes_that_are_not_quantised_yet_are_adapted():
 
 
 def in_torchao(layer):
-    quantization = oracle("torchao.quantization")
+    quantization = pytest.importorskip("torchao.quantization")
     quantization.quantize_(nn.Sequential(layer), quantization.Int8WeightOnlyConfig())
     return layer
 
