@@ -116,10 +116,10 @@ class Measured(NamedTuple):
     kept: int
 
 
-def base_model(shape: Shape, dtype: torch.dtype) -> nn.Sequential:
+def base_model(shape: Shape, dtype: torch.dtype, device: str) -> nn.Sequential:
     torch.manual_seed(0)
     layers = [nn.Linear(shape.width, shape.width) for _ in range(shape.layers)]
-    return nn.Sequential(*layers).requires_grad_(False).to(dtype)
+    return nn.Sequential(*layers).requires_grad_(False).to(device, dtype)
 
 
 def with_modules(base: nn.Sequential, wrap: Wrap, rank: int) -> tuple[nn.Module, list[nn.Parameter]]:
@@ -127,6 +127,7 @@ def with_modules(base: nn.Sequential, wrap: Wrap, rank: int) -> tuple[nn.Module,
     for layer in base:
         module: Any = wrap(layer, rank)
         module.apply_to()
+        module.to(layer.weight.device)
         parameters.extend(module.parameters())
     return base, parameters
 
@@ -143,11 +144,24 @@ def started(parameters: Sequence[nn.Parameter]) -> None:
             nn.init.normal_(parameter, std=1e-3)
 
 
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Return a clock of the processor's time, or of the time until the device has done its work."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def clock() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return clock
+
+
 def make_step(
     model: nn.Module, parameters: list[nn.Parameter], input: Tensor, gradient: Tensor
 ) -> Callable[[], tuple[float, int]]:
     """A step that returns its seconds, and the bytes that autograd kept for it apart from parameters."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-5) if parameters else None
+    clock = clock_of(input.device)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *parameters)}
 
     def step(count: bool = False) -> tuple[float, int]:
@@ -158,7 +172,7 @@ def make_step(
             kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        start = time.process_time()
+        start = clock()
         leaf = input.detach().requires_grad_()
         if count:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -169,21 +183,23 @@ def make_step(
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()
-        return time.process_time() - start, sum(size for place, size in kept.items() if place not in own)
+        return clock() - start, sum(size for place, size in kept.items() if place not in own)
 
     return step
 
 
-def measure(shape: Shape, dtype: torch.dtype, rank: int, kinds: Sequence[str], rounds: int) -> dict[str, Measured]:
+def measure(
+    shape: Shape, dtype: torch.dtype, rank: int, kinds: Sequence[str], rounds: int, device: str = "cpu"
+) -> dict[str, Measured]:
     """What every step cost, by kind and name, and by "base"."""
-    models: dict[str, tuple[nn.Module, list[nn.Parameter]]] = {"base": (base_model(shape, dtype), [])}
+    models: dict[str, tuple[nn.Module, list[nn.Parameter]]] = {"base": (base_model(shape, dtype, device), [])}
     layers = [str(number) for number in range(shape.layers)]
     for kind in kinds:
         one = KINDS[kind]
-        models[f"{kind} ours"] = with_modules(base_model(shape, dtype), one.ours, rank)
-        models[f"{kind} PEFT"] = with_peft(base_model(shape, dtype), one.peft(rank, layers))
-        models[f"{kind} LyCORIS"] = with_modules(base_model(shape, dtype), one.lycoris, rank)
-    input, gradient = (torch.randn(1, shape.tokens, shape.width).to(dtype) for _ in range(2))
+        models[f"{kind} ours"] = with_modules(base_model(shape, dtype, device), one.ours, rank)
+        models[f"{kind} PEFT"] = with_peft(base_model(shape, dtype, device), one.peft(rank, layers))
+        models[f"{kind} LyCORIS"] = with_modules(base_model(shape, dtype, device), one.lycoris, rank)
+    input, gradient = (torch.randn(1, shape.tokens, shape.width).to(device, dtype) for _ in range(2))
     steps: dict[str, Any] = {}
     for name, (model, parameters) in models.items():
         started(parameters)
@@ -238,16 +254,23 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="LAYERSxTOKENSxWIDTH")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    wrong = print_tables(arguments.shapes, arguments.dtype, arguments.rank, arguments.kinds, arguments.rounds)
+    print("", *wrong, sep="\n")
+    sys.exit(bool(wrong))
+
+
+def print_tables(
+    shapes: Sequence[str], dtypes: Sequence[str], rank: int, kinds: Sequence[str], rounds: int, device: str = "cpu"
+) -> list[str]:
+    """Print the table of all shapes and element types; return a line for each limit that is exceeded."""
     print("| layers x tokens x width | | ms | / base | / PEFT | / LyCORIS | kept MiB | PEFT | LyCORIS |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     wrong = []
-    for text in arguments.shapes:
+    for text in shapes:
         shape = Shape(*map(int, text.split("x")))
-        for dtype in (getattr(torch, name) for name in arguments.dtype):
-            found = measure(shape, dtype, arguments.rank, arguments.kinds, arguments.rounds)
-            wrong += table(found, arguments.kinds, shape, dtype)
-    print("", *wrong, sep="\n")
-    sys.exit(bool(wrong))
+        for dtype in (getattr(torch, name) for name in dtypes):
+            wrong += table(measure(shape, dtype, rank, kinds, rounds, device), kinds, shape, dtype)
+    return wrong
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ from lora_inspect.architectures.record import Architecture
 from lora_inspect.architectures.trained import family_of
 
 from . import loha, lokr, oft
+from .files.state_names import Part, parts_of
+from .kernels.coded_weight import device_of
 from .network import creation, summary
 from .network.architecture_module import LORA, file_names, parse_options
 from .network.network import LoRANetwork
-from .network.targets import class_name, named_leaves
+from .network.targets import EncoderTargets, class_name, named_leaves
 from .network_args import argument_of_trainers, read_alpha, read_keywords, read_patterns, read_rank
 
 _ALGORITHMS = {"lora": LORA, "loha": loha.TRAINED, "lokr": lokr.TRAINED, "oft": oft.TRAINED}
@@ -23,18 +25,23 @@ _LEARNING_RATE = "--learning_rate"
 
 
 def adapt(
-    model: nn.Module,
+    model: Any,
     targets: str | Sequence[str] | None = None,
     rank: int = creation.DEFAULT_RANK,
     alpha: float | None = None,
     *,
     algorithm: str = "lora",
+    text_encoders: bool | Sequence[str] = False,
     multiplier: float = 1.0,
     rslora: bool = False,
     dora: bool = False,
     **network_args: Any,
 ) -> LoRANetwork:
     """Freezes `model`, puts a new adapter into each of its Linear layers and convolutions, and returns the network.
+
+    `model` is a module, or the object that OneTrainer, ai-toolkit or a pipeline of diffusers holds its models in: its
+    transformer or UNet is adapted. With `text_encoders` all layers of its text encoders are adapted too, or of those
+    that it names: `text_encoder`, `text_encoder_2`, ….
 
     Each of the `targets` is the class name of modules, or a regular expression that matches whole dotted paths of
     modules: the layers in them are adapted. None stands for all layers of the model. An `alpha` of None or 0 gives
@@ -48,8 +55,8 @@ def adapt(
     """
     options = _spelled_out(network_args, use_rslora=rslora, use_dora=dora)
     chosen = _algorithm(algorithm)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}, but a torch.nn.Module was expected")
+    part, *held = parts_of(model)
+    model, encoders = part.model, _chosen_encoders(held, text_encoders)
     rank = read_rank("rank", rank)
     alpha = None if alpha is None else read_alpha("alpha", alpha)
     module_class = options.pop("module_class", None) or chosen.module_class
@@ -69,15 +76,31 @@ def adapt(
         module_kwargs={**read_keywords("module_kwargs", module_kwargs), **chosen.keywords(arguments)},
         target_paths=names or (),
         arguments=arguments,
+        encoders=[EncoderTargets(one.prefix, one.model, None) for one in encoders],
     )
+    network.part_names = {one.prefix: one.name for one in (part, *encoders)}
     family = _family(model)
     if family is not None:
         network.name_files(file_names(family, model))
     network.log_readers()
-    network.apply_to(None, model, apply_text_encoder=False)
-    model.requires_grad_(False)
+    network.apply_to(None, model)
+    for one in (part, *encoders):
+        one.model.requires_grad_(False)
     _move(network)
     return network
+
+
+def _chosen_encoders(held: Sequence[Part], chosen: bool | Sequence[str]) -> list[Part]:
+    """The text encoders that are adapted too; raises ValueError for one that the model does not have."""
+    if isinstance(chosen, bool):
+        if chosen and not held:
+            raise ValueError("text_encoders=True, but there are none; pass the object that holds them and the model")
+        return [*held] if chosen else []
+    names = [chosen] if isinstance(chosen, str) else list(chosen)
+    known = {part.name: part for part in held}
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(f"text_encoders: the model has no {missing[0]}, but {', '.join(known) or 'none at all'}")
+    return [known[name] for name in names]
 
 
 def _spelled_out(network_args: dict[str, Any], **switches: bool) -> dict[str, Any]:
@@ -143,10 +166,11 @@ def _family(model: nn.Module) -> Architecture | None:
 
 def _move(network: LoRANetwork) -> None:
     """Moves each adapter to the device of its layer, and the network with them where there is one device."""
-    devices = {lora.org_module.weight.device for lora in network.unet_loras}
+    devices = {device_of(lora.org_module) for lora in network.loras}
     if len(devices) == 1 and not any(device.type == "meta" for device in devices):
         network.to(devices.pop())
         return
-    for lora in network.unet_loras:
-        if lora.org_module.weight.device.type != "meta":
-            lora.to(lora.org_module.weight.device)
+    for lora in network.loras:
+        device = device_of(lora.org_module)
+        if device.type != "meta":
+            lora.to(device)

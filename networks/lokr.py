@@ -19,7 +19,7 @@ from .kernels import kronecker
 from .kernels.adapted_linear import Kernel
 from .kernels.base_weight import CombinedSquares
 from .modules.adapter_module import convolve_pointwise
-from .modules.base_forward import convolve_as
+from .modules.base_forward import convolve_as, weight_shape
 from .modules.delta_module import DeltaModule
 from .modules.module_merging import FoldableDelta, merging
 from .network.architecture_module import TrainedAlgorithm, functions_of
@@ -63,7 +63,7 @@ class LoKrModule(DeltaModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(lora_name, org_module, *args, **kwargs)
-        out_features, in_features, *kernel = self.org_module.weight.shape
+        out_features, in_features, *kernel = weight_shape(org_module)
         shapes = factor_shapes or lokr.factor_shapes(out_features, in_features, tuple(kernel), self.lora_dim, factor)
         if lokr.delta_size(shapes) != self.matrix_shape:
             raise ValueError(

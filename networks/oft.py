@@ -22,7 +22,7 @@ from .kernels.base_weight import is_plain
 from .kernels.half_precision import is_traced
 from .kernels.rotated_output import fused_turn, rotated_linear, turned
 from .modules.adapter_module import AdapterModule
-from .modules.base_forward import CONVOLUTIONS
+from .modules.base_forward import CONVOLUTIONS, weight_shape
 from .modules.module_merging import FoldableModule, merge_into
 from .network.architecture_module import TrainedAlgorithm, functions_of
 from .network_args import NetworkOption, read_bool, read_float
@@ -81,14 +81,14 @@ class OFTModule(AdapterModule):
             self._axis -= len(org_module.kernel_size)
         elif not hasattr(org_module, "in_features"):
             raise ValueError(f"{lora_name}: a {type(org_module).__name__} is neither a Linear nor a convolution")
-        weight: Tensor = self.org_module.weight
-        if factor_shapes and (misfit := oft.misfit(factor_shapes, tuple(weight.shape))):
-            raise ValueError(f"{lora_name}: its factors change a weight that {misfit}, but the base has {len(weight)}")
-        shape = factor_shapes["blocks"] if factor_shapes else oft.block_shape(weight.shape[0], lora_dim)
+        sides = weight_shape(org_module)
+        if factor_shapes and (misfit := oft.misfit(factor_shapes, sides)):
+            raise ValueError(f"{lora_name}: its factors change a weight that {misfit}, but the base has {sides[0]}")
+        shape = factor_shapes["blocks"] if factor_shapes else oft.block_shape(sides[0], lora_dim)
         # Where Q is 0 the rotation is none.
         self.oft_blocks = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device="cpu"))
         if "rescale" in factor_shapes if factor_shapes else rescaled:
-            sizes = weight.shape[0], *[1] * (weight.dim() - 1)
+            sizes = sides[0], *[1] * (len(sides) - 1)
             self.rescale = nn.Parameter(torch.ones(sizes, dtype=torch.float32, device="cpu"))
         self.lora_dim = shape[1]
         if self.lora_dim == 1:

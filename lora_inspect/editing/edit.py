@@ -85,7 +85,7 @@ def thumbnail(path: str) -> str:
 
 
 def check_values(file: str, values: Mapping[str, str]) -> None:
-    """Raises LoraInspectError for what no header can hold, and for a text under a key that holds JSON."""
+    """Raise LoraInspectError for values that no header can hold, and for plain text under a key of JSON."""
     for key, value in values.items():
         if not is_unicode(key) or not is_unicode(value):
             raise RefusedError(file, f"the value of {shortened(key)} is no text in UTF-8", "give it as @FILE")
@@ -105,7 +105,7 @@ def _is_json(value: str) -> bool:
 
 
 class MetadataField(NamedTuple):
-    """What a value is called, the key that it is written under, and others that programs read in its place."""
+    """A value's name, the key that it is written under, and the keys that programs read in its place."""
 
     name: str
     key: str
@@ -152,7 +152,7 @@ Edit = Callable[[Mapping[str, str], str], dict[str, str]]
 
 
 class MetadataChange(NamedTuple):
-    """What a key said, and what it says now; None where it was not, or is not there."""
+    """The value of a key before and after an edit; None where the key is missing."""
 
     key: str
     before: str | None
@@ -184,7 +184,7 @@ def unsetting(patterns: Sequence[str]) -> Edit:
 
 
 def copying(source: Mapping[str, str], only: Sequence[str], but: Sequence[str], source_path: str) -> Edit:
-    """The edit that takes over what another file says, but for hashes of its tensors."""
+    """Return the edit that copies another file's metadata, except hashes of its tensors."""
 
     def copy(metadata: Mapping[str, str], path: str) -> dict[str, str]:
         for pattern in (*only, *but):
@@ -197,7 +197,7 @@ def copying(source: Mapping[str, str], only: Sequence[str], but: Sequence[str], 
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[MetadataChange, ...]:
-    """What differs, in order of the keys."""
+    """Return the changed keys in order."""
     keys = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
     return tuple(MetadataChange(key, before.get(key), after.get(key)) for key in keys)
 

@@ -1,6 +1,7 @@
 """The file that an edit changes, with notes before a new file replaces it.
 
-Some metadata are hashes of the file itself. The file finds those that an edit makes wrong, and computes all of them.
+Some metadata are hashes of the file itself. `known_hashes` computes them, and an edit updates those that it makes
+wrong.
 """
 
 import os
@@ -55,13 +56,13 @@ def files_of(path: str, checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def is_gguf(file: str) -> bool:
-    """Whether it is a file of llama.cpp's format, by its first bytes."""
+    """Return True for a file of llama.cpp's format, by its first bytes."""
     with InputFile(file) as source:
         return source.identity.bytes >= len(GGUF_MAGIC) and source.read(0, len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
 def check_own_place(file: str, in_place: bool) -> list[str]:
-    """Sentences on what replacing a file does beside; LoraInspectError where it would do what nobody asked for."""
+    """Return notes on the side effects of replacing a file. Raises LoraInspectError for an unrequested one."""
     refuse_remote(file, "write another file with -o")
     if os.path.islink(file):
         raise RefusedError(
@@ -95,14 +96,14 @@ def hashes_beside(headed: Headed, after: Mapping[str, str], asked: bool, progres
 
 
 def _of_trainer(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What the hashes of sd-scripts cover of a metadata."""
+    """Return the metadata that the hashes of sd-scripts cover."""
     return {key: value for key, value in metadata.items() if key.startswith("ss_")}
 
 
 def known_hashes(headed: Headed, progress: Progress = silent) -> dict[str, str]:
-    """Every hash of a file under the names that people know it by, for which it is read twice.
+    """Return every known hash of a file by its common name; the file is read twice.
 
-    Where the file states the legacy hash as libraries of 2023 took it, it is that.
+    If the file states the legacy hash as libraries of 2023 computed it, that form is returned.
     """
     found, infos = _file_hashes(headed, progress), list(headed.tensors.values())
     sshs = sshs_hashes([renamed(info, info.name) for info in infos], headed.metadata, progress)

@@ -38,7 +38,7 @@ _NOTHING = "nothing"
 
 
 def meaning(checkpoint: Checkpoint, settings: Settings = Settings()) -> Meaning:  # noqa: B008 (frozen)
-    """What we and the programs that load adapters make of a file; of one that cannot be read, only why."""
+    """Return how lora-inspect and the known programs read a file; for an unreadable one only the reason."""
     try:
         info = inspect_adapter(checkpoint, settings)
     except LoraInspectError as error:
@@ -51,7 +51,7 @@ def meaning(checkpoint: Checkpoint, settings: Settings = Settings()) -> Meaning:
 
 
 def differences(before: Meaning, after: Meaning) -> list[str]:
-    """A clause for each topic in which the two differ: what it was, and what it would be."""
+    """Describe each topic that differs: its meaning before and after."""
     return [
         _clause(topic, before.get(topic, {}), after.get(topic, {}))
         for topic in dict.fromkeys((*before, *after))
@@ -60,7 +60,7 @@ def differences(before: Meaning, after: Meaning) -> list[str]:
 
 
 def under_any_name(meant: Meaning) -> Meaning:
-    """What stays of a meaning where the file is called otherwise."""
+    """Return the part of a meaning that does not depend on the file's name."""
     return {topic: facts for topic, facts in meant.items() if topic not in _OF_NAME}
 
 
@@ -144,7 +144,7 @@ def _clause(topic: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
 
 
 def _rule(reading: RsloraReading) -> str:
-    """The scale rule, and whether the file states it: what does not leaves people to guess."""
+    """Describe the scale rule and whether the file states it; programs guess a rule that it does not state."""
     stated = "stated" if reading.settled else reading.source
     return f"{_answer(reading.value)} ({stated}{', with a hint of it' if reading.hint else ''})"
 
@@ -154,7 +154,7 @@ def _answer(value: bool | None) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A fact in words; of several together those that are there."""
+    """Format a fact; of several facts those that are present."""
     if isinstance(value, (tuple, list)):
         return listed([_shown(one) for one in value if one not in (None, "", False)]) or _NOTHING
     if isinstance(value, bool):
@@ -165,7 +165,7 @@ def _shown(value: Any) -> str:
 
 
 class MeaningChanges(NamedTuple):
-    """The changes that make no other meaning, all of them together, and those that each would beside these."""
+    """Edits that together keep the meaning, and edits that each change it when added to these."""
 
     harmless: list[str]
     deciding: list[str]
@@ -222,9 +222,9 @@ def _settles_family(before: Checkpoint, after: Checkpoint) -> bool:
 
 
 def check_elsewhere(checkpoint: Checkpoint, headed: Headed, metadata: Mapping[str, str], written: str) -> None:
-    """Raises LoraInspectError where a copy with this metadata would be read otherwise, as far from its configuration.
+    """Raise LoraInspectError where a copy with this metadata would be read differently, without its config.
 
-    One of several shards is no copy of what is read.
+    A single shard is not such a copy.
     """
     if len(checkpoint.files) > 1:
         return

@@ -1,8 +1,7 @@
-"""Addresses: which paths are remote, the form of one that may be printed, and its parts. Standard library only.
+"""Addresses of stores and servers: their schemes, parts and printable form. Standard library only.
 
-Userinfo and the query of an address may be secrets: a presigned address is one as a whole. `named` puts them away,
-and what it returns is the path of the file everywhere else: in messages, records and provenance. Only what asks the
-server takes them out again, by `whole`.
+Userinfo and the query of an address may be secrets, and a presigned address is one as a whole. `printable_address`
+removes them and returns the path that messages, records and provenance use. Only requests restore them, by `whole`.
 """
 
 import os
@@ -20,7 +19,7 @@ _LONGEST_START = max(map(len, _STARTS))
 
 
 class _Hidden(NamedTuple):
-    """What of an address is never printed, as it was written; empty where there is none."""
+    """The part of an address that is never printed; empty where there is none."""
 
     userinfo: str
     query: str
@@ -34,19 +33,19 @@ _naming = allocate_lock()
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is an address of a store or a server."""
+    """Return True if a path is an address of a store or a server."""
     return path[:_LONGEST_START].lower().startswith(_STARTS)
 
 
 def scheme_of(address: str) -> str:
-    """Which of SCHEMES an address has."""
+    """Return the scheme of an address, one of SCHEMES."""
     return address.partition("://")[0].lower()
 
 
 def printable_address(address: str) -> str:
-    """The form of an address that may be printed, by which all else knows the file; one that has it stays as it is.
+    """Return the printable form of an address; a printable one is returned unchanged.
 
-    Two addresses that differ in what is not printed get different forms. Raises LoraInspectError for credentials in an
+    Two addresses that differ in their secret parts get different forms. Raises LoraInspectError for credentials in an
     address of a store, which has settings for them.
     """
     scheme, rest = scheme_of(address), address.partition("://")[2]
@@ -70,7 +69,7 @@ def printable_address(address: str) -> str:
 
 
 def whole(address: str) -> str:
-    """What the server is asked for: the address that `named` was given, with all that is never printed."""
+    """Return the address for a request, with the secret parts that `printable_address` removed."""
     hidden = _of_files.get(address) or _of_folders.get(split(address)[0])
     if hidden is None:
         return address
@@ -82,19 +81,19 @@ def whole(address: str) -> str:
 
 
 def split(address: str) -> tuple[str, str]:
-    """The folder and the name of what lies at a printed address; no name for a server, a bucket or a folder's slash."""
+    """Split a printed address into its folder and its name; a server, a bucket and a folder's slash have no name."""
     start, mark, rest = address.partition("://")
     folder, slash, name = rest.rpartition("/")
     return (f"{start}{mark}{folder}", name) if slash else (address, "")
 
 
 def join(folder: str, *names: str) -> str:
-    """The printed address of what lies in a folder, by names or by paths below it as the system writes them."""
+    """Join a folder's printed address and names or relative paths in the system's spelling."""
     return "/".join([folder.rstrip("/"), *(name.replace(os.sep, "/") for name in names)])
 
 
 def _without_credentials(scheme: str, rest: str) -> str:
-    """An address of a store as it stands, of which no part is secret; raises LoraInspectError where one would be."""
+    """Return a store's address unchanged. Raises LoraInspectError where a part of it would be secret."""
     authority, slash, path = rest.partition("/")
     userinfo, at, store = authority.rpartition("@")
     # In hf://model@revision the mark stands before a revision, in which there is no colon.

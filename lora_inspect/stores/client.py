@@ -72,7 +72,7 @@ def _open(address: str) -> Any:
 
 
 def _client_settings(configured: Mapping[str, Any]) -> dict[str, Any]:
-    """What the client of web servers is told: to heed proxies and logins of the machine, and then what fsspec is."""
+    """Return the settings of the HTTP client: the machine's proxies and logins, then those of fsspec."""
     told = {"trust_env": True}
     for scheme in (HTTP, HTTPS):
         told |= configured.get(scheme, {}).get("client_kwargs", {})
@@ -80,10 +80,10 @@ def _client_settings(configured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Answer(NamedTuple):
-    """Which file it is: what it cannot keep when it is replaced or rewritten, as far as its store tells.
+    """The version of a file, by the facts that change when it is replaced or rewritten.
 
-    `modified` is the time of its last change in nanoseconds, 0 where that is not told; `tag` is its hash, or its ETag
-    as `bare_tag` has it.
+    `modified` is the time of its last change in nanoseconds, 0 where the store does not report it. `tag` is its hash,
+    or its ETag in the form of `bare_tag`.
     """
 
     bytes: int
@@ -97,14 +97,14 @@ def bare_tag(told: str) -> str:
 
 
 class Located(NamedTuple):
-    """What lies at an `address`: a file, or a folder, of which there is no `answer`."""
+    """A file or a folder at an `address`; a folder has no `answer`."""
 
     address: str
     answer: Answer | None = None
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder."""
+        """Return True for a folder."""
         return self.answer is None
 
 
@@ -127,7 +127,7 @@ class Sink:
 
     @property
     def left(self) -> int:
-        """How many bytes are yet to come."""
+        """Return the number of bytes that have not arrived."""
         return self.stop - self.position
 
     @property
@@ -136,9 +136,10 @@ class Sink:
         return bytes(self._view[: self.position - self.start])
 
     def begin(self, answer: Answer) -> None:
-        """Says of which file the next bytes are; LoraInspectError where the ones before were of another.
+        """Record the version of the file that the next bytes belong to.
 
-        What is wanted behind the end of the file is wanted no more.
+        Raises LoraInspectError where earlier bytes belong to another version. The range is cut at the end of the
+        file.
         """
         if self.answer is not None and answer != self.answer:
             raise changed(self.address)
@@ -146,7 +147,7 @@ class Sink:
         self._view = self._view[: max(answer.bytes - self.start, 0)]
 
     def put(self, data: bytes) -> None:
-        """Takes the next bytes; none beyond those that are wanted."""
+        """Append the next bytes, at most as many as are wanted."""
         data = data[: self.left]
         first = self.position - self.start
         self._view[first : first + len(data)] = data
@@ -181,9 +182,9 @@ _MOST_PARTS = 10_000
 
 
 class Borrowed(NamedTuple):
-    """Bytes `start` to `stop` of an object of the same store, `at` a position of the new one.
+    """Bytes `start` to `stop` of another object of the same store, at position `at` of the new one.
 
-    `answer` is what the store said of the object, which it must still be.
+    `answer` is the version that the object must still have.
     """
 
     address: str

@@ -1,4 +1,4 @@
-"""Files of web servers, read by ranges: one request, its redirects, and what the answer says of the file.
+"""Files of web servers, read by ranges: one request, its redirects, and the version of the file.
 
 The session is that of fsspec, with its settings, the proxies of the environment and the logins of ~/.netrc.
 """
@@ -52,7 +52,7 @@ class _Moved(Exception):
 
 
 async def get(sink: Sink) -> None:
-    """Asks once for what a sink waits for. Transient where it may come later, LoraInspectError where it will not."""
+    """Request the bytes of a sink once. Raises Transient where a retry may help, else LoraInspectError."""
     await get_from(sink, whole(sink.address), {}, _as_headers_say)
 
 
@@ -102,7 +102,7 @@ async def _ask(sink: Sink, url: str, headers: Mapping[str, str], identify: Ident
 
 
 def _answer(sink: Sink, response: aiohttp.ClientResponse, identify: Identify) -> Answer:
-    """Which file the server sends bytes of, from the position that was asked for; raises what else it says."""
+    """Return the version of the file whose requested bytes the server sends; raise every other answer."""
     status, headers = response.status, response.headers
     if status in (200, 206) and response.content_type == _PAGE:
         raise sent_a_page(sink.address)
@@ -146,7 +146,7 @@ def _seconds_to_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def _meaning(address: str, error: Exception) -> Exception:
-    """What a failure of the connection means, without what the library says of the request."""
+    """Return the error for a failed connection, without the library's words about the request."""
     inner: Any = getattr(error, "os_error", None) or error
     if isinstance(error, aiohttp.InvalidURL):
         return refused(address, 400)

@@ -37,7 +37,7 @@ class _Place(NamedTuple):
 
 
 async def get(sink: Sink) -> None:
-    """Asks once for what a sink waits for, which is a file at a commit and so known before."""
+    """Request the bytes of a sink once; its file is fixed by a commit."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # which is documented
 
@@ -55,7 +55,7 @@ async def get(sink: Sink) -> None:
 
 
 async def look(address: str) -> Located | None:
-    """What lies there, with the commit that its revision is at in the address."""
+    """Return the file or folder at an address, in which the revision is replaced by its commit."""
     place, path = _parts(address)
     if not _COMMIT.fullmatch(place.revision) or _READ.get(place) is None:
         place = await _read(address, place)
@@ -67,7 +67,7 @@ async def look(address: str) -> Located | None:
 
 
 async def below(address: str, deep: bool) -> list[Located]:
-    """What lies in a folder, its subfolders among it, or with `deep` all files below it."""
+    """List a folder: its files and subfolders, or with `deep` all files below it."""
     folder = await look(address)
     if folder is None:
         return []

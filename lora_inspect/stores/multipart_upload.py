@@ -36,9 +36,9 @@ def appeared(address: str) -> LoraInspectError:
 
 
 class Upload:
-    """An object that takes its `address` once it is completed, and leaves nothing where it is aborted.
+    """An object that takes its `address` when it is completed, and leaves nothing when it is aborted.
 
-    `run` tells whose object it is. Raises StoreRefused where the store does not do it.
+    `run` names the owner of the object. Raises StoreRefused where the store refuses.
     """
 
     def __init__(self, store: S3Store, address: str, run: str) -> None:
@@ -83,16 +83,16 @@ class Upload:
 
     @property
     def unfinished(self) -> str | None:
-        """What the store calls the upload, as long as that is neither completed nor aborted."""
+        """The store's name of the upload until it is completed or aborted."""
         return str(self._upload["UploadId"]) if self._upload else None
 
     def remove(self) -> None:
-        """Takes the object away again, where it is the one that was completed."""
+        """Delete the object if this upload made it."""
         if self._store.wait(self._is_own()):
             self._store.wait(self._ask("delete_object", "remove it"))
 
     def clear_place(self) -> None:
-        """Takes away what has the address."""
+        """Delete the object at the address."""
         if self._store.wait(self._described()):
             self._store.wait(self._ask("delete_object", "remove it"))
 
@@ -177,7 +177,7 @@ class Upload:
         return self._named(number, reply["CopyPartResult"])
 
     def _named(self, number: int, reply: Reply) -> Reply:
-        """What the last request says of a part: its checksum too, where the upload has promised one."""
+        """Return the last request's entry for a part, with its checksum if the upload has promised one."""
         promised = (self._upload or {}).get("ChecksumAlgorithm")
         names = ["ETag", f"Checksum{promised}"] if promised else ["ETag"]
         return {"PartNumber": number, **{name: reply[name] for name in names if name in reply}}
@@ -200,7 +200,7 @@ class Upload:
 
 
 def abort_all(store: S3Store, uploads: Iterable[tuple[str, str]]) -> list[str]:
-    """Gives up uploads, each its address and name; the addresses of those that the store did not give up in time."""
+    """Abort uploads, each an address and a name; return the addresses of those that did not abort in time."""
     left = list(uploads)
     waiting = iter(tuple(left))
 

@@ -120,7 +120,7 @@ class Wait:
             _note(f"{self._address}: {says}.")
 
     def _rate_is_too_low(self, now: float) -> bool:
-        """Whether bytes have come in the last RATE_SECONDS, but too few; without any it is for the timeout to tell."""
+        """Return True if too few bytes came in the last RATE_SECONDS; the timeout judges a complete silence."""
         self._samples.append((now, self._came))
         while len(self._samples) > 1 and now - self._samples[1][0] >= RATE_SECONDS:
             self._samples.popleft()

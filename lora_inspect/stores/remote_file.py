@@ -21,7 +21,7 @@ _AHEAD, _KEPT = 2, 1
 
 
 class Ahead:
-    """The pieces of one range of a file, which all who read it have in common; those that were read are dropped."""
+    """Pieces of one range of a file, shared by all its readers; a piece is dropped when it is read."""
 
     def __init__(self, address: str, answer: Answer, start: int, stop: int) -> None:
         self._address, self._answer = address, answer
@@ -107,7 +107,7 @@ class RemoteFile:
         return requests.stream(self.address, self.answer, start, stop)
 
     def _first(self, start: int, stop: int) -> bytes:
-        """What of a range is among the first bytes, where these are known or are all that is asked for."""
+        """Return the part of a range that is among the first bytes, if these are known or cover the request."""
         if start >= START or (stop > START and not self._start):
             return b""
         self._start = self._start or start_of(self._found)

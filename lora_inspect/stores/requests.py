@@ -26,7 +26,7 @@ _gates: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 
 def wait_for(address: str, task: Coroutine[Any, Any, _Found]) -> _Found:
-    """The result of a task, which runs in the thread of fsspec; raises what it raises."""
+    """Return the result of a task in the thread of fsspec; raise its error."""
     return result_of(_begin(address, task))
 
 
@@ -62,7 +62,7 @@ def read_into(address: str, answer: Answer, start: int, memory: bytearray | memo
 
 
 def stream(address: str, answer: Answer, start: int, stop: int, ahead: int = 3) -> Iterator[bytearray]:
-    """The bytes of a long range, a piece after the other, of which the next ones are on their way already."""
+    """Yield the bytes of a long range piece by piece, while the next pieces are requested."""
     waiting: list[tuple[bytearray, concurrent.futures.Future[Any]]] = []
     try:
         while start < stop or waiting:
@@ -79,7 +79,7 @@ def stream(address: str, answer: Answer, start: int, stop: int, ahead: int = 3) 
 
 
 async def tried(address: str, ask: Callable[[], Coroutine[Any, Any, _Found]]) -> _Found:
-    """What a request finds, which is made again where its failure may pass."""
+    """Return the result of a request, and repeat the request where its failure may pass."""
     tries = Tries(address)
     with Wait(address) as wait:
         while True:
@@ -130,7 +130,7 @@ def begin_fill(sink: Sink) -> concurrent.futures.Future[None]:
 
 
 def result_of(future: concurrent.futures.Future[_Found]) -> _Found:
-    """What was begun comes to; raises what it raises."""
+    """Return the result of a future; raise its error."""
     try:
         # A wait without an end could not be interrupted everywhere.
         while not concurrent.futures.wait([future], _EVERY).done:
@@ -155,7 +155,7 @@ async def _fill_each(sinks: Iterable[Sink]) -> None:
 
 
 async def _fill_one(sink: Sink) -> None:
-    """Asks for the bytes until all have come: what an answer left out is asked for anew."""
+    """Request bytes until all have come; a short answer is requested again."""
     get = _get_of(sink.address)
     tries = Tries(sink.address)
     with Wait(sink.address) as wait:
@@ -174,7 +174,7 @@ async def _fill_one(sink: Sink) -> None:
 
 
 def _get_of(address: str) -> Callable[[Sink], Coroutine[Any, Any, None]]:
-    """What asks the store once, and puts what comes into a sink: all, or as much as there is before it fails."""
+    """Return the function that requests a sink's bytes once and keeps those before a failure."""
     if scheme_of(address) == S3:
         from lora_inspect.stores.s3 import get as get_of_s3
 

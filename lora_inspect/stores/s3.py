@@ -32,7 +32,7 @@ _PASSING = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "
 
 
 async def get(sink: Sink) -> None:
-    """Asks once for what a sink waits for. Transient where it may come later, LoraInspectError where it will not."""
+    """Request the bytes of a sink once. Raises Transient where a retry may help, else LoraInspectError."""
     sent = await _call(
         sink.address, "get_object", Range=f"bytes={sink.position}-{sink.stop - 1}", **object_at(sink.address)
     )
@@ -50,7 +50,7 @@ async def get(sink: Sink) -> None:
 
 
 async def look(address: str) -> Located | None:
-    """What lies there: the object, or a folder where others have its name and a slash before theirs; else None."""
+    """Return the object at an address, a folder if objects begin with its name and a slash, or None."""
     named = object_at(address)
     if named["Key"] and not named["Key"].endswith("/"):
         try:
@@ -65,7 +65,7 @@ async def look(address: str) -> Located | None:
 
 
 async def below(address: str, deep: bool) -> list[Located]:
-    """What lies in a folder, its subfolders among it, or with `deep` all objects below it."""
+    """List a folder: its objects and subfolders, or with `deep` all objects below it."""
     found = []
     async for page in _pages(address, **({} if deep else {"Delimiter": "/"})):
         start = len(page["Prefix"])
@@ -78,7 +78,7 @@ async def below(address: str, deep: bool) -> list[Located]:
 
 
 async def _pages(address: str, **options: Any) -> AsyncIterator[Mapping[str, Any]]:
-    """The pages of a listing, of which there is none without any object."""
+    """Yield the pages of a listing; none if there is no object."""
     named = object_at(address)
     prefix = named["Key"].rstrip("/")
     asked = {"Bucket": named["Bucket"], "Prefix": prefix and f"{prefix}/", **options}
@@ -101,7 +101,7 @@ async def _call(address: str, method: str, **options: Any) -> Any:
 
 
 def object_at(address: str) -> dict[str, str]:
-    """How a request names what lies at an address: by bucket and key, and by its version where it has one."""
+    """Return the parameters of a request for an address: bucket, key and, if given, version."""
     path, _, version = address.partition("://")[2].partition(VERSION)
     # Buckets may have names with slashes.
     bucket, key, _ = file_system(address).split_path(path)
@@ -114,7 +114,7 @@ def _answer(size: int, told: Mapping[str, Any]) -> Answer:
 
 
 def _meaning(address: str, error: Exception) -> Exception:
-    """What a failure means; s3fs has made an OSError of that of the client, which stands behind it."""
+    """Return the error for a failure; s3fs hides the client's error behind an OSError."""
     said = error if isinstance(error, (ClientError, BotoCoreError)) else error.__cause__ or error
     if isinstance(said, NoCredentialsError):
         return without_credentials(address)
@@ -168,7 +168,7 @@ _DENIED = ("AccessDenied", "403", "Forbidden", "AllAccessDisabled")
 
 
 class StoreRefused(CouldNotWorkError):
-    """What a store answered instead of doing it. `answer` is the store's word for it, or the name of the trouble."""
+    """A refusal by the store. `answer` is the store's code, or the name of the failure."""
 
     def __init__(self, address: str, code: str, doing: str) -> None:
         self.answer = code
@@ -187,9 +187,9 @@ class S3Store:
         self._store = file_system(address)
 
     async def ask(self, method: str, address: str, doing: str, **arguments: Any) -> Reply:
-        """What the store replies about the object or the prefix of an address; `doing` says what for.
+        """Send a request for the object or the prefix of an address; `doing` names the purpose.
 
-        Raises StoreRefused, where another try cannot help.
+        Raises StoreRefused where a retry cannot help.
         """
         try:
             return dict(await self._store._call_s3(method, **object_at(address), **arguments))
@@ -234,7 +234,7 @@ async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, _Result]) -> _Re
 
 
 def _code_of(error: BaseException) -> str:
-    """The store's own word for an error, or what kind it is."""
+    """Return the store's code for an error, or its kind."""
     for cause in (error.__cause__, error):
         reply = getattr(cause, "response", None)
         if isinstance(reply, dict) and (code := reply.get("Error", {}).get("Code")):
@@ -251,7 +251,7 @@ class Unfinished(NamedTuple):
 
 
 def described(store: S3Store, address: str) -> Reply | None:
-    """What the store says of the object that has the address, None where there is none; raises Refused."""
+    """Return the store's description of an object, or None if it does not exist. Raises StoreRefused."""
     try:
         return store.wait(store.ask("head_object", address, "look at it"))
     except StoreRefused as refused:
@@ -294,5 +294,5 @@ def unfinished(store: S3Store, address: str) -> list[Unfinished]:
 
 
 def is_empty(store: S3Store, one: Unfinished) -> bool:
-    """Whether an upload has no part yet; raises Refused."""
+    """Return True if an upload has no part yet. Raises StoreRefused."""
     return not store.wait(store.ask("list_parts", one.address, "look at the upload", UploadId=one.upload)).get("Parts")

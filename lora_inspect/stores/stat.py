@@ -19,7 +19,7 @@ START = 64 << 10
 
 
 class _Known(NamedTuple):
-    """What was found out in one look: by address, and of folders."""
+    """Results of one look: versions by address, and listings of folders."""
 
     found: dict[str, Located | None]
     folders: dict[str, list[Located]]
@@ -46,7 +46,7 @@ def one_look() -> Iterator[None]:
 
 
 def look(address: str) -> Located | None:
-    """What lies at an address, or None; LoraInspectError where that cannot be told."""
+    """Return the file or folder at an address, or None. Raises LoraInspectError where the store does not say."""
     known, address = _known.get(), printable_address(address)
     if known is None:
         return _look(address, 1)[0]
@@ -70,10 +70,10 @@ def look_at_file(address: str) -> Located:
 
 
 def exists(address: str) -> bool:
-    """Whether anything lies at an address that is given to whoever asks.
+    """Return True if the store shows anything at an address.
 
-    Of what is not there, servers and stores tell those who may not list a folder no more than of what is secret, and
-    of a bucket that is not there they tell nothing.
+    Servers and stores report a missing file like a secret one to users who may not list its folder. They report nothing
+    about a missing bucket.
     """
     try:
         return look(address) is not None
@@ -82,7 +82,7 @@ def exists(address: str) -> bool:
 
 
 def is_folder(address: str) -> bool:
-    """Whether a folder lies at an address; servers have none. LoraInspectError where that cannot be told."""
+    """Return True for a folder; servers have none. Raises LoraInspectError where the store does not say."""
     if scheme_of(address) not in (S3, HF):
         return False
     found = look(address)
@@ -90,7 +90,7 @@ def is_folder(address: str) -> bool:
 
 
 def in_folder(address: str) -> list[Located]:
-    """What lies in a folder; LoraInspectError for that of a server, which lists none."""
+    """List a folder. Raises LoraInspectError for a server, which lists none."""
     known = _known.get()
     if known is None:
         return _below(address, deep=False)
@@ -121,7 +121,7 @@ def start_of(found: Located) -> bytes:
 
 
 def begin(addresses: Sequence[str]) -> None:
-    """Finds out at once, within a look, what is asked next of many files: which they are, and their first bytes."""
+    """Request the versions and first bytes of many files at once, before they are asked for."""
     known = _known.get()
     if known is None:
         return
@@ -137,7 +137,7 @@ def begin(addresses: Sequence[str]) -> None:
 
 
 def _sink(address: str, known: _Known) -> Sink | None:
-    """What the first bytes of a file go into; None where they are known, or where there is none."""
+    """Return a sink for the first bytes of a file; None if they are known or there is no file."""
     found = known.found.get(address)
     if found is None:
         return None if scheme_of(address) in (S3, HF) else Sink(address, 0, bytearray(START))
@@ -147,7 +147,7 @@ def _sink(address: str, known: _Known) -> Sink | None:
 
 
 def _look(address: str, room: int) -> tuple[Located | None, bytes]:
-    """What lies there, and of a server's file its first bytes, which say which it is."""
+    """Return the file or folder at an address, and the first bytes of a server's file."""
     if scheme_of(address) in (S3, HF):
         return wait_for(address, tried(address, lambda: _store_of(address).look(address))), b""
     if address.endswith("/") or not split(address)[1]:

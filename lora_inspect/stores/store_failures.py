@@ -1,4 +1,4 @@
-"""Failures of stores: those that may pass are tried again; sentences describe the rest. Standard library only.
+"""Failures of stores: transient ones are retried, sentences describe the rest. Standard library only.
 
 No sentence repeats a library's words on a request: they contain the address with all its secrets.
 """
@@ -45,7 +45,7 @@ def missing(address: str) -> Missing:
 
 
 def denied(address: str, status: int) -> Denied:
-    """The error for what only others may read."""
+    """Return the error for a file that the user may not read."""
     return Denied(
         address,
         f"the server does not give it to you (status {status})",
@@ -66,14 +66,14 @@ def refused(address: str, status: int) -> Denied:
 
 
 def sent_a_page(address: str) -> Denied:
-    """The error for a server that says what it has to say on a web page, and that this is the file."""
+    """Return the error for a server that answers with a web page in place of the file."""
     return Denied(
         address, "the server sends a web page in its place", "check the address, and log in if the server asks for it"
     )
 
 
 def leads_nowhere(address: str) -> Denied:
-    """The error for a server that leads on to what is no address of a server, or without an end."""
+    """Return the error for redirects that do not end or leave the web."""
     return Denied(address, "the server redirects to an address without a file", "check the address")
 
 
@@ -111,7 +111,7 @@ def is_a_folder(address: str) -> LoraInspectError:
 
 
 def gave_up(address: str, why: str, tries: int) -> LoraInspectError:
-    """The error for what failed as often as it was tried."""
+    """Return the error for a request that failed on every try."""
     return CouldNotWorkError(address, f"lora-inspect cannot read it ({why}, {tries} times)", "try again later")
 
 
@@ -148,7 +148,7 @@ def without_credentials(address: str) -> Denied:
 
 
 def of_status(address: str, status: int, wait: float | None = None) -> Exception:
-    """What the status of an HTTP answer other than success means, whichever store sent it."""
+    """Return the error for an HTTP status other than success, for every store."""
     if status in (404, 410):
         return missing(address)
     if status in (401, 403):
@@ -167,14 +167,14 @@ PROGRESS = 1 << 20
 
 
 class Tries:
-    """Counts the failures of one request for what lies at an `address`."""
+    """Counter of the failures of one request for an `address`."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._failed = self._silent = 0
 
     def pause(self, failure: Transient, timeout: float, came: int = 0) -> float:
-        """How many seconds to wait for the next try after a failure before which so many bytes `came`.
+        """Return the seconds to wait before the next try, after a failure in which `came` bytes arrived.
 
         The server may ask for a pause up to the timeout. Raises LoraInspectError where there is no next try.
         """

@@ -89,7 +89,7 @@ def _fits(cause: Cause, folds: Sequence[Fold], share: float, tolerance: float) -
 
 
 class Alternative(NamedTuple):
-    """Other terms for a weight, of which those of `adapter` are what `says` it in words; `rule` is one for DoRA."""
+    """Other terms for a weight. `says` describes those of `adapter`; `rule` is a rule for DoRA."""
 
     code: str
     adapter: str
@@ -143,7 +143,7 @@ def rounded_norms(terms: Sequence[Term], rule: str | None) -> Iterator[Alternati
 
 
 def at_other_multipliers(terms: Sequence[Term], idle: Sequence[Term], rule: str | None) -> Iterator[Alternative]:
-    """The terms whose multipliers may be others; an empty adapter stands for the one of which that is most so."""
+    """Yield sets of terms at open multipliers; an empty adapter names the term that is furthest from 1 then."""
     yield Alternative("multiplier", "", "is merged at another multiplier", tuple(terms), rule)
     for term in idle:
         for together in ((*terms, term), (term, *terms)):

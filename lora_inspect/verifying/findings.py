@@ -37,7 +37,7 @@ class Unit(NamedTuple):
 
     @property
     def tolerance(self) -> float:
-        """How far from 1 the share may be."""
+        """The largest distance of the share from 1 that is right."""
         return max(TOLERANCE, self.found.noise)
 
     @property
@@ -47,12 +47,12 @@ class Unit(NamedTuple):
 
     @property
     def folds(self) -> Sequence[Fold]:
-        """What is folded there."""
+        """The folds of this weight."""
         return self.found.part.folds
 
     @property
     def kind(self) -> str:
-        """Which of the kinds of share it is."""
+        """The kind of the share."""
         return next(kind for kind, fits in _KINDS if fits(self))
 
 
@@ -79,7 +79,7 @@ class AdapterShares:
 
     @property
     def is_right(self) -> bool:
-        """Whether every share that is told is right."""
+        """Return True if every reported share is right."""
         return not self.otherwise and all(unit.kind == RIGHT for unit in self.units)
 
     def of(self, kind: str) -> list[Unit]:
@@ -88,7 +88,7 @@ class AdapterShares:
 
 
 def adapter_shares(weights: Sequence[Weighed], adapters: Sequence[str]) -> list[AdapterShares]:
-    """What is told of each of the adapters, but in weights whose change is another one, or not there in some rows."""
+    """Return the shares of each adapter, without weights that have another change or lack it in some rows."""
     found = {adapter: AdapterShares(adapter) for adapter in adapters}
     for weight in weights:
         for number, term in enumerate(weight.terms):
@@ -121,7 +121,7 @@ SWAPPED = VerifyFinding("swapped", "the model named as BASE carries the adapters
 
 
 def about_shares(told: Sequence[AdapterShares], total: Shares) -> Iterator[VerifyFinding]:
-    """What is wrong with shares, by adapter; `total` are the shares over all weights, in the same order."""
+    """Yield findings about shares, by adapter; `total` are the shares over all weights, in the same order."""
     for number, one in enumerate(told):
         if units := one.of(MISSING):
             yield VerifyFinding(MISSING, _says_missing(one, units), _labels(units), one.adapter)
@@ -139,7 +139,7 @@ def about_shares(told: Sequence[AdapterShares], total: Shares) -> Iterator[Verif
 
 
 def equal_adapter_findings(weights: Sequence[Weighed]) -> Iterator[VerifyFinding]:
-    """Adapters whose changes are the same: what of them is there together."""
+    """Yield findings about adapters with equal changes: only their sum can be measured."""
     wrong = {
         weight.name: weight.shares.estimate.together
         for weight in weights
@@ -152,7 +152,7 @@ def equal_adapter_findings(weights: Sequence[Weighed]) -> Iterator[VerifyFinding
 
 
 def about_weights(weights: Sequence[Weighed]) -> Iterator[VerifyFinding]:
-    """What shares do not tell: rows that lack a change, another change in its place, and what nothing explains."""
+    """Yield findings that shares do not cover: missing rows, another change, and unexplained differences."""
     for adapter in dict.fromkeys(term.adapter for weight in weights for term in weight.terms):
         lacking = {
             weight.name: rows
@@ -192,7 +192,7 @@ def about_weights(weights: Sequence[Weighed]) -> Iterator[VerifyFinding]:
 def about_models(
     unexpected: Mapping[str, str], untouched: int, absent: Sequence[str], extra: Sequence[str], broken: Sequence[str]
 ) -> Iterator[VerifyFinding]:
-    """What is wrong with tensors, whatever the adapters are."""
+    """Yield findings about tensors that do not depend on the adapters."""
     if broken:
         yield VerifyFinding("not-finite", f"numbers that are not finite in {_modules(broken)}", tuple(broken))
     if unexpected:
@@ -251,11 +251,10 @@ def _span(shares: Sequence[float]) -> str:
 def difference(
     base: Model, info: TensorInfo, merged: Model, other: TensorInfo, blocks: tuple[RowBlocks, RowBlocks]
 ) -> str | None:
-    """What is different, in words, or None.
+    """Describe the difference of two tensors, or return None.
 
-    Tensors of one type are different where any number is. Those of two types, and codes with scales, are the same where
-    no number differs by more than the distances between the numbers of one type there and of the other: that is what a
-    cast does, whichever way it rounds.
+    Tensors of one type differ where any number does. Tensors of two types, or codes with scales, agree where no number
+    differs by more than the spacing of both types. A cast in any direction of rounding does that.
     """
     if info.shape != other.shape:
         return f"shape {list(other.shape)} instead of {list(info.shape)}"
@@ -284,7 +283,7 @@ def _numbers(before: CodedWeight, after: CodedWeight, exact: bool, blocks: tuple
 
 
 def _differ(rows: StoredRows, others: StoredRows, exact: bool) -> torch.Tensor:
-    """Where they differ by more than a cast does; what is not finite is alike where it is the same."""
+    """Mask the places that differ by more than a cast; non-finite numbers agree if they are equal."""
     one, other = rows.values.double(), others.values.double()
     differ = (one != other) & ~(one.isnan() & other.isnan())
     if exact or not differ.any():

@@ -53,7 +53,7 @@ class PartShare(NamedTuple):
 
 
 class InRows(NamedTuple):
-    """The shares of parts by term, the rows that lack the change of a term, and whether that explains what is there."""
+    """Shares of row ranges by term, rows that lack a term's change, and whether both explain the weight."""
 
     parts: list[list[PartShare]]
     missing: list[Ranges]
@@ -61,7 +61,7 @@ class InRows(NamedTuple):
 
 
 def in_rows(terms: Sequence[Term], sums: Sums, shares: Shares) -> InRows:
-    """Looks at rows where the shares of whole weights do not explain what was found."""
+    """Measure rows where the shares of whole weights do not explain the difference."""
     values = torch.tensor(shares.values, dtype=torch.float64, device="cpu").repeat(len(sums.found), 1)
     parts = [_parts(number, term.parts, sums, shares, values) for number, term in enumerate(terms)]
     missing: list[Ranges] = [() for _ in terms]
@@ -92,7 +92,7 @@ def _parts(term: int, parts: Sequence[ModuleRows], sums: Sums, shares: Shares, v
 
 
 def _along(term: int, sums: Sums, values: Tensor) -> Tensor:
-    """By row, the product of the change with what is left of x without the shares of the others."""
+    """Return by row the product of the change with x minus the shares of the other terms."""
     others = (sums.gram[:, term] * values).sum(1) - sums.gram[:, term, term] * values[:, term]
     return sums.along[:, term] - others
 
@@ -135,10 +135,11 @@ _STEPS = 5
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """What was found in one weight.
+    """The measurement of one weight.
 
-    `shares` are those of the `terms`, `rows` are where they differ by rows. `instead` is what explains the weight where
-    neither does, with the share that it has. Where a program `rounded` it, the shares are those of what it rounds.
+    `shares` belong to the `terms`; `rows` list where they differ by rows. `instead` is an alternative that explains the
+    weight where neither does, with its share. Where a program `rounded` a change, the shares are those of the rounded
+    change.
     """
 
     name: str
@@ -151,7 +152,7 @@ class Weighed:
 
     @property
     def is_explained(self) -> bool:
-        """Whether what was found is rounding, shares and rows."""
+        """Return True if rounding, shares and rows explain the difference."""
         return self.shares.is_explained or self.rows.is_explained
 
 
@@ -175,7 +176,7 @@ class Weigher:
     _by: set[str] = field(default_factory=set)
 
     def weighed(self, info: TensorInfo, folds: Sequence[Fold]) -> Weighed:
-        """What of its `folds` is in a weight of the base.
+        """Measure how much of each of the `folds` a weight of the base contains.
 
         Raises LoraInspectError where a change is not finite or cannot be computed.
         """
@@ -204,7 +205,7 @@ class Weigher:
         return None
 
     def _instead(self, info: TensorInfo, found: Weighed) -> tuple[Alternative, float] | None:
-        """What explains what was found: one that needs no share but 1 before all others."""
+        """Return the alternative that explains the difference; one with share 1 comes first."""
         fitting: list[tuple[float, Alternative, float]] = []
         self._tried += 1
         for one in alternatives(found.terms, found.idle, self.rule):
@@ -228,7 +229,7 @@ class Weigher:
         return self._tried <= _TRIED_ON_ALL or code in self._by
 
     def _at_other_multipliers(self, info: TensorInfo, found: Weighed) -> Iterator[tuple[float, Alternative, float]]:
-        """What multipliers explain it, where a change is not in proportion to them, or what comes after it is not."""
+        """Yield multipliers that explain the difference where a change is not proportional to its multiplier."""
         if not any(fold.contribution.multiplies for term in found.terms for fold in term.folds):
             return
         for one in at_other_multipliers(found.terms, found.idle, self.rule):

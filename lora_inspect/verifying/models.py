@@ -17,7 +17,7 @@ from lora_inspect.reading.file_info import ADAPTER, kind_of
 
 
 class Model:
-    """One of the two models: its tensors, and what says only how codes are read."""
+    """One of the two models: its tensors, and the tensors that only say how codes are read."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -26,7 +26,7 @@ class Model:
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """The tensors by name, without those that say only how codes of a known codec are read."""
+        """Tensors by name, without those that only say how codes of a known codec are read."""
         decoded = {
             name
             for info in self.checkpoint.tensors.values()

@@ -26,7 +26,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 class ModuleRows(NamedTuple):
-    """What a module changes in a weight: the `rows` (start, stop) of it, none for all of them."""
+    """The change of a module in a weight: its `rows` (start, stop), None for all of them."""
 
     module: str
     folds: tuple[Fold, ...]
@@ -54,7 +54,7 @@ class Term(NamedTuple):
 
 
 def terms_of(folds: Iterable[Fold]) -> list[Term]:
-    """The folds whose multiplier is not 0, by adapter in the order in which they are named."""
+    """Return the folds with a multiplier other than 0, in the order of the adapters."""
     by_adapter: dict[str, list[Fold]] = {}
     for fold in folds:
         if fold.multiplier:
@@ -70,7 +70,7 @@ def idle_terms_of(folds: Sequence[Fold]) -> list[Term]:
 
 
 def are_across(folds: Sequence[Fold]) -> bool:
-    """Whether the rows that modules speak of are the columns of the weight as it is stored."""
+    """Return True if the rows of modules are columns of the stored weight."""
     return all(fold.placed.place.transposed and not fold.placed.place.block for fold in folds)
 
 
@@ -88,11 +88,11 @@ _STEPS = 4
 
 
 class StoredRows(NamedTuple):
-    """Rows of a weight as they are stored, `first` the number of the first one.
+    """Rows of a stored weight; `first` is the number of the first one.
 
-    `values` (n, columns) are in the working type, `dtype` is the type that they are stored in, and `scale` (n, columns)
-    what the codes of that type are multiplied by, None where they are the numbers themselves. Numbers that have no grid
-    of their own, as those of four bits, are taken for the numbers of the working type that they are.
+    `values` (n, columns) are in the working type and `dtype` is the stored type. `scale` (n, columns) multiplies the
+    codes; it is None for plain numbers. Numbers without a grid of their own, such as those of four bits, count as
+    numbers of the working type.
     """
 
     first: int
@@ -101,7 +101,7 @@ class StoredRows(NamedTuple):
     scale: Tensor | None = None
 
     def in_coarsest_type(self) -> "StoredRows":
-        """The rows as those of the coarsest type whose numbers they are, which must be finite."""
+        """Return the rows in the coarsest type that represents them; they must be finite."""
         return self._replace(dtype=grid_of(self.values, self.dtype)) if self.dtype in PLAIN_FLOATS else self
 
     def every(self, step: int) -> "StoredRows":
@@ -123,14 +123,14 @@ class StoredRows(NamedTuple):
         return own.square_().add_(arithmetic.square_(), alpha=_STEPS).mul_(ROUNDING)
 
     def rounded(self, wanted: Tensor) -> Tensor:
-        """What the same type, with the same scale, makes of other numbers for these rows."""
+        """Round other numbers for these rows as their type and scale do."""
         if self.scale is None:
             return rounded(wanted, self.dtype)
         return rounded(wanted / self.scale, self.dtype) * self.scale
 
 
 class StoredWeight(NamedTuple):
-    """A weight whose rows are read in blocks by `blocks`; `coded` says how, in the shape in which they are read."""
+    """A weight that `blocks` reads in blocks of rows; `coded` is its codec, in the shape as read."""
 
     info: TensorInfo
     coded: CodedWeight
@@ -158,12 +158,12 @@ _MANY, _EVERY = 256, 8
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """For each of n rows, in float64, with x = merged - base and d_t the change that term t of k makes.
+    """Sums for each of n rows, in float64, with x = merged - base and d_t the change of term t of k.
 
     `found` (n,) is the sum of x², `along` (n, k) of x · d_t, `gram` (n, k, k) of d_t · d_s. `noise` (n,) is the sum of
-    the variances that rounding gives the entries, and `base_noise` (n,) that of rounding the base, where that is
-    stored more coarsely. With e what rounding takes from an exact merge, `lost` (n, k) is the sum of e · d_t and
-    `lost_squares` (n,) of e². `entries` is the length of a row. `broken` counts the entries that are not finite.
+    the variances of the entries' rounding, and `base_noise` (n,) that of the base, if its stored type is coarser. With
+    e the rounding of an exact merge, `lost` (n, k) is the sum of e · d_t and `lost_squares` (n,) of e². `entries` is
+    the length of a row. `broken` counts the entries that are not finite.
     """
 
     found: Tensor
@@ -206,9 +206,9 @@ def sums_of(terms: Sequence[Sequence[Link]], base: StoredWeight, merged: StoredW
 def _of_block(
     terms: Sequence[Sequence[Link]], before: StoredRows, after: StoredRows, axis: int, step: int
 ) -> Iterator[Tensor]:
-    """The fields of `Sums`, vectors first, for one block of the weight; that of the base is changed.
+    """Yield the fields of `Sums`, vectors first, for one block; the block of the base is overwritten.
 
-    What rounding does is looked up in each `step`th row.
+    The effect of rounding is sampled in each `step`th row.
     """
     rows = before.values
     after = after._replace(values=after.values.to(rows.dtype)).in_coarsest_type()
@@ -244,7 +244,7 @@ def _of_block(
 
 
 def _folded(links: Sequence[Link], rows: Tensor, first: int) -> Tensor:
-    """Folds them into the rows, and returns what that changed."""
+    """Fold links into the rows and return the change."""
     before = rows.clone()
     for change, multiplier in links:
         change.fold(rows, first, multiplier)
@@ -268,10 +268,10 @@ UNEXPLAINED, ROUNDINGS = 0.02, 8.0
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The shares in one weight, or in all, by term, and the `estimate` that they come from.
+    """Shares in one weight, or in all, by term, and the `estimate` that they come from.
 
-    `unexplained`, `rounding`, `allowed` and `expected` are squares: of x without all shares, what of it is rounding,
-    what it may be, and of the sum of all changes. `is_finite` says whether the weight is.
+    `unexplained`, `rounding`, `allowed` and `expected` are squares: x without all shares, the rounding in it, the
+    largest rounding, and the sum of all changes. `is_finite` is True if the weight is finite.
     """
 
     estimate: Estimate
@@ -305,24 +305,24 @@ class Shares:
 
     @property
     def is_explained(self) -> bool:
-        """Whether nothing but rounding is left of x."""
+        """Return True if only rounding is left of x."""
         return self.unexplained <= self.allowed
 
     @property
     def off(self) -> float:
-        """How far beyond its tolerance the worst share that is told is from 1; 0 where all are right."""
+        """The excess of the worst reported share over its tolerance; 0 where all are right."""
         told = (term for term, share in enumerate(self.found) if not share.why)
         beyond = (abs(self.found[term].value - 1) - self.tolerance(term) for term in told)
         return max((0.0, *beyond))
 
     @property
     def residual(self) -> float | None:
-        """What is left of x beyond rounding, over what was expected; None where nothing was."""
+        """The rest of x beyond rounding, relative to the expected change; None where no change was expected."""
         return residual(self.unexplained, self.rounding, self.expected)
 
     @property
     def tolerance_together(self) -> float:
-        """How far from 1 the share of the sum of all changes may be."""
+        """The largest distance of the share of all changes from 1 that is right."""
         if self.expected <= 0:
             return TOLERANCE
         scatter, lost, *_ = self.estimate.rounding
@@ -330,12 +330,15 @@ class Shares:
         return max(TOLERANCE, abs(float(lost.sum())) / self.expected + SIGMAS * error)
 
     def tolerance(self, term: int) -> float:
-        """How far from 1 the share may be."""
+        """Return the largest distance of a term's share from 1 that is right."""
         return max(TOLERANCE, self.found[term].error)
 
 
 def residual(unexplained: float, rounding: float, expected: float) -> float | None:
-    """The size of what no change explains, without rounding, over that of what was expected, from their squares."""
+    """Return the size of the unexplained rest without rounding, relative to the expected size.
+
+    All three arguments are squares.
+    """
     return sqrt(max(0.0, unexplained - rounding) / expected) if expected > 0 else None
 
 
@@ -355,15 +358,15 @@ def shares_in(sums: Sums) -> Shares:
 
 
 def left_over(sums: Sums, values: Tensor) -> float:
-    """The square of what is left of x where each row has its own shares, `values` (n, k)."""
+    """Return the square of the rest of x where each row has its own shares, `values` (n, k)."""
     explained = (sums.gram @ values[:, :, None]).squeeze(2) - 2 * sums.along
     return max(0.0, float((sums.found + (explained * values).sum(1)).sum()))
 
 
 def pooled(parts: Sequence[tuple[Shares, Sequence[int]]], terms: int) -> Shares:
-    """The shares over several weights, of which each has some of the `terms`: those that its numbers name.
+    """Pool the shares over several weights, each with the numbers of its own `terms`.
 
-    What is not told in a weight stays out of it.
+    Shares that a weight does not report do not count there.
     """
     whole = Estimate.nothing(terms)
     for shares, numbers in parts:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lora_inspect.codecs.record import multiply
 from lora_inspect.codecs.scale_weight import blocks_of
 
+from .coded_weight import PLAIN_CLASSES, decoder_of, decodes, stored_weight
 from .half_precision import rows_at_once
 
 # From some rows of W, the number of the first and their sums of squares to the sums of squares of the changed rows.
@@ -19,20 +20,17 @@ CombinedSquares = Callable[[Tensor, int, Tensor], Tensor]
 
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# A library's class of tensors may hold codes under the dtype of their values.
-_PLAIN_CLASSES = (Tensor, nn.Parameter)
-
 _PIECE = 256  # squares that are added up one after another, before their sums are added in pairs
 
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether the numbers in memory are the values, in a dtype that is computed with."""
-    return tensor.dtype in PLAIN_DTYPES and type(tensor) in _PLAIN_CLASSES
+    return tensor.dtype in PLAIN_DTYPES and type(tensor) in PLAIN_CLASSES
 
 
 def storage_of(tensor: Tensor) -> str:
     """How a tensor that is not plain is stored."""
-    return str(tensor.dtype) if type(tensor) in _PLAIN_CLASSES else f"{type(tensor).__name__} of {tensor.dtype}"
+    return str(tensor.dtype) if type(tensor) in PLAIN_CLASSES else f"{type(tensor).__name__} of {tensor.dtype}"
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -97,14 +95,16 @@ def _whole(tensor: Any) -> Any:
 
 
 def _stored(base: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The weight and its scale as they are stored, whole; of a class of tensors that holds codes, the values."""
+    """The weight and its scale as they are stored, whole; of codes, the values."""
+    decoder = decoder_of(base)
+    if decoder is not None:
+        return decoder.values(base, stored_weight(base)).detach(), None
     weight = _whole(base.weight)
     if not weight.is_floating_point():
         raise ValueError(f"a base weight is stored as {weight.dtype}, but the values of its codes are unknown")
-    kind = type(weight)
-    if kind.dequantize is not Tensor.dequantize:
+    if decodes(weight):
         weight = weight.dequantize()
-    elif kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    elif type(weight).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         raise ValueError(f"a base weight is stored as {storage_of(weight)}, but its values are unknown")
     scale = getattr(base, "scale_weight", None)
     return weight, None if scale is None else _whole(scale)

@@ -25,7 +25,8 @@ def turned(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> Tens
     (channels,).
     """
     blocks = _in_blocks(output, turn, axis)
-    return _turned(blocks, turn, _in_blocks_of_one(bias, turn)).to(output.dtype).view(output.shape)
+    result = blocks + _change(blocks, turn, _in_blocks_of_one(bias, turn))
+    return result.to(output.dtype).view(output.shape)
 
 
 def fused_turn(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> Tensor:
@@ -52,7 +53,7 @@ class _RotatedLinear(torch.autograd.Function):
         output = F.linear(input, weight, bias)
         blocks, offset = _in_blocks(output, turn, -1), _in_blocks_of_one(bias, turn)
         for part in _parts(blocks):
-            blocks[part] = _turned(blocks[part], turn, offset)
+            blocks[part] += _change(blocks[part], turn, offset)
         return output
 
     @staticmethod
@@ -69,7 +70,7 @@ class _RotatedLinear(torch.autograd.Function):
                 turned_back = torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device)
                 blocks, gradients = _in_blocks(turned_back, turn, -1), _in_blocks(gradient, turn, -1)
                 for part in _parts(blocks):
-                    blocks[part] = _turned(gradients[part], turn.mT, None)
+                    torch.add(gradients[part], _change(gradients[part], turn.mT, None), out=blocks[part])
                 of_input = half_precision.rounded(turned_back, weight, weight.dtype)
         return of_input, None, None, of_turn
 
@@ -77,18 +78,18 @@ class _RotatedLinear(torch.autograd.Function):
 def _turn_gradient(
     gradient: Tensor, output: Tensor | None, input: Tensor, weight: Tensor, bias: Tensor | None, turn: Tensor
 ) -> Tensor:
-    """Σ zᵀ gradient over the tokens; z is (output - bias) Rᵀ, or computed again where the output is lost."""
+    """Σ zᵀ gradient over the tokens; z is (output - bias) Rᵀ, or computed again where the output is lost.
+
+    The sum for the output is turned in place of its tokens: Σ (u Rᵀ)ᵀ gradient is R Σ uᵀ gradient.
+    """
     is_turned = output is not None
     outputs = F.linear(input, weight, bias) if output is None else output
     blocks, gradients = _in_blocks(outputs, turn, -1), _in_blocks(gradient, turn, -1)
     offset = _in_blocks_of_one(bias, turn)
     total = torch.zeros_like(turn)
     for part in _parts(blocks):
-        unturned = _unbiased(blocks[part], turn.dtype, offset)
-        if is_turned:
-            unturned = _turned(unturned, turn.mT, None)
-        total += _products(unturned, gradients[part].to(turn.dtype))
-    return total
+        total += _products(_unbiased(blocks[part], turn.dtype, offset), gradients[part].to(turn.dtype))
+    return total.baddbmm(turn, total) if is_turned else total
 
 
 class _Turned(torch.autograd.Function):
@@ -101,7 +102,7 @@ class _Turned(torch.autograd.Function):
         result = torch.empty(output.shape, dtype=output.dtype, device=output.device)
         results = _in_blocks(result, turn, axis)
         for part in _parts(blocks):
-            results[part] = _turned(blocks[part], turn, offset)
+            torch.add(blocks[part], _change(blocks[part], turn, offset), out=results[part])
         return result
 
     @staticmethod
@@ -135,8 +136,10 @@ class _Turned(torch.autograd.Function):
         )
 
 
-def _turned(blocks: Tensor, turn: Tensor, offset: Tensor | None) -> Tensor:
-    return blocks + torch.einsum("nksp,ksm->nkmp", _unbiased(blocks, turn.dtype, offset), turn)
+def _change(blocks: Tensor, turn: Tensor, offset: Tensor | None) -> Tensor:
+    """(blocks - offset) @ turn, in the dtype of `turn`."""
+    result: Tensor = torch.einsum("nksp,ksm->nkmp", _unbiased(blocks, turn.dtype, offset), turn)
+    return result
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:

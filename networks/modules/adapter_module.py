@@ -17,6 +17,7 @@ from lora_inspect.maths.torch_threads import whole_products
 
 from ..files.reading import read_alpha
 from ..kernels.base_weight import is_sharded
+from ..kernels.coded_weight import is_coded
 from ..network_args import read_probability
 from .base_forward import copied
 from .masks import draws_skip, is_training_step
@@ -65,6 +66,8 @@ class AdapterModule(nn.Module):
         self.org_module_ref = [org_module]
         self.org_forward: Callable[..., Tensor] | None = None
         self._base_is_plain = False
+        # To ask such a layer for its weight may decode all of it.
+        self._base_is_coded = is_coded(org_module)
         self.register_buffer("alpha", torch.tensor(float(alpha or 0.0), dtype=torch.float32, device="cpu"))
         self._set_alpha(float(alpha or 0.0) or neutral_alpha(lora_dim, use_rslora))
 
@@ -125,7 +128,7 @@ class AdapterModule(nn.Module):
 
     def _refuse_shards(self) -> None:
         """Raises RuntimeError where this process holds a part of the factors or of the weight only."""
-        if is_sharded(self.org_module.weight):
+        if not self._base_is_coded and is_sharded(self.org_module.weight):
             raise RuntimeError(
                 f"{self.lora_name}: the base's weight is sharded while the layer runs, as tensor parallelism does; "
                 "shard the base with fully_shard, which gathers it for each block's forward"

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..kernels.coded_weight import decoder_of, decodes, stored_weight
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 KINDS: tuple[Any, ...] = (nn.Linear, *CONVOLUTIONS)
 
@@ -41,6 +43,12 @@ def linear_sizes(layer: Any) -> tuple[int, int] | None:
 def is_transposed(layer: nn.Module) -> bool:
     """Return True for a Conv1D of transformers, as in GPT-2: a Linear layer with the weight (in, out)."""
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nx") and hasattr(layer, "nf")
+
+
+def weight_shape(layer: Any) -> tuple[int, ...]:
+    """(out, in, *kernel) of the numbers that the layer multiplies with, in whichever form it keeps them."""
+    sizes = linear_sizes(layer)
+    return tuple(layer.weight.shape) if sizes is None or is_transposed(layer) else sizes[::-1]
 
 
 def kind_of(layer: nn.Module) -> Any:
@@ -77,11 +85,26 @@ def follows_its_weight(layer: nn.Module) -> bool:
 
 def check_dora(lora_name: str, base: nn.Module) -> None:
     """Raises ValueError for a base whose rows are not what its outputs are made of, so that their norms say nothing."""
-    if not follows_its_weight(base):
+    if decoder_of(base) is None and not follows_its_weight(base) and not _multiplies_its_values(base):
         raise ValueError(
             f"{lora_name}: use_dora does not support a {type(base).__name__}, as its forward uses the weight "
             "differently from torch's layer; leave it out with exclude_patterns"
         )
+
+
+@torch.no_grad()
+def _multiplies_its_values(layer: Any) -> bool:
+    """Whether a Linear layer of any class multiplies with the values of its weight, a tensor of a class in codes."""
+    weight = stored_weight(layer)
+    if weight is None or linear_sizes(layer) is None or not decodes(weight):
+        return False
+    try:
+        values: Tensor = weight.dequantize()
+        input = _drawn((2, layer.in_features), values, torch.Generator().manual_seed(0))
+        with torch.autocast(weight.device.type, enabled=False):
+            return _is_near(type(layer).forward(layer, input), F.linear(input, values, layer.bias))
+    except Exception:  # as in follows_its_weight
+        return False
 
 
 @torch.no_grad()
@@ -103,9 +126,13 @@ def _computes_as(layer: Any, kind: Any) -> bool:
             found = type(layer).forward(layer, input)
     finally:
         held["weight"] = weight
+    return _is_near(found, expected)
+
+
+def _is_near(found: Any, expected: Tensor) -> bool:
     if not isinstance(found, Tensor) or found.shape != expected.shape:
         return False
-    allowed = _TOLERANCES.get(weight.dtype, _TOLERANCE) * torch.linalg.vector_norm(expected.double())
+    allowed = _TOLERANCES.get(expected.dtype, _TOLERANCE) * torch.linalg.vector_norm(expected.double())
     return bool(torch.linalg.vector_norm(found.double() - expected.double()) <= allowed)
 
 

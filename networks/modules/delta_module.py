@@ -1,6 +1,7 @@
 """What LoHa and LoKr share: a change of the weight that is computed with, beside the base or within it, not built."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from ..files import reading
 from ..kernels import fused_lora
 from ..kernels.adapted_linear import Kernel, adapted_linear
 from ..kernels.base_weight import PLAIN_DTYPES, CombinedSquares, is_plain, squares_with_change
+from ..kernels.coded_weight import device_of, dtype_of, is_coded
 from ..kernels.fused_lora import fused_gain
 from ..kernels.half_precision import is_served, is_traced, rows_at_once
 from .adapter_module import AdapterModule
-from .base_forward import CONVOLUTIONS, check_dora
+from .base_forward import CONVOLUTIONS, check_dora, weight_shape
 from .dora_layer import DoRALayer, Norms
 
 
@@ -60,10 +62,12 @@ class DeltaModule(AdapterModule):
             check_dora(lora_name, org_module)
             self.dora_layer = DoRALayer(self.matrix_shape[0])
             # LyCORIS and the programs that read its files know no other spelling.
-            self.dora_scale_axes = org_module.weight.dim()  # type: ignore[operator]
+            self.dora_scale_axes = len(weight_shape(org_module))
 
     def _find_dora_obstacle(self, dora_conv: bool) -> str | None:
-        if not isinstance(self.org_module, (nn.Linear, *(CONVOLUTIONS if dora_conv else ()))):
+        base = self.org_module
+        is_linear = isinstance(base, nn.Linear) or (hasattr(base, "in_features") and is_coded(base))
+        if not (is_linear or (dora_conv and isinstance(base, CONVOLUTIONS))):
             return "non-Linear"
         if self.dropout:
             return "dropout"
@@ -77,8 +81,8 @@ class DeltaModule(AdapterModule):
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """(out, in·kernel) of the base's weight."""
-        weight: Tensor = self.org_module.weight
-        return weight.shape[0], weight.shape[1:].numel()
+        out_features, *columns = weight_shape(self.org_module)
+        return out_features, prod(columns)
 
     def add_factors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Makes a parameter of each shape, by role, without a value yet."""
@@ -143,24 +147,26 @@ class DeltaModule(AdapterModule):
     @torch.no_grad()
     def _norms(self) -> Norms:
         """See DoRALayer, where the multiplier is inside the norm too."""
-        weight: Tensor = self.org_module.weight
+        device = device_of(self.org_module)
         dtype = torch.promote_types(torch.float32, self.zero_factor.dtype)
-        if weight.dtype == torch.float64:
+        if dtype_of(self.org_module) == torch.float64:
             dtype = torch.float64
         scale = self.scale * dora.inner_multiplier(self.multiplier, dora.INSIDE)
-        factors = {role: factor.detach().to(weight.device, dtype) for role, factor in self.factors.items()}
+        factors = {role: factor.detach().to(device, dtype) for role, factor in self.factors.items()}
         # Autocast would compute the delta in half precision, float32 factors or not.
-        with torch.autocast(weight.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             combined = self.combined_squares(factors, scale)
             base_squares, squares = squares_with_change(self.org_module, combined, dtype)
         return Norms(base_squares, dora.norm_from_square(squares))
 
     def _may_share_base(self, input: Tensor) -> bool:
         """Whether base and change may be one product, of the same input and with nothing in between."""
-        weight: Tensor = self.org_module.weight
         dropping = (self.dropout or self.rank_dropout) and self.is_dropping
         plain = self._base_is_plain and not torch.is_autocast_enabled(input.device.type) and not is_traced()
-        return plain and not dropping and input.dtype == weight.dtype and is_plain(weight)
+        if not plain or dropping:
+            return False
+        weight: Tensor = self.org_module.weight
+        return input.dtype == weight.dtype and is_plain(weight)
 
     def _change(self, input: Tensor, output: Tensor) -> Tensor:
         """The scaled change of the base's output for this input, with its dropouts."""
@@ -194,8 +200,8 @@ class DeltaModule(AdapterModule):
         if torch.is_autocast_enabled(input.device.type) and dtype != torch.float64:
             chosen = torch.get_autocast_dtype(input.device.type)
             return chosen if is_served(input.device, chosen) else dtype
-        weight: Tensor = self.org_module.weight
-        return torch.promote_types(dtype, weight.dtype) if weight.dtype in PLAIN_DTYPES else dtype
+        own = dtype_of(self.org_module)
+        return torch.promote_types(dtype, own) if own in PLAIN_DTYPES else dtype
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All factors alike, as LoRA+ says nothing of these products, and the magnitude as "dora"."""

@@ -6,6 +6,7 @@ Notices that a base was exchanged for another in the middle of training, which D
 """
 
 import logging
+import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from lora_inspect.maths import dora
 
 from ..kernels.base_weight import squares_and_products
+from ..kernels.coded_weight import device_of, dtype_of, is_coded, stored_weight
 from ..kernels.half_precision import is_traced
 
 logger = logging.getLogger(__name__)
@@ -39,21 +41,43 @@ class Notice:
 
 
 class BaseWatch:
-    """The squared row norms of the base that training began with. Says once, in a training step, that they changed."""
+    """The squared row norms of the base that training began with. Says once, in a training step, that they changed.
+
+    Those of a base in codes are kept as well, until one of its tensors is another or is written into: they take a
+    decoding of the weight.
+    """
 
     def __init__(self) -> None:
         self.notice = Notice()
         self._squares: Tensor | None = None
         self._weight = 0
+        self._decoded: tuple[Tensor, list[_Seen]] | None = None
+
+    def decoded(self, base: nn.Module) -> Tensor | None:
+        """The squared row norms (out,) that `keep` was given, while the base is the same."""
+        if self._decoded is None:
+            return None
+        squares, seen = self._decoded
+        now = _codes(base)
+        is_same = len(now) == len(seen) and all(one.is_still(other) for one, other in zip(seen, now, strict=True))
+        return squares if is_same else None
+
+    def keep(self, base: nn.Module, squares: Tensor) -> None:
+        """Takes the squared row norms for those of the codes that the base holds now."""
+        self._decoded = (squares, [_Seen(weakref.ref(tensor), _state(tensor)) for tensor in _codes(base)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the norms of the tensors of this base."""
+        return {**vars(self), "_decoded": None}
 
     def begin(self, base: nn.Module, squares: Tensor) -> None:
         """Takes the base as the one that training begins with."""
-        self._squares, self._weight = squares, id(base.weight)
+        self._squares, self._weight = squares, id(stored_weight(base))
 
     def check(self, base: nn.Module, squares: Tensor) -> None:
         """Compares the base with the first one; a base that is itself trained may change."""
-        weight: Any = base.weight
-        if self.notice.given or weight.requires_grad:
+        weight = stored_weight(base)
+        if self.notice.given or (weight is not None and weight.requires_grad):
             return
         if self._squares is None:
             self.begin(base, squares)
@@ -67,11 +91,36 @@ class BaseWatch:
             logger.warning(_EXCHANGED)
 
 
+class _Seen(NamedTuple):
+    """A tensor of a base in codes, and its `_state` when the codes were decoded."""
+
+    tensor: weakref.ref[Tensor]
+    state: tuple[Any, ...]
+
+    def is_still(self, tensor: Tensor) -> bool:
+        return self.tensor() is tensor and self.state == _state(tensor)
+
+
+def _codes(base: nn.Module) -> list[Tensor]:
+    """All tensors of a base but its bias, which the norm of a row knows nothing of."""
+    held = (*base.named_parameters(recurse=False), *base.named_buffers(recurse=False))
+    return [tensor for name, tensor in held if name != "bias"]
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    """Return marks that change with a cast, a move, and most writes; not with those of another library's kernel."""
+    return tensor.dtype, tensor.device, 0 if tensor.is_inference() else tensor._version
+
+
 def share_notice(watches: Iterable[BaseWatch]) -> None:
     """Makes these say it once between them."""
     notice = Notice()
     for watch in watches:
         watch.notice = notice
+
+
+# From rows (rank, in) to W @ rowsᵀ (out, rank), by the forward of the base; None where it cannot.
+Product = Callable[[Tensor], Tensor | None]
 
 
 class Norms(NamedTuple):
@@ -104,15 +153,18 @@ class DoRALayer(nn.Module):
     @torch.no_grad()
     def start(self, base: nn.Module, norms: Callable[[], Norms]) -> None:
         """`initialise` for any change; `norms` are asked for once the base is known to have a weight."""
-        if base.weight.is_meta:
+        if device_of(base).type == "meta":
             raise ValueError("DoRA needs the weights of the base, which are not loaded yet (device meta)")
         self.weight.copy_(norms().combined)
         self._start = self.weight.detach().clone()
         self.initialised = True
 
-    def gain(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> Tensor:
-        """magnitude / norm (out,): what each output of W + scale · up @ down is multiplied by."""
-        return self.gain_of(base, self._norms(base, up, down, scale), up)
+    def gain(self, base: nn.Module, up: Tensor, down: Tensor, scale: float, product: Product | None = None) -> Tensor:
+        """magnitude / norm (out,): what each output of W + scale · up @ down is multiplied by.
+
+        `product` spares a base in codes from being decoded each time.
+        """
+        return self.gain_of(base, self._norms(base, up, down, scale, product), up)
 
     def gain_of(self, base: nn.Module, norms: Norms, zero: Tensor) -> Tensor:
         """`gain` for any change; `zero` is the factor that is zero before the first step."""
@@ -129,20 +181,27 @@ class DoRALayer(nn.Module):
         return self._norms(base, up, down, scale).combined
 
     @torch.no_grad()
-    def _norms(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> Norms:
+    def _norms(self, base: nn.Module, up: Tensor, down: Tensor, scale: float, product: Product | None = None) -> Norms:
         """Those of W + scale · up @ down.
 
-        Both anew each time: trainers swap, cast and overwrite a weight in ways that leave no trace, and W has to be
-        read anyhow, for W @ downᵀ.
+        Both each time: trainers swap, cast and overwrite a weight in ways that leave no trace, and W has to be read
+        anyhow, for W @ downᵀ. A base in codes gives that product itself, and its squares are decoded once.
         """
-        weight: Any = base.weight
+        device = device_of(base)
         dtype = torch.promote_types(torch.float32, up.dtype)
-        if weight.dtype == torch.float64:
+        if dtype_of(base) == torch.float64:
             dtype = torch.float64
+        is_kept = product is not None and is_coded(base)
+        squares = self.watch.decoded(base) if is_kept else None
+        base_down = product(down.to(device)) if product is not None and squares is not None else None
         # Autocast would compute these products in half precision, float32 operands or not.
-        with torch.autocast(weight.device.type, enabled=False):
-            up, down = up.to(weight.device, dtype).flatten(1), down.to(weight.device, dtype).flatten(1)
-            squares, base_down = squares_and_products(base, down)
+        with torch.autocast(device.type, enabled=False):
+            up, down = up.to(device, dtype).flatten(1), down.to(device, dtype).flatten(1)
+            if squares is None or base_down is None:
+                squares, base_down = squares_and_products(base, down)
+                if is_kept:
+                    self.watch.keep(base, squares)
+            base_down = base_down.to(dtype)
             norm: Tensor = dora.norm_from_square(dora.expanded_squared_norm(squares, base_down, up, down, scale))
         return Norms(squares, norm)
 

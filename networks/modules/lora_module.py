@@ -7,6 +7,7 @@ The pair of factor layers beside one base layer, and the values that they start 
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +20,12 @@ from lora_inspect.maths.low_rank import GRAM, product_norm
 
 from ..kernels import fused_lora
 from ..kernels.base_weight import is_plain
+from ..kernels.coded_weight import base_product, is_coded
 from ..kernels.fused_lora import fused_gain, fused_linear
 from ..kernels.half_precision import is_traced
 from ..network_args import KAIMING, ORTHOGONAL
 from .adapter_module import AdapterModule
-from .base_forward import CONVOLUTIONS, check_dora, linear_sizes
+from .base_forward import CONVOLUTIONS, check_dora, linear_sizes, weight_shape
 from .dora_layer import DoRALayer
 from .masks import RankMask, drop_ranks, is_training_step
 
@@ -146,7 +148,7 @@ class LoRAModule(AdapterModule):
         self.use_dora = use_dora and self.dora_disabled_reason is None
         if self.use_dora:
             check_dora(lora_name, org_module)
-            self.dora_layer = DoRALayer(org_module.weight.shape[0])  # type: ignore[index,arg-type]
+            self.dora_layer = DoRALayer(weight_shape(org_module)[0])
 
     def _build_factors(self, base: Any) -> None:
         # Negative: the rank axis is the last after a Linear, and stands before the positions after a convolution.
@@ -197,7 +199,8 @@ class LoRAModule(AdapterModule):
         return self._rank_axis != -1
 
     def _find_dora_obstacle(self, base: nn.Module, dora_conv: bool) -> str | None:
-        if not (isinstance(base, nn.Linear) or (dora_conv and self._is_convolution)):
+        is_linear = isinstance(base, nn.Linear) or (linear_sizes(base) is not None and is_coded(base))
+        if not (is_linear or (dora_conv and self._is_convolution)):
             return "non-Linear"
         if self.split_dims:
             return "split_dims"
@@ -226,9 +229,10 @@ class LoRAModule(AdapterModule):
         """The output with the change in it: computed in the wider dtype, rounded once to the base's own."""
         base = self.org_module
         autocast = torch.is_autocast_enabled(input.device.type)
-        weight: Tensor = base.weight
-        if self._base_is_plain and not autocast and input.dtype == weight.dtype and is_plain(weight):
-            return self._adapted_plain(input, weight, base.bias)
+        if self._base_is_plain and not autocast:
+            weight: Tensor = base.weight
+            if input.dtype == weight.dtype and is_plain(weight):
+                return self._adapted_plain(input, weight, base.bias)
         assert self.org_forward is not None
         output = self.org_forward(input)
         change = self._change(input, cast=not autocast)
@@ -236,7 +240,7 @@ class LoRAModule(AdapterModule):
             return (output + change).to(output.dtype)
         # Over the positions of a convolution's output, which stand behind its channels.
         per_output = (-1, *[1] * (-1 - self._rank_axis))
-        gain = self._gain().view(per_output)
+        gain = self._gain(input.dtype).view(per_output)
         bias = None if base.bias is None else base.bias.view(per_output)
         combine = fused_lora.scaled_sum if is_traced() else fused_gain
         return combine(output, change, gain, bias)
@@ -300,9 +304,20 @@ class LoRAModule(AdapterModule):
             hidden = self.rank_mask.masked(hidden, self.lora_dim, self._rank_axis)
         return hidden * (self.scale * self.multiplier)
 
-    def _gain(self) -> Tensor:
+    def _gain(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The gain of this step; `dtype` is that of the input of a base that is no plain Linear."""
         down, up = self.factors[0]
-        return self.dora_layer.gain(self.org_module, up.weight, down.weight, self._inner_scale())
+        product = None if dtype is None or is_traced() else partial(self._base_product, dtype=dtype)
+        return self.dora_layer.gain(self.org_module, up.weight, down.weight, self._inner_scale(), product)
+
+    def _base_product(self, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """W @ rowsᵀ by the base's forward, that of other adapters around it left out."""
+        forward = self.org_forward
+        while isinstance(other := getattr(forward, "__self__", None), AdapterModule):
+            forward = other.org_forward
+        assert forward is not None
+        product = base_product(forward, self.org_module, rows, dtype)
+        return None if product is None else product.t()
 
     def _inner_scale(self) -> float:
         return self.scale * dora.inner_multiplier(self.multiplier, dora.INSIDE)

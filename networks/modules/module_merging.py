@@ -27,6 +27,7 @@ from ..files import reading
 from ..files.reading import MAGNITUDE, read_alpha
 from ..files.saving import check_dtype
 from ..kernels.base_weight import is_plain, is_sharded, storage_of, true_weight
+from ..kernels.coded_weight import stored_weight
 from .adapter_module import AdapterModule
 from .base_forward import follows_its_weight, holds_its_weight
 from .delta_module import DeltaModule
@@ -66,7 +67,12 @@ class FoldableModule(AdapterModule):
         check_dtype(self.lora_name, dtype)
         if self.multiplier == 0:
             return
-        weight: Tensor = self.org_module.weight
+        weight = stored_weight(self.org_module)
+        if weight is None:
+            raise ValueError(
+                f"{self.lora_name}: the base is stored as codes of a {type(self.org_module).__name__}, and no change "
+                "can be added to that"
+            )
         if is_sharded(weight):
             raise ValueError(f"{self.lora_name}: the base's weight is sharded; merge before you shard the model")
         if not is_plain(weight):

@@ -21,6 +21,7 @@ from lora_inspect.maths.residual import principal_factors
 from lora_inspect.maths.scaling import alpha_growth
 
 from ..kernels.base_weight import true_weight
+from ..kernels.coded_weight import device_of, dtype_of
 from ..network_args import PISSA, pissa_iterations
 from .lora_module import FactorPair, LoRAModule
 
@@ -82,10 +83,9 @@ class PissaModule(LoRAModule):
     def apply_to(self) -> None:
         """Wraps the base's forward, and takes the factors from its weight unless they have been loaded."""
         if self.org_forward is None and not self.initialised:
-            weight: Tensor = self.org_module.weight
-            if weight.is_meta:
+            if device_of(self.org_module).type == "meta":
                 raise ValueError(f"{self.lora_name}: {_OPTION} needs the base's weights, which are not loaded yet")
-            dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+            dtype = torch.float64 if dtype_of(self.org_module) == torch.float64 else torch.float32
             up, down = principal_factors(true_weight(self.org_module, dtype), self.lora_dim, self.iterations)
             root = math.sqrt(self.scale)
             for factor, initial, value in (

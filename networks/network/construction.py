@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from torch import nn
 
 from ..files.file_names import module_name
-from ..modules.base_forward import CONVOLUTIONS
+from ..modules.base_forward import CONVOLUTIONS, weight_shape
 from ..modules.lora_module import LoRAModule
 from ..modules.pissa import PissaModule
 from ..network_args import KAIMING, ORTHOGONAL, PISSA, NetworkArguments, read_alpha, read_rank
@@ -138,7 +139,8 @@ def _with_ranks_that_fit(chosen: Sequence[TargetLayer]) -> list[TargetLayer]:
 
 def _matrix_shape(layer: Any) -> tuple[int, ...]:
     """The sides that bound the rank."""
-    return layer.weight.shape[0], layer.weight.shape[1:].numel()
+    out_features, *columns = weight_shape(layer)
+    return out_features, prod(columns)
 
 
 def _check_orthogonal(chosen: Sequence[TargetLayer]) -> None:

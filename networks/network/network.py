@@ -10,7 +10,7 @@ from torch import nn
 
 from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
 
-from ..files import saving
+from ..files import saving, state_names
 from ..files.file_names import module_name
 from ..modules import adapter_module
 from ..modules.base_forward import FastPaths
@@ -131,6 +131,9 @@ class LoRANetwork(NetworkWeights):
             if without_effect := patterns_that(self.lr_pattern, adapted):
                 found["lr_pattern"] = without_effect
         prefixes = [prefix, *(one.prefix for one in encoders)]
+        self.part_names = {prefix: state_names.part_name(unet)} | {
+            one.prefix: f"text_encoder{f'_{at}' if at > 1 else ''}" for at, one in enumerate(encoders, 1)
+        }
         self._paths = {
             module_name(own, target.path): target.path
             for own, one in zip(prefixes, (selection, *in_encoders), strict=True)

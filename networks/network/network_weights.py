@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.maths.scaling import STANDARD as STANDARD_SCALE
 from lora_inspect.maths.scaling import neutral_alpha
-from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
+from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG, SCALE_KEY
 
-from ..files import loading, reading, saving, standard_form
+from ..files import loading, reading, saving, standard_form, state_names
 from ..files.file_names import FileNames, NamedTensors
 from ..files.reading import StateDictReading
+from ..files.state_names import StateNames
 from ..modules import dora_layer
 from ..modules.adapter_module import AdapterModule
 from ..modules.base_forward import FastPaths, copied
@@ -53,6 +55,9 @@ class NetworkWeights(nn.Module):
         # What a file says of the options that the network was made with.
         self.option_metadata: dict[str, str] = {}
         self._file_names: FileNames | None = None
+        # A pipeline's names of the models that are adapted, by the prefix of their modules' names.
+        self.part_names: dict[str, str] = {}
+        self._paths: dict[str, str] = {}
 
     @property
     def loras(self) -> list[Any]:
@@ -74,15 +79,53 @@ class NetworkWeights(nn.Module):
         the network's.
         """
         try:
-            opened = self._without_untrained(*reading.open_weights(os.fspath(file)))
-            more = {} if self.is_grouped else self.left_out.modules(self._foreign_names(opened[0]))
-            loras = [*self.loras, *more.values()]
-            fit = loading.fitted(self._read(*opened, loras), self._expected(loras))
+            return self._load(file, *self._without_untrained(*reading.open_weights(os.fspath(file))))
         except LoraInspectError:
             raise
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
-        if saving.TLORA_KEY in opened[1] and self.rank_mask is None:
+
+    def state_dict_as(self, names: str) -> dict[str, Tensor]:
+        """Copies of the tensors in the names of another program: see `state_names.SPELLINGS`.
+
+        alpha/rank is the scale, slices are one pair of factors, and a magnitude is spelled as there. PEFT's alphas
+        are in `peft_config`; diffusers and ai-toolkit have none, and the scale is in up. Raises ValueError for
+        other names, and for tensors that the program has no name for.
+        """
+        return self._names(names).to_program(self._standard_tensors())
+
+    def load_state_dict_as(self, names: str, tensors: Mapping[str, Tensor]) -> Any:
+        """Load tensors of `state_dict_as`; errors as those of `load_weights`, and ValueError for foreign keys."""
+        own = self._standard_tensors()
+        found = self._names(names).from_program(tensors, own)
+        metadata = standard_form.standard_metadata({}, self._file_tensors(), own, self.use_rslora)
+        metadata = saving.at_twice_the_rank(metadata, self.use_rslora) if self._is_pissa else metadata
+        return self._load(f"the state dict of {names}", found, {**metadata, SCALE_KEY: STANDARD_SCALE})
+
+    def peft_config(self) -> dict[str, Any]:
+        """The `adapter_config.json` of `state_dict_as("peft")`, whose alphas it has.
+
+        Raises ValueError where PEFT has no names for the network.
+        """
+        tensors = self._standard_tensors()
+        self._names("peft").to_program(tensors)
+        return state_names.peft_config(tensors, self._paths)
+
+    def _names(self, program: str) -> StateNames:
+        return StateNames(
+            program, {lora.lora_name: self._paths[lora.lora_name] for lora in self.loras}, self.part_names
+        )
+
+    def _standard_tensors(self) -> dict[str, Tensor]:
+        axes = {lora.lora_name: getattr(lora, "dora_scale_axes", 0) for lora in self.loras}
+        tensors = standard_form.to_standard(self._file_tensors(), self.use_rslora)
+        return standard_form.with_dora_scale(tensors, axes)
+
+    def _load(self, file: Any, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Any:
+        more = {} if self.is_grouped else self.left_out.modules(self._foreign_names(weights))
+        loras = [*self.loras, *more.values()]
+        fit = loading.fitted(self._read(weights, metadata, loras), self._expected(loras))
+        if saving.TLORA_KEY in metadata and self.rank_mask is None:
             logger.warning(f"{file} was trained with use_tlora=True; without it all ranks act at every timestep")
         if more:
             options = " and ".join(self.left_out.ways_in(more))
@@ -251,10 +294,17 @@ class NetworkWeights(nn.Module):
 
     def _file_tensors(self, loras: Sequence[Any] | None = None) -> dict[str, Tensor]:
         """The state dict of `loras` (None: of all modules), and the flags, in the form that a file has."""
-        tensors = {key: tensor for key, tensor in self.state_dict().items() if "." not in key}
+        tensors = {key: tensor.bool() for key, tensor in self.state_dict().items() if "." not in key}
         for lora in self.loras if loras is None else loras:
             tensors |= {f"{lora.lora_name}.{key}": tensor for key, tensor in lora.file_tensors().items()}
         return tensors
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Averages of trainers are taken with lerp_ over all tensors, which has no bool.
+        for key in (prefix + RSLORA_FLAG, prefix + DORA_FLAG):
+            if key in destination:
+                destination[key] = destination[key].float()
 
     def _load_from_state_dict(
         self,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..files.file_names import module_name
+from ..kernels.coded_weight import is_coded, multiplies_itself, stored_weight
 from ..modules.base_forward import CONVOLUTIONS, KINDS, follows_its_weight, is_transposed, kind_of, linear_sizes
 
 # A trainer's replacement for one of torch's layers may have its name without being one.
@@ -75,7 +76,16 @@ def others(
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    return isinstance(module, KINDS) or class_name(module) in _NAMES or is_transposed(module)
+    return isinstance(module, KINDS) or class_name(module) in _NAMES or is_transposed(module) or _is_in_codes(module)
+
+
+def _is_in_codes(module: nn.Module) -> bool:
+    """Whether a module is a library's own Linear layer: it has the sizes of one, and integers of its own."""
+    sizes = linear_sizes(module)
+    if sizes is None or not all(isinstance(size, int) for size in sizes) or next(module.children(), None) is not None:
+        return False
+    held = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return any(not tensor.is_floating_point() and tensor.numel() > 1 for tensor in held)
 
 
 def _has_tensors(module: nn.Module) -> bool:
@@ -84,7 +94,9 @@ def _has_tensors(module: nn.Module) -> bool:
 
 
 def _obstacle(layer: Any) -> str | None:
-    weight = getattr(layer, "weight", None)
+    if linear_sizes(layer) is not None and multiplies_itself(layer) and is_coded(layer):
+        return None
+    weight = stored_weight(layer)
     if not isinstance(weight, Tensor):
         return "it has no weight"
     if is_lazy(weight):
@@ -347,11 +359,14 @@ def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Sel
 
 
 class EncoderTargets(NamedTuple):
-    """A text encoder that is adapted: the prefix of its modules' names, the model, and the classes of its blocks."""
+    """A text encoder that is adapted: the prefix of its modules' names, the model, and the classes of its blocks.
+
+    None stands for all layers of the model.
+    """
 
     prefix: str
     model: nn.Module
-    classes: Sequence[str]
+    classes: Sequence[str] | None
 
 
 def select_each_named(

@@ -6,7 +6,6 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import oracle
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
@@ -440,40 +439,6 @@ def test_verbose_lists_every_layer_that_is_left_out_with_the_reason(case, caplog
     assert [line.endswith(f"{reason}; verbose=True lists them") for line in warned] == [True] * reason.startswith(
         "its class is"
     )
-
-
-def test_quantised_layers_of_bitsandbytes_are_left_out_with_the_reason(caplog):
-    bnb = oracle("bitsandbytes").nn
-    four, eight = bnb.Linear4bit(64, 64).to("cpu"), bnb.Linear8bitLt(64, 64, has_fp16_weights=False).to("cpu")
-    model = in_block(nn.Linear(64, 64), four, eight)
-    network, lines = said_of(model, caplog, verbose="True")
-    assert [module.lora_name for module in network.unet_loras] == ["lora_unet_0_0"]
-    assert "0.1: not adapted, because its class is Linear4bit, and its weight is stored as uint8" in lines
-    assert "0.2: not adapted, because its class is Linear8bitLt, and its weight is stored as int8" in lines
-    assert "1 modules adapted, 512 parameters; 2 left out" in lines
-    input = torch.randn(2, 64)
-    before = model[0](input)
-    network.apply_to(None, model)
-    assert torch.equal(model[0](input), before)
-
-
-def test_layers_of_bitsandbytes_that_are_not_quantised_yet_are_adapted():
-    bnb = oracle("bitsandbytes").nn
-    model = frozen(in_block(bnb.Linear4bit(64, 64, quant_type="nf4")))
-    network = lora.create_network(["Block"], "lora_unet", 1.0, 4, 2.0, None, None, model)
-    network.apply_to(None, model)
-    input = torch.randn(2, 64)
-    # Moving it to a device makes codes of its weight; a change beside it needs none of them.
-    model.to("cpu")
-    assert model[0][0].weight.dtype == torch.uint8
-    before = type(model[0][0]).forward(model[0][0], input)
-    module = trained(network).unet_loras[0]
-    wanted = before.double() + change_of(module, before, input)
-    assert torch.allclose(model[0](input).double(), wanted, atol=1e-5)
-    with pytest.raises(ValueError, match="use_dora does not support a Linear4bit"):
-        lora.create_network(
-            ["Block"], "lora_unet", 1.0, 4, 2.0, None, None, in_block(bnb.Linear4bit(64, 64)), use_dora="1"
-        )
 
 
 # The classes of the blocks, the model, and what the error has to name.
