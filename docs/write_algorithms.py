@@ -15,12 +15,15 @@ from lora_inspect.reading.peft.unsupported import METHODS  # noqa: E402
 PAGE = ROOT / "docs" / "algorithms.md"
 HEAD = """# Every algorithm
 
-Written by `docs/write_algorithms.py` from the registry in `lora_inspect/algorithms/`, of which each file says more: the
-shapes of the factors, where the formula comes from, and what of it is special.
+The table has the formula of every algorithm that lora-inspect merges. [Modules](modules.md) names the files that
+contain them.
 
-W is the weight (out, in·kernel) of a layer, m the multiplier, s the scale, alpha/rank or what the file's program has in
-its place. "0, 1" are the multipliers of an algorithm that has no strength in its own program. DoRA is said where a
-magnitude may be around the change.
+W is the weight (out, in·kernel) of a layer, m the multiplier, and s the scale: alpha/rank, or the equivalent in the
+file's program. "0, 1" are the multipliers of an algorithm that has no strength setting in its own program. "DoRA" after
+a title means that a magnitude may be around the change.
+
+`docs/write_algorithms.py` writes this page from the registry in `lora_inspect/algorithms/`. Each file there says more:
+the shapes of the factors, the source of the formula, and anything special.
 
 ## Merged
 
@@ -32,7 +35,7 @@ REFUSED = """
 WEIGHTLESS = """
 ## Methods of PEFT that change no weight
 
-Their files are named by `info` and refused by all that needs a change.
+`info` names their files, and every command that needs a change refuses them.
 
 """
 

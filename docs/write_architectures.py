@@ -17,22 +17,28 @@ from lora_inspect.reading.base.base_names import without_roots  # noqa: E402
 PAGE = ROOT / "docs" / "architectures.md"
 HEAD = """# Every architecture
 
-Written by `docs/write_architectures.py` from the registry in `lora_inspect/architectures/families/`, of which each file
-says more: where the names come from, the published sizes, and how each module is related to those of another layout.
+The table lists each model family with its layouts, and the names of its modules in files. A layout is one naming of a
+family's modules.
 
-A layout is one naming of a family's modules. Dotted files have its paths as they are, after `diffusion_model.` those of
-the family's own program, after the prefix in the table those of diffusers, after `base_model.model.` any; underscored
-files have the prefix of the table. A layout relates to the first one of its family in one of these ways:
+- Files with dots have the paths of a layout unchanged: after `diffusion_model.` those of the family's own program,
+  after the prefix in the table those of diffusers, after `base_model.model.` any.
+- Files with underscores have the prefix of the table.
 
-- **related**: `merge` folds an adapter of one into a base of the other, and `convert` writes it, by relations that say
-  which rows of which module are which;
-- **roots**: the paths are the same below `model.`, `transformer.` and their like, which `merge` sees through;
+A layout relates to the first one of its family in one of these ways:
+
+- **related**: `merge` folds an adapter of one into a base of the other, and `convert` writes it. Relations match the
+  rows of the modules;
+- **roots**: the paths are the same below `model.`, `transformer.` and similar roots, which `merge` ignores;
 - **same names**: one naming, which two kinds of program have;
-- **fused and split**: the layout has layers that are fused in some models of the family and split in others, or
-  experts one by one and all in one, and they are related.
+- **fused and split**: some models of the family fuse layers that others split, or have experts one by one instead of
+  all in one, and these layers are related.
 
-The last column names the real class, built tiny by the tests, of which every layer is a path of the layout. The names
-of a family without one are taken from its own program: `names only`.
+The last column names the real class that the tests build with tiny sizes; each of its layers is a path of the layout.
+If a family has none, its names come from its own program: `names only`.
+
+`docs/write_architectures.py` writes this page from the registry in `lora_inspect/architectures/families/`. Each file
+there says more: the source of the names, the published sizes, and how each module is related to those of another
+layout.
 
 | family | layout | a module of it | prefixes | to the first layout | held to |
 |---|---|---|---|---|---|

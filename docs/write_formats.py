@@ -30,41 +30,43 @@ from lora_inspect.sentences import listed  # noqa: E402
 PAGE = ROOT / "docs" / "formats.md"
 HEAD = """# The names in files
 
-Written by `docs/write_formats.py` from the registries in `lora_inspect/schemes/` and `lora_inspect/algorithms/`, and
-from what `convert` writes. [Files](files.md) and [reading](reading.md) explain how files, headers and configurations
-are read, [algorithms](algorithms.md) the formula of each algorithm, and [architectures](architectures.md) the names of
-layers in each model.
-
-A key is the name of a module and a suffix. The suffix says the algorithm and the role of the tensor in it. The name is
-a prefix, which a naming scheme has for each network of a pipeline, and the path of the layer in the model, with dots or
-with underscores:
+A key is the name of a module and a suffix. The suffix identifies the algorithm and the role of the tensor in it. The
+name is a prefix, which a naming scheme has for each network of a pipeline, and the path of the layer in the model. The
+path has dots or underscores:
 
 ```text
 lora_unet_    blocks_0_self_attn_q    .lora_down.weight
 prefix        path                    suffix
 ```
 
+[Files](files.md) and [reading](reading.md) explain how files, headers and configurations are read.
+[Algorithms](algorithms.md) has the formula of each algorithm, and [architectures](architectures.md) the names of layers
+in each model.
+
+`docs/write_formats.py` writes this page from the registries in `lora_inspect/schemes/` and `lora_inspect/algorithms/`,
+and from the output of `convert`.
+
 ## Schemes
 
-A module is of the scheme with the longest prefix that its name begins with. {marked} are tried before:
-they have prefixes of others, and suffixes of their own. `dotted` takes what is left. `convert --to` takes the names of
-those with a yes in the last column, and of [programs](cli.md#lora-inspect-convert).
+A module belongs to the scheme with the longest prefix that its name begins with. {marked} are tried first: they have
+prefixes of others, and suffixes of their own. `dotted` takes the rest. `convert --to` takes the schemes with a yes in
+the last column, and [programs](cli.md#lora-inspect-convert).
 
 """
-SCHEME_HEAD = ("", "prefixes, and the network", "path", "where alpha is", "written")
+SCHEME_HEAD = ("", "prefixes, and the network", "path", "place of alpha", "written")
 WRITTEN = """
-## What is written
+## Written names
 
-The module of one layer, of each kind that `convert --to SCHEME --keep-dora` writes of small files, found by doing so.
-A refused kind can mostly be written with `--algorithm lora` or `--algorithm full`, or for one program: see
-[converting](converting_for_programs.md#naming-schemes).
+The sections show the module of one layer, for each kind that `convert --to SCHEME --keep-dora` writes. They come from
+converting small files. Most of the refused kinds can be written with `--algorithm lora` or `--algorithm full`, or for
+one program: see [converting](converting_for_programs.md#naming-schemes).
 """
 SUFFIXES = """
-## What is read
+## Read names
 
-Every spelling of every algorithm that is merged, by dialect. A file may mix them. A suffix that several algorithms have
-is told by what stands beside it. N is a number. Some of PEFT's methods have tensors that all modules share, which stand
-under [algorithms](algorithms.md).
+The table has every spelling of every algorithm that is merged, by dialect. A file may mix them. If several algorithms
+have the same suffix, the tensors next to it decide. N is a number. Some of PEFT's methods have tensors that all modules
+share; [algorithms](algorithms.md) lists these.
 
 """
 SUFFIX_HEAD = ("", "dialect", "suffixes")

@@ -149,8 +149,10 @@ CONCEPTS = (
 
 def test_the_glossary_names_the_class_and_the_file_of_each_concept():
     page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    concepts = page.split("# Concepts of the source\n")[1].split("\n# ")[0]
     rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", page, re.MULTILINE)
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in re.findall(r"^\|.*\|$", concepts, re.MULTILINE)
     ]
     assert rows[0] == ["concept", "definition", "class and file", "example"]
     assert tuple(concept for concept, *_ in rows[2:]) == CONCEPTS
