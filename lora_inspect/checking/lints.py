@@ -132,7 +132,7 @@ LINTS = (
     CheckRule(
         "alpha-contradicts",
         WARNING,
-        "ss_network_alpha is an alpha that no module has, in whatever way trainers store it.",
+        "ss_network_alpha is an alpha that no module has, in any form that trainers store.",
         "One of them changed after training, so the scale may differ from that of training.",
         "Find out which one is right; --fix writes the alpha of the modules into the metadata.",
         (metadata_lints.alpha_contradicts,),
@@ -158,7 +158,7 @@ LINTS = (
     CheckRule(
         "metadata-json",
         WARNING,
-        "An entry that has to be JSON is none.",
+        "An entry that must hold JSON does not.",
         "Programs that read it find nothing: no options of the training, or no words of the captions.",
         "Rewrite it from the record of the training, or leave it out.",
         (metadata_lints.metadata_json,),

@@ -108,7 +108,7 @@ _TENSOR_LINTS = (
         "The scale of a module is at most 1/16, as that of alpha 1 at rank 16.",
         "Trainers of the kohya family take alpha 1 where none is given, and a higher learning rate makes up for it; a "
         "program that wrote alpha 1 for the rank made the file too weak.",
-        "Use the file as it is where its results are right; else load it with a higher multiplier.",
+        "Use the file unchanged if its results are right; else load it with a higher multiplier.",
         (tensor_lints.sizes,),
     ),
 )
