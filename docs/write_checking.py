@@ -20,8 +20,8 @@ lora-inspect check loras/ --format sarif > problems.sarif
 
 `check` reports the problems of each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters. They include
 the [problems that `info` reports](problems.md), with the same codes. It reads headers, metadata, alphas and flags, and
-the whole file if its metadata contain a hash. `--tensors` reads all numbers, a few million at a time, and prints the
-norms of a single adapter by part and block ([info --norms](inspecting.md)). Settings after the path supply facts that
+the whole file if its metadata contain a hash; `--skip-hashes` compares none. `--tensors` reads all numbers, a few
+million at a time, and prints the norms of a single adapter by part and block ([info --norms](inspecting.md)). Settings after the path supply facts that
 the file does not state, as in every command: `adapter.safetensors:alpha=16`.
 
 Each problem is one line, `path: severity code: sentence`, the most serious first; the line names `--fix` if that fixes
@@ -31,7 +31,7 @@ checkpoint with its name are not. If several unreadable files have the same fix,
 rows; JSON and SARIF have it in each message.
 
 The exit status is 1 if a problem has at least the severity of `--fail-on` (`error`, `warning`, which is the default, or
-`note`), or a PATH does not exist.
+`note`), and 3 if a PATH does not exist.
 
 An **error** stops every command that would have to guess. A **warning** makes some program misread or miss something. A
 **note** is odd, and mostly harmless.

@@ -233,6 +233,7 @@ def _keyword(one: Declared) -> tuple[str, str]:
 KEYWORDS = {
     **{one.flag: _keyword(one) for record in _RECORDS for one in declared(record).values()},
     "--tensors": ("tensors=True", ""),
+    "--skip-hashes": ("skip_hashes=True", ""),
     "--force": ("force=True", ""),
     "--architecture": ("architecture", r"(?!(?:out|and|or|is|to|with)\b)[a-z][a-z0-9_]*"),
     "--transposed": ("transposed", r"yes|no|[^\s=]+=yes\|no"),

@@ -72,26 +72,30 @@ def check(
     path: PathWithSettings,
     *,
     tensors: bool = False,
+    skip_hashes: bool = False,
     fix: StrPath | None = None,
     force: bool = False,
     progress: WatchProgress | None = None,
 ) -> CheckResult:
     """Report the problems of one file, as `check` does; a file that cannot be read is a problem too.
 
-    `tensors` reads all numbers. `fix` is the path of a fixed copy, in which every problem with one safe fix is fixed:
+    `tensors` reads all numbers. With `skip_hashes` the hashes in the metadata are not compared with the tensors, for
+    which the whole file is read. `fix` is the path of a fixed copy, in which every problem with one safe fix is fixed:
     the command line's `--fix -o`. `progress(done, total)` counts bytes of the file. `fails("warning")` of the result is
     true if a problem is a warning or worse.
 
     Raises LoraInspectError if the path does not exist or is a folder of several files, and with `fix` if nothing can be
-    fixed; ValueError for `force` without `fix`.
+    fixed; ValueError for `force` without `fix`, and for `skip_hashes` with it.
     """
     name, settings = without_multiplier(path)
     told = watched(progress, stored_bytes(name))
     if fix is not None:
+        if skip_hashes:
+            raise ValueError("fix keeps the hashes right; leave skip_hashes out")
         return fix_file(name, path_of(fix), settings, tensors, force, told)
     if force:
         raise ValueError("force only affects the output of fix; leave it out, or give fix")
-    return problems_of(name, settings, tensors, told)
+    return problems_of(name, settings, tensors, told, skip_hashes)
 
 
 @in_a_sentence()

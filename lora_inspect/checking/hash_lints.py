@@ -43,6 +43,8 @@ def stated_hashes(subject: Subject) -> Iterator[RawProblem]:
             yield RawProblem(EMPTY, f"{key} is {'empty' if not plain else 'the hash of no bytes at all'}", (key,))
         elif not re.fullmatch(f"[0-9a-f]{{{digits}}}", plain):
             yield RawProblem(STALE, f"{key} is '{shortened(stated)}', which is no hash", (key,))
+        elif not subject.compares_hashes:
+            continue
         elif key == LEGACY_HASH:
             # It hangs on the length of the header too, so where the tensors are proved it says nothing of them.
             infos = tensors.values()
@@ -93,7 +95,8 @@ def _orders(checkpoint: Checkpoint) -> list[list[Content]]:
 
 def readings(subject: Subject) -> int:
     """How often all tensors are read for the hashes that are stated, at most."""
-    return len(_orders(subject.checkpoint)) if subject.metadata.keys() & {MODEL_HASH, SPEC_HASH} else 0
+    is_read = subject.compares_hashes and subject.metadata.keys() & {MODEL_HASH, SPEC_HASH}
+    return len(_orders(subject.checkpoint)) if is_read else 0
 
 
 def recompute(subject: Subject, draft: Draft, progress: Progress = silent) -> Iterator[str]:

@@ -100,6 +100,7 @@ class Subject:
     """A checkpoint with its kind ("adapter", "base", "other") and its reading, which is empty for no adapter.
 
     `look_at_sizes` finds the problems of the sizes of its changes, which take the algebra above this layer to measure.
+    Without `compares_hashes` no hash of the metadata is compared with the tensors, which reads the whole file.
     """
 
     def __init__(
@@ -108,8 +109,10 @@ class Subject:
         settings: Settings,
         progress: Progress = silent,
         look_at_sizes: "Look | None" = None,
+        compares_hashes: bool = True,
     ) -> None:
         self.checkpoint, self.settings, self.look_at_sizes = checkpoint, settings, look_at_sizes
+        self.compares_hashes = compares_hashes
         self.kind, self.adapter = kind_of(read_adapter(checkpoint, settings))
         self.progress = progress
 

@@ -155,6 +155,7 @@ Example: lora-inspect check adapter.safetensors --tensors
 @click.command(cls=Verb, help=_HELP, short_help=VERBS["check"])
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="PATH[:SETTING,...]...")
 @click.option("--tensors", is_flag=True, help="Read all numbers, to find NaN, untrained modules, spikes and overflow.")
+@click.option("--skip-hashes", is_flag=True, help="Compare no hash of the metadata, which reads the whole file.")
 @click.option("--fix", "fixes", is_flag=True, help="Write a fixed copy of the file to OUT; takes a single PATH.")
 @click.option("-o", "--output", type=FilePath(), metavar="OUT", help="Output of --fix: a name or a folder.")
 @click.option("--force", is_flag=True, help=FORCE_HELP)
@@ -169,6 +170,7 @@ Example: lora-inspect check adapter.safetensors --tensors
 def check(
     paths: tuple[str, ...],
     tensors: bool,
+    skip_hashes: bool,
     fixes: bool,
     output: str | None,
     force: bool,
@@ -184,6 +186,8 @@ def check(
     given = [(path, own.joined(Settings(architecture=architecture), path)) for path, own in given]
     if fixes and fail_on:
         raise click.UsageError("--fail-on cannot be combined with --fix; check OUT afterwards.")
+    if fixes and skip_hashes:
+        raise click.UsageError("--skip-hashes cannot be combined with --fix, which keeps the hashes right.")
     if as_json_ and format_ not in (None, JSON):
         raise click.UsageError(f"--json and --format {format_} ask for two formats; leave one out.")
     format_ = JSON if as_json_ else format_ or TEXT
@@ -197,7 +201,7 @@ def check(
         if format_ == TEXT:
             print_fixed(results[0])
     else:
-        results, errors = _checked(given, tensors, shown=format_ == TEXT)
+        results, errors = _checked(given, tensors, skip_hashes, shown=format_ == TEXT)
     statuses = [error.status for error in errors]
     if not fixes and any(result.fails(fail_on or WARNING) for result in results):
         statuses.append(REFUSED_STATUS)
@@ -214,7 +218,7 @@ def check(
 
 
 def _checked(
-    given: "list[tuple[str, Settings]]", tensors: bool, shown: bool
+    given: "list[tuple[str, Settings]]", tensors: bool, skip_hashes: bool, shown: bool
 ) -> "tuple[list[CheckResult], list[CommandFailure]]":
     """Check every file and print the problems; return failures of invalid paths, too."""
     from lora_inspect.ops.check import check as checked
@@ -235,7 +239,7 @@ def _checked(
     with bar_below("Reading", sum(stored_bytes(path) for path, _ in files), percent) as bar:
         for path, settings in files:
             try:
-                results.append(checked(path, settings, tensors, bar.advance))
+                results.append(checked(path, settings, tensors, bar.advance, skip_hashes))
             except Exception as error:  # one file that cannot be read leaves the others their results
                 bar.above(partial(show_defect, error))
                 errors.append(failure(path, error))

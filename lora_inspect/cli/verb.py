@@ -87,7 +87,7 @@ GROUPS = {
     "Rare": (
         *("allow-loss", "allow-growth", "allow-unmatched", "allow-unclaimed", "allow-ambiguous", "allow-mixed"),
         *("allow-meaning-change", "drop-biases", "no-verify", "strict", "rounding", "seed", "shard", "finish"),
-        *("hash-base", "jobs", "timeout"),
+        *("hash-base", "skip-hashes", "jobs", "timeout"),
     ),
 }
 

@@ -125,6 +125,19 @@ def is_config_alone(names: Iterable[str]) -> bool:
     return ADAPTER_CONFIG in names and not any(name.lower().endswith(endings) for name in names)
 
 
+def file_of(path: str) -> str:
+    """The file that stands for a checkpoint: of a folder its weights, or their index, or its configuration.
+
+    A folder without any of them stands for itself.
+    """
+    if not is_folder(path):
+        return path
+    names = sorted(names_in(path))
+    endings = (".safetensors.index.json", ".safetensors", ".gguf", *PICKLE_ENDINGS, ADAPTER_CONFIG)
+    found = read_weights(names) or next((name for end in endings for name in names if name.endswith(end)), "")
+    return join(path, found) if found else path
+
+
 def is_collection(path: str) -> bool:
     """Whether a folder is there that holds several checkpoints, or other folders, and is none itself."""
     with looking(path):

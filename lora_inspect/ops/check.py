@@ -14,7 +14,7 @@ from lora_inspect.checking.subject import Subject
 from lora_inspect.checking.tensor_lints import modules_with_zeros
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.discovery import files_of_several, is_collection, stored_bytes
+from lora_inspect.files.discovery import file_of, files_of_several, is_collection, stored_bytes
 from lora_inspect.files.locations import exists
 from lora_inspect.files.outputs import check_output, file_output
 from lora_inspect.progress import PartialProgress, Progress, silent
@@ -80,16 +80,17 @@ def check(
     settings: Settings = Settings(),  # noqa: B008 (frozen)
     tensors: bool = False,
     progress: Progress = silent,
+    skip_hashes: bool = False,
 ) -> CheckResult:
     """The problems of one checkpoint; that it cannot be read is one of them.
 
-    With `tensors` all numbers are read. `progress` is told of the bytes of the file, once. Raises LoraInspectError
-    where there is no file.
+    With `tensors` all numbers are read. With `skip_hashes` no hash of the metadata is compared with the tensors.
+    `progress` is told of the bytes of the file, once. Raises LoraInspectError where there is no file.
     """
     share = PartialProgress(progress, stored_bytes(path))
     try:
         look = _SizeLook()
-        subject = Subject(open_checkpoint(path), settings, share.done, look)
+        subject = Subject(open_checkpoint(path), settings, share.done, look, not skip_hashes)
         share.work *= _readings(subject, tensors)
         problems = _problems_of(subject, tensors)
         return CheckResult(path, problems, fixing(subject, problems).codes, sizes=look.sizes)
@@ -132,11 +133,14 @@ def fix(
 
 
 def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
-    """Return all results as one log of SARIF 2.1.0, with paths relative to `folder`."""
+    """Return all results as one log of SARIF 2.1.0, with paths of files relative to `folder`.
+
+    Code hosts show a problem in a file, so the weights stand for the folder of one adapter.
+    """
     from lora_inspect.checking.sarif import sarif
 
     told = [(one.output, one.left) if one.output else (one.path, one.problems) for one in results]
-    return sarif(told, folder)
+    return sarif([(file_of(path), problems) for path, problems in told], folder)
 
 
 def _readings(subject: Subject, tensors: bool) -> int:

@@ -120,6 +120,20 @@ def test_other_files_are_checked_beside_one_that_is_missing(run, adapter, tmp_pa
     assert outcome.stderr.startswith("Error: ")
 
 
+def test_hashes_that_are_to_be_skipped_are_not_compared(run, adapter):
+    stated = {"sshs_model_hash": "1" * 64, "modelspec.hash_sha256": "0x" + "1" * 64, "sshs_legacy_hash": "1" * 8}
+    path = adapter({**CLEAN, **stated})
+    assert run("check", path).stdout.count("hash-stale") == len(stated)
+    assert run("check", path, "--skip-hashes").stdout == run("check", adapter(CLEAN)).stdout
+    assert "hash-empty" in run("check", adapter({**CLEAN, "sshs_model_hash": ""}), "--skip-hashes").stdout
+
+
+def test_a_fix_compares_hashes(run, adapter, tmp_path):
+    outcome = run("check", adapter(WARNING), "--fix", "-o", tmp_path / "fixed.safetensors", "--skip-hashes")
+    assert outcome.status == 2
+    assert "--skip-hashes cannot be combined with --fix" in outcome.stderr
+
+
 def test_settings_on_the_path_count(run, write_safetensors):
     tensors = {f"base_model.model.{key}": tensor for key, tensor in loras(1, alpha=None, spelling="peft").items()}
     path = write_safetensors(tensors)
@@ -184,6 +198,23 @@ class TestSarif:
             uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
             assert uri == "of%20a%20b/%C3%A4%23%25.safetensors"
             assert unquote(uri) == "of a b/ä#%.safetensors"
+
+    @pytest.mark.parametrize(
+        ("names", "file"),
+        [
+            (["adapter.safetensors"], "adapter.safetensors"),
+            (["adapter_model.safetensors", "a.safetensors"], "adapter_model.safetensors"),
+            (["adapter_config.json"], "adapter_config.json"),
+        ],
+    )
+    def test_names_a_file_for_the_folder_of_one_adapter(self, names, file, run, tmp_path, monkeypatch):
+        (tmp_path / "own").mkdir()
+        for name in names:
+            (tmp_path / "own" / name).write_text("{}")
+        for folder, path, uri in ((tmp_path, "own", f"own/{file}"), (tmp_path / "own", ".", file)):
+            monkeypatch.chdir(folder)
+            (result,) = json.loads(run("check", path, "--format", "sarif").stdout)["runs"][0]["results"]
+            assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == uri
 
     def test_fingerprints_tell_problems_apart_and_stay(self, log):
         found = [result["partialFingerprints"]["lora-inspect/v1"] for result in log["runs"][0]["results"]]
