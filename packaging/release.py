@@ -33,6 +33,7 @@ SOURCE = (
     *(".ci/run", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO", "README.md"),
     *(
         "SECURITY.md",
+        "action.yml",
         "pyproject.toml",
         "benchmarks/*.py",
         "benchmarks/*.md",
@@ -41,7 +42,7 @@ SOURCE = (
         "docs/schemas/*.json",
         "docs/pictures/*.png",
     ),
-    *("fixtures/*", "packaging/*.py", "packaging/light/*", "tests/*"),
+    *("fixtures/*", "integrations/*", "packaging/*.py", "packaging/light/*", "tests/*"),
 )
 URLS = {"Homepage", "Documentation", "Changelog", "Issues"}
 FIELDS = ("Name", "Version", "Summary", "License-Expression", "Requires-Python", "Keywords", "Description-Content-Type")

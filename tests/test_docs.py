@@ -24,13 +24,14 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name
 VERBS = cli.list_commands(None)
 
 
-# Options of other programs, which their rules or messages name, or which start this one: those of vLLM, pip,
-# sd-scripts, torchrun, Slurm and the script of this project that reruns programs.
+# Options of other programs, which their rules or messages name, or which start this one: those of vLLM, pip, pipx,
+# Docker, sd-scripts, torchrun, Slurm and the script of this project that reruns programs.
 FOREIGN = {
     *("--max-lora-rank", "--no-deps", "--concat"),
     *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"),
     *("--family", "--kind"),
     *("--array", "--cpus-per-task", "--job-name", "--mem", "--requeue"),
+    *("--dest", "--find-links", "--no-index", "--network", "--rm", "--spec", "--tag", "--volume"),
 }
 
 
