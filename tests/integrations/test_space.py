@@ -126,6 +126,9 @@ def test_the_settings_of_the_space_are_those_of_this_version():
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 with_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromium-driver are not installed")
+with_gradio = pytest.mark.skipif(
+    importlib.util.find_spec("gradio") is None, reason="gradio is not installed: install the extra test-space"
+)
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +188,9 @@ def waits_until(holds, seconds):
 
 
 @pytest.mark.slow
+@with_gradio
 @with_browser
 def test_the_page_shows_what_the_commands_print(browser, hub, tmp_path):
-    pytest.importorskip("gradio", reason="gradio is not installed: install the extra test-space")
     from selenium.webdriver.common.by import By
 
     def fields(selector):
