@@ -71,6 +71,17 @@ def test_links_lead_somewhere(page):
         assert "://" in target or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("folder", ["hf-lora", "pre-commit", "space"])
+def test_pages_that_go_into_other_repositories_have_whole_addresses(folder):
+    page = ROOT / "integrations" / folder / "README.md"
+    targets = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert targets
+    main = "https://github.com/lora-inspect/lora-inspect/blob/main/"
+    for target in targets:
+        assert target.startswith("https://"), target
+        assert not target.startswith(main) or (ROOT / target.removeprefix(main)).exists(), target
+
+
 def anchors(page: Path) -> set[str]:
     """What a link may name in a page: its headings, as they are shortened for links."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

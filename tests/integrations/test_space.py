@@ -12,9 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from dense_sums import kohya
 from hubs import answer_as_hub
 from range_servers import serving
+
+from lora_inspect.version import __version__
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "integrations" / "space"
@@ -113,9 +116,9 @@ def test_a_command_that_takes_too_long_is_a_sentence(app, hub, monkeypatch):
 
 
 def test_the_settings_of_the_space_are_those_of_this_version():
-    yaml = pytest.importorskip("yaml")
     _, head, _ = (SPACE / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     settings = yaml.safe_load(head)
+    assert (SPACE / "requirements.txt").read_text() == f"lora-inspect-light[remote]=={__version__}\n"
     assert settings["sdk"] == "gradio"
     assert (SPACE / settings["app_file"]).is_file()
     assert len(settings["short_description"]) <= 60
