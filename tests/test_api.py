@@ -193,6 +193,7 @@ def test_an_os_path_is_the_path_as_it_is(write_safetensors, tmp_path):
         (lambda: lora_inspect.convert(RSLORA, "out", rank=3), ValueError, "rank and max_error limit"),
         (lambda: lora_inspect.compat(RSLORA, program="odd"), ValueError, "program is 'odd'"),
         (lambda: lora_inspect.check(RSLORA, force=True), ValueError, "leave it out, or give fix"),
+        (lambda: lora_inspect.check(RSLORA, fix="out", skip_hashes=True), ValueError, "leave skip_hashes out"),
         (lambda: open_adapter(RSLORA).modules[0].delta(parameter="bias"), ValueError, "changes no bias"),
         (lambda: open_adapter(RSLORA).modules[0].delta([[1.0]]), TypeError, "floating-point numbers"),
         *(
@@ -407,6 +408,8 @@ def test_check_is_that_of_the_command_line(run, write_safetensors, tmp_path, cap
     file = write_safetensors(loras(), {"sshs_model_hash": "0" * 64}, name="stale.safetensors")
     found = lora_inspect.check(file)
     assert found.fails("warning")
+    without = lora_inspect.check(file, skip_hashes=True)
+    assert {one.code for one in found.problems} - {one.code for one in without.problems} == {"hash-stale"}
     told = []
     mended = lora_inspect.check(
         file, tensors=True, fix=tmp_path / "a.safetensors", progress=lambda *at: told.append(at)
