@@ -90,7 +90,8 @@ def page() -> "gradio.Blocks":
     """Build the page: two fields, a button, and a field for the output of each command."""
     import gradio
 
-    with gradio.Blocks(title="lora-inspect", analytics_enabled=False) as blocks:
+    blocks = gradio.Blocks(title="lora-inspect", analytics_enabled=False)
+    with blocks:
         gradio.Markdown(f"# {TITLE}\nFiles are read from their headers by range requests. No weights are downloaded.")
         with gradio.Row():
             repository = gradio.Textbox(label="Repository", placeholder="owner/name", max_lines=1, elem_id="repository")
