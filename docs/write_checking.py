@@ -21,8 +21,8 @@ lora-inspect check loras/ --format sarif > problems.sarif
 `check` reports the problems of each PATH: a file, a sharded set, a PEFT folder, or a folder of adapters. They include
 the [problems that `info` reports](problems.md), with the same codes. It reads headers, metadata, alphas and flags, and
 the whole file if its metadata contain a hash; `--skip-hashes` compares none. `--tensors` reads all numbers, a few
-million at a time, and prints the norms of a single adapter by part and block ([info --norms](inspecting.md)). Settings after the path supply facts that
-the file does not state, as in every command: `adapter.safetensors:alpha=16`.
+million at a time, and prints the norms of a single adapter by part and block ([info --norms](inspecting.md)). Settings
+after the path supply facts that the file does not state, as in every command: `adapter.safetensors:alpha=16`.
 
 Each problem is one line, `path: severity code: sentence`, the most serious first; the line names `--fix` if that fixes
 it. A file without problems has one line. With several files, those with problems are named, the worst first, and the
