@@ -3,11 +3,32 @@
 The same package is importable as `lora_inspect.networks`, for trainers that own a folder called `networks`.
 """
 
+import os
+import sys
+
 from lora_inspect.maths.torch_threads import wait_briefly
 
 __all__ = ["adapt"]
 
 wait_briefly()
+
+
+def _folders_in_front() -> list[str]:
+    """The folders of this name that stand before this package on Python's path.
+
+    They are no regular packages, or Python had taken them: sd-scripts' is one, and means its own modules.
+    """
+    own, found = os.path.dirname(os.path.realpath(__file__)), []
+    for entry in sys.path:
+        folder = os.path.join(os.path.abspath(entry), __name__)
+        if os.path.realpath(folder) == own:
+            break
+        if os.path.isdir(folder):
+            found.append(folder)
+    return found
+
+
+__path__ = [*_folders_in_front(), *__path__]
 
 TYPE_CHECKING = False  # what checks types takes it for true
 if TYPE_CHECKING:

@@ -297,6 +297,26 @@ def _option(read: Callable[[str, Any], Any], default: Any = None) -> Any:
     return field(default=default, metadata={"option": NetworkOption(read, default)})
 
 
+class LayerValues(NamedTuple):
+    """What options for blocks and kinds of layers say of one layer; None where they say nothing.
+
+    `source` is the option that its `rank` comes from; a rank of 0 leaves it out. `rate` is a learning rate, and
+    `lr_weight` a multiple of the trainer's, with a parameter group for each `block`. A `wanted` layer is adapted where
+    only defaults leave it out.
+    """
+
+    rank: int | None = None
+    source: str = ""
+    alpha: float | None = None
+    rate: float | None = None
+    block: int | None = None
+    lr_weight: float = 1.0
+    wanted: bool = False
+
+
+NO_VALUES = LayerValues()
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkArguments:
     """Every option of a network, validated.
@@ -304,7 +324,8 @@ class NetworkArguments:
     None means that a dropout or LoRA+ is off, and that `conv_dim` and `conv_alpha` are those of Linear layers; a
     `conv_dim` of 0 leaves convolutions with a kernel alone. `rank_pattern`, `alpha_pattern`, `lr_pattern` and
     `split_dims` hold a rank, an alpha, a learning rate and the output features of each slice by regular expression.
-    `given` are the names that the user set, `extra` the options that the architecture declared.
+    `given` are the names that the user set, `extra` the options that the architecture declared, and `layers` holds what
+    those say of single layers, by dotted path.
     """
 
     use_rslora: bool = _option(read_bool, False)
@@ -332,6 +353,7 @@ class NetworkArguments:
     verbose: bool = _option(read_bool, False)
     given: frozenset[str] = frozenset()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[str, LayerValues] = field(default_factory=dict)
 
     def without(self, *names: str) -> "NetworkArguments":
         """The same with these options as where they are not given."""

@@ -7,7 +7,7 @@ An algorithm that serves every architecture, `loha`, `lokr` and `oft`, gets the 
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -17,20 +17,21 @@ from lora_inspect.architectures.record import Architecture, Switch, Training
 from lora_inspect.architectures.trained import blocks_of, by_option, family_of, training_of
 
 from ..files import reading
-from ..files.file_names import FileNames, module_name
+from ..files.file_names import FileNames
 from ..modules.lora_module import LoRAModule
 from ..modules.module_merging import LoRAInfModule
-from ..network_args import NetworkArguments, NetworkOption, parse, read_bool, read_keywords, read_reg_dims, read_reg_lrs
-from . import creation
+from ..network_args import NetworkArguments, NetworkOption, parse, read_bool, read_keywords
+from . import creation, layer_options
 from .construction import check_model, listed_encoders
 from .creation import PREFIX
+from .layer_options import RATES
 from .network import LoRANetwork
 from .targets import EncoderTargets, class_name, has_kernel, named_leaves
+from .unet_blocks import trains_convolutions
 
 logger = logging.getLogger(__name__)
 
 _ALPHAS = ("conv_alpha", "alpha_pattern")
-_REG_DIMS, _REG_LRS = "network_reg_dims", "network_reg_lrs"
 _CONV_1X1, _TRAIN_T5 = "conv_dim_1x1", "train_t5xxl"
 
 
@@ -131,12 +132,14 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
         training = training_of(family)
         module_class = kwargs.pop("module_class", None) or algorithm.module_class
         module_kwargs = kwargs.pop("module_kwargs", {})
-        options = parse_options(algorithm, kwargs, network_alpha, neuron_dropout, _own_options(training))
+        options = parse_options(algorithm, kwargs, network_alpha, neuron_dropout, _own_options(family))
         encoders = _encoders(training, text_encoders, options.extra)
-        options = _with_named_layers(training, unet, encoders, _with_chosen_excludes(training, options))
+        blocks = _blocks(training, unet, options)
+        options = _with_chosen_excludes(training, options)
+        layers = layer_options.values_of(family, training, unet, blocks, encoders, options)
         excludes = [*_excludes(training, options), *_excluded_in_conv_blocks(training, unet, options)]
         network = creation.create_network(
-            _blocks(training, unet, options),
+            blocks,
             PREFIX,
             multiplier,
             network_dim,
@@ -149,7 +152,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
             module_kwargs={**read_keywords("module_kwargs", module_kwargs), **algorithm.keywords(options)},
             default_exclude_patterns=excludes,
             default_include_patterns=training.includes,
-            arguments=options,
+            arguments=replace(options, layers=layers),
             encoders=encoders,
         )
         network.train_t5xxl = bool(options.extra.get(_TRAIN_T5))
@@ -172,9 +175,16 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
         """
         if unet is None:
             raise ValueError("unet is None; pass the model that the weights are for")
-        if settled := [name for name in algorithm.options if kwargs.pop(name, None) is not None]:
-            logger.warning(f"{', '.join(settled)}: no effect, as the weights already settle that")
         family = architecture or _pop_architecture(kwargs, unet)
+        settled = [name for name in algorithm.options if kwargs.pop(name, None) is not None]
+        known = _own_options(family)
+        own = {name: kwargs.pop(name) for name in known if name in kwargs}
+        settled += sorted(parse(own, extra=known).given.difference(RATES))
+        if settled:
+            logger.warning(f"{', '.join(settled)}: no effect, as the weights already settle that")
+        encoders = _encoders(training_of(family), text_encoders)
+        rates = parse({name: value for name, value in own.items() if name in RATES}, extra=known)
+        layers = layer_options.values_of(family, training_of(family), unet, None, encoders, rates)
         names = file_names(family, unet)
         named = names.from_file(weights_sd, kwargs.pop("metadata", None) or {})
         default = algorithm.inference_class if for_inference else algorithm.module_class
@@ -187,7 +197,8 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
             for_inference,
             module_class=kwargs.pop("module_class", None) or default,
             metadata=named.metadata or None,
-            encoders=_encoders(training_of(family), text_encoders),
+            encoders=encoders,
+            layers=layers,
             **kwargs,
         )
         network.name_files(names)
@@ -228,9 +239,10 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
     return Functions(*made)
 
 
-def _own_options(training: Training) -> dict[str, NetworkOption]:
-    """The options of an architecture: its switches, those of its text encoders, and that of convolutions."""
-    own = {_REG_DIMS: NetworkOption(read_reg_dims, {}), _REG_LRS: NetworkOption(read_reg_lrs, {})}
+def _own_options(architecture: Architecture) -> dict[str, NetworkOption]:
+    """The options of an architecture: those for its layers, its switches, and that of its text encoders."""
+    training = training_of(architecture)
+    own = layer_options.options_of(architecture)
     own |= {switch.name: NetworkOption(read_bool, switch.default) for switch in training.switches}
     own |= {encoder.switch: NetworkOption(read_bool, False) for encoder in training.text_encoders if encoder.switch}
     return {**own, _CONV_1X1: NetworkOption(read_bool, True)} if training.conv_classes else own
@@ -247,53 +259,15 @@ def _encoders(
     ]
 
 
-def _with_named_layers(
-    training: Training, unet: nn.Module, encoders: Sequence[EncoderTargets], options: NetworkArguments
-) -> NetworkArguments:
-    """The options with a pattern for each layer that sd-scripts' `network_reg_dims` and `network_reg_lrs` match."""
-    dims, rates = options.extra[_REG_DIMS], options.extra[_REG_LRS]
-    if not dims and not rates:
-        return options
-    roots = [(PREFIX, unet, None), *encoders]
-    names = {path: module_name(prefix, path) for prefix, model, of in roots for path, _ in named_leaves(model, of)}
-    ranks = _values_of_layers(training, names, dims)
-    own = {re.escape(path): rank for path, rank in ranks.items() if rank}
-    own_rates = {re.escape(path): rate for path, rate in _values_of_layers(training, names, rates).items()}
-    return replace(
-        options,
-        rank_pattern={**own, **(options.rank_pattern or {})},
-        exclude_patterns=(*options.exclude_patterns, *(re.escape(path) for path, rank in ranks.items() if not rank)),
-        lr_pattern={**own_rates, **(options.lr_pattern or {})},
-    )
-
-
-def _values_of_layers(training: Training, names: Mapping[str, str], by_expression: Mapping[str, Any]) -> dict[str, Any]:
-    """The value of the first expression that matches each layer, by path; `names` are those of the modules by path.
-
-    A warning names expressions that are the first for no layer.
-    """
-    found: dict[str, Any] = {}
-    unused = set(by_expression)
-    for path, name in names.items():
-        for expression, value in by_expression.items():
-            if re.search(expression, name) if training.searches_names else re.fullmatch(expression, path):
-                found[path] = value
-                unused.discard(expression)
-                break
-    for expression in sorted(unused):
-        logger.warning(f"{expression!r} in network_reg_dims or network_reg_lrs matches no layer")
-    return found
-
-
 def _blocks(training: Training, unet: nn.Module, options: NetworkArguments) -> tuple[str, ...] | None:
     """The class names of the blocks that are adapted; None for the whole model."""
     blocks = blocks_of(training, getattr(unet, training.task_attribute or "", None))
-    return (*blocks, *training.conv_classes) if blocks is not None and options.conv_dim else blocks
+    return (*blocks, *training.conv_classes) if blocks is not None and trains_convolutions(options) else blocks
 
 
 def _excluded_in_conv_blocks(training: Training, unet: nn.Module, options: NetworkArguments) -> list[str]:
     """A pattern for each layer without a kernel in blocks of convolutions, where `conv_dim_1x1` is False."""
-    if not options.conv_dim or options.extra.get(_CONV_1X1, True):
+    if not trains_convolutions(options) or options.extra.get(_CONV_1X1, True):
         return []
     return [re.escape(path) for path, leaf in named_leaves(unet, training.conv_classes) if not has_kernel(leaf)]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..files import loading, reading, standard_form
 from ..modules.lora_module import LoRAModule
 from ..modules.module_merging import LoRAInfModule
-from ..network_args import NetworkArguments, parse
+from ..network_args import LayerValues, NetworkArguments, parse
 from . import summary
 from .network import LoRANetwork
 from .targets import EncoderTargets, Form, Splits, named_sizes
@@ -98,6 +98,7 @@ def create_network_from_weights(
     module_kwargs: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
     encoders: Sequence[EncoderTargets] = (),
+    layers: Mapping[str, LayerValues] | None = None,
     **kwargs: Any,
 ) -> LoRANetwork:
     """The network that `weights_sd` belongs to, which it does not load.
@@ -154,6 +155,7 @@ def create_network_from_weights(
             use_rslora=rslora,
             use_dora=dora,
             dora_conv=dora and found.has_conv_magnitude,
+            layers=layers or {},
         ),
     )
     network.rslora_settled = settled or metadata is not None

@@ -1,6 +1,7 @@
 """The network: the modules of one model, and the calls that trainers and generators make."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -113,12 +114,15 @@ class LoRANetwork(NetworkWeights):
             self.rank_pattern,
             self.alpha_pattern,
             options.enable_conv2d,
+            options.layers,
         )
+        self._layers = options.layers
         splits = Splits(options.split_dims or {}, options.split_qkv)
         if forms is None:
             construction.check_sizes(lora_dim, alpha)
             patterns = Patterns(*user_s, default_exclude_patterns, default_include_patterns)
-            selection = targets.select(unet, target_replace_modules, patterns, ranks, splits, target_paths)
+            wanted = [path for path, values in options.layers.items() if values.wanted]
+            selection = targets.select(unet, target_replace_modules, patterns, ranks, splits, target_paths, wanted)
             in_encoders = [targets.select(one.model, one.classes, Patterns(*user_s), ranks, splits) for one in encoders]
         else:
             selection, *in_encoders = targets.select_each_named(unet, prefix, encoders, forms)
@@ -176,8 +180,11 @@ class LoRANetwork(NetworkWeights):
         # What the options were is not known of a network that was made from weights.
         if forms is None:
             is_lora = self.module_class in (LoRAModule, PissaModule)
+            own_ranks = {re.escape(path): own.rank for path, own in options.layers.items() if own.rank}
             self.option_metadata = saving.option_metadata(
-                self.init_lora_weights if is_lora else None, self.rank_pattern, self.alpha_pattern
+                self.init_lora_weights if is_lora else None,
+                {**self.rank_pattern, **{path: rank for path, rank in own_ranks.items() if rank != lora_dim}},
+                self.alpha_pattern,
             )
         if self.rank_mask:
             self.option_metadata |= saving.tlora_metadata(options.tlora_min_rank, options.tlora_alpha)
@@ -304,10 +311,13 @@ class LoRANetwork(NetworkWeights):
         rates = [given[min(at, len(given) - 1)] for at in range(len(encoders))]
         name = "textencoder {}" if len(encoders) > 1 else "textencoder"
         parts = [
-            _Part(name.format(at + 1), list(modules.values()), Rates(rate, self.lr_pattern, self._paths))
+            _Part(name.format(at + 1), list(modules.values()), self._rates(rate))
             for at, (modules, rate) in enumerate(zip(encoders, rates, strict=True))
         ]
-        return [*parts, _Part("unet", self.unet_loras, Rates(unet_lr, self.lr_pattern, self._paths))]
+        return [*parts, _Part("unet", self.unet_loras, self._rates(unet_lr))]
+
+    def _rates(self, trainer_s: float | None) -> Rates:
+        return Rates(trainer_s, self.lr_pattern, self._paths, self._layers)
 
     def enable_gradient_checkpointing(self) -> None:
         """Nothing to do: the factors keep only the small hidden activations."""

@@ -7,7 +7,7 @@ Source of the higher rate of the up factors: Hayou et al. 2024 (LoRA+).
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from lora_inspect.version import __version__
 
 from ..files.reading import count
 from ..modules.adapter_module import AdapterModule
-from ..network_args import NATIVE, STANDARD, NetworkArguments
+from ..network_args import NATIVE, NO_VALUES, STANDARD, LayerValues, NetworkArguments
 from .targets import Selection, class_name, has_kernel, named_leaves, value_at
 
 logger = logging.getLogger(__name__)
@@ -183,21 +183,37 @@ _OF_ONE_RATE = ("prodigy", "dadaptation", "dadaptadam", "dadaptadampreprint", "d
 class Rates(NamedTuple):
     """The learning rate of each module: that of the first pattern that matches its dotted path, or else the trainer's.
 
-    `paths` are the dotted paths by module name.
+    `paths` are the dotted paths by module name. What `layers` has by path comes after the patterns: a rate in the place
+    of the trainer's, or a multiple of it for the layer's block.
     """
 
     trainer_s: float | None
     by_pattern: Mapping[str, float]
     paths: Mapping[str, str]
+    layers: Mapping[str, LayerValues] = {}
 
     def own(self, name: str) -> float | None:
-        """The rate that a pattern gives to the module called `name`; None where it has the trainer's."""
-        return value_at(self.by_pattern, self.paths.get(name, ""), None)
+        """The rate that an option gives to the module called `name`; None where it follows the trainer's."""
+        return value_at(self.by_pattern, self.paths.get(name, ""), self._of_layer(name).rate)
 
     def of(self, name: str) -> float | None:
         """The rate of the module called `name`; 0 and None leave it as it is."""
+        own, weight = self.own(name), self._of_layer(name).lr_weight
+        if own is not None:
+            return own
+        return self.trainer_s if self.trainer_s is None or weight == 1 else self.trainer_s * weight
+
+    def group(self, name: str) -> tuple[float | None, int | None]:
+        """The parameter group of the module called `name`: its own rate, or else its block."""
         own = self.own(name)
-        return self.trainer_s if own is None else own
+        return own, self._of_layer(name).block if own is None else None
+
+    def is_weighted(self, name: str) -> bool:
+        """Whether the module called `name` has a multiple of the trainer's rate."""
+        return self.own(name) is None and self._of_layer(name).lr_weight != 1
+
+    def _of_layer(self, name: str) -> LayerValues:
+        return self.layers.get(self.paths.get(name, ""), NO_VALUES)
 
 
 def check_optimizer(
@@ -213,8 +229,9 @@ def check_optimizer(
     plain = {rate for modules, rates in parts for module in modules if (rate := rates.of(module.lora_name))}
     own = {rate for modules, rates in parts for module in modules if (rate := rates.own(module.lora_name))}
     options = ["loraplus_lr_ratio"] if plus_ratio not in (None, 1) else []
+    weighted = any(rates.is_weighted(module.lora_name) for modules, rates in parts for module in modules)
     if len(plain) > 1:
-        options.append("lr_pattern" if own else "text_encoder_lr")
+        options.append("lr_pattern" if own else "down_lr_weight and its like" if weighted else "text_encoder_lr")
     if options:
         raise ValueError(
             f"{' and '.join(options)}: {name} finds one learning rate for all parameters, and takes no groups "
@@ -223,37 +240,44 @@ def check_optimizer(
 
 
 def build_groups(
-    modules: Iterable[AdapterModule], name: str, rates: Rates, plus_ratio: float | None
+    modules: Sequence[AdapterModule], name: str, rates: Rates, plus_ratio: float | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """(groups, descriptions) of equal length and order: `name`, `name plus` and `name dora`, where not empty.
 
     The up factors have a group of their own, at the rate of the others times `plus_ratio`, only with a ratio.
     Magnitudes always have one, at the plain rate: optimisers that estimate a rate per group would find one for two
-    scales. After these three the same ones follow for each rate of a pattern, in the order of the patterns, so that
-    the order depends on the options alone; `name 5e-05` and so on describe them. A group without a rate is left out.
+    scales. Where learning rates have weights, there are these three for each block, as `name_block4`. After them the
+    same ones follow for each rate of a pattern, in the order of the patterns, so that the order depends on the options
+    and the model alone; `name 5e-05` and so on describe them. A group without a rate is left out.
     """
+    places = {module.lora_name: rates.group(module.lora_name) for module in modules}
+    plain = [place for place in dict.fromkeys(places.values()) if place[0] is None]
+    own_rates = dict.fromkeys((*rates.by_pattern.values(), *(own for own, _ in places.values() if own is not None)))
     kinds = ("", "plus", "dora")
-    groups: dict[tuple[float | None, str], list[nn.Parameter]] = {
-        (own, kind): [] for own in (None, *rates.by_pattern.values()) for kind in kinds
+    groups: dict[tuple[float | None, int | None, str], list[nn.Parameter]] = {
+        (*place, kind): [] for place in (*plain, *((own, None) for own in own_rates)) for kind in kinds
     }
+    rate_of: dict[tuple[float | None, int | None], float | None] = {}
     for module in modules:
-        own = rates.own(module.lora_name)
+        place = places[module.lora_name]
+        rate_of[place] = rates.of(module.lora_name)
         for kind, parameters in module.parameter_groups().items():
-            groups[own, "" if kind == "plus" and plus_ratio is None else kind].extend(parameters)
+            groups[(*place, "" if kind == "plus" and plus_ratio is None else kind)].extend(parameters)
     found: list[dict[str, Any]] = []
     descriptions: list[str] = []
-    for (own, kind), parameters in groups.items():
+    for (own, block, kind), parameters in groups.items():
         if not parameters:
             continue
-        rate = rates.trainer_s if own is None else own
-        description = " ".join(part for part in (name, "" if own is None else str(own), kind) if part)
+        rate = rate_of[own, block]
+        of_block = name if block is None else f"{name}_block{block}"
+        description = " ".join(part for part in (of_block, "" if own is None else str(own), kind) if part)
         if not rate:
             logger.info(
                 f"{description}: the learning rate is {rate}, so its {len(parameters)} parameters are not trained"
             )
             continue
         rate *= (plus_ratio or 1.0) if kind == "plus" else 1.0
-        if rates.by_pattern:
+        if rates.by_pattern or rates.layers:
             logger.info(f"{description}: {len(parameters)} parameters at the learning rate {rate:g}")
         found.append({"params": parameters, "lr": rate})
         descriptions.append(description)

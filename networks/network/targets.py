@@ -21,9 +21,11 @@ from torch.nn.parameter import is_lazy
 from ..files.file_names import module_name
 from ..kernels.coded_weight import is_coded, multiplies_itself, stored_weight
 from ..modules.base_forward import CONVOLUTIONS, KINDS, follows_its_weight, is_transposed, kind_of, linear_sizes
+from ..network_args import NO_VALUES, LayerValues
 
 # A trainer's replacement for one of torch's layers may have its name without being one.
 _NAMES = ("Linear", "Conv1d", "Conv2d", "Conv3d")
+_LEAVES_OUT = " leaves it out"
 _UNCALLED = "MultiheadAttention computes with its weight and does not call it"
 
 
@@ -229,9 +231,9 @@ class Patterns:
 class Ranks:
     """Rank and alpha of Linear layers and 1x1 convolutions, and those of convolutions with a larger kernel.
 
-    The first of `rank_pattern` and `alpha_pattern` that matches a whole dotted path goes before both. A `conv_dim`
-    of 0 leaves convolutions with a kernel alone, unless a rank pattern names them; without `enable_conv2d` no
-    convolution is adapted.
+    What `layers` has by dotted path goes before both, and the first of `rank_pattern` and `alpha_pattern` that matches
+    a whole path before that. A `conv_dim` of 0 leaves convolutions with a kernel alone, unless one of them names them;
+    without `enable_conv2d` no convolution is adapted.
     """
 
     dim: int
@@ -241,16 +243,21 @@ class Ranks:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     enable_conv2d: bool = True
+    layers: Mapping[str, LayerValues] = field(default_factory=dict)
 
     def target(self, path: str, module: nn.Module) -> TargetLayer | None:
         """The layer at `path` with its rank and alpha, or None where conv_dim leaves it alone."""
         kernel = has_kernel(module)
         rank, source = (self.conv_dim, "conv_dim") if kernel else (self.dim, "network_dim")
+        own = self.layers.get(path, NO_VALUES)
+        if own.rank is not None:
+            rank, source = own.rank, own.source
         if pattern := first_match(self.rank_pattern, path):
             rank, source = self.rank_pattern[pattern], f"rank_pattern {pattern!r}"
         if rank == 0 and kernel:
             return None
-        alpha = value_at(self.alpha_pattern, path, self.conv_alpha if kernel else self.alpha)
+        default = self.conv_alpha if kernel else self.alpha
+        alpha = value_at(self.alpha_pattern, path, default if own.alpha is None else own.alpha)
         return TargetLayer(path, module, rank, alpha, rank_source=source)
 
 
@@ -284,12 +291,15 @@ def select(
     ranks: Ranks,
     splits: Splits = Splits(),
     paths: Sequence[str] = (),
+    wanted: Sequence[str] = (),
 ) -> Selection:
     """The leaves of the blocks named by `classes` (None: of the whole model) that the patterns let through.
 
-    `paths` are regular expressions of further blocks.
+    `paths` are regular expressions of further blocks. `wanted` are the dotted paths of layers that only the user's
+    excludes leave out; those in no block come last, in this order.
     """
     found = dict(named_leaves(root, classes, paths))
+    found.update((path, root.get_submodule(path)) for path in wanted if path not in found)
     unfit = obstacles(root, found)
     leaves = {path: leaf for path, leaf in found.items() if path not in unfit}
     chosen: list[TargetLayer] = []
@@ -299,6 +309,12 @@ def select(
         excluded = patterns.reason_to_skip(path)
         if excluded and patterns.are_the_user_s(path):
             skipped[path] = excluded
+            continue
+        if path in wanted:
+            excluded = None
+        own = ranks.layers.get(path, NO_VALUES)
+        if own.rank == 0:
+            skipped[path] = excluded or f"{own.source}{_LEAVES_OUT}"
         elif not ranks.enable_conv2d and hasattr(module, "kernel_size"):
             skipped[path] = excluded or "enable_conv2d is False"
         elif not (target := ranks.target(path, module)):
@@ -438,6 +454,8 @@ class LeftOut:
         for pattern, option in self.switches.items():
             if re.fullmatch(pattern, path):
                 return option
+        if reason.endswith(_LEAVES_OUT):
+            return reason.removesuffix(_LEAVES_OUT)
         return {"enable_conv2d is False": "enable_conv2d=True", "conv_dim is 0": "conv_dim"}.get(
             reason, "include_patterns"
         )

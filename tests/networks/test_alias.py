@@ -34,6 +34,19 @@ def test_a_foreign_networks_package_does_not_shadow_ours(tmp_path):
     assert run(code, tmp_path) == "lora_inspect.networks.lora_wan lora_inspect.networks.network.network"
 
 
+def test_a_folder_that_is_no_package_keeps_its_modules(tmp_path):
+    """sd-scripts has no `__init__.py` in `networks`, so Python takes this package, wherever it stands on the path."""
+    (tmp_path / "networks").mkdir()
+    for name in ("lora_flux", "dylora"):
+        (tmp_path / "networks" / f"{name}.py").write_text("FOREIGN = True\n")
+    code = (
+        "import networks.lora_flux, networks.dylora, networks.network_args\n"
+        "assert networks.lora_flux.FOREIGN and networks.dylora.FOREIGN\n"
+        "print(networks.network_args.__file__)"
+    )
+    assert run(code, tmp_path) == str(ROOT / "networks" / "network_args.py")
+
+
 def test_lora_inspect_imports_neither_networks_nor_torch(tmp_path):
     names = "('lora_inspect.networks', 'networks', 'torch')"
     code = f"import lora_inspect, sys; print([name for name in {names} if name in sys.modules])"

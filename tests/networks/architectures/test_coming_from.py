@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from architecture_models import make
 
+from lora_inspect.architectures import by_name
 from lora_inspect.reading.scale.requested_rank import NETWORKS
 from networks import lokr, lora_flux, oft
-from networks.network_args import NetworkOption, parse, read_bool, read_reg_dims, read_reg_lrs
+from networks.network.layer_options import options_of
+from networks.network_args import NetworkOption, parse, read_bool
 
 PAGE = (Path(__file__).parents[3] / "docs" / "coming_from.md").read_text(encoding="utf-8")
 EXTRA = {
@@ -17,8 +19,8 @@ EXTRA = {
     **oft.TRAINED.options,
     "exclude_mod": NetworkOption(read_bool, True),
     "include_refiner": NetworkOption(read_bool, False),
-    "network_reg_dims": NetworkOption(read_reg_dims, {}),
-    "network_reg_lrs": NetworkOption(read_reg_lrs, {}),
+    **options_of(by_name("sd15")),
+    **options_of(by_name("flux")),
 }
 # Options that are read before the others: which family the model is of.
 APART = {"architecture"}

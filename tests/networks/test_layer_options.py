@@ -1,0 +1,164 @@
+"""sd-scripts' options for kinds of layers and numbered blocks of FLUX.1, Stable Diffusion 3 and Lumina-Image 2.0."""
+
+import pytest
+from torch import nn
+
+from networks import loha, lora_flux, lora_lumina, lora_sd3
+
+
+def block(name, *paths, convolutions=()):
+    """A block of the class `name` with a layer at each path."""
+    root = type(name, (nn.Module,), {})()
+    for path in (*paths, *convolutions):
+        *parents, leaf = path.split(".")
+        at = root
+        for parent in parents:
+            if not hasattr(at, parent):
+                at.add_module(parent, nn.Module())
+            at = getattr(at, parent)
+        at.add_module(leaf, nn.Conv2d(4, 4, 2) if path in convolutions else nn.Linear(4, 4))
+    return root
+
+
+def flux():
+    double = ("img_mod.lin", "img_attn.qkv", "img_mlp.0", "txt_mod.lin", "txt_attn.qkv", "txt_mlp.0")
+    model = block("Flux", "img_in", "time_in.in_layer", "vector_in.in_layer", "guidance_in.in_layer", "txt_in")
+    model.double_blocks = nn.ModuleList(block("DoubleStreamBlock", *double) for _ in range(2))
+    single = ("linear1", "modulation.lin")
+    model.single_blocks = nn.ModuleList(block("SingleStreamBlock", *single) for _ in range(3))
+    return model
+
+
+def sd3():
+    model = block(
+        "MMDiT", "context_embedder", "t_embedder.mlp.0", "final_layer.linear", convolutions=("x_embedder.proj",)
+    )
+    model.joint_blocks = nn.ModuleList(nn.Module() for _ in range(3))
+    for joint in model.joint_blocks:
+        for side in ("context_block", "x_block"):
+            joint.add_module(side, block("SingleDiTBlock", "attn.qkv", "mlp.fc1", "adaLN_modulation.1"))
+    return model
+
+
+def lumina():
+    model = block("NextDiT", "x_embedder", "t_embedder.mlp.0", "cap_embedder.1")
+    for name in ("noise_refiner", "context_refiner", "layers"):
+        blocks = (block("JointTransformerBlock", "attention.qkv", "adaLN_modulation.1") for _ in range(2))
+        model.add_module(name, nn.ModuleList(blocks))
+    model.final_layer = block("FinalLayer", "linear")
+    return model
+
+
+def ranks(module, model, **options):
+    """{dotted path: rank} in the order of the network; 4 is that of layers that no option is about."""
+    network = module.create_network(1.0, 4, 2.0, None, None, model, **options)
+    return {network._paths[lora.lora_name]: lora.lora_dim for lora in network.unet_loras}
+
+
+# By option the words that stand in the names of its layers, as create_network of sd-scripts has them.
+OF_FLUX = {"img_attn_dim": "img_attn", "txt_attn_dim": "txt_attn", "img_mlp_dim": "img_mlp", "txt_mlp_dim": "txt_mlp"}
+OF_FLUX |= {"single_dim": "linear1"}
+MODULATION = {"img_mod_dim": "img_mod", "txt_mod_dim": "txt_mod", "single_mod_dim": "modulation"}
+
+
+@pytest.mark.parametrize(("option", "word"), OF_FLUX.items())
+def test_a_kind_of_layer_has_its_rank_and_0_leaves_it_out(option, word):
+    plain = ranks(lora_flux, flux())
+    assert ranks(lora_flux, flux(), **{option: "2"}) == {path: 2 if word in path else 4 for path in plain}
+    assert ranks(lora_flux, flux(), **{option: "0"}) == {path: 4 for path in plain if word not in path}
+
+
+@pytest.mark.parametrize(("option", "word"), MODULATION.items())
+def test_a_rank_of_the_modulation_takes_it_in(option, word):
+    plain = ranks(lora_flux, flux())
+    assert not any("mod" in path for path in plain)
+    taken = {path: rank for path, rank in ranks(lora_flux, flux(), **{option: "2"}).items() if path not in plain}
+    assert set(taken.values()) == {2}
+    assert all(word in path for path in taken)
+    assert ranks(lora_flux, flux(), **{option: "0"}) == plain
+    assert ranks(lora_flux, flux(), **{option: "2", "exclude_patterns": "['.*mod.*']"}) == plain
+
+
+def test_layers_outside_of_the_blocks_come_last_in_the_order_of_the_list():
+    found = ranks(lora_flux, flux(), in_dims="[1,0,2,3,5]", network_reg_dims="time_in=6,txt_in=0")
+    outside = ["img_in", "time_in.in_layer", "vector_in.in_layer", "guidance_in.in_layer"]
+    assert list(found.items())[-4:] == list(zip(outside, (1, 6, 2, 3), strict=True))
+    assert "txt_in" not in found
+
+
+@pytest.mark.parametrize(
+    ("options", "double", "single"),
+    [
+        ({"train_blocks": "single"}, "", "012"),
+        ({"train_blocks": "double"}, "01", ""),
+        ({"train_blocks": "all"}, "01", "012"),
+        ({"train_double_block_indices": "1", "train_single_block_indices": "0,2"}, "1", "02"),
+        ({"train_double_block_indices": "none"}, "", "012"),
+        ({"train_single_block_indices": " 1-2 ", "train_double_block_indices": "all"}, "01", "12"),
+        # An expression for names goes before the numbers, as in sd-scripts.
+        ({"train_double_block_indices": "none", "network_reg_dims": "double_blocks_1=4"}, "1", "012"),
+    ],
+)
+def test_blocks_are_chosen_by_kind_and_number(options, double, single):
+    found = ranks(lora_flux, flux(), **options)
+    numbers = {name: {path.split(".")[1] for path in found if path.startswith(name)} for name in ("double", "single")}
+    assert numbers == {"double": set(double), "single": set(single)}
+
+
+def test_blocks_that_the_model_does_not_have_are_named(caplog):
+    ranks(lora_flux, flux(), train_single_block_indices="0-4")
+    assert "train_single_block_indices: the model has no blocks 3, 4 in single_blocks" in caplog.text
+
+
+@pytest.mark.parametrize("conv", [{}, {"conv_dim": "3"}])
+def test_embedders_of_sd3_have_ranks_and_their_convolution_that_of_convolutions(conv):
+    found = ranks(lora_sd3, sd3(), emb_dims="[1,2,5,0,0,6]", x_attn_dim="2", train_block_indices="0,2", **conv)
+    numbered = {path: rank for path, rank in found.items() if path.startswith("joint_blocks")}
+    sides = [f"joint_blocks.{at}.{side}" for at in (0, 2) for side in ("context_block", "x_block")]
+    layers = ("attn.qkv", "mlp.fc1", "adaLN_modulation.1")
+    expected = {
+        f"{side}.{layer}": 2 if "x_block.attn" in f"{side}.{layer}" else 4 for side in sides for layer in layers
+    }
+    assert numbered == expected
+    rest = {path: rank for path, rank in found.items() if path not in numbered}
+    convolution = 3 if conv else 5
+    assert rest == {
+        "context_embedder": 1,
+        "t_embedder.mlp.0": 2,
+        "x_embedder.proj": convolution,
+        "final_layer.linear": 6,
+    }
+
+
+def test_options_of_lumina():
+    found = ranks(lora_lumina, lumina(), embedder_dims="1,2,3", mlp_dim="5", refiner_dim="6", train_blocks="refiners")
+    refiners = [f"{name}_refiner.{at}" for name in ("noise", "context") for at in range(2)]
+    layers = ("attention.qkv", "adaLN_modulation.1")
+    expected = {f"{refiner}.{layer}": 6 for refiner in refiners for layer in layers}
+    assert found == {**expected, "x_embedder": 1, "t_embedder.mlp.0": 5, "cap_embedder.1": 3}
+
+
+def test_an_option_without_layers_is_named(caplog):
+    ranks(lora_lumina, lumina(), mlp_dim="5")
+    assert "mlp_dim: no effect" in caplog.text
+
+
+def test_other_algorithms_take_the_same_options():
+    found = ranks(loha, flux(), architecture="flux", img_attn_dim="2", train_blocks="double")
+    assert found == ranks(lora_flux, flux(), img_attn_dim="2", train_blocks="double")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_dims": "4,4"}, "in_dims='4,4': 5 whole numbers were expected"),
+        ({"img_attn_dim": "-1"}, "img_attn_dim='-1'"),
+        ({"train_blocks": "both"}, "train_blocks='both': one of all, double, single was expected"),
+        ({"train_single_block_indices": "5-2"}, "'5-2' ends before it begins"),
+        ({"train_single_block_indices": "first"}, "train_single_block_indices='first'"),
+        ({"block_dims": "4"}, "unknown network_args option 'block_dims'"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        ranks(lora_flux, flux(), **options)
