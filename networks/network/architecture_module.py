@@ -27,7 +27,7 @@ from .creation import PREFIX
 from .layer_options import RATES
 from .network import LoRANetwork
 from .targets import EncoderTargets, class_name, has_kernel, named_leaves
-from .unet_blocks import trains_convolutions
+from .unet_blocks import ALPHAS, trains_convolutions
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +299,10 @@ def parse_options(
     options = parse(kwargs, neuron_dropout, extra={**(switches or {}), **algorithm.options})
     if algorithm.has_scale:
         return options
-    given = [*(["network_alpha"] if network_alpha else []), *(name for name in _ALPHAS if name in options.given)]
+    given = [
+        *(["network_alpha"] if network_alpha else []),
+        *(name for name in (*_ALPHAS, *ALPHAS) if name in options.given),
+    ]
     if given:
         logger.info(f"{', '.join(given)}: no effect, as {algorithm.name} has no scale")
     return options.without(*_ALPHAS)

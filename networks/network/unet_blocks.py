@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 _DIMS, _ALPHAS, _CONV_DIMS, _CONV_ALPHAS = "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas"
 _THRESHOLD = "block_lr_zero_threshold"
 _WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
-RATES = (*_WEIGHTS, _THRESHOLD)
+# The options of learning rates, and those that have no effect where the algorithm has no scale.
+RATES, ALPHAS = (*_WEIGHTS, _THRESHOLD), (_ALPHAS, _CONV_ALPHAS)
 # The options that only say more about another one: each has a meaning with any of these.
 _PARTS = {
     _ALPHAS: (_DIMS, *_WEIGHTS),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from networks import lora_sd15, lora_sdxl
+from networks import lora_sd15, lora_sdxl, oft
 
 RATE = 1e-3
 
@@ -204,6 +204,23 @@ def test_weights_count_for_the_network_of_a_file():
 def test_an_option_that_cannot_be_used_is_an_error(options, message):
     with pytest.raises(ValueError, match=message.replace("[", r"\[")):
         sd(**options)
+
+
+def test_alphas_without_an_effect_are_named(caplog):
+    caplog.set_level("INFO")
+    model = tree({path: KINDS[path.split(".")[-2]]() for path in SD})
+    oft.create_network(
+        1.0,
+        4,
+        None,
+        None,
+        None,
+        model,
+        architecture="sd15",
+        block_dims=numbered([4] * 25),
+        block_alphas=numbered([1] * 25),
+    )
+    assert "block_alphas: no effect, as OFT has no scale" in caplog.text
 
 
 def test_several_rates_are_refused_for_an_optimizer_of_one():
