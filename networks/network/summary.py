@@ -255,14 +255,15 @@ def build_groups(
     own_rates = dict.fromkeys((*rates.by_pattern.values(), *(own for own, _ in places.values() if own is not None)))
     kinds = ("", "plus", "dora")
     groups: dict[tuple[float | None, int | None, str], list[nn.Parameter]] = {
-        (*place, kind): [] for place in (*plain, *((own, None) for own in own_rates)) for kind in kinds
+        (own, block, kind): [] for own, block in (*plain, *((own, None) for own in own_rates)) for kind in kinds
     }
     rate_of: dict[tuple[float | None, int | None], float | None] = {}
     for module in modules:
         place = places[module.lora_name]
         rate_of[place] = rates.of(module.lora_name)
         for kind, parameters in module.parameter_groups().items():
-            groups[(*place, "" if kind == "plus" and plus_ratio is None else kind)].extend(parameters)
+            of_kind = "" if kind == "plus" and plus_ratio is None else kind
+            groups[place[0], place[1], of_kind].extend(parameters)
     found: list[dict[str, Any]] = []
     descriptions: list[str] = []
     for (own, block, kind), parameters in groups.items():
