@@ -298,7 +298,7 @@ def _option(read: Callable[[str, Any], Any], default: Any = None) -> Any:
 
 
 class LayerValues(NamedTuple):
-    """What options for blocks and kinds of layers say of one layer; None where they say nothing.
+    """The values that options for blocks and kinds of layers give to one layer; None where they give none.
 
     `source` is the option that its `rank` comes from; a rank of 0 leaves it out. `rate` is a learning rate, and
     `lr_weight` a multiple of the trainer's, with a parameter group for each `block`. A `wanted` layer is adapted where
@@ -324,8 +324,8 @@ class NetworkArguments:
     None means that a dropout or LoRA+ is off, and that `conv_dim` and `conv_alpha` are those of Linear layers; a
     `conv_dim` of 0 leaves convolutions with a kernel alone. `rank_pattern`, `alpha_pattern`, `lr_pattern` and
     `split_dims` hold a rank, an alpha, a learning rate and the output features of each slice by regular expression.
-    `given` are the names that the user set, `extra` the options that the architecture declared, and `layers` holds what
-    those say of single layers, by dotted path.
+    `given` are the names that the user set, `extra` the options that the architecture declared, and `layers` the
+    values that those give to single layers, by dotted path.
     """
 
     use_rslora: bool = _option(read_bool, False)

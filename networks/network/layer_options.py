@@ -70,7 +70,7 @@ CHOICES: Mapping[str, BlockChoice] = {
 
 
 def options_of(architecture: Architecture) -> dict[str, NetworkOption]:
-    """The options by name that the network module of the family has beside those of every module."""
+    """Return the options by name that the network module of the family has in addition to those of every module."""
     own = {_REG_DIMS: NetworkOption(read_reg_dims, {}), _REG_LRS: NetworkOption(read_reg_lrs, {})}
     if blocks := UNETS.get(architecture.name):
         return {**own, **unet_blocks.options_of(blocks)}
@@ -94,7 +94,7 @@ def values_of(
     encoders: Sequence[EncoderTargets],
     options: NetworkArguments,
 ) -> dict[str, LayerValues]:
-    """What the options say of each layer of the model and of the text encoders, by dotted path.
+    """Return the values of each layer of the model and of the text encoders that has any, by dotted path.
 
     `classes` are those of the blocks that are adapted; layers outside of them come last, in the order in which
     sd-scripts makes them. A warning names options that find no layer.
@@ -123,7 +123,7 @@ def values_of(
 def _of_blocks(
     choice: BlockChoice, inside: Mapping[str, nn.Module], options: NetworkArguments
 ) -> dict[str, LayerValues]:
-    """What the options say of the layers in blocks that are adapted."""
+    """Return the values of layers in blocks that are adapted."""
     found: dict[str, LayerValues] = {}
     kinds = options.extra.get(_TRAIN_BLOCKS, _ALL)
     for path, leaf in inside.items():
@@ -144,7 +144,7 @@ def _of_blocks(
 def _outside_of_blocks(
     choice: BlockChoice, leaves: Mapping[str, nn.Module], inside: Collection[str], options: NetworkArguments
 ) -> dict[str, LayerValues]:
-    """What the option with a rank for each layer outside of the blocks says, in the order of sd-scripts."""
+    """Return the values of layers outside of the blocks, in the order of sd-scripts."""
     found: dict[str, LayerValues] = {}
     option, words = choice.ranks.listed or ("", ())
     for word, rank in zip(words, options.extra.get(option) or (), strict=False):
@@ -158,7 +158,7 @@ def _outside_of_blocks(
 
 
 def _typed(choice: BlockChoice, path: str, leaf: nn.Module, options: NetworkArguments) -> LayerValues | None:
-    """The rank of the first option that is given for layers of this kind; None where none is."""
+    """Return the rank of the first option that is given for layers of this kind; None where none is."""
     name = module_name(PREFIX, path)
     for option, words in choice.ranks.typed:
         rank = options.extra[option]
@@ -170,7 +170,7 @@ def _typed(choice: BlockChoice, path: str, leaf: nn.Module, options: NetworkArgu
 def _warn_of_idle(
     choice: BlockChoice, inside: Collection[str], found: Mapping[str, LayerValues], options: NetworkArguments
 ) -> None:
-    """A warning for each option that is about no layer of the model."""
+    """Warn of each option that is about no layer of the model."""
     ranked = [option for option, _ in choice.ranks.typed] + ([choice.ranks.listed[0]] if choice.ranks.listed else [])
     used = {own.source for own in found.values()}
     for option in ranked:
@@ -185,7 +185,7 @@ def _warn_of_idle(
 def _by_expression(
     training: Training, names: Mapping[str, str], options: NetworkArguments, option: str
 ) -> dict[str, Any]:
-    """The value of the first expression of an option that matches each layer, by path; `names` are module names.
+    """Return the value of the first expression that matches each layer, by path; `names` are module names.
 
     A warning names expressions that are the first for no layer.
     """
@@ -203,7 +203,7 @@ def _by_expression(
 
 
 def _read_ranks(length: int, name: str, value: Any) -> list[int]:
-    """`length` ranks, as `[4,4,0]`; 0 leaves layers out."""
+    """Read `length` ranks, as `[4,4,0]`; 0 leaves layers out."""
     parts = value if isinstance(value, list | tuple) else str(value).strip().strip("[]").split(",")
     if len(parts) != length:
         raise ValueError(f"{name}={value!r}: {length} whole numbers were expected")
@@ -211,14 +211,14 @@ def _read_ranks(length: int, name: str, value: Any) -> list[int]:
 
 
 def _read_kind(kinds: Mapping[str, tuple[str, ...]], name: str, value: Any) -> tuple[str, ...] | str:
-    """The lists of blocks of one kind, or `all`."""
+    """Read one kind of blocks: the names of their lists, or `all`."""
     if value != _ALL and value not in kinds:
         raise ValueError(f"{name}={value!r}: one of {', '.join((_ALL, *kinds))} was expected")
     return _ALL if value == _ALL else kinds[value]
 
 
 def _read_numbers(name: str, value: Any) -> frozenset[int] | str:
-    """The numbers of blocks, as `0,3-5`, or `all`; `none` are no numbers."""
+    """Read numbers of blocks, as `0,3-5`, or `all`; `none` are no numbers."""
     text = str(value).strip()
     if text == _ALL:
         return _ALL

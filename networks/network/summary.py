@@ -183,8 +183,8 @@ _OF_ONE_RATE = ("prodigy", "dadaptation", "dadaptadam", "dadaptadampreprint", "d
 class Rates(NamedTuple):
     """The learning rate of each module: that of the first pattern that matches its dotted path, or else the trainer's.
 
-    `paths` are the dotted paths by module name. What `layers` has by path comes after the patterns: a rate in the place
-    of the trainer's, or a multiple of it for the layer's block.
+    `paths` are the dotted paths by module name. The values of `layers` by path come after the patterns: a rate in the
+    place of the trainer's, or a multiple of it for the layer's block.
     """
 
     trainer_s: float | None

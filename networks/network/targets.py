@@ -231,7 +231,7 @@ class Patterns:
 class Ranks:
     """Rank and alpha of Linear layers and 1x1 convolutions, and those of convolutions with a larger kernel.
 
-    What `layers` has by dotted path goes before both, and the first of `rank_pattern` and `alpha_pattern` that matches
+    The values of `layers` by dotted path go before both, and the first of `rank_pattern` and `alpha_pattern` that matches
     a whole path before that. A `conv_dim` of 0 leaves convolutions with a kernel alone, unless one of them names them;
     without `enable_conv2d` no convolution is adapted.
     """

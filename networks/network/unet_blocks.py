@@ -30,7 +30,7 @@ _PARTS = {
     _CONV_ALPHAS: (_CONV_DIMS,),
     _THRESHOLD: _WEIGHTS,
 }
-# Weights of the n blocks of a side by name, from 0 to 1: what block i of them has.
+# The weight of block i of the n blocks of a side, from 0 to 1, by name.
 _PRESETS: Mapping[str, Callable[[int, int], float]] = {
     "sine": lambda i, n: math.sin(math.pi * (i / (n - 1)) / 2),
     "cosine": lambda i, n: math.sin(math.pi * ((n - 1 - i) / (n - 1)) / 2),
@@ -44,7 +44,7 @@ class UNetBlocks(NamedTuple):
     """How sd-scripts counts the blocks of a UNet: first those of the way down, then the middle, then the way up.
 
     `side` and `middle` are numbers of blocks; `ends` are those before and behind all of them, which hold no adapted
-    layer. `places` has, by expressions for dotted paths, the number of the first block and what each group adds to it.
+    layer. `places` has, by expressions for dotted paths, the number of the first block and the step of each group.
     """
 
     side: int
@@ -100,7 +100,7 @@ UNETS: Mapping[str, UNetBlocks] = {
 
 
 def options_of(unet: UNetBlocks) -> dict[str, NetworkOption]:
-    """The options by name; each one that is not given is None, but for the threshold."""
+    """Return the options by name; the default of each is None, but for the threshold."""
     down, middle, up = _WEIGHTS
     return {
         _DIMS: NetworkOption(partial(_read_list, read_count, unet.total)),
@@ -120,7 +120,7 @@ def trains_convolutions(options: NetworkArguments) -> bool:
 
 
 def values_of(blocks: UNetBlocks, layers: Mapping[str, nn.Module], options: NetworkArguments) -> dict[str, LayerValues]:
-    """What the options say of each of the `layers`, by dotted path.
+    """Return the values of each of the `layers` that has any, by dotted path.
 
     A block with the weight 0 is left out. Raises ValueError for an option without the one that it says more about.
     """
@@ -147,7 +147,7 @@ def values_of(blocks: UNetBlocks, layers: Mapping[str, nn.Module], options: Netw
 
 
 def _weights(blocks: UNetBlocks, options: NetworkArguments) -> list[float] | None:
-    """The multiple of the learning rate of each block; None where no option gives one."""
+    """Return the multiple of the learning rate of each block; None where no option gives one."""
     given = [options.extra[name] for name in _WEIGHTS]
     if all(weights is None for weights in given):
         return None
@@ -164,7 +164,7 @@ def _option_of_weight(blocks: UNetBlocks, block: int) -> str:
 
 
 def _read_list(read: Callable[[str, Any], Any], length: int, name: str, value: Any) -> list[Any]:
-    """A value for each block, as `4,8,…`."""
+    """Read a value for each block, as `4,8,…`."""
     parts = _split(value)
     if len(parts) != length:
         raise ValueError(f"{name}: {length} numbers were expected, one for each block, not {len(parts)}")
@@ -172,7 +172,7 @@ def _read_list(read: Callable[[str, Any], Any], length: int, name: str, value: A
 
 
 def _read_weights(length: int, name: str, value: Any) -> list[float]:
-    """The weights of a side: numbers, or a preset with a number that is added to each, as `cosine+0.25`."""
+    """Read the weights of a side: numbers, or a preset with a number that is added to each, as `cosine+0.25`."""
     parts = _split(value)
     if len(parts) > 1:
         return _read_numbers(length, name, value)
@@ -185,7 +185,7 @@ def _read_weights(length: int, name: str, value: Any) -> list[float]:
 
 
 def _read_numbers(length: int, name: str, value: Any) -> list[float]:
-    """`length` numbers, as `0,0.5,1`: none between two commas is 0, and those that are missing at the end are 1."""
+    """Read `length` numbers, as `0,0.5,1`: an empty one is 0, and missing ones at the end are 1."""
     numbers = [read_float(name, part or 0) for part in _split(value)]
     if len(numbers) != length:
         change = "the rest is 1" if len(numbers) < length else "the rest is ignored"
