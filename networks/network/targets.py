@@ -231,9 +231,9 @@ class Patterns:
 class Ranks:
     """Rank and alpha of Linear layers and 1x1 convolutions, and those of convolutions with a larger kernel.
 
-    The values of `layers` by dotted path go before both, and the first of `rank_pattern` and `alpha_pattern` that matches
-    a whole path before that. A `conv_dim` of 0 leaves convolutions with a kernel alone, unless one of them names them;
-    without `enable_conv2d` no convolution is adapted.
+    The values of `layers` by dotted path go before both, and before them the first of `rank_pattern` and
+    `alpha_pattern` that matches a whole path. A `conv_dim` of 0 leaves convolutions with a kernel alone, unless one of
+    these names them; without `enable_conv2d` no convolution is adapted.
     """
 
     dim: int
