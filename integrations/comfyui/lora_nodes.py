@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import comfy.model_management
 import comfy.sd
@@ -31,19 +31,16 @@ PROGRAM = "comfyui"
 Inputs = Mapping[str, Any]
 Made = SumResult | ConvertResult | ExtractResult
 _Parameters = ParamSpec("_Parameters")
-_Self = TypeVar("_Self")
 _Returned = TypeVar("_Returned")
 
 
-def in_one_sentence(
-    work: Callable[Concatenate[_Self, _Parameters], _Returned],
-) -> Callable[Concatenate[_Self, _Parameters], _Returned]:
+def in_one_sentence(work: Callable[_Parameters, _Returned]) -> Callable[_Parameters, _Returned]:
     """Wrap the work of a node: an error of lora-inspect keeps its sentence and loses the calls that led to it."""
 
     @wraps(work)
-    def run(self: _Self, *args: _Parameters.args, **inputs: _Parameters.kwargs) -> _Returned:
+    def run(*args: _Parameters.args, **inputs: _Parameters.kwargs) -> _Returned:
         try:
-            return work(self, *args, **inputs)
+            return work(*args, **inputs)
         except LoraInspectError as error:
             raise error.with_traceback(None) from None
 
@@ -95,9 +92,7 @@ class _ReadsFiles:
     def _state(cls, name: str) -> str:
         try:
             return state_of(cls.path(name))
-        except OSError:
-            return name
-        except LoraInspectError:
+        except (OSError, LoraInspectError):
             return name
 
 
