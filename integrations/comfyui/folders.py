@@ -56,7 +56,7 @@ def output_path(name: str, folder: str, overwrite: bool) -> Path:
     that leads out, and for a missing folder; WouldOverwriteError for an existing file unless `overwrite` is set.
     """
     if wrong := wrong_output_name(name):
-        raise RefusedError(name, wrong, _PLAIN)
+        raise RefusedError(name or "output_name", wrong, _PLAIN)
     if folder not in OUTPUT_FOLDERS:
         raise RefusedError(folder, "no node writes to this folder", f"choose {' or '.join(OUTPUT_FOLDERS)}")
     root = _roots(LORAS)[0] if folder == LORAS else Path(folder_paths.get_output_directory())

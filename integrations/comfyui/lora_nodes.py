@@ -4,6 +4,7 @@ Nodes that write also apply the written file to a model and a text encoder, as C
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -25,6 +26,9 @@ NO_FILE = "None"
 SLOTS = range(1, 7)
 # The rules for the ranks of a resized file: the keyword of the API by the name in the list.
 RULES = {"rank": "rank", "energy kept": "energy", "largest error": "max_error", "megabytes": "size"}
+# The answers about a fact that a file may leave open.
+FILE_TELLS = "as the file says"
+ANSWERS = {FILE_TELLS: None, "yes": True, "no": False}
 # Names, suffixes and scales in the outputs are those that ComfyUI applies as they were trained.
 PROGRAM = "comfyui"
 
@@ -62,6 +66,31 @@ def lora_choice(tooltip: str, is_optional: bool = False) -> tuple[list[str], dic
     """Return the input that chooses a file of the `loras` folders, or none of them."""
     names = folder_paths.get_filename_list("loras")
     return ([NO_FILE, *names] if is_optional else names), {"tooltip": tooltip}
+
+
+def facts() -> dict[str, Any]:
+    """Return the inputs that settle facts a file leaves open, by the keywords that errors name."""
+    return {
+        "architecture": (
+            "STRING",
+            {"default": "", "tooltip": "The model family, such as sd15; empty if files tell it."},
+        ),
+        "rslora": (list(ANSWERS), {"tooltip": "Scale of alpha/sqrt(rank), for files that leave it open."}),
+        "alpha": (
+            "FLOAT",
+            {"default": 0.0, "min": 0.0, "max": 1e6, "tooltip": "Alpha of files without one; 0 for none."},
+        ),
+    }
+
+
+def settled(inputs: Inputs) -> dict[str, Any]:
+    """Return the keywords of the API for the facts that the user settled."""
+    given = {
+        "architecture": inputs.get("architecture") or None,
+        "rslora": ANSWERS[inputs.get("rslora", FILE_TELLS)],
+        "alpha": inputs.get("alpha") or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def shown(*outputs: Any, text: str) -> dict[str, Any]:
@@ -229,7 +258,7 @@ class CombineLoras(_WritesFile):
             for number in SLOTS
         ]
         rank = {"default": 0, "min": 0, "max": 4096, "tooltip": "Largest rank of the sum; 0 for the exact sum."}
-        return slots[0] | slots[1], slots[2] | slots[3] | slots[4] | slots[5] | {"max_rank": ("INT", rank)}
+        return slots[0] | slots[1], slots[2] | slots[3] | slots[4] | slots[5] | {"max_rank": ("INT", rank)} | facts()
 
     def write(self, output: Path, force: bool, inputs: Inputs) -> Made:
         """Write the sum of the chosen files."""
@@ -238,9 +267,8 @@ class CombineLoras(_WritesFile):
             for number in SLOTS
             if (name := inputs.get(f"lora_{number}", NO_FILE)) != NO_FILE
         ]
-        return lora_inspect.combine(
-            adapters, output, max_rank=inputs.get("max_rank") or None, to=PROGRAM, force=force, progress=watching()
-        )
+        options = {"max_rank": inputs.get("max_rank") or None, "to": PROGRAM, **settled(inputs)}
+        return lora_inspect.combine(adapters, output, force=force, progress=watching(), **options)
 
 
 class ConvertLora(_WritesFile):
@@ -251,11 +279,14 @@ class ConvertLora(_WritesFile):
     @classmethod
     def own_inputs(cls) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the file."""
-        return {"lora": lora_choice("The file to convert.")}, {}
+        return {"lora": lora_choice("The file to convert.")}, facts()
 
     def write(self, output: Path, force: bool, inputs: Inputs) -> Made:
         """Convert the file; the copy is read again and compared with it."""
-        return lora_inspect.convert(self.path(inputs["lora"]), output, to=PROGRAM, force=force, progress=watching())
+        options = settled(inputs)
+        return lora_inspect.convert(
+            self.path(inputs["lora"]), output, to=PROGRAM, force=force, progress=watching(), **options
+        )
 
 
 class ResizeLora(_WritesFile):
@@ -271,26 +302,26 @@ class ResizeLora(_WritesFile):
             "lora": lora_choice("The file to resize."),
             "rule": (list(RULES), {"tooltip": "The rule that decides the ranks."}),
             "value": ("FLOAT", value),
-        }, {}
+        }, facts()
 
     @classmethod
     def VALIDATE_INPUTS(
         cls, output_name: str | None = None, rule: str | None = None, value: float | None = None
     ) -> bool | str:
         """Return True, or the problem of the name, of the rule or of its value."""
-        if rule is not None and rule not in RULES:
-            return f"rule: choose one of {', '.join(RULES)}"
-        if rule == "rank" and value is not None and not (value >= 1 and float(value).is_integer()):
-            return "value: a rank is a whole number from 1 on"
+        if wrong := wrong_value(rule, value):
+            return f"value: {wrong}"
         return super().VALIDATE_INPUTS(output_name)
 
     def write(self, output: Path, force: bool, inputs: Inputs) -> Made:
         """Write the file with the ranks of the rule."""
+        if wrong := wrong_value(inputs["rule"], inputs["value"]):
+            raise RefusedError("value", wrong, "give another value")
         rule, value = RULES[inputs["rule"]], inputs["value"]
         given = (
             {"rank": int(value)} if rule == "rank" else {"size": f"{value:f}MB"} if rule == "size" else {rule: value}
         )
-        options: Any = {**given, "to": PROGRAM, "force": force, "progress": watching()}
+        options: Any = {**given, "to": PROGRAM, "force": force, "progress": watching(), **settled(inputs)}
         return lora_inspect.resize(self.path(inputs["lora"]), output, **options)
 
 
@@ -321,6 +352,19 @@ class ExtractLora(_WritesFile):
         return lora_inspect.extract(
             tuned, base, output, rank=inputs["rank"], to=PROGRAM, force=force, progress=watching()
         )
+
+
+def wrong_value(rule: str | None, value: float | None) -> str:
+    """Return the problem of a value for a rule; an empty string for none, and where one of them is not known yet."""
+    if rule is None or value is None:
+        return ""
+    if rule not in RULES:
+        return f"the rule is one of {', '.join(RULES)}"
+    if rule == "rank":
+        return "" if value >= 1 and float(value).is_integer() else "a rank is a whole number from 1 on"
+    if rule == "megabytes":
+        return "" if 0 < value < math.inf else "a size is above 0"
+    return "" if 0 < value <= 1 else "a share is above 0 and at most 1"
 
 
 def applied(path: Path, model: Any, clip: Any) -> tuple[Any, Any, int]:

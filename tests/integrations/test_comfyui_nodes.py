@@ -370,11 +370,43 @@ def test_a_wrong_file_is_an_error_of_one_sentence(comfy, content, kind, says):
     assert os.listdir(comfy.loras) == (["style.safetensors"] if content else [])
 
 
-@pytest.mark.parametrize("rule", [None, "rank", "energy kept", "no rule"])
-def test_a_rank_is_a_whole_number(comfy, rule):
+@pytest.mark.parametrize(
+    ("rule", "good", "wrong"),
+    [
+        ("rank", (1, 16.0), (0, 0.5, 2.5, -1, float("nan"))),
+        ("energy kept", (0.9, 1), (0, 1.5, float("nan"))),
+        ("largest error", (0.1,), (0, 2)),
+        ("megabytes", (0.01, 200), (0, float("inf"))),
+        ("another rule", (), (1,)),
+        (None, (0, None), ()),
+    ],
+)
+def test_a_value_fits_its_rule(comfy, rule, good, wrong):
+    write_lora(comfy.loras / "style.safetensors")
     node = comfy.pack.NODE_CLASS_MAPPINGS["LoraInspectResize"]
-    answers = [node.VALIDATE_INPUTS(output_name="x", rule=rule, value=value) is True for value in (0.5, 2.0, None)]
-    assert answers == {"rank": [False, True, True], "no rule": [False] * 3}.get(rule, [True] * 3)
+    assert all(node.VALIDATE_INPUTS(output_name="x", rule=rule, value=value) is True for value in good)
+    for value in wrong:
+        assert node.VALIDATE_INPUTS(output_name="x", rule=rule, value=value) is not True
+        inputs = {"lora": "style.safetensors", "output_name": "x", "folder": "loras", "overwrite": False}
+        with pytest.raises(RefusedError, match="; give another value"):
+            comfy.run("LoraInspectResize", rule=rule, value=value, **inputs)
+
+
+@pytest.mark.numeric
+def test_an_open_scale_is_settled_by_an_input(comfy):
+    deltas = write_lora(comfy.loras / "style.safetensors", rank=4, alpha=2.0)
+    tensors = {}
+    for name, one in load_file(comfy.loras / "style.safetensors").items():
+        layer = next(layer for layer in LAYERS if f"_{layer.replace('.', '_')}." in name)
+        if "alpha" not in name:
+            tensors[f"base_model.model.{layer}.lora_{'A' if 'down' in name else 'B'}.weight"] = one
+    save_file(tensors, comfy.loras / "style.safetensors")
+    with pytest.raises(LoraInspectError, match="alpha="):
+        convert(comfy)
+    convert(comfy, alpha=2.0, rslora="no", architecture="")
+    assert_near(comfy.loras / "new.safetensors", deltas)
+    convert(comfy, alpha=2.0, rslora="yes", architecture="wan", output_name="rs")
+    assert_near(comfy.loras / "rs.safetensors", {layer: 2 * delta for layer, delta in deltas.items()})
 
 
 def test_a_node_runs_again_once_a_file_has_another_time_or_size(comfy):
