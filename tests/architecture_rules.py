@@ -168,6 +168,14 @@ def ops_apart(tree: Tree) -> Iterator[str]:
             yield f"an op never imports an op: {made}"
 
 
+def through_the_doors(tree: Tree) -> Iterator[str]:
+    """Imports of a part of the package by programs outside it, which have its API and its start."""
+    for made in tree.imports:
+        is_outside = made.source.split(".")[0] not in ORDER
+        if is_outside and made.target.split(".")[0] in ORDER and made.target not in DOORS:
+            yield f"a program outside the package imports lora_inspect only: {made}"
+
+
 def light_start(tree: Tree) -> Iterator[str]:
     """Ways from the command line and the API to what takes long to load."""
     moments = {
@@ -282,6 +290,7 @@ RULES: dict[str, Callable[[Tree], Iterator[str]]] = {
         networks_above_the_core,
         core_without_networks,
         ops_apart,
+        through_the_doors,
         light_start,
         short_files,
         wide_folders,

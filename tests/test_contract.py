@@ -32,12 +32,15 @@ from architecture_rules import (
     parts_of_another,
     short_files,
     tensors_without_a_place,
+    through_the_doors,
     wide_folders,
 )
 from import_graph import AT_IMPORT, FOR_TYPES, IN_A_CALL, Tree, read_tree
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("lora_inspect", "networks")
+# The rules for programs in integrations/, which other programs load. Their folders are no packages of a release.
+OF_INTEGRATIONS = (circles, through_the_doors, short_files, wide_folders, parts_of_another)
 
 # A tree in which every rule holds, and what each rule finds in files that are added to it or stand in their place.
 TOY = {
@@ -151,6 +154,12 @@ PLANTED: list[tuple[Callable[[Tree], Iterator[str]], dict[str, str], str]] = [
     ),
     (ops_apart, {"lora_inspect/ops/info.py": LAZY + "from lora_inspect.ops import merge"}, "in a call"),
     (ops_apart, {"lora_inspect/ops/info.py": SAYS + "from .merge import merge"}, "at import"),
+    (
+        through_the_doors,
+        {"channel/app.py": SAYS + "from lora_inspect import start\nfrom lora_inspect.ops.merge import merge"},
+        "channel.app -> lora_inspect.ops.merge (at import)",
+    ),
+    (through_the_doors, {"channel/app.py": LAZY + "import networks.lora"}, "channel.app -> networks.lora (in a call)"),
     (light_start, {"lora_inspect/ops/merge.py": SAYS + "import torch"}, "lora_inspect.cli.merge takes long"),
     (light_start, {"lora_inspect/api/verbs.py": SAYS + "import torch"}, "lora_inspect.api.verbs takes long"),
     (light_start, {"lora_inspect/__init__.py": SAYS + "import numpy"}, "lora_inspect takes long"),
@@ -276,6 +285,14 @@ def test_the_source_keeps_the_rule(rule, source):
     assert breaches(RULES[rule], source) == []
 
 
+@pytest.mark.parametrize("rule", OF_INTEGRATIONS)
+def test_integrations_keep_the_rule(rule, source):
+    folder = ROOT / "integrations"
+    files = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in folder.rglob("*.py")}
+    known = {path: source.sources[module] for module, path in source.paths.items()}
+    assert list(rule(read_tree(known | files))) == []
+
+
 def test_exceptions_are_few_and_needed(source):
     found = {(rule, found.split()[0]) for rule, _ in EXCEPTIONS for found in rule(source)}
     assert EXCEPTIONS.keys() - found == set()
@@ -294,6 +311,13 @@ KEPT = [
             "lora_inspect/maths/part.py": SAYS + "import lora_inspect.errors\nfrom . import long",
             "lora_inspect/reading/evidence.py": SAYS + "import lora_inspect.algorithms.lora",
             "lora_inspect/api/check.py": SAYS + "import lora_inspect.ops.check",
+        },
+    ),
+    (
+        through_the_doors,
+        {
+            "channel/app.py": SAYS
+            + "import lora_inspect\nfrom lora_inspect import RefusedError\nfrom channel import other"
         },
     ),
     (

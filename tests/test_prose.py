@@ -89,9 +89,15 @@ def found_in(path: Path) -> list[Found]:
 
 
 def by_folder() -> dict[str, list[Found]]:
-    """Those of each folder of the packages, of `docs`, and of the pages beside it."""
-    sources = [path for package in ("lora_inspect", "networks") for path in (ROOT / package).rglob("*.py")]
-    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    """Those of each folder of the packages, of `integrations` and `docs`, and of the pages beside them."""
+    packages = ("lora_inspect", "networks", "integrations")
+    sources = [path for package in packages for path in (ROOT / package).rglob("*.py")]
+    pages = [
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "integrations").rglob("*.md"),
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+    ]
     folders: dict[str, list[Found]] = {}
     for path in (*sources, *pages):
         folders.setdefault(path.relative_to(ROOT).parent.as_posix(), []).extend(found_in(path))

@@ -92,6 +92,12 @@ def test_the_wheels_differ_in_the_training_network_alone(wheels):
     assert light == {name: content for name, content in whole.items() if name not in networks}
 
 
+def test_the_wheels_have_no_program_of_integrations(wheels):
+    for wheel in wheels:
+        tops = {name.partition("/")[0] for name in contents(wheel) if ".dist-info/" not in name}
+        assert tops <= {"lora_inspect", "networks"}
+
+
 def test_the_light_form_needs_all_but_torch(wheels):
     whole, light = (
         {one.partition(">")[0] for one in metadata(wheel).get_all("Requires-Dist") if "extra" not in one}
