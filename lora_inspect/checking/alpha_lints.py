@@ -117,9 +117,9 @@ def _rounded(subject: Subject) -> list[_Rounded]:
 
 
 def _requested_alphas(module: Module, contribution: Contribution, metadata: Mapping[str, str]) -> set[float]:
-    """What trainers store for the alpha that was asked for: itself, or times sqrt(rank), as LyCORIS folds it in.
+    """Return the alphas that trainers store for the requested one: itself, or times sqrt(rank), as LyCORIS does.
 
-    For an asked alpha of 0 that is the neutral one of either rule.
+    For a requested alpha of 0 these are the neutral alphas of both rules.
     """
     asked = requested_alpha(metadata)
     rank = contribution.known_rank if contribution.formula.rank(contribution.shapes) else None

@@ -27,7 +27,7 @@ _LYCORIS = "0x"
 
 
 def stated_hashes(subject: Subject) -> Iterator[RawProblem]:
-    """Hashes of other tensors, of none, and what is no hash at all."""
+    """Yield a problem for each stated hash of other tensors, of no bytes, or that is no hash at all."""
     if not _has_one_header(subject):
         return
     tensors = subject.checkpoint.tensors
@@ -70,7 +70,7 @@ def _has_one_header(subject: Subject) -> bool:
 
 
 class _DataHashes:
-    """The hashes of the data in each order that writers take it in, one after the other until one is what is asked."""
+    """The hashes of the data in each order that writers use, computed in turn until one matches."""
 
     def __init__(self, subject: Subject) -> None:
         self._waiting = _orders(subject.checkpoint)
@@ -94,7 +94,7 @@ def _orders(checkpoint: Checkpoint) -> list[list[Content]]:
 
 
 def readings(subject: Subject) -> int:
-    """How often all tensors are read for the hashes that are stated, at most."""
+    """Return the largest number of times that all tensors are read for the stated hashes."""
     is_read = subject.compares_hashes and subject.metadata.keys() & {MODEL_HASH, SPEC_HASH}
     return len(_orders(subject.checkpoint)) if is_read else 0
 

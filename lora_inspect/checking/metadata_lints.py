@@ -56,7 +56,7 @@ def metadata_empty(subject: Subject) -> Iterator[RawProblem]:
 
 
 def metadata_large(subject: Subject) -> Iterator[RawProblem]:
-    """Metadata that every program reads whole before it knows what the file is."""
+    """Yield a problem for large metadata, which every program reads whole before it knows the kind of file."""
     sizes = {key: len(key) + len(value) for key, value in subject.metadata.items()}
     if (total := sum(sizes.values())) > _LARGE:
         most = max(sizes, key=lambda key: sizes[key])
@@ -126,7 +126,7 @@ def correct_alpha(subject: Subject, draft: Draft) -> Iterator[str]:
 
 
 def correct_numbers(subject: Subject, draft: Draft) -> Iterator[str]:
-    """The rank and the alpha of the modules in the place of what can be none."""
+    """Replace impossible values of the rank and the alpha in the metadata by those of the modules."""
     for key in _absurd(subject):
         yield from (correct_dim if key == DIM else correct_alpha)(subject, draft)
 
@@ -161,7 +161,7 @@ def _empty(subject: Subject) -> list[str]:
 
 
 def _sets_more(subject: Subject, words: tuple[str, ...], of_convolutions: str) -> bool:
-    """Whether options give modules numbers of their own, so that the one for all says nothing."""
+    """Return True if options give some modules numbers of their own, so that the global one proves nothing."""
     args = network_args(subject.metadata)
     own = [
         name
@@ -200,6 +200,6 @@ def _or(numbers: list[float] | list[int]) -> str:
 
 
 def _lineage(name: str) -> list[str]:
-    """The family and those that it descends from."""
+    """Return the family and its ancestors."""
     above = by_name(name).descends_from
     return [name, *(_lineage(above) if above else ())]

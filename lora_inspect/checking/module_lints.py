@@ -20,7 +20,7 @@ _MAGNITUDE = ".dora_scale"
 
 
 def no_adapter(subject: Subject) -> Iterator[RawProblem]:
-    """Files of which only the header and the hashes can be looked at."""
+    """Yield a problem for a file that is no adapter: only its header, metadata and hashes can be checked."""
     if not subject.is_adapter and subject.checkpoint.files:
         what = "a base" if subject.kind == "base" else "neither an adapter nor a base"
         if not subject.families and (title := other_model(subject.checkpoint.tensors)):
@@ -31,7 +31,7 @@ def no_adapter(subject: Subject) -> Iterator[RawProblem]:
 
 
 def flat_magnitudes(subject: Subject) -> Iterator[RawProblem]:
-    """A `dora_scale` without the dimension that tells its axis."""
+    """Yield a problem for each `dora_scale` without the dimension that shows its axis."""
     found = _flat(subject)
     for code, known in (("dora-scale-flat", True), ("dora-axis-unknown", False)):
         own = [(info, axis) for info, axis in found if bool(axis) == known]
@@ -48,7 +48,7 @@ def flat_magnitudes(subject: Subject) -> Iterator[RawProblem]:
 
 
 def shape_magnitudes(subject: Subject, draft: Draft) -> Iterator[str]:
-    """The magnitudes whose axis is known in the shape that says it."""
+    """Reshape each magnitude with a known axis to the shape that shows it."""
     known = [(info, axis) for info, axis in _flat(subject) if axis]
     for info, axis in known:
         draft.reshape(info.name, _shape(info, axis, subject))
@@ -58,7 +58,7 @@ def shape_magnitudes(subject: Subject, draft: Draft) -> Iterator[str]:
 
 
 def split_keys(subject: Subject) -> Iterator[RawProblem]:
-    """Layers whose slices have a pair of factors each."""
+    """Yield a problem for fused layers that are saved in slices, with a pair of factors each."""
     modules = subject.adapter.modules.values()
     keys = [m.name.key for m in modules if any(c.rows for c in m.contributions)]
     if keys:
@@ -69,7 +69,7 @@ def split_keys(subject: Subject) -> Iterator[RawProblem]:
 
 
 def split_alpha(subject: Subject) -> Iterator[RawProblem]:
-    """Layers that were trained in parts and saved as one, of which alpha/rank is a part of the scale."""
+    """Yield a problem for layers that were trained in parts and saved as one, with the alpha of one part."""
     counts: dict[int, list[str]] = {}
     for module, contribution in subject.ranked:
         stored = subject.alphas.get(module.alpha.name) if module.alpha else None
@@ -84,7 +84,7 @@ def split_alpha(subject: Subject) -> Iterator[RawProblem]:
 
 
 def rank_large(subject: Subject) -> Iterator[RawProblem]:
-    """Modules whose rank is above that of any matrix of their size."""
+    """Yield a problem for modules with a rank above that of any matrix of their size."""
     large = [(module.name.key, c) for module, c in subject.ranked if c.rank and (side := _side(c)) and c.rank > side]
     if large:
         key, first = large[0]
@@ -165,7 +165,7 @@ def header_start(subject: Subject) -> Iterator[RawProblem]:
 
 
 def metadata_late(subject: Subject) -> Iterator[RawProblem]:
-    """Metadata that stand behind tensors in the header."""
+    """Yield a problem for metadata that come after tensors in the header."""
     for header in subject.headers:
         if not header.metadata_first and subject.checkpoint.file_metadata[header.file]:
             yield RawProblem("metadata-late", "the metadata do not come first in the header")

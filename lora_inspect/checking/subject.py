@@ -128,7 +128,7 @@ class Subject:
 
     @property
     def ranked(self) -> list[tuple[Module, Contribution]]:
-        """The changes whose alpha is divided by a rank, with their modules."""
+        """The changes that divide alpha by a rank, with their modules."""
         return [
             (module, contribution)
             for module in self.adapter.modules.values()

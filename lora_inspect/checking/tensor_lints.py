@@ -31,7 +31,7 @@ def not_finite(subject: Subject) -> Iterator[RawProblem]:
 
 
 def untrained(subject: Subject) -> Iterator[RawProblem]:
-    """Modules that change nothing: all of them, some, or some whose every factor is zero."""
+    """Yield a problem for modules that change nothing: all, some, or some with only zeros in every factor."""
     known = _of_known_algorithms(subject)
     still = [(c.module.key, c) for c in known if not c.magnitude and _vanishes(subject, c)]
     dead = [key for key, c in still if all(subject.measured[info.name].is_zero for info in _factors(c))]
@@ -70,7 +70,7 @@ def half_overflow(subject: Subject) -> Iterator[RawProblem]:
 
 
 def half_subnormal(subject: Subject) -> Iterator[RawProblem]:
-    """Factors in F16 whose numbers are mostly below what it holds with all its bits."""
+    """Yield a problem for F16 factors with most numbers below the range that F16 holds in full precision."""
     small = [
         name
         for name, one in subject.measured.items()

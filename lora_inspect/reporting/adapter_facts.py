@@ -37,7 +37,7 @@ class LayerBytes(NamedTuple):
 
 
 class Trimmed(NamedTuple):
-    """A file whose layers have at most a rank: its bytes, and the share of the energy of all weights that it keeps."""
+    """A file with a maximum rank for all layers: its bytes, and the share of the energy of all weights that remains."""
 
     rank: int
     bytes: int
@@ -69,7 +69,7 @@ class AdapterFacts:
 
     @property
     def main(self) -> str:
-        """The component whose change is the largest."""
+        """The component with the largest change."""
         return max(self.norms.parts, key=lambda name: self.norms.parts[name].norm, default="")
 
     @property
@@ -99,7 +99,7 @@ class AdapterFacts:
 
     @property
     def right_in(self) -> list[str]:
-        """The titles of those that load it with the meaning that it has."""
+        """The titles of the programs that load the adapter with its true meaning."""
         from lora_inspect.programs.verdict import SAME
 
         return [one.program.title for one in self.meant if one.verdict == SAME]

@@ -1,4 +1,4 @@
-"""The coordinates of curves in a picture: scales from numbers to places, and the ticks beside them."""
+"""The coordinates of curves in a picture: scales from numbers to places, and the ticks of the axes."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ NAME = 120
 
 
 class Tick(NamedTuple):
-    """A number beside an axis, and its place there."""
+    """A number at an axis, and its place there."""
 
     at: float
     text: str
@@ -50,7 +50,7 @@ def across(place: float, first: float, last: float) -> float:
 
 
 def ratio_height(ratio: float) -> float:
-    """The vertical place of a ratio between 1 and 0.001 on a logarithmic scale; smaller ones stand at the bottom."""
+    """Return the vertical place of a ratio from 1 to 0.001 on a logarithmic scale; smaller ones are at the bottom."""
     return _height(1.0 + math.log10(max(ratio, FLOOR)) / -math.log10(FLOOR))
 
 
@@ -85,7 +85,7 @@ def energy_points(shares: Sequence[float], last: int) -> str:
 
 
 def rank_ticks(first: int, last: int) -> list[Tick]:
-    """Ranks beside the horizontal axis: both ends, and rounds numbers between them."""
+    """Return the ranks on the horizontal axis: both ends, and round numbers between them."""
     step = next((step for step in _steps() if (last - first) / step <= 6), 1)
     between = [number for number in range(step, last, step) if first < number <= last - step / 2]
     return [Tick(across(number, first, last), str(number)) for number in dict.fromkeys((first, *between, last))]
@@ -119,7 +119,7 @@ def _ratios(layer: "LayerSpectrum") -> list[float]:
 
 
 def _extremes(layers: "Sequence[LayerSpectrum]") -> "list[tuple[LayerSpectrum, str]]":
-    """The layers whose spectrum is the steepest and the flattest, and the one with the largest singular value."""
+    """Return the layers with the steepest and flattest spectrum and the one with the largest singular value."""
     if not layers:
         return []
     steepest, flattest = min(layers, key=_stable_rank), max(layers, key=_stable_rank)

@@ -203,7 +203,7 @@ def record_of(
 
 
 def _sidecar_record(one: Sidecar, sources: Mapping[str, str]) -> dict[str, Any]:
-    """Return the record of a file of another program beside the adapter: the fields that it fills, or its problem."""
+    """Return the record of a file of another program next to the adapter: the fields that it fills, or its problem."""
     fields = [field for field, file in sources.items() if file == one.file]
     return {"file": one.file, "fields": fields, "problem": one.problem or None}
 
@@ -218,7 +218,7 @@ def _merged(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _combined(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """How the file was made of other adapters; None where nothing tells."""
+    """Return the record of how the file was made from other adapters; None if the metadata have none."""
     if COMBINED_KEY not in metadata:
         return None
     from lora_inspect.reading.metadata.merge_record import combined_record
@@ -227,7 +227,7 @@ def _combined(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _own_config(adapter: Adapter) -> dict[str, Any] | None:
-    """The config beside the file, where it is the one that the adapter was written with."""
+    """Return the config next to the file if the adapter's trainer wrote it; None otherwise."""
     return adapter.checkpoint.config if adapter.trainer in _TRAINERS_WITH_CONFIGS else None
 
 
@@ -296,7 +296,7 @@ def _layout(candidates: tuple[Detection, ...]) -> str | None:
 
 
 def _parameters(info: FileInfo, parts: Iterable[PipelinePart]) -> int:
-    """Those of all parts of an adapter, of which several may have a tensor in common, and all of another file."""
+    """Return the number of parameters of an adapter's parts, shared tensors once, or of all tensors of another file."""
     if info.kind != ADAPTER:
         return elements(info.checkpoint.tensors.values())
     return elements({tensor.name: tensor for part in parts for tensor in part.tensors}.values())

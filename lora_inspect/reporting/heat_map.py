@@ -32,7 +32,7 @@ class LayerSize(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a layer stands: the list of its block, the number of the block there, its name in the block, and its rank.
+    """The place of a layer: the list of its block, the block's number there, and its name in the block.
 
     `order` is the place of the name among those of the family, after all of them where the family has no such name.
     """
@@ -161,9 +161,9 @@ def _table(
 
 
 def place_of(path: str, families: Sequence[Detection]) -> Place:
-    """The place of a module by its path, or by its name with underscores where nothing tells the path.
+    """Return the place of a module by its path, or by its name with underscores if the path is unknown.
 
-    The family's layouts tell running numbers from others, as that of `ffn.0`.
+    The family's layouts distinguish running numbers from others, such as that of `ffn.0`.
     """
     for family in families:
         for order, (pattern, list_, name) in enumerate(_templates(family.layout.paths)):
@@ -197,7 +197,7 @@ def _place_of_block(parts: Sequence[str]) -> int | None:
 
 
 def _name_in_block(parts: Sequence[str]) -> str:
-    """The name of a layer without the lists that it stands in there, and without a number in front."""
+    """Return a layer's name without the lists that contain it and without a leading number."""
     lists = {at for at, part in enumerate(parts) if part == _RUNNING}
     kept = [part for at, part in enumerate(parts) if at not in lists and at + 1 not in lists]
     while len(kept) > 1 and _INDEX.fullmatch(kept[0]):

@@ -21,7 +21,7 @@ _PIECE_BYTES = 1 << 16
 
 
 class Range(NamedTuple):
-    """The data section of one file: what follows its header."""
+    """The data section of one file: the bytes after its header."""
 
     file: str
     start: int
@@ -113,7 +113,7 @@ class _OfOneSize:
 
 
 class _Known:
-    """A file whose bytes are looked at as late and as little as possible."""
+    """A file of the list; its bytes are read only when needed, and as few as possible."""
 
     def __init__(self, path: str, section: DataSection) -> None:
         self.path = path

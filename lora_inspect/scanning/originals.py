@@ -28,7 +28,7 @@ _COPY = r"(?:copy of (?P<of>.+)|(?P<stem>.+?)(?: ?\(\d{1,4}\)|(?: - |[ _-])copy(
 
 
 def original_name(name: str) -> str | None:
-    """The name, without its ending, of which a name says that it is a copy; None of any other name."""
+    """Return the original's name, without its ending, for the name of a copy; None for any other name."""
     found = re.fullmatch(_COPY, name, re.IGNORECASE)
     if not found:
         return None
@@ -43,9 +43,9 @@ _TAIL = 256
 class _Candidate(NamedTuple):
     """A file of the list before it is read; the lower `rank` of equal files is the original's.
 
-    `place` is its folder, behind all links, and its name: the same for two paths that lead to one file by links to
-    folders alone. `bytes` is its size, None where that is not known. `original` is the path that its name says it is a
-    copy of.
+    `place` is its folder, behind all links, and its name: the same for two paths that lead to one file by links of
+    folders only. `bytes` is its size, None where that is not known. `original` is the path of the file that, by its
+    name, it is a copy of.
     """
 
     place: tuple[str, str]
@@ -91,7 +91,7 @@ class Originals:
             yield replace(held, duplicate_of=duplicate_of, section=None)
 
     def _equal_to(self, one: ScannedFile, place: int) -> _Equal | None:
-        """The files with the tensors of this one, of which it may be the original; None for one without tensors."""
+        """Return the group of files with the same tensors as this one; None for one without tensors."""
         if not one.section:
             return None
         earlier = self._duplicates.earlier(one.path, one.section)

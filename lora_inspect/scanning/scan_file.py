@@ -137,7 +137,7 @@ class InProgram(NamedTuple):
 
 
 def in_program(info: FileInfo, state: str, notes: tuple[str, ...], name: str, programs: Iterable[Program]) -> InProgram:
-    """The verdict of one of the programs on an adapter in a state, whose `notes` say why it is in it."""
+    """Return the verdict of the program `name` on an adapter; `notes` explain its `state`."""
     if state in (INFO_ONLY, ANSWER):
         return InProgram(OPEN, notes)
     verdicts = verdicts_on(info.adapter, info.candidates, programs)
@@ -359,7 +359,7 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None, programs:
 def _types(changes: Iterable[tuple[Contribution, int]]) -> tuple[str, ...]:
     """Return the kinds of change of weights; of other parameters only if no weight is changed.
 
-    `changes` are pairs of a change and the number of those that are alike.
+    `changes` are pairs of a change and the number of equal ones.
     """
     counts: Counter[str] = Counter()
     beside: Counter[str] = Counter()

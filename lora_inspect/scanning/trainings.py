@@ -1,7 +1,7 @@
-"""The epochs of one training: files whose names differ in a number, and whose metadata and modules agree.
+"""The epochs of one training: files with equal metadata and modules and names that differ in a number.
 
 Sources of the numbers in names: sd-scripts and musubi-tuner (`-000002`, `-step00000500`), ai-toolkit (`_000000500`),
-PEFT and diffusers (folders `checkpoint-500`), diffusion-pipe (folders `epoch10`), and what people write (`_e10`).
+PEFT and diffusers (folders `checkpoint-500`), diffusion-pipe (folders `epoch10`), and names that people write (`_e10`).
 """
 
 import hashlib

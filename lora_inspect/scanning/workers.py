@@ -27,7 +27,7 @@ _READY = "ready"
 
 
 class HelperProcess(Generic[Thing, Result]):
-    """A process that was started by `method`, "fork" or "spawn"; what it was `given`, by number, and has not answered.
+    """A process that was started by `method`, "fork" or "spawn"; `given` are the numbers of its unanswered tasks.
 
     `is_lost` says that it has died, or that the system refused it. A copy closes the `others`, whose processes would
     not see their pipes close otherwise.
@@ -160,7 +160,7 @@ class _Team(Generic[Thing, Result]):
         self.helpers: list[HelperProcess[Thing, Result]] = []
 
     def start(self, count: int) -> None:
-        """Starts so many; those that the system refuses are none."""
+        """Start `count` processes; one that the system refuses counts as lost."""
         method = "fork" if _can_be_copied() else "spawn"
         for _ in range(count):
             self.helpers.append(HelperProcess(self._function, method, [one.connection for one in self.helpers]))
