@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Coded(NamedTuple):
     """Rows as they are written: `codes` are contiguous, in the element type of the output.
 
-    `beside` is what has to be known of these rows for another tensor of the output, such as their scales.
+    `beside` are facts about these rows that another tensor of the output needs, such as their scales.
     """
 
     codes: "Tensor"
@@ -34,30 +34,31 @@ class Coded(NamedTuple):
 
 
 class Encoder(Protocol):
-    """Makes what is written from the rows of one folded weight; several threads use it at the same time.
+    """Encodes the rows of one folded weight for the output; several threads use it at the same time.
 
-    What it makes depends on the weight, its name and the rows alone, never on who computes them or when. Blocks of rows
-    begin at multiples of `aligned`.
+    The result depends only on the weight, its name and the rows, never on the thread or the time. Blocks of rows begin
+    at multiples of `aligned`.
     """
 
     aligned: int
 
     def prepared(self) -> "Encoder":
-        """The encoder that has read what it needs beside the weight, which mostly is nothing."""
+        """Return an encoder that has read the other tensors that it needs; most need none."""
 
     def encoded(self, rows: "Tensor", first: int, memory: "RowBlocks") -> Coded:
-        """The rows from `first` on, rounded once, in `memory` that is used again; LoraInspectError for what cannot be.
+        """Return the rows from `first` on, rounded once, in reused `memory`; LoraInspectError if they cannot be
+        encoded.
 
-        The rows are not needed any more then.
+        `rows` may be overwritten.
         """
 
     def decoded(self, coded: Coded, first: int) -> "Tensor":
-        """What the codes stand for, in any type of floats."""
+        """Return the numbers that the codes represent, in any type of floats."""
 
     def again(self, beside: Sequence[Any]) -> "Encoder | None":
-        """What all rows have to be written with once more, where that shows when they are done; mostly None.
+        """Return the encoder to write all rows with again, if the finished rows require it; mostly None.
 
-        `beside` is that of all blocks in order, here and below.
+        `beside` has the facts of all blocks in order, here and below.
         """
 
     def others(self, beside: Sequence[Any]) -> Iterable[tuple[str, "Tensor"]]:
@@ -74,7 +75,7 @@ class Witness(Protocol):
         """
 
     def done(self, sums: "StepSums | None") -> None:
-        """What all looks at a weight gave, added up in the order of the blocks."""
+        """Receive the sum of all looks at a weight, added up in the order of the blocks."""
 
 
 class Rounded:
@@ -130,7 +131,7 @@ def check_finite(values: "Tensor", info: TensorInfo, fold: Fold, dtype: str) -> 
 
 
 def _check_cast(block: "Tensor", rounded: "Tensor", info: TensorInfo, dtype: str) -> None:
-    """What is not finite in the base (masks, padding) stays so; what only the cast makes infinite is an error."""
+    """Raise LoraInspectError for a number that only the cast makes infinite; masks and padding in the base may be."""
     from lora_inspect.maths.tensors import first_overflow
 
     value = first_overflow(block, rounded)
@@ -141,7 +142,7 @@ def _check_cast(block: "Tensor", rounded: "Tensor", info: TensorInfo, dtype: str
 
 
 class _Beside(NamedTuple):
-    """What is known of a block of rows: the largest and smallest numbers in it, and with what it was encoded."""
+    """The facts about a block of rows: its largest and smallest numbers, and the parameters of its encoding."""
 
     seen: "Extremes"
     settled: Any
@@ -177,7 +178,9 @@ class Recoded:
         return Recoded(self._weight, self._folds, self._rounding, self._weight.codec.encoding(prepared(self._weight)))
 
     def encoded(self, rows: "Tensor", first: int, memory: "RowBlocks") -> Coded:
-        """The nearest codes, or those by `rounding`; raises LoraInspectError for a number that none stands for."""
+        """Return the nearest codes, or those of `rounding`; raises LoraInspectError for a number that no code
+        represents.
+        """
         seen = self._encoding.extremes(rows, first)
         settled = self._settled(seen, first) if self._shared is None else self._shared
         self._encoding.numbers(rows, settled, first)
@@ -186,7 +189,7 @@ class Recoded:
         return Coded(memory.rounded(rows, self._weight.info.dtype), _Beside(seen, settled))
 
     def decoded(self, coded: Coded, first: int) -> "Tensor":
-        """What the codes stand for."""
+        """Return the numbers that the codes represent."""
         from lora_inspect.maths.tensors import numbers_of
 
         rows = numbers_of(coded.codes, coded.codes.new_empty(0).float().new_empty(coded.codes.shape))

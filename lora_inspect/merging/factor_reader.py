@@ -1,4 +1,4 @@
-"""The factors of contributions as torch tensors; what modules share is read from the file once."""
+"""The factors of contributions as torch tensors; factors that modules share are read from the file once."""
 
 from threading import Lock
 
@@ -15,12 +15,11 @@ _MOST_OF_EXPERTS = 8
 
 
 class FactorReader:
-    """Reads the factors of one contribution after the other.
+    """Reads the factors of one contribution after the other, as tensors that callers must not change.
 
-    It keeps what several modules have in common for as long as it lives, which is no more than the file holds, in the
-    working dtype. The factors of all experts, which land in as many weights where a base has the experts one by one,
-    are kept until those of other layers come. The tensors that it gives are not to be changed.
-    Several threads may read at the same time.
+    It keeps the factors that several modules share for as long as it lives: at most the content of the file, in the
+    working dtype. It keeps the factors of all experts of a layer, which change many weights of a base with separate
+    experts, until other layers come. Several threads may read at the same time.
     """
 
     def __init__(self) -> None:

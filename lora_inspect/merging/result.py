@@ -116,9 +116,9 @@ def result_of(
     seconds: float,
     size: int,
 ) -> MergeResult:
-    """The result of a merge whose `output` is complete.
+    """Return the result of a merge with a complete `output`.
 
-    `counts` are its tensors by element type, `notes` those on what was found beside it, `size` is that of all of it.
+    `counts` are its tensors by element type, `notes` are sentences on files found next to it, `size` is the total size.
     """
     seed = plan.options.seed
     return MergeResult(

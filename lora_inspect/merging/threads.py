@@ -48,11 +48,11 @@ _ALL = 1 << 16
 
 
 class _Void(BaseException):
-    """What is computed is of no use any more: something before it failed, or all is over."""
+    """Raised in a job without use: an earlier one failed, or the crew is over."""
 
 
 class Job(Generic[Tools]):
-    """What one member of a crew does, and how many bytes of memory that takes beside the tools."""
+    """The work of one member of a crew, and the bytes of memory that it takes besides the tools."""
 
     def __init__(self, do: Callable[["Worker[Tools]"], None], memory: int = 0) -> None:
         self.do, self.memory = do, memory
@@ -75,12 +75,11 @@ class _Parts(Generic[Tools]):
 
 
 class Crew(Generic[Tools]):
-    """As many threads as there are tools, each of which calls `begin` first.
+    """One thread for each of the tools; each thread calls `begin` first.
 
-    Jobs begin in their order, each made when its turn comes, and of those that fail the first one decides the error; so
-    it is with the parts of a job.
-    What comes of them, an error too, does not depend on how many threads there are. Jobs that together take more
-    than `memory` bytes are not done at the same time.
+    Jobs begin in their order, and each is made when its turn comes. The first one that fails decides the error; the
+    same holds for the parts of a job. The results and errors do not depend on the number of threads. Jobs that together
+    take more than `memory` bytes are not done at the same time.
     """
 
     def __init__(self, tools: Sequence[Tools], memory: int, begin: Callable[[], None] = lambda: None) -> None:
@@ -95,11 +94,10 @@ class Crew(Generic[Tools]):
         self._is_over = False
 
     def run(self, jobs: Iterable[Job[Tools]], progress: Progress) -> None:
-        """Does all jobs, and tells the progress, in the thread that calls it, what they say that is done.
+        """Do all jobs, and report their progress in the calling thread.
 
-        Raises what the first job that failed raised, or what making one did; those behind it may then not have been
-        done. What is raised by the progress, or by a signal that ends the process, comes once no thread is at work any
-        more.
+        Raises the error of the first job that failed, or of making one; later jobs may not have been done. An error
+        from the progress, or from a signal that ends the process, comes once no thread works any more.
         """
         self._jobs = enumerate(jobs)
         self._due = next(self._jobs, None)
@@ -116,7 +114,7 @@ class Crew(Generic[Tools]):
 
     @contextmanager
     def _at_work(self) -> Iterator[list[threading.Thread]]:
-        """The threads, which have ended behind the block: what they write to may be closed then."""
+        """Yield the threads; after the block they have ended, so their outputs may be closed."""
         threads: list[threading.Thread] = []
         try:
             for tools in self._tools if self._due else ():
@@ -139,11 +137,11 @@ class Crew(Generic[Tools]):
             self._done += amount
 
     def is_void(self, order: int) -> bool:
-        """Whether nobody needs what the job of this number makes."""
+        """Return True if nobody needs the result of the job with this number."""
         return self._is_over or (self._failed is not None and self._failed[0] < order)
 
     def spread(self, tools: Tools, order: int, count: int, do: Callable[[Tools, int], None], most: int) -> None:
-        """Has the members that are free do parts of a job, and does those that are left; `most` do so altogether."""
+        """Share the parts of a job among at most `most` members: this one and free ones."""
         parts = _Parts(order, count, do, most - 1)
         with self._changed:
             self._parts.append(parts)
@@ -267,10 +265,10 @@ class Worker(Generic[Tools]):
         self._crew.done(amount)
 
     def spread(self, count: int, do: Callable[[Tools, int], None], most: int = _ALL) -> None:
-        """Has `do` called with each number below `count`, by whoever is free, with the tools of each.
+        """Call `do` with each number below `count`, by any free member with its own tools.
 
-        No more than `most` members do so at the same time. Raises what the first number that failed raised; those
-        behind it may then not have been done.
+        At most `most` members work at the same time. Raises the error of the first number that failed; later ones may
+        not have been done.
         """
         self._crew.spread(self.tools, self._order, count, do, most)
 
@@ -286,7 +284,7 @@ class Worker(Generic[Tools]):
         return sums.total
 
     def alone(self) -> Any:
-        """A block in which one job at a time is: for those that take much memory."""
+        """Return a context that only one job at a time enters, for work that takes much memory."""
         return self._crew.alone(self._order)
 
 

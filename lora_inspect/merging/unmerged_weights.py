@@ -50,7 +50,7 @@ BLOCK_ELEMENTS = 1 << 15
 
 
 def is_plain(info: TensorInfo) -> bool:
-    """Whether a tensor is stored as plain floats."""
+    """Return True if a tensor is stored as plain floats."""
     return info.dtype in TORCH_DTYPES
 
 
@@ -71,9 +71,9 @@ def why_not(fold: Fold) -> str | None:
 
 
 class Account(NamedTuple):
-    """How many numbers of a weight there are, are proved, and cannot have been there at all.
+    """Counts of a weight's numbers: all, the proved ones, and the impossible ones.
 
-    `off_by` is how far one of the others may be from what the base had.
+    `off_by` is the largest possible distance of the others from the base's numbers.
     """
 
     entries: int = 0
@@ -102,9 +102,9 @@ class _Term:
 
 
 class Subtraction:
-    """What was added to one weight, by the `folds` that added it; `merged` is the tensor that it became, as it is read.
+    """The sum that `folds` added to one weight; `merged` is the resulting tensor, as it is read.
 
-    `working` is the element type, F32 or F64, that it was folded in. Several threads use it at the same time.
+    `working` is the element type, F32 or F64, in which it was folded. Several threads use it at the same time.
     """
 
     def __init__(self, folds: Sequence[Fold], factors: FactorReader, merged: TensorInfo, working: str) -> None:
@@ -115,11 +115,11 @@ class Subtraction:
 
     @property
     def blocks(self) -> Cut:
-        """How its rows are cut into the blocks that are restored or held against the base."""
+        """The blocks of rows that are restored or compared with the base."""
         return cut(self.merged, BLOCK_ELEMENTS, lcm(*(term.change.together for term in self._terms)))
 
     def restored(self, rows: Tensor, first: int) -> tuple[Tensor, Account]:
-        """Of `rows` of the merged weight, from the row `first` on, what the base most likely had, in its type."""
+        """Return the most likely `rows` of the base, from the row `first` of the merged weight on, in its type."""
         low, high = self.interval(rows, first)
         found = preimages(low, high, TORCH_DTYPES[self.merged.dtype])
         doubt = torch.where(found.proved, 0.0, high - low)
@@ -156,14 +156,14 @@ def _enlarged(tensor: Tensor, little: float) -> Tensor:
 
 
 def _second(shape: tuple[int, ...]) -> int:
-    """The second largest size: what a factor is multiplied along is no longer, or as long as the rank."""
+    """Return the second largest size: the inner dimension of a factor's product is at most this, or the rank."""
     return sorted(shape)[-2] if len(shape) > 1 else 1
 
 
 class FromMerged:
-    """Takes out of each weight what was added to it. `accounts` are those of the weights that are written, by name.
+    """Subtracts the change of a merge from each weight. `accounts` are the accounts of the written weights, by name.
 
-    `folded_in` is what the merge recorded of the element types that it computed in.
+    `folded_in` has the element types of the computation, as the merge recorded them.
     """
 
     def __init__(self, folds: Mapping[str, Sequence[Fold]], folded_in: Mapping[str, str]) -> None:
@@ -202,10 +202,10 @@ class FromMerged:
 
 
 class AgainstBase:
-    """Holds the tensors of a base against a model that was merged from it; `unchecked` are those without a rule.
+    """Compares the tensors of a base with a model that was merged from it; `unchecked` are tensors without a rule.
 
-    `beyond_rules` are tensors of which nothing is known but that they may have become others, and `folded_in` is what
-    the merge recorded of the element types that it computed in.
+    `beyond_rules` are tensors that may have changed in unknown ways, and `folded_in` has the element types of the
+    computation, as the merge recorded them.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ COPIED_BYTES = 32 << 20
 
 
 class Tools:
-    """What each thread has of its own: memory that is used again, and the file of the base that it reads."""
+    """The own objects of each thread: memory that is reused, and the base file that it reads."""
 
     def __init__(self, elements: int) -> None:
         self._source = HeldInput()
@@ -41,7 +41,7 @@ class Tools:
 
 @contextmanager
 def working_crew(elements: int) -> Iterator[Crew[Tools]]:
-    """A crew of as many threads as compute at the same time, whose blocks of rows have so many elements at most."""
+    """Yield a crew with one thread for each that may compute, with blocks of at most so many elements."""
     tools = [Tools(elements) for _ in range(computing_threads(MOST_THREADS))]
     with ExitStack() as opened:
         for own in tools:
@@ -51,7 +51,7 @@ def working_crew(elements: int) -> Iterator[Crew[Tools]]:
 
 
 def copying(writer: Writer, spans: Iterable[Span]) -> Iterator[tuple[int, Job[Tools]]]:
-    """(position in the file, job) for all pieces of what is written as it is."""
+    """Yield (position in the file, job) for all pieces that are copied unchanged."""
     for span in spans:
         for piece in span.pieces(COPIED_BYTES):
             yield piece.at, Job(partial(_copy, writer, piece))

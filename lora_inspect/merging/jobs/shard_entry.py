@@ -30,11 +30,11 @@ def digest(parts: Mapping[str, Any]) -> str:
 class ShardEntry(NamedTuple):
     """The facts of a shard that other processes need.
 
-    `made_of` is what all shards have in common. `size` is that of the file and `data_start` that of its header;
-    `sha256` is the hash of what is behind that, with zeros in the ranges `late`, whose content the weights of other
-    shards decide. `settled` has such content, by the names of tensors, that its own weights decide for others.
-    `counts` are its tensors by element type, `records` what was seen of each weight, and `base_sha256` is the hash of
-    the base's file where that is recorded.
+    `made_of` are the facts that all shards share. `size` is the file's size and `data_start` its header's; `sha256` is
+    the hash of the bytes after that, with zeros in the ranges `late`, which the weights of other shards decide.
+    `settled` has, by the names of tensors, such content that its own weights decide for others. `counts` are its
+    tensors by element type, `records` the observations of each weight, and `base_sha256` is the hash of the base's file
+    if recorded.
     """
 
     made_of: Mapping[str, Any]
