@@ -30,11 +30,11 @@ class SharedBlocks(Protocol):
         """As all blocks: one after the other, in this thread."""
 
     def total(self, measure: Measure) -> Any:
-        """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+        """Return the sum of `measure` over the blocks, in their order; None if there are none."""
 
 
 def total(blocks: Blocks, measure: Measure) -> Any:
-    """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+    """Return the sum of `measure` over the blocks, in their order; None if there are none."""
     if isinstance(blocks, SharedBlocks):
         return blocks.total(measure)
     parts = (measure(first, rows) for first, rows in blocks())
@@ -42,9 +42,9 @@ def total(blocks: Blocks, measure: Measure) -> Any:
 
 
 def summed(blocks: Blocks, measure: Measure, like: Any) -> Any:
-    """The sum of what `measure` makes of each block in float64, in the type of `like`.
+    """Return the float64 sum of `measure` over the blocks, in the type of `like`.
 
-    A float32 that is rounded from it once does not show how the rows are cut.
+    A float32 that is rounded from it once does not depend on the division into blocks.
     """
     return total(blocks, measure).to(like.dtype)
 
@@ -58,22 +58,22 @@ def summed_products(left: Any, blocks: Blocks) -> Any:
 class Change(Protocol):
     """A change of one weight, in blocks of rows that begin and end at multiples of `together`; 0: all at once.
 
-    One that needs nothing of the weight and knows no better way to change a transposed one is `fold` alone.
+    A change that needs nothing of the weight and has no better way for a transposed one defines only `fold`.
     """
 
     __slots__ = ()
 
     @property
     def together(self) -> int:
-        """How many rows belong together, from the first row on."""
+        """The number of rows that belong together, from the first row on."""
 
     @property
     def holds_all(self) -> bool:
-        """Whether it holds the whole weight in memory while it settles."""
+        """True if it holds the whole weight in memory while it settles."""
         return False
 
     def settled(self, blocks: Blocks, multiplier: float) -> "Change":
-        """The change once it has seen what it needs of the whole weight, to be folded with this `multiplier`."""
+        """Return the change after it has read the whole weight as needed, to be folded with this `multiplier`."""
         return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
@@ -85,7 +85,7 @@ class Change(Protocol):
 
 
 def holds_all(change: Change) -> bool:
-    """Whether a change holds the whole weight in memory while it settles; one that does not say so does not."""
+    """Return True if a change holds the whole weight in memory while it settles; False if it does not say."""
     return getattr(change, "holds_all", False)
 
 
@@ -109,7 +109,7 @@ class LowRank(Change):
 
 @dataclass(frozen=True, slots=True)
 class Additive(Change):
-    """W + multiplier · scale · delta, of which `delta_rows(first, last)` computes the rows `first` to `last`."""
+    """W + multiplier · scale · delta; `delta_rows(first, last)` computes the rows `first` to `last` of delta."""
 
     delta_rows: Callable[[int, int], Any]
     scale: float
@@ -121,7 +121,7 @@ class Additive(Change):
 
 
 def added(matrix: Any, scale: float) -> Additive:
-    """W + multiplier · scale · matrix, of which all rows (out, columns) are there."""
+    """Return W + multiplier · scale · matrix, for a matrix with all rows (out, columns)."""
     return Additive(partial(_rows, matrix), scale)
 
 
@@ -171,7 +171,7 @@ class Replaced(Change):
 
 @dataclass(frozen=True, slots=True)
 class ReplacedRows(Change):
-    """`values` (count, columns) in the place of some rows of the weight, whose numbers are `rows`, each once.
+    """`values` (count, columns) in place of some rows of the weight; `rows` are their numbers, each once.
 
     There is no multiplier but 1.
     """
@@ -348,7 +348,7 @@ class SharedRead(Protocol):
         """As all of them: one block after the other, in this thread."""
 
     def total(self, together: int, measure: Measure) -> Any:
-        """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+        """Return the sum of `measure` over the blocks, in their order; None if there are none."""
 
 
 class Behind:
@@ -365,7 +365,7 @@ class Behind:
             yield first, rows
 
     def total(self, measure: Measure) -> Any:
-        """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+        """Return the sum of `measure` over the blocks, in their order; None if there are none."""
 
         def behind(first: int, rows: Any) -> Any:
             fold_all(self._links, rows, first)
@@ -405,7 +405,7 @@ def fold_all(links: Sequence[Link], rows: Any, first: int) -> None:
 
 
 def together_in(links: Sequence[Link]) -> int:
-    """How many rows belong together for all of them; 0 is for all rows."""
+    """Return the number of rows that belong together for all of them; 0 means all rows."""
     return lcm(*(change.together for change, _ in links))
 
 

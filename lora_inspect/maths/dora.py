@@ -1,7 +1,7 @@
-"""DoRA: the norm of V = W + delta, the gain that magnitude and norm make, and the fold.
+"""DoRA: the norm of V = W + delta, the gain from magnitude and norm, and the fold.
 
-Written with tensor methods alone, so that it imports without torch and serves forward, merge and convert.
-Source: Liu et al. 2024 (DoRA), W' = magnitude · V / ‖V‖; where programs differ, the program is named.
+Written only with tensor methods, so that it imports without torch and serves forward, merge and convert. Source: Liu et
+al. 2024 (DoRA), W' = magnitude · V / ‖V‖; where programs differ, the program is named.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ _COLUMNS = 512
 
 
 class DoraSpelling(NamedTuple):
-    """One spelling of the magnitude, and what the programs that write it mean by it.
+    """One spelling of the magnitude, and the meaning that its programs give it.
 
-    `multiplier` is the rule by which they apply a multiplier. `added_eps` is what they add to the norm; None
-    stands for ours, max(norm, 1e-6). `norms` says whose they are.
+    `multiplier` is the rule by which they apply a multiplier. `added_eps` is the number that they add to the norm; None
+    means ours, max(norm, 1e-6). `norms` says if they are norms of V or of W.
     """
 
     suffix: str
@@ -80,7 +80,7 @@ def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], changed: Sequence[in
 
 
 def _are_inputs(shape: tuple[int, ...], in_features: int | None, dimensions: int) -> bool:
-    """Whether there are as many numbers as inputs; of a kernel that is flattened they may be a part of the columns."""
+    """Return True if there are as many numbers as inputs; for a flattened kernel they may be part of the columns."""
     if in_features is None or shape[1] == 0:
         return False
     is_flattened = dimensions == 2 and len(shape) > 2
@@ -88,9 +88,9 @@ def _are_inputs(shape: tuple[int, ...], in_features: int | None, dimensions: int
 
 
 def squared_norm(matrix: Any, axis: str) -> Any:
-    """Sum of squares of `matrix` (out, columns) along `axis`: (out,) for output rows, (columns,) for input.
+    """Return the sum of squares of `matrix` (out, columns) along `axis`: (out,) for output rows, (columns,) for input.
 
-    What is over all rows is in float64: where they come in blocks, it is a part of a sum.
+    A sum over rows is in float64, since with blocks of rows it is only a part of the whole sum.
     """
     if axis == OUTPUT:
         return (matrix * matrix).sum(1)
@@ -119,7 +119,7 @@ def norm_from_square(squared: Any, added_eps: float | None = None) -> Any:
 
 
 def gain(magnitude: Any, norm: Any) -> Any:
-    """magnitude / norm: what each row (or column) of V is multiplied by."""
+    """Return magnitude / norm, the factor of each row (or column) of V."""
     return magnitude / norm
 
 

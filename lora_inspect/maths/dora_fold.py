@@ -1,6 +1,6 @@
 """DoRA around any change that is added to a weight: V = W + change, each row or column scaled by its magnitude.
 
-Tensor methods alone; the formulas are in `dora`.
+Tensor methods only; the formulas are in `dora`.
 """
 
 import math
@@ -13,10 +13,10 @@ from lora_inspect.maths.change import Blocks, Change, Transposed, holds_all, sum
 
 @dataclass(frozen=True, slots=True)
 class MagnitudeValues:
-    """The vector `values` over output rows or inputs, and what the program that wrote it does with it.
+    """The vector `values` over output rows or inputs, and its use in the program that wrote it.
 
-    `rule` says how a multiplier applies, `added_eps` what is added to the norm; None stands for max(norm, 1e-6).
-    `norms` says whether they are those of V or of W.
+    `rule` is the rule for a multiplier, `added_eps` is added to the norm; None means max(norm, 1e-6). `norms` says if
+    the norms are those of V or of W.
     """
 
     values: Any
@@ -37,7 +37,7 @@ class MagnitudeValues:
         return norm.masked_fill(norm.isinf(), math.nan)
 
     def gains(self, squared_norms: Any, values: Any) -> Any:
-        """What V is multiplied by."""
+        """Return the factors of V."""
         return dora.gain(values, self.divisors(squared_norms))
 
     def combined(self, change: Change, rows: Any, first: int, multiplier: float) -> tuple[Any, Any]:
@@ -102,13 +102,13 @@ class DecomposedRows(_Decomposed):
         return gains.reshape(-1, 1)
 
     def transposed(self) -> Change:
-        """What were rows are columns in the weight as it is stored."""
+        """Return the change of the transposed weight: rows become columns."""
         return DecomposedColumns(self.change.transposed(), self.magnitude)
 
 
 @dataclass(frozen=True, slots=True)
 class DecomposedColumns(_Decomposed):
-    """DoRA over inputs, for each of which a convolution has `columns_per_input` neighbouring columns.
+    """DoRA over inputs; a convolution has `columns_per_input` neighbouring columns for each input.
 
     `squares` are the squared norms, over all rows, known once the change has settled.
     """
@@ -130,7 +130,7 @@ class DecomposedColumns(_Decomposed):
         return gains.repeat_interleave(self.columns_per_input).reshape(1, -1)
 
     def transposed(self) -> Change:
-        """What were columns are rows in the weight as it is stored; of a convolution all rows have to be there."""
+        """Return the change of the transposed weight: columns become rows; a convolution needs all rows at once."""
         if self.columns_per_input > 1:
             return Transposed(self)
         return DecomposedRows(self.change.transposed(), self.magnitude)

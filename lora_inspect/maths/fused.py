@@ -1,4 +1,4 @@
-"""Slices of a fused layer, each with factors of its own, as one pair of factors, and back. Tensor methods alone.
+"""Slices of a fused layer, each with factors of its own, as one pair of factors, and back. Tensor methods only.
 
 down is stacked and up block-diagonal: diag(u₀, u₁, …) @ [d₀; d₁; …] holds each uᵢ @ dᵢ in the rows of its slice. The
 rank is the sum of the ranks, so that an alpha of alpha/rank grows with it. Slices of one down share its columns.
@@ -56,9 +56,9 @@ def part(up: Any, down: Any, sizes: Sequence[int]) -> list[tuple[Any, Any]] | No
 
 
 def has_blocks(up: Any) -> bool:
-    """Whether the first and the last row of `up` (out, rank) have no column in common, as rows of two slices have none.
+    """Return True if the first and the last row of `up` (out, rank) share no column, as rows of two slices.
 
-    Training a layer as a whole leaves no 0 in a row; before it all of `up` is 0, which says nothing.
+    Training a layer as a whole leaves no 0 in a row; before it all of `up` is 0, which proves nothing.
     """
     first, last = (up[row].float() != 0 for row in (0, -1))
     return bool(first.any() and last.any()) and not bool((first & last).any())

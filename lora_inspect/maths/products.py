@@ -1,4 +1,4 @@
-"""Products of matrices. Tensor methods alone."""
+"""Products of matrices. Tensor methods only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def add_product(rows: Any, left: Any, right: Any) -> None:
 
 
 def by_rows(make: Callable[[Any], Any], rows: Any) -> Any:
-    """What `make` makes of each of the rows (…, n, k), by itself: (…, n, columns). Zeros fill up what it is given."""
+    """Return `make` of each of the rows (…, n, k), by itself: (…, n, columns). Zeros fill up its input."""
     return make(_filled(rows))[..., : rows.shape[-2], :]
 
 

@@ -12,8 +12,8 @@ from lora_inspect.maths.products import add_product
 class Residual(Change):
     """W - multiplier · scale · up @ down, with the factors that `take(weight)` takes from the whole weight (out, in).
 
-    `factors` are these, None until the weight has been seen; from then on it stays what it is whatever it is folded
-    into. Finding them needs the whole weight in memory, in the dtype that it is folded in, a few times over.
+    `factors` are None until the weight has been read; from then on they stay the same for any weight. Computing them
+    needs the whole weight in memory, in the dtype of the folding, a few times over.
     """
 
     take: Callable[[Any], tuple[Any, Any]]
@@ -48,7 +48,7 @@ class Residual(Change):
 
 
 def principal_factors(weight: Any, rank: int, iterations: int | None = None) -> tuple[Any, Any]:
-    """up (out, rank) and down (rank, in), whose product is the best approximation of `weight` (out, in): PiSSA's.
+    """Return up (out, rank) and down (rank, in), the best approximation of `weight` (out, in): PiSSA's.
 
     They share the singular values evenly. None for `iterations` is a full decomposition; a number is that of the
     power iterations of a randomised one, which is much faster and close to it. Source: Meng et al. 2024.
@@ -65,10 +65,10 @@ def principal_factors(weight: Any, rank: int, iterations: int | None = None) -> 
 
 
 def orthogonal_factors(weight: Any, rank: int) -> tuple[Any, Any]:
-    """up (out, rank) and down (rank, in): the first columns and rows of `weight` (out, in) = Q @ R, which OLoRA takes.
+    """Return up (out, rank) and down (rank, in) of OLoRA: columns and rows of `weight` (out, in) = Q @ R.
 
-    The first columns of Q are those of the first columns of the weight alone. Source: Büyükakyüz 2024; `olora_init` of
-    PEFT.
+    They are the first ones; the first columns of Q depend only on those of the weight. Source: Büyükakyüz 2024;
+    `olora_init` of PEFT.
     """
     import torch
 

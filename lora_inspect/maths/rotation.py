@@ -4,7 +4,7 @@ Rotations may follow in stages, each of blocks of other rows. Stage i turns bloc
 after some stages every row of a group is mixed with every other one.
 
 Sources: Qiu et al. 2023 (OFT) for Cayley's transform, Qiu et al. 2025 (OFTv2) for its Neumann series; Liu et al. 2023
-(BOFT) for stages, whose programs put the groups' rows into different orders.
+(BOFT) for stages; programs order the groups' rows differently.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from lora_inspect.maths.products import by_rows, product
 
 
 def identity(blocks: Any) -> Any:
-    """The identity (size, size) beside matrices (count, size, size)."""
+    """Return the identity (size, size) for matrices (count, size, size)."""
     return blocks.new_ones(blocks.shape[-1]).diag()
 
 
 def from_upper(entries: Any, size: int) -> Any:
-    """Skew-symmetric matrices (count, size, size) from what is above their diagonals (count, size·(size - 1)/2)."""
+    """Return skew-symmetric matrices (count, size, size) from their upper entries (count, size·(size - 1)/2)."""
     upper = entries.new_ones(size, size).triu(1) > 0
     matrices = entries.new_zeros(entries.shape[0], size, size)
     matrices[:, upper] = entries
@@ -128,7 +128,7 @@ def alternating(numbers: Any, group: int, size: int) -> Any:
 
 
 def half_blocks(numbers: Any, group: int, size: int) -> Any:
-    """Half a block from the first half of a group, one from the second half, and so on; one block alone as it is."""
+    """Return half a block from the first half of a group, one from the second, and so on; a single block unchanged."""
     if group == size:
         return numbers
     return numbers.reshape(-1, 2, group // size, size // 2).transpose(1, 2).flatten()

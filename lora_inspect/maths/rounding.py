@@ -32,7 +32,7 @@ def spacing(values: Tensor, dtype: str) -> Tensor:
 
 
 def rounded(values: Tensor, dtype: str) -> Tensor:
-    """The values in `dtype`, which none of them leaves: what is too large becomes the largest number."""
+    """Return the values in `dtype`; numbers beyond its range become the largest ones."""
     if dtype == "I8":
         return values.round().clamp_(-128, 127)
     stored = STORED_DTYPES[dtype]
@@ -74,10 +74,10 @@ class StochasticRounding:
         self._keys = tuple(_signed(int.from_bytes(digest[at : at + 4], "little")) for at in (0, 4))
 
     def rounded(self, values: Tensor, dtype: str, first: int) -> Tensor:
-        """Numbers of `dtype`, in float32, for values of which the first is the entry `first` of the weight.
+        """Return numbers of `dtype`, in float32, for values that begin at the entry `first` of the weight.
 
-        Contiguous float32 values are changed in place. Those on the grid stay as they are, and a block that holds
-        anything that is not finite does too. I8 are the whole numbers.
+        Contiguous float32 values are changed in place. Numbers on the grid stay unchanged, and so does a block with NaN
+        or infinity. I8 are the whole numbers.
         """
         values = values.float().contiguous()
         if dtype not in ROUNDED or not values.numel() or not _are_finite(values):
@@ -90,7 +90,7 @@ class StochasticRounding:
         return values
 
     def _drawn(self, first: int, count: int) -> Tensor:
-        """16 random bits for each entry as whole numbers with a sign; two entries share what is hashed."""
+        """Return 16 random bits for each entry as signed whole numbers; two entries share one hash."""
         begin, end = first // 2, (first + count + 1) // 2
         hashed = (_counted(_TOGETHER // 2 + 1)[: end - begin] + _signed(begin)).bitwise_xor_(self._keys[0])
         shifted = torch.empty_like(hashed)
@@ -102,7 +102,7 @@ class StochasticRounding:
 
 
 def _round_to_bfloat16(values: Tensor, drawn: Tensor) -> None:
-    """Adds what was drawn to the bits that bfloat16 has not, and drops them."""
+    """Add the drawn bits to the low bits that bfloat16 lacks, and drop these."""
     bits = values.view(torch.int32)
     bits.add_(drawn).add_(1 << (_BITS_BELOW - 1)).bitwise_and_(-1 << _BITS_BELOW)
 
@@ -130,7 +130,7 @@ def _counted(count: int) -> Tensor:
 
 
 def _signed(number: int) -> int:
-    """The number of 32 bits, the highest of which is a sign."""
+    """Return the number as 32 bits with the highest as the sign."""
     return (number + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
@@ -142,7 +142,7 @@ _LARGEST = torch.finfo(torch.float64).max
 class Preimages(NamedTuple):
     """The numbers of a type within intervals.
 
-    `values` are the nearest to their middles. Where `proved` there is no other one; where `impossible` there is none
+    `values` are the nearest to their middles. `proved` is True if there is no other one, `impossible` if there is none
     at all. A zero has no sign here.
     """
 

@@ -22,7 +22,7 @@ def scale_of(alpha: float, rank: int, rslora: bool) -> float:
 
 
 def neutral_alpha(rank: int, rslora: bool) -> float:
-    """The alpha that makes the scale 1; what a training option of alpha 0 or None stores."""
+    """Return the alpha that makes the scale 1; a training option of alpha 0 or None stores it."""
     return math.sqrt(rank) if rslora else float(rank)
 
 

@@ -103,7 +103,7 @@ def encoded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def encoded_in_place(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """As `encoded`, of numbers that become those which the codes stand for."""
+    """Return the codes as `encoded` does, and replace the values by the numbers that the codes represent."""
     if dtype == "BF16" and values.dtype == numpy.float32 and values.flags.c_contiguous:
         return _brain_codes(values, in_place=True)
     codes = encoded(values, dtype)

@@ -29,7 +29,7 @@ FP8_DTYPES = frozenset(_MOVES)
 
 
 def widen(codes: torch.Tensor, into: torch.Tensor) -> None:
-    """Writes the numbers that the fp8 `codes` stand for `into` a float32 tensor of their shape."""
+    """Write the numbers of the fp8 `codes` `into` a float32 tensor of their shape."""
     distance, kept = _MOVES[codes.dtype]
     bits = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(distance).bitwise_and_(kept)
     into.copy_(bits.view(torch.float16))
@@ -42,9 +42,9 @@ def widen(codes: torch.Tensor, into: torch.Tensor) -> None:
 
 
 def narrow(numbers: torch.Tensor, into: torch.Tensor) -> None:
-    """Writes the nearest codes of `numbers`, to even where two are as near, `into` an fp8 tensor of their shape.
+    """Write the nearest codes of `numbers`, ties to even, `into` an fp8 tensor of their shape.
 
-    What is larger than the largest code becomes that; the numbers are changed. NaN stays so.
+    Numbers beyond the range become the largest codes; `numbers` is changed. NaN stays NaN.
     """
     largest = torch.finfo(into.dtype).max
     into.copy_(numbers.clamp_(-largest, largest))
@@ -59,11 +59,12 @@ _DIMENSIONS = 64  # torch holds tensors of more, and raises where it does anythi
 
 
 class Decode(NamedTuple):
-    """Writes the weight that codes stand for.
+    """Decodes a weight from its codes.
 
     `rows` takes the codes, the number of their first row, and the rows of the weight. Codes that are numbers are in the
-    memory of these rows; packed ones are their bytes. `unit` is how many neighbouring numbers are stored together, and
-    `part` how many of these are decoded by themselves, from all codes of their units; 0 is for whole units.
+    memory of these rows; packed ones are their bytes. `unit` is the number of neighbouring numbers that are stored
+    together, and `part` the number of these that are decoded separately, from all codes of their units; 0 means whole
+    units.
     """
 
     rows: Callable[[torch.Tensor, int, torch.Tensor], None]
@@ -71,12 +72,12 @@ class Decode(NamedTuple):
     part: int = 0
 
     def together(self, columns: int) -> int:
-        """How many rows of so many numbers are decoded together."""
+        """Return the number of rows, of so many numbers each, that are decoded together."""
         least = self.part or self.unit
         return least // gcd(least, columns)
 
     def stored(self, start: int, stop: int) -> tuple[int, int]:
-        """Which numbers have the codes that those from `start` to `stop` are made of."""
+        """Return the range of stored numbers with the codes for the numbers from `start` to `stop`."""
         return (start // self.unit * self.unit, -(-stop // self.unit) * self.unit) if self.part else (start, stop)
 
 
@@ -150,14 +151,14 @@ def bytes_in(tensor: torch.Tensor) -> memoryview:
 
 
 def working_dtype(info: TensorInfo) -> torch.dtype:
-    """What a weight is folded in: float32, or float64 where it is stored so."""
+    """Return the type in which a weight is folded: float32, or float64 if it is stored so."""
     return torch.float64 if info.dtype == "F64" else torch.float32
 
 
 class Cut(NamedTuple):
-    """How the rows of a weight are cut into blocks: by the weight alone, whoever reads them and wherever.
+    """The division of a weight's rows into blocks, which depends on the weight, not on its readers.
 
-    `rows` is how many there are in a block, `of_all` in the weight, and `columns` is the length of each.
+    `rows` is the number of rows in a block, `of_all` that in the weight, and `columns` the length of a row.
     """
 
     rows: int
@@ -166,7 +167,7 @@ class Cut(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return -(-self.of_all // self.rows) if self.rows else 0
 
     @property
@@ -180,10 +181,10 @@ class Cut(NamedTuple):
 
 
 def cut(info: TensorInfo, elements: int, together: int = 1, aligned: int = 1, decode: Decode | None = None) -> Cut:
-    """Blocks of at most so many elements, or of one row, that are multiples of `together` rows; 0 is for all rows.
+    """Return blocks of at most so many elements, or of one row, in multiples of `together` rows; 0 means all rows.
 
-    They begin at multiples of `aligned` rows as well, and are whole parts of what `decode` decodes. A row is never
-    divided. Raises ValueError where the rows are no multiple of `together` themselves.
+    They begin at multiples of `aligned` rows, and hold whole parts of `decode`. A row is never divided. Raises
+    ValueError if the number of rows is no multiple of `together`.
     """
     rows = info.shape[0] if info.shape else 1
     if not info.numel:
@@ -205,8 +206,8 @@ _KEPT_BYTES = 16
 class RowBlocks:
     """Reads a weight a block of rows at a time, as matrices (rows, columns) in the working dtype.
 
-    The memory is used again: each block that is read fills the same block anew, and each call of `rounded`
-    the same numbers. That of much larger blocks than others is given back with them. It serves one thread.
+    The memory is reused: each block that is read overwrites the last one, and each call of `rounded` its last result.
+    The memory of much larger blocks than others is freed with them. It serves one thread.
     """
 
     def __init__(self, elements: int) -> None:
@@ -243,7 +244,7 @@ class RowBlocks:
         decode: Decode | None = None,
         working: torch.dtype | None = None,
     ) -> tuple[int, torch.Tensor]:
-        """(first row, block) of one of the blocks of a tensor, whose file is open, as `read` gives it."""
+        """Return (first row, block) of one of the blocks of a tensor in an open file, as `read` does."""
         start, stop = blocks.span(number)
         taken, dtype = stop - start, _CODE_DTYPES.get(info.dtype, torch.uint8)
         first, last = start * blocks.columns, stop * blocks.columns
@@ -260,9 +261,9 @@ class RowBlocks:
         return start, block if block.dtype == working else self._matrix("wide", blocks, taken, working).copy_(block)
 
     def rounded(self, block: torch.Tensor, dtype: str) -> torch.Tensor:
-        """The block rounded once to `dtype`, a safetensors name, in memory that the next one is rounded into, too.
+        """Return the block rounded once to `dtype`, a safetensors name, in memory that the next call reuses.
 
-        What has eight bits changes the block.
+        A type of eight bits changes the block.
         """
         written = self._memory("written", block.numel(), _CODE_DTYPES[dtype])
         return stored_as(block, written[: block.numel()].view(block.shape))
@@ -305,9 +306,9 @@ def numbers_of(stored: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
 
 
 def stored_as(numbers: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
-    """The nearest stored elements, written `into` a tensor of the shape of the `numbers`, which are changed.
+    """Write the nearest stored elements of `numbers`, which are changed, `into` a tensor of their shape; return it.
 
-    What is beyond the largest or the smallest element of eight bits becomes that.
+    Numbers beyond the range of an eight-bit type become its largest or smallest element.
     """
     if into.dtype in FP8_DTYPES:
         narrow(numbers, into)
@@ -319,7 +320,7 @@ def stored_as(numbers: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
 
 
 def all_finite(values: torch.Tensor) -> bool:
-    """Whether no number among `values` is NaN or infinite."""
+    """Return True if no number among `values` is NaN or infinite."""
     # What is not finite makes every sum not finite; one that only grows too large is looked at again.
     sums = values.sum(-1).sum(dtype=torch.float64) if values.dim() else values
     return bool(sums.isfinite()) or bool(values.isfinite().all())
@@ -344,7 +345,7 @@ _SEED = 0
 
 
 class SampleWeight:
-    """(rows, columns) in float64, of zeros, or of numbers of which rows are pieces of one row of normal ones."""
+    """A weight (rows, columns) in float64: zeros, or rows that are pieces of one row of normal numbers."""
 
     def __init__(self, rows: int, columns: int, is_zero: bool, elements: int = 1 << 20) -> None:
         self._rows, self._columns, self._elements = rows, columns, elements

@@ -55,14 +55,14 @@ def wait_briefly() -> None:
 
 
 def computing_threads(most: int) -> int:
-    """How many threads compute at the same time: as many as torch may use and there are cores, at most `most`."""
+    """Return the number of computing threads: the least of torch's number, the cores and `most`."""
     import torch
 
     return max(1, min(torch.get_num_threads(), usable_cores(), most))
 
 
 def one_thread() -> None:
-    """Has torch compute in the thread that calls it alone, without any of its own."""
+    """Make torch compute only in the calling thread."""
     import torch
 
     torch.set_num_threads(1)
