@@ -67,10 +67,10 @@ class MultipliedAdapter(NamedTuple):
 
 
 def aligned(inputs: Sequence[MultipliedAdapter], options: ConvertOptions) -> list[OutputModule]:
-    """The modules of the output in the order of the first adapter, behind them those that only others have.
+    """Return the modules of the output: first those of the first adapter in its order, then the others.
 
     `options` name the program or the scheme of the output, if it is not to have the first adapter's names. Raises
-    LoraInspectError where two adapters are of different families, and for a module without a place in the output.
+    LoraInspectError if two adapters are of different families, and for a module without a place in the output.
     """
     families = _families([one.adapter for one in inputs])
     found: dict[str, list[tuple[MultipliedAdapter, Destination]]] = defaultdict(list)
@@ -83,12 +83,12 @@ def aligned(inputs: Sequence[MultipliedAdapter], options: ConvertOptions) -> lis
 
 
 def aligned_in_parts(inputs: Sequence[MultipliedAdapter]) -> list[OutputModule]:
-    """As `aligned`, in the finest layout: a fused layer of one adapter is split where another one has its parts.
+    """Align as `aligned` does, in the finest layout: a fused layer is split if another adapter has its parts.
 
     The names are those of the adapter with the fewest layers to split, the first of them; modules of components that it
     lacks keep their own. So no number depends on the order of the adapters. In adapters of no known family an
-    underscored name is the dotted one that is spelled so. Raises LoraInspectError where two adapters
-    are of different families, and for a module whose place in the others is not known.
+    underscored name matches the dotted one with the same letters. Raises LoraInspectError if two adapters are of
+    different families, and for a module with no known place in the others.
     """
     families = _families([one.adapter for one in inputs])
     named: list[Adapter] = []
@@ -122,7 +122,7 @@ def _aligned_by_letters(inputs: Sequence[MultipliedAdapter], adapters: Sequence[
 
 
 def _splits(adapters: Sequence[Adapter], families: Sequence[Sequence[Detection]]) -> dict[str, list[Link]]:
-    """The links from each fused layer of an adapter to its parts, some of which another adapter has."""
+    """Return the links from each fused layer of an adapter to its parts if another adapter has some of them."""
     paths = [_paths_of(adapter) for adapter in adapters]
     known = set[str]().union(*paths)
     found: dict[str, list[Link]] = {}
@@ -222,7 +222,7 @@ def _with_dots(adapter: Adapter, first: Adapter) -> Adapter:
 
 
 class _FirstLayout:
-    """The layout of the first adapter: the modules that it has before those that it could have.
+    """The layout of the first adapter: the modules that it has come before the ones that it could have.
 
     A family may have a fused layer and its parts in one layout, as different models of it have one or the other. The
     `splits` are the links from fused layers to the parts that take their place.
@@ -244,7 +244,7 @@ class _FirstLayout:
         return [link for link in links if link.relation in known] or ([] if self._layout.has(path) else links)
 
     def has(self, path: str) -> bool:
-        """Whether the name is one of the first adapter's, or of its layout."""
+        """Return True if the name is one of the first adapter's, or of its layout."""
         return path in self._paths or self._layout.has(path)
 
 

@@ -65,9 +65,9 @@ class AveragePlan:
 
 
 def plan_average(adapters: Sequence[tuple[str, Settings]], output: str | None, request: AverageRequest) -> AveragePlan:
-    """Read headers and plan the average; without an `output` it can be measured alone.
+    """Read headers and plan the average; without an `output` it can only be measured.
 
-    Raises LoraInspectError where the weights need steps that nothing tells, and where the adapters have no average.
+    Raises LoraInspectError if the weights need unknown steps, and if the adapters have no average.
     """
     inputs = read_inputs(adapters, request, has_steps=True)
     read = [one.adapter for one in inputs.adapters]

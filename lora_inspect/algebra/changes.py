@@ -1,8 +1,8 @@
-"""The change of a contribution as factors: its scale folded in, whatever its algorithm calls its tensors.
+"""The change of a contribution as factors with its scale folded in, by the same names for all algorithms.
 
-Plain LoRA is read into its place in a sum. Every other algorithm whose change is a product of thin factors has a
-formula that makes them: with numpy those of LoRA with Tucker cores, LoHa and LoKr, with torch all others. The factors
-are exact where r (m + n) < m n.
+Plain LoRA is read into its place in a sum. Every other algorithm with a change that is a product of thin factors has a
+formula for them. The formulas of LoRA with Tucker cores, LoHa and LoKr use numpy, all others torch. The factors are
+exact where r (m + n) < m n.
 """
 
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ class WeightChanges(Protocol):
     notes: list[str]
 
     def has(self, term: Term) -> bool:
-        """Whether the base has the parameter that a term changes."""
+        """Return True if the base has the parameter that a term changes."""
 
     def shape(self, term: Term) -> tuple[int, ...]:
-        """(out, in, *kernel) of the weight of the output that a term changes, as the base tells it."""
+        """Return (out, in, *kernel) of the output's weight that a term changes, by the base."""
 
     def order_matters(self) -> list[str]:
         """The weights that another order of the adapters would leave different."""
@@ -52,7 +52,7 @@ class WeightChanges(Protocol):
 
 
 def needs_base(contribution: Contribution) -> bool:
-    """Whether the change depends on the weight, or on its shape alone: DoRA, rotations, and weights saved whole."""
+    """Return True if the change depends on the weight or its shape: DoRA, rotations, and weights saved whole."""
     algorithm = contribution.algorithm
     return contribution.multiplies or algorithm.replaces or (algorithm.experts == 0 and None in contribution.shape)
 
@@ -68,7 +68,7 @@ def needs_torch(contribution: Contribution) -> bool:
 
 
 def has_open_kernel(terms: Sequence[Term], with_any: bool = False) -> bool:
-    """Whether no term tells if the layer of a module is a Linear or a convolution, as factors of flattened kernels.
+    """Return True if no term shows if the layer is a Linear or a convolution, as with flattened kernels.
 
     The kernel is that of most convolutions, or `with_any` it may be any other one.
     """
@@ -163,7 +163,7 @@ def sum_of(terms: Sequence[Term], kind: type = numpy.float64, workspace: Workspa
 
 
 def _read_sum(terms: Sequence[Term], kind: type, workspace: Workspace) -> Factors:
-    """The sum of plain LoRA whose rows stay where they are, each factor read into its place of the sum's."""
+    """Return the sum of plain LoRA without moved rows, each factor read into its place in the sum's factors."""
     parts = [term.contribution for term in terms]
     shapes, edges = [one.known_shape for one in parts], [0, *accumulate(one.known_rank for one in parts)]
     check_sizes(terms, shapes)
@@ -224,9 +224,9 @@ def _moved(term: Term) -> Factors:
 def written_in(
     dtype: str, values: NDArray[numpy.floating[Any]], name: str, path: str
 ) -> tuple[NDArray[numpy.generic], Array]:
-    """The codes of numbers in a type of an output, and the numbers that these stand for, in the same shape.
+    """Return the codes of numbers in a type of an output, and the numbers that they represent, in the same shape.
 
-    Raises LoraInspectError with the `name` of what holds them, and the `path` of an input, for numbers beyond the type.
+    Raises LoraInspectError for numbers beyond the type, with the `name` of their tensor and the `path` of an input.
     """
     codes = encoded(values, dtype)
     written: Array = decoded(dtype, codes).reshape(values.shape)
@@ -241,9 +241,9 @@ def beyond(dtype: str, name: str, path: str) -> RefusedError:
 
 
 def whole_change(terms: Sequence[Term], base: WeightChanges | None) -> Array:
-    """The sum of terms as a matrix (rows, columns) in float64.
+    """Return the sum of terms as a matrix (rows, columns) in float64.
 
-    Where a term depends on a weight, it is the difference of that in the `base`, and else the sum of the changes.
+    If a term depends on a weight, it is the difference of that weight in the `base`, else the sum of the changes.
     Raises LoraInspectError for a number that is not finite, and for a weight that the base lacks.
     """
     if base and any(needs_base(term.contribution) for term in terms):

@@ -1,8 +1,8 @@
-"""The way of a module of the output: the core of its sum gives the rank, and its factors are trimmed and rounded.
+"""The steps of a module of the output: the core of its sum gives the rank, and its factors are trimmed and rounded.
 
 A rule that looks at one module at a time takes one pass over the inputs. A size of the whole file takes two: the first
-one measures all sums, of which the ranks follow, and the second one makes the factors. The small matrices of each core
-are kept between them, up to a limit. No two modules are in memory longer than it takes to write one.
+one measures all sums to choose the ranks, and the second one makes the factors. The small matrices of each core are
+kept between them, up to a limit. No two modules are in memory longer than it takes to write one.
 """
 
 import hashlib
@@ -78,10 +78,9 @@ class MeasuredModule:
 def made_by_rule(
     modules: Sequence[PlannedModule], rule: RankRule, making: Making, progress: Progress
 ) -> Iterator[MadeModule]:
-    """The modules at the ranks of a rule without a size, in their order; `progress` is told of each module.
+    """Yield the modules at the ranks of a rule without a size, in order; `progress` receives 1 for each.
 
-    Raises LoraInspectError for a number that is not finite or
-    beyond the type, and where shapes disagree.
+    Raises LoraInspectError for a number that is not finite or beyond the type, and if shapes disagree.
     """
 
     workspace = Workspace()
@@ -145,9 +144,9 @@ def _rank_bytes(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def measured(modules: Sequence[PlannedModule], making: Making, progress: Progress) -> list[MeasuredModule]:
-    """The singular values of each module's sum; `progress` is told of each module.
+    """Return the singular values of each module's sum; `progress` receives 1 for each module.
 
-    Raises LoraInspectError for a number that is not finite, and where shapes disagree.
+    Raises LoraInspectError for a number that is not finite, and if shapes disagree.
     """
 
     workspace = Workspace()
@@ -296,7 +295,7 @@ def _merged(one: MadeModule, weight: MergedWeight, spectrum: Spectrum, rank: int
 
 
 def calibrated_making(modules: Sequence[PlannedModule], making: Making, progress: Progress) -> Making:
-    """The same with the multiplier that `--calibrate energy` gives all modules; `progress` is told of each module."""
+    """Return `making` with the multiplier of `--calibrate energy`; `progress` receives 1 for each module."""
     rule = making.merge
     assert rule
 
@@ -387,10 +386,10 @@ class StoredFactors(NamedTuple):
 
 
 def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> StoredFactors:
-    """The factors rounded to a type of an output, whose programs add the product `times` times.
+    """Return the factors rounded to a type of an output; its programs add the product `times` times.
 
-    Those that were meant hold the rounded numbers afterwards. Raises LoraInspectError with the module's name, and the
-    path of an input, for numbers beyond the type.
+    Without `times`, `meant` holds the rounded numbers afterwards. Raises LoraInspectError with the module's name, and
+    the path of an input, for numbers beyond the type.
     """
     if times > 1:
         meant = replace(meant, up=meant.up / times, weights=meant.weights * times)

@@ -1,7 +1,7 @@
-"""The merge of a module's inputs by a method: in their core space, with λ, calibration and a cap behind it.
+"""The merge of a module's inputs by a method in their core space, followed by λ, calibration and a cap.
 
 The steps are those of the command line: multipliers, the method, `--calibrate`, `--lambda` and `--clip-sigma`. A method
-looks at small matrices alone, so that it costs milliseconds for a layer of any size.
+sees only small matrices, so it costs milliseconds for a layer of any size.
 """
 
 import math
@@ -191,7 +191,7 @@ def energy_multiplier(found: Sequence[MergeFacts]) -> float:
 
 
 def merged_vector(name: str, terms: Sequence[Term], rule: MergeRule) -> tuple[Array, MergeFacts]:
-    """The merge of the differences of a vector, whose numbers are taken as they stand."""
+    """Return the merge of the differences of a vector, by their numbers directly."""
     own = [whole_change(one, None) if one else None for one in _by_adapter(terms, rule)]
     shape = next(one.shape for one in own if one is not None)
     cores = [numpy.zeros(shape) if one is None else one for one in own]

@@ -1,4 +1,4 @@
-"""The changes of all experts of a layer, whose factors are in one tensor each: a sum for every expert, of one rank.
+"""The changes of all experts of a layer with stacked factors: a sum for every expert, all of one rank.
 
 The singular values of a module are those of its experts together: at rank k, every expert loses the values behind its
 k-th, so the j-th value of the module is the root of the sum of squares of the j-th values of all experts.
@@ -37,7 +37,7 @@ class ExpertChanges:
 
     @property
     def largest(self) -> Array:
-        """The singular values of the expert whose first one is the largest."""
+        """The singular values of the expert with the largest one."""
         return max((core.values for core in self._cores), key=lambda values: float(values[0]))
 
     @property

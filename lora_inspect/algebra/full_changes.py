@@ -1,7 +1,7 @@
 """Changes that are no product of thin factors, as matrices: by a formula, or as the difference of a base's weight.
 
-Where one adapter's change of a weight depends on the weight, the difference is that of a merge: all changes of the
-weight in the order of the adapters, of each the added ones first. So the merge of the output equals the merge of the
+If one adapter's change of a weight depends on the weight, the difference is that of a merge: all changes of the weight
+in the order of the adapters, each adapter's added ones first. So the merge of the output equals the merge of the
 adapters. All of it is computed in float64, with torch.
 """
 
@@ -41,7 +41,7 @@ Matrix = NDArray[numpy.floating[Any]]
 
 
 def of_formula(term: Term) -> Matrix:
-    """The change (out, in·kernel) of a term whose formula needs no weight, at its multiplier."""
+    """Return the change (out, in·kernel) of a term with a formula that needs no weight, at its multiplier."""
     contribution, shape = term.contribution, term.contribution.known_shape
     matrix = torch.zeros(shape[0], prod(shape[1:]), dtype=torch.float64, device="cpu")
     try:
@@ -52,7 +52,7 @@ def of_formula(term: Term) -> Matrix:
 
 
 def product_of(contribution: Contribution) -> LowRank:
-    """The change of a contribution whose formula has an `inner` rank, as a product in float64."""
+    """Return the change of a contribution with an `inner` rank in its formula, as a product in float64."""
     change = _change_of(contribution)
     assert isinstance(change, LowRank)
     return change
@@ -72,10 +72,10 @@ def _finite(matrix: torch.Tensor, contribution: Contribution) -> Matrix:
 
 
 class BaseChanges:
-    """The differences that the terms of all modules together make of the weights of a base.
+    """The differences that the terms of all modules together make in the weights of a base.
 
-    Raises LoraInspectError where a module whose change depends on a weight has none in the base, and where a tensor
-    that one adapter replaces is changed by another one as well.
+    Raises LoraInspectError if a change depends on a weight that the base lacks, and if one adapter changes a tensor
+    that another one replaces.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class BaseChanges:
         return self._base.inputs
 
     def has(self, term: Term) -> bool:
-        """Whether the base has the parameter that a term changes."""
+        """Return True if the base has the parameter that a term changes."""
         return (id(term.adapter), _identity(term.contribution)) in self._places
 
     def shape(self, term: Term) -> tuple[int, ...]:
-        """(out, in, *kernel) of the weight of the output that a term changes, as the base tells it."""
+        """Return (out, in, *kernel) of the output's weight that a term changes, by the base."""
         shapes = [place.shape for _, place in self._of(term)]
         rows = term.moves[-1][1] if term.moves else sum(shape[0] for shape in shapes)
         return (rows, *shapes[0][1:])
@@ -198,7 +198,7 @@ class BaseChanges:
 
 
 class SeparateChanges:
-    """The weighted sum of the differences that each adapter alone makes of the weights of a base, as in an average.
+    """The weighted sum of the separate differences of each adapter from the weights of a base, as in an average.
 
     Each of the `parts` has the weight of an adapter and its differences.
     """
@@ -208,11 +208,11 @@ class SeparateChanges:
         self.notes = list(dict.fromkeys(note for _, part in parts for note in part.notes))
 
     def has(self, term: Term) -> bool:
-        """Whether the base has the parameter that a term changes."""
+        """Return True if the base has the parameter that a term changes."""
         return any(part.has(term) for _, part in self._parts)
 
     def shape(self, term: Term) -> tuple[int, ...]:
-        """(out, in, *kernel) of the weight of the output that a term changes, as the base tells it."""
+        """Return (out, in, *kernel) of the output's weight that a term changes, by the base."""
         return next((part for _, part in self._parts if part.has(term)), self._parts[0][1]).shape(term)
 
     def order_matters(self) -> list[str]:
@@ -229,7 +229,7 @@ class SeparateChanges:
 
 
 def _identity(contribution: Contribution) -> tuple[object, ...]:
-    """The contribution of a file by its tensors: on the way to its place its record is made anew."""
+    """Return a key of a contribution by its tensors, since its record is replaced before it reaches its place."""
     algorithm = contribution.algorithm
     return contribution.module.key, algorithm.name, algorithm.parameter, contribution.rows
 

@@ -163,10 +163,9 @@ def base_changes(
     weights: Sequence[float] | None = None,
     for_output: bool = True,
 ) -> "WeightChanges | None":
-    """The changes that depend on a base: of all adapters in their order or, with `weights`, of each alone.
+    """Return the changes that depend on a base: of all adapters in order or, with `weights`, of each separately.
 
-    An output also needs the kernels that factors do not tell. Raises LoraInspectError where a base is needed or has
-    nothing to do.
+    An output also needs the kernels that factors leave open. Raises LoraInspectError if a base is missing or unused.
     """
     at_work = (term for module in modules for term in module.terms if term.multiplier)
     dependent = next((term for term in at_work if needs_base(term.contribution)), None)

@@ -19,9 +19,9 @@ from lora_inspect.reading.model.contribution import Contribution
 
 
 class NumpyTensor(numpy.ndarray):
-    """An array in float64 that formulas of products of factors take for a tensor.
+    """An array in float64 that formulas of products of factors accept as a tensor.
 
-    A method does what that of a `torch.Tensor` does. Results of arithmetic are of this class too.
+    Its methods do the same as those of a `torch.Tensor`. Results of arithmetic are of this class too.
     """
 
     @classmethod

@@ -1,6 +1,6 @@
-"""The plan of a sum of adapters, made from headers: its modules, what becomes of each, and the output.
+"""The plan of a sum of adapters, made from headers: its modules with their form, and the output.
 
-`combine`, `resize` and `average` make their outputs by such a plan. Whatever is not in the sum is in `left_out`, with
+`combine`, `resize` and `average` make their outputs by such a plan. All that is not in the sum is in `left_out`, with
 the reason.
 """
 
@@ -44,7 +44,7 @@ SumRequest = CombineRequest | ResizeRequest | AverageRequest
 class SumPlan:
     """The planned output of a sum.
 
-    `program` is the one that the output is for, if one was named. `left_out` are the reasons by module or key.
+    `program` is the program for the output, if one was named. `left_out` are the reasons by module or key.
     `order_matters` names weights of the base that another order of the adapters would leave different.
     """
 
@@ -79,7 +79,7 @@ class SumPlan:
 
     @property
     def is_measured(self) -> bool:
-        """Whether the ranks of all modules decide that of each: for a size, and for programs with one rank."""
+        """True if the rank of each module depends on all modules: for a size, and for programs with one rank."""
         return self.rule.size is not None or self.output.is_uniform
 
     @property
@@ -99,12 +99,12 @@ def plan_sum(
     is_resized: bool = False,
     weights: Sequence[float] | None = None,
 ) -> SumPlan:
-    """The plan of the sum of the inputs; `is_resized` keeps RS-LoRA and fills ranks up to that of the rule.
+    """Return the plan of the sum of the inputs; `is_resized` keeps RS-LoRA and fills ranks up to that of the rule.
 
-    With `weights`, one of each input, it is their weighted sum: each input changes the base as if it were alone.
+    With `weights`, one of each input, it is their weighted sum: each input changes the base as if it were the only one.
 
     Raises LoraInspectError for adapters of different models, for changes that need a base without one, for names that
-    cannot have a change, and where no module is left.
+    cannot have a change, and if no module is left.
     """
     if isinstance(request, (CombineRequest, AverageRequest)) and not request.allow_mixed:
         check_experts([one.adapter for one in inputs.adapters])
@@ -191,7 +191,7 @@ def _check_cores(planned: Sequence[PlannedModule], merge: MergeRule) -> None:
 
 
 def recorded_options(request: SumRequest, weights: Sequence[float] | None) -> dict[str, Any]:
-    """The options that decide an output beside its inputs and its rule, as its record has them."""
+    """Return the options in an output's record that decide it, besides its inputs and its rule."""
     told = {"include": list(request.include), "exclude": list(request.exclude), "weights": list(weights or ())}
     told["dora_multiplier"] = request.dora_multiplier
     return {name: value for name, value in told.items() if value}
@@ -271,7 +271,7 @@ def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[T
 
 
 def _planned(module: OutputModule, base: "WeightChanges | None", rule: RankRule) -> PlannedModule:
-    """What becomes of a module; LoraInspectError where its terms are of different layers, or cannot be added."""
+    """Return the plan of a module; LoraInspectError if its terms are of different layers, or cannot be added."""
     vectors: dict[str, list[Term]] = defaultdict(list)
     of_weight: list[Term] = []
     for term in module.terms:
@@ -325,7 +325,7 @@ def _with_weight(
 
 
 def _with_experts(one: PlannedModule, terms: Sequence[Term], rule: RankRule) -> PlannedModule:
-    """The module of a layer of experts, whose factors no other kind of change joins."""
+    """Return the module of a layer of experts; its factors combine with no other kind of change."""
     other = next((term for term in terms if not term.contribution.algorithm.experts or term.moves), None)
     if other:
         raise RefusedError(
@@ -346,9 +346,9 @@ def _with_experts(one: PlannedModule, terms: Sequence[Term], rule: RankRule) -> 
 
 
 def _partial(planned: Sequence[PlannedModule], inputs: Inputs) -> Iterator[str]:
-    """A sentence on the modules that some inputs lack, if there are any.
+    """Yield a sentence on the modules that some inputs lack, if there are any.
 
-    An input of which a multiplier of 0 leaves modules out is not looked at: they are missing as the user wants it.
+    An input with modules left out by a multiplier of 0 is ignored: the user wants them missing.
     """
     whole = {id(one.adapter) for one in inputs.adapters if all(one.multipliers.values())}
     terms = [[*one.sum.terms, *(term for own in one.vectors.values() for term in own)] for one in planned]

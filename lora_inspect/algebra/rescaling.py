@@ -41,7 +41,7 @@ from lora_inspect.schemes.gguf import GGUF
 
 
 def is_rescalable(inputs: Inputs, dora_rule: str | None) -> bool:
-    """Whether the multipliers of one adapter fit into its own factors."""
+    """Return True if the multipliers of one adapter fit into its own factors."""
     if len(inputs.adapters) > 1 or inputs.first.scheme == GGUF.name:
         return False
     (one,) = inputs.adapters
@@ -52,7 +52,7 @@ def is_rescalable(inputs: Inputs, dora_rule: str | None) -> bool:
 
 
 def _factor_to_scale(contribution: Contribution, dora_rule: str | None) -> TensorInfo | None:
-    """The factor that takes a multiplier; None where none does, as under a magnitude whose rule is another one."""
+    """Return the factor that takes a multiplier; None if none does, as under a magnitude with another rule."""
     magnitude, algorithm = contribution.magnitude, contribution.algorithm
     if algorithm.multiplies or algorithm.replaces:
         return None
@@ -77,7 +77,7 @@ class RescalingPlan:
 
     @property
     def steps(self) -> int:
-        """How many tensors the progress of the making is told of."""
+        """The number of tensors that the making reports to its progress."""
         return len(self.tensors)
 
     @property

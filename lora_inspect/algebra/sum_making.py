@@ -148,7 +148,7 @@ def _programs_lost(plan: SumPlan, path: str) -> Iterator[str]:
 
 
 def _filled(plan: SumPlan, ranks: Sequence[int]) -> list[int]:
-    """The ranks with those that are filled up."""
+    """Return the ranks, each filled up if the plan fills it."""
     if plan.output.is_uniform:
         return [max(ranks) if rank else 0 for rank in ranks]
     if plan.making.initial is None:
@@ -157,7 +157,7 @@ def _filled(plan: SumPlan, ranks: Sequence[int]) -> list[int]:
 
 
 def _ranks(plan: SumPlan, known: Sequence[MeasuredModule], account: _Account) -> list[int]:
-    """The ranks of measured modules; LoraInspectError where a size has no room for what cannot be trimmed."""
+    """Return the ranks of measured modules; LoraInspectError if a size has no room for the parts that stay whole."""
     metadata = account.metadata()
 
     def size(ranks: Sequence[int]) -> int:

@@ -77,9 +77,9 @@ class Extracted(NamedTuple):
 class Naming:
     """The place of each tensor of two models under the names of an output.
 
-    `adapter` is the difference as its modules are called in the base. `left_out` are tensors that have no place in the
-    output, with the reason, and `unasked` the names of those that the options leave out. `is_uniform` says that all
-    modules have one rank.
+    `adapter` is the difference under the base's names of its modules. `left_out` are tensors without a place in the
+    output, with the reason, and `unasked` the names that the options leave out. `is_uniform` says that all modules have
+    one rank.
     """
 
     adapter: Adapter
@@ -144,10 +144,10 @@ def _scheme(adapter: Adapter, found: ModelLayers, request: ExtractRequest) -> st
 
 
 def _is_uniform(pair: ModelPair, scheme: str, request: ExtractRequest) -> bool:
-    """Whether the programs that are asked for take one rank for all modules.
+    """Return True if the requested programs accept only one rank for all modules.
 
-    Raises LoraInspectError where the rule gives each module another one, and for llama.cpp, whose file needs its name
-    of the model.
+    Raises LoraInspectError if the rule gives each module another rank, and for llama.cpp: its files need its name of
+    the model.
     """
     record = schemes.by_name(scheme)
     program = PROGRAMS.get(request.to or "")
@@ -201,7 +201,7 @@ class _Named:
         return tuple(matrices), tuple(vectors)
 
     def _loadable(self, adapter: Adapter) -> dict[str, Module]:
-        """The modules with those contributions alone that programs of the names load; the others are left out."""
+        """Return the modules with only the contributions that programs of the names load; the others are left out."""
         refused: dict[str, str | None] = {}
 
         def is_loaded(one: Contribution) -> bool:

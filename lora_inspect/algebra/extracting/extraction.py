@@ -63,7 +63,7 @@ class Directions:
         return min(math.hypot(self.rest, *self.values[rank:].tolist()), self.norm)
 
     def to(self, rank: int) -> "Directions":
-        """The first directions alone."""
+        """Return the first directions only."""
         if rank == self.rank:
             return self
         up, down = (None if self.up is None else self.up[:, :rank]), (None if self.down is None else self.down[:rank])
@@ -91,7 +91,7 @@ def rank_bytes(module: Extracted, dtype: str) -> int:
 def written_by_rule(
     modules: Sequence[Extracted], rule: RankRule, making: Making, progress: Progress
 ) -> Iterator[WrittenModule]:
-    """The modules at the ranks of a rule without a size, in their order; `progress` is told of each.
+    """Yield the modules at the ranks of a rule without a size, in order; `progress` receives 1 for each.
 
     Raises LoraInspectError for NaN, infinity, and numbers beyond the type.
     """
@@ -112,10 +112,10 @@ def written_in_size(
     file_size: Callable[[Sequence[int]], int],
     progress: Progress,
 ) -> tuple[list[int], Iterator[WrittenModule]]:
-    """The ranks of a file of at most a size, and its modules; `progress` is told of each module as it is measured.
+    """Return the ranks of a file of at most a size, and its modules; `progress` receives 1 for each measured one.
 
-    Directions are looked for until no module has all that were found in the file. Raises LoraInspectError as
-    `written_by_rule`, and ValueError where nothing fits.
+    The search for directions ends when no module has all its known ones in the file. Raises LoraInspectError as
+    `written_by_rule`, and ValueError if nothing fits.
     """
     sides = [min(module.shape[0], math.prod(module.shape[1:])) for module in modules]
     caps = [min(side, rule.max_rank or side) for side in sides]

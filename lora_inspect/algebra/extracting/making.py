@@ -88,8 +88,8 @@ def write_extract(
 ) -> ExtractResult:
     """Write the difference as an adapter; with `dry_run` compute the same and write nothing.
 
-    `progress` is told of each module. Raises LoraInspectError, and leaves nothing, where the models do not differ, hold
-    numbers that are not finite, and where the output cannot be as requested.
+    `progress` receives 1 for each module. Raises LoraInspectError, and leaves nothing, if the models do not differ, if
+    they hold numbers that are not finite, or if the output cannot be as requested.
     """
     started = time.perf_counter()
     leftovers: tuple[str, ...] = ()
@@ -219,7 +219,7 @@ class _Run:
 
     @property
     def _options(self) -> dict[str, Any]:
-        """The options that decide the output beside the rule, as its record has them."""
+        """The options in its record that, besides the rule, decide the output."""
         request = self.plan.request
         told = {"only": list(request.only), "include": list(request.include), "exclude": list(request.exclude)}
         return {name: value for name, value in {**told, "weights_only": request.weights_only}.items() if value}

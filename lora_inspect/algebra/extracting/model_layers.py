@@ -72,7 +72,7 @@ class Layer(NamedTuple):
 
     @property
     def is_embedding(self) -> bool:
-        """True if the weight is looked up by tokens, as far as its name tells."""
+        """True if tokens look the weight up, judging by its name."""
         return self.is_matrix and leaf_of(self.key) in _EMBEDDINGS and len(self.tensor.shape) == 2
 
 
@@ -80,8 +80,8 @@ class Layer(NamedTuple):
 class ModelLayers:
     """The layers of both models in the order of the base.
 
-    `is_image` says whether they are of an image or video model, whose components have names of their own. `left_out`
-    are the tensors that no adapter changes, with the reason.
+    `is_image` is True for an image or video model, which has its own names of components. `left_out` are the tensors
+    that no adapter changes, with the reason.
     """
 
     families: tuple[Detection, ...]
@@ -165,10 +165,10 @@ def _in_transformers(layer: Layer) -> list[Layer]:
 
 
 class _Orientations:
-    """The matrices that are stored as (in, out), as those of transformers' Conv1D are.
+    """The matrices that are stored as (in, out), as in transformers' Conv1D.
 
-    The bias of a layer shows it where the weight is not square, and of a square one the layers of the same name. Where
-    no bias tells, the table of the family does.
+    The bias of a layer shows it if the weight is not square; layers of the same name show it for a square one. Without
+    a bias, the table of the family decides.
     """
 
     def __init__(self, pair: ModelPair, families: Sequence[Detection]) -> None:

@@ -1,6 +1,6 @@
 """Two models side by side: the tensors of both by name, and their differences in blocks of rows.
 
-Plain floats and eight-bit floats are read by numpy alone. Codes with a scale are decoded as a merge decodes them.
+Plain floats and eight-bit floats are read with numpy only. Codes with a scale are decoded as a merge decodes them.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -75,7 +75,7 @@ class PairedTensor(NamedTuple):
 class ModelPair:
     """The tensors of both models by the base's names, in its order.
 
-    `unpaired` are those that only one of the models has, and `unread` those of both that hold no weights, such as
+    `unpaired` are tensors of only one of the models, and `unread` are tensors of both that hold no weights, such as
     positions, with the reason.
     """
 
@@ -156,7 +156,7 @@ def _below(names: Collection[str], tensors: Mapping[str, TensorInfo]) -> dict[st
 
 
 def _weights_of(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """The tensors by name, without those that say only how codes are read."""
+    """Return the tensors by name, without those for the decoding of codes."""
     settings = quantisation_settings({**checkpoint.tensors, **checkpoint.codes})
     return {name: info for name, info in checkpoint.tensors.items() if name not in settings}
 

@@ -95,7 +95,7 @@ class Core:
 
     @property
     def rounding_rank(self) -> int:
-        """How many singular values are more than rounding; 0 of no change, and of changes that cancel each other."""
+        """The number of singular values above rounding; 0 of no change, and of changes that cancel each other."""
         return int(numpy.count_nonzero(self.values > max(ROUNDING * self.values[0], self._floor)))
 
     def trim(self, rank: int) -> "Trim":
@@ -224,7 +224,7 @@ def _shared_root(tall: Array, edges: Sequence[int]) -> Array:
 
 
 def _split(block: Array, basis: Array, floor: float) -> tuple[Array, Array | None]:
-    """The part of columns in a basis, as its coordinates, and the rest; None for one whose norm is below the floor."""
+    """Return the coordinates of columns in a basis, and the rest; None for a rest with a norm below the floor."""
     inside, rest, before = numpy.zeros((basis.shape[1], block.shape[1])), block, numpy.linalg.norm(block)
     while basis.shape[1]:
         part = basis.T @ rest

@@ -2,8 +2,8 @@
 
 With D_i = U_i S_i V_iᵀ the bases are the left singular vectors of [U_i S_i^½]_i and of [V_i S_i^½]_i, by their falling
 singular values. So they depend neither on the order of the changes nor on the split of their factors. The core of D_i
-is M_i = P_Uᵀ D_i P_V, and a matrix M in their place is the change P_U M P_Vᵀ, whose norm and singular values are those
-of M. No basis is formed: both are products of the factors with small matrices.
+is M_i = P_Uᵀ D_i P_V, and a matrix M in their place is the change P_U M P_Vᵀ, with the norm and the singular values of
+M. No basis is formed: both are products of the factors with small matrices.
 
 Sources: core space (arXiv 2509.17786) with balanced factors; singular values by Gram matrices as in `core`.
 """
@@ -53,7 +53,10 @@ class CoreSpace:
         self.is_unique = ups.is_unique and downs.is_unique
 
     def change(self, left: Array, values: Array, right: Array) -> Factors:
-        """The change whose core is left · diag(values) · right, (k, r), (r,) and (r, l), in factors of equal norms."""
+        """Return the change with the core left · diag(values) · right, of rank r, in factors of equal norms.
+
+        `left` is (k, r), `values` (r,) and `right` (r, l).
+        """
         roots = numpy.sqrt(values)
         trim = Trim(self._up @ (left * roots), (roots[:, None] * right) @ self._down.T)
         return trim.of(self._joined)
@@ -90,7 +93,7 @@ def _balanced(change: Factors, share: float) -> Trim:
 
 
 def _basis(tall: Array, turns: Sequence[Array]) -> _Basis:
-    """The basis of the columns tall · turn of all changes, whose factors stand side by side in `tall`."""
+    """Return the basis of the columns tall · turn of all changes; `tall` has their factors next to each other."""
     rank, count = sum(len(turn) for turn in turns), sum(turn.shape[1] for turn in turns)
     together = numpy.zeros((rank, count))
     row = column = 0

@@ -50,7 +50,7 @@ class Factors:
         return replace(self, weights=self.weights * factor)
 
     def in_rows(self, runs: Runs, rows: int) -> "Factors":
-        """The change of a weight of so many `rows`, of which each run takes rows of this one; the others stay."""
+        """Return the change of a weight of so many `rows`: each run takes rows of this one, the others stay."""
         up = numpy.zeros((rows, self.rank), self.up.dtype)
         for first, last, source in runs.each():
             up[first:last] = self.up[source : source + last - first]
@@ -72,9 +72,9 @@ def one_size(changes: Sequence[Factors]) -> tuple[int, int]:
 
 
 def joined(changes: Sequence[Factors], kind: type = numpy.float64) -> Factors:
-    """The sum of changes of one weight, in float64 or float32; ValueError where their sizes differ.
+    """Return the sum of changes of one weight, in float64 or float32; ValueError if their sizes differ.
 
-    Of a kernel of ones, and of a flattened one, some shapes tell more than others: the sum has the one that tells most.
+    For a kernel of ones, or a flattened one, some shapes say more than others: the sum has the most precise one.
     """
     rows, columns = one_size(changes)
     rank = sum(change.rank for change in changes)

@@ -7,9 +7,9 @@ before. With Y = U S Vᵀ of all blocks, Uᵀ D = S⁻¹ (Z V)ᵀ needs no furth
 better than Q by half a step. Only Z has to be that of Y to all digits, so the Y of rows in float32 is multiplied so.
 
 The certificate is ‖D - up down‖² = ‖D‖² - Σ wᵢ² over the kept singular values w of Uᵀ D, plus a bound of the rounding.
-Where the difference loses digits, a pass with one more block measures ‖D - Y Qᵀ‖ itself; the singular values of Y
-that are not kept are added, and nothing is subtracted. A lower bound of the best possible error comes from the values
-behind the kept ones, as none is above the true one (Cauchy's interlacing).
+If the difference loses digits, a pass with one more block measures ‖D - Y Qᵀ‖ itself; the singular values of Y that are
+not kept are added, and nothing is subtracted. A lower bound of the best possible error comes from the values behind the
+kept ones, as none is above the true one (Cauchy's interlacing).
 """
 
 import math
@@ -166,7 +166,7 @@ class _Rule:
         return _Choice(rank, float(errors[rank]), least, reached, available)
 
     def growth(self, chosen: _Choice, started: int) -> int:
-        """How many more columns to start with: 0 where those that were `started` are enough for the rank."""
+        """Return the number of additional columns to start with: 0 if the `started` ones suffice for the rank."""
         if chosen.reached:
             # The least rank is at most this one, which a basis with more room may lower.
             return max(0, chosen.rank + _OVERSAMPLING - started)
@@ -231,7 +231,7 @@ class _Projection:
         return float(numpy.square(behind.clip(min=0.0)[::-1]).sum())
 
     def is_precise(self, rank: int) -> bool:
-        """Whether rounding is a small part of the squared error of a rank."""
+        """Return True if rounding is a small part of the squared error of a rank."""
         lost = 2.0 * float(self.values[:rank] @ self.rounding[:rank])
         return self.rest is not None or lost <= _PRECISE * float(self.squared_errors[rank])
 
@@ -325,12 +325,12 @@ class _Krylov:
 
     @property
     def width(self) -> int:
-        """How many directions the basis has."""
+        """The number of directions in the basis."""
         return self._basis.shape[1]
 
     @property
     def is_measured(self) -> bool:
-        """Whether the last step measured the norm of D without the projection."""
+        """True if the last step measured the norm of D without the projection."""
         return self._rest is not None
 
     def start(self, size: int) -> None:

@@ -57,11 +57,11 @@ class RankRule:
 
     @property
     def is_exact(self) -> bool:
-        """Whether nothing but rounding is left out."""
+        """True if only rounding is left out."""
         return self == RankRule()
 
     def most(self, possible: int, of_inputs: int) -> int:
-        """The largest rank of a module whose change has at most a `possible` one, and its inputs at most another."""
+        """Return the largest rank of a module from the `possible` rank of its change and the rank of its inputs."""
         caps = (self.rank, self.max_rank, of_inputs if self.of_inputs else None)
         return min([possible, *(cap for cap in caps if cap is not None)])
 
@@ -102,7 +102,7 @@ def choose_ranks(
 def _fitted(
     spectra: Sequence[Spectrum], most: Sequence[int], size: int, file_size: Callable[[Sequence[int]], int]
 ) -> list[int]:
-    """The ranks, at most so many, of a file of at most a `size`: those that lower the error most for their bytes.
+    """Return ranks, at most `most`, of a file of at most a `size` that lower the error most for their bytes.
 
     Each rank of a module lowers the error by less than the one before, so the best ones one by one are the best choice,
     but for the last of them.
@@ -129,7 +129,7 @@ def _counted(order: Sequence[int], spectra: Sequence[Spectrum]) -> list[int]:
 
 
 class TrimError(NamedTuple):
-    """The relative error of a file whose modules were trimmed, and of its worst module, by its place."""
+    """The relative error of a file with trimmed modules, and of its worst module, by its place."""
 
     error: float
     worst: tuple[int, float] | None

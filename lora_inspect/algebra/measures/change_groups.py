@@ -1,10 +1,10 @@
 """The files of a folder that are one change: resized, rescaled, renamed or cast.
 
 Every file is read once for its sketch, a random projection of its change that is linear and has 256 numbers: D v for a
-few random vectors v, whose rows are added up with random signs. The difference of two sketches is that of the changes,
-so sketches of two versions of one change are nearly proportional and others are not. Only such pairs are compared
-exactly. The vectors are the same for all files, and modules are compared by their place in the finest layout, so
-neither names nor ranks nor how factors share the numbers matter.
+few random vectors v, with rows added up with random signs. The difference of two sketches is that of the changes, so
+sketches of two versions of one change are nearly proportional and others are not. Only such pairs are compared exactly.
+The vectors are the same for all files, and modules are compared by their place in the finest layout, so neither names
+nor ranks nor how factors share the numbers matter.
 """
 
 import math
@@ -48,7 +48,7 @@ _OF_EIGHT_BITS = 4
 
 
 class FolderFile(NamedTuple):
-    """A file of a folder as it was read alone."""
+    """A file of a folder that was read separately."""
 
     path: str
     inputs: Inputs
@@ -86,7 +86,7 @@ class ChangeGroup(NamedTuple):
 
 
 class ChangeGroups(NamedTuple):
-    """The groups with two files or more, and files whose numbers could not be read."""
+    """The groups of at least two files, and files with unreadable numbers."""
 
     found: list[ChangeGroup]
     skipped: list[Skipped]
@@ -97,7 +97,8 @@ def read_folder(
 ) -> tuple[list[FolderFile], list[Skipped]]:
     """Read the headers of the adapters below a folder, and leave out files with the reason.
 
-    `progress` is told 1 of each file, and 2 of one that is left out, as `change_groups` tells the other of each.
+    `progress` receives 1 for each file, and 2 for one that is left out, as `change_groups` reports the other 1 for
+    each.
 
     Raises LoraInspectError for a folder that cannot be listed.
     """
@@ -119,7 +120,7 @@ def _sentence(error: LoraInspectError | OSError) -> str:
 
 
 def change_groups(files: Sequence[FolderFile], progress: Progress) -> ChangeGroups:
-    """Group the files by their changes; `progress` is told of each file that is read.
+    """Group the files by their changes; `progress` receives 1 for each file that is read.
 
     A file with numbers that are not finite is left out.
     """
@@ -148,14 +149,14 @@ def _of_one_family(files: Sequence[FolderFile]) -> list[list[FolderFile]]:
 
 
 class _Aligned(NamedTuple):
-    """Files whose modules have one naming."""
+    """Files with one naming of their modules."""
 
     files: list[FolderFile]
     modules: list[OutputModule]
 
 
 def _aligned(files: list[FolderFile]) -> Iterator[_Aligned]:
-    """The files together, without those whose modules have no place among the others'."""
+    """Yield the files together, each set without files that have modules without a place among the others'."""
     while files:
         inputs = [one for file in files for one in file.inputs.adapters]
         try:
@@ -242,7 +243,7 @@ def _signs(module: int, rows: int) -> Array:
 
 
 def _are_near(one: Array, other: Array) -> bool:
-    """Whether some multiple of one sketch is near the other; of no change whether the other is none either."""
+    """Return True if a multiple of one sketch is near the other, or if both are of no change."""
     squares = float(numpy.square(one).sum()), float(numpy.square(other).sum())
     if not all(squares):
         return not any(squares)
@@ -280,7 +281,7 @@ def _how(adapters: Sequence[Adapter], multiplier: float) -> tuple[str, ...]:
 
 
 def _is_same(found: Comparison, left: float, adapters: Sequence[Adapter]) -> bool:
-    """Whether a difference is one that rounding or a resize makes."""
+    """Return True if rounding or a resize explains a difference."""
     if left <= ROUNDED:
         return True
     if left > CLOSE:

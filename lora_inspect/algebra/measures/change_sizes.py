@@ -55,11 +55,11 @@ _DIRECTIONS = 64
 class ChangeSize(NamedTuple):
     """The size of a module's change of one parameter of its layer.
 
-    `kind` is the name of the layer with `#` for its numbers, so that layers of one kind stand in every block. `shape`
-    is (out, in, *kernel), of experts (experts, rows, columns) as their factors have them. `rank`, `alpha` and `scale`
-    are None where the module has none, or several. `norm` is the Frobenius norm. `sigma_1` and `sigma_2` are the
-    largest singular values, None of a vector; of experts they are those of the expert with the largest one.
-    `weight_norm` is the norm of the weight that the change is added to, None where no base tells it.
+    `kind` is the name of the layer with `#` for its numbers, so that every block has layers of one kind. `shape` is
+    (out, in, *kernel), of experts (experts, rows, columns) as their factors have them. `rank`, `alpha` and `scale` are
+    None if the module has none, or several. `norm` is the Frobenius norm. `sigma_1` and `sigma_2` are the largest
+    singular values, None of a vector; of experts they are those of the expert with the largest one. `weight_norm` is
+    the norm of the weight that the change is added to, None without a base.
     """
 
     key: str
@@ -83,17 +83,17 @@ class ChangeSize(NamedTuple):
 
 
 class UnmeasuredModule(NamedTuple):
-    """A module whose change has no size, and the reason as the end of a sentence."""
+    """A module with no size of its change, and the reason as the end of a sentence."""
 
     key: str
     reason: str
 
 
 class ChangeSpectrum(NamedTuple):
-    """The singular values of a change, falling, without those that are rounding; none of a vector.
+    """The singular values of a change, falling, without mere rounding; none for a vector.
 
-    `rest` is the norm of all that is behind them: of a change that is no thin product the first 64 are looked for,
-    unless it is small. Of experts the j-th value is the root of the sum of squares of the j-th values of all experts.
+    `rest` is the norm of the others: only the first 64 are computed for a change that is no thin product, unless it is
+    small. For experts the j-th value is the root of the sum of squares of the j-th values of all experts.
     """
 
     values: Array
@@ -116,10 +116,10 @@ def measured_changes(
     with_torch: bool = True,
     with_spectra: bool = False,
 ) -> MeasuredChanges:
-    """The size of every change of an adapter; `progress` is told of the bytes of the factors.
+    """Return the size of every change of an adapter; `progress` receives the bytes of the factors.
 
-    Changes that depend on a weight need the `base`. Without `with_torch` those that only torch computes are left out.
-    Without `with_spectra` the spectra of changes that are no thin products have two values.
+    Changes that depend on a weight need the `base`. Without `with_torch`, changes that need torch are left out. Without
+    `with_spectra` the spectra of changes that are no thin products have two values.
     """
     directions = _DIRECTIONS if with_spectra else 2
     modules, left_out = _computable(adapter, base is not None, with_torch)

@@ -1,8 +1,8 @@
-"""How far several adapters' changes are from each other, whatever their names, ranks, scales and element types.
+"""The distances between several adapters' changes, for any names, ranks, scales and element types.
 
 All numbers come from the changes in one pair of bases: the norm of a difference keeps its digits where the changes are
-nearly the same. The overlap of two changes is the share of directions that they have in common, ‖X_aᵀ X_b‖² over the
-smaller rank, the mean of columns and rows.
+nearly the same. The overlap of two changes is the share of common directions, ‖X_aᵀ X_b‖² over the smaller rank, the
+mean of columns and rows.
 """
 
 import math
@@ -162,7 +162,7 @@ def by_parameter(modules: Iterable[OutputModule]) -> list[OutputModule]:
 
 
 def check_thin(adapters: Iterable[MultipliedAdapter]) -> None:
-    """Raises LoraInspectError for the first change that only the base tells, or that has no thin factors."""
+    """Raise LoraInspectError for the first change that needs the base, or that has no thin factors."""
     for one in adapters:
         for module in (module for key, module in one.adapter.modules.items() if one.multipliers.get(key)):
             for contribution in module.contributions:
@@ -281,7 +281,7 @@ def _weights_of(
 
 
 def _of_weights(weights: Sequence[_Weight], names: Sequence[WeightName] | None, count: int) -> list[Comparison]:
-    """The comparison in each of several weights whose changes have the same shapes.
+    """Return the comparison in each of several weights with changes of the same shapes.
 
     With names of the weights it has the numbers of the stack.
     """
@@ -353,7 +353,7 @@ def _whole(terms: Sequence[Term], base: "WeightChanges | None") -> Factors:
 
 
 def _refuse_not_thin(path: str, one: Contribution) -> None:
-    """Raises LoraInspectError for a change that only the base tells, or a dense matrix."""
+    """Raise LoraInspectError for a change that needs the base, or a dense matrix."""
     title = f"{one.module.key} is {'DoRA' if one.magnitude else one.algorithm.title}"
     if needs_base(one):
         raise RefusedError(path, f"{title}, whose change depends on the base", "compare it with --base BASE")

@@ -54,8 +54,8 @@ class PartSize:
 class SizesByPart(Result):
     """The sizes of an adapter's modules, of its parts, and of the blocks of each part in their order.
 
-    `base` is the path of the model whose weights the norms are compared with, None without one. `titles` are what
-    people call the parts. `left_out` are modules whose change has no size, with the reasons.
+    `base` is the path of the model of the weights' norms, None without one. `titles` are the common names of the parts.
+    `left_out` are modules with no size of their change, with the reasons.
     """
 
     base: str | None
@@ -116,5 +116,5 @@ def by_part(
 
 
 def titles_of(adapter: Adapter, families: Sequence[Detection]) -> dict[str, str]:
-    """By component what people call the parts of an adapter that may be of these families."""
+    """Return, by component, the common names of the parts of an adapter that may be of these families."""
     return {part.component: part.title for part in adapter_parts(adapter, families)}

@@ -33,9 +33,9 @@ _SLACK = 2e-12
 class LayerSpectrum:
     """The spectrum of one module's change of a weight.
 
-    `values` are the singular values, falling, without those that are rounding. `rest` is the norm of all that is behind
-    them: of a change that is no thin product the first 64 are looked for, unless it is small. `ranks` are the least
-    that keep 90 and 99 % of its squared norm, None where that takes more values than are known.
+    `values` are the singular values, falling, without mere rounding. `rest` is the norm of the others: only the first
+    64 are computed for a change that is no thin product, unless it is small. `ranks` are the least that keep 90 and 99
+    % of its squared norm, None if that takes more values than are known.
     """
 
     key: str
@@ -140,8 +140,8 @@ def _median(ranks: Sequence[int | None]) -> int | None:
 class SpectrumResult(Result):
     """The spectra of an adapter's modules, of its parts, and of the blocks of each part in their order.
 
-    `base` is the path of the model that tells changes which depend on a weight, None without one. `titles` are what
-    people call the parts. `left_out` are modules without a spectrum, with the reasons.
+    `base` is the path of the model for changes that depend on a weight, None without one. `titles` are the common names
+    of the parts. `left_out` are modules without a spectrum, with the reasons.
     """
 
     base: str | None

@@ -1,11 +1,11 @@
-"""Numbers of adapters that are applied together: where their signs disagree, and values that stand out.
+"""Numbers of adapters that are applied together: the conflicts of their signs, and outlying values.
 
-The sign conflict of two changes is Σ min(|a|, |b|) over the numbers of their cores where a and b have opposite signs,
-over Σ min(|a|, |b|) of all numbers: 0 of one change twice, 1 of opposite ones, about 1/2 of independent ones. The cores
-are those of `linear/core_space.py` for the strongest directions of each change. Another basis would give another number
+The sign conflict of two changes is Σ min(|a|, |b|) over the numbers a and b of their cores with opposite signs, over Σ
+min(|a|, |b|) of all numbers: 0 of one change twice, 1 of opposite ones, about 1/2 of independent ones. The cores are
+those of `linear/core_space.py` for the strongest directions of each change. Another basis would give another number
 unless the changes are the same or opposite.
 
-A spike is a singular value that is far above the next one of its weight and above those of like layers.
+A spike is a singular value that is far above the next one of its weight and above the values of like layers.
 """
 
 import re
@@ -85,7 +85,7 @@ def sign_numbers(
 def peaks_of(
     names: Sequence[WeightName], changes: Sequence[Decomposed], there: Sequence[int], count: int, sums: Array
 ) -> list[Peaks]:
-    """The peaks of weights whose changes are in bases that they share; `sums` (n, k, l) are those of the changes."""
+    """Return the peaks of weights with changes in shared bases; `sums` (n, k, l) are the sums of the changes."""
     wide = sums if sums.shape[1] <= sums.shape[2] else sums.swapaxes(1, 2)
     squares = numpy.linalg.eigvalsh(wide @ wide.swapaxes(1, 2))[:, ::-1] if wide.size else sums[:, :0, 0]
     values = numpy.sqrt(numpy.maximum(squares, 0.0))

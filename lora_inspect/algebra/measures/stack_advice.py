@@ -44,7 +44,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """A singular value that stands out, of the change of one adapter, by its place, or of the sum, None.
+    """An outlying singular value of the change of one adapter, given by its place, or of the sum, None.
 
     It is so many times the median of like layers, and the next value of its weight; None where there is no next one.
     """
@@ -100,9 +100,9 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The spikes of adapters, their worst conflict, None where no two of them conflict, and a recommendation.
+    """The spikes of adapters, their worst conflict, None if no two of them conflict, and a recommendation.
 
-    `agreement` tells how much their directions agree on average: 0 of independent adapters, 1 of the same direction.
+    `agreement` is the average agreement of their directions: 0 for independent adapters, 1 for the same direction.
     """
 
     agreement: float
@@ -145,9 +145,9 @@ def _times(number: float, factor: float) -> float:
 class CombineWords(NamedTuple):
     """The words of commands for a stack.
 
-    `options` choose modules, and an adapter that is left out then has the multiplier 0, so that they still fit. `base`
-    are those where an adapter is left that depends on a base. `takes_methods` is False where a change is no product of
-    thin factors, of which methods other than the sum have no core.
+    `options` choose modules; with them an adapter that is left out has the multiplier 0, so that they still apply.
+    `base` are the options if a remaining adapter depends on a base. `takes_methods` is False if a change is no product
+    of thin factors, since methods other than the sum then have no core.
     """
 
     adapters: tuple[StackedAdapter, ...]
@@ -210,10 +210,10 @@ def stack_of(whole: "Comparison", blocks: "Mapping[str, Comparison]", words: Com
 
 
 def _spikes(whole: "Comparison") -> tuple[list[Spike], float]:
-    """The spikes of the sum and of each adapter, the largest ones first, and the number to cut those of the sum to.
+    """Return the spikes of the sum and of each adapter, largest first, and the cap for those of the sum.
 
-    That is the largest singular value that is no spike, so that nothing else is cut. Where other layers have larger
-    ones by nature, it is the limit of a spike.
+    That is the largest singular value that is no spike, so that nothing else is cut. If other layers have larger ones
+    by nature, it is the limit of a spike.
     """
     from lora_inspect.algebra.measures.stack import Peak, medians, spikes
 

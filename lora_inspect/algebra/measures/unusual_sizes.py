@@ -1,4 +1,4 @@
-"""Modules of an adapter whose change is of an unusual size, as the sizes of its other modules show.
+"""Modules of an adapter with a change of unusual size, compared with its other modules.
 
 One direction may outweigh all others, a module may change nothing, and a scale may be far smaller than usual. A layer
 is compared with those of its kind, which have the same name up to its numbers.
@@ -41,7 +41,7 @@ def size_problems(sizes: "Sequence[ChangeSize]", with_zeros: Collection[str] = (
 
 
 class Spike(NamedTuple):
-    """A module whose first direction outweighs its second one, and those of the layers that it is compared with.
+    """A module with a first direction that outweighs its second one, and the first ones of compared layers.
 
     `median` is that of the first singular values of `compared` modules, this one among them: all of its `kind` or, with
     None for a kind that has fewer than three, all of the adapter.
@@ -161,7 +161,7 @@ def _is_small(one: "ChangeSize") -> bool:
 
 
 class UnusualModule(NamedTuple):
-    """The module whose norm is furthest from the `median` of the `compared` others of its kind."""
+    """The module with the norm furthest from the `median` of the `compared` others of its kind."""
 
     key: str
     kind: str

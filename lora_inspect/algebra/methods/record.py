@@ -37,10 +37,10 @@ Merge = Callable[[Sequence[Array], MethodSettings, str], Array]
 class Method(NamedTuple):
     """A method by its `name` on the command line, and the `paper` and the `formula` that it follows.
 
-    `settings` are those that it has, of density, t and seed. `in_numbers` says that it looks at single numbers of a
-    core, so that another pair of bases gives another result, and `is_linear` that its result is a sum of the inputs
-    times numbers. `inputs` is how many it takes, None for any number.
-    `conventions` tell where it differs from the paper or from other programs.
+    `settings` are its settings among density, t and seed. `in_numbers` is True if it uses single numbers of a core, so
+    that another pair of bases gives another result, and `is_linear` if its result is a sum of the inputs times numbers.
+    `inputs` is the number that it takes, None for any number. `conventions` are its differences from the paper or from
+    other programs.
     """
 
     name: str
@@ -82,7 +82,7 @@ def kept(core: Array, density: float) -> Array:
 
 
 def agreeing_mean(cores: Sequence[Array]) -> Array:
-    """Of each number the mean of those inputs whose sign is that of the sum; 0 where the inputs add up to 0."""
+    """Return, for each number, the mean of the inputs with the sign of the sum; 0 if the inputs add up to 0."""
     cores = without_zeros(cores)
     elected = _elected(cores)
     agree = [numpy.sign(core) * elected > 0 for core in cores]

@@ -1,7 +1,7 @@
 """The file or the folder of an adapter that was made of others: its names, its tensors as they come, and its config.
 
-Every module is plain LoRA whose alpha is its rank, so programs that read an alpha, a config or neither apply the
-factors as they stand. Nothing but the modules at work is held in memory.
+Every module is plain LoRA with an alpha equal to its rank, so programs that read an alpha, a config or neither apply
+the factors unchanged. Nothing but the modules at work is held in memory.
 """
 
 import json
@@ -51,12 +51,12 @@ _OF_ORIGIN = (
 
 
 class AdapterOutput:
-    """The output of some modules where the user `named` it: None for a plan alone.
+    """The output of some modules at the path that the user `named`: None for a plan only.
 
-    Plain LoRA keeps the suffixes of the adapter `first` in its names, unless others were asked for (`is_asked`). Where
-    it `stabilises` scales by rank, alpha is √rank beside the adapter's flags, else it is the rank. `passed` are tensors
-    that stay as they are. The metadata get hashes that programs look up where `hashed` has one of their keys.
-    `architecture` is llama.cpp's name of the model. `is_uniform` gives all modules one rank, as some programs take.
+    Plain LoRA keeps the suffixes of the adapter `first` in its names, unless others were asked for (`is_asked`). If it
+    `stabilises` scales by rank, alpha is √rank with the adapter's flags, else it is the rank. `passed` are tensors that
+    stay as they are. The metadata get hashes that programs look up if `hashed` has one of their keys. `architecture` is
+    llama.cpp's name of the model. `is_uniform` gives all modules one rank, as some programs take.
 
     Raises LoraInspectError for names that no one output can have, and for a name that is meant for the other kind.
     """
@@ -155,8 +155,8 @@ class AdapterOutput:
         """Write the modules as they are made; `metadata` is asked again once all of them are there.
 
         `plans` are their tensors at the largest ranks that they may have. The file is read back before it appears:
-        every tensor has to be the one that was made, and `look` is called with the path of the complete output. Returns
-        the bytes of the weights. Raises LoraInspectError where the disk refuses, and where it holds something else.
+        every tensor must equal the made one, and `look` is called with the path of the complete output. Returns the
+        bytes of the weights. Raises LoraInspectError if the disk refuses, and if it holds something else.
         """
         with delivered(self.path, inputs, force) as place:
             if self._is_gguf:
@@ -226,7 +226,7 @@ class AdapterOutput:
         force: bool,
         look: Callable[[str], None],
     ) -> None:
-        """Write a file of llama.cpp, whose header is first and has the record of all that follows."""
+        """Write a file of llama.cpp; its header is first and has the record of all that follows."""
         contents, rank = list[Content](), 1
         for one in made:
             if isinstance(one, WrittenTensor):
@@ -258,7 +258,7 @@ class AdapterOutput:
         return {**standard_config(config, ranks, alphas, False, parameters, self._is_asked), **stabilised, **biased}
 
     def _has_lora_bias(self) -> bool:
-        """Whether a module has a bias on LoRA's up layer, which PEFT looks for where its config says so."""
+        """Return True if a module has a bias on LoRA's up layer, which PEFT loads only if its config says so."""
         own = (
             term.contribution.algorithm.name
             for one in self._modules
@@ -269,7 +269,7 @@ class AdapterOutput:
 
 
 def _origin(one: PlannedModule) -> Contribution | None:
-    """The contribution whose keys show the spelling of the module, of no file where the module itself has it."""
+    """Return the contribution with keys that show the module's spelling; of no file if the module itself has it."""
     if one.sum.terms:
         return one.sum.terms[0].contribution
     return next(iter(one.sum.module.contributions), None)

@@ -1,6 +1,6 @@
-"""The metadata of an adapter that was made of others: what stays true, and the record of how it was made.
+"""The metadata of an adapter that was made of others: all facts that stay true, and the record of the making.
 
-Of one input the metadata stays, corrected as `convert` corrects it. Of several, keys that name the model stay where all
+Of one input the metadata stays, corrected as `convert` corrects it. Of several, keys that name the model stay if all
 inputs agree. Trigger words and tags are joined, and counts of tags are added. All other keys say something of a
 training, or of one input, that is not true of the sum.
 """
@@ -116,7 +116,7 @@ def made_metadata(
 
 
 def kept_metadata(metadata: Mapping[str, str], record: str) -> dict[str, str]:
-    """The metadata of an adapter whose algorithm, ranks and scales stay, without the hashes of its old tensors."""
+    """Return the metadata of an adapter that keeps its algorithm, ranks and scales, without old hashes."""
     return {key: value for key, value in metadata.items() if key not in HASH_KEYS} | {COMBINED_KEY: record}
 
 
@@ -139,7 +139,7 @@ def _words(text: str) -> list[str]:
 
 
 def _tag_counts(several: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
-    """How many images of each folder have each tag, in all inputs together; anything else counts as missing."""
+    """Return the number of images of each folder with each tag, in all inputs together; invalid counts are ignored."""
     found: dict[str, Counter[str]] = {}
     for one in several:
         try:

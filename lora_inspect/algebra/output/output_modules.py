@@ -46,7 +46,7 @@ class Making:
 
     `dtype` is that of factors and `differences` that of full differences and vectors. `base` computes changes that
     depend on a weight. `initial` is the rank up to which trained networks begin: rows of down are drawn, up has zeros.
-    `common` is the rank up to which both are filled with zeros, for programs that take one rank alone. `merge` is the
+    `common` is the rank up to which both are filled with zeros, for programs that take only one rank. `merge` is the
     method that makes one change of those of the inputs, None for their sum.
     """
 
@@ -98,7 +98,7 @@ class MadeModule:
 
 
 class WrittenTensor(NamedTuple):
-    """A tensor beside the modules, as it is written."""
+    """A tensor outside the modules, as it is written."""
 
     plan: TensorPlan
     values: NDArray[numpy.generic]

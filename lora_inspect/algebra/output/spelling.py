@@ -1,4 +1,4 @@
-"""The form in which the factors of a module are written: their keys, and which way round they stand.
+"""The form in which the factors of a module are written: their keys, and their orientation.
 
 Most names have plain LoRA: up (out, rank, 1, …) and down (rank, in, *kernel). mlx-lm turns both factors round, and
 llama.cpp the down factor of an Embedding. Factors of all experts of a layer are stacked, or packed as PEFT packs them.
@@ -124,7 +124,7 @@ def spelling_of(module: Module, origin: Contribution | None, suffixes: Mapping[s
 
 
 def times_counted(module: Module, origin: Contribution) -> int:
-    """How often programs that read the module's names add the product of its factors."""
+    """Return the number of times that programs with the module's names add the product of its factors."""
     return TIMES if origin.module == module.name and origin.algorithm == OUT_PROJ else 1
 
 
@@ -145,10 +145,10 @@ def _key(module: Module, origin: Contribution | None, algorithm: Algorithm, role
 
 
 def difference_key(module: Module, terms: Sequence[Term], parameter: str, has_factors: bool) -> str:
-    """The key of the difference of a parameter, of which some terms are the sum; none of one that no file has.
+    """Return the key of the difference of a parameter, the sum of `terms` and perhaps others.
 
-    A bias on LoRA's up layer stays one where the module `has_factors`, whose scale of 1 is that of the bias. Raises
-    LoraInspectError where programs that read the names know no difference.
+    A bias on LoRA's up layer stays one if the module `has_factors`, since their scale of 1 is that of the bias. Raises
+    LoraInspectError if programs that read the names know no difference.
     """
     origin = terms[0].contribution if terms else None
     if has_factors and origin and all(term.contribution.algorithm.name == lora_bias.ALGORITHM.name for term in terms):

@@ -1,4 +1,4 @@
-"""A .safetensors file whose tensors are known one after the other: its header is written last, and it is read back."""
+"""A .safetensors file with tensors that come one by one: its header is written last, and it is read back."""
 
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -48,12 +48,12 @@ def streamed_bytes(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> 
 
 
 def bytes_behind(plans: Sequence[TensorPlan]) -> int:
-    """The bytes of the tensors that stand behind the header and the alphas."""
+    """Return the bytes of the tensors after the header and the alphas."""
     return sum(plan.nbytes for plan in plans if not _is_in_front(plan))
 
 
 def _is_in_front(plan: TensorPlan) -> bool:
-    """Whether it is a number of four bytes, as an alpha, which stands before all that has more."""
+    """Return True if the tensor is one number of four bytes, such as an alpha; these precede all larger ones."""
     return not plan.shape and plan.dtype == "F32"
 
 
@@ -79,9 +79,9 @@ def streamed_file(
     """A file that takes its name when the block ends well, and vanishes otherwise.
 
     `plans` are the tensors at the largest sizes that they may have, and `metadata` is asked before the block and after
-    it. Where a key of `hashed` is one of a hash that programs look up, the metadata get such hashes. The file is read
-    back before it appears, and `look` is called with its path then. Raises LoraInspectError where the disk refuses, and
-    where it holds something else.
+    it. If a key of `hashed` is that of a hash that programs look up, the metadata get such hashes. The file is read
+    back before it appears, and `look` is called with its path then. Raises LoraInspectError if the disk refuses, and if
+    it holds something else.
     """
     sums: dict[str, int] = {}
 
@@ -146,9 +146,9 @@ class StreamedFile:
 
 
 def check_written(complete: str, path: str, tensors: Mapping[str, TensorInfo], sums: Mapping[str, int]) -> None:
-    """Raises LoraInspectError where the complete file of the output at `path` has other bytes than were made.
+    """Raise LoraInspectError if the complete file of the output at `path` has other bytes than were made.
 
-    `tensors` are those that its header names, and `sums` the checksums by key.
+    `tensors` are the ones in its header, and `sums` the checksums by key.
     """
     with InputFile(complete) as source:
         for key, expected in sums.items():
