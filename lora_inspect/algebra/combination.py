@@ -388,8 +388,8 @@ class StoredFactors(NamedTuple):
 def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> StoredFactors:
     """Return the factors rounded to a type of an output; its programs add the product `times` times.
 
-    Without `times`, `meant` holds the rounded numbers afterwards. Raises LoraInspectError with the module's name, and
-    the path of an input, for numbers beyond the type.
+    `meant` may hold the rounded numbers afterwards. Raises LoraInspectError with the module's name, and the path of an
+    input, for numbers beyond the type.
     """
     if times > 1:
         meant = replace(meant, up=meant.up / times, weights=meant.weights * times)
