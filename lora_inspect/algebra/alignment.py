@@ -109,7 +109,7 @@ def aligned_in_parts(inputs: Sequence[MultipliedAdapter]) -> list[OutputModule]:
 
 
 def _aligned_by_letters(inputs: Sequence[MultipliedAdapter], adapters: Sequence[Adapter]) -> list[OutputModule]:
-    """The modules of adapters of no known family: underscored names are those of dotted ones that are spelled so."""
+    """Return the modules of adapters of no known family; an underscored name matches the dotted one."""
     found: dict[tuple[str, str], list[tuple[MultipliedAdapter, Destination]]] = defaultdict(list)
     names: dict[tuple[str, str], ModuleName] = {}
     for one, adapter in zip(inputs, adapters, strict=True):
@@ -176,7 +176,7 @@ def _in_output(runs: Runs | None, rows: int | None) -> list[tuple[Runs, int]]:
 
 
 def _families(adapters: Sequence[Adapter]) -> list[tuple[Detection, ...]]:
-    """The families of each adapter that every other one may be of too; LoraInspectError where there is none."""
+    """Return the families of each adapter that every other one may be of too; LoraInspectError if there is none."""
     candidates = [adapter_candidates(adapter) for adapter in adapters]
     known = [(one, found) for one, found in zip(adapters, candidates, strict=True) if found]
     for adapter, found in known[1:]:
@@ -206,7 +206,7 @@ def _destinations(
 
 
 def _with_dots(adapter: Adapter, first: Adapter) -> Adapter:
-    """The adapter with names of the first one for underscored ones of a model that nobody knows.
+    """Return the adapter with names of the first one for underscored ones of a model that nobody knows.
 
     A name with dots is spelled with underscores in one way, which two modules rarely share.
     """
@@ -233,7 +233,7 @@ class _FirstLayout:
         self._layout, self._paths, self._splits = layout, {*paths, *parts} - splits.keys(), splits
 
     def links(self, path: str) -> list[Link]:
-        """The links from the module at `path` to modules of the first adapter, else into its layout."""
+        """Return the links from the module at `path` to modules of the first adapter, else into its layout."""
         if path in self._splits:
             return list(self._splits[path])
         if path in self._paths:
@@ -303,7 +303,7 @@ class _FirstNames:
         return ModuleName(scheme, component, prefix, schemes.by_name(scheme).module(path, ""), flat)
 
     def _of_other_component(self, module: Module) -> ModuleName:
-        """The name of a module of a component that the first adapter lacks: as it is, if the scheme is the same."""
+        """Return the name of a module of a component that the first adapter lacks: unchanged, if the schemes match."""
         own = sorted({scheme for scheme, _, _ in self._usual.values()})
         if self._for_output and module.name.scheme not in own:
             raise RefusedError(

@@ -38,7 +38,7 @@ def steps_of(adapters: Sequence[Adapter]) -> list[int] | None:
 
 
 def _numbers_in_names(paths: Sequence[str]) -> list[int | None]:
-    """The last number in each name that differs from those at its place in the others."""
+    """Return the last number in each name that differs from those at its place in the others."""
     names = [os.path.splitext(os.path.basename(os.path.normpath(path)))[0] for path in paths]
     numbers = [[int(found) for found in re.findall("[0-9]{1,12}", name)] for name in names]
     least = min(map(len, numbers))
@@ -91,7 +91,7 @@ def _known(adapters: Sequence[Adapter], steps: Sequence[int] | None) -> Sequence
 
 
 def exponent(width: float) -> float:
-    """The exponent γ ≥ 0 of the power function with a relative width σ, above 0 and below 12^-½ = 0.2887."""
+    """Return the exponent γ ≥ 0 of the power function with a relative width σ, above 0 and below 12^-½ = 0.2887."""
     inverse = 1.0 / (width * width)
     low, high = 0.0, inverse
     # The polynomial is below 0 at 0 for widths below 12^-½, and grows beyond its largest root.

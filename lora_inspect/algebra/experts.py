@@ -46,7 +46,7 @@ class ExpertChanges:
         return max(core.rounding_rank for core in self._cores)
 
     def trimmed(self, rank: int) -> list[Factors]:
-        """The nearest change of a rank of each expert; a smaller one is filled up with zeros."""
+        """Return the nearest change of a rank of each expert; a smaller one is filled up with zeros."""
         found = []
         for core, change in zip(self._cores, self.changes, strict=True):
             own = min(rank, core.rounding_rank)
@@ -57,7 +57,7 @@ class ExpertChanges:
 
     @staticmethod
     def check(terms: Sequence[Term]) -> None:
-        """Raises LoraInspectError for terms of other numbers, sizes or orders of experts."""
+        """Raise LoraInspectError for terms of other numbers, sizes or orders of experts."""
         first = terms[0].contribution
         for term in terms[1:]:
             other = term.contribution
@@ -75,13 +75,13 @@ class ExpertChanges:
 
 
 def widths(contribution: Contribution) -> tuple[int, int]:
-    """The sizes of one expert's matrix that up and down are along."""
+    """Return the sizes of one expert's matrix that up and down are along."""
     up, down = (contribution.shapes[role] for role in ("up", "down"))
     return up[-2] if len(up) == 3 else up[0], down[-1]
 
 
 def _factors_of(term: Term) -> list[Factors]:
-    """The factors of each expert at the multiplier of the term."""
+    """Return the factors of each expert at the multiplier of the term."""
     from lora_inspect.maths.change import ExpertProducts
 
     contribution = term.contribution

@@ -1,4 +1,4 @@
-"""Changes that are no product of thin factors, as matrices: by a formula, or as the difference of a base's weight.
+"""Changes that are no product of thin factors, as matrices: by a formula, or as the difference of weights.
 
 If one adapter's change of a weight depends on the weight, the difference is that of a merge: all changes of the weight
 in the order of the adapters, each adapter's added ones first. So the merge of the output equals the merge of the
@@ -125,7 +125,7 @@ class BaseChanges:
         return (rows, *shapes[0][1:])
 
     def order_matters(self) -> list[str]:
-        """The weights that another order of the adapters would leave different."""
+        """Return the weights that another order of the adapters would leave different."""
         at_work = {name: [fold for fold in folds if fold.multiplier] for name, folds in self._folds.items()}
         return [
             name
@@ -134,7 +134,7 @@ class BaseChanges:
         ]
 
     def difference(self, terms: Sequence[Term]) -> Matrix:
-        """W' - W (out, in·kernel) of one weight of the output: the rows that any of its terms change."""
+        """Return W' - W (out, in·kernel) of one weight of the output: the rows that any of its terms change."""
         with self._lock:  # a difference takes as much memory as a few modules
             shape = self.shape(terms[0])
             found = numpy.zeros((shape[0], prod(shape[1:])))
@@ -143,7 +143,7 @@ class BaseChanges:
         return found
 
     def weight_norm(self, terms: Sequence[Term]) -> float:
-        """The Frobenius norm of the rows of the base that any of the terms changes, as they are without adapters."""
+        """Return the Frobenius norm of the base's rows that any of the terms changes, without adapters."""
         every = (each for term in terms for each in self._of(term))
         places = {(name, place.runs, place.block): place for name, place in every}
         with self._lock:
@@ -166,7 +166,7 @@ class BaseChanges:
         return places
 
     def _rows_of(self, term: Term) -> Matrix:
-        """The difference in the rows of a term's contribution."""
+        """Return the difference in the rows of a term's contribution."""
         places = self._of(term)
         shapes = [place.shape for _, place in places]
         own = torch.zeros(sum(s[0] for s in shapes), prod(shapes[0][1:]), dtype=torch.float64, device="cpu")
@@ -176,7 +176,7 @@ class BaseChanges:
         return _finite(own, term.contribution)
 
     def _blocks(self, name: str, target: TensorInfo) -> Iterable[tuple[int, torch.Tensor]]:
-        """The difference of a tensor of the base as it is stored."""
+        """Return the difference of a tensor of the base as it is stored."""
         if self._last is None or self._last[0] != name:
             folds = [fold for fold in self._folds[name] if fold.multiplier]
             read = partial(_read, self._codecs.of(target), target)
@@ -216,11 +216,11 @@ class SeparateChanges:
         return next((part for _, part in self._parts if part.has(term)), self._parts[0][1]).shape(term)
 
     def order_matters(self) -> list[str]:
-        """Nothing: no adapter changes a weight that another one has changed."""
+        """Return nothing: no adapter changes a weight that another one has changed."""
         return []
 
     def difference(self, terms: Sequence[Term]) -> Matrix:
-        """The sum of the differences (out, in·kernel) of one weight of the output, each at its weight."""
+        """Return the sum of the differences (out, in·kernel) of one weight of the output, each at its weight."""
         # An adapter without the weight is asked too, which says what is missing.
         owners = [(weight, part, [term for term in terms if part.has(term)]) for weight, part in self._parts]
         if missing := next((term for term in terms if not self.has(term)), None):
@@ -235,7 +235,7 @@ def _identity(contribution: Contribution) -> tuple[object, ...]:
 
 
 def _take(found: Matrix, own: Matrix, moves: Sequence[tuple[Runs, int]]) -> None:
-    """Puts the rows of one term into those of the output, where other terms may have put the same numbers."""
+    """Put the rows of one term into those of the output, where other terms may have put the same numbers."""
     numbers = numpy.arange(len(own))
     for runs, rows in moves:
         moved = numpy.full(rows, -1)
@@ -247,6 +247,6 @@ def _take(found: Matrix, own: Matrix, moves: Sequence[tuple[Runs, int]]) -> None
 
 
 def _read(weight: CodedWeight, target: TensorInfo, together: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """A weight in float64, in blocks of rows of its own memory."""
+    """Yield a weight in float64, in blocks of rows of its own memory."""
     for first, rows in RowBlocks(BLOCK_ELEMENTS).read(target, together, weight.decode):
         yield first, rows.double() if rows.dtype != torch.float64 else rows.clone()

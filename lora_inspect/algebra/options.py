@@ -156,9 +156,7 @@ class ResizeRequest(ChoiceRequest, OutputRequest, RankRequest):
 
 @dataclass(frozen=True, slots=True)
 class CombineRequest(ChoiceRequest, OutputRequest, RankRequest):
-    """The options of `combine`: the method of combining the adapters' changes, in addition to the options of the
-    output.
-    """
+    """The options of `combine`: the method of combining the adapters' changes, and the options of the output."""
 
     method: str = option.choice(
         known_methods, "How the changes become one; sum adds them up as programs do.", default=SUM

@@ -176,7 +176,7 @@ def _merge_rule(request: SumRequest, inputs: Inputs) -> MergeRule | None:
 
 
 def _check_cores(planned: Sequence[PlannedModule], merge: MergeRule) -> None:
-    """Raises LoraInspectError for a change that is no product of thin factors, so that a method has no core of it."""
+    """Raise LoraInspectError for a change that is no product of thin factors, so that a method has no core of it."""
     for one in planned:
         for term in one.sum.terms if one.is_full else ():
             contribution = term.contribution
@@ -198,7 +198,7 @@ def recorded_options(request: SumRequest, weights: Sequence[float] | None) -> di
 
 
 def _target_options(request: SumRequest, first: Adapter) -> ConvertOptions:
-    """The options of a conversion to the names of the output: the sum is plain LoRA, whatever the inputs are."""
+    """Return the options of a conversion to the names of the output: the sum is plain LoRA, whatever the inputs are."""
     asked = ConvertRequest(
         to=request.to,
         algorithm=LORA,
@@ -210,13 +210,13 @@ def _target_options(request: SumRequest, first: Adapter) -> ConvertOptions:
 
 
 def _architecture(planned: Sequence[PlannedModule], first: Adapter, options: ConvertOptions) -> str:
-    """llama.cpp's name of the model, for an output of its names; empty for any other one."""
+    """Return llama.cpp's name of the model, for an output of its names; empty for any other one."""
     is_gguf = any(one.sum.module.name.scheme == GGUF.name for one in planned)
     return architecture_of(first, options) if is_gguf else ""
 
 
 def _left_out(inputs: Inputs, request: SumRequest) -> Iterator[tuple[str, str]]:
-    """The modules and the keys that are in no sum, each with the reason."""
+    """Yield the modules and the keys that are in no sum, each with the reason."""
     chosen = " and ".join(
         option for option, given in (("--include", request.include), ("--exclude", request.exclude)) if given
     )
@@ -234,14 +234,14 @@ def _left_out(inputs: Inputs, request: SumRequest) -> Iterator[tuple[str, str]]:
 
 
 def _others_of_one(inputs: Inputs) -> list[TensorInfo]:
-    """The tensors outside the modules of the one input; of several, none stays."""
+    """Return the tensors outside the modules of the one input; of several, none stays."""
     if len(inputs.adapters) > 1:
         return []
     return [inputs.first.checkpoint.tensors[key] for key in inputs.first.other_keys]
 
 
 def _without_saved(modules: Sequence[OutputModule], inputs: Inputs) -> tuple[list[OutputModule], list[TensorInfo]]:
-    """The modules without tensors that are saved whole, and these where all inputs have the same; else as they are."""
+    """Return the modules without the whole tensors that all inputs share, and those tensors."""
     found: list[OutputModule] = []
     passed: list[TensorInfo] = []
     for module in modules:
@@ -254,7 +254,7 @@ def _without_saved(modules: Sequence[OutputModule], inputs: Inputs) -> tuple[lis
 
 
 def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[TensorInfo]:
-    """The tensors of the first input where every input has the same bytes, at multipliers of 1, or that add up to 1."""
+    """Return the first input's tensors if all inputs have equal bytes, at multipliers of 1 or adding up to 1."""
     by_adapter: dict[int, dict[tuple[str, str], TensorInfo]] = defaultdict(dict)
     for term in saved:
         contribution = term.contribution
@@ -359,13 +359,13 @@ def _partial(planned: Sequence[PlannedModule], inputs: Inputs) -> Iterator[str]:
 
 
 def _factors(planned: Sequence[PlannedModule]) -> set[str]:
-    """The element types of the factors, or of all that the weights' changes are made of where there are none."""
+    """Return the element types of the factors, or of all that the weights' changes are made of where there are none."""
     terms = [term for one in planned if one.shape for term in one.sum.terms]
     return {info.dtype for term in terms for info in term.contribution.operands.values()}
 
 
 def _others(planned: Sequence[PlannedModule]) -> set[str]:
-    """The element types of all that becomes a difference."""
+    """Return the element types of all that becomes a difference."""
     terms = [term for one in planned for own in one.vectors.values() for term in own]
     terms += [term for one in planned if one.is_full for term in one.sum.terms]
     return {info.dtype for term in terms for info in term.contribution.operands.values()}

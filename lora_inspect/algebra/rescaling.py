@@ -115,7 +115,7 @@ def plan_rescaling(
     dora_rule: str | None,
     recorded: Mapping[str, Any] = MappingProxyType({}),
 ) -> RescalingPlan:
-    """The plan of a copy of the first input; `recorded` are options that its record has.
+    """Return the plan of a copy of the first input; `recorded` are options that its record has.
 
     Raises LoraInspectError for a name of the other kind, and where no module is left.
     """
@@ -254,7 +254,7 @@ def write_alike(
 
 
 def bytes_of_numbers(info: TensorInfo, meant: NDArray[numpy.float64], dtype: str, rounding: Rounding) -> memoryview:
-    """The bytes of numbers that were computed for a tensor, rounded to a type.
+    """Return the bytes of numbers that were computed for a tensor, rounded to a type.
 
     Raises LoraInspectError for numbers that are not finite, or beyond the type.
     """
@@ -265,7 +265,7 @@ def bytes_of_numbers(info: TensorInfo, meant: NDArray[numpy.float64], dtype: str
 
 
 def planned_copy(plan: RescalingPlan, verb: str) -> SumResult:
-    """The account of the copy that a plan would give."""
+    """Return the account of the copy that a plan would give."""
     adapter = plan.inputs.first
     kept = [module for key, module in adapter.modules.items() if key not in plan.left_out]
     ranks = Counter(c.rank for module in kept for c in module.contributions if c.rank)

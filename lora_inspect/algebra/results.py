@@ -1,4 +1,4 @@
-"""The account of an adapter that was made of others: ranks, bytes, and the errors of the trim and of the rounding."""
+"""The account of an adapter that was made of others: ranks, bytes, and the errors of trim and rounding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +61,7 @@ class MadeAdapter(Result):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `--json` prints."""
+        """Return the record that `--json` prints."""
         return {
             "schema": f"lora-inspect/{self.verb}/1",
             "output": self.output,
@@ -96,7 +96,7 @@ class SumResult(MadeAdapter):
     clipped: tuple[ClippedModule, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `combine --json` and `resize --json` print."""
+        """Return the record that `combine --json` and `resize --json` print."""
         # zero-argument super() does not know the class that slots make
         found = MadeAdapter.to_dict(self)
         if self.verb != "combine":
@@ -119,7 +119,7 @@ class AverageResult(SumResult):
     apart: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `average --json` prints."""
+        """Return the record that `average --json` prints."""
         steps = None if self.steps is None else list(self.steps)
         return {
             # zero-argument super() does not know the class that slots make
@@ -150,7 +150,7 @@ class ExtractResult(MadeAdapter):
     unpaired: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `extract --json` prints."""
+        """Return the record that `extract --json` prints."""
         return {
             **MadeAdapter.to_dict(self),
             "differences": self.differences,

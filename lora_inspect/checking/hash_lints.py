@@ -84,7 +84,7 @@ class _DataHashes:
 
 
 def _orders(checkpoint: Checkpoint) -> list[list[Content]]:
-    """The tensors in the order of the file, of the library and of the names, as far as these differ."""
+    """Return the tensors in the order of the file, of the library and of the names, as far as these differ."""
     contents = [renamed(info, name) for name, info in checkpoint.tensors.items()]
     orders: list[list[Content]] = []
     for order in (contents, in_library_order(contents), sorted(contents, key=lambda content: content.plan.name)):
@@ -100,7 +100,7 @@ def readings(subject: Subject) -> int:
 
 
 def recompute(subject: Subject, draft: Draft, progress: Progress = silent) -> Iterator[str]:
-    """Those that the file states, as they are of the draft, which nothing changes any more."""
+    """Recompute the hashes that the file states from the draft, which must be final."""
     contents = list(draft.contents.values())
     true: dict[str, str] = {}
     if MODEL_HASH in draft.metadata or LEGACY_HASH in draft.metadata:

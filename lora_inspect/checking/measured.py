@@ -66,7 +66,7 @@ def measure(info: TensorInfo, progress: Progress) -> Measured:
 
 
 def product_rms(up: TensorInfo, down: TensorInfo) -> float | None:
-    """The root mean square of the entries of up @ down, both as matrices; None where they are too large to hold."""
+    """Return the root mean square of the entries of up @ down, both as matrices; None if they are too large."""
     rank = down.shape[0]
     if rank > _LARGEST_RANK or max(up.numel, down.numel) * 8 > _LARGEST_FACTOR:
         return None
@@ -84,7 +84,7 @@ def _matrix(info: TensorInfo) -> Any:
 
 
 def _values(info: TensorInfo, progress: Progress) -> Iterator[Any]:
-    """The numbers as float32, or float64 where they are stored so, a chunk at a time."""
+    """Yield the numbers as float32, or float64 if they are stored so, a chunk at a time."""
     if info.dtype not in (*FLOATS, "C64"):  # a complex one is two numbers
         progress(info.nbytes)
         return

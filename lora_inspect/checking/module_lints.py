@@ -94,7 +94,7 @@ def rank_large(subject: Subject) -> Iterator[RawProblem]:
 
 
 def mixed_dtypes(subject: Subject) -> Iterator[RawProblem]:
-    """Factors in several types."""
+    """Yield a problem for factors in several types."""
     counts = Counter(
         info.dtype
         for contribution in subject.adapter.contributions
@@ -108,7 +108,7 @@ def mixed_dtypes(subject: Subject) -> Iterator[RawProblem]:
 
 
 def _side(contribution: Contribution) -> int | None:
-    """The smaller side of the weight as a matrix (out, in·kernel); None where the factors do not tell it."""
+    """Return the smaller side of the weight as a matrix (out, in·kernel); None if the factors leave it open."""
     shape = contribution.shape
     if contribution.algorithm.name != "lora" or None in shape or len(shape) < 2:
         return None
@@ -119,7 +119,7 @@ def _side(contribution: Contribution) -> int | None:
 
 
 def _flat(subject: Subject) -> list[tuple[TensorInfo, str]]:
-    """The one-dimensional magnitudes with their axis, empty where nothing proves it.
+    """Return the one-dimensional magnitudes with their axis, empty if nothing proves it.
 
     A program gives all of a file the same axis, so those of layers that are not square speak for the others.
     """
@@ -156,7 +156,7 @@ _ROOM = 1 << 16
 
 
 def header_start(subject: Subject) -> Iterator[RawProblem]:
-    """Headers that do not begin as A1111 and Forge want it."""
+    """Yield a problem for headers that do not begin as A1111 and Forge require."""
     for header in subject.headers:
         if header.start not in (b'{"', b"{}"):
             shown = printable(header.start.decode("ascii", "replace"))
@@ -172,7 +172,7 @@ def metadata_late(subject: Subject) -> Iterator[RawProblem]:
 
 
 def header_padding(subject: Subject) -> Iterator[RawProblem]:
-    """Blanks behind the header that no writer leaves."""
+    """Yield a problem for blanks after the header that no writer leaves."""
     for header in subject.headers:
         if header.blanks > _ROOM:
             yield RawProblem("header-padding", f"the header ends in {header.blanks:,} blanks")
@@ -181,7 +181,7 @@ def header_padding(subject: Subject) -> Iterator[RawProblem]:
 
 
 def unaligned(subject: Subject) -> Iterator[RawProblem]:
-    """Tensors that begin at no multiple of their elements' size."""
+    """Yield a problem for tensors that begin at no multiple of their elements' size."""
     if not subject.headers:
         return
     odd = [
@@ -195,7 +195,7 @@ def unaligned(subject: Subject) -> Iterator[RawProblem]:
 
 
 def tensor_empty(subject: Subject) -> Iterator[RawProblem]:
-    """Tensors without an element."""
+    """Yield a problem for tensors without an element."""
     if empty := [info.name for info in subject.checkpoint.tensors.values() if not info.numel]:
         yield RawProblem(
             "tensor-empty", f"{counted(len(empty), 'tensor')} without an element ({some(empty, 1)})", tuple(empty[:5])
@@ -203,7 +203,7 @@ def tensor_empty(subject: Subject) -> Iterator[RawProblem]:
 
 
 def odd_names(subject: Subject) -> Iterator[RawProblem]:
-    """Names of tensors and of metadata that are empty, show as something else or begin or end with a blank."""
+    """Yield a problem for names that are empty, display as something else, or begin or end with a blank."""
     for what, names in (("tensor", subject.checkpoint.tensors), ("key", subject.metadata)):
         if odd := [name for name in names if not name or name != name.strip() or printable(name) != name]:
             shown = some([f"'{name}'" for name in odd], 1)

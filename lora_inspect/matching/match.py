@@ -31,7 +31,7 @@ from lora_inspect.reading.pipeline import chosen
 
 
 def check_place(placed: Placement, adapter: Adapter, base: Checkpoint, base_codecs: BaseCodecs) -> None:
-    """Raises LoraInspectError where the contribution cannot be folded into the place."""
+    """Raise LoraInspectError if the contribution cannot be folded into the place."""
     contribution, place, _ = placed
     target = place.target
     base_codecs.of(target)
@@ -63,7 +63,7 @@ def check_place(placed: Placement, adapter: Adapter, base: Checkpoint, base_code
 
 
 def _difference(adapter: Adapter, base: Checkpoint) -> str:
-    """Why shapes do not fit, where the names and widths tell it."""
+    """Return the reason that shapes do not match, if the names and widths show it."""
     ours, theirs = adapter_candidates(adapter), base_candidates(base)
     if ours and theirs and not may_be_one(ours, theirs):
         return f"use a base of {described(ours)}, as this one is of {described(theirs)}"
@@ -82,7 +82,7 @@ class Landing(NamedTuple):
 
 
 def layers_of(home: Home, base: Checkpoint) -> Iterator[Layer]:
-    """The weights of a home that are matrices or kernels which its module changes."""
+    """Yield the weights of a home that are matrices or kernels which its module changes."""
     if not any(contribution.algorithm.parameter == WEIGHT for contribution in home.module.contributions):
         return
     for one in (one for one in home.found if one.expert is None and one.single is None):
@@ -105,7 +105,7 @@ def _is_of_a_layer(parameter: TensorInfo, home: Home) -> bool:
 def land(
     contribution: Contribution, home: Home, base: Checkpoint, orientations: dict[str, Orientation]
 ) -> Landing | None:
-    """The places of a contribution; None where a layer of its home lacks the parameter that it changes.
+    """Return the places of a contribution; None if a layer of its home lacks the parameter that it changes.
 
     One that is optional lands where the parameter is there. Raises LoraInspectError where it cannot be exact there.
     """
@@ -137,7 +137,7 @@ def land(
 
 
 def _land_on_experts(contribution: Contribution, home: Home, base: Checkpoint) -> Landing:
-    """The rows of one expert in the parameter of all of them; or of all, wherever they are."""
+    """Return the rows of one expert in the parameter of all of them, or the rows of all."""
     one = home.found[0]
     if one.expert is not None and not contribution.algorithm.experts:
         found = of_one(home, one.expert, base)
@@ -204,7 +204,7 @@ def _other_rows(home: Home, sizes: Sequence[tuple[int, int]], base: Checkpoint) 
 
 
 def _size(one: BaseModule, base: Checkpoint, orientations: dict[str, Orientation]) -> tuple[int, int]:
-    """(out, in) of a layer's weight."""
+    """Return (out, in) of a layer's weight."""
     name = one.tensor(WEIGHT)
     shape = base.tensors[name].shape if name in base.tensors else (0, 0)
     decided = orientations.get(name)

@@ -63,7 +63,7 @@ class Homes(NamedTuple):
 
 
 def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], correspondence: Correspondence) -> Homes:
-    """The home of each module; the `correspondence` is that of the model, not of its text encoders.
+    """Return the home of each module; the `correspondence` is that of the model, not of its text encoders.
 
     Raises LoraInspectError where a name means two modules of the base, and where two modules change the same rows.
     """
@@ -112,7 +112,7 @@ def _of_parameter(module: Module, table: NameTable) -> list[BaseModule]:
 def _one_meaning(
     module: Module, found: Iterable[BaseModule], adapter: Adapter, base: Checkpoint
 ) -> tuple[BaseModule, ...]:
-    """The one module that is meant, or the parts of it in their order; empty where there is none.
+    """Return the one matching module, or its parts in their order; empty if there is none.
 
     Raises LoraInspectError where several are meant.
     """
@@ -156,14 +156,14 @@ def _both_change(first: Module, second: Module, found: BaseModule, adapter: Adap
 
 
 def _shown(found: BaseModule, base: Checkpoint) -> str:
-    """The weight of the base's module, or where it has none the module."""
+    """Return the weight of the base's module, or the module if it has none."""
     return weight if (weight := found.tensor(WEIGHT)) in base.tensors else found.path
 
 
 def layouts_of(
     adapter: Adapter, base: Checkpoint, modules: Sequence[Module]
 ) -> tuple[tuple[Detection, ...], Correspondence]:
-    """The families, in the base's layout where it shows one, and the relations that hold for some `modules`."""
+    """Return the families, in the base's layout where it shows one, and the relations that hold for some `modules`."""
     families = families_of(adapter, base)
     return families, correspondence_of(adapter, base, modules, families)
 
@@ -191,7 +191,7 @@ def families_of(adapter: Adapter, base: Checkpoint) -> tuple[Detection, ...]:
 def correspondence_of(
     adapter: Adapter, base: Checkpoint, modules: Sequence[Module], families: Sequence[Detection]
 ) -> Correspondence:
-    """The relations that hold for some `modules`, whichever of the `families` it is."""
+    """Return the relations that hold for some `modules`, whichever of the `families` it is."""
     if adapter.scheme == GGUF.name and has_header(adapter.checkpoint):
         return gguf_correspondence(adapter.checkpoint, modules, base)
     return common_correspondence(families)
@@ -248,7 +248,7 @@ def _naming(family: Sequence[Detection], correspondence: Correspondence) -> _Nam
 
 
 def _spelled(base: Checkpoint, component: str) -> dict[str, str | None]:
-    """The paths of the base's layers by their underscored spellings; None where several are spelled so."""
+    """Return the paths of the base's layers by their underscored spellings; None if several are spelled so."""
     found: dict[str, str | None] = {}
     for info in base.tensors.values():
         if not is_weight(info) and not text_encoders.is_open_clip_projection(info.name):
@@ -301,7 +301,7 @@ def _lists_alone(families: Iterable[Detection]) -> Iterator[str]:
 
 
 def _lists(layout: Layout) -> Iterable[str]:
-    """The lists of blocks that are in no other list; those of the layers where the layout says none."""
+    """Return the lists of blocks that are in no other list; those of the layers if the layout has none."""
     if layout.blocks:
         return [at for at, _ in layout.blocks if _INDEX not in at]
     return dict.fromkeys(path[: path.index(_INDEX)] for path in layout.paths if _INDEX in path)

@@ -1,4 +1,4 @@
-"""The orientation of a weight in a base: (out, in) as a Linear has it, or (in, out) as the Conv1D of transformers.
+"""The orientation of a weight in a base: (out, in) as in a Linear, or (in, out) as in transformers' Conv1D.
 
 The shape of a weight that is not square shows it. For a square one the evidence is, strongest first: its siblings,
 which are the base's non-square weights of the same leaf; the architecture's table, unless a non-square weight of the
@@ -58,7 +58,7 @@ def deciding_glob(answers: Answers, path: str) -> str | None:
 
 
 def spell_answer(glob: str, stored: bool) -> str:
-    """One answer as it is written on the command line."""
+    """Return one answer in the spelling of the command line."""
     word = "yes" if stored else "no"
     return f"--transposed {word}" if glob == _ALL else f"--transposed {glob}={word}"
 
@@ -124,7 +124,7 @@ def orient(
 
 
 def check_answers(orientations: Iterable[Mapping[str, Orientation]], answers: Answers) -> list[str]:
-    """Return notes on answers that repeat known facts; LoraInspectError for one that contradicts them or cannot apply.
+    """Return notes on answers that repeat facts; LoraInspectError for one that contradicts them or cannot apply.
 
     An answer that decided one weight may differ from the evidence on the others.
     """
@@ -150,7 +150,7 @@ def check_answers(orientations: Iterable[Mapping[str, Orientation]], answers: An
 
 
 def together(orientations: Iterable[Mapping[str, Orientation]], base: Checkpoint) -> dict[str, Orientation]:
-    """The orientations that several adapters found; LoraInspectError where two of them read a weight differently."""
+    """Return the orientations that several adapters found; LoraInspectError if two of them differ on a weight."""
     found: dict[str, Orientation] = {}
     for decided in orientations:
         for name, item in decided.items():

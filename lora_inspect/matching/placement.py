@@ -98,7 +98,7 @@ class Placement(NamedTuple):
         dtype: Any,
         rule: str | None = None,
     ) -> "Change":
-        """The same with the tensors read from the file, numbers in `dtype`.
+        """Return the change with the tensors read from the file, numbers in `dtype`.
 
         `factors` reads those of a contribution by role, and `blocks` the weight that a change of a bias depends on.
         """
@@ -148,7 +148,7 @@ class Placement(NamedTuple):
             )
 
     def check_groups(self) -> None:
-        """Raises LoraInspectError where the place begins or ends within rows that belong together."""
+        """Raise LoraInspectError if the place begins or ends within rows that belong together."""
         contribution, place, _ = self
         together, runs = contribution.formula.together(contribution.shapes), place.runs
         if runs is None or (runs.times == 1 and runs.rows == contribution.shape[0]):
@@ -176,7 +176,7 @@ class ExpertStorage(NamedTuple):
 
 
 def as_matrix(info: TensorInfo) -> TensorInfo:
-    """The parameter as a matrix (experts·d1, d2), where expert e has d1 rows from e·d1 on."""
+    """Return the parameter as a matrix (experts·d1, d2), where expert e has d1 rows from e·d1 on."""
     experts, rows, columns = info.shape
     return info._replace(shape=(experts * rows, columns))
 
@@ -220,7 +220,7 @@ class ExpertRows(NamedTuple):
 
 
 def of_one(home: Home, expert: int, base: Checkpoint) -> ExpertRows | None:
-    """The rows of one expert's layer in the parameter of all experts, seen as the matrix (experts·rows, columns)."""
+    """Return the rows of one expert in the parameter of all experts, as the matrix (experts·rows, columns)."""
     (one,) = home.found
     storage = storage_of(one.path, base)
     parameter = base.tensors[one.path]
@@ -241,7 +241,7 @@ def of_one(home: Home, expert: int, base: Checkpoint) -> ExpertRows | None:
 
 
 def of_all(home: Home, experts: int, base: Checkpoint) -> ExpertRows | None:
-    """The rows that all experts have, in their parameter or in the layers of each.
+    """Return the rows that all experts have, in their parameter or in the layers of each.
 
     Raises LoraInspectError where the base has another number of experts.
     """
@@ -272,7 +272,7 @@ def of_all(home: Home, experts: int, base: Checkpoint) -> ExpertRows | None:
 
 
 def _of_part(path: str, piece: SharedRows, base: Checkpoint) -> ExpertRows | None:
-    """The rows of one layer of every expert in a parameter that has those of several."""
+    """Return the rows of one layer of every expert in a parameter that has those of several."""
     storage, parameter = storage_of(path, base), base.tensors[path]
     experts, stored_rows, columns = parameter.shape
     rows, inputs = (columns, stored_rows) if storage.transposed else (stored_rows, columns)
@@ -304,7 +304,7 @@ def stands_turned(home: Home, base: Checkpoint) -> bool:
 
 
 class Turns:
-    """Decides, together for a file, if factors of all experts are those of the transposed matrices.
+    """The orientation of the factors of all experts, decided together for a file: transposed or not.
 
     The shape of an expert's matrix shows the dimension of A. For a square one, the other matrices of the file, which
     have the same class, or the version of PEFT show it.
@@ -315,7 +315,7 @@ class Turns:
         self._seen: set[bool] = set()
 
     def see(self, contribution: Contribution, shape: tuple[int, int]) -> None:
-        """Takes note of a matrix that shows it."""
+        """Note a matrix that shows the order."""
         shown = _shown(contribution, shape)
         if shown is not None:
             self._seen.add(shown)

@@ -50,7 +50,7 @@ def is_embedding(name: str) -> bool:
 
 
 def shared_embedding(base: Checkpoint) -> str | None:
-    """The weight of the embedding where no head has its own; None where there is a head, or no such embedding."""
+    """Return the weight of the embedding where no head has its own; None if there is a head, or no such embedding."""
     return None if has_head(base) else next(filter(is_embedding, base.tensors), None)
 
 
@@ -183,7 +183,7 @@ _COMPARED_CHARACTERS = 500
 
 
 def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, allowed: bool) -> list[str]:
-    """The keys of the adapter that change nothing; raises LoraInspectError where they must not be."""
+    """Return the keys of the adapter that change nothing; raises LoraInspectError if they must not be."""
     path = adapter.checkpoint.path
     repeated = tuple(one for one in matching.unmatched if repeats_embedding(one, adapter, base))
     matching = replace(matching, unmatched=tuple(one for one in matching.unmatched if one not in repeated))
@@ -230,12 +230,12 @@ def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, all
 
 
 def in_components(counts: Mapping[str, int]) -> str:
-    """Modules by component in words: "model (280 modules), text_encoder (72 modules)"."""
+    """Return modules by component in words: "model (280 modules), text_encoder (72 modules)"."""
     return ", ".join(f"{component} ({count} modules)" for component, count in sorted(counts.items()))
 
 
 def _fitting(matching: Matching) -> Counter[str]:
-    """The modules that have a target, by component."""
+    """Return the modules that have a target, by component."""
     names = {placed.contribution.module for found in matching.targets.values() for placed in found}
     return Counter(sorted(name.component for name in names))
 
@@ -274,7 +274,7 @@ def _other_layout(component: str, adapter: Adapter, base: Checkpoint) -> str | N
 
 
 def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> tuple[str, str]:
-    """Why the first module has no target, and the way out.
+    """Return the reason that the first module has no target, and the way out.
 
     A part of it lacks, or weights are packed, or of another layout or model.
     """
@@ -318,7 +318,7 @@ def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> tuple[str, s
 
 
 def _packed(base: Checkpoint) -> str | None:
-    """A packed weight of the base, with the name of its code where that is known; None where there is none."""
+    """Return a packed weight of the base, with the name of its code where that is known; None if there is none."""
     if packed := next((name for name in base.tensors if name.endswith(_PACKED_SUFFIXES)), None):
         return packed
     blocks = (name for name in base.tensors if name.endswith(_BLOCKS))
@@ -331,7 +331,7 @@ def _first_prefix(prefixes: Iterable[str], base: Checkpoint) -> str | None:
 
 
 def _nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
-    """Names of base weights that resemble the module's, most similar first."""
+    """Return the names of base weights that resemble the module's, most similar first."""
     import difflib  # only an error needs it
 
     weights: Iterable[str] = (info.name for info in base.tensors.values() if is_weight(info))

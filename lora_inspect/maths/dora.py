@@ -58,7 +58,7 @@ OVER_BASE = SPELLINGS[".dora_scale"]._replace(norms=OF_BASE)
 
 
 def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], changed: Sequence[int | None]) -> str | None:
-    """The axis that a magnitude of `shape` belongs to, or None where it fits neither.
+    """Return the axis that a magnitude of `shape` belongs to, or None if it fits neither.
 
     One-dimensional magnitudes and those shaped (1, out, 1, …) of PEFT convolutions are per output row. A
     `dora_scale` is per output as (out, 1, …) and per input as (1, in, …), and `m` as (out,) and as (in,). `changed` is
@@ -88,7 +88,7 @@ def _are_inputs(shape: tuple[int, ...], in_features: int | None, dimensions: int
 
 
 def squared_norm(matrix: Any, axis: str) -> Any:
-    """Return the sum of squares of `matrix` (out, columns) along `axis`: (out,) for output rows, (columns,) for input.
+    """Return the sum of squares of `matrix` (out, columns) along `axis`: (out,) for outputs, (columns,) for inputs.
 
     A sum over rows is in float64, since with blocks of rows it is only a part of the whole sum.
     """
@@ -102,7 +102,7 @@ def squared_norm(matrix: Any, axis: str) -> Any:
 
 
 def expanded_squared_norm(base_squared: Any, base_down: Any, up: Any, down: Any, scale: float) -> Any:
-    """Squared row norms of W + scale·up@down, without building the product.
+    """Return the squared row norms of W + scale·up@down, without building the product.
 
     `base_squared` (out,) are the squared row norms of W, `base_down` (out, rank) is W @ downᵀ, `up` (out,
     rank), `down` (rank, columns): ‖W_i‖² + 2·scale·⟨W_i, (up@down)_i⟩ + scale²·up_i (down downᵀ) up_iᵀ.
@@ -113,7 +113,7 @@ def expanded_squared_norm(base_squared: Any, base_down: Any, up: Any, down: Any,
 
 
 def norm_from_square(squared: Any, added_eps: float | None = None) -> Any:
-    """The norm that divides: max(norm, 1e-6), or norm + eps for programs that add one."""
+    """Return the dividing norm: max(norm, 1e-6), or norm + eps for programs that add one."""
     norm = squared.sqrt()
     return norm.clamp(min=MIN_NORM) if added_eps is None else norm + added_eps
 
@@ -124,12 +124,12 @@ def gain(magnitude: Any, norm: Any) -> Any:
 
 
 def inner_multiplier(multiplier: float, rule: str) -> float:
-    """The factor with which delta enters V: the multiplier itself for `inside`, else 1."""
+    """Return the factor with which delta enters V: the multiplier itself for `inside`, else 1."""
     return multiplier if rule == INSIDE else 1.0
 
 
 def apply_gain(base: Any, combined: Any, gains: Any, multiplier: float, rule: str) -> None:
-    """Makes the folded weight of V (`combined`), in place, from W (`base`), both (rows, columns), and the gains.
+    """Make the folded weight of V (`combined`), in place, from W (`base`), both (rows, columns), and the gains.
 
     inside: V·g. interpolate (ComfyUI): W + m·(V·g - W). lycoris (lycoris-lora): V·(m·(g - 1) + 1). Only the second one
     needs W. The gains are (rows, 1) or (1, columns).

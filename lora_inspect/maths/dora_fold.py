@@ -25,14 +25,14 @@ class MagnitudeValues:
     norms: str = dora.OF_SUM
 
     def squared_norms(self, rows: Any, combined: Any, axis: str) -> Any:
-        """The squares of the norms that divide, of some rows of W and the same of V, which is `combined`.
+        """Return the squares of the dividing norms, of some rows of W and the same of V, which is `combined`.
 
         Of W there may be None where the norms are those of V.
         """
         return dora.squared_norm(rows if self.norms == dora.OF_BASE else combined, axis)
 
     def divisors(self, squared_norms: Any) -> Any:
-        """The norms that divide; NaN, and not an infinity, where a square is more than the type can hold."""
+        """Return the dividing norms; NaN, and not an infinity, for a square beyond the range of the type."""
         norm = dora.norm_from_square(squared_norms, self.added_eps)
         return norm.masked_fill(norm.isinf(), math.nan)
 
@@ -41,7 +41,7 @@ class MagnitudeValues:
         return dora.gain(values, self.divisors(squared_norms))
 
     def combined(self, change: Change, rows: Any, first: int, multiplier: float) -> tuple[Any, Any]:
-        """The `rows` of W, and those of V in their place; None for those of W where nothing depends on them."""
+        """Return the `rows` of W, and those of V in their place; None for those of W if nothing depends on them."""
         is_kept = self.norms == dora.OF_BASE or self.rule == dora.INTERPOLATE
         before = rows.clone() if is_kept else None
         change.fold(rows, first, dora.inner_multiplier(multiplier, self.rule))
@@ -66,22 +66,22 @@ class _Decomposed(Change):
         return holds_all(self.change)
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The change settles at the multiplier with which it enters V."""
+        """Settle the change at the multiplier with which it enters V."""
         inner = dora.inner_multiplier(multiplier, self.magnitude.rule)
         return self._settled(self.change.settled(blocks, inner), blocks, inner)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Scales V by the magnitude over the norm."""
+        """Scale V by the magnitude over the norm."""
         before, combined = self.magnitude.combined(self.change, rows, first, multiplier)
         gains = self._gains(before, combined, first)
         dora.apply_gain(before, combined, gains, multiplier, self.magnitude.rule)
 
     def _settled(self, change: Change, blocks: Blocks, inner: float) -> Change:
-        """The same with its `change` settled, to enter V at the multiplier `inner`."""
+        """Return this one with its `change` settled, to enter V at the multiplier `inner`."""
         return replace(self, change=change)
 
     def _gains(self, rows: Any, combined: Any, first: int) -> Any:
-        """A gain for each row, or column, of V, which is `combined`; the `rows` of W may be None, as in `combined`."""
+        """Return a gain for each row or column of V, which is `combined`; `rows` may be None, as in `combined`."""
         raise NotImplementedError
 
 
@@ -90,7 +90,7 @@ class DecomposedRows(_Decomposed):
     """DoRA over output rows."""
 
     def values_of(self, other: MagnitudeValues, rows: Any, first: int) -> Any:
-        """The magnitudes with which `other`, by its own norms, makes the same of the `rows` of W at multiplier 1."""
+        """Return the magnitudes for `other` that, with its own norms, give the same `rows` at multiplier 1."""
         combined = rows.clone()
         self.change.fold(combined, first, 1.0)
         norms = other.divisors(other.squared_norms(rows, combined, dora.OUTPUT))
@@ -137,12 +137,12 @@ class DecomposedColumns(_Decomposed):
 
 
 def magnitude_of(spelling: dora.DoraSpelling, values: Any, rule: str | None = None) -> MagnitudeValues:
-    """The `values` as those who write the spelling mean them; `rule` says how a multiplier applies instead."""
+    """Return the `values` with the meaning of the spelling; `rule` replaces its rule for a multiplier."""
     return MagnitudeValues(values, rule or spelling.multiplier, spelling.added_eps, spelling.norms)
 
 
 def decomposed(change: Change, magnitude: MagnitudeValues, axis: str, columns_per_input: int) -> Change:
-    """DoRA over the `axis` that the magnitude belongs to."""
+    """Return DoRA over the `axis` that the magnitude belongs to."""
     if axis == dora.OUTPUT:
         return DecomposedRows(change, magnitude)
     return DecomposedColumns(change, magnitude, columns_per_input)

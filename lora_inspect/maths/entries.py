@@ -42,7 +42,7 @@ class Gains(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Multiplies the rows."""
+        """Multiply the rows."""
         # A multiplier of 1 leaves the gains as they are, however small they are beside 1.
         gains = (1 - multiplier) + multiplier * self.gains
         if self.axis == ROWS:
@@ -51,5 +51,5 @@ class Gains(Change):
             rows.mul_(gains.repeat_interleave(rows.shape[1] // gains.shape[0]))
 
     def transposed(self) -> Change:
-        """Rows are inputs, and inputs rows."""
+        """Return the gains of the transposed weight: rows become inputs, and inputs rows."""
         return replace(self, axis=1 - self.axis)

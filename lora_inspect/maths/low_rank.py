@@ -131,8 +131,7 @@ def _by_eigenvectors(matrix: Tensor, rank: int | None, max_error: float = 0.0) -
 
 
 def _factors(vectors: Tensor, projected: Tensor, squares: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return (up, down) from left singular vectors (out, n), their products with the matrix and the squared values,
-    falling.
+    """Return (up, down) from left singular vectors (out, n), their products with the matrix, and falling squares.
 
     Values that are only the float32 rounding of the largest are dropped.
     """
@@ -149,7 +148,7 @@ def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
 
 
 def _eigenpairs(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of a positive semidefinite matrix, falling, and its eigenvectors as columns."""
+    """Return the eigenvalues of a positive semidefinite matrix, falling, and its eigenvectors as columns."""
     values, vectors = torch.linalg.eigh(gram)
     return values.flip(0).clamp(min=0.0), vectors.flip(1)
 
@@ -168,7 +167,7 @@ GRAM, SCALED_GRAM, TRIANGLES = "gram", "scaled gram", "triangles"
 
 
 def product_norm(up: Tensor, down: Tensor, accuracy: str) -> Tensor:
-    """‖up @ down‖ in the Frobenius norm, of (out, rank) and (rank, columns), with one of the accuracies above.
+    """Return the Frobenius norm ‖up @ down‖ of (out, rank) and (rank, columns), with one of the accuracies above.
 
     Infinite where a factor is not finite and none is zero.
     """
@@ -192,7 +191,7 @@ def _triangle_norm(up: Tensor, down: Tensor) -> Tensor:
 
 
 def relative(apart: float, norm: float) -> float:
-    """The error of a change of so large a `norm`, as a share of it.
+    """Return the error of a change of so large a `norm`, as a share of it.
 
     Of no change, as of one that cancels itself out, anything at all is 1: a number that can be stated, as an infinite
     one cannot, and more than any error that is allowed.
@@ -229,7 +228,7 @@ def distance(ones: list[Product], others: list[Product]) -> Distance:
 
 
 def _norm(products: Iterable[Product]) -> float:
-    """‖the sum of the products‖."""
+    """Return ‖the sum of the products‖."""
     up, down = _without_doubles(list(products))
     used = up.ne(0).any(0)
     return float(product_norm(up[:, used], down[used], TRIANGLES))

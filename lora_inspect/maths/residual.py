@@ -10,7 +10,7 @@ from lora_inspect.maths.products import add_product
 
 @dataclass(frozen=True, slots=True)
 class Residual(Change):
-    """W - multiplier · scale · up @ down, with the factors that `take(weight)` takes from the whole weight (out, in).
+    """W - multiplier · scale · up @ down, with the factors of `take(weight)` from the whole weight (out, in).
 
     `factors` are None until the weight has been read; from then on they stay the same for any weight. Computing them
     needs the whole weight in memory, in the dtype of the folding, a few times over.
@@ -27,7 +27,7 @@ class Residual(Change):
         return True
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Takes the factors from the weight, once."""
+        """Take the factors from the weight, once."""
         if self.factors is not None:
             return self
         import torch
@@ -40,7 +40,7 @@ class Residual(Change):
         return replace(self, factors=self.take(weight))
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Takes the product's rows away; raises ValueError before the weight was seen."""
+        """Take the product's rows away; raises ValueError before the weight was seen."""
         if self.factors is None:
             raise ValueError("what is left of a weight is not known before the weight was seen")
         up, down = self.factors

@@ -24,7 +24,7 @@ _EXPONENTS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.in
 
 
 def spacing(values: Tensor, dtype: str) -> Tensor:
-    """The distance between the numbers of `dtype` at each of the finite `values`, which are float32 or float64."""
+    """Return the distance between the numbers of `dtype` at each of the finite float32 or float64 `values`."""
     whole, mask = _EXPONENTS[values.dtype]
     grid = GRIDS[dtype]
     powers = (values.contiguous().view(whole) & mask).view(values.dtype)
@@ -41,7 +41,7 @@ def rounded(values: Tensor, dtype: str) -> Tensor:
 
 
 def grid_of(values: Tensor, dtype: str) -> str:
-    """The coarsest type that holds all of the finite `values`, which are stored in `dtype`."""
+    """Return the coarsest type that holds all of the finite `values`, which are stored in `dtype`."""
     for coarser in _COARSER:
         if GRIDS[coarser].bits >= GRIDS[dtype].bits:
             break
@@ -67,7 +67,7 @@ _BITS_BELOW = 16  # of a float32, beneath those of bfloat16
 
 
 class StochasticRounding:
-    """Rounds the entries of one weight; the same `seed` and `name` round them in the same way."""
+    """The rounding of the entries of one weight; the same `seed` and `name` round them in the same way."""
 
     def __init__(self, seed: int, name: str) -> None:
         digest = sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
@@ -108,7 +108,7 @@ def _round_to_bfloat16(values: Tensor, drawn: Tensor) -> None:
 
 
 def _round(dtype: str, values: Tensor, drawn: Tensor) -> None:
-    """Adds a part of the distance between two numbers, and goes to the next one below."""
+    """Add a part of the distance between two numbers, and go to the next one below."""
     count, half = _DRAWN[dtype]
     part = (drawn >> (16 - count)).to(torch.float32).add_(2.0 ** (count - 1) + half).mul_(2.0**-count)
     if dtype == "I8":
@@ -152,7 +152,7 @@ class Preimages(NamedTuple):
 
 
 def preimages(low: Tensor, high: Tensor, dtype: torch.dtype) -> Preimages:
-    """The numbers of a type from `low` to `high`, which are in float64 and within it."""
+    """Return the numbers of a type from `low` to `high`, which are in float64 and within it."""
     # What is infinite lies in no interval.
     most, least = high.clamp(max=_LARGEST), low.clamp(min=-_LARGEST)
 
@@ -172,7 +172,7 @@ def preimages(low: Tensor, high: Tensor, dtype: torch.dtype) -> Preimages:
 
 
 def rounding_interval(rounded: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest number, in float64, that is rounded to each; both may also be rounded away from it."""
+    """Return the least and the greatest number, in float64, that rounds to each; both may also round away from it."""
     own, at = rounded.double(), _ordered(rounded)
     before, behind = (_number(at + step, rounded.dtype).double() for step in (-1, 1))
     if not (before.sum() + behind.sum()).isfinite():
@@ -183,7 +183,7 @@ def rounding_interval(rounded: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ordered(numbers: Tensor) -> Tensor:
-    """The numbers as whole ones in their order, one for each; both zeros are 0."""
+    """Return the numbers as whole ones in their order, one for each; both zeros are 0."""
     whole, lowest = _BITS[numbers.element_size()]
     bits = numbers.contiguous().view(whole)
     # All ones where there is a sign: what is taken apart by that and less than it is the negative number.
@@ -192,7 +192,7 @@ def _ordered(numbers: Tensor) -> Tensor:
 
 
 def _number(ordered: Tensor, dtype: torch.dtype) -> Tensor:
-    """The inverse."""
+    """Return the inverse of `_ordered`."""
     _, lowest = _BITS[ordered.element_size()]
     sign = ordered >> (8 * ordered.element_size() - 1)
     return (ordered ^ sign).sub_(sign).bitwise_or_(sign.bitwise_and_(lowest)).view(dtype)

@@ -82,7 +82,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def nothing(cls, changes: int) -> "Estimate":
-        """The estimate of so many changes over no weight, which others are added to."""
+        """Return the estimate of so many changes over no weight, which others are added to."""
 
         def zeros(axes: int) -> Tensor:
             return torch.zeros((changes,) * axes, dtype=torch.float64, device="cpu")
@@ -96,14 +96,14 @@ class Estimate(NamedTuple):
             total[where if total.dim() == 1 else (where[:, None], where)] += part
 
     def only(self, numbers: Sequence[int], values: Tensor) -> "Estimate":
-        """The estimate of some of the changes, as if x had these shares of them, `values`, and nothing was lost."""
+        """Return the estimate of some of the changes, as if x had exactly the shares `values` of them."""
         scatter, lost, square, least = self.rounding
         gram, own = self.gram[numbers][:, numbers], scatter[numbers][:, numbers]
         rounding = Rounding(own, lost[numbers], square[numbers], torch.zeros_like(least[numbers]))
         return Estimate(gram @ values, gram, rounding)
 
     def shares(self) -> list[Share]:
-        """The share of each change."""
+        """Return the share of each change."""
         inverted = inverse(self.gram)
         scatter, lost, square, least = self.rounding
         errors = (inverted @ scatter @ inverted).diagonal().clamp(min=0.0).sqrt()
@@ -168,14 +168,14 @@ class StepSums(NamedTuple):
 
 
 def both(one: StepSums | None, other: StepSums | None) -> StepSums | None:
-    """The sums over both; None is over nothing."""
+    """Return the sums over both; None is over nothing."""
     if one is None or other is None:
         return one or other
     return StepSums(one.products + other.products, one.base + other.base, one.looked_at + other.looked_at)
 
 
 class RowObserver:
-    """Records some rows of a block of a weight: before, after each of so many `changes`, and as written.
+    """A record of some rows of a block of a weight: before, after each of so many `changes`, and as written.
 
     `spans` are the (start, stop) of those rows in the weight; the block begins at its row `first`.
     """
@@ -196,7 +196,7 @@ class RowObserver:
         self._next += 1
 
     def sums(self) -> StepSums:
-        """The sums over these rows, once all is seen."""
+        """Return the sums over these rows, once all is seen."""
         seen = self._seen.view(len(self._seen), -1)
         products, base = _products(seen)
         if not (isfinite(base) and products.isfinite().all()):  # squares beyond float32
@@ -205,7 +205,7 @@ class RowObserver:
 
 
 def _products(seen: Tensor) -> tuple[Tensor, float]:
-    """Those of the steps from each row to the next with each other, and of the first row with itself."""
+    """Return the products of the steps between neighbouring rows, and the square of the first row."""
     products, base = seen.new_zeros(len(seen) - 1, len(seen) - 1, dtype=torch.float64), 0.0
     memory = seen.new_empty(len(products), min(seen.shape[1], _TOGETHER))
     for begin in range(0, seen.shape[1], _TOGETHER):

@@ -59,7 +59,7 @@ _DIMENSIONS = 64  # torch holds tensors of more, and raises where it does anythi
 
 
 class Decode(NamedTuple):
-    """Decodes a weight from its codes.
+    """A decoder of a weight from its codes.
 
     `rows` takes the codes, the number of their first row, and the rows of the weight. Codes that are numbers are in the
     memory of these rows; packed ones are their bytes. `unit` is the number of neighbouring numbers that are stored
@@ -82,7 +82,7 @@ class Decode(NamedTuple):
 
 
 def load(info: TensorInfo) -> torch.Tensor:
-    """The numbers of a tensor in float32, or float64 where it is stored so, in its own shape.
+    """Return the numbers of a tensor in float32, or float64 where it is stored so, in its own shape.
 
     Those of eight bits are numbers by themselves here. LoraInspectError for other dtypes.
     """
@@ -97,7 +97,7 @@ def load(info: TensorInfo) -> torch.Tensor:
 
 
 def load_whole(info: TensorInfo) -> torch.Tensor:
-    """Whole numbers in int64, also where they are stored as F32; LoraInspectError where they are none."""
+    """Return whole numbers in int64, also if they are stored as F32; LoraInspectError if they are none."""
     if info.dtype in _WHOLE_DTYPES:
         return load_stored(info, _WHOLE_DTYPES[info.dtype]).long()
     if info.dtype == "F32":
@@ -111,7 +111,7 @@ def load_whole(info: TensorInfo) -> torch.Tensor:
 
 
 def load_as_it_is(info: TensorInfo) -> torch.Tensor:
-    """The tensor as it is stored, whatever it holds, powers of two as the bytes of their exponents.
+    """Return the tensor as it is stored, whatever it holds, powers of two as the bytes of their exponents.
 
     Raises LoraInspectError for a type that torch has not.
     """
@@ -122,7 +122,7 @@ def load_as_it_is(info: TensorInfo) -> torch.Tensor:
 
 
 def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor as it is stored, which is in `dtype`, in its own shape, of no more dimensions than torch has."""
+    """Return the tensor as it is stored, in `dtype`, in its own shape, of no more dimensions than torch has."""
     if len(info.shape) > _DIMENSIONS:
         raise DamagedError(
             info.file,
@@ -137,7 +137,7 @@ def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
 
 
 def to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
-    """The tensor rounded to `dtype`, as the bytes of a file."""
+    """Return the tensor rounded to `dtype`, as the bytes of a file."""
     target = TORCH_DTYPES[dtype]
     buffer = bytearray(tensor.numel() * target.itemsize)
     torch.frombuffer(buffer, dtype=target).reshape(tensor.shape).copy_(tensor)
@@ -145,7 +145,7 @@ def to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
 
 
 def bytes_in(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
+    """Return the memory of a contiguous tensor."""
     values = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(values)  # type: ignore[arg-type]  # numpy's types know of it from Python 3.12 on
 
@@ -176,7 +176,7 @@ class Cut(NamedTuple):
         return self.rows * self.columns
 
     def span(self, number: int) -> tuple[int, int]:
-        """The first row of a block, and the one behind its last."""
+        """Return the first row of a block, and the one behind its last."""
         return number * self.rows, min((number + 1) * self.rows, self.of_all)
 
 
@@ -204,7 +204,7 @@ _KEPT_BYTES = 16
 
 
 class RowBlocks:
-    """Reads a weight a block of rows at a time, as matrices (rows, columns) in the working dtype.
+    """A reader of weights by blocks of rows, as matrices (rows, columns) in the working dtype.
 
     The memory is reused: each block that is read overwrites the last one, and each call of `rounded` its last result.
     The memory of much larger blocks than others is freed with them. It serves one thread.
@@ -222,7 +222,7 @@ class RowBlocks:
         decode: Decode | None = None,
         working: torch.dtype | None = None,
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, block) for the whole tensor, in order, in blocks of a multiple of `together` rows; 0 is for all.
+        """Yield (first row, block) of the whole tensor, in order, in multiples of `together` rows; 0 means all.
 
         `decode` makes the weight from its codes, where these are no plain floats; the shape of `info` is then that of
         the weight. Blocks are in the type `working`, by itself the one of `working_dtype`. Raises ValueError where the
@@ -269,7 +269,7 @@ class RowBlocks:
         return stored_as(block, written[: block.numel()].view(block.shape))
 
     def _stored(self, source: InputFile, info: TensorInfo, blocks: Cut, first: int, last: int) -> torch.Tensor:
-        """The bytes of the numbers `first` to `last`; those of a unit are read once for all blocks in it."""
+        """Return the bytes of the numbers `first` to `last`; those of a unit are read once for all blocks in it."""
         # A row of the weight may end within a byte, or within a unit of bytes.
         begin, size = first * info.nbytes // info.numel, (last - first) * info.nbytes // info.numel
         if self._unit and self._unit[0] == (info, first, last):
@@ -286,7 +286,7 @@ class RowBlocks:
         return self._memory(use, blocks.elements, dtype)[: rows * blocks.columns].view(rows, blocks.columns)
 
     def _memory(self, use: str, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """At least so many elements, which were used for the same before or will be, unless they are very many."""
+        """Return memory for at least so many elements, kept for reuse unless they are very many."""
         kept = self._kept.get(use)
         if kept is not None and kept.dtype == dtype and kept.numel() >= count:
             return kept
@@ -297,7 +297,7 @@ class RowBlocks:
 
 
 def numbers_of(stored: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
-    """The numbers of stored elements, written `into` a tensor of their shape in the working dtype."""
+    """Return the numbers of stored elements, written `into` a tensor of their shape in the working dtype."""
     if stored.dtype in FP8_DTYPES:
         widen(stored, into)
     else:
@@ -327,12 +327,12 @@ def all_finite(values: torch.Tensor) -> bool:
 
 
 def first_non_finite(values: torch.Tensor) -> Any:
-    """The first NaN or infinity among `values`, or None."""
+    """Return the first NaN or infinity among `values`, or None."""
     return None if all_finite(values) else values[~torch.isfinite(values)][0].item()
 
 
 def first_overflow(values: torch.Tensor, rounded: torch.Tensor) -> Any:
-    """The first finite number among `values` that is not finite in `rounded`, or None."""
+    """Return the first finite number among `values` that is not finite in `rounded`, or None."""
     if all_finite(rounded):
         return None
     lost = values[torch.isfinite(values) & ~torch.isfinite(rounded)]
@@ -356,7 +356,7 @@ class SampleWeight:
             self._numbers = torch.randn(count, generator=generator, dtype=torch.float64, device="cpu")
 
     def read(self, together: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, new rows) for all of it, in blocks of a multiple of `together` rows; 0 is for all at once."""
+        """Yield (first row, new rows) of all of it, in blocks of a multiple of `together` rows; 0 means all."""
         group = together or max(self._rows, 1)
         count = max(group, self._elements // max(self._columns, 1) // group * group)
         for first in range(0, self._rows, count):

@@ -34,7 +34,7 @@ class Coded(NamedTuple):
 
 
 class Encoder(Protocol):
-    """Encodes the rows of one folded weight for the output; several threads use it at the same time.
+    """An encoder of the rows of one folded weight for the output; several threads use it at the same time.
 
     The result depends only on the weight, its name and the rows, never on the thread or the time. Blocks of rows begin
     at multiples of `aligned`.
@@ -46,8 +46,7 @@ class Encoder(Protocol):
         """Return an encoder that has read the other tensors that it needs; most need none."""
 
     def encoded(self, rows: "Tensor", first: int, memory: "RowBlocks") -> Coded:
-        """Return the rows from `first` on, rounded once, in reused `memory`; LoraInspectError if they cannot be
-        encoded.
+        """Return the rows from `first` on, rounded once, in reused `memory`; LoraInspectError if there is no code.
 
         `rows` may be overwritten.
         """
@@ -62,14 +61,14 @@ class Encoder(Protocol):
         """
 
     def others(self, beside: Sequence[Any]) -> Iterable[tuple[str, "Tensor"]]:
-        """The other tensors that come with the weight, by name, whole."""
+        """Return the other tensors that come with the weight, by name, whole."""
 
 
 class Witness(Protocol):
-    """Looks at the rows of one weight while they are written; several threads use it at the same time."""
+    """An observer of the rows of one weight while they are written; several threads use it at the same time."""
 
     def look(self, rows: "Tensor", first: int) -> "RowObserver | None":
-        """Looks at a block of the base, decoded, from the row `first` on; None where it need not be looked at.
+        """Look at a block of the decoded base from the row `first` on; return None if it need not be looked at.
 
         The look then sees the block behind the changes of each adapter, and as it was written.
         """
@@ -89,11 +88,11 @@ class Rounded:
         self._info, self._folds, self._dtype, self._rounding = info, folds, dtype, rounding
 
     def prepared(self) -> Encoder:
-        """Each number is rounded by itself."""
+        """Return the encoder itself: each number is rounded separately."""
         return self
 
     def encoded(self, rows: "Tensor", first: int, memory: "RowBlocks") -> Coded:
-        """The rows in the type; raises LoraInspectError where a number is not finite there."""
+        """Return the rows in the type; raises LoraInspectError if a number is not finite there."""
         if self._rounding:
             rows = self._rounding.rounded(rows, self._dtype, first * rows.shape[1])
         rounded = memory.rounded(rows, self._dtype)
@@ -104,19 +103,19 @@ class Rounded:
         return Coded(rounded)
 
     def decoded(self, coded: Coded, first: int) -> "Tensor":
-        """They are the numbers."""
+        """Return the codes, which are the numbers."""
         return coded.codes
 
     def again(self, beside: Sequence[Any]) -> None:
-        """Nothing depends on other rows."""
+        """Return None: nothing depends on other rows."""
 
     def others(self, beside: Sequence[Any]) -> Iterable[tuple[str, "Tensor"]]:
-        """None."""
+        """Return no tensor."""
         return ()
 
 
 def check_finite(values: "Tensor", info: TensorInfo, fold: Fold, dtype: str) -> None:
-    """Raises LoraInspectError where a folded weight, as it is written in `dtype`, is not finite."""
+    """Raise LoraInspectError if a folded weight, as it is written in `dtype`, is not finite."""
     from lora_inspect.maths.tensors import first_non_finite
 
     value = first_non_finite(values)
@@ -173,14 +172,12 @@ class Recoded:
         return self._prepared
 
     def prepared(self) -> Encoder:
-        """With the scales of the base; raises LoraInspectError where these are no numbers."""
+        """Return an encoder with the scales of the base; LoraInspectError if these are no numbers."""
         assert self._weight.codec.encoding, "only what goes both ways is planned to be written so"
         return Recoded(self._weight, self._folds, self._rounding, self._weight.codec.encoding(prepared(self._weight)))
 
     def encoded(self, rows: "Tensor", first: int, memory: "RowBlocks") -> Coded:
-        """Return the nearest codes, or those of `rounding`; raises LoraInspectError for a number that no code
-        represents.
-        """
+        """Return the nearest codes, or those of `rounding`; LoraInspectError for a number that no code represents."""
         seen = self._encoding.extremes(rows, first)
         settled = self._settled(seen, first) if self._shared is None else self._shared
         self._encoding.numbers(rows, settled, first)
@@ -197,7 +194,7 @@ class Recoded:
         return rows
 
     def again(self, beside: Sequence[_Beside]) -> Encoder | None:
-        """The encoder with the scale that all rows together need, where it is another than the one they have."""
+        """Return the encoder with the scale that all rows together need; None if they have it."""
         if self._weight.layout.together or self._shared is not None or not beside:
             return None
         settled = self._settled(reduce(lambda one, other: one.joined(other), (own.seen for own in beside)), 0)
@@ -206,7 +203,7 @@ class Recoded:
         return Recoded(self._weight, self._folds, self._rounding, self._encoding, settled)
 
     def others(self, beside: Sequence[_Beside]) -> Iterable[tuple[str, "Tensor"]]:
-        """The scales, as the base has them."""
+        """Return the scales, as the base has them."""
         settings = self._encoding.settings([own.settled for own in beside])
         return [(self._weight.beside[name].name, tensor) for name, tensor in settings.items()]
 

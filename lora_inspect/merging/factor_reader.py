@@ -15,7 +15,7 @@ _MOST_OF_EXPERTS = 8
 
 
 class FactorReader:
-    """Reads the factors of one contribution after the other, as tensors that callers must not change.
+    """A reader of the factors of contributions, as tensors that callers must not change.
 
     It keeps the factors that several modules share for as long as it lives: at most the content of the file, in the
     working dtype. It keeps the factors of all experts of a layer, which change many weights of a base with separate
@@ -30,7 +30,7 @@ class FactorReader:
     def read(
         self, contribution: Contribution, dtype: torch.dtype, is_needed_again: bool = False
     ) -> dict[str, torch.Tensor]:
-        """The tensors that the change is computed from, by role: numbers in `dtype`, whole ones in int64.
+        """Return the tensors that the change is computed from, by role: numbers in `dtype`, whole ones in int64.
 
         `is_needed_again` says that the contribution has other places, which factors of all experts are kept for.
         Raises LoraInspectError for one of an element type that is not expected there.

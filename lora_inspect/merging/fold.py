@@ -204,7 +204,7 @@ class OutputFiles:
         accept: Callable[[], None] = lambda: None,
         borrowing: Borrowing | None = None,
     ) -> Written:
-        """Writes the tensors of one `file` of the base to `output`, with the `record` of the merge in its metadata.
+        """Write the tensors of one `file` of the base to `output`, with the `record` of the merge in its metadata.
 
         The rest is as `write_folded` has it.
         """

@@ -40,8 +40,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class LinkReader:
-    """Reads the factors of one fold after the other. `decoded` are the base's weights that are stored as codes, by
-    name.
+    """A reader of the factors of folds; `decoded` are the base's weights that are stored as codes, by name.
 
     The computation uses the type `working`; None means the type in which the weight is read.
     """
@@ -52,8 +51,7 @@ class LinkReader:
     working: "torch.dtype | None" = None
 
     def links(self, fold: Fold, read: "Read", rule: str | None) -> "Iterator[Link]":
-        """Yield the change of one contribution, after that of its initialisation if that was taken from the stored
-        base.
+        """Yield the change of one contribution, after that of its initialisation if it was taken from the base.
 
         `read` reads the weight of the base; `rule` is the rule for DoRA, None for the file's own.
         """
@@ -96,7 +94,7 @@ _MOST_BITS_OF_SINGLE = 16
 
 
 def working_type(read: str, written: str) -> str:
-    """Return the type in which a weight of element type `read` is folded to be `written` in the same or another type.
+    """Return the type in which a weight of type `read` is folded to be `written` in the same or another type.
 
     In float32 a sum is off by more than its last rounding if its terms are larger than the sum, so a float32 output is
     folded in float64.
@@ -105,7 +103,7 @@ def working_type(read: str, written: str) -> str:
 
 
 def working_types(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """By the element type that they are written in, the coarsest one that weights are folded in.
+    """Return the coarsest type in which weights are folded, by the element type of the output.
 
     `pairs` are (read, written), as `working_type` takes them.
     """

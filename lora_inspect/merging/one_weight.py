@@ -30,7 +30,7 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Reads the rows of a weight, by one member of a crew or by all free ones.
+    """A reader of the rows of a weight, by one member of a crew or by all free ones.
 
     The rows have the type `working`; None means the type in which the weight is read.
     """
@@ -41,7 +41,7 @@ class Rows:
     working: torch.dtype | None
 
     def __call__(self, together: int) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows), one block after the other, by this member."""
+        """Yield (first row, rows), one block after the other, read by this member."""
         blocks, tools = self.cut(together), self.member.tools
         return (self.block(tools, blocks, number) for number in range(blocks.number))
 
@@ -66,7 +66,7 @@ class Rows:
         return cut(self.info, self.member.tools.blocks.elements, together, aligned, self.decode)
 
     def block(self, tools: Tools, blocks: Cut, number: int) -> tuple[int, Tensor]:
-        """One of them, in the memory of `tools`."""
+        """Return one of the blocks, in the memory of `tools`."""
         return tools.blocks.block(tools.source(self.info), self.info, blocks, number, self.decode, self.working)
 
 
@@ -99,7 +99,7 @@ class WeightJob:
         )
 
     def __call__(self, member: Worker[Tools]) -> None:
-        """Writes it whole; raises LoraInspectError for numbers that cannot be computed or written."""
+        """Write the whole weight; raises LoraInspectError for numbers that cannot be computed or written."""
         working = TORCH_DTYPES[self.working] if self.working else None
         rows = Rows(member, self.read, decode_of(self.read, self.coded), working)
         try:

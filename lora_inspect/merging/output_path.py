@@ -25,7 +25,7 @@ def merge_bytes(plan: MergePlan, output: str) -> int:
 
 
 def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
-    """Raises LoraInspectError where `merge` would refuse to write to the path `output`."""
+    """Raise LoraInspectError if `merge` would refuse to write to the path `output`."""
     is_folder = plan.base.root is not None
     check_output(output, plan.inputs, force, folder=is_folder)
     if is_folder:

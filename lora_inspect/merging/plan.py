@@ -53,7 +53,7 @@ class Parts(NamedTuple):
     excluded: tuple[str, ...] = ()
 
     def multiplier_of(self, key: str) -> float:
-        """The multiplier of a module by its key; 0 for one that is not merged."""
+        """Return the multiplier of a module by its key; 0 for one that is not merged."""
         return 0.0 if key in self.excluded else self.multipliers.of(key)
 
 
@@ -390,7 +390,7 @@ def _beside(folds: Mapping[str, list[Fold]], resized: Collection[str]) -> dict[s
 
 
 def check_replaced(folds: Mapping[str, Sequence[Fold]]) -> None:
-    """Raises LoraInspectError where a tensor would be replaced in part, or where another adapter changes it too."""
+    """Raise LoraInspectError if a tensor would be replaced in part, or if another adapter changes it too."""
     for name, own in folds.items():
         for fold in own:
             module, path = fold.contribution.module, fold.adapter.checkpoint.path
@@ -421,7 +421,7 @@ def _read(folds: Mapping[str, Sequence[Fold]]) -> tuple[list[str], list[TensorIn
 
 
 def _check_named_once(adapters: Sequence[Checkpoint]) -> None:
-    """Raises LoraInspectError where two paths lead to the same files: two spellings, or two shards of one set."""
+    """Raise LoraInspectError if two paths lead to the same files: two spellings, or two shards of one set."""
     named: dict[tuple[str, ...], str] = {}
     for adapter in adapters:
         files = tuple(map(os.path.realpath, adapter.files or [adapter.path]))
@@ -434,7 +434,7 @@ def _check_named_once(adapters: Sequence[Checkpoint]) -> None:
 
 
 def check_multiplier(path: str, contribution: Contribution, multiplier: float) -> None:
-    """Raises LoraInspectError for a multiplier that has no meaning in the algorithm's own program."""
+    """Raise LoraInspectError for a multiplier that has no meaning in the algorithm's own program."""
     algorithm = contribution.algorithm
     if not algorithm.blends and multiplier not in (0, 1):
         raise RefusedError(
@@ -464,7 +464,7 @@ def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
 
 
 def _check_components(only: Sequence[str], adapters: Sequence[Adapter]) -> None:
-    """Raises LoraInspectError for a component that no adapter has."""
+    """Raise LoraInspectError for a component that no adapter has."""
     present = sorted({module.name.component for adapter in adapters for module in adapter.modules.values()})
     if unknown := [component for component in only if component not in present]:
         paths = ", ".join(adapter.checkpoint.path for adapter in adapters)
@@ -472,7 +472,7 @@ def _check_components(only: Sequence[str], adapters: Sequence[Adapter]) -> None:
 
 
 def check_dora_rule(rule: str | None, adapters: Sequence[Adapter]) -> None:
-    """Raises LoraInspectError for a rule of DoRA where there is none."""
+    """Raise LoraInspectError for a rule of DoRA where there is none."""
     if rule and not any(contribution.magnitude for adapter in adapters for contribution in adapter.contributions):
         raise RefusedError(f"--dora-multiplier {rule} has no effect, as no adapter has a DoRA magnitude; leave it out.")
     over_base = next((one for one in adapters if one.dora.norms == dora.OF_BASE), None)

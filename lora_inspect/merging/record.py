@@ -92,7 +92,7 @@ def recorded(
 
 
 def with_base_hashes(record: str, base: Checkpoint, hashes: Mapping[str, str]) -> str:
-    """The record with those of the base's files in the place of blank ones, which takes as many bytes."""
+    """Return the record with the base files' hashes in place of blank ones of the same length."""
     said = json.loads(record)
     said[BASE][SHA256] = _by_name(base, hashes)
     return json.dumps(said, separators=(",", ":"))
@@ -127,7 +127,7 @@ def _recorded_hashes(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _of_files(checkpoint: Checkpoint, progress: Progress = silent) -> str | dict[str, str]:
-    """The hash of the one file, or those of several by their names."""
+    """Return the hash of the one file, or those of several by their names."""
     return _by_name(checkpoint, {f: file_sha256(f, checkpoint.inputs[f], progress) for f in checkpoint.files})
 
 
@@ -207,7 +207,7 @@ _Hashes = tuple[list[str], str | None]
 
 
 def last_record(merged: Checkpoint) -> MergeRecord:
-    """The last merge into a model; LoraInspectError where none is recorded that could be undone."""
+    """Return the last merge into a model; LoraInspectError if none is recorded that could be undone."""
     records = merge_records(merged.metadata)
     if not records:
         raise RefusedError(
@@ -238,7 +238,7 @@ def last_record(merged: Checkpoint) -> MergeRecord:
 
 
 def recorded_cast(record: MergeRecord) -> str | None:
-    """The element type that weights were cast to where the base may have had another one; None where it had that."""
+    """Return the type to which weights were cast, if the base may have had another one; else None."""
     types = [record.options.get(name) for name in ("dtype", "touched_dtype")]
     cast = next((one for one in types if one is not None), None)
     before = set(record.base.dtypes if record.base else ()) - _NEVER_CAST
@@ -280,7 +280,7 @@ def recorded_options(record: MergeRecord, path: str) -> MergeOptions:
 def recorded_adapters(
     record: MergeRecord, path: str, named: Sequence[tuple[str, Settings]]
 ) -> list[tuple[str, Settings]]:
-    """Those of the `named` adapters that were merged, in the order of the merge and with its settings.
+    """Return the `named` adapters that were merged, in the order of the merge and with its settings.
 
     Raises LoraInspectError where one of them was not merged, or not with the settings on its path, and where one that
     was merged is not there. `path` is that of the merged model.
@@ -322,7 +322,7 @@ def recorded_adapters(
 
 
 def _path_beside(one: MergedAdapter, path: str) -> str | None:
-    """The path of the adapter that was merged, under its recorded name in the folder of the model at `path`."""
+    """Return the path of the adapter that was merged, under its recorded name in the folder of the model at `path`."""
     near = os.path.join(os.path.dirname(path), one.file)
     if os.path.basename(one.file) != one.file or not os.path.exists(near):
         return None

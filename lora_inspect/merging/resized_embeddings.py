@@ -1,4 +1,4 @@
-"""Embeddings and heads that have other numbers of rows in an adapter than in the base, as after tokens were added.
+"""Embeddings and heads with other numbers of rows in an adapter than in the base, as after added tokens.
 
 PEFT saves the whole embedding and the head if the model's vocabulary was resized for the training, even if
 `modules_to_save` does not list them (`save_embedding_layers`). PEFT's own merged model has those tensors in the place
@@ -89,7 +89,7 @@ def idle_tensors(
 
 
 def _saved(adapter: Adapter) -> Iterator[tuple[ModuleName, TensorInfo]]:
-    """The weights that a config says were trained whole."""
+    """Yield the weights that a config says were trained whole."""
     for contribution in adapter.contributions:
         if contribution.algorithm.name == NAME and contribution.algorithm.parameter == WEIGHT:
             yield contribution.module, contribution.factors[SAVED]
@@ -159,7 +159,7 @@ def with_vocabulary(
 
 
 def _of_vocabulary(base: Checkpoint, rows: int) -> Iterator[TensorInfo]:
-    """The weights of embeddings and heads of a base that have so many rows."""
+    """Yield the weights of embeddings and heads of a base that have so many rows."""
     for info in base.tensors.values():
         is_weight = info.name.endswith(f".{WEIGHT}") and len(info.shape) == 2 and info.shape[0] == rows
         if is_weight and info.name.split(".")[-2] in (*EMBEDDINGS, *HEADS):

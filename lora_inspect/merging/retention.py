@@ -63,7 +63,7 @@ class AdapterRetention(Result):
 
 
 def worst_of(weights: Sequence[WeightRetention]) -> tuple[WeightRetention, ...]:
-    """Those with less than should be, the least first."""
+    """Return the weights with too small shares, the smallest first."""
     return tuple(sorted((one for one in weights if one.share < TOLD), key=lambda one: one.share)[:_RECORDED])
 
 
@@ -81,7 +81,7 @@ def in_record(kept: Sequence[AdapterRetention], seed: int | None) -> dict[str, A
 
 
 def in_summary(kept: Sequence[AdapterRetention], seed: int | None) -> str:
-    """A line of the shares, and of the noise where rounding was stochastic."""
+    """Return a line of the shares, and of the noise where rounding was stochastic."""
     line = f"kept: {', '.join(f'{one.in_words} of {one.path}' for one in kept)}"
     if seed is None:
         return line
@@ -90,7 +90,7 @@ def in_summary(kept: Sequence[AdapterRetention], seed: int | None) -> str:
 
 
 def check_kept(kept: Sequence[AdapterRetention], seed: int | None) -> None:
-    """Raises LoraInspectError where so little of an adapter would be in the output that it is another model."""
+    """Raise LoraInspectError if so little of an adapter would be in the output that it is another model."""
     lost = [one for one in kept if one.share is not None and one.share < REFUSED]
     if lost:
         least = min(lost, key=lambda one: one.share or 0.0)
@@ -142,7 +142,7 @@ _GROUPS = 8
 
 
 def looked_rows(rows: int, first: int, count: int) -> list[tuple[int, int]]:
-    """Return, as (start, stop), the rows to look at from `first` to `first` + `count` of a weight with so many `rows`.
+    """Return, as (start, stop), the rows to look at among `count` from `first` on, in a weight of so many `rows`.
 
     Over the whole weight they are at least a sixteenth of its rows.
     """
@@ -158,7 +158,7 @@ def looked_rows(rows: int, first: int, count: int) -> list[tuple[int, int]]:
 
 
 class WeightWitness:
-    """Looks at the blocks of one weight; several threads use it at the same time.
+    """An observer of the blocks of one weight; several threads use it at the same time.
 
     `read` is the weight as it is folded, in the shape of its rows, and `dtype` the type of the output.
     """
@@ -172,14 +172,14 @@ class WeightWitness:
         self._sums: StepSums | None = None
 
     def look(self, rows: "Tensor", first: int) -> "RowObserver | None":
-        """Looks at a block that nothing is folded into yet; None where it has no row that is looked at."""
+        """Look at a block before the folds; return None if no row of it is looked at."""
         from lora_inspect.maths.share import RowObserver
 
         spans = looked_rows(self._rows, first, len(rows)) if self.is_sampled else [(first, first + len(rows))]
         return RowObserver(spans, rows, first, len(self.adapters)) if spans else None
 
     def done(self, sums: "StepSums | None") -> None:
-        """Takes the sums over all blocks, in their order."""
+        """Keep the sums over all blocks, added in their order."""
         self._sums = sums
 
     def retention(self) -> "Estimate | None":
@@ -199,7 +199,7 @@ class ObservedWeight(NamedTuple):
     kept: "Estimate"
 
     def in_record(self) -> list[Any]:
-        """As JSON has it, to the last bit."""
+        """Return the record for JSON, exact to the last bit."""
         along, gram, rounding = self.kept
         sums = (along, gram, rounding.scatter, rounding.square, rounding.least)
         numbers = [number for own in sums for number in own.flatten().tolist()]

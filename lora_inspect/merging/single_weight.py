@@ -71,7 +71,7 @@ def _delta(start: Tensor, folds: Sequence[Fold]) -> Tensor:
 
 
 def _matrix(shape: _Shape, weight: Tensor | None, is_wide: bool) -> Tensor:
-    """The weight as a merge sees one, (rows, columns); zeros where none is needed."""
+    """Return the weight as a merge sees one, (rows, columns); zeros where none is needed."""
     dtype = torch.float64 if is_wide else torch.float32
     rows = shape[0] if shape else 1
     if weight is None:
@@ -80,7 +80,7 @@ def _matrix(shape: _Shape, weight: Tensor | None, is_wide: bool) -> Tensor:
 
 
 def _placed(adapter: Adapter, contribution: Contribution, target: TensorInfo) -> Placement:
-    """The contribution on the whole weight, or on its rows of it; raises LoraInspectError where it does not fit."""
+    """Return the contribution on the whole weight, or on its rows of it; raises LoraInspectError if it does not fit."""
     rows = contribution.rows
     place = Place(target, transposed=_is_turned(contribution, target.shape))
     if rows is None:
@@ -101,7 +101,7 @@ def _placed(adapter: Adapter, contribution: Contribution, target: TensorInfo) ->
 
 
 def _stored_shape(changes: Sequence[Contribution]) -> _Shape | None:
-    """The shape of the parameter as it is stored, as far as the factors tell; None where a part of it stays open."""
+    """Return the stored shape of the parameter by the factors; None if a part of it stays open."""
     for one in changes:
         shape = one.shape
         if one.rows:

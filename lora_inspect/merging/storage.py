@@ -67,7 +67,7 @@ def without_codes(config: Mapping[str, Any], decoded: Collection[str], codes_sta
 
 
 def with_type(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The config with another element type of the weights, wherever it names one; the name is that of safetensors."""
+    """Return the config with another element type of the weights, a name of safetensors, wherever it has one."""
     changed = dict(config)
     for key, value in config.items():
         if key in _TYPE_KEYS and _is_type(value):
@@ -82,8 +82,7 @@ def _is_type(value: Any) -> bool:
 
 
 class RequestedDtypes(NamedTuple):
-    """The element types that the user asked for, as names of safetensors: for `every` floating tensor, or for `touched`
-    ones.
+    """The requested element types, by safetensors' names: of `every` floating tensor, or of the `touched` ones.
 
     Without either, all keep their stored types.
     """
@@ -189,7 +188,7 @@ def plan_storage(
 
 
 def _known(base_codecs: BaseCodecs, infos: Iterable[TensorInfo]) -> dict[str, CodedWeight]:
-    """Those that are codes of a known codec, by name."""
+    """Return the tensors that are codes of a known codec, by name."""
     codes = stored_types() - PLAIN_FLOATS
     found: dict[str, CodedWeight] = {}
     for info in infos:
@@ -244,7 +243,7 @@ def _types(
     decoded: Mapping[str, CodedWeight],
     settings: Collection[str],
 ) -> dict[str, str]:
-    """The element type of every tensor that is cast or decoded."""
+    """Return the element type of every tensor that is cast or decoded."""
     dtype = asked.every or asked.touched
     if dtype is None:
         return {}
@@ -266,7 +265,7 @@ def _config(
     decoded: Mapping[str, CodedWeight],
     left: Iterable[TensorInfo],
 ) -> Mapping[str, Any] | None:
-    """The config of a folder as it then is, or None where it stays as it is."""
+    """Return the new config of a folder, or None if it does not change."""
     if config is None or asked == RequestedDtypes():
         return None
     modules = [name.removesuffix(".weight") for name in decoded]

@@ -17,7 +17,7 @@ Sum = TypeVar("Sum")
 
 
 class InOrder(Generic[Sum]):
-    """The sum of parts 0, 1, 2, … by `add(sum, part)`, each added once all before it are; `total` is None without any.
+    """The sum of parts 0, 1, 2, … by `add(sum, part)`, each added in its turn; `total` is None without parts.
 
     Serves several threads. Parts that came before their turn are kept until then.
     """
@@ -29,7 +29,7 @@ class InOrder(Generic[Sum]):
         self._adding = Lock()
 
     def put(self, number: int, part: Sum) -> None:
-        """Adds a part, of a number that no other part has."""
+        """Add a part, of a number that no other part has."""
         with self._adding:
             self._early[number] = part
             while self._next in self._early:
@@ -132,7 +132,7 @@ class Crew(Generic[Tools]):
                 thread.join()
 
     def done(self, amount: int) -> None:
-        """Says, in one of the threads, that so much more is done."""
+        """Report, in one of the threads, that so much more is done."""
         with self._changed:
             self._done += amount
 
@@ -161,7 +161,7 @@ class Crew(Generic[Tools]):
 
     @contextmanager
     def alone(self, order: int) -> Iterator[None]:
-        """One job at a time is in the block."""
+        """Let only one job at a time into the block."""
         while not self._alone.acquire(timeout=_EVERY):
             if self.is_void(order):
                 raise _Void
@@ -189,7 +189,7 @@ class Crew(Generic[Tools]):
         return self._due is not None and not self._is_over and self._failed is None
 
     def _next_job(self) -> tuple[int, Job[Tools]] | None:
-        """The job that begins now, where there is memory for it."""
+        """Return the job that begins now, where there is memory for it."""
         due = self._due
         if due is None or not self._has_next():
             return None
@@ -202,7 +202,7 @@ class Crew(Generic[Tools]):
         return due
 
     def _made(self, order: int) -> tuple[int, Job[Tools]] | None:
-        """The job of this number, where there is one and it can be made."""
+        """Return the job of this number, where there is one and it can be made."""
         try:
             return next(self._jobs, None)
         except BaseException as error:  # the thread that waits for the result raises it
@@ -210,7 +210,7 @@ class Crew(Generic[Tools]):
             return None
 
     def _open_parts(self) -> _Parts[Tools] | None:
-        """Those that the member who asks helps with from now on."""
+        """Return parts that the asking member helps with from now on."""
         parts = [each for each in self._parts if each.hands and each.is_open and not self.is_void(each.order)]
         first = min(parts, key=lambda each: each.order, default=None)
         if first:
@@ -261,7 +261,7 @@ class Worker(Generic[Tools]):
         self._crew, self._order = crew, order
 
     def done(self, amount: int) -> None:
-        """Says that so much more is done."""
+        """Report that so much more is done."""
         self._crew.done(amount)
 
     def spread(self, count: int, do: Callable[[Tools, int], None], most: int = _ALL) -> None:
@@ -275,7 +275,7 @@ class Worker(Generic[Tools]):
     def total(
         self, count: int, part: Callable[[Tools, int], Sum], add: Callable[[Sum, Sum], Sum], most: int = _ALL
     ) -> Any:
-        """The parts of all numbers below `count`, made by whoever is free, at `most` so many, and added up in order.
+        """Return the sum, in order, of the parts of all numbers below `count`, made by at most `most` free members.
 
         None where there is no number.
         """
@@ -289,7 +289,7 @@ class Worker(Generic[Tools]):
 
 
 def _starts(thread: threading.Thread) -> bool:
-    """Starts a thread; False where the system has none to give."""
+    """Start a thread; False if the system has none to give."""
     try:
         thread.start()
     except RuntimeError:

@@ -55,7 +55,7 @@ def is_plain(info: TensorInfo) -> bool:
 
 
 def why_not(fold: Fold) -> str | None:
-    """Why a change cannot be taken out of a weight again; None where it can."""
+    """Return the reason that a change cannot be subtracted from a weight; None if it can."""
     contribution = fold.contribution
     if contribution.algorithm.replaces:
         return f"{contribution.algorithm.title} replaced the weight"
@@ -82,7 +82,7 @@ class Account(NamedTuple):
     off_by: float = 0.0
 
     def plus(self, other: "Account") -> "Account":
-        """Both together."""
+        """Return the account of both together."""
         return Account(
             self.entries + other.entries,
             self.proved + other.proved,
@@ -127,7 +127,7 @@ class Subtraction:
         return found.values, Account(*counts, off_by=float(doubt.max()))
 
     def interval(self, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """The least and the greatest number that may have stood in each place of `rows` of the merged weight."""
+        """Return the least and the greatest number that may have stood in each place of `rows` of the merged weight."""
         low, high = rounding_interval(rows.to(TORCH_DTYPES[self.merged.dtype]))
         change, size = torch.zeros_like(low), torch.zeros_like(low)
         for term in self._terms:
@@ -150,7 +150,7 @@ def _term(fold: Fold, factors: FactorReader) -> _Term:
 
 
 def _enlarged(tensor: Tensor, little: float) -> Tensor:
-    """The absolute values, each that is not zero with a little more."""
+    """Return the absolute values, with a little more for each that is not zero."""
     sizes = tensor.abs()
     return sizes.add_(sizes != 0, alpha=little)
 
@@ -161,7 +161,7 @@ def _second(shape: tuple[int, ...]) -> int:
 
 
 class FromMerged:
-    """Subtracts the change of a merge from each weight. `accounts` are the accounts of the written weights, by name.
+    """The subtraction of a merge from each weight; `accounts` are those of the written weights, by name.
 
     `folded_in` has the element types of the computation, as the merge recorded them.
     """
@@ -171,7 +171,7 @@ class FromMerged:
         self.accounts: dict[str, Account] = {}
 
     def write(self, writer: Writer, infos: Sequence[TensorInfo], progress: Progress) -> None:
-        """Writes the tensors of a file, which come in its order.
+        """Write the tensors of a file, which come in its order.
 
         Raises LoraInspectError where numbers are in one that no base can have become.
         """
@@ -202,7 +202,7 @@ class FromMerged:
 
 
 class AgainstBase:
-    """Compares the tensors of a base with a model that was merged from it; `unchecked` are tensors without a rule.
+    """The comparison of a base's tensors with a model that was merged from it; `unchecked` have no rule.
 
     `beyond_rules` are tensors that may have changed in unknown ways, and `folded_in` has the element types of the
     computation, as the merge recorded them.
@@ -220,7 +220,7 @@ class AgainstBase:
         self.unchecked: list[str] = []
 
     def check(self, infos: Iterable[TensorInfo], progress: Progress) -> None:
-        """Raises LoraInspectError where a tensor of the base cannot have become that of the merged model."""
+        """Raise LoraInspectError if a tensor of the base cannot have become that of the merged model."""
         with working_crew(BLOCK_ELEMENTS) as crew:
             crew.run([*self._jobs(infos, progress)], progress)
 
@@ -261,7 +261,7 @@ class AgainstBase:
 
 
 def _memory(folds: Sequence[Fold]) -> int:
-    """Bytes that the factors take in float64, with their absolute values."""
+    """Return the bytes that the factors take in float64, with their absolute values."""
     return sum(16 * info.numel for fold in folds for info in fold.contribution.operands.values())
 
 

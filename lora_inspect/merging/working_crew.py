@@ -31,11 +31,11 @@ class Tools:
         self.blocks = RowBlocks(elements)
 
     def source(self, info: TensorInfo) -> InputFile:
-        """The file of `info`, which stays open until a tensor of another file is read."""
+        """Return the file of `info`, which stays open until a tensor of another file is read."""
         return self._source.of(info.file, info.identity)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._source.close()
 
 
@@ -58,7 +58,7 @@ def copying(writer: Writer, spans: Iterable[Span]) -> Iterator[tuple[int, Job[To
 
 
 def run_in_order(crew: Crew[Tools], parts: Iterable[Iterable[tuple[int, Job[Tools]]]], progress: Progress) -> None:
-    """Has the crew do (position, job)s in the order of their positions, in which those of each of the `parts` come.
+    """Make the crew do (position, job)s in the order of their positions; each of the `parts` has them in order.
 
     Each is made when it is due: those of a model of very many weights would take memory.
     """

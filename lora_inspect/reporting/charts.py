@@ -37,14 +37,14 @@ class Curve(NamedTuple):
 
 
 def places(count: int) -> list[int]:
-    """At most 64 places in a list of so many numbers, the first and the last among them."""
+    """Return at most 64 places in a list of so many numbers, the first and the last among them."""
     if count <= _POINTS:
         return list(range(count))
     return [round(at * (count - 1) / (_POINTS - 1)) for at in range(_POINTS)]
 
 
 def across(place: float, first: float, last: float) -> float:
-    """The horizontal place of a number between two."""
+    """Return the horizontal place of a number between two."""
     share = (place - first) / (last - first) if last > first else 0.5
     return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
@@ -55,7 +55,7 @@ def ratio_height(ratio: float) -> float:
 
 
 def share_height(share: float) -> float:
-    """The vertical place of a share between 0 and 1."""
+    """Return the vertical place of a share between 0 and 1."""
     return _height(share)
 
 
@@ -64,7 +64,7 @@ def _height(share: float) -> float:
 
 
 def spectrum_points(values: Sequence[float], last: int) -> str:
-    """The points of sigma_j / sigma_1 over j, from 1 to the last place of the axis."""
+    """Return the points of sigma_j / sigma_1 over j, from 1 to the last place of the axis."""
     if not values:
         return ""
     points = [f"{across(at + 1, 1, last):g},{ratio_height(values[at]):g}" for at in places(len(values))]
@@ -73,13 +73,13 @@ def spectrum_points(values: Sequence[float], last: int) -> str:
 
 
 def band_points(low: Sequence[float], high: Sequence[float], last: int) -> str:
-    """The points of a polygon between two curves."""
+    """Return the points of a polygon between two curves."""
     back = [f"{across(at + 1, 1, last):g},{ratio_height(low[at]):g}" for at in reversed(places(len(low)))]
     return " ".join([spectrum_points(high, last), *back])
 
 
 def energy_points(shares: Sequence[float], last: int) -> str:
-    """The points of the energy that each rank keeps, from rank 0 on."""
+    """Return the points of the energy that each rank keeps, from rank 0 on."""
     whole = [0.0, *shares]
     return " ".join(f"{across(at, 0, last):g},{share_height(whole[at]):g}" for at in places(len(whole)))
 
@@ -102,7 +102,7 @@ SHARE_TICKS = [Tick(share_height(share / 100), f"{share} %") for share in (0, 25
 def spectrum_picture(
     band: "SpectrumBand | None", layers: "Sequence[LayerSpectrum]", nominal: int | None
 ) -> dict[str, Any]:
-    """The band over the layers, the three extreme ones by name, and a mark at the rank of the file."""
+    """Return the band over the layers, the three extreme ones by name, and a mark at the rank of the file."""
     last = band.directions if band else 1
     curves = []
     if layers and band:
@@ -131,12 +131,12 @@ def _extremes(layers: "Sequence[LayerSpectrum]") -> "list[tuple[LayerSpectrum, s
 
 
 def _stable_rank(layer: "LayerSpectrum") -> float:
-    """‖D‖² / sigma_1² (Rudelson & Vershynin 2007)."""
+    """Return ‖D‖² / sigma_1² (Rudelson & Vershynin 2007)."""
     return (layer.norm / layer.values[0]) ** 2
 
 
 def energy_picture(found: Sequence[Sequence[Trimmed]], names: Sequence[str]) -> dict[str, Any]:
-    """Curves of the energy over the rank, a mark where the first one keeps 99 %, and the ranks with the file's size."""
+    """Return curves of the energy over the rank, a mark where the first one keeps 99 %, and ranks for file sizes."""
     last = max((len(trims) for trims in found), default=1) or 1
     curves = [
         Curve(energy_points([trim.energy for trim in trims], last), shortened(name, NAME))
@@ -158,7 +158,7 @@ def picture(
     marks: Sequence[Tick] = (),
     band: str = "",
 ) -> dict[str, Any]:
-    """The fields of a picture, as the template draws one: its curves, ticks at both axes, and marks."""
+    """Return the fields of a picture, as the template draws one: its curves, ticks at both axes, and marks."""
     return {
         "width": WIDTH,
         "height": HEIGHT,

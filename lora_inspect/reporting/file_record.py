@@ -102,19 +102,19 @@ _Names = TypeVar("_Names", dict[str, int], list[str])
 
 
 def _several(names: _Names) -> _Names:
-    """The names where there are several; a single one has a field of its own."""
+    """Return the names if there are several; a single one has a field of its own."""
     return names if len(names) > 1 else type(names)()
 
 
 def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
-    """The record that scripts rely on; `modules` adds `module_list`."""
+    """Return the record that scripts rely on; `modules` adds `module_list`."""
     return record_of(info, verdicts_of(info), modules)
 
 
 def record_of(
     info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: bool = False, tensors: bool = False
 ) -> dict[str, Any]:
-    """The same, with the verdicts at hand; `tensors` adds `tensor_list`."""
+    """Return the record with given verdicts; `tensors` adds `tensor_list`."""
     adapter, checkpoint = info.adapter, info.checkpoint
     origin, sources = with_sidecars(provenance(checkpoint.metadata, _own_config(adapter)), info.sidecars.found)
     contributions = list(adapter.contributions)
@@ -209,7 +209,7 @@ def _sidecar_record(one: Sidecar, sources: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _merged(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The merges that made the file, the first of them first."""
+    """Return the merges that made the file, the first of them first."""
     if MERGED_KEY not in metadata:
         return []
     from lora_inspect.reading.metadata.merge_record import as_record, merge_records
@@ -290,7 +290,7 @@ def module_record(module: Module, contribution: Contribution, folded: FoldedScal
 
 
 def _layout(candidates: tuple[Detection, ...]) -> str | None:
-    """The naming that all candidates have in common."""
+    """Return the naming that all candidates have in common."""
     names = {candidate.layout.name for candidate in candidates}
     return names.pop() if len(names) == 1 else None
 

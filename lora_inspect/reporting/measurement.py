@@ -31,7 +31,7 @@ class NormsResult(SizesByPart):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The field `norms` of the record that `info --norms --json` prints."""
+        """Return the field `norms` of the record that `info --norms --json` prints."""
         by_part = SizesByPart.to_dict(self)
         left_out = by_part.pop("left_out")
         return {
@@ -52,7 +52,7 @@ class NormsResult(SizesByPart):
 
 
 def _record(one: "ChangeSize | Spike | DeadModule | UnusualModule") -> dict[str, Any]:
-    """The fields of a record, with the key of its module under the name that `module_list` has for it."""
+    """Return the fields of a record, with the key of its module under the name that `module_list` has for it."""
     fields = one._asdict()
     return {"module": fields.pop("key"), **fields}
 

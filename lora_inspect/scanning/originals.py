@@ -1,4 +1,4 @@
-"""The original among equal files: no link, without the name of a copy, else the older one, else the first of the list.
+"""The original among equal files: no link, no copy's name, else the older one, else the first of the list.
 
 A file waits for a later one of the list only where that may be its original: where both have the same size and the same
 last bytes, or where its name is that of a copy of the other. So most rows still appear as soon as their file is read.
@@ -63,7 +63,7 @@ class _Equal:
 
 
 class Originals:
-    """Takes the accounts of the files of a list in its order, and gives them back with their originals named."""
+    """A pass over the accounts of a list of files, in its order, that gives them back with their originals named."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         real_path = cache(os.path.realpath)
@@ -127,7 +127,7 @@ def _candidate(path: str, number: int, real_path: Callable[[str], str]) -> _Cand
 
 
 def _last_possible(paths: Sequence[str], found: Sequence[_Candidate]) -> list[int]:
-    """The place in the list of the last file that may be the original of each; its own place where there is none."""
+    """Return, for each file, the place of the last file that may be its original; its own place without one."""
     waits = list(range(len(found)))
     places = {path: number for number, path in enumerate(paths)}
     by_size: dict[int | None, list[_Candidate]] = {}
@@ -146,7 +146,7 @@ def _last_possible(paths: Sequence[str], found: Sequence[_Candidate]) -> list[in
 
 
 def _tail(path: str, size: int) -> bytes:
-    """The last bytes of a file; none of one that cannot be read."""
+    """Return the last bytes of a file; none of one that cannot be read."""
     try:
         with InputFile(path) as source:
             count = min(_TAIL, size)

@@ -79,7 +79,7 @@ _HINTS = ("dora-stripped", "mixed-schemes", "config-damaged", "unclaimed", "rslo
 
 
 def state_of(info: FileInfo, programs: Iterable[Program]) -> tuple[str, tuple[str, ...]]:
-    """The state of an adapter by its verdicts in `programs`, and a note with shorter forms of it.
+    """Return the state of an adapter by its verdicts in `programs`, and a note with shorter forms of it.
 
     There is no note where there is nothing to say.
     """
@@ -301,7 +301,7 @@ def scan_file(
     record: Record | None = None,
     programs: Sequence[str] = (),
 ) -> ScannedFile:
-    """Reads one file, for some programs by their names; whatever goes wrong with it is its `error`."""
+    """Read one file, for some programs by their names; any failure is its `error`."""
     try:
         with without_collecting():
             return _account_of(path, settings, record, programs)

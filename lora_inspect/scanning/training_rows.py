@@ -30,7 +30,7 @@ class EpochGroup(NamedTuple):
 
 
 class TrainingRows(Generic[_Entry]):
-    """Groups the files of a list that share one row.
+    """A grouping of the files of a list that share one row.
 
     `scanned` gives the account of an entry, or None for an entry that always has a row of its own. `listing` has all
     paths in the order in which they are read, which shows when the last file of a series has come.
@@ -88,7 +88,7 @@ class TrainingRows(Generic[_Entry]):
         return series if series in self._last else None
 
     def _rows(self, members: Sequence[_Entry]) -> Iterator[tuple[_Entry, EpochGroup | None]]:
-        """The entries of one series that have a row: the last of each training, and all that do not look like it."""
+        """Yield the entries of one series that have a row: the last of each training, and all that look different."""
         groups: dict[object, list[tuple[ScannedFile, TrainingState, _Entry]]] = {}
         for number, entry in enumerate(members):
             one = self._scanned(entry)
@@ -113,11 +113,11 @@ def _by_number(one: ScannedFile) -> tuple[float, ...]:
 
 
 def _by_time(one: ScannedFile) -> tuple[float, ...]:
-    """As `_by_number` where one number is of an epoch and another of a step, which say nothing of their order."""
+    """Return the sort key by time, since the number of an epoch and that of a step are not comparable."""
     return series_place(one.path).number is None, one.modified
 
 
 def _looks(one: ScannedFile) -> object:
-    """The content of a row but for the name, the size and the duplicates."""
+    """Return the content of a row but for the name, the size and the duplicates."""
     verdicts = tuple((name, found.verdict, found.notes) for name, found in one.in_programs.items())
     return one.kind, one.model, one.types, one.ranks, one.scales, one.state, one.notes, one.codes, verdicts

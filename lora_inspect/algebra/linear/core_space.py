@@ -1,4 +1,4 @@
-"""The core space of several changes of one weight: small matrices, one for each, in one pair of orthonormal bases.
+"""The core space of changes of one weight: a small matrix for each, in one pair of orthonormal bases.
 
 With D_i = U_i S_i V_iᵀ the bases are the left singular vectors of [U_i S_i^½]_i and of [V_i S_i^½]_i, by their falling
 singular values. So they depend neither on the order of the changes nor on the split of their factors. The core of D_i
@@ -34,7 +34,7 @@ class _Basis(NamedTuple):
 
 
 class CoreSpace:
-    """The cores (k, l) of changes of one weight, each without directions below a share of its largest singular value.
+    """The cores (k, l) of changes of one weight, without directions below a share of the largest singular value.
 
     `shares` has that share for each change. `is_unique` says that no other basis is as good, so that methods which look
     at single numbers of a core mean these numbers. Raises FloatingPointError for factors with NaN or infinity.
@@ -63,7 +63,7 @@ class CoreSpace:
 
 
 def leading_cores(changes: Sequence[Decomposed], most: int) -> list[Array]:
-    """The cores (n, k, l) of the `most` strongest directions of each change, the rows and columns up to their signs.
+    """Return the cores (n, k, l) of the `most` strongest directions of each change, up to signs.
 
     They are those of `CoreSpace` for changes of these directions, by the eigenvectors of Gram matrices, which take half
     the time; behind them are rows and columns of zeros. The changes of each of n weights are in bases that they share,
@@ -84,7 +84,7 @@ def leading_cores(changes: Sequence[Decomposed], most: int) -> list[Array]:
 
 
 def _balanced(change: Factors, share: float) -> Trim:
-    """The small matrices that make U S^½ and S^½ Vᵀ of the factors of a change."""
+    """Return the small matrices that make U S^½ and S^½ Vᵀ of the factors of a change."""
     if not change.rank:
         return Trim(numpy.zeros((0, 0)), numpy.zeros((0, 0)))
     core = Core(change)

@@ -66,7 +66,7 @@ class RankRule:
         return min([possible, *(cap for cap in caps if cap is not None)])
 
     def to_record(self) -> dict[str, object]:
-        """The rule as its options say it."""
+        """Return the rule as its options say it."""
         named = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: value for name, value in named.items() if value is not None and value is not False}
 
@@ -76,7 +76,7 @@ class RankRule:
         return self.max_error if self.energy is None else math.sqrt(1.0 - self.energy)
 
     def rank_of(self, spectrum: Spectrum, of_inputs: int = 0) -> int:
-        """The rank of one module, which no other one decides; the largest in an input is that `of_inputs`."""
+        """Return the rank of one module, which no other one decides; the largest in an input is that `of_inputs`."""
         own = spectrum.rounding
         if self.largest_error is not None:
             # The rest falls with the rank, so the first one that is small enough is the least.
@@ -91,7 +91,7 @@ def choose_ranks(
     file_size: Callable[[Sequence[int]], int],
     of_inputs: Sequence[int] | None = None,
 ) -> list[int]:
-    """The rank of each module; 0 leaves it out, as one without a change, or where a size has no room for it.
+    """Return the rank of each module; 0 leaves it out, as one without a change, or where a size has no room for it.
 
     `file_size(ranks)` is the size of the file. Raises ValueError where even ranks of 0 take more than the size.
     """
@@ -141,7 +141,7 @@ class TrimError(NamedTuple):
 
 
 def trim_error(spectra: Sequence[Spectrum], ranks: Sequence[int]) -> TrimError:
-    """The errors that trims to the ranks make."""
+    """Return the errors that trims to the ranks make."""
     lost = [float(spectrum.tails[rank]) for spectrum, rank in zip(spectra, ranks, strict=True)]
     norms = [spectrum.norm for spectrum in spectra]
     norm = math.hypot(*norms)

@@ -135,7 +135,7 @@ def change_groups(files: Sequence[FolderFile], progress: Progress) -> ChangeGrou
 
 
 def _of_one_family(files: Sequence[FolderFile]) -> list[list[FolderFile]]:
-    """The files that may be of one model family, and those of no known one."""
+    """Return the files that may be of one model family, and those of no known one."""
     families = list[tuple[Sequence[Detection], list[FolderFile]]]()
     for file in files:
         own = adapter_candidates(file.adapter)
@@ -196,7 +196,7 @@ class _Sketched(NamedTuple):
 
 
 def _sketches(aligned: _Aligned, skipped: list[Skipped], progress: Progress) -> list[_Sketched]:
-    """The sketch of each file; one with numbers that are not finite is left out."""
+    """Return the sketch of each file; one with numbers that are not finite is left out."""
     found = list[_Sketched]()
     for file, sketch in zip(
         aligned.files, made_in_order(lambda file: _sketch(file, aligned.modules), aligned.files), strict=True
@@ -210,7 +210,7 @@ def _sketches(aligned: _Aligned, skipped: list[Skipped], progress: Progress) -> 
 
 
 def _sketch(file: FolderFile, modules: Sequence[OutputModule]) -> Array | str:
-    """The sketch of a file's change, (_SUMS, _VECTORS), or the reason why there is none."""
+    """Return the sketch of a file's change, (_SUMS, _VECTORS), or the reason why there is none."""
     whole = numpy.zeros((_SUMS, _VECTORS))
     try:
         for number, module in enumerate(modules):
@@ -231,13 +231,13 @@ def _sketch(file: FolderFile, modules: Sequence[OutputModule]) -> Array | str:
 
 @lru_cache(maxsize=64)
 def _vectors(columns: int) -> Array:
-    """Random vectors (columns, _VECTORS), always the same ones."""
+    """Return random vectors (columns, _VECTORS), always the same ones."""
     return numpy.random.default_rng(columns).standard_normal((columns, _VECTORS), numpy.float32)
 
 
 @lru_cache(maxsize=4096)
 def _signs(module: int, rows: int) -> Array:
-    """A random sign for each row of a module, (rows, 1), always the same one."""
+    """Return a random sign for each row of a module, (rows, 1), always the same one."""
     drawn = numpy.random.default_rng((module, rows)).integers(0, 2, rows, dtype=numpy.int8)
     return (2 * drawn - 1).astype(numpy.float32)[:, None]
 
@@ -252,7 +252,7 @@ def _are_near(one: Array, other: Array) -> bool:
 
 
 def _member(first: FolderFile, other: FolderFile) -> Member | None:
-    """The other file as a version of the first one's change; None where it is another change."""
+    """Return the other file as a version of the first one's change; None if it is another change."""
     adapters = [first.adapter, other.adapter]
     try:
         modules = aligned_in_parts([*first.inputs.adapters, *other.inputs.adapters])
@@ -295,7 +295,7 @@ def _ranks(adapter: Adapter) -> int:
 
 
 def _digits(adapter: Adapter) -> int:
-    """The fewest binary digits of a number of the factors."""
+    """Return the fewest binary digits of a number of the factors."""
     return min((_DIGITS.get(dtype, _OF_EIGHT_BITS) for dtype in _dtypes(adapter)), default=0)
 
 

@@ -140,7 +140,7 @@ def measured_changes(
 
 
 def changes_of_base(adapter: Adapter, path: str, transposed: Answers = UNANSWERED) -> "BaseChanges":
-    """The weights of the base at a path that an adapter changes, with the changes that depend on them.
+    """Return the weights of the base at a path that an adapter changes, with the changes that depend on them.
 
     Raises LoraInspectError where torch is missing, and where the adapter does not fit the base.
     """
@@ -155,7 +155,7 @@ def changes_of_base(adapter: Adapter, path: str, transposed: Answers = UNANSWERE
 
 
 def by_block(sizes: Sequence[ChangeSize]) -> dict[str, dict[str, list[ChangeSize]]]:
-    """The sizes by component, in the order of the adapter, and by block, in the order of the model."""
+    """Return the sizes by component, in the order of the adapter, and by block, in the order of the model."""
     found: dict[str, dict[str, list[ChangeSize]]] = defaultdict(lambda: defaultdict(list))
     for one in sizes:
         found[one.component][one.block].append(one)
@@ -167,7 +167,7 @@ def by_block(sizes: Sequence[ChangeSize]) -> dict[str, dict[str, list[ChangeSize
 def _computable(
     adapter: Adapter, has_base: bool, with_torch: bool
 ) -> tuple[list[OutputModule], list[UnmeasuredModule]]:
-    """The modules that have a size, one parameter of a layer each, and the others."""
+    """Return the modules that have a size, one parameter of a layer each, and the others."""
     kept, left_out = {}, []
     for key, module in adapter.modules.items():
         reasons = [_why_not(one, has_base, with_torch) for one in module.contributions]
@@ -184,7 +184,7 @@ def _counts(module: OutputModule, base: "BaseChanges") -> bool:
 
 
 def _why_not(one: Contribution, has_base: bool, with_torch: bool) -> str:
-    """The reason why a change has no size; empty where it has one."""
+    """Return the reason why a change has no size; empty if it has one."""
     title = "DoRA" if one.magnitude else one.algorithm.title
     if one.algorithm.formula is None:
         return f"lora-inspect does not compute {title}"
@@ -218,7 +218,7 @@ def _measured(
 
 
 def _finite_spectrum(terms: Sequence[Term], base: "BaseChanges | None", directions: int) -> "_Spectrum | None":
-    """The spectrum; None where the squares of finite numbers are beyond float64."""
+    """Return the spectrum; None if the squares of finite numbers are beyond float64."""
     try:
         spectrum = _spectrum(terms, base, directions)
     except FloatingPointError:
@@ -257,7 +257,7 @@ class _Spectrum(NamedTuple):
 
     @classmethod
     def of(cls, shape: tuple[int, ...], values: Array, rest: float = 0.0, largest: Array | None = None) -> "_Spectrum":
-        """Of all singular values in any order; of experts with those of the one with the `largest` one."""
+        """Return the spectrum of singular values in any order; for experts also with the `largest` expert's values."""
         falling = numpy.sort(values)[::-1]
         first, second, *_ = [*map(float, (falling if largest is None else largest)[:2]), 0.0, 0.0]
         norm = math.hypot(float(numpy.linalg.norm(values)), rest)
@@ -266,12 +266,12 @@ class _Spectrum(NamedTuple):
 
     @classmethod
     def of_vector(cls, shape: tuple[int, ...], norm: float) -> "_Spectrum":
-        """Of numbers that are no matrix."""
+        """Return the spectrum of numbers that are no matrix."""
         return cls(shape, norm, (None, None), numpy.zeros(0), norm)
 
 
 def _spectrum(terms: Sequence[Term], base: "BaseChanges | None", directions: int) -> _Spectrum:
-    """Raises LoraInspectError or FloatingPointError for numbers that are not finite or too large."""
+    """Return the spectrum; LoraInspectError or FloatingPointError for numbers that are not finite or too large."""
     first = terms[0].contribution
     if first.algorithm.experts:
         experts = ExpertChanges(terms)
@@ -297,7 +297,7 @@ def _is_thin(term: Term) -> bool:
 
 
 def _of_kronecker(contribution: Contribution) -> Array:
-    """The singular values of a LoKr, in no order."""
+    """Return the singular values of a LoKr, in no order."""
     tensors = read_tensors(contribution)
     factors = [lokr.small_parts(tensors), lokr.large(tensors)]
     first, second = (_values_of_product([numpy.asarray(part) for part in parts]) for parts in factors)
@@ -306,7 +306,7 @@ def _of_kronecker(contribution: Contribution) -> Array:
 
 
 def _values_of_product(parts: Sequence[Array]) -> Array:
-    """The singular values of a matrix, or of the product of two thin ones."""
+    """Return the singular values of a matrix, or of the product of two thin ones."""
     if len(parts) == 1:
         return singular(parts[0])[1]
     up, down = parts

@@ -53,7 +53,7 @@ class Peak(NamedTuple):
 
 
 def weight_name(module: OutputModule, expert: int | None = None) -> WeightName:
-    """The name of a module's weight, or of that of one of its experts.
+    """Return the name of a module's weight, or of that of one of its experts.
 
     The kind is the component and the path without numbers, but for one at its end.
     """
@@ -65,7 +65,7 @@ def weight_name(module: OutputModule, expert: int | None = None) -> WeightName:
 def sign_numbers(
     changes: Sequence[Decomposed], there: Sequence[int], count: int
 ) -> tuple[NDArray[numpy.float64], NDArray[numpy.float64]]:
-    """Σ min(|a|, |b|) of each two changes of n weights (n, count, count): over opposite signs, and over all numbers.
+    """Return Σ min(|a|, |b|) of each two changes of n weights (n, count, count): over opposite signs, and over all.
 
     `there` are the places of the changes among all adapters.
     """
@@ -99,7 +99,7 @@ def peaks_of(
 
 
 def medians(peaks: Sequence[Peak]) -> list[float]:
-    """The median of the largest singular values of each one's kind, or of all where the kind has fewer than three.
+    """Return the median of the largest singular values of each one's kind, or of all if it has fewer than three.
 
     Layers without a change do not count.
     """
@@ -113,6 +113,6 @@ def medians(peaks: Sequence[Peak]) -> list[float]:
 
 
 def spikes(peaks: Sequence[Peak]) -> list[int]:
-    """The places of spikes: σ₁ is above 5 σ₂ of its weight, and above 5 times the median σ₁ of its kind."""
+    """Return the places of spikes: σ₁ is above 5 σ₂ of its weight, and above 5 times the median σ₁ of its kind."""
     found = enumerate(zip(peaks, medians(peaks), strict=True))
     return [at for at, (one, middle) in found if is_spike(one.first, one.second, middle)]

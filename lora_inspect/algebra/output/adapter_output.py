@@ -1,4 +1,4 @@
-"""The file or the folder of an adapter that was made of others: its names, its tensors as they come, and its config.
+"""The file or the folder of an adapter that was made of others: its names, its tensors, and its config.
 
 Every module is plain LoRA with an alpha equal to its rank, so programs that read an alpha, a config or neither apply
 the factors unchanged. Nothing but the modules at work is held in memory.
@@ -106,7 +106,7 @@ class AdapterOutput:
         }
 
     def check(self, inputs: Collection[str], force: bool) -> None:
-        """Raises LoraInspectError where the output cannot be written to its path."""
+        """Raise LoraInspectError if the output cannot be written to its path."""
         check_output(self.path, inputs, force, folder=self.is_folder)
         if self.is_folder:
             check_replaceable(self.path, (self._weights, ADAPTER_CONFIG))
@@ -117,7 +117,7 @@ class AdapterOutput:
         return [TensorPlan(spelled.up, dtype, up), TensorPlan(spelled.down, dtype, down)]
 
     def plans(self, ranks: Sequence[int], making: Making) -> list[TensorPlan]:
-        """The tensors of the modules at their ranks, none of rank 0, in the order of the file."""
+        """Return the tensors of the modules at their ranks, none of rank 0, in the order of the file."""
         alphas, others = list[TensorPlan](), [_as_it_is(info) for info in self._passed]
         for one, rank in zip(self._modules, ranks, strict=True):
             others += [TensorPlan(key, making.differences, shape) for key, shape in self._differences(one).values()]
@@ -128,7 +128,7 @@ class AdapterOutput:
         return [*alphas, *others]
 
     def _differences(self, one: PlannedModule) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The key and the shape of the difference of each parameter that has one."""
+        """Return the key and the shape of the difference of each parameter that has one."""
         has_factors = bool(one.shape) and not one.is_difference
         found = {
             parameter: (difference_key(one.sum.module, terms, parameter, has_factors), one.vector_shapes[parameter])
@@ -139,7 +139,7 @@ class AdapterOutput:
         return found
 
     def size(self, plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
-        """The bytes of the file with these tensors."""
+        """Return the bytes of the file with these tensors."""
         return streamed_bytes(plans, metadata)
 
     def write(
@@ -205,7 +205,7 @@ class AdapterOutput:
         return ranks
 
     def _tensors(self, one: MadeModule, making: Making) -> Iterator[tuple[TensorPlan, memoryview]]:
-        """The tensors of a module as they are written, but for its alpha."""
+        """Yield the tensors of a module as they are written, but for its alpha."""
         keys = self._differences(one.module)
         for parameter, numbers in one.differences.items():
             key, shape = keys[parameter]
@@ -276,7 +276,7 @@ def _origin(one: PlannedModule) -> Contribution | None:
 
 
 def _file(named: str, name: str, inputs: Collection[str], ending: str) -> str:
-    """The path of a file that the user named; LoraInspectError for a folder, as the output is none of the inputs."""
+    """Return the path of a file that the user named; LoraInspectError for a folder, since the output is a new file."""
     if os.path.isdir(named):
         raise RefusedError(
             named, "it is a folder, and the output is a new file", f"name the file: {os.path.join(named, name)}"

@@ -140,7 +140,7 @@ class FileError:
 
 
 def file_error(modules: Iterable[ModuleAccount]) -> FileError:
-    """The errors of all modules together."""
+    """Return the errors of all modules together."""
     counted = [one for one in modules if one.norm]
     norm = math.hypot(*(one.norm for one in counted))
     if not norm:
@@ -155,7 +155,7 @@ def file_error(modules: Iterable[ModuleAccount]) -> FileError:
 
 
 def widest(dtypes: Iterable[str], otherwise: str = "F32") -> str:
-    """The type that holds numbers of all float types: those of eight bits in BF16, F16 with BF16 in F32.
+    """Return the type that holds numbers of all float types: those of eight bits in BF16, F16 with BF16 in F32.
 
     It is `otherwise` of no float type at all.
     """

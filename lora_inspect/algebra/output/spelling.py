@@ -47,7 +47,7 @@ class Spelling(NamedTuple):
     is_of_parameter: bool = False
 
     def shapes(self, shape: Sequence[int], rank: int, experts: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of up and down as they are written, for a weight (out, in, *kernel), that of one expert."""
+        """Return the shapes of up and down as they are written, for a weight (out, in, *kernel), that of one expert."""
         rows, *columns = shape
         if self.form == TURNED:
             return (rank, rows), (columns[0], rank)
@@ -60,7 +60,7 @@ class Spelling(NamedTuple):
         return (rows, rank, *[1] * len(columns[1:])), (rank, *columns)
 
     def arranged(self, up: Numbers, down: Numbers) -> tuple[Numbers, Numbers]:
-        """The factors (out, rank) and (rank, columns), with a first dimension for experts, in their written order."""
+        """Return the factors (out, rank) and (rank, columns), perhaps stacked for experts, in their written order."""
         if self.form == TURNED:
             return up.T, down.T
         if self.form == ALONG_TOKENS:
@@ -72,7 +72,7 @@ class Spelling(NamedTuple):
 
 
 def suffixes_of(first: Adapter) -> dict[str, str]:
-    """The suffixes of the factors of plain LoRA in a file, of its first module that has them; none without any."""
+    """Return the suffixes of the factors of plain LoRA in a file, from the first module that has them; else none."""
     for contribution in first.contributions:
         if contribution.algorithm.name == lora.ALGORITHM.name and contribution.rows is None:
             keys = {role: contribution.factors[role].name for role in (UP, DOWN)}
@@ -82,7 +82,7 @@ def suffixes_of(first: Adapter) -> dict[str, str]:
 
 
 def spelling_of(module: Module, origin: Contribution | None, suffixes: Mapping[str, str]) -> Spelling:
-    """The spelling of a module's factors: with the `suffixes` of the first file where the module keeps its names.
+    """Return the spelling of a module's factors: with the first file's `suffixes` if the module keeps its names.
 
     `origin` is a contribution of the module in a file, None where no file has it. Raises LoraInspectError for experts
     under names of another program than their own.

@@ -32,18 +32,18 @@ _PIECE = 1 << 18
 
 
 def bytes_of(tensor: NDArray[numpy.generic]) -> memoryview:
-    """The bytes of a contiguous array."""
+    """Return the bytes of a contiguous array."""
     data: Any = tensor.reshape(-1).view(numpy.uint8)  # numpy's types know of buffers from Python 3.12 on
     return memoryview(data)
 
 
 def alpha_plan(key: str) -> TensorPlan:
-    """The plan of an alpha."""
+    """Return the plan of an alpha."""
     return TensorPlan(key, "F32", ())
 
 
 def streamed_bytes(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
-    """The bytes of a file with these tensors and metadata."""
+    """Return the bytes of a file with these tensors and metadata."""
     return _room(plans, metadata) + bytes_behind(plans)
 
 
@@ -58,7 +58,7 @@ def _is_in_front(plan: TensorPlan) -> bool:
 
 
 def _room(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
-    """The bytes before the factors: of a header with room for numbers that are known at the end, and of the alphas.
+    """Return the bytes before the factors: of a header with room for later numbers, and of the alphas.
 
     Factors of eight bytes are aligned as well.
     """
@@ -76,7 +76,7 @@ def streamed_file(
     hashed: Collection[str] = (),
     look: Callable[[str], None] | None = None,
 ) -> Iterator["StreamedFile"]:
-    """A file that takes its name when the block ends well, and vanishes otherwise.
+    """Yield a file that takes its name when the block ends well, and vanishes otherwise.
 
     `plans` are the tensors at the largest sizes that they may have, and `metadata` is asked before the block and after
     it. If a key of `hashed` is that of a hash that programs look up, the metadata get such hashes. The file is read

@@ -97,7 +97,7 @@ class Processes:
         return tell
 
     def reported(self) -> None:
-        """The first process has said why all failed; the others end behind it."""
+        """Note that the first process has reported why all failed; the others wait for that."""
         if self.rank.is_first:
             self._store.set(_TOLD, "")
             return
@@ -161,7 +161,7 @@ def threads_of(rank: Rank) -> int | None:
 
 @contextmanager
 def all_ranks(rank: Rank, sentence_of: Callable[[Exception], str]) -> Iterator[Processes]:
-    """All processes, once each of them is there; LoraInspectError where they cannot reach each other."""
+    """Yield the processes once all of them are there; LoraInspectError if they cannot reach each other."""
     import torch
     from torch import distributed
 

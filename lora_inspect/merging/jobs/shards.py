@@ -120,7 +120,7 @@ def _files(parts: Mapping[str, Any]) -> list[str]:
 
 
 def _sampled(base: Checkpoint) -> str:
-    """The hash of some bytes of each file."""
+    """Return the hash of some bytes of each file."""
     found, count = hashlib.sha256(), max(_OF_EACH, _PIECES // max(len(base.files), 1))
     for file in base.files:
         size = base.inputs[file].bytes
@@ -156,7 +156,7 @@ class MadeShard(NamedTuple):
 
 
 class SharedMerge:
-    """One process' view of a shared merge. `files` of the base are, by name, the files that the shards are made from.
+    """One process' view of a shared merge; `files` are the base files, by name, that the shards are made from.
 
     Raises LoraInspectError if an existing shard belongs to another merge.
     """
@@ -179,14 +179,14 @@ class SharedMerge:
             self._entry(name)
 
     def claim(self) -> None:
-        """Claims the parts for this merge; raises LoraInspectError where they are of another one."""
+        """Claim the parts for this merge; raises LoraInspectError if they are of another one."""
         self.parts.make(claim_of(self.made_of))
         if read_claim(self.parts.claim) is None and self.parts.is_there():
             raise DamagedError(self.parts.claim, "it does not say which merge it is of", "remove it")
         self._check_claim()
 
     def _check_claim(self) -> None:
-        """Raises LoraInspectError where the parts are claimed for another merge."""
+        """Raise LoraInspectError if the parts are claimed for another merge."""
         if (theirs := read_claim(self.parts.claim)) is not None:
             check_same(theirs, self.made_of, self.parts.path)
 
@@ -211,7 +211,7 @@ class SharedMerge:
             return False
 
     def left(self) -> list[str]:
-        """The shards that are not there yet."""
+        """Return the shards that are not there yet."""
         return [name for name in self.files if self._entry(name) is None]
 
     @contextmanager
@@ -248,7 +248,7 @@ class SharedMerge:
             ) from None
 
     def _make(self, name: str, progress: Progress) -> MadeShard:
-        """Writes a shard."""
+        """Write a shard."""
         plan, file, output = self._plan, self.files[name], self.parts.new(name)
         hashed = file_sha256(file, plan.base.inputs[file], progress) if plan.options.hash_base else None
         keeping = Retention(self._adapters)
@@ -257,7 +257,7 @@ class SharedMerge:
         return MadeShard(output, written, [one.in_record() for one in keeping.observed()], hashed)
 
     def _describe(self, name: str, made: MadeShard) -> None:
-        """Says that a shard is there; nothing where another run of this job has put its own in the place."""
+        """Note that a shard is there, unless another run of this job has put its own in its place."""
         identity = made.written.identity
         try:
             tensors, _ = read_header(made.output)
@@ -307,7 +307,7 @@ class SharedMerge:
         return time.perf_counter() - self._started
 
     def finish(self, force: bool = False, progress: Progress = silent) -> MergeResult | None:
-        """Gives the output its name, when all shards are there; None where another process does so.
+        """Give the output its name, when all shards are there; return None if another process does so.
 
         Raises LoraInspectError where a shard is missing, where too little of an adapter is kept, and where there is no
         room for the output or another one has its name. The parts stay then.
@@ -357,7 +357,7 @@ class SharedMerge:
         self.parts.take_place([*self.files, *side_files.copied], side_files.folders, plan.inputs, force)
 
     def _final_record(self, entries: Mapping[str, ShardEntry]) -> str:
-        """The record of the merge, with the hashes of the base's files where these are recorded."""
+        """Return the record of the merge, with the hashes of the base's files where these are recorded."""
         if not self._plan.options.hash_base:
             return self._record
         hashes = {file: entries[name].base_sha256 or "" for name, file in self.files.items()}
@@ -375,7 +375,7 @@ class SharedMerge:
         return entries
 
     def _check_bytes(self, entries: Mapping[str, ShardEntry], progress: Progress) -> None:
-        """Raises LoraInspectError where a shard has not the bytes that its job wrote.
+        """Raise LoraInspectError if a shard has not the bytes that its job wrote.
 
         The shards of other jobs are read, several at a time.
         """
@@ -432,7 +432,7 @@ def bytes_of(plan: MergePlan, file: str) -> int:
 
 
 def files_of_share(plan: MergePlan, share: ProcessShare) -> Sequence[str]:
-    """The files of the base that one of several processes takes."""
+    """Return the files of the base that one of several processes takes."""
     return taken(share, {file: plan.base.inputs[file].bytes for file in plan.base.files})
 
 
