@@ -84,7 +84,7 @@ class Orientation:
 
 
 class Layer(NamedTuple):
-    """A weight of the base, the module that changes it, and its (out, in) as that module's shapes tell."""
+    """A weight of the base, the module that changes it, and its (out, in) by that module's shapes."""
 
     module: Module
     target: TensorInfo

@@ -60,9 +60,9 @@ OVER_BASE = SPELLINGS[".dora_scale"]._replace(norms=OF_BASE)
 def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], changed: Sequence[int | None]) -> str | None:
     """Return the axis that a magnitude of `shape` belongs to, or None if it fits neither.
 
-    One-dimensional magnitudes and those shaped (1, out, 1, …) of PEFT convolutions are per output row. A
-    `dora_scale` is per output as (out, 1, …) and per input as (1, in, …), and `m` as (out,) and as (in,). `changed` is
-    (out, in, *kernel) of the weight, or (out, in·kernel) where the factors do not tell more.
+    One-dimensional magnitudes and those shaped (1, out, 1, …) of PEFT convolutions are per output row. A `dora_scale`
+    is per output as (out, 1, …) and per input as (1, in, …), and `m` as (out,) and as (in,). `changed` is (out, in,
+    *kernel) of the weight, or (out, in·kernel) if the factors do not show more.
     """
     out_features, in_features = changed[:2]
     if spelling.suffix == OF_STORED_ROWS:

@@ -113,7 +113,7 @@ def load_whole(info: TensorInfo) -> torch.Tensor:
 def load_as_it_is(info: TensorInfo) -> torch.Tensor:
     """Return the tensor as it is stored, whatever it holds, powers of two as the bytes of their exponents.
 
-    Raises LoraInspectError for a type that torch has not.
+    Raises LoraInspectError for a type that torch lacks.
     """
     dtype = (STORED_DTYPES | _WHOLE_DTYPES | {"BOOL": torch.bool, "F8_E8M0": torch.uint8}).get(info.dtype)
     if dtype is None:

@@ -40,7 +40,7 @@ class Directions:
     """The directions of one difference: `up` (rows, rank) @ `down` (rank, columns), and the rest of it.
 
     `values` are the singular values of the product, falling. `norm` is that of the difference, `rest` at least that of
-    the difference without the product, and `noise` that of rounding alone, as an estimate. `is_noise` says that no
+    the difference without the product, and `noise` that of rounding only, as an estimate. `is_noise` says that no
     further direction is more than noise. Without factors, `up` and `down` are None.
     """
 

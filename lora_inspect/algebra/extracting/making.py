@@ -61,8 +61,7 @@ class ExtractPlan:
 def plan_extract(tuned: str, base: str, request: ExtractRequest, output: str | None) -> ExtractPlan:
     """Read the headers of both models, and name the modules of their difference.
 
-    `output` is the path that the user named, None where nothing is written. Raises LoraInspectError for whatever stands
-    in the way.
+    `output` is the path that the user named, None where nothing is written. Raises LoraInspectError for any obstacle.
     """
     pair = open_pair(tuned, base)
     plan = ExtractPlan(pair, named(pair, request), request, output)

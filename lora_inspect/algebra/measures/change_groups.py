@@ -69,7 +69,7 @@ class Skipped(NamedTuple):
 class Member(NamedTuple):
     """A file that is `multiplier` times the first one of its group but for a relative `difference`.
 
-    `how` are the words that tell the two apart: "renamed", "rescaled", "resized", "cast".
+    `how` are the words for their differences: "renamed", "rescaled", "resized", "cast".
     """
 
     file: FolderFile

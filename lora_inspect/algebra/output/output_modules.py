@@ -125,7 +125,7 @@ class FileError:
     """The relative errors of a file, of all its weights' changes together: of the trims, and of the rounding.
 
     `worst` is the error of the trim that is the largest in its module, and `worst_module` that one's key. `error` is
-    None where nobody can tell it.
+    None if it is unknown.
     """
 
     error: float | None = 0.0
@@ -135,7 +135,7 @@ class FileError:
 
     @property
     def energy(self) -> float | None:
-        """The share of the squared norm of all changes that is kept; None where nobody can tell it."""
+        """The share of the squared norm of all changes that is kept; None if it is unknown."""
         return None if self.error is None else 1.0 - self.error**2
 
 

@@ -375,7 +375,7 @@ class SharedMerge:
         return entries
 
     def _check_bytes(self, entries: Mapping[str, ShardEntry], progress: Progress) -> None:
-        """Raise LoraInspectError if a shard has not the bytes that its job wrote.
+        """Raise LoraInspectError if a shard lacks the bytes that its job wrote.
 
         The shards of other jobs are read, several at a time.
         """
