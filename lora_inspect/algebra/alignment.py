@@ -222,7 +222,7 @@ def _with_dots(adapter: Adapter, first: Adapter) -> Adapter:
 
 
 class _FirstLayout:
-    """The layout of the first adapter: the modules that it has come before the ones that it could have.
+    """The layout of the first adapter: its own modules come before the other ones of the layout.
 
     A family may have a fused layer and its parts in one layout, as different models of it have one or the other. The
     `splits` are the links from fused layers to the parts that take their place.

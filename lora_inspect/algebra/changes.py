@@ -68,7 +68,7 @@ def needs_torch(contribution: Contribution) -> bool:
 
 
 def has_open_kernel(terms: Sequence[Term], with_any: bool = False) -> bool:
-    """Return True if no term shows if the layer is a Linear or a convolution, as with flattened kernels.
+    """Return True if no term shows whether the layer is a Linear or a convolution, as with flattened kernels.
 
     The kernel is that of most convolutions, or `with_any` it may be any other one.
     """

@@ -35,7 +35,7 @@ _NO_ADAPTER = "compare models with `lora-inspect verify`, or write their differe
 
 @dataclass(frozen=True, slots=True)
 class ComparePlan:
-    """The adapters, and their modules in the finest of their layouts; `bases` give the changes that depend on weights."""
+    """The adapters, and their modules in the finest layout; `bases` give the changes that depend on weights."""
 
     inputs: Inputs
     modules: list[OutputModule]
