@@ -130,7 +130,7 @@ def check_finite(values: "Tensor", info: TensorInfo, fold: Fold, dtype: str) -> 
 
 
 def _check_cast(block: "Tensor", rounded: "Tensor", info: TensorInfo, dtype: str) -> None:
-    """Raise LoraInspectError for a number that only the cast makes infinite; masks and padding in the base may be."""
+    """Raise LoraInspectError for a number that only the cast makes infinite; the base may hold infinite masks."""
     from lora_inspect.maths.tensors import first_overflow
 
     value = first_overflow(block, rounded)
