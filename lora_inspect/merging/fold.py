@@ -38,7 +38,7 @@ BLOCK_ELEMENTS = 1 << 18
 
 
 def rounding_of(seed: int | None, name: str, folds: "Sequence[Fold]") -> "StochasticRounding | None":
-    """Return the stochastic rounding of a weight by the `seed`; None, for the nearest number, if nothing changes it."""
+    """Return the stochastic rounding of a weight by the `seed`; None, for the nearest number, without seed or folds."""
     if seed is None or not folds:
         return None
     from lora_inspect.maths.rounding import StochasticRounding

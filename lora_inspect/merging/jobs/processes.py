@@ -97,7 +97,7 @@ class Processes:
         return tell
 
     def reported(self) -> None:
-        """Note that the first process has reported why all failed; the others wait for that."""
+        """Note in the first process that it has reported the error; wait for that in the others."""
         if self.rank.is_first:
             self._store.set(_TOLD, "")
             return
