@@ -42,8 +42,8 @@ from lora_inspect.sentences import listed
 class Term(NamedTuple):
     """A contribution times a number, in a module of the output.
 
-    Each of `moves` says which rows of the weight before are which ones of the next, of so many rows: a slice is part of
-    its layer, and a layer of one file may be part of one in the output. Without any the rows stay as they are.
+    Each of `moves` maps rows of the weight before to rows of the next one, and has the number of its rows. A slice is
+    part of its layer, and a layer of one file may be part of one in the output. Without any the rows stay as they are.
     """
 
     adapter: Adapter

@@ -1,6 +1,6 @@
 """The changes of all experts of a layer with stacked factors: a sum for every expert, all of one rank.
 
-The singular values of a module are those of its experts together: at rank k, every expert loses the values behind its
+The singular values of a module are those of its experts together. At rank k, every expert loses the values after its
 k-th, so the j-th value of the module is the root of the sum of squares of the j-th values of all experts.
 """
 

@@ -1,9 +1,9 @@
 """The orientation of a weight in a base: (out, in) as in a Linear, or (in, out) as in transformers' Conv1D.
 
-The shape of a weight that is not square shows it. For a square one the evidence is, strongest first: its siblings,
-which are the base's non-square weights of the same leaf; the architecture's table, unless a non-square weight of the
-base contradicts it; the config's `fan_in_fan_out`, which is one flag for all layers, as far as it can speak of this
-one; the naming scheme, if only Linear layers have such names. `--transposed [GLOB=]yes|no` settles the rest.
+The shape of a weight that is not square shows it. For a square one the strongest evidence are its siblings, the base's
+non-square weights of the same leaf. Next is the architecture's table, unless a non-square weight of the base
+contradicts it. Then comes the config's `fan_in_fan_out`, one flag for all layers, as far as it can describe this one.
+The last is the naming scheme, if only Linear layers have such names. `--transposed [GLOB=]yes|no` settles the rest.
 
 A base may have the weight of a Linear layer as a parameter of another module, as open_clip has its projections. No
 other layer shows the orientation of such a parameter: its shape does, the table of open_clip, or `--transposed`.

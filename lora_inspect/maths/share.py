@@ -245,9 +245,9 @@ def unknown_rounding(
     """Return the rounding of one weight if little is known about it.
 
     `by_row` (n, k, k) are the products of the changes in each row of so many `entries`, `noise` (n,) the sums of the
-    variances that the type gives them and `level` the ratio of the observed variance to that, `lost` (k,) the loss of
+    variances that the type gives them. `level` is the ratio of the observed variance to these, `lost` (k,) the loss of
     an exact merge. The errors are independent or, if that makes a larger difference, equal in a whole row, as in a
-    program that computes DoRA's gain in half precision: `scores` (n, k) are the products of the changes with the rest
+    program that computes DoRA's gain in half precision. `scores` (n, k) are the products of the changes with the rest
     of x, None if that is no rounding.
     """
     scatter = ((noise / max(entries, 1))[:, None, None] * by_row).sum(0) * level

@@ -1,7 +1,7 @@
 """The plan of a merge: every fold with its target, made from headers before any weight is read.
 
 `plan_merge` reads the adapters, chooses their modules and multipliers by options and paths, and matches them with the
-base. The checks below refuse merges that would be wrong, or add notes to the plan: an adapter for another expert of a
+base. The checks below refuse wrong merges, or add notes to the plan. They cover an adapter for another expert of a
 pipeline, a base from which an initialisation took a part, and an embedding that shares its weight with the head.
 """
 

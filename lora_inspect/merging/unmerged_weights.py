@@ -2,9 +2,9 @@
 
 A weight without its changes is a set of numbers of its type that the base can have had, a block of rows at a time. A
 change is computed in float64 here. A merge in float32 is off by at most n · 2^-24 times the sum of the absolute values
-of all terms, with n roundings on the way of each term, and in float64 by n · 2^-53 times that, as may be the
-computation here; so this holds whichever machine, version or order of sums made the merged file. Near zero a rounding
-is off by more than that, so any number that is not zero counts as a little larger.
+of all terms, with n roundings on the way of each term. A merge in float64, and the computation here, is off by at most
+n · 2^-53 times that sum. So this holds for any machine, version or order of sums that made the merged file. Near zero a
+rounding is off by more than that, so any number that is not zero counts as a little larger.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

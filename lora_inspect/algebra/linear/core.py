@@ -1,9 +1,9 @@
 """The core of a change: a small matrix with the change's singular values, from which its trims come.
 
-R_U and R_A are square roots of the Gram matrices of D = U W A, W the diagonal of weights: R_Uᵀ R_U = Uᵀ U and
-R_Aᵀ R_A = A Aᵀ. The core M = R_U W R_Aᵀ is D in orthonormal bases of its columns and rows, so its SVD M = X S Yᵀ gives
-the singular values of D, and the nearest change of rank k is U (W R_Aᵀ Y_k S_k^-½) times (S_k^-½ X_kᵀ R_U W) A (Eckart
-& Young 1936). No basis of D is formed.
+R_U and R_A are square roots of the Gram matrices of D = U W A, W the diagonal of weights: R_Uᵀ R_U = Uᵀ U and R_Aᵀ R_A
+= A Aᵀ. The core M = R_U W R_Aᵀ is D in orthonormal bases of its columns and rows, so its SVD M = X S Yᵀ gives the
+singular values of D. The nearest change of rank k is U (W R_Aᵀ Y_k S_k^-½) times (S_k^-½ X_kᵀ R_U W) A (Eckart & Young
+1936). No basis of D is formed.
 
 Every step takes the cheaper of two ways where that keeps the digits: Cholesky's root of a Gram matrix, or else the
 triangle of a QR decomposition; the eigenvectors of M Mᵀ, or else the SVD of M.

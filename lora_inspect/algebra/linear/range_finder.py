@@ -87,7 +87,7 @@ def find_range(
     """Return the factors of a matrix of `shape` (rows, columns): of `rank`, or of the least sufficient rank found.
 
     `max_error` is the largest ‖D - up down‖ / ‖D‖, `energy` the least share of ‖D‖² that is kept, and `max_rank` the
-    most that either may take. `noise` is the standard deviation of an entry of D that is rounding: no rank is spent on
+    most that either may take. `noise` is the standard deviation of the rounding of D's entries. No rank is spent on
     singular values of at most noise (√rows + √columns + 1), the norm of such a matrix (Davidson & Szarek 2001), nor on
     those below 1e-7 of the largest, the rounding of float32. The rank is 0 where nothing else is left.
 
@@ -95,8 +95,8 @@ def find_range(
     same blocks and `seed` give the same bytes with one thread of a BLAS. Memory: 8 bytes times a few times the rank
     times rows + 2 columns, or times rows times columns where the rank is a large part of the smaller side.
 
-    Raises ValueError where not exactly one of `rank`, `max_error` and `energy` is given or one is out of range, where
-    the blocks are not the rows of the shape, and where an entry is not finite or ‖D‖² is beyond 1e-140 to 1e140.
+    Raises ValueError unless exactly one of `rank`, `max_error` and `energy` is given, in its range. It is also raised
+    if the blocks are not the rows of the shape, and if an entry is not finite or ‖D‖² is beyond 1e-140 to 1e140.
     """
     rule = _rule(shape, rank, max_error, energy, max_rank, noise)
     search = _Krylov(_Reader(blocks, shape), seed)

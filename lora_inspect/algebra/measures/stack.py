@@ -1,9 +1,9 @@
 """Numbers of adapters that are applied together: the conflicts of their signs, and outlying values.
 
 The sign conflict of two changes is Σ min(|a|, |b|) over the numbers a and b of their cores with opposite signs, over Σ
-min(|a|, |b|) of all numbers: 0 of one change twice, 1 of opposite ones, about 1/2 of independent ones. The cores are
-those of `linear/core_space.py` for the strongest directions of each change. Another basis would give another number
-unless the changes are the same or opposite.
+min(|a|, |b|) of all numbers. It is 0 for one change twice, 1 for opposite ones, about 1/2 for independent ones. The
+cores are those of `linear/core_space.py` for the strongest directions of each change. Another basis would give another
+number unless the changes are the same or opposite.
 
 A spike is a singular value that is far above the next one of its weight and above the values of like layers.
 """
