@@ -42,8 +42,8 @@ from lora_inspect.sentences import listed
 class Term(NamedTuple):
     """A contribution times a number, in a module of the output.
 
-    Each of `moves` says which rows of the weight before are which ones of the next, of so many rows: a slice is part of
-    its layer, and a layer of one file may be part of one in the output. Without any the rows stay as they are.
+    Each of `moves` maps rows of the weight before to rows of the next one, and has the number of its rows. A slice is
+    part of its layer, and a layer of one file may be part of one in the output. Without any the rows stay as they are.
     """
 
     adapter: Adapter
@@ -67,10 +67,10 @@ class MultipliedAdapter(NamedTuple):
 
 
 def aligned(inputs: Sequence[MultipliedAdapter], options: ConvertOptions) -> list[OutputModule]:
-    """The modules of the output in the order of the first adapter, behind them those that only others have.
+    """Return the modules of the output: first those of the first adapter in its order, then the others.
 
     `options` name the program or the scheme of the output, if it is not to have the first adapter's names. Raises
-    LoraInspectError where two adapters are of different families, and for a module without a place in the output.
+    LoraInspectError if two adapters are of different families, and for a module without a place in the output.
     """
     families = _families([one.adapter for one in inputs])
     found: dict[str, list[tuple[MultipliedAdapter, Destination]]] = defaultdict(list)
@@ -83,12 +83,12 @@ def aligned(inputs: Sequence[MultipliedAdapter], options: ConvertOptions) -> lis
 
 
 def aligned_in_parts(inputs: Sequence[MultipliedAdapter]) -> list[OutputModule]:
-    """As `aligned`, in the finest layout: a fused layer of one adapter is split where another one has its parts.
+    """Align as `aligned` does, in the finest layout: a fused layer is split if another adapter has its parts.
 
     The names are those of the adapter with the fewest layers to split, the first of them; modules of components that it
     lacks keep their own. So no number depends on the order of the adapters. In adapters of no known family an
-    underscored name is the dotted one that is spelled so. Raises LoraInspectError where two adapters
-    are of different families, and for a module whose place in the others is not known.
+    underscored name matches the dotted one with the same letters. Raises LoraInspectError if two adapters are of
+    different families, and for a module with no known place in the others.
     """
     families = _families([one.adapter for one in inputs])
     named: list[Adapter] = []
@@ -109,7 +109,7 @@ def aligned_in_parts(inputs: Sequence[MultipliedAdapter]) -> list[OutputModule]:
 
 
 def _aligned_by_letters(inputs: Sequence[MultipliedAdapter], adapters: Sequence[Adapter]) -> list[OutputModule]:
-    """The modules of adapters of no known family: underscored names are those of dotted ones that are spelled so."""
+    """Return the modules of adapters of no known family; an underscored name matches the dotted one."""
     found: dict[tuple[str, str], list[tuple[MultipliedAdapter, Destination]]] = defaultdict(list)
     names: dict[tuple[str, str], ModuleName] = {}
     for one, adapter in zip(inputs, adapters, strict=True):
@@ -122,7 +122,7 @@ def _aligned_by_letters(inputs: Sequence[MultipliedAdapter], adapters: Sequence[
 
 
 def _splits(adapters: Sequence[Adapter], families: Sequence[Sequence[Detection]]) -> dict[str, list[Link]]:
-    """The links from each fused layer of an adapter to its parts, some of which another adapter has."""
+    """Return the links from each fused layer of an adapter to its parts if another adapter has some of them."""
     paths = [_paths_of(adapter) for adapter in adapters]
     known = set[str]().union(*paths)
     found: dict[str, list[Link]] = {}
@@ -176,7 +176,7 @@ def _in_output(runs: Runs | None, rows: int | None) -> list[tuple[Runs, int]]:
 
 
 def _families(adapters: Sequence[Adapter]) -> list[tuple[Detection, ...]]:
-    """The families of each adapter that every other one may be of too; LoraInspectError where there is none."""
+    """Return the families of each adapter that every other one may be of too; LoraInspectError if there is none."""
     candidates = [adapter_candidates(adapter) for adapter in adapters]
     known = [(one, found) for one, found in zip(adapters, candidates, strict=True) if found]
     for adapter, found in known[1:]:
@@ -206,7 +206,7 @@ def _destinations(
 
 
 def _with_dots(adapter: Adapter, first: Adapter) -> Adapter:
-    """The adapter with names of the first one for underscored ones of a model that nobody knows.
+    """Return the adapter with names of the first one for underscored ones of a model that nobody knows.
 
     A name with dots is spelled with underscores in one way, which two modules rarely share.
     """
@@ -222,7 +222,7 @@ def _with_dots(adapter: Adapter, first: Adapter) -> Adapter:
 
 
 class _FirstLayout:
-    """The layout of the first adapter: the modules that it has before those that it could have.
+    """The layout of the first adapter: its own modules come before the other ones of the layout.
 
     A family may have a fused layer and its parts in one layout, as different models of it have one or the other. The
     `splits` are the links from fused layers to the parts that take their place.
@@ -233,7 +233,7 @@ class _FirstLayout:
         self._layout, self._paths, self._splits = layout, {*paths, *parts} - splits.keys(), splits
 
     def links(self, path: str) -> list[Link]:
-        """The links from the module at `path` to modules of the first adapter, else into its layout."""
+        """Return the links from the module at `path` to modules of the first adapter, else into its layout."""
         if path in self._splits:
             return list(self._splits[path])
         if path in self._paths:
@@ -244,7 +244,7 @@ class _FirstLayout:
         return [link for link in links if link.relation in known] or ([] if self._layout.has(path) else links)
 
     def has(self, path: str) -> bool:
-        """Whether the name is one of the first adapter's, or of its layout."""
+        """Return True if the name is one of the first adapter's, or of its layout."""
         return path in self._paths or self._layout.has(path)
 
 
@@ -303,7 +303,7 @@ class _FirstNames:
         return ModuleName(scheme, component, prefix, schemes.by_name(scheme).module(path, ""), flat)
 
     def _of_other_component(self, module: Module) -> ModuleName:
-        """The name of a module of a component that the first adapter lacks: as it is, if the scheme is the same."""
+        """Return the name of a module of a component that the first adapter lacks: unchanged, if the schemes match."""
         own = sorted({scheme for scheme, _, _ in self._usual.values()})
         if self._for_output and module.name.scheme not in own:
             raise RefusedError(

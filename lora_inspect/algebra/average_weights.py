@@ -4,7 +4,7 @@
 - beta: an exponential average in the order of the steps, which begins with the first file: β^(N-1), and (1-β) β^(N-k)
   of file k.
 - power function: (t_k^(γ+1) - t_(k-1)^(γ+1)) / t_N^(γ+1) of file k at step t_k, with t_0 = 0. That is the share of the
-  average ∫ t^γ θ(t) dt between two files, each of which stands for the steps before it (Karras et al. 2024, "Analyzing
+  average ∫ t^γ θ(t) dt between two files; each file represents the steps before it (Karras et al. 2024, "Analyzing
   and Improving the Training Dynamics of Diffusion Models", equation 1). The relative width is
   σ = (γ+1)^½ (γ+2)^-1 (γ+3)^-½, so γ is the root of γ³ + 7γ² + (16 - σ⁻²) γ + 12 - σ⁻² (ibid., appendix C).
 """
@@ -22,9 +22,9 @@ _STEPS = "ss_steps"
 
 
 def steps_of(adapters: Sequence[Adapter]) -> list[int] | None:
-    """The step of each file: by its path's setting, its metadata, or a number in its name; None where one has none.
+    """Return the step of each file: from its path's setting, its metadata or its name; None if one has none.
 
-    Where not all have the metadata, names tell all steps that no setting tells.
+    If a file lacks the metadata, names give all steps without a setting.
     """
     given = [adapter.settings.step for adapter in adapters]
     stored = [whole(adapter.checkpoint.metadata.get(_STEPS)) for adapter in adapters]
@@ -38,7 +38,7 @@ def steps_of(adapters: Sequence[Adapter]) -> list[int] | None:
 
 
 def _numbers_in_names(paths: Sequence[str]) -> list[int | None]:
-    """The last number in each name that differs from those at its place in the others."""
+    """Return the last number in each name that differs from those at its place in the others."""
     names = [os.path.splitext(os.path.basename(os.path.normpath(path)))[0] for path in paths]
     numbers = [[int(found) for found in re.findall("[0-9]{1,12}", name)] for name in names]
     least = min(map(len, numbers))
@@ -47,9 +47,9 @@ def _numbers_in_names(paths: Sequence[str]) -> list[int | None]:
 
 
 def weights_of(adapters: Sequence[Adapter], steps: Sequence[int] | None, request: AverageRequest) -> list[float]:
-    """The weight of each file in the average; they add up to 1.
+    """Return the weight of each file in the average; they add up to 1.
 
-    Raises LoraInspectError where the weights depend on steps that nothing tells, or where two files have one step.
+    Raises LoraInspectError if the weights depend on unknown steps, or if two files have the same step.
     """
     if request.beta is None and request.sigma_rel is None:
         return [1.0 / len(adapters)] * len(adapters)
@@ -91,7 +91,7 @@ def _known(adapters: Sequence[Adapter], steps: Sequence[int] | None) -> Sequence
 
 
 def exponent(width: float) -> float:
-    """The exponent γ ≥ 0 of the power function with a relative width σ, above 0 and below 12^-½ = 0.2887."""
+    """Return the exponent γ ≥ 0 of the power function with a relative width σ, above 0 and below 12^-½ = 0.2887."""
     inverse = 1.0 / (width * width)
     low, high = 0.0, inverse
     # The polynomial is below 0 at 0 for widths below 12^-½, and grows beyond its largest root.

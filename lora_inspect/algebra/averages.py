@@ -1,4 +1,4 @@
-"""The average of adapters: of their changes, or of their factors as musubi-tuner and other trainers average them.
+"""The average of adapters: of their changes, or of their factors as musubi-tuner and other trainers do.
 
 The mean of factors is not the mean of changes: (Σ w B)(Σ w A) has products of one file's B with another one's A. Along
 one training they are near. DoRA needs no base for it, as magnitudes are averaged as well.
@@ -65,9 +65,9 @@ class AveragePlan:
 
 
 def plan_average(adapters: Sequence[tuple[str, Settings]], output: str | None, request: AverageRequest) -> AveragePlan:
-    """Read headers and plan the average; without an `output` it can be measured alone.
+    """Read headers and plan the average; without an `output` it can only be measured.
 
-    Raises LoraInspectError where the weights need steps that nothing tells, and where the adapters have no average.
+    Raises LoraInspectError if the weights need unknown steps, and if the adapters have no average.
     """
     inputs = read_inputs(adapters, request, has_steps=True)
     read = [one.adapter for one in inputs.adapters]
@@ -156,7 +156,7 @@ def _with_weights(found: SumResult, plan: AveragePlan, apart: float | None) -> A
 
 
 def _check_alike(adapters: Sequence[Adapter]) -> None:
-    """Raises LoraInspectError where the files have other tensors, scales or algorithms, so that no factors pair up."""
+    """Raise LoraInspectError if the files have other tensors, scales or algorithms, so that no factors pair up."""
     first = adapters[0]
     ours = {c.module.key: (c.algorithm.name, c.known_scale) for c in first.contributions}
     for other in adapters[1:]:
@@ -190,7 +190,7 @@ def _unlike(other: Adapter, what: str, first: Adapter) -> RefusedError:
 def _averaged_bytes(
     info: TensorInfo, others: Sequence[TensorInfo], weights: Sequence[float], dtype: str, rounding: Rounding
 ) -> memoryview | bytes:
-    """The bytes of the average of one tensor of each file in a type; those of whole numbers have to be the same.
+    """Return the bytes of the average of one tensor of each file in a type; whole numbers must be equal.
 
     Raises LoraInspectError where they are not, and for numbers that are not finite.
     """
@@ -204,7 +204,7 @@ def _averaged_bytes(
 
 
 def _ways_apart(modules: Sequence[OutputModule], progress: Progress) -> float | None:
-    """‖mean of changes - change of mean factors‖ / ‖mean of changes‖ over all modules.
+    """Return ‖mean of changes - change of mean factors‖ / ‖mean of changes‖ over all modules.
 
     None where a module has no factors that pair up. The multipliers of the terms are the weights.
     """
@@ -219,7 +219,7 @@ def _ways_apart(modules: Sequence[OutputModule], progress: Progress) -> float | 
 
 
 def _apart(module: OutputModule) -> tuple[float, float] | None:
-    """The squared norms of the difference and of the mean; None where factors do not pair up or are not finite."""
+    """Return the squared norms of the difference and of the mean; None if factors do not pair up or are not finite."""
     contributions = [term.contribution for term in module.terms]
     kinds = {(c.algorithm.name, tuple(c.shapes.items()), c.scale) for c in contributions}
     is_one = len(kinds) == 1 and contributions[0].algorithm.name == lora.ALGORITHM.name

@@ -1,8 +1,8 @@
-"""The change of a contribution as factors: its scale folded in, whatever its algorithm calls its tensors.
+"""The change of a contribution as factors with its scale folded in, by the same names for all algorithms.
 
-Plain LoRA is read into its place in a sum. Every other algorithm whose change is a product of thin factors has a
-formula that makes them: with numpy those of LoRA with Tucker cores, LoHa and LoKr, with torch all others. The factors
-are exact where r (m + n) < m n.
+Plain LoRA is read into its place in a sum. Every other algorithm with a change that is a product of thin factors has a
+formula for them. The formulas of LoRA with Tucker cores, LoHa and LoKr use numpy, all others torch. The factors are
+exact where r (m + n) < m n.
 """
 
 from collections.abc import Sequence
@@ -39,20 +39,20 @@ class WeightChanges(Protocol):
     notes: list[str]
 
     def has(self, term: Term) -> bool:
-        """Whether the base has the parameter that a term changes."""
+        """Return True if the base has the parameter that a term changes."""
 
     def shape(self, term: Term) -> tuple[int, ...]:
-        """(out, in, *kernel) of the weight of the output that a term changes, as the base tells it."""
+        """Return (out, in, *kernel) of the output's weight that a term changes, by the base."""
 
     def order_matters(self) -> list[str]:
-        """The weights that another order of the adapters would leave different."""
+        """Return the weights that another order of the adapters would leave different."""
 
     def difference(self, terms: Sequence[Term]) -> Array:
-        """W' - W (out, in·kernel) of one weight of the output: the rows that any of its terms change."""
+        """Return W' - W (out, in·kernel) of one weight of the output: the rows that any of its terms change."""
 
 
 def needs_base(contribution: Contribution) -> bool:
-    """Whether the change depends on the weight, or on its shape alone: DoRA, rotations, and weights saved whole."""
+    """Return True if the change depends on the weight or its shape: DoRA, rotations, and weights saved whole."""
     algorithm = contribution.algorithm
     return contribution.multiplies or algorithm.replaces or (algorithm.experts == 0 and None in contribution.shape)
 
@@ -68,7 +68,7 @@ def needs_torch(contribution: Contribution) -> bool:
 
 
 def has_open_kernel(terms: Sequence[Term], with_any: bool = False) -> bool:
-    """Whether no term tells if the layer of a module is a Linear or a convolution, as factors of flattened kernels.
+    """Return True if no term shows whether the layer is a Linear or a convolution, as with flattened kernels.
 
     The kernel is that of most convolutions, or `with_any` it may be any other one.
     """
@@ -78,7 +78,7 @@ def has_open_kernel(terms: Sequence[Term], with_any: bool = False) -> bool:
 
 
 def thin_rank(contribution: Contribution) -> int | None:
-    """The inner size of the factors of a change that is a thin product; None for any other one."""
+    """Return the inner size of the factors of a change that is a thin product; None for any other one."""
     if contribution.magnitude or contribution.algorithm.experts or needs_base(contribution):
         return None
     if _is_plain(contribution):
@@ -102,12 +102,12 @@ def thin_rank(contribution: Contribution) -> int | None:
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """(out, in·kernel) of a weight of a shape."""
+    """Return (out, in·kernel) of a weight of a shape."""
     return shape[0], prod(shape[1:])
 
 
 def factors_of(contribution: Contribution) -> Factors:
-    """The change of a thin contribution, in float32 or float64 as its factors are stored."""
+    """Return the change of a thin contribution, in float32 or float64 as its factors are stored."""
     if not _is_plain(contribution):
         return _by_formula(contribution)
     up, down = lora.matrices({role: load_floats(info) for role, info in contribution.operands.items()})
@@ -152,7 +152,7 @@ def _with_settings(contribution: Contribution) -> Factors:
 
 
 def sum_of(terms: Sequence[Term], kind: type = numpy.float64, workspace: Workspace | None = None) -> Factors:
-    """The sum of a module's terms, all of them thin, in float64 or float32; of plain LoRA in memory of the `workspace`.
+    """Return the sum of a module's thin terms, in float64 or float32; plain LoRA uses memory of the `workspace`.
 
     The directions of each term follow those of the one before. Raises LoraInspectError where their shapes disagree.
     """
@@ -163,7 +163,7 @@ def sum_of(terms: Sequence[Term], kind: type = numpy.float64, workspace: Workspa
 
 
 def _read_sum(terms: Sequence[Term], kind: type, workspace: Workspace) -> Factors:
-    """The sum of plain LoRA whose rows stay where they are, each factor read into its place of the sum's."""
+    """Return the sum of plain LoRA without moved rows, each factor read into its place in the sum's factors."""
     parts = [term.contribution for term in terms]
     shapes, edges = [one.known_shape for one in parts], [0, *accumulate(one.known_rank for one in parts)]
     check_sizes(terms, shapes)
@@ -180,20 +180,20 @@ def _read_sum(terms: Sequence[Term], kind: type, workspace: Workspace) -> Factor
 
 
 def terms_of(terms: Sequence[Term]) -> list[Factors]:
-    """The change of each of a module's terms, all of them thin; LoraInspectError where their shapes disagree."""
+    """Return the change of each of a module's terms, all of them thin; LoraInspectError if their shapes disagree."""
     changes = [_moved(term) for term in terms]
     check_sizes(terms, [change.shape for change in changes])
     return changes
 
 
 def shape_of(term: Term) -> tuple[int, ...]:
-    """(out, in, *kernel) of the weight of the output that a term changes."""
+    """Return (out, in, *kernel) of the weight of the output that a term changes."""
     shape = term.contribution.known_shape
     return (term.moves[-1][1], *shape[1:]) if term.moves else shape
 
 
 def check_sizes(terms: Sequence[Term], shapes: Sequence[tuple[int, ...]]) -> None:
-    """Raises LoraInspectError where two terms of one module change weights of different sizes, or one turned."""
+    """Raise LoraInspectError if two terms of one module change weights of different sizes, or one turned."""
     sizes = [matrix_shape(shape) for shape in shapes]
     for term, shape, size in zip(terms, shapes, sizes, strict=True):
         if bool(term.contribution.algorithm.transposed) != bool(terms[0].contribution.algorithm.transposed):
@@ -224,9 +224,9 @@ def _moved(term: Term) -> Factors:
 def written_in(
     dtype: str, values: NDArray[numpy.floating[Any]], name: str, path: str
 ) -> tuple[NDArray[numpy.generic], Array]:
-    """The codes of numbers in a type of an output, and the numbers that these stand for, in the same shape.
+    """Return the codes of numbers in a type of an output, and the numbers that they represent, in the same shape.
 
-    Raises LoraInspectError with the `name` of what holds them, and the `path` of an input, for numbers beyond the type.
+    Raises LoraInspectError for numbers beyond the type, with the `name` of their tensor and the `path` of an input.
     """
     codes = encoded(values, dtype)
     written: Array = decoded(dtype, codes).reshape(values.shape)
@@ -236,14 +236,14 @@ def written_in(
 
 
 def beyond(dtype: str, name: str, path: str) -> RefusedError:
-    """The error of numbers beyond a type of an output."""
+    """Return the error of numbers beyond a type of an output."""
     return RefusedError(path, f"{name} would hold numbers beyond {dtype}", "give --dtype bf16 or --dtype fp32")
 
 
 def whole_change(terms: Sequence[Term], base: WeightChanges | None) -> Array:
-    """The sum of terms as a matrix (rows, columns) in float64.
+    """Return the sum of terms as a matrix (rows, columns) in float64.
 
-    Where a term depends on a weight, it is the difference of that in the `base`, and else the sum of the changes.
+    If a term depends on a weight, it is the difference of that weight in the `base`, else the sum of the changes.
     Raises LoraInspectError for a number that is not finite, and for a weight that the base lacks.
     """
     if base and any(needs_base(term.contribution) for term in terms):
@@ -252,7 +252,7 @@ def whole_change(terms: Sequence[Term], base: WeightChanges | None) -> Array:
 
 
 def change_of(term: Term) -> Array:
-    """The change (rows, columns) of a term that needs no weight, at its multiplier and in its rows, in float64.
+    """Return the change (rows, columns) of a term that needs no weight, with its multiplier and rows, in float64.
 
     That of a vector has one column. Raises LoraInspectError for a number that is not finite.
     """
@@ -285,7 +285,7 @@ def _of_formula(term: Term) -> Array:
 
 
 def in_output(matrix: Array, term: Term) -> Array:
-    """A matrix of a contribution's rows in those of the weight of the output; all others are zero."""
+    """Return a matrix of a contribution's rows in those of the weight of the output; all others are zero."""
     for runs, rows in term.moves:
         moved: Array = numpy.zeros((rows, matrix.shape[1]))
         for first, last, source in runs.each():

@@ -1,8 +1,8 @@
-"""The way of a module of the output: the core of its sum gives the rank, and its factors are trimmed and rounded.
+"""The steps of a module of the output: the core of its sum gives the rank; its factors are trimmed and rounded.
 
 A rule that looks at one module at a time takes one pass over the inputs. A size of the whole file takes two: the first
-one measures all sums, of which the ranks follow, and the second one makes the factors. The small matrices of each core
-are kept between them, up to a limit. No two modules are in memory longer than it takes to write one.
+one measures all sums to choose the ranks, and the second one makes the factors. The small matrices of each core are
+kept between them, up to a limit. No two modules are in memory longer than it takes to write one.
 """
 
 import hashlib
@@ -78,10 +78,9 @@ class MeasuredModule:
 def made_by_rule(
     modules: Sequence[PlannedModule], rule: RankRule, making: Making, progress: Progress
 ) -> Iterator[MadeModule]:
-    """The modules at the ranks of a rule without a size, in their order; `progress` is told of each module.
+    """Yield the modules at the ranks of a rule without a size, in order; `progress` receives 1 for each.
 
-    Raises LoraInspectError for a number that is not finite or
-    beyond the type, and where shapes disagree.
+    Raises LoraInspectError for a number that is not finite or beyond the type, and if shapes disagree.
     """
 
     workspace = Workspace()
@@ -114,7 +113,7 @@ def made_by_rule(
 
 
 def _core_of(module: PlannedModule, dtype: str, workspace: Workspace) -> tuple[Factors, Core]:
-    """The sum in the type that it is rounded from, and its core in float64."""
+    """Return the sum in the type that it is rounded from, and its core in float64."""
     change = _sum_of(module, dtype, workspace)
     try:
         return change, Core(change)
@@ -124,7 +123,7 @@ def _core_of(module: PlannedModule, dtype: str, workspace: Workspace) -> tuple[F
 
 
 def _sum_of(module: PlannedModule, dtype: str, workspace: Workspace) -> Factors:
-    """The sum in the type that it is rounded from."""
+    """Return the sum in the type that it is rounded from."""
     return sum_of(module.sum.terms, numpy.float32 if BITS[dtype] <= _COARSE else numpy.float64, workspace)
 
 
@@ -145,9 +144,9 @@ def _rank_bytes(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def measured(modules: Sequence[PlannedModule], making: Making, progress: Progress) -> list[MeasuredModule]:
-    """The singular values of each module's sum; `progress` is told of each module.
+    """Return the singular values of each module's sum; `progress` receives 1 for each module.
 
-    Raises LoraInspectError for a number that is not finite, and where shapes disagree.
+    Raises LoraInspectError for a number that is not finite, and if shapes disagree.
     """
 
     workspace = Workspace()
@@ -179,7 +178,7 @@ def measured(modules: Sequence[PlannedModule], making: Making, progress: Progres
 
 
 def _full_spectrum(matrix: Array, module: PlannedModule, dtype: str) -> Spectrum:
-    """All singular values of a matrix, the roots of the eigenvalues of its smaller Gram matrix."""
+    """Return all singular values of a matrix, the roots of the eigenvalues of its smaller Gram matrix."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     gram = wide @ wide.T
     if not numpy.isfinite(gram.diagonal()).all():
@@ -192,7 +191,7 @@ def _full_spectrum(matrix: Array, module: PlannedModule, dtype: str) -> Spectrum
 def made(
     modules: Sequence[MeasuredModule], ranks: Sequence[int], making: Making, progress: Progress
 ) -> Iterator[MadeModule]:
-    """The modules that were measured at their ranks, in their order.
+    """Yield the modules that were measured at their ranks, in their order.
 
     Raises LoraInspectError for numbers beyond the type.
     """
@@ -220,7 +219,7 @@ def made(
 
 
 def _full_change(module: PlannedModule, making: Making) -> Array:
-    """The change of a weight as a matrix (out, in·kernel) in float64."""
+    """Return the change of a weight as a matrix (out, in·kernel) in float64."""
     return whole_change(_at_work(module), making.base)
 
 
@@ -235,12 +234,12 @@ def _spectrum_of_experts(experts: ExpertChanges, module: PlannedModule, dtype: s
 def _trimmed_experts(
     one: MadeModule, spectrum: Spectrum, rank: int, experts: ExpertChanges, making: Making
 ) -> MadeModule:
-    """The module with the trimmed factors of each expert below each other, and the rounding of all together."""
+    """Return the module with the trimmed factors of each expert below each other, and the rounding of all together."""
     return _stacked(one, spectrum, rank, experts.trimmed(rank), making) if spectrum.rounding else one
 
 
 def _stacked(one: MadeModule, spectrum: Spectrum, rank: int, changes: Sequence[Factors], making: Making) -> MadeModule:
-    """The module with the factors of the changes of each expert below each other."""
+    """Return the module with the factors of the changes of each expert below each other."""
     made = [_rounded(replace(one, rank=rank), factors, making) for factors in changes]
     ups, downs = [one.up for one in made if one.up is not None], [one.down for one in made if one.down is not None]
     return replace(
@@ -265,7 +264,7 @@ def _merge(module: PlannedModule, rule: MergeRule) -> MergedWeight:
 def _merge_facts(
     module: PlannedModule, rule: MergeRule | None, weight: MergedWeight | None = None
 ) -> MergeFacts | None:
-    """The numbers of a merged module, of its `weight` and of its other parameters; None without a method."""
+    """Return the numbers of a merged module, of its `weight` and of its other parameters; None without a method."""
     if rule is None:
         return None
     found = [_merged_vector(module, parameter, rule)[1] for parameter in module.vectors]
@@ -284,7 +283,7 @@ def _merged_spectrum(weight: MergedWeight, module: PlannedModule, dtype: str) ->
 
 
 def _merged(one: MadeModule, weight: MergedWeight, spectrum: Spectrum, rank: int, making: Making) -> MadeModule:
-    """The module with the factors of the change that a method made of its inputs."""
+    """Return the module with the factors of the change that a method made of its inputs."""
     found = total_facts([one.facts, weight.facts(rank)]) if one.facts else weight.facts(rank)
     made = replace(one, facts=found, norm=spectrum.norm, lost=float(spectrum.tails[rank]))
     if not rank:
@@ -296,7 +295,7 @@ def _merged(one: MadeModule, weight: MergedWeight, spectrum: Spectrum, rank: int
 
 
 def calibrated_making(modules: Sequence[PlannedModule], making: Making, progress: Progress) -> Making:
-    """The same with the multiplier that `--calibrate energy` gives all modules; `progress` is told of each module."""
+    """Return `making` with the multiplier of `--calibrate energy`; `progress` receives 1 for each module."""
     rule = making.merge
     assert rule
 
@@ -312,7 +311,7 @@ def calibrated_making(modules: Sequence[PlannedModule], making: Making, progress
 
 
 def _found(one: MadeModule, matrix: Array, rule: RankRule, making: Making) -> MadeModule:
-    """The module with the factors that the range finder finds of a full change."""
+    """Return the module with the factors that the range finder finds of a full change."""
     from lora_inspect.algebra.linear.range_finder import find_range
 
     def blocks() -> Iterator[tuple[int, Array]]:
@@ -344,7 +343,7 @@ def _of_range(one: MadeModule, found: "Found", making: Making) -> MadeModule:
 def _trimmed(
     one: MadeModule, spectrum: Spectrum, rank: int, change: Factors | None, trim: Trim | None, making: Making
 ) -> MadeModule:
-    """The module with the factors of the trimmed sum."""
+    """Return the module with the factors of the trimmed sum."""
     if not spectrum.rounding:  # the changes cancel each other, and the rest is their rounding
         return filled(one, making) if making.initial else one
     tails, offered = spectrum.tails, RankRule(energy=OFFERED).rank_of(spectrum)
@@ -361,7 +360,7 @@ def _trimmed(
 
 
 def _rounded(one: MadeModule, meant: Factors, making: Making) -> MadeModule:
-    """The module with these factors in the type of the output, and with further directions where its rank is filled."""
+    """Return the module with these factors in the output's type, and with more directions if its rank is filled."""
     return _with_factors(one, _stored(one, meant, making), making)
 
 
@@ -375,7 +374,7 @@ def _with_factors(one: MadeModule, found: "StoredFactors", making: Making) -> Ma
 
 
 class StoredFactors(NamedTuple):
-    """Factors as they are written, and the norm of the change's error that this makes, as random vectors show it.
+    """Factors as they are written, and the norm of the change's error by that, as random vectors show it.
 
     `of_meant` (rows, _PROBES) is the product of the change that was meant with these vectors.
     """
@@ -387,10 +386,10 @@ class StoredFactors(NamedTuple):
 
 
 def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> StoredFactors:
-    """The factors rounded to a type of an output, whose programs add the product `times` times.
+    """Return the factors rounded to a type of an output; its programs add the product `times` times.
 
-    Those that were meant hold the rounded numbers afterwards. Raises LoraInspectError with the module's name, and the
-    path of an input, for numbers beyond the type.
+    `meant` may hold the rounded numbers afterwards. Raises LoraInspectError with the module's name, and the path of an
+    input, for numbers beyond the type.
     """
     if times > 1:
         meant = replace(meant, up=meant.up / times, weights=meant.weights * times)
@@ -407,7 +406,7 @@ def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> 
 
 
 def filled(one: MadeModule, making: Making) -> MadeModule:
-    """The module with its rank filled up: columns of up are 0, and rows of down too, or as a training begins."""
+    """Return the module with its rank filled up: columns of up are 0, and rows of down too, or as a training begins."""
     rows, columns = matrix_shape(one.module.shape)
     rank = making.common or min(making.initial or 0, rows, columns)
     missing = rank - one.rank
@@ -422,7 +421,7 @@ def filled(one: MadeModule, making: Making) -> MadeModule:
 
 
 def _initial(key: str, count: int, columns: int) -> Array:
-    """New rows of a down factor, as trainers draw them: uniform within 1/√columns (He et al. 2015, a = √5)."""
+    """Return new rows of a down factor, as trainers draw them: uniform within 1/√columns (He et al. 2015, a = √5)."""
     bound = 1.0 / math.sqrt(columns)
     return numpy.random.default_rng(_seed_of(key)).uniform(-bound, bound, (count, columns))
 
@@ -432,13 +431,13 @@ def _seed_of(key: str) -> int:
 
 
 def _path_of(module: PlannedModule) -> str:
-    """The path of the first input that has the module."""
+    """Return the path of the first input that has the module."""
     terms = [*module.sum.terms, *(term for own in module.vectors.values() for term in own)]
     return terms[0].adapter.checkpoint.path
 
 
 def _difference(one: MadeModule, matrix: Array, making: Making) -> MadeModule:
-    """The module with its full change in the type of differences."""
+    """Return the module with its full change in the type of differences."""
     made = _with_difference(one, "weight", matrix.reshape(one.module.shape), making)
     return replace(made, norm=float(numpy.linalg.norm(matrix)))
 
@@ -450,7 +449,7 @@ def _with_difference(one: MadeModule, parameter: str, values: Array, making: Mak
 
 
 def _with_vectors(one: MadeModule, making: Making) -> MadeModule:
-    """The module with the sums of the differences of its other parameters."""
+    """Return the module with the sums of the differences of its other parameters."""
     for parameter, terms in one.module.vectors.items():
         if making.merge:
             values, facts = _merged_vector(one.module, parameter, making.merge)
@@ -467,12 +466,12 @@ def _probes_of(change: Factors) -> Array:
 
 @lru_cache(maxsize=32)
 def _probes(columns: int) -> Array:
-    """Random vectors (columns, _PROBES), always the same ones."""
+    """Return random vectors (columns, _PROBES), always the same ones."""
     return numpy.random.default_rng(columns).standard_normal((columns, _PROBES), numpy.float32)
 
 
 def _check(one: MadeModule, lost: Array) -> None:
-    """Raises AssertionError where the trim lost more of the sum than its singular values say, by a random vector v.
+    """Raise AssertionError if the trim lost more of the sum than its singular values say, by a random vector v.
 
     The mean of ‖E v‖² is ‖E‖², where each entry of v has the variance 1. It is 64 times as much once in 10^15 times,
     where E has one direction, and less often where it has more.

@@ -1,7 +1,7 @@
-"""The merge of a module's inputs by a method: in their core space, with λ, calibration and a cap behind it.
+"""The merge of a module's inputs by a method in their core space, followed by λ, calibration and a cap.
 
 The steps are those of the command line: multipliers, the method, `--calibrate`, `--lambda` and `--clip-sigma`. A method
-looks at small matrices alone, so that it costs milliseconds for a layer of any size.
+sees only small matrices, so it costs milliseconds for a layer of any size.
 """
 
 import math
@@ -47,7 +47,7 @@ class MergeRule:
 
     @classmethod
     def of(cls, request: CombineRequest, adapters: Sequence[Adapter]) -> "MergeRule | None":
-        """The rule of a request; None for a sum without any other step. LoraInspectError for too many adapters."""
+        """Return the rule of a request; None for a plain sum. LoraInspectError for too many adapters."""
         if request.is_sum:
             return None
         method = by_name(request.method)
@@ -63,7 +63,7 @@ class MergeRule:
         return cls(method, settings, tuple(adapters), factor, request.calibrate, request.clip_sigma)
 
     def to_record(self) -> dict[str, Any]:
-        """The method, its settings and the steps, as an output records them."""
+        """Return the method, its settings and the steps, as an output records them."""
         own = {name: getattr(self.settings, name) for name in self.method.settings}
         factor = None if self.factor == 1.0 else self.factor
         steps = {"lambda": factor, "calibrate": self.calibrate, "clip_sigma": self.clip}
@@ -104,11 +104,11 @@ class MergedModule:
         self._is_unique = self._space.is_unique or not rule.method.in_numbers
 
     def change(self, rank: int) -> Factors:
-        """The nearest change of a rank to the result."""
+        """Return the nearest change of a rank to the result."""
         return self._space.change(self._left[:, :rank], self.values[:rank], self._right[:rank])
 
     def facts(self, rank: int) -> MergeFacts:
-        """The numbers of the result at a rank."""
+        """Return the numbers of the result at a rank."""
         written = (self._left[:, :rank] * self.values[:rank]) @ self._right[:rank]
         return _facts(written, self._cores, self._energy, self._clip, self._is_unique)
 
@@ -142,11 +142,11 @@ class MergedWeight:
         self.values: Array = numpy.sqrt(numpy.sum(squares, axis=0))
 
     def changes(self, rank: int) -> list[Factors]:
-        """The change of each part, with zeros behind its own rank."""
+        """Return the change of each part, with zeros behind its own rank."""
         return [_padded(part.change(min(rank, len(part.values))), rank) for part in self._parts]
 
     def facts(self, rank: int) -> MergeFacts:
-        """The numbers of all parts together."""
+        """Return the numbers of all parts together."""
         return total_facts([part.facts(min(rank, len(part.values))) for part in self._parts])
 
 
@@ -157,7 +157,7 @@ def _padded(change: Factors, rank: int) -> Factors:
 
 
 def total_facts(found: Sequence[MergeFacts]) -> MergeFacts:
-    """The numbers of several parts: sums, the largest cut value, and whether all are unique."""
+    """Return the numbers of several parts: sums, the largest cut value, and whether all are unique."""
     clips = [one.clip for one in found if one.clip]
     return MergeFacts(
         tuple(map(sum, zip(*(one.inner for one in found), strict=True))),
@@ -169,7 +169,7 @@ def total_facts(found: Sequence[MergeFacts]) -> MergeFacts:
 
 
 def merged_weight(name: str, terms: Sequence[Term], rule: MergeRule) -> MergedWeight:
-    """The merge of the terms of a module's weight, each adapter's added up; of all experts, expert by expert.
+    """Return the merge of the terms of a module's weight, each adapter's added up; of all experts, expert by expert.
 
     Raises FloatingPointError for numbers beyond the range.
     """
@@ -185,13 +185,13 @@ def merged_weight(name: str, terms: Sequence[Term], rule: MergeRule) -> MergedWe
 
 
 def energy_multiplier(found: Sequence[MergeFacts]) -> float:
-    """The multiplier that gives the result the energy of independent inputs; 1 where nothing is left of it."""
+    """Return the multiplier that gives the result the energy of independent inputs; 1 if nothing is left of it."""
     energy = sum(one.energy for one in found)
     return math.sqrt(sum(map(sum, (one.squares for one in found))) / energy) if energy else 1.0
 
 
 def merged_vector(name: str, terms: Sequence[Term], rule: MergeRule) -> tuple[Array, MergeFacts]:
-    """The merge of the differences of a vector, whose numbers are taken as they stand."""
+    """Return the merge of the differences of a vector, by their numbers directly."""
     own = [whole_change(one, None) if one else None for one in _by_adapter(terms, rule)]
     shape = next(one.shape for one in own if one is not None)
     cores = [numpy.zeros(shape) if one is None else one for one in own]
@@ -201,12 +201,12 @@ def merged_vector(name: str, terms: Sequence[Term], rule: MergeRule) -> tuple[Ar
 
 
 def _by_adapter(terms: Sequence[Term], rule: MergeRule) -> list[list[Term]]:
-    """The terms of each input that change anything."""
+    """Return the terms of each input that change anything."""
     return [[term for term in terms if term.adapter is adapter and term.multiplier] for adapter in rule.adapters]
 
 
 def _shares(terms: Sequence[Term], rule: MergeRule) -> list[float]:
-    """The share of its largest singular value below which a direction of each input is rounding."""
+    """Return the share of its largest singular value below which a direction of each input is rounding."""
     if rule.method.is_linear:
         return [_FINE] * len(rule.adapters)
     return [

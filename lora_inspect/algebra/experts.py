@@ -1,6 +1,6 @@
-"""The changes of all experts of a layer, whose factors are in one tensor each: a sum for every expert, of one rank.
+"""The changes of all experts of a layer with stacked factors: a sum for every expert, all of one rank.
 
-The singular values of a module are those of its experts together: at rank k, every expert loses the values behind its
+The singular values of a module are those of its experts together. At rank k, every expert loses the values after its
 k-th, so the j-th value of the module is the root of the sum of squares of the j-th values of all experts.
 """
 
@@ -37,7 +37,7 @@ class ExpertChanges:
 
     @property
     def largest(self) -> Array:
-        """The singular values of the expert whose first one is the largest."""
+        """The singular values of the expert with the largest one."""
         return max((core.values for core in self._cores), key=lambda values: float(values[0]))
 
     @property
@@ -46,7 +46,7 @@ class ExpertChanges:
         return max(core.rounding_rank for core in self._cores)
 
     def trimmed(self, rank: int) -> list[Factors]:
-        """The nearest change of a rank of each expert; a smaller one is filled up with zeros."""
+        """Return the nearest change of a rank of each expert; a smaller one is filled up with zeros."""
         found = []
         for core, change in zip(self._cores, self.changes, strict=True):
             own = min(rank, core.rounding_rank)
@@ -57,7 +57,7 @@ class ExpertChanges:
 
     @staticmethod
     def check(terms: Sequence[Term]) -> None:
-        """Raises LoraInspectError for terms of other numbers, sizes or orders of experts."""
+        """Raise LoraInspectError for terms of other numbers, sizes or orders of experts."""
         first = terms[0].contribution
         for term in terms[1:]:
             other = term.contribution
@@ -75,13 +75,13 @@ class ExpertChanges:
 
 
 def widths(contribution: Contribution) -> tuple[int, int]:
-    """The sizes of one expert's matrix that up and down are along."""
+    """Return the sizes of one expert's matrix that up and down are along."""
     up, down = (contribution.shapes[role] for role in ("up", "down"))
     return up[-2] if len(up) == 3 else up[0], down[-1]
 
 
 def _factors_of(term: Term) -> list[Factors]:
-    """The factors of each expert at the multiplier of the term."""
+    """Return the factors of each expert at the multiplier of the term."""
     from lora_inspect.maths.change import ExpertProducts
 
     contribution = term.contribution

@@ -1,7 +1,7 @@
-"""Changes that are no product of thin factors, as matrices: by a formula, or as the difference of a base's weight.
+"""Changes that are no product of thin factors, as matrices: by a formula, or as the difference of weights.
 
-Where one adapter's change of a weight depends on the weight, the difference is that of a merge: all changes of the
-weight in the order of the adapters, of each the added ones first. So the merge of the output equals the merge of the
+If one adapter's change of a weight depends on the weight, the difference is that of a merge: all changes of the weight
+in the order of the adapters, each adapter's added ones first. So the merge of the output equals the merge of the
 adapters. All of it is computed in float64, with torch.
 """
 
@@ -41,7 +41,7 @@ Matrix = NDArray[numpy.floating[Any]]
 
 
 def of_formula(term: Term) -> Matrix:
-    """The change (out, in·kernel) of a term whose formula needs no weight, at its multiplier."""
+    """Return the change (out, in·kernel) of a term with a formula that needs no weight, at its multiplier."""
     contribution, shape = term.contribution, term.contribution.known_shape
     matrix = torch.zeros(shape[0], prod(shape[1:]), dtype=torch.float64, device="cpu")
     try:
@@ -52,7 +52,7 @@ def of_formula(term: Term) -> Matrix:
 
 
 def product_of(contribution: Contribution) -> LowRank:
-    """The change of a contribution whose formula has an `inner` rank, as a product in float64."""
+    """Return the change of a contribution with an `inner` rank in its formula, as a product in float64."""
     change = _change_of(contribution)
     assert isinstance(change, LowRank)
     return change
@@ -72,10 +72,10 @@ def _finite(matrix: torch.Tensor, contribution: Contribution) -> Matrix:
 
 
 class BaseChanges:
-    """The differences that the terms of all modules together make of the weights of a base.
+    """The differences that the terms of all modules together make in the weights of a base.
 
-    Raises LoraInspectError where a module whose change depends on a weight has none in the base, and where a tensor
-    that one adapter replaces is changed by another one as well.
+    Raises LoraInspectError if a change depends on a weight that the base lacks, and if one adapter changes a tensor
+    that another one replaces.
     """
 
     def __init__(
@@ -115,17 +115,17 @@ class BaseChanges:
         return self._base.inputs
 
     def has(self, term: Term) -> bool:
-        """Whether the base has the parameter that a term changes."""
+        """Return True if the base has the parameter that a term changes."""
         return (id(term.adapter), _identity(term.contribution)) in self._places
 
     def shape(self, term: Term) -> tuple[int, ...]:
-        """(out, in, *kernel) of the weight of the output that a term changes, as the base tells it."""
+        """Return (out, in, *kernel) of the output's weight that a term changes, by the base."""
         shapes = [place.shape for _, place in self._of(term)]
         rows = term.moves[-1][1] if term.moves else sum(shape[0] for shape in shapes)
         return (rows, *shapes[0][1:])
 
     def order_matters(self) -> list[str]:
-        """The weights that another order of the adapters would leave different."""
+        """Return the weights that another order of the adapters would leave different."""
         at_work = {name: [fold for fold in folds if fold.multiplier] for name, folds in self._folds.items()}
         return [
             name
@@ -134,7 +134,7 @@ class BaseChanges:
         ]
 
     def difference(self, terms: Sequence[Term]) -> Matrix:
-        """W' - W (out, in·kernel) of one weight of the output: the rows that any of its terms change."""
+        """Return W' - W (out, in·kernel) of one weight of the output: the rows that any of its terms change."""
         with self._lock:  # a difference takes as much memory as a few modules
             shape = self.shape(terms[0])
             found = numpy.zeros((shape[0], prod(shape[1:])))
@@ -143,7 +143,7 @@ class BaseChanges:
         return found
 
     def weight_norm(self, terms: Sequence[Term]) -> float:
-        """The Frobenius norm of the rows of the base that any of the terms changes, as they are without adapters."""
+        """Return the Frobenius norm of the base's rows that any of the terms changes, without adapters."""
         every = (each for term in terms for each in self._of(term))
         places = {(name, place.runs, place.block): place for name, place in every}
         with self._lock:
@@ -166,7 +166,7 @@ class BaseChanges:
         return places
 
     def _rows_of(self, term: Term) -> Matrix:
-        """The difference in the rows of a term's contribution."""
+        """Return the difference in the rows of a term's contribution."""
         places = self._of(term)
         shapes = [place.shape for _, place in places]
         own = torch.zeros(sum(s[0] for s in shapes), prod(shapes[0][1:]), dtype=torch.float64, device="cpu")
@@ -176,7 +176,7 @@ class BaseChanges:
         return _finite(own, term.contribution)
 
     def _blocks(self, name: str, target: TensorInfo) -> Iterable[tuple[int, torch.Tensor]]:
-        """The difference of a tensor of the base as it is stored."""
+        """Return the difference of a tensor of the base as it is stored."""
         if self._last is None or self._last[0] != name:
             folds = [fold for fold in self._folds[name] if fold.multiplier]
             read = partial(_read, self._codecs.of(target), target)
@@ -198,7 +198,7 @@ class BaseChanges:
 
 
 class SeparateChanges:
-    """The weighted sum of the differences that each adapter alone makes of the weights of a base, as in an average.
+    """The weighted sum of the separate differences of each adapter from the weights of a base, as in an average.
 
     Each of the `parts` has the weight of an adapter and its differences.
     """
@@ -208,19 +208,19 @@ class SeparateChanges:
         self.notes = list(dict.fromkeys(note for _, part in parts for note in part.notes))
 
     def has(self, term: Term) -> bool:
-        """Whether the base has the parameter that a term changes."""
+        """Return True if the base has the parameter that a term changes."""
         return any(part.has(term) for _, part in self._parts)
 
     def shape(self, term: Term) -> tuple[int, ...]:
-        """(out, in, *kernel) of the weight of the output that a term changes, as the base tells it."""
+        """Return (out, in, *kernel) of the output's weight that a term changes, by the base."""
         return next((part for _, part in self._parts if part.has(term)), self._parts[0][1]).shape(term)
 
     def order_matters(self) -> list[str]:
-        """Nothing: no adapter changes a weight that another one has changed."""
+        """Return nothing: no adapter changes a weight that another one has changed."""
         return []
 
     def difference(self, terms: Sequence[Term]) -> Matrix:
-        """The sum of the differences (out, in·kernel) of one weight of the output, each at its weight."""
+        """Return the sum of the differences (out, in·kernel) of one weight of the output, each at its weight."""
         # An adapter without the weight is asked too, which says what is missing.
         owners = [(weight, part, [term for term in terms if part.has(term)]) for weight, part in self._parts]
         if missing := next((term for term in terms if not self.has(term)), None):
@@ -229,13 +229,13 @@ class SeparateChanges:
 
 
 def _identity(contribution: Contribution) -> tuple[object, ...]:
-    """The contribution of a file by its tensors: on the way to its place its record is made anew."""
+    """Return a key of a contribution by its tensors, since its record is replaced before it reaches its place."""
     algorithm = contribution.algorithm
     return contribution.module.key, algorithm.name, algorithm.parameter, contribution.rows
 
 
 def _take(found: Matrix, own: Matrix, moves: Sequence[tuple[Runs, int]]) -> None:
-    """Puts the rows of one term into those of the output, where other terms may have put the same numbers."""
+    """Put the rows of one term into those of the output, where other terms may have put the same numbers."""
     numbers = numpy.arange(len(own))
     for runs, rows in moves:
         moved = numpy.full(rows, -1)
@@ -247,6 +247,6 @@ def _take(found: Matrix, own: Matrix, moves: Sequence[tuple[Runs, int]]) -> None
 
 
 def _read(weight: CodedWeight, target: TensorInfo, together: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """A weight in float64, in blocks of rows of its own memory."""
+    """Yield a weight in float64, in blocks of rows of its own memory."""
     for first, rows in RowBlocks(BLOCK_ELEMENTS).read(target, together, weight.decode):
         yield first, rows.double() if rows.dtype != torch.float64 else rows.clone()

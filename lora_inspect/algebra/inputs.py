@@ -58,7 +58,7 @@ class Inputs:
         return found | (self.base.inputs if self.base else {})
 
     def each(self) -> "list[Inputs]":
-        """Each adapter by itself, with the same base."""
+        """Return each adapter by itself, with the same base."""
         pairs = zip(self.adapters, self.excluded, strict=True)
         return [replace(self, adapters=(one,), excluded=(excluded,)) for one, excluded in pairs]
 
@@ -87,7 +87,7 @@ def read_inputs(
     has_steps: bool = False,
     no_adapter: str = "name an adapter",
 ) -> Inputs:
-    """Reads the headers of the adapters and of the base.
+    """Read the headers of the adapters and of the base.
 
     A path may have a step where the verb `has_steps`. `no_adapter` is the way out of a file that is none. Raises
     LoraInspectError for such a file, for one that has no settled meaning, for a setting or a pattern that fits nothing,
@@ -107,7 +107,7 @@ def read_inputs(
 
 
 def _adapter(read: Adapter, way_out: str) -> Adapter:
-    """The adapter; LoraInspectError where it is none, and where its meaning is unknown."""
+    """Return the adapter; LoraInspectError if it is none, and if its meaning is unknown."""
     kind, adapter = kind_of(read)
     path = adapter.checkpoint.path
     if kind != ADAPTER:
@@ -124,7 +124,7 @@ def _adapter(read: Adapter, way_out: str) -> Adapter:
 
 
 def open_base(path: str) -> Checkpoint:
-    """The headers of a base; raises LoraInspectError for an adapter."""
+    """Return the headers of a base; raises LoraInspectError for an adapter."""
     base = open_weights(path)
     if kind_of(read_adapter(base))[0] == ADAPTER:
         raise RefusedError(base.path, "it is an adapter itself, not a base", "name the model's own weights")
@@ -138,7 +138,7 @@ def _check(adapter: Adapter, multipliers: Mapping[str, float]) -> None:
 
 
 def check_experts(adapters: Sequence[Adapter]) -> None:
-    """Raises LoraInspectError where the names of two adapters say different experts of a pipeline."""
+    """Raise LoraInspectError if the names of two adapters say different experts of a pipeline."""
     found: list[tuple[str, str, str]] = []
     for adapter in adapters:
         components = {module.name.component for module in adapter.modules.values()}
@@ -163,10 +163,9 @@ def base_changes(
     weights: Sequence[float] | None = None,
     for_output: bool = True,
 ) -> "WeightChanges | None":
-    """The changes that depend on a base: of all adapters in their order or, with `weights`, of each alone.
+    """Return the changes that depend on a base: of all adapters in order or, with `weights`, of each separately.
 
-    An output also needs the kernels that factors do not tell. Raises LoraInspectError where a base is needed or has
-    nothing to do.
+    An output also needs the kernels that factors leave open. Raises LoraInspectError if a base is missing or unused.
     """
     at_work = (term for module in modules for term in module.terms if term.multiplier)
     dependent = next((term for term in at_work if needs_base(term.contribution)), None)

@@ -19,61 +19,61 @@ from lora_inspect.reading.model.contribution import Contribution
 
 
 class NumpyTensor(numpy.ndarray):
-    """An array in float64 that formulas of products of factors take for a tensor.
+    """An array in float64 that formulas of products of factors accept as a tensor.
 
-    A method does what that of a `torch.Tensor` does. Results of arithmetic are of this class too.
+    Its methods do the same as those of a `torch.Tensor`. Results of arithmetic are of this class too.
     """
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> "NumpyTensor":
-        """The values in float64."""
+        """Return the values in float64."""
         return _tensor(numpy.asarray(values, dtype=numpy.float64))
 
     def transpose(self, first: int, second: int) -> "NumpyTensor":  # type: ignore[override]
-        """The tensor with two dimensions exchanged."""
+        """Return the tensor with two dimensions exchanged."""
         return _tensor(self.swapaxes(first, second))
 
     def permute(self, *dimensions: int) -> "NumpyTensor":
-        """The tensor with its dimensions in another order."""
+        """Return the tensor with its dimensions in another order."""
         # `moveaxis` would call `transpose` of this class.
         return _tensor(numpy.asarray(self).transpose(dimensions))
 
     def flatten(self, first: int = 0) -> "NumpyTensor":  # type: ignore[override]
-        """The tensor with the dimensions from the `first` on as one."""
+        """Return the tensor with the dimensions from the `first` on as one."""
         return _tensor(self.reshape(*self.shape[:first], prod(self.shape[first:])))
 
     def unsqueeze(self, place: int) -> "NumpyTensor":
-        """The tensor with a dimension of 1 at a place."""
+        """Return the tensor with a dimension of 1 at a place."""
         return _tensor(numpy.expand_dims(self, place))
 
     def contiguous(self) -> "NumpyTensor":
-        """The tensor with its rows one behind the other in memory."""
+        """Return the tensor with its rows one behind the other in memory."""
         return _tensor(numpy.ascontiguousarray(self))
 
     def new_zeros(self, *shape: int) -> "NumpyTensor":
-        """Zeros in a shape."""
+        """Return zeros in a shape."""
         return _tensor(numpy.zeros(shape))
 
     # Its callers write every number.
     new_empty = new_zeros
 
     def fill_diagonal_(self, value: float) -> "NumpyTensor":
-        """Writes the value onto the diagonal."""
+        """Write the value onto the diagonal."""
         numpy.fill_diagonal(self, value)
         return self
 
     def add_(self, other: "NumpyTensor") -> "NumpyTensor":
-        """Adds another tensor in place."""
+        """Add another tensor in place."""
         self += other
         return self
 
     def addmm_(self, left: "NumpyTensor", right: "NumpyTensor") -> "NumpyTensor":
-        """Adds left @ right in place."""
+        """Add left @ right in place."""
         self += left @ right
         return self
 
     def copy_(self, other: "NumpyTensor") -> "NumpyTensor":
-        """Takes the numbers of another tensor."""
+        """Take the numbers of another tensor."""
         self[...] = other
         return self
 
@@ -83,7 +83,7 @@ def _tensor(values: NDArray[Any]) -> NumpyTensor:
 
 
 def read_tensors(contribution: Contribution) -> dict[str, NumpyTensor]:
-    """The tensors of a change by role, for a formula that numpy computes.
+    """Return the tensors of a change by role, for a formula that numpy computes.
 
     Raises LoraInspectError for one of no floating type, and for a number that is not finite.
     """
@@ -94,32 +94,32 @@ def read_tensors(contribution: Contribution) -> dict[str, NumpyTensor]:
 
 
 def load_floats(info: TensorInfo) -> Array:
-    """The numbers of a factor; LoraInspectError where they are of no floating type."""
+    """Return the numbers of a factor; LoraInspectError if they are of no floating type."""
     check_floats(info)
     return load(info)
 
 
 def check_floats(info: TensorInfo) -> None:
-    """Raises LoraInspectError for a tensor of no floating type."""
+    """Raise LoraInspectError for a tensor of no floating type."""
     if info.dtype not in FLOATS:
         raise no_float(info)
 
 
 def refuse_not_finite(terms: Sequence[Term]) -> None:
-    """Raises LoraInspectError for the first factor of the terms that is not finite."""
+    """Raise LoraInspectError for the first factor of the terms that is not finite."""
     for info in (info for term in terms for info in term.contribution.operands.values()):
         if info.dtype in FLOATS:
             check_finite(info, load(info))
 
 
 def check_finite(info: TensorInfo, values: Array) -> None:
-    """Raises LoraInspectError for the first number of a factor that is not finite."""
+    """Raise LoraInspectError for the first number of a factor that is not finite."""
     if not numpy.isfinite(values).all():
         raise not_finite(info, values[~numpy.isfinite(values)].ravel()[0])
 
 
 def no_numbers(contribution: Contribution) -> DamagedError:
-    """The error of a change that is not finite."""
+    """Return the error of a change that is not finite."""
     return DamagedError(
         next(iter(contribution.factors.values())).file,
         f"the change of {contribution.module.key} is not finite, or involves a matrix that cannot be inverted",

@@ -1,7 +1,7 @@
 """The options of `combine`, `resize`, `extract`, `average` and `compare`, for Python and the command line.
 
 Each option is declared here once. The rule for the ranks of an output is one of `rank`, `energy`, `max_error` and
-`size`; `max_rank` caps any of them, or stands alone.
+`size`; `max_rank` caps any of them, or is the only one.
 """
 
 import re
@@ -156,7 +156,7 @@ class ResizeRequest(ChoiceRequest, OutputRequest, RankRequest):
 
 @dataclass(frozen=True, slots=True)
 class CombineRequest(ChoiceRequest, OutputRequest, RankRequest):
-    """The options of `combine`: how the changes of the adapters become one, beside those of the output."""
+    """The options of `combine`: the method of combining the adapters' changes, and the options of the output."""
 
     method: str = option.choice(
         known_methods, "How the changes become one; sum adds them up as programs do.", default=SUM

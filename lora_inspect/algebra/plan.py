@@ -1,6 +1,6 @@
-"""The plan of a sum of adapters, made from headers: its modules, what becomes of each, and the output.
+"""The plan of a sum of adapters, made from headers: its modules with their form, and the output.
 
-`combine`, `resize` and `average` make their outputs by such a plan. Whatever is not in the sum is in `left_out`, with
+`combine`, `resize` and `average` make their outputs by such a plan. All that is not in the sum is in `left_out`, with
 the reason.
 """
 
@@ -44,7 +44,7 @@ SumRequest = CombineRequest | ResizeRequest | AverageRequest
 class SumPlan:
     """The planned output of a sum.
 
-    `program` is the one that the output is for, if one was named. `left_out` are the reasons by module or key.
+    `program` is the program for the output, if one was named. `left_out` are the reasons by module or key.
     `order_matters` names weights of the base that another order of the adapters would leave different.
     """
 
@@ -79,7 +79,7 @@ class SumPlan:
 
     @property
     def is_measured(self) -> bool:
-        """Whether the ranks of all modules decide that of each: for a size, and for programs with one rank."""
+        """True if the rank of each module depends on all modules: for a size, and for programs with one rank."""
         return self.rule.size is not None or self.output.is_uniform
 
     @property
@@ -99,12 +99,12 @@ def plan_sum(
     is_resized: bool = False,
     weights: Sequence[float] | None = None,
 ) -> SumPlan:
-    """The plan of the sum of the inputs; `is_resized` keeps RS-LoRA and fills ranks up to that of the rule.
+    """Return the plan of the sum of the inputs; `is_resized` keeps RS-LoRA and fills ranks up to that of the rule.
 
-    With `weights`, one of each input, it is their weighted sum: each input changes the base as if it were alone.
+    With `weights`, one of each input, it is their weighted sum: each input changes the base as if it were the only one.
 
     Raises LoraInspectError for adapters of different models, for changes that need a base without one, for names that
-    cannot have a change, and where no module is left.
+    cannot have a change, and if no module is left.
     """
     if isinstance(request, (CombineRequest, AverageRequest)) and not request.allow_mixed:
         check_experts([one.adapter for one in inputs.adapters])
@@ -176,7 +176,7 @@ def _merge_rule(request: SumRequest, inputs: Inputs) -> MergeRule | None:
 
 
 def _check_cores(planned: Sequence[PlannedModule], merge: MergeRule) -> None:
-    """Raises LoraInspectError for a change that is no product of thin factors, so that a method has no core of it."""
+    """Raise LoraInspectError for a change that is no product of thin factors, so that a method has no core of it."""
     for one in planned:
         for term in one.sum.terms if one.is_full else ():
             contribution = term.contribution
@@ -191,14 +191,14 @@ def _check_cores(planned: Sequence[PlannedModule], merge: MergeRule) -> None:
 
 
 def recorded_options(request: SumRequest, weights: Sequence[float] | None) -> dict[str, Any]:
-    """The options that decide an output beside its inputs and its rule, as its record has them."""
+    """Return the options in an output's record that decide it, besides its inputs and its rule."""
     told = {"include": list(request.include), "exclude": list(request.exclude), "weights": list(weights or ())}
     told["dora_multiplier"] = request.dora_multiplier
     return {name: value for name, value in told.items() if value}
 
 
 def _target_options(request: SumRequest, first: Adapter) -> ConvertOptions:
-    """The options of a conversion to the names of the output: the sum is plain LoRA, whatever the inputs are."""
+    """Return the options of a conversion to the names of the output: the sum is plain LoRA, whatever the inputs are."""
     asked = ConvertRequest(
         to=request.to,
         algorithm=LORA,
@@ -210,13 +210,13 @@ def _target_options(request: SumRequest, first: Adapter) -> ConvertOptions:
 
 
 def _architecture(planned: Sequence[PlannedModule], first: Adapter, options: ConvertOptions) -> str:
-    """llama.cpp's name of the model, for an output of its names; empty for any other one."""
+    """Return llama.cpp's name of the model, for an output of its names; empty for any other one."""
     is_gguf = any(one.sum.module.name.scheme == GGUF.name for one in planned)
     return architecture_of(first, options) if is_gguf else ""
 
 
 def _left_out(inputs: Inputs, request: SumRequest) -> Iterator[tuple[str, str]]:
-    """The modules and the keys that are in no sum, each with the reason."""
+    """Yield the modules and the keys that are in no sum, each with the reason."""
     chosen = " and ".join(
         option for option, given in (("--include", request.include), ("--exclude", request.exclude)) if given
     )
@@ -234,14 +234,14 @@ def _left_out(inputs: Inputs, request: SumRequest) -> Iterator[tuple[str, str]]:
 
 
 def _others_of_one(inputs: Inputs) -> list[TensorInfo]:
-    """The tensors outside the modules of the one input; of several, none stays."""
+    """Return the tensors outside the modules of the one input; of several, none stays."""
     if len(inputs.adapters) > 1:
         return []
     return [inputs.first.checkpoint.tensors[key] for key in inputs.first.other_keys]
 
 
 def _without_saved(modules: Sequence[OutputModule], inputs: Inputs) -> tuple[list[OutputModule], list[TensorInfo]]:
-    """The modules without tensors that are saved whole, and these where all inputs have the same; else as they are."""
+    """Return the modules without the whole tensors that all inputs share, and those tensors."""
     found: list[OutputModule] = []
     passed: list[TensorInfo] = []
     for module in modules:
@@ -254,7 +254,7 @@ def _without_saved(modules: Sequence[OutputModule], inputs: Inputs) -> tuple[lis
 
 
 def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[TensorInfo]:
-    """The tensors of the first input where every input has the same bytes, at multipliers of 1, or that add up to 1."""
+    """Return the first input's tensors if all inputs have equal bytes, at multipliers of 1 or adding up to 1."""
     by_adapter: dict[int, dict[tuple[str, str], TensorInfo]] = defaultdict(dict)
     for term in saved:
         contribution = term.contribution
@@ -271,7 +271,7 @@ def _same(saved: Sequence[Term], module: OutputModule, inputs: Inputs) -> list[T
 
 
 def _planned(module: OutputModule, base: "WeightChanges | None", rule: RankRule) -> PlannedModule:
-    """What becomes of a module; LoraInspectError where its terms are of different layers, or cannot be added."""
+    """Return the plan of a module; LoraInspectError if its terms are of different layers, or cannot be added."""
     vectors: dict[str, list[Term]] = defaultdict(list)
     of_weight: list[Term] = []
     for term in module.terms:
@@ -325,7 +325,7 @@ def _with_weight(
 
 
 def _with_experts(one: PlannedModule, terms: Sequence[Term], rule: RankRule) -> PlannedModule:
-    """The module of a layer of experts, whose factors no other kind of change joins."""
+    """Return the module of a layer of experts; its factors combine with no other kind of change."""
     other = next((term for term in terms if not term.contribution.algorithm.experts or term.moves), None)
     if other:
         raise RefusedError(
@@ -346,9 +346,9 @@ def _with_experts(one: PlannedModule, terms: Sequence[Term], rule: RankRule) -> 
 
 
 def _partial(planned: Sequence[PlannedModule], inputs: Inputs) -> Iterator[str]:
-    """A sentence on the modules that some inputs lack, if there are any.
+    """Yield a sentence on the modules that some inputs lack, if there are any.
 
-    An input of which a multiplier of 0 leaves modules out is not looked at: they are missing as the user wants it.
+    An input with modules left out by a multiplier of 0 is ignored: the user wants them missing.
     """
     whole = {id(one.adapter) for one in inputs.adapters if all(one.multipliers.values())}
     terms = [[*one.sum.terms, *(term for own in one.vectors.values() for term in own)] for one in planned]
@@ -359,13 +359,13 @@ def _partial(planned: Sequence[PlannedModule], inputs: Inputs) -> Iterator[str]:
 
 
 def _factors(planned: Sequence[PlannedModule]) -> set[str]:
-    """The element types of the factors, or of all that the weights' changes are made of where there are none."""
+    """Return the element types of the factors, or of all that the weights' changes are made of where there are none."""
     terms = [term for one in planned if one.shape for term in one.sum.terms]
     return {info.dtype for term in terms for info in term.contribution.operands.values()}
 
 
 def _others(planned: Sequence[PlannedModule]) -> set[str]:
-    """The element types of all that becomes a difference."""
+    """Return the element types of all that becomes a difference."""
     terms = [term for one in planned for own in one.vectors.values() for term in own]
     terms += [term for one in planned if one.is_full for term in one.sum.terms]
     return {info.dtype for term in terms for info in term.contribution.operands.values()}

@@ -41,7 +41,7 @@ from lora_inspect.schemes.gguf import GGUF
 
 
 def is_rescalable(inputs: Inputs, dora_rule: str | None) -> bool:
-    """Whether the multipliers of one adapter fit into its own factors."""
+    """Return True if the multipliers of one adapter fit into its own factors."""
     if len(inputs.adapters) > 1 or inputs.first.scheme == GGUF.name:
         return False
     (one,) = inputs.adapters
@@ -52,7 +52,7 @@ def is_rescalable(inputs: Inputs, dora_rule: str | None) -> bool:
 
 
 def _factor_to_scale(contribution: Contribution, dora_rule: str | None) -> TensorInfo | None:
-    """The factor that takes a multiplier; None where none does, as under a magnitude whose rule is another one."""
+    """Return the factor that takes a multiplier; None if none does, as under a magnitude with another rule."""
     magnitude, algorithm = contribution.magnitude, contribution.algorithm
     if algorithm.multiplies or algorithm.replaces:
         return None
@@ -77,7 +77,7 @@ class RescalingPlan:
 
     @property
     def steps(self) -> int:
-        """How many tensors the progress of the making is told of."""
+        """The number of tensors that the making reports to its progress."""
         return len(self.tensors)
 
     @property
@@ -115,7 +115,7 @@ def plan_rescaling(
     dora_rule: str | None,
     recorded: Mapping[str, Any] = MappingProxyType({}),
 ) -> RescalingPlan:
-    """The plan of a copy of the first input; `recorded` are options that its record has.
+    """Return the plan of a copy of the first input; `recorded` are options that its record has.
 
     Raises LoraInspectError for a name of the other kind, and where no module is left.
     """
@@ -254,7 +254,7 @@ def write_alike(
 
 
 def bytes_of_numbers(info: TensorInfo, meant: NDArray[numpy.float64], dtype: str, rounding: Rounding) -> memoryview:
-    """The bytes of numbers that were computed for a tensor, rounded to a type.
+    """Return the bytes of numbers that were computed for a tensor, rounded to a type.
 
     Raises LoraInspectError for numbers that are not finite, or beyond the type.
     """
@@ -265,7 +265,7 @@ def bytes_of_numbers(info: TensorInfo, meant: NDArray[numpy.float64], dtype: str
 
 
 def planned_copy(plan: RescalingPlan, verb: str) -> SumResult:
-    """The account of the copy that a plan would give."""
+    """Return the account of the copy that a plan would give."""
     adapter = plan.inputs.first
     kept = [module for key, module in adapter.modules.items() if key not in plan.left_out]
     ranks = Counter(c.rank for module in kept for c in module.contributions if c.rank)

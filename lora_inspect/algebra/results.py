@@ -1,4 +1,4 @@
-"""The account of an adapter that was made of others: ranks, bytes, and the errors of the trim and of the rounding."""
+"""The account of an adapter that was made of others: ranks, bytes, and the errors of trim and rounding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ class OfferedTrim:
 
 
 class ClippedModule(NamedTuple):
-    """A module whose singular values were cut: the largest of them, and the share of the energy that was cut."""
+    """A module with cut singular values: the largest of them, and the share of the energy that was cut."""
 
     module: str
     value: float
@@ -61,7 +61,7 @@ class MadeAdapter(Result):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `--json` prints."""
+        """Return the record that `--json` prints."""
         return {
             "schema": f"lora-inspect/{self.verb}/1",
             "output": self.output,
@@ -83,11 +83,11 @@ class MadeAdapter(Result):
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)
 class SumResult(MadeAdapter):
-    """The account of a sum, or of what another method made of adapters.
+    """The account of a sum, or of the result of another method.
 
     `offer` is the trim that an exact sum could have. `method` has the name and the settings of a method, None for a
-    plain sum. `shares` are those of the inputs in its result: 1 of an input that is in it as it is, None of one that
-    changes nothing. `clipped` are the modules whose singular values were cut.
+    plain sum. `shares` are the shares of the inputs in its result: 1 for an unchanged input, None for one that changes
+    nothing. `clipped` are the modules with cut singular values.
     """
 
     offer: OfferedTrim | None = None
@@ -96,7 +96,7 @@ class SumResult(MadeAdapter):
     clipped: tuple[ClippedModule, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `combine --json` and `resize --json` print."""
+        """Return the record that `combine --json` and `resize --json` print."""
         # zero-argument super() does not know the class that slots make
         found = MadeAdapter.to_dict(self)
         if self.verb != "combine":
@@ -119,7 +119,7 @@ class AverageResult(SumResult):
     apart: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `average --json` prints."""
+        """Return the record that `average --json` prints."""
         steps = None if self.steps is None else list(self.steps)
         return {
             # zero-argument super() does not know the class that slots make
@@ -134,11 +134,11 @@ class AverageResult(SumResult):
 class ExtractResult(MadeAdapter):
     """The account of an extraction.
 
-    `modules` counts those with factors, `differences` the vectors beside them. `left_out` are tensors and components
-    without a place in the output too, and `shares` by reason the share that they have of the squared norm of the
-    difference. `equal` counts the tensors that are the same in both models, `unpaired` are those that one of them
-    lacks, and `unasked` those that no option asked for. `noise` is the estimated rounding of both models as a share of
-    the norm, and `noisy` counts the modules that stop at it.
+    `modules` counts the modules with factors, `differences` the vectors besides. `left_out` includes tensors and
+    components without a place in the output, and `shares` are by reason their shares of the squared norm of the
+    difference. `equal` counts the tensors that are the same in both models, `unpaired` are tensors that one of them
+    lacks, and `unasked` tensors that no option requested. `noise` is the estimated rounding of both models as a share
+    of the norm, and `noisy` counts the modules that stop at it.
     """
 
     differences: int
@@ -150,7 +150,7 @@ class ExtractResult(MadeAdapter):
     unpaired: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `extract --json` prints."""
+        """Return the record that `extract --json` prints."""
         return {
             **MadeAdapter.to_dict(self),
             "differences": self.differences,

@@ -39,7 +39,7 @@ class _Account:
         self._growth = Growth(plan.inputs.first.checkpoint.path, plan.inputs.bytes, plan.allows_growth)
 
     def of(self, making: Iterable[MadeModule]) -> Iterator[MadeModule]:
-        """Pass the modules on as they are made; LoraInspectError where the output grows too much."""
+        """Pass the modules on as they are made; LoraInspectError if the output grows too much."""
         for one in making:
             self._growth.take(one.nbytes, f"the change of {one.key}")
             self.modules.append(one.account)
@@ -47,7 +47,7 @@ class _Account:
         self.check()
 
     def check(self) -> None:
-        """Raises LoraInspectError where nothing is left of any module."""
+        """Raise LoraInspectError if nothing is left of any module."""
         if not any(one.rank or one.has_differences for one in self.modules):
             path, size = self._plan.inputs.first.checkpoint.path, self._plan.rule.size
             if size is not None and any(one.norm for one in self.modules):
@@ -61,7 +61,7 @@ class _Account:
             )
 
     def metadata(self) -> dict[str, str]:
-        """The metadata of an output that has these modules."""
+        """Return the metadata of an output that has these modules."""
         plan = self._plan
         errors = file_error(self.modules)
         record = made_record(self._verb, self.inputs, plan.rule, plan.making.dtype, errors, plan.recorded)
@@ -70,7 +70,7 @@ class _Account:
 
 
 def write_sum(plan: SumPlan, verb: str, force: bool = False, progress: Progress = silent) -> SumResult:
-    """Makes the planned output; `progress` counts modules, as many as the `steps` of the plan.
+    """Make the planned output; `progress` counts modules, as many as the `steps` of the plan.
 
     Raises LoraInspectError, and leaves nothing, where a number is not finite or beyond the element type, where a size
     has no room, and where the output cannot be written.
@@ -104,7 +104,7 @@ def write_sum(plan: SumPlan, verb: str, force: bool = False, progress: Progress 
 
 
 def plan_result(plan: SumPlan, verb: str, progress: Progress = silent) -> SumResult:
-    """The account of the output that a plan would give; nothing is written, and nothing rounded."""
+    """Return the account of the output that a plan would give; nothing is written, and nothing rounded."""
     started = time.perf_counter()
     account = _Account(plan, verb)
     # The header has room for the tensors at their largest ranks, and for the metadata before anything is made.
@@ -127,7 +127,7 @@ def plan_result(plan: SumPlan, verb: str, progress: Progress = silent) -> SumRes
 
 
 def _programs_lost(plan: SumPlan, path: str) -> Iterator[str]:
-    """A sentence on the programs that read every input right, but not an output with several ranks and alphas."""
+    """Yield a sentence on the programs that read every input right, but not an output with several ranks and alphas."""
     known = list(programs.PROGRAMS.values())
     for adapter in plan.adapters:
         families = adapter_candidates(adapter)
@@ -148,7 +148,7 @@ def _programs_lost(plan: SumPlan, path: str) -> Iterator[str]:
 
 
 def _filled(plan: SumPlan, ranks: Sequence[int]) -> list[int]:
-    """The ranks with those that are filled up."""
+    """Return the ranks, each filled up if the plan fills it."""
     if plan.output.is_uniform:
         return [max(ranks) if rank else 0 for rank in ranks]
     if plan.making.initial is None:
@@ -157,7 +157,7 @@ def _filled(plan: SumPlan, ranks: Sequence[int]) -> list[int]:
 
 
 def _ranks(plan: SumPlan, known: Sequence[MeasuredModule], account: _Account) -> list[int]:
-    """The ranks of measured modules; LoraInspectError where a size has no room for what cannot be trimmed."""
+    """Return the ranks of measured modules; LoraInspectError if a size has no room for the parts that stay whole."""
     metadata = account.metadata()
 
     def size(ranks: Sequence[int]) -> int:
@@ -175,7 +175,7 @@ def _ranks(plan: SumPlan, known: Sequence[MeasuredModule], account: _Account) ->
 
 
 def _offer(plan: SumPlan, account: _Account) -> OfferedTrim | None:
-    """The trim that keeps nearly all of an exact sum, where it makes the output smaller."""
+    """Return the trim that keeps nearly all of an exact sum, where it makes the output smaller."""
     ranks = [one.offered for one in account.modules]
     if ranks == [one.rank for one in account.modules] or any(one.is_full for one in plan.modules):
         return None
@@ -221,13 +221,13 @@ def _result(plan: SumPlan, verb: str, account: _Account, errors: FileError, size
 
 
 def _shares(facts: Sequence[MergeFacts]) -> tuple[float | None, ...]:
-    """The share of each input in the result, <D, D_i> / ‖D_i‖²; None for one without a change."""
+    """Return the share of each input in the result, <D, D_i> / ‖D_i‖²; None for one without a change."""
     total = total_facts(facts)
     return tuple(inner / square if square else None for inner, square in zip(total.inner, total.squares, strict=True))
 
 
 def _of_bases(made: Sequence[ModuleAccount]) -> Iterator[str]:
-    """A sentence on the modules in which another pair of bases would give another result."""
+    """Yield a sentence on the modules in which another pair of bases would give another result."""
     modules = [one.key for one in made if one.facts and not one.facts.is_unique]
     if modules:
         yield (

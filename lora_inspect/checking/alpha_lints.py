@@ -36,7 +36,7 @@ def alpha_rounded(subject: Subject) -> Iterator[RawProblem]:
 
 
 def alpha_half(subject: Subject) -> Iterator[RawProblem]:
-    """Alphas in half precision that use its last bit, so that they are probably rounded ones."""
+    """Yield a problem for half-precision alphas that use the last bit, so that they are probably rounded ones."""
     known = {one.info.name for one in _rounded(subject)}
     odd = [
         info
@@ -53,21 +53,21 @@ def alpha_half(subject: Subject) -> Iterator[RawProblem]:
 
 
 def alpha_negative(subject: Subject) -> Iterator[RawProblem]:
-    """Alphas below zero."""
+    """Yield a problem for alphas below zero."""
     if negative := [name for name, alpha in subject.alphas.items() if alpha < 0]:
         message = f"{counted(len(negative), 'alpha')} below 0 ({some(negative, 1)}), so programs subtract the change"
         yield RawProblem("alpha-negative", message, tuple(negative[:5]))
 
 
 def flag_type(subject: Subject) -> Iterator[RawProblem]:
-    """Flags that are stored as numbers."""
+    """Yield a problem for flags that are stored as numbers."""
     if odd := _numeric_flags(subject):
         message = f"a yes-or-no flag is stored as a number: {some([f'{info.name} ({info.dtype})' for info in odd], 2)}"
         yield RawProblem("flag-type", message, tuple(info.name for info in odd[:5]))
 
 
 def restore_alphas(subject: Subject, draft: Draft) -> Iterator[str]:
-    """Rounded alphas as they were asked for, in F32."""
+    """Store rounded alphas with their requested value, in F32."""
     rounded = _rounded(subject)
     for one in rounded:
         draft.put(one.info.name, "F32", one.info.shape, struct.pack("<f", one.asked))
@@ -77,7 +77,7 @@ def restore_alphas(subject: Subject, draft: Draft) -> Iterator[str]:
 
 
 def restore_flags(subject: Subject, draft: Draft) -> Iterator[str]:
-    """Flags as BOOL, where their number says yes or no."""
+    """Store flags as BOOL if their number means yes or no."""
     odd = _numeric_flags(subject)
     for info in odd:
         number = subject.checkpoint.numbers([info.name])[info.name]
@@ -87,7 +87,7 @@ def restore_flags(subject: Subject, draft: Draft) -> Iterator[str]:
 
 
 def _numeric_flags(subject: Subject) -> list[TensorInfo]:
-    """Those of whole networks and of modules that are no BOOL and say yes or no."""
+    """Return the flags of whole networks and of modules that are no BOOL and mean yes or no."""
     tensors = subject.checkpoint.tensors
     flags = [tensors[key] for key in subject.adapter.flags if key.endswith("_flag")]
     flags += [module.rslora_flag for module in subject.adapter.modules.values() if module.rslora_flag]
@@ -117,9 +117,9 @@ def _rounded(subject: Subject) -> list[_Rounded]:
 
 
 def _requested_alphas(module: Module, contribution: Contribution, metadata: Mapping[str, str]) -> set[float]:
-    """What trainers store for the alpha that was asked for: itself, or times sqrt(rank), as LyCORIS folds it in.
+    """Return the alphas that trainers store for the requested one: itself, or times sqrt(rank), as LyCORIS does.
 
-    For an asked alpha of 0 that is the neutral one of either rule.
+    For a requested alpha of 0 these are the neutral alphas of both rules.
     """
     asked = requested_alpha(metadata)
     rank = contribution.known_rank if contribution.formula.rank(contribution.shapes) else None

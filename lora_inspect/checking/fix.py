@@ -66,7 +66,7 @@ def check_fixed(subject: Subject, codes: frozenset[str], other: Subject, output:
 
 
 def open_fixed(path: str, subject: Subject) -> Subject:
-    """The written file, looked at as the one that it was made of."""
+    """Open the written file with the settings of the file that it was made from."""
     return Subject(open_checkpoint(path), subject.settings, subject.progress, subject.look_at_sizes)
 
 
@@ -83,7 +83,7 @@ def _fixed(rule: CheckRule, subject: Subject, draft: Draft) -> list[str]:
 
 
 def _hashes_changed(subject: Subject, fixed: Fixing) -> bool:
-    """Whether what the stated hashes are taken of is not what it was, or whether they were wrong."""
+    """Return True if the stated hashes were wrong or their data or metadata changed."""
     draft = fixed.draft
     before = [info.name for info in subject.checkpoint.tensors.values()]
     after = [plan.name for plan in in_file_order(content.plan for content in draft.contents.values())]

@@ -27,7 +27,7 @@ _LYCORIS = "0x"
 
 
 def stated_hashes(subject: Subject) -> Iterator[RawProblem]:
-    """Hashes of other tensors, of none, and what is no hash at all."""
+    """Yield a problem for each stated hash of other tensors, of no bytes, or that is no hash at all."""
     if not _has_one_header(subject):
         return
     tensors = subject.checkpoint.tensors
@@ -70,7 +70,7 @@ def _has_one_header(subject: Subject) -> bool:
 
 
 class _DataHashes:
-    """The hashes of the data in each order that writers take it in, one after the other until one is what is asked."""
+    """The hashes of the data in each order that writers use, computed in turn until one matches."""
 
     def __init__(self, subject: Subject) -> None:
         self._waiting = _orders(subject.checkpoint)
@@ -84,7 +84,7 @@ class _DataHashes:
 
 
 def _orders(checkpoint: Checkpoint) -> list[list[Content]]:
-    """The tensors in the order of the file, of the library and of the names, as far as these differ."""
+    """Return the tensors in the order of the file, of the library and of the names, as far as these differ."""
     contents = [renamed(info, name) for name, info in checkpoint.tensors.items()]
     orders: list[list[Content]] = []
     for order in (contents, in_library_order(contents), sorted(contents, key=lambda content: content.plan.name)):
@@ -94,13 +94,13 @@ def _orders(checkpoint: Checkpoint) -> list[list[Content]]:
 
 
 def readings(subject: Subject) -> int:
-    """How often all tensors are read for the hashes that are stated, at most."""
+    """Return the largest number of times that all tensors are read for the stated hashes."""
     is_read = subject.compares_hashes and subject.metadata.keys() & {MODEL_HASH, SPEC_HASH}
     return len(_orders(subject.checkpoint)) if is_read else 0
 
 
 def recompute(subject: Subject, draft: Draft, progress: Progress = silent) -> Iterator[str]:
-    """Those that the file states, as they are of the draft, which nothing changes any more."""
+    """Recompute the hashes that the file states from the draft, which must be final."""
     contents = list(draft.contents.values())
     true: dict[str, str] = {}
     if MODEL_HASH in draft.metadata or LEGACY_HASH in draft.metadata:

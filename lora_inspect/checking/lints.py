@@ -1,4 +1,4 @@
-"""The lints of the header, the metadata and the modules, which `check` alone looks for, in the order of their telling.
+"""The lints of the header, the metadata and the modules, which only `check` runs, in the order of the report.
 
 To add one is to add its rule here or to the lints of the tensors, and a file that has it to the tests.
 """

@@ -23,7 +23,7 @@ _NORMAL, _LARGEST = 2.0**-14, 65504.0
 
 
 class Measured(NamedTuple):
-    """Counts of the numbers in a tensor; those of a type that is no float, or has none that is read, are all 0.
+    """Counts of the numbers in a tensor; all are 0 for a type that is no float or is not decoded.
 
     `numbers` are all, `infinite` NaN and infinities among them, `nonzero` the finite others but 0, `small` those of
     them that F16 holds as subnormal numbers or not at all, `large` those that are beyond it, `negative` those below 0.
@@ -38,17 +38,17 @@ class Measured(NamedTuple):
 
     @property
     def zeros(self) -> int:
-        """How many are 0."""
+        """The number of zeros."""
         return self.numbers - self.infinite - self.nonzero
 
     @property
     def is_zero(self) -> bool:
-        """Whether all numbers that there are, are 0."""
+        """True if the tensor has numbers and all of them are 0."""
         return bool(self.numbers) and self.zeros == self.numbers
 
 
 def measure(info: TensorInfo, progress: Progress) -> Measured:
-    """Counts over a whole tensor; `progress` is told of the bytes."""
+    """Count the numbers of a whole tensor by kind; `progress` receives the bytes read."""
     total = [0] * len(Measured._fields)
     for values in _values(info, progress):
         magnitudes = numpy.abs(values)
@@ -66,7 +66,7 @@ def measure(info: TensorInfo, progress: Progress) -> Measured:
 
 
 def product_rms(up: TensorInfo, down: TensorInfo) -> float | None:
-    """The root mean square of the entries of up @ down, both as matrices; None where they are too large to hold."""
+    """Return the root mean square of the entries of up @ down, both as matrices; None if they are too large."""
     rank = down.shape[0]
     if rank > _LARGEST_RANK or max(up.numel, down.numel) * 8 > _LARGEST_FACTOR:
         return None
@@ -84,7 +84,7 @@ def _matrix(info: TensorInfo) -> Any:
 
 
 def _values(info: TensorInfo, progress: Progress) -> Iterator[Any]:
-    """The numbers as float32, or float64 where they are stored so, a chunk at a time."""
+    """Yield the numbers as float32, or float64 if they are stored so, a chunk at a time."""
     if info.dtype not in (*FLOATS, "C64"):  # a complex one is two numbers
         progress(info.nbytes)
         return

@@ -27,14 +27,14 @@ _LARGE = 1_000_000
 
 
 def metadata_number(subject: Subject) -> Iterator[RawProblem]:
-    """A rank or an alpha that cannot be one."""
+    """Yield a problem for a rank or an alpha that cannot be one."""
     for key in _absurd(subject):
         value = shortened(subject.metadata[key])
         yield RawProblem("metadata-number", f"{key} is '{value}', which no network can have", (key,))
 
 
 def metadata_json(subject: Subject) -> Iterator[RawProblem]:
-    """Text in the place of JSON."""
+    """Yield a problem for text in the place of JSON."""
     for key in _JSON:
         value = subject.metadata.get(key, "").strip()
         if value in ("", _NONE):
@@ -46,7 +46,7 @@ def metadata_json(subject: Subject) -> Iterator[RawProblem]:
 
 
 def metadata_empty(subject: Subject) -> Iterator[RawProblem]:
-    """Entries without a value; an empty hash has a code of its own."""
+    """Yield a problem for entries without a value; an empty hash has a code of its own."""
     if empty := _empty(subject):
         yield RawProblem(
             "metadata-empty",
@@ -56,7 +56,7 @@ def metadata_empty(subject: Subject) -> Iterator[RawProblem]:
 
 
 def metadata_large(subject: Subject) -> Iterator[RawProblem]:
-    """Metadata that every program reads whole before it knows what the file is."""
+    """Yield a problem for large metadata, which every program reads whole before it knows the kind of file."""
     sizes = {key: len(key) + len(value) for key, value in subject.metadata.items()}
     if (total := sum(sizes.values())) > _LARGE:
         most = max(sizes, key=lambda key: sizes[key])
@@ -65,7 +65,7 @@ def metadata_large(subject: Subject) -> Iterator[RawProblem]:
 
 
 def architecture_contradicts(subject: Subject) -> Iterator[RawProblem]:
-    """A family in the metadata that the names and widths of the modules are not of."""
+    """Yield a problem for a family in the metadata that contradicts the names and widths of the modules."""
     named = named_by(subject.metadata)
     families = {name for one in subject.families for name in _lineage(one.architecture.name)}
     if not named or not families or any(set(_lineage(name)) & families for name in named):
@@ -77,7 +77,7 @@ def architecture_contradicts(subject: Subject) -> Iterator[RawProblem]:
 
 
 def dim_contradicts(subject: Subject) -> Iterator[RawProblem]:
-    """A rank in the metadata that no module has."""
+    """Yield a problem for a rank in the metadata that no module has."""
     stated = _whole(subject.metadata.get(DIM, ""))
     ranks = [contribution.rank for _, contribution in subject.ranked if contribution.rank]
     if stated is None or not ranks or _sets_more(subject, ("dim", "rank"), "conv_dim"):
@@ -95,7 +95,7 @@ def dim_contradicts(subject: Subject) -> Iterator[RawProblem]:
 
 
 def alpha_contradicts(subject: Subject) -> Iterator[RawProblem]:
-    """An alpha in the metadata that no module has, in whatever way trainers store it."""
+    """Yield a problem for an alpha in the metadata that no module has, in any form that trainers store."""
     stated = _number(subject.metadata.get(ALPHA, ""))
     stored = [
         (subject.alphas[module.alpha.name], contribution.rank)
@@ -112,27 +112,27 @@ def alpha_contradicts(subject: Subject) -> Iterator[RawProblem]:
 
 
 def correct_dim(subject: Subject, draft: Draft) -> Iterator[str]:
-    """The rank of the modules in the place of another one."""
+    """Replace the rank in the metadata by that of the modules."""
     ranks = {float(contribution.rank) for _, contribution in subject.ranked if contribution.rank}
     if ranks:
         yield _corrected(draft, DIM, one_or_several(ranks))
 
 
 def correct_alpha(subject: Subject, draft: Draft) -> Iterator[str]:
-    """The alpha of the modules in the place of another one, where it is one that every module has a scale by."""
+    """Replace the alpha in the metadata by that of the modules, if every module has a scale."""
     alphas = {subject.alphas[m.alpha.name] for m, c in subject.ranked if m.alpha and c.scale is not None}
     if alphas and all(contribution.scale is not None for _, contribution in subject.ranked):
         yield _corrected(draft, ALPHA, one_or_several(alphas))
 
 
 def correct_numbers(subject: Subject, draft: Draft) -> Iterator[str]:
-    """The rank and the alpha of the modules in the place of what can be none."""
+    """Replace impossible values of the rank and the alpha in the metadata by those of the modules."""
     for key in _absurd(subject):
         yield from (correct_dim if key == DIM else correct_alpha)(subject, draft)
 
 
 def drop_empty(subject: Subject, draft: Draft) -> Iterator[str]:
-    """The metadata without the entries that have no value."""
+    """Remove the metadata's entries without a value."""
     empty = _empty(subject)
     draft.drop(empty)
     if empty:
@@ -161,7 +161,7 @@ def _empty(subject: Subject) -> list[str]:
 
 
 def _sets_more(subject: Subject, words: tuple[str, ...], of_convolutions: str) -> bool:
-    """Whether options give modules numbers of their own, so that the one for all says nothing."""
+    """Return True if options give some modules numbers of their own, so that the global one proves nothing."""
     args = network_args(subject.metadata)
     own = [
         name
@@ -200,6 +200,6 @@ def _or(numbers: list[float] | list[int]) -> str:
 
 
 def _lineage(name: str) -> list[str]:
-    """The family and those that it descends from."""
+    """Return the family and its ancestors."""
     above = by_name(name).descends_from
     return [name, *(_lineage(above) if above else ())]

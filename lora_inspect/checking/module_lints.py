@@ -20,7 +20,7 @@ _MAGNITUDE = ".dora_scale"
 
 
 def no_adapter(subject: Subject) -> Iterator[RawProblem]:
-    """Files of which only the header and the hashes can be looked at."""
+    """Yield a problem for a file that is no adapter: only its header, metadata and hashes can be checked."""
     if not subject.is_adapter and subject.checkpoint.files:
         what = "a base" if subject.kind == "base" else "neither an adapter nor a base"
         if not subject.families and (title := other_model(subject.checkpoint.tensors)):
@@ -31,7 +31,7 @@ def no_adapter(subject: Subject) -> Iterator[RawProblem]:
 
 
 def flat_magnitudes(subject: Subject) -> Iterator[RawProblem]:
-    """A `dora_scale` without the dimension that tells its axis."""
+    """Yield a problem for each `dora_scale` without the dimension that shows its axis."""
     found = _flat(subject)
     for code, known in (("dora-scale-flat", True), ("dora-axis-unknown", False)):
         own = [(info, axis) for info, axis in found if bool(axis) == known]
@@ -48,7 +48,7 @@ def flat_magnitudes(subject: Subject) -> Iterator[RawProblem]:
 
 
 def shape_magnitudes(subject: Subject, draft: Draft) -> Iterator[str]:
-    """The magnitudes whose axis is known in the shape that says it."""
+    """Reshape each magnitude with a known axis to the shape that shows it."""
     known = [(info, axis) for info, axis in _flat(subject) if axis]
     for info, axis in known:
         draft.reshape(info.name, _shape(info, axis, subject))
@@ -58,7 +58,7 @@ def shape_magnitudes(subject: Subject, draft: Draft) -> Iterator[str]:
 
 
 def split_keys(subject: Subject) -> Iterator[RawProblem]:
-    """Layers whose slices have a pair of factors each."""
+    """Yield a problem for fused layers that are saved in slices, with a pair of factors each."""
     modules = subject.adapter.modules.values()
     keys = [m.name.key for m in modules if any(c.rows for c in m.contributions)]
     if keys:
@@ -69,7 +69,7 @@ def split_keys(subject: Subject) -> Iterator[RawProblem]:
 
 
 def split_alpha(subject: Subject) -> Iterator[RawProblem]:
-    """Layers that were trained in parts and saved as one, of which alpha/rank is a part of the scale."""
+    """Yield a problem for layers that were trained in parts and saved as one, with the alpha of one part."""
     counts: dict[int, list[str]] = {}
     for module, contribution in subject.ranked:
         stored = subject.alphas.get(module.alpha.name) if module.alpha else None
@@ -84,7 +84,7 @@ def split_alpha(subject: Subject) -> Iterator[RawProblem]:
 
 
 def rank_large(subject: Subject) -> Iterator[RawProblem]:
-    """Modules whose rank is above that of any matrix of their size."""
+    """Yield a problem for modules with a rank above that of any matrix of their size."""
     large = [(module.name.key, c) for module, c in subject.ranked if c.rank and (side := _side(c)) and c.rank > side]
     if large:
         key, first = large[0]
@@ -94,7 +94,7 @@ def rank_large(subject: Subject) -> Iterator[RawProblem]:
 
 
 def mixed_dtypes(subject: Subject) -> Iterator[RawProblem]:
-    """Factors in several types."""
+    """Yield a problem for factors in several types."""
     counts = Counter(
         info.dtype
         for contribution in subject.adapter.contributions
@@ -108,7 +108,7 @@ def mixed_dtypes(subject: Subject) -> Iterator[RawProblem]:
 
 
 def _side(contribution: Contribution) -> int | None:
-    """The smaller side of the weight as a matrix (out, in·kernel); None where the factors do not tell it."""
+    """Return the smaller side of the weight as a matrix (out, in·kernel); None if the factors leave it open."""
     shape = contribution.shape
     if contribution.algorithm.name != "lora" or None in shape or len(shape) < 2:
         return None
@@ -119,7 +119,7 @@ def _side(contribution: Contribution) -> int | None:
 
 
 def _flat(subject: Subject) -> list[tuple[TensorInfo, str]]:
-    """The one-dimensional magnitudes with their axis, empty where nothing proves it.
+    """Return the one-dimensional magnitudes with their axis, empty if nothing proves it.
 
     A program gives all of a file the same axis, so those of layers that are not square speak for the others.
     """
@@ -156,7 +156,7 @@ _ROOM = 1 << 16
 
 
 def header_start(subject: Subject) -> Iterator[RawProblem]:
-    """Headers that do not begin as A1111 and Forge want it."""
+    """Yield a problem for headers that do not begin as A1111 and Forge require."""
     for header in subject.headers:
         if header.start not in (b'{"', b"{}"):
             shown = printable(header.start.decode("ascii", "replace"))
@@ -165,14 +165,14 @@ def header_start(subject: Subject) -> Iterator[RawProblem]:
 
 
 def metadata_late(subject: Subject) -> Iterator[RawProblem]:
-    """Metadata that stand behind tensors in the header."""
+    """Yield a problem for metadata that come after tensors in the header."""
     for header in subject.headers:
         if not header.metadata_first and subject.checkpoint.file_metadata[header.file]:
             yield RawProblem("metadata-late", "the metadata do not come first in the header")
 
 
 def header_padding(subject: Subject) -> Iterator[RawProblem]:
-    """Blanks behind the header that no writer leaves."""
+    """Yield a problem for blanks after the header that no writer leaves."""
     for header in subject.headers:
         if header.blanks > _ROOM:
             yield RawProblem("header-padding", f"the header ends in {header.blanks:,} blanks")
@@ -181,7 +181,7 @@ def header_padding(subject: Subject) -> Iterator[RawProblem]:
 
 
 def unaligned(subject: Subject) -> Iterator[RawProblem]:
-    """Tensors that begin at no multiple of their elements' size."""
+    """Yield a problem for tensors that begin at no multiple of their elements' size."""
     if not subject.headers:
         return
     odd = [
@@ -195,7 +195,7 @@ def unaligned(subject: Subject) -> Iterator[RawProblem]:
 
 
 def tensor_empty(subject: Subject) -> Iterator[RawProblem]:
-    """Tensors without an element."""
+    """Yield a problem for tensors without an element."""
     if empty := [info.name for info in subject.checkpoint.tensors.values() if not info.numel]:
         yield RawProblem(
             "tensor-empty", f"{counted(len(empty), 'tensor')} without an element ({some(empty, 1)})", tuple(empty[:5])
@@ -203,7 +203,7 @@ def tensor_empty(subject: Subject) -> Iterator[RawProblem]:
 
 
 def odd_names(subject: Subject) -> Iterator[RawProblem]:
-    """Names of tensors and of metadata that are empty, show as something else or begin or end with a blank."""
+    """Yield a problem for names that are empty, display as something else, or begin or end with a blank."""
     for what, names in (("tensor", subject.checkpoint.tensors), ("key", subject.metadata)):
         if odd := [name for name in names if not name or name != name.strip() or printable(name) != name]:
             shown = some([f"'{name}'" for name in odd], 1)

@@ -129,7 +129,7 @@ BY_CODE = {rule.code: rule for rule in RULES}
 
 
 def find_problems(subject: Subject, tensors: bool, rules: Iterable[CheckRule] = RULES) -> Iterator[Problem]:
-    """All that the rules find, in their order, what the reading found among it; raises KeyError for other codes."""
+    """Yield all problems that the rules find, in their order, with those from reading; KeyError for other codes."""
     looked_at = [rule for rule in rules if tensors or not rule.of_tensors]
     found: dict[str, list[Problem]] = {rule.code: [] for rule in looked_at}
     severities = {rule.code: rule.severity for rule in looked_at}

@@ -17,7 +17,7 @@ FINGERPRINT = "lora-inspect/v1"
 
 
 def sarif(files: Iterable[tuple[str, Sequence[Problem]]], folder: str) -> dict[str, Any]:
-    """The log of one run: (path, problems) of every file, with paths relative to `folder`."""
+    """Return the log of one run: (path, problems) of every file, with paths relative to `folder`."""
     index = {rule.code: number for number, rule in enumerate(RULES)}
     results = [
         _result(artifact_uri(path, folder), problem, index[problem.code])
@@ -38,7 +38,7 @@ def sarif(files: Iterable[tuple[str, Sequence[Problem]]], folder: str) -> dict[s
 
 
 def artifact_uri(path: str, folder: str) -> str:
-    """The path as a relative URI; as one of a file where it is on another drive, and an address as it is."""
+    """Return the path as a relative URI, or as one of a file if it is on another drive; an address stays."""
     if is_remote(path):
         return path
     try:

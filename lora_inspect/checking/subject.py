@@ -38,18 +38,18 @@ class Draft:
         self.changes_tensors = False
 
     def put(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes) -> None:
-        """Other bytes for a tensor that is there."""
+        """Replace the bytes of a tensor."""
         self.contents[name] = Content(TensorPlan(name, dtype, shape), data)
         self.changes_tensors = True
 
     def reshape(self, name: str, shape: tuple[int, ...]) -> None:
-        """Another shape of the same size; the bytes stay."""
+        """Give a tensor another shape of the same size; the bytes stay."""
         content = self.contents[name]
         self.contents[name] = Content(content.plan._replace(shape=shape), content.source)
         self.changes_tensors = True
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Leaves entries of the metadata out."""
+        """Remove entries of the metadata."""
         for key in keys:
             self.metadata.pop(key, None)
 
@@ -74,7 +74,7 @@ class HeaderShape(NamedTuple):
 
 
 def header_shapes(checkpoint: Checkpoint) -> list[HeaderShape]:
-    """That of every safetensors file; a GGUF file has a header of another kind."""
+    """Return the header's shape for every safetensors file; a GGUF file has a header of another kind."""
     return [shape for file in checkpoint.files if (shape := _shape(file, checkpoint))]
 
 
@@ -128,7 +128,7 @@ class Subject:
 
     @property
     def ranked(self) -> list[tuple[Module, Contribution]]:
-        """The changes whose alpha is divided by a rank, with their modules."""
+        """The changes that divide alpha by a rank, with their modules."""
         return [
             (module, contribution)
             for module in self.adapter.modules.values()

@@ -22,7 +22,7 @@ _MOSTLY = 0.5
 
 
 def not_finite(subject: Subject) -> Iterator[RawProblem]:
-    """NaN and infinities."""
+    """Yield a problem for NaN and infinities."""
     if bad := [name for name, one in subject.measured.items() if one.infinite]:
         first = subject.measured[bad[0]]
         where = f"{some(bad, 1)}: {first.infinite:,} of {first.numbers:,}"
@@ -31,7 +31,7 @@ def not_finite(subject: Subject) -> Iterator[RawProblem]:
 
 
 def untrained(subject: Subject) -> Iterator[RawProblem]:
-    """Modules that change nothing: all of them, some, or some whose every factor is zero."""
+    """Yield a problem for modules that change nothing: all, some, or some with only zeros in every factor."""
     known = _of_known_algorithms(subject)
     still = [(c.module.key, c) for c in known if not c.magnitude and _vanishes(subject, c)]
     dead = [key for key, c in still if all(subject.measured[info.name].is_zero for info in _factors(c))]
@@ -49,18 +49,18 @@ def untrained(subject: Subject) -> Iterator[RawProblem]:
 
 
 def modules_with_zeros(subject: Subject) -> frozenset[str]:
-    """The keys of the modules that `untrained` reports."""
+    """Return the keys of the modules that `untrained` reports."""
     known = _of_known_algorithms(subject)
     return frozenset(c.module.key for c in known if not c.magnitude and _vanishes(subject, c))
 
 
 def sizes(subject: Subject) -> Iterable[RawProblem]:
-    """Spikes, changes near zero and small scales."""
+    """Return the problems of spikes, changes near zero and small scales."""
     return subject.look_at_sizes(subject) if subject.look_at_sizes else ()
 
 
 def half_overflow(subject: Subject) -> Iterator[RawProblem]:
-    """Numbers that F16 cannot hold."""
+    """Yield a problem for numbers that F16 cannot hold."""
     large = [name for name, one in subject.measured.items() if one.large and subject.checkpoint.tensors[name].numel > 1]
     if large:
         message = (
@@ -70,7 +70,7 @@ def half_overflow(subject: Subject) -> Iterator[RawProblem]:
 
 
 def half_subnormal(subject: Subject) -> Iterator[RawProblem]:
-    """Factors in F16 whose numbers are mostly below what it holds with all its bits."""
+    """Yield a problem for F16 factors with most numbers below the range that F16 holds in full precision."""
     small = [
         name
         for name, one in subject.measured.items()
@@ -84,7 +84,7 @@ def half_subnormal(subject: Subject) -> Iterator[RawProblem]:
 
 
 def magnitude_sign(subject: Subject) -> Iterator[RawProblem]:
-    """Magnitudes that are no lengths."""
+    """Yield a problem for magnitudes that are no lengths."""
     magnitudes = [c.magnitude.info.name for c in subject.adapter.contributions if c.magnitude]
     odd = [name for name in magnitudes if subject.measured[name].zeros or subject.measured[name].negative]
     if odd:
@@ -95,7 +95,7 @@ def magnitude_sign(subject: Subject) -> Iterator[RawProblem]:
 
 
 def change_large(subject: Subject) -> Iterator[RawProblem]:
-    """Changes that no weight survives."""
+    """Yield a problem for changes that no weight survives."""
     sizes = {c.module.key: size for c in subject.adapter.contributions if (size := _size(subject, c)) > _WILD}
     if sizes:
         most = max(sizes, key=lambda key: sizes[key])
@@ -118,7 +118,7 @@ def _vanishes(subject: Subject, contribution: Contribution) -> bool:
 
 
 def _size(subject: Subject, contribution: Contribution) -> float:
-    """The root mean square of the change of a LoRA; 0 where it is unknown."""
+    """Return the root mean square of the change of a LoRA; 0 if it is unknown."""
     factors = contribution.factors
     if contribution.algorithm.name != "lora" or "mid" in factors or contribution.magnitude:
         return 0.0

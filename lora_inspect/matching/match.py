@@ -31,7 +31,7 @@ from lora_inspect.reading.pipeline import chosen
 
 
 def check_place(placed: Placement, adapter: Adapter, base: Checkpoint, base_codecs: BaseCodecs) -> None:
-    """Raises LoraInspectError where the contribution cannot be folded into the place."""
+    """Raise LoraInspectError if the contribution cannot be folded into the place."""
     contribution, place, _ = placed
     target = place.target
     base_codecs.of(target)
@@ -63,7 +63,7 @@ def check_place(placed: Placement, adapter: Adapter, base: Checkpoint, base_code
 
 
 def _difference(adapter: Adapter, base: Checkpoint) -> str:
-    """Why shapes do not fit, where the names and widths tell it."""
+    """Return the reason that shapes do not match, if the names and widths show it."""
     ours, theirs = adapter_candidates(adapter), base_candidates(base)
     if ours and theirs and not may_be_one(ours, theirs):
         return f"use a base of {described(ours)}, as this one is of {described(theirs)}"
@@ -71,18 +71,18 @@ def _difference(adapter: Adapter, base: Checkpoint) -> str:
 
 
 class Landing(NamedTuple):
-    """Where a contribution lands, and the rows of all of its places together."""
+    """The places where a contribution lands, and their rows in total."""
 
     places: tuple[Place, ...]
     rows: int
 
     def of_expert(self, experts: int) -> tuple[int, int]:
-        """(d1, d2) of the matrix of one expert, of which all have as many rows."""
+        """Return (d1, d2) of the matrix of one expert; all experts have equally many rows."""
         return self.rows // experts, self.places[0].target.shape[1]
 
 
 def layers_of(home: Home, base: Checkpoint) -> Iterator[Layer]:
-    """The weights of a home that are matrices or kernels which its module changes."""
+    """Yield the weights of a home that are matrices or kernels which its module changes."""
     if not any(contribution.algorithm.parameter == WEIGHT for contribution in home.module.contributions):
         return
     for one in (one for one in home.found if one.expert is None and one.single is None):
@@ -92,9 +92,9 @@ def layers_of(home: Home, base: Checkpoint) -> Iterator[Layer]:
 
 
 def _is_of_a_layer(parameter: TensorInfo, home: Home) -> bool:
-    """Whether a matrix that is no `.weight` is that of a Linear layer, as the module changes it.
+    """Return True if a matrix without the name `.weight` belongs to a Linear layer that the module changes.
 
-    A difference, or what replaces the matrix, is as the parameter is where no program has that as a layer.
+    A difference or a replacement has the orientation of the parameter if no program uses the parameter as a layer.
     """
     changes = (one for one in home.module.contributions if one.algorithm.parameter == WEIGHT)
     return text_encoders.is_open_clip_projection(parameter.name) or any(
@@ -105,7 +105,7 @@ def _is_of_a_layer(parameter: TensorInfo, home: Home) -> bool:
 def land(
     contribution: Contribution, home: Home, base: Checkpoint, orientations: dict[str, Orientation]
 ) -> Landing | None:
-    """The places of a contribution; None where a layer of its home lacks the parameter that it changes.
+    """Return the places of a contribution; None if a layer of its home lacks the parameter that it changes.
 
     One that is optional lands where the parameter is there. Raises LoraInspectError where it cannot be exact there.
     """
@@ -137,7 +137,7 @@ def land(
 
 
 def _land_on_experts(contribution: Contribution, home: Home, base: Checkpoint) -> Landing:
-    """The rows of one expert in the parameter of all of them; or of all, wherever they are."""
+    """Return the rows of one expert in the parameter of all of them, or the rows of all."""
     one = home.found[0]
     if one.expert is not None and not contribution.algorithm.experts:
         found = of_one(home, one.expert, base)
@@ -162,14 +162,14 @@ def _other_factors(contribution: Contribution, home: Home, base: Checkpoint) -> 
 
 
 def _is_transposed(contribution: Contribution, target: TensorInfo, decided: dict[str, Orientation]) -> bool:
-    """Whether the base stores what the contribution changes as (in, out)."""
+    """Return True if the base stores the tensor that the contribution changes as (in, out)."""
     if contribution.algorithm.transposed is not None:
         return contribution.algorithm.transposed
     return target.name in decided and decided[target.name].transposed
 
 
 def _covered_of(home: Home, one: BaseModule, weight: TensorInfo) -> Covered:
-    """(out, in) of a weight of the base, as the module that changes it tells."""
+    """Return (out, in) of a weight of the base, as far as the module that changes it determines them."""
     covered = covered_shape(home.module)
     if one.piece is None:
         return covered
@@ -181,7 +181,7 @@ def _covered_of(home: Home, one: BaseModule, weight: TensorInfo) -> Covered:
 
 
 def _runs(home: Home, base: Checkpoint, orientations: dict[str, Orientation]) -> list[Runs]:
-    """Which rows of each layer of a home are which rows of the module."""
+    """Return, for each layer of a home, the mapping between its rows and the module's rows."""
     sizes = [_size(one, base, orientations) for one in home.found]
     rows, inputs = sum(rows for rows, _ in sizes), sizes[0][1]
     found: list[Runs] = []
@@ -204,7 +204,7 @@ def _other_rows(home: Home, sizes: Sequence[tuple[int, int]], base: Checkpoint) 
 
 
 def _size(one: BaseModule, base: Checkpoint, orientations: dict[str, Orientation]) -> tuple[int, int]:
-    """(out, in) of a layer's weight."""
+    """Return (out, in) of a layer's weight."""
     name = one.tensor(WEIGHT)
     shape = base.tensors[name].shape if name in base.tensors else (0, 0)
     decided = orientations.get(name)
@@ -238,12 +238,12 @@ def _check_exact(contribution: Contribution, home: Home, landing: Landing, base:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Contributions by the name of the base tensor that they change, each with its place there.
+    """Contributions by the base tensor that they change, each with its place there.
 
-    `unmatched` are the modules without a target, `partial` is what is there of those that the base has in part, and
-    `lacking` are the layers of those that change what their layer has not.
-    `left_out` are those of components that were not asked for, `absent` the contributions whose layer is there without
-    the parameter that they change. `orientations` say by target how each Linear weight is stored, and what decided it.
+    `unmatched` are the modules without a target. `partial` are homes of modules that the base has only in part.
+    `lacking` are layers that lack the tensor that their module changes. `left_out` are modules of other components than
+    requested. `absent` are contributions to a parameter that their layer lacks. `orientations` give by target the
+    storage of each Linear weight, and its source.
     """
 
     targets: dict[str, list[Placement]]
@@ -262,13 +262,13 @@ def match(
     transposed: Answers = UNANSWERED,
     without: Collection[str] = (),
 ) -> Matching:
-    """Finds the targets of every module of the adapter, of the components `only` where some are named.
+    """Find the targets of every module of the adapter, only of the components `only` if some are named.
 
-    Modules whose keys are in `without` are not looked at.
+    Modules with keys in `without` are ignored.
 
-    `transposed` says by globs how the base stores those square weights that the evidence leaves open. Raises
-    LoraInspectError where a module fits two of the base or a tensor of another shape or kind, where it cannot be exact
-    in the base's layout, or where an orientation stays open.
+    `transposed` gives by globs the storage of square weights that the evidence leaves open. Raises LoraInspectError if
+    a module matches two of the base or a tensor of another shape or kind, if it cannot be exact in the base's layout,
+    or if an orientation stays open.
     """
     modules, left_out = chosen(adapter, only, without)
     families, correspondence = layouts_of(adapter, base, modules)

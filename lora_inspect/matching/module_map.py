@@ -41,7 +41,7 @@ class Home(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """Whether all parts are there of a module that is several."""
+        """True if all parts of a module that has several are found."""
         piece = self.found[0].piece
         parts = piece.parts if piece and piece.of_whole else 1
         if self.found[0].single is None:
@@ -51,9 +51,9 @@ class Home(NamedTuple):
 
 
 class Homes(NamedTuple):
-    """The modules with a home, those that are `homeless`, and of these what is found of one that is there in part.
+    """The modules with a home, the `homeless` ones, and `partial` homes of homeless modules.
 
-    `lacking` are homes of homeless modules that have nothing of what these change.
+    `lacking` are homes of homeless modules that have no tensor that these change.
     """
 
     complete: list[Home]
@@ -63,7 +63,7 @@ class Homes(NamedTuple):
 
 
 def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], correspondence: Correspondence) -> Homes:
-    """The home of each module; the `correspondence` is that of the model, not of its text encoders.
+    """Return the home of each module; the `correspondence` is that of the model, not of its text encoders.
 
     Raises LoraInspectError where a name means two modules of the base, and where two modules change the same rows.
     """
@@ -101,7 +101,7 @@ def find_homes(adapter: Adapter, base: Checkpoint, modules: Sequence[Module], co
 
 
 def _of_parameter(module: Module, table: NameTable) -> list[BaseModule]:
-    """What has the parameter that alone the module changes, under a name that is no weight's or bias's."""
+    """Return the base modules with the only parameter that the module changes, if it is no weight or bias."""
     parameters = {contribution.algorithm.parameter for contribution in module.contributions}
     if len(parameters) > 1 or parameters <= {WEIGHT, BIAS}:
         return []
@@ -112,7 +112,7 @@ def _of_parameter(module: Module, table: NameTable) -> list[BaseModule]:
 def _one_meaning(
     module: Module, found: Iterable[BaseModule], adapter: Adapter, base: Checkpoint
 ) -> tuple[BaseModule, ...]:
-    """The one module that is meant, or the parts of it in their order; empty where there is none.
+    """Return the one matching module, or its parts in their order; empty if there is none.
 
     Raises LoraInspectError where several are meant.
     """
@@ -132,7 +132,7 @@ def _one_meaning(
 
 
 def _share_rows(one: BaseModule, other: BaseModule) -> bool:
-    """Whether two modules of an adapter that are at home in one of the base have rows of it in common."""
+    """Return True if two adapter modules in one base module have rows in common."""
     pieces = one.piece, other.piece
     apart = all(piece is not None and not piece.of_whole for piece in pieces)
     return not apart or pieces[0] == pieces[1]
@@ -156,22 +156,22 @@ def _both_change(first: Module, second: Module, found: BaseModule, adapter: Adap
 
 
 def _shown(found: BaseModule, base: Checkpoint) -> str:
-    """The weight of the base's module, or where it has none the module."""
+    """Return the weight of the base's module, or the module if it has none."""
     return weight if (weight := found.tensor(WEIGHT)) in base.tensors else found.path
 
 
 def layouts_of(
     adapter: Adapter, base: Checkpoint, modules: Sequence[Module]
 ) -> tuple[tuple[Detection, ...], Correspondence]:
-    """The families, in the base's layout where it shows one, and the relations that hold for some `modules`."""
+    """Return the families, in the base's layout where it shows one, and the relations that hold for some `modules`."""
     families = families_of(adapter, base)
     return families, correspondence_of(adapter, base, modules, families)
 
 
 def families_of(adapter: Adapter, base: Checkpoint) -> tuple[Detection, ...]:
-    """The families, in the base's layout where it shows one.
+    """Return the families of the adapter, in the base's layout if it shows one.
 
-    Raises LoraInspectError where the settings name another than those that the adapter and the base have in common.
+    Raises LoraInspectError if the settings name another family than the adapter and the base share.
     """
     ours, theirs = adapter_candidates(adapter), base_candidates(base)
     # A base may have the names of the family that this one descends from.
@@ -191,7 +191,7 @@ def families_of(adapter: Adapter, base: Checkpoint) -> tuple[Detection, ...]:
 def correspondence_of(
     adapter: Adapter, base: Checkpoint, modules: Sequence[Module], families: Sequence[Detection]
 ) -> Correspondence:
-    """The relations that hold for some `modules`, whichever of the `families` it is."""
+    """Return the relations that hold for some `modules`, whichever of the `families` it is."""
     if adapter.scheme == GGUF.name and has_header(adapter.checkpoint):
         return gguf_correspondence(adapter.checkpoint, modules, base)
     return common_correspondence(families)
@@ -203,9 +203,10 @@ _INDEX = ".{i}"
 
 
 class _Naming(NamedTuple):
-    """How one family calls modules, or any where none is known: its layouts, their relations, the lists that are alone.
+    """The names of modules in one family, or in any if none is known: layouts, relations, and lists of blocks.
 
-    `tables` are those of the layout that counts first, and those of all.
+    `tables` are the tables of the preferred layout, then of all; `lists` are the lists that are the only one of a
+    layout.
     """
 
     tables: tuple[list[Table], ...]
@@ -214,7 +215,7 @@ class _Naming(NamedTuple):
 
 
 def module_names(adapter: Adapter, base: Checkpoint | None) -> dict[str, ModuleNames]:
-    """The names of every module of the adapter, by its key; a `base` tells paths where the family is not known."""
+    """Return the names of every module of the adapter, by its key; a `base` gives the paths of an unknown family."""
     families = families_of(adapter, base) if base else adapter_candidates(adapter)
     modules = list(adapter.modules.values())
     namings = [
@@ -247,7 +248,7 @@ def _naming(family: Sequence[Detection], correspondence: Correspondence) -> _Nam
 
 
 def _spelled(base: Checkpoint, component: str) -> dict[str, str | None]:
-    """The paths of the base's layers by their underscored spellings; None where several are spelled so."""
+    """Return the paths of the base's layers by their underscored spellings; None if several are spelled so."""
     found: dict[str, str | None] = {}
     for info in base.tensors.values():
         if not is_weight(info) and not text_encoders.is_open_clip_projection(info.name):
@@ -259,7 +260,7 @@ def _spelled(base: Checkpoint, component: str) -> dict[str, str | None]:
 
 
 def _called(name: ModuleName, of_base: str | None, naming: _Naming) -> Called:
-    """What a module is called in a family; one that this does not know has the path `of_base`, if the base tells it."""
+    """Return the names of a module in a family; a module unknown to it has the path `of_base`, if there is one."""
     own = paths_of(name, *naming.tables) or ([of_base] if of_base else [])
     if not own:
         return Called((), name.body)
@@ -273,10 +274,10 @@ def _called(name: ModuleName, of_base: str | None, naming: _Naming) -> Called:
 
 
 def _related(path: str, correspondence: Correspondence) -> Iterator[str]:
-    """What the module is called in other layouts: the same, or the fused one that has its rows.
+    """Yield the names of the module in other layouts: the same one, or the fused one that has its rows.
 
-    Of a fused module the parts are no names: what is said of one of them is not said of the others. What they all are
-    below is one.
+    The parts of a fused module are no names for it, since a fact about one part is not true of the others. The module
+    that contains all of them is one.
     """
     parts: dict[tuple[str, ...], list[list[str]]] = {}
     for link in correspondence.links(path):
@@ -291,7 +292,7 @@ def _related(path: str, correspondence: Correspondence) -> Iterator[str]:
 
 
 def _lists_alone(families: Iterable[Detection]) -> Iterator[str]:
-    """The paths of the lists of blocks of all layouts that have one alone."""
+    """Yield the paths of the lists of blocks of all layouts that have only one list."""
     for family in families:
         for layout in family.architecture.layouts:
             lists = list(_lists(layout))
@@ -300,7 +301,7 @@ def _lists_alone(families: Iterable[Detection]) -> Iterator[str]:
 
 
 def _lists(layout: Layout) -> Iterable[str]:
-    """The lists of blocks that are in no other list; those of the layers where the layout says none."""
+    """Return the lists of blocks that are in no other list; those of the layers if the layout has none."""
     if layout.blocks:
         return [at for at, _ in layout.blocks if _INDEX not in at]
     return dict.fromkeys(path[: path.index(_INDEX)] for path in layout.paths if _INDEX in path)

@@ -1,9 +1,9 @@
-"""The orientation of a weight in a base: (out, in) as a Linear has it, or (in, out) as the Conv1D of transformers.
+"""The orientation of a weight in a base: (out, in) as in a Linear, or (in, out) as in transformers' Conv1D.
 
-The shape of a weight that is not square shows it. For a square one the evidence is, strongest first: its siblings,
-which are the base's non-square weights of the same leaf; the architecture's table, unless a non-square weight of the
-base contradicts it; the config's `fan_in_fan_out`, which is one flag for all layers, as far as it can speak of this
-one; the naming scheme, if only Linear layers have such names. `--transposed [GLOB=]yes|no` settles the rest.
+The shape of a weight that is not square shows it. For a square one the strongest evidence are its siblings, the base's
+non-square weights of the same leaf. Next is the architecture's table, unless a non-square weight of the base
+contradicts it. Then comes the config's `fan_in_fan_out`, one flag for all layers, as far as it can describe this one.
+The last is the naming scheme, if only Linear layers have such names. `--transposed [GLOB=]yes|no` settles the rest.
 
 A base may have the weight of a Linear layer as a parameter of another module, as open_clip has its projections. No
 other layer shows the orientation of such a parameter: its shape does, the table of open_clip, or `--transposed`.
@@ -37,7 +37,7 @@ _WORDS = {"yes": True, "no": False}
 
 
 def parse_answers(texts: Sequence[str]) -> Answers:
-    """The answers in the order of their writing, the plain one last; ValueError for what is none, or said twice."""
+    """Return the answers in the order given, the plain one last; ValueError for an invalid or repeated one."""
     answers: dict[str, bool] = {}
     for text in texts:
         glob, equals, word = text.rpartition("=")
@@ -51,14 +51,14 @@ def parse_answers(texts: Sequence[str]) -> Answers:
 
 
 def deciding_glob(answers: Answers, path: str) -> str | None:
-    """The glob whose answer speaks of the weight of a path, None where none does."""
+    """Return the first glob that matches the path of a weight or its last name; None if none does."""
     from fnmatch import fnmatchcase  # most modules are asked of no glob
 
     return next((glob for glob in answers if fnmatchcase(path, glob) or fnmatchcase(leaf_of(path), glob)), None)
 
 
 def spell_answer(glob: str, stored: bool) -> str:
-    """One answer as it is written on the command line."""
+    """Return one answer in the spelling of the command line."""
     word = "yes" if stored else "no"
     return f"--transposed {word}" if glob == _ALL else f"--transposed {glob}={word}"
 
@@ -77,14 +77,14 @@ Covered = tuple[int | None, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """Whether a base weight is stored as (in, out), and what says so."""
+    """The storage of a base weight, True for (in, out), and the source of that decision."""
 
     transposed: bool
     source: str
 
 
 class Layer(NamedTuple):
-    """A weight of the base, the module that changes it, and its (out, in) as that module's shapes tell."""
+    """A weight of the base, the module that changes it, and its (out, in) by that module's shapes."""
 
     module: Module
     target: TensorInfo
@@ -94,10 +94,10 @@ class Layer(NamedTuple):
 def orient(
     layers: Sequence[Layer], base: Checkpoint, layouts: Collection[Layout], answers: Answers
 ) -> dict[str, Orientation]:
-    """The orientation of every weight that a Linear module changes, by the weight's name.
+    """Return the orientation of every weight that a Linear module changes, by the weight's name.
 
-    `layouts` are those that the base may be in, whose tables may decide; `answers` settle what the evidence leaves
-    open. Raises LoraInspectError where something stays open.
+    `layouts` are the possible layouts of the base; their tables may decide. `answers` decide if the evidence does not.
+    Raises LoraInspectError if an orientation stays open.
     """
     linear = {layer.target.name: layer for layer in layers if _is_linear(layer.module, layer.target)}
     known = _non_square(base, {name: layer.shape for name, layer in linear.items()})
@@ -124,9 +124,9 @@ def orient(
 
 
 def check_answers(orientations: Iterable[Mapping[str, Orientation]], answers: Answers) -> list[str]:
-    """The notes on answers that repeat what is known; LoraInspectError for one that contradicts it or cannot apply.
+    """Return notes on answers that repeat facts; LoraInspectError for one that contradicts them or cannot apply.
 
-    An answer that settled one weight is content with what the evidence says of the others.
+    An answer that decided one weight may differ from the evidence on the others.
     """
     spoken_of: dict[str | None, list[tuple[str, Orientation]]] = defaultdict(list)
     for decided in orientations:
@@ -150,7 +150,7 @@ def check_answers(orientations: Iterable[Mapping[str, Orientation]], answers: An
 
 
 def together(orientations: Iterable[Mapping[str, Orientation]], base: Checkpoint) -> dict[str, Orientation]:
-    """The orientations that several adapters found; LoraInspectError where two of them read a weight differently."""
+    """Return the orientations that several adapters found; LoraInspectError if two of them differ on a weight."""
     found: dict[str, Orientation] = {}
     for decided in orientations:
         for name, item in decided.items():
@@ -166,7 +166,7 @@ def together(orientations: Iterable[Mapping[str, Orientation]], base: Checkpoint
 
 
 def in_words(orientations: Mapping[str, Orientation]) -> str:
-    """How many weights are stored which way, by what decided it, where that was not the shape itself; else ""."""
+    """Return the number of weights by storage and source, in words, without those decided by shape; else ""."""
     counts = Counter((item.transposed, item.source) for item in orientations.values() if item.source != SHAPE)
     return "; ".join(
         f"from {source} {count} as {_written(transposed)}" for (transposed, source), count in sorted(counts.items())
@@ -174,7 +174,7 @@ def in_words(orientations: Mapping[str, Orientation]) -> str:
 
 
 def in_record(orientations: Mapping[str, Orientation]) -> dict[str, dict[str, Any]]:
-    """The same for programs: by weight how it is stored and what decided it, where that was not the shape itself."""
+    """Return the same for programs: by weight its storage and source, without those decided by shape."""
     return {
         name: {"transposed": item.transposed, "from": item.source}
         for name, item in orientations.items()
@@ -183,9 +183,9 @@ def in_record(orientations: Mapping[str, Orientation]) -> dict[str, dict[str, An
 
 
 def covered_shape(module: Module) -> Covered:
-    """(out, in) of the Linear weight that a module's contributions cover, all slices of a split one together.
+    """Return (out, in) of the Linear weight that a module's contributions cover, all slices of a split one together.
 
-    None stands for what the factors do not tell.
+    None means that the factors do not determine a size.
     """
     rows, inputs = module.contributions[0].features
     return max((part.rows[1] for part in module.contributions if part.rows), default=rows), inputs
@@ -196,7 +196,7 @@ def _is_linear(module: Module, target: TensorInfo) -> bool:
 
 
 def _non_square(base: Checkpoint, shapes: Mapping[str, Covered]) -> dict[str, set[bool]]:
-    """The orientations of the base's non-square matrices by leaf, as the adapter's change or the layer's bias tells."""
+    """Return the orientations of the base's non-square matrices by leaf, from the adapter's change or the bias."""
     by_leaf: dict[str, set[bool]] = defaultdict(set)
     for info in base.tensors.values():
         if not is_weight(info) or len(info.shape) != 2 or info.shape[0] == info.shape[1]:
@@ -221,7 +221,7 @@ def _by_base(
     known: Mapping[str, set[bool]],
     layouts: Collection[Layout],
 ) -> Orientation | None:
-    """What shape, siblings and the architecture's table say."""
+    """Return the orientation by shape, siblings and the architecture's table; None if they leave it open."""
     stored = _by_shape(shape, target.shape)
     if stored is not None:
         return Orientation(stored, SHAPE)
@@ -242,27 +242,27 @@ def _by_base(
 
 
 def _by_shape(shape: Covered, stored: tuple[int, ...]) -> bool | None:
-    """Whether a change of `shape` (out, in) is stored as (in, out); None where it fits neither way or both."""
+    """Return True if a change of `shape` (out, in) is stored as (in, out); None if neither way matches, or both."""
     straight, turned = _fits(shape, stored), _fits(shape, stored[::-1])
     return None if straight == turned else turned
 
 
 def _fits(shape: Covered, stored: tuple[int, ...]) -> bool:
-    """Whether the sizes of the change that are known are those of the weight."""
+    """Return True if the known sizes of the change are those of the weight."""
     return all(size in (None, there) for size, there in zip(shape, stored, strict=True))
 
 
 def _by_table(leaf: str, layout: Layout, known: Mapping[str, set[bool]]) -> bool | None:
-    """What the layout says of its leaf, if all that the base shows bears the layout out."""
+    """Return the orientation of a leaf by the layout, if the layout agrees with all that the base shows; else None."""
     borne_out = all(found == {other in layout.transposed} for other, found in known.items())
     return leaf in layout.transposed if borne_out and leaf in map(leaf_of, layout.paths) else None
 
 
 class _Flagged(NamedTuple):
-    """Of which adapted layers a config's one flag can speak: those whose kind is not known to be the other one.
+    """The adapted layers that a config's only flag may describe: all that are not known to be of the other kind.
 
     PEFT turns its `fan_in_fan_out` to the kind of each layer that it wraps, so that a file has the kind of the last
-    one. `open_leaves` are undecided, `biased` those of them that have a bias, as every Conv1D has.
+    one. `open_leaves` are undecided, `biased` are the undecided ones with a bias, as every Conv1D has.
     """
 
     decided: dict[bool, set[str]]
@@ -271,7 +271,7 @@ class _Flagged(NamedTuple):
 
     @classmethod
     def of(cls, decided: Mapping[str, Orientation], left: Iterable[TensorInfo], base: Checkpoint) -> "_Flagged":
-        """The leaves of the weights that are `decided`, and of those that are `left`."""
+        """Return the leaves of the `decided` weights, and of the weights that are `left`."""
         leaves: dict[bool, set[str]] = {True: set(), False: set()}
         for name, item in decided.items():
             leaves[item.transposed].add(leaf_of(path_of(base.tensors[name])))
@@ -280,7 +280,7 @@ class _Flagged(NamedTuple):
         return cls(leaves, {leaf_of(path) for path in paths}, biased)
 
     def may_mean(self, flag: bool) -> set[str]:
-        """The leaves of which one made PEFT write `flag`."""
+        """Return the leaves that may have made PEFT write `flag`."""
         if flag:
             return self.decided[True] | self.biased or self.open_leaves
         return self.decided[False] | self.open_leaves
@@ -289,10 +289,10 @@ class _Flagged(NamedTuple):
 def _by_file(
     contribution: Contribution, path: str, known: Mapping[str, set[bool]], flagged: _Flagged
 ) -> Orientation | None:
-    """What the config or the names say, where nothing that the base shows speaks against it.
+    """Return the orientation by the config or the names, if nothing in the base contradicts it; else None.
 
-    A flag is certain where it can speak of one leaf only. Beyond, a yes is believed of the names that Conv1D layers
-    have, and a no of all that does not look like one.
+    A flag is certain if it can describe only one leaf. Otherwise a yes counts for the names of Conv1D layers, and a no
+    for all that does not look like one.
     """
     says, leaf = contribution.fan_in_fan_out, leaf_of(path)
     shown = {stored for found in known.values() for stored in found}

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 
 class Place(NamedTuple):
-    """Rows of a tensor of the base, and which rows of a contribution land in them; all in their order without `runs`.
+    """Rows of a base tensor, and the rows of a contribution that land in them; in order without `runs`.
 
-    Rows are counted in the weight as (out, in, *kernel). `transposed` says that the base stores it as (in, out). Where
-    the weight is a `block` of the rows of the tensor as it is stored, that is the first one and how many they are.
-    `seen` is the weight of the layer that the change of its bias depends on.
+    Rows are counted in the weight as (out, in, *kernel). `transposed` says that the base stores it as (in, out). If the
+    weight is a `block` of the stored tensor's rows, that is the first row and their number. `seen` is the weight of the
+    layer that the change of its bias depends on.
     """
 
     target: TensorInfo
@@ -54,7 +54,7 @@ class Place(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """A contribution and its place; `rows` are those that all of its places have together, None for one place."""
+    """A contribution and its place; `rows` is the number of rows of all its places together, None for one place."""
 
     contribution: Contribution
     place: Place
@@ -62,19 +62,19 @@ class Placement(NamedTuple):
 
     @property
     def whole(self) -> tuple[int, ...]:
-        """(out, in, *kernel) of what the contribution changes in all of its places together."""
+        """(out, in, *kernel) of the part of the base that the contribution changes in all of its places together."""
         return (self.rows, *self.place.shape[1:]) if self.rows and self.place.shape else self.place.shape
 
     @property
     def is_alone(self) -> bool:
-        """Whether all rows of the contribution land here."""
+        """True if all rows of the contribution land here."""
         return self.rows is None or (bool(self.place.shape) and self.place.shape[0] == self.rows)
 
     def change(self, tensors: Mapping[str, Any], rule: str | None = None) -> "Change":
-        """The change of the target as it is stored, from the contribution's tensors by role ("magnitude" for DoRA's).
+        """Return the change of the stored target, from the contribution's tensors by role ("magnitude" for DoRA's).
 
-        `rule` says how a multiplier applies to DoRA; None takes the spelling's own. Raises LoraInspectError where
-        numbers in the tensors stand for what is outside the target.
+        `rule` is the rule for multipliers of DoRA; None is the spelling's own. Raises LoraInspectError if numbers in
+        the tensors mean positions outside the target.
         """
         from lora_inspect.maths.dora_fold import decomposed, magnitude_of
 
@@ -98,7 +98,7 @@ class Placement(NamedTuple):
         dtype: Any,
         rule: str | None = None,
     ) -> "Change":
-        """The same with the tensors read from the file, numbers in `dtype`.
+        """Return the change with the tensors read from the file, numbers in `dtype`.
 
         `factors` reads those of a contribution by role, and `blocks` the weight that a change of a bias depends on.
         """
@@ -114,11 +114,11 @@ class Placement(NamedTuple):
 
     @property
     def has_residual(self) -> bool:
-        """Whether a part of the target was moved into the factors and is still in the target."""
+        """True if a part of the target was moved into the factors and is still in the target."""
         return bool(self.contribution.residual) and not self.contribution.on_residual
 
     def residual(self) -> "Change":
-        """What takes the part out of the target that was moved into the factors, once it has seen the target."""
+        """Return the change that removes from the target the part that was moved into the factors."""
         from lora_inspect.maths.residual import Residual, orthogonal_factors, principal_factors
 
         rank = self.contribution.known_rank
@@ -148,7 +148,7 @@ class Placement(NamedTuple):
             )
 
     def check_groups(self) -> None:
-        """Raises LoraInspectError where the place begins or ends within rows that belong together."""
+        """Raise LoraInspectError if the place begins or ends within rows that belong together."""
         contribution, place, _ = self
         together, runs = contribution.formula.together(contribution.shapes), place.runs
         if runs is None or (runs.times == 1 and runs.rows == contribution.shape[0]):
@@ -169,23 +169,23 @@ _CLASSIFIER = "score.weight"
 
 
 class ExpertStorage(NamedTuple):
-    """How the parameters of a layer's experts are stored: as (experts, in, out), and with gate and up taking turns."""
+    """The storage of the parameters of a layer's experts: as (experts, in, out), and with gate and up interleaved."""
 
     transposed: bool
     interleaved: bool = False
 
 
 def as_matrix(info: TensorInfo) -> TensorInfo:
-    """The parameter as a matrix (experts·d1, d2), where expert e has d1 rows from e·d1 on."""
+    """Return the parameter as a matrix (experts·d1, d2), where expert e has d1 rows from e·d1 on."""
     experts, rows, columns = info.shape
     return info._replace(shape=(experts * rows, columns))
 
 
 def storage_of(path: str, base: Checkpoint) -> ExpertStorage:
-    """How the parameter at `path` is stored; raises LoraInspectError where it and its sibling do not show it.
+    """Return the storage of the parameter at `path`; LoraInspectError if it and its sibling do not show it.
 
-    Gate and up take turns in gpt-oss, which stores (experts, in, out) and has biases. The one other class that does, of
-    OpenAI's privacy filter, has the head of a classifier, and gate before up.
+    Gate and up are interleaved in gpt-oss, which stores (experts, in, out) and has biases. The only other class with
+    these, of OpenAI's privacy filter, has the head of a classifier, and gate before up.
     """
     parent, _, leaf = path.rpartition(".")
     if leaf == WEIGHT:
@@ -220,7 +220,7 @@ class ExpertRows(NamedTuple):
 
 
 def of_one(home: Home, expert: int, base: Checkpoint) -> ExpertRows | None:
-    """The rows of one expert's layer in the parameter of all experts, seen as the matrix (experts·rows, columns)."""
+    """Return the rows of one expert in the parameter of all experts, as the matrix (experts·rows, columns)."""
     (one,) = home.found
     storage = storage_of(one.path, base)
     parameter = base.tensors[one.path]
@@ -241,7 +241,7 @@ def of_one(home: Home, expert: int, base: Checkpoint) -> ExpertRows | None:
 
 
 def of_all(home: Home, experts: int, base: Checkpoint) -> ExpertRows | None:
-    """The rows that all experts have, in their parameter or in the layers of each.
+    """Return the rows that all experts have, in their parameter or in the layers of each.
 
     Raises LoraInspectError where the base has another number of experts.
     """
@@ -272,7 +272,7 @@ def of_all(home: Home, experts: int, base: Checkpoint) -> ExpertRows | None:
 
 
 def _of_part(path: str, piece: SharedRows, base: Checkpoint) -> ExpertRows | None:
-    """The rows of one layer of every expert in a parameter that has those of several."""
+    """Return the rows of one layer of every expert in a parameter that has those of several."""
     storage, parameter = storage_of(path, base), base.tensors[path]
     experts, stored_rows, columns = parameter.shape
     rows, inputs = (columns, stored_rows) if storage.transposed else (stored_rows, columns)
@@ -298,16 +298,16 @@ def _of_part(path: str, piece: SharedRows, base: Checkpoint) -> ExpertRows | Non
 
 
 def stands_turned(home: Home, base: Checkpoint) -> bool:
-    """Whether the home is one whole parameter of all experts that is stored as (experts, in, out)."""
+    """Return True if the home is one whole parameter of all experts that is stored as (experts, in, out)."""
     one = home.found[0]
     return one.single is None and one.piece is None and storage_of(one.tensor(WEIGHT), base).transposed
 
 
 class Turns:
-    """Whether factors of all experts are those of the transposed matrices, decided together for a file.
+    """The orientation of the factors of all experts, decided together for a file: transposed or not.
 
-    Which dimension A is along shows in the shape of an expert's matrix. That of a square one shows in the others of the
-    file, whose class is the same, or in the version of PEFT.
+    The shape of an expert's matrix shows the dimension of A. For a square one, the other matrices of the file, which
+    have the same class, or the version of PEFT show it.
     """
 
     def __init__(self, base: Checkpoint) -> None:
@@ -315,13 +315,13 @@ class Turns:
         self._seen: set[bool] = set()
 
     def see(self, contribution: Contribution, shape: tuple[int, int]) -> None:
-        """Takes note of a matrix that shows it."""
+        """Note a matrix that shows the order."""
         shown = _shown(contribution, shape)
         if shown is not None:
             self._seen.add(shown)
 
     def of(self, contribution: Contribution, shape: tuple[int, int], home: Home) -> bool:
-        """Whether the factors are those of the transposed matrix; raises LoraInspectError where nothing tells it."""
+        """Return True if the factors are those of the transposed matrix; LoraInspectError if nothing shows it."""
         shown = _shown(contribution, shape)
         if shown is not None:
             return shown
@@ -341,13 +341,13 @@ class Turns:
 
 
 def turned(contribution: Contribution, is_turned: bool) -> Contribution:
-    """The contribution with what its formula needs, once it is known which way round the base has its matrices."""
+    """Return the contribution with the settings of its formula, once the orientation in the base is known."""
     own = {name: value for name, value in contribution.settings.items() if name != "along"}
     return contribution._replace(settings={**own, "turned": is_turned})
 
 
 def _shown(contribution: Contribution, shape: tuple[int, int]) -> bool | None:
-    """Whether B and A are along the second and the first dimension; None where both sizes are one, or other ones."""
+    """Return True if B has the second dimension and A the first; None if both have the same size."""
     b, a = widths(contribution.shapes)
     if a == b or shape not in ((b, a), (a, b)):
         return None if a == b else False

@@ -6,9 +6,9 @@ equal the base's tensor add nothing; others are a part of the model that the mer
 base against the one that a file's magnitudes are recorded for.
 
 Some language models have a head without a weight of its own: it uses that of the embedding, and bases hold it once. A
-change of the one weight changes both, while the adapter of PEFT is at work in one of them; but with
-`ensure_weight_tying` PEFT gives both the same factors, each the other way round. Source: transformers'
-`tie_word_embeddings`, the `_add_adapter` and `update_layer` of PEFT's LoRA.
+change of this weight changes both, while the adapter of PEFT works in one of them. With `ensure_weight_tying` PEFT
+gives both the same factors, swapped and transposed. Source: transformers' `tie_word_embeddings`, the `_add_adapter` and
+`update_layer` of PEFT's LoRA.
 """
 
 from collections import Counter
@@ -40,29 +40,29 @@ EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "shared")
 
 
 def has_head(base: Checkpoint) -> bool:
-    """Whether the base has a weight of a head."""
+    """Return True if the base has a weight of a head."""
     return any(leaf_of(path_of(info)) in HEADS for info in base.tensors.values())
 
 
 def is_embedding(name: str) -> bool:
-    """Whether a tensor of a base of this name is the weight of an embedding that a head may share."""
+    """Return True if a base tensor of this name is the weight of an embedding that a head may share."""
     return name.endswith(".weight") and name.split(".")[-2] in EMBEDDINGS
 
 
 def shared_embedding(base: Checkpoint) -> str | None:
-    """The weight of the embedding where no head has its own; None where there is a head, or no such embedding."""
+    """Return the weight of the embedding where no head has its own; None if there is a head, or no such embedding."""
     return None if has_head(base) else next(filter(is_embedding, base.tensors), None)
 
 
 def repeats_embedding(module: Module, adapter: Adapter, base: Checkpoint) -> bool:
-    """Whether a module of a head says once more what another one says of the embedding whose weight the head shares."""
+    """Return True if a module of a head repeats the change of the embedding that shares its weight."""
     if not module.name.body.endswith(HEADS) or not shared_embedding(base):
         return False
     return any(_says_same(module, other) for other in adapter.modules.values() if other.name.body.endswith(EMBEDDINGS))
 
 
 def _says_same(module: Module, other: Module) -> bool:
-    """Whether both have one change that is the same: of an algorithm that ties heads, or of LoRA, turned round."""
+    """Return True if both have the same single change: of an algorithm that ties heads, or of LoRA, transposed."""
     if len(module.contributions) != 1 or len(other.contributions) != 1:
         return False
     (ours,), (theirs,) = module.contributions, other.contributions
@@ -75,7 +75,7 @@ def _says_same(module: Module, other: Module) -> bool:
 
 
 def _is_turned(head: Contribution, embedding: Contribution) -> bool:
-    """Whether a LoRA of a head has the factors of the embedding's, as (out, in) is the turned (in, out)."""
+    """Return True if a LoRA of a head has the embedding's factors, swapped and transposed."""
     from lora_inspect.maths.tensors import load
 
     if head.magnitude or embedding.magnitude or head.rows or head.scale is None or head.scale != embedding.scale:
@@ -99,10 +99,10 @@ _COMPARED_ELEMENTS = 1 << 20
 
 
 def equal_copies(adapter: Adapter, base: Checkpoint, matching: Matching, tied: Mapping[str, str]) -> set[str]:
-    """The unclaimed keys of the adapter whose tensors are those of the base, by value.
+    """Return the unclaimed keys of the adapter with tensors equal to the base's.
 
-    `tied` are the weights of the base by the modules of heads that share them with an embedding.
-    Raises LoraInspectError for one that stands for a tensor of the base and has other numbers.
+    `tied` are the weights of the base by the modules of heads that share them with an embedding. Raises
+    LoraInspectError for a copy of a base tensor that has other numbers.
     """
     equal: set[str] = set()
     for key, original in _copies(adapter, base, matching, tied):
@@ -126,7 +126,7 @@ def equal_copies(adapter: Adapter, base: Checkpoint, matching: Matching, tied: M
 def _copies(
     adapter: Adapter, base: Checkpoint, matching: Matching, tied: Mapping[str, str]
 ) -> Iterator[tuple[str, TensorInfo]]:
-    """Each unclaimed key that stands for a tensor of the base, with that tensor."""
+    """Yield each unclaimed key that is a copy of a tensor of the base, with that tensor."""
     targets = dict(tied) | {
         placed.contribution.module.key: name
         for name, found in matching.targets.items()
@@ -158,7 +158,7 @@ def _copies(
 
 
 def _equal(copy: TensorInfo, original: TensorInfo) -> bool:
-    """Whether two tensors have the same shape and the same numbers, in whatever floating element type."""
+    """Return True if two tensors have the same shape and numbers, in any floating element types."""
     from lora_inspect.maths.torch_threads import load_torch
 
     load_torch()
@@ -183,7 +183,7 @@ _COMPARED_CHARACTERS = 500
 
 
 def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, allowed: bool) -> list[str]:
-    """The keys of the adapter that change nothing; raises LoraInspectError where they must not be."""
+    """Return the keys of the adapter that change nothing; raises LoraInspectError if they must not be."""
     path = adapter.checkpoint.path
     repeated = tuple(one for one in matching.unmatched if repeats_embedding(one, adapter, base))
     matching = replace(matching, unmatched=tuple(one for one in matching.unmatched if one not in repeated))
@@ -230,18 +230,18 @@ def accept_unmatched(adapter: Adapter, base: Checkpoint, matching: Matching, all
 
 
 def in_components(counts: Mapping[str, int]) -> str:
-    """Modules by component in words: "model (280 modules), text_encoder (72 modules)"."""
+    """Return modules by component in words: "model (280 modules), text_encoder (72 modules)"."""
     return ", ".join(f"{component} ({count} modules)" for component, count in sorted(counts.items()))
 
 
 def _fitting(matching: Matching) -> Counter[str]:
-    """The modules that have a target, by component."""
+    """Return the modules that have a target, by component."""
     names = {placed.contribution.module for found in matching.targets.values() for placed in found}
     return Counter(sorted(name.component for name in names))
 
 
 def _absence(missing: Counter[str], adapter: Adapter, base: Checkpoint) -> str:
-    """What is said of whole components without a target: how the base has them, or that it has them not at all."""
+    """Return a sentence on whole components without a target: how the base has them, or that it lacks them."""
     held = {component: how for component in missing if (how := _how_held(component, adapter, base))}
     absent = Counter({component: count for component, count in missing.items() if component not in held})
     parts = [f"{base.path} does not hold {in_components(absent)}"] if absent else []
@@ -250,7 +250,7 @@ def _absence(missing: Counter[str], adapter: Adapter, base: Checkpoint) -> str:
 
 
 def _how_held(component: str, adapter: Adapter, base: Checkpoint) -> str | None:
-    """How the base holds a component that the adapter's names do not find; None where it shows no sign of it."""
+    """Return how the base holds a component that the adapter's names do not find; None if there is no sign of it."""
     if component == MODEL and (packed := _packed(base)):
         return f"in packed weights ({packed})"
     if layout := _other_layout(component, adapter, base):
@@ -262,7 +262,7 @@ def _how_held(component: str, adapter: Adapter, base: Checkpoint) -> str | None:
 
 
 def _other_layout(component: str, adapter: Adapter, base: Checkpoint) -> str | None:
-    """Which other layout of the adapter's own family the base holds a component in; None where that is not shown."""
+    """Return the other layout of the adapter's family in which the base holds a component; None if not shown."""
     if component != MODEL:
         return None
     # The names of llama.cpp are looked for under those of every layout.
@@ -274,7 +274,7 @@ def _other_layout(component: str, adapter: Adapter, base: Checkpoint) -> str | N
 
 
 def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> tuple[str, str]:
-    """Why the first module has no target, and the way out.
+    """Return the reason that the first module has no target, and the way out.
 
     A part of it lacks, or weights are packed, or of another layout or model.
     """
@@ -318,7 +318,7 @@ def _why(matching: Matching, adapter: Adapter, base: Checkpoint) -> tuple[str, s
 
 
 def _packed(base: Checkpoint) -> str | None:
-    """A packed weight of the base, with the name of its code where that is known; None where there is none."""
+    """Return a packed weight of the base, with the name of its code where that is known; None if there is none."""
     if packed := next((name for name in base.tensors if name.endswith(_PACKED_SUFFIXES)), None):
         return packed
     blocks = (name for name in base.tensors if name.endswith(_BLOCKS))
@@ -331,7 +331,7 @@ def _first_prefix(prefixes: Iterable[str], base: Checkpoint) -> str | None:
 
 
 def _nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
-    """Names of base weights that resemble the module's, most similar first."""
+    """Return the names of base weights that resemble the module's, most similar first."""
     import difflib  # only an error needs it
 
     weights: Iterable[str] = (info.name for info in base.tensors.values() if is_weight(info))
@@ -345,7 +345,7 @@ def _nearest(module: Module, base: Checkpoint, count: int = 3) -> list[str]:
 
 
 def other_base_notes(adapters: Iterable[Adapter], base: Checkpoint) -> list[str]:
-    """A sentence for each adapter whose recorded base has other numbers in the weight that the record is of."""
+    """Return a sentence for each adapter with a recorded weight that has other bytes in this base."""
     from lora_inspect.files.hashes import sha256  # with hashlib, which `compat` has no other use for
 
     notes = []

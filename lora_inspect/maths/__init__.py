@@ -1,1 +1,1 @@
-"""The formulas, written with tensor methods, and what loads and computes with torch."""
+"""The formulas, written with tensor methods, and the modules that load and compute with torch."""

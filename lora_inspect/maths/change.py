@@ -27,14 +27,14 @@ class SharedBlocks(Protocol):
     """Blocks that several threads can go through together."""
 
     def __call__(self) -> Iterator[tuple[int, Any]]:
-        """As all blocks: one after the other, in this thread."""
+        """Yield (first row, rows), one block after the other, in this thread."""
 
     def total(self, measure: Measure) -> Any:
-        """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+        """Return the sum of `measure` over the blocks, in their order; None if there are none."""
 
 
 def total(blocks: Blocks, measure: Measure) -> Any:
-    """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+    """Return the sum of `measure` over the blocks, in their order; None if there are none."""
     if isinstance(blocks, SharedBlocks):
         return blocks.total(measure)
     parts = (measure(first, rows) for first, rows in blocks())
@@ -42,15 +42,15 @@ def total(blocks: Blocks, measure: Measure) -> Any:
 
 
 def summed(blocks: Blocks, measure: Measure, like: Any) -> Any:
-    """The sum of what `measure` makes of each block in float64, in the type of `like`.
+    """Return the float64 sum of `measure` over the blocks, in the type of `like`.
 
-    A float32 that is rounded from it once does not show how the rows are cut.
+    A float32 that is rounded from it once does not depend on the division into blocks.
     """
     return total(blocks, measure).to(like.dtype)
 
 
 def summed_products(left: Any, blocks: Blocks) -> Any:
-    """left @ W, of (n, out) and the weight."""
+    """Return left @ W, of (n, out) and the weight."""
     wide = left.double()
     return summed(blocks, lambda first, rows: wide[:, first : first + rows.shape[0]] @ rows.double(), left)
 
@@ -58,34 +58,34 @@ def summed_products(left: Any, blocks: Blocks) -> Any:
 class Change(Protocol):
     """A change of one weight, in blocks of rows that begin and end at multiples of `together`; 0: all at once.
 
-    One that needs nothing of the weight and knows no better way to change a transposed one is `fold` alone.
+    A change that needs nothing of the weight and has no better way for a transposed one defines only `fold`.
     """
 
     __slots__ = ()
 
     @property
     def together(self) -> int:
-        """How many rows belong together, from the first row on."""
+        """The number of rows that belong together, from the first row on."""
 
     @property
     def holds_all(self) -> bool:
-        """Whether it holds the whole weight in memory while it settles."""
+        """True if it holds the whole weight in memory while it settles."""
         return False
 
     def settled(self, blocks: Blocks, multiplier: float) -> "Change":
-        """The change once it has seen what it needs of the whole weight, to be folded with this `multiplier`."""
+        """Return the change after it has read the whole weight as needed, to be folded with this `multiplier`."""
         return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Folds it into `rows` (n, columns), the rows `first` to `first` + n of the weight."""
+        """Fold the change into `rows` (n, columns), the rows `first` to `first` + n of the weight."""
 
     def transposed(self) -> "Change":
-        """The same change of the weight that is stored as (in, out)."""
+        """Return the same change for the weight stored as (in, out)."""
         return Transposed(self)
 
 
 def holds_all(change: Change) -> bool:
-    """Whether a change holds the whole weight in memory while it settles; one that does not say so does not."""
+    """Return True if a change holds the whole weight in memory while it settles; False if it does not say."""
     return getattr(change, "holds_all", False)
 
 
@@ -99,29 +99,29 @@ class LowRank(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Adds the product's rows."""
+        """Add the product's rows."""
         add_product(rows, self.up[first : first + rows.shape[0]] * (self.scale * multiplier), self.down)
 
     def transposed(self) -> Change:
-        """The factors change places."""
+        """Return the product with its factors exchanged and transposed."""
         return replace(self, up=self.down.transpose(0, 1).contiguous(), down=self.up.transpose(0, 1).contiguous())
 
 
 @dataclass(frozen=True, slots=True)
 class Additive(Change):
-    """W + multiplier · scale · delta, of which `delta_rows(first, last)` computes the rows `first` to `last`."""
+    """W + multiplier · scale · delta; `delta_rows(first, last)` computes the rows `first` to `last` of delta."""
 
     delta_rows: Callable[[int, int], Any]
     scale: float
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Adds the rows of delta."""
+        """Add the rows of delta."""
         rows.add_(self.delta_rows(first, first + rows.shape[0]) * (self.scale * multiplier))
 
 
 def added(matrix: Any, scale: float) -> Additive:
-    """W + multiplier · scale · matrix, of which all rows (out, columns) are there."""
+    """Return W + multiplier · scale · matrix, for a matrix with all rows (out, columns)."""
     return Additive(partial(_rows, matrix), scale)
 
 
@@ -142,12 +142,12 @@ class Both(Change):
         return lcm(self.first.together, self.second.together)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Folds both."""
+        """Fold both."""
         self.first.fold(rows, first, multiplier)
         self.second.fold(rows, first, multiplier)
 
     def transposed(self) -> Change:
-        """Both of them."""
+        """Return both changes for the transposed weight."""
         return Both(self.first.transposed(), self.second.transposed())
 
 
@@ -159,19 +159,19 @@ class Replaced(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Writes the values over the rows; raises ValueError for a multiplier that means nothing."""
+        """Write the values over the rows; raises ValueError for a multiplier that means nothing."""
         if multiplier != 1:
             raise ValueError(f"a weight is replaced or not, which a multiplier of {multiplier:g} does not say")
         rows.copy_(self.values[first : first + rows.shape[0]])
 
     def transposed(self) -> Change:
-        """The values turned round."""
+        """Return the values turned round."""
         return replace(self, values=self.values.transpose(0, 1).contiguous())
 
 
 @dataclass(frozen=True, slots=True)
 class ReplacedRows(Change):
-    """`values` (count, columns) in the place of some rows of the weight, whose numbers are `rows`, each once.
+    """`values` (count, columns) in place of some rows of the weight; `rows` are their numbers, each once.
 
     There is no multiplier but 1.
     """
@@ -181,7 +181,7 @@ class ReplacedRows(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Writes the values over their rows; raises ValueError for a multiplier that means nothing."""
+        """Write the values over their rows; raises ValueError for a multiplier that means nothing."""
         if multiplier != 1:
             raise ValueError(f"rows are replaced or not, which a multiplier of {multiplier:g} does not say")
         last = first + rows.shape[0]
@@ -198,7 +198,7 @@ class Transposed(Change):
     together: int = 0
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The change settles on the weight turned round, which comes in one block."""
+        """Settle the change on the weight turned round, which comes in one block."""
         return replace(self, change=self.change.settled(partial(self._turned, blocks), multiplier))
 
     @property
@@ -207,13 +207,13 @@ class Transposed(Change):
         return True
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Turns all rows round, folds, and turns them back."""
+        """Turn all rows round, fold, and turn them back."""
         ((_, turned),) = self._turned(lambda: iter([(first, rows)]))
         self.change.fold(turned, 0, multiplier)
         rows.copy_(turned.transpose(0, 1))
 
     def transposed(self) -> Change:
-        """The change itself."""
+        """Return the change itself."""
         return self.change
 
     def _turned(self, blocks: Blocks) -> Iterator[tuple[int, Any]]:
@@ -223,7 +223,7 @@ class Transposed(Change):
 
 @dataclass(frozen=True, slots=True)
 class OnRows(Change):
-    """`change` on some rows of another weight: each of the `runs` (start, stop, source) are its rows from `source` on.
+    """`change` on some rows of another weight; each of the `runs` (start, stop, source) has its rows from `source`.
 
     Serves a slice of a fused weight, the part of a fused adapter that one of several weights gets, and rows in another
     order. A change with groups of rows, or one that needs all of them at once, has to find them in one run.
@@ -239,7 +239,7 @@ class OnRows(Change):
         return own if own and not any(edge % own for run in self.runs for edge in run) else 0
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The change settles on its own rows."""
+        """Settle the change on its own rows."""
         return replace(self, change=self.change.settled(partial(self._own_blocks, blocks), multiplier))
 
     @property
@@ -248,12 +248,12 @@ class OnRows(Change):
         return holds_all(self.change)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Folds into those of the rows that are its own."""
+        """Fold into the own rows among these."""
         for own_first, own in self._own(first, rows):
             self.change.fold(own, own_first, multiplier)
 
     def transposed(self) -> Change:
-        """A product of factors on columns; any other change of the whole weight, turned round."""
+        """Return a product of factors on columns; any other change of the whole weight, turned round."""
         if not isinstance(self.change, LowRank) or self.change.together != 1:
             return Transposed(self)
         columns = [row for start, stop, _ in self.runs for row in range(start, stop)]
@@ -274,7 +274,7 @@ class OnRows(Change):
 
 
 def _evenly(numbers: list[int]) -> slice | list[int]:
-    """The numbers as an index, which takes no copy where all of them lie equally far apart."""
+    """Return the numbers as an index, a slice without a copy if they are evenly spaced."""
     steps = {after - before for before, after in pairwise(numbers)} or {1}
     (step,) = steps if len(steps) == 1 else (0,)
     return slice(numbers[0], numbers[-1] + 1, step) if step > 0 else numbers
@@ -293,7 +293,7 @@ class OnColumns(Change):
         return self.change.together
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Folds into its columns."""
+        """Fold into its columns."""
         own = rows[:, self.columns]
         self.change.fold(own, first, multiplier)
         rows[:, self.columns] = own
@@ -314,7 +314,7 @@ class OnBlock(Change):
         return own if own and not (self.first % own or self.rows % own) else self.rows
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The change settles on its own rows."""
+        """Settle the change on its own rows."""
         return replace(self, change=self.change.settled(partial(self._own_blocks, blocks), multiplier))
 
     @property
@@ -323,7 +323,7 @@ class OnBlock(Change):
         return holds_all(self.change)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Folds into those of the rows that are its own."""
+        """Fold into the own rows among these."""
         for own_first, own in self._own_blocks(lambda: iter([(first, rows)])):
             self.change.fold(own, own_first, multiplier)
 
@@ -345,10 +345,10 @@ class SharedRead(Protocol):
     """A way to read a weight that several threads can go together."""
 
     def __call__(self, together: int) -> Iterator[tuple[int, Any]]:
-        """As all of them: one block after the other, in this thread."""
+        """Yield (first row, rows), one block after the other, in this thread."""
 
     def total(self, together: int, measure: Measure) -> Any:
-        """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+        """Return the sum of `measure` over the blocks, in their order; None if there are none."""
 
 
 class Behind:
@@ -359,13 +359,13 @@ class Behind:
         self._together = lcm(together, together_in(links))
 
     def __call__(self) -> Iterator[tuple[int, Any]]:
-        """(first row, rows), one block after the other."""
+        """Yield (first row, rows), one block after the other."""
         for first, rows in self._read(self._together):
             fold_all(self._links, rows, first)
             yield first, rows
 
     def total(self, measure: Measure) -> Any:
-        """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+        """Return the sum of `measure` over the blocks, in their order; None if there are none."""
 
         def behind(first: int, rows: Any) -> Any:
             fold_all(self._links, rows, first)
@@ -377,7 +377,7 @@ class Behind:
 
 
 def settled(links: Sequence[Link], read: Read) -> list[Link]:
-    """The changes, each once it has seen the weight as those before it leave it."""
+    """Return the changes, each settled on the weight as the earlier ones leave it."""
     done: list[Link] = []
     for change, multiplier in links:
         done.append((change.settled(Behind(tuple(done), read, change.together), multiplier), multiplier))
@@ -385,12 +385,12 @@ def settled(links: Sequence[Link], read: Read) -> list[Link]:
 
 
 def folded(links: Sequence[Link], read: Read, together: int = 1) -> Iterator[tuple[int, Any]]:
-    """(first row, rows) of the weight with settled changes in it, in blocks that keep `together` rows as well."""
+    """Yield (first row, rows) of the weight with settled changes, in blocks that also keep `together` rows."""
     return Behind(links, read, together)()
 
 
 def deltas(links: Sequence[Link], read: Read) -> Iterator[tuple[int, Any]]:
-    """(first row, W' - W) in blocks: the true change that links which have not settled make of the weight."""
+    """Yield (first row, W' - W) in blocks: the true change of the weight by links that have not settled."""
     done = settled(links, read)
     for first, rows in read(together_in(done)):
         changed = rows.clone()
@@ -399,19 +399,19 @@ def deltas(links: Sequence[Link], read: Read) -> Iterator[tuple[int, Any]]:
 
 
 def fold_all(links: Sequence[Link], rows: Any, first: int) -> None:
-    """Folds settled changes into rows of the weight, in place, one after the other."""
+    """Fold settled changes into rows of the weight, in place, one after the other."""
     for change, multiplier in links:
         change.fold(rows, first, multiplier)
 
 
 def together_in(links: Sequence[Link]) -> int:
-    """How many rows belong together for all of them; 0 is for all rows."""
+    """Return the number of rows that belong together for all of them; 0 means all rows."""
     return lcm(*(change.together for change, _ in links))
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertProducts(Change):
-    """W_e + multiplier · scale · up_e @ down_e, where expert e has the rows from e·out on of W, (experts·out, columns).
+    """W_e + multiplier · scale · up_e @ down_e; expert e has the rows of W, (experts·out, columns), from e·out.
 
     `up` is (experts, out, rank) and `down` (experts, rank, columns).
     """
@@ -422,14 +422,14 @@ class ExpertProducts(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Adds to the rows of each expert those of its product."""
+        """Add to the rows of each expert the rows of its product."""
         for expert, begin, end in self._of_experts(first, first + rows.shape[0]):
             start = expert * self.up.shape[1]
             up = self.up[expert, begin - start : end - start]
             add_product(rows[begin - first : end - first], up * (self.scale * multiplier), self.down[expert])
 
     def _of_experts(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """(expert, its first row, the row behind its last one) among the rows `first` to `last`."""
+        """Yield (expert, its first row, the row behind its last one) among the rows `first` to `last`."""
         out = self.up.shape[1]
         for expert in range(first // out, -(-last // out)):
             yield expert, max(first, expert * out), min(last, (expert + 1) * out)

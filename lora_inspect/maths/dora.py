@@ -1,7 +1,7 @@
-"""DoRA: the norm of V = W + delta, the gain that magnitude and norm make, and the fold.
+"""DoRA: the norm of V = W + delta, the gain from magnitude and norm, and the fold.
 
-Written with tensor methods alone, so that it imports without torch and serves forward, merge and convert.
-Source: Liu et al. 2024 (DoRA), W' = magnitude · V / ‖V‖; where programs differ, the program is named.
+Written only with tensor methods, so that it imports without torch and serves forward, merge and convert. Source: Liu et
+al. 2024 (DoRA), W' = magnitude · V / ‖V‖; where programs differ, the program is named.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ _COLUMNS = 512
 
 
 class DoraSpelling(NamedTuple):
-    """One spelling of the magnitude, and what the programs that write it mean by it.
+    """One spelling of the magnitude, and the meaning that its programs give it.
 
-    `multiplier` is the rule by which they apply a multiplier. `added_eps` is what they add to the norm; None
-    stands for ours, max(norm, 1e-6). `norms` says whose they are.
+    `multiplier` is the rule by which they apply a multiplier. `added_eps` is the number that they add to the norm; None
+    means ours, max(norm, 1e-6). `norms` says if they are norms of V or of W.
     """
 
     suffix: str
@@ -58,11 +58,11 @@ OVER_BASE = SPELLINGS[".dora_scale"]._replace(norms=OF_BASE)
 
 
 def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], changed: Sequence[int | None]) -> str | None:
-    """The axis that a magnitude of `shape` belongs to, or None where it fits neither.
+    """Return the axis that a magnitude of `shape` belongs to, or None if it fits neither.
 
-    One-dimensional magnitudes and those shaped (1, out, 1, …) of PEFT convolutions are per output row. A
-    `dora_scale` is per output as (out, 1, …) and per input as (1, in, …), and `m` as (out,) and as (in,). `changed` is
-    (out, in, *kernel) of the weight, or (out, in·kernel) where the factors do not tell more.
+    One-dimensional magnitudes and those shaped (1, out, 1, …) of PEFT convolutions are per output row. A `dora_scale`
+    is per output as (out, 1, …) and per input as (1, in, …), and `m` as (out,) and as (in,). `changed` is (out, in,
+    *kernel) of the weight, or (out, in·kernel) if the factors do not show more.
     """
     out_features, in_features = changed[:2]
     if spelling.suffix == OF_STORED_ROWS:
@@ -80,7 +80,7 @@ def axis_of(spelling: DoraSpelling, shape: tuple[int, ...], changed: Sequence[in
 
 
 def _are_inputs(shape: tuple[int, ...], in_features: int | None, dimensions: int) -> bool:
-    """Whether there are as many numbers as inputs; of a kernel that is flattened they may be a part of the columns."""
+    """Return True if there are as many numbers as inputs; for a flattened kernel they may be part of the columns."""
     if in_features is None or shape[1] == 0:
         return False
     is_flattened = dimensions == 2 and len(shape) > 2
@@ -88,9 +88,9 @@ def _are_inputs(shape: tuple[int, ...], in_features: int | None, dimensions: int
 
 
 def squared_norm(matrix: Any, axis: str) -> Any:
-    """Sum of squares of `matrix` (out, columns) along `axis`: (out,) for output rows, (columns,) for input.
+    """Return the sum of squares of `matrix` (out, columns) along `axis`: (out,) for outputs, (columns,) for inputs.
 
-    What is over all rows is in float64: where they come in blocks, it is a part of a sum.
+    A sum over rows is in float64, since with blocks of rows it is only a part of the whole sum.
     """
     if axis == OUTPUT:
         return (matrix * matrix).sum(1)
@@ -102,7 +102,7 @@ def squared_norm(matrix: Any, axis: str) -> Any:
 
 
 def expanded_squared_norm(base_squared: Any, base_down: Any, up: Any, down: Any, scale: float) -> Any:
-    """Squared row norms of W + scale·up@down, without building the product.
+    """Return the squared row norms of W + scale·up@down, without building the product.
 
     `base_squared` (out,) are the squared row norms of W, `base_down` (out, rank) is W @ downᵀ, `up` (out,
     rank), `down` (rank, columns): ‖W_i‖² + 2·scale·⟨W_i, (up@down)_i⟩ + scale²·up_i (down downᵀ) up_iᵀ.
@@ -113,23 +113,23 @@ def expanded_squared_norm(base_squared: Any, base_down: Any, up: Any, down: Any,
 
 
 def norm_from_square(squared: Any, added_eps: float | None = None) -> Any:
-    """The norm that divides: max(norm, 1e-6), or norm + eps for programs that add one."""
+    """Return the dividing norm: max(norm, 1e-6), or norm + eps for programs that add one."""
     norm = squared.sqrt()
     return norm.clamp(min=MIN_NORM) if added_eps is None else norm + added_eps
 
 
 def gain(magnitude: Any, norm: Any) -> Any:
-    """magnitude / norm: what each row (or column) of V is multiplied by."""
+    """Return magnitude / norm, the factor of each row (or column) of V."""
     return magnitude / norm
 
 
 def inner_multiplier(multiplier: float, rule: str) -> float:
-    """The factor with which delta enters V: the multiplier itself for `inside`, else 1."""
+    """Return the factor with which delta enters V: the multiplier itself for `inside`, else 1."""
     return multiplier if rule == INSIDE else 1.0
 
 
 def apply_gain(base: Any, combined: Any, gains: Any, multiplier: float, rule: str) -> None:
-    """Makes the folded weight of V (`combined`), in place, from W (`base`), both (rows, columns), and the gains.
+    """Make the folded weight of V (`combined`), in place, from W (`base`), both (rows, columns), and the gains.
 
     inside: V·g. interpolate (ComfyUI): W + m·(V·g - W). lycoris (lycoris-lora): V·(m·(g - 1) + 1). Only the second one
     needs W. The gains are (rows, 1) or (1, columns).

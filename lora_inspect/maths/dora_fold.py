@@ -1,6 +1,6 @@
 """DoRA around any change that is added to a weight: V = W + change, each row or column scaled by its magnitude.
 
-Tensor methods alone; the formulas are in `dora`.
+Tensor methods only; the formulas are in `dora`.
 """
 
 import math
@@ -13,10 +13,10 @@ from lora_inspect.maths.change import Blocks, Change, Transposed, holds_all, sum
 
 @dataclass(frozen=True, slots=True)
 class MagnitudeValues:
-    """The vector `values` over output rows or inputs, and what the program that wrote it does with it.
+    """The vector `values` over output rows or inputs, and its use in the program that wrote it.
 
-    `rule` says how a multiplier applies, `added_eps` what is added to the norm; None stands for max(norm, 1e-6).
-    `norms` says whether they are those of V or of W.
+    `rule` is the rule for a multiplier, `added_eps` is added to the norm; None means max(norm, 1e-6). `norms` says if
+    the norms are those of V or of W.
     """
 
     values: Any
@@ -25,23 +25,23 @@ class MagnitudeValues:
     norms: str = dora.OF_SUM
 
     def squared_norms(self, rows: Any, combined: Any, axis: str) -> Any:
-        """The squares of the norms that divide, of some rows of W and the same of V, which is `combined`.
+        """Return the squares of the dividing norms, of some rows of W and the same of V, which is `combined`.
 
         Of W there may be None where the norms are those of V.
         """
         return dora.squared_norm(rows if self.norms == dora.OF_BASE else combined, axis)
 
     def divisors(self, squared_norms: Any) -> Any:
-        """The norms that divide; NaN, and not an infinity, where a square is more than the type can hold."""
+        """Return the dividing norms; NaN, and not an infinity, for a square beyond the range of the type."""
         norm = dora.norm_from_square(squared_norms, self.added_eps)
         return norm.masked_fill(norm.isinf(), math.nan)
 
     def gains(self, squared_norms: Any, values: Any) -> Any:
-        """What V is multiplied by."""
+        """Return the factors of V."""
         return dora.gain(values, self.divisors(squared_norms))
 
     def combined(self, change: Change, rows: Any, first: int, multiplier: float) -> tuple[Any, Any]:
-        """The `rows` of W, and those of V in their place; None for those of W where nothing depends on them."""
+        """Return the `rows` of W, and those of V in their place; None for those of W if nothing depends on them."""
         is_kept = self.norms == dora.OF_BASE or self.rule == dora.INTERPOLATE
         before = rows.clone() if is_kept else None
         change.fold(rows, first, dora.inner_multiplier(multiplier, self.rule))
@@ -66,22 +66,22 @@ class _Decomposed(Change):
         return holds_all(self.change)
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The change settles at the multiplier with which it enters V."""
+        """Settle the change at the multiplier with which it enters V."""
         inner = dora.inner_multiplier(multiplier, self.magnitude.rule)
         return self._settled(self.change.settled(blocks, inner), blocks, inner)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Scales V by the magnitude over the norm."""
+        """Scale V by the magnitude over the norm."""
         before, combined = self.magnitude.combined(self.change, rows, first, multiplier)
         gains = self._gains(before, combined, first)
         dora.apply_gain(before, combined, gains, multiplier, self.magnitude.rule)
 
     def _settled(self, change: Change, blocks: Blocks, inner: float) -> Change:
-        """The same with its `change` settled, to enter V at the multiplier `inner`."""
+        """Return this one with its `change` settled, to enter V at the multiplier `inner`."""
         return replace(self, change=change)
 
     def _gains(self, rows: Any, combined: Any, first: int) -> Any:
-        """A gain for each row, or column, of V, which is `combined`; the `rows` of W may be None, as in `combined`."""
+        """Return a gain for each row or column of V, which is `combined`; `rows` may be None, as in `combined`."""
         raise NotImplementedError
 
 
@@ -90,7 +90,7 @@ class DecomposedRows(_Decomposed):
     """DoRA over output rows."""
 
     def values_of(self, other: MagnitudeValues, rows: Any, first: int) -> Any:
-        """The magnitudes with which `other`, by its own norms, makes the same of the `rows` of W at multiplier 1."""
+        """Return the magnitudes for `other` that, with its own norms, give the same `rows` at multiplier 1."""
         combined = rows.clone()
         self.change.fold(combined, first, 1.0)
         norms = other.divisors(other.squared_norms(rows, combined, dora.OUTPUT))
@@ -102,13 +102,13 @@ class DecomposedRows(_Decomposed):
         return gains.reshape(-1, 1)
 
     def transposed(self) -> Change:
-        """What were rows are columns in the weight as it is stored."""
+        """Return the change of the transposed weight: rows become columns."""
         return DecomposedColumns(self.change.transposed(), self.magnitude)
 
 
 @dataclass(frozen=True, slots=True)
 class DecomposedColumns(_Decomposed):
-    """DoRA over inputs, for each of which a convolution has `columns_per_input` neighbouring columns.
+    """DoRA over inputs; a convolution has `columns_per_input` neighbouring columns for each input.
 
     `squares` are the squared norms, over all rows, known once the change has settled.
     """
@@ -130,19 +130,19 @@ class DecomposedColumns(_Decomposed):
         return gains.repeat_interleave(self.columns_per_input).reshape(1, -1)
 
     def transposed(self) -> Change:
-        """What were columns are rows in the weight as it is stored; of a convolution all rows have to be there."""
+        """Return the change of the transposed weight: columns become rows; a convolution needs all rows at once."""
         if self.columns_per_input > 1:
             return Transposed(self)
         return DecomposedRows(self.change.transposed(), self.magnitude)
 
 
 def magnitude_of(spelling: dora.DoraSpelling, values: Any, rule: str | None = None) -> MagnitudeValues:
-    """The `values` as those who write the spelling mean them; `rule` says how a multiplier applies instead."""
+    """Return the `values` with the meaning of the spelling; `rule` replaces its rule for a multiplier."""
     return MagnitudeValues(values, rule or spelling.multiplier, spelling.added_eps, spelling.norms)
 
 
 def decomposed(change: Change, magnitude: MagnitudeValues, axis: str, columns_per_input: int) -> Change:
-    """DoRA over the `axis` that the magnitude belongs to."""
+    """Return DoRA over the `axis` that the magnitude belongs to."""
     if axis == dora.OUTPUT:
         return DecomposedRows(change, magnitude)
     return DecomposedColumns(change, magnitude, columns_per_input)

@@ -21,7 +21,7 @@ class Scattered(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Adds the values whose entries are in the rows."""
+        """Add the values with entries in the rows."""
         entries = (self.rows - first) * rows.shape[1] + self.columns
         inside = (entries >= 0) & (entries < rows.numel())
         rows.view(-1).index_add_(0, entries[inside], self.values[inside] * (self.scale * multiplier))
@@ -34,7 +34,7 @@ ROWS, COLUMNS = 0, 1
 class Gains(Change):
     """W times 1 + multiplier · (gains - 1), with one of the gains (n,) for each row, or for each input along `axis`.
 
-    The columns of an input, of which a kernel has several, share its gain.
+    All columns of an input share its gain; a kernel has several.
     """
 
     gains: Any
@@ -42,7 +42,7 @@ class Gains(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Multiplies the rows."""
+        """Multiply the rows."""
         # A multiplier of 1 leaves the gains as they are, however small they are beside 1.
         gains = (1 - multiplier) + multiplier * self.gains
         if self.axis == ROWS:
@@ -51,5 +51,5 @@ class Gains(Change):
             rows.mul_(gains.repeat_interleave(rows.shape[1] // gains.shape[0]))
 
     def transposed(self) -> Change:
-        """Rows are inputs, and inputs rows."""
+        """Return the gains of the transposed weight: rows become inputs, and inputs rows."""
         return replace(self, axis=1 - self.axis)

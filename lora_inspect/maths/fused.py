@@ -1,4 +1,4 @@
-"""Slices of a fused layer, each with factors of its own, as one pair of factors, and back. Tensor methods alone.
+"""Slices of a fused layer, each with factors of its own, as one pair of factors, and back. Tensor methods only.
 
 down is stacked and up block-diagonal: diag(u₀, u₁, …) @ [d₀; d₁; …] holds each uᵢ @ dᵢ in the rows of its slice. The
 rank is the sum of the ranks, so that an alpha of alpha/rank grows with it. Slices of one down share its columns.
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def shape_of(ups: Sequence[Any], columns: Sequence[int]) -> tuple[int, int]:
-    """(Σ out, Σ rank) of the fused up, for the first of the `columns` that each of the `ups` (out, rank) has."""
+    """Return (Σ out, Σ rank) of the fused up, for the first of the `columns` that each of the `ups` (out, rank) has."""
     return sum(up.shape[0] for up in ups), max(first + up.shape[1] for up, first in zip(ups, columns, strict=True))
 
 
 def place(fused: Any, ups: Sequence[Any], columns: Sequence[int]) -> Any:
-    """Puts the `ups` into the zeros of `fused`, below each other, each from its own of the `columns` on."""
+    """Put the `ups` into the zeros of `fused`, below each other, each at its own one of the `columns`."""
     row = 0
     for up, first in zip(ups, columns, strict=True):
         fused[row : row + up.shape[0], first : first + up.shape[1]] = up
@@ -23,7 +23,7 @@ def place(fused: Any, ups: Sequence[Any], columns: Sequence[int]) -> Any:
 
 
 def fuse(pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
-    """up (Σ out, Σ rank) and down (Σ rank, in) of the slices' `pairs` of up (out, rank) and down (rank, in)."""
+    """Return up (Σ out, Σ rank) and down (Σ rank, in) of the slices' `pairs`, up (out, rank) and down (rank, in)."""
     ups, downs = [up for up, _ in pairs], [down for _, down in pairs]
     columns = starts(downs)
     up = place(ups[0].new_zeros(shape_of(ups, columns)), ups, columns)
@@ -34,12 +34,12 @@ def fuse(pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 
 def starts(downs: Sequence[Any]) -> list[int]:
-    """The first row of each of the `downs` (rank, in) where they are stacked."""
+    """Return the first row of each of the `downs` (rank, in) where they are stacked."""
     return [sum(down.shape[0] for down in downs[:number]) for number in range(len(downs))]
 
 
 def part(up: Any, down: Any, sizes: Sequence[int]) -> list[tuple[Any, Any]] | None:
-    """The pairs of slices of `sizes` rows and of one rank, or None where `up` is not block-diagonal so."""
+    """Return the pairs of slices of `sizes` rows and of one rank, or None if `up` is not block-diagonal so."""
     rank, rest = divmod(up.shape[1], len(sizes))
     if rest or rank == 0 or sum(sizes) != up.shape[0]:
         return None
@@ -56,9 +56,9 @@ def part(up: Any, down: Any, sizes: Sequence[int]) -> list[tuple[Any, Any]] | No
 
 
 def has_blocks(up: Any) -> bool:
-    """Whether the first and the last row of `up` (out, rank) have no column in common, as rows of two slices have none.
+    """Return True if the first and the last row of `up` (out, rank) share no column, as rows of two slices.
 
-    Training a layer as a whole leaves no 0 in a row; before it all of `up` is 0, which says nothing.
+    Training a layer as a whole leaves no 0 in a row; before it all of `up` is 0, which proves nothing.
     """
     first, last = (up[row].float() != 0 for row in (0, -1))
     return bool(first.any() and last.any()) and not bool((first & last).any())

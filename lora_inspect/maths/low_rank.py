@@ -53,13 +53,13 @@ class Approximation:
 def approximate(
     matrix: Tensor, rank: int | None = None, max_error: float | None = None, dtype: torch.dtype | None = None
 ) -> Approximation:
-    """An approximation of `rank`, or of the least rank whose relative error is at most `max_error`.
+    """Return an approximation of `rank`, or of the least rank with a relative error of at most `max_error`.
 
-    `matrix` (out, columns) is finite, the factors have `dtype` or where that is None its own. The rank is lower where
-    the matrix has no more: singular values below 1e-7 of the largest are the rounding of float32.
-    The error is at most `BOUND` times the least possible for the rank, besides the rounding of the factors, which is
-    at most 2^-23 · sqrt(rank) · ‖matrix‖ in float32. The factors share the singular values evenly. A zero matrix
-    gives rank 1 and error 0.
+    `matrix` (out, columns) is finite, the factors have `dtype`, or its own if that is None. The rank is lower where the
+    matrix has no more: singular values below 1e-7 of the largest are the rounding of float32. The error is at most
+    `BOUND` times the least possible for the rank, besides the rounding of the factors, which is at most 2^-23 ·
+    sqrt(rank) · ‖matrix‖ in float32. The factors share the singular values evenly. A zero matrix gives rank 1 and error
+    0.
     """
     if matrix.shape[0] > matrix.shape[1]:
         found = approximate(matrix.t(), rank, max_error, dtype)
@@ -85,14 +85,14 @@ def approximate(
 
 
 def _krylov(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
-    """(up, down) whose error is proved to be within `BOUND` of the least, or None where that cannot be had so.
+    """Return (up, down) with an error proved to be within `BOUND` of the least; None if that is not possible.
 
     A larger basis would be slow, and one that is not orthonormal, as where the matrix has no more directions to give,
     counts singular values twice.
 
-    The proof compares the squared error, ‖A‖² - Σ θᵢ over the Ritz values θ that are kept, with the least one. The
-    Ritz values behind them are a lower bound of it, as θᵢ ≤ σᵢ² (Cauchy's interlacing); where that is too low, the
-    eigenvalues of the Gram matrix say what it is.
+    The proof compares the squared error, ‖A‖² - Σ θᵢ over the Ritz values θ that are kept, with the least one. The Ritz
+    values behind them are a lower bound of it, as θᵢ ≤ σᵢ² (Cauchy's interlacing); if that is too low, the eigenvalues
+    of the Gram matrix give the least error.
     """
     total = float(matrix.square().sum())
     least: float | None = None
@@ -121,7 +121,7 @@ def _krylov(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
 
 
 def _by_eigenvectors(matrix: Tensor, rank: int | None, max_error: float = 0.0) -> tuple[Tensor, Tensor]:
-    """(up, down) of the least error for `rank`, or for the least rank whose relative error is at most `max_error`."""
+    """Return (up, down) of the least error for `rank`, or for the least rank with a relative error of `max_error`."""
     squares, vectors = _eigenpairs(matrix @ matrix.t())
     if rank is None:
         # What each rank leaves behind, summed from the smallest on, as the large ones would swallow them.
@@ -131,9 +131,9 @@ def _by_eigenvectors(matrix: Tensor, rank: int | None, max_error: float = 0.0) -
 
 
 def _factors(vectors: Tensor, projected: Tensor, squares: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(up, down) from left singular vectors (out, n), their products with the matrix and the squared values, falling.
+    """Return (up, down) from left singular vectors (out, n), their products with the matrix, and falling squares.
 
-    Of values that are the rounding of float32 beside the largest none is kept.
+    Values that are only the float32 rounding of the largest are dropped.
     """
     rank = min(rank, int((squares > _NOISE * squares[0]).sum()))
     roots = squares[:rank].sqrt().sqrt()
@@ -141,14 +141,14 @@ def _factors(vectors: Tensor, projected: Tensor, squares: Tensor, rank: int) -> 
 
 
 def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
-    """An orthonormal basis of what `block` adds to `basis`; projected twice, as once loses digits."""
+    """Return an orthonormal basis of the part of `block` outside `basis`; projected twice, as once loses digits."""
     for _ in range(2):
         block = torch.linalg.qr(block - basis @ (basis.t() @ block)).Q
     return block
 
 
 def _eigenpairs(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of a positive semidefinite matrix, falling, and its eigenvectors as columns."""
+    """Return the eigenvalues of a positive semidefinite matrix, falling, and its eigenvectors as columns."""
     values, vectors = torch.linalg.eigh(gram)
     return values.flip(0).clamp(min=0.0), vectors.flip(1)
 
@@ -167,7 +167,7 @@ GRAM, SCALED_GRAM, TRIANGLES = "gram", "scaled gram", "triangles"
 
 
 def product_norm(up: Tensor, down: Tensor, accuracy: str) -> Tensor:
-    """‖up @ down‖ in the Frobenius norm, of (out, rank) and (rank, columns), with one of the accuracies above.
+    """Return the Frobenius norm ‖up @ down‖ of (out, rank) and (rank, columns), with one of the accuracies above.
 
     Infinite where a factor is not finite and none is zero.
     """
@@ -191,7 +191,7 @@ def _triangle_norm(up: Tensor, down: Tensor) -> Tensor:
 
 
 def relative(apart: float, norm: float) -> float:
-    """The error of a change of so large a `norm`, as a share of it.
+    """Return the error of a change of so large a `norm`, as a share of it.
 
     Of no change, as of one that cancels itself out, anything at all is 1: a number that can be stated, as an infinite
     one cannot, and more than any error that is allowed.
@@ -219,23 +219,23 @@ class Distance(NamedTuple):
 
 
 def distance(ones: list[Product], others: list[Product]) -> Distance:
-    """How far the sum of the products `ones` is from that of the `others`, all of one shape (out, columns).
+    """Return the distance of the sum of the products `ones` from that of the `others`, all (out, columns).
 
-    Off by some 1e-16 of the norms of the factors. Factors that are not finite give NaN.
+    The error is some 1e-16 of the norms of the factors. Factors that are not finite give NaN.
     """
     apart = _norm([*ones, *(product._replace(up=-product.up) for product in others)])
     return Distance(apart if math.isfinite(apart) else math.nan, _norm(ones) if apart else 0.0)
 
 
 def _norm(products: Iterable[Product]) -> float:
-    """‖the sum of the products‖."""
+    """Return ‖the sum of the products‖."""
     up, down = _without_doubles(list(products))
     used = up.ne(0).any(0)
     return float(product_norm(up[:, used], down[used], TRIANGLES))
 
 
 def _without_doubles(products: list[Product]) -> Product:
-    """The sum as one product whose down has every row once."""
+    """Return the sum as one product with a down that has every row once."""
     found: dict[bytes, int] = {}
     rows: list[Tensor] = []
     whole = torch.cat([product.up for product in products], 1)

@@ -1,4 +1,4 @@
-"""Products of matrices. Tensor methods alone."""
+"""Products of matrices. Tensor methods only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +9,12 @@ ROWS_AT_ONCE = 4
 
 
 def product(left: Any, right: Any) -> Any:
-    """left @ right, (…, n, k) by (…, k, columns), in which each row is the same whatever other rows there are."""
+    """Return left @ right, (…, n, k) by (…, k, columns); each row is independent of the other rows."""
     return by_rows(lambda rows: rows @ right, left)
 
 
 def add_product(rows: Any, left: Any, right: Any) -> None:
-    """Adds left @ right, (n, k) by (k, columns), in place, and to each row the same whatever other rows there are."""
+    """Add left @ right, (n, k) by (k, columns), in place; each row is independent of the other rows."""
     whole = rows.shape[0] - rows.shape[0] % ROWS_AT_ONCE
     if whole:
         rows[:whole].addmm_(left[:whole], right)
@@ -24,12 +24,12 @@ def add_product(rows: Any, left: Any, right: Any) -> None:
 
 
 def by_rows(make: Callable[[Any], Any], rows: Any) -> Any:
-    """What `make` makes of each of the rows (…, n, k), by itself: (…, n, columns). Zeros fill up what it is given."""
+    """Return `make` of each of the rows (…, n, k), by itself: (…, n, columns). Zeros fill up its input."""
     return make(_filled(rows))[..., : rows.shape[-2], :]
 
 
 def _filled(rows: Any) -> Any:
-    """The rows (…, n, k) with rows of zeros behind them that make them as many as a kernel takes at a time."""
+    """Return the rows (…, n, k), filled up with rows of zeros to the number that a kernel takes at a time."""
     *more, count, columns = rows.shape
     if count % ROWS_AT_ONCE == 0:
         return rows
@@ -39,5 +39,5 @@ def _filled(rows: Any) -> Any:
 
 
 def row_wise(left: Any, right: Any) -> Any:
-    """(n, p·q) with row i the Kronecker product of row i of `left` (n, p) with row i of `right` (n, q)."""
+    """Return (n, p·q) with row i the Kronecker product of row i of `left` (n, p) with row i of `right` (n, q)."""
     return (left.unsqueeze(2) * right.unsqueeze(1)).flatten(1)

@@ -10,10 +10,10 @@ from lora_inspect.maths.products import add_product
 
 @dataclass(frozen=True, slots=True)
 class Residual(Change):
-    """W - multiplier · scale · up @ down, with the factors that `take(weight)` takes from the whole weight (out, in).
+    """W - multiplier · scale · up @ down, with the factors of `take(weight)` from the whole weight (out, in).
 
-    `factors` are these, None until the weight has been seen; from then on it stays what it is whatever it is folded
-    into. Finding them needs the whole weight in memory, in the dtype that it is folded in, a few times over.
+    `factors` are None until the weight has been read; from then on they stay the same for any weight. Computing them
+    needs the whole weight in memory, in the dtype of the folding, a few times over.
     """
 
     take: Callable[[Any], tuple[Any, Any]]
@@ -27,7 +27,7 @@ class Residual(Change):
         return True
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Takes the factors from the weight, once."""
+        """Take the factors from the weight, once."""
         if self.factors is not None:
             return self
         import torch
@@ -40,7 +40,7 @@ class Residual(Change):
         return replace(self, factors=self.take(weight))
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Takes the product's rows away; raises ValueError before the weight was seen."""
+        """Take the product's rows away; raises ValueError before the weight was seen."""
         if self.factors is None:
             raise ValueError("what is left of a weight is not known before the weight was seen")
         up, down = self.factors
@@ -48,7 +48,7 @@ class Residual(Change):
 
 
 def principal_factors(weight: Any, rank: int, iterations: int | None = None) -> tuple[Any, Any]:
-    """up (out, rank) and down (rank, in), whose product is the best approximation of `weight` (out, in): PiSSA's.
+    """Return up (out, rank) and down (rank, in), the best approximation of `weight` (out, in): PiSSA's.
 
     They share the singular values evenly. None for `iterations` is a full decomposition; a number is that of the
     power iterations of a randomised one, which is much faster and close to it. Source: Meng et al. 2024.
@@ -65,10 +65,10 @@ def principal_factors(weight: Any, rank: int, iterations: int | None = None) -> 
 
 
 def orthogonal_factors(weight: Any, rank: int) -> tuple[Any, Any]:
-    """up (out, rank) and down (rank, in): the first columns and rows of `weight` (out, in) = Q @ R, which OLoRA takes.
+    """Return up (out, rank) and down (rank, in) of OLoRA: columns and rows of `weight` (out, in) = Q @ R.
 
-    The first columns of Q are those of the first columns of the weight alone. Source: Büyükakyüz 2024; `olora_init` of
-    PEFT.
+    They are the first ones; the first columns of Q depend only on those of the weight. Source: Büyükakyüz 2024;
+    `olora_init` of PEFT.
     """
     import torch
 

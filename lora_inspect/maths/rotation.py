@@ -4,7 +4,7 @@ Rotations may follow in stages, each of blocks of other rows. Stage i turns bloc
 after some stages every row of a group is mixed with every other one.
 
 Sources: Qiu et al. 2023 (OFT) for Cayley's transform, Qiu et al. 2025 (OFTv2) for its Neumann series; Liu et al. 2023
-(BOFT) for stages, whose programs put the groups' rows into different orders.
+(BOFT) for stages; programs order the groups' rows differently.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from lora_inspect.maths.products import by_rows, product
 
 
 def identity(blocks: Any) -> Any:
-    """The identity (size, size) beside matrices (count, size, size)."""
+    """Return the identity (size, size) for matrices (count, size, size)."""
     return blocks.new_ones(blocks.shape[-1]).diag()
 
 
 def from_upper(entries: Any, size: int) -> Any:
-    """Skew-symmetric matrices (count, size, size) from what is above their diagonals (count, size·(size - 1)/2)."""
+    """Return skew-symmetric matrices (count, size, size) from their upper entries (count, size·(size - 1)/2)."""
     upper = entries.new_ones(size, size).triu(1) > 0
     matrices = entries.new_zeros(entries.shape[0], size, size)
     matrices[:, upper] = entries
@@ -31,7 +31,7 @@ def from_upper(entries: Any, size: int) -> Any:
 
 
 def cayley(skew: Any) -> Any:
-    """(I + Q)(I - Q)^-1 of skew-symmetric matrices (count, size, size)."""
+    """Return (I + Q)(I - Q)^-1 of skew-symmetric matrices (count, size, size)."""
     return identity(skew) + turn(skew)
 
 
@@ -40,7 +40,7 @@ def _solved(matrices: Any, right: Any) -> Any:
 
 
 def turn(skew: Any, solved: Callable[[Any, Any], Any] = _solved) -> Any:
-    """R - I for R = `cayley(skew)`, as (I - Q)^-1 2Q, which keeps the digits of a small Q.
+    """Return R - I for R = `cayley(skew)`, as (I - Q)^-1 2Q, which keeps the digits of a small Q.
 
     `solved(matrices, right)` is matrices^-1 right; no singular value of the matrices is below 1.
     """
@@ -48,7 +48,7 @@ def turn(skew: Any, solved: Callable[[Any, Any], Any] = _solved) -> Any:
 
 
 def neumann(skew: Any, terms: int) -> Any:
-    """The first `terms` of I + 2Q + 2Q² + …, which goes towards `cayley`, as PEFT has them.
+    """Return the first `terms` of I + 2Q + 2Q² + …, which goes towards `cayley`, as PEFT has them.
 
     The last one, where there are more than two, is counted once and is at least the fourth.
     """
@@ -66,14 +66,14 @@ def neumann(skew: Any, terms: int) -> Any:
 
 
 def limited(skew: Any, most: Any) -> Any:
-    """Matrices (count, size, size) shrunk to a Frobenius norm of at most `most` each."""
+    """Return the matrices (count, size, size), shrunk to a Frobenius norm of at most `most` each."""
     norms = skew.square().sum((1, 2), keepdim=True).sqrt()
     return skew * (most / norms.clamp(min=most))
 
 
 @dataclass(frozen=True, slots=True)
 class RotatedRows(Change):
-    """Wₖ' = (multiplier · (Rₖ - I) + I)ᵀ Wₖ for each block of rows, and where there is a `gain` each row times its own.
+    """Wₖ' = (multiplier · (Rₖ - I) + I)ᵀ Wₖ for each block of rows, times the own `gain` of each row, if any.
 
     `blocks` R are (count, size, size), or one for all blocks of rows, `gain` is (out, 1). No multiplier acts on it.
     """
@@ -88,7 +88,7 @@ class RotatedRows(Change):
         return size
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Turns whole blocks."""
+        """Turn whole blocks."""
         last, size = first + rows.shape[0], self.together
         one = identity(self.blocks)
         own = self.blocks if self.blocks.shape[0] == 1 else self.blocks[first // size : last // size]
@@ -109,7 +109,7 @@ class RotatedColumns(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Turns each row."""
+        """Turn each row."""
         one = identity(self.blocks)
         turned = multiplier * (self.blocks - one) + one
         by_block = rows.reshape(rows.shape[0], -1, self.blocks.shape[-1]).transpose(0, 1)
@@ -123,12 +123,12 @@ Order = Callable[[Any, int, int], Any]
 
 
 def alternating(numbers: Any, group: int, size: int) -> Any:
-    """The first row of a group, the first of its second half, the second, and so on."""
+    """Return the first row of a group, the first of its second half, the second, and so on."""
     return numbers.reshape(-1, 2, group // 2).transpose(1, 2).flatten()
 
 
 def half_blocks(numbers: Any, group: int, size: int) -> Any:
-    """Half a block from the first half of a group, one from the second half, and so on; one block alone as it is."""
+    """Return half a block from the first half of a group, one from the second, and so on; a single block unchanged."""
     if group == size:
         return numbers
     return numbers.reshape(-1, 2, group // size, size // 2).transpose(1, 2).flatten()
@@ -155,7 +155,7 @@ class Butterfly(Change):
         return largest if self.axis == ROWS else 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Turns whole groups of rows, or each row."""
+        """Turn whole groups of rows, or each row."""
         last, size = first + rows.shape[0], self.blocks.shape[-1]
         if self.axis == ROWS:
             result = self._turned(rows, self.blocks[:, first // size : last // size], multiplier)
@@ -164,11 +164,11 @@ class Butterfly(Change):
         rows.copy_(result if self.gain is None else result * self.gain[first:last])
 
     def _turned_back(self, rows: Any, multiplier: float) -> Any:
-        """`rows` (n, columns) with each stage applied to their columns."""
+        """Return `rows` (n, columns) with each stage applied to their columns."""
         return self._turned(rows.transpose(0, 1), self.blocks, multiplier).transpose(0, 1)
 
     def _turned(self, vectors: Any, blocks: Any, multiplier: float) -> Any:
-        """`vectors` (n, others) with each stage applied to their first axis."""
+        """Return `vectors` (n, others) with each stage applied to their first axis."""
         size = blocks.shape[-1]
         one = identity(blocks)
         numbers = vectors.new_ones(vectors.shape[0]).long().cumsum(0) - 1

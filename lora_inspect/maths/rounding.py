@@ -24,7 +24,7 @@ _EXPONENTS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.in
 
 
 def spacing(values: Tensor, dtype: str) -> Tensor:
-    """The distance between the numbers of `dtype` at each of the finite `values`, which are float32 or float64."""
+    """Return the distance between the numbers of `dtype` at each of the finite float32 or float64 `values`."""
     whole, mask = _EXPONENTS[values.dtype]
     grid = GRIDS[dtype]
     powers = (values.contiguous().view(whole) & mask).view(values.dtype)
@@ -32,7 +32,7 @@ def spacing(values: Tensor, dtype: str) -> Tensor:
 
 
 def rounded(values: Tensor, dtype: str) -> Tensor:
-    """The values in `dtype`, which none of them leaves: what is too large becomes the largest number."""
+    """Return the values in `dtype`; numbers beyond its range become the largest ones."""
     if dtype == "I8":
         return values.round().clamp_(-128, 127)
     stored = STORED_DTYPES[dtype]
@@ -41,7 +41,7 @@ def rounded(values: Tensor, dtype: str) -> Tensor:
 
 
 def grid_of(values: Tensor, dtype: str) -> str:
-    """The coarsest type that holds all of the finite `values`, which are stored in `dtype`."""
+    """Return the coarsest type that holds all of the finite `values`, which are stored in `dtype`."""
     for coarser in _COARSER:
         if GRIDS[coarser].bits >= GRIDS[dtype].bits:
             break
@@ -67,17 +67,17 @@ _BITS_BELOW = 16  # of a float32, beneath those of bfloat16
 
 
 class StochasticRounding:
-    """Rounds the entries of one weight; the same `seed` and `name` round them in the same way."""
+    """The rounding of the entries of one weight; the same `seed` and `name` round them in the same way."""
 
     def __init__(self, seed: int, name: str) -> None:
         digest = sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
         self._keys = tuple(_signed(int.from_bytes(digest[at : at + 4], "little")) for at in (0, 4))
 
     def rounded(self, values: Tensor, dtype: str, first: int) -> Tensor:
-        """Numbers of `dtype`, in float32, for values of which the first is the entry `first` of the weight.
+        """Return numbers of `dtype`, in float32, for values that begin at the entry `first` of the weight.
 
-        Contiguous float32 values are changed in place. Those on the grid stay as they are, and a block that holds
-        anything that is not finite does too. I8 are the whole numbers.
+        Contiguous float32 values are changed in place. Numbers on the grid stay unchanged, and so does a block with NaN
+        or infinity. I8 are the whole numbers.
         """
         values = values.float().contiguous()
         if dtype not in ROUNDED or not values.numel() or not _are_finite(values):
@@ -90,7 +90,7 @@ class StochasticRounding:
         return values
 
     def _drawn(self, first: int, count: int) -> Tensor:
-        """16 random bits for each entry as whole numbers with a sign; two entries share what is hashed."""
+        """Return 16 random bits for each entry as signed whole numbers; two entries share one hash."""
         begin, end = first // 2, (first + count + 1) // 2
         hashed = (_counted(_TOGETHER // 2 + 1)[: end - begin] + _signed(begin)).bitwise_xor_(self._keys[0])
         shifted = torch.empty_like(hashed)
@@ -102,13 +102,13 @@ class StochasticRounding:
 
 
 def _round_to_bfloat16(values: Tensor, drawn: Tensor) -> None:
-    """Adds what was drawn to the bits that bfloat16 has not, and drops them."""
+    """Add the drawn bits to the low bits that bfloat16 lacks, and drop these."""
     bits = values.view(torch.int32)
     bits.add_(drawn).add_(1 << (_BITS_BELOW - 1)).bitwise_and_(-1 << _BITS_BELOW)
 
 
 def _round(dtype: str, values: Tensor, drawn: Tensor) -> None:
-    """Adds a part of the distance between two numbers, and goes to the next one below."""
+    """Add a part of the distance between two numbers, and go to the next one below."""
     count, half = _DRAWN[dtype]
     part = (drawn >> (16 - count)).to(torch.float32).add_(2.0 ** (count - 1) + half).mul_(2.0**-count)
     if dtype == "I8":
@@ -130,7 +130,7 @@ def _counted(count: int) -> Tensor:
 
 
 def _signed(number: int) -> int:
-    """The number of 32 bits, the highest of which is a sign."""
+    """Return the number as 32 bits with the highest as the sign."""
     return (number + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
@@ -142,7 +142,7 @@ _LARGEST = torch.finfo(torch.float64).max
 class Preimages(NamedTuple):
     """The numbers of a type within intervals.
 
-    `values` are the nearest to their middles. Where `proved` there is no other one; where `impossible` there is none
+    `values` are the nearest to their middles. `proved` is True if there is no other one, `impossible` if there is none
     at all. A zero has no sign here.
     """
 
@@ -152,7 +152,7 @@ class Preimages(NamedTuple):
 
 
 def preimages(low: Tensor, high: Tensor, dtype: torch.dtype) -> Preimages:
-    """The numbers of a type from `low` to `high`, which are in float64 and within it."""
+    """Return the numbers of a type from `low` to `high`, which are in float64 and within it."""
     # What is infinite lies in no interval.
     most, least = high.clamp(max=_LARGEST), low.clamp(min=-_LARGEST)
 
@@ -172,7 +172,7 @@ def preimages(low: Tensor, high: Tensor, dtype: torch.dtype) -> Preimages:
 
 
 def rounding_interval(rounded: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest number, in float64, that is rounded to each; both may also be rounded away from it."""
+    """Return the least and the greatest number, in float64, that rounds to each; both may also round away from it."""
     own, at = rounded.double(), _ordered(rounded)
     before, behind = (_number(at + step, rounded.dtype).double() for step in (-1, 1))
     if not (before.sum() + behind.sum()).isfinite():
@@ -183,7 +183,7 @@ def rounding_interval(rounded: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ordered(numbers: Tensor) -> Tensor:
-    """The numbers as whole ones in their order, one for each; both zeros are 0."""
+    """Return the numbers as whole ones in their order, one for each; both zeros are 0."""
     whole, lowest = _BITS[numbers.element_size()]
     bits = numbers.contiguous().view(whole)
     # All ones where there is a sign: what is taken apart by that and less than it is the negative number.
@@ -192,7 +192,7 @@ def _ordered(numbers: Tensor) -> Tensor:
 
 
 def _number(ordered: Tensor, dtype: torch.dtype) -> Tensor:
-    """The inverse."""
+    """Return the inverse of `_ordered`."""
     _, lowest = _BITS[ordered.element_size()]
     sign = ordered >> (8 * ordered.element_size() - 1)
     return (ordered ^ sign).sub_(sign).bitwise_or_(sign.bitwise_and_(lowest)).view(dtype)

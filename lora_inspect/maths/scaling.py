@@ -14,7 +14,7 @@ RANK_STABILISED = "alpha/sqrt(rank)"
 
 
 def scale_of(alpha: float, rank: int, rslora: bool) -> float:
-    """The factor of a delta: alpha/rank, or alpha/sqrt(rank) when rank-stabilised.
+    """Return the factor of a delta: alpha/rank, or alpha/sqrt(rank) when rank-stabilised.
 
     Source: Hu et al. 2021 (LoRA) for the first, Kalajdzievski 2023 (rsLoRA) for the second.
     """
@@ -22,27 +22,27 @@ def scale_of(alpha: float, rank: int, rslora: bool) -> float:
 
 
 def neutral_alpha(rank: int, rslora: bool) -> float:
-    """The alpha that makes the scale 1; what a training option of alpha 0 or None stores."""
+    """Return the alpha that makes the scale 1; a training option of alpha 0 or None stores it."""
     return math.sqrt(rank) if rslora else float(rank)
 
 
 def alpha_growth(rank_growth: float, rslora: bool) -> float:
-    """The factor of alpha that keeps the scale where the rank grows by `rank_growth`."""
+    """Return the factor of alpha that keeps the scale where the rank grows by `rank_growth`."""
     return math.sqrt(rank_growth) if rslora else rank_growth
 
 
 def plain_alpha(alpha: float, rank: int, rslora: bool) -> float:
-    """The alpha, before any rounding, for which alpha/rank is the scale that `alpha` has under its own rule."""
+    """Return the alpha, before any rounding, for which alpha/rank is the scale that `alpha` has under its own rule."""
     return alpha * math.sqrt(rank) if rslora else alpha
 
 
 def standard_alpha(alpha: float, rank: int, rslora: bool) -> float:
-    """The float32 alpha for which alpha/rank is the scale that `alpha` has under its own rule."""
+    """Return the float32 alpha for which alpha/rank is the scale that `alpha` has under its own rule."""
     return to_float32(plain_alpha(alpha, rank, rslora))
 
 
 def to_float32(number: float) -> float:
-    """The nearest float32 value, as a Python float; raises OverflowError beyond the float32 range."""
+    """Return the nearest float32 value, as a Python float; raises OverflowError beyond the float32 range."""
     nearest: float = struct.unpack("<f", struct.pack("<f", number))[0]
     return nearest
 
@@ -51,7 +51,7 @@ RANK_MAJOR, GROUPED_BY_EXPERT = PACKINGS = ("rank_major", "grouped_by_expert")
 
 
 def per_expert(up: Any, down: Any, experts: int, packing: str) -> tuple[Any, Any]:
-    """B as (experts, b, rank) and A as (experts, rank, a)."""
+    """Return B as (experts, b, rank) and A as (experts, rank, a)."""
     down = down.reshape(experts, -1, down.shape[1])
     if packing == RANK_MAJOR:
         return up.reshape(up.shape[0], -1, experts).permute(2, 0, 1), down

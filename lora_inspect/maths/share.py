@@ -39,10 +39,10 @@ DEPENDENT = 0.999
 
 
 class Share(NamedTuple):
-    """The part of a change that is in what was found, `value`, and the `error` that is stated with it.
+    """The part of a change that the observed difference contains, `value`, and its stated `error`.
 
-    `why` says what keeps it from being told, empty for nothing. `noise` is the size of what rounding adds to the
-    weights over that of the change in them, None where there is no change.
+    `why` is the reason that the share is not reported, else empty. `noise` is the size of the rounding in the weights
+    over that of the change in them, None without a change.
     """
 
     value: float
@@ -52,16 +52,16 @@ class Share(NamedTuple):
 
     @property
     def reported(self) -> float | None:
-        """The value where it is told."""
+        """The value if it is reported, else None."""
         return None if self.why else self.value
 
 
 class Rounding(NamedTuple):
     """The effect of rounding on x and on its products with k changes, in float64.
 
-    `scatter` (k, k) is the covariance that it gives the products, and `lost` (k,) what it takes from them besides. Of
-    the weights that a change is in, `square` (k,) is the square of what it adds, and `least` (k,) that of the smallest
-    change that is not lost in what nobody knows.
+    `scatter` (k, k) is the covariance that it gives the products, and `lost` (k,) its further loss of them. Over the
+    weights of a change, `square` (k,) is the square of its error, and `least` (k,) that of the smallest change above
+    the unknown part of it.
     """
 
     scatter: Tensor
@@ -82,7 +82,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def nothing(cls, changes: int) -> "Estimate":
-        """The estimate of so many changes over no weight, which others are added to."""
+        """Return the estimate of so many changes over no weight, which others are added to."""
 
         def zeros(axes: int) -> Tensor:
             return torch.zeros((changes,) * axes, dtype=torch.float64, device="cpu")
@@ -90,20 +90,20 @@ class Estimate(NamedTuple):
         return cls(zeros(1), zeros(2), Rounding(zeros(2), zeros(1), zeros(1), zeros(1)))
 
     def add(self, other: "Estimate", numbers: Sequence[int]) -> None:
-        """Adds, in place, that of a weight that has some of the changes: those that the numbers name."""
+        """Add, in place, the estimate of a weight that has only the changes with these numbers."""
         where = torch.tensor(numbers, dtype=torch.long, device="cpu")
         for total, part in zip((*self[:2], *self.rounding), (*other[:2], *other.rounding), strict=True):
             total[where if total.dim() == 1 else (where[:, None], where)] += part
 
     def only(self, numbers: Sequence[int], values: Tensor) -> "Estimate":
-        """The estimate of some of the changes, as if x had these shares of them, `values`, and nothing was lost."""
+        """Return the estimate of some of the changes, as if x had exactly the shares `values` of them."""
         scatter, lost, square, least = self.rounding
         gram, own = self.gram[numbers][:, numbers], scatter[numbers][:, numbers]
         rounding = Rounding(own, lost[numbers], square[numbers], torch.zeros_like(least[numbers]))
         return Estimate(gram @ values, gram, rounding)
 
     def shares(self) -> list[Share]:
-        """The share of each change."""
+        """Return the share of each change."""
         inverted = inverse(self.gram)
         scatter, lost, square, least = self.rounding
         errors = (inverted @ scatter @ inverted).diagonal().clamp(min=0.0).sqrt()
@@ -132,7 +132,7 @@ def _why(number: int, gram: Tensor, error: float, least: float) -> str:
 
 
 def inverse(gram: Tensor) -> Tensor:
-    """The inverse where there is one, of matrices whose entries may be of any size; the least solution elsewhere."""
+    """Return the inverse of a matrix with entries of any size, or the pseudo-inverse if there is none."""
     if not len(gram):
         return gram
     sizes = gram.diagonal().sqrt()
@@ -142,7 +142,7 @@ def inverse(gram: Tensor) -> Tensor:
 
 
 def _is_dependent(gram: Tensor, number: int) -> bool:
-    """Whether the others make nearly all of one vector, which is not 0, so that its coefficient is open."""
+    """Return True if the others nearly make up one vector, which is not 0, so that its coefficient is open."""
     square = float(gram[number, number])
     others = [other for other in range(len(gram)) if other != number and gram[other, other] > 0]
     shared = gram[number, others]
@@ -156,10 +156,10 @@ Spans = Sequence[tuple[int, int]]
 
 
 class StepSums(NamedTuple):
-    """Of k changes and what rounding adds to all of them, e, in float64, over the entries that were `looked_at`.
+    """The products of k changes and of their total rounding error e, in float64, over the `looked_at` entries.
 
-    What is written is the base + Σ d_t + e. `products` (k + 1, k + 1) are those of d_1 … d_k and e with each other,
-    where d_t is what adapter t changes after those before it, and `base` is the square of the base.
+    The output is the base + Σ d_t + e. `products` (k + 1, k + 1) are those of d_1 … d_k and e with each other; d_t is
+    the change by adapter t after those before it. `base` is the square of the base.
     """
 
     products: Tensor
@@ -168,16 +168,16 @@ class StepSums(NamedTuple):
 
 
 def both(one: StepSums | None, other: StepSums | None) -> StepSums | None:
-    """The sums over both; None is over nothing."""
+    """Return the sums over both; None is over nothing."""
     if one is None or other is None:
         return one or other
     return StepSums(one.products + other.products, one.base + other.base, one.looked_at + other.looked_at)
 
 
 class RowObserver:
-    """Looks at some rows of a block of a weight: before, behind each of so many `changes`, and as they are written.
+    """A record of some rows of a block of a weight: before, after each of so many `changes`, and as written.
 
-    `spans` are the (start, stop) of those rows in the weight, of which the block begins with the row `first`.
+    `spans` are the (start, stop) of those rows in the weight; the block begins at its row `first`.
     """
 
     def __init__(self, spans: Spans, rows: Tensor, first: int, changes: int) -> None:
@@ -188,7 +188,7 @@ class RowObserver:
         self.see(rows)
 
     def see(self, rows: Tensor) -> None:
-        """Keeps what the block is now: `rows` begin with the same one."""
+        """Record the current state of the block; `rows` begin at the same row."""
         kept, at = self._seen[self._next], 0
         for start, stop in self._spans:
             kept[at : at + stop - start].copy_(rows[start:stop])
@@ -196,7 +196,7 @@ class RowObserver:
         self._next += 1
 
     def sums(self) -> StepSums:
-        """The sums over these rows, once all is seen."""
+        """Return the sums over these rows, once all is seen."""
         seen = self._seen.view(len(self._seen), -1)
         products, base = _products(seen)
         if not (isfinite(base) and products.isfinite().all()):  # squares beyond float32
@@ -205,7 +205,7 @@ class RowObserver:
 
 
 def _products(seen: Tensor) -> tuple[Tensor, float]:
-    """Those of the steps from each row to the next with each other, and of the first row with itself."""
+    """Return the products of the steps between neighbouring rows, and the square of the first row."""
     products, base = seen.new_zeros(len(seen) - 1, len(seen) - 1, dtype=torch.float64), 0.0
     memory = seen.new_empty(len(products), min(seen.shape[1], _TOGETHER))
     for begin in range(0, seen.shape[1], _TOGETHER):
@@ -221,9 +221,9 @@ _ROUNDINGS = 2
 
 
 def estimate_of(sums: StepSums, entries: int, working: str) -> Estimate:
-    """The estimate of one weight of so many entries, folded in the type `working`, whose rounding is known.
+    """Return the estimate of one weight with so many entries, folded in the type `working`, with known rounding.
 
-    What it takes is in x itself, so that nothing is lost besides, and what nobody knows is the rounding of that type.
+    x itself contains the loss by rounding, so `lost` is 0; only the rounding of that type is unknown.
     """
     times = entries / sums.looked_at
     products = sums.products * times
@@ -242,13 +242,13 @@ def estimate_of(sums: StepSums, entries: int, working: str) -> Estimate:
 def unknown_rounding(
     by_row: Tensor, noise: Tensor, entries: int, level: float, lost: Tensor, scores: Tensor | None
 ) -> Rounding:
-    """The rounding of one weight, of which little is known.
+    """Return the rounding of one weight if little is known about it.
 
     `by_row` (n, k, k) are the products of the changes in each row of so many `entries`, `noise` (n,) the sums of the
-    variances that the type gives them and `level` how many times as much is seen, `lost` (k,) what an exact merge
-    loses. The errors are independent, or where that makes a larger difference alike in a whole row, as those of a
-    program that computes DoRA's gain in half precision: `scores` (n, k) are the products of the changes with what is
-    left of x, None where that is no rounding.
+    variances that the type gives them. `level` is the ratio of the observed variance to these, `lost` (k,) the loss of
+    an exact merge. The errors are independent or, if that makes a larger difference, equal in a whole row, as in a
+    program that computes DoRA's gain in half precision. `scores` (n, k) are the products of the changes with the rest
+    of x, None if that is no rounding.
     """
     scatter = ((noise / max(entries, 1))[:, None, None] * by_row).sum(0) * level
     if scores is not None and (in_rows := scores.t() @ scores).trace() > scatter.trace():

@@ -1,4 +1,4 @@
-"""Numbers as files store them, to and from numpy: bfloat16 and eight-bit floats, which numpy lacks, by their bits."""
+"""Numbers of files to and from numpy; bfloat16 and eight-bit floats, which numpy lacks, by their bits."""
 
 import sys
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ _UPPER = 1 if sys.byteorder == "little" else 0
 
 
 def decoded(dtype: str, data: Any) -> NDArray[Any]:
-    """The numbers of a buffer as float32, as float64 where they are stored so; both parts of a complex one."""
+    """Return the numbers of a buffer as float32, as float64 where they are stored so; both parts of a complex one."""
     if dtype in FP8:
         return _table(dtype)[numpy.frombuffer(data, dtype=numpy.uint8)]
     if dtype == "BF16":
@@ -46,26 +46,26 @@ def _table(dtype: str) -> NDArray[Any]:
 
 
 def stored_pieces(info: TensorInfo) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The numbers of a tensor that `decoded` reads, a few million at a time, each piece with its bytes in the file."""
+    """Yield the numbers that `decoded` reads, a few million at a time, each piece with its bytes in the file."""
     with InputFile(info.file, info.identity) as source:
         for piece in source.pieces(info.start, info.stop, _CHUNK_BYTES):
             yield len(piece), decoded(info.dtype, piece)
 
 
 def no_float(info: TensorInfo) -> DamagedError:
-    """The error of a factor that is of no floating type."""
+    """Return the error of a factor that is of no floating type."""
     return DamagedError(
         info.file, f"{info.name} is stored as {info.dtype}, but a floating type was expected", "fetch the file again"
     )
 
 
 def not_finite(info: TensorInfo, bad: float) -> DamagedError:
-    """The error of a factor that holds a NaN or an infinity."""
+    """Return the error of a factor that holds a NaN or an infinity."""
     return DamagedError(info.file, f"{info.name} holds {bad}, so it makes a weight non-finite", "fetch the file again")
 
 
 def load(info: TensorInfo) -> NDArray[Any]:
-    """The whole tensor in its own shape, as float32 or float64; LoraInspectError where it has too many dimensions."""
+    """Return the whole tensor in its own shape, as float32 or float64; LoraInspectError for too many dimensions."""
     if len(info.shape) > _MOST_DIMENSIONS:
         raise DamagedError(
             info.file, f"{info.name} has {len(info.shape)} dimensions, but no layer has so many", "fetch the file again"
@@ -92,7 +92,7 @@ def load_into(info: TensorInfo, matrix: NDArray[Any]) -> None:
 
 
 def encoded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """The numbers rounded to a type of WRITTEN, half to even, as a contiguous array of its bytes' width.
+    """Return the numbers rounded to a type of WRITTEN, half to even, as a contiguous array of its bytes' width.
 
     Numbers beyond the type become infinities.
     """
@@ -103,7 +103,7 @@ def encoded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def encoded_in_place(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """As `encoded`, of numbers that become those which the codes stand for."""
+    """Return the codes as `encoded` does, and replace the values by the numbers that the codes represent."""
     if dtype == "BF16" and values.dtype == numpy.float32 and values.flags.c_contiguous:
         return _brain_codes(values, in_place=True)
     codes = encoded(values, dtype)
@@ -112,7 +112,7 @@ def encoded_in_place(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def _brain_codes(values: NDArray[Any], in_place: bool = False) -> NDArray[Any]:
-    """The codes of numbers in bfloat16, the upper halves of those in float32."""
+    """Return the codes of numbers in bfloat16, the upper halves of those in float32."""
     codes = numpy.empty(values.shape, dtype="<u2")
     source, target = numpy.ascontiguousarray(values).reshape(-1), codes.reshape(-1)
     for first in range(0, source.size, _BLOCK):
@@ -134,7 +134,7 @@ def _brain_codes(values: NDArray[Any], in_place: bool = False) -> NDArray[Any]:
 
 
 def _settle_ties(words: NDArray[Any], values: NDArray[Any]) -> None:
-    """Moves numbers of float32 that lie between two of bfloat16 to where those of float64 are: rounded twice, they err.
+    """Move float32 numbers halfway between two bfloat16 ones towards their float64 values, against double rounding.
 
     One more in the bits is further from zero, whatever the sign.
     """
@@ -146,5 +146,5 @@ def _settle_ties(words: NDArray[Any], values: NDArray[Any]) -> None:
 
 
 def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """The numbers as they are once they were stored in a type of WRITTEN, in float32 or float64."""
+    """Return the numbers as they are once they were stored in a type of WRITTEN, in float32 or float64."""
     return decoded(dtype, encoded(values, dtype).data).reshape(values.shape)

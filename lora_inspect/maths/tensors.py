@@ -29,7 +29,7 @@ FP8_DTYPES = frozenset(_MOVES)
 
 
 def widen(codes: torch.Tensor, into: torch.Tensor) -> None:
-    """Writes the numbers that the fp8 `codes` stand for `into` a float32 tensor of their shape."""
+    """Write the numbers of the fp8 `codes` `into` a float32 tensor of their shape."""
     distance, kept = _MOVES[codes.dtype]
     bits = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(distance).bitwise_and_(kept)
     into.copy_(bits.view(torch.float16))
@@ -42,9 +42,9 @@ def widen(codes: torch.Tensor, into: torch.Tensor) -> None:
 
 
 def narrow(numbers: torch.Tensor, into: torch.Tensor) -> None:
-    """Writes the nearest codes of `numbers`, to even where two are as near, `into` an fp8 tensor of their shape.
+    """Write the nearest codes of `numbers`, ties to even, `into` an fp8 tensor of their shape.
 
-    What is larger than the largest code becomes that; the numbers are changed. NaN stays so.
+    Numbers beyond the range become the largest codes; `numbers` is changed. NaN stays NaN.
     """
     largest = torch.finfo(into.dtype).max
     into.copy_(numbers.clamp_(-largest, largest))
@@ -59,11 +59,12 @@ _DIMENSIONS = 64  # torch holds tensors of more, and raises where it does anythi
 
 
 class Decode(NamedTuple):
-    """Writes the weight that codes stand for.
+    """A decoder of a weight from its codes.
 
     `rows` takes the codes, the number of their first row, and the rows of the weight. Codes that are numbers are in the
-    memory of these rows; packed ones are their bytes. `unit` is how many neighbouring numbers are stored together, and
-    `part` how many of these are decoded by themselves, from all codes of their units; 0 is for whole units.
+    memory of these rows; packed ones are their bytes. `unit` is the number of neighbouring numbers that are stored
+    together, and `part` the number of these that are decoded separately, from all codes of their units; 0 means whole
+    units.
     """
 
     rows: Callable[[torch.Tensor, int, torch.Tensor], None]
@@ -71,17 +72,17 @@ class Decode(NamedTuple):
     part: int = 0
 
     def together(self, columns: int) -> int:
-        """How many rows of so many numbers are decoded together."""
+        """Return the number of rows, of so many numbers each, that are decoded together."""
         least = self.part or self.unit
         return least // gcd(least, columns)
 
     def stored(self, start: int, stop: int) -> tuple[int, int]:
-        """Which numbers have the codes that those from `start` to `stop` are made of."""
+        """Return the range of stored numbers with the codes for the numbers from `start` to `stop`."""
         return (start // self.unit * self.unit, -(-stop // self.unit) * self.unit) if self.part else (start, stop)
 
 
 def load(info: TensorInfo) -> torch.Tensor:
-    """The numbers of a tensor in float32, or float64 where it is stored so, in its own shape.
+    """Return the numbers of a tensor in float32, or float64 where it is stored so, in its own shape.
 
     Those of eight bits are numbers by themselves here. LoraInspectError for other dtypes.
     """
@@ -96,7 +97,7 @@ def load(info: TensorInfo) -> torch.Tensor:
 
 
 def load_whole(info: TensorInfo) -> torch.Tensor:
-    """Whole numbers in int64, also where they are stored as F32; LoraInspectError where they are none."""
+    """Return whole numbers in int64, also if they are stored as F32; LoraInspectError if they are none."""
     if info.dtype in _WHOLE_DTYPES:
         return load_stored(info, _WHOLE_DTYPES[info.dtype]).long()
     if info.dtype == "F32":
@@ -110,9 +111,9 @@ def load_whole(info: TensorInfo) -> torch.Tensor:
 
 
 def load_as_it_is(info: TensorInfo) -> torch.Tensor:
-    """The tensor as it is stored, whatever it holds, powers of two as the bytes of their exponents.
+    """Return the tensor as it is stored, whatever it holds, powers of two as the bytes of their exponents.
 
-    Raises LoraInspectError for a type that torch has not.
+    Raises LoraInspectError for a type that torch lacks.
     """
     dtype = (STORED_DTYPES | _WHOLE_DTYPES | {"BOOL": torch.bool, "F8_E8M0": torch.uint8}).get(info.dtype)
     if dtype is None:
@@ -121,7 +122,7 @@ def load_as_it_is(info: TensorInfo) -> torch.Tensor:
 
 
 def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor as it is stored, which is in `dtype`, in its own shape, of no more dimensions than torch has."""
+    """Return the tensor as it is stored, in `dtype`, in its own shape, of no more dimensions than torch has."""
     if len(info.shape) > _DIMENSIONS:
         raise DamagedError(
             info.file,
@@ -136,7 +137,7 @@ def load_stored(info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
 
 
 def to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
-    """The tensor rounded to `dtype`, as the bytes of a file."""
+    """Return the tensor rounded to `dtype`, as the bytes of a file."""
     target = TORCH_DTYPES[dtype]
     buffer = bytearray(tensor.numel() * target.itemsize)
     torch.frombuffer(buffer, dtype=target).reshape(tensor.shape).copy_(tensor)
@@ -144,20 +145,20 @@ def to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
 
 
 def bytes_in(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
+    """Return the memory of a contiguous tensor."""
     values = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(values)  # type: ignore[arg-type]  # numpy's types know of it from Python 3.12 on
 
 
 def working_dtype(info: TensorInfo) -> torch.dtype:
-    """What a weight is folded in: float32, or float64 where it is stored so."""
+    """Return the type in which a weight is folded: float32, or float64 if it is stored so."""
     return torch.float64 if info.dtype == "F64" else torch.float32
 
 
 class Cut(NamedTuple):
-    """How the rows of a weight are cut into blocks: by the weight alone, whoever reads them and wherever.
+    """The division of a weight's rows into blocks, which depends on the weight, not on its readers.
 
-    `rows` is how many there are in a block, `of_all` in the weight, and `columns` is the length of each.
+    `rows` is the number of rows in a block, `of_all` that in the weight, and `columns` the length of a row.
     """
 
     rows: int
@@ -166,7 +167,7 @@ class Cut(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return -(-self.of_all // self.rows) if self.rows else 0
 
     @property
@@ -175,15 +176,15 @@ class Cut(NamedTuple):
         return self.rows * self.columns
 
     def span(self, number: int) -> tuple[int, int]:
-        """The first row of a block, and the one behind its last."""
+        """Return the first row of a block, and the one behind its last."""
         return number * self.rows, min((number + 1) * self.rows, self.of_all)
 
 
 def cut(info: TensorInfo, elements: int, together: int = 1, aligned: int = 1, decode: Decode | None = None) -> Cut:
-    """Blocks of at most so many elements, or of one row, that are multiples of `together` rows; 0 is for all rows.
+    """Return blocks of at most so many elements, or of one row, in multiples of `together` rows; 0 means all rows.
 
-    They begin at multiples of `aligned` rows as well, and are whole parts of what `decode` decodes. A row is never
-    divided. Raises ValueError where the rows are no multiple of `together` themselves.
+    They begin at multiples of `aligned` rows, and hold whole parts of `decode`. A row is never divided. Raises
+    ValueError if the number of rows is no multiple of `together`.
     """
     rows = info.shape[0] if info.shape else 1
     if not info.numel:
@@ -203,10 +204,10 @@ _KEPT_BYTES = 16
 
 
 class RowBlocks:
-    """Reads a weight a block of rows at a time, as matrices (rows, columns) in the working dtype.
+    """A reader of weights by blocks of rows, as matrices (rows, columns) in the working dtype.
 
-    The memory is used again: each block that is read fills the same block anew, and each call of `rounded`
-    the same numbers. That of much larger blocks than others is given back with them. It serves one thread.
+    The memory is reused: each block that is read overwrites the last one, and each call of `rounded` its last result.
+    The memory of much larger blocks than others is freed with them. It serves one thread.
     """
 
     def __init__(self, elements: int) -> None:
@@ -221,7 +222,7 @@ class RowBlocks:
         decode: Decode | None = None,
         working: torch.dtype | None = None,
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, block) for the whole tensor, in order, in blocks of a multiple of `together` rows; 0 is for all.
+        """Yield (first row, block) of the whole tensor, in order, in multiples of `together` rows; 0 means all.
 
         `decode` makes the weight from its codes, where these are no plain floats; the shape of `info` is then that of
         the weight. Blocks are in the type `working`, by itself the one of `working_dtype`. Raises ValueError where the
@@ -243,7 +244,7 @@ class RowBlocks:
         decode: Decode | None = None,
         working: torch.dtype | None = None,
     ) -> tuple[int, torch.Tensor]:
-        """(first row, block) of one of the blocks of a tensor, whose file is open, as `read` gives it."""
+        """Return (first row, block) of one of the blocks of a tensor in an open file, as `read` does."""
         start, stop = blocks.span(number)
         taken, dtype = stop - start, _CODE_DTYPES.get(info.dtype, torch.uint8)
         first, last = start * blocks.columns, stop * blocks.columns
@@ -260,15 +261,15 @@ class RowBlocks:
         return start, block if block.dtype == working else self._matrix("wide", blocks, taken, working).copy_(block)
 
     def rounded(self, block: torch.Tensor, dtype: str) -> torch.Tensor:
-        """The block rounded once to `dtype`, a safetensors name, in memory that the next one is rounded into, too.
+        """Return the block rounded once to `dtype`, a safetensors name, in memory that the next call reuses.
 
-        What has eight bits changes the block.
+        A type of eight bits changes the block.
         """
         written = self._memory("written", block.numel(), _CODE_DTYPES[dtype])
         return stored_as(block, written[: block.numel()].view(block.shape))
 
     def _stored(self, source: InputFile, info: TensorInfo, blocks: Cut, first: int, last: int) -> torch.Tensor:
-        """The bytes of the numbers `first` to `last`; those of a unit are read once for all blocks in it."""
+        """Return the bytes of the numbers `first` to `last`; those of a unit are read once for all blocks in it."""
         # A row of the weight may end within a byte, or within a unit of bytes.
         begin, size = first * info.nbytes // info.numel, (last - first) * info.nbytes // info.numel
         if self._unit and self._unit[0] == (info, first, last):
@@ -285,7 +286,7 @@ class RowBlocks:
         return self._memory(use, blocks.elements, dtype)[: rows * blocks.columns].view(rows, blocks.columns)
 
     def _memory(self, use: str, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """At least so many elements, which were used for the same before or will be, unless they are very many."""
+        """Return memory for at least so many elements, kept for reuse unless they are very many."""
         kept = self._kept.get(use)
         if kept is not None and kept.dtype == dtype and kept.numel() >= count:
             return kept
@@ -296,7 +297,7 @@ class RowBlocks:
 
 
 def numbers_of(stored: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
-    """The numbers of stored elements, written `into` a tensor of their shape in the working dtype."""
+    """Return the numbers of stored elements, written `into` a tensor of their shape in the working dtype."""
     if stored.dtype in FP8_DTYPES:
         widen(stored, into)
     else:
@@ -305,9 +306,9 @@ def numbers_of(stored: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
 
 
 def stored_as(numbers: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
-    """The nearest stored elements, written `into` a tensor of the shape of the `numbers`, which are changed.
+    """Write the nearest stored elements of `numbers`, which are changed, `into` a tensor of their shape; return it.
 
-    What is beyond the largest or the smallest element of eight bits becomes that.
+    Numbers beyond the range of an eight-bit type become its largest or smallest element.
     """
     if into.dtype in FP8_DTYPES:
         narrow(numbers, into)
@@ -319,19 +320,19 @@ def stored_as(numbers: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
 
 
 def all_finite(values: torch.Tensor) -> bool:
-    """Whether no number among `values` is NaN or infinite."""
+    """Return True if no number among `values` is NaN or infinite."""
     # What is not finite makes every sum not finite; one that only grows too large is looked at again.
     sums = values.sum(-1).sum(dtype=torch.float64) if values.dim() else values
     return bool(sums.isfinite()) or bool(values.isfinite().all())
 
 
 def first_non_finite(values: torch.Tensor) -> Any:
-    """The first NaN or infinity among `values`, or None."""
+    """Return the first NaN or infinity among `values`, or None."""
     return None if all_finite(values) else values[~torch.isfinite(values)][0].item()
 
 
 def first_overflow(values: torch.Tensor, rounded: torch.Tensor) -> Any:
-    """The first finite number among `values` that is not finite in `rounded`, or None."""
+    """Return the first finite number among `values` that is not finite in `rounded`, or None."""
     if all_finite(rounded):
         return None
     lost = values[torch.isfinite(values) & ~torch.isfinite(rounded)]
@@ -344,7 +345,7 @@ _SEED = 0
 
 
 class SampleWeight:
-    """(rows, columns) in float64, of zeros, or of numbers of which rows are pieces of one row of normal ones."""
+    """A weight (rows, columns) in float64: zeros, or rows that are pieces of one row of normal numbers."""
 
     def __init__(self, rows: int, columns: int, is_zero: bool, elements: int = 1 << 20) -> None:
         self._rows, self._columns, self._elements = rows, columns, elements
@@ -355,7 +356,7 @@ class SampleWeight:
             self._numbers = torch.randn(count, generator=generator, dtype=torch.float64, device="cpu")
 
     def read(self, together: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, new rows) for all of it, in blocks of a multiple of `together` rows; 0 is for all at once."""
+        """Yield (first row, new rows) of all of it, in blocks of a multiple of `together` rows; 0 means all."""
         group = together or max(self._rows, 1)
         count = max(group, self._elements // max(self._columns, 1) // group * group)
         for first in range(0, self._rows, count):

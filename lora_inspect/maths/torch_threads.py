@@ -25,7 +25,7 @@ _CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
 def load_torch() -> None:
-    """Imports torch; a signal that ends the process is answered when that is done.
+    """Import torch; a signal that ends the process is answered after that.
 
     Raises LoraInspectError where torch is not installed, and where there is no working folder: torch's libraries would
     end the process.
@@ -45,7 +45,7 @@ def load_torch() -> None:
 
 
 def wait_briefly() -> None:
-    """Sets, in the environment, that the threads of a torch which is yet to be loaded wait briefly.
+    """Set, in the environment, that the threads of a torch that is not loaded yet wait briefly.
 
     The runtime reads it once, when it is loaded: nothing is changed for a torch that is there already.
     """
@@ -55,14 +55,14 @@ def wait_briefly() -> None:
 
 
 def computing_threads(most: int) -> int:
-    """How many threads compute at the same time: as many as torch may use and there are cores, at most `most`."""
+    """Return the number of computing threads: the least of torch's number, the cores and `most`."""
     import torch
 
     return max(1, min(torch.get_num_threads(), usable_cores(), most))
 
 
 def one_thread() -> None:
-    """Has torch compute in the thread that calls it alone, without any of its own."""
+    """Make torch compute only in the calling thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -70,7 +70,7 @@ def one_thread() -> None:
 
 @contextmanager
 def own_threads() -> Iterator[None]:
-    """A block in which other threads call `one_thread`, and behind which torch has its own threads again."""
+    """Let other threads call `one_thread` in the block; after it torch has its own threads again."""
     import torch
 
     count = torch.get_num_threads()
@@ -87,7 +87,7 @@ _inside, _before = 0, True
 
 @contextmanager
 def whole_products(device: str = "cpu") -> Iterator[None]:
-    """A block in which products of float32 on a kind of `device` are computed of float32, in this thread and new ones.
+    """Compute float32 products on a kind of `device` in float32 in the block, in this thread and new ones.
 
     Autocast multiplies in half precision, as on the CPU oneDNN does where `torch.set_float32_matmul_precision` allows
     it. That is a state of the process: oneDNN rests for all of it until the block ends. Torch is not loaded for this.

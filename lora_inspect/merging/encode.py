@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Coded(NamedTuple):
     """Rows as they are written: `codes` are contiguous, in the element type of the output.
 
-    `beside` is what has to be known of these rows for another tensor of the output, such as their scales.
+    `beside` are facts about these rows that another tensor of the output needs, such as their scales.
     """
 
     codes: "Tensor"
@@ -34,47 +34,47 @@ class Coded(NamedTuple):
 
 
 class Encoder(Protocol):
-    """Makes what is written from the rows of one folded weight; several threads use it at the same time.
+    """An encoder of the rows of one folded weight for the output; several threads use it at the same time.
 
-    What it makes depends on the weight, its name and the rows alone, never on who computes them or when. Blocks of rows
-    begin at multiples of `aligned`.
+    The result depends only on the weight, its name and the rows, never on the thread or the time. Blocks of rows begin
+    at multiples of `aligned`.
     """
 
     aligned: int
 
     def prepared(self) -> "Encoder":
-        """The encoder that has read what it needs beside the weight, which mostly is nothing."""
+        """Return an encoder that has read the other tensors that it needs; most need none."""
 
     def encoded(self, rows: "Tensor", first: int, memory: "RowBlocks") -> Coded:
-        """The rows from `first` on, rounded once, in `memory` that is used again; LoraInspectError for what cannot be.
+        """Return the rows from `first` on, rounded once, in reused `memory`; LoraInspectError if there is no code.
 
-        The rows are not needed any more then.
+        `rows` may be overwritten.
         """
 
     def decoded(self, coded: Coded, first: int) -> "Tensor":
-        """What the codes stand for, in any type of floats."""
+        """Return the numbers that the codes represent, in any type of floats."""
 
     def again(self, beside: Sequence[Any]) -> "Encoder | None":
-        """What all rows have to be written with once more, where that shows when they are done; mostly None.
+        """Return the encoder to write all rows with again, if the finished rows require it; mostly None.
 
-        `beside` is that of all blocks in order, here and below.
+        `beside` has the facts of all blocks in order, here and below.
         """
 
     def others(self, beside: Sequence[Any]) -> Iterable[tuple[str, "Tensor"]]:
-        """The other tensors that come with the weight, by name, whole."""
+        """Return the other tensors that come with the weight, by name, whole."""
 
 
 class Witness(Protocol):
-    """Looks at the rows of one weight while they are written; several threads use it at the same time."""
+    """An observer of the rows of one weight while they are written; several threads use it at the same time."""
 
     def look(self, rows: "Tensor", first: int) -> "RowObserver | None":
-        """Looks at a block of the base, decoded, from the row `first` on; None where it need not be looked at.
+        """Look at a block of the decoded base from the row `first` on; return None if it need not be looked at.
 
         The look then sees the block behind the changes of each adapter, and as it was written.
         """
 
     def done(self, sums: "StepSums | None") -> None:
-        """What all looks at a weight gave, added up in the order of the blocks."""
+        """Receive the sum of all looks at a weight, added up in the order of the blocks."""
 
 
 class Rounded:
@@ -88,11 +88,11 @@ class Rounded:
         self._info, self._folds, self._dtype, self._rounding = info, folds, dtype, rounding
 
     def prepared(self) -> Encoder:
-        """Each number is rounded by itself."""
+        """Return the encoder itself: each number is rounded separately."""
         return self
 
     def encoded(self, rows: "Tensor", first: int, memory: "RowBlocks") -> Coded:
-        """The rows in the type; raises LoraInspectError where a number is not finite there."""
+        """Return the rows in the type; raises LoraInspectError if a number is not finite there."""
         if self._rounding:
             rows = self._rounding.rounded(rows, self._dtype, first * rows.shape[1])
         rounded = memory.rounded(rows, self._dtype)
@@ -103,19 +103,19 @@ class Rounded:
         return Coded(rounded)
 
     def decoded(self, coded: Coded, first: int) -> "Tensor":
-        """They are the numbers."""
+        """Return the codes, which are the numbers."""
         return coded.codes
 
     def again(self, beside: Sequence[Any]) -> None:
-        """Nothing depends on other rows."""
+        """Return None: nothing depends on other rows."""
 
     def others(self, beside: Sequence[Any]) -> Iterable[tuple[str, "Tensor"]]:
-        """None."""
+        """Return no tensor."""
         return ()
 
 
 def check_finite(values: "Tensor", info: TensorInfo, fold: Fold, dtype: str) -> None:
-    """Raises LoraInspectError where a folded weight, as it is written in `dtype`, is not finite."""
+    """Raise LoraInspectError if a folded weight, as it is written in `dtype`, is not finite."""
     from lora_inspect.maths.tensors import first_non_finite
 
     value = first_non_finite(values)
@@ -130,7 +130,7 @@ def check_finite(values: "Tensor", info: TensorInfo, fold: Fold, dtype: str) -> 
 
 
 def _check_cast(block: "Tensor", rounded: "Tensor", info: TensorInfo, dtype: str) -> None:
-    """What is not finite in the base (masks, padding) stays so; what only the cast makes infinite is an error."""
+    """Raise LoraInspectError for a number that only the cast makes infinite; the base may hold infinite masks."""
     from lora_inspect.maths.tensors import first_overflow
 
     value = first_overflow(block, rounded)
@@ -141,7 +141,7 @@ def _check_cast(block: "Tensor", rounded: "Tensor", info: TensorInfo, dtype: str
 
 
 class _Beside(NamedTuple):
-    """What is known of a block of rows: the largest and smallest numbers in it, and with what it was encoded."""
+    """The facts about a block of rows: its largest and smallest numbers, and the parameters of its encoding."""
 
     seen: "Extremes"
     settled: Any
@@ -172,12 +172,12 @@ class Recoded:
         return self._prepared
 
     def prepared(self) -> Encoder:
-        """With the scales of the base; raises LoraInspectError where these are no numbers."""
+        """Return an encoder with the scales of the base; LoraInspectError if these are no numbers."""
         assert self._weight.codec.encoding, "only what goes both ways is planned to be written so"
         return Recoded(self._weight, self._folds, self._rounding, self._weight.codec.encoding(prepared(self._weight)))
 
     def encoded(self, rows: "Tensor", first: int, memory: "RowBlocks") -> Coded:
-        """The nearest codes, or those by `rounding`; raises LoraInspectError for a number that none stands for."""
+        """Return the nearest codes, or those of `rounding`; LoraInspectError for a number that no code represents."""
         seen = self._encoding.extremes(rows, first)
         settled = self._settled(seen, first) if self._shared is None else self._shared
         self._encoding.numbers(rows, settled, first)
@@ -186,7 +186,7 @@ class Recoded:
         return Coded(memory.rounded(rows, self._weight.info.dtype), _Beside(seen, settled))
 
     def decoded(self, coded: Coded, first: int) -> "Tensor":
-        """What the codes stand for."""
+        """Return the numbers that the codes represent."""
         from lora_inspect.maths.tensors import numbers_of
 
         rows = numbers_of(coded.codes, coded.codes.new_empty(0).float().new_empty(coded.codes.shape))
@@ -194,7 +194,7 @@ class Recoded:
         return rows
 
     def again(self, beside: Sequence[_Beside]) -> Encoder | None:
-        """The encoder with the scale that all rows together need, where it is another than the one they have."""
+        """Return the encoder with the scale that all rows together need; None if they have it."""
         if self._weight.layout.together or self._shared is not None or not beside:
             return None
         settled = self._settled(reduce(lambda one, other: one.joined(other), (own.seen for own in beside)), 0)
@@ -203,7 +203,7 @@ class Recoded:
         return Recoded(self._weight, self._folds, self._rounding, self._encoding, settled)
 
     def others(self, beside: Sequence[_Beside]) -> Iterable[tuple[str, "Tensor"]]:
-        """The scales, as the base has them."""
+        """Return the scales, as the base has them."""
         settings = self._encoding.settings([own.settled for own in beside])
         return [(self._weight.beside[name].name, tensor) for name, tensor in settings.items()]
 

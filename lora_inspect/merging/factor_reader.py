@@ -1,4 +1,4 @@
-"""The factors of contributions as torch tensors; what modules share is read from the file once."""
+"""The factors of contributions as torch tensors; factors that modules share are read from the file once."""
 
 from threading import Lock
 
@@ -15,12 +15,11 @@ _MOST_OF_EXPERTS = 8
 
 
 class FactorReader:
-    """Reads the factors of one contribution after the other.
+    """A reader of the factors of contributions, as tensors that callers must not change.
 
-    It keeps what several modules have in common for as long as it lives, which is no more than the file holds, in the
-    working dtype. The factors of all experts, which land in as many weights where a base has the experts one by one,
-    are kept until those of other layers come. The tensors that it gives are not to be changed.
-    Several threads may read at the same time.
+    It keeps the factors that several modules share for as long as it lives: at most the content of the file, in the
+    working dtype. It keeps the factors of all experts of a layer, which change many weights of a base with separate
+    experts, until other layers come. Several threads may read at the same time.
     """
 
     def __init__(self) -> None:
@@ -31,7 +30,7 @@ class FactorReader:
     def read(
         self, contribution: Contribution, dtype: torch.dtype, is_needed_again: bool = False
     ) -> dict[str, torch.Tensor]:
-        """The tensors that the change is computed from, by role: numbers in `dtype`, whole ones in int64.
+        """Return the tensors that the change is computed from, by role: numbers in `dtype`, whole ones in int64.
 
         `is_needed_again` says that the contribution has other places, which factors of all experts are kept for.
         Raises LoraInspectError for one of an element type that is not expected there.

@@ -38,7 +38,7 @@ BLOCK_ELEMENTS = 1 << 18
 
 
 def rounding_of(seed: int | None, name: str, folds: "Sequence[Fold]") -> "StochasticRounding | None":
-    """What rounds a weight by the `seed`; None for the nearest number, which what is not changed always gets."""
+    """Return the stochastic rounding of a weight by the `seed`; None, for the nearest number, without seed or folds."""
     if seed is None or not folds:
         return None
     from lora_inspect.maths.rounding import StochasticRounding
@@ -48,11 +48,10 @@ def rounding_of(seed: int | None, name: str, folds: "Sequence[Fold]") -> "Stocha
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """What becomes of a base: its folds by tensor name, how it is stored then, and the rule for DoRA.
+    """The changes to a base: its folds by tensor name, the storage of the output, and the rule for DoRA.
 
-    `dora_rule` is None where each file's own rule holds. Where there is a `seed`, changed weights are rounded
-    stochastically by it. `keeping` gathers what is kept of the changes. `resized` are tensors in the size of an
-    adapter's.
+    `dora_rule` is None if each file's own rule holds. With a `seed`, changed weights are rounded stochastically.
+    `keeping` gathers the share of the changes that the output keeps. `resized` are tensors in the size of an adapter's.
     """
 
     folds: Mapping[str, Sequence[Fold]]
@@ -63,22 +62,22 @@ class Folding:
     resized: Mapping[str, ResizedTensor] = field(default_factory=dict)
 
     def folds_of(self, info: TensorInfo) -> list[Fold]:
-        """What changes a tensor of the base, in order."""
+        """Return the folds that change a tensor of the base, in order."""
         return [fold for fold in self.folds.get(info.name, ()) if fold.multiplier != 0]
 
     def is_copied(self, info: TensorInfo) -> bool:
-        """Whether a tensor of the base is written as its bytes are."""
+        """Return True if the output has the same bytes for a tensor of the base."""
         is_own = info.name not in self.resized and not self.folds_of(info)
         return is_own and self.output(info).dtype == info.dtype
 
     def output(self, info: TensorInfo) -> TensorPlan:
-        """What is written for a tensor of the base."""
+        """Return the plan of the output tensor for a tensor of the base."""
         resized = self.resized.get(info.name)
         shape = resized.info.shape if resized else info.shape
         return TensorPlan(info.name, self.storage.types.get(info.name, info.dtype), shape)
 
     def encoder(self, info: TensorInfo) -> Encoder:
-        """What makes the rows of a tensor that is written anew."""
+        """Return the encoder for the rows of a tensor that is rewritten."""
         folds = self.folds_of(info)
         rounding = rounding_of(self.seed, info.name, folds)
         if info.name in self.storage.recoded:
@@ -86,7 +85,7 @@ class Folding:
         return Rounded(info, folds, self.output(info).dtype, rounding)
 
     def witness(self, info: TensorInfo, read: TensorInfo) -> Witness | None:
-        """What looks at a tensor that is written anew, and `read` as its rows are; None where nothing changes it."""
+        """Return the witness of a rewritten tensor, read as `read`; None if nothing changes it."""
         folds = self.folds_of(info)
         return self.keeping.witness(read, folds, self.output(info).dtype) if self.keeping and folds else None
 
@@ -94,7 +93,7 @@ class Folding:
 class Written(NamedTuple):
     """A file that was written: its tensors by element type, and its identity when it took its name.
 
-    `late` are tensors of other files whose content its weights decide.
+    `late` are tensors of other files with content that its weights decide.
     """
 
     counts: Counter[str]
@@ -113,13 +112,12 @@ def write_folded(
     accept: Callable[[], None] = lambda: None,
     borrowing: Borrowing | None = None,
 ) -> Written:
-    """Writes the tensors of one file of the base to `output`.
+    """Write the tensors of one file of the base to `output`.
 
-    `progress` is told the bytes of the base that are done. With `force` the file replaces one of its name. `accept` is
-    called when all is written, and what it raises leaves no file. Where there is a `borrowing`, the parts that it takes
-    are holes in what is written. Raises LoraInspectError where a result is not finite or cannot be computed, of several
-    the first one in the order of the file, where something has the name, and where one of the `inputs` is not the file
-    any more that was read.
+    `progress` receives the finished bytes of the base. With `force` the file replaces one of its name. `accept` is
+    called when all is written; if it raises, no file remains. The parts that a `borrowing` takes are holes in the file.
+    Raises LoraInspectError if a result is not finite or cannot be computed (for the first one in the order of the
+    file), if the name is taken, and if one of the `inputs` has changed since it was read.
     """
     from lora_inspect.maths.tensors import bytes_in
     from lora_inspect.merging.factor_reader import FactorReader
@@ -175,9 +173,9 @@ def write_folded(
 
 
 def _flat(info: TensorInfo, folding: Folding) -> TensorInfo:
-    """A tensor whose numbers are cast one by one, of whatever shape: each its own row.
+    """Return a tensor in a shape with one number a row, since its numbers are cast one by one.
 
-    Of those that are decoded the rows stay together, and experts that are decoded in parts lie below each other.
+    A decoded tensor keeps its rows; experts that are decoded in parts are concatenated along the rows.
     """
     if info.name in folding.resized:
         info = folding.resized[info.name].info
@@ -188,7 +186,7 @@ def _flat(info: TensorInfo, folding: Folding) -> TensorInfo:
 
 
 class OutputFiles:
-    """What a plan has written, each file of the base by itself. `keeping` gathers what is kept of the changes."""
+    """The output files of a plan, one for each file of the base; `keeping` gathers the share of the changes kept."""
 
     def __init__(self, plan: MergePlan, keeping: Retention | None = None) -> None:
         self._plan = plan
@@ -206,7 +204,7 @@ class OutputFiles:
         accept: Callable[[], None] = lambda: None,
         borrowing: Borrowing | None = None,
     ) -> Written:
-        """Writes the tensors of one `file` of the base to `output`, with the `record` of the merge in its metadata.
+        """Write the tensors of one `file` of the base to `output`, with the `record` of the merge in its metadata.
 
         The rest is as `write_folded` has it.
         """
@@ -215,7 +213,7 @@ class OutputFiles:
         return write_folded(output, infos, self._folding, metadata, progress, inputs, force, accept, borrowing)
 
     def header(self, file: str, record: str) -> bytes:
-        """The bytes before the tensors of what `write` makes of a `file`."""
+        """Return the bytes before the tensors in the file that `write` makes of a base's `file`."""
         plans = in_file_order(self._folding.output(info) for info in self._infos(file))
         return encode_header(plans, self._metadata(file, record), ROOM)
 
@@ -225,7 +223,7 @@ class OutputFiles:
         return sum(self._folding.output(info).nbytes for info in self._plan.written)
 
     def copy_side_files(self, folder: str, progress: Progress) -> None:
-        """Fills the `folder` of the weights with the index and all else that lies beside them."""
+        """Fill the `folder` of the weights with the index and the base's other files."""
         plan = self._plan
         dropped, rewritten = plan.storage.dropped, plan.storage.side_files
         copy_side_files(

@@ -34,15 +34,15 @@ class Fold:
 
     @property
     def contribution(self) -> Contribution:
-        """What is folded."""
+        """The contribution that is folded."""
         return self.placed.contribution
 
 
 @dataclass(frozen=True, slots=True)
 class LinkReader:
-    """Reads the factors of one fold after the other. `decoded` are the weights that are codes in the base, by name.
+    """A reader of the factors of folds; `decoded` are the base's weights that are stored as codes, by name.
 
-    They are computed with in the type `working`, by itself the one that the weight is read in.
+    The computation uses the type `working`; None means the type in which the weight is read.
     """
 
     blocks: "RowBlocks"
@@ -51,7 +51,7 @@ class LinkReader:
     working: "torch.dtype | None" = None
 
     def links(self, fold: Fold, read: "Read", rule: str | None) -> "Iterator[Link]":
-        """The change of one contribution, behind that of what its initialisation took from the base as it is stored.
+        """Yield the change of one contribution, after that of its initialisation if it was taken from the base.
 
         `read` reads the weight of the base; `rule` is the rule for DoRA, None for the file's own.
         """
@@ -75,12 +75,12 @@ class LinkReader:
 
 
 def decode_of(info: TensorInfo, decoded: Mapping[str, CodedWeight]) -> "Decode | None":
-    """What makes the weight from its codes, None where it is none of those that are `decoded`."""
+    """Return the function that decodes the weight; None if it is not one of `decoded`."""
     return decoder(decoded[info.name]) if info.name in decoded else None
 
 
 def no_numbers_of_a_change(info: TensorInfo, fold: Fold) -> LoraInspectError:
-    """The error for a change whose numbers no factorisation takes."""
+    """Return the error for a change with numbers that no factorisation accepts."""
     return DamagedError(
         fold.adapter.checkpoint.path,
         f"folding {fold.contribution.module.key} into {info.name} involves a matrix that lora-inspect cannot "
@@ -94,16 +94,16 @@ _MOST_BITS_OF_SINGLE = 16
 
 
 def working_type(read: str, written: str) -> str:
-    """What a weight of the element type `read` is folded in, to be `written` in the same type or another one.
+    """Return the type in which a weight of type `read` is folded to be `written` in the same or another type.
 
-    In float32 a sum is off by more than its own last rounding where its terms are larger than it is, so float32 itself
-    is folded in float64.
+    In float32 a sum is off by more than its last rounding if its terms are larger than the sum, so a float32 output is
+    folded in float64.
     """
     return DOUBLE if read == DOUBLE or BITS[written] > _MOST_BITS_OF_SINGLE else SINGLE
 
 
 def working_types(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """By the element type that they are written in, the coarsest one that weights are folded in.
+    """Return the coarsest type in which weights are folded, by the element type of the output.
 
     `pairs` are (read, written), as `working_type` takes them.
     """
@@ -114,5 +114,5 @@ def working_types(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def recorded_type(written: str, recorded: Mapping[str, str]) -> str:
-    """What a weight that is `written` in a type was folded in, at the coarsest, by what a merge `recorded`."""
+    """Return the coarsest type in which a merge can have folded a weight that is `written` in a type, by its record."""
     return recorded.get(written, DOUBLE if written == DOUBLE else SINGLE)

@@ -30,9 +30,9 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """How the rows of a weight are read, by one member of a crew or by all that are free.
+    """A reader of the rows of a weight, by one member of a crew or by all free ones.
 
-    They are given in the type `working`, by itself the one that the weight is read in.
+    The rows have the type `working`; None means the type in which the weight is read.
     """
 
     member: Worker[Tools]
@@ -41,14 +41,14 @@ class Rows:
     working: torch.dtype | None
 
     def __call__(self, together: int) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows), one block after the other, by this member."""
+        """Yield (first row, rows), one block after the other, read by this member."""
         blocks, tools = self.cut(together), self.member.tools
         return (self.block(tools, blocks, number) for number in range(blocks.number))
 
     def total(
         self, together: int, measure: Measure, add: Callable[[Any, Any], Any] = lambda one, other: one + other
     ) -> Any:
-        """The sum of what `measure` makes of each block, in the order of the blocks; None where there is none."""
+        """Return the sum of `measure` over the blocks, added in their order; None if there are no blocks."""
         blocks = self.cut(together)
 
         def part(tools: Tools, number: int) -> Any:
@@ -57,26 +57,26 @@ class Rows:
         return self.spread(blocks, part, add)
 
     def spread(self, blocks: Cut, part: Callable[[Tools, int], Any], add: Callable[[Any, Any], Any]) -> Any:
-        """What `part` makes of each block, added up in their order, by fewer members where the blocks are larger."""
+        """Return the sum of `part` over the blocks, added in their order; fewer members work on larger blocks."""
         most = max(1, _AT_ONCE * self.member.tools.blocks.elements // max(1, blocks.elements))
         return self.member.total(blocks.number, part, add, most)
 
     def cut(self, together: int, aligned: int = 1) -> Cut:
-        """The blocks that keep `together` rows, each of which begins at a multiple of `aligned` rows."""
+        """Return blocks that keep `together` rows and begin at multiples of `aligned` rows."""
         return cut(self.info, self.member.tools.blocks.elements, together, aligned, self.decode)
 
     def block(self, tools: Tools, blocks: Cut, number: int) -> tuple[int, Tensor]:
-        """One of them, in the memory of `tools`."""
+        """Return one of the blocks, in the memory of `tools`."""
         return tools.blocks.block(tools.source(self.info), self.info, blocks, number, self.decode, self.working)
 
 
 @dataclass(frozen=True, slots=True)
 class WeightJob:
-    """A weight that is changed, cast, decoded or encoded: its `folds` in their order, and what becomes of its rows.
+    """A weight that is changed, cast, decoded or encoded: its `folds` in order, and the destination of its rows.
 
-    `read` is the tensor as it is read, which may be in another shape than the one that is written, and `working` the
-    element type that it is folded in, None where nothing is; `coded` are the weights that are codes in the base.
-    Tensors that come with it and are in another file are given to `late`.
+    `read` is the tensor as read, which may have another shape than the written one. `working` is the element type of
+    the folding, None without folds; `coded` are the weights that are codes in the base. `late` receives its scales that
+    are in another file.
     """
 
     read: TensorInfo
@@ -99,7 +99,7 @@ class WeightJob:
         )
 
     def __call__(self, member: Worker[Tools]) -> None:
-        """Writes it whole; raises LoraInspectError for numbers that cannot be computed or written."""
+        """Write the whole weight; raises LoraInspectError for numbers that cannot be computed or written."""
         working = TORCH_DTYPES[self.working] if self.working else None
         rows = Rows(member, self.read, decode_of(self.read, self.coded), working)
         try:
@@ -117,7 +117,7 @@ class WeightJob:
             raise no_numbers_of_a_change(self.read, self.folds[-1]) from error
 
     def _terms(self, member: Worker[Tools], rows: Rows) -> list[list[Link]]:
-        """The settled changes of each adapter; what takes the whole weight apart does so while no other does."""
+        """Return the settled changes of each adapter; only one job at a time decomposes a whole weight."""
         reader = LinkReader(member.tools.blocks, self.factors, self.coded, rows.working)
         with member.alone() if any(fold.placed.has_residual for fold in self.folds) else nullcontext():
             links = [(fold.adapter, link) for fold in self.folds for link in reader.links(fold, rows, self.rule)]
@@ -151,7 +151,7 @@ class WeightJob:
         encoder: Encoder,
         tell: Callable[[int], None],
     ) -> tuple[list[Any], StepSums | None]:
-        """Writes all rows; what is known beside those of each block, and the sums of what the witness saw."""
+        """Write all rows; return the facts about each block, and the sums of the witness."""
         beside: list[Any] = [None] * blocks.number
 
         def write(tools: Tools, number: int) -> Any:
@@ -175,4 +175,4 @@ class WeightJob:
 
 
 def _tell_nothing(amount: int) -> None:
-    """What is written again was told when it was written first."""
+    """Ignore progress: rewriting was reported at the first writing."""

@@ -12,7 +12,7 @@ from lora_inspect.stores.address import is_remote
 
 
 def merge_output(plan: MergePlan, named: str) -> str:
-    """The path that `merge` writes for what the user `named`; raises LoraInspectError where that is no output of it."""
+    """Return the path that `merge` writes for the user's `named`; LoraInspectError if it cannot be an output."""
     if plan.base.root is None:
         return file_output(named, plan.base.name, plan.inputs)
     what = "a folder" if is_folder(plan.base.path) else "a part of a sharded set"
@@ -20,12 +20,12 @@ def merge_output(plan: MergePlan, named: str) -> str:
 
 
 def merge_bytes(plan: MergePlan, output: str) -> int:
-    """What `merge` tells its progress of: the bytes of the base, once more where the output is sent to a store."""
+    """Return the bytes that `merge` reports: those of the plan, twice if the output is sent to a store."""
     return plan.bytes * 2 if is_remote(output) else plan.bytes
 
 
 def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
-    """Raises LoraInspectError where `merge` would refuse to write to the path `output`."""
+    """Raise LoraInspectError if `merge` would refuse to write to the path `output`."""
     is_folder = plan.base.root is not None
     check_output(output, plan.inputs, force, folder=is_folder)
     if is_folder:
@@ -34,9 +34,9 @@ def check_merge_output(plan: MergePlan, output: str, force: bool) -> None:
 
 
 def shared_output(plan: MergePlan, named: str, force: bool, jobs: int = 1) -> str:
-    """The folder that several `jobs` together write for what the user `named`.
+    """Return the folder that several `jobs` together write for the user's `named`.
 
-    Raises LoraInspectError where a base cannot be shared by so many, and where `merge` would not write there.
+    Raises LoraInspectError if so many jobs cannot share the base, and if `merge` would not write there.
     """
     base = plan.base
     if is_remote(named):

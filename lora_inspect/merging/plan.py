@@ -1,7 +1,7 @@
 """The plan of a merge: every fold with its target, made from headers before any weight is read.
 
 `plan_merge` reads the adapters, chooses their modules and multipliers by options and paths, and matches them with the
-base. The checks below refuse merges that would be wrong, or add notes to the plan: an adapter for another expert of a
+base. The checks below refuse wrong merges, or add notes to the plan. They cover an adapter for another expert of a
 pipeline, a base from which an initialisation took a part, and an embedding that shares its weight with the head.
 """
 
@@ -53,7 +53,7 @@ class Parts(NamedTuple):
     excluded: tuple[str, ...] = ()
 
     def multiplier_of(self, key: str) -> float:
-        """The multiplier of a module by its key; 0 for one that is not merged."""
+        """Return the multiplier of a module by its key; 0 for one that is not merged."""
         return 0.0 if key in self.excluded else self.multipliers.of(key)
 
 
@@ -79,7 +79,7 @@ def parts_of(adapters: Sequence[Adapter], base: Checkpoint | None, choice: Modul
 
 
 def other_expert_notes(base: Checkpoint, adapters: Iterable[Adapter], only: Collection[str]) -> Iterator[str]:
-    """Yield a sentence for each adapter whose name contradicts that of the base.
+    """Yield a sentence for each adapter with a name that contradicts that of the base.
 
     The names of experts are no proof, so this is no error. `only` are the components to merge, empty for all.
     """
@@ -131,7 +131,7 @@ def check_residual(folds: Sequence[Fold], base: Checkpoint) -> None:
 
 
 def residual_notes(folds: Iterable[Fold], base: Checkpoint) -> list[str]:
-    """Return a sentence for each adapter whose base is taken for the original one."""
+    """Return a sentence for each adapter for which the base is assumed to be the original one."""
     taken = {
         f.adapter.checkpoint.path: f.contribution.residual for f in folds if f.placed.has_residual and f.multiplier
     }
@@ -173,7 +173,7 @@ def check_tied(base: Checkpoint, side_files: SideFiles, folds: Mapping[str, Sequ
 
 
 def _trains_one(fold: Fold) -> bool:
-    """Whether the change is one of the embedding alone: PEFT may tie it to that of the head, and says so."""
+    """Return True if only the embedding is changed: PEFT may tie the change to that of the head, and records it."""
     config = fold.adapter.checkpoint.config or {}
     if fold.contribution.algorithm.ties:
         return False
@@ -181,7 +181,7 @@ def _trains_one(fold: Fold) -> bool:
 
 
 def _is_of_a_head(side_files: SideFiles) -> bool:
-    """Whether the config beside a base is one of a model with a head."""
+    """Return True if the config next to a base names a model with a head."""
     config = read_config(side_files)
     names = config.get("architectures") if config else None
     return isinstance(names, list) and any(isinstance(name, str) and name.endswith(_CLASSES) for name in names)
@@ -195,7 +195,7 @@ class MergePlan:
     `include` and `exclude` remove. `orientations` give how changed Linear weights are stored. `transposed_notes` are
     sentences on answers that were not needed, `tied` those on a head that shares a changed embedding. `storage`
     describes the tensors of the base that are not written as stored. `resized` are tensors that the output has in the
-    size of an adapter's. `other_models` are sentences on adapters whose config names another model than the base.
+    size of an adapter's. `other_models` are sentences on adapters with a config that names another model than the base.
     """
 
     base: Checkpoint
@@ -225,7 +225,7 @@ class MergePlan:
 
     @property
     def dora_rules(self) -> set[str]:
-        """The multiplier rules of the DoRA modules whose multiplier is neither 0 nor 1."""
+        """The multiplier rules of the DoRA modules that have a multiplier other than 0 and 1."""
         return {
             self.options.dora_rule or fold.contribution.magnitude.spelling.multiplier
             for fold in self._all()
@@ -266,7 +266,7 @@ class MergePlan:
 
     @property
     def bytes(self) -> int:
-        """The bytes that `merge` reports to its progress: all tensors to write, and the files beside them.
+        """The bytes that `merge` reports to its progress: all tensors to write, and the other files.
 
         They include the base's files if it is read for its hash.
         """
@@ -381,7 +381,7 @@ def _other_model(adapter: Adapter, base: Checkpoint, config: Mapping[str, Any] |
 
 
 def _beside(folds: Mapping[str, list[Fold]], resized: Collection[str]) -> dict[str, list[Fold]]:
-    """The folds without those that put a tensor in the place of one that has its numbers already."""
+    """Return the folds without replacements of tensors that already have the adapter's numbers."""
     left = {
         name: [fold for fold in own if name not in resized or not fold.contribution.algorithm.replaces]
         for name, own in folds.items()
@@ -390,7 +390,7 @@ def _beside(folds: Mapping[str, list[Fold]], resized: Collection[str]) -> dict[s
 
 
 def check_replaced(folds: Mapping[str, Sequence[Fold]]) -> None:
-    """Raises LoraInspectError where a tensor would be replaced in part, or where another adapter changes it too."""
+    """Raise LoraInspectError if a tensor would be replaced in part, or if another adapter changes it too."""
     for name, own in folds.items():
         for fold in own:
             module, path = fold.contribution.module, fold.adapter.checkpoint.path
@@ -414,14 +414,14 @@ def check_replaced(folds: Mapping[str, Sequence[Fold]]) -> None:
 
 
 def _read(folds: Mapping[str, Sequence[Fold]]) -> tuple[list[str], list[TensorInfo]]:
-    """The names of the weights that change, and what else of the base is read for that."""
+    """Return the names of the weights that change, and the other tensors of the base that the changes read."""
     at_work = {name: [fold for fold in own if fold.multiplier] for name, own in folds.items()}
     seen = [fold.placed.place.seen for own in at_work.values() for fold in own]
     return [name for name, own in at_work.items() if own], [info for info in seen if info]
 
 
 def _check_named_once(adapters: Sequence[Checkpoint]) -> None:
-    """Raises LoraInspectError where two paths lead to the same files: two spellings, or two shards of one set."""
+    """Raise LoraInspectError if two paths lead to the same files: two spellings, or two shards of one set."""
     named: dict[tuple[str, ...], str] = {}
     for adapter in adapters:
         files = tuple(map(os.path.realpath, adapter.files or [adapter.path]))
@@ -434,7 +434,7 @@ def _check_named_once(adapters: Sequence[Checkpoint]) -> None:
 
 
 def check_multiplier(path: str, contribution: Contribution, multiplier: float) -> None:
-    """Raises LoraInspectError for a multiplier that has no meaning in the algorithm's own program."""
+    """Raise LoraInspectError for a multiplier that has no meaning in the algorithm's own program."""
     algorithm = contribution.algorithm
     if not algorithm.blends and multiplier not in (0, 1):
         raise RefusedError(
@@ -464,7 +464,7 @@ def _check_kinds(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
 
 
 def _check_components(only: Sequence[str], adapters: Sequence[Adapter]) -> None:
-    """Raises LoraInspectError for a component that no adapter has."""
+    """Raise LoraInspectError for a component that no adapter has."""
     present = sorted({module.name.component for adapter in adapters for module in adapter.modules.values()})
     if unknown := [component for component in only if component not in present]:
         paths = ", ".join(adapter.checkpoint.path for adapter in adapters)
@@ -472,7 +472,7 @@ def _check_components(only: Sequence[str], adapters: Sequence[Adapter]) -> None:
 
 
 def check_dora_rule(rule: str | None, adapters: Sequence[Adapter]) -> None:
-    """Raises LoraInspectError for a rule of DoRA where there is none."""
+    """Raise LoraInspectError for a rule of DoRA where there is none."""
     if rule and not any(contribution.magnitude for adapter in adapters for contribution in adapter.contributions):
         raise RefusedError(f"--dora-multiplier {rule} has no effect, as no adapter has a DoRA magnitude; leave it out.")
     over_base = next((one for one in adapters if one.dora.norms == dora.OF_BASE), None)

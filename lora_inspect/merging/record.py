@@ -67,11 +67,10 @@ def recorded(
     beside: Callable[[], None] = lambda: None,
     hash_base: bool | None = None,
 ) -> str:
-    """The record of a merge as JSON. `beside` is done while a thread of its own reads the adapters for their hashes.
+    """Return the record of a merge as JSON; `beside` runs while a thread reads the adapters for their hashes.
 
-    `progress` is told of the bytes of the base where that is read for its hash too, which `hash_base` says in the place
-    of the plan: without it the hashes are left blank. Raises LoraInspectError where a file is not the one any more that
-    was planned with.
+    `progress` receives the bytes of the base if its hash is computed. `hash_base` overrides the plan: False leaves the
+    hashes blank. Raises LoraInspectError if a file has changed since the plan was made.
     """
     with ThreadPoolExecutor(1) as pool:
         hashes = [pool.submit(_recorded_hashes, adapter.checkpoint) for adapter, _ in plan.adapters]
@@ -93,17 +92,17 @@ def recorded(
 
 
 def with_base_hashes(record: str, base: Checkpoint, hashes: Mapping[str, str]) -> str:
-    """The record with those of the base's files in the place of blank ones, which takes as many bytes."""
+    """Return the record with the base files' hashes in place of blank ones of the same length."""
     said = json.loads(record)
     said[BASE][SHA256] = _by_name(base, hashes)
     return json.dumps(said, separators=(",", ":"))
 
 
 def base_record(base: Checkpoint, with_hash: bool, progress: Progress = silent) -> dict[str, Any]:
-    """What tells a base from others: its name, its size and element types, the hash of its header, that of its bytes.
+    """Return the identity of a base: its name, size and element types, and the hashes of its header and its bytes.
 
-    The header is all that stands before the tensors. Of a sharded base its hash is over the headers of all files, and
-    the files have their hashes by name.
+    The header is all that precedes the tensors. For a sharded base its hash covers the headers of all files, and the
+    hashes of the files are listed by name.
     """
     header = hashlib.sha256()
     for file in base.files:
@@ -118,7 +117,7 @@ def base_record(base: Checkpoint, with_hash: bool, progress: Progress = silent) 
 
 
 def _recorded_hashes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Those of an adapter's bytes, of the config beside it, and the one of its tensors that its metadata have."""
+    """Return the hashes of an adapter's bytes, of the config next to it, and the one in its metadata."""
     found: dict[str, Any] = {SHA256: _of_files(checkpoint)}
     if checkpoint.config_path:
         found[CONFIG] = file_sha256(checkpoint.config_path, checkpoint.inputs[checkpoint.config_path])
@@ -128,7 +127,7 @@ def _recorded_hashes(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _of_files(checkpoint: Checkpoint, progress: Progress = silent) -> str | dict[str, str]:
-    """The hash of the one file, or those of several by their names."""
+    """Return the hash of the one file, or those of several by their names."""
     return _by_name(checkpoint, {f: file_sha256(f, checkpoint.inputs[f], progress) for f in checkpoint.files})
 
 
@@ -156,15 +155,15 @@ def _default_rule(contributions: Iterable[Any]) -> str:
 
 
 def _working_types(plan: MergePlan) -> dict[str, str]:
-    """What changed weights are folded in, by the element type that they are written in."""
+    """Return the types in which changed weights are folded, by the element type of the output."""
     changed = [plan.base.tensors[name] for name, folds in plan.folds.items() if any(fold.multiplier for fold in folds)]
     return working_types((info.dtype, plan.storage.types.get(info.name, info.dtype)) for info in changed)
 
 
 def _options(plan: MergePlan) -> dict[str, Any]:
-    """The options of the command line that a merge was made with, as far as they were given.
+    """Return the options of a merge's command line, as far as they were given.
 
-    Those that are not spelled here stand under their own names, so that nobody undoes what he does not know.
+    Options without a spelling here keep their own names, so that no version undoes options that it does not know.
     """
     options = plan.options
     said = {
@@ -208,7 +207,7 @@ _Hashes = tuple[list[str], str | None]
 
 
 def last_record(merged: Checkpoint) -> MergeRecord:
-    """The last merge into a model; LoraInspectError where none is recorded that could be undone."""
+    """Return the last merge into a model; LoraInspectError if none is recorded that could be undone."""
     records = merge_records(merged.metadata)
     if not records:
         raise RefusedError(
@@ -239,7 +238,7 @@ def last_record(merged: Checkpoint) -> MergeRecord:
 
 
 def recorded_cast(record: MergeRecord) -> str | None:
-    """The element type that weights were cast to where the base may have had another one; None where it had that."""
+    """Return the type to which weights were cast, if the base may have had another one; else None."""
     types = [record.options.get(name) for name in ("dtype", "touched_dtype")]
     cast = next((one for one in types if one is not None), None)
     before = set(record.base.dtypes if record.base else ()) - _NEVER_CAST
@@ -247,7 +246,7 @@ def recorded_cast(record: MergeRecord) -> str | None:
 
 
 def recorded_options(record: MergeRecord, path: str) -> MergeOptions:
-    """The options of the merge into the base itself; LoraInspectError for what is none that is known."""
+    """Return the options of the merge into the base itself; LoraInspectError for an unknown or invalid one."""
     said = record.options
     wrong = [name for name in said if name not in (*_TEXTS, *_LISTS, *_FLAGS, SEED)]
     wrong += [name for name in _TEXTS if not isinstance(said.get(name, ""), str)]
@@ -281,7 +280,7 @@ def recorded_options(record: MergeRecord, path: str) -> MergeOptions:
 def recorded_adapters(
     record: MergeRecord, path: str, named: Sequence[tuple[str, Settings]]
 ) -> list[tuple[str, Settings]]:
-    """Those of the `named` adapters that were merged, in the order of the merge and with its settings.
+    """Return the `named` adapters that were merged, in the order of the merge and with its settings.
 
     Raises LoraInspectError where one of them was not merged, or not with the settings on its path, and where one that
     was merged is not there. `path` is that of the merged model.
@@ -323,7 +322,7 @@ def recorded_adapters(
 
 
 def _path_beside(one: MergedAdapter, path: str) -> str | None:
-    """The path of the adapter that was merged, under its recorded name in the folder of the model at `path`."""
+    """Return the path of the adapter that was merged, under its recorded name in the folder of the model at `path`."""
     near = os.path.join(os.path.dirname(path), one.file)
     if os.path.basename(one.file) != one.file or not os.path.exists(near):
         return None

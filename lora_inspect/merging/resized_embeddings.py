@@ -1,10 +1,10 @@
-"""Embeddings and heads that have other numbers of rows in an adapter than in the base, as after tokens were added.
+"""Embeddings and heads with other numbers of rows in an adapter than in the base, as after added tokens.
 
-PEFT saves the whole embedding, and the head, of a model whose vocabulary was resized for the training, whether the
-config lists them in `modules_to_save` or not (`save_embedding_layers`). PEFT's own merged model has those tensors in
-the place of the base's, and their rows as `vocab_size` in its config.json. A merge does the same: it plans with a base
-that has such a tensor in the adapter's size, and writes the adapter's numbers. Source: PEFT's
-`get_peft_model_state_dict`, transformers' `resize_token_embeddings`.
+PEFT saves the whole embedding and the head if the model's vocabulary was resized for the training, even if
+`modules_to_save` does not list them (`save_embedding_layers`). PEFT's own merged model has those tensors in the place
+of the base's, and their rows as `vocab_size` in its config.json. A merge does the same: it plans with a base that has
+such a tensor in the adapter's size, and writes the adapter's numbers. Source: PEFT's `get_peft_model_state_dict`,
+transformers' `resize_token_embeddings`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,8 +57,8 @@ def resized_tensors(
     """Return the tensors that adapters saved with other numbers of rows than the base has, by the base's names.
 
     Each adapter comes with a function that returns the multiplier of a module by its key, 0 for one that is left out.
-    With `leaves_copies` only those tensors count that a config says were trained. Of several adapters one that trained
-    the tensor counts before those that only hold a copy, and then the first; the match refuses a copy that differs.
+    With `leaves_copies` only tensors count that a config names as trained. Of several adapters one that trained the
+    tensor counts before those that only hold a copy, and then the first; the match refuses a copy that differs.
     """
     trained: list[tuple[Adapter, ModuleName, TensorInfo]] = []
     copied: list[tuple[Adapter, ModuleName, TensorInfo]] = []
@@ -89,14 +89,14 @@ def idle_tensors(
 
 
 def _saved(adapter: Adapter) -> Iterator[tuple[ModuleName, TensorInfo]]:
-    """The weights that a config says were trained whole."""
+    """Yield the weights that a config says were trained whole."""
     for contribution in adapter.contributions:
         if contribution.algorithm.name == NAME and contribution.algorithm.parameter == WEIGHT:
             yield contribution.module, contribution.factors[SAVED]
 
 
 def _copies(adapter: Adapter) -> Iterator[tuple[ModuleName, TensorInfo]]:
-    """The weights that PEFT saved beside the factors; those of adapted layers have as many rows as the change."""
+    """Yield the weights that PEFT saved next to the factors; in an adapted layer with as many rows as the change."""
     for key in adapter.unclaimed:
         module, parameter, wrapper = BaseTensor.of(key)
         if module and parameter == WEIGHT and wrapper in ("", BELOW) and adapter.scheme == PEFT.name:
@@ -159,7 +159,7 @@ def with_vocabulary(
 
 
 def _of_vocabulary(base: Checkpoint, rows: int) -> Iterator[TensorInfo]:
-    """The weights of embeddings and heads of a base that have so many rows."""
+    """Yield the weights of embeddings and heads of a base that have so many rows."""
     for info in base.tensors.values():
         is_weight = info.name.endswith(f".{WEIGHT}") and len(info.shape) == 2 and info.shape[0] == rows
         if is_weight and info.name.split(".")[-2] in (*EMBEDDINGS, *HEADS):

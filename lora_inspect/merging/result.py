@@ -54,7 +54,7 @@ class MergeResult(Result):
     seed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `merge --json` prints."""
+        """Return the record that `merge --json` prints."""
         record: dict[str, Any] = {
             "schema": "lora-inspect/merge/1",
             "output": self.output,
@@ -84,7 +84,7 @@ class MergeResult(Result):
 
 
 def planned_record(plan: MergePlan, output: str | None) -> dict[str, Any]:
-    """The record of a merge that is planned and not made, to `output` where that is known."""
+    """Return the record of a merge that is planned and not made, to `output` where that is known."""
     return {
         "schema": "lora-inspect/merge-plan/1",
         "output": output,
@@ -116,9 +116,9 @@ def result_of(
     seconds: float,
     size: int,
 ) -> MergeResult:
-    """The result of a merge whose `output` is complete.
+    """Return the result of a merge with a complete `output`.
 
-    `counts` are its tensors by element type, `notes` those on what was found beside it, `size` is that of all of it.
+    `counts` are its tensors by element type, `notes` are sentences on files found next to it, `size` is the total size.
     """
     seed = plan.options.seed
     return MergeResult(

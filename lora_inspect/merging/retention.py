@@ -1,6 +1,6 @@
 """The share of each adapter that the output keeps, gathered while its weights are written.
 
-`check_kept` refuses an output that keeps too little. A rule of the weight alone chooses the rows to look at.
+`check_kept` refuses an output that keeps too little. The choice of the rows to look at depends only on the weight.
 """
 
 import struct
@@ -32,7 +32,7 @@ _FINER = {8: "bf16", 16: "fp32"}
 
 @dataclass(frozen=True, slots=True)
 class WeightRetention:
-    """The share of an adapter in one weight, whose numbers are written in `dtype`."""
+    """The share of an adapter in one weight that is written in `dtype`."""
 
     name: str
     share: float
@@ -41,10 +41,10 @@ class WeightRetention:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AdapterRetention(Result):
-    """How much of an adapter is in the weights that were written: its `share`, None where that cannot be told.
+    """The share of an adapter that the written weights keep: its `share`, None if that is not determined.
 
-    `noise` is what rounding adds to the weights that it changes, over the change, `why` says what keeps the share from
-    being told, `is_sampled` whether rows were left out. `worst` are the weights with the least shares, which are told.
+    `noise` is the rounding error of the changed weights over the change. `why` is the reason that the share is not
+    determined; `is_sampled` is True if rows were left out. `worst` are the weights with the smallest shares.
     """
 
     path: str
@@ -63,12 +63,12 @@ class AdapterRetention(Result):
 
 
 def worst_of(weights: Sequence[WeightRetention]) -> tuple[WeightRetention, ...]:
-    """Those with less than should be, the least first."""
+    """Return the weights with too small shares, the smallest first."""
     return tuple(sorted((one for one in weights if one.share < TOLD), key=lambda one: one.share)[:_RECORDED])
 
 
 def in_record(kept: Sequence[AdapterRetention], seed: int | None) -> dict[str, Any]:
-    """What `merge --json` says of it; the noise where rounding was stochastic, by the `seed`."""
+    """Return the entries of `merge --json`; with stochastic rounding by the `seed`, also the noise."""
     record: dict[str, Any] = {
         "kept": {one.path: _rounded(one.share) for one in kept},
         "kept_worst": {one.path: {weight.name: _rounded(weight.share) for weight in one.worst} for one in kept},
@@ -81,7 +81,7 @@ def in_record(kept: Sequence[AdapterRetention], seed: int | None) -> dict[str, A
 
 
 def in_summary(kept: Sequence[AdapterRetention], seed: int | None) -> str:
-    """A line of the shares, and of the noise where rounding was stochastic."""
+    """Return a line of the shares, and of the noise where rounding was stochastic."""
     line = f"kept: {', '.join(f'{one.in_words} of {one.path}' for one in kept)}"
     if seed is None:
         return line
@@ -90,7 +90,7 @@ def in_summary(kept: Sequence[AdapterRetention], seed: int | None) -> str:
 
 
 def check_kept(kept: Sequence[AdapterRetention], seed: int | None) -> None:
-    """Raises LoraInspectError where so little of an adapter would be in the output that it is another model."""
+    """Raise LoraInspectError if so little of an adapter would be in the output that it is another model."""
     lost = [one for one in kept if one.share is not None and one.share < REFUSED]
     if lost:
         least = min(lost, key=lambda one: one.share or 0.0)
@@ -103,7 +103,7 @@ def check_kept(kept: Sequence[AdapterRetention], seed: int | None) -> None:
 
 
 def notes_on(kept: Sequence[AdapterRetention], seed: int | None) -> list[str]:
-    """A sentence on each adapter of which a part is lost."""
+    """Return a sentence on each adapter that is kept only in part."""
     return [
         f"{one.path}: the output keeps {one.in_words} of it: {_because(one)}; to keep more, "
         f"{', or '.join(_ways_out(one, seed))}."
@@ -113,7 +113,7 @@ def notes_on(kept: Sequence[AdapterRetention], seed: int | None) -> list[str]:
 
 
 def _because(one: AdapterRetention) -> str:
-    """Where the least of it is left, and what does that."""
+    """Return the cause of the loss, and the weights that keep the least."""
     named = [f"{shortened(weight.name)} ({weight.share:.2f})" for weight in one.worst[:_NAMED]]
     types = listed(list(dict.fromkeys(weight.dtype for weight in one.worst)))
     where = f", least in {listed(named)}" if named else ""
@@ -128,7 +128,7 @@ def _ways_out(one: AdapterRetention, seed: int | None) -> list[str]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """To what single precision tells of it."""
+    """Return the value rounded to the accuracy of single precision."""
     return None if value is None else round(value, 6)
 
 
@@ -142,9 +142,9 @@ _GROUPS = 8
 
 
 def looked_rows(rows: int, first: int, count: int) -> list[tuple[int, int]]:
-    """Which of the rows `first` to `first` + `count` are looked at, of a weight of so many `rows`, as (start, stop).
+    """Return, as (start, stop), the rows to look at among `count` from `first` on, in a weight of so many `rows`.
 
-    All together they are a sixteenth of its rows at least.
+    Over the whole weight they are at least a sixteenth of its rows.
     """
     height = max(1, rows // (GROUP * _GROUPS))
     group = GROUP * height
@@ -158,9 +158,9 @@ def looked_rows(rows: int, first: int, count: int) -> list[tuple[int, int]]:
 
 
 class WeightWitness:
-    """Looks at the blocks of one weight; several threads use it at the same time.
+    """An observer of the blocks of one weight; several threads use it at the same time.
 
-    `read` is the weight as it is folded, in the shape of its rows, and `dtype` what it is written in.
+    `read` is the weight as it is folded, in the shape of its rows, and `dtype` the type of the output.
     """
 
     def __init__(self, read: TensorInfo, folds: Sequence[Fold], dtype: str) -> None:
@@ -172,25 +172,25 @@ class WeightWitness:
         self._sums: StepSums | None = None
 
     def look(self, rows: "Tensor", first: int) -> "RowObserver | None":
-        """Looks at a block that nothing is folded into yet; None where it has no row that is looked at."""
+        """Look at a block before the folds; return None if no row of it is looked at."""
         from lora_inspect.maths.share import RowObserver
 
         spans = looked_rows(self._rows, first, len(rows)) if self.is_sampled else [(first, first + len(rows))]
         return RowObserver(spans, rows, first, len(self.adapters)) if spans else None
 
     def done(self, sums: "StepSums | None") -> None:
-        """Takes the sums over all blocks, in their order."""
+        """Keep the sums over all blocks, added in their order."""
         self._sums = sums
 
     def retention(self) -> "Estimate | None":
-        """What shares come from, None for a weight without entries."""
+        """Return the estimate of the shares, None for a weight without entries."""
         from lora_inspect.maths.share import estimate_of
 
         return estimate_of(self._sums, self._entries, self._working) if self._sums else None
 
 
 class ObservedWeight(NamedTuple):
-    """What was seen of one weight, written in `dtype`: `kept` is of the `adapters`, which are numbers."""
+    """The observation of one weight that was written in `dtype`: `kept` is over the `adapters`, given by number."""
 
     name: str
     dtype: str
@@ -199,7 +199,7 @@ class ObservedWeight(NamedTuple):
     kept: "Estimate"
 
     def in_record(self) -> list[Any]:
-        """As JSON has it, to the last bit."""
+        """Return the record for JSON, exact to the last bit."""
         along, gram, rounding = self.kept
         sums = (along, gram, rounding.scatter, rounding.square, rounding.least)
         numbers = [number for own in sums for number in own.flatten().tolist()]
@@ -208,7 +208,7 @@ class ObservedWeight(NamedTuple):
 
     @classmethod
     def of_record(cls, record: Sequence[Any]) -> "ObservedWeight":
-        """What `in_record` gave; raises ValueError, TypeError or LookupError for anything else."""
+        """Return the observation that `in_record` gave; ValueError, TypeError or LookupError for anything else."""
         import torch
 
         from lora_inspect.maths.share import Estimate, Rounding
@@ -228,20 +228,20 @@ class ObservedWeight(NamedTuple):
 
 
 class Retention:
-    """What the output keeps of the `adapters`, by their paths, over all weights that are looked at."""
+    """The share of each of the `adapters`, by path, that the output keeps over all weights looked at."""
 
     def __init__(self, adapters: Sequence[str]) -> None:
         self._adapters = list(adapters)
         self._witnesses: list[WeightWitness] = []
 
     def witness(self, read: TensorInfo, folds: Sequence[Fold], dtype: str) -> WeightWitness:
-        """What looks at one weight; weights come in the order in which they are added up."""
+        """Return the witness of one weight; the order of the calls is the order of adding up."""
         witness = WeightWitness(read, folds, dtype)
         self._witnesses.append(witness)
         return witness
 
     def observed(self) -> Iterator[ObservedWeight]:
-        """What was seen of each weight, in their order, once all are written."""
+        """Yield the observation of each weight, in their order, once all are written."""
         number = {path: number for number, path in enumerate(self._adapters)}
         for one in self._witnesses:
             if kept := one.retention():
@@ -251,7 +251,7 @@ class Retention:
 
 
 def kept_of(adapters: Sequence[str], seen: Iterable[ObservedWeight]) -> list[AdapterRetention]:
-    """How much is kept of each of the `adapters`, by their paths, in all weights that were seen."""
+    """Return the share kept of each of the `adapters`, by path, over all observed weights."""
     from lora_inspect.maths.share import REASONS, Estimate
 
     whole = Estimate.nothing(len(adapters))

@@ -1,6 +1,6 @@
-"""The change of one weight as a tensor, where that weight is at hand by itself or is not needed: a merge without files.
+"""The change of one weight as a tensor: a merge of a weight that the caller has, or that is not needed.
 
-The formulas and their order are those of a merge; only what lies in a base (slices of it, experts in it) is not there.
+The formulas and their order are those of a merge; only slices and experts of a base are missing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,19 +27,18 @@ _Shape = tuple[int, ...]
 
 
 def needs_weight(contribution: Contribution) -> bool:
-    """Whether what it does to a weight depends on that weight."""
+    """Return True if the change depends on the weight that it is for."""
     is_moved = bool(contribution.residual) and not contribution.on_residual
     return contribution.multiplies or contribution.algorithm.replaces or is_moved
 
 
 def lone_change(adapter: Adapter, changes: Sequence[Contribution], weight: Tensor | None) -> Tensor:
-    """What `changes`, which are all of one parameter of one module, add to it, in its shape as it is stored.
+    """Return the change of one parameter of one module by all its `changes`, in the shape as stored.
 
-    The parameter itself, `weight`, is needed where a change depends on it; the shape is then that of it. Computed in
-    float32, and in float64 where a change depends on the weight, since it is a difference then, or is stored so.
+    The parameter itself, `weight`, is needed if a change depends on it, and determines the shape. Computed in float32;
+    in float64 if a change is stored so or depends on the weight, since it is a difference then.
 
-    Raises LoraInspectError where the change is not to be had so, where a shape does not fit and where a number is not
-    finite.
+    Raises LoraInspectError if the change cannot be computed this way, a shape does not match or a number is not finite.
     """
     _check_computed(adapter, changes, weight is not None)
     shape = _stored_shape(changes) if weight is None else tuple(weight.shape)
@@ -72,7 +71,7 @@ def _delta(start: Tensor, folds: Sequence[Fold]) -> Tensor:
 
 
 def _matrix(shape: _Shape, weight: Tensor | None, is_wide: bool) -> Tensor:
-    """The weight as a merge sees one, (rows, columns); zeros where none is needed."""
+    """Return the weight as a merge sees one, (rows, columns); zeros where none is needed."""
     dtype = torch.float64 if is_wide else torch.float32
     rows = shape[0] if shape else 1
     if weight is None:
@@ -81,7 +80,7 @@ def _matrix(shape: _Shape, weight: Tensor | None, is_wide: bool) -> Tensor:
 
 
 def _placed(adapter: Adapter, contribution: Contribution, target: TensorInfo) -> Placement:
-    """The contribution on the whole weight, or on its rows of it; raises LoraInspectError where it does not fit."""
+    """Return the contribution on the whole weight, or on its rows of it; raises LoraInspectError if it does not fit."""
     rows = contribution.rows
     place = Place(target, transposed=_is_turned(contribution, target.shape))
     if rows is None:
@@ -102,7 +101,7 @@ def _placed(adapter: Adapter, contribution: Contribution, target: TensorInfo) ->
 
 
 def _stored_shape(changes: Sequence[Contribution]) -> _Shape | None:
-    """The shape of the parameter as it is stored, as far as the factors tell; None where a part of it stays open."""
+    """Return the stored shape of the parameter by the factors; None if a part of it stays open."""
     for one in changes:
         shape = one.shape
         if one.rows:
@@ -114,7 +113,7 @@ def _stored_shape(changes: Sequence[Contribution]) -> _Shape | None:
 
 
 def _is_turned(contribution: Contribution, stored: _Shape | None) -> bool:
-    """Whether the weight is stored as (in, out): by the algorithm, the shape of the weight, or the config."""
+    """Return True if the weight is stored as (in, out): by the algorithm, the shape of the weight, or the config."""
     if contribution.algorithm.transposed is not None:
         return contribution.algorithm.transposed
     shape = contribution.shape

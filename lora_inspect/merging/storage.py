@@ -40,7 +40,7 @@ _FP8_TYPES = ("float8_e4m3fn", "float8_e5m2")
 
 
 def read_config(side_files: SideFiles) -> dict[str, Any] | None:
-    """The config beside a base; None where there is none, or no JSON object."""
+    """Return the config next to a base; None if there is none, or no JSON object."""
     identity = side_files.copied.get(CONFIG)
     if identity is None:
         return None
@@ -49,9 +49,9 @@ def read_config(side_files: SideFiles) -> dict[str, Any] | None:
 
 
 def without_codes(config: Mapping[str, Any], decoded: Collection[str], codes_stay: bool) -> dict[str, Any] | None:
-    """The config of a folder of which the modules `decoded` have no codes any more; nothing of codes where none stay.
+    """Return a folder's config after `decoded` modules lost their codes; without quantization unless `codes_stay`.
 
-    None where its method has no known way to say so of a few modules.
+    None if its method has no known way to exclude a few modules.
     """
     said = config.get(QUANTIZATION)
     if not decoded or said is None:
@@ -67,7 +67,7 @@ def without_codes(config: Mapping[str, Any], decoded: Collection[str], codes_sta
 
 
 def with_type(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The config with another element type of the weights, wherever it names one; the name is that of safetensors."""
+    """Return the config with another element type of the weights, a name of safetensors, wherever it has one."""
     changed = dict(config)
     for key, value in config.items():
         if key in _TYPE_KEYS and _is_type(value):
@@ -82,9 +82,9 @@ def _is_type(value: Any) -> bool:
 
 
 class RequestedDtypes(NamedTuple):
-    """What the user asked for, as names of safetensors: `every` floating tensor, or those that are `touched`, in it.
+    """The requested element types, by safetensors' names: of `every` floating tensor, or of the `touched` ones.
 
-    Without either, all is written as it is stored.
+    Without either, all keep their stored types.
     """
 
     every: str | None = None
@@ -93,12 +93,12 @@ class RequestedDtypes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What becomes of the codes of a base, by the names of weights.
+    """The storage of the output of a quantised base, by the names of weights.
 
-    `decoded` are floats in the output, `recoded` are codes of the same format there; of others that are read with the
-    changes `seen` are the codes. `types` has the element type of each tensor that gets another one. `dropped` are
-    tensors that are left out of the output. `metadata` has, by file, that of the files whose metadata changes. `config`
-    is the config of a folder as it then is, where that changes, and `unsaid` the parts of it that are left out.
+    `decoded` weights are floats in the output, `recoded` ones are codes of the same format; `seen` are codes that the
+    changes only read. `types` has the element type of each tensor that gets another one. `dropped` are tensors that are
+    left out of the output. `metadata` has the new metadata of each file that changes them. `config` is the new config
+    of a folder if it changes, and `unsaid` the parts that it leaves out.
     """
 
     decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
@@ -116,12 +116,12 @@ class Storage:
         return {**self.seen, **self.recoded, **self.decoded}
 
     def titles(self, names: Iterable[str]) -> Counter[str]:
-        """How many of the named weights there are of each kind of codes, by what messages call it."""
+        """Return the number of the named weights in each format of codes, by its title in messages."""
         return Counter(self.coded[name].codec.title for name in names)
 
     @property
     def rewritten(self) -> set[str]:
-        """The tensors beside the codes that are written again with them."""
+        """The scales and other tensors that are rewritten with the codes."""
         return {info.name for weight in self.recoded.values() for info in weight.beside.values()}
 
     @property
@@ -132,13 +132,13 @@ class Storage:
 
     @property
     def left_out(self) -> list[str]:
-        """What is left out, by name: tensors, keys of the metadata, and the part of the config."""
+        """The names of all that is left out: tensors, keys of the metadata, and parts of the config."""
         metadata = [FORMATS_KEY] if self.metadata else []
         return [*sorted(self.dropped), *metadata, *(f"{CONFIG}: {part}" for part in self.unsaid)]
 
     @property
     def side_files(self) -> dict[str, Mapping[str, Any]]:
-        """The JSON files beside the weights that change, by name."""
+        """The JSON files next to the weights that change, by name."""
         return {} if self.config is None else {CONFIG: self.config}
 
 
@@ -149,11 +149,11 @@ def plan_storage(
     changed: Collection[str],
     seen: Iterable[TensorInfo],
 ) -> Storage:
-    """Finds every tensor whose codes are read; those of codecs that are not known stay as they are.
+    """Plan the storage of every tensor with codes that are read; unknown codecs stay unchanged.
 
-    `side_files` are what lies beside the base. `changed` are the names of what is folded into, `seen` what is read for
-    that. Raises LoraInspectError where what stands beside codes is missing, contradicts them or does not fit them, and
-    where a weight would have to be written in a format that is only read.
+    `side_files` are the files next to the base. `changed` are the names of the weights that change, `seen` the tensors
+    that the changes read. Raises LoraInspectError if the scales of codes are missing, contradict them or do not match
+    them, and if a weight would need a format that is only read.
     """
     base_codecs = BaseCodecs(base)
     settings = quantisation_settings(base.tensors)
@@ -188,7 +188,7 @@ def plan_storage(
 
 
 def _known(base_codecs: BaseCodecs, infos: Iterable[TensorInfo]) -> dict[str, CodedWeight]:
-    """Those that are codes of a known codec, by name."""
+    """Return the tensors that are codes of a known codec, by name."""
     codes = stored_types() - PLAIN_FLOATS
     found: dict[str, CodedWeight] = {}
     for info in infos:
@@ -213,7 +213,7 @@ def _check_written(base: Checkpoint, weight: CodedWeight) -> None:
 def _check_mixed(
     base: Checkpoint, decoded: Mapping[str, CodedWeight], stay: Mapping[str, CodedWeight], lists_others: bool
 ) -> None:
-    """Raises LoraInspectError where programs would take what is decoded for codes, as others of its codec are."""
+    """Raise LoraInspectError if programs would read decoded weights as codes, like others of their codec."""
     staying = {weight.codec.name: name for name, weight in stay.items()}
     for name, weight in decoded.items():
         mixes = weight.codec.mixes
@@ -227,7 +227,7 @@ def _check_mixed(
 
 
 def _check_held(base: Checkpoint, left: Iterable[TensorInfo]) -> None:
-    """Raises LoraInspectError for what would stay in an element type that the output cannot have."""
+    """Raise LoraInspectError for a tensor that would stay in an element type that the output cannot have."""
     for info in left:
         if info.dtype not in BITS:
             raise RefusedError(
@@ -243,7 +243,7 @@ def _types(
     decoded: Mapping[str, CodedWeight],
     settings: Collection[str],
 ) -> dict[str, str]:
-    """The element type of every tensor that is cast or decoded."""
+    """Return the element type of every tensor that is cast or decoded."""
     dtype = asked.every or asked.touched
     if dtype is None:
         return {}
@@ -252,7 +252,7 @@ def _types(
 
 
 def _markers(base_codecs: BaseCodecs, decoded: Mapping[str, CodedWeight], left: Mapping[str, TensorInfo]) -> set[str]:
-    """What says of all weights below its place that they are scaled, where none of them is any more."""
+    """Return the markers of scaled weights below them that have no such weight left."""
     markers = {marker for name in decoded for marker in base_codecs.markers_of(name)}
     codes = [name for name, info in left.items() if info.dtype in FP8 and info.name not in markers]
     return markers - {marker for name in codes for marker in base_codecs.markers_of(name)}
@@ -265,7 +265,7 @@ def _config(
     decoded: Mapping[str, CodedWeight],
     left: Iterable[TensorInfo],
 ) -> Mapping[str, Any] | None:
-    """The config of a folder as it then is, or None where it stays as it is."""
+    """Return the new config of a folder, or None if it does not change."""
     if config is None or asked == RequestedDtypes():
         return None
     modules = [name.removesuffix(".weight") for name in decoded]
@@ -285,7 +285,7 @@ def _config(
 def _metadata(
     base: Checkpoint, base_codecs: BaseCodecs, decoded: Mapping[str, CodedWeight]
 ) -> dict[str, dict[str, str]]:
-    """The metadata of each file that describes what is decoded, without that; the key goes with its last layer."""
+    """Return the changed metadata of each file without its decoded layers; the key goes with its last layer."""
     described = {base_codecs.described_path(name) for name in decoded}
     changed: dict[str, dict[str, str]] = {}
     for file, metadata in base.file_metadata.items():

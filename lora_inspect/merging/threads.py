@@ -17,7 +17,7 @@ Sum = TypeVar("Sum")
 
 
 class InOrder(Generic[Sum]):
-    """The sum of parts 0, 1, 2, … by `add(sum, part)`, each added once all before it are; `total` is None without any.
+    """The sum of parts 0, 1, 2, … by `add(sum, part)`, each added in its turn; `total` is None without parts.
 
     Serves several threads. Parts that came before their turn are kept until then.
     """
@@ -29,7 +29,7 @@ class InOrder(Generic[Sum]):
         self._adding = Lock()
 
     def put(self, number: int, part: Sum) -> None:
-        """Adds a part, of a number that no other part has."""
+        """Add a part, of a number that no other part has."""
         with self._adding:
             self._early[number] = part
             while self._next in self._early:
@@ -48,11 +48,11 @@ _ALL = 1 << 16
 
 
 class _Void(BaseException):
-    """What is computed is of no use any more: something before it failed, or all is over."""
+    """Raised in a job without use: an earlier one failed, or the crew is over."""
 
 
 class Job(Generic[Tools]):
-    """What one member of a crew does, and how many bytes of memory that takes beside the tools."""
+    """The work of one member of a crew, and the bytes of memory that it takes besides the tools."""
 
     def __init__(self, do: Callable[["Worker[Tools]"], None], memory: int = 0) -> None:
         self.do, self.memory = do, memory
@@ -75,12 +75,11 @@ class _Parts(Generic[Tools]):
 
 
 class Crew(Generic[Tools]):
-    """As many threads as there are tools, each of which calls `begin` first.
+    """One thread for each of the tools; each thread calls `begin` first.
 
-    Jobs begin in their order, each made when its turn comes, and of those that fail the first one decides the error; so
-    it is with the parts of a job.
-    What comes of them, an error too, does not depend on how many threads there are. Jobs that together take more
-    than `memory` bytes are not done at the same time.
+    Jobs begin in their order, and each is made when its turn comes. The first one that fails decides the error; the
+    same holds for the parts of a job. The results and errors do not depend on the number of threads. Jobs that together
+    take more than `memory` bytes are not done at the same time.
     """
 
     def __init__(self, tools: Sequence[Tools], memory: int, begin: Callable[[], None] = lambda: None) -> None:
@@ -95,11 +94,10 @@ class Crew(Generic[Tools]):
         self._is_over = False
 
     def run(self, jobs: Iterable[Job[Tools]], progress: Progress) -> None:
-        """Does all jobs, and tells the progress, in the thread that calls it, what they say that is done.
+        """Do all jobs, and report their progress in the calling thread.
 
-        Raises what the first job that failed raised, or what making one did; those behind it may then not have been
-        done. What is raised by the progress, or by a signal that ends the process, comes once no thread is at work any
-        more.
+        Raises the error of the first job that failed, or of making one; later jobs may not have been done. An error
+        from the progress, or from a signal that ends the process, comes once no thread works any more.
         """
         self._jobs = enumerate(jobs)
         self._due = next(self._jobs, None)
@@ -116,7 +114,7 @@ class Crew(Generic[Tools]):
 
     @contextmanager
     def _at_work(self) -> Iterator[list[threading.Thread]]:
-        """The threads, which have ended behind the block: what they write to may be closed then."""
+        """Yield the threads; after the block they have ended, so their outputs may be closed."""
         threads: list[threading.Thread] = []
         try:
             for tools in self._tools if self._due else ():
@@ -134,16 +132,16 @@ class Crew(Generic[Tools]):
                 thread.join()
 
     def done(self, amount: int) -> None:
-        """Says, in one of the threads, that so much more is done."""
+        """Report, in one of the threads, that so much more is done."""
         with self._changed:
             self._done += amount
 
     def is_void(self, order: int) -> bool:
-        """Whether nobody needs what the job of this number makes."""
+        """Return True if nobody needs the result of the job with this number."""
         return self._is_over or (self._failed is not None and self._failed[0] < order)
 
     def spread(self, tools: Tools, order: int, count: int, do: Callable[[Tools, int], None], most: int) -> None:
-        """Has the members that are free do parts of a job, and does those that are left; `most` do so altogether."""
+        """Share the parts of a job among at most `most` members: this one and free ones."""
         parts = _Parts(order, count, do, most - 1)
         with self._changed:
             self._parts.append(parts)
@@ -163,7 +161,7 @@ class Crew(Generic[Tools]):
 
     @contextmanager
     def alone(self, order: int) -> Iterator[None]:
-        """One job at a time is in the block."""
+        """Let only one job at a time into the block."""
         while not self._alone.acquire(timeout=_EVERY):
             if self.is_void(order):
                 raise _Void
@@ -191,7 +189,7 @@ class Crew(Generic[Tools]):
         return self._due is not None and not self._is_over and self._failed is None
 
     def _next_job(self) -> tuple[int, Job[Tools]] | None:
-        """The job that begins now, where there is memory for it."""
+        """Return the job that begins now, where there is memory for it."""
         due = self._due
         if due is None or not self._has_next():
             return None
@@ -204,7 +202,7 @@ class Crew(Generic[Tools]):
         return due
 
     def _made(self, order: int) -> tuple[int, Job[Tools]] | None:
-        """The job of this number, where there is one and it can be made."""
+        """Return the job of this number, where there is one and it can be made."""
         try:
             return next(self._jobs, None)
         except BaseException as error:  # the thread that waits for the result raises it
@@ -212,7 +210,7 @@ class Crew(Generic[Tools]):
             return None
 
     def _open_parts(self) -> _Parts[Tools] | None:
-        """Those that the member who asks helps with from now on."""
+        """Return parts that the asking member helps with from now on."""
         parts = [each for each in self._parts if each.hands and each.is_open and not self.is_void(each.order)]
         first = min(parts, key=lambda each: each.order, default=None)
         if first:
@@ -263,21 +261,21 @@ class Worker(Generic[Tools]):
         self._crew, self._order = crew, order
 
     def done(self, amount: int) -> None:
-        """Says that so much more is done."""
+        """Report that so much more is done."""
         self._crew.done(amount)
 
     def spread(self, count: int, do: Callable[[Tools, int], None], most: int = _ALL) -> None:
-        """Has `do` called with each number below `count`, by whoever is free, with the tools of each.
+        """Call `do` with each number below `count`, by any free member with its own tools.
 
-        No more than `most` members do so at the same time. Raises what the first number that failed raised; those
-        behind it may then not have been done.
+        At most `most` members work at the same time. Raises the error of the first number that failed; later ones may
+        not have been done.
         """
         self._crew.spread(self.tools, self._order, count, do, most)
 
     def total(
         self, count: int, part: Callable[[Tools, int], Sum], add: Callable[[Sum, Sum], Sum], most: int = _ALL
     ) -> Any:
-        """The parts of all numbers below `count`, made by whoever is free, at `most` so many, and added up in order.
+        """Return the sum, in order, of the parts of all numbers below `count`, made by at most `most` free members.
 
         None where there is no number.
         """
@@ -286,12 +284,12 @@ class Worker(Generic[Tools]):
         return sums.total
 
     def alone(self) -> Any:
-        """A block in which one job at a time is: for those that take much memory."""
+        """Return a context that only one job at a time enters, for work that takes much memory."""
         return self._crew.alone(self._order)
 
 
 def _starts(thread: threading.Thread) -> bool:
-    """Starts a thread; False where the system has none to give."""
+    """Start a thread; False if the system has none to give."""
     try:
         thread.start()
     except RuntimeError:

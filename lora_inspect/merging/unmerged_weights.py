@@ -2,9 +2,9 @@
 
 A weight without its changes is a set of numbers of its type that the base can have had, a block of rows at a time. A
 change is computed in float64 here. A merge in float32 is off by at most n · 2^-24 times the sum of the absolute values
-of all terms, with n roundings on the way of each term, and in float64 by n · 2^-53 times that, as may be the
-computation here; so this holds whichever machine, version or order of sums made the merged file. Near zero a rounding
-is off by more than that, so any number that is not zero counts as a little larger.
+of all terms, with n roundings on the way of each term. A merge in float64, and the computation here, is off by at most
+n · 2^-53 times that sum. So this holds for any machine, version or order of sums that made the merged file. Near zero a
+rounding is off by more than that, so any number that is not zero counts as a little larger.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -50,12 +50,12 @@ BLOCK_ELEMENTS = 1 << 15
 
 
 def is_plain(info: TensorInfo) -> bool:
-    """Whether a tensor is stored as plain floats."""
+    """Return True if a tensor is stored as plain floats."""
     return info.dtype in TORCH_DTYPES
 
 
 def why_not(fold: Fold) -> str | None:
-    """Why a change cannot be taken out of a weight again; None where it can."""
+    """Return the reason that a change cannot be subtracted from a weight; None if it can."""
     contribution = fold.contribution
     if contribution.algorithm.replaces:
         return f"{contribution.algorithm.title} replaced the weight"
@@ -71,9 +71,9 @@ def why_not(fold: Fold) -> str | None:
 
 
 class Account(NamedTuple):
-    """How many numbers of a weight there are, are proved, and cannot have been there at all.
+    """Counts of a weight's numbers: all, the proved ones, and the impossible ones.
 
-    `off_by` is how far one of the others may be from what the base had.
+    `off_by` is the largest possible distance of the others from the base's numbers.
     """
 
     entries: int = 0
@@ -82,7 +82,7 @@ class Account(NamedTuple):
     off_by: float = 0.0
 
     def plus(self, other: "Account") -> "Account":
-        """Both together."""
+        """Return the account of both together."""
         return Account(
             self.entries + other.entries,
             self.proved + other.proved,
@@ -102,9 +102,9 @@ class _Term:
 
 
 class Subtraction:
-    """What was added to one weight, by the `folds` that added it; `merged` is the tensor that it became, as it is read.
+    """The sum that `folds` added to one weight; `merged` is the resulting tensor, as it is read.
 
-    `working` is the element type, F32 or F64, that it was folded in. Several threads use it at the same time.
+    `working` is the element type, F32 or F64, in which it was folded. Several threads use it at the same time.
     """
 
     def __init__(self, folds: Sequence[Fold], factors: FactorReader, merged: TensorInfo, working: str) -> None:
@@ -115,11 +115,11 @@ class Subtraction:
 
     @property
     def blocks(self) -> Cut:
-        """How its rows are cut into the blocks that are restored or held against the base."""
+        """The blocks of rows that are restored or compared with the base."""
         return cut(self.merged, BLOCK_ELEMENTS, lcm(*(term.change.together for term in self._terms)))
 
     def restored(self, rows: Tensor, first: int) -> tuple[Tensor, Account]:
-        """Of `rows` of the merged weight, from the row `first` on, what the base most likely had, in its type."""
+        """Return the most likely `rows` of the base, from the row `first` of the merged weight on, in its type."""
         low, high = self.interval(rows, first)
         found = preimages(low, high, TORCH_DTYPES[self.merged.dtype])
         doubt = torch.where(found.proved, 0.0, high - low)
@@ -127,7 +127,7 @@ class Subtraction:
         return found.values, Account(*counts, off_by=float(doubt.max()))
 
     def interval(self, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """The least and the greatest number that may have stood in each place of `rows` of the merged weight."""
+        """Return the least and the greatest number that may have stood in each place of `rows` of the merged weight."""
         low, high = rounding_interval(rows.to(TORCH_DTYPES[self.merged.dtype]))
         change, size = torch.zeros_like(low), torch.zeros_like(low)
         for term in self._terms:
@@ -150,20 +150,20 @@ def _term(fold: Fold, factors: FactorReader) -> _Term:
 
 
 def _enlarged(tensor: Tensor, little: float) -> Tensor:
-    """The absolute values, each that is not zero with a little more."""
+    """Return the absolute values, with a little more for each that is not zero."""
     sizes = tensor.abs()
     return sizes.add_(sizes != 0, alpha=little)
 
 
 def _second(shape: tuple[int, ...]) -> int:
-    """The second largest size: what a factor is multiplied along is no longer, or as long as the rank."""
+    """Return the second largest size: the inner dimension of a factor's product is at most this, or the rank."""
     return sorted(shape)[-2] if len(shape) > 1 else 1
 
 
 class FromMerged:
-    """Takes out of each weight what was added to it. `accounts` are those of the weights that are written, by name.
+    """The subtraction of a merge from each weight; `accounts` are those of the written weights, by name.
 
-    `folded_in` is what the merge recorded of the element types that it computed in.
+    `folded_in` has the element types of the computation, as the merge recorded them.
     """
 
     def __init__(self, folds: Mapping[str, Sequence[Fold]], folded_in: Mapping[str, str]) -> None:
@@ -171,7 +171,7 @@ class FromMerged:
         self.accounts: dict[str, Account] = {}
 
     def write(self, writer: Writer, infos: Sequence[TensorInfo], progress: Progress) -> None:
-        """Writes the tensors of a file, which come in its order.
+        """Write the tensors of a file, which come in its order.
 
         Raises LoraInspectError where numbers are in one that no base can have become.
         """
@@ -202,10 +202,10 @@ class FromMerged:
 
 
 class AgainstBase:
-    """Holds the tensors of a base against a model that was merged from it; `unchecked` are those without a rule.
+    """The comparison of a base's tensors with a model that was merged from it; `unchecked` have no rule.
 
-    `beyond_rules` are tensors of which nothing is known but that they may have become others, and `folded_in` is what
-    the merge recorded of the element types that it computed in.
+    `beyond_rules` are tensors that may have changed in unknown ways, and `folded_in` has the element types of the
+    computation, as the merge recorded them.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class AgainstBase:
         self.unchecked: list[str] = []
 
     def check(self, infos: Iterable[TensorInfo], progress: Progress) -> None:
-        """Raises LoraInspectError where a tensor of the base cannot have become that of the merged model."""
+        """Raise LoraInspectError if a tensor of the base cannot have become that of the merged model."""
         with working_crew(BLOCK_ELEMENTS) as crew:
             crew.run([*self._jobs(infos, progress)], progress)
 
@@ -261,7 +261,7 @@ class AgainstBase:
 
 
 def _memory(folds: Sequence[Fold]) -> int:
-    """Bytes that the factors take in float64, with their absolute values."""
+    """Return the bytes that the factors take in float64, with their absolute values."""
     return sum(16 * info.numel for fold in folds for info in fold.contribution.operands.values())
 
 

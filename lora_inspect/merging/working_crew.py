@@ -24,24 +24,24 @@ COPIED_BYTES = 32 << 20
 
 
 class Tools:
-    """What each thread has of its own: memory that is used again, and the file of the base that it reads."""
+    """The own objects of each thread: memory that is reused, and the base file that it reads."""
 
     def __init__(self, elements: int) -> None:
         self._source = HeldInput()
         self.blocks = RowBlocks(elements)
 
     def source(self, info: TensorInfo) -> InputFile:
-        """The file of `info`, which stays open until a tensor of another file is read."""
+        """Return the file of `info`, which stays open until a tensor of another file is read."""
         return self._source.of(info.file, info.identity)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._source.close()
 
 
 @contextmanager
 def working_crew(elements: int) -> Iterator[Crew[Tools]]:
-    """A crew of as many threads as compute at the same time, whose blocks of rows have so many elements at most."""
+    """Yield a crew with one thread for each that may compute, with blocks of at most so many elements."""
     tools = [Tools(elements) for _ in range(computing_threads(MOST_THREADS))]
     with ExitStack() as opened:
         for own in tools:
@@ -51,14 +51,14 @@ def working_crew(elements: int) -> Iterator[Crew[Tools]]:
 
 
 def copying(writer: Writer, spans: Iterable[Span]) -> Iterator[tuple[int, Job[Tools]]]:
-    """(position in the file, job) for all pieces of what is written as it is."""
+    """Yield (position in the file, job) for all pieces that are copied unchanged."""
     for span in spans:
         for piece in span.pieces(COPIED_BYTES):
             yield piece.at, Job(partial(_copy, writer, piece))
 
 
 def run_in_order(crew: Crew[Tools], parts: Iterable[Iterable[tuple[int, Job[Tools]]]], progress: Progress) -> None:
-    """Has the crew do (position, job)s in the order of their positions, in which those of each of the `parts` come.
+    """Make the crew do (position, job)s in the order of their positions; each of the `parts` has them in order.
 
     Each is made when it is due: those of a model of very many weights would take memory.
     """

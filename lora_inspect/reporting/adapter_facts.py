@@ -37,7 +37,7 @@ class LayerBytes(NamedTuple):
 
 
 class Trimmed(NamedTuple):
-    """A file whose layers have at most a rank: its bytes, and the share of the energy of all weights that it keeps."""
+    """A file with a maximum rank for all layers: its bytes, and the share of the energy of all weights that remains."""
 
     rank: int
     bytes: int
@@ -69,7 +69,7 @@ class AdapterFacts:
 
     @property
     def main(self) -> str:
-        """The component whose change is the largest."""
+        """The component with the largest change."""
         return max(self.norms.parts, key=lambda name: self.norms.parts[name].norm, default="")
 
     @property
@@ -99,7 +99,7 @@ class AdapterFacts:
 
     @property
     def right_in(self) -> list[str]:
-        """The titles of those that load it with the meaning that it has."""
+        """The titles of the programs that load the adapter with its true meaning."""
         from lora_inspect.programs.verdict import SAME
 
         return [one.program.title for one in self.meant if one.verdict == SAME]
@@ -112,7 +112,7 @@ class AdapterFacts:
         return ", ".join(told) or "no problems"
 
     def heat_map(self, component: str) -> HeatMap:
-        """The map of one part."""
+        """Return the map of one part."""
         modules = self.info.adapter.modules
         sizes = [
             LayerSize(one.key, _path_in(modules, one.key), one.shape, one.norm, one.weight_norm)
@@ -148,7 +148,7 @@ class AdapterFacts:
         return self.shrunk <= _WORTH * self.info.checkpoint.bytes
 
     def _bytes_at(self, ranks: Sequence[int]) -> int:
-        """The bytes of the file at these ranks of plain LoRA; a layer never takes more than it does."""
+        """Return the bytes of the file at these ranks of plain LoRA; a layer never takes more than it does."""
         size = self.info.checkpoint.bytes
         for one, rank in zip(self.layers, ranks, strict=True):
             own = self._bytes[one.key]
@@ -180,7 +180,7 @@ def _path_in(modules: Any, key: str) -> str:
 
 
 def _problems(info: FileInfo, measurement: Measurement) -> Iterator[Problem]:
-    """The problems of the header and of the sizes, the most serious first."""
+    """Yield the problems of the header and of the sizes, the most serious first."""
     from lora_inspect.algebra.measures.unusual_sizes import size_problems
 
     subject = Subject(info.checkpoint, info.adapter.settings)

@@ -1,4 +1,4 @@
-"""The coordinates of curves in a picture: scales from numbers to places, and the ticks beside them."""
+"""The coordinates of curves in a picture: scales from numbers to places, and the ticks of the axes."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ NAME = 120
 
 
 class Tick(NamedTuple):
-    """A number beside an axis, and its place there."""
+    """A number at an axis, and its place there."""
 
     at: float
     text: str
@@ -37,25 +37,25 @@ class Curve(NamedTuple):
 
 
 def places(count: int) -> list[int]:
-    """At most 64 places in a list of so many numbers, the first and the last among them."""
+    """Return at most 64 places in a list of so many numbers, the first and the last among them."""
     if count <= _POINTS:
         return list(range(count))
     return [round(at * (count - 1) / (_POINTS - 1)) for at in range(_POINTS)]
 
 
 def across(place: float, first: float, last: float) -> float:
-    """The horizontal place of a number between two."""
+    """Return the horizontal place of a number between two."""
     share = (place - first) / (last - first) if last > first else 0.5
     return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
 
 def ratio_height(ratio: float) -> float:
-    """The vertical place of a ratio between 1 and 0.001 on a logarithmic scale; smaller ones stand at the bottom."""
+    """Return the vertical place of a ratio from 1 to 0.001 on a logarithmic scale; smaller ones are at the bottom."""
     return _height(1.0 + math.log10(max(ratio, FLOOR)) / -math.log10(FLOOR))
 
 
 def share_height(share: float) -> float:
-    """The vertical place of a share between 0 and 1."""
+    """Return the vertical place of a share between 0 and 1."""
     return _height(share)
 
 
@@ -64,7 +64,7 @@ def _height(share: float) -> float:
 
 
 def spectrum_points(values: Sequence[float], last: int) -> str:
-    """The points of sigma_j / sigma_1 over j, from 1 to the last place of the axis."""
+    """Return the points of sigma_j / sigma_1 over j, from 1 to the last place of the axis."""
     if not values:
         return ""
     points = [f"{across(at + 1, 1, last):g},{ratio_height(values[at]):g}" for at in places(len(values))]
@@ -73,19 +73,19 @@ def spectrum_points(values: Sequence[float], last: int) -> str:
 
 
 def band_points(low: Sequence[float], high: Sequence[float], last: int) -> str:
-    """The points of a polygon between two curves."""
+    """Return the points of a polygon between two curves."""
     back = [f"{across(at + 1, 1, last):g},{ratio_height(low[at]):g}" for at in reversed(places(len(low)))]
     return " ".join([spectrum_points(high, last), *back])
 
 
 def energy_points(shares: Sequence[float], last: int) -> str:
-    """The points of the energy that each rank keeps, from rank 0 on."""
+    """Return the points of the energy that each rank keeps, from rank 0 on."""
     whole = [0.0, *shares]
     return " ".join(f"{across(at, 0, last):g},{share_height(whole[at]):g}" for at in places(len(whole)))
 
 
 def rank_ticks(first: int, last: int) -> list[Tick]:
-    """Ranks beside the horizontal axis: both ends, and rounds numbers between them."""
+    """Return the ranks on the horizontal axis: both ends, and round numbers between them."""
     step = next((step for step in _steps() if (last - first) / step <= 6), 1)
     between = [number for number in range(step, last, step) if first < number <= last - step / 2]
     return [Tick(across(number, first, last), str(number)) for number in dict.fromkeys((first, *between, last))]
@@ -102,7 +102,7 @@ SHARE_TICKS = [Tick(share_height(share / 100), f"{share} %") for share in (0, 25
 def spectrum_picture(
     band: "SpectrumBand | None", layers: "Sequence[LayerSpectrum]", nominal: int | None
 ) -> dict[str, Any]:
-    """The band over the layers, the three extreme ones by name, and a mark at the rank of the file."""
+    """Return the band over the layers, the three extreme ones by name, and a mark at the rank of the file."""
     last = band.directions if band else 1
     curves = []
     if layers and band:
@@ -119,7 +119,7 @@ def _ratios(layer: "LayerSpectrum") -> list[float]:
 
 
 def _extremes(layers: "Sequence[LayerSpectrum]") -> "list[tuple[LayerSpectrum, str]]":
-    """The layers whose spectrum is the steepest and the flattest, and the one with the largest singular value."""
+    """Return the layers with the steepest and flattest spectrum and the one with the largest singular value."""
     if not layers:
         return []
     steepest, flattest = min(layers, key=_stable_rank), max(layers, key=_stable_rank)
@@ -131,12 +131,12 @@ def _extremes(layers: "Sequence[LayerSpectrum]") -> "list[tuple[LayerSpectrum, s
 
 
 def _stable_rank(layer: "LayerSpectrum") -> float:
-    """‖D‖² / sigma_1² (Rudelson & Vershynin 2007)."""
+    """Return ‖D‖² / sigma_1² (Rudelson & Vershynin 2007)."""
     return (layer.norm / layer.values[0]) ** 2
 
 
 def energy_picture(found: Sequence[Sequence[Trimmed]], names: Sequence[str]) -> dict[str, Any]:
-    """Curves of the energy over the rank, a mark where the first one keeps 99 %, and the ranks with the file's size."""
+    """Return curves of the energy over the rank, a mark where the first one keeps 99 %, and ranks for file sizes."""
     last = max((len(trims) for trims in found), default=1) or 1
     curves = [
         Curve(energy_points([trim.energy for trim in trims], last), shortened(name, NAME))
@@ -158,7 +158,7 @@ def picture(
     marks: Sequence[Tick] = (),
     band: str = "",
 ) -> dict[str, Any]:
-    """The fields of a picture, as the template draws one: its curves, ticks at both axes, and marks."""
+    """Return the fields of a picture, as the template draws one: its curves, ticks at both axes, and marks."""
     return {
         "width": WIDTH,
         "height": HEIGHT,

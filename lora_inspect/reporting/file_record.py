@@ -102,19 +102,19 @@ _Names = TypeVar("_Names", dict[str, int], list[str])
 
 
 def _several(names: _Names) -> _Names:
-    """The names where there are several; a single one has a field of its own."""
+    """Return the names if there are several; a single one has a field of its own."""
     return names if len(names) > 1 else type(names)()
 
 
 def as_json(info: FileInfo, modules: bool = False) -> dict[str, Any]:
-    """The record that scripts rely on; `modules` adds `module_list`."""
+    """Return the record that scripts rely on; `modules` adds `module_list`."""
     return record_of(info, verdicts_of(info), modules)
 
 
 def record_of(
     info: FileInfo, verdicts: "Sequence[Verdict] | None", modules: bool = False, tensors: bool = False
 ) -> dict[str, Any]:
-    """The same, with the verdicts at hand; `tensors` adds `tensor_list`."""
+    """Return the record with given verdicts; `tensors` adds `tensor_list`."""
     adapter, checkpoint = info.adapter, info.checkpoint
     origin, sources = with_sidecars(provenance(checkpoint.metadata, _own_config(adapter)), info.sidecars.found)
     contributions = list(adapter.contributions)
@@ -203,13 +203,13 @@ def record_of(
 
 
 def _sidecar_record(one: Sidecar, sources: Mapping[str, str]) -> dict[str, Any]:
-    """Return the record of a file of another program beside the adapter: the fields that it fills, or its problem."""
+    """Return the record of a file of another program next to the adapter: the fields that it fills, or its problem."""
     fields = [field for field, file in sources.items() if file == one.file]
     return {"file": one.file, "fields": fields, "problem": one.problem or None}
 
 
 def _merged(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The merges that made the file, the first of them first."""
+    """Return the merges that made the file, the first of them first."""
     if MERGED_KEY not in metadata:
         return []
     from lora_inspect.reading.metadata.merge_record import as_record, merge_records
@@ -218,7 +218,7 @@ def _merged(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _combined(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """How the file was made of other adapters; None where nothing tells."""
+    """Return the record of how the file was made from other adapters; None if the metadata have none."""
     if COMBINED_KEY not in metadata:
         return None
     from lora_inspect.reading.metadata.merge_record import combined_record
@@ -227,7 +227,7 @@ def _combined(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _own_config(adapter: Adapter) -> dict[str, Any] | None:
-    """The config beside the file, where it is the one that the adapter was written with."""
+    """Return the config next to the file if the adapter's trainer wrote it; None otherwise."""
     return adapter.checkpoint.config if adapter.trainer in _TRAINERS_WITH_CONFIGS else None
 
 
@@ -290,13 +290,13 @@ def module_record(module: Module, contribution: Contribution, folded: FoldedScal
 
 
 def _layout(candidates: tuple[Detection, ...]) -> str | None:
-    """The naming that all candidates have in common."""
+    """Return the naming that all candidates have in common."""
     names = {candidate.layout.name for candidate in candidates}
     return names.pop() if len(names) == 1 else None
 
 
 def _parameters(info: FileInfo, parts: Iterable[PipelinePart]) -> int:
-    """Those of all parts of an adapter, of which several may have a tensor in common, and all of another file."""
+    """Return the number of parameters of an adapter's parts, shared tensors once, or of all tensors of another file."""
     if info.kind != ADAPTER:
         return elements(info.checkpoint.tensors.values())
     return elements({tensor.name: tensor for part in parts for tensor in part.tensors}.values())

@@ -1,4 +1,4 @@
-"""The heat map of an adapter: the strength of each kind of layer in each block, ordered and named as in the family."""
+"""The heat map of an adapter: the strength of each kind of layer in each block, in the family's order and names."""
 
 import math
 import re
@@ -32,7 +32,7 @@ class LayerSize(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a layer stands: the list of its block, the number of the block there, its name in the block, and its rank.
+    """The place of a layer: the list of its block, the block's number there, and its name in the block.
 
     `order` is the place of the name among those of the family, after all of them where the family has no such name.
     """
@@ -94,11 +94,11 @@ class HeatMap(NamedTuple):
     is_relative: bool
 
     def colour(self, strength: float) -> int:
-        """The number of the colour of a strength, from 0 on."""
+        """Return the number of the colour of a strength, from 0 on."""
         return min(COLOURS - 1, int(strength / self.top * COLOURS)) if self.top else 0
 
     def number(self, strength: float) -> str:
-        """The strength as a cell shows it: a whole number of units, or one digit of less than one."""
+        """Return the strength as a cell shows it: a whole number of units, or one digit of less than one."""
         units = strength / 10.0**self.exponent
         if units < _LEAST:
             return "~0" if units else "0"
@@ -113,7 +113,7 @@ class HeatMap(NamedTuple):
 
 
 def heat_map(sizes: Sequence[LayerSize], spiked: Collection[str], families: Sequence[Detection]) -> HeatMap:
-    """The map of the layers of one part; relative to the weights where each has the norm of its own."""
+    """Return the map of the layers of one part; relative to the weights if each has the norm of its own."""
     is_relative = bool(sizes) and all(one.weight_norm for one in sizes)
     placed: dict[tuple[str, int], dict[str, list[LayerSize]]] = defaultdict(lambda: defaultdict(list))
     order: dict[str, int] = {}
@@ -161,9 +161,9 @@ def _table(
 
 
 def place_of(path: str, families: Sequence[Detection]) -> Place:
-    """The place of a module by its path, or by its name with underscores where nothing tells the path.
+    """Return the place of a module by its path, or by its name with underscores if the path is unknown.
 
-    The family's layouts tell running numbers from others, as that of `ffn.0`.
+    The family's layouts distinguish running numbers from others, such as that of `ffn.0`.
     """
     for family in families:
         for order, (pattern, list_, name) in enumerate(_templates(family.layout.paths)):
@@ -174,7 +174,7 @@ def place_of(path: str, families: Sequence[Detection]) -> Place:
 
 @cache
 def _templates(paths: tuple[str, ...]) -> tuple[tuple[re.Pattern[str], str, str], ...]:
-    """Of each path of a layout a pattern with the number of its block, the list of the block, and the name in it."""
+    """Return, for each path of a layout, a pattern with the block's number, the block's list, and the name in it."""
     found = []
     for path in paths:
         parts = path.split(".")
@@ -188,7 +188,7 @@ def _templates(paths: tuple[str, ...]) -> tuple[tuple[re.Pattern[str], str, str]
 
 
 def _place_of_block(parts: Sequence[str]) -> int | None:
-    """The place of the number of a block: a running one, or one with a name behind it; None outside of blocks."""
+    """Return the place of the number of a block: a running one, or one before a name; None outside of blocks."""
     for at, part in enumerate(parts):
         is_named = at + 1 < len(parts) and not _INDEX.fullmatch(parts[at + 1]) and parts[at + 1] != _RUNNING
         if at and (part == _RUNNING or (_INDEX.fullmatch(part) and is_named)):
@@ -197,7 +197,7 @@ def _place_of_block(parts: Sequence[str]) -> int | None:
 
 
 def _name_in_block(parts: Sequence[str]) -> str:
-    """The name of a layer without the lists that it stands in there, and without a number in front."""
+    """Return a layer's name without the lists that contain it and without a leading number."""
     lists = {at for at, part in enumerate(parts) if part == _RUNNING}
     kept = [part for at, part in enumerate(parts) if at not in lists and at + 1 not in lists]
     while len(kept) > 1 and _INDEX.fullmatch(kept[0]):
@@ -206,7 +206,7 @@ def _name_in_block(parts: Sequence[str]) -> str:
 
 
 def _guessed(path: str) -> Place:
-    """The place of a module of no known family: its first number is that of a block."""
+    """Return the place of a module of no known family: its first number is that of a block."""
     parts = re.split(r"[._]", path) if "." not in path else path.split(".")
     separator = "." if "." in path else "_"
     at = next((place for place, part in enumerate(parts) if place and _INDEX.fullmatch(part)), None)
@@ -218,7 +218,7 @@ def _guessed(path: str) -> Place:
 
 
 def _is_running(parts: Sequence[str], place: int) -> bool:
-    """True of a number behind the name of a list, as in `experts.5.up`, but not in `net.0.proj` and `to_out.0`."""
+    """Return True for a number after the name of a list, as in `experts.5.up`, not in `net.0.proj` and `to_out.0`."""
     if not _INDEX.fullmatch(parts[place]):
         return False
     return place + 2 < len(parts) or (place > 0 and place + 1 < len(parts) and parts[place - 1].endswith("s"))

@@ -1,4 +1,4 @@
-"""The measured changes of an adapter: sizes and spectra by part and block, and modules whose size is unusual."""
+"""The measured changes of an adapter: sizes and spectra by part and block, and modules of unusual size."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class NormsResult(SizesByPart):
-    """The sizes of an adapter's changes, and the modules whose size is unusual.
+    """The sizes of an adapter's changes, and the modules of unusual size.
 
     `notes` are sentences on settings that were not needed.
     """
@@ -31,7 +31,7 @@ class NormsResult(SizesByPart):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The field `norms` of the record that `info --norms --json` prints."""
+        """Return the field `norms` of the record that `info --norms --json` prints."""
         by_part = SizesByPart.to_dict(self)
         left_out = by_part.pop("left_out")
         return {
@@ -52,7 +52,7 @@ class NormsResult(SizesByPart):
 
 
 def _record(one: "ChangeSize | Spike | DeadModule | UnusualModule") -> dict[str, Any]:
-    """The fields of a record, with the key of its module under the name that `module_list` has for it."""
+    """Return the fields of a record, with the key of its module under the name that `module_list` has for it."""
     fields = one._asdict()
     return {"module": fields.pop("key"), **fields}
 
@@ -94,11 +94,11 @@ def measure(
     progress: Progress = silent,
     with_spectra: bool = False,
 ) -> Measurement:
-    """Measure the changes of an adapter that was read; `progress` is told of the bytes of its factors.
+    """Measure the changes of an adapter that was read; `progress` receives the bytes of its factors.
 
-    With the model at `base`, norms are compared with those of its weights; `transposed` tells how it stores square
-    weights whose orientation nothing else shows. Spectra need `with_spectra`. Raises LoraInspectError for a file that
-    is no adapter or whose meaning is open, and where the adapter does not fit the base.
+    With the model at `base`, norms are compared with those of its weights; `transposed` gives the orientation of its
+    square weights if nothing else shows it. Spectra need `with_spectra`. Raises LoraInspectError for a file that is no
+    adapter or has an open meaning, and if the adapter does not match the base.
     """
     from lora_inspect.algebra.measures import change_sizes
 

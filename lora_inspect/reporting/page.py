@@ -91,7 +91,7 @@ class ScaledMap:
 
 
 def rendered(facts: Sequence[AdapterFacts], stack: "StackFacts | None", hashes: Sequence[Mapping[str, str]]) -> str:
-    """The page of one adapter, or of several with the numbers of their stack."""
+    """Return the page of one adapter, or of several with the numbers of their stack."""
     from markupsafe import Markup
 
     fields = _of_stack(facts, stack) if stack else _of_one(facts[0])
@@ -118,14 +118,14 @@ def rendered(facts: Sequence[AdapterFacts], stack: "StackFacts | None", hashes: 
 
 @cache
 def _template() -> "Template":
-    """The template, a file of this package; nothing of an adapter is ever a template."""
+    """Return the template, a file of this package; no part of an adapter is ever a template."""
     from jinja2 import Environment, StrictUndefined
 
     return Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE)
 
 
 def _without_markup(text: str) -> str:
-    """JSON in which nothing ends the element that holds it, or begins another."""
+    """Return JSON in which nothing ends the element that holds it, or begins another."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -150,7 +150,7 @@ def _chips(one: AdapterFacts) -> Iterator[Chip]:
 
 
 def _not_shown(one: AdapterFacts) -> Iterator[str]:
-    """The modules without a size, by the reason."""
+    """Yield the modules without a size, by the reason."""
     reasons: dict[str, list[str]] = {}
     for left in one.norms.left_out:
         reasons.setdefault(left.reason, []).append(left.key)
@@ -160,7 +160,7 @@ def _not_shown(one: AdapterFacts) -> Iterator[str]:
 
 
 def _of_one(one: AdapterFacts) -> dict[str, Any]:
-    """The pictures and commands of one adapter."""
+    """Return the pictures and commands of one adapter."""
     drawn = _map_of(one, one.main) if one.main else None
     layers = [layer for layer in one.layers if layer.component == one.main and layer.values]
     trims = one.trims
@@ -176,14 +176,14 @@ def _of_one(one: AdapterFacts) -> dict[str, Any]:
 
 
 def _nominal(one: AdapterFacts) -> int | None:
-    """The commonest rank of the file."""
+    """Return the commonest rank of the file."""
     ranks: Mapping[str, int] = one.record["ranks"]
     known = [rank for rank in ranks if rank.isdecimal()]
     return int(max(known, key=lambda rank: ranks[rank])) if known else None
 
 
 def _some_trims(trims: Sequence[Trimmed]) -> list[Trimmed]:
-    """Those at the ranks that are powers of two, the last few of them, and at the largest rank."""
+    """Return the trims to ranks that are powers of two, the last few of them, and to the largest rank."""
     powers = [trim for trim in trims if trim.rank & (trim.rank - 1) == 0 and trim.rank < len(trims)]
     return [*powers[-_RANKS + 1 :], *trims[-1:]]
 
@@ -213,7 +213,7 @@ def _bars(name: str, title: str, table: Table, most: float, norms: Sequence[floa
 
 
 def _of_stack(facts: Sequence[AdapterFacts], stack: "StackFacts") -> dict[str, Any]:
-    """The pictures of several adapters, and the numbers of their stack."""
+    """Return the pictures of several adapters, and the numbers of their stack."""
     bands = [one.spectrum.parts.get(one.main) for one in facts]
     last = max((band.directions for band in bands if band), default=1)
     names = [shortened(name, NAME) for name in stack.names]
@@ -256,7 +256,7 @@ def _cell(number: float | None) -> str:
 
 
 def _folds(one: AdapterFacts, hashes: Mapping[str, str], is_of_several: bool) -> Iterator[Fold]:
-    """The further parts, the problems, the programs, the evidence, the metadata and the hashes of an adapter."""
+    """Yield the further parts, the problems, the programs, the evidence, the metadata and the hashes of an adapter."""
     behind = f" of {shortened(one.name, NAME)}" if is_of_several else ""
     parts = [name for name in one.norms.parts if name != one.main or is_of_several]
     for name in parts:
@@ -283,7 +283,7 @@ def _folds(one: AdapterFacts, hashes: Mapping[str, str], is_of_several: bool) ->
 
 
 def _numbers(facts: Sequence[AdapterFacts], stack: "StackFacts | None") -> dict[str, Any]:
-    """All numbers of the page, with four digits."""
+    """Return all numbers of the page, with four digits."""
     data = {
         "schema": SCHEMA,
         "version": __version__,
@@ -339,7 +339,7 @@ def _values(layer: "LayerSpectrum | None") -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """The value with all its numbers in four digits; whole numbers stay."""
+    """Return the value with all its numbers in four digits; whole numbers stay."""
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):

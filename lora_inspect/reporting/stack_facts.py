@@ -68,7 +68,7 @@ class StackFacts:
         return [(module, one) for module, one in every if module.module.name.component == main]
 
     def _shape(self, module: "OutputModule") -> tuple[int, ...]:
-        """The shape of the weight, of experts with their number in front; empty where no adapter changes it."""
+        """Return the shape of the weight, of experts with their number in front; empty if no adapter changes it."""
         if any(term.contribution.algorithm.experts for term in module.terms):
             keys = (term.contribution.module.key for term in module.terms)
             return next((self._shapes[key] for key in keys if key in self._shapes), ())
@@ -124,12 +124,12 @@ class StackFacts:
         yield "All numbers by block", command_line(["lora-inspect", "compare", *self._named])
 
     def _calibrated(self) -> str:
-        """The sum at the energy of independent adapters."""
+        """Return the sum at the energy of independent adapters."""
         words, energy = self._found.words, self._found.whole.sum_energy or 1.0
         return words.line("--calibrate", "energy") if words.takes_methods else words.line(factor=energy**-0.5)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as the page's JSON has them."""
+        """Return the numbers as the page's JSON has them."""
         whole = self._found.whole
         return {
             "adapters": self.names,

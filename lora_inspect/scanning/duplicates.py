@@ -21,7 +21,7 @@ _PIECE_BYTES = 1 << 16
 
 
 class Range(NamedTuple):
-    """The data section of one file: what follows its header."""
+    """The data section of one file: the bytes after its header."""
 
     file: str
     start: int
@@ -42,7 +42,7 @@ class DataSection(NamedTuple):
 
 
 def data_section(checkpoint: Checkpoint) -> DataSection | None:
-    """That of a checkpoint; None for one without a byte of data."""
+    """Return the data section of a checkpoint; None for one without a byte of data."""
     if len(checkpoint.files) == 1:
         tensors = checkpoint.tensors  # in file order
         ends = [(next(iter(tensors.values())), next(reversed(tensors.values())))] if tensors else []
@@ -66,7 +66,7 @@ class Duplicates:
         self._alike: dict[tuple[int, ...], _OfOneSize] = {}
 
     def earlier(self, path: str, section: DataSection) -> str | None:
-        """The path of the first file with the same tensors; None where this one is the first.
+        """Return the path of the first file with the same tensors; None if this one is the first.
 
         A file that cannot be read any more is like no other.
         """
@@ -88,7 +88,7 @@ class _OfOneSize:
         self._paths: dict[tuple[Identity, ...], str] = {}
 
     def earlier(self, new: "_Known") -> str | None:
-        """The path of the first one with the same tensors, also where the two are names of one file."""
+        """Return the path of the first one with the same tensors, also where the two are names of one file."""
         if known := self._paths.get(new.identities):
             return known
         found = self._same_as(new)
@@ -113,7 +113,7 @@ class _OfOneSize:
 
 
 class _Known:
-    """A file whose bytes are looked at as late and as little as possible."""
+    """A file of the list; its bytes are read only when needed, and as few as possible."""
 
     def __init__(self, path: str, section: DataSection) -> None:
         self.path = path
@@ -127,7 +127,7 @@ class _Known:
         return tuple(one.identity for one in self._ranges)
 
     def sample(self) -> bytes:
-        """A digest of small pieces of the data."""
+        """Return a digest of small pieces of the data."""
         return _hash(self._ranges, _samples)
 
     def is_same(self, other: "_Known") -> bool:
@@ -151,7 +151,7 @@ class _Known:
 
 
 def _table(checkpoint: Checkpoint) -> bytes:
-    """A digest of the names, types, shapes and order of the tensors."""
+    """Return a digest of the names, types, shapes and order of the tensors."""
     rows = (f"{info.name}\0{info.dtype}{info.shape}" for info in checkpoint.tensors.values())
     return hashlib.sha256("\n".join(rows).encode()).digest()
 
@@ -171,7 +171,7 @@ def _are_same(one: Range, other: Range) -> bool:
 
 
 def _hash(ranges: Iterable[Range], parts: Callable[[Range], Iterator[tuple[int, int]]]) -> bytes:
-    """That of the `parts` of each range, each given by where it begins and its size."""
+    """Return the hash of the `parts` of each range, each given by its start and its size."""
     digest = hashlib.sha256()
     for one in ranges:
         with InputFile(one.file, one.identity) as source:
@@ -188,6 +188,6 @@ def _samples(one: Range) -> Iterator[tuple[int, int]]:
 
 
 def _pieces(one: Range) -> Iterator[tuple[int, int]]:
-    """All of a range, a piece after the other."""
+    """Yield all of a range, a piece after the other."""
     for start in range(one.start, one.stop, _PIECE_BYTES):
         yield start, min(_PIECE_BYTES, one.stop - start)

@@ -1,4 +1,4 @@
-"""The original among equal files: no link, without the name of a copy, else the older one, else the first of the list.
+"""The original among equal files: no link, no copy's name, else the older one, else the first of the list.
 
 A file waits for a later one of the list only where that may be its original: where both have the same size and the same
 last bytes, or where its name is that of a copy of the other. So most rows still appear as soon as their file is read.
@@ -28,7 +28,7 @@ _COPY = r"(?:copy of (?P<of>.+)|(?P<stem>.+?)(?: ?\(\d{1,4}\)|(?: - |[ _-])copy(
 
 
 def original_name(name: str) -> str | None:
-    """The name, without its ending, of which a name says that it is a copy; None of any other name."""
+    """Return the original's name, without its ending, for the name of a copy; None for any other name."""
     found = re.fullmatch(_COPY, name, re.IGNORECASE)
     if not found:
         return None
@@ -43,9 +43,9 @@ _TAIL = 256
 class _Candidate(NamedTuple):
     """A file of the list before it is read; the lower `rank` of equal files is the original's.
 
-    `place` is its folder, behind all links, and its name: the same for two paths that lead to one file by links to
-    folders alone. `bytes` is its size, None where that is not known. `original` is the path that its name says it is a
-    copy of.
+    `place` is its folder, behind all links, and its name: the same for two paths that lead to one file by links of
+    folders only. `bytes` is its size, None where that is not known. `original` is the path of the file that, by its
+    name, it is a copy of.
     """
 
     place: tuple[str, str]
@@ -63,7 +63,7 @@ class _Equal:
 
 
 class Originals:
-    """Takes the accounts of the files of a list in its order, and gives them back with their originals named."""
+    """A pass over the accounts of a list of files, in its order, that gives them back with their originals named."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         real_path = cache(os.path.realpath)
@@ -91,7 +91,7 @@ class Originals:
             yield replace(held, duplicate_of=duplicate_of, section=None)
 
     def _equal_to(self, one: ScannedFile, place: int) -> _Equal | None:
-        """The files with the tensors of this one, of which it may be the original; None for one without tensors."""
+        """Return the group of files with the same tensors as this one; None for one without tensors."""
         if not one.section:
             return None
         earlier = self._duplicates.earlier(one.path, one.section)
@@ -127,7 +127,7 @@ def _candidate(path: str, number: int, real_path: Callable[[str], str]) -> _Cand
 
 
 def _last_possible(paths: Sequence[str], found: Sequence[_Candidate]) -> list[int]:
-    """The place in the list of the last file that may be the original of each; its own place where there is none."""
+    """Return, for each file, the place of the last file that may be its original; its own place without one."""
     waits = list(range(len(found)))
     places = {path: number for number, path in enumerate(paths)}
     by_size: dict[int | None, list[_Candidate]] = {}
@@ -146,7 +146,7 @@ def _last_possible(paths: Sequence[str], found: Sequence[_Candidate]) -> list[in
 
 
 def _tail(path: str, size: int) -> bytes:
-    """The last bytes of a file; none of one that cannot be read."""
+    """Return the last bytes of a file; none of one that cannot be read."""
     try:
         with InputFile(path) as source:
             count = min(_TAIL, size)

@@ -79,7 +79,7 @@ _HINTS = ("dora-stripped", "mixed-schemes", "config-damaged", "unclaimed", "rslo
 
 
 def state_of(info: FileInfo, programs: Iterable[Program]) -> tuple[str, tuple[str, ...]]:
-    """The state of an adapter by its verdicts in `programs`, and a note with shorter forms of it.
+    """Return the state of an adapter by its verdicts in `programs`, and a note with shorter forms of it.
 
     There is no note where there is nothing to say.
     """
@@ -137,7 +137,7 @@ class InProgram(NamedTuple):
 
 
 def in_program(info: FileInfo, state: str, notes: tuple[str, ...], name: str, programs: Iterable[Program]) -> InProgram:
-    """The verdict of one of the programs on an adapter in a state, whose `notes` say why it is in it."""
+    """Return the verdict of the program `name` on an adapter; `notes` explain its `state`."""
     if state in (INFO_ONLY, ANSWER):
         return InProgram(OPEN, notes)
     verdicts = verdicts_on(info.adapter, info.candidates, programs)
@@ -301,7 +301,7 @@ def scan_file(
     record: Record | None = None,
     programs: Sequence[str] = (),
 ) -> ScannedFile:
-    """Reads one file, for some programs by their names; whatever goes wrong with it is its `error`."""
+    """Read one file, for some programs by their names; any failure is its `error`."""
     try:
         with without_collecting():
             return _account_of(path, settings, record, programs)
@@ -359,7 +359,7 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None, programs:
 def _types(changes: Iterable[tuple[Contribution, int]]) -> tuple[str, ...]:
     """Return the kinds of change of weights; of other parameters only if no weight is changed.
 
-    `changes` are pairs of a change and the number of those that are alike.
+    `changes` are pairs of a change and the number of equal ones.
     """
     counts: Counter[str] = Counter()
     beside: Counter[str] = Counter()

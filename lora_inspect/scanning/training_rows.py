@@ -1,7 +1,7 @@
-"""The rows of a list in which the epochs of one training have one row together.
+"""The rows of a list, with one row for all epochs of a training.
 
-The row is that of the last epoch. Files that look different in it keep rows of their own: those that cannot be read,
-those with other problems or scales, and duplicates.
+The row is that of the last epoch. Files that look different in it keep rows of their own: unreadable files, files with
+other problems or scales, and duplicates.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ _Entry = TypeVar("_Entry")
 
 
 class EpochGroup(NamedTuple):
-    """The states of a training that one row stands for, in order; the last is that of the row's file."""
+    """The states of a training in one row, in order; the last is that of the row's file."""
 
     states: tuple[TrainingState, ...]
 
@@ -30,10 +30,10 @@ class EpochGroup(NamedTuple):
 
 
 class TrainingRows(Generic[_Entry]):
-    """Finds, among the files of a list, those that one row stands for.
+    """A grouping of the files of a list that share one row.
 
     `scanned` gives the account of an entry, or None for an entry that always has a row of its own. `listing` has all
-    paths in the order in which they are read, which tells when the last file of a series has come.
+    paths in the order in which they are read, which shows when the last file of a series has come.
     """
 
     def __init__(self, scanned: Callable[[_Entry], ScannedFile | None], listing: Sequence[str]) -> None:
@@ -88,7 +88,7 @@ class TrainingRows(Generic[_Entry]):
         return series if series in self._last else None
 
     def _rows(self, members: Sequence[_Entry]) -> Iterator[tuple[_Entry, EpochGroup | None]]:
-        """The entries of one series that have a row: the last of each training, and all that do not look like it."""
+        """Yield the entries of one series that have a row: the last of each training, and all that look different."""
         groups: dict[object, list[tuple[ScannedFile, TrainingState, _Entry]]] = {}
         for number, entry in enumerate(members):
             one = self._scanned(entry)
@@ -107,17 +107,17 @@ class TrainingRows(Generic[_Entry]):
 
 
 def _by_number(one: ScannedFile) -> tuple[float, ...]:
-    """The place of a file in its training, whose last file may have no number."""
+    """Return the sort key of a file in its training; the last file of a training may have no number."""
     number = series_place(one.path).number
     return number is None, number or 0, one.modified
 
 
 def _by_time(one: ScannedFile) -> tuple[float, ...]:
-    """As `_by_number` where one number is of an epoch and another of a step, which say nothing of their order."""
+    """Return the sort key by time, since the number of an epoch and that of a step are not comparable."""
     return series_place(one.path).number is None, one.modified
 
 
 def _looks(one: ScannedFile) -> object:
-    """The content of a row but for the name, the size and the duplicates."""
+    """Return the content of a row but for the name, the size and the duplicates."""
     verdicts = tuple((name, found.verdict, found.notes) for name, found in one.in_programs.items())
     return one.kind, one.model, one.types, one.ranks, one.scales, one.state, one.notes, one.codes, verdicts

@@ -1,7 +1,7 @@
-"""The epochs of one training: files whose names differ in a number, and whose metadata and modules agree.
+"""The epochs of one training: files with equal metadata and modules and names that differ in a number.
 
 Sources of the numbers in names: sd-scripts and musubi-tuner (`-000002`, `-step00000500`), ai-toolkit (`_000000500`),
-PEFT and diffusers (folders `checkpoint-500`), diffusion-pipe (folders `epoch10`), and what people write (`_e10`).
+PEFT and diffusers (folders `checkpoint-500`), diffusion-pipe (folders `epoch10`), and names that people write (`_e10`).
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class SeriesPlace(NamedTuple):
 
 
 def series_place(path: str) -> SeriesPlace:
-    """The place of a file in the series that its name, or the name of its folder, may be of."""
+    """Return the place of a file in the series that its name, or the name of its folder, may be of."""
     folder, name = os.path.split(path)
     shards = set_of(name)
     stem = shards.stem if shards else os.path.splitext(name)[0]
@@ -51,7 +51,7 @@ def series_place(path: str) -> SeriesPlace:
 
 
 class TrainingState(NamedTuple):
-    """A file as one state of a training: the key of its `group`, and how far the training had come, where it is known.
+    """A file as one state of a training: the key of its `group`, and the progress of the training if known.
 
     Files of one training have the same key.
     """
@@ -62,7 +62,7 @@ class TrainingState(NamedTuple):
 
 
 def training_state(path: str, adapter: Adapter, ranks: Sequence[int]) -> TrainingState:
-    """The state by the name, the session and the modules of an adapter."""
+    """Return the state by the name, the session and the modules of an adapter."""
     metadata = adapter.checkpoint.metadata
     place = series_place(path)
     session = next((metadata[key] for key in _SESSIONS if metadata.get(key)), "")

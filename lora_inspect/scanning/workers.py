@@ -27,7 +27,7 @@ _READY = "ready"
 
 
 class HelperProcess(Generic[Thing, Result]):
-    """A process that was started by `method`, "fork" or "spawn"; what it was `given`, by number, and has not answered.
+    """A process that was started by `method`, "fork" or "spawn"; `given` are the numbers of its unanswered tasks.
 
     `is_lost` says that it has died, or that the system refused it. A copy closes the `others`, whose processes would
     not see their pipes close otherwise.
@@ -56,13 +56,13 @@ class HelperProcess(Generic[Thing, Result]):
         return self._is_ready and not self.is_lost and len(self.given) < _AHEAD
 
     def give(self, number: int, thing: Thing) -> None:
-        """Has it do one thing."""
+        """Make the process do one thing."""
         self.given.append(number)
         with suppress(OSError):  # where it has died, that shows when its answers are taken
             self.connection.send(thing)
 
     def finished(self) -> Iterator[tuple[int, Result]]:
-        """The answers that have arrived, each with the number of its thing."""
+        """Yield the answers that have arrived, each with the number of its thing."""
         try:
             while not self.is_lost and self.connection.poll():
                 answer = self.connection.recv()
@@ -73,7 +73,7 @@ class HelperProcess(Generic[Thing, Result]):
             self.is_lost = True
 
     def end(self) -> None:
-        """Ends it at once, whatever it does."""
+        """End the process at once."""
         self.connection.close()
         if self._process is not None:
             self._process.kill()
@@ -83,7 +83,7 @@ class HelperProcess(Generic[Thing, Result]):
 
 @contextmanager
 def _ignored_interrupts() -> Iterator[None]:
-    """Has the process that is started meanwhile ignore Ctrl-C, which is for this one to answer."""
+    """Make a process that is started in the block ignore Ctrl-C, which this process answers."""
     if threading.current_thread() is not threading.main_thread():  # no other may say what signals do
         yield
         return
@@ -113,7 +113,7 @@ _COPY, _NEW = 0.02, 1.0
 def side_by_side(
     function: Callable[[Thing], Result], things: Sequence[Thing], jobs: int, lost: Callable[[Thing], Result]
 ) -> Generator[Result, None, None]:
-    """The result for each thing, in their order and as soon as it is there, from up to `jobs` processes, this one too.
+    """Yield the result for each thing, in order and as soon as possible, from up to `jobs` processes with this one.
 
     `function` and the things have to be picklable, and so do the results. `lost` makes the result for a thing that a
     process died of. Whoever does not take all results closes the iterator, which ends the processes.
@@ -160,13 +160,13 @@ class _Team(Generic[Thing, Result]):
         self.helpers: list[HelperProcess[Thing, Result]] = []
 
     def start(self, count: int) -> None:
-        """Starts so many; those that the system refuses are none."""
+        """Start `count` processes; one that the system refuses counts as lost."""
         method = "fork" if _can_be_copied() else "spawn"
         for _ in range(count):
             self.helpers.append(HelperProcess(self._function, method, [one.connection for one in self.helpers]))
 
     def feed(self, waiting: deque[int], things: Sequence[Thing]) -> None:
-        """Gives each process that has room the next things that wait."""
+        """Give each process with room the next waiting things."""
         for helper in self.helpers:
             while waiting and helper.has_room:
                 number = waiting.popleft()
@@ -189,13 +189,13 @@ class _Team(Generic[Thing, Result]):
                 helper.given.clear()
 
     def wait(self) -> None:
-        """Returns once a process has an answer, or has died."""
+        """Wait until a process has an answer, or has died."""
         from multiprocessing.connection import wait
 
         busy: list[Connection] = [helper.connection for helper in self.helpers if not helper.is_lost]
         wait(busy)
 
     def end(self) -> None:
-        """Ends all processes."""
+        """End all processes."""
         for helper in self.helpers:
             helper.end()

@@ -1,1 +1,1 @@
-"""The difference of two models as an adapter: what becomes of each tensor, and its best factors."""
+"""The difference of two models as an adapter: the use of each tensor, and its best factors."""

@@ -77,9 +77,9 @@ class Extracted(NamedTuple):
 class Naming:
     """The place of each tensor of two models under the names of an output.
 
-    `adapter` is the difference as its modules are called in the base. `left_out` are tensors that have no place in the
-    output, with the reason, and `unasked` the names of those that the options leave out. `is_uniform` says that all
-    modules have one rank.
+    `adapter` is the difference under the base's names of its modules. `left_out` are tensors without a place in the
+    output, with the reason, and `unasked` the names that the options leave out. `is_uniform` says that all modules have
+    one rank.
     """
 
     adapter: Adapter
@@ -92,7 +92,7 @@ class Naming:
 
 
 def named(pair: ModelPair, request: ExtractRequest) -> Naming:
-    """The modules of the output in the order of the base.
+    """Return the modules of the output in the order of the base.
 
     Raises LoraInspectError where no names are known for the family, where several fit, and for a pattern or a
     component that fits nothing.
@@ -112,7 +112,7 @@ def named(pair: ModelPair, request: ExtractRequest) -> Naming:
 
 
 def _asked(adapter: Adapter, layers: Sequence[Layer], request: ExtractRequest) -> tuple[list[Layer], tuple[str, ...]]:
-    """The layers that the options choose, and the names of the other tensors."""
+    """Return the layers that the options choose, and the names of the other tensors."""
     path = adapter.checkpoint.path
     present = sorted({layer.component for layer in layers})
     if absent := next((one for one in request.only if one not in present), None):
@@ -129,7 +129,7 @@ def _asked(adapter: Adapter, layers: Sequence[Layer], request: ExtractRequest) -
 
 
 def _scheme(adapter: Adapter, found: ModelLayers, request: ExtractRequest) -> str:
-    """The scheme that is asked for, or else that of the most programs: kohya's for images, and PEFT's for the rest."""
+    """Return the requested scheme, or that of most programs: kohya's for images, and PEFT's for the rest."""
     if request.to in PROGRAMS:
         # Layers that no table lists do not show the family of a file of adapters.
         known = frozenset(pattern for one in found.families for pattern in layout_patterns(one.layout.paths, "."))
@@ -144,10 +144,10 @@ def _scheme(adapter: Adapter, found: ModelLayers, request: ExtractRequest) -> st
 
 
 def _is_uniform(pair: ModelPair, scheme: str, request: ExtractRequest) -> bool:
-    """Whether the programs that are asked for take one rank for all modules.
+    """Return True if the requested programs accept only one rank for all modules.
 
-    Raises LoraInspectError where the rule gives each module another one, and for llama.cpp, whose file needs its name
-    of the model.
+    Raises LoraInspectError if the rule gives each module another rank, and for llama.cpp: its files need its name of
+    the model.
     """
     record = schemes.by_name(scheme)
     program = PROGRAMS.get(request.to or "")
@@ -187,7 +187,7 @@ class _Named:
         self._adapter = adapter._replace(modules=self._loadable(adapter))
 
     def matrices_and_vectors(self) -> tuple[tuple[Extracted, ...], tuple[Extracted, ...]]:
-        """The modules with factors, and the differences of vectors."""
+        """Return the modules with factors, and the differences of vectors."""
         if not self._adapter.modules:
             return (), ()
         target = scheme_target(self._adapter, self._families, self._scheme, self._options)
@@ -201,7 +201,7 @@ class _Named:
         return tuple(matrices), tuple(vectors)
 
     def _loadable(self, adapter: Adapter) -> dict[str, Module]:
-        """The modules with those contributions alone that programs of the names load; the others are left out."""
+        """Return the modules with only the contributions that programs of the names load; the others are left out."""
         refused: dict[str, str | None] = {}
 
         def is_loaded(one: Contribution) -> bool:
@@ -223,7 +223,7 @@ class _Named:
         return {key: module for key, module in kept.items() if module.contributions}
 
     def _placeable(self, target: Target) -> Adapter:
-        """The adapter without the modules that have no place in the target, which are left out."""
+        """Return the adapter without the modules that have no place in the target, which are left out."""
         kept = {}
         for key, module in self._adapter.modules.items():
             alone = self._adapter._replace(modules={key: module})
@@ -263,7 +263,7 @@ class _Named:
 
 
 def _refusal(call: Callable[[], object]) -> str | None:
-    """The sentence with which a call refuses; None where it does not."""
+    """Return the sentence with which a call refuses; None if it does not."""
     try:
         call()
     except LoraInspectError as why:
@@ -272,7 +272,7 @@ def _refusal(call: Callable[[], object]) -> str | None:
 
 
 def _part(layer: Layer, runs: Runs | None) -> Part:
-    """The rows of a layer's tensor, in their order, and where they go in the output."""
+    """Return the rows of a layer's tensor, in their order, and where they go in the output."""
     if layer.runs is None and runs is None:
         return Part(layer.tensor, None, None)
     rows, places = _pairs(layer.runs or Runs(0, layer.tensor.shape[0]))
@@ -286,7 +286,7 @@ def _part(layer: Layer, runs: Runs | None) -> Part:
 
 
 def _pairs(runs: Runs) -> tuple[Rows, Rows]:
-    """The rows of the one weight, and the same ones in the other."""
+    """Return the rows of the one weight, and the same ones in the other."""
     one = [numpy.arange(first, last) for first, last, _ in runs.each()]
     other = [numpy.arange(source, source + last - first) for first, last, source in runs.each()]
     return numpy.concatenate(one), numpy.concatenate(other)

@@ -40,7 +40,7 @@ class Directions:
     """The directions of one difference: `up` (rows, rank) @ `down` (rank, columns), and the rest of it.
 
     `values` are the singular values of the product, falling. `norm` is that of the difference, `rest` at least that of
-    the difference without the product, and `noise` that of rounding alone, as an estimate. `is_noise` says that no
+    the difference without the product, and `noise` that of rounding only, as an estimate. `is_noise` says that no
     further direction is more than noise. Without factors, `up` and `down` are None.
     """
 
@@ -59,11 +59,11 @@ class Directions:
         return len(self.values)
 
     def error(self, rank: int) -> float:
-        """At least the norm of the difference without the first directions, `rank` of them."""
+        """Return at least the norm of the difference without the first directions, `rank` of them."""
         return min(math.hypot(self.rest, *self.values[rank:].tolist()), self.norm)
 
     def to(self, rank: int) -> "Directions":
-        """The first directions alone."""
+        """Return the first directions only."""
         if rank == self.rank:
             return self
         up, down = (None if self.up is None else self.up[:, :rank]), (None if self.down is None else self.down[:rank])
@@ -84,14 +84,14 @@ class WrittenModule(NamedTuple):
 
 
 def rank_bytes(module: Extracted, dtype: str) -> int:
-    """The bytes of one rank of a module in the file."""
+    """Return the bytes of one rank of a module in the file."""
     return (module.shape[0] + math.prod(module.shape[1:])) * BITS[dtype] // 8
 
 
 def written_by_rule(
     modules: Sequence[Extracted], rule: RankRule, making: Making, progress: Progress
 ) -> Iterator[WrittenModule]:
-    """The modules at the ranks of a rule without a size, in their order; `progress` is told of each.
+    """Yield the modules at the ranks of a rule without a size, in order; `progress` receives 1 for each.
 
     Raises LoraInspectError for NaN, infinity, and numbers beyond the type.
     """
@@ -112,10 +112,10 @@ def written_in_size(
     file_size: Callable[[Sequence[int]], int],
     progress: Progress,
 ) -> tuple[list[int], Iterator[WrittenModule]]:
-    """The ranks of a file of at most a size, and its modules; `progress` is told of each module as it is measured.
+    """Return the ranks of a file of at most a size, and its modules; `progress` receives 1 for each measured one.
 
-    Directions are looked for until no module has all that were found in the file. Raises LoraInspectError as
-    `written_by_rule`, and ValueError where nothing fits.
+    The search for directions ends when no module has all its known ones in the file. Raises LoraInspectError as
+    `written_by_rule`, and ValueError if nothing fits.
     """
     sides = [min(module.shape[0], math.prod(module.shape[1:])) for module in modules]
     caps = [min(side, rule.max_rank or side) for side in sides]
@@ -160,13 +160,13 @@ def _measurer(modules: Sequence[Extracted], asked: dict[int, int]) -> Callable[[
 
 
 class _Kept:
-    """Counts the bytes of the factors that are kept, up to a limit."""
+    """The number of bytes of the factors that are kept, up to a limit."""
 
     def __init__(self) -> None:
         self._bytes: dict[int, int] = {}
 
     def after(self, number: int, one: Directions) -> Directions:
-        """The directions of a module, without their factors where these are too much."""
+        """Return the directions of a module, without their factors where these are too much."""
         self._bytes.pop(number, None)
         size = 0 if one.up is None or one.down is None else one.up.nbytes + one.down.nbytes
         if sum(self._bytes.values()) + size > _KEPT_BYTES:
@@ -176,7 +176,7 @@ class _Kept:
 
 
 def _directions(module: Extracted, rule: RankRule) -> Directions:
-    """The directions of a module's difference that a rule asks for, as far as they are more than noise."""
+    """Return the directions of a module's difference that a rule asks for, as far as they are more than noise."""
     shape = sum(_rows_of(part) for part in module.parts), math.prod(module.parts[0].tensor.shape[1:])
     noises = [noise_of(part.tensor) for part in module.parts]
     noise = Noise(*(math.sqrt(sum(one[at] ** 2 for one in noises) / len(noises)) for at in (0, 1)))
@@ -227,7 +227,7 @@ def _rows_of(part: Part) -> int:
 
 
 def _blocks(module: Extracted, is_known_finite: bool) -> Iterator[tuple[int, Array]]:
-    """The rows of all parts, one after the other, as they are stored."""
+    """Yield the rows of all parts, one after the other, as they are stored."""
     begin = 0
     for part in module.parts:
         if part.rows is None:
@@ -243,7 +243,7 @@ def _blocks(module: Extracted, is_known_finite: bool) -> Iterator[tuple[int, Arr
 
 
 def _in_place(module: Extracted, found: Found) -> tuple[Array, Array]:
-    """The factors of the weight as (out, in): rows in their places, and the sides exchanged of a turned weight."""
+    """Return the factors of the weight as (out, in): rows in their places, sides exchanged for a turned weight."""
     up, down = found.up, found.down
     if module.turned:
         up, down = down.T, up.T
@@ -279,7 +279,7 @@ class WrittenVector(NamedTuple):
 
 
 def written_vector(module: Extracted, dtype: str) -> WrittenVector:
-    """The difference of a vector, rounded to a type; LoraInspectError for numbers beyond it."""
+    """Return the difference of a vector, rounded to a type; LoraInspectError for numbers beyond it."""
     whole = numpy.zeros(module.shape, numpy.float64).reshape(module.shape[0], -1)
     for part in module.parts:
         rows = numpy.concatenate([block for _, block in difference_blocks(part.tensor)])
@@ -291,7 +291,7 @@ def written_vector(module: Extracted, dtype: str) -> WrittenVector:
 
 
 def squared_norm(parts: Sequence[Part]) -> float:
-    """‖tuned - base‖² of all numbers of some tensors, in float64; vectors are columns."""
+    """Return ‖tuned - base‖² of all numbers of some tensors, in float64; vectors are columns."""
     return math.fsum(
         float(numpy.square(block, dtype=numpy.float64).sum())
         for part in parts

@@ -61,8 +61,7 @@ class ExtractPlan:
 def plan_extract(tuned: str, base: str, request: ExtractRequest, output: str | None) -> ExtractPlan:
     """Read the headers of both models, and name the modules of their difference.
 
-    `output` is the path that the user named, None where nothing is written. Raises LoraInspectError for whatever stands
-    in the way.
+    `output` is the path that the user named, None where nothing is written. Raises LoraInspectError for any obstacle.
     """
     pair = open_pair(tuned, base)
     plan = ExtractPlan(pair, named(pair, request), request, output)
@@ -88,8 +87,8 @@ def write_extract(
 ) -> ExtractResult:
     """Write the difference as an adapter; with `dry_run` compute the same and write nothing.
 
-    `progress` is told of each module. Raises LoraInspectError, and leaves nothing, where the models do not differ, hold
-    numbers that are not finite, and where the output cannot be as requested.
+    `progress` receives 1 for each module. Raises LoraInspectError, and leaves nothing, if the models do not differ, if
+    they hold numbers that are not finite, or if the output cannot be as requested.
     """
     started = time.perf_counter()
     leftovers: tuple[str, ...] = ()
@@ -143,7 +142,7 @@ class _Run:
         return any(part.tensor.name not in self.equal for part in one.parts)
 
     def write(self, force: bool, dry_run: bool) -> None:
-        """Computes all modules, and writes them unless it is a `dry_run`."""
+        """Compute all modules, and write them unless it is a `dry_run`."""
         most, made = self._made()
         at_most = self._plans(most)
         # The header has room for the tensors at their largest ranks.
@@ -162,7 +161,7 @@ class _Run:
         return [*self.place.plans(ranks, self.making), *self._plans_of_vectors]
 
     def _checked(self, made: Iterator[Any]) -> Iterator[Any]:
-        """The same, if anything of the difference is among it at its end, before the output appears."""
+        """Yield the same modules; at the end, before the output appears, check that they have any difference."""
         yield from made
         self._check_something([one.made.rank for one in self.written])
 
@@ -175,7 +174,7 @@ class _Run:
             )
 
     def _made(self) -> tuple[list[int], Iterator[Any]]:
-        """The ranks at most, and everything that is written, which is noted as it is made."""
+        """Return the ranks at most, and everything that is written, which is noted as it is made."""
         if self.rule.size is None:
             caps = [cap for cap in (self.rule.rank, self.rule.max_rank) if cap is not None]
             sides = [min(one.shape[0], math.prod(one.shape[1:])) for one in self.modules]
@@ -219,7 +218,7 @@ class _Run:
 
     @property
     def _options(self) -> dict[str, Any]:
-        """The options that decide the output beside the rule, as its record has them."""
+        """The options in its record that, besides the rule, decide the output."""
         request = self.plan.request
         told = {"only": list(request.only), "include": list(request.include), "exclude": list(request.exclude)}
         return {name: value for name, value in {**told, "weights_only": request.weights_only}.items() if value}
@@ -238,7 +237,7 @@ class _Run:
         return math.hypot(*found) / self._norm if self._norm else 0.0
 
     def result(self, output: str | None, is_made: bool, seconds: float, leftovers: Sequence[str]) -> ExtractResult:
-        """The account of the extraction, made or planned."""
+        """Return the account of the extraction, made or planned."""
         plan, written = self.plan, self.written
         each = list(zip(self.modules, written, strict=True))
         zeros = [module for module, one in each if one.norm == 0.0]
@@ -286,7 +285,7 @@ class _Run:
         )
 
     def _outside(self) -> dict[str, tuple[str, float]]:
-        """Tensors and components without a place in the output, with the reason and the squared norm."""
+        """Return the tensors and components without a place in the output, with the reason and the squared norm."""
         found: dict[str, tuple[str, float]] = {}
         tensors = self.plan.pair.tensors
         for name, reason in self.plan.naming.left_out.items():
@@ -301,7 +300,7 @@ class _Run:
         return found
 
     def _left_out(self) -> tuple[dict[str, str], dict[str, float]]:
-        """All that is left out, with the reason and the share of the squared norm, and the shares by reason."""
+        """Return all that is left out, with the reason and the share of the squared norm, and the shares by reason."""
         found = dict(self.outside)
         for module, written in zip(self.modules, self.written, strict=True):
             if not written.made.rank and written.norm:

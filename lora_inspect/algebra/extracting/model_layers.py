@@ -72,7 +72,7 @@ class Layer(NamedTuple):
 
     @property
     def is_embedding(self) -> bool:
-        """True if the weight is looked up by tokens, as far as its name tells."""
+        """True if tokens look the weight up, judging by its name."""
         return self.is_matrix and leaf_of(self.key) in _EMBEDDINGS and len(self.tensor.shape) == 2
 
 
@@ -80,8 +80,8 @@ class Layer(NamedTuple):
 class ModelLayers:
     """The layers of both models in the order of the base.
 
-    `is_image` says whether they are of an image or video model, whose components have names of their own. `left_out`
-    are the tensors that no adapter changes, with the reason.
+    `is_image` is True for an image or video model, which has its own names of components. `left_out` are the tensors
+    that no adapter changes, with the reason.
     """
 
     families: tuple[Detection, ...]
@@ -91,7 +91,7 @@ class ModelLayers:
 
 
 def layers_of(pair: ModelPair, architecture: str | None) -> ModelLayers:
-    """The layers of a pair; `architecture` names the family where several fit.
+    """Return the layers of a pair; `architecture` names the family where several fit.
 
     Raises LoraInspectError for a family that does not fit.
     """
@@ -121,7 +121,7 @@ def _families(pair: ModelPair, architecture: str | None) -> tuple[Detection, ...
 
 
 def _placed(pair: ModelPair, families: Sequence[Detection], is_image: bool) -> Iterator[tuple[PairedTensor, str, str]]:
-    """(tensor, component, path in its component) of every tensor."""
+    """Yield (tensor, component, path in its component) of every tensor."""
     layouts = [layout for family in families for layout in family.architecture.layouts]
     known = frozenset(pattern for layout in layouts for pattern in layout_patterns(layout.named, "."))
     components = {info.name: part.component for part in base_parts(pair.base, families) for info in part.tensors}
@@ -137,7 +137,7 @@ def _placed(pair: ModelPair, families: Sequence[Detection], is_image: bool) -> I
 
 
 def _layer(tensor: PairedTensor, component: str, path: str, turned: bool) -> Layer | str:
-    """The layer of a tensor, its path for a key; or the reason why no adapter changes it."""
+    """Return the layer of a tensor, its path for a key; or the reason why no adapter changes it."""
     module, _, leaf = path.rpartition(".")
     shape = tensor.shape
     if leaf in _FUSED:
@@ -154,7 +154,7 @@ def _layer(tensor: PairedTensor, component: str, path: str, turned: bool) -> Lay
 
 
 def _in_transformers(layer: Layer) -> list[Layer]:
-    """A layer of a text encoder in the names of transformers, which programs load; itself without other names."""
+    """Return the layers of a text encoder under transformers' names, which programs load; else itself."""
     found = []
     # The wholes of these relations are open_clip's.
     for link in (link for link in OPEN_CLIP.links(layer.key) if layer.component != MODEL and not link.is_whole):
@@ -165,10 +165,10 @@ def _in_transformers(layer: Layer) -> list[Layer]:
 
 
 class _Orientations:
-    """The matrices that are stored as (in, out), as those of transformers' Conv1D are.
+    """The matrices that are stored as (in, out), as in transformers' Conv1D.
 
-    The bias of a layer shows it where the weight is not square, and of a square one the layers of the same name. Where
-    no bias tells, the table of the family does.
+    The bias of a layer shows it if the weight is not square; layers of the same name show it for a square one. Without
+    a bias, the table of the family decides.
     """
 
     def __init__(self, pair: ModelPair, families: Sequence[Detection]) -> None:
@@ -204,7 +204,7 @@ class _Orientations:
 
 
 def as_adapter(pair: ModelPair, found: ModelLayers, layers: Sequence[Layer]) -> Adapter:
-    """Some of the layers as the modules of an adapter in the base's names."""
+    """Return some of the layers as the modules of an adapter in the base's names."""
     tensors = {}
     for layer in layers:
         shape, ones = layer.shape, (1,) * (len(layer.shape) - 2)

@@ -1,6 +1,6 @@
 """Two models side by side: the tensors of both by name, and their differences in blocks of rows.
 
-Plain floats and eight-bit floats are read by numpy alone. Codes with a scale are decoded as a merge decodes them.
+Plain floats and eight-bit floats are read with numpy only. Codes with a scale are decoded as a merge decodes them.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -75,7 +75,7 @@ class PairedTensor(NamedTuple):
 class ModelPair:
     """The tensors of both models by the base's names, in its order.
 
-    `unpaired` are those that only one of the models has, and `unread` those of both that hold no weights, such as
+    `unpaired` are tensors of only one of the models, and `unread` are tensors of both that hold no weights, such as
     positions, with the reason.
     """
 
@@ -92,7 +92,7 @@ class ModelPair:
 
 
 def open_pair(tuned_path: str, base_path: str) -> ModelPair:
-    """Reads the headers of both models.
+    """Read the headers of both models.
 
     Raises LoraInspectError where one of them is an adapter, where they are of different families or shapes, where they
     have no name in common, and for codes that are not known.
@@ -146,7 +146,7 @@ def _paired(tuned: Checkpoint, base: Checkpoint) -> ModelPair:
 
 
 def _below(names: Collection[str], tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The tensors by the `names` of the other model, which is saved with another prefix or with none."""
+    """Return the tensors by the `names` of the other model, which is saved with another prefix or with none."""
     prefixes = BASE_PREFIXES[MODEL]
     own = {name.removeprefix(prefix): info for prefix in prefixes for name, info in tensors.items()}
     alike = {name: [short for prefix in prefixes if (short := name.removeprefix(prefix)) in own] for name in names}
@@ -156,13 +156,13 @@ def _below(names: Collection[str], tensors: Mapping[str, TensorInfo]) -> dict[st
 
 
 def _weights_of(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """The tensors by name, without those that say only how codes are read."""
+    """Return the tensors by name, without those for the decoding of codes."""
     settings = quantisation_settings({**checkpoint.tensors, **checkpoint.codes})
     return {name: info for name, info in checkpoint.tensors.items() if name not in settings}
 
 
 def difference_blocks(pair: PairedTensor, is_known_finite: bool = False) -> Iterator[tuple[int, Array]]:
-    """(first row, tuned - base) for all rows, as matrices (rows, columns) in float32 or float64.
+    """Yield (first row, tuned - base) for all rows, as matrices (rows, columns) in float32 or float64.
 
     Numbers of at most 32 bits are subtracted in float32. A vector is a column. Raises LoraInspectError for NaN and
     infinity, with the tensor that holds it, unless an earlier pass has looked for them.
@@ -200,7 +200,7 @@ def _refuse_not_finite(pair: PairedTensor, first: int, ours: Array, theirs: Arra
 
 
 def _sizes(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The number of rows of a tensor, and their length."""
+    """Return the number of rows of a tensor, and their length."""
     return (shape[0], prod(shape[1:])) if shape else (1, 1)
 
 
@@ -257,7 +257,7 @@ class Noise(NamedTuple):
 
 
 def noise_of(pair: PairedTensor) -> Noise:
-    """The noise of rounding by the distances between the numbers of each, in rows from all over the tensor."""
+    """Return the noise of rounding by the distances between the numbers of each, in rows from all over the tensor."""
     rows, columns = _sizes(pair.shape)
     if not pair.is_plain:
         _, ours, theirs = next(_decoded_both(pair, rows, columns))
@@ -273,7 +273,7 @@ def noise_of(pair: PairedTensor) -> Noise:
 
 
 def _rounding(values: Array, weight: CodedWeight) -> float:
-    """The standard deviation of rounding to numbers such as these; 0 where they are not finite."""
+    """Return the standard deviation of rounding to numbers such as these; 0 if they are not finite."""
     dtype = weight.info.dtype
     if not numpy.isfinite(values).all():
         return 0.0
@@ -296,7 +296,7 @@ _SHARING = 16
 
 
 def _rounding_of_codes(values: Array) -> float:
-    """The same of codes with a scale: the distances between the different numbers of neighbours that share one."""
+    """Return the same for codes with a scale: by the distances between different codes of neighbours that share one."""
     usable = values[:, : values.shape[1] // _SHARING * _SHARING] if values.shape[1] >= _SHARING else values
     groups = numpy.sort(usable.reshape(-1, min(_SHARING, values.shape[1])), axis=1)
     gaps: Any = numpy.diff(groups, axis=1)

@@ -1,9 +1,9 @@
 """The core of a change: a small matrix with the change's singular values, from which its trims come.
 
-R_U and R_A are square roots of the Gram matrices of D = U W A, W the diagonal of weights: R_Uᵀ R_U = Uᵀ U and
-R_Aᵀ R_A = A Aᵀ. The core M = R_U W R_Aᵀ is D in orthonormal bases of its columns and rows, so its SVD M = X S Yᵀ gives
-the singular values of D, and the nearest change of rank k is U (W R_Aᵀ Y_k S_k^-½) times (S_k^-½ X_kᵀ R_U W) A (Eckart
-& Young 1936). No basis of D is formed.
+R_U and R_A are square roots of the Gram matrices of D = U W A, W the diagonal of weights: R_Uᵀ R_U = Uᵀ U and R_Aᵀ R_A
+= A Aᵀ. The core M = R_U W R_Aᵀ is D in orthonormal bases of its columns and rows, so its SVD M = X S Yᵀ gives the
+singular values of D. The nearest change of rank k is U (W R_Aᵀ Y_k S_k^-½) times (S_k^-½ X_kᵀ R_U W) A (Eckart & Young
+1936). No basis of D is formed.
 
 Every step takes the cheaper of two ways where that keeps the digits: Cholesky's root of a Gram matrix, or else the
 triangle of a QR decomposition; the eigenvectors of M Mᵀ, or else the SVD of M.
@@ -31,7 +31,7 @@ _LEFT = 0.5
 
 
 def root(tall: Array) -> Array:
-    """A matrix (k, rank), k <= rank, with rootᵀ root = tallᵀ tall, of (n, rank).
+    """Return a matrix (k, rank), k <= rank, with rootᵀ root = tallᵀ tall, of (n, rank).
 
     Raises FloatingPointError for NaN and infinity.
     """
@@ -43,7 +43,7 @@ def root(tall: Array) -> Array:
 
 
 def _root_of_gram(tall: Array) -> Array | None:
-    """The root of columns by their Gram matrix; None where its pivots are too far apart.
+    """Return the root of columns by their Gram matrix; None if its pivots are too far apart.
 
     Raises FloatingPointError for NaN and infinity.
     """
@@ -61,7 +61,7 @@ def _root_of_gram(tall: Array) -> Array | None:
 
 
 def singular(matrix: Array) -> tuple[Array, Array, Array]:
-    """The SVD (X, S, Yᵀ) of a small matrix, the values falling.
+    """Return the SVD (X, S, Yᵀ) of a small matrix, the values falling.
 
     Raises FloatingPointError where their squares are beyond the range of numbers.
     """
@@ -95,11 +95,11 @@ class Core:
 
     @property
     def rounding_rank(self) -> int:
-        """How many singular values are more than rounding; 0 of no change, and of changes that cancel each other."""
+        """The number of singular values above rounding; 0 of no change, and of changes that cancel each other."""
         return int(numpy.count_nonzero(self.values > max(ROUNDING * self.values[0], self._floor)))
 
     def trim(self, rank: int) -> "Trim":
-        """The matrices that make the nearest change of a rank, at most `rounding_rank`, of the factors."""
+        """Return the matrices that make the nearest change of a rank, at most `rounding_rank`, of the factors."""
         roots = numpy.sqrt(self.values[:rank])
         up = self._down.T @ (self._right[:rank].T / roots)
         return Trim(up, (self._left[:, :rank] / roots).T @ self._up)
@@ -127,7 +127,7 @@ class Decomposed(NamedTuple):
 
 
 def decomposed(changes: SharedFactors) -> Decomposed | None:
-    """The SVD of each change of a stack, without directions of rounding; None where other numbers of them are left.
+    """Return the SVD of each change of a stack, without rounding; None if the numbers of directions differ.
 
     Changes without such directions are decomposed together, which saves half of the time of small matrices.
     """
@@ -140,7 +140,7 @@ def decomposed(changes: SharedFactors) -> Decomposed | None:
 
 
 def _together(changes: SharedFactors) -> Decomposed | None:
-    """As `Core` does it; None where a change has directions that are rounding, or are nearly so."""
+    """Return the SVDs as `Core` does; None if a change has directions that are rounding, or nearly so."""
     ups, downs = (_roots_of_grams(side) for side in changes)
     if ups is None or downs is None:
         return None
@@ -156,7 +156,7 @@ def _together(changes: SharedFactors) -> Decomposed | None:
 
 
 def _roots_of_grams(sides: Array) -> Array | None:
-    """The roots of the Gram matrices of several sides (count, n, rank); None where one's pivots are too far apart."""
+    """Return the roots of the Gram matrices of several sides (count, n, rank); None if pivots are too far apart."""
     with suppress(numpy.linalg.LinAlgError):  # one has a direction without a length
         found: Array = _turned(numpy.linalg.cholesky(_turned(sides) @ sides))
         pivots = numpy.square(numpy.diagonal(found, axis1=1, axis2=2))
@@ -166,12 +166,12 @@ def _roots_of_grams(sides: Array) -> Array | None:
 
 
 def _turned(matrices: Array) -> Array:
-    """Each matrix of a stack with its rows as columns."""
+    """Return each matrix of a stack with its rows as columns."""
     return numpy.swapaxes(matrices, -1, -2)
 
 
 def _decomposed(one: SharedFactors) -> Decomposed:
-    """The SVD of one change, as in a stack but for the first axis."""
+    """Return the SVD of one change, as in a stack but for the first axis."""
     if not one.up.size or not one.down.size:
         return Decomposed(one.up[:, :0], numpy.zeros(0), one.down[:, :0])
     core = Core(Factors.of(one.up, one.down.T, (len(one.up), len(one.down))))
@@ -181,7 +181,7 @@ def _decomposed(one: SharedFactors) -> Decomposed:
 
 
 def shared_cores(changes: Sequence[Factors]) -> list[Array]:
-    """The changes of one weight in one pair of orthonormal bases, each (k, l): sums, norms and angles are the same.
+    """Return the changes of one weight in one pair of orthonormal bases, (k, l): sums, norms and angles are kept.
 
     The bases span the columns and the rows of all changes together.
     """
@@ -189,7 +189,7 @@ def shared_cores(changes: Sequence[Factors]) -> list[Array]:
 
 
 def shared_factors(whole: Factors, ranks: Sequence[int]) -> list[SharedFactors]:
-    """The parts of a sum in one pair of orthonormal bases, which span the columns and rows of them all.
+    """Return the parts of a sum in one pair of orthonormal bases, which span the columns and rows of them all.
 
     Each part takes the next of the sum's directions, as many as its number in `ranks`. Raises FloatingPointError for
     factors with NaN or infinity.
@@ -200,7 +200,7 @@ def shared_factors(whole: Factors, ranks: Sequence[int]) -> list[SharedFactors]:
 
 
 def _shared_root(tall: Array, edges: Sequence[int]) -> Array:
-    """As `root`, of columns in blocks that may be nearly the same.
+    """Return the same as `root`, for columns in blocks that may be nearly the same.
 
     So are those of one change in two element types, and a Gram matrix loses the digits of their difference. So each
     block is first split into its part in the basis of those before it and the rest.
@@ -224,7 +224,7 @@ def _shared_root(tall: Array, edges: Sequence[int]) -> Array:
 
 
 def _split(block: Array, basis: Array, floor: float) -> tuple[Array, Array | None]:
-    """The part of columns in a basis, as its coordinates, and the rest; None for one whose norm is below the floor."""
+    """Return the coordinates of columns in a basis, and the rest; None for a rest with a norm below the floor."""
     inside, rest, before = numpy.zeros((basis.shape[1], block.shape[1])), block, numpy.linalg.norm(block)
     while basis.shape[1]:
         part = basis.T @ rest
@@ -240,7 +240,7 @@ def _split(block: Array, basis: Array, floor: float) -> tuple[Array, Array | Non
 
 
 def _orthonormal(tall: Array, basis: Array, floor: float) -> tuple[Array, Array]:
-    """An orthonormal basis of columns that are orthogonal to another one, and the columns in it.
+    """Return an orthonormal basis of columns that are orthogonal to another one, and the columns in it.
 
     Directions below the floor are rounding, which points anywhere.
     """
@@ -264,11 +264,11 @@ class Trim(NamedTuple):
     down: Array
 
     def of(self, change: Factors) -> Factors:
-        """The trimmed change; both factors have the roots of the singular values, in the type of the change's."""
+        """Return the trimmed change; both factors have the roots of the singular values, in the change's type."""
         kind = change.up.dtype
         up, down = change.up @ self.up.astype(kind), self.down.astype(kind) @ change.down
         return Factors.of(up, down, change.shape)
 
     def to(self, rank: int) -> "Trim":
-        """That of a smaller rank."""
+        """Return the trim of a smaller rank."""
         return Trim(self.up[:, :rank], self.down[:rank])

@@ -1,9 +1,9 @@
-"""The core space of several changes of one weight: small matrices, one for each, in one pair of orthonormal bases.
+"""The core space of changes of one weight: a small matrix for each, in one pair of orthonormal bases.
 
 With D_i = U_i S_i V_iᵀ the bases are the left singular vectors of [U_i S_i^½]_i and of [V_i S_i^½]_i, by their falling
 singular values. So they depend neither on the order of the changes nor on the split of their factors. The core of D_i
-is M_i = P_Uᵀ D_i P_V, and a matrix M in their place is the change P_U M P_Vᵀ, whose norm and singular values are those
-of M. No basis is formed: both are products of the factors with small matrices.
+is M_i = P_Uᵀ D_i P_V, and a matrix M in their place is the change P_U M P_Vᵀ, with the norm and the singular values of
+M. No basis is formed: both are products of the factors with small matrices.
 
 Sources: core space (arXiv 2509.17786) with balanced factors; singular values by Gram matrices as in `core`.
 """
@@ -34,7 +34,7 @@ class _Basis(NamedTuple):
 
 
 class CoreSpace:
-    """The cores (k, l) of changes of one weight, each without directions below a share of its largest singular value.
+    """The cores (k, l) of changes of one weight, without directions below a share of the largest singular value.
 
     `shares` has that share for each change. `is_unique` says that no other basis is as good, so that methods which look
     at single numbers of a core mean these numbers. Raises FloatingPointError for factors with NaN or infinity.
@@ -53,14 +53,17 @@ class CoreSpace:
         self.is_unique = ups.is_unique and downs.is_unique
 
     def change(self, left: Array, values: Array, right: Array) -> Factors:
-        """The change whose core is left · diag(values) · right, (k, r), (r,) and (r, l), in factors of equal norms."""
+        """Return the change with the core left · diag(values) · right, of rank r, in factors of equal norms.
+
+        `left` is (k, r), `values` (r,) and `right` (r, l).
+        """
         roots = numpy.sqrt(values)
         trim = Trim(self._up @ (left * roots), (roots[:, None] * right) @ self._down.T)
         return trim.of(self._joined)
 
 
 def leading_cores(changes: Sequence[Decomposed], most: int) -> list[Array]:
-    """The cores (n, k, l) of the `most` strongest directions of each change, the rows and columns up to their signs.
+    """Return the cores (n, k, l) of the `most` strongest directions of each change, up to signs.
 
     They are those of `CoreSpace` for changes of these directions, by the eigenvectors of Gram matrices, which take half
     the time; behind them are rows and columns of zeros. The changes of each of n weights are in bases that they share,
@@ -81,7 +84,7 @@ def leading_cores(changes: Sequence[Decomposed], most: int) -> list[Array]:
 
 
 def _balanced(change: Factors, share: float) -> Trim:
-    """The small matrices that make U S^½ and S^½ Vᵀ of the factors of a change."""
+    """Return the small matrices that make U S^½ and S^½ Vᵀ of the factors of a change."""
     if not change.rank:
         return Trim(numpy.zeros((0, 0)), numpy.zeros((0, 0)))
     core = Core(change)
@@ -90,7 +93,7 @@ def _balanced(change: Factors, share: float) -> Trim:
 
 
 def _basis(tall: Array, turns: Sequence[Array]) -> _Basis:
-    """The basis of the columns tall · turn of all changes, whose factors stand side by side in `tall`."""
+    """Return the basis of the columns tall · turn of all changes; `tall` has their factors next to each other."""
     rank, count = sum(len(turn) for turn in turns), sum(turn.shape[1] for turn in turns)
     together = numpy.zeros((rank, count))
     row = column = 0

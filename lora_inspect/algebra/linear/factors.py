@@ -1,4 +1,4 @@
-"""A change as a product of two thin factors, D = up · diag(weights) · down, with all that scales it in the weights.
+"""A change as a product of two thin factors, D = up · diag(weights) · down, with all scales in the weights.
 
 The matrix of a weight is never built: a sum of changes joins their factors, and a part of a weight takes rows. Scales
 and multipliers stay apart from the factors, which are large and are read as they are stored.
@@ -37,7 +37,7 @@ class Factors:
 
     @classmethod
     def of(cls, up: Array, down: Array, shape: tuple[int, ...], weight: float = 1.0) -> "Factors":
-        """The product of two factors, times a number."""
+        """Return the product of two factors, times a number."""
         return cls(up, numpy.full(down.shape[0], weight), down, shape)
 
     @property
@@ -46,25 +46,25 @@ class Factors:
         return int(self.down.shape[0])
 
     def scaled(self, factor: float) -> "Factors":
-        """The change times a number."""
+        """Return the change times a number."""
         return replace(self, weights=self.weights * factor)
 
     def in_rows(self, runs: Runs, rows: int) -> "Factors":
-        """The change of a weight of so many `rows`, of which each run takes rows of this one; the others stay."""
+        """Return the change of a weight of so many `rows`: each run takes rows of this one, the others stay."""
         up = numpy.zeros((rows, self.rank), self.up.dtype)
         for first, last, source in runs.each():
             up[first:last] = self.up[source : source + last - first]
         return replace(self, up=up, shape=(rows, *self.shape[1:]))
 
     def times(self, vectors: Array) -> Array:
-        """The product with vectors (columns, count), in the type of the factors."""
+        """Return the product with vectors (columns, count), in the type of the factors."""
         inner = self.down @ vectors
         product: Array = self.up @ (self.weights.astype(inner.dtype)[:, None] * inner)
         return product
 
 
 def one_size(changes: Sequence[Factors]) -> tuple[int, int]:
-    """(out, in·kernel) of the one weight that changes are of; ValueError where their sizes differ."""
+    """Return (out, in·kernel) of the one weight that changes are of; ValueError if their sizes differ."""
     sizes = {(change.shape[0], prod(change.shape[1:])) for change in changes}
     if len(sizes) != 1:
         raise ValueError(f"changes of weights of {sorted(sizes)} have no sum")
@@ -72,9 +72,9 @@ def one_size(changes: Sequence[Factors]) -> tuple[int, int]:
 
 
 def joined(changes: Sequence[Factors], kind: type = numpy.float64) -> Factors:
-    """The sum of changes of one weight, in float64 or float32; ValueError where their sizes differ.
+    """Return the sum of changes of one weight, in float64 or float32; ValueError if their sizes differ.
 
-    Of a kernel of ones, and of a flattened one, some shapes tell more than others: the sum has the one that tells most.
+    For a kernel of ones, or a flattened one, some shapes say more than others: the sum has the most precise one.
     """
     rows, columns = one_size(changes)
     rank = sum(change.rank for change in changes)
@@ -90,6 +90,6 @@ def joined(changes: Sequence[Factors], kind: type = numpy.float64) -> Factors:
 
 
 def inner(one: Factors, other: Factors) -> float:
-    """The inner product <one, other> = tr((U1ᵀ U2)(A2 A1ᵀ)) of changes of one weight."""
+    """Return the inner product <one, other> = tr((U1ᵀ U2)(A2 A1ᵀ)) of changes of one weight."""
     ups = one.weights[:, None] * (one.up.T @ other.up) * other.weights
     return float(numpy.sum(ups * (one.down @ other.down.T)))

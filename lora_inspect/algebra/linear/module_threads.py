@@ -1,4 +1,4 @@
-"""Threads that each compute one module at a time, with numpy's BLAS held to one thread: results do not show how many.
+"""Threads that compute a module each, with numpy's BLAS on one thread; results do not depend on their number.
 
 The threads of BLAS are a state of the process: the library gets its own back once the last block ends, also in a
 program that calls from several threads.
@@ -36,7 +36,7 @@ class Workspace(local):
         self._held: dict[str, NDArray[numpy.uint8]] = {}
 
     def empty(self, side: str, shape: tuple[int, int], kind: type) -> Array:
-        """An array without values, the only one of its `side` in this thread."""
+        """Return an array without values, the only one of its `side` in this thread."""
         size = prod(shape) * numpy.dtype(kind).itemsize
         held = self._held.get(side)
         if held is None or held.size < size:
@@ -78,7 +78,7 @@ _limits: Any = None
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """A block in which every product of numpy is computed by the thread that asks for it."""
+    """Compute every product of numpy in the block in the thread that asks for it."""
     _enter()
     try:
         yield

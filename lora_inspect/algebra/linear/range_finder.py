@@ -1,4 +1,4 @@
-"""The best factors of low rank of a large matrix that is read in blocks of rows, with a certificate of their error.
+"""The best low-rank factors of a large matrix that is read in blocks of rows, with a certified error.
 
 A randomised block Krylov method keeps the bases of all its steps (Musco & Musco 2015, "Randomized Block Krylov Methods
 for Stronger and Faster Approximate Singular Value Decomposition"): it needs no gap in the spectrum. Each step is one
@@ -7,9 +7,9 @@ before. With Y = U S Vᵀ of all blocks, Uᵀ D = S⁻¹ (Z V)ᵀ needs no furth
 better than Q by half a step. Only Z has to be that of Y to all digits, so the Y of rows in float32 is multiplied so.
 
 The certificate is ‖D - up down‖² = ‖D‖² - Σ wᵢ² over the kept singular values w of Uᵀ D, plus a bound of the rounding.
-Where the difference loses digits, a pass with one more block measures ‖D - Y Qᵀ‖ itself; the singular values of Y
-that are not kept are added, and nothing is subtracted. A lower bound of the best possible error comes from the values
-behind the kept ones, as none is above the true one (Cauchy's interlacing).
+If the difference loses digits, a pass with one more block measures ‖D - Y Qᵀ‖ itself; the singular values of Y that are
+not kept are added, and nothing is subtracted. A lower bound of the best possible error comes from the values behind the
+kept ones, as none is above the true one (Cauchy's interlacing).
 """
 
 import math
@@ -84,10 +84,10 @@ def find_range(
     max_rank: int | None = None,
     noise: float = 0.0,
 ) -> Found:
-    """The factors of a matrix of `shape` (rows, columns): of `rank`, or of the least rank that is found to do.
+    """Return the factors of a matrix of `shape` (rows, columns): of `rank`, or of the least sufficient rank found.
 
     `max_error` is the largest ‖D - up down‖ / ‖D‖, `energy` the least share of ‖D‖² that is kept, and `max_rank` the
-    most that either may take. `noise` is the standard deviation of an entry of D that is rounding: no rank is spent on
+    most that either may take. `noise` is the standard deviation of the rounding of D's entries. No rank is spent on
     singular values of at most noise (√rows + √columns + 1), the norm of such a matrix (Davidson & Szarek 2001), nor on
     those below 1e-7 of the largest, the rounding of float32. The rank is 0 where nothing else is left.
 
@@ -95,8 +95,8 @@ def find_range(
     same blocks and `seed` give the same bytes with one thread of a BLAS. Memory: 8 bytes times a few times the rank
     times rows + 2 columns, or times rows times columns where the rank is a large part of the smaller side.
 
-    Raises ValueError where not exactly one of `rank`, `max_error` and `energy` is given or one is out of range, where
-    the blocks are not the rows of the shape, and where an entry is not finite or ‖D‖² is beyond 1e-140 to 1e140.
+    Raises ValueError unless exactly one of `rank`, `max_error` and `energy` is given, in its range. It is also raised
+    if the blocks are not the rows of the shape, and if an entry is not finite or ‖D‖² is beyond 1e-140 to 1e140.
     """
     rule = _rule(shape, rank, max_error, energy, max_rank, noise)
     search = _Krylov(_Reader(blocks, shape), seed)
@@ -114,7 +114,7 @@ def find_range(
 
 
 def _refined(search: "_Krylov", rule: "_Rule", with_proof: bool) -> "tuple[_Projection, _Choice]":
-    """The choice once rounding is a small part of the error, and if it is asked for, after a step for a proof."""
+    """Return the choice once rounding is a small part of the error, and if requested after a step for a proof."""
     while True:
         projection = search.projection
         chosen = rule.choose(projection)
@@ -150,7 +150,7 @@ class _Rule:
     edge: float
 
     def choose(self, projection: "_Projection") -> _Choice:
-        """The rank of this rule in a projection."""
+        """Return the rank of this rule in a projection."""
         if not projection.total:
             return _Choice(0, 0.0, 0.0, True, 0)
         values = projection.values
@@ -166,7 +166,7 @@ class _Rule:
         return _Choice(rank, float(errors[rank]), least, reached, available)
 
     def growth(self, chosen: _Choice, started: int) -> int:
-        """How many more columns to start with: 0 where those that were `started` are enough for the rank."""
+        """Return the number of additional columns to start with: 0 if the `started` ones suffice for the rank."""
         if chosen.reached:
             # The least rank is at most this one, which a basis with more room may lower.
             return max(0, chosen.rank + _OVERSAMPLING - started)
@@ -226,12 +226,12 @@ class _Projection:
         return clipped
 
     def least_squared_error(self, rank: int) -> float:
-        """At most ‖D - up down‖² of the best factors of a rank."""
+        """Return at most ‖D - up down‖² of the best factors of a rank."""
         behind = self.values[rank:] - self.rounding[rank:]
         return float(numpy.square(behind.clip(min=0.0)[::-1]).sum())
 
     def is_precise(self, rank: int) -> bool:
-        """Whether rounding is a small part of the squared error of a rank."""
+        """Return True if rounding is a small part of the squared error of a rank."""
         lost = 2.0 * float(self.values[:rank] @ self.rounding[:rank])
         return self.rest is not None or lost <= _PRECISE * float(self.squared_errors[rank])
 
@@ -259,7 +259,7 @@ class _Columns:
     turn: Array
 
     def scaled(self, scales: Array) -> Array:
-        """The first columns, one for each of the scales (k,), times these, as (rows, k)."""
+        """Return the first columns, one for each of the scales (k,), times these, as (rows, k)."""
         columns: Array = self.tall @ (self.turn[:, : len(scales)] * scales)
         return columns
 
@@ -273,7 +273,7 @@ class _Reader:
         self._blocks = blocks
 
     def __call__(self) -> Iterator[tuple[int, int, Array, NDArray[numpy.floating[Any]]]]:
-        """Each block as its first row, the row behind its last one, and its rows (last - first, columns), twice.
+        """Yield each block as its first row, the row after its last one, and its rows (last - first, columns), twice.
 
         The first are in float64, the second as they were read.
         """
@@ -303,7 +303,7 @@ _SQUARED = 1 << 15
 
 
 def _squared_norms(rows: Array) -> list[float]:
-    """The squared norm of each row, summed pairwise."""
+    """Return the squared norm of each row, summed pairwise."""
     height = max(1, _SQUARED // max(1, rows.shape[1]))
     with numpy.errstate(over="ignore", under="ignore", invalid="ignore"):
         parts = (numpy.square(rows[first : first + height]) for first in range(0, len(rows), height))
@@ -325,16 +325,16 @@ class _Krylov:
 
     @property
     def width(self) -> int:
-        """How many directions the basis has."""
+        """The number of directions in the basis."""
         return self._basis.shape[1]
 
     @property
     def is_measured(self) -> bool:
-        """Whether the last step measured the norm of D without the projection."""
+        """True if the last step measured the norm of D without the projection."""
         return self._rest is not None
 
     def start(self, size: int) -> None:
-        """Two steps of the last block and of so many random directions; one step of a matrix that is zero."""
+        """Take two steps of the last block and of so many random directions; one step for a matrix of zeros."""
         random = self._generator.standard_normal((self.reader.shape[1], size))
         directions = numpy.concatenate([self._back[:, self.width - self._size :], random], axis=1)
         self._size, self.steps = directions.shape[1], 0
@@ -343,7 +343,7 @@ class _Krylov:
             self.step(measured=False)
 
     def step(self, measured: bool) -> None:
-        """One more step of the last block; `measured` also takes the norm of D without the projection."""
+        """Take one more step of the last block; `measured` also takes the norm of D without the projection."""
         self._extend(self._back[:, -self._size :], measured)
 
     def _extend(self, directions: Array, measured: bool) -> None:
@@ -400,7 +400,7 @@ _LEAST_SINGLE = 1e-25
 
 
 def _product(rows: Array, block: Array, read: NDArray[numpy.floating[Any]], single: NDArray[numpy.float32]) -> Array:
-    """rows @ block, computed as read @ single where both are in float32 and its range is enough."""
+    """Return rows @ block, computed as read @ single if both are in float32 and its range is enough."""
     if read.dtype == numpy.float32:
         product = read @ single
         if _LEAST_SINGLE <= float(numpy.abs(product).max(initial=0.0)) < math.inf:
@@ -413,7 +413,7 @@ _SPREAD_OF_GRAM = 1e-6
 
 
 def _tall_svd(tall: Array) -> tuple[_Columns, Array, Array]:
-    """The SVD (left, values, right) of (rows, n), by Gram matrices where that keeps the digits: in half the time.
+    """Return the SVD (left, values, right) of (rows, n); Gram matrices halve the time if the digits remain.
 
     A Gram matrix has half the digits: the first one only makes the columns nearly orthonormal, and the second one, of
     these, has them all.
@@ -431,7 +431,7 @@ def _tall_svd(tall: Array) -> tuple[_Columns, Array, Array]:
 
 
 def _whole(reader: _Reader) -> _Projection:
-    """All of D, held in memory: no more than the bases of a search would be."""
+    """Return the projection of all of D, held in memory: no more than the bases of a search would be."""
     matrix = numpy.empty(reader.shape)
     for first, last, rows, _ in reader():
         matrix[first:last] = rows
@@ -443,7 +443,7 @@ def _whole(reader: _Reader) -> _Projection:
 
 
 def _orthonormal(directions: Array, basis: Array) -> Array:
-    """Orthonormal columns that span `directions` together with `basis`; projected twice, as once loses digits."""
+    """Return orthonormal columns that, with `basis`, span `directions`; projected twice, as once loses digits."""
     block = directions
     for _ in range(2):
         block = _orthonormal_columns(block - basis @ (basis.T @ block))
@@ -456,7 +456,7 @@ _CONDITION = 1e11
 
 
 def _orthonormal_columns(block: Array) -> Array:
-    """Columns that span the same and are nearly orthonormal, by Cholesky's root where that keeps the directions."""
+    """Return nearly orthonormal columns of the same span, by Cholesky's root if that keeps the directions."""
     with suppress(numpy.linalg.LinAlgError):  # a direction is no more than rounding
         triangle = numpy.linalg.cholesky(block.T @ block).T
         pivots = numpy.square(triangle.diagonal())

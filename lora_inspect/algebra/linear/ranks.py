@@ -57,16 +57,16 @@ class RankRule:
 
     @property
     def is_exact(self) -> bool:
-        """Whether nothing but rounding is left out."""
+        """True if only rounding is left out."""
         return self == RankRule()
 
     def most(self, possible: int, of_inputs: int) -> int:
-        """The largest rank of a module whose change has at most a `possible` one, and its inputs at most another."""
+        """Return the largest rank of a module from the `possible` rank of its change and the rank of its inputs."""
         caps = (self.rank, self.max_rank, of_inputs if self.of_inputs else None)
         return min([possible, *(cap for cap in caps if cap is not None)])
 
     def to_record(self) -> dict[str, object]:
-        """The rule as its options say it."""
+        """Return the rule as its options say it."""
         named = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: value for name, value in named.items() if value is not None and value is not False}
 
@@ -76,7 +76,7 @@ class RankRule:
         return self.max_error if self.energy is None else math.sqrt(1.0 - self.energy)
 
     def rank_of(self, spectrum: Spectrum, of_inputs: int = 0) -> int:
-        """The rank of one module, which no other one decides; the largest in an input is that `of_inputs`."""
+        """Return the rank of one module, which no other one decides; the largest in an input is that `of_inputs`."""
         own = spectrum.rounding
         if self.largest_error is not None:
             # The rest falls with the rank, so the first one that is small enough is the least.
@@ -91,7 +91,7 @@ def choose_ranks(
     file_size: Callable[[Sequence[int]], int],
     of_inputs: Sequence[int] | None = None,
 ) -> list[int]:
-    """The rank of each module; 0 leaves it out, as one without a change, or where a size has no room for it.
+    """Return the rank of each module; 0 leaves it out, as one without a change, or where a size has no room for it.
 
     `file_size(ranks)` is the size of the file. Raises ValueError where even ranks of 0 take more than the size.
     """
@@ -102,7 +102,7 @@ def choose_ranks(
 def _fitted(
     spectra: Sequence[Spectrum], most: Sequence[int], size: int, file_size: Callable[[Sequence[int]], int]
 ) -> list[int]:
-    """The ranks, at most so many, of a file of at most a `size`: those that lower the error most for their bytes.
+    """Return ranks, at most `most`, of a file of at most a `size` that lower the error most for their bytes.
 
     Each rank of a module lowers the error by less than the one before, so the best ones one by one are the best choice,
     but for the last of them.
@@ -129,7 +129,7 @@ def _counted(order: Sequence[int], spectra: Sequence[Spectrum]) -> list[int]:
 
 
 class TrimError(NamedTuple):
-    """The relative error of a file whose modules were trimmed, and of its worst module, by its place."""
+    """The relative error of a file with trimmed modules, and of its worst module, by its place."""
 
     error: float
     worst: tuple[int, float] | None
@@ -141,7 +141,7 @@ class TrimError(NamedTuple):
 
 
 def trim_error(spectra: Sequence[Spectrum], ranks: Sequence[int]) -> TrimError:
-    """The errors that trims to the ranks make."""
+    """Return the errors that trims to the ranks make."""
     lost = [float(spectrum.tails[rank]) for spectrum, rank in zip(spectra, ranks, strict=True)]
     norms = [spectrum.norm for spectrum in spectra]
     norm = math.hypot(*norms)

@@ -1,10 +1,10 @@
 """The files of a folder that are one change: resized, rescaled, renamed or cast.
 
 Every file is read once for its sketch, a random projection of its change that is linear and has 256 numbers: D v for a
-few random vectors v, whose rows are added up with random signs. The difference of two sketches is that of the changes,
-so sketches of two versions of one change are nearly proportional and others are not. Only such pairs are compared
-exactly. The vectors are the same for all files, and modules are compared by their place in the finest layout, so
-neither names nor ranks nor how factors share the numbers matter.
+few random vectors v, with rows added up with random signs. The difference of two sketches is that of the changes, so
+sketches of two versions of one change are nearly proportional and others are not. Only such pairs are compared exactly.
+The vectors are the same for all files, and modules are compared by their place in the finest layout, so neither names
+nor ranks nor how factors share the numbers matter.
 """
 
 import math
@@ -48,7 +48,7 @@ _OF_EIGHT_BITS = 4
 
 
 class FolderFile(NamedTuple):
-    """A file of a folder as it was read alone."""
+    """A file of a folder that was read separately."""
 
     path: str
     inputs: Inputs
@@ -69,7 +69,7 @@ class Skipped(NamedTuple):
 class Member(NamedTuple):
     """A file that is `multiplier` times the first one of its group but for a relative `difference`.
 
-    `how` are the words that tell the two apart: "renamed", "rescaled", "resized", "cast".
+    `how` are the words for their differences: "renamed", "rescaled", "resized", "cast".
     """
 
     file: FolderFile
@@ -86,7 +86,7 @@ class ChangeGroup(NamedTuple):
 
 
 class ChangeGroups(NamedTuple):
-    """The groups with two files or more, and files whose numbers could not be read."""
+    """The groups of at least two files, and files with unreadable numbers."""
 
     found: list[ChangeGroup]
     skipped: list[Skipped]
@@ -97,7 +97,8 @@ def read_folder(
 ) -> tuple[list[FolderFile], list[Skipped]]:
     """Read the headers of the adapters below a folder, and leave out files with the reason.
 
-    `progress` is told 1 of each file, and 2 of one that is left out, as `change_groups` tells the other of each.
+    `progress` receives 1 for each file, and 2 for one that is left out, as `change_groups` reports the other 1 for
+    each.
 
     Raises LoraInspectError for a folder that cannot be listed.
     """
@@ -119,7 +120,7 @@ def _sentence(error: LoraInspectError | OSError) -> str:
 
 
 def change_groups(files: Sequence[FolderFile], progress: Progress) -> ChangeGroups:
-    """Group the files by their changes; `progress` is told of each file that is read.
+    """Group the files by their changes; `progress` receives 1 for each file that is read.
 
     A file with numbers that are not finite is left out.
     """
@@ -134,7 +135,7 @@ def change_groups(files: Sequence[FolderFile], progress: Progress) -> ChangeGrou
 
 
 def _of_one_family(files: Sequence[FolderFile]) -> list[list[FolderFile]]:
-    """The files that may be of one model family, and those of no known one."""
+    """Return the files that may be of one model family, and those of no known one."""
     families = list[tuple[Sequence[Detection], list[FolderFile]]]()
     for file in files:
         own = adapter_candidates(file.adapter)
@@ -148,14 +149,14 @@ def _of_one_family(files: Sequence[FolderFile]) -> list[list[FolderFile]]:
 
 
 class _Aligned(NamedTuple):
-    """Files whose modules have one naming."""
+    """Files with one naming of their modules."""
 
     files: list[FolderFile]
     modules: list[OutputModule]
 
 
 def _aligned(files: list[FolderFile]) -> Iterator[_Aligned]:
-    """The files together, without those whose modules have no place among the others'."""
+    """Yield the files together, each set without files that have modules without a place among the others'."""
     while files:
         inputs = [one for file in files for one in file.inputs.adapters]
         try:
@@ -195,7 +196,7 @@ class _Sketched(NamedTuple):
 
 
 def _sketches(aligned: _Aligned, skipped: list[Skipped], progress: Progress) -> list[_Sketched]:
-    """The sketch of each file; one with numbers that are not finite is left out."""
+    """Return the sketch of each file; one with numbers that are not finite is left out."""
     found = list[_Sketched]()
     for file, sketch in zip(
         aligned.files, made_in_order(lambda file: _sketch(file, aligned.modules), aligned.files), strict=True
@@ -209,7 +210,7 @@ def _sketches(aligned: _Aligned, skipped: list[Skipped], progress: Progress) -> 
 
 
 def _sketch(file: FolderFile, modules: Sequence[OutputModule]) -> Array | str:
-    """The sketch of a file's change, (_SUMS, _VECTORS), or the reason why there is none."""
+    """Return the sketch of a file's change, (_SUMS, _VECTORS), or the reason why there is none."""
     whole = numpy.zeros((_SUMS, _VECTORS))
     try:
         for number, module in enumerate(modules):
@@ -230,19 +231,19 @@ def _sketch(file: FolderFile, modules: Sequence[OutputModule]) -> Array | str:
 
 @lru_cache(maxsize=64)
 def _vectors(columns: int) -> Array:
-    """Random vectors (columns, _VECTORS), always the same ones."""
+    """Return random vectors (columns, _VECTORS), always the same ones."""
     return numpy.random.default_rng(columns).standard_normal((columns, _VECTORS), numpy.float32)
 
 
 @lru_cache(maxsize=4096)
 def _signs(module: int, rows: int) -> Array:
-    """A random sign for each row of a module, (rows, 1), always the same one."""
+    """Return a random sign for each row of a module, (rows, 1), always the same one."""
     drawn = numpy.random.default_rng((module, rows)).integers(0, 2, rows, dtype=numpy.int8)
     return (2 * drawn - 1).astype(numpy.float32)[:, None]
 
 
 def _are_near(one: Array, other: Array) -> bool:
-    """Whether some multiple of one sketch is near the other; of no change whether the other is none either."""
+    """Return True if a multiple of one sketch is near the other, or if both are of no change."""
     squares = float(numpy.square(one).sum()), float(numpy.square(other).sum())
     if not all(squares):
         return not any(squares)
@@ -251,7 +252,7 @@ def _are_near(one: Array, other: Array) -> bool:
 
 
 def _member(first: FolderFile, other: FolderFile) -> Member | None:
-    """The other file as a version of the first one's change; None where it is another change."""
+    """Return the other file as a version of the first one's change; None if it is another change."""
     adapters = [first.adapter, other.adapter]
     try:
         modules = aligned_in_parts([*first.inputs.adapters, *other.inputs.adapters])
@@ -280,7 +281,7 @@ def _how(adapters: Sequence[Adapter], multiplier: float) -> tuple[str, ...]:
 
 
 def _is_same(found: Comparison, left: float, adapters: Sequence[Adapter]) -> bool:
-    """Whether a difference is one that rounding or a resize makes."""
+    """Return True if rounding or a resize explains a difference."""
     if left <= ROUNDED:
         return True
     if left > CLOSE:
@@ -294,7 +295,7 @@ def _ranks(adapter: Adapter) -> int:
 
 
 def _digits(adapter: Adapter) -> int:
-    """The fewest binary digits of a number of the factors."""
+    """Return the fewest binary digits of a number of the factors."""
     return min((_DIGITS.get(dtype, _OF_EIGHT_BITS) for dtype in _dtypes(adapter)), default=0)
 
 

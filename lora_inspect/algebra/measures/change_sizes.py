@@ -55,11 +55,11 @@ _DIRECTIONS = 64
 class ChangeSize(NamedTuple):
     """The size of a module's change of one parameter of its layer.
 
-    `kind` is the name of the layer with `#` for its numbers, so that layers of one kind stand in every block. `shape`
-    is (out, in, *kernel), of experts (experts, rows, columns) as their factors have them. `rank`, `alpha` and `scale`
-    are None where the module has none, or several. `norm` is the Frobenius norm. `sigma_1` and `sigma_2` are the
-    largest singular values, None of a vector; of experts they are those of the expert with the largest one.
-    `weight_norm` is the norm of the weight that the change is added to, None where no base tells it.
+    `kind` is the name of the layer with `#` for its numbers, so that every block has layers of one kind. `shape` is
+    (out, in, *kernel), of experts (experts, rows, columns) as their factors have them. `rank`, `alpha` and `scale` are
+    None if the module has none, or several. `norm` is the Frobenius norm. `sigma_1` and `sigma_2` are the largest
+    singular values, None of a vector; of experts they are those of the expert with the largest one. `weight_norm` is
+    the norm of the weight that the change is added to, None without a base.
     """
 
     key: str
@@ -83,17 +83,17 @@ class ChangeSize(NamedTuple):
 
 
 class UnmeasuredModule(NamedTuple):
-    """A module whose change has no size, and the reason as the end of a sentence."""
+    """A module with no size of its change, and the reason as the end of a sentence."""
 
     key: str
     reason: str
 
 
 class ChangeSpectrum(NamedTuple):
-    """The singular values of a change, falling, without those that are rounding; none of a vector.
+    """The singular values of a change, falling, without mere rounding; none for a vector.
 
-    `rest` is the norm of all that is behind them: of a change that is no thin product the first 64 are looked for,
-    unless it is small. Of experts the j-th value is the root of the sum of squares of the j-th values of all experts.
+    `rest` is the norm of the others: only the first 64 are computed for a change that is no thin product, unless it is
+    small. For experts the j-th value is the root of the sum of squares of the j-th values of all experts.
     """
 
     values: Array
@@ -116,10 +116,10 @@ def measured_changes(
     with_torch: bool = True,
     with_spectra: bool = False,
 ) -> MeasuredChanges:
-    """The size of every change of an adapter; `progress` is told of the bytes of the factors.
+    """Return the size of every change of an adapter; `progress` receives the bytes of the factors.
 
-    Changes that depend on a weight need the `base`. Without `with_torch` those that only torch computes are left out.
-    Without `with_spectra` the spectra of changes that are no thin products have two values.
+    Changes that depend on a weight need the `base`. Without `with_torch`, changes that need torch are left out. Without
+    `with_spectra` the spectra of changes that are no thin products have two values.
     """
     directions = _DIRECTIONS if with_spectra else 2
     modules, left_out = _computable(adapter, base is not None, with_torch)
@@ -140,7 +140,7 @@ def measured_changes(
 
 
 def changes_of_base(adapter: Adapter, path: str, transposed: Answers = UNANSWERED) -> "BaseChanges":
-    """The weights of the base at a path that an adapter changes, with the changes that depend on them.
+    """Return the weights of the base at a path that an adapter changes, with the changes that depend on them.
 
     Raises LoraInspectError where torch is missing, and where the adapter does not fit the base.
     """
@@ -155,7 +155,7 @@ def changes_of_base(adapter: Adapter, path: str, transposed: Answers = UNANSWERE
 
 
 def by_block(sizes: Sequence[ChangeSize]) -> dict[str, dict[str, list[ChangeSize]]]:
-    """The sizes by component, in the order of the adapter, and by block, in the order of the model."""
+    """Return the sizes by component, in the order of the adapter, and by block, in the order of the model."""
     found: dict[str, dict[str, list[ChangeSize]]] = defaultdict(lambda: defaultdict(list))
     for one in sizes:
         found[one.component][one.block].append(one)
@@ -167,7 +167,7 @@ def by_block(sizes: Sequence[ChangeSize]) -> dict[str, dict[str, list[ChangeSize
 def _computable(
     adapter: Adapter, has_base: bool, with_torch: bool
 ) -> tuple[list[OutputModule], list[UnmeasuredModule]]:
-    """The modules that have a size, one parameter of a layer each, and the others."""
+    """Return the modules that have a size, one parameter of a layer each, and the others."""
     kept, left_out = {}, []
     for key, module in adapter.modules.items():
         reasons = [_why_not(one, has_base, with_torch) for one in module.contributions]
@@ -184,7 +184,7 @@ def _counts(module: OutputModule, base: "BaseChanges") -> bool:
 
 
 def _why_not(one: Contribution, has_base: bool, with_torch: bool) -> str:
-    """The reason why a change has no size; empty where it has one."""
+    """Return the reason why a change has no size; empty if it has one."""
     title = "DoRA" if one.magnitude else one.algorithm.title
     if one.algorithm.formula is None:
         return f"lora-inspect does not compute {title}"
@@ -218,7 +218,7 @@ def _measured(
 
 
 def _finite_spectrum(terms: Sequence[Term], base: "BaseChanges | None", directions: int) -> "_Spectrum | None":
-    """The spectrum; None where the squares of finite numbers are beyond float64."""
+    """Return the spectrum; None if the squares of finite numbers are beyond float64."""
     try:
         spectrum = _spectrum(terms, base, directions)
     except FloatingPointError:
@@ -257,7 +257,7 @@ class _Spectrum(NamedTuple):
 
     @classmethod
     def of(cls, shape: tuple[int, ...], values: Array, rest: float = 0.0, largest: Array | None = None) -> "_Spectrum":
-        """Of all singular values in any order; of experts with those of the one with the `largest` one."""
+        """Return the spectrum of singular values in any order; for experts also with the `largest` expert's values."""
         falling = numpy.sort(values)[::-1]
         first, second, *_ = [*map(float, (falling if largest is None else largest)[:2]), 0.0, 0.0]
         norm = math.hypot(float(numpy.linalg.norm(values)), rest)
@@ -266,12 +266,12 @@ class _Spectrum(NamedTuple):
 
     @classmethod
     def of_vector(cls, shape: tuple[int, ...], norm: float) -> "_Spectrum":
-        """Of numbers that are no matrix."""
+        """Return the spectrum of numbers that are no matrix."""
         return cls(shape, norm, (None, None), numpy.zeros(0), norm)
 
 
 def _spectrum(terms: Sequence[Term], base: "BaseChanges | None", directions: int) -> _Spectrum:
-    """Raises LoraInspectError or FloatingPointError for numbers that are not finite or too large."""
+    """Return the spectrum; LoraInspectError or FloatingPointError for numbers that are not finite or too large."""
     first = terms[0].contribution
     if first.algorithm.experts:
         experts = ExpertChanges(terms)
@@ -297,7 +297,7 @@ def _is_thin(term: Term) -> bool:
 
 
 def _of_kronecker(contribution: Contribution) -> Array:
-    """The singular values of a LoKr, in no order."""
+    """Return the singular values of a LoKr, in no order."""
     tensors = read_tensors(contribution)
     factors = [lokr.small_parts(tensors), lokr.large(tensors)]
     first, second = (_values_of_product([numpy.asarray(part) for part in parts]) for parts in factors)
@@ -306,7 +306,7 @@ def _of_kronecker(contribution: Contribution) -> Array:
 
 
 def _values_of_product(parts: Sequence[Array]) -> Array:
-    """The singular values of a matrix, or of the product of two thin ones."""
+    """Return the singular values of a matrix, or of the product of two thin ones."""
     if len(parts) == 1:
         return singular(parts[0])[1]
     up, down = parts

@@ -35,7 +35,7 @@ _NO_ADAPTER = "compare models with `lora-inspect verify`, or write their differe
 
 @dataclass(frozen=True, slots=True)
 class ComparePlan:
-    """The adapters, and their modules in the finest of their layouts; `bases` tell changes that depend on weights."""
+    """The adapters, and their modules in the finest layout; `bases` give the changes that depend on weights."""
 
     inputs: Inputs
     modules: list[OutputModule]
@@ -49,10 +49,10 @@ class ComparePlan:
 
 
 def planned(named: Sequence[tuple[str, Settings]], request: CompareRequest) -> ComparePlan:
-    """Read the headers of adapters.
+    """Read the headers of adapters, and plan their comparison.
 
-    Raises LoraInspectError for a file that is no adapter, for adapters of different families, and for a module whose
-    change cannot be compared.
+    Raises LoraInspectError for a file that is no adapter, for adapters of different families, and for a module with a
+    change that cannot be compared.
     """
     inputs = read_inputs(named, request, no_adapter=_NO_ADAPTER)
     check_dora_rule(request.dora_multiplier, [one.adapter for one in inputs.adapters])
@@ -75,9 +75,9 @@ class PlanComparison(NamedTuple):
 
 
 def compared_by_plan(plan: ComparePlan, progress: Progress) -> PlanComparison:
-    """Compare the adapters; `progress` is told of each module.
+    """Compare the adapters; `progress` receives 1 for each module.
 
-    Raises LoraInspectError for a factor that is not finite, where shapes disagree, and for a file that has changed.
+    Raises LoraInspectError for a factor that is not finite, if shapes disagree, and for a file that has changed.
     """
     adapters = [one.adapter for one in plan.inputs.adapters]
     found = compared(plan.modules, adapters, progress, plan.bases, as_stack=True)
@@ -99,10 +99,10 @@ _RANK = 16
 
 
 def _words(plan: ComparePlan) -> CombineWords:
-    """The words of a command that combines the adapters of a plan.
+    """Return the words of a command that combines the adapters of a plan.
 
-    Settings stand on the paths, wherever they came from. A change that depends on a base gets a rank, as programs read
-    few full differences.
+    The paths carry the settings from any source. A change that depends on a base gets a rank, as programs read few full
+    differences.
     """
     adapters = [one.adapter for one in plan.inputs.adapters]
     at_work = [term for module in plan.modules for term in module.terms if term.multiplier]

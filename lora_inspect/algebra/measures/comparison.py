@@ -1,8 +1,8 @@
-"""How far several adapters' changes are from each other, whatever their names, ranks, scales and element types.
+"""The distances between several adapters' changes, for any names, ranks, scales and element types.
 
 All numbers come from the changes in one pair of bases: the norm of a difference keeps its digits where the changes are
-nearly the same. The overlap of two changes is the share of directions that they have in common, ‖X_aᵀ X_b‖² over the
-smaller rank, the mean of columns and rows.
+nearly the same. The overlap of two changes is the share of common directions, ‖X_aᵀ X_b‖² over the smaller rank, the
+mean of columns and rows.
 """
 
 import math
@@ -78,18 +78,18 @@ class Comparison:
         return [math.sqrt(square) for square in self.inner.diagonal()]
 
     def relative_difference(self, one: int, other: int) -> float | None:
-        """‖one - other‖ / ‖one‖; None where `one` changes nothing."""
+        """Return ‖one - other‖ / ‖one‖; None if `one` changes nothing."""
         norm = self.norms[one]
         return math.sqrt(self.apart[one, other]) / norm if norm else None
 
     def cosine(self, one: int, other: int) -> float | None:
-        """The cosine of the angle between two changes; None where one of them changes nothing."""
+        """Return the cosine of the angle between two changes; None if one of them changes nothing."""
         product = self.norms[one] * self.norms[other]
         # Rounding makes a little more of the same direction.
         return max(-1.0, min(1.0, float(self.inner[one, other]) / product)) if product else None
 
     def best_multiplier(self, one: int, other: int) -> "BestMultiplier | None":
-        """The number that brings `one` nearest to `other`; None where `one` changes nothing."""
+        """Return the number that brings `one` nearest to `other`; None if `one` changes nothing."""
         square, norm = float(self.inner[one, one]), self.norms[other]
         if not square:
             return None
@@ -99,14 +99,14 @@ class Comparison:
         return BestMultiplier(value, math.sqrt(max(0.0, left)) / norm if norm else 0.0)
 
     def overlap(self, one: int, other: int) -> float | None:
-        """The share of directions in common, of modules by their energy; None where they change no module both."""
+        """Return the share of directions in common, of modules by their energy; None if they change no module both."""
         if one == other:
             return 1.0 if self.norms[one] else None
         weight = float(self.weights[one, other])
         return float(self.common[one, other]) / weight if weight else None
 
     def sign_conflict(self, one: int, other: int) -> float | None:
-        """The share of their common numbers in which two changes have opposite signs; None without such numbers."""
+        """Return the share of common numbers with opposite signs in two changes; None without such numbers."""
         if one == other:
             return 0.0 if self.norms[one] else None
         smaller = float(self.smaller[one, other])
@@ -134,7 +134,7 @@ def compared(
     bases: "Sequence[WeightChanges | None] | None" = None,
     as_stack: bool = False,
 ) -> list[Comparison]:
-    """The comparison of the adapters in each module; a module that an adapter lacks is no change of it.
+    """Return the comparison of the adapters in each module; a module that an adapter lacks is no change of it.
 
     `bases` compute the changes of each adapter that depend on a weight. Sign conflicts and peaks are there if they are
     asked for `as_stack`. Raises LoraInspectError for a number that is not finite, and where shapes disagree.
@@ -151,7 +151,7 @@ def compared(
 
 
 def by_parameter(modules: Iterable[OutputModule]) -> list[OutputModule]:
-    """The modules with one parameter of a layer each."""
+    """Return the modules with one parameter of a layer each."""
     found: list[OutputModule] = []
     for module in modules:
         terms: dict[str, list[Term]] = defaultdict(list)
@@ -162,7 +162,7 @@ def by_parameter(modules: Iterable[OutputModule]) -> list[OutputModule]:
 
 
 def check_thin(adapters: Iterable[MultipliedAdapter]) -> None:
-    """Raises LoraInspectError for the first change that only the base tells, or that has no thin factors."""
+    """Raise LoraInspectError for the first change that needs the base, or that has no thin factors."""
     for one in adapters:
         for module in (module for key, module in one.adapter.modules.items() if one.multipliers.get(key)):
             for contribution in module.contributions:
@@ -174,7 +174,7 @@ _NUMBERED = re.compile(r"(?P<list>.+?)[._](?P<number>[0-9]+)(?=[._]|$)")
 
 
 def block_of(module: Module) -> str:
-    """The block of a module: its path up to the first number, as `blocks.7`, or else its component.
+    """Return the block of a module: its path up to the first number, as `blocks.7`, or else its component.
 
     Blocks of text encoders have the component in front.
     """
@@ -187,7 +187,7 @@ def block_of(module: Module) -> str:
 
 
 def in_order_of_blocks(names: Iterable[str]) -> list[str]:
-    """The names of blocks, those of one list by their numbers."""
+    """Return the names of blocks, those of one list by their numbers."""
 
     def place(name: str) -> tuple[str, int]:
         blocks, _, number = name.rpartition(".")
@@ -197,14 +197,14 @@ def in_order_of_blocks(names: Iterable[str]) -> list[str]:
 
 
 def total(comparisons: Iterable[Comparison], count: int) -> Comparison:
-    """All of them together, of so many adapters."""
+    """Return the comparison over all of them together, for so many adapters."""
     nothing = numpy.zeros((count, count))
     none = Comparison(nothing, nothing, nothing, nothing, 0.0, nothing, nothing)
     return reduce(Comparison.__add__, comparisons, none)
 
 
 def _batches(modules: Sequence[OutputModule]) -> Iterator[list[OutputModule]]:
-    """The modules in their order, small ones several at a time, as their many small matrices are computed together."""
+    """Yield the modules in order, several small ones at a time, to compute their small matrices together."""
     batch: list[OutputModule] = []
     for module in modules:
         ranks = [thin_rank(term.contribution) for term in module.terms]
@@ -245,7 +245,7 @@ def _in_batch(
     as_stack: bool,
     workspace: Workspace,
 ) -> list[Comparison]:
-    """The comparison in each module of a batch, the sum over its experts where it has several."""
+    """Return the comparison in each module of a batch, the sum over its experts where it has several."""
     weights = [list(_weights_of(module, adapters, bases, workspace)) for module in modules]
     groups: dict[object, list[tuple[int, int]]] = defaultdict(list)
     for number, own in enumerate(weights):
@@ -267,7 +267,7 @@ def _in_batch(
 def _weights_of(
     module: OutputModule, adapters: Sequence[Adapter], bases: "Sequence[WeightChanges | None]", workspace: Workspace
 ) -> Iterator[_Weight]:
-    """The weight of a module, or those of its experts; LoraInspectError for a number that is not finite."""
+    """Yield the weight of a module, or those of its experts; LoraInspectError for a number that is not finite."""
     terms = [[one for one in module.terms if one.adapter is adapter and one.multiplier] for adapter in adapters]
     for whole, ranks in _changes_of(terms, bases, workspace):
         try:
@@ -281,7 +281,7 @@ def _weights_of(
 
 
 def _of_weights(weights: Sequence[_Weight], names: Sequence[WeightName] | None, count: int) -> list[Comparison]:
-    """The comparison in each of several weights whose changes have the same shapes.
+    """Return the comparison in each of several weights with changes of the same shapes.
 
     With names of the weights it has the numbers of the stack.
     """
@@ -320,7 +320,7 @@ def _of_weights(weights: Sequence[_Weight], names: Sequence[WeightName] | None, 
 def _changes_of(
     terms: Sequence[Sequence[Term]], bases: "Sequence[WeightChanges | None]", workspace: Workspace
 ) -> Iterator[_Sum]:
-    """The changes of a weight that each adapter adds up, or of each expert's weight.
+    """Yield the changes of a weight that each adapter adds up, or of each expert's weight.
 
     The factors of plain LoRA are in memory of the `workspace`. Raises LoraInspectError where shapes disagree.
     """
@@ -345,7 +345,7 @@ def _joined(changes: Sequence[Factors | None]) -> _Sum:
 
 
 def _whole(terms: Sequence[Term], base: "WeightChanges | None") -> Factors:
-    """The sum of one adapter's terms as factors: of a change that is no thin product, itself and an identity."""
+    """Return the sum of one adapter's terms as factors: of a change that is no thin product, itself and an identity."""
     matrix = whole_change(terms, base)
     rows, columns = matrix.shape
     up, down = (matrix, numpy.eye(columns)) if columns <= rows else (numpy.eye(rows), matrix)
@@ -353,7 +353,7 @@ def _whole(terms: Sequence[Term], base: "WeightChanges | None") -> Factors:
 
 
 def _refuse_not_thin(path: str, one: Contribution) -> None:
-    """Raises LoraInspectError for a change that only the base tells, or a dense matrix."""
+    """Raise LoraInspectError for a change that needs the base, or a dense matrix."""
     title = f"{one.module.key} is {'DoRA' if one.magnitude else one.algorithm.title}"
     if needs_base(one):
         raise RefusedError(path, f"{title}, whose change depends on the base", "compare it with --base BASE")

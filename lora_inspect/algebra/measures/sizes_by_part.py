@@ -29,7 +29,7 @@ class PartSize:
 
     @classmethod
     def of(cls, sizes: "Iterable[ChangeSize]") -> "PartSize":
-        """The size of the modules together."""
+        """Return the size of the modules together."""
         own = list(sizes)
         on_base = [(one.norm, one.weight_norm) for one in own if one.weight_norm is not None]
         weight = math.hypot(*(weight for _, weight in on_base))
@@ -41,7 +41,7 @@ class PartSize:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON has them."""
+        """Return the numbers as JSON has them."""
         return {
             "modules": self.modules,
             "norm": self.norm,
@@ -54,8 +54,8 @@ class PartSize:
 class SizesByPart(Result):
     """The sizes of an adapter's modules, of its parts, and of the blocks of each part in their order.
 
-    `base` is the path of the model whose weights the norms are compared with, None without one. `titles` are what
-    people call the parts. `left_out` are modules whose change has no size, with the reasons.
+    `base` is the path of the model of the weights' norms, None without one. `titles` are the common names of the parts.
+    `left_out` are modules with no size of their change, with the reasons.
     """
 
     base: str | None
@@ -71,7 +71,7 @@ class SizesByPart(Result):
         return [one.key for one in self.sizes if one.weight_norm is None] if self.base else []
 
     def to_dict(self) -> dict[str, Any]:
-        """The field `norms` of the record that `check --tensors --json` prints."""
+        """Return the field `norms` of the record that `check --tensors --json` prints."""
         return {
             "base": self.base,
             **PartSize.of(self.sizes).to_dict(),
@@ -91,7 +91,7 @@ class HasDict(Protocol):
 def parts_to_dict(
     parts: Mapping[str, HasDict], blocks: Mapping[str, Mapping[str, HasDict]]
 ) -> dict[str, dict[str, Any]]:
-    """The field `parts` of a record: the measure of each part of a model, and in `blocks` those of its blocks."""
+    """Return the field `parts` of a record: the measure of each part, and in `blocks` those of its blocks."""
     return {
         name: {**part.to_dict(), "blocks": {block: own.to_dict() for block, own in blocks[name].items()}}
         for name, part in parts.items()
@@ -101,7 +101,7 @@ def parts_to_dict(
 def by_part(
     found: "MeasuredChanges", adapter: Adapter, families: Sequence[Detection], base: str | None = None
 ) -> dict[str, Any]:
-    """The fields of a `SizesByPart`, of an adapter that may be of these families."""
+    """Return the fields of a `SizesByPart`, of an adapter that may be of these families."""
     from lora_inspect.algebra.measures.change_sizes import by_block
 
     blocks = by_block(found.sizes)
@@ -116,5 +116,5 @@ def by_part(
 
 
 def titles_of(adapter: Adapter, families: Sequence[Detection]) -> dict[str, str]:
-    """By component what people call the parts of an adapter that may be of these families."""
+    """Return, by component, the common names of the parts of an adapter that may be of these families."""
     return {part.component: part.title for part in adapter_parts(adapter, families)}

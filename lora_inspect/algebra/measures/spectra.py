@@ -1,4 +1,4 @@
-"""The singular values of many layers in a few numbers: a band over the layers, and the ranks that keep their energy."""
+"""The singular values of many layers in a few numbers: a band over the layers, and ranks that keep energy."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -33,9 +33,9 @@ _SLACK = 2e-12
 class LayerSpectrum:
     """The spectrum of one module's change of a weight.
 
-    `values` are the singular values, falling, without those that are rounding. `rest` is the norm of all that is behind
-    them: of a change that is no thin product the first 64 are looked for, unless it is small. `ranks` are the least
-    that keep 90 and 99 % of its squared norm, None where that takes more values than are known.
+    `values` are the singular values, falling, without mere rounding. `rest` is the norm of the others: only the first
+    64 are computed for a change that is no thin product, unless it is small. `ranks` are the least that keep 90 and 99
+    % of its squared norm, None if that takes more values than are known.
     """
 
     key: str
@@ -49,13 +49,13 @@ class LayerSpectrum:
 
     @classmethod
     def of(cls, size: "ChangeSize", spectrum: "ChangeSpectrum") -> "LayerSpectrum":
-        """The spectrum of a measured change."""
+        """Return the spectrum of a measured change."""
         values: tuple[float, ...] = tuple(spectrum.values.tolist())
         ranks = rank_at(values, spectrum.rest, MOST), rank_at(values, spectrum.rest, NEARLY_ALL)
         return cls(size.key, size.component, size.block, size.kind, size.norm, values, spectrum.rest, ranks)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON has them."""
+        """Return the numbers as JSON has them."""
         behind = math.hypot(self.rest, *self.values[_LISTED:])
         return {
             "module": self.key,
@@ -71,7 +71,7 @@ class LayerSpectrum:
 
 
 def rank_at(values: Sequence[float], rest: float, energy: float) -> int | None:
-    """The least rank that keeps a share of the squared norm; None where that takes more values than are known."""
+    """Return the least rank that keeps a share of the squared norm; None if that takes more values than are known."""
     tails = list(accumulate([rest**2, *(value**2 for value in reversed(values))]))[::-1]
     most = (1.0 - energy) * tails[0] * (1.0 + _SLACK)
     return next((rank for rank, tail in enumerate(tails) if tail <= most), None)
@@ -98,7 +98,7 @@ class SpectrumBand:
 
     @classmethod
     def of(cls, layers: Iterable[LayerSpectrum]) -> "SpectrumBand":
-        """The band of the modules that change anything."""
+        """Return the band of the modules that change anything."""
         own = [one for one in layers if one.values]
         most = max((len(one.values) for one in own), default=0)
         ratios = (sorted(one.values[at] / one.values[0] for one in own if at < len(one.values)) for at in range(most))
@@ -109,7 +109,7 @@ class SpectrumBand:
         return cls(len(own), most, sigma_1, ranks[0], ranks[1], low, middle, high)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON has them."""
+        """Return the numbers as JSON has them."""
         return {
             "modules": self.modules,
             "directions": self.directions,
@@ -123,7 +123,7 @@ class SpectrumBand:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """The quantile of sorted numbers, between two of them in proportion."""
+    """Return the quantile of sorted numbers, between two of them in proportion."""
     place = share * (len(ordered) - 1)
     at = math.floor(place)
     one, other = ordered[at], ordered[min(at + 1, len(ordered) - 1)]
@@ -140,8 +140,8 @@ def _median(ranks: Sequence[int | None]) -> int | None:
 class SpectrumResult(Result):
     """The spectra of an adapter's modules, of its parts, and of the blocks of each part in their order.
 
-    `base` is the path of the model that tells changes which depend on a weight, None without one. `titles` are what
-    people call the parts. `left_out` are modules without a spectrum, with the reasons.
+    `base` is the path of the model for changes that depend on a weight, None without one. `titles` are the common names
+    of the parts. `left_out` are modules without a spectrum, with the reasons.
     """
 
     base: str | None
@@ -156,7 +156,7 @@ class SpectrumResult(Result):
     def of(
         cls, found: "MeasuredChanges", titles: dict[str, str], base: str | None = None, notes: Sequence[str] = ()
     ) -> "SpectrumResult":
-        """The spectra of measured changes; vectors have none."""
+        """Return the spectra of measured changes; vectors have none."""
         from lora_inspect.algebra.measures.change_sizes import by_block
 
         measured = [
@@ -178,7 +178,7 @@ class SpectrumResult(Result):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The field `spectrum` of the record that `info --spectrum --json` prints."""
+        """Return the field `spectrum` of the record that `info --spectrum --json` prints."""
         return {
             "base": self.base,
             "parts": parts_to_dict(self.parts, self.blocks),

@@ -1,4 +1,4 @@
-"""The rule for a spike: one direction of a change that is far above the next one, and above those of like layers."""
+"""The rule for a spike: one direction of a change far above the next one, and above those of like layers."""
 
 # A spike's first singular value is above so many times its second, and so many times the median of its kind.
 SPIKE = 5.0

@@ -1,11 +1,11 @@
-"""Numbers of adapters that are applied together: where their signs disagree, and values that stand out.
+"""Numbers of adapters that are applied together: the conflicts of their signs, and outlying values.
 
-The sign conflict of two changes is Σ min(|a|, |b|) over the numbers of their cores where a and b have opposite signs,
-over Σ min(|a|, |b|) of all numbers: 0 of one change twice, 1 of opposite ones, about 1/2 of independent ones. The cores
-are those of `linear/core_space.py` for the strongest directions of each change. Another basis would give another number
-unless the changes are the same or opposite.
+The sign conflict of two changes is Σ min(|a|, |b|) over the numbers a and b of their cores with opposite signs, over Σ
+min(|a|, |b|) of all numbers. It is 0 for one change twice, 1 for opposite ones, about 1/2 for independent ones. The
+cores are those of `linear/core_space.py` for the strongest directions of each change. Another basis would give another
+number unless the changes are the same or opposite.
 
-A spike is a singular value that is far above the next one of its weight and above those of like layers.
+A spike is a singular value that is far above the next one of its weight and above the values of like layers.
 """
 
 import re
@@ -53,7 +53,7 @@ class Peak(NamedTuple):
 
 
 def weight_name(module: OutputModule, expert: int | None = None) -> WeightName:
-    """The name of a module's weight, or of that of one of its experts.
+    """Return the name of a module's weight, or of that of one of its experts.
 
     The kind is the component and the path without numbers, but for one at its end.
     """
@@ -65,7 +65,7 @@ def weight_name(module: OutputModule, expert: int | None = None) -> WeightName:
 def sign_numbers(
     changes: Sequence[Decomposed], there: Sequence[int], count: int
 ) -> tuple[NDArray[numpy.float64], NDArray[numpy.float64]]:
-    """Σ min(|a|, |b|) of each two changes of n weights (n, count, count): over opposite signs, and over all numbers.
+    """Return Σ min(|a|, |b|) of each two changes of n weights (n, count, count): over opposite signs, and over all.
 
     `there` are the places of the changes among all adapters.
     """
@@ -85,7 +85,7 @@ def sign_numbers(
 def peaks_of(
     names: Sequence[WeightName], changes: Sequence[Decomposed], there: Sequence[int], count: int, sums: Array
 ) -> list[Peaks]:
-    """The peaks of weights whose changes are in bases that they share; `sums` (n, k, l) are those of the changes."""
+    """Return the peaks of weights with changes in shared bases; `sums` (n, k, l) are the sums of the changes."""
     wide = sums if sums.shape[1] <= sums.shape[2] else sums.swapaxes(1, 2)
     squares = numpy.linalg.eigvalsh(wide @ wide.swapaxes(1, 2))[:, ::-1] if wide.size else sums[:, :0, 0]
     values = numpy.sqrt(numpy.maximum(squares, 0.0))
@@ -99,7 +99,7 @@ def peaks_of(
 
 
 def medians(peaks: Sequence[Peak]) -> list[float]:
-    """The median of the largest singular values of each one's kind, or of all where the kind has fewer than three.
+    """Return the median of the largest singular values of each one's kind, or of all if it has fewer than three.
 
     Layers without a change do not count.
     """
@@ -113,6 +113,6 @@ def medians(peaks: Sequence[Peak]) -> list[float]:
 
 
 def spikes(peaks: Sequence[Peak]) -> list[int]:
-    """The places of spikes: σ₁ is above 5 σ₂ of its weight, and above 5 times the median σ₁ of its kind."""
+    """Return the places of spikes: σ₁ is above 5 σ₂ of its weight, and above 5 times the median σ₁ of its kind."""
     found = enumerate(zip(peaks, medians(peaks), strict=True))
     return [at for at, (one, middle) in found if is_spike(one.first, one.second, middle)]

@@ -44,7 +44,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """A singular value that stands out, of the change of one adapter, by its place, or of the sum, None.
+    """An outlying singular value of the change of one adapter, given by its place, or of the sum, None.
 
     It is so many times the median of like layers, and the next value of its weight; None where there is no next one.
     """
@@ -56,7 +56,7 @@ class Spike:
     times_next: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The spike as JSON has it."""
+        """Return the spike as JSON has it."""
         return {
             "adapter": self.adapter,
             "module": self.module,
@@ -76,7 +76,7 @@ class Conflict:
     blocks: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """The conflict as JSON has it."""
+        """Return the conflict as JSON has it."""
         return {
             "adapters": list(self.adapters),
             "sign_conflict": self.sign_conflict,
@@ -94,15 +94,15 @@ class Recommendation:
     command: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The recommendation as JSON has it."""
+        """Return the recommendation as JSON has it."""
         return {"case": self.case, "sentence": self.sentence, "command": self.command}
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The spikes of adapters, their worst conflict, None where no two of them conflict, and a recommendation.
+    """The spikes of adapters, their worst conflict, None if no two of them conflict, and a recommendation.
 
-    `agreement` tells how much their directions agree on average: 0 of independent adapters, 1 of the same direction.
+    `agreement` is the average agreement of their directions: 0 for independent adapters, 1 for the same direction.
     """
 
     agreement: float
@@ -111,7 +111,7 @@ class Stack:
     recommendation: Recommendation
 
     def to_dict(self) -> dict[str, Any]:
-        """The stack as JSON has it."""
+        """Return the stack as JSON has it."""
         return {
             "agreement": self.agreement,
             "spikes": [spike.to_dict() for spike in self.spikes],
@@ -129,7 +129,7 @@ class StackedAdapter(NamedTuple):
     needs_base: bool
 
     def named(self, factor: float = 1.0) -> str:
-        """The path with its settings, and so many times the multipliers."""
+        """Return the path with its settings, and so many times the multipliers."""
         own = self.settings
         if factor != 1.0:
             multiplier = _times(1.0 if own.multiplier is None else own.multiplier, factor)
@@ -145,9 +145,9 @@ def _times(number: float, factor: float) -> float:
 class CombineWords(NamedTuple):
     """The words of commands for a stack.
 
-    `options` choose modules, and an adapter that is left out then has the multiplier 0, so that they still fit. `base`
-    are those where an adapter is left that depends on a base. `takes_methods` is False where a change is no product of
-    thin factors, of which methods other than the sum have no core.
+    `options` choose modules; with them an adapter that is left out has the multiplier 0, so that they still apply.
+    `base` are the options if a remaining adapter depends on a base. `takes_methods` is False if a change is no product
+    of thin factors, since methods other than the sum then have no core.
     """
 
     adapters: tuple[StackedAdapter, ...]
@@ -156,7 +156,7 @@ class CombineWords(NamedTuple):
     takes_methods: bool
 
     def line(self, *method: str, without: Sequence[int] = (), factor: float = 1.0) -> str:
-        """The command that combines the adapters, but for some, into a new file or folder of the current one."""
+        """Return the command that combines the adapters, but for some, into a new file or folder of the current one."""
         factors = [0.0 if at in without else factor for at in range(len(self.adapters))]
         kept = [(one, own) for one, own in zip(self.adapters, factors, strict=True) if own or self.options]
         named = [one.named(own) for one, own in kept]
@@ -189,19 +189,19 @@ class _Found(NamedTuple):
 
 
 def live(whole: "Comparison") -> list[int]:
-    """The places of the adapters that change anything."""
+    """Return the places of the adapters that change anything."""
     largest = max(whole.norms)
     return [at for at, norm in enumerate(whole.norms) if norm > _DEAD * largest]
 
 
 def agreement(whole: "Comparison") -> float:
-    """(E - 1) / (n - 1) of n adapters that change anything, with E for the energy of the sum over that of them all."""
+    """Return (E - 1) / (n - 1) of n adapters that change anything; E is the energy of the sum over their total."""
     others = len(live(whole)) - 1
     return ((whole.sum_energy or 0.0) - 1.0) / others if others > 0 else 0.0
 
 
 def stack_of(whole: "Comparison", blocks: "Mapping[str, Comparison]", words: CombineWords) -> Stack:
-    """The stack of adapters, by the comparison of all their modules and of each block."""
+    """Return the stack of adapters, by the comparison of all their modules and of each block."""
     found, cap = _spikes(whole)
     conflict = _conflict(whole, blocks)
     looked = _Found(whole, blocks, found, cap, conflict, words)
@@ -210,10 +210,10 @@ def stack_of(whole: "Comparison", blocks: "Mapping[str, Comparison]", words: Com
 
 
 def _spikes(whole: "Comparison") -> tuple[list[Spike], float]:
-    """The spikes of the sum and of each adapter, the largest ones first, and the number to cut those of the sum to.
+    """Return the spikes of the sum and of each adapter, largest first, and the cap for those of the sum.
 
-    That is the largest singular value that is no spike, so that nothing else is cut. Where other layers have larger
-    ones by nature, it is the limit of a spike.
+    That is the largest singular value that is no spike, so that nothing else is cut. If other layers have larger ones
+    by nature, it is the limit of a spike.
     """
     from lora_inspect.algebra.measures.stack import Peak, medians, spikes
 
@@ -240,7 +240,7 @@ def _spike(peak: "Peak", middle: float, module: str, adapter: int | None) -> Spi
 
 
 def _conflict(whole: "Comparison", blocks: "Mapping[str, Comparison]") -> Conflict | None:
-    """The two adapters that lose most energy to each other in the blocks where they conflict."""
+    """Return the two adapters that lose most energy to each other in the blocks where they conflict."""
     lost, most = 0.0, None
     for one, other in combinations(range(len(whole.norms)), 2):
         angles = {name: block.cosine(one, other) for name, block in blocks.items()}
@@ -272,7 +272,7 @@ def _spike_of_sum(found: _Found) -> Recommendation | None:
 
 
 def _rounded_up(value: float) -> str:
-    """Four digits of a number, none below it."""
+    """Return four digits of a number, rounded up."""
     step = 10.0 ** (math.floor(math.log10(value)) + 1 - _DIGITS)
     return f"{math.ceil(value / step) * step:.{_DIGITS}g}"
 
@@ -284,7 +284,7 @@ def _opposite(found: _Found) -> Recommendation | None:
 
 
 def _without_weaker(case: str, verb: str, found: _Found, conflict: Conflict) -> Recommendation:
-    """To leave out the adapter with the smaller norm, the later one of norms that are the same but for rounding."""
+    """Recommend leaving out the adapter with the smaller norm, the later one if norms are equal but for rounding."""
     one, other = conflict.adapters
     norms = found.whole.norms
     are_equal = math.isclose(norms[one], norms[other], rel_tol=_ROUNDING)
@@ -307,7 +307,7 @@ def _in_conflict(found: _Found) -> Recommendation | None:
 
 
 def _share(found: _Found, conflict: Conflict) -> float:
-    """The share of the energy of two adapters that the blocks have where they conflict."""
+    """Return the share of the energy of two adapters that the blocks have where they conflict."""
 
     def energy(own: "Comparison") -> float:
         return sum(float(own.inner[at, at]) for at in conflict.adapters)

@@ -1,4 +1,4 @@
-"""Modules of an adapter whose change is of an unusual size, as the sizes of its other modules show.
+"""Modules of an adapter with a change of unusual size, compared with its other modules.
 
 One direction may outweigh all others, a module may change nothing, and a scale may be far smaller than usual. A layer
 is compared with those of its kind, which have the same name up to its numbers.
@@ -30,7 +30,7 @@ _NAMES, _MOST_KEYS = 1, 5
 
 
 def size_problems(sizes: "Sequence[ChangeSize]", with_zeros: Collection[str] = ()) -> Iterator[RawProblem]:
-    """The problems of sizes, as `check --tensors` reports them; modules `with_zeros` have a problem of their own."""
+    """Yield the problems of sizes for `check --tensors`; modules `with_zeros` have a problem of their own."""
     for spike in spikes(sizes):
         yield RawProblem("spike", spike.says, (spike.key,))
     for module in dead(sizes):
@@ -41,7 +41,7 @@ def size_problems(sizes: "Sequence[ChangeSize]", with_zeros: Collection[str] = (
 
 
 class Spike(NamedTuple):
-    """A module whose first direction outweighs its second one, and those of the layers that it is compared with.
+    """A module with a first direction that outweighs its second one, and the first ones of compared layers.
 
     `median` is that of the first singular values of `compared` modules, this one among them: all of its `kind` or, with
     None for a kind that has fewer than three, all of the adapter.
@@ -64,7 +64,7 @@ class Spike(NamedTuple):
 
 
 def spikes(sizes: "Sequence[ChangeSize]") -> list[Spike]:
-    """The modules with sigma_1 above five times sigma_2, and above five times the median sigma_1 of their kind.
+    """Return the modules with sigma_1 above five times sigma_2, and above five times their kind's median sigma_1.
 
     The largest sigma_1 comes first.
     """
@@ -101,7 +101,7 @@ class DeadModule(NamedTuple):
 
 
 def dead(sizes: "Sequence[ChangeSize]") -> list[DeadModule]:
-    """The modules with a norm of 0, or below a millionth of the median norm of their kind's modules that have one."""
+    """Return the modules with a norm of 0, or below a millionth of the median norm of their kind, zeros excluded."""
     found = []
     for kind, own, compared in _by_kind(sizes):
         alive = [one.norm for one in compared if one.norm]
@@ -137,7 +137,7 @@ class SmallScale(NamedTuple):
 
 
 def small_scales(sizes: "Sequence[ChangeSize]") -> list[SmallScale]:
-    """The scales of at most 1/16, either sign, each with its modules."""
+    """Return the scales of at most 1/16, either sign, each with its modules."""
 
     def scaling(one: "ChangeSize") -> tuple[float, int, float]:
         return one.scale or 0.0, one.rank or 0, one.alpha or 0.0
@@ -161,7 +161,7 @@ def _is_small(one: "ChangeSize") -> bool:
 
 
 class UnusualModule(NamedTuple):
-    """The module whose norm is furthest from the `median` of the `compared` others of its kind."""
+    """The module with the norm furthest from the `median` of the `compared` others of its kind."""
 
     key: str
     kind: str
@@ -188,7 +188,7 @@ class UnusualModule(NamedTuple):
 
 
 def unusual(sizes: "Sequence[ChangeSize]") -> UnusualModule | None:
-    """The module furthest from the others of its kind; None where none is ten times weaker or stronger.
+    """Return the module furthest from the others of its kind; None if none is ten times weaker or stronger.
 
     Dead modules are none of them.
     """
@@ -209,7 +209,7 @@ def unusual(sizes: "Sequence[ChangeSize]") -> UnusualModule | None:
 def _by_kind(
     sizes: "Sequence[ChangeSize]",
 ) -> "Iterator[tuple[str | None, Sequence[ChangeSize], Sequence[ChangeSize]]]":
-    """Each kind with its modules, which are compared with each other.
+    """Yield each kind with its modules, which are compared with each other.
 
     The modules of kinds that have fewer than three come last, with None for the kind: all there are is compared.
     """
@@ -223,12 +223,12 @@ def _by_kind(
 
 
 def _compared_with(found: Spike | DeadModule) -> str:
-    """The modules behind a median."""
+    """Return the modules behind a median."""
     return f"{counted(found.compared, 'layer')} of this kind" if found.kind else counted(found.compared, "module")
 
 
 def _scale_in_words(scale: float, rank: int | None, alpha: float | None) -> str:
-    """The scale, and the alpha and the rank that it comes from."""
+    """Return the scale, and the alpha and the rank that it comes from."""
     made_of = "" if rank is None or alpha is None else f": alpha {alpha:g} at rank {rank}"
     return f"scale {scale:.2g}{made_of}"
 

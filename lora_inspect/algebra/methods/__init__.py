@@ -13,13 +13,13 @@ SUM = "sum"
 
 @cache
 def known_methods() -> tuple[str, ...]:
-    """Their names, the sum first."""
+    """Return the names of the methods, the sum first."""
     files = (os.path.splitext(name) for name in os.listdir(os.path.join(os.path.dirname(__file__), "known")))
     names = [stem.replace("_", "-") for stem, ending in files if ending == ".py" and stem != "__init__"]
     return tuple(sorted(names, key=lambda name: (name != SUM, name)))
 
 
 def by_name(name: str) -> "Method":
-    """The method of a name that is known."""
+    """Return the method of a name that is known."""
     found: Method = import_module(f"{__name__}.known.{name.replace('-', '_')}").METHOD
     return found

@@ -37,10 +37,10 @@ Merge = Callable[[Sequence[Array], MethodSettings, str], Array]
 class Method(NamedTuple):
     """A method by its `name` on the command line, and the `paper` and the `formula` that it follows.
 
-    `settings` are those that it has, of density, t and seed. `in_numbers` says that it looks at single numbers of a
-    core, so that another pair of bases gives another result, and `is_linear` that its result is a sum of the inputs
-    times numbers. `inputs` is how many it takes, None for any number.
-    `conventions` tell where it differs from the paper or from other programs.
+    `settings` are its settings among density, t and seed. `in_numbers` is True if it uses single numbers of a core, so
+    that another pair of bases gives another result, and `is_linear` if its result is a sum of the inputs times numbers.
+    `inputs` is the number that it takes, None for any number. `conventions` are its differences from the paper or from
+    other programs.
     """
 
     name: str
@@ -56,19 +56,19 @@ class Method(NamedTuple):
 
 
 def total(cores: Sequence[Array]) -> Array:
-    """The sum of all inputs."""
+    """Return the sum of all inputs."""
     found: Array = numpy.sum(cores, axis=0)
     return found
 
 
 def without_zeros(cores: Sequence[Array]) -> list[Array]:
-    """The cores with 0 for numbers that are rounding."""
+    """Return the cores with 0 for numbers that are rounding."""
     largest = max((float(numpy.abs(core).max()) for core in cores if core.size), default=0.0)
     return [numpy.where(numpy.abs(core) > _ZERO * largest, core, 0.0) for core in cores]
 
 
 def kept(core: Array, density: float) -> Array:
-    """The core with the round(density · n) largest of its n numbers, at least one, and 0 for all others.
+    """Return the core with the round(density · n) largest of its n numbers, at least one, and 0 for all others.
 
     Of numbers of one size the first ones are kept.
     """
@@ -82,7 +82,7 @@ def kept(core: Array, density: float) -> Array:
 
 
 def agreeing_mean(cores: Sequence[Array]) -> Array:
-    """Of each number the mean of those inputs whose sign is that of the sum; 0 where the inputs add up to 0."""
+    """Return, for each number, the mean of the inputs with the sign of the sum; 0 if the inputs add up to 0."""
     cores = without_zeros(cores)
     elected = _elected(cores)
     agree = [numpy.sign(core) * elected > 0 for core in cores]
@@ -93,14 +93,14 @@ def agreeing_mean(cores: Sequence[Array]) -> Array:
 
 
 def _elected(cores: Sequence[Array]) -> Array:
-    """The sign of the sum of each number; 0 where the sum is the rounding of its parts."""
+    """Return the sign of the sum of each number; 0 if the sum is the rounding of its parts."""
     found, size = total(cores), numpy.sum([numpy.abs(core) for core in cores], axis=0)
     elected: Array = numpy.where(numpy.abs(found) > _ZERO * size, numpy.sign(found), 0.0)
     return elected
 
 
 def survivors(cores: Sequence[Array], settings: MethodSettings, name: str) -> list[Array]:
-    """The cores with each number kept with the chance of the density, and divided by it; the others are 0.
+    """Return the cores with each number kept with the chance of the density, and divided by it; the others are 0.
 
     The numbers are drawn for the module of the name, for the inputs by their falling norms, so that neither threads nor
     the order of the inputs decide them.
@@ -118,14 +118,14 @@ def _seed(seed: int, name: str) -> int:
 
 
 def polar(matrix: Array) -> Array:
-    """U Vᵀ of the SVD U S Vᵀ: the nearest matrix with orthonormal columns, or rows."""
+    """Return U Vᵀ of the SVD U S Vᵀ: the nearest matrix with orthonormal columns, or rows."""
     left, _, right = numpy.linalg.svd(matrix, full_matrices=False)
     found: Array = left @ right
     return found
 
 
 def truncated_svd(core: Array, rounding: float) -> tuple[Array, Array, Array]:
-    """The SVD (U, S, Vᵀ) of a core, without the values that are rounding."""
+    """Return the SVD (U, S, Vᵀ) of a core, without the values that are rounding."""
     if not core.size:
         return core, numpy.zeros(0), core
     left, values, right = numpy.linalg.svd(core, full_matrices=False)
@@ -134,7 +134,7 @@ def truncated_svd(core: Array, rounding: float) -> tuple[Array, Array, Array]:
 
 
 def accumulation(merged: Array, left: Array, cores: Sequence[Array]) -> Array:
-    """η_r of each column u_r of `left`: how often the inputs count its direction in the merged core.
+    """Return η_r of each column u_r of `left`: how often the inputs count its direction in the merged core.
 
     η_r is the mean over the inputs of max(1, <a, a_i> / ‖a_i‖²), with a = u_rᵀ M and a_i = u_rᵀ M_i.
     """
@@ -150,7 +150,7 @@ def accumulation(merged: Array, left: Array, cores: Sequence[Array]) -> Array:
 
 
 def calibrated(merged: Array, cores: Sequence[Array], rounding: float) -> Array:
-    """The merged core with each singular value divided by the accumulation of its direction."""
+    """Return the merged core with each singular value divided by the accumulation of its direction."""
     left, values, right = truncated_svd(merged, rounding)
     found: Array = (left * (values / accumulation(merged, left, cores))) @ right
     return found

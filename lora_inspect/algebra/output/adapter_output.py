@@ -1,7 +1,7 @@
-"""The file or the folder of an adapter that was made of others: its names, its tensors as they come, and its config.
+"""The file or the folder of an adapter that was made of others: its names, its tensors, and its config.
 
-Every module is plain LoRA whose alpha is its rank, so programs that read an alpha, a config or neither apply the
-factors as they stand. Nothing but the modules at work is held in memory.
+Every module is plain LoRA with an alpha equal to its rank, so programs that read an alpha, a config or neither apply
+the factors unchanged. Nothing but the modules at work is held in memory.
 """
 
 import json
@@ -51,12 +51,12 @@ _OF_ORIGIN = (
 
 
 class AdapterOutput:
-    """The output of some modules where the user `named` it: None for a plan alone.
+    """The output of some modules at the path that the user `named`: None for a plan only.
 
-    Plain LoRA keeps the suffixes of the adapter `first` in its names, unless others were asked for (`is_asked`). Where
-    it `stabilises` scales by rank, alpha is √rank beside the adapter's flags, else it is the rank. `passed` are tensors
-    that stay as they are. The metadata get hashes that programs look up where `hashed` has one of their keys.
-    `architecture` is llama.cpp's name of the model. `is_uniform` gives all modules one rank, as some programs take.
+    Plain LoRA keeps the suffixes of the adapter `first` in its names, unless others were asked for (`is_asked`). If it
+    `stabilises` scales by rank, alpha is √rank with the adapter's flags, else it is the rank. `passed` are tensors that
+    stay as they are. The metadata get hashes that programs look up if `hashed` has one of their keys. `architecture` is
+    llama.cpp's name of the model. `is_uniform` gives all modules one rank, as some programs take.
 
     Raises LoraInspectError for names that no one output can have, and for a name that is meant for the other kind.
     """
@@ -106,7 +106,7 @@ class AdapterOutput:
         }
 
     def check(self, inputs: Collection[str], force: bool) -> None:
-        """Raises LoraInspectError where the output cannot be written to its path."""
+        """Raise LoraInspectError if the output cannot be written to its path."""
         check_output(self.path, inputs, force, folder=self.is_folder)
         if self.is_folder:
             check_replaceable(self.path, (self._weights, ADAPTER_CONFIG))
@@ -117,7 +117,7 @@ class AdapterOutput:
         return [TensorPlan(spelled.up, dtype, up), TensorPlan(spelled.down, dtype, down)]
 
     def plans(self, ranks: Sequence[int], making: Making) -> list[TensorPlan]:
-        """The tensors of the modules at their ranks, none of rank 0, in the order of the file."""
+        """Return the tensors of the modules at their ranks, none of rank 0, in the order of the file."""
         alphas, others = list[TensorPlan](), [_as_it_is(info) for info in self._passed]
         for one, rank in zip(self._modules, ranks, strict=True):
             others += [TensorPlan(key, making.differences, shape) for key, shape in self._differences(one).values()]
@@ -128,7 +128,7 @@ class AdapterOutput:
         return [*alphas, *others]
 
     def _differences(self, one: PlannedModule) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The key and the shape of the difference of each parameter that has one."""
+        """Return the key and the shape of the difference of each parameter that has one."""
         has_factors = bool(one.shape) and not one.is_difference
         found = {
             parameter: (difference_key(one.sum.module, terms, parameter, has_factors), one.vector_shapes[parameter])
@@ -139,7 +139,7 @@ class AdapterOutput:
         return found
 
     def size(self, plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
-        """The bytes of the file with these tensors."""
+        """Return the bytes of the file with these tensors."""
         return streamed_bytes(plans, metadata)
 
     def write(
@@ -155,8 +155,8 @@ class AdapterOutput:
         """Write the modules as they are made; `metadata` is asked again once all of them are there.
 
         `plans` are their tensors at the largest ranks that they may have. The file is read back before it appears:
-        every tensor has to be the one that was made, and `look` is called with the path of the complete output. Returns
-        the bytes of the weights. Raises LoraInspectError where the disk refuses, and where it holds something else.
+        every tensor must equal the made one, and `look` is called with the path of the complete output. Returns the
+        bytes of the weights. Raises LoraInspectError if the disk refuses, and if it holds something else.
         """
         with delivered(self.path, inputs, force) as place:
             if self._is_gguf:
@@ -205,7 +205,7 @@ class AdapterOutput:
         return ranks
 
     def _tensors(self, one: MadeModule, making: Making) -> Iterator[tuple[TensorPlan, memoryview]]:
-        """The tensors of a module as they are written, but for its alpha."""
+        """Yield the tensors of a module as they are written, but for its alpha."""
         keys = self._differences(one.module)
         for parameter, numbers in one.differences.items():
             key, shape = keys[parameter]
@@ -226,7 +226,7 @@ class AdapterOutput:
         force: bool,
         look: Callable[[str], None],
     ) -> None:
-        """Write a file of llama.cpp, whose header is first and has the record of all that follows."""
+        """Write a file of llama.cpp; its header is first and has the record of all that follows."""
         contents, rank = list[Content](), 1
         for one in made:
             if isinstance(one, WrittenTensor):
@@ -258,7 +258,7 @@ class AdapterOutput:
         return {**standard_config(config, ranks, alphas, False, parameters, self._is_asked), **stabilised, **biased}
 
     def _has_lora_bias(self) -> bool:
-        """Whether a module has a bias on LoRA's up layer, which PEFT looks for where its config says so."""
+        """Return True if a module has a bias on LoRA's up layer, which PEFT loads only if its config says so."""
         own = (
             term.contribution.algorithm.name
             for one in self._modules
@@ -269,14 +269,14 @@ class AdapterOutput:
 
 
 def _origin(one: PlannedModule) -> Contribution | None:
-    """The contribution whose keys show the spelling of the module, of no file where the module itself has it."""
+    """Return the contribution with keys that show the module's spelling; of no file if the module itself has it."""
     if one.sum.terms:
         return one.sum.terms[0].contribution
     return next(iter(one.sum.module.contributions), None)
 
 
 def _file(named: str, name: str, inputs: Collection[str], ending: str) -> str:
-    """The path of a file that the user named; LoraInspectError for a folder, as the output is none of the inputs."""
+    """Return the path of a file that the user named; LoraInspectError for a folder, since the output is a new file."""
     if os.path.isdir(named):
         raise RefusedError(
             named, "it is a folder, and the output is a new file", f"name the file: {os.path.join(named, name)}"

@@ -1,6 +1,6 @@
-"""The metadata of an adapter that was made of others: what stays true, and the record of how it was made.
+"""The metadata of an adapter that was made of others: all facts that stay true, and the record of the making.
 
-Of one input the metadata stays, corrected as `convert` corrects it. Of several, keys that name the model stay where all
+Of one input the metadata stays, corrected as `convert` corrects it. Of several, keys that name the model stay if all
 inputs agree. Trigger words and tags are joined, and counts of tags are added. All other keys say something of a
 training, or of one input, that is not true of the sum.
 """
@@ -42,14 +42,14 @@ _COUNTED = "ss_tag_frequency"
 
 
 def input_record(checkpoint: Checkpoint, settings: str) -> dict[str, Any]:
-    """The facts that tell an input from others: the name and the SHA-256 of each of its files, and its settings."""
+    """Return the identity of an input: the name and the SHA-256 of each of its files, and its settings."""
     hashes = {os.path.basename(file): file_sha256(file, checkpoint.inputs[file]) for file in checkpoint.files}
     sha256: Any = next(iter(hashes.values())) if len(hashes) == 1 else hashes
     return {"file": describe_file(checkpoint.path), "sha256": sha256, "settings": settings}
 
 
 def input_records(inputs: Inputs) -> list[dict[str, Any]]:
-    """The record of each adapter; each file is read once for its hash."""
+    """Return the record of each adapter; each file is read once for its hash."""
     found: dict[str, dict[str, Any]] = {}
     for one in inputs.adapters:
         checkpoint = one.adapter.checkpoint
@@ -69,7 +69,7 @@ def made_record(
     errors: FileError,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
-    """The record of an output as JSON: nothing of a time, a folder or a user. `options` are others that decide it."""
+    """Return the record of an output as JSON, without times, folders and users; `options` are added to it."""
     record = {
         "version": __version__,
         "verb": verb,
@@ -103,7 +103,7 @@ class MetadataConflict:
 def made_metadata(
     adapters: Sequence[Adapter], record: str, ranks: set[int], alphas: set[float], is_stabilised: bool
 ) -> dict[str, str]:
-    """The metadata of plain LoRA of `ranks` and `alphas` that was made of adapters, with the record of that."""
+    """Return the metadata of plain LoRA of `ranks` and `alphas` that was made of adapters, with the record of that."""
     if len(adapters) == 1:
         metadata = adapters[0].checkpoint.metadata
         kept = standard_metadata(metadata, {}, ranks=ranks, alphas=alphas, magnitudes=0, algorithms=["lora"])
@@ -116,7 +116,7 @@ def made_metadata(
 
 
 def kept_metadata(metadata: Mapping[str, str], record: str) -> dict[str, str]:
-    """The metadata of an adapter whose algorithm, ranks and scales stay, without the hashes of its old tensors."""
+    """Return the metadata of an adapter that keeps its algorithm, ranks and scales, without old hashes."""
     return {key: value for key, value in metadata.items() if key not in HASH_KEYS} | {COMBINED_KEY: record}
 
 
@@ -139,7 +139,7 @@ def _words(text: str) -> list[str]:
 
 
 def _tag_counts(several: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
-    """How many images of each folder have each tag, in all inputs together; anything else counts as missing."""
+    """Return the number of images of each folder with each tag, in all inputs together; invalid counts are ignored."""
     found: dict[str, Counter[str]] = {}
     for one in several:
         try:

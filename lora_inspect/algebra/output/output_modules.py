@@ -46,7 +46,7 @@ class Making:
 
     `dtype` is that of factors and `differences` that of full differences and vectors. `base` computes changes that
     depend on a weight. `initial` is the rank up to which trained networks begin: rows of down are drawn, up has zeros.
-    `common` is the rank up to which both are filled with zeros, for programs that take one rank alone. `merge` is the
+    `common` is the rank up to which both are filled with zeros, for programs that take only one rank. `merge` is the
     method that makes one change of those of the inputs, None for their sum.
     """
 
@@ -98,7 +98,7 @@ class MadeModule:
 
 
 class WrittenTensor(NamedTuple):
-    """A tensor beside the modules, as it is written."""
+    """A tensor outside the modules, as it is written."""
 
     plan: TensorPlan
     values: NDArray[numpy.generic]
@@ -125,7 +125,7 @@ class FileError:
     """The relative errors of a file, of all its weights' changes together: of the trims, and of the rounding.
 
     `worst` is the error of the trim that is the largest in its module, and `worst_module` that one's key. `error` is
-    None where nobody can tell it.
+    None if it is unknown.
     """
 
     error: float | None = 0.0
@@ -135,12 +135,12 @@ class FileError:
 
     @property
     def energy(self) -> float | None:
-        """The share of the squared norm of all changes that is kept; None where nobody can tell it."""
+        """The share of the squared norm of all changes that is kept; None if it is unknown."""
         return None if self.error is None else 1.0 - self.error**2
 
 
 def file_error(modules: Iterable[ModuleAccount]) -> FileError:
-    """The errors of all modules together."""
+    """Return the errors of all modules together."""
     counted = [one for one in modules if one.norm]
     norm = math.hypot(*(one.norm for one in counted))
     if not norm:
@@ -155,7 +155,7 @@ def file_error(modules: Iterable[ModuleAccount]) -> FileError:
 
 
 def widest(dtypes: Iterable[str], otherwise: str = "F32") -> str:
-    """The type that holds numbers of all float types: those of eight bits in BF16, F16 with BF16 in F32.
+    """Return the type that holds numbers of all float types: those of eight bits in BF16, F16 with BF16 in F32.
 
     It is `otherwise` of no float type at all.
     """

@@ -1,4 +1,4 @@
-"""The form in which the factors of a module are written: their keys, and which way round they stand.
+"""The form in which the factors of a module are written: their keys, and their orientation.
 
 Most names have plain LoRA: up (out, rank, 1, …) and down (rank, in, *kernel). mlx-lm turns both factors round, and
 llama.cpp the down factor of an Embedding. Factors of all experts of a layer are stacked, or packed as PEFT packs them.
@@ -47,7 +47,7 @@ class Spelling(NamedTuple):
     is_of_parameter: bool = False
 
     def shapes(self, shape: Sequence[int], rank: int, experts: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of up and down as they are written, for a weight (out, in, *kernel), that of one expert."""
+        """Return the shapes of up and down as they are written, for a weight (out, in, *kernel), that of one expert."""
         rows, *columns = shape
         if self.form == TURNED:
             return (rank, rows), (columns[0], rank)
@@ -60,7 +60,7 @@ class Spelling(NamedTuple):
         return (rows, rank, *[1] * len(columns[1:])), (rank, *columns)
 
     def arranged(self, up: Numbers, down: Numbers) -> tuple[Numbers, Numbers]:
-        """The factors (out, rank) and (rank, columns), with a first dimension for experts, in their written order."""
+        """Return the factors (out, rank) and (rank, columns), perhaps stacked for experts, in their written order."""
         if self.form == TURNED:
             return up.T, down.T
         if self.form == ALONG_TOKENS:
@@ -72,7 +72,7 @@ class Spelling(NamedTuple):
 
 
 def suffixes_of(first: Adapter) -> dict[str, str]:
-    """The suffixes of the factors of plain LoRA in a file, of its first module that has them; none without any."""
+    """Return the suffixes of the factors of plain LoRA in a file, from the first module that has them; else none."""
     for contribution in first.contributions:
         if contribution.algorithm.name == lora.ALGORITHM.name and contribution.rows is None:
             keys = {role: contribution.factors[role].name for role in (UP, DOWN)}
@@ -82,7 +82,7 @@ def suffixes_of(first: Adapter) -> dict[str, str]:
 
 
 def spelling_of(module: Module, origin: Contribution | None, suffixes: Mapping[str, str]) -> Spelling:
-    """The spelling of a module's factors: with the `suffixes` of the first file where the module keeps its names.
+    """Return the spelling of a module's factors: with the first file's `suffixes` if the module keeps its names.
 
     `origin` is a contribution of the module in a file, None where no file has it. Raises LoraInspectError for experts
     under names of another program than their own.
@@ -124,7 +124,7 @@ def spelling_of(module: Module, origin: Contribution | None, suffixes: Mapping[s
 
 
 def times_counted(module: Module, origin: Contribution) -> int:
-    """How often programs that read the module's names add the product of its factors."""
+    """Return the number of times that programs with the module's names add the product of its factors."""
     return TIMES if origin.module == module.name and origin.algorithm == OUT_PROJ else 1
 
 
@@ -145,10 +145,10 @@ def _key(module: Module, origin: Contribution | None, algorithm: Algorithm, role
 
 
 def difference_key(module: Module, terms: Sequence[Term], parameter: str, has_factors: bool) -> str:
-    """The key of the difference of a parameter, of which some terms are the sum; none of one that no file has.
+    """Return the key of the difference of a parameter, the sum of `terms` and perhaps others.
 
-    A bias on LoRA's up layer stays one where the module `has_factors`, whose scale of 1 is that of the bias. Raises
-    LoraInspectError where programs that read the names know no difference.
+    A bias on LoRA's up layer stays one if the module `has_factors`, since their scale of 1 is that of the bias. Raises
+    LoraInspectError if programs that read the names know no difference.
     """
     origin = terms[0].contribution if terms else None
     if has_factors and origin and all(term.contribution.algorithm.name == lora_bias.ALGORITHM.name for term in terms):

@@ -1,4 +1,4 @@
-"""A .safetensors file whose tensors are known one after the other: its header is written last, and it is read back."""
+"""A .safetensors file with tensors that come one by one: its header is written last, and it is read back."""
 
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -32,33 +32,33 @@ _PIECE = 1 << 18
 
 
 def bytes_of(tensor: NDArray[numpy.generic]) -> memoryview:
-    """The bytes of a contiguous array."""
+    """Return the bytes of a contiguous array."""
     data: Any = tensor.reshape(-1).view(numpy.uint8)  # numpy's types know of buffers from Python 3.12 on
     return memoryview(data)
 
 
 def alpha_plan(key: str) -> TensorPlan:
-    """The plan of an alpha."""
+    """Return the plan of an alpha."""
     return TensorPlan(key, "F32", ())
 
 
 def streamed_bytes(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
-    """The bytes of a file with these tensors and metadata."""
+    """Return the bytes of a file with these tensors and metadata."""
     return _room(plans, metadata) + bytes_behind(plans)
 
 
 def bytes_behind(plans: Sequence[TensorPlan]) -> int:
-    """The bytes of the tensors that stand behind the header and the alphas."""
+    """Return the bytes of the tensors after the header and the alphas."""
     return sum(plan.nbytes for plan in plans if not _is_in_front(plan))
 
 
 def _is_in_front(plan: TensorPlan) -> bool:
-    """Whether it is a number of four bytes, as an alpha, which stands before all that has more."""
+    """Return True if the tensor is one number of four bytes, such as an alpha; these precede all larger ones."""
     return not plan.shape and plan.dtype == "F32"
 
 
 def _room(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
-    """The bytes before the factors: of a header with room for numbers that are known at the end, and of the alphas.
+    """Return the bytes before the factors: of a header with room for later numbers, and of the alphas.
 
     Factors of eight bytes are aligned as well.
     """
@@ -76,12 +76,12 @@ def streamed_file(
     hashed: Collection[str] = (),
     look: Callable[[str], None] | None = None,
 ) -> Iterator["StreamedFile"]:
-    """A file that takes its name when the block ends well, and vanishes otherwise.
+    """Yield a file that takes its name when the block ends well, and vanishes otherwise.
 
     `plans` are the tensors at the largest sizes that they may have, and `metadata` is asked before the block and after
-    it. Where a key of `hashed` is one of a hash that programs look up, the metadata get such hashes. The file is read
-    back before it appears, and `look` is called with its path then. Raises LoraInspectError where the disk refuses, and
-    where it holds something else.
+    it. If a key of `hashed` is that of a hash that programs look up, the metadata get such hashes. The file is read
+    back before it appears, and `look` is called with its path then. Raises LoraInspectError if the disk refuses, and if
+    it holds something else.
     """
     sums: dict[str, int] = {}
 
@@ -146,9 +146,9 @@ class StreamedFile:
 
 
 def check_written(complete: str, path: str, tensors: Mapping[str, TensorInfo], sums: Mapping[str, int]) -> None:
-    """Raises LoraInspectError where the complete file of the output at `path` has other bytes than were made.
+    """Raise LoraInspectError if the complete file of the output at `path` has other bytes than were made.
 
-    `tensors` are those that its header names, and `sums` the checksums by key.
+    `tensors` are the ones in its header, and `sums` the checksums by key.
     """
     with InputFile(complete) as source:
         for key, expected in sums.items():

@@ -36,7 +36,7 @@ class Elsewhere(Exception):
 
 
 class Processes:
-    """One process' view of all; `sentence_of` says of an error what a user reads of it."""
+    """One process' view of all processes; `sentence_of` returns the user's sentence for an error."""
 
     def __init__(self, rank: Rank, store: "Store", sentence_of: Callable[[Exception], str]) -> None:
         self.rank = rank
@@ -45,10 +45,10 @@ class Processes:
         self._looked = 0.0
 
     def together(self, work: Callable[[], Result], of_all: Progress = lambda amount: None) -> Result:
-        """What this process made of its `work`, once all have done theirs; `of_all` is told of what all have done.
+        """Return the result of this process' `work` once all have finished; `of_all` receives the progress of all.
 
-        Where one of them fails, the others stop as soon as they tell of their progress: the first raises what the one
-        that failed has to say, the others raise Elsewhere.
+        If one of them fails, the others stop at their next progress report: the first process raises the error of the
+        failed one, the others raise Elsewhere.
         """
         self._phases += 1
         try:
@@ -68,9 +68,9 @@ class Processes:
         raise self._failure()
 
     def equal(self, text: str, difference: Callable[[str], str]) -> None:
-        """Raises LoraInspectError where the text is not that of the first process.
+        """Raise LoraInspectError if the text differs from that of the first process.
 
-        `difference` says, of the text of the first one, in what.
+        `difference` describes the difference from the first process' text.
         """
         if self.rank.is_first:
             self._store.set("text", text)
@@ -84,7 +84,7 @@ class Processes:
         self.together(check)
 
     def progress(self, of_all: Progress) -> Progress:
-        """What this process tells its progress to: all learn of it, and `of_all` is told of what all have done."""
+        """Return the progress of this process: it reports to all, and `of_all` receives the progress of all."""
 
         def tell(amount: int) -> None:
             self._due += amount
@@ -97,7 +97,7 @@ class Processes:
         return tell
 
     def reported(self) -> None:
-        """The first process has said why all failed; the others end behind it."""
+        """Note in the first process that it has reported the error; wait for that in the others."""
         if self.rank.is_first:
             self._store.set(_TOLD, "")
             return
@@ -106,7 +106,7 @@ class Processes:
             time.sleep(_WAITING)
 
     def _show(self, of_all: Progress) -> None:
-        """Says what this process has done since, and has the first one tell what all have done."""
+        """Report the progress since the last call; the first process also reports the progress of all."""
         due, self._due = self._due, 0
         done = self._store.add(_DONE, due)
         if self.rank.is_first:
@@ -123,7 +123,7 @@ class Processes:
         self._show(of_all)
 
     def _gathered(self, own: bytes) -> list[bytes]:
-        """What each process has of what all have, of one length."""
+        """Return the bytes of each process, of equal length, in the order of the processes."""
         import torch
         from torch import distributed
 
@@ -132,14 +132,14 @@ class Processes:
         return [bytes(one.tolist()) for one in found]
 
     def _failed(self, number: int | None = None) -> str:
-        """Where it is counted how many failed in this phase, or what process `number` says of that.
+        """Return the key of the count of failures in this phase, or of the message of process `number`.
 
         Others may be in the next phase already: they have failed there, and are waited for there.
         """
         return f"{_FAILED}/{self._phases}" + ("" if number is None else f"/{number}")
 
     def _failure(self) -> LoraInspectError:
-        """What the processes that failed say: what all say once, of others the first one with its number."""
+        """Return the error of the failed processes, with the number of the first one unless all failed."""
         said = {
             number: self._store.get(self._failed(number)).decode()
             for number in range(self.rank.of)
@@ -152,16 +152,16 @@ class Processes:
 
 
 def threads_of(rank: Rank) -> int | None:
-    """How many threads a process has as its share of the machine; None where the user has chosen.
+    """Return the number of threads that are a process' share of the machine; None if the user has chosen one.
 
-    torchrun sets one for each process where nobody has.
+    torchrun sets one thread for each process if the user sets none.
     """
     return max(1, usable_cores() // rank.here) if os.environ.get(_THREADS, "1") == "1" else None
 
 
 @contextmanager
 def all_ranks(rank: Rank, sentence_of: Callable[[Exception], str]) -> Iterator[Processes]:
-    """All processes, once each of them is there; LoraInspectError where they cannot reach each other."""
+    """Yield the processes once all of them are there; LoraInspectError if they cannot reach each other."""
     import torch
     from torch import distributed
 

@@ -1,4 +1,4 @@
-"""The words that processes of one merge write for each other: an entry for each shard, and the claim of the folder.
+"""The messages between processes of one merge: an entry for each shard, and the claim of the folder.
 
 Either may come from another run, another version or a disk that lost bytes: an invalid one counts as none.
 """
@@ -23,18 +23,18 @@ _INVALID = (LoraInspectError, LookupError, TypeError, ValueError, AttributeError
 
 
 def digest(parts: Mapping[str, Any]) -> str:
-    """The hash of a record, in whatever order it is."""
+    """Return the hash of a record, in whatever order it is."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class ShardEntry(NamedTuple):
     """The facts of a shard that other processes need.
 
-    `made_of` is what all shards have in common. `size` is that of the file and `data_start` that of its header;
-    `sha256` is the hash of what is behind that, with zeros in the ranges `late`, whose content the weights of other
-    shards decide. `settled` has such content, by the names of tensors, that its own weights decide for others.
-    `counts` are its tensors by element type, `records` what was seen of each weight, and `base_sha256` is the hash of
-    the base's file where that is recorded.
+    `made_of` are the facts that all shards share. `size` is the file's size and `data_start` its header's; `sha256` is
+    the hash of the bytes after that, with zeros in the ranges `late`, which the weights of other shards decide.
+    `settled` has, by the names of tensors, such content that its own weights decide for others. `counts` are its
+    tensors by element type, `records` the observations of each weight, and `base_sha256` is the hash of the base's file
+    if recorded.
     """
 
     made_of: Mapping[str, Any]
@@ -48,7 +48,7 @@ class ShardEntry(NamedTuple):
     base_sha256: str | None = None
 
     def content(self) -> bytes:
-        """The entry as it is written."""
+        """Return the entry as it is written."""
         record = {
             "schema": _SCHEMA,
             "made_of": dict(self.made_of),
@@ -64,7 +64,7 @@ class ShardEntry(NamedTuple):
         return _with_digest(record)
 
     def observed(self) -> Iterator[ObservedWeight]:
-        """The observation of each weight."""
+        """Return the observation of each weight."""
         return map(ObservedWeight.of_record, self.records)
 
     def holds(self, file: str, identity: Identity | None = None, progress: Progress = silent) -> bool:
@@ -76,7 +76,7 @@ class ShardEntry(NamedTuple):
 
 
 def read_entry(path: str) -> ShardEntry | None:
-    """The entry at `path`; None where there is none that is as it was written."""
+    """Return the entry at `path`; None if there is none, or a changed one."""
     try:
         record = _read_record(path)
         return ShardEntry(
@@ -95,12 +95,12 @@ def read_entry(path: str) -> ShardEntry | None:
 
 
 def claim_of(parts: Mapping[str, Any]) -> bytes:
-    """The claim of a folder for the merge that makes these `parts`."""
+    """Return the claim of a folder for the merge that makes these `parts`."""
     return _with_digest({"schema": _SCHEMA, "made_of": dict(parts)})
 
 
 def read_claim(path: str) -> Mapping[str, Any] | None:
-    """The parts of the merge that claimed the folder; None where nobody has, or where the claim is damaged."""
+    """Return the parts of the merge that claimed the folder; None if nobody has, or where the claim is damaged."""
     try:
         found: Mapping[str, Any] = _read_record(path)["made_of"]
         return found
@@ -113,7 +113,7 @@ def _with_digest(record: Mapping[str, Any]) -> bytes:
 
 
 def _read_record(path: str) -> Any:
-    """The record that `_with_digest` wrote to `path`; raises one of _INVALID where it is not as it was written."""
+    """Return the record that `_with_digest` wrote to `path`; raises one of _INVALID if it was changed."""
     record, _ = read_json(path)
     if record["schema"] != _SCHEMA or record.pop("digest") != digest(record):
         raise ValueError(path)

@@ -64,7 +64,7 @@ _WORDS = {
 
 
 def made_of(plan: MergePlan, record: str) -> dict[str, Any]:
-    """All that decides what the shards hold: the `record` of the merge, and what it does not tell."""
+    """Return all that decides the content of the shards: the `record` of the merge and the facts missing in it."""
     said = json.loads(record)
     options = {name: value for name, value in said.get(OPTIONS, {}).items() if name != _DECIDES}
     base = {**said[BASE], _NUMBERS: _sampled(plan.base)}
@@ -72,7 +72,7 @@ def made_of(plan: MergePlan, record: str) -> dict[str, Any]:
 
 
 def check_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
-    """Raises LoraInspectError, which names the first difference, where what is found at `where` is of another merge."""
+    """Raise LoraInspectError, with the first difference, if the files at `where` belong to another merge."""
     if said := difference(theirs, ours):
         raise RefusedError(
             where,
@@ -82,7 +82,7 @@ def check_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -
 
 
 def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
-    """The first difference between what other shards and ours are made of, in words; None where there is none."""
+    """Return the first difference between the inputs of other shards and ours, in words; None if they are equal."""
     if theirs == ours:
         return None
     there, here = _files(theirs), _files(ours)
@@ -120,7 +120,7 @@ def _files(parts: Mapping[str, Any]) -> list[str]:
 
 
 def _sampled(base: Checkpoint) -> str:
-    """The hash of some bytes of each file."""
+    """Return the hash of some bytes of each file."""
     found, count = hashlib.sha256(), max(_OF_EACH, _PIECES // max(len(base.files), 1))
     for file in base.files:
         size = base.inputs[file].bytes
@@ -134,7 +134,7 @@ def _sampled(base: Checkpoint) -> str:
 
 
 def _folded(plan: MergePlan) -> str:
-    """The hash of what is folded where and how strongly, and of how it is stored then."""
+    """Return the hash of the folds with their multipliers and of the storage of the output."""
     numbers = {id(adapter): number for number, (adapter, _) in enumerate(plan.adapters)}
     folds = {
         name: [(numbers[id(fold.adapter)], fold.contribution.module.key, fold.multiplier) for fold in own]
@@ -147,7 +147,7 @@ def _folded(plan: MergePlan) -> str:
 
 
 class MadeShard(NamedTuple):
-    """A shard that was written to `output`: what was seen of its weights, and the hash of the base's file if asked."""
+    """A shard that was written to `output`: the records of its weights, and the hash of the base's file if asked."""
 
     output: str
     written: Written
@@ -156,9 +156,9 @@ class MadeShard(NamedTuple):
 
 
 class SharedMerge:
-    """One process' view of it. `files` of the base are by name what the shards are made from.
+    """One process' view of a shared merge; `files` are the base files, by name, that the shards are made from.
 
-    Raises LoraInspectError where a shard that is there is of another merge.
+    Raises LoraInspectError if an existing shard belongs to another merge.
     """
 
     def __init__(self, plan: MergePlan, output: str) -> None:
@@ -179,19 +179,19 @@ class SharedMerge:
             self._entry(name)
 
     def claim(self) -> None:
-        """Claims the parts for this merge; raises LoraInspectError where they are of another one."""
+        """Claim the parts for this merge; raises LoraInspectError if they are of another one."""
         self.parts.make(claim_of(self.made_of))
         if read_claim(self.parts.claim) is None and self.parts.is_there():
             raise DamagedError(self.parts.claim, "it does not say which merge it is of", "remove it")
         self._check_claim()
 
     def _check_claim(self) -> None:
-        """Raises LoraInspectError where the parts are claimed for another merge."""
+        """Raise LoraInspectError if the parts are claimed for another merge."""
         if (theirs := read_claim(self.parts.claim)) is not None:
             check_same(theirs, self.made_of, self.parts.path)
 
     def is_done(self) -> bool:
-        """Whether the output is that of this merge, and its parts are the rest of them, which no shard is in.
+        """Return True if the output is that of this merge and its parts folder is a leftover without shards.
 
         A process may have died between these two steps: the output takes its name, and the parts are removed.
         """
@@ -211,16 +211,16 @@ class SharedMerge:
             return False
 
     def left(self) -> list[str]:
-        """The shards that are not there yet."""
+        """Return the shards that are not there yet."""
         return [name for name in self.files if self._entry(name) is None]
 
     @contextmanager
     def providing(self) -> Iterator[Callable[[str, Progress], bool]]:
-        """What makes a shard where it is not there to its last byte, and says whether it is.
+        """Yield a function that makes a shard unless it is complete, and returns True if it was already.
 
-        Its progress is told of what is written, and read of the base for a hash. A thread of its own reads what was
-        written while the next shard is made; behind the block all of them count as there. What is whole stays where the
-        block fails.
+        Its progress receives the bytes written, and those of the base read for a hash. A separate thread reads each
+        shard back while the next one is made; after the block all of them count as complete. Complete shards remain if
+        the block fails.
         """
         described: list[Future[None]] = []
 
@@ -248,7 +248,7 @@ class SharedMerge:
             ) from None
 
     def _make(self, name: str, progress: Progress) -> MadeShard:
-        """Writes a shard."""
+        """Write a shard."""
         plan, file, output = self._plan, self.files[name], self.parts.new(name)
         hashed = file_sha256(file, plan.base.inputs[file], progress) if plan.options.hash_base else None
         keeping = Retention(self._adapters)
@@ -257,7 +257,7 @@ class SharedMerge:
         return MadeShard(output, written, [one.in_record() for one in keeping.observed()], hashed)
 
     def _describe(self, name: str, made: MadeShard) -> None:
-        """Says that a shard is there; nothing where another run of this job has put its own in the place."""
+        """Note that a shard is there, unless another run of this job has put its own in its place."""
         identity = made.written.identity
         try:
             tensors, _ = read_header(made.output)
@@ -290,7 +290,7 @@ class SharedMerge:
             return None
 
     def _holds(self, name: str, entry: ShardEntry, progress: Progress = silent) -> bool:
-        """Whether a shard has every byte of its entry; it is read once, unless its file is another one then."""
+        """Return True if a shard has every byte of its entry; it is read once, unless the file was replaced."""
         file = self.parts.file(name)
         identity = self._identity(file)
         if identity is None:
@@ -303,11 +303,11 @@ class SharedMerge:
 
     @property
     def seconds(self) -> float:
-        """How long it has been at work."""
+        """The seconds since it began."""
         return time.perf_counter() - self._started
 
     def finish(self, force: bool = False, progress: Progress = silent) -> MergeResult | None:
-        """Gives the output its name, when all shards are there; None where another process does so.
+        """Give the output its name, when all shards are there; return None if another process does so.
 
         Raises LoraInspectError where a shard is missing, where too little of an adapter is kept, and where there is no
         room for the output or another one has its name. The parts stay then.
@@ -357,7 +357,7 @@ class SharedMerge:
         self.parts.take_place([*self.files, *side_files.copied], side_files.folders, plan.inputs, force)
 
     def _final_record(self, entries: Mapping[str, ShardEntry]) -> str:
-        """The record of the merge, with the hashes of the base's files where these are recorded."""
+        """Return the record of the merge, with the hashes of the base's files where these are recorded."""
         if not self._plan.options.hash_base:
             return self._record
         hashes = {file: entries[name].base_sha256 or "" for name, file in self.files.items()}
@@ -375,7 +375,7 @@ class SharedMerge:
         return entries
 
     def _check_bytes(self, entries: Mapping[str, ShardEntry], progress: Progress) -> None:
-        """Raises LoraInspectError where a shard has not the bytes that its job wrote.
+        """Raise LoraInspectError if a shard lacks the bytes that its job wrote.
 
         The shards of other jobs are read, several at a time.
         """
@@ -396,13 +396,13 @@ class SharedMerge:
             )
 
     def _observed(self) -> Iterator[ObservedWeight]:
-        """What was seen of the weights, in the order in which one process writes them; of one shard in memory."""
+        """Yield the observations of the weights in the order in which one process writes them, one shard in memory."""
         for name in self.files:
             if entry := self._entry(name):
                 yield from entry.observed()
 
     def _entry(self, name: str) -> ShardEntry | None:
-        """What is known of a shard that is there in its whole length; LoraInspectError where it is of another merge."""
+        """Return the entry of a shard of full length, else None; LoraInspectError if it belongs to another merge."""
         entry = read_entry(self.parts.entry(name))
         if entry is None:
             return None
@@ -418,7 +418,7 @@ class SharedMerge:
 
 
 def _has_header(file: str, header: bytes) -> bool:
-    """Whether a file has this header, in as much room as there was."""
+    """Return True if a file has this header, however much padding it has."""
     with InputFile(file) as source:
         length = int.from_bytes(source.read(0, LENGTH_BYTES), "little")
         found = source.read(LENGTH_BYTES, length) if length < source.identity.bytes else b""
@@ -426,18 +426,18 @@ def _has_header(file: str, header: bytes) -> bool:
 
 
 def bytes_of(plan: MergePlan, file: str) -> int:
-    """What `providing` tells of for the shard that is made from a `file` of the base."""
+    """Return the number of bytes that `providing` reports for the shard made from a `file` of the base."""
     hashed = plan.base.inputs[file].bytes if plan.options.hash_base else 0
     return sum(info.nbytes for info in plan.written if info.file == file) + hashed
 
 
 def files_of_share(plan: MergePlan, share: ProcessShare) -> Sequence[str]:
-    """The files of the base that one of several processes takes."""
+    """Return the files of the base that one of several processes takes."""
     return taken(share, {file: plan.base.inputs[file].bytes for file in plan.base.files})
 
 
 def _late(plan: MergePlan) -> set[str]:
-    """The tensors that are in another file than the codes that they scale, which are written anew."""
+    """Return the rewritten tensors that are in another file than the codes that they scale."""
     weights = plan.storage.recoded.values()
     beside = [(weight.info.file, own) for weight in weights for own in weight.beside.values()]
     return {own.name for file, own in beside if own.file != file}

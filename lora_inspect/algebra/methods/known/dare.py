@@ -1,4 +1,4 @@
-"""DARE: drop numbers at random, and scale those that are left."""
+"""DARE: drop numbers at random, and scale the others."""
 
 from lora_inspect.algebra.methods.record import Method, survivors, total
 

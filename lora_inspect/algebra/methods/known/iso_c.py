@@ -9,7 +9,7 @@ from lora_inspect.algebra.methods.record import Method, MethodSettings, total, t
 
 
 def merge(cores: Sequence[Array], settings: MethodSettings, name: str) -> Array:
-    """U · mean(S) · Vᵀ of the sum's SVD, over the values that are more than rounding."""
+    """Return U · mean(S) · Vᵀ of the sum's SVD, over the values that are more than rounding."""
     left, values, right = truncated_svd(total(cores), settings.rounding)
     if not values.size:
         return numpy.zeros_like(cores[0])

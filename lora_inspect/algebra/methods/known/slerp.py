@@ -13,7 +13,7 @@ _STRAIGHT = 0.9995
 
 
 def merge(cores: Sequence[Array], settings: MethodSettings, name: str) -> Array:
-    """sin((1 - t) θ) / sin θ · D_1 + sin(t θ) / sin θ · D_2, with θ the angle between them; a line where it is 0."""
+    """Return sin((1 - t) θ) / sin θ · D_1 + sin(t θ) / sin θ · D_2, θ the angle between them; a line for θ = 0."""
     one, other = cores
     norms = float(numpy.linalg.norm(one)) * float(numpy.linalg.norm(other))
     cosine = float((one * other).sum()) / norms if norms else 1.0

@@ -1,4 +1,4 @@
-"""The sum: what programs apply that load several adapters."""
+"""The sum: the method of programs that load several adapters."""
 
 from lora_inspect.algebra.methods.record import Method, total
 

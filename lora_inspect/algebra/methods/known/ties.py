@@ -1,4 +1,4 @@
-"""TIES: trim, elect signs, and take the mean of those that agree."""
+"""TIES: trim, elect signs, and take the mean of the agreeing numbers."""
 
 from lora_inspect.algebra.methods.record import Method, agreeing_mean, kept
 

@@ -9,7 +9,7 @@ from lora_inspect.algebra.methods.record import Method, MethodSettings, polar, t
 
 
 def merge(cores: Sequence[Array], settings: MethodSettings, name: str) -> Array:
-    """polar([U_i]) · diag([S_i]) · polar([V_i])ᵀ; the rows are orthonormal where there are more vectors than rows."""
+    """Return polar([U_i]) · diag([S_i]) · polar([V_i])ᵀ; the rows are orthonormal with more vectors than rows."""
     parts = [truncated_svd(core, settings.rounding) for core in cores]
     values = numpy.concatenate([own for _, own, _ in parts])
     if not values.size:
