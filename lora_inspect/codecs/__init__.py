@@ -16,7 +16,7 @@ def add(codec: Codec) -> None:
 
 
 def storing(dtype: str) -> list[Codec]:
-    """The codecs whose codes are of an element type."""
+    """Return the codecs for codes of an element type."""
     return [codec for codec in CODECS.values() if dtype in codec.stored]
 
 
@@ -26,7 +26,7 @@ def stored_types() -> frozenset[str]:
 
 
 def setting_names() -> tuple[str, ...]:
-    """What in the module of a weight says how its codes are read."""
+    """Return the names, in a weight's module, of the tensors and JSON that say how its codes are read."""
     return (*dict.fromkeys(name for codec in CODECS.values() for name in codec.names), FORMAT)
 
 

@@ -19,10 +19,10 @@ _LOW_FIRST = tuple((byte & 15, byte >> 4) for byte in range(256))
 
 
 def unpacked(packed: Any, numbers: Any, high_first: bool) -> Any:
-    """The numbers (…, 2·n) that the bytes (…, n) stand for, in the element type of the 16 `numbers`, one for each code.
+    """Return the numbers (…, 2·n) of the packed bytes (…, n), in the element type of `numbers`.
 
-    `high_first` says that the upper four bits of a byte are the first of its two numbers. The type has two or four
-    bytes.
+    `numbers` has 16 entries, one for each code, in a type of two or four bytes. `high_first` says that the upper four
+    bits of a byte are the first of its two numbers.
     """
     pairs = numbers[packed.new_tensor(_HIGH_FIRST if high_first else _LOW_FIRST).long()]
     # Two numbers at once, as a whole number that is as wide: one look into the table of all bytes finds both.

@@ -1,4 +1,4 @@
-"""Four bits of bitsandbytes (NF4, FP4): codes of a table of 16 numbers, and the largest magnitude of each block.
+"""Four bits of bitsandbytes (NF4, FP4): codes of a table of 16 numbers, with each block's largest magnitude.
 
 The weight is one row of numbers, the first of two in the upper bits; a block may begin in one row of it and end in the
 next. The largest magnitudes may be codes themselves, of a table of 256 numbers with largest magnitudes and an offset.
@@ -24,7 +24,7 @@ _LARGEST_BLOCK = 4096
 
 
 class State(NamedTuple):
-    """What JSON says of a weight: how many numbers a block has, and of its magnitudes the same where they are codes."""
+    """The numbers that JSON gives for a weight: the block sizes of codes and coded magnitudes, and their offset."""
 
     block: int
     nested_block: int | None = None
@@ -97,7 +97,7 @@ def _state(said: Mapping[str, Any], nested: bool) -> State | None:
 
 
 def _fits(found: CodedTensor, numbers: int, state: State) -> bool:
-    """Whether the tables and the magnitudes are as many as the codes ask for."""
+    """Return True if the tables and the magnitudes have the sizes that the codes need."""
     beside, blocks = found.beside, -(-numbers // state.block)
     if prod(beside[TABLE].shape) != _CODES or prod(beside[LARGEST].shape) != blocks:
         return False

@@ -19,15 +19,15 @@ Shape = tuple[int, ...]
 
 
 class UnknownCodec(RefusedError):
-    """A tensor is codes whose meaning is not known here."""
+    """A tensor of codes that lora-inspect cannot decode."""
 
 
 class NotRead(Exception):
-    """What is said of codes makes them another kind of codes than a codec reads; its text is what says so."""
+    """Codes of another kind than the codec reads; the text gives the evidence."""
 
 
 class BadSetting(Exception):
-    """A tensor beside codes holds what cannot be; with its name in the module, and what it holds in words."""
+    """A tensor next to codes that holds an invalid value; with its name in the module and a description."""
 
     def __init__(self, name: str, what: str) -> None:
         super().__init__(name, what)
@@ -43,10 +43,10 @@ class NoCode(Exception):
 
 
 class CodedTensor(NamedTuple):
-    """Codes, and what speaks of them.
+    """Codes, with the tensors and the JSON that describe them.
 
-    `beside` are the tensors in their module that the codec knows, by their names there. `said` is what JSON in the
-    module or in the metadata says of the codes, where there is any. `read` gives the bytes of a small tensor.
+    `beside` are the tensors in their module that the codec knows, by their names there. `said` is the JSON about the
+    codes in the module or in the metadata, if any. `read` gives the bytes of a small tensor.
     """
 
     codes: TensorInfo
@@ -56,11 +56,11 @@ class CodedTensor(NamedTuple):
 
 
 class CodeLayout(NamedTuple):
-    """The shape of the weight that codes stand for, and in the codec's own words how they are laid out.
+    """The shape of a decoded weight, and the layout of its codes in the codec's own terms.
 
-    `together` are the rows that share what they are encoded with: a block of rows begins at a multiple of it. With 0
-    all rows share it. `unit` is how many neighbouring numbers of the weight are stored together, and `part` how many of
-    these are decoded by themselves, from all codes of their unit; 0 is for whole units.
+    `together` is the number of rows that share their scales: a block of rows begins at a multiple of it. With 0 all
+    rows share them. `unit` is the number of neighbouring entries of the weight that are stored together, and `part` the
+    number that is decoded at a time, from all codes of the unit; 0 is for whole units.
     """
 
     shape: Shape
@@ -71,7 +71,7 @@ class CodeLayout(NamedTuple):
 
 
 def as_stored(found: CodedTensor) -> CodeLayout:
-    """The layout of codes of which each is an entry of the weight, at its own place."""
+    """Return the layout of codes with one code for each entry of the weight, in the same place."""
     return CodeLayout(found.codes.shape)
 
 
@@ -87,15 +87,15 @@ class Extremes(NamedTuple):
 
 
 class Encoding(Protocol):
-    """How rows of one weight become codes; several threads use it at the same time."""
+    """A writer of rows of one weight as codes; several threads use it at the same time."""
 
     def extremes(self, rows: Any, first: int) -> Extremes:
-        """What of the rows, the first of which has the number `first`, decides with what they are encoded."""
+        """Return the extremes of the rows from row `first` on, which decide how they are encoded."""
 
     def settled(self, seen: Extremes, first: int) -> Any:
-        """What the rows are encoded with; raises NoCode where there is nothing of that kind.
+        """Return the scales for the rows; raises NoCode where no scale works.
 
-        What all rows share is settled for good from the extremes of all, joined.
+        Scales that all rows share are computed once, from the joined extremes of all rows.
         """
 
     def numbers(self, rows: Any, settled: Any, first: int) -> None:
@@ -105,9 +105,9 @@ class Encoding(Protocol):
         """Makes of the numbers that codes stand for the rows of the weight, in place."""
 
     def settings(self, settled: Sequence[Any]) -> Mapping[str, Any]:
-        """All tensors of the codec's `settings`, as they then are, by their names in the module.
+        """Return all tensors of the codec's `settings` after encoding, by their names in the module.
 
-        `settled` is what each block of rows was encoded with, in their order.
+        `settled` has the scales of each block of rows, in order.
         """
 
 
@@ -123,20 +123,19 @@ Decode = Callable[[Any, Any, int, Any], None]
 class Codec(NamedTuple):
     """A way to store weights.
 
-    `name` is unique, `title` is what messages call it. `stored` are the element types of the codes, `settings` the
-    names, in the module of a weight, of the tensors without which they cannot be read, each with the element types that
-    it may have; `optional` are those that may be missing. `ending` is how the name of codes ends that are no tensor
-    called `weight`: the weight has the name before it, and its settings begin with that. `alone` says that nothing is
-    beside codes, whatever their names are. `mixes` says where a file is read in which some weights are no codes any
-    more. `formats` are the names that ComfyUI has for it, with the element type of the codes; one that is in none of
-    its files is never named there.
+    `name` is unique, `title` is its name in messages. `stored` are the element types of the codes. `settings` are the
+    tensors in the module of a weight that decoding needs: their names, each with its element types; `optional` are
+    those that may be missing. `ending` is the end of a code tensor's name if that is not `weight`: the weight has the
+    name before it, and its settings begin with that. `alone` says that codes have no tensors next to them, and any
+    name. `mixes` says where programs read files in which other weights are not codes. `formats` are ComfyUI's names for
+    it, with the element type of the codes; a codec that ComfyUI does not write has none.
 
-    `layout` says whether what stands beside codes fits them: None where it does not. It raises NotRead where they are
-    codes of another kind. `prepared` takes the tensors beside the codes as they are stored, by name, and the layout,
-    and makes what `decode` needs for every block of rows; it raises BadSetting. `decode` gets the codes as numbers, in
-    the memory of the rows themselves, but where several share a byte their bytes, one after the other. Without it the
-    numbers are the weight. `encoding` takes what `prepared` made and writes rows in the same format; without it the
-    weight is only read. Tensor methods alone, so that a codec imports without torch.
+    `layout` returns None where the tensors next to the codes do not match them, and raises NotRead for codes of another
+    kind. `prepared` takes these tensors as they are stored, by name, and the layout. It returns the argument that
+    `decode` needs for every block of rows, and raises BadSetting. `decode` gets the codes as numbers, in the memory of
+    the rows themselves; if several share a byte, it gets the bytes, one after the other. Without `decode` the numbers
+    are the weight. `encoding` takes the result of `prepared` and writes rows in the same format; without it the weight
+    is read-only. Codecs use tensor methods only, so that they import without torch.
     """
 
     name: str
@@ -174,7 +173,7 @@ class Blocks(NamedTuple):
     columns: int
 
     def grid(self, rows: int, columns: int) -> tuple[int, int]:
-        """How many blocks a matrix has below and beside each other."""
+        """Return the number of blocks down and across a matrix."""
         return -(-rows // self.rows), -(-columns // self.columns)
 
     def beside(self, rows: Any) -> Iterator[tuple[Any, slice]]:
@@ -186,7 +185,7 @@ class Blocks(NamedTuple):
             yield rows[:, whole * self.columns :].unsqueeze(1), slice(whole, None)
 
     def below(self, first: int, count: int) -> list[slice]:
-        """Which of so many rows, the first of which has the number `first`, lie in each row of blocks."""
+        """Return a slice of the `count` rows from row `first` on for each row of blocks that they are in."""
         cuts = range(first - first % self.rows, first + count, self.rows)
         return [slice(max(start - first, 0), min(start + self.rows - first, count)) for start in cuts]
 

@@ -1,8 +1,8 @@
-"""Codes that are numbers, multiplied by a scale: W = q · scale, of each entry with the scale of its block.
+"""Codes that are numbers, multiplied by a scale: W = q · scale, with one scale for each block.
 
-When rows become codes again, a block keeps its scale where all its numbers have a nearest code under it, so that what
-did not change keeps its codes. Else it gets the least scale of the type of the stored ones with which no number is
-beyond the largest code.
+Encoding keeps the scale of a block if all its numbers have a nearest code under it, so that unchanged rows keep their
+codes. Otherwise the block gets the smallest scale in the type of the stored ones under which no number is beyond the
+largest code.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,9 +34,10 @@ FP8_FORMATS = MappingProxyType({"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E
 
 
 class Reach(NamedTuple):
-    """How far the codes of an element type go: to `largest` on both sides.
+    """The range of an element type's codes: from -`largest` to `largest`.
 
-    Numbers above `least` and below `most` have a nearest one among them, others would have one that is not there.
+    Numbers above `least` and below `most` round to a code in this range; others would round to a code that the type
+    does not have.
     """
 
     largest: float
@@ -53,7 +54,7 @@ REACH = {
 
 
 class BlockScaling(NamedTuple):
-    """How a weight is scaled: by which tensor in its module, by blocks of which size, and what its codes are."""
+    """The scaling of a weight: the name of its scale in the module, its blocks, and the element type of the codes."""
 
     name: str
     blocks: Blocks
@@ -81,7 +82,7 @@ def rows(weight: Shape, scale: Shape) -> Blocks | None:
 
 
 def laid_out(found: CodedTensor, name: str, blocks: Blocks | None) -> CodeLayout | None:
-    """The layout of codes whose entries stand where those of the weight do, None without blocks."""
+    """Return the layout of codes that are in the same places as the entries of the weight; None without blocks."""
     if blocks is None:
         return None
     shape = found.codes.shape
@@ -158,7 +159,10 @@ class ScaledEncoding:
 
 
 def fp8_codec(name: str, title: str, blocks_of: BlocksOf, formats: Mapping[str, str] = MappingProxyType({})) -> Codec:
-    """The codec of fp8 whose scale is the tensor `name` next to the weight, with the blocks that `blocks_of` finds."""
+    """Return the codec of fp8 with the scale tensor `name` next to the weight.
+
+    `blocks_of` returns the scale's blocks.
+    """
 
     def layout(found: CodedTensor) -> CodeLayout | None:
         return laid_out(found, name, blocks_of(found.codes.shape, found.beside[name].shape))

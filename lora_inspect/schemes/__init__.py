@@ -71,7 +71,7 @@ def added(scheme: Scheme) -> Iterator[None]:
 
 
 def changes() -> int:
-    """How often the registry changed: what was found in it before another number counts no more."""
+    """Return the number of changes to the registry; results from an earlier number are stale."""
     return _changes
 
 
@@ -100,9 +100,9 @@ def written() -> tuple[str, ...]:
 
 
 def readings(module: str, suffixes: Collection[str] = ()) -> Iterator[ModuleName]:
-    """The parts of a module's name in every scheme that spells it so, beginning with the one that is meant.
+    """Yield the parts of a module's name in every scheme that spells it so, in order of preference.
 
-    `suffixes` are those of its keys.
+    `suffixes` are the suffixes of its keys.
     """
     for prefix, scheme in _tried(module[:1], not _MARKS.isdisjoint(suffixes)):
         if module.startswith(prefix) and (found := scheme.parts(module, prefix, suffixes)):
@@ -118,7 +118,10 @@ def _tried(first: str, has_mark: bool) -> list[tuple[str, Scheme]]:
 
 
 def recognise(module: str, suffixes: Collection[str] = ()) -> ModuleName:
-    """The parts of a module's name, of whose keys these are the suffixes; raises ValueError for an empty one."""
+    """Return the parts of a module's name. Raises ValueError for an empty one.
+
+    `suffixes` are the suffixes of its keys.
+    """
     marks = () if _MARKS.isdisjoint(suffixes) else tuple(suffix for suffix in suffixes if suffix in _MARKS)
     return _recognised(module, marks, _changes)
 
