@@ -33,7 +33,7 @@ from lora_inspect.files.strict_json import TENSORS, too_many_tensors
 
 
 class OpenTensors(dict[str, TensorInfo]):
-    """The tensors of a file or of a set of them, for whose names the caches have room as long as this is in use."""
+    """The tensors of a file or a set of files; caches keep room for their names while this object is in use."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         super().__init__(tensors)
@@ -41,14 +41,14 @@ class OpenTensors(dict[str, TensorInfo]):
 
 
 class Checkpoint(NamedTuple):
-    """Every tensor of a file, of a set of shards or of a folder by name, in file order, and what lies beside them.
+    """Every tensor of a file, a set of shards or a folder by name, in file order, with its metadata and config.
 
-    `path` is what the user named; `root` is the folder that holds a sharded or folder checkpoint and None for
-    a single file. `config` is an `adapter_config.json` found beside the file; whether it belongs to the file
-    is for the reader of the tensors to say; `files` are none where it is there alone. `metadata` is the union over the
-    files. `inputs` are all files that were read, by path: the weights, the index and the config, each as it was when it
-    was opened. `alpha` is where a GGUF header says that of all modules, which no tensor does. `codes` has what tensors
-    are stored as that stand for another one, by the name of that, where `tensors` have the other one.
+    `path` is the path that the user named; `root` is the folder of a sharded or folder checkpoint and None for a single
+    file. `config` is the `adapter_config.json` next to the file; the reader of the tensors decides whether it belongs
+    to the file. `files` is empty for a config without weights. `metadata` is the union over the files. `inputs` are all
+    files that were read, by path: the weights, the index and the config, each with its identity when it was opened.
+    `alpha` is the place of the alpha of all modules in a GGUF header. `codes` maps the name of a decoded weight in
+    `tensors` to the tensor that is stored.
     """
 
     path: str
@@ -71,9 +71,9 @@ class Checkpoint(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its file, and of a sharded set the one that a single file would have.
+        """The name of its file; for a sharded set, the name that a single file would have.
 
-        Raises IndexError where there are no files.
+        Raises IndexError if there are no files.
         """
         name = os.path.basename(self.files[0])
         whole = set_of(name)
@@ -202,7 +202,8 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
 
 
 def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:
-    """An adapter of llama.cpp, whose header says all: a config beside it is that of what it was converted from."""
+    """Return an adapter of llama.cpp from its header alone; a config next to it belongs to the source of a conversion.
+    """
     from lora_inspect.files.gguf.gguf_reader import read_gguf
 
     tensors, metadata, identity, alpha = read_gguf(file)
@@ -219,7 +220,7 @@ def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:
 
 
 def _config_alone(folder: str, named: str) -> Checkpoint:
-    """An adapter of which the configuration is there without the weights: a checkpoint of no files."""
+    """Return a checkpoint without files, for an adapter folder that has a config but no weights."""
     inputs: dict[str, Identity] = {}
     config, config_path = _config_beside(join(folder, ADAPTER_CONFIG), inputs)
     return Checkpoint(

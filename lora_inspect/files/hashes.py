@@ -130,7 +130,7 @@ class FileHashes(NamedTuple):
 
 
 def file_hashes(file: str, data_start: int, identity: Identity, progress: Progress = silent) -> FileHashes:
-    """What sites call SHA256 (AutoV2 are its first 10 digits), AutoV3 (the first 12) and AutoV1, in one reading."""
+    """Return the SHA256 (AutoV2 is its first 10 digits), AutoV3 (the first 12) and AutoV1 of sites, in one read."""
     whole, data, legacy = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     with InputFile(file, identity) as source:
         start = 0
@@ -150,15 +150,16 @@ _PIECE = 1 << 18
 
 
 def are_same_tensors(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two tensors have one element type, one shape and the same bytes."""
+    """Return True if two tensors have the same element type, shape and bytes."""
     is_alike = (one.dtype, one.shape) == (other.dtype, other.shape)
     return is_alike and are_same_bytes(one, other, [(0, 0, one.nbytes)])
 
 
 def are_same_bytes(one: TensorInfo, other: TensorInfo, ranges: Iterable[tuple[int, int, int]]) -> bool:
-    """Whether each of the `ranges` (first byte in `one`, first byte in `other`, how many) is alike in both tensors.
+    """Return True if all `ranges` of bytes are equal in both tensors.
 
-    Raises LoraInspectError where a file is not the one any more whose header was read.
+    A range is (first byte in `one`, first byte in `other`, count). Raises LoraInspectError if a file changed since its
+    header was read.
     """
     buffers = bytearray(_PIECE), bytearray(_PIECE)
     with InputFile(one.file, one.identity) as first, InputFile(other.file, other.identity) as second:

@@ -1,4 +1,4 @@
-"""One input file: opened without waiting, and the same file from its header to its last byte. Standard library only."""
+"""One input file, opened without waiting and unchanged from its header to its last byte. Standard library only."""
 
 import os
 import stat
@@ -20,10 +20,10 @@ _GAP, _AT_ONCE = 1 << 10, 1 << 16
 
 
 class Identity(NamedTuple):
-    """What a file cannot keep when it is replaced, rewritten, cut, extended or touched.
+    """The properties of a file that change when it is replaced, rewritten, truncated, extended or touched.
 
-    `bytes` is its size, `modified` the time of its last change in nanoseconds. A remote file is on no device, and has
-    the `tag` that its store gave it.
+    `bytes` is its size, `modified` the time of its last change in nanoseconds. A remote file has no device, but the
+    `tag` that its store gave it.
     """
 
     device: int
@@ -89,7 +89,7 @@ class InputFile:
             raise changed(self.path)
 
     def fileno(self) -> int:
-        """The descriptor, for what the system does by itself."""
+        """Return the descriptor, for direct system calls."""
         return self._handle.fileno()
 
     def read_into(self, start: int, buffer: bytearray | memoryview) -> None:
@@ -168,7 +168,7 @@ class RemoteInput(InputFile):
         """Nothing stays open between two ranges."""
 
     def check_unchanged(self) -> None:
-        """What was read was of one file."""
+        """Do nothing: every answer of the store is checked as it arrives."""
 
     def fileno(self) -> int:
         """There is no descriptor; raises AssertionError."""
@@ -187,7 +187,7 @@ class RemoteInput(InputFile):
         return bytes(self.read(start, count))
 
     def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of many small ranges, of which neighbours come together and others at the same time."""
+        """Return the bytes of many small ranges; neighbours come together and others in parallel."""
         return self._file.read_each(ranges)
 
     def pieces(self, start: int, stop: int, size: int) -> Iterator[bytearray]:
@@ -201,7 +201,7 @@ def identity_of(answer: "Answer") -> Identity:
 
 
 def answer_of(identity: Identity) -> "Answer":
-    """What a store has to say of a remote file of this identity."""
+    """Return the answer that a store has to give for a remote file of this identity."""
     from lora_inspect.stores.client import Answer
 
     return Answer(identity.bytes, identity.modified, identity.tag)
@@ -214,7 +214,7 @@ class HeldInput:
         self._held: InputFile | None = None
 
     def of(self, path: str, identity: Identity | None) -> InputFile:
-        """The file at `path`, opened as InputFile does where it is not the one that is held."""
+        """Return the file at `path`: the open one if it is the same, or a new InputFile."""
         if self._held is None or (self._held.path, self._held.identity) != (path, identity):
             self.close()
             self._held = InputFile(path, identity)
@@ -241,7 +241,7 @@ def read_whole(
 
 
 def identify(path: str) -> Identity:
-    """Which file `path` leads to; raises LoraInspectError where there was one and is none any more."""
+    """Return the identity of the file at `path`. Raises LoraInspectError if it is gone."""
     if is_remote(path):
         from lora_inspect.stores.stat import look
 

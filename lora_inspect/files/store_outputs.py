@@ -17,7 +17,7 @@ _OTHERWISE = "write a file or a folder here, and send it by a way that the serve
 
 
 def output_address(output: str) -> str:
-    """An output without slashes at its end; raises LoraInspectError where nothing can be written at such an address."""
+    """Return an output without slashes at its end. Raises LoraInspectError for an address that cannot be written."""
     address = printable_address(output)
     scheme = scheme_of(address)
     if scheme != S3:
@@ -37,7 +37,7 @@ def output_address(output: str) -> str:
 
 
 def is_input_address(output: str, inputs: Iterable[str]) -> bool:
-    """Whether an address is that of one of the inputs, in whatever version, or of a folder that holds one."""
+    """Return True if an address is that of an input, in any version, or of a folder that holds one."""
     address = output.rstrip("/")
     objects = (path.partition(VERSION)[0].rstrip("/") for path in inputs)
     return any(path == address or path.startswith(f"{address}/") for path in objects)

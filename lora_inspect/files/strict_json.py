@@ -66,13 +66,13 @@ def parse_object(text: str) -> dict[str, Any] | None:
 
 
 def is_shallow(value: Any, room: int = _DEEPEST) -> bool:
-    """Whether lists and objects stand at most `room` deep in each other; by default as deep as the library follows."""
+    """Return True if lists and objects are nested at most `room` deep; the default is the library's limit."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return inner is None or (room > 0 and all(is_shallow(one, room - 1) for one in inner))
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text holds no half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    """Return True if the text has no half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -127,5 +127,5 @@ def json_number(value: Any) -> float | None:
 
 
 def json_count(value: Any) -> int | None:
-    """A whole number above 0 that a size may be; None for anything else. Yes and no are none, though Python counts."""
+    """Return a whole number above 0 that can be a size; None for anything else, such as true and false."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < SIZES else None

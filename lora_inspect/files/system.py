@@ -77,7 +77,7 @@ def open_itself(path: str) -> int:
 
 
 def is_at(descriptor: int, path: str) -> bool:
-    """Whether `path` itself, no link at its end, is the open file."""
+    """Return True if `path` itself, not a link, is the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
@@ -123,7 +123,7 @@ def _lock_on_windows(descriptor: int) -> bool | None:
 
 
 def close_locked(descriptor: int) -> None:
-    """Closes a file whose lock is taken, and frees the lock at once, for which Windows may take its time."""
+    """Close a locked file and free its lock at once, since Windows may delay that."""
     try:
         if msvcrt := sys.modules.get("msvcrt"):
             os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
@@ -169,7 +169,7 @@ def copy_in_system(source: int, target: int, count: int, position: int, at: int)
 
 
 def usable_cores() -> int:
-    """How many cores this process may keep busy, as the system and the control group above it say."""
+    """Return the number of cores for this process, as the system and its control group state."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open("/proc/self/cgroup", "rb") as handle:
@@ -217,7 +217,7 @@ def exchange(first: str, second: str) -> bool:
 
 
 def start_writing(descriptor: int) -> bool:
-    """Has the disk begin with what is written to a file, and mostly does not wait; False where that is not known."""
+    """Start writing a file's data to disk, mostly without waiting; return False if the system cannot do that."""
     if sys.platform != "linux":
         return False
     try:
@@ -231,7 +231,7 @@ def start_writing(descriptor: int) -> bool:
 
 
 def sync_file(path: str) -> None:
-    """Has the disk keep what was written to a file; OSError where it does not."""
+    """Sync a file to disk. Raises OSError if that fails."""
     descriptor = os.open(path, os.O_RDWR | _NO_LINK | _BINARY)
     try:
         os.fsync(descriptor)
@@ -255,7 +255,8 @@ def sync_folder(path: str) -> None:
 
 
 def _link_new(source: str, target: str) -> bool:
-    """Gives a file a second name; FileExistsError where it is taken, False where the file system has no such thing."""
+    """Give a file a second name; return False if the file system has no links. Raises FileExistsError if it is taken.
+    """
     if not hasattr(os, "link"):
         return False
     try:

@@ -121,7 +121,7 @@ OF_TOKENS = "tokenizer."
 
 
 class Value(NamedTuple):
-    """A value of the metadata: the number of its type, where it begins, and what it is."""
+    """A value of the metadata: the number of its type, its position, and the value itself."""
 
     type: int
     start: int
@@ -252,9 +252,9 @@ ENDING = ".gguf"
 
 
 def is_gguf_adapter(path: str) -> bool:
-    """Whether a file of this name says that it is an adapter, or ends before it says anything.
+    """Return True if a .gguf file says that it is an adapter, or ends before it says anything.
 
-    A model says what it is among its first keys; a file that is cut before that is for its reader to name.
+    A model states its type among its first keys. The reader reports a file that is truncated before that.
     """
     if not path.lower().endswith(ENDING):
         return False
@@ -268,7 +268,7 @@ def is_gguf_adapter(path: str) -> bool:
 
 
 def kind_of_gguf(path: str) -> object:
-    """What a GGUF file says that it is, None where it says nothing; LoraInspectError where it ends before."""
+    """Return the type that a GGUF file states, or None. Raises LoraInspectError if the file ends before it."""
     with InputFile(path) as source:
         return _kind(source)
 

@@ -52,9 +52,10 @@ _MATRICES = (".lora_a", ".lora_b")
 
 
 class ExpectedKind(NamedTuple):
-    """What a file is read as: what raises LoraInspectError for another one, and what is true of all of its kind.
+    """The kind of file to read: a check that refuses other kinds, and the maximum number of dimensions.
 
-    `way_out` is the way out where the file is one of a version or with element types that are not known here.
+    `expect` raises LoraInspectError for another kind. `way_out` is the fix for a file with an unknown version or
+    unknown element types.
     """
 
     expect: Expect
@@ -181,7 +182,7 @@ class GgufHeader(NamedTuple):
 
 
 def read_gguf(file: str) -> GgufHeader:
-    """The header of an adapter; raises LoraInspectError for a model, and for what llama.cpp would not read."""
+    """Return the header of an adapter. Raises LoraInspectError for a model, and if llama.cpp would not read it."""
 
     def expect(key: str, values: Mapping[str, Value]) -> None:
         if key.startswith(OF_TOKENS) or (key == TYPE_KEY and values[key].value != ADAPTER):
@@ -220,7 +221,7 @@ def _no_adapter(file: str, values: Mapping[str, Value]) -> LoraInspectError:
 
 
 def _check_adapter(file: str, values: dict[str, Value]) -> None:
-    """Raises LoraInspectError where the metadata is not that of an adapter whose change is known."""
+    """Raise LoraInspectError if the metadata is not that of an adapter with a known change."""
     if TYPE_KEY not in values:
         raise _no_adapter(file, values)
     kind = values.get(ADAPTER_TYPE_KEY)
@@ -236,7 +237,7 @@ def _check_adapter(file: str, values: dict[str, Value]) -> None:
 
 
 def _alpha(file: str, found: Value, identity: Identity) -> TensorInfo | None:
-    """Where the number stands; None for 0."""
+    """Return the place of alpha in the file; None for 0."""
     if found.type != FLOAT32:
         raise DamagedError(file, f"its {ALPHA_KEY} is {as_text(found.value)}, not a float32", AGAIN)
     return TensorInfo(ALPHA_KEY, "F32", (), file, found.start, found.start + 4, identity) if found.value else None
@@ -256,7 +257,7 @@ class GgufModel(NamedTuple):
 
 
 def read_gguf_model(file: str) -> GgufModel:
-    """The header of a model; raises LoraInspectError for one that has not its own names, and for what is none."""
+    """Return the header of a model with its own tensor names. Raises LoraInspectError for any other file."""
 
     def expect(key: str, values: Mapping[str, Value]) -> None:
         if key.startswith(OF_TOKENS):

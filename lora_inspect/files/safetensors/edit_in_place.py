@@ -103,7 +103,7 @@ class Editing:
             ) from None
 
     def repair(self) -> None:
-        """Puts back what a run that died was replacing, if it had begun to."""
+        """Restore the old header if a run died while it replaced it."""
         size = os.fstat(self._journal).st_size
         if not is_ours(_read(self._journal, min(size, size_of(0)))[: size_of(0) - DIGEST_BYTES]):
             path = journal_of(self.file)
@@ -131,9 +131,9 @@ class Editing:
 
 @contextmanager
 def editing(file: str) -> Iterator[Editing]:
-    """The right to change `file`, after what a run that died has left of it is put right.
+    """Yield the right to change `file`, after repairing the leftovers of a run that died.
 
-    Raises LoraInspectError where another run has it, and where nothing can be written beside the file.
+    Raises LoraInspectError if another run has the right, or nothing can be written next to the file.
     """
     with refusing(file):
         descriptor, is_left = _claim(file)
@@ -150,7 +150,7 @@ def editing(file: str) -> Iterator[Editing]:
 
 
 def repair(path: str) -> None:
-    """Repairs the file, or those of the folder, whose journals say that a run died while it rewrote them."""
+    """Repair the file, or the files in the folder, with journals of runs that died while they rewrote them."""
     folder = os.path.isdir(path)
     found = [os.path.join(path, name) for name in sorted(os.listdir(path))] if folder else [journal_of(path)]
     for journal in found:
@@ -187,7 +187,7 @@ def _claim(file: str) -> tuple[int, bool]:
 
 
 def _is_free(descriptor: int, is_left: bool) -> bool:
-    """Whether the lock of a journal is taken now, or where there are no locks, nobody can be at it any more."""
+    """Return True if this run now has the journal's lock, or, without locks, no other run can still use it."""
     is_locked = lock(descriptor)
     if is_locked is None:
         return not is_left or time.time() - os.fstat(descriptor).st_mtime > _LONGEST_RUN
@@ -239,7 +239,7 @@ _BLOCK = 4096
 
 
 class Headed(NamedTuple):
-    """A file and what its header says: its tensors in file order, its metadata, and where its data begins."""
+    """A file and its header: its tensors in file order, its metadata, and the position of its data."""
 
     file: str
     tensors: Mapping[str, TensorInfo]
@@ -249,7 +249,7 @@ class Headed(NamedTuple):
 
     @property
     def room(self) -> int:
-        """How many bytes the metadata may gain where it stands; less than none where the header lacks them."""
+        """The number of bytes that the metadata can grow in place; negative if the header is too short."""
         return self.data_start - LENGTH_BYTES - len(header_text(self._plans, self.metadata))
 
     @property

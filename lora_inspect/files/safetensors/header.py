@@ -58,7 +58,7 @@ class Table(NamedTuple):
 
 
 class _Spelling:
-    """The signs of a header: `blank` is what stands behind a colon and a comma."""
+    """The punctuation of a header; `blank` follows each colon and comma."""
 
     def __init__(self, blank: str) -> None:
         comma, colon = f",{blank}", f":{blank}"
@@ -81,7 +81,7 @@ class _Spelling:
         return found if found and length + signs == len(text) else None
 
     def kind(self, text: str) -> tuple[str, tuple[int, ...], int] | None:
-        """Type, shape and size in bytes; None for what no tensor has."""
+        """Return type, shape and size in bytes; None if no tensor can have them."""
         dtype, _, dimensions = text.partition(self._before_shape)
         digits = dimensions.split(self.comma) if dimensions else []
         if dtype not in BITS or not all(map(_is_number, digits)):
@@ -92,7 +92,7 @@ class _Spelling:
 
 
 def _is_number(digits: str) -> bool:
-    """Whether it is spelled as JSON has a whole number, with no more digits than `_NUMBER` takes."""
+    """Return True for a whole number in JSON's spelling, with no more digits than `_NUMBER` takes."""
     return digits.isdecimal() and len(digits) <= _MOST_DIGITS and (digits[0] != "0" or digits == "0")
 
 
@@ -124,7 +124,7 @@ def read_plain(content: bytes | bytearray, room: int) -> tuple[Table, dict[str, 
 
 
 def _table_as_before(spelling: _Spelling, text: str, room: int) -> Table | None:
-    """What `_table` finds in the text."""
+    """Return the result of `_table` for the text, from a cache if possible."""
     if len(text) > _LONGEST_REMEMBERED:
         return _table(spelling, text, room)
     table = _tables.get((text, room))
@@ -205,16 +205,16 @@ class TensorInfo(NamedTuple):
 
 
 def read_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Tensors in file order and metadata of one .safetensors file, with every rule of the format checked.
+    """Return tensors in file order and metadata of one .safetensors file; every rule of the format is checked.
 
-    Raises LoraInspectError where the file cannot be what its name says.
+    Raises LoraInspectError for a file that is damaged or in another format.
     """
     tensors, metadata, _ = identified_header(file)
     return tensors, metadata
 
 
 def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str], Identity]:
-    """What `read_header` reads, and which file it was."""
+    """Return the result of `read_header`, and the identity of the file."""
     with InputFile(file) as source:
         size = source.identity.bytes
         start = bytes(source.read(0, min(size, START_BYTES)))
@@ -242,7 +242,7 @@ def count_elements(shape: Iterable[int]) -> int:
 
 
 def _read_plain(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
-    """What `_read_text` finds in a header as nearly all programs write it; None for any other."""
+    """Return the result of `_read_text` for a header in the common form; None for any other."""
     file, identity, data_start = source.path, source.identity, LENGTH_BYTES + length
     if length > LONGEST:
         return None

@@ -23,7 +23,7 @@ DIGEST_BYTES = 32
 
 
 class Journal(NamedTuple):
-    """Two headers of the same length, with what stands before them: the one that was, and the one that will be."""
+    """Two headers of the same length, each with the length before it: the old one and the new one."""
 
     old: bytes
     new: bytes
@@ -34,7 +34,7 @@ class Journal(NamedTuple):
         return content + _digest(content)
 
     def state(self, header: bytes) -> str:
-        """What `header` is: one of the two, a part of each, or neither."""
+        """Return the state of `header`: one of the two, a mix of both, or neither."""
         if header in (self.old, self.new):
             return WHOLE
         found, old, new = (int.from_bytes(one, "little") for one in (header, self.old, self.new))
@@ -56,12 +56,12 @@ def decoded(content: bytes) -> Journal | None:
 
 
 def is_ours(start: bytes) -> bool:
-    """Whether a file that begins so is a journal, or what a run that died at once has of one."""
+    """Return True if a file that begins so is a journal, or the start of one from a run that died at once."""
     return start.startswith(_MARK) or _MARK.startswith(start)
 
 
 def size_of(length: int) -> int:
-    """How many bytes a whole journal has of headers with so many."""
+    """Return the size in bytes of a whole journal of two headers with `length` bytes each."""
     return len(_MARK) + 2 * length + DIGEST_BYTES
 
 

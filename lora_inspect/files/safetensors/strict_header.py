@@ -1,7 +1,7 @@
-"""The JSON of a header, read entry by entry, as strictly as the safetensors library reads it. Standard library only.
+"""The JSON of a header, read entry by entry, as strictly as the safetensors library does. Standard library only.
 
-No more than a few pieces of it are held at a time, so that neither a long header nor a value that is small as text and
-large as objects takes memory before it is refused.
+Only a few pieces of it are in memory at a time. So neither a long header nor a value that is small as text and large as
+objects takes memory before it is refused.
 """
 
 import codecs
@@ -154,7 +154,7 @@ class HeaderText:
         return name
 
     def _string(self, longest: int, beyond: str) -> str:
-        """A string that is spelled with up to `longest` characters; `beyond` says what it is otherwise."""
+        """Read a string spelled with up to `longest` characters; `beyond` describes a longer one in the error."""
         if self._peek() != '"':
             raise self._no_json()
         self._ahead(_KEY_CHARACTERS)
@@ -180,7 +180,7 @@ class HeaderText:
         return str(value)
 
     def _take(self, sign: str) -> bool:
-        """Whether the next character is this one, which is then behind."""
+        """Return True and step over the next character if it is this one."""
         taken = self._peek() == sign
         self._at += taken
         return taken
@@ -235,5 +235,5 @@ class HeaderText:
 
 
 def incomplete_entry(file: str, name: str) -> LoraInspectError:
-    """The error for a tensor of which the header does not say enough."""
+    """Return the error for a tensor with an incomplete header entry."""
     return DamagedError(file, f"the header entry of {name} lacks dtype, shape or data_offsets", "fetch the file again")

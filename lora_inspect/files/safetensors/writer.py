@@ -74,9 +74,9 @@ _STEP = 64 << 20
 
 
 class EarlySync:
-    """Tells the system of one open file, in a thread of its own: where the disk is slow, that thread alone waits.
+    """A thread that tells the system to write one open file to disk early; only this thread waits for a slow disk.
 
-    What the disk refuses shows when the file is synced at last.
+    Disk errors appear when the file is finally synced.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -120,7 +120,7 @@ ALIGNMENT = 8
 
 
 class TensorPlan(NamedTuple):
-    """What will be written under `name`."""
+    """The element type and shape of a tensor to write under `name`."""
 
     name: str
     dtype: str
@@ -138,7 +138,7 @@ def in_file_order(plans: Iterable[TensorPlan]) -> list[TensorPlan]:
 
 
 def encode_header(plans: Sequence[TensorPlan], metadata: Mapping[str, str], room: int = 0) -> bytes:
-    """The header of a file with the tensors `plans` in this order, its length before it and `room` blanks behind it."""
+    """Return the header of a file with the tensors `plans` in this order, after its length and before `room` blanks."""
     return padded_header(header_text(plans, metadata), room)
 
 
@@ -214,11 +214,11 @@ class Writer:
                 raise AssertionError(f"{self._left} bytes were planned but not written")
 
     def place(self, name: str) -> tuple[int, int]:
-        """Where a tensor begins and ends in the file."""
+        """Return the begin and the end of a tensor in the file."""
         return self._places[name]
 
     def has(self, name: str) -> bool:
-        """Whether a tensor is one of the file."""
+        """Return True if the file has a tensor of this name."""
         return name in self._places
 
     def forget(self, name: str) -> None:
@@ -236,7 +236,7 @@ class Writer:
             raise AssertionError(f"{name}: {position} bytes written where {stop - start} were planned")
 
     def write_at(self, name: str, position: int, buffer: Buffer) -> int:
-        """Bytes of a tensor from its own `position` on, each of which is written once; returns the position behind."""
+        """Write bytes of a tensor from its own `position` on, each only once; return the position after them."""
         start, stop = self._places[name]
         count = memoryview(buffer).nbytes
         if start + position + count > stop:
@@ -263,7 +263,7 @@ class Writer:
         self._count(count)
 
     def spans(self, infos: Iterable[TensorInfo]) -> Iterator[Span]:
-        """What is copied of tensors that keep their names, in the order of the file; neighbours in one span."""
+        """Yield the spans to copy of tensors that keep their names, in file order; neighbours form one span."""
         last: Span | None = None
         for info in sorted(infos, key=lambda info: self._places[info.name]):
             at, _ = self._places[info.name]
@@ -284,9 +284,9 @@ class Writer:
 
 
 def rewrite_header(file: str, header: bytes, length: int) -> None:
-    """Puts a header of the same tensors into a file whose own has `length` bytes; OSError where the disk refuses.
+    """Replace the header of a file, of `length` bytes, by one of the same tensors; OSError if the disk refuses.
 
-    It has as many blanks less, or more, as its text is longer or shorter.
+    Blanks make up the difference in length.
     """
     text = header[LENGTH_BYTES:].rstrip(b" ")
     if LENGTH_BYTES + len(text) > length:
@@ -320,7 +320,7 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What will be written under a name, and where its bytes come from."""
+    """The plan of a tensor to write, and the source of its bytes."""
 
     plan: TensorPlan
     source: "TensorInfo | bytes | Computed"
