@@ -202,8 +202,7 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
 
 
 def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:
-    """Return an adapter of llama.cpp from its header alone; a config next to it belongs to the source of a conversion.
-    """
+    """Return an adapter of llama.cpp from its header only; a config next to it belongs to the conversion's source."""
     from lora_inspect.files.gguf.gguf_reader import read_gguf
 
     tensors, metadata, identity, alpha = read_gguf(file)

@@ -256,7 +256,7 @@ def _lies_in(path: str, folder: str) -> bool:
 
 @contextmanager
 def folder_of_outputs(folder: str) -> Iterator[None]:
-    """Make the folder and its parents; afterwards remove those that it made and that are empty. Stores have none."""
+    """Make the folder with its parents; afterwards remove the new folders that are empty. Stores have no folders."""
     if is_remote(folder):
         yield
         return

@@ -255,8 +255,7 @@ def sync_folder(path: str) -> None:
 
 
 def _link_new(source: str, target: str) -> bool:
-    """Give a file a second name; return False if the file system has no links. Raises FileExistsError if it is taken.
-    """
+    """Give a file a second name; return False if there are no links. Raises FileExistsError if it is taken."""
     if not hasattr(os, "link"):
         return False
     try:

@@ -129,7 +129,7 @@ class ToStore(PendingOutput):
             raise
 
     def abort(self) -> list[str]:
-        """Abort the incomplete uploads; return the addresses of those that the store did not abort."""
+        """Abort the incomplete uploads; return the addresses of uploads that the store did not abort."""
         left = abort_all(self._store, [(own.address, own.unfinished) for own in self._uploads if own.unfinished])
         if not left:
             self.abort_lost()
@@ -155,7 +155,7 @@ class ToStore(PendingOutput):
 
 
 def _rank(upload: Upload) -> int:
-    """Return the position of an object in the order of completion: files that programs look for first come last."""
+    """Return the position of an object in the order of completion: programs look first for the last ones."""
     return 2 if upload.address.endswith(_INDEX) else 1 if upload.address.endswith(_CONFIG) else 0
 
 
