@@ -33,12 +33,12 @@ _PLACEHOLDERS = {
 def read_settled(
     opened: Sequence[tuple[Checkpoint, Settings]], options: Settings, has_steps: bool = False
 ) -> list[Adapter]:
-    """Reads each checkpoint with the settings on its path, and with what the `options` settle.
+    """Read each checkpoint with the settings on its path and the settings from `options`.
 
-    An option speaks of the one adapter whose evidence leaves it open. Raises LoraInspectError where there are several,
-    and where an adapter needs more than the options and the paths say; the error names all that is missing. Where
-    nothing is open, every adapter is asked whether it agrees. The architecture is that of all that leave it open, as
-    one base is of one. A step is refused unless the verb `has_steps`.
+    An option applies to the one adapter that leaves it open. Raises LoraInspectError if there are several, and if an
+    adapter needs more than the options and the paths give; the error names everything that is missing. If nothing is
+    open, the option is checked against every adapter. The architecture applies to all adapters that leave it open,
+    since they share one base. A step is refused unless the verb `has_steps`.
     """
     for checkpoint, own in opened:
         if own.step is not None and not has_steps:
@@ -108,7 +108,7 @@ def _havers(adapters: Sequence[Adapter], name: str) -> list[int]:
 
 
 def _forms(adapters: Sequence[Adapter], option: Settings = Settings()) -> str:  # noqa: B008 (frozen)
-    """What to write for each adapter: its path, the settings that it has, and those that are open."""
+    """Return the argument to write for each adapter: its path, its settings, and the open ones."""
     forms = []
     for adapter in adapters:
         given = spell_settings(adapter.settings)
@@ -189,11 +189,11 @@ class ModuleFilter(NamedTuple):
 
     @property
     def leaves(self) -> str:
-        """What it adds to a sentence on the modules that are left."""
+        """The addition to a sentence about the modules that are left."""
         return f" left by {self.says}" if self.says else ""
 
     def takes(self, names: ModuleNames) -> bool:
-        """Whether a module is merged."""
+        """Return True if a module is merged."""
         is_included = not self.include or any(fits(pattern, names) for pattern in self.include)
         return is_included and not any(fits(pattern, names) for pattern in self.exclude)
 

@@ -1,8 +1,8 @@
-"""Textual inversion: vectors that stand for a token in a prompt, in a file of their own or bundled with an adapter.
+"""Textual inversion: vectors for a token in a prompt, in a file of their own or bundled with an adapter.
 
-They are put behind the text encoder's vocabulary when a prompt has the token, so that no weight of the model is theirs
-to change. Sources of the names: the bundles of OneTrainer and LyCORIS, `save_safeloras_with_embeds` of cloneofsimo's
-lora, textual inversion of sd-scripts, A1111 and diffusers.
+They are appended to the text encoder's vocabulary when a prompt has the token, so they change no weight of the model.
+Sources of the names: the bundles of OneTrainer and LyCORIS, `save_safeloras_with_embeds` of cloneofsimo's lora, textual
+inversion of sd-scripts, A1111 and diffusers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -53,22 +53,22 @@ class _Wrapped(NamedTuple):
 
     @property
     def is_nested(self) -> bool:
-        """Whether there is a wrapper within another one."""
+        """True if a wrapper is within another one."""
         return any(self.by_depth)
 
     @property
     def is_experts(self) -> bool:
-        """Whether it is called as the experts of a mixture are."""
+        """True if it has the name of a mixture's experts."""
         return self.path.rpartition(".")[2] == _PARENT
 
     @property
     def is_wrapper(self) -> bool:
-        """Whether its names alone show that what is adapted is no layer of the model."""
+        """True if the names alone show that the adapted object is not a layer of the model."""
         return self.is_experts or self.is_nested or bool(self.inner)
 
     @property
     def is_attention(self) -> bool:
-        """Whether it has the factors of a MultiheadAttention whose query, key and value are fused."""
+        """True if it has the factors of a MultiheadAttention with fused query, key and value."""
         if self.is_nested or _OUT not in self.inner:
             return False
         (rows, width), (out, inputs) = _sizes(self), _sizes(self.inner[_OUT])
@@ -86,12 +86,12 @@ class _Wrapped(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether no wrapper lacks between the outermost and the innermost one."""
+        """True if no wrapper is missing between the outermost and the innermost one."""
         return set(self.by_depth) == set(range(len(self.by_depth)))
 
 
 def claim_wrapped(reading: Reading) -> Reading:
-    """Claims parameters, and modules of the model, in the place of what the wrappers make of their names."""
+    """Claim parameters, and modules of the model, instead of the modules that the names of wrappers show."""
     claims, configs = reading.claims, reading.configs
     renamed: dict[str, Module] = {}
     findings = list(claims.findings)
@@ -129,7 +129,7 @@ def names_parameters(config: Mapping[str, Any]) -> list[str]:
 
 
 def lost_parameters(reading: "Reading") -> Iterator[RawProblem]:
-    """Configs of whose parameters the file has nothing."""
+    """Yield problems of configs that name parameters without any tensor in the file."""
     if any(finding.code == "experts-ambiguous" for finding in reading.claims.findings):
         return
     known = any(contribution.algorithm.packed for contribution in reading.contributions)
@@ -178,7 +178,10 @@ def _lora_of(module: Module) -> Contribution:
 
 
 def _parameters(wrapped: _Wrapped, configs: "Sequence[FoundConfig]") -> list[tuple[Module, Module]] | str | None:
-    """Each wrapper with the module of its parameter; None where they are no wrappers of any; or what is wrong."""
+    """Return each wrapper with the module of its parameter; None if it wraps no parameter; or an error text.
+
+    The list is empty if a pattern of the config was refused.
+    """
     outermost = next(iter(wrapped.by_depth.values())).name
     body = wrapped.in_model.removeprefix(outermost.prefix)
     for found in configs:
@@ -230,7 +233,7 @@ def _chosen(wrapped: _Wrapped, body: str, found: "FoundConfig") -> list[str]:
 def _renamed(
     wrapped: _Wrapped, body: str, names: Sequence[str], found: "FoundConfig"
 ) -> list[tuple[Module, Module]] | str:
-    """Each wrapper with the module of its parameter; or what is wrong with it."""
+    """Return each wrapper with the module of its parameter, or an error text."""
     pairs = []
     for module, name in zip(wrapped.innermost_first, names, strict=True):
         path = f"{body}.{name}"

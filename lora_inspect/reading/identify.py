@@ -67,7 +67,7 @@ def described(found: Sequence[Detection]) -> str:
 
 
 def may_be_one(ours: Iterable[Detection], theirs: Iterable[Detection]) -> bool:
-    """Whether a candidate of one file may be of the family and size of one of the other; an unknown size may be any."""
+    """Return True if two files may have the same family and size; an unknown size matches any."""
     return any(
         our.architecture is their.architecture and (None in (our.size, their.size) or our.size == their.size)
         for our, their in product(ours, theirs)
@@ -75,23 +75,23 @@ def may_be_one(ours: Iterable[Detection], theirs: Iterable[Detection]) -> bool:
 
 
 def common_families(ours: Sequence[Detection], theirs: Sequence[Detection]) -> tuple[Detection, ...]:
-    """The families that an adapter and a base may both be of, in the base's layout; without any, the adapter's own."""
+    """Return the families that both an adapter and a base may have, in the base's layout; else the adapter's own."""
     names = {candidate.architecture.name for candidate in ours}
     return tuple(candidate for candidate in theirs if candidate.architecture.name in names) or tuple(ours)
 
 
 def common_correspondence(families: Sequence[Detection]) -> Correspondence:
-    """How layouts are related in the families, for names of both of which it is known that they are a file's.
+    """Return the relations of layouts that hold in all families, for two names that are both in files.
 
-    Those are the relations that each family has that has layers of both names.
+    A relation holds if each family with layers of both its names has it.
     """
     return _common(families, _has_both_sides)
 
 
 def certain_correspondence(families: Sequence[Detection]) -> Correspondence:
-    """How layouts are related whichever of the families it is, for names of one layout whose others are looked for.
+    """Return the relations of layouts that hold in all families, to look for the other names of one layout.
 
-    Those are the relations that each family has that has a layer of either name.
+    A relation holds if each family with layers of either of its names has it.
     """
     return _common(families, _has_a_side)
 

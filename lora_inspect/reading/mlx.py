@@ -77,7 +77,7 @@ class MlxRules(OwnRules):
         }
 
     def dora(self, facts: Sequence[LoraFacts], claims: "Claims") -> list[DoraClaim]:
-        """What the config says of DoRA of the modules of MLX."""
+        """Return the config's statement about DoRA of the modules of MLX."""
         config = self._config
         keys = {key for key, module in claims.modules.items() if module.name.scheme == MLX.name}
         if config is None or config.dora is None or not keys:
@@ -87,7 +87,7 @@ class MlxRules(OwnRules):
         return [DoraClaim("adapter_config", config.where, value, own, says)]
 
     def about(self, contributions: Iterable[Contribution]) -> Iterator[Evidence]:
-        """What the config says of the scale, and how many layers have experts."""
+        """Yield the config's statement about the scale, and the number of layers with experts."""
         config = self._config
         own = [contribution for contribution in contributions if contribution.algorithm.name in NAMES]
         if config and own and (scale := json_number(config.parameters.get("scale"))) is not None:
@@ -142,7 +142,7 @@ def _of_its_kind(contribution: Contribution) -> Contribution:
 
 
 def _misplaced(key: str, contributions: Sequence[Contribution]) -> Iterator[RawProblem]:
-    """What stands beside factors of MLX and has no place there."""
+    """Yield problems of tensors next to factors of MLX that have no place there."""
     others = [contribution for contribution in contributions if contribution.algorithm.name not in NAMES]
     if others and len(others) < len(contributions):
         keys = tuple(info.name for info in others[0].factors.values())

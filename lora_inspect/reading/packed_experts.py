@@ -66,7 +66,7 @@ def settle_packing(reading: Reading) -> Reading:
 def packing_of(
     contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> tuple[str | None, str]:
-    """How the columns of B lie and what says so; None where nothing does, or not clearly."""
+    """Return the packing of B's columns and its source; None if nothing states it clearly."""
     if contribution.algorithm.experts == 1 or contribution.known_rank == 1:
         return RANK_MAJOR, "shapes"  # both are the same
     said = _stated_packing(contribution, config, metadata)
@@ -79,10 +79,10 @@ def packing_of(
 
 
 def along(config: Mapping[str, Any]) -> str | None:
-    """Which dimension A is along where the shapes do not tell it, by PEFT's version; None for one that is not known.
+    """Return the dimension that A is along if the shapes do not show it; None for an unknown PEFT version.
 
-    Up to 0.18 it is the first one. 0.19.0 takes it the other way round where the class stores (experts, in, out), which
-    makes it that of the outputs, and later versions that of the inputs.
+    Up to 0.18 it is the first one. 0.19.0 reverses it where the class stores (experts, in, out), so that it is that of
+    the outputs; in later versions it is that of the inputs.
     """
     version = peft_version(config)
     if version is None:
@@ -93,7 +93,7 @@ def along(config: Mapping[str, Any]) -> str | None:
 
 
 def packing_setting(reading: Reading) -> Iterator[RawProblem]:
-    """What the setting says against what is known without it."""
+    """Yield problems of the setting: it has no effect, or contradicts the known packing."""
     chosen = reading.settings.expert_packing
     if chosen is None:
         return
@@ -141,7 +141,7 @@ def _about_experts(reading: Reading) -> Iterator[Evidence]:
 
 
 def _stated_packing(contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]) -> list[Any]:
-    """What the config and the metadata say of the packing of one parameter."""
+    """Return the statements of the config and the metadata about the packing of one parameter."""
     mapping = config.get("auto_mapping")
     said: list[Any] = []
     for source in (config, mapping if isinstance(mapping, dict) else {}, metadata):
@@ -160,7 +160,7 @@ def _parameter(contribution: Contribution) -> str:
 
 
 def is_of_unsloth(config: Mapping[str, Any]) -> bool:
-    """Whether Unsloth saved it."""
+    """Return True if Unsloth saved it."""
     mapping = config.get("auto_mapping")
     return isinstance(mapping, dict) and bool(mapping.get(_UNSLOTH))
 
@@ -188,7 +188,7 @@ _ALIKE, _TIMES = 0.2, 2.0
 
 
 def packing_hint(reading: Reading) -> Iterator[RawProblem]:
-    """What the columns look like where nothing says how they lie."""
+    """Yield a hint from the likeness of the columns if nothing states their packing."""
     opened = list(_unsettled_factors(reading))
     chosen = [opened[number] for number in _spread(len(opened), _PARAMETERS)]
     means = [mean for up, experts in chosen if (mean := _likeness(reading.checkpoint, up, experts))]
@@ -207,7 +207,7 @@ def packing_hint(reading: Reading) -> Iterator[RawProblem]:
 
 
 def _unsettled_factors(reading: Reading) -> Iterator[tuple[TensorInfo, int]]:
-    """B and the number of experts of each parameter whose packing nothing tells, not even the user."""
+    """Yield B and the number of experts of each small parameter with a packing that nobody states."""
     speakers = Speakers(reading.configs)
     for contribution in reading.contributions:
         if (

@@ -49,7 +49,7 @@ def _said_by(config: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def shown_encoders(modules: dict[str, Module]) -> dict[str, tuple[TextEncoder, ...]]:
-    """What the modules of each component show of the text encoder that it is."""
+    """Return the text encoders that the modules of each component show it to be."""
     return _encoders(_layers(modules))
 
 
@@ -74,7 +74,7 @@ def _layers(named: dict[str, Module]) -> list[tuple[ModuleName, Features]]:
 
 
 def _is_of_layer(change: Contribution) -> bool:
-    """Whether it changes what the tables of architectures list: matrices and kernels, not norms or heads."""
+    """Return True if it changes a layer in the tables of architectures: matrices and kernels, not norms or heads."""
     algorithm = change.algorithm
     return algorithm.formula is None or (
         algorithm.parameter == WEIGHT and len(change.shape) > 1 and not algorithm.replaces

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _of_comfyui(component: str) -> tuple[str, ...]:
-    """How ComfyUI's checkpoints of a whole pipeline begin the names of a text encoder: as its adapters do."""
+    """Return a text encoder's prefixes in ComfyUI's whole-pipeline checkpoints; its adapters have the same."""
     return tuple(prefix for prefix, own in COMFYUI.prefixes.items() if own == component)
 
 
@@ -81,10 +81,10 @@ _FUSED_WEIGHT = ".in_proj_weight"
 
 
 class SharedRows(NamedTuple):
-    """How a module of the base shares rows with one of the adapter: as the whole of several parts, or as one of them.
+    """The rows that a module of the base shares with one of the adapter: one of the two is a part of the other.
 
-    `part` is the number of the part, of `parts`, that is the one module where `of_whole` says that the other one, the
-    adapter's, is the whole; else it is the adapter's module.
+    `part` is the number of the part, out of `parts`. If `of_whole`, the adapter's module is the whole and the base's is
+    the part; otherwise the adapter's module is the part.
     """
 
     arrangement: "Arrangement"
@@ -94,12 +94,12 @@ class SharedRows(NamedTuple):
 
 
 class BaseModule(NamedTuple):
-    """A module of the base that a name means: its path, and the `piece` that it has of it, None for all of it.
+    """A module of the base that a name means: its path, and the `piece` that the name has of it, None for all of it.
 
-    Where the path is that of a parameter of all experts, (experts, rows, columns), the module is that of one `expert`,
-    or the `parameter` itself. Of a `single` expert the path is that of a module, and the name is the parameter's.
-    `joint` stands between the path and the parameters' own names.
-    `called` are a parameter of the module and the tensor that has it under a name of its own.
+    If the path is that of a parameter of all experts, (experts, rows, columns), the module is one `expert`, or the
+    `parameter` itself. For a `single` expert, the path is a module's and the name is the parameter's. `joint` is
+    between the path and the names of the parameters. `called` is a parameter of the module and the tensor that holds it
+    under another name.
     """
 
     path: str
@@ -119,14 +119,14 @@ class BaseModule(NamedTuple):
 
 
 class NameTable:
-    """The modules of a base by the names that an adapter of one scheme, component and prefix has for them.
+    """The modules of a base by their names in an adapter of one scheme, component and prefix.
 
-    Names come from the base's own paths over every base prefix, and from what the `correspondence` calls them in
-    another layout. Where no path is spelled so, one that differs by roots of transformers counts, as long as roots are
-    only added or only dropped: `bert.` is never taken for `roberta.`.
+    Names come from the base's own paths after every base prefix, and from their names in other layouts by the
+    `correspondence`. If no path matches, a path with other roots of transformers does, as long as roots are only added
+    or only removed: `bert.` never matches `roberta.`.
 
-    A module that has a matrix or a kernel comes before a parameter that is called so itself, and that before a module
-    that has vectors or parameters of its own alone.
+    A module with a matrix or a kernel comes before a parameter with that name, and that before a module that has only
+    vectors or its own parameters.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class NameTable:
         return next((found for spellings in self._others if (found := spellings.find(name))), [])
 
     def find_parameter(self, name: ModuleName, parameter: str) -> list[BaseModule]:
-        """What has the `parameter` of the module that is named, where the base has it under the name of another one.
+        """Return the base's tensors with the `parameter` of the named module, if the base names it differently.
 
         `modulation` of `blocks.0` is found in a tensor `blocks.0.scale_shift_table`.
         """
@@ -209,12 +209,12 @@ def _owner(name: str, base: Checkpoint) -> BaseModule:
 
 
 def _alone(tensor: str, parameter: str) -> BaseModule:
-    """A tensor that is what a name calls a module, or one of its parameters."""
+    """Return the module of a tensor that a name calls a module, or a parameter of a module."""
     return BaseModule(tensor, called=(parameter, tensor))
 
 
 def _is_parameter(name: str) -> bool:
-    """Whether a tensor is none of those that the modules of all programs have."""
+    """Return True for a tensor that is not named as a weight or a bias."""
     return not name.endswith((f".{WEIGHT}", f".{BIAS}"))
 
 
@@ -248,7 +248,10 @@ def own_paths(path: str, component: str, base: Checkpoint) -> Iterable[str]:
 
 
 def prefixes_of(component: str, base: Checkpoint) -> tuple[str, ...]:
-    """What this base may put in front of the component's paths; a file of one expert has the main model's prefixes."""
+    """Return this base's possible prefixes of the component's paths.
+
+    A file of one expert has the main model's prefixes.
+    """
     prefixes = BASE_PREFIXES.get(component, ("",))
     if component in EXPERTS and not any(name.startswith(prefixes) for name in base.tensors):
         return BASE_PREFIXES[EXPERTS[component]]
@@ -276,7 +279,7 @@ def leaf_of(path: str) -> str:
 
 
 def is_weight(info: TensorInfo) -> bool:
-    """Whether an adapter can change the tensor: a matrix or a kernel, not a vector."""
+    """Return True if an adapter can change the tensor: a matrix or a kernel, not a vector."""
     return info.name.endswith((".weight", _FUSED_WEIGHT)) and len(info.shape) > 1
 
 

@@ -26,7 +26,7 @@ _MOST_HEADS = 10**6
 
 
 class ModelConfig(NamedTuple):
-    """The `model_type` of a model and of its language part, as far as they are there, and its heads, None for none."""
+    """The `model_type` of a model and of its language part, if present, and its heads, or None."""
 
     path: str
     kinds: tuple[str, ...]
@@ -65,7 +65,7 @@ def _count(number: Any) -> int | None:
 
 
 def has_header(checkpoint: Checkpoint) -> bool:
-    """Whether the file is one of llama.cpp's, and not a safetensors file that has its names."""
+    """Return True for a file of llama.cpp, and False for a safetensors file with its names."""
     return TYPE_KEY in checkpoint.metadata
 
 
@@ -80,10 +80,10 @@ def gguf_families(checkpoint: Checkpoint) -> tuple[Detection, ...]:
 
 
 def gguf_correspondence(checkpoint: Checkpoint, modules: Iterable[Module], base: Checkpoint) -> Correspondence:
-    """How the modules of an adapter are called in the base, and where their rows are there.
+    """Return the correspondence of an adapter's modules to the base: their names and the places of their rows.
 
-    Raises LoraInspectError for a `general.architecture` that is not known here, and where the order of rows depends on
-    the number of heads and no `config.json` beside the base says it.
+    Raises LoraInspectError for an unknown `general.architecture`, and if the order of rows depends on the number of
+    heads but no `config.json` next to the base gives it.
     """
     names = gguf_names(checkpoint)
     arranged = next((module.name.key for module in modules if names.is_arranged(module.name.body)), None)

@@ -1,4 +1,4 @@
-"""Groups of modules that are alike in everything except names and tensors, so one computation serves each group.
+"""Groups of modules that are equal except for names and tensors, so that one computation serves each group.
 
 Modules of one kind agree in all facts that decide their scales. The few numbers in a file's data that decide its
 meaning are alphas, flags, and factors that are one number. A folder has many files with the same keys and shapes; their
@@ -25,16 +25,16 @@ _ROWS, _SETTINGS = Contribution._fields.index("rows"), Contribution._fields.inde
 
 
 class Likeness(NamedTuple):
-    """The number of the kind of each module by its place, and the place of the `firsts` of each kind by its number."""
+    """The number of each module's kind by its place, and the place of the first module of each kind (`firsts`)."""
 
     numbers: Sequence[int]
     firsts: Sequence[int]
 
 
 class ModuleGroups(dict[str, Module]):
-    """Modules by name, whose likeness is found out when it is first asked for, unless it is given.
+    """Modules by name; their likeness is computed at its first use, unless it is given.
 
-    Whoever changes one of them makes other modules by name.
+    Code that changes a module has to make a new object.
     """
 
     __slots__ = ("_likeness",)
@@ -45,7 +45,7 @@ class ModuleGroups(dict[str, Module]):
 
     @property
     def likeness(self) -> Likeness:
-        """Which of them are alike; of two that are not said to be so, nothing is said."""
+        """The likeness of the modules; modules of different kinds may still be alike."""
         if self._likeness is None:
             self._likeness = _likeness_of(self.values())
         return self._likeness
@@ -57,7 +57,7 @@ class ModuleGroups(dict[str, Module]):
         return [modules[place] for place in self.likeness.firsts]
 
     def with_values(self, modules: Iterable[Module]) -> "ModuleGroups":
-        """Other modules in the places of these, where what was made of each kind is alike too."""
+        """Return new modules in the places of these, for changes that keep the modules of each kind alike."""
         return ModuleGroups(zip(self, modules, strict=True), self._likeness)
 
 
@@ -67,7 +67,7 @@ def group_equal(modules: Mapping[str, Module]) -> ModuleGroups:
 
 
 def changes_of_kinds(modules: Mapping[str, Module]) -> Iterable[Contribution]:
-    """Contributions of modules, of which each other is like one of them in all but names and tensors."""
+    """Yield the contributions of some modules; each other module differs from one of them only in names and tensors."""
     some = modules.firsts if isinstance(modules, ModuleGroups) else modules.values()
     return (contribution for module in some for contribution in module.contributions)
 
@@ -149,15 +149,16 @@ class ModuleKind(NamedTuple):
 
 
 def computed(kinds: Iterable[ModuleKind]) -> Iterator[tuple[ModuleKind, Contribution]]:
-    """The contributions of the first of each kind whose algorithm is built, with their kinds."""
+    """Yield the contributions with a built algorithm of the first module of each kind, with the kinds."""
     return ((kind, one) for kind in kinds for one in kind.first.contributions if one.algorithm.formula)
 
 
 def kinds_of(modules: Mapping[str, Module], numbers: StoredNumbers, by_path: bool) -> list[ModuleKind]:
-    """The kinds of modules, each where the first one of it stands.
+    """Return the kinds of modules in the order of their first modules.
 
-    They differ where anything does but names and tensors: the algorithms, the shapes, the stored number. `by_path` says
-    that what is known of a module hangs on its path too, so that no two of other paths are alike.
+    Modules of one kind differ only in names and tensors, not in the algorithms, the shapes or the stored number.
+    `by_path` says that facts about a module depend on its path too, so that modules with different paths are never
+    alike.
     """
     known = group_equal(modules)
     flags = [module.rslora_flag for module in known.values()]
@@ -202,7 +203,7 @@ _remembered: Remembered[Any, _Before] = Remembered(16)
 
 
 def claim_as_before(tensors: dict[str, TensorInfo]) -> Claims:
-    """What `claim` makes of the tensors."""
+    """Return the result of `claim` for the tensors, from a cache if possible."""
     if len(tensors) > _MOST_TENSORS:
         return claim(tensors)
     infos = list(tensors.values())

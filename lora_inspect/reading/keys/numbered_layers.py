@@ -1,9 +1,10 @@
-"""The layers that cloneofsimo's lora means by numbers: `unet:17:up` is of the 18th layer that it adapts in the UNet.
+"""Numbered layers of cloneofsimo's lora: `unet:17:up` is of the 18th layer that it adapts in the UNet.
 
-It walks the classes that the metadata name in the order in which the model registers its modules, and their layers in
-the same way. In Stable Diffusion 1.x and 2.x the middle block is registered last, and the feed-forward layer between
-the two attentions by diffusers up to 0.12 and behind them since; the shapes tell which. Sources: `_find_modules` of
-cloneofsimo's lora, `UNet2DConditionModel` and `BasicTransformerBlock` of diffusers, `CLIPAttention` of transformers.
+The lookup walks the classes that the metadata name, in the order in which the model registers its modules, and their
+layers in the same way. In Stable Diffusion 1.x and 2.x the middle block is registered last. The feed-forward layer is
+registered between the two attentions by diffusers up to 0.12, and after them since; the shapes show the order. Sources:
+`_find_modules` of cloneofsimo's lora, `UNet2DConditionModel` and `BasicTransformerBlock` of diffusers, `CLIPAttention`
+of transformers.
 """
 
 import re
@@ -45,7 +46,7 @@ def name_layers(reading: Reading) -> Reading:
 def _numbered_keys(
     tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 ) -> tuple[dict[str, ParsedKey], list[RawProblem]]:
-    """The keys that number a layer as if they named it, and what keeps those of a model from being known."""
+    """Return the keys that number a layer as if they named it, and the problems of models without known layers."""
     pairs: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for key, info in tensors.items():
         if found := _KEY.fullmatch(key):
@@ -104,7 +105,7 @@ def _features(pair: Mapping[str, TensorInfo]) -> tuple[int, int] | None:
 
 
 def _fits(order: Sequence[_Layer], shapes: Sequence[tuple[int, int] | None]) -> bool:
-    """Whether the layers of an order have the shapes, with one number for each width."""
+    """Return True if the layers of an order have the shapes, with one number for each width."""
     widths: dict[str, int] = {}
     if len(order) != len(shapes):
         return False
@@ -142,7 +143,7 @@ def _of_transformer(block: str, leaf: str, width: str, classes: Collection[str])
 
 
 def _clip_orders(classes: Collection[str], count: int) -> Iterator[list[_Layer]]:
-    """The one of a text encoder with so many layers, of which each block has four."""
+    """Yield the order of a text encoder with `count` layers, four in each block."""
     own = ("width", 1)
     names = ("k_proj", "v_proj", "q_proj", "out_proj")
     blocks = (f"text_model.encoder.layers.{block}.self_attn" for block in range(count // len(names)))

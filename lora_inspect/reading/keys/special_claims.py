@@ -70,7 +70,7 @@ class _AtRoot:
 
 
 def claim_shared(reading: Reading) -> Reading:
-    """Claims what modules share as factors of each; what does not fit them is left unclaimed."""
+    """Claim the tensors that modules share as factors of each; factors that do not match them stay unclaimed."""
     claims = reading.claims
     at_root = _AtRoot(claims, reading.checkpoint.tensors)
     if not at_root:
@@ -116,7 +116,7 @@ def _alone(claims: Claims, at_root: _AtRoot) -> list[RawProblem]:
 
 
 def claim_stacked(reading: Reading) -> Reading:
-    """Computes the layers whose factors are stacked; what does not fit together is left unclaimed and said."""
+    """Compute the layers with stacked factors; factors that do not match each other stay unclaimed, with a problem."""
     claims = reading.claims
     modules: dict[str, Module] = {}
     unclaimed, findings = list(claims.unclaimed), list(claims.findings)
@@ -148,7 +148,7 @@ def claim_alpha_of_all(reading: Reading) -> Reading:
 
 
 def about_alpha_of_all(reading: Reading) -> Reading:
-    """Adds what the header says of the scale."""
+    """Add the header's statement about the scale to the evidence."""
     from lora_inspect.files.gguf.gguf_format import ALPHA_KEY
 
     says = "llama.cpp divides the alpha of all modules by the rank of each"

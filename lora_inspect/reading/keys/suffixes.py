@@ -43,9 +43,9 @@ _ENDS = ("weight", "bias")
 
 
 class ParsedKey(NamedTuple):
-    """A key taken apart: what its suffix, spelled without infixes, can mean, in the order in which that is tried.
+    """A key taken apart: the possible meanings of its suffix, spelled without infixes, in the order to try them.
 
-    `part` numbers the slices of a split layer.
+    `part` is the number of a split layer's slice.
     """
 
     module: str
@@ -55,7 +55,7 @@ class ParsedKey(NamedTuple):
 
     @property
     def algorithm(self) -> str | None:
-        """The first algorithm that spells a role so; None for what belongs to no algorithm in particular."""
+        """The first algorithm that spells a role so; None for a suffix of no particular algorithm."""
         return self.meanings[0][0]
 
     @property
@@ -65,7 +65,7 @@ class ParsedKey(NamedTuple):
 
     @property
     def is_of_all(self) -> bool:
-        """Whether it is of no module, but one of the tensors that an algorithm's modules have in common."""
+        """True if it belongs to no module, but is a tensor that an algorithm's modules share."""
         if self.module != ROOT:
             return False
         shared = (one for name, _ in self.meanings if name for one in by_name(name).shared.values())
@@ -158,7 +158,10 @@ Table = Mapping[str, Sequence[tuple[str, str]]]
 
 
 def canonical_path(name: ModuleName, *groups: Iterable[Table]) -> str | None:
-    """The dotted path of a module: the one that is spelled so in the first of the groups of layouts with any such."""
+    """Return the dotted path of a module; None if no path or several are spelled so.
+
+    The first of the groups of layouts with any such path decides.
+    """
     found = paths_of(name, *groups)
     return found[0] if len(found) == 1 else None
 

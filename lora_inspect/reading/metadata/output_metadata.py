@@ -1,4 +1,4 @@
-"""The metadata that outputs carry: what stays true, what is corrected, and where the file comes from."""
+"""Metadata that outputs carry: entries that stay true, corrected entries, and the origin of the file."""
 
 import json
 import os
@@ -30,7 +30,7 @@ _SEVERAL = "Dynamic"
 
 
 def merged_metadata(metadata: Mapping[str, str], record: str) -> dict[str, str]:
-    """A base's metadata after a merge: hashes of the old tensors gone, what was merged recorded."""
+    """Return a base's metadata after a merge: without the hashes of old tensors, with the merge `record`."""
     return {key: value for key, value in metadata.items() if key not in _STALE_HASHES} | {MERGED_KEY: record}
 
 
@@ -103,11 +103,11 @@ def without_scale_options(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def describe_file(path: str) -> str:
-    """How provenance names a file: the last part of its path, which says no more than it must."""
+    """Return a file's name in provenance: only the last part of its path."""
     return os.path.basename(os.path.abspath(path))
 
 
 def one_or_several(values: Iterable[float]) -> str:
-    """How trainers write a rank or an alpha of all modules: the number, or a word where they differ."""
+    """Return a rank or alpha of all modules as trainers write it: the number, or a word if they differ."""
     distinct = set(values)
     return f"{distinct.pop():.9g}" if len(distinct) == 1 else _SEVERAL

@@ -45,10 +45,11 @@ _ON_A_MACHINE = r"[/~.\\]|[A-Za-z]:[/\\]"
 
 
 class Provenance(NamedTuple):
-    """Where an adapter comes from, as far as its metadata and its config tell.
+    """The origin of an adapter, from its metadata and its config.
 
-    `trigger_words` are those that are called so. `notes` are sentences to the user. `tags` are the commonest words of
-    the captions with the number of images, the commonest first, and `images` is the number of different ones.
+    `trigger_words` are only words that the metadata call so. `notes` are sentences to the user. `tags` are the
+    commonest words of the captions with their numbers of images, the commonest first, and `images` is the number of
+    different images.
     """
 
     title: str | None = None
@@ -60,7 +61,7 @@ class Provenance(NamedTuple):
 
 
 def provenance(metadata: Mapping[str, str], config: Mapping[str, Any] | None = None) -> Provenance:
-    """What is told by the metadata, and by the `config` that belongs to the adapter, if there is one."""
+    """Return the provenance from the metadata and from the adapter's own `config`, if there is one."""
     captions = _captions(metadata)
     bases = (*texts(metadata, _BASES), *texts(_configs(metadata, config), _BASES_IN_CONFIGS))
     return Provenance(
@@ -117,7 +118,7 @@ def whole(value: Any) -> int | None:
 
 
 def images_of(metadata: Mapping[str, str]) -> int | None:
-    """How many different images there were, each counted once."""
+    """Return the number of different images, each counted once."""
     folders = parsed(metadata, "ss_dataset_dirs")
     if isinstance(folders, dict) and folders:
         counts = [whole(folder.get("img_count")) for folder in folders.values() if isinstance(folder, dict)]
@@ -140,12 +141,12 @@ def _configs(metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> M
 
 
 def _last_name(base: str) -> str:
-    """The name of a base: what a path of the machine that trained ends in."""
+    """Return the name of a base: for a path of the training machine, its last part."""
     return re.split(r"[/\\]", base.rstrip("/\\"))[-1] or base if re.match(_ON_A_MACHINE, base) else base
 
 
 def _captions(metadata: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """How many images have each tag, by their folder."""
+    """Return the number of images with each tag, by folder."""
     found = parsed(metadata, "ss_tag_frequency")
     folders = found if isinstance(found, dict) else {}
     return {
@@ -193,11 +194,11 @@ _LONGEST = 100
 
 
 def training_facts(metadata: Mapping[str, str], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What is told, of `steps`, `epoch` and `epochs` (that of the file, and all), `images`, `batch_size`,
-    `resolution`, `learning_rate`, `optimizer` and `date`; what is not told is not there.
+    """Return the facts that the metadata state about the training, by name.
 
-    `config` is the one that belongs to the adapter.
-    """  # fmt: skip
+    The names are `steps`, `epoch` and `epochs` (that of the file, and all), `images`, `batch_size`, `resolution`,
+    `learning_rate`, `optimizer` and `date`. Unknown facts are left out. `config` is the adapter's own config.
+    """
     objects = {**(config or {})}
     for key in ("training_info", "ot_config"):
         found = parsed(metadata, key) if key in metadata else None

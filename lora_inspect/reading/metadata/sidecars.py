@@ -58,7 +58,7 @@ _UNKNOWN = ("unknown", "other")
 
 
 class Sidecar(NamedTuple):
-    """The facts of one sidecar, or its `problem`; `file` is its name. `names` are what people call the adapter."""
+    """The facts of one sidecar `file`, or its `problem`; `names` are the names that people use for the adapter."""
 
     file: str
     title: str | None = None
@@ -211,9 +211,10 @@ def named_family(candidates: Sequence[Detection], sidecars: Sequence[Sidecar]) -
 
 
 def _family_of(base: str, candidates: Sequence[Detection]) -> str | None:
-    """The family whose name or title a base model begins with, up to blanks, signs and case; the longest counts.
+    """Return the family with the longest name or title that begins the name of a base model.
 
-    A name that another name begins with (`flux` of `flux2`) is too short to tell.
+    Blanks, punctuation and case do not count. A name that begins another one (`flux` of `flux2`) is too short to
+    decide.
     """
     from lora_inspect import architectures
 

@@ -17,7 +17,7 @@ _MUSUBI_MODELS = (
 
 
 def is_musubi(metadata: Mapping[str, str]) -> bool:
-    """Whether the base is one that musubi-tuner trains on: its networks have names in common with sd-scripts'."""
+    """Return True if musubi-tuner trains on the base: its networks share names with those of sd-scripts."""
     return metadata.get("ss_base_model_version", "").startswith(_MUSUBI_MODELS)
 
 

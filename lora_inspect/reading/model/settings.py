@@ -1,4 +1,4 @@
-"""The user's settings for an adapter, from options or from its path: `PATH[:SETTING[,SETTING...]]`. Stdlib only."""
+"""The user's settings for an adapter, from options or its path: `PATH[:SETTING[,SETTING...]]`. Stdlib only."""
 
 import math
 import os
@@ -44,14 +44,14 @@ _FORMS = (
 
 
 class Settings(NamedTuple):
-    """The settings of one adapter by the user: its multiplier, and answers to what its evidence leaves open.
+    """The user's settings for one adapter: its multiplier, and answers to questions that its evidence leaves open.
 
-    `multiplier` is the plain number, None where there is none (which means 1); `part_multipliers` are multipliers by
-    component or by glob, as they were written. `rslora`, `alpha` and `expert_packing` count where the file leaves them
-    open. `residual` says whether the base is the one that an initialisation left; None stands for the original one.
-    `architecture` is the name of the family, of those that the file may be of. `step` is the number of the training's
-    step after which the file was saved, which `average` alone asks for. Settings `of_several` files say of each no more
-    than it leaves open: another family than that of a file is no contradiction.
+    `multiplier` is the plain number, None if there is none (which means 1); `part_multipliers` are multipliers by
+    component or by glob, as they were written. `rslora`, `alpha` and `expert_packing` count if the file leaves them
+    open. `residual` says whether the base is the one that an initialisation left; None means the original base.
+    `architecture` is the name of one of the file's possible families. `step` is the training step after which the file
+    was saved; only `average` asks for it. Settings `of_several` files only answer open questions of each: another
+    family than that of a file is no contradiction.
     """
 
     multiplier: float | None = None
@@ -67,7 +67,7 @@ class Settings(NamedTuple):
 
     @property
     def has_multiplier(self) -> bool:
-        """Whether any multiplier is set."""
+        """True if any multiplier is set."""
         return self.multiplier is not None or bool(self.part_multipliers)
 
     def joined(self, options: "Settings", path: str) -> "Settings":
@@ -140,13 +140,13 @@ def parse_argument(argument: str) -> tuple[str, Settings]:
 
 
 def without_secrets(argument: str) -> str:
-    """The same argument, or option with a value, with what may be secret in an address put away."""
+    """Return the argument, or option with a value, without the parts of an address that may be secret."""
     option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
     return option + equals + spell_argument(*_at_address(value)) if is_remote(value) else argument
 
 
 def _at_address(argument: str) -> tuple[str, Settings]:
-    """The address and the settings: what stands behind the last colon of its path, where that is settings."""
+    """Return the address and the settings, which follow the last colon of its path."""
     address, _, tail = argument.rpartition(":")
     if is_remote(address) and "/" in address.partition("://")[2]:
         shown = printable_address(address)
@@ -187,7 +187,7 @@ def _settings_of(file: str, argument: str) -> Settings:
 
 
 def _without_decimal_comma(text: str) -> list[str]:
-    """How settings are written that have a comma for a point, and how those where it stands before a multiplier."""
+    """Return the valid spellings for a doubtful comma: with a decimal point, and with the multiplier in front."""
     found = re.search(_DECIMAL_COMMA, text)
     if found is None:
         return []
@@ -216,16 +216,16 @@ def _refuse_other_separators(argument: str) -> None:
 
 
 def _intended_number(text: str) -> float | None:
-    """The number that somebody wrote who took a comma for the point, or with a percent sign or an x; None for none."""
+    """Return the intended number of a text with a decimal comma, a percent sign or an x; None if there is none."""
     found = re.fullmatch(_LIKE_A_NUMBER, text.strip().lower()) if len(text) <= _LONGEST else None
     return float(found[1].replace(",", ".")) / (100 if found[2] == "%" else 1) if found else None
 
 
 def parse_settings(text: str) -> Settings:
-    """Settings from `SETTING[,SETTING...]`.
+    """Return the settings in `SETTING[,SETTING...]`.
 
-    Raises ValueError where a part is none, or says again what one said, and where two whole numbers in a row may be
-    one with a comma for its point.
+    Raises ValueError for a part that is not a setting or repeats one, and for two whole numbers in a row that may be
+    one number with a decimal comma.
     """
     if found := re.search(_DECIMAL_COMMA, text):
         raise ValueError(f"the comma in {found[0]!r} may be a decimal point")
@@ -264,7 +264,7 @@ def parse_settings(text: str) -> Settings:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name can be that of a component, or a glob over module paths; no setting is called so."""
+    """Return True if a name can be a component, or a glob over module paths; no setting has such a name."""
     return re.fullmatch(_PATTERN, name) is not None and name not in _RESERVED
 
 

@@ -1,9 +1,9 @@
-"""Regular expressions out of a file, matched in a bounded number of steps whatever they and the names are.
+"""Regular expressions from a file, matched in a bounded number of steps for any expression and any names.
 
-Python tries one way through an expression after another, which takes years for some of ten letters. This automaton
-follows all ways at once, and computes the successors of a set of places once. An accepted expression means the same as
-in Python. The parser refuses expressions that no program writes into a config, and those that hang programs in Python.
-`Steps` is the budget for comparing patterns of a file with the names of its modules.
+Python tries one way through an expression after another, which takes years for some expressions of ten letters. This
+automaton follows all ways at once, and computes the successors of a set of places once. An accepted expression means
+the same as in Python. The parser refuses expressions that no program writes into a config, and expressions that hang
+programs in Python. `Steps` is the budget for comparing patterns of a file with the names of its modules.
 """
 
 import re
@@ -21,7 +21,7 @@ class Refused(ValueError):
 
 
 class Steps:
-    """What may still be spent on the patterns of one file: about a second at most."""
+    """The budget left for the patterns of one file: about a second at most."""
 
     def __init__(self, left: int = _ALL) -> None:
         self._left = left
@@ -65,7 +65,7 @@ class Sequence(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """Branches of which one has to match."""
+    """Branches; one of them has to match."""
 
     branches: "tuple[Node, ...]"
 
@@ -241,7 +241,7 @@ class Expression:
         self._steps = steps
 
     def matches(self, text: str) -> bool:
-        """Whether it matches; raises Refused where the steps are spent."""
+        """Return True if the text matches; raises Refused if the steps are spent."""
         self._steps.take(_CALL + len(text))
         state = self._start
         body, last = (text[:-1], _LAST_BREAK) if text.endswith("\n") else (text, None)
@@ -385,7 +385,7 @@ _WORD, _NO_WORD = "word", "no word"
 
 
 def _kind(symbol: str | None) -> str | None:
-    """Whether letters of words stand there; None is where the text begins."""
+    """Return the kind of a character, letter of a word or not; None for the beginning of the text."""
     if symbol is None:
         return None
     return _WORD if symbol.isalnum() or symbol == "_" else _NO_WORD

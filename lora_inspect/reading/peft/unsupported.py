@@ -28,7 +28,7 @@ _SHOWN = 5
 
 
 class Method(NamedTuple):
-    """A method by its name in words. `does` says what it does, as the end of a sentence that begins with the title.
+    """A method by its title; `does` is its effect, as the end of a sentence that begins with the title.
 
     `marks` are pieces of keys that no other method has.
     """
@@ -83,7 +83,7 @@ _TOKENS = Method(
 
 
 def weightless(reading: Reading) -> Iterator[RawProblem]:
-    """Methods that change no weight, by what configs say and by tensors that only they have."""
+    """Yield problems of methods that change no weight, by statements of configs and by tensors that only they have."""
     said = {str(found.peft_type): found.where for found in reading.configs if str(found.peft_type) in METHODS}
     for peft_type, where in said.items():
         yield RawProblem(
@@ -146,7 +146,10 @@ def _names(reading: Reading, algorithm: str, role: str) -> tuple[str, ...]:
 
 
 def _whole_of_conv1d(reading: Reading) -> tuple[str, ...]:
-    """Factors w2 (o2, i2, kernel) of LoKr, whose last two dimensions PEFT's `make_kron` pairs with those of w1."""
+    """Return the factors w2 (o2, i2, kernel) of LoKr.
+
+    PEFT's `make_kron` pairs their last two dimensions with those of w1.
+    """
     own = (c for c in reading.contributions if c.algorithm.name == "lokr" and "w2" in c.factors)
     return tuple(c.factors["w2"].name for c in own if len(c.factors["w2"].shape) == 3)
 
@@ -222,7 +225,7 @@ def _shown(value: Any) -> str:
 
 
 def settle_formulas(reading: Reading) -> Reading:
-    """Reads the settings of every contribution whose algorithm asks for some, or has variants."""
+    """Read the settings of every contribution with an algorithm that asks for some, or has variants."""
     modules, configs = reading.modules, reading.configs
     metadata, numbers = reading.checkpoint.metadata, reading.numbers
     speakers = Speakers(configs)
@@ -257,7 +260,7 @@ def settle_formulas(reading: Reading) -> Reading:
 
 
 def _options(configs: Sequence[FoundConfig]) -> Iterator[tuple[str, Callable[[Surroundings], Algorithm | str]]]:
-    """What is asked of the contributions of an algorithm that a setting of a config may make those of another one."""
+    """Yield an algorithm with the function that decides whether a config's setting makes it another one."""
     for found in configs:
         for algorithm in algorithms.options_in(found.config):
             if algorithm.option_of and algorithm.variant:
@@ -286,7 +289,7 @@ def _around(
 
 
 def unknown_formulas(reading: Reading) -> Iterator[RawProblem]:
-    """Contributions whose formula is unknown, by the reason."""
+    """Yield problems of contributions with an unknown formula, by the reason."""
     keys: dict[tuple[str, str], list[str]] = {}
     for contribution in reading.contributions:
         if contribution.unsettled:

@@ -40,7 +40,7 @@ class FoldedScales:
 
     @property
     def has_any(self) -> bool:
-        """Whether it says of any module that something is in its factors."""
+        """True if it says that the factors of any module include a scale."""
         return self._common != 1.0 or bool(self._modules)
 
     def at(self, module: str) -> float:
@@ -48,9 +48,9 @@ class FoldedScales:
         return _or_one(json_number(self._modules[module])) if module in self._modules else self._common
 
     def scale_before(self, module: str, scale: float | None) -> float | None:
-        """What the scale of `module` was before it went into the factors, which readers apply at `scale`.
+        """Return the scale of `module` before it went into the factors, which readers apply at `scale`.
 
-        A record beside another scale than 1 is not of these tensors.
+        A record next to another scale than 1 is not about these tensors.
         """
         return self.at(module) if scale == 1.0 else scale
 

@@ -96,7 +96,7 @@ def read_rslora(
 
 
 def rslora_of_readings(readings: Sequence[RsloraReading]) -> RsloraReading:
-    """What the readings of a file's parts amount to. The value is None where one is unknown, or where they differ."""
+    """Return the joint rule of a file's parts; its value is None if one is unknown, or if they differ."""
     unknown = [reading for reading in readings if reading.value is None]
     strongest = min(readings, key=lambda reading: _STRENGTH.index(reading.source)) if not unknown else None
     hint = next((reading.hint for reading in readings if reading.hint), None)
@@ -108,7 +108,7 @@ def rslora_of_readings(readings: Sequence[RsloraReading]) -> RsloraReading:
 
 
 def _votes(value: bool | None) -> tuple[bool, ...]:
-    """The votes of one voice: what is neither yes nor no contradicts itself."""
+    """Return the votes of one voice; a value that is neither yes nor no contradicts itself."""
     return (True, False) if value is None else (value,)
 
 
@@ -159,7 +159,7 @@ def _kind_of_alpha(alpha: float, rank: int, asked: float) -> str | None:
 
 
 def _states_rule(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> bool:
-    """Whether nothing is left to hint at: by our own metadata, LyCORIS's habit or an asked alpha that is stored."""
+    """Return True if no hint is needed: our metadata, LyCORIS's habit or a stored requested alpha decides."""
     asked = requested_alpha(metadata)
     telling = [fact for fact in facts if fact.rank > 1 and fact.alpha is not None]
     return (
@@ -171,7 +171,7 @@ def _states_rule(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> boo
 
 
 class Voice(NamedTuple):
-    """What is said of a module alone: its own flag, and where the configs stand that are theirs.
+    """The statements about a single module: its own flag, and the places of its configs.
 
     `needs_config` says that its naming scheme keeps the rule in a config, and there is none; `needs_flag` that other
     modules of the file have flags of their own.
@@ -184,9 +184,9 @@ class Voice(NamedTuple):
 
 
 class Ruled(NamedTuple):
-    """A contribution of a kind of modules, given as that of the first, whose scale may be rank-stabilised.
+    """A contribution of a kind's first module with a scale that may be rank-stabilised.
 
-    With it stands all that its rule and its scale are read from.
+    The other fields are the sources of its rule and its scale.
     """
 
     kind: ModuleKind
@@ -198,7 +198,7 @@ class Ruled(NamedTuple):
 
 
 class RuledGroup(NamedTuple):
-    """Modules of one voice: what the evidence looks at in each, and what it says of them all."""
+    """Modules of one voice: the facts about each, and the reading and the evidence of them all."""
 
     facts: tuple[LoraFacts, ...]
     reading: RsloraReading
@@ -206,11 +206,11 @@ class RuledGroup(NamedTuple):
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the rule makes a difference: without any alpha the scale is 1 whatever it says."""
+        """True if the rule makes a difference: without any alpha the scale is 1 under every rule."""
         return any(fact.alpha is not None for fact in self.facts)
 
     def settled(self, rslora: bool | None) -> "RuledGroup":
-        """The group with what the user settles, where the file leaves the rule open."""
+        """Return the group with the user's rule, if the file leaves the rule open."""
         if rslora is None or self.reading.settled or not self.facts:
             return self
         says = f"the scale is {RANK_STABILISED if rslora else STANDARD}"
@@ -219,7 +219,7 @@ class RuledGroup(NamedTuple):
 
 
 def facts_of(kind: ModuleKind, contribution: Contribution, numbers: StoredNumbers) -> LoraFacts:
-    """What the evidence looks at in a contribution of a kind of modules."""
+    """Return the facts for the evidence about a contribution of a kind of modules."""
     alpha = numbers.alphas.get(contribution.module.key)
     return LoraFacts(
         places=kind.places,
@@ -255,7 +255,10 @@ def _voice_of(
     configs: Sequence[FoundConfig],
     any_flag: bool,
 ) -> Voice:
-    """Who speaks of a contribution. A config whose rank is not that of the tensors is not theirs and has no vote."""
+    """Return the voice for a contribution.
+
+    A config with another rank than the tensors is not theirs and has no vote.
+    """
     flag = flags[module.rslora_flag.name] if module.rslora_flag else None
     theirs = tuple(found.where for found in configs if found.gives_rank(contribution))
     # PEFT itself never stores alpha, so a program that does has not left the rule in a config either.
@@ -327,7 +330,10 @@ def scaled_modules(
     groups: Mapping[Voice, RuledGroup],
     settings: Settings,
 ) -> ModuleGroups:
-    """The modules of the claims, of these kinds, with rank, alpha and scale in every contribution that is computed."""
+    """Return the modules of the claims with rank, alpha and scale in every contribution that is computed.
+
+    `kinds` are the kinds of these modules.
+    """
     speakers = Speakers(configs)
     stabilised = {id(one.contribution): one for one in ruled}
 
