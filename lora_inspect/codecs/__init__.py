@@ -9,7 +9,7 @@ CODECS: dict[str, Codec] = {}
 
 
 def add(codec: Codec) -> None:
-    """Makes a codec known to all that reads a base; raises ValueError for a name that is taken."""
+    """Register a codec for all readers of bases. Raises ValueError for a name that is taken."""
     if codec.name in CODECS:
         raise ValueError(f"there is a codec called {codec.name} already")
     CODECS[codec.name] = codec
@@ -21,7 +21,7 @@ def storing(dtype: str) -> list[Codec]:
 
 
 def stored_types() -> frozenset[str]:
-    """The element types of the codes of all codecs."""
+    """Return the element types of the codes of all codecs."""
     return frozenset(dtype for codec in CODECS.values() for dtype in codec.stored)
 
 

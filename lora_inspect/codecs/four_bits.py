@@ -36,7 +36,7 @@ _POWERS = (*(2.0 ** (code - 127) for code in range(255)), nan)
 
 
 def powers(exponents: Any, like: Any) -> Any:
-    """2 ** (e - 127) for the bytes e, in the element type of the tensor `like`; NaN for 255."""
+    """Return 2 ** (e - 127) for the bytes e, in the element type of the tensor `like`; NaN for 255."""
     return like.new_tensor(_POWERS).index_select(0, exponents.flatten().int()).view(exponents.shape)
 
 
@@ -45,12 +45,12 @@ _LANES = 32
 
 
 def padded(rows: int, columns: int) -> tuple[int, int]:
-    """The shape in which the scales of so many rows and blocks in a row are stored."""
+    """Return the shape in which the scales of so many rows and blocks in a row are stored."""
     return rows + -rows % ROWS, columns + -columns % COLUMNS
 
 
 def scales_of_rows(tiles: Any, first: int, stop: int, columns: int) -> Any:
-    """The scales (stop - first, columns) of the rows from `first` on, from all of them as they are stored."""
+    """Return the scales (stop - first, columns) of the rows from `first` on, from all of them as they are stored."""
     across = (columns + COLUMNS - 1) // COLUMNS
     above, below = first // ROWS, (stop + ROWS - 1) // ROWS
     taken = tiles.reshape(-1, across, _LANES, ROWS // _LANES, COLUMNS)[above:below]

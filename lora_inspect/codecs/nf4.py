@@ -40,12 +40,12 @@ class Quantised(NamedTuple):
 
 
 def of_blocks(codes: Any, table: Any, largest: Any, block: int, offset: float) -> Any:
-    """The largest magnitudes, from their own codes: table[code] · largest of its block + offset, in float32."""
+    """Return the largest magnitudes from their own codes: table[code] · largest of its block + offset, in float32."""
     return table[codes.int()].mul_(largest.repeat_interleave(block)[: codes.numel()]).add_(offset)
 
 
 def decoded(packed: Any, weight: Quantised, first: int = 0) -> Any:
-    """The numbers from the `first` on, an even one, that the bytes `packed` stand for, in float32.
+    """Return the numbers of the bytes `packed`, from number `first` on, an even one, in float32.
 
     W = table[code] · largest magnitude of the block.
     """

@@ -26,10 +26,10 @@ class Scales(NamedTuple):
 
 
 def decoded(packed: Any, scales: Scales, first: int = 0) -> Any:
-    """Rows of the weight (n, in), from row `first` on, in the element type of the scale of all blocks.
+    """Return rows of the weight (n, in), from row `first` on, in the element type of the scale of all blocks.
 
     `packed` are the bytes (n, in/2) of those rows. W = code · (scale · scale of the block), each product rounded to the
-    element type, as comfy-kitchen has it.
+    element type, as in comfy-kitchen.
     """
     rows, inputs = packed.shape[0], 2 * packed.shape[1]
     scale = scales.scale

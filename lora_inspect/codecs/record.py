@@ -82,7 +82,7 @@ class Extremes(NamedTuple):
     smallest: Any
 
     def joined(self, other: "Extremes") -> "Extremes":
-        """Those of the same blocks over the rows of both."""
+        """Return the extremes of the same blocks over the rows of both."""
         return Extremes(self.largest.maximum(other.largest), self.smallest.minimum(other.smallest))
 
 
@@ -99,10 +99,10 @@ class Encoding(Protocol):
         """
 
     def numbers(self, rows: Any, settled: Any, first: int) -> None:
-        """Makes of rows of the weight, in place, the numbers that are rounded to codes."""
+        """Turn rows of the weight, in place, into the numbers that are rounded to codes."""
 
     def weight(self, numbers: Any, settled: Any, first: int) -> None:
-        """Makes of the numbers that codes stand for the rows of the weight, in place."""
+        """Turn the numbers of codes, in place, into the rows of the weight."""
 
     def settings(self, settled: Sequence[Any]) -> Mapping[str, Any]:
         """Return all tensors of the codec's `settings` after encoding, by their names in the module.
@@ -124,8 +124,8 @@ class Codec(NamedTuple):
     """A way to store weights.
 
     `name` is unique, `title` is its name in messages. `stored` are the element types of the codes. `settings` are the
-    tensors in the module of a weight that decoding needs: their names, each with its element types; `optional` are
-    those that may be missing. `ending` is the end of a code tensor's name if that is not `weight`: the weight has the
+    tensors in the module of a weight that decoding needs: their names, each with its element types; `optional`
+    tensors may be missing. `ending` is the end of a code tensor's name if that is not `weight`: the weight has the
     name before it, and its settings begin with that. `alone` says that codes have no tensors next to them, and any
     name. `mixes` says where programs read files in which other weights are not codes. `formats` are ComfyUI's names for
     it, with the element type of the codes; a codec that ComfyUI does not write has none.
@@ -177,7 +177,7 @@ class Blocks(NamedTuple):
         return -(-rows // self.rows), -(-columns // self.columns)
 
     def beside(self, rows: Any) -> Iterator[tuple[Any, slice]]:
-        """Views (count, blocks, columns of one) of some rows, and which of the blocks beside each other each has."""
+        """Yield views (count, blocks, columns of one) of some rows, each with its slice of the blocks across."""
         whole = rows.shape[1] // self.columns
         if whole:
             yield rows[:, : whole * self.columns].unflatten(1, (whole, self.columns)), slice(0, whole)
@@ -190,33 +190,33 @@ class Blocks(NamedTuple):
         return [slice(max(start - first, 0), min(start + self.rows - first, count)) for start in cuts]
 
     def each(self, scale: Any, first: int, count: int) -> Any:
-        """The scales of so many rows, (count or 1, blocks), from those of the rows of blocks in which they lie."""
+        """Return the scales of `count` rows, (count or 1, blocks), from the scales of their rows of blocks."""
         if self.rows == 1 or scale.shape[0] == 1:
             return scale
         return scale.repeat_interleave(self.rows, 0)[first % self.rows :][:count]
 
 
 def own_scales(scale: Any, blocks: Blocks, first: int, count: int) -> Any:
-    """Those scales of a weight that are of the blocks in which so many rows from `first` on lie."""
+    """Return the scales of a weight for the blocks of `count` rows from `first` on."""
     return scale[first // blocks.rows : -(-(first + count) // blocks.rows)]
 
 
 def multiply(rows: Any, scale: Any, blocks: Blocks, first: int) -> None:
-    """Makes q · scale of some rows of q, in place, with the scales of their own blocks."""
+    """Compute q · scale of some rows of q, in place, with the scales of their own blocks."""
     each = blocks.each(scale, first, rows.shape[0]).unsqueeze(-1)
     for part, at in blocks.beside(rows):
         part.mul_(each[:, at])
 
 
 def divide(rows: Any, scale: Any, blocks: Blocks, first: int) -> None:
-    """Makes W / scale of some rows of W, in place, with the scales of their own blocks."""
+    """Compute W / scale of some rows of W, in place, with the scales of their own blocks."""
     each = blocks.each(scale, first, rows.shape[0]).unsqueeze(-1)
     for part, at in blocks.beside(rows):
         part.div_(each[:, at])
 
 
 def extremes(rows: Any, blocks: Blocks, first: int) -> tuple[Any, Any]:
-    """The largest and the smallest number of some rows in each of their blocks, (rows of blocks, blocks)."""
+    """Return the largest and the smallest number of some rows in each of their blocks, (rows of blocks, blocks)."""
     largest = rows.new_empty(rows.shape[0], -(-rows.shape[1] // blocks.columns))
     smallest = rows.new_empty(largest.shape)
     for part, at in blocks.beside(rows):

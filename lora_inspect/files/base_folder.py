@@ -66,7 +66,7 @@ class SideFiles:
 
 
 def find_side_files(base: Checkpoint) -> SideFiles:
-    """Looks through the folder of a base.
+    """Find the side files in the folder of a base.
 
     Raises LoraInspectError for a link that leads out of the folder, to a folder or nowhere. Only the links of the
     Hugging Face cache, from `models--x/snapshots/y` into `models--x/blobs`, may leave it.
@@ -175,7 +175,7 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def _target(root: str, name: str) -> str:
-    """The file that `name` of the folder `root` is; raises LoraInspectError where a link leads where it must not."""
+    """Return the file that `name` in the folder `root` leads to. Raises LoraInspectError for a forbidden link."""
     path = join(root, name)
     if is_remote(root):
         return path

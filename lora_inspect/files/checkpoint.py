@@ -85,10 +85,10 @@ class Checkpoint(NamedTuple):
         return sum(self.inputs[file].bytes for file in self.files)
 
     def numbers(self, names: Iterable[str]) -> dict[str, float | int | bool | None]:
-        """The values of one-element tensors (alphas, flags) by name; None where a dtype has no plain reading.
+        """Return the values of one-element tensors (alphas, flags) by name; None for a dtype without a plain reading.
 
-        Those of tensors with the same bytes are one object. Raises LoraInspectError for a tensor with more than one
-        element.
+        The values of tensors with the same bytes are one object. Raises LoraInspectError for a tensor with more than
+        one element.
         """
         wanted: dict[str, list[TensorInfo]] = {}
         for name in names:
@@ -115,7 +115,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_row(checkpoint: Checkpoint, name: str, number: int) -> bytes:
-    """The bytes of one row of the matrix called `name`."""
+    """Return the bytes of one row of the matrix called `name`."""
     info = checkpoint.tensors[name]
     size = info.nbytes // info.shape[0]
     with InputFile(info.file, checkpoint.inputs[info.file]) as source:
@@ -123,9 +123,9 @@ def read_row(checkpoint: Checkpoint, name: str, number: int) -> bytes:
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-    """The view of `path`: a .safetensors file, a shard or index.json of a set, or a folder that holds one of them.
+    """Open `path`: a .safetensors file, a shard or index.json of a set, or a folder that holds one of them.
 
-    Raises LoraInspectError for whatever is not such a file, and never unpickles anything.
+    Raises LoraInspectError for anything else, and never unpickles anything.
     """
     path = os.fspath(path)
     with looking(path):
@@ -236,7 +236,7 @@ def _config_alone(folder: str, named: str) -> Checkpoint:
 
 
 def _config_beside(file: str, inputs: dict[str, Identity]) -> tuple[dict[str, Any] | None, str | None]:
-    """The `adapter_config.json` beside `file`, which joins the `inputs`, and its path; None where there is none."""
+    """Return the `adapter_config.json` next to `file` and its path, and add it to the `inputs`; None without one."""
     path = join(os.path.dirname(file), ADAPTER_CONFIG)
     if not exists(path):
         return None, None
@@ -308,7 +308,7 @@ def _join(files: list[str], folder: str, index: dict[str, Identity], named: str)
 
 
 def open_model(path: str) -> Checkpoint:
-    """The view of a model; raises LoraInspectError as `open_checkpoint` does, and for GGUF files in other names."""
+    """Open a model. Raises LoraInspectError like `open_checkpoint`, and for GGUF files with other names."""
     path = os.fspath(path)
     with looking(path):
         return _open_model(pinned(path), named=shown(path))

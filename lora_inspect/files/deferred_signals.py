@@ -31,7 +31,10 @@ def held_signals() -> Iterator[None]:
 
 @contextmanager
 def noted_signals() -> Iterator[Callable[[], bool]]:
-    """Has the signals that end the process, Ctrl-C too, come when the block is done; yields whether there is one."""
+    """Delay the signals that end the process, with Ctrl-C, until the block is done.
+
+    Yields a function that returns True once one has come.
+    """
     with _held((signal.SIGINT, *ENDING_SIGNALS)) as came:
         yield lambda: bool(came)
 

@@ -55,14 +55,14 @@ class FolderFiles(NamedTuple):
 
 
 def find_checkpoints(folder: str) -> list[str]:
-    """The readable weights below `folder`."""
+    """Return the readable weights below `folder`."""
     return files_below(folder).readable
 
 
 def files_below(folder: str) -> FolderFiles:
-    """All files below `folder`.
+    """Return all files below `folder`.
 
-    Folders that cannot be read are the last of the weights, so that opening them says why.
+    Unreadable folders are the last of the weights, so that opening them reports the reason.
     """
     weights, closed, unread, others = list[str](), list[str](), set[str](), 0
     for parent, folders, names in walk(folder, lambda error: closed.append(error.filename)):
@@ -148,9 +148,9 @@ _COPIES = (PEFT_WEIGHTS, "pytorch_model", "diffusion_pytorch_model", "pytorch_lo
 
 
 def files_of_several(path: str) -> FolderFiles | None:
-    """The files below a folder of several that may hold weights; None for any other path.
+    """Return the files below a folder of several that may hold weights; None for any other path.
 
-    That is a collection, or a checkpoint beside pickles of other weights. A folder without readable weights is none.
+    Such a folder is a collection, or a checkpoint next to pickles of other weights, and has readable weights.
     """
     with looking(path):
         if not is_folder(path):
@@ -180,7 +180,7 @@ def is_checkpoint_folder(folder: str) -> bool:
 
 
 def stored_bytes(path: str) -> int:
-    """The size of the files that belong to a checkpoint, as far as their names tell; 0 where there is none."""
+    """Return the size of the files that belong to a checkpoint by their names; 0 if there is none."""
     folder, name = os.path.split(path)
     try:
         with looking(path):

@@ -128,7 +128,7 @@ def refuse_foreign(file: str, start: bytes, size: int) -> None:
 
 
 def refuse_format(file: str, start: bytes) -> None:
-    """Raises LoraInspectError where a file begins with the mark of a format that is neither safetensors nor text."""
+    """Raise LoraInspectError for a file with the magic bytes of a format other than safetensors and text."""
     if any(re.match(pickle, start, re.DOTALL) for pickle in _PICKLES):
         raise RefusedError(
             file, "it is a pickle, which can run code, so lora-inspect never reads one", _conversion(file)
@@ -177,7 +177,7 @@ def _weights_beside(file: str) -> str:
 
 
 def _unmarked(start: bytes) -> bytes:
-    """The bytes of a text with a byte order mark, as shells of Windows redirect it, in UTF-8 and without the mark."""
+    """Return a text in UTF-8 without its byte order mark; shells of Windows redirect text with one."""
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
             return start[len(mark) :].decode(encoding, "ignore").encode()

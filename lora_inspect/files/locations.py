@@ -66,7 +66,10 @@ def exists(path: str) -> bool:
 
 
 def names_in(folder: str) -> list[str]:
-    """The names of all that is in a folder; OSError, or LoraInspectError for an address, where that cannot be read."""
+    """Return the names of everything in a folder.
+
+    Raises OSError, or LoraInspectError for an address, if the folder cannot be read.
+    """
     if not is_remote(folder):
         return os.listdir(folder or os.curdir)
     from lora_inspect.stores.address import split
@@ -76,7 +79,7 @@ def names_in(folder: str) -> list[str]:
 
 
 def walk(folder: str, onerror: Callable[[OSError], object] | None = None) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As `os.walk`: each folder with the names of the folders and the files in it, from the top down."""
+    """Yield like `os.walk` each folder with the names of the folders and the files in it, from the top down."""
     if not is_remote(folder):
         yield from os.walk(folder, onerror=onerror)
         return
@@ -121,7 +124,7 @@ def join(folder: str, *names: str) -> str:
 
 
 def bytes_at(path: str) -> int:
-    """The size of a file; OSError or LoraInspectError where there is none."""
+    """Return the size of a file. Raises OSError or LoraInspectError if there is none."""
     if not is_remote(path):
         return os.path.getsize(path)
     from lora_inspect.stores.stat import look_at_file
@@ -131,7 +134,7 @@ def bytes_at(path: str) -> int:
 
 
 def begin_reading(files: list[str]) -> None:
-    """Has the first bytes of many files come at once, where they are remote and looked at."""
+    """Fetch the first bytes of many files at once, if they are remote and inside a `looking` block."""
     if files and is_remote(files[0]):
         from lora_inspect.stores.stat import begin
 

@@ -36,7 +36,7 @@ _REPLACED = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 
 
 def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool = False) -> None:
-    """Raises LoraInspectError where `output` would overwrite an input or, without `force`, anything at all."""
+    """Raise LoraInspectError if `output` would overwrite an input or, without `force`, anything at all."""
     if is_remote(output):
         check_store_output(output, inputs, force, folder)
         return
@@ -81,7 +81,7 @@ def is_input(output: str, inputs: Iterable[str]) -> bool:
 
 
 def check_replaceable(output: str, names: Iterable[str], folders: Iterable[str] = ()) -> None:
-    """Raises LoraInspectError where replacing the folder `output` would lose more than `names` and `folders`.
+    """Raise LoraInspectError if replacing the folder `output` would lose more than `names` and `folders`.
 
     `names` are files and `folders` its subfolders, by paths relative to `output`.
     """
@@ -217,7 +217,7 @@ def refusing(output: str) -> Iterator[None]:
 
 
 def _sync(folder: str) -> None:
-    """Has the disk keep a folder with all that is below it."""
+    """Sync a folder with everything below it to disk."""
     for parent, _, files in os.walk(folder):
         for name in files:
             sync_file(os.path.join(parent, name))
@@ -225,7 +225,7 @@ def _sync(folder: str) -> None:
 
 
 def _sync_name(output: str) -> None:
-    """Has the disk keep the new name of an output that is complete."""
+    """Sync the new name of a complete output to disk."""
     try:
         sync_folder(os.path.dirname(output) or os.curdir)
     except OSError as error:
@@ -342,7 +342,7 @@ def _refuse_nothing(named: str) -> None:
 
 
 def _bare(name: str) -> str:
-    """The name without the endings of weights."""
+    """Return the name without the endings of weights."""
     stem, ending = os.path.splitext(name)
     while ending.lower() in _ENDINGS:
         name = stem

@@ -69,4 +69,4 @@ class PendingOutput:
         return None
 
     def send(self, file: str, borrowing: Borrowing | None = None) -> None:
-        """Takes a file of the output that will not change any more."""
+        """Take a file of the output that will not change any more."""

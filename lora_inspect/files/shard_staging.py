@@ -43,7 +43,7 @@ class PartsFolder:
         return os.path.isdir(self.path)
 
     def check(self, inputs: Collection[str]) -> None:
-        """Raises LoraInspectError where the parts cannot be there, or something is in their place."""
+        """Raise LoraInspectError if the parts cannot be there, or something is in their place."""
         check_output(self.path, inputs, force=True, folder=True)
         # What a link leads to is not ours to write to, and may be the base.
         known = {_CLAIM: _is_file, _LOCK: _is_file, **dict.fromkeys((_SHARDS, _ENTRIES, _WHOLE, _OLD), _is_folder)}
@@ -60,9 +60,9 @@ class PartsFolder:
         return os.path.join(self.path, _CLAIM)
 
     def make(self, claim: bytes) -> None:
-        """Makes it where it is not there, and claims it with these words where nobody has.
+        """Make the folder if it is missing, and claim it with these words if nobody has.
 
-        Raises LoraInspectError where the disk refuses.
+        Raises LoraInspectError if the disk refuses.
         """
         with refusing(self.path):
             os.makedirs(self.path, exist_ok=True)
@@ -125,7 +125,7 @@ class PartsFolder:
                 close_locked(descriptor)
 
     def gather(self, names: Collection[str]) -> str:
-        """The folder that has all files in it then, each under its own name."""
+        """Move all files into one folder, each under its own name, and return that folder."""
         with suppress(FileExistsError):
             os.mkdir(self._whole)
         for name in names:
@@ -151,7 +151,7 @@ class PartsFolder:
     def take_place(
         self, names: Collection[str], folders: Collection[str], inputs: Mapping[str, Identity], force: bool
     ) -> None:
-        """Gives the whole folder, which holds `names` and `folders`, the name of the output."""
+        """Give the whole folder, which holds `names` and `folders`, the name of the output."""
         check_replaceable(self._whole, names, folders)
         with refusing(self.output):
             take_place(self._whole, self.output, inputs, force)
@@ -161,7 +161,7 @@ class PartsFolder:
         return any(os.path.lexists(self.file(name)) for name in names)
 
     def remove(self) -> str | None:
-        """Removes all of it, its claim last; a sentence where something stays."""
+        """Remove the whole folder, its claim last; return a sentence if something stays."""
         with suppress(OSError):  # another process may have removed all of it
             left = [name for name in os.listdir(self.path) if is_leftover(name)]
             for name in (_ENTRIES, _SHARDS, _WHOLE, _OLD, *left):
@@ -188,7 +188,7 @@ class PartsFolder:
             handle.write(content)
 
     def _open_lock(self) -> int | None:
-        """A descriptor of the lock file, None where the folder is not there any more."""
+        """Return a descriptor of the lock file; None if the folder no longer exists."""
         while True:
             try:
                 return create(self._lock)
@@ -199,7 +199,7 @@ class PartsFolder:
                 return None
 
     def _put_back(self) -> None:
-        """Puts a folder back that was to be replaced when the process died, where that takes two steps."""
+        """Restore a folder that was being replaced when the process died, if that takes two steps."""
         old = os.path.join(self.path, _OLD)
         if os.path.lexists(old) and not os.path.lexists(self.output):
             rename_new(old, self.output)

@@ -37,7 +37,7 @@ def _finite(digits: str) -> float:
 
 
 def _whole(digits: str) -> float:
-    """A number without a fraction, which is none of the whole numbers if it is -0."""
+    """Return a number without a fraction; -0 is not one of the integers."""
     number = -0.0 if digits == "-0" else int(digits)
     if not abs(number) < _LARGEST_NUMBER:
         raise ValueError(digits)
@@ -57,7 +57,7 @@ parse_strictly = json.JSONDecoder(
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """The object that a plain text is; None where it is none, or is to be looked at more closely."""
+    """Return the object in a plain text; None if it is none, or needs a closer look."""
     try:
         entry: dict[str, Any] = parse_plain(text)[0]
     except ValueError:
@@ -97,14 +97,14 @@ JSON_ITEMS = TENSORS + 1_000
 
 
 def too_many_tensors(file: str, count: int) -> LoraInspectError:
-    """The error for a file or a set of files with `count` tensors."""
+    """Return the error for a file or a set of files with `count` tensors."""
     return RefusedError(
         file, f"{count:,} tensors are more than the {TENSORS:,} that lora-inspect reads", "name another file"
     )
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:
-    """The parsed text; ValueError where it is no JSON, nested deeper than Python follows, or of too many items."""
+    """Return the parsed text. Raises ValueError for invalid JSON, too deep nesting, and too many items."""
     signs = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
     # A list of nothing but empty lists takes thirty times the memory of its text.
     if len(text) > JSON_ITEMS and sum(map(text.count, signs)) > JSON_ITEMS:  # type: ignore[arg-type]
@@ -116,7 +116,7 @@ def parse_json(text: str | bytes | bytearray) -> Any:
 
 
 def json_number(value: Any) -> float | None:
-    """A finite number as JSON has it; None for anything else, and for a whole one beyond every float."""
+    """Return a finite number in JSON; None for anything else, and for an integer beyond every float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:

@@ -57,7 +57,7 @@ def is_of_dead_run(path: str) -> bool:
 
 
 def without_slash(output: str) -> str:
-    """The path without slashes at its end."""
+    """Return the path without slashes at its end."""
     return output.rstrip(os.sep + (os.altsep or ""))
 
 
@@ -111,7 +111,7 @@ def left_under(partial: str) -> list[str]:
 
 
 def _claim(output: str) -> tuple[str, int]:
-    """A path that no other run uses, and the descriptor of its lock file."""
+    """Return a path that no other run uses, and the descriptor of its lock file."""
     folder, name = os.path.split(output)
     for _ in range(_TRIES):
         partial = os.path.join(folder, f"{_stem(name)}.{os.urandom(_RANDOM_BYTES).hex()}.partial")
@@ -181,7 +181,7 @@ def _kept(partial: str) -> str | None:
 
 
 def _settle(output: str, partial: str) -> bool:
-    """Puts back a folder that was moved for another that never came, and removes the rest; whether all is gone."""
+    """Restore a folder that was moved for another that never came, and remove the rest; return True if all is gone."""
     old, gone = partial + _OLD, partial + _GONE
     if _is_folder(old) and not os.path.lexists(output):
         with suppress(OSError):

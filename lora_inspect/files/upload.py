@@ -89,13 +89,13 @@ class ToStore(PendingOutput):
         return Borrowing(self._address)
 
     def send(self, file: str, borrowing: Borrowing | None = None) -> None:
-        """Sends a file and removes it here, but for a small one, which goes with the rest."""
+        """Send a file and remove it here, except a small one, which goes with the rest."""
         if os.path.getsize(file) > client.PART_BYTES:
             self._send(file, "" if file == self.path else os.path.basename(file), borrowing)
             os.unlink(file)
 
     def send_rest(self) -> None:
-        """Sends all that is still here."""
+        """Send everything that is still here."""
         if os.path.isfile(self.path):
             self._send(self.path, "")
         for parent, _, names in os.walk(self.path):

@@ -71,7 +71,7 @@ def read_settled(
 
 
 def _with_architecture(adapters: Sequence[Adapter], named: str | None) -> list[Adapter]:
-    """The adapters with the option --architecture, as far as it speaks of them."""
+    """Return the adapters with the option --architecture where it applies."""
     if named is None:
         return list(adapters)
     counts = [len(adapter_candidates(adapter)) for adapter in adapters]
@@ -85,7 +85,7 @@ def _with_architecture(adapters: Sequence[Adapter], named: str | None) -> list[A
 
 
 def _takers(adapters: Sequence[Adapter], name: str) -> list[int]:
-    """The adapters that wait for a setting; for the rule, where none waits, those without any evidence of it."""
+    """Return the adapters that wait for a setting; for the rule, if none waits, those without any evidence of it."""
     waiting = [index for index, adapter in enumerate(adapters) if name in adapter.open]
     if waiting or name != "rslora":
         return waiting
@@ -93,7 +93,7 @@ def _takers(adapters: Sequence[Adapter], name: str) -> list[int]:
 
 
 def _havers(adapters: Sequence[Adapter], name: str) -> list[int]:
-    """The adapters in which alpha, the rule that reads it, or how experts are packed makes a difference."""
+    """Return the adapters in which alpha, the rule that reads it, or the packing of experts makes a difference."""
     if name == "expert_packing":
         return [index for index, one in enumerate(adapters) if any(c.algorithm.packed for c in one.contributions)]
     least_rank, of_rule = (2, True) if name == "rslora" else (1, False)
@@ -122,14 +122,14 @@ def _forms(adapters: Sequence[Adapter], option: Settings = Settings()) -> str:  
 
 
 def multiplier_of(settings: Settings, names: ModuleNames) -> float:
-    """The multiplier of a module: by the first pattern that fits it, else by its component, else the plain number."""
+    """Return a module's multiplier: by the first matching pattern, else by its component, else the plain number."""
     return _multiplier(settings, names)[1]
 
 
 def check_multipliers(settings: Settings, path: str, modules: Collection[ModuleNames], left: str = "") -> None:
-    """Raises LoraInspectError where a component or a pattern decides the multiplier of none of the `modules`.
+    """Raise LoraInspectError if a component or a pattern decides the multiplier of none of the `modules`.
 
-    `path` is the adapter's, and `left` says how it came that these are its modules.
+    `path` is the adapter's, and `left` explains why these are its modules.
     """
     deciding = {_multiplier(settings, names)[0] for names in modules}
     for pattern, _ in settings.part_multipliers:
@@ -157,7 +157,7 @@ class Multipliers:
             check_multipliers(settings, path, names.values(), left)
 
     def of(self, key: str) -> float:
-        """The multiplier of the module with this key."""
+        """Return the multiplier of the module with this key."""
         if self._settings.part_multipliers:
             return multiplier_of(self._settings, self._names[key])
         return 1.0 if self._settings.multiplier is None else self._settings.multiplier
@@ -198,9 +198,9 @@ class ModuleFilter(NamedTuple):
         return is_included and not any(fits(pattern, names) for pattern in self.exclude)
 
     def left_out(self, adapters: Mapping[str, Mapping[str, ModuleNames]]) -> dict[str, list[str]]:
-        """The keys of the modules that are left out of each adapter; the names of its modules come by its path.
+        """Return the keys of the modules to leave out of each adapter; `adapters` has their names by path.
 
-        Raises LoraInspectError where a pattern fits no module at all, and where nothing is left of an adapter.
+        Raises LoraInspectError if a pattern matches no module at all, and if nothing is left of an adapter.
         """
         every = [names for modules in adapters.values() for names in modules.values()]
         check_all_fit(self.include, every, INCLUDE)

@@ -123,7 +123,7 @@ def claim_wrapped(reading: Reading) -> Reading:
 
 
 def names_parameters(config: Mapping[str, Any]) -> list[str]:
-    """The names in `target_parameters`; none where it is no list of names."""
+    """Return the names in `target_parameters`; none if it is not a list of names."""
     names = config.get("target_parameters")
     return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
 
@@ -145,7 +145,7 @@ def lost_parameters(reading: "Reading") -> Iterator[RawProblem]:
 
 
 def _wrappers(modules: Mapping[str, Module]) -> list[_Wrapped]:
-    """Modules of a base that LoRA is in, by path."""
+    """Return the modules of a base with LoRA in them, by path."""
     found: dict[str, dict[int, Module]] = defaultdict(dict)
     for module in modules.values():
         if module.name.flat or not any(c.algorithm is LORA for c in module.contributions):
@@ -168,7 +168,7 @@ def _speaks(found: "FoundConfig", wrapped: _Wrapped) -> bool:
 
 
 def _sizes(wrapped: _Wrapped) -> tuple[int, int]:
-    """(out, in) that its factors tell."""
+    """Return (out, in) from its factors."""
     shapes = _lora_of(wrapped.by_depth[0]).shapes if 0 in wrapped.by_depth else {}
     return (shapes["up"][0], shapes["down"][1]) if shapes else (0, 0)
 
@@ -213,10 +213,10 @@ def _parameters(wrapped: _Wrapped, configs: "Sequence[FoundConfig]") -> list[tup
 
 
 def _chosen(wrapped: _Wrapped, body: str, found: "FoundConfig") -> list[str]:
-    """The parameters of the module that the config chooses, in the order in which its class has them.
+    """Return the parameters of the module that the config chooses, in the order of its class.
 
-    A name without its module's, as `in_proj_weight`, is that of a parameter of any module that no `target_modules`
-    choose; those of experts are of modules that hold some.
+    A name without its module's, as `in_proj_weight`, is a parameter of any module that no `target_modules` choose; the
+    names of experts are for modules that hold some.
     """
     if not found.config.get("target_parameters"):
         return []
@@ -260,7 +260,7 @@ def _renamed(
 
 
 def _of_attention(wrapped: _Wrapped) -> list[tuple[Module, Module]]:
-    """Both layers of a MultiheadAttention, which have one rank and one alpha in its config."""
+    """Return both layers of a MultiheadAttention, which have one rank and one alpha in its config."""
     whole, out = wrapped.by_depth[0], wrapped.inner[_OUT].by_depth[0]
     body = wrapped.in_model.removeprefix(whole.name.prefix)
     name = whole.name._replace(body=f"{body}.{_FUSED_LAYER}")
@@ -276,7 +276,7 @@ def _of_attention(wrapped: _Wrapped) -> list[tuple[Module, Module]]:
 
 
 def _in_model(wrapped: _Wrapped) -> list[tuple[Module, Module]]:
-    """A layer that lies below the wrappers of a module which it is in, as the model has it."""
+    """Return a layer below the wrappers of its parent module under its name in the model."""
     if wrapped.path == wrapped.in_model or wrapped.by_depth.keys() != {0}:
         return []
     module = wrapped.by_depth[0]
@@ -286,7 +286,7 @@ def _in_model(wrapped: _Wrapped) -> list[tuple[Module, Module]]:
 
 
 def about_attention(reading: Reading) -> Reading:
-    """Adds how many outputs of attention PEFT counts twice."""
+    """Add the number of outputs of attention that PEFT counts twice to the evidence."""
     count = sum(one.algorithm is OUT_PROJ for one in reading.contributions)
     if not count:
         return reading

@@ -84,7 +84,7 @@ _OF_PIPELINES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transfo
 
 
 def other_model(tensors: Collection[str]) -> str | None:
-    """The title of the kind of model that tensors of these names are of; None for any other one."""
+    """Return the title of the kind of model with tensors of these names; None for any other one."""
     if any(name.startswith(_OF_PIPELINES) for name in tensors):
         return None
     return next((one.title for one in OTHER_MODELS if any(mark in tensors for mark in one.marks)), None)
@@ -131,9 +131,9 @@ class FileInfo(NamedTuple):
 
 
 def inspect(path: str, settings: Settings = Settings()) -> FileInfo:  # noqa: B008 (frozen)
-    """Reads the headers, alphas and flags of `path`; raises LoraInspectError where it is no readable checkpoint.
+    """Read the headers, alphas and flags of `path`. Raises LoraInspectError for an unreadable checkpoint.
 
-    The sidecars of an adapter decide its family where the file itself leaves several.
+    The sidecars of an adapter decide its family if the file itself leaves several.
     """
     checkpoint = open_checkpoint(path)
     info = inspect_adapter(checkpoint, settings)

@@ -29,7 +29,7 @@ _BASE_SHARE = 0.5
 
 
 def adapter_candidates(adapter: Adapter) -> tuple[Detection, ...]:
-    """Every family that an adapter may be of, or the one of them that its settings name."""
+    """Return every family that an adapter may be of, or the one of them that its settings name."""
     found = shown_candidates(adapter.checkpoint, adapter.scheme, adapter.modules)
     named = adapter.settings.architecture
     # A name that is none of theirs is a problem of the file, and narrows nothing.
@@ -37,7 +37,7 @@ def adapter_candidates(adapter: Adapter) -> tuple[Detection, ...]:
 
 
 def base_candidates(checkpoint: Checkpoint) -> tuple[Detection, ...]:
-    """Every family that a base may be of, by the names of its weights, their most common prefix removed."""
+    """Return every family that a base may be of, by its weights' names without their most common prefix."""
     weights = [info for info in checkpoint.tensors.values() if is_weight(info)]
     prefixes = sorted(BASE_PREFIXES[MODEL], key=len, reverse=True)
     counts = Counter(next(prefix for prefix in prefixes if info.name.startswith(prefix)) for info in weights)
@@ -56,13 +56,13 @@ def _candidates_below(prefix: str, weights: Sequence[TensorInfo], checkpoint: Ch
 
 
 def identify_adapter(adapter: Adapter) -> Detection | None:
-    """The one family of an adapter; None where nothing or too much fits."""
+    """Return the one family of an adapter; None if none or several match."""
     found = adapter_candidates(adapter)
     return found[0] if len(found) == 1 else None
 
 
 def described(found: Sequence[Detection]) -> str:
-    """The candidates by title and size, as a sentence names them: `FLUX.1 or Chroma`."""
+    """Describe the candidates by title and size in a sentence: `FLUX.1 or Chroma`."""
     return listed([str(detection) for detection in found], "or")
 
 
@@ -130,7 +130,7 @@ _paths: Remembered[Any, dict[ModuleName, str | None]] = Remembered(16)
 
 
 def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
-    """The adapter with the path of each module, which may be of any of the `families`; None where that stays open."""
+    """Return the adapter with the path of each module; None where the `families` leave it open."""
     names = [module.name for module in adapter.modules.values()]
     own = tuple(family.layout.named for family in families)
     others = tuple(layout.named for family in families for layout in family.architecture.layouts)

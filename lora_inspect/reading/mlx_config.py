@@ -68,7 +68,7 @@ class MlxConfig(NamedTuple):
         return TYPE not in self.config and "use_dora" not in self.config
 
     def scale(self, rank: int) -> tuple[float | None, str]:
-        """The scale of modules of this rank and where it stands, or None and why it is unknown."""
+        """Return the scale of modules of this rank and its place, or None and the reason why it is unknown."""
         own = self.parameters.get("rank", rank)
         if isinstance(own, bool) or own != rank:
             shown = own if isinstance(own, (int, float)) and not isinstance(own, bool) else "not a number"
@@ -83,7 +83,7 @@ class MlxConfig(NamedTuple):
 
 
 def find_mlx_config(checkpoint: Checkpoint) -> MlxConfig | None:
-    """The config of mlx-lm beside a file; None where there is none."""
+    """Return the config of mlx-lm beside a file; None if there is none."""
     config, where = checkpoint.config, checkpoint.config_path
     return MlxConfig(where, config) if config is not None and where is not None and is_mlx_config(config) else None
 
@@ -94,5 +94,5 @@ def is_mlx_config(config: Mapping[str, Any]) -> bool:
 
 
 def scale_of(config: MlxConfig | None, rank: int) -> tuple[float | None, str]:
-    """The scale of modules of this rank and where it stands, or None and why it is unknown."""
+    """Return the scale of modules of this rank and its place, or None and the reason why it is unknown."""
     return config.scale(rank) if config else (None, _MISSING)

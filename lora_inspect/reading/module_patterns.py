@@ -33,7 +33,7 @@ _NUMBERED = re.compile(r"(IN|OUT|D|S)([0-9]{2})(?:-(IN|OUT|D|S)?([0-9]{2}))?")
 
 
 def reversed_range(name: str) -> str | None:
-    """The range of blocks that `IN08-IN01` would be from its first block on; None for any other name."""
+    """Return the range of blocks that `IN08-IN01` would be from its first block on; None for any other name."""
     found = _NUMBERED.fullmatch(name)
     if found is None or found[3] not in (None, found[1]) or found[4] is None or found[2] <= found[4]:
         return None
@@ -47,9 +47,9 @@ def of_two_lists(name: str) -> bool:
 
 
 def meanings(name: str) -> tuple[str, ...]:
-    """The paths that a short name stands for: `IN04` for `input_blocks.4`, `D00-D09` for `double_blocks.0-9`.
+    """Return the paths of a short name: `IN04` for `input_blocks.4`, `D00-D09` for `double_blocks.0-9`.
 
-    None for a name that is not short.
+    Empty for a name that is not short.
     """
     if name in _ALONE:
         return _ALONE[name]
@@ -103,7 +103,7 @@ class ModuleNames(NamedTuple):
 
 
 def check_pattern(pattern: str) -> None:
-    """Raises ValueError for a range that is none, and for a letter that no name can have."""
+    """Raise ValueError for an invalid range, and for a letter that no name can have."""
     if _MARK in pattern:
         raise ValueError("a module name cannot have zero bytes; leave them out")
     if meant := reversed_range(pattern):
@@ -184,7 +184,7 @@ def unknown_pattern(pattern: str, modules: Iterable[ModuleNames], left: str = ""
 
 
 def check_all_fit(patterns: Iterable[str], modules: Iterable[ModuleNames], option: str) -> None:
-    """Raises LoraInspectError where one of an option's patterns speaks of no module."""
+    """Raise LoraInspectError if one of an option's patterns matches no module."""
     modules = list(modules)
     for pattern in patterns:
         try:
@@ -197,7 +197,7 @@ def check_all_fit(patterns: Iterable[str], modules: Iterable[ModuleNames], optio
 
 @cache
 def _expression(glob: str, separator: str = ".") -> re.Pattern[str]:
-    """The glob as an expression; with another separator, as the names have it that are written with that."""
+    """Return the glob as an expression; with another separator, for names written with that one."""
     from fnmatch import translate
 
     ranges = [range(int(first), int(last) + 1) for first, last in _RANGE.findall(glob)]

@@ -41,7 +41,7 @@ FIRST, OUTPUT, INPUT = "first", "output", "input"
 
 
 def settle_packing(reading: Reading) -> Reading:
-    """Settles the packing of every parameter of experts: by the file, or by the user where that leaves it open."""
+    """Settle the packing of every parameter of experts: by the file, or by the user if the file leaves it open."""
     modules, configs, metadata = reading.modules, reading.configs, reading.checkpoint.metadata
     chosen = reading.settings.expert_packing
     speakers = Speakers(configs)
@@ -118,7 +118,7 @@ def packing_setting(reading: Reading) -> Iterator[RawProblem]:
 
 
 def about_experts(reading: Reading) -> Reading:
-    """Adds how many parameters of how many experts there are, and how their factors are packed."""
+    """Add the number of parameters with experts, the experts' number, and their packing to the evidence."""
     return reading.with_evidence(_about_experts(reading))
 
 
@@ -166,7 +166,7 @@ def is_of_unsloth(config: Mapping[str, Any]) -> bool:
 
 
 def _why_unsettled(contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
-    """Why the packing is not known, with the way out."""
+    """Return the reason why the packing is unknown, with the fix."""
     if said := _stated_packing(contribution, config, metadata):
         return f"its {LAYOUT} says {' and '.join(map(_shown, said))}, so the packing is unknown; {_WAY_OUT}"
     return (
@@ -227,7 +227,7 @@ def _is_small(contribution: Contribution) -> bool:
 
 
 def _likeness(checkpoint: Checkpoint, up: TensorInfo, experts: int) -> dict[str, float] | None:
-    """The mean |cosine| of two columns of one expert by packing; None where a column has no direction."""
+    """Return the mean |cosine| of two columns of one expert by packing; None if a column has no direction."""
     height, width = up.shape
     size = up.nbytes // up.numel
     columns: list[list[float]] = [[] for _ in range(width)]
@@ -252,11 +252,11 @@ def _likeness(checkpoint: Checkpoint, up: TensorInfo, experts: int) -> dict[str,
 
 
 def _direction(values: Sequence[float]) -> list[float] | None:
-    """The values at length 1; None where they have no length."""
+    """Return the values at length 1; None if their length is 0 or not finite."""
     length = sqrt(sum(value * value for value in values))
     return [value / length for value in values] if length and isfinite(length) else None
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most so many of the numbers below `count`, spread over them."""
+    """Return at most so many of the numbers below `count`, evenly spread."""
     return sorted({number * count // most for number in range(most)}) if count else []

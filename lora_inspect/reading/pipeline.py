@@ -70,7 +70,10 @@ def _experts_of(families: Sequence[Detection]) -> tuple[str, ...]:
 
 
 def expert_of_names(names: Iterable[tuple[str, str]], families: Sequence[Detection]) -> PipelineExpert | None:
-    """The expert that names tell, each given as where it stands and its text; None where none of them tells one."""
+    """Return the expert that names show; None if none of them does.
+
+    Each name comes with its place.
+    """
     experts = _experts_of(families)
     told: dict[str, str] = {}
     for where, text in names if experts else ():
@@ -160,7 +163,7 @@ class PipelinePart(NamedTuple):
 
 
 def adapter_parts(adapter: Adapter, families: Sequence[Detection]) -> list[PipelinePart]:
-    """The parts that an adapter changes in the order in which the file has them, the model first."""
+    """Return the parts that an adapter changes in the order of the file, the model first."""
     modules: dict[str, list[Module]] = {}
     for module in adapter.modules.values():
         modules.setdefault(module.name.component, []).append(module)

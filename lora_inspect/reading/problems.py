@@ -34,12 +34,12 @@ from lora_inspect.sentences import listed, some
 
 
 def unfit_tensors(reading: Reading) -> Iterable[RawProblem]:
-    """Tensors that do not make a module, found as they were claimed."""
+    """Return the problems of tensors that do not make a module, found as they were claimed."""
     return reading.claims.findings
 
 
 def several_schemes(reading: Reading) -> Iterator[RawProblem]:
-    """Keys that follow several naming schemes, with the modules of each."""
+    """Yield a problem for keys that follow several naming schemes, with the modules of each."""
     if reading.claims.scheme != MIXED:
         return
     modules: dict[str, list[str]] = {}
@@ -81,7 +81,7 @@ DAMAGED = "config-damaged"
 
 
 def damaged_metadata(reading: Reading) -> Iterator[RawProblem]:
-    """An embedded config that nobody can read: rank, alpha and rule that it said are lost."""
+    """Yield problems of unreadable embedded configs: their rank, alpha and rule are lost."""
     if embedded_object(reading.checkpoint.metadata) is None:
         yield RawProblem(
             DAMAGED,

@@ -44,7 +44,7 @@ class _Text(NamedTuple):
     text: str
 
     def wrong(self, keys: Sequence[str], says: str) -> LoraInspectError:
-        """The error for the value at the `keys`."""
+        """Return the error for the value at the `keys`."""
         return RefusedError(self.path, f"line {_line_of(self.text, keys)}: {says}")
 
 
@@ -61,9 +61,9 @@ class WeightsFile(NamedTuple):
         return self.source.path
 
     def joined(self, adapters: Sequence[tuple[str, Settings]]) -> list[tuple[str, Settings]]:
-        """The adapters with the settings on their paths and, behind these, those of the file.
+        """Return the adapters with the settings on their paths and, after these, the file's.
 
-        Raises LoraInspectError where a table names none of them or several, and where both say different things.
+        Raises LoraInspectError if a table names none of them or several, and if both state different things.
         """
         taken = {name: [path for path, _ in adapters if name in _names_of(path)] for name in self.tables}
         for name, paths in taken.items():
@@ -151,7 +151,7 @@ def _table(source: _Text, name: str, value: Any) -> Settings:
 
 
 def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The values with their names, which TOML takes apart where they have points and no quotes."""
+    """Yield the values with their names, which TOML splits at points outside quotes."""
     left: list[tuple[tuple[str, ...], Any]] = [((), table)]
     while left:
         parts, value = left.pop()
@@ -200,7 +200,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _line_of(text: str, keys: Sequence[str]) -> int:
-    """The line with which the value at the `keys` is there: the shortest beginning of the text that has it."""
+    """Return the line of the value at the `keys`: the end of the shortest beginning of the text that has it."""
     lines = [f"{line}\n" for line in text.split("\n")]
     without, within = 0, len(lines)
     while within - without > 1:

@@ -28,10 +28,10 @@ OWN_FACTORS: dict[str, list[Scheme]] = {}
 
 
 def add(scheme: Scheme) -> None:
-    """Makes a scheme known to all that reads, merges and converts.
+    """Register a scheme for all readers, merges and conversions.
 
-    Raises ValueError for a name that is taken, for a prefix that is another scheme's where no suffix tells them apart,
-    for a suffix without a dot or longer than any that is looked for, and for magnitudes without a suffix.
+    Raises ValueError for a name that is taken, for another scheme's prefix if no suffix separates the two, for a suffix
+    without a dot or longer than the longest that is looked for, and for magnitudes without a suffix.
     """
     if scheme.name in SCHEMES:
         raise ValueError(f"there is a scheme called {scheme.name} already")
@@ -55,7 +55,7 @@ def add(scheme: Scheme) -> None:
 
 @contextmanager
 def added(scheme: Scheme) -> Iterator[None]:
-    """Has a scheme known for as long as the block runs."""
+    """Register a scheme while the block runs."""
     add(scheme)
     try:
         yield
@@ -82,7 +82,7 @@ def _note_change() -> None:
 
 
 def own_role(module: str, suffix: str) -> str | None:
-    """The role that the scheme of a module's name gives to a suffix that no algorithm has; None where it has none."""
+    """Return the role that the scheme of a module's name gives to a suffix that no algorithm has; or None."""
     for scheme in OWN_FACTORS.get(suffix, ()):
         if module.startswith(tuple(scheme.prefixes)):
             return next(role for role, own in scheme.own_factors.items() if own == suffix)
@@ -90,12 +90,12 @@ def own_role(module: str, suffix: str) -> str | None:
 
 
 def by_name(name: str) -> Scheme:
-    """The scheme called `name`; raises KeyError."""
+    """Return the scheme called `name`; raises KeyError."""
     return SCHEMES[name]
 
 
 def written() -> tuple[str, ...]:
-    """The names of the schemes that are written."""
+    """Return the names of the schemes that are written."""
     return tuple(sorted(scheme.name for scheme in SCHEMES.values() if scheme.writing))
 
 

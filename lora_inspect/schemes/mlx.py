@@ -8,7 +8,7 @@ from lora_inspect.schemes.record import EXACT, MODEL, OWN, Scheme, Writing
 
 
 def _layout(family: Architecture | None) -> str | None:
-    """The names of transformers of the Llama line; of others it has names of its own, or does not know them."""
+    """Return OWN for the Llama line and for no known family; mlx-lm names other families differently, if at all."""
     return OWN if family is None or family.name == "llm" else None
 
 

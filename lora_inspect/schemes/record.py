@@ -19,7 +19,7 @@ ITS_OWN = "its own"
 
 
 def no_encoders(family: Architecture) -> tuple[str, ...]:
-    """The prefixes of a scheme that has names for one network alone."""
+    """Return no prefixes: the scheme has names for one network only."""
     return ()
 
 
@@ -70,13 +70,13 @@ class Writing(NamedTuple):
 
 
 def first_of(family: Architecture | None, *names: str) -> str | None:
-    """The first of these layouts that the family has."""
+    """Return the first of these layouts that the family has."""
     own = {layout.name for layout in family.layouts} if family else ()
     return next((name for name in names if name in own), None)
 
 
 def of_diffusers_or_own(family: Architecture | None) -> str:
-    """The layout of those who load the classes of diffusers and of transformers, and any other model as it is."""
+    """Return the layout for programs that load diffusers' and transformers' classes, and other models as they are."""
     return first_of(family, "diffusers") or OWN
 
 
@@ -150,15 +150,18 @@ class Scheme(NamedTuple):
         return {role: suffix for role, suffix in self.suffixes.items() if role in LORA_ROLES}
 
     def module(self, path: str, prefix: str) -> str:
-        """The module's name in keys: `prefix` and the dotted `path` as this scheme writes it."""
+        """Return the module's name in keys: `prefix` and the dotted `path` as this scheme writes it."""
         return prefix + (path.replace(".", "_") if self.flat else path)
 
     def spell(self, path: str, role: str, prefix: str) -> str:
-        """The key of the tensor with `role` of the module at the dotted `path`."""
+        """Return the key of the tensor with `role` of the module at the dotted `path`."""
         return self.module(path, prefix) + self.suffixes[role]
 
     def table(self, paths: Iterable[str], prefix: str) -> dict[str, str]:
-        """Module name -> dotted path, the inverse of `module`; raises LoraInspectError where two paths spell alike."""
+        """Return the dotted paths by module name, the inverse of `module`.
+
+        Raises LoraInspectError if two paths have the same spelling.
+        """
         inverted: dict[str, str] = {}
         for path in paths:
             name = self.module(path, prefix)
@@ -170,9 +173,9 @@ class Scheme(NamedTuple):
         return inverted
 
     def parts(self, module: str, prefix: str, suffixes: Collection[str] = ()) -> ModuleName | None:
-        """The parts of a module's name that begins with a `prefix`, where it is one of this scheme, else None.
+        """Return the parts of a module's name that begins with a `prefix`; None if it is not one of this scheme.
 
-        `suffixes` are those of its keys.
+        `suffixes` are the suffixes of its keys.
         """
         if len(module) == len(prefix) or (self.flat and "." in module):
             return None

@@ -110,7 +110,7 @@ TYPE_NUMBERS: Final = {
 
 
 def aligned(position: int, alignment: int) -> int:
-    """The first multiple of `alignment` from `position` on."""
+    """Return the first multiple of `alignment` from `position` on."""
     return position + -position % alignment
 
 
@@ -138,7 +138,7 @@ class Cursor:
         self._piece, self._first = b"", start
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes."""
+        """Return the next `count` bytes."""
         self.check(count)
         begin = self.position - self._first
         if begin + count > len(self._piece):
@@ -148,7 +148,7 @@ class Cursor:
         return self._piece[begin : begin + count]
 
     def check(self, count: int) -> None:
-        """Raises LoraInspectError where the file ends before `count` more bytes."""
+        """Raise LoraInspectError if the file ends before `count` more bytes."""
         if count > self.size - self.position:
             raise DamagedError(
                 self.file,
@@ -157,12 +157,12 @@ class Cursor:
             )
 
     def number(self, form: str) -> Any:
-        """The next number, spelled as `struct` does."""
+        """Return the next number, spelled as `struct` does."""
         form = f"<{form}"
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def text(self, longest: int) -> str:
-        """The next string, of up to `longest` bytes."""
+        """Return the next string, of up to `longest` bytes."""
         length = self.number("Q")
         self.check(length)
         if length > longest:
@@ -180,7 +180,7 @@ Expect = Callable[[str, Mapping[str, Value]], None]
 
 
 def read_values(cursor: Cursor, keys: int, expect: Expect) -> dict[str, Value]:
-    """The metadata of a file; `expect` is told of each key once it is read, and of those of tokens before too."""
+    """Return the metadata of a file; `expect` gets each key once it is read, and keys of tokens before that."""
     values: dict[str, Value] = {}
     room = METADATA_CHARACTERS
     for _ in range(keys):
@@ -204,9 +204,9 @@ def read_values(cursor: Cursor, keys: int, expect: Expect) -> dict[str, Value]:
 
 
 def first_value(cursor: Cursor, keys: int, wanted: str) -> Any:
-    """The value of one key; None where it is not among the keys, or stands behind those of models alone.
+    """Return the value of one key; None if it is missing, or after the keys that only models have.
 
-    Raises LoraInspectError where the file ends before.
+    Raises LoraInspectError if the file ends before.
     """
     for _ in range(min(keys, METADATA_KEYS)):
         key = cursor.text(KEY_BYTES)
@@ -244,7 +244,7 @@ def _read_array(cursor: Cursor, key: str, room: int) -> list[Any]:
 
 
 def as_text(value: Any) -> str:
-    """A value in the metadata of a checkpoint: numbers and lists as JSON, strings as they are."""
+    """Return a value in the metadata of a checkpoint: numbers and lists as JSON, strings as they are."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -71,7 +71,7 @@ class Contents(NamedTuple):
 
 
 def read_contents(source: InputFile, expected: ExpectedKind) -> Contents:
-    """The whole header; raises LoraInspectError where it is damaged or another one than `expected`."""
+    """Return the whole header. Raises LoraInspectError if it is damaged or of another kind than `expected`."""
     cursor = Cursor(source, len(GGUF_MAGIC))
     _check_version(cursor, expected)
     tensors, keys = cursor.number("Q"), cursor.number("Q")
@@ -137,7 +137,7 @@ def _read_entries(cursor: Cursor, tensors: int, expected: ExpectedKind) -> Itera
 
 
 def _with_ranges(cursor: Cursor, entries: list[_Entry], alignment: int) -> dict[str, TensorInfo]:
-    """The tensors with their places, each behind the one before it."""
+    """Return the tensors with their places, each after the one before it."""
     file, data = cursor.file, aligned(cursor.position, alignment)
     infos: dict[str, TensorInfo] = {}
     position = stop = data if entries else cursor.size
@@ -202,7 +202,7 @@ def read_gguf(file: str) -> GgufHeader:
 
 
 def _no_adapter(file: str, values: Mapping[str, Value]) -> LoraInspectError:
-    """The error for a file that is something else, as its metadata says."""
+    """Return the error for a file that is something else by its metadata."""
     kind = values.get(TYPE_KEY)
     if kind is None or kind.value == MODEL:
         said = values.get(ARCHITECTURE_KEY)
@@ -294,7 +294,7 @@ def _of_llama_cpp(file: str, values: Mapping[str, Value], named: str) -> LoraIns
 
 
 def _shape(info: TensorInfo, values: Mapping[str, Value]) -> tuple[int, ...]:
-    """The shape that the tensor has in the model."""
+    """Return the shape that the tensor has in the model."""
     said = values.get(f"{SHAPE_KEY}{info.name}")
     if said is None:
         return info.shape

@@ -57,7 +57,7 @@ def write_gguf(
 
 
 def encode_gguf(architecture: str, alpha: float, contents: Sequence[Content], metadata: Mapping[str, str]) -> bytes:
-    """The header, padded to where the first tensor begins. ValueError for a key that the format itself has."""
+    """Return the header, padded to the first tensor. Raises ValueError for a key that the format itself has."""
     own = {ARCHITECTURE_KEY: architecture, TYPE_KEY: ADAPTER, ADAPTER_TYPE_KEY: LORA}
     if taken := (own.keys() | {ALPHA_KEY}) & metadata.keys():
         raise ValueError(f"{taken.pop()} is said otherwise")
@@ -78,7 +78,7 @@ def encode_gguf(architecture: str, alpha: float, contents: Sequence[Content], me
 
 
 def _check(path: str, content: Content) -> None:
-    """Raises LoraInspectError for a tensor that llama.cpp would not load."""
+    """Raise LoraInspectError for a tensor that llama.cpp would not load."""
     name, dtype, shape = content.plan
     if dtype not in TYPE_NUMBERS:
         raise RefusedError(

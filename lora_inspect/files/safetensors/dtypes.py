@@ -86,7 +86,7 @@ _STRUCT = {
 
 
 def decode_number(dtype: str, data: bytes) -> float | int | bool | None:
-    """One little-endian element of `dtype` as a Python number, or None where the dtype has no plain reading."""
+    """Return one little-endian element of `dtype` as a Python number, or None where the dtype has no plain reading."""
     if dtype == "BOOL":
         return data != b"\x00"
     if dtype == "BF16":

@@ -59,10 +59,10 @@ class Editing:
         self._journal = descriptor
 
     def rewrite(self, header: bytes, identity: Identity) -> None:
-        """Puts `header` in the place of one of the same length.
+        """Replace the header by `header`, which has the same length.
 
-        Raises LoraInspectError where the disk refuses, with the old header in its place, and where the file is not the
-        one of `identity` any more.
+        Raises LoraInspectError if the disk refuses, with the old header in its place, and if the file is no longer the
+        one of `identity`.
         """
         with refusing(self.file):
             descriptor = open_itself(self.file)
@@ -81,7 +81,7 @@ class Editing:
                 os.close(descriptor)
 
     def _put_back(self, descriptor: int, journal: Journal, error: BaseException) -> None:
-        """Writes the old header; for an error of the disk raises LoraInspectError, which names the header in place."""
+        """Write the old header; for a disk error raise LoraInspectError, which names the header in place."""
         try:
             _write(descriptor, journal.old)
         except OSError as again:
@@ -120,7 +120,7 @@ class Editing:
             os.close(descriptor)
 
     def _keep(self, journal: Journal) -> None:
-        """Has the disk keep both headers before one of them is touched."""
+        """Sync both headers to disk before one of them is touched."""
         os.ftruncate(self._journal, 0)
         os.lseek(self._journal, 0, os.SEEK_SET)
         write_all(self._journal, journal.encoded())
@@ -160,7 +160,7 @@ def repair(path: str) -> None:
 
 
 def _claim(file: str) -> tuple[int, bool]:
-    """The descriptor of a locked journal, and whether a run that died had left it."""
+    """Return the descriptor of a locked journal, and True if it was left by a run that died."""
     path = journal_of(file)
     for _ in range(_TRIES):
         try:
@@ -195,7 +195,7 @@ def _is_free(descriptor: int, is_left: bool) -> bool:
 
 
 def _release(path: str, descriptor: int, keeps: bool) -> None:
-    """Gives the right back, however often it is interrupted; a journal that the next run needs stays."""
+    """Release the right even if interrupted several times; a journal that the next run needs stays."""
     try:
         if not keeps:
             _remove(path, descriptor)
@@ -220,7 +220,7 @@ def _remove(path: str, descriptor: int) -> None:
 
 
 def _read(descriptor: int, count: int) -> bytes:
-    """The first bytes of a file, as many as it has of them."""
+    """Return the first `count` bytes of a file, or all if it has fewer."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     found = b""
     while len(found) < count and (piece := os.read(descriptor, count - len(found))):
@@ -257,12 +257,12 @@ class Headed(NamedTuple):
         return [TensorPlan(info.name, info.dtype, info.shape) for info in self.tensors.values()]
 
     def written(self, metadata: Mapping[str, str]) -> bytes:
-        """The text of its header with another metadata."""
+        """Return the text of its header with another metadata."""
         return header_text(self._plans, metadata)
 
 
 def read_headed(file: str) -> Headed:
-    """The header of one .safetensors file; raises LoraInspectError where it is none."""
+    """Return the header of one .safetensors file. Raises LoraInspectError for any other file."""
     tensors, metadata, identity = identified_header(file)
     with InputFile(file, identity) as source:
         length = int.from_bytes(source.read(0, LENGTH_BYTES), "little")
@@ -277,11 +277,11 @@ def write_anew(
     progress: Progress = silent,
     prove: Callable[[str], None] | None = None,
 ) -> None:
-    """Writes the file with another metadata to `output`, complete or not at all; onto itself with its own rights.
+    """Write the file with another metadata to `output`, complete or not at all; onto itself with its own rights.
 
-    `progress` is told of the bytes, and `prove` is called with the path of the whole file before it appears. Raises
-    LoraInspectError where the disk refuses, where the file is not the one any more that was read, and where the
-    metadata is more than is read back.
+    `progress` gets the number of bytes, and `prove` is called with the path of the whole file before it appears. Raises
+    LoraInspectError if the disk refuses, if the file changed since it was read, and if the metadata are longer than the
+    reader accepts.
     """
     is_same = output == headed.file
 
@@ -311,9 +311,9 @@ def write_anew(
 
 
 def write_in_place(headed: Headed, metadata: Mapping[str, str], own: Editing) -> None:
-    """Writes another metadata into the header where it stands, no byte behind which is touched.
+    """Write another metadata into the existing header; no byte after it is touched.
 
-    Raises LoraInspectError where it does not fit, and where the disk refuses.
+    Raises LoraInspectError if it does not fit, and if the disk refuses.
     """
     text = headed.written(metadata)
     room = headed.data_start - LENGTH_BYTES
@@ -327,7 +327,7 @@ def write_in_place(headed: Headed, metadata: Mapping[str, str], own: Editing) ->
 
 
 def _prove(headed: Headed, metadata: Mapping[str, str], partial: str, output: str) -> None:
-    """Raises LoraInspectError where the new file is not read as the old one with the metadata."""
+    """Raise an error if the new file does not read as the old one with the new metadata."""
     try:
         found = read_headed(partial)
     except LoraInspectError as error:

@@ -74,7 +74,7 @@ class _Spelling:
         self._length, self._between = len(signs), len(comma)
 
     def entries(self, text: str) -> list[tuple[str, str, str, str]] | None:
-        """(name, kind, start, stop) of each entry in the end of a header; None where anything else is in it."""
+        """Return (name, kind, start, stop) of each entry at the end of a header; None if it has anything else."""
         found = self._entry.findall(text)
         length = sum(map(len, chain.from_iterable(found)))
         signs = len(found) * self._length + (len(found) - 1) * self._between + len("}")
@@ -101,9 +101,9 @@ _spelling = cache(_Spelling)
 
 
 def read_plain(content: bytes | bytearray, room: int) -> tuple[Table, dict[str, str]] | None:
-    """The tensors, which fill the `room` behind the header, and the metadata.
+    """Return the tensors, which fill the `room` after the header, and the metadata.
 
-    None where the header is not as nearly all are, or has a fault.
+    Returns None for a header in another than the common form, or with a fault.
     """
     try:
         text = content.decode().rstrip(_ENDS)
@@ -134,7 +134,7 @@ def _table_as_before(spelling: _Spelling, text: str, room: int) -> Table | None:
 
 
 def _metadata(text: str, start: int) -> tuple[dict[str, str], int] | None:
-    """The map of strings that begins there, and the position behind it; None where it is none."""
+    """Return the map of strings that begins there, and the position after it; None if it is none."""
     try:
         found, stop = parse_plain(text, start)
     except (ValueError, RecursionError):
@@ -152,9 +152,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _table(spelling: _Spelling, text: str, room: int) -> Table | None:
-    """The tensors of the entries, each with the bytes that its type and shape need, one behind the other.
+    """Return the tensors of the entries, each with the bytes that its type and shape need, in one sequence.
 
-    None where not so.
+    Returns None if they are not so.
     """
     entries = spelling.entries(text)
     if not entries:
@@ -237,7 +237,7 @@ def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str],
 
 
 def count_elements(shape: Iterable[int]) -> int:
-    """Product of the dimensions; 1 for a scalar."""
+    """Return the product of the dimensions; 1 for a scalar."""
     return prod(shape)
 
 
@@ -319,7 +319,7 @@ class Span(NamedTuple):
     at: int
 
     def pieces(self, most: int) -> Iterator["Span"]:
-        """Spans of at most so many bytes, one behind the other."""
+        """Yield spans of at most so many bytes, one after the other."""
         for start in range(self.start, self.stop, most):
             stop = min(start + most, self.stop)
             yield self._replace(start=start, stop=stop, at=self.at + start - self.start)

@@ -29,7 +29,7 @@ class Journal(NamedTuple):
     new: bytes
 
     def encoded(self) -> bytes:
-        """The bytes of a whole journal, which no part of it is."""
+        """Return the bytes of a whole journal; no part of it is a whole journal."""
         content = _MARK + self.old + self.new
         return content + _digest(content)
 
@@ -42,12 +42,12 @@ class Journal(NamedTuple):
 
 
 def journal_of(file: str) -> str:
-    """The path of a file's journal."""
+    """Return the path of a file's journal."""
     return file + JOURNAL_ENDING
 
 
 def decoded(content: bytes) -> Journal | None:
-    """The journal; None where its run died before it was whole, and so before it wrote to the file."""
+    """Return the journal; None if its run died before it was whole, and so before it wrote to the file."""
     headers, digest = content[len(_MARK) : -DIGEST_BYTES], content[-DIGEST_BYTES:]
     if not content.startswith(_MARK) or len(headers) % 2 or digest != _digest(content[:-DIGEST_BYTES]):
         return None
@@ -66,7 +66,7 @@ def size_of(length: int) -> int:
 
 
 def refuse_torn(source: InputFile, length: int) -> None:
-    """Raises LoraInspectError where a run left the header of the file, of so many bytes, in parts."""
+    """Raise LoraInspectError if a run left the header of the file, of so many bytes, in parts."""
     path = journal_of(source.path)
     if not source.is_on_disk or not os.path.lexists(path):
         return

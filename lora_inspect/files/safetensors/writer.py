@@ -31,14 +31,14 @@ _SYSTEM_BYTES = 64 << 20
 
 
 def write_all(descriptor: int, buffer: Buffer) -> None:
-    """Appends the whole of `buffer`; OSError where the disk refuses."""
+    """Append the whole of `buffer`. Raises OSError if the disk refuses."""
     view = memoryview(buffer).cast("B")
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def write_all_at(descriptor: int, buffer: Buffer, position: int) -> int:
-    """Writes the whole of `buffer` at a `position`, and returns the one behind it; OSError where the disk refuses."""
+    """Write the whole of `buffer` at a `position`, and return the position after it. Raises OSError."""
     view = memoryview(buffer).cast("B")
     while view:
         written = write_at(descriptor, view, position)
@@ -47,7 +47,7 @@ def write_all_at(descriptor: int, buffer: Buffer, position: int) -> int:
 
 
 def copy_bytes(source: InputFile, start: int, stop: int, descriptor: int, at: int, progress: Progress = silent) -> None:
-    """Writes the bytes `start` to `stop` of an input to the position `at`; OSError where the disk refuses."""
+    """Write the bytes `start` to `stop` of an input to the position `at`. Raises OSError if the disk refuses."""
     # Where the system cannot, reading and writing finds out whether the disk itself refuses.
     moved = _copy_in_system(source, start, stop, descriptor, at, progress)
     start, at = start + moved, at + moved
@@ -57,7 +57,7 @@ def copy_bytes(source: InputFile, start: int, stop: int, descriptor: int, at: in
 
 
 def _copy_in_system(source: InputFile, start: int, stop: int, descriptor: int, at: int, progress: Progress) -> int:
-    """Copies as far as the system does it by itself, and returns how many bytes."""
+    """Copy as many bytes as the system copies by itself, and return the number."""
     done = 0
     while source.is_on_disk and start + done < stop:
         count = min(stop - start - done, _SYSTEM_BYTES)
@@ -87,7 +87,7 @@ class EarlySync:
         self._thread: threading.Thread | None = None
 
     def wrote(self, count: int) -> None:
-        """Says that so many more bytes were written; one thread calls it at a time."""
+        """Report `count` more written bytes; only one thread calls it at a time."""
         self._since += count
         if self._since < _STEP:
             return
@@ -99,7 +99,7 @@ class EarlySync:
         self._due.set()
 
     def close(self) -> None:
-        """Ends it; the file may be closed then."""
+        """End the thread; afterwards the file may be closed."""
         self._is_over = True
         self._due.set()
         if self._thread is not None and self._thread.ident is not None:
@@ -133,7 +133,7 @@ class TensorPlan(NamedTuple):
 
 
 def in_file_order(plans: Iterable[TensorPlan]) -> list[TensorPlan]:
-    """The plans with wider element types first, so that every tensor is aligned; otherwise in the given order."""
+    """Return the plans with wider element types first, to align every tensor; otherwise in the given order."""
     return sorted(plans, key=lambda plan: -BITS[plan.dtype])
 
 
@@ -143,7 +143,7 @@ def encode_header(plans: Sequence[TensorPlan], metadata: Mapping[str, str], room
 
 
 def header_text(plans: Iterable[TensorPlan], metadata: Mapping[str, str]) -> bytes:
-    """The JSON of a header in as few bytes as it takes."""
+    """Return the JSON of a header in as few bytes as possible."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for plan in plans:
@@ -154,7 +154,7 @@ def header_text(plans: Iterable[TensorPlan], metadata: Mapping[str, str]) -> byt
 
 
 def padded_header(text: bytes, room: int = 0, behind: int = 0, step: int = ALIGNMENT) -> bytes:
-    """A header with the length before its text and at least `room` blanks behind it.
+    """Return a header with its length before its text and at least `room` blanks after it.
 
     The data then begins `behind` a multiple of `step`.
     """
@@ -222,12 +222,12 @@ class Writer:
         return name in self._places
 
     def forget(self, name: str) -> None:
-        """A tensor that was written whole is to be written once more."""
+        """Allow a tensor that was written whole to be written again."""
         start, stop = self._places[name]
         self._count(start - stop)
 
     def write(self, name: str, chunks: Iterable[Buffer]) -> None:
-        """The whole content of a tensor, in as many chunks as the caller likes."""
+        """Write the whole content of a tensor, in any number of chunks."""
         start, stop = self._places[name]
         position = 0
         for chunk in chunks:
@@ -246,19 +246,19 @@ class Writer:
         return position + count
 
     def copy(self, info: TensorInfo, name: str | None = None, progress: Progress = silent) -> None:
-        """The bytes of `info` as a whole tensor, moved by the system where it can."""
+        """Write the bytes of `info` as a whole tensor, moved by the system if it can."""
         start, stop = self._places[name or info.name]
         if stop - start != info.nbytes:
             raise AssertionError(f"{info.name}: {info.nbytes} bytes do not fit a plan of {stop - start}")
         self.copy_span(Span(info, info.start, info.stop, start), self._source.of(info.file, info.identity), progress)
 
     def copy_span(self, span: Span, source: InputFile, progress: Progress = silent) -> None:
-        """The bytes of a span, from its open `source`, moved by the system where it can."""
+        """Write the bytes of a span, from its open `source`, moved by the system if it can."""
         copy_bytes(source, span.start, span.stop, self._descriptor, span.at, progress)
         self._count(span.stop - span.start)
 
     def leave(self, count: int) -> None:
-        """So many bytes of the tensors are not written here: whoever takes the file has them. They are holes in it."""
+        """Skip `count` bytes of the tensors, which the file's receiver already has. They are holes in the file."""
         os.ftruncate(self._descriptor, self.size)
         self._count(count)
 
@@ -298,7 +298,7 @@ def rewrite_header(file: str, header: bytes, length: int) -> None:
 
 
 def rewrite_tensor(file: str, name: str, content: bytes) -> None:
-    """Puts the whole content of one tensor into a file that was written; OSError where the disk refuses."""
+    """Write the whole content of one tensor into an existing file. Raises OSError if the disk refuses."""
     tensors, _ = read_header(file)
     info = tensors[name]
     if info.nbytes != len(content):
@@ -326,7 +326,7 @@ class Content:
     source: "TensorInfo | bytes | Computed"
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes, a few megabytes at a time."""
+        """Yield the bytes, a few megabytes at a time."""
         if not isinstance(self.source, TensorInfo):
             yield self.source.make() if isinstance(self.source, Computed) else self.source
             return
@@ -335,7 +335,7 @@ class Content:
 
 
 def chunks_of(contents: Iterable[Content]) -> Iterator[bytes]:
-    """The bytes of one after the other. A file stays open for as long as the next tensor is in it."""
+    """Yield the bytes of one tensor after the other. A file stays open while the next tensor is in it."""
     opened: InputFile | None = None
     try:
         for content in contents:
@@ -358,7 +358,7 @@ def _chunks_in(source: InputFile, info: TensorInfo) -> Iterator[bytes]:
 
 
 def renamed(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -> Content:
-    """The bytes of `info` under another name, and in another shape of the same size."""
+    """Return the bytes of `info` under another name, and in another shape of the same size."""
     return Content(TensorPlan(name, info.dtype, info.shape if shape is None else shape), info)
 
 
@@ -371,11 +371,11 @@ def write_contents(
     prove: Callable[[str], None] | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Writes all of them to `path`, atomically; raises LoraInspectError where two have the same name.
+    """Write all contents to `path`, atomically. Raises LoraInspectError if two have the same name.
 
-    `inputs` are the files that the contents were made of, and have to be those still when the output is complete.
-    With `force` it replaces a file of its name. `prove` is called with the path of the complete file before it appears.
-    `progress` is told of the bytes that are copied.
+    `inputs` are the source files of the contents, and must be unchanged when the output is complete. With `force` it
+    replaces a file of its name. `prove` is called with the path of the complete file before it appears. `progress` gets
+    the number of copied bytes.
     """
     by_name = {content.plan.name: content for content in contents}
     if len(by_name) != len(contents):

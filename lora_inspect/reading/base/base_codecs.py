@@ -104,7 +104,7 @@ class BaseCodecs:
         return self._codes(info)
 
     def markers_of(self, weight: str) -> list[str]:
-        """The tensors that say of all weights below their own place, that of `weight` too, that they are scaled."""
+        """Return the tensors that say that all weights below their own place, with `weight`, are scaled."""
         segments = weight.split(".")[:-1][:_PREFIX_SEGMENTS]
         names = (".".join([*segments[:end], MARKER]) for end in range(len(segments) + 1))
         return [name for name in names if name in self._base.tensors]
@@ -214,7 +214,7 @@ class BaseCodecs:
         return CodedWeight(weight, codec, layout, beside, settings)
 
     def _of_format(self, info: TensorInfo, description: Description, kinds: Sequence[Codec]) -> list[Codec]:
-        """Those of the codecs that have the name which JSON gives the codes; errors where none has."""
+        """Return the codecs with the name that JSON gives the codes; raises LoraInspectError if there are none."""
         named = description.said["format"]
         stored = {
             codec.formats[named] for codec in CODECS.values() if isinstance(named, str) and named in codec.formats
@@ -268,7 +268,7 @@ class BaseCodecs:
 
 
 def plain_weight(info: TensorInfo) -> CodedWeight:
-    """A tensor of floats, which are the weight."""
+    """Return a tensor of floats as the weight itself."""
     return CodedWeight(info, plain.CODEC, CodeLayout(info.shape))
 
 
@@ -279,7 +279,7 @@ def _description(described: Any, said_by: str, file: str) -> Description:
 
 
 def open_weights(path: str) -> Checkpoint:
-    """The view of a model, a GGUF file as well; raises LoraInspectError for whatever is none."""
+    """Open a model, also a GGUF file. Raises LoraInspectError for anything else."""
     return with_weights(open_model(path))
 
 
@@ -303,7 +303,7 @@ def with_weights(base: Checkpoint) -> Checkpoint:
 
 
 def decoder(weight: CodedWeight) -> "Decode":
-    """Makes blocks of the weight from the values of its codes; raises LoraInspectError where they are no numbers."""
+    """Return the function that decodes blocks of the weight from codes. Raises LoraInspectError for invalid numbers."""
     from numpy import errstate
 
     from lora_inspect.maths.tensors import Decode

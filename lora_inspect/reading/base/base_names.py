@@ -111,7 +111,7 @@ class BaseModule(NamedTuple):
     called: tuple[str, str] | None = None
 
     def tensor(self, parameter: str) -> str:
-        """The name of the tensor that has a parameter of the module."""
+        """Return the name of the tensor that has a parameter of the module."""
         if self.called and self.called[0] == parameter:
             return self.called[1]
         is_tensor = self.parameter or self.expert is not None
@@ -142,7 +142,7 @@ class NameTable:
         self._parameters: dict[str, _Spellings] = {}
 
     def find(self, name: ModuleName) -> list[BaseModule]:
-        """The modules that the name can mean: none, one, the parts of one, or several where it is ambiguous."""
+        """Return the modules that the name can mean: none, one, the parts of one, or several if it is ambiguous."""
         if found := self._layers.find(name):
             return found
         if not self._others:
@@ -201,7 +201,7 @@ def _layer(info: TensorInfo) -> BaseModule:
 
 
 def _owner(name: str, base: Checkpoint) -> BaseModule:
-    """The module that a tensor is of. An RMSNorm of some programs calls its weight `scale`."""
+    """Return the module of a tensor. An RMSNorm of some programs calls its weight `scale`."""
     path = name.rpartition(".")[0]
     scale = f"{path}.scale"
     is_called_so = scale in base.tensors and f"{path}.{WEIGHT}" not in base.tensors
@@ -233,7 +233,7 @@ class _Spellings:
         self.rooted: dict[str, list[tuple[frozenset[str], BaseModule]]] = defaultdict(list)
 
     def find(self, name: ModuleName) -> list[BaseModule]:
-        """The modules that are spelled so, or else related by their roots."""
+        """Return the modules with this spelling, or else modules related by their roots."""
         if name.key in self.exact:
             return list(self.exact[name.key])
         roots, rest = without_roots(name.body, flat=name.flat)
@@ -241,7 +241,7 @@ class _Spellings:
 
 
 def own_paths(path: str, component: str, base: Checkpoint) -> Iterable[str]:
-    """The path in the component's own model, for each base prefix that `path` begins with."""
+    """Yield the path in the component's own model, for each base prefix that `path` begins with."""
     for prefix in prefixes_of(component, base):
         if path.startswith(prefix) and len(path) > len(prefix):
             yield path[len(prefix) :]
@@ -259,20 +259,20 @@ def prefixes_of(component: str, base: Checkpoint) -> tuple[str, ...]:
 
 
 def without_roots(path: str, flat: bool = False) -> tuple[frozenset[str], str]:
-    """The roots of transformers at the beginning of a path, and the rest: ({"model"}, "layers.0.q")."""
+    """Return the roots of transformers at the beginning of a path, and the rest: ({"model"}, "layers.0.q")."""
     root = _FLAT_ROOT if flat else _DOTTED_ROOT
     rest = re.sub(rf"\A(?:{root})*", "", path)
     return frozenset(found[:-1] for found in re.findall(root, path[: len(path) - len(rest)])), rest
 
 
 def path_of(info: TensorInfo) -> str:
-    """The dotted path of the module that a weight belongs to."""
+    """Return the dotted path of the module that a weight belongs to."""
     name = info.name
     return name.removesuffix("_weight") if name.endswith(_FUSED_WEIGHT) else name.removesuffix(".weight")
 
 
 def leaf_of(path: str) -> str:
-    """The last name of a path, with the numbers after it: "c_proj", "to_out.0"."""
+    """Return the last name of a path, with the numbers after it: "c_proj", "to_out.0"."""
     segments = path.split(".")
     start = next((i for i in range(len(segments) - 1, -1, -1) if not segments[i].isdigit()), 0)
     return ".".join(segments[start:])

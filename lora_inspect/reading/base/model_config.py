@@ -34,7 +34,7 @@ class ModelConfig(NamedTuple):
 
 
 def read_model_config(path: str) -> ModelConfig:
-    """The config at `path`, or in the folder there; raises LoraInspectError where there is none."""
+    """Return the config at `path`, or in the folder there. Raises LoraInspectError if there is none."""
     file = join(path, NAME) if is_folder(path) else path
     if not is_file(file):
         raise NotFoundError(path, f"the {NAME} of the model does not exist", "name it, or its folder")
@@ -48,7 +48,7 @@ def read_model_config(path: str) -> ModelConfig:
 
 
 def config_beside(base: Checkpoint) -> ModelConfig | None:
-    """The config that stands beside the weights of a base, None for none."""
+    """Return the config next to the weights of a base, or None."""
     folder = os.path.dirname(base.files[0]) if base.files else base.path
     path = join(folder, NAME)
     return read_model_config(path) if exists(path) else None
@@ -70,7 +70,7 @@ def has_header(checkpoint: Checkpoint) -> bool:
 
 
 def gguf_families(checkpoint: Checkpoint) -> tuple[Detection, ...]:
-    """The family that the header names; empty where it is not known here."""
+    """Return the family that the header names; empty if it is unknown."""
     named = checkpoint.metadata.get(ARCHITECTURE_KEY, "")
     names = GGUF_NAMES.get(named)
     if names is None:
@@ -99,7 +99,7 @@ def gguf_correspondence(checkpoint: Checkpoint, modules: Iterable[Module], base:
 
 
 def gguf_names(checkpoint: Checkpoint) -> GgufNames:
-    """The names that the header chooses; raises LoraInspectError where they are not known here."""
+    """Return the names that the header chooses. Raises LoraInspectError if they are unknown."""
     named = checkpoint.metadata.get(ARCHITECTURE_KEY, "")
     if named not in GGUF_NAMES:
         raise RefusedError(

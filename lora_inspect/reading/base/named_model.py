@@ -47,7 +47,7 @@ class _Name(NamedTuple):
 
 
 def named_folder(config: Mapping[str, Any] | None) -> str | None:
-    """The folder on this machine that an adapter's config names as its base, if it holds a config.json, or None."""
+    """Return the local folder that an adapter's config names as its base, if it has a config.json, or None."""
     name = (config or {}).get(NAMED)
     if not isinstance(name, str) or not name or name.startswith(_OF_A_NETWORK):
         return None
@@ -92,7 +92,7 @@ def _cached(path: str) -> str | None:
 
 
 def _named(text: Any, where: str) -> _Name | None:
-    """The name in a config, of a model on the hub or of a folder of its cache; a path tells no name."""
+    """Return the name in a config, of a model on the hub or a folder of its cache; other paths give no name."""
     if not isinstance(text, str):
         return None
     if model := _cached(text):

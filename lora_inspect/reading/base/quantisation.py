@@ -62,7 +62,7 @@ def settings_beside(codes: str, names: Collection[str]) -> list[str]:
 
 
 def activations_beside(weight: str, names: Collection[str]) -> list[str]:
-    """The tensors among `names` that scale the activations of the layer of a quantised `weight`."""
+    """Return the tensors among `names` that scale the activations of the layer of a quantised `weight`."""
     module = _module(weight)
     return [name for setting in _ACTIVATIONS if (name := f"{module}.{setting}") in names]
 

@@ -94,11 +94,11 @@ class ModulePlan:
         ]
 
     def module(self, name: ModuleName, infos: Sequence[TensorInfo]) -> Module:
-        """The module of that name that is made of these tensors."""
+        """Return the module of that name that is made of these tensors."""
         return make_record(Module, self.row(name, infos))
 
     def row(self, name: ModuleName, infos: Sequence[TensorInfo]) -> tuple[Any, ...]:
-        """All values of the module's fields."""
+        """Return all values of the module's fields."""
         rows_of = [
             (
                 name,
@@ -347,7 +347,7 @@ def _claim_part(name: ModuleName, tensors: Sequence[GroupTensor]) -> _Claimed:
 
 
 def _possible(tensors: Iterable[GroupTensor]) -> Iterable[str]:
-    """The algorithms that any of the suffixes can belong to, in the order in which they are tried."""
+    """Return the algorithms that any of the suffixes can belong to, in the order to try them."""
     return dict.fromkeys(name for tensor in tensors for name, _ in tensor.parsed.meanings if name)
 
 
@@ -383,7 +383,7 @@ def _check_slices(parts: list[int | None], contributions: list[Contribution]) ->
 
 
 def _stack(parts: list[Contribution]) -> list[Contribution]:
-    """The slices of a fused layer, one below the other in the order of their numbers."""
+    """Stack the slices of a fused layer in the order of their numbers."""
     stacked: list[Contribution] = []
     row = 0
     for part in parts:

@@ -62,7 +62,7 @@ class ModuleGroups(dict[str, Module]):
 
 
 def group_equal(modules: Mapping[str, Module]) -> ModuleGroups:
-    """The modules, with which of them are alike."""
+    """Return the modules with their likeness."""
     return modules if isinstance(modules, ModuleGroups) else ModuleGroups(modules)
 
 
@@ -73,7 +73,7 @@ def changes_of_kinds(modules: Mapping[str, Module]) -> Iterable[Contribution]:
 
 
 def likeness_by(traits: Iterable[Any]) -> Likeness:
-    """The likeness of modules that are alike where their traits are equal, which stand in the modules' order."""
+    """Return the likeness of modules by their traits, given in the modules' order: equal traits make like modules."""
     kinds: dict[Any, int] = {}
     numbers: list[int] = []
     firsts: list[int] = []
@@ -93,7 +93,7 @@ def _likeness_of(modules: Iterable[Module]) -> Likeness:
 
 
 def _traits(one: Contribution) -> tuple[Any, ...]:
-    """All that is said of a contribution but names, and where its tensors are."""
+    """Return all facts about a contribution except names and the places of its tensors."""
     return (
         id(one.algorithm),
         one.magnitude and one.magnitude[1:],
@@ -116,13 +116,13 @@ class StoredNumbers(NamedTuple):
     factors: Mapping[str, float | int | bool | None]
 
     def of(self, contribution: Contribution) -> dict[Role, float | int | bool | None]:
-        """Those of its factors that are single numbers, by role."""
+        """Return the contribution's factors that are single numbers, by role."""
         own = contribution.factors
         return {role: self.factors[own[role].name] for role in contribution.algorithm.numbers if role in own}
 
 
 def read_numbers(checkpoint: Checkpoint, claims: Claims) -> StoredNumbers:
-    """Reads them all at once; raises LoraInspectError for a tensor in the place of a number."""
+    """Read all numbers at once. Raises LoraInspectError for a tensor in the place of a number."""
     alphas = {name: module.alpha.name for name, module in claims.modules.items() if module.alpha}
     flags = [module.rslora_flag.name for module in claims.modules.values() if module.rslora_flag]
     are_factors = any(one.algorithm.numbers for one in changes_of_kinds(claims.modules))
@@ -194,7 +194,7 @@ class _Before:
         return [(module.name, ModulePlan(module, places)) for module in self._modules.values()]
 
     def again(self, infos: Sequence[TensorInfo]) -> Claims:
-        """The same claims on other tensors."""
+        """Return the same claims on other tensors."""
         rows = [plan.row(name, infos) for name, plan in self._plans]
         return self._claims._replace(modules=self._modules.with_values(make_records(Module, rows)))
 

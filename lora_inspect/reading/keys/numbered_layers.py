@@ -36,7 +36,7 @@ class _Layer(NamedTuple):
 
 
 def name_layers(reading: Reading) -> Reading:
-    """Claims the keys that number a layer as if they named it, and says why where those of a model stay unknown."""
+    """Claim the keys that number a layer as if they named it; a model with unknown layers becomes a problem."""
     checkpoint = reading.checkpoint
     known, findings = _numbered_keys(checkpoint.tensors, checkpoint.metadata)
     claims = claim(checkpoint.tensors, known)
@@ -69,7 +69,7 @@ def _numbered_keys(
 
 
 def _paths(model: str, layers: Mapping[int, Mapping[str, TensorInfo]], said: str | None) -> list[str] | str:
-    """The paths of the layers in the order of their numbers, or why they are unknown."""
+    """Return the paths of the layers in the order of their numbers, or the reason why they are unknown."""
     if sorted(layers) != list(range(len(layers))):
         return f"the numbers are not 0 to {len(layers) - 1}"
     if single := next((number for number in layers.values() if len(number) < len(_ROLES)), None):
@@ -89,7 +89,7 @@ def _paths(model: str, layers: Mapping[int, Mapping[str, TensorInfo]], said: str
 
 
 def _classes(said: str | None) -> set[str]:
-    """The names of classes in a list of JSON; none for anything else."""
+    """Return the names of classes in a list of JSON; none for anything else."""
     try:
         found = parse_json(said or "")
     except ValueError:
@@ -99,7 +99,7 @@ def _classes(said: str | None) -> set[str]:
 
 
 def _features(pair: Mapping[str, TensorInfo]) -> tuple[int, int] | None:
-    """(out, in) of a Linear layer; None for any other."""
+    """Return (out, in) of a Linear layer; None for any other."""
     down, up = pair["down"].shape, pair["up"].shape
     return (up[0], down[1]) if len(down) == len(up) == 2 else None
 
@@ -117,7 +117,7 @@ def _fits(order: Sequence[_Layer], shapes: Sequence[tuple[int, int] | None]) -> 
 
 
 def _unet_orders(classes: Collection[str], count: int) -> Iterator[list[_Layer]]:
-    """Those of a UNet with attention on three levels out of four, with two blocks on the way down and three up."""
+    """Yield the orders of a UNet with attention on three of four levels, with two blocks down and three up."""
     down = [(f"down_blocks.{level}.attentions.{unit}", f"level {level}") for level in range(3) for unit in range(2)]
     up = [(f"up_blocks.{3 - level}.attentions.{unit}", f"level {level}") for level in (2, 1, 0) for unit in range(3)]
     for leaves in (("attn1", "ff", "attn2"), ("attn1", "attn2", "ff")):

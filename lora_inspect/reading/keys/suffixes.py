@@ -73,7 +73,7 @@ class ParsedKey(NamedTuple):
 
 
 def state_of_registries() -> tuple[int, int]:
-    """The numbers of changes of algorithms and schemes, by which a result that was kept is still valid or not."""
+    """Return the numbers of changes of algorithms and schemes, which decide whether a cached result is still valid."""
     return algorithms.changes(), schemes.changes()
 
 
@@ -99,7 +99,7 @@ _known = _KnownKeys()
 
 
 def parse_key(key: str) -> ParsedKey | None:
-    """Module and meanings of a key, or None where no algorithm spells its end so."""
+    """Return the module and the meanings of a key; None if no algorithm spells its end so."""
     return known_keys()[key]
 
 
@@ -112,7 +112,7 @@ def known_keys() -> Mapping[str, ParsedKey | None]:
 
 
 def _without_infix(key: str) -> tuple[str, int | None]:
-    """The key without the number of a slice, or the name of an adapter, before its end; and that number."""
+    """Return the key without a slice number or an adapter name before its end, and that number."""
     words = key.rsplit(".", 3)
     if len(words) == 4:
         module, factor, infix, end = words
@@ -167,7 +167,7 @@ def canonical_path(name: ModuleName, *groups: Iterable[Table]) -> str | None:
 
 
 def paths_of(name: ModuleName, *groups: Iterable[Table]) -> list[str]:
-    """All dotted paths that are spelled so in the first of the groups of layouts with any such."""
+    """Return all dotted paths with this spelling in the first of the groups of layouts that has any."""
     if not name.flat:
         return [name.body]
     pattern = pattern_of(name.body, "_")
@@ -181,7 +181,7 @@ def paths_of(name: ModuleName, *groups: Iterable[Table]) -> list[str]:
 
 @cache
 def table_of(paths: tuple[str, ...]) -> Table:
-    """The table of a layout's paths."""
+    """Return the table of a layout's paths."""
     table: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for path in paths:
         table[pattern_of(path, "_")].append((path.replace(".", "_"), path))

@@ -70,7 +70,7 @@ class MergeRecord(NamedTuple):
 
 
 def merge_records(metadata: Mapping[str, str]) -> list[MergeRecord]:
-    """The merges that made a model, the first of them first; none where there was none."""
+    """Return the merges that made a model, the first one first; none if there was none."""
     last = _object(metadata)
     if last is None:
         return []
@@ -123,7 +123,7 @@ def undone_metadata(metadata: Mapping[str, str], estimated: bool) -> dict[str, s
 
 
 def as_record(record: MergeRecord) -> dict[str, Any]:
-    """The merge as `info --json` has it."""
+    """Return the merge in the form of `info --json`."""
     return {
         "version": record.version,
         "base": record.base.file if record.base else None,
@@ -210,7 +210,7 @@ def _base(value: Any) -> MergedBase | None:
 
 
 def hashes_of(value: Any) -> Mapping[str, str]:
-    """The hashes of files by name, "" for that of a single one, from how a record has them."""
+    """Return the hashes of files by name, "" for a single file, from the form in a record."""
     if isinstance(value, str):
         return {"": value}
     return _texts(value)

@@ -75,14 +75,14 @@ def provenance(metadata: Mapping[str, str], config: Mapping[str, Any] | None = N
 
 
 def texts(found: Mapping[Any, Any], keys: tuple[Any, ...]) -> list[str]:
-    """The values of the keys that are there and say something."""
+    """Return the values of the keys that are present and not empty."""
     values = (found.get(key) for key in keys)
     stripped = [value.strip() for value in values if isinstance(value, str)]
     return [value for value in stripped if value.lower() not in _NOTHING]
 
 
 def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The trigger words that the metadata states, at most 20; long counts of tags are not parsed for it."""
+    """Return the trigger words that the metadata state, at most 20; long counts of tags are not parsed for it."""
     noted = filter(None, map(noted_trigger, texts(metadata, _NOTES)))
     is_short = len(metadata.get("ss_tag_frequency", "")) <= _ONE_WORD_OF_TAGS
     only = _only_trigger(_captions(metadata)) if is_short else None
@@ -90,19 +90,19 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def words_of(phrases: Iterable[str]) -> tuple[str, ...]:
-    """The different words or phrases between the commas of several texts, at most 20."""
+    """Return the different words or phrases between the commas of several texts, at most 20."""
     words = dict.fromkeys(word.strip() for phrase in phrases for word in phrase.split(","))
     return tuple(islice((word for word in words if word.lower() not in _NOTHING), _MOST_TRIGGERS))
 
 
 def noted_trigger(note: str) -> str | None:
-    """The words that call the adapter, of a note that says those and nothing else; None of any other."""
+    """Return the trigger words from a note that says only those; None for any other note."""
     found = re.fullmatch(_TRIGGER_NOTE, note)
     return found[1] if found else None
 
 
 def parsed(metadata: Mapping[str, str], key: str) -> Any:
-    """The JSON value of a key; None where it is none."""
+    """Return the JSON value of a key; None if it is none."""
     try:
         return parse_json(metadata.get(key, "null"))
     except ValueError:
@@ -110,7 +110,7 @@ def parsed(metadata: Mapping[str, str], key: str) -> Any:
 
 
 def whole(value: Any) -> int | None:
-    """The whole number that a value is or spells, from 0 to a million millions; None for anything else."""
+    """Return the integer that a value is or spells, from 0 to a million millions; None for anything else."""
     if isinstance(value, str) and len(value) < 20 and value.strip().isdecimal():
         value = int(value.strip())
     is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -135,7 +135,7 @@ def images_of(metadata: Mapping[str, str]) -> int | None:
 
 
 def _configs(metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The config beside the file and the one of OneTrainer in it."""
+    """Return the config next to the file and the one of OneTrainer in it."""
     inner = parsed(metadata, "ot_config") if "ot_config" in metadata else None
     return {**(config or {}), **(inner if isinstance(inner, dict) else {})}
 
@@ -157,7 +157,7 @@ def _captions(metadata: Mapping[str, str]) -> dict[str, dict[str, int]]:
 
 
 def _only_trigger(captions: Mapping[str, Mapping[str, int]]) -> str | None:
-    """The trigger word where that is all that the captions are: ai-toolkit writes `{"1_WORD": {"WORD": 1}}`."""
+    """Return the trigger word if the captions are only that: ai-toolkit writes `{"1_WORD": {"WORD": 1}}`."""
     if len(captions) != 1:
         return None
     [(folder, tags)] = captions.items()
@@ -166,7 +166,7 @@ def _only_trigger(captions: Mapping[str, Mapping[str, int]]) -> str | None:
 
 
 def _tags(captions: Mapping[str, Mapping[str, int]]) -> list[tuple[str, int]]:
-    """The commonest tags; folders may hold the same images, which are told apart by nothing."""
+    """Return the commonest tags; folders may hold the same images, and nothing distinguishes these."""
     counts: dict[str, int] = {}
     for tags in captions.values():
         for tag, count in tags.items():
@@ -223,7 +223,7 @@ def training_facts(metadata: Mapping[str, str], config: Mapping[str, Any] | None
 
 
 def _resolution(value: Any) -> str | None:
-    """Width and height as `768x768`, of a text or a list; one side stands for both."""
+    """Return width and height as `768x768`, from a text or a list; one side is for both."""
     if isinstance(value, list) and 1 <= len(value) <= 2 and all(isinstance(side, int) for side in value):
         value = "x".join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, str | int) or len(text := str(value)) > _LONGEST:
@@ -233,7 +233,7 @@ def _resolution(value: Any) -> str | None:
 
 
 def _rate(value: Any) -> float | None:
-    """A positive finite number that a value is or spells."""
+    """Return a positive finite number that a value is or spells."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
@@ -244,7 +244,7 @@ def _rate(value: Any) -> float | None:
 
 
 def _optimizers(metadata: Mapping[str, str], objects: Mapping[str, Any]) -> list[str]:
-    """Names of optimizers, without the path of their class and its arguments."""
+    """Return names of optimizers, without the path of their class and its arguments."""
     inner = objects.get("optimizer")
     inner = inner if isinstance(inner, dict) else objects
     told = (*texts(metadata, _OPTIMIZERS), *texts(inner, ("optimizer",)))
@@ -253,7 +253,7 @@ def _optimizers(metadata: Mapping[str, str], objects: Mapping[str, Any]) -> list
 
 
 def _day(value: Any) -> str | None:
-    """The day of a time in seconds since 1970, in UTC."""
+    """Return the day of a time in seconds since 1970, in UTC."""
     seconds = _rate(value)
     if seconds is None:
         return None

@@ -24,7 +24,7 @@ def is_musubi(metadata: Mapping[str, str]) -> bool:
 def find_trainer(
     metadata: Mapping[str, str], keys: Collection[str], has_peft_config: bool, is_of_mlx: bool = False
 ) -> str | None:
-    """The name of the program, or None where nothing tells."""
+    """Return the name of the program, or None if nothing shows it."""
     if metadata.get(NETWORK_KEY):
         return "lora-inspect networks"
     if RSLORA_FLAG in keys or DORA_FLAG in keys or LOKR_FLAG in keys:

@@ -171,7 +171,7 @@ def missing_shared(contribution: Contribution) -> str | None:
 
 
 def shared_tensors(contribution: Contribution) -> dict[str, TensorInfo]:
-    """The factors that other modules have as well, by role."""
+    """Return the factors that other modules have as well, by role."""
     return {role: contribution.factors[role] for role in contribution.algorithm.shared if role in contribution.factors}
 
 
@@ -237,7 +237,7 @@ def _scaled(contribution: Contribution, scaling: Scaling) -> tuple[Any, ...]:
 
 
 def with_paths(modules: Iterable[Module], paths: Iterable[str | None]) -> Iterable[Module]:
-    """Modules with the path of each."""
+    """Return the modules with the path of each."""
     return make_records(
         Module, [(*module[:_PATH], path, *module[_PATH + 1 :]) for module, path in zip(modules, paths, strict=True)]
     )

@@ -42,7 +42,7 @@ class Hint(NamedTuple):
     modules: int
 
     def sentence(self) -> str:
-        """The hint in words, with its other possible causes."""
+        """Return the hint in words, with its other possible causes."""
         return (
             f"{self.share:.0%} of the alphas equal sqrt(rank), as in RS-LoRA networks of alpha 0, "
             "but also in plain rank 4 with alpha 2 or rank 16 with alpha 4"
@@ -114,7 +114,7 @@ class DoraClaim(NamedTuple):
 
 
 def names_of(facts: Iterable[LoraFacts]) -> list[str]:
-    """The names of the modules in the order of the file."""
+    """Return the names of the modules in the order of the file."""
     return [name for _, name in sorted((place, name) for fact in facts for name, place in fact.places.items())]
 
 
@@ -125,7 +125,7 @@ def close(first: float, second: float) -> bool:
 
 
 def network_args(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The parsed `ss_network_args`, empty where they are missing or no JSON object."""
+    """Return the parsed `ss_network_args`, empty where they are missing or no JSON object."""
     try:
         found = parse_json(metadata.get("ss_network_args", "{}"))
     except ValueError:
@@ -134,13 +134,12 @@ def network_args(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_switch(value: Any) -> bool | None:
-    """A yes or no as configs and trainers spell it, nothing at all being no; None where it is neither."""
+    """Return the boolean that configs and trainers spell, False for nothing at all; None for anything else."""
     return _SWITCH.get("" if value is None else str(value).strip().lower())
 
 
 def read_flag(number: float | int | bool | None) -> bool | None:
-    """Return the meaning of the number in a flag tensor; None for NaN, or for an element type without a plain reading.
-    """
+    """Return the meaning of the number in a flag tensor; None for NaN, and for an unreadable element type."""
     return None if number is None or math.isnan(number) else bool(number)
 
 

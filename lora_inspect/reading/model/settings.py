@@ -71,7 +71,10 @@ class Settings(NamedTuple):
         return self.multiplier is not None or bool(self.part_multipliers)
 
     def joined(self, options: "Settings", path: str) -> "Settings":
-        """The settings on a `path` with those of options; raises LoraInspectError where they contradict each other."""
+        """Return the settings on a `path` with those of options.
+
+        Raises LoraInspectError if they contradict each other.
+        """
         together = self._replace(allow_partial_dora=self.allow_partial_dora or options.allow_partial_dora)
         for name in _OPEN:
             own, other = getattr(self, name), getattr(options, name)
@@ -84,21 +87,21 @@ class Settings(NamedTuple):
         return together
 
     def multipliers(self) -> float | dict[str, float]:
-        """The plain multiplier alone, or each by the name it was given, with "*" for all other modules."""
+        """Return only the plain multiplier, or each by the name it was given, with "*" for all other modules."""
         plain = 1.0 if self.multiplier is None else self.multiplier
         return {ALL: plain, **dict(self.part_multipliers)} if self.part_multipliers else plain
 
 
 def requested_settings(request: "ReadingRequest") -> Settings:
-    """The settings that the options of a verb amount to."""
+    """Return the settings from the options of a verb."""
     open_settings: dict[str, Any] = {name: getattr(request, name, None) for name in _OPEN}
     return Settings(allow_partial_dora=request.allow_partial_dora, **open_settings)
 
 
 def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
-    """The paths and the settings of several arguments.
+    """Return the paths and the settings of several arguments.
 
-    Raises LoraInspectError as `parse_argument` does, and for a number that stands beside its path.
+    Raises LoraInspectError like `parse_argument`, and for a number as an argument of its own.
     """
     parsed: list[tuple[str, Settings]] = []
     for argument in arguments:
@@ -113,15 +116,15 @@ def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
 
 
 def bare_number(argument: str) -> float | None:
-    """The number that an argument is where it is no existing path; None where it is none."""
+    """Return the number in an argument that is not an existing path; None if there is none."""
     return None if os.path.lexists(argument) else _intended_number(argument.removeprefix(":"))
 
 
 def parse_argument(argument: str) -> tuple[str, Settings]:
-    """The path and the settings of a command line argument.
+    """Return the path and the settings of a command line argument.
 
-    The last colon counts only where all that follows parses and the whole is no existing path. Raises
-    LoraInspectError where a path that exists is followed by something that is no setting.
+    The last colon counts only if everything after it parses and the whole is not an existing path. Raises
+    LoraInspectError if something other than settings follows an existing path.
     """
     if is_remote(argument):
         return _at_address(argument)
@@ -156,7 +159,7 @@ def _at_address(argument: str) -> tuple[str, Settings]:
 
 
 def _file_before_a_colon(argument: str) -> str | None:
-    """The longest path that exists and ends before one of the last colons; None where there is none."""
+    """Return the longest existing path that ends before one of the last colons; None if there is none."""
     path = argument
     for _ in range(_COLONS):
         path = path.rpartition(":")[0]
@@ -166,7 +169,7 @@ def _file_before_a_colon(argument: str) -> str | None:
 
 
 def _settings_of(file: str, argument: str) -> Settings:
-    """The settings behind a file that exists; raises LoraInspectError where there is anything else behind it."""
+    """Return the settings after an existing file. Raises LoraInspectError if anything else is there."""
     tail = argument[len(file) + 1 :]
     parts = [part for part in tail.split(":") if part]
     joined = ",".join(parts)
@@ -205,7 +208,7 @@ def _is_settings(text: str) -> bool:
 
 
 def _refuse_other_separators(argument: str) -> None:
-    """Raises LoraInspectError for a path that exists and a multiplier behind anything but a colon."""
+    """Raise LoraInspectError for an existing path and a multiplier after anything but a colon."""
     behind = re.search(_LIKE_A_MULTIPLIER, argument[-_LONGEST:])
     number = _intended_number(behind[1]) if behind else None
     path = argument.removesuffix(behind[0]) if behind else argument
@@ -269,7 +272,7 @@ def is_pattern(name: str) -> bool:
 
 
 def spell_settings(settings: Settings) -> str:
-    """The settings as they are written on a path, the inverse of `parse_settings`; "" where there are none."""
+    """Return the settings as a path spells them, the inverse of `parse_settings`; "" if there are none."""
     parts = [] if settings.multiplier is None else [_spell(settings.multiplier)]
     parts += [f"{name}={_spell(number)}" for name, number in settings.part_multipliers]
     parts += [] if settings.alpha is None else [f"{_ALPHA}={_spell(settings.alpha)}"]
@@ -282,7 +285,7 @@ def spell_settings(settings: Settings) -> str:
 
 
 def spell_argument(path: str, settings: Settings) -> str:
-    """The path with the settings behind it, the inverse of `parse_argument`."""
+    """Return the path with the settings after it, the inverse of `parse_argument`."""
     said = spell_settings(settings)
     return f"{path}:{said}" if said else path
 

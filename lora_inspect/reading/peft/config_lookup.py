@@ -43,9 +43,9 @@ class FoundConfig(NamedTuple):
 def find_configs(
     checkpoint: Checkpoint, read: Callable[[FoundConfig], Iterable[Contribution]], steps: Steps
 ) -> list[FoundConfig]:
-    """The LoraConfigs that belong to the file: those embedded in it, and the one beside it.
+    """Return the LoraConfigs of the file: those embedded in it, and the one next to it.
 
-    `read` gives the contributions of the file where a config is its own.
+    `read` gives the contributions of the file if a config is its own.
     """
     found = [
         FoundConfig(
@@ -80,10 +80,10 @@ class Speakers:
                 self._by_component.setdefault(DIFFUSERS.prefixes.get(found.prefix), found)
 
     def of(self, contribution: Contribution) -> tuple[FoundConfig, ...]:
-        """The configs that speak of it, at most one that is embedded and the one beside the file.
+        """Return the configs that apply to it: at most one embedded config and the one next to the file.
 
-        The embedded one is that of its prefix or component, else one of no component in particular. Those that give
-        the rank of the tensors come first; where one does, the others are not theirs.
+        The embedded one is that of its prefix or component, else one of no particular component. If any gives the rank
+        of the tensors, the others do not apply.
         """
         module = contribution.module
         embedded = (

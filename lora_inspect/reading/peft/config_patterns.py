@@ -157,7 +157,7 @@ class _PlainKeys:
         self._whole: _ByForm = {}
 
     def add(self, number: int, escaped: str, anchored: bool) -> None:
-        """Adds a key; an `anchored` one matches whole paths alone."""
+        """Add a key; an `anchored` one matches only whole paths."""
         literal = {found.start() - before for before, found in enumerate(_ESCAPE.finditer(escaped))}
         text = _ESCAPE.sub(r"\1", escaped)
         dots = tuple(found.start() for found in _DOT.finditer(text) if found.start() not in literal)
@@ -166,7 +166,7 @@ class _PlainKeys:
         forms.setdefault(len(text), {}).setdefault(dots, {}).setdefault(text, number)
 
     def first(self, path: str) -> int | None:
-        """The least number of the keys that match the end of the path at a dot."""
+        """Return the lowest number of the keys that match the end of the path at a dot."""
         found: list[int] = []
         # PEFT's `$` also stands before a line break at the end, and its `.*` does not go beyond one.
         for text in {path, path.removesuffix("\n")}:
@@ -228,9 +228,9 @@ class ParameterTargets:
         self._leaves = tuple(dict.fromkeys(name.rpartition(".")[2] for name in names))[:_MOST_NAMES]
 
     def of(self, module: str, without_parent: bool) -> list[str]:
-        """The parameters of the module at the dotted path, in the order in which they are named first.
+        """Return the parameters of the module at the dotted path, in the order of their first names.
 
-        A name without its module's, which is the end of many paths, counts only where that is `without_parent`.
+        A name without its module's, which is the end of many paths, counts only if `without_parent`.
         """
         if not self._leaves or not (without_parent or module.rpartition(".")[2] in self._modules):
             return []

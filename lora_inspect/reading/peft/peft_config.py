@@ -48,7 +48,7 @@ def embedded_object(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def embedded_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """LoraConfigs that diffusers embeds, by component prefix ("transformer.", …; "" where it wrote none)."""
+    """Return the LoraConfigs that diffusers embeds, by component prefix ("transformer.", …; "" without one)."""
     flat = embedded_object(metadata) or {}
     configs: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
@@ -73,11 +73,11 @@ class ModuleSettings:
         self.refused: str | None = None
 
     def rank(self, path: str) -> int | None:
-        """The rank that the config gives the module at the dotted `path`; None where a layer can have no such rank."""
+        """Return the config's rank for the module at the dotted `path`; None if it is no valid rank."""
         return json_count(self._value("rank_pattern", path, self._config.get("r")))
 
     def alpha(self, path: str) -> float | None:
-        """The alpha that the config gives the module at the dotted `path`; PEFT's default is 8, None is no number."""
+        """Return the config's alpha for the module at the dotted `path`; PEFT's default is 8, None is no number."""
         name = "lora_alpha" if self._config.get("peft_type", LORA_TYPE) == LORA_TYPE else "alpha"
         return json_number(self._value("alpha_pattern", path, self._config.get(name, 8)))
 
@@ -117,9 +117,9 @@ class ModuleSettings:
             return None
 
     def parameters_of(self, path: str, without_parent: bool) -> list[str]:
-        """The parameters of the module at the dotted `path` that the config's `target_parameters` choose.
+        """Return the parameters of the module at the dotted `path` that the config's `target_parameters` choose.
 
-        A name without its module's counts only where that is `without_parent`.
+        A name without its module's counts only if `without_parent`.
         """
         from lora_inspect.reading.peft.config_patterns import RefusedKey
 

@@ -27,7 +27,7 @@ class Steps:
         self._left = left
 
     def take(self, count: int) -> None:
-        """Counts steps that are about to be taken; raises Refused where they are too many."""
+        """Count steps before they are taken; raises Refused if they are too many."""
         self._left -= count
         if self._left < 0:
             raise Refused("takes too long to compare with all module names, together with the others")
@@ -82,7 +82,7 @@ Node = Letter | Boundary | Sequence | Branches | Repeat
 
 
 def read_expression(source: str) -> Node:
-    """The parts of an expression; raises Refused for one that is not read."""
+    """Return the parts of an expression. Raises Refused for one that is not read."""
     node = _Parser(source).read()
     if _size(node) > _LARGEST:
         raise Refused(_TOO_LARGE)
@@ -203,7 +203,7 @@ def _any(node: Node, holds: Callable[[Node], bool]) -> bool:
 
 
 def _size(node: Node) -> int:
-    """Letters with all repeats written out; an empty group is made like a letter, so it counts like one."""
+    """Return the number of letters with all repeats written out; an empty group counts like a letter."""
     size = max(1, sum(map(_size, _parts_of(node))))
     return size * max(node.least, node.most or 1) if isinstance(node, Repeat) else size
 
@@ -279,7 +279,7 @@ class _Automaton:
         self.start = self.state(whole.first | (end if whole.empty else 0), None)
 
     def state(self, places: int, left: str | None) -> "_State":
-        """The one state of these places after the symbol `left`; only its kind counts, and only where places look."""
+        """Return the one state of these places after the symbol `left`; only its kind counts, if places look at it."""
         before = _kind(left) if any(self._is_place) else None
         known = self._states.get((places, before))
         if known is None:
@@ -288,7 +288,7 @@ class _Automaton:
         return known
 
     def after(self, places: int, before: str | None, symbol: str) -> int:
-        """The places that may come after `symbol`, which stands at one of `places`."""
+        """Return the places that may come after `symbol` at one of `places`."""
         self.steps.take(_TRANSITION)
         following = seen = 0
         while places:

@@ -25,7 +25,7 @@ def computed_init(init: str) -> str | None:
 
 
 def residual_init(metadata: Mapping[str, str]) -> str | None:
-    """The initialisation that left the adapter on a residual base, by its metadata; None where there is none."""
+    """Return the initialisation with a residual base from the metadata; None if there is none."""
     init = metadata.get(INIT_KEY, "")
     return init if init.startswith(PISSA) and metadata.get(INITIAL_FACTORS_KEY) != INCLUDED else None
 
@@ -72,7 +72,7 @@ def _stated_initialisations(reading: Reading) -> list[tuple[str, str]]:
 
 
 def about_residuals(reading: Reading) -> Reading:
-    """Adds which base the factors change."""
+    """Add the base that the factors change to the evidence."""
     taken = "the given residual base" if reading.settings.residual else "the rest that it leaves of the original base"
     return reading.with_evidence(
         Evidence("base", f"the factors come from the {init} initialisation and change {taken}", where)
@@ -116,7 +116,7 @@ _ODD = {
 
 
 def residual_setting(reading: Reading) -> Iterator[RawProblem]:
-    """A setting about a residual base of factors that have none."""
+    """Yield a problem if the setting names a residual base but the factors have none."""
     said = reading.settings.residual
     if said is not None and not _stated_initialisations(reading):
         spelled = f"residual={'yes' if said else 'no'}"

@@ -42,7 +42,7 @@ class BaseTensor(NamedTuple):
 
     @classmethod
     def of(cls, key: str) -> "BaseTensor":
-        """Takes a key apart; a parameter of no module has the module ""."""
+        """Split a key into its parts; a parameter of no module has the module ""."""
         module, _, parameter = key.rpartition(".")
         wrapper = next((wrapper for wrapper in _WRAPPERS if module.endswith(wrapper)), "")
         return cls(module.removesuffix(wrapper), parameter, wrapper)
@@ -54,7 +54,7 @@ def path_in_model(path: str, wrapped: Collection[str]) -> str:
 
 
 def without_wrappers(path: str, wrapped: Collection[str]) -> tuple[str, list[int]]:
-    """The same, and where in it the paths of those wrapped modules end that the module is in."""
+    """Return the same, and the positions in it where the paths of wrapped modules around the module end."""
     ends: list[int] = []
     at = path.find(f"{BELOW}.") if path.count(BELOW) <= _MOST_WRAPPERS else -1
     while at >= 0:
@@ -99,7 +99,7 @@ class _Evidence:
 
 
 def saved_modules(config: Mapping[str, Any]) -> list[str]:
-    """The names in `modules_to_save`; none where it is no list of names."""
+    """Return the names in `modules_to_save`; none if it is not a list of names."""
     names = config.get("modules_to_save")
     return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
 
@@ -149,7 +149,7 @@ def copies_below(unclaimed: Iterable[str], modules: Collection[str]) -> list[str
 
 
 def _wrapped(claims: Claims) -> set[str]:
-    """The paths of modules of the model that have wrappers with factors."""
+    """Return the paths of modules of the model that have wrappers with factors."""
     found: set[str] = set()
     for module in claims.modules.values():
         for info in module.tensors:

@@ -113,7 +113,7 @@ _OWN_PROGRAM = "merge it with the program that trained it"
 
 
 def unbuilt_configs(reading: Reading) -> Iterator[RawProblem]:
-    """Algorithms and settings of configs that make the tensors something else than factors that are computed."""
+    """Yield problems of config algorithms and settings that make the tensors something else than known factors."""
     present = {contribution.algorithm.name for contribution in reading.contributions}
     for found in reading.configs:
         method = found.peft_type
@@ -141,7 +141,7 @@ def unbuilt_configs(reading: Reading) -> Iterator[RawProblem]:
 
 
 def _names(reading: Reading, algorithm: str, role: str) -> tuple[str, ...]:
-    """The tensors of one role in the modules of an algorithm."""
+    """Return the tensors of one role in the modules of an algorithm."""
     return tuple(c.factors[role].name for c in reading.contributions if c.algorithm.name == algorithm)
 
 
@@ -155,7 +155,7 @@ def _whole_of_conv1d(reading: Reading) -> tuple[str, ...]:
 
 
 def unbuilt_algorithms(reading: Reading) -> Iterator[RawProblem]:
-    """Algorithms that the keys name."""
+    """Yield problems of unbuilt algorithms that the keys name."""
     by_name: dict[str, list[str]] = {}
     for contribution in reading.contributions:
         if contribution.algorithm.formula is None:
@@ -177,7 +177,7 @@ _MOST_ITEMS, _LETTERS = 5, 80
 
 
 def about_method(reading: Reading) -> Reading:
-    """Adds the method of each config and its settings, where no modules tell them."""
+    """Add the method of each config and its settings to the evidence, if no modules show them."""
     return reading.with_evidence(map(_about_method, reading.configs))
 
 
@@ -187,7 +187,7 @@ def _about_method(found: FoundConfig) -> Evidence:
 
 
 def missing_weights(reading: Reading) -> Iterator[RawProblem]:
-    """A config that is there alone."""
+    """Yield a problem for a config without weights."""
     checkpoint = reading.checkpoint
     if checkpoint.files or not checkpoint.config_path:
         return
@@ -203,7 +203,7 @@ def missing_weights(reading: Reading) -> Iterator[RawProblem]:
 
 
 def _method(peft_type: str) -> str:
-    """The method in words, with its name in configs."""
+    """Describe the method, with its name in configs."""
     # Several algorithms may be of one type, as those that are options of LoRA are.
     titles = {algorithm.name: algorithm.title for algorithm in algorithms.of_peft_type(peft_type)}
     known = titles.get(peft_type.lower()) or next(iter(titles.values()), None)
@@ -212,7 +212,7 @@ def _method(peft_type: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A setting as it is shown; empty for one that says nothing, or that is no setting."""
+    """Format a setting; empty for one that says nothing, or that is no setting."""
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, (int, float)):
@@ -301,7 +301,7 @@ def unknown_formulas(reading: Reading) -> Iterator[RawProblem]:
 
 
 def refused_patterns(reading: Reading) -> Iterator[RawProblem]:
-    """Patterns of configs that are not compared with modules."""
+    """Yield problems of config patterns that are not compared with modules."""
     for where, refused in {found.where: found.modules.refused for found in reading.configs}.items():
         if refused:
             yield RawProblem("pattern-unsupported", f"{where}: {refused}; {_way_out(refused)}")

@@ -141,12 +141,12 @@ class NormsRecord(NamedTuple):
     sha256: str
 
     def text(self) -> str:
-        """The metadata value."""
+        """Return the metadata value."""
         return json.dumps({"of": OF_BASE, **self._asdict()})
 
 
 def norms_record(metadata: Mapping[str, str]) -> NormsRecord | None:
-    """The record of a base; None where there is none, or none that can be read."""
+    """Return the record of a base; None if there is none, or it is unreadable."""
     try:
         found: Any = parse_json(metadata.get(NORMS_KEY, "null"))
     except ValueError:

@@ -100,7 +100,7 @@ class NamedRanks:
         self._expressions: dict[str, Expression] = {}
 
     def of(self, name: str) -> str | None:
-        """The rank that the first expression gives that fits; raises Refused where one is not compared."""
+        """Return the rank of the first matching expression; raises Refused if one is not compared."""
         if self._length > _LONGEST:
             raise Refused(
                 f"network_reg_dims has {self._length:,} characters, and lora-inspect reads at most {_LONGEST:,}"
@@ -176,7 +176,7 @@ class RequestedRanks(NamedTuple):
         return Counted(1, self._contradiction(alpha, asked, rank, expected, parts))
 
     def _rank_of(self, name: str, is_model: bool) -> int | None:
-        """The rank that was asked for a module; None where that cannot be known. Raises Refused."""
+        """Return the requested rank of a module; None if it is unknown. Raises Refused."""
         named = self.named.of(name)
         if named is not None:
             return _whole(named)
@@ -205,7 +205,7 @@ class RequestedRanks(NamedTuple):
 
 
 def count_requested(reading: Reading) -> Reading:
-    """Reads how often alphas count, by the ranks that sd-scripts was asked for."""
+    """Record how often alphas count, by the ranks that sd-scripts was asked for."""
     asked = read_asked_ranks(reading.checkpoint.metadata, reading.budget)
     if not asked:
         return reading
@@ -247,7 +247,7 @@ def saves_parts(metadata: Mapping[str, str]) -> bool:
 
 
 def _whole(text: Any) -> int | None:
-    """A rank that a layer may have, or None."""
+    """Return a rank that a layer may have, or None."""
     digits = str(text)
     try:
         return json_count(int(digits) if len(digits) < _LONGEST else 0)

@@ -43,7 +43,7 @@ _STRENGTH = ("flag", "metadata", "adapter_config", "option", "default")
 
 
 def find_hint(facts: Iterable[LoraFacts]) -> Hint | None:
-    """The hint, where more than half of the modules with a rank above 1 and an alpha have alpha = sqrt(rank)."""
+    """Return the hint if more than half of the modules with alpha and a rank above 1 have alpha = sqrt(rank)."""
     telling = [fact for fact in facts if fact.rank > 1 and fact.alpha is not None]
     modules = sum(fact.modules for fact in telling)
     matching = sum(
@@ -59,11 +59,11 @@ def read_rslora(
     configs: Mapping[str, Mapping[str, Any]],
     scale_by_config: bool,
 ) -> tuple[RsloraReading, list[Evidence]]:
-    """The scale rule with its evidence.
+    """Return the scale rule with its evidence.
 
-    `flags` are flag tensors by key (None for one that is no number), `configs` the LoraConfigs that belong to the file
-    by where they stand. `scale_by_config` says that the naming scheme keeps the rule outside the tensors, so that
-    without a config nothing can be known.
+    `flags` are flag tensors by key (None for one that is no number), `configs` the LoraConfigs of the file by their
+    places. `scale_by_config` says that the naming scheme keeps the rule outside the tensors, so that nothing can be
+    known without a config.
     """
     evidence: list[Evidence] = []
     votes: list[tuple[str, bool]] = []
@@ -113,7 +113,7 @@ def _votes(value: bool | None) -> tuple[bool, ...]:
 
 
 def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> list[tuple[bool | None, Evidence]]:
-    """Votes of ss_network_args and ss_network_alpha; a vote of None contradicts itself."""
+    """Return the votes of ss_network_args and ss_network_alpha; a vote of None contradicts itself."""
     args = network_args(metadata)
     where = "metadata ss_network_args"
     if is_lycoris(metadata):
@@ -234,7 +234,7 @@ def facts_of(kind: ModuleKind, contribution: Contribution, numbers: StoredNumber
 def read_ruled(
     kinds: Sequence[ModuleKind], numbers: StoredNumbers, configs: Sequence[FoundConfig], counting: Counting
 ) -> list[Ruled]:
-    """The contributions that RS-LoRA's rule can be of, those of the kinds in turn."""
+    """Return the contributions that RS-LoRA's rule can apply to, in the order of their kinds."""
     any_flag = any(kind.first.rslora_flag for kind in kinds)
     speakers = Speakers(configs)
     ruled = []
@@ -273,7 +273,7 @@ def read_groups(
     configs: Sequence[FoundConfig],
     metadata: Mapping[str, str],
 ) -> dict[Voice, RuledGroup]:
-    """The scale rule by voice; a file without a single contribution that has one has a group of no modules."""
+    """Return the scale rule by voice; a file without any such contribution has a group of no modules."""
     members: dict[Voice, list[Ruled]] = {}
     for one in ruled:
         members.setdefault(one.voice, []).append(one)
@@ -292,7 +292,7 @@ def read_groups(
 
 
 def _flags(ruled: Sequence[Ruled], modules: Mapping[str, Module]) -> Iterable[str]:
-    """The keys of the flags of modules, in the order of the file."""
+    """Return the keys of the flags of modules, in the order of the file."""
     flagged = names_of(one.facts for one in ruled if one.kind.first.rslora_flag)
     return (flag.name for flag in (modules[name].rslora_flag for name in flagged) if flag)
 
@@ -304,7 +304,7 @@ def _read_group(
     metadata: Mapping[str, str],
     configs: Sequence[FoundConfig],
 ) -> RuledGroup:
-    """The reading of one group; `flags` are those of the network and of the group's own modules, by key."""
+    """Return the reading of one group; `flags` are the network's and the group's own, by key."""
     theirs = {found.where: found.config for found in configs if found.where in voice.configs}
     unknown = voice.needs_config or voice.needs_flag
     reading, about = read_rslora(facts, flags, metadata, theirs, unknown)
@@ -312,7 +312,7 @@ def _read_group(
 
 
 def rslora_of_groups(groups: Sequence[RuledGroup]) -> RsloraReading:
-    """The rule of the file: that of the groups where it makes a difference, else of all."""
+    """Return the rule of the file: that of the groups in which it makes a difference, else of all."""
     deciding = [group.reading for group in groups if group.has_alpha or not group.reading.is_default]
     return rslora_of_readings(deciding or [group.reading for group in groups])
 

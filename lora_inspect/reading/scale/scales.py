@@ -38,7 +38,7 @@ WAYS_OUT = {
 
 
 def about_parts(counts: Iterable[tuple[Counted, int]]) -> list[Evidence]:
-    """Evidence on layers that were trained in parts and saved as one, with the number of such modules."""
+    """Return evidence on layers that were trained in parts and saved as one, with the number of such modules."""
     split: Counter[int] = Counter()
     for part, modules in counts:
         if part.parts > 1:
@@ -105,7 +105,7 @@ def _without_rank(scaling: Scaling | None) -> Scaling | None:
 
 
 def _scaling(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Scaling:
-    """Rank, alpha and scale, or the reason why the scale is unknown."""
+    """Return rank, alpha and scale, or the reason why the scale is unknown."""
     rank, open_rank = _rank(contribution, sources)
     rule = sources.rule.value
     found = sources.configs[0] if sources.configs else None
@@ -155,7 +155,7 @@ def _rank(contribution: Contribution, sources: ScaleSources) -> tuple[int | None
 
 
 def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tuple[float | None, str]:
-    """Alpha with an empty reason, or why it is unknown. (None, "") means that the scheme has none: scale 1."""
+    """Return alpha with an empty reason, or None and the reason. (None, "") means no alpha in the scheme: scale 1."""
     theirs = [found for found in sources.configs if found.gives_rank(contribution)]
     configured = {found.where: found.modules.alpha(contribution.config_path) for found in theirs}
     if sources.module.alpha:
@@ -230,7 +230,7 @@ OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
 
 
 def open_settings(contributions: Iterable[Contribution]) -> tuple[str, ...]:
-    """The settings that the scales of contributions wait for: "alpha", "rslora", both or neither."""
+    """Return the settings that the scales of contributions wait for: "alpha", "rslora", both or neither."""
     unknown = [c for c in contributions if c.rank is not None and c.scale is None]
     alpha = any(contribution.alpha is None for contribution in unknown)
     rule = any(contribution.rslora is None and contribution.rank != 1 for contribution in unknown)
@@ -257,7 +257,7 @@ def _and_more(keys: list[str]) -> str:
 
 
 def rule_setting(reading: Reading) -> Iterator[RawProblem]:
-    """An rslora setting that contradicts or repeats the evidence; a setting only settles an open question."""
+    """Yield a problem if an rslora setting contradicts or repeats the evidence; it only settles an open question."""
     rslora = reading.settings.rslora
     if rslora is None:
         return
@@ -281,7 +281,7 @@ def rule_setting(reading: Reading) -> Iterator[RawProblem]:
 
 
 def alpha_setting(reading: Reading) -> Iterator[RawProblem]:
-    """An alpha setting that contradicts or repeats alphas that are known without it."""
+    """Yield a problem if an alpha setting contradicts or repeats alphas that are known without it."""
     alpha = reading.settings.alpha
     if alpha is None:
         return
@@ -304,7 +304,7 @@ def alpha_setting(reading: Reading) -> Iterator[RawProblem]:
 
 
 def missing_alphas(reading: Reading) -> Iterator[RawProblem]:
-    """Modules without an alpha among others that have one, in schemes where none means scale 1."""
+    """Yield problems of modules without an alpha among others with one, in schemes where none means scale 1."""
     having: Counter[str] = Counter()
     missing: dict[str, list[str]] = defaultdict(list)
     for module in reading.modules.values():
@@ -332,7 +332,7 @@ def _takes_alpha(contribution: Contribution) -> bool:
 
 
 def rslora_hint(reading: Reading) -> Iterator[RawProblem]:
-    """The hint, which is a note and never applied."""
+    """Yield the hint as a note; it is never applied."""
     if reading.rslora.hint:
         read = "it is read as plain LoRA: should it be too weak as such, give --rslora yes"
         yield RawProblem("rslora-hint", f"{reading.rslora.hint.sentence()}; {read}")
