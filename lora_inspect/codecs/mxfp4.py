@@ -1,7 +1,7 @@
-"""MXFP4 as gpt-oss has it: E2M1, the first of two in the lower bits, and a power of two a block of 32 inputs.
+"""MXFP4 in gpt-oss's form: E2M1, the first of two in the lower bits, and a power of two for each block of 32 inputs.
 
-All experts of a layer are one tensor: `gate_up_proj_blocks` (experts, out, in/32, 16) beside `gate_up_proj_scales`
-(experts, out, in/32). The parameter that they stand for is `gate_up_proj` (experts, in, out).
+All experts of a layer are one tensor: `gate_up_proj_blocks` (experts, out, in/32, 16) next to `gate_up_proj_scales`
+(experts, out, in/32). The parameter that they encode is `gate_up_proj` (experts, in, out).
 """
 
 from collections.abc import Mapping

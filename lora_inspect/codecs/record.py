@@ -35,7 +35,7 @@ class BadSetting(Exception):
 
 
 class NoCode(Exception):
-    """A number of a weight that no code stands for, whatever its scale; with that number."""
+    """A number of a weight that no code can represent under any scale; with that number."""
 
     def __init__(self, value: float) -> None:
         super().__init__(value)
@@ -93,7 +93,7 @@ class Encoding(Protocol):
         """Return the extremes of the rows from row `first` on, which decide how they are encoded."""
 
     def settled(self, seen: Extremes, first: int) -> Any:
-        """Return the scales for the rows; raises NoCode where no scale works.
+        """Return the scales for the rows; raises NoCode if no scale works.
 
         Scales that all rows share are computed once, from the joined extremes of all rows.
         """
@@ -154,7 +154,7 @@ class Codec(NamedTuple):
 
     @property
     def names(self) -> dict[str, frozenset[str]]:
-        """All tensors that it knows beside codes, by their names in the module."""
+        """All tensors next to codes that it knows, by their names in the module."""
         return {**self.settings, **self.optional}
 
 

@@ -125,7 +125,7 @@ def legacy_hash(infos: Iterable[TensorInfo], metadata: Mapping[str, str], padded
 
 
 class FileHashes(NamedTuple):
-    """SHA-256 of a whole file and of its data alone, and the first digits of that of a piece behind the first MiB."""
+    """SHA-256 of a whole file and of its data, and the first digits of that of a piece after the first MiB."""
 
     whole: str
     data: str

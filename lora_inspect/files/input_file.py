@@ -39,10 +39,10 @@ class Identity(NamedTuple):
 
 
 class InputFile:
-    """An open file, as a context manager. With the `identity` of an earlier opening it has to be that file still.
+    """An open file, as a context manager. With the `identity` of an earlier opening it must be the same file.
 
-    That of an address is a `RemoteInput`, which reads by ranges.
-    Raises LoraInspectError where it is not, where it cannot be read, and where it is no file on a disk.
+    An address gives a `RemoteInput`, which reads by ranges. Raises LoraInspectError if it is another file, if it cannot
+    be read, and if it is not a file.
     """
 
     # Whether the system has it, and may move its bytes by itself.

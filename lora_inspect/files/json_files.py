@@ -1,4 +1,4 @@
-"""The JSON files beside a checkpoint: configurations, and the index of a set of shards. Standard library only."""
+"""The JSON files next to a checkpoint: configurations, and the index of a set of shards. Standard library only."""
 
 from typing import Any
 

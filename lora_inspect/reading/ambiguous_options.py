@@ -146,9 +146,9 @@ def check_multipliers(settings: Settings, path: str, modules: Collection[ModuleN
 
 
 class Multipliers:
-    """The multipliers of one adapter's modules. `names` are those of the modules by their keys.
+    """The multipliers of one adapter's modules; `names` are the modules' names by their keys.
 
-    They are needed where a part has a multiplier of its own; LoraInspectError where one has it for no module.
+    They are needed if a part has a multiplier of its own. Raises LoraInspectError if one has it for no module.
     """
 
     def __init__(self, settings: Settings, path: str, names: Mapping[str, ModuleNames], left: str = "") -> None:
@@ -177,7 +177,7 @@ INCLUDE, EXCLUDE = "--include", "--exclude"
 
 
 class ModuleFilter(NamedTuple):
-    """Modules are taken that fit a pattern of `include`, all where it is empty, and none of `exclude`."""
+    """A choice of modules: those that match a pattern of `include`, or all if it is empty, and none of `exclude`."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The sentence that tells the kind of a file: its algorithm, model, rank and scale."""
+"""A one-sentence summary of a file: its algorithm, model, rank and scale."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -43,7 +43,7 @@ class MlxRules(OwnRules):
 
     @property
     def config(self) -> MlxConfig | None:
-        """The config of mlx-lm beside the file."""
+        """The config of mlx-lm next to the file."""
         return self._config
 
     def claimed(self, claims: "Claims") -> "Claims":

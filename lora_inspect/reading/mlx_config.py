@@ -21,7 +21,7 @@ _MISSING = (
 
 
 class MlxConfig(NamedTuple):
-    """A config of mlx-lm, and `where` it stands."""
+    """A config of mlx-lm, and its place (`where`)."""
 
     where: str
     config: Mapping[str, Any]
@@ -83,7 +83,7 @@ class MlxConfig(NamedTuple):
 
 
 def find_mlx_config(checkpoint: Checkpoint) -> MlxConfig | None:
-    """Return the config of mlx-lm beside a file; None if there is none."""
+    """Return the config of mlx-lm next to a file; None if there is none."""
     config, where = checkpoint.config, checkpoint.config_path
     return MlxConfig(where, config) if config is not None and where is not None and is_mlx_config(config) else None
 

@@ -119,7 +119,7 @@ def _named(text: str, experts: Sequence[str]) -> str | None:
 
 
 def _has_both(text: str, first: str, second: str) -> bool:
-    """Return True for both words of an expert, also where capitals alone begin them: `StyleHighNoise`."""
+    """Return True for both words of an expert, also if only capitals begin them: `StyleHighNoise`."""
     return _has(text, rf"{first}[ _.-]?{second}") or f"{first.title()}{second.title()}" in text
 
 

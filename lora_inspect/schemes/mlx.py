@@ -1,4 +1,4 @@
-"""The names of mlx-lm: a model's own dotted paths, with suffixes by which alone they are told from others.
+"""The names of mlx-lm: a model's own dotted paths, with suffixes that distinguish them from other names.
 
 The scale is a number of its `adapter_config.json`, one for all modules. Source: `load_adapters` of mlx-lm.
 """

@@ -129,7 +129,7 @@ class Value(NamedTuple):
 
 
 class Cursor:
-    """Reads a file from a position on, a piece at a time. Raises LoraInspectError where there is less than asked."""
+    """A reader of a file from a position on, a piece at a time. Raises LoraInspectError at the file's end."""
 
     def __init__(self, source: InputFile, start: int) -> None:
         self.file, self.position, self.size = source.path, start, source.identity.bytes

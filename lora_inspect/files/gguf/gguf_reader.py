@@ -170,9 +170,9 @@ def _alignment(file: str, values: dict[str, Value]) -> int:
 
 
 class GgufHeader(NamedTuple):
-    """Tensors in file order, metadata as text, which file it was, and where the alpha of all modules stands.
+    """Tensors in file order, metadata as text, the file's identity, and the place of the alpha of all modules.
 
-    `alpha` is None where there is none, or 0: llama.cpp multiplies by 1 then.
+    `alpha` is None if there is none, or if it is 0: llama.cpp then multiplies by 1.
     """
 
     tensors: dict[str, TensorInfo]

@@ -48,7 +48,7 @@ _tables: Remembered[tuple[str, int], "Table"] = Remembered(16)
 
 
 class Table(NamedTuple):
-    """The tensors of a header in the order of their ranges, which begin and end in the data behind it: by columns."""
+    """The tensors of a header by columns, in the order of their ranges, which begin and end in the data after it."""
 
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
@@ -308,9 +308,9 @@ def _parse_entry(file: str, name: str, entry: Mapping[str, Any], data_start: int
 
 
 class Span(NamedTuple):
-    """Bytes `start` to `stop` of the file that the tensor `info` is in, and where they are written.
+    """Bytes `start` to `stop` of the file that the tensor `info` is in, and their position in the new file.
 
-    They are whole tensors that lie one behind the other in both files, or a part of these.
+    They are whole tensors in the same sequence in both files, or a part of these.
     """
 
     info: TensorInfo

@@ -46,9 +46,9 @@ _FIRST_REACH = 1 << 10
 
 
 class HeaderText:
-    """The `length` bytes of JSON at position `start` of a file. `metadata` are whole when `entries` is at its end.
+    """The `length` bytes of JSON at position `start` of a file. `metadata` are complete when `entries` is at its end.
 
-    Raises LoraInspectError where it is no JSON of a header, or beyond a bound.
+    Raises LoraInspectError for JSON that is no header, and for one beyond a bound.
     """
 
     def __init__(self, source: InputFile, start: int, length: int) -> None:

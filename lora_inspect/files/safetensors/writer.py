@@ -163,12 +163,11 @@ def padded_header(text: bytes, room: int = 0, behind: int = 0, step: int = ALIGN
 
 
 class Writer:
-    """Context manager that writes one file beside `path` and renames it when it is complete; else nothing is left.
+    """Context manager that writes one file next to `path` and renames it when it is complete; else nothing is left.
 
-    The place of every tensor is known from the header, so that several threads may write, each its own tensors or rows;
-    so is the `size` of the file.
-    With `force` the file replaces one of its name. Raises LoraInspectError when the disk refuses, where something has
-    the name, and where one of the `inputs` is not the file any more that was read.
+    The places of all tensors and the `size` of the file are known from the header, so that several threads may write,
+    each its own tensors or rows. With `force` the file replaces one of its name. Raises LoraInspectError if the disk
+    refuses, if something has the name, and if one of the `inputs` changed since it was read.
     """
 
     def __init__(

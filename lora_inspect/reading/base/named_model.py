@@ -42,7 +42,7 @@ class _Name(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """The words of the name that tell the model from others."""
+        """The words of the name that distinguish the model from others."""
         return [word for word in re.split(r"[-_. ]+", self.model.lower()) if word not in _STORAGE]
 
 

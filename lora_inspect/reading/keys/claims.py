@@ -61,7 +61,7 @@ class KeyGroup:
 
     @property
     def suffixes(self) -> list[str]:
-        """Those of the factors' keys."""
+        """The suffixes of the factors' keys."""
         return [parsed.suffix for parsed in self.parsed if parsed.algorithm]
 
 
@@ -75,7 +75,7 @@ def places_of(infos: Sequence[TensorInfo]) -> dict[str, int]:
 
 
 class ModulePlan:
-    """A `module` as its keys and shapes alone make it, by the `places` of its tensors instead of the tensors."""
+    """A `module` made only from its keys and shapes, with the `places` of its tensors instead of the tensors."""
 
     __slots__ = ("_alpha", "_changes", "_flag")
 

@@ -28,7 +28,7 @@ _Side = tuple[str, int]
 
 
 class _Layer(NamedTuple):
-    """One layer by its path, with the widths that a model has alike in many places."""
+    """One layer by its path, with widths that a model shares between many places."""
 
     path: str
     out: _Side

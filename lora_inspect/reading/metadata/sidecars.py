@@ -1,4 +1,4 @@
-"""The files that other programs keep beside an adapter, for facts that the adapter itself does not state.
+"""The files that other programs keep next to an adapter, for facts that the adapter itself does not state.
 
 `NAME.civitai.info` is the answer of Civitai on a version of a model, `NAME.metadata.json` is written by ComfyUI's LoRA
 Manager, and `NAME.json` by the web UIs of AUTOMATIC1111 and Forge. Anybody may have written them: a sidecar that is too

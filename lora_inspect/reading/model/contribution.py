@@ -86,12 +86,12 @@ class Contribution(NamedTuple):
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """(out, in, *kernel) of the change as far as the factors tell; of one slice where the layer is split."""
+        """(out, in, *kernel) of the change as far as the factors show it; of one slice if the layer is split."""
         return self.formula.shape(self.shapes)
 
     @property
     def features(self) -> Features:
-        """(out, in) of the shape, where a vector tells no inputs and a single number nothing."""
+        """(out, in) of the shape; a vector has no inputs, and a single number has neither."""
         out_features, in_features = (*self.shape, None, None)[:2]
         return out_features, in_features
 
@@ -135,7 +135,7 @@ class Contribution(NamedTuple):
 
     @property
     def known_shape(self) -> tuple[int, ...]:
-        """The shape; raises ValueError where the factors leave a part of it open."""
+        """The shape; raises ValueError if the factors leave a part of it open."""
         known = tuple(size for size in self.shape if size is not None)
         if len(known) < len(self.shape):
             raise ValueError(f"{self.module.key}: {self.algorithm.title} does not say its number of inputs")
@@ -151,7 +151,7 @@ class Contribution(NamedTuple):
 
     @property
     def known_scale(self) -> float:
-        """The scale; raises ValueError where it is unknown, which every command that needs it has refused before."""
+        """The scale; raises ValueError if it is unknown, which every command that needs it has refused before."""
         if self.scale is None:
             raise ValueError(f"{self.module.key}: the scale is unknown: {self.why}")
         return self.scale
@@ -246,7 +246,7 @@ def with_paths(modules: Iterable[Module], paths: Iterable[str | None]) -> Iterab
 class Counted(NamedTuple):
     """A multiple of the stored alpha: one for each of the `parts` that a layer was saved in.
 
-    `contradiction` says why nobody can tell; it is empty where there is none.
+    `contradiction` is the reason if the number is unknown; else it is empty.
     """
 
     parts: int = 1

@@ -31,8 +31,8 @@ class RefusedKey(ValueError):
 class PatternMap:
     """A `rank_pattern` or `alpha_pattern`. PEFT's rule is the first key that matches the end of the path at a dot.
 
-    Raises RefusedKey where a key is not compared, when it is made and when a path is looked up. Any value that is no
-    map says nothing.
+    Raises RefusedKey for a key that is not compared, when it is made and when a path is looked up. A value that is no
+    map has no keys.
     """
 
     def __init__(self, pattern: Any, steps: Steps) -> None:
@@ -87,7 +87,7 @@ class PatternMap:
 class Targets:
     """A config's `target_modules`, by the rule of PEFT's `check_target_module_exists`.
 
-    Raises RefusedKey where they are an expression that is not compared, when made and when a path is looked up.
+    Raises RefusedKey for an expression that is not compared, when made and when a path is looked up.
     """
 
     def __init__(self, targets: Any, steps: Steps) -> None:

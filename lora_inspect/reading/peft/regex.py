@@ -354,7 +354,7 @@ class _Automaton:
 
 
 class _State(dict[str, "_State"]):
-    """The places at which a match may stand, and the states that follow by symbol, each computed when it is met."""
+    """The places that a match may have reached, and the following states by symbol, each computed when it is met."""
 
     __slots__ = ("_automaton", "_before", "places")
 

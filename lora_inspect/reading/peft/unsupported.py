@@ -177,7 +177,7 @@ _MOST_ITEMS, _LETTERS = 5, 80
 
 
 def about_method(reading: Reading) -> Reading:
-    """Add the method of each config and its settings to the evidence, if no modules show them."""
+    """Add the method and the settings of each config to the evidence, for files without modules."""
     return reading.with_evidence(map(_about_method, reading.configs))
 
 
