@@ -1,4 +1,4 @@
-"""MXFP4 in gpt-oss's form: E2M1, the first of two in the lower bits, and a power of two for each block of 32 inputs.
+"""MXFP4 in gpt-oss's form: E2M1, the first of two in the lower bits, and a power of two per block of 32 inputs.
 
 All experts of a layer are one tensor: `gate_up_proj_blocks` (experts, out, in/32, 16) next to `gate_up_proj_scales`
 (experts, out, in/32). The parameter that they encode is `gate_up_proj` (experts, in, out).

@@ -13,9 +13,9 @@ from lora_inspect.stores.address import is_remote
 def delivered(
     output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False, progress: Progress = silent
 ) -> Iterator[PendingOutput]:
-    """Deliver the output that the block makes at the `path` of the delivery: keep it on a disk or send it to a store.
+    """Deliver the output that the block makes at the `path` of the delivery, to a disk or a store.
 
-    See `sent_to_store` for the rest.
+    On a disk the output is already in place. See `sent_to_store` for the rest.
     """
     if is_remote(output):
         from lora_inspect.files.upload import sent_to_store

@@ -30,8 +30,8 @@ OWN_FACTORS: dict[str, list[Scheme]] = {}
 def add(scheme: Scheme) -> None:
     """Register a scheme for all readers, merges and conversions.
 
-    Raises ValueError for a name that is taken, for another scheme's prefix if no suffix separates the two, for a suffix
-    without a dot or longer than the longest that is looked for, and for magnitudes without a suffix.
+    Raises ValueError for a name that is taken, and for another scheme's prefix if no suffix separates the two. Also
+    raises it for a suffix without a dot or with too many letters, and for magnitudes without a suffix.
     """
     if scheme.name in SCHEMES:
         raise ValueError(f"there is a scheme called {scheme.name} already")

@@ -249,7 +249,7 @@ _OF_LLAMA_CPP = re.compile(r"(?:^|\.)blk\.\d|^token_embd\.")
 
 
 class GgufModel(NamedTuple):
-    """Tensors in file order and in the shapes of the model, metadata as text, and which file it was."""
+    """Tensors in file order and in the shapes of the model, metadata as text, and the file's identity."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]

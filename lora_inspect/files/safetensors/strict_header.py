@@ -46,7 +46,7 @@ _FIRST_REACH = 1 << 10
 
 
 class HeaderText:
-    """The `length` bytes of JSON at position `start` of a file. `metadata` are complete when `entries` is at its end.
+    """The `length` bytes of JSON at position `start` of a file; `metadata` are complete once `entries` ends.
 
     Raises LoraInspectError for JSON that is no header, and for one beyond a bound.
     """

@@ -226,7 +226,7 @@ def _piece(link: Link) -> SharedRows | None:
 
 
 class _Spellings:
-    """Modules of a base by how they are spelled, and by how they are spelled without their roots."""
+    """Modules of a base by their spelling, and by their spelling without their roots."""
 
     def __init__(self) -> None:
         self.exact: dict[str, dict[BaseModule, None]] = defaultdict(dict)
