@@ -1,7 +1,7 @@
-"""Records in the metadata of a base, of merged adapters, and in those of an adapter, of combined ones.
+"""Records of merges in a base's metadata, and of combinations in an adapter's. Standard library only.
 
-lora-inspect writes them. Metadata may hold anything: a value of another type than expected counts as missing. Standard
-library only.
+lora-inspect writes them: the first names the adapters that it merged into the base, the second the adapters that an
+adapter is made of. Metadata may hold anything: a value of another type than expected counts as missing.
 """
 
 import json
