@@ -125,9 +125,9 @@ def is_config_alone(names: Iterable[str]) -> bool:
 
 
 def file_of(path: str) -> str:
-    """The file that stands for a checkpoint: of a folder its weights, or their index, or its configuration.
+    """Return the file that represents a checkpoint: for a folder its weights, their index, or its configuration.
 
-    A folder without any of them stands for itself.
+    A folder without any of them represents itself.
     """
     if not is_folder(path):
         return path

@@ -96,7 +96,7 @@ def earlier_records(metadata: Mapping[str, str]) -> list[Any]:
 def record_before(metadata: Mapping[str, str], estimated: bool = False) -> str | None:
     """Return the value of the key before the last merge; None if there was none.
 
-    If numbers may be `estimated`, it says so, since the merge before wrote other ones.
+    If numbers may be `estimated`, it says so, since the merge before may have written others.
     """
     last = _object(metadata)
     earlier = _list(last.get(EARLIER)) if last else []

@@ -149,7 +149,7 @@ def without_secrets(argument: str) -> str:
 
 
 def _at_address(argument: str) -> tuple[str, Settings]:
-    """Return the address and the settings, which follow the last colon of its path."""
+    """Return the address and the settings after the last colon of its path, if it ends in settings."""
     address, _, tail = argument.rpartition(":")
     if is_remote(address) and "/" in address.partition("://")[2]:
         shown = printable_address(address)
