@@ -15,7 +15,7 @@ from lora_inspect.schemes.diffusers import DIFFUSERS
 
 
 class FoundConfig(NamedTuple):
-    """A LoraConfig, its place (`where`) and its settings for single `modules`; `prefix` is its component, "" for all.
+    """A LoraConfig, its place (`where`) and its settings for single `modules`; `prefix` is its component or "".
 
     `embedded` says that it is in the file's own metadata and not next to the file.
     """
