@@ -9,24 +9,24 @@ CODECS: dict[str, Codec] = {}
 
 
 def add(codec: Codec) -> None:
-    """Makes a codec known to all that reads a base; raises ValueError for a name that is taken."""
+    """Register a codec for all readers of bases. Raises ValueError for a name that is taken."""
     if codec.name in CODECS:
         raise ValueError(f"there is a codec called {codec.name} already")
     CODECS[codec.name] = codec
 
 
 def storing(dtype: str) -> list[Codec]:
-    """The codecs whose codes are of an element type."""
+    """Return the codecs for codes of an element type."""
     return [codec for codec in CODECS.values() if dtype in codec.stored]
 
 
 def stored_types() -> frozenset[str]:
-    """The element types of the codes of all codecs."""
+    """Return the element types of the codes of all codecs."""
     return frozenset(dtype for codec in CODECS.values() for dtype in codec.stored)
 
 
 def setting_names() -> tuple[str, ...]:
-    """What in the module of a weight says how its codes are read."""
+    """Return the names, in a weight's module, of the tensors and JSON that say how its codes are read."""
     return (*dict.fromkeys(name for codec in CODECS.values() for name in codec.names), FORMAT)
 
 

@@ -19,10 +19,10 @@ _LOW_FIRST = tuple((byte & 15, byte >> 4) for byte in range(256))
 
 
 def unpacked(packed: Any, numbers: Any, high_first: bool) -> Any:
-    """The numbers (…, 2·n) that the bytes (…, n) stand for, in the element type of the 16 `numbers`, one for each code.
+    """Return the numbers (…, 2·n) of the packed bytes (…, n), in the element type of `numbers`.
 
-    `high_first` says that the upper four bits of a byte are the first of its two numbers. The type has two or four
-    bytes.
+    `numbers` has 16 entries, one for each code, in a type of two or four bytes. `high_first` says that the upper four
+    bits of a byte are the first of its two numbers.
     """
     pairs = numbers[packed.new_tensor(_HIGH_FIRST if high_first else _LOW_FIRST).long()]
     # Two numbers at once, as a whole number that is as wide: one look into the table of all bytes finds both.
@@ -36,7 +36,7 @@ _POWERS = (*(2.0 ** (code - 127) for code in range(255)), nan)
 
 
 def powers(exponents: Any, like: Any) -> Any:
-    """2 ** (e - 127) for the bytes e, in the element type of the tensor `like`; NaN for 255."""
+    """Return 2 ** (e - 127) for the bytes e, in the element type of the tensor `like`; NaN for 255."""
     return like.new_tensor(_POWERS).index_select(0, exponents.flatten().int()).view(exponents.shape)
 
 
@@ -45,12 +45,12 @@ _LANES = 32
 
 
 def padded(rows: int, columns: int) -> tuple[int, int]:
-    """The shape in which the scales of so many rows and blocks in a row are stored."""
+    """Return the shape in which the scales of so many rows and blocks in a row are stored."""
     return rows + -rows % ROWS, columns + -columns % COLUMNS
 
 
 def scales_of_rows(tiles: Any, first: int, stop: int, columns: int) -> Any:
-    """The scales (stop - first, columns) of the rows from `first` on, from all of them as they are stored."""
+    """Return the scales (stop - first, columns) of the rows from `first` on, from all of them as they are stored."""
     across = (columns + COLUMNS - 1) // COLUMNS
     above, below = first // ROWS, (stop + ROWS - 1) // ROWS
     taken = tiles.reshape(-1, across, _LANES, ROWS // _LANES, COLUMNS)[above:below]

@@ -15,7 +15,7 @@ _TYPES = {kind.name: kind for kind in TENSOR_TYPES.values()}
 
 
 def decoded(blocks: Any, kind: str) -> Any:
-    """The numbers (rows, columns) of blocks of the type `kind`, bytes (rows, bytes of a row), as a float32 array."""
+    """Decode blocks of the type `kind`, bytes (rows, bytes of a row), into a float32 array (rows, columns)."""
     from gguf import GGMLQuantizationType, dequantize
 
     return dequantize(blocks.numpy(), GGMLQuantizationType[kind])

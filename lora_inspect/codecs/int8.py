@@ -1,4 +1,4 @@
-"""Whole numbers of eight bits with `weight_scale`: ComfyUI's `int8_tensorwise`, one for the weight or for each row."""
+"""Eight-bit integers with `weight_scale`: ComfyUI's `int8_tensorwise`, one scale for the weight or each row."""
 
 from lora_inspect.codecs import scaled
 from lora_inspect.codecs.record import Blocks, Codec, CodedTensor, CodeLayout, NotRead, Shape
@@ -10,7 +10,7 @@ _ROTATED = "convrot"
 
 
 def blocks_of(weight: Shape, scale: Shape) -> Blocks | None:
-    """A number or (out, 1); None for what fits no such weight."""
+    """Return the blocks of a scale that is a number or (out, 1); None for any other shape."""
     return scaled.number(weight, scale) or scaled.rows(weight, scale)
 
 

@@ -1,7 +1,7 @@
-"""MXFP4 as gpt-oss has it: E2M1, the first of two in the lower bits, and a power of two a block of 32 inputs.
+"""MXFP4 in gpt-oss's form: E2M1, the first of two in the lower bits, and a power of two per block of 32 inputs.
 
-All experts of a layer are one tensor: `gate_up_proj_blocks` (experts, out, in/32, 16) beside `gate_up_proj_scales`
-(experts, out, in/32). The parameter that they stand for is `gate_up_proj` (experts, in, out).
+All experts of a layer are one tensor: `gate_up_proj_blocks` (experts, out, in/32, 16) next to `gate_up_proj_scales`
+(experts, out, in/32). The parameter that they encode is `gate_up_proj` (experts, in, out).
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ _AT_ONCE = 1 << 20
 
 
 def decoded(blocks: Any, exponents: Any, like: Any) -> Any:
-    """W = code · 2 ** (e - 127), (…, out, in), from bytes (…, out, in/32, 16) and exponents (…, out, in/32).
+    """Return W = code · 2 ** (e - 127), (…, out, in), in the element type of the tensor `like`.
 
-    It is in the element type of the tensor `like`.
+    The bytes are (…, out, in/32, 16) and the exponents (…, out, in/32).
     """
     numbers = unpacked(blocks, like.new_tensor(E2M1), high_first=False)
     return numbers.view(*exponents.shape, BLOCK).mul_(powers(exponents, like).unsqueeze(-1)).flatten(-2)
@@ -39,7 +39,10 @@ def _prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> Any:
 
 
 def _decode(codes: Any, exponents: Any, first: int, into: Any) -> None:
-    """Blocks of inputs of whole experts: an output has its inputs together, and the weight an input its outputs."""
+    """Decode blocks of inputs of whole experts.
+
+    In the codes an output has its inputs together; in the weight an input has its outputs together.
+    """
     _, out, blocks = exponents.shape
     inputs, weights = blocks * BLOCK, into.view(-1, out)
     begin = first * into.shape[1] // out

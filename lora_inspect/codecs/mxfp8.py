@@ -16,9 +16,10 @@ NAME = "weight_scale"
 
 
 def decode(values: Any, tiles: Any, first: int, into: Any) -> None:
-    """Rows of the weight, from row `first` on, in the memory of the `values` of their codes: W = q · 2 ** (e - 127).
+    """Decode rows of the weight in place, in the memory of their codes: W = q · 2 ** (e - 127).
 
-    `tiles` are the exponents of all blocks of the weight as they are stored, as bytes.
+    `values` are the codes as numbers and `first` is the number of their first row. `tiles` are the exponents of all
+    blocks of the weight as they are stored, as bytes.
     """
     rows, inputs = values.shape
     exponents = scales_of_rows(tiles, first, first + rows, inputs // BLOCK)

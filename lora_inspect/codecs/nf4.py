@@ -1,4 +1,4 @@
-"""Four bits of bitsandbytes (NF4, FP4): codes of a table of 16 numbers, and the largest magnitude of each block.
+"""Four bits of bitsandbytes (NF4, FP4): codes of a table of 16 numbers, with each block's largest magnitude.
 
 The weight is one row of numbers, the first of two in the upper bits; a block may begin in one row of it and end in the
 next. The largest magnitudes may be codes themselves, of a table of 256 numbers with largest magnitudes and an offset.
@@ -24,7 +24,7 @@ _LARGEST_BLOCK = 4096
 
 
 class State(NamedTuple):
-    """What JSON says of a weight: how many numbers a block has, and of its magnitudes the same where they are codes."""
+    """The numbers that JSON gives for a weight: the block sizes of codes and coded magnitudes, and their offset."""
 
     block: int
     nested_block: int | None = None
@@ -40,12 +40,12 @@ class Quantised(NamedTuple):
 
 
 def of_blocks(codes: Any, table: Any, largest: Any, block: int, offset: float) -> Any:
-    """The largest magnitudes, from their own codes: table[code] · largest of its block + offset, in float32."""
+    """Return the largest magnitudes from their own codes: table[code] · largest of its block + offset, in float32."""
     return table[codes.int()].mul_(largest.repeat_interleave(block)[: codes.numel()]).add_(offset)
 
 
 def decoded(packed: Any, weight: Quantised, first: int = 0) -> Any:
-    """The numbers from the `first` on, an even one, that the bytes `packed` stand for, in float32.
+    """Return the numbers of the bytes `packed`, from number `first` on, an even one, in float32.
 
     W = table[code] · largest magnitude of the block.
     """
@@ -97,7 +97,7 @@ def _state(said: Mapping[str, Any], nested: bool) -> State | None:
 
 
 def _fits(found: CodedTensor, numbers: int, state: State) -> bool:
-    """Whether the tables and the magnitudes are as many as the codes ask for."""
+    """Return True if the tables and the magnitudes have the sizes that the codes need."""
     beside, blocks = found.beside, -(-numbers // state.block)
     if prod(beside[TABLE].shape) != _CODES or prod(beside[LARGEST].shape) != blocks:
         return False

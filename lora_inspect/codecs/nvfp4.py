@@ -1,6 +1,7 @@
-"""NVFP4 as ComfyUI has it: E2M1, the first of two in the upper bits, an E4M3 scale a block of 16 inputs, one of all.
+"""NVFP4 in ComfyUI's form: E2M1, an E4M3 scale for each block of 16 inputs, and one scale of the whole weight.
 
-Other programs have the first of two in the lower bits and the scales of blocks row by row, under the same names.
+The first of two codes is in the upper bits of a byte. Other programs have it in the lower bits and the scales of blocks
+row by row, under the same names.
 """
 
 from collections.abc import Mapping
@@ -25,10 +26,10 @@ class Scales(NamedTuple):
 
 
 def decoded(packed: Any, scales: Scales, first: int = 0) -> Any:
-    """Rows of the weight (n, in), from row `first` on, in the element type of the scale of all blocks.
+    """Return rows of the weight (n, in), from row `first` on, in the element type of the scale of all blocks.
 
     `packed` are the bytes (n, in/2) of those rows. W = code · (scale · scale of the block), each product rounded to the
-    element type, as comfy-kitchen has it.
+    element type, as in comfy-kitchen.
     """
     rows, inputs = packed.shape[0], 2 * packed.shape[1]
     scale = scales.scale

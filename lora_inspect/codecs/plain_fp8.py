@@ -9,7 +9,7 @@ from lora_inspect.files.safetensors.dtypes import FP8
 
 
 def _prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> str:
-    """The element type of the codes."""
+    """Return the element type of the codes."""
     stored: str = layout.detail
     return stored
 
@@ -21,23 +21,23 @@ class _Cast(Encoding):
         self._reach = REACH[stored]
 
     def extremes(self, rows: Any, first: int) -> Extremes:
-        """Of all the rows."""
+        """Return the extremes of all the rows."""
         return Extremes(rows.amax(), rows.amin())
 
     def settled(self, seen: Extremes, first: int) -> None:
-        """Raises NoCode where a number has no nearest code."""
+        """Raise NoCode if a number has no nearest code."""
         for value in (seen.largest.item(), seen.smallest.item()):
             if not self._reach.least < value < self._reach.most:
                 raise NoCode(value)
 
     def numbers(self, rows: Any, settled: None, first: int) -> None:
-        """They are the weight."""
+        """Do nothing: the rows are the numbers."""
 
     def weight(self, numbers: Any, settled: None, first: int) -> None:
-        """They are it."""
+        """Do nothing: the numbers are the weight."""
 
     def settings(self, settled: Sequence[None]) -> dict[str, Any]:
-        """None."""
+        """Return no settings."""
         return {}
 
 

@@ -19,15 +19,15 @@ Shape = tuple[int, ...]
 
 
 class UnknownCodec(RefusedError):
-    """A tensor is codes whose meaning is not known here."""
+    """A tensor of codes that lora-inspect cannot decode."""
 
 
 class NotRead(Exception):
-    """What is said of codes makes them another kind of codes than a codec reads; its text is what says so."""
+    """Codes of another kind than the codec reads; the text gives the evidence."""
 
 
 class BadSetting(Exception):
-    """A tensor beside codes holds what cannot be; with its name in the module, and what it holds in words."""
+    """A tensor next to codes that holds an invalid value; with its name in the module and a description."""
 
     def __init__(self, name: str, what: str) -> None:
         super().__init__(name, what)
@@ -35,7 +35,7 @@ class BadSetting(Exception):
 
 
 class NoCode(Exception):
-    """A number of a weight that no code stands for, whatever its scale; with that number."""
+    """A number of a weight that no code can represent under any scale; with that number."""
 
     def __init__(self, value: float) -> None:
         super().__init__(value)
@@ -43,10 +43,10 @@ class NoCode(Exception):
 
 
 class CodedTensor(NamedTuple):
-    """Codes, and what speaks of them.
+    """Codes, with the tensors and the JSON that describe them.
 
-    `beside` are the tensors in their module that the codec knows, by their names there. `said` is what JSON in the
-    module or in the metadata says of the codes, where there is any. `read` gives the bytes of a small tensor.
+    `beside` are the tensors in their module that the codec knows, by their names there. `said` is the JSON about the
+    codes in the module or in the metadata, if any. `read` gives the bytes of a small tensor.
     """
 
     codes: TensorInfo
@@ -56,11 +56,11 @@ class CodedTensor(NamedTuple):
 
 
 class CodeLayout(NamedTuple):
-    """The shape of the weight that codes stand for, and in the codec's own words how they are laid out.
+    """The shape of a decoded weight, and the layout of its codes in the codec's own terms.
 
-    `together` are the rows that share what they are encoded with: a block of rows begins at a multiple of it. With 0
-    all rows share it. `unit` is how many neighbouring numbers of the weight are stored together, and `part` how many of
-    these are decoded by themselves, from all codes of their unit; 0 is for whole units.
+    `together` is the number of rows that share their scales: a block of rows begins at a multiple of it. With 0 all
+    rows share them. `unit` is the number of neighbouring entries of the weight that are stored together, and `part` the
+    number that is decoded at a time, from all codes of the unit; 0 is for whole units.
     """
 
     shape: Shape
@@ -71,7 +71,7 @@ class CodeLayout(NamedTuple):
 
 
 def as_stored(found: CodedTensor) -> CodeLayout:
-    """The layout of codes of which each is an entry of the weight, at its own place."""
+    """Return the layout of codes with one code for each entry of the weight, in the same place."""
     return CodeLayout(found.codes.shape)
 
 
@@ -82,32 +82,32 @@ class Extremes(NamedTuple):
     smallest: Any
 
     def joined(self, other: "Extremes") -> "Extremes":
-        """Those of the same blocks over the rows of both."""
+        """Return the extremes of the same blocks over the rows of both."""
         return Extremes(self.largest.maximum(other.largest), self.smallest.minimum(other.smallest))
 
 
 class Encoding(Protocol):
-    """How rows of one weight become codes; several threads use it at the same time."""
+    """A writer of rows of one weight as codes; several threads use it at the same time."""
 
     def extremes(self, rows: Any, first: int) -> Extremes:
-        """What of the rows, the first of which has the number `first`, decides with what they are encoded."""
+        """Return the extremes of the rows from row `first` on, which decide how they are encoded."""
 
     def settled(self, seen: Extremes, first: int) -> Any:
-        """What the rows are encoded with; raises NoCode where there is nothing of that kind.
+        """Return the scales for the rows; raises NoCode if no scale works.
 
-        What all rows share is settled for good from the extremes of all, joined.
+        Scales that all rows share are computed once, from the joined extremes of all rows.
         """
 
     def numbers(self, rows: Any, settled: Any, first: int) -> None:
-        """Makes of rows of the weight, in place, the numbers that are rounded to codes."""
+        """Turn rows of the weight, in place, into the numbers that are rounded to codes."""
 
     def weight(self, numbers: Any, settled: Any, first: int) -> None:
-        """Makes of the numbers that codes stand for the rows of the weight, in place."""
+        """Turn the numbers of codes, in place, into the rows of the weight."""
 
     def settings(self, settled: Sequence[Any]) -> Mapping[str, Any]:
-        """All tensors of the codec's `settings`, as they then are, by their names in the module.
+        """Return all tensors of the codec's `settings` after encoding, by their names in the module.
 
-        `settled` is what each block of rows was encoded with, in their order.
+        `settled` has the scales of each block of rows, in order.
         """
 
 
@@ -123,20 +123,19 @@ Decode = Callable[[Any, Any, int, Any], None]
 class Codec(NamedTuple):
     """A way to store weights.
 
-    `name` is unique, `title` is what messages call it. `stored` are the element types of the codes, `settings` the
-    names, in the module of a weight, of the tensors without which they cannot be read, each with the element types that
-    it may have; `optional` are those that may be missing. `ending` is how the name of codes ends that are no tensor
-    called `weight`: the weight has the name before it, and its settings begin with that. `alone` says that nothing is
-    beside codes, whatever their names are. `mixes` says where a file is read in which some weights are no codes any
-    more. `formats` are the names that ComfyUI has for it, with the element type of the codes; one that is in none of
-    its files is never named there.
+    `name` is unique, `title` is its name in messages. `stored` are the element types of the codes. `settings` are the
+    tensors in the module of a weight that decoding needs: their names, each with its element types; `optional`
+    tensors may be missing. `ending` is the end of a code tensor's name if that is not `weight`: the weight has the
+    name before it, and its settings begin with that. `alone` says that codes have no tensors next to them, and any
+    name. `mixes` says where programs read files in which other weights are not codes. `formats` are ComfyUI's names for
+    it, with the element type of the codes; a codec that ComfyUI does not write has none.
 
-    `layout` says whether what stands beside codes fits them: None where it does not. It raises NotRead where they are
-    codes of another kind. `prepared` takes the tensors beside the codes as they are stored, by name, and the layout,
-    and makes what `decode` needs for every block of rows; it raises BadSetting. `decode` gets the codes as numbers, in
-    the memory of the rows themselves, but where several share a byte their bytes, one after the other. Without it the
-    numbers are the weight. `encoding` takes what `prepared` made and writes rows in the same format; without it the
-    weight is only read. Tensor methods alone, so that a codec imports without torch.
+    `layout` returns None where the tensors next to the codes do not match them, and raises NotRead for codes of another
+    kind. `prepared` takes these tensors as they are stored, by name, and the layout. It returns the argument that
+    `decode` needs for every block of rows, and raises BadSetting. `decode` gets the codes as numbers, in the memory of
+    the rows themselves; if several share a byte, it gets the bytes, one after the other. Without `decode` the numbers
+    are the weight. `encoding` takes the result of `prepared` and writes rows in the same format; without it the weight
+    is read-only. Codecs use tensor methods only, so that they import without torch.
     """
 
     name: str
@@ -155,7 +154,7 @@ class Codec(NamedTuple):
 
     @property
     def names(self) -> dict[str, frozenset[str]]:
-        """All tensors that it knows beside codes, by their names in the module."""
+        """All tensors next to codes that it knows, by their names in the module."""
         return {**self.settings, **self.optional}
 
 
@@ -174,11 +173,11 @@ class Blocks(NamedTuple):
     columns: int
 
     def grid(self, rows: int, columns: int) -> tuple[int, int]:
-        """How many blocks a matrix has below and beside each other."""
+        """Return the number of blocks down and across a matrix."""
         return -(-rows // self.rows), -(-columns // self.columns)
 
     def beside(self, rows: Any) -> Iterator[tuple[Any, slice]]:
-        """Views (count, blocks, columns of one) of some rows, and which of the blocks beside each other each has."""
+        """Yield views (count, blocks, columns of one) of some rows, each with its slice of the blocks across."""
         whole = rows.shape[1] // self.columns
         if whole:
             yield rows[:, : whole * self.columns].unflatten(1, (whole, self.columns)), slice(0, whole)
@@ -186,38 +185,38 @@ class Blocks(NamedTuple):
             yield rows[:, whole * self.columns :].unsqueeze(1), slice(whole, None)
 
     def below(self, first: int, count: int) -> list[slice]:
-        """Which of so many rows, the first of which has the number `first`, lie in each row of blocks."""
+        """Return a slice of the `count` rows from row `first` on for each row of blocks that they are in."""
         cuts = range(first - first % self.rows, first + count, self.rows)
         return [slice(max(start - first, 0), min(start + self.rows - first, count)) for start in cuts]
 
     def each(self, scale: Any, first: int, count: int) -> Any:
-        """The scales of so many rows, (count or 1, blocks), from those of the rows of blocks in which they lie."""
+        """Return the scales of `count` rows, (count or 1, blocks), from the scales of their rows of blocks."""
         if self.rows == 1 or scale.shape[0] == 1:
             return scale
         return scale.repeat_interleave(self.rows, 0)[first % self.rows :][:count]
 
 
 def own_scales(scale: Any, blocks: Blocks, first: int, count: int) -> Any:
-    """Those scales of a weight that are of the blocks in which so many rows from `first` on lie."""
+    """Return the scales of a weight for the blocks of `count` rows from `first` on."""
     return scale[first // blocks.rows : -(-(first + count) // blocks.rows)]
 
 
 def multiply(rows: Any, scale: Any, blocks: Blocks, first: int) -> None:
-    """Makes q · scale of some rows of q, in place, with the scales of their own blocks."""
+    """Compute q · scale of some rows of q, in place, with the scales of their own blocks."""
     each = blocks.each(scale, first, rows.shape[0]).unsqueeze(-1)
     for part, at in blocks.beside(rows):
         part.mul_(each[:, at])
 
 
 def divide(rows: Any, scale: Any, blocks: Blocks, first: int) -> None:
-    """Makes W / scale of some rows of W, in place, with the scales of their own blocks."""
+    """Compute W / scale of some rows of W, in place, with the scales of their own blocks."""
     each = blocks.each(scale, first, rows.shape[0]).unsqueeze(-1)
     for part, at in blocks.beside(rows):
         part.div_(each[:, at])
 
 
 def extremes(rows: Any, blocks: Blocks, first: int) -> tuple[Any, Any]:
-    """The largest and the smallest number of some rows in each of their blocks, (rows of blocks, blocks)."""
+    """Return the largest and the smallest number of some rows in each of their blocks, (rows of blocks, blocks)."""
     largest = rows.new_empty(rows.shape[0], -(-rows.shape[1] // blocks.columns))
     smallest = rows.new_empty(largest.shape)
     for part, at in blocks.beside(rows):

@@ -1,4 +1,4 @@
-"""fp8 with `scale_weight`: musubi-tuner's `fp8_optimization_utils`, and ComfyUI's first form, which has one number."""
+"""fp8 with `scale_weight`: musubi-tuner's `fp8_optimization_utils`, and ComfyUI's first form with one number."""
 
 from math import prod
 
@@ -7,7 +7,10 @@ from lora_inspect.codecs.record import Blocks, Shape
 
 
 def blocks_of(weight: Shape, scale: Shape) -> Blocks | None:
-    """A number, (out, 1), or (out, blocks, 1) for blocks of neighbouring columns; None for what fits no such weight."""
+    """Return the blocks of a scale that is a number, (out, 1) or (out, blocks, 1); None for any other shape.
+
+    (out, blocks, 1) has blocks of neighbouring columns.
+    """
     if blocks := scaled.number(weight, scale) or scaled.rows(weight, scale):
         return blocks
     if len(scale) != 3 or not weight or (scale[0], scale[2]) != (weight[0], 1):

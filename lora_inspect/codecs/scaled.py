@@ -1,8 +1,8 @@
-"""Codes that are numbers, multiplied by a scale: W = q · scale, of each entry with the scale of its block.
+"""Codes that are numbers, multiplied by a scale: W = q · scale, with one scale for each block.
 
-When rows become codes again, a block keeps its scale where all its numbers have a nearest code under it, so that what
-did not change keeps its codes. Else it gets the least scale of the type of the stored ones with which no number is
-beyond the largest code.
+Encoding keeps the scale of a block if all its numbers have a nearest code under it, so that unchanged rows keep their
+codes. Otherwise the block gets the smallest scale in the type of the stored ones under which no number is beyond the
+largest code.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,9 +34,10 @@ FP8_FORMATS = MappingProxyType({"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E
 
 
 class Reach(NamedTuple):
-    """How far the codes of an element type go: to `largest` on both sides.
+    """The range of an element type's codes: from -`largest` to `largest`.
 
-    Numbers above `least` and below `most` have a nearest one among them, others would have one that is not there.
+    Numbers above `least` and below `most` round to a code in this range; others would round to a code that the type
+    does not have.
     """
 
     largest: float
@@ -53,7 +54,7 @@ REACH = {
 
 
 class BlockScaling(NamedTuple):
-    """How a weight is scaled: by which tensor in its module, by blocks of which size, and what its codes are."""
+    """The scaling of a weight: the name of its scale in the module, its blocks, and the element type of the codes."""
 
     name: str
     blocks: Blocks
@@ -70,18 +71,18 @@ class Scale(NamedTuple):
 
 
 def number(weight: Shape, scale: Shape) -> Blocks | None:
-    """One number for the whole weight, in whichever shape its rows are read."""
+    """Return one block for the whole weight if the scale is one number; None otherwise."""
     size = max(prod(weight), 1)
     return Blocks(size, size) if weight and prod(scale) == 1 else None
 
 
 def rows(weight: Shape, scale: Shape) -> Blocks | None:
-    """(out, 1): one number for each row."""
+    """Return blocks of one row each if the scale is (out, 1); None otherwise."""
     return Blocks(1, max(prod(weight[1:]), 1)) if weight and scale == (weight[0], 1) else None
 
 
 def laid_out(found: CodedTensor, name: str, blocks: Blocks | None) -> CodeLayout | None:
-    """The layout of codes whose entries stand where those of the weight do, None without blocks."""
+    """Return the layout of codes that are in the same places as the entries of the weight; None without blocks."""
     if blocks is None:
         return None
     shape = found.codes.shape
@@ -90,7 +91,7 @@ def laid_out(found: CodedTensor, name: str, blocks: Blocks | None) -> CodeLayout
 
 
 def prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> Scale:
-    """The scale of a weight; raises BadSetting where a code times that is no number of the working type."""
+    """Return the scale of a weight. Raises BadSetting if a code times the scale is not finite."""
     scaling: BlockScaling = layout.detail
     stored, columns = tensors[scaling.name], prod(layout.shape[1:])
     grid = scaling.blocks.grid(layout.shape[0], columns) if layout.shape[0] and columns else (stored.numel(), 1)
@@ -101,7 +102,7 @@ def prepared(tensors: Mapping[str, Any], layout: CodeLayout) -> Scale:
 
 
 def decode(codes: Any, scale: Scale, first: int, into: Any) -> None:
-    """W = q · scale, in the memory of the codes."""
+    """Compute W = q · scale, in the memory of the codes."""
     blocks = scale.scaling.blocks
     multiply(into, own_scales(scale.values, blocks, first, into.shape[0]), blocks, first)
 
@@ -115,11 +116,11 @@ class ScaledEncoding:
         self._is_shared = scale.values.shape[0] == 1
 
     def extremes(self, rows: Any, first: int) -> Extremes:
-        """The largest and the smallest number in each block of the rows."""
+        """Return the largest and the smallest number in each block of the rows."""
         return Extremes(*extremes(rows, self._blocks, first))
 
     def settled(self, seen: Extremes, first: int) -> Any:
-        """The scales of the blocks, as they are stored: those of the base where the numbers fit, else fresh ones."""
+        """Return the scales of the blocks, as they are stored: the base's where the numbers fit, else new ones."""
         start = first // self._blocks.rows
         own = slice(start, start + seen.largest.shape[0])
         stored, size = self._scale.stored[own], self._scale.values[own].abs()
@@ -129,16 +130,16 @@ class ScaledEncoding:
         return stored.where(fit, self._fresh(seen, stored))
 
     def numbers(self, rows: Any, scales: Any, first: int) -> None:
-        """Makes W / scale of the rows, in place."""
+        """Compute W / scale of the rows, in place."""
         values = scales.float()
         divide(rows, values.masked_fill(values == 0, 1.0), self._blocks, first)
 
     def weight(self, numbers: Any, scales: Any, first: int) -> None:
-        """W = q · scale, in place."""
+        """Compute W = q · scale, in place."""
         multiply(numbers, scales.float(), self._blocks, first)
 
     def settings(self, scales: Sequence[Any]) -> dict[str, Any]:
-        """The tensor of all scales, as the base has it, by its name in the module."""
+        """Return the tensor of all scales, in the base's form, by its name in the module."""
         tensor, at = self._scale.stored.clone(), 0
         for own in scales:
             tensor[at : at + own.shape[0]] = own
@@ -146,7 +147,7 @@ class ScaledEncoding:
         return {self._scale.scaling.name: tensor.reshape(self._scale.shape)}
 
     def _fresh(self, seen: Extremes, stored: Any) -> Any:
-        """The least scales of the stored type under which no number is beyond the largest code."""
+        """Return the smallest scales of the stored type under which no number is beyond the largest code."""
         peak = seen.largest.maximum(-seen.smallest)
         fresh = (peak / self._reach.largest).to(stored)
         beyond = peak / fresh.float() > self._reach.largest
@@ -158,7 +159,10 @@ class ScaledEncoding:
 
 
 def fp8_codec(name: str, title: str, blocks_of: BlocksOf, formats: Mapping[str, str] = MappingProxyType({})) -> Codec:
-    """The codec of fp8 whose scale is the tensor `name` next to the weight, with the blocks that `blocks_of` finds."""
+    """Return the codec of fp8 with the scale tensor `name` next to the weight.
+
+    `blocks_of` returns the scale's blocks.
+    """
 
     def layout(found: CodedTensor) -> CodeLayout | None:
         return laid_out(found, name, blocks_of(found.codes.shape, found.beside[name].shape))

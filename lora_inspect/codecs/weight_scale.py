@@ -5,7 +5,10 @@ from lora_inspect.codecs.record import Blocks, Shape
 
 
 def blocks_of(weight: Shape, scale: Shape) -> Blocks | None:
-    """A number, (out, 1) or (out,), which is one for each row as well; None for what fits no such weight."""
+    """Return the blocks of a scale that is a number, (out, 1) or (out,); None for any other shape.
+
+    (out,) has one number for each row, like (out, 1).
+    """
     flat = (*scale, 1) if len(scale) == 1 else scale
     return scaled.number(weight, scale) or scaled.rows(weight, flat)
 

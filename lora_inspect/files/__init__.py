@@ -1,1 +1,1 @@
-"""Bytes in, bytes out: what is read from a disk and how an output comes onto it. Standard library only."""
+"""Reading input files and writing outputs, as bytes. Standard library only."""

@@ -31,11 +31,11 @@ _BOOKKEEPING = re.compile(r"\.git|\.cache")
 
 @dataclass(frozen=True, slots=True)
 class SideFiles:
-    """What lies beside the weights of a folder, by paths relative to it; nothing for a single file.
+    """Files next to the weights of a folder, by paths relative to it; none for a single file.
 
-    `copied` come into the output as they are, from subfolders too; `folders` are the subfolders, parents first.
-    `left_behind` do not: other weights, folders that hold the model in another form (with a slash at their end),
-    what runs that died have left, what is no file. Where the folder is not listed there may be more of each.
+    `copied` files go into the output unchanged, from subfolders too; `folders` are the subfolders, parents first.
+    `left_behind` are not copied: other weights, folders with another copy of the model (with a slash at their end),
+    leftovers of runs that died, and anything that is not a file. If the folder is not listed, it may hold more of each.
     """
 
     root: str = os.curdir
@@ -51,7 +51,7 @@ class SideFiles:
 
     @property
     def notes(self) -> list[str]:
-        """What may be missing beside the weights of the output."""
+        """Notes on files that may be missing next to the weights of the output."""
         if self.is_listed:
             return []
         return [
@@ -66,7 +66,7 @@ class SideFiles:
 
 
 def find_side_files(base: Checkpoint) -> SideFiles:
-    """Looks through the folder of a base.
+    """Find the side files in the folder of a base.
 
     Raises LoraInspectError for a link that leads out of the folder, to a folder or nowhere. Only the links of the
     Hugging Face cache, from `models--x/snapshots/y` into `models--x/blobs`, may leave it.
@@ -80,7 +80,7 @@ def find_side_files(base: Checkpoint) -> SideFiles:
 
 
 def _of_server(base: Checkpoint, root: str) -> SideFiles:
-    """The index of a set: what else a server has beside it cannot be known."""
+    """Return the index of a set as its only known side file, since a server does not list its folders."""
     own = [base.index_path] if base.index_path else []
     return SideFiles(root, {os.path.basename(path): base.inputs[path] for path in own}, is_listed=False)
 
@@ -112,11 +112,10 @@ def copy_side_files(
     rewritten: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Puts what lies beside the weights into `folder`, the index with `weight_bytes` as its total size.
+    """Copy the side files of the weights into `folder`; the index gets `weight_bytes` as its total size.
 
-    The index does not name the tensors that are `dropped` and has other names for those that are `renamed`, and JSON
-    files that are `rewritten` have another content.
-    `progress` is told the bytes of each file that is done. OSError where the disk refuses.
+    The index omits the `dropped` tensors and uses the new names of `renamed` ones. JSON files in `rewritten` get that
+    content. `progress` gets the bytes of each finished file. Raises OSError if the disk refuses.
     """
     for name in side_files.folders:
         os.mkdir(os.path.join(folder, name))
@@ -154,7 +153,7 @@ def _write_json(content: Mapping[str, Any], target: str) -> None:
 
 
 def _walk(root: str, left: list[str]) -> Iterator[tuple[str, bool]]:
-    """(path relative to `root`, whether it is a folder) of all that is below it; other copies of the model are left."""
+    """Yield (path relative to `root`, True for a folder) for everything below it; copies of the model go to `left`."""
     for parent, folders, files in walk(root, _refuse_unreadable):
         below = "" if parent == root else os.path.relpath(parent, root)
         others = [name for name in folders if is_leftover(name) or (not below and _holds_no_part(name))]
@@ -167,7 +166,7 @@ def _walk(root: str, left: list[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _holds_no_part(name: str) -> bool:
-    """Whether a folder at the top is another copy of the model, or no part of it."""
+    """Return True if a folder at the top is another copy of the model, or not part of it."""
     return bool(_OTHER_COPIES.fullmatch(name) or _BOOKKEEPING.fullmatch(name))
 
 
@@ -176,7 +175,7 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def _target(root: str, name: str) -> str:
-    """The file that `name` of the folder `root` is; raises LoraInspectError where a link leads where it must not."""
+    """Return the file that `name` in the folder `root` leads to. Raises LoraInspectError for a forbidden link."""
     path = join(root, name)
     if is_remote(root):
         return path
@@ -195,7 +194,7 @@ def _target(root: str, name: str) -> str:
 
 
 def _blobs(snapshot: str) -> str | None:
-    """Where the Hugging Face cache keeps the files that a snapshot, or a folder in it, links to."""
+    """Return the folder in the Hugging Face cache with the files that a snapshot, or a folder in it, links to."""
     folder = snapshot
     while (parent := os.path.dirname(folder)) != folder:
         repository = os.path.dirname(parent)
@@ -212,7 +211,7 @@ def _refused_link(path: str, how: str) -> LoraInspectError:
 
 
 def _is_weights(name: str, base: Checkpoint) -> bool:
-    """Whether a file is weights at the top of the folder, or an index of other weights than the merged ones."""
+    """Return True for weights at the top of the folder, and for an index of weights that are not merged."""
     is_own_index = base.index_path is not None and name == os.path.basename(base.index_path)
     at_the_top = os.path.basename(name) == name
     return at_the_top and not is_own_index and name.lower().removesuffix(".index.json").endswith(_OTHER_WEIGHTS)

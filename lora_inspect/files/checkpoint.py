@@ -33,7 +33,7 @@ from lora_inspect.files.strict_json import TENSORS, too_many_tensors
 
 
 class OpenTensors(dict[str, TensorInfo]):
-    """The tensors of a file or of a set of them, for whose names the caches have room as long as this is in use."""
+    """The tensors of a file or a set of files; caches keep room for their names while this object is in use."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         super().__init__(tensors)
@@ -41,14 +41,14 @@ class OpenTensors(dict[str, TensorInfo]):
 
 
 class Checkpoint(NamedTuple):
-    """Every tensor of a file, of a set of shards or of a folder by name, in file order, and what lies beside them.
+    """Every tensor of a file, a set of shards or a folder by name, in file order, with its metadata and config.
 
-    `path` is what the user named; `root` is the folder that holds a sharded or folder checkpoint and None for
-    a single file. `config` is an `adapter_config.json` found beside the file; whether it belongs to the file
-    is for the reader of the tensors to say; `files` are none where it is there alone. `metadata` is the union over the
-    files. `inputs` are all files that were read, by path: the weights, the index and the config, each as it was when it
-    was opened. `alpha` is where a GGUF header says that of all modules, which no tensor does. `codes` has what tensors
-    are stored as that stand for another one, by the name of that, where `tensors` have the other one.
+    `path` is the path that the user named; `root` is the folder of a sharded or folder checkpoint and None for a single
+    file. `config` is the `adapter_config.json` next to the file; the reader of the tensors decides whether it belongs
+    to the file. `files` is empty for a config without weights. `metadata` is the union over the files. `inputs` are all
+    files that were read, by path: the weights, the index and the config, each with its identity when it was opened.
+    `alpha` is the place of the alpha of all modules in a GGUF header. `codes` maps the name of a decoded weight in
+    `tensors` to the tensor that is stored.
     """
 
     path: str
@@ -71,9 +71,9 @@ class Checkpoint(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its file, and of a sharded set the one that a single file would have.
+        """The name of its file; for a sharded set, the name that a single file would have.
 
-        Raises IndexError where there are no files.
+        Raises IndexError if there are no files.
         """
         name = os.path.basename(self.files[0])
         whole = set_of(name)
@@ -85,10 +85,10 @@ class Checkpoint(NamedTuple):
         return sum(self.inputs[file].bytes for file in self.files)
 
     def numbers(self, names: Iterable[str]) -> dict[str, float | int | bool | None]:
-        """The values of one-element tensors (alphas, flags) by name; None where a dtype has no plain reading.
+        """Return the values of one-element tensors (alphas, flags) by name; None for a dtype without a plain reading.
 
-        Those of tensors with the same bytes are one object. Raises LoraInspectError for a tensor with more than one
-        element.
+        The values of tensors with the same bytes are one object. Raises LoraInspectError for a tensor with more than
+        one element.
         """
         wanted: dict[str, list[TensorInfo]] = {}
         for name in names:
@@ -115,7 +115,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_row(checkpoint: Checkpoint, name: str, number: int) -> bytes:
-    """The bytes of one row of the matrix called `name`."""
+    """Return the bytes of one row of the matrix called `name`."""
     info = checkpoint.tensors[name]
     size = info.nbytes // info.shape[0]
     with InputFile(info.file, checkpoint.inputs[info.file]) as source:
@@ -123,9 +123,9 @@ def read_row(checkpoint: Checkpoint, name: str, number: int) -> bytes:
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-    """The view of `path`: a .safetensors file, a shard or index.json of a set, or a folder that holds one of them.
+    """Open `path`: a .safetensors file, a shard or index.json of a set, or a folder that holds one of them.
 
-    Raises LoraInspectError for whatever is not such a file, and never unpickles anything.
+    Raises LoraInspectError for anything else, and never unpickles anything.
     """
     path = os.fspath(path)
     with looking(path):
@@ -202,7 +202,7 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
 
 
 def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:
-    """An adapter of llama.cpp, whose header says all: a config beside it is that of what it was converted from."""
+    """Return an adapter of llama.cpp from its header only; a config next to it belongs to the conversion's source."""
     from lora_inspect.files.gguf.gguf_reader import read_gguf
 
     tensors, metadata, identity, alpha = read_gguf(file)
@@ -219,7 +219,7 @@ def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:
 
 
 def _config_alone(folder: str, named: str) -> Checkpoint:
-    """An adapter of which the configuration is there without the weights: a checkpoint of no files."""
+    """Return a checkpoint without files, for an adapter folder that has a config but no weights."""
     inputs: dict[str, Identity] = {}
     config, config_path = _config_beside(join(folder, ADAPTER_CONFIG), inputs)
     return Checkpoint(
@@ -236,7 +236,7 @@ def _config_alone(folder: str, named: str) -> Checkpoint:
 
 
 def _config_beside(file: str, inputs: dict[str, Identity]) -> tuple[dict[str, Any] | None, str | None]:
-    """The `adapter_config.json` beside `file`, which joins the `inputs`, and its path; None where there is none."""
+    """Return the `adapter_config.json` next to `file` and its path, and add it to the `inputs`; None without one."""
     path = join(os.path.dirname(file), ADAPTER_CONFIG)
     if not exists(path):
         return None, None
@@ -308,7 +308,7 @@ def _join(files: list[str], folder: str, index: dict[str, Identity], named: str)
 
 
 def open_model(path: str) -> Checkpoint:
-    """The view of a model; raises LoraInspectError as `open_checkpoint` does, and for GGUF files in other names."""
+    """Open a model. Raises LoraInspectError like `open_checkpoint`, and for GGUF files with other names."""
     path = os.fspath(path)
     with looking(path):
         return _open_model(pinned(path), named=shown(path))

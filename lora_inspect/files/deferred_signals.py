@@ -11,10 +11,10 @@ from lora_inspect.interrupt import Interrupt
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Has the signals that end the process come when the block is done, which loads a library and has written nothing.
+    """Delay the signals that end the process while the block loads a library and writes nothing.
 
-    A library that is interrupted while it is loaded takes it for an error of its own, or for none. A process of the
-    command line need not wait: Ctrl-C ends it at once.
+    A library that is interrupted while it loads may report an error of its own, or ignore the interrupt. A command-line
+    process need not wait: Ctrl-C ends it at once.
     """
     interrupt = signal.getsignal(signal.SIGINT)
     own = interrupt if isinstance(interrupt, Interrupt) else None
@@ -31,14 +31,17 @@ def held_signals() -> Iterator[None]:
 
 @contextmanager
 def noted_signals() -> Iterator[Callable[[], bool]]:
-    """Has the signals that end the process, Ctrl-C too, come when the block is done; yields whether there is one."""
+    """Delay the signals that end the process, with Ctrl-C, until the block is done.
+
+    Yields a function that returns True once one has come.
+    """
     with _held((signal.SIGINT, *ENDING_SIGNALS)) as came:
         yield lambda: bool(came)
 
 
 @contextmanager
 def _held(numbers: Sequence[int]) -> Iterator[list[int]]:
-    """Has signals come when the block is done; yields those that came."""
+    """Delay signals until the block is done; yields the list that they are added to."""
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # no signal comes to any other
         yield came

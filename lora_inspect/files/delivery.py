@@ -13,9 +13,9 @@ from lora_inspect.stores.address import is_remote
 def delivered(
     output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False, progress: Progress = silent
 ) -> Iterator[PendingOutput]:
-    """Has what the block makes at the `path` of the delivery be the output: there on a disk, sent to a store otherwise.
+    """Deliver the output that the block makes at the `path` of the delivery, to a disk or a store.
 
-    The rest is as `sent_to_store` has it.
+    On a disk the output is already in place. See `sent_to_store` for the rest.
     """
     if is_remote(output):
         from lora_inspect.files.upload import sent_to_store

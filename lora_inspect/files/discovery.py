@@ -24,7 +24,7 @@ _SHARD = r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<ending>\.[a-z]+)"
 
 
 class ShardSet(NamedTuple):
-    """What the names of the shards of one set have in common."""
+    """The common parts of the shard names of one set."""
 
     stem: str
     shards: int
@@ -32,7 +32,7 @@ class ShardSet(NamedTuple):
 
 
 def set_of(name: str) -> ShardSet | None:
-    """The set of which a file of this name is a shard."""
+    """Return the set of a shard by its file name; None for any other file."""
     shard = re.fullmatch(_SHARD, name) if "-of-" in name else None  # to compile it takes longer than to use it
     return ShardSet(shard["stem"], int(shard["count"]), shard["ending"]) if shard else None
 
@@ -41,8 +41,7 @@ class FolderFiles(NamedTuple):
     """The files below a folder, by their names and the first bytes of some.
 
     `weights` are the paths to open: PEFT folders and sharded sets as one path each, other files singly. Pickles and
-    models in GGUF are in `unread`, too. `others` is the number of all other files but for those that are a part of a
-    checkpoint.
+    models in GGUF are also in `unread`. `others` counts all other files, except parts of a checkpoint.
     """
 
     weights: tuple[str, ...]
@@ -56,14 +55,14 @@ class FolderFiles(NamedTuple):
 
 
 def find_checkpoints(folder: str) -> list[str]:
-    """The readable weights below `folder`."""
+    """Return the readable weights below `folder`."""
     return files_below(folder).readable
 
 
 def files_below(folder: str) -> FolderFiles:
-    """All files below `folder`.
+    """Return all files below `folder`.
 
-    Folders that cannot be read are the last of the weights, so that opening them says why.
+    Unreadable folders are the last of the weights, so that opening them reports the reason.
     """
     weights, closed, unread, others = list[str](), list[str](), set[str](), 0
     for parent, folders, names in walk(folder, lambda error: closed.append(error.filename)):
@@ -95,16 +94,16 @@ def _may_be_weights(name: str) -> bool:
 
 
 def _is_listed(path: str) -> bool:
-    """Whether a file is one of those that a folder is looked through for: weights, and adapters of llama.cpp."""
+    """Return True for a file that a search of a folder lists: weights, and adapters of llama.cpp."""
     from lora_inspect.files.gguf.gguf_format import is_gguf_adapter
 
     return is_weights(path) or is_gguf_adapter(path)
 
 
 def read_weights(names: Collection[str]) -> str | None:
-    """The file that its program reads in a folder of files with these names; None where there is no such one.
+    """Return the file, of these names of a folder, that its program reads; None if there is none.
 
-    What mlx-lm saved on the way counts for nothing beside its last weights.
+    Intermediate saves of mlx-lm are ignored next to its last weights.
     """
     if PEFT_WEIGHTS + ".safetensors" in names:
         return PEFT_WEIGHTS + ".safetensors"
@@ -114,21 +113,21 @@ def read_weights(names: Collection[str]) -> str | None:
 
 
 def _is_on_the_way(name: str) -> bool:
-    """Whether mlx-lm calls weights so that it saves before the last ones."""
+    """Return True if mlx-lm gives this name to weights that it saves before the last ones."""
     step = name.removesuffix(_ON_THE_WAY)
     return step != name and step.isdecimal() and step.isascii()
 
 
 def is_config_alone(names: Iterable[str]) -> bool:
-    """Whether of an adapter in a folder of files with these names the configuration is there, and no weights at all."""
+    """Return True if a folder of files with these names has an adapter's configuration but no weights."""
     endings = (".safetensors", *PICKLE_ENDINGS)
     return ADAPTER_CONFIG in names and not any(name.lower().endswith(endings) for name in names)
 
 
 def file_of(path: str) -> str:
-    """The file that stands for a checkpoint: of a folder its weights, or their index, or its configuration.
+    """Return the file that represents a checkpoint: for a folder its weights, their index, or its configuration.
 
-    A folder without any of them stands for itself.
+    A folder without any of them represents itself.
     """
     if not is_folder(path):
         return path
@@ -139,7 +138,7 @@ def file_of(path: str) -> str:
 
 
 def is_collection(path: str) -> bool:
-    """Whether a folder is there that holds several checkpoints, or other folders, and is none itself."""
+    """Return True for a folder that is not one checkpoint."""
     with looking(path):
         return is_folder(path) and not is_checkpoint_folder(path)
 
@@ -149,9 +148,9 @@ _COPIES = (PEFT_WEIGHTS, "pytorch_model", "diffusion_pytorch_model", "pytorch_lo
 
 
 def files_of_several(path: str) -> FolderFiles | None:
-    """The files below a folder of several that may hold weights; None for any other path.
+    """Return the files below a folder of several that may hold weights; None for any other path.
 
-    That is a collection, or a checkpoint beside pickles of other weights. A folder without readable weights is none.
+    Such a folder is a collection, or a checkpoint next to pickles of other weights, and has readable weights.
     """
     with looking(path):
         if not is_folder(path):
@@ -164,7 +163,7 @@ def files_of_several(path: str) -> FolderFiles | None:
 
 
 def is_checkpoint_folder(folder: str) -> bool:
-    """Whether `folder` is one checkpoint (a PEFT folder, a sharded set, one file) and not a collection of several."""
+    """Return True if `folder` is one checkpoint (a PEFT folder, a sharded set, one file), not a collection."""
     from lora_inspect.files.gguf.gguf_format import is_gguf_adapter
 
     with looking(folder):
@@ -181,7 +180,7 @@ def is_checkpoint_folder(folder: str) -> bool:
 
 
 def stored_bytes(path: str) -> int:
-    """The size of the files that belong to a checkpoint, as far as their names tell; 0 where there is none."""
+    """Return the size of the files that belong to a checkpoint by their names; 0 if there is none."""
     folder, name = os.path.split(path)
     try:
         with looking(path):
@@ -214,7 +213,7 @@ class Mirrored(NamedTuple):
 
 
 def mirrored(folder: str, output: str) -> list[Mirrored]:
-    """All weights below `folder`, but for what is below `output`."""
+    """Return all weights below `folder`, except those below `output`."""
     own = _real(output)
     found = []
     files = files_below(folder)
@@ -244,9 +243,9 @@ def _is_same(one: str, other: str) -> bool:
 
 
 def nearest_path(path: str) -> str | None:
-    """The path that is most like `path` in its folder, None where none is near or the folder cannot be read.
+    """Return the most similar path in the same folder; None if none is similar or the folder cannot be read.
 
-    A link that leads nowhere is not near itself, and what a run has left behind is what nobody means.
+    A broken link is not similar to itself, and leftovers of runs are ignored.
     """
     from lora_inspect.files.temp_files import is_leftover
 
@@ -260,7 +259,7 @@ def nearest_path(path: str) -> str | None:
 
 
 def _names_in(folder: str) -> Iterator[str]:
-    """The names in a folder, of which a disk tells one after the other."""
+    """Yield the names in a folder; on a disk, one at a time as the system lists them."""
     if is_remote(folder):
         yield from names_in(folder)
         return

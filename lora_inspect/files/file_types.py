@@ -28,7 +28,7 @@ _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le",
 
 
 class Format(NamedTuple):
-    """A regular expression for the first bytes of a file, what they show it to be, and the way out of it."""
+    """A regular expression for the first bytes of a file, a description of such a file, and the fix."""
 
     start: bytes
     what: str
@@ -77,21 +77,21 @@ _ANY = "FILE NEW.safetensors"
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file that begins so is meant as a safetensors file: a length below 4 GiB, then a JSON object.
+    """Return True if these first bytes begin a safetensors file: a length below 4 GiB, then a JSON object.
 
-    No other format begins like that: those that are text hold no zeros there, and the marks of the others differ.
+    No other format begins so: text formats have no zeros there, and the magic bytes of the others differ.
     """
     return start[4:9] == b"\x00\x00\x00\x00{"
 
 
 def is_gguf(file: str) -> bool:
-    """Whether a file begins as GGUF files do, whatever its name is."""
+    """Return True if a file begins with the magic bytes of GGUF, whatever its name."""
     with InputFile(file) as source:
         return source.identity.bytes >= len(GGUF_MAGIC) and source.read(0, len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
 def is_weights(path: str) -> bool:
-    """Whether a file in a folder is a safetensors file: by its name, or with a pickle's name by its first bytes."""
+    """Return True for a safetensors file: by its name, or by its first bytes if it has a pickle's name."""
     if path.endswith(".safetensors"):
         return True
     if not path.lower().endswith(PICKLE_ENDINGS):
@@ -104,12 +104,12 @@ def is_weights(path: str) -> bool:
 
 
 def likely_weights(pickles: list[str]) -> str:
-    """Which of the pickles in a folder holds the weights, by their names."""
+    """Return the pickle in a folder that most likely holds the weights, by its name."""
     return min(pickles, key=lambda name: (name.startswith(TRAINING_STATES), name))
 
 
 def refuse_foreign(file: str, start: bytes, size: int) -> None:
-    """Raises LoraInspectError where the first bytes of what should be weights show that it is something else."""
+    """Raise LoraInspectError if the first bytes show that a file is not a safetensors file."""
     if is_safetensors(start):
         return
     start = _unmarked(start)
@@ -128,7 +128,7 @@ def refuse_foreign(file: str, start: bytes, size: int) -> None:
 
 
 def refuse_format(file: str, start: bytes) -> None:
-    """Raises LoraInspectError where a file begins with the mark of a format that is neither safetensors nor text."""
+    """Raise LoraInspectError for a file with the magic bytes of a format other than safetensors and text."""
     if any(re.match(pickle, start, re.DOTALL) for pickle in _PICKLES):
         raise RefusedError(
             file, "it is a pickle, which can run code, so lora-inspect never reads one", _conversion(file)
@@ -139,7 +139,7 @@ def refuse_format(file: str, start: bytes) -> None:
 
 
 def _conversion(pickle: str) -> str:
-    """How to get the weights out of a pickle without running it."""
+    """Return the fix that gets the weights out of a pickle without running it."""
     import shlex
 
     stem, ending = os.path.splitext(pickle)
@@ -166,7 +166,7 @@ def of_any_pickle(way_out: str, pickle: str) -> str:
 
 
 def _weights_beside(file: str) -> str:
-    """What to name instead of a JSON file."""
+    """Return the fix for a JSON file: the weights to name instead."""
     folder = os.path.dirname(file)
     weights = [] if is_of_server(file) else sorted(name for name in names_in(folder) if name.endswith(".safetensors"))
     if not weights:
@@ -177,7 +177,7 @@ def _weights_beside(file: str) -> str:
 
 
 def _unmarked(start: bytes) -> bytes:
-    """The bytes of a text with a byte order mark, as shells of Windows redirect it, in UTF-8 and without the mark."""
+    """Return a text in UTF-8 without its byte order mark; shells of Windows redirect text with one."""
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
             return start[len(mark) :].decode(encoding, "ignore").encode()

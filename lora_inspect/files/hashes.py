@@ -27,7 +27,7 @@ _PIECE = 1 << 18
 def sshs_hashes(
     contents: Sequence[Content], metadata: Mapping[str, str], progress: Progress = silent
 ) -> dict[str, str]:
-    """Both hashes of the tensors, under the metadata keys that hold them; `progress` is told of the bytes."""
+    """Return both hashes of the tensors under their metadata keys; `progress` gets the number of bytes."""
     ordered = in_library_order(contents)
     ss_metadata = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     position = len(encode_header([content.plan for content in ordered], ss_metadata))
@@ -43,13 +43,16 @@ def sshs_hashes(
 
 
 def in_library_order(contents: Iterable[Content]) -> list[Content]:
-    """As the safetensors library orders them: by element type, the last of its enumeration first, then by name."""
+    """Return the contents in the order of the safetensors library.
+
+    That is by element type, the last of its enumeration first, then by name.
+    """
     rank_of = {dtype: rank for rank, dtype in enumerate(BITS)}
     return sorted(contents, key=lambda content: (-rank_of[content.plan.dtype], content.plan.name))
 
 
 def file_sha256(file: str, identity: Identity, progress: Progress = silent) -> str:
-    """That of all bytes of a file, which sites call SHA256; `progress` is told of them."""
+    """Return the hash of all bytes of a file, which sites call SHA256; `progress` gets the number of bytes."""
     digest = hashlib.sha256()
     with InputFile(file, identity) as source:
         for chunk in source.pieces(0, identity.bytes, _PIECE):
@@ -65,9 +68,9 @@ def sha256_behind(
     identity: Identity | None = None,
     progress: Progress = silent,
 ) -> tuple[int, str]:
-    """The size of a file, and the hash of its bytes from `start` on, those in the ranges `blank` as zeros.
+    """Return the size of a file, and the hash of its bytes from `start` on, with zeros in the ranges `blank`.
 
-    With the `identity` of an earlier opening it has to be that file still. `progress` is told of the bytes.
+    With the `identity` of an earlier opening it must still be that file. `progress` gets the number of bytes.
     """
     digest = hashlib.sha256()
     with InputFile(file, identity) as source:
@@ -84,9 +87,9 @@ def sha256_behind(
 
 
 def data_sha256(contents: Iterable[Content], progress: Progress = silent) -> str:
-    """That of the data section of a file that holds them in this order, in 64 digits.
+    """Return the hash of the data section of a file that holds them in this order, in 64 digits.
 
-    ModelSpec's `modelspec.hash_sha256` is this with 0x before it. `progress` is told of the bytes.
+    ModelSpec's `modelspec.hash_sha256` is this with 0x before it. `progress` gets the number of bytes.
     """
     digest = hashlib.sha256()
     for chunk in chunks_of(contents):
@@ -96,12 +99,12 @@ def data_sha256(contents: Iterable[Content], progress: Progress = silent) -> str
 
 
 def sha256(info: TensorInfo) -> str:
-    """That of the bytes of a tensor as it is stored."""
+    """Return the hash of the bytes of a tensor as it is stored."""
     return data_sha256([renamed(info, info.name)])
 
 
 def legacy_hash(infos: Iterable[TensorInfo], metadata: Mapping[str, str], padded: bool = True) -> str:
-    """`sshs_legacy_hash` alone: the bytes that it covers are read, and no others.
+    """Return only `sshs_legacy_hash`, and read only the bytes that it covers.
 
     Libraries of 2023 did not yet pad their headers.
     """
@@ -122,7 +125,7 @@ def legacy_hash(infos: Iterable[TensorInfo], metadata: Mapping[str, str], padded
 
 
 class FileHashes(NamedTuple):
-    """SHA-256 of a whole file and of its data alone, and the first digits of that of a piece behind the first MiB."""
+    """SHA-256 of a whole file and of its data, and the first digits of that of a piece after the first MiB."""
 
     whole: str
     data: str
@@ -130,7 +133,7 @@ class FileHashes(NamedTuple):
 
 
 def file_hashes(file: str, data_start: int, identity: Identity, progress: Progress = silent) -> FileHashes:
-    """What sites call SHA256 (AutoV2 are its first 10 digits), AutoV3 (the first 12) and AutoV1, in one reading."""
+    """Return the SHA256 (AutoV2 is its first 10 digits), AutoV3 (the first 12) and AutoV1 of sites, in one read."""
     whole, data, legacy = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     with InputFile(file, identity) as source:
         start = 0
@@ -150,15 +153,16 @@ _PIECE = 1 << 18
 
 
 def are_same_tensors(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two tensors have one element type, one shape and the same bytes."""
+    """Return True if two tensors have the same element type, shape and bytes."""
     is_alike = (one.dtype, one.shape) == (other.dtype, other.shape)
     return is_alike and are_same_bytes(one, other, [(0, 0, one.nbytes)])
 
 
 def are_same_bytes(one: TensorInfo, other: TensorInfo, ranges: Iterable[tuple[int, int, int]]) -> bool:
-    """Whether each of the `ranges` (first byte in `one`, first byte in `other`, how many) is alike in both tensors.
+    """Return True if all `ranges` of bytes are equal in both tensors.
 
-    Raises LoraInspectError where a file is not the one any more whose header was read.
+    A range is (first byte in `one`, first byte in `other`, count). Raises LoraInspectError if a file changed since its
+    header was read.
     """
     buffers = bytearray(_PIECE), bytearray(_PIECE)
     with InputFile(one.file, one.identity) as first, InputFile(other.file, other.identity) as second:

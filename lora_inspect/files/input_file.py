@@ -1,4 +1,4 @@
-"""One input file: opened without waiting, and the same file from its header to its last byte. Standard library only."""
+"""One input file, opened without waiting and unchanged from its header to its last byte. Standard library only."""
 
 import os
 import stat
@@ -20,10 +20,10 @@ _GAP, _AT_ONCE = 1 << 10, 1 << 16
 
 
 class Identity(NamedTuple):
-    """What a file cannot keep when it is replaced, rewritten, cut, extended or touched.
+    """The properties of a file that change when it is replaced, rewritten, truncated, extended or touched.
 
-    `bytes` is its size, `modified` the time of its last change in nanoseconds. A remote file is on no device, and has
-    the `tag` that its store gave it.
+    `bytes` is its size, `modified` the time of its last change in nanoseconds. A remote file has no device, but the
+    `tag` that its store gave it.
     """
 
     device: int
@@ -34,22 +34,22 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> "Identity":
-        """The identity of the file that the system described."""
+        """Return the identity of the file that the system described."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, "")
 
 
 class InputFile:
-    """An open file, as a context manager. With the `identity` of an earlier opening it has to be that file still.
+    """An open file, as a context manager. With the `identity` of an earlier opening it must be the same file.
 
-    That of an address is a `RemoteInput`, which reads by ranges.
-    Raises LoraInspectError where it is not, where it cannot be read, and where it is no file on a disk.
+    An address gives a `RemoteInput`, which reads by ranges. Raises LoraInspectError if it is another file, if it cannot
+    be read, and if it is not a file.
     """
 
     # Whether the system has it, and may move its bytes by itself.
     is_on_disk = True
 
     def __new__(cls, path: str, identity: Identity | None = None) -> "InputFile":
-        """The kind of input that a path needs."""
+        """Return an input of the kind that a path needs."""
         return super().__new__(RemoteInput if is_remote(path) else cls)
 
     def __init__(self, path: str, identity: Identity | None = None) -> None:
@@ -80,20 +80,20 @@ class InputFile:
         self.close()
 
     def close(self) -> None:
-        """Gives the descriptor back."""
+        """Close the descriptor."""
         self._handle.close()
 
     def check_unchanged(self) -> None:
-        """Raises LoraInspectError where the file was written to since it was opened."""
+        """Raise LoraInspectError if the file was written to since it was opened."""
         if Identity.of(os.fstat(self.fileno())) != self.identity:
             raise changed(self.path)
 
     def fileno(self) -> int:
-        """The descriptor, for what the system does by itself."""
+        """Return the descriptor, for direct system calls."""
         return self._handle.fileno()
 
     def read_into(self, start: int, buffer: bytearray | memoryview) -> None:
-        """Fills `buffer` with the bytes from position `start` on."""
+        """Fill `buffer` with the bytes from position `start` on."""
         view = memoryview(buffer)
         try:
             self._handle.seek(start)
@@ -108,7 +108,7 @@ class InputFile:
             raise changed(self.path)
 
     def read_few(self, start: int, count: int) -> bytes:
-        """The `count` bytes from position `start` on, where the system mostly has them in one piece."""
+        """Return the `count` bytes from position `start` on, which the system mostly has in one piece."""
         try:
             data = read_at(self.fileno(), count, start)
         except OSError as error:
@@ -116,10 +116,10 @@ class InputFile:
         return data if len(data) == count else bytes(self.read(start, count))
 
     def expect(self, start: int, stop: int) -> None:
-        """Says that a range is going to be read block after block: the system reads ahead by itself."""
+        """Announce that a range will be read block after block; the system reads ahead by itself."""
 
     def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of many small ranges (position, how many), in their order; close neighbours are read together."""
+        """Return the bytes of many small ranges (position, count), in order; close neighbours are read together."""
         found: list[bytes] = []
         for together in _neighbours(ranges):
             (first, _), (last, count) = together[0], together[-1]
@@ -128,18 +128,18 @@ class InputFile:
         return found
 
     def read(self, start: int, count: int) -> bytearray:
-        """The `count` bytes from position `start` on."""
+        """Return the `count` bytes from position `start` on."""
         buffer = bytearray(count)
         self.read_into(start, buffer)
         return buffer
 
     def pieces(self, start: int, stop: int, size: int) -> Iterator[bytearray]:
-        """All bytes of a range, about `size` of them at a time."""
+        """Return all bytes of a range, about `size` of them at a time."""
         return (self.read(first, min(size, stop - first)) for first in range(start, stop, size))
 
 
 def _neighbours(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Ranges that follow each other in the file so closely that they are read at once."""
+    """Yield groups of ranges that follow each other in the file so closely that they are read at once."""
     together: list[tuple[int, int]] = []
     for start, size in ranges:
         if together:
@@ -165,43 +165,43 @@ class RemoteInput(InputFile):
         self.identity = identity_of(self._file.answer)
 
     def close(self) -> None:
-        """Nothing stays open between two ranges."""
+        """Do nothing: nothing stays open between two ranges."""
 
     def check_unchanged(self) -> None:
-        """What was read was of one file."""
+        """Do nothing: every answer of the store is checked as it arrives."""
 
     def fileno(self) -> int:
-        """There is no descriptor; raises AssertionError."""
+        """Raise AssertionError: there is no descriptor."""
         raise AssertionError(f"{self.path} is on no disk")
 
     def expect(self, start: int, stop: int) -> None:
-        """Has the bytes of a range come in large pieces, the next ones before they are asked for."""
+        """Fetch the bytes of a range in large pieces, ahead of their use."""
         self._file.expect(start, stop)
 
     def read_into(self, start: int, buffer: bytearray | memoryview) -> None:
-        """Fills `buffer` with the bytes from position `start` on."""
+        """Fill `buffer` with the bytes from position `start` on."""
         self._file.read_into(start, buffer)
 
     def read_few(self, start: int, count: int) -> bytes:
-        """The `count` bytes from position `start` on."""
+        """Return the `count` bytes from position `start` on."""
         return bytes(self.read(start, count))
 
     def read_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of many small ranges, of which neighbours come together and others at the same time."""
+        """Return the bytes of many small ranges; neighbours come together and others in parallel."""
         return self._file.read_each(ranges)
 
     def pieces(self, start: int, stop: int, size: int) -> Iterator[bytearray]:
-        """All bytes of a range; while one piece is used, the next ones are on their way."""
+        """Return all bytes of a range in pieces; while one is used, the next ones are on their way."""
         return self._file.stream(start, stop)
 
 
 def identity_of(answer: "Answer") -> Identity:
-    """The identity of the file that a store described."""
+    """Return the identity of the file that a store described."""
     return Identity(0, 0, answer.bytes, answer.modified, answer.tag)
 
 
 def answer_of(identity: Identity) -> "Answer":
-    """What a store has to say of a remote file of this identity."""
+    """Return the answer that a store has to give for a remote file of this identity."""
     from lora_inspect.stores.client import Answer
 
     return Answer(identity.bytes, identity.modified, identity.tag)
@@ -214,14 +214,14 @@ class HeldInput:
         self._held: InputFile | None = None
 
     def of(self, path: str, identity: Identity | None) -> InputFile:
-        """The file at `path`, opened as InputFile does where it is not the one that is held."""
+        """Return the file at `path`: the open one if it is the same, or a new InputFile."""
         if self._held is None or (self._held.path, self._held.identity) != (path, identity):
             self.close()
             self._held = InputFile(path, identity)
         return self._held
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         held, self._held = self._held, None
         if held is not None:
             held.close()
@@ -230,7 +230,7 @@ class HeldInput:
 def read_whole(
     path: str, longest: int, identity: Identity | None = None, way_out: str = "fetch it again"
 ) -> tuple[bytearray, Identity]:
-    """All bytes of a small file, and its identity; LoraInspectError where it has more than `longest` bytes."""
+    """Return all bytes of a small file, and its identity. Raises LoraInspectError above `longest` bytes."""
     with InputFile(path, identity) as source:
         size = source.identity.bytes
         if size > longest:
@@ -241,7 +241,7 @@ def read_whole(
 
 
 def identify(path: str) -> Identity:
-    """Which file `path` leads to; raises LoraInspectError where there was one and is none any more."""
+    """Return the identity of the file at `path`. Raises LoraInspectError if it is gone."""
     if is_remote(path):
         from lora_inspect.stores.stat import look
 
@@ -256,7 +256,7 @@ def identify(path: str) -> Identity:
 
 
 def check_unchanged(inputs: Mapping[str, Identity]) -> None:
-    """Raises LoraInspectError where a path does not lead to the file any more that was read there."""
+    """Raise LoraInspectError if a path no longer leads to the file that was read there."""
     for path, identity in inputs.items():
         if identify(path) != identity:
             raise changed(path)

@@ -1,4 +1,4 @@
-"""The JSON files beside a checkpoint: configurations, and the index of a set of shards. Standard library only."""
+"""The JSON files next to a checkpoint: configurations, and the index of a set of shards. Standard library only."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from lora_inspect.files.strict_json import JSON_BYTES, JSON_ITEMS, parse_json
 
 
 def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identity]:
-    """The parsed content of a small JSON file beside a checkpoint, and which file it was.
+    """Return the parsed content and the identity of a small JSON file next to a checkpoint.
 
-    Raises LoraInspectError where it is not JSON, or not the file of an earlier `identity`.
+    Raises LoraInspectError if it is not JSON, or not the file of an earlier `identity`.
     """
     content, identity = read_whole(file, JSON_BYTES, identity)
     try:
@@ -24,7 +24,7 @@ def read_json(file: str, identity: Identity | None = None) -> tuple[Any, Identit
 
 
 def read_index(file: str, identity: Identity | None = None) -> tuple[dict[str, Any], Identity]:
-    """The content of an index.json with its `weight_map` of tensor names to files, and which file it was."""
+    """Return the content of an index.json with its `weight_map` of tensor names to files, and its identity."""
     content, identity = read_json(file, identity)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):

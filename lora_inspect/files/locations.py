@@ -12,7 +12,7 @@ from lora_inspect.stores.address import is_remote
 
 
 def looking(path: str) -> AbstractContextManager[object]:
-    """A block in which what was found out about addresses is known still, where the path is one."""
+    """Return a block in which answers about addresses are cached, if the path is one."""
     if not is_remote(path):
         return nullcontext()
     from lora_inspect.stores.stat import one_look
@@ -21,7 +21,7 @@ def looking(path: str) -> AbstractContextManager[object]:
 
 
 def shown(path: str) -> str:
-    """The path as it may be printed: of an address that without what may be secret."""
+    """Return the path in its printable form: an address without parts that may be secret."""
     if not is_remote(path):
         return path
     from lora_inspect.stores.address import printable_address
@@ -30,9 +30,9 @@ def shown(path: str) -> str:
 
 
 def pinned(path: str) -> str:
-    """The path by which what lies there is read: of a repository the one at the commit that it is at now.
+    """Return the path to read: for a repository, the address at its present commit.
 
-    Paths on disks are what they are. LoraInspectError where there is nothing at an address.
+    A path on a disk is returned unchanged, and so is an address with nothing at it, in its printable form.
     """
     if not is_remote(path):
         return path
@@ -43,7 +43,7 @@ def pinned(path: str) -> str:
 
 
 def is_folder(path: str) -> bool:
-    """Whether a folder is there; servers have none."""
+    """Return True if a folder is there; servers have none."""
     if not is_remote(path):
         return os.path.isdir(path)
     from lora_inspect.stores import stat
@@ -52,12 +52,12 @@ def is_folder(path: str) -> bool:
 
 
 def is_file(path: str) -> bool:
-    """Whether a file is there, or what a link leads to is one."""
+    """Return True if a file, or a link to one, is there."""
     return exists(path) and not is_folder(path) if is_remote(path) else os.path.isfile(path)
 
 
 def exists(path: str) -> bool:
-    """Whether anything is there, a link that leads nowhere too."""
+    """Return True if anything is there, even a broken link."""
     if not is_remote(path):
         return os.path.lexists(path)
     from lora_inspect.stores import stat
@@ -66,7 +66,10 @@ def exists(path: str) -> bool:
 
 
 def names_in(folder: str) -> list[str]:
-    """The names of all that is in a folder; OSError, or LoraInspectError for an address, where that cannot be read."""
+    """Return the names of everything in a folder.
+
+    Raises OSError, or LoraInspectError for an address, if the folder cannot be read.
+    """
     if not is_remote(folder):
         return os.listdir(folder or os.curdir)
     from lora_inspect.stores.address import split
@@ -76,7 +79,7 @@ def names_in(folder: str) -> list[str]:
 
 
 def walk(folder: str, onerror: Callable[[OSError], object] | None = None) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As `os.walk`: each folder with the names of the folders and the files in it, from the top down."""
+    """Yield like `os.walk` each folder with the names of the folders and the files in it, from the top down."""
     if not is_remote(folder):
         yield from os.walk(folder, onerror=onerror)
         return
@@ -98,7 +101,10 @@ def walk(folder: str, onerror: Callable[[OSError], object] | None = None) -> Ite
 
 
 def _parts_below(root: str) -> Iterator[list[str]]:
-    """The names that lead to each file below a folder of a store; LoraInspectError for those that no disk has."""
+    """Yield the names that lead to each file below a folder of a store.
+
+    Raises LoraInspectError for names that are invalid on a disk.
+    """
     from lora_inspect.stores.stat import below
 
     for found in below(root):
@@ -109,7 +115,7 @@ def _parts_below(root: str) -> Iterator[list[str]]:
 
 
 def join(folder: str, *names: str) -> str:
-    """The path of what is in a folder."""
+    """Join names to the path of a folder."""
     if not is_remote(folder):
         return os.path.join(folder, *names)
     from lora_inspect.stores.address import join as join_address
@@ -118,7 +124,7 @@ def join(folder: str, *names: str) -> str:
 
 
 def bytes_at(path: str) -> int:
-    """The size of a file; OSError or LoraInspectError where there is none."""
+    """Return the size of a file. Raises OSError or LoraInspectError if there is none."""
     if not is_remote(path):
         return os.path.getsize(path)
     from lora_inspect.stores.stat import look_at_file
@@ -128,7 +134,7 @@ def bytes_at(path: str) -> int:
 
 
 def begin_reading(files: list[str]) -> None:
-    """Has the first bytes of many files come at once, where they are remote and looked at."""
+    """Fetch the first bytes of many files at once, if they are remote and inside a `looking` block."""
     if files and is_remote(files[0]):
         from lora_inspect.stores.stat import begin
 
@@ -136,13 +142,13 @@ def begin_reading(files: list[str]) -> None:
 
 
 def is_of_server(path: str) -> bool:
-    """Whether a path is on a web server, which lists no folders."""
+    """Return True if a path is on a web server, which lists no folders."""
     from lora_inspect.stores.address import HTTP, HTTPS, scheme_of
 
     return is_remote(path) and scheme_of(path) in (HTTP, HTTPS)
 
 
 def refuse_remote(path: str, way_out: str) -> None:
-    """Raises LoraInspectError for an address where only what is on a disk can be changed."""
+    """Raise LoraInspectError for an address, where only files on a disk can be changed."""
     if is_remote(path):
         raise RefusedError(path, "lora-inspect only reads files at addresses", way_out)

@@ -36,7 +36,7 @@ _REPLACED = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
 
 
 def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool = False) -> None:
-    """Raises LoraInspectError where `output` would overwrite an input or, without `force`, anything at all."""
+    """Raise LoraInspectError if `output` would overwrite an input or, without `force`, anything at all."""
     if is_remote(output):
         check_store_output(output, inputs, force, folder)
         return
@@ -73,7 +73,7 @@ def check_output(output: str, inputs: Iterable[str], force: bool, folder: bool =
 
 
 def is_input(output: str, inputs: Iterable[str]) -> bool:
-    """Whether `output` is one of the inputs, under whatever name, or a folder that holds one."""
+    """Return True if `output` is one of the inputs, under any name, or a folder that holds one."""
     if is_remote(output):
         return is_input_address(output, inputs)
     on_disk = [path for path in inputs if not is_remote(path)]
@@ -81,7 +81,7 @@ def is_input(output: str, inputs: Iterable[str]) -> bool:
 
 
 def check_replaceable(output: str, names: Iterable[str], folders: Iterable[str] = ()) -> None:
-    """Raises LoraInspectError where replacing the folder `output` would lose more than `names` and `folders`.
+    """Raise LoraInspectError if replacing the folder `output` would lose more than `names` and `folders`.
 
     `names` are files and `folders` its subfolders, by paths relative to `output`.
     """
@@ -92,7 +92,7 @@ def check_replaceable(output: str, names: Iterable[str], folders: Iterable[str] 
 
 
 def _check_file(output: str) -> None:
-    """Raises LoraInspectError where the name belongs to a pipe, a device or a socket, which a file must not replace."""
+    """Raise LoraInspectError if the name belongs to a pipe, a device or a socket, which a file must not replace."""
     if os.path.lexists(output) and stat.S_IFMT(os.lstat(output).st_mode) not in _REPLACED:
         raise RefusedError(output, "it is neither a file nor a folder", "choose another output")
 
@@ -111,13 +111,12 @@ def new_file(
     force: bool = False,
     prove: Callable[[str], None] | None = None,
 ) -> Iterator[int]:
-    """The descriptor of a file that takes the name `output` when the block ends well, and vanishes otherwise.
+    """Yield the descriptor of a file that gets the name `output` if the block succeeds, and is removed otherwise.
 
-    With `force` it replaces a file that has the name, and a link where there are no `inputs`: a save in the course of a
-    training must not fail for it. `prove` is called with the path of the whole file before it takes the name, and
-    what it raises keeps it from that. Raises LoraInspectError where something else has the name, where the disk
-    refuses, and where one of the `inputs` is not the file any more that was read. To a store goes what is made and
-    proved here.
+    With `force` it replaces a file of that name, and also a link if there are no `inputs`, so that a save during
+    training does not fail for it. `prove` is called with the path of the whole file before it gets the name, and an
+    error from it prevents that. Raises LoraInspectError if something else has the name, the disk refuses, or one of the
+    `inputs` changed since it was read. An output for a store is made and proved locally first.
     """
     if is_remote(output):
         from lora_inspect.files.upload import sent_to_store
@@ -152,11 +151,11 @@ def new_file(
 
 @contextmanager
 def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False) -> Iterator[str]:
-    """A folder to fill that takes the place of `output` when the block ends well, and vanishes otherwise.
+    """Yield a folder to fill that replaces `output` if the block succeeds, and is removed otherwise.
 
-    With `force` it replaces a folder that holds nothing which it does not hold, too. Raises LoraInspectError where
-    there is anything else, where the disk refuses, and where one of the `inputs` is not the file any more that was
-    read. To a store goes what is made here.
+    With `force` it also replaces a folder if the new one has everything in it. Raises LoraInspectError if there is
+    anything else, the disk refuses, or one of the `inputs` changed since it was read. An output for a store is made
+    locally first.
     """
     if is_remote(output):
         from lora_inspect.files.upload import sent_to_store
@@ -180,10 +179,10 @@ def new_folder(output: str, inputs: Mapping[str, Identity] | None = None, force:
 
 
 def take_place(folder: str, output: str, inputs: Mapping[str, Identity], force: bool) -> None:
-    """Gives a folder that is whole the name `output`, once the disk has it.
+    """Give a complete folder the name `output`, once the disk has its content.
 
-    What it replaces, with `force`, has its name then, or that name with .old behind it. OSError where the disk refuses;
-    LoraInspectError as from `new_folder`.
+    With `force`, the replaced folder then has the folder's name, or that name with .old. Raises OSError if the disk
+    refuses, and LoraInspectError like `new_folder`.
     """
     _sync(folder)
     check_unchanged(inputs)
@@ -198,7 +197,7 @@ def take_place(folder: str, output: str, inputs: Mapping[str, Identity], force: 
 
 @contextmanager
 def refusing(output: str) -> Iterator[None]:
-    """Says in a sentence what the system refused."""
+    """Turn the system's errors about the output into LoraInspectError."""
     try:
         yield
     except LoraInspectError:
@@ -218,7 +217,7 @@ def refusing(output: str) -> Iterator[None]:
 
 
 def _sync(folder: str) -> None:
-    """Has the disk keep a folder with all that is below it."""
+    """Sync a folder with everything below it to disk."""
     for parent, _, files in os.walk(folder):
         for name in files:
             sync_file(os.path.join(parent, name))
@@ -226,7 +225,7 @@ def _sync(folder: str) -> None:
 
 
 def _sync_name(output: str) -> None:
-    """Has the disk keep the new name of an output that is complete."""
+    """Sync the new name of a complete output to disk."""
     try:
         sync_folder(os.path.dirname(output) or os.curdir)
     except OSError as error:
@@ -236,9 +235,9 @@ def _sync_name(output: str) -> None:
 
 
 def _entries(folder: str) -> set[str]:
-    """All that is below `folder`, by paths relative to it, those of its subfolders with a slash at the end.
+    """Return everything below `folder`, by relative paths; subfolders have a slash at the end.
 
-    What runs that died have left there is not part of it.
+    Leftovers of runs that died are excluded.
     """
     found = set()
     for parent, folders, files in os.walk(folder):
@@ -257,7 +256,7 @@ def _lies_in(path: str, folder: str) -> bool:
 
 @contextmanager
 def folder_of_outputs(folder: str) -> Iterator[None]:
-    """The folder with those above it, of which what is made and stays empty is removed again; stores have none."""
+    """Make the folder with its parents; afterwards remove the new folders that are empty. Stores have no folders."""
     if is_remote(folder):
         yield
         return
@@ -298,10 +297,10 @@ _STREAM = "-"
 
 
 def file_output(named: str, name: str, inputs: Collection[str], ending: str = SAFETENSORS_ENDING) -> str:
-    """The path of an output that is a file: `named`, or `name` with the right `ending` where that is a folder.
+    """Return the path of an output file: `named`, or `name` with the right `ending` if `named` is a folder.
 
-    Raises LoraInspectError where it is a folder that does not exist, and for a name with another ending than that of
-    what is written. An input, a device and the like stay as they are named, to be refused as what they are.
+    Raises LoraInspectError for a folder that does not exist, and for a name with another ending than the written format
+    has. The paths of inputs, devices and the like are returned unchanged, so that later checks refuse them.
     """
     _refuse_nothing(named)
     if is_remote(named):
@@ -320,9 +319,10 @@ def file_output(named: str, name: str, inputs: Collection[str], ending: str = SA
 
 
 def folder_output(named: str, because: str, inputs: Collection[str]) -> str:
-    """The path of an output that is a folder, `because` of what a sentence begins with.
+    """Return the path of an output folder; `because` begins the sentence of an error.
 
-    Raises LoraInspectError for a name that is meant for a file. An input stays as it is named, to be refused as one.
+    Raises LoraInspectError for a name that is meant for a file. The path of an input is returned unchanged, so that a
+    later check refuses it.
     """
     _refuse_nothing(named)
     if is_remote(named):
@@ -342,7 +342,7 @@ def _refuse_nothing(named: str) -> None:
 
 
 def _bare(name: str) -> str:
-    """The name without the endings of weights."""
+    """Return the name without the endings of weights."""
     stem, ending = os.path.splitext(name)
     while ending.lower() in _ENDINGS:
         name = stem

@@ -13,7 +13,7 @@ from lora_inspect.stores.client import Answer, Borrowed, part_size
 
 
 class Borrowing:
-    """What of one file of the output at an `address` is copied in its store: `parts`, once `rest` was asked for."""
+    """The `parts` of one file, of an output at an `address`, that its store copies; `rest` fills them."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -21,11 +21,11 @@ class Borrowing:
 
     @property
     def bytes(self) -> int:
-        """How much the store copies."""
+        """The number of bytes that the store copies."""
         return sum(part.stop - part.start for part in self.parts)
 
     def rest(self, spans: Iterable[Span], size: int) -> Iterator[Span]:
-        """What is left to write of the spans of a file of `size` bytes: of each what does not fill whole parts."""
+        """Yield the remaining spans to write of a file of `size` bytes: the bytes that do not fill whole parts."""
         step = part_size(size)
         for span in spans:
             answer = self._answer(span)
@@ -44,7 +44,7 @@ class Borrowing:
                     yield Span(span.info, span.start + start - span.at, span.start + stop - span.at, start)
 
     def _answer(self, span: Span) -> Answer | None:
-        """What the store said of the file that was read; None where the file is not in it."""
+        """Return the store's answer for the file of a span; None if the file is not in the output's kind of store."""
         file, identity = span.info.file, span.info.identity
         if not identity or not identity.tag or scheme_of(file) != scheme_of(self._address):
             return None
@@ -59,14 +59,14 @@ class PendingOutput:
 
     @property
     def bytes(self) -> int:
-        """The size of what has arrived."""
+        """The size of the files that have arrived."""
         if os.path.isfile(self.path):
             return os.path.getsize(self.path)
         return sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(self.path) for name in names)
 
     def borrowing(self) -> Borrowing | None:
-        """What of a file need not be made here, as the store has it; None where all has to be."""
+        """Return a record of a file's parts that the store copies; None if it copies nothing."""
         return None
 
     def send(self, file: str, borrowing: Borrowing | None = None) -> None:
-        """Takes a file of the output that will not change any more."""
+        """Take a file of the output that will not change any more."""

@@ -1,14 +1,14 @@
-"""OUT.parts: what several processes make of one folder, file by file, before it takes its name. Standard library only.
+"""OUT.parts: the parts of one output folder that several processes write, file by file. Standard library only.
 
-    OUT.parts/merge.json          of which merge the parts are: the first process that says so claims them
-    OUT.parts/shards/NAME         a file that is whole; it grows beside that, as every output does
-    OUT.parts/entries/NAME.json   what is known of it
-    OUT.parts/whole               the folder that takes the name OUT; the files come into it when all are there
-    OUT.parts/finish.lock         locked as long as the process lives that does so
+    OUT.parts/merge.json          the merge that the parts belong to; the first process that writes it claims them
+    OUT.parts/shards/NAME         a complete file; like every output it is written next to that first
+    OUT.parts/entries/NAME.json   the record of that file
+    OUT.parts/whole               the folder that gets the name OUT; complete files move into it at the end
+    OUT.parts/finish.lock         locked by the process that finishes, as long as it lives
 
-Processes may be on several machines, where locks may not reach. So whatever is done here may be done by two at once,
-and again after one was killed: each step puts something whole in the place of the same, and the last one, after which
-there is OUT, can be done once.
+Processes may be on several machines that do not share locks. So two processes may do any step at the same time, or
+repeat it after one was killed: each step replaces something complete by the same. Only the last step, which makes OUT,
+succeeds once.
 """
 
 import os
@@ -39,11 +39,11 @@ class PartsFolder:
         self._lock = os.path.join(self.path, _LOCK)
 
     def is_there(self) -> bool:
-        """Whether there is such a folder."""
+        """Return True if the folder exists."""
         return os.path.isdir(self.path)
 
     def check(self, inputs: Collection[str]) -> None:
-        """Raises LoraInspectError where the parts cannot be there, or something is in their place."""
+        """Raise LoraInspectError if the parts cannot be there, or something is in their place."""
         check_output(self.path, inputs, force=True, folder=True)
         # What a link leads to is not ours to write to, and may be the base.
         known = {_CLAIM: _is_file, _LOCK: _is_file, **dict.fromkeys((_SHARDS, _ENTRIES, _WHOLE, _OLD), _is_folder)}
@@ -56,13 +56,13 @@ class PartsFolder:
 
     @property
     def claim(self) -> str:
-        """The path of the file that says of which merge the parts are."""
+        """The path of the file that names the merge that the parts belong to."""
         return os.path.join(self.path, _CLAIM)
 
     def make(self, claim: bytes) -> None:
-        """Makes it where it is not there, and claims it with these words where nobody has.
+        """Make the folder if it is missing, and claim it with these words if nobody has.
 
-        Raises LoraInspectError where the disk refuses.
+        Raises LoraInspectError if the disk refuses.
         """
         with refusing(self.path):
             os.makedirs(self.path, exist_ok=True)
@@ -75,7 +75,7 @@ class PartsFolder:
                 os.makedirs(os.path.join(self.path, name), exist_ok=True)
 
     def notes(self) -> list[str]:
-        """What whoever does something else with the output has to know of it: a sentence where there are parts."""
+        """Return a note for other commands with the same output: a sentence if there are parts."""
         try:
             names = os.listdir(os.path.join(self.path, _ENTRIES))
         except OSError:
@@ -87,31 +87,32 @@ class PartsFolder:
         ]
 
     def new(self, name: str) -> str:
-        """Where a file of that name is to be written; what runs that died have left of it is removed."""
+        """Return the path to write a file of that name; leftovers of runs that died are removed."""
         path = os.path.join(self.path, _SHARDS, name)
         remove_leftovers(path)
         return path
 
     def file(self, name: str) -> str:
-        """Where the file of that name is, if it is anywhere."""
+        """Return the path of the file of that name, if it exists."""
         new = os.path.join(self.path, _SHARDS, name)
         return new if os.path.exists(new) else os.path.join(self._whole, name)
 
     def entry(self, name: str) -> str:
-        """The path of what is known of a file."""
+        """Return the path of a file's record."""
         return os.path.join(self.path, _ENTRIES, name + _ENTRY)
 
     def write_entry(self, name: str, content: bytes) -> None:
-        """Says of a file that is whole what is known of it."""
+        """Write the record of a complete file."""
         path = self.entry(name)
         remove_leftovers(path)
         self._write(path, content, force=True)
 
     @contextmanager
     def finishing(self) -> Iterator[bool]:
-        """A block in which no other process finishes; whether this one may, as none does and there is something left.
+        """Yield True in a block in which no other process finishes, if this one may; False otherwise.
 
-        Where the file system has no locks, each process may.
+        It may finish if no other process does and something is left to do. In a file system without locks every process
+        may.
         """
         descriptor = self._open_lock()
         try:
@@ -124,7 +125,7 @@ class PartsFolder:
                 close_locked(descriptor)
 
     def gather(self, names: Collection[str]) -> str:
-        """The folder that has all files in it then, each under its own name."""
+        """Move all files into one folder, each under its own name, and return that folder."""
         with suppress(FileExistsError):
             os.mkdir(self._whole)
         for name in names:
@@ -134,7 +135,7 @@ class PartsFolder:
 
     @contextmanager
     def side_folder(self) -> Iterator[str]:
-        """A folder to fill, whose content then comes into the whole one."""
+        """Yield a folder to fill; its content then moves into the whole one."""
         place = os.path.join(self.path, _BESIDE)
         remove_leftovers(place)
         with claimed(place) as folder:
@@ -150,17 +151,17 @@ class PartsFolder:
     def take_place(
         self, names: Collection[str], folders: Collection[str], inputs: Mapping[str, Identity], force: bool
     ) -> None:
-        """Gives the whole folder, which holds `names` and `folders`, the name of the output."""
+        """Give the whole folder, which holds `names` and `folders`, the name of the output."""
         check_replaceable(self._whole, names, folders)
         with refusing(self.output):
             take_place(self._whole, self.output, inputs, force)
 
     def has_shards(self, names: Collection[str]) -> bool:
-        """Whether a file of one of these names is there."""
+        """Return True if a file of one of these names exists."""
         return any(os.path.lexists(self.file(name)) for name in names)
 
     def remove(self) -> str | None:
-        """Removes all of it, its claim last; a sentence where something stays."""
+        """Remove the whole folder, its claim last; return a sentence if something stays."""
         with suppress(OSError):  # another process may have removed all of it
             left = [name for name in os.listdir(self.path) if is_leftover(name)]
             for name in (_ENTRIES, _SHARDS, _WHOLE, _OLD, *left):
@@ -187,7 +188,7 @@ class PartsFolder:
             handle.write(content)
 
     def _open_lock(self) -> int | None:
-        """A descriptor of the lock file, None where the folder is not there any more."""
+        """Return a descriptor of the lock file; None if the folder no longer exists."""
         while True:
             try:
                 return create(self._lock)
@@ -198,7 +199,7 @@ class PartsFolder:
                 return None
 
     def _put_back(self) -> None:
-        """Puts a folder back that was to be replaced when the process died, where that takes two steps."""
+        """Restore a folder that was being replaced when the process died, if that takes two steps."""
         old = os.path.join(self.path, _OLD)
         if os.path.lexists(old) and not os.path.lexists(self.output):
             rename_new(old, self.output)
@@ -213,5 +214,5 @@ def _is_file(path: str) -> bool:
 
 
 def _is_itself(path: str, is_kind: Callable[[str], bool]) -> bool:
-    """Whether what is there is of a kind and no link to it; nothing, where another process has just removed it, is."""
+    """Return True if the path is of a kind and not a link, or does not exist since another process removed it."""
     return not os.path.lexists(path) or (is_kind(path) and not os.path.islink(path))

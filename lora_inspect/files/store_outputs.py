@@ -17,7 +17,7 @@ _OTHERWISE = "write a file or a folder here, and send it by a way that the serve
 
 
 def output_address(output: str) -> str:
-    """An output without slashes at its end; raises LoraInspectError where nothing can be written at such an address."""
+    """Return an output without slashes at its end. Raises LoraInspectError for an address that cannot be written."""
     address = printable_address(output)
     scheme = scheme_of(address)
     if scheme != S3:
@@ -37,14 +37,14 @@ def output_address(output: str) -> str:
 
 
 def is_input_address(output: str, inputs: Iterable[str]) -> bool:
-    """Whether an address is that of one of the inputs, in whatever version, or of a folder that holds one."""
+    """Return True if an address is that of an input, in any version, or of a folder that holds one."""
     address = output.rstrip("/")
     objects = (path.partition(VERSION)[0].rstrip("/") for path in inputs)
     return any(path == address or path.startswith(f"{address}/") for path in objects)
 
 
 def check_store_output(output: str, inputs: Iterable[str], force: bool, folder: bool) -> None:
-    """Raises LoraInspectError where the output would replace an input or, without `force`, anything at all."""
+    """Raise LoraInspectError if the output would replace an input or, without `force`, anything at all."""
     address = output_address(output)
     if is_input_address(address, inputs):
         raise RefusedError(address, "it is an input of the command", "choose another output")
@@ -62,7 +62,7 @@ def check_store_output(output: str, inputs: Iterable[str], force: bool, folder: 
 
 
 def check_store_replaceable(output: str, names: Collection[str]) -> None:
-    """Raises LoraInspectError where a folder in a store holds more than `names`, which would be lost among them."""
+    """Raise LoraInspectError if a folder in a store holds more than `names`, which would be lost."""
     address = output_address(output)
     store = _store_of(address)
     from lora_inspect.stores.s3 import names_below
@@ -75,7 +75,7 @@ def check_store_replaceable(output: str, names: Collection[str]) -> None:
 
 
 def unfinished_notes(output: str) -> tuple[str, ...]:
-    """A sentence on uploads to an output that another run has begun and not ended, as far as the store tells."""
+    """Return a sentence on another run's unfinished uploads to an output, if the store lists them."""
     address = output_address(output)
     store = _store_of(address)
     from lora_inspect.stores.s3 import StoreRefused, unfinished
@@ -95,7 +95,7 @@ def unfinished_notes(output: str) -> tuple[str, ...]:
 
 
 def _store_of(address: str) -> "S3Store":
-    """The store that has an address; LoraInspectError where a library is missing, which others need to be loaded."""
+    """Return the store of an address. Raises LoraInspectError if a library for it is missing."""
     file_system(address)
     from lora_inspect.stores.s3 import S3Store
 

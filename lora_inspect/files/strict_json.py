@@ -37,7 +37,7 @@ def _finite(digits: str) -> float:
 
 
 def _whole(digits: str) -> float:
-    """A number without a fraction, which is none of the whole numbers if it is -0."""
+    """Return a number without a fraction; -0 is not one of the integers."""
     number = -0.0 if digits == "-0" else int(digits)
     if not abs(number) < _LARGEST_NUMBER:
         raise ValueError(digits)
@@ -57,7 +57,7 @@ parse_strictly = json.JSONDecoder(
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """The object that a plain text is; None where it is none, or is to be looked at more closely."""
+    """Return the object in a plain text; None if it is none, or needs a closer look."""
     try:
         entry: dict[str, Any] = parse_plain(text)[0]
     except ValueError:
@@ -66,13 +66,13 @@ def parse_object(text: str) -> dict[str, Any] | None:
 
 
 def is_shallow(value: Any, room: int = _DEEPEST) -> bool:
-    """Whether lists and objects stand at most `room` deep in each other; by default as deep as the library follows."""
+    """Return True if lists and objects are nested at most `room` deep; the default is the library's limit."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return inner is None or (room > 0 and all(is_shallow(one, room - 1) for one in inner))
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text holds no half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    """Return True if the text has no half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -97,14 +97,14 @@ JSON_ITEMS = TENSORS + 1_000
 
 
 def too_many_tensors(file: str, count: int) -> LoraInspectError:
-    """The error for a file or a set of files with `count` tensors."""
+    """Return the error for a file or a set of files with `count` tensors."""
     return RefusedError(
         file, f"{count:,} tensors are more than the {TENSORS:,} that lora-inspect reads", "name another file"
     )
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:
-    """The parsed text; ValueError where it is no JSON, nested deeper than Python follows, or of too many items."""
+    """Return the parsed text. Raises ValueError for invalid JSON, too deep nesting, and too many items."""
     signs = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
     # A list of nothing but empty lists takes thirty times the memory of its text.
     if len(text) > JSON_ITEMS and sum(map(text.count, signs)) > JSON_ITEMS:  # type: ignore[arg-type]
@@ -116,7 +116,7 @@ def parse_json(text: str | bytes | bytearray) -> Any:
 
 
 def json_number(value: Any) -> float | None:
-    """A finite number as JSON has it; None for anything else, and for a whole one beyond every float."""
+    """Return a finite number in JSON; None for anything else, and for an integer beyond every float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -127,5 +127,5 @@ def json_number(value: Any) -> float | None:
 
 
 def json_count(value: Any) -> int | None:
-    """A whole number above 0 that a size may be; None for anything else. Yes and no are none, though Python counts."""
+    """Return a whole number above 0 that can be a size; None for anything else, such as true and false."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < SIZES else None

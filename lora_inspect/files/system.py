@@ -57,17 +57,20 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, 
 
 
 def open_without_waiting(path: str, flags: int) -> int:
-    """A descriptor of whatever `path` leads to; with a pipe, too, it does not wait for the other end."""
+    """Return a descriptor of whatever `path` leads to, without waiting for the other end of a pipe."""
     return os.open(path, flags | _WITHOUT_WAITING)
 
 
 def create(path: str, mode: int = 0o666) -> int:
-    """A descriptor of a new file to write to; FileExistsError where there is anything, a dangling link too."""
+    """Return a descriptor of a new file to write to.
+
+    Raises FileExistsError if anything is there, even a broken link.
+    """
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY, mode)
 
 
 def open_itself(path: str) -> int:
-    """A descriptor to read and write the regular file that `path` itself is; OSError where it is anything else."""
+    """Return a descriptor to read and write the regular file `path` itself. Raises OSError for anything else."""
     while stat.S_ISREG(os.lstat(path).st_mode):
         descriptor = open_without_waiting(path, os.O_RDWR | _NO_LINK)
         if is_at(descriptor, path):
@@ -77,7 +80,7 @@ def open_itself(path: str) -> int:
 
 
 def is_at(descriptor: int, path: str) -> bool:
-    """Whether `path` itself, no link at its end, is the open file."""
+    """Return True if `path` itself, not a link, is the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
@@ -85,10 +88,10 @@ def is_at(descriptor: int, path: str) -> bool:
 
 
 def lock(descriptor: int) -> bool | None:
-    """Takes the lock of an open file without waiting.
+    """Take the lock of an open file without waiting.
 
-    True where it was free and is taken until `close_locked` or the end of the process, False where another opening
-    of the file holds it, in this process too. None where the file system or the platform cannot tell.
+    Returns True if it was free: it is held until `close_locked` or the end of the process. Returns False if another
+    opening of the file holds it, even in this process, and None if the file system or the platform cannot tell.
     """
     try:
         fcntl = importlib.import_module("fcntl")
@@ -123,7 +126,7 @@ def _lock_on_windows(descriptor: int) -> bool | None:
 
 
 def close_locked(descriptor: int) -> None:
-    """Closes a file whose lock is taken, and frees the lock at once, for which Windows may take its time."""
+    """Close a locked file and free its lock at once, since Windows may delay that."""
     try:
         if msvcrt := sys.modules.get("msvcrt"):
             os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
@@ -135,7 +138,7 @@ def close_locked(descriptor: int) -> None:
 
 
 def write_at(descriptor: int, buffer: memoryview, position: int) -> int:
-    """Writes bytes at a `position` of a file, wherever other threads write; returns how many, at least one."""
+    """Write bytes at a `position` of a file, wherever other threads write; returns how many, at least one."""
     if hasattr(os, "pwrite"):
         written: int = os.pwrite(descriptor, buffer, position)
         return written
@@ -145,7 +148,7 @@ def write_at(descriptor: int, buffer: memoryview, position: int) -> int:
 
 
 def read_at(descriptor: int, count: int, position: int) -> bytes:
-    """Reads up to `count` bytes from a `position` of a file, wherever other threads read and write."""
+    """Read up to `count` bytes from a `position` of a file, wherever other threads read and write."""
     if hasattr(os, "pread"):
         read: bytes = os.pread(descriptor, count, position)
         return read
@@ -155,9 +158,9 @@ def read_at(descriptor: int, count: int, position: int) -> bytes:
 
 
 def copy_in_system(source: int, target: int, count: int, position: int, at: int) -> int:
-    """Copies up to `count` bytes from `position` of a descriptor to `at` in another one, without reading them.
+    """Copy up to `count` bytes from `position` of a descriptor to `at` in another one, without reading them.
 
-    Returns how many; 0 where the system or one of the file systems cannot, or `source` ends.
+    Returns the number of bytes; 0 if the system or one of the file systems cannot do it, or `source` ends.
     """
     if not hasattr(os, "copy_file_range"):
         return 0
@@ -169,7 +172,7 @@ def copy_in_system(source: int, target: int, count: int, position: int, at: int)
 
 
 def usable_cores() -> int:
-    """How many cores this process may keep busy, as the system and the control group above it say."""
+    """Return the number of cores for this process, as the system and its control group state."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open("/proc/self/cgroup", "rb") as handle:
@@ -182,7 +185,7 @@ def usable_cores() -> int:
 
 
 def give_rights(descriptor: int, status: os.stat_result) -> None:
-    """Gives an open file the mode of another one, and its owner and group where the system lets that be done."""
+    """Give an open file the mode of another one, and its owner and group if the system allows that."""
     give_owner, give_mode = getattr(os, "fchown", None), getattr(os, "fchmod", None)
     own = os.fstat(descriptor)
     if give_owner and (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
@@ -193,10 +196,10 @@ def give_rights(descriptor: int, status: os.stat_result) -> None:
 
 
 def rename_new(source: str, target: str) -> None:
-    """Renames a file or a folder where nothing has the new name; FileExistsError where something has.
+    """Rename a file or a folder if nothing has the new name. Raises FileExistsError if something has.
 
-    Only where neither hard links nor such a rename exist can something appear under the new name between a look and
-    the renaming.
+    Only without hard links and without such a rename can something appear under the new name between the check and the
+    renaming.
     """
     if not os.path.isdir(source) and _link_new(source, target):
         with suppress(OSError):  # it has its name, and under the other one whoever made that finds it
@@ -211,13 +214,13 @@ def rename_new(source: str, target: str) -> None:
 
 
 def exchange(first: str, second: str) -> bool:
-    """Has two folders change names in one step; False, and nothing done, where the system cannot."""
+    """Exchange the names of two folders in one step; return False, with nothing done, if the system cannot."""
     call = _RENAMES.get(sys.platform)
     return call is not None and _rename_with(call, call.exchange, first, second)
 
 
 def start_writing(descriptor: int) -> bool:
-    """Has the disk begin with what is written to a file, and mostly does not wait; False where that is not known."""
+    """Start writing a file's data to disk, mostly without waiting; return False if the system cannot do that."""
     if sys.platform != "linux":
         return False
     try:
@@ -231,7 +234,7 @@ def start_writing(descriptor: int) -> bool:
 
 
 def sync_file(path: str) -> None:
-    """Has the disk keep what was written to a file; OSError where it does not."""
+    """Sync a file to disk. Raises OSError if that fails."""
     descriptor = os.open(path, os.O_RDWR | _NO_LINK | _BINARY)
     try:
         os.fsync(descriptor)
@@ -240,7 +243,7 @@ def sync_file(path: str) -> None:
 
 
 def sync_folder(path: str) -> None:
-    """Has the disk keep the names in a folder; nothing where folders cannot be opened or have no such thing."""
+    """Sync the names in a folder to disk; do nothing if folders cannot be opened or synced."""
     try:
         descriptor = open_without_waiting(path, os.O_RDONLY)
     except OSError:
@@ -255,7 +258,7 @@ def sync_folder(path: str) -> None:
 
 
 def _link_new(source: str, target: str) -> bool:
-    """Gives a file a second name; FileExistsError where it is taken, False where the file system has no such thing."""
+    """Give a file a second name; return False if there are no links. Raises FileExistsError if it is taken."""
     if not hasattr(os, "link"):
         return False
     try:
@@ -268,7 +271,7 @@ def _link_new(source: str, target: str) -> bool:
 
 
 def _rename_with(call: _Rename, flag: int, source: str, target: str) -> bool:
-    """Renames with a flag; False where the system, or a Python that cannot call its C library, does not know it."""
+    """Rename with a flag; return False if the system does not know it, or Python cannot call its C library."""
     try:
         import ctypes
 
@@ -289,7 +292,7 @@ def _rename_with(call: _Rename, flag: int, source: str, target: str) -> bool:
 
 @contextmanager
 def without_collecting() -> Iterator[None]:
-    """Makes objects that stay: looking for garbage among them again and again would take longer than making them."""
+    """Pause garbage collection while the block makes many lasting objects, to save time."""
     collects = gc.isenabled()
     gc.disable()
     try:

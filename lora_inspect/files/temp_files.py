@@ -1,11 +1,11 @@
-"""The names beside an output that one run alone uses while it writes, and what runs that died have left there.
+"""Temporary names next to an output that only one run uses, and leftovers of runs that died.
 
-    OUT.<random>.partial.lock   locked as long as the run lives; the mark in it says so
+    OUT.<random>.partial.lock   locked as long as the run lives; its content says so
     OUT.<random>.partial        the file or the folder that grows; after an exchange the folder that was replaced
     OUT.<random>.partial.old    the folder to be replaced, where the system cannot exchange two in one step
     OUT.<random>.partial.gone   a folder that is being removed
 
-The lock file is made first and removed last, so that whatever has one of the other names has a lock file, too.
+The lock file is made first and removed last, so that each of the other names has a lock file, too.
 """
 
 import errno
@@ -35,12 +35,12 @@ _UNLOCKED = b"A run of lora-inspect writes beside this file, in a place without 
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a run may have left a file or a folder of this name behind."""
+    """Return True if this may be the name of a run's leftover file or folder."""
     return _NAME.fullmatch(name) is not None or name.endswith(JOURNAL_ENDING)
 
 
 def is_of_dead_run(path: str) -> bool:
-    """Whether a run that died has left what has this path, and with it nothing that could still be wanted."""
+    """Return True if the path belongs to a run that died, and nothing of it can still be wanted."""
     folder, name = os.path.split(path)
     match = _NAME.fullmatch(name)
     if not match:
@@ -57,15 +57,15 @@ def is_of_dead_run(path: str) -> bool:
 
 
 def without_slash(output: str) -> str:
-    """The path without slashes at its end."""
+    """Return the path without slashes at its end."""
     return output.rstrip(os.sep + (os.altsep or ""))
 
 
 @contextmanager
 def claimed(output: str) -> Iterator[str]:
-    """A path beside `output` for a file or a folder that takes its place; what is still there at the end is removed.
+    """Yield a path next to `output` for a file or folder that replaces it; leftovers are removed at the end.
 
-    OSError where nothing can be written beside `output`.
+    Raises OSError if nothing can be written next to `output`.
     """
     output = without_slash(output)
     partial, descriptor = _claim(output)
@@ -76,10 +76,10 @@ def claimed(output: str) -> Iterator[str]:
 
 
 def replace_folder(partial: str, output: str) -> None:
-    """Puts the folder of a claim in the place of the folder `output`, which goes when the claim ends.
+    """Replace the folder `output` by the folder of a claim; the old one goes when the claim ends.
 
-    Where it takes two steps, the end of the claim, or the next run if this one is killed between them, undoes the
-    first one.
+    If this takes two steps, the end of the claim undoes the first one. If this run is killed between them, the next run
+    does that.
     """
     if not exchange(partial, output):
         os.rename(output, partial + _OLD)
@@ -87,10 +87,10 @@ def replace_folder(partial: str, output: str) -> None:
 
 
 def remove_leftovers(output: str) -> tuple[str, ...]:
-    """Removes what runs that died while they wrote `output` have left, and puts back a folder that one had moved.
+    """Remove leftovers of runs that died while they wrote `output`, and restore a folder that one had moved.
 
-    Returns a sentence for all that stays: what has no lock that could tell whether its run is alive, and what cannot
-    be removed. Of runs that are alive there is none.
+    Returns a sentence for everything that stays: leftovers without a lock that shows whether their run is alive, and
+    leftovers that cannot be removed. Those of live runs have none.
     """
     if is_remote(output):
         return unfinished_notes(output)
@@ -106,12 +106,12 @@ def remove_leftovers(output: str) -> tuple[str, ...]:
 
 
 def left_under(partial: str) -> list[str]:
-    """What there is under the names of a claim, which may have ended."""
+    """Return the existing paths of a claim, which may have ended."""
     return [path for path in (partial, *(partial + end for end in (_LOCK, _OLD, _GONE))) if os.path.lexists(path)]
 
 
 def _claim(output: str) -> tuple[str, int]:
-    """A path that no other run uses, and the descriptor of its lock file."""
+    """Return a path that no other run uses, and the descriptor of its lock file."""
     folder, name = os.path.split(output)
     for _ in range(_TRIES):
         partial = os.path.join(folder, f"{_stem(name)}.{os.urandom(_RANDOM_BYTES).hex()}.partial")
@@ -134,7 +134,7 @@ def _claim(output: str) -> tuple[str, int]:
 
 
 def _release(output: str, partial: str, descriptor: int) -> None:
-    """Removes what is left under the names of a claim, however often it is interrupted."""
+    """Remove the leftovers of a claim, even if interrupted several times."""
     try:
         if _settle(output, partial):
             _unlock(partial, descriptor)
@@ -154,7 +154,7 @@ def _unlock(partial: str, descriptor: int) -> None:
 
 
 def _clear(output: str, partial: str) -> str | None:
-    """Removes what one run has left; the sentence on what stays."""
+    """Remove the leftovers of one run; return a sentence if something stays."""
     try:
         descriptor = open_itself(partial + _LOCK)
     except OSError:
@@ -168,7 +168,7 @@ def _clear(output: str, partial: str) -> str | None:
 
 
 def _is_ours(descriptor: int) -> bool:
-    """Whether a lock file holds the mark of a run whose lock tells; one that died at once wrote less, or nothing."""
+    """Return True if a lock file has the mark of a run with a real lock; a run that died at once wrote less."""
     return _LOCKED.startswith(os.read(descriptor, len(_LOCKED) + 1))
 
 
@@ -181,7 +181,7 @@ def _kept(partial: str) -> str | None:
 
 
 def _settle(output: str, partial: str) -> bool:
-    """Puts back a folder that was moved for another that never came, and removes the rest; whether all is gone."""
+    """Restore a folder that was moved for another that never came, and remove the rest; return True if all is gone."""
     old, gone = partial + _OLD, partial + _GONE
     if _is_folder(old) and not os.path.lexists(output):
         with suppress(OSError):
@@ -195,9 +195,9 @@ def _settle(output: str, partial: str) -> bool:
 
 
 def _remove(path: str, gone: str) -> None:
-    """Removes a file or a folder, no link and nothing else; a folder under another name, so that it is never in parts.
+    """Remove a file or a folder, never a link; rename a folder first, so that its name never holds only parts.
 
-    Its run may be alive on another machine, on a volume whose locks do not reach there.
+    Its run may be alive on another machine, if the locks of the volume do not reach there.
     """
     mode = os.lstat(path).st_mode
     if stat.S_ISREG(mode):
@@ -213,7 +213,7 @@ def _is_folder(path: str) -> bool:
 
 
 def _stem(name: str) -> str:
-    """What the names beside an output begin with: its own name, or where that is too long a part and its hash."""
+    """Return the beginning of the names next to an output: its own name, or a part and a hash of a long one."""
     content = os.fsencode(name)
     if len(content) <= _LONGEST_NAME:
         return name

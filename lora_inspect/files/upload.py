@@ -24,12 +24,11 @@ _INDEX, _CONFIG, _RANKS = ".index.json", "config.json", 3
 def sent_to_store(
     output: str, inputs: Mapping[str, Identity] | None = None, force: bool = False, progress: Progress = silent
 ) -> Iterator["ToStore"]:
-    """Has what the block makes at the `path` of the delivery appear in the store when it ends well.
+    """Send the output that the block makes at the `path` of the delivery to the store.
 
-    All that is there by then is sent, as far as it was not before. Nothing of it can be seen until all has arrived and
-    none of the `inputs` has changed; otherwise nothing of it stays. With `force` it replaces what has its address.
-    `progress` is told of the bytes that the store has. Raises LoraInspectError where the store or the folder for
-    temporary files refuses.
+    At the end, everything not yet sent is sent. Nothing is visible until all has arrived and the `inputs` are
+    unchanged; otherwise nothing stays. With `force` it replaces objects at its addresses. `progress` gets the bytes
+    that the store has. Raises LoraInspectError if the store or the folder for temporary files refuses.
     """
     address = output_address(output)
     try:
@@ -86,17 +85,17 @@ class ToStore(PendingOutput):
         return sum(upload.bytes for upload in self._uploads)
 
     def borrowing(self) -> Borrowing:
-        """What the store copies of a file from inputs that it has, too."""
+        """Return an empty record of a file's parts that the store copies from inputs."""
         return Borrowing(self._address)
 
     def send(self, file: str, borrowing: Borrowing | None = None) -> None:
-        """Sends a file and removes it here, but for a small one, which goes with the rest."""
+        """Send a file and remove it here, except a small one, which goes with the rest."""
         if os.path.getsize(file) > client.PART_BYTES:
             self._send(file, "" if file == self.path else os.path.basename(file), borrowing)
             os.unlink(file)
 
     def send_rest(self) -> None:
-        """Sends all that is still here."""
+        """Send everything that is still here."""
         if os.path.isfile(self.path):
             self._send(self.path, "")
         for parent, _, names in os.walk(self.path):
@@ -105,10 +104,10 @@ class ToStore(PendingOutput):
                 self._send(file, os.path.relpath(file, self.path))
 
     def complete(self, replaces: bool) -> None:
-        """Has all of it appear, what leads to the rest at the end; where that fails, none of it stays.
+        """Complete all uploads, the files that lead to the rest last; if that fails, none stays.
 
-        Where it `replaces` others, these go one by one: the index goes first, so that nobody takes some of each for a
-        whole. Raises LoraInspectError.
+        If it `replaces` others, these go one by one: the index is removed first, so that nobody mixes old and new
+        files. Raises LoraInspectError.
         """
         groups = [[upload for upload in self._uploads if _rank(upload) == rank] for rank in range(_RANKS)]
         try:
@@ -130,21 +129,21 @@ class ToStore(PendingOutput):
             raise
 
     def abort(self) -> list[str]:
-        """Gives up what has not appeared; the addresses of uploads that the store would not give up."""
+        """Abort the incomplete uploads; return the addresses of uploads that the store did not abort."""
         left = abort_all(self._store, [(own.address, own.unfinished) for own in self._uploads if own.unfinished])
         if not left:
             self.abort_lost()
         return left
 
     def abort_lost(self) -> None:
-        """Gives up what was begun by a request whose reply was lost, and has got no part since."""
+        """Abort uploads from requests with a lost reply that have received no part since."""
         own = {upload.address for upload in self._uploads}
         begun = [one for one in self._unfinished() if one not in self._before and one.address in own]
         with suppress(StoreRefused):
             abort_all(self._store, [(one.address, one.upload) for one in begun if is_empty(self._store, one)])
 
     def _unfinished(self) -> list[Unfinished]:
-        """What the store tells of uploads to the output; nothing where it does not."""
+        """Return the unfinished uploads to the output that the store lists; none if it lists none."""
         with suppress(StoreRefused):
             return unfinished(self._store, self._address)
         return []
@@ -156,7 +155,7 @@ class ToStore(PendingOutput):
 
 
 def _rank(upload: Upload) -> int:
-    """When an object is completed: what programs look for first comes last."""
+    """Return the position of an object in the order of completion: programs look first for the last ones."""
     return 2 if upload.address.endswith(_INDEX) else 1 if upload.address.endswith(_CONFIG) else 0
 
 

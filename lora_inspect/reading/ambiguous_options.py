@@ -33,12 +33,12 @@ _PLACEHOLDERS = {
 def read_settled(
     opened: Sequence[tuple[Checkpoint, Settings]], options: Settings, has_steps: bool = False
 ) -> list[Adapter]:
-    """Reads each checkpoint with the settings on its path, and with what the `options` settle.
+    """Read each checkpoint with the settings on its path and the settings from `options`.
 
-    An option speaks of the one adapter whose evidence leaves it open. Raises LoraInspectError where there are several,
-    and where an adapter needs more than the options and the paths say; the error names all that is missing. Where
-    nothing is open, every adapter is asked whether it agrees. The architecture is that of all that leave it open, as
-    one base is of one. A step is refused unless the verb `has_steps`.
+    An option applies to the one adapter that leaves it open. Raises LoraInspectError if there are several, and if an
+    adapter needs more than the options and the paths give; the error names everything that is missing. If nothing is
+    open, the option is checked against every adapter. The architecture applies to all adapters that leave it open,
+    since they share one base. A step is refused unless the verb `has_steps`.
     """
     for checkpoint, own in opened:
         if own.step is not None and not has_steps:
@@ -71,7 +71,7 @@ def read_settled(
 
 
 def _with_architecture(adapters: Sequence[Adapter], named: str | None) -> list[Adapter]:
-    """The adapters with the option --architecture, as far as it speaks of them."""
+    """Return the adapters with the option --architecture where it applies."""
     if named is None:
         return list(adapters)
     counts = [len(adapter_candidates(adapter)) for adapter in adapters]
@@ -85,7 +85,7 @@ def _with_architecture(adapters: Sequence[Adapter], named: str | None) -> list[A
 
 
 def _takers(adapters: Sequence[Adapter], name: str) -> list[int]:
-    """The adapters that wait for a setting; for the rule, where none waits, those without any evidence of it."""
+    """Return the adapters that wait for a setting; for the rule, if none waits, those without any evidence of it."""
     waiting = [index for index, adapter in enumerate(adapters) if name in adapter.open]
     if waiting or name != "rslora":
         return waiting
@@ -93,7 +93,7 @@ def _takers(adapters: Sequence[Adapter], name: str) -> list[int]:
 
 
 def _havers(adapters: Sequence[Adapter], name: str) -> list[int]:
-    """The adapters in which alpha, the rule that reads it, or how experts are packed makes a difference."""
+    """Return the adapters in which alpha, the rule that reads it, or the packing of experts makes a difference."""
     if name == "expert_packing":
         return [index for index, one in enumerate(adapters) if any(c.algorithm.packed for c in one.contributions)]
     least_rank, of_rule = (2, True) if name == "rslora" else (1, False)
@@ -108,7 +108,7 @@ def _havers(adapters: Sequence[Adapter], name: str) -> list[int]:
 
 
 def _forms(adapters: Sequence[Adapter], option: Settings = Settings()) -> str:  # noqa: B008 (frozen)
-    """What to write for each adapter: its path, the settings that it has, and those that are open."""
+    """Return the argument to write for each adapter: its path, its settings, and the open ones."""
     forms = []
     for adapter in adapters:
         given = spell_settings(adapter.settings)
@@ -122,14 +122,14 @@ def _forms(adapters: Sequence[Adapter], option: Settings = Settings()) -> str:  
 
 
 def multiplier_of(settings: Settings, names: ModuleNames) -> float:
-    """The multiplier of a module: by the first pattern that fits it, else by its component, else the plain number."""
+    """Return a module's multiplier: by the first matching pattern, else by its component, else the plain number."""
     return _multiplier(settings, names)[1]
 
 
 def check_multipliers(settings: Settings, path: str, modules: Collection[ModuleNames], left: str = "") -> None:
-    """Raises LoraInspectError where a component or a pattern decides the multiplier of none of the `modules`.
+    """Raise LoraInspectError if a component or a pattern decides the multiplier of none of the `modules`.
 
-    `path` is the adapter's, and `left` says how it came that these are its modules.
+    `path` is the adapter's, and `left` explains why these are its modules.
     """
     deciding = {_multiplier(settings, names)[0] for names in modules}
     for pattern, _ in settings.part_multipliers:
@@ -146,9 +146,9 @@ def check_multipliers(settings: Settings, path: str, modules: Collection[ModuleN
 
 
 class Multipliers:
-    """The multipliers of one adapter's modules. `names` are those of the modules by their keys.
+    """The multipliers of one adapter's modules; `names` are the modules' names by their keys.
 
-    They are needed where a part has a multiplier of its own; LoraInspectError where one has it for no module.
+    They are needed if a part has a multiplier of its own. Raises LoraInspectError if one has it for no module.
     """
 
     def __init__(self, settings: Settings, path: str, names: Mapping[str, ModuleNames], left: str = "") -> None:
@@ -157,7 +157,7 @@ class Multipliers:
             check_multipliers(settings, path, names.values(), left)
 
     def of(self, key: str) -> float:
-        """The multiplier of the module with this key."""
+        """Return the multiplier of the module with this key."""
         if self._settings.part_multipliers:
             return multiplier_of(self._settings, self._names[key])
         return 1.0 if self._settings.multiplier is None else self._settings.multiplier
@@ -177,7 +177,7 @@ INCLUDE, EXCLUDE = "--include", "--exclude"
 
 
 class ModuleFilter(NamedTuple):
-    """Modules are taken that fit a pattern of `include`, all where it is empty, and none of `exclude`."""
+    """A choice of modules: those that match a pattern of `include`, or all if it is empty, and none of `exclude`."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -189,18 +189,18 @@ class ModuleFilter(NamedTuple):
 
     @property
     def leaves(self) -> str:
-        """What it adds to a sentence on the modules that are left."""
+        """The addition to a sentence about the modules that are left."""
         return f" left by {self.says}" if self.says else ""
 
     def takes(self, names: ModuleNames) -> bool:
-        """Whether a module is merged."""
+        """Return True if a module is merged."""
         is_included = not self.include or any(fits(pattern, names) for pattern in self.include)
         return is_included and not any(fits(pattern, names) for pattern in self.exclude)
 
     def left_out(self, adapters: Mapping[str, Mapping[str, ModuleNames]]) -> dict[str, list[str]]:
-        """The keys of the modules that are left out of each adapter; the names of its modules come by its path.
+        """Return the keys of the modules to leave out of each adapter; `adapters` has their names by path.
 
-        Raises LoraInspectError where a pattern fits no module at all, and where nothing is left of an adapter.
+        Raises LoraInspectError if a pattern matches no module at all, and if nothing is left of an adapter.
         """
         every = [names for modules in adapters.values() for names in modules.values()]
         check_all_fit(self.include, every, INCLUDE)

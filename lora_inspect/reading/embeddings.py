@@ -1,8 +1,8 @@
-"""Textual inversion: vectors that stand for a token in a prompt, in a file of their own or bundled with an adapter.
+"""Textual inversion: vectors for a token in a prompt, in a file of their own or bundled with an adapter.
 
-They are put behind the text encoder's vocabulary when a prompt has the token, so that no weight of the model is theirs
-to change. Sources of the names: the bundles of OneTrainer and LyCORIS, `save_safeloras_with_embeds` of cloneofsimo's
-lora, textual inversion of sd-scripts, A1111 and diffusers.
+They are appended to the text encoder's vocabulary when a prompt has the token, so they change no weight of the model.
+Sources of the names: the bundles of OneTrainer and LyCORIS, `save_safeloras_with_embeds` of cloneofsimo's lora, textual
+inversion of sd-scripts, A1111 and diffusers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ _OF_ONE_TOKEN = frozenset(
 
 
 def claim_embeddings(reading: Reading) -> Reading:
-    """Takes the tensors that are embeddings out of the claims, by their tokens."""
+    """Move the tensors that are embeddings out of the claims, by their tokens."""
     claims, checkpoint = reading.claims, reading.checkpoint
     found: dict[str, list[str]] = {}
     for key in claims.unclaimed:
@@ -44,7 +44,7 @@ def claim_embeddings(reading: Reading) -> Reading:
 
 
 def _token_of(key: str, metadata: Mapping[str, str]) -> str | None:
-    """The token that a key is of; empty where its name says none, and None where it is no embedding's."""
+    """Return the token of a key; empty if its name has none, and None if it is not an embedding's."""
     if key.startswith(_BUNDLE):
         name = next((name for name in _NAMES_WITH_DOTS if key.endswith(name)), "")
         token = key[len(_BUNDLE) : -len(name)] if name else key[len(_BUNDLE) :].rpartition(".")[0]
@@ -55,12 +55,12 @@ def _token_of(key: str, metadata: Mapping[str, str]) -> str | None:
 
 
 def about_embeddings(reading: Reading) -> Iterator[RawProblem]:
-    """Embeddings of tokens, next to modules or alone."""
+    """Yield a problem for embeddings of tokens, with or without modules next to them."""
     message = f"{in_words(reading.embeddings)} change no weight: merge leaves them out, and convert passes them on"
     yield RawProblem("embeddings", message, tuple(key for one in reading.embeddings for key in one.keys)[:5])
 
 
 def in_words(embeddings: Sequence[Embedding]) -> str:
-    """The embeddings as a sentence names them, by their tokens or by their keys."""
+    """Describe the embeddings, by their tokens or by their keys."""
     names = [embedding.token for embedding in embeddings if embedding.token] or embeddings[0].keys
     return f"textual-inversion embeddings ({some(names, 5)})"

@@ -53,22 +53,22 @@ class _Wrapped(NamedTuple):
 
     @property
     def is_nested(self) -> bool:
-        """Whether there is a wrapper within another one."""
+        """True if a wrapper is within another one."""
         return any(self.by_depth)
 
     @property
     def is_experts(self) -> bool:
-        """Whether it is called as the experts of a mixture are."""
+        """True if it has the name of a mixture's experts."""
         return self.path.rpartition(".")[2] == _PARENT
 
     @property
     def is_wrapper(self) -> bool:
-        """Whether its names alone show that what is adapted is no layer of the model."""
+        """True if the names alone show that the adapted object is not a layer of the model."""
         return self.is_experts or self.is_nested or bool(self.inner)
 
     @property
     def is_attention(self) -> bool:
-        """Whether it has the factors of a MultiheadAttention whose query, key and value are fused."""
+        """True if it has the factors of a MultiheadAttention with fused query, key and value."""
         if self.is_nested or _OUT not in self.inner:
             return False
         (rows, width), (out, inputs) = _sizes(self), _sizes(self.inner[_OUT])
@@ -86,12 +86,12 @@ class _Wrapped(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether no wrapper lacks between the outermost and the innermost one."""
+        """True if no wrapper is missing between the outermost and the innermost one."""
         return set(self.by_depth) == set(range(len(self.by_depth)))
 
 
 def claim_wrapped(reading: Reading) -> Reading:
-    """Claims parameters, and modules of the model, in the place of what the wrappers make of their names."""
+    """Claim parameters, and modules of the model, instead of the modules that the names of wrappers show."""
     claims, configs = reading.claims, reading.configs
     renamed: dict[str, Module] = {}
     findings = list(claims.findings)
@@ -123,13 +123,13 @@ def claim_wrapped(reading: Reading) -> Reading:
 
 
 def names_parameters(config: Mapping[str, Any]) -> list[str]:
-    """The names in `target_parameters`; none where it is no list of names."""
+    """Return the names in `target_parameters`; none if it is not a list of names."""
     names = config.get("target_parameters")
     return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
 
 
 def lost_parameters(reading: "Reading") -> Iterator[RawProblem]:
-    """Configs of whose parameters the file has nothing."""
+    """Yield problems of configs that name parameters without any tensor in the file."""
     if any(finding.code == "experts-ambiguous" for finding in reading.claims.findings):
         return
     known = any(contribution.algorithm.packed for contribution in reading.contributions)
@@ -145,7 +145,7 @@ def lost_parameters(reading: "Reading") -> Iterator[RawProblem]:
 
 
 def _wrappers(modules: Mapping[str, Module]) -> list[_Wrapped]:
-    """Modules of a base that LoRA is in, by path."""
+    """Return the modules of a base with LoRA in them, by path."""
     found: dict[str, dict[int, Module]] = defaultdict(dict)
     for module in modules.values():
         if module.name.flat or not any(c.algorithm is LORA for c in module.contributions):
@@ -168,7 +168,7 @@ def _speaks(found: "FoundConfig", wrapped: _Wrapped) -> bool:
 
 
 def _sizes(wrapped: _Wrapped) -> tuple[int, int]:
-    """(out, in) that its factors tell."""
+    """Return (out, in) from its factors."""
     shapes = _lora_of(wrapped.by_depth[0]).shapes if 0 in wrapped.by_depth else {}
     return (shapes["up"][0], shapes["down"][1]) if shapes else (0, 0)
 
@@ -178,7 +178,10 @@ def _lora_of(module: Module) -> Contribution:
 
 
 def _parameters(wrapped: _Wrapped, configs: "Sequence[FoundConfig]") -> list[tuple[Module, Module]] | str | None:
-    """Each wrapper with the module of its parameter; None where they are no wrappers of any; or what is wrong."""
+    """Return each wrapper with the module of its parameter; None if it wraps no parameter; or an error text.
+
+    The list is empty if a pattern of the config was refused.
+    """
     outermost = next(iter(wrapped.by_depth.values())).name
     body = wrapped.in_model.removeprefix(outermost.prefix)
     for found in configs:
@@ -210,10 +213,10 @@ def _parameters(wrapped: _Wrapped, configs: "Sequence[FoundConfig]") -> list[tup
 
 
 def _chosen(wrapped: _Wrapped, body: str, found: "FoundConfig") -> list[str]:
-    """The parameters of the module that the config chooses, in the order in which its class has them.
+    """Return the parameters of the module that the config chooses, in the order of its class.
 
-    A name without its module's, as `in_proj_weight`, is that of a parameter of any module that no `target_modules`
-    choose; those of experts are of modules that hold some.
+    A name without its module's, as `in_proj_weight`, is a parameter of any module that no `target_modules` choose; the
+    names of experts are for modules that hold some.
     """
     if not found.config.get("target_parameters"):
         return []
@@ -230,7 +233,7 @@ def _chosen(wrapped: _Wrapped, body: str, found: "FoundConfig") -> list[str]:
 def _renamed(
     wrapped: _Wrapped, body: str, names: Sequence[str], found: "FoundConfig"
 ) -> list[tuple[Module, Module]] | str:
-    """Each wrapper with the module of its parameter; or what is wrong with it."""
+    """Return each wrapper with the module of its parameter, or an error text."""
     pairs = []
     for module, name in zip(wrapped.innermost_first, names, strict=True):
         path = f"{body}.{name}"
@@ -257,7 +260,7 @@ def _renamed(
 
 
 def _of_attention(wrapped: _Wrapped) -> list[tuple[Module, Module]]:
-    """Both layers of a MultiheadAttention, which have one rank and one alpha in its config."""
+    """Return both layers of a MultiheadAttention, which have one rank and one alpha in its config."""
     whole, out = wrapped.by_depth[0], wrapped.inner[_OUT].by_depth[0]
     body = wrapped.in_model.removeprefix(whole.name.prefix)
     name = whole.name._replace(body=f"{body}.{_FUSED_LAYER}")
@@ -273,7 +276,7 @@ def _of_attention(wrapped: _Wrapped) -> list[tuple[Module, Module]]:
 
 
 def _in_model(wrapped: _Wrapped) -> list[tuple[Module, Module]]:
-    """A layer that lies below the wrappers of a module which it is in, as the model has it."""
+    """Return a layer below the wrappers of its parent module under its name in the model."""
     if wrapped.path == wrapped.in_model or wrapped.by_depth.keys() != {0}:
         return []
     module = wrapped.by_depth[0]
@@ -283,7 +286,7 @@ def _in_model(wrapped: _Wrapped) -> list[tuple[Module, Module]]:
 
 
 def about_attention(reading: Reading) -> Reading:
-    """Adds how many outputs of attention PEFT counts twice."""
+    """Add the number of outputs of attention that PEFT counts twice to the evidence."""
     count = sum(one.algorithm is OUT_PROJ for one in reading.contributions)
     if not count:
         return reading

@@ -23,10 +23,10 @@ _OF_CHANCE = ("algorithm-unsupported", "unclaimed", "mixed-schemes", "embeddings
 
 
 def kind_of(adapter: Adapter) -> tuple[str, Adapter]:
-    """The kind of the file, and its reading, which is empty where a base has a few names like those of an adapter.
+    """Return the kind of the file, and its reading; a base with a few names like an adapter's has an empty one.
 
-    Factors of a built algorithm with names of its own, and what is wrong with them, make an adapter. The names of the
-    others are common words (`X.b1.weight`, `X.diff`): they make one where at least half of the tensors have them.
+    Factors of a built algorithm with its own names, and problems with them, make an adapter. The names of the others
+    are common words (`X.b1.weight`, `X.diff`): they make one if at least half of the tensors have them.
     """
     tensors = adapter.checkpoint.tensors
     built = any(c.algorithm.formula and not c.is_common for c in adapter.contributions)
@@ -45,13 +45,13 @@ def kind_of(adapter: Adapter) -> tuple[str, Adapter]:
 
 
 def _has_half(adapter: Adapter) -> bool:
-    """Whether there are modules, and at least half of the tensors are theirs."""
+    """Return True if there are modules and they have at least half of the tensors."""
     claimed = {tensor.name for module in adapter.modules.values() for tensor in module.tensors}
     return bool(claimed) and 2 * len(claimed) >= len(adapter.checkpoint.tensors)
 
 
 class OtherModel(NamedTuple):
-    """A kind of model that is neither an adapter nor what adapters change: its title, and tensors that show it."""
+    """A kind of model that is neither an adapter nor a base of one: its title, and tensors that show it."""
 
     title: str
     marks: tuple[str, ...]
@@ -84,17 +84,17 @@ _OF_PIPELINES = ("model.diffusion_model.", "diffusion_model.", "unet.", "transfo
 
 
 def other_model(tensors: Collection[str]) -> str | None:
-    """The title of the kind of model that tensors of these names are of; None for any other one."""
+    """Return the title of the kind of model with tensors of these names; None for any other one."""
     if any(name.startswith(_OF_PIPELINES) for name in tensors):
         return None
     return next((one.title for one in OTHER_MODELS if any(mark in tensors for mark in one.marks)), None)
 
 
 class FileInfo(NamedTuple):
-    """One checkpoint, read: its kind, its adapter reading (also of a base, where it is empty) and its architecture.
+    """One checkpoint after reading: its kind, its adapter reading (empty for a base) and its architecture.
 
-    `candidates` are all architectures that it may be of. `sidecars` are the files of other programs beside it, and
-    `named` is set where one of them decides between the candidates that its own content leaves.
+    `candidates` are all its possible architectures. `sidecars` are the files of other programs next to it, and `named`
+    is set if one of them decides between the candidates that its own content leaves.
     """
 
     adapter: Adapter
@@ -110,7 +110,7 @@ class FileInfo(NamedTuple):
 
     @property
     def other_model(self) -> str | None:
-        """The kind of model that no adapter is for, such as a VAE; None for an adapter and what it may be for."""
+        """The kind of a model without adapters, such as a VAE; None for an adapter and for a possible base."""
         if self.kind == ADAPTER or self.candidates:
             return None
         return "embedding" if self.adapter.embeddings else other_model(self.checkpoint.tensors)
@@ -131,9 +131,9 @@ class FileInfo(NamedTuple):
 
 
 def inspect(path: str, settings: Settings = Settings()) -> FileInfo:  # noqa: B008 (frozen)
-    """Reads the headers, alphas and flags of `path`; raises LoraInspectError where it is no readable checkpoint.
+    """Read the headers, alphas and flags of `path`. Raises LoraInspectError for an unreadable checkpoint.
 
-    The sidecars of an adapter decide its family where the file itself leaves several.
+    The sidecars of an adapter decide its family if the file itself leaves several.
     """
     checkpoint = open_checkpoint(path)
     info = inspect_adapter(checkpoint, settings)
@@ -146,7 +146,7 @@ def inspect(path: str, settings: Settings = Settings()) -> FileInfo:  # noqa: B0
 
 
 def inspect_adapter(checkpoint: Checkpoint, settings: Settings = Settings()) -> FileInfo:  # noqa: B008 (frozen)
-    """The reading of an opened checkpoint, with what the user settles."""
+    """Return the reading of an opened checkpoint with the user's settings."""
     kind, adapter = kind_of(read_adapter(checkpoint, settings))
     if kind != ADAPTER:
         return FileInfo(adapter, kind, base_candidates(checkpoint))

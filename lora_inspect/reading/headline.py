@@ -1,4 +1,4 @@
-"""The sentence that tells the kind of a file: its algorithm, model, rank and scale."""
+"""A one-sentence summary of a file: its algorithm, model, rank and scale."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +37,7 @@ def _article(word: str) -> str:
 
 
 def span(counts: Mapping[str, int]) -> str:
-    """The values that are counted, as a cell of a table has them: `4`, `4 to 16`, `unknown`."""
+    """Return the counted values as a cell of a table: `4`, `4 to 16`, `unknown`."""
     numbers = sorted((value for value in counts if value != UNKNOWN_VALUE), key=float)
     if not numbers:
         return UNKNOWN_VALUE if counts else "-"
@@ -52,7 +52,7 @@ def _without_modules(info: FileInfo) -> str:
 
 
 def _model(info: FileInfo) -> str:
-    """The families that the file may be of, with the expert of a pipeline that has several."""
+    """Return the families that the file may be of, with the expert of a pipeline that has several."""
     titles = few([str(candidate) for candidate in info.candidates], "or")
     if info.expert and info.expert.name:
         family = info.candidates[0].architecture
@@ -91,7 +91,7 @@ def _ranks(ranks: Mapping[str, int]) -> str:
 
 
 def _scale(record: Mapping[str, Any]) -> str:
-    """The scale, and how it comes about where it is the same in all modules."""
+    """Return the scale, and its derivation if that is the same in all modules."""
     scales = record["scales"]
     if len(scales) != 1:
         return f"scales {span(scales)}" if scales else ""
@@ -100,7 +100,7 @@ def _scale(record: Mapping[str, Any]) -> str:
 
 
 def _how(record: Mapping[str, Any], scale: float) -> str:
-    """The numbers that the scale is made of, where these are the same in all modules and make it."""
+    """Return the numbers that make the scale, if these are the same in all modules."""
     if len(record["ranks"]) != 1 or len(record["alphas"]) != 1:
         return ""
     [rank], [alpha] = record["ranks"], record["alphas"]

@@ -29,7 +29,7 @@ _BASE_SHARE = 0.5
 
 
 def adapter_candidates(adapter: Adapter) -> tuple[Detection, ...]:
-    """Every family that an adapter may be of, or the one of them that its settings name."""
+    """Return every family that an adapter may be of, or the one of them that its settings name."""
     found = shown_candidates(adapter.checkpoint, adapter.scheme, adapter.modules)
     named = adapter.settings.architecture
     # A name that is none of theirs is a problem of the file, and narrows nothing.
@@ -37,7 +37,7 @@ def adapter_candidates(adapter: Adapter) -> tuple[Detection, ...]:
 
 
 def base_candidates(checkpoint: Checkpoint) -> tuple[Detection, ...]:
-    """Every family that a base may be of, by the names of its weights, their most common prefix removed."""
+    """Return every family that a base may be of, by its weights' names without their most common prefix."""
     weights = [info for info in checkpoint.tensors.values() if is_weight(info)]
     prefixes = sorted(BASE_PREFIXES[MODEL], key=len, reverse=True)
     counts = Counter(next(prefix for prefix in prefixes if info.name.startswith(prefix)) for info in weights)
@@ -56,18 +56,18 @@ def _candidates_below(prefix: str, weights: Sequence[TensorInfo], checkpoint: Ch
 
 
 def identify_adapter(adapter: Adapter) -> Detection | None:
-    """The one family of an adapter; None where nothing or too much fits."""
+    """Return the one family of an adapter; None if none or several match."""
     found = adapter_candidates(adapter)
     return found[0] if len(found) == 1 else None
 
 
 def described(found: Sequence[Detection]) -> str:
-    """The candidates by title and size, as a sentence names them: `FLUX.1 or Chroma`."""
+    """Describe the candidates by title and size in a sentence: `FLUX.1 or Chroma`."""
     return listed([str(detection) for detection in found], "or")
 
 
 def may_be_one(ours: Iterable[Detection], theirs: Iterable[Detection]) -> bool:
-    """Whether a candidate of one file may be of the family and size of one of the other; an unknown size may be any."""
+    """Return True if two files may have the same family and size; an unknown size matches any."""
     return any(
         our.architecture is their.architecture and (None in (our.size, their.size) or our.size == their.size)
         for our, their in product(ours, theirs)
@@ -75,23 +75,23 @@ def may_be_one(ours: Iterable[Detection], theirs: Iterable[Detection]) -> bool:
 
 
 def common_families(ours: Sequence[Detection], theirs: Sequence[Detection]) -> tuple[Detection, ...]:
-    """The families that an adapter and a base may both be of, in the base's layout; without any, the adapter's own."""
+    """Return the families that both an adapter and a base may have, in the base's layout; else the adapter's own."""
     names = {candidate.architecture.name for candidate in ours}
     return tuple(candidate for candidate in theirs if candidate.architecture.name in names) or tuple(ours)
 
 
 def common_correspondence(families: Sequence[Detection]) -> Correspondence:
-    """How layouts are related in the families, for names of both of which it is known that they are a file's.
+    """Return the relations of layouts that hold in all families, for two names that are both in files.
 
-    Those are the relations that each family has that has layers of both names.
+    A relation holds if each family with layers of both its names has it.
     """
     return _common(families, _has_both_sides)
 
 
 def certain_correspondence(families: Sequence[Detection]) -> Correspondence:
-    """How layouts are related whichever of the families it is, for names of one layout whose others are looked for.
+    """Return the relations of layouts that hold in all families, to look for the other names of one layout.
 
-    Those are the relations that each family has that has a layer of either name.
+    A relation holds if each family with layers of either of its names has it.
     """
     return _common(families, _has_a_side)
 
@@ -130,7 +130,7 @@ _paths: Remembered[Any, dict[ModuleName, str | None]] = Remembered(16)
 
 
 def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
-    """The adapter with the path of each module, which may be of any of the `families`; None where that stays open."""
+    """Return the adapter with the path of each module; None where the `families` leave it open."""
     names = [module.name for module in adapter.modules.values()]
     own = tuple(family.layout.named for family in families)
     others = tuple(layout.named for family in families for layout in family.architecture.layouts)

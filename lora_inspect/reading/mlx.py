@@ -43,11 +43,11 @@ class MlxRules(OwnRules):
 
     @property
     def config(self) -> MlxConfig | None:
-        """The config of mlx-lm beside the file."""
+        """The config of mlx-lm next to the file."""
         return self._config
 
     def claimed(self, claims: "Claims") -> "Claims":
-        """The claims with each module of MLX as one of its kind of layer."""
+        """Return the claims with each module of MLX as one of its kind of layer."""
         if not any(contribution.algorithm.name == NAME for _, contribution in claims.computed):
             return claims
         modules: dict[str, Module] = {}
@@ -59,7 +59,7 @@ class MlxRules(OwnRules):
         return claims._replace(modules=modules, findings=tuple(findings))
 
     def scaled(self, modules: Mapping[str, Module], settings: Settings) -> dict[str, Module]:
-        """The modules with the scales of those of MLX, which stand in no alpha; the others as they are."""
+        """Return the modules with the scales of those of MLX, which no alpha holds; the others are unchanged."""
 
         def of_config(contribution: Contribution) -> Contribution:
             if contribution.algorithm.name not in NAMES:
@@ -77,7 +77,7 @@ class MlxRules(OwnRules):
         }
 
     def dora(self, facts: Sequence[LoraFacts], claims: "Claims") -> list[DoraClaim]:
-        """What the config says of DoRA of the modules of MLX."""
+        """Return the config's statement about DoRA of the modules of MLX."""
         config = self._config
         keys = {key for key, module in claims.modules.items() if module.name.scheme == MLX.name}
         if config is None or config.dora is None or not keys:
@@ -87,7 +87,7 @@ class MlxRules(OwnRules):
         return [DoraClaim("adapter_config", config.where, value, own, says)]
 
     def about(self, contributions: Iterable[Contribution]) -> Iterator[Evidence]:
-        """What the config says of the scale, and how many layers have experts."""
+        """Yield the config's statement about the scale, and the number of layers with experts."""
         config = self._config
         own = [contribution for contribution in contributions if contribution.algorithm.name in NAMES]
         if config and own and (scale := json_number(config.parameters.get("scale"))) is not None:
@@ -101,7 +101,7 @@ class MlxRules(OwnRules):
             yield Evidence("experts", f"{count} layers have the factors of {experts} experts each", "shapes")
 
     def trained_otherwise(self, contributions: Iterable[Contribution]) -> Iterator[RawProblem]:
-        """Scales that early versions of mlx-lm multiplied by alpha/rank, as no later one does."""
+        """Yield problems of scales that early versions of mlx-lm multiplied by alpha/rank, unlike later ones."""
         config = self._config
         own = [contribution for contribution in contributions if contribution.algorithm.name in NAMES]
         if config is None or not own or own[0].scale is None or (ratio := config.trained_ratio) is None:
@@ -116,7 +116,7 @@ class MlxRules(OwnRules):
         )
 
     def no_adapter(self, files: Sequence[str]) -> Iterator[RawProblem]:
-        """Files of mlx-lm that hold weights as they are after training, and no adapter."""
+        """Yield problems of mlx-lm files that hold the weights after training, and no adapter."""
         config = self._config
         name = os.path.basename(files[0]) if files else ""
         if config is None or not config.is_full or not name.endswith(f"{MLX_WEIGHTS}.safetensors"):
@@ -129,7 +129,7 @@ class MlxRules(OwnRules):
 
 
 def _of_its_kind(contribution: Contribution) -> Contribution:
-    """The contribution with the algorithm of its kind of layer, as far as the file tells it."""
+    """Return the contribution with the algorithm of its kind of layer, as far as the file shows it."""
     up = contribution.factors["up"].shape
     if len(up) == 3:
         return contribution._replace(algorithm=mlx_experts(up[0]))
@@ -142,7 +142,7 @@ def _of_its_kind(contribution: Contribution) -> Contribution:
 
 
 def _misplaced(key: str, contributions: Sequence[Contribution]) -> Iterator[RawProblem]:
-    """What stands beside factors of MLX and has no place there."""
+    """Yield problems of tensors next to factors of MLX that have no place there."""
     others = [contribution for contribution in contributions if contribution.algorithm.name not in NAMES]
     if others and len(others) < len(contributions):
         keys = tuple(info.name for info in others[0].factors.values())
@@ -157,6 +157,6 @@ def _misplaced(key: str, contributions: Sequence[Contribution]) -> Iterator[RawP
 
 
 def read_rules(reading: Reading) -> Reading:
-    """Reads mlx-lm's config, and takes each module of MLX for one of its kind of layer."""
+    """Read mlx-lm's config, and claim each module of MLX as one of its kind of layer."""
     rules = MlxRules(reading.checkpoint)
     return reading._replace(rules=rules, claims=rules.claimed(reading.claims))

@@ -1,8 +1,7 @@
-"""The `adapter_config.json` of mlx-lm, which is one of another program than PEFT's and gives one scale to all modules.
+"""The `adapter_config.json` of mlx-lm, which is not PEFT's and gives one scale to all modules.
 
-Source: `load_adapters` and `linear_to_lora_layers` of mlx-lm 0.32.2, and what its versions before that save. An `alpha`
-stands in the configs of versions up to 0.21 and is used by those up to 0.14.1 alone, which compute with
-scale · alpha/rank; no later one reads it.
+Source: `load_adapters` and `linear_to_lora_layers` of mlx-lm 0.32.2, and the configs that earlier versions save.
+Versions up to 0.21 write an `alpha`, but only versions up to 0.14.1 use it: they compute with scale · alpha/rank.
 """
 
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ _MISSING = (
 
 
 class MlxConfig(NamedTuple):
-    """A config of mlx-lm, and `where` it stands."""
+    """A config of mlx-lm, and its place (`where`)."""
 
     where: str
     config: Mapping[str, Any]
@@ -35,7 +34,7 @@ class MlxConfig(NamedTuple):
 
     @property
     def method(self) -> str:
-        """What was trained, in words."""
+        """The trained method, in words."""
         return (
             "whole weights of mlx-lm"
             if self.is_full
@@ -44,12 +43,12 @@ class MlxConfig(NamedTuple):
 
     @property
     def is_full(self) -> bool:
-        """Whether it says that weights were trained themselves."""
+        """True if it says that whole weights were trained."""
         return self.config.get(TYPE) == FULL
 
     @property
     def dora(self) -> tuple[bool, str] | None:
-        """Whether it says that the modules have magnitudes, and its words, which changed in version 0.17; or None."""
+        """The config's statement whether the modules have magnitudes, and its words, which changed in 0.17; or None."""
         kind, switch = self.config.get(TYPE), self.config.get("use_dora")
         if kind in _TYPES:
             return kind == DORA, f"{TYPE} is {kind}"
@@ -57,7 +56,7 @@ class MlxConfig(NamedTuple):
 
     @property
     def trained_ratio(self) -> float | None:
-        """What an early version multiplied the scale by that trained the file, or may have; None for none."""
+        """The factor alpha/rank on the scale in the early version that trained the file, or may have; None for none."""
         alpha, rank = json_number(self.parameters.get("alpha")), json_number(self.parameters.get("rank"))
         if TYPE in self.config or not alpha or not rank or alpha == rank:
             return None
@@ -65,11 +64,11 @@ class MlxConfig(NamedTuple):
 
     @property
     def is_early(self) -> bool:
-        """Whether a version before 0.13.1 wrote it, since which there is a switch for DoRA."""
+        """True if a version before 0.13.1 wrote it: later ones have a switch for DoRA."""
         return TYPE not in self.config and "use_dora" not in self.config
 
     def scale(self, rank: int) -> tuple[float | None, str]:
-        """The scale of modules of this rank and where it stands, or None and why it is unknown."""
+        """Return the scale of modules of this rank and its place, or None and the reason why it is unknown."""
         own = self.parameters.get("rank", rank)
         if isinstance(own, bool) or own != rank:
             shown = own if isinstance(own, (int, float)) and not isinstance(own, bool) else "not a number"
@@ -84,16 +83,16 @@ class MlxConfig(NamedTuple):
 
 
 def find_mlx_config(checkpoint: Checkpoint) -> MlxConfig | None:
-    """The config of mlx-lm beside a file; None where there is none."""
+    """Return the config of mlx-lm next to a file; None if there is none."""
     config, where = checkpoint.config, checkpoint.config_path
     return MlxConfig(where, config) if config is not None and where is not None and is_mlx_config(config) else None
 
 
 def is_mlx_config(config: Mapping[str, Any]) -> bool:
-    """Whether an `adapter_config.json` is one of mlx-lm."""
+    """Return True for an `adapter_config.json` of mlx-lm."""
     return not is_peft_config(config) and (PARAMETERS in config or TYPE in config)
 
 
 def scale_of(config: MlxConfig | None, rank: int) -> tuple[float | None, str]:
-    """The scale of modules of this rank and where it stands, or None and why it is unknown."""
+    """Return the scale of modules of this rank and its place, or None and the reason why it is unknown."""
     return config.scale(rank) if config else (None, _MISSING)

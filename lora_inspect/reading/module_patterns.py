@@ -33,7 +33,7 @@ _NUMBERED = re.compile(r"(IN|OUT|D|S)([0-9]{2})(?:-(IN|OUT|D|S)?([0-9]{2}))?")
 
 
 def reversed_range(name: str) -> str | None:
-    """The range of blocks that `IN08-IN01` would be from its first block on; None for any other name."""
+    """Return the range of blocks that `IN08-IN01` would be from its first block on; None for any other name."""
     found = _NUMBERED.fullmatch(name)
     if found is None or found[3] not in (None, found[1]) or found[4] is None or found[2] <= found[4]:
         return None
@@ -41,15 +41,15 @@ def reversed_range(name: str) -> str | None:
 
 
 def of_two_lists(name: str) -> bool:
-    """Whether it begins in one list of blocks and ends in another, as `IN08-OUT03`, which is no range."""
+    """Return True if it begins in one list of blocks and ends in another, as `IN08-OUT03`, which is no range."""
     found = _NUMBERED.fullmatch(name)
     return found is not None and found[3] not in (None, found[1])
 
 
 def meanings(name: str) -> tuple[str, ...]:
-    """The paths that a short name stands for: `IN04` for `input_blocks.4`, `D00-D09` for `double_blocks.0-9`.
+    """Return the paths of a short name: `IN04` for `input_blocks.4`, `D00-D09` for `double_blocks.0-9`.
 
-    None for a name that is not short.
+    Empty for a name that is not short.
     """
     if name in _ALONE:
         return _ALONE[name]
@@ -72,10 +72,10 @@ _SHOWN, _COMPARED = 3, 2000
 
 
 class Called(NamedTuple):
-    """What a module of one family is called.
+    """The names of a module in one family.
 
-    `paths` are dotted, in every layout that is known; `flat` is the underscored name of a module whose path is not
-    known, None of any other.
+    `paths` are dotted, in every known layout; `flat` is the underscored name of a module with an unknown path, None for
+    any other.
     """
 
     paths: tuple[str, ...]
@@ -83,16 +83,16 @@ class Called(NamedTuple):
 
 
 class OpenNames(NamedTuple):
-    """What a module of the adapter `file` is called in each family that the file may be of, where that differs."""
+    """The names of a module of the adapter `file` in each family that the file may be of, if they differ."""
 
     file: str
     by_family: tuple[tuple[Architecture, Called], ...]
 
 
 class ModuleNames(NamedTuple):
-    """What one module is called: `paths` and `flat` as in `Called`, and `open` where several families differ in them.
+    """The names of one module: `paths` and `flat` as in `Called`, and `open` if they differ between families.
 
-    `written` are the names as the file has them, with and without a prefix.
+    `written` are the names in the file, with and without a prefix.
     """
 
     component: str
@@ -103,7 +103,7 @@ class ModuleNames(NamedTuple):
 
 
 def check_pattern(pattern: str) -> None:
-    """Raises ValueError for a range that is none, and for a letter that no name can have."""
+    """Raise ValueError for an invalid range, and for a letter that no name can have."""
     if _MARK in pattern:
         raise ValueError("a module name cannot have zero bytes; leave them out")
     if meant := reversed_range(pattern):
@@ -118,19 +118,19 @@ def check_pattern(pattern: str) -> None:
 
 
 def is_glob(pattern: str) -> bool:
-    """Whether a pattern has signs that stand for letters."""
+    """Return True if a pattern has wildcards."""
     return bool(_GLOB.search(pattern))
 
 
 def is_component(pattern: str, names: ModuleNames) -> bool:
-    """Whether a pattern is the name of the component that the module is of, or of all text encoders."""
+    """Return True if a pattern names the module's component, or means all text encoders and it is in one."""
     return pattern == names.component or (pattern == BASE and names.component.startswith(_TEXT_ENCODERS))
 
 
 def fits_path(pattern: str, names: ModuleNames) -> bool:
-    """Whether a pattern speaks of the module by its path, by a name of the file or by its block.
+    """Return True if a pattern matches the module's path, a name in the file or its block.
 
-    Raises LoraInspectError where it does in one family that the file may be of, and does not in another.
+    Raises LoraInspectError if it does so in one possible family of the file, and not in another.
     """
     if any(map(_expression(pattern).fullmatch, names.written)):
         return True
@@ -163,14 +163,14 @@ def _titles(families: Iterable[Architecture]) -> str:
 
 
 def fits(pattern: str, names: ModuleNames) -> bool:
-    """Whether a pattern speaks of the module in any way; raises LoraInspectError as `fits_path` does."""
+    """Return True if a pattern matches the module in any way; raises LoraInspectError like `fits_path`."""
     return is_component(pattern, names) or fits_path(pattern, names)
 
 
 def unknown_pattern(pattern: str, modules: Iterable[ModuleNames], left: str = "") -> str:
-    """What is wrong with a pattern that speaks of none of the `modules`, and what could be meant.
+    """Return an error text for a pattern that matches none of the `modules`, with suggestions.
 
-    `left` says how it came that these are the modules.
+    `left` explains why these are the modules.
     """
     modules = list(modules)
     components = sorted({one.component for one in modules})
@@ -184,7 +184,7 @@ def unknown_pattern(pattern: str, modules: Iterable[ModuleNames], left: str = ""
 
 
 def check_all_fit(patterns: Iterable[str], modules: Iterable[ModuleNames], option: str) -> None:
-    """Raises LoraInspectError where one of an option's patterns speaks of no module."""
+    """Raise LoraInspectError if one of an option's patterns matches no module."""
     modules = list(modules)
     for pattern in patterns:
         try:
@@ -197,7 +197,7 @@ def check_all_fit(patterns: Iterable[str], modules: Iterable[ModuleNames], optio
 
 @cache
 def _expression(glob: str, separator: str = ".") -> re.Pattern[str]:
-    """The glob as an expression; with another separator, as the names have it that are written with that."""
+    """Return the glob as an expression; with another separator, for names written with that one."""
     from fnmatch import translate
 
     ranges = [range(int(first), int(last) + 1) for first, last in _RANGE.findall(glob)]
@@ -209,7 +209,7 @@ def _expression(glob: str, separator: str = ".") -> re.Pattern[str]:
 
 
 def _nameable(pattern: str, modules: list[ModuleNames], components: list[str]) -> Iterable[str]:
-    """What a pattern of as many segments could have named: blocks, modules and components."""
+    """Return the names that a pattern of as many segments may have meant: blocks, modules and components."""
     depth = pattern.count(".") + 1
     found = dict.fromkeys(components)
     for one in modules:

@@ -41,7 +41,7 @@ FIRST, OUTPUT, INPUT = "first", "output", "input"
 
 
 def settle_packing(reading: Reading) -> Reading:
-    """Settles the packing of every parameter of experts: by the file, or by the user where that leaves it open."""
+    """Settle the packing of every parameter of experts: by the file, or by the user if the file leaves it open."""
     modules, configs, metadata = reading.modules, reading.configs, reading.checkpoint.metadata
     chosen = reading.settings.expert_packing
     speakers = Speakers(configs)
@@ -66,7 +66,7 @@ def settle_packing(reading: Reading) -> Reading:
 def packing_of(
     contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> tuple[str | None, str]:
-    """How the columns of B lie and what says so; None where nothing does, or not clearly."""
+    """Return the packing of B's columns and its source; None if nothing states it clearly."""
     if contribution.algorithm.experts == 1 or contribution.known_rank == 1:
         return RANK_MAJOR, "shapes"  # both are the same
     said = _stated_packing(contribution, config, metadata)
@@ -79,10 +79,10 @@ def packing_of(
 
 
 def along(config: Mapping[str, Any]) -> str | None:
-    """Which dimension A is along where the shapes do not tell it, by PEFT's version; None for one that is not known.
+    """Return the dimension that A is along if the shapes do not show it; None for an unknown PEFT version.
 
-    Up to 0.18 it is the first one. 0.19.0 takes it the other way round where the class stores (experts, in, out), which
-    makes it that of the outputs, and later versions that of the inputs.
+    Up to 0.18 it is the first one. 0.19.0 reverses it where the class stores (experts, in, out), so that it is that of
+    the outputs; in later versions it is that of the inputs.
     """
     version = peft_version(config)
     if version is None:
@@ -93,7 +93,7 @@ def along(config: Mapping[str, Any]) -> str | None:
 
 
 def packing_setting(reading: Reading) -> Iterator[RawProblem]:
-    """What the setting says against what is known without it."""
+    """Yield problems of the setting: it has no effect, or contradicts the known packing."""
     chosen = reading.settings.expert_packing
     if chosen is None:
         return
@@ -118,7 +118,7 @@ def packing_setting(reading: Reading) -> Iterator[RawProblem]:
 
 
 def about_experts(reading: Reading) -> Reading:
-    """Adds how many parameters of how many experts there are, and how their factors are packed."""
+    """Add the number of parameters with experts, the experts' number, and their packing to the evidence."""
     return reading.with_evidence(_about_experts(reading))
 
 
@@ -141,7 +141,7 @@ def _about_experts(reading: Reading) -> Iterator[Evidence]:
 
 
 def _stated_packing(contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]) -> list[Any]:
-    """What the config and the metadata say of the packing of one parameter."""
+    """Return the statements of the config and the metadata about the packing of one parameter."""
     mapping = config.get("auto_mapping")
     said: list[Any] = []
     for source in (config, mapping if isinstance(mapping, dict) else {}, metadata):
@@ -160,13 +160,13 @@ def _parameter(contribution: Contribution) -> str:
 
 
 def is_of_unsloth(config: Mapping[str, Any]) -> bool:
-    """Whether Unsloth saved it."""
+    """Return True if Unsloth saved it."""
     mapping = config.get("auto_mapping")
     return isinstance(mapping, dict) and bool(mapping.get(_UNSLOTH))
 
 
 def _why_unsettled(contribution: Contribution, config: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
-    """Why the packing is not known, with the way out."""
+    """Return the reason why the packing is unknown, with the fix."""
     if said := _stated_packing(contribution, config, metadata):
         return f"its {LAYOUT} says {' and '.join(map(_shown, said))}, so the packing is unknown; {_WAY_OUT}"
     return (
@@ -188,7 +188,7 @@ _ALIKE, _TIMES = 0.2, 2.0
 
 
 def packing_hint(reading: Reading) -> Iterator[RawProblem]:
-    """What the columns look like where nothing says how they lie."""
+    """Yield a hint from the likeness of the columns if nothing states their packing."""
     opened = list(_unsettled_factors(reading))
     chosen = [opened[number] for number in _spread(len(opened), _PARAMETERS)]
     means = [mean for up, experts in chosen if (mean := _likeness(reading.checkpoint, up, experts))]
@@ -207,7 +207,7 @@ def packing_hint(reading: Reading) -> Iterator[RawProblem]:
 
 
 def _unsettled_factors(reading: Reading) -> Iterator[tuple[TensorInfo, int]]:
-    """B and the number of experts of each parameter whose packing nothing tells, not even the user."""
+    """Yield B and the number of experts of each small parameter with a packing that nobody states."""
     speakers = Speakers(reading.configs)
     for contribution in reading.contributions:
         if (
@@ -227,7 +227,7 @@ def _is_small(contribution: Contribution) -> bool:
 
 
 def _likeness(checkpoint: Checkpoint, up: TensorInfo, experts: int) -> dict[str, float] | None:
-    """The mean |cosine| of two columns of one expert by packing; None where a column has no direction."""
+    """Return the mean |cosine| of two columns of one expert by packing; None if a column has no direction."""
     height, width = up.shape
     size = up.nbytes // up.numel
     columns: list[list[float]] = [[] for _ in range(width)]
@@ -252,11 +252,11 @@ def _likeness(checkpoint: Checkpoint, up: TensorInfo, experts: int) -> dict[str,
 
 
 def _direction(values: Sequence[float]) -> list[float] | None:
-    """The values at length 1; None where they have no length."""
+    """Return the values at length 1; None if their length is 0 or not finite."""
     length = sqrt(sum(value * value for value in values))
     return [value / length for value in values] if length and isfinite(length) else None
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most so many of the numbers below `count`, spread over them."""
+    """Return at most so many of the numbers below `count`, evenly spread."""
     return sorted({number * count // most for number in range(most)}) if count else []

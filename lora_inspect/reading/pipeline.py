@@ -34,7 +34,7 @@ _LONGEST_NAME = 1000
 
 
 class PipelineExpert(NamedTuple):
-    """The expert of a file, None where what names it contradicts itself; what that `says`, and `where` it stands."""
+    """The expert of a file, None if the evidence contradicts itself; the text (`says`) and place of the evidence."""
 
     name: str | None
     says: str
@@ -47,10 +47,10 @@ def pipeline_expert(
     families: Sequence[Detection],
     only: Collection[str] = (),
 ) -> PipelineExpert | None:
-    """The expert that a file of these families is of; None where they have but one model, or nothing tells.
+    """Return the expert that a file of these families is of; None if they have one model, or without evidence.
 
-    `components` are those of an adapter, none of a base, and `only` those that are meant of them where some are named.
-    What names the modules of both experts is of both.
+    `components` are those of an adapter, empty for a base, and `only` the chosen ones, if any. A file that names the
+    modules of both experts is of both.
     """
     experts = _experts_of(families)
     if not experts:
@@ -70,7 +70,10 @@ def _experts_of(families: Sequence[Detection]) -> tuple[str, ...]:
 
 
 def expert_of_names(names: Iterable[tuple[str, str]], families: Sequence[Detection]) -> PipelineExpert | None:
-    """The expert that names tell, each given as where it stands and its text; None where none of them tells one."""
+    """Return the expert that names show; None if none of them does.
+
+    Each name comes with its place.
+    """
     experts = _experts_of(families)
     told: dict[str, str] = {}
     for where, text in names if experts else ():
@@ -95,10 +98,10 @@ def _names(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
 
 
 def _named(text: str, experts: Sequence[str]) -> str | None:
-    """The one expert that a name has both words of, `high_noise` or `HighNoise`; or else the one word of one of them.
+    """Return the one expert with both words in a name, `high_noise` or `HighNoise`; or else with one word.
 
-    A word alone counts in capitals (`_HIGH_`, `_HN`), and in other letters at the end or before what is technical:
-    `_high_fp16`.
+    A single word counts in capitals (`_HIGH_`, `_HN`). In other letters it counts at the end or before a technical
+    part: `_high_fp16`.
     """
     text = text[:_LONGEST_NAME]
     words = {name: name.split() for name in experts}
@@ -116,7 +119,7 @@ def _named(text: str, experts: Sequence[str]) -> str | None:
 
 
 def _has_both(text: str, first: str, second: str) -> bool:
-    """Return True for both words of an expert, also where capitals alone begin them: `StyleHighNoise`."""
+    """Return True for both words of an expert, also if only capitals begin them: `StyleHighNoise`."""
     return _has(text, rf"{first}[ _.-]?{second}") or f"{first.title()}{second.title()}" in text
 
 
@@ -128,7 +131,7 @@ def _has_capitals(text: str, first: str, second: str) -> bool:
 
 
 def _may_have(text: str, word: str) -> bool:
-    """Whether an expression for a word may be in the text; of letters beyond ASCII some count as others."""
+    """Return True if an expression for a word may match the text; some letters beyond ASCII count as others."""
     return not text.isascii() or word in text.lower()
 
 
@@ -142,9 +145,10 @@ _VAE = (("first_stage_model.", "vae"), ("vae.", "vae"))
 
 
 class PipelinePart(NamedTuple):
-    """One network of a pipeline: the `component` that keys call it, its `title`, and what a file has of it.
+    """One network of a pipeline: the `component` in its keys, its `title`, and its part of a file.
 
-    `modules` are those that change it, none in a base, and `tensors` those that hold numbers of its changes or of it.
+    `modules` are the modules that change it, none in a base, and `tensors` the tensors with numbers of its changes or
+    of the network.
     """
 
     component: str
@@ -159,7 +163,7 @@ class PipelinePart(NamedTuple):
 
 
 def adapter_parts(adapter: Adapter, families: Sequence[Detection]) -> list[PipelinePart]:
-    """The parts that an adapter changes in the order in which the file has them, the model first."""
+    """Return the parts that an adapter changes in the order of the file, the model first."""
     modules: dict[str, list[Module]] = {}
     for module in adapter.modules.values():
         modules.setdefault(module.name.component, []).append(module)
@@ -176,9 +180,9 @@ def adapter_parts(adapter: Adapter, families: Sequence[Detection]) -> list[Pipel
 
 
 def base_parts(checkpoint: Checkpoint, families: Sequence[Detection]) -> list[PipelinePart]:
-    """The parts of a base by what the names of its tensors begin with; those without such a beginning are the model's.
+    """Return the parts of a base by the beginnings of tensor names; names without one are the model's.
 
-    Beside a model that has one they are others.
+    They are "others" if the model has a beginning.
     """
     prefixes = [(prefix, component) for component, named in BASE_PREFIXES.items() for prefix in named if prefix]
     prefixes += _VAE
@@ -195,7 +199,7 @@ def base_parts(checkpoint: Checkpoint, families: Sequence[Detection]) -> list[Pi
 
 
 def computing_tensors(modules: Iterable[Module]) -> list[TensorInfo]:
-    """The tensors that changes are computed from, once each: what several modules share, and no alpha."""
+    """Return the tensors that changes are computed from, each once: shared tensors are included, alphas are not."""
     found: dict[str, TensorInfo] = {}
     for module in modules:
         no_parameters = [module.alpha.name] if module.alpha else []
@@ -209,7 +213,7 @@ def computing_tensors(modules: Iterable[Module]) -> list[TensorInfo]:
 
 
 def elements(tensors: Iterable[TensorInfo]) -> int:
-    """How many numbers they hold; most shapes are those of many."""
+    """Return the total number of elements."""
     shapes = Counter([tensor.shape for tensor in tensors])
     return sum(count_elements(shape) * count for shape, count in shapes.items())
 
@@ -219,7 +223,7 @@ def _models_first(item: tuple[str, object]) -> bool:
 
 
 def _title(component: str, families: Sequence[Detection], encoders: Sequence[TextEncoder] = ()) -> str:
-    """What people call a component, with the text encoder that it is where its modules show that."""
+    """Return a component's name for people, with its text encoder if its modules show that."""
     if component == MODEL:
         return _model(families)
     if component in EXPERTS:
@@ -231,7 +235,7 @@ def _title(component: str, families: Sequence[Detection], encoders: Sequence[Tex
 
 
 def _model(families: Sequence[Detection]) -> str:
-    """What the model itself is called: by a pipeline of diffusers, if it has one."""
+    """Return the name of the model itself: that in a pipeline of diffusers, if it has one."""
     names = {family.architecture.pipeline_name if family.layout.kohya_prefix else MODEL for family in families}
     return names.pop() if len(names) == 1 else MODEL
 
@@ -239,10 +243,9 @@ def _model(families: Sequence[Detection]) -> str:
 def chosen(
     adapter: Adapter, only: Collection[str], without: Collection[str] = ()
 ) -> tuple[list[Module], tuple[Module, ...]]:
-    """The modules of the components `only`, and the others; all of them where none is named.
+    """Return the modules of the components `only`, and the others; all modules if `only` is empty.
 
-    Those whose keys are in `without` are in neither. Raises LoraInspectError where the adapter has none of these
-    components.
+    Modules with keys in `without` are in neither. Raises LoraInspectError if the adapter has none of these components.
     """
     modules = [module for key, module in adapter.modules.items() if key not in without]
     if not only:

@@ -1,7 +1,7 @@
 """The registry of problems: all possible faults of a file, in the order of the report.
 
-To add one, add its entry with what finds it here, its row to the table in docs/problems.md, and a file that has it to
-the tests. The looks stand with the facts that they are about, or here.
+To add one, add its entry with its look here, its row to the table in docs/problems.md, and a file that has it to the
+tests. The looks are next to the facts that they are about, or here.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -34,12 +34,12 @@ from lora_inspect.sentences import listed, some
 
 
 def unfit_tensors(reading: Reading) -> Iterable[RawProblem]:
-    """Tensors that do not make a module, found as they were claimed."""
+    """Return the problems of tensors that do not make a module, found as they were claimed."""
     return reading.claims.findings
 
 
 def several_schemes(reading: Reading) -> Iterator[RawProblem]:
-    """Keys that follow several naming schemes, with the modules of each."""
+    """Yield a problem for keys that follow several naming schemes, with the modules of each."""
     if reading.claims.scheme != MIXED:
         return
     modules: dict[str, list[str]] = {}
@@ -51,13 +51,13 @@ def several_schemes(reading: Reading) -> Iterator[RawProblem]:
 
 
 def magnitudes(reading: Reading) -> Iterable[RawProblem]:
-    """Magnitudes against what is said of DoRA, found as the evidence was read, without what the user allows."""
+    """Return the problems of magnitudes and DoRA in the evidence, except a problem that the user allows."""
     allowed = "dora-partial" if reading.settings.allow_partial_dora else None
     return (finding for finding in reading.about_magnitudes if finding.code != allowed)
 
 
 def architecture_setting(reading: Reading) -> Iterator[RawProblem]:
-    """That it names none of the families that the file may be of, or the one that is known."""
+    """Yield a problem if it names none of the file's possible families, or repeats the only one."""
     named = reading.settings.architecture
     if named is None or reading.settings.of_several:
         return
@@ -81,7 +81,7 @@ DAMAGED = "config-damaged"
 
 
 def damaged_metadata(reading: Reading) -> Iterator[RawProblem]:
-    """An embedded config that nobody can read: rank, alpha and rule that it said are lost."""
+    """Yield problems of unreadable embedded configs: their rank, alpha and rule are lost."""
     if embedded_object(reading.checkpoint.metadata) is None:
         yield RawProblem(
             DAMAGED,
@@ -91,7 +91,7 @@ def damaged_metadata(reading: Reading) -> Iterator[RawProblem]:
 
 
 def contradicting_shards(reading: Reading) -> Iterator[RawProblem]:
-    """Metadata that decides what the tensors mean, where the files of a set contradict each other."""
+    """Yield problems of metadata that decide the meaning of tensors but differ between the files of a set."""
     if not reading.claims.modules:
         return
     said: dict[str, tuple[str, str]] = {}
@@ -109,13 +109,13 @@ Look = Callable[[Reading], Iterable[RawProblem]]
 
 
 class RareLook:
-    """A look that finds something only `where` a sign of it is in a file: its `file` in this folder is loaded then."""
+    """A look that applies only `where` a file has a sign of it: its `file` in this folder is loaded then."""
 
     def __init__(self, file: str, name: str, where: Callable[[Reading], bool]) -> None:
         self.file, self.name, self.where = file, name, where
 
     def __call__(self, reading: Reading) -> Iterable[RawProblem]:
-        """What it finds; nothing without the sign."""
+        """Return its findings; nothing without the sign."""
         return self.look(reading) if self.where(reading) else ()
 
     @property
@@ -184,7 +184,7 @@ class Entry(NamedTuple):
     """A kind of problem: its code for scripts, its severity, and the looks that find it. Kinds may share a look.
 
     `means`, `matters` and `way_out` are sentences for `check`. `short` are a longer and a shorter name of it for a list
-    of files, empty where the code serves. `is_damage` says that the file is not what its trainer wrote.
+    of files, empty if the code serves. `is_damage` says that the file is not the one that its trainer wrote.
     """
 
     code: str
@@ -477,14 +477,14 @@ _DAMAGES = frozenset(entry.code for entry in PROBLEMS if entry.is_damage)
 
 
 def kind_of_error(problem: Problem) -> type[LoraInspectError]:
-    """What is raised where somebody asks for more than a file with the problem can give."""
+    """Return the error to raise when somebody asks for more than a file with the problem can give."""
     if problem.code in ("scale-unknown", "dora-partial"):
         return AmbiguousError
     return DamagedError if problem.code in _DAMAGES else RefusedError
 
 
 def find_problems(reading: Reading, entries: tuple[Entry, ...] = PROBLEMS) -> tuple[Problem, ...]:
-    """All that is wrong with a file; raises KeyError for a finding whose code has no entry."""
+    """Return all problems of a file. Raises KeyError for a finding with a code that has no entry."""
     found: dict[str, list[Problem]] = {entry.code: [] for entry in entries}
     severities = {entry.code: entry.severity for entry in entries}
     for look in dict.fromkeys(look for entry in entries for look in entry.looks):

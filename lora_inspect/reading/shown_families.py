@@ -20,7 +20,7 @@ _MODELS = (MODEL, "model_2")
 
 
 def shown_candidates(checkpoint: Checkpoint, scheme: str | None, modules: dict[str, Module]) -> tuple[Detection, ...]:
-    """Every family that a file shows, by its model's modules and by the text encoders that it adapts.
+    """Return every family that a file shows, by its model's modules and by the text encoders that it adapts.
 
     A GGUF header names it.
     """
@@ -39,7 +39,7 @@ def shown_candidates(checkpoint: Checkpoint, scheme: str | None, modules: dict[s
 
 
 def _said_by(config: Mapping[str, Any] | None) -> dict[str, str]:
-    """The base and its class that a config of PEFT names."""
+    """Return the base and its class that a config of PEFT names."""
     mapping = (config or {}).get("auto_mapping")
     told = {
         BASE_KEY: (config or {}).get(BASE_KEY),
@@ -49,7 +49,7 @@ def _said_by(config: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def shown_encoders(modules: dict[str, Module]) -> dict[str, tuple[TextEncoder, ...]]:
-    """What the modules of each component show of the text encoder that it is."""
+    """Return the text encoders that the modules of each component show it to be."""
     return _encoders(_layers(modules))
 
 
@@ -62,7 +62,7 @@ def _encoders(layers: Iterable[tuple[ModuleName, Features]]) -> dict[str, tuple[
 
 
 def _layers(named: dict[str, Module]) -> list[tuple[ModuleName, Features]]:
-    """The names of the modules that are layers, and how wide they are, which is found once for those of one kind."""
+    """Return the names of the modules that are layers, with their widths, which are computed once per kind."""
     modules = group_equal(named)
     found = [_features(first) if any(map(_is_of_layer, first.contributions)) else None for first in modules.firsts]
     layers: list[tuple[ModuleName, Features]] = []
@@ -74,7 +74,7 @@ def _layers(named: dict[str, Module]) -> list[tuple[ModuleName, Features]]:
 
 
 def _is_of_layer(change: Contribution) -> bool:
-    """Whether it changes what the tables of architectures list: matrices and kernels, not norms or heads."""
+    """Return True if it changes a layer in the tables of architectures: matrices and kernels, not norms or heads."""
     algorithm = change.algorithm
     return algorithm.formula is None or (
         algorithm.parameter == WEIGHT and len(change.shape) > 1 and not algorithm.replaces
@@ -82,7 +82,7 @@ def _is_of_layer(change: Contribution) -> bool:
 
 
 def _features(module: Module) -> Features:
-    """(out, in) of the module's weight, as far as any of its contributions tells."""
+    """Return (out, in) of the module's weight, if any of its contributions shows them."""
     told = [_features_of(contribution) for contribution in module.contributions]
     out_features = max((out for out, _ in told if out is not None), default=None)
     return out_features, next((columns for _, columns in told if columns is not None), None)

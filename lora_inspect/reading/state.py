@@ -58,7 +58,7 @@ class Reading(NamedTuple):
     """All facts that are known of a file so far; every step takes one and returns the next.
 
     `budget` is the effort left for comparing patterns with names. `configs` are those of PEFT. `rules` are those of the
-    program that wrote the file. `norms` names the weights whose norms the magnitudes of outputs refer to. `scaled`
+    program that wrote the file. `norms` names the weights with the norms that magnitudes of outputs refer to. `scaled`
     gives the modules with their scales under any settings, `modules` those under the file's own, and `contributions`
     all of theirs. `stated` are the scale rules as the file states them; `rslora` sums them up with the settings.
     `about_rules`, `about_dora`, `about_norms` and `about_parts` wait for their turn in `evidence`. `wrong_norms` and

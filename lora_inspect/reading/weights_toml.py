@@ -38,13 +38,13 @@ _TRIES = 20
 
 
 class _Text(NamedTuple):
-    """The text of a file, by whose lines errors are told."""
+    """The text of a file, for the line numbers in errors."""
 
     path: str
     text: str
 
     def wrong(self, keys: Sequence[str], says: str) -> LoraInspectError:
-        """The error for the value at the `keys`."""
+        """Return the error for the value at the `keys`."""
         return RefusedError(self.path, f"line {_line_of(self.text, keys)}: {says}")
 
 
@@ -61,9 +61,9 @@ class WeightsFile(NamedTuple):
         return self.source.path
 
     def joined(self, adapters: Sequence[tuple[str, Settings]]) -> list[tuple[str, Settings]]:
-        """The adapters with the settings on their paths and, behind these, those of the file.
+        """Return the adapters with the settings on their paths and, after these, the file's.
 
-        Raises LoraInspectError where a table names none of them or several, and where both say different things.
+        Raises LoraInspectError if a table names none of them or several, and if both state different things.
         """
         taken = {name: [path for path, _ in adapters if name in _names_of(path)] for name in self.tables}
         for name, paths in taken.items():
@@ -99,7 +99,10 @@ class WeightsFile(NamedTuple):
 
 
 def read_weights(path: str) -> WeightsFile:
-    """Reads a file; raises LoraInspectError, with the line, for what is no TOML, no number or no part of an adapter."""
+    """Read a file of multipliers by adapter.
+
+    Raises LoraInspectError, with the line, for invalid TOML, invalid numbers and keys that are no part of an adapter.
+    """
     data, identity = read_whole(path, _LONGEST, way_out="name a file of multipliers")
     try:
         text = bytes(data).decode("utf-8-sig")
@@ -120,7 +123,7 @@ def read_weights(path: str) -> WeightsFile:
 
 
 def _table(source: _Text, name: str, value: Any) -> Settings:
-    """What the table of one adapter says."""
+    """Return the settings in the table of one adapter."""
     if not isinstance(value, dict):
         says = f'{_quoted(name)} is not in the table of an adapter; write ["ADAPTER"] on a line before it'
         raise source.wrong((name,), says)
@@ -148,7 +151,7 @@ def _table(source: _Text, name: str, value: Any) -> Settings:
 
 
 def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The values with their names, which TOML takes apart where they have points and no quotes."""
+    """Yield the values with their names, which TOML splits at points outside quotes."""
     left: list[tuple[tuple[str, ...], Any]] = [((), table)]
     while left:
         parts, value = left.pop()
@@ -184,7 +187,7 @@ def _names_of(path: str) -> tuple[str, ...]:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """The document; ValueError for what is none."""
+    """Return the parsed document. Raises ValueError for invalid TOML."""
     if sys.version_info >= (3, 11):
         from tomllib import loads
     else:
@@ -197,7 +200,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _line_of(text: str, keys: Sequence[str]) -> int:
-    """The line with which the value at the `keys` is there: the shortest beginning of the text that has it."""
+    """Return the line of the value at the `keys`: the end of the shortest beginning of the text that has it."""
     lines = [f"{line}\n" for line in text.split("\n")]
     without, within = 0, len(lines)
     while within - without > 1:
@@ -210,7 +213,7 @@ def _line_of(text: str, keys: Sequence[str]) -> int:
 
 
 def _has(lines: Sequence[str], stop: int, least: int, keys: Sequence[str]) -> bool:
-    """Whether the lines before `stop` have a value, without the last of them where they end within another one."""
+    """Return True if the lines before `stop` have a value; last lines that end within another value are left out."""
     for end in range(stop, max(least, stop - _TRIES), -1):
         try:
             found: Any = _parsed("".join(lines[:end]))
@@ -225,7 +228,7 @@ def _has(lines: Sequence[str], stop: int, least: int, keys: Sequence[str]) -> bo
 
 
 def _in_a_line(error: ValueError, text: str) -> str:
-    """What a parser says, which calls the last line the end of the document."""
+    """Return a parser's message in one line, with the last line's number instead of "end of document"."""
     said = " ".join(str(error).split()).rstrip(".")
     return said.replace("at end of document", f"at line {text.rstrip().count(chr(10)) + 1}, the last one")
 

@@ -28,10 +28,10 @@ OWN_FACTORS: dict[str, list[Scheme]] = {}
 
 
 def add(scheme: Scheme) -> None:
-    """Makes a scheme known to all that reads, merges and converts.
+    """Register a scheme for all readers, merges and conversions.
 
-    Raises ValueError for a name that is taken, for a prefix that is another scheme's where no suffix tells them apart,
-    for a suffix without a dot or longer than any that is looked for, and for magnitudes without a suffix.
+    Raises ValueError for a name that is taken, and for another scheme's prefix if no suffix separates the two. Also
+    raises it for a suffix without a dot or with too many letters, and for magnitudes without a suffix.
     """
     if scheme.name in SCHEMES:
         raise ValueError(f"there is a scheme called {scheme.name} already")
@@ -55,7 +55,7 @@ def add(scheme: Scheme) -> None:
 
 @contextmanager
 def added(scheme: Scheme) -> Iterator[None]:
-    """Has a scheme known for as long as the block runs."""
+    """Register a scheme while the block runs."""
     add(scheme)
     try:
         yield
@@ -71,7 +71,7 @@ def added(scheme: Scheme) -> Iterator[None]:
 
 
 def changes() -> int:
-    """How often the registry changed: what was found in it before another number counts no more."""
+    """Return the number of changes to the registry; results from an earlier number are stale."""
     return _changes
 
 
@@ -82,7 +82,7 @@ def _note_change() -> None:
 
 
 def own_role(module: str, suffix: str) -> str | None:
-    """The role that the scheme of a module's name gives to a suffix that no algorithm has; None where it has none."""
+    """Return the role that the scheme of a module's name gives to a suffix that no algorithm has; or None."""
     for scheme in OWN_FACTORS.get(suffix, ()):
         if module.startswith(tuple(scheme.prefixes)):
             return next(role for role, own in scheme.own_factors.items() if own == suffix)
@@ -90,19 +90,19 @@ def own_role(module: str, suffix: str) -> str | None:
 
 
 def by_name(name: str) -> Scheme:
-    """The scheme called `name`; raises KeyError."""
+    """Return the scheme called `name`; raises KeyError."""
     return SCHEMES[name]
 
 
 def written() -> tuple[str, ...]:
-    """The names of the schemes that are written."""
+    """Return the names of the schemes that are written."""
     return tuple(sorted(scheme.name for scheme in SCHEMES.values() if scheme.writing))
 
 
 def readings(module: str, suffixes: Collection[str] = ()) -> Iterator[ModuleName]:
-    """The parts of a module's name in every scheme that spells it so, beginning with the one that is meant.
+    """Yield the parts of a module's name in every scheme that spells it so, in order of preference.
 
-    `suffixes` are those of its keys.
+    `suffixes` are the suffixes of its keys.
     """
     for prefix, scheme in _tried(module[:1], not _MARKS.isdisjoint(suffixes)):
         if module.startswith(prefix) and (found := scheme.parts(module, prefix, suffixes)):
@@ -118,7 +118,10 @@ def _tried(first: str, has_mark: bool) -> list[tuple[str, Scheme]]:
 
 
 def recognise(module: str, suffixes: Collection[str] = ()) -> ModuleName:
-    """The parts of a module's name, of whose keys these are the suffixes; raises ValueError for an empty one."""
+    """Return the parts of a module's name. Raises ValueError for an empty one.
+
+    `suffixes` are the suffixes of its keys.
+    """
     marks = () if _MARKS.isdisjoint(suffixes) else tuple(suffix for suffix in suffixes if suffix in _MARKS)
     return _recognised(module, marks, _changes)
 

@@ -59,7 +59,7 @@ def _encoders(family: Architecture) -> tuple[str, ...]:
 
 
 def _layout(family: Architecture | None) -> str | None:
-    """That of its own class; it has none of FramePack's."""
+    """Return the layout of ComfyUI's own class; it has none for FramePack."""
     known = family is not None and family.name != "framepack"
     return first_of(family, "comfyui", "original") or of_trainers(family) if known else None
 

@@ -1,4 +1,4 @@
-"""diffusers' `save_lora_weights`: the pipeline's component and the dotted path. Its loaders have no use for alpha."""
+"""diffusers' `save_lora_weights`: the pipeline's component and the dotted path. Its loaders ignore alpha."""
 
 from lora_inspect.architectures.record import Architecture
 from lora_inspect.schemes.record import EXACT, MODEL, Scheme, Writing, first_of

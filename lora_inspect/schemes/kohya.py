@@ -22,7 +22,7 @@ _OF_SD_SCRIPTS = frozenset((*_ENCODERS, "chroma", "hunyuan_image"))
 
 
 def _layout(family: Architecture | None) -> str | None:
-    """The layout that sd-scripts trains; of families that it does not know, ComfyUI's, which nobody else reads so."""
+    """Return the layout that sd-scripts trains; for families that it does not know, ComfyUI's."""
     own = family is not None and family.name in _OF_SD_SCRIPTS
     return of_trainers(family) if own else first_of(family, "comfyui") or of_trainers(family)
 
@@ -73,6 +73,6 @@ _NUMBERED = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_e
 
 
 def text_encoder_prefix(component: str, components: set[str]) -> str:
-    """The prefix of a text encoder in a file with `components`: numbered as soon as there is a second one."""
+    """Return the prefix of a text encoder in a file with `components`: numbered if there is a second one."""
     several = len(components & _NUMBERED.keys()) > 1 or component != "text_encoder"
     return _NUMBERED.get(component, "lora_te_") if several else "lora_te_"

@@ -1,4 +1,4 @@
-"""The names of mlx-lm: a model's own dotted paths, with suffixes by which alone they are told from others.
+"""The names of mlx-lm: a model's own dotted paths, with suffixes that distinguish them from other names.
 
 The scale is a number of its `adapter_config.json`, one for all modules. Source: `load_adapters` of mlx-lm.
 """
@@ -8,7 +8,7 @@ from lora_inspect.schemes.record import EXACT, MODEL, OWN, Scheme, Writing
 
 
 def _layout(family: Architecture | None) -> str | None:
-    """The names of transformers of the Llama line; of others it has names of its own, or does not know them."""
+    """Return OWN for the Llama line and for no known family; mlx-lm names other families differently, if at all."""
     return OWN if family is None or family.name == "llm" else None
 
 

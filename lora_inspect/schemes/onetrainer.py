@@ -1,6 +1,6 @@
-"""The underscored names of OneTrainer over those of diffusers: `lora_transformer_`, `lora_unet_`, `lora_te1_`, ….
+"""OneTrainer's underscored names over diffusers' paths: `lora_transformer_`, `lora_unet_`, `lora_te1_`, ….
 
-Sources: `to_canonical` in `modules/util/load_lora_util.py` of OneTrainer, and what its models and loaders say there.
+Sources: `to_canonical` in `modules/util/load_lora_util.py` of OneTrainer, and its models and loaders there.
 """
 
 from lora_inspect.architectures.record import Architecture

@@ -1,4 +1,4 @@
-"""The names of PEFT's `adapter_model.safetensors`; alpha and the scale rule stand in `adapter_config.json`."""
+"""The names of PEFT's `adapter_model.safetensors`; alpha and the scale rule are in `adapter_config.json`."""
 
 from lora_inspect.schemes.record import EXACT, MODEL, Scheme, Writing, of_diffusers_or_own
 

@@ -19,33 +19,33 @@ ITS_OWN = "its own"
 
 
 def no_encoders(family: Architecture) -> tuple[str, ...]:
-    """The prefixes of a scheme that has names for one network alone."""
+    """Return no prefixes: the scheme has names for one network only."""
     return ()
 
 
 def own_roots(family: Architecture) -> Mapping[str, str]:
-    """The roots of a scheme that leaves the layers of text encoders below those that a file has."""
+    """Return no roots: the scheme keeps the roots of text encoders that a file has."""
     return {}
 
 
 class Writing(NamedTuple):
-    """How a file has to be written for the programs that load the names of a scheme, which `title` calls.
+    """The requirements for a file to load in the programs of a scheme, which `title` names.
 
-    `layout` gives the name of the layout that they have of a family: OWN where they load any layout, None where they
-    know no such family. It is asked with None for a model of no known family. `prefix` stands before the paths of the
-    model, with `{pipeline}` for what a pipeline of diffusers calls it, but for the families in `prefixes`. `encoders`
-    gives those of the text encoders in the order in which the family has them, empty for one that has none, and
-    `encoder_roots` by kind of encoder where its blocks are, with `{i}` for the number: `model.layers.{i}`.
+    `layout` gives the layout that they use for a family: OWN if they load any layout, None if they do not know the
+    family. Its argument is None for a model of no known family. `prefix` comes before the paths of the model, with
+    `{pipeline}` for the model's name in a pipeline of diffusers; families in `prefixes` have another one. `encoders`
+    gives the prefixes of the text encoders in the family's order, empty for a family without any. `encoder_roots` gives
+    the place of the blocks by kind of encoder, with `{i}` for the number: `model.layers.{i}`.
 
-    `dialects` are those of algorithms that they read, `alike` the names of algorithms that have none of these and are
-    spelled as they read them, and `algorithms` the names of all that they compute, None for every one of both.
-    `instead` says by algorithm as which other one the same change is written, and `misread` names by algorithm the
-    factors that they pass over or have another rule for, `alpha` among them where it is one. `magnitudes` says what
-    they make of DoRA's, `input_magnitudes` whether they take those of inputs, and `over_base` whether they divide those
-    of outputs by the norms of the base's rows in the place of the changed ones, None where some do. `extras` says
-    whether they load a file with tensors that they do not know, and `embeddings` whether one with embeddings of tokens.
-    All their modules' paths begin with one of the `roots`, and none has a part of `lacks`. `parameters` says whether a
-    parameter that is no layer's has a name there, its own.
+    `dialects` are the dialects of algorithms that they read. `alike` names algorithms without any of these that are
+    spelled as the programs read them. `algorithms` names all that they compute; None is for all of `dialects` and
+    `alike`. `instead` maps an algorithm to another one that can write the same change. `misread` names by algorithm the
+    factors that they ignore or compute by another rule, including `alpha`. `magnitudes` says how they apply those of
+    DoRA. `input_magnitudes` says whether they accept those of inputs, and `over_base` whether they divide those of
+    outputs by the norms of the base's rows instead of the changed rows; None where some do. `extras` says whether they
+    load a file with unknown tensors, and `embeddings` a file with embeddings of tokens. All module paths begin with one
+    of the `roots`, and none contains a part of `lacks`. `parameters` says whether a parameter outside of layers has its
+    own name there.
     """
 
     title: str
@@ -70,18 +70,21 @@ class Writing(NamedTuple):
 
 
 def first_of(family: Architecture | None, *names: str) -> str | None:
-    """The first of these layouts that the family has."""
+    """Return the first of these layouts that the family has."""
     own = {layout.name for layout in family.layouts} if family else ()
     return next((name for name in names if name in own), None)
 
 
 def of_diffusers_or_own(family: Architecture | None) -> str:
-    """The layout of those who load the classes of diffusers and of transformers, and any other model as it is."""
+    """Return the layout for programs that load diffusers' and transformers' classes, and other models as they are."""
     return first_of(family, "diffusers") or OWN
 
 
 def of_trainers(family: Architecture | None) -> str | None:
-    """The layout of a family that underscored files of most programs name: the one that its own trainers train."""
+    """Return the layout that a family's own trainers train, if its prefix is `lora_unet_`; None otherwise.
+
+    Most programs mean this layout by underscored names.
+    """
     first = family.layouts[0] if family else None
     return first.name if first and first.kohya_prefix == "lora_unet_" else None
 
@@ -107,24 +110,24 @@ class ModuleName(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What stands before the suffix in the file's keys."""
+        """Return the part before the suffix in the file's keys."""
         return self.prefix + self.body
 
 
 class Scheme(NamedTuple):
     """A naming convention.
 
-    `prefixes` maps what keys begin with to the component it stands for. `flat` schemes join the path with underscores.
-    `suffixes` are the spellings by role that `spell` writes, none of a scheme that is only read. `absent_alpha` says
-    what a module without alpha means: the scale is "one", alpha stands in a "config" beside the tensors, or the "scale"
-    itself does. `dialect` is the one of an algorithm's dialects that they are of, where it has that one, and ITS_OWN
-    where the `suffixes` of LoRA's factors stand in no algorithm: they are read below the prefixes of this scheme alone.
-    `carries_alpha` says whether readers of the scheme honour an alpha tensor.
+    `prefixes` maps the beginnings of keys to components. `flat` schemes join the path with underscores. `suffixes` are
+    the spellings by role that `spell` writes; a read-only scheme has none. `absent_alpha` gives the meaning of a module
+    without alpha: the scale is "one", alpha is in a "config" next to the tensors, or the "scale" itself is there.
+    `dialect` is the algorithm dialect of the suffixes, if an algorithm has it. It is ITS_OWN if no algorithm has the
+    `suffixes` of LoRA's factors: they are read only below this scheme's prefixes. `carries_alpha` says whether readers
+    of the scheme apply an alpha tensor.
 
-    `marks` are suffixes of which only modules of this scheme have one, where others have its prefixes too. `hiding` are
-    suffixes of LoRA's factors in which the module's own path ends: the role of each, and that end.
-    `alpha_of_all` says that the file has one alpha for all modules, beside its tensors. `writing` is what a file needs
-    for its programs; None where nothing is written under these names.
+    `marks` are suffixes that only modules of this scheme have; they separate it from schemes with the same prefixes.
+    `hiding` are suffixes of LoRA's factors that contain the end of the module's own path: the role of each, and that
+    end. `alpha_of_all` says that the file has one alpha for all modules, next to its tensors. `writing` are the
+    requirements of its programs; None if nothing is written under these names.
     """
 
     name: str
@@ -147,15 +150,18 @@ class Scheme(NamedTuple):
         return {role: suffix for role, suffix in self.suffixes.items() if role in LORA_ROLES}
 
     def module(self, path: str, prefix: str) -> str:
-        """The module's name in keys: `prefix` and the dotted `path` as this scheme writes it."""
+        """Return the module's name in keys: `prefix` and the dotted `path` as this scheme writes it."""
         return prefix + (path.replace(".", "_") if self.flat else path)
 
     def spell(self, path: str, role: str, prefix: str) -> str:
-        """The key of the tensor with `role` of the module at the dotted `path`."""
+        """Return the key of the tensor with `role` of the module at the dotted `path`."""
         return self.module(path, prefix) + self.suffixes[role]
 
     def table(self, paths: Iterable[str], prefix: str) -> dict[str, str]:
-        """Module name -> dotted path, the inverse of `module`; raises LoraInspectError where two paths spell alike."""
+        """Return the dotted paths by module name, the inverse of `module`.
+
+        Raises LoraInspectError if two paths have the same spelling.
+        """
         inverted: dict[str, str] = {}
         for path in paths:
             name = self.module(path, prefix)
@@ -167,9 +173,9 @@ class Scheme(NamedTuple):
         return inverted
 
     def parts(self, module: str, prefix: str, suffixes: Collection[str] = ()) -> ModuleName | None:
-        """The parts of a module's name that begins with a `prefix`, where it is one of this scheme, else None.
+        """Return the parts of a module's name that begins with a `prefix`; None if it is not one of this scheme.
 
-        `suffixes` are those of its keys.
+        `suffixes` are the suffixes of its keys.
         """
         if len(module) == len(prefix) or (self.flat and "." in module):
             return None

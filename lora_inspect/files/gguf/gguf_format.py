@@ -110,7 +110,7 @@ TYPE_NUMBERS: Final = {
 
 
 def aligned(position: int, alignment: int) -> int:
-    """The first multiple of `alignment` from `position` on."""
+    """Return the first multiple of `alignment` from `position` on."""
     return position + -position % alignment
 
 
@@ -121,7 +121,7 @@ OF_TOKENS = "tokenizer."
 
 
 class Value(NamedTuple):
-    """A value of the metadata: the number of its type, where it begins, and what it is."""
+    """A value of the metadata: the number of its type, its position, and the value itself."""
 
     type: int
     start: int
@@ -129,7 +129,7 @@ class Value(NamedTuple):
 
 
 class Cursor:
-    """Reads a file from a position on, a piece at a time. Raises LoraInspectError where there is less than asked."""
+    """A reader of a file from a position on, a piece at a time. Raises LoraInspectError at the file's end."""
 
     def __init__(self, source: InputFile, start: int) -> None:
         self.file, self.position, self.size = source.path, start, source.identity.bytes
@@ -138,7 +138,7 @@ class Cursor:
         self._piece, self._first = b"", start
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes."""
+        """Return the next `count` bytes."""
         self.check(count)
         begin = self.position - self._first
         if begin + count > len(self._piece):
@@ -148,7 +148,7 @@ class Cursor:
         return self._piece[begin : begin + count]
 
     def check(self, count: int) -> None:
-        """Raises LoraInspectError where the file ends before `count` more bytes."""
+        """Raise LoraInspectError if the file ends before `count` more bytes."""
         if count > self.size - self.position:
             raise DamagedError(
                 self.file,
@@ -157,12 +157,12 @@ class Cursor:
             )
 
     def number(self, form: str) -> Any:
-        """The next number, spelled as `struct` does."""
+        """Return the next number, spelled as `struct` does."""
         form = f"<{form}"
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def text(self, longest: int) -> str:
-        """The next string, of up to `longest` bytes."""
+        """Return the next string, of up to `longest` bytes."""
         length = self.number("Q")
         self.check(length)
         if length > longest:
@@ -180,7 +180,7 @@ Expect = Callable[[str, Mapping[str, Value]], None]
 
 
 def read_values(cursor: Cursor, keys: int, expect: Expect) -> dict[str, Value]:
-    """The metadata of a file; `expect` is told of each key once it is read, and of those of tokens before too."""
+    """Return the metadata of a file; `expect` gets each key once it is read, and keys of tokens before that."""
     values: dict[str, Value] = {}
     room = METADATA_CHARACTERS
     for _ in range(keys):
@@ -204,9 +204,9 @@ def read_values(cursor: Cursor, keys: int, expect: Expect) -> dict[str, Value]:
 
 
 def first_value(cursor: Cursor, keys: int, wanted: str) -> Any:
-    """The value of one key; None where it is not among the keys, or stands behind those of models alone.
+    """Return the value of one key; None if it is missing, or after the keys that only models have.
 
-    Raises LoraInspectError where the file ends before.
+    Raises LoraInspectError if the file ends before.
     """
     for _ in range(min(keys, METADATA_KEYS)):
         key = cursor.text(KEY_BYTES)
@@ -244,7 +244,7 @@ def _read_array(cursor: Cursor, key: str, room: int) -> list[Any]:
 
 
 def as_text(value: Any) -> str:
-    """A value in the metadata of a checkpoint: numbers and lists as JSON, strings as they are."""
+    """Return a value in the metadata of a checkpoint: numbers and lists as JSON, strings as they are."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -252,9 +252,9 @@ ENDING = ".gguf"
 
 
 def is_gguf_adapter(path: str) -> bool:
-    """Whether a file of this name says that it is an adapter, or ends before it says anything.
+    """Return True if a .gguf file says that it is an adapter, or ends before it says anything.
 
-    A model says what it is among its first keys; a file that is cut before that is for its reader to name.
+    A model states its type among its first keys. The reader reports a file that is truncated before that.
     """
     if not path.lower().endswith(ENDING):
         return False
@@ -268,7 +268,7 @@ def is_gguf_adapter(path: str) -> bool:
 
 
 def kind_of_gguf(path: str) -> object:
-    """What a GGUF file says that it is, None where it says nothing; LoraInspectError where it ends before."""
+    """Return the type that a GGUF file states, or None. Raises LoraInspectError if the file ends before it."""
     with InputFile(path) as source:
         return _kind(source)
 

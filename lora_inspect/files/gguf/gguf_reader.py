@@ -52,9 +52,10 @@ _MATRICES = (".lora_a", ".lora_b")
 
 
 class ExpectedKind(NamedTuple):
-    """What a file is read as: what raises LoraInspectError for another one, and what is true of all of its kind.
+    """The kind of file to read: a check that refuses other kinds, and the maximum number of dimensions.
 
-    `way_out` is the way out where the file is one of a version or with element types that are not known here.
+    `expect` raises LoraInspectError for another kind. `way_out` is the fix for a file with an unknown version or
+    unknown element types.
     """
 
     expect: Expect
@@ -70,7 +71,7 @@ class Contents(NamedTuple):
 
 
 def read_contents(source: InputFile, expected: ExpectedKind) -> Contents:
-    """The whole header; raises LoraInspectError where it is damaged or another one than `expected`."""
+    """Return the whole header. Raises LoraInspectError if it is damaged or of another kind than `expected`."""
     cursor = Cursor(source, len(GGUF_MAGIC))
     _check_version(cursor, expected)
     tensors, keys = cursor.number("Q"), cursor.number("Q")
@@ -136,7 +137,7 @@ def _read_entries(cursor: Cursor, tensors: int, expected: ExpectedKind) -> Itera
 
 
 def _with_ranges(cursor: Cursor, entries: list[_Entry], alignment: int) -> dict[str, TensorInfo]:
-    """The tensors with their places, each behind the one before it."""
+    """Return the tensors with their places, each after the one before it."""
     file, data = cursor.file, aligned(cursor.position, alignment)
     infos: dict[str, TensorInfo] = {}
     position = stop = data if entries else cursor.size
@@ -169,9 +170,9 @@ def _alignment(file: str, values: dict[str, Value]) -> int:
 
 
 class GgufHeader(NamedTuple):
-    """Tensors in file order, metadata as text, which file it was, and where the alpha of all modules stands.
+    """Tensors in file order, metadata as text, the file's identity, and the place of the alpha of all modules.
 
-    `alpha` is None where there is none, or 0: llama.cpp multiplies by 1 then.
+    `alpha` is None if there is none, or if it is 0: llama.cpp then multiplies by 1.
     """
 
     tensors: dict[str, TensorInfo]
@@ -181,7 +182,7 @@ class GgufHeader(NamedTuple):
 
 
 def read_gguf(file: str) -> GgufHeader:
-    """The header of an adapter; raises LoraInspectError for a model, and for what llama.cpp would not read."""
+    """Return the header of an adapter. Raises LoraInspectError for a model, and if llama.cpp would not read it."""
 
     def expect(key: str, values: Mapping[str, Value]) -> None:
         if key.startswith(OF_TOKENS) or (key == TYPE_KEY and values[key].value != ADAPTER):
@@ -201,7 +202,7 @@ def read_gguf(file: str) -> GgufHeader:
 
 
 def _no_adapter(file: str, values: Mapping[str, Value]) -> LoraInspectError:
-    """The error for a file that is something else, as its metadata says."""
+    """Return the error for a file that is something else by its metadata."""
     kind = values.get(TYPE_KEY)
     if kind is None or kind.value == MODEL:
         said = values.get(ARCHITECTURE_KEY)
@@ -220,7 +221,7 @@ def _no_adapter(file: str, values: Mapping[str, Value]) -> LoraInspectError:
 
 
 def _check_adapter(file: str, values: dict[str, Value]) -> None:
-    """Raises LoraInspectError where the metadata is not that of an adapter whose change is known."""
+    """Raise LoraInspectError if the metadata is not that of an adapter with a known change."""
     if TYPE_KEY not in values:
         raise _no_adapter(file, values)
     kind = values.get(ADAPTER_TYPE_KEY)
@@ -236,7 +237,7 @@ def _check_adapter(file: str, values: dict[str, Value]) -> None:
 
 
 def _alpha(file: str, found: Value, identity: Identity) -> TensorInfo | None:
-    """Where the number stands; None for 0."""
+    """Return the place of alpha in the file; None for 0."""
     if found.type != FLOAT32:
         raise DamagedError(file, f"its {ALPHA_KEY} is {as_text(found.value)}, not a float32", AGAIN)
     return TensorInfo(ALPHA_KEY, "F32", (), file, found.start, found.start + 4, identity) if found.value else None
@@ -248,7 +249,7 @@ _OF_LLAMA_CPP = re.compile(r"(?:^|\.)blk\.\d|^token_embd\.")
 
 
 class GgufModel(NamedTuple):
-    """Tensors in file order and in the shapes of the model, metadata as text, and which file it was."""
+    """Tensors in file order and in the shapes of the model, metadata as text, and the file's identity."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
@@ -256,7 +257,7 @@ class GgufModel(NamedTuple):
 
 
 def read_gguf_model(file: str) -> GgufModel:
-    """The header of a model; raises LoraInspectError for one that has not its own names, and for what is none."""
+    """Return the header of a model with its own tensor names. Raises LoraInspectError for any other file."""
 
     def expect(key: str, values: Mapping[str, Value]) -> None:
         if key.startswith(OF_TOKENS):
@@ -293,7 +294,7 @@ def _of_llama_cpp(file: str, values: Mapping[str, Value], named: str) -> LoraIns
 
 
 def _shape(info: TensorInfo, values: Mapping[str, Value]) -> tuple[int, ...]:
-    """The shape that the tensor has in the model."""
+    """Return the shape that the tensor has in the model."""
     said = values.get(f"{SHAPE_KEY}{info.name}")
     if said is None:
         return info.shape

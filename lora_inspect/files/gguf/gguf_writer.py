@@ -36,12 +36,12 @@ def write_gguf(
     force: bool = False,
     prove: Callable[[str], None] | None = None,
 ) -> None:
-    """Writes the factors of an adapter, named as llama.cpp names them, for models of an `architecture` of its.
+    """Write the factors of an adapter, under llama.cpp's names, for models of its `architecture`.
 
     llama.cpp multiplies each product by `alpha`/rank, where alpha, a float32, is not 0. `metadata` are strings under
-    keys of their own. `inputs` are the files that the contents were made of, and have to be those still when the output
-    is complete; with `force` it replaces a file of its name. `prove` is called with the path of the complete file
-    before it appears. Raises LoraInspectError for what the format has no place for, and where the disk refuses.
+    their own keys. `inputs` are the source files of the contents, and must be unchanged when the output is complete;
+    with `force` it replaces a file of its name. `prove` is called with the path of the complete file before it appears.
+    Raises LoraInspectError for contents that the format has no place for, and if the disk refuses.
     """
     for content in contents:
         _check(path, content)
@@ -57,7 +57,7 @@ def write_gguf(
 
 
 def encode_gguf(architecture: str, alpha: float, contents: Sequence[Content], metadata: Mapping[str, str]) -> bytes:
-    """The header, padded to where the first tensor begins. ValueError for a key that the format itself has."""
+    """Return the header, padded to the first tensor. Raises ValueError for a key that the format itself has."""
     own = {ARCHITECTURE_KEY: architecture, TYPE_KEY: ADAPTER, ADAPTER_TYPE_KEY: LORA}
     if taken := (own.keys() | {ALPHA_KEY}) & metadata.keys():
         raise ValueError(f"{taken.pop()} is said otherwise")
@@ -78,7 +78,7 @@ def encode_gguf(architecture: str, alpha: float, contents: Sequence[Content], me
 
 
 def _check(path: str, content: Content) -> None:
-    """Raises LoraInspectError for a tensor that llama.cpp would not load."""
+    """Raise LoraInspectError for a tensor that llama.cpp would not load."""
     name, dtype, shape = content.plan
     if dtype not in TYPE_NUMBERS:
         raise RefusedError(

@@ -48,7 +48,7 @@ FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 
 
 class Grid(NamedTuple):
-    """The numbers of a type: bits of the mantissa behind the point, and the exponent of the least normal number.
+    """The numbers of a type: bits of the mantissa after the point, and the exponent of the least normal number.
 
     Whole numbers are as far apart as the numbers below that exponent are.
     """
@@ -86,7 +86,7 @@ _STRUCT = {
 
 
 def decode_number(dtype: str, data: bytes) -> float | int | bool | None:
-    """One little-endian element of `dtype` as a Python number, or None where the dtype has no plain reading."""
+    """Return one little-endian element of `dtype` as a Python number, or None where the dtype has no plain reading."""
     if dtype == "BOOL":
         return data != b"\x00"
     if dtype == "BF16":

@@ -59,10 +59,10 @@ class Editing:
         self._journal = descriptor
 
     def rewrite(self, header: bytes, identity: Identity) -> None:
-        """Puts `header` in the place of one of the same length.
+        """Replace the header by `header`, which has the same length.
 
-        Raises LoraInspectError where the disk refuses, with the old header in its place, and where the file is not the
-        one of `identity` any more.
+        Raises LoraInspectError if the disk refuses, with the old header in its place, and if the file is no longer the
+        one of `identity`.
         """
         with refusing(self.file):
             descriptor = open_itself(self.file)
@@ -81,7 +81,7 @@ class Editing:
                 os.close(descriptor)
 
     def _put_back(self, descriptor: int, journal: Journal, error: BaseException) -> None:
-        """Writes the old header; for an error of the disk raises LoraInspectError, which names the header in place."""
+        """Write the old header; for a disk error raise LoraInspectError, which names the header in place."""
         try:
             _write(descriptor, journal.old)
         except OSError as again:
@@ -103,7 +103,7 @@ class Editing:
             ) from None
 
     def repair(self) -> None:
-        """Puts back what a run that died was replacing, if it had begun to."""
+        """Restore the old header if a run died while it replaced it."""
         size = os.fstat(self._journal).st_size
         if not is_ours(_read(self._journal, min(size, size_of(0)))[: size_of(0) - DIGEST_BYTES]):
             path = journal_of(self.file)
@@ -120,7 +120,7 @@ class Editing:
             os.close(descriptor)
 
     def _keep(self, journal: Journal) -> None:
-        """Has the disk keep both headers before one of them is touched."""
+        """Sync both headers to disk before one of them is touched."""
         os.ftruncate(self._journal, 0)
         os.lseek(self._journal, 0, os.SEEK_SET)
         write_all(self._journal, journal.encoded())
@@ -131,9 +131,9 @@ class Editing:
 
 @contextmanager
 def editing(file: str) -> Iterator[Editing]:
-    """The right to change `file`, after what a run that died has left of it is put right.
+    """Yield the right to change `file`, after repairing the leftovers of a run that died.
 
-    Raises LoraInspectError where another run has it, and where nothing can be written beside the file.
+    Raises LoraInspectError if another run has the right, or nothing can be written next to the file.
     """
     with refusing(file):
         descriptor, is_left = _claim(file)
@@ -150,7 +150,7 @@ def editing(file: str) -> Iterator[Editing]:
 
 
 def repair(path: str) -> None:
-    """Repairs the file, or those of the folder, whose journals say that a run died while it rewrote them."""
+    """Repair the file, or the files in the folder, with journals of runs that died while they rewrote them."""
     folder = os.path.isdir(path)
     found = [os.path.join(path, name) for name in sorted(os.listdir(path))] if folder else [journal_of(path)]
     for journal in found:
@@ -160,7 +160,7 @@ def repair(path: str) -> None:
 
 
 def _claim(file: str) -> tuple[int, bool]:
-    """The descriptor of a locked journal, and whether a run that died had left it."""
+    """Return the descriptor of a locked journal, and True if it was left by a run that died."""
     path = journal_of(file)
     for _ in range(_TRIES):
         try:
@@ -187,7 +187,7 @@ def _claim(file: str) -> tuple[int, bool]:
 
 
 def _is_free(descriptor: int, is_left: bool) -> bool:
-    """Whether the lock of a journal is taken now, or where there are no locks, nobody can be at it any more."""
+    """Return True if this run now has the journal's lock, or, without locks, no other run can still use it."""
     is_locked = lock(descriptor)
     if is_locked is None:
         return not is_left or time.time() - os.fstat(descriptor).st_mtime > _LONGEST_RUN
@@ -195,7 +195,7 @@ def _is_free(descriptor: int, is_left: bool) -> bool:
 
 
 def _release(path: str, descriptor: int, keeps: bool) -> None:
-    """Gives the right back, however often it is interrupted; a journal that the next run needs stays."""
+    """Release the right even if interrupted several times; a journal that the next run needs stays."""
     try:
         if not keeps:
             _remove(path, descriptor)
@@ -220,7 +220,7 @@ def _remove(path: str, descriptor: int) -> None:
 
 
 def _read(descriptor: int, count: int) -> bytes:
-    """The first bytes of a file, as many as it has of them."""
+    """Return the first `count` bytes of a file, or all if it has fewer."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     found = b""
     while len(found) < count and (piece := os.read(descriptor, count - len(found))):
@@ -239,7 +239,7 @@ _BLOCK = 4096
 
 
 class Headed(NamedTuple):
-    """A file and what its header says: its tensors in file order, its metadata, and where its data begins."""
+    """A file and its header: its tensors in file order, its metadata, and the position of its data."""
 
     file: str
     tensors: Mapping[str, TensorInfo]
@@ -249,7 +249,7 @@ class Headed(NamedTuple):
 
     @property
     def room(self) -> int:
-        """How many bytes the metadata may gain where it stands; less than none where the header lacks them."""
+        """The number of bytes that the metadata can grow in place; negative if the header is too short."""
         return self.data_start - LENGTH_BYTES - len(header_text(self._plans, self.metadata))
 
     @property
@@ -257,12 +257,12 @@ class Headed(NamedTuple):
         return [TensorPlan(info.name, info.dtype, info.shape) for info in self.tensors.values()]
 
     def written(self, metadata: Mapping[str, str]) -> bytes:
-        """The text of its header with another metadata."""
+        """Return the text of its header with another metadata."""
         return header_text(self._plans, metadata)
 
 
 def read_headed(file: str) -> Headed:
-    """The header of one .safetensors file; raises LoraInspectError where it is none."""
+    """Return the header of one .safetensors file. Raises LoraInspectError for any other file."""
     tensors, metadata, identity = identified_header(file)
     with InputFile(file, identity) as source:
         length = int.from_bytes(source.read(0, LENGTH_BYTES), "little")
@@ -277,11 +277,11 @@ def write_anew(
     progress: Progress = silent,
     prove: Callable[[str], None] | None = None,
 ) -> None:
-    """Writes the file with another metadata to `output`, complete or not at all; onto itself with its own rights.
+    """Write the file with another metadata to `output`, complete or not at all; onto itself with its own rights.
 
-    `progress` is told of the bytes, and `prove` is called with the path of the whole file before it appears. Raises
-    LoraInspectError where the disk refuses, where the file is not the one any more that was read, and where the
-    metadata is more than is read back.
+    `progress` gets the number of bytes, and `prove` is called with the path of the whole file before it appears. Raises
+    LoraInspectError if the disk refuses, if the file changed since it was read, and if the metadata are longer than the
+    reader accepts.
     """
     is_same = output == headed.file
 
@@ -311,9 +311,9 @@ def write_anew(
 
 
 def write_in_place(headed: Headed, metadata: Mapping[str, str], own: Editing) -> None:
-    """Writes another metadata into the header where it stands, no byte behind which is touched.
+    """Write another metadata into the existing header; no byte after it is touched.
 
-    Raises LoraInspectError where it does not fit, and where the disk refuses.
+    Raises LoraInspectError if it does not fit, and if the disk refuses.
     """
     text = headed.written(metadata)
     room = headed.data_start - LENGTH_BYTES
@@ -327,7 +327,7 @@ def write_in_place(headed: Headed, metadata: Mapping[str, str], own: Editing) ->
 
 
 def _prove(headed: Headed, metadata: Mapping[str, str], partial: str, output: str) -> None:
-    """Raises LoraInspectError where the new file is not read as the old one with the metadata."""
+    """Raise an error if the new file does not read as the old one with the new metadata."""
     try:
         found = read_headed(partial)
     except LoraInspectError as error:

@@ -48,7 +48,7 @@ _tables: Remembered[tuple[str, int], "Table"] = Remembered(16)
 
 
 class Table(NamedTuple):
-    """The tensors of a header in the order of their ranges, which begin and end in the data behind it: by columns."""
+    """The tensors of a header by columns, in the order of their ranges, which begin and end in the data after it."""
 
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
@@ -58,7 +58,7 @@ class Table(NamedTuple):
 
 
 class _Spelling:
-    """The signs of a header: `blank` is what stands behind a colon and a comma."""
+    """The punctuation of a header; `blank` follows each colon and comma."""
 
     def __init__(self, blank: str) -> None:
         comma, colon = f",{blank}", f":{blank}"
@@ -74,14 +74,14 @@ class _Spelling:
         self._length, self._between = len(signs), len(comma)
 
     def entries(self, text: str) -> list[tuple[str, str, str, str]] | None:
-        """(name, kind, start, stop) of each entry in the end of a header; None where anything else is in it."""
+        """Return (name, kind, start, stop) of each entry at the end of a header; None if it has anything else."""
         found = self._entry.findall(text)
         length = sum(map(len, chain.from_iterable(found)))
         signs = len(found) * self._length + (len(found) - 1) * self._between + len("}")
         return found if found and length + signs == len(text) else None
 
     def kind(self, text: str) -> tuple[str, tuple[int, ...], int] | None:
-        """Type, shape and size in bytes; None for what no tensor has."""
+        """Return type, shape and size in bytes; None if no tensor can have them."""
         dtype, _, dimensions = text.partition(self._before_shape)
         digits = dimensions.split(self.comma) if dimensions else []
         if dtype not in BITS or not all(map(_is_number, digits)):
@@ -92,7 +92,7 @@ class _Spelling:
 
 
 def _is_number(digits: str) -> bool:
-    """Whether it is spelled as JSON has a whole number, with no more digits than `_NUMBER` takes."""
+    """Return True for a whole number in JSON's spelling, with no more digits than `_NUMBER` takes."""
     return digits.isdecimal() and len(digits) <= _MOST_DIGITS and (digits[0] != "0" or digits == "0")
 
 
@@ -101,9 +101,9 @@ _spelling = cache(_Spelling)
 
 
 def read_plain(content: bytes | bytearray, room: int) -> tuple[Table, dict[str, str]] | None:
-    """The tensors, which fill the `room` behind the header, and the metadata.
+    """Return the tensors, which fill the `room` after the header, and the metadata.
 
-    None where the header is not as nearly all are, or has a fault.
+    Returns None for a header in another than the common form, or with a fault.
     """
     try:
         text = content.decode().rstrip(_ENDS)
@@ -124,7 +124,7 @@ def read_plain(content: bytes | bytearray, room: int) -> tuple[Table, dict[str, 
 
 
 def _table_as_before(spelling: _Spelling, text: str, room: int) -> Table | None:
-    """What `_table` finds in the text."""
+    """Return the result of `_table` for the text, from a cache if possible."""
     if len(text) > _LONGEST_REMEMBERED:
         return _table(spelling, text, room)
     table = _tables.get((text, room))
@@ -134,7 +134,7 @@ def _table_as_before(spelling: _Spelling, text: str, room: int) -> Table | None:
 
 
 def _metadata(text: str, start: int) -> tuple[dict[str, str], int] | None:
-    """The map of strings that begins there, and the position behind it; None where it is none."""
+    """Return the map of strings that begins there, and the position after it; None if it is none."""
     try:
         found, stop = parse_plain(text, start)
     except (ValueError, RecursionError):
@@ -152,9 +152,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _table(spelling: _Spelling, text: str, room: int) -> Table | None:
-    """The tensors of the entries, each with the bytes that its type and shape need, one behind the other.
+    """Return the tensors of the entries, each with the bytes that its type and shape need, in one sequence.
 
-    None where not so.
+    Returns None if they are not so.
     """
     entries = spelling.entries(text)
     if not entries:
@@ -205,16 +205,16 @@ class TensorInfo(NamedTuple):
 
 
 def read_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Tensors in file order and metadata of one .safetensors file, with every rule of the format checked.
+    """Return tensors in file order and metadata of one .safetensors file; every rule of the format is checked.
 
-    Raises LoraInspectError where the file cannot be what its name says.
+    Raises LoraInspectError for a file that is damaged or in another format.
     """
     tensors, metadata, _ = identified_header(file)
     return tensors, metadata
 
 
 def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str], Identity]:
-    """What `read_header` reads, and which file it was."""
+    """Return the result of `read_header`, and the identity of the file."""
     with InputFile(file) as source:
         size = source.identity.bytes
         start = bytes(source.read(0, min(size, START_BYTES)))
@@ -237,12 +237,12 @@ def identified_header(file: str) -> tuple[dict[str, TensorInfo], dict[str, str],
 
 
 def count_elements(shape: Iterable[int]) -> int:
-    """Product of the dimensions; 1 for a scalar."""
+    """Return the product of the dimensions; 1 for a scalar."""
     return prod(shape)
 
 
 def _read_plain(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
-    """What `_read_text` finds in a header as nearly all programs write it; None for any other."""
+    """Return the result of `_read_text` for a header in the common form; None for any other."""
     file, identity, data_start = source.path, source.identity, LENGTH_BYTES + length
     if length > LONGEST:
         return None
@@ -308,9 +308,9 @@ def _parse_entry(file: str, name: str, entry: Mapping[str, Any], data_start: int
 
 
 class Span(NamedTuple):
-    """Bytes `start` to `stop` of the file that the tensor `info` is in, and where they are written.
+    """Bytes `start` to `stop` of the file that the tensor `info` is in, and their position in the new file.
 
-    They are whole tensors that lie one behind the other in both files, or a part of these.
+    They are whole tensors in the same sequence in both files, or a part of these.
     """
 
     info: TensorInfo
@@ -319,7 +319,7 @@ class Span(NamedTuple):
     at: int
 
     def pieces(self, most: int) -> Iterator["Span"]:
-        """Spans of at most so many bytes, one behind the other."""
+        """Yield spans of at most so many bytes, one after the other."""
         for start in range(self.start, self.stop, most):
             stop = min(start + most, self.stop)
             yield self._replace(start=start, stop=stop, at=self.at + start - self.start)

@@ -23,18 +23,18 @@ DIGEST_BYTES = 32
 
 
 class Journal(NamedTuple):
-    """Two headers of the same length, with what stands before them: the one that was, and the one that will be."""
+    """Two headers of the same length, each with the length before it: the old one and the new one."""
 
     old: bytes
     new: bytes
 
     def encoded(self) -> bytes:
-        """The bytes of a whole journal, which no part of it is."""
+        """Return the bytes of a whole journal; no part of it is a whole journal."""
         content = _MARK + self.old + self.new
         return content + _digest(content)
 
     def state(self, header: bytes) -> str:
-        """What `header` is: one of the two, a part of each, or neither."""
+        """Return the state of `header`: one of the two, a mix of both, or neither."""
         if header in (self.old, self.new):
             return WHOLE
         found, old, new = (int.from_bytes(one, "little") for one in (header, self.old, self.new))
@@ -42,12 +42,12 @@ class Journal(NamedTuple):
 
 
 def journal_of(file: str) -> str:
-    """The path of a file's journal."""
+    """Return the path of a file's journal."""
     return file + JOURNAL_ENDING
 
 
 def decoded(content: bytes) -> Journal | None:
-    """The journal; None where its run died before it was whole, and so before it wrote to the file."""
+    """Return the journal; None if its run died before it was whole, and so before it wrote to the file."""
     headers, digest = content[len(_MARK) : -DIGEST_BYTES], content[-DIGEST_BYTES:]
     if not content.startswith(_MARK) or len(headers) % 2 or digest != _digest(content[:-DIGEST_BYTES]):
         return None
@@ -56,17 +56,17 @@ def decoded(content: bytes) -> Journal | None:
 
 
 def is_ours(start: bytes) -> bool:
-    """Whether a file that begins so is a journal, or what a run that died at once has of one."""
+    """Return True if a file that begins so is a journal, or the start of one from a run that died at once."""
     return start.startswith(_MARK) or _MARK.startswith(start)
 
 
 def size_of(length: int) -> int:
-    """How many bytes a whole journal has of headers with so many."""
+    """Return the size in bytes of a whole journal of two headers with `length` bytes each."""
     return len(_MARK) + 2 * length + DIGEST_BYTES
 
 
 def refuse_torn(source: InputFile, length: int) -> None:
-    """Raises LoraInspectError where a run left the header of the file, of so many bytes, in parts."""
+    """Raise LoraInspectError if a run left the header of the file, of so many bytes, in parts."""
     path = journal_of(source.path)
     if not source.is_on_disk or not os.path.lexists(path):
         return

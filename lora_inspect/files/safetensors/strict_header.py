@@ -1,7 +1,7 @@
-"""The JSON of a header, read entry by entry, as strictly as the safetensors library reads it. Standard library only.
+"""The JSON of a header, read entry by entry, as strictly as the safetensors library does. Standard library only.
 
-No more than a few pieces of it are held at a time, so that neither a long header nor a value that is small as text and
-large as objects takes memory before it is refused.
+Only a few pieces of it are in memory at a time. So neither a long header nor a value that is small as text and large as
+objects takes memory before it is refused.
 """
 
 import codecs
@@ -46,9 +46,9 @@ _FIRST_REACH = 1 << 10
 
 
 class HeaderText:
-    """The `length` bytes of JSON at position `start` of a file. `metadata` are whole when `entries` is at its end.
+    """The `length` bytes of JSON at position `start` of a file; `metadata` are complete once `entries` ends.
 
-    Raises LoraInspectError where it is no JSON of a header, or beyond a bound.
+    Raises LoraInspectError for JSON that is no header, and for one beyond a bound.
     """
 
     def __init__(self, source: InputFile, start: int, length: int) -> None:
@@ -59,7 +59,7 @@ class HeaderText:
         self._text, self._at = "", 0
 
     def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(name, fields) of each tensor, in the order of the text."""
+        """Yield (name, fields) of each tensor, in the order of the text."""
         if self._stop - self._next > TENSORS * _SHORTEST_ENTRY:
             self._refuse_too_many()
         if self._peek() != "{":
@@ -84,7 +84,7 @@ class HeaderText:
             raise self._no_json()
 
     def _refuse_too_many(self) -> None:
-        """Counts the entries without reading them."""
+        """Raise LoraInspectError for too many entries, which are counted without reading them."""
         count, overlap = 0, len(_IN_EVERY_ENTRY) - 1
         for position in range(self._next, self._stop, _PIECE_BYTES):
             stop = min(position + _PIECE_BYTES + overlap, self._stop)
@@ -93,7 +93,7 @@ class HeaderText:
             raise too_many_tensors(self._source.path, count)
 
     def _entry(self, name: str) -> dict[str, Any]:
-        """An entry that may have anything in it."""
+        """Return an entry that may have anything in it."""
         if self._peek() != "{":
             raise incomplete_entry(self._source.path, name)
         self._ahead(ENTRY_CHARACTERS)
@@ -118,7 +118,7 @@ class HeaderText:
         )
 
     def _strings(self) -> dict[str, str]:
-        """The metadata: a map of strings to strings, or null."""
+        """Return the metadata: a map of strings to strings, or null."""
         found: dict[str, str] = {}
         room = METADATA_CHARACTERS
         if self._peek() != "{":
@@ -145,7 +145,7 @@ class HeaderText:
         return found
 
     def _key(self) -> str:
-        """A name and the colon after it."""
+        """Read a name and the colon after it."""
         name = self._string(_KEY_CHARACTERS, _LONG_KEY)
         if 4 * len(name) > KEY_BYTES and len(name.encode()) > KEY_BYTES:
             raise self._beyond(_LONG_KEY)
@@ -154,7 +154,7 @@ class HeaderText:
         return name
 
     def _string(self, longest: int, beyond: str) -> str:
-        """A string that is spelled with up to `longest` characters; `beyond` says what it is otherwise."""
+        """Read a string spelled with up to `longest` characters; `beyond` describes a longer one in the error."""
         if self._peek() != '"':
             raise self._no_json()
         self._ahead(_KEY_CHARACTERS)
@@ -180,13 +180,13 @@ class HeaderText:
         return str(value)
 
     def _take(self, sign: str) -> bool:
-        """Whether the next character is this one, which is then behind."""
+        """Return True and step over the next character if it is this one."""
         taken = self._peek() == sign
         self._at += taken
         return taken
 
     def _peek(self) -> str:
-        """The next character that is no blank, "" at the end."""
+        """Return the next character that is not blank, "" at the end."""
         while True:
             character = self._text[self._at : self._at + 1]
             if character > " ":
@@ -200,7 +200,7 @@ class HeaderText:
             self._ahead(1)
 
     def _ahead(self, count: int) -> None:
-        """Has `count` more characters at hand, or all that there are."""
+        """Read ahead until `count` more characters are available, or all that there are."""
         while len(self._text) - self._at < count and self._next < self._stop:
             size = min(max(count, _PIECE_BYTES), self._stop - self._next)
             piece = self._source.read(self._next, size)
@@ -219,7 +219,7 @@ class HeaderText:
         return self._refused("holds text that is not Unicode; write the file again")
 
     def repeats(self, what: str) -> LoraInspectError:
-        """The error for a name that the text has twice in one place."""
+        """Return the error for a name that the text has twice in one place."""
         return self._refused(f"has {what} twice, and programs read different ones; write the file again")
 
     def _beyond(self, what: str) -> LoraInspectError:
@@ -235,5 +235,5 @@ class HeaderText:
 
 
 def incomplete_entry(file: str, name: str) -> LoraInspectError:
-    """The error for a tensor of which the header does not say enough."""
+    """Return the error for a tensor with an incomplete header entry."""
     return DamagedError(file, f"the header entry of {name} lacks dtype, shape or data_offsets", "fetch the file again")

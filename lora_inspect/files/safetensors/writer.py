@@ -31,14 +31,14 @@ _SYSTEM_BYTES = 64 << 20
 
 
 def write_all(descriptor: int, buffer: Buffer) -> None:
-    """Appends the whole of `buffer`; OSError where the disk refuses."""
+    """Append the whole of `buffer`. Raises OSError if the disk refuses."""
     view = memoryview(buffer).cast("B")
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def write_all_at(descriptor: int, buffer: Buffer, position: int) -> int:
-    """Writes the whole of `buffer` at a `position`, and returns the one behind it; OSError where the disk refuses."""
+    """Write the whole of `buffer` at a `position`, and return the position after it. Raises OSError."""
     view = memoryview(buffer).cast("B")
     while view:
         written = write_at(descriptor, view, position)
@@ -47,7 +47,7 @@ def write_all_at(descriptor: int, buffer: Buffer, position: int) -> int:
 
 
 def copy_bytes(source: InputFile, start: int, stop: int, descriptor: int, at: int, progress: Progress = silent) -> None:
-    """Writes the bytes `start` to `stop` of an input to the position `at`; OSError where the disk refuses."""
+    """Write the bytes `start` to `stop` of an input to the position `at`. Raises OSError if the disk refuses."""
     # Where the system cannot, reading and writing finds out whether the disk itself refuses.
     moved = _copy_in_system(source, start, stop, descriptor, at, progress)
     start, at = start + moved, at + moved
@@ -57,7 +57,7 @@ def copy_bytes(source: InputFile, start: int, stop: int, descriptor: int, at: in
 
 
 def _copy_in_system(source: InputFile, start: int, stop: int, descriptor: int, at: int, progress: Progress) -> int:
-    """Copies as far as the system does it by itself, and returns how many bytes."""
+    """Copy as many bytes as the system copies by itself, and return the number."""
     done = 0
     while source.is_on_disk and start + done < stop:
         count = min(stop - start - done, _SYSTEM_BYTES)
@@ -74,9 +74,9 @@ _STEP = 64 << 20
 
 
 class EarlySync:
-    """Tells the system of one open file, in a thread of its own: where the disk is slow, that thread alone waits.
+    """A thread that tells the system to write one open file to disk early; only this thread waits for a slow disk.
 
-    What the disk refuses shows when the file is synced at last.
+    Disk errors appear when the file is finally synced.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -87,7 +87,7 @@ class EarlySync:
         self._thread: threading.Thread | None = None
 
     def wrote(self, count: int) -> None:
-        """Says that so many more bytes were written; one thread calls it at a time."""
+        """Report `count` more written bytes; only one thread calls it at a time."""
         self._since += count
         if self._since < _STEP:
             return
@@ -99,7 +99,7 @@ class EarlySync:
         self._due.set()
 
     def close(self) -> None:
-        """Ends it; the file may be closed then."""
+        """End the thread; afterwards the file may be closed."""
         self._is_over = True
         self._due.set()
         if self._thread is not None and self._thread.ident is not None:
@@ -120,7 +120,7 @@ ALIGNMENT = 8
 
 
 class TensorPlan(NamedTuple):
-    """What will be written under `name`."""
+    """The element type and shape of a tensor to write under `name`."""
 
     name: str
     dtype: str
@@ -133,17 +133,17 @@ class TensorPlan(NamedTuple):
 
 
 def in_file_order(plans: Iterable[TensorPlan]) -> list[TensorPlan]:
-    """The plans with wider element types first, so that every tensor is aligned; otherwise in the given order."""
+    """Return the plans with wider element types first, to align every tensor; otherwise in the given order."""
     return sorted(plans, key=lambda plan: -BITS[plan.dtype])
 
 
 def encode_header(plans: Sequence[TensorPlan], metadata: Mapping[str, str], room: int = 0) -> bytes:
-    """The header of a file with the tensors `plans` in this order, its length before it and `room` blanks behind it."""
+    """Return the header of a file with the tensors `plans` in this order, after its length and before `room` blanks."""
     return padded_header(header_text(plans, metadata), room)
 
 
 def header_text(plans: Iterable[TensorPlan], metadata: Mapping[str, str]) -> bytes:
-    """The JSON of a header in as few bytes as it takes."""
+    """Return the JSON of a header in as few bytes as possible."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for plan in plans:
@@ -154,7 +154,7 @@ def header_text(plans: Iterable[TensorPlan], metadata: Mapping[str, str]) -> byt
 
 
 def padded_header(text: bytes, room: int = 0, behind: int = 0, step: int = ALIGNMENT) -> bytes:
-    """A header with the length before its text and at least `room` blanks behind it.
+    """Return a header with its length before its text and at least `room` blanks after it.
 
     The data then begins `behind` a multiple of `step`.
     """
@@ -163,12 +163,11 @@ def padded_header(text: bytes, room: int = 0, behind: int = 0, step: int = ALIGN
 
 
 class Writer:
-    """Context manager that writes one file beside `path` and renames it when it is complete; else nothing is left.
+    """Context manager that writes one file next to `path` and renames it when it is complete; else nothing is left.
 
-    The place of every tensor is known from the header, so that several threads may write, each its own tensors or rows;
-    so is the `size` of the file.
-    With `force` the file replaces one of its name. Raises LoraInspectError when the disk refuses, where something has
-    the name, and where one of the `inputs` is not the file any more that was read.
+    The places of all tensors and the `size` of the file are known from the header, so that several threads may write,
+    each its own tensors or rows. With `force` the file replaces one of its name. Raises LoraInspectError if the disk
+    refuses, if something has the name, and if one of the `inputs` changed since it was read.
     """
 
     def __init__(
@@ -214,20 +213,20 @@ class Writer:
                 raise AssertionError(f"{self._left} bytes were planned but not written")
 
     def place(self, name: str) -> tuple[int, int]:
-        """Where a tensor begins and ends in the file."""
+        """Return the begin and the end of a tensor in the file."""
         return self._places[name]
 
     def has(self, name: str) -> bool:
-        """Whether a tensor is one of the file."""
+        """Return True if the file has a tensor of this name."""
         return name in self._places
 
     def forget(self, name: str) -> None:
-        """A tensor that was written whole is to be written once more."""
+        """Allow a tensor that was written whole to be written again."""
         start, stop = self._places[name]
         self._count(start - stop)
 
     def write(self, name: str, chunks: Iterable[Buffer]) -> None:
-        """The whole content of a tensor, in as many chunks as the caller likes."""
+        """Write the whole content of a tensor, in any number of chunks."""
         start, stop = self._places[name]
         position = 0
         for chunk in chunks:
@@ -236,7 +235,7 @@ class Writer:
             raise AssertionError(f"{name}: {position} bytes written where {stop - start} were planned")
 
     def write_at(self, name: str, position: int, buffer: Buffer) -> int:
-        """Bytes of a tensor from its own `position` on, each of which is written once; returns the position behind."""
+        """Write bytes of a tensor from its own `position` on, each only once; return the position after them."""
         start, stop = self._places[name]
         count = memoryview(buffer).nbytes
         if start + position + count > stop:
@@ -246,24 +245,24 @@ class Writer:
         return position + count
 
     def copy(self, info: TensorInfo, name: str | None = None, progress: Progress = silent) -> None:
-        """The bytes of `info` as a whole tensor, moved by the system where it can."""
+        """Write the bytes of `info` as a whole tensor, moved by the system if it can."""
         start, stop = self._places[name or info.name]
         if stop - start != info.nbytes:
             raise AssertionError(f"{info.name}: {info.nbytes} bytes do not fit a plan of {stop - start}")
         self.copy_span(Span(info, info.start, info.stop, start), self._source.of(info.file, info.identity), progress)
 
     def copy_span(self, span: Span, source: InputFile, progress: Progress = silent) -> None:
-        """The bytes of a span, from its open `source`, moved by the system where it can."""
+        """Write the bytes of a span, from its open `source`, moved by the system if it can."""
         copy_bytes(source, span.start, span.stop, self._descriptor, span.at, progress)
         self._count(span.stop - span.start)
 
     def leave(self, count: int) -> None:
-        """So many bytes of the tensors are not written here: whoever takes the file has them. They are holes in it."""
+        """Skip `count` bytes of the tensors, which the file's receiver already has. They are holes in the file."""
         os.ftruncate(self._descriptor, self.size)
         self._count(count)
 
     def spans(self, infos: Iterable[TensorInfo]) -> Iterator[Span]:
-        """What is copied of tensors that keep their names, in the order of the file; neighbours in one span."""
+        """Yield the spans to copy of tensors that keep their names, in file order; neighbours form one span."""
         last: Span | None = None
         for info in sorted(infos, key=lambda info: self._places[info.name]):
             at, _ = self._places[info.name]
@@ -284,9 +283,9 @@ class Writer:
 
 
 def rewrite_header(file: str, header: bytes, length: int) -> None:
-    """Puts a header of the same tensors into a file whose own has `length` bytes; OSError where the disk refuses.
+    """Replace the header of a file, of `length` bytes, by one of the same tensors; OSError if the disk refuses.
 
-    It has as many blanks less, or more, as its text is longer or shorter.
+    Blanks make up the difference in length.
     """
     text = header[LENGTH_BYTES:].rstrip(b" ")
     if LENGTH_BYTES + len(text) > length:
@@ -298,7 +297,7 @@ def rewrite_header(file: str, header: bytes, length: int) -> None:
 
 
 def rewrite_tensor(file: str, name: str, content: bytes) -> None:
-    """Puts the whole content of one tensor into a file that was written; OSError where the disk refuses."""
+    """Write the whole content of one tensor into an existing file. Raises OSError if the disk refuses."""
     tensors, _ = read_header(file)
     info = tensors[name]
     if info.nbytes != len(content):
@@ -320,13 +319,13 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What will be written under a name, and where its bytes come from."""
+    """The plan of a tensor to write, and the source of its bytes."""
 
     plan: TensorPlan
     source: "TensorInfo | bytes | Computed"
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes, a few megabytes at a time."""
+        """Yield the bytes, a few megabytes at a time."""
         if not isinstance(self.source, TensorInfo):
             yield self.source.make() if isinstance(self.source, Computed) else self.source
             return
@@ -335,7 +334,7 @@ class Content:
 
 
 def chunks_of(contents: Iterable[Content]) -> Iterator[bytes]:
-    """The bytes of one after the other. A file stays open for as long as the next tensor is in it."""
+    """Yield the bytes of one tensor after the other. A file stays open while the next tensor is in it."""
     opened: InputFile | None = None
     try:
         for content in contents:
@@ -358,7 +357,7 @@ def _chunks_in(source: InputFile, info: TensorInfo) -> Iterator[bytes]:
 
 
 def renamed(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -> Content:
-    """The bytes of `info` under another name, and in another shape of the same size."""
+    """Return the bytes of `info` under another name, and in another shape of the same size."""
     return Content(TensorPlan(name, info.dtype, info.shape if shape is None else shape), info)
 
 
@@ -371,11 +370,11 @@ def write_contents(
     prove: Callable[[str], None] | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Writes all of them to `path`, atomically; raises LoraInspectError where two have the same name.
+    """Write all contents to `path`, atomically. Raises LoraInspectError if two have the same name.
 
-    `inputs` are the files that the contents were made of, and have to be those still when the output is complete.
-    With `force` it replaces a file of its name. `prove` is called with the path of the complete file before it appears.
-    `progress` is told of the bytes that are copied.
+    `inputs` are the source files of the contents, and must be unchanged when the output is complete. With `force` it
+    replaces a file of its name. `prove` is called with the path of the complete file before it appears. `progress` gets
+    the number of copied bytes.
     """
     by_name = {content.plan.name: content for content in contents}
     if len(by_name) != len(contents):

@@ -50,8 +50,8 @@ _PREFIX_SEGMENTS = 8
 class CodedWeight(NamedTuple):
     """A weight of a base and its codec.
 
-    `info` is its tensor, in the shape of the weight, and `beside` are those that its codes are read with, by their
-    names in the module. `settings` are the names of the tensors that say nothing once the weight is decoded.
+    `info` is its tensor, in the shape of the weight. `beside` are the tensors that decode it, by their names in the
+    module. `settings` are the names of the tensors that are obsolete once the weight is decoded.
     """
 
     info: TensorInfo
@@ -62,7 +62,7 @@ class CodedWeight(NamedTuple):
 
     @property
     def is_decoded(self) -> bool:
-        """Whether its codes are no numbers of the weight by themselves."""
+        """True if its codes have to be decoded into the numbers of the weight."""
         return self.codec.decode is not None
 
     @property
@@ -72,23 +72,23 @@ class CodedWeight(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What JSON says of the codes of a module, and what that JSON is called."""
+    """The JSON about the codes of a module, and the name of that JSON."""
 
     said: Mapping[str, Any]
     said_by: str
 
 
 class BaseCodecs:
-    """The codecs of the tensors of one base; what concerns all of them is read once."""
+    """The codecs of the tensors of one base; metadata about all of them is read once."""
 
     def __init__(self, base: Checkpoint) -> None:
         self._base = base
 
     def of(self, info: TensorInfo) -> CodedWeight:
-        """The tensor with its codec.
+        """Return the tensor with its codec.
 
-        Raises UnknownCodec where its numbers are codes of another kind, and LoraInspectError where what stands beside
-        it is missing, contradicts it or fits no weight of its shape.
+        Raises UnknownCodec for codes of an unknown kind. Raises LoraInspectError if the tensors next to it are missing,
+        contradict it or do not match the shape of its weight.
         """
         if info.dtype in PLAIN_FLOATS:
             if scale := scale_beside(info.name, self._base.tensors):
@@ -104,13 +104,13 @@ class BaseCodecs:
         return self._codes(info)
 
     def markers_of(self, weight: str) -> list[str]:
-        """The tensors that say of all weights below their own place, that of `weight` too, that they are scaled."""
+        """Return the tensors that say that all weights below their own place, with `weight`, are scaled."""
         segments = weight.split(".")[:-1][:_PREFIX_SEGMENTS]
         names = (".".join([*segments[:end], MARKER]) for end in range(len(segments) + 1))
         return [name for name in names if name in self._base.tensors]
 
     def layers(self, file: str) -> dict[str, Any]:
-        """What the metadata of one file of the base says of its modules, by their paths, some without a prefix."""
+        """Return the metadata entries of one file of the base by module path; some paths have no prefix."""
         text = self._base.file_metadata[file].get(FORMATS_KEY)
         if text is None:
             return {}
@@ -125,7 +125,7 @@ class BaseCodecs:
         return layers
 
     def described_path(self, weight: str) -> str | None:
-        """What the metadata calls the module of a weight: its path, or what a prefix leaves of it; None without one."""
+        """Return the metadata's name of a weight's module: its path with or without a prefix; None if it has none."""
         segments = weight.split(".")[:-1]
         paths = (".".join(segments[start:]) for start in range(min(len(segments), _PREFIX_SEGMENTS)))
         return next((path for path in paths if path in self._layers), None)
@@ -214,7 +214,7 @@ class BaseCodecs:
         return CodedWeight(weight, codec, layout, beside, settings)
 
     def _of_format(self, info: TensorInfo, description: Description, kinds: Sequence[Codec]) -> list[Codec]:
-        """Those of the codecs that have the name which JSON gives the codes; errors where none has."""
+        """Return the codecs with the name that JSON gives the codes; raises LoraInspectError if there are none."""
         named = description.said["format"]
         stored = {
             codec.formats[named] for codec in CODECS.values() if isinstance(named, str) and named in codec.formats
@@ -230,7 +230,7 @@ class BaseCodecs:
         return [codec for codec in kinds if codec.formats.get(named) == info.dtype]
 
     def _described(self, module: str) -> Description | None:
-        """What is said of the codes of a module's weight, by the metadata first, as ComfyUI has it."""
+        """Return the description of the codes of a weight's module; that in the metadata comes first, as in ComfyUI."""
         if path := self.described_path(module):
             return _description(self._layers[path], f"metadata {FORMATS_KEY}", self._base.path)
         info = self._base.tensors.get(f"{module}{FORMAT}")
@@ -254,7 +254,7 @@ class BaseCodecs:
         return {path: layer for file in self._base.files for path, layer in self.layers(file).items()}
 
     def _marker_of(self, info: TensorInfo) -> str | None:
-        """What says that all matrices and kernels of this part of the base are scaled."""
+        """Return the tensor that says that all matrices and kernels of this part of the base are scaled."""
         if len(info.shape) < 2:
             return None
         return next(iter(self.markers_of(info.name)), None)
@@ -268,7 +268,7 @@ class BaseCodecs:
 
 
 def plain_weight(info: TensorInfo) -> CodedWeight:
-    """A tensor of floats, which are the weight."""
+    """Return a tensor of floats as the weight itself."""
     return CodedWeight(info, plain.CODEC, CodeLayout(info.shape))
 
 
@@ -279,14 +279,14 @@ def _description(described: Any, said_by: str, file: str) -> Description:
 
 
 def open_weights(path: str) -> Checkpoint:
-    """The view of a model, a GGUF file as well; raises LoraInspectError for whatever is none."""
+    """Open a model, also a GGUF file. Raises LoraInspectError for anything else."""
     return with_weights(open_model(path))
 
 
 def with_weights(base: Checkpoint) -> Checkpoint:
-    """The same base with weights in the place of their codes, which `codes` then has.
+    """Return the base with weights instead of their codes; its `codes` then has the codes.
 
-    What is wrong with codes is for those to say who need them: they stay as they are stored.
+    Codes with errors stay as they are stored, since only code that needs them reports the errors.
     """
     base_codecs, settings = BaseCodecs(base), quantisation_settings(base.tensors)
     tensors: dict[str, TensorInfo] = {}
@@ -303,7 +303,7 @@ def with_weights(base: Checkpoint) -> Checkpoint:
 
 
 def decoder(weight: CodedWeight) -> "Decode":
-    """Makes blocks of the weight from the values of its codes; raises LoraInspectError where they are no numbers."""
+    """Return the function that decodes blocks of the weight from codes. Raises LoraInspectError for invalid numbers."""
     from numpy import errstate
 
     from lora_inspect.maths.tensors import Decode
@@ -327,7 +327,7 @@ def decoder(weight: CodedWeight) -> "Decode":
 
 
 def prepared(weight: CodedWeight) -> Any:
-    """What the codec needs for every block of rows; raises LoraInspectError where what stands beside is no number."""
+    """Return the codec's `prepared` result for a weight. Raises LoraInspectError if a tensor next to it is invalid."""
     from lora_inspect.maths.tensors import load_as_it_is
 
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _of_comfyui(component: str) -> tuple[str, ...]:
-    """How ComfyUI's checkpoints of a whole pipeline begin the names of a text encoder: as its adapters do."""
+    """Return a text encoder's prefixes in ComfyUI's whole-pipeline checkpoints; its adapters have the same."""
     return tuple(prefix for prefix, own in COMFYUI.prefixes.items() if own == component)
 
 
@@ -81,10 +81,10 @@ _FUSED_WEIGHT = ".in_proj_weight"
 
 
 class SharedRows(NamedTuple):
-    """How a module of the base shares rows with one of the adapter: as the whole of several parts, or as one of them.
+    """The rows that a module of the base shares with one of the adapter: one of the two is a part of the other.
 
-    `part` is the number of the part, of `parts`, that is the one module where `of_whole` says that the other one, the
-    adapter's, is the whole; else it is the adapter's module.
+    `part` is the number of the part, out of `parts`. If `of_whole`, the adapter's module is the whole and the base's is
+    the part; otherwise the adapter's module is the part.
     """
 
     arrangement: "Arrangement"
@@ -94,12 +94,12 @@ class SharedRows(NamedTuple):
 
 
 class BaseModule(NamedTuple):
-    """A module of the base that a name means: its path, and the `piece` that it has of it, None for all of it.
+    """A module of the base that a name means: its path, and the `piece` that the name has of it, None for all of it.
 
-    Where the path is that of a parameter of all experts, (experts, rows, columns), the module is that of one `expert`,
-    or the `parameter` itself. Of a `single` expert the path is that of a module, and the name is the parameter's.
-    `joint` stands between the path and the parameters' own names.
-    `called` are a parameter of the module and the tensor that has it under a name of its own.
+    If the path is that of a parameter of all experts, (experts, rows, columns), the module is one `expert`, or the
+    `parameter` itself. For a `single` expert, the path is a module's and the name is the parameter's. `joint` is
+    between the path and the names of the parameters. `called` is a parameter of the module and the tensor that holds it
+    under another name.
     """
 
     path: str
@@ -111,7 +111,7 @@ class BaseModule(NamedTuple):
     called: tuple[str, str] | None = None
 
     def tensor(self, parameter: str) -> str:
-        """The name of the tensor that has a parameter of the module."""
+        """Return the name of the tensor that has a parameter of the module."""
         if self.called and self.called[0] == parameter:
             return self.called[1]
         is_tensor = self.parameter or self.expert is not None
@@ -119,14 +119,14 @@ class BaseModule(NamedTuple):
 
 
 class NameTable:
-    """The modules of a base by the names that an adapter of one scheme, component and prefix has for them.
+    """The modules of a base by their names in an adapter of one scheme, component and prefix.
 
-    Names come from the base's own paths over every base prefix, and from what the `correspondence` calls them in
-    another layout. Where no path is spelled so, one that differs by roots of transformers counts, as long as roots are
-    only added or only dropped: `bert.` is never taken for `roberta.`.
+    Names come from the base's own paths after every base prefix, and from their names in other layouts by the
+    `correspondence`. If no path matches, a path with other roots of transformers does, as long as roots are only added
+    or only removed: `bert.` never matches `roberta.`.
 
-    A module that has a matrix or a kernel comes before a parameter that is called so itself, and that before a module
-    that has vectors or parameters of its own alone.
+    A module with a matrix or a kernel comes before a parameter with that name, and that before a module that has only
+    vectors or its own parameters.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class NameTable:
         self._parameters: dict[str, _Spellings] = {}
 
     def find(self, name: ModuleName) -> list[BaseModule]:
-        """The modules that the name can mean: none, one, the parts of one, or several where it is ambiguous."""
+        """Return the modules that the name can mean: none, one, the parts of one, or several if it is ambiguous."""
         if found := self._layers.find(name):
             return found
         if not self._others:
@@ -152,7 +152,7 @@ class NameTable:
         return next((found for spellings in self._others if (found := spellings.find(name))), [])
 
     def find_parameter(self, name: ModuleName, parameter: str) -> list[BaseModule]:
-        """What has the `parameter` of the module that is named, where the base has it under the name of another one.
+        """Return the base's tensors with the `parameter` of the named module, if the base names it differently.
 
         `modulation` of `blocks.0` is found in a tensor `blocks.0.scale_shift_table`.
         """
@@ -201,7 +201,7 @@ def _layer(info: TensorInfo) -> BaseModule:
 
 
 def _owner(name: str, base: Checkpoint) -> BaseModule:
-    """The module that a tensor is of. An RMSNorm of some programs calls its weight `scale`."""
+    """Return the module of a tensor. An RMSNorm of some programs calls its weight `scale`."""
     path = name.rpartition(".")[0]
     scale = f"{path}.scale"
     is_called_so = scale in base.tensors and f"{path}.{WEIGHT}" not in base.tensors
@@ -209,12 +209,12 @@ def _owner(name: str, base: Checkpoint) -> BaseModule:
 
 
 def _alone(tensor: str, parameter: str) -> BaseModule:
-    """A tensor that is what a name calls a module, or one of its parameters."""
+    """Return the module of a tensor that a name calls a module, or a parameter of a module."""
     return BaseModule(tensor, called=(parameter, tensor))
 
 
 def _is_parameter(name: str) -> bool:
-    """Whether a tensor is none of those that the modules of all programs have."""
+    """Return True for a tensor that is not named as a weight or a bias."""
     return not name.endswith((f".{WEIGHT}", f".{BIAS}"))
 
 
@@ -226,14 +226,14 @@ def _piece(link: Link) -> SharedRows | None:
 
 
 class _Spellings:
-    """Modules of a base by how they are spelled, and by how they are spelled without their roots."""
+    """Modules of a base by their spelling, and by their spelling without their roots."""
 
     def __init__(self) -> None:
         self.exact: dict[str, dict[BaseModule, None]] = defaultdict(dict)
         self.rooted: dict[str, list[tuple[frozenset[str], BaseModule]]] = defaultdict(list)
 
     def find(self, name: ModuleName) -> list[BaseModule]:
-        """The modules that are spelled so, or else related by their roots."""
+        """Return the modules with this spelling, or else modules related by their roots."""
         if name.key in self.exact:
             return list(self.exact[name.key])
         roots, rest = without_roots(name.body, flat=name.flat)
@@ -241,14 +241,17 @@ class _Spellings:
 
 
 def own_paths(path: str, component: str, base: Checkpoint) -> Iterable[str]:
-    """The path in the component's own model, for each base prefix that `path` begins with."""
+    """Yield the path in the component's own model, for each base prefix that `path` begins with."""
     for prefix in prefixes_of(component, base):
         if path.startswith(prefix) and len(path) > len(prefix):
             yield path[len(prefix) :]
 
 
 def prefixes_of(component: str, base: Checkpoint) -> tuple[str, ...]:
-    """What this base may put in front of the component's paths; a file of one expert has the main model's prefixes."""
+    """Return this base's possible prefixes of the component's paths.
+
+    A file of one expert has the main model's prefixes.
+    """
     prefixes = BASE_PREFIXES.get(component, ("",))
     if component in EXPERTS and not any(name.startswith(prefixes) for name in base.tensors):
         return BASE_PREFIXES[EXPERTS[component]]
@@ -256,27 +259,27 @@ def prefixes_of(component: str, base: Checkpoint) -> tuple[str, ...]:
 
 
 def without_roots(path: str, flat: bool = False) -> tuple[frozenset[str], str]:
-    """The roots of transformers at the beginning of a path, and the rest: ({"model"}, "layers.0.q")."""
+    """Return the roots of transformers at the beginning of a path, and the rest: ({"model"}, "layers.0.q")."""
     root = _FLAT_ROOT if flat else _DOTTED_ROOT
     rest = re.sub(rf"\A(?:{root})*", "", path)
     return frozenset(found[:-1] for found in re.findall(root, path[: len(path) - len(rest)])), rest
 
 
 def path_of(info: TensorInfo) -> str:
-    """The dotted path of the module that a weight belongs to."""
+    """Return the dotted path of the module that a weight belongs to."""
     name = info.name
     return name.removesuffix("_weight") if name.endswith(_FUSED_WEIGHT) else name.removesuffix(".weight")
 
 
 def leaf_of(path: str) -> str:
-    """The last name of a path, with the numbers after it: "c_proj", "to_out.0"."""
+    """Return the last name of a path, with the numbers after it: "c_proj", "to_out.0"."""
     segments = path.split(".")
     start = next((i for i in range(len(segments) - 1, -1, -1) if not segments[i].isdigit()), 0)
     return ".".join(segments[start:])
 
 
 def is_weight(info: TensorInfo) -> bool:
-    """Whether an adapter can change the tensor: a matrix or a kernel, not a vector."""
+    """Return True if an adapter can change the tensor: a matrix or a kernel, not a vector."""
     return info.name.endswith((".weight", _FUSED_WEIGHT)) and len(info.shape) > 1
 
 

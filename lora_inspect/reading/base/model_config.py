@@ -26,7 +26,7 @@ _MOST_HEADS = 10**6
 
 
 class ModelConfig(NamedTuple):
-    """The `model_type` of a model and of its language part, as far as they are there, and its heads, None for none."""
+    """The `model_type` of a model and of its language part, if present, and its heads, or None."""
 
     path: str
     kinds: tuple[str, ...]
@@ -34,7 +34,7 @@ class ModelConfig(NamedTuple):
 
 
 def read_model_config(path: str) -> ModelConfig:
-    """The config at `path`, or in the folder there; raises LoraInspectError where there is none."""
+    """Return the config at `path`, or in the folder there. Raises LoraInspectError if there is none."""
     file = join(path, NAME) if is_folder(path) else path
     if not is_file(file):
         raise NotFoundError(path, f"the {NAME} of the model does not exist", "name it, or its folder")
@@ -48,7 +48,7 @@ def read_model_config(path: str) -> ModelConfig:
 
 
 def config_beside(base: Checkpoint) -> ModelConfig | None:
-    """The config that stands beside the weights of a base, None for none."""
+    """Return the config next to the weights of a base, or None."""
     folder = os.path.dirname(base.files[0]) if base.files else base.path
     path = join(folder, NAME)
     return read_model_config(path) if exists(path) else None
@@ -65,12 +65,12 @@ def _count(number: Any) -> int | None:
 
 
 def has_header(checkpoint: Checkpoint) -> bool:
-    """Whether the file is one of llama.cpp's, and not a safetensors file that has its names."""
+    """Return True for a file of llama.cpp, and False for a safetensors file with its names."""
     return TYPE_KEY in checkpoint.metadata
 
 
 def gguf_families(checkpoint: Checkpoint) -> tuple[Detection, ...]:
-    """The family that the header names; empty where it is not known here."""
+    """Return the family that the header names; empty if it is unknown."""
     named = checkpoint.metadata.get(ARCHITECTURE_KEY, "")
     names = GGUF_NAMES.get(named)
     if names is None:
@@ -80,10 +80,10 @@ def gguf_families(checkpoint: Checkpoint) -> tuple[Detection, ...]:
 
 
 def gguf_correspondence(checkpoint: Checkpoint, modules: Iterable[Module], base: Checkpoint) -> Correspondence:
-    """How the modules of an adapter are called in the base, and where their rows are there.
+    """Return the correspondence of an adapter's modules to the base: their names and the places of their rows.
 
-    Raises LoraInspectError for a `general.architecture` that is not known here, and where the order of rows depends on
-    the number of heads and no `config.json` beside the base says it.
+    Raises LoraInspectError for an unknown `general.architecture`, and if the order of rows depends on the number of
+    heads but no `config.json` next to the base gives it.
     """
     names = gguf_names(checkpoint)
     arranged = next((module.name.key for module in modules if names.is_arranged(module.name.body)), None)
@@ -99,7 +99,7 @@ def gguf_correspondence(checkpoint: Checkpoint, modules: Iterable[Module], base:
 
 
 def gguf_names(checkpoint: Checkpoint) -> GgufNames:
-    """The names that the header chooses; raises LoraInspectError where they are not known here."""
+    """Return the names that the header chooses. Raises LoraInspectError if they are unknown."""
     named = checkpoint.metadata.get(ARCHITECTURE_KEY, "")
     if named not in GGUF_NAMES:
         raise RefusedError(

@@ -1,9 +1,9 @@
-"""The model that an adapter's config names as its base: the folder of it on this machine, or its name on the hub.
+"""The model that an adapter's config names as its base: its folder on this machine, or its name on the hub.
 
 PEFT writes `base_model_name_or_path` as the training named the model: "org/name" on the Hugging Face Hub, or a folder.
-A base on the disk tells its name by its place in the cache of the hub, or by `_name_or_path` in its config.json, which
-transformers writes as the model was loaded from. Two names are compared without the owner, who may have copied the
-model, and without the words for how its weights are stored.
+A base on the disk shows its name by its place in the cache of the hub, or by `_name_or_path` in its config.json:
+transformers writes there where it loaded the model from. Two names are compared without the owner, who may have copied
+the model, and without the words for the storage of its weights.
 """
 
 import os
@@ -42,12 +42,12 @@ class _Name(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """The words of the name that tell the model from others."""
+        """The words of the name that distinguish the model from others."""
         return [word for word in re.split(r"[-_. ]+", self.model.lower()) if word not in _STORAGE]
 
 
 def named_folder(config: Mapping[str, Any] | None) -> str | None:
-    """The folder on this machine that an adapter's config names as its base, if it holds a config.json, or None."""
+    """Return the local folder that an adapter's config names as its base, if it has a config.json, or None."""
     name = (config or {}).get(NAMED)
     if not isinstance(name, str) or not name or name.startswith(_OF_A_NETWORK):
         return None
@@ -57,9 +57,9 @@ def named_folder(config: Mapping[str, Any] | None) -> str | None:
 def other_model_note(
     path: str, config: Mapping[str, Any] | None, base: Checkpoint, base_config: Mapping[str, Any] | None
 ) -> str | None:
-    """A sentence if an adapter at `path` and a base are known under the names of two models, or None.
+    """Return a note if an adapter at `path` and a base are known under the names of two models, or None.
 
-    `config` is the one that belongs to the adapter, `base_config` the config.json beside the base.
+    `config` is the adapter's own config, `base_config` the config.json next to the base.
     """
     ours = _named((config or {}).get(NAMED), "")
     theirs = _name_of(base, base_config)
@@ -83,7 +83,7 @@ def _name_of(base: Checkpoint, config: Mapping[str, Any] | None) -> _Name | None
 
 
 def _cached(path: str) -> str | None:
-    """The name of the model whose snapshot in the cache of the hub a path is in, as `models--OWNER--NAME` has it."""
+    """Return the model's name from a snapshot path in the cache of the hub, `models--OWNER--NAME`, or None."""
     folders = re.split(r"[/\\]", path)
     for repository, below in pairwise(folders):
         if below == "snapshots" and repository.startswith("models--"):
@@ -92,7 +92,7 @@ def _cached(path: str) -> str | None:
 
 
 def _named(text: Any, where: str) -> _Name | None:
-    """The name in a config, of a model on the hub or of a folder of its cache; a path tells no name."""
+    """Return the name in a config, of a model on the hub or a folder of its cache; other paths give no name."""
     if not isinstance(text, str):
         return None
     if model := _cached(text):

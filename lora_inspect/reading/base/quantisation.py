@@ -1,6 +1,6 @@
-"""The tensors of a base that give codes their meaning: scales, zero points and codebooks of quantised weights.
+"""Tensors of a base that give codes their meaning: scales, zero points and codebooks of quantised weights.
 
-A codec's own table lists those that it can read; of the others only the names are known.
+A codec's own table lists the tensors that it can read; only the names of the others are known.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -42,9 +42,9 @@ _JOINED = tuple(
 
 
 def scale_beside(weight: str, names: Collection[str]) -> str | None:
-    """The tensor among `names` that makes the entries of `weight` codes, whatever they are stored as, or None.
+    """Return the tensor among `names` that scales `weight` and so makes its entries codes of any type; or None.
 
-    What scales a module's weight says nothing of its bias and of what else it has.
+    A scale of a module's weight does not apply to its bias and its other tensors.
     """
     module = _module(weight)
     if _leaf(weight) not in _WEIGHTS and any(f"{module}.{name}" in names for name in _WEIGHTS):
@@ -53,7 +53,7 @@ def scale_beside(weight: str, names: Collection[str]) -> str | None:
 
 
 def settings_beside(codes: str, names: Collection[str]) -> list[str]:
-    """The tensors among `names` that say what the entries of `codes` mean, which are codes."""
+    """Return the tensors among `names` that say how to decode `codes`."""
     found = [f"{codes}{joined}" for joined in _JOINED]
     if _leaf(codes) in _WEIGHTS:
         module = _module(codes)
@@ -62,18 +62,21 @@ def settings_beside(codes: str, names: Collection[str]) -> list[str]:
 
 
 def activations_beside(weight: str, names: Collection[str]) -> list[str]:
-    """The tensors among `names` that scale the activations of the layer of a quantised `weight`."""
+    """Return the tensors among `names` that scale the activations of the layer of a quantised `weight`."""
     module = _module(weight)
     return [name for setting in _ACTIVATIONS if (name := f"{module}.{setting}") in names]
 
 
 def has_codes(tensors: Iterable[TensorInfo]) -> bool:
-    """Whether any of them is stored as codes may be."""
+    """Return True if any tensor may hold codes by its element type."""
     return any(info.dtype not in _NO_CODES and info.numel for info in tensors)
 
 
 def quantisation_settings(tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
-    """The names of the tensors that say what codes mean; their own element type is part of that."""
+    """Return the names of the tensors that say how to decode codes.
+
+    Their own element type is part of the meaning.
+    """
     codes = {name for name, info in tensors.items() if info.dtype not in _NO_CODES}
     weights = {_module(name) for name in tensors if _leaf(name) in _WEIGHTS}
     coded = {_module(name) for name in codes if _leaf(name) in _WEIGHTS}

@@ -23,18 +23,18 @@ Form = tuple[tuple[Any, ...], ...]
 
 
 class GroupTensor(NamedTuple):
-    """A tensor of a module whose algorithm is not known yet, and what its suffix can mean."""
+    """A tensor of a module with a still unknown algorithm, and the possible meanings of its suffix."""
 
     info: TensorInfo
     parsed: ParsedKey
 
     def role_in(self, algorithm: str) -> str | None:
-        """What it would be to this algorithm; None for nothing."""
+        """Return its role in the algorithm; None if it has none."""
         return next((role for name, role in self.parsed.meanings if name == algorithm), None)
 
 
 class KeyGroup:
-    """The tensors of one module while its keys come in, and by role those that its algorithms share."""
+    """The tensors of one module while its keys come in, and by role the tensors that its algorithms share."""
 
     __slots__ = ("infos", "parsed", "shared")
 
@@ -45,7 +45,7 @@ class KeyGroup:
 
     @property
     def form(self) -> Form:
-        """All that decides what they amount to, but for the module's name: their suffixes and shapes."""
+        """Everything that decides the claim except the module's name: the suffixes and shapes."""
         # All keys that end alike share one object with what their end can mean.
         spelled = [(parsed.suffix, parsed.part, id(parsed.meanings)) for parsed in self.parsed]
         return tuple(spelled), tuple([info.shape for info in self.infos])
@@ -61,7 +61,7 @@ class KeyGroup:
 
     @property
     def suffixes(self) -> list[str]:
-        """Those of the factors' keys."""
+        """The suffixes of the factors' keys."""
         return [parsed.suffix for parsed in self.parsed if parsed.algorithm]
 
 
@@ -70,12 +70,12 @@ _UNNAMED = tuple(Module._field_defaults[name] for name in Module._fields[4:])
 
 
 def places_of(infos: Sequence[TensorInfo]) -> dict[str, int]:
-    """Where each tensor stands among these, by its name."""
+    """Return the place of each tensor among these, by its name."""
     return {info.name: place for place, info in enumerate(infos)}
 
 
 class ModulePlan:
-    """A `module` as its keys and shapes alone make it, by the `places` of its tensors instead of the tensors."""
+    """A `module` made only from its keys and shapes, with the `places` of its tensors instead of the tensors."""
 
     __slots__ = ("_alpha", "_changes", "_flag")
 
@@ -94,11 +94,11 @@ class ModulePlan:
         ]
 
     def module(self, name: ModuleName, infos: Sequence[TensorInfo]) -> Module:
-        """The module of that name that is made of these tensors."""
+        """Return the module of that name that is made of these tensors."""
         return make_record(Module, self.row(name, infos))
 
     def row(self, name: ModuleName, infos: Sequence[TensorInfo]) -> tuple[Any, ...]:
-        """All values of the module's fields."""
+        """Return all values of the module's fields."""
         rows_of = [
             (
                 name,
@@ -142,7 +142,7 @@ _OTHER = RawProblem("shape-mismatch", "", ())
 
 
 class Claims(NamedTuple):
-    """What a file's keys amount to: its modules, its network-level flags, and what nobody claims."""
+    """The claims of a file's keys: its modules, its network-level flags, and the unclaimed keys."""
 
     modules: dict[str, Module]
     flags: tuple[str, ...]
@@ -151,7 +151,7 @@ class Claims(NamedTuple):
 
     @property
     def computed(self) -> Iterable[tuple[Module, Contribution]]:
-        """The contributions whose algorithm is built, with their modules."""
+        """The contributions with a built algorithm, with their modules."""
         return (
             (module, contribution)
             for module in self.modules.values()
@@ -167,7 +167,7 @@ class Claims(NamedTuple):
 
 
 class _Claimed(NamedTuple):
-    """What a part of a file amounts to: the keys that nobody takes are `left`."""
+    """The claims of a part of a file; `left` are the keys that no algorithm takes."""
 
     contributions: list[Contribution]
     left: list[str]
@@ -175,14 +175,17 @@ class _Claimed(NamedTuple):
 
 
 def claim(tensors: dict[str, TensorInfo], known: Mapping[str, ParsedKey] = MappingProxyType({})) -> Claims:
-    """Modules from the keys and shapes of a file; `known` are keys that mean what they do not spell."""
+    """Return a file's modules by its keys and shapes; `known` gives the meaning of keys that do not spell it."""
     return claim_with_plans(tensors, known)[0]
 
 
 def claim_with_plans(
     tensors: dict[str, TensorInfo], known: Mapping[str, ParsedKey] = MappingProxyType({})
 ) -> tuple[Claims, list[ModulePlan | None]]:
-    """As `claim`, with the plan of each module, one for all that are alike; None for one that may be like no other."""
+    """Return the result of `claim`, and the plan of each module; like modules share one.
+
+    The plan is None for a module that may be unlike all others.
+    """
     groups: dict[str, KeyGroup] = {}
     flags: list[str] = []
     unclaimed: list[str] = []
@@ -233,7 +236,7 @@ def claim_with_plans(
 
 
 def _unmarked(name: str, takers: Iterable[Algorithm], tensors: Mapping[str, TensorInfo]) -> Iterable[GroupTensor]:
-    """The tensors of a module whose suffixes a base has as well, by the algorithms that its other tensors may be of."""
+    """Yield a module's tensors with suffixes that a base has too, by the possible algorithms of its other tensors."""
     for algorithm in takers:
         for role, suffix in algorithm.unmarked.items():
             key = name + suffix
@@ -247,7 +250,7 @@ def _second(key: str) -> RawProblem:
 
 
 def _build(name: ModuleName, group: KeyGroup) -> tuple[Module | None, list[str], list[RawProblem]]:
-    """The module, the keys that it does not take, and what is wrong with it."""
+    """Return the module, the keys that it does not take, and its problems."""
     contributions: list[Contribution] = []
     numbered = (tensor for part, tensors in group.parts.items() if part is not None for tensor in tensors)
     sliced = {name for tensor in numbered for name, _ in tensor.parsed.meanings}
@@ -295,7 +298,7 @@ def _build(name: ModuleName, group: KeyGroup) -> tuple[Module | None, list[str],
 def _with_bearers(
     contributions: list[Contribution], is_decomposed: bool
 ) -> tuple[list[Contribution], list[RawProblem]]:
-    """The contributions without those whose scale nothing of their module bears, and what is wrong with these."""
+    """Split off contributions that get no scale from another one; return the others, and the problems."""
     kept: list[Contribution] = []
     findings: list[RawProblem] = []
     for contribution in contributions:
@@ -318,9 +321,9 @@ def _with_bearers(
 
 
 def _claim_part(name: ModuleName, tensors: Sequence[GroupTensor]) -> _Claimed:
-    """The contributions of a module, or of one slice of it.
+    """Return the contributions of a module, or of one slice of it.
 
-    Of the algorithms that know a suffix, the first whose marks are there and whose shapes fit takes the tensors.
+    Of the algorithms that know a suffix, the first with all its marks and matching shapes takes the tensors.
     """
     contributions: list[Contribution] = []
     findings: list[RawProblem] = []
@@ -344,14 +347,14 @@ def _claim_part(name: ModuleName, tensors: Sequence[GroupTensor]) -> _Claimed:
 
 
 def _possible(tensors: Iterable[GroupTensor]) -> Iterable[str]:
-    """The algorithms that any of the suffixes can belong to, in the order in which they are tried."""
+    """Return the algorithms that any of the suffixes can belong to, in the order to try them."""
     return dict.fromkeys(name for tensor in tensors for name, _ in tensor.parsed.meanings if name)
 
 
 def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInfo]) -> RawProblem | None:
-    """What keeps the factors from being those of the algorithm.
+    """Return the problem that keeps the factors from being those of the algorithm, or None.
 
-    One without a formula, or with common words for the names of all that is there, is never complained about.
+    It has no message for an algorithm without a formula, and if all names are common words.
     """
     shapes = {role: info.shape for role, info in factors.items()}
     if algorithm.fits and not algorithm.fits(shapes):
@@ -368,7 +371,7 @@ def _misses(name: ModuleName, algorithm: Algorithm, factors: dict[str, TensorInf
 
 
 def _check_slices(parts: list[int | None], contributions: list[Contribution]) -> str | None:
-    """What is wrong with the numbers and the shapes of a split layer's slices, or None."""
+    """Return the error in the numbers and the shapes of a split layer's slices, or None."""
     if set(parts) != set(range(len(parts))):
         numbers = ", ".join("none" if part is None else str(part) for part in parts)
         return f"its slices are numbered {numbers}, not 0 to {len(parts) - 1}"
@@ -380,7 +383,7 @@ def _check_slices(parts: list[int | None], contributions: list[Contribution]) ->
 
 
 def _stack(parts: list[Contribution]) -> list[Contribution]:
-    """The slices of a fused layer, one below the other in the order of their numbers."""
+    """Stack the slices of a fused layer in the order of their numbers."""
     stacked: list[Contribution] = []
     row = 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""Groups of modules that are alike in everything except names and tensors, so one computation serves each group.
+"""Groups of modules that are equal except for names and tensors, so that one computation serves each group.
 
 Modules of one kind agree in all facts that decide their scales. The few numbers in a file's data that decide its
 meaning are alphas, flags, and factors that are one number. A folder has many files with the same keys and shapes; their
@@ -25,16 +25,16 @@ _ROWS, _SETTINGS = Contribution._fields.index("rows"), Contribution._fields.inde
 
 
 class Likeness(NamedTuple):
-    """The number of the kind of each module by its place, and the place of the `firsts` of each kind by its number."""
+    """The number of each module's kind by its place, and the place of the first module of each kind (`firsts`)."""
 
     numbers: Sequence[int]
     firsts: Sequence[int]
 
 
 class ModuleGroups(dict[str, Module]):
-    """Modules by name, whose likeness is found out when it is first asked for, unless it is given.
+    """Modules by name; their likeness is computed at its first use, unless it is given.
 
-    Whoever changes one of them makes other modules by name.
+    Code that changes a module has to make a new object.
     """
 
     __slots__ = ("_likeness",)
@@ -45,7 +45,7 @@ class ModuleGroups(dict[str, Module]):
 
     @property
     def likeness(self) -> Likeness:
-        """Which of them are alike; of two that are not said to be so, nothing is said."""
+        """The likeness of the modules; modules of different kinds may still be alike."""
         if self._likeness is None:
             self._likeness = _likeness_of(self.values())
         return self._likeness
@@ -57,23 +57,23 @@ class ModuleGroups(dict[str, Module]):
         return [modules[place] for place in self.likeness.firsts]
 
     def with_values(self, modules: Iterable[Module]) -> "ModuleGroups":
-        """Other modules in the places of these, where what was made of each kind is alike too."""
+        """Return new modules in the places of these, for changes that keep the modules of each kind alike."""
         return ModuleGroups(zip(self, modules, strict=True), self._likeness)
 
 
 def group_equal(modules: Mapping[str, Module]) -> ModuleGroups:
-    """The modules, with which of them are alike."""
+    """Return the modules with their likeness."""
     return modules if isinstance(modules, ModuleGroups) else ModuleGroups(modules)
 
 
 def changes_of_kinds(modules: Mapping[str, Module]) -> Iterable[Contribution]:
-    """Contributions of modules, of which each other is like one of them in all but names and tensors."""
+    """Yield the contributions of some modules; each other module differs from one of them only in names and tensors."""
     some = modules.firsts if isinstance(modules, ModuleGroups) else modules.values()
     return (contribution for module in some for contribution in module.contributions)
 
 
 def likeness_by(traits: Iterable[Any]) -> Likeness:
-    """The likeness of modules that are alike where their traits are equal, which stand in the modules' order."""
+    """Return the likeness of modules by their traits, given in the modules' order: equal traits make like modules."""
     kinds: dict[Any, int] = {}
     numbers: list[int] = []
     firsts: list[int] = []
@@ -93,7 +93,7 @@ def _likeness_of(modules: Iterable[Module]) -> Likeness:
 
 
 def _traits(one: Contribution) -> tuple[Any, ...]:
-    """All that is said of a contribution but names, and where its tensors are."""
+    """Return all facts about a contribution except names and the places of its tensors."""
     return (
         id(one.algorithm),
         one.magnitude and one.magnitude[1:],
@@ -116,13 +116,13 @@ class StoredNumbers(NamedTuple):
     factors: Mapping[str, float | int | bool | None]
 
     def of(self, contribution: Contribution) -> dict[Role, float | int | bool | None]:
-        """Those of its factors that are single numbers, by role."""
+        """Return the contribution's factors that are single numbers, by role."""
         own = contribution.factors
         return {role: self.factors[own[role].name] for role in contribution.algorithm.numbers if role in own}
 
 
 def read_numbers(checkpoint: Checkpoint, claims: Claims) -> StoredNumbers:
-    """Reads them all at once; raises LoraInspectError for a tensor in the place of a number."""
+    """Read all numbers at once. Raises LoraInspectError for a tensor in the place of a number."""
     alphas = {name: module.alpha.name for name, module in claims.modules.items() if module.alpha}
     flags = [module.rslora_flag.name for module in claims.modules.values() if module.rslora_flag]
     are_factors = any(one.algorithm.numbers for one in changes_of_kinds(claims.modules))
@@ -149,15 +149,16 @@ class ModuleKind(NamedTuple):
 
 
 def computed(kinds: Iterable[ModuleKind]) -> Iterator[tuple[ModuleKind, Contribution]]:
-    """The contributions of the first of each kind whose algorithm is built, with their kinds."""
+    """Yield the contributions with a built algorithm of the first module of each kind, with the kinds."""
     return ((kind, one) for kind in kinds for one in kind.first.contributions if one.algorithm.formula)
 
 
 def kinds_of(modules: Mapping[str, Module], numbers: StoredNumbers, by_path: bool) -> list[ModuleKind]:
-    """The kinds of modules, each where the first one of it stands.
+    """Return the kinds of modules in the order of their first modules.
 
-    They differ where anything does but names and tensors: the algorithms, the shapes, the stored number. `by_path` says
-    that what is known of a module hangs on its path too, so that no two of other paths are alike.
+    Modules of one kind differ only in names and tensors, not in the algorithms, the shapes or the stored number.
+    `by_path` says that facts about a module depend on its path too, so that modules with different paths are never
+    alike.
     """
     known = group_equal(modules)
     flags = [module.rslora_flag for module in known.values()]
@@ -193,7 +194,7 @@ class _Before:
         return [(module.name, ModulePlan(module, places)) for module in self._modules.values()]
 
     def again(self, infos: Sequence[TensorInfo]) -> Claims:
-        """The same claims on other tensors."""
+        """Return the same claims on other tensors."""
         rows = [plan.row(name, infos) for name, plan in self._plans]
         return self._claims._replace(modules=self._modules.with_values(make_records(Module, rows)))
 
@@ -202,7 +203,7 @@ _remembered: Remembered[Any, _Before] = Remembered(16)
 
 
 def claim_as_before(tensors: dict[str, TensorInfo]) -> Claims:
-    """What `claim` makes of the tensors."""
+    """Return the result of `claim` for the tensors, from a cache if possible."""
     if len(tensors) > _MOST_TENSORS:
         return claim(tensors)
     infos = list(tensors.values())

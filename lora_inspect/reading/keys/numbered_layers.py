@@ -1,9 +1,10 @@
-"""The layers that cloneofsimo's lora means by numbers: `unet:17:up` is of the 18th layer that it adapts in the UNet.
+"""Numbered layers of cloneofsimo's lora: `unet:17:up` is of the 18th layer that it adapts in the UNet.
 
-It walks the classes that the metadata name in the order in which the model registers its modules, and their layers in
-the same way. In Stable Diffusion 1.x and 2.x the middle block is registered last, and the feed-forward layer between
-the two attentions by diffusers up to 0.12 and behind them since; the shapes tell which. Sources: `_find_modules` of
-cloneofsimo's lora, `UNet2DConditionModel` and `BasicTransformerBlock` of diffusers, `CLIPAttention` of transformers.
+The lookup walks the classes that the metadata name, in the order in which the model registers its modules, and their
+layers in the same way. In Stable Diffusion 1.x and 2.x the middle block is registered last. The feed-forward layer is
+registered between the two attentions by diffusers up to 0.12, and after them since; the shapes show the order. Sources:
+`_find_modules` of cloneofsimo's lora, `UNet2DConditionModel` and `BasicTransformerBlock` of diffusers, `CLIPAttention`
+of transformers.
 """
 
 import re
@@ -27,7 +28,7 @@ _Side = tuple[str, int]
 
 
 class _Layer(NamedTuple):
-    """One layer by its path, with the widths that a model has alike in many places."""
+    """One layer by its path, with widths that a model shares between many places."""
 
     path: str
     out: _Side
@@ -35,7 +36,7 @@ class _Layer(NamedTuple):
 
 
 def name_layers(reading: Reading) -> Reading:
-    """Claims the keys that number a layer as if they named it, and says why where those of a model stay unknown."""
+    """Claim the keys that number a layer as if they named it; a model with unknown layers becomes a problem."""
     checkpoint = reading.checkpoint
     known, findings = _numbered_keys(checkpoint.tensors, checkpoint.metadata)
     claims = claim(checkpoint.tensors, known)
@@ -45,7 +46,7 @@ def name_layers(reading: Reading) -> Reading:
 def _numbered_keys(
     tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 ) -> tuple[dict[str, ParsedKey], list[RawProblem]]:
-    """The keys that number a layer as if they named it, and what keeps those of a model from being known."""
+    """Return the keys that number a layer as if they named it, and the problems of models without known layers."""
     pairs: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for key, info in tensors.items():
         if found := _KEY.fullmatch(key):
@@ -68,7 +69,7 @@ def _numbered_keys(
 
 
 def _paths(model: str, layers: Mapping[int, Mapping[str, TensorInfo]], said: str | None) -> list[str] | str:
-    """The paths of the layers in the order of their numbers, or why they are unknown."""
+    """Return the paths of the layers in the order of their numbers, or the reason why they are unknown."""
     if sorted(layers) != list(range(len(layers))):
         return f"the numbers are not 0 to {len(layers) - 1}"
     if single := next((number for number in layers.values() if len(number) < len(_ROLES)), None):
@@ -88,7 +89,7 @@ def _paths(model: str, layers: Mapping[int, Mapping[str, TensorInfo]], said: str
 
 
 def _classes(said: str | None) -> set[str]:
-    """The names of classes in a list of JSON; none for anything else."""
+    """Return the names of classes in a list of JSON; none for anything else."""
     try:
         found = parse_json(said or "")
     except ValueError:
@@ -98,13 +99,13 @@ def _classes(said: str | None) -> set[str]:
 
 
 def _features(pair: Mapping[str, TensorInfo]) -> tuple[int, int] | None:
-    """(out, in) of a Linear layer; None for any other."""
+    """Return (out, in) of a Linear layer; None for any other."""
     down, up = pair["down"].shape, pair["up"].shape
     return (up[0], down[1]) if len(down) == len(up) == 2 else None
 
 
 def _fits(order: Sequence[_Layer], shapes: Sequence[tuple[int, int] | None]) -> bool:
-    """Whether the layers of an order have the shapes, with one number for each width."""
+    """Return True if the layers of an order have the shapes, with one number for each width."""
     widths: dict[str, int] = {}
     if len(order) != len(shapes):
         return False
@@ -116,7 +117,7 @@ def _fits(order: Sequence[_Layer], shapes: Sequence[tuple[int, int] | None]) -> 
 
 
 def _unet_orders(classes: Collection[str], count: int) -> Iterator[list[_Layer]]:
-    """Those of a UNet with attention on three levels out of four, with two blocks on the way down and three up."""
+    """Yield the orders of a UNet with attention on three of four levels, with two blocks down and three up."""
     down = [(f"down_blocks.{level}.attentions.{unit}", f"level {level}") for level in range(3) for unit in range(2)]
     up = [(f"up_blocks.{3 - level}.attentions.{unit}", f"level {level}") for level in (2, 1, 0) for unit in range(3)]
     for leaves in (("attn1", "ff", "attn2"), ("attn1", "attn2", "ff")):
@@ -142,7 +143,7 @@ def _of_transformer(block: str, leaf: str, width: str, classes: Collection[str])
 
 
 def _clip_orders(classes: Collection[str], count: int) -> Iterator[list[_Layer]]:
-    """The one of a text encoder with so many layers, of which each block has four."""
+    """Yield the order of a text encoder with `count` layers, four in each block."""
     own = ("width", 1)
     names = ("k_proj", "v_proj", "q_proj", "out_proj")
     blocks = (f"text_model.encoder.layers.{block}.self_attn" for block in range(count // len(names)))

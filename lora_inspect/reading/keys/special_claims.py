@@ -54,7 +54,7 @@ class _AtRoot:
         return bool(self._by_name or self._parts)
 
     def of(self, algorithm: Algorithm, path: str) -> dict[str, TensorInfo]:
-        """Those of a module at the dotted `path`, by role."""
+        """Return the shared tensors of a module at the dotted `path`, by role."""
         found: dict[str, TensorInfo] = {}
         for role, shared in algorithm.shared.items():
             parts = self._parts.get(shared.name, {})
@@ -65,12 +65,12 @@ class _AtRoot:
         return found
 
     def of_name(self, name: str) -> list[TensorInfo]:
-        """All of a name."""
+        """Return all shared tensors with a name."""
         return [*([self._by_name[name]] if name in self._by_name else []), *self._parts.get(name, {}).values()]
 
 
 def claim_shared(reading: Reading) -> Reading:
-    """Claims what modules share as factors of each; what does not fit them is left unclaimed."""
+    """Claim the tensors that modules share as factors of each; factors that do not match them stay unclaimed."""
     claims = reading.claims
     at_root = _AtRoot(claims, reading.checkpoint.tensors)
     if not at_root:
@@ -103,7 +103,7 @@ def claim_shared(reading: Reading) -> Reading:
 
 
 def _alone(claims: Claims, at_root: _AtRoot) -> list[RawProblem]:
-    """Shared tensors in a file that has no module to share them."""
+    """Return problems of shared tensors in a file without a module that shares them."""
     present = {c.algorithm.name for module in claims.modules.values() for c in module.contributions}
     findings: list[RawProblem] = []
     for algorithm in tuple(algorithms.ALGORITHMS.values()):  # another thread may add one meanwhile
@@ -116,7 +116,7 @@ def _alone(claims: Claims, at_root: _AtRoot) -> list[RawProblem]:
 
 
 def claim_stacked(reading: Reading) -> Reading:
-    """Computes the layers whose factors are stacked; what does not fit together is left unclaimed and said."""
+    """Compute the layers with stacked factors; factors that do not match each other stay unclaimed, with a problem."""
     claims = reading.claims
     modules: dict[str, Module] = {}
     unclaimed, findings = list(claims.unclaimed), list(claims.findings)
@@ -141,14 +141,14 @@ def claim_stacked(reading: Reading) -> Reading:
 
 
 def claim_alpha_of_all(reading: Reading) -> Reading:
-    """Gives each module the alpha that a header says once."""
+    """Give each module the alpha that a header has once for all."""
     alpha, modules = reading.checkpoint.alpha, reading.claims.modules
     own = {name: module._replace(alpha=alpha) for name, module in modules.items()}
     return reading._replace(claims=reading.claims._replace(modules=own))
 
 
 def about_alpha_of_all(reading: Reading) -> Reading:
-    """Adds what the header says of the scale."""
+    """Add the header's statement about the scale to the evidence."""
     from lora_inspect.files.gguf.gguf_format import ALPHA_KEY
 
     says = "llama.cpp divides the alpha of all modules by the rank of each"
@@ -156,7 +156,7 @@ def about_alpha_of_all(reading: Reading) -> Reading:
 
 
 def restore_dots(reading: Reading) -> Reading:
-    """Gives names that are none of the family's own the family's paths, and says so."""
+    """Rename modules with other names than the family's to the family's paths, and add evidence of that."""
     claims, metadata = reading.claims, reading.checkpoint.metadata
     layouts = [layout for name in named_by(metadata) for layout in by_name(name).layouts]
     known = patterns_of((path for layout in layouts for path in layout.paths), ".")
@@ -179,7 +179,7 @@ def restore_dots(reading: Reading) -> Reading:
 
 
 def _found(name: ModuleName, tables: Sequence[Sequence[Table]]) -> ModuleName | None:
-    """The name with the dots of the family's layer that alone is spelled so; None for none."""
+    """Return the name with the dots of the only family layer with its spelling, or None."""
     # Without a prefix of its own, `transformer.blocks.0` begins as names of diffusers do.
     for one in (name, ModuleName(DOTTED.name, MODEL, "", name.key, flat=False)):
         if path := canonical_path(one._replace(body=one.body.replace(".", "_"), flat=True), *tables):

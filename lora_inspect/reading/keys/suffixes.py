@@ -43,9 +43,9 @@ _ENDS = ("weight", "bias")
 
 
 class ParsedKey(NamedTuple):
-    """A key taken apart: what its suffix, spelled without infixes, can mean, in the order in which that is tried.
+    """A key taken apart: the possible meanings of its suffix, spelled without infixes, in the order to try them.
 
-    `part` numbers the slices of a split layer.
+    `part` is the number of a split layer's slice.
     """
 
     module: str
@@ -55,7 +55,7 @@ class ParsedKey(NamedTuple):
 
     @property
     def algorithm(self) -> str | None:
-        """The first algorithm that spells a role so; None for what belongs to no algorithm in particular."""
+        """The first algorithm that spells a role so; None for a suffix of no particular algorithm."""
         return self.meanings[0][0]
 
     @property
@@ -65,7 +65,7 @@ class ParsedKey(NamedTuple):
 
     @property
     def is_of_all(self) -> bool:
-        """Whether it is of no module, but one of the tensors that an algorithm's modules have in common."""
+        """True if it belongs to no module, but is a tensor that an algorithm's modules share."""
         if self.module != ROOT:
             return False
         shared = (one for name, _ in self.meanings if name for one in by_name(name).shared.values())
@@ -73,7 +73,7 @@ class ParsedKey(NamedTuple):
 
 
 def state_of_registries() -> tuple[int, int]:
-    """The numbers of changes of algorithms and schemes, by which a result that was kept is still valid or not."""
+    """Return the numbers of changes of algorithms and schemes, which decide whether a cached result is still valid."""
     return algorithms.changes(), schemes.changes()
 
 
@@ -99,7 +99,7 @@ _known = _KnownKeys()
 
 
 def parse_key(key: str) -> ParsedKey | None:
-    """Module and meanings of a key, or None where no algorithm spells its end so."""
+    """Return the module and the meanings of a key; None if no algorithm spells its end so."""
     return known_keys()[key]
 
 
@@ -112,7 +112,7 @@ def known_keys() -> Mapping[str, ParsedKey | None]:
 
 
 def _without_infix(key: str) -> tuple[str, int | None]:
-    """The key without the number of a slice, or the name of an adapter, before its end; and that number."""
+    """Return the key without a slice number or an adapter name before its end, and that number."""
     words = key.rsplit(".", 3)
     if len(words) == 4:
         module, factor, infix, end = words
@@ -158,13 +158,16 @@ Table = Mapping[str, Sequence[tuple[str, str]]]
 
 
 def canonical_path(name: ModuleName, *groups: Iterable[Table]) -> str | None:
-    """The dotted path of a module: the one that is spelled so in the first of the groups of layouts with any such."""
+    """Return the dotted path of a module; None if no path or several are spelled so.
+
+    The first of the groups of layouts with any such path decides.
+    """
     found = paths_of(name, *groups)
     return found[0] if len(found) == 1 else None
 
 
 def paths_of(name: ModuleName, *groups: Iterable[Table]) -> list[str]:
-    """All dotted paths that are spelled so in the first of the groups of layouts with any such."""
+    """Return all dotted paths with this spelling in the first of the groups of layouts that has any."""
     if not name.flat:
         return [name.body]
     pattern = pattern_of(name.body, "_")
@@ -178,7 +181,7 @@ def paths_of(name: ModuleName, *groups: Iterable[Table]) -> list[str]:
 
 @cache
 def table_of(paths: tuple[str, ...]) -> Table:
-    """The table of a layout's paths."""
+    """Return the table of a layout's paths."""
     table: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for path in paths:
         table[pattern_of(path, "_")].append((path.replace(".", "_"), path))

@@ -26,7 +26,7 @@ _FOREIGN = (
 
 
 def foreign_schemes(reading: Reading) -> Iterator[RawProblem]:
-    """Names of an adapter in no naming scheme that is known, in a file of little else."""
+    """Yield a problem for adapter names in no known naming scheme, in a file with little else."""
     keys = reading.claims.unclaimed
     if reading.claims.modules or not keys:
         return
@@ -44,7 +44,7 @@ def _is_shared(key: str) -> bool:
 
 
 def unclaimed_tensors(reading: Reading) -> Iterator[RawProblem]:
-    """Tensors beside the modules that nobody claims."""
+    """Yield a problem for unclaimed tensors next to the modules."""
     if not reading.claims.unclaimed or not reading.claims.modules:
         return
     copies = copies_below(reading.claims.unclaimed, reading.claims.modules)

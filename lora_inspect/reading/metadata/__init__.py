@@ -1,1 +1,1 @@
-"""The metadata of files: what trainers and merges wrote there, and what outputs carry."""
+"""The metadata of files: records of trainers and merges, and the metadata that outputs carry."""

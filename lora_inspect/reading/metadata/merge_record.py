@@ -1,7 +1,7 @@
-"""The record in a base's metadata of the adapters that lora-inspect merged into it, and in an adapter's of those that
-it is made of. Standard library only.
+"""Records of merges in a base's metadata, and of combinations in an adapter's. Standard library only.
 
-Metadata may hold anything: a value of another kind than expected counts as missing.
+lora-inspect writes them: the first names the adapters that it merged into the base, the second the adapters that an
+adapter is made of. Metadata may hold anything: a value of another type than expected counts as missing.
 """
 
 import json
@@ -29,10 +29,10 @@ _DEEPEST = 8
 
 
 class MergedAdapter(NamedTuple):
-    """One adapter of a merge. `multiplier` is a number, or numbers by what they are of.
+    """One adapter of a merge; `multiplier` is a number, or numbers by name.
 
-    `sha256` are the hashes of its files by name, with "" for that of a single file; `config` is that of the config
-    beside it. `settings` are what hung on its path, as they are spelled there.
+    `sha256` are the hashes of its files by name, with "" for a single file; `config` is the hash of the config next to
+    it. `settings` are the settings on its path, as they are spelled there.
     """
 
     file: str
@@ -43,7 +43,7 @@ class MergedAdapter(NamedTuple):
 
 
 class MergedBase(NamedTuple):
-    """What is known of the base: `header` is the hash of its header, `sha256` are as those of an adapter."""
+    """The known facts about the base: `header` is the hash of its header, `sha256` are like those of an adapter."""
 
     file: str
     bytes: int | None
@@ -70,7 +70,7 @@ class MergeRecord(NamedTuple):
 
 
 def merge_records(metadata: Mapping[str, str]) -> list[MergeRecord]:
-    """The merges that made a model, the first of them first; none where there was none."""
+    """Return the merges that made a model, the first one first; none if there was none."""
     last = _object(metadata)
     if last is None:
         return []
@@ -79,9 +79,9 @@ def merge_records(metadata: Mapping[str, str]) -> list[MergeRecord]:
 
 
 def earlier_records(metadata: Mapping[str, str]) -> list[Any]:
-    """What the record of a merge into this base has under "earlier": its own earlier ones, and its last.
+    """Return the value of "earlier" for another merge into this base: its own earlier records, and its last one.
 
-    A record that is none of ours stands there as its text.
+    A record in another format is kept as its text.
     """
     text = metadata.get(MERGED_KEY)
     if text is None:
@@ -94,9 +94,9 @@ def earlier_records(metadata: Mapping[str, str]) -> list[Any]:
 
 
 def record_before(metadata: Mapping[str, str], estimated: bool = False) -> str | None:
-    """The value of the key as it was before the last merge; None where there was none.
+    """Return the value of the key before the last merge; None if there was none.
 
-    Where numbers may be `estimated` it says so: they are not those that the merge before wrote.
+    If numbers may be `estimated`, it says so, since the merge before may have written others.
     """
     last = _object(metadata)
     earlier = _list(last.get(EARLIER)) if last else []
@@ -110,9 +110,9 @@ def record_before(metadata: Mapping[str, str], estimated: bool = False) -> str |
 
 
 def undone_metadata(metadata: Mapping[str, str], estimated: bool) -> dict[str, str]:
-    """The metadata of a merged file as they were before the last merge, but for hashes that this dropped.
+    """Return a merged file's metadata from before the last merge, except hashes that the merge dropped.
 
-    Where numbers may be `estimated` the merge that was undone stands under a key of its own.
+    If numbers may be `estimated`, the undone merge gets a key of its own.
     """
     before, last = record_before(metadata, estimated), _object(metadata) or {}
     kept = {key: value for key, value in metadata.items() if key != MERGED_KEY}
@@ -123,7 +123,7 @@ def undone_metadata(metadata: Mapping[str, str], estimated: bool) -> dict[str, s
 
 
 def as_record(record: MergeRecord) -> dict[str, Any]:
-    """The merge as `info --json` has it."""
+    """Return the merge in the form of `info --json`."""
     return {
         "version": record.version,
         "base": record.base.file if record.base else None,
@@ -135,7 +135,7 @@ def as_record(record: MergeRecord) -> dict[str, Any]:
 
 
 def combined_record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """How an adapter was made of others, as `info --json` has it; None where nothing tells."""
+    """Return the record of an adapter's combination from others, as in `info --json`; None without one."""
     found = _object(metadata, COMBINED_KEY)
     if found is None:
         return None
@@ -210,14 +210,14 @@ def _base(value: Any) -> MergedBase | None:
 
 
 def hashes_of(value: Any) -> Mapping[str, str]:
-    """The hashes of files by name, "" for that of a single one, from how a record has them."""
+    """Return the hashes of files by name, "" for a single file, from the form in a record."""
     if isinstance(value, str):
         return {"": value}
     return _texts(value)
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that a multiplier can be: a finite one that a float holds."""
+    """Return True for a number that a multiplier can be: a finite one that a float holds."""
     return json_number(value) is not None
 
 

@@ -1,4 +1,4 @@
-"""The metadata that outputs carry: what stays true, what is corrected, and where the file comes from."""
+"""Metadata that outputs carry: entries that stay true, corrected entries, and the origin of the file."""
 
 import json
 import os
@@ -30,7 +30,7 @@ _SEVERAL = "Dynamic"
 
 
 def merged_metadata(metadata: Mapping[str, str], record: str) -> dict[str, str]:
-    """A base's metadata after a merge: hashes of the old tensors gone, what was merged recorded."""
+    """Return a base's metadata after a merge: without the hashes of old tensors, with the merge `record`."""
     return {key: value for key, value in metadata.items() if key not in _STALE_HASHES} | {MERGED_KEY: record}
 
 
@@ -46,10 +46,10 @@ def standard_metadata(
     folded: str | None = None,
     norms: str | None = None,
 ) -> dict[str, str]:
-    """An adapter's metadata after `convert --to-standard`: rank, alpha and options as the tensors now have them.
+    """Return an adapter's metadata after `convert --to-standard`: rank, alpha and options of the tensors now.
 
-    `embedded` are the configs that are true of them, where they have some, and `folded` is the record of the scales
-    in their factors; `norms` is that of a base that magnitudes are over. `magnitudes` are as many as are kept, and
+    `embedded` are the configs that are true of them, if any, and `folded` is the record of the scales in their factors;
+    `norms` is the record of a base that magnitudes are over. `magnitudes` is the number of kept magnitudes, and
     `algorithms` are those of its modules by name.
     """
     stale = {*_STALE_HASHES, EMBEDDED_KEY, FOLDED_KEY, MAGNITUDES_KEY, NORMS_KEY, "ss_alpha_pattern"}
@@ -76,14 +76,14 @@ def standard_metadata(
 
 
 def _without_other_algorithms(args: dict[str, Any], algorithms: Collection[str]) -> dict[str, Any]:
-    """LyCORIS's options, which name plain LoRA where the modules are that and none is of their algorithm any more."""
+    """Return LyCORIS's options, which name plain LoRA if the modules are that and none has their algorithm any more."""
     if not _is_lora_now(str(args.get("algo", "")).lower(), algorithms):
         return args
     return {**{k: v for k, v in args.items() if k not in _OPTIONS_OF_LOKR}, "algo": "lora"}
 
 
 def _module_of(module: str, algorithms: Collection[str]) -> str:
-    """The network that a trainer names, which then is one of plain LoRA as well."""
+    """Return the network that a trainer names, changed to one of plain LoRA if the modules are that."""
     package, dot, name = module.rpartition(".")
     return f"{package}{dot}lora" if _is_lora_now(name, algorithms) else module
 
@@ -95,7 +95,7 @@ def _is_lora_now(named: str, algorithms: Collection[str]) -> bool:
 
 
 def without_scale_options(metadata: Mapping[str, str]) -> dict[str, str]:
-    """An adapter's metadata where the scale is multiplied into its factors: no option says how to read an alpha."""
+    """Return an adapter's metadata without options on how to read an alpha, for a scale in its factors."""
     kept = dict(metadata)
     if "ss_network_args" in kept:
         kept["ss_network_args"] = json.dumps({k: v for k, v in network_args(kept).items() if k not in _SCALE_OPTIONS})
@@ -103,11 +103,11 @@ def without_scale_options(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def describe_file(path: str) -> str:
-    """How provenance names a file: the last part of its path, which says no more than it must."""
+    """Return a file's name in provenance: only the last part of its path."""
     return os.path.basename(os.path.abspath(path))
 
 
 def one_or_several(values: Iterable[float]) -> str:
-    """How trainers write a rank or an alpha of all modules: the number, or a word where they differ."""
+    """Return a rank or alpha of all modules as trainers write it: the number, or a word if they differ."""
     distinct = set(values)
     return f"{distinct.pop():.9g}" if len(distinct) == 1 else _SEVERAL

@@ -45,10 +45,11 @@ _ON_A_MACHINE = r"[/~.\\]|[A-Za-z]:[/\\]"
 
 
 class Provenance(NamedTuple):
-    """Where an adapter comes from, as far as its metadata and its config tell.
+    """The origin of an adapter, from its metadata and its config.
 
-    `trigger_words` are those that are called so. `notes` are sentences to the user. `tags` are the commonest words of
-    the captions with the number of images, the commonest first, and `images` is the number of different ones.
+    `trigger_words` are only words that the metadata call so. `notes` are sentences to the user. `tags` are the
+    commonest words of the captions with their numbers of images, the commonest first, and `images` is the number of
+    different images.
     """
 
     title: str | None = None
@@ -60,7 +61,7 @@ class Provenance(NamedTuple):
 
 
 def provenance(metadata: Mapping[str, str], config: Mapping[str, Any] | None = None) -> Provenance:
-    """What is told by the metadata, and by the `config` that belongs to the adapter, if there is one."""
+    """Return the provenance from the metadata and from the adapter's own `config`, if there is one."""
     captions = _captions(metadata)
     bases = (*texts(metadata, _BASES), *texts(_configs(metadata, config), _BASES_IN_CONFIGS))
     return Provenance(
@@ -74,14 +75,14 @@ def provenance(metadata: Mapping[str, str], config: Mapping[str, Any] | None = N
 
 
 def texts(found: Mapping[Any, Any], keys: tuple[Any, ...]) -> list[str]:
-    """The values of the keys that are there and say something."""
+    """Return the values of the keys that are present and not empty."""
     values = (found.get(key) for key in keys)
     stripped = [value.strip() for value in values if isinstance(value, str)]
     return [value for value in stripped if value.lower() not in _NOTHING]
 
 
 def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The trigger words that the metadata states, at most 20; long counts of tags are not parsed for it."""
+    """Return the trigger words that the metadata state, at most 20; long counts of tags are not parsed for it."""
     noted = filter(None, map(noted_trigger, texts(metadata, _NOTES)))
     is_short = len(metadata.get("ss_tag_frequency", "")) <= _ONE_WORD_OF_TAGS
     only = _only_trigger(_captions(metadata)) if is_short else None
@@ -89,19 +90,19 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def words_of(phrases: Iterable[str]) -> tuple[str, ...]:
-    """The different words or phrases between the commas of several texts, at most 20."""
+    """Return the different words or phrases between the commas of several texts, at most 20."""
     words = dict.fromkeys(word.strip() for phrase in phrases for word in phrase.split(","))
     return tuple(islice((word for word in words if word.lower() not in _NOTHING), _MOST_TRIGGERS))
 
 
 def noted_trigger(note: str) -> str | None:
-    """The words that call the adapter, of a note that says those and nothing else; None of any other."""
+    """Return the trigger words from a note that says only those; None for any other note."""
     found = re.fullmatch(_TRIGGER_NOTE, note)
     return found[1] if found else None
 
 
 def parsed(metadata: Mapping[str, str], key: str) -> Any:
-    """The JSON value of a key; None where it is none."""
+    """Return the JSON value of a key; None if it is none."""
     try:
         return parse_json(metadata.get(key, "null"))
     except ValueError:
@@ -109,7 +110,7 @@ def parsed(metadata: Mapping[str, str], key: str) -> Any:
 
 
 def whole(value: Any) -> int | None:
-    """The whole number that a value is or spells, from 0 to a million millions; None for anything else."""
+    """Return the integer that a value is or spells, from 0 to a million millions; None for anything else."""
     if isinstance(value, str) and len(value) < 20 and value.strip().isdecimal():
         value = int(value.strip())
     is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -117,7 +118,7 @@ def whole(value: Any) -> int | None:
 
 
 def images_of(metadata: Mapping[str, str]) -> int | None:
-    """How many different images there were, each counted once."""
+    """Return the number of different images, each counted once."""
     folders = parsed(metadata, "ss_dataset_dirs")
     if isinstance(folders, dict) and folders:
         counts = [whole(folder.get("img_count")) for folder in folders.values() if isinstance(folder, dict)]
@@ -134,18 +135,18 @@ def images_of(metadata: Mapping[str, str]) -> int | None:
 
 
 def _configs(metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The config beside the file and the one of OneTrainer in it."""
+    """Return the config next to the file and the one of OneTrainer in it."""
     inner = parsed(metadata, "ot_config") if "ot_config" in metadata else None
     return {**(config or {}), **(inner if isinstance(inner, dict) else {})}
 
 
 def _last_name(base: str) -> str:
-    """The name of a base: what a path of the machine that trained ends in."""
+    """Return the name of a base: for a path of the training machine, its last part."""
     return re.split(r"[/\\]", base.rstrip("/\\"))[-1] or base if re.match(_ON_A_MACHINE, base) else base
 
 
 def _captions(metadata: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """How many images have each tag, by their folder."""
+    """Return the number of images with each tag, by folder."""
     found = parsed(metadata, "ss_tag_frequency")
     folders = found if isinstance(found, dict) else {}
     return {
@@ -156,7 +157,7 @@ def _captions(metadata: Mapping[str, str]) -> dict[str, dict[str, int]]:
 
 
 def _only_trigger(captions: Mapping[str, Mapping[str, int]]) -> str | None:
-    """The trigger word where that is all that the captions are: ai-toolkit writes `{"1_WORD": {"WORD": 1}}`."""
+    """Return the trigger word if the captions are only that: ai-toolkit writes `{"1_WORD": {"WORD": 1}}`."""
     if len(captions) != 1:
         return None
     [(folder, tags)] = captions.items()
@@ -165,7 +166,7 @@ def _only_trigger(captions: Mapping[str, Mapping[str, int]]) -> str | None:
 
 
 def _tags(captions: Mapping[str, Mapping[str, int]]) -> list[tuple[str, int]]:
-    """The commonest tags; folders may hold the same images, which are told apart by nothing."""
+    """Return the commonest tags; folders may hold the same images, and nothing distinguishes these."""
     counts: dict[str, int] = {}
     for tags in captions.values():
         for tag, count in tags.items():
@@ -193,11 +194,11 @@ _LONGEST = 100
 
 
 def training_facts(metadata: Mapping[str, str], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What is told, of `steps`, `epoch` and `epochs` (that of the file, and all), `images`, `batch_size`,
-    `resolution`, `learning_rate`, `optimizer` and `date`; what is not told is not there.
+    """Return the facts that the metadata state about the training, by name.
 
-    `config` is the one that belongs to the adapter.
-    """  # fmt: skip
+    The names are `steps`, `epoch` and `epochs` (that of the file, and all), `images`, `batch_size`, `resolution`,
+    `learning_rate`, `optimizer` and `date`. Unknown facts are left out. `config` is the adapter's own config.
+    """
     objects = {**(config or {})}
     for key in ("training_info", "ot_config"):
         found = parsed(metadata, key) if key in metadata else None
@@ -222,7 +223,7 @@ def training_facts(metadata: Mapping[str, str], config: Mapping[str, Any] | None
 
 
 def _resolution(value: Any) -> str | None:
-    """Width and height as `768x768`, of a text or a list; one side stands for both."""
+    """Return width and height as `768x768`, from a text or a list; one side is for both."""
     if isinstance(value, list) and 1 <= len(value) <= 2 and all(isinstance(side, int) for side in value):
         value = "x".join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, str | int) or len(text := str(value)) > _LONGEST:
@@ -232,7 +233,7 @@ def _resolution(value: Any) -> str | None:
 
 
 def _rate(value: Any) -> float | None:
-    """A positive finite number that a value is or spells."""
+    """Return a positive finite number that a value is or spells."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
@@ -243,7 +244,7 @@ def _rate(value: Any) -> float | None:
 
 
 def _optimizers(metadata: Mapping[str, str], objects: Mapping[str, Any]) -> list[str]:
-    """Names of optimizers, without the path of their class and its arguments."""
+    """Return names of optimizers, without the path of their class and its arguments."""
     inner = objects.get("optimizer")
     inner = inner if isinstance(inner, dict) else objects
     told = (*texts(metadata, _OPTIMIZERS), *texts(inner, ("optimizer",)))
@@ -252,7 +253,7 @@ def _optimizers(metadata: Mapping[str, str], objects: Mapping[str, Any]) -> list
 
 
 def _day(value: Any) -> str | None:
-    """The day of a time in seconds since 1970, in UTC."""
+    """Return the day of a time in seconds since 1970, in UTC."""
     seconds = _rate(value)
     if seconds is None:
         return None

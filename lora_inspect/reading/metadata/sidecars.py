@@ -1,4 +1,4 @@
-"""The files that other programs keep beside an adapter, for facts that the adapter itself does not state.
+"""The files that other programs keep next to an adapter, for facts that the adapter itself does not state.
 
 `NAME.civitai.info` is the answer of Civitai on a version of a model, `NAME.metadata.json` is written by ComfyUI's LoRA
 Manager, and `NAME.json` by the web UIs of AUTOMATIC1111 and Forge. Anybody may have written them: a sidecar that is too
@@ -58,7 +58,7 @@ _UNKNOWN = ("unknown", "other")
 
 
 class Sidecar(NamedTuple):
-    """The facts of one sidecar, or its `problem`; `file` is its name. `names` are what people call the adapter."""
+    """The facts of one sidecar `file`, or its `problem`; `names` are the names that people use for the adapter."""
 
     file: str
     title: str | None = None
@@ -102,7 +102,7 @@ _listed: Remembered[tuple[str, int, int, int], frozenset[str]] = Remembered(64)
 
 
 def _names_in(folder: str) -> Collection[str] | None:
-    """The names in a folder that sidecars may have, from the last list of it where it has not changed since.
+    """Return the names in a folder that sidecars may have, cached as long as the folder has not changed.
 
     None for the first file of a folder: to look for the sidecars of one file takes less time than a list of all files.
     """
@@ -121,7 +121,7 @@ def _names_in(folder: str) -> Collection[str] | None:
 
 
 def _read(path: str, form: SidecarFormat) -> Sidecar | None:
-    """The sidecar at a path; None where there is no file, or one of another program."""
+    """Return the sidecar at a path; None if there is no file, or one of another program."""
     if not os.path.isfile(path):
         return None
     name = os.path.basename(path)
@@ -165,13 +165,13 @@ def _listed_texts(found: Mapping[str, Any], path: Sequence[str]) -> list[str]:
 
 
 def _printable(values: Sequence[Any]) -> list[str]:
-    """The values that are texts, say something and can be printed."""
+    """Return the values that are printable texts and not empty."""
     said = texts(dict(enumerate(values)), tuple(range(len(values))))
     return [text for text in said if len(text) <= _LONGEST_TEXT and is_unicode(text)]
 
 
 def with_sidecars(origin: Provenance, sidecars: Sequence[Sidecar]) -> tuple[Provenance, dict[str, str]]:
-    """The provenance with missing fields filled from sidecars, and the name of the sidecar of each filled field."""
+    """Return the provenance with missing fields filled from sidecars, and the sidecar's name by filled field."""
     filled: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for field in ("title", "base", "trigger_words"):
@@ -182,7 +182,7 @@ def with_sidecars(origin: Provenance, sidecars: Sequence[Sidecar]) -> tuple[Prov
 
 
 def trigger_words_of(metadata: Mapping[str, str], sidecars: Sidecars) -> tuple[tuple[str, ...], str | None]:
-    """The trigger words of a file, and the name of the sidecar that they are from; None if the metadata has them."""
+    """Return the trigger words of a file, and the name of their sidecar; None if the metadata have them."""
     if own := trigger_words(metadata):
         return own, None
     told = next((one for one in sidecars.found if one.trigger_words), None)
@@ -198,9 +198,9 @@ class NamedFamily(NamedTuple):
 
 
 def named_family(candidates: Sequence[Detection], sidecars: Sequence[Sidecar]) -> NamedFamily | None:
-    """The candidates that the first telling sidecar leaves; None if no sidecar decides between them.
+    """Return the candidates that the first deciding sidecar leaves; None if no sidecar decides between them.
 
-    A base model that is none of the candidates decides nothing: the tensors say more than a sidecar.
+    A base model that is none of the candidates decides nothing: the tensors are better evidence than a sidecar.
     """
     for one in sidecars:
         family = _family_of(one.base or "", candidates)
@@ -211,9 +211,10 @@ def named_family(candidates: Sequence[Detection], sidecars: Sequence[Sidecar]) -
 
 
 def _family_of(base: str, candidates: Sequence[Detection]) -> str | None:
-    """The family whose name or title a base model begins with, up to blanks, signs and case; the longest counts.
+    """Return the family with the longest name or title that begins the name of a base model.
 
-    A name that another name begins with (`flux` of `flux2`) is too short to tell.
+    Blanks, punctuation and case do not count. A name that begins another one (`flux` of `flux2`) is too short to
+    decide.
     """
     from lora_inspect import architectures
 

@@ -17,14 +17,14 @@ _MUSUBI_MODELS = (
 
 
 def is_musubi(metadata: Mapping[str, str]) -> bool:
-    """Whether the base is one that musubi-tuner trains on: its networks have names in common with sd-scripts'."""
+    """Return True if musubi-tuner trains on the base: its networks share names with those of sd-scripts."""
     return metadata.get("ss_base_model_version", "").startswith(_MUSUBI_MODELS)
 
 
 def find_trainer(
     metadata: Mapping[str, str], keys: Collection[str], has_peft_config: bool, is_of_mlx: bool = False
 ) -> str | None:
-    """The name of the program, or None where nothing tells."""
+    """Return the name of the program, or None if nothing shows it."""
     if metadata.get(NETWORK_KEY):
         return "lora-inspect networks"
     if RSLORA_FLAG in keys or DORA_FLAG in keys or LOKR_FLAG in keys:

@@ -1,1 +1,1 @@
-"""The nouns of reading: contributions and modules, the evidence for each value, and what a user sets."""
+"""The nouns of reading: contributions and modules, the evidence for each value, and the user's settings."""

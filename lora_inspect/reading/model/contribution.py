@@ -20,7 +20,7 @@ class Magnitude(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """What is known of the scale of a contribution, which has the same fields."""
+    """The known facts about the scale of a contribution, which has the same fields."""
 
     fan_in_fan_out: bool | None = None
     rank: int | None = None
@@ -34,14 +34,13 @@ class Contribution(NamedTuple):
     """One change of one base weight.
 
     `factors` are the tensors by role. `rows` are the rows of the layer's weight that it covers, None for all.
-    `fan_in_fan_out` is what a config says of the way in which the base stores the weight, None where none does.
-    `alpha`, the rule `rslora` and `scale` are None where unknown; `why` is the reason for the scale, or for its
-    absence. `settings` are what else the formula needs, and `unsettled` is the reason why it is unknown, or empty.
+    `fan_in_fan_out` is a config's statement of how the base stores the weight, None without one. `alpha`, the rule
+    `rslora` and `scale` are None if unknown; `why` is the reason for the scale, or for its absence. `settings` are the
+    other values that the formula needs, and `unsettled` is the reason if the formula is unknown, or empty.
 
     `residual` is the initialisation that moved a part of the base into the factors, or empty; `on_residual` says that
-    the base is given without that part.
-    `is_optional` says that a layer without the parameter is none that lacks something.
-    `in_config` is what a config of PEFT calls what the factors are of, empty where that is the module's own path.
+    the given base lacks that part. `is_optional` says that a layer may lack the parameter without an error. `in_config`
+    is the name in PEFT's config for the target of the factors, empty if that is the module's own path.
     """
 
     module: ModuleName
@@ -69,7 +68,7 @@ class Contribution(NamedTuple):
 
     @property
     def formula(self) -> Formula:
-        """How the change is computed; raises ValueError for an algorithm that is only recognised."""
+        """The formula of the change; raises ValueError for an algorithm that is only recognised."""
         if self.algorithm.formula is None:
             raise ValueError(f"{self.module.key}: {self.algorithm.title} has no formula")
         return self.algorithm.formula
@@ -87,28 +86,28 @@ class Contribution(NamedTuple):
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """(out, in, *kernel) of the change as far as the factors tell; of one slice where the layer is split."""
+        """(out, in, *kernel) of the change as far as the factors show it; of one slice if the layer is split."""
         return self.formula.shape(self.shapes)
 
     @property
     def features(self) -> Features:
-        """(out, in) of the shape, where a vector tells no inputs and a single number nothing."""
+        """(out, in) of the shape; a vector has no inputs, and a single number has neither."""
         out_features, in_features = (*self.shape, None, None)[:2]
         return out_features, in_features
 
     @property
     def multiplies(self) -> bool:
-        """Whether what it does to a weight depends on the weight, so that it matters what was folded before."""
+        """True if its effect on a weight depends on the weight, so that earlier changes matter."""
         return self.magnitude is not None or self.algorithm.multiplies
 
     @property
     def turn(self) -> tuple[bool, bool]:
-        """What comes before what: the weight before other parameters, what is added to it before what multiplies it."""
+        """The sort key of folding: the weight before other parameters, additions before multiplications."""
         return self.algorithm.parameter != WEIGHT, self.multiplies
 
     @property
     def of_bias(self) -> "Contribution | None":
-        """What the same factors do to the layer's bias; None for nothing."""
+        """The change of the layer's bias by the same factors; None if there is none."""
         if self.algorithm.bias is None:
             return None
         of_bias = self.algorithm._replace(formula=self.algorithm.bias, parameter=BIAS, transposed=False, bias=None)
@@ -116,27 +115,27 @@ class Contribution(NamedTuple):
 
     @property
     def is_common(self) -> bool:
-        """Whether the names of its tensors are common words, which a base may have by chance."""
+        """True if the names of its tensors are common words, which a base may have by chance."""
         return all(role in self.algorithm.common for role in self.factors)
 
     @property
     def is_scaled(self) -> bool:
-        """Whether an alpha beside its factors is, or would be, the scale of its change."""
+        """True if an alpha next to its factors is, or would be, the scale of its change."""
         return self.algorithm.has_alpha and (self.rank is not None or bool(self.algorithm.scaled))
 
     @property
     def has_scale(self) -> bool:
-        """Whether its change has a scale that its file, or a program for it, states."""
+        """True if its file, or a program for it, states a scale of its change."""
         return self.is_scaled or bool(self.rank and self.algorithm.scaled)
 
     @property
     def is_linear(self) -> bool:
-        """Whether nothing in the factors speaks against a Linear layer."""
+        """True if nothing in the factors speaks against a Linear layer."""
         return self.algorithm.transposed is None and len(self.shape) == 2
 
     @property
     def known_shape(self) -> tuple[int, ...]:
-        """The shape; raises ValueError where the factors leave a part of it open."""
+        """The shape; raises ValueError if the factors leave a part of it open."""
         known = tuple(size for size in self.shape if size is not None)
         if len(known) < len(self.shape):
             raise ValueError(f"{self.module.key}: {self.algorithm.title} does not say its number of inputs")
@@ -152,7 +151,7 @@ class Contribution(NamedTuple):
 
     @property
     def known_scale(self) -> float:
-        """The scale; raises ValueError where it is unknown, which every command that needs it has refused before."""
+        """The scale; raises ValueError if it is unknown, which every command that needs it has refused before."""
         if self.scale is None:
             raise ValueError(f"{self.module.key}: the scale is unknown: {self.why}")
         return self.scale
@@ -166,22 +165,22 @@ UNSCALED = tuple(Contribution._field_defaults[name] for name in Contribution._fi
 
 
 def missing_shared(contribution: Contribution) -> str | None:
-    """Why a contribution lacks a tensor that its algorithm shares, as the end of a sentence; None where it has all."""
+    """Return the reason why a contribution lacks a shared tensor, as the end of a sentence; None if it has all."""
     shared = contribution.algorithm.shared
     return next((shared[role].missing for role in shared if role not in contribution.factors), None)
 
 
 def shared_tensors(contribution: Contribution) -> dict[str, TensorInfo]:
-    """The factors that other modules have as well, by role."""
+    """Return the factors that other modules have as well, by role."""
     return {role: contribution.factors[role] for role in contribution.algorithm.shared if role in contribution.factors}
 
 
 class Module(NamedTuple):
-    """One adapted layer: its contributions in the order in which they are folded, and the tensors that they share.
+    """One adapted layer: its contributions in the order of folding, and the tensors that they share.
 
-    Those of the weight come first, and of these what is added to it. `path` is the layer's dotted path, None where
-    that is not known. `respelled` says that its keys are to be in every respect as its scheme has them, whatever they
-    were: the suffixes, and an alpha where readers look for one.
+    Changes of the weight come first, and among these the additions. `path` is the layer's dotted path, None if unknown.
+    `respelled` says that all its keys get the spelling of its scheme, whatever they were: the suffixes, and an alpha
+    where readers look for one.
     """
 
     name: ModuleName
@@ -193,7 +192,7 @@ class Module(NamedTuple):
 
     @property
     def changes(self) -> list[Contribution]:
-        """The contributions and what their factors do to a bias as well, in the order in which they are folded."""
+        """The contributions, and the changes of a bias by their factors, in the order of folding."""
         of_biases = filter(None, (contribution.of_bias for contribution in self.contributions))
         return sorted((*self.contributions, *of_biases), key=lambda change: change.turn)
 
@@ -220,7 +219,7 @@ class Embedding(NamedTuple):
 
 
 def with_scalings(modules: Sequence[Module], scalings: Sequence[Scaling | None]) -> Iterable[Module]:
-    """Modules that are alike, with what is known of the scale of each of their contributions, None for nothing."""
+    """Return like modules with the scaling of each of their contributions; None leaves a contribution unchanged."""
     if not scalings:
         return modules
     found = [
@@ -238,7 +237,7 @@ def _scaled(contribution: Contribution, scaling: Scaling) -> tuple[Any, ...]:
 
 
 def with_paths(modules: Iterable[Module], paths: Iterable[str | None]) -> Iterable[Module]:
-    """Modules with the path of each."""
+    """Return the modules with the path of each."""
     return make_records(
         Module, [(*module[:_PATH], path, *module[_PATH + 1 :]) for module, path in zip(modules, paths, strict=True)]
     )
@@ -247,7 +246,7 @@ def with_paths(modules: Iterable[Module], paths: Iterable[str | None]) -> Iterab
 class Counted(NamedTuple):
     """A multiple of the stored alpha: one for each of the `parts` that a layer was saved in.
 
-    `contradiction` says why nobody can tell; it is empty where there is none.
+    `contradiction` is the reason if the number is unknown; else it is empty.
     """
 
     parts: int = 1

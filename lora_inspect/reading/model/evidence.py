@@ -28,7 +28,7 @@ _LARGEST_ALPHA = 2.0**127
 
 
 class Evidence(NamedTuple):
-    """One observation: what it is `about`, what it `says`, and `where` in the file it stands."""
+    """One observation: its topic (`about`), its text (`says`), and its place in the file (`where`)."""
 
     about: str
     says: str
@@ -36,13 +36,13 @@ class Evidence(NamedTuple):
 
 
 class Hint(NamedTuple):
-    """How many of the modules that could tell have alpha = sqrt(rank)."""
+    """The share of modules with alpha = sqrt(rank), among the `modules` that could show it."""
 
     share: float
     modules: int
 
     def sentence(self) -> str:
-        """What the hint says, and what else it could be."""
+        """Return the hint in words, with its other possible causes."""
         return (
             f"{self.share:.0%} of the alphas equal sqrt(rank), as in RS-LoRA networks of alpha 0, "
             "but also in plain rank 4 with alpha 2 or rank 16 with alpha 4"
@@ -50,7 +50,7 @@ class Hint(NamedTuple):
 
 
 class RsloraReading(NamedTuple):
-    """Whether alpha/sqrt(rank) applies (None = unknown), by which kind of evidence, and the hint."""
+    """The scale rule: alpha/sqrt(rank) or not (None = unknown), the kind of evidence, and the hint."""
 
     value: bool | None
     source: str
@@ -58,19 +58,20 @@ class RsloraReading(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether the file itself states the rule, and states one only."""
+        """True if the file itself states the rule, and only one."""
         return self.source not in ("default", "conflict")
 
     @property
     def is_default(self) -> bool:
-        """Whether nothing states the rule and nothing has to: alpha/rank, as every reader takes it."""
+        """True if nothing states the rule and nothing has to: alpha/rank, as every reader takes it."""
         return self.source == "default" and self.value is False
 
 
 class DoraReading(NamedTuple):
-    """Whether magnitudes apply (None = unknown), by which kind of evidence, on how many modules and which axis.
+    """The use of magnitudes (None = unknown), the kind of evidence, the number of modules and the axis.
 
-    `norms` says whose norms those of outputs are over, None where there are none or that is unknown.
+    `norms` names the weights with the norms that magnitudes of outputs refer to, None if there are none or that is
+    unknown.
     """
 
     value: bool | None
@@ -81,9 +82,9 @@ class DoraReading(NamedTuple):
 
 
 class LoraFacts(NamedTuple):
-    """What the evidence looks at in LoRA modules that are alike. `alpha` is the stored one; None where there is none.
+    """The facts about like LoRA modules that evidence uses; `alpha` is the stored one, None if there is none.
 
-    `places` says where each of them stands among all modules of the file, by their names.
+    `places` gives the place of each module among all modules of the file, by its name.
     """
 
     places: Mapping[str, int]
@@ -95,14 +96,14 @@ class LoraFacts(NamedTuple):
 
     @property
     def modules(self) -> int:
-        """How many they are."""
+        """The number of modules."""
         return len(self.places)
 
 
 class DoraClaim(NamedTuple):
-    """What one voice says of DoRA: yes, no, or None for neither; `facts` are the modules that it speaks of.
+    """One voice's statement about DoRA: yes, no, or None for neither; `facts` are the modules that it is about.
 
-    `says` are its words, where these are not those of a flag or of PEFT's config.
+    `says` is its text, if it is not that of a flag or of PEFT's config.
     """
 
     source: str
@@ -113,18 +114,18 @@ class DoraClaim(NamedTuple):
 
 
 def names_of(facts: Iterable[LoraFacts]) -> list[str]:
-    """The names of the modules in the order of the file."""
+    """Return the names of the modules in the order of the file."""
     return [name for _, name in sorted((place, name) for fact in facts for name, place in fact.places.items())]
 
 
 def close(first: float, second: float) -> bool:
-    """Whether two alphas are the same number up to a rounding to bfloat16."""
+    """Return True if two alphas are the same number up to a rounding to bfloat16."""
     largest = max(abs(first), abs(second))
     return math.isfinite(largest) and abs(first - second) <= ALPHA_TOLERANCE * largest
 
 
 def network_args(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The parsed `ss_network_args`, empty where they are missing or no JSON object."""
+    """Return the parsed `ss_network_args`, empty where they are missing or no JSON object."""
     try:
         found = parse_json(metadata.get("ss_network_args", "{}"))
     except ValueError:
@@ -133,22 +134,22 @@ def network_args(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_switch(value: Any) -> bool | None:
-    """A yes or no as configs and trainers spell it, nothing at all being no; None where it is neither."""
+    """Return the boolean that configs and trainers spell, False for nothing at all; None for anything else."""
     return _SWITCH.get("" if value is None else str(value).strip().lower())
 
 
 def read_flag(number: float | int | bool | None) -> bool | None:
-    """What the number in a flag tensor says; None where it is NaN, or of an element type that has no plain reading."""
+    """Return the meaning of the number in a flag tensor; None for NaN, and for an unreadable element type."""
     return None if number is None or math.isnan(number) else bool(number)
 
 
 def is_lycoris(metadata: Mapping[str, str]) -> bool:
-    """Whether LyCORIS wrote the file: it multiplies sqrt(rank) into the alpha that it stores."""
+    """Return True if LyCORIS wrote the file: it multiplies sqrt(rank) into the alpha that it stores."""
     return metadata.get("ss_network_module", "").startswith("lycoris")
 
 
 def requested_alpha(metadata: Mapping[str, str]) -> float | None:
-    """The alpha that `ss_network_alpha` says was asked for, None where it is no number that could have been stored."""
+    """Return the requested alpha from `ss_network_alpha`; None for a number that cannot have been stored."""
     try:
         asked = float(metadata["ss_network_alpha"])
     except (KeyError, ValueError):

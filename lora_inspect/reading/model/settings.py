@@ -1,4 +1,4 @@
-"""The user's settings for an adapter, from options or from its path: `PATH[:SETTING[,SETTING...]]`. Stdlib only."""
+"""The user's settings for an adapter, from options or its path: `PATH[:SETTING[,SETTING...]]`. Stdlib only."""
 
 import math
 import os
@@ -44,14 +44,14 @@ _FORMS = (
 
 
 class Settings(NamedTuple):
-    """The settings of one adapter by the user: its multiplier, and answers to what its evidence leaves open.
+    """The user's settings for one adapter: its multiplier, and answers to questions that its evidence leaves open.
 
-    `multiplier` is the plain number, None where there is none (which means 1); `part_multipliers` are multipliers by
-    component or by glob, as they were written. `rslora`, `alpha` and `expert_packing` count where the file leaves them
-    open. `residual` says whether the base is the one that an initialisation left; None stands for the original one.
-    `architecture` is the name of the family, of those that the file may be of. `step` is the number of the training's
-    step after which the file was saved, which `average` alone asks for. Settings `of_several` files say of each no more
-    than it leaves open: another family than that of a file is no contradiction.
+    `multiplier` is the plain number, None if there is none (which means 1); `part_multipliers` are multipliers by
+    component or by glob, as they were written. `rslora`, `alpha` and `expert_packing` count if the file leaves them
+    open. `residual` says whether the base is the one that an initialisation left; None means the original base.
+    `architecture` is the name of one of the file's possible families. `step` is the training step after which the file
+    was saved; only `average` asks for it. Settings `of_several` files only answer open questions of each: another
+    family than that of a file is no contradiction.
     """
 
     multiplier: float | None = None
@@ -67,11 +67,14 @@ class Settings(NamedTuple):
 
     @property
     def has_multiplier(self) -> bool:
-        """Whether any multiplier is set."""
+        """True if any multiplier is set."""
         return self.multiplier is not None or bool(self.part_multipliers)
 
     def joined(self, options: "Settings", path: str) -> "Settings":
-        """The settings on a `path` with those of options; raises LoraInspectError where they contradict each other."""
+        """Return the settings on a `path` with those of options.
+
+        Raises LoraInspectError if they contradict each other.
+        """
         together = self._replace(allow_partial_dora=self.allow_partial_dora or options.allow_partial_dora)
         for name in _OPEN:
             own, other = getattr(self, name), getattr(options, name)
@@ -84,21 +87,21 @@ class Settings(NamedTuple):
         return together
 
     def multipliers(self) -> float | dict[str, float]:
-        """The plain multiplier alone, or each by the name it was given, with "*" for all other modules."""
+        """Return only the plain multiplier, or each by the name it was given, with "*" for all other modules."""
         plain = 1.0 if self.multiplier is None else self.multiplier
         return {ALL: plain, **dict(self.part_multipliers)} if self.part_multipliers else plain
 
 
 def requested_settings(request: "ReadingRequest") -> Settings:
-    """The settings that the options of a verb amount to."""
+    """Return the settings from the options of a verb."""
     open_settings: dict[str, Any] = {name: getattr(request, name, None) for name in _OPEN}
     return Settings(allow_partial_dora=request.allow_partial_dora, **open_settings)
 
 
 def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
-    """The paths and the settings of several arguments.
+    """Return the paths and the settings of several arguments.
 
-    Raises LoraInspectError as `parse_argument` does, and for a number that stands beside its path.
+    Raises LoraInspectError like `parse_argument`, and for a number as an argument of its own.
     """
     parsed: list[tuple[str, Settings]] = []
     for argument in arguments:
@@ -113,15 +116,15 @@ def parse_arguments(arguments: Iterable[str]) -> list[tuple[str, Settings]]:
 
 
 def bare_number(argument: str) -> float | None:
-    """The number that an argument is where it is no existing path; None where it is none."""
+    """Return the number in an argument that is not an existing path; None if there is none."""
     return None if os.path.lexists(argument) else _intended_number(argument.removeprefix(":"))
 
 
 def parse_argument(argument: str) -> tuple[str, Settings]:
-    """The path and the settings of a command line argument.
+    """Return the path and the settings of a command line argument.
 
-    The last colon counts only where all that follows parses and the whole is no existing path. Raises
-    LoraInspectError where a path that exists is followed by something that is no setting.
+    The last colon counts only if everything after it parses and the whole is not an existing path. Raises
+    LoraInspectError if something other than settings follows an existing path.
     """
     if is_remote(argument):
         return _at_address(argument)
@@ -140,13 +143,13 @@ def parse_argument(argument: str) -> tuple[str, Settings]:
 
 
 def without_secrets(argument: str) -> str:
-    """The same argument, or option with a value, with what may be secret in an address put away."""
+    """Return the argument, or option with a value, without the parts of an address that may be secret."""
     option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
     return option + equals + spell_argument(*_at_address(value)) if is_remote(value) else argument
 
 
 def _at_address(argument: str) -> tuple[str, Settings]:
-    """The address and the settings: what stands behind the last colon of its path, where that is settings."""
+    """Return the address and the settings after the last colon of its path, if it ends in settings."""
     address, _, tail = argument.rpartition(":")
     if is_remote(address) and "/" in address.partition("://")[2]:
         shown = printable_address(address)
@@ -156,7 +159,7 @@ def _at_address(argument: str) -> tuple[str, Settings]:
 
 
 def _file_before_a_colon(argument: str) -> str | None:
-    """The longest path that exists and ends before one of the last colons; None where there is none."""
+    """Return the longest existing path that ends before one of the last colons; None if there is none."""
     path = argument
     for _ in range(_COLONS):
         path = path.rpartition(":")[0]
@@ -166,7 +169,7 @@ def _file_before_a_colon(argument: str) -> str | None:
 
 
 def _settings_of(file: str, argument: str) -> Settings:
-    """The settings behind a file that exists; raises LoraInspectError where there is anything else behind it."""
+    """Return the settings after an existing file. Raises LoraInspectError if anything else is there."""
     tail = argument[len(file) + 1 :]
     parts = [part for part in tail.split(":") if part]
     joined = ",".join(parts)
@@ -187,7 +190,7 @@ def _settings_of(file: str, argument: str) -> Settings:
 
 
 def _without_decimal_comma(text: str) -> list[str]:
-    """How settings are written that have a comma for a point, and how those where it stands before a multiplier."""
+    """Return the valid spellings for a doubtful comma: with a decimal point, and with the multiplier in front."""
     found = re.search(_DECIMAL_COMMA, text)
     if found is None:
         return []
@@ -205,7 +208,7 @@ def _is_settings(text: str) -> bool:
 
 
 def _refuse_other_separators(argument: str) -> None:
-    """Raises LoraInspectError for a path that exists and a multiplier behind anything but a colon."""
+    """Raise LoraInspectError for an existing path and a multiplier after anything but a colon."""
     behind = re.search(_LIKE_A_MULTIPLIER, argument[-_LONGEST:])
     number = _intended_number(behind[1]) if behind else None
     path = argument.removesuffix(behind[0]) if behind else argument
@@ -216,16 +219,16 @@ def _refuse_other_separators(argument: str) -> None:
 
 
 def _intended_number(text: str) -> float | None:
-    """The number that somebody wrote who took a comma for the point, or with a percent sign or an x; None for none."""
+    """Return the intended number of a text with a decimal comma, a percent sign or an x; None if there is none."""
     found = re.fullmatch(_LIKE_A_NUMBER, text.strip().lower()) if len(text) <= _LONGEST else None
     return float(found[1].replace(",", ".")) / (100 if found[2] == "%" else 1) if found else None
 
 
 def parse_settings(text: str) -> Settings:
-    """Settings from `SETTING[,SETTING...]`.
+    """Return the settings in `SETTING[,SETTING...]`.
 
-    Raises ValueError where a part is none, or says again what one said, and where two whole numbers in a row may be
-    one with a comma for its point.
+    Raises ValueError for a part that is not a setting or repeats one, and for two whole numbers in a row that may be
+    one number with a decimal comma.
     """
     if found := re.search(_DECIMAL_COMMA, text):
         raise ValueError(f"the comma in {found[0]!r} may be a decimal point")
@@ -264,12 +267,12 @@ def parse_settings(text: str) -> Settings:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name can be that of a component, or a glob over module paths; no setting is called so."""
+    """Return True if a name can be a component, or a glob over module paths; no setting has such a name."""
     return re.fullmatch(_PATTERN, name) is not None and name not in _RESERVED
 
 
 def spell_settings(settings: Settings) -> str:
-    """The settings as they are written on a path, the inverse of `parse_settings`; "" where there are none."""
+    """Return the settings as a path spells them, the inverse of `parse_settings`; "" if there are none."""
     parts = [] if settings.multiplier is None else [_spell(settings.multiplier)]
     parts += [f"{name}={_spell(number)}" for name, number in settings.part_multipliers]
     parts += [] if settings.alpha is None else [f"{_ALPHA}={_spell(settings.alpha)}"]
@@ -282,7 +285,7 @@ def spell_settings(settings: Settings) -> str:
 
 
 def spell_argument(path: str, settings: Settings) -> str:
-    """The path with the settings behind it, the inverse of `parse_argument`."""
+    """Return the path with the settings after it, the inverse of `parse_argument`."""
     said = spell_settings(settings)
     return f"{path}:{said}" if said else path
 

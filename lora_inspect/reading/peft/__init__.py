@@ -1,1 +1,1 @@
-"""PEFT's adapter_config.json, and what it says of an adapter."""
+"""PEFT's adapter_config.json, and its meaning for an adapter."""

@@ -1,4 +1,4 @@
-"""The LoraConfigs of a file, and the one that applies to a module."""
+"""The LoraConfigs of a file, and the lookup of the config for a module."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +15,9 @@ from lora_inspect.schemes.diffusers import DIFFUSERS
 
 
 class FoundConfig(NamedTuple):
-    """A LoraConfig, `where` it stands and what it says of single `modules`; `prefix` is its component, "" for all.
+    """A LoraConfig, its place (`where`) and its settings for single `modules`; `prefix` is its component or "".
 
-    `embedded` says that it stands in the file's own metadata and not beside the file.
+    `embedded` says that it is in the file's own metadata and not next to the file.
     """
 
     where: str
@@ -28,13 +28,13 @@ class FoundConfig(NamedTuple):
 
     @property
     def peft_type(self) -> Any:
-        """Which of PEFT's algorithms it is a config of."""
+        """The PEFT algorithm of the config."""
         return self.config.get("peft_type", LORA_TYPE)
 
     def gives_rank(self, contribution: Contribution) -> bool:
-        """Whether the rank that it gives the module is that of the tensors: otherwise it is not theirs.
+        """Return True if its rank for the module is that of the tensors: otherwise it is not theirs.
 
-        Tensors that have none cannot contradict it.
+        Tensors without a rank cannot contradict it.
         """
         rank = contribution.formula.rank(contribution.shapes)
         return rank is None or self.modules.rank(contribution.config_path) == rank
@@ -43,9 +43,9 @@ class FoundConfig(NamedTuple):
 def find_configs(
     checkpoint: Checkpoint, read: Callable[[FoundConfig], Iterable[Contribution]], steps: Steps
 ) -> list[FoundConfig]:
-    """The LoraConfigs that belong to the file: those embedded in it, and the one beside it.
+    """Return the LoraConfigs of the file: those embedded in it, and the one next to it.
 
-    `read` gives the contributions of the file where a config is its own.
+    `read` gives the contributions of the file if a config is its own.
     """
     found = [
         FoundConfig(
@@ -68,7 +68,7 @@ def find_configs(
 
 
 class Speakers:
-    """Which of the configs of a file speak of a contribution."""
+    """The lookup of a file's configs that apply to a contribution."""
 
     def __init__(self, configs: Sequence[FoundConfig]) -> None:
         self._beside = tuple(found for found in configs if not found.embedded)
@@ -80,10 +80,10 @@ class Speakers:
                 self._by_component.setdefault(DIFFUSERS.prefixes.get(found.prefix), found)
 
     def of(self, contribution: Contribution) -> tuple[FoundConfig, ...]:
-        """The configs that speak of it, at most one that is embedded and the one beside the file.
+        """Return the configs that apply to it: at most one embedded config and the one next to the file.
 
-        The embedded one is that of its prefix or component, else one of no component in particular. Those that give
-        the rank of the tensors come first; where one does, the others are not theirs.
+        The embedded one is that of its prefix or component, else one of no particular component. If any gives the rank
+        of the tensors, the others do not apply.
         """
         module = contribution.module
         embedded = (
@@ -95,7 +95,7 @@ class Speakers:
 
 
 def _fits(found: FoundConfig, contributions: Sequence[Contribution]) -> bool:
-    """Whether ranks and targets of a config are those of the tensors; names without dots cannot be compared."""
+    """Return True if a config's ranks and targets are those of the tensors; names without dots cannot be compared."""
     if not contributions or any(contribution.module.flat for contribution in contributions):
         return False
     # Targets that are not compared with modules are no matter where ranks differ already.

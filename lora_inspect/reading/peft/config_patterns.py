@@ -31,8 +31,8 @@ class RefusedKey(ValueError):
 class PatternMap:
     """A `rank_pattern` or `alpha_pattern`. PEFT's rule is the first key that matches the end of the path at a dot.
 
-    Raises RefusedKey where a key is not compared, when it is made and when a path is looked up. Any value that is no
-    map says nothing.
+    Raises RefusedKey for a key that is not compared, when it is made and when a path is looked up. A value that is no
+    map has no keys.
     """
 
     def __init__(self, pattern: Any, steps: Steps) -> None:
@@ -49,7 +49,7 @@ class PatternMap:
                 raise RefusedKey(key, why) from None
 
     def value(self, path: str, default: Any) -> Any:
-        """What the first key that matches says of the module at the dotted `path`."""
+        """Return the value of the first key that matches the module at the dotted `path`, or the default."""
         if path not in self._found:
             try:
                 self._found[path] = self._first(path)
@@ -87,7 +87,7 @@ class PatternMap:
 class Targets:
     """A config's `target_modules`, by the rule of PEFT's `check_target_module_exists`.
 
-    Raises RefusedKey where they are an expression that is not compared, when made and when a path is looked up.
+    Raises RefusedKey for an expression that is not compared, when made and when a path is looked up.
     """
 
     def __init__(self, targets: Any, steps: Steps) -> None:
@@ -102,7 +102,7 @@ class Targets:
             raise RefusedKey(self._text, why) from None
 
     def choose(self, path: str) -> bool:
-        """Whether the module at the dotted `path` is a target."""
+        """Return True if the module at the dotted `path` is a target."""
         try:
             return self._all or (self._expression.matches(path) if self._expression else self._has_end_of(path))
         except Refused as why:
@@ -117,9 +117,9 @@ class Targets:
 
 
 class EndNames:
-    """Modules as a config names them by any letters at the end of their paths, or by one expression for whole paths.
+    """Modules that a config names by any letters at the end of their paths, or by one expression for whole paths.
 
-    That is PEFT's rule for `feedforward_modules`. Raises RefusedKey where the expression is not compared, when made
+    That is PEFT's rule for `feedforward_modules`. Raises RefusedKey for an expression that is not compared, when made
     and when a path is looked up.
     """
 
@@ -134,7 +134,7 @@ class EndNames:
             raise RefusedKey(self._text, why) from None
 
     def choose(self, path: str) -> bool:
-        """Whether the module at the dotted `path` is one of them."""
+        """Return True if the module at the dotted `path` is one of them."""
         try:
             if self._expression is not None:
                 return self._expression.matches(path)
@@ -145,10 +145,10 @@ class EndNames:
 
 
 class _PlainKeys:
-    """Numbers of keys whose one metacharacter is the dot, which stands for any character.
+    """The numbers of keys that have no metacharacter but the dot, which stands for any character.
 
-    They are kept by length and by where their dots stand: of the ends of a path few have the length of a key, and with
-    dots put where those of a key are, they are looked up like any other text.
+    They are stored by length and by the places of their dots: few ends of a path have the length of a key. An end with
+    dots put in the same places is looked up like any other text.
     """
 
     def __init__(self, steps: Steps) -> None:
@@ -157,7 +157,7 @@ class _PlainKeys:
         self._whole: _ByForm = {}
 
     def add(self, number: int, escaped: str, anchored: bool) -> None:
-        """Adds a key; an `anchored` one matches whole paths alone."""
+        """Add a key; an `anchored` one matches only whole paths."""
         literal = {found.start() - before for before, found in enumerate(_ESCAPE.finditer(escaped))}
         text = _ESCAPE.sub(r"\1", escaped)
         dots = tuple(found.start() for found in _DOT.finditer(text) if found.start() not in literal)
@@ -166,7 +166,7 @@ class _PlainKeys:
         forms.setdefault(len(text), {}).setdefault(dots, {}).setdefault(text, number)
 
     def first(self, path: str) -> int | None:
-        """The least number of the keys that match the end of the path at a dot."""
+        """Return the lowest number of the keys that match the end of the path at a dot."""
         found: list[int] = []
         # PEFT's `$` also stands before a line break at the end, and its `.*` does not go beyond one.
         for text in {path, path.removesuffix("\n")}:
@@ -201,7 +201,7 @@ def _expression(source: str, reach: "Reach", steps: Steps) -> "Expression":
 
 
 def _after_dots(text: str) -> Iterator[int]:
-    """Where the parts of a path begin, save the first."""
+    """Yield the positions at which the parts of a path begin, except the first."""
     start = text.find(".") + 1
     while start:
         yield start
@@ -213,9 +213,9 @@ _MOST_NAMES = 16
 
 
 class ParameterTargets:
-    """The names in `target_parameters`, each the end of a parameter's path; what is no list of names says nothing.
+    """The names in `target_parameters`, each the end of a parameter's path; anything but a list is ignored.
 
-    Raises RefusedKey where a path is looked up and that takes too long.
+    Raises RefusedKey if the lookup of a path takes too long.
     """
 
     def __init__(self, targets: Any, steps: Steps) -> None:
@@ -228,16 +228,16 @@ class ParameterTargets:
         self._leaves = tuple(dict.fromkeys(name.rpartition(".")[2] for name in names))[:_MOST_NAMES]
 
     def of(self, module: str, without_parent: bool) -> list[str]:
-        """The parameters of the module at the dotted path, in the order in which they are named first.
+        """Return the parameters of the module at the dotted path, in the order of their first names.
 
-        A name without its module's, which is the end of many paths, counts only where that is `without_parent`.
+        A name without its module's, which is the end of many paths, counts only if `without_parent`.
         """
         if not self._leaves or not (without_parent or module.rpartition(".")[2] in self._modules):
             return []
         return [leaf for leaf in self._leaves if self._choose(f"{module}.{leaf}", without_parent)]
 
     def choose(self, path: str) -> bool:
-        """Whether the parameter at the dotted path is a target."""
+        """Return True if the parameter at the dotted path is a target."""
         return bool(self._leaves) and self._choose(path, without_parent=True)
 
     def _choose(self, path: str, without_parent: bool) -> bool:

@@ -1,7 +1,7 @@
-"""LoraConfig as PEFT saves it: alpha and scale rule per module, and settings that change the tensors' meaning.
+"""PEFT's saved LoraConfig: alpha and scale rule per module, and settings that change the tensors' meaning.
 
-The file also says which modules PEFT adapts by a config: `target_modules`, less those that other fields remove. Source:
-`check_target_module_exists` of PEFT.
+It also finds the modules that PEFT adapts by a config: `target_modules`, without the modules that other fields remove.
+Source: `check_target_module_exists` of PEFT.
 """
 
 import re
@@ -34,12 +34,12 @@ FOREIGN_SETTINGS = {
 
 
 def is_peft_config(config: Mapping[str, Any]) -> bool:
-    """Whether an `adapter_config.json` is PEFT's (mlx-lm writes one of the same name)."""
+    """Return True for an `adapter_config.json` of PEFT (mlx-lm writes one of the same name)."""
     return "peft_type" in config
 
 
 def embedded_object(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """What diffusers embeds, empty where nothing is; None where it is no JSON object."""
+    """Return the object that diffusers embeds, empty if there is none; None if it is not a JSON object."""
     try:
         found = parse_json(metadata.get(EMBEDDED_KEY) or "{}")
     except ValueError:
@@ -48,7 +48,7 @@ def embedded_object(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def embedded_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """LoraConfigs that diffusers embeds, by component prefix ("transformer.", …; "" where it wrote none)."""
+    """Return the LoraConfigs that diffusers embeds, by component prefix ("transformer.", …; "" without one)."""
     flat = embedded_object(metadata) or {}
     configs: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
@@ -58,10 +58,10 @@ def embedded_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 class ModuleSettings:
-    """What a LoraConfig says of single modules; all `steps` of what came with one file are counted together.
+    """The settings of a LoraConfig for single modules; all configs that came with one file share the `steps`.
 
-    `refused` says which of its patterns is not compared with modules, and why: then nothing is known of any module.
-    It is None as long as there is no such pattern.
+    `refused` names a pattern that is not compared with modules, and the reason: then nothing is known of any module. It
+    is None as long as there is no such pattern.
     """
 
     def __init__(self, config: Mapping[str, Any], steps: Steps) -> None:
@@ -73,21 +73,21 @@ class ModuleSettings:
         self.refused: str | None = None
 
     def rank(self, path: str) -> int | None:
-        """The rank that the config gives the module at the dotted `path`; None where a layer can have no such rank."""
+        """Return the config's rank for the module at the dotted `path`; None if it is no valid rank."""
         return json_count(self._value("rank_pattern", path, self._config.get("r")))
 
     def alpha(self, path: str) -> float | None:
-        """The alpha that the config gives the module at the dotted `path`; PEFT's default is 8, None is no number."""
+        """Return the config's alpha for the module at the dotted `path`; PEFT's default is 8, None is no number."""
         name = "lora_alpha" if self._config.get("peft_type", LORA_TYPE) == LORA_TYPE else "alpha"
         return json_number(self._value("alpha_pattern", path, self._config.get(name, 8)))
 
     @property
     def tells_apart(self) -> bool:
-        """Whether rank and alpha may be others for modules of another path."""
+        """True if rank and alpha may differ between modules with different paths."""
         return bool(self._config.get("rank_pattern") or self._config.get("alpha_pattern"))
 
     def is_target(self, path: str) -> bool:
-        """Whether the config's `target_modules` choose the module at the dotted `path`."""
+        """Return True if the config's `target_modules` choose the module at the dotted `path`."""
         from lora_inspect.reading.peft.config_patterns import RefusedKey, Targets
 
         try:
@@ -99,7 +99,10 @@ class ModuleSettings:
             return False
 
     def chooses(self, field: str, path: str) -> bool | None:
-        """Whether `field` names the module at the dotted `path` by its end or by an expression; None for neither."""
+        """Return True if `field` names the module at the dotted `path` by its end or by an expression.
+
+        Returns None if the field is neither a list nor a text, or cannot be compared.
+        """
         names = self._config.get(field)
         if self.refused or not isinstance(names, (str, list)):
             return None
@@ -114,9 +117,9 @@ class ModuleSettings:
             return None
 
     def parameters_of(self, path: str, without_parent: bool) -> list[str]:
-        """The parameters of the module at the dotted `path` that the config's `target_parameters` choose.
+        """Return the parameters of the module at the dotted `path` that the config's `target_parameters` choose.
 
-        A name without its module's counts only where that is `without_parent`.
+        A name without its module's counts only if `without_parent`.
         """
         from lora_inspect.reading.peft.config_patterns import RefusedKey
 
@@ -127,7 +130,7 @@ class ModuleSettings:
             return []
 
     def is_parameter(self, path: str) -> bool:
-        """Whether the config's `target_parameters` choose the parameter at the dotted `path`."""
+        """Return True if the config's `target_parameters` choose the parameter at the dotted `path`."""
         from lora_inspect.reading.peft.config_patterns import RefusedKey
 
         try:
@@ -160,13 +163,16 @@ class ModuleSettings:
 
 
 def fan_in_fan_out(config: Mapping[str, Any]) -> bool | None:
-    """Whether the config says that weights are stored as (in, out); PEFT's default is no, None is no yes or no."""
+    """Return True if the config says that weights are stored as (in, out).
+
+    PEFT's default is no; None is for a value that is not a yes or no.
+    """
     says = config.get("fan_in_fan_out", False)
     return says if isinstance(says, bool) else None
 
 
 def foreign_settings(config: Mapping[str, Any]) -> list[str]:
-    """What the config says that makes the tensors something else than plain LoRA factors."""
+    """Return the config's settings that make the tensors something else than plain LoRA factors."""
     found = [says for key, says in FOREIGN_SETTINGS.items() if config.get(key) not in (None, False, [], {}, "")]
     bias, modules = config.get("bias"), config.get("modules_to_save") or []
     if bias not in (None, "none", "all") and not (isinstance(bias, str) and bias.endswith("_only")):
@@ -185,9 +191,10 @@ _BLOCK = re.compile(r".*?\.[^.]*\.([0-9]+)\.")
 
 
 def adapted_modules(config: Mapping[str, Any], steps: Steps) -> Callable[[str], bool | None]:
-    """Whether PEFT adapts the module at a dotted path; None where more than the config decides that, or takes too long.
+    """Return a function that says whether PEFT adapts the module at a dotted path.
 
-    Which layers "all-linear" means only the model says, and `layers_pattern` is not read here.
+    It returns None if more than the config decides that, or if it takes too long. Only the model defines the layers of
+    "all-linear", and `layers_pattern` is not read here.
     """
     targets, layers = config.get("target_modules"), config.get("layers_to_transform")
     chosen = ModuleSettings(config, steps)

@@ -1,9 +1,9 @@
-"""Regular expressions out of a file, matched in a bounded number of steps whatever they and the names are.
+"""Regular expressions from a file, matched in a bounded number of steps for any expression and any names.
 
-Python tries one way through an expression after another, which takes years for some of ten letters. This automaton
-follows all ways at once, and computes the successors of a set of places once. An accepted expression means the same as
-in Python. The parser refuses expressions that no program writes into a config, and those that hang programs in Python.
-`Steps` is the budget for comparing patterns of a file with the names of its modules.
+Python tries one way through an expression after another, which takes years for some expressions of ten letters. This
+automaton follows all ways at once, and computes the successors of a set of places once. An accepted expression means
+the same as in Python. The parser refuses expressions that no program writes into a config, and expressions that hang
+programs in Python. `Steps` is the budget for comparing patterns of a file with the names of its modules.
 """
 
 import re
@@ -21,13 +21,13 @@ class Refused(ValueError):
 
 
 class Steps:
-    """What may still be spent on the patterns of one file: about a second at most."""
+    """The budget left for the patterns of one file: about a second at most."""
 
     def __init__(self, left: int = _ALL) -> None:
         self._left = left
 
     def take(self, count: int) -> None:
-        """Counts steps that are about to be taken; raises Refused where they are too many."""
+        """Count steps before they are taken; raises Refused if they are too many."""
         self._left -= count
         if self._left < 0:
             raise Refused("takes too long to compare with all module names, together with the others")
@@ -65,7 +65,7 @@ class Sequence(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """Branches of which one has to match."""
+    """Branches; one of them has to match."""
 
     branches: "tuple[Node, ...]"
 
@@ -82,7 +82,7 @@ Node = Letter | Boundary | Sequence | Branches | Repeat
 
 
 def read_expression(source: str) -> Node:
-    """The parts of an expression; raises Refused for one that is not read."""
+    """Return the parts of an expression. Raises Refused for one that is not read."""
     node = _Parser(source).read()
     if _size(node) > _LARGEST:
         raise Refused(_TOO_LARGE)
@@ -203,7 +203,7 @@ def _any(node: Node, holds: Callable[[Node], bool]) -> bool:
 
 
 def _size(node: Node) -> int:
-    """Letters with all repeats written out; an empty group is made like a letter, so it counts like one."""
+    """Return the number of letters with all repeats written out; an empty group counts like a letter."""
     size = max(1, sum(map(_size, _parts_of(node))))
     return size * max(node.least, node.most or 1) if isinstance(node, Repeat) else size
 
@@ -241,7 +241,7 @@ class Expression:
         self._steps = steps
 
     def matches(self, text: str) -> bool:
-        """Whether it matches; raises Refused where the steps are spent."""
+        """Return True if the text matches; raises Refused if the steps are spent."""
         self._steps.take(_CALL + len(text))
         state = self._start
         body, last = (text[:-1], _LAST_BREAK) if text.endswith("\n") else (text, None)
@@ -279,7 +279,7 @@ class _Automaton:
         self.start = self.state(whole.first | (end if whole.empty else 0), None)
 
     def state(self, places: int, left: str | None) -> "_State":
-        """The one state of these places after the symbol `left`; only its kind counts, and only where places look."""
+        """Return the one state of these places after the symbol `left`; only its kind counts, if places look at it."""
         before = _kind(left) if any(self._is_place) else None
         known = self._states.get((places, before))
         if known is None:
@@ -288,7 +288,7 @@ class _Automaton:
         return known
 
     def after(self, places: int, before: str | None, symbol: str) -> int:
-        """The places that may come after `symbol`, which stands at one of `places`."""
+        """Return the places that may come after `symbol` at one of `places`."""
         self.steps.take(_TRANSITION)
         following = seen = 0
         while places:
@@ -354,7 +354,7 @@ class _Automaton:
 
 
 class _State(dict[str, "_State"]):
-    """The places at which a match may stand, and the states that follow by symbol, each computed when it is met."""
+    """The places that a match may have reached, and the following states by symbol, each computed when it is met."""
 
     __slots__ = ("_automaton", "_before", "places")
 
@@ -385,7 +385,7 @@ _WORD, _NO_WORD = "word", "no word"
 
 
 def _kind(symbol: str | None) -> str | None:
-    """Whether letters of words stand there; None is where the text begins."""
+    """Return the kind of a character, letter of a word or not; None for the beginning of the text."""
     if symbol is None:
         return None
     return _WORD if symbol.isalnum() or symbol == "_" else _NO_WORD

@@ -20,12 +20,12 @@ INITIAL_FACTORS_KEY, INCLUDED = "lora_inspect.initial_factors", "included"
 
 
 def computed_init(init: str) -> str | None:
-    """Which of the initialisations whose part can be computed again this is, by any of its names; else None."""
+    """Return the initialisation by any of its names, if its part can be computed again; else None."""
     return OLORA if init.lower() == OLORA else (PISSA if init == PISSA else None)
 
 
 def residual_init(metadata: Mapping[str, str]) -> str | None:
-    """The initialisation that left the adapter on a residual base, by its metadata; None where there is none."""
+    """Return the initialisation with a residual base from the metadata; None if there is none."""
     init = metadata.get(INIT_KEY, "")
     return init if init.startswith(PISSA) and metadata.get(INITIAL_FACTORS_KEY) != INCLUDED else None
 
@@ -42,7 +42,7 @@ _RESIDUAL_BASE = "add :residual=yes to the path if the base is the residual one"
 
 
 def note_residuals(reading: Reading) -> Reading:
-    """Notes what an initialisation moved out of the base of each module, and whether the base is what it left."""
+    """Record the initialisation that moved a part of the base into each module, and whether the base is the rest."""
     modules, configs = reading.modules, reading.configs
     metadata, is_given = reading.checkpoint.metadata, reading.settings.residual
     speakers = Speakers(configs)
@@ -65,14 +65,14 @@ def note_residuals(reading: Reading) -> Reading:
 
 
 def _stated_initialisations(reading: Reading) -> list[tuple[str, str]]:
-    """Which initialisations are said, and where."""
+    """Return the stated initialisations, each with its place."""
     inits = [(found.where, lora.residual_init(found.config)) for found in reading.configs]
     inits.append((_METADATA, residual_init(reading.checkpoint.metadata)))
     return [(where, init) for where, init in inits if init]
 
 
 def about_residuals(reading: Reading) -> Reading:
-    """Adds which base the factors change."""
+    """Add the base that the factors change to the evidence."""
     taken = "the given residual base" if reading.settings.residual else "the rest that it leaves of the original base"
     return reading.with_evidence(
         Evidence("base", f"the factors come from the {init} initialisation and change {taken}", where)
@@ -81,7 +81,7 @@ def about_residuals(reading: Reading) -> Reading:
 
 
 def residual_bases(reading: Reading) -> Iterator[RawProblem]:
-    """What was moved out of the base and cannot be computed from it."""
+    """Yield problems of parts that were moved out of the base and that cannot be computed from it."""
     if reading.settings.residual:
         return
     for where, init in _stated_initialisations(reading):
@@ -116,7 +116,7 @@ _ODD = {
 
 
 def residual_setting(reading: Reading) -> Iterator[RawProblem]:
-    """A setting about a residual base of factors that have none."""
+    """Yield a problem if the setting names a residual base but the factors have none."""
     said = reading.settings.residual
     if said is not None and not _stated_initialisations(reading):
         spelled = f"residual={'yes' if said else 'no'}"

@@ -1,8 +1,8 @@
-"""Tensors of the base that PEFT saves whole, taken on the evidence of its config, and copies that it saves beside them.
+"""Tensors of the base that PEFT saves whole, by its config, and copies that it saves next to them.
 
-`bias` "all" trains every bias of the base, "lora_only" those of the adapted layers; `modules_to_save` trains modules
-whose path ends with one of its names. PEFT's wrappers leave a name of their own in the paths of what they wrap.
-Source: `_get_learnable_bias_state_dict`, `_set_trainable` and `AuxiliaryTrainingWrapper` of PEFT.
+`bias` "all" trains every bias of the base, "lora_only" the biases of the adapted layers; `modules_to_save` trains
+modules with a path that ends with one of its names. PEFT's wrappers add a name of their own to the paths of the modules
+in them. Source: `_get_learnable_bias_state_dict`, `_set_trainable` and `AuxiliaryTrainingWrapper` of PEFT.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -42,19 +42,19 @@ class BaseTensor(NamedTuple):
 
     @classmethod
     def of(cls, key: str) -> "BaseTensor":
-        """Takes a key apart; a parameter of no module has the module ""."""
+        """Split a key into its parts; a parameter of no module has the module ""."""
         module, _, parameter = key.rpartition(".")
         wrapper = next((wrapper for wrapper in _WRAPPERS if module.endswith(wrapper)), "")
         return cls(module.removesuffix(wrapper), parameter, wrapper)
 
 
 def path_in_model(path: str, wrapped: Collection[str]) -> str:
-    """The path of a module without what the wrappers of others, whose paths in the model these are, leave in it."""
+    """Return a module's path without the names of wrappers; `wrapped` are the model's paths of wrapped modules."""
     return without_wrappers(path, wrapped)[0]
 
 
 def without_wrappers(path: str, wrapped: Collection[str]) -> tuple[str, list[int]]:
-    """The same, and where in it the paths of those wrapped modules end that the module is in."""
+    """Return the same, and the positions in it where the paths of wrapped modules around the module end."""
     ends: list[int] = []
     at = path.find(f"{BELOW}.") if path.count(BELOW) <= _MOST_WRAPPERS else -1
     while at >= 0:
@@ -68,7 +68,7 @@ def without_wrappers(path: str, wrapped: Collection[str]) -> tuple[str, list[int
 
 
 class _Evidence:
-    """What one config says of tensors of the base."""
+    """The statements of one config about tensors of the base."""
 
     def __init__(self, found: FoundConfig, steps: Steps) -> None:
         bias = found.config.get("bias")
@@ -78,7 +78,7 @@ class _Evidence:
         self._own_biases = isinstance(bias, str) and bias.endswith("_only")
 
     def trains(self, tensor: BaseTensor, module: ModuleName, claims: Claims) -> bool:
-        """Whether the tensor of this module was trained."""
+        """Return True if the tensor of this module was trained."""
         if self._found.prefix and self._found.prefix != module.prefix:
             return False
         if tensor.parameter == "bias" and (self._all_biases or (self._own_biases and tensor.module in claims.modules)):
@@ -86,7 +86,7 @@ class _Evidence:
         return tensor.wrapper != BELOW and self._names_module(module.body)
 
     def _names_module(self, path: str) -> bool:
-        """Whether the path of the module, or of one that it is in, ends with one of the names."""
+        """Return True if the path of the module, or of a module around it, ends with one of the names."""
         if not self._names or self._found.modules.refused:
             return False
         try:
@@ -99,7 +99,7 @@ class _Evidence:
 
 
 def saved_modules(config: Mapping[str, Any]) -> list[str]:
-    """The names in `modules_to_save`; none where it is no list of names."""
+    """Return the names in `modules_to_save`; none if it is not a list of names."""
     names = config.get("modules_to_save")
     return [name for name in names if isinstance(name, str) and name] if isinstance(names, list) else []
 
@@ -109,7 +109,7 @@ def _says(config: Mapping[str, Any]) -> bool:
 
 
 def claim_saved(reading: Reading) -> Reading:
-    """Claims what the configs say was saved whole, in front of what else changes the same parameter."""
+    """Claim the tensors that were saved whole by the configs, before other changes of the same parameter."""
     claims, tensors = reading.claims, reading.checkpoint.tensors
     evidence = [_Evidence(found, reading.budget) for found in reading.configs if _says(found.config)]
     if not evidence:
@@ -143,13 +143,13 @@ def claim_saved(reading: Reading) -> Reading:
 
 
 def copies_below(unclaimed: Iterable[str], modules: Collection[str]) -> list[str]:
-    """The keys of what the base has below a module of the file, which PEFT saves beside it and a merge compares."""
+    """Return the keys of base tensors below a module of the file, which PEFT saves for a merge to compare."""
     named = ((key, BaseTensor.of(key)) for key in unclaimed)
     return [key for key, one in named if one.wrapper == BELOW and one.parameter in COPIED and one.module in modules]
 
 
 def _wrapped(claims: Claims) -> set[str]:
-    """The paths of modules of the model that have wrappers with factors."""
+    """Return the paths of modules of the model that have wrappers with factors."""
     found: set[str] = set()
     for module in claims.modules.values():
         for info in module.tensors:
@@ -160,7 +160,7 @@ def _wrapped(claims: Claims) -> set[str]:
 
 
 def about_saved(reading: Reading) -> Reading:
-    """Adds what is saved whole, and which config says so; and what is a copy of the base's."""
+    """Add evidence of tensors that are saved whole, with the config that says so, and of copies of the base's."""
     return reading.with_evidence(_about_saved(reading.claims, reading.configs))
 
 
@@ -181,7 +181,7 @@ def _about_saved(claims: Claims, configs: Sequence[FoundConfig]) -> Iterator[Evi
 
 
 def missing_saved(reading: Reading) -> Iterator[RawProblem]:
-    """Configs that name modules of which the file has nothing."""
+    """Yield problems of configs that name modules to save without any tensor in the file."""
     parameters = {c.algorithm.parameter for c in reading.contributions if c.algorithm.name == NAME}
     for found in reading.configs:
         names = saved_modules(found.config)
@@ -199,7 +199,7 @@ _TOKENS = "trainable_token_indices"
 
 
 def missing_tokens(reading: "Reading") -> Iterator[RawProblem]:
-    """Configs of a LoRA that name tokens whose rows were trained beside its factors, of which the file has nothing."""
+    """Yield problems of LoRA configs that name trained tokens without any rows in the file."""
     if any(c.algorithm.ties for c in reading.contributions):
         return
     for found in reading.configs:

@@ -28,7 +28,7 @@ _SHOWN = 5
 
 
 class Method(NamedTuple):
-    """A method by its name in words. `does` says what it does, as the end of a sentence that begins with the title.
+    """A method by its title; `does` is its effect, as the end of a sentence that begins with the title.
 
     `marks` are pieces of keys that no other method has.
     """
@@ -83,7 +83,7 @@ _TOKENS = Method(
 
 
 def weightless(reading: Reading) -> Iterator[RawProblem]:
-    """Methods that change no weight, by what configs say and by tensors that only they have."""
+    """Yield problems of methods that change no weight, by statements of configs and by tensors that only they have."""
     said = {str(found.peft_type): found.where for found in reading.configs if str(found.peft_type) in METHODS}
     for peft_type, where in said.items():
         yield RawProblem(
@@ -113,7 +113,7 @@ _OWN_PROGRAM = "merge it with the program that trained it"
 
 
 def unbuilt_configs(reading: Reading) -> Iterator[RawProblem]:
-    """Algorithms and settings of configs that make the tensors something else than factors that are computed."""
+    """Yield problems of config algorithms and settings that make the tensors something else than known factors."""
     present = {contribution.algorithm.name for contribution in reading.contributions}
     for found in reading.configs:
         method = found.peft_type
@@ -141,18 +141,21 @@ def unbuilt_configs(reading: Reading) -> Iterator[RawProblem]:
 
 
 def _names(reading: Reading, algorithm: str, role: str) -> tuple[str, ...]:
-    """The tensors of one role in the modules of an algorithm."""
+    """Return the tensors of one role in the modules of an algorithm."""
     return tuple(c.factors[role].name for c in reading.contributions if c.algorithm.name == algorithm)
 
 
 def _whole_of_conv1d(reading: Reading) -> tuple[str, ...]:
-    """Factors w2 (o2, i2, kernel) of LoKr, whose last two dimensions PEFT's `make_kron` pairs with those of w1."""
+    """Return the factors w2 (o2, i2, kernel) of LoKr.
+
+    PEFT's `make_kron` pairs their last two dimensions with those of w1.
+    """
     own = (c for c in reading.contributions if c.algorithm.name == "lokr" and "w2" in c.factors)
     return tuple(c.factors["w2"].name for c in own if len(c.factors["w2"].shape) == 3)
 
 
 def unbuilt_algorithms(reading: Reading) -> Iterator[RawProblem]:
-    """Algorithms that the keys name."""
+    """Yield problems of unbuilt algorithms that the keys name."""
     by_name: dict[str, list[str]] = {}
     for contribution in reading.contributions:
         if contribution.algorithm.formula is None:
@@ -174,7 +177,7 @@ _MOST_ITEMS, _LETTERS = 5, 80
 
 
 def about_method(reading: Reading) -> Reading:
-    """Adds the method of each config and its settings, where no modules tell them."""
+    """Add the method and the settings of each config to the evidence, for files without modules."""
     return reading.with_evidence(map(_about_method, reading.configs))
 
 
@@ -184,7 +187,7 @@ def _about_method(found: FoundConfig) -> Evidence:
 
 
 def missing_weights(reading: Reading) -> Iterator[RawProblem]:
-    """A config that is there alone."""
+    """Yield a problem for a config without weights."""
     checkpoint = reading.checkpoint
     if checkpoint.files or not checkpoint.config_path:
         return
@@ -200,7 +203,7 @@ def missing_weights(reading: Reading) -> Iterator[RawProblem]:
 
 
 def _method(peft_type: str) -> str:
-    """The method in words, with its name in configs."""
+    """Describe the method, with its name in configs."""
     # Several algorithms may be of one type, as those that are options of LoRA are.
     titles = {algorithm.name: algorithm.title for algorithm in algorithms.of_peft_type(peft_type)}
     known = titles.get(peft_type.lower()) or next(iter(titles.values()), None)
@@ -209,7 +212,7 @@ def _method(peft_type: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A setting as it is shown; empty for one that says nothing, or that is no setting."""
+    """Format a setting; empty for one that says nothing, or that is no setting."""
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, (int, float)):
@@ -222,7 +225,7 @@ def _shown(value: Any) -> str:
 
 
 def settle_formulas(reading: Reading) -> Reading:
-    """Reads the settings of every contribution whose algorithm asks for some, or has variants."""
+    """Read the settings of every contribution with an algorithm that asks for some, or has variants."""
     modules, configs = reading.modules, reading.configs
     metadata, numbers = reading.checkpoint.metadata, reading.numbers
     speakers = Speakers(configs)
@@ -257,7 +260,7 @@ def settle_formulas(reading: Reading) -> Reading:
 
 
 def _options(configs: Sequence[FoundConfig]) -> Iterator[tuple[str, Callable[[Surroundings], Algorithm | str]]]:
-    """What is asked of the contributions of an algorithm that a setting of a config may make those of another one."""
+    """Yield an algorithm with the function that decides whether a config's setting makes it another one."""
     for found in configs:
         for algorithm in algorithms.options_in(found.config):
             if algorithm.option_of and algorithm.variant:
@@ -286,7 +289,7 @@ def _around(
 
 
 def unknown_formulas(reading: Reading) -> Iterator[RawProblem]:
-    """Contributions whose formula is unknown, by the reason."""
+    """Yield problems of contributions with an unknown formula, by the reason."""
     keys: dict[tuple[str, str], list[str]] = {}
     for contribution in reading.contributions:
         if contribution.unsettled:
@@ -298,7 +301,7 @@ def unknown_formulas(reading: Reading) -> Iterator[RawProblem]:
 
 
 def refused_patterns(reading: Reading) -> Iterator[RawProblem]:
-    """Patterns of configs that are not compared with modules."""
+    """Yield problems of config patterns that are not compared with modules."""
     for where, refused in {found.where: found.modules.refused for found in reading.configs}.items():
         if refused:
             yield RawProblem("pattern-unsupported", f"{where}: {refused}; {_way_out(refused)}")

@@ -34,7 +34,7 @@ MAGNITUDES_KEY = "lora_inspect.magnitudes"
 def dora_claims(
     ruled: Sequence[Ruled], facts: Sequence[LoraFacts], flags: Mapping[str, bool | None]
 ) -> list[DoraClaim]:
-    """What the flag says of all modules, and each config of those that it gives the rank of."""
+    """Return the flag's claim about all modules, and each config's claim about the modules with its rank."""
     found = [DoraClaim("flag", DORA_FLAG, flags[DORA_FLAG], facts)] if DORA_FLAG in flags else []
     theirs: dict[str, list[LoraFacts]] = {}
     configs = {config.where: config.config for one in ruled for config in one.configs}
@@ -48,9 +48,9 @@ def dora_claims(
 def read_dora(
     facts: Sequence[LoraFacts], claims: Sequence[DoraClaim], metadata: Mapping[str, str]
 ) -> tuple[DoraReading, list[Evidence], list[RawProblem]]:
-    """Whether the file is DoRA, with its evidence and with what contradicts or is incomplete.
+    """Return whether the file is DoRA, with its evidence, its contradictions and its missing parts.
 
-    `claims` come strongest first; each speaks of its own modules only.
+    `claims` come strongest first; each speaks only of its own modules.
     """
     with_magnitude = [fact for fact in facts if fact.magnitude_axis]
     magnitudes = sum(fact.modules for fact in with_magnitude)
@@ -90,7 +90,7 @@ def _says(claim: DoraClaim) -> str:
 
 
 def _contradiction(claim: DoraClaim) -> RawProblem | None:
-    """What is wrong between a claim and the magnitudes of its own modules."""
+    """Return the contradiction between a claim and the magnitudes of its own modules, or None."""
     with_magnitude = [fact for fact in claim.facts if fact.magnitude_axis]
     if claim.value is None:
         message = f"{claim.where} says neither yes nor no about DoRA; write true or false there"
@@ -134,19 +134,19 @@ _PROGRAMS = "ComfyUI and Forge"
 
 
 class NormsRecord(NamedTuple):
-    """The base that magnitudes are for: what it was called, and the SHA-256 of the bytes of one of its weights."""
+    """The base that magnitudes are for: its name, and the SHA-256 of the bytes of one of its weights."""
 
     base: str
     weight: str
     sha256: str
 
     def text(self) -> str:
-        """The metadata value."""
+        """Return the metadata value."""
         return json.dumps({"of": OF_BASE, **self._asdict()})
 
 
 def norms_record(metadata: Mapping[str, str]) -> NormsRecord | None:
-    """The record of a base; None where there is none, or none that can be read."""
+    """Return the record of a base; None if there is none, or it is unreadable."""
     try:
         found: Any = parse_json(metadata.get(NORMS_KEY, "null"))
     except ValueError:
@@ -158,7 +158,10 @@ def norms_record(metadata: Mapping[str, str]) -> NormsRecord | None:
 
 
 def state_norms(reading: Reading) -> Reading:
-    """Reads from the metadata whose norms magnitudes of outputs are over; every program takes those of inputs alike."""
+    """Read from the metadata which norms the magnitudes of outputs refer to.
+
+    Every program treats those of inputs the same way.
+    """
     claims, metadata = reading.claims, reading.checkpoint.metadata
     own = [c for module in claims.modules.values() for c in module.contributions if _is_of_outputs(c)]
     if NORMS_KEY not in metadata or not own:

@@ -1,4 +1,4 @@
-"""The rank that sd-scripts was asked for, against that of the tensors: layers saved in parts, and contradictions."""
+"""The rank requested from sd-scripts, compared with the tensors': layers saved in parts, and contradictions."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -30,10 +30,11 @@ _OTHER_NETWORKS = ("networks.dylora", "networks.oft", "networks.oft_flux", "netw
 
 
 class RankOptions(NamedTuple):
-    """How a network of sd-scripts sets the ranks of its model's layers. A layer is told by parts of its name.
+    """The options of an sd-scripts network that set the ranks of layers, chosen by parts of their names.
 
-    `typed` are options that give the rank of the layers with all the `words`, the first that is set and fits; `listed`
-    is an option with a rank for each of the words. `split` gives the number of parts that split_qkv makes of a layer.
+    `typed` are options that give the rank of the layers with all the `words`; the first that is set and matches counts.
+    `listed` is an option with a rank for each of the words. `split` gives the number of parts that split_qkv makes of a
+    layer.
     """
 
     typed: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -90,7 +91,7 @@ NETWORKS: Mapping[str, RankOptions] = {
 
 
 class NamedRanks:
-    """`network_reg_dims`: expressions for parts of the names of modules, each with the rank of those that it fits."""
+    """`network_reg_dims`: expressions for parts of module names, each with the rank of the modules that it matches."""
 
     def __init__(self, text: str, steps: Steps) -> None:
         self._pairs = [pair.strip().partition("=") for pair in text[:_LONGEST].split(",")]
@@ -99,7 +100,7 @@ class NamedRanks:
         self._expressions: dict[str, Expression] = {}
 
     def of(self, name: str) -> str | None:
-        """The rank that the first expression gives that fits; raises Refused where one is not compared."""
+        """Return the rank of the first matching expression; raises Refused if one is not compared."""
         if self._length > _LONGEST:
             raise Refused(
                 f"network_reg_dims has {self._length:,} characters, and lora-inspect reads at most {_LONGEST:,}"
@@ -121,7 +122,7 @@ class NamedRanks:
 
 
 class RequestedRanks(NamedTuple):
-    """What sd-scripts was asked for: rank and alpha (None where unknown), and the options that change the rank."""
+    """The request to sd-scripts: rank and alpha (None if unknown), and the options that change the rank."""
 
     rank: int | None
     alpha: float | None
@@ -131,19 +132,22 @@ class RequestedRanks(NamedTuple):
 
     @property
     def splits(self) -> bool:
-        """Whether layers are saved in parts; sd-scripts knows this one spelling of yes."""
+        """True if layers are saved in parts; sd-scripts knows only this spelling of yes."""
         return bool(self.args.get("split_qkv") == "True")
 
     @property
     def by_name(self) -> bool:
-        """Whether what was asked for may differ between modules of one kind, or hangs on what is in their tensors."""
+        """True if the request may differ between modules of one kind, or depends on the content of their tensors."""
         options = (*(option for option, _ in self.options.typed), *(self.options.listed or ())[:1], "network_reg_dims")
         return self.splits or any(option in self.args for option in options)
 
     def counted(
         self, contribution: Contribution, alpha: float | None, read_row: Callable[[str, int], bytes]
     ) -> Counted:
-        """How often the stored `alpha` of a LoRA counts. `read_row` gives a row of a matrix by name and number."""
+        """Return how often the stored `alpha` of a LoRA counts.
+
+        `read_row` returns a row of a matrix by name and number.
+        """
         factors = contribution.factors
         if alpha is None or not alpha or contribution.rows or contribution.algorithm.name != "lora":
             return Counted()
@@ -172,7 +176,7 @@ class RequestedRanks(NamedTuple):
         return Counted(1, self._contradiction(alpha, asked, rank, expected, parts))
 
     def _rank_of(self, name: str, is_model: bool) -> int | None:
-        """The rank that was asked for a module; None where that cannot be known. Raises Refused."""
+        """Return the requested rank of a module; None if it is unknown. Raises Refused."""
         named = self.named.of(name)
         if named is not None:
             return _whole(named)
@@ -201,7 +205,7 @@ class RequestedRanks(NamedTuple):
 
 
 def count_requested(reading: Reading) -> Reading:
-    """Reads how often alphas count, by the ranks that sd-scripts was asked for."""
+    """Record how often alphas count, by the ranks that sd-scripts was asked for."""
     asked = read_asked_ranks(reading.checkpoint.metadata, reading.budget)
     if not asked:
         return reading
@@ -210,9 +214,9 @@ def count_requested(reading: Reading) -> Reading:
 
 
 def read_asked_ranks(metadata: Mapping[str, str], steps: Steps) -> RequestedRanks | None:
-    """What the metadata says was asked for; None where it is not sd-scripts' way, or says nothing of ranks.
+    """Return the requested ranks in the metadata; None if sd-scripts did not set them so, or none are stated.
 
-    Files that were written or rewritten by our own programs say their scale themselves. The `steps` are those of all
+    Files that were written or rewritten by lora-inspect state their scale themselves. The `steps` are those of all
     patterns of the file.
     """
     module = metadata.get("ss_network_module", "")
@@ -237,13 +241,13 @@ def read_asked_ranks(metadata: Mapping[str, str], steps: Steps) -> RequestedRank
 
 
 def saves_parts(metadata: Mapping[str, str]) -> bool:
-    """Whether the file's layers may be saved in parts, so that its alphas are not what their ranks say."""
+    """Return True if the file's layers may be saved in parts, so that their ranks do not explain the alphas."""
     asked = read_asked_ranks(metadata, Steps())
     return asked is not None and asked.splits and bool(asked.options.split)
 
 
 def _whole(text: Any) -> int | None:
-    """A rank that a layer may have, or None."""
+    """Return a rank that a layer may have, or None."""
     digits = str(text)
     try:
         return json_count(int(digits) if len(digits) < _LONGEST else 0)
@@ -272,7 +276,7 @@ def _count_parts(alpha: float, asked: float | None, parts: int, rank: int) -> Co
 
 
 def _is_block_diagonal(contribution: Contribution, parts: int, read_row: Callable[[str, int], bytes]) -> bool:
-    """Whether the first and the last row of up are 0 outside of their own part.
+    """Return True if the first and the last row of up are 0 outside of their own part.
 
     A network that was made from a file's own ranks trains the whole layer, whatever its options say.
     """
@@ -284,5 +288,5 @@ def _is_block_diagonal(contribution: Contribution, parts: int, read_row: Callabl
 
 
 def _is_zero(data: bytes, size: int) -> bool:
-    """Whether all floating-point numbers of `size` bytes are 0, or the -0 that a negative factor leaves."""
+    """Return True if all floating-point numbers of `size` bytes are 0, or the -0 that a negative factor leaves."""
     return data.count(0) + data[size - 1 :: size].count(0x80) == len(data)

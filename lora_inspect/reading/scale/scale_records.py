@@ -17,7 +17,10 @@ FOLDED_KEY = "lora_inspect.folded"
 
 
 def folded_record(scales: Mapping[str, float]) -> str | None:
-    """The metadata value for the scales by module: the commonest once, the others by name; None where all are 1."""
+    """Return the metadata value for the scales by module: the commonest once, the others by name.
+
+    None if all are 1.
+    """
     if all(scale == 1.0 for scale in scales.values()):
         return None
     # Of equally common ones the least, and the modules by name: the order of the tensors is another in the output.
@@ -40,22 +43,22 @@ class FoldedScales:
 
     @property
     def has_any(self) -> bool:
-        """Whether it says of any module that something is in its factors."""
+        """True if it says that the factors of any module include a scale."""
         return self._common != 1.0 or bool(self._modules)
 
     def at(self, module: str) -> float:
-        """The scale in the factors of the module called `module`."""
+        """Return the scale in the factors of the module called `module`."""
         return _or_one(json_number(self._modules[module])) if module in self._modules else self._common
 
     def scale_before(self, module: str, scale: float | None) -> float | None:
-        """What the scale of `module` was before it went into the factors, which readers apply at `scale`.
+        """Return the scale of `module` before it went into the factors, which readers apply at `scale`.
 
-        A record beside another scale than 1 is not of these tensors.
+        A record next to another scale than 1 is not about these tensors.
         """
         return self.at(module) if scale == 1.0 else scale
 
     def says(self, modules: Iterable[str]) -> str | None:
-        """The observation about `modules`, which readers apply at 1; None where nothing is in their factors."""
+        """Return the observation about `modules`, which readers apply at 1; None if their factors have no scale."""
         numbers = sorted({self.at(module) for module in modules} - {1.0})
         if not numbers:
             return None
@@ -73,9 +76,9 @@ _BLOCK = 4
 
 
 def dylora_scale(reading: Reading) -> Iterator[RawProblem]:
-    """LyCORIS's DyLoRA, which trains all of its blocks at alpha over their number and saves a plain LoRA.
+    """Yield a problem for LyCORIS's DyLoRA, which trains all blocks at alpha over their number.
 
-    Source: the `DyLoraModule` of lycoris-lora.
+    It saves a plain LoRA. Source: the `DyLoraModule` of lycoris-lora.
     """
     metadata = reading.checkpoint.metadata
     args = network_args(metadata)
@@ -93,6 +96,6 @@ def dylora_scale(reading: Reading) -> Iterator[RawProblem]:
 
 
 def _whole(value: object) -> int:
-    """A number as trainers spell it; 0 for none."""
+    """Return the integer that trainers spell; 0 for none."""
     text = str(value).strip()
     return int(text) if text.isdecimal() and len(text) < 10 else 0

@@ -43,7 +43,7 @@ _STRENGTH = ("flag", "metadata", "adapter_config", "option", "default")
 
 
 def find_hint(facts: Iterable[LoraFacts]) -> Hint | None:
-    """The hint, where more than half of the modules with a rank above 1 and an alpha have alpha = sqrt(rank)."""
+    """Return the hint if more than half of the modules with alpha and a rank above 1 have alpha = sqrt(rank)."""
     telling = [fact for fact in facts if fact.rank > 1 and fact.alpha is not None]
     modules = sum(fact.modules for fact in telling)
     matching = sum(
@@ -59,11 +59,11 @@ def read_rslora(
     configs: Mapping[str, Mapping[str, Any]],
     scale_by_config: bool,
 ) -> tuple[RsloraReading, list[Evidence]]:
-    """The scale rule with its evidence.
+    """Return the scale rule with its evidence.
 
-    `flags` are flag tensors by key (None for one that is no number), `configs` the LoraConfigs that belong to the file
-    by where they stand. `scale_by_config` says that the naming scheme keeps the rule outside the tensors, so that
-    without a config nothing can be known.
+    `flags` are flag tensors by key (None for one that is no number), `configs` the LoraConfigs of the file by their
+    places. `scale_by_config` says that the naming scheme keeps the rule outside the tensors, so that nothing can be
+    known without a config.
     """
     evidence: list[Evidence] = []
     votes: list[tuple[str, bool]] = []
@@ -96,7 +96,7 @@ def read_rslora(
 
 
 def rslora_of_readings(readings: Sequence[RsloraReading]) -> RsloraReading:
-    """What the readings of a file's parts amount to. The value is None where one is unknown, or where they differ."""
+    """Return the joint rule of a file's parts; its value is None if one is unknown, or if they differ."""
     unknown = [reading for reading in readings if reading.value is None]
     strongest = min(readings, key=lambda reading: _STRENGTH.index(reading.source)) if not unknown else None
     hint = next((reading.hint for reading in readings if reading.hint), None)
@@ -108,12 +108,12 @@ def rslora_of_readings(readings: Sequence[RsloraReading]) -> RsloraReading:
 
 
 def _votes(value: bool | None) -> tuple[bool, ...]:
-    """The votes of one voice: what is neither yes nor no contradicts itself."""
+    """Return the votes of one voice; a value that is neither yes nor no contradicts itself."""
     return (True, False) if value is None else (value,)
 
 
 def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> list[tuple[bool | None, Evidence]]:
-    """Votes of ss_network_args and ss_network_alpha; a vote of None contradicts itself."""
+    """Return the votes of ss_network_args and ss_network_alpha; a vote of None contradicts itself."""
     args = network_args(metadata)
     where = "metadata ss_network_args"
     if is_lycoris(metadata):
@@ -159,7 +159,7 @@ def _kind_of_alpha(alpha: float, rank: int, asked: float) -> str | None:
 
 
 def _states_rule(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> bool:
-    """Whether nothing is left to hint at: by our own metadata, LyCORIS's habit or an asked alpha that is stored."""
+    """Return True if no hint is needed: our metadata, LyCORIS's habit or a stored requested alpha decides."""
     asked = requested_alpha(metadata)
     telling = [fact for fact in facts if fact.rank > 1 and fact.alpha is not None]
     return (
@@ -171,7 +171,7 @@ def _states_rule(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> boo
 
 
 class Voice(NamedTuple):
-    """What is said of a module alone: its own flag, and where the configs stand that are theirs.
+    """The statements about a single module: its own flag, and the places of its configs.
 
     `needs_config` says that its naming scheme keeps the rule in a config, and there is none; `needs_flag` that other
     modules of the file have flags of their own.
@@ -184,9 +184,9 @@ class Voice(NamedTuple):
 
 
 class Ruled(NamedTuple):
-    """A contribution of a kind of modules, given as that of the first, whose scale may be rank-stabilised.
+    """A contribution of a kind's first module with a scale that may be rank-stabilised.
 
-    With it stands all that its rule and its scale are read from.
+    The other fields are the sources of its rule and its scale.
     """
 
     kind: ModuleKind
@@ -198,7 +198,7 @@ class Ruled(NamedTuple):
 
 
 class RuledGroup(NamedTuple):
-    """Modules of one voice: what the evidence looks at in each, and what it says of them all."""
+    """Modules of one voice: the facts about each, and the reading and the evidence of them all."""
 
     facts: tuple[LoraFacts, ...]
     reading: RsloraReading
@@ -206,11 +206,11 @@ class RuledGroup(NamedTuple):
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the rule makes a difference: without any alpha the scale is 1 whatever it says."""
+        """True if the rule makes a difference: without any alpha the scale is 1 under every rule."""
         return any(fact.alpha is not None for fact in self.facts)
 
     def settled(self, rslora: bool | None) -> "RuledGroup":
-        """The group with what the user settles, where the file leaves the rule open."""
+        """Return the group with the user's rule, if the file leaves the rule open."""
         if rslora is None or self.reading.settled or not self.facts:
             return self
         says = f"the scale is {RANK_STABILISED if rslora else STANDARD}"
@@ -219,7 +219,7 @@ class RuledGroup(NamedTuple):
 
 
 def facts_of(kind: ModuleKind, contribution: Contribution, numbers: StoredNumbers) -> LoraFacts:
-    """What the evidence looks at in a contribution of a kind of modules."""
+    """Return the facts for the evidence about a contribution of a kind of modules."""
     alpha = numbers.alphas.get(contribution.module.key)
     return LoraFacts(
         places=kind.places,
@@ -234,7 +234,7 @@ def facts_of(kind: ModuleKind, contribution: Contribution, numbers: StoredNumber
 def read_ruled(
     kinds: Sequence[ModuleKind], numbers: StoredNumbers, configs: Sequence[FoundConfig], counting: Counting
 ) -> list[Ruled]:
-    """The contributions that RS-LoRA's rule can be of, those of the kinds in turn."""
+    """Return the contributions that RS-LoRA's rule can apply to, in the order of their kinds."""
     any_flag = any(kind.first.rslora_flag for kind in kinds)
     speakers = Speakers(configs)
     ruled = []
@@ -255,7 +255,10 @@ def _voice_of(
     configs: Sequence[FoundConfig],
     any_flag: bool,
 ) -> Voice:
-    """Who speaks of a contribution. A config whose rank is not that of the tensors is not theirs and has no vote."""
+    """Return the voice for a contribution.
+
+    A config with another rank than the tensors is not theirs and has no vote.
+    """
     flag = flags[module.rslora_flag.name] if module.rslora_flag else None
     theirs = tuple(found.where for found in configs if found.gives_rank(contribution))
     # PEFT itself never stores alpha, so a program that does has not left the rule in a config either.
@@ -270,7 +273,7 @@ def read_groups(
     configs: Sequence[FoundConfig],
     metadata: Mapping[str, str],
 ) -> dict[Voice, RuledGroup]:
-    """The scale rule by voice; a file without a single contribution that has one has a group of no modules."""
+    """Return the scale rule by voice; a file without any such contribution has a group of no modules."""
     members: dict[Voice, list[Ruled]] = {}
     for one in ruled:
         members.setdefault(one.voice, []).append(one)
@@ -289,7 +292,7 @@ def read_groups(
 
 
 def _flags(ruled: Sequence[Ruled], modules: Mapping[str, Module]) -> Iterable[str]:
-    """The keys of the flags of modules, in the order of the file."""
+    """Return the keys of the flags of modules, in the order of the file."""
     flagged = names_of(one.facts for one in ruled if one.kind.first.rslora_flag)
     return (flag.name for flag in (modules[name].rslora_flag for name in flagged) if flag)
 
@@ -301,7 +304,7 @@ def _read_group(
     metadata: Mapping[str, str],
     configs: Sequence[FoundConfig],
 ) -> RuledGroup:
-    """The reading of one group; `flags` are those of the network and of the group's own modules, by key."""
+    """Return the reading of one group; `flags` are the network's and the group's own, by key."""
     theirs = {found.where: found.config for found in configs if found.where in voice.configs}
     unknown = voice.needs_config or voice.needs_flag
     reading, about = read_rslora(facts, flags, metadata, theirs, unknown)
@@ -309,7 +312,7 @@ def _read_group(
 
 
 def rslora_of_groups(groups: Sequence[RuledGroup]) -> RsloraReading:
-    """The rule of the file: that of the groups where it makes a difference, else of all."""
+    """Return the rule of the file: that of the groups in which it makes a difference, else of all."""
     deciding = [group.reading for group in groups if group.has_alpha or not group.reading.is_default]
     return rslora_of_readings(deciding or [group.reading for group in groups])
 
@@ -327,7 +330,10 @@ def scaled_modules(
     groups: Mapping[Voice, RuledGroup],
     settings: Settings,
 ) -> ModuleGroups:
-    """The modules of the claims, of these kinds, with rank, alpha and scale in every contribution that is computed."""
+    """Return the modules of the claims with rank, alpha and scale in every contribution that is computed.
+
+    `kinds` are the kinds of these modules.
+    """
     speakers = Speakers(configs)
     stabilised = {id(one.contribution): one for one in ruled}
 

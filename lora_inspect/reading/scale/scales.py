@@ -1,4 +1,4 @@
-"""From the numbers of a module, its config and the scale rule to its scale, or to the reason why it is unknown."""
+"""The scale of a module, or the reason why it is unknown, from its numbers, its config and the scale rule."""
 
 import math
 from collections import Counter, defaultdict
@@ -38,7 +38,7 @@ WAYS_OUT = {
 
 
 def about_parts(counts: Iterable[tuple[Counted, int]]) -> list[Evidence]:
-    """Evidence on layers that were trained in parts and saved as one, with the number of such modules."""
+    """Return evidence on layers that were trained in parts and saved as one, with the number of such modules."""
     split: Counter[int] = Counter()
     for part, modules in counts:
         if part.parts > 1:
@@ -54,7 +54,7 @@ def about_parts(counts: Iterable[tuple[Counted, int]]) -> list[Evidence]:
 
 
 def about_hidden_ranks(contributions: Iterable[Contribution], flags: Sequence[str]) -> list[Evidence]:
-    """Evidence on modules whose alpha is divided by a rank that only a flag states."""
+    """Return the evidence on modules that divide alpha by a rank that only a flag states."""
     if LOKR_FLAG not in flags:
         return []
     hidden = [c for c in contributions if c.algorithm.formula and c.rank and c.formula.rank(c.shapes) is None]
@@ -65,11 +65,11 @@ def about_hidden_ranks(contributions: Iterable[Contribution], flags: Sequence[st
 
 
 class ScaleSources(NamedTuple):
-    """What the scale of one contribution is read from.
+    """The sources of the scale of one contribution.
 
-    `stored` is the number in the alpha tensor, None where that is no plain number; `configs` are the LoraConfigs that
-    speak of the module, `rule` whether its scale is alpha/sqrt(rank), and `counted` how often the stored alpha counts.
-    `hidden` says that alpha is divided by the hidden rank where the tensors show none.
+    `stored` is the number in the alpha tensor, None if it is not a plain number; `configs` are the LoraConfigs that
+    apply to the module, `rule` says whether its scale is alpha/sqrt(rank), and `counted` how often the stored alpha
+    counts. `hidden` says that alpha is divided by the hidden rank if the tensors show none.
     """
 
     module: Module
@@ -83,9 +83,9 @@ class ScaleSources(NamedTuple):
 def scalings_of(
     contributions: Sequence[Contribution], sources: Callable[[Contribution], ScaleSources], settings: Settings
 ) -> list[Scaling | None]:
-    """What is known of the scale of each contribution of a module, None for one that is only recognised.
+    """Return the scaling of each contribution of a module; None for one that is only recognised.
 
-    What stands beside another one has the scale of that one; the rank stays that one's alone.
+    A contribution next to another one has that one's scale, but not its rank.
     """
     own = [
         None if one.algorithm.beside or not one.algorithm.formula else _scaling(one, sources(one), settings)
@@ -105,7 +105,7 @@ def _without_rank(scaling: Scaling | None) -> Scaling | None:
 
 
 def _scaling(contribution: Contribution, sources: ScaleSources, settings: Settings) -> Scaling:
-    """Rank, alpha and scale, or the reason why the scale is unknown."""
+    """Return rank, alpha and scale, or the reason why the scale is unknown."""
     rank, open_rank = _rank(contribution, sources)
     rule = sources.rule.value
     found = sources.configs[0] if sources.configs else None
@@ -135,9 +135,9 @@ def _scaling(contribution: Contribution, sources: ScaleSources, settings: Settin
 
 
 def _rank(contribution: Contribution, sources: ScaleSources) -> tuple[int | None, str]:
-    """The rank by which alpha is divided, None for none, with an empty reason; or why it is unknown.
+    """Return the rank by which alpha is divided, None for none, with an empty reason; or the reason if unknown.
 
-    Where the tensors show none, the flag of a program or a config may say that there is one.
+    If the tensors show no rank, the flag of a program or a config may say that there is one.
     """
     formula, scheme = contribution.formula, contribution.module.scheme
     rank = formula.rank(contribution.shapes)
@@ -155,7 +155,7 @@ def _rank(contribution: Contribution, sources: ScaleSources) -> tuple[int | None
 
 
 def _alpha(contribution: Contribution, sources: ScaleSources, rank: int) -> tuple[float | None, str]:
-    """Alpha with an empty reason, or why it is unknown. (None, "") means that the scheme has none: scale 1."""
+    """Return alpha with an empty reason, or None and the reason. (None, "") means no alpha in the scheme: scale 1."""
     theirs = [found for found in sources.configs if found.gives_rank(contribution)]
     configured = {found.where: found.modules.alpha(contribution.config_path) for found in theirs}
     if sources.module.alpha:
@@ -194,9 +194,9 @@ def _configured_alpha(
     rank: int,
     rslora: bool | None,
 ) -> tuple[float | None, str]:
-    """The alpha of the configs, of which `found` is the first.
+    """Return the alpha of the configs and an empty reason; or None and the reason. `found` is the first config.
 
-    Unknown where they differ, and where the names say that a program has folded the scale into the factors.
+    It is unknown if they differ, and if the names say that a program has folded the scale into the factors.
     """
     configured = alphas[found.where]
     if configured is None:
@@ -230,7 +230,7 @@ OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
 
 
 def open_settings(contributions: Iterable[Contribution]) -> tuple[str, ...]:
-    """The settings that the scales of contributions wait for: "alpha", "rslora", both or neither."""
+    """Return the settings that the scales of contributions wait for: "alpha", "rslora", both or neither."""
     unknown = [c for c in contributions if c.rank is not None and c.scale is None]
     alpha = any(contribution.alpha is None for contribution in unknown)
     rule = any(contribution.rslora is None and contribution.rank != 1 for contribution in unknown)
@@ -238,7 +238,7 @@ def open_settings(contributions: Iterable[Contribution]) -> tuple[str, ...]:
 
 
 def unknown_scales(reading: Reading) -> Iterator[RawProblem]:
-    """Modules whose scale is unknown, by the reason, and all that settles them."""
+    """Yield problems of modules with an unknown scale, by the reason, with the settings that settle them."""
     by_reason: dict[str, list[str]] = {}
     unknown = [contribution for contribution in reading.contributions if contribution.scale is None]
     for contribution in unknown:
@@ -257,7 +257,7 @@ def _and_more(keys: list[str]) -> str:
 
 
 def rule_setting(reading: Reading) -> Iterator[RawProblem]:
-    """An rslora setting that contradicts or repeats the evidence; a setting only settles an open question."""
+    """Yield a problem if an rslora setting contradicts or repeats the evidence; it only settles an open question."""
     rslora = reading.settings.rslora
     if rslora is None:
         return
@@ -281,7 +281,7 @@ def rule_setting(reading: Reading) -> Iterator[RawProblem]:
 
 
 def alpha_setting(reading: Reading) -> Iterator[RawProblem]:
-    """An alpha setting that contradicts or repeats alphas that are known without it."""
+    """Yield a problem if an alpha setting contradicts or repeats alphas that are known without it."""
     alpha = reading.settings.alpha
     if alpha is None:
         return
@@ -304,7 +304,7 @@ def alpha_setting(reading: Reading) -> Iterator[RawProblem]:
 
 
 def missing_alphas(reading: Reading) -> Iterator[RawProblem]:
-    """Modules without an alpha among others that have one, in schemes where none means scale 1."""
+    """Yield problems of modules without an alpha among others with one, in schemes where none means scale 1."""
     having: Counter[str] = Counter()
     missing: dict[str, list[str]] = defaultdict(list)
     for module in reading.modules.values():
@@ -332,7 +332,7 @@ def _takes_alpha(contribution: Contribution) -> bool:
 
 
 def rslora_hint(reading: Reading) -> Iterator[RawProblem]:
-    """The hint, which is a note and never applied."""
+    """Yield the hint as a note; it is never applied."""
     if reading.rslora.hint:
         read = "it is read as plain LoRA: should it be too weak as such, give --rslora yes"
         yield RawProblem("rslora-hint", f"{reading.rslora.hint.sentence()}; {read}")
