@@ -117,7 +117,7 @@ def added(algorithm: Algorithm) -> Iterator[None]:
 
 
 def changes() -> int:
-    """How often the registry changed: what was found in it before another number counts no more."""
+    """Return how often the registry changed; an earlier lookup is out of date once this number differs."""
     return _changes
 
 
@@ -127,7 +127,7 @@ def _note_change() -> None:
 
 
 def is_known(name: str) -> bool:
-    """Whether there is an algorithm called `name` that was asked for, or that the table has."""
+    """Return True if `name` is a loaded algorithm or one of the index."""
     if name in ALGORITHMS:
         return True
     with _LOADING:
@@ -142,7 +142,7 @@ def by_name(name: str) -> Algorithm:
 
 
 def candidates(suffix: Suffix) -> tuple[tuple[str, Role], ...]:
-    """What a suffix can be, as the name of an algorithm and the role in it, in the order in which it is tried."""
+    """Return the (algorithm name, role) pairs that a suffix can mean, in the order to try them."""
     if files := _BY_SUFFIX.get(suffix):
         _load_all(files)
         _BY_SUFFIX.pop(suffix, None)
@@ -150,7 +150,7 @@ def candidates(suffix: Suffix) -> tuple[tuple[str, Role], ...]:
 
 
 def every() -> Mapping[str, Algorithm]:
-    """All algorithms by name, those that wait as well."""
+    """Load all algorithms and return them by name."""
     with _LOADING:
         _load_all(sorted(_INDEXED))
         for name in sorted(_WAITING):
@@ -177,7 +177,7 @@ def options_in(config: Mapping[str, Any]) -> list[Algorithm]:
 
 
 def load_for(key: str) -> bool:
-    """Has the algorithm known whose name a key has at its end; False where there is none that was not known before."""
+    """Load the algorithm named at the end of a key; return False if it names none that is not loaded yet."""
     with _LOADING:
         for part in key[-LONGEST_SUFFIX:].split("."):
             name = part

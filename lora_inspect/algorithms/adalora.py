@@ -18,7 +18,7 @@ _TINY = 1e-5
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (rank, in·kernel), values (rank, 1) and up (out, rank), or None."""
+    """Return the problem with the shapes of down (rank, in·kernel), values (rank, 1) and up (out, rank), or None."""
     down, values, up = (shapes[role] for role in ("down", "values", "up"))
     if any(len(shape) != 2 for shape in (down, values, up)) or values != (down[0], 1) or up[1] != down[0]:
         return f"lora_A {list(down)}, lora_E {list(values)} and lora_B {list(up)} cannot be multiplied"
@@ -33,7 +33,7 @@ def shape(shapes: Shapes) -> tuple[int, int]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return flattened_other_than(*shape(shapes), weight) if len(weight) > 1 else "changes a matrix"
 
 

@@ -24,7 +24,7 @@ _FIELDS: dict[Role, str] = {"down": "target_modules_bd_a", "up": "target_modules
 
 
 def has_blocks(shapes: Shapes) -> bool:
-    """Whether up (out, r / n) can have blocks beside down (r, in)."""
+    """Return True if up (out, r / n) can have blocks next to down (r, in)."""
     down, up = shapes.get("down", ()), shapes.get("up", ())
     if len(down) != 2 or len(up) != 2 or 0 in down or 0 in up:
         return False
@@ -32,7 +32,7 @@ def has_blocks(shapes: Shapes) -> bool:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (r, in) and up (out, r / n), or None."""
+    """Return the problem with the shapes of down (r, in) and up (out, r / n), or None."""
     if has_blocks(shapes):
         return None
     return f"down {list(shapes['down'])} and up {list(shapes['up'])} have different ranks"
@@ -65,14 +65,14 @@ def variant(around: Surroundings) -> Algorithm | str:
 
 
 def _names(options: Any, field: str, path: str) -> bool:
-    """Whether a piece of the path is in a list of the options."""
+    """Return True if the option's list `field` has a string that is part of the path."""
     pieces = options.get(field) if isinstance(options, dict) else None
     return isinstance(pieces, list) and any(isinstance(piece, str) and piece in path for piece in pieces)
 
 
 @lru_cache(maxsize=4)
 def _with_blocks(role: Role, count: int) -> Algorithm:
-    """The algorithm whose factor of the role has so many blocks."""
+    """Return the algorithm for `count` blocks in the factor `role`."""
     whole = partial(_whole_shapes, role, count)
 
     def fitting(shapes: Shapes) -> str | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of generators (count, size, size) and lengths (out, 1), or None."""
+    """Return the problem with the shapes of generators (count, size, size) and lengths (out, 1), or None."""
     generators, lengths = shapes["generators"], shapes.get("lengths", (1, 1))
     if len(generators) != 3 or generators[1] != generators[2] or 0 in generators:
         return f"oft_r {list(generators)} are not square blocks"
@@ -27,12 +27,12 @@ def check(shapes: Shapes) -> str | None:
 
 
 def check_rows(shapes: Shapes) -> str | None:
-    """What `check` says, and that a file with lengths is none of before 0.14."""
+    """Return the problem that `check` finds, or that the file has lengths and so is not of PEFT before 0.14."""
     return "oft_s is next to oft_r" if "lengths" in shapes else check(shapes)
 
 
 def _turned(shapes: Shapes) -> int | None:
-    """How many rows or columns are turned; None where one block may serve any number of its size."""
+    """Return the number of rotated rows or columns, or None if one block may serve any multiple of its size."""
     count, size, _ = shapes["generators"]
     return count * size if count > 1 else None
 
@@ -53,9 +53,9 @@ def shape_of_rows(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit_of_rows(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is not a weight of this shape, or None.
+    """Return the mismatch with a weight of this shape, or None.
 
-    PEFT cuts the last block off where the rows do not fill it, so that it is no rotation any more.
+    PEFT truncates the last block if the rows do not fill it, and then it is no rotation.
     """
     if len(weight) > 1 and _fits(shapes, weight[0]):
         return None
@@ -68,7 +68,7 @@ def shape_of_columns(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit_of_columns(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     if len(weight) > 1 and weight[0] == shapes["lengths"][0] and _fits(shapes, prod(weight[1:])):
         return None
     count, size, _ = shapes["generators"]
@@ -76,7 +76,7 @@ def misfit_of_columns(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """What the config says of the limit, or why that is not known."""
+    """Return the settings of the limit from the config, or an error text if they are unknown."""
     config = around.config
     if config is None:
         return (

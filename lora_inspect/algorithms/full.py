@@ -1,7 +1,7 @@
-"""Full differences: a tensor of the parameter's own shape that is added to it, whatever the parameter is.
+"""Full differences: a tensor of the parameter's own shape that is added to any parameter.
 
-W + multiplier · diff; there is no rank, and an alpha beside it belongs to another change of the module. Sources: the
-`FullModule` of lycoris-lora (`.diff`, `.diff_b`); the step-distilled Wan files, whose `.diff_m` is added to the
+W + multiplier · diff; there is no rank, and an alpha next to it belongs to another change of the module. Sources: the
+`FullModule` of lycoris-lora (`.diff`, `.diff_b`); the step-distilled Wan files, with a `.diff_m` that is added to the
 parameter `modulation` of a block.
 """
 
@@ -28,7 +28,7 @@ def shape(shapes: Shapes) -> tuple[int, ...]:
 
 
 def misfit(shapes: Shapes, parameter: tuple[int, ...]) -> str | None:
-    """What the difference is of instead of a parameter of this shape, or None."""
+    """Return the mismatch with a parameter of this shape, or None."""
     return other_than(shapes[DIFFERENCE], parameter)
 
 

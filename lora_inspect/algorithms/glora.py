@@ -36,7 +36,7 @@ def _rank(shapes: Shapes, products: Products) -> int | None:
 
 
 def check(shapes: Shapes, products: Products) -> str | None:
-    """What keeps the factors from being these products, with the lower rank where they may be the others as well."""
+    """Return the error if the factors are not these products, or if the other products give a lower rank."""
     rank, other = _rank(shapes, products), _rank(shapes, _OLD if products == _NEW else _NEW)
     if rank is None or (other is not None and other < rank):
         return f"{', '.join((f'{role} {list(shape)}' for role, shape in shapes.items()))} cannot be multiplied"
@@ -50,7 +50,7 @@ def shape(shapes: Shapes, products: Products) -> tuple[int, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...], products: Products) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than(shape(shapes, products), weight)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (r, in), up (out, r) and the diagonal (r,), or None."""
+    """Return the problem with the shapes of down (r, in), up (out, r) and the diagonal (r,), or None."""
     down, up, diagonal = shapes["down"], shapes["up"], shapes["diagonal"]
     if len(down) != 2 or len(up) != 2 or diagonal != down[:1]:
         return f"lora_A {list(down)}, lora_diag {list(diagonal)} and lora_B {list(up)} cannot be multiplied"
@@ -26,7 +26,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed instead of a weight of this shape, which has to keep a singular triple; or None."""
+    """Return the mismatch with a weight of this shape, or None; at least one singular triple must remain."""
     rank = lora.rank(shapes)
     if len(weight) > 1 and min(weight[:2]) <= rank:
         return f"takes {rank} singular triples away and leaves one at least"
@@ -59,7 +59,7 @@ def truncated() -> "Callable[..., Change]":
     class Truncated(Change):
         """W' = W without its `rank` least singular triples + multiplier · scale · up @ down, of that rank.
 
-        A multiplier does not act on what is taken out. The whole weight is held while it is decomposed.
+        A multiplier does not scale the removed part. The whole weight is in memory while it is decomposed.
         """
 
         up: Any  # (out, rank)

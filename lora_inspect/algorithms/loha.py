@@ -32,7 +32,7 @@ def factor_shapes(out_features: int, columns: int, rank: int) -> dict[str, tuple
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the factors by role, or None."""
+    """Return the problem with the shapes of the factors by role, or None."""
     cores = [role for role in CORES if role in shapes]
     if missing := [role for role in (*ROLES, *(CORES if cores else ())) if role not in shapes]:
         return f"{', '.join(missing)} missing"
@@ -67,7 +67,7 @@ def weight_shape(shapes: Shapes) -> tuple[int, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than_shape(weight_shape(shapes), weight)
 
 

@@ -57,7 +57,7 @@ def factor_shapes(
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the factors by role, or None."""
+    """Return the problem with the shapes of the factors by role, or None."""
     if other := [role for role in _OTHER if role in shapes]:
         return f"{other[0]} changes the product of its factors, which lora-inspect does not support"
     for whole in ("w1", "w2"):
@@ -100,7 +100,7 @@ def _check_large(shapes: Shapes) -> str | None:
 
 
 def is_whole(shapes: Mapping[str, Any]) -> bool:
-    """Whether neither factor is a product, so that the tensors show no rank."""
+    """Return True if neither factor is a product, so that the tensors show no rank."""
     return "w1" in shapes and "w2" in shapes
 
 
@@ -110,7 +110,7 @@ def rank(shapes: Shapes) -> int | None:
 
 
 def largest_side(shapes: Shapes) -> int:
-    """What blissful-tuner divides alpha by where both factors are whole: the largest dimension of w2."""
+    """Return the largest dimension of w2, the divisor of alpha in blissful-tuner if both factors are whole."""
     return max(shapes["w2"])
 
 
@@ -136,7 +136,7 @@ def delta_size(shapes: Shapes) -> tuple[int, int]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than_shape(weight_shape(shapes), weight)
 
 
@@ -177,12 +177,12 @@ def small(tensors: Tensors) -> Any:
 
 
 def small_parts(tensors: Tensors) -> tuple[Any, ...]:
-    """w1 as a matrix (o1, i1), or as a pair (o1, rank) and (rank, i1) whose product it is."""
+    """Return w1 as a matrix (o1, i1), or as a pair (o1, rank) and (rank, i1) with w1 as its product."""
     return (tensors["w1"],) if "w1" in tensors else (tensors["w1_a"], tensors["w1_b"])
 
 
 def large(tensors: Tensors) -> tuple[Any, ...]:
-    """w2 as a matrix (o2, i2·kernel), or as a pair (o2, rank) and (rank, i2·kernel) whose product it is."""
+    """Return w2 as a matrix (o2, i2·kernel), or as a pair (o2, rank) and (rank, i2·kernel)."""
     return (tensors["w2"].flatten(1),) if "w2" in tensors else _large_pair(tensors)
 
 

@@ -23,7 +23,7 @@ def contracted(core: Any, inputs: Any) -> Any:
 
 
 def other_than(changed: tuple[int, ...], weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape; a 1x1 convolution is a Linear."""
+    """Return the mismatch with a weight of this shape, or None; a 1x1 convolution is a Linear."""
     if _without_ones(changed) == _without_ones(weight):
         return None
     return f"changes a weight of {list(changed)}"
@@ -80,7 +80,7 @@ def residual_init(config: Mapping[str, Any]) -> str | None:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (rank, in, *kernel), up (out, rank, 1…) and mid (rank, rank, *kernel)."""
+    """Return the problem with down (rank, in, *kernel), up (out, rank, 1…) and mid (rank, rank, *kernel), or None."""
     down, up, mid = shapes["down"], shapes["up"], shapes.get("mid")
     if len(down) < 2 or len(up) < 2:
         return f"down {list(down)} and up {list(up)} need at least two dimensions each"
@@ -111,7 +111,7 @@ def weight_shape(shapes: Shapes) -> tuple[int, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than(weight_shape(shapes), weight)
 
 

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (rank, num) and up (dim, rank)."""
+    """Return the problem with the shapes of down (rank, num) and up (dim, rank), or None."""
     if odd := next((role for role in ("down", "up") if len(shapes[role]) != 2), None):
         return f"{odd} {list(shapes[odd])} is not a matrix"
     return lora.check(shapes)
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight that is stored as the reverse of `weight`, or None."""
+    """Return the mismatch with a weight that is stored as the reverse of `weight`, or None."""
     dimension, rows = lora.weight_shape(shapes)
     return None if (dimension, rows) == weight else f"changes an embedding of {rows} rows of {dimension} numbers"
 
 
 def check_along_tokens(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (num, rank) and up (dim, rank)."""
+    """Return the problem with the shapes of down (num, rank) and up (dim, rank), or None."""
     return check(_turned(shapes)) if len(shapes["down"]) == 2 else f"down {list(shapes['down'])} is not a matrix"
 
 

@@ -35,7 +35,7 @@ def widths(shapes: Shapes) -> tuple[int, int]:
 
 
 def check(experts: int, shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of A (experts·rank, a) and B (b, rank·experts), or None."""
+    """Return the problem with the shapes of A (experts·rank, a) and B (b, rank·experts), or None."""
     if len(shapes["down"]) != 2 or len(shapes["up"]) != 2:
         return f"A {list(shapes['down'])} and B {list(shapes['up'])} of all experts are not matrices"
     if wrong := lora.check(shapes):
@@ -46,12 +46,12 @@ def check(experts: int, shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[None, None]:
-    """Which of the two sizes is that of the outputs, only the base tells."""
+    """Return unknown sizes: only the base tells which size counts the outputs."""
     return None, None
 
 
 def misfit(experts: int, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed instead of a weight (experts·d1, d2), or None."""
+    """Return the mismatch with a weight (experts·d1, d2), or None."""
     b, a = widths(shapes)
     if weight in ((experts * b, a), (experts * a, b)):
         return None

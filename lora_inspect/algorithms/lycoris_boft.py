@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def is_butterfly(shapes: Shapes) -> bool:
-    """Whether the blocks have stages, as those of OFT have not."""
+    """Return True if the blocks have stages, which those of OFT do not have."""
     return len(shapes.get("blocks", ())) == 4
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of blocks (stages, count, size, size) and rescale (count · size, 1, …), or None."""
+    """Return the problem with blocks (stages, count, size, size) and rescale (count · size, 1, …), or None."""
     stages, count, size, other = shapes["blocks"]
     if wrong := oft.check({**shapes, "blocks": (count, size, other)}):
         return wrong
@@ -40,7 +40,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return None if len(weight) > 1 and weight[0] == _rows(shapes) else f"rotates {_rows(shapes)} rows"
 
 

@@ -1,4 +1,4 @@
-"""LoRA as Apple's mlx-lm has it, whose factors stand the other way round and whose scale is no alpha/rank.
+"""LoRA of Apple's mlx-lm, with transposed factors and a scale that is not alpha/rank.
 
 - of a Linear: lora_a (in, rank) and lora_b (rank, out); delta = scale · (lora_a @ lora_b)ᵀ of the weight (out, in).
 - of an Embedding: lora_a (num, rank) and lora_b (rank, dim), which are those of a Linear that is applied to one-hot
@@ -28,7 +28,7 @@ SUFFIXES = {"down": ".lora_a", "up": ".lora_b"}
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of lora_a and lora_b, whichever kind of layer they are of; None for nothing."""
+    """Return the problem with the shapes of lora_a and lora_b of any kind of layer, or None."""
     down, up = shapes["down"], shapes["up"]
     if 0 in down or 0 in up:
         return f"lora_a {list(down)} or lora_b {list(up)} is empty"
@@ -61,7 +61,7 @@ def weight_shape(shapes: Shapes) -> tuple[int, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than(weight_shape(shapes), weight)
 
 
@@ -93,7 +93,7 @@ EMBEDDING = ALGORITHM._replace(transposed=True)
 
 
 def in_lora(algorithm: Algorithm) -> Algorithm:
-    """What the algorithm of one layer is with its factors turned round: LoRA's own, or that of an Embedding."""
+    """Return the equivalent algorithm with transposed factors: LoRA, or LoRA of an Embedding."""
     if algorithm.name != NAME:
         return algorithm
     return _LORA_EMBEDDING if algorithm.transposed else lora.ALGORITHM
@@ -105,7 +105,7 @@ def shape_of_experts(shapes: Shapes) -> tuple[None, None]:
 
 
 def misfit_of_experts(experts: int, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed instead of a weight (experts·out, in), or (experts·in, out) as it is stored; None for nothing."""
+    """Return the mismatch with a weight (experts·out, in), or (experts·in, out) as it is stored, or None."""
     out, inputs = weight_shape(shapes)
     if weight in ((experts * out, inputs), (experts * inputs, out)):
         return None

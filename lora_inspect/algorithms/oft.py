@@ -1,9 +1,9 @@
-"""OFT that rotates blocks of rows: the diag-OFT of LyCORIS, and what sd-scripts' `networks.oft` writes.
+"""OFT that rotates blocks of rows: the diag-OFT of LyCORIS, and the files of sd-scripts' `networks.oft`.
 
-With Q = X - Xᵀ for the stored blocks X (count, size, size): R = (I + Q)(I - Q)^-1, and each block of rows becomes
-(m · (R - I) + I)ᵀ W, times `rescale` where there is one. alpha is no scale: alpha · out is the norm that all Q together
-may have at most. Sources: Qiu et al. 2023; the `DiagOFTModule` of lycoris-lora, whose alpha of 0 sets no limit;
-sd-scripts, whose alpha of 0 or less leaves no rotation, or the opposite one, and is refused here.
+With Q = X - Xᵀ for the stored blocks X (count, size, size): R = (I + Q)(I - Q)^-1, and each block of rows becomes (m ·
+(R - I) + I)ᵀ W, times `rescale` where there is one. alpha is no scale: alpha · out is the norm that all Q together may
+have at most. Sources: Qiu et al. 2023; the `DiagOFTModule` of lycoris-lora, where an alpha of 0 sets no limit;
+sd-scripts, where an alpha of 0 or less leaves no rotation, or the opposite one, and is refused here.
 """
 
 from math import isfinite
@@ -21,7 +21,7 @@ _TINY = 1e-8
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of blocks (count, size, size) and rescale (count · size, 1, …), or None."""
+    """Return the problem with the shapes of blocks (count, size, size) and rescale (count · size, 1, …), or None."""
     blocks, rescale = shapes["blocks"], shapes.get("rescale")
     if len(blocks) != 3 or blocks[1] != blocks[2] or 0 in blocks:
         return f"oft_blocks {list(blocks)} are not square blocks"
@@ -48,7 +48,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return None if len(weight) > 1 and weight[0] == _rows(shapes) else f"rotates {_rows(shapes)} rows"
 
 

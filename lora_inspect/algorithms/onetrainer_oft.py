@@ -19,14 +19,14 @@ _TERMS = 5
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the generators (count, size·(size - 1)/2) and of the mark, or None."""
+    """Return the problem with the shapes of the generators (count, size·(size - 1)/2) and of the mark, or None."""
     if shapes["mark"] not in ((), (1,)):
         return f"scaled_oft {list(shapes['mark'])} is not a single yes or no"
     return peft_oft.check(shapes)
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is no Linear weight of this shape, or None."""
+    """Return the mismatch with a Linear weight of this shape, or None."""
     if len(weight) > 2:
         return "turns a kernel in OneTrainer, which is the opposite rotation"
     return peft_oft.misfit(shapes, weight)

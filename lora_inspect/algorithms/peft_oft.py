@@ -1,9 +1,10 @@
-"""OFT of PEFT since 0.16 (OFTv2): rotations of blocks of inputs, whose formula its `adapter_config.json` decides.
+"""OFT of PEFT since 0.16 (OFTv2): rotations of blocks of inputs, by the formula in `adapter_config.json`.
 
-The stored numbers of a block are what stands above the diagonal of Q, and W' = W · diag(R₁, R₂, …)ᵀ. An Embedding has
-its outputs turned, W' = W · diag(R₁, R₂, …) of a weight (num, dim). With
-`use_cayley_neumann` R is a series, (I + Q)(I - Q)^-1 cut short; without it R is (I - Q)(I + Q)^-1, the opposite
-rotation. `coft` limits the norm of each Q. PEFT has no strengths for it. Source: the `OFTLayer` of PEFT 0.21.
+The stored numbers of a block are those above the diagonal of Q, and W' = W · diag(R₁, R₂, …)ᵀ. An Embedding has its
+outputs rotated: W' = W · diag(R₁, R₂, …) of a weight (num, dim).
+
+With `use_cayley_neumann` R is a truncated series of (I + Q)(I - Q)^-1; without it R is (I - Q)(I + Q)^-1, the opposite
+rotation. `coft` limits the norm of each Q. PEFT has no multipliers for it. Source: the `OFTLayer` of PEFT 0.21.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ _MOST_TERMS = 1000
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the generators (count, size·(size - 1)/2), or None."""
+    """Return the problem with the shape of the generators (count, size·(size - 1)/2), or None."""
     shape = shapes["generators"]
     if len(shape) != 2 or 0 in shape or block_size(shapes) * (block_size(shapes) - 1) // 2 != shape[1]:
         return f"oft_R {list(shape)} are not numbers above the diagonals of blocks"
@@ -44,14 +45,14 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit_of_embedding(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is no weight (num, dim) of this shape, or None."""
+    """Return the mismatch with a weight (num, dim) of this shape, or None."""
     return misfit(shapes, weight) if len(weight) == 2 else "turns the vectors of an embedding"
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is not a weight of this shape, or None.
+    """Return the mismatch with a weight of this shape, or None.
 
-    PEFT turns windows of the input of a larger kernel and adds them up, which no weight does.
+    PEFT rotates windows of the input of a larger kernel and adds them up; no weight does the same.
     """
     count, size = shapes["generators"][0], block_size(shapes)
     if prod(weight[2:]) > 1:
@@ -80,7 +81,7 @@ _FIELDS = {
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """What the config says of the formula, or why that is not known."""
+    """Return the settings of the formula from the config, or an error text if they are unknown."""
     if around.config is None and _ONETRAINER in around.metadata:
         return (
             "OneTrainer wrote it, but its versions compute the rotation differently, and the file does not name one; "
@@ -98,7 +99,10 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def _has_series_of_today(config: Mapping[str, Any]) -> bool:
-    """PEFT writes its version since the one that changed the series."""
+    """Return True if PEFT recorded its version and that version has today's series.
+
+    PEFT records its version since the release that changed the series.
+    """
     numbers = str(config.get("peft_version", "")).split(".")[:2]
     return len(numbers) == 2 and all(n.isdigit() for n in numbers) and tuple(map(int, numbers)) >= _SERIES_SINCE
 

@@ -17,7 +17,7 @@ NAME = "saved"
 
 
 def check(shapes: Shapes) -> str | None:
-    """What PEFT does not run counts for nothing by itself."""
+    """Return an error if the module holds only tensors that PEFT does not run, or None."""
     return None if SAVED in shapes else "it holds only tensors that PEFT does not run"
 
 
@@ -27,7 +27,7 @@ def shape(shapes: Shapes) -> tuple[int, ...]:
 
 
 def misfit(shapes: Shapes, stored: tuple[int, ...]) -> str | None:
-    """What is saved instead of a tensor of this shape, or None."""
+    """Return the mismatch with a tensor of this shape, or None."""
     return None if shapes[SAVED] == stored else f"is saved with the shape {list(shapes[SAVED])}"
 
 

@@ -16,7 +16,7 @@ from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of q (rank, in, 1, …), p (out, rank, 1, …) and the values (1, rank), or None."""
+    """Return the problem with q (rank, in, 1, …), p (out, rank, 1, …) and the values (1, rank), or None."""
     q, p, values = (shapes[role] for role in ("q", "p", "values"))
     if min(len(q), len(p)) < 2 or 0 in q or 0 in p or any(size != 1 for size in q[2:] + p[2:]):
         return f"q_layer {list(q)} and p_layer {list(p)} cannot be multiplied"
@@ -31,7 +31,7 @@ def shape(shapes: Shapes) -> tuple[int, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than(shape(shapes), weight)
 
 
@@ -96,7 +96,7 @@ class BesidePrincipal(Change):
         return LowRank(up, torch.cat((self.down, right[:rank])), self.scale)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Raises ValueError: what is added depends on the whole weight."""
+        """Raise ValueError: the added part depends on the whole weight."""
         raise ValueError("the weight's own singular directions are not known yet")
 
     def transposed(self) -> Change:

@@ -17,7 +17,7 @@ from lora_inspect.maths.change import Blocks, Change, LowRank, summed_products
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of P (out, r) and R (r, in), or None."""
+    """Return the problem with the shapes of P (out, r) and R (r, in), or None."""
     directions, put = shapes["directions"], shapes.get("put")
     if len(directions) != 2 or 0 in directions or directions[1] > directions[0]:
         return f"deft_P {list(directions)} are not directions of outputs"
@@ -32,7 +32,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a Linear weight of this shape, or None."""
+    """Return the mismatch with a Linear weight of this shape, or None."""
     rows, columns = shape(shapes)
     if len(weight) > 1 and weight[0] == rows and columns in (None, weight[1]) and prod(weight[2:]) == 1:
         return None
@@ -40,7 +40,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """What the config says of the directions and of the scale, or why that is not known."""
+    """Return the settings of directions and scale from the config, or an error text if they are unknown."""
     fields = {"decomposition_method": lambda value: value in ("relu", "qr"), "para": is_switch, "alpha": _is_alpha}
     found = read_fields(around.config, fields, "its change")
     if isinstance(found, str):
@@ -58,7 +58,7 @@ def _is_alpha(value: Any) -> bool:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, by_qr: bool, strength: float | None) -> "Change":
-    """The exchange of what the weight has along the directions."""
+    """Replace the part of the weight along the directions."""
     from torch import linalg
 
     left = tensors["directions"]
@@ -98,7 +98,7 @@ class Reprojected(Change):
     together: int = 1
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The product of what is known of the weight then."""
+        """Return the change as a product, from all blocks of the weight."""
         found = summed_products(self.taken.transpose(0, 1), blocks)
         return LowRank(self.left, -found if self.put is None else self.put - found, 1.0)
 

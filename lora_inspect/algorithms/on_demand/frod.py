@@ -20,7 +20,7 @@ _NOT_SAVED = (
 
 
 def category(path: str, parts: Collection[str]) -> str | None:
-    """What PEFT calls the kind of a module: its name, with that of what it is in unless this is a number."""
+    """Return PEFT's category of a module: its name, with its parent's name unless that is a number."""
     *above, name = path.split(".")
     if not above or above[-1].isdigit():
         found = name
@@ -32,7 +32,7 @@ def category(path: str, parts: Collection[str]) -> str | None:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with l (in,), the entries of S (count,), V (in, in) and the places (2, count) of the entries."""
+    """Return the problem with l (in,), the entries of S (count,), V (in, in) and their places (2, count), or None."""
     diagonal, entries = shapes["l"], shapes["s"]
     if len(diagonal) != 1 or len(entries) != 1 or 0 in diagonal:
         return f"frod_lambda_l {list(diagonal)} and frod_lambda_s_values {list(entries)} are not two vectors"
@@ -50,7 +50,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is recombined where that is no matrix of as many columns, or None."""
+    """Return the mismatch with a matrix of this shape, or None."""
     inputs = shapes["l"][0]
     return None if len(weight) == 2 and weight[1] == inputs else f"recombines weights of {inputs} inputs"
 
@@ -100,7 +100,7 @@ _CUT = 1e-6
 
 
 class Basis:
-    """V (in, in), whose inverse is found once for all blocks of a weight."""
+    """V (in, in); its inverse is computed once for all blocks of a weight."""
 
     def __init__(self, values: Any) -> None:
         self.values = values.double()

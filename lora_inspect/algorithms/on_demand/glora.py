@@ -24,7 +24,7 @@ def _kind(path: str, shapes: Shapes) -> tuple[str, ...]:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the paths, or None."""
+    """Return the problem with the shapes of the paths, or None."""
     for path in (*_OF_WEIGHT, *_OF_BIAS):
         kind = _kind(path, shapes)
         if kind not in _KINDS:
@@ -45,7 +45,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def _size(path: str, shapes: Shapes) -> tuple[int | None, int | None] | None:
-    """(rows, columns) of what a path makes, None for what it leaves open; nothing where it has no shape of its own."""
+    """Return (rows, columns) of a path's result, with None for an open size; None if it has no possible shape."""
     kind = _kind(path, shapes)
     if kind == _KINDS[0]:
         rows, columns = shapes[f"{path}.Xd"][0], shapes[f"{path}.Xu"][1]
@@ -79,7 +79,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     told = shape(shapes)
     if len(weight) == 2 and all(size in (None, own) for size, own in zip(told, weight, strict=True)):
         return None
@@ -88,20 +88,20 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a bias of this shape, or None."""
+    """Return the mismatch with a bias of this shape, or None."""
     rows, _ = shape(shapes)
     return None if len(bias) == 1 and rows in (None, bias[0]) else f"changes a bias of {rows} numbers"
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
-    """Which path that is nothing has other numbers than zeros, with which PEFT would compute; or None."""
+    """Return an error if an empty path has numbers other than 0, which PEFT would compute with, or None."""
     empty = [f"{path}.zeros" for path in (*_OF_WEIGHT, *_OF_BIAS) if f"{path}.zeros" in tensors]
     odd = next((role for role in empty if tensors[role].any()), None)
     return f"has numbers in glora_{odd} that are not 0" if odd else None
 
 
 def _path(name: str, tensors: Tensors) -> "tuple[Rows, ...]":
-    """What a path makes, as rows of a matrix; nothing for zeros."""
+    """Return the result of a path as rows of a matrix, or nothing for zeros."""
     if f"{name}.Xd" in tensors:
         return (of_product(tensors[f"{name}.Xd"], tensors[f"{name}.Xu"]),)
     return (of_matrix(tensors[f"{name}.X"].reshape(-1, 1)),) if f"{name}.X" in tensors else ()
@@ -130,7 +130,7 @@ def change_of_bias(tensors: Tensors, scale: float, alpha: float | None) -> "Chan
 
 
 def variant(around: Surroundings) -> Algorithm:
-    """Whether the bias takes part: PEFT has zeros for it in a layer that has none."""
+    """Return the algorithm with the bias unless all its paths are zeros, as PEFT stores for a layer without one."""
     return ALGORITHM if all(_kind(path, around.shapes) == ("zeros",) for path in _OF_BIAS) else _WITH_BIAS
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of A (k, in / k, r), B (k, r, out / k) and the general pair, or None."""
+    """Return the problem with the shapes of A (k, in / k, r), B (k, r, out / k) and the general pair, or None."""
     down, up = shapes["down"], shapes["up"]
     if len(down) != 3 or len(up) != 3 or 0 in down or 0 in up or (down[0], down[2]) != up[:2] or up[1] % up[0]:
         return f"gralora_A {list(down)} and gralora_B {list(up)} cannot be multiplied in blocks"
@@ -44,7 +44,7 @@ def shape(shapes: Shapes) -> tuple[int, int]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than(shape(shapes), weight)
 
 

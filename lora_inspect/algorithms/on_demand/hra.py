@@ -19,7 +19,7 @@ _MOST_VECTORS = 1 << 12
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the vectors (in·kernel, count), or None."""
+    """Return the problem with the shape of the vectors (in·kernel, count), or None."""
     vectors = shapes["vectors"]
     if len(vectors) != 2 or 0 in vectors:
         return f"hra_u {list(vectors)} are not vectors of reflections"
@@ -34,13 +34,13 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is reflected where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     columns = shapes["vectors"][0]
     return None if len(weight) > 1 and prod(weight[1:]) == columns else f"reflects rows of {columns} numbers"
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """What the config says of the vectors, or why that is not known."""
+    """Return the settings of the vectors from the config, or an error text if they are unknown."""
     found = read_fields(around.config, {"apply_GS": is_switch}, "its reflections")
     columns, count = around.shapes["vectors"]
     if not isinstance(found, str) and found["apply_GS"] and count > columns:

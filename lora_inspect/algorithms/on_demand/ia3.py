@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the gains, (out, 1) or (1, in), of convolutions (1, out or in, 1, …)."""
+    """Return the problem with the gains (out, 1) or (1, in), of convolutions (1, out or in, 1, …), or None."""
     shape = shapes["gains"]
     others = shape[:1] + shape[2:] if len(shape) > 2 else (min(shape, default=0),)
     if len(shape) < 2 or 0 in shape or any(size != 1 for size in others):
@@ -29,7 +29,7 @@ def _count(shapes: Shapes) -> int:
 
 
 def _axis(shapes: Shapes) -> int | None:
-    """Which numbers the shape shows to be multiplied; None where it may be either."""
+    """Return the axis that the shape shows to be multiplied, or None if it can be either."""
     shape = shapes["gains"]
     return None if len(shape) > 2 or shape == (1, 1) else ROWS if shape[1] == 1 else COLUMNS
 
@@ -41,7 +41,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...], axis: int | None = None) -> str | None:
-    """What is multiplied where that is no weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     known = (ROWS, COLUMNS) if axis is None else (axis,)
     if len(weight) > 1 and _count(shapes) in [weight[one] for one in known]:
         return None
@@ -50,7 +50,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...], axis: int | None = None) -> 
 
 
 def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
-    """What is multiplied instead of a bias of this shape, or None."""
+    """Return the mismatch with a bias of this shape, or None."""
     return None if bias == (_count(shapes),) else f"multiplies a bias of {_count(shapes)} numbers"
 
 
@@ -62,7 +62,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None, axis: int = ROWS
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """Which of both it is, or why that is not known."""
+    """Return the algorithm for inputs or for outputs, or an error text if that is unknown."""
     told, said = _axis(around.shapes), around.chooses("feedforward_modules")
     if told is None and said is None:
         return (

@@ -18,7 +18,7 @@ from lora_inspect.maths.change import Change
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the block (r, out or mini_r), or None."""
+    """Return the problem with the shape of the block (r, out or mini_r), or None."""
     block = shapes["block"]
     if len(block) != 2 or 0 in block:
         return f"a block {list(block)} is neither (r, outputs) nor (blocks, r, r)"
@@ -31,7 +31,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     rank, rows = shapes["block"]
     if _is_linear(weight) and weight[0] == rows and rank <= weight[1]:
         return None
@@ -39,7 +39,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def misfit_of_mini(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     rank, period = shapes["block"]
     if _is_linear(weight) and weight[0] % period == 0 and rank <= weight[1]:
         return None
@@ -57,7 +57,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 
 
 def check_bat(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the blocks (out / r, r, r), or None."""
+    """Return the problem with the shape of the blocks (out / r, r, r), or None."""
     block = shapes["block"]
     if len(block) != 3 or 0 in block or block[1] != block[2]:
         return f"a block {list(block)} is neither (r, outputs) nor (blocks, r, r)"
@@ -71,7 +71,7 @@ def shape_of_bat(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit_of_bat(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     count, size, _ = shapes["block"]
     if _is_linear(weight) and weight[0] == count * size and weight[1] % size == 0:
         return None

@@ -20,8 +20,8 @@ from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed, summe
 class SeenByNetwork(Change):
     """W + scale · B f(A W), with `down` A (r, out) and `up` B (out, r), and a network f of each column of A W.
 
-    f is `activation`, then as many `encoders` (r, r) and `decoders` (r, r) as there are, each with it after them; what
-    went into the last encoder is added to what comes out of the first decoder, and so on.
+    f is `activation`, then the `encoders` (r, r) and `decoders` (r, r), each with the activation after it. The input of
+    the last encoder is added to the output of the first decoder, and so on.
     """
 
     down: Any
@@ -33,7 +33,7 @@ class SeenByNetwork(Change):
     together: int = 1
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """What the network makes of the whole weight, which is a product of thin matrices with B."""
+        """Return the network's output for the whole weight: a product of thin matrices with B."""
         hidden = self.activation(summed_products(self.down, blocks))
         kept = []
         for encoder in self.encoders:
@@ -104,7 +104,7 @@ def _layers(side: str, shapes: Shapes) -> list[str]:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of A (r, out), B (out, r) and the layers (r, r), or None."""
+    """Return the problem with the shapes of A (r, out), B (out, r) and the layers (r, r), or None."""
     down, up = shapes["down"], shapes["up"]
     if len(down) != 2 or up != down[::-1] or 0 in down:
         return f"peanut_A {list(down)} and peanut_B {list(up)} are not (r, outputs) and (outputs, r)"
@@ -124,7 +124,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     rows, rank = shapes["up"]
     if len(weight) != 2 or weight[0] != rows:
         return f"changes a matrix of {rows} rows"
@@ -134,7 +134,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """What the config says of the network, or why that is not known."""
+    """Return the settings of the network from the config, or an error text if they are unknown."""
     depth = len(_layers("encoder", around.shapes))
     fields = {
         "act_fn": lambda value: isinstance(value, str) and value in ACTIVATIONS,

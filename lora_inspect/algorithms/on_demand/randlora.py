@@ -49,7 +49,9 @@ class _Bases(Change):
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with λ (rank, bases), γ (bases, short) for A (rank, 1, short or more) and B (long, bases, rank)."""
+    """Return the problem with λ (rank, bases), γ (bases, short), A (rank, 1, ≥ short) and B (long, bases, rank), or
+    None.
+    """
     own, gains = shapes["lambda"], shapes["gamma"]
     if len(own) != 2 or len(gains) != 2 or own[1] != gains[0] or 0 in own:
         return f"randlora_lambda {list(own)} and randlora_gamma {list(gains)} are not of the same bases"
@@ -67,7 +69,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is no weight with a shorter side like this; else None."""
+    """Return the mismatch with a weight of this shape, or None."""
     short, most = shapes["gamma"][1], shapes["B"][0]
     if len(weight) == 2 and min(weight) == short and max(weight) <= most:
         return None

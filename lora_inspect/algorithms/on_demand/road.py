@@ -20,7 +20,7 @@ _OUTPUTS = {"road_1": 2, "road_2": 1, "road_4": 0.5}
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the angles and factors, each (count,), or None."""
+    """Return the problem with the shapes of the angles and factors, each (count,), or None."""
     angles, factors = shapes["angles"], shapes["factors"]
     if len(angles) != 1 or factors != angles or not angles[0]:
         return f"road_theta {list(angles)} and road_alpha {list(factors)} are not as many angles as factors"
@@ -32,13 +32,13 @@ def _rows(shapes: Shapes, variant: str) -> int:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...], *, variant: str) -> str | None:
-    """What is turned where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     rows = _rows(shapes, variant)
     return None if len(weight) == 2 and weight[0] == rows else f"turns {rows} outputs of a Linear layer"
 
 
 def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...], *, variant: str) -> str | None:
-    """What is turned where that is not a bias of this shape, or None."""
+    """Return the mismatch with a bias of this shape, or None."""
     rows = _rows(shapes, variant)
     return None if bias == (rows,) else f"turns a bias of {rows} numbers"
 

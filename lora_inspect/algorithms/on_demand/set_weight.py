@@ -1,6 +1,6 @@
 """A weight in the place of the base's own, whole, as ComfyUI reads it under `.set_weight`.
 
-ComfyUI ignores the strength of such a tensor, and drops what else changes the weight of its module. Source:
+ComfyUI ignores the multiplier of such a tensor, and drops all other changes of its module's weight. Source:
 `calculate_weight` and `load_lora` of ComfyUI.
 """
 
@@ -18,7 +18,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def settings(around: Surroundings) -> Mapping[str, Any] | str:
-    """None are needed; says what ComfyUI would drop."""
+    """Return no settings, or an error text with the changes that ComfyUI would drop."""
     if around.beside:
         return (
             f"ComfyUI drops the {' and the '.join(around.beside)} of its module, but other programs would add it; "

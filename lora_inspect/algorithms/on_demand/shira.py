@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the values (count,) and the entries (2, count), or None."""
+    """Return the problem with the shapes of the values (count,) and the entries (2, count), or None."""
     values, entries = shapes["values"], shapes["entries"]
     if len(values) != 1 or not values[0] or entries != (2, *values):
         return f"shira_weight {list(values)} are not values for shira_indices {list(entries)}"
@@ -26,12 +26,12 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is no matrix, or None."""
+    """Return the mismatch with a matrix of this shape, or None."""
     return None if len(weight) == 2 else "changes entries of a matrix"
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
-    """What is changed that is not inside a weight of this shape, or None."""
+    """Return an error if an entry is not inside a weight of this shape, or None."""
     for what, entries, size in zip(("row", "column"), tensors["entries"], weight, strict=True):
         if (odd := entries[(entries < 0) | (entries >= size)]).numel():
             return f"changes an entry of {what} {int(odd[0])}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the values (count,), the entries, A (r, in) and B (out, r), or None."""
+    """Return the problem with the values (count,), the entries, A (r, in) and B (out, r), or None."""
     values, entries = shapes["values"], shapes.get("entries")
     if len(values) != 1 or not values[0] or entries not in (None, values):
         return f"supertuning_values {list(values)} are not values for supertuning_indices {list(entries or ())}"
@@ -35,7 +35,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     told = shape(shapes)
     if len(weight) == 2 and told in ((None, None), weight):
         return None
@@ -43,7 +43,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...], *, lora_scale: float) -> str | None:
-    """Which entry is not inside a weight of this shape, or None."""
+    """Return an error if an entry is not inside a weight of this shape, or None."""
     entries = tensors["entries"]
     odd = entries[(entries < 0) | (entries >= prod(weight))]
     return f"changes the entry {int(odd[0])} of a weight" if odd.numel() else None

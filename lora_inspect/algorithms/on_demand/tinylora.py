@@ -28,7 +28,7 @@ def _only(path: str, parts: Collection[str]) -> str | None:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with A (rank, in), B (out, rank), P (count, rank, rank) and v (count,), or None."""
+    """Return the problem with A (rank, in), B (out, rank), P (count, rank, rank) and v (count,), or None."""
     down, up = shapes["A"], shapes["B"]
     if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
         return f"tinylora_A {list(down)} and tinylora_B {list(up)} cannot be multiplied"

@@ -18,24 +18,24 @@ ROWS = "rows"
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the rows (count, dim), or None."""
+    """Return the problem with the shape of the rows (count, dim), or None."""
     rows = shapes[ROWS]
     return None if len(rows) == 2 and 0 not in rows else f"trainable_tokens_delta {list(rows)} are not rows of a matrix"
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(num, dim) as the base stores it, of which the rows tell dim."""
+    """Return (num, dim) as the base stores it, with None for num; the rows give dim."""
     return None, shapes[ROWS][1]
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is replaced where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     width = shapes[ROWS][1]
     return None if len(weight) == 2 and weight[1] == width else f"replaces rows of {width} numbers"
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...], *, tokens: Sequence[int]) -> str | None:
-    """Which row is not inside a weight of this shape, or None."""
+    """Return an error if a row is not inside a weight of this shape, or None."""
     largest = max(tokens)
     return None if largest < weight[0] else f"replaces the row of token {largest}"
 

@@ -1,6 +1,6 @@
-"""Uni-LoRA: W' = W + B · A, all of whose entries are taken from one vector by saved indices, each times its scale.
+"""Uni-LoRA: W' = W + B · A, with all entries taken from one vector by saved indices, each times its scale.
 
-PEFT has no strength for it. Source: the `UniLoraLayer` of PEFT.
+PEFT has no multiplier for it. Source: the `UniLoraLayer` of PEFT.
 """
 
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ _VECTOR = Shared(
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the indices and scales of A (rank, in) and B (out, rank), and with the vector."""
+    """Return the problem with the indices and scales of A (rank, in) and B (out, rank), or with the vector, or None."""
     for side in ("A", "B"):
         indices, scales = shapes[f"indices_{side}"], shapes[f"scales_{side}"]
         if len(indices) != 2 or indices != scales:

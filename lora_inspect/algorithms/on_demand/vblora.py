@@ -22,7 +22,7 @@ _MISSING = "its vblora_vector_bank is missing; fetch the file again, or write it
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the logits, with the chosen vectors and their weights, or with the bank (vectors, length)."""
+    """Return the problem with the logits, the chosen vectors and weights, or the bank (vectors, length), or None."""
     own = shapes.keys() - {"bank"}
     if own not in (set(_LOGITS), set(_INDICES) | set(_WEIGHTS)):
         return "it needs all of its logits, or all of the indices and weights saved from them, and nothing else"
@@ -60,7 +60,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is no weight of this shape, or of a lower rank than the factors; else None."""
+    """Return the mismatch with a weight of this shape or of a lower rank than the factors, or None."""
     length, rank = shapes["bank"][1], _rank(shapes, "A", 0)
     changed = _pieces(shapes, "B")[0] * length, _pieces(shapes, "A")[1] * length
     # A few bytes of indices make a whole row of a factor.
@@ -68,7 +68,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """How many vectors are mixed: as many as were saved, or as the config says."""
+    """Return `topk`, the number of mixed vectors: as many as were saved, or as the config says; or an error text."""
     saved = around.shapes.get("indices_A")
     said = around.config.get("topk") if around.config else None
     if saved is None and (isinstance(said, bool) or not isinstance(said, int)):

@@ -26,7 +26,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is no matrix of as many rows, and of no more columns than A has; else None."""
+    """Return the mismatch with a matrix of this shape, with at most as many columns as A, or None."""
     rows, columns = shapes["b"][0], shapes["A"][1]
     if len(weight) == 2 and weight[0] == rows and weight[1] <= columns:
         return None
@@ -34,7 +34,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The product cut to the layer, whose rank is that of B; both vectors go into the copy of B that it takes."""
+    """Return the product truncated to the layer, with the rank of B; both vectors go into the copy of B."""
     b, d, projection = tensors["b"], tensors["d"], tensors["B"]
     rank = projection.shape[1]
     return Leading(projection[: b.shape[0]] * d[:rank] * b.unsqueeze(1), tensors["A"][:rank])
@@ -60,7 +60,7 @@ def checked(name: str, halves: int) -> Callable[[Shapes], str | None]:
 
 
 def projected(name: str, title: str, halves: int) -> Algorithm:
-    """The algorithm whose vector d and A are of so many halves, the first of which counts."""
+    """Return the algorithm with d and A in `halves` parts, with only the first one used."""
     return Algorithm(
         name=name,
         title=title,

@@ -29,7 +29,7 @@ LOWPASS: dict[str, tuple[float, ...]] = {"db1": _HAAR, "db2": _FOUR, "sym2": _FO
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the spectrum (count,), or None."""
+    """Return the problem with the shape of the spectrum (count,), or None."""
     spectrum = shapes["spectrum"]
     return f"waveft_spectrum {list(spectrum)} is not a row of numbers" if len(spectrum) != 1 or 0 in spectrum else None
 
@@ -61,7 +61,7 @@ def change(
     lowpass: tuple[float, ...] | None,
     weight: tuple[int, ...],
 ) -> "Change":
-    """The transform of what is stored, at the entries of the seed."""
+    """Return the transform of the stored numbers at the entries that the seed draws."""
     from lora_inspect.algorithms.drawn_entries import drawn_places
 
     spectrum, shape = tensors["spectrum"], (weight[0], prod(weight[1:]))
@@ -87,7 +87,7 @@ ALGORITHM = Algorithm(
 
 
 class _Axis:
-    """Where the coefficients at positions `at` of an axis of `size` come out, and which of them are details."""
+    """The output positions of the coefficients at `at` along an axis of `size`, and a mark for the details."""
 
     def __init__(self, at: "Tensor", size: int, taps: int) -> None:
         # The transform is of an even length, and loses what the filter reaches beyond the ends.
