@@ -1,4 +1,4 @@
-"""What a user is meant to read: errors by what they are about, and the sentences for what the system refuses."""
+"""Messages for users: errors by subject, and the sentences for the system's refusals."""
 
 import errno
 import os
@@ -55,7 +55,7 @@ class LoraInspectError(Exception):
         LoraInspectError.__init__(self, *(text.replace(old, new) for text in self.args))
 
     def spell(self, spelling: Callable[[str], str]) -> None:
-        """Says what is wrong, and the way out, in another spelling."""
+        """Put the problem and the fix into another spelling."""
         path, *others = self.args if len(self.args) > 1 else ("", *self.args)
         LoraInspectError.__init__(self, *([path] if path else []), *map(spelling, others))
 
@@ -78,17 +78,17 @@ def _remade(kind: type[LoraInspectError], said: tuple[str, ...]) -> LoraInspectE
 
 
 class RefusedError(LoraInspectError, ValueError):
-    """What was asked for cannot be done with these files, or only with an option that allows it."""
+    """A request that is impossible with these files, or possible only with an option."""
 
 
 class DamagedError(LoraInspectError, ValueError):
-    """A file is not what its format says."""
+    """A file that does not follow its format."""
 
     code = "damaged"
 
 
 class AmbiguousError(LoraInspectError, ValueError):
-    """What files say has several meanings, and nothing tells which is meant."""
+    """Files with several meanings, and nothing to decide between them."""
 
     code = "ambiguous"
 
@@ -124,7 +124,7 @@ class NeedsTorchError(NeedsLibraryError):
 
 
 class DiskRefused(CouldNotWorkError):
-    """What is said where the disk does not take an output, for the `reason` that the system gives."""
+    """The error for a disk that does not take an output, for the `reason` that the system gives."""
 
     def __init__(self, said: str, problem: str | None = None, fix: str = "", reason: str | None = None) -> None:
         super().__init__(said, problem, fix)
@@ -157,7 +157,7 @@ def changed(path: str) -> CouldNotWorkError:
 
 
 def of_system(error: OSError, path: str = "") -> LoraInspectError:
-    """What is said of an error of the system. `path` is the file that it came with, where it names none itself."""
+    """Return the error for an error of the system; `path` is its file if it names none itself."""
     if isinstance(error, LoraInspectError):
         return error
     where = os.fsdecode(error.filename or path) if isinstance(error.filename or path, (str, bytes)) else path

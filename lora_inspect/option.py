@@ -89,7 +89,7 @@ class Declared(NamedTuple):
 
 
 def declared(record: "type[DataclassInstance]") -> dict[str, Declared]:
-    """Return the options of a record by name: its own in their order, then those that other records share."""
+    """Return the options of a record by name: its own in their order, then the ones that other records share."""
     own = [one for one in fields(record) if _OPTION in one.metadata]
     shared = {one.name for base in record.__mro__[1:] for one in getattr(base, "__dataclass_fields__", {}).values()}
     own.sort(key=lambda one: one.name in shared)

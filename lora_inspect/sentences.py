@@ -20,7 +20,7 @@ _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(
 
 
 def printable(text: str) -> str:
-    """Escape every character that a reader cannot see for what it is, or that a terminal obeys.
+    """Escape every invisible or misleading character, and every one that a terminal obeys.
 
     Names and metadata come from files and may hold anything: control sequences, line breaks, marks of direction.
     Escapes replace characters that are drawn as nothing, as another character or over other text.
@@ -123,7 +123,7 @@ _COLUMNS, _VALUE = 300, 60
 
 
 class Result:
-    """The base of a frozen dataclass, whose `repr` has at most 300 characters however much it holds."""
+    """The base of a frozen dataclass with a `repr` of at most 300 characters, however much it holds."""
 
     __slots__ = ()
 

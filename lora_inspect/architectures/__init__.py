@@ -38,9 +38,9 @@ _PRIME = 65521
 
 
 class Marks(NamedTuple):
-    """What of a family is known without its file: the marks of its layers' `paths`, and what its record says beside.
+    """The facts of a family that are known without its file: marks of its layers' `paths`, and parts of its record.
 
-    The marks stand in one text, with blanks between them.
+    The marks are in one text, separated by blanks.
     """
 
     paths: str
@@ -48,7 +48,7 @@ class Marks(NamedTuple):
     descends_from: str = ""
 
     def admit(self, of_marks: Mapping[str, int], least: float) -> bool:
-        """Whether `least` of the names may be of the family, given by how many have each mark."""
+        """Return True if `least` of the names may be of the family, given the number of names with each mark."""
         return sum(count for mark, count in of_marks.items() if mark in self.paths) >= least
 
 
@@ -60,7 +60,7 @@ def marks_of(architecture: Architecture) -> Marks:
 
 
 def marked(counts: Mapping[str, int]) -> Counter[str]:
-    """How many names have each mark, given by how many are of each pattern."""
+    """Return the number of names with each mark, given the number of names of each pattern."""
     found: Counter[str] = Counter()
     for pattern, count in counts.items():
         found[_mark(pattern)] += count
@@ -110,7 +110,7 @@ def added(architecture: Architecture) -> Iterator[None]:
 
 
 def changes() -> int:
-    """How often the registry changed: what was found in it before another number counts no more."""
+    """Return how often the registry changed; an earlier lookup is out of date once this number differs."""
     return _changes
 
 
@@ -120,9 +120,9 @@ def _note_change() -> None:
 
 
 def every() -> list[Architecture]:
-    """All families, in the order in which candidates are named.
+    """Return all families in the order in which candidates are named.
 
-    That is by their names, with a family behind the one that it descends from.
+    They are sorted by name, with a family after the one that it descends from.
     """
     return sorted(map(by_name, names()), key=_lineage)
 
@@ -144,9 +144,9 @@ def by_name(name: str) -> Architecture:
 
 
 def admitted(counts: Mapping[str, int], least: float) -> list[Architecture]:
-    """All families of which a layout may have `least` of the names, given by how many are of each pattern.
+    """Return all families with a layout that may have `least` of the names, given the number of each pattern.
 
-    They stand in the order in which candidates are named.
+    They are in the order in which candidates are named.
     """
     of_marks = marked(counts)
     found = [name for name in names() if _marks(name).admit(of_marks, least)]
@@ -154,7 +154,7 @@ def admitted(counts: Mapping[str, int], least: float) -> list[Architecture]:
 
 
 def metadata_names() -> Iterable[tuple[str, tuple[str, ...]]]:
-    """What metadata calls each family, with its name in front, in the order in which candidates are named."""
+    """Return the metadata names of each family after its name, in the order in which candidates are named."""
     known = {name: _marks(name) for name in names()}
 
     def lineage(name: str) -> tuple[str, ...]:

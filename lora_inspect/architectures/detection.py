@@ -93,7 +93,7 @@ def base_of(metadata: Mapping[str, str]) -> str:
 
 
 def agrees_with_v2(name: str, metadata: Mapping[str, str]) -> bool:
-    """Whether `ss_v2`, where it is there, says of the family `name` what is right."""
+    """Return True unless `ss_v2` is there and contradicts the family `name`."""
     asked = metadata.get(V2_KEY, "").lower()
     return asked not in ("true", "false") or (asked == "true") == (name == V2_FAMILY)
 
@@ -180,7 +180,7 @@ def _lists(blocks: tuple[tuple[str, int], ...]) -> frozenset[str]:
 
 
 def holds(layout: Layout, used: Mapping[str, set[int]]) -> bool:
-    """Whether no index is beyond the layout's blocks."""
+    """Return True if no index is beyond the layout's blocks."""
     return all(max(_below(at, used), default=0) < count for at, count in layout.blocks)
 
 
@@ -244,10 +244,10 @@ class Detection(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """A family whose names fit, with the sizes that the widths leave it.
+    """A family with matching names, and the sizes that the widths allow.
 
-    `sizes` holds the entry of `Architecture.sizes` that shows each size that fits; it is None where no width that
-    tells sizes was given, and empty where the widths given fit no size. `share` says how much of the file fits.
+    `sizes` holds the entry of `Architecture.sizes` that shows each matching size. It is None if the file gives no width
+    that tells sizes apart, and empty if its widths match no size. `share` says how much of the file matches.
     """
 
     architecture: Architecture
@@ -264,7 +264,7 @@ def detect(
     prefixes: Iterable[str] = (),
     minimum_share: float = 0.9,
 ) -> Detection | None:
-    """The one family whose names the modules have, or None where no family fits or several fit alike.
+    """Return the one family that has the modules' names, or None if no family or several match.
 
     The arguments are those of `candidates`.
     """
@@ -280,12 +280,12 @@ def candidates(
     prefixes: Iterable[str] = (),
     minimum_share: float = 0.9,
 ) -> tuple[Detection, ...]:
-    """All families that the evidence leaves, in the registry's order.
+    """Return all families that the evidence leaves, in the registry's order.
 
-    `modules` are (path, out features, in features), the path dotted or underscored and without a scheme's prefix,
-    the features None where unknown. `encoders` are the text encoders that the file adapts beside them; without any
-    module they alone decide. `minimum_share` is the share of the names that must fit: leave it for an adapter,
-    lower it to about 0.5 for a base checkpoint, whose norms and embeddings are no layers of an adapter.
+    `modules` are (path, out features, in features), the path dotted or underscored and without a scheme's prefix, the
+    features None if unknown. `encoders` are the text encoders that the file adapts next to them; without any module
+    only they decide. `minimum_share` is the share of the names that must match: leave it for an adapter, lower it to
+    about 0.5 for a base checkpoint, as its norms and embeddings are no layers of an adapter.
     """
     modules, encoders, prefixes = tuple(modules), tuple(encoders), frozenset(prefixes)
     said = tuple([metadata.get(key, "") for key in STATING_KEYS])
@@ -331,7 +331,7 @@ _found: Remembered[Any, tuple[Detection, ...]] = Remembered(_MOST_FILES)
 
 
 def settled_by(found: Sequence[Detection]) -> str:
-    """What would decide between the candidates, several of them, in one sentence."""
+    """Return one sentence with the evidence that would decide between several candidates."""
     ways: list[str] = []
     if own := [f"{path} ({one})" for one in found if (path := _own_path(one, found))]:
         ways.append(f"a layer that only one of them has, such as {listed(own, 'or')}")
@@ -344,9 +344,9 @@ def settled_by(found: Sequence[Detection]) -> str:
 
 
 def _matching_layouts(counts: Mapping[str, int], least: float) -> dict[str, tuple[int, Architecture, Layout]]:
-    """By family how many names its best layout matches, and that layout, the first of those that match so many.
+    """Return, by family, the number of names that its best layout matches, and the first such layout.
 
-    Families of which no layout matches `least` are left out.
+    Families without a layout that matches `least` are left out.
     """
     separators = {separator_of(pattern) for pattern in counts}
     found: dict[str, tuple[int, Architecture, Layout]] = {}
@@ -366,9 +366,9 @@ def _own_pattern(path: str) -> str:
 
 
 def _fits_of_names(modules: Sequence[tuple[str, int | None, int | None]], minimum_share: float) -> tuple[_Fit, ...]:
-    """The families with the most of the names.
+    """Return the families with the most of the names.
 
-    Where the widths fit none of these, all families with enough of the names are as likely.
+    If the widths match none of these, all families with enough of the names are equally likely.
     """
     paths, outs, ins = zip(*modules, strict=True)
     patterns = list(map(_own_pattern, paths))
@@ -403,7 +403,7 @@ _Says = Callable[[_Fit], bool | None]
 def _shown(
     paths: Sequence[str], used: Mapping[str, set[int]], encoders: Sequence[TextEncoder], prefixes: Collection[str]
 ) -> Iterator[tuple[str, _Says]]:
-    """What the tensors show of families whose names fit alike, strongest first."""
+    """Yield the evidence of the tensors on families with equally matching names, strongest first."""
     yield "underscored names rule out", lambda fit: has_underscores(fit.layout, prefixes)
     # A family without any published size may be as wide as it likes.
     yield "the widths rule out", lambda fit: None if fit.sizes is None and fit.architecture.sizes else fit.sizes != ()
@@ -416,7 +416,7 @@ def _shown(
 
 
 def _is_full(fit: _Fit, used: Mapping[str, set[int]]) -> bool | None:
-    """Whether every block is used; None for a family whose smaller sizes have fewer, or of which none are known."""
+    """Return True if every block is used; None if smaller sizes of the family have fewer, or none are known."""
     if fills(fit.layout, used):
         return True
     has_smaller = len({size.name for size in fit.architecture.sizes}) > 1
@@ -438,7 +438,7 @@ def _stated_families(
 
 
 def _denied(fit: _Fit, metadata: Mapping[str, str]) -> Iterator[str]:
-    """What the metadata says that the family of `fit` is not."""
+    """Yield the metadata entries that exclude the family of `fit`."""
     family = fit.architecture.name
     for other, value in named_by(metadata).items():
         if other != family:
@@ -448,7 +448,7 @@ def _denied(fit: _Fit, metadata: Mapping[str, str]) -> Iterator[str]:
 
 
 def _has_all(architecture: Architecture, encoders: Iterable[TextEncoder]) -> bool | None:
-    """Whether all of these belong to the family; None where its text encoders are not known."""
+    """Return True if all of these belong to the family, or None if its text encoders are not known."""
     own = architecture.text_encoders
     return all(has(own, encoder) for encoder in encoders) if own else None
 

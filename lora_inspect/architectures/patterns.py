@@ -49,7 +49,7 @@ def fill(template: str, other: str, path: str) -> str | None:
 
 
 def counterparts(pairs: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
-    """What the module at `path`, in either of two layouts that `pairs` are paths in, is called in the other one."""
+    """Yield the names of the module at `path` in the other of the two layouts that `pairs` are paths in."""
     for first, second in pairs:
         for template, other in ((first, second), (second, first)):
             if found := fill(template, other, path):
@@ -63,9 +63,9 @@ def layout_patterns(paths: tuple[str, ...], separator: str) -> frozenset[str]:
 
 
 def _indices(template: str, path: str) -> list[str] | None:
-    """What stands in the places of each `{i}` of a path, None where it is not the template's.
+    """Return the text of each `{i}` of a path, or None if the path does not match the template.
 
-    Behind an `{i}` no digit stands in any layout.
+    No layout has a digit after an `{i}`.
     """
     first, *others = template.split("{i}")
     if not path.startswith(first):

@@ -133,7 +133,7 @@ def found_in(modules: Iterable[tuple[str, int | None, int | None]]) -> tuple[Tex
 
 
 def has(encoders: Iterable[TextEncoder], shown: TextEncoder) -> bool:
-    """Whether the encoder that a file shows is one of these."""
+    """Return True if the encoder that a file shows is one of these."""
     return any(
         shown.kind == own.kind and (None in (shown.width, own.width) or shown.width == own.width) for own in encoders
     )
@@ -167,7 +167,7 @@ _PROJECTIONS = ("text_projection", "visual.proj")
 
 
 def open_clip_relations() -> tuple[Relation, ...]:
-    """How open_clip's layers are related to those of transformers."""
+    """Return the relations of open_clip's layers to those of transformers."""
     return (
         same("token_embedding", "text_model.embeddings.token_embedding"),
         same("positional_embedding", "text_model.embeddings.position_embedding"),
@@ -186,7 +186,7 @@ def open_clip_relations() -> tuple[Relation, ...]:
 
 
 def is_open_clip_projection(parameter: str) -> bool:
-    """Whether a parameter that is no `.weight` is a projection of CLIP, which is stored as (in, out)."""
+    """Return True if a parameter that is no `.weight` is a projection of CLIP, which is stored as (in, out)."""
     return f".{parameter}".endswith(tuple(f".{name}" for name in _PROJECTIONS))
 
 

@@ -19,7 +19,7 @@ def trained() -> list[Architecture]:
 
 
 def training_of(architecture: Architecture) -> Training:
-    """What the network module of the family adapts; ValueError where there is none."""
+    """Return the layers that the network module of the family adapts; raise ValueError if there is none."""
     if architecture.training is None:
         raise ValueError(f"no network module trains {architecture.title}")
     return architecture.training
@@ -39,11 +39,11 @@ def by_option(name: str) -> Architecture:
 
 
 def family_of(classes: Collection[str], paths: Collection[str]) -> Architecture:
-    """The family of a model with modules of these class names and layers at these dotted paths.
+    """Return the family of a model with modules of these class names and layers at these dotted paths.
 
-    A family is possible where the model has one of its blocks or is one of its models; of the possible ones that
-    whose layout holds the most layers is taken, and of layouts that hold as many the one with the fewest others.
-    Raises ValueError, which lists the classes, where none is possible or the best holds less than half.
+    A family is possible if the model has one of its blocks or is one of its models. Of the possible ones, it takes the
+    one with a layout that holds the most layers, and of equal layouts the one with the fewest others. Raises
+    ValueError, which lists the classes, if none is possible or the best holds less than half.
     """
     best = max(
         (architecture for architecture in trained() if _class_names(training_of(architecture)).intersection(classes)),
@@ -80,7 +80,7 @@ def blocks_of(training: Training, task: str | None) -> tuple[str, ...] | None:
 
 @cache
 def one_to_one(architecture: Architecture) -> tuple[tuple[str, str], ...]:
-    """The pairs of (original, diffusers') paths of a family whose blocks have the same layers in both layouts.
+    """Return the (original, diffusers') paths of a family with the same block layers in both layouts.
 
     Empty for any other; layers outside of the blocks that have their rows in another order are left out.
     """

@@ -54,7 +54,7 @@ _UNITS = 2
 
 
 def relations(attention: Sequence[bool]) -> tuple[Relation, ...]:
-    """The relations of a UNet whose levels, from the widest picture down, have or have no `attention`."""
+    """Return the relations of a UNet with or without `attention` at each level, from the widest picture down."""
     return (
         same("time_embed.0", "time_embedding.linear_1"),
         same("time_embed.2", "time_embedding.linear_2"),

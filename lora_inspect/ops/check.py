@@ -26,11 +26,11 @@ from lora_inspect.stores.address import is_remote
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CheckResult(Result):
-    """The problems of the file at `path`, and the codes of those that `--fix` can fix.
+    """The problems of the file at `path`, and the codes that `--fix` can fix.
 
     After a fix, `output` is the path of the fixed copy, `fixed` describes each change in a sentence, and `left` are the
-    problems of the output. `way_out` is the end of the message of a file that cannot be read; empty for others. `sizes`
-    are those of the changes, None where their numbers were not read.
+    problems of the output. `way_out` ends the message on a file that cannot be read; it is empty for others. `sizes`
+    are those of the changes, None if their numbers were not read.
     """
 
     path: str
@@ -54,7 +54,7 @@ class CheckResult(Result):
         return any(SEVERITIES.index(one.severity) >= limit for one in judged)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record of this file in what `check --json` prints."""
+        """Return the record of this file in the output of `check --json`."""
         record: dict[str, Any] = {
             "schema": "lora-inspect/check/1",
             "path": self.path,
@@ -149,9 +149,9 @@ def _readings(subject: Subject, tensors: bool) -> int:
 
 
 class _SizeLook:
-    """Looks at the sizes of an adapter's changes, those that numpy computes without a base, and keeps them.
+    """Looks at the sizes of an adapter's changes, as far as numpy computes them without a base, and keeps them.
 
-    The changes of a file whose meaning is open are unknown.
+    The changes of a file with an open meaning are unknown.
     """
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ def _needed(fixed: Fixing, subject: Subject, problems: Sequence[Problem], tensor
 
 
 def _keep_config(subject: Subject, output: str) -> None:
-    """A file whose configuration lies beside it means nothing without it."""
+    """Raise RefusedError if the file's configuration would not be next to the output, which needs it."""
     config = subject.checkpoint.config_path
     beside = os.path.dirname(output) or os.curdir
     if config and (is_remote(config) or not os.path.samefile(os.path.dirname(config) or os.curdir, beside)):

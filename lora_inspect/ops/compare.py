@@ -1,4 +1,4 @@
-"""How far adapters are from each other, in all modules and by block; and the files of a folder that are one change."""
+"""The distance of adapters, in all modules and by block; and groups of files in a folder with one change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Pairwise: TypeAlias = Number | list[list[Number]]
 
 @dataclass(frozen=True, slots=True)
 class ComparedModules:
-    """The number of modules that all adapters have, and by adapter the names of those that another one lacks."""
+    """The number of modules that all adapters have, and by adapter the names of the modules that another one lacks."""
 
     shared: int
     only: list[list[str]]
@@ -258,7 +258,7 @@ def compare(plan: "ComparePlan", progress: Progress = silent) -> CompareResult:
 
 
 def _largest(found: "Comparison") -> float:
-    """The largest relative difference of two adapters, of which the one named first counts as a whole."""
+    """Return the largest relative difference of two adapters; the one named first is the whole."""
     norms = found.norms
     differences = (
         (found.relative_difference(one, other), norms[other]) for one, other in combinations(range(len(norms)), 2)

@@ -98,11 +98,11 @@ class ConvertResult(Result):
 def convert_to_standard(
     path: str, output: str, options: ConvertOptions, force: bool = False, progress: Progress = silent
 ) -> ConvertResult:
-    """Writes `path` to `output` with alpha/rank as the scale of every module and without flags.
+    """Write `path` to `output` with alpha/rank as the scale of every module and without flags.
 
-    Where `output` is a folder, a file goes into it under the name of the input. `progress` is told of every module
-    that is done. Raises LoraInspectError, and writes nothing, where the meaning of the file is unknown, where DoRA has
-    no agreed way out, or where the loss is above 5%.
+    If `output` is a folder, a file goes into it under the name of the input. It calls `progress` for every finished
+    module. Raises LoraInspectError, and writes nothing, if the meaning of the file is unknown, if DoRA has no agreed
+    way out, or if the loss is above 5%.
     """
     return convert_planned(plan_conversion(path, output, options), force, progress)
 
@@ -223,7 +223,7 @@ def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: Co
 def _norms(
     adapter: Adapter, options: ConvertOptions, norms: str | None, remeasured: Mapping[str, BaseDependentChange]
 ) -> str | None:
-    """The record of the base whose norms the output's magnitudes are over; None where they are over no base's."""
+    """Return the record of the base whose norms the output's magnitudes use, or None if they use no base's."""
     if norms != OF_BASE:
         return None
     if not (remeasured and options.base):

@@ -127,10 +127,10 @@ def merge_shard(
 
 
 def _free_output(plan: MergePlan, named: str, force: bool, jobs: int = 1) -> str:
-    """The output of the jobs, as `shared_output` has it.
+    """Return the output of the jobs, as `shared_output` does.
 
-    Where it is there, it may be of this merge, and a process may have died when it removed the parts. Then they are
-    removed before the error says that there is an output.
+    An existing output may be of this merge, if a process died while it removed the parts. Then it removes them before
+    it raises the error that the output exists.
     """
     try:
         return shared_output(plan, named, force, jobs)

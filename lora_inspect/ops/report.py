@@ -69,7 +69,7 @@ def plan_report(
 ) -> ReportPlan:
     """Read the headers of the adapters.
 
-    Raises LoraInspectError for a file that is no adapter or whose meaning is open, and for several that cannot be
+    Raises LoraInspectError for a file that is no adapter or has an open meaning, and for several that cannot be
     compared.
     """
     from lora_inspect.algebra.measures.compare_plan import planned

@@ -230,7 +230,7 @@ def check_unmerge_output(plan: UnmergePlan, output: str, force: bool) -> None:
 
 
 def _check_base(base: Checkpoint, known: MergedBase, merged: Checkpoint) -> None:
-    """Raises LoraInspectError where a base is not the one that is recorded."""
+    """Raise LoraInspectError if a base is not the recorded one."""
     found = base_record(base, with_hash=bool(known.sha256))
     same = found["bytes"] == known.bytes and found["header"] == known.header
     if not same or (known.sha256 and sorted(hashes_of(found["sha256"]).values()) != sorted(known.sha256.values())):

@@ -42,7 +42,7 @@ class VerifyPlan:
 
     @property
     def bytes(self) -> int:
-        """The bytes of the base: what `verify` tells its progress of."""
+        """The bytes of the base, the total that `verify` passes to its progress."""
         return sum(info.nbytes for info in self.base.tensors.values())
 
 

@@ -54,7 +54,7 @@ CONTEXT = ("crossattn_proj.0", "img_context_proj.0")
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the original layout is related to that of diffusers."""
+    """Return the relations of the original layout to that of diffusers."""
     return (
         same("x_embedder.proj.1", "patch_embed.proj"),
         *below("t_embedder.1", "time_embed.t_embedder", same("linear_1", "linear_1"), same("linear_2", "linear_2")),

@@ -78,7 +78,7 @@ DIFFUSERS_DOUBLE_NORMS = tuple(path for path in NORMS if path.startswith("transf
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the layouts are related; those of ComfyUI and of diffusers have the blocks of FLUX.1's layouts in common."""
+    """Return the relations of the layouts; ComfyUI's and diffusers' share the blocks of FLUX.1's layouts."""
     modulation = (("img_mod", "norm1"), ("txt_mod", "norm1_context"))
     ends = (
         *ends_in_diffusers(),

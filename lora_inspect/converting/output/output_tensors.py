@@ -32,7 +32,7 @@ class SpelledModule:
 
     @property
     def is_of_parameter(self) -> bool:
-        """Whether PEFT finds it by the `target_parameters` of a config."""
+        """Return True if PEFT finds it by the `target_parameters` of a config."""
         own = [part.algorithm for part in self.parts]
         is_matrix = self._is_named_as_before and any(algorithm is OF_MATRIX for algorithm in own)
         return is_matrix or any(algorithm.experts for algorithm in own)
@@ -58,7 +58,7 @@ class SpelledModule:
 
     @property
     def relative_error(self) -> float | None:
-        """What its change lost at most; None where nobody can tell."""
+        """Return the largest relative error of its changes, or None if one is unknown."""
         errors = [part.error for part in self.parts]
         return max(error for error in errors if error is not None) if None not in errors else None
 
@@ -70,12 +70,12 @@ class SpelledModule:
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """Keys whose meaning is in no tensor of the output."""
+        """Return the keys that no tensor of the output carries the meaning of."""
         return tuple(key for part in self.parts for key in part.dropped)
 
     @property
     def is_replaced(self) -> bool:
-        """Whether factors are other ones than those of the input."""
+        """Return True if some factors are not those of the input."""
         return any(part.replaced for part in self.parts)
 
 
@@ -120,7 +120,7 @@ def _alpha(module: Module, parts: Sequence[Part]) -> list[Content]:
 
 
 def _has_whole_factors(part: Part) -> bool:
-    """Whether files have an alpha of the part that scales nothing, as of LoKr where no factor is a product."""
+    """Return True if the part has an alpha that scales nothing, as LoKr's has if no factor is a product."""
     return part.algorithm.has_alpha and part.algorithm.settings is None and part.rank is None
 
 

@@ -52,9 +52,9 @@ _ANY = 8
 
 @dataclass(frozen=True, slots=True)
 class ProofTerm:
-    """One change of a module's weight, on the rows of its `runs` in the module; None for all of them in order.
+    """One change of a module's weight, on the rows of its `runs` in the module; None for all rows in order.
 
-    `matrix` is what it changes where a base tells that, scale included.
+    `matrix` is the change that a base determines, scale included.
     """
 
     contribution: Contribution
@@ -81,7 +81,7 @@ def relative_distance(ones: Sequence[ProofTerm], others: Sequence[ProofTerm], re
 
 
 class FactorCache:
-    """Reads factors in float64, whole numbers in int64; keeps those that modules share."""
+    """A cache that reads factors in float64, integers in int64, and keeps the factors that modules share."""
 
     def __init__(self) -> None:
         self._shared: dict[tuple[str, str], torch.Tensor] = {}
@@ -143,14 +143,14 @@ def _of_pair(term: ProofTerm, written: ProofTerm, read: FactorCache) -> float | 
 
 
 def _is_same(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two tensors are the same numbers in the same bytes."""
+    """Return True if two tensors are the same numbers in the same bytes."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return are_same_bytes(one, other, [(0, 0, one.nbytes)])
 
 
 def _has_rows_of(one: TensorInfo, other: TensorInfo, runs: Runs) -> bool:
-    """Whether the rows of the `other` tensor are those that `runs` take from `one`, in the same bytes."""
+    """Return True if the `other` tensor has the rows that `runs` take from `one`, in the same bytes."""
     if one.dtype != other.dtype or one.shape[1:] != other.shape[1:] or not other.nbytes:
         return False
     if sum(last - first for first, last, _ in runs) != other.shape[0]:
@@ -280,13 +280,13 @@ def _over_all(meant: Sequence[list[Product]], written: Contribution, read: Facto
 
 @dataclass(slots=True)
 class Proof:
-    """Compares the output of `targets` with the `adapter` that it is made of, when it is called with its path.
+    """Compares the output of `targets` with its input `adapter` when called with its path.
 
-    `stated` are the relative errors that the conversion itself states, by module, None where it cannot. `base_changes`
-    are the changes that a base tells, `remeasured` the modules whose magnitudes are over other norms by one, and
-    `changes` what it tells of modules that are differences in the output. `keeps_magnitudes` says whether those of the
-    others are in the output. `output` is the path that sentences name. `modules` and `max_relative_error` are what was
-    found.
+    `stated` are the relative errors that the conversion itself reports, by module, None if it cannot. `base_changes`
+    are the changes that depend on a base, `remeasured` the modules with magnitudes over other norms from a base, and
+    `changes` the base-dependent changes of modules that are differences in the output. `keeps_magnitudes` is True if
+    the output has the magnitudes of the others. `output` is the path for error messages. `modules` and
+    `max_relative_error` are the results.
     """
 
     adapter: Adapter
@@ -303,7 +303,7 @@ class Proof:
     _deltas: DeltaCache = field(default_factory=lambda: DeltaCache(1))
 
     def __call__(self, path: str) -> None:
-        """Raises LoraInspectError where a module is missing or changed by more than what is stated."""
+        """Raise LoraInspectError if a module is missing or changed by more than the stated error."""
         written = self._opened(path)
         names = {target.module.name.key for target in self.targets}
         if wrong := sorted(names.symmetric_difference(written.modules)):
@@ -320,7 +320,7 @@ class Proof:
             self.modules += 1
 
     def _opened(self, path: str) -> Adapter:
-        """The output as a reader has it who is told nothing but what no file can say."""
+        """Read the output as a reader without settings does, except for those that no file can hold."""
         told = Settings(allow_partial_dora=self.adapter.settings.allow_partial_dora)
         try:
             written = read_adapter(open_checkpoint(path), told)
@@ -420,9 +420,9 @@ _Way = tuple[str, float]
 def dora_errors(
     base_changes: Mapping[str, BaseDependentChange], programs: Mapping[str, Iterable[Taken]], progress: Progress
 ) -> dict[str, float]:
-    """The relative error of all changes together, by program: the norm of what is wrong over that of what is right.
+    """Return the relative error of all changes together, by program: the norm of the error over that of the change.
 
-    `programs` are what each of them takes. What several do alike is computed once.
+    `programs` are the changes that each of them applies. Equal treatments are computed once.
     """
     ways: dict[str, dict[_Way, list[str]]] = {}
     for name, taken in programs.items():
@@ -459,7 +459,7 @@ def _received(dependent: BaseDependentChange, does: str, scale: float) -> torch.
 
 
 def _with_norms_of_base(dependent: BaseDependentChange, contribution: Contribution) -> torch.Tensor:
-    """V · ‖W‖ / ‖V‖ - W per output: DoRA whose magnitudes are those that its initialisation gives them."""
+    """Return V · ‖W‖ / ‖V‖ - W per output: DoRA with the magnitudes of its initialisation."""
     weight = own_weight(dependent.places)
     combined = weight + true_change(dependent._replace(contribution=contribution._replace(magnitude=None)))
     norms = (dora.squared_norm(one, dora.OUTPUT).to(weight.dtype) for one in (weight, combined))

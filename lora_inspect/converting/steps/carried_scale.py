@@ -35,9 +35,9 @@ def carry_scale(module: ModuleParts, context: Context) -> ModuleParts:
 
 
 def carry_scales(parts: Sequence[Part], carrier: str, common: float = 1.0) -> list[Part]:
-    """The parts of one module with their scales in what the `carrier` says; LoraInspectError where one cannot be.
+    """Return the parts of one module with their scales in the `carrier`; raise LoraInspectError if one cannot be.
 
-    `common` is the alpha of all modules, where a header says it.
+    `common` is the alpha of all modules, if a header states it.
     """
     own = [part if part.algorithm.beside else _carry(part, carrier, common) for part in parts]
     scales = {part.algorithm.bearer: part.scale for part in own}
@@ -63,7 +63,7 @@ def carry_scales(parts: Sequence[Part], carrier: str, common: float = 1.0) -> li
 
 
 def _takes_alpha(part: Part) -> bool:
-    """Whether the module's alpha is something else than a scale to the part's algorithm."""
+    """Return True if the module's alpha is not a scale to the part's algorithm."""
     return part.algorithm.has_alpha and part.algorithm.settings is not None and part.alpha is None
 
 
@@ -84,7 +84,7 @@ def _carry(part: Part, carrier: str, common: float) -> Part:
 
 
 def _carry_beside(part: Part, scales: Mapping[str, float]) -> Part:
-    """A part whose scale is that of another one: into its own factors where readers do not find it there any more."""
+    """Move the scale that a part shares with another one into its factors if readers no longer find it there."""
     return part if part.scale == scales[part.algorithm.beside or ""] else into_factors(part)
 
 
@@ -115,7 +115,7 @@ def into_factors(part: Part) -> Part:
 
 
 def _into_alpha(part: Part, rank: int, carrier: str) -> Part:
-    """The alpha whose quotient by `rank` is the scale, as its carrier holds it: a float32, or a number of JSON."""
+    """Return the part with alpha = scale · `rank`, as its carrier holds it: a float32, or a number of JSON."""
     alpha = _plain(part.origin, part.scale, rank)
     held = alpha if carrier == CONFIG else _as_float32(alpha)
     error = abs(held / rank - part.scale) / abs(part.scale) if part.scale else 0.0
@@ -129,7 +129,7 @@ def _into_alpha(part: Part, rank: int, carrier: str) -> Part:
 
 
 def _plain(origin: Contribution, scale: float, rank: int) -> float:
-    """The alpha whose quotient by `rank` is the scale."""
+    """Return the alpha that divided by `rank` gives the scale."""
     return scale * rank if origin.alpha is None else plain_alpha(origin.alpha, rank, origin.rslora is True)
 
 

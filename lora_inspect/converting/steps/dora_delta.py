@@ -44,7 +44,7 @@ def own_weight(places: Sequence[tuple[Place, CodedWeight]]) -> torch.Tensor:
 
 
 def take_rows(own: torch.Tensor, block: torch.Tensor, first: int, place: Place) -> None:
-    """Copies what is its own of a block of the weight as it is stored, whose first row is `first`."""
+    """Copy the rows of its own from a block of the stored weight that begins at row `first`."""
     if place.block:
         start, rows = place.block
         begin, end = max(first, start), min(first + block.shape[0], start + rows)
@@ -79,9 +79,9 @@ def approximate_change(
     cache: DeltaCache,
     runs: Runs | None = None,
 ) -> Approximation:
-    """The low-rank approximation of the true change, with factors in float32; raises as `true_change` does.
+    """Return the low-rank approximation of the true change, with factors in float32; raise as `true_change` does.
 
-    Where `runs` take some of the rows, it is that of those alone, and zeros in all other ones.
+    If `runs` take some of the rows, it approximates only those, and is zero in all others.
     """
     change = remembered_delta(dependent, cache, runs)
     taken = few_rows(runs, len(change))
@@ -99,7 +99,10 @@ def remembered_delta(dependent: BaseDependentChange, cache: DeltaCache, runs: Ru
 
 
 def true_change(dependent: BaseDependentChange) -> torch.Tensor:
-    """W' - W as (out, in·kernel), where W has what the module adds to it before; LoraInspectError if not finite."""
+    """Return W' - W as (out, in·kernel), with the module's earlier changes in W.
+
+    Raises LoraInspectError if it is not finite.
+    """
     weight = own_weight(dependent.places)
     for other in dependent.before:
         _fold(module_change(other, dependent, weight.dtype), weight)

@@ -78,7 +78,7 @@ def _one(layer: OneLayer, up: Factor, down: Factor) -> Values:
 
 
 def _together(layers: ManyLayers, parts: Sequence[Part], scale: float, growth: Growth) -> Values:
-    """A (experts·rank, in) and B (rows, rank·experts), whose rank is that of the layers of an expert together."""
+    """Return A (experts·rank, in) and B (rows, rank·experts), with the rank of an expert's layers together."""
     factors = [{role: as_factor(factor) for role, factor in part.factors.items()} for part in parts]
     ups = [scaled(own["up"], part.scale / scale) for own, part in zip(factors, parts, strict=True)]
     downs = [own["down"] for own in factors]

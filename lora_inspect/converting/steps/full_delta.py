@@ -53,7 +53,7 @@ class FullDelta(NamedTuple):
 
     @property
     def first(self) -> Contribution:
-        """What is folded first."""
+        """Return the first contribution that is folded."""
         return self.folded[0].changes[0].contribution
 
     @property

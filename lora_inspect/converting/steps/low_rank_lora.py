@@ -54,11 +54,11 @@ class LoraMaker:
         self._rank, self._max_error, self._inner, self._growth = rank, max_error, inner, growth
 
     def converted(self, parts: Sequence[Part], runs: Runs | None = None) -> list[Part]:
-        """The parts, of which those that were another algorithm are LoRA, all LoRA of the module in one.
+        """Return the parts with other algorithms converted to LoRA, and all LoRA of the module in one part.
 
-        Where `runs` take some of the rows, what was another algorithm is near in those, and zeros in all other ones.
-        Raises LoraInspectError where a change has no thin factors and no rank is given, where its factors do not tell
-        whether it is of a convolution, and where one is too large.
+        If `runs` take some of the rows, a converted part is approximated only in those, and is zero in all others.
+        Raises LoraInspectError if a change has no thin factors and no rank is given, if its factors do not tell a
+        Linear layer from a convolution, or if one is too large.
         """
         found = [self._converted(part, runs) if becomes_lora(part.algorithm, part.shapes) else part for part in parts]
         own = [part for part in found if part.algorithm.name == lora.ALGORITHM.name]
@@ -113,7 +113,7 @@ class LoraMaker:
         return known
 
     def _thin(self, part: Part, shape: tuple[int, ...]) -> Product | None:
-        """The change as a product whose rank is below that of the layer, unscaled; None where it is none."""
+        """Return the unscaled change as a product of a rank below that of the layer, or None if it is none."""
         rank = thin_rank(part.formula, {role: part.shapes[role] for role in _numbers(part)})
         if part.formula.low_rank is None or rank is None or rank >= min(shape[0], prod(shape[1:])):
             return None
@@ -151,7 +151,7 @@ class LoraMaker:
         )
 
     def _together(self, parts: Sequence[Part]) -> Part:
-        """One LoRA of all the parts, whose ranks add up."""
+        """Return one LoRA of all the parts; its rank is the sum of theirs."""
         scale = max((part.scale for part in parts), key=abs) or 1.0
         factors = [{role: as_factor(factor) for role, factor in part.factors.items()} for part in parts]
         ups = [scaled(own["up"], part.scale / scale) for own, part in zip(factors, parts, strict=True)]
@@ -189,7 +189,7 @@ def _in_rows(up: Factor, taken: torch.Tensor | None, rows: int) -> Factor:
 
 
 def _numbers(part: Part) -> list[Role]:
-    """The roles of the factors that the change is computed from, but for those that say where numbers belong."""
+    """Return the roles of the factors that the change is computed from, without those of positions."""
     return [role for role in part.origin.operands if role in part.factors and role not in part.algorithm.positions]
 
 

@@ -207,8 +207,8 @@ class ModuleParts:
 class Context:
     """The context of the steps, next to the module.
 
-    `base_changes` are the true changes of modules that depend on a base. `remeasured` are the modules whose magnitudes
-    will refer to other norms. `inner` gives the (in, *kernel) of the base's weights. `common` is the alpha that a
+    `base_changes` are the true changes of modules that depend on a base. `remeasured` are the modules with magnitudes
+    that will refer to other norms. `inner` gives the (in, *kernel) of the base's weights. `common` is the alpha that a
     header states once. `dialects` are those of the output's scheme, which writes the algorithms in `instead` as other
     ones. A step keeps in `kept`, under its file's name, data for the next module.
     """

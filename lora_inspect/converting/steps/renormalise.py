@@ -43,9 +43,9 @@ from lora_inspect.reading.scale.dora_evidence import NormsRecord
 
 
 def other_magnitude(dependent: BaseDependentChange, spelling: DoraSpelling) -> torch.Tensor:
-    """The magnitude (out,) that means in the `spelling` what the module's own does, in float64.
+    """Return the magnitude (out,) in the `spelling` that means the same as the module's own, in float64.
 
-    Raises LoraInspectError where one is not finite in float32, as of a row that the trainer divides by nothing.
+    Raises LoraInspectError if one is not finite in float32, as for a row of norm zero.
     """
     weight = own_weight(dependent.places)
     read = partial(_blocks, weight)
@@ -105,7 +105,7 @@ def _keep(parts: Sequence[Part]) -> Sequence[Part]:
 
 
 def _drop(parts: Sequence[Part]) -> list[Part]:
-    """The magnitudes go, and what that loses only a base could tell."""
+    """Drop the magnitudes; the error of that is unknown without a base."""
     return [
         replace(part, magnitude=None, dropped=(part.magnitude.info.name,), error=None) if part.magnitude else part
         for part in parts
@@ -145,7 +145,7 @@ def _approximate(
     cache: DeltaCache,
     runs: Runs | None,
 ) -> list[Part]:
-    """A plain LoRA of the true change in the place of the part whose change depends on the base, where it lands.
+    """Replace the part that depends on the base by a plain LoRA of its true change.
 
     It is the change of the rows that `runs` take, None for all.
     """

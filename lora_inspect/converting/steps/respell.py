@@ -66,9 +66,9 @@ def turn_mlx(module: ModuleParts, context: Context) -> ModuleParts:
 
 
 def as_mlx(parts: Sequence[Part]) -> list[Part]:
-    """The parts with mlx-lm's factors in the place of LoRA's, and those of experts in the shape of its versions of now.
+    """Return the parts with mlx-lm's factors for LoRA's, and experts in the shape of its current versions.
 
-    Raises LoraInspectError for what mlx-lm has not.
+    Raises LoraInspectError for a part that mlx-lm cannot hold.
     """
     return [_as_mlx(part) for part in parts]
 
@@ -117,12 +117,12 @@ def _is_nothing(part: Part) -> bool:
 
 
 def count_once(module: ModuleParts, context: Context) -> ModuleParts:
-    """Makes plain LoRA of what PEFT alone counts twice, where the output has other names."""
+    """Make plain LoRA of the changes that only PEFT counts twice, if the output has other names."""
     return module.each(lambda source, parts: counted_once(parts, source.module, module.target.module))
 
 
 def counted_once(parts: Sequence[Part], source: Module, target: Module) -> Sequence[Part]:
-    """The parts of the `source` as readers of the names of the `target` have to find them: PEFT those that it wrote."""
+    """Return the parts of the `source` as readers of the `target`'s names must find them; PEFT finds its own."""
     return parts if source.name == target.name else [_plain(part) for part in parts]
 
 

@@ -51,9 +51,9 @@ class PartRows(NamedTuple):
 
 
 def arrange(destination: Destination, found: Sequence[Sequence[Part]], carrier: str, growth: Growth) -> Sequence[Part]:
-    """The parts of a module of the output from those `found` in each of its sources.
+    """Return the parts of a module of the output from those `found` in each of its sources.
 
-    Raises LoraInspectError for an algorithm whose rows cannot be arranged, and where `growth` refuses the size.
+    Raises LoraInspectError for an algorithm that does not allow moving rows, or if `growth` refuses the size.
     """
     rows = destination.rows
     if rows is None:
@@ -233,7 +233,7 @@ def _needs_all_rows(part: Part) -> LoraInspectError:
 def _lost(
     part: Part, role: Role | None, meant: Sequence[Values], written: Sequence[Values], shares: Sequence[float]
 ) -> float:
-    """‖what rounding the factors of `role` loses‖ / ‖the change‖, of all pieces; without a role none was scaled."""
+    """Return ‖the rounding error of the factors of `role`‖ / ‖the change‖ of all pieces; 0 without a role."""
     if role is None:
         return 0.0
     norm_of = partial(change_norm, part.formula)
@@ -259,10 +259,10 @@ def fuse_slices(module: ModuleParts, context: Context) -> ModuleParts:
 
 
 def fused_slices(parts: Sequence[Part], carrier: str, growth: Growth) -> Sequence[Part]:
-    """One part in the place of a split layer's slices; what is whole stays as it is.
+    """Return one part in the place of a split layer's slices; keep a whole part as it is.
 
-    Its scale is 1 where readers know none, else the largest of the slices' own. Raises LoraInspectError where
-    `growth` refuses the size, before the blocks are made.
+    Its scale is 1 if readers know none, else the largest of the slices' own. Raises LoraInspectError if `growth`
+    refuses the size, before the blocks are made.
     """
     slices = [(part, part.origin.rows) for part in parts if part.origin.rows is not None]
     if not slices:

@@ -43,7 +43,7 @@ _LAYERS = (
 
 
 def is_block_sparse(kinds: Collection[str], layer: Collection[str]) -> bool:
-    """Whether a model is of the line, by the kinds that its config says, or by the names in one of its layers."""
+    """Return True if a model is of this line, by the kinds in its config or by the names in one of its layers."""
     if kinds:
         return not _KINDS.isdisjoint(kinds)
     told = {
@@ -209,7 +209,7 @@ def _cuts_of_parameter(placed: Placement, links: Sequence[Link], base: Checkpoin
 
 
 def _published(links: Sequence[Link], parameter: str, base: Checkpoint) -> list[Link]:
-    """The links to what the published checkpoints of the model call the layers."""
+    """Return the links to the names that the published checkpoints of the model have for the layers."""
     layer = parameter[: parameter.find(".mlp.") + 1]
     names = [name.removeprefix(layer) for name in base.tensors if name.startswith(layer)]
     config = config_beside(base)
@@ -221,7 +221,7 @@ def _published(links: Sequence[Link], parameter: str, base: Checkpoint) -> list[
 def _name_like_holders(
     destination: Destination, holders: Collection[str], correspondence: Correspondence
 ) -> Destination:
-    """A module that is no expert's, called as one of those that hold the experts of the output calls it."""
+    """Rename a module that is no expert's as the modules with the experts of the output are named."""
     module = destination.module
     for link in correspondence.links(module.name.body):
         if link.relation.arrangement is None and link.path.rpartition(".")[0] in holders:
@@ -260,7 +260,7 @@ def _only_lora(module: Module, adapter: Adapter) -> Contribution:
 
 
 def _made_of(contribution: Contribution, name: ModuleName, wrapper: str, experts: int) -> Module:
-    """A module with the contribution under other names; `wrapper` is what stands before the suffixes."""
+    """Return a module with the contribution under other names; `wrapper` is the part before the suffixes."""
     suffixes = lora.DIALECTS[_PEFT]
     factors = {role: info._replace(name=wrapper + suffixes[role]) for role, info in contribution.factors.items()}
     algorithm = lora_experts(experts) if experts else lora.ALGORITHM

@@ -28,10 +28,10 @@ _OF_ENCODERS = PEFT_MAGNITUDES[1]
 
 
 def carrier_of(module: Module) -> str:
-    """What says the scale of `module` to every reader of its names.
+    """Return the carrier that gives the scale of `module` to every reader of its names.
 
-    Readers of kohya's and LyCORIS's names expect an alpha. Where dotted names come without one, some programs have
-    no use for it or refuse it, so that only the factors reach all of them.
+    Readers of kohya's and LyCORIS's names expect an alpha. If dotted names come without one, some programs ignore or
+    refuse it, so only the factors reach all of them.
     """
     scheme = schemes.by_name(module.name.scheme)
     if scheme.absent_alpha != "one":

@@ -24,12 +24,12 @@ ARE_DIFFERENCES = {algorithm.name for algorithm in (*full.ALGORITHMS, *norm.ALGO
 
 
 def becomes_full(algorithm: Algorithm) -> bool:
-    """Whether it changes a parameter otherwise than by a difference that is stored as it is."""
+    """Return True if it changes a parameter in another way than by a stored difference."""
     return algorithm.formula is not None and algorithm.name not in ARE_DIFFERENCES
 
 
 def changes_otherwise(module: Module) -> bool:
-    """Whether all that the module changes will be differences, because some of it is none."""
+    """Return True if some change of the module is no difference, so that all of them become differences."""
     return any(becomes_full(contribution.algorithm) for contribution in module.contributions)
 
 
@@ -68,7 +68,7 @@ def check_full(adapter: Adapter, options: ConvertOptions) -> list[str]:
 
 
 def reads_differences(scheme: str) -> bool:
-    """Whether programs of the names read differences; of names that are in no program's files nothing is known."""
+    """Return True if programs of the names read differences, as far as known; unused names count as False."""
     own = schemes.by_name(scheme)
     if own.writing is None:
         return own.absent_alpha == "one"
@@ -77,9 +77,9 @@ def reads_differences(scheme: str) -> bool:
 
 
 def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether factors of these shapes change a matrix otherwise than LoRA does, and one could.
+    """Return True if factors of these shapes change a matrix, are not plain LoRA, and can become LoRA.
 
-    The difference of a norm is a vector, and a saved weight no change; what PEFT calls LoRA stays, and mlx-lm's.
+    The difference of a norm is a vector, and a saved weight is no change. LoRA in PEFT's sense stays, as does mlx-lm's.
     """
     if algorithm.parameter != WEIGHT or algorithm.replaces or algorithm.formula is None or algorithm.name in mlx.NAMES:
         return False
@@ -89,12 +89,12 @@ def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:
 
 
 def is_saved_weight(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether it is a matrix that is saved whole, whose difference from the base's LoRA could be."""
+    """Return True if it is a saved whole matrix; its difference from the base's could be LoRA."""
     return algorithm.name == saved.NAME and algorithm.parameter == WEIGHT and len(shapes[saved.SAVED]) > 1
 
 
 def is_made_lora(contribution: Contribution, options: ConvertOptions) -> bool:
-    """Whether `--algorithm lora` makes LoRA of it: of a saved weight where a base is given, else it stays as it is."""
+    """Return True if `--algorithm lora` makes LoRA of it; of a saved weight only if a base is given."""
     algorithm, shapes = contribution.algorithm, contribution.shapes
     if options.algorithm != lora.ALGORITHM.name:
         return False
@@ -102,7 +102,7 @@ def is_made_lora(contribution: Contribution, options: ConvertOptions) -> bool:
 
 
 def needs_base(contribution: Contribution, options: ConvertOptions) -> bool:
-    """Whether what it becomes depends on the weight: under DoRA's magnitude, and LoRA of what multiplies a weight."""
+    """Return True if the result depends on the weight, as for DoRA, or LoRA of a change that multiplies a weight."""
     if options.algorithm == FULL:
         return False
     if contribution.magnitude is not None:
@@ -158,7 +158,7 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
 
 
 def _refuse_idle(adapter: Adapter, options: ConvertOptions) -> None:
-    """Raises LoraInspectError for what says how LoRA is to come about, in a file of which none is made."""
+    """Raise LoraInspectError for options on how to make LoRA, in a file where none is made."""
     # A base says of DoRA what norms its magnitudes are over, and of experts what their layers are.
     is_read = adapter.dora.value or options.layout == SINGLE_EXPERTS
     given = {
@@ -208,12 +208,12 @@ _FLATTENED = ("loha", "lokr")
 
 
 def is_kernel_open(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether the factors do not tell a Linear layer from a convolution with the kernel of most of them."""
+    """Return True if the factors could be of a Linear layer or of a convolution with the most common kernel."""
     return is_kernel_untold(algorithm, shapes) and _columns(algorithm, shapes)[-1] % _KERNEL == 0
 
 
 def is_kernel_untold(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether the factors would be the same of a Linear layer and of a convolution with some kernel."""
+    """Return True if a Linear layer and a convolution with some kernel would have the same factors."""
     if algorithm.name not in _FLATTENED or "mid" in shapes:
         return False
     return len(_columns(algorithm, shapes)) == 2
@@ -226,7 +226,7 @@ def _columns(algorithm: Algorithm, shapes: Shapes) -> list[int]:
 
 
 def is_thin(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether the change is a product of a rank below that of its layer for certain."""
+    """Return True if the change is certainly a product of a rank below that of its layer."""
     inner = _INNER.get(algorithm.name, _unknown)(shapes)
     if algorithm.formula is None or inner is None:
         return False

@@ -127,7 +127,7 @@ class RelatedLayout(NamedTuple):
     correspondence: Correspondence
 
     def links(self, path: str) -> list[Link]:
-        """What the module is called there."""
+        """Return the module's names there."""
         return list(self.correspondence.links(path))
 
     def has(self, path: str) -> bool:
@@ -152,7 +152,7 @@ def transformers_layout(adapter: Adapter, options: ConvertOptions) -> RelatedLay
 
 
 def architecture_of(adapter: Adapter, options: ConvertOptions) -> str:
-    """What llama.cpp calls the model: as the GGUF input says, or as the model's config does."""
+    """Return llama.cpp's name of the model, from the GGUF input or from the model's config."""
     if adapter.scheme == GGUF.name:
         return adapter.checkpoint.metadata.get(ARCHITECTURE_KEY, "")
     config = _config(options)
@@ -321,7 +321,7 @@ class _RequestedNames:
         return prefixes.pop()
 
     def _encoder_prefix(self, component: str) -> str:
-        """What the modules of a text encoder begin with; LoraInspectError where the scheme has no names for it."""
+        """Return the prefix of a text encoder's modules; raise LoraInspectError if the scheme has no names for it."""
         if len(self._components) == 1 and self._writing.layout(None) == OWN:
             return self._model_prefix
         found = {family.architecture: self._prefix_in(family.architecture, component) for family in self._families}
@@ -385,9 +385,9 @@ def targets(
 
 
 def with_scheme(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
-    """The options with PEFT's names for what has llama.cpp's, of which no safetensors file has any.
+    """Return the options with PEFT's names for a llama.cpp input, as no safetensors file has llama.cpp's.
 
-    Raises LoraInspectError for a model's config where nothing depends on it.
+    Raises LoraInspectError for a model's config that nothing depends on.
     """
     if options.model_config is not None and GGUF.name not in (options.scheme, adapter.scheme):
         raise RefusedError(
