@@ -51,7 +51,7 @@ class LoraInspectError(Exception):
         return _remade, (type(self), self.args), self.__dict__
 
     def replace(self, old: str, new: str) -> None:
-        """Says `new` where it says `old`, as the name of an output for the file that becomes it."""
+        """Replace `old` by `new` in the message, as the name of an output for the temporary file."""
         LoraInspectError.__init__(self, *(text.replace(old, new) for text in self.args))
 
     def spell(self, spelling: Callable[[str], str]) -> None:
@@ -65,7 +65,7 @@ class LoraInspectError(Exception):
 
     @classmethod
     def of(cls, path: str, says: str) -> "LoraInspectError":
-        """The error of a text that may have its way out behind the last semicolon."""
+        """Return the error of a text that may have its fix after the last semicolon."""
         problem, _, fix = says.rpartition("; ")
         return cls(path, problem or says, fix if problem else "")
 
@@ -138,7 +138,7 @@ _KINDS = (
 
 
 def kind_of(error: BaseException) -> type[LoraInspectError]:
-    """The kind of an error that ends a command, or a part of it, whoever raised it; a defect could not work."""
+    """Return the class of an error that ends a command or a part of it; a defect counts as CouldNotWorkError."""
     if isinstance(error, LoraInspectError):
         return type(error)
     if isinstance(error, FileNotFoundError):
@@ -147,12 +147,12 @@ def kind_of(error: BaseException) -> type[LoraInspectError]:
 
 
 def with_code(code: str) -> type[LoraInspectError]:
-    """The kind that has a code."""
+    """Return the class that has a code."""
     return next((kind for kind in _KINDS if kind.code == code), RefusedError)
 
 
 def changed(path: str) -> CouldNotWorkError:
-    """The error for a file that did not stay as it was."""
+    """Return the error for a file that changed while it was read."""
     return CouldNotWorkError(path, "it changed while it was read", "run the command again")
 
 

@@ -162,14 +162,14 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def few(names: Sequence[str], word: str = "and", most: int = _MOST_NAMES) -> str:
-    """The first names as a sentence lists them, with the number of the others."""
+    """Return the first names as a sentence lists them, with the number of the others."""
     if len(names) <= most + 1:
         return listed(names, word)
     return f"{', '.join(names[:most])} {word} {len(names) - most} more"
 
 
 def size_in_words(count: int) -> str:
-    """A number of bytes as people say it: `23 kB`, `1.2 GB`."""
+    """Return a number of bytes as people say it: `23 kB`, `1.2 GB`."""
     size, unit = float(count), 0
     while size >= 999.5 and unit + 1 < len(_UNITS):
         size, unit = size / 1000, unit + 1

@@ -97,7 +97,7 @@ def _is_anything_left() -> bool:
 
 
 def _open_streams() -> None:
-    """Leads closed standard streams nowhere: an output that got the number of one would be written to by libraries."""
+    """Open closed standard streams on nothing, so that libraries do not write into an output with such a number."""
     for number in _STANDARD_STREAMS:
         try:
             os.fstat(number)

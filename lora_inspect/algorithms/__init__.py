@@ -80,7 +80,7 @@ _TURNS: dict[str, int] = {}
 
 
 def add(algorithm: Algorithm) -> None:
-    """Makes an algorithm known to all that reads, merges and converts; raises ValueError for a name that is taken."""
+    """Register an algorithm for reading, merging and converting; raise ValueError if its name is taken."""
     _check(algorithm)
     _add(algorithm, len(_FILES))
 
@@ -104,7 +104,7 @@ def _add(algorithm: Algorithm, turn: int) -> None:
 
 @contextmanager
 def added(algorithm: Algorithm) -> Iterator[None]:
-    """Has an algorithm known for as long as the block runs."""
+    """Register an algorithm while the block runs."""
     add(algorithm)
     try:
         yield
@@ -135,7 +135,7 @@ def is_known(name: str) -> bool:
 
 
 def by_name(name: str) -> Algorithm:
-    """The algorithm called `name`; raises KeyError."""
+    """Return the algorithm called `name`; raise KeyError if there is none."""
     if name not in ALGORITHMS:
         _load_all([_FILE_OF[name]] if name in _FILE_OF else ())
     return ALGORITHMS[name]
@@ -159,7 +159,7 @@ def every() -> Mapping[str, Algorithm]:
 
 
 def of_peft_type(method: str) -> list[Algorithm]:
-    """The algorithms of a `peft_type`."""
+    """Return the algorithms of a `peft_type`."""
     with _LOADING:
         _load_all(TYPES.get(method, ()))
         if method.lower() in _WAITING:
@@ -169,7 +169,7 @@ def of_peft_type(method: str) -> list[Algorithm]:
 
 
 def options_in(config: Mapping[str, Any]) -> list[Algorithm]:
-    """The algorithms that are an option of another one, and that a setting of a PEFT config has tensors be of."""
+    """Return the algorithms that are an option of another one and that a PEFT config turns on."""
     with _LOADING:
         for setting, files in OPTIONS.items():
             _load_all(files if config.get(setting) else ())
@@ -197,7 +197,7 @@ def _load(name: str) -> None:
 
 
 def _load_all(files: Iterable[str]) -> None:
-    """Has those of the table known that are in these files."""
+    """Load the algorithms of the index that are in these files."""
     with _LOADING:
         for file in files:
             if file in _INDEXED:

@@ -28,7 +28,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, int]:
-    """(out, in·kernel) of the weight."""
+    """Return (out, in·kernel) of the weight."""
     return shapes["up"][0], shapes["down"][1]
 
 
@@ -38,7 +38,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The factor of the product that the config says, or why that is unknown."""
+    """Return the factor of the product from the config, or an error text if it is unknown."""
     config = around.config
     if config is None:
         return (
@@ -58,7 +58,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, factor: float) -> "Change":
-    """factor · B @ (E ⊙ A)."""
+    """Return factor · B @ (E ⊙ A)."""
     from lora_inspect.maths.change import LowRank
 
     return LowRank(tensors["up"], tensors["values"] * tensors["down"], scale * factor)

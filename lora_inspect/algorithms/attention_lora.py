@@ -20,18 +20,18 @@ _LAST = (0, 21, 2)
 
 
 def low_rank(tensors: Tensors) -> tuple[Any, Any]:
-    """(up, down) of the change as often as it counts."""
+    """Return (up, down) of the change, multiplied by the number of times it counts."""
     up, down = lora.matrices(tensors)
     return TIMES * up, down
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """TIMES · scale · up @ down."""
+    """Return TIMES · scale · up @ down."""
     return lora.change(tensors, TIMES * scale, alpha)
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """The algorithm itself, or why it is unknown how often the version of PEFT counts the change."""
+    """Return the algorithm itself, or an error text if the PEFT version's number of repeats is unknown."""
     version = peft_version(around.config or {})
     if version is not None and version <= _LAST:
         return OUT_PROJ

@@ -39,7 +39,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """LoRA, or the one with blocks in one of its factors, or why that is not known."""
+    """Return LoRA, or the algorithm with blocks in one of its factors, or an error text if that is unknown."""
     options = around.config.get("use_bdlora") if around.config else None
     undecided = f"down {list(around.shapes['down'])} and up {list(around.shapes['up'])} differ in rank"
     if not options:
@@ -99,13 +99,13 @@ def _with_blocks(role: Role, count: int) -> Algorithm:
 
 
 def _whole_shapes(role: Role, count: int, shapes: Shapes) -> Shapes:
-    """The shapes with that of the diagonal of so many blocks."""
+    """Return the shapes with the factor `role` as a block diagonal of `count` blocks."""
     rows, columns = shapes[role]
     return {**shapes, role: (rows, columns * count)}
 
 
 def _on_diagonal(stored: Any, count: int) -> Any:
-    """So many blocks of the rows (rows, columns) on the diagonal of a matrix (rows, columns · count)."""
+    """Return `count` blocks of the rows (rows, columns) on the diagonal of a matrix (rows, columns · count)."""
     blocks = stored.unflatten(0, (count, -1))
     whole = stored.new_zeros(count, blocks.shape[1], count, stored.shape[1])
     for at in range(count):

@@ -33,7 +33,7 @@ def is_seed(value: Any) -> bool:
 
 
 def peft_version(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """The version of PEFT that wrote the config, the last such one where it names none; None for no released one."""
+    """Return the PEFT version in the config, the last one that recorded none if absent, or None for no release."""
     text = config.get("peft_version")
     if text is None:
         return _UNVERSIONED

@@ -40,7 +40,7 @@ def first_drawn(count: int, entries: int, seed: int) -> "Tensor":
 
 
 def drawn_places(count: int, shape: tuple[int, int], seed: int) -> "tuple[Tensor, Tensor]":
-    """The rows and the columns of the first entries that the seed draws of a matrix of this shape."""
+    """Return the rows and the columns of the first entries that the seed draws of a matrix of this shape."""
     rows, columns = shape
     entries = first_drawn(count, rows * columns, seed)
     return entries // columns, entries % columns

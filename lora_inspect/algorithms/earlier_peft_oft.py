@@ -2,7 +2,7 @@
 
 Q = (X - Xᵀ)/2 for the stored X (count, size, size), and R = (I - Q)(I + Q)^-1. Before 0.14 each block of rows becomes
 Rᵀ W; since then W' = lengths · W · diag(R₁, R₂, …)ᵀ, over the columns of a flattened kernel. One block may serve all.
-`coft` limits the norm of each X. PEFT has no strengths for either. Source: the `OFTLayer` of PEFT 0.13 and of 0.15.
+`coft` limits the norm of each X. PEFT has no multipliers for either. Source: the `OFTLayer` of PEFT 0.13 and of 0.15.
 """
 
 from functools import partial
@@ -43,12 +43,12 @@ def _fits(shapes: Shapes, length: int) -> bool:
 
 
 def together(shapes: Shapes) -> int:
-    """The rows or columns of a block."""
+    """Return the number of rows or columns of a block."""
     return shapes["generators"][1]
 
 
 def shape_of_rows(shapes: Shapes) -> tuple[int | None, ...]:
-    """Of the weight the rows are known alone."""
+    """Return (out, None): the columns are unknown."""
     return _turned(shapes), None
 
 
@@ -63,7 +63,7 @@ def misfit_of_rows(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def shape_of_columns(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in·kernel) of the weight."""
+    """Return (out, in·kernel) of the weight."""
     return shapes["lengths"][0], _turned(shapes)
 
 
@@ -100,7 +100,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def _blocks(tensors: Tensors, size: int, eps: float | None) -> Any:
-    """R of every block; the limit is that of blocks of `size` outputs."""
+    """Return R of every block; the limit is that of blocks of `size` outputs."""
     from lora_inspect.maths.rotation import cayley, limited
 
     stored = tensors["generators"]
@@ -110,14 +110,14 @@ def _blocks(tensors: Tensors, size: int, eps: float | None) -> Any:
 
 
 def change_of_rows(tensors: Tensors, scale: float, alpha: float | None, *, eps: float | None) -> "Change":
-    """The rotation of blocks of rows."""
+    """Return the rotation of blocks of rows."""
     from lora_inspect.maths.rotation import RotatedRows
 
     return RotatedRows(_blocks(tensors, tensors["generators"].shape[1], eps))
 
 
 def change_of_columns(tensors: Tensors, scale: float, alpha: float | None, *, eps: float | None) -> "Change":
-    """The rotation of blocks of columns, and the factor of each row."""
+    """Return the rotation of blocks of columns, and the factor of each row."""
     from lora_inspect.maths.rotation import RotatedColumns
 
     lengths = tensors["lengths"]

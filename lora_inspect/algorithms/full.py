@@ -17,13 +17,13 @@ DIFFERENCE = "difference"
 
 
 def check(shapes: Shapes) -> str | None:
-    """A single number or an empty tensor is no difference of a parameter."""
+    """Return an error for a single number or an empty tensor, which is no difference of a parameter."""
     shape = shapes[DIFFERENCE]
     return None if shape and 0 not in shape else f"a difference of shape {list(shape)} changes nothing"
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """That of the parameter, which of a norm or a bias is (features,)."""
+    """Return the shape of the parameter, (features,) for a norm or a bias."""
     return shapes[DIFFERENCE]
 
 
@@ -33,12 +33,12 @@ def misfit(shapes: Shapes, parameter: tuple[int, ...]) -> str | None:
 
 
 def rank(shapes: Shapes) -> None:
-    """There is none."""
+    """Return None: there is no rank."""
     return None
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The difference as a matrix (rows, columns); one of a vector has a single column."""
+    """Return the difference as a matrix (rows, columns), with a single column for a vector."""
     from lora_inspect.maths.change import added
 
     difference = tensors[DIFFERENCE]
@@ -46,7 +46,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 
 
 def difference_of(parameter: str, suffix: str, name: str, title: str, writers: str = "LyCORIS") -> Algorithm:
-    """The algorithm that adds the tensor with this suffix to the `parameter` of a layer."""
+    """Return the algorithm that adds the tensor with this suffix to the `parameter` of a layer."""
     return Algorithm(
         name=name,
         title=title,

@@ -34,7 +34,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """Nothing, or why it is not known whether the base is truncated."""
+    """Return no settings, or an error text if it is unknown whether the base is truncated."""
     if around.config is None or not isinstance(around.config.get("kasa_config"), dict):
         return (
             "no adapter_config.json with a kasa_config covers it; put the one next to the file that it was saved with"
@@ -74,7 +74,7 @@ def truncated() -> "Callable[..., Change]":
             return True
 
         def settled(self, blocks: "Blocks", multiplier: float) -> "Change":
-            """Finds the triples."""
+            """Return the change with the least singular triples of the weight."""
             import torch
 
             # What is not finite has no decomposition; it stays in the rows, which are refused for it.
@@ -84,7 +84,7 @@ def truncated() -> "Callable[..., Change]":
             return type(self)(self.up, self.down, self.scale, (left[:, -rank:] * values[-rank:], right[-rank:]))
 
         def fold(self, rows: Any, first: int, multiplier: float) -> None:
-            """Takes the triples out and adds the product; raises ValueError before it has seen the weight."""
+            """Remove the triples and add the product; raise ValueError before it has seen the weight."""
             if self.taken is None:
                 raise ValueError("the singular triples of a weight are not known before all of its rows are seen")
             last = first + rows.shape[0]
@@ -95,7 +95,7 @@ def truncated() -> "Callable[..., Change]":
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The truncation and the product."""
+    """Return the truncation and the product."""
     return truncated()(tensors["up"] * tensors["diagonal"], tensors["down"], scale)
 
 

@@ -5,7 +5,7 @@ w1 there may be w1_a (o1, rank) and w1_b (rank, i1), instead of w2 w2_a (o2, ran
 w2_a (rank, o2) and w2_b (rank, i2) around a Tucker core t2 (rank, rank, *kernel). Where the kernel is flattened the
 columns of w1 need not divide the inputs: files of 2023 part in·kernel.
 
-The scale is alpha/rank, once. Where both factors are whole it is 1, whatever alpha says, except in files whose program
+The scale is alpha/rank, once. If both factors are whole it is 1, whatever alpha says, except in files whose program
 divides alpha all the same: PEFT by the rank of its config, and blissful-tuner, which stores `lokr_factor`, by the
 largest dimension of w2.
 
@@ -31,7 +31,7 @@ DIALECTS = {"lycoris": {**{role: f".lokr_{role}" for role in ROLES}, **_OTHER}}
 
 
 def factorise(dimension: int, factor: int = -1) -> tuple[int, int]:
-    """(m, n) with m · n = `dimension` and m ≤ n.
+    """Return (m, n) with m · n = `dimension` and m ≤ n.
 
     A `factor` that divides the dimension is one of them. Otherwise they are as even as they can be with m at most
     `factor`; -1 sets no bound.
@@ -46,7 +46,7 @@ def factorise(dimension: int, factor: int = -1) -> tuple[int, int]:
 def factor_shapes(
     out_features: int, in_features: int, kernel: tuple[int, ...], rank: int, factor: int = -1
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes by role of new factors of a weight (out, in, *kernel).
+    """Return the shapes by role of new factors of a weight (out, in, *kernel).
 
     w1 is whole; w2 is a product while the rank is below half of its larger side, where it saves something.
     """
@@ -105,7 +105,7 @@ def is_whole(shapes: Mapping[str, Any]) -> bool:
 
 
 def rank(shapes: Shapes) -> int | None:
-    """The inner size of the factor that is a product, or None where both are whole."""
+    """Return the inner size of the factor that is a product, or None if both are whole."""
     return next((shapes[role][0] for role in ("w2_b", "w1_b") if role in shapes), None)
 
 
@@ -115,7 +115,7 @@ def largest_side(shapes: Shapes) -> int:
 
 
 def weight_shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in, *kernel) of the weight that the factors change, (out, in·kernel) where they do not tell more."""
+    """Return (out, in, *kernel) of the weight, or (out, in·kernel) if the factors do not show more."""
     o1, i1 = shapes["w1"] if "w1" in shapes else (shapes["w1_a"][0], shapes["w1_b"][1])
     o2, i2, *kernel = _large_shape(shapes)
     return (o1 * o2, i1 * i2, *kernel)
@@ -130,7 +130,7 @@ def _large_shape(shapes: Shapes) -> tuple[int, ...]:
 
 
 def delta_size(shapes: Shapes) -> tuple[int, int]:
-    """(out, in·kernel) of the change."""
+    """Return (out, in·kernel) of the change."""
     out_features, *columns = weight_shape(shapes)
     return out_features, prod(columns)
 
@@ -141,7 +141,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """scale · w1 ⊗ w2, computed for the rows that are asked for.
+    """Return scale · w1 ⊗ w2, computed for the requested rows.
 
     With the kernel as part of w2's columns, (i1, i2·kernel) are the columns of a flattened (in, *kernel).
     """
@@ -151,9 +151,9 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 
 
 def low_rank(tensors: Tensors) -> tuple[Any, Any] | None:
-    """(up, down) from (a @ b) ⊗ (c @ d) = (a ⊗ c) @ (b ⊗ d), where a whole factor is itself times the smaller identity.
+    """Return (up, down) from (a @ b) ⊗ (c @ d) = (a ⊗ c) @ (b ⊗ d), or None if both factors are whole.
 
-    None where both are whole.
+    A whole factor is itself times the smaller identity.
     """
     if is_whole(tensors):
         return None
@@ -163,7 +163,7 @@ def low_rank(tensors: Tensors) -> tuple[Any, Any] | None:
 
 
 def thin(shapes: Shapes) -> int | None:
-    """The inner size of `low_rank`."""
+    """Return the inner size of `low_rank`."""
     if is_whole(shapes):
         return None
     first = shapes["w1_b"][0] if "w1_b" in shapes else min(shapes["w1"])
@@ -172,7 +172,7 @@ def thin(shapes: Shapes) -> int | None:
 
 
 def small(tensors: Tensors) -> Any:
-    """w1 as a matrix (o1, i1)."""
+    """Return w1 as a matrix (o1, i1)."""
     return tensors["w1"] if "w1" in tensors else tensors["w1_a"] @ tensors["w1_b"]
 
 
@@ -197,7 +197,7 @@ def _large_pair(tensors: Tensors) -> tuple[Any, Any]:
 
 
 def _rows(small: Any, large: Any, first: int, last: int) -> Any:
-    """Rows `first` to `last` of the product: parts of the group that one row of w1 makes, and whole groups."""
+    """Return rows `first` to `last` of the product: parts of the group of one row of w1, and whole groups."""
     together = large.shape[0]
     found = small.new_empty(last - first, small.shape[1] * large.shape[1])
     row = first

@@ -41,7 +41,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...], first: int = 0) -> str | Non
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, first: int = 0) -> "Change":
-    """scale · w1 ⊗ w2 from its row `first` on."""
+    """Return scale · w1 ⊗ w2 from its row `first` on."""
     from lora_inspect.maths.change import OnRows
 
     rows, *_ = lokr.weight_shape({role: tuple(tensor.shape) for role, tensor in tensors.items()})
@@ -49,7 +49,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None, first: int = 0) 
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """The rows from the stored number on, or why they are unknown."""
+    """Return the algorithm for the rows from the stored number on, or an error text if they are unknown."""
     first = around.numbers.get(FIRST)
     rows, *_ = lokr.weight_shape(around.shapes)
     if first is None or not 0 <= first < rows or first != int(first):

@@ -18,7 +18,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out,), that of the layer's bias."""
+    """Return (out,), the shape of the layer's bias."""
     return shapes["bias"]
 
 
@@ -33,7 +33,7 @@ def rank(shapes: Shapes) -> None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """scale · bias, as a matrix of one column."""
+    """Return scale · bias, as a matrix of one column."""
     from lora_inspect.maths.change import added
 
     return added(tensors["bias"].reshape(-1, 1), scale)

@@ -35,12 +35,12 @@ def check_along_tokens(shapes: Shapes) -> str | None:
 
 
 def change_along_tokens(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """scale · B @ Aᵀ."""
+    """Return scale · B @ Aᵀ."""
     return lora.change(turned(tensors), scale, alpha)
 
 
 def turned(tensors: Tensors) -> Tensors:
-    """The factors of llama.cpp as PEFT has them, or those of PEFT as llama.cpp has them."""
+    """Return PEFT's factors for llama.cpp's, or the reverse."""
     return {**tensors, "down": tensors["down"].transpose(0, 1)}
 
 
@@ -85,7 +85,7 @@ ALGORITHMS = (
 
 
 def spelled_in(algorithm: Algorithm, dialects: Collection[str]) -> Algorithm:
-    """The algorithm itself, or that of its factors turned round where only this one has one of the dialects."""
+    """Return the algorithm, or that of its transposed factors if only that one has one of the dialects."""
     if algorithm not in ALGORITHMS or not algorithm.dialects.keys().isdisjoint(dialects):
         return algorithm
     return next((one for one in ALGORITHMS if not one.dialects.keys().isdisjoint(dialects)), algorithm)

@@ -25,12 +25,12 @@ OF_MATRIX = lora.ALGORITHM._replace(decomposes=False, transposed=False)
 
 
 def rank(experts: int, shapes: Shapes) -> int:
-    """That of one expert, by which alpha is divided."""
+    """Return the rank of one expert, which divides alpha."""
     return shapes["down"][0] // experts
 
 
 def widths(shapes: Shapes) -> tuple[int, int]:
-    """(b, a): the sizes of one expert's matrix that B and A are along."""
+    """Return (b, a): the sizes of one expert's matrix that B and A are along."""
     return shapes["up"][0], shapes["down"][1]
 
 
@@ -59,7 +59,7 @@ def misfit(experts: int, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def change(experts: int, tensors: Tensors, scale: float, alpha: float | None, packing: str, turned: bool) -> "Change":
-    """The products of all experts, below each other; those of the transposed matrices where they are `turned`."""
+    """Return the products of all experts, below each other; those of the transposed matrices if `turned`."""
     from lora_inspect.maths.change import ExpertProducts
     from lora_inspect.maths.scaling import per_expert
 
@@ -71,7 +71,7 @@ def change(experts: int, tensors: Tensors, scale: float, alpha: float | None, pa
 
 @cache
 def lora_experts(experts: int) -> Algorithm:
-    """The algorithm of a parameter of so many experts."""
+    """Return the algorithm of a parameter of `experts` experts."""
     return Algorithm(
         name=NAME,
         title="LoRA of all experts of a layer",

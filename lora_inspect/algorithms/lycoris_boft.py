@@ -35,7 +35,7 @@ def _rows(shapes: Shapes) -> int:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """Of the weight the rows are known alone."""
+    """Return (out, None): the columns are unknown."""
     return _rows(shapes), None
 
 
@@ -45,12 +45,12 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def together(shapes: Shapes) -> int:
-    """The rows of a group of the last stage."""
+    """Return the number of rows of a group of the last stage."""
     return shapes["blocks"][2] << (shapes["blocks"][0] - 1)
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The stages of rotations of rows."""
+    """Return the stages of rotations of rows."""
     from lora_inspect.maths.entries import ROWS
     from lora_inspect.maths.rotation import Butterfly, alternating, cayley
 

@@ -49,12 +49,12 @@ def _check_experts(down: tuple[int, ...], up: tuple[int, ...]) -> str | None:
 
 
 def rank(shapes: Shapes) -> int:
-    """The inner size of the product; that of one expert where there are several."""
+    """Return the inner size of the product, that of one expert if there are several."""
     return shapes["up"][2 if len(shapes["up"]) == 3 else 0]
 
 
 def weight_shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in) of the weight that the factors change, as a Linear has it; that of one expert of several."""
+    """Return (out, in) of the weight in a Linear's order, that of one expert if there are several."""
     if len(shapes["up"]) == 3:
         return shapes["up"][1], shapes["down"][-1]
     return shapes["up"][1], shapes["down"][0]
@@ -66,12 +66,12 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def matrices(tensors: Tensors) -> tuple[Any, Any]:
-    """(up, down) as matrices (out, rank) and (rank, in)."""
+    """Return (up, down) as matrices (out, rank) and (rank, in)."""
     return tensors["up"].transpose(0, 1).contiguous(), tensors["down"].transpose(0, 1).contiguous()
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """scale · (lora_a @ lora_b)ᵀ."""
+    """Return scale · (lora_a @ lora_b)ᵀ."""
     from lora_inspect.maths.change import LowRank
 
     return LowRank(*matrices(tensors), scale)
@@ -100,7 +100,7 @@ def in_lora(algorithm: Algorithm) -> Algorithm:
 
 
 def shape_of_experts(shapes: Shapes) -> tuple[None, None]:
-    """Of several layers at once nothing is that of one Linear."""
+    """Return unknown sizes: several layers at once have no size of one Linear."""
     return None, None
 
 
@@ -113,12 +113,12 @@ def misfit_of_experts(experts: int, shapes: Shapes, weight: tuple[int, ...]) -> 
 
 
 def per_expert(up: Any, down: Any) -> tuple[Any, Any]:
-    """lora_b as (experts, out, rank) and lora_a as (experts, rank, in), whichever version wrote them."""
+    """Return lora_b as (experts, out, rank) and lora_a as (experts, rank, in), whichever version wrote them."""
     return up, down.reshape(up.shape[0], -1, down.shape[-1])
 
 
 def change_of_experts(tensors: Tensors, scale: float, alpha: float | None, turned: bool) -> "Change":
-    """The products of all experts, below each other; those of the transposed matrices where they are `turned`."""
+    """Return the products of all experts, below each other; those of the transposed matrices if `turned`."""
     from lora_inspect.maths.change import ExpertProducts
 
     up, down = per_expert(tensors["up"], tensors["down"])
@@ -129,7 +129,7 @@ def change_of_experts(tensors: Tensors, scale: float, alpha: float | None, turne
 
 @cache
 def mlx_experts(experts: int) -> Algorithm:
-    """The algorithm of a layer of so many experts, which has a name of its own."""
+    """Return the algorithm of a layer of `experts` experts, which has its own name."""
     formula = Formula(
         check=check,
         shape=shape_of_experts,

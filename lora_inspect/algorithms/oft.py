@@ -35,7 +35,7 @@ def _rows(shapes: Shapes) -> int:
 
 
 def block_shape(out_features: int, rank: int) -> tuple[int, int, int]:
-    """The shape of new blocks for a network's rank: their size is at most that, and never more than their count."""
+    """Return the shape of new blocks for a network's rank: their size is at most the rank and at most their count."""
     from lora_inspect.algorithms.lokr import factorise
 
     size, count = factorise(out_features, rank)
@@ -43,7 +43,7 @@ def block_shape(out_features: int, rank: int) -> tuple[int, int, int]:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """Of the weight the rows are known alone."""
+    """Return (out, None): the columns are unknown."""
     return _rows(shapes), None
 
 
@@ -53,12 +53,12 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def together(shapes: Shapes) -> int:
-    """The rows of a block."""
+    """Return the number of rows of a block."""
     return shapes["blocks"][1]
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """None are needed; says why the limit is unknown."""
+    """Return no settings, or an error text if the limit is unknown."""
     if around.alpha is None:
         return {}
     if around.shares_alpha:
@@ -78,14 +78,14 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def skew(blocks: Any, alpha: float | None) -> Any:
-    """Q of the stored blocks (…, count, size, size), shrunk to the limit of the norm of all of them; differentiable."""
+    """Return Q of the stored blocks (…, count, size, size), within the limit of their common norm; differentiable."""
     generators = blocks - blocks.transpose(-2, -1)
     limit = (alpha or 0.0) * blocks.shape[-3] * blocks.shape[-2]
     return generators * (limit / (generators.norm() + _TINY).clamp(min=limit)) if limit > 0 else generators
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The rotation of blocks of rows."""
+    """Return the rotation of blocks of rows."""
     from lora_inspect.maths.rotation import RotatedRows, cayley
 
     gain = tensors.get("rescale")

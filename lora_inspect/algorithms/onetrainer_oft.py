@@ -2,7 +2,7 @@
 
 W' = W · diag(R₁, R₂, …)ᵀ of a Linear layer, with `size` inputs to a block. The mark `oft_R.scaled_oft` came to
 OneTrainer's `master` with this divisor, and the branches that it was made on had others, so that the metadata have to
-name the branch. A convolution is turned the other way round. There are no strengths. Source: the `OFTModule` of
+name the branch. A convolution is turned the other way round. There are no multipliers. Source: the `OFTModule` of
 OneTrainer, in its history.
 """
 
@@ -33,7 +33,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """None are needed; says why the divisor is unknown."""
+    """Return no settings, or an error text if the divisor is unknown."""
     if around.numbers.get("mark") != 1:
         return "its scaled_oft is not yes; fetch the file again"
     if around.metadata.get(_BRANCH) != _MAIN:
@@ -45,7 +45,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The rotation of blocks of columns."""
+    """Return the rotation of blocks of columns."""
     from lora_inspect.maths.rotation import RotatedColumns, from_upper, neumann
 
     generators = tensors["generators"]

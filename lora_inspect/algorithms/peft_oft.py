@@ -34,12 +34,12 @@ def check(shapes: Shapes) -> str | None:
 
 
 def block_size(shapes: Shapes) -> int:
-    """The inputs of a block."""
+    """Return the number of inputs of a block."""
     return (1 + isqrt(1 + 8 * shapes["generators"][1])) // 2
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """One block may serve all inputs: of several the inputs are known, and the rows never."""
+    """Return (None, in), with None for in if there is one block, as it may serve all inputs."""
     count = shapes["generators"][0]
     return None, count * block_size(shapes) if count > 1 else None
 
@@ -116,7 +116,7 @@ def _blocks(
     coft: bool,
     eps: float,
 ) -> Any:
-    """R (count, size, size); `block_share` says that one block serves all, as its count does."""
+    """Return R (count, size, size); one block serves all if `block_share` or its count says so."""
     from lora_inspect.maths.rotation import cayley, from_upper, limited, neumann
 
     generators = tensors["generators"]
@@ -127,14 +127,14 @@ def _blocks(
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, **found: Any) -> "Change":
-    """The rotation of blocks of columns."""
+    """Return the rotation of blocks of columns."""
     from lora_inspect.maths.rotation import RotatedColumns
 
     return RotatedColumns(_blocks(tensors, **found))
 
 
 def change_of_embedding(tensors: Tensors, scale: float, alpha: float | None, **found: Any) -> "Change":
-    """The rotation of blocks of the numbers of every vector, which is the opposite one."""
+    """Return the rotation of blocks of the numbers of every vector, the opposite one of `change`."""
     from lora_inspect.maths.rotation import RotatedColumns
 
     return RotatedColumns(_blocks(tensors, **found).transpose(1, 2))

@@ -22,7 +22,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """That of the tensor as the base stores it."""
+    """Return the shape of the tensor as the base stores it."""
     return shapes[SAVED]
 
 
@@ -32,12 +32,12 @@ def misfit(shapes: Shapes, stored: tuple[int, ...]) -> str | None:
 
 
 def rank(shapes: Shapes) -> None:
-    """There is none."""
+    """Return None: there is no rank."""
     return None
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The tensor as a matrix (rows, columns) in the place of the base's own; one of a vector has a single column."""
+    """Return the replacement of the base's tensor as a matrix (rows, columns), with one column for a vector."""
     from lora_inspect.maths.change import Replaced
 
     tensor = tensors[SAVED]
@@ -59,5 +59,5 @@ ALGORITHM = Algorithm(
 
 
 def saved(parameter: str) -> Algorithm:
-    """The algorithm that puts a tensor in the place of the `parameter` of a layer."""
+    """Return the algorithm that puts a tensor in the place of the `parameter` of a layer."""
     return ALGORITHM._replace(parameter=parameter)

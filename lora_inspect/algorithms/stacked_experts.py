@@ -38,7 +38,7 @@ ALGORITHM = Algorithm(
 
 @cache
 def stacked_experts(experts: int) -> Algorithm:
-    """The algorithm of layers of so many experts."""
+    """Return the algorithm of layers of `experts` experts."""
     return ALGORITHM._replace(
         equation="of each expert e: W + m · s · B_e @ A_e",
         writers="llama.cpp",

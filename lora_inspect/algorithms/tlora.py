@@ -26,7 +26,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in) of the weight."""
+    """Return (out, in) of the weight."""
     return shapes["p"][0], shapes["q"][1]
 
 
@@ -36,12 +36,12 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def rank(shapes: Shapes) -> int:
-    """The inner size of the product."""
+    """Return the inner size of the product."""
     return shapes["q"][0]
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The product beside the weight's own largest part."""
+    """Return the product next to the weight's own largest part."""
     return BesidePrincipal(tensors["p"].flatten(1) * tensors["values"], tensors["q"].flatten(1), scale)
 
 
@@ -83,7 +83,7 @@ class BesidePrincipal(Change):
         return True
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The change with the weight's own part in it."""
+        """Return the change with the weight's own part in it."""
         import torch
 
         weight = torch.cat([rows for _, rows in blocks()])
@@ -100,5 +100,5 @@ class BesidePrincipal(Change):
         raise ValueError("the weight's own singular directions are not known yet")
 
     def transposed(self) -> Change:
-        """The change of the weight turned round."""
+        """Return the change of the transposed weight."""
         return Transposed(self)

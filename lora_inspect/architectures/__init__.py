@@ -53,7 +53,7 @@ class Marks(NamedTuple):
 
 
 def marks_of(architecture: Architecture) -> Marks:
-    """The marks of a family. Borrowed names speak for the family that they are of."""
+    """Return the marks of a family; borrowed names are evidence for the family that they are of."""
     paths = (path for layout in architecture.layouts if not layout.borrowed for path in layout.paths)
     marks = sorted({_mark(pattern) for pattern in patterns_of(paths, ".")})
     return Marks(" ".join(marks), architecture.metadata_names, architecture.descends_from)
@@ -68,7 +68,7 @@ def marked(counts: Mapping[str, int]) -> Counter[str]:
 
 
 def _mark(pattern: str) -> str:
-    """The mark of a pattern, the same for names with dots and with underscores."""
+    """Return the mark of a pattern, the same for names with dots and with underscores."""
     flat = pattern_of(pattern, "_")
     return f"{int.from_bytes(flat.encode('utf-8', 'surrogatepass'), 'little') % _PRIME:04x}"
 
@@ -85,9 +85,9 @@ _WAITING = {
 
 
 def add(architecture: Architecture) -> None:
-    """Makes a family known to all that reads, merges and converts.
+    """Register a family for reading, merging and converting.
 
-    Raises ValueError for a name that is taken, and where the family that it descends from is not known.
+    Raises ValueError for a name that is taken, or if the family that it descends from is not known.
     """
     if architecture.name in names():
         raise ValueError(f"there is a family called {architecture.name} already")
@@ -100,7 +100,7 @@ def add(architecture: Architecture) -> None:
 
 @contextmanager
 def added(architecture: Architecture) -> Iterator[None]:
-    """Has a family known for as long as the block runs."""
+    """Register a family while the block runs."""
     add(architecture)
     try:
         yield
@@ -128,13 +128,13 @@ def every() -> list[Architecture]:
 
 
 def names() -> list[str]:
-    """The names of all families, in no order."""
+    """Return the names of all families, in no order."""
     # One that another thread is just loading is in both.
     return [*{*_WAITING, *_LOADED}]
 
 
 def by_name(name: str) -> Architecture:
-    """The family of that name; KeyError, which lists the known names, for any other."""
+    """Return the family of that name; raise KeyError, which lists the known names, for any other."""
     if name in _WAITING:
         _LOADED[name] = import_module(f".families.{name}", __name__).ARCHITECTURE
         _WAITING.discard(name)
@@ -165,13 +165,13 @@ def metadata_names() -> Iterable[tuple[str, tuple[str, ...]]]:
 
 
 def _marks(name: str) -> Marks:
-    """The marks of a family: those of the table, or of the record of one that was added."""
+    """Return the marks of a family from the table, or from the record of an added one."""
     if name in PATHS:
         return Marks(PATHS[name], METADATA_NAMES.get(name, ()), DESCENDS_FROM.get(name, ""))
     return marks_of(by_name(name))
 
 
 def _lineage(architecture: Architecture) -> tuple[str, ...]:
-    """The names of the families that it descends from, the oldest first, and its own."""
+    """Return the names of the families that it descends from, the oldest first, and its own."""
     above = architecture.descends_from
     return (*(_lineage(by_name(above)) if above else ()), architecture.name)

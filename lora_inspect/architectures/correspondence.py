@@ -53,12 +53,12 @@ class Link(NamedTuple):
 
 
 def same(one: str, other: str) -> Relation:
-    """One module under two names."""
+    """Return the relation of one module under two names."""
     return Relation(one, (other,))
 
 
 def stack(whole: str, *parts: str, shares: "tuple[Share, ...]" = ()) -> Relation:
-    """A fused module and its parts from top to bottom, of as many rows each unless `shares` say otherwise.
+    """Return the relation of a fused module to its parts, top to bottom, with equal rows unless `shares` differ.
 
     More shares than parts are rows at the bottom that none of them has.
     """
@@ -75,21 +75,21 @@ def interleaved(whole: str, *parts: str, run: int = 1) -> Relation:
 
 
 def swapped(one: str, other: str) -> Relation:
-    """One module with the halves of its rows in either order, as shift and scale of a modulation."""
+    """Return the relation of one module with its halves of rows swapped, as shift and scale of a modulation."""
     from .rows import Swapped
 
     return Relation(one, (other,), Swapped())
 
 
 def pair_swapped(one: str, other: str) -> Relation:
-    """A modulation that is swapped where it has shift and scale alone."""
+    """Return the relation of a modulation that is swapped only if it has just shift and scale."""
     from .rows import PairSwapped
 
     return Relation(one, (other,), PairSwapped())
 
 
 def experts(whole: str, *parts: str) -> Relation:
-    """A parameter with a layer of all experts, and the modules of each, from top to bottom where there are several."""
+    """Return the relation of a parameter with a layer of all experts to each expert's modules, top to bottom."""
     from .rows import Stacked
 
     return Relation(whole, parts, Stacked((1,) * len(parts)) if len(parts) > 1 else None, experts=True)
@@ -101,7 +101,7 @@ def parameters(whole: str, *parts: str) -> Relation:
 
 
 def below(whole_parent: str, part_parent: str, *relations: Relation) -> tuple[Relation, ...]:
-    """The relations of modules below two parents."""
+    """Return the relations of modules below two parents."""
     return tuple(
         relation._replace(
             whole=f"{whole_parent}.{relation.whole}", parts=tuple(f"{part_parent}.{part}" for part in relation.parts)
@@ -111,7 +111,7 @@ def below(whole_parent: str, part_parent: str, *relations: Relation) -> tuple[Re
 
 
 def renamed(relations: Iterable[Relation], names: Iterable[Relation]) -> tuple[Relation, ...]:
-    """The relations of a third layout, which calls the wholes as `names` says: those of the modules that it renames."""
+    """Return the relations of a third layout, for the modules that `names` renames."""
     found = {relation.whole: relation.parts[0] for relation in names}
     return tuple(relation._replace(whole=found[relation.whole]) for relation in relations if relation.whole in found)
 
@@ -124,7 +124,7 @@ class Correspondence:
 
     @cached_property
     def relations(self) -> tuple[Relation, ...]:
-        """Every relation; empty where none is known."""
+        """Every relation; empty if none is known."""
         return tuple(self._make())
 
     def links(self, path: str) -> Iterator[Link]:

@@ -18,12 +18,12 @@ _DIGITS = "0123456789"
 
 
 def separator_of(path: str) -> str:
-    """The dot, or the underscore of a name without one."""
+    """Return a dot, or an underscore for a name without a dot."""
     return "." if "." in path else "_"
 
 
 def pattern_of(path: str, separator: str) -> str:
-    """The name with `separator` between its segments and `#` for its numbers."""
+    """Return the name with `separator` between its segments and `#` for its numbers."""
     return _PATTERNS[separator](path)
 
 
@@ -35,12 +35,12 @@ _PATTERNS = {separator: remembering_names(partial(_find_pattern, separator)) for
 
 
 def patterns_of(paths: Iterable[str], separator: str) -> frozenset[str]:
-    """The patterns of all `paths`. Joined, they take one substitution."""
+    """Return the patterns of all `paths`; joined, they take one substitution."""
     return frozenset(pattern_of("\n".join(paths), separator).split("\n"))
 
 
 def fill(template: str, other: str, path: str) -> str | None:
-    """`other` with the indices that `template` has in `path`, or None where that is another path.
+    """Return `other` with the indices that `template` has in `path`, or None if `path` does not match it.
 
     Both are paths of layouts with as many `{i}`: `fill("a.{i}.to_out.0", "b.{i}.o", "a.3.to_out.0")` is "b.3.o".
     """
@@ -58,7 +58,7 @@ def counterparts(pairs: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
 
 @cache
 def layout_patterns(paths: tuple[str, ...], separator: str) -> frozenset[str]:
-    """The patterns of the paths of a layout, which are asked for again and again."""
+    """Return the patterns of the paths of a layout, cached."""
     return patterns_of(paths, separator)
 
 

@@ -176,5 +176,5 @@ def is_parameter(path: str) -> bool:
 
 
 def under(parent: str, *leaves: str) -> tuple[str, ...]:
-    """The paths of `leaves` below `parent`: `under("blocks.{i}", "attn.q")` is `("blocks.{i}.attn.q",)`."""
+    """Return the paths of `leaves` below `parent`: `under("blocks.{i}", "attn.q")` is `("blocks.{i}.attn.q",)`."""
     return tuple(f"{parent}.{leaf}" for leaf in leaves)

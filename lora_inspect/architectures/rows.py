@@ -47,11 +47,11 @@ class Runs(NamedTuple):
         return Runs(self.source, self.length, self.start, self.times, self.source_stride, self.stride, again)
 
     def shifted(self, rows: int) -> "Runs":
-        """The same rows, with so many more before them in the one weight."""
+        """Return the same rows, with `before` more rows before them in the one weight."""
         return self._replace(start=self.start + rows)
 
     def each(self) -> Iterator[tuple[int, int, int]]:
-        """(first row, row behind the last one, first row in the other weight) of every run."""
+        """Yield (first row, row behind the last one, first row in the other weight) of every run."""
         levels = (*self.again, Again(self.times, self.stride, self.source_stride))
         for turns in product(*(range(level.times) for level in levels)):
             start = self.start + sum(turn * level.stride for turn, level in zip(turns, levels, strict=True))

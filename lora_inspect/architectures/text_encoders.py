@@ -118,7 +118,7 @@ PATHS = tuple(path for paths in ROOTS.values() for path in paths)
 
 
 def found_in(modules: Iterable[tuple[str, int | None, int | None]]) -> tuple[TextEncoder, ...]:
-    """The encoders that the modules of one component show: (path, out features, in features), dotted or underscored."""
+    """Return the encoders that a component's modules show: (path, out features, in features), dotted or not."""
     found: dict[TextEncoder, None] = {}
     tables = {separator: _table(separator) for separator in "._"}
     for path, *features in modules:
@@ -140,7 +140,7 @@ def has(encoders: Iterable[TextEncoder], shown: TextEncoder) -> bool:
 
 
 def below(path: str, roots: Mapping[str, str]) -> str:
-    """The path of an encoder's layer below the root that `roots` has for its kind, with `{i}` for the block's number.
+    """Return the path of an encoder's layer below the root that `roots` has for its kind, with `{i}` for the block.
 
     Programs call the same layers by whatever class of transformers they hold. A path of another kind stays.
     """

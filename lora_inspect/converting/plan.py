@@ -82,7 +82,7 @@ def _biases(adapter: Adapter, modules: Mapping[str, Module]) -> list[Contributio
 
 
 def _unclaimed(adapter: Adapter) -> tuple[str, ...]:
-    """The keys that no algorithm claims; LoraInspectError where there is none."""
+    """Return the keys that no algorithm claims; raise LoraInspectError if there is none."""
     if not adapter.unclaimed:
         raise RefusedError(
             adapter.checkpoint.path, "all its tensors belong to known algorithms", "leave --allow-unclaimed out"
@@ -113,9 +113,9 @@ def _refuse_residual(adapter: Adapter) -> None:
 
 
 def open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
-    """The base for DoRA's true weight change, or for the layers of single experts.
+    """Return the base for DoRA's true weight change, or for the layers of single experts.
 
-    Raises LoraInspectError where the options do not settle the magnitude, and where there is nothing to do for a base.
+    Raises LoraInspectError if the options do not settle the magnitude, or if a base has no effect.
     """
     path, is_for_experts = adapter.checkpoint.path, options.layout == SINGLE_EXPERTS
     if adapter.dora.value and not (options.base or options.keep_dora or options.drop_magnitude):
@@ -247,7 +247,7 @@ def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> Conversion
 
 
 def _with_named_config(adapter: Adapter, options: ConvertOptions) -> tuple[ConvertOptions, list[str]]:
-    """The options with the model's config of the folder that the adapter names, if llama.cpp's names need one.
+    """Return the options with the config of the model folder that the adapter names, if llama.cpp's names need one.
 
     The list has the sentence that tells of it.
     """

@@ -45,13 +45,13 @@ def reading(adapter: Adapter) -> dict[str, Any]:
 
 
 def rules(suffixes: Iterable[str | None]) -> str | None:
-    """The rule by which readers of magnitudes with these suffixes apply a multiplier."""
+    """Return the rule by which readers of magnitudes with these suffixes apply a multiplier."""
     found = sorted({SPELLINGS[suffix].multiplier for suffix in suffixes if suffix})
     return " and ".join(found) or None
 
 
 def norms(modules: "Iterable[SpelledModule]") -> str | None:
-    """Whose norms the magnitudes of outputs are over; None where there are none."""
+    """Return the norms that the magnitudes of outputs are over, or None if there are none."""
     return next((module.norms for module in modules if module.norms), None)
 
 
@@ -86,7 +86,7 @@ def dropped(adapter: Adapter, modules: "Mapping[str, SpelledModule]") -> tuple[s
 
 
 def multiplier_remark(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str, ...]:
-    """A remark on multipliers other than 1, where readers of the magnitude's new spelling apply them otherwise."""
+    """Return a remark if readers of the magnitude's new spelling apply multipliers other than 1 differently."""
     if not target["dora"] or source["multiplier"] == target["multiplier"]:
         return ()
     return (
@@ -157,7 +157,7 @@ class ProgramCheck:
     remarks: list[str] = field(default_factory=list)
 
     def __call__(self, path: str) -> None:
-        """Raises LoraInspectError where the program would make something else of it for certain."""
+        """Raise LoraInspectError if the program would certainly apply another change."""
         told = Settings(allow_partial_dora=self.options.settings.allow_partial_dora)
         adapter = read_adapter(open_checkpoint(path), told)
         families = adapter_candidates(adapter)

@@ -21,7 +21,7 @@ _IN_CONFIG = ("config", "scale")
 
 
 def output_ending(adapter: Adapter, asked: str | None) -> str:
-    """That of the scheme that was asked for, or of its own ones; empty where the output is a folder."""
+    """Return the ending of the requested scheme's files, or of the adapter's own; empty if the output is a folder."""
     named = [asked] if asked else [module.name.scheme for module in adapter.modules.values()]
     found = [schemes.by_name(name) for name in named]
     if any(scheme.absent_alpha in _IN_CONFIG for scheme in found):

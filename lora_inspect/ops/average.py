@@ -20,7 +20,7 @@ def plan_average(
 ) -> "AveragePlan":
     """Read headers and plan the average; without an `output` it can be measured alone.
 
-    Raises LoraInspectError where the weights need steps that nothing tells, and where the adapters have no average.
+    Raises LoraInspectError if the weights need unknown steps, or if the adapters have no average.
     """
     from lora_inspect.algebra.averages import plan_average as planned
 
@@ -30,7 +30,7 @@ def plan_average(
 def average(plan: "AveragePlan", force: bool = False, progress: Progress = silent) -> AverageResult:
     """Write the planned average; `progress` counts the `steps` of the plan.
 
-    Raises LoraInspectError, and leaves nothing, where it cannot be written as planned.
+    Raises LoraInspectError, and leaves nothing, if it cannot be written as planned.
     """
     from lora_inspect.algebra.averages import write_average
 

@@ -70,7 +70,7 @@ class CheckResult(Result):
 
 
 def found_in(path: str) -> list[str]:
-    """All files of a folder of several that may hold weights, or the path itself."""
+    """Return all files of a folder of several that may hold weights, or the path itself."""
     files = files_of_several(path)
     return list(files.weights) if files else [path]
 
@@ -82,10 +82,10 @@ def check(
     progress: Progress = silent,
     skip_hashes: bool = False,
 ) -> CheckResult:
-    """The problems of one checkpoint; that it cannot be read is one of them.
+    """Return the problems of one checkpoint; a file that cannot be read is a problem too.
 
     With `tensors` all numbers are read. With `skip_hashes` no hash of the metadata is compared with the tensors.
-    `progress` is told of the bytes of the file, once. Raises LoraInspectError where there is no file.
+    `progress` gets the bytes of the file, once. Raises LoraInspectError if there is no file.
     """
     share = PartialProgress(progress, stored_bytes(path))
     try:
@@ -113,7 +113,7 @@ def fix(
 ) -> CheckResult:
     """Write a copy of the file with every fix that needs no guess; no other byte of a tensor changes.
 
-    Raises LoraInspectError if there is nothing to fix, and if the output would have another meaning.
+    Raises LoraInspectError if there is nothing to fix, or if the output would have another meaning.
     """
     share = PartialProgress(progress, stored_bytes(path))
     subject = Subject(open_checkpoint(path), settings, share.done, _SizeLook())
@@ -158,7 +158,7 @@ class _SizeLook:
         self.sizes: SizesByPart | None = None
 
     def __call__(self, subject: Subject) -> Iterator[RawProblem]:
-        """The problems of the sizes."""
+        """Yield the problems of the sizes."""
         if not subject.is_adapter or any(problem.severity == ERROR for problem in subject.adapter.problems):
             return
         from lora_inspect.algebra.measures.change_sizes import measured_changes
@@ -171,7 +171,7 @@ class _SizeLook:
 
 
 def _problems_of(subject: Subject, tensors: bool) -> tuple[Problem, ...]:
-    """All of them, the most serious first."""
+    """Return all problems, the most serious first."""
     return tuple(sorted(find_problems(subject, tensors), key=lambda problem: -SEVERITIES.index(problem.severity)))
 
 

@@ -76,7 +76,7 @@ class Judgement(Result):
 
 
 def other_versions(distributions: Mapping[str, str]) -> dict[str, str]:
-    """The packages that are installed here in other versions than these, each with its own; none is imported."""
+    """Return the packages installed here in other versions than these, with the version; it imports none."""
     found: dict[str, str] = {}
     if distributions:
         from importlib.metadata import PackageNotFoundError, version
@@ -99,7 +99,7 @@ class CompatResult(Result):
     verdicts: tuple[Judgement, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `compat --json` prints."""
+        """Return the record that `compat --json` prints."""
         return {
             "schema": "lora-inspect/compat/1",
             "path": self.path,
@@ -160,7 +160,7 @@ def compat(
 
 
 def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progress: Progress) -> list[Verdict]:
-    """The verdicts with the error that each program makes of DoRA on this base."""
+    """Return the verdicts with the error of each program's DoRA on this base."""
     wrong = {one.program.name: one.taken for one in verdicts if one.verdict in (LOST, WRONG)}
     if not wrong and not any(one.fix and "--base" in one.fix for one in verdicts):
         raise RefusedError(

@@ -73,7 +73,7 @@ class ConvertResult(Result):
     biased: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `convert --json` prints."""
+        """Return the record that `convert --json` prints."""
         known = [error for error in self.relative_errors.values() if error is not None]
         return {
             "schema": "lora-inspect/convert/1",
@@ -200,7 +200,7 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
 
 
 def _looked_at(path: str, looks: Sequence[Callable[[str], None] | None]) -> None:
-    """Has the output looked at before it appears."""
+    """Check the output before it appears."""
     for look in filter(None, looks):
         look(path)
 
@@ -234,7 +234,7 @@ def _norms(
 
 
 def _expert(whole: Adapter, options: ConvertOptions) -> str | None:
-    """The expert of a pipeline that the output is of, as far as the prefixes, names or metadata of the input tell."""
+    """Return the pipeline's expert that the output is of, as far as prefixes, names or metadata show it."""
     components = {module.name.component for module in whole.modules.values()}
     expert = pipeline_expert(whole.checkpoint, components, adapter_candidates(whole), options.only)
     return expert.name if expert else None

@@ -21,7 +21,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out,), that of the layer's bias."""
+    """Return (out,), the shape of the layer's bias."""
     return shapes["added"][1:]
 
 
@@ -31,7 +31,7 @@ def misfit(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The vector as a matrix of one column."""
+    """Return the vector as a matrix of one column."""
     from lora_inspect.maths.change import added
 
     return added(tensors["added"].reshape(-1, 1), scale)

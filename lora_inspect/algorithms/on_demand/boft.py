@@ -30,7 +30,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in·kernel) of the weight."""
+    """Return (out, in·kernel) of the weight."""
     return prod(shapes["lengths"]), shapes["blocks"][1] * shapes["blocks"][2]
 
 
@@ -43,7 +43,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The stages of rotations of inputs, and the factor of each output."""
+    """Return the stages of rotations of inputs, and the factor of each output."""
     from lora_inspect.maths.entries import COLUMNS
     from lora_inspect.maths.rotation import Butterfly, cayley, half_blocks
 

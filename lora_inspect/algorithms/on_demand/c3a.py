@@ -23,7 +23,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, int]:
-    """(out, in) of the weight."""
+    """Return (out, in) of the weight."""
     down, across, size = shapes["kernel"]
     return down * size, across * size
 
@@ -34,7 +34,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The blocks, row by row."""
+    """Return the blocks, row by row."""
     from lora_inspect.maths.change import Additive
 
     _, across, size = tensors["kernel"].shape
@@ -44,7 +44,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 
 
 def _rows(windows: Any, first: int, last: int) -> Any:
-    """The rows `first` to `last` of the change without its scale."""
+    """Return the rows `first` to `last` of the change without its scale."""
     size = windows.shape[3]
     down, starts = [row // size for row in range(first, last)], [size - row % size for row in range(first, last)]
     return windows[down, :, starts].flatten(1)

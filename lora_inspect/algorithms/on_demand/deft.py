@@ -27,7 +27,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in) of the weight; P alone tells the outputs."""
+    """Return (out, in) of the weight; P gives only the outputs."""
     return shapes["directions"][0], shapes["put"][1] if "put" in shapes else None
 
 
@@ -103,5 +103,5 @@ class Reprojected(Change):
         return LowRank(self.left, -found if self.put is None else self.put - found, 1.0)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Raises ValueError: it has to see the whole weight before."""
+        """Raise ValueError: it has to see the whole weight before."""
         raise ValueError("a part of a weight is not known before all of its rows are seen")

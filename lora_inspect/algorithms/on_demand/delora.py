@@ -32,7 +32,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, int]:
-    """(out, in) of the weight."""
+    """Return (out, in) of the weight."""
     return shapes["up"][0], shapes["down"][1]
 
 
@@ -49,7 +49,7 @@ def matrices(tensors: Tensors) -> tuple[Any, Any]:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The product."""
+    """Return the product."""
     from lora_inspect.maths.change import LowRank
 
     return LowRank(*matrices(tensors), 1.0)

@@ -28,7 +28,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The factor and the seed of the config, or why they are not known."""
+    """Return the factor and the seed from the config, or an error text if they are unknown."""
     return read_fields(around.config, {"scaling": is_number, "random_loc_seed": is_seed}, "its change")
 
 
@@ -91,7 +91,7 @@ class InverseTransform:
         return cls(fft.ifft(half, dim=0).contiguous(), columns)
 
     def __call__(self, first: int, last: int) -> Any:
-        """The rows `first` to `last` of the result."""
+        """Return the rows `first` to `last` of the result."""
         from torch import fft
 
         return by_rows(lambda half: fft.irfft(half, n=self.columns, dim=1), self.half[first:last])

@@ -45,7 +45,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """The inputs are known; any number of rows is recombined alike."""
+    """Return (None, in): any number of rows is recombined in the same way."""
     return None, shapes["l"][0]
 
 
@@ -56,7 +56,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
-    """Another size of S than that of the basis, or an entry of S that is beyond it; else None."""
+    """Return an error if S has another size than the basis or an entry outside of it, or None."""
     places, inputs = tensors["places"], tensors["l"].shape[0]
     if tensors["size"].tolist() != [inputs, inputs]:
         return f"says that S is {tensors['size'].tolist()} for a basis of {inputs} inputs"
@@ -66,7 +66,7 @@ def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The weight with another middle between its two bases."""
+    """Return the weight with a new middle between its two bases."""
     middle = tensors["l"].double().diag()
     middle.index_put_(tuple(tensors["places"]), tensors["s"].double(), accumulate=True)
     return Recombined(Basis(tensors["V"]), middle)
@@ -130,12 +130,12 @@ class Recombined(Change):
     together: int = 1
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Finds the lengths, which are over all rows."""
+        """Return the change with its lengths, which all rows determine."""
         squares = sum(by_rows(self.basis.apart, rows).square().sum(0) for _, rows in blocks())
         return replace(self, lengths=squares.sqrt()) if hasattr(squares, "sqrt") else self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Writes the new rows; ValueError for a multiplier that means nothing, and before the weight was seen."""
+        """Write the new rows; raise ValueError for a meaningless multiplier, or before the weight was seen."""
         if multiplier != 1 or self.lengths is None:
             raise ValueError(f"a weight is recombined once it was seen, or not; {multiplier:g} says neither")
         known = self.lengths > _LEAST_NORM

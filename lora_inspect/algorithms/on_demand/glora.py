@@ -19,7 +19,7 @@ _KINDS = (("Xd", "Xu"), ("X",), ("zeros",))
 
 
 def _kind(path: str, shapes: Shapes) -> tuple[str, ...]:
-    """The parts of a path that are there."""
+    """Return the parts of a path that are there."""
     return tuple(part for part in _PARTS if f"{path}.{part}" in shapes)
 
 
@@ -74,7 +74,7 @@ def _inputs(shapes: Shapes) -> set[int]:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in) as far as the paths tell."""
+    """Return (out, in) as far as the paths show them."""
     return next(iter(_outputs(shapes)), None), next(iter(_inputs(shapes)), None)
 
 
@@ -108,12 +108,12 @@ def _path(name: str, tensors: Tensors) -> "tuple[Rows, ...]":
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """W ⊙ A + B."""
+    """Return W ⊙ A + B."""
     return ScaledAndMoved(_path("A", tensors), _path("B", tensors))
 
 
 def seen(tensors: Tensors, blocks: Iterable[tuple[int, Any]]) -> Any:
-    """W C (out, 1) from the rows of the base's weight; nothing where C is."""
+    """Return W C (out, 1) from the rows of the base's weight, or None without C."""
     if "C.X" not in tensors and "C.Xd" not in tensors:
         return None
     import torch
@@ -123,7 +123,7 @@ def seen(tensors: Tensors, blocks: Iterable[tuple[int, Any]]) -> Any:
 
 
 def change_of_bias(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """b ⊙ D + E + W C, as a matrix of one column."""
+    """Return b ⊙ D + E + W C, as a matrix of one column."""
     mixed = tensors[SEEN]
     terms = (*_path("E", tensors), *(() if mixed is None else (of_matrix(mixed),)))
     return ScaledAndMoved(_path("D", tensors), terms)
@@ -168,12 +168,12 @@ Rows = Callable[[int, int], Any]
 
 
 def of_matrix(matrix: Any) -> Rows:
-    """The rows of a matrix (out or 1, columns or 1)."""
+    """Return the rows of a matrix (out or 1, columns or 1)."""
     return lambda first, last: matrix if matrix.shape[0] == 1 else matrix[first:last]
 
 
 def of_product(up: Any, down: Any) -> Rows:
-    """The rows of up @ down, with up (out, rank) and down (rank, columns)."""
+    """Return the rows of up @ down, with up (out, rank) and down (rank, columns)."""
     return lambda first, last: product(up[first:last], down)
 
 
@@ -186,7 +186,7 @@ class ScaledAndMoved(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Multiplies and moves; raises ValueError for a multiplier that means nothing."""
+        """Multiply and move the rows; raise ValueError for a meaningless multiplier."""
         if multiplier != 1:
             raise ValueError(f"a weight is scaled and moved or not, which a multiplier of {multiplier:g} does not say")
         last = first + rows.shape[0]

@@ -2,7 +2,7 @@
 
 `gralora_A` (k, in / k, r) and `gralora_B` (k, r, out / k) are cut into k pieces along r. To the block of outputs j and
 inputs n scale · B[j, piece n]ᵀ · A[n, piece j]ᵀ is added. The scale is alpha / (r + hybrid_r), also that of the LoRA of
-rank hybrid_r. PEFT's forward and its merge are the same, and it has no strengths. Sources: Jung et al. 2025, and the
+rank hybrid_r. PEFT's forward and its merge are the same, and it has no multipliers. Sources: Jung et al. 2025, and the
 `GraloraLayer` of PEFT 0.21.
 """
 
@@ -38,7 +38,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, int]:
-    """(out, in) of the weight."""
+    """Return (out, in) of the weight."""
     down, up = shapes["down"], shapes["up"]
     return up[0] * up[2], down[0] * down[1]
 
@@ -49,13 +49,13 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The alpha of the config, or why it is not known."""
+    """Return the alpha from the config, or an error text if it is unknown."""
     found = read_fields(around.config, {"alpha": is_number}, "its scale")
     return found if isinstance(found, str) else {"strength": float(found["alpha"])}
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, strength: float) -> "Change":
-    """The blocks of products, and the product over all of them."""
+    """Return the blocks of products, and the product over all of them."""
     from lora_inspect.maths.change import Additive
 
     ranks = tensors["down"].shape[2] + (len(tensors["general_down"]) if "general_down" in tensors else 0)
@@ -63,7 +63,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, strength: flo
 
 
 def _rows(tensors: Tensors, first: int, last: int) -> Any:
-    """The rows `first` to `last` of the change without its scale."""
+    """Return the rows `first` to `last` of the change without its scale."""
     down, up = tensors["down"], tensors["up"]
     count, size = up.shape[0], up.shape[2]
     piece = up.shape[1] // count

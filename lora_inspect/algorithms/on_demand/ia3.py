@@ -2,7 +2,7 @@
 
 Gains of outputs multiply the output of the layer, so that its bias is multiplied as well. The gains of a Linear layer
 show by their shape which they are, those of a convolution do not: there the `feedforward_modules` of the config decide.
-PEFT has no strengths for them. Sources: Liu et al. 2022; the `IA3Layer` of PEFT 0.21.
+PEFT has no multipliers for them. Sources: Liu et al. 2022; the `IA3Layer` of PEFT 0.21.
 """
 
 from functools import partial
@@ -35,7 +35,7 @@ def _axis(shapes: Shapes) -> int | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in) as far as the shape tells."""
+    """Return (out, in) as far as the shape shows them."""
     axis = _axis(shapes)
     return _count(shapes) if axis == ROWS else None, _count(shapes) if axis == COLUMNS else None
 
@@ -55,7 +55,7 @@ def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, axis: int = ROWS) -> "Change":
-    """The gains along an axis."""
+    """Return the gains along an axis."""
     from lora_inspect.maths.entries import Gains
 
     return Gains(tensors["gains"].flatten(), axis)

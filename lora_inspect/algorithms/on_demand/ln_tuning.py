@@ -8,7 +8,7 @@ from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm
 
 
 def _whole(parameter: str, name: str, title: str) -> Algorithm:
-    """The algorithm that puts a tensor of a trained layer in the place of the layer's own `parameter`."""
+    """Return the algorithm that puts a tensor of a trained layer in the place of the layer's own `parameter`."""
     return saved.ALGORITHM._replace(
         name=name,
         title=title,

@@ -26,7 +26,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """The block tells the rows."""
+    """Return (out, None): the columns are unknown."""
     return shapes["block"][1], None
 
 
@@ -47,12 +47,12 @@ def misfit_of_mini(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def variant(around: Surroundings) -> Algorithm:
-    """The mini form, where the config says so."""
+    """Return the mini form if the config says so, else the usual one."""
     return MINI if around.config is not None and around.config.get("init_weights") == "mini" else DEFAULT
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The block in every shard."""
+    """Return the block in every shard."""
     return Tiled(tensors["block"].transpose(0, 1).contiguous())
 
 
@@ -65,7 +65,7 @@ def check_bat(shapes: Shapes) -> str | None:
 
 
 def shape_of_bat(shapes: Shapes) -> tuple[int | None, ...]:
-    """The blocks tell the rows."""
+    """Return (out, None): the columns are unknown."""
     count, size, _ = shapes["block"]
     return count * size, None
 
@@ -79,12 +79,12 @@ def misfit_of_bat(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def change_of_bat(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The tiles of each block of rows."""
+    """Return the tiles of each block of rows."""
     return TurnedTiles(tensors["block"])
 
 
 def _is_linear(weight: tuple[int, ...]) -> bool:
-    """PEFT has MiSS for Linear layers alone."""
+    """Return True for a Linear weight: PEFT has MiSS only for Linear layers."""
     return len(weight) > 1 and prod(weight[2:]) == 1
 
 
@@ -142,7 +142,7 @@ class Tiled(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Adds the tile to each shard of the rows."""
+        """Add the tile to each shard of the rows."""
         period, rank = self.tile.shape
         own = self.tile[[row % period for row in range(first, first + rows.shape[0])]] * multiplier
         whole = rows.shape[1] - rows.shape[1] % rank
@@ -166,7 +166,7 @@ class TurnedTiles(Change):
         return size
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Changes whole blocks of rows."""
+        """Change whole blocks of rows."""
         size, columns = self.together, rows.shape[1]
         own = self.blocks[first // size : (first + rows.shape[0]) // size]
         # (block, row, shard, column): the rows of a block and its shards are multiplied by the same matrix.

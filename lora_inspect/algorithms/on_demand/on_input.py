@@ -39,7 +39,7 @@ def _shape(shapes: Shapes, axis: int | None = None) -> tuple[int | None, ...]:
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """The gains of inputs or of outputs, or why that is not known."""
+    """Return the algorithm of gains of inputs or of outputs, or an error text if that is unknown."""
     says = around.numbers.get("on_input")
     if says not in (0, 1):
         return "its on_input is neither 0 nor 1; fetch the file again"

@@ -23,7 +23,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in)."""
+    """Return (out, in)."""
     return shapes["left"][0], shapes["right"][1]
 
 
@@ -33,7 +33,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The trained directions, which take the place of the weight's own when it is folded."""
+    """Return the trained directions, which replace the weight's own when it is folded."""
     return ReplacedDirections(tensors["left"] * tensors["values"], tensors["right"], scale)
 
 
@@ -78,7 +78,7 @@ class ReplacedDirections(Change):
         return True
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The difference of the given directions and the weight's own; not finite where a number of it is not."""
+        """Return the given directions minus the weight's own; not finite if a number of the weight is not."""
         import torch
 
         count = self.up.shape[1]
@@ -91,11 +91,11 @@ class ReplacedDirections(Change):
         return LowRank(torch.cat([self.up, -left], 1), torch.cat([self.down, right]), self.scale)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Raises ValueError: it has to see the whole weight first."""
+        """Raise ValueError: it has to see the whole weight first."""
         raise ValueError("the change is not settled yet")
 
     def transposed(self) -> Change:
-        """The weight is turned round first."""
+        """Return the change of the transposed weight, which is transposed first."""
         return Transposed(self)
 
 

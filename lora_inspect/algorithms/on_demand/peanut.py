@@ -44,26 +44,26 @@ class SeenByNetwork(Change):
         return LowRank(self.up, hidden, self.scale)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Raises ValueError: it has to see the whole weight first."""
+        """Raise ValueError: it has to see the whole weight first."""
         raise ValueError("the change is not settled yet")
 
     def transposed(self) -> Change:
-        """The weight is turned round first."""
+        """Return the change of the transposed weight, which is transposed first."""
         return Transposed(self)
 
 
 def _gelu(values: Any) -> Any:
-    """x · Φ(x)."""
+    """Return x · Φ(x)."""
     return values * 0.5 * (1.0 + (values / sqrt(2.0)).erf())
 
 
 def _gelu_tanh(values: Any) -> Any:
-    """The approximation of x · Φ(x) by a hyperbolic tangent."""
+    """Return the approximation of x · Φ(x) by a hyperbolic tangent."""
     return values * 0.5 * (1.0 + ((values + 0.044715 * values**3) * sqrt(2.0 / pi)).tanh())
 
 
 def _mish(values: Any) -> Any:
-    """x · tanh(log(1 + exp x))."""
+    """Return x · tanh(log(1 + exp x))."""
     return values * _softplus(values).tanh()
 
 
@@ -99,7 +99,7 @@ _SIDES = ("encoder", "decoder")
 
 
 def _layers(side: str, shapes: Shapes) -> list[str]:
-    """The roles of the network's layers on one side."""
+    """Return the roles of the network's layers on one side."""
     return [role for role in (f"{side} {number}" for number in range(_DEEPEST)) if role in shapes]
 
 
@@ -119,7 +119,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """Of the weight the rows are known alone."""
+    """Return (out, None): the columns are unknown."""
     return shapes["up"][0], None
 
 
@@ -151,7 +151,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, act_fn: str, scaling: float) -> "Change":
-    """The network, which sees the weight when it is folded."""
+    """Return the network, which sees the weight when it is folded."""
     shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
     encoders, decoders = ([tensors[role] for role in _layers(side, shapes)] for side in _SIDES)
     return SeenByNetwork(tensors["down"], tensors["up"], encoders, decoders, ACTIVATIONS[act_fn], scale * scaling)

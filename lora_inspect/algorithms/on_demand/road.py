@@ -44,7 +44,7 @@ def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...], *, variant: str) -> st
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, variant: str, group: int) -> "Change":
-    """The turned pairs of outputs."""
+    """Return the turned pairs of outputs."""
     angles, factors = tensors["angles"], tensors["factors"]
     if variant == "road_4":
         angles, factors = angles.reshape(-1, 2, group), factors.reshape(-1, 2, group)
@@ -56,7 +56,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, variant: str,
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """The algorithm in the variant and the groups of the config, or why these are unknown."""
+    """Return the algorithm with the variant and the groups of the config, or an error text if they are unknown."""
     fields = {"variant": lambda value: isinstance(value, str) and value in _OUTPUTS, "group_size": is_count}
     found = read_fields(around.config, fields, "its turn of outputs")
     if isinstance(found, str):
@@ -117,7 +117,7 @@ class TurnedPairs(Change):
     together: int
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Turns whole groups; raises ValueError for a multiplier that means nothing."""
+        """Rotate whole groups; raise ValueError for a meaningless multiplier."""
         if multiplier != 1:
             raise ValueError(f"outputs are turned or not, which a multiplier of {multiplier:g} does not say")
         last = first + rows.shape[0]

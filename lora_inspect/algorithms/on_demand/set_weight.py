@@ -12,7 +12,7 @@ from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundi
 
 
 def check(shapes: Shapes) -> str | None:
-    """A single number or an empty tensor is no weight."""
+    """Return an error for a single number or an empty tensor, which is no weight."""
     shape = shapes[saved.SAVED]
     return None if shape and 0 not in shape else f"set_weight {list(shape)} is not a weight"
 

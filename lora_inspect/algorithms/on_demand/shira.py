@@ -1,6 +1,6 @@
 """SHiRA: some entries of the weight are trained, W' = W + multiplier · values at (row, column).
 
-`shira_indices` (2, count) are the rows and the columns, whole numbers that PEFT for Windows stores as floats. Sources:
+`shira_indices` (2, count) are the rows and the columns, integers that PEFT for Windows stores as floats. Sources:
 Bhardwaj et al. 2024; the `ShiraLayer` of PEFT.
 """
 
@@ -21,7 +21,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """That of the weight is not told."""
+    """Return unknown sizes: the file does not give the weight's shape."""
     return None, None
 
 
@@ -39,7 +39,7 @@ def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The values at their entries."""
+    """Return the values at their entries."""
     from lora_inspect.maths.entries import Scattered
 
     rows, columns = tensors["entries"]

@@ -1,7 +1,7 @@
 """Super-Tuning: some entries of the weight are trained, and in its form Supra a LoRA beside them.
 
 W' = W + values at the entries + (lora_alpha / r) · B @ A. `supertuning_indices` (count,) count the entries from the
-first one of the weight, row by row. PEFT has no strengths for it. Source: the `SupertuningLayer` of PEFT.
+first one of the weight, row by row. PEFT has no multipliers for it. Source: the `SupertuningLayer` of PEFT.
 """
 
 from math import prod
@@ -30,7 +30,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in) where there is a LoRA that tells it."""
+    """Return (out, in) if there is a LoRA that shows it."""
     return (shapes["up"][0], shapes["down"][1]) if "down" in shapes else (None, None)
 
 
@@ -50,7 +50,7 @@ def outside(tensors: Tensors, weight: tuple[int, ...], *, lora_scale: float) -> 
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The scale of the LoRA, or why it, or the entries, are unknown."""
+    """Return the scale of the LoRA, or an error text if it, or the entries, are unknown."""
     if "entries" not in around.shapes:
         return (
             "its entries are not in the file, and PEFT finds others if the base has equal or rounded numbers; save "
@@ -63,7 +63,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, lora_scale: float) -> "Change":
-    """The values at their entries, and the LoRA where there is one."""
+    """Return the values at their entries, and the LoRA if there is one."""
     from lora_inspect.maths.change import Both, LowRank
     from lora_inspect.maths.entries import Scattered
 

@@ -2,7 +2,7 @@
 
 `trainable_tokens_delta` (count, dim) are the new rows, in spite of its name; their numbers stand in the config alone:
 `token_indices` of the method itself, `trainable_token_indices` where a LoRA has it beside its factors. A head that
-shares the weight of the embedding takes part. PEFT has no strengths for them. Source: the `TrainableTokensLayer` of
+shares the weight of the embedding takes part. PEFT has no multipliers for them. Source: the `TrainableTokensLayer` of
 PEFT.
 """
 
@@ -41,19 +41,19 @@ def outside(tensors: Tensors, weight: tuple[int, ...], *, tokens: Sequence[int])
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, tokens: Sequence[int]) -> "Change":
-    """The rows of the tokens, in their order, in the place of the weight's own."""
+    """Return the rows of the tokens, in their order, which replace the weight's own."""
     from lora_inspect.maths.change import ReplacedRows
 
     return ReplacedRows(tokens, tensors[ROWS])
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The tokens of the method itself, or why they are unknown."""
+    """Return the tokens of the method itself, or an error text if they are unknown."""
     return _tokens(around, "token_indices", [(around.config or {}).get("token_indices")])
 
 
 def settings_beside_lora(around: Surroundings) -> dict[str, Any] | str:
-    """Those of a LoRA, which has one list for the embedding or lists by the ends of the modules' paths."""
+    """Return the tokens of a LoRA, from one list for the embedding or lists by the ends of the modules' paths."""
     field = "trainable_token_indices"
     said = (around.config or {}).get(field)
     return _tokens(around, field, _lists_for(around.key, said) if isinstance(said, Mapping) else [said])
@@ -64,7 +64,7 @@ def _lists_for(key: str, lists: Mapping[str, Any]) -> list[Any]:
 
 
 def _tokens(around: Surroundings, field: str, lists: list[Any]) -> dict[str, Any] | str:
-    """The one list of as many different tokens as there are rows."""
+    """Return the one list with as many different tokens as there are rows, or an error text."""
     if around.config is None:
         return (
             "PEFT names the tokens of its rows in adapter_config.json, but this module has none; put it next to the "

@@ -1,7 +1,7 @@
 """VB-LoRA: W' = W + B · A, where every piece of a row of A and of a column of B mixes a few vectors of one bank.
 
 The largest logits of a piece choose its vectors, and their softmax mixes them. With `save_only_topk_weights` the chosen
-ones and all but the last of their weights are saved. PEFT has no strength for it. Sources: Li et al. 2024; the
+ones and all but the last of their weights are saved. PEFT has no multiplier for it. Sources: Li et al. 2024; the
 `VBLoRALayer` of PEFT.
 """
 
@@ -52,7 +52,7 @@ def _pieces(shapes: Shapes, side: str) -> tuple[int, ...]:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """The pieces of each side have the length of the vectors."""
+    """Return (out, in), from pieces with the length of the vectors on each side."""
     if "bank" not in shapes:
         return None, None
     length = shapes["bank"][1]
@@ -87,7 +87,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...], *, topk: int) -> str | None:
-    """A chosen vector that the bank does not have, or None."""
+    """Return an error for a chosen vector that the bank does not have, or None."""
     last = tensors["bank"].shape[0] - 1
     for role in _INDICES.keys() & tensors.keys():
         if int(tensors[role].min()) < 0 or int(tensors[role].max()) > last:
@@ -96,7 +96,7 @@ def outside(tensors: Tensors, weight: tuple[int, ...], *, topk: int) -> str | No
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, topk: int) -> "Change":
-    """The product of the two factors that the pieces make."""
+    """Return the product of the two factors that the pieces make."""
     from lora_inspect.maths.change import LowRank
 
     a, b = _mixed(tensors, "A", topk), _mixed(tensors, "B", topk)
@@ -104,7 +104,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, topk: int) ->
 
 
 def _mixed(tensors: Tensors, side: str, topk: int) -> Any:
-    """The pieces of a factor (·, ·, length)."""
+    """Return the pieces of a factor (·, ·, length)."""
     import torch
 
     if f"logits_{side}" in tensors:

@@ -20,7 +20,7 @@ _NOT_SAVED = (
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """The rows are known; A tells no more than how many columns there are at most."""
+    """Return (out, None): A only shows the largest possible number of columns."""
     b = shapes["b"]
     return b[0] if b else 1, None
 
@@ -41,7 +41,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 
 
 def checked(name: str, halves: int) -> Callable[[Shapes], str | None]:
-    """`check` of vectors b (out,) and d (halves·rank,) for A (halves·rank, in or more) and B (out or more, rank)."""
+    """Return `check` of vectors b (out,) and d (halves·rank,) for A (halves·rank, ≥in) and B (≥out, rank)."""
 
     def check(shapes: Shapes) -> str | None:
         b, d = shapes["b"], shapes["d"]
@@ -88,9 +88,9 @@ class Leading(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Adds the product's rows."""
+        """Add the product's rows."""
         add_product(rows, self.up[first : first + rows.shape[0]] * multiplier, self.down[:, : rows.shape[1]])
 
     def transposed(self) -> Change:
-        """The factors change places."""
+        """Return the change with exchanged factors."""
         return Leading(self.down.transpose(0, 1), self.up.transpose(0, 1))

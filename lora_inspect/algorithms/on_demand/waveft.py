@@ -35,7 +35,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The factor, the seed and the filter of the config, None for no transform, or why they are not known."""
+    """Return the factor, the seed and the filter from the config, None for no transform, or an error text."""
     fields = {"scaling": is_number, "random_loc_seed": is_seed, "use_idwt": is_switch}
     found = read_fields(around.config, fields, "its change")
     if isinstance(found, str):
@@ -98,7 +98,7 @@ class _Axis:
         self._first = 2 * (at % (length // 2)) - self._lost
 
     def tap(self, number: int) -> "tuple[Tensor, Tensor]":
-        """The positions that a tap reaches, and which of them are there."""
+        """Return the positions that a tap reaches, and a mask of the ones that exist."""
         reached = self._first + number
         return reached, (reached >= 0) & (reached < self._size)
 
@@ -106,9 +106,9 @@ class _Axis:
 def synthesis(
     values: "Tensor", at: "tuple[Tensor, Tensor]", shape: tuple[int, int], lowpass: Sequence[float], scale: float
 ) -> Change:
-    """Adds scale · the inverse transform of the `values` (count,) at the rows and columns `at` of a weight of `shape`.
+    """Return scale · the inverse transform of `values` (count,) at the rows and columns `at` of a weight of `shape`.
 
-    The filter `lowpass` is that of the synthesis; the other one has its taps turned round, with alternating signs.
+    The filter `lowpass` is that of the synthesis; the other filter has its taps reversed, with alternating signs.
     """
     import torch
 

@@ -78,7 +78,7 @@ def attention_relations() -> tuple[Relation, ...]:
 
 
 def double_relations() -> tuple[Relation, ...]:
-    """The same of a whole double-stream block, modulation apart."""
+    """Return the relations of a whole double-stream block, without modulation."""
     return (
         *attention_relations(),
         *below(
@@ -93,7 +93,7 @@ def double_relations() -> tuple[Relation, ...]:
 
 
 def single_relations() -> tuple[Relation, ...]:
-    """The same of a single-stream block, modulation apart."""
+    """Return the relations of a single-stream block, without modulation."""
     return below(
         "single_blocks.{i}",
         "single_transformer_blocks.{i}",

@@ -149,7 +149,7 @@ def ends_in_diffusers() -> tuple[Relation, ...]:
 
 
 def blocks_in_diffusers() -> tuple[Relation, ...]:
-    """The blocks in the original layout and in that of diffusers."""
+    """Return the relations of the blocks in the original layout to those of diffusers."""
     return (
         *below(
             "double_blocks.{i}",
@@ -193,7 +193,7 @@ def ends_in_comfyui(*embedders: str) -> tuple[Relation, ...]:
 
 
 def with_comfyui(to_diffusers: tuple[Relation, ...]) -> tuple[Relation, ...]:
-    """The relations of all three layouts: ComfyUI renames the original layers, and keeps the names of some."""
+    """Return the relations of all three layouts: ComfyUI renames the original layers, and keeps the names of some."""
     to_comfyui = (
         *ends_in_comfyui("time_in", "guidance_in"),
         *(

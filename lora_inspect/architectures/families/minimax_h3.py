@@ -44,7 +44,7 @@ DIFFUSERS_NORMS = (
 
 
 def relations() -> Iterator[Relation]:
-    """Yields the relations of layers outside of the blocks; a block is related as a whole or not at all."""
+    """Yield the relations of layers outside of the blocks; a block is related as a whole or not at all."""
     yield from map(same, (*ORIGINAL_ENDS, *_OUTSIDE), (*DIFFUSERS_ENDS, *_OUTSIDE_IN_DIFFUSERS))
 
 

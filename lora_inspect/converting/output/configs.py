@@ -108,7 +108,7 @@ def saved_config(config: Mapping[str, Any], saved: Collection[str], biases: bool
 
 
 def moved_experts(config: Mapping[str, Any], modules: Collection[str], experts: Collection[str]) -> dict[str, Any]:
-    """The config where layers of experts were taken apart or put together: of other `modules` than it names.
+    """Return the config with other `modules` than it names, after layers of experts were split or joined.
 
     A of all experts is along the inputs, as in PEFT since 0.19.1.
     """
@@ -122,7 +122,7 @@ def moved_experts(config: Mapping[str, Any], modules: Collection[str], experts: 
 
 
 def _of_experts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with PEFT's packing where it says, or Unsloth left open, how the factors of experts are packed."""
+    """Return the config with PEFT's packing of experts, if it states one or Unsloth left it open."""
     mapping = config.get("auto_mapping")
     own = {key: value for key, value in config.items() if key not in MARKS}
     if isinstance(mapping, dict):
@@ -166,7 +166,7 @@ def _commonest(values: Iterable[Number]) -> Number:
 
 
 def _pattern(values: Mapping[str, Number], common: Number) -> dict[str, Number]:
-    """The values that are not the `common` one, by keys that match their own module alone.
+    """Return the values that are not the `common` one, by keys that match only their own module.
 
     PEFT matches a key as an expression with the end of a path; a path that is the end of another one is anchored. A dot
     that is not escaped is any letter: h.1.1 would match h.111.

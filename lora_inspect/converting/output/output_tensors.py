@@ -64,7 +64,7 @@ class SpelledModule:
 
     @property
     def norms(self) -> str | None:
-        """Whose norms its magnitude of outputs is over; None where it has none."""
+        """Whose norms its magnitude of outputs is over; None if it has none."""
         outputs = (part.magnitude for part in self.parts if part.magnitude and part.magnitude.axis == OUTPUT)
         return next((magnitude.spelling.norms for magnitude in outputs), None)
 
@@ -80,7 +80,7 @@ class SpelledModule:
 
 
 def spell(module: Module, parts: Sequence[Part], growth: Growth) -> SpelledModule:
-    """The module's own tensors; LoraInspectError where a number is beyond its type or the output grows too much."""
+    """Return the module's own tensors; raise LoraInspectError for a number beyond its type or too much growth."""
     own = ((part, role) for part in parts for role in part.factors if role not in part.algorithm.shared)
     contents = [_factor(module, part, role) for part, role in own]
     contents += _alpha(module, parts)
@@ -106,7 +106,7 @@ def _magnitude(part: Part, magnitude: Magnitude, key: str, shape: tuple[int, ...
 
 
 def _alpha(module: Module, parts: Sequence[Part]) -> list[Content]:
-    """The alpha that says the scale; one that says something else goes on as it is."""
+    """Return the alpha that gives the scale; an alpha with another meaning stays as it is."""
     if carrier_of(module) != ALPHA:
         return []
     stored = next((part.alpha for part in parts if part.alpha is not None), None)
@@ -125,7 +125,7 @@ def _has_whole_factors(part: Part) -> bool:
 
 
 def shared_contents(parts: Iterable[Part]) -> list[Content]:
-    """The tensors that the parts share, as they are in the input; raises LoraInspectError where one is not finite."""
+    """Return the shared tensors of the parts, as in the input; raise LoraInspectError if one is not finite."""
     found = {}
     for part in (part for part in parts if part.algorithm.name == part.origin.algorithm.name):
         for role, info in shared_tensors(part.origin).items():

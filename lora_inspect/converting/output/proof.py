@@ -63,7 +63,7 @@ class ProofTerm:
 
 
 def relative_distance(ones: Sequence[ProofTerm], others: Sequence[ProofTerm], read: "FactorCache") -> float:
-    """‖the sum of `ones` - that of the `others`‖ / ‖that of `ones`‖, in float64.
+    """Return ‖the sum of `ones` - the sum of the `others`‖ / ‖the sum of `ones`‖, in float64.
 
     Changes that depend on the weight are compared on a made-up one. Infinite where the two are not of one size.
     """
@@ -87,11 +87,11 @@ class FactorCache:
         self._shared: dict[tuple[str, str], torch.Tensor] = {}
 
     def operands(self, contribution: Contribution) -> dict[Role, torch.Tensor]:
-        """All factors that the change is computed from."""
+        """Return all factors that the change is computed from."""
         return {role: self.factor(contribution, role) for role in contribution.operands}
 
     def factor(self, contribution: Contribution, role: Role) -> torch.Tensor:
-        """One of them."""
+        """Return one factor."""
         info, algorithm = contribution.factors[role], contribution.algorithm
         if role in algorithm.positions:
             return load_whole(info)
@@ -109,7 +109,7 @@ def _read(info: TensorInfo) -> torch.Tensor:
 
 
 def _of_pair(term: ProofTerm, written: ProofTerm, read: FactorCache) -> float | None:
-    """The relative distance of two contributions of one form; None where the factors alone do not tell it."""
+    """Return the relative distance of two contributions of one form, or None if the factors do not show it."""
     one, other = term.contribution, written.contribution
     own, its = one.operands, other.operands
     if one.algorithm != other.algorithm or one.settings != other.settings or own.keys() != its.keys():
@@ -160,7 +160,7 @@ def _has_rows_of(one: TensorInfo, other: TensorInfo, runs: Runs) -> bool:
 
 
 def _common_shape(ones: Sequence[ProofTerm], others: Sequence[ProofTerm]) -> tuple[int, int] | None:
-    """(rows, columns) of the module's weight as a matrix; None where the terms do not agree on it."""
+    """Return (rows, columns) of the module's weight as a matrix, or None if the terms disagree."""
     rows, columns = set[int](), set[int]()
     least = 0
     for term in (*ones, *others):
@@ -179,7 +179,7 @@ def _common_shape(ones: Sequence[ProofTerm], others: Sequence[ProofTerm]) -> tup
 
 
 def _products(terms: Sequence[ProofTerm], shape: tuple[int, int], read: FactorCache) -> list[Product] | None:
-    """Each term as a product of thin factors; None where one is none, or all together are not thin."""
+    """Return each term as a product of thin factors, or None if one is no such product or the sum is not thin."""
     found = []
     for term in terms:
         contribution = term.contribution
@@ -206,7 +206,7 @@ def _placed(up: torch.Tensor, runs: Runs, rows: int) -> torch.Tensor:
 def _apart(
     ones: Sequence[ProofTerm], others: Sequence[ProofTerm], shape: tuple[int, int], read: FactorCache
 ) -> Distance:
-    """The distance from the changed rows of a weight: of zeros, unless a change depends on it."""
+    """Return the distance, computed on the changed rows of a weight, of zeros unless a change depends on it."""
     depends = any(term.contribution.multiplies for term in (*ones, *others) if term.matrix is None)
     weight = SampleWeight(*shape, is_zero=not depends)
     links = [[(_change(term, shape, read), 1.0) for term in terms] for terms in (ones, others)]
@@ -235,7 +235,7 @@ def _change(term: ProofTerm, shape: tuple[int, int], read: FactorCache) -> Chang
 
 
 def expert_distance(destination: Destination, written: Contribution, read: FactorCache) -> Distance:
-    """Over all experts, of the module of the output that holds `written` and of its sources."""
+    """Return the relative distance, over all experts, of the output module with `written` and its sources."""
     sources = [source.module.contributions[0] for source in destination.sources]
     layers = destination.experts
     if layers is None:
@@ -265,7 +265,7 @@ def _of_one(contribution: Contribution, read: FactorCache) -> Product:
 
 
 def _of_all(contribution: Contribution, read: FactorCache) -> Iterator[Product]:
-    """The product of each expert."""
+    """Yield the product of each expert."""
     one, algorithm = _of_one(contribution, read), contribution.algorithm
     if algorithm.packed:
         yield from map(Product, *per_expert(one.up, one.down, algorithm.experts, contribution.settings["packing"]))
@@ -337,7 +337,7 @@ class Proof:
         )
 
     def _relative_error(self, target: Destination, written: Module) -> float:
-        """The largest of the module's parameters and magnitudes."""
+        """Return the largest relative error of the module's parameters and magnitudes."""
         of_experts = [c for c in written.contributions if c.algorithm.experts]
         if target.experts or of_experts:
             return expert_distance(target, (of_experts or written.contributions)[0], self._read).share
@@ -397,7 +397,7 @@ class Proof:
 
 
 def _runs(contribution: Contribution, source: Source | None) -> Runs | None:
-    """The rows of the module that a contribution of the source changes, and which of its own rows these are."""
+    """Return the rows of the module that a contribution of the source changes, and its own rows for them."""
     moved = tuple(source.runs.each()) if source and source.runs else None
     if contribution.rows is None:
         return moved
@@ -444,7 +444,7 @@ def dora_errors(
 
 
 def _received(dependent: BaseDependentChange, does: str, scale: float) -> torch.Tensor:
-    """The change that the program makes of the module."""
+    """Return the program's change of the module."""
     contribution = dependent.contribution._replace(scale=scale)
     if does == OTHER_AXIS:
         return _along_the_other_axis(dependent, contribution)
@@ -469,7 +469,7 @@ def _with_norms_of_base(dependent: BaseDependentChange, contribution: Contributi
 
 
 def _along_the_other_axis(dependent: BaseDependentChange, contribution: Contribution) -> torch.Tensor:
-    """V · m / n - W with magnitudes of outputs over the norms of V's inputs (A1111's `apply_weight_decompose`)."""
+    """Return V · m / n - W, with magnitudes of outputs over the norms of V's inputs, as A1111 computes it."""
     assert contribution.magnitude is not None
     weight = own_weight(dependent.places)
     combined = weight + true_change(dependent._replace(contribution=contribution._replace(magnitude=None)))

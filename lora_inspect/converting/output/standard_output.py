@@ -115,13 +115,13 @@ class StandardOutput:
         return HEADER in self._carriers
 
     def check(self, inputs: Collection[str], force: bool) -> None:
-        """Raises LoraInspectError where the adapter cannot be written to the path."""
+        """Raise LoraInspectError if the adapter cannot be written to the path."""
         check_output(self.path, inputs, force, folder=self.is_folder)
         if self.is_folder:
             check_replaceable(self.path, (self._weights, ADAPTER_CONFIG))
 
     def check_magnitudes(self) -> None:
-        """Raises LoraInspectError where readers would apply a magnitude to modules that have none."""
+        """Raise LoraInspectError if readers would apply a magnitude to modules that have none."""
         without = [c.module for c in self._adapter.contributions if c.algorithm.decomposes and not c.magnitude]
         kept = (
             magnitude_place(destination.module, c, c.magnitude)[1]
@@ -139,7 +139,7 @@ class StandardOutput:
             )
 
     def embedded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
-        """The configs that the metadata holds for diffusers, true of the modules; None where there are none to hold."""
+        """Return the configs of the metadata for diffusers, corrected for the modules, or None without any."""
         configs: Mapping[str, Mapping[str, object]] = peft_config.embedded_configs(self._adapter.checkpoint.metadata)
         components: dict[str, dict[str, SpelledModule]] = defaultdict(dict)
         for module in modules.values():
@@ -206,7 +206,7 @@ class StandardOutput:
         force: bool,
         prove: Callable[[str], None] | None,
     ) -> str:
-        """Makes the output at a path on a disk; returns that of its weights."""
+        """Write the output at a path on a disk; return the path of its weights."""
         if self._is_gguf:
             alpha = next(module.alpha for module in modules.values() if module.alpha is not None)
             strings = {key: value for key, value in metadata.items() if not key.startswith(GGUF_KEYS)}

@@ -64,9 +64,9 @@ def find_base_changes(
     matching: Matching,
     wanted: Callable[[Contribution], bool] = lambda contribution: contribution.magnitude is not None,
 ) -> dict[str, BaseDependentChange]:
-    """The `wanted` contribution of every module that has one, by its name; those with a magnitude by themselves.
+    """Return the `wanted` contributions by module name, by default those with a magnitude.
 
-    Raises LoraInspectError where its true change is not to be had.
+    Raises LoraInspectError if a true change is unavailable.
     """
     places: dict[str, list[Place]] = defaultdict(list)
     for found in matching.targets.values():
@@ -97,7 +97,7 @@ def find_base_changes(
 
 
 def _check_alone(dependent: BaseDependentChange, of_module: Sequence[Contribution]) -> None:
-    """Raises LoraInspectError where the module has another change of the kind that the true change becomes."""
+    """Raise LoraInspectError if the module has another change of the kind that the true change becomes."""
     own = dependent.contribution
     if any(c.algorithm.name == dependent.algorithm.name for c in of_module if c is not own):
         raise RefusedError(

@@ -23,14 +23,14 @@ EXACT = 2.0**-22
 
 
 def alpha_of_all(contributions: Iterable[Contribution]) -> float:
-    """The alpha that a header says once, as a float32 in which it stands: that of most modules, and never 0."""
+    """Return the alpha that a header states once, as a float32: that of most modules, and never 0."""
     alphas = (_as_float32(_plain(c, c.known_scale, rank)) for c in contributions if (rank := c.rank))
     held = Counter(alpha for alpha in alphas if alpha and math.isfinite(alpha))
     return held.most_common(1)[0][0] if held else 1.0
 
 
 def carry_scale(module: ModuleParts, context: Context) -> ModuleParts:
-    """Puts the scale of each part where readers of the output look for it."""
+    """Put the scale of each part into the carrier that readers of the output use."""
     return replace(module, parts=carry_scales(module.parts, module.carrier, context.common))
 
 
@@ -89,9 +89,9 @@ def _carry_beside(part: Part, scales: Mapping[str, float]) -> Part:
 
 
 def into_factors(part: Part) -> Part:
-    """The part with its scale multiplied into the first factor that takes one; readers multiply by 1.
+    """Return the part with its scale multiplied into the first factor that takes one; readers then multiply by 1.
 
-    Raises LoraInspectError where none does.
+    Raises LoraInspectError if none does.
     """
     if part.scale == 1.0:
         return part
@@ -134,7 +134,7 @@ def _plain(origin: Contribution, scale: float, rank: int) -> float:
 
 
 def _as_float32(number: float) -> float:
-    """The nearest float32, infinity beyond them."""
+    """Return the nearest float32, infinity beyond them."""
     try:
         return to_float32(number)
     except OverflowError:
@@ -147,7 +147,7 @@ _RANKS_IN_MLX = {mlx.NAME: {"down": 1, "up": 0}, mlx.EXPERTS: {"down": 1, "up": 
 
 
 def of_one_scale(modules: Iterable[Sequence[Part]]) -> list[list[Part]]:
-    """The parts of all modules at one scale and, where they have a rank, at one rank.
+    """Return the parts of all modules at one scale and, if they have a rank, at one rank.
 
     Scales that differ go into the factors, and smaller ranks get zeros.
     """
@@ -159,7 +159,7 @@ def of_one_scale(modules: Iterable[Sequence[Part]]) -> list[list[Part]]:
 
 
 def _padded(part: Part, rank: int) -> Part:
-    """The part with zeros up to the rank, and the alpha of its scale; one without a rank as it is."""
+    """Return the part padded with zeros to the rank, with the alpha of its scale; one without a rank as it is."""
     if part.rank is None:
         return part
     own = replace(part, alpha=part.scale * rank)

@@ -97,7 +97,7 @@ class LoraMaker:
         return self._max_error is not None or (self._rank is not None and self._rank < exact.down.shape[0])
 
     def _shape(self, part: Part) -> tuple[int, ...]:
-        """(out, in, *kernel), from the base where the factors have a kernel flattened."""
+        """Return (out, in, *kernel), with the kernel from the base if the factors have it flattened."""
         shape = part.formula.shape(part.shapes)
         inner = self._inner.get(part.origin.module.key, ())
         known = tuple(size for size in shape if size is not None)
@@ -121,7 +121,7 @@ class LoraMaker:
         return Product(*found) if found else None
 
     def _whole(self, part: Part, shape: tuple[int, ...]) -> torch.Tensor:
-        """The unscaled change as a matrix."""
+        """Return the unscaled change as a matrix."""
         rows, columns = shape[0], prod(shape[1:])
         if rows * columns > _ELEMENTS:
             raise RefusedError(
@@ -177,7 +177,7 @@ class LoraMaker:
 
 
 def _shortened(exact: Product, rank: int | None, max_error: float | None) -> tuple[Factor, Factor]:
-    """The nearest product of a rank or an error: that of the small matrix between two orthonormal bases."""
+    """Return the nearest product of a rank or an error, from the small matrix between two orthonormal bases."""
     left, right = torch.linalg.qr(exact.up), torch.linalg.qr(exact.down.t())
     found = approximate(left.R @ right.R.t(), rank, max_error, torch.float64)
     up, down = left.Q @ found.up, found.down @ right.Q.t()
@@ -194,7 +194,7 @@ def _numbers(part: Part) -> list[Role]:
 
 
 def _tensors(part: Part) -> dict[Role, torch.Tensor]:
-    """The factors that the change is computed from: numbers in float64, whole ones in int64."""
+    """Return the factors that the change is computed from: numbers in float64, integers in int64."""
     positions = {role: info for role, info in part.origin.operands.items() if role in part.algorithm.positions}
     numbers = {role: as_factor(part.factors[role]).values for role in _numbers(part)}
     return numbers | {role: load_whole(info) for role, info in positions.items()}
@@ -205,7 +205,7 @@ def _lost(meant: list[Product], written: Product) -> float:
 
 
 def make_lora(module: ModuleParts, context: Context) -> ModuleParts:
-    """Makes LoRA of the parts of each source."""
+    """Make LoRA of the parts of each source."""
     options = context.options
     maker = LoraMaker(options.rank, options.max_error, context.inner, context.growth)
     return module.each(lambda source, parts: maker.converted(parts, source.runs))

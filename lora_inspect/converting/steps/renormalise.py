@@ -74,13 +74,13 @@ def _blocks(weight: torch.Tensor, together: int) -> Iterator[tuple[int, torch.Te
 
 
 def norms_record_of(remeasured: Mapping[str, BaseDependentChange], base: str) -> NormsRecord:
-    """The record of the base at the path `base`, by the weight of the first of the modules."""
+    """Return the record of the base at the path `base`, by the weight of the first of the modules."""
     place, _ = next(iter(remeasured.values())).places[0]
     return NormsRecord(describe_file(base), place.target.name, sha256(place.target))
 
 
 def settle_magnitudes(module: ModuleParts, context: Context) -> ModuleParts:
-    """Settles the magnitudes of each source: near the true change, over other norms, dropped or kept as they are."""
+    """Settle the magnitudes of each source: approximate the true change, use other norms, drop or keep them."""
     options = context.options
     cache = remembered_deltas(context)
 
@@ -97,7 +97,7 @@ def settle_magnitudes(module: ModuleParts, context: Context) -> ModuleParts:
 
 
 def _keep(parts: Sequence[Part]) -> Sequence[Part]:
-    """The magnitudes stay; raises LoraInspectError where one is not finite."""
+    """Return the parts with their magnitudes; raise LoraInspectError if one is not finite."""
     for part in parts:
         if part.magnitude:
             check_finite(part.magnitude.info)
@@ -115,7 +115,7 @@ def _drop(parts: Sequence[Part]) -> list[Part]:
 def _remeasure(
     parts: Sequence[Part], dependent: BaseDependentChange, module: Module, options: ConvertOptions
 ) -> list[Part]:
-    """The same DoRA with a magnitude over the norms that are due, in float32, for a `module` of the output.
+    """Return the same DoRA with a magnitude over the due norms, in float32, for a `module` of the output.
 
     The parts are those of the module that has the `dependent` change.
     """
@@ -166,7 +166,7 @@ def _of(
     cache: DeltaCache,
     runs: Runs | None,
 ) -> Part:
-    """The approximation in the form in which the part has its factors, else in that of the base's weight."""
+    """Return the approximation in the shape of the part's factors, or in that of the base's weight."""
     found = approximate_change(dependent, rank, max_error, cache, runs)
     origin = part.origin
     if dependent.is_turned:

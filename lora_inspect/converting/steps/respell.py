@@ -24,7 +24,7 @@ from lora_inspect.reading.model.contribution import Module
 
 
 def substitute_algorithms(module: ModuleParts, context: Context) -> ModuleParts:
-    """Writes algorithms as the ones that the scheme has instead, which have one factor as well."""
+    """Replace algorithms by the ones that the scheme has instead, which also have one factor."""
     instead = context.instead
     return module.each(
         lambda source, parts: [
@@ -40,7 +40,7 @@ def _written(part: Part, name: str) -> Part:
 
 
 def turn_embeddings(module: ModuleParts, context: Context) -> ModuleParts:
-    """Turns the factors of Embeddings as the dialects of the output have them."""
+    """Transpose the factors of Embeddings as the dialects of the output need."""
     return module.each(
         lambda source, parts: [_turned_embedding(part, spelled_in(part.algorithm, context.dialects)) for part in parts]
     )
@@ -59,7 +59,7 @@ _EMBEDDING = by_name("lora_embedding")
 
 
 def turn_mlx(module: ModuleParts, context: Context) -> ModuleParts:
-    """Writes mlx-lm's factors of one layer as LoRA's, down (rank, in) and up (out, rank)."""
+    """Convert mlx-lm's factors of one layer to LoRA's, down (rank, in) and up (out, rank)."""
     return module.each(
         lambda source, parts: [_as_lora(part) if part.algorithm.name == mlx.NAME else part for part in parts]
     )
@@ -103,7 +103,7 @@ def _turned_factors(factors: Mapping[Role, TensorInfo | Factor]) -> dict[Role, F
 
 
 def without_unchanged(parts: Sequence[Part], dependent: BaseDependentChange) -> list[Part]:
-    """The parts without the LoRA of a saved weight that is the base's own."""
+    """Return the parts without the LoRA of a saved weight that equals the base's."""
     own = dependent.contribution
     return [part for part in parts if not (own.algorithm.replaces and _is_of(part, dependent) and _is_nothing(part))]
 

@@ -110,7 +110,7 @@ def _written(origin: Contribution, options: ConvertOptions) -> Algorithm:
 
 
 def _roles(origin: Contribution, algorithm: Algorithm) -> Iterator[tuple[str, TensorInfo]]:
-    """The factors that there will be, of whatever shape."""
+    """Yield the roles of the future factors, of whatever shape."""
     if algorithm is origin.algorithm:
         yield from origin.factors.items()
         return

@@ -34,7 +34,7 @@ def changes_otherwise(module: Module) -> bool:
 
 
 def check_full(adapter: Adapter, options: ConvertOptions) -> list[str]:
-    """Raises LoraInspectError where differences cannot be had or nobody would read them; a note where all are some."""
+    """Raise LoraInspectError if differences are impossible or unreadable; return a note if all are differences."""
     file = adapter.checkpoint.path
     if options.rank is not None or options.max_error is not None:
         raise RefusedError(file, "a full difference has no rank and no error", "leave --rank and --max-error out")
@@ -113,7 +113,7 @@ def needs_base(contribution: Contribution, options: ConvertOptions) -> bool:
 
 
 def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
-    """Raises LoraInspectError where a base or a rank is needed that is not given, or has nothing to do.
+    """Raise LoraInspectError if a needed base or rank is missing, or if a given one has no effect.
 
     A note says where all is LoRA already.
     """
@@ -178,7 +178,7 @@ def _refuse_idle(adapter: Adapter, options: ConvertOptions) -> None:
 
 
 def check_biases(adapter: Adapter, matching: Matching | None, options: ConvertOptions) -> None:
-    """Raises LoraInspectError where factors that become LoRA change the bias of their layer, too, or may do so."""
+    """Raise LoraInspectError if factors that become LoRA change, or may change, the bias of their layer too."""
     found = [one.contribution for own in matching.targets.values() for one in own] if matching else []
     biases = {(c.module.key, c.algorithm.name) for c in found if c.algorithm.parameter == BIAS}
     for contribution in adapter.contributions if options.algorithm == lora.ALGORITHM.name else ():
@@ -194,7 +194,7 @@ def check_biases(adapter: Adapter, matching: Matching | None, options: ConvertOp
 
 
 def shapes_in_base(matching: Matching | None) -> dict[str, tuple[int, ...]]:
-    """(in, *kernel) of the weights that the modules change in a base, by their names."""
+    """Return (in, *kernel) of the weights that the modules change in a base, by their names."""
     if matching is None:
         return {}
     placed = (one for found in matching.targets.values() for one in found)
@@ -220,7 +220,7 @@ def is_kernel_untold(algorithm: Algorithm, shapes: Shapes) -> bool:
 
 
 def _columns(algorithm: Algorithm, shapes: Shapes) -> list[int]:
-    """The known sizes of the change."""
+    """Return the known sizes of the change."""
     sizes = () if algorithm.formula is None else algorithm.formula.shape(shapes)
     return [size for size in sizes if size is not None]
 
@@ -239,7 +239,7 @@ def _of_loha(shapes: Shapes) -> int:
 
 
 def _of_lokr(shapes: Shapes) -> int | None:
-    """The product of both factors' ranks, of a whole one its smaller side; None where both are whole."""
+    """Return the product of both factors' ranks, with the smaller side of a whole one; None if both are whole."""
     if lokr.is_whole(shapes):
         return None
     sides = (

@@ -67,7 +67,7 @@ class ArrangedLayout:
         self._is_fused = is_fused
 
     def links(self, path: str) -> list[Link]:
-        """The fused module of a part, or the parts of a fused one."""
+        """Return the fused module of a part, or the parts of a fused one."""
         return self._links(self._correspondence, path)
 
     def has(self, path: str) -> bool:
@@ -90,7 +90,7 @@ class OwnLayout:
         return []
 
     def has(self, path: str) -> bool:
-        """Every module is there."""
+        """Return True: every module is there."""
         return True
 
 
@@ -105,7 +105,7 @@ def is_own_parameter(module: Module) -> bool:
 
 
 def by_its_name(module: Module) -> tuple[Module, str] | None:
-    """The module as the parameter that alone it changes, and that one's path; None for another one.
+    """Return the module as the only parameter that it changes, with its path; None for any other module.
 
     `blocks.0` becomes `blocks.0.modulation`.
     """
@@ -137,7 +137,7 @@ def _changing(module: Module, algorithm: Algorithm) -> Module:
 
 
 class Source(NamedTuple):
-    """A module of the input; `runs` are its rows in the module of the output, None where it has all in their order."""
+    """A module of the input; `runs` are its rows in the module of the output, None if it has all in their order."""
 
     module: Module
     runs: Runs | None = None
@@ -196,9 +196,9 @@ class Target(NamedTuple):
 def destinations(
     adapter: Adapter, target: Target | None, families: Sequence[Detection] = ()
 ) -> tuple[Destination, ...]:
-    """The modules of the output that goes to the `target`; without any as they are in the input.
+    """Return the modules of the output at the `target`, or as they are in the input without one.
 
-    Raises LoraInspectError for a module without a counterpart, and where two have one name.
+    Raises LoraInspectError for a module without a counterpart, or if two have one name.
     """
     if target is None:
         return tuple(Destination(module, (Source(module),)) for module in adapter.modules.values())
@@ -224,7 +224,7 @@ def destinations(
 
 
 class _Moved(NamedTuple):
-    """One module on its way into another one, by the link that leads there; None where only its name changes."""
+    """One module on its way into another one, by the link that leads there; None if only its name changes."""
 
     module: Module
     source: Module
@@ -269,7 +269,7 @@ def _renamed(module: Module, path: str, target: Target) -> Module:
 
 
 def _check_names(found: Sequence[Destination], adapter: Adapter) -> None:
-    """Raises LoraInspectError where two modules of the output have one name."""
+    """Raise LoraInspectError if two modules of the output have one name."""
     sources: dict[str, Module] = {}
     for destination in found:
         own = destination.sources[0].module
@@ -283,7 +283,7 @@ def _check_names(found: Sequence[Destination], adapter: Adapter) -> None:
 
 
 def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destination:
-    """One module of the output from all that goes into it."""
+    """Return one module of the output from all its sources."""
     first, *others = moved
     links = [one.link for one in moved if one.link]
     parts = {link.part for link in links if link.is_whole}
@@ -313,7 +313,7 @@ def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destin
 
 
 def _check_agreement(module: Module, adapter: Adapter) -> None:
-    """Raises LoraInspectError where the tensors of a module are of layers of several shapes."""
+    """Raise LoraInspectError if the tensors of a module are of layers of several shapes."""
     covered = covered_shape(module)
     for whole in (contribution for contribution in module.contributions if contribution.rows is None):
         own = covered_shape(module._replace(contributions=(whole,)))

@@ -58,7 +58,7 @@ _WAY_OUT = "leave --layout out"
 
 
 def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) -> Target:
-    """The layout called `layout`; LoraInspectError where no family is known, or none with such a layout."""
+    """Return the layout called `layout`; raise LoraInspectError if no family is known, or none with such a layout."""
     file = adapter.checkpoint.path
     if not families:
         raise RefusedError(
@@ -105,7 +105,7 @@ def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) 
 
 
 def _renamed(name: ModuleName, path: str, family: Architecture, layout: Layout | None, asked: str) -> ModuleName:
-    """The name that the readers of its scheme have for `path` in the layout, which was `asked` for by that name.
+    """Return the name that readers of its scheme have for `path` in the layout, which was `asked` for by name.
 
     Without any layout they have but one.
     """
@@ -131,20 +131,22 @@ class RelatedLayout(NamedTuple):
         return list(self.correspondence.links(path))
 
     def has(self, path: str) -> bool:
-        """Nothing has its name already."""
+        """Return False: no module has its name already."""
         return False
 
 
 def llama_cpp_layout(adapter: Adapter, options: ConvertOptions) -> RelatedLayout:
-    """That of llama.cpp; LoraInspectError where nothing says which model of it that is, or how many heads it has."""
+    """Return the layout of llama.cpp; raise LoraInspectError if the model or its number of heads is unknown."""
     names = GGUF_NAMES[architecture_of(adapter, options)]
     heads = _heads(adapter, names, options)
     return RelatedLayout(Correspondence(lambda: names.relations(heads)))
 
 
 def transformers_layout(adapter: Adapter, options: ConvertOptions) -> RelatedLayout:
-    """That of the causal model in transformers; LoraInspectError where the names of the header are not known, or
-    nothing says how many heads there are."""
+    """Return the causal model's layout in transformers.
+
+    Raises LoraInspectError if the names of the header are not known, or if the number of heads is unknown.
+    """
     names = gguf_names(adapter.checkpoint)
     heads = _heads(adapter, names, options)
     of_causal_model = names._replace(roots=names.roots[:1], heads=names.heads[:1])
@@ -174,7 +176,7 @@ def architecture_of(adapter: Adapter, options: ConvertOptions) -> str:
 
 
 def _heads(adapter: Adapter, names: GgufNames, options: ConvertOptions) -> Heads | None:
-    """The number of heads, where a module has rows in another order; raises LoraInspectError where nothing says it."""
+    """Return the number of heads if a module has rows in another order; raise LoraInspectError if it is unknown."""
     bodies = (module.name.body for module in adapter.modules.values())
     first = next(filter(names.is_arranged, bodies), None)
     config = _config(options) if first else None
@@ -197,7 +199,7 @@ _NUMBERS = {"text_encoder": 0, "text_encoder_2": 1, "text_encoder_3": 2, "text_e
 
 
 def scheme_target(adapter: Adapter, families: Sequence[Detection], scheme: Scheme, options: ConvertOptions) -> Target:
-    """The names of `scheme`; LoraInspectError where its programs know no such file."""
+    """Return the names of `scheme`; raise LoraInspectError if its programs know no such file."""
     writing = writing_of(scheme)
     check_loadable(adapter, scheme, options)
     asked = _RequestedNames(adapter, families, scheme, writing, options)
@@ -236,7 +238,7 @@ class _RequestedNames:
         self.layout = self._found_layout()
 
     def rename(self, module: Module, path: str) -> ModuleName:
-        """The name of a module of the model, at `path` of the layout."""
+        """Return the name of a module of the model, at `path` of the layout."""
         if module.name.component in EXPERTS and MODEL in self._components:
             raise RefusedError(
                 self._file,
@@ -252,7 +254,7 @@ class _RequestedNames:
         return self._named(module, self._model_prefix, path)
 
     def rename_encoder(self, module: Module) -> ModuleName:
-        """The name of a module of a text encoder."""
+        """Return the name of a module of a text encoder."""
         component = module.name.component
         if module.path is None:
             raise RefusedError(self._file, f"{module.name.key} is no module of a known text encoder", WAY_OUT)
@@ -261,7 +263,7 @@ class _RequestedNames:
         return self._named(module, self._prefixes[component], self._rooted(module.path))
 
     def _rooted(self, path: str) -> str:
-        """The path of an encoder's layer in the class of it that the programs hold."""
+        """Return the path of an encoder's layer in the class that the programs use for it."""
         found = {below(path, self._writing.encoder_roots(family.architecture)) for family in self._families} or {path}
         return found.pop() if len(found) == 1 else path
 
@@ -299,7 +301,7 @@ class _RequestedNames:
         return NamedLayout(self._families, next(one for one in families[0].layouts if one.name == name))
 
     def _own_layout(self) -> TargetLayout:
-        """The layout that the file has; but llama.cpp has names of its own, and no other program has these."""
+        """Return the file's own layout, or llama.cpp's or transformers' if only one side has llama.cpp's names."""
         is_gguf, to_gguf = has_header(self._adapter.checkpoint), self._scheme.name == GGUF.name
         if is_gguf == to_gguf:
             return OwnLayout()
@@ -349,7 +351,7 @@ class _RequestedNames:
         )
 
     def _prefix_in(self, family: Architecture, component: str) -> str:
-        """The prefix of the text encoder that the component is in a family; empty for none."""
+        """Return the prefix of the text encoder that the component is in a family, or empty for none."""
         prefixes = self._writing.encoders(family)
         own, shown = family.text_encoders, self._encoders.get(component, ())
         # A width tells encoders of one kind apart; without it the kind alone may do.
@@ -367,9 +369,9 @@ class _RequestedNames:
 def targets(
     adapter: Adapter, whole: Adapter, base: Checkpoint | None, matching: Matching | None, options: ConvertOptions
 ) -> tuple[Destination, ...]:
-    """The modules of the output that the `adapter` goes to, which is that of the `whole` file or a part of it.
+    """Return the modules of the output for the `adapter`, which is the `whole` file's or a part of it.
 
-    Raises LoraInspectError where the layout that is asked for has none.
+    Raises LoraInspectError if the requested layout has none.
     """
     if options.layout == SINGLE_EXPERTS:
         return with_single_experts(adapter, base, matching)

@@ -106,7 +106,7 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
 
 
 def written_algorithm(contribution: Contribution, writing: Writing, options: ConvertOptions) -> Algorithm:
-    """The algorithm that the output has."""
+    """Return the algorithm in the output."""
     algorithm = spelled_in(mlx.in_lora(contribution.algorithm), writing.dialects)
     if options.algorithm == FULL:
         return DIFFERENCES.get(algorithm.parameter, algorithm) if becomes_full(algorithm) else algorithm
@@ -277,10 +277,10 @@ _FAILS = ("stops with an error at them", _LOST[1])
 
 
 def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> ConvertOptions:
-    """The options with the scheme that the program loads best, and with magnitudes kept where it applies them right.
+    """Return the options with the best scheme for the program, and magnitudes kept if it applies them right.
 
-    Raises LoraInspectError where no names are known that it loads for the family of the `whole` file, and for DoRA that
-    it does not apply as it was trained where no other option settles it.
+    Raises LoraInspectError if no names are known that it loads for the family of the `whole` file, and for DoRA that it
+    does not apply as it was trained if no other option settles it.
     """
     if options.program is None:
         return options
@@ -314,7 +314,7 @@ def with_base(adapter: Adapter, base: str, options: ConvertOptions) -> ConvertOp
 
 
 def scheme_for(adapter: Adapter, options: ConvertOptions) -> str | None:
-    """The scheme that the output is to have, None for the adapter's own."""
+    """Return the scheme of the output, or None for the adapter's own."""
     if options.program is None:
         return options.scheme
     return _scheme(adapter, programs.by_name(options.program), adapter_candidates(adapter))
@@ -348,14 +348,14 @@ def _treatments(adapter: Adapter, program: Program, families: Sequence[Detection
 
 
 def _norms(program: Program, families: Sequence[Detection], scheme: Scheme) -> str | None:
-    """Whose norms the program divides magnitudes of outputs by; None where it does something else, or nobody knows."""
+    """Return the norms that the program divides magnitudes of outputs by, or None if it does not, or if unknown."""
     spelled = f"{scheme.suffixes.get('magnitude', '')} {OUTPUT}"
     does = {treatment(rule, spelled, OF_SUM) if rule else "" for rule in _rules(program, families, scheme)}
     return _OVER.get(does.pop()) if len(does) == 1 else None
 
 
 def _rules(program: Program, families: Sequence[Detection], scheme: Scheme) -> list[Rule | None]:
-    """By family the rule that speaks of magnitudes as the scheme has them; None where there is none."""
+    """Return, by family, the rule for magnitudes in the scheme, or None without one."""
     found: list[Rule | None] = []
     for family in (one.architecture for one in families):
         prefix = scheme.writing.prefix.format(pipeline=family.pipeline_name) if scheme.writing else ""
@@ -364,7 +364,7 @@ def _rules(program: Program, families: Sequence[Detection], scheme: Scheme) -> l
 
 
 def _of_magnitudes(program: Program, family: str, prefix: str, scheme: Scheme) -> Rule | None:
-    """The rule of the loader that reads files with keys that begin so."""
+    """Return the loader's rule for files with keys that begin so."""
     loader = loader_for(program, family, FramedKeys([prefix]))
     rules = loader.rules_for(family) if loader else []
     return next((one for one in rules if one.magnitudes and _is_of(scheme, one)), None)
