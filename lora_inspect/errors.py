@@ -19,7 +19,7 @@ REFUSED_STATUS, FAILED_STATUS = 1, 3
 
 
 class LoraInspectError(Exception):
-    """A file or a request that is refused, in one sentence: `path`, its `problem` and the `fix`, as far as it has them.
+    """A refused file or request, in one sentence: `path`, its `problem` and the `fix`, as far as known.
 
     A sentence that does not begin with a path is all in `problem`. `code` names the kind of error, for programs.
     """
@@ -94,31 +94,31 @@ class AmbiguousError(LoraInspectError, ValueError):
 
 
 class WouldOverwriteError(LoraInspectError, FileExistsError):
-    """Something stands where an output belongs."""
+    """An output path that already exists."""
 
     code, errno = "would-overwrite", errno.EEXIST
 
 
 class NotFoundError(LoraInspectError, FileNotFoundError):
-    """There is nothing at a path or an address."""
+    """A path or an address with nothing at it."""
 
     code, status, errno = "not-found", FAILED_STATUS, errno.ENOENT
 
 
 class CouldNotWorkError(LoraInspectError, OSError):
-    """The disk, the network or another part of the system did not do its part."""
+    """A failure of the disk, the network or another part of the system."""
 
     code, status = "could-not-work", FAILED_STATUS
 
 
 class NeedsLibraryError(LoraInspectError, ImportError):  # type: ignore[misc]
-    """A library that the work needs is not installed."""
+    """A missing library that the work needs."""
 
     code, status = "needs-library", FAILED_STATUS
 
 
 class NeedsTorchError(NeedsLibraryError):
-    """Torch is not installed, and something is to be computed."""
+    """Missing torch, for a command that computes."""
 
     code = "needs-torch"
 

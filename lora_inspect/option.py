@@ -28,10 +28,10 @@ _WORDS = {True: "yes", False: "no"}
 class Option(NamedTuple):
     """An option: the kind of its values, its help, and the facts that its kind needs.
 
-    `help` and `choices` may be functions, called when they are shown. `metavar` names the value in the help. A whole
-    number is `least` at least; a number is any finite one, or a `share`, from 0 to below 1. `wrong` says of a number or
-    a text why it is no value of the option, as the end of a sentence that begins with it, or nothing. `titles` returns
-    the titles of choices by their names; such a choice may be given in another spelling.
+    `help` and `choices` may be functions, called when they are shown. `metavar` names the value in the help. An integer
+    is at least `least`; a number is any finite one, or a `share`, from 0 to below 1. `wrong` says of a number or a text
+    why it is no value of the option, as the end of a sentence that begins with it, or nothing. `titles` returns the
+    titles of choices by their names; such a choice may be given in another spelling.
     """
 
     kind: str

@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, columns: int = VALUE) -> str:
-    """Return the printable text in at most so many columns.
+    """Return the printable text in at most `columns` columns.
 
     A longer text loses its middle, and the number of characters that it lost takes their place. This takes as long for
     two million characters as for two thousand. `columns` must be at least 100.

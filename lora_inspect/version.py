@@ -1,4 +1,4 @@
-"""The version of this package, and the distributions that it is installed by: the whole one, and one without torch."""
+"""The version of this package, and the distributions that install it: the whole one, and one without torch."""
 
 __version__ = "0.1.0"
 

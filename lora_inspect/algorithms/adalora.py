@@ -1,4 +1,4 @@
-"""AdaLoRA of PEFT: delta = lora_alpha / (init_r + 10^-5) · B @ (E ⊙ A), with A as (rank, in·kernel) and E as (rank, 1).
+"""AdaLoRA of PEFT: delta = lora_alpha / (init_r + 10^-5) · B @ (E ⊙ A), with A (rank, in·kernel), E (rank, 1).
 
 The rank that training left a module does not count: the divisor is the rank that it began with, which
 `adapter_config.json` has. A module may be left with none. Sources: Zhang et al. 2023; the `AdaLoraLayer` of PEFT 0.21.

@@ -1,4 +1,4 @@
-"""LoRA on torch's MultiheadAttention, which PEFT gives factors for its fused `in_proj_weight` and for its `out_proj`.
+"""LoRA on torch's MultiheadAttention: PEFT has factors for its fused `in_proj_weight` and for its `out_proj`.
 
 PEFT adds the change of `out_proj` twice, in training as in a merge, and the bias of the up layer of `in_proj` never.
 Source: `MultiheadAttention` of PEFT, from 0.15, its first with it, to 0.21.2.

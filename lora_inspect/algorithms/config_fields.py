@@ -1,4 +1,4 @@
-"""Fields of an `adapter_config.json` that decide a formula: each of the kind it has to be, or the reason why not."""
+"""Fields of an `adapter_config.json` that decide a formula: each of the right type, or the reason why not."""
 
 import re
 from collections.abc import Callable, Mapping

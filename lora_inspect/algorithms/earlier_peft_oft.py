@@ -1,4 +1,4 @@
-"""OFT of PEFT before 0.16, of two kinds: rotations of blocks of outputs, since 0.14 of inputs with a factor per row.
+"""OFT of PEFT before 0.16: rotations of blocks of outputs, since 0.14 of inputs with a factor per row.
 
 Q = (X - Xᵀ)/2 for the stored X (count, size, size), and R = (I - Q)(I + Q)^-1. Before 0.14 each block of rows becomes
 Rᵀ W; since then W' = lengths · W · diag(R₁, R₂, …)ᵀ, over the columns of a flattened kernel. One block may serve all.

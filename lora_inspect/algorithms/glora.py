@@ -1,4 +1,4 @@
-"""GLoRA of LyCORIS: W' = W + multiplier · scale · (W · A + B), with A (in, in) and B (out, in·kernel) as products.
+"""GLoRA of LyCORIS: W' = W + multiplier · scale · (W · A + B), with products A (in, in), B (out, in·kernel).
 
 A mixes the inputs of a layer, at each place of a kernel alike. Since LyCORIS 3 A = a1 @ a2 and B = b1 @ b2, before it A
 = a2 @ a1 and B = b2 @ b1, on Linear layers and 1x1 convolutions; the shapes show which one it is. The scale is

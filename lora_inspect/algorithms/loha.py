@@ -4,8 +4,8 @@ delta = scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), with _a as (out, rank) and _b 
 alpha/rank, counts once. OneTrainer keeps the kernel apart, _a as (out, rank, 1, …) and _b as (rank, in, *kernel). With
 Tucker cores t1 and t2 (rank, rank, *kernel) _a is (rank, out) and _b (rank, in).
 
-Sources: Hyeon-Woo et al. 2022 (FedPara); the `HadaWeight` and `HadaWeightTucker` of lycoris-lora. Written with tensor
-methods alone.
+Sources: Hyeon-Woo et al. 2022 (FedPara); the `HadaWeight` and `HadaWeightTucker` of lycoris-lora. It uses only tensor
+methods.
 """
 
 from functools import partial

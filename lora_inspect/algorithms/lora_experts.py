@@ -1,4 +1,4 @@
-"""LoRA on the parameter of a layer of all experts of a mixture, (experts, d1, d2), as PEFT's `target_parameters`.
+"""LoRA on the parameter of all experts of a layer, (experts, d1, d2), as PEFT's `target_parameters`.
 
 The factors of all experts are in one tensor, A (experts·rank, a) and B (b, rank·experts), packed as `maths/scaling.py`
 says.
@@ -46,7 +46,7 @@ def check(experts: int, shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[None, None]:
-    """Return unknown sizes: only the base tells which size counts the outputs."""
+    """Return unknown sizes: only the base shows which size counts the outputs."""
     return None, None
 
 

@@ -7,7 +7,7 @@
   (experts, out, rank); delta of expert e = scale · lora_b_e @ lora_a_e.
 
 A magnitude `m` is that of the rows of a weight as it is stored: the outputs of a Linear, the (num) rows of an
-Embedding. No suffix tells which of these it is. Sources: `LoRALinear`, `LoRAEmbedding`, `LoRASwitchLinear`,
+Embedding. No suffix shows which of these it is. Sources: `LoRALinear`, `LoRAEmbedding`, `LoRASwitchLinear`,
 `DoRALinear` and `DoRAEmbedding` of mlx-lm 0.32.2.
 """
 

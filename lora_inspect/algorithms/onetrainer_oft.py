@@ -1,4 +1,4 @@
-"""Scaled OFT of OneTrainer: OFT of PEFT by the series of 5 terms, of numbers that are divided by 2 · sqrt(size - 1).
+"""Scaled OFT of OneTrainer: OFT of PEFT by the series of 5 terms, of numbers divided by 2 · sqrt(size - 1).
 
 W' = W · diag(R₁, R₂, …)ᵀ of a Linear layer, with `size` inputs to a block. The mark `oft_R.scaled_oft` came to
 OneTrainer's `master` with this divisor, and the branches that it was made on had others, so that the metadata have to

@@ -1,7 +1,7 @@
-"""A tensor of the base that is saved whole, in the place of the base's own: PEFT's `modules_to_save` and `bias`.
+"""A tensor that is saved whole and replaces the base's: PEFT's `modules_to_save` and `bias`.
 
-PEFT has no strength between the two: a module runs with the saved tensor or with its own, and the scale of an adapter
-is that of its factors alone. No suffix tells such a tensor, so that reading takes it on the evidence of a config.
+PEFT has no multiplier between the two: a module runs with the saved tensor or with its own, and the scale of an adapter
+is only that of its factors. No suffix marks such a tensor, so that reading takes it on the evidence of a config.
 """
 
 from typing import TYPE_CHECKING

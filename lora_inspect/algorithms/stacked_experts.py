@@ -1,8 +1,8 @@
 """LoRA on the layers of all experts of a mixture, with factors that llama.cpp stacks like the layers.
 
 A is (experts, rank, in) and B (experts, out, rank): delta of expert e = scale · B_e @ A_e. The suffixes are those of
-LoRA, and the third dimension tells; of how many experts they are decides the formula. Source: `build_lora_mm_id` of
-llama.cpp.
+LoRA, and only the third dimension differs; of how many experts they are decides the formula. Source: `build_lora_mm_id`
+of llama.cpp.
 """
 
 from functools import cache, partial

@@ -1,4 +1,4 @@
-"""T-LoRA of LyCORIS: W' = W + multiplier · scale · (P · diag(λ) · Q - Wᵣ), with P as (out, rank) and Q as (rank, in).
+"""T-LoRA of LyCORIS: W' = W + multiplier · scale · (P · diag(λ) · Q - Wᵣ), with P (out, rank), Q (rank, in).
 
 It begins with the singular vectors and values of the weight, and counts only the change of them in training. Its file
 does not hold the start: LyCORIS takes the largest ones of the weight that it is loaded on, whatever `sig_type` and
@@ -61,7 +61,7 @@ ALGORITHM = Algorithm(
 
 @dataclass(frozen=True, slots=True)
 class BesidePrincipal(Change):
-    """W + multiplier · scale · (up @ down - Wᵣ), where Wᵣ is the best approximation of W that has the rank of the pair.
+    """W + multiplier · scale · (up @ down - Wᵣ), with Wᵣ the best approximation of W of the pair's rank.
 
     `up` is (out, rank) and `down` (rank, columns). Wᵣ is computed from all of W, which takes as long as its singular
     value decomposition; where its singular values do not fall after the rank it is no single one.

@@ -94,7 +94,7 @@ class Switch(NamedTuple):
 
 
 class TrainedEncoder(NamedTuple):
-    """A text encoder that a trainer passes beside the model, by its position, and that the network module adapts too.
+    """A text encoder that a trainer passes next to the model, by position; the network module adapts it too.
 
     Names of its modules begin with `prefix`; `classes` are the class names of its blocks. One with a `switch` is
     adapted only where the option of that name is True.

@@ -125,7 +125,7 @@ class Swapped(NamedTuple):
 class PairSwapped(NamedTuple):
     """One part, with the halves swapped where there are two rows an input, and else with the rows as they are.
 
-    A modulation of many values is arranged alike everywhere; one of shift and scale alone is not.
+    A modulation of many values is arranged alike everywhere; one of only shift and scale is not.
     """
 
     def rows(self, part: int, rows: int, inputs: int) -> int | None:
@@ -138,7 +138,7 @@ class PairSwapped(NamedTuple):
 
 
 class PairedHalves(NamedTuple):
-    """One part, which has in turns a row of each half of a head, of so many `heads`, where the whole stacks the halves.
+    """One part with alternating rows of the halves of each of the `heads`; the whole stacks the halves.
 
     Both are ways to have the pairs of numbers that a rotary embedding turns.
     """

@@ -19,7 +19,7 @@ INPUT, OUTPUT = 1, 0
 
 
 class TextEncoder(NamedTuple):
-    """A text encoder: its `kind`, which its names tell, and its width, None for any or where the file does not tell."""
+    """A text encoder: its `kind`, shown by its names, and its width, None for any width or if unknown."""
 
     kind: str
     width: int | None

@@ -168,7 +168,7 @@ class ConversionPlan:
 
     @property
     def base_changes(self) -> Mapping[str, BaseDependentChange]:
-        """The changes that a base tells; LoraInspectError where it lacks one's weight."""
+        """The changes that depend on a base; LoraInspectError where it lacks one's weight."""
         return self._find_base_changes(needs_base)
 
     @property
@@ -249,7 +249,7 @@ def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> Conversion
 def _with_named_config(adapter: Adapter, options: ConvertOptions) -> tuple[ConvertOptions, list[str]]:
     """Return the options with the config of the model folder that the adapter names, if llama.cpp's names need one.
 
-    The list has the sentence that tells of it.
+    The list has the note on it.
     """
     is_needed = options.scheme == GGUF.name != adapter.scheme and options.model_config is None
     folder = named_folder(adapter.checkpoint.config) if is_needed else None

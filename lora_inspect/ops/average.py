@@ -18,7 +18,7 @@ __all__ = ["AverageResult", "average", "plan_average", "planned_result"]
 def plan_average(
     adapters: Sequence[tuple[str, Settings]], output: str | None, request: AverageRequest
 ) -> "AveragePlan":
-    """Read headers and plan the average; without an `output` it can be measured alone.
+    """Read headers and plan the average; without an `output` it can only be measured.
 
     Raises LoraInspectError if the weights need unknown steps, or if the adapters have no average.
     """

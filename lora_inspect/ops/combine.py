@@ -20,7 +20,7 @@ _VERB = "combine"
 
 
 def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, request: CombineRequest) -> CombinePlan:
-    """Read headers and plan the sum; without an `output` it can be measured alone.
+    """Read headers and plan the sum; without an `output` it can only be measured.
 
     One adapter without a rule or other names keeps its algorithm. Raises LoraInspectError if the adapters have no sum,
     or names cannot have it.

@@ -286,7 +286,7 @@ def _counted(plan: "ComparePlan") -> ComparedModules:
 def compare_folder(
     folder: str, settings: Settings, request: "CompareRequest", progress: Progress = silent
 ) -> FolderResult:
-    """Group the adapters below a folder that are one change; `progress` is told twice of each checkpoint.
+    """Group the adapters below a folder that are one change; it calls `progress` twice for each checkpoint.
 
     A file that cannot be compared is skipped. Raises LoraInspectError for a folder without an adapter.
     """

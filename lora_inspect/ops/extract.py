@@ -16,8 +16,8 @@ __all__ = ["ExtractRequest", "ExtractResult", "contradiction", "extract", "plan_
 def plan_extract(tuned: str, base: str, request: ExtractRequest, output: str | None) -> "ExtractPlan":
     """Read the headers of both models, and name the modules of their difference.
 
-    `output` is the path that the user named, None if nothing is written. Raises LoraInspectError for whatever stands in
-    the way.
+    `output` is the path that the user named, None if nothing is written. Raises LoraInspectError if anything prevents
+    it.
     """
     from lora_inspect.algebra.extracting.making import plan_extract as planned
 

@@ -17,7 +17,7 @@ _VERB = "resize"
 
 
 def plan_resize(adapter: str, settings: Settings, output: str | None, request: ResizeRequest) -> "SumPlan":
-    """Read headers and plan the output; without an `output` it can be measured alone.
+    """Read headers and plan the output; without an `output` it can only be measured.
 
     RS-LoRA stays RS-LoRA. Raises LoraInspectError if the adapter has no settled meaning, or its names cannot have the
     output.

@@ -94,7 +94,7 @@ class VerifyResult(Result):
 def plan_verify(
     merged_path: str, base_path: str, adapters: Sequence[tuple[str, Settings]], options: MergeOptions
 ) -> VerifyPlan:
-    """Read headers; raise LoraInspectError for whatever stands in the way, as `plan_merge` does."""
+    """Read headers; raise LoraInspectError if anything prevents it, as `plan_merge` does."""
     merged, base = open_checkpoint(merged_path), open_weights(base_path)
     check_kinds(merged, base)
     # Every weight is compared as numbers, codes of the base too.
@@ -107,8 +107,8 @@ def plan_verify(
 def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:
     """Read both models once, a block of rows at a time, and twice or more the weights that no share explains.
 
-    `progress` is told the bytes of each tensor of the base that is done. Raises LoraInspectError if a change is not
-    finite or cannot be computed, or a file changed since the plan.
+    `progress` gets the bytes of each finished tensor of the base. Raises LoraInspectError if a change is not finite or
+    cannot be computed, or a file changed since the plan.
     """
     load_torch()
     from lora_inspect.verifying.findings import difference

@@ -1,4 +1,4 @@
-"""DeLoRA of PEFT: a product whose pairs of vectors have length 1 and share one strength λ.
+"""DeLoRA of PEFT: a product of vector pairs that have length 1 and share one strength λ.
 
 W' = W + B · diag(λ / (r · ‖aᵢ‖ · ‖bᵢ‖)) · A · diag(n), with the rows a of A and the columns b of B; a length below 1e-4
 counts as 1e-4. λ (`delora_lambda`) is trained, and n (`delora_w_norm`) are the lengths of the base's columns, which

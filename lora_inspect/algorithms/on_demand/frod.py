@@ -1,4 +1,4 @@
-"""FRoD: W = U · diag(n) · Vᵀ becomes U · (S + diag(l)) · Vᵀ, with one V and one place of S's entries for a category.
+"""FRoD: W = U · diag(n) · Vᵀ becomes U · (S + diag(l)) · Vᵀ, with V and the places of S per category.
 
 A category is made of the modules of one name in all blocks; V is saved for each. The columns of U are those of W · V⁻ᵀ
 at length 1. PEFT has no multiplier for it. Source: the `FrodLayer` and `FrodModel` of PEFT.
@@ -119,7 +119,7 @@ class Basis:
 
 @dataclass(frozen=True, slots=True)
 class Recombined(Change):
-    """W = U · diag(n) · Vᵀ with columns of U of length 1 becomes U · middle · Vᵀ, whole: there is no multiplier but 1.
+    """W = U · diag(n) · Vᵀ, with unit columns of U, becomes U · middle · Vᵀ; there is no multiplier but 1.
 
     `middle` (in, in) is in float64, as everything is computed. `lengths` are n, None until the weight has been seen.
     """

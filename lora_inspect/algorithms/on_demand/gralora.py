@@ -1,4 +1,4 @@
-"""GraLoRA of PEFT: the weight as k·k blocks, each with a product of its own, and a LoRA beside them for `hybrid_r`.
+"""GraLoRA of PEFT: the weight as k·k blocks, each with its own product, and a LoRA for `hybrid_r`.
 
 `gralora_A` (k, in / k, r) and `gralora_B` (k, r, out / k) are cut into k pieces along r. To the block of outputs j and
 inputs n scale · B[j, piece n]ᵀ · A[n, piece j]ᵀ is added. The scale is alpha / (r + hybrid_r), also that of the LoRA of

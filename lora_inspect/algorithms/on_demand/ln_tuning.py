@@ -1,6 +1,6 @@
-"""LN tuning: layers, most often norms, are trained and saved whole: their `ln_tuning_layers.weight`, and so their bias.
+"""LN tuning: layers, most often norms, trained and saved whole: `ln_tuning_layers.weight`, and their bias.
 
-PEFT has no strength between the two. Source: the `LNTuningLayer` of PEFT.
+PEFT has no multiplier between the two. Source: the `LNTuningLayer` of PEFT.
 """
 
 from lora_inspect.algorithms import saved

@@ -152,7 +152,7 @@ class Tiled(Change):
 
 @dataclass(frozen=True, slots=True)
 class TurnedTiles(Change):
-    """Each (rank, rank) tile V of the weight becomes V + multiplier · (V @ B + B), with one B for each block of rows.
+    """Each (rank, rank) tile V of the weight becomes V + multiplier · (V @ B + B), with one B per block of rows.
 
     `blocks` B are (out / rank, rank, rank).
     """

@@ -1,6 +1,6 @@
 """(IA)³ of LyCORIS: W' = (1 + multiplier · gains) · W, one of the gains for each input or for each output.
 
-The gains are stored as `.weight`, and the number `on_input` beside them says which they are. The bias is as it was: so
+The gains are stored as `.weight`, and the number `on_input` next to them says which they are. The bias is as it was: so
 LyCORIS computes since version 3, while before, and where it multiplies outputs instead of weights (`bypass_mode`), the
 gains of outputs multiplied it. No file shows which. Source: the `IA3Module` of lycoris-lora 4.1 and 2.2.
 """

@@ -1,6 +1,6 @@
 """PEANuT: a small network makes the change out of the weight itself, W' = W + scaling · B f(A W).
 
-f takes each column of A W through `act_fn` and, of a `depth` above 0, through so many encoders and decoders with
+f takes each column of A W through `act_fn` and, of a `depth` above 0, through that many encoders and decoders with
 residual connections. The network sees the weight as the changes before it leave it. PEFT has no multipliers for it.
 Activation functions have the names of transformers' `ACT2FN`; those with parameters or settings of their own are not
 supported. The functions use tensor methods only. Sources: Zhong et al. 2024; the `PeanutLayer` of PEFT.

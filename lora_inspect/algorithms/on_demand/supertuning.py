@@ -1,4 +1,4 @@
-"""Super-Tuning: some entries of the weight are trained, and in its form Supra a LoRA beside them.
+"""Super-Tuning: some entries of the weight are trained, and in its form Supra a LoRA next to them.
 
 W' = W + values at the entries + (lora_alpha / r) · B @ A. `supertuning_indices` (count,) count the entries from the
 first one of the weight, row by row. PEFT has no multipliers for it. Source: the `SupertuningLayer` of PEFT.

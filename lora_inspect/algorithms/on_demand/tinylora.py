@@ -1,4 +1,4 @@
-"""TinyLoRA: W' = W + B · (Σ v_i · P_i) · A, with A and B from the base's decomposition, P drawn, and only v trained.
+"""TinyLoRA: W' = W + B · (Σ v_i · P_i) · A, with A, B from the base's decomposition, P drawn, v trained.
 
 PEFT has no multiplier for it. Source: the `TinyLoraLayer` of PEFT.
 """

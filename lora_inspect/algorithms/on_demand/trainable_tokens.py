@@ -1,9 +1,8 @@
 """Trainable tokens: some rows of an embedding, or of a head, are replaced whole.
 
-`trainable_tokens_delta` (count, dim) are the new rows, in spite of its name; their numbers stand in the config alone:
-`token_indices` of the method itself, `trainable_token_indices` where a LoRA has it beside its factors. A head that
-shares the weight of the embedding takes part. PEFT has no multipliers for them. Source: the `TrainableTokensLayer` of
-PEFT.
+`trainable_tokens_delta` (count, dim) are the new rows, in spite of its name; their numbers are only in the config:
+`token_indices` of the method itself, `trainable_token_indices` if a LoRA has it next to its factors. A head that shares
+the weight of the embedding takes part. PEFT has no multipliers for them. Source: the `TrainableTokensLayer` of PEFT.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5: double-stream blocks alone, with separate query, key and value layers.
+"""HunyuanVideo 1.5: only double-stream blocks, with separate query, key and value layers.
 
 Leaves as in the HunyuanVideo_1_5_DiffusionTransformer of the original repository and in the
 HunyuanVideo15Transformer3DModel of diffusers. ComfyUI fuses query, key and value.

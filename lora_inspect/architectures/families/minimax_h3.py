@@ -5,7 +5,7 @@ MiniMaxH3Transformer3DModel of diffusers. Relations as in its converters.
 
 No relation says how `attn.qkv_proj` is made of a query, a key and a value. Its rows are stacked in single files and in
 adapters of most trainers. In the shards of the original repository and in DiffSynth-Studio's adapters they take turns
-by the head. No tensor tells which, so the blocks of the layouts are not related.
+by the head. No tensor shows which, so the blocks of the layouts are not related.
 """
 
 from collections.abc import Iterator

@@ -27,7 +27,7 @@ class SpelledModule:
 
     @property
     def path_in_config(self) -> str:
-        """The dotted path by which a config of PEFT speaks of it."""
+        """The dotted path by which a config of PEFT names it."""
         return self.parts[0].origin.config_path if self._is_named_as_before else self.module.name.body
 
     @property

@@ -39,9 +39,9 @@ _ELEMENTS = 1 << 30
 
 
 class LoraMaker:
-    """Makes LoRA of one module after the other: exact where it can be, unless a `rank` or `max_error` asks for less.
+    """Makes LoRA of one module after another, exact if possible, unless a `rank` or `max_error` limits it.
 
-    `inner` are (in, *kernel) of the weights by module, where a base tells them.
+    `inner` are (in, *kernel) of the weights by module, if a base gives them.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ def alpha_key(module: Module) -> str:
 
 
 def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role: Role) -> str:
-    """Return the key of a factor in `module`: that of `origin` without the PEFT adapter's name and the slice number.
+    """Return the key of a factor in `module`: that of `origin` without PEFT's adapter name and slice number.
 
     One of another `algorithm` than that of the origin has the suffix that the scheme has for it.
 

@@ -1,4 +1,4 @@
-"""The adapter that a conversion will write, predicted from names and numbers, for the rules of programs to judge."""
+"""The adapter that a conversion will write, predicted from names and numbers for programs' rules."""
 
 from collections.abc import Iterator, Sequence
 
@@ -67,7 +67,7 @@ def _module(destination: Destination, options: ConvertOptions) -> Module:
 
 
 def _has_alpha(module: Module, contribution: Contribution) -> bool:
-    """Return True if an alpha is written: one that scales, an existing one, or one of whole factors under new names."""
+    """Return True if an alpha is written: one that scales, an existing one, or one for renamed whole factors."""
     algorithm = contribution.algorithm
     is_asked = module.respelled and algorithm.settings is None
     return algorithm.has_alpha and (contribution.rank is not None or module.alpha is not None or is_asked)

@@ -1,6 +1,6 @@
 """The changes that `--algorithm` converts: to plain LoRA, or to differences of whole weights.
 
-Only a base shows some of these changes; the plan says which, and refuses a conversion that cannot work. Shapes alone
+Only a base shows some of these changes; the plan says which, and refuses a conversion that cannot work. Only shapes
 show for certain which changes have low rank.
 """
 

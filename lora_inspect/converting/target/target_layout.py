@@ -152,7 +152,7 @@ class OneLayer(NamedTuple):
 
 
 class ManyLayers(NamedTuple):
-    """A parameter of all experts, each with a matrix of so many `rows`.
+    """A parameter of all experts, each with a matrix of `rows` rows.
 
     `places` are by source its expert, the number of its part of that one's matrix, and its rows there.
     """
