@@ -84,7 +84,7 @@ else:
         return namedtuple(cls.__name__, cls._fields, defaults=cls._field_defaults.values()).__new__
 
     class _Maker(type):
-        """Makes a class with its fields out of the annotations in its body."""
+        """A maker of a class with fields from the annotations in its body."""
 
         def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
             if not bases:

@@ -1,7 +1,7 @@
 """The registry of algorithms: every file of this folder with a record `ALGORITHM`, and recognised names.
 
 A file of several algorithms that share one formula lists them in `ALGORITHMS`. `info` pays for every import, so each
-file waits until a key, a config or a name asks for it: those of this folder by the table in `file_index.py`; a file
+file waits until a key, a config or a name needs it. The table in `file_index.py` lists the files of this folder; a file
 that is not in the table is imported at once. The files in `on_demand` need no table, as their keys and configs have
 their name: `hira.py` waits for a key with a part that begins with `hira_`, or for the `peft_type` HIRA.
 

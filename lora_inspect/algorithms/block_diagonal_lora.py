@@ -1,9 +1,9 @@
 """BD-LoRA of PEFT, an option of its LoRA: lora_A or lora_B has the blocks of a diagonal, below each other.
 
-The config says which of the two by pieces of a module's name, and how many blocks there are. lora_A (r, in / n) is
-diag(A₁, …) of blocks (r / n, in / n), lora_B (out, r / n) is diag(B₁, …) of blocks (out / n, r / n), and the rest is
-LoRA. Shapes show only a lora_B of blocks, as it has fewer columns than there are ranks, and no lora_A of them. PEFT's
-forward and its merge are the same. Source: the `BdLoraLinearVariant` of PEFT 0.21.
+The config says which of the two by pieces of a module's name, and how many blocks there are. The factor lora_A (r, in /
+n) is diag(A₁, …) of blocks (r / n, in / n), lora_B (out, r / n) is diag(B₁, …) of blocks (out / n, r / n), and the rest
+is LoRA. Shapes show only a lora_B of blocks, as it has fewer columns than there are ranks, and no lora_A of them.
+PEFT's forward and its merge are the same. Source: the `BdLoraLinearVariant` of PEFT 0.21.
 """
 
 from collections.abc import Callable

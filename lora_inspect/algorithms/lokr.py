@@ -1,9 +1,9 @@
 """LoKr: the Kronecker product of a small and a large factor, each whole or a product of thin factors.
 
-delta = scale · w1 ⊗ w2, with w1 as (o1, i1) and w2 as (o2, i2, *kernel), where out = o1·o2 and in = i1·i2; instead of
-w1 there may be w1_a (o1, rank) and w1_b (rank, i1), instead of w2 w2_a (o2, rank) and w2_b (rank, i2·kernel), or
-w2_a (rank, o2) and w2_b (rank, i2) around a Tucker core t2 (rank, rank, *kernel). Where the kernel is flattened the
-columns of w1 need not divide the inputs: files of 2023 part in·kernel.
+delta = scale · w1 ⊗ w2, with w1 as (o1, i1) and w2 as (o2, i2, *kernel), where out = o1·o2 and in = i1·i2. Instead of
+w1 there may be w1_a (o1, rank) and w1_b (rank, i1). Instead of w2 there may be w2_a (o2, rank) and w2_b (rank,
+i2·kernel), or w2_a (rank, o2) and w2_b (rank, i2) around a Tucker core t2 (rank, rank, *kernel). Where the kernel is
+flattened the columns of w1 need not divide the inputs: files of 2023 part in·kernel.
 
 The scale is alpha/rank, once. If both factors are whole it is 1, whatever alpha says, except in files of programs that
 still divide alpha: PEFT by the rank of its config, and blissful-tuner, which stores `lokr_factor`, by the largest

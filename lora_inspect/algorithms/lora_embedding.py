@@ -1,8 +1,8 @@
 """LoRA on an Embedding, as PEFT has it.
 
 An Embedding is a Linear layer that is applied to one-hot vectors: it maps (num) inputs to (dim) outputs and stores its
-weight as (num, dim). delta = scale · B @ A is (dim, num), with A as (rank, num) and B as (dim, rank). llama.cpp, which
-looks rows of A up, has it as (num, rank). Sources: the `Embedding` of PEFT's LoRA; `build_inp_embd` of llama.cpp.
+weight as (num, dim). The delta = scale · B @ A is (dim, num), with A as (rank, num) and B as (dim, rank). In llama.cpp,
+which looks rows of A up, it is (num, rank). Sources: the `Embedding` of PEFT's LoRA; `build_inp_embd` of llama.cpp.
 """
 
 from collections.abc import Collection

@@ -2,8 +2,8 @@
 
 The stored blocks X (stages, count, size, size) make Q = X - Xᵀ and R = (I + Q)(I - Q)^-1. Stage i takes the rows of
 each group of 2ⁱ blocks from its two halves in turn, multiplies each block by m · (R - I) + I and puts the rows back;
-`rescale` multiplies the result. alpha is no scale: alpha · out is the norm that all Q together may have at most, 0 is
-for no limit. Source: the `ButterflyOFTModule` of lycoris-lora.
+`rescale` multiplies the result. The alpha is no scale: alpha · out is the largest norm that all Q together may have,
+and 0 is for no limit. Source: the `ButterflyOFTModule` of lycoris-lora.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,8 @@
 """OFT that rotates blocks of rows: the diag-OFT of LyCORIS, and the files of sd-scripts' `networks.oft`.
 
 With Q = X - Xᵀ for the stored blocks X (count, size, size): R = (I + Q)(I - Q)^-1, and each block of rows becomes (m ·
-(R - I) + I)ᵀ W, times `rescale` where there is one. alpha is no scale: alpha · out is the norm that all Q together may
-have at most. Sources: Qiu et al. 2023; the `DiagOFTModule` of lycoris-lora, where an alpha of 0 sets no limit;
+(R - I) + I)ᵀ W, times `rescale` if there is one. The alpha is no scale: alpha · out is the largest norm that all Q
+together may have. Sources: Qiu et al. 2023; the `DiagOFTModule` of lycoris-lora, where an alpha of 0 sets no limit;
 sd-scripts, where an alpha of 0 or less leaves no rotation, or the opposite one, and is refused here.
 """
 

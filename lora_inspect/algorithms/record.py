@@ -113,16 +113,16 @@ class Algorithm(NamedTuple):
 
     `dialects` are the spellings of its roles, by the name of the dialect; a file may mix them. `marks` are the roles
     that it needs: if several algorithms know a suffix, the first one counts that has its marks and matching shapes.
-    `parameter` is the parameter of a layer that it changes. `decomposes` is True if DoRA can apply to it, `multiplies`
-    if its change of a weight depends on the weight, `blends` if a multiplier other than 0 and 1 has a meaning in its
-    program, and `has_alpha` if an alpha next to its tensors can be its own. `peft_type` is its name in PEFT's
-    `adapter_config.json`. `transposed` is True if its layers store their weight as (in, out); None if that depends on
-    the base. `common` are roles with common words as suffixes: if a file has no other tensors of it, they make an
-    adapter only if most of its tensors have them. `unmarked` are roles with suffixes that a base has too, such as
-    `.weight`: they count only in a module that has another role. `numbers` are roles that hold one number, which
-    decides the meaning of the others and which `change` does not get. `beside` is the algorithm that must be on the
-    same module; its scale is the scale of this one. `replaces` is True if a tensor takes the place of the parameter, so
-    that no multiplier but 0 and 1 means anything.
+    `parameter` is the parameter of a layer that it changes. `decomposes` is True if DoRA can apply to it, and
+    `multiplies` if its change of a weight depends on the weight. `blends` is True if a multiplier other than 0 and 1
+    has a meaning in its program, and `has_alpha` if an alpha next to its tensors can be its own. `peft_type` is its
+    name in PEFT's `adapter_config.json`. `transposed` is True if its layers store their weight as (in, out); None if
+    that depends on the base. `common` are roles with common words as suffixes: if a file has no other tensors of it,
+    they make an adapter only if most of its tensors have them. `unmarked` are roles with suffixes that a base has too,
+    such as `.weight`: they count only in a module that has another role. `numbers` are roles that hold one number,
+    which decides the meaning of the others and which `change` does not get. `beside` is the algorithm that must be on
+    the same module; its scale is the scale of this one. `replaces` is True if a tensor takes the place of the
+    parameter, so that no multiplier but 0 and 1 means anything.
 
     `positions` are roles with tensors of integers, the positions of the other tensors' numbers.
     `ties` is True if, in its program, a head that shares the weight of an embedding gets the embedding's change too.
@@ -154,7 +154,7 @@ class Algorithm(NamedTuple):
     are still to be found out.
 
     An algorithm without a formula is recognised by its tensors, so that the error for a file has the right name, but
-    lora-inspect does not compute it; `why` is the reason and the fix, as the end of a sentence, if there is more to say
+    lora-inspect does not compute it. `why` is the reason and the fix, as the end of a sentence, if there is more to say
     than that it is not built. `fits(shapes)` is True if shapes can be its own where others have its suffixes.
     """
 

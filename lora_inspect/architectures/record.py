@@ -18,9 +18,9 @@ _MODULATION, _TABLE = "modulation", "scale_shift_table"
 class Layout(NamedTuple):
     """One way of naming the modules of a family.
 
-    `name` is `original` for the names of the model's own repository, `diffusers` for those of the diffusers class
-    (also where the two agree), `comfyui` where ComfyUI repacks the checkpoint under names of its own, `hf` for the
-    classes of transformers, with a suffix for another root of the same model, and `xlabs` for that trainer's names.
+    `name` is `original` for the names of the model's own repository, and `diffusers` for those of the diffusers class,
+    also if the two agree. It is `comfyui` if ComfyUI repacks the checkpoint under its own names, and `xlabs` for that
+    trainer's names. It is `hf` for the classes of transformers, with a suffix for another root of the same model.
 
     `paths` are dotted module paths from the model's root, with `{i}` for a running index. They are the layers an
     adapter can sit on: Linear, convolution, and embeddings of language models.
@@ -29,11 +29,10 @@ class Layout(NamedTuple):
     only differences change them. They are no evidence for a family, and are listed as far as they are related to those
     of another layout.
 
-    `kohya_prefix` is the prefix of the underscored schemes for a path of this layout:
-    `lora_unet_` for the layout that kohya's trainers (sd-scripts, musubi-tuner) train, which is the original one, or
-    the diffusers one where they train the diffusers class; `lora_transformer_`, OneTrainer's spelling that ComfyUI
-    reads too, for the diffusers layout of a family whose kohya files use the original names; empty for language
-    models, which have no kohya spelling.
+    `kohya_prefix` is the prefix of the underscored schemes for a path of this layout: `lora_unet_` for the layout that
+    kohya's trainers (sd-scripts, musubi-tuner) train, which is the original one, or the diffusers one if they train the
+    diffusers class. It is `lora_transformer_`, OneTrainer's spelling that ComfyUI reads too, for the diffusers layout
+    of a family with kohya files in the original names. It is empty for language models, which have no kohya spelling.
 
     `blocks` are the module lists of the layout, each with its length in the largest published model. An index
     beyond it rules the family out, and a file that reaches the last index of every list speaks for it.
@@ -41,12 +40,12 @@ class Layout(NamedTuple):
     `missing` are beginnings of paths that `paths` allow, as `{i}` stands for any number, and that the models lack, such
     as `down_blocks.3.attentions`: a file with one of them is of another family.
 
-    `transposed` are the last names of modules whose weights are stored as (in, out): the Conv1D of transformers.
+    `transposed` are the last names of modules that store their weights as (in, out): the Conv1D of transformers.
 
     `also` are other names of the layout, of programs that call the modules alike.
 
     `borrowed` is True if the names are those of the family that this one descends from, and the programs of that family
-    load its adapters too: a file with these names is of that family, but can be converted to this one.
+    load its adapters too. A file with these names is of that family, but can be converted to this one.
     """
 
     name: str

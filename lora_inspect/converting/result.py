@@ -143,7 +143,7 @@ _OTHER_PROGRAM = (
 
 @dataclass(slots=True)
 class ProgramCheck:
-    """Judges an output by the rules of the `program` when called with its path; `output` is its name.
+    """A judge of an output by the rules of the `program`, called with its path; `output` is its name.
 
     `remarks` are the unknown facts, and the errors in magnitudes that the user kept. `way_out` ends the sentence on a
     certain error. A refusal is a remark too if the user accepted it.

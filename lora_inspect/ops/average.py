@@ -1,4 +1,4 @@
-"""Writes the average of adapters, such as the epochs of one training."""
+"""The average of adapters, such as the epochs of one training, written as one adapter."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -149,7 +149,7 @@ def _readings(subject: Subject, tensors: bool) -> int:
 
 
 class _SizeLook:
-    """Looks at the sizes of an adapter's changes, as far as numpy computes them without a base, and keeps them.
+    """The sizes of an adapter's changes, as far as numpy computes them without a base.
 
     The changes of a file with an open meaning are unknown.
     """

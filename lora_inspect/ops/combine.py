@@ -1,4 +1,4 @@
-"""Writes the sum of adapters, each at its multipliers, as one adapter."""
+"""The sum of adapters, each at its multipliers, written as one adapter."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias

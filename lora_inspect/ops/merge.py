@@ -1,4 +1,4 @@
-"""Folds adapters into a base, one weight after the other, streamed from disk to disk."""
+"""The merge of adapters into a base, one weight after the other, streamed from disk to disk."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Gives an adapter another rank, by one rule for all of its modules."""
+"""The change of an adapter's rank, by one rule for all of its modules."""
 
 from typing import TYPE_CHECKING
 

@@ -1,10 +1,10 @@
 """DEFT of PEFT: it removes the weight's part along a few directions and, unless `para` says so, adds a new one.
 
-W' = W + Q (scale · R - Sᵀ W) with Q and S from P, `deft_P` (out, r): both are the orthonormal factor of its QR
-decomposition for "qr", with LAPACK's signs, and for "relu" Q is P itself and S its positive part. R is `deft_R` (r,
-in), and there is none for `para`. The scale is alpha/r, or 1 if the config's alpha is none or 0. PEFT computes in
-float32, in its forward as in its merge; here it is the type that weights are folded in. It has no multipliers. The
-functions use tensor methods only. Source: the `DeftLayer` of PEFT 0.21.
+W' = W + Q (scale · R - Sᵀ W) with Q and S from P, `deft_P` (out, r). For "qr" both are the orthonormal factor of its QR
+decomposition, with LAPACK's signs. For "relu" Q is P itself and S its positive part. R is `deft_R` (r, in), and there
+is none for `para`. The scale is alpha/r, or 1 if the config's alpha is none or 0. PEFT computes in float32, in its
+forward as in its merge; here it is the type that weights are folded in. It has no multipliers. The functions use tensor
+methods only. Source: the `DeftLayer` of PEFT 0.21.
 """
 
 from dataclasses import dataclass

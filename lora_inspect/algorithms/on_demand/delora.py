@@ -1,9 +1,9 @@
 """DeLoRA of PEFT: a product of vector pairs that have length 1 and share one strength λ.
 
 W' = W + B · diag(λ / (r · ‖aᵢ‖ · ‖bᵢ‖)) · A · diag(n), with the rows a of A and the columns b of B; a length below 1e-4
-counts as 1e-4. λ (`delora_lambda`) is trained, and n (`delora_w_norm`) are the lengths of the base's columns, which
-PEFT saves next to it. Its forward and its merge are the same, and it has no multipliers. Sources: Bini et al. 2025, and
-the `DeloraLayer` of PEFT 0.21.
+counts as 1e-4. The strength λ (`delora_lambda`) is trained, and n (`delora_w_norm`) are the lengths of the base's
+columns, which PEFT saves next to it. Its forward and its merge are the same, and it has no multipliers. Sources: Bini
+et al. 2025, and the `DeloraLayer` of PEFT 0.21.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
 """MiSS of PEFT, first called Bone: one small matrix that all shards of a row's inputs share.
 
 A shard is r neighbouring inputs. Of a block B of shape (r, out) row i of the weight gets column i of B in every shard,
-also in a last one that is narrower; of `init_weights="mini"`, with a block (r, mini_r) that repeats along the outputs,
+also in a last one that is narrower. With `init_weights="mini"`, and a block (r, mini_r) that repeats along the outputs,
 it gets column i modulo mini_r. `init_weights="bat"` has a matrix (r, r) for each block of r rows, and each tile V of
 the weight becomes V + V @ B + B. Shapes identify the last one, and `adapter_config.json` the mini one. PEFT's forward
 and its merge are the same, and it has no multipliers. The functions use tensor methods only. Source: the `MissLayer` of

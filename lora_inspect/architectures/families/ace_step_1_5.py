@@ -1,8 +1,8 @@
 """ACE-Step 1.5.
 
-Leaves as in the decoder of the original repository, the only part that its trainer adapts; as in the whole model, where
-ComfyUI has the decoder next to encoders and tokenizers, for which no adapter is known; and as in the
-AceStepTransformer1DModel of diffusers.
+Leaves as in the decoder of the original repository, the only part that its trainer adapts, and as in the
+AceStepTransformer1DModel of diffusers. There is also the whole model, where ComfyUI has the decoder next to encoders
+and tokenizers; no adapter of these is known.
 """
 
 from collections.abc import Iterator

@@ -4,8 +4,8 @@ PEFT's states alpha/rank as the scale, and names by patterns the modules that di
 that hold the tensors of an adapter.
 
 Sources: `LoraConfig` of PEFT (`peft_config` finds a module's rank and alpha as PEFT does); `load_adapters` of mlx-lm
-0.32.2, which reads `fine_tune_type`, `num_layers` and of `lora_parameters` rank, scale, dropout and keys: those are the
-names of layers below each of the last blocks, and full ones of all others.
+0.32.2. That reads `fine_tune_type`, `num_layers` and of `lora_parameters` rank, scale, dropout and keys. The keys are
+the names of layers below each of the last blocks, and full names of all other layers.
 """
 
 import re

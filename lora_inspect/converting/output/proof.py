@@ -280,7 +280,7 @@ def _over_all(meant: Sequence[list[Product]], written: Contribution, read: Facto
 
 @dataclass(slots=True)
 class Proof:
-    """Compares the output of `targets` with its input `adapter` when called with its path.
+    """A comparison of the output of `targets` with its input `adapter`, made when called with the output's path.
 
     `stated` are the relative errors that the conversion itself reports, by module, None if it cannot. `base_changes`
     are the changes that depend on a base, `remeasured` the modules with magnitudes over other norms from a base, and

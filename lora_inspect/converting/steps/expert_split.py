@@ -30,7 +30,7 @@ Values = dict[Role, Factor]
 
 
 class ExpertArranger:
-    """Arranges one destination after the other; the factors of all experts of the last parameter stay in memory."""
+    """An arranger of destinations in turn; it keeps the factors of all experts of the last parameter."""
 
     def __init__(self) -> None:
         self._of: str = ""

@@ -39,7 +39,7 @@ _ELEMENTS = 1 << 30
 
 
 class LoraMaker:
-    """Makes LoRA of one module after another, exact if possible, unless a `rank` or `max_error` limits it.
+    """A maker of LoRA, one module after another, exact if possible, unless a `rank` or `max_error` limits it.
 
     `inner` are (in, *kernel) of the weights by module, if a base gives them.
     """

@@ -1,7 +1,7 @@
 """The parts of a module on their way through a conversion: contributions with their factors.
 
-The file also holds the functions that the steps share: factors with an exact dtype, the norm and the loss of a change,
-the rows that a module takes in another layout, and the limit on the size of an output.
+The file also holds the functions that the steps share. They are for factors with an exact dtype, the norm and the loss
+of a change, the rows that a module takes in another layout, and the limit on the size of an output.
 
 A step that approximates must use only the rows that its module takes: the best product for a fused layer may be a bad
 one for a part of it that changes little.

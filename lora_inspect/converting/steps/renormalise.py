@@ -2,9 +2,9 @@
 
 The step keeps it, over other norms or not, drops it, or makes a plain LoRA near the true change.
 
-Magnitudes of outputs over other norms give the same DoRA for programs that divide by those of the base, and back: W' =
-g · V, with g the magnitude over the norm of a row of V = W + delta, or of W. With the weight at hand, one magnitude
-follows from the other for every row: the other is g times the other norm.
+Magnitudes of outputs over other norms give the same DoRA for programs that divide by those of the base, and back. Both
+compute W' = g · V, with g the magnitude over the norm of a row of V = W + delta, or of W. With the weight at hand, one
+magnitude follows from the other for every row: the other is g times the other norm.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """The modules of an output that splits the experts of a layer, or joins them.
 
-An adapter has them in one pair of factors for the parameter of all experts, as PEFT does for `target_parameters`, or a
-pair for each layer of each expert, as PEFT does if the experts are modules, and as vLLM reads both. The correspondence
+An adapter has them in one pair of factors for the parameter of all experts, as PEFT does for `target_parameters`. Or it
+has a pair for each layer of each expert, as PEFT does if the experts are modules. vLLM reads both. The correspondence
 of the family relates the names. Only a base shows which way round the factors of all experts are, and which of the rows
 are those of gate and up.
 

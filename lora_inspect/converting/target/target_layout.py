@@ -3,8 +3,8 @@
 The correspondence of the family relates the layouts, as when a merge folds an adapter of one layout into a base of the
 other. The shapes show if rows can go to a layer of another layout.
 
-A difference of a parameter that is no weight belongs to its module, or has the parameter's own name: Wan's `modulation`
-of `blocks.0` has a suffix of its own, `.diff_m`; diffusers calls it `blocks.0.scale_shift_table`, and `.diff` of that
+A difference of a parameter that is no weight belongs to its module, or has the parameter's own name. Wan's `modulation`
+of `blocks.0` has a suffix of its own, `.diff_m`. In diffusers it is `blocks.0.scale_shift_table`, and `.diff` of that
 name is the difference.
 """
 
