@@ -47,7 +47,7 @@ class Runs(NamedTuple):
         return Runs(self.source, self.length, self.start, self.times, self.source_stride, self.stride, again)
 
     def shifted(self, rows: int) -> "Runs":
-        """Return the same rows, with `before` more rows before them in the one weight."""
+        """Return the same rows, with `rows` more rows before them in the one weight."""
         return self._replace(start=self.start + rows)
 
     def each(self) -> Iterator[tuple[int, int, int]]:

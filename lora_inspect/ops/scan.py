@@ -62,7 +62,7 @@ def scan_files(
     record: Record | None = None,
     programs: Sequence[str] = (),
 ) -> Generator[ScannedFile, None, None]:
-    """Scan already listed files, each with its own settings, with verdicts of some `programs`."""
+    """Scan already listed files as `scan` does, each with its own settings; with verdicts of some `programs`."""
     things = list(listing)
     count = min(_MOST_JOBS, os.cpu_count() or 1) if jobs is None else jobs
     if any(is_remote(path) for path, _ in things):
