@@ -469,8 +469,7 @@ def _with_norms_of_base(dependent: BaseDependentChange, contribution: Contributi
 
 
 def _along_the_other_axis(dependent: BaseDependentChange, contribution: Contribution) -> torch.Tensor:
-    """Return V · m / n - W, with outputs' magnitudes over the norms of V's inputs (A1111's `apply_weight_decompose`).
-    """
+    """Return V · m / n - W, with the magnitudes over the norms of V's inputs (A1111's `apply_weight_decompose`)."""
     assert contribution.magnitude is not None
     weight = own_weight(dependent.places)
     combined = weight + true_change(dependent._replace(contribution=contribution._replace(magnitude=None)))
