@@ -19,7 +19,7 @@ _tensors: dict[int, int] = {}
 
 
 class Room:
-    """Room in each cache of names for a file with so many tensors, as long as this object lives.
+    """Room in each cache of names for a file with `tensors` tensors, as long as this object lives.
 
     Steps go through all names of a file in turn. A cache that is smaller than the file would have dropped each name
     before the next step asks for it.
@@ -72,7 +72,7 @@ def remembering(find: Callable[Concatenate[str, _Others], _Found]) -> Callable[C
 
 
 def remembering_names(find: Callable[[str], _Found]) -> Callable[[str], _Found]:
-    """Cache a function of a name alone, as `remembering` does, with a look-up that takes a quarter of the time."""
+    """Cache a function of only a name, as `remembering` does, with a look-up in a quarter of the time."""
     return _ByName(find).__getitem__
 
 

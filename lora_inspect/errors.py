@@ -1,4 +1,4 @@
-"""What a user is meant to read: errors by what they are about, and the sentences for what the system refuses."""
+"""Messages for users: errors by subject, and the sentences for the system's refusals."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ REFUSED_STATUS, FAILED_STATUS = 1, 3
 
 
 class LoraInspectError(Exception):
-    """A file or a request that is refused, in one sentence: `path`, its `problem` and the `fix`, as far as it has them.
+    """A refused file or request, in one sentence: `path`, its `problem` and the `fix`, as far as known.
 
     A sentence that does not begin with a path is all in `problem`. `code` names the kind of error, for programs.
     """
@@ -51,11 +51,11 @@ class LoraInspectError(Exception):
         return _remade, (type(self), self.args), self.__dict__
 
     def replace(self, old: str, new: str) -> None:
-        """Says `new` where it says `old`, as the name of an output for the file that becomes it."""
+        """Replace `old` by `new` in the message, as the name of an output for the temporary file."""
         LoraInspectError.__init__(self, *(text.replace(old, new) for text in self.args))
 
     def spell(self, spelling: Callable[[str], str]) -> None:
-        """Says what is wrong, and the way out, in another spelling."""
+        """Put the problem and the fix into another spelling."""
         path, *others = self.args if len(self.args) > 1 else ("", *self.args)
         LoraInspectError.__init__(self, *([path] if path else []), *map(spelling, others))
 
@@ -65,7 +65,7 @@ class LoraInspectError(Exception):
 
     @classmethod
     def of(cls, path: str, says: str) -> "LoraInspectError":
-        """The error of a text that may have its way out behind the last semicolon."""
+        """Return the error of a text that may have its fix after the last semicolon."""
         problem, _, fix = says.rpartition("; ")
         return cls(path, problem or says, fix if problem else "")
 
@@ -78,53 +78,53 @@ def _remade(kind: type[LoraInspectError], said: tuple[str, ...]) -> LoraInspectE
 
 
 class RefusedError(LoraInspectError, ValueError):
-    """What was asked for cannot be done with these files, or only with an option that allows it."""
+    """A request that is impossible with these files, or possible only with an option."""
 
 
 class DamagedError(LoraInspectError, ValueError):
-    """A file is not what its format says."""
+    """A file that does not follow its format."""
 
     code = "damaged"
 
 
 class AmbiguousError(LoraInspectError, ValueError):
-    """What files say has several meanings, and nothing tells which is meant."""
+    """Files with several meanings, and nothing to decide between them."""
 
     code = "ambiguous"
 
 
 class WouldOverwriteError(LoraInspectError, FileExistsError):
-    """Something stands where an output belongs."""
+    """An output path that already exists."""
 
     code, errno = "would-overwrite", errno.EEXIST
 
 
 class NotFoundError(LoraInspectError, FileNotFoundError):
-    """There is nothing at a path or an address."""
+    """A path or an address with nothing at it."""
 
     code, status, errno = "not-found", FAILED_STATUS, errno.ENOENT
 
 
 class CouldNotWorkError(LoraInspectError, OSError):
-    """The disk, the network or another part of the system did not do its part."""
+    """A failure of the disk, the network or another part of the system."""
 
     code, status = "could-not-work", FAILED_STATUS
 
 
 class NeedsLibraryError(LoraInspectError, ImportError):  # type: ignore[misc]
-    """A library that the work needs is not installed."""
+    """A missing library that the work needs."""
 
     code, status = "needs-library", FAILED_STATUS
 
 
 class NeedsTorchError(NeedsLibraryError):
-    """Torch is not installed, and something is to be computed."""
+    """Missing torch, for a command that computes."""
 
     code = "needs-torch"
 
 
 class DiskRefused(CouldNotWorkError):
-    """What is said where the disk does not take an output, for the `reason` that the system gives."""
+    """The error for a disk that does not take an output, for the `reason` that the system gives."""
 
     def __init__(self, said: str, problem: str | None = None, fix: str = "", reason: str | None = None) -> None:
         super().__init__(said, problem, fix)
@@ -138,7 +138,7 @@ _KINDS = (
 
 
 def kind_of(error: BaseException) -> type[LoraInspectError]:
-    """The kind of an error that ends a command, or a part of it, whoever raised it; a defect could not work."""
+    """Return the class of an error that ends a command or a part of it; a defect counts as CouldNotWorkError."""
     if isinstance(error, LoraInspectError):
         return type(error)
     if isinstance(error, FileNotFoundError):
@@ -147,17 +147,17 @@ def kind_of(error: BaseException) -> type[LoraInspectError]:
 
 
 def with_code(code: str) -> type[LoraInspectError]:
-    """The kind that has a code."""
+    """Return the class that has a code."""
     return next((kind for kind in _KINDS if kind.code == code), RefusedError)
 
 
 def changed(path: str) -> CouldNotWorkError:
-    """The error for a file that did not stay as it was."""
+    """Return the error for a file that changed while it was read."""
     return CouldNotWorkError(path, "it changed while it was read", "run the command again")
 
 
 def of_system(error: OSError, path: str = "") -> LoraInspectError:
-    """What is said of an error of the system. `path` is the file that it came with, where it names none itself."""
+    """Return the error for an error of the system; `path` is its file if it names none itself."""
     if isinstance(error, LoraInspectError):
         return error
     where = os.fsdecode(error.filename or path) if isinstance(error.filename or path, (str, bytes)) else path

@@ -42,14 +42,14 @@ else:
 
         @classmethod
         def _make(cls, values: Any) -> "_Record":
-            """A record of the values in their order."""
+            """Return a record of the values in their order."""
             made = tuple.__new__(cls, values)
             if len(made) != len(cls._fields):
                 raise TypeError(f"Expected {len(cls._fields)} arguments, got {len(made)}")
             return made
 
         def _replace(self, **named: Any) -> "_Record":
-            """The record with other values of some fields."""
+            """Return the record with other values of some fields."""
             values = tuple(map(named.pop, self._fields, self))
             if named:
                 raise ValueError(f"Got unexpected field names: {list(named)!r}")
@@ -58,7 +58,7 @@ else:
         __replace__ = _replace
 
         def _asdict(self) -> dict[str, Any]:
-            """The values by their names."""
+            """Return the values by their names."""
             return dict(zip(self._fields, self, strict=True))
 
         def __repr__(self) -> str:
@@ -69,7 +69,7 @@ else:
             return tuple(self)
 
     def _bound(cls: type[_Record], values: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
-        """All values in the order of the fields; raises TypeError as a call of a function does."""
+        """Return all values in the order of the fields; raise TypeError as a call of a function does."""
         fields = cls._fields
         found = dict(zip(fields, values))  # noqa: B905 (too many are an error of their own)
         if len(values) > len(fields) or not found.keys().isdisjoint(named) or not named.keys() <= set(fields):
@@ -80,11 +80,11 @@ else:
         return [found[name] for name in fields]
 
     def _compiled(cls: type[_Record]) -> Any:
-        """The function that makes a record of its arguments, as fast as any."""
+        """Return the function that makes a record of its arguments, as fast as any."""
         return namedtuple(cls.__name__, cls._fields, defaults=cls._field_defaults.values()).__new__
 
     class _Maker(type):
-        """Makes a class with its fields out of the annotations in its body."""
+        """A maker of a class with fields from the annotations in its body."""
 
         def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
             if not bases:

@@ -10,7 +10,7 @@ _LETTERS = 3
 
 
 def meant(value: str, names: Iterable[str], titles: Mapping[str, str] = MappingProxyType({})) -> str | None:
-    """The one of the names that is meant, None where it is none of them or where several may be.
+    """Return the name that is meant, or None if it is none of them or could be several.
 
     A value is a name or its title in any case and with other signs between the letters, or the first letters of it. Of
     "comfyui" and "comfyui-0.3.64", which begins with the other, "comfy" is the first one.
@@ -36,7 +36,7 @@ def _letters(text: str) -> str:
 
 
 def suggestion(value: str, names: Iterable[str]) -> str:
-    """A question for the nearest name, as the end of a sentence on a mistyped one; empty where none is near."""
+    """Return a question for the nearest name, as the end of a sentence on a mistyped one, or empty if none is near."""
     known = {name.casefold(): name for name in names}
     nearest = nearest_name(value.casefold(), known)
     return f"; did you mean {known[nearest]}?" if nearest else ""
@@ -48,7 +48,7 @@ _LEAST_RATIO = 0.6
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:
-    """The name that is most like `name`, None where none is near; of many names only the first are looked at.
+    """Return the name that is most like `name`, or None if none is near; of many names it only looks at the first.
 
     Names that have no more than their ending in common are not near each other.
     """

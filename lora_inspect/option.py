@@ -28,10 +28,10 @@ _WORDS = {True: "yes", False: "no"}
 class Option(NamedTuple):
     """An option: the kind of its values, its help, and the facts that its kind needs.
 
-    `help` and `choices` may be functions, called when they are shown. `metavar` names the value in the help. A whole
-    number is `least` at least; a number is any finite one, or a `share`, from 0 to below 1. `wrong` says of a number or
-    a text why it is no value of the option, as the end of a sentence that begins with it, or nothing. `titles` returns
-    the titles of choices by their names; such a choice may be given in another spelling.
+    `help` and `choices` may be functions, called when they are shown. `metavar` names the value in the help. An integer
+    is at least `least`; a number is any finite one, or a `share`, from 0 to below 1. `wrong` says of a number or a text
+    why it is no value of the option, as the end of a sentence that begins with it, or nothing. `titles` returns the
+    titles of choices by their names; such a choice may be given in another spelling.
     """
 
     kind: str
@@ -89,7 +89,7 @@ class Declared(NamedTuple):
 
 
 def declared(record: "type[DataclassInstance]") -> dict[str, Declared]:
-    """Return the options of a record by name: its own in their order, then those that other records share."""
+    """Return the options of a record by name: its own in their order, then the ones that other records share."""
     own = [one for one in fields(record) if _OPTION in one.metadata]
     shared = {one.name for base in record.__mro__[1:] for one in getattr(base, "__dataclass_fields__", {}).values()}
     own.sort(key=lambda one: one.name in shared)
@@ -105,17 +105,17 @@ def _field(option: Option, default: Any = None) -> Any:
 
 
 def flag(says: str, default: bool = False) -> Any:
-    """An option without a value; if the default is True, the command line has `--no-NAME`."""
+    """Return an option without a value; if the default is True, the command line has `--no-NAME`."""
     return _field(Option(FLAG, says), default)
 
 
 def text(metavar: str, says: str, wrong: Callable[[str], str | None] = lambda value: None) -> Any:
-    """Any text, but one that is `wrong`."""
+    """Return an option with any text that is not `wrong`."""
     return _field(Option(TEXT, says, metavar, wrong=wrong))
 
 
 def path(metavar: str, says: str) -> Any:
-    """The path of a file or a folder."""
+    """Return an option with the path of a file or a folder."""
     return _field(Option(PATH, says, metavar))
 
 
@@ -126,12 +126,12 @@ def choice(
     default: str | None = None,
     titles: Callable[[], Mapping[str, str]] | None = None,
 ) -> Any:
-    """One of several words."""
+    """Return an option with one of several words."""
     return _field(Option(CHOICE, says, metavar, choices, titles=titles), default)
 
 
 def dtype(says: str) -> Any:
-    """An element type.
+    """Return an option with an element type.
 
     A value may be any of its names; the record has that of the safetensors format.
     """
@@ -139,27 +139,27 @@ def dtype(says: str) -> Any:
 
 
 def whole(says: str, least: int | None = None) -> Any:
-    """A whole number."""
+    """Return an option with an integer."""
     return _field(Option(WHOLE, says, "N", least=least))
 
 
 def number(metavar: str, says: str, wrong: Callable[[float], str | None] = lambda value: None) -> Any:
-    """A finite number, but one that is `wrong`."""
+    """Return an option with a finite number that is not `wrong`."""
     return _field(Option(NUMBER, says, metavar, wrong=wrong))
 
 
 def share(says: str) -> Any:
-    """A number from 0 to below 1."""
+    """Return an option with a number from 0 to below 1."""
     return _field(Option(NUMBER, says, "X", share=True))
 
 
 def yes_or_no(says: str) -> Any:
-    """True, False or neither."""
+    """Return an option that is True, False or neither."""
     return _field(Option(YES_NO, says))
 
 
 def names(metavar: str, says: str) -> Any:
-    """Any number of texts, in the order in which they are given."""
+    """Return an option with any number of texts, in the order in which they are given."""
     return _field(Option(NAMES, says, metavar), ())
 
 
@@ -179,7 +179,7 @@ def no_family(name: str) -> str | None:
 
 
 def architecture(of: str) -> Any:
-    """The name of a model family; `of` names the adapters in its help."""
+    """Return an option with the name of a model family; `of` names the adapters in its help."""
     return text("NAME", f"Model family of {of}, if the names match several: flux, chroma, ….", no_family)
 
 
@@ -197,7 +197,7 @@ class ReadingRequest:
 
 
 def transposed(of: str) -> Any:
-    """Answers by glob: are weights stored as (in, out)? `of` names the model that stores them in its help."""
+    """Return the option for globs of weights stored as (in, out); `of` names the model in its help."""
     says = (
         f"yes: {of} stores square weights as (in, out); no: as (out, in). For weights with an orientation that "
         "nothing else shows: all, or those that match GLOB. Repeatable."

@@ -20,7 +20,7 @@ _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(
 
 
 def printable(text: str) -> str:
-    """Escape every character that a reader cannot see for what it is, or that a terminal obeys.
+    """Escape every invisible or misleading character, and every one that a terminal obeys.
 
     Names and metadata come from files and may hold anything: control sequences, line breaks, marks of direction.
     Escapes replace characters that are drawn as nothing, as another character or over other text.
@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, columns: int = VALUE) -> str:
-    """Return the printable text in at most so many columns.
+    """Return the printable text in at most `columns` columns.
 
     A longer text loses its middle, and the number of characters that it lost takes their place. This takes as long for
     two million characters as for two thousand. `columns` must be at least 100.
@@ -123,7 +123,7 @@ _COLUMNS, _VALUE = 300, 60
 
 
 class Result:
-    """The base of a frozen dataclass, whose `repr` has at most 300 characters however much it holds."""
+    """The base of a frozen dataclass with a `repr` of at most 300 characters, however much it holds."""
 
     __slots__ = ()
 
@@ -162,14 +162,14 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def few(names: Sequence[str], word: str = "and", most: int = _MOST_NAMES) -> str:
-    """The first names as a sentence lists them, with the number of the others."""
+    """Return the first names as a sentence lists them, with the number of the others."""
     if len(names) <= most + 1:
         return listed(names, word)
     return f"{', '.join(names[:most])} {word} {len(names) - most} more"
 
 
 def size_in_words(count: int) -> str:
-    """A number of bytes as people say it: `23 kB`, `1.2 GB`."""
+    """Return a number of bytes as people say it: `23 kB`, `1.2 GB`."""
     size, unit = float(count), 0
     while size >= 999.5 and unit + 1 < len(_UNITS):
         size, unit = size / 1000, unit + 1

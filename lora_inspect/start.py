@@ -72,10 +72,10 @@ def _fail(says: str) -> "NoReturn":
 
 
 def _end_at_once(status: object) -> None:
-    """Ends the process without taking its modules apart, which takes longer than many a command.
+    """End the process without taking its modules apart, which takes longer than many a command.
 
-    Returns where something is left for Python's own end: threads, what libraries do last, or output that cannot be
-    written, of which that end tells.
+    Returns if something is left for Python's own end: threads, work of libraries at exit, or output that cannot be
+    written; Python reports the last.
     """
     is_watched = sys.gettrace() or sys.getprofile() or sys.flags.interactive
     if is_watched or not isinstance(status, int) or _is_anything_left():
@@ -97,7 +97,7 @@ def _is_anything_left() -> bool:
 
 
 def _open_streams() -> None:
-    """Leads closed standard streams nowhere: an output that got the number of one would be written to by libraries."""
+    """Open closed standard streams on nothing, so that libraries do not write into an output with such a number."""
     for number in _STANDARD_STREAMS:
         try:
             os.fstat(number)

@@ -1,4 +1,7 @@
-"""The place of this process among those that torchrun starts. Standard library only."""
+"""The place of this process among the processes that torchrun starts.
+
+Standard library only.
+"""
 
 import os
 import sys

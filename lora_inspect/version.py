@@ -1,4 +1,4 @@
-"""The version of this package, and the distributions that it is installed by: the whole one, and one without torch."""
+"""The version of this package, and the distributions that install it: the whole one, and one without torch."""
 
 __version__ = "0.1.0"
 
@@ -6,7 +6,7 @@ WHOLE, LIGHT = "lora-inspect", "lora-inspect-light"
 
 
 def installed_by() -> list[str]:
-    """The names of the distributions that this package was installed by: none for a checkout, and two by mistake."""
+    """Return the names of the distributions that installed this package: none for a checkout, two by mistake."""
     # A program that imports the package loads no more than the version.
     import os
     from importlib.metadata import distributions
@@ -17,7 +17,7 @@ def installed_by() -> list[str]:
 
 
 def described() -> str:
-    """The version in a line, with the form of the installation."""
+    """Return the version in a line, with the form of the installation."""
     found = installed_by()
     if len(found) > 1:
         return (
@@ -28,7 +28,7 @@ def described() -> str:
 
 
 def torch_advice() -> str:
-    """The problem and the way out where torch is not installed."""
+    """Return the problem and the fix if torch is not installed."""
     if installed_by() == [LIGHT]:
         return f"{LIGHT}, the light form, comes without it; run pip uninstall {LIGHT}, then pip install {WHOLE}"
     return "it is not installed; run pip install torch"

@@ -1,7 +1,7 @@
 """The registry of algorithms: every file of this folder with a record `ALGORITHM`, and recognised names.
 
 A file of several algorithms that share one formula lists them in `ALGORITHMS`. `info` pays for every import, so each
-file waits until a key, a config or a name asks for it: those of this folder by the table in `file_index.py`; a file
+file waits until a key, a config or a name needs it. The table in `file_index.py` lists the files of this folder; a file
 that is not in the table is imported at once. The files in `on_demand` need no table, as their keys and configs have
 their name: `hira.py` waits for a key with a part that begins with `hira_`, or for the `peft_type` HIRA.
 
@@ -80,7 +80,7 @@ _TURNS: dict[str, int] = {}
 
 
 def add(algorithm: Algorithm) -> None:
-    """Makes an algorithm known to all that reads, merges and converts; raises ValueError for a name that is taken."""
+    """Register an algorithm for reading, merging and converting; raise ValueError if its name is taken."""
     _check(algorithm)
     _add(algorithm, len(_FILES))
 
@@ -104,7 +104,7 @@ def _add(algorithm: Algorithm, turn: int) -> None:
 
 @contextmanager
 def added(algorithm: Algorithm) -> Iterator[None]:
-    """Has an algorithm known for as long as the block runs."""
+    """Register an algorithm while the block runs."""
     add(algorithm)
     try:
         yield
@@ -117,7 +117,7 @@ def added(algorithm: Algorithm) -> Iterator[None]:
 
 
 def changes() -> int:
-    """How often the registry changed: what was found in it before another number counts no more."""
+    """Return how often the registry changed; an earlier lookup is out of date once this number differs."""
     return _changes
 
 
@@ -127,7 +127,7 @@ def _note_change() -> None:
 
 
 def is_known(name: str) -> bool:
-    """Whether there is an algorithm called `name` that was asked for, or that the table has."""
+    """Return True if `name` is a loaded algorithm or one of the index."""
     if name in ALGORITHMS:
         return True
     with _LOADING:
@@ -135,14 +135,14 @@ def is_known(name: str) -> bool:
 
 
 def by_name(name: str) -> Algorithm:
-    """The algorithm called `name`; raises KeyError."""
+    """Return the algorithm called `name`; raise KeyError if there is none."""
     if name not in ALGORITHMS:
         _load_all([_FILE_OF[name]] if name in _FILE_OF else ())
     return ALGORITHMS[name]
 
 
 def candidates(suffix: Suffix) -> tuple[tuple[str, Role], ...]:
-    """What a suffix can be, as the name of an algorithm and the role in it, in the order in which it is tried."""
+    """Return the (algorithm name, role) pairs that a suffix can mean, in the order to try them."""
     if files := _BY_SUFFIX.get(suffix):
         _load_all(files)
         _BY_SUFFIX.pop(suffix, None)
@@ -150,7 +150,7 @@ def candidates(suffix: Suffix) -> tuple[tuple[str, Role], ...]:
 
 
 def every() -> Mapping[str, Algorithm]:
-    """All algorithms by name, those that wait as well."""
+    """Load all algorithms and return them by name."""
     with _LOADING:
         _load_all(sorted(_INDEXED))
         for name in sorted(_WAITING):
@@ -159,7 +159,7 @@ def every() -> Mapping[str, Algorithm]:
 
 
 def of_peft_type(method: str) -> list[Algorithm]:
-    """The algorithms of a `peft_type`."""
+    """Return the algorithms of a `peft_type`."""
     with _LOADING:
         _load_all(TYPES.get(method, ()))
         if method.lower() in _WAITING:
@@ -169,7 +169,7 @@ def of_peft_type(method: str) -> list[Algorithm]:
 
 
 def options_in(config: Mapping[str, Any]) -> list[Algorithm]:
-    """The algorithms that are an option of another one, and that a setting of a PEFT config has tensors be of."""
+    """Return the algorithms that are an option of another one and that a PEFT config turns on."""
     with _LOADING:
         for setting, files in OPTIONS.items():
             _load_all(files if config.get(setting) else ())
@@ -177,7 +177,7 @@ def options_in(config: Mapping[str, Any]) -> list[Algorithm]:
 
 
 def load_for(key: str) -> bool:
-    """Has the algorithm known whose name a key has at its end; False where there is none that was not known before."""
+    """Load the algorithm named at the end of a key; return False if it names none that is not loaded yet."""
     with _LOADING:
         for part in key[-LONGEST_SUFFIX:].split("."):
             name = part
@@ -197,7 +197,7 @@ def _load(name: str) -> None:
 
 
 def _load_all(files: Iterable[str]) -> None:
-    """Has those of the table known that are in these files."""
+    """Load the algorithms of the index that are in these files."""
     with _LOADING:
         for file in files:
             if file in _INDEXED:

@@ -1,4 +1,4 @@
-"""AdaLoRA of PEFT: delta = lora_alpha / (init_r + 10^-5) · B @ (E ⊙ A), with A as (rank, in·kernel) and E as (rank, 1).
+"""AdaLoRA of PEFT: delta = lora_alpha / (init_r + 10^-5) · B @ (E ⊙ A), with A (rank, in·kernel), E (rank, 1).
 
 The rank that training left a module does not count: the divisor is the rank that it began with, which
 `adapter_config.json` has. A module may be left with none. Sources: Zhang et al. 2023; the `AdaLoraLayer` of PEFT 0.21.
@@ -18,7 +18,7 @@ _TINY = 1e-5
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (rank, in·kernel), values (rank, 1) and up (out, rank), or None."""
+    """Return the problem with the shapes of down (rank, in·kernel), values (rank, 1) and up (out, rank), or None."""
     down, values, up = (shapes[role] for role in ("down", "values", "up"))
     if any(len(shape) != 2 for shape in (down, values, up)) or values != (down[0], 1) or up[1] != down[0]:
         return f"lora_A {list(down)}, lora_E {list(values)} and lora_B {list(up)} cannot be multiplied"
@@ -28,17 +28,17 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, int]:
-    """(out, in·kernel) of the weight."""
+    """Return (out, in·kernel) of the weight."""
     return shapes["up"][0], shapes["down"][1]
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return flattened_other_than(*shape(shapes), weight) if len(weight) > 1 else "changes a matrix"
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The factor of the product that the config says, or why that is unknown."""
+    """Return the factor of the product from the config, or an error text if it is unknown."""
     config = around.config
     if config is None:
         return (
@@ -58,7 +58,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, factor: float) -> "Change":
-    """factor · B @ (E ⊙ A)."""
+    """Return factor · B @ (E ⊙ A)."""
     from lora_inspect.maths.change import LowRank
 
     return LowRank(tensors["up"], tensors["values"] * tensors["down"], scale * factor)

@@ -1,4 +1,4 @@
-"""LoRA on torch's MultiheadAttention, which PEFT gives factors for its fused `in_proj_weight` and for its `out_proj`.
+"""LoRA on torch's MultiheadAttention: PEFT has factors for its fused `in_proj_weight` and for its `out_proj`.
 
 PEFT adds the change of `out_proj` twice, in training as in a merge, and the bias of the up layer of `in_proj` never.
 Source: `MultiheadAttention` of PEFT, from 0.15, its first with it, to 0.21.2.
@@ -20,18 +20,18 @@ _LAST = (0, 21, 2)
 
 
 def low_rank(tensors: Tensors) -> tuple[Any, Any]:
-    """(up, down) of the change as often as it counts."""
+    """Return (up, down) of the change, multiplied by the number of times it counts."""
     up, down = lora.matrices(tensors)
     return TIMES * up, down
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """TIMES · scale · up @ down."""
+    """Return TIMES · scale · up @ down."""
     return lora.change(tensors, TIMES * scale, alpha)
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """The algorithm itself, or why it is unknown how often the version of PEFT counts the change."""
+    """Return the algorithm itself, or an error text if the PEFT version's number of repeats is unknown."""
     version = peft_version(around.config or {})
     if version is not None and version <= _LAST:
         return OUT_PROJ

@@ -1,9 +1,9 @@
-"""BD-LoRA of PEFT, an option of its LoRA: one of lora_A and lora_B has the blocks of a diagonal, below each other.
+"""BD-LoRA of PEFT, an option of its LoRA: lora_A or lora_B has the blocks of a diagonal, below each other.
 
-The config says which of the two by pieces of a module's name, and how many blocks there are. lora_A (r, in / n) is
-diag(A₁, …) of blocks (r / n, in / n), lora_B (out, r / n) is diag(B₁, …) of blocks (out / n, r / n), and the rest is
-LoRA. Shapes alone tell a lora_B of blocks, as it has fewer columns than there are ranks, and no lora_A of them. PEFT's
-forward and its merge are the same. Source: the `BdLoraLinearVariant` of PEFT 0.21.
+The config says which of the two by pieces of a module's name, and how many blocks there are. The factor lora_A (r, in /
+n) is diag(A₁, …) of blocks (r / n, in / n), lora_B (out, r / n) is diag(B₁, …) of blocks (out / n, r / n), and the rest
+is LoRA. Shapes show only a lora_B of blocks, as it has fewer columns than there are ranks, and no lora_A of them.
+PEFT's forward and its merge are the same. Source: the `BdLoraLinearVariant` of PEFT 0.21.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _FIELDS: dict[Role, str] = {"down": "target_modules_bd_a", "up": "target_modules
 
 
 def has_blocks(shapes: Shapes) -> bool:
-    """Whether up (out, r / n) can have blocks beside down (r, in)."""
+    """Return True if up (out, r / n) can have blocks next to down (r, in)."""
     down, up = shapes.get("down", ()), shapes.get("up", ())
     if len(down) != 2 or len(up) != 2 or 0 in down or 0 in up:
         return False
@@ -32,14 +32,14 @@ def has_blocks(shapes: Shapes) -> bool:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (r, in) and up (out, r / n), or None."""
+    """Return the problem with the shapes of down (r, in) and up (out, r / n), or None."""
     if has_blocks(shapes):
         return None
     return f"down {list(shapes['down'])} and up {list(shapes['up'])} have different ranks"
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """LoRA, or the one with blocks in one of its factors, or why that is not known."""
+    """Return LoRA, or the algorithm with blocks in one of its factors, or an error text if that is unknown."""
     options = around.config.get("use_bdlora") if around.config else None
     undecided = f"down {list(around.shapes['down'])} and up {list(around.shapes['up'])} differ in rank"
     if not options:
@@ -65,14 +65,14 @@ def variant(around: Surroundings) -> Algorithm | str:
 
 
 def _names(options: Any, field: str, path: str) -> bool:
-    """Whether a piece of the path is in a list of the options."""
+    """Return True if the option's list `field` has a string that is part of the path."""
     pieces = options.get(field) if isinstance(options, dict) else None
     return isinstance(pieces, list) and any(isinstance(piece, str) and piece in path for piece in pieces)
 
 
 @lru_cache(maxsize=4)
 def _with_blocks(role: Role, count: int) -> Algorithm:
-    """The algorithm whose factor of the role has so many blocks."""
+    """Return the algorithm for `count` blocks in the factor `role`."""
     whole = partial(_whole_shapes, role, count)
 
     def fitting(shapes: Shapes) -> str | None:
@@ -99,13 +99,13 @@ def _with_blocks(role: Role, count: int) -> Algorithm:
 
 
 def _whole_shapes(role: Role, count: int, shapes: Shapes) -> Shapes:
-    """The shapes with that of the diagonal of so many blocks."""
+    """Return the shapes with the factor `role` as a block diagonal of `count` blocks."""
     rows, columns = shapes[role]
     return {**shapes, role: (rows, columns * count)}
 
 
 def _on_diagonal(stored: Any, count: int) -> Any:
-    """So many blocks of the rows (rows, columns) on the diagonal of a matrix (rows, columns · count)."""
+    """Return `count` blocks of the rows (rows, columns) on the diagonal of a matrix (rows, columns · count)."""
     blocks = stored.unflatten(0, (count, -1))
     whole = stored.new_zeros(count, blocks.shape[1], count, stored.shape[1])
     for at in range(count):

@@ -1,4 +1,4 @@
-"""Fields of an `adapter_config.json` that decide a formula: each of the kind it has to be, or the reason why not."""
+"""Fields of an `adapter_config.json` that decide a formula: each of the right type, or the reason why not."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,27 +13,27 @@ _UNVERSIONED = (0, 17, 1)
 
 
 def is_switch(value: Any) -> bool:
-    """Whether it is a yes or no."""
+    """Return True if the value is a boolean."""
     return isinstance(value, bool)
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is a whole number above 0 that a size may be; yes and no are none, though Python counts with them."""
+    """Return True if the value is an integer above 0 that can be a size; booleans are not integers here."""
     return json_count(value) is not None
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a finite number, and no whole one beyond every float."""
+    """Return True if the value is a finite number, not an integer beyond the range of float."""
     return json_number(value) is not None
 
 
 def is_seed(value: Any) -> bool:
-    """Whether it is a whole number that torch takes for a seed."""
+    """Return True if the value is an integer that torch accepts as a seed."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**64
 
 
 def peft_version(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """The version of PEFT that wrote the config, the last such one where it names none; None for no released one."""
+    """Return the PEFT version in the config, the last one that recorded none if absent, or None for no release."""
     text = config.get("peft_version")
     if text is None:
         return _UNVERSIONED
@@ -42,9 +42,9 @@ def peft_version(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
 
 
 def read_fields(config: Mapping[str, Any] | None, fields: Fields, decided: str) -> dict[str, Any] | str:
-    """The values of the `fields`, or why one is unknown, as the end of a sentence with a way out.
+    """Return the values of the `fields`, or an error text with a fix if one is unknown.
 
-    `decided` is what they decide ("its rotation"). `config` is None where none speaks of the module.
+    `decided` names the result of the fields ("its rotation"). `config` is None if none covers the module.
     """
     if config is None:
         return (

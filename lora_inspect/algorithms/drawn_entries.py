@@ -17,7 +17,7 @@ MOST_ENTRIES = (2**32 - 1) // 20
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the `spectrum` (count,) changes where that is not a Linear weight of this shape, or None."""
+    """Return the mismatch of a `spectrum` (count,) with a Linear weight of this shape, or None."""
     count = shapes["spectrum"][0]
     if len(weight) < 2 or prod(weight[2:]) != 1 or count > prod(weight):
         return f"changes {count} different entries of the transform of a Linear weight"
@@ -29,9 +29,9 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 # Layers of a model have few shapes.
 @lru_cache(maxsize=4)
 def first_drawn(count: int, entries: int, seed: int) -> "Tensor":
-    """The first `count` of the numbers below `entries` in the order of the `seed`.
+    """Return the first `count` of the numbers below `entries` in the random order of the `seed`.
 
-    The order is that of torch's generator on the CPU, whose type of number makes no difference to it.
+    The order is that of torch's generator on the CPU. The integer dtype does not change it.
     """
     import torch
 
@@ -40,7 +40,7 @@ def first_drawn(count: int, entries: int, seed: int) -> "Tensor":
 
 
 def drawn_places(count: int, shape: tuple[int, int], seed: int) -> "tuple[Tensor, Tensor]":
-    """The rows and the columns of the first entries that the seed draws of a matrix of this shape."""
+    """Return the rows and the columns of the first entries that the seed draws of a matrix of this shape."""
     rows, columns = shape
     entries = first_drawn(count, rows * columns, seed)
     return entries // columns, entries % columns

@@ -1,8 +1,8 @@
-"""OFT of PEFT before 0.16, of two kinds: rotations of blocks of outputs, since 0.14 of inputs with a factor per row.
+"""OFT of PEFT before 0.16: rotations of blocks of outputs, since 0.14 of inputs with a factor per row.
 
 Q = (X - Xᵀ)/2 for the stored X (count, size, size), and R = (I - Q)(I + Q)^-1. Before 0.14 each block of rows becomes
 Rᵀ W; since then W' = lengths · W · diag(R₁, R₂, …)ᵀ, over the columns of a flattened kernel. One block may serve all.
-`coft` limits the norm of each X. PEFT has no strengths for either. Source: the `OFTLayer` of PEFT 0.13 and of 0.15.
+`coft` limits the norm of each X. PEFT has no multipliers for either. Source: the `OFTLayer` of PEFT 0.13 and of 0.15.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of generators (count, size, size) and lengths (out, 1), or None."""
+    """Return the problem with the shapes of generators (count, size, size) and lengths (out, 1), or None."""
     generators, lengths = shapes["generators"], shapes.get("lengths", (1, 1))
     if len(generators) != 3 or generators[1] != generators[2] or 0 in generators:
         return f"oft_r {list(generators)} are not square blocks"
@@ -27,12 +27,12 @@ def check(shapes: Shapes) -> str | None:
 
 
 def check_rows(shapes: Shapes) -> str | None:
-    """What `check` says, and that a file with lengths is none of before 0.14."""
+    """Return the problem that `check` finds, or that the file has lengths and so is not of PEFT before 0.14."""
     return "oft_s is next to oft_r" if "lengths" in shapes else check(shapes)
 
 
 def _turned(shapes: Shapes) -> int | None:
-    """How many rows or columns are turned; None where one block may serve any number of its size."""
+    """Return the number of rotated rows or columns, or None if one block may serve any multiple of its size."""
     count, size, _ = shapes["generators"]
     return count * size if count > 1 else None
 
@@ -43,19 +43,19 @@ def _fits(shapes: Shapes, length: int) -> bool:
 
 
 def together(shapes: Shapes) -> int:
-    """The rows or columns of a block."""
+    """Return the number of rows or columns of a block."""
     return shapes["generators"][1]
 
 
 def shape_of_rows(shapes: Shapes) -> tuple[int | None, ...]:
-    """Of the weight the rows are known alone."""
+    """Return (out, None): the columns are unknown."""
     return _turned(shapes), None
 
 
 def misfit_of_rows(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is not a weight of this shape, or None.
+    """Return the mismatch with a weight of this shape, or None.
 
-    PEFT cuts the last block off where the rows do not fill it, so that it is no rotation any more.
+    PEFT truncates the last block if the rows do not fill it, and then it is no rotation.
     """
     if len(weight) > 1 and _fits(shapes, weight[0]):
         return None
@@ -63,12 +63,12 @@ def misfit_of_rows(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def shape_of_columns(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in·kernel) of the weight."""
+    """Return (out, in·kernel) of the weight."""
     return shapes["lengths"][0], _turned(shapes)
 
 
 def misfit_of_columns(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     if len(weight) > 1 and weight[0] == shapes["lengths"][0] and _fits(shapes, prod(weight[1:])):
         return None
     count, size, _ = shapes["generators"]
@@ -76,7 +76,7 @@ def misfit_of_columns(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """What the config says of the limit, or why that is not known."""
+    """Return the settings of the limit from the config, or an error text if they are unknown."""
     config = around.config
     if config is None:
         return (
@@ -100,7 +100,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def _blocks(tensors: Tensors, size: int, eps: float | None) -> Any:
-    """R of every block; the limit is that of blocks of `size` outputs."""
+    """Return R of every block; the limit is that of blocks of `size` outputs."""
     from lora_inspect.maths.rotation import cayley, limited
 
     stored = tensors["generators"]
@@ -110,14 +110,14 @@ def _blocks(tensors: Tensors, size: int, eps: float | None) -> Any:
 
 
 def change_of_rows(tensors: Tensors, scale: float, alpha: float | None, *, eps: float | None) -> "Change":
-    """The rotation of blocks of rows."""
+    """Return the rotation of blocks of rows."""
     from lora_inspect.maths.rotation import RotatedRows
 
     return RotatedRows(_blocks(tensors, tensors["generators"].shape[1], eps))
 
 
 def change_of_columns(tensors: Tensors, scale: float, alpha: float | None, *, eps: float | None) -> "Change":
-    """The rotation of blocks of columns, and the factor of each row."""
+    """Return the rotation of blocks of columns, and the factor of each row."""
     from lora_inspect.maths.rotation import RotatedColumns
 
     lengths = tensors["lengths"]

@@ -1,4 +1,4 @@
-"""Which files of this folder have which algorithms, written by `python docs/write_algorithm_index.py`."""
+"""The file of each algorithm in this folder, written by `python docs/write_algorithm_index.py`."""
 
 from collections.abc import Mapping
 

@@ -1,7 +1,7 @@
-"""Full differences: a tensor of the parameter's own shape that is added to it, whatever the parameter is.
+"""Full differences: a tensor of the parameter's own shape that is added to any parameter.
 
-W + multiplier · diff; there is no rank, and an alpha beside it belongs to another change of the module. Sources: the
-`FullModule` of lycoris-lora (`.diff`, `.diff_b`); the step-distilled Wan files, whose `.diff_m` is added to the
+W + multiplier · diff; there is no rank, and an alpha next to it belongs to another change of the module. Sources: the
+`FullModule` of lycoris-lora (`.diff`, `.diff_b`); the step-distilled Wan files, with a `.diff_m` that is added to the
 parameter `modulation` of a block.
 """
 
@@ -17,28 +17,28 @@ DIFFERENCE = "difference"
 
 
 def check(shapes: Shapes) -> str | None:
-    """A single number or an empty tensor is no difference of a parameter."""
+    """Return an error for a single number or an empty tensor, which is no difference of a parameter."""
     shape = shapes[DIFFERENCE]
     return None if shape and 0 not in shape else f"a difference of shape {list(shape)} changes nothing"
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """That of the parameter, which of a norm or a bias is (features,)."""
+    """Return the shape of the parameter, (features,) for a norm or a bias."""
     return shapes[DIFFERENCE]
 
 
 def misfit(shapes: Shapes, parameter: tuple[int, ...]) -> str | None:
-    """What the difference is of instead of a parameter of this shape, or None."""
+    """Return the mismatch with a parameter of this shape, or None."""
     return other_than(shapes[DIFFERENCE], parameter)
 
 
 def rank(shapes: Shapes) -> None:
-    """There is none."""
+    """Return None: there is no rank."""
     return None
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The difference as a matrix (rows, columns); one of a vector has a single column."""
+    """Return the difference as a matrix (rows, columns), with a single column for a vector."""
     from lora_inspect.maths.change import added
 
     difference = tensors[DIFFERENCE]
@@ -46,7 +46,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 
 
 def difference_of(parameter: str, suffix: str, name: str, title: str, writers: str = "LyCORIS") -> Algorithm:
-    """The algorithm that adds the tensor with this suffix to the `parameter` of a layer."""
+    """Return the algorithm that adds the tensor with this suffix to the `parameter` of a layer."""
     return Algorithm(
         name=name,
         title=title,

@@ -1,4 +1,4 @@
-"""GLoRA of LyCORIS: W' = W + multiplier · scale · (W · A + B), with A (in, in) and B (out, in·kernel) as products.
+"""GLoRA of LyCORIS: W' = W + multiplier · scale · (W · A + B), with products A (in, in), B (out, in·kernel).
 
 A mixes the inputs of a layer, at each place of a kernel alike. Since LyCORIS 3 A = a1 @ a2 and B = b1 @ b2, before it A
 = a2 @ a1 and B = b2 @ b1, on Linear layers and 1x1 convolutions; the shapes show which one it is. The scale is
@@ -22,7 +22,7 @@ _NEW, _OLD = ("a1", "a2", "b1", "b2"), ("a2", "a1", "b2", "b1")
 
 
 def _rank(shapes: Shapes, products: Products) -> int | None:
-    """The inner size of both products; None where they are none that change one weight."""
+    """Return the inner size of both products, or None if they do not change one weight."""
     left, right, up, down = (shapes[role] for role in products)
     core = shapes.get("bm")
     if min(map(len, (left, right, up, down))) < 2 or any(0 in shape for shape in shapes.values()):
@@ -36,7 +36,7 @@ def _rank(shapes: Shapes, products: Products) -> int | None:
 
 
 def check(shapes: Shapes, products: Products) -> str | None:
-    """What keeps the factors from being these products, with the lower rank where they may be the others as well."""
+    """Return the error if the factors are not these products, or if the other products give a lower rank."""
     rank, other = _rank(shapes, products), _rank(shapes, _OLD if products == _NEW else _NEW)
     if rank is None or (other is not None and other < rank):
         return f"{', '.join((f'{role} {list(shape)}' for role, shape in shapes.items()))} cannot be multiplied"
@@ -44,23 +44,23 @@ def check(shapes: Shapes, products: Products) -> str | None:
 
 
 def shape(shapes: Shapes, products: Products) -> tuple[int, ...]:
-    """(out, in, *kernel) of the weight that they change."""
+    """Return (out, in, *kernel) of the weight that they change."""
     _, _, up, down = (shapes[role] for role in products)
     return (up[0], down[1], *shapes.get("bm", down)[2:])
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...], products: Products) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than(shape(shapes, products), weight)
 
 
 def rank(shapes: Shapes, products: Products) -> int:
-    """The inner size of the products."""
+    """Return the inner size of the products."""
     return shapes[products[0]][1]
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """None are needed; says why the order of the products or the scale is unknown."""
+    """Return no settings, or an error text if the order of the products or the scale is unknown."""
     if {_rank(around.shapes, each) for each in (_NEW, _OLD)} == {around.shapes["a1"][0]}:
         return (
             "its rank is the number of inputs and outputs, so its factors may come from LyCORIS before or since "
@@ -83,7 +83,7 @@ def _has_rs_lora(text: str) -> bool:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, products: Products) -> "Change":
-    """scale · (W · A + B)."""
+    """Return scale · (W · A + B)."""
     left, right, up, down = (tensors[role].flatten(1) for role in products)
     return MixedInputs(left, right, up, contracted(tensors["bm"], down) if "bm" in tensors else down, scale)
 
@@ -131,11 +131,11 @@ class MixedInputs(Change):
     together: int = 1
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Needs nothing of the weight but the rows that are folded."""
+        """Return the change itself: it needs only the rows that are folded."""
         return self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Adds both products' rows."""
+        """Add both products' rows."""
         by_place = rows.reshape(rows.shape[0], self.left.shape[0], -1).transpose(1, 2)
         mixed = by_rows(lambda own: own @ self.left @ self.right, by_place.flatten(0, 1))
         mixed = mixed.view(by_place.shape).transpose(1, 2).reshape(rows.shape)

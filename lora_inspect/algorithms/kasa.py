@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (r, in), up (out, r) and the diagonal (r,), or None."""
+    """Return the problem with the shapes of down (r, in), up (out, r) and the diagonal (r,), or None."""
     down, up, diagonal = shapes["down"], shapes["up"], shapes["diagonal"]
     if len(down) != 2 or len(up) != 2 or diagonal != down[:1]:
         return f"lora_A {list(down)}, lora_diag {list(diagonal)} and lora_B {list(up)} cannot be multiplied"
@@ -26,7 +26,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed instead of a weight of this shape, which has to keep a singular triple; or None."""
+    """Return the mismatch with a weight of this shape, or None; at least one singular triple must remain."""
     rank = lora.rank(shapes)
     if len(weight) > 1 and min(weight[:2]) <= rank:
         return f"takes {rank} singular triples away and leaves one at least"
@@ -34,7 +34,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """Nothing, or why it is not known whether the base is truncated."""
+    """Return no settings, or an error text if it is unknown whether the base is truncated."""
     if around.config is None or not isinstance(around.config.get("kasa_config"), dict):
         return (
             "no adapter_config.json with a kasa_config covers it; put the one next to the file that it was saved with"
@@ -59,7 +59,7 @@ def truncated() -> "Callable[..., Change]":
     class Truncated(Change):
         """W' = W without its `rank` least singular triples + multiplier · scale · up @ down, of that rank.
 
-        A multiplier does not act on what is taken out. The whole weight is held while it is decomposed.
+        A multiplier does not scale the removed part. The whole weight is in memory while it is decomposed.
         """
 
         up: Any  # (out, rank)
@@ -74,7 +74,7 @@ def truncated() -> "Callable[..., Change]":
             return True
 
         def settled(self, blocks: "Blocks", multiplier: float) -> "Change":
-            """Finds the triples."""
+            """Return the change with the least singular triples of the weight."""
             import torch
 
             # What is not finite has no decomposition; it stays in the rows, which are refused for it.
@@ -84,7 +84,7 @@ def truncated() -> "Callable[..., Change]":
             return type(self)(self.up, self.down, self.scale, (left[:, -rank:] * values[-rank:], right[-rank:]))
 
         def fold(self, rows: Any, first: int, multiplier: float) -> None:
-            """Takes the triples out and adds the product; raises ValueError before it has seen the weight."""
+            """Remove the triples and add the product; raise ValueError before it has seen the weight."""
             if self.taken is None:
                 raise ValueError("the singular triples of a weight are not known before all of its rows are seen")
             last = first + rows.shape[0]
@@ -95,7 +95,7 @@ def truncated() -> "Callable[..., Change]":
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The truncation and the product."""
+    """Return the truncation and the product."""
     return truncated()(tensors["up"] * tensors["diagonal"], tensors["down"], scale)
 
 

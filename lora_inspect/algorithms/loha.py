@@ -4,8 +4,8 @@ delta = scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), with _a as (out, rank) and _b 
 alpha/rank, counts once. OneTrainer keeps the kernel apart, _a as (out, rank, 1, …) and _b as (rank, in, *kernel). With
 Tucker cores t1 and t2 (rank, rank, *kernel) _a is (rank, out) and _b (rank, in).
 
-Sources: Hyeon-Woo et al. 2022 (FedPara); the `HadaWeight` and `HadaWeightTucker` of lycoris-lora. Written with tensor
-methods alone.
+Sources: Hyeon-Woo et al. 2022 (FedPara); the `HadaWeight` and `HadaWeightTucker` of lycoris-lora. It uses only tensor
+methods.
 """
 
 from functools import partial
@@ -26,13 +26,13 @@ Pair = tuple[Any, Any]
 
 
 def factor_shapes(out_features: int, columns: int, rank: int) -> dict[str, tuple[int, ...]]:
-    """The shapes by role of the factors of a weight (out, in, *kernel) with so many `columns`, in·kernel."""
+    """Return the shapes by role of the factors of a weight (out, in, *kernel) with `columns` (in·kernel) columns."""
     side, base = (out_features, rank), (rank, columns)
     return {"w1_a": side, "w1_b": base, "w2_a": side, "w2_b": base}
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the factors by role, or None."""
+    """Return the problem with the shapes of the factors by role, or None."""
     cores = [role for role in CORES if role in shapes]
     if missing := [role for role in (*ROLES, *(CORES if cores else ())) if role not in shapes]:
         return f"{', '.join(missing)} missing"
@@ -45,7 +45,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def _expected(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """The shapes that fit the rank, the outputs and the kernel as w1_a, w1_b and t1 have them."""
+    """Return the shapes that match the rank, the outputs and the kernel of w1_a, w1_b and t1."""
     side, base, inner = tuple(shapes["w1_a"]), tuple(shapes["w1_b"]), rank(shapes)
     if "t1" in shapes:
         side, base, core = (inner, side[1]), (inner, base[1]), (inner, inner, *shapes["t1"][2:])
@@ -55,43 +55,43 @@ def _expected(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 
 
 def rank(shapes: Shapes) -> int:
-    """The inner size of both products: first dimension of w1_b."""
+    """Return the inner size of both products: first dimension of w1_b."""
     return shapes["w1_b"][0]
 
 
 def weight_shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in, *kernel) of the weight that the factors change, (out, in·kernel) where they do not tell more."""
+    """Return (out, in, *kernel) of the weight, or (out, in·kernel) if the factors do not show more."""
     if "t1" in shapes:
         return (shapes["w1_a"][1], shapes["w1_b"][1], *shapes["t1"][2:])
     return (shapes["w1_a"][0], *shapes["w1_b"][1:])
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than_shape(weight_shape(shapes), weight)
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), computed for the rows that are asked for."""
+    """Return scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), computed for the requested rows."""
     from lora_inspect.maths.change import Additive
 
     return Additive(partial(_rows, *_pairs(tensors)), scale)
 
 
 def low_rank(tensors: Tensors) -> tuple[Any, Any]:
-    """(up, down) of rank²: (a @ b) ⊙ (c @ d) is the product of the row-wise one of a and c with that of bᵀ and dᵀ."""
+    """Return (up, down) of rank²: the row-wise products of a and c, and of bᵀ and dᵀ, for (a @ b) ⊙ (c @ d)."""
     (left_a, left_b), (right_a, right_b) = _pairs(tensors)
     down = row_wise(left_b.transpose(0, 1), right_b.transpose(0, 1)).transpose(0, 1)
     return row_wise(left_a, right_a), down
 
 
 def thin(shapes: Shapes) -> int:
-    """The inner size of `low_rank`."""
+    """Return the inner size of `low_rank`."""
     return rank(shapes) ** 2
 
 
 def _pairs(tensors: Tensors) -> tuple[Pair, Pair]:
-    """Both products; a Tucker core is contracted into _b."""
+    """Return both products; a Tucker core is contracted into _b."""
     return _pair(tensors, 1), _pair(tensors, 2)
 
 

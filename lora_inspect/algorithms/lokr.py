@@ -1,16 +1,16 @@
-"""LoKr: the change is the Kronecker product of a small and a large factor, each whole or a product of thin ones.
+"""LoKr: the Kronecker product of a small and a large factor, each whole or a product of thin factors.
 
-delta = scale · w1 ⊗ w2, with w1 as (o1, i1) and w2 as (o2, i2, *kernel), where out = o1·o2 and in = i1·i2; instead of
-w1 there may be w1_a (o1, rank) and w1_b (rank, i1), instead of w2 w2_a (o2, rank) and w2_b (rank, i2·kernel), or
-w2_a (rank, o2) and w2_b (rank, i2) around a Tucker core t2 (rank, rank, *kernel). Where the kernel is flattened the
-columns of w1 need not divide the inputs: files of 2023 part in·kernel.
+delta = scale · w1 ⊗ w2, with w1 as (o1, i1) and w2 as (o2, i2, *kernel), where out = o1·o2 and in = i1·i2. Instead of
+w1 there may be w1_a (o1, rank) and w1_b (rank, i1). Instead of w2 there may be w2_a (o2, rank) and w2_b (rank,
+i2·kernel), or w2_a (rank, o2) and w2_b (rank, i2) around a Tucker core t2 (rank, rank, *kernel). Where the kernel is
+flattened the columns of w1 need not divide the inputs: files of 2023 part in·kernel.
 
-The scale is alpha/rank, once. Where both factors are whole it is 1, whatever alpha says, except in files whose program
-divides alpha all the same: PEFT by the rank of its config, and blissful-tuner, which stores `lokr_factor`, by the
-largest dimension of w2.
+The scale is alpha/rank, once. If both factors are whole it is 1, whatever alpha says, except in files of programs that
+still divide alpha: PEFT by the rank of its config, and blissful-tuner, which stores `lokr_factor`, by the largest
+dimension of w2.
 
-Sources: Yeh et al. 2024 (LyCORIS); `LokrModule`, `factorization` and `rebuild_tucker` of lycoris-lora. Written with
-tensor methods alone.
+Sources: Yeh et al. 2024 (LyCORIS); `LokrModule`, `factorization` and `rebuild_tucker` of lycoris-lora. It uses only
+tensor methods.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ DIALECTS = {"lycoris": {**{role: f".lokr_{role}" for role in ROLES}, **_OTHER}}
 
 
 def factorise(dimension: int, factor: int = -1) -> tuple[int, int]:
-    """(m, n) with m · n = `dimension` and m ≤ n.
+    """Return (m, n) with m · n = `dimension` and m ≤ n.
 
     A `factor` that divides the dimension is one of them. Otherwise they are as even as they can be with m at most
     `factor`; -1 sets no bound.
@@ -46,7 +46,7 @@ def factorise(dimension: int, factor: int = -1) -> tuple[int, int]:
 def factor_shapes(
     out_features: int, in_features: int, kernel: tuple[int, ...], rank: int, factor: int = -1
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes by role of new factors of a weight (out, in, *kernel).
+    """Return the shapes by role of new factors of a weight (out, in, *kernel).
 
     w1 is whole; w2 is a product while the rank is below half of its larger side, where it saves something.
     """
@@ -57,7 +57,7 @@ def factor_shapes(
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the factors by role, or None."""
+    """Return the problem with the shapes of the factors by role, or None."""
     if other := [role for role in _OTHER if role in shapes]:
         return f"{other[0]} changes the product of its factors, which lora-inspect does not support"
     for whole in ("w1", "w2"):
@@ -100,22 +100,22 @@ def _check_large(shapes: Shapes) -> str | None:
 
 
 def is_whole(shapes: Mapping[str, Any]) -> bool:
-    """Whether neither factor is a product, so that the tensors show no rank."""
+    """Return True if neither factor is a product, so that the tensors show no rank."""
     return "w1" in shapes and "w2" in shapes
 
 
 def rank(shapes: Shapes) -> int | None:
-    """The inner size of the factor that is a product, or None where both are whole."""
+    """Return the inner size of the factor that is a product, or None if both are whole."""
     return next((shapes[role][0] for role in ("w2_b", "w1_b") if role in shapes), None)
 
 
 def largest_side(shapes: Shapes) -> int:
-    """What blissful-tuner divides alpha by where both factors are whole: the largest dimension of w2."""
+    """Return the largest dimension of w2, the divisor of alpha in blissful-tuner if both factors are whole."""
     return max(shapes["w2"])
 
 
 def weight_shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in, *kernel) of the weight that the factors change, (out, in·kernel) where they do not tell more."""
+    """Return (out, in, *kernel) of the weight, or (out, in·kernel) if the factors do not show more."""
     o1, i1 = shapes["w1"] if "w1" in shapes else (shapes["w1_a"][0], shapes["w1_b"][1])
     o2, i2, *kernel = _large_shape(shapes)
     return (o1 * o2, i1 * i2, *kernel)
@@ -130,18 +130,18 @@ def _large_shape(shapes: Shapes) -> tuple[int, ...]:
 
 
 def delta_size(shapes: Shapes) -> tuple[int, int]:
-    """(out, in·kernel) of the change."""
+    """Return (out, in·kernel) of the change."""
     out_features, *columns = weight_shape(shapes)
     return out_features, prod(columns)
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than_shape(weight_shape(shapes), weight)
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """scale · w1 ⊗ w2, computed for the rows that are asked for.
+    """Return scale · w1 ⊗ w2, computed for the requested rows.
 
     With the kernel as part of w2's columns, (i1, i2·kernel) are the columns of a flattened (in, *kernel).
     """
@@ -151,9 +151,9 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 
 
 def low_rank(tensors: Tensors) -> tuple[Any, Any] | None:
-    """(up, down) from (a @ b) ⊗ (c @ d) = (a ⊗ c) @ (b ⊗ d), where a whole factor is itself times the smaller identity.
+    """Return (up, down) from (a @ b) ⊗ (c @ d) = (a ⊗ c) @ (b ⊗ d), or None if both factors are whole.
 
-    None where both are whole.
+    A whole factor is itself times the smaller identity.
     """
     if is_whole(tensors):
         return None
@@ -163,7 +163,7 @@ def low_rank(tensors: Tensors) -> tuple[Any, Any] | None:
 
 
 def thin(shapes: Shapes) -> int | None:
-    """The inner size of `low_rank`."""
+    """Return the inner size of `low_rank`."""
     if is_whole(shapes):
         return None
     first = shapes["w1_b"][0] if "w1_b" in shapes else min(shapes["w1"])
@@ -172,17 +172,17 @@ def thin(shapes: Shapes) -> int | None:
 
 
 def small(tensors: Tensors) -> Any:
-    """w1 as a matrix (o1, i1)."""
+    """Return w1 as a matrix (o1, i1)."""
     return tensors["w1"] if "w1" in tensors else tensors["w1_a"] @ tensors["w1_b"]
 
 
 def small_parts(tensors: Tensors) -> tuple[Any, ...]:
-    """w1 as a matrix (o1, i1), or as a pair (o1, rank) and (rank, i1) whose product it is."""
+    """Return w1 as a matrix (o1, i1), or as a pair (o1, rank) and (rank, i1) with w1 as its product."""
     return (tensors["w1"],) if "w1" in tensors else (tensors["w1_a"], tensors["w1_b"])
 
 
 def large(tensors: Tensors) -> tuple[Any, ...]:
-    """w2 as a matrix (o2, i2·kernel), or as a pair (o2, rank) and (rank, i2·kernel) whose product it is."""
+    """Return w2 as a matrix (o2, i2·kernel), or as a pair (o2, rank) and (rank, i2·kernel)."""
     return (tensors["w2"].flatten(1),) if "w2" in tensors else _large_pair(tensors)
 
 
@@ -197,7 +197,7 @@ def _large_pair(tensors: Tensors) -> tuple[Any, Any]:
 
 
 def _rows(small: Any, large: Any, first: int, last: int) -> Any:
-    """Rows `first` to `last` of the product: parts of the group that one row of w1 makes, and whole groups."""
+    """Return rows `first` to `last` of the product: parts of the group of one row of w1, and whole groups."""
     together = large.shape[0]
     found = small.new_empty(last - first, small.shape[1] * large.shape[1])
     row = first

@@ -1,7 +1,8 @@
-"""LoKr of which a layer has some rows: W' = W + multiplier · scale · (w1 ⊗ w2)[first : first + out], as ComfyUI has it.
+"""LoKr on some rows: W' = W + multiplier · scale · (w1 ⊗ w2)[first : first + out], as ComfyUI applies it.
 
-Factors of a fused query, key and value whose product cannot be taken apart come with a `row_offset` for the layer that
-they are loaded for; how many rows are its own the layer tells. Source: the `LoKrAdapter` of ComfyUI.
+Factors of a fused query, key and value may have a product that cannot be split. They come with a `row_offset`, the
+first row of the layer that loads them; the layer's weight gives the number of rows. Source: the `LoKrAdapter` of
+ComfyUI.
 """
 
 from functools import partial
@@ -19,7 +20,7 @@ FIRST = "row_offset"
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of LoKr's factors and of the one number, or None."""
+    """Return the problem with the shapes of LoKr's factors and of `row_offset`, or None."""
     others = {role: shape for role, shape in shapes.items() if role != FIRST}
     if wrong := lokr.check(others):
         return wrong
@@ -27,12 +28,12 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in, *kernel) of the weight, whose rows are not known."""
+    """Return (out, in, *kernel) of the weight, with None for the unknown number of rows."""
     return None, *lokr.weight_shape(shapes)[1:]
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...], first: int = 0) -> str | None:
-    """What is changed where a weight of this shape has no rows from the first one on, or None."""
+    """Return the mismatch if a weight of this shape does not have rows from the first one on, or None."""
     rows, *columns = lokr.weight_shape(shapes)
     if len(weight) > 1 and first + weight[0] <= rows:
         return other_than_shape((weight[0], *columns), weight)
@@ -40,7 +41,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...], first: int = 0) -> str | Non
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, first: int = 0) -> "Change":
-    """scale · w1 ⊗ w2 from its row `first` on."""
+    """Return scale · w1 ⊗ w2 from its row `first` on."""
     from lora_inspect.maths.change import OnRows
 
     rows, *_ = lokr.weight_shape({role: tuple(tensor.shape) for role, tensor in tensors.items()})
@@ -48,7 +49,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None, first: int = 0) 
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """The rows from the stored number on, or why they are unknown."""
+    """Return the algorithm for the rows from the stored number on, or an error text if they are unknown."""
     first = around.numbers.get(FIRST)
     rows, *_ = lokr.weight_shape(around.shapes)
     if first is None or not 0 <= first < rows or first != int(first):

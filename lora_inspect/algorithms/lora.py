@@ -17,32 +17,32 @@ if TYPE_CHECKING:
 
 
 def contracted(core: Any, inputs: Any) -> Any:
-    """(p, in·kernel) of a `core` (p, q, *kernel) and `inputs` (q, in): Σ_q core[p, q, x] · inputs[q, i] at (p, i·x)."""
+    """Return Σ_q core[p, q, x] · inputs[q, i] at (p, i·x), for `core` (p, q, *kernel) and `inputs` (q, in)."""
     core = core.reshape(core.shape[0], inputs.shape[0], -1)
     return (core.transpose(1, 2) @ inputs).transpose(1, 2).reshape(core.shape[0], -1)
 
 
 def other_than(changed: tuple[int, ...], weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape; a 1x1 convolution is a Linear."""
+    """Return the mismatch with a weight of this shape, or None; a 1x1 convolution is a Linear."""
     if _without_ones(changed) == _without_ones(weight):
         return None
     return f"changes a weight of {list(changed)}"
 
 
 def flattened_other_than(rows: int, columns: int, weight: tuple[int, ...]) -> str | None:
-    """The same for factors that tell (out, in·kernel) alone."""
+    """Return the same for factors that show only (out, in·kernel)."""
     if (rows, columns) == (weight[0], prod(weight[1:])):
         return None
     return f"changes a weight of {rows} rows and {columns} columns"
 
 
 def other_than_shape(changed: tuple[int, ...], weight: tuple[int, ...]) -> str | None:
-    """The same for factors that tell the kernel or, with two dimensions, (out, in·kernel) alone."""
+    """Return the same for factors that show the kernel or, with two dimensions, only (out, in·kernel)."""
     return flattened_other_than(*changed, weight) if len(changed) == 2 else other_than(changed, weight)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Out and in features and the kernel without trailing ones."""
+    """Return the features and the kernel without trailing ones."""
     end = len(shape)
     while end > 2 and shape[end - 1] == 1:
         end -= 1
@@ -74,13 +74,13 @@ _RESIDUAL_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def residual_init(config: Mapping[str, Any]) -> str | None:
-    """The initialisation in a config of PEFT that needs a residual base, or None."""
+    """Return the initialisation in a config of PEFT that needs a residual base, or None."""
     init = config.get("init_lora_weights")
     return init if isinstance(init, str) and init.lower().startswith(_RESIDUAL_INITS) else None
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (rank, in, *kernel), up (out, rank, 1…) and mid (rank, rank, *kernel)."""
+    """Return the problem with down (rank, in, *kernel), up (out, rank, 1…) and mid (rank, rank, *kernel), or None."""
     down, up, mid = shapes["down"], shapes["up"], shapes.get("mid")
     if len(down) < 2 or len(up) < 2:
         return f"down {list(down)} and up {list(up)} need at least two dimensions each"
@@ -100,23 +100,23 @@ def check(shapes: Shapes) -> str | None:
 
 
 def rank(shapes: Shapes) -> int:
-    """The inner size of the product: first dimension of down."""
+    """Return the inner size of the product: first dimension of down."""
     return shapes["down"][0]
 
 
 def weight_shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in, *kernel) of the weight that the factors change."""
+    """Return (out, in, *kernel) of the weight that the factors change."""
     kernel = shapes["mid"][2:] if "mid" in shapes else shapes["down"][2:]
     return (shapes["up"][0], shapes["down"][1], *kernel)
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than(weight_shape(shapes), weight)
 
 
 def matrices(tensors: Tensors) -> tuple[Any, Any]:
-    """(up, down) as matrices (out, rank) and (rank, in·kernel); a Tucker core is contracted into down.
+    """Return (up, down) as matrices (out, rank) and (rank, in·kernel); a Tucker core is contracted into down.
 
     With mid M (p, q, *kernel): delta[o, i, x] = Σ_p up[o, p] · Σ_q M[p, q, x] · down[q, i].
     """
@@ -128,12 +128,12 @@ def matrices(tensors: Tensors) -> tuple[Any, Any]:
 
 
 def thin(shapes: Shapes) -> int:
-    """The inner size of `matrices`."""
+    """Return the inner size of `matrices`."""
     return shapes["up"][1]
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """scale · up @ down."""
+    """Return scale · up @ down."""
     from lora_inspect.maths.change import LowRank
 
     return LowRank(*matrices(tensors), scale)

@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the bias, (out,)."""
+    """Return the problem with the shape of the bias (out,), or None."""
     return None if len(shapes["bias"]) == 1 and shapes["bias"][0] else f"bias {list(shapes['bias'])} is not a vector"
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out,), that of the layer's bias."""
+    """Return (out,), the shape of the layer's bias."""
     return shapes["bias"]
 
 
 def misfit(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
-    """What the bias is added to instead of a bias of this shape, or None."""
+    """Return the mismatch with a bias of this shape, or None."""
     return None if shapes["bias"] == bias else f"changes a bias of {shapes['bias'][0]} numbers"
 
 
 def rank(shapes: Shapes) -> None:
-    """That of the LoRA, whose scale is its scale, is none of its own."""
+    """Return None: the bias has no rank of its own and takes the scale of its LoRA."""
     return None
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """scale · bias, as a matrix of one column."""
+    """Return scale · bias, as a matrix of one column."""
     from lora_inspect.maths.change import added
 
     return added(tensors["bias"].reshape(-1, 1), scale)

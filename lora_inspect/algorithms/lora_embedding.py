@@ -1,8 +1,8 @@
 """LoRA on an Embedding, as PEFT has it.
 
 An Embedding is a Linear layer that is applied to one-hot vectors: it maps (num) inputs to (dim) outputs and stores its
-weight as (num, dim). delta = scale · B @ A is (dim, num), with A as (rank, num) and B as (dim, rank). llama.cpp, which
-looks rows of A up, has it as (num, rank). Sources: the `Embedding` of PEFT's LoRA; `build_inp_embd` of llama.cpp.
+weight as (num, dim). The delta = scale · B @ A is (dim, num), with A as (rank, num) and B as (dim, rank). In llama.cpp,
+which looks rows of A up, it is (num, rank). Sources: the `Embedding` of PEFT's LoRA; `build_inp_embd` of llama.cpp.
 """
 
 from collections.abc import Collection
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (rank, num) and up (dim, rank)."""
+    """Return the problem with the shapes of down (rank, num) and up (dim, rank), or None."""
     if odd := next((role for role in ("down", "up") if len(shapes[role]) != 2), None):
         return f"{odd} {list(shapes[odd])} is not a matrix"
     return lora.check(shapes)
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight that is stored as the reverse of `weight`, or None."""
+    """Return the mismatch with a weight that is stored as the reverse of `weight`, or None."""
     dimension, rows = lora.weight_shape(shapes)
     return None if (dimension, rows) == weight else f"changes an embedding of {rows} rows of {dimension} numbers"
 
 
 def check_along_tokens(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of down (num, rank) and up (dim, rank)."""
+    """Return the problem with the shapes of down (num, rank) and up (dim, rank), or None."""
     return check(_turned(shapes)) if len(shapes["down"]) == 2 else f"down {list(shapes['down'])} is not a matrix"
 
 
 def change_along_tokens(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """scale · B @ Aᵀ."""
+    """Return scale · B @ Aᵀ."""
     return lora.change(turned(tensors), scale, alpha)
 
 
 def turned(tensors: Tensors) -> Tensors:
-    """The factors of llama.cpp as PEFT has them, or those of PEFT as llama.cpp has them."""
+    """Return PEFT's factors for llama.cpp's, or the reverse."""
     return {**tensors, "down": tensors["down"].transpose(0, 1)}
 
 
@@ -85,7 +85,7 @@ ALGORITHMS = (
 
 
 def spelled_in(algorithm: Algorithm, dialects: Collection[str]) -> Algorithm:
-    """The algorithm itself, or that of its factors turned round where only this one has one of the dialects."""
+    """Return the algorithm, or that of its transposed factors if only that one has one of the dialects."""
     if algorithm not in ALGORITHMS or not algorithm.dialects.keys().isdisjoint(dialects):
         return algorithm
     return next((one for one in ALGORITHMS if not one.dialects.keys().isdisjoint(dialects)), algorithm)

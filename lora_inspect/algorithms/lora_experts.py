@@ -1,4 +1,4 @@
-"""LoRA on the parameter of a layer of all experts of a mixture, (experts, d1, d2), as PEFT's `target_parameters`.
+"""LoRA on the parameter of all experts of a layer, (experts, d1, d2), as PEFT's `target_parameters`.
 
 The factors of all experts are in one tensor, A (experts·rank, a) and B (b, rank·experts), packed as `maths/scaling.py`
 says.
@@ -25,17 +25,17 @@ OF_MATRIX = lora.ALGORITHM._replace(decomposes=False, transposed=False)
 
 
 def rank(experts: int, shapes: Shapes) -> int:
-    """That of one expert, by which alpha is divided."""
+    """Return the rank of one expert, which divides alpha."""
     return shapes["down"][0] // experts
 
 
 def widths(shapes: Shapes) -> tuple[int, int]:
-    """(b, a): the sizes of one expert's matrix that B and A are along."""
+    """Return (b, a): the sizes of one expert's matrix that B and A are along."""
     return shapes["up"][0], shapes["down"][1]
 
 
 def check(experts: int, shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of A (experts·rank, a) and B (b, rank·experts), or None."""
+    """Return the problem with the shapes of A (experts·rank, a) and B (b, rank·experts), or None."""
     if len(shapes["down"]) != 2 or len(shapes["up"]) != 2:
         return f"A {list(shapes['down'])} and B {list(shapes['up'])} of all experts are not matrices"
     if wrong := lora.check(shapes):
@@ -46,12 +46,12 @@ def check(experts: int, shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[None, None]:
-    """Which of the two sizes is that of the outputs, only the base tells."""
+    """Return unknown sizes: only the base shows which size counts the outputs."""
     return None, None
 
 
 def misfit(experts: int, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed instead of a weight (experts·d1, d2), or None."""
+    """Return the mismatch with a weight (experts·d1, d2), or None."""
     b, a = widths(shapes)
     if weight in ((experts * b, a), (experts * a, b)):
         return None
@@ -59,7 +59,7 @@ def misfit(experts: int, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def change(experts: int, tensors: Tensors, scale: float, alpha: float | None, packing: str, turned: bool) -> "Change":
-    """The products of all experts, below each other; those of the transposed matrices where they are `turned`."""
+    """Return the products of all experts, below each other; those of the transposed matrices if `turned`."""
     from lora_inspect.maths.change import ExpertProducts
     from lora_inspect.maths.scaling import per_expert
 
@@ -71,7 +71,7 @@ def change(experts: int, tensors: Tensors, scale: float, alpha: float | None, pa
 
 @cache
 def lora_experts(experts: int) -> Algorithm:
-    """The algorithm of a parameter of so many experts."""
+    """Return the algorithm of a parameter of `experts` experts."""
     return Algorithm(
         name=NAME,
         title="LoRA of all experts of a layer",

@@ -2,8 +2,8 @@
 
 The stored blocks X (stages, count, size, size) make Q = X - Xᵀ and R = (I + Q)(I - Q)^-1. Stage i takes the rows of
 each group of 2ⁱ blocks from its two halves in turn, multiplies each block by m · (R - I) + I and puts the rows back;
-`rescale` multiplies the result. alpha is no scale: alpha · out is the norm that all Q together may have at most, 0 is
-for no limit. Source: the `ButterflyOFTModule` of lycoris-lora.
+`rescale` multiplies the result. The alpha is no scale: alpha · out is the largest norm that all Q together may have,
+and 0 is for no limit. Source: the `ButterflyOFTModule` of lycoris-lora.
 """
 
 from typing import TYPE_CHECKING
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def is_butterfly(shapes: Shapes) -> bool:
-    """Whether the blocks have stages, as those of OFT have not."""
+    """Return True if the blocks have stages, which those of OFT do not have."""
     return len(shapes.get("blocks", ())) == 4
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of blocks (stages, count, size, size) and rescale (count · size, 1, …), or None."""
+    """Return the problem with blocks (stages, count, size, size) and rescale (count · size, 1, …), or None."""
     stages, count, size, other = shapes["blocks"]
     if wrong := oft.check({**shapes, "blocks": (count, size, other)}):
         return wrong
@@ -35,22 +35,22 @@ def _rows(shapes: Shapes) -> int:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """Of the weight the rows are known alone."""
+    """Return (out, None): the columns are unknown."""
     return _rows(shapes), None
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return None if len(weight) > 1 and weight[0] == _rows(shapes) else f"rotates {_rows(shapes)} rows"
 
 
 def together(shapes: Shapes) -> int:
-    """The rows of a group of the last stage."""
+    """Return the number of rows of a group of the last stage."""
     return shapes["blocks"][2] << (shapes["blocks"][0] - 1)
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The stages of rotations of rows."""
+    """Return the stages of rotations of rows."""
     from lora_inspect.maths.entries import ROWS
     from lora_inspect.maths.rotation import Butterfly, alternating, cayley
 

@@ -1,4 +1,4 @@
-"""LoRA as Apple's mlx-lm has it, whose factors stand the other way round and whose scale is no alpha/rank.
+"""LoRA of Apple's mlx-lm, with transposed factors and a scale that is not alpha/rank.
 
 - of a Linear: lora_a (in, rank) and lora_b (rank, out); delta = scale · (lora_a @ lora_b)ᵀ of the weight (out, in).
 - of an Embedding: lora_a (num, rank) and lora_b (rank, dim), which are those of a Linear that is applied to one-hot
@@ -7,7 +7,7 @@
   (experts, out, rank); delta of expert e = scale · lora_b_e @ lora_a_e.
 
 A magnitude `m` is that of the rows of a weight as it is stored: the outputs of a Linear, the (num) rows of an
-Embedding. No suffix tells which of these it is. Sources: `LoRALinear`, `LoRAEmbedding`, `LoRASwitchLinear`,
+Embedding. No suffix shows which of these it is. Sources: `LoRALinear`, `LoRAEmbedding`, `LoRASwitchLinear`,
 `DoRALinear` and `DoRAEmbedding` of mlx-lm 0.32.2.
 """
 
@@ -28,7 +28,7 @@ SUFFIXES = {"down": ".lora_a", "up": ".lora_b"}
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of lora_a and lora_b, whichever kind of layer they are of; None for nothing."""
+    """Return the problem with the shapes of lora_a and lora_b of any kind of layer, or None."""
     down, up = shapes["down"], shapes["up"]
     if 0 in down or 0 in up:
         return f"lora_a {list(down)} or lora_b {list(up)} is empty"
@@ -49,29 +49,29 @@ def _check_experts(down: tuple[int, ...], up: tuple[int, ...]) -> str | None:
 
 
 def rank(shapes: Shapes) -> int:
-    """The inner size of the product; that of one expert where there are several."""
+    """Return the inner size of the product, that of one expert if there are several."""
     return shapes["up"][2 if len(shapes["up"]) == 3 else 0]
 
 
 def weight_shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in) of the weight that the factors change, as a Linear has it; that of one expert of several."""
+    """Return (out, in) of the weight in a Linear's order, that of one expert if there are several."""
     if len(shapes["up"]) == 3:
         return shapes["up"][1], shapes["down"][-1]
     return shapes["up"][1], shapes["down"][0]
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than(weight_shape(shapes), weight)
 
 
 def matrices(tensors: Tensors) -> tuple[Any, Any]:
-    """(up, down) as matrices (out, rank) and (rank, in)."""
+    """Return (up, down) as matrices (out, rank) and (rank, in)."""
     return tensors["up"].transpose(0, 1).contiguous(), tensors["down"].transpose(0, 1).contiguous()
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """scale · (lora_a @ lora_b)ᵀ."""
+    """Return scale · (lora_a @ lora_b)ᵀ."""
     from lora_inspect.maths.change import LowRank
 
     return LowRank(*matrices(tensors), scale)
@@ -93,19 +93,19 @@ EMBEDDING = ALGORITHM._replace(transposed=True)
 
 
 def in_lora(algorithm: Algorithm) -> Algorithm:
-    """What the algorithm of one layer is with its factors turned round: LoRA's own, or that of an Embedding."""
+    """Return the equivalent algorithm with transposed factors: LoRA, or LoRA of an Embedding."""
     if algorithm.name != NAME:
         return algorithm
     return _LORA_EMBEDDING if algorithm.transposed else lora.ALGORITHM
 
 
 def shape_of_experts(shapes: Shapes) -> tuple[None, None]:
-    """Of several layers at once nothing is that of one Linear."""
+    """Return unknown sizes: several layers at once have no size of one Linear."""
     return None, None
 
 
 def misfit_of_experts(experts: int, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed instead of a weight (experts·out, in), or (experts·in, out) as it is stored; None for nothing."""
+    """Return the mismatch with a weight (experts·out, in), or (experts·in, out) as it is stored, or None."""
     out, inputs = weight_shape(shapes)
     if weight in ((experts * out, inputs), (experts * inputs, out)):
         return None
@@ -113,12 +113,12 @@ def misfit_of_experts(experts: int, shapes: Shapes, weight: tuple[int, ...]) -> 
 
 
 def per_expert(up: Any, down: Any) -> tuple[Any, Any]:
-    """lora_b as (experts, out, rank) and lora_a as (experts, rank, in), whichever version wrote them."""
+    """Return lora_b as (experts, out, rank) and lora_a as (experts, rank, in), whichever version wrote them."""
     return up, down.reshape(up.shape[0], -1, down.shape[-1])
 
 
 def change_of_experts(tensors: Tensors, scale: float, alpha: float | None, turned: bool) -> "Change":
-    """The products of all experts, below each other; those of the transposed matrices where they are `turned`."""
+    """Return the products of all experts, below each other; those of the transposed matrices if `turned`."""
     from lora_inspect.maths.change import ExpertProducts
 
     up, down = per_expert(tensors["up"], tensors["down"])
@@ -129,7 +129,7 @@ def change_of_experts(tensors: Tensors, scale: float, alpha: float | None, turne
 
 @cache
 def mlx_experts(experts: int) -> Algorithm:
-    """The algorithm of a layer of so many experts, which has a name of its own."""
+    """Return the algorithm of a layer of `experts` experts, which has its own name."""
     formula = Formula(
         check=check,
         shape=shape_of_experts,

@@ -1,9 +1,9 @@
-"""OFT that rotates blocks of rows: the diag-OFT of LyCORIS, and what sd-scripts' `networks.oft` writes.
+"""OFT that rotates blocks of rows: the diag-OFT of LyCORIS, and the files of sd-scripts' `networks.oft`.
 
-With Q = X - Xᵀ for the stored blocks X (count, size, size): R = (I + Q)(I - Q)^-1, and each block of rows becomes
-(m · (R - I) + I)ᵀ W, times `rescale` where there is one. alpha is no scale: alpha · out is the norm that all Q together
-may have at most. Sources: Qiu et al. 2023; the `DiagOFTModule` of lycoris-lora, whose alpha of 0 sets no limit;
-sd-scripts, whose alpha of 0 or less leaves no rotation, or the opposite one, and is refused here.
+With Q = X - Xᵀ for the stored blocks X (count, size, size): R = (I + Q)(I - Q)^-1, and each block of rows becomes (m ·
+(R - I) + I)ᵀ W, times `rescale` if there is one. The alpha is no scale: alpha · out is the largest norm that all Q
+together may have. Sources: Qiu et al. 2023; the `DiagOFTModule` of lycoris-lora, where an alpha of 0 sets no limit;
+sd-scripts, where an alpha of 0 or less leaves no rotation, or the opposite one, and is refused here.
 """
 
 from math import isfinite
@@ -21,7 +21,7 @@ _TINY = 1e-8
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of blocks (count, size, size) and rescale (count · size, 1, …), or None."""
+    """Return the problem with the shapes of blocks (count, size, size) and rescale (count · size, 1, …), or None."""
     blocks, rescale = shapes["blocks"], shapes.get("rescale")
     if len(blocks) != 3 or blocks[1] != blocks[2] or 0 in blocks:
         return f"oft_blocks {list(blocks)} are not square blocks"
@@ -35,7 +35,7 @@ def _rows(shapes: Shapes) -> int:
 
 
 def block_shape(out_features: int, rank: int) -> tuple[int, int, int]:
-    """The shape of new blocks for a network's rank: their size is at most that, and never more than their count."""
+    """Return the shape of new blocks for a network's rank: their size is at most the rank and at most their count."""
     from lora_inspect.algorithms.lokr import factorise
 
     size, count = factorise(out_features, rank)
@@ -43,22 +43,22 @@ def block_shape(out_features: int, rank: int) -> tuple[int, int, int]:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """Of the weight the rows are known alone."""
+    """Return (out, None): the columns are unknown."""
     return _rows(shapes), None
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return None if len(weight) > 1 and weight[0] == _rows(shapes) else f"rotates {_rows(shapes)} rows"
 
 
 def together(shapes: Shapes) -> int:
-    """The rows of a block."""
+    """Return the number of rows of a block."""
     return shapes["blocks"][1]
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """None are needed; says why the limit is unknown."""
+    """Return no settings, or an error text if the limit is unknown."""
     if around.alpha is None:
         return {}
     if around.shares_alpha:
@@ -78,14 +78,14 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def skew(blocks: Any, alpha: float | None) -> Any:
-    """Q of the stored blocks (…, count, size, size), shrunk to the limit of the norm of all of them; differentiable."""
+    """Return Q of the stored blocks (…, count, size, size), within the limit of their common norm; differentiable."""
     generators = blocks - blocks.transpose(-2, -1)
     limit = (alpha or 0.0) * blocks.shape[-3] * blocks.shape[-2]
     return generators * (limit / (generators.norm() + _TINY).clamp(min=limit)) if limit > 0 else generators
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The rotation of blocks of rows."""
+    """Return the rotation of blocks of rows."""
     from lora_inspect.maths.rotation import RotatedRows, cayley
 
     gain = tensors.get("rescale")

@@ -1,8 +1,8 @@
-"""Scaled OFT of OneTrainer: OFT of PEFT by the series of 5 terms, of numbers that are divided by 2 · sqrt(size - 1).
+"""Scaled OFT of OneTrainer: OFT of PEFT by the series of 5 terms, of numbers divided by 2 · sqrt(size - 1).
 
 W' = W · diag(R₁, R₂, …)ᵀ of a Linear layer, with `size` inputs to a block. The mark `oft_R.scaled_oft` came to
 OneTrainer's `master` with this divisor, and the branches that it was made on had others, so that the metadata have to
-name the branch. A convolution is turned the other way round. There are no strengths. Source: the `OFTModule` of
+name the branch. A convolution is turned the other way round. There are no multipliers. Source: the `OFTModule` of
 OneTrainer, in its history.
 """
 
@@ -19,21 +19,21 @@ _TERMS = 5
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the generators (count, size·(size - 1)/2) and of the mark, or None."""
+    """Return the problem with the shapes of the generators (count, size·(size - 1)/2) and of the mark, or None."""
     if shapes["mark"] not in ((), (1,)):
         return f"scaled_oft {list(shapes['mark'])} is not a single yes or no"
     return peft_oft.check(shapes)
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is no Linear weight of this shape, or None."""
+    """Return the mismatch with a Linear weight of this shape, or None."""
     if len(weight) > 2:
         return "turns a kernel in OneTrainer, which is the opposite rotation"
     return peft_oft.misfit(shapes, weight)
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """None are needed; says why the divisor is unknown."""
+    """Return no settings, or an error text if the divisor is unknown."""
     if around.numbers.get("mark") != 1:
         return "its scaled_oft is not yes; fetch the file again"
     if around.metadata.get(_BRANCH) != _MAIN:
@@ -45,7 +45,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The rotation of blocks of columns."""
+    """Return the rotation of blocks of columns."""
     from lora_inspect.maths.rotation import RotatedColumns, from_upper, neumann
 
     generators = tensors["generators"]

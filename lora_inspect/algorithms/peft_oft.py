@@ -1,9 +1,10 @@
-"""OFT of PEFT since 0.16 (OFTv2): rotations of blocks of inputs, whose formula its `adapter_config.json` decides.
+"""OFT of PEFT since 0.16 (OFTv2): rotations of blocks of inputs, by the formula in `adapter_config.json`.
 
-The stored numbers of a block are what stands above the diagonal of Q, and W' = W · diag(R₁, R₂, …)ᵀ. An Embedding has
-its outputs turned, W' = W · diag(R₁, R₂, …) of a weight (num, dim). With
-`use_cayley_neumann` R is a series, (I + Q)(I - Q)^-1 cut short; without it R is (I - Q)(I + Q)^-1, the opposite
-rotation. `coft` limits the norm of each Q. PEFT has no strengths for it. Source: the `OFTLayer` of PEFT 0.21.
+The stored numbers of a block are those above the diagonal of Q, and W' = W · diag(R₁, R₂, …)ᵀ. An Embedding has its
+outputs rotated: W' = W · diag(R₁, R₂, …) of a weight (num, dim).
+
+With `use_cayley_neumann` R is a truncated series of (I + Q)(I - Q)^-1; without it R is (I - Q)(I + Q)^-1, the opposite
+rotation. `coft` limits the norm of each Q. PEFT has no multipliers for it. Source: the `OFTLayer` of PEFT 0.21.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ _MOST_TERMS = 1000
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the generators (count, size·(size - 1)/2), or None."""
+    """Return the problem with the shape of the generators (count, size·(size - 1)/2), or None."""
     shape = shapes["generators"]
     if len(shape) != 2 or 0 in shape or block_size(shapes) * (block_size(shapes) - 1) // 2 != shape[1]:
         return f"oft_R {list(shape)} are not numbers above the diagonals of blocks"
@@ -33,25 +34,25 @@ def check(shapes: Shapes) -> str | None:
 
 
 def block_size(shapes: Shapes) -> int:
-    """The inputs of a block."""
+    """Return the number of inputs of a block."""
     return (1 + isqrt(1 + 8 * shapes["generators"][1])) // 2
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """One block may serve all inputs: of several the inputs are known, and the rows never."""
+    """Return (None, in), with None for in if there is one block, as it may serve all inputs."""
     count = shapes["generators"][0]
     return None, count * block_size(shapes) if count > 1 else None
 
 
 def misfit_of_embedding(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is no weight (num, dim) of this shape, or None."""
+    """Return the mismatch with a weight (num, dim) of this shape, or None."""
     return misfit(shapes, weight) if len(weight) == 2 else "turns the vectors of an embedding"
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is not a weight of this shape, or None.
+    """Return the mismatch with a weight of this shape, or None.
 
-    PEFT turns windows of the input of a larger kernel and adds them up, which no weight does.
+    PEFT rotates windows of the input of a larger kernel and adds them up; no weight does the same.
     """
     count, size = shapes["generators"][0], block_size(shapes)
     if prod(weight[2:]) > 1:
@@ -80,7 +81,7 @@ _FIELDS = {
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """What the config says of the formula, or why that is not known."""
+    """Return the settings of the formula from the config, or an error text if they are unknown."""
     if around.config is None and _ONETRAINER in around.metadata:
         return (
             "OneTrainer wrote it, but its versions compute the rotation differently, and the file does not name one; "
@@ -98,7 +99,10 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def _has_series_of_today(config: Mapping[str, Any]) -> bool:
-    """PEFT writes its version since the one that changed the series."""
+    """Return True if PEFT recorded its version and that version has today's series.
+
+    PEFT records its version since the release that changed the series.
+    """
     numbers = str(config.get("peft_version", "")).split(".")[:2]
     return len(numbers) == 2 and all(n.isdigit() for n in numbers) and tuple(map(int, numbers)) >= _SERIES_SINCE
 
@@ -112,7 +116,7 @@ def _blocks(
     coft: bool,
     eps: float,
 ) -> Any:
-    """R (count, size, size); `block_share` says that one block serves all, as its count does."""
+    """Return R (count, size, size); one block serves all if `block_share` or its count says so."""
     from lora_inspect.maths.rotation import cayley, from_upper, limited, neumann
 
     generators = tensors["generators"]
@@ -123,14 +127,14 @@ def _blocks(
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, **found: Any) -> "Change":
-    """The rotation of blocks of columns."""
+    """Return the rotation of blocks of columns."""
     from lora_inspect.maths.rotation import RotatedColumns
 
     return RotatedColumns(_blocks(tensors, **found))
 
 
 def change_of_embedding(tensors: Tensors, scale: float, alpha: float | None, **found: Any) -> "Change":
-    """The rotation of blocks of the numbers of every vector, which is the opposite one."""
+    """Return the rotation of blocks of the numbers of every vector, the opposite one of `change`."""
     from lora_inspect.maths.rotation import RotatedColumns
 
     return RotatedColumns(_blocks(tensors, **found).transpose(1, 2))

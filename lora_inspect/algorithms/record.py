@@ -23,16 +23,16 @@ SEEN = "seen"
 
 
 class Surroundings(NamedTuple):
-    """What stands beside the factors of a module and may decide how they are computed.
+    """The context of a module's factors, which may decide the formula.
 
-    `key` is the module's name, `roles` are the factors that are there. `config` is the `adapter_config.json` that
-    speaks of the module, None where there is none; `metadata` are the file's. `alpha` is the module's stored number,
-    NaN where it is none, and `shares_alpha` says that another change of the module may be the one it belongs to.
+    `key` is the module's name, `roles` are its factors. `config` is the `adapter_config.json` that covers the module,
+    None if there is none; `metadata` are the file's. `alpha` is the module's stored number, None if
+    there is none and NaN if it is no number. `shares_alpha` is True if it may belong to another change of the module.
 
-    `shapes` are those of the factors. `chooses(field)` says whether the module is one of those that a field of the
-    config names, by the ends of their paths or by one expression for all; None where nothing tells. `numbers` are the
-    values of the factors that are single numbers, None for what is no plain one. `beside` are the titles of what else
-    of the module changes the same parameter.
+    `shapes` are the shapes of the factors. `chooses(field)` is True if a field of the config names the module, by the
+    end of its path or by one expression for all modules; None if nothing says so. `numbers` are the values of the
+    factors that hold one number, None for a value that is not a plain number. `beside` are the titles of the module's
+    other changes of the same parameter.
     """
 
     key: str
@@ -48,11 +48,11 @@ class Surroundings(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """A tensor that the modules of a file have in common: PEFT keeps it beside the model, under no module's name.
+    """A tensor that the modules of a file share: PEFT keeps it next to the model, under no module's name.
 
-    `name` is what its key has there behind `base_model.`. Where there are several of the name, as `name.PART`,
-    `part(path, parts)` is the one of the module at a dotted path, None where that is unknown. `missing` is the reason
-    why a module has none, and `alone` why no module has one that is there: ends of sentences with a way out.
+    `name` is the part of its key after `base_model.`. If there are several, as `name.PART`, `part(path, parts)` is the
+    part for the module at a dotted path, None if that is unknown. `missing` is the reason why a module has none, and
+    `alone` the reason why a stored one belongs to no module: both are ends of sentences with a fix.
     """
 
     name: str
@@ -62,33 +62,34 @@ class Shared(NamedTuple):
 
 
 class Formula(NamedTuple):
-    """How an algorithm is computed.
+    """The formula of an algorithm.
 
-    - `check(shapes)` says what is wrong with the shapes of the factors, or None. The others are asked afterwards.
-    - `shape(shapes)` is (out, in, *kernel) of the weight that they change. Factors of a flattened kernel tell
-      (out, in·kernel), and an algorithm that does not tell how many inputs there are gives None for them.
-    - `misfit(shapes, weight)` says what they change instead, as the end of a sentence that begins with the module's
-      name, where that is no weight of the shape `weight`, (out, in, *kernel); else None.
-    - `rank(shapes)` is the rank by which alpha is divided; None where alpha is no scale.
-    - `hidden_rank(shapes)`, where `rank` is None, is what some programs divide alpha by all the same, in files that say
-      so; a rank in their config counts then too. None where no program does.
+    - `check(shapes)` is the problem with the shapes of the factors, or None. The others are called only after it.
+    - `shape(shapes)` is (out, in, *kernel) of the weight that the factors change. Factors of a flattened kernel give
+      (out, in·kernel), and an algorithm that does not know the number of inputs gives None for them.
+    - `misfit(shapes, weight)` is None if `weight`, (out, in, *kernel), matches; else the end of a sentence that begins
+      with the module's name and describes the weight that would match.
+    - `rank(shapes)` is the rank that divides alpha; None if alpha is no scale.
+    - `hidden_rank(shapes)`: if `rank` is None, the number that some programs still divide alpha by, in files that say
+      so; a rank in their config counts then too. None if no program does.
     - `change(tensors, scale, alpha, **settings)` makes the change of the weight as a matrix (out, in·kernel) from the
-      factors; `alpha` is None where there is none, and `settings` are those of the algorithm.
-    - `low_rank(tensors)` is the pair (up, down), of shapes (out, rank) and (rank, in·kernel), whose product is exactly
-      the unscaled change; None where there is no thin one.
-    - `inner(shapes)` is the rank of a `change` that is a LowRank of what `low_rank` is not given: settings, or entries
-      that are chosen by index. None for all others.
-    - `outside(tensors, weight, **settings)` says of the numbers in the factors and settings what is not inside a weight
-      of the shape `weight`, as `misfit` does of their shapes; None where all is, or where numbers cannot be outside.
-    - `seen(tensors, blocks)` is what the change of a bias needs of the layer's weight, of which `blocks` gives the rows
-      as the base has them: (first, rows); `change` finds it among the tensors, as SEEN. None where it needs nothing.
-    - `together(shapes)` is how many neighbouring rows the change has to have at once, groups of which begin with the
-      first one; it is that of the change.
-    - `sized` says that `change` also gets `weight`, the shape (out, in, *kernel) of the weight, because the factors do
-      not tell it and the formula needs it.
-    - `rslora` says whether RS-LoRA's rule can be its own.
-    - `thin(shapes)` is the inner size of the pair that `low_rank` makes, None where that makes none. An algorithm that
-      has it is computed by numpy too: `low_rank` and `change` use no methods but those of `NumpyTensor`.
+      factors; `alpha` is None if there is none, and `settings` are those of the algorithm.
+    - `low_rank(tensors)` is the pair (up, down), of shapes (out, rank) and (rank, in·kernel); its product is exactly
+      the unscaled change. None if there is no thin pair.
+    - `inner(shapes)` is the rank of a `change` that is a LowRank but that `low_rank` cannot make, because it depends on
+      settings or on entries chosen by index. None for all others.
+    - `outside(tensors, weight, **settings)` checks the numbers in the factors and settings, as `misfit` checks the
+      shapes: it describes the ones outside a weight of the shape `weight`. None if all are inside, or if numbers cannot
+      be outside.
+    - `seen(tensors, blocks)` is the part of the layer's weight that the change of a bias needs. `blocks` gives the
+      base's rows as (first, rows); `change` finds the result among the tensors, as SEEN. None if it needs nothing.
+    - `together(shapes)` is the number of neighbouring rows that the change needs at once, in groups that begin with the
+      first row; it is that of the change.
+    - `sized` is True if `change` also gets `weight`, the shape (out, in, *kernel) of the weight, because the factors do
+      not show it and the formula needs it.
+    - `rslora` is True if it can have the RS-LoRA rule.
+    - `thin(shapes)` is the inner size of the pair that `low_rank` makes, None if it makes none. numpy also computes
+      an algorithm that has it: `low_rank` and `change` use no methods but those of `NumpyTensor`.
     """
 
     check: Callable[[Shapes], str | None]
@@ -108,53 +109,53 @@ class Formula(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """One algorithm: how its tensors are spelled, and its formula.
+    """One algorithm: the names of its tensors, and its formula.
 
     `dialects` are the spellings of its roles, by the name of the dialect; a file may mix them. `marks` are the roles
-    without which it is not this algorithm: of several that know a suffix, the first one counts whose marks are there
-    and whose shapes fit. `parameter` is what of a layer it changes, `decomposes` says whether DoRA may be around it,
-    `multiplies` whether its change of a weight depends on the weight, `blends` whether a multiplier other than 0 and 1
-    has a meaning in its program, `has_alpha` whether an alpha beside its tensors can be its own, and `peft_type` is
-    what PEFT calls it in an `adapter_config.json`. `transposed` says whether its layers store their weight as
-    (in, out); None where that depends on the base. `common` are roles whose suffixes are common words: alone they make
-    an adapter of a file only where most of its tensors have them. `unmarked` are roles whose suffixes a base has as
-    well, as `.weight` is one: they are taken only of a module that has another role. `numbers` are roles that hold one
-    number, which decides what the others mean and which `change` does not get. `beside` is the algorithm on the same
-    module without which it means nothing, and whose scale is its own. `replaces` says that a tensor takes the place of
-    the parameter, so that no multiplier but 0 and 1 means anything.
+    that it needs: if several algorithms know a suffix, the first one counts that has its marks and matching shapes.
+    `parameter` is the parameter of a layer that it changes. `decomposes` is True if DoRA can apply to it, and
+    `multiplies` if its change of a weight depends on the weight. `blends` is True if a multiplier other than 0 and 1
+    has a meaning in its program, and `has_alpha` if an alpha next to its tensors can be its own. `peft_type` is its
+    name in PEFT's `adapter_config.json`. `transposed` is True if its layers store their weight as (in, out); None if
+    that depends on the base. `common` are roles with common words as suffixes: if a file has no other tensors of it,
+    they make an adapter only if most of its tensors have them. `unmarked` are roles with suffixes that a base has too,
+    such as `.weight`: they count only in a module that has another role. `numbers` are roles that hold one number,
+    which decides the meaning of the others and which `change` does not get. `beside` is the algorithm that must be on
+    the same module; its scale is the scale of this one. `replaces` is True if a tensor takes the place of the
+    parameter, so that no multiplier but 0 and 1 means anything.
 
-    `positions` are roles whose tensors are whole numbers that say where the others belong.
-    `ties` says that in its program a head that shares the weight of an embedding takes part in the change of that.
-    `scaled` are roles whose factors the change is linear in, the first that is there takes a scale.
-    `rows` are the roles whose factors have the rows of the change as their own: taken in another order they are the
-    factors of the change so ordered, and zeros those of rows that do not change. Each stands with the role of what it
-    is multiplied by, (rows, rank) by (rank, …), or with None where it is no product. It is empty where rows cannot be
-    arranged so, as they cannot in a module with a factor that is not named, as a Tucker core.
+    `positions` are roles with tensors of integers, the positions of the other tensors' numbers.
+    `ties` is True if, in its program, a head that shares the weight of an embedding gets the embedding's change too.
+    `scaled` are roles with factors that the change is linear in; the first one that is there takes a scale.
+    `rows` are the roles with factors that have the same rows as the change: reordered, they are the factors of the
+    reordered change, and zero rows leave the rows of the weight unchanged. Each maps to the role that it is multiplied
+    by, (rows, rank) by (rank, …), or to None if it is no product. It is empty if rows cannot be arranged so; they
+    cannot in a module with a factor that is not named, such as a Tucker core.
 
-    `shared` are the roles of tensors that all modules of a file have in common, in no dialect; `check` has to do
-    without them as long as the others are looked at alone. `idle` are roles of tensors that the program writes and
-    does not compute with, which `change` does not get.
+    `shared` are the roles of tensors that all modules of a file share, in no dialect; `check` must work without them
+    while only the other tensors are known. `idle` are roles of tensors that the program writes but does not compute
+    with, and that `change` does not get.
 
-    `settings(surroundings)` are what else decides the formula, by name, or the reason why that is unknown, as the end
-    of a sentence with a way out. Where they decide more than the change, `variant(surroundings)` is the algorithm with
-    everything decided, or such a reason; what only needs names and ranks of it takes the undecided one.
+    `settings(surroundings)` are the other settings of the formula, by name, or the reason why they are unknown, as the
+    end of a sentence with a fix. If they decide more than the change, `variant(surroundings)` is the algorithm with
+    everything decided, or such a reason; code that only needs its names and ranks takes the undecided one.
 
-    `option_of` is another algorithm and the setting of a PEFT config under which its tensors may be those of this one:
-    `variant` is asked of them then.
+    `option_of` is another algorithm and a setting of a PEFT config; with that setting its tensors may belong to this
+    one, and `variant` decides.
 
-    `bias` is how the same factors, scale and settings change the layer's bias, of shape (out,), where it has one;
-    `needs_bias` says that a layer without one lacks it.
+    `bias` is the formula by which the same factors, scale and settings change the layer's bias (out,), if it has one;
+    `needs_bias` is True if a layer without one lacks it.
 
-    `equation` is what becomes of a weight W, with m for the multiplier and s for the scale, and `writers` are the
-    programs whose files have it, both as the page docs/algorithms.md says it.
+    `equation` gives the new weight for a weight W, with m for the multiplier and s for the scale, and `writers` are the
+    programs that write it, both as the page docs/algorithms.md shows them.
 
-    `experts` is of how many experts' layers its factors are, which a base has in one parameter or one by one; it is 0
-    for those of one layer. `packed` says that they lie side by side in two matrices, so that it is to be found out how
-    they do, and which way round they are.
+    `experts` is the number of experts that its factors are for, which a base has in one parameter or one by one; 0 for
+    one layer. `packed` is True if the factors lie next to each other in two matrices, in an order and orientation that
+    are still to be found out.
 
-    An algorithm without a formula is recognised by its tensors, so that a file is refused by the right name, but not
-    computed; `why` not, and the way out, is the end of a sentence where there is more to say than that it is not built.
-    `fits(shapes)` says whether shapes can be its own where others have its suffixes.
+    An algorithm without a formula is recognised by its tensors, so that the error for a file has the right name, but
+    lora-inspect does not compute it. `why` is the reason and the fix, as the end of a sentence, if there is more to say
+    than that it is not built. `fits(shapes)` is True if shapes can be its own where others have its suffixes.
     """
 
     name: str
@@ -194,10 +195,10 @@ class Algorithm(NamedTuple):
 
     @property
     def bearer(self) -> str:
-        """What the algorithms are `beside` that have its scale: the one that it is an option of, or itself."""
+        """Return the name of the algorithm that others name in `beside`: the one it is an option of, or its own."""
         return self.option_of[0] if self.option_of else self.name
 
     @property
     def suffixes(self) -> dict[Suffix, Role]:
-        """The role of every suffix, in any dialect."""
+        """Return the role of every suffix, in any dialect."""
         return {suffix: role for dialect in self.dialects.values() for role, suffix in dialect.items()}

@@ -1,7 +1,7 @@
-"""A tensor of the base that is saved whole, in the place of the base's own: PEFT's `modules_to_save` and `bias`.
+"""A tensor that is saved whole and replaces the base's: PEFT's `modules_to_save` and `bias`.
 
-PEFT has no strength between the two: a module runs with the saved tensor or with its own, and the scale of an adapter
-is that of its factors alone. No suffix tells such a tensor, so that reading takes it on the evidence of a config.
+PEFT has no multiplier between the two: a module runs with the saved tensor or with its own, and the scale of an adapter
+is only that of its factors. No suffix marks such a tensor, so that reading takes it on the evidence of a config.
 """
 
 from typing import TYPE_CHECKING
@@ -17,27 +17,27 @@ NAME = "saved"
 
 
 def check(shapes: Shapes) -> str | None:
-    """What PEFT does not run counts for nothing by itself."""
+    """Return an error if the module holds only tensors that PEFT does not run, or None."""
     return None if SAVED in shapes else "it holds only tensors that PEFT does not run"
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """That of the tensor as the base stores it."""
+    """Return the shape of the tensor as the base stores it."""
     return shapes[SAVED]
 
 
 def misfit(shapes: Shapes, stored: tuple[int, ...]) -> str | None:
-    """What is saved instead of a tensor of this shape, or None."""
+    """Return the mismatch with a tensor of this shape, or None."""
     return None if shapes[SAVED] == stored else f"is saved with the shape {list(shapes[SAVED])}"
 
 
 def rank(shapes: Shapes) -> None:
-    """There is none."""
+    """Return None: there is no rank."""
     return None
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The tensor as a matrix (rows, columns) in the place of the base's own; one of a vector has a single column."""
+    """Return the replacement of the base's tensor as a matrix (rows, columns), with one column for a vector."""
     from lora_inspect.maths.change import Replaced
 
     tensor = tensors[SAVED]
@@ -59,5 +59,5 @@ ALGORITHM = Algorithm(
 
 
 def saved(parameter: str) -> Algorithm:
-    """The algorithm that puts a tensor in the place of the `parameter` of a layer."""
+    """Return the algorithm that puts a tensor in the place of the `parameter` of a layer."""
     return ALGORITHM._replace(parameter=parameter)

@@ -1,8 +1,8 @@
-"""LoRA on the layers of all experts of a mixture, whose factors llama.cpp stacks as it does the layers.
+"""LoRA on the layers of all experts of a mixture, with factors that llama.cpp stacks like the layers.
 
 A is (experts, rank, in) and B (experts, out, rank): delta of expert e = scale · B_e @ A_e. The suffixes are those of
-LoRA, and the third dimension tells; of how many experts they are decides the formula. Source: `build_lora_mm_id` of
-llama.cpp.
+LoRA, and only the third dimension differs; of how many experts they are decides the formula. Source: `build_lora_mm_id`
+of llama.cpp.
 """
 
 from functools import cache, partial
@@ -12,12 +12,12 @@ from lora_inspect.algorithms.record import Algorithm, Formula, Shapes
 
 
 def fits(shapes: Shapes) -> bool:
-    """Whether the factors have a dimension for experts."""
+    """Return True if the factors have a dimension for experts."""
     return all(len(shape) == 3 for shape in shapes.values())
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of A (experts, rank, in) and B (experts, out, rank), or None."""
+    """Return the problem with the shapes of A (experts, rank, in) and B (experts, out, rank), or None."""
     down, up = shapes["down"], shapes["up"]
     if 0 in down or 0 in up:
         return f"A {list(down)} or B {list(up)} is empty"
@@ -38,7 +38,7 @@ ALGORITHM = Algorithm(
 
 @cache
 def stacked_experts(experts: int) -> Algorithm:
-    """The algorithm of layers of so many experts."""
+    """Return the algorithm of layers of `experts` experts."""
     return ALGORITHM._replace(
         equation="of each expert e: W + m · s · B_e @ A_e",
         writers="llama.cpp",

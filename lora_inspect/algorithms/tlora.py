@@ -1,4 +1,4 @@
-"""T-LoRA of LyCORIS: W' = W + multiplier · scale · (P · diag(λ) · Q - Wᵣ), with P as (out, rank) and Q as (rank, in).
+"""T-LoRA of LyCORIS: W' = W + multiplier · scale · (P · diag(λ) · Q - Wᵣ), with P (out, rank), Q (rank, in).
 
 It begins with the singular vectors and values of the weight, and counts only the change of them in training. Its file
 does not hold the start: LyCORIS takes the largest ones of the weight that it is loaded on, whatever `sig_type` and
@@ -16,7 +16,7 @@ from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of q (rank, in, 1, …), p (out, rank, 1, …) and the values (1, rank), or None."""
+    """Return the problem with q (rank, in, 1, …), p (out, rank, 1, …) and the values (1, rank), or None."""
     q, p, values = (shapes[role] for role in ("q", "p", "values"))
     if min(len(q), len(p)) < 2 or 0 in q or 0 in p or any(size != 1 for size in q[2:] + p[2:]):
         return f"q_layer {list(q)} and p_layer {list(p)} cannot be multiplied"
@@ -26,22 +26,22 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in) of the weight."""
+    """Return (out, in) of the weight."""
     return shapes["p"][0], shapes["q"][1]
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What the factors change instead of a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than(shape(shapes), weight)
 
 
 def rank(shapes: Shapes) -> int:
-    """The inner size of the product."""
+    """Return the inner size of the product."""
     return shapes["q"][0]
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The product beside the weight's own largest part."""
+    """Return the product next to the weight's own largest part."""
     return BesidePrincipal(tensors["p"].flatten(1) * tensors["values"], tensors["q"].flatten(1), scale)
 
 
@@ -61,7 +61,7 @@ ALGORITHM = Algorithm(
 
 @dataclass(frozen=True, slots=True)
 class BesidePrincipal(Change):
-    """W + multiplier · scale · (up @ down - Wᵣ), where Wᵣ is the best approximation of W that has the rank of the pair.
+    """W + multiplier · scale · (up @ down - Wᵣ), with Wᵣ the best approximation of W of the pair's rank.
 
     `up` is (out, rank) and `down` (rank, columns). Wᵣ is computed from all of W, which takes as long as its singular
     value decomposition; where its singular values do not fall after the rank it is no single one.
@@ -83,7 +83,7 @@ class BesidePrincipal(Change):
         return True
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The change with the weight's own part in it."""
+        """Return the change with the weight's own part in it."""
         import torch
 
         weight = torch.cat([rows for _, rows in blocks()])
@@ -96,9 +96,9 @@ class BesidePrincipal(Change):
         return LowRank(up, torch.cat((self.down, right[:rank])), self.scale)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Raises ValueError: what is added depends on the whole weight."""
+        """Raise ValueError: the added part depends on the whole weight."""
         raise ValueError("the weight's own singular directions are not known yet")
 
     def transposed(self) -> Change:
-        """The change of the weight turned round."""
+        """Return the change of the transposed weight."""
         return Transposed(self)

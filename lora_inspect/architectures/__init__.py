@@ -38,9 +38,9 @@ _PRIME = 65521
 
 
 class Marks(NamedTuple):
-    """What of a family is known without its file: the marks of its layers' `paths`, and what its record says beside.
+    """The facts of a family that are known without its file: marks of its layers' `paths`, and parts of its record.
 
-    The marks stand in one text, with blanks between them.
+    The marks are in one text, separated by blanks.
     """
 
     paths: str
@@ -48,19 +48,19 @@ class Marks(NamedTuple):
     descends_from: str = ""
 
     def admit(self, of_marks: Mapping[str, int], least: float) -> bool:
-        """Whether `least` of the names may be of the family, given by how many have each mark."""
+        """Return True if `least` of the names may be of the family, given the number of names with each mark."""
         return sum(count for mark, count in of_marks.items() if mark in self.paths) >= least
 
 
 def marks_of(architecture: Architecture) -> Marks:
-    """The marks of a family. Borrowed names speak for the family that they are of."""
+    """Return the marks of a family; borrowed names are evidence for the family that they are of."""
     paths = (path for layout in architecture.layouts if not layout.borrowed for path in layout.paths)
     marks = sorted({_mark(pattern) for pattern in patterns_of(paths, ".")})
     return Marks(" ".join(marks), architecture.metadata_names, architecture.descends_from)
 
 
 def marked(counts: Mapping[str, int]) -> Counter[str]:
-    """How many names have each mark, given by how many are of each pattern."""
+    """Return the number of names with each mark, given the number of names of each pattern."""
     found: Counter[str] = Counter()
     for pattern, count in counts.items():
         found[_mark(pattern)] += count
@@ -68,7 +68,7 @@ def marked(counts: Mapping[str, int]) -> Counter[str]:
 
 
 def _mark(pattern: str) -> str:
-    """The mark of a pattern, the same for names with dots and with underscores."""
+    """Return the mark of a pattern, the same for names with dots and with underscores."""
     flat = pattern_of(pattern, "_")
     return f"{int.from_bytes(flat.encode('utf-8', 'surrogatepass'), 'little') % _PRIME:04x}"
 
@@ -85,9 +85,9 @@ _WAITING = {
 
 
 def add(architecture: Architecture) -> None:
-    """Makes a family known to all that reads, merges and converts.
+    """Register a family for reading, merging and converting.
 
-    Raises ValueError for a name that is taken, and where the family that it descends from is not known.
+    Raises ValueError for a name that is taken, or if the family that it descends from is not known.
     """
     if architecture.name in names():
         raise ValueError(f"there is a family called {architecture.name} already")
@@ -100,7 +100,7 @@ def add(architecture: Architecture) -> None:
 
 @contextmanager
 def added(architecture: Architecture) -> Iterator[None]:
-    """Has a family known for as long as the block runs."""
+    """Register a family while the block runs."""
     add(architecture)
     try:
         yield
@@ -110,7 +110,7 @@ def added(architecture: Architecture) -> Iterator[None]:
 
 
 def changes() -> int:
-    """How often the registry changed: what was found in it before another number counts no more."""
+    """Return how often the registry changed; an earlier lookup is out of date once this number differs."""
     return _changes
 
 
@@ -120,21 +120,21 @@ def _note_change() -> None:
 
 
 def every() -> list[Architecture]:
-    """All families, in the order in which candidates are named.
+    """Return all families in the order in which candidates are named.
 
-    That is by their names, with a family behind the one that it descends from.
+    They are sorted by name, with a family after the one that it descends from.
     """
     return sorted(map(by_name, names()), key=_lineage)
 
 
 def names() -> list[str]:
-    """The names of all families, in no order."""
+    """Return the names of all families, in no order."""
     # One that another thread is just loading is in both.
     return [*{*_WAITING, *_LOADED}]
 
 
 def by_name(name: str) -> Architecture:
-    """The family of that name; KeyError, which lists the known names, for any other."""
+    """Return the family of that name; raise KeyError, which lists the known names, for any other."""
     if name in _WAITING:
         _LOADED[name] = import_module(f".families.{name}", __name__).ARCHITECTURE
         _WAITING.discard(name)
@@ -144,9 +144,9 @@ def by_name(name: str) -> Architecture:
 
 
 def admitted(counts: Mapping[str, int], least: float) -> list[Architecture]:
-    """All families of which a layout may have `least` of the names, given by how many are of each pattern.
+    """Return all families with a layout that may have `least` of the names, given the number of each pattern.
 
-    They stand in the order in which candidates are named.
+    They are in the order in which candidates are named.
     """
     of_marks = marked(counts)
     found = [name for name in names() if _marks(name).admit(of_marks, least)]
@@ -154,7 +154,7 @@ def admitted(counts: Mapping[str, int], least: float) -> list[Architecture]:
 
 
 def metadata_names() -> Iterable[tuple[str, tuple[str, ...]]]:
-    """What metadata calls each family, with its name in front, in the order in which candidates are named."""
+    """Return the metadata names of each family after its name, in the order in which candidates are named."""
     known = {name: _marks(name) for name in names()}
 
     def lineage(name: str) -> tuple[str, ...]:
@@ -165,13 +165,13 @@ def metadata_names() -> Iterable[tuple[str, tuple[str, ...]]]:
 
 
 def _marks(name: str) -> Marks:
-    """The marks of a family: those of the table, or of the record of one that was added."""
+    """Return the marks of a family from the table, or from the record of an added one."""
     if name in PATHS:
         return Marks(PATHS[name], METADATA_NAMES.get(name, ()), DESCENDS_FROM.get(name, ""))
     return marks_of(by_name(name))
 
 
 def _lineage(architecture: Architecture) -> tuple[str, ...]:
-    """The names of the families that it descends from, the oldest first, and its own."""
+    """Return the names of the families that it descends from, the oldest first, and its own."""
     above = architecture.descends_from
     return (*(_lineage(by_name(above)) if above else ()), architecture.name)

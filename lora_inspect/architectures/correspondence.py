@@ -25,12 +25,12 @@ _MOST_DIGITS = 9
 class Relation(NamedTuple):
     """The module `whole` of one layout, and the modules of another one that have its rows.
 
-    `arrangement` says which rows those are; None stands for one module with the same rows in the same order. Biases
-    are arranged as the rows of the weights are.
+    `arrangement` maps the rows; None is one module with the same rows in the same order. Biases are arranged like the
+    rows of the weights.
 
-    Of `experts`, the whole is one parameter (experts, rows, columns), and each part one module an expert, whose number
-    is the last `{i}` of its path. Of `alike`, the whole and its parts are such parameters all of them, and the rows are
-    those of each expert.
+    With `experts`, the whole is one parameter (experts, rows, columns), and each part is one module per expert; the
+    expert's number is the last `{i}` of its path. With `alike`, the whole and its parts are all such parameters, and
+    the rows are those of each expert.
     """
 
     whole: str
@@ -41,9 +41,9 @@ class Relation(NamedTuple):
 
 
 class Link(NamedTuple):
-    """What a module is called in another layout: `path`, in the relation to its part of that number.
+    """The name of a module in another layout: `path`, in the relation to the part of that number.
 
-    `is_whole` says that the path is that of the whole, and the module itself the part.
+    `is_whole` is True if the path is that of the whole, and the module itself is the part.
     """
 
     path: str
@@ -53,12 +53,12 @@ class Link(NamedTuple):
 
 
 def same(one: str, other: str) -> Relation:
-    """One module under two names."""
+    """Return the relation of one module under two names."""
     return Relation(one, (other,))
 
 
 def stack(whole: str, *parts: str, shares: "tuple[Share, ...]" = ()) -> Relation:
-    """A fused module and its parts from top to bottom, of as many rows each unless `shares` say otherwise.
+    """Return the relation of a fused module to its parts, top to bottom, with equal rows unless `shares` differ.
 
     More shares than parts are rows at the bottom that none of them has.
     """
@@ -68,40 +68,40 @@ def stack(whole: str, *parts: str, shares: "tuple[Share, ...]" = ()) -> Relation
 
 
 def interleaved(whole: str, *parts: str, run: int = 1) -> Relation:
-    """A fused module whose parts take turns, `run` rows of each at a time, as heads of a query, key and value may."""
+    """Return a fused module with parts that take turns, `run` rows each, as heads of a query, key and value may."""
     from .rows import Interleaved
 
     return Relation(whole, parts, Interleaved(len(parts), run))
 
 
 def swapped(one: str, other: str) -> Relation:
-    """One module with the halves of its rows in either order, as shift and scale of a modulation."""
+    """Return the relation of one module with its halves of rows swapped, as shift and scale of a modulation."""
     from .rows import Swapped
 
     return Relation(one, (other,), Swapped())
 
 
 def pair_swapped(one: str, other: str) -> Relation:
-    """A modulation that is swapped where it has shift and scale alone."""
+    """Return the relation of a modulation that is swapped only if it has just shift and scale."""
     from .rows import PairSwapped
 
     return Relation(one, (other,), PairSwapped())
 
 
 def experts(whole: str, *parts: str) -> Relation:
-    """A parameter with a layer of all experts, and the modules of each, from top to bottom where there are several."""
+    """Return the relation of a parameter with a layer of all experts to each expert's modules, top to bottom."""
     from .rows import Stacked
 
     return Relation(whole, parts, Stacked((1,) * len(parts)) if len(parts) > 1 else None, experts=True)
 
 
 def parameters(whole: str, *parts: str) -> Relation:
-    """A parameter with a layer of all experts, and those that each have a part of the rows of every expert."""
+    """Return the relation of a parameter of all experts to others that have some rows of every expert."""
     return experts(whole, *parts)._replace(experts=False, alike=True)
 
 
 def below(whole_parent: str, part_parent: str, *relations: Relation) -> tuple[Relation, ...]:
-    """The relations of modules below two parents."""
+    """Return the relations of modules below two parents."""
     return tuple(
         relation._replace(
             whole=f"{whole_parent}.{relation.whole}", parts=tuple(f"{part_parent}.{part}" for part in relation.parts)
@@ -111,7 +111,7 @@ def below(whole_parent: str, part_parent: str, *relations: Relation) -> tuple[Re
 
 
 def renamed(relations: Iterable[Relation], names: Iterable[Relation]) -> tuple[Relation, ...]:
-    """The relations of a third layout, which calls the wholes as `names` says: those of the modules that it renames."""
+    """Return the relations of a third layout, for the modules that `names` renames."""
     found = {relation.whole: relation.parts[0] for relation in names}
     return tuple(relation._replace(whole=found[relation.whole]) for relation in relations if relation.whole in found)
 
@@ -124,18 +124,18 @@ class Correspondence:
 
     @cached_property
     def relations(self) -> tuple[Relation, ...]:
-        """Every relation; empty where none is known."""
+        """Every relation; empty if none is known."""
         return tuple(self._make())
 
     def links(self, path: str) -> Iterator[Link]:
-        """What the module at `path`, in either layout, is related to in the other one under another path."""
+        """Yield the links of the module at `path`, in either layout, to other paths in the other layout."""
         for template, other, link in self._by_pattern.get(pattern_of(path, "."), ()):
             found = fill(template, other, path)
             if found is not None and found != path:
                 yield link._replace(path=found)
 
     def links_of_experts(self, path: str) -> Iterator[Link]:
-        """What the experts' modules are called whose layers the parameter at `path` has, with `{i}` for the expert."""
+        """Yield the modules of single experts in the parameter at `path`, with `{i}` for the expert."""
         for relation in self._of_experts.get(pattern_of(path, "."), ()):
             for number, part in enumerate(relation.parts):
                 parent, mark, leaf = part.rpartition("{i}")
@@ -143,7 +143,7 @@ class Correspondence:
                     yield Link(f"{found}{mark}{leaf}", relation, number, is_whole=False)
 
     def links_of_expert(self, path: str) -> Iterator[tuple[Link, int]]:
-        """What the parameter is called that has the layer at `path`, and the number of the expert that it is of."""
+        """Yield the parameters that have the layer at `path`, and the number of its expert."""
         for relation, number in self._of_single_experts.get(pattern_of(path, "."), ()):
             if (found := fill(relation.parts[number], relation.whole, path)) is not None:
                 expert = next(part for part in reversed(path.split(".")) if part.isdigit())
@@ -151,7 +151,7 @@ class Correspondence:
                     yield Link(found, relation, number, is_whole=True), int(expert)
 
     def links_of_parameters(self, path: str) -> Iterator[Link]:
-        """What the parameters of all experts are called that have rows of the one at `path`."""
+        """Yield the parameters of all experts that have rows of the one at `path`."""
         for relation in (relation for relation in self.relations if relation.alike):
             for number, part in enumerate(relation.parts):
                 if (found := fill(relation.whole, part, path)) is not None:

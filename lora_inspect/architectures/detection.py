@@ -65,7 +65,7 @@ _MODULES: Mapping[str, Sequence[str]] = {
 
 
 def named_by(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The families that the metadata names, by name, each with the value that names it."""
+    """Return the families that the metadata names, by name, each with the value that names it."""
     named: dict[str, str] = {}
     for key in (*METADATA_KEYS, CLASS_KEY):
         value = metadata.get(key, "")
@@ -77,7 +77,7 @@ def named_by(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def trained_by(metadata: Mapping[str, str]) -> Sequence[str]:
-    """The families that the network module trains which `ss_network_module` names; none where it may be any."""
+    """Return the families trained by the network module in `ss_network_module`, or none if it may be any."""
     package, _, module = metadata.get(MODULE_KEY, "").rpartition(".")
     return _MODULES.get(module, ()) if package in _PACKAGES else ()
 
@@ -87,13 +87,13 @@ _HUB_NAME = r"[A-Za-z0-9][\w.-]*/([A-Za-z0-9][\w.-]*)"
 
 
 def base_of(metadata: Mapping[str, str]) -> str:
-    """The name of the base's repository on a hub, without its owner and in small letters; empty where none is named."""
+    """Return the name of the base's repository on a hub, lower-case and without its owner, or empty."""
     found = re.fullmatch(_HUB_NAME, metadata.get(BASE_KEY, ""))
     return found[1].lower() if found else ""
 
 
 def agrees_with_v2(name: str, metadata: Mapping[str, str]) -> bool:
-    """Whether `ss_v2`, where it is there, says of the family `name` what is right."""
+    """Return True unless `ss_v2` is there and contradicts the family `name`."""
     asked = metadata.get(V2_KEY, "").lower()
     return asked not in ("true", "false") or (asked == "true") == (name == V2_FAMILY)
 
@@ -102,7 +102,7 @@ Shape = tuple[int | None, int | None]
 
 
 def agreeing_sizes(architecture: Architecture, shapes: Mapping[str, set[Shape]]) -> tuple[Size, ...] | None:
-    """The sizes that every width given agrees with, each by an entry that shows it; None where no width tells.
+    """Return the sizes that agree with every given width, each by an entry that shows it, or None if none tells.
 
     `shapes` are the (out features, in features) of the modules by the pattern of their path.
     """
@@ -147,7 +147,7 @@ _LONGEST_LIST = 256
 
 
 def used_indices(paths: Iterable[str], families: Iterable[Architecture]) -> dict[str, set[int]]:
-    """The indices below each module list of the families, by the pattern of the list's path."""
+    """Return the indices below each module list of the families, by the pattern of the list's path."""
     layouts = (layout for architecture in families for layout in architecture.layouts)
     lists = frozenset[str]().union(*(_lists(layout.blocks) for layout in layouts))
     used: dict[str, set[int]] = {}
@@ -160,7 +160,7 @@ def used_indices(paths: Iterable[str], families: Iterable[Architecture]) -> dict
 
 @remembering_names
 def _indices(path: str) -> tuple[tuple[str, int], ...]:
-    """Each number in a path, with the pattern of the path before it."""
+    """Yield each number in a path, with the pattern of the path before it."""
     separator, above = separator_of(path), ""
     found: list[tuple[str, int]] = []
     for segment in path.split(separator):
@@ -175,12 +175,12 @@ def _indices(path: str) -> tuple[tuple[str, int], ...]:
 
 @cache
 def _lists(blocks: tuple[tuple[str, int], ...]) -> frozenset[str]:
-    """The patterns of the paths of a layout's module lists."""
+    """Return the patterns of the paths of a layout's module lists."""
     return frozenset(pattern_of(at, separator) for at, _ in blocks for separator in "._")
 
 
 def holds(layout: Layout, used: Mapping[str, set[int]]) -> bool:
-    """Whether no index is beyond the layout's blocks."""
+    """Return True if no index is beyond the layout's blocks."""
     return all(max(_below(at, used), default=0) < count for at, count in layout.blocks)
 
 
@@ -189,14 +189,14 @@ _LEAST_DEPTH = 8
 
 
 def fills(layout: Layout, used: Mapping[str, set[int]]) -> bool:
-    """Returns True if the file uses long lists, and all blocks of each; a file without some may be of a deeper one."""
+    """Return True if the file uses long lists, and all blocks of each; a file without some may be of a deeper one."""
     lists = [(_below(at, used), count) for at, count in layout.blocks if count >= _LEAST_DEPTH]
     touched = [(blocks, count) for blocks, count in lists if blocks]
     return bool(touched) and all(blocks == set(range(count)) for blocks, count in touched)
 
 
 def has_missing(layout: Layout, paths: Iterable[str]) -> bool:
-    """Returns True if one of the paths is of a layer that the models of the layout do not have."""
+    """Return True if one of the paths is of a layer that the models of the layout do not have."""
     starts = tuple(f"{path.replace('.', way)}{way}" for path in layout.missing for way in "._")
     return bool(starts) and any(f"{path}{separator_of(path)}".startswith(starts) for path in paths)
 
@@ -208,13 +208,13 @@ _OVER_DIFFUSERS = "lora_transformer_"
 
 
 def written_with(layout: Layout, prefixes: Collection[str]) -> bool | None:
-    """Returns True if trainers write the layout behind the file's prefix; None where any layout may stand there."""
+    """Return True if trainers write the layout behind the file's prefix, or None if any layout may stand there."""
     known = {_UNDERSCORED[prefix] for prefix in prefixes if prefix in _UNDERSCORED}
     return layout.kohya_prefix in known if known and len(prefixes) == 1 else None
 
 
 def has_underscores(layout: Layout, prefixes: Collection[str]) -> bool | None:
-    """Returns True if the layout is ever written behind underscored prefixes; None for prefixes of other kinds."""
+    """Return True if the layout is ever written behind underscored prefixes; None for prefixes of other kinds."""
     return bool(layout.kohya_prefix) if any(one in _UNDERSCORED or one == _OVER_DIFFUSERS for one in prefixes) else None
 
 
@@ -231,7 +231,7 @@ _MOST_FILES, _MOST_MODULES, _LONGEST_SAID = 16, 2_000, 256
 class Detection(NamedTuple):
     """A family that a list of modules fits, the layout of its names, its published size, and the evidence.
 
-    `size` is None where the family has one size only, or where the widths given tell none. `says` is one sentence.
+    `size` is None if the family has one size only, or if the given widths show none. `says` is one sentence.
     """
 
     architecture: Architecture
@@ -244,10 +244,10 @@ class Detection(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """A family whose names fit, with the sizes that the widths leave it.
+    """A family with matching names, and the sizes that the widths allow.
 
-    `sizes` holds the entry of `Architecture.sizes` that shows each size that fits; it is None where no width that
-    tells sizes was given, and empty where the widths given fit no size. `share` says how much of the file fits.
+    `sizes` holds the entry of `Architecture.sizes` that shows each matching size. It is None if the file gives no width
+    that tells sizes apart, and empty if its widths match no size. `share` says how much of the file matches.
     """
 
     architecture: Architecture
@@ -264,7 +264,7 @@ def detect(
     prefixes: Iterable[str] = (),
     minimum_share: float = 0.9,
 ) -> Detection | None:
-    """The one family whose names the modules have, or None where no family fits or several fit alike.
+    """Return the one family that has the modules' names, or None if no family or several match.
 
     The arguments are those of `candidates`.
     """
@@ -280,12 +280,12 @@ def candidates(
     prefixes: Iterable[str] = (),
     minimum_share: float = 0.9,
 ) -> tuple[Detection, ...]:
-    """All families that the evidence leaves, in the registry's order.
+    """Return all families that the evidence leaves, in the registry's order.
 
-    `modules` are (path, out features, in features), the path dotted or underscored and without a scheme's prefix,
-    the features None where unknown. `encoders` are the text encoders that the file adapts beside them; without any
-    module they alone decide. `minimum_share` is the share of the names that must fit: leave it for an adapter,
-    lower it to about 0.5 for a base checkpoint, whose norms and embeddings are no layers of an adapter.
+    `modules` are (path, out features, in features), the path dotted or underscored and without a scheme's prefix, the
+    features None if unknown. `encoders` are the text encoders that the file adapts next to them; without any module
+    only they decide. `minimum_share` is the share of the names that must match: leave it for an adapter, lower it to
+    about 0.5 for a base checkpoint, as its norms and embeddings are no layers of an adapter.
     """
     modules, encoders, prefixes = tuple(modules), tuple(encoders), frozenset(prefixes)
     said = tuple([metadata.get(key, "") for key in STATING_KEYS])
@@ -331,7 +331,7 @@ _found: Remembered[Any, tuple[Detection, ...]] = Remembered(_MOST_FILES)
 
 
 def settled_by(found: Sequence[Detection]) -> str:
-    """What would decide between the candidates, several of them, in one sentence."""
+    """Return one sentence with the evidence that would decide between several candidates."""
     ways: list[str] = []
     if own := [f"{path} ({one})" for one in found if (path := _own_path(one, found))]:
         ways.append(f"a layer that only one of them has, such as {listed(own, 'or')}")
@@ -344,9 +344,9 @@ def settled_by(found: Sequence[Detection]) -> str:
 
 
 def _matching_layouts(counts: Mapping[str, int], least: float) -> dict[str, tuple[int, Architecture, Layout]]:
-    """By family how many names its best layout matches, and that layout, the first of those that match so many.
+    """Return, by family, the number of names that its best layout matches, and the first such layout.
 
-    Families of which no layout matches `least` are left out.
+    Families without a layout that matches `least` are left out.
     """
     separators = {separator_of(pattern) for pattern in counts}
     found: dict[str, tuple[int, Architecture, Layout]] = {}
@@ -366,9 +366,9 @@ def _own_pattern(path: str) -> str:
 
 
 def _fits_of_names(modules: Sequence[tuple[str, int | None, int | None]], minimum_share: float) -> tuple[_Fit, ...]:
-    """The families with the most of the names.
+    """Return the families with the most of the names.
 
-    Where the widths fit none of these, all families with enough of the names are as likely.
+    If the widths match none of these, all families with enough of the names are equally likely.
     """
     paths, outs, ins = zip(*modules, strict=True)
     patterns = list(map(_own_pattern, paths))
@@ -389,7 +389,7 @@ def _fits_of_names(modules: Sequence[tuple[str, int | None, int | None]], minimu
 
 
 def _fits_of_encoders(encoders: Sequence[TextEncoder]) -> tuple[_Fit, ...]:
-    """The families that have all text encoders of a file without any layer of the model itself."""
+    """Return the families that have all text encoders of a file without any layer of the model itself."""
     if not encoders:
         return ()
     share = f"{listed([str(encoder) for encoder in encoders])} and no layer of the model: its names may be from"
@@ -403,7 +403,7 @@ _Says = Callable[[_Fit], bool | None]
 def _shown(
     paths: Sequence[str], used: Mapping[str, set[int]], encoders: Sequence[TextEncoder], prefixes: Collection[str]
 ) -> Iterator[tuple[str, _Says]]:
-    """What the tensors show of families whose names fit alike, strongest first."""
+    """Yield the evidence of the tensors on families with equally matching names, strongest first."""
     yield "underscored names rule out", lambda fit: has_underscores(fit.layout, prefixes)
     # A family without any published size may be as wide as it likes.
     yield "the widths rule out", lambda fit: None if fit.sizes is None and fit.architecture.sizes else fit.sizes != ()
@@ -416,7 +416,7 @@ def _shown(
 
 
 def _is_full(fit: _Fit, used: Mapping[str, set[int]]) -> bool | None:
-    """Whether every block is used; None for a family whose smaller sizes have fewer, or of which none are known."""
+    """Return True if every block is used; None if smaller sizes of the family have fewer, or none are known."""
     if fills(fit.layout, used):
         return True
     has_smaller = len({size.name for size in fit.architecture.sizes}) > 1
@@ -426,7 +426,7 @@ def _is_full(fit: _Fit, used: Mapping[str, set[int]]) -> bool | None:
 def _stated_families(
     metadata: Mapping[str, str], named: Mapping[str, str], trained: Sequence[str], prefixes: Collection[str]
 ) -> Iterator[tuple[str, _Says]]:
-    """Yields the evidence of the metadata and of the way in which names are written, strongest first."""
+    """Yield the evidence of the metadata and of the way in which names are written, strongest first."""
     yield "the metadata rules out", lambda fit: fit.architecture.name in named
     yield "ss_v2 rules out", lambda fit: agrees_with_v2(fit.architecture.name, metadata)
     yield f"{MODULE_KEY} rules out", lambda fit: fit.architecture.name in trained
@@ -438,7 +438,7 @@ def _stated_families(
 
 
 def _denied(fit: _Fit, metadata: Mapping[str, str]) -> Iterator[str]:
-    """What the metadata says that the family of `fit` is not."""
+    """Yield the metadata entries that exclude the family of `fit`."""
     family = fit.architecture.name
     for other, value in named_by(metadata).items():
         if other != family:
@@ -448,13 +448,13 @@ def _denied(fit: _Fit, metadata: Mapping[str, str]) -> Iterator[str]:
 
 
 def _has_all(architecture: Architecture, encoders: Iterable[TextEncoder]) -> bool | None:
-    """Whether all of these belong to the family; None where its text encoders are not known."""
+    """Return True if all of these belong to the family, or None if its text encoders are not known."""
     own = architecture.text_encoders
     return all(has(own, encoder) for encoder in encoders) if own else None
 
 
 def _narrowed(left: tuple[_Fit, ...], says: _Says, cause: str, reasons: list[str]) -> tuple[_Fit, ...]:
-    """The families that the evidence does not speak against, noting which it rules out.
+    """Return the families that the evidence does not exclude, and note the excluded ones.
 
     Evidence that speaks for none of the families is about something else and decides nothing.
     """
@@ -467,14 +467,14 @@ def _narrowed(left: tuple[_Fit, ...], says: _Says, cause: str, reasons: list[str
 
 
 def _own_path(one: Detection, found: Sequence[Detection]) -> str | None:
-    """A path of the candidate's layout that no other candidate's layout has, one in the blocks if there is any."""
+    """Return a path of the candidate's layout that no other candidate's layout has, in the blocks if possible."""
     others = {path for other in found if other is not one for path in other.layout.paths}
     own = [path for path in one.layout.paths if path not in others]
     return next((path for path in own if "{i}" in path), own[0] if own else None)
 
 
 def _telling_path(found: Sequence[Detection]) -> str | None:
-    """The first path in all layouts that is as wide in each family as in no other."""
+    """Return the first path in all layouts with a different width in each family."""
     for path in found[0].layout.paths:
         widths = [{size[2:] for size in one.architecture.sizes if size.path == path} for one in found]
         if all(widths) and len(set().union(*widths)) == sum(map(len, widths)):
@@ -487,7 +487,7 @@ def _size_name(fit: _Fit) -> str | None:
 
 
 def _sentence(fit: _Fit, reasons: Sequence[str], denied: Iterable[str]) -> str:
-    """The evidence for one family, in one sentence."""
+    """Return the evidence for one family, in one sentence."""
     parts = [f"{fit.share} the {fit.layout.name} layout of {fit.architecture.title}", *reasons]
     name = _size_name(fit)
     if fit.sizes and name is not None:

@@ -1,4 +1,4 @@
-"""What is known of families without their files, written by `python docs/write_family_marks.py`."""
+"""The facts of families that are known without their files, written by `python docs/write_family_marks.py`."""
 
 from collections.abc import Mapping
 

@@ -19,7 +19,7 @@ LAYOUT = "gguf"
 
 
 class Heads(NamedTuple):
-    """How many heads the attention has: of queries, and of keys and values."""
+    """The number of heads of the attention: of queries, and of keys and values."""
 
     query: int
     key_value: int
@@ -29,10 +29,11 @@ class GgufNames(NamedTuple):
     """The names of one `general.architecture`: `family` is that of the same modules in transformers.
 
     `layer` are leaves of transformers below `parent` with those of llama.cpp below `blk.{i}`, `outside` the modules
-    beside the layers. Both are below any of the `roots` of classes of transformers, the first of which is that of the
-    causal model; `heads` are the paths of the output layer. `arranged` are the leaves whose rows are in another order,
-    which depends on the number of heads. `experts` are the modules of single experts below a layer, with the parameter
-    that llama.cpp makes of those of all, and `parameters` those of transformers with the ones that have their rows.
+    outside the layers. Both are below any of the `roots` of classes of transformers; the first root is that of the
+    causal model. `heads` are the paths of the output layer. `arranged` are the leaves that have their rows in another
+    order, which depends on the number of heads. `experts` are the modules of single experts below a layer, with
+    llama.cpp's parameter of all experts, and `parameters` are the parameters of transformers with llama.cpp's that have
+    their rows.
     """
 
     family: str
@@ -53,11 +54,11 @@ class GgufNames(NamedTuple):
         return Layout(LAYOUT, (*own, *under("blk.{i}", *layer)), kohya_prefix="")
 
     def is_arranged(self, path: str) -> bool:
-        """Whether the rows of the module, by its path in either layout, are in another order in the other one."""
+        """Return True if the rows of the module, by its path in either layout, are in another order in the other."""
         return any(path.endswith((f".{leaf}", f".{self.layer[leaf]}")) for leaf in self.arranged)
 
     def relations(self, heads: Heads | None) -> Iterator[Relation]:
-        """How the modules are called under every root; without a number of heads those whose rows stay in order."""
+        """Yield the relations below every root; without `heads` only those of modules that keep their row order."""
         for root in self.roots:
             yield from (Relation(f"{root}{path}", (name,)) for path, name in self.outside.items())
             for leaf, name in self.layer.items():

@@ -18,12 +18,12 @@ _DIGITS = "0123456789"
 
 
 def separator_of(path: str) -> str:
-    """The dot, or the underscore of a name without one."""
+    """Return a dot, or an underscore for a name without a dot."""
     return "." if "." in path else "_"
 
 
 def pattern_of(path: str, separator: str) -> str:
-    """The name with `separator` between its segments and `#` for its numbers."""
+    """Return the name with `separator` between its segments and `#` for its numbers."""
     return _PATTERNS[separator](path)
 
 
@@ -35,12 +35,12 @@ _PATTERNS = {separator: remembering_names(partial(_find_pattern, separator)) for
 
 
 def patterns_of(paths: Iterable[str], separator: str) -> frozenset[str]:
-    """The patterns of all `paths`. Joined, they take one substitution."""
+    """Return the patterns of all `paths`; joined, they take one substitution."""
     return frozenset(pattern_of("\n".join(paths), separator).split("\n"))
 
 
 def fill(template: str, other: str, path: str) -> str | None:
-    """`other` with the indices that `template` has in `path`, or None where that is another path.
+    """Return `other` with the indices that `template` has in `path`, or None if `path` does not match it.
 
     Both are paths of layouts with as many `{i}`: `fill("a.{i}.to_out.0", "b.{i}.o", "a.3.to_out.0")` is "b.3.o".
     """
@@ -49,7 +49,7 @@ def fill(template: str, other: str, path: str) -> str | None:
 
 
 def counterparts(pairs: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
-    """What the module at `path`, in either of two layouts that `pairs` are paths in, is called in the other one."""
+    """Yield the names of the module at `path` in the other of the two layouts that `pairs` are paths in."""
     for first, second in pairs:
         for template, other in ((first, second), (second, first)):
             if found := fill(template, other, path):
@@ -58,14 +58,14 @@ def counterparts(pairs: Iterable[tuple[str, str]], path: str) -> Iterator[str]:
 
 @cache
 def layout_patterns(paths: tuple[str, ...], separator: str) -> frozenset[str]:
-    """The patterns of the paths of a layout, which are asked for again and again."""
+    """Return the patterns of the paths of a layout, cached."""
     return patterns_of(paths, separator)
 
 
 def _indices(template: str, path: str) -> list[str] | None:
-    """What stands in the places of each `{i}` of a path, None where it is not the template's.
+    """Return the text of each `{i}` of a path, or None if the path does not match the template.
 
-    Behind an `{i}` no digit stands in any layout.
+    No layout has a digit after an `{i}`.
     """
     first, *others = template.split("{i}")
     if not path.startswith(first):

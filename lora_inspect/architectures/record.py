@@ -18,22 +18,21 @@ _MODULATION, _TABLE = "modulation", "scale_shift_table"
 class Layout(NamedTuple):
     """One way of naming the modules of a family.
 
-    `name` is `original` for the names of the model's own repository, `diffusers` for those of the diffusers class
-    (also where the two agree), `comfyui` where ComfyUI repacks the checkpoint under names of its own, `hf` for the
-    classes of transformers, with a suffix for another root of the same model, and `xlabs` for that trainer's names.
+    `name` is `original` for the names of the model's own repository, and `diffusers` for those of the diffusers class,
+    also if the two agree. It is `comfyui` if ComfyUI repacks the checkpoint under its own names, and `xlabs` for that
+    trainer's names. It is `hf` for the classes of transformers, with a suffix for another root of the same model.
 
     `paths` are dotted module paths from the model's root, with `{i}` for a running index. They are the layers an
     adapter can sit on: Linear, convolution, and embeddings of language models.
 
     `norms` are the paths of norms, and of parameters that are no module's weight, as `blocks.{i}.scale_shift_table`:
-    what differences alone change. They speak for no family, and stand here as far as they are related to those of
-    another layout.
+    only differences change them. They are no evidence for a family, and are listed as far as they are related to those
+    of another layout.
 
-    `kohya_prefix` is what the underscored schemes put in front of a path of this layout:
-    `lora_unet_` for the layout that kohya's trainers (sd-scripts, musubi-tuner) train, which is the original one, or
-    the diffusers one where they train the diffusers class; `lora_transformer_`, OneTrainer's spelling that ComfyUI
-    reads too, for the diffusers layout of a family whose kohya files use the original names; empty for language
-    models, which have no kohya spelling.
+    `kohya_prefix` is the prefix of the underscored schemes for a path of this layout: `lora_unet_` for the layout that
+    kohya's trainers (sd-scripts, musubi-tuner) train, which is the original one, or the diffusers one if they train the
+    diffusers class. It is `lora_transformer_`, OneTrainer's spelling that ComfyUI reads too, for the diffusers layout
+    of a family with kohya files in the original names. It is empty for language models, which have no kohya spelling.
 
     `blocks` are the module lists of the layout, each with its length in the largest published model. An index
     beyond it rules the family out, and a file that reaches the last index of every list speaks for it.
@@ -41,12 +40,12 @@ class Layout(NamedTuple):
     `missing` are beginnings of paths that `paths` allow, as `{i}` stands for any number, and that the models lack, such
     as `down_blocks.3.attentions`: a file with one of them is of another family.
 
-    `transposed` are the last names of modules whose weights are stored as (in, out): the Conv1D of transformers.
+    `transposed` are the last names of modules that store their weights as (in, out): the Conv1D of transformers.
 
     `also` are other names of the layout, of programs that call the modules alike.
 
-    `borrowed` says that the names are those of the family that this one descends from, whose programs load its adapters
-    too: what has them is of that family, but can be converted to this one.
+    `borrowed` is True if the names are those of the family that this one descends from, and the programs of that family
+    load its adapters too. A file with these names is of that family, but can be converted to this one.
     """
 
     name: str
@@ -71,11 +70,11 @@ class Layout(NamedTuple):
 
 
 class Size(NamedTuple):
-    """One published size of a family, told by the width of a module: (path, out features, in features).
+    """One published size of a family, shown by the width of a module: (path, out features, in features).
 
-    Several entries of one name describe the same size through different modules. None stands for a dimension that
-    does not tell sizes apart; the name is None in a family of one size, whose width still tells it from families
-    of the same names.
+    Several entries of one name describe the same size through different modules. None is a dimension that does not tell
+    sizes apart. The name is None in a family of one size, where the width still tells it from families with the same
+    names.
     """
 
     name: str | None
@@ -94,7 +93,7 @@ class Switch(NamedTuple):
 
 
 class TrainedEncoder(NamedTuple):
-    """A text encoder that a trainer passes beside the model, by its position, and that the network module adapts too.
+    """A text encoder that a trainer passes next to the model, by position; the network module adapts it too.
 
     Names of its modules begin with `prefix`; `classes` are the class names of its blocks. One with a `switch` is
     adapted only where the option of that name is True.
@@ -106,20 +105,20 @@ class TrainedEncoder(NamedTuple):
 
 
 class Training(NamedTuple):
-    """Which layers the network module of a family adapts where the user says nothing.
+    """The layers that the network module of a family adapts by default.
 
-    `classes` are the class names of the blocks whose layers are adapted, in the code that musubi-tuner trains, and
-    `diffusers_classes` those in diffusers where they are called otherwise; None stands for the whole model. `models`
-    are the class names of whole models of the family, which tell it from others with the same blocks. `excludes` and
-    `includes` are regular expressions, each matched against a whole dotted path; an include rescues from the excludes
-    here, never from the user's. `keys` are short names of the family as trainers' caches have them.
+    `classes` are the class names of the blocks with adapted layers, in the code that musubi-tuner trains, and
+    `diffusers_classes` those in diffusers if they differ; None is the whole model. `models` are the class names of
+    whole models of the family, which tell it from others with the same blocks. `excludes` and `includes` are regular
+    expressions, each matched against a whole dotted path; an include rescues from the excludes here, never from the
+    user's. `keys` are short names of the family as trainers' caches have them.
 
-    `conv_classes` are the class names of blocks of convolutions, which are adapted where `conv_dim` is given.
-    `text_encoders` are adapted beside the model, in the order in which trainers pass them. `searches_names` says that
+    `conv_classes` are the class names of blocks of convolutions, which are adapted if `conv_dim` is given.
+    `text_encoders` are adapted next to the model, in the order in which trainers pass them. `searches_names` is True if
     sd-scripts searches the expressions of `network_reg_dims` in module names; elsewhere they match whole dotted paths.
 
-    Where the blocks depend on what the model is trained for, the trainer sets the attribute `task_attribute` of the
-    model to one of the names in `tasks`, which has the blocks of each.
+    If the blocks depend on the task, the trainer sets the attribute `task_attribute` of the model to one of the names
+    in `tasks`, which has the blocks of each.
     """
 
     classes: tuple[str, ...] | None
@@ -143,15 +142,15 @@ class Architecture(NamedTuple):
     `modelspec.architecture`, the last without the `/lora` that adapters append. Case does not matter. `base_names` are
     the beginnings of the names of the family's repositories on a hub, in small letters.
 
-    `text_encoders` are all text encoders of the pipeline, also those that trainers leave alone; empty where they are
-    not known here, which rules nothing out.
+    `text_encoders` are all text encoders of the pipeline, also the ones that trainers do not adapt; empty if unknown
+    here, which rules nothing out.
 
-    `correspondence` says how the modules of one layout are those of another; empty where that is not known here.
-    `training` is None for families that no network module trains. `pipeline_name` is what a pipeline of diffusers calls
-    the model. `experts` are what several models are called that a pipeline runs one after the other, of the same names,
-    in two words each: the first is its component `model`, the second `model_2`. `experts_title` is that of the
-    family's models that have experts, where not all have, empty for the family's. `descends_from` is the family that it
-    was made of, before which it is never named.
+    `correspondence` maps the modules of one layout to those of another; empty if unknown here. `training` is None for
+    families that no network module trains. `pipeline_name` is the model's name in a pipeline of diffusers. `experts`
+    are the names, in two words each, of several models with the same module names that a pipeline runs one after the
+    other: the first is its component `model`, the second `model_2`. `experts_title` is the title of the family's models
+    that have experts, if not all have; empty for the family's own title. `descends_from` is the family that it was made
+    of; candidates name that family first.
     """
 
     name: str
@@ -170,11 +169,11 @@ class Architecture(NamedTuple):
 
 
 def is_parameter(path: str) -> bool:
-    """Whether the path is that of a parameter of a block or of a model, which is a path as that of a module is."""
+    """Return True if the path is that of a parameter of a block or of a model, not of a module."""
     name = path.rpartition(".")[2]
     return path in _OF_MODELS or name == _MODULATION or _TABLE in name
 
 
 def under(parent: str, *leaves: str) -> tuple[str, ...]:
-    """The paths of `leaves` below `parent`: `under("blocks.{i}", "attn.q")` is `("blocks.{i}.attn.q",)`."""
+    """Return the paths of `leaves` below `parent`: `under("blocks.{i}", "attn.q")` is `("blocks.{i}.attn.q",)`."""
     return tuple(f"{parent}.{leaf}" for leaf in leaves)

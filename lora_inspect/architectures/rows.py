@@ -24,7 +24,7 @@ class Runs(NamedTuple):
     """`times` runs of `length` neighbouring rows each, the same ones in two weights.
 
     Run j begins at row `start` + j·`stride` of the one weight and at row `source` + j·`source_stride` of the other.
-    Where there is more than one such row of runs, `again` says how they go on, in any order.
+    `again` gives the repeats of this row of runs, if there are any, in any order.
     """
 
     start: int
@@ -37,7 +37,7 @@ class Runs(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows they are."""
+        """Return the number of rows."""
         return self.length * self.times * prod(more.times for more in self.again)
 
     @property
@@ -47,11 +47,11 @@ class Runs(NamedTuple):
         return Runs(self.source, self.length, self.start, self.times, self.source_stride, self.stride, again)
 
     def shifted(self, rows: int) -> "Runs":
-        """The same rows, with so many more before them in the one weight."""
+        """Return the same rows, with `rows` more rows before them in the one weight."""
         return self._replace(start=self.start + rows)
 
     def each(self) -> Iterator[tuple[int, int, int]]:
-        """(first row, row behind the last one, first row in the other weight) of every run."""
+        """Yield (first row, row behind the last one, first row in the other weight) of every run."""
         levels = (*self.again, Again(self.times, self.stride, self.source_stride))
         for turns in product(*(range(level.times) for level in levels)):
             start = self.start + sum(turn * level.stride for turn, level in zip(turns, levels, strict=True))
@@ -60,15 +60,15 @@ class Runs(NamedTuple):
 
 
 class Stacked(NamedTuple):
-    """Parts below each other, whose numbers of rows are as these shares: `(1, 1, 1, 4)`, `(INPUTS, 1, 1)`.
+    """Parts below each other, with numbers of rows in these shares: `(1, 1, 1, 4)`, `(INPUTS, 1, 1)`.
 
-    What is left beside the shares of the inputs is divided by the numbers, of which there is one at least.
+    The rows that the shares of the inputs leave are divided by the numbers; there is at least one number.
     """
 
     shares: tuple[Share, ...]
 
     def rows(self, part: int, rows: int, inputs: int) -> int | None:
-        """How many rows the whole has, of whose parts one has so many; None where that part does not tell it."""
+        """Return the number of rows of the whole if one part has `rows`, or None if that part does not show it."""
         share = self.shares[part]
         if not isinstance(share, int) or rows % share:
             return None
@@ -76,7 +76,7 @@ class Stacked(NamedTuple):
         return rows // share * numbers + inputs * self.shares.count(INPUTS)
 
     def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
-        """Where the rows of each part are in the whole, (rows, inputs); None where the shares do not divide it."""
+        """Return the place of each part's rows in the whole, (rows, inputs), or None if the shares do not divide it."""
         fixed = inputs * self.shares.count(INPUTS)
         unit, odd = divmod(rows - fixed, sum(share for share in self.shares if isinstance(share, int)))
         if odd or unit < 1:
@@ -97,11 +97,11 @@ class Interleaved(NamedTuple):
     run: int = 1
 
     def rows(self, part: int, rows: int, inputs: int) -> int | None:
-        """How many rows the whole has, of whose parts each has so many."""
+        """Return the number of rows of the whole if each part has `rows`."""
         return rows * self.parts
 
     def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
-        """Where the rows of each part are in the whole, (rows, inputs); None where the turns do not fill it."""
+        """Return the place of each part's rows in the whole, (rows, inputs), or None if the turns do not fill it."""
         turn = self.parts * self.run
         count, odd = divmod(rows, turn)
         if odd or not count:
@@ -110,14 +110,14 @@ class Interleaved(NamedTuple):
 
 
 class Swapped(NamedTuple):
-    """One part, whose upper half of rows is the lower half of the whole."""
+    """One part, with the lower half of the whole's rows as its upper half."""
 
     def rows(self, part: int, rows: int, inputs: int) -> int | None:
-        """How many rows the whole has: those of its part."""
+        """Return the number of rows of the whole: that of its part."""
         return rows
 
     def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
-        """Where the rows of the part are in the whole, (rows, inputs); None where it has no halves."""
+        """Return the place of the part's rows in the whole, (rows, inputs), or None if it has no halves."""
         half, odd = divmod(rows, 2)
         return None if odd or not half else (Runs(0, half, half, 2, half, -half),)
 
@@ -125,20 +125,20 @@ class Swapped(NamedTuple):
 class PairSwapped(NamedTuple):
     """One part, with the halves swapped where there are two rows an input, and else with the rows as they are.
 
-    A modulation of many values is arranged alike everywhere; one of shift and scale alone is not.
+    A modulation of many values is arranged alike everywhere; one of only shift and scale is not.
     """
 
     def rows(self, part: int, rows: int, inputs: int) -> int | None:
-        """How many rows the whole has: those of its part."""
+        """Return the number of rows of the whole: that of its part."""
         return rows
 
     def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
-        """Where the rows of the part are in the whole, (rows, inputs); None where there are none."""
+        """Return the place of the part's rows in the whole, (rows, inputs), or None if there are none."""
         return Swapped().runs(rows, inputs) if rows == 2 * inputs else (Runs(0, rows),) if rows else None
 
 
 class PairedHalves(NamedTuple):
-    """One part, which has in turns a row of each half of a head, of so many `heads`, where the whole stacks the halves.
+    """One part with alternating rows of the halves of each of the `heads`; the whole stacks the halves.
 
     Both are ways to have the pairs of numbers that a rotary embedding turns.
     """
@@ -146,11 +146,11 @@ class PairedHalves(NamedTuple):
     heads: int
 
     def rows(self, part: int, rows: int, inputs: int) -> int | None:
-        """How many rows the whole has: those of its part."""
+        """Return the number of rows of the whole: that of its part."""
         return rows
 
     def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
-        """Where the rows of the part are in the whole, (rows, inputs); None where they are no pairs for every head."""
+        """Return the place of the part's rows in the whole, (rows, inputs), or None if they are no pairs per head."""
         half, odd = divmod(rows, 2 * self.heads)
         if odd or not half:
             return None
@@ -164,11 +164,11 @@ class PartsOfHeads(NamedTuple):
     parts: int
 
     def rows(self, part: int, rows: int, inputs: int) -> int | None:
-        """How many rows the whole has: those of its part."""
+        """Return the number of rows of the whole: that of its part."""
         return rows
 
     def runs(self, rows: int, inputs: int) -> tuple[Runs, ...] | None:
-        """Where the rows of the part are in the whole, (rows, inputs); None where the heads do not divide them."""
+        """Return the place of the part's rows in the whole, (rows, inputs), or None if the heads do not divide them."""
         size, odd = divmod(rows, self.parts * self.heads)
         if odd or not size:
             return None

@@ -19,7 +19,7 @@ INPUT, OUTPUT = 1, 0
 
 
 class TextEncoder(NamedTuple):
-    """A text encoder: its `kind`, which its names tell, and its width, None for any or where the file does not tell."""
+    """A text encoder: its `kind`, shown by its names, and its width, None for any width or if unknown."""
 
     kind: str
     width: int | None
@@ -118,7 +118,7 @@ PATHS = tuple(path for paths in ROOTS.values() for path in paths)
 
 
 def found_in(modules: Iterable[tuple[str, int | None, int | None]]) -> tuple[TextEncoder, ...]:
-    """The encoders that the modules of one component show: (path, out features, in features), dotted or underscored."""
+    """Return the encoders that a component's modules show: (path, out features, in features), dotted or not."""
     found: dict[TextEncoder, None] = {}
     tables = {separator: _table(separator) for separator in "._"}
     for path, *features in modules:
@@ -133,14 +133,14 @@ def found_in(modules: Iterable[tuple[str, int | None, int | None]]) -> tuple[Tex
 
 
 def has(encoders: Iterable[TextEncoder], shown: TextEncoder) -> bool:
-    """Whether the encoder that a file shows is one of these."""
+    """Return True if the encoder that a file shows is one of these."""
     return any(
         shown.kind == own.kind and (None in (shown.width, own.width) or shown.width == own.width) for own in encoders
     )
 
 
 def below(path: str, roots: Mapping[str, str]) -> str:
-    """The path of an encoder's layer below the root that `roots` has for its kind, with `{i}` for the block's number.
+    """Return the path of an encoder's layer below the root that `roots` has for its kind, with `{i}` for the block.
 
     Programs call the same layers by whatever class of transformers they hold. A path of another kind stays.
     """
@@ -167,7 +167,7 @@ _PROJECTIONS = ("text_projection", "visual.proj")
 
 
 def open_clip_relations() -> tuple[Relation, ...]:
-    """How open_clip's layers are related to those of transformers."""
+    """Return the relations of open_clip's layers to those of transformers."""
     return (
         same("token_embedding", "text_model.embeddings.token_embedding"),
         same("positional_embedding", "text_model.embeddings.position_embedding"),
@@ -186,7 +186,7 @@ def open_clip_relations() -> tuple[Relation, ...]:
 
 
 def is_open_clip_projection(parameter: str) -> bool:
-    """Whether a parameter that is no `.weight` is a projection of CLIP, which is stored as (in, out)."""
+    """Return True if a parameter that is no `.weight` is a projection of CLIP, which is stored as (in, out)."""
     return f".{parameter}".endswith(tuple(f".{name}" for name in _PROJECTIONS))
 
 

@@ -14,19 +14,19 @@ _SHARE = 0.5
 
 
 def trained() -> list[Architecture]:
-    """The families that a network module trains."""
+    """Return the families that a network module trains."""
     return [architecture for architecture in every() if architecture.training]
 
 
 def training_of(architecture: Architecture) -> Training:
-    """What the network module of the family adapts; ValueError where there is none."""
+    """Return the layers that the network module of the family adapts; raise ValueError if there is none."""
     if architecture.training is None:
         raise ValueError(f"no network module trains {architecture.title}")
     return architecture.training
 
 
 def by_option(name: str) -> Architecture:
-    """The family that an `architecture` option names: its own name, a key of a trainer, or a name from metadata.
+    """Return the family for an `architecture` option: its name, a key of a trainer, or a name from metadata.
 
     Raises ValueError, which lists the names, for any other.
     """
@@ -39,11 +39,11 @@ def by_option(name: str) -> Architecture:
 
 
 def family_of(classes: Collection[str], paths: Collection[str]) -> Architecture:
-    """The family of a model with modules of these class names and layers at these dotted paths.
+    """Return the family of a model with modules of these class names and layers at these dotted paths.
 
-    A family is possible where the model has one of its blocks or is one of its models; of the possible ones that
-    whose layout holds the most layers is taken, and of layouts that hold as many the one with the fewest others.
-    Raises ValueError, which lists the classes, where none is possible or the best holds less than half.
+    A family is possible if the model has one of its blocks or is one of its models. Of the possible ones, it takes the
+    one with a layout that holds the most layers, and of equal layouts the one with the fewest others. Raises
+    ValueError, which lists the classes, if none is possible or the best holds less than half.
     """
     best = max(
         (architecture for architecture in trained() if _class_names(training_of(architecture)).intersection(classes)),
@@ -61,14 +61,14 @@ def family_of(classes: Collection[str], paths: Collection[str]) -> Architecture:
 
 
 def layout_of(architecture: Architecture, paths: Collection[str]) -> Layout:
-    """The layout of the family that holds the most of the paths; of several the first, which is the original one."""
+    """Return the layout of the family that holds the most of the paths, the first (original) one if equal."""
     return max(architecture.layouts, key=lambda layout: _held(layout, paths))
 
 
 def blocks_of(training: Training, task: str | None) -> tuple[str, ...] | None:
-    """The class names of the blocks that are adapted, original and diffusers'; None for the whole model.
+    """Return the class names of the adapted blocks, original and diffusers'; None for the whole model.
 
-    Raises ValueError where the family needs a task and this is none.
+    Raises ValueError if the family needs a task and this is none.
     """
     if training.task_attribute:
         tasks = dict(training.tasks)
@@ -80,7 +80,7 @@ def blocks_of(training: Training, task: str | None) -> tuple[str, ...] | None:
 
 @cache
 def one_to_one(architecture: Architecture) -> tuple[tuple[str, str], ...]:
-    """The pairs of (original, diffusers') paths of a family whose blocks have the same layers in both layouts.
+    """Return the (original, diffusers') paths of a family with the same block layers in both layouts.
 
     Empty for any other; layers outside of the blocks that have their rows in another order are left out.
     """
@@ -100,13 +100,13 @@ def one_to_one(architecture: Architecture) -> tuple[tuple[str, str], ...]:
 
 
 def original_path(architecture: Architecture, path: str) -> str | None:
-    """The path in the original layout of the layer at `path` in diffusers' model, where the blocks are one to one."""
+    """Return the original path of the layer at `path` in diffusers' model, if the blocks are one to one."""
     filled = (fill(diffusers, original, path) for original, diffusers in one_to_one(architecture))
     return next((found for found in filled if found), None)
 
 
 def _fit(architecture: Architecture, paths: Collection[str]) -> tuple[int, int]:
-    """(how many of the paths the best layout holds, how few others it has, below 0)."""
+    """Return (number of the paths in the best layout, minus the number of its other paths)."""
     layout = layout_of(architecture, paths)
     return _held(layout, paths), -len(layout.paths)
 

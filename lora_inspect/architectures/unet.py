@@ -54,7 +54,7 @@ _UNITS = 2
 
 
 def relations(attention: Sequence[bool]) -> tuple[Relation, ...]:
-    """The relations of a UNet whose levels, from the widest picture down, have or have no `attention`."""
+    """Return the relations of a UNet with or without `attention` at each level, from the widest picture down."""
     return (
         same("time_embed.0", "time_embedding.linear_1"),
         same("time_embed.2", "time_embedding.linear_2"),
@@ -70,7 +70,7 @@ def relations(attention: Sequence[bool]) -> tuple[Relation, ...]:
 
 
 def missing_in_diffusers(attention: Sequence[bool]) -> tuple[str, ...]:
-    """The layers that a UNet of such levels does not have in diffusers' names: attention, and the last resamplers."""
+    """Return the layers that a UNet of these levels lacks in diffusers' names: attention, and the last resamplers."""
     last = len(attention) - 1
     down, up = _levels_without(attention), _levels_without(attention[::-1])
     return (
@@ -82,7 +82,7 @@ def missing_in_diffusers(attention: Sequence[bool]) -> tuple[str, ...]:
 
 
 def missing_in_original(attention: Sequence[bool]) -> tuple[str, ...]:
-    """The same in the names of the original repository, and the upsamplers that stand elsewhere."""
+    """Return the same in the names of the original repository, and the upsamplers at other places."""
     down = (3 * level + unit for level in _levels_without(attention) for unit in (1, 2))
     up = (3 * level + unit for level in _levels_without(attention[::-1]) for unit in range(_UNITS + 1))
     # A block without attention may have an upsampler in the place of it.
@@ -103,7 +103,7 @@ def _levels_without(attention: Sequence[bool]) -> list[int]:
 
 
 def _down(attention: Sequence[bool]) -> Iterator[Relation]:
-    """The units of a level follow each other, then comes its downsampler, which the last level lacks."""
+    """Yield the relations down: the units of a level, then its downsampler, which the last level lacks."""
     for level, has_attention in enumerate(attention):
         first = 1 + level * (_UNITS + 1)
         for unit in range(_UNITS):
@@ -116,7 +116,7 @@ def _down(attention: Sequence[bool]) -> Iterator[Relation]:
 
 
 def _up(attention: Sequence[bool]) -> Iterator[Relation]:
-    """The last unit of a level holds its upsampler behind the other layers; the last level lacks it."""
+    """Yield the relations up: a level's last unit ends with its upsampler, which the last level lacks."""
     for level, has_attention in enumerate(attention):
         for unit in range(_UNITS + 1):
             block, others = f"output_blocks.{level * (_UNITS + 1) + unit}", f"up_blocks.{level}"

@@ -118,7 +118,7 @@ class ConvertOptions(ConvertRequest):
 
 
 def convert_options(request: ConvertRequest, own: "Settings", adapter: str) -> ConvertOptions:
-    """Return the options of a conversion of the `adapter`, whose path gives its `own` settings.
+    """Return the options of a conversion of the `adapter`; its path gives its `own` settings.
 
     Raises LoraInspectError if an option contradicts the path.
     """

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 
 class Input(NamedTuple):
-    """The `adapter` with the components that were asked for, and the keys of what was not, embeddings included.
+    """The `adapter` with the requested components, and the keys of the others, embeddings included.
 
-    `biased` are the modules of it whose biases were left out.
+    `biased` are its modules that lost their biases.
     """
 
     adapter: Adapter
@@ -46,9 +46,9 @@ class Input(NamedTuple):
 
 
 def chosen_input(whole: Adapter, options: ConvertOptions) -> Input:
-    """The adapter of a `whole` file, as far as it was asked for.
+    """Return the requested part of a `whole` adapter.
 
-    Raises LoraInspectError where its meaning is unknown, and where no alpha says what the factors change.
+    Raises LoraInspectError if its meaning is unknown, or if the factors change a residual that no alpha expresses.
     """
     adapter = whole
     adapter.refuse()
@@ -72,7 +72,7 @@ def chosen_input(whole: Adapter, options: ConvertOptions) -> Input:
 
 
 def _biases(adapter: Adapter, modules: Mapping[str, Module]) -> list[Contribution]:
-    """What changes biases alone; LoraInspectError where nothing does, or nothing else."""
+    """Return the changes of biases; raise LoraInspectError if there are none, or only such changes."""
     changes = [contribution for module in modules.values() for contribution in module.contributions]
     found = [contribution for contribution in changes if contribution.algorithm.parameter == BIAS]
     if not found or len(found) == len(changes):
@@ -82,7 +82,7 @@ def _biases(adapter: Adapter, modules: Mapping[str, Module]) -> list[Contributio
 
 
 def _unclaimed(adapter: Adapter) -> tuple[str, ...]:
-    """The keys that no algorithm claims; LoraInspectError where there is none."""
+    """Return the keys that no algorithm claims; raise LoraInspectError if there is none."""
     if not adapter.unclaimed:
         raise RefusedError(
             adapter.checkpoint.path, "all its tensors belong to known algorithms", "leave --allow-unclaimed out"
@@ -91,7 +91,7 @@ def _unclaimed(adapter: Adapter) -> tuple[str, ...]:
 
 
 def _without(modules: Mapping[str, Module], biases: Collection[Contribution]) -> dict[str, Module]:
-    """The modules without what changes biases; none of those that change nothing else."""
+    """Return the modules without their changes of biases; a module that changes nothing else is dropped."""
     if not biases:
         return dict(modules)
     left = {
@@ -102,7 +102,7 @@ def _without(modules: Mapping[str, Module], biases: Collection[Contribution]) ->
 
 
 def _refuse_residual(adapter: Adapter) -> None:
-    """Raises LoraInspectError where no alpha says what the factors change."""
+    """Raise LoraInspectError if the factors change a residual, which no alpha can express."""
     if one := next((c for c in adapter.contributions if c.residual), None):
         raise RefusedError(
             adapter.checkpoint.path,
@@ -113,9 +113,9 @@ def _refuse_residual(adapter: Adapter) -> None:
 
 
 def open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
-    """The base for DoRA's true weight change, or for the layers of single experts.
+    """Return the base for DoRA's true weight change, or for the layers of single experts.
 
-    Raises LoraInspectError where the options do not settle the magnitude, and where there is nothing to do for a base.
+    Raises LoraInspectError if the options do not settle the magnitude, or if a base has no effect.
     """
     path, is_for_experts = adapter.checkpoint.path, options.layout == SINGLE_EXPERTS
     if adapter.dora.value and not (options.base or options.keep_dora or options.drop_magnitude):
@@ -143,11 +143,11 @@ def open_base(adapter: Adapter, options: ConvertOptions) -> Checkpoint | None:
 
 @dataclass(frozen=True, slots=True)
 class ConversionPlan:
-    """What goes where: the `adapter` as far as it was asked for, of the `whole` file, into `destinations` at `place`.
+    """The plan of a conversion: the requested `adapter`, part of the `whole` file, into `destinations` at `place`.
 
-    `options` are those that were given with what the program or the scheme of the output settles. `left_out` are the
-    keys of components that were not asked for, `biased` the modules whose biases are left out. `notes` are
-    on what was asked without need.
+    `options` are the given ones, completed by the program or the scheme of the output. `left_out` are the keys of
+    components that were not requested, `biased` the modules that lost their biases. `notes` are about options without
+    an effect.
     """
 
     adapter: Adapter
@@ -168,12 +168,15 @@ class ConversionPlan:
 
     @property
     def base_changes(self) -> Mapping[str, BaseDependentChange]:
-        """The changes that a base tells; LoraInspectError where it lacks one's weight."""
+        """The changes that depend on a base; LoraInspectError where it lacks one's weight."""
         return self._find_base_changes(needs_base)
 
     @property
     def remeasured(self) -> Mapping[str, BaseDependentChange]:
-        """The modules whose magnitudes a base puts over other norms; LoraInspectError where it lacks one's weight."""
+        """Return the modules with magnitudes that get other norms from a base.
+
+        Raises LoraInspectError if the base lacks the weight of one.
+        """
         return self._find_base_changes(is_remeasured)
 
     @property
@@ -199,21 +202,21 @@ class ConversionPlan:
 
     @property
     def orientations(self) -> dict[str, Orientation]:
-        """How the base stores the weights that were looked at."""
+        """Return how the base stores the weights that were matched."""
         return self.matching.orientations if self.matching else {}
 
 
 def plan_conversion(path: str, output: str, options: ConvertOptions) -> ConversionPlan:
-    """Plans what becomes of `path` at `output`, of which it looks at nothing but the name.
+    """Plan the conversion of `path` to `output`; only the output's name matters here.
 
-    Raises LoraInspectError where the meaning of the file is unknown, where DoRA has no agreed way out, and where the
-    output could not have what is asked for.
+    Raises LoraInspectError if the meaning of the file is unknown, if DoRA has no agreed way out, or if the output could
+    not have what the options request.
     """
     return plan_for(read_adapter(open_checkpoint(path), options.settings), output, options)
 
 
 def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> ConversionPlan:
-    """Plans, as `plan_conversion` does, what becomes of an adapter that was read."""
+    """Plan, as `plan_conversion` does, the conversion of an adapter that is already read."""
     adapter, left_out, biased = chosen_input(whole, options)
     options = with_magnitudes(adapter, with_scheme(adapter, for_program(adapter, whole, options)))
     options, told = _with_named_config(adapter, options)
@@ -244,9 +247,9 @@ def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> Conversion
 
 
 def _with_named_config(adapter: Adapter, options: ConvertOptions) -> tuple[ConvertOptions, list[str]]:
-    """The options with the model's config of the folder that the adapter names, if llama.cpp's names need one.
+    """Return the options with the config of the model folder that the adapter names, if llama.cpp's names need one.
 
-    The list has the sentence that tells of it.
+    The list has the note on it.
     """
     is_needed = options.scheme == GGUF.name != adapter.scheme and options.model_config is None
     folder = named_folder(adapter.checkpoint.config) if is_needed else None

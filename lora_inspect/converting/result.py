@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def reading(adapter: Adapter) -> dict[str, Any]:
-    """What the input is: its names, algorithms, rules and ranks."""
+    """Return the facts of the input: its names, algorithms, rules and ranks."""
     names = sorted({contribution.algorithm.name for contribution in adapter.contributions})
     magnitudes = [contribution.magnitude for contribution in adapter.contributions]
     return {
@@ -45,23 +45,23 @@ def reading(adapter: Adapter) -> dict[str, Any]:
 
 
 def rules(suffixes: Iterable[str | None]) -> str | None:
-    """The rule by which readers of magnitudes with these suffixes apply a multiplier."""
+    """Return the rule by which readers of magnitudes with these suffixes apply a multiplier."""
     found = sorted({SPELLINGS[suffix].multiplier for suffix in suffixes if suffix})
     return " and ".join(found) or None
 
 
 def norms(modules: "Iterable[SpelledModule]") -> str | None:
-    """Whose norms the magnitudes of outputs are over; None where there are none."""
+    """Return the norms that the magnitudes of outputs are over, or None if there are none."""
     return next((module.norms for module in modules if module.norms), None)
 
 
 def counted(ranks: Iterable[int]) -> dict[str, int]:
-    """How many modules have each rank, the commonest first."""
+    """Return the number of modules of each rank, the commonest first."""
     return {str(rank): count for rank, count in Counter(ranks).most_common()}
 
 
 def above_rank(file: str, modules: "Mapping[str, SpelledModule]", limit: int | None) -> Iterator[str]:
-    """What is said where modules of the output have a higher rank than the one that was asked for."""
+    """Yield a note if modules of the output have a higher rank than the requested one."""
     above = {key: module.rank for key, module in modules.items() if limit and (module.rank or 0) > limit}
     if above:
         key = max(above, key=lambda one: above[one] or 0)
@@ -73,20 +73,20 @@ def above_rank(file: str, modules: "Mapping[str, SpelledModule]", limit: int | N
 
 
 def is_exact(errors: Mapping[str, float | None]) -> bool:
-    """Whether no module lost more than the rounding of a float32."""
+    """Return True if no module lost more than the rounding of a float32."""
     from lora_inspect.converting.steps.carried_scale import EXACT
 
     return all(error is not None and error <= EXACT for error in errors.values())
 
 
 def dropped(adapter: Adapter, modules: "Mapping[str, SpelledModule]") -> tuple[str, ...]:
-    """Keys of the input whose meaning is in no tensor of the output."""
+    """Return the keys of the input that no tensor of the output carries the meaning of."""
     flags = [module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag]
     return (*adapter.flags, *flags, *(key for module in modules.values() for key in module.dropped))
 
 
 def multiplier_remark(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str, ...]:
-    """A remark on multipliers other than 1, where readers of the magnitude's new spelling apply them otherwise."""
+    """Return a remark if readers of the magnitude's new spelling apply multipliers other than 1 differently."""
     if not target["dora"] or source["multiplier"] == target["multiplier"]:
         return ()
     return (
@@ -96,14 +96,14 @@ def multiplier_remark(source: Mapping[str, Any], target: Mapping[str, Any]) -> t
 
 
 def trained_otherwise(adapter: Adapter) -> tuple[str, ...]:
-    """What is known of another scale than that of the file, which a converted one does not tell any more."""
+    """Return the notes on a trained scale that differs from the file's; a converted file no longer shows it."""
     return tuple(problem.message for problem in adapter.problems if problem.code == TRAINED_SCALE)
 
 
 def configs(adapter: Adapter, written: Mapping[str, str], has_config: bool) -> tuple[str, ...]:
-    """Which configs of the input the output does not have, as its tensors say what they said of rank and scale.
+    """Return notes on the configs that the output leaves out, as its tensors give rank and scale.
 
-    `written` is the output's metadata, and `has_config` says whether a config is beside its tensors.
+    `written` is the output's metadata, and `has_config` is True if a config is next to its tensors.
     """
     checkpoint = adapter.checkpoint
     gone = [EMBEDDED_KEY] if EMBEDDED_KEY in checkpoint.metadata and EMBEDDED_KEY not in written else []
@@ -115,14 +115,14 @@ def configs(adapter: Adapter, written: Mapping[str, str], has_config: bool) -> t
 def without_biases(
     targets: "Sequence[Destination]", modules: "Mapping[str, SpelledModule]", biased: Collection[str]
 ) -> Iterator[str]:
-    """The modules of the output that are of some whose biases were left out."""
+    """Yield the modules of the output that have sources with left-out biases."""
     for target in targets:
         if target.module.name.key in modules and any(source.module.name.key in biased for source in target.sources):
             yield target.module.name.key
 
 
 def unchanged(targets: "Sequence[Destination]", modules: "Mapping[str, SpelledModule]") -> Iterator[str]:
-    """What is said of the modules that are not in the output, of which nothing is lost."""
+    """Yield a note for each module that is not in the output because it equals the base."""
     for target in targets:
         if target.module.name.key not in modules:
             names = " and ".join(source.module.name.key for source in target.sources)
@@ -130,7 +130,7 @@ def unchanged(targets: "Sequence[Destination]", modules: "Mapping[str, SpelledMo
 
 
 def titles(algorithms: Iterable[Algorithm]) -> tuple[str, ...]:
-    """The titles of those that change a weight; of all where none does."""
+    """Return the titles of the algorithms that change a weight, or of all if none does."""
     known = list(algorithms)
     own = [algorithm for algorithm in known if algorithm.parameter == WEIGHT and not algorithm.replaces]
     return tuple(sorted({algorithm.title for algorithm in own or known}))
@@ -143,10 +143,10 @@ _OTHER_PROGRAM = (
 
 @dataclass(slots=True)
 class ProgramCheck:
-    """Judges an output by the rules of the `program` when it is called with its path; `output` is its name.
+    """A judge of an output by the rules of the `program`, called with its path; `output` is its name.
 
-    `remarks` say what is not known of it, and what is wrong there of magnitudes that the user kept. `way_out` ends the
-    sentence on what is wrong for certain. A refusal is a remark as well where that is accepted.
+    `remarks` are the unknown facts, and the errors in magnitudes that the user kept. `way_out` ends the sentence on a
+    certain error. A refusal is a remark too if the user accepted it.
     """
 
     program: Program
@@ -157,7 +157,7 @@ class ProgramCheck:
     remarks: list[str] = field(default_factory=list)
 
     def __call__(self, path: str) -> None:
-        """Raises LoraInspectError where the program would make something else of it for certain."""
+        """Raise LoraInspectError if the program would certainly apply another change."""
         told = Settings(allow_partial_dora=self.options.settings.allow_partial_dora)
         adapter = read_adapter(open_checkpoint(path), told)
         families = adapter_candidates(adapter)

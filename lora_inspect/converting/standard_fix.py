@@ -21,7 +21,7 @@ _IN_CONFIG = ("config", "scale")
 
 
 def output_ending(adapter: Adapter, asked: str | None) -> str:
-    """That of the scheme that was asked for, or of its own ones; empty where the output is a folder."""
+    """Return the ending of the requested scheme's files, or of the adapter's own; empty if the output is a folder."""
     named = [asked] if asked else [module.name.scheme for module in adapter.modules.values()]
     found = [schemes.by_name(name) for name in named]
     if any(scheme.absent_alpha in _IN_CONFIG for scheme in found):
@@ -30,7 +30,7 @@ def output_ending(adapter: Adapter, asked: str | None) -> str:
 
 
 def output_beside(adapter: Adapter, purpose: str, asked: str | None) -> str:
-    """A name beside the input that says what it is for, ending as the scheme that was asked for has it."""
+    """Return a name next to the input for the `purpose`, with the ending of the requested scheme."""
     path = adapter.checkpoint.path
     if is_remote(path):
         path = os.path.basename(path)  # nothing is written where it lies
@@ -40,7 +40,7 @@ def output_beside(adapter: Adapter, purpose: str, asked: str | None) -> str:
 
 
 def standard_fix(adapter: Adapter, verdicts: Sequence[Verdict]) -> str | None:
-    """The command for an RS-LoRA of which programs read alpha/rank; None where that is not all that is wrong in them.
+    """Return the command for an RS-LoRA that programs read as alpha/rank, or None if more than that is wrong.
 
     It is `convert` without any option: the file keeps its names, and gets the alpha of its scale.
     """
@@ -53,7 +53,7 @@ def standard_fix(adapter: Adapter, verdicts: Sequence[Verdict]) -> str | None:
 
 
 def _takes_other_alphas(adapter: Adapter) -> bool:
-    """Whether every module is a LoRA with an alpha of its own, under names that have one, and nothing else is there."""
+    """Return True if all modules are LoRA with an alpha of their own, under names that carry one, and nothing else."""
     contributions = list(adapter.contributions)
     return (
         not adapter.dora.value

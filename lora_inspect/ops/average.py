@@ -1,4 +1,4 @@
-"""Writes the average of adapters, such as the epochs of one training."""
+"""The average of adapters, such as the epochs of one training, written as one adapter."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,9 +18,9 @@ __all__ = ["AverageResult", "average", "plan_average", "planned_result"]
 def plan_average(
     adapters: Sequence[tuple[str, Settings]], output: str | None, request: AverageRequest
 ) -> "AveragePlan":
-    """Read headers and plan the average; without an `output` it can be measured alone.
+    """Read headers and plan the average; without an `output` it can only be measured.
 
-    Raises LoraInspectError where the weights need steps that nothing tells, and where the adapters have no average.
+    Raises LoraInspectError if the weights need unknown steps, or if the adapters have no average.
     """
     from lora_inspect.algebra.averages import plan_average as planned
 
@@ -30,7 +30,7 @@ def plan_average(
 def average(plan: "AveragePlan", force: bool = False, progress: Progress = silent) -> AverageResult:
     """Write the planned average; `progress` counts the `steps` of the plan.
 
-    Raises LoraInspectError, and leaves nothing, where it cannot be written as planned.
+    Raises LoraInspectError, and leaves nothing, if it cannot be written as planned.
     """
     from lora_inspect.algebra.averages import write_average
 

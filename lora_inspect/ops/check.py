@@ -26,11 +26,11 @@ from lora_inspect.stores.address import is_remote
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CheckResult(Result):
-    """The problems of the file at `path`, and the codes of those that `--fix` can fix.
+    """The problems of the file at `path`, and the codes that `--fix` can fix.
 
     After a fix, `output` is the path of the fixed copy, `fixed` describes each change in a sentence, and `left` are the
-    problems of the output. `way_out` is the end of the message of a file that cannot be read; empty for others. `sizes`
-    are those of the changes, None where their numbers were not read.
+    problems of the output. `way_out` ends the message on a file that cannot be read; it is empty for others. `sizes`
+    are those of the changes, None if their numbers were not read.
     """
 
     path: str
@@ -54,7 +54,7 @@ class CheckResult(Result):
         return any(SEVERITIES.index(one.severity) >= limit for one in judged)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record of this file in what `check --json` prints."""
+        """Return the record of this file in the output of `check --json`."""
         record: dict[str, Any] = {
             "schema": "lora-inspect/check/1",
             "path": self.path,
@@ -70,7 +70,7 @@ class CheckResult(Result):
 
 
 def found_in(path: str) -> list[str]:
-    """All files of a folder of several that may hold weights, or the path itself."""
+    """Return all files of a folder of several that may hold weights, or the path itself."""
     files = files_of_several(path)
     return list(files.weights) if files else [path]
 
@@ -82,10 +82,10 @@ def check(
     progress: Progress = silent,
     skip_hashes: bool = False,
 ) -> CheckResult:
-    """The problems of one checkpoint; that it cannot be read is one of them.
+    """Return the problems of one checkpoint; a file that cannot be read is a problem too.
 
     With `tensors` all numbers are read. With `skip_hashes` no hash of the metadata is compared with the tensors.
-    `progress` is told of the bytes of the file, once. Raises LoraInspectError where there is no file.
+    `progress` gets the bytes of the file, once. Raises LoraInspectError if there is no file.
     """
     share = PartialProgress(progress, stored_bytes(path))
     try:
@@ -113,7 +113,7 @@ def fix(
 ) -> CheckResult:
     """Write a copy of the file with every fix that needs no guess; no other byte of a tensor changes.
 
-    Raises LoraInspectError if there is nothing to fix, and if the output would have another meaning.
+    Raises LoraInspectError if there is nothing to fix, or if the output would have another meaning.
     """
     share = PartialProgress(progress, stored_bytes(path))
     subject = Subject(open_checkpoint(path), settings, share.done, _SizeLook())
@@ -149,16 +149,16 @@ def _readings(subject: Subject, tensors: bool) -> int:
 
 
 class _SizeLook:
-    """Looks at the sizes of an adapter's changes, those that numpy computes without a base, and keeps them.
+    """The sizes of an adapter's changes, as far as numpy computes them without a base.
 
-    The changes of a file whose meaning is open are unknown.
+    The changes of a file with an open meaning are unknown.
     """
 
     def __init__(self) -> None:
         self.sizes: SizesByPart | None = None
 
     def __call__(self, subject: Subject) -> Iterator[RawProblem]:
-        """The problems of the sizes."""
+        """Yield the problems of the sizes."""
         if not subject.is_adapter or any(problem.severity == ERROR for problem in subject.adapter.problems):
             return
         from lora_inspect.algebra.measures.change_sizes import measured_changes
@@ -171,7 +171,7 @@ class _SizeLook:
 
 
 def _problems_of(subject: Subject, tensors: bool) -> tuple[Problem, ...]:
-    """All of them, the most serious first."""
+    """Return all problems, the most serious first."""
     return tuple(sorted(find_problems(subject, tensors), key=lambda problem: -SEVERITIES.index(problem.severity)))
 
 
@@ -207,7 +207,7 @@ def _needed(fixed: Fixing, subject: Subject, problems: Sequence[Problem], tensor
 
 
 def _keep_config(subject: Subject, output: str) -> None:
-    """A file whose configuration lies beside it means nothing without it."""
+    """Raise RefusedError if the file's configuration would not be next to the output, which needs it."""
     config = subject.checkpoint.config_path
     beside = os.path.dirname(output) or os.curdir
     if config and (is_remote(config) or not os.path.samefile(os.path.dirname(config) or os.curdir, beside)):

@@ -1,4 +1,4 @@
-"""Writes the sum of adapters, each at its multipliers, as one adapter."""
+"""The sum of adapters, each at its multipliers, written as one adapter."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -20,10 +20,10 @@ _VERB = "combine"
 
 
 def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, request: CombineRequest) -> CombinePlan:
-    """Read headers and plan the sum; without an `output` it can be measured alone.
+    """Read headers and plan the sum; without an `output` it can only be measured.
 
-    One adapter without a rule or other names keeps its algorithm. Raises LoraInspectError where the adapters have no
-    sum, or names cannot have it.
+    One adapter without a rule or other names keeps its algorithm. Raises LoraInspectError if the adapters have no sum,
+    or names cannot have it.
     """
     from lora_inspect.algebra.inputs import read_inputs
     from lora_inspect.algebra.plan import plan_sum, recorded_options
@@ -40,7 +40,7 @@ def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, r
 def combine(plan: CombinePlan, force: bool = False, progress: Progress = silent) -> SumResult:
     """Write the planned sum; `progress` counts the `steps` of the plan.
 
-    Raises LoraInspectError, and leaves nothing, where it cannot be written as planned.
+    Raises LoraInspectError, and leaves nothing, if it cannot be written as planned.
     """
     from lora_inspect.algebra.rescaling import RescalingPlan, rescaled
     from lora_inspect.algebra.sum_making import write_sum

@@ -1,4 +1,4 @@
-"""How far adapters are from each other, in all modules and by block; and the files of a folder that are one change."""
+"""The distance of adapters, in all modules and by block; and groups of files in a folder with one change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Pairwise: TypeAlias = Number | list[list[Number]]
 
 @dataclass(frozen=True, slots=True)
 class ComparedModules:
-    """The number of modules that all adapters have, and by adapter the names of those that another one lacks."""
+    """The number of modules that all adapters have, and by adapter the names of the modules that another one lacks."""
 
     shared: int
     only: list[list[str]]
@@ -58,7 +58,7 @@ class Distances:
 
     @classmethod
     def of(cls, found: "Comparison") -> "Distances":
-        """The numbers of a comparison."""
+        """Return the numbers of a comparison."""
         count = len(found.norms)
         pairs = [[found.best_multiplier(one, other) for other in range(count)] for one in range(count)]
         return cls(
@@ -79,7 +79,7 @@ class Distances:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON has them."""
+        """Return the numbers as they are in JSON."""
         return {
             "norm": self.norm,
             "cosine": self.cosine,
@@ -148,7 +148,7 @@ class CompareResult(Result):
         return self.distances.sum_energy
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `compare --json` prints."""
+        """Return the record that `compare --json` prints."""
         return {
             "schema": "lora-inspect/compare/1",
             "adapters": self.adapters,
@@ -201,7 +201,7 @@ class FolderResult(Result):
         return True
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `compare FOLDER --json` prints; numbers of pairs are null, as most pairs are not compared."""
+        """Return the record that `compare FOLDER --json` prints; most pairs are not compared and are null."""
         numbers = (
             *("modules", "norm", "cosine", "relative_difference", "overlap", "sign_conflict", "best_multiplier"),
             "sum_energy",
@@ -238,9 +238,9 @@ def plan_compare(named: Sequence[tuple[str, Settings]], request: "CompareRequest
 
 
 def compare(plan: "ComparePlan", progress: Progress = silent) -> CompareResult:
-    """Compare the adapters; `progress` is told of each module.
+    """Compare the adapters; It calls `progress` for each module.
 
-    Raises LoraInspectError for a factor that is not finite, where shapes disagree, and for a file that has changed.
+    Raises LoraInspectError for a factor that is not finite, if shapes disagree, and for a file that has changed.
     """
     from lora_inspect.algebra.measures.compare_plan import compared_by_plan
 
@@ -258,7 +258,7 @@ def compare(plan: "ComparePlan", progress: Progress = silent) -> CompareResult:
 
 
 def _largest(found: "Comparison") -> float:
-    """The largest relative difference of two adapters, of which the one named first counts as a whole."""
+    """Return the largest relative difference of two adapters; the one named first is the whole."""
     norms = found.norms
     differences = (
         (found.relative_difference(one, other), norms[other]) for one, other in combinations(range(len(norms)), 2)
@@ -286,7 +286,7 @@ def _counted(plan: "ComparePlan") -> ComparedModules:
 def compare_folder(
     folder: str, settings: Settings, request: "CompareRequest", progress: Progress = silent
 ) -> FolderResult:
-    """Group the adapters below a folder that are one change; `progress` is told twice of each checkpoint.
+    """Group the adapters below a folder that are one change; it calls `progress` twice for each checkpoint.
 
     A file that cannot be compared is skipped. Raises LoraInspectError for a folder without an adapter.
     """
@@ -323,5 +323,5 @@ def _notes(file: "FolderFile") -> list[str]:
 
 
 def _reason_of(skipped: Sequence[SkippedFile]) -> str:
-    """The first reason, as the end of a sentence."""
+    """Return the first reason, as the end of a sentence."""
     return f"the first of its {len(skipped)} files: {skipped[0].reason.rstrip('.')}" if skipped else "name another"

@@ -26,9 +26,9 @@ from lora_inspect.shell import operand
 
 @dataclass(frozen=True, slots=True)
 class JudgedProgram:
-    """A program that loads adapters: what `--for` takes, what people call it, and the versions that were looked at.
+    """A program that loads adapters: its name for `--for`, its title, and the versions that were looked at.
 
-    `ran` is the day of the last run of its code on files, or of the reading of its source where it did not run.
+    `ran` is the day of the last run of its code on files, or of the reading of its source if it did not run.
     """
 
     name: str
@@ -41,10 +41,10 @@ class JudgedProgram:
 class Judgement(Result):
     """The verdict of a program on a file, without the file.
 
-    It has the facts of `lora_inspect.programs.verdict.Verdict`. `factors` counts the modules by their
-    factor: the applied scale over the right one. `ignored` are the keys that the program ignores. `has_models` says
-    if the program has models of the file's family, None for a file of no known family whose verdict is not known.
-    `installed` has the packages of the program that are installed here in another version than the verdict is of.
+    It has the facts of `lora_inspect.programs.verdict.Verdict`. `factors` counts the modules by their factor: the
+    applied scale over the right one. `ignored` are the keys that the program ignores. `has_models` is True if the
+    program has models of the file's family, and None for a file of no known family with an unknown verdict. `installed`
+    has the packages of the program that are installed here in another version than the verdict is of.
     """
 
     program: JudgedProgram
@@ -76,7 +76,7 @@ class Judgement(Result):
 
 
 def other_versions(distributions: Mapping[str, str]) -> dict[str, str]:
-    """The packages that are installed here in other versions than these, each with its own; none is imported."""
+    """Return the packages installed here in other versions than these, with the version; it imports none."""
     found: dict[str, str] = {}
     if distributions:
         from importlib.metadata import PackageNotFoundError, version
@@ -99,7 +99,7 @@ class CompatResult(Result):
     verdicts: tuple[Judgement, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `compat --json` prints."""
+        """Return the record that `compat --json` prints."""
         return {
             "schema": "lora-inspect/compat/1",
             "path": self.path,
@@ -160,7 +160,7 @@ def compat(
 
 
 def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progress: Progress) -> list[Verdict]:
-    """The verdicts with the error that each program makes of DoRA on this base."""
+    """Return the verdicts with the error of each program's DoRA on this base."""
     wrong = {one.program.name: one.taken for one in verdicts if one.verdict in (LOST, WRONG)}
     if not wrong and not any(one.fix and "--base" in one.fix for one in verdicts):
         raise RefusedError(

@@ -73,7 +73,7 @@ class ConvertResult(Result):
     biased: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `convert --json` prints."""
+        """Return the record that `convert --json` prints."""
         known = [error for error in self.relative_errors.values() if error is not None]
         return {
             "schema": "lora-inspect/convert/1",
@@ -98,11 +98,11 @@ class ConvertResult(Result):
 def convert_to_standard(
     path: str, output: str, options: ConvertOptions, force: bool = False, progress: Progress = silent
 ) -> ConvertResult:
-    """Writes `path` to `output` with alpha/rank as the scale of every module and without flags.
+    """Write `path` to `output` with alpha/rank as the scale of every module and without flags.
 
-    Where `output` is a folder, a file goes into it under the name of the input. `progress` is told of every module
-    that is done. Raises LoraInspectError, and writes nothing, where the meaning of the file is unknown, where DoRA has
-    no agreed way out, or where the loss is above 5%.
+    If `output` is a folder, a file goes into it under the name of the input. It calls `progress` for every finished
+    module. Raises LoraInspectError, and writes nothing, if the meaning of the file is unknown, if DoRA has no agreed
+    way out, or if the loss is above 5%.
     """
     return convert_planned(plan_conversion(path, output, options), force, progress)
 
@@ -200,7 +200,7 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
 
 
 def _looked_at(path: str, looks: Sequence[Callable[[str], None] | None]) -> None:
-    """Has the output looked at before it appears."""
+    """Check the output before it appears."""
     for look in filter(None, looks):
         look(path)
 
@@ -223,7 +223,7 @@ def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: Co
 def _norms(
     adapter: Adapter, options: ConvertOptions, norms: str | None, remeasured: Mapping[str, BaseDependentChange]
 ) -> str | None:
-    """The record of the base whose norms the output's magnitudes are over; None where they are over no base's."""
+    """Return the record of the base whose norms the output's magnitudes use, or None if they use no base's."""
     if norms != OF_BASE:
         return None
     if not (remeasured and options.base):
@@ -234,7 +234,7 @@ def _norms(
 
 
 def _expert(whole: Adapter, options: ConvertOptions) -> str | None:
-    """The expert of a pipeline that the output is of, as far as the prefixes, names or metadata of the input tell."""
+    """Return the pipeline's expert that the output is of, as far as prefixes, names or metadata show it."""
     components = {module.name.component for module in whole.modules.values()}
     expert = pipeline_expert(whole.checkpoint, components, adapter_candidates(whole), options.only)
     return expert.name if expert else None

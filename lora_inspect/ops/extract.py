@@ -16,8 +16,8 @@ __all__ = ["ExtractRequest", "ExtractResult", "contradiction", "extract", "plan_
 def plan_extract(tuned: str, base: str, request: ExtractRequest, output: str | None) -> "ExtractPlan":
     """Read the headers of both models, and name the modules of their difference.
 
-    `output` is the path that the user named, None where nothing is written. Raises LoraInspectError for whatever stands
-    in the way.
+    `output` is the path that the user named, None if nothing is written. Raises LoraInspectError if anything prevents
+    it.
     """
     from lora_inspect.algebra.extracting.making import plan_extract as planned
 
@@ -29,7 +29,7 @@ def extract(
 ) -> ExtractResult:
     """Write the difference as an adapter; with `dry_run` compute the same and write nothing.
 
-    `progress` is told of each module. Raises LoraInspectError, and leaves nothing, where it cannot be written.
+    It calls `progress` for each module. Raises LoraInspectError, and leaves nothing, if it cannot be written.
     """
     from lora_inspect.algebra.extracting.making import write_extract
 

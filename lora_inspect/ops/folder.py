@@ -34,9 +34,9 @@ class Outcome(Generic[Made]):
 
 
 def find_in_folder(folder: str, output: str) -> list[Mirrored]:
-    """All weights below `folder`.
+    """Return all weights below `folder`.
 
-    Raises LoraInspectError where there is none, and where the output is the folder itself or no folder.
+    Raises LoraInspectError if there is none, or if the output is the folder itself or no folder.
     """
     _check(folder, output)
     found = mirrored(folder, output)
@@ -57,8 +57,8 @@ def make_in_folder(
 ) -> list[Outcome[Made]]:
     """Make something of every adapter that was `found`: `make(adapter, target)` writes it to a path below `output`.
 
-    `ending(adapter)` is that of the target's name. An adapter that `is_right` as it is has none. `progress` is told of
-    each checkpoint. Raises LoraInspectError where none of them is an adapter.
+    `ending(adapter)` is that of the target's name. An adapter that `is_right` as it is has none. It calls `progress`
+    for each checkpoint. Raises LoraInspectError if none of them is an adapter.
     """
     outcomes: list[Outcome[Made]] = []
     with folder_of_outputs(output):

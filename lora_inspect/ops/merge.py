@@ -1,4 +1,4 @@
-"""Folds adapters into a base, one weight after the other, streamed from disk to disk."""
+"""The merge of adapters into a base, one weight after the other, streamed from disk to disk."""
 
 import os
 import time
@@ -36,11 +36,11 @@ __all__ = [
 
 
 def merge(plan: MergePlan, output: str, force: bool = False, progress: Progress = silent) -> MergeResult:
-    """Writes the merged base: a file for a single-file base, a folder with the same names for any other.
+    """Write the merged base: a file for a single-file base, a folder with the same names for any other.
 
-    Where `output` is a folder, a file goes into it under the name of the base. `progress` is told of `merge_bytes`.
-    Raises LoraInspectError, and leaves nothing, when a result is not finite, when the output keeps too little of an
-    adapter, or when it cannot be written.
+    If `output` is a folder, a file goes into it under the name of the base. `progress` counts up to `merge_bytes`.
+    Raises LoraInspectError, and leaves nothing, if a result is not finite, if the output keeps too little of an
+    adapter, or if it cannot be written.
     """
     started = time.perf_counter()
     output = merge_output(plan, output)

@@ -97,9 +97,8 @@ def merge_shard(
 ) -> ShardResult:
     """Make the missing shards of one job, and the output if no other shard is missing then.
 
-    `watch_end` makes the progress function for the end of the merge, if it comes to that.
-    Raises LoraInspectError as `merge` does, and if a present shard is of another merge; complete shards stay in
-    OUT.parts.
+    `watch_end` makes the progress function for the end of the merge, if it comes to that. Raises LoraInspectError as
+    `merge` does, or if a present shard is of another merge; complete shards stay in OUT.parts.
     """
     output = _free_output(plan, named, force, share.of)
     shared = SharedMerge(plan, output)
@@ -127,10 +126,10 @@ def merge_shard(
 
 
 def _free_output(plan: MergePlan, named: str, force: bool, jobs: int = 1) -> str:
-    """The output of the jobs, as `shared_output` has it.
+    """Return the output of the jobs, as `shared_output` does.
 
-    Where it is there, it may be of this merge, and a process may have died when it removed the parts. Then they are
-    removed before the error says that there is an output.
+    An existing output may be of this merge, if a process died while it removed the parts. Then it removes them before
+    it raises the error that the output exists.
     """
     try:
         return shared_output(plan, named, force, jobs)
@@ -143,9 +142,9 @@ def _free_output(plan: MergePlan, named: str, force: bool, jobs: int = 1) -> str
 
 
 def finish_merge(plan: MergePlan, named: str, force: bool = False, progress: Progress = silent) -> MergeResult:
-    """Makes the output of the shards of all jobs; `progress` is told of as many bytes as `finish_bytes` has.
+    """Assemble the output from the shards of all jobs; `progress` counts up to `finish_bytes`.
 
-    Raises LoraInspectError, and leaves the shards as they are, where one of them is missing, and as `merge` does.
+    Raises LoraInspectError, and leaves the shards as they are, if one of them is missing, and as `merge` does.
     """
     output = _free_output(plan, named, force)
     shared = SharedMerge(plan, output)

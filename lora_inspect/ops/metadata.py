@@ -47,7 +47,7 @@ def show(path: str, hashes: bool = False, progress: Progress = silent) -> list[M
 
 
 def get(path: str, key: str) -> str:
-    """The value of one key; LoraInspectError with the nearest one where there is none."""
+    """Return the value of one key; raise LoraInspectError with the nearest key if there is none."""
     repair(path)
     checkpoint = open_checkpoint(path)
     found = [checkpoint.file_metadata[file] for file in files_of(path, checkpoint)]
@@ -58,9 +58,9 @@ def get(path: str, key: str) -> str:
 
 
 def trigger_words(path: str) -> tuple[tuple[str, ...], str | None]:
-    """The trigger words of a file, and the name of the sidecar that they are from, None where its metadata has them.
+    """Return the trigger words of a file, and the name of their sidecar, or None if the metadata has them.
 
-    Raises LoraInspectError where neither states any.
+    Raises LoraInspectError if neither states any.
     """
     repair(path)
     checkpoint = open_checkpoint(path)
@@ -136,7 +136,7 @@ def strip(
     target: EditOutput = EditOutput(),  # noqa: B008 (frozen)
     progress: Progress = silent,
 ) -> Edited:
-    """Writes the file without the metadata that its reading does without, or without any; see `edit`."""
+    """Write the file without the metadata that reading does not need, or without any; see `edit`."""
 
     def settle(checkpoint: Checkpoint, headed: Headed) -> _SettledEdit:
         made = changes(headed.metadata, {})
@@ -159,7 +159,7 @@ class _SettledEdit(NamedTuple):
 def _edited(
     path: str, settle: Callable[[Checkpoint, Headed], _SettledEdit], target: EditOutput, progress: Progress
 ) -> Edited:
-    """Reads, settles and writes; a file that takes its own place is no other run's in between."""
+    """Read, settle and write the file; no other run can come between if it replaces itself."""
     file = editable_file(path)
     replaces = target.output is None
     output = file if target.output is None else file_output(target.output, os.path.basename(file), [file])
@@ -200,7 +200,7 @@ def _write(
 
 
 def as_json(edited: Edited) -> dict[str, Any]:
-    """The record of an edit that scripts rely on."""
+    """Return the record of an edit that scripts rely on."""
     return {
         "schema": "lora-inspect/metadata-edit/1",
         "path": edited.path,

@@ -32,7 +32,7 @@ class ReportResult(Result):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `report --json` prints."""
+        """Return the record that `report --json` prints."""
         return {
             "schema": "lora-inspect/report/1",
             "output": self.output,
@@ -69,7 +69,7 @@ def plan_report(
 ) -> ReportPlan:
     """Read the headers of the adapters.
 
-    Raises LoraInspectError for a file that is no adapter or whose meaning is open, and for several that cannot be
+    Raises LoraInspectError for a file that is no adapter or has an open meaning, and for several that cannot be
     compared.
     """
     from lora_inspect.algebra.measures.compare_plan import planned
@@ -84,10 +84,10 @@ def plan_report(
 
 
 def report(plan: ReportPlan, force: bool = False, progress: Progress = silent) -> ReportResult:
-    """Measure the adapters and write the page; `progress` is told of as many bytes as the `steps` of the plan.
+    """Measure the adapters and write the page; `progress` gets as many bytes as the `steps` of the plan.
 
-    Raises LoraInspectError, and leaves nothing, where an adapter has no settled meaning, where the output cannot be
-    written, and where Jinja is missing.
+    Raises LoraInspectError, and leaves nothing, if an adapter has no settled meaning, if the output cannot be written,
+    or if Jinja is missing.
     """
     from lora_inspect.algebra.measures.compare_plan import compared_by_plan
     from lora_inspect.reporting.adapter_facts import AdapterFacts
@@ -118,7 +118,7 @@ def report(plan: ReportPlan, force: bool = False, progress: Progress = silent) -
 
 
 def _hashes(info: FileInfo, progress: Progress) -> Mapping[str, str]:
-    """The hashes by which sites know a single safetensors file; none of others."""
+    """Return the hashes by which sites know a single safetensors file, or none for other inputs."""
     from lora_inspect.editing.editable import is_gguf
     from lora_inspect.files.hashes import file_hashes
     from lora_inspect.files.safetensors.edit_in_place import read_headed

@@ -1,4 +1,4 @@
-"""Gives an adapter another rank, by one rule for all of its modules."""
+"""The change of an adapter's rank, by one rule for all of its modules."""
 
 from typing import TYPE_CHECKING
 
@@ -17,10 +17,10 @@ _VERB = "resize"
 
 
 def plan_resize(adapter: str, settings: Settings, output: str | None, request: ResizeRequest) -> "SumPlan":
-    """Read headers and plan the output; without an `output` it can be measured alone.
+    """Read headers and plan the output; without an `output` it can only be measured.
 
-    RS-LoRA stays RS-LoRA. Raises LoraInspectError where the adapter has no settled meaning, or its names cannot have
-    the output.
+    RS-LoRA stays RS-LoRA. Raises LoraInspectError if the adapter has no settled meaning, or its names cannot have the
+    output.
     """
     from lora_inspect.algebra.inputs import read_inputs
     from lora_inspect.algebra.plan import plan_sum
@@ -32,7 +32,7 @@ def plan_resize(adapter: str, settings: Settings, output: str | None, request: R
 def resize(plan: "SumPlan", force: bool = False, progress: Progress = silent) -> SumResult:
     """Write the planned output; `progress` counts the `steps` of the plan.
 
-    Raises LoraInspectError, and leaves nothing, where it cannot be written as planned.
+    Raises LoraInspectError, and leaves nothing, if it cannot be written as planned.
     """
     from lora_inspect.algebra.sum_making import write_sum
 

@@ -44,7 +44,7 @@ def scan(
 
 
 def files_of(path: str, recursive: bool = True) -> list[str]:
-    """The files that a path stands for: those of a folder of several that may hold weights, and else the path itself.
+    """Return the files of a path: those of a folder of several that may hold weights, else the path itself.
 
     Raises OSError for a folder that cannot be read.
     """
@@ -62,7 +62,7 @@ def scan_files(
     record: Record | None = None,
     programs: Sequence[str] = (),
 ) -> Generator[ScannedFile, None, None]:
-    """As `scan` of files that were listed before, each with settings of its own; with verdicts of some `programs`."""
+    """Scan already listed files as `scan` does, each with its own settings; with verdicts of some `programs`."""
     things = list(listing)
     count = min(_MOST_JOBS, os.cpu_count() or 1) if jobs is None else jobs
     if any(is_remote(path) for path, _ in things):

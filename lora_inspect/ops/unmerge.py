@@ -94,7 +94,7 @@ class UnmergeResult(Result):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `unmerge --json` prints."""
+        """Return the record that `unmerge --json` prints."""
         return {
             "schema": "lora-inspect/unmerge/1",
             "output": self.output,
@@ -115,7 +115,7 @@ def plan_unmerge(
 ) -> UnmergePlan:
     """Plan the removal from the record of the merge.
 
-    Raises LoraInspectError if the adapters, or the base, are not the recorded ones, and if a change cannot be removed
+    Raises LoraInspectError if the adapters, or the base, are not the recorded ones, or if a change cannot be removed
     without the base.
     """
     merged = open_checkpoint(merged_path)
@@ -156,8 +156,8 @@ def plan_unmerge(
 def unmerge(plan: UnmergePlan, output: str, force: bool = False, progress: Progress = silent) -> UnmergeResult:
     """Write the model without the adapters: a file for a file, a folder with the same names for any other.
 
-    Raises LoraInspectError, and leaves nothing, if the merged model contradicts its record, and if numbers are
-    ambiguous and not allowed to be.
+    Raises LoraInspectError, and leaves nothing, if the merged model contradicts its record, or if numbers are ambiguous
+    and not allowed to be.
     """
     started = time.perf_counter()
     output = unmerge_output(plan, output)
@@ -221,7 +221,7 @@ def unmerge_output(plan: UnmergePlan, named: str) -> str:
 
 
 def check_unmerge_output(plan: UnmergePlan, output: str, force: bool) -> None:
-    """Raises LoraInspectError where `unmerge` would refuse to write to the path `output`."""
+    """Raise LoraInspectError if `unmerge` would refuse to write to the path `output`."""
     source = plan.merge.base
     check_output(output, plan.inputs, force, folder=source.root is not None)
     if source.root is not None:
@@ -230,7 +230,7 @@ def check_unmerge_output(plan: UnmergePlan, output: str, force: bool) -> None:
 
 
 def _check_base(base: Checkpoint, known: MergedBase, merged: Checkpoint) -> None:
-    """Raises LoraInspectError where a base is not the one that is recorded."""
+    """Raise LoraInspectError if a base is not the recorded one."""
     found = base_record(base, with_hash=bool(known.sha256))
     same = found["bytes"] == known.bytes and found["header"] == known.header
     if not same or (known.sha256 and sorted(hashes_of(found["sha256"]).values()) != sorted(known.sha256.values())):
@@ -241,7 +241,7 @@ def _check_base(base: Checkpoint, known: MergedBase, merged: Checkpoint) -> None
 
 
 def _check_possible(plan: UnmergePlan, known: MergedBase) -> None:
-    """Raises LoraInspectError where a change is of a kind that cannot be taken out, or the weight is codes."""
+    """Raise LoraInspectError if a change cannot be taken out, or if the weight is codes."""
     from lora_inspect.merging.unmerged_weights import is_plain, why_not
 
     for name, folds in plan.folds.items():

@@ -42,7 +42,7 @@ class VerifyPlan:
 
     @property
     def bytes(self) -> int:
-        """The bytes of the base: what `verify` tells its progress of."""
+        """The bytes of the base, the total that `verify` passes to its progress."""
         return sum(info.nbytes for info in self.base.tensors.values())
 
 
@@ -73,7 +73,7 @@ class VerifyResult(Result):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `verify --json` prints."""
+        """Return the record that `verify --json` prints."""
         return {
             "schema": "lora-inspect/verify/1",
             "ok": self.ok,
@@ -94,7 +94,7 @@ class VerifyResult(Result):
 def plan_verify(
     merged_path: str, base_path: str, adapters: Sequence[tuple[str, Settings]], options: MergeOptions
 ) -> VerifyPlan:
-    """Reads headers; raises LoraInspectError for whatever stands in the way, as `plan_merge` does."""
+    """Read headers; raise LoraInspectError if anything prevents it, as `plan_merge` does."""
     merged, base = open_checkpoint(merged_path), open_weights(base_path)
     check_kinds(merged, base)
     # Every weight is compared as numbers, codes of the base too.
@@ -105,10 +105,10 @@ def plan_verify(
 
 
 def verify(plan: VerifyPlan, progress: Progress = silent) -> VerifyResult:
-    """Reads both models once, a block of rows at a time, and twice or more the weights that no share explains.
+    """Read both models once, a block of rows at a time, and twice or more the weights that no share explains.
 
-    `progress` is told the bytes of each tensor of the base that is done. Raises LoraInspectError where a change is not
-    finite or cannot be computed, or a file is not the one any more that was planned for.
+    `progress` gets the bytes of each finished tensor of the base. Raises LoraInspectError if a change is not finite or
+    cannot be computed, or a file changed since the plan.
     """
     load_torch()
     from lora_inspect.verifying.findings import difference

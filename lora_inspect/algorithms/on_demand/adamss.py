@@ -1,6 +1,6 @@
-"""AdaMSS of PEFT, which is recognised and not computed: its file does not tell which outputs its factors are of.
+"""AdaMSS of PEFT, recognised but not computed: its file does not show which outputs its factors are for.
 
-Each subspace has a product of its own for some rows of the weight. Which ones is not stored: PEFT finds them anew
+Each subspace has a product of its own for some rows of the weight. The rows are not stored: PEFT finds them again
 whenever it loads the file, as clusters of a randomised decomposition of the base by scikit-learn's k-means. Source: the
 `AdamssLayer` of PEFT 0.21.
 """

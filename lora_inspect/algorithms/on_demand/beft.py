@@ -1,7 +1,7 @@
-"""BEFT: a vector is added to the output of a layer, which is one on its bias: b' = b + `beft_bias`.
+"""BEFT: b' = b + `beft_bias`, a vector that is added to the output of a layer, as a bias is.
 
-PEFT has no strengths for it. A layer without a bias gets none: what it would need no weight can do. Sources: Huang et
-al. 2025; the `BeftLayer` of PEFT.
+PEFT has no multipliers for it. A layer without a bias gets none, since no weight can replace the bias. Sources: Huang
+et al. 2025; the `BeftLayer` of PEFT.
 """
 
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the vector (1, out), or None."""
+    """Return the problem with the shape of the vector (1, out), or None."""
     added = shapes["added"]
     return (
         None if len(added) == 2 and added[0] == 1 and added[1] else f"beft_bias {list(added)} is not a vector (1, out)"
@@ -21,17 +21,17 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out,), that of the layer's bias."""
+    """Return (out,), the shape of the layer's bias."""
     return shapes["added"][1:]
 
 
 def misfit(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
-    """What the vector is added to instead of a bias of this shape, or None."""
+    """Return the mismatch with a bias of this shape, or None."""
     return None if shape(shapes) == bias else f"changes a bias of {shapes['added'][1]} numbers"
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The vector as a matrix of one column."""
+    """Return the vector as a matrix of one column."""
     from lora_inspect.maths.change import added
 
     return added(tensors["added"].reshape(-1, 1), scale)

@@ -1,9 +1,9 @@
 """BOFT of PEFT: stages of rotations of blocks of inputs, one after the other, and a factor for each output.
 
 The stored blocks X (stages, count, size, size) make Q = (X - Xᵀ)/2 and R = (I - Q)(I + Q)^-1. Stage i takes the inputs
-of each group of 2ⁱ blocks in half blocks, from its two halves in turn; those of a convolution are in·kernel.
-W' = lengths · W · (B … B₁ B₀)ᵀ. PEFT has no strengths for it. Source: the `BOFTLayer` of PEFT 0.21, whose merge is its
-forward; without its CUDA extension it makes one stage alone.
+of each group of 2ⁱ blocks in half blocks, from its two halves in turn; those of a convolution are in·kernel. W' =
+lengths · W · (B … B₁ B₀)ᵀ. PEFT has no multipliers for it. Source: the `BOFTLayer` of PEFT 0.21, where merge and
+forward agree; without its CUDA extension it makes only one stage.
 """
 
 from math import prod
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of blocks (stages, count, size, size) and lengths (out, 1) or (1, out), or None."""
+    """Return the problem with blocks (stages, count, size, size) and lengths (out, 1) or (1, out), or None."""
     blocks, lengths = shapes["blocks"], shapes["lengths"]
     if len(blocks) != 4 or blocks[2] != blocks[3] or 0 in blocks:
         return f"boft_R {list(blocks)} are not stages of square blocks"
@@ -30,12 +30,12 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in·kernel) of the weight."""
+    """Return (out, in·kernel) of the weight."""
     return prod(shapes["lengths"]), shapes["blocks"][1] * shapes["blocks"][2]
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is rotated where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     rows, columns = shape(shapes)
     if len(weight) > 1 and (weight[0], prod(weight[1:])) == (rows, columns):
         return None
@@ -43,7 +43,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The stages of rotations of inputs, and the factor of each output."""
+    """Return the stages of rotations of inputs, and the factor of each output."""
     from lora_inspect.maths.entries import COLUMNS
     from lora_inspect.maths.rotation import Butterfly, cayley, half_blocks
 

@@ -1,6 +1,6 @@
 """Bone, as PEFT 0.14 to 0.18 called MiSS: the same two formulas under another name, without the mini form.
 
-Source: the `BoneLayer` of PEFT 0.14 and 0.17, whose files MiSS reads once their keys are renamed.
+Source: the `BoneLayer` of PEFT 0.14 and 0.17; MiSS reads their files once the keys are renamed.
 """
 
 from lora_inspect.algorithms.on_demand import miss

@@ -1,8 +1,8 @@
-"""C3A of PEFT: a change of circulant blocks, of which the first row alone is stored.
+"""C3A of PEFT: a change of circulant blocks, stored as the first row of each.
 
 Block (m, n) has size b, and its entry (i, j) is `c3a_kernel`[m, n, (j - i) mod b] / in; it is added to the weight. PEFT
-computes it by Fourier transforms in float32, in its forward as in its merge; here the numbers are put where they
-belong, which is the same but for that rounding. It has no strengths. Sources: Chen et al. 2024, and the `C3ALayer` of
+computes it by Fourier transforms in float32, in its forward as in its merge; here the numbers are put directly in their
+places, which differs only by that rounding. It has no multipliers. Sources: Chen et al. 2024, and the `C3ALayer` of
 PEFT 0.21.
 """
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the kernel (out / b, in / b, b), or None."""
+    """Return the problem with the shape of the kernel (out / b, in / b, b), or None."""
     kernel = shapes["kernel"]
     return f"c3a_kernel {list(kernel)} are not rows of circulant blocks" if len(kernel) != 3 or 0 in kernel else None
 
 
 def shape(shapes: Shapes) -> tuple[int, int]:
-    """(out, in) of the weight."""
+    """Return (out, in) of the weight."""
     down, across, size = shapes["kernel"]
     return down * size, across * size
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than(shape(shapes), weight)
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The blocks, row by row."""
+    """Return the blocks, row by row."""
     from lora_inspect.maths.change import Additive
 
     _, across, size = tensors["kernel"].shape
@@ -44,7 +44,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
 
 
 def _rows(windows: Any, first: int, last: int) -> Any:
-    """The rows `first` to `last` of the change without its scale."""
+    """Return the rows `first` to `last` of the change without its scale."""
     size = windows.shape[3]
     down, starts = [row // size for row in range(first, last)], [size - row % size for row in range(first, last)]
     return windows[down, :, starts].flatten(1)

@@ -1,10 +1,10 @@
 """DEFT of PEFT: it removes the weight's part along a few directions and, unless `para` says so, adds a new one.
 
-W' = W + Q (scale · R - Sᵀ W) with Q and S from P, `deft_P` (out, r): both are the orthonormal factor of its QR
-decomposition for "qr", with LAPACK's signs, and for "relu" Q is P itself and S its positive part. R is `deft_R` (r,
-in), and there is none for `para`. The scale is alpha/r, or 1 if the config's alpha is none or 0. PEFT computes in
-float32, in its forward as in its merge; here it is the type that weights are folded in. It has no multipliers. The
-functions use tensor methods only. Source: the `DeftLayer` of PEFT 0.21.
+W' = W + Q (scale · R - Sᵀ W) with Q and S from P, `deft_P` (out, r). For "qr" both are the orthonormal factor of its QR
+decomposition, with LAPACK's signs. For "relu" Q is P itself and S its positive part. R is `deft_R` (r, in), and there
+is none for `para`. The scale is alpha/r, or 1 if the config's alpha is none or 0. PEFT computes in float32, in its
+forward as in its merge; here it is the type that weights are folded in. It has no multipliers. The functions use tensor
+methods only. Source: the `DeftLayer` of PEFT 0.21.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from lora_inspect.maths.change import Blocks, Change, LowRank, summed_products
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of P (out, r) and R (r, in), or None."""
+    """Return the problem with the shapes of P (out, r) and R (r, in), or None."""
     directions, put = shapes["directions"], shapes.get("put")
     if len(directions) != 2 or 0 in directions or directions[1] > directions[0]:
         return f"deft_P {list(directions)} are not directions of outputs"
@@ -27,12 +27,12 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in) of the weight; P alone tells the outputs."""
+    """Return (out, in) of the weight; P gives only the outputs."""
     return shapes["directions"][0], shapes["put"][1] if "put" in shapes else None
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a Linear weight of this shape, or None."""
+    """Return the mismatch with a Linear weight of this shape, or None."""
     rows, columns = shape(shapes)
     if len(weight) > 1 and weight[0] == rows and columns in (None, weight[1]) and prod(weight[2:]) == 1:
         return None
@@ -40,7 +40,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """What the config says of the directions and of the scale, or why that is not known."""
+    """Return the settings of directions and scale from the config, or an error text if they are unknown."""
     fields = {"decomposition_method": lambda value: value in ("relu", "qr"), "para": is_switch, "alpha": _is_alpha}
     found = read_fields(around.config, fields, "its change")
     if isinstance(found, str):
@@ -58,7 +58,7 @@ def _is_alpha(value: Any) -> bool:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, by_qr: bool, strength: float | None) -> "Change":
-    """The exchange of what the weight has along the directions."""
+    """Replace the part of the weight along the directions."""
     from torch import linalg
 
     left = tensors["directions"]
@@ -98,10 +98,10 @@ class Reprojected(Change):
     together: int = 1
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The product of what is known of the weight then."""
+        """Return the change as a product, from all blocks of the weight."""
         found = summed_products(self.taken.transpose(0, 1), blocks)
         return LowRank(self.left, -found if self.put is None else self.put - found, 1.0)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Raises ValueError: it has to see the whole weight before."""
+        """Raise ValueError: it has to see the whole weight before."""
         raise ValueError("a part of a weight is not known before all of its rows are seen")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the spectrum (count,), or None."""
+    """Return the problem with the shape of the spectrum (count,), or None."""
     spectrum = shapes["spectrum"]
     return (
         f"fourierft_spectrum {list(spectrum)} is not a row of numbers" if len(spectrum) != 1 or 0 in spectrum else None
@@ -28,7 +28,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The factor and the seed of the config, or why they are not known."""
+    """Return the factor and the seed from the config, or an error text if they are unknown."""
     return read_fields(around.config, {"scaling": is_number, "random_loc_seed": is_seed}, "its change")
 
 
@@ -41,7 +41,7 @@ def change(
     random_loc_seed: int,
     weight: tuple[int, ...],
 ) -> "Change":
-    """The transform of what is stored, at the entries of the seed."""
+    """Return the transform of the stored numbers at the entries that the seed draws."""
     from lora_inspect.algorithms.drawn_entries import drawn_places
     from lora_inspect.maths.change import Additive
 
@@ -67,10 +67,10 @@ ALGORITHM = Algorithm(
 
 @dataclass(frozen=True, slots=True)
 class InverseTransform:
-    """Re(ifft2(F)) for a real F (rows, `columns`), of which the one along the rows' axis is taken already.
+    """Re(ifft2(F)) for a real F (rows, `columns`), stored after the transform along the rows' axis.
 
-    Of F and its mirror image (F[u, v] + F[-u, -v]) / 2 the real parts are the same, and the image's transform is real:
-    so that half of the columns are enough. `half` is (rows, columns // 2 + 1), complex.
+    F and the mirrored mean (F[u, v] + F[-u, -v]) / 2 have transforms with the same real part, and the transform of the
+    mean is real; so half of the columns are enough. `half` is (rows, columns // 2 + 1), complex.
     """
 
     half: Any
@@ -78,7 +78,7 @@ class InverseTransform:
 
     @classmethod
     def of(cls, values: Any, at: tuple[Any, Any], shape: tuple[int, int]) -> "InverseTransform":
-        """F has the `values` (count,) at the rows and columns `at`, of which no two are the same, and is of `shape`."""
+        """Build it from `values` (count,) at the rows and columns `at`, no two the same, of an F of `shape`."""
         from torch import fft
 
         rows, columns = shape
@@ -91,7 +91,7 @@ class InverseTransform:
         return cls(fft.ifft(half, dim=0).contiguous(), columns)
 
     def __call__(self, first: int, last: int) -> Any:
-        """The rows `first` to `last` of the result."""
+        """Return the rows `first` to `last` of the result."""
         from torch import fft
 
         return by_rows(lambda half: fft.irfft(half, n=self.columns, dim=1), self.half[first:last])

@@ -1,4 +1,4 @@
-"""FRoD: W = U · diag(n) · Vᵀ becomes U · (S + diag(l)) · Vᵀ, with one V and one place of S's entries for a category.
+"""FRoD: W = U · diag(n) · Vᵀ becomes U · (S + diag(l)) · Vᵀ, with V and the places of S per category.
 
 A category is made of the modules of one name in all blocks; V is saved for each. The columns of U are those of W · V⁻ᵀ
 at length 1. PEFT has no multiplier for it. Source: the `FrodLayer` and `FrodModel` of PEFT.
@@ -20,7 +20,7 @@ _NOT_SAVED = (
 
 
 def category(path: str, parts: Collection[str]) -> str | None:
-    """What PEFT calls the kind of a module: its name, with that of what it is in unless this is a number."""
+    """Return PEFT's category of a module: its name, with its parent's name unless that is a number."""
     *above, name = path.split(".")
     if not above or above[-1].isdigit():
         found = name
@@ -32,7 +32,7 @@ def category(path: str, parts: Collection[str]) -> str | None:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with l (in,), the entries of S (count,), V (in, in) and the places (2, count) of the entries."""
+    """Return the problem with l (in,), the entries of S (count,), V (in, in) and their places (2, count), or None."""
     diagonal, entries = shapes["l"], shapes["s"]
     if len(diagonal) != 1 or len(entries) != 1 or 0 in diagonal:
         return f"frod_lambda_l {list(diagonal)} and frod_lambda_s_values {list(entries)} are not two vectors"
@@ -45,18 +45,18 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """The inputs are known; any number of rows is recombined alike."""
+    """Return (None, in): any number of rows is recombined in the same way."""
     return None, shapes["l"][0]
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is recombined where that is no matrix of as many columns, or None."""
+    """Return the mismatch with a matrix of this shape, or None."""
     inputs = shapes["l"][0]
     return None if len(weight) == 2 and weight[1] == inputs else f"recombines weights of {inputs} inputs"
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
-    """Another size of S than that of the basis, or an entry of S that is beyond it; else None."""
+    """Return an error if S has another size than the basis or an entry outside of it, or None."""
     places, inputs = tensors["places"], tensors["l"].shape[0]
     if tensors["size"].tolist() != [inputs, inputs]:
         return f"says that S is {tensors['size'].tolist()} for a basis of {inputs} inputs"
@@ -66,7 +66,7 @@ def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The weight with another middle between its two bases."""
+    """Return the weight with a new middle between its two bases."""
     middle = tensors["l"].double().diag()
     middle.index_put_(tuple(tensors["places"]), tensors["s"].double(), accumulate=True)
     return Recombined(Basis(tensors["V"]), middle)
@@ -100,7 +100,7 @@ _CUT = 1e-6
 
 
 class Basis:
-    """V (in, in), whose inverse is found once for all blocks of a weight."""
+    """V (in, in); its inverse is computed once for all blocks of a weight."""
 
     def __init__(self, values: Any) -> None:
         self.values = values.double()
@@ -119,7 +119,7 @@ class Basis:
 
 @dataclass(frozen=True, slots=True)
 class Recombined(Change):
-    """W = U · diag(n) · Vᵀ with columns of U of length 1 becomes U · middle · Vᵀ, whole: there is no multiplier but 1.
+    """W = U · diag(n) · Vᵀ, with unit columns of U, becomes U · middle · Vᵀ; there is no multiplier but 1.
 
     `middle` (in, in) is in float64, as everything is computed. `lengths` are n, None until the weight has been seen.
     """
@@ -130,12 +130,12 @@ class Recombined(Change):
     together: int = 1
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """Finds the lengths, which are over all rows."""
+        """Return the change with its lengths, which all rows determine."""
         squares = sum(by_rows(self.basis.apart, rows).square().sum(0) for _, rows in blocks())
         return replace(self, lengths=squares.sqrt()) if hasattr(squares, "sqrt") else self
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Writes the new rows; ValueError for a multiplier that means nothing, and before the weight was seen."""
+        """Write the new rows; raise ValueError for a meaningless multiplier, or before the weight was seen."""
         if multiplier != 1 or self.lengths is None:
             raise ValueError(f"a weight is recombined once it was seen, or not; {multiplier:g} says neither")
         known = self.lengths > _LEAST_NORM

@@ -19,12 +19,12 @@ _KINDS = (("Xd", "Xu"), ("X",), ("zeros",))
 
 
 def _kind(path: str, shapes: Shapes) -> tuple[str, ...]:
-    """The parts of a path that are there."""
+    """Return the parts of a path that are there."""
     return tuple(part for part in _PARTS if f"{path}.{part}" in shapes)
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the paths, or None."""
+    """Return the problem with the shapes of the paths, or None."""
     for path in (*_OF_WEIGHT, *_OF_BIAS):
         kind = _kind(path, shapes)
         if kind not in _KINDS:
@@ -45,7 +45,7 @@ def check(shapes: Shapes) -> str | None:
 
 
 def _size(path: str, shapes: Shapes) -> tuple[int | None, int | None] | None:
-    """(rows, columns) of what a path makes, None for what it leaves open; nothing where it has no shape of its own."""
+    """Return (rows, columns) of a path's result, with None for an open size; None if it has no possible shape."""
     kind = _kind(path, shapes)
     if kind == _KINDS[0]:
         rows, columns = shapes[f"{path}.Xd"][0], shapes[f"{path}.Xu"][1]
@@ -74,12 +74,12 @@ def _inputs(shapes: Shapes) -> set[int]:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in) as far as the paths tell."""
+    """Return (out, in) as far as the paths show them."""
     return next(iter(_outputs(shapes)), None), next(iter(_inputs(shapes)), None)
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     told = shape(shapes)
     if len(weight) == 2 and all(size in (None, own) for size, own in zip(told, weight, strict=True)):
         return None
@@ -88,32 +88,32 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a bias of this shape, or None."""
+    """Return the mismatch with a bias of this shape, or None."""
     rows, _ = shape(shapes)
     return None if len(bias) == 1 and rows in (None, bias[0]) else f"changes a bias of {rows} numbers"
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
-    """Which path that is nothing has other numbers than zeros, with which PEFT would compute; or None."""
+    """Return an error if an empty path has numbers other than 0, which PEFT would compute with, or None."""
     empty = [f"{path}.zeros" for path in (*_OF_WEIGHT, *_OF_BIAS) if f"{path}.zeros" in tensors]
     odd = next((role for role in empty if tensors[role].any()), None)
     return f"has numbers in glora_{odd} that are not 0" if odd else None
 
 
 def _path(name: str, tensors: Tensors) -> "tuple[Rows, ...]":
-    """What a path makes, as rows of a matrix; nothing for zeros."""
+    """Return the result of a path as rows of a matrix, or nothing for zeros."""
     if f"{name}.Xd" in tensors:
         return (of_product(tensors[f"{name}.Xd"], tensors[f"{name}.Xu"]),)
     return (of_matrix(tensors[f"{name}.X"].reshape(-1, 1)),) if f"{name}.X" in tensors else ()
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """W ⊙ A + B."""
+    """Return W ⊙ A + B."""
     return ScaledAndMoved(_path("A", tensors), _path("B", tensors))
 
 
 def seen(tensors: Tensors, blocks: Iterable[tuple[int, Any]]) -> Any:
-    """W C (out, 1) from the rows of the base's weight; nothing where C is."""
+    """Return W C (out, 1) from the rows of the base's weight, or None without C."""
     if "C.X" not in tensors and "C.Xd" not in tensors:
         return None
     import torch
@@ -123,14 +123,14 @@ def seen(tensors: Tensors, blocks: Iterable[tuple[int, Any]]) -> Any:
 
 
 def change_of_bias(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """b ⊙ D + E + W C, as a matrix of one column."""
+    """Return b ⊙ D + E + W C, as a matrix of one column."""
     mixed = tensors[SEEN]
     terms = (*_path("E", tensors), *(() if mixed is None else (of_matrix(mixed),)))
     return ScaledAndMoved(_path("D", tensors), terms)
 
 
 def variant(around: Surroundings) -> Algorithm:
-    """Whether the bias takes part: PEFT has zeros for it in a layer that has none."""
+    """Return the algorithm with the bias unless all its paths are zeros, as PEFT stores for a layer without one."""
     return ALGORITHM if all(_kind(path, around.shapes) == ("zeros",) for path in _OF_BIAS) else _WITH_BIAS
 
 
@@ -168,12 +168,12 @@ Rows = Callable[[int, int], Any]
 
 
 def of_matrix(matrix: Any) -> Rows:
-    """The rows of a matrix (out or 1, columns or 1)."""
+    """Return the rows of a matrix (out or 1, columns or 1)."""
     return lambda first, last: matrix if matrix.shape[0] == 1 else matrix[first:last]
 
 
 def of_product(up: Any, down: Any) -> Rows:
-    """The rows of up @ down, with up (out, rank) and down (rank, columns)."""
+    """Return the rows of up @ down, with up (out, rank) and down (rank, columns)."""
     return lambda first, last: product(up[first:last], down)
 
 
@@ -186,7 +186,7 @@ class ScaledAndMoved(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Multiplies and moves; raises ValueError for a multiplier that means nothing."""
+        """Multiply and move the rows; raise ValueError for a meaningless multiplier."""
         if multiplier != 1:
             raise ValueError(f"a weight is scaled and moved or not, which a multiplier of {multiplier:g} does not say")
         last = first + rows.shape[0]

@@ -1,8 +1,8 @@
-"""GraLoRA of PEFT: the weight as k·k blocks, each with a product of its own, and a LoRA beside them for `hybrid_r`.
+"""GraLoRA of PEFT: the weight as k·k blocks, each with its own product, and a LoRA for `hybrid_r`.
 
 `gralora_A` (k, in / k, r) and `gralora_B` (k, r, out / k) are cut into k pieces along r. To the block of outputs j and
 inputs n scale · B[j, piece n]ᵀ · A[n, piece j]ᵀ is added. The scale is alpha / (r + hybrid_r), also that of the LoRA of
-rank hybrid_r. PEFT's forward and its merge are the same, and it has no strengths. Sources: Jung et al. 2025, and the
+rank hybrid_r. PEFT's forward and its merge are the same, and it has no multipliers. Sources: Jung et al. 2025, and the
 `GraloraLayer` of PEFT 0.21.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of A (k, in / k, r), B (k, r, out / k) and the general pair, or None."""
+    """Return the problem with the shapes of A (k, in / k, r), B (k, r, out / k) and the general pair, or None."""
     down, up = shapes["down"], shapes["up"]
     if len(down) != 3 or len(up) != 3 or 0 in down or 0 in up or (down[0], down[2]) != up[:2] or up[1] % up[0]:
         return f"gralora_A {list(down)} and gralora_B {list(up)} cannot be multiplied in blocks"
@@ -38,24 +38,24 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, int]:
-    """(out, in) of the weight."""
+    """Return (out, in) of the weight."""
     down, up = shapes["down"], shapes["up"]
     return up[0] * up[2], down[0] * down[1]
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return other_than(shape(shapes), weight)
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The alpha of the config, or why it is not known."""
+    """Return the alpha from the config, or an error text if it is unknown."""
     found = read_fields(around.config, {"alpha": is_number}, "its scale")
     return found if isinstance(found, str) else {"strength": float(found["alpha"])}
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, strength: float) -> "Change":
-    """The blocks of products, and the product over all of them."""
+    """Return the blocks of products, and the product over all of them."""
     from lora_inspect.maths.change import Additive
 
     ranks = tensors["down"].shape[2] + (len(tensors["general_down"]) if "general_down" in tensors else 0)
@@ -63,7 +63,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, strength: flo
 
 
 def _rows(tensors: Tensors, first: int, last: int) -> Any:
-    """The rows `first` to `last` of the change without its scale."""
+    """Return the rows `first` to `last` of the change without its scale."""
     down, up = tensors["down"], tensors["up"]
     count, size = up.shape[0], up.shape[2]
     piece = up.shape[1] // count

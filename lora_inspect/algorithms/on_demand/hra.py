@@ -19,7 +19,7 @@ _MOST_VECTORS = 1 << 12
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the vectors (in·kernel, count), or None."""
+    """Return the problem with the shape of the vectors (in·kernel, count), or None."""
     vectors = shapes["vectors"]
     if len(vectors) != 2 or 0 in vectors:
         return f"hra_u {list(vectors)} are not vectors of reflections"
@@ -29,18 +29,18 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """Of the weight the columns are known alone."""
+    """Return (None, in·kernel): the rows are unknown."""
     return None, shapes["vectors"][0]
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is reflected where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     columns = shapes["vectors"][0]
     return None if len(weight) > 1 and prod(weight[1:]) == columns else f"reflects rows of {columns} numbers"
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """What the config says of the vectors, or why that is not known."""
+    """Return the settings of the vectors from the config, or an error text if they are unknown."""
     found = read_fields(around.config, {"apply_GS": is_switch}, "its reflections")
     columns, count = around.shapes["vectors"]
     if not isinstance(found, str) and found["apply_GS"] and count > columns:
@@ -52,7 +52,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, apply_GS: bool) -> "Change":
-    """The reflections of the columns, one after another; all at once where they are orthonormal."""
+    """Return the reflections of the columns, one after another, or all at once if they are orthonormal."""
     vectors = tensors["vectors"]
     if apply_GS:
         return ReflectedColumns(orthonormal(vectors), 2.0 * vectors.new_ones(vectors.shape[1]).diag())
@@ -78,12 +78,12 @@ ALGORITHM = Algorithm(
 
 
 def unit(vectors: Any) -> Any:
-    """The columns of `vectors` (columns, count) with length 1; one of zeros has no direction and becomes NaN."""
+    """Return the columns of `vectors` (columns, count) with length 1; one of zeros has no direction and becomes NaN."""
     return vectors / vectors.norm(dim=0)
 
 
 def orthonormal(vectors: Any) -> Any:
-    """The columns of `vectors` (columns, count) made orthonormal from left to right, by modified Gram-Schmidt."""
+    """Make the columns of `vectors` (columns, count) orthonormal from left to right, by modified Gram-Schmidt."""
     left = vectors.clone()
     for at in range(left.shape[1]):
         left[:, at] = left[:, at] / left[:, at].norm()
@@ -93,7 +93,7 @@ def orthonormal(vectors: Any) -> Any:
 
 
 def couplings(units: Any) -> Any:
-    """T (count, count) with (I - 2u₁u₁ᵀ)(I - 2u₂u₂ᵀ)… = I - U T Uᵀ for unit vectors U (columns, count).
+    """Return T (count, count) with (I - 2u₁u₁ᵀ)(I - 2u₂u₂ᵀ)… = I - U T Uᵀ for unit vectors U (columns, count).
 
     It is upper triangular. Source: Schreiber and Van Loan 1989, the compact WY form.
     """
@@ -114,7 +114,7 @@ class ReflectedColumns(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Reflects each row; raises ValueError for a multiplier that means nothing."""
+        """Reflect each row; raise ValueError for a meaningless multiplier."""
         if multiplier != 1:
             raise ValueError(f"a weight is reflected or not, which a multiplier of {multiplier:g} does not say")
         turned = self.vectors.transpose(0, 1)

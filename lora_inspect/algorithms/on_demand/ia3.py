@@ -2,7 +2,7 @@
 
 Gains of outputs multiply the output of the layer, so that its bias is multiplied as well. The gains of a Linear layer
 show by their shape which they are, those of a convolution do not: there the `feedforward_modules` of the config decide.
-PEFT has no strengths for them. Sources: Liu et al. 2022; the `IA3Layer` of PEFT 0.21.
+PEFT has no multipliers for them. Sources: Liu et al. 2022; the `IA3Layer` of PEFT 0.21.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the gains, (out, 1) or (1, in), of convolutions (1, out or in, 1, …)."""
+    """Return the problem with the gains (out, 1) or (1, in), of convolutions (1, out or in, 1, …), or None."""
     shape = shapes["gains"]
     others = shape[:1] + shape[2:] if len(shape) > 2 else (min(shape, default=0),)
     if len(shape) < 2 or 0 in shape or any(size != 1 for size in others):
@@ -29,19 +29,19 @@ def _count(shapes: Shapes) -> int:
 
 
 def _axis(shapes: Shapes) -> int | None:
-    """Which numbers the shape shows to be multiplied; None where it may be either."""
+    """Return the axis that the shape shows to be multiplied, or None if it can be either."""
     shape = shapes["gains"]
     return None if len(shape) > 2 or shape == (1, 1) else ROWS if shape[1] == 1 else COLUMNS
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in) as far as the shape tells."""
+    """Return (out, in) as far as the shape shows them."""
     axis = _axis(shapes)
     return _count(shapes) if axis == ROWS else None, _count(shapes) if axis == COLUMNS else None
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...], axis: int | None = None) -> str | None:
-    """What is multiplied where that is no weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     known = (ROWS, COLUMNS) if axis is None else (axis,)
     if len(weight) > 1 and _count(shapes) in [weight[one] for one in known]:
         return None
@@ -50,19 +50,19 @@ def misfit(shapes: Shapes, weight: tuple[int, ...], axis: int | None = None) -> 
 
 
 def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...]) -> str | None:
-    """What is multiplied instead of a bias of this shape, or None."""
+    """Return the mismatch with a bias of this shape, or None."""
     return None if bias == (_count(shapes),) else f"multiplies a bias of {_count(shapes)} numbers"
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, axis: int = ROWS) -> "Change":
-    """The gains along an axis."""
+    """Return the gains along an axis."""
     from lora_inspect.maths.entries import Gains
 
     return Gains(tensors["gains"].flatten(), axis)
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """Which of both it is, or why that is not known."""
+    """Return the algorithm for inputs or for outputs, or an error text if that is unknown."""
     told, said = _axis(around.shapes), around.chooses("feedforward_modules")
     if told is None and said is None:
         return (

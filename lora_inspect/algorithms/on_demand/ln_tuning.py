@@ -1,6 +1,6 @@
-"""LN tuning: layers, most often norms, are trained and saved whole: their `ln_tuning_layers.weight`, and so their bias.
+"""LN tuning: layers, most often norms, trained and saved whole: `ln_tuning_layers.weight`, and their bias.
 
-PEFT has no strength between the two. Source: the `LNTuningLayer` of PEFT.
+PEFT has no multiplier between the two. Source: the `LNTuningLayer` of PEFT.
 """
 
 from lora_inspect.algorithms import saved
@@ -8,7 +8,7 @@ from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm
 
 
 def _whole(parameter: str, name: str, title: str) -> Algorithm:
-    """The algorithm that puts a tensor of a trained layer in the place of the layer's own `parameter`."""
+    """Return the algorithm that puts a tensor of a trained layer in the place of the layer's own `parameter`."""
     return saved.ALGORITHM._replace(
         name=name,
         title=title,

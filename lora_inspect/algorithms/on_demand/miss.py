@@ -1,7 +1,7 @@
 """MiSS of PEFT, first called Bone: one small matrix that all shards of a row's inputs share.
 
 A shard is r neighbouring inputs. Of a block B of shape (r, out) row i of the weight gets column i of B in every shard,
-also in a last one that is narrower; of `init_weights="mini"`, with a block (r, mini_r) that repeats along the outputs,
+also in a last one that is narrower. With `init_weights="mini"`, and a block (r, mini_r) that repeats along the outputs,
 it gets column i modulo mini_r. `init_weights="bat"` has a matrix (r, r) for each block of r rows, and each tile V of
 the weight becomes V + V @ B + B. Shapes identify the last one, and `adapter_config.json` the mini one. PEFT's forward
 and its merge are the same, and it has no multipliers. The functions use tensor methods only. Source: the `MissLayer` of
@@ -18,7 +18,7 @@ from lora_inspect.maths.change import Change
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the block (r, out or mini_r), or None."""
+    """Return the problem with the shape of the block (r, out or mini_r), or None."""
     block = shapes["block"]
     if len(block) != 2 or 0 in block:
         return f"a block {list(block)} is neither (r, outputs) nor (blocks, r, r)"
@@ -26,12 +26,12 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """The block tells the rows."""
+    """Return (out, None): the columns are unknown."""
     return shapes["block"][1], None
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     rank, rows = shapes["block"]
     if _is_linear(weight) and weight[0] == rows and rank <= weight[1]:
         return None
@@ -39,7 +39,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def misfit_of_mini(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     rank, period = shapes["block"]
     if _is_linear(weight) and weight[0] % period == 0 and rank <= weight[1]:
         return None
@@ -47,17 +47,17 @@ def misfit_of_mini(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def variant(around: Surroundings) -> Algorithm:
-    """The mini form, where the config says so."""
+    """Return the mini form if the config says so, else the usual one."""
     return MINI if around.config is not None and around.config.get("init_weights") == "mini" else DEFAULT
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The block in every shard."""
+    """Return the block in every shard."""
     return Tiled(tensors["block"].transpose(0, 1).contiguous())
 
 
 def check_bat(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the blocks (out / r, r, r), or None."""
+    """Return the problem with the shape of the blocks (out / r, r, r), or None."""
     block = shapes["block"]
     if len(block) != 3 or 0 in block or block[1] != block[2]:
         return f"a block {list(block)} is neither (r, outputs) nor (blocks, r, r)"
@@ -65,13 +65,13 @@ def check_bat(shapes: Shapes) -> str | None:
 
 
 def shape_of_bat(shapes: Shapes) -> tuple[int | None, ...]:
-    """The blocks tell the rows."""
+    """Return (out, None): the columns are unknown."""
     count, size, _ = shapes["block"]
     return count * size, None
 
 
 def misfit_of_bat(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     count, size, _ = shapes["block"]
     if _is_linear(weight) and weight[0] == count * size and weight[1] % size == 0:
         return None
@@ -79,12 +79,12 @@ def misfit_of_bat(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def change_of_bat(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The tiles of each block of rows."""
+    """Return the tiles of each block of rows."""
     return TurnedTiles(tensors["block"])
 
 
 def _is_linear(weight: tuple[int, ...]) -> bool:
-    """PEFT has MiSS for Linear layers alone."""
+    """Return True for a Linear weight: PEFT has MiSS only for Linear layers."""
     return len(weight) > 1 and prod(weight[2:]) == 1
 
 
@@ -142,7 +142,7 @@ class Tiled(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Adds the tile to each shard of the rows."""
+        """Add the tile to each shard of the rows."""
         period, rank = self.tile.shape
         own = self.tile[[row % period for row in range(first, first + rows.shape[0])]] * multiplier
         whole = rows.shape[1] - rows.shape[1] % rank
@@ -152,7 +152,7 @@ class Tiled(Change):
 
 @dataclass(frozen=True, slots=True)
 class TurnedTiles(Change):
-    """Each (rank, rank) tile V of the weight becomes V + multiplier · (V @ B + B), with one B for each block of rows.
+    """Each (rank, rank) tile V of the weight becomes V + multiplier · (V @ B + B), with one B per block of rows.
 
     `blocks` B are (out / rank, rank, rank).
     """
@@ -166,7 +166,7 @@ class TurnedTiles(Change):
         return size
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Changes whole blocks of rows."""
+        """Change whole blocks of rows."""
         size, columns = self.together, rows.shape[1]
         own = self.blocks[first // size : (first + rows.shape[0]) // size]
         # (block, row, shard, column): the rows of a block and its shards are multiplied by the same matrix.

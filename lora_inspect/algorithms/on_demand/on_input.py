@@ -1,6 +1,6 @@
 """(IA)³ of LyCORIS: W' = (1 + multiplier · gains) · W, one of the gains for each input or for each output.
 
-The gains are stored as `.weight`, and the number `on_input` beside them says which they are. The bias is as it was: so
+The gains are stored as `.weight`, and the number `on_input` next to them says which they are. The bias is as it was: so
 LyCORIS computes since version 3, while before, and where it multiplies outputs instead of weights (`bypass_mode`), the
 gains of outputs multiplied it. No file shows which. Source: the `IA3Module` of lycoris-lora 4.1 and 2.2.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the gains, (n,) or of a convolution (1, n, 1, …), and of the number."""
+    """Return the problem with the gains, (n,) or of a convolution (1, n, 1, …), and the number, or None."""
     gains, switch = shapes["gains"], shapes["on_input"]
     others = gains[:1] + gains[2:] if len(gains) > 1 else ()
     if not gains or 0 in gains or any(size != 1 for size in others):
@@ -26,20 +26,20 @@ def check(shapes: Shapes) -> str | None:
 
 
 def _change(tensors: Tensors, scale: float, alpha: float | None, axis: int = ROWS) -> "Change":
-    """The gains along an axis, as what a weight is multiplied by."""
+    """Return the change that multiplies a weight by the gains along an axis."""
     from lora_inspect.maths.entries import Gains
 
     return Gains(1 + tensors["gains"].flatten(), axis)
 
 
 def _shape(shapes: Shapes, axis: int | None = None) -> tuple[int | None, ...]:
-    """(out, in), of which one is known where it is known which."""
+    """Return (out, in), with None for each size that is unknown."""
     count = max(shapes["gains"])
     return count if axis == ROWS else None, count if axis == COLUMNS else None
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """The gains of inputs or of outputs, or why that is not known."""
+    """Return the algorithm of gains of inputs or of outputs, or an error text if that is unknown."""
     says = around.numbers.get("on_input")
     if says not in (0, 1):
         return "its on_input is neither 0 nor 1; fetch the file again"

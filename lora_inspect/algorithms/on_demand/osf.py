@@ -13,7 +13,7 @@ from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of U_low (out, count), S_low (count,) and V_low (count, in), or None."""
+    """Return the problem with the shapes of U_low (out, count), S_low (count,) and V_low (count, in), or None."""
     left, values, right = shapes["left"], shapes["values"], shapes["right"]
     if len(left) != 2 or len(right) != 2 or values != (left[1],) or right[0] != left[1] or 0 in (left[0], right[1]):
         return f"U_low {list(left)}, S_low {list(values)} and V_low {list(right)} are not directions of a matrix"
@@ -23,17 +23,17 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in)."""
+    """Return (out, in)."""
     return shapes["left"][0], shapes["right"][1]
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     return None if shape(shapes) == weight else f"changes a matrix of {list(shape(shapes))}"
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The trained directions, which take the place of the weight's own when it is folded."""
+    """Return the trained directions, which replace the weight's own when it is folded."""
     return ReplacedDirections(tensors["left"] * tensors["values"], tensors["right"], scale)
 
 
@@ -78,7 +78,7 @@ class ReplacedDirections(Change):
         return True
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """The difference of the given directions and the weight's own; not finite where a number of it is not."""
+        """Return the given directions minus the weight's own; not finite if a number of the weight is not."""
         import torch
 
         count = self.up.shape[1]
@@ -91,19 +91,19 @@ class ReplacedDirections(Change):
         return LowRank(torch.cat([self.up, -left], 1), torch.cat([self.down, right]), self.scale)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Raises ValueError: it has to see the whole weight first."""
+        """Raise ValueError: it has to see the whole weight first."""
         raise ValueError("the change is not settled yet")
 
     def transposed(self) -> Change:
-        """The weight is turned round first."""
+        """Return the change of the transposed weight, which is transposed first."""
         return Transposed(self)
 
 
 def _last_directions(weight: Any, count: int) -> tuple[Any, Any]:
-    """(out, count) and (count, columns) whose product is the part of the weight in its last directions.
+    """Return (out, count) and (count, columns); their product is the weight's part in its last directions.
 
-    They are the eigenvectors of its Gram matrix of the smaller side, which cost less than its singular vectors. It is
-    taken in float64, as squares of singular values need twice the digits.
+    They are the eigenvectors of the Gram matrix of the smaller side, which cost less than singular vectors. The Gram
+    matrix is computed in float64, as squares of singular values need twice the digits.
     """
     import torch
 

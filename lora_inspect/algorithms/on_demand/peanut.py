@@ -1,6 +1,6 @@
 """PEANuT: a small network makes the change out of the weight itself, W' = W + scaling · B f(A W).
 
-f takes each column of A W through `act_fn` and, of a `depth` above 0, through so many encoders and decoders with
+f takes each column of A W through `act_fn` and, of a `depth` above 0, through that many encoders and decoders with
 residual connections. The network sees the weight as the changes before it leave it. PEFT has no multipliers for it.
 Activation functions have the names of transformers' `ACT2FN`; those with parameters or settings of their own are not
 supported. The functions use tensor methods only. Sources: Zhong et al. 2024; the `PeanutLayer` of PEFT.
@@ -20,8 +20,8 @@ from lora_inspect.maths.change import Blocks, Change, LowRank, Transposed, summe
 class SeenByNetwork(Change):
     """W + scale · B f(A W), with `down` A (r, out) and `up` B (out, r), and a network f of each column of A W.
 
-    f is `activation`, then as many `encoders` (r, r) and `decoders` (r, r) as there are, each with it after them; what
-    went into the last encoder is added to what comes out of the first decoder, and so on.
+    f is `activation`, then the `encoders` (r, r) and `decoders` (r, r), each with the activation after it. The input of
+    the last encoder is added to the output of the first decoder, and so on.
     """
 
     down: Any
@@ -33,7 +33,7 @@ class SeenByNetwork(Change):
     together: int = 1
 
     def settled(self, blocks: Blocks, multiplier: float) -> Change:
-        """What the network makes of the whole weight, which is a product of thin matrices with B."""
+        """Return the network's output for the whole weight: a product of thin matrices with B."""
         hidden = self.activation(summed_products(self.down, blocks))
         kept = []
         for encoder in self.encoders:
@@ -44,26 +44,26 @@ class SeenByNetwork(Change):
         return LowRank(self.up, hidden, self.scale)
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Raises ValueError: it has to see the whole weight first."""
+        """Raise ValueError: it has to see the whole weight first."""
         raise ValueError("the change is not settled yet")
 
     def transposed(self) -> Change:
-        """The weight is turned round first."""
+        """Return the change of the transposed weight, which is transposed first."""
         return Transposed(self)
 
 
 def _gelu(values: Any) -> Any:
-    """x · Φ(x)."""
+    """Return x · Φ(x)."""
     return values * 0.5 * (1.0 + (values / sqrt(2.0)).erf())
 
 
 def _gelu_tanh(values: Any) -> Any:
-    """The approximation of x · Φ(x) by a hyperbolic tangent."""
+    """Return the approximation of x · Φ(x) by a hyperbolic tangent."""
     return values * 0.5 * (1.0 + ((values + 0.044715 * values**3) * sqrt(2.0 / pi)).tanh())
 
 
 def _mish(values: Any) -> Any:
-    """x · tanh(log(1 + exp x))."""
+    """Return x · tanh(log(1 + exp x))."""
     return values * _softplus(values).tanh()
 
 
@@ -99,12 +99,12 @@ _SIDES = ("encoder", "decoder")
 
 
 def _layers(side: str, shapes: Shapes) -> list[str]:
-    """The roles of the network's layers on one side."""
+    """Return the roles of the network's layers on one side."""
     return [role for role in (f"{side} {number}" for number in range(_DEEPEST)) if role in shapes]
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of A (r, out), B (out, r) and the layers (r, r), or None."""
+    """Return the problem with the shapes of A (r, out), B (out, r) and the layers (r, r), or None."""
     down, up = shapes["down"], shapes["up"]
     if len(down) != 2 or up != down[::-1] or 0 in down:
         return f"peanut_A {list(down)} and peanut_B {list(up)} are not (r, outputs) and (outputs, r)"
@@ -119,12 +119,12 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """Of the weight the rows are known alone."""
+    """Return (out, None): the columns are unknown."""
     return shapes["up"][0], None
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     rows, rank = shapes["up"]
     if len(weight) != 2 or weight[0] != rows:
         return f"changes a matrix of {rows} rows"
@@ -134,7 +134,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """What the config says of the network, or why that is not known."""
+    """Return the settings of the network from the config, or an error text if they are unknown."""
     depth = len(_layers("encoder", around.shapes))
     fields = {
         "act_fn": lambda value: isinstance(value, str) and value in ACTIVATIONS,
@@ -151,7 +151,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, act_fn: str, scaling: float) -> "Change":
-    """The network, which sees the weight when it is folded."""
+    """Return the network, which sees the weight when it is folded."""
     shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
     encoders, decoders = ([tensors[role] for role in _layers(side, shapes)] for side in _SIDES)
     return SeenByNetwork(tensors["down"], tensors["up"], encoders, decoders, ACTIVATIONS[act_fn], scale * scaling)

@@ -1,6 +1,6 @@
-"""PSOFT of PEFT, which is recognised and not computed: its file does not tell its change.
+"""PSOFT of PEFT, recognised but not computed: its file does not determine its change.
 
-W' = W + B · (R - I) · A, where the first r singular triples of the base make A and B. PEFT takes them anew whenever it
+W' = W + B · (R - I) · A, where the first r singular triples of the base make A and B. PEFT takes them again whenever it
 loads the file. The sign of each pair of singular vectors is free, and LAPACK's two drivers choose it differently. R is
 not diagonal, so that other signs are another change. Source: the `PsoftLayer` of PEFT 0.21.
 """

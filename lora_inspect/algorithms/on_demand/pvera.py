@@ -1,7 +1,8 @@
-"""PVeRA: VeRA whose activations are drawn in training: W' = W + diag(b) · B · diag(d) · A with what is their mean.
+"""PVeRA: VeRA with activations that are drawn in training; the change has their mean.
 
-The second half of d and of the rows of A gives the variance, of which PEFT merges nothing, nor uses any in inference
-without `sample_at_inference`. Source: the `PveraLayer` of PEFT.
+W' = W + diag(b) · B · diag(d) · A, with the first halves of d and A. The second half of d and of the rows of A gives
+the variance. PEFT merges none of it, nor uses any in inference without `sample_at_inference`. Source: the `PveraLayer`
+of PEFT.
 """
 
 from lora_inspect.algorithms.on_demand.vera import projected

@@ -2,7 +2,7 @@
 
 Together the bases reach full rank. A is on the shorter side of the weight, inputs or outputs. Where PEFT multiplies,
 the pairs (basis, rank) are counted rank first in A and basis first in B, so that position p of one meets position p of
-the other; its files mean that. PEFT has no strength for it. Sources: Albert et al. 2025; the `RandLoraLayer` of PEFT.
+the other; its files mean that. PEFT has no multiplier for it. Sources: Albert et al. 2025; the `RandLoraLayer` of PEFT.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class _Bases(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Adds the product's rows: those of B where the inputs are the shorter side, else those of A turned round."""
+        """Add the product's rows: those of B if the inputs are the shorter side, else those of A transposed."""
         last, columns = first + rows.shape[0], rows.shape[1]
         factor = self.scale * multiplier
         if columns == self.short.shape[1]:
@@ -49,7 +49,7 @@ class _Bases(Change):
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with λ (rank, bases), γ (bases, short) for A (rank, 1, short or more) and B (long, bases, rank)."""
+    """Return the problem with λ (rank, bases), γ (bases, short), A (rank, 1, …) or B (long, bases, rank), or None."""
     own, gains = shapes["lambda"], shapes["gamma"]
     if len(own) != 2 or len(gains) != 2 or own[1] != gains[0] or 0 in own:
         return f"randlora_lambda {list(own)} and randlora_gamma {list(gains)} are not of the same bases"
@@ -62,12 +62,12 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """The shorter side is known, and not which one it is."""
+    """Return unknown sizes: the shorter side is known, but not its axis."""
     return None, None
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is no weight with a shorter side like this; else None."""
+    """Return the mismatch with a weight of this shape, or None."""
     short, most = shapes["gamma"][1], shapes["B"][0]
     if len(weight) == 2 and min(weight) == short and max(weight) <= most:
         return None
@@ -75,7 +75,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> Mapping[str, Any] | str:
-    """The alpha that the config says, which PEFT divides by the rank."""
+    """Return the alpha from the config, which PEFT divides by the rank, or an error text if it is unknown."""
     said = around.config.get("randlora_alpha") if around.config else None
     if not is_number(said):
         return (
@@ -86,7 +86,7 @@ def settings(around: Surroundings) -> Mapping[str, Any] | str:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, randlora_alpha: float) -> Change:
-    """The bases, with both trained tensors in A."""
+    """Return the bases, with both trained tensors in A."""
     own, gains = tensors["lambda"], tensors["gamma"]
     short = own.unsqueeze(2) * tensors["A"][:, :, : gains.shape[1]] * gains
     return _Bases(tensors["B"], short.flatten(0, 1), own.shape[1], randlora_alpha / own.shape[0])

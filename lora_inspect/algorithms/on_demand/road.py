@@ -20,7 +20,7 @@ _OUTPUTS = {"road_1": 2, "road_2": 1, "road_4": 0.5}
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the angles and factors, each (count,), or None."""
+    """Return the problem with the shapes of the angles and factors, each (count,), or None."""
     angles, factors = shapes["angles"], shapes["factors"]
     if len(angles) != 1 or factors != angles or not angles[0]:
         return f"road_theta {list(angles)} and road_alpha {list(factors)} are not as many angles as factors"
@@ -32,19 +32,19 @@ def _rows(shapes: Shapes, variant: str) -> int:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...], *, variant: str) -> str | None:
-    """What is turned where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     rows = _rows(shapes, variant)
     return None if len(weight) == 2 and weight[0] == rows else f"turns {rows} outputs of a Linear layer"
 
 
 def misfit_of_bias(shapes: Shapes, bias: tuple[int, ...], *, variant: str) -> str | None:
-    """What is turned where that is not a bias of this shape, or None."""
+    """Return the mismatch with a bias of this shape, or None."""
     rows = _rows(shapes, variant)
     return None if bias == (rows,) else f"turns a bias of {rows} numbers"
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, variant: str, group: int) -> "Change":
-    """The turned pairs of outputs."""
+    """Return the turned pairs of outputs."""
     angles, factors = tensors["angles"], tensors["factors"]
     if variant == "road_4":
         angles, factors = angles.reshape(-1, 2, group), factors.reshape(-1, 2, group)
@@ -56,7 +56,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, variant: str,
 
 
 def variant(around: Surroundings) -> Algorithm | str:
-    """The algorithm in the variant and the groups of the config, or why these are unknown."""
+    """Return the algorithm with the variant and the groups of the config, or an error text if they are unknown."""
     fields = {"variant": lambda value: isinstance(value, str) and value in _OUTPUTS, "group_size": is_count}
     found = read_fields(around.config, fields, "its turn of outputs")
     if isinstance(found, str):
@@ -117,7 +117,7 @@ class TurnedPairs(Change):
     together: int
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Turns whole groups; raises ValueError for a multiplier that means nothing."""
+        """Rotate whole groups; raise ValueError for a meaningless multiplier."""
         if multiplier != 1:
             raise ValueError(f"outputs are turned or not, which a multiplier of {multiplier:g} does not say")
         last = first + rows.shape[0]

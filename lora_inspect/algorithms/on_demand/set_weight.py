@@ -1,6 +1,6 @@
 """A weight in the place of the base's own, whole, as ComfyUI reads it under `.set_weight`.
 
-ComfyUI ignores the strength of such a tensor, and drops what else changes the weight of its module. Source:
+ComfyUI ignores the multiplier of such a tensor, and drops all other changes of its module's weight. Source:
 `calculate_weight` and `load_lora` of ComfyUI.
 """
 
@@ -12,13 +12,13 @@ from lora_inspect.algorithms.record import Algorithm, Formula, Shapes, Surroundi
 
 
 def check(shapes: Shapes) -> str | None:
-    """A single number or an empty tensor is no weight."""
+    """Return an error for a single number or an empty tensor, which is no weight."""
     shape = shapes[saved.SAVED]
     return None if shape and 0 not in shape else f"set_weight {list(shape)} is not a weight"
 
 
 def settings(around: Surroundings) -> Mapping[str, Any] | str:
-    """None are needed; says what ComfyUI would drop."""
+    """Return no settings, or an error text with the changes that ComfyUI would drop."""
     if around.beside:
         return (
             f"ComfyUI drops the {' and the '.join(around.beside)} of its module, but other programs would add it; "

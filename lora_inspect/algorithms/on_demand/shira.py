@@ -1,6 +1,6 @@
 """SHiRA: some entries of the weight are trained, W' = W + multiplier · values at (row, column).
 
-`shira_indices` (2, count) are the rows and the columns, whole numbers that PEFT for Windows stores as floats. Sources:
+`shira_indices` (2, count) are the rows and the columns, integers that PEFT for Windows stores as floats. Sources:
 Bhardwaj et al. 2024; the `ShiraLayer` of PEFT.
 """
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the values (count,) and the entries (2, count), or None."""
+    """Return the problem with the shapes of the values (count,) and the entries (2, count), or None."""
     values, entries = shapes["values"], shapes["entries"]
     if len(values) != 1 or not values[0] or entries != (2, *values):
         return f"shira_weight {list(values)} are not values for shira_indices {list(entries)}"
@@ -21,17 +21,17 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """That of the weight is not told."""
+    """Return unknown sizes: the file does not give the weight's shape."""
     return None, None
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is no matrix, or None."""
+    """Return the mismatch with a matrix of this shape, or None."""
     return None if len(weight) == 2 else "changes entries of a matrix"
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
-    """What is changed that is not inside a weight of this shape, or None."""
+    """Return an error if an entry is not inside a weight of this shape, or None."""
     for what, entries, size in zip(("row", "column"), tensors["entries"], weight, strict=True):
         if (odd := entries[(entries < 0) | (entries >= size)]).numel():
             return f"changes an entry of {what} {int(odd[0])}"
@@ -39,7 +39,7 @@ def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The values at their entries."""
+    """Return the values at their entries."""
     from lora_inspect.maths.entries import Scattered
 
     rows, columns = tensors["entries"]

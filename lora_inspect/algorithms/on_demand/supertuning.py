@@ -1,7 +1,7 @@
-"""Super-Tuning: some entries of the weight are trained, and in its form Supra a LoRA beside them.
+"""Super-Tuning: some entries of the weight are trained, and in its form Supra a LoRA next to them.
 
 W' = W + values at the entries + (lora_alpha / r) · B @ A. `supertuning_indices` (count,) count the entries from the
-first one of the weight, row by row. PEFT has no strengths for it. Source: the `SupertuningLayer` of PEFT.
+first one of the weight, row by row. PEFT has no multipliers for it. Source: the `SupertuningLayer` of PEFT.
 """
 
 from math import prod
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shapes of the values (count,), the entries, A (r, in) and B (out, r), or None."""
+    """Return the problem with the values (count,), the entries, A (r, in) and B (out, r), or None."""
     values, entries = shapes["values"], shapes.get("entries")
     if len(values) != 1 or not values[0] or entries not in (None, values):
         return f"supertuning_values {list(values)} are not values for supertuning_indices {list(entries or ())}"
@@ -30,12 +30,12 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(out, in) where there is a LoRA that tells it."""
+    """Return (out, in) if there is a LoRA that shows it."""
     return (shapes["up"][0], shapes["down"][1]) if "down" in shapes else (None, None)
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     told = shape(shapes)
     if len(weight) == 2 and told in ((None, None), weight):
         return None
@@ -43,14 +43,14 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...], *, lora_scale: float) -> str | None:
-    """Which entry is not inside a weight of this shape, or None."""
+    """Return an error if an entry is not inside a weight of this shape, or None."""
     entries = tensors["entries"]
     odd = entries[(entries < 0) | (entries >= prod(weight))]
     return f"changes the entry {int(odd[0])} of a weight" if odd.numel() else None
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The scale of the LoRA, or why it, or the entries, are unknown."""
+    """Return the scale of the LoRA, or an error text if it, or the entries, are unknown."""
     if "entries" not in around.shapes:
         return (
             "its entries are not in the file, and PEFT finds others if the base has equal or rounded numbers; save "
@@ -63,7 +63,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, lora_scale: float) -> "Change":
-    """The values at their entries, and the LoRA where there is one."""
+    """Return the values at their entries, and the LoRA if there is one."""
     from lora_inspect.maths.change import Both, LowRank
     from lora_inspect.maths.entries import Scattered
 

@@ -1,6 +1,6 @@
-"""TinyLoRA: W' = W + B · (Σ v_i · P_i) · A, with A and B from the base's decomposition, P drawn, and only v trained.
+"""TinyLoRA: W' = W + B · (Σ v_i · P_i) · A, with A, B from the base's decomposition, P drawn, v trained.
 
-PEFT has no strength for it. Source: the `TinyLoraLayer` of PEFT.
+PEFT has no multiplier for it. Source: the `TinyLoraLayer` of PEFT.
 """
 
 from collections.abc import Collection
@@ -23,12 +23,12 @@ _NOT_SAVED = (
 
 
 def _only(path: str, parts: Collection[str]) -> str | None:
-    """The vector of a module where all modules have the same one."""
+    """Return the only vector of the file, or None if there are several."""
     return next(iter(parts)) if len(parts) == 1 else None
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with A (rank, in), B (out, rank), P (count, rank, rank) and v (count,), or None."""
+    """Return the problem with A (rank, in), B (out, rank), P (count, rank, rank) and v (count,), or None."""
     down, up = shapes["A"], shapes["B"]
     if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
         return f"tinylora_A {list(down)} and tinylora_B {list(up)} cannot be multiplied"
@@ -41,17 +41,17 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in), of an Embedding (entries, features)."""
+    """Return (out, in), of an Embedding (entries, features)."""
     return shapes["B"][0], shapes["A"][1]
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """Nothing but that the projection is there."""
+    """Return no settings, or an error text if the projection is missing."""
     return {} if "P" in around.roles else _NOT_SAVED
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The product of the three matrices, the middle one in B."""
+    """Return the product of the three matrices, the middle one in B."""
     from lora_inspect.maths.change import LowRank
 
     vector, drawn = tensors["v"], tensors["P"]

@@ -1,9 +1,8 @@
 """Trainable tokens: some rows of an embedding, or of a head, are replaced whole.
 
-`trainable_tokens_delta` (count, dim) are the new rows, in spite of its name; their numbers stand in the config alone:
-`token_indices` of the method itself, `trainable_token_indices` where a LoRA has it beside its factors. A head that
-shares the weight of the embedding takes part. PEFT has no strengths for them. Source: the `TrainableTokensLayer` of
-PEFT.
+`trainable_tokens_delta` (count, dim) are the new rows, in spite of its name; their numbers are only in the config:
+`token_indices` of the method itself, `trainable_token_indices` if a LoRA has it next to its factors. A head that shares
+the weight of the embedding takes part. PEFT has no multipliers for them. Source: the `TrainableTokensLayer` of PEFT.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,42 +17,42 @@ ROWS = "rows"
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the rows (count, dim), or None."""
+    """Return the problem with the shape of the rows (count, dim), or None."""
     rows = shapes[ROWS]
     return None if len(rows) == 2 and 0 not in rows else f"trainable_tokens_delta {list(rows)} are not rows of a matrix"
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """(num, dim) as the base stores it, of which the rows tell dim."""
+    """Return (num, dim) as the base stores it, with None for num; the rows give dim."""
     return None, shapes[ROWS][1]
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is replaced where that is not a weight of this shape, or None."""
+    """Return the mismatch with a weight of this shape, or None."""
     width = shapes[ROWS][1]
     return None if len(weight) == 2 and weight[1] == width else f"replaces rows of {width} numbers"
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...], *, tokens: Sequence[int]) -> str | None:
-    """Which row is not inside a weight of this shape, or None."""
+    """Return an error if a row is not inside a weight of this shape, or None."""
     largest = max(tokens)
     return None if largest < weight[0] else f"replaces the row of token {largest}"
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, tokens: Sequence[int]) -> "Change":
-    """The rows of the tokens, in their order, in the place of the weight's own."""
+    """Return the rows of the tokens, in their order, which replace the weight's own."""
     from lora_inspect.maths.change import ReplacedRows
 
     return ReplacedRows(tokens, tensors[ROWS])
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The tokens of the method itself, or why they are unknown."""
+    """Return the tokens of the method itself, or an error text if they are unknown."""
     return _tokens(around, "token_indices", [(around.config or {}).get("token_indices")])
 
 
 def settings_beside_lora(around: Surroundings) -> dict[str, Any] | str:
-    """Those of a LoRA, which has one list for the embedding or lists by the ends of the modules' paths."""
+    """Return the tokens of a LoRA, from one list for the embedding or lists by the ends of the modules' paths."""
     field = "trainable_token_indices"
     said = (around.config or {}).get(field)
     return _tokens(around, field, _lists_for(around.key, said) if isinstance(said, Mapping) else [said])
@@ -64,7 +63,7 @@ def _lists_for(key: str, lists: Mapping[str, Any]) -> list[Any]:
 
 
 def _tokens(around: Surroundings, field: str, lists: list[Any]) -> dict[str, Any] | str:
-    """The one list of as many different tokens as there are rows."""
+    """Return the one list with as many different tokens as there are rows, or an error text."""
     if around.config is None:
         return (
             "PEFT names the tokens of its rows in adapter_config.json, but this module has none; put it next to the "

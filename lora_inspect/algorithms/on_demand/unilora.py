@@ -1,6 +1,6 @@
-"""Uni-LoRA: W' = W + B · A, all of whose entries are taken from one vector by saved indices, each times its scale.
+"""Uni-LoRA: W' = W + B · A, with all entries taken from one vector by saved indices, each times its scale.
 
-PEFT has no strength for it. Source: the `UniLoraLayer` of PEFT.
+PEFT has no multiplier for it. Source: the `UniLoraLayer` of PEFT.
 """
 
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ _VECTOR = Shared(
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the indices and scales of A (rank, in) and B (out, rank), and with the vector."""
+    """Return the problem with the indices and scales of A (rank, in) and B (out, rank), or with the vector, or None."""
     for side in ("A", "B"):
         indices, scales = shapes[f"indices_{side}"], shapes[f"scales_{side}"]
         if len(indices) != 2 or indices != scales:
@@ -37,12 +37,12 @@ def check(shapes: Shapes) -> str | None:
 
 
 def shape(shapes: Shapes) -> tuple[int, ...]:
-    """(out, in)."""
+    """Return (out, in)."""
     return shapes["indices_B"][0], shapes["indices_A"][1]
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
-    """An index that the vector does not have, or None."""
+    """Return an error for an index that the vector does not have, or None."""
     count = tensors["vector"].shape[0]
     for indices in (tensors["indices_A"], tensors["indices_B"]):
         if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= count):
@@ -51,7 +51,7 @@ def outside(tensors: Tensors, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The product of the two factors."""
+    """Return the product of the two factors."""
     from lora_inspect.maths.change import LowRank
 
     down, up = (tensors["vector"][tensors[f"indices_{side}"]] * tensors[f"scales_{side}"] for side in ("A", "B"))

@@ -1,7 +1,7 @@
 """VB-LoRA: W' = W + B · A, where every piece of a row of A and of a column of B mixes a few vectors of one bank.
 
 The largest logits of a piece choose its vectors, and their softmax mixes them. With `save_only_topk_weights` the chosen
-ones and all but the last of their weights are saved. PEFT has no strength for it. Sources: Li et al. 2024; the
+ones and all but the last of their weights are saved. PEFT has no multiplier for it. Sources: Li et al. 2024; the
 `VBLoRALayer` of PEFT.
 """
 
@@ -22,7 +22,7 @@ _MISSING = "its vblora_vector_bank is missing; fetch the file again, or write it
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the logits, with the chosen vectors and their weights, or with the bank (vectors, length)."""
+    """Return the problem with the logits, the chosen vectors and weights, or the bank (vectors, length), or None."""
     own = shapes.keys() - {"bank"}
     if own not in (set(_LOGITS), set(_INDICES) | set(_WEIGHTS)):
         return "it needs all of its logits, or all of the indices and weights saved from them, and nothing else"
@@ -52,7 +52,7 @@ def _pieces(shapes: Shapes, side: str) -> tuple[int, ...]:
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """The pieces of each side have the length of the vectors."""
+    """Return (out, in), from pieces with the length of the vectors on each side."""
     if "bank" not in shapes:
         return None, None
     length = shapes["bank"][1]
@@ -60,7 +60,7 @@ def shape(shapes: Shapes) -> tuple[int | None, ...]:
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is no weight of this shape, or of a lower rank than the factors; else None."""
+    """Return the mismatch with a weight of this shape or of a lower rank than the factors, or None."""
     length, rank = shapes["bank"][1], _rank(shapes, "A", 0)
     changed = _pieces(shapes, "B")[0] * length, _pieces(shapes, "A")[1] * length
     # A few bytes of indices make a whole row of a factor.
@@ -68,7 +68,7 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """How many vectors are mixed: as many as were saved, or as the config says."""
+    """Return `topk`, the number of mixed vectors: as many as were saved, or as the config says; or an error text."""
     saved = around.shapes.get("indices_A")
     said = around.config.get("topk") if around.config else None
     if saved is None and (isinstance(said, bool) or not isinstance(said, int)):
@@ -87,7 +87,7 @@ def settings(around: Surroundings) -> dict[str, Any] | str:
 
 
 def outside(tensors: Tensors, weight: tuple[int, ...], *, topk: int) -> str | None:
-    """A chosen vector that the bank does not have, or None."""
+    """Return an error for a chosen vector that the bank does not have, or None."""
     last = tensors["bank"].shape[0] - 1
     for role in _INDICES.keys() & tensors.keys():
         if int(tensors[role].min()) < 0 or int(tensors[role].max()) > last:
@@ -96,7 +96,7 @@ def outside(tensors: Tensors, weight: tuple[int, ...], *, topk: int) -> str | No
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None, *, topk: int) -> "Change":
-    """The product of the two factors that the pieces make."""
+    """Return the product of the two factors that the pieces make."""
     from lora_inspect.maths.change import LowRank
 
     a, b = _mixed(tensors, "A", topk), _mixed(tensors, "B", topk)
@@ -104,7 +104,7 @@ def change(tensors: Tensors, scale: float, alpha: float | None, *, topk: int) ->
 
 
 def _mixed(tensors: Tensors, side: str, topk: int) -> Any:
-    """The pieces of a factor (·, ·, length)."""
+    """Return the pieces of a factor (·, ·, length)."""
     import torch
 
     if f"logits_{side}" in tensors:

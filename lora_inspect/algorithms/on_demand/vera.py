@@ -20,13 +20,13 @@ _NOT_SAVED = (
 
 
 def shape(shapes: Shapes) -> tuple[int | None, ...]:
-    """The rows are known; A tells no more than how many columns there are at most."""
+    """Return (out, None): A only shows the largest possible number of columns."""
     b = shapes["b"]
     return b[0] if b else 1, None
 
 
 def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-    """What is changed where that is no matrix of as many rows, and of no more columns than A has; else None."""
+    """Return the mismatch with a matrix of this shape, with at most as many columns as A, or None."""
     rows, columns = shapes["b"][0], shapes["A"][1]
     if len(weight) == 2 and weight[0] == rows and weight[1] <= columns:
         return None
@@ -34,14 +34,14 @@ def misfit(shapes: Shapes, weight: tuple[int, ...]) -> str | None:
 
 
 def change(tensors: Tensors, scale: float, alpha: float | None) -> "Change":
-    """The product cut to the layer, whose rank is that of B; both vectors go into the copy of B that it takes."""
+    """Return the product truncated to the layer, with the rank of B; both vectors go into the copy of B."""
     b, d, projection = tensors["b"], tensors["d"], tensors["B"]
     rank = projection.shape[1]
     return Leading(projection[: b.shape[0]] * d[:rank] * b.unsqueeze(1), tensors["A"][:rank])
 
 
 def checked(name: str, halves: int) -> Callable[[Shapes], str | None]:
-    """`check` of vectors b (out,) and d (halves·rank,) for A (halves·rank, in or more) and B (out or more, rank)."""
+    """Return `check` of vectors b (out,) and d (halves·rank,) for A (halves·rank, ≥in) and B (≥out, rank)."""
 
     def check(shapes: Shapes) -> str | None:
         b, d = shapes["b"], shapes["d"]
@@ -60,7 +60,7 @@ def checked(name: str, halves: int) -> Callable[[Shapes], str | None]:
 
 
 def projected(name: str, title: str, halves: int) -> Algorithm:
-    """The algorithm whose vector d and A are of so many halves, the first of which counts."""
+    """Return the algorithm with d and A in `halves` parts, with only the first one used."""
     return Algorithm(
         name=name,
         title=title,
@@ -88,9 +88,9 @@ class Leading(Change):
     together: int = 1
 
     def fold(self, rows: Any, first: int, multiplier: float) -> None:
-        """Adds the product's rows."""
+        """Add the product's rows."""
         add_product(rows, self.up[first : first + rows.shape[0]] * multiplier, self.down[:, : rows.shape[1]])
 
     def transposed(self) -> Change:
-        """The factors change places."""
+        """Return the change with exchanged factors."""
         return Leading(self.down.transpose(0, 1), self.up.transpose(0, 1))

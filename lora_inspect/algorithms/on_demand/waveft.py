@@ -29,13 +29,13 @@ LOWPASS: dict[str, tuple[float, ...]] = {"db1": _HAAR, "db2": _FOUR, "sym2": _FO
 
 
 def check(shapes: Shapes) -> str | None:
-    """What is wrong with the shape of the spectrum (count,), or None."""
+    """Return the problem with the shape of the spectrum (count,), or None."""
     spectrum = shapes["spectrum"]
     return f"waveft_spectrum {list(spectrum)} is not a row of numbers" if len(spectrum) != 1 or 0 in spectrum else None
 
 
 def settings(around: Surroundings) -> dict[str, Any] | str:
-    """The factor, the seed and the filter of the config, None for no transform, or why they are not known."""
+    """Return the factor, the seed and the filter from the config, None for no transform, or an error text."""
     fields = {"scaling": is_number, "random_loc_seed": is_seed, "use_idwt": is_switch}
     found = read_fields(around.config, fields, "its change")
     if isinstance(found, str):
@@ -61,7 +61,7 @@ def change(
     lowpass: tuple[float, ...] | None,
     weight: tuple[int, ...],
 ) -> "Change":
-    """The transform of what is stored, at the entries of the seed."""
+    """Return the transform of the stored numbers at the entries that the seed draws."""
     from lora_inspect.algorithms.drawn_entries import drawn_places
 
     spectrum, shape = tensors["spectrum"], (weight[0], prod(weight[1:]))
@@ -87,7 +87,7 @@ ALGORITHM = Algorithm(
 
 
 class _Axis:
-    """Where the coefficients at positions `at` of an axis of `size` come out, and which of them are details."""
+    """The output positions of the coefficients at `at` along an axis of `size`, and a mark for the details."""
 
     def __init__(self, at: "Tensor", size: int, taps: int) -> None:
         # The transform is of an even length, and loses what the filter reaches beyond the ends.
@@ -98,7 +98,7 @@ class _Axis:
         self._first = 2 * (at % (length // 2)) - self._lost
 
     def tap(self, number: int) -> "tuple[Tensor, Tensor]":
-        """The positions that a tap reaches, and which of them are there."""
+        """Return the positions that a tap reaches, and a mask of the ones that exist."""
         reached = self._first + number
         return reached, (reached >= 0) & (reached < self._size)
 
@@ -106,9 +106,9 @@ class _Axis:
 def synthesis(
     values: "Tensor", at: "tuple[Tensor, Tensor]", shape: tuple[int, int], lowpass: Sequence[float], scale: float
 ) -> Change:
-    """Adds scale · the inverse transform of the `values` (count,) at the rows and columns `at` of a weight of `shape`.
+    """Return scale · the inverse transform of `values` (count,) at the rows and columns `at` of a weight of `shape`.
 
-    The filter `lowpass` is that of the synthesis; the other one has its taps turned round, with alternating signs.
+    The filter `lowpass` is that of the synthesis; the other filter has its taps reversed, with alternating signs.
     """
     import torch
 

@@ -1,6 +1,6 @@
 """ACE-Step 1, which makes music.
 
-Leaves as in the ACEStepTransformer2DModel of the original repository, whose names ComfyUI keeps. No class of diffusers
+Leaves as in the ACEStepTransformer2DModel of the original repository; ComfyUI keeps its names. No class of diffusers
 has them.
 """
 

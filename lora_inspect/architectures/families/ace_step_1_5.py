@@ -1,8 +1,8 @@
 """ACE-Step 1.5.
 
-Leaves as in the decoder of the original repository, which its trainer adapts alone; as in the whole model, in which
-ComfyUI has the decoder beside encoders and tokenizers, of which no adapter is known; and as in the
-AceStepTransformer1DModel of diffusers.
+Leaves as in the decoder of the original repository, the only part that its trainer adapts, and as in the
+AceStepTransformer1DModel of diffusers. There is also the whole model, where ComfyUI has the decoder next to encoders
+and tokenizers; no adapter of these is known.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ DIFFUSERS = (
 
 
 def relations() -> Iterator[Relation]:
-    """How the decoder is related to the model of diffusers, and both to the whole model."""
+    """Yield the relations of the decoder to the model of diffusers, and of both to the whole model."""
     own = (
         same("proj_in.1", "proj_in_conv"),
         same("proj_out.1", "proj_out_conv"),

@@ -1,7 +1,7 @@
 """Anima: Cosmos Predict 2 with an adapter of a language model.
 
 Leaves as in the original transformer, and in the CosmosTransformer3DModel of diffusers, which has no such adapter. A
-file of the blocks alone may be one of Cosmos, which they are shared with.
+file of only the blocks may be one of Cosmos, which has the same blocks.
 """
 
 from ..correspondence import Correspondence

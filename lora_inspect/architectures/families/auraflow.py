@@ -56,7 +56,7 @@ DIFFUSERS_PARAMETERS = ("register_tokens", "pos_embed.pos_embed")
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the original layout is related to that of diffusers."""
+    """Return the relations of the original layout to that of diffusers."""
     return (
         same("t_embedder.mlp.0", "time_step_proj.linear_1"),
         same("t_embedder.mlp.2", "time_step_proj.linear_2"),

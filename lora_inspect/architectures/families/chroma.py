@@ -1,6 +1,6 @@
-"""Chroma: FLUX.1 without modulation layers, whose values come from one distilled guidance layer.
+"""Chroma: FLUX.1 without modulation layers; one distilled guidance layer gives their values.
 
-An adapter of the blocks alone has the names and widths of a FLUX.1 adapter without modulation.
+An adapter of only the blocks has the names and widths of a FLUX.1 adapter without modulation.
 """
 
 from ..correspondence import Correspondence, Relation, below, same
@@ -46,7 +46,7 @@ GUIDANCE_NORMS = f"{GUIDANCE}.norms.{{i}}"
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the original layout is related to that of diffusers."""
+    """Return the relations of the original layout to that of diffusers."""
     return (
         *end_relations(),
         *below(GUIDANCE, GUIDANCE, same("in_proj", "in_proj"), same("out_proj", "out_proj")),

@@ -54,7 +54,7 @@ CONTEXT = ("crossattn_proj.0", "img_context_proj.0")
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the original layout is related to that of diffusers."""
+    """Return the relations of the original layout to that of diffusers."""
     return (
         same("x_embedder.proj.1", "patch_embed.proj"),
         *below("t_embedder.1", "time_embed.t_embedder", same("linear_1", "linear_1"), same("linear_2", "linear_2")),
@@ -87,7 +87,7 @@ def relations() -> tuple[Relation, ...]:
 
 
 def sizes(name: str | None, width: int) -> tuple[Size, ...]:
-    """The widths of a size in both layouts; the text that the cross attention takes in is 1024 wide."""
+    """Return the widths of a size in both layouts; the text input of the cross attention is 1024 wide."""
     return (
         *(Size(name, path, width, 1024) for path in under("blocks.{i}.cross_attn", "k_proj", "v_proj")),
         *(Size(name, path, width, width) for path in under("blocks.{i}.self_attn", "q_proj", "k_proj", "v_proj")),

@@ -61,12 +61,12 @@ DIFFUSERS_NORMS = (
 
 
 def norm_relations() -> tuple[Relation, ...]:
-    """How the norms of the original layout are related to those of diffusers."""
+    """Return the relations of the original layout's norms to those of diffusers."""
     return tuple(map(same, ORIGINAL_NORMS, DIFFUSERS_NORMS))
 
 
 def attention_relations() -> tuple[Relation, ...]:
-    """How the original layout of a double-stream block's attention is related to that of diffusers."""
+    """Return the relations of a double-stream block's attention in the original layout to that of diffusers."""
     return below(
         "double_blocks.{i}",
         "transformer_blocks.{i}",
@@ -78,7 +78,7 @@ def attention_relations() -> tuple[Relation, ...]:
 
 
 def double_relations() -> tuple[Relation, ...]:
-    """The same of a whole double-stream block, modulation apart."""
+    """Return the relations of a whole double-stream block, without modulation."""
     return (
         *attention_relations(),
         *below(
@@ -93,7 +93,7 @@ def double_relations() -> tuple[Relation, ...]:
 
 
 def single_relations() -> tuple[Relation, ...]:
-    """The same of a single-stream block, modulation apart."""
+    """Return the relations of a single-stream block, without modulation."""
     return below(
         "single_blocks.{i}",
         "single_transformer_blocks.{i}",
@@ -103,7 +103,7 @@ def single_relations() -> tuple[Relation, ...]:
 
 
 def end_relations() -> tuple[Relation, ...]:
-    """The same of what stands before and behind the blocks."""
+    """Return the relations of the layers before and after the blocks."""
     return (
         same("img_in", "x_embedder"),
         same("txt_in", "context_embedder"),
@@ -112,7 +112,7 @@ def end_relations() -> tuple[Relation, ...]:
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the original layout is related to that of diffusers."""
+    """Return the relations of the original layout to that of diffusers."""
     return (
         *end_relations(),
         *(
@@ -147,7 +147,7 @@ XLABS = (
 
 
 def xlabs_relations() -> tuple[Relation, ...]:
-    """How the two layouts are related to XLabs's: 1 is the picture, 2 the text, and a single block has no MLP there."""
+    """Return the relations to XLabs's layout: 1 is the picture, 2 the text, and a single block has no MLP there."""
     return (
         *below(
             "double_blocks.{i}",

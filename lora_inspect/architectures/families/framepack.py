@@ -1,9 +1,9 @@
 """FramePack: HunyuanVideo under the diffusers names, with an image projection and embedders of past frames.
 
 Leaves as in the HunyuanVideoTransformer3DModelPacked of the original repository, which the
-HunyuanVideoFramepackTransformer3DModel of diffusers shares. An adapter of the blocks alone has the names and widths
-of a HunyuanVideo adapter in the diffusers layout. Programs for FramePack load adapters in HunyuanVideo's original names
-as well.
+HunyuanVideoFramepackTransformer3DModel of diffusers shares. An adapter of only the blocks has the names and widths of a
+HunyuanVideo adapter in the diffusers layout. Programs for FramePack load adapters in HunyuanVideo's original names as
+well.
 """
 
 from ..correspondence import Correspondence

@@ -1,7 +1,7 @@
 """GPT-2.
 
-Leaves as in its classes of transformers, with and without a head. All block leaves are Conv1D layers, whose weight is
-(in, out), the transpose of a Linear's.
+Leaves as in its classes of transformers, with and without a head. All block leaves are Conv1D layers with a weight (in,
+out), the transpose of a Linear's.
 """
 
 from ..record import Architecture, Layout, Size, under

@@ -1,6 +1,6 @@
 """BigCode: StarCoder and SantaCoder, of transformers' GPTBigCode.
 
-The names of GPT-2 with Linear layers, whose `c_attn` has one head of keys and one of values. Widths tell the two apart.
+The names of GPT-2 with Linear layers; their `c_attn` has one head of keys and one of values. Widths tell the two apart.
 """
 
 from ..record import Architecture, Layout, Size, under

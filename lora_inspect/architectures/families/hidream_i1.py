@@ -1,7 +1,7 @@
 """HiDream-I1.
 
-Leaves as in the HiDreamImageTransformer2DModel of diffusers, whose names the original checkpoint has. The router
-`ff_i.gate` is a bare parameter, which adapters leave alone.
+Leaves as in the HiDreamImageTransformer2DModel of diffusers; the original checkpoint has the same names. The router
+`ff_i.gate` is a bare parameter, which adapters do not change.
 """
 
 from ..record import Architecture, Layout, Size, under

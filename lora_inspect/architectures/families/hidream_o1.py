@@ -1,8 +1,8 @@
 """HiDream-O1: a Qwen3-VL language model that predicts pixels.
 
-Leaves as in the Qwen3VLForConditionalGeneration of the original repository; ComfyUI's single file drops the `model.`
-of the root. An adapter of the decoder layers alone has the names of a Qwen3-VL adapter, and the widths of one of
-Qwen3-VL 8B, as in ComfyUI's HiDreamO1TextConfig.
+Leaves as in the Qwen3VLForConditionalGeneration of the original repository; ComfyUI's single file drops the `model.` of
+the root. An adapter of only the decoder layers has the names of a Qwen3-VL adapter, and the widths of one of Qwen3-VL
+8B, as in ComfyUI's HiDreamO1TextConfig.
 """
 
 from ..correspondence import Correspondence, same

@@ -68,7 +68,7 @@ GLYPH_NORM = "byt5_in.layernorm"
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the layouts are related, as the conversion script of diffusers has it."""
+    """Return the relations of the layouts, as in the conversion script of diffusers."""
     return with_comfyui(
         (
             *ends_in_diffusers(),

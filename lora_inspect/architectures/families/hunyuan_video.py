@@ -122,7 +122,7 @@ DIFFUSERS_NORMS = (*NORMS, *DIFFUSERS_TEXT_NORMS)
 
 
 def ends_in_diffusers() -> tuple[Relation, ...]:
-    """What comes before and after the blocks, as far as the descendants have it too."""
+    """Return the relations of the layers before and after the blocks that the descendants have too."""
     return (
         same("img_in.proj", "x_embedder.proj"),
         *below(
@@ -149,7 +149,7 @@ def ends_in_diffusers() -> tuple[Relation, ...]:
 
 
 def blocks_in_diffusers() -> tuple[Relation, ...]:
-    """The blocks in the original layout and in that of diffusers."""
+    """Return the relations of the blocks in the original layout to those of diffusers."""
     return (
         *below(
             "double_blocks.{i}",
@@ -172,7 +172,7 @@ def blocks_in_diffusers() -> tuple[Relation, ...]:
 
 
 def ends_in_comfyui(*embedders: str) -> tuple[Relation, ...]:
-    """What ComfyUI renames before the blocks, these embedders of the timestep and of guidance among them."""
+    """Return ComfyUI's renamings before the blocks, with these embedders of the timestep and of guidance."""
     return (
         *(
             same(f"{parent}.mlp.{number}", f"{parent}.{layer}")
@@ -193,7 +193,7 @@ def ends_in_comfyui(*embedders: str) -> tuple[Relation, ...]:
 
 
 def with_comfyui(to_diffusers: tuple[Relation, ...]) -> tuple[Relation, ...]:
-    """The relations of all three layouts: ComfyUI renames the original layers, and keeps the names of some."""
+    """Return the relations of all three layouts: ComfyUI renames the original layers, and keeps the names of some."""
     to_comfyui = (
         *ends_in_comfyui("time_in", "guidance_in"),
         *(
@@ -214,7 +214,7 @@ def with_comfyui(to_diffusers: tuple[Relation, ...]) -> tuple[Relation, ...]:
 
 
 def in_diffusers() -> tuple[Relation, ...]:
-    """How the original layout is related to that of diffusers."""
+    """Return the relations of the original layout to that of diffusers."""
     return (
         *ends_in_diffusers(),
         *blocks_in_diffusers(),

@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5: double-stream blocks alone, with separate query, key and value layers.
+"""HunyuanVideo 1.5: only double-stream blocks, with separate query, key and value layers.
 
 Leaves as in the HunyuanVideo_1_5_DiffusionTransformer of the original repository and in the
 HunyuanVideo15Transformer3DModel of diffusers. ComfyUI fuses query, key and value.
@@ -78,7 +78,7 @@ DIFFUSERS_DOUBLE_NORMS = tuple(path for path in NORMS if path.startswith("transf
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the layouts are related; those of ComfyUI and of diffusers have the blocks of FLUX.1's layouts in common."""
+    """Return the relations of the layouts; ComfyUI's and diffusers' share the blocks of FLUX.1's layouts."""
     modulation = (("img_mod", "norm1"), ("txt_mod", "norm1_context"))
     ends = (
         *ends_in_diffusers(),

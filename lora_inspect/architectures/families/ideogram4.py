@@ -34,7 +34,7 @@ DIFFUSERS = (
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the original layout is related to that of diffusers."""
+    """Return the relations of the original layout to that of diffusers."""
     return below(
         "layers.{i}.attention",
         "layers.{i}.attention",

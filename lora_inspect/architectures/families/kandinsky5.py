@@ -1,7 +1,7 @@
 """Kandinsky 5.
 
-Leaves as in the DiffusionTransformer3D of the original repository, whose names the Kandinsky5Transformer3DModel of
-diffusers keeps.
+Leaves as in the DiffusionTransformer3D of the original repository; the Kandinsky5Transformer3DModel of diffusers keeps
+its names.
 """
 
 from ..record import Architecture, Layout, Size, Training, under

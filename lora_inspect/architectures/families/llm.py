@@ -1,10 +1,11 @@
-"""Decoder language models of the Llama line: Llama, Mistral, Qwen, Gemma, MiniCPM, Phi, DeepSeek, Granite, StarCoder 2.
+"""Decoder language models of the Llama line.
 
-Leaves as in their classes of transformers: `qkv_proj` and `gate_up_proj` are Phi-3's fused layers, the numbered
-experts those of mixture models stored one by one, the others parameters of all experts at once, and `router` that of
-gpt-oss. `switch_mlp`, and in gpt-oss `experts.gate_proj` and `experts.up_proj`, are what mlx-lm calls its layers of all
-experts. Roots: the causal model, its bare backbone, and the language part of a multimodal model with its vision tower,
-which newer and older classes nest differently.
+Llama, Mistral, Qwen, Gemma, MiniCPM, Phi, DeepSeek, Granite and StarCoder 2. Leaves as in their classes of
+transformers: `qkv_proj` and `gate_up_proj` are Phi-3's fused layers, the numbered experts those of mixture models
+stored one by one, the others parameters of all experts at once, and `router` that of gpt-oss. `switch_mlp`, and in
+gpt-oss `experts.gate_proj` and `experts.up_proj`, are mlx-lm's names for its layers of all experts. Roots: the causal
+model, its bare backbone, and the language part of a multimodal model with its vision tower, which newer and older
+classes nest differently.
 """
 
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ ROOTS = ("model.", "", "model.language_model.", "language_model.model.")
 
 
 def relations() -> Iterator[Relation]:
-    """How fused layers, experts one by one and the parameters of all of them are related, below every root."""
+    """Yield the relations of fused layers, single experts and parameters of all experts, below every root."""
     layer = (
         # Phi-3's. The query has as many rows as the layer has inputs; key and value share the rest.
         stack("self_attn.qkv_proj", *under("self_attn", "q_proj", "k_proj", "v_proj"), shares=("inputs", 1, 1)),

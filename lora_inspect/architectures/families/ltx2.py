@@ -77,7 +77,7 @@ DIFFUSERS_NORMS = (
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the original layout is related to that of diffusers."""
+    """Return the relations of the original layout to that of diffusers."""
     return (
         same("patchify_proj", "proj_in"),
         same("audio_patchify_proj", "audio_proj_in"),

@@ -52,7 +52,7 @@ DIFFUSERS_NORMS = (
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the original layout is related to that of diffusers."""
+    """Return the relations of the original layout to that of diffusers."""
     block = (
         # The query's heads are as wide together as the inputs; key and value share the rest.
         stack("attention.qkv", "attn.to_q", "attn.to_k", "attn.to_v", shares=("inputs", 1, 1)),

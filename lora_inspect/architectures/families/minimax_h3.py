@@ -5,7 +5,7 @@ MiniMaxH3Transformer3DModel of diffusers. Relations as in its converters.
 
 No relation says how `attn.qkv_proj` is made of a query, a key and a value. Its rows are stacked in single files and in
 adapters of most trainers. In the shards of the original repository and in DiffSynth-Studio's adapters they take turns
-by the head. No tensor tells which, so the blocks of the layouts are not related.
+by the head. No tensor shows which, so the blocks of the layouts are not related.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ DIFFUSERS_NORMS = (
 
 
 def relations() -> Iterator[Relation]:
-    """Yields the relations of layers outside of the blocks; a block is related as a whole or not at all."""
+    """Yield the relations of layers outside of the blocks; a block is related as a whole or not at all."""
     yield from map(same, (*ORIGINAL_ENDS, *_OUTSIDE), (*DIFFUSERS_ENDS, *_OUTSIDE_IN_DIFFUSERS))
 
 

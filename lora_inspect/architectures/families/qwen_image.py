@@ -1,6 +1,6 @@
-"""Qwen-Image, with Edit and Layered, whose adapters have the same names.
+"""Qwen-Image, Edit and Layered; their adapters have the same names.
 
-Leaves as in the QwenImageTransformer2DModel of diffusers, whose names the original checkpoint has.
+Leaves as in the QwenImageTransformer2DModel of diffusers; the original checkpoint has the same names.
 """
 
 from ..record import MODULATION, Architecture, Layout, Size, Switch, Training, under

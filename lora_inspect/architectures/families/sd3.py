@@ -62,7 +62,7 @@ DIFFUSERS_NORMS = (
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the original layout is related to that of diffusers."""
+    """Return the relations of the original layout to that of diffusers."""
     return (
         same("x_embedder.proj", "pos_embed.proj"),
         *(

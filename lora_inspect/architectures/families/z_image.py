@@ -45,7 +45,7 @@ DIFFUSERS_NORMS = (
 
 
 def relations() -> tuple[Relation, ...]:
-    """How the original layout is related to that of diffusers."""
+    """Return the relations of the original layout to that of diffusers."""
     attention = (
         stack("attention.qkv", "attention.to_q", "attention.to_k", "attention.to_v"),
         same("attention.out", "attention.to_out.0"),

@@ -4,8 +4,8 @@ PEFT's states alpha/rank as the scale, and names by patterns the modules that di
 that hold the tensors of an adapter.
 
 Sources: `LoraConfig` of PEFT (`peft_config` finds a module's rank and alpha as PEFT does); `load_adapters` of mlx-lm
-0.32.2, which reads `fine_tune_type`, `num_layers` and of `lora_parameters` rank, scale, dropout and keys: those are the
-names of layers below each of the last blocks, and full ones of all others.
+0.32.2. That reads `fine_tune_type`, `num_layers` and of `lora_parameters` rank, scale, dropout and keys. The keys are
+the names of layers below each of the last blocks, and full names of all other layers.
 """
 
 import re
@@ -47,7 +47,7 @@ BARE: dict[str, Any] = {
 
 
 def lora_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config itself where it is one of LoRA, else a bare one that says what those of all methods do."""
+    """Return the config itself if it is LoRA's, else a bare one with the fields that all methods share."""
     if config.get("peft_type", LORA_TYPE) == LORA_TYPE:
         return dict(config)
     return {**BARE, **{field: config[field] for field in _OF_ALL if field in config}}
@@ -61,10 +61,10 @@ def standard_config(
     experts: Collection[str] = (),
     listed: bool = False,
 ) -> dict[str, Any]:
-    """`config` corrected for modules with `ranks` and `alphas` by dotted path; without any it speaks of nothing.
+    """Return `config` corrected for modules with `ranks` and `alphas` by dotted path, or as it is without any.
 
-    Of these `experts` are parameters of all experts of a layer, whose factors are packed as PEFT does. `listed` has it
-    name the modules where it has an expression for them, which other programs than PEFT do not read.
+    Of these, `experts` are parameters of all experts of a layer, with factors packed as PEFT packs them. `listed`
+    replaces an expression for the modules by their names, since only PEFT reads expressions.
     """
     if not ranks:
         return dict(config)
@@ -93,9 +93,10 @@ def standard_config(
 
 
 def saved_config(config: Mapping[str, Any], saved: Collection[str], biases: bool = True) -> dict[str, Any]:
-    """The config without biases unless there are some, and with those of its `modules_to_save` alone that are left.
+    """Return the config with `modules_to_save` reduced to the saved modules, and without biases if there are none.
 
-    These are names of which modules at `saved` paths are some; None for none, as PEFT adapts no module of that list.
+    The names in `modules_to_save` are kept if a module at a `saved` path has the name. The list is None if none is
+    kept, as PEFT adapts no module of that list.
     """
     if not biases:
         config = {**config, "lora_bias": False, "bias": "none"} if "lora_bias" in config else {**config, "bias": "none"}
@@ -107,7 +108,7 @@ def saved_config(config: Mapping[str, Any], saved: Collection[str], biases: bool
 
 
 def moved_experts(config: Mapping[str, Any], modules: Collection[str], experts: Collection[str]) -> dict[str, Any]:
-    """The config where layers of experts were taken apart or put together: of other `modules` than it names.
+    """Return the config with other `modules` than it names, after layers of experts were split or joined.
 
     A of all experts is along the inputs, as in PEFT since 0.19.1.
     """
@@ -121,7 +122,7 @@ def moved_experts(config: Mapping[str, Any], modules: Collection[str], experts: 
 
 
 def _of_experts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with PEFT's packing where it says, or Unsloth left open, how the factors of experts are packed."""
+    """Return the config with PEFT's packing of experts, if it states one or Unsloth left it open."""
     mapping = config.get("auto_mapping")
     own = {key: value for key, value in config.items() if key not in MARKS}
     if isinstance(mapping, dict):
@@ -132,9 +133,9 @@ def _of_experts(config: Mapping[str, Any]) -> dict[str, Any]:
 def config_of_method(
     config: Mapping[str, Any] | None, peft_type: str, ranks: Mapping[str, int], alphas: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The config of another of PEFT's methods than LoRA: its own, which has one rule and is true of the same factors.
+    """Return the config of a PEFT method other than LoRA: its own, which is true of the same factors.
 
-    Where there was none, it says what the tensors and the user said.
+    Without one, the new config has the facts of the tensors and the user's options.
     """
     if config is not None:
         return dict(config)
@@ -149,9 +150,9 @@ def config_of_method(
 def unscaled_config(
     config: Mapping[str, Any], peft_type: str | None, ranks: Mapping[str, int], use_dora: bool
 ) -> dict[str, Any]:
-    """`config` corrected for the modules of a component, of a method of PEFT, whose scale is in their factors.
+    """Return `config` corrected for the modules of a component that have their scale in the factors.
 
-    A config of another method than LoRA keeps its ranks, from which PEFT also tells which factors are whole; they
+    A config of a method other than LoRA keeps its ranks: PEFT also reads from them which factors are whole, and they
     divide alpha of whole ones too.
     """
     if peft_type in (None, LORA_TYPE):
@@ -165,7 +166,7 @@ def _commonest(values: Iterable[Number]) -> Number:
 
 
 def _pattern(values: Mapping[str, Number], common: Number) -> dict[str, Number]:
-    """The values that are not the `common` one, by keys that match their own module alone.
+    """Return the values that are not the `common` one, by keys that match only their own module.
 
     PEFT matches a key as an expression with the end of a path; a path that is the end of another one is anchored. A dot
     that is not escaped is any letter: h.1.1 would match h.111.
@@ -198,9 +199,9 @@ _STALE = ("lora_layers", "use_dora")
 def mlx_config(
     config: Mapping[str, Any] | None, paths: Collection[str], rank: int, scale: float, use_dora: bool
 ) -> dict[str, Any]:
-    """The config that is true of modules at the dotted `paths`, all of one rank and scale.
+    """Return the config of mlx-lm for modules at the dotted `paths`, all of one rank and scale.
 
-    What it does not decide of is as in `config`, where that is one of mlx-lm.
+    All other fields come from `config`, if that is a config of mlx-lm.
     """
     own = dict(config) if config is not None and is_mlx_config(config) else {}
     said = own.get(PARAMETERS)
@@ -221,7 +222,7 @@ def mlx_config(
 
 
 def _layers(config: Mapping[str, Any]) -> int:
-    """How many of the last blocks have layers of the adapter."""
+    """Return how many of the last blocks have layers of the adapter."""
     for name in ("num_layers", "lora_layers"):
         layers = config.get(name)
         if isinstance(layers, int) and not isinstance(layers, bool):

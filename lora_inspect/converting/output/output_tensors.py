@@ -27,12 +27,12 @@ class SpelledModule:
 
     @property
     def path_in_config(self) -> str:
-        """The dotted path by which a config of PEFT speaks of it."""
+        """The dotted path by which a config of PEFT names it."""
         return self.parts[0].origin.config_path if self._is_named_as_before else self.module.name.body
 
     @property
     def is_of_parameter(self) -> bool:
-        """Whether PEFT finds it by the `target_parameters` of a config."""
+        """Return True if PEFT finds it by the `target_parameters` of a config."""
         own = [part.algorithm for part in self.parts]
         is_matrix = self._is_named_as_before and any(algorithm is OF_MATRIX for algorithm in own)
         return is_matrix or any(algorithm.experts for algorithm in own)
@@ -58,29 +58,29 @@ class SpelledModule:
 
     @property
     def relative_error(self) -> float | None:
-        """What its change lost at most; None where nobody can tell."""
+        """Return the largest relative error of its changes, or None if one is unknown."""
         errors = [part.error for part in self.parts]
         return max(error for error in errors if error is not None) if None not in errors else None
 
     @property
     def norms(self) -> str | None:
-        """Whose norms its magnitude of outputs is over; None where it has none."""
+        """Whose norms its magnitude of outputs is over; None if it has none."""
         outputs = (part.magnitude for part in self.parts if part.magnitude and part.magnitude.axis == OUTPUT)
         return next((magnitude.spelling.norms for magnitude in outputs), None)
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """Keys whose meaning is in no tensor of the output."""
+        """Return the keys that no tensor of the output carries the meaning of."""
         return tuple(key for part in self.parts for key in part.dropped)
 
     @property
     def is_replaced(self) -> bool:
-        """Whether factors are other ones than those of the input."""
+        """Return True if some factors are not those of the input."""
         return any(part.replaced for part in self.parts)
 
 
 def spell(module: Module, parts: Sequence[Part], growth: Growth) -> SpelledModule:
-    """The module's own tensors; LoraInspectError where a number is beyond its type or the output grows too much."""
+    """Return the module's own tensors; raise LoraInspectError for a number beyond its type or too much growth."""
     own = ((part, role) for part in parts for role in part.factors if role not in part.algorithm.shared)
     contents = [_factor(module, part, role) for part, role in own]
     contents += _alpha(module, parts)
@@ -106,7 +106,7 @@ def _magnitude(part: Part, magnitude: Magnitude, key: str, shape: tuple[int, ...
 
 
 def _alpha(module: Module, parts: Sequence[Part]) -> list[Content]:
-    """The alpha that says the scale; one that says something else goes on as it is."""
+    """Return the alpha that gives the scale; an alpha with another meaning stays as it is."""
     if carrier_of(module) != ALPHA:
         return []
     stored = next((part.alpha for part in parts if part.alpha is not None), None)
@@ -120,12 +120,12 @@ def _alpha(module: Module, parts: Sequence[Part]) -> list[Content]:
 
 
 def _has_whole_factors(part: Part) -> bool:
-    """Whether files have an alpha of the part that scales nothing, as of LoKr where no factor is a product."""
+    """Return True if the part has an alpha that scales nothing, as LoKr's has if no factor is a product."""
     return part.algorithm.has_alpha and part.algorithm.settings is None and part.rank is None
 
 
 def shared_contents(parts: Iterable[Part]) -> list[Content]:
-    """The tensors that the parts share, as they are in the input; raises LoraInspectError where one is not finite."""
+    """Return the shared tensors of the parts, as in the input; raise LoraInspectError if one is not finite."""
     found = {}
     for part in (part for part in parts if part.algorithm.name == part.origin.algorithm.name):
         for role, info in shared_tensors(part.origin).items():

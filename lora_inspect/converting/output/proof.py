@@ -52,9 +52,9 @@ _ANY = 8
 
 @dataclass(frozen=True, slots=True)
 class ProofTerm:
-    """One change of a module's weight, on the rows of its `runs` in the module; None for all of them in order.
+    """One change of a module's weight, on the rows of its `runs` in the module; None for all rows in order.
 
-    `matrix` is what it changes where a base tells that, scale included.
+    `matrix` is the change that a base determines, scale included.
     """
 
     contribution: Contribution
@@ -63,7 +63,7 @@ class ProofTerm:
 
 
 def relative_distance(ones: Sequence[ProofTerm], others: Sequence[ProofTerm], read: "FactorCache") -> float:
-    """‖the sum of `ones` - that of the `others`‖ / ‖that of `ones`‖, in float64.
+    """Return ‖the sum of `ones` - the sum of the `others`‖ / ‖the sum of `ones`‖, in float64.
 
     Changes that depend on the weight are compared on a made-up one. Infinite where the two are not of one size.
     """
@@ -81,17 +81,17 @@ def relative_distance(ones: Sequence[ProofTerm], others: Sequence[ProofTerm], re
 
 
 class FactorCache:
-    """Reads factors in float64, whole numbers in int64; keeps those that modules share."""
+    """A cache that reads factors in float64, integers in int64, and keeps the factors that modules share."""
 
     def __init__(self) -> None:
         self._shared: dict[tuple[str, str], torch.Tensor] = {}
 
     def operands(self, contribution: Contribution) -> dict[Role, torch.Tensor]:
-        """All factors that the change is computed from."""
+        """Return all factors that the change is computed from."""
         return {role: self.factor(contribution, role) for role in contribution.operands}
 
     def factor(self, contribution: Contribution, role: Role) -> torch.Tensor:
-        """One of them."""
+        """Return one factor."""
         info, algorithm = contribution.factors[role], contribution.algorithm
         if role in algorithm.positions:
             return load_whole(info)
@@ -109,7 +109,7 @@ def _read(info: TensorInfo) -> torch.Tensor:
 
 
 def _of_pair(term: ProofTerm, written: ProofTerm, read: FactorCache) -> float | None:
-    """The relative distance of two contributions of one form; None where the factors alone do not tell it."""
+    """Return the relative distance of two contributions of one form, or None if the factors do not show it."""
     one, other = term.contribution, written.contribution
     own, its = one.operands, other.operands
     if one.algorithm != other.algorithm or one.settings != other.settings or own.keys() != its.keys():
@@ -143,14 +143,14 @@ def _of_pair(term: ProofTerm, written: ProofTerm, read: FactorCache) -> float | 
 
 
 def _is_same(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two tensors are the same numbers in the same bytes."""
+    """Return True if two tensors are the same numbers in the same bytes."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return are_same_bytes(one, other, [(0, 0, one.nbytes)])
 
 
 def _has_rows_of(one: TensorInfo, other: TensorInfo, runs: Runs) -> bool:
-    """Whether the rows of the `other` tensor are those that `runs` take from `one`, in the same bytes."""
+    """Return True if the `other` tensor has the rows that `runs` take from `one`, in the same bytes."""
     if one.dtype != other.dtype or one.shape[1:] != other.shape[1:] or not other.nbytes:
         return False
     if sum(last - first for first, last, _ in runs) != other.shape[0]:
@@ -160,7 +160,7 @@ def _has_rows_of(one: TensorInfo, other: TensorInfo, runs: Runs) -> bool:
 
 
 def _common_shape(ones: Sequence[ProofTerm], others: Sequence[ProofTerm]) -> tuple[int, int] | None:
-    """(rows, columns) of the module's weight as a matrix; None where the terms do not agree on it."""
+    """Return (rows, columns) of the module's weight as a matrix, or None if the terms disagree."""
     rows, columns = set[int](), set[int]()
     least = 0
     for term in (*ones, *others):
@@ -179,7 +179,7 @@ def _common_shape(ones: Sequence[ProofTerm], others: Sequence[ProofTerm]) -> tup
 
 
 def _products(terms: Sequence[ProofTerm], shape: tuple[int, int], read: FactorCache) -> list[Product] | None:
-    """Each term as a product of thin factors; None where one is none, or all together are not thin."""
+    """Return each term as a product of thin factors, or None if one is no such product or the sum is not thin."""
     found = []
     for term in terms:
         contribution = term.contribution
@@ -206,7 +206,7 @@ def _placed(up: torch.Tensor, runs: Runs, rows: int) -> torch.Tensor:
 def _apart(
     ones: Sequence[ProofTerm], others: Sequence[ProofTerm], shape: tuple[int, int], read: FactorCache
 ) -> Distance:
-    """The distance from the changed rows of a weight: of zeros, unless a change depends on it."""
+    """Return the distance, computed on the changed rows of a weight, of zeros unless a change depends on it."""
     depends = any(term.contribution.multiplies for term in (*ones, *others) if term.matrix is None)
     weight = SampleWeight(*shape, is_zero=not depends)
     links = [[(_change(term, shape, read), 1.0) for term in terms] for terms in (ones, others)]
@@ -235,7 +235,7 @@ def _change(term: ProofTerm, shape: tuple[int, int], read: FactorCache) -> Chang
 
 
 def expert_distance(destination: Destination, written: Contribution, read: FactorCache) -> Distance:
-    """Over all experts, of the module of the output that holds `written` and of its sources."""
+    """Return the relative distance, over all experts, of the output module with `written` and its sources."""
     sources = [source.module.contributions[0] for source in destination.sources]
     layers = destination.experts
     if layers is None:
@@ -265,7 +265,7 @@ def _of_one(contribution: Contribution, read: FactorCache) -> Product:
 
 
 def _of_all(contribution: Contribution, read: FactorCache) -> Iterator[Product]:
-    """The product of each expert."""
+    """Yield the product of each expert."""
     one, algorithm = _of_one(contribution, read), contribution.algorithm
     if algorithm.packed:
         yield from map(Product, *per_expert(one.up, one.down, algorithm.experts, contribution.settings["packing"]))
@@ -280,13 +280,13 @@ def _over_all(meant: Sequence[list[Product]], written: Contribution, read: Facto
 
 @dataclass(slots=True)
 class Proof:
-    """Compares the output of `targets` with the `adapter` that it is made of, when it is called with its path.
+    """A comparison of the output of `targets` with its input `adapter`, made when called with the output's path.
 
-    `stated` are the relative errors that the conversion itself states, by module, None where it cannot. `base_changes`
-    are the changes that a base tells, `remeasured` the modules whose magnitudes are over other norms by one, and
-    `changes` what it tells of modules that are differences in the output. `keeps_magnitudes` says whether those of the
-    others are in the output. `output` is the path that sentences name. `modules` and `max_relative_error` are what was
-    found.
+    `stated` are the relative errors that the conversion itself reports, by module, None if it cannot. `base_changes`
+    are the changes that depend on a base, `remeasured` the modules with magnitudes over other norms from a base, and
+    `changes` the base-dependent changes of modules that are differences in the output. `keeps_magnitudes` is True if
+    the output has the magnitudes of the others. `output` is the path for error messages. `modules` and
+    `max_relative_error` are the results.
     """
 
     adapter: Adapter
@@ -303,7 +303,7 @@ class Proof:
     _deltas: DeltaCache = field(default_factory=lambda: DeltaCache(1))
 
     def __call__(self, path: str) -> None:
-        """Raises LoraInspectError where a module is missing or changed by more than what is stated."""
+        """Raise LoraInspectError if a module is missing or changed by more than the stated error."""
         written = self._opened(path)
         names = {target.module.name.key for target in self.targets}
         if wrong := sorted(names.symmetric_difference(written.modules)):
@@ -320,7 +320,7 @@ class Proof:
             self.modules += 1
 
     def _opened(self, path: str) -> Adapter:
-        """The output as a reader has it who is told nothing but what no file can say."""
+        """Read the output as a reader without settings does, except for those that no file can hold."""
         told = Settings(allow_partial_dora=self.adapter.settings.allow_partial_dora)
         try:
             written = read_adapter(open_checkpoint(path), told)
@@ -337,7 +337,7 @@ class Proof:
         )
 
     def _relative_error(self, target: Destination, written: Module) -> float:
-        """The largest of the module's parameters and magnitudes."""
+        """Return the largest relative error of the module's parameters and magnitudes."""
         of_experts = [c for c in written.contributions if c.algorithm.experts]
         if target.experts or of_experts:
             return expert_distance(target, (of_experts or written.contributions)[0], self._read).share
@@ -397,7 +397,7 @@ class Proof:
 
 
 def _runs(contribution: Contribution, source: Source | None) -> Runs | None:
-    """The rows of the module that a contribution of the source changes, and which of its own rows these are."""
+    """Return the rows of the module that a contribution of the source changes, and its own rows for them."""
     moved = tuple(source.runs.each()) if source and source.runs else None
     if contribution.rows is None:
         return moved
@@ -420,9 +420,9 @@ _Way = tuple[str, float]
 def dora_errors(
     base_changes: Mapping[str, BaseDependentChange], programs: Mapping[str, Iterable[Taken]], progress: Progress
 ) -> dict[str, float]:
-    """The relative error of all changes together, by program: the norm of what is wrong over that of what is right.
+    """Return the relative error of all changes together, by program: the norm of the error over that of the change.
 
-    `programs` are what each of them takes. What several do alike is computed once.
+    `programs` are the changes that each of them applies. Equal treatments are computed once.
     """
     ways: dict[str, dict[_Way, list[str]]] = {}
     for name, taken in programs.items():
@@ -444,7 +444,7 @@ def dora_errors(
 
 
 def _received(dependent: BaseDependentChange, does: str, scale: float) -> torch.Tensor:
-    """The change that the program makes of the module."""
+    """Return the program's change of the module."""
     contribution = dependent.contribution._replace(scale=scale)
     if does == OTHER_AXIS:
         return _along_the_other_axis(dependent, contribution)
@@ -459,7 +459,7 @@ def _received(dependent: BaseDependentChange, does: str, scale: float) -> torch.
 
 
 def _with_norms_of_base(dependent: BaseDependentChange, contribution: Contribution) -> torch.Tensor:
-    """V · ‖W‖ / ‖V‖ - W per output: DoRA whose magnitudes are those that its initialisation gives them."""
+    """Return V · ‖W‖ / ‖V‖ - W per output: DoRA with the magnitudes of its initialisation."""
     weight = own_weight(dependent.places)
     combined = weight + true_change(dependent._replace(contribution=contribution._replace(magnitude=None)))
     norms = (dora.squared_norm(one, dora.OUTPUT).to(weight.dtype) for one in (weight, combined))
@@ -469,7 +469,7 @@ def _with_norms_of_base(dependent: BaseDependentChange, contribution: Contributi
 
 
 def _along_the_other_axis(dependent: BaseDependentChange, contribution: Contribution) -> torch.Tensor:
-    """V · m / n - W with magnitudes of outputs over the norms of V's inputs (A1111's `apply_weight_decompose`)."""
+    """Return V · m / n - W, with the magnitudes over the norms of V's inputs (A1111's `apply_weight_decompose`)."""
     assert contribution.magnitude is not None
     weight = own_weight(dependent.places)
     combined = weight + true_change(dependent._replace(contribution=contribution._replace(magnitude=None)))

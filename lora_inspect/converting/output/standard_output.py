@@ -61,13 +61,13 @@ _FOLDERS = {CONFIG: ("PEFT", PEFT_WEIGHTS), ONE_SCALE: ("mlx-lm", MLX_WEIGHTS)}
 
 
 class StandardOutput:
-    """The output of one adapter where the user `named` it, and what goes with its tensors.
+    """The output of one adapter at the path that the user `named`, and the files next to its tensors.
 
-    `path` is where it stands, which `is_folder` or a file. `scheme` is that of most of its names, and `asked` the one
-    that was asked for. `architecture` is what llama.cpp calls the model, for a file of it. `without_biases` says that
-    those of the input were left out.
+    `path` is the path of the file, or of the folder if `is_folder`. `scheme` is the scheme of most of its names, and
+    `asked` the requested one. `architecture` is llama.cpp's name of the model, for a file of llama.cpp.
+    `without_biases` is True if the biases of the input were left out.
 
-    Raises LoraInspectError where the adapter needs both a file and a folder, and where the name is for the other one.
+    Raises LoraInspectError if the adapter needs both a file and a folder, or if the name is for the other one.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class StandardOutput:
         return HEADER in self._carriers
 
     def check(self, inputs: Collection[str], force: bool) -> None:
-        """Raises LoraInspectError where the adapter cannot be written to the path."""
+        """Raise LoraInspectError if the adapter cannot be written to the path."""
         check_output(self.path, inputs, force, folder=self.is_folder)
         if self.is_folder:
             check_replaceable(self.path, (self._weights, ADAPTER_CONFIG))
 
     def check_magnitudes(self) -> None:
-        """Raises LoraInspectError where readers would apply a magnitude to modules that have none."""
+        """Raise LoraInspectError if readers would apply a magnitude to modules that have none."""
         without = [c.module for c in self._adapter.contributions if c.algorithm.decomposes and not c.magnitude]
         kept = (
             magnitude_place(destination.module, c, c.magnitude)[1]
@@ -139,7 +139,7 @@ class StandardOutput:
             )
 
     def embedded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
-        """The configs that the metadata holds for diffusers, true of the modules; None where there are none to hold."""
+        """Return the configs of the metadata for diffusers, corrected for the modules, or None without any."""
         configs: Mapping[str, Mapping[str, object]] = peft_config.embedded_configs(self._adapter.checkpoint.metadata)
         components: dict[str, dict[str, SpelledModule]] = defaultdict(dict)
         for module in modules.values():
@@ -164,7 +164,7 @@ class StandardOutput:
         return json.dumps(flat, indent=2, sort_keys=True)
 
     def folded(self, modules: "Mapping[str, SpelledModule]") -> str | None:
-        """The record of the scales in the factors, with what an earlier conversion multiplied in."""
+        """Return the record of the scales in the factors, including those of an earlier conversion."""
         before = FoldedScales(self._adapter.checkpoint.metadata)
         scales = {}
         for destination in self._modules:
@@ -187,10 +187,10 @@ class StandardOutput:
         force: bool,
         prove: Callable[[str], None] | None = None,
     ) -> int:
-        """Writes the adapter made of `inputs`; returns the size of its weights in bytes.
+        """Write the adapter made of `inputs`; return the size of its weights in bytes.
 
-        With `force` it replaces what `check` lets it replace. `prove` is called with the path where the adapter is
-        complete, before it appears.
+        With `force` it replaces an output that `check` allows to replace. It calls `prove` with the path once the
+        adapter is complete, before it appears.
         """
         with delivered(self.path, inputs, force) as made:
             weights = self._write(made.path, contents, metadata, modules, inputs, force, prove)
@@ -206,7 +206,7 @@ class StandardOutput:
         force: bool,
         prove: Callable[[str], None] | None,
     ) -> str:
-        """Makes the output at a path on a disk; returns that of its weights."""
+        """Write the output at a path on a disk; return the path of its weights."""
         if self._is_gguf:
             alpha = next(module.alpha for module in modules.values() if module.alpha is not None)
             strings = {key: value for key, value in metadata.items() if not key.startswith(GGUF_KEYS)}
@@ -226,7 +226,7 @@ class StandardOutput:
         return os.path.join(path, self._weights)
 
     def orientation(self, has_config: bool) -> Iterable[str]:
-        """What the output does not say of weights that the base stores as (in, out), where it has no config."""
+        """Yield a note if the output has no config for weights that the base stores as (in, out)."""
         transposed = [c.module.key for c in self._adapter.contributions if c.fan_in_fan_out]
         if transposed and not (self.is_folder or self._is_gguf or has_config):
             yield (
@@ -281,32 +281,32 @@ class StandardOutput:
 
 
 def _of_cores(modules: "Iterable[SpelledModule]") -> dict[str, object]:
-    """What a config of LoHa says where convolutions have the core that holds their kernel."""
+    """Return the config entry of LoHa if convolutions have the core that holds their kernel."""
     found = any("t1" in part.factors for module in modules for part in module.parts)
     return {"use_effective_conv2d": True} if found else {}
 
 
 def _of_biases(modules: "Iterable[SpelledModule]") -> dict[str, object]:
-    """What a config says of biases on LoRA's up layers, where there are some."""
+    """Return the config entry for biases on LoRA's up layers, if there are some."""
     found = any(part.algorithm.name == "lora_bias" for module in modules for part in module.parts)
     return {"lora_bias": True} if found else {}
 
 
 def _has_saved(module: "SpelledModule") -> bool:
-    """Whether a weight of the module is saved whole."""
+    """Return True if a weight of the module is saved whole."""
     return any(part.algorithm.name == saved.NAME and part.algorithm.parameter == WEIGHT for part in module.parts)
 
 
 def _has_saved_bias(module: "SpelledModule") -> bool:
-    """Whether a bias of the module is saved whole."""
+    """Return True if a bias of the module is saved whole."""
     return any(part.algorithm.name == saved.NAME and part.algorithm.parameter == BIAS for part in module.parts)
 
 
 def _methods(modules: "Iterable[SpelledModule]") -> set[str]:
-    """What PEFT calls the algorithms of the modules that it knows."""
+    """Return PEFT's names of the modules' algorithms that it knows."""
     return {part.algorithm.peft_type for module in modules for part in module.parts if part.algorithm.peft_type}
 
 
 def _ranks(modules: "Mapping[str, SpelledModule]") -> dict[str, int]:
-    """The ranks of those that have one; the others are no targets of LoRA."""
+    """Return the ranks of the modules that have one; the others are no targets of LoRA."""
     return {path: module.rank for path, module in modules.items() if module.rank is not None}

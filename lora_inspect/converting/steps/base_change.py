@@ -18,7 +18,7 @@ from lora_inspect.reading.peft.peft_config import LORA_TYPE
 
 
 class BaseDependentChange(NamedTuple):
-    """A contribution whose change depends on the base, and the rows of it that it changes, each with its weight.
+    """A contribution with a change that depends on the base, and its changed rows, each with its weight.
 
     `before` are the changes that its module adds to the same weight first, so that their sum is in the norm.
     """
@@ -29,12 +29,12 @@ class BaseDependentChange(NamedTuple):
 
     @property
     def algorithm(self) -> Algorithm:
-        """What the true change becomes: the LoRA that it is, or a plain one."""
+        """Return the algorithm of the true change: the LoRA that it is, or a plain one."""
         return lora_of(self.contribution)
 
     @property
     def is_turned(self) -> bool:
-        """Whether its factors are those of the transposed change, as those of an Embedding that was saved whole."""
+        """Return True if its factors are those of the transposed change, as for an Embedding that was saved whole."""
         return bool(self.algorithm.transposed) and not self.contribution.algorithm.transposed
 
     @property
@@ -50,7 +50,7 @@ class BaseDependentChange(NamedTuple):
 
 
 def lora_of(contribution: Contribution) -> Algorithm:
-    """What a true change becomes: the LoRA that it is, that of an Embedding which was saved whole, or a plain one."""
+    """Return the LoRA for a true change: its own, that of an Embedding that was saved whole, or a plain one."""
     own = contribution.algorithm
     if own.peft_type == LORA_TYPE:
         return own
@@ -64,9 +64,9 @@ def find_base_changes(
     matching: Matching,
     wanted: Callable[[Contribution], bool] = lambda contribution: contribution.magnitude is not None,
 ) -> dict[str, BaseDependentChange]:
-    """The `wanted` contribution of every module that has one, by its name; those with a magnitude by themselves.
+    """Return the `wanted` contributions by module name, by default those with a magnitude.
 
-    Raises LoraInspectError where its true change is not to be had.
+    Raises LoraInspectError if a true change is unavailable.
     """
     places: dict[str, list[Place]] = defaultdict(list)
     for found in matching.targets.values():
@@ -97,7 +97,7 @@ def find_base_changes(
 
 
 def _check_alone(dependent: BaseDependentChange, of_module: Sequence[Contribution]) -> None:
-    """Raises LoraInspectError where the module has another change of the kind that the true change becomes."""
+    """Raise LoraInspectError if the module has another change of the kind that the true change becomes."""
     own = dependent.contribution
     if any(c.algorithm.name == dependent.algorithm.name for c in of_module if c is not own):
         raise RefusedError(
@@ -110,7 +110,7 @@ def _check_alone(dependent: BaseDependentChange, of_module: Sequence[Contributio
 
 
 def _before(contribution: Contribution, of_module: Sequence[Contribution]) -> tuple[Contribution, ...]:
-    """What the module changes before it is decomposed; raises LoraInspectError for what is not added to all rows."""
+    """Return the module's changes before it is decomposed; raise LoraInspectError for one not added to all rows."""
     before = tuple(of_module[: of_module.index(contribution)])
     own = "magnitude" if contribution.magnitude else contribution.algorithm.title
     if other := next((c for c in before if c.multiplies or c.rows is not None), None):

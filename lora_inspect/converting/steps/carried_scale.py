@@ -23,21 +23,21 @@ EXACT = 2.0**-22
 
 
 def alpha_of_all(contributions: Iterable[Contribution]) -> float:
-    """The alpha that a header says once, as a float32 in which it stands: that of most modules, and never 0."""
+    """Return the alpha that a header states once, as a float32: that of most modules, and never 0."""
     alphas = (_as_float32(_plain(c, c.known_scale, rank)) for c in contributions if (rank := c.rank))
     held = Counter(alpha for alpha in alphas if alpha and math.isfinite(alpha))
     return held.most_common(1)[0][0] if held else 1.0
 
 
 def carry_scale(module: ModuleParts, context: Context) -> ModuleParts:
-    """Puts the scale of each part where readers of the output look for it."""
+    """Put the scale of each part into the carrier that readers of the output use."""
     return replace(module, parts=carry_scales(module.parts, module.carrier, context.common))
 
 
 def carry_scales(parts: Sequence[Part], carrier: str, common: float = 1.0) -> list[Part]:
-    """The parts of one module with their scales in what the `carrier` says; LoraInspectError where one cannot be.
+    """Return the parts of one module with their scales in the `carrier`; raise LoraInspectError if one cannot be.
 
-    `common` is the alpha of all modules, where a header says it.
+    `common` is the alpha of all modules, if a header states it.
     """
     own = [part if part.algorithm.beside else _carry(part, carrier, common) for part in parts]
     scales = {part.algorithm.bearer: part.scale for part in own}
@@ -63,7 +63,7 @@ def carry_scales(parts: Sequence[Part], carrier: str, common: float = 1.0) -> li
 
 
 def _takes_alpha(part: Part) -> bool:
-    """Whether the module's alpha is something else than a scale to the part's algorithm."""
+    """Return True if the module's alpha is not a scale to the part's algorithm."""
     return part.algorithm.has_alpha and part.algorithm.settings is not None and part.alpha is None
 
 
@@ -84,14 +84,14 @@ def _carry(part: Part, carrier: str, common: float) -> Part:
 
 
 def _carry_beside(part: Part, scales: Mapping[str, float]) -> Part:
-    """A part whose scale is that of another one: into its own factors where readers do not find it there any more."""
+    """Move the scale that a part shares with another one into its factors if readers no longer find it there."""
     return part if part.scale == scales[part.algorithm.beside or ""] else into_factors(part)
 
 
 def into_factors(part: Part) -> Part:
-    """The part with its scale multiplied into the first factor that takes one; readers multiply by 1.
+    """Return the part with its scale multiplied into the first factor that takes one; readers then multiply by 1.
 
-    Raises LoraInspectError where none does.
+    Raises LoraInspectError if none does.
     """
     if part.scale == 1.0:
         return part
@@ -115,7 +115,7 @@ def into_factors(part: Part) -> Part:
 
 
 def _into_alpha(part: Part, rank: int, carrier: str) -> Part:
-    """The alpha whose quotient by `rank` is the scale, as its carrier holds it: a float32, or a number of JSON."""
+    """Return the part with alpha = scale · `rank`, as its carrier holds it: a float32, or a number of JSON."""
     alpha = _plain(part.origin, part.scale, rank)
     held = alpha if carrier == CONFIG else _as_float32(alpha)
     error = abs(held / rank - part.scale) / abs(part.scale) if part.scale else 0.0
@@ -129,12 +129,12 @@ def _into_alpha(part: Part, rank: int, carrier: str) -> Part:
 
 
 def _plain(origin: Contribution, scale: float, rank: int) -> float:
-    """The alpha whose quotient by `rank` is the scale."""
+    """Return the alpha that divided by `rank` gives the scale."""
     return scale * rank if origin.alpha is None else plain_alpha(origin.alpha, rank, origin.rslora is True)
 
 
 def _as_float32(number: float) -> float:
-    """The nearest float32, infinity beyond them."""
+    """Return the nearest float32, infinity beyond them."""
     try:
         return to_float32(number)
     except OverflowError:
@@ -147,7 +147,7 @@ _RANKS_IN_MLX = {mlx.NAME: {"down": 1, "up": 0}, mlx.EXPERTS: {"down": 1, "up": 
 
 
 def of_one_scale(modules: Iterable[Sequence[Part]]) -> list[list[Part]]:
-    """The parts of all modules at one scale and, where they have a rank, at one rank.
+    """Return the parts of all modules at one scale and, if they have a rank, at one rank.
 
     Scales that differ go into the factors, and smaller ranks get zeros.
     """
@@ -159,7 +159,7 @@ def of_one_scale(modules: Iterable[Sequence[Part]]) -> list[list[Part]]:
 
 
 def _padded(part: Part, rank: int) -> Part:
-    """The part with zeros up to the rank, and the alpha of its scale; one without a rank as it is."""
+    """Return the part padded with zeros to the rank, with the alpha of its scale; one without a rank as it is."""
     if part.rank is None:
         return part
     own = replace(part, alpha=part.scale * rank)

@@ -1,4 +1,4 @@
-"""The steps of a conversion: a module's way from the tensors that were read to those that are written.
+"""The steps of a conversion: a module's way from the tensors of the input to those of the output.
 
 Each step takes a module and the context and returns the next module. A step that few files need has an address, below
 this folder, and is imported only for a module with its sign. To add a step, add its row to STEPS.
@@ -135,8 +135,8 @@ def convert_modules(
     """Convert every module; return those of the output by their names there.
 
     A tensor that was saved whole and equals the base's gives no module. `base_changes` are the true changes of modules
-    that depend on a base. `remeasured` are the modules whose magnitudes will refer to other norms. `changes` are those
-    that become differences of whole parameters. `inner` gives the (in, *kernel) of the base's weights.
+    that depend on a base. `remeasured` are the modules with magnitudes that will refer to other norms. `changes` are
+    those that become differences of whole parameters. `inner` gives the (in, *kernel) of the base's weights.
     """
     tensors = adapter.checkpoint.tensors.values()
     growth = Growth(adapter.checkpoint.path, sum(info.nbytes for info in tensors), options.allow_growth)
@@ -173,7 +173,7 @@ def convert_modules(
 
 
 def _of_one(module: ModuleParts) -> Sequence[Part]:
-    """Return the parts for a program whose config states one scale for all modules."""
+    """Return the parts for a program with a config that states one scale for all modules."""
     if module.carrier != ONE_SCALE:
         return module.parts
     from lora_inspect.converting.steps.respell import as_mlx

@@ -27,9 +27,9 @@ BLOCK_ELEMENTS = 1 << 20
 
 
 def own_weight(places: Sequence[tuple[Place, CodedWeight]]) -> torch.Tensor:
-    """The matrix (out, in·kernel) of the rows that all the places have, in float32, or float64 where one is stored so.
+    """Return the matrix (out, in·kernel) of all places' rows, in float32, or float64 if one is stored so.
 
-    Raises LoraInspectError where the codes of a weight are no numbers.
+    Raises LoraInspectError if the codes of a weight are no numbers.
     """
     shapes = [place.shape for place, _ in places]
     rows, columns = sum(shape[0] for shape in shapes), prod(shapes[0][1:])
@@ -44,7 +44,7 @@ def own_weight(places: Sequence[tuple[Place, CodedWeight]]) -> torch.Tensor:
 
 
 def take_rows(own: torch.Tensor, block: torch.Tensor, first: int, place: Place) -> None:
-    """Copies what is its own of a block of the weight as it is stored, whose first row is `first`."""
+    """Copy the rows of its own from a block of the stored weight that begins at row `first`."""
     if place.block:
         start, rows = place.block
         begin, end = max(first, start), min(first + block.shape[0], start + rows)
@@ -79,9 +79,9 @@ def approximate_change(
     cache: DeltaCache,
     runs: Runs | None = None,
 ) -> Approximation:
-    """The low-rank approximation of the true change, with factors in float32; raises as `true_change` does.
+    """Return the low-rank approximation of the true change, with factors in float32; raise as `true_change` does.
 
-    Where `runs` take some of the rows, it is that of those alone, and zeros in all other ones.
+    If `runs` take some of the rows, it approximates only those, and is zero in all others.
     """
     change = remembered_delta(dependent, cache, runs)
     taken = few_rows(runs, len(change))
@@ -92,14 +92,17 @@ def approximate_change(
 
 
 def remembered_delta(dependent: BaseDependentChange, cache: DeltaCache, runs: Runs | None) -> torch.Tensor:
-    """The true change, which is remembered where `runs` take some of its rows."""
+    """Return the true change, cached if `runs` take some of its rows."""
     own = dependent.contribution
     key = own.module.key, own.algorithm.parameter
     return cache.of(key, partial(true_change, dependent)) if runs else true_change(dependent)
 
 
 def true_change(dependent: BaseDependentChange) -> torch.Tensor:
-    """W' - W as (out, in·kernel), where W has what the module adds to it before; LoraInspectError if not finite."""
+    """Return W' - W as (out, in·kernel), with the module's earlier changes in W.
+
+    Raises LoraInspectError if it is not finite.
+    """
     weight = own_weight(dependent.places)
     for other in dependent.before:
         _fold(module_change(other, dependent, weight.dtype), weight)
@@ -118,14 +121,14 @@ def true_change(dependent: BaseDependentChange) -> torch.Tensor:
 
 
 def module_change(contribution: Contribution, dependent: BaseDependentChange, dtype: torch.dtype) -> Change:
-    """The change of the module's own rows as (out, in·kernel), with factors in `dtype`."""
+    """Return the change of the module's own rows as (out, in·kernel), with factors in `dtype`."""
     place, _ = dependent.places[0]
     placed = Placement(contribution, Place(place.target._replace(shape=dependent.shape)))
     return placed.read_change(partial(read_operands, dtype=dtype), lambda seen: iter(()), dtype)
 
 
 def _fold(change: Change, matrix: torch.Tensor) -> None:
-    """Folds the change into all rows at once."""
+    """Fold the change into all rows at once."""
     read = partial(_at_once, matrix)
     for _ in folded(settled([(change, 1.0)], read), read):
         pass

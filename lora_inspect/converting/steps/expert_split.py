@@ -30,14 +30,14 @@ Values = dict[Role, Factor]
 
 
 class ExpertArranger:
-    """Arranges one destination after the other; the factors of all experts of the last parameter stay in memory."""
+    """An arranger of destinations in turn; it keeps the factors of all experts of the last parameter."""
 
     def __init__(self) -> None:
         self._of: str = ""
         self._all: tuple[Factor, Factor] | None = None
 
     def arrange(self, destination: Destination, found: Sequence[Sequence[Part]], growth: Growth) -> list[Part]:
-        """The part of a module of the output from those `found` in each of its sources."""
+        """Return the part of a module of the output from those `found` in each of its sources."""
         (made,) = destination.module.contributions
         experts = destination.experts
         if isinstance(experts, OneLayer):
@@ -59,7 +59,7 @@ class ExpertArranger:
         ]
 
     def _read(self, part: Part) -> tuple[Factor, Factor]:
-        """B as (experts, b, rank) and A as (experts, rank, a), of a part that is packed as PEFT does."""
+        """Return B as (experts, b, rank) and A as (experts, rank, a), of a part in PEFT's packing."""
         if self._all is None or self._of != part.origin.module.key:
             up, down = as_factor(part.factors["up"]), as_factor(part.factors["down"])
             ups, downs = per_expert(up.values, down.values, part.algorithm.experts, RANK_MAJOR)
@@ -68,7 +68,7 @@ class ExpertArranger:
 
 
 def _one(layer: OneLayer, up: Factor, down: Factor) -> Values:
-    """(out, rank) and (rank, in) of one layer of an expert."""
+    """Return (out, rank) and (rank, in) of one layer of an expert."""
     rows, columns = up.values[layer.expert], down.values[layer.expert]
     dtypes = up.dtype, down.dtype
     if layer.turned:
@@ -78,7 +78,7 @@ def _one(layer: OneLayer, up: Factor, down: Factor) -> Values:
 
 
 def _together(layers: ManyLayers, parts: Sequence[Part], scale: float, growth: Growth) -> Values:
-    """A (experts·rank, in) and B (rows, rank·experts), whose rank is that of the layers of an expert together."""
+    """Return A (experts·rank, in) and B (rows, rank·experts), with the rank of an expert's layers together."""
     factors = [{role: as_factor(factor) for role, factor in part.factors.items()} for part in parts]
     ups = [scaled(own["up"], part.scale / scale) for own, part in zip(factors, parts, strict=True)]
     downs = [own["down"] for own in factors]
@@ -109,13 +109,13 @@ def _put(whole: torch.Tensor, up: Factor, runs: Runs) -> None:
 
 
 def arrange_experts(module: ModuleParts, context: Context) -> ModuleParts:
-    """Takes the layer of one expert out of those of all, or puts those of all together."""
+    """Split the layer of one expert from those of all, or join those of all."""
     arranger = context.kept.setdefault("expert_split", ExpertArranger())
     return replace(module, parts=arranger.arrange(module.target, module.found, context.growth))
 
 
 def repack(module: ModuleParts, context: Context) -> ModuleParts:
-    """Puts the columns of B in PEFT's order: the same numbers, and the same change."""
+    """Reorder the columns of B as PEFT does: the same numbers, and the same change."""
     return module.each(lambda source, parts: [_repacked(part) if part.algorithm.packed else part for part in parts])
 
 

@@ -53,7 +53,7 @@ class FullDelta(NamedTuple):
 
     @property
     def first(self) -> Contribution:
-        """What is folded first."""
+        """Return the first contribution that is folded."""
         return self.folded[0].changes[0].contribution
 
     @property
@@ -63,7 +63,7 @@ class FullDelta(NamedTuple):
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def matrix(self) -> torch.Tensor:
-        """W' - W as (out, in·kernel), in float64; raises LoraInspectError where it is not finite."""
+        """Return W' - W as (out, in·kernel), in float64; raise LoraInspectError if it is not finite."""
         found = torch.zeros(self.shape[0], prod(self.shape[1:]), dtype=torch.float64, device="cpu")
         try:
             for one in self.folded:
@@ -76,7 +76,7 @@ class FullDelta(NamedTuple):
         return found
 
     def remembered(self, cache: DeltaCache, runs: Runs | None) -> torch.Tensor:
-        """The `matrix`, which is remembered where `runs` take some of the rows of a weight."""
+        """Return the `matrix`, cached if `runs` take some of the rows of a weight."""
         is_part = runs is not None and len(self.shape) > 1
         key = self.first.module.key, self.first.algorithm.parameter
         return cache.of(key, self.matrix) if is_part else self.matrix()
@@ -90,7 +90,7 @@ class FullDelta(NamedTuple):
         )
 
     def _differences(self, one: Folded) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, difference) of the tensor as it is stored."""
+        """Yield (first row, difference) of the tensor as it is stored."""
         read = partial(_read, one.weight, one.changes[0].place)
         return deltas([(self._change(placed), 1.0) for placed in one.changes], read)
 
@@ -103,13 +103,13 @@ class FullDelta(NamedTuple):
 
 
 def _read(weight: CodedWeight, place: Place, together: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """A weight in float64, in blocks of rows of its own memory."""
+    """Yield a weight in float64, in blocks of rows of its own memory."""
     for first, rows in RowBlocks(BLOCK_ELEMENTS).read(place.target, together, weight.decode):
         yield first, rows.double() if rows.dtype != torch.float64 else rows.clone()
 
 
 def whole_place(placed: Placement) -> Place:
-    """The rows of a tensor that are the module's: of slices all of them together, which is the whole tensor."""
+    """Return the place of the module's rows in a tensor: for slices the whole tensor."""
     return placed.place if placed.contribution.rows is None else placed.place._replace(runs=None)
 
 
@@ -118,9 +118,9 @@ WholeChanges = dict[str, dict[str, FullDelta]]
 
 
 def find_changes(adapter: Adapter, base: Checkpoint, matching: Matching) -> WholeChanges:
-    """The changes of all modules that change a parameter otherwise than by a difference.
+    """Return the changes of all modules that change a parameter in another way than by a difference.
 
-    Raises LoraInspectError where the base lacks one.
+    Raises LoraInspectError if the base lacks one.
     """
     wanted = {module.name.key for module in adapter.modules.values() if changes_otherwise(module)}
     lacking = {module.name.key for module in matching.unmatched} | {c.module.key for c in matching.absent}
@@ -157,9 +157,9 @@ _ROUNDING = 2.0**-24
 
 
 def spell_differences(target: Destination, changes: WholeChanges, cache: DeltaCache, growth: Growth) -> SpelledModule:
-    """The module with a difference in float32 for every parameter that its sources change.
+    """Return the module with a difference in float32 for every parameter that its sources change.
 
-    Raises LoraInspectError where the sources change other parameters each, and where the output grows too much.
+    Raises LoraInspectError if each source changes other parameters, or if the output grows too much.
     """
     own = [changes[source.module.name.key] for source in target.sources]
     if any(one.keys() != own[0].keys() for one in own):

@@ -39,9 +39,9 @@ _ELEMENTS = 1 << 30
 
 
 class LoraMaker:
-    """Makes LoRA of one module after the other: exact where it can be, unless a `rank` or `max_error` asks for less.
+    """A maker of LoRA, one module after another, exact if possible, unless a `rank` or `max_error` limits it.
 
-    `inner` are (in, *kernel) of the weights by module, where a base tells them.
+    `inner` are (in, *kernel) of the weights by module, if a base gives them.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class LoraMaker:
         self._rank, self._max_error, self._inner, self._growth = rank, max_error, inner, growth
 
     def converted(self, parts: Sequence[Part], runs: Runs | None = None) -> list[Part]:
-        """The parts, of which those that were another algorithm are LoRA, all LoRA of the module in one.
+        """Return the parts with other algorithms converted to LoRA, and all LoRA of the module in one part.
 
-        Where `runs` take some of the rows, what was another algorithm is near in those, and zeros in all other ones.
-        Raises LoraInspectError where a change has no thin factors and no rank is given, where its factors do not tell
-        whether it is of a convolution, and where one is too large.
+        If `runs` take some of the rows, a converted part is approximated only in those, and is zero in all others.
+        Raises LoraInspectError if a change has no thin factors and no rank is given, if its factors do not tell a
+        Linear layer from a convolution, or if one is too large.
         """
         found = [self._converted(part, runs) if becomes_lora(part.algorithm, part.shapes) else part for part in parts]
         own = [part for part in found if part.algorithm.name == lora.ALGORITHM.name]
@@ -97,7 +97,7 @@ class LoraMaker:
         return self._max_error is not None or (self._rank is not None and self._rank < exact.down.shape[0])
 
     def _shape(self, part: Part) -> tuple[int, ...]:
-        """(out, in, *kernel), from the base where the factors have a kernel flattened."""
+        """Return (out, in, *kernel), with the kernel from the base if the factors have it flattened."""
         shape = part.formula.shape(part.shapes)
         inner = self._inner.get(part.origin.module.key, ())
         known = tuple(size for size in shape if size is not None)
@@ -113,7 +113,7 @@ class LoraMaker:
         return known
 
     def _thin(self, part: Part, shape: tuple[int, ...]) -> Product | None:
-        """The change as a product whose rank is below that of the layer, unscaled; None where it is none."""
+        """Return the unscaled change as a product of a rank below that of the layer, or None if it is none."""
         rank = thin_rank(part.formula, {role: part.shapes[role] for role in _numbers(part)})
         if part.formula.low_rank is None or rank is None or rank >= min(shape[0], prod(shape[1:])):
             return None
@@ -121,7 +121,7 @@ class LoraMaker:
         return Product(*found) if found else None
 
     def _whole(self, part: Part, shape: tuple[int, ...]) -> torch.Tensor:
-        """The unscaled change as a matrix."""
+        """Return the unscaled change as a matrix."""
         rows, columns = shape[0], prod(shape[1:])
         if rows * columns > _ELEMENTS:
             raise RefusedError(
@@ -151,7 +151,7 @@ class LoraMaker:
         )
 
     def _together(self, parts: Sequence[Part]) -> Part:
-        """One LoRA of all the parts, whose ranks add up."""
+        """Return one LoRA of all the parts; its rank is the sum of theirs."""
         scale = max((part.scale for part in parts), key=abs) or 1.0
         factors = [{role: as_factor(factor) for role, factor in part.factors.items()} for part in parts]
         ups = [scaled(own["up"], part.scale / scale) for own, part in zip(factors, parts, strict=True)]
@@ -177,7 +177,7 @@ class LoraMaker:
 
 
 def _shortened(exact: Product, rank: int | None, max_error: float | None) -> tuple[Factor, Factor]:
-    """The nearest product of a rank or an error: that of the small matrix between two orthonormal bases."""
+    """Return the nearest product of a rank or an error, from the small matrix between two orthonormal bases."""
     left, right = torch.linalg.qr(exact.up), torch.linalg.qr(exact.down.t())
     found = approximate(left.R @ right.R.t(), rank, max_error, torch.float64)
     up, down = left.Q @ found.up, found.down @ right.Q.t()
@@ -189,12 +189,12 @@ def _in_rows(up: Factor, taken: torch.Tensor | None, rows: int) -> Factor:
 
 
 def _numbers(part: Part) -> list[Role]:
-    """The roles of the factors that the change is computed from, but for those that say where numbers belong."""
+    """Return the roles of the factors that the change is computed from, without those of positions."""
     return [role for role in part.origin.operands if role in part.factors and role not in part.algorithm.positions]
 
 
 def _tensors(part: Part) -> dict[Role, torch.Tensor]:
-    """The factors that the change is computed from: numbers in float64, whole ones in int64."""
+    """Return the factors that the change is computed from: numbers in float64, integers in int64."""
     positions = {role: info for role, info in part.origin.operands.items() if role in part.algorithm.positions}
     numbers = {role: as_factor(part.factors[role]).values for role in _numbers(part)}
     return numbers | {role: load_whole(info) for role, info in positions.items()}
@@ -205,7 +205,7 @@ def _lost(meant: list[Product], written: Product) -> float:
 
 
 def make_lora(module: ModuleParts, context: Context) -> ModuleParts:
-    """Makes LoRA of the parts of each source."""
+    """Make LoRA of the parts of each source."""
     options = context.options
     maker = LoraMaker(options.rank, options.max_error, context.inner, context.growth)
     return module.each(lambda source, parts: maker.converted(parts, source.runs))

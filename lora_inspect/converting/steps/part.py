@@ -1,7 +1,7 @@
 """The parts of a module on their way through a conversion: contributions with their factors.
 
-The file also holds the functions that the steps share: factors with an exact dtype, the norm and the loss of a change,
-the rows that a module takes in another layout, and the limit on the size of an output.
+The file also holds the functions that the steps share. They are for factors with an exact dtype, the norm and the loss
+of a change, the rows that a module takes in another layout, and the limit on the size of an output.
 
 A step that approximates must use only the rows that its module takes: the best product for a fused layer may be a bad
 one for a part of it that changes little.
@@ -207,8 +207,8 @@ class ModuleParts:
 class Context:
     """The context of the steps, next to the module.
 
-    `base_changes` are the true changes of modules that depend on a base. `remeasured` are the modules whose magnitudes
-    will refer to other norms. `inner` gives the (in, *kernel) of the base's weights. `common` is the alpha that a
+    `base_changes` are the true changes of modules that depend on a base. `remeasured` are the modules with magnitudes
+    that will refer to other norms. `inner` gives the (in, *kernel) of the base's weights. `common` is the alpha that a
     header states once. `dialects` are those of the output's scheme, which writes the algorithms in `instead` as other
     ones. A step keeps in `kept`, under its file's name, data for the next module.
     """

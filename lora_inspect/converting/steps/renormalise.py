@@ -2,9 +2,9 @@
 
 The step keeps it, over other norms or not, drops it, or makes a plain LoRA near the true change.
 
-Magnitudes of outputs over other norms give the same DoRA for programs that divide by those of the base, and back: W' =
-g · V, with g the magnitude over the norm of a row of V = W + delta, or of W. With the weight at hand, one magnitude
-follows from the other for every row: the other is g times the other norm.
+Magnitudes of outputs over other norms give the same DoRA for programs that divide by those of the base, and back. Both
+compute W' = g · V, with g the magnitude over the norm of a row of V = W + delta, or of W. With the weight at hand, one
+magnitude follows from the other for every row: the other is g times the other norm.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,9 +43,9 @@ from lora_inspect.reading.scale.dora_evidence import NormsRecord
 
 
 def other_magnitude(dependent: BaseDependentChange, spelling: DoraSpelling) -> torch.Tensor:
-    """The magnitude (out,) that means in the `spelling` what the module's own does, in float64.
+    """Return the magnitude (out,) in the `spelling` that means the same as the module's own, in float64.
 
-    Raises LoraInspectError where one is not finite in float32, as of a row that the trainer divides by nothing.
+    Raises LoraInspectError if one is not finite in float32, as for a row of norm zero.
     """
     weight = own_weight(dependent.places)
     read = partial(_blocks, weight)
@@ -74,13 +74,13 @@ def _blocks(weight: torch.Tensor, together: int) -> Iterator[tuple[int, torch.Te
 
 
 def norms_record_of(remeasured: Mapping[str, BaseDependentChange], base: str) -> NormsRecord:
-    """The record of the base at the path `base`, by the weight of the first of the modules."""
+    """Return the record of the base at the path `base`, by the weight of the first of the modules."""
     place, _ = next(iter(remeasured.values())).places[0]
     return NormsRecord(describe_file(base), place.target.name, sha256(place.target))
 
 
 def settle_magnitudes(module: ModuleParts, context: Context) -> ModuleParts:
-    """Settles the magnitudes of each source: near the true change, over other norms, dropped or kept as they are."""
+    """Settle the magnitudes of each source: approximate the true change, use other norms, drop or keep them."""
     options = context.options
     cache = remembered_deltas(context)
 
@@ -97,7 +97,7 @@ def settle_magnitudes(module: ModuleParts, context: Context) -> ModuleParts:
 
 
 def _keep(parts: Sequence[Part]) -> Sequence[Part]:
-    """The magnitudes stay; raises LoraInspectError where one is not finite."""
+    """Return the parts with their magnitudes; raise LoraInspectError if one is not finite."""
     for part in parts:
         if part.magnitude:
             check_finite(part.magnitude.info)
@@ -105,7 +105,7 @@ def _keep(parts: Sequence[Part]) -> Sequence[Part]:
 
 
 def _drop(parts: Sequence[Part]) -> list[Part]:
-    """The magnitudes go, and what that loses only a base could tell."""
+    """Drop the magnitudes; the error of that is unknown without a base."""
     return [
         replace(part, magnitude=None, dropped=(part.magnitude.info.name,), error=None) if part.magnitude else part
         for part in parts
@@ -115,7 +115,7 @@ def _drop(parts: Sequence[Part]) -> list[Part]:
 def _remeasure(
     parts: Sequence[Part], dependent: BaseDependentChange, module: Module, options: ConvertOptions
 ) -> list[Part]:
-    """The same DoRA with a magnitude over the norms that are due, in float32, for a `module` of the output.
+    """Return the same DoRA with a magnitude over the due norms, in float32, for a `module` of the output.
 
     The parts are those of the module that has the `dependent` change.
     """
@@ -145,7 +145,7 @@ def _approximate(
     cache: DeltaCache,
     runs: Runs | None,
 ) -> list[Part]:
-    """A plain LoRA of the true change in the place of the part whose change depends on the base, where it lands.
+    """Replace the part that depends on the base by a plain LoRA of its true change.
 
     It is the change of the rows that `runs` take, None for all.
     """
@@ -166,7 +166,7 @@ def _of(
     cache: DeltaCache,
     runs: Runs | None,
 ) -> Part:
-    """The approximation in the form in which the part has its factors, else in that of the base's weight."""
+    """Return the approximation in the shape of the part's factors, or in that of the base's weight."""
     found = approximate_change(dependent, rank, max_error, cache, runs)
     origin = part.origin
     if dependent.is_turned:

@@ -24,7 +24,7 @@ from lora_inspect.reading.model.contribution import Module
 
 
 def substitute_algorithms(module: ModuleParts, context: Context) -> ModuleParts:
-    """Writes algorithms as the ones that the scheme has instead, which have one factor as well."""
+    """Replace algorithms by the ones that the scheme has instead, which also have one factor."""
     instead = context.instead
     return module.each(
         lambda source, parts: [
@@ -40,7 +40,7 @@ def _written(part: Part, name: str) -> Part:
 
 
 def turn_embeddings(module: ModuleParts, context: Context) -> ModuleParts:
-    """Turns the factors of Embeddings as the dialects of the output have them."""
+    """Transpose the factors of Embeddings as the dialects of the output need."""
     return module.each(
         lambda source, parts: [_turned_embedding(part, spelled_in(part.algorithm, context.dialects)) for part in parts]
     )
@@ -59,16 +59,16 @@ _EMBEDDING = by_name("lora_embedding")
 
 
 def turn_mlx(module: ModuleParts, context: Context) -> ModuleParts:
-    """Writes mlx-lm's factors of one layer as LoRA's, down (rank, in) and up (out, rank)."""
+    """Convert mlx-lm's factors of one layer to LoRA's, down (rank, in) and up (out, rank)."""
     return module.each(
         lambda source, parts: [_as_lora(part) if part.algorithm.name == mlx.NAME else part for part in parts]
     )
 
 
 def as_mlx(parts: Sequence[Part]) -> list[Part]:
-    """The parts with mlx-lm's factors in the place of LoRA's, and those of experts in the shape of its versions of now.
+    """Return the parts with mlx-lm's factors for LoRA's, and experts in the shape of its current versions.
 
-    Raises LoraInspectError for what mlx-lm has not.
+    Raises LoraInspectError for a part that mlx-lm cannot hold.
     """
     return [_as_mlx(part) for part in parts]
 
@@ -103,7 +103,7 @@ def _turned_factors(factors: Mapping[Role, TensorInfo | Factor]) -> dict[Role, F
 
 
 def without_unchanged(parts: Sequence[Part], dependent: BaseDependentChange) -> list[Part]:
-    """The parts without the LoRA of a saved weight that is the base's own."""
+    """Return the parts without the LoRA of a saved weight that equals the base's."""
     own = dependent.contribution
     return [part for part in parts if not (own.algorithm.replaces and _is_of(part, dependent) and _is_nothing(part))]
 
@@ -117,12 +117,12 @@ def _is_nothing(part: Part) -> bool:
 
 
 def count_once(module: ModuleParts, context: Context) -> ModuleParts:
-    """Makes plain LoRA of what PEFT alone counts twice, where the output has other names."""
+    """Make plain LoRA of the changes that only PEFT counts twice, if the output has other names."""
     return module.each(lambda source, parts: counted_once(parts, source.module, module.target.module))
 
 
 def counted_once(parts: Sequence[Part], source: Module, target: Module) -> Sequence[Part]:
-    """The parts of the `source` as readers of the names of the `target` have to find them: PEFT those that it wrote."""
+    """Return the parts of the `source` as readers of the `target`'s names must find them; PEFT finds its own."""
     return parts if source.name == target.name else [_plain(part) for part in parts]
 
 

@@ -51,9 +51,9 @@ class PartRows(NamedTuple):
 
 
 def arrange(destination: Destination, found: Sequence[Sequence[Part]], carrier: str, growth: Growth) -> Sequence[Part]:
-    """The parts of a module of the output from those `found` in each of its sources.
+    """Return the parts of a module of the output from those `found` in each of its sources.
 
-    Raises LoraInspectError for an algorithm whose rows cannot be arranged, and where `growth` refuses the size.
+    Raises LoraInspectError for an algorithm that does not allow moving rows, or if `growth` refuses the size.
     """
     rows = destination.rows
     if rows is None:
@@ -88,7 +88,7 @@ def _check(part: Part) -> None:
 
 
 def _reordered(part: Part, runs: Runs) -> Part:
-    """The part with some of its rows, or with all of them in another order."""
+    """Return the part with some of its rows, or with all of them in another order."""
     order = rows_in_order(runs)
     by_role = part.algorithm.rows
     own = {role: as_factor(factor) for role, factor in part.factors.items() if role in by_role}
@@ -104,7 +104,7 @@ def _reordered(part: Part, runs: Runs) -> Part:
 
 
 def _share_of_rows(whole: Part, rows: Part) -> float | None:
-    """The error of the rows alone: at most all that the whole lost, which is a larger share of a smaller change."""
+    """Return the largest possible error of the rows: all that the whole lost, as a share of a smaller change."""
     if not whole.error:
         return whole.error
     before, after = (
@@ -115,7 +115,7 @@ def _share_of_rows(whole: Part, rows: Part) -> float | None:
 
 
 def _without_empty_columns(part: Part, taken: Values) -> Part:
-    """The part without the columns of its products that are zeros in all the rows that were `taken`."""
+    """Return the part without the columns of its products that are zero in all the `taken` rows."""
     inner = {role: other for role, other in part.algorithm.rows.items() if other}
     used = [factor.values.ne(0).any(0) for role, factor in taken.items() if role in inner]
     if not used or torch.stack(used).any(0).all():
@@ -130,10 +130,10 @@ def _without_empty_columns(part: Part, taken: Values) -> Part:
 
 
 def stack(pieces: Sequence[PartRows], rows: int, scale: float | None, growth: Growth) -> Part:
-    """One part of `rows` rows with those of the pieces, of one algorithm, in their places, and zeros elsewhere.
+    """Return one part of `rows` rows with the pieces, of one algorithm, in their places, and zeros elsewhere.
 
-    Its scale is `scale`, or the largest of the pieces' own. Raises LoraInspectError where `growth` refuses the size,
-    before the factors are made, and where the pieces have no magnitude of all of the rows.
+    Its scale is `scale`, or the largest of the pieces' own. Raises LoraInspectError if `growth` refuses the size,
+    before the factors are made, or if the pieces have no magnitude of all of the rows.
     """
     parts = [part for part, _ in pieces]
     own = [part.scale for part in parts]
@@ -186,7 +186,7 @@ def _joined_factors(
 
 
 def _distinct(tensors: Sequence[Sequence[torch.Tensor]]) -> tuple[list[int], list[int]]:
-    """The number of the group of equal lists that each list is of, and the first list of each group."""
+    """Return the group number of each list, with equal lists in one group, and the first list of each group."""
     groups: list[int] = []
     kept: list[int] = []
     for at, own in enumerate(tensors):
@@ -233,7 +233,7 @@ def _needs_all_rows(part: Part) -> LoraInspectError:
 def _lost(
     part: Part, role: Role | None, meant: Sequence[Values], written: Sequence[Values], shares: Sequence[float]
 ) -> float:
-    """‖what rounding the factors of `role` loses‖ / ‖the change‖, of all pieces; without a role none was scaled."""
+    """Return ‖the rounding error of the factors of `role`‖ / ‖the change‖ of all pieces; 0 without a role."""
     if role is None:
         return 0.0
     norm_of = partial(change_norm, part.formula)
@@ -248,21 +248,21 @@ def _lost(
 
 
 def arrange_rows(module: ModuleParts, context: Context) -> ModuleParts:
-    """Puts the rows of all sources where the module of the output has them."""
+    """Put the rows of all sources in the order of the output's module."""
     parts = arrange(module.target, module.found, module.carrier, context.growth)
     return replace(module, parts=parts)
 
 
 def fuse_slices(module: ModuleParts, context: Context) -> ModuleParts:
-    """Makes one part of the slices of a split layer, in each source."""
+    """Fuse the slices of a split layer into one part, in each source."""
     return module.each(lambda source, parts: fused_slices(parts, module.carrier, context.growth))
 
 
 def fused_slices(parts: Sequence[Part], carrier: str, growth: Growth) -> Sequence[Part]:
-    """One part in the place of a split layer's slices; what is whole stays as it is.
+    """Return one part in the place of a split layer's slices; keep a whole part as it is.
 
-    Its scale is 1 where readers know none, else the largest of the slices' own. Raises LoraInspectError where
-    `growth` refuses the size, before the blocks are made.
+    Its scale is 1 if readers know none, else the largest of the slices' own. Raises LoraInspectError if `growth`
+    refuses the size, before the blocks are made.
     """
     slices = [(part, part.origin.rows) for part in parts if part.origin.rows is not None]
     if not slices:

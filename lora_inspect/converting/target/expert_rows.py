@@ -1,7 +1,7 @@
 """The modules of an output that splits the experts of a layer, or joins them.
 
-An adapter has them in one pair of factors for the parameter of all experts, as PEFT does for `target_parameters`, or a
-pair for each layer of each expert, as PEFT does if the experts are modules, and as vLLM reads both. The correspondence
+An adapter has them in one pair of factors for the parameter of all experts, as PEFT does for `target_parameters`. Or it
+has a pair for each layer of each expert, as PEFT does if the experts are modules. vLLM reads both. The correspondence
 of the family relates the names. Only a base shows which way round the factors of all experts are, and which of the rows
 are those of gate and up.
 
@@ -43,7 +43,7 @@ _LAYERS = (
 
 
 def is_block_sparse(kinds: Collection[str], layer: Collection[str]) -> bool:
-    """Whether a model is of the line, by the kinds that its config says, or by the names in one of its layers."""
+    """Return True if a model is of this line, by the kinds in its config or by the names in one of its layers."""
     if kinds:
         return not _KINDS.isdisjoint(kinds)
     told = {
@@ -62,9 +62,9 @@ _HELD, _BLOCK_SPARSE = ".experts.", ".block_sparse_moe."
 def with_single_experts(
     adapter: Adapter, base: Checkpoint | None, matching: Matching | None
 ) -> tuple[Destination, ...]:
-    """The modules of the output with a pair of factors for every layer of every expert.
+    """Return the modules of the output with a pair of factors for every layer of every expert.
 
-    Raises LoraInspectError without a base, for a parameter that it has not, and where no family has names for layers.
+    Raises LoraInspectError without a base, for a parameter that it lacks, or if no family has names for layers.
     """
     path = adapter.checkpoint.path
     if not any(_of_experts(module) for module in adapter.modules.values()):
@@ -95,9 +95,9 @@ def with_single_experts(
 
 
 def with_all_experts(adapter: Adapter) -> tuple[Destination, ...]:
-    """The modules of the output with one pair of factors for a parameter of all experts.
+    """Return the modules of the output with one pair of factors for a parameter of all experts.
 
-    Raises LoraInspectError where there are none to put together, and for names that are not PEFT's.
+    Raises LoraInspectError if there are none to put together, and for names that are not PEFT's.
     """
     path = adapter.checkpoint.path
     correspondence = certain_correspondence(adapter_candidates(adapter))
@@ -139,7 +139,7 @@ def _of_experts(module: Module) -> bool:
 
 
 def _parameter(key: str, layers: Sequence[_Layer], keys: set[str], adapter: Adapter) -> Destination:
-    """The module of all experts that the layers are put together in."""
+    """Return the module of all experts that the layers are joined in."""
     first = layers[0]
     relation, experts = first.link.relation, 1 + max(layer.expert for layer in layers)
     contributions = [_only_lora(layer.module, adapter) for layer in layers]
@@ -169,7 +169,7 @@ def _parameter(key: str, layers: Sequence[_Layer], keys: set[str], adapter: Adap
 def _layers(
     module: Module, placed: Sequence[Placement], base: Checkpoint, correspondence: Correspondence, adapter: Adapter
 ) -> Iterator[Destination]:
-    """The modules of single experts that a parameter is taken apart into."""
+    """Yield the modules of single experts that a parameter is split into."""
     contribution = placed[0].contribution
     links = list(correspondence.links_of_experts(module.name.body))
     if len(placed) == 1 and contribution.algorithm.experts > 1:
@@ -189,7 +189,7 @@ def _layers(
 
 
 def _cuts_of_parameter(placed: Placement, links: Sequence[Link], base: Checkpoint) -> Mapping[str, OneLayer]:
-    """The layers by path, where the base has all experts in one parameter."""
+    """Return the layers by path, for a base with all experts in one parameter."""
     experts, target = placed.contribution.algorithm.experts, placed.place.target
     storage = storage_of(target.name, base)
     _, stored_rows, columns = base.tensors[target.name].shape
@@ -209,7 +209,7 @@ def _cuts_of_parameter(placed: Placement, links: Sequence[Link], base: Checkpoin
 
 
 def _published(links: Sequence[Link], parameter: str, base: Checkpoint) -> list[Link]:
-    """The links to what the published checkpoints of the model call the layers."""
+    """Return the links to the names that the published checkpoints of the model have for the layers."""
     layer = parameter[: parameter.find(".mlp.") + 1]
     names = [name.removeprefix(layer) for name in base.tensors if name.startswith(layer)]
     config = config_beside(base)
@@ -221,7 +221,7 @@ def _published(links: Sequence[Link], parameter: str, base: Checkpoint) -> list[
 def _name_like_holders(
     destination: Destination, holders: Collection[str], correspondence: Correspondence
 ) -> Destination:
-    """A module that is no expert's, called as one of those that hold the experts of the output calls it."""
+    """Rename a module that is no expert's as the modules with the experts of the output are named."""
     module = destination.module
     for link in correspondence.links(module.name.body):
         if link.relation.arrangement is None and link.path.rpartition(".")[0] in holders:
@@ -230,7 +230,7 @@ def _name_like_holders(
 
 
 def _cuts_of_layers(placed: Sequence[Placement], links: Sequence[Link]) -> Mapping[str, OneLayer]:
-    """The layers by path, where the base has the experts one by one, called as they are there."""
+    """Return the layers by path, for a base with single experts, under the base's names."""
     contribution = placed[0].contribution
     rows = sum(one.place.runs.rows if one.place.runs else one.place.shape[0] for one in placed)
     of_expert = rows // contribution.algorithm.experts
@@ -247,7 +247,7 @@ def _cuts_of_layers(placed: Sequence[Placement], links: Sequence[Link]) -> Mappi
 
 
 def _only_lora(module: Module, adapter: Adapter) -> Contribution:
-    """The LoRA of a layer; raises LoraInspectError where it has anything else."""
+    """Return the LoRA of a layer; raise LoraInspectError if it has anything else."""
     (first, *others) = module.contributions
     if others or first.algorithm is not lora.ALGORITHM or first.magnitude or first.rows or len(first.shape) != 2:
         raise RefusedError(
@@ -260,7 +260,7 @@ def _only_lora(module: Module, adapter: Adapter) -> Contribution:
 
 
 def _made_of(contribution: Contribution, name: ModuleName, wrapper: str, experts: int) -> Module:
-    """A module with the contribution under other names; `wrapper` is what stands before the suffixes."""
+    """Return a module with the contribution under other names; `wrapper` is the part before the suffixes."""
     suffixes = lora.DIALECTS[_PEFT]
     factors = {role: info._replace(name=wrapper + suffixes[role]) for role, info in contribution.factors.items()}
     algorithm = lora_experts(experts) if experts else lora.ALGORITHM

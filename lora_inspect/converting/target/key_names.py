@@ -28,10 +28,10 @@ _OF_ENCODERS = PEFT_MAGNITUDES[1]
 
 
 def carrier_of(module: Module) -> str:
-    """What says the scale of `module` to every reader of its names.
+    """Return the carrier that gives the scale of `module` to every reader of its names.
 
-    Readers of kohya's and LyCORIS's names expect an alpha. Where dotted names come without one, some programs have
-    no use for it or refuse it, so that only the factors reach all of them.
+    Readers of kohya's and LyCORIS's names expect an alpha. If dotted names come without one, some programs ignore or
+    refuse it, so only the factors reach all of them.
     """
     scheme = schemes.by_name(module.name.scheme)
     if scheme.absent_alpha != "one":
@@ -42,12 +42,12 @@ def carrier_of(module: Module) -> str:
 
 
 def alpha_key(module: Module) -> str:
-    """The key of the module's alpha."""
+    """Return the key of the module's alpha."""
     return f"{module.name.key}.alpha"
 
 
 def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role: Role) -> str:
-    """The key of a factor in `module`: that of `origin` without the name of a PEFT adapter, without a slice's number.
+    """Return the key of a factor in `module`: that of `origin` without PEFT's adapter name and slice number.
 
     One of another `algorithm` than that of the origin has the suffix that the scheme has for it.
 
@@ -72,13 +72,13 @@ def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role:
 
 
 def new_factor_key(module: Module, algorithm: Algorithm, role: Role) -> str:
-    """The key of a factor in a `module` that no file has: with the suffix that its scheme has for the algorithm."""
+    """Return the key of a factor in a new `module`, with the suffix of its scheme for the algorithm."""
     own = _spellings(module, algorithm) or next(iter(algorithm.dialects.values()))
     return module.name.key + own[role]
 
 
 def _spellings(module: Module, algorithm: Algorithm) -> Mapping[Role, str]:
-    """The suffixes by role that the scheme of `module` has for an algorithm, empty where it has none."""
+    """Return the suffixes by role that the scheme of `module` has for an algorithm, or an empty mapping."""
     scheme = schemes.by_name(module.name.scheme)
     return (algorithm.name == LORA and scheme.own_factors) or algorithm.dialects.get(scheme.dialect, {})
 
@@ -86,12 +86,11 @@ def _spellings(module: Module, algorithm: Algorithm) -> Mapping[Role, str]:
 def magnitude_place(
     module: Module, contribution: Contribution, magnitude: Magnitude, rows: int | None = None
 ) -> tuple[str, str, tuple[int, ...]]:
-    """(key, suffix, shape) of a magnitude that readers of the module's names apply, of `rows` where rows were arranged.
+    """Return (key, suffix, shape) of a magnitude for readers of the module's names, of `rows` if they were moved.
 
     `dora_scale` is (out, 1, …), or (1, in, …) for inputs; PEFT's vector is (out,), or (1, out, 1, …) of a convolution;
-    mlx-lm's is (out,), and (in,) of an Embedding.
-    Raises LoraInspectError where PEFT's spelling is due and the magnitude is one of inputs, or mlx-lm's and it is not
-    of the rows of the weight as that is stored.
+    mlx-lm's is (out,), and (in,) of an Embedding. Raises LoraInspectError if PEFT's spelling is due and the magnitude
+    is one of inputs, or mlx-lm's and it is not of the rows of the weight as that is stored.
     """
     scheme = schemes.by_name(module.name.scheme)
     own, due = magnitude.spelling.suffix, scheme.suffixes["magnitude"]

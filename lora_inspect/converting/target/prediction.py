@@ -1,4 +1,4 @@
-"""The adapter that a conversion will write, predicted from names and numbers, for the rules of programs to judge."""
+"""The adapter that a conversion will write, predicted from names and numbers for programs' rules."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,10 +17,10 @@ from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
 
 
 def predict_output(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions) -> Adapter | None:
-    """What will be written of the `adapter`; None where a config will say the scale, or layers of experts move.
+    """Return the output of the `adapter` before it is written, or None if headers do not determine it.
 
-    Its tensors have the names that they will have, and lie nowhere.
-    Raises LoraInspectError where rows have to be moved that cannot.
+    They do not if a config will give the scale, or if layers of experts move. The tensors have their output names, but
+    no bytes in a file. Raises LoraInspectError if rows have to be moved that cannot be.
     """
     if any(carrier_of(one.module) not in (ALPHA, FACTORS) or one.experts for one in destinations):
         return None
@@ -35,7 +35,7 @@ def predict_output(adapter: Adapter, destinations: Sequence[Destination], option
 
 
 def _is_arrangeable(destination: Destination, options: ConvertOptions) -> bool:
-    """Whether the rows of its sources can be put together, or taken apart, as the layer has them."""
+    """Return True if the rows of its sources can be joined or split as the layer needs."""
     if destination.rows is None:
         return True
     own = [c for source in destination.sources for c in source.module.contributions]
@@ -45,7 +45,7 @@ def _is_arrangeable(destination: Destination, options: ConvertOptions) -> bool:
 
 
 def _becomes_near(origin: Contribution, options: ConvertOptions) -> bool:
-    """Whether the true change of the base is written in its place."""
+    """Return True if the true change, computed with the base, will replace it."""
     return origin.magnitude is not None and bool(options.base) and not options.keep_dora
 
 
@@ -67,7 +67,7 @@ def _module(destination: Destination, options: ConvertOptions) -> Module:
 
 
 def _has_alpha(module: Module, contribution: Contribution) -> bool:
-    """Whether an alpha is written: one that scales, one that was there, or for whole factors under other names."""
+    """Return True if an alpha is written: one that scales, an existing one, or one for renamed whole factors."""
     algorithm = contribution.algorithm
     is_asked = module.respelled and algorithm.settings is None
     return algorithm.has_alpha and (contribution.rank is not None or module.alpha is not None or is_asked)
@@ -110,7 +110,7 @@ def _written(origin: Contribution, options: ConvertOptions) -> Algorithm:
 
 
 def _roles(origin: Contribution, algorithm: Algorithm) -> Iterator[tuple[str, TensorInfo]]:
-    """The factors that there will be, of whatever shape."""
+    """Yield the roles of the future factors, of whatever shape."""
     if algorithm is origin.algorithm:
         yield from origin.factors.items()
         return

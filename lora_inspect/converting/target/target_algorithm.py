@@ -1,6 +1,6 @@
 """The changes that `--algorithm` converts: to plain LoRA, or to differences of whole weights.
 
-Only a base shows some of these changes; the plan says which, and refuses a conversion that cannot work. Shapes alone
+Only a base shows some of these changes; the plan says which, and refuses a conversion that cannot work. Only shapes
 show for certain which changes have low rank.
 """
 
@@ -24,17 +24,17 @@ ARE_DIFFERENCES = {algorithm.name for algorithm in (*full.ALGORITHMS, *norm.ALGO
 
 
 def becomes_full(algorithm: Algorithm) -> bool:
-    """Whether it changes a parameter otherwise than by a difference that is stored as it is."""
+    """Return True if it changes a parameter in another way than by a stored difference."""
     return algorithm.formula is not None and algorithm.name not in ARE_DIFFERENCES
 
 
 def changes_otherwise(module: Module) -> bool:
-    """Whether all that the module changes will be differences, because some of it is none."""
+    """Return True if some change of the module is no difference, so that all of them become differences."""
     return any(becomes_full(contribution.algorithm) for contribution in module.contributions)
 
 
 def check_full(adapter: Adapter, options: ConvertOptions) -> list[str]:
-    """Raises LoraInspectError where differences cannot be had or nobody would read them; a note where all are some."""
+    """Raise LoraInspectError if differences are impossible or unreadable; return a note if all are differences."""
     file = adapter.checkpoint.path
     if options.rank is not None or options.max_error is not None:
         raise RefusedError(file, "a full difference has no rank and no error", "leave --rank and --max-error out")
@@ -68,7 +68,7 @@ def check_full(adapter: Adapter, options: ConvertOptions) -> list[str]:
 
 
 def reads_differences(scheme: str) -> bool:
-    """Whether programs of the names read differences; of names that are in no program's files nothing is known."""
+    """Return True if programs of the names read differences, as far as known; unused names count as False."""
     own = schemes.by_name(scheme)
     if own.writing is None:
         return own.absent_alpha == "one"
@@ -77,9 +77,9 @@ def reads_differences(scheme: str) -> bool:
 
 
 def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether factors of these shapes change a matrix otherwise than LoRA does, and one could.
+    """Return True if factors of these shapes change a matrix, are not plain LoRA, and can become LoRA.
 
-    The difference of a norm is a vector, and a saved weight no change; what PEFT calls LoRA stays, and mlx-lm's.
+    The difference of a norm is a vector, and a saved weight is no change. LoRA in PEFT's sense stays, as does mlx-lm's.
     """
     if algorithm.parameter != WEIGHT or algorithm.replaces or algorithm.formula is None or algorithm.name in mlx.NAMES:
         return False
@@ -89,12 +89,12 @@ def becomes_lora(algorithm: Algorithm, shapes: Shapes) -> bool:
 
 
 def is_saved_weight(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether it is a matrix that is saved whole, whose difference from the base's LoRA could be."""
+    """Return True if it is a saved whole matrix; its difference from the base's could be LoRA."""
     return algorithm.name == saved.NAME and algorithm.parameter == WEIGHT and len(shapes[saved.SAVED]) > 1
 
 
 def is_made_lora(contribution: Contribution, options: ConvertOptions) -> bool:
-    """Whether `--algorithm lora` makes LoRA of it: of a saved weight where a base is given, else it stays as it is."""
+    """Return True if `--algorithm lora` makes LoRA of it; of a saved weight only if a base is given."""
     algorithm, shapes = contribution.algorithm, contribution.shapes
     if options.algorithm != lora.ALGORITHM.name:
         return False
@@ -102,7 +102,7 @@ def is_made_lora(contribution: Contribution, options: ConvertOptions) -> bool:
 
 
 def needs_base(contribution: Contribution, options: ConvertOptions) -> bool:
-    """Whether what it becomes depends on the weight: under DoRA's magnitude, and LoRA of what multiplies a weight."""
+    """Return True if the result depends on the weight, as for DoRA, or LoRA of a change that multiplies a weight."""
     if options.algorithm == FULL:
         return False
     if contribution.magnitude is not None:
@@ -113,7 +113,7 @@ def needs_base(contribution: Contribution, options: ConvertOptions) -> bool:
 
 
 def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
-    """Raises LoraInspectError where a base or a rank is needed that is not given, or has nothing to do.
+    """Raise LoraInspectError if a needed base or rank is missing, or if a given one has no effect.
 
     A note says where all is LoRA already.
     """
@@ -158,7 +158,7 @@ def check_algorithm(adapter: Adapter, options: ConvertOptions) -> list[str]:
 
 
 def _refuse_idle(adapter: Adapter, options: ConvertOptions) -> None:
-    """Raises LoraInspectError for what says how LoRA is to come about, in a file of which none is made."""
+    """Raise LoraInspectError for options on how to make LoRA, in a file where none is made."""
     # A base says of DoRA what norms its magnitudes are over, and of experts what their layers are.
     is_read = adapter.dora.value or options.layout == SINGLE_EXPERTS
     given = {
@@ -178,7 +178,7 @@ def _refuse_idle(adapter: Adapter, options: ConvertOptions) -> None:
 
 
 def check_biases(adapter: Adapter, matching: Matching | None, options: ConvertOptions) -> None:
-    """Raises LoraInspectError where factors that become LoRA change the bias of their layer, too, or may do so."""
+    """Raise LoraInspectError if factors that become LoRA change, or may change, the bias of their layer too."""
     found = [one.contribution for own in matching.targets.values() for one in own] if matching else []
     biases = {(c.module.key, c.algorithm.name) for c in found if c.algorithm.parameter == BIAS}
     for contribution in adapter.contributions if options.algorithm == lora.ALGORITHM.name else ():
@@ -194,7 +194,7 @@ def check_biases(adapter: Adapter, matching: Matching | None, options: ConvertOp
 
 
 def shapes_in_base(matching: Matching | None) -> dict[str, tuple[int, ...]]:
-    """(in, *kernel) of the weights that the modules change in a base, by their names."""
+    """Return (in, *kernel) of the weights that the modules change in a base, by their names."""
     if matching is None:
         return {}
     placed = (one for found in matching.targets.values() for one in found)
@@ -208,25 +208,25 @@ _FLATTENED = ("loha", "lokr")
 
 
 def is_kernel_open(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether the factors do not tell a Linear layer from a convolution with the kernel of most of them."""
+    """Return True if the factors could be of a Linear layer or of a convolution with the most common kernel."""
     return is_kernel_untold(algorithm, shapes) and _columns(algorithm, shapes)[-1] % _KERNEL == 0
 
 
 def is_kernel_untold(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether the factors would be the same of a Linear layer and of a convolution with some kernel."""
+    """Return True if a Linear layer and a convolution with some kernel would have the same factors."""
     if algorithm.name not in _FLATTENED or "mid" in shapes:
         return False
     return len(_columns(algorithm, shapes)) == 2
 
 
 def _columns(algorithm: Algorithm, shapes: Shapes) -> list[int]:
-    """The known sizes of the change."""
+    """Return the known sizes of the change."""
     sizes = () if algorithm.formula is None else algorithm.formula.shape(shapes)
     return [size for size in sizes if size is not None]
 
 
 def is_thin(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether the change is a product of a rank below that of its layer for certain."""
+    """Return True if the change is certainly a product of a rank below that of its layer."""
     inner = _INNER.get(algorithm.name, _unknown)(shapes)
     if algorithm.formula is None or inner is None:
         return False
@@ -239,7 +239,7 @@ def _of_loha(shapes: Shapes) -> int:
 
 
 def _of_lokr(shapes: Shapes) -> int | None:
-    """The product of both factors' ranks, of a whole one its smaller side; None where both are whole."""
+    """Return the product of both factors' ranks, with the smaller side of a whole one; None if both are whole."""
     if lokr.is_whole(shapes):
         return None
     sides = (

@@ -3,8 +3,8 @@
 The correspondence of the family relates the layouts, as when a merge folds an adapter of one layout into a base of the
 other. The shapes show if rows can go to a layer of another layout.
 
-A difference of a parameter that is no weight belongs to its module, or has the parameter's own name: Wan's `modulation`
-of `blocks.0` has a suffix of its own, `.diff_m`; diffusers calls it `blocks.0.scale_shift_table`, and `.diff` of that
+A difference of a parameter that is no weight belongs to its module, or has the parameter's own name. Wan's `modulation`
+of `blocks.0` has a suffix of its own, `.diff_m`. In diffusers it is `blocks.0.scale_shift_table`, and `.diff` of that
 name is the difference.
 """
 
@@ -34,10 +34,10 @@ class TargetLayout(Protocol):
     """The layout of an output."""
 
     def links(self, path: str) -> list[Link]:
-        """What leads from the module at `path` into the layout."""
+        """Return the links from the module at `path` into the layout."""
 
     def has(self, path: str) -> bool:
-        """Whether the module at `path` is one of the layout as it is."""
+        """Return True if the module at `path` is in the layout as it is."""
 
 
 class NamedLayout:
@@ -50,16 +50,16 @@ class NamedLayout:
         self._is_own = all(family.layout.name == layout.name for family in families)
 
     def links(self, path: str) -> list[Link]:
-        """What is related to the module and is one of the layout."""
+        """Return the links to the related modules that are in the layout."""
         return [link for link in self._correspondence.links(path) if pattern_of(link.path, ".") in self._patterns]
 
     def has(self, path: str) -> bool:
-        """Whether the name is one of the layout's."""
+        """Return True if the name is in the layout."""
         return self._is_own or pattern_of(path, ".") in self._patterns
 
 
 class ArrangedLayout:
-    """What modules are where a family only fuses some of them and calls the others alike."""
+    """A layout for families that only fuse some modules and keep the other names."""
 
     def __init__(self, families: Sequence[Detection], is_fused: bool) -> None:
         self._correspondence = certain_correspondence(families)
@@ -67,11 +67,11 @@ class ArrangedLayout:
         self._is_fused = is_fused
 
     def links(self, path: str) -> list[Link]:
-        """The fused module of a part, or the parts of a fused one."""
+        """Return the fused module of a part, or the parts of a fused one."""
         return self._links(self._correspondence, path)
 
     def has(self, path: str) -> bool:
-        """Whether the module is neither fused nor split in any family that it may be of."""
+        """Return True if the module is neither fused nor split in any possible family."""
         return not any(self._links(one, path) for one in self._possible)
 
     def _links(self, correspondence: Correspondence, path: str) -> list[Link]:
@@ -86,11 +86,11 @@ class OwnLayout:
     """The layout that the file has already."""
 
     def links(self, path: str) -> list[Link]:
-        """Nothing: every module stays what it is."""
+        """Return no links: every module stays as it is."""
         return []
 
     def has(self, path: str) -> bool:
-        """Every module is there."""
+        """Return True: every module is there."""
         return True
 
 
@@ -100,12 +100,12 @@ _OF_OTHERS = {one.parameter: one for one in ALGORITHMS if one.parameter not in (
 
 
 def is_own_parameter(module: Module) -> bool:
-    """Whether a module of the model changes a parameter alone that is no weight and no bias."""
+    """Return True if a module of the model changes only a parameter that is neither a weight nor a bias."""
     return module.name.component in MODELS and _changed(module) in _OF_OTHERS
 
 
 def by_its_name(module: Module) -> tuple[Module, str] | None:
-    """The module as the parameter that alone it changes, and that one's path; None for another one.
+    """Return the module as the only parameter that it changes, with its path; None for any other module.
 
     `blocks.0` becomes `blocks.0.modulation`.
     """
@@ -116,7 +116,7 @@ def by_its_name(module: Module) -> tuple[Module, str] | None:
 
 
 def of_its_owner(module: Module, path: str) -> tuple[Module, str]:
-    """What a module that goes to `path` is there, and the path: the owner's where the parameter has its own suffix.
+    """Return the module and the path for `path`, which is the owner's if the parameter has a suffix of its own.
 
     `blocks.0.modulation` becomes `blocks.0`.
     """
@@ -137,7 +137,7 @@ def _changing(module: Module, algorithm: Algorithm) -> Module:
 
 
 class Source(NamedTuple):
-    """A module of the input; `runs` are its rows in the module of the output, None where it has all in their order."""
+    """A module of the input; `runs` are its rows in the module of the output, None if it has all in their order."""
 
     module: Module
     runs: Runs | None = None
@@ -152,7 +152,7 @@ class OneLayer(NamedTuple):
 
 
 class ManyLayers(NamedTuple):
-    """A parameter of all experts, each with a matrix of so many `rows`.
+    """A parameter of all experts, each with a matrix of `rows` rows.
 
     `places` are by source its expert, the number of its part of that one's matrix, and its rows there.
     """
@@ -163,9 +163,9 @@ class ManyLayers(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """A module of the output as it is named there, what it is made of, and its number of rows where they are moved.
+    """A module of the output with its new name, its sources, and its number of rows if they are moved.
 
-    `experts` says how layers of experts are taken apart or put together; None where they are not.
+    `experts` gives how layers of experts are split or joined; None if they are not.
     """
 
     module: Module
@@ -175,12 +175,12 @@ class Destination(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where the modules of an adapter go: into `layout`, which `family` has.
+    """The target of an adapter's modules: a `layout` of the `family`.
 
-    `rename` gives a module of the model the name of that at a path of the layout, and `rename_encoder` one of a text
-    encoder its own; `respells` says that the suffixes are to be those of the names too. `title` names the target in
-    sentences, and `way_out` says what else the user can ask for. `keeps` is the scheme of which modules whose paths
-    nobody knows keep their names, where that is the one that is asked for and no layout.
+    `rename` gives a module of the model its name at a path of the layout, and `rename_encoder` renames one of a text
+    encoder; `respells` is True if the suffixes become those of the names too. `title` names the target in sentences,
+    and `way_out` gives the other choices of the user. `keeps` is a scheme: its modules at unknown paths keep their
+    names, if it is the requested one and no layout is.
     """
 
     family: str
@@ -196,9 +196,9 @@ class Target(NamedTuple):
 def destinations(
     adapter: Adapter, target: Target | None, families: Sequence[Detection] = ()
 ) -> tuple[Destination, ...]:
-    """The modules of the output that goes to the `target`; without any as they are in the input.
+    """Return the modules of the output at the `target`, or as they are in the input without one.
 
-    Raises LoraInspectError for a module without a counterpart, and where two have one name.
+    Raises LoraInspectError for a module without a counterpart, or if two have one name.
     """
     if target is None:
         return tuple(Destination(module, (Source(module),)) for module in adapter.modules.values())
@@ -224,7 +224,7 @@ def destinations(
 
 
 class _Moved(NamedTuple):
-    """One module on its way into another one, by the link that leads there; None where only its name changes."""
+    """One module on its way into another one, by the link that leads there; None if only its name changes."""
 
     module: Module
     source: Module
@@ -232,7 +232,7 @@ class _Moved(NamedTuple):
 
 
 def _moves(module: Module, target: Target, adapter: Adapter) -> Iterator[_Moved]:
-    """Where a module goes: into one or into several of the target's, or nowhere."""
+    """Yield the targets of a module: one, several, or none."""
     if module.name.component not in MODELS:
         yield _Moved(module._replace(name=target.rename_encoder(module), respelled=target.respells), module, None)
         return
@@ -269,7 +269,7 @@ def _renamed(module: Module, path: str, target: Target) -> Module:
 
 
 def _check_names(found: Sequence[Destination], adapter: Adapter) -> None:
-    """Raises LoraInspectError where two modules of the output have one name."""
+    """Raise LoraInspectError if two modules of the output have one name."""
     sources: dict[str, Module] = {}
     for destination in found:
         own = destination.sources[0].module
@@ -283,7 +283,7 @@ def _check_names(found: Sequence[Destination], adapter: Adapter) -> None:
 
 
 def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destination:
-    """One module of the output from all that goes into it."""
+    """Return one module of the output from all its sources."""
     first, *others = moved
     links = [one.link for one in moved if one.link]
     parts = {link.part for link in links if link.is_whole}
@@ -313,7 +313,7 @@ def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destin
 
 
 def _check_agreement(module: Module, adapter: Adapter) -> None:
-    """Raises LoraInspectError where the tensors of a module are of layers of several shapes."""
+    """Raise LoraInspectError if the tensors of a module are of layers of several shapes."""
     covered = covered_shape(module)
     for whole in (contribution for contribution in module.contributions if contribution.rows is None):
         own = covered_shape(module._replace(contributions=(whole,)))
@@ -327,9 +327,9 @@ def _check_agreement(module: Module, adapter: Adapter) -> None:
 
 
 def _arranged(links: Sequence[Link], sizes: Sequence[Covered]) -> tuple[int, list[Runs]] | None:
-    """How many rows the module has that the links lead to, and where those of each source are in it.
+    """Return the number of rows of the links' target and the place of each source's rows in it.
 
-    `sizes` are the (out, in) of the sources. None where these do not tell it, or contradict each other.
+    `sizes` are the (out, in) of the sources. None if these do not determine it, or contradict each other.
     """
     columns = {inputs for _, inputs in sizes if inputs is not None}
     known = [rows for rows, _ in sizes if rows is not None]
@@ -351,16 +351,16 @@ def _arranged(links: Sequence[Link], sizes: Sequence[Covered]) -> tuple[int, lis
 
 
 def are_movable(algorithm: Algorithm, shapes: Shapes) -> bool:
-    """Whether each factor has the rows of the change, or is what one with rows is multiplied by, without a kernel."""
+    """Return True if each factor has the rows of the change, or is multiplied by one that has, without a kernel."""
     products = {role: other for role, other in algorithm.rows.items() if other}
     has_kernel = any(len(shapes[role]) > 2 for pair in products.items() for role in pair if role in shapes)
     return not has_kernel and shapes.keys() <= algorithm.rows.keys() | set(products.values())
 
 
 def are_magnitudes_movable(destination: Destination) -> bool:
-    """Whether the magnitudes of its sources are one of its layer: of outputs, of all rows, spelled alike.
+    """Return True if the sources' magnitudes form one of the layer: of outputs, of all rows, spelled alike.
 
-    One of inputs is over all rows, so that only a layer of the same rows in another order keeps it.
+    A magnitude of inputs is over all rows, so that only a layer of the same rows in another order keeps it.
     """
     rows = destination.rows
     own = [(c, source.runs) for source in destination.sources for c in source.module.contributions]

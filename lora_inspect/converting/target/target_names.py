@@ -58,7 +58,7 @@ _WAY_OUT = "leave --layout out"
 
 
 def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) -> Target:
-    """The layout called `layout`; LoraInspectError where no family is known, or none with such a layout."""
+    """Return the layout called `layout`; raise LoraInspectError if no family is known, or none with such a layout."""
     file = adapter.checkpoint.path
     if not families:
         raise RefusedError(
@@ -105,7 +105,7 @@ def layout_target(adapter: Adapter, families: Sequence[Detection], layout: str) 
 
 
 def _renamed(name: ModuleName, path: str, family: Architecture, layout: Layout | None, asked: str) -> ModuleName:
-    """The name that the readers of its scheme have for `path` in the layout, which was `asked` for by that name.
+    """Return the name that readers of its scheme have for `path` in the layout, which was `asked` for by name.
 
     Without any layout they have but one.
     """
@@ -127,24 +127,26 @@ class RelatedLayout(NamedTuple):
     correspondence: Correspondence
 
     def links(self, path: str) -> list[Link]:
-        """What the module is called there."""
+        """Return the module's names there."""
         return list(self.correspondence.links(path))
 
     def has(self, path: str) -> bool:
-        """Nothing has its name already."""
+        """Return False: no module has its name already."""
         return False
 
 
 def llama_cpp_layout(adapter: Adapter, options: ConvertOptions) -> RelatedLayout:
-    """That of llama.cpp; LoraInspectError where nothing says which model of it that is, or how many heads it has."""
+    """Return the layout of llama.cpp; raise LoraInspectError if the model or its number of heads is unknown."""
     names = GGUF_NAMES[architecture_of(adapter, options)]
     heads = _heads(adapter, names, options)
     return RelatedLayout(Correspondence(lambda: names.relations(heads)))
 
 
 def transformers_layout(adapter: Adapter, options: ConvertOptions) -> RelatedLayout:
-    """That of the causal model in transformers; LoraInspectError where the names of the header are not known, or
-    nothing says how many heads there are."""
+    """Return the causal model's layout in transformers.
+
+    Raises LoraInspectError if the names of the header are not known, or if the number of heads is unknown.
+    """
     names = gguf_names(adapter.checkpoint)
     heads = _heads(adapter, names, options)
     of_causal_model = names._replace(roots=names.roots[:1], heads=names.heads[:1])
@@ -152,7 +154,7 @@ def transformers_layout(adapter: Adapter, options: ConvertOptions) -> RelatedLay
 
 
 def architecture_of(adapter: Adapter, options: ConvertOptions) -> str:
-    """What llama.cpp calls the model: as the GGUF input says, or as the model's config does."""
+    """Return llama.cpp's name of the model, from the GGUF input or from the model's config."""
     if adapter.scheme == GGUF.name:
         return adapter.checkpoint.metadata.get(ARCHITECTURE_KEY, "")
     config = _config(options)
@@ -174,7 +176,7 @@ def architecture_of(adapter: Adapter, options: ConvertOptions) -> str:
 
 
 def _heads(adapter: Adapter, names: GgufNames, options: ConvertOptions) -> Heads | None:
-    """The number of heads, where a module has rows in another order; raises LoraInspectError where nothing says it."""
+    """Return the number of heads if a module has rows in another order; raise LoraInspectError if it is unknown."""
     bodies = (module.name.body for module in adapter.modules.values())
     first = next(filter(names.is_arranged, bodies), None)
     config = _config(options) if first else None
@@ -197,7 +199,7 @@ _NUMBERS = {"text_encoder": 0, "text_encoder_2": 1, "text_encoder_3": 2, "text_e
 
 
 def scheme_target(adapter: Adapter, families: Sequence[Detection], scheme: Scheme, options: ConvertOptions) -> Target:
-    """The names of `scheme`; LoraInspectError where its programs know no such file."""
+    """Return the names of `scheme`; raise LoraInspectError if its programs know no such file."""
     writing = writing_of(scheme)
     check_loadable(adapter, scheme, options)
     asked = _RequestedNames(adapter, families, scheme, writing, options)
@@ -236,7 +238,7 @@ class _RequestedNames:
         self.layout = self._found_layout()
 
     def rename(self, module: Module, path: str) -> ModuleName:
-        """The name of a module of the model, at `path` of the layout."""
+        """Return the name of a module of the model, at `path` of the layout."""
         if module.name.component in EXPERTS and MODEL in self._components:
             raise RefusedError(
                 self._file,
@@ -252,7 +254,7 @@ class _RequestedNames:
         return self._named(module, self._model_prefix, path)
 
     def rename_encoder(self, module: Module) -> ModuleName:
-        """The name of a module of a text encoder."""
+        """Return the name of a module of a text encoder."""
         component = module.name.component
         if module.path is None:
             raise RefusedError(self._file, f"{module.name.key} is no module of a known text encoder", WAY_OUT)
@@ -261,7 +263,7 @@ class _RequestedNames:
         return self._named(module, self._prefixes[component], self._rooted(module.path))
 
     def _rooted(self, path: str) -> str:
-        """The path of an encoder's layer in the class of it that the programs hold."""
+        """Return the path of an encoder's layer in the class that the programs use for it."""
         found = {below(path, self._writing.encoder_roots(family.architecture)) for family in self._families} or {path}
         return found.pop() if len(found) == 1 else path
 
@@ -299,7 +301,7 @@ class _RequestedNames:
         return NamedLayout(self._families, next(one for one in families[0].layouts if one.name == name))
 
     def _own_layout(self) -> TargetLayout:
-        """The layout that the file has; but llama.cpp has names of its own, and no other program has these."""
+        """Return the file's own layout, or llama.cpp's or transformers' if only one side has llama.cpp's names."""
         is_gguf, to_gguf = has_header(self._adapter.checkpoint), self._scheme.name == GGUF.name
         if is_gguf == to_gguf:
             return OwnLayout()
@@ -321,7 +323,7 @@ class _RequestedNames:
         return prefixes.pop()
 
     def _encoder_prefix(self, component: str) -> str:
-        """What the modules of a text encoder begin with; LoraInspectError where the scheme has no names for it."""
+        """Return the prefix of a text encoder's modules; raise LoraInspectError if the scheme has no names for it."""
         if len(self._components) == 1 and self._writing.layout(None) == OWN:
             return self._model_prefix
         found = {family.architecture: self._prefix_in(family.architecture, component) for family in self._families}
@@ -349,7 +351,7 @@ class _RequestedNames:
         )
 
     def _prefix_in(self, family: Architecture, component: str) -> str:
-        """The prefix of the text encoder that the component is in a family; empty for none."""
+        """Return the prefix of the text encoder that the component is in a family, or empty for none."""
         prefixes = self._writing.encoders(family)
         own, shown = family.text_encoders, self._encoders.get(component, ())
         # A width tells encoders of one kind apart; without it the kind alone may do.
@@ -367,9 +369,9 @@ class _RequestedNames:
 def targets(
     adapter: Adapter, whole: Adapter, base: Checkpoint | None, matching: Matching | None, options: ConvertOptions
 ) -> tuple[Destination, ...]:
-    """The modules of the output that the `adapter` goes to, which is that of the `whole` file or a part of it.
+    """Return the modules of the output for the `adapter`, which is the `whole` file's or a part of it.
 
-    Raises LoraInspectError where the layout that is asked for has none.
+    Raises LoraInspectError if the requested layout has none.
     """
     if options.layout == SINGLE_EXPERTS:
         return with_single_experts(adapter, base, matching)
@@ -385,9 +387,9 @@ def targets(
 
 
 def with_scheme(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
-    """The options with PEFT's names for what has llama.cpp's, of which no safetensors file has any.
+    """Return the options with PEFT's names for a llama.cpp input, as no safetensors file has llama.cpp's.
 
-    Raises LoraInspectError for a model's config where nothing depends on it.
+    Raises LoraInspectError for a model's config that nothing depends on.
     """
     if options.model_config is not None and GGUF.name not in (options.scheme, adapter.scheme):
         raise RefusedError(

@@ -52,14 +52,14 @@ _FACTORS = {"alpha": "a limit", "rescale": "gains of its rows"}
 
 
 def writing_of(scheme: Scheme) -> Writing:
-    """How files of the scheme are written; ValueError where it is only read."""
+    """Return the writing rules of the scheme; raise ValueError if lora-inspect only reads it."""
     if scheme.writing is None:
         raise ValueError(f"lora-inspect reads the scheme {scheme.name}, but does not write it")
     return scheme.writing
 
 
 def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) -> None:
-    """Raises LoraInspectError where the programs of the scheme do not compute what a module has."""
+    """Raise LoraInspectError if the programs of the scheme cannot compute a change of the adapter."""
     writing, path = writing_of(scheme), adapter.checkpoint.path
     for module, contribution in ((one, own) for one in adapter.modules.values() for own in one.contributions):
         algorithm = written_algorithm(contribution, writing, options)
@@ -106,7 +106,7 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
 
 
 def written_algorithm(contribution: Contribution, writing: Writing, options: ConvertOptions) -> Algorithm:
-    """The algorithm that the output has."""
+    """Return the algorithm in the output."""
     algorithm = spelled_in(mlx.in_lora(contribution.algorithm), writing.dialects)
     if options.algorithm == FULL:
         return DIFFERENCES.get(algorithm.parameter, algorithm) if becomes_full(algorithm) else algorithm
@@ -127,7 +127,7 @@ def _check_read_alike(path: str, contribution: Contribution, algorithm: Algorith
 
 
 def _is_loaded(algorithm: Algorithm, writing: Writing) -> bool:
-    """Whether the programs compute the algorithm, as it is or as another one."""
+    """Return True if the programs compute the algorithm, as it is or as another one."""
     if algorithm.name in writing.instead:
         return True
     is_read = algorithm.name in writing.alike or any(name in algorithm.dialects for name in writing.dialects)
@@ -135,7 +135,7 @@ def _is_loaded(algorithm: Algorithm, writing: Writing) -> bool:
 
 
 def _spells(algorithm: Algorithm, role: Role, writing: Writing) -> bool:
-    """Whether the programs read a factor with the role."""
+    """Return True if the programs read a factor with the role."""
     return any(role in algorithm.dialects.get(name, {}) for name in writing.dialects)
 
 
@@ -144,21 +144,21 @@ DROPPED = "--drop-magnitude (loses the magnitude)"
 
 
 def due_norms(options: ConvertOptions) -> str | None:
-    """Whose norms magnitudes of outputs will be over, as a base tells it; None for those that they are over already."""
+    """Return the norms that a base will give to magnitudes of outputs, or None if they keep their own."""
     return (options.norms or OF_SUM) if options.base and options.keep_dora else None
 
 
 def is_remeasured(contribution: Contribution, options: ConvertOptions) -> bool:
-    """Whether its magnitude will be over other norms than it is."""
+    """Return True if its magnitude gets other norms than it has."""
     due, magnitude = due_norms(options), contribution.magnitude
     return due is not None and magnitude is not None and magnitude.axis == OUTPUT and magnitude.spelling.norms != due
 
 
 def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions:
-    """The options with magnitudes kept where all programs that load the output apply them as they were trained.
+    """Return the options with magnitudes kept if all programs of the output apply them as trained.
 
-    They then say whose norms these programs divide by, where all of them do alike. Raises LoraInspectError where they
-    apply none such as it has and nothing else settles them.
+    `norms` then gives the norms that these programs divide by, if all agree. Raises LoraInspectError if the programs do
+    not apply such magnitudes and no option decides about them.
     """
     if not adapter.dora.value or options.algorithm == FULL:
         return options
@@ -191,7 +191,7 @@ def with_magnitudes(adapter: Adapter, options: ConvertOptions) -> ConvertOptions
 
 
 def _is_applied(magnitudes: Sequence[Magnitude], said: str, options: ConvertOptions) -> bool:
-    """Whether the programs of the names apply such magnitudes as trained, which a base may have made sure of."""
+    """Return True if the programs of the names apply such magnitudes as trained, if need be with a base."""
     if options.base or said == EXACT:
         return said == EXACT or options.norms == OF_BASE
     outputs = {magnitude.spelling.norms for magnitude in magnitudes if magnitude.axis == OUTPUT}
@@ -199,7 +199,7 @@ def _is_applied(magnitudes: Sequence[Magnitude], said: str, options: ConvertOpti
 
 
 def _check_norms(adapter: Adapter, options: ConvertOptions) -> None:
-    """Raises LoraInspectError where a base is needed for norms, where it is not, and where it is not said for what."""
+    """Raise LoraInspectError if norms need a base, if the base has no effect, or if its purpose is not given."""
     path = adapter.checkpoint.path
     if not options.keep_dora:
         is_limited = options.rank is not None or options.max_error is not None
@@ -227,7 +227,7 @@ def _check_norms(adapter: Adapter, options: ConvertOptions) -> None:
 
 
 def norms_remarks(adapter: Adapter, options: ConvertOptions, norms: str | None) -> tuple[str, ...]:
-    """What is to be known of the `norms` that magnitudes of outputs are over in the output."""
+    """Return the notes on the `norms` of the output's magnitudes of outputs."""
     was = adapter.dora.norms
     if norms == OF_BASE:
         return (
@@ -277,10 +277,10 @@ _FAILS = ("stops with an error at them", _LOST[1])
 
 
 def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> ConvertOptions:
-    """The options with the scheme that the program loads best, and with magnitudes kept where it applies them right.
+    """Return the options with the best scheme for the program, and magnitudes kept if it applies them right.
 
-    Raises LoraInspectError where no names are known that it loads for the family of the `whole` file, and for DoRA that
-    it does not apply as it was trained where no other option settles it.
+    Raises LoraInspectError if no names are known that it loads for the family of the `whole` file, and for DoRA that it
+    does not apply as it was trained if no other option settles it.
     """
     if options.program is None:
         return options
@@ -306,7 +306,7 @@ def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> Co
 
 
 def with_base(adapter: Adapter, base: str, options: ConvertOptions) -> ConvertOptions:
-    """The options for DoRA whose true change `base` tells, as the program of the options can have it."""
+    """Return the options for DoRA with the true change from `base`, as the program can apply it."""
     program, families = programs.by_name(options.program or ""), adapter_candidates(adapter)
     scheme = schemes.by_name(_scheme(adapter, program, families))
     does = _treatments(adapter, program, families, scheme)
@@ -314,7 +314,7 @@ def with_base(adapter: Adapter, base: str, options: ConvertOptions) -> ConvertOp
 
 
 def scheme_for(adapter: Adapter, options: ConvertOptions) -> str | None:
-    """The scheme that the output is to have, None for the adapter's own."""
+    """Return the scheme of the output, or None for the adapter's own."""
     if options.program is None:
         return options.scheme
     return _scheme(adapter, programs.by_name(options.program), adapter_candidates(adapter))
@@ -340,7 +340,7 @@ def _scheme(adapter: Adapter, program: Program, families: Sequence[Detection]) -
 
 
 def _treatments(adapter: Adapter, program: Program, families: Sequence[Detection], scheme: Scheme) -> set[str]:
-    """What the program does with magnitudes as the scheme spells them, of every axis that the file has."""
+    """Return the program's treatments of magnitudes in the scheme, for every axis that the file has."""
     own = {(c.magnitude.axis, c.magnitude.spelling.norms) for c in adapter.contributions if c.magnitude}
     suffix = scheme.suffixes.get("magnitude", "")
     rules = _rules(program, families, scheme)
@@ -348,14 +348,14 @@ def _treatments(adapter: Adapter, program: Program, families: Sequence[Detection
 
 
 def _norms(program: Program, families: Sequence[Detection], scheme: Scheme) -> str | None:
-    """Whose norms the program divides magnitudes of outputs by; None where it does something else, or nobody knows."""
+    """Return the norms that the program divides magnitudes of outputs by, or None if it does not, or if unknown."""
     spelled = f"{scheme.suffixes.get('magnitude', '')} {OUTPUT}"
     does = {treatment(rule, spelled, OF_SUM) if rule else "" for rule in _rules(program, families, scheme)}
     return _OVER.get(does.pop()) if len(does) == 1 else None
 
 
 def _rules(program: Program, families: Sequence[Detection], scheme: Scheme) -> list[Rule | None]:
-    """By family the rule that speaks of magnitudes as the scheme has them; None where there is none."""
+    """Return, by family, the rule for magnitudes in the scheme, or None without one."""
     found: list[Rule | None] = []
     for family in (one.architecture for one in families):
         prefix = scheme.writing.prefix.format(pipeline=family.pipeline_name) if scheme.writing else ""
@@ -364,14 +364,14 @@ def _rules(program: Program, families: Sequence[Detection], scheme: Scheme) -> l
 
 
 def _of_magnitudes(program: Program, family: str, prefix: str, scheme: Scheme) -> Rule | None:
-    """The rule of the loader that reads files with keys that begin so."""
+    """Return the loader's rule for files with keys that begin so."""
     loader = loader_for(program, family, FramedKeys([prefix]))
     rules = loader.rules_for(family) if loader else []
     return next((one for one in rules if one.magnitudes and _is_of(scheme, one)), None)
 
 
 def _is_of(scheme: Scheme, rule: Rule) -> bool:
-    """Whether a rule speaks of the names and of the dialect of a scheme."""
+    """Return True if a rule covers the names and the dialect of a scheme."""
     is_named = not rule.prefixes or any(prefix in rule.prefixes for prefix in scheme.prefixes)
     return is_named and (not rule.dialects or scheme.dialect in rule.dialects)
 
@@ -380,9 +380,9 @@ _DOES = {LEAVES: "skips", FAILS: "refuses"}
 
 
 def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptions) -> None:
-    """Raises LoraInspectError for what the program of the options has no use for, and no option makes LoRA.
+    """Raise LoraInspectError for a change that the program does not use and that no option makes LoRA.
 
-    Of what its rules do not speak of, nothing is known.
+    A change that its rules do not cover is allowed.
     """
     if options.program is None or options.scheme is None:
         return
@@ -423,7 +423,7 @@ def _loader(program: Program, family: str) -> Loader | None:
 
 
 def _does(algorithm: Algorithm, program: Program, family: str, scheme: Scheme) -> str:
-    """Whether all rules that speak of it for files of the scheme have no use for it; empty where some do, or none."""
+    """Return LEAVES or FAILS if all rules for the algorithm in the scheme's files say so; else empty."""
     loader = _loader(program, family)
     prefix = scheme.writing.prefix if scheme.writing else ""
     found = {
