@@ -1,11 +1,11 @@
-"""Trains a LoRA, an RS-LoRA and a DoRA on a tiny FLUX transformer, on the CPU, in well under a minute.
+"""Train a LoRA, an RS-LoRA and a DoRA on a tiny FLUX transformer, on the CPU, in well under a minute.
 
     python -m networks.train_example [--folder FOLDER] [--steps 120]
 
-The model learns what another one does whose weights differ by a low-rank change. Each adapter is saved into FOLDER
-(the current one by default), described by `lora-inspect info`, and loaded into diffusers, whose output is compared
-with that of the training: in the names of diffusers the RS-LoRA scale is multiplied into the factors, as nothing
-there could say it. Needs diffusers and peft, which the extra `example` installs.
+The model learns the outputs of another one with a low-rank change in its weights. Each adapter is saved into FOLDER
+(the current one by default), described by `lora-inspect info`, and loaded into diffusers. The outputs of diffusers and
+of the training are compared. In the names of diffusers the RS-LoRA scale is multiplied into the factors, as nothing
+there could state it. Needs diffusers and peft, which the extra `example` installs.
 """
 
 import argparse

@@ -28,9 +28,9 @@ class Decoder(NamedTuple):
 
 
 def stored_weight(layer: Any) -> Tensor | None:
-    """Return the tensor that `layer` holds as its weight, or None if it holds none.
+    """Return the tensor that `layer` holds as its weight.
 
-    The class of a layer may decode a new one for each access.
+    None if its class decodes a new tensor for each access.
     """
     if torch.compiler.is_compiling():
         return layer.weight  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 """A Linear with low-rank changes and DoRA's gain, in one rounding and few passes over the output.
 
-The outputs are the largest tensors of a training step, so the cost is the number of passes over them and of kept ones.
-The backward pass is written by hand; compared with that of autograd for the same forward,
+The outputs are the largest tensors of a training step, so the passes over them and the number of kept ones count.
+The backward pass is written by hand. Compared with that of autograd for the same forward,
 
 - the input's gradient is summed inside the matrix product of `down`, and not from two tensors;
 - the gain multiplies the outputs in place, and its gradient reads them back: an output is (total · gain + bias), so no
