@@ -165,7 +165,7 @@ def _hint(model: nn.Module, missing: Sequence[str]) -> str:
 
 
 def _family(model: nn.Module) -> Architecture | None:
-    """Return the family whose trainers name the layers, or None for any other model."""
+    """Return the family with trainers that name the layers, or None for any other model."""
     classes = {class_name(module) for module in model.modules()}
     try:
         return family_of(classes, [path for path, _ in named_leaves(model)])

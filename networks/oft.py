@@ -157,7 +157,7 @@ class OFTModule(AdapterModule):
 
     @torch.no_grad()
     def shrink(self, ratio: Tensor) -> None:
-        """Multiplies the generators."""
+        """Multiply the generators by `ratio`."""
         self.oft_blocks.mul_(ratio)
 
     def read_alpha(self, stored: Tensor | None) -> float:

@@ -359,7 +359,7 @@ def _value(one: Declared, given: Any) -> Any:
 
 
 def _right(one: Declared, value: Any) -> Any:
-    """Return the value; raise ValueError for one of which the option says that it is wrong."""
+    """Return the value; raise ValueError if the option calls it wrong."""
     if wrong := one.option.wrong(value):
         raise ValueError(f"{one.name}: {value!r} {wrong}")
     return value

@@ -58,9 +58,9 @@ def dtype_of(layer: nn.Module) -> torch.dtype | None:
 
 
 def decoder_of(layer: Any) -> Decoder | None:
-    """Return the decoder of a layer whose class has its own codes, else None.
+    """Return the decoder of a layer with codes of its own, or None.
 
-    None holds for layers of numbers and for unknown codes.
+    It is None for a layer of numbers and for unknown codes.
     """
     weight = stored_weight(layer)
     if type(layer).forward is nn.Linear.forward and type(weight) in PLAIN_CLASSES:

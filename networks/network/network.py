@@ -324,7 +324,7 @@ class LoRANetwork(NetworkWeights):
         """Do nothing: the factors keep only the small hidden activations."""
 
     def prepare_grad_etc(self, *args: Any) -> None:
-        """Make every parameter trainable, except those that `prepare_optimizer_params` left out.
+        """Make every parameter trainable, except the ones left out by `prepare_optimizer_params`.
 
         Nothing would reset their gradients, which clipping counts. The models that trainers pass are not touched.
         """

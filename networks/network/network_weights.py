@@ -61,7 +61,7 @@ class NetworkWeights(nn.Module):
 
     @property
     def loras(self) -> list[Any]:
-        """All modules, those of text encoders first."""
+        """All modules, with those of text encoders first."""
         return [*self.text_encoder_loras, *self.unet_loras]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "NetworkWeights":

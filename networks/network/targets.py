@@ -199,8 +199,8 @@ class Selection(NamedTuple):
 class Patterns:
     """Regular expressions, each matched against the whole dotted path from the model's root.
 
-    The user's includes rescue from every exclude, the architecture's own includes only from its own excludes:
-    what the user excludes stays out.
+    The user's includes rescue from every exclude. The architecture's own includes rescue only from its own excludes,
+    not from the user's.
     """
 
     excludes: Sequence[str] = ()
