@@ -298,7 +298,7 @@ def in_a_sentence() -> Iterator[None]:
 def timeout(seconds: float) -> Iterator[None]:
     """Give up requests to addresses that bring nothing for so many seconds, while the block runs; 60 without it.
 
-    It counts in all threads of the process; of several blocks the one that began last counts. Raises ValueError for a
+    It counts in all threads of the process; of several blocks the last one counts. Raises ValueError for a
     number that is not positive and finite, and TypeError for any other value.
     """
     limit = _finite(seconds, "timeout")

@@ -254,7 +254,7 @@ class Modules(Sequence[OpenedModule]):
         return iter(self._modules)
 
     def __contains__(self, which: object) -> bool:
-        """True if a path, a key or a module is one of them."""
+        """Return True if a path, a key or a module is one of them."""
         return which in self._named if isinstance(which, str) else which in self._modules
 
     def __repr__(self) -> str:

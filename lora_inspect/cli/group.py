@@ -117,7 +117,7 @@ lora-inspect convert adapter.safetensors --to-standard -o standard.safetensors
 
 @click.group(help=_HELP, cls=Verbs, params=[version_option()])
 def cli() -> None:
-    """The group of the verbs."""
+    """Group the verbs."""
 
 
 def run(arguments: list[str] | None) -> object:

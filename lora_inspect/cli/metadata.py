@@ -74,7 +74,7 @@ class _Verbs(Verb, click.Group):
 
 @click.group(help=_HELP, short_help=VERBS["metadata"], cls=_Verbs)
 def metadata() -> None:
-    """The group of the verbs."""
+    """Group the verbs."""
 
 
 @metadata.command(cls=Verb, help=_SHOW, short_help=METADATA_VERBS["show"])

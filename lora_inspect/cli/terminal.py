@@ -199,7 +199,7 @@ def json_line(value: Any) -> None:
 
 
 def exact(text: str) -> None:
-    """Print a text byte by byte to a pipe or a file, or as printable lines on a terminal."""
+    """Print an exact text to a pipe or a file, or its printable lines on a terminal."""
     if sys.stdout is None or sys.stdout.isatty():
         _write(sys.stdout, map(printable, text.split("\n")))
         return
@@ -439,7 +439,7 @@ def exit_with(failures: Mapping[str, CommandFailure]) -> None:
 
 
 def shared_last(failures: Sequence[CommandFailure]) -> list[CommandFailure]:
-    """Return the failures, with those that share a fix last and together."""
+    """Return the failures; the ones that share a fix are last and together."""
     from collections import Counter  # only failures need it
 
     counts = Counter(one.fix for one in failures)

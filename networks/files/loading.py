@@ -130,7 +130,7 @@ def magnitude_errors(state_dict: Collection[str], prefix: str, modules: Iterable
 def check_base(reading: StateDictReading, pissa: bool) -> None:
     """Raise ValueError for weights on another base, and for weights that a network cannot continue.
 
-    The latter are magnitudes over the norms of the base, and PiSSA weights without their initial factors.
+    The latter are magnitudes over the norms of the base and, for a PiSSA network, weights without initial factors.
     """
     if NORMS_KEY in reading.metadata and any(module.has_magnitude for module in reading.modules.values()):
         raise ValueError(

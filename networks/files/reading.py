@@ -166,7 +166,7 @@ class DialectTensors(NamedTuple):
 
     @property
     def with_every_role(self) -> "DialectTensors":
-        """The same record with all factors that the algorithm knows, and its magnitude."""
+        """The same record with all factors that the algorithm knows, and its magnitude if it has one."""
         magnitude = ("magnitude",) if self.algorithm.decomposes else ()
         return self._replace(roles=(*self.algorithm.dialects[self.dialect], *magnitude))
 

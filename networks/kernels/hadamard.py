@@ -145,7 +145,7 @@ class RowBlocksKernel(NamedTuple):
     def _blocks(self, factors: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Yield some rows, both products in them, and room for a third block.
 
-        The next block reuses the same memory, since new memory would cost more than its content.
+        The next block reuses the same memory, since new memory would cost more than the products in it.
         """
         w1_a, w1_b, w2_a, w2_b = self._wide(factors)
         step = max(_LEAST_ROWS, rows_at_once(w1_b.shape[1], w1_b.device))
@@ -201,7 +201,10 @@ class _Delta(torch.autograd.Function):
 
 
 def delta(factors: Sequence[Tensor], scale: float) -> Tensor:
-    """Return scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), (out, in·kernel), and keep only the factors."""
+    """Return scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), (out, in·kernel).
+
+    The backward pass keeps only the factors.
+    """
     if is_traced():
         w1_a, w1_b, w2_a, w2_b = factors
         return (w1_a @ w1_b) * (w2_a @ w2_b) * scale

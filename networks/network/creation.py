@@ -110,9 +110,9 @@ def create_network_from_weights(
     alpha and slices come from the tensors. The scale rule and DoRA come from the flags or the file's `metadata`. If
     neither has a scale rule, `use_rslora` in `kwargs` decides (network_args, as for a new network).
 
-    Weights of `save_format=standard` have alphas of alpha/rank and whole layers. With their metadata, `use_rslora` and
-    the options of slices restore the form of the network that wrote them. Raises ValueError for an unusable key, for a
-    module without a layer, and if the weights contradict themselves or `kwargs`.
+    Weights of `save_format=standard` have alphas of alpha/rank and whole layers. Given their metadata, `use_rslora` and
+    the options of slices make a network of the same function as the one that wrote them. Raises ValueError for an
+    unusable key, for a module without a layer, and if the weights contradict themselves or `kwargs`.
     """
     summary.announce()
     if unet is None:

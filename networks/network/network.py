@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 class LoRANetwork(NetworkWeights):
     """The adapters of one model, and of its text encoders if `encoders` has them.
 
-    Without `forms`, the layers are those that the patterns let through inside blocks of the classes
-    `target_replace_modules` (None: the whole model). Otherwise `forms` has them by module name, anywhere in the model.
-    `modules_dim` and `modules_alpha` are the same for whole modules. Default patterns are the architecture's own, and
-    `target_paths` are regular expressions of further blocks.
+    Without `forms`, the patterns select layers inside blocks of the classes `target_replace_modules` (None: the whole
+    model). Otherwise `forms` has the layers by module name, anywhere in the model. `modules_dim` and `modules_alpha`
+    are such forms for modules without slices. Default patterns are the architecture's own, and `target_paths` are
+    regular expressions of further blocks.
 
     `options` are all options in `network_args.NetworkArguments`. By default they are made of `network_args` and the
     keywords of musubi-tuner; its `conv_lora_dim` is `conv_dim`.

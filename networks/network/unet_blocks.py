@@ -122,7 +122,7 @@ def trains_convolutions(options: NetworkArguments) -> bool:
 def values_of(blocks: UNetBlocks, layers: Mapping[str, nn.Module], options: NetworkArguments) -> dict[str, LayerValues]:
     """Return the values of those `layers` that have any, by dotted path.
 
-    A block with the weight 0 is left out. Raises ValueError for an option without the one that it refines.
+    A block with the weight 0 is left out. Raises ValueError for an option that refines a missing one.
     """
     for name, others in _PARTS.items():
         if name in options.given and not options.given.intersection(others):

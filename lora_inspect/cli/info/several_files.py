@@ -112,7 +112,7 @@ class FolderTable:
         }
 
     def headers(self) -> Line:
-        """The line above all rows."""
+        """Return the line above all rows."""
         return self._line([column.header for column in self._columns], FAINT)
 
     def row(self, name: str, one: ScannedFile, duplicate_of: str = "", received: InProgram | None = None) -> list[Line]:
