@@ -1,4 +1,4 @@
-"""The training networks: what a trainer names as its `network_module`, and `adapt` for a loop of one's own.
+"""The training networks: modules for a trainer's `network_module`, and `adapt` for your own loop.
 
 The same package is importable as `lora_inspect.networks`, for trainers that own a folder called `networks`.
 """
@@ -14,9 +14,10 @@ wait_briefly()
 
 
 def _folders_in_front() -> list[str]:
-    """The folders of this name that stand before this package on Python's path.
+    """Return the folders of this name that come before this package on Python's path.
 
-    They are no regular packages, or Python had taken them: sd-scripts' is one, and means its own modules.
+    They are no regular packages, since Python would have imported those. The folder of sd-scripts is a regular package,
+    and means its own modules.
     """
     own, found = os.path.dirname(os.path.realpath(__file__)), []
     for entry in sys.path:

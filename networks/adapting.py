@@ -1,4 +1,4 @@
-"""`adapt`: a network over any model, for a training loop of one's own."""
+"""`adapt`: a network over any model, for your own training loop."""
 
 import re
 from collections.abc import Sequence
@@ -37,21 +37,21 @@ def adapt(
     dora: bool = False,
     **network_args: Any,
 ) -> LoRANetwork:
-    """Freezes `model`, puts a new adapter into each of its Linear layers and convolutions, and returns the network.
+    """Freeze `model`, put a new adapter into each Linear and convolution, and return the network.
 
-    `model` is a module, or the object that OneTrainer, ai-toolkit or a pipeline of diffusers holds its models in: its
-    transformer or UNet is adapted. With `text_encoders` all layers of its text encoders are adapted too, or of those
-    that it names: `text_encoder`, `text_encoder_2`, ….
+    `model` is a module, or the object in which OneTrainer, ai-toolkit or a pipeline of diffusers holds its models. Its
+    transformer or UNet is adapted. With `text_encoders` all layers of its text encoders are adapted too, or only of the
+    named ones: `text_encoder`, `text_encoder_2`, ….
 
-    Each of the `targets` is the class name of modules, or a regular expression that matches whole dotted paths of
-    modules: the layers in them are adapted. None stands for all layers of the model. An `alpha` of None or 0 gives
-    scale 1. `algorithm` is lora, loha, lokr or oft, and `network_args` are the options of docs/networks.md, of which
-    `rslora` and `dora` are `use_rslora` and `use_dora`.
+    Each of the `targets` is a class name or a regular expression for whole dotted paths of modules; the layers in them
+    are adapted. None stands for all layers of the model. An `alpha` of None or 0 gives scale 1. `algorithm` is lora,
+    loha, lokr or oft. `network_args` are the options of docs/networks.md; `rslora` and `dora` are `use_rslora` and
+    `use_dora`.
 
-    The parameters are float32, each on the device of its layer; those of layers on the device meta are on the CPU.
-    `network.save_weights(file)` writes them, `network.load_weights(file)` reads them, and `network.remove()` takes the
-    adapters out of the model, whose parameters stay frozen. Raises ValueError for an option that cannot be used and for
-    a target that names no layer, with the classes that do.
+    The parameters are float32, each on the device of its layer, or on the CPU for layers on the device meta.
+    `network.save_weights(file)` writes them, and `network.load_weights(file)` reads them. `network.remove()` takes the
+    adapters out of the model, whose parameters stay frozen. Raises ValueError for an unusable option, and for a target
+    without a layer, with the classes that have one.
     """
     options = _spelled_out(network_args, use_rslora=rslora, use_dora=dora)
     chosen = _algorithm(algorithm)
@@ -91,7 +91,10 @@ def adapt(
 
 
 def _chosen_encoders(held: Sequence[Part], chosen: bool | Sequence[str]) -> list[Part]:
-    """The text encoders that are adapted too; raises ValueError for one that the model does not have."""
+    """Return the text encoders to adapt.
+
+    Raises ValueError for one that the model does not have.
+    """
     if isinstance(chosen, bool):
         if chosen and not held:
             raise ValueError("text_encoders=True, but there are none; pass the object that holds them and the model")
@@ -104,7 +107,10 @@ def _chosen_encoders(held: Sequence[Part], chosen: bool | Sequence[str]) -> list
 
 
 def _spelled_out(network_args: dict[str, Any], **switches: bool) -> dict[str, Any]:
-    """The options under their names in network_args; raises ValueError for one that is given twice or is no option."""
+    """Return the options under their names in network_args.
+
+    Raises ValueError for an option that is given twice or that is an argument here.
+    """
     for name in network_args:
         argument = argument_of_trainers(name)
         if argument in _PARAMETERS:
@@ -124,7 +130,10 @@ def _algorithm(name: str) -> Any:
 
 
 def _checked(model: nn.Module, targets: str | Sequence[str] | None) -> list[str] | None:
-    """The targets; raises ValueError for those that no layer of the model is in."""
+    """Return the targets.
+
+    Raises ValueError for targets that contain no layer of the model.
+    """
     if targets is None:
         return None
     names = list(read_patterns("targets", [targets] if isinstance(targets, str) else targets))
@@ -146,7 +155,7 @@ def _checked(model: nn.Module, targets: str | Sequence[str] | None) -> list[str]
 
 
 def _hint(model: nn.Module, missing: Sequence[str]) -> str:
-    """The pattern for modules that have a missing target as the last part of their path; empty where none has it."""
+    """Return a pattern hint for modules with a missing target as the last part of their path, or ""."""
     holders = {path for path, module in model.named_modules() if any(named_leaves(module))}
     for name in missing:
         for path in sorted(holders):
@@ -156,7 +165,7 @@ def _hint(model: nn.Module, missing: Sequence[str]) -> str:
 
 
 def _family(model: nn.Module) -> Architecture | None:
-    """The family whose trainers have names for the layers; None for a model of any other kind."""
+    """Return the family with trainers that name the layers, or None for any other model."""
     classes = {class_name(module) for module in model.modules()}
     try:
         return family_of(classes, [path for path, _ in named_leaves(model)])
@@ -165,7 +174,7 @@ def _family(model: nn.Module) -> Architecture | None:
 
 
 def _move(network: LoRANetwork) -> None:
-    """Moves each adapter to the device of its layer, and the network with them where there is one device."""
+    """Move each adapter to the device of its layer, and the network if there is only one device."""
     devices = {device_of(lora.org_module) for lora in network.loras}
     if len(devices) == 1 and not any(device.type == "meta" for device in devices):
         network.to(devices.pop())

@@ -1,4 +1,7 @@
-"""LoHa, as a network module for every architecture: `architecture` names it, else the model tells it."""
+"""LoHa, as a network module for every architecture.
+
+The option `architecture` or the model names the architecture.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +23,10 @@ from .network.architecture_module import TrainedAlgorithm, functions_of
 
 
 class LoHaModule(DeltaModule):
-    """DeltaModule with (w1_a @ w1_b) ⊙ (w2_a @ w2_b); `hada_*_a` are (out, rank), `hada_*_b` (rank, in·kernel)."""
+    """DeltaModule with (w1_a @ w1_b) ⊙ (w2_a @ w2_b).
+
+    `hada_*_a` are (out, rank), `hada_*_b` (rank, in·kernel).
+    """
 
     prefix = "hada_"
     formula = loha
@@ -44,12 +50,12 @@ class LoHaModule(DeltaModule):
         return self.factors["w2_a"]
 
     def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:
-        """One product of rank², or rows of the delta one block at a time."""
+        """Return the kernel for one product of rank², or for blocks of the delta's rows."""
         kernel = hadamard.kernel(tokens, self.matrix_shape, self.lora_dim, self._strength, dtype, shares_base)
         return kernel, self._ordered
 
     def convolved(self, input: Tensor, positions: int) -> Tensor:
-        """As two convolutions of rank² where that takes fewer multiplications, else with the delta.
+        """Return two convolutions of rank² if these need fewer multiplications, else one with the delta.
 
         Rows of a delta with a kernel would each need the input unfolded, which is larger than the delta.
         """
@@ -64,7 +70,7 @@ class LoHaModule(DeltaModule):
         return convolve_pointwise(hidden * self._strength, up)
 
     def combined_squares(self, factors: Mapping[str, Tensor], scale: float) -> CombinedSquares:
-        """Of rows of the delta, which are made for it."""
+        """Return the function for the sums of squares, which builds rows of the delta."""
         return hadamard.combined_squares([factors[role] for role in loha.ROLES], scale)
 
     @property

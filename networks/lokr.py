@@ -1,6 +1,7 @@
-"""LoKr, as a network module for every architecture: `architecture` names it, else the model tells it.
+"""LoKr, as a network module for every architecture.
 
-Option: `factor`, one side of the small factor; -1, the default, makes both factors as even as they can be.
+The option `architecture` or the model names the architecture. Another option is `factor`, one side of the small factor;
+-1, the default, makes both factors as even as possible.
 """
 
 import math
@@ -29,9 +30,9 @@ _ROLES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")
 
 
 def _settle(module: ModuleWeights, shapes: Shapes) -> ModuleWeights:
-    """The module with the shapes of its factors, and with the rank that was asked for where both are whole.
+    """Return the module with its factor shapes and, if both factors are whole, the requested rank.
 
-    They store it as alpha, which has no effect.
+    Whole factors store that rank as alpha, which has no effect.
     """
     if lokr.is_whole(shapes):
         alpha = math.nan if module.alpha is None else module.alpha
@@ -42,9 +43,10 @@ def _settle(module: ModuleWeights, shapes: Shapes) -> ModuleWeights:
 
 
 class LoKrModule(DeltaModule):
-    """DeltaModule with w1 ⊗ w2; `lokr_w1` is whole, and `lokr_w2` or `lokr_w2_a` and `lokr_w2_b` follow from the rank.
+    """DeltaModule with w1 ⊗ w2.
 
-    With `factor_shapes`, by role, it has the factors of a file instead. Where both factors are whole the scale is 1
+    `lokr_w1` is whole; the rank decides between `lokr_w2` and the pair `lokr_w2_a` and `lokr_w2_b`. With
+    `factor_shapes`, by role, the module has the factors of a file instead. If both factors are whole, the scale is 1
     and the rank is stored as alpha.
     """
 
@@ -81,21 +83,21 @@ class LoKrModule(DeltaModule):
 
     @property
     def zero_factor(self) -> Tensor:
-        """w2, or the second factor of it."""
+        """w2, or its second factor."""
         return self.factors["w2" if "w2" in self.factors else "w2_b"]
 
     def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:
-        """Products with the small factor and the large one, in the order that takes fewer multiplications."""
+        """Return products with the small and the large factor, in the cheaper order."""
         factors = self.factors
         return kronecker.chain(tokens, lokr.small(factors), lokr.large(factors), self.scale * self.multiplier, dtype)
 
     def combined_squares(self, factors: Mapping[str, Tensor], scale: float) -> CombinedSquares:
-        """Of the small factors alone."""
+        """Return the function for the sums of squares, which uses only the small factors."""
         left, *right = lokr.large(factors)
         return partial(kronecker.combined_squares, lokr.small(factors) * scale, left @ right[0] if right else left)
 
     def convolved(self, input: Tensor, positions: int) -> Tensor:
-        """As a convolution of every group of w2's inputs, and w1 over the groups."""
+        """Return a convolution of each group of w2's inputs, with w1 over the groups."""
         base, dtype = self.org_module, input.dtype
         w1 = lokr.small(self.factors).to(dtype) * (self.scale * self.multiplier)
         w2 = [factor.to(dtype) for factor in lokr.large(self.factors)]
@@ -124,7 +126,7 @@ class LoKrModule(DeltaModule):
 
     @property
     def is_whole(self) -> bool:
-        """Whether neither factor is a product, so that there is no rank, and no scale."""
+        """True if neither factor is a product; then there is no rank and no scale."""
         return lokr.is_whole(self.factors)
 
 
@@ -133,7 +135,10 @@ class LoKrInfModule(FoldableDelta, LoKrModule):
 
 
 def read_factor(name: str, value: Any) -> int:
-    """A whole number above 0, or -1."""
+    """Return an integer above 0, or -1.
+
+    Raises ValueError for any other value.
+    """
     try:
         factor = int(str(value).strip())
     except ValueError:

@@ -1,4 +1,7 @@
-"""LoRA for any model, and as the network module of HunyuanVideo; the other architectures' modules call it."""
+"""LoRA for any model, and the network module of HunyuanVideo.
+
+The modules of the other architectures call it.
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -42,10 +45,10 @@ prepare_network = _functions.prepare_network
 
 
 def create_network(*args: Any, **kwargs: Any) -> LoRANetwork:
-    """`create_arch_network`, with the arguments in its order, which is that of every network module.
+    """Create a network as `create_arch_network` does, with the same order of arguments.
 
-    Trainers that know no `create_arch_network` call it so. Network modules of other architectures call it with the
-    classes of their blocks and the prefix of names before the multiplier: see `creation.create_network`.
+    Trainers that know no `create_arch_network` call this. Network modules of other architectures pass the classes of
+    their blocks and the prefix of names before the multiplier: see `creation.create_network`.
     """
     if not _begins_with_classes(args, kwargs):
         return create_arch_network(*args, **kwargs)
@@ -55,9 +58,9 @@ def create_network(*args: Any, **kwargs: Any) -> LoRANetwork:
 
 
 def create_network_from_weights(*args: Any, **kwargs: Any) -> Any:
-    """`create_network_from_file`, with the arguments in its order, which is that of every network module.
+    """Create a network as `create_network_from_file` does, with the same order of arguments.
 
-    Where the classes of blocks come before the multiplier it is `creation.create_network_from_weights`.
+    If classes of blocks come before the multiplier, it calls `creation.create_network_from_weights`.
     """
     if not _begins_with_classes(args, kwargs):
         return create_network_from_file(*args, **kwargs)

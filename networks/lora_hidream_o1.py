@@ -1,6 +1,6 @@
 """The network module of HiDream-O1.
 
-Which layers are adapted depends on the task, t2i or i2i, that the trainer sets as `hidream_o1_task` on the model.
+The trainer sets the task, t2i or i2i, as `hidream_o1_task` on the model. The adapted layers depend on it.
 """
 
 from lora_inspect.architectures.families import hidream_o1

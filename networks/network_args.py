@@ -1,6 +1,6 @@
-"""The options of `--network_args`: each parsed and validated once, into one frozen record. Standard library only.
+"""The options of `--network_args`: each parsed and validated once, into one frozen record.
 
-What an unknown option was meant to be. Standard library only.
+An unknown option gets a suggestion. Standard library only.
 """
 
 import ast
@@ -53,13 +53,16 @@ _ELSEWHERE = {
 
 
 def argument_of_trainers(name: str) -> str | None:
-    """The argument of trainers that other programs call `name`, as `--network_dim`; None where there is none."""
+    """Return the trainer argument that other programs call `name`, as `--network_dim`, or None."""
     elsewhere = _ELSEWHERE.get(name.lower(), "")
     return elsewhere if elsewhere.startswith("--") else None
 
 
 def way_out(name: str, known: Collection[str]) -> str:
-    """What to write in the place of the unknown `name`: what other programs call so, what it is near to, or all."""
+    """Return a suggestion for the unknown option `name`.
+
+    It is the option that other programs call so, the most similar one, or all.
+    """
     name = name.lower()
     if argument := argument_of_trainers(name):
         return f"it is {argument} of the trainer"
@@ -74,14 +77,17 @@ _PISSA_NITER = re.compile(rf"{PISSA}_niter_(\d+)")
 
 
 class NetworkOption(NamedTuple):
-    """How the value of an option is read, `read(name, value)`, and what it is where the option is not given."""
+    """An option: `read(name, value)` reads its value, and `default` holds if it is not given."""
 
     read: Callable[[str, Any], Any]
     default: Any = None
 
 
 def read_bool(name: str, value: Any) -> bool:
-    """True for true, 1, yes, on; False for false, 0, no, off; in any case, and for the Python values."""
+    """Return True for true, 1, yes, on, and False for false, 0, no, off.
+
+    Case does not matter, and the Python values count too. Raises ValueError for any other value.
+    """
     word = str(value).strip().lower()
     if word in ("true", "1", "yes", "on"):
         return True
@@ -91,7 +97,10 @@ def read_bool(name: str, value: Any) -> bool:
 
 
 def read_float(name: str, value: Any) -> float:
-    """A finite number."""
+    """Return a finite number.
+
+    Raises ValueError for any other value.
+    """
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -102,9 +111,10 @@ def read_float(name: str, value: Any) -> float:
 
 
 def read_alpha(name: str, value: Any) -> float:
-    """A finite number of at least 0, which stands for scale 1.
+    """Return a finite number of at least 0; 0 stands for scale 1.
 
-    Below 0 it would train the same change with `up` of the other sign, which nobody asks for; in files it stands.
+    A negative alpha would train the same change with `up` of the other sign, which nobody wants. In files it is
+    allowed.
     """
     number = read_float(name, value)
     if number < 0:
@@ -113,7 +123,7 @@ def read_alpha(name: str, value: Any) -> float:
 
 
 def read_positive(name: str, value: Any) -> float:
-    """A finite number above 0."""
+    """Return a finite number above 0."""
     number = read_float(name, value)
     if number <= 0:
         raise _refused(name, value, "a number above 0")
@@ -121,7 +131,10 @@ def read_positive(name: str, value: Any) -> float:
 
 
 def read_probability(name: str, value: Any) -> float:
-    """A dropout: at least 0, and below 1, where what is left would have to be scaled by 1/0."""
+    """Return a dropout, at least 0 and below 1.
+
+    At 1 the rest would have to be scaled by 1/0.
+    """
     number = read_float(name, value)
     if not 0 <= number < 1:
         raise _refused(name, value, "a probability of at least 0 and below 1")
@@ -129,7 +142,7 @@ def read_probability(name: str, value: Any) -> float:
 
 
 def read_count(name: str, value: Any) -> int:
-    """A whole number of at least 0."""
+    """Return an integer of at least 0."""
     try:
         number = int(str(value).strip())
     except ValueError:
@@ -140,7 +153,7 @@ def read_count(name: str, value: Any) -> int:
 
 
 def read_rank(name: str, value: Any) -> int:
-    """A whole number above 0."""
+    """Return an integer above 0."""
     number = read_count(name, value)
     if number == 0:
         raise _refused(name, value, "a whole number above 0")
@@ -148,7 +161,10 @@ def read_rank(name: str, value: Any) -> int:
 
 
 def read_patterns(name: str, value: Any) -> tuple[str, ...]:
-    """Regular expressions: a list or tuple of strings, one string, or the Python literal of any of them."""
+    """Return regular expressions.
+
+    The value is a list or tuple of strings, one string, or the Python literal of any of them.
+    """
     found = _literal(value)
     if isinstance(value, str) and isinstance(found, str):
         found = [found]
@@ -160,29 +176,38 @@ def read_patterns(name: str, value: Any) -> tuple[str, ...]:
 
 
 def read_rank_pattern(name: str, value: Any) -> dict[str, int]:
-    """Ranks by regular expression, the first match first: a dict or its literal, whole numbers above 0."""
+    """Return ranks by regular expression, in order of precedence.
+
+    The value is a dict or its literal, with integers above 0.
+    """
     return _by_pattern(name, value, _is_count, "{'.*attn.*': 16}, whole numbers above 0")
 
 
 def read_alpha_pattern(name: str, value: Any) -> dict[str, float]:
-    """Alphas by regular expression, the first match first: a dict or its literal, finite numbers above 0."""
+    """Return alphas by regular expression, in order of precedence.
+
+    The value is a dict or its literal, with finite numbers above 0.
+    """
     found = _by_pattern(name, value, _is_alpha, "{'.*attn.*': 8.0}, numbers above 0")
     return {pattern: float(alpha) for pattern, alpha in found.items()}
 
 
 def read_lr_pattern(name: str, value: Any) -> dict[str, float]:
-    """Learning rates by regular expression, the first match first: a dict or its literal, finite numbers from 0 on."""
+    """Return learning rates by regular expression, in order of precedence.
+
+    The value is a dict or its literal, with finite numbers of at least 0.
+    """
     found = _by_pattern(name, value, _is_rate, "{'.*attn.*': 5e-5}, numbers of at least 0")
     return {pattern: float(rate) for pattern, rate in found.items()}
 
 
 def read_reg_dims(name: str, value: Any) -> dict[str, int]:
-    """Ranks by regular expression in sd-scripts' form, `attn=8,mlp=0`: whole numbers, 0 to leave layers out."""
+    """Return ranks by regular expression in sd-scripts' form, `attn=8,mlp=0`; 0 leaves layers out."""
     return _pairs(name, value, read_count)
 
 
 def read_reg_lrs(name: str, value: Any) -> dict[str, float]:
-    """Learning rates by regular expression in sd-scripts' form, `attn=1e-4,mlp=5e-5`: numbers from 0 on."""
+    """Return learning rates by regular expression in sd-scripts' form, `attn=1e-4,mlp=5e-5`."""
     return _pairs(name, value, read_alpha)
 
 
@@ -198,13 +223,19 @@ def _pairs(name: str, value: Any, read: Callable[[str, Any], Any]) -> dict[str, 
 
 
 def read_split_dims(name: str, value: Any) -> dict[str, tuple[int, ...]]:
-    """The output features of each slice by regular expression: a dict or its literal, at least two per layer."""
+    """Return the output features of each slice by regular expression.
+
+    The value is a dict or its literal, with at least two sizes per layer.
+    """
     found = _by_pattern(name, value, _are_slices, r"{'.*\.qkv': [64, 64, 64]}, two sizes or more")
     return {pattern: tuple(sizes) for pattern, sizes in found.items()}
 
 
 def read_init(name: str, value: Any) -> str:
-    """How factors start: kaiming (also called true), orthogonal, pissa, or pissa_niter_N; in any case."""
+    """Return the start of factors: kaiming (or true), orthogonal, pissa, or pissa_niter_N.
+
+    Case does not matter.
+    """
     word = str(value).strip().lower()
     if word == "true":
         return KAIMING
@@ -215,7 +246,10 @@ def read_init(name: str, value: Any) -> str:
 
 
 def read_save_format(name: str, value: Any) -> str:
-    """The form of saved files: native or standard; in any case."""
+    """Return the form of saved files, native or standard.
+
+    Case does not matter.
+    """
     word = str(value).strip().lower()
     if word in (NATIVE, STANDARD):
         return word
@@ -223,13 +257,13 @@ def read_save_format(name: str, value: Any) -> str:
 
 
 def pissa_iterations(init: str) -> int | None:
-    """The N of an `init_lora_weights` of pissa_niter_N; None where the decomposition is to be a full one."""
+    """Return the N of pissa_niter_N, or None for a full decomposition."""
     found = _PISSA_NITER.fullmatch(init)
     return int(found[1]) if found else None
 
 
 def read_keywords(name: str, value: Any) -> dict[str, Any]:
-    """Keyword arguments: a mapping of names, or its literal."""
+    """Return keyword arguments from a mapping of names or its literal."""
     found = _literal(value)
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
         raise _refused(name, value, "a dict of keyword arguments")
@@ -264,7 +298,10 @@ def _are_slices(value: Any) -> bool:
 
 
 def _literal(value: Any) -> Any:
-    """The Python object that a string spells; what is no string as it is, and None where it spells none."""
+    """Return the Python object of a literal, or None for a string that is none.
+
+    Values other than strings stay unchanged.
+    """
     if not isinstance(value, str):
         return value
     try:
@@ -284,7 +321,10 @@ def _compile(name: str, pattern: str) -> None:
 
 
 def _is_absent(value: Any, option: NetworkOption) -> bool:
-    """Whether the value stands for an option that is not given; only what may be unset can be spelled none."""
+    """Return True if the value stands for an option that is not given.
+
+    Only options without a default can be given as none.
+    """
     unset = option.default is None or option.default == ()
     return value is None or (unset and isinstance(value, str) and value.strip().lower() == "none")
 
@@ -298,11 +338,11 @@ def _option(read: Callable[[str, Any], Any], default: Any = None) -> Any:
 
 
 class LayerValues(NamedTuple):
-    """The values that options for blocks and kinds of layers give to one layer; None where they give none.
+    """The values that options for blocks and kinds of layers give to one layer, or None.
 
-    `source` is the option that its `rank` comes from; a rank of 0 leaves it out. `rate` is a learning rate, and
-    `lr_weight` a multiple of the trainer's, with a parameter group for each `block`. A `wanted` layer is adapted where
-    only defaults leave it out.
+    `source` is the option of its `rank`; a rank of 0 leaves it out. `rate` is a learning rate, and `lr_weight` a
+    multiple of the trainer's, with a parameter group for each `block`. A `wanted` layer is adapted even if defaults
+    leave it out.
     """
 
     rank: int | None = None
@@ -321,10 +361,10 @@ NO_VALUES = LayerValues()
 class NetworkArguments:
     """Every option of a network, validated.
 
-    None means that a dropout or LoRA+ is off, and that `conv_dim` and `conv_alpha` are those of Linear layers; a
-    `conv_dim` of 0 leaves convolutions with a kernel alone. `rank_pattern`, `alpha_pattern`, `lr_pattern` and
+    None means that a dropout or LoRA+ is off, and that `conv_dim` and `conv_alpha` are those of Linear layers. A
+    `conv_dim` of 0 leaves out convolutions with a kernel. `rank_pattern`, `alpha_pattern`, `lr_pattern` and
     `split_dims` hold a rank, an alpha, a learning rate and the output features of each slice by regular expression.
-    `given` are the names that the user set, `extra` the options that the architecture declared, and `layers` the
+    `given` are the names that the user set, and `extra` the options that the architecture declared. `layers` are the
     values that those give to single layers, by dotted path.
     """
 
@@ -356,7 +396,7 @@ class NetworkArguments:
     layers: Mapping[str, LayerValues] = field(default_factory=dict)
 
     def without(self, *names: str) -> "NetworkArguments":
-        """The same with these options as where they are not given."""
+        """Return the same options with these at their defaults, as if not given."""
         return replace(self, given=self.given.difference(names), **{name: _OPTIONS[name].default for name in names})
 
 
@@ -372,11 +412,11 @@ _OPTIONS["dropout"] = NetworkOption(read_probability)
 def parse(
     options: Mapping[str, Any], neuron_dropout: Any = None, extra: Mapping[str, NetworkOption] | None = None
 ) -> NetworkArguments:
-    """The record of `options`, whose values are strings as a trainer passes them or Python objects.
+    """Return the record of `options`, with strings from a trainer or Python objects as values.
 
     `neuron_dropout` is `--network_dropout`; `extra` are options of one architecture. Raises ValueError with the
-    option's name for a value that cannot be what it should, and for an unknown option, with the known name that is
-    near to it, or with all of them.
+    option's name for an invalid value. For an unknown option, the error names the most similar known one, or all of
+    them.
     """
     known = {**_OPTIONS, **(extra or {})}
     for name in options:

@@ -1,7 +1,8 @@
-"""OFT, as a network module for every architecture: `architecture` names it, else the model tells it.
+"""OFT, as a network module for every architecture.
 
-Options: `constraint`, the limit of the norm of all generators of a layer for each of its outputs, and `rescaled`, a
-factor of its own for each output. Sources: Qiu et al. 2023, and the `DiagOFTModule` of lycoris-lora, which has both.
+The option `architecture` or the model names the architecture. `constraint` limits the norm of all generators of a
+layer, for each of its outputs. `rescaled` adds a factor for each output. Sources: Qiu et al. 2023, and the
+`DiagOFTModule` of lycoris-lora, which has both options.
 """
 
 import logging
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def _settle(module: ModuleWeights, shapes: Shapes) -> ModuleWeights:
-    """The module with the shapes of its factors, and with its limit as alpha."""
+    """Return the module with the shapes of its factors, and with its limit as alpha."""
     alpha = read_limit(module.name, module.tensors.get("alpha"))
     return module._replace(
         tensors={**module.tensors, "alpha": torch.tensor(alpha, dtype=torch.float32, device="cpu")},
@@ -40,11 +41,11 @@ def _settle(module: ModuleWeights, shapes: Shapes) -> ModuleWeights:
 
 
 class OFTModule(AdapterModule):
-    """y = rescale · R(W x) + b, where R turns each block of outputs; W itself is never changed.
+    """y = rescale · R(W x) + b, where R turns each block of outputs; W itself never changes.
 
-    State dict: `oft_blocks` (count, size, size), `alpha` (), which is `constraint`, and with `rescaled` `rescale`
-    (out, 1, …). The blocks follow from the rank, or with `factor_shapes`, by role, are those of a file. The `alpha` of
-    other algorithms has no meaning here, and neither have a scale and dropouts of parts of a rotation.
+    State dict: `oft_blocks` (count, size, size), `alpha` (), which is `constraint`, and with `rescaled` `rescale` (out,
+    1, …). The blocks follow from the rank, or from a file's `factor_shapes` by role. The `alpha` of other algorithms
+    has no meaning here. A rotation has neither a scale nor dropouts of its parts.
     """
 
     prefix = "oft_"
@@ -102,7 +103,7 @@ class OFTModule(AdapterModule):
         return getattr(self, "rescale", None)
 
     def adapted(self, input: Tensor) -> Tensor:
-        """The base's output, turned in float32 or better and rounded once to its own dtype."""
+        """Return the base's output, turned in float32 or better and rounded once to its own dtype."""
         base, device = self.org_module, input.device.type
         tokens = self._tokens(input)
         if tokens is not None:
@@ -116,7 +117,10 @@ class OFTModule(AdapterModule):
             return combine(output, self._turn(output.dtype), base.bias, self._axis)
 
     def _tokens(self, input: Tensor) -> Tensor | None:
-        """The input (tokens, in) as a plain frozen Linear takes it; None for other layers, and where R is not all."""
+        """Return the input (tokens, in) for a plain frozen Linear.
+
+        None for other layers, and if R is not the whole change.
+        """
         base, device = self.org_module, input.device.type
         if not self._base_is_plain or self.multiplier != 1 or self._gain is not None or is_traced():
             return None
@@ -129,7 +133,7 @@ class OFTModule(AdapterModule):
         return input.reshape(-1, input.shape[-1]) if is_frozen and fits else None
 
     def _turn(self, output_dtype: torch.dtype) -> Tensor:
-        """What is added to each block of outputs: (m · (R - I) + I) · rescale - I, (count, size, size)."""
+        """Return the summand of each block: (m · (R - I) + I) · rescale - I, (count, size, size)."""
         dtype = torch.promote_types(output_dtype, torch.promote_types(self.oft_blocks.dtype, torch.float32))
         turn: Tensor = rotation.turn(oft.skew(self.oft_blocks.to(dtype), self._alpha_value), _solved) * self.multiplier
         if self._gain is None:
@@ -139,22 +143,25 @@ class OFTModule(AdapterModule):
         return scaled
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All factors alike: LoRA+ says nothing of them."""
+        """Return all factors in one group: LoRA+ does not treat them."""
         return {"": list(self.parameters())}
 
     @torch.no_grad()
     def change_norm(self) -> Tensor:
-        """‖blocks‖, the norm that lycoris-lora limits: that of the change is not linear in anything."""
+        """Return ‖blocks‖, the norm that lycoris-lora limits.
+
+        The norm of the change is not linear in anything.
+        """
         norm: Tensor = torch.linalg.vector_norm(self.oft_blocks, dtype=torch.float32)
         return norm
 
     @torch.no_grad()
     def shrink(self, ratio: Tensor) -> None:
-        """Multiplies the generators."""
+        """Multiply the generators by `ratio`."""
         self.oft_blocks.mul_(ratio)
 
     def read_alpha(self, stored: Tensor | None) -> float:
-        """The limit; none where there is no alpha."""
+        """Return the limit; a missing alpha means no limit."""
         return read_limit(self.lora_name, stored)
 
     def _set_alpha(self, alpha: float) -> None:
@@ -167,22 +174,22 @@ class OFTInfModule(FoldableModule, OFTModule):
 
     @property
     def is_sum(self) -> bool:
-        """A rotation is none."""
+        """False: a rotation is no sum."""
         return False
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
-        """Turns the rows."""
+        """Turn the rows."""
         _change(self.lora_name, tensors, rows).fold(rows, 0, multiplier)
 
 
 def _solved(matrices: Tensor, right: Tensor) -> Tensor:
-    """matrices^-1 right, without the check for singular ones, which would wait for the device."""
+    """Return matrices^-1 right, without the check for singular ones, which would wait for the device."""
     result: Tensor = torch.linalg.solve_ex(matrices, right)[0]
     return result
 
 
 def _change(name: str, tensors: Mapping[str, Tensor], rows: Tensor) -> Change:
-    """The rotation of rows (out, in·kernel) that the `tensors` of a module are, in the dtype of the rows."""
+    """Return the rotation of rows (out, in·kernel) by a module's `tensors`, in the dtype of the rows."""
     keys = {role: OFTModule.reader.key(role, None) for role in OFTModule.reader.roles}
     shapes = {role: tuple(tensors[key].shape) for role, key in keys.items() if key in tensors}
     if "blocks" not in shapes:
@@ -196,7 +203,10 @@ def _change(name: str, tensors: Mapping[str, Tensor], rows: Tensor) -> Change:
 
 
 def read_constraint(name: str, value: Any) -> float:
-    """A finite number of at least 0, which is no limit."""
+    """Return a finite number of at least 0; 0 means no limit.
+
+    Raises ValueError for any other value.
+    """
     number = read_float(name, value)
     if number < 0:
         raise ValueError(f"{name}={value!r}: a number of at least 0 was expected")

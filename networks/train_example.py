@@ -1,11 +1,11 @@
-"""Trains a LoRA, an RS-LoRA and a DoRA on a tiny FLUX transformer, on the CPU, in well under a minute.
+"""Train a LoRA, an RS-LoRA and a DoRA on a tiny FLUX transformer, on the CPU, in well under a minute.
 
     python -m networks.train_example [--folder FOLDER] [--steps 120]
 
-The model learns what another one does whose weights differ by a low-rank change. Each adapter is saved into FOLDER
-(the current one by default), described by `lora-inspect info`, and loaded into diffusers, whose output is compared
-with that of the training: in the names of diffusers the RS-LoRA scale is multiplied into the factors, as nothing
-there could say it. Needs diffusers and peft, which the extra `example` installs.
+The model learns the outputs of another one with a low-rank change in its weights. Each adapter is saved into FOLDER
+(the current one by default), described by `lora-inspect info`, and loaded into diffusers. The outputs of diffusers and
+of the training are compared. In the names of diffusers the RS-LoRA scale is multiplied into the factors, as nothing
+there could state it. Needs diffusers and peft, which the extra `example` installs.
 """
 
 import argparse
@@ -34,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def tiny_flux() -> nn.Module:
-    """A FLUX transformer of one double and one single block, the same each time."""
+    """Return a FLUX transformer of one double and one single block, the same each time."""
     diffusers: Any = importlib.import_module("diffusers")
     torch.manual_seed(0)
     model: nn.Module = diffusers.FluxTransformer2DModel(
@@ -53,7 +53,7 @@ def tiny_flux() -> nn.Module:
 
 
 def batch() -> dict[str, Tensor]:
-    """Inputs of the model: sixteen image tokens and five of text."""
+    """Return inputs of the model: sixteen image tokens and five of text."""
     return {
         "hidden_states": torch.randn(4, 16, 4),
         "encoder_hidden_states": torch.randn(4, 5, 16),
@@ -66,7 +66,7 @@ def batch() -> dict[str, Tensor]:
 
 
 def teacher_of(model: nn.Module) -> nn.Module:
-    """A copy whose blocks' weights are changed by matrices of rank 2, as an adapter could change them."""
+    """Return a copy with rank-2 changes of the blocks' weights, as an adapter could make them."""
     teacher = copy.deepcopy(model)
     for name, layer in teacher.named_modules():
         if isinstance(layer, nn.Linear) and "transformer_blocks" in name and "norm" not in name:
@@ -76,7 +76,7 @@ def teacher_of(model: nn.Module) -> nn.Module:
 
 
 def train(kind: str, file: str, steps: int) -> tuple[float, float]:
-    """Trains an adapter of `kind`, writes it to `file`, and returns the first and the last loss."""
+    """Train an adapter of `kind`, write it to `file`, and return the first and the last loss."""
     model = tiny_flux()
     teacher = teacher_of(model)
     network = lora_flux.create_arch_network(1.0, RANK, ALPHA, None, None, model, **KINDS[kind])
@@ -100,7 +100,7 @@ def train(kind: str, file: str, steps: int) -> tuple[float, float]:
 
 
 def _compare_with_diffusers(trained: nn.Module, file: str) -> None:
-    """Raises RuntimeError where diffusers makes something else of the file than the training did."""
+    """Raise RuntimeError if diffusers' output of the file differs from that of the training."""
     from safetensors.torch import load_file
 
     loaded = tiny_flux()
@@ -115,7 +115,7 @@ def _compare_with_diffusers(trained: nn.Module, file: str) -> None:
 
 
 def _shown(label: str, steps: int) -> Iterator[int]:
-    """The steps, with a progress bar where a person looks at it."""
+    """Yield the steps, with a progress bar if a person can see it."""
     if not sys.stderr.isatty():
         yield from range(steps)
         return
@@ -124,7 +124,7 @@ def _shown(label: str, steps: int) -> Iterator[int]:
 
 
 def _check_programs() -> None:
-    """Exits with a sentence where a program is missing that the example compares with."""
+    """Exit with a sentence if a program for the comparison is missing."""
     for name in _PROGRAMS:
         try:
             importlib.import_module(name)
@@ -136,7 +136,7 @@ def _check_programs() -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default=os.curdir)
     parser.add_argument("--steps", type=int, default=120)

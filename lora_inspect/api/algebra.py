@@ -90,8 +90,8 @@ def combine(
 ) -> SumResult:
     """Write the sum of adapters at their multipliers to `output`, as `combine` does.
 
-    Give the adapters as for `merge`. With None as the output, nothing is written and the result says what would be: the
-    command line's --dry-run. `progress(done, total)` counts modules.
+    Give the adapters as for `merge`. With None as the output, nothing is written and the result
+    describes the planned output: the command line's --dry-run. `progress(done, total)` counts modules.
 
     Raises LoraInspectError, and writes nothing, if the sum is refused; ValueError for two rules.
     """
@@ -115,8 +115,8 @@ def resize(
 ) -> SumResult:
     """Write the adapter with other ranks to `output`, by one rule, as `resize` does of one adapter.
 
-    With None as the output, nothing is written and the result says what would be. `progress(done, total)` counts
-    modules.
+    With None as the output, nothing is written and the result describes the planned output. `progress(done, total)`
+    counts modules.
 
     Raises LoraInspectError, and writes nothing, if that is refused; ValueError without a rule, and for two.
     """
@@ -140,8 +140,8 @@ def average(
 ) -> AverageResult:
     """Write the average of adapters to `output`, as `average` does.
 
-    With None as the output, nothing is written and the result says what would be. `progress(done, total)` counts
-    modules.
+    With None as the output, nothing is written and the result describes the planned output. `progress(done, total)`
+    counts modules.
 
     Raises LoraInspectError, and writes nothing, if that is refused; ValueError for options that exclude each other.
     """

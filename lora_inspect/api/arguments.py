@@ -298,7 +298,7 @@ def in_a_sentence() -> Iterator[None]:
 def timeout(seconds: float) -> Iterator[None]:
     """Give up requests to addresses that bring nothing for so many seconds, while the block runs; 60 without it.
 
-    It counts in all threads of the process; of several blocks the one that began last counts. Raises ValueError for a
+    It counts in all threads of the process; of several blocks the last one counts. Raises ValueError for a
     number that is not positive and finite, and TypeError for any other value.
     """
     limit = _finite(seconds, "timeout")
@@ -359,7 +359,7 @@ def _value(one: Declared, given: Any) -> Any:
 
 
 def _right(one: Declared, value: Any) -> Any:
-    """Return the value; raise ValueError for one of which the option says that it is wrong."""
+    """Return the value; raise ValueError if the option calls it wrong."""
     if wrong := one.option.wrong(value):
         raise ValueError(f"{one.name}: {value!r} {wrong}")
     return value

@@ -56,7 +56,7 @@ def extract(
     """Write the difference of two models to `output` as an adapter, as `extract` does.
 
     Without an output, None, it computes the same and writes nothing. The other arguments are the options of the command
-    line, of which one has to decide the ranks. `progress(done, total)` counts modules.
+    line, and one has to decide the ranks. `progress(done, total)` counts modules.
 
     Raises LoraInspectError, and writes nothing, if the extraction is refused. Raises ValueError for arguments that
     exclude each other, and without a rule for the ranks.

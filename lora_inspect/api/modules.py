@@ -175,8 +175,8 @@ class OpenedModule:
         float32 unless you give a `dtype`.
 
         Raises LoraInspectError if the file is damaged or its meaning is open, if the weight is missing or does not
-        match, and for experts; ValueError for a parameter that the module does not change; TypeError for a weight that
-        is no tensor of numbers.
+        match, and for experts. Raises ValueError for a parameter that the module does not change, and TypeError for a
+        weight that is no tensor of numbers.
         """
         self._adapter.refuse()
         own = self._changes_of(parameter or self.changes[0].parameter)
@@ -254,7 +254,7 @@ class Modules(Sequence[OpenedModule]):
         return iter(self._modules)
 
     def __contains__(self, which: object) -> bool:
-        """True if a path, a key or a module is one of them."""
+        """Return True if a path, a key or a module is one of them."""
         return which in self._named if isinstance(which, str) else which in self._modules
 
     def __repr__(self) -> str:

@@ -85,7 +85,7 @@ def check(
     true if a problem is a warning or worse.
 
     Raises LoraInspectError if the path does not exist or is a folder of several files, and with `fix` if nothing can be
-    fixed; ValueError for `force` without `fix`, and for `skip_hashes` with it.
+    fixed. Raises ValueError for `force` without `fix`, and for `skip_hashes` with it.
     """
     name, settings = without_multiplier(path)
     told = watched(progress, stored_bytes(name))

@@ -24,7 +24,7 @@ _INFO = "info"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 1 refused, 2 wrong usage, 3 it could not work, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 refused, 2 wrong usage, 3 it could not work, 130 interrupted."""
     for number in ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on
             signal.signal(number, _terminate)
@@ -50,7 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def plain_command(words: Sequence[str]) -> "PlainCommand | None":
-    """The command if it is one that runs without click, whose import takes as long as such a command."""
+    """Return the command if it runs without click, or None.
+
+    The import of click takes as long as such a command.
+    """
     if not words or (words[0] != _INFO and "." not in words[0]):
         return None
     from lora_inspect.cli.info.one_file import read_plain
@@ -59,7 +62,10 @@ def plain_command(words: Sequence[str]) -> "PlainCommand | None":
 
 
 def _run(arguments: list[str] | None) -> object:
-    """Runs the verb. What may be secret in an address is put away before anything can be said of it."""
+    """Run the verb.
+
+    Parts of an address that may be secret are removed before any message.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     if plain := plain_command(given):
         plain.run()

@@ -69,7 +69,7 @@ def print_fixed(result: "CheckResult") -> None:
 def print_several(results: "Sequence[CheckResult]", clean: str) -> None:
     """Print the files with problems, the worst first, and the number of the others.
 
-    A way out that several unreadable files have is told once, below them.
+    A fix that several unreadable files share is printed once, below them.
     """
 
     def severities(result: "CheckResult") -> list[int]:
@@ -88,12 +88,12 @@ def print_several(results: "Sequence[CheckResult]", clean: str) -> None:
 
 
 def _of_any(result: "CheckResult") -> str:
-    """The way out of an unreadable file, without its name where it is a command; empty for other files."""
+    """Return the fix of an unreadable file, without its name if it is a command; empty for other files."""
     return of_any_pickle(result.way_out, result.path) if result.way_out else ""
 
 
 def _unreadable(result: "CheckResult") -> str:
-    """The message of an unreadable file as that of any with this way out; empty for other files."""
+    """Return the message of an unreadable file, in the form for all files with the same fix, or ""."""
     return f"{result.problems[0].message.removesuffix(result.way_out)}{_of_any(result)}." if result.way_out else ""
 
 
@@ -107,7 +107,7 @@ def _print_summary(results: "Sequence[CheckResult]") -> None:
 
 
 def _few(problems: Sequence[Problem]) -> Iterable[Problem]:
-    """The problems, with one that counts the others behind the first ones of a code."""
+    """Yield the first problems of each code, and one that counts its others."""
     totals, told = Counter(one.code for one in problems), Counter[str]()
     for one in problems:
         told[one.code] += 1

@@ -78,7 +78,7 @@ def compat(
     as_json_: bool,
     **asked: Any,
 ) -> None:
-    """Judges and prints."""
+    """Judge and print."""
     from lora_inspect.files.checkpoint import open_checkpoint
     from lora_inspect.files.discovery import files_of_several
     from lora_inspect.ops.compat import compat as judged
@@ -146,7 +146,7 @@ def _print(result: "CompatResult", shows_all: bool) -> None:
 
 
 def _tell_other_versions(judgements: "Sequence[Judgement]") -> None:
-    """A note for each package that is installed in another version than the answers are of."""
+    """Print a note for each package in another version than the answers refer to."""
     known = {
         (name, installed, PROGRAMS[one.program.name].distributions[name])
         for one in judgements
@@ -157,7 +157,7 @@ def _tell_other_versions(judgements: "Sequence[Judgement]") -> None:
 
 
 def _rows(judgements: "Sequence[Judgement]") -> Iterator[Line]:
-    """The name that --for takes, title, version and verdict of each program, and the sentence where there is room."""
+    """Yield name for --for, title, version and verdict of each program, with the sentence if it fits."""
     from lora_inspect.programs.verdict import SAME, UNJUDGED
 
     looks = {SAME: RIGHT, **dict.fromkeys(UNJUDGED, FAINT)}

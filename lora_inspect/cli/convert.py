@@ -1,4 +1,4 @@
-"""`lora-inspect convert`: of one adapter, or of each adapter in a folder, and the printed account.
+"""`lora-inspect convert`: one adapter or each adapter in a folder, and the printed account.
 
 In a folder, a failed adapter does not stop the others.
 """
@@ -62,7 +62,7 @@ Example: lora-inspect convert rslora.safetensors -o standard.safetensors
 def convert(
     adapter: str, output: str, force: bool, to_standard: bool, all_files: bool, as_json: bool, **asked: Any
 ) -> None:
-    """Converts and prints."""
+    """Convert and print."""
     from lora_inspect.files.discovery import is_collection
     from lora_inspect.ops.convert import convert_planned, plan_conversion
 
@@ -113,7 +113,7 @@ def _is_right_in(program: str, adapter: "Adapter") -> bool:
 
 
 def tell(result: "ConvertResult", with_errors: bool) -> None:
-    """Prints all of it; `with_errors` that of each module."""
+    """Print the whole result; `with_errors` includes the error of each module."""
     from lora_inspect.matching.orientation import in_words
 
     terminal.line(headline(result))
@@ -152,7 +152,7 @@ def headline(result: "ConvertResult") -> str:
 
 
 def _kinds(titles: Sequence[str], lora: str) -> str:
-    """The algorithms in words, with what LoRA is to be called."""
+    """Return the algorithms as text, with `lora` as the name of LoRA."""
     return listed([lora if title == "LoRA" else title for title in titles], "and")
 
 
@@ -179,10 +179,10 @@ def loss(result: "ConvertResult") -> str:
 def convert_folder(
     folder: str, output: str, options: ConvertOptions, force: bool, with_right: bool, as_json: bool
 ) -> None:
-    """Converts every adapter below `folder` to the same place below `output`, tells of all and exits if one failed.
+    """Convert every adapter below `folder` to the same place below `output`, and print all results.
 
-    Those that the program of the output loads with the same meaning are converted only `with_right`.
-    Raises LoraInspectError as `make_in_folder` does.
+    It exits if one failed. `with_right` includes the adapters that the program of the output already loads with the
+    same meaning. Raises LoraInspectError as `make_in_folder` does.
     """
     from lora_inspect.converting.standard_fix import output_ending
     from lora_inspect.converting.target.target_program import scheme_for

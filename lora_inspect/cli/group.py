@@ -1,4 +1,4 @@
-"""The group of verbs: which one a command line means, with `info` where it begins with a file."""
+"""The group of verbs: it finds the verb of a command line, and takes `info` for a line that begins with a file."""
 
 import importlib
 import os
@@ -24,14 +24,14 @@ _IN_PATHS = "./\\:"
 
 
 class Verbs(Verb, click.Group):
-    """Finds each verb in the file of its name."""
+    """The group that finds each verb in the file of its name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs in the order in which people meet them."""
+        """Return the verbs in the order in which people need them."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Imports one verb's file."""
+        """Import one verb's file, and return the command."""
         if name not in VERBS:
             return None
         with without_collecting():
@@ -45,18 +45,21 @@ class Verbs(Verb, click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the verbs as click does."""
+        """List the verbs as click does."""
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, but for options of `info` that stand before a file."""
+        """Parse as click does, except that options of `info` may precede a file."""
         return super().parse_args(ctx, [_OF_FILES, *args] if self._begins_with_options_of_info(ctx, args) else args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The verb and its arguments; a first word that is a path, or looks like one, is an argument of `info`."""
+        """Return the verb and its arguments.
+
+        A first word that is a path, or looks like one, is an argument of `info`.
+        """
         word = args[0]
         if word in VERBS:
             return super().resolve_command(ctx, args)
@@ -66,9 +69,9 @@ class Verbs(Verb, click.Group):
         return _OF_FILES, self.get_command(ctx, _OF_FILES), behind
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
-        """The verbs, and the files that may stand in their place.
+        """Complete verbs, and the files that may replace them.
 
-        Files come first: bash forgets what stands before them.
+        Files come first: bash forgets all items before them.
         """
         from click.shell_completion import CompletionItem
 
@@ -114,7 +117,7 @@ lora-inspect convert adapter.safetensors --to-standard -o standard.safetensors
 
 @click.group(help=_HELP, cls=Verbs, params=[version_option()])
 def cli() -> None:
-    """The group of the verbs."""
+    """Group the verbs."""
 
 
 def run(arguments: list[str] | None) -> object:

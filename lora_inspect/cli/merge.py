@@ -36,7 +36,7 @@ _QUIET, _USUAL, _VERBOSE = range(3)
 
 
 def _share(context: click.Context, parameter: click.Parameter, value: str | None) -> ProcessShare | None:
-    """The share of the shards that I/N says: one of 1/N to N/N."""
+    """Return the share of the shards for I/N, one of 1/N to N/N."""
     try:
         return None if value is None else ProcessShare.parse(value)
     except ValueError as error:
@@ -83,7 +83,7 @@ def merge(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Plans, merges and prints."""
+    """Plan, merge and print."""
     from lora_inspect.cli.progress_bar import in_bytes, progress_bar
     from lora_inspect.ops.merge import check_merge_output, merge_bytes, merge_output, plan_merge, planned_record
     from lora_inspect.ops.merge import merge as merge_files
@@ -145,7 +145,7 @@ def merge(
 def _print(
     record: dict[str, Any], result: "MergeResult | None", plan: "MergePlan", as_json: bool, verbosity: int
 ) -> None:
-    """Print the output, how much of the adapters it keeps, and how long it took; details where they are asked for."""
+    """Print the output, the kept share of the adapters, and the time; details on request."""
     if as_json:
         terminal.json_text(record)
         return

@@ -44,7 +44,7 @@ def run_shard(
     as_json: bool,
     tell: Tell,
 ) -> None:
-    """Makes the shards of one job, or without a `share` the output of all, and prints what came of it."""
+    """Make the shards of one job, or without a `share` the whole output, and print the result."""
     if dry_run:
         if output is not None:
             output = shared_output(plan, output, force, share.of if share else 1)
@@ -75,7 +75,7 @@ def run_shard(
 
 
 def note_beyond(told: Sequence[str], notes: Sequence[str]) -> None:
-    """Prints the notes of a result but those at its beginning that were `told` when it was planned."""
+    """Print the notes of a result except the first ones, which were `told` with the plan."""
     for note in notes[len(told) :]:
         terminal.note(note)
 
@@ -100,7 +100,10 @@ def run_processes(
     tell: Callable[[MergePlan, MergeResult], None],
     as_json: bool,
 ) -> None:
-    """Merges as one of several processes; where one of them fails, the first one says so and all end alike."""
+    """Merge as one of several processes.
+
+    If one of them fails, the first one prints it and all end in the same way.
+    """
     load_torch()
     with all_ranks(rank, _sentence_of) as ranks:
         try:

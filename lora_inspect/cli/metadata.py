@@ -1,4 +1,4 @@
-"""`lora-inspect metadata`: the group of its verbs, and those that only read."""
+"""`lora-inspect metadata`: the group of its verbs, and the ones that only read."""
 
 import shutil
 from typing import TYPE_CHECKING
@@ -52,14 +52,14 @@ _TRIGGER_WORDS = "trigger-words"
 
 
 class _Verbs(Verb, click.Group):
-    """Lists the verbs in the order in which people meet them, and imports those that write once one is asked for."""
+    """The group that lists the verbs, and imports a writing verb only when needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """As their summaries have them."""
+        """Return the verbs in the order of their summaries."""
         return list(METADATA_VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """One that reads, or one of those that write."""
+        """Return a verb that reads, or import one that writes."""
         if name in self.commands or name not in METADATA_VERBS:
             return self.commands.get(name)
         from lora_inspect.cli import metadata_edit
@@ -67,14 +67,14 @@ class _Verbs(Verb, click.Group):
         return metadata_edit.COMMANDS[name]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the verbs as click does."""
+        """List the verbs as click does."""
         with formatter.section("Commands"):
             formatter.write_dl(list(METADATA_VERBS.items()))
 
 
 @click.group(help=_HELP, short_help=VERBS["metadata"], cls=_Verbs)
 def metadata() -> None:
-    """The group of the verbs."""
+    """Group the verbs."""
 
 
 @metadata.command(cls=Verb, help=_SHOW, short_help=METADATA_VERBS["show"])
@@ -82,7 +82,7 @@ def metadata() -> None:
 @click.option("--hashes", is_flag=True, help="Compute the hashes by which sites and programs identify the file.")
 @json_option()
 def show(path: str, hashes: bool, as_json: bool) -> None:
-    """Reads and prints."""
+    """Read and print."""
     from lora_inspect.cli.metadata_output import metadata_lines
     from lora_inspect.files.discovery import stored_bytes
     from lora_inspect.ops.metadata import show as told
@@ -107,7 +107,7 @@ def show(path: str, hashes: bool, as_json: bool) -> None:
 @click.argument("path", type=FilePath())
 @click.argument("key", metavar="KEY")
 def get(path: str, key: str) -> None:
-    """Reads and prints."""
+    """Read and print."""
     from lora_inspect.ops.metadata import get as value_of
     from lora_inspect.ops.metadata import trigger_words
 

@@ -52,7 +52,7 @@ Example: lora-inspect metadata strip adapter.safetensors -o clean.safetensors
 
 
 def _writing_options(function: Decorated) -> Decorated:
-    """The options of where a change is written, which are the fields of a `Target`, and --json."""
+    """Add the options for the place of a change, which are the fields of a `Target`, and --json."""
     for option in (
         json_option(),
         click.option("--dry-run", is_flag=True, help="Print the planned changes; write nothing."),
@@ -104,7 +104,7 @@ def set_(
     as_json: bool,
     **target: Any,
 ) -> None:
-    """Parses and edits."""
+    """Parse and edit."""
     from lora_inspect.editing.edit import named_values, read_value, setting
     from lora_inspect.editing.edit import thumbnail as picture
 
@@ -123,7 +123,7 @@ def set_(
 @click.argument("keys", nargs=-1, required=True, metavar="KEY|GLOB...")
 @_meaning_option
 def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> None:
-    """Edits."""
+    """Edit."""
     from lora_inspect.editing.edit import unsetting
 
     _edit(path, unsetting(keys), _target(**target), as_json)
@@ -138,7 +138,7 @@ def unset(path: str, keys: tuple[str, ...], as_json: bool, **target: Any) -> Non
 def copy(
     path: str, source: str, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool, **target: Any
 ) -> None:
-    """Reads the other file and edits."""
+    """Read the other file and edit."""
     from lora_inspect.editing.edit import copying
     from lora_inspect.ops.metadata import show
 
@@ -151,7 +151,7 @@ def copy(
 @_writing_options
 @click.option("--all", "everything", is_flag=True, help="Remove these keys too, and report the change of meaning.")
 def strip(path: str, everything: bool, as_json: bool, **target: Any) -> None:
-    """Edits."""
+    """Edit."""
     from lora_inspect.ops.metadata import strip as stripped
 
     where = _target(**target)

@@ -1,4 +1,4 @@
-"""Metadata as people read it: JSON within a value unfolded, long values cut, each key in the lines that it needs."""
+"""Metadata for people: JSON within a value is unfolded, long values are cut, and each key has its lines."""
 
 import json
 import re
@@ -27,7 +27,7 @@ class _Row(NamedTuple):
 
 
 def metadata_lines(metadata: Mapping[str, str], columns: int) -> Iterator[str]:
-    """The lines of a whole metadata in order of its keys, for a terminal that is `columns` wide."""
+    """Yield the lines of the whole metadata in order of its keys, for a terminal of `columns`."""
     rows = [row for key in sorted(metadata) for row in _rows(shortened(key), _parsed(metadata[key]), 0)]
     column = max((width(row.label) for row in rows if row.text is not None and width(row.label) <= _LABEL), default=0)
     for row in rows:
@@ -35,7 +35,7 @@ def metadata_lines(metadata: Mapping[str, str], columns: int) -> Iterator[str]:
 
 
 def unfolded(value: str) -> Any:
-    """The object or the list that a value is the JSON of; None where it is none."""
+    """Return the object or list of a JSON value, or None."""
     if not value.lstrip().startswith(("{", "[")):
         return None
     try:
@@ -84,7 +84,7 @@ def _is_nested(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    """A value in one line of text."""
+    """Return a value in one line of text."""
     if not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if uri := _DATA_URI.match(value):
@@ -109,7 +109,10 @@ def _lines(row: _Row, column: int, columns: int) -> Iterator[str]:
 
 
 def _pieces(text: str, room: int) -> Iterator[str]:
-    """The text in pieces of at most `room` columns, broken at blanks where that leaves no more than half a line."""
+    """Yield the text in pieces of at most `room` columns.
+
+    They break at a blank if that fills more than half a line.
+    """
     piece, taken = "", 0
     for character in text:
         if taken + width(character) > room:

@@ -15,13 +15,16 @@ _DECADES = 3.0
 
 
 def can_draw() -> bool:
-    """Return True for a terminal whose encoding has the characters; a pipe gets numbers."""
+    """Return True for a terminal with an encoding of the characters; a pipe gets numbers."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     return is_terminal and spelled(_HEIGHTS + _WIDTHS) == _HEIGHTS + _WIDTHS
 
 
 def sparkline(ratios: Sequence[float], columns: int) -> str:
-    """The course of falling ratios between 1 and 0 on a logarithmic scale, at most so many columns wide."""
+    """Return the course of falling ratios between 1 and 0, on a logarithmic scale.
+
+    It is at most `columns` wide.
+    """
     count = min(columns, len(ratios))
     last = len(ratios) - 1
     return "".join(_height(ratios[round(at * last / max(1, count - 1))]) for at in range(count))
@@ -33,7 +36,7 @@ def _height(ratio: float) -> str:
 
 
 def bar(share: float, columns: int) -> str:
-    """A bar that is a share of so many columns long, with blanks behind it."""
+    """Return a bar for a share of `columns`, padded with blanks."""
     eighths = round(max(0.0, min(1.0, share)) * columns * len(_WIDTHS))
     whole, rest = divmod(eighths, len(_WIDTHS))
     return (_FULL * whole + (_WIDTHS[rest] if rest else "")).ljust(columns)

@@ -1,6 +1,6 @@
-"""A progress bar on stderr, where a person looks at it; nothing anywhere else.
+"""A progress bar, and a line for waits on a store, on stderr if a person looks at it.
 
-A line on stderr that says how long a store lets wait, where a person looks at it and nothing else is drawn.
+The line appears only if nothing else is drawn. Other streams get neither.
 """
 
 import shutil
@@ -21,17 +21,17 @@ Spelled = Callable[[int, int, float], str]
 
 
 def of_all(done: int, length: int, seconds: float) -> str:
-    """Things that people count."""
+    """Return the progress of things that people count."""
     return f"{done}/{length}{_left(done, length, seconds)}"
 
 
 def percent(done: int, length: int, seconds: float) -> str:
-    """Bytes, of which a few seconds are taken at most."""
+    """Return the progress of bytes that take a few seconds at most."""
     return f"{100 * done // max(length, 1)}%"
 
 
 def in_bytes(done: int, length: int, seconds: float) -> str:
-    """Bytes that take their time: how many in a second, and how long there is to wait."""
+    """Return the progress of bytes with their speed and the remaining time."""
     speed = f"  {done / seconds / 1e6:,.0f} MB/s" if done and seconds else ""
     return f"{percent(done, length, seconds)}{speed}{_left(done, length, seconds)}"
 
@@ -59,20 +59,20 @@ class BarBelow:
         self._last = self._began
 
     def begin(self) -> None:
-        """Draws it, as what takes time begins now."""
+        """Draw the bar, as the work begins now."""
         self._began = time.monotonic()
         if self._is_watched:
             self._draw()
 
     def advance(self, amount: int) -> None:
-        """Says that so much more is done."""
+        """Add an amount to the progress."""
         self._done += amount
         is_due = time.monotonic() - self._last >= _EVERY or (self._drawn and amount and self._done >= self._length)
         if self._is_watched and is_due:
             self._draw()
 
     def above(self, write: Callable[[], None]) -> None:
-        """Has whole lines written where the bar is, which then stands below them."""
+        """Write whole lines in place of the bar, and draw it again below them."""
         was_drawn = self._drawn
         self.erase()
         write()
@@ -80,7 +80,7 @@ class BarBelow:
             self._draw()
 
     def erase(self) -> None:
-        """Takes the bar away."""
+        """Remove the bar."""
         if self._drawn:
             self._write(f"\r{' ' * self._drawn}\r")
             self._drawn = 0
@@ -106,7 +106,7 @@ _bar: BarBelow | None = None
 
 @contextmanager
 def bar_below(label: str, length: int, spelled: Spelled = of_all) -> Iterator[BarBelow]:
-    """A bar for as long as the block runs, which is drawn once that takes a moment."""
+    """Yield a bar for as long as the block runs; it is drawn once that takes a moment."""
     global _bar
     before, _bar = _bar, BarBelow(label, length, spelled)
     bar = _bar
@@ -119,7 +119,10 @@ def bar_below(label: str, length: int, spelled: Spelled = of_all) -> Iterator[Ba
 
 @contextmanager
 def progress_bar(label: str, length: int, spelled: Spelled = of_all) -> Iterator[Progress]:
-    """Yields what to call with each amount that is done; the first call draws the bar, a refusal draws none."""
+    """Yield a function to call with each amount of progress.
+
+    Its first call draws the bar, so a refusal draws none.
+    """
     with bar_below(label, length, spelled) as bar:
         calls = 0
 
@@ -138,7 +141,10 @@ _AFTER, _WAIT_EVERY = 2.0, 0.5
 
 
 class _Line:
-    """The line, which is gone whenever something else may be printed. Bars are longer and are drawn over it."""
+    """The line for waits, which disappears for other output.
+
+    Bars are longer and are drawn over it.
+    """
 
     def __init__(self) -> None:
         self._is_watched = sys.stderr is not None and sys.stderr.isatty()
@@ -153,7 +159,7 @@ class _Line:
             self._write(f"Reading over the network, {now - self._began:.0f} s", now)
 
     def note(self, text: str) -> None:
-        """Prints a note where the line or a bar is, which is drawn anew behind it."""
+        """Print a note in place of the line or a bar, and draw that again below."""
         self._write("", time.monotonic())
         if _bar is None:
             terminal.note(text)
@@ -171,7 +177,7 @@ class _Line:
 
 @contextmanager
 def waiting_line() -> Iterator[None]:
-    """A block in which the line is drawn once a command has taken a moment, and waits; long waits are noted."""
+    """Draw the line in the block once a command has waited a moment, and note long waits."""
     line = _Line()
     with telling(line), noting(line.note):
         yield

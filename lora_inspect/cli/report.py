@@ -30,7 +30,7 @@ Example: lora-inspect report adapter.safetensors -o report.html
 @declared_options(ReportRequest)
 @json_option()
 def report(adapters: tuple[str, ...], output: str | None, force: bool, as_json: bool, **asked: Any) -> None:
-    """Reads, measures, writes and prints."""
+    """Read, measure, write and print."""
     from lora_inspect.ops.report import plan_report
     from lora_inspect.ops.report import report as write_report
     from lora_inspect.reading.model.settings import parse_arguments

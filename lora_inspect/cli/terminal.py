@@ -33,19 +33,19 @@ _STAND_IN = "x"
 
 
 class StyledText(NamedTuple):
-    """A part of a line that looks alike: printable text, and one of the looks above."""
+    """A part of a line with one of the looks above; its text is printable."""
 
     text: str
     look: str = PLAIN
 
 
 def has_columns() -> bool:
-    """Return True if results are for lines of a certain width: a terminal's, or that which COLUMNS says."""
+    """Return True if results have a certain width: that of a terminal or of COLUMNS."""
     return (sys.stdout is not None and sys.stdout.isatty()) or os.environ.get("COLUMNS", "").isdecimal()
 
 
 def columns() -> int:
-    """The width that results are laid out for: what COLUMNS says, or else the terminal; 80 where there is none."""
+    """Return the width for the layout of results: COLUMNS, or else the terminal's, or else 80."""
     if not has_columns():
         return _COLUMNS
     import shutil  # with all archivers, which take longer than the rest of this module
@@ -58,7 +58,7 @@ ENDLESS = 10_000
 
 
 def room() -> int:
-    """The width that tables are laid out for: as `columns` has it, but where nothing is cut, endless."""
+    """Return the width for the layout of tables: that of `columns`, or endless if nothing is cut."""
     return columns() if has_columns() else ENDLESS
 
 
@@ -77,13 +77,13 @@ def has_colours() -> bool:
 
 
 def spelled(text: str) -> str:
-    """Printable text in the letters that the result's encoding has, with escapes for the others."""
+    """Return printable text in the encoding of the result, with escapes for other letters."""
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     return text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def laid_out(lines: Iterable[Sequence[StyledText]]) -> None:
-    """Lines of the result that are made for the width of the terminal; their text is `spelled` already."""
+    """Print lines of the result made for the terminal's width; their text is `spelled` already."""
     paint = _painted if has_colours() else (lambda piece: piece.text)
     _write(sys.stdout, ["".join(map(paint, pieces)).rstrip() for pieces in lines])
 
@@ -93,19 +93,22 @@ def _painted(piece: StyledText) -> str:
 
 
 def serve_any_encoding() -> None:
-    """Lets both streams write letters that their encoding lacks: names in files know more than some terminals."""
+    """Let both streams escape letters that their encoding lacks.
+
+    Names in files contain more letters than some terminals know.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def line(text: str) -> None:
-    """A line of the result."""
+    """Print a line of the result."""
     _write(sys.stdout, [shortened(text, SENTENCE)])
 
 
 def row(text: str) -> None:
-    """A line of the result about one of several files: over as many lines as it needs on a terminal."""
+    """Print a line of the result about one of several files, over several lines on a terminal."""
     _write(sys.stdout, _in_rows(text, sys.stdout))
 
 
@@ -119,7 +122,7 @@ def _in_rows(text: str, stream: TextIO | None) -> list[str]:
 
 
 def aside(text: str) -> None:
-    """A line that is no part of the result."""
+    """Print a line that is no part of the result."""
     _write(sys.stderr, [shortened(text, SENTENCE)])
 
 
@@ -129,7 +132,7 @@ def note(text: str) -> None:
 
 
 def error(text: str) -> None:
-    """Why a command, or a part of it, is refused."""
+    """Print the reason why a command, or a part of it, is refused."""
     _write(sys.stderr, [f"Error: {shortened(text, SENTENCE)}"])
 
 
@@ -175,28 +178,28 @@ def _cells(rows: Iterable[Sequence[object]]) -> list[list[str]]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of cells, every column as wide as its widest cell."""
+    """Yield lines of cells, with every column as wide as its widest cell."""
     widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell + " " * (widest - width(cell)) for cell, widest in zip(row, widths, strict=True)).rstrip()
 
 
 def json_text(value: Any) -> None:
-    """The value for programs: exact, and without a character that a terminal obeys, as JSON can spell them all."""
+    """Print the exact value for programs, without a character that controls a terminal."""
     import json
 
     _write(sys.stdout, [json.dumps(value, indent=2).replace("\x7f", "\\u007f")])
 
 
 def json_line(value: Any) -> None:
-    """The value for programs in a line of its own, spelled as `json_text` does."""
+    """Print the value for programs in one line, spelled as `json_text` does."""
     import json
 
     _write(sys.stdout, [json.dumps(value).replace("\x7f", "\\u007f")])
 
 
 def exact(text: str) -> None:
-    """A text to its last byte, for a pipe or a file; on a terminal in printable lines, as it may hold anything."""
+    """Print an exact text to a pipe or a file, or its printable lines on a terminal."""
     if sys.stdout is None or sys.stdout.isatty():
         _write(sys.stdout, map(printable, text.split("\n")))
         return
@@ -218,7 +221,10 @@ def _write(stream: TextIO | None, lines: Iterable[str]) -> None:
 
 
 def wrapped(text: str, columns: int) -> list[str]:
-    """Printable text in lines of at most so many columns; a word that is longer is broken. Empty text is one line."""
+    """Return printable text in lines of at most `columns`.
+
+    A longer word is broken. Empty text is one line.
+    """
     lines, taken = [""], 0
     for word in text.split():
         length = width(word)
@@ -234,7 +240,7 @@ def wrapped(text: str, columns: int) -> list[str]:
 
 
 def cut(text: str, columns: int, mark: str = "…") -> str:
-    """Printable text in at most so many columns, a longer one with a mark in the place of its middle."""
+    """Return printable text in at most `columns`, with a mark for the middle of a longer one."""
     if width(text) <= columns:
         return text
     room = max(columns - width(mark), 0)
@@ -253,7 +259,7 @@ def _broken(word: str, columns: int) -> Iterator[str]:
 
 
 def _fitting(text: str, columns: int) -> str:
-    """As many of the first letters as the columns hold, each with its marks."""
+    """Return as many of the first letters as the columns hold, each with its marks."""
     for at, letter in enumerate(text):
         columns -= width(letter)
         if columns < 0:
@@ -270,22 +276,25 @@ _GAP = "   "
 
 
 class Sheet:
-    """Makes lines of at most `columns` of texts that may hold anything; very long ones lose their middle."""
+    """The maker of lines of at most `columns` from any texts; very long ones lose their middle."""
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
         self.mark = "…" if spelled("…") == "…" else "..."
 
     def shown(self, text: str, most: int = VALUE) -> str:
-        """The text as the terminal may show it."""
+        """Return the text in printable form."""
         return spelled(shortened(text, most))
 
     def cut(self, text: str) -> str:
-        """One of several words, in half a line at most."""
+        """Return one of several words, in half a line at most."""
         return cut(self.shown(text), self.columns // 2, self.mark)
 
     def sentence(self, text: str, look: str = PLAIN, mark: str = "", most: int = VALUE * 3) -> Iterator[Line]:
-        """A sentence over as many lines as it needs, further ones indented; `mark` stands before the first."""
+        """Yield a sentence over as many lines as it needs, with further ones indented.
+
+        The `mark` precedes the first line.
+        """
         shown = self.shown(text, most)
         fits = not mark and width(shown) <= self.columns
         first, *others = [shown] if fits else wrapped(shown, self.columns - len(_HANGING))
@@ -297,13 +306,13 @@ class Sheet:
             yield [StyledText(_HANGING), StyledText(piece, PLAIN if mark else look)]
 
     def row(self, label: str, text: str, look: str = PLAIN) -> Iterator[Line]:
-        """A label and what stands under it, in a column of its own."""
+        """Yield a label and its text, which has a column of its own."""
         room = self.columns - len(_INDENT) - _LABEL
         for number, piece in enumerate(wrapped(self.shown(text), room)):
             yield [StyledText(f"{_INDENT}{'' if number else label:{_LABEL}}", FAINT), StyledText(piece, look)]
 
     def command(self, command: str) -> Iterator[Line]:
-        """A command line, which is never broken: it is there to be copied."""
+        """Yield a command line to copy, which is never broken."""
         yield [StyledText(_HANGING), StyledText(spelled(command), BOLD)]
 
     def fix(self, text: str, command: str) -> Iterator[Line]:
@@ -344,7 +353,10 @@ _NO_MEMORY = ("not enough memory", "allocate memory", "out of memory", "failed t
 
 
 def sentence_of(error: Exception, path: str = "") -> str:
-    """Our own sentence, or one about the system's error, or about a defect. `path` is the file that it came with."""
+    """Return our own sentence, or one about the system's error or a defect.
+
+    `path` is the file of the error.
+    """
     if isinstance(error, LoraInspectError):
         return str(error)
     if isinstance(error, OSError):
@@ -361,9 +373,9 @@ def sentence_of(error: Exception, path: str = "") -> str:
 
 
 class CommandFailure(NamedTuple):
-    """The failure of a command or a part of it: file, sentence, code of its kind, exit status and the way out.
+    """The failure of a command or a part of it: file, sentence, code of its kind, exit status and fix.
 
-    `path` is None if no single file is at fault. `fix` is the end of the sentence; empty where it has none.
+    `path` is None if no single file is at fault. `fix` is the end of the sentence; it may be empty.
     """
 
     path: str | None
@@ -385,7 +397,7 @@ def failure(path: str | None, error: Exception) -> CommandFailure:
 
 
 def failures_of(outcomes: "Iterable[Outcome[Any]]") -> dict[str, CommandFailure]:
-    """Return the failures of a folder's adapters by path; show the defects among them where the environment asks."""
+    """Return the failures of a folder's adapters by path; print defects on request of the environment."""
     found = {}
     for one in outcomes:
         if one.error:
@@ -415,7 +427,7 @@ def tell_skipped(outcomes: "Iterable[Outcome[Any]]") -> None:
 def exit_with(failures: Mapping[str, CommandFailure]) -> None:
     """Print the failures of a folder's adapters and exit with their status, if there are any.
 
-    A way out that several have is told once, behind them.
+    A fix that several share is printed once, after them.
     """
     told = shared_last(list(failures.values()))
     for says, way_out in with_shared_ways_out([(one.says, one.fix) for one in told]):
@@ -427,7 +439,7 @@ def exit_with(failures: Mapping[str, CommandFailure]) -> None:
 
 
 def shared_last(failures: Sequence[CommandFailure]) -> list[CommandFailure]:
-    """Return the failures with those last, and side by side, that have a way out in common."""
+    """Return the failures; the ones that share a fix are last and together."""
     from collections import Counter  # only failures need it
 
     counts = Counter(one.fix for one in failures)
@@ -435,9 +447,9 @@ def shared_last(failures: Sequence[CommandFailure]) -> list[CommandFailure]:
 
 
 def with_shared_ways_out(ends: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yield each sentence, and the way out of several behind the last of them: of sentences with their ways out.
+    """Yield each sentence, and a shared fix after the last of its sentences.
 
-    A sentence that ends with a way out of several is yielded without it. A way out is empty where there is none.
+    A sentence that ends with a shared fix is yielded without it. A fix may be empty.
     """
     from collections import Counter  # only failures need it
 
@@ -458,7 +470,7 @@ def json_failure(ended: CommandFailure) -> None:
 
 
 def show_defect(error: Exception) -> None:
-    """The traceback of an error that nobody foresaw, where the environment asks for it."""
+    """Print the traceback of an unforeseen error, if the environment asks for it."""
     if os.environ.get(DEBUG) and not isinstance(error, (LoraInspectError, OSError)):
         from traceback import format_exception
 

@@ -44,7 +44,7 @@ def unmerge(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Plans, unmerges and prints."""
+    """Plan, unmerge and print."""
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.ops.unmerge import check_unmerge_output, plan_unmerge, planned_unmerge, unmerge_output
     from lora_inspect.ops.unmerge import unmerge as unmerge_files

@@ -1,4 +1,4 @@
-"""The parts of a command: the verbs with a summary of each, their class, their help page, and what several share.
+"""The parts of a command: the verbs with their summaries, their class, their help page, and shared options.
 
 A help page has options in groups, the exit statuses and the page of the docs; GROUPS and ENDS are the tables for that.
 
@@ -140,12 +140,12 @@ ENDS = {
 
 @cache
 def help_option() -> click.Option:
-    """-h and --help."""
+    """Return the option -h and --help."""
     return _telling(["-h", "--help"], "Show this message and exit.", lambda context: context.get_help())
 
 
 def version_option() -> click.Option:
-    """--version, of the program itself."""
+    """Return the option --version, for the program itself."""
     return _telling(["--version"], "Show the version and exit.", lambda context: described())
 
 
@@ -161,7 +161,7 @@ def _telling(flags: list[str], says: str, text: Callable[[click.Context], str]) 
 
 
 def _timeout_option() -> click.Option:
-    """--timeout, of every command that takes paths."""
+    """Return the option --timeout, for every command that takes paths."""
     return click.Option(
         ["--timeout"],
         type=click.FloatRange(min=0, min_open=True),
@@ -172,7 +172,7 @@ def _timeout_option() -> click.Option:
 
 
 class Verb(click.Command):
-    """A command with that option for help, and a help page with groups.
+    """A command with the shared help option, and a help page with groups.
 
     Each command that takes paths has --timeout, which counts while the command runs.
     """
@@ -193,7 +193,7 @@ class Verb(click.Command):
             return super().invoke(ctx)
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """The one of all commands."""
+        """Return the help option of all commands."""
         return help_option()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -250,7 +250,7 @@ def ending(context: click.Context) -> tuple[list[tuple[str, str]], str]:
 
 
 def json_option(name: str = "as_json") -> Callable[[Decorated], Decorated]:
-    """--json, of every command with a result for scripts."""
+    """Return the option --json, for every command with a result for scripts."""
     return click.option("--json", name, is_flag=True, help=JSON_HELP)
 
 
@@ -277,7 +277,10 @@ FAILURES = ON_WRONG, ON_UNTESTED = "wrong", "untested"
 def declared_options(
     record: "type[DataclassInstance]", names: Collection[str] = (), but: Collection[str] = ()
 ) -> Callable[[Decorated], Decorated]:
-    """The options that a verb's record declares, in its order: those of the `names`, or all `but` some."""
+    """Return a decorator with the options of a verb's record, in its order.
+
+    They are those in `names`, or all except those in `but`.
+    """
 
     def decorate(function: Decorated) -> Decorated:
         from lora_inspect.option import declared  # `info` has no record, and starts without what makes one
@@ -291,7 +294,7 @@ def declared_options(
 
 
 def _as_click(one: "Declared") -> Mapping[str, Any]:
-    """The rest of what click needs, by the kind of the value."""
+    """Return the other arguments of click, by the kind of the value."""
     from lora_inspect import option
 
     asked = one.option
@@ -325,14 +328,17 @@ else:  # click 8.1 has one kind alone
 
 
 class NearChoice(_Choice):
-    """One of several names, which may be given in another spelling where they have titles."""
+    """One of several names; with titles, another spelling is accepted."""
 
     def __init__(self, names: Collection[str], titles: Mapping[str, str] | None = None) -> None:
         super().__init__(list(names))
         self._titles = titles
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
-        """The name that is meant; a usage error that names the nearest one if there is none."""
+        """Return the meant name.
+
+        Raises a usage error with the nearest name if there is none.
+        """
         if self._titles is None:
             return super().convert(value, parameter, context)
         from lora_inspect.near_names import meant, suggestion
@@ -345,7 +351,7 @@ class NearChoice(_Choice):
 
 
 def _right(asked: "Option", check: Callable[..., Any]) -> Callable[..., Any]:
-    """A callback that refuses what `check` refuses, with the sentence of the option."""
+    """Return a callback that refuses the same values as `check`, with the sentence of the option."""
 
     def right(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
         value = check(context, parameter, value)
@@ -357,14 +363,17 @@ def _right(asked: "Option", check: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """Refuses the infinities and NaN, which click takes for numbers."""
+    """Refuse the infinities and NaN, which click takes for numbers."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.")
     return value
 
 
 def _text(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Refuses bytes that are no text, which Python passes on as halves of surrogate pairs and no file can hold."""
+    """Refuse bytes that are no text.
+
+    Python passes them on as halves of surrogate pairs, which no file can hold.
+    """
     from lora_inspect.files.strict_json import is_unicode
 
     if value is not None and not is_unicode(value):
@@ -396,7 +405,10 @@ def _answers(context: click.Context, parameter: click.Parameter, values: tuple[s
 
 
 def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
-    """-o and --force; of a verb that has a --dry-run, which is eager, that one needs no -o."""
+    """Return a decorator with -o and --force.
+
+    For a verb with --dry-run, which is eager, a dry run needs no -o.
+    """
 
     def needed(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
         if value is None and not context.params["dry_run"]:
@@ -419,7 +431,10 @@ def writing_options(dry_run: bool = False) -> Callable[[Decorated], Decorated]:
 
 
 def parse_without_multiplier(argument: str, verb: str) -> "tuple[str, Settings]":
-    """The path and the settings of an argument to a verb that applies nothing, for which a multiplier means nothing."""
+    """Return path and settings of an argument to a verb that applies nothing.
+
+    Raises a usage error for a multiplier, which has no meaning there, and for a step.
+    """
     from lora_inspect.reading.model.settings import bare_number, parse_argument
 
     path, own = parse_argument(argument)

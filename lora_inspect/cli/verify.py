@@ -38,7 +38,7 @@ Example: lora-inspect verify merged.safetensors base.safetensors \\
 @declared_options(VerifyRequest)
 @json_option()
 def verify(merged: str, base: str, adapters: tuple[str, ...], as_json: bool, **asked: Any) -> None:
-    """Plans, verifies and prints."""
+    """Plan, verify and print."""
     from lora_inspect.ops.verify import plan_verify
     from lora_inspect.ops.verify import verify as verify_files
     from lora_inspect.reading.model.settings import parse_arguments
@@ -73,7 +73,7 @@ def _print(result: "VerifyResult") -> None:
 
 
 def _worst(result: "VerifyResult") -> list[tuple[str, ...]]:
-    """A row for each share that is farthest from 1, or whose module is farthest from being explained."""
+    """Return rows for the shares farthest from 1, or with modules that are explained worst."""
     rows = []
     for name, shares in result.modules.items():
         left = result.residuals.get(name)
@@ -95,5 +95,5 @@ def _number(value: float | None) -> str:
 
 
 def _short(name: str) -> str:
-    """The end of a name, which is what tells it from others."""
+    """Return the end of a name, which distinguishes it from others."""
     return name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"

@@ -1,1 +1,1 @@
-"""How a network's weights become a file, and a file its weights."""
+"""Conversion between a network's weights and files."""

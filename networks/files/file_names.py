@@ -1,22 +1,18 @@
-"""The names that a network's tensors have in a file: those that loaders of the model know.
+"""The names of a network's tensors in a file.
 
-Inside, a module is called after its path in the model that is trained, `lora_unet_` and the path with underscores.
-Where kohya's trainers train that model too, this is its name in a file as well. The diffusers class of a family whose
-layers have other names elsewhere is not what loaders of such files look for:
+A network names a module `lora_unet_` and its path in the trained model, with underscores. If kohya's trainers train
+that model too, a file has the same names. The diffusers class of a family may name its layers differently, but loaders
+of such files do not look for those names:
 
-- where the layers of both layouts are the same, a file has the names of the original one;
-- else LoRA is written as diffusers writes it, `transformer.` and dotted paths, and the other algorithms as LyCORIS
-  does, `lycoris_` and the path with underscores, of the diffusers layout both.
+- if both layouts have the same layers, a file has the names of the original layout;
+- else LoRA has diffusers' names (`transformer.` and dotted paths), and other algorithms have LyCORIS' names (`lycoris_`
+  and paths with underscores), both of the diffusers layout.
 
-diffusers reads no alpha and takes the scale for 1: the scale is multiplied into `up`, in float32. Only Linear layers
-are adapted in those models, so that a magnitude is (out,) in both.
+diffusers reads no alpha and takes a scale of 1, so the scale is multiplied into `up`, in float32. In those models only
+Linear layers are adapted, so a magnitude is (out,) in both forms.
 
-What a network calls its modules, as its files do.
-
-Which tensor of which module a key of a file is, in every naming scheme that speaks of the model's own layers.
-
-A file may name a layer by its path in the model that is trained, or by the path that another layout of the family has
-for the same layer; in dots or in underscores; and its factors in the dialect of any program.
+Reading accepts every naming scheme of the model's own layers. A file may name a layer by its path in the trained model
+or in another layout of the family, with dots or underscores. Its factors may be in the dialect of any program.
 """
 
 from collections import Counter
@@ -45,7 +41,7 @@ from .reading import MAGNITUDE, is_factor
 
 
 def module_name(prefix: str, path: str) -> str:
-    """The name in keys of the layer at the dotted `path`."""
+    """Return the name that keys use for the layer at the dotted `path`."""
     return KOHYA.module(path, f"{prefix}_")
 
 
@@ -54,9 +50,10 @@ DORA_SCALE = "dora_scale"
 
 
 class TensorPlace(NamedTuple):
-    """A tensor of a module: the network's name of it, the key inside it, its role, and how the file spells it.
+    """A tensor of a module, with its names in the network and in the file.
 
-    `path` is what the `scheme` has behind its prefix.
+    `name` is the network's name of the module, `key` the tensor's key in it, and `path` the part after the prefix of
+    `scheme`.
     """
 
     name: str
@@ -67,7 +64,10 @@ class TensorPlace(NamedTuple):
 
 
 class KeyPlaces:
-    """The places of one model, whose layers have the dotted `paths` and are called `prefix` and path in the network."""
+    """The tensors that keys can name in one model.
+
+    Its layers have the dotted `paths`; the network names each by `prefix` and path.
+    """
 
     def __init__(self, architecture: Architecture, paths: Collection[str], prefix: str) -> None:
         own = {path: module_name(prefix, path) for path in paths}
@@ -78,7 +78,7 @@ class KeyPlaces:
         self._flat_names = _unambiguous(flat_own, [(path.replace(".", "_"), name) for path, name in others])
 
     def find(self, key: str) -> TensorPlace | None:
-        """The place of `key`, or None where it is no key of a layer of this model."""
+        """Return the place of `key`, or None if it names no layer of this model."""
         parsed = parse_key(key)
         inner = _inner_key(parsed) if parsed else None
         if parsed is None or inner is None:
@@ -92,7 +92,7 @@ class KeyPlaces:
 
 
 def _inner_key(parsed: ParsedKey) -> str | None:
-    """The key inside a module, as the network's state dict has it; None for what no module of a network holds."""
+    """Return the key inside a module as in a state dict, or None if networks have no such tensor."""
     if parsed.role == "alpha":
         return "alpha"
     if parsed.role == "magnitude":
@@ -106,7 +106,10 @@ def _inner_key(parsed: ParsedKey) -> str | None:
 
 
 def _unambiguous(own: Mapping[str, str], others: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Names by spelling: the model's own before those of another layout, of which none may stand for two layers."""
+    """Return the names by spelling, without ambiguous spellings.
+
+    The model's own names override those of other layouts. A spelling that other layouts use for two layers is left out.
+    """
     found: dict[str, str] = {}
     ambiguous: set[str] = set()
     for spelled, name in others:
@@ -121,9 +124,9 @@ _ROLES = {"lora_down.weight": "down", "lora_up.weight": "up", MAGNITUDE: "magnit
 
 
 class NamedTensors(NamedTuple):
-    """The tensors of a network or a file under the names of the other, and the metadata that is true of them.
+    """The tensors of a network or a file under the names of the other, with matching metadata.
 
-    `folded` says that the scale is multiplied in, so that there is neither an alpha nor a scale rule.
+    `folded` says that the scale is multiplied in; then there is neither an alpha nor a scale rule.
     """
 
     tensors: dict[str, Tensor]
@@ -132,7 +135,7 @@ class NamedTensors(NamedTuple):
 
 
 class FileNames:
-    """Both directions for one model, whose layers have the dotted `paths`."""
+    """Conversion between a network's and a file's names for one model with the dotted `paths`."""
 
     def __init__(self, architecture: Architecture, paths: Collection[str], prefix: str) -> None:
         self._paths = {module_name(prefix, path): path for path in paths}
@@ -145,7 +148,7 @@ class FileNames:
         self._places = KeyPlaces(architecture, paths, prefix)
 
     def check(self, keys: Collection[str]) -> None:
-        """Raises ValueError where a file has no name for a tensor of a network with these keys."""
+        """Raise ValueError if a file has no name for a tensor of a network with these keys."""
         if self._table(keys) is not None:
             return
         modules, magnitudes = ({key.partition(".")[0] for key in keys if of in key} for of in (".lora_", MAGNITUDE))
@@ -163,7 +166,10 @@ class FileNames:
                 )
 
     def to_file(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], rslora: bool) -> NamedTensors:
-        """What a file holds of the network's `tensors`, whose scale rule is `rslora`."""
+        """Return the file's tensors and metadata for a network's `tensors`.
+
+        `rslora` says whether the network has the scale rule of RS-LoRA.
+        """
         table = self._table(tensors)
         if table is not None:
             return NamedTensors(_renamed(tensors, table), dict(metadata))
@@ -184,12 +190,12 @@ class FileNames:
         own: Mapping[str, Tensor] | None = None,
         rslora: bool = False,
     ) -> NamedTensors:
-        """What a network has to load of a file's `weights`, in whichever of the spellings they are.
+        """Return the tensors that a network loads from a file's `weights`, in any of the spellings.
 
-        `own` are the tensors of the network as `to_file` takes them, if there is one yet. A module without an alpha
-        under a dotted name has the scale 1, or that of a config: the network keeps its alpha and its scale rule there,
-        and `up` is divided by its scale. Keys that are no module's of the model stay as they are. Raises ValueError
-        for two tensors that are the same one of a module, and where a scale is not in the file.
+        `own` are the network's tensors as `to_file` takes them, if there is a network yet. A module under a dotted name
+        without an alpha has the scale 1 or that of a config. The network then keeps its alpha and its scale rule, and
+        its scale divides `up`. Keys of no module of the model stay unchanged. Raises ValueError if two keys name the
+        same tensor, and if a scale is not in the file.
         """
         places = {key: self.place(key) for key in weights}
         with_alpha = {place.name for place in places.values() if place and place.key == "alpha"}
@@ -226,15 +232,21 @@ class FileNames:
         return NamedTensors(named, rule_free, folded=True)
 
     def place(self, key: str) -> TensorPlace | None:
-        """The tensor of a module that a file's `key` is, or None where it is no layer's of the model."""
+        """Return the tensor that a file's `key` names, or None if the model has no such layer."""
         return self._places.find(key)
 
     def folds_the_scale(self, keys: Collection[str]) -> bool:
-        """Whether a file of a network with these keys has the scale in its factors, under names without an alpha."""
+        """Return True if a file of a network with these keys has the scale in its factors.
+
+        Such a file has no alphas.
+        """
         return self._table(keys) is None
 
     def _table(self, keys: Collection[str]) -> Mapping[str, str] | None:
-        """The names of modules in a file by their own, where they differ; None where diffusers' spelling is due."""
+        """Return the file's module names by the network's, or None for diffusers' spelling.
+
+        Equal names may be missing.
+        """
         if self._is_kohya:
             return {}
         if {key.partition(".")[0] for key in keys if "." in key} <= self._original.keys():
@@ -243,7 +255,10 @@ class FileNames:
 
 
 class _Scales:
-    """The scales of modules without an alpha: 1, unless the file carries PEFT's config, which diffusers reads then."""
+    """The scales of modules without an alpha.
+
+    A scale is 1 unless the file carries PEFT's config, which diffusers then reads.
+    """
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
         configs = peft_config.embedded_configs(metadata)
@@ -251,7 +266,10 @@ class _Scales:
         self._modules = peft_config.ModuleSettings(self._config or {}, Steps())
 
     def of(self, place: TensorPlace, rank: int) -> float:
-        """The scale of the module at `place`."""
+        """Return the scale of the module at `place`.
+
+        Raises ValueError if the alpha is not in the file.
+        """
         if self._config is None:
             if place.scheme.absent_alpha == "config":
                 raise ValueError(

@@ -1,4 +1,7 @@
-"""From what was read to what a network can load: every tensor has a place, or the reason why not is an error."""
+"""The checks between weights that were read and a network that loads them.
+
+Every tensor gets a place, or an error states the reason.
+"""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -25,10 +28,10 @@ _IGNORED = "the network ignores the magnitudes; add use_dora=True to use them"
 
 
 def check_rslora(reading: StateDictReading, expected: bool, settled: bool = False) -> None:
-    """Raises ValueError where the weights' scale rule is not the `expected` one of the network.
+    """Raise ValueError if the weights' scale rule differs from the network's `expected` one.
 
-    Weights that say nothing count as alpha/rank. Where the user has `settled` the rule, only what contradicts it
-    outright is an error.
+    Weights that state no rule count as alpha/rank. If the user has `settled` the rule, only weights that state the
+    other rule are an error.
     """
     found = reading.rslora
     if found.value == expected or (settled and (found.value is None or found.source == "default")):
@@ -59,9 +62,10 @@ def check_rslora(reading: StateDictReading, expected: bool, settled: bool = Fals
 
 
 def check_dora(reading: StateDictReading, expected: Collection[str]) -> set[str]:
-    """The modules whose magnitude the network ignores, with a warning; `expected` are those that need one.
+    """Return the modules with a magnitude that the network ignores, and log a warning.
 
-    Raises ValueError where a module that needs a magnitude has none, and where the flag contradicts the tensors.
+    The modules in `expected` need a magnitude. Raises ValueError if one of them has none, and if the flag contradicts
+    the tensors.
     """
     present = {name for name, module in reading.modules.items() if module.has_magnitude}
     flag = reading.flags.get(DORA_FLAG)
@@ -85,9 +89,10 @@ def check_dora(reading: StateDictReading, expected: Collection[str]) -> set[str]
 
 
 def has_dora(reading: StateDictReading) -> bool:
-    """Whether the weights are DoRA: all Linear modules that are not split then have a magnitude, or ValueError.
+    """Return True if the weights are DoRA.
 
-    Convolutions have none, or all of them have one.
+    All Linear modules without slices must then have a magnitude, and either all convolutions or none. Raises ValueError
+    otherwise.
     """
     present = {name for name, module in reading.modules.items() if module.has_magnitude}
     if not present:
@@ -101,9 +106,10 @@ def has_dora(reading: StateDictReading) -> bool:
 
 
 def magnitude_errors(state_dict: Collection[str], prefix: str, modules: Iterable[Any]) -> list[str]:
-    """What is wrong with the magnitudes of a state dict, whose keys begin with `prefix`, for the network's `modules`.
+    """Return the problems with the magnitudes of a state dict, for the network's `modules`.
 
-    Magnitudes that no module takes are a warning: torch leaves them out without a word where it is not strict.
+    Its keys begin with `prefix`. Magnitudes that no module takes are only a warning: torch skips them silently if it is
+    not strict.
     """
     expected: set[str] = set()
     missing: list[str] = []
@@ -122,9 +128,9 @@ def magnitude_errors(state_dict: Collection[str], prefix: str, modules: Iterable
 
 
 def check_base(reading: StateDictReading, pissa: bool) -> None:
-    """Raises ValueError for weights on another base than the original one, and for those a network cannot go on with.
+    """Raise ValueError for weights on another base, and for weights that a network cannot continue.
 
-    Those are magnitudes over the norms of the base, and without their initial factors those of a PiSSA network.
+    The latter are magnitudes over the norms of the base and, for a PiSSA network, weights without initial factors.
     """
     if NORMS_KEY in reading.metadata and any(module.has_magnitude for module in reading.modules.values()):
         raise ValueError(
@@ -145,11 +151,11 @@ def check_base(reading: StateDictReading, pissa: bool) -> None:
 
 
 class AcceptedTensors(NamedTuple):
-    """What a network can take: its scale rule, the shape of every tensor by key, and which modules have DoRA.
+    """The tensors that a network accepts: its scale rule, the shape by key, and the modules with DoRA.
 
-    `alpha_of(rank)` is the alpha that a module without one has; `settled` says that the user chose the rule, `pissa`
-    that every module holds its initial factors as well, in a file as a rank twice its own. `ways_in(names)` are the
-    options that would take in modules that are not the network's, `alphas` the network's own by module.
+    `alpha_of(rank)` is the alpha of a module that stores none. `settled` says that the user chose the rule. `pissa`
+    says that every module also holds its initial factors, so that a file has twice its rank. `ways_in(names)` are the
+    options that would adapt these foreign modules. `alphas` are the network's own by module.
     """
 
     rslora: bool
@@ -163,11 +169,11 @@ class AcceptedTensors(NamedTuple):
 
 
 def fitted(reading: StateDictReading, expected: AcceptedTensors) -> dict[str, dict[str, Tensor]]:
-    """The tensors by module name and key that a network can load as they are.
+    """Return the tensors that a network can load unchanged, by module name and key.
 
-    Flags are checked and left out, alphas that `save_format=standard` has made of RS-LoRA's become those again,
-    magnitudes that the network does not expect are left out with a warning, and a missing alpha is filled in. Raises
-    ValueError where scale rule, DoRA, modules or shapes are not the network's, and for numbers that are not finite.
+    Flags are checked and left out. Alphas that `save_format=standard` made of RS-LoRA's are converted back. Magnitudes
+    that the network does not expect are left out with a warning, and a missing alpha is filled in. Raises ValueError if
+    scale rule, DoRA, modules or shapes differ from the network's, and for numbers that are not finite.
     """
     names = {key.partition(".")[0] for key in expected.shapes}
     foreign = [name for name in reading.modules if name not in names]
@@ -198,7 +204,7 @@ def fitted(reading: StateDictReading, expected: AcceptedTensors) -> dict[str, di
 
 
 def _shaped(key: str, tensor: Tensor, rank: int, expected: AcceptedTensors) -> Tensor:
-    """The tensor in the network's shape: that of a Linear or of a 1x1 convolution, which are the same thing."""
+    """Return the tensor in the network's shape; Linear and 1x1 convolution are interchangeable."""
     # In float32, as fp8 has no test of its own, and flat, as torch computes with no more than 64 dimensions.
     if not torch.isfinite(tensor.reshape(-1).float()).all():
         raise ValueError(f"{key} holds NaN or infinity: training broke before it was saved; use an earlier checkpoint")

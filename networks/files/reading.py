@@ -1,12 +1,10 @@
-"""A state dict or a file taken apart: modules, factors, flags. What is no module's of the algorithm is an error.
+"""The reading of a network's state dict or file: modules, factors and flags.
 
-A state dict as the header of a file describes it, which is what the reading of files looks at.
+A tensor that belongs to no module of the algorithm is an error. A state dict in memory gets the header that a file
+would have, since the reading of files starts from headers.
 
-The alpha of a module as weights hold it.
-
-Layers that sd-scripts trained in parts (split_qkv) and saved as one, with the alpha of a part.
-
-Their rank is that of all parts together, so the alpha that belongs to it is as many times larger.
+sd-scripts may train a layer in parts (split_qkv) and save it as one, with the alpha of a part. The saved rank is that
+of all parts together, so the matching alpha is larger by the number of parts.
 """
 
 import json
@@ -66,22 +64,22 @@ _NAMES = {
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype in the safetensors format; torch's own where a file has none of that kind."""
+    """Return the name of a dtype in the safetensors format, or torch's own if it has none."""
     name = str(dtype).removeprefix("torch.")
     return _NAMES.get(name, name)
 
 
 def header_of(weights: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
-    """The tensors by key with dtype and shape; in memory they have no place in a file."""
+    """Return the tensors by key with dtype and shape; in memory they have no place in a file."""
     return {
         key: TensorInfo(key, dtype_name(tensor.dtype), tuple(tensor.shape), "", 0, 0) for key, tensor in weights.items()
     }
 
 
 def read_alpha(name: str, stored: Tensor | None, rank: int, rslora: bool) -> float:
-    """The alpha of a module called `name` in a file; where the file has none, the one that means scale 1.
+    """Return the alpha of the module `name` in a file; if it has none, the alpha of scale 1.
 
-    Raises ValueError for what is no usable number: programs read a stored 0 differently.
+    Raises ValueError for an unusable number: programs read a stored 0 differently.
     """
     if stored is None:
         return neutral_alpha(rank, rslora)
@@ -93,9 +91,9 @@ def read_alpha(name: str, stored: Tensor | None, rank: int, rslora: bool) -> flo
 
 
 def read_limit(name: str, stored: Tensor | None) -> float:
-    """The alpha of a rotation: the limit of its norm for each output. 0, which a missing one stands for, is none.
+    """Return the alpha of a rotation, which limits its norm for each output.
 
-    Raises ValueError for what is no finite number.
+    0 means no limit, and a missing alpha counts as 0. Raises ValueError for a number that is not finite.
     """
     if stored is None:
         return 0.0
@@ -106,7 +104,7 @@ def read_limit(name: str, stored: Tensor | None) -> float:
 
 
 def check_single(key: str, tensor: Tensor) -> None:
-    """Raises ValueError where the tensor called `key` is not one number."""
+    """Raise ValueError if the tensor called `key` is not a single number."""
     if tensor.numel() != 1:
         raise ValueError(f"{key} has shape {list(tensor.shape)}, but a single number was expected")
 
@@ -119,9 +117,9 @@ _NOT_COMPUTED = [dtype for name in ("float4_e2m1fn_x2",) if (dtype := getattr(to
 
 
 class ModuleWeights(NamedTuple):
-    """The tensors of one module by their keys in a network's module; rank, alpha and slices as they say.
+    """The tensors of one module by their keys in a network's module, with their rank and slices.
 
-    `linear` says whether they are those of a Linear layer, `keywords` are what else its module has to be made with.
+    `linear` says whether they belong to a Linear layer. `keywords` are further arguments for its module's construction.
     """
 
     name: str
@@ -133,31 +131,31 @@ class ModuleWeights(NamedTuple):
 
     @property
     def alpha(self) -> float | None:
-        """The stored alpha, or None where there is none."""
+        """The stored alpha, or None if there is none."""
         return float(self.tensors["alpha"]) if "alpha" in self.tensors else None
 
     @property
     def has_magnitude(self) -> bool:
-        """Whether DoRA's magnitude is there."""
+        """True if the module has DoRA's magnitude."""
         return MAGNITUDE in self.tensors
 
     @property
     def has_slices(self) -> bool:
-        """Whether the layer was trained slice by slice, be the factors still apart or in one pair."""
+        """True if the layer was trained in slices, even if its factors are now one pair."""
         up = self.tensors.get("lora_up.weight")
         return self.split_dims is not None or (up is not None and fused.has_blocks(up.flatten(1)))
 
     def facts(self, place: int = 0) -> LoraFacts:
-        """What the evidence looks at; `place` is where the module stands among those of the file."""
+        """Return the facts for the evidence; `place` is the module's position in the file."""
         axis = OUTPUT if self.has_magnitude else None
         return LoraFacts({self.name: place}, self.rank, self.alpha, self.linear, self.has_slices, axis)
 
 
 class DialectTensors(NamedTuple):
-    """What the modules of a network have of an algorithm: the tensors with these `roles`, in the keys of a `dialect`.
+    """The tensors that modules of a network have of an algorithm: `roles` in the keys of a `dialect`.
 
-    `settle(module, shapes)` adds what is settled by the shapes of the factors by role. `scaled` says whether alpha is
-    a scale, which has to be there or be left out.
+    `settle(module, shapes)` adds the values that follow from the shapes of the factors by role. `scaled` says whether
+    alpha is a scale; it must then be usable or absent.
     """
 
     algorithm: Algorithm
@@ -168,12 +166,12 @@ class DialectTensors(NamedTuple):
 
     @property
     def with_every_role(self) -> "DialectTensors":
-        """The same for modules that have all factors which the algorithm knows."""
+        """The same record with all factors that the algorithm knows, and its magnitude if it has one."""
         magnitude = ("magnitude",) if self.algorithm.decomposes else ()
         return self._replace(roles=(*self.algorithm.dialects[self.dialect], *magnitude))
 
     def key(self, role: Role, part: int | None) -> str:
-        """The key of a tensor in its module, or in the slice of it that `part` numbers."""
+        """Return the key of a tensor in its module, or in the slice with the number `part`."""
         if role == "magnitude":
             return MAGNITUDE
         stem, _, leaf = self.algorithm.dialects[self.dialect][role].removeprefix(".").rpartition(".")
@@ -182,9 +180,9 @@ class DialectTensors(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StateDictReading:
-    """A state dict taken apart: modules by name, flags by key, and the metadata of the file, if it is known.
+    """A parsed state dict: modules by name, flags by key, and the file's metadata if known.
 
-    `has_rule` says whether RS-LoRA's rule can be that of its algorithm.
+    `has_rule` says whether the algorithm can have RS-LoRA's rule.
     """
 
     modules: dict[str, ModuleWeights]
@@ -194,19 +192,19 @@ class StateDictReading:
 
     @property
     def facts(self) -> list[LoraFacts]:
-        """What the evidence looks at, of every module whose scale can be rank-stabilised."""
+        """The facts of every module for the evidence; none if no scale can be rank-stabilised."""
         return [one.facts(place) for place, one in enumerate(self.modules.values())] if self.has_rule else []
 
     @property
     def has_conv_magnitude(self) -> bool:
-        """Whether convolutions have magnitudes too."""
+        """True if convolutions have magnitudes too."""
         return any(module.has_magnitude and not module.linear for module in self.modules.values())
 
     @property
     def rslora(self) -> RsloraReading:
         """The scale rule by the strongest evidence.
 
-        Programs write the flag and the option beside algorithms that do not have the rule as well, and ignore both.
+        Programs also write the flag and the option for algorithms without the rule, and ignore both.
         """
         if not self.has_rule:
             return RsloraReading(False, "default")
@@ -215,10 +213,10 @@ class StateDictReading:
 
 
 def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a .safetensors file, or of what torch.save wrote, which has no metadata.
+    """Return tensors and metadata of a .safetensors file, or of a torch.save file without metadata.
 
-    Raises ValueError for a pipe or a device, whose opening could wait for ever, for a pickle of anything else, and for
-    numbers that are no factor's.
+    Raises ValueError for a pipe or a device, since opening one could wait for ever. The same holds for a torch.save
+    file of anything but tensors by name, and for a .safetensors file with numbers that no factor has.
     """
     if os.path.exists(file) and not os.path.isfile(file):
         raise ValueError(f"{file} is no file; name a file on a disk")
@@ -238,9 +236,10 @@ def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read(
     weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, reader: DialectTensors | None = None
 ) -> StateDictReading:
-    """Takes a state dict apart, in whichever dialect its keys are.
+    """Return the modules of a state dict in any dialect.
 
-    Raises ValueError for a key or a shape that is no module's of the algorithm; without a `reader` that is LoRA.
+    The default `reader` is that of LoRA. Raises ValueError for a key or a shape that belongs to no module of the
+    algorithm.
     """
     reader = reader or LORA
     _refuse_odd_numbers(weights)
@@ -265,7 +264,7 @@ def read(
 
 
 def _refuse_odd_numbers(weights: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for numbers that are no factor's: what loses its imaginary part, or torch cannot compute."""
+    """Raise ValueError for numbers that no factor has: complex ones, or a type that torch cannot compute."""
     if found := [key for key, tensor in weights.items() if tensor.is_complex() or tensor.dtype in _NOT_COMPUTED]:
         kind = str(weights[found[0]].dtype).removeprefix("torch.")
         raise ValueError(f"there are {kind} numbers in {count(found, 'tensors')} of the weights: {some_of(found)}")
@@ -280,7 +279,7 @@ def _flag(key: str, tensor: Tensor) -> bool:
 
 
 def _foreign(claims: Claims, reader: DialectTensors) -> list[str]:
-    """The keys that mean nothing to the algorithm, or what the modules of a network do not have."""
+    """Return the keys that mean nothing to the algorithm or that modules of a network do not have."""
     formula = reader.algorithm.formula
     known = (*_FLAGS, LOKR_FLAG) if formula and formula.hidden_rank else _FLAGS
     found = [key for key in claims.flags if key not in known]
@@ -295,7 +294,10 @@ def _foreign(claims: Claims, reader: DialectTensors) -> list[str]:
 
 
 def _refuse_hidden_ranks(claims: Claims) -> None:
-    """Raises ValueError where a program divides alpha by a size that is no rank, which no network here does."""
+    """Raise ValueError if a program divides alpha by a size other than the rank.
+
+    No network here does that.
+    """
     if LOKR_FLAG not in claims.flags:
         return
     for module, contribution in claims.computed:
@@ -312,7 +314,7 @@ def _has_meaning(key: str, algorithm: Algorithm) -> bool:
 
 
 def _tensors(contribution: Contribution) -> dict[Role, TensorInfo]:
-    """The factors and the magnitude by role."""
+    """Return the factors and the magnitude by role."""
     magnitude = contribution.magnitude
     return contribution.factors | ({"magnitude": magnitude.info} if magnitude else {})
 
@@ -352,7 +354,7 @@ def _read_module(
 
 
 def _check_settings(module: ModuleWeights, contribution: Contribution, metadata: Mapping[str, str]) -> None:
-    """Raises ValueError where nothing says how the algorithm computes these factors."""
+    """Raise ValueError if nothing states how the algorithm computes these factors."""
     settings = contribution.algorithm.settings
     around = Surroundings(module.name, contribution.factors, None, metadata, module.alpha, shares_alpha=False)
     if settings and isinstance(found := settings(around), str):
@@ -360,7 +362,10 @@ def _check_settings(module: ModuleWeights, contribution: Contribution, metadata:
 
 
 def _rank(contribution: Contribution) -> int:
-    """The rank of the factors, or what stands for one: a side where both are whole, the rows of a block."""
+    """Return the rank of the factors, or its substitute.
+
+    The substitute is a side if both factors are whole, or the rows of a block.
+    """
     shapes, formula = contribution.shapes, contribution.formula
     if formula.rank(shapes) is not None:
         return contribution.known_rank
@@ -371,26 +376,26 @@ LORA = DialectTensors(lora.ALGORITHM, "kohya", ("down", "up", "magnitude"))
 
 
 def is_factor(tensor: Tensor) -> bool:
-    """Whether a tensor can be a factor of LoRA by its shape alone."""
+    """Return True if a tensor can be a factor of LoRA by its shape."""
     return tensor.dim() > 1 and tensor.numel() > 0
 
 
 def count(names: Collection[Any], what: str) -> str:
-    """`1 module` or `2 modules`, of the plural `what`."""
+    """Return `1 module` or `2 modules`, for the plural `what`."""
     return f"{len(names)} {what}" if len(names) > 1 else f"1 {what[:-1]}"
 
 
 def some_of(names: list[str]) -> str:
-    """The first names, and whether there are more."""
+    """Return the first names, with an ellipsis if there are more."""
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
 def with_whole_alphas(
     weights: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-    """The weights of a file with the alphas of the ranks that they have, and the metadata without split_qkv.
+    """Return a file's weights with the alphas of their ranks, and the metadata without split_qkv.
 
-    Raises ValueError where the alpha is neither that of a part nor that of the whole layer.
+    Raises ValueError if the alpha is neither that of a part nor that of the whole layer.
     """
     asked = read_asked_ranks(metadata, Steps())
     if asked is None or not saves_parts(metadata):
@@ -429,6 +434,6 @@ def _times(name: str, alpha: float, asked: RequestedRanks, rank: int, parts: int
 
 
 def _is_block_diagonal(up: Tensor, parts: int) -> bool:
-    """Whether the first and the last row are 0 outside of the first and the last part."""
+    """Return True if the first and the last row are 0 outside the first and the last part."""
     rank, rest = divmod(up.shape[1], parts)
     return not rest and rank > 0 and not up[0, rank:].float().any() and not up[-1, :-rank].float().any()

@@ -1,4 +1,4 @@
-"""How a network's weights become a file."""
+"""The writing of a network's weights to a file."""
 
 import io
 import json
@@ -35,7 +35,10 @@ _FLOAT32 = (".alpha", ".dora_layer.weight", ".lora_magnitude_vector", ".dora_sca
 def option_metadata(
     init_lora_weights: str | None, rank_pattern: Mapping[str, int], alpha_pattern: Mapping[str, float]
 ) -> dict[str, str]:
-    """What the options of a new network leave no trace of in the tensors, under the keys that trainers use."""
+    """Return the metadata of a new network's options that leave no trace in the tensors.
+
+    The keys are those of the trainers.
+    """
     record = {_INIT: init_lora_weights} if init_lora_weights else {}
     for key, pattern in ((_RANK_PATTERN, rank_pattern), (_ALPHA_PATTERN, alpha_pattern)):
         if pattern:
@@ -45,12 +48,15 @@ def option_metadata(
 
 
 def tlora_metadata(min_rank: int, alpha: float) -> dict[str, str]:
-    """What T-LoRA leaves no trace of in the tensors."""
+    """Return the metadata of T-LoRA's options, which leave no trace in the tensors."""
     return {TLORA_KEY: json.dumps({"min_rank": min_rank, "alpha": alpha})}
 
 
 def at_twice_the_rank(metadata: Mapping[str, Any], rslora: bool) -> dict[str, Any]:
-    """The metadata of a PiSSA network, ranks and alphas as its file has them: initial factors included."""
+    """Return a PiSSA network's metadata with the ranks and alphas of its file.
+
+    The file includes the initial factors, so its ranks are doubled.
+    """
     growth = alpha_growth(2, rslora)
     grown = {**metadata, INITIAL_FACTORS_KEY: INCLUDED}
     # Programs that know the trainers' key refuse the file for it, which is a plain LoRA by now.
@@ -72,13 +78,14 @@ def write_weights(
     metadata: Mapping[str, Any] | None,
     rslora: bool,
 ) -> None:
-    """Writes the state dict `tensors`, its factors cast to `dtype` (None: as they are).
+    """Write the state dict `tensors` to a file, with factors cast to `dtype` (None: unchanged).
 
     Alphas and magnitudes stay float32 and flags bool. The file appears complete or not at all, and replaces one of its
-    name. A .safetensors file carries `metadata`, the hashes of its tensors, the scale rule and this package's version;
-    any other name is written by torch.save, which has no place for them. Raises LoraInspectError where the file cannot
-    be written, RuntimeError where this process holds a part of the tensors only, and ValueError for a dtype that no
-    factor can be cast to.
+    name. A .safetensors file carries `metadata`, the hashes of its tensors, the scale rule and this package's version.
+    torch.save writes files of any other name, without these.
+
+    Raises LoraInspectError if the file cannot be written, RuntimeError if this process holds only a part of the
+    tensors, and ValueError for a dtype that factors cannot be cast to.
     """
     check_dtype(file, dtype)
     if any(is_sharded(tensor) for tensor in tensors.values()):
@@ -107,7 +114,7 @@ def write_weights(
 
 
 def check_dtype(what: str, dtype: torch.dtype | None) -> None:
-    """Raises ValueError, about `what`, for a dtype of whole or of complex numbers."""
+    """Raise ValueError, about `what`, for a dtype that is not floating point."""
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(
             f"{what}: factors in {dtype} would be other numbers; use a floating type, such as torch.float32 "
@@ -128,7 +135,10 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _times(number: Any, factor: float) -> Any:
-    """The product in as many digits as float32 has; what is no number (trainers write "None") as it is."""
+    """Return the product in as many digits as float32 has.
+
+    A value that is no number stays unchanged: trainers also write "None".
+    """
     try:
         return f"{float(number) * factor:.9g}"
     except ValueError:

@@ -1,9 +1,9 @@
-"""`save_format=standard`: a network's tensors for programs that know alpha/rank and nothing else, and the way back.
+"""`save_format=standard`: tensors for programs that know only alpha/rank, and the way back.
 
-- The alpha of RS-LoRA becomes alpha · sqrt(rank), of which alpha/rank is the same scale.
-- The slices of a layer become one pair of factors, which needs no sizes to be read; alpha grows with the rank.
-- DoRA's magnitude becomes `dora_scale`, (out, 1, …), the only spelling that programs beside the trainers look for.
-- There are no flags. How the network trained stands in the metadata, under `TRAINED_KEY`.
+- The alpha of RS-LoRA becomes alpha · sqrt(rank), so that alpha/rank is the same scale.
+- The slices of a layer become one pair of factors, which needs no sizes; alpha grows with the rank.
+- DoRA's magnitude becomes `dora_scale`, (out, 1, …), the only spelling that programs other than the trainers look for.
+- There are no flags. The metadata record under `TRAINED_KEY` how the network was trained.
 """
 
 import json
@@ -42,9 +42,9 @@ _OPTIONS = (
 
 
 def to_standard(tensors: Mapping[str, Tensor], rslora: bool) -> dict[str, Tensor]:
-    """The state dict `tensors` for alpha/rank, with whole layers and without flags; magnitudes as they are.
+    """Return the state dict `tensors` for alpha/rank, with whole layers and without flags.
 
-    Raises ValueError for an alpha that float32 cannot hold.
+    Magnitudes stay unchanged. Raises ValueError for an alpha that float32 cannot hold.
     """
     standard: dict[str, Tensor] = {}
     for name, module in _by_module(tensors).items():
@@ -63,9 +63,9 @@ def to_standard(tensors: Mapping[str, Tensor], rslora: bool) -> dict[str, Tensor
 
 
 def with_dora_scale(tensors: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
-    """The tensors with every `dora_layer.weight` (out,) as a `dora_scale` (out, 1, …).
+    """Return the tensors with every `dora_layer.weight` (out,) as a `dora_scale` (out, 1, …).
 
-    `axes` are those of the weight by module; where it is not there, they are those of LoRA's up.
+    `axes` are the numbers of axes of the weights by module; the default is that of LoRA's up.
     """
     spelled: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -79,13 +79,16 @@ def with_dora_scale(tensors: Mapping[str, Tensor], axes: Mapping[str, int]) -> d
 
 
 def magnitude_record(tensors: Iterable[str]) -> dict[str, str]:
-    """The metadata that say of a DoRA file how many magnitudes it has: slices have none, and no flag says so."""
+    """Return the metadata with the number of a DoRA file's magnitudes.
+
+    Slices have none, and no flag says so.
+    """
     magnitudes = sum(key.endswith(f".{DORA_SCALE}") for key in tensors)
     return {MAGNITUDES_KEY: str(magnitudes)} if magnitudes else {}
 
 
 def rename_dora_scales(state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Makes every `dora_scale` under `prefix` a `dora_layer.weight` (out,), in place."""
+    """Rename every `dora_scale` under `prefix` to a `dora_layer.weight` (out,), in place."""
     for key in [key for key in state_dict if key.startswith(prefix) and key.endswith(f".{DORA_SCALE}")]:
         name = key.removesuffix(f".{DORA_SCALE}")
         state_dict[f"{name}.{MAGNITUDE}"] = _per_output(
@@ -96,9 +99,9 @@ def rename_dora_scales(state_dict: dict[str, Tensor], prefix: str) -> None:
 def standard_metadata(
     metadata: Mapping[str, Any], native: Mapping[str, Tensor], standard: Mapping[str, Tensor], rslora: bool
 ) -> dict[str, Any]:
-    """The metadata that is true of the tensors `standard`, and under `TRAINED_KEY` what is true of the `native` ones.
+    """Return the metadata for the tensors `standard`, with the `native` ones' under `TRAINED_KEY`.
 
-    They are as they were where both have the same factors and the same scale rule.
+    They stay unchanged if both have the same factors and the same scale rule.
     """
     kept = dict(metadata)
     if not rslora and all(key in native for key in standard):
@@ -118,10 +121,10 @@ def standard_metadata(
 
 
 def in_slices(reading: StateDictReading, sizes: Callable[[str], Sequence[int] | None]) -> StateDictReading:
-    """The reading with factors for each slice of a layer where the network has them.
+    """Return the reading with factors for each slice of a layer, if the network has slices.
 
-    `sizes` are the output features of the slices of a module by its name. A pair of factors whose `up` is not
-    block-diagonal in them stays whole.
+    `sizes(name)` are the output features of a module's slices. A pair of factors stays whole if its `up` is not
+    block-diagonal in them.
     """
     modules = {name: _parted(module, sizes(name) or ()) for name, module in reading.modules.items()}
     return replace(reading, modules=modules)
@@ -141,11 +144,11 @@ def _parted(module: ModuleWeights, sizes: Sequence[int]) -> ModuleWeights:
 
 
 def is_rank_stabilised(reading: StateDictReading, alphas: Mapping[str, float], settled: bool = False) -> bool:
-    """Whether weights in standard form are those of a network that trained with RS-LoRA.
+    """Return True if weights in standard form are those of a network trained with RS-LoRA.
 
-    The metadata say so, or, where the weights say nothing at all, their alphas: each is sqrt(rank) times the one in
-    `alphas`, which are the network's own by module name. Of rank 1 both rules say the same. An own alpha of 1 proves
-    nothing, unless the rule is `settled`: a network of alpha 0 stores sqrt(rank) too, for alpha/sqrt(rank).
+    The metadata state it. If the weights state nothing, their alphas decide: each must be sqrt(rank) times the
+    network's own one in `alphas`, by module name. At rank 1 both rules agree. An own alpha of 1 proves nothing unless
+    the rule is `settled`: a network of alpha 0 also stores sqrt(rank), for alpha/sqrt(rank).
     """
     if reading.flags:
         return False
@@ -162,7 +165,7 @@ def is_rank_stabilised(reading: StateDictReading, alphas: Mapping[str, float], s
 
 
 def trained_scale(metadata: Mapping[str, str]) -> str | None:
-    """The scale rule that the network had which wrote a file in standard form."""
+    """Return the scale rule of the network that wrote a file in standard form, or None."""
     try:
         trained = parse_json(metadata.get(TRAINED_KEY, "null"))
     except ValueError:
@@ -171,7 +174,7 @@ def trained_scale(metadata: Mapping[str, str]) -> str | None:
 
 
 def native_alpha(alpha: float | None, rank: int) -> float | None:
-    """The alpha of RS-LoRA that a stored one stands for; None where there is none."""
+    """Return the alpha of RS-LoRA for a stored one; None if there is none."""
     return None if alpha is None else to_float32(alpha / math.sqrt(rank))
 
 
@@ -184,7 +187,7 @@ def _alpha(name: str, alpha: float, rank: int, rslora: bool, slices: int) -> Ten
 
 
 def _slices(module: Mapping[str, Tensor]) -> int:
-    """The number of slices, 0 for a whole layer."""
+    """Return the number of slices, or 0 for a whole layer."""
     return sum(key.startswith("lora_down.") and key != "lora_down.weight" for key in module)
 
 

@@ -1,7 +1,7 @@
-"""The names that other programs have for the parts of a pipeline, and for the tensors of a network's state dict.
+"""The names of other programs for the parts of a pipeline and the tensors of a network.
 
-Trainers that are no trainers of kohya's hold the models of a pipeline in one object, and number its text encoders.
-Their names of a tensor are those of the part, of the layer, and of the tensor in it.
+Trainers other than kohya's hold the models of a pipeline in one object and number its text encoders. Their name of a
+tensor consists of those of the part, of the layer, and of the tensor in it.
 
 Sources: `modules/modelSetup` and `modules/module/LoRAModule.py` of OneTrainer, `toolkit/lora_special.py` and
 `toolkit/network_mixins.py` of ai-toolkit.
@@ -25,7 +25,7 @@ _UNET_PREFIX = "lora_unet"
 
 
 class Part(NamedTuple):
-    """A model of a pipeline: the name that pipelines have for it, kohya's prefix of its modules, and the model."""
+    """A model of a pipeline, with the pipeline's name for it and kohya's prefix of its modules."""
 
     name: str
     prefix: str
@@ -46,9 +46,9 @@ _ENCODERS = {
 
 
 def parts_of(holder: Any) -> list[Part]:
-    """The model that the object of a trainer or a pipeline is about, and its text encoders; a module is itself one.
+    """Return the model of a trainer's or pipeline's object, and its text encoders.
 
-    Raises ValueError for an object that holds no such model.
+    A module is itself the model. Raises ValueError for an object without such a model.
     """
     if isinstance(holder, nn.Module):
         return [Part(part_name(holder), _UNET_PREFIX, holder)]
@@ -63,7 +63,7 @@ def parts_of(holder: Any) -> list[Part]:
 
 
 def part_name(model: nn.Module) -> str:
-    """Return the name that a pipeline of diffusers has for a model."""
+    """Return the name that pipelines of diffusers have for a model."""
     return UNET if "UNet" in type(model).__name__ else TRANSFORMER
 
 
@@ -87,10 +87,10 @@ def _encoders(holder: Any) -> list[Part]:
 
 
 class Spelling(NamedTuple):
-    """How a program names tensors: `prefix` with the part's own names in it, and the suffixes by role.
+    """A program's names of tensors: `prefix` with the part's own names, and the suffixes by role.
 
     `alpha` says where the scale is: a tensor "beside" the factors, in the "config", or "folded" into up. `others` says
-    whether it has names for the factors of other algorithms than LoRA, which are those of LyCORIS.
+    whether the program has names for the factors of algorithms other than LoRA; these are LyCORIS' names.
     """
 
     prefix: str
@@ -111,11 +111,10 @@ _ROLES = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha", 
 
 
 class StateNames:
-    """Both directions between a network's standard form and the names of a program.
+    """Conversion between a network's standard form and the names of a program.
 
-    `paths` has the dotted path of each module by name, `parts` a pipeline's name of its model by kohya's prefix.
-    Raises ValueError for a program that is not known, and for one that names the layers of one model alone where there
-    are several.
+    `paths` has the dotted path of each module by name, `parts` a pipeline's name of its model by kohya's prefix. Raises
+    ValueError for an unknown program, and for several models if the program names only the layers of one.
     """
 
     def __init__(self, program: str, paths: Mapping[str, str], parts: Mapping[str, str]) -> None:
@@ -134,9 +133,9 @@ class StateNames:
         }
 
     def key(self, key: str) -> str | None:
-        """The program's name of a tensor in standard form; None for an alpha that it has elsewhere.
+        """Return the program's name of a tensor in standard form; None for an alpha stored elsewhere.
 
-        Raises ValueError for a tensor that it has no name for.
+        Raises ValueError for a tensor that the program has no name for.
         """
         name, _, tail = key.partition(".")
         role = _ROLES.get(tail)
@@ -147,7 +146,7 @@ class StateNames:
         return self._modules[name] + (self._spelling.suffixes[role] if role else f".{tail}")
 
     def to_program(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The program's state dict: copies of the tensors in standard form."""
+        """Return the program's state dict: copies of the tensors in standard form."""
         named: dict[str, Tensor] = {}
         for key, tensor in tensors.items():
             if (other := self.key(key)) is not None:
@@ -155,9 +154,9 @@ class StateNames:
         return named
 
     def from_program(self, named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The standard form of a program's state dict, for the network whose standard form is `own`.
+        """Return the standard form of a program's state dict, for a network with the standard form `own`.
 
-        Raises ValueError for keys that are none of it.
+        Raises ValueError for keys that are not in it.
         """
         keys = {other: key for key in own if (other := self.key(key)) is not None}
         if foreign := [key for key in named if key not in keys]:
@@ -185,7 +184,10 @@ class StateNames:
 
 
 def peft_config(tensors: Mapping[str, Tensor], paths: Mapping[str, str]) -> dict[str, Any]:
-    """The `adapter_config.json` of PEFT for tensors in standard form, whose modules have the dotted `paths`."""
+    """Return PEFT's `adapter_config.json` for tensors in standard form.
+
+    `paths` has the dotted path of each module by name.
+    """
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     has_magnitudes = False

@@ -1,7 +1,7 @@
-"""A Linear with any change that need not be built, whose backward pass autograd does not make up by itself.
+"""A Linear with a change that need not be built, and its own backward pass.
 
-A kernel knows one way to compute with the change. What is kept for the backward pass is the input as it is and the
-factors; products of theirs are made again. With a gain, one tensor of the output's size and dtype is kept as well.
+A kernel knows one way to compute with the change. The backward pass keeps the input in its own dtype and the factors,
+and computes their products again. With a gain, it also keeps one tensor of the output's size and dtype.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .half_precision import HALF, column_products
 
 
 class Needed(NamedTuple):
-    """Which gradients are asked for: of the input, of the base's weight, and of the factors, all or none."""
+    """The requested gradients: of the input, of the base's weight, and of all or no factors."""
 
     input: bool
     weight: bool
@@ -23,7 +23,7 @@ class Needed(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients of what was asked for."""
+    """The requested gradients."""
 
     input: Tensor | None
     weight: Tensor | None
@@ -31,23 +31,23 @@ class Gradients(NamedTuple):
 
 
 class Kernel(Protocol):
-    """One way to compute with delta (out, in), as a function of its factors; products are in the kernel's dtype."""
+    """A way to compute with delta (out, in), as a function of its factors, in the kernel's dtype."""
 
     def output(
         self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor], rounds: bool
     ) -> Tensor:
-        """input @ (weight + delta)ᵀ + bias, a new tensor (tokens, out) in the kernel's dtype; None counts as 0.
+        """Return input @ (weight + delta)ᵀ + bias as a new tensor (tokens, out); None counts as 0.
 
-        `rounds` says that it may be rounded once already, to the dtype of `weight`.
+        It has the kernel's dtype. `rounds` says that it may already be rounded once, to the dtype of `weight`.
         """
 
     def gradients(
         self, gradient: Tensor, input: Tensor, weight: Tensor | None, factors: Sequence[Tensor], needed: Needed
     ) -> Gradients:
-        """Those of `output` from the gradient (tokens, out) of it."""
+        """Return the gradients for the gradient (tokens, out) of `output`."""
 
     def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
-        """input @ deltaᵀ as single operations, for what records or transforms them."""
+        """Return input @ deltaᵀ in single operations, for recording or transformation."""
 
 
 def adapted_linear(
@@ -58,10 +58,10 @@ def adapted_linear(
     gain: Tensor | None,
     factors: Sequence[Tensor],
 ) -> Tensor:
-    """gain · (input @ (weight + delta)ᵀ) + bias, rounded once to the weight's dtype.
+    """Return gain · (input @ (weight + delta)ᵀ) + bias, rounded once to the weight's dtype.
 
-    `input` is (tokens, in), `weight` (out, in) of one plain dtype with it, or None for the change alone, which is not
-    rounded; `gain` is (out,) or None for 1. Differentiable once, in all of them.
+    `input` is (tokens, in), `weight` (out, in) of the same plain dtype. Without a weight the result is the change only,
+    and is not rounded. `gain` is (out,) or None for 1. Differentiable once, in all of them.
     """
     output: Tensor = _AdaptedLinear.apply(kernel, input, weight, bias, gain, *factors)  # type: ignore[no-untyped-call]
     return output
@@ -115,10 +115,11 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 def base_upon(change: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, rounds: bool) -> Tensor:
-    """change + input @ weightᵀ + bias (tokens, out), in the memory of `change`, or in the dtype of the weight.
+    """Return change + input @ weightᵀ + bias (tokens, out).
 
-    Where half precision is accumulated fast it `rounds` the change first and the sum of all afterwards: what the
-    change has lost is as small to the output's rounding as it is itself to the output.
+    It is in the memory of `change`, or in the dtype of the weight. If half precision is accumulated fast and `rounds`
+    is set, the change is rounded first and the sum afterwards. The loss of the change relative to the output's rounding
+    is as small as the change relative to the output.
     """
     if bias is not None:
         change = change.add_(bias)
@@ -130,7 +131,7 @@ def base_upon(change: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None
 
 
 def base_gradient_upon(change: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    """change + gradient @ weight (tokens, in), in the memory of `change`, or rounded as by `base_upon`."""
+    """Return change + gradient @ weight (tokens, in), stored or rounded as by `base_upon`."""
     if weight.dtype in HALF and half_precision.is_served(weight.device, weight.dtype):
         gradient = gradient.to(weight.dtype)
         if half_precision.accumulates_fast(gradient):
@@ -140,10 +141,10 @@ def base_gradient_upon(change: Tensor, gradient: Tensor, weight: Tensor) -> Tens
 
 
 def weight_gradient(gradient: Tensor, input: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradientᵀ @ input (out, in) in `dtype`."""
+    """Return gradientᵀ @ input (out, in) in `dtype`."""
     return gradient.to(dtype).t() @ input.to(dtype)
 
 
 def _half_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ rightᵀ, unrounded where the device has a way to."""
+    """Return left @ rightᵀ, unrounded if the device supports it."""
     return half_precision.unrounded(left, right) if half_precision.keeps_float32(left) else left @ right.t()

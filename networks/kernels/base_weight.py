@@ -1,4 +1,4 @@
-"""The weight of a base layer as the numbers that it stands for, however it is stored.
+"""The numeric weight of a base layer, in any storage.
 
 Sums over it are computed block by block: a half-precision or fp8 weight never exists in float32 as a whole.
 """
@@ -24,36 +24,36 @@ _PIECE = 256  # squares that are added up one after another, before their sums a
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether the numbers in memory are the values, in a dtype that is computed with."""
+    """Return True if the stored numbers are the values, in a dtype for computation."""
     return tensor.dtype in PLAIN_DTYPES and type(tensor) in PLAIN_CLASSES
 
 
 def storage_of(tensor: Tensor) -> str:
-    """How a tensor that is not plain is stored."""
+    """Return a description of the storage of a tensor that is not plain."""
     return str(tensor.dtype) if type(tensor) in PLAIN_CLASSES else f"{type(tensor).__name__} of {tensor.dtype}"
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds a part of the tensor only (a DTensor, of FSDP2 or tensor parallelism)."""
+    """Return True if this process holds only a part of the tensor (a DTensor of FSDP2 or tensor parallelism)."""
     # Torch 2.4 cannot trace a question after an attribute of a tensor.
     return hasattr(type(tensor), "full_tensor")
 
 
 def true_weight(base: nn.Module, dtype: torch.dtype) -> Tensor:
-    """The detached weight (out, in, *kernel) in `dtype`.
+    """Return the detached weight (out, in, *kernel) in `dtype`.
 
-    An fp8 weight is multiplied by the `scale_weight` beside it, shaped [1], [out, 1] or, for blocks along the
-    input, [out, blocks, 1]; without one its values are plain casts. Raises ValueError for other storage. A sharded
-    weight is gathered, which moves it over the network: every process has to call this then.
+    The layer's `scale_weight` multiplies an fp8 weight; without one, its values are plain casts. The scale has the
+    shape [1], [out, 1] or, for blocks along the input, [out, blocks, 1]. Raises ValueError for other storage. A sharded
+    weight is gathered over the network, so every process has to call this.
     """
     weight, scale = _stored(base)
     return _values(weight, scale, dtype)
 
 
 def squares_and_products(base: nn.Module, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums of squares (out,) of the rows of W, as (out, in·kernel), and W @ matrixᵀ (out, rank).
+    """Return the sums of squares (out,) of the rows of W (out, in·kernel), and W @ matrixᵀ (out, rank).
 
-    In the dtype of `matrix` (rank, in·kernel), in one pass over W; errors as `true_weight`.
+    Both are in the dtype of `matrix` (rank, in·kernel), from one pass over W. Errors are those of `true_weight`.
     """
     results = [(row_squares(rows), rows @ matrix.t()) for rows in _blocks(base, matrix.dtype)]
     return torch.cat([squares for squares, _ in results]), torch.cat([products for _, products in results])
@@ -62,9 +62,9 @@ def squares_and_products(base: nn.Module, matrix: Tensor) -> tuple[Tensor, Tenso
 def squares_with_change(
     base: nn.Module, combined_squares: CombinedSquares, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The sums of squares (out,) of the rows of W, and of those of W with a change in it.
+    """Return the sums of squares (out,) of the rows of W, with and without a change.
 
-    In `dtype`, in one pass over W; errors as `true_weight`.
+    Both are in `dtype`, from one pass over W. Errors are those of `true_weight`.
     """
     found: list[tuple[Tensor, Tensor]] = []
     first = 0
@@ -82,7 +82,10 @@ def _blocks(base: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def row_squares(rows: Tensor) -> Tensor:
-    """The sums of squares (out,) of the rows (out, columns), without a copy of them; in pieces, as CPUs add in turn."""
+    """Return the sums of squares (out,) of the rows (out, columns), without a copy of them.
+
+    They are summed in pieces, since CPUs add one number after another.
+    """
     whole = rows.shape[1] - rows.shape[1] % _PIECE
     pieces = rows[:, :whole].view(rows.shape[0], whole // _PIECE, _PIECE)
     norms, rest = torch.linalg.vector_norm(pieces, dim=2), torch.linalg.vector_norm(rows[:, whole:], dim=1)
@@ -95,7 +98,7 @@ def _whole(tensor: Any) -> Any:
 
 
 def _stored(base: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The weight and its scale as they are stored, whole; of codes, the values."""
+    """Return the stored weight and its scale, both whole; for codes, the decoded values."""
     decoder = decoder_of(base)
     if decoder is not None:
         return decoder.values(base, stored_weight(base)).detach(), None
@@ -111,7 +114,7 @@ def _stored(base: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def _row_blocks(base: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The weight as (rows, in·kernel) in `dtype`, a few rows at a time."""
+    """Yield the weight as (rows, in·kernel) in `dtype`, a few rows at a time."""
     weight, scale = _stored(base)
     step = rows_at_once(weight[0].numel(), weight.device)
     per_row = scale if scale is not None and scale.dim() > 1 and scale.shape[0] == weight.shape[0] else None

@@ -1,8 +1,8 @@
-"""Layers that keep codes in the place of their weight, and multiply with them in a forward of their own.
+"""Layers with codes instead of a weight, and a forward of their own.
 
-An adapter adds to the output of such a layer, so that it needs no weight. The norms of DoRA and the components of PiSSA
-need the numbers behind the codes. The library of the layer decodes them: it is found by the attributes of the layer,
-and is not imported here.
+An adapter adds to the output of such a layer and needs no weight. The norms of DoRA and the components of PiSSA need
+the decoded numbers. The library of the layer decodes them: it is found by the attributes of the layer, and is not
+imported here.
 """
 
 import sys
@@ -17,10 +17,10 @@ PLAIN_CLASSES = (Tensor, nn.Parameter)
 
 
 class Decoder(NamedTuple):
-    """How one kind of layer decodes its weight.
+    """The decoding of one kind of layer.
 
-    `knows` and `values` take the layer and the tensor that it holds as `weight`, None where it holds none. The values
-    are (out, in), in the dtype of the library's choice.
+    `knows` and `values` take the layer and the tensor that it holds as `weight`, or None if it holds none. The values
+    are (out, in), in a dtype that the library chooses.
     """
 
     knows: Callable[[Any, Any], bool]
@@ -28,7 +28,10 @@ class Decoder(NamedTuple):
 
 
 def stored_weight(layer: Any) -> Tensor | None:
-    """The tensor that `layer` holds as its weight; None where its class decodes one each time that it is asked for."""
+    """Return the tensor that `layer` holds as its weight.
+
+    None if its class decodes a new tensor for each access.
+    """
     if torch.compiler.is_compiling():
         return layer.weight  # type: ignore[no-any-return]
     for held in (layer._parameters, layer._buffers, vars(layer)):
@@ -49,13 +52,16 @@ def device_of(layer: nn.Module) -> torch.device:
 
 
 def dtype_of(layer: nn.Module) -> torch.dtype | None:
-    """The dtype of the weight's numbers; None where the layer has codes in their place."""
+    """Return the dtype of the weight's numbers, or None if the layer has codes instead."""
     weight = stored_weight(layer)
     return None if weight is None or is_coded(layer) else weight.dtype
 
 
 def decoder_of(layer: Any) -> Decoder | None:
-    """The decoder of a layer whose class has codes of its own; None for a layer of numbers and for unknown codes."""
+    """Return the decoder of a layer with codes of its own, or None.
+
+    It is None for a layer of numbers and for unknown codes.
+    """
     weight = stored_weight(layer)
     if type(layer).forward is nn.Linear.forward and type(weight) in PLAIN_CLASSES:
         return None  # torch multiplies with nothing but numbers
@@ -63,7 +69,7 @@ def decoder_of(layer: Any) -> Decoder | None:
 
 
 def is_coded(layer: Any) -> bool:
-    """Whether the layer holds codes: integers, tensors of a class that decodes them, or no weight at all."""
+    """Return True if the layer holds codes: integers, tensors of a decoding class, or no weight."""
     weight = stored_weight(layer)
     if weight is None or not weight.is_floating_point() or decoder_of(layer) is not None:
         return True
@@ -71,21 +77,21 @@ def is_coded(layer: Any) -> bool:
 
 
 def decodes(tensor: Tensor) -> bool:
-    """Whether the tensor is of a class that holds codes and has a `dequantize` of its own, as torchao's."""
+    """Return True if the tensor's class holds codes and has its own `dequantize`, as in torchao."""
     return type(tensor).dequantize is not Tensor.dequantize
 
 
 def multiplies_itself(layer: nn.Module) -> bool:
-    """Whether the layer has a forward that is not the one of torch's Linear, of its class or of its own."""
+    """Return True if the forward of the layer or its class is not that of torch's Linear."""
     return "forward" in vars(layer) or getattr(type(layer), "forward", None) is not nn.Linear.forward
 
 
 @torch.no_grad()
 def base_product(forward: Callable[..., Tensor], layer: Any, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """rows (rank, in) times Wᵀ, as (rank, out), by the `forward` of the layer, without its bias.
+    """Return rows (rank, in) times Wᵀ as (rank, out), by the layer's `forward` without its bias.
 
-    The input is one of a training step in `dtype`, as some layers repack their codes for any other. None where the
-    layer takes no such input.
+    The input is that of a training step in `dtype`, since some layers repack their codes for any other. None if the
+    layer refuses such an input.
     """
     held = layer._parameters.get("bias")
     if held is not None:
@@ -128,13 +134,19 @@ def _values_4bit(layer: Any, weight: Any) -> Tensor:
 
 
 def _scales_8bit(layer: Any, weight: Any) -> Tensor | None:
-    """The scales of rows in 8 bits of bitsandbytes, which the first forward moves from the weight to the layer."""
+    """Return the scales of 8-bit rows of bitsandbytes.
+
+    The first forward moves them from the weight to the layer.
+    """
     scales = getattr(weight, "SCB", None)
     return getattr(getattr(layer, "state", None), "SCB", None) if scales is None else scales
 
 
 def _values_8bit(layer: Any, weight: Any) -> Tensor:
-    """Source: LLM.int8 of bitsandbytes, rows of codes times their largest value over 127."""
+    """Return rows of codes times their largest value over 127.
+
+    Source: LLM.int8 of bitsandbytes.
+    """
     scales = _scales_8bit(layer, weight)
     assert scales is not None
     values: Tensor = weight.data.float() * (scales.float() / 127).to(weight.device).view(-1, 1)
@@ -142,7 +154,7 @@ def _values_8bit(layer: Any, weight: Any) -> Tensor:
 
 
 def _gguf_of(weight: Any) -> Any:
-    """The function of diffusers that decodes its class of weights from GGUF; None for all else."""
+    """Return the function of diffusers that decodes its class of GGUF weights, else None."""
     return getattr(sys.modules.get(type(weight).__module__), "dequantize_gguf_tensor", None)
 
 

@@ -1,35 +1,29 @@
-"""A Linear with one low-rank change and DoRA's gain, whose backward pass autograd does not make up by itself.
+"""A Linear with low-rank changes and DoRA's gain, in one rounding and few passes over the output.
 
-The outputs are the largest tensors of a training step, so what counts is how often a pass walks over them and how
-many of them are kept. Next to what autograd makes of the same forward,
+The outputs are the largest tensors of a training step, so the passes over them and the number of kept ones count.
+The backward pass is written by hand. Compared with that of autograd for the same forward,
 
 - the input's gradient is summed inside the matrix product of `down`, and not from two tensors;
-- the gain multiplies the outputs in place, and its gradient reads them back: an output is (total · gain + bias), so
-  no total is kept beside it. The output itself is alive anyhow, in whatever reads it next;
-- a half-precision input is kept as it is, and its float32 copy made again.
+- the gain multiplies the outputs in place, and its gradient reads them back: an output is (total · gain + bias), so no
+  total is kept. The output itself is alive anyway, since the next operation reads it;
+- a half-precision input is kept in its own dtype, and its float32 copy is made again.
 
-A Linear with a low-rank change beside it, in one rounding and with as few passes over the output as possible.
+In float32 the change is added inside the matrix product of its last factor, so no second output exists.
 
-In float32 the change is added inside the matrix product of its last factor, so that no second output exists.
+A half-precision Linear rounds its own output. Adding a float32 change to it and rounding again makes the mean error
+1.37 times that of the Linear. So the product stays in float32 until everything is added, or one product accumulates
+everything. `unrounded` and `prolonged_linear` do this, each on the devices that support it.
 
-A half-precision Linear rounds its own output. To add to that a change computed in float32, and to round again,
-makes the mean error 1.37 times that of the Linear alone. So the product is kept in float32 until everything has
-been added, or everything is accumulated in one product: `half_product` and `prolonged_product` say on which device.
-
-A bfloat16 Linear whose low-rank change and bias are accumulated in the same product, and rounded with it.
-
-The sum of two products is one product of prolonged matrices,
+In bfloat16 the sum of two products is one product of prolonged matrices,
 
     input @ weightᵀ + hidden @ upᵀ = [input | hidden] @ [weight | up]ᵀ,
 
-which leaves the processor one rounding to do. The float32 factors are split into bfloat16 numbers, x = x₁ + x₂ + δ
-with |δ| ≤ 2⁻¹⁶ |x|, of which [x₁ x₁ x₂] and [y₁ y₂ y₁] give x · y but for 3 · 2⁻¹⁶ |x · y|. The rounding of the
-output, up to 2⁻⁸ of it, hides that: errors of both kinds add up in squares.
+which the processor rounds once. The float32 factors are split into bfloat16 numbers, x = x₁ + x₂ + δ with |δ| ≤ 2⁻¹⁶
+|x|. The parts [x₁ x₁ x₂] and [y₁ y₂ y₁] give x · y except for 3 · 2⁻¹⁶ |x · y|. The rounding of the output, up to 2⁻⁸
+of it, hides that: errors of both kinds add up in squares.
 
-The output of a Function that its backward pass reads back, which other layers may write over all the same.
-
-A plain Linear may be followed by what works in place, an activation for one. Autograd would refuse the whole backward
-pass then, if the Function kept the output among its own tensors.
+The backward pass reads an output, but other layers may still write over it: an activation may work in place. If the
+Function kept the output among its own tensors, autograd would then refuse the whole backward pass.
 """
 
 from collections.abc import Sequence
@@ -50,9 +44,10 @@ FEWEST_TOKENS = 64
 def prolonged_linear(
     input: Tensor, weight: Tensor, bias: Tensor | None, products: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """input @ weightᵀ + bias + change in bfloat16, the dtype of `input` (tokens, in) and `weight` (out, in).
+    """Return input @ weightᵀ + bias + change in bfloat16.
 
-    Each product is (hidden, up), (tokens, rank) and (rows, rank), and the rows of all of them are those of `weight`.
+    That is the dtype of `input` (tokens, in) and `weight` (out, in). Each product is (hidden, up), (tokens, rank) and
+    (rows, rank); their rows together are those of `weight`.
     """
     factors = [factor for product in products for factor in product]
     result: Tensor = _Prolonged.apply(input, weight, bias, *factors)  # type: ignore[no-untyped-call]
@@ -105,21 +100,21 @@ class _Prolonged(torch.autograd.Function):
 
 
 def _between_zeros(rows: Tensor, first: int, height: int) -> Tensor:
-    """`rows` as those from `first` on of a matrix of zeros."""
+    """Return a matrix of zeros with `rows` in it, starting at row `first`."""
     if rows.shape[0] == height:
         return rows
     return torch.nn.functional.pad(rows, (0, 0, first, height - first - rows.shape[0]))
 
 
 class FusedProduct(NamedTuple):
-    """One change: `hidden` (tokens, rank), with the scale in it, that `up` (out, rank) takes to the output."""
+    """One change: `up` (out, rank) maps `hidden` (tokens, rank), scale included, to the output."""
 
     hidden: Tensor
     up: Tensor
 
 
 def lora_linear(input: Tensor, weight: Tensor, bias: Tensor | None, products: list[FusedProduct]) -> Tensor:
-    """input @ weightᵀ + bias + change, rounded to the weight's dtype.
+    """Return input @ weightᵀ + bias + change, rounded to the weight's dtype.
 
     `input` is (tokens, in), `weight` (out, in), both of one dtype. Several products fill the output side by side.
     """
@@ -145,27 +140,30 @@ def dora_linear(
     gain: Tensor,
     differentiable: bool = True,
 ) -> Tensor:
-    """gain · (input @ weightᵀ + change) + bias, rounded to the weight's dtype; `gain` is (out,).
+    """Return gain · (input @ weightᵀ + change) + bias, rounded to the weight's dtype.
 
-    Where autograd is not to follow, the gain is multiplied in place.
+    `gain` is (out,). It multiplies in place unless the result is `differentiable` by autograd.
     """
     total = unrounded(input, weight, products)
     return rescale(total, gain, bias, None if differentiable else total).to(weight.dtype)
 
 
 def scaled_sum(output: Tensor, change: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
-    """gain · (output - bias + change) + bias, rounded to the dtype of `output`; summed in that of `gain`."""
+    """Return gain · (output - bias + change) + bias, rounded to the dtype of `output`.
+
+    The sum is in the dtype of `gain`.
+    """
     return rescale(unbiased_sum(output, change, gain, bias), gain, bias).to(output.dtype)
 
 
 def unbiased_sum(output: Tensor, change: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
-    """output - bias + change, in the dtype of `gain`."""
+    """Return output - bias + change, in the dtype of `gain`."""
     total = output + change.to(gain.dtype)
     return total if bias is None else total - bias.to(gain.dtype)
 
 
 def rescale(total: Tensor, gain: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """gain · total + bias, in the dtype of `total`."""
+    """Return gain · total + bias, in the dtype of `total`."""
     gain = gain.to(total.dtype)
     if bias is None:
         return torch.mul(total, gain, out=out)
@@ -173,14 +171,14 @@ def rescale(total: Tensor, gain: Tensor, bias: Tensor | None, out: Tensor | None
 
 
 def unrounded(input: Tensor, weight: Tensor, products: list[FusedProduct]) -> Tensor:
-    """input @ weightᵀ + change in float32, or in float64 where the operands are."""
+    """Return input @ weightᵀ + change in float32, or in float64 for float64 operands."""
     if weight.dtype not in HALF:
         return _add(F.linear(input, weight), products)
     return _add(half_precision.unrounded(input, weight), products)
 
 
 def _add(total: Tensor, products: list[FusedProduct]) -> Tensor:
-    """The products added to `total` (tokens, out) in place."""
+    """Add the products to `total` (tokens, out) in place, and return it."""
     if len(products) == 1:
         hidden, up = products[0]
         return total.addmm_(hidden.to(total.dtype), up.t().to(total.dtype))
@@ -193,9 +191,10 @@ def _sum_with_bias(products: list[FusedProduct], bias: Tensor | None) -> Tensor:
 
 
 def keep_output(output: Tensor) -> Tensor:
-    """Hands the output of a Function on, and in the backward pass to the Function before, if it is as it was.
+    """Return the output of a Function, and give it back to that Function in the backward pass.
 
-    It is there as `ctx.output` then, which the Function has to set to None in its forward.
+    The Function finds it as `ctx.output`, which its forward has to set to None. An output that was written over is not
+    given back.
     """
     result: Tensor = _KeptOutput.apply(output)  # type: ignore[no-untyped-call]
     return result
@@ -236,9 +235,9 @@ def fused_linear(
     scale: float,
     gain: Tensor | None = None,
 ) -> Tensor:
-    """gain · (input @ weightᵀ + scale · input @ downᵀ @ upᵀ) + bias, rounded to the weight's dtype.
+    """Return gain · (input @ weightᵀ + scale · input @ downᵀ @ upᵀ) + bias, rounded to the weight's dtype.
 
-    `input` is (tokens, in), `weight` (out, in), both of one plain dtype; `down` (rank, in), `up` (out, rank), `gain`
+    `input` is (tokens, in), `weight` (out, in), both of one plain dtype. `down` is (rank, in), `up` (out, rank), `gain`
     (out,) or None for 1. Differentiable once, in all of them. Another layer may write over the output.
     """
     output: Tensor = _FusedLinear.apply(input, weight, bias, down, up, gain, scale)  # type: ignore[no-untyped-call]
@@ -248,16 +247,16 @@ def fused_linear(
 
 
 def fused_gain(output: Tensor, change: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
-    """`linear_product.scaled_sum` for a base whose forward is its own affair: it cannot be computed again.
+    """Return `scaled_sum` for a base with a forward of its own, which cannot be computed again.
 
-    One tensor of the output's size and dtype is kept for the backward pass, and none in float32.
+    The backward pass keeps one tensor of the output's size and dtype, and none in float32.
     """
     result: Tensor = _FusedGain.apply(output, change, gain, bias)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Operands(NamedTuple):
-    """What the backward pass needs, whether it works on all of the output's columns or on some."""
+    """The operands of the backward pass, for all or some of the output's columns."""
 
     input: Tensor
     weight: Tensor
@@ -354,7 +353,7 @@ class _FusedGain(torch.autograd.Function):
 def _input_gradient(
     gradient: Tensor, wide: Tensor, weight: Tensor, gain: Tensor | None, of_hidden: Tensor, down: Tensor
 ) -> Tensor:
-    """gradient · gain @ weight + of_hidden @ down, (tokens, in), rounded to the weight's dtype."""
+    """Return gradient · gain @ weight + of_hidden @ down, (tokens, in), rounded to the weight's dtype."""
     dtype = weight.dtype
     if not half_precision.is_served(weight.device, dtype):
         gradient, weight = wide, weight.to(wide.dtype)
@@ -371,7 +370,10 @@ def _input_gradient(
 
 
 def _gain_gradient(gradient: Tensor, output: Tensor | None, operands: _Operands) -> Tensor:
-    """Σ gradient · total over the tokens, (out,); total is (output - bias) / gain, or computed again."""
+    """Return Σ gradient · total over the tokens, (out,).
+
+    The total is (output - bias) / gain, or computed again.
+    """
     input, weight, bias, hidden, _, up, gain = operands
     assert gain is not None
     if output is None:

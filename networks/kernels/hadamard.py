@@ -1,7 +1,7 @@
-"""(w1_a @ w1_b) ⊙ (w2_a @ w2_b) beside a Linear: as one product of rank², or a block of its rows at a time.
+"""(w1_a @ w1_b) ⊙ (w2_a @ w2_b) on a Linear: one product of rank², or blocks of its rows.
 
 The product of rank² costs (in + out) · rank² multiplications for each token. A block of rows costs as many as the rows
-of the base, with which it shares its products: the base's rows and the change's are added first.
+of the base and shares their products: the rows of the base and the change are added first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ _LEAST_ROWS = 512
 
 
 class LowRankKernel(NamedTuple):
-    """scale · up @ down with up (out, rank²) and down (rank², in), a Kernel; its factors are LoHa's in their order."""
+    """scale · up @ down with up (out, rank²) and down (rank², in): a Kernel with LoHa's factors in order."""
 
     dtype: torch.dtype
     scale: float
@@ -33,7 +33,7 @@ class LowRankKernel(NamedTuple):
     def output(
         self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor], rounds: bool
     ) -> Tensor:
-        """See Kernel; the base is added to the product of `up`."""
+        """Return the output as in Kernel; the base is added to the product of `up`."""
         if weight is None:
             return self.composed(input, factors)
         up, down = self._pair(factors)
@@ -43,14 +43,14 @@ class LowRankKernel(NamedTuple):
         return base_upon(hidden @ up.t(), input, weight, bias, rounds)
 
     def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
-        """See Kernel."""
+        """Return the change as in Kernel."""
         up, down = self._pair(factors)
         return ((input.to(self.dtype) @ down.t()) * self.scale) @ up.t()
 
     def gradients(
         self, gradient: Tensor, input: Tensor, weight: Tensor | None, factors: Sequence[Tensor], needed: Needed
     ) -> Gradients:
-        """See Kernel; `up`, `down` and the hidden product are made again."""
+        """Return the gradients as in Kernel; `up`, `down` and the hidden product are computed again."""
         up, down = self._pair(factors)
         # Cast once for the products that they are in.
         wide = gradient if _splits(self.dtype, gradient) else gradient.to(self.dtype)
@@ -79,7 +79,7 @@ class LowRankKernel(NamedTuple):
 
 
 class RowBlocksKernel(NamedTuple):
-    """scale · delta in blocks of rows, which are made for their products and again for their gradients; a Kernel."""
+    """scale · delta in blocks of rows, built for their products and again for their gradients: a Kernel."""
 
     dtype: torch.dtype
     scale: float
@@ -87,7 +87,7 @@ class RowBlocksKernel(NamedTuple):
     def output(
         self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor], rounds: bool
     ) -> Tensor:
-        """See Kernel; one product with the rows of weight + delta."""
+        """Return the output as in Kernel, by one product with the rows of weight + delta."""
         splits = rounds and weight is not None and _splits(self.dtype, input)
         tokens, out_features = input if splits else input.to(self.dtype), factors[0].shape[0]
         total = tokens.new_empty(tokens.shape[0], out_features)
@@ -102,13 +102,19 @@ class RowBlocksKernel(NamedTuple):
         return total
 
     def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
-        """See Kernel. What records single operations plans itself what it makes again, so delta is built."""
+        """Return the change as in Kernel.
+
+        Delta is built: a recorder of single operations plans itself which tensors to compute again.
+        """
         return input.to(self.dtype) @ delta([factor.to(self.dtype) for factor in factors], self.scale).t()
 
     def gradients(
         self, gradient: Tensor, input: Tensor, weight: Tensor | None, factors: Sequence[Tensor], needed: Needed
     ) -> Gradients:
-        """See Kernel; with fast bfloat16 they are those of the rounded sum, and rounded before they are gathered."""
+        """Return the gradients as in Kernel.
+
+        With fast bfloat16 they are those of the rounded sum, and are rounded before they are gathered.
+        """
         dtype = input.dtype if weight is not None and _splits(self.dtype, input) else self.dtype
         wide, tokens = gradient.to(dtype), input.to(dtype)
         w1_a, w1_b, w2_a, w2_b = self._wide(factors)
@@ -133,13 +139,13 @@ class RowBlocksKernel(NamedTuple):
         return Gradients(of_input, of_weight, of_factors if needed.factors else [None] * len(factors))
 
     def _wide(self, factors: Sequence[Tensor]) -> list[Tensor]:
-        """The factors in float32 or better, which autocast's dtype is not."""
+        """Return the factors in float32 or better, unlike autocast's dtype."""
         return [factor.to(torch.promote_types(self.dtype, torch.float32)) for factor in factors]
 
     def _blocks(self, factors: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Some rows, both products in them, and room for a third block; the next block is in the same memory.
+        """Yield some rows, both products in them, and room for a third block.
 
-        New memory for each block would cost more than to fill it.
+        The next block reuses the same memory, since new memory would cost more than the products in it.
         """
         w1_a, w1_b, w2_a, w2_b = self._wide(factors)
         step = max(_LEAST_ROWS, rows_at_once(w1_b.shape[1], w1_b.device))
@@ -150,13 +156,16 @@ class RowBlocksKernel(NamedTuple):
             yield rows, torch.mm(w1_a[rows], w1_b, out=left), torch.mm(w2_a[rows], w2_b, out=right), room
 
     def _combined(self, left: Tensor, right: Tensor, weight: Tensor | None, rows: slice, out: Tensor) -> Tensor:
-        """weight + scale · left ⊙ right, in `out`."""
+        """Return weight + scale · left ⊙ right, in `out`."""
         delta = torch.mul(left, right, out=out).mul_(self.scale)
         return delta if weight is None else delta.add_(weight[rows])
 
 
 def combined_squares(factors: Sequence[Tensor], scale: float) -> CombinedSquares:
-    """The sums of squares of rows of W + scale · delta, made a block at a time in the same memory."""
+    """Return a function for the sums of squares of rows of W + scale · delta.
+
+    It builds delta a block at a time in the same memory.
+    """
     w1_a, w1_b, w2_a, w2_b = factors
     memory: list[Tensor] = []
 
@@ -192,7 +201,10 @@ class _Delta(torch.autograd.Function):
 
 
 def delta(factors: Sequence[Tensor], scale: float) -> Tensor:
-    """scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), (out, in·kernel), which keeps nothing but the factors."""
+    """Return scale · (w1_a @ w1_b) ⊙ (w2_a @ w2_b), (out, in·kernel).
+
+    The backward pass keeps only the factors.
+    """
     if is_traced():
         w1_a, w1_b, w2_a, w2_b = factors
         return (w1_a @ w1_b) * (w2_a @ w2_b) * scale
@@ -203,9 +215,9 @@ def delta(factors: Sequence[Tensor], scale: float) -> Tensor:
 def kernel(
     tokens: int, shape: tuple[int, int], rank: int, scale: float, dtype: torch.dtype, shares_base: bool
 ) -> LowRankKernel | RowBlocksKernel:
-    """The kernel for a weight of `shape` (out, in) that takes fewer multiplications in a training step.
+    """Return the kernel that needs fewer multiplications in a training step.
 
-    `shares_base` says that the base's own products are computed by the kernel too.
+    `shape` is that of the weight, (out, in). `shares_base` says that the kernel computes the base's own products too.
     """
     out_features, in_features = shape
     # Three products of each side, and the hidden one again; both sides are made twice, as their gradients are.
@@ -217,12 +229,12 @@ def kernel(
 
 
 def _splits(dtype: torch.dtype, input: Tensor) -> bool:
-    """Whether products in `dtype` that are rounded with those of `input` are best computed in parts."""
+    """Return True if products in `dtype`, rounded with those of `input`, are best computed in parts."""
     return dtype == torch.float32 and half_precision.accumulates_fast(input)
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """left @ right in `out`, whose dtype may be wider than theirs."""
+    """Return left @ right in `out`, which may have a wider dtype."""
     return torch.mm(left, right, out=out) if left.dtype == out.dtype else out.copy_(left @ right)
 
 
@@ -234,7 +246,7 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _pair_gradients(of_up: Tensor, of_down: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
-    """From the gradients of both row-wise products to those of their factors."""
+    """Return the gradients of the factors from those of both row-wise products."""
     w1_a, w1_b, w2_a, w2_b = (factor.to(of_up.dtype) for factor in factors)
     rank = w1_b.shape[0]
     up, down = of_up.view(-1, rank, rank), of_down.reshape(rank, rank, -1)

@@ -1,20 +1,15 @@
-"""Products of half-precision matrices, unrounded or rounded once, by the fastest way that a device has.
+"""Products of half-precision matrices, unrounded or rounded once, by the fastest way of a device.
 
-The products of bfloat16 and float16 numbers are exact in float32. CUDA has a kernel that accumulates as always and
-leaves out the rounding. torch offers none on the CPU, where it depends on the processor:
+The products of bfloat16 and float16 numbers are exact in float32. CUDA has a kernel that accumulates as usual without
+the rounding. torch offers none on the CPU, where the way depends on the processor, as far as torch reports it:
 
-- with instructions for bfloat16, a product is a few times as fast as in float32, is accumulated in float32 and
-  rounded. A second one, accumulated upon the negative of the first, is what the rounding has left out: both are
-  within 2⁻¹⁶ of the sum;
+- with instructions for bfloat16, a product is a few times as fast as in float32, is accumulated in float32 and rounded.
+  A second one, accumulated upon the negative of the first, gives the lost remainder: both are within 2⁻¹⁶ of the sum.
   float32 factors are split into bfloat16 numbers, x = x₁ + x₂ + δ with |δ| ≤ 2⁻¹⁶ |x|;
-- elsewhere the operands are widened. Without a kernel of oneDNN, torch's loops over half-precision numbers take ten
-  to two hundred times as long as a float32 product.
+- elsewhere the operands are widened. Without a kernel of oneDNN, torch's loops over half-precision numbers take ten to
+  two hundred times as long as a float32 product.
 
-Which products of half-precision matrices this processor computes well, as far as torch says.
-
-Passes over a matrix a few rows at a time, where each needs a copy of what it reads.
-
-Whether torch records a forward instead of running it.
+Passes over a matrix that need copies take a few rows at a time.
 """
 
 import os
@@ -29,13 +24,16 @@ _WITHOUT_HALF = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_COR
 
 
 def is_held_back(environment: Mapping[str, str]) -> bool:
-    """Whether oneDNN is told to use no instructions for bfloat16."""
+    """Return True if the environment forbids oneDNN the instructions for bfloat16."""
     limit = environment.get("ONEDNN_MAX_CPU_ISA", environment.get("DNNL_MAX_CPU_ISA", ""))
     return limit.upper() in _WITHOUT_HALF
 
 
 def _answers_yes(module: Any, *questions: str) -> bool:
-    """Whether torch, which has not had all of these questions in all of its versions, says yes to one."""
+    """Return True if torch answers one of the questions with yes.
+
+    Some versions of torch lack some of them.
+    """
     return any(getattr(module, question)() for question in questions if hasattr(module, question))
 
 
@@ -57,29 +55,29 @@ _CUDA_LEAVES_UNROUNDED = hasattr(torch.ops.aten.mm, "dtype") and torch.version.h
 
 
 def keeps_float32(input: Tensor) -> bool:
-    """Whether `unrounded` holds for the device of `input`."""
+    """Return True if `unrounded` works on the device of `input`."""
     return input.device.type == "cpu" or (input.device.type == "cuda" and _CUDA_LEAVES_UNROUNDED)
 
 
 def accumulates_fast(input: Tensor) -> bool:
-    """Whether the processor multiplies numbers of this dtype faster than float32, and accumulates in float32."""
+    """Return True if the processor multiplies this dtype faster than float32, accumulated in float32."""
     return input.device.type == "cpu" and input.dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16
 
 
 def is_served(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a product of matrices of this dtype is best computed in it."""
+    """Return True if a product of matrices of this dtype is best computed in it."""
     return device.type != "cpu" or SERVES.get(dtype, True)
 
 
 def rounded(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """left @ right in `dtype`, of operands that have it or are wider."""
+    """Return left @ right in `dtype`, for operands of that or a wider dtype."""
     if is_served(left.device, dtype):
         return left.to(dtype) @ right.to(dtype)
     return (left.float() @ right.float()).to(dtype)
 
 
 def split(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest bfloat16 numbers, and those nearest to what they leave out."""
+    """Return the nearest bfloat16 numbers, and those nearest to the remainders."""
     # Rounded in the bits: a compiler that fuses both lines takes a conversion there and back for none at all.
     wide = values.float()
     high = (wide.view(torch.int32) + 0x8000).bitwise_and_(-0x10000).view(torch.float32)
@@ -87,9 +85,9 @@ def split(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def accumulated(input: Tensor, weight: Tensor) -> Tensor:
-    """input @ weightᵀ of bfloat16 numbers in float32: the rounded product, and what it has left out.
+    """Return input @ weightᵀ of bfloat16 numbers in float32: the rounded product plus its remainder.
 
-    For processors that accumulate it fast.
+    It is for processors that accumulate it fast.
     """
     product = input @ weight.t()
     left_out = product.neg().addmm_(input, weight.t())
@@ -97,7 +95,7 @@ def accumulated(input: Tensor, weight: Tensor) -> Tensor:
 
 
 def factor_product(input: Tensor, factor: Tensor) -> Tensor:
-    """input @ factorᵀ in the dtype of `factor` (n, in), which is wider than that of `input` or the same."""
+    """Return input @ factorᵀ in the dtype of `factor` (n, in), which is that of `input` or wider."""
     if not accumulates_fast(input) or factor.dtype != torch.float32:
         return input.to(factor.dtype) @ factor.t()
     both = accumulated(input, torch.cat(split(factor)))
@@ -105,9 +103,10 @@ def factor_product(input: Tensor, factor: Tensor) -> Tensor:
 
 
 def rounded_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """left @ rightᵀ + bias of float32 matrices, rounded to bfloat16, where the processor is fast with that.
+    """Return left @ rightᵀ + bias of float32 matrices, rounded to bfloat16.
 
-    Of x · y the parts [x₁ x₁ x₂] and [y₁ y₂ y₁] leave out 3 · 2⁻¹⁶ |x · y|, which the rounding hides.
+    It is for processors that are fast at it. For x · y, the parts [x₁ x₁ x₂] and [y₁ y₂ y₁] leave out 3 · 2⁻¹⁶ |x · y|,
+    which the rounding hides.
     """
     (first, second), (high, low) = split(left), split(right)
     lefts, rights = [first, first, second], [high, low, high]
@@ -118,14 +117,20 @@ def rounded_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> 
 
 
 def linear_of_parts(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """input @ weightᵀ + bias of bfloat16 tokens with a float32 weight, rounded to bfloat16; for the same processors."""
+    """Return input @ weightᵀ + bias of bfloat16 tokens and a float32 weight, rounded to bfloat16.
+
+    It is for the processors of `rounded_product`.
+    """
     high, low = split(weight)
     small = input @ low.t() if bias is None else torch.addmm(bias.to(input.dtype), input, low.t())
     return small.addmm_(input, high.t())
 
 
 def unrounded(input: Tensor, weight: Tensor) -> Tensor:
-    """input @ weightᵀ of half-precision operands in float32; keeps the operands as they are for the backward pass."""
+    """Return input @ weightᵀ of half-precision operands in float32.
+
+    The backward pass keeps the operands unchanged.
+    """
     result: Tensor = _Unrounded.apply(input, weight)  # type: ignore[no-untyped-call]
     return result
 
@@ -155,12 +160,12 @@ _BUSY = 2**24  # a device with its own memory wants enough work per launch inste
 
 
 def rows_at_once(columns: int, device: torch.device) -> int:
-    """The number of rows of `columns` numbers, at least 1."""
+    """Return the number of rows of `columns` numbers, at least 1."""
     return max(1, (_CACHED if device.type == "cpu" else _BUSY) // max(1, columns))
 
 
 def column_products(left: Tensor, right: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Σ left · (right - offset) over the rows, in `dtype`; the products exist a few rows at a time."""
+    """Return Σ left · (right - offset) over the rows, in `dtype`, a few rows at a time."""
     result = left.new_zeros(left.shape[1], dtype=dtype)
     step = rows_at_once(left.shape[1], left.device)
     for first in range(0, left.shape[0], step):
@@ -172,5 +177,5 @@ def column_products(left: Tensor, right: Tensor, offset: Tensor | None, dtype: t
 
 
 def is_traced() -> bool:
-    """Whether operations are recorded or transformed by torch itself, which takes them apart from single ones."""
+    """Return True if torch records or transforms the operations, which needs single ones."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

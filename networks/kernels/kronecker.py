@@ -1,7 +1,8 @@
-"""w1 ⊗ w2 beside a Linear by two or three small products, of which no side is larger than the input or the output.
+"""w1 ⊗ w2 on a Linear, by two or three small products.
 
-(w1 ⊗ w2) x is w1 X w2ᵀ, where X (i1, i2) is the input x, one row of w1's columns after the other. Where w2 is a
-product w2_a @ w2_b of a low rank, w2_b comes first and w2_a last: x → w2_b → w1 → w2_a. A whole w2 comes first or last.
+No side of a product is larger than the input or the output. (w1 ⊗ w2) x is w1 X w2ᵀ, where X (i1, i2) is the input x,
+one row for each column of w1. If w2 is a product w2_a @ w2_b of a low rank, w2_b comes first and w2_a last: x → w2_b →
+w1 → w2_a. A whole w2 comes first or last.
 """
 
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ from .adapted_linear import Gradients, Needed, base_gradient_upon, base_upon, we
 
 
 class Chain(NamedTuple):
-    """scale · w1 X (last @ first)ᵀ, a Kernel; factors are w1 (o1, i1), first (p, i2) and last (o2, p).
+    """scale · w1 X (last @ first)ᵀ: a Kernel with factors w1 (o1, i1), first (p, i2) and last (o2, p).
 
-    `leads` and `closes` say whether there are a first and a last; what is not there is the identity.
+    `leads` and `closes` say whether first and last exist; a missing one is the identity.
     """
 
     dtype: torch.dtype
@@ -27,12 +28,12 @@ class Chain(NamedTuple):
     def output(
         self, input: Tensor, weight: Tensor | None, bias: Tensor | None, factors: Sequence[Tensor], rounds: bool
     ) -> Tensor:
-        """See Kernel; the base is added to the last product."""
+        """Return the output as in Kernel; the base is added to the last product."""
         change = self.composed(input, factors)
         return change if weight is None else base_upon(change, input, weight, bias, rounds)
 
     def composed(self, input: Tensor, factors: Sequence[Tensor]) -> Tensor:
-        """See Kernel."""
+        """Return the change as in Kernel."""
         w1, first, last = self._operands(factors)
         middle = w1 @ _hidden(input.to(self.dtype), w1, first)
         change = middle if last is None else middle @ last.t()
@@ -41,7 +42,7 @@ class Chain(NamedTuple):
     def gradients(
         self, gradient: Tensor, input: Tensor, weight: Tensor | None, factors: Sequence[Tensor], needed: Needed
     ) -> Gradients:
-        """See Kernel; both products of the forward are made again."""
+        """Return the gradients as in Kernel; both products of the forward are computed again."""
         w1, first, last = self._operands(factors)
         of_factors: list[Tensor | None] = [None] * len(factors)
         of_rows = gradient.to(self.dtype).view(len(gradient), w1.shape[0], gradient.shape[1] // w1.shape[0])
@@ -63,7 +64,7 @@ class Chain(NamedTuple):
         )
 
     def _operands(self, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """w1 with the scale, first and last."""
+        """Return w1 with the scale, first and last."""
         w1, *others = (factor.to(self.dtype) for factor in factors)
         return w1 * self.scale, others[0] if self.leads else None, others[-1] if self.closes else None
 
@@ -71,7 +72,10 @@ class Chain(NamedTuple):
 def chain(
     tokens: int, w1: Tensor, w2: Sequence[Tensor], scale: float, dtype: torch.dtype
 ) -> tuple[Chain, list[Tensor]]:
-    """The kernel that takes the fewest multiplications, and its factors; `w2` is (w2,) or the pair (w2_a, w2_b)."""
+    """Return the kernel with the fewest multiplications, and its factors.
+
+    `w2` is (w2,) or the pair (w2_a, w2_b).
+    """
     (o1, i1), o2, i2 = w1.shape, w2[0].shape[0], w2[-1].shape[1]
     rank = w2[-1].shape[0]
     w2_first, w2_last = i1 * o2 * (i2 + o1), o1 * i2 * (i1 + o2)
@@ -84,9 +88,10 @@ def chain(
 
 
 def combined_squares(w1: Tensor, w2: Tensor, rows: Tensor, first: int, squares: Tensor) -> Tensor:
-    """The sums of squares (n,) of the rows from `first` on of W + w1 ⊗ w2, of which W's are `rows` and `squares`.
+    """Return the sums of squares (n,) of the rows of W + w1 ⊗ w2, starting at `first`.
 
-    ‖W_i‖² + 2⟨W_i, delta_i⟩ + ‖w1_a‖²‖w2_c‖², where row i is row c of group a.
+    The rows of W are `rows`, and their sums of squares `squares`. A sum is ‖W_i‖² + 2⟨W_i, delta_i⟩ + ‖w1_a‖²‖w2_c‖²,
+    where row i is row c of group a.
     """
     number = torch.arange(first, first + rows.shape[0], dtype=torch.long, device=rows.device)
     left, right = w1[number // w2.shape[0]], w2[number % w2.shape[0]]
@@ -96,7 +101,7 @@ def combined_squares(w1: Tensor, w2: Tensor, rows: Tensor, first: int, squares: 
 
 
 def _hidden(input: Tensor, w1: Tensor, first: Tensor | None) -> Tensor:
-    """X firstᵀ (tokens, i1, p)."""
+    """Return X firstᵀ (tokens, i1, p)."""
     i1 = w1.shape[1]
     if first is None:
         return input.reshape(input.shape[0], i1, input.shape[1] // i1)
@@ -104,12 +109,12 @@ def _hidden(input: Tensor, w1: Tensor, first: Tensor | None) -> Tensor:
 
 
 def _matrix(rows: Tensor) -> Tensor:
-    """(tokens · groups, width) of (tokens, groups, width)."""
+    """Return (tokens, groups, width) as (tokens · groups, width)."""
     return rows.reshape(-1, rows.shape[2])
 
 
 def _of_input(gradient: Tensor, weight: Tensor | None, of_hidden: Tensor, first: Tensor | None) -> Tensor:
-    """gradient @ weight + of_hidden @ first, (tokens, in)."""
+    """Return gradient @ weight + of_hidden @ first, (tokens, in)."""
     hidden = _matrix(of_hidden)
     change = hidden if first is None else hidden @ first
     change = change.view(len(gradient), of_hidden.shape[1] * change.shape[1])

@@ -1,9 +1,11 @@
-"""Block-diagonal turns of a layer's output channels: y = z + z @ M for each block of them, where z is y without a bias.
+"""Block-diagonal rotations of a layer's output channels.
 
-M is R - I, so that a rotation by nothing gives the output back, bit for bit. Everything is computed in M's dtype, a few
-samples at a time, and rounded once: nothing of the output's size exists in it. Nothing of that size is kept for the
-backward pass but the output of the base, and not even that behind a plain Linear that is rotated: an output is z R + b,
-so z is read back from it by Rᵀ. The output itself is alive anyhow, in whatever reads it next.
+Each block becomes y = z + z @ M, where z is y without a bias. M is R - I, so a rotation by nothing returns the output
+bit for bit. Everything is computed in M's dtype, a few samples at a time, and rounded once: no tensor of the output's
+size exists in it.
+
+The backward pass keeps only the output of the base at that size. For a rotated plain Linear it does not keep even that:
+an output is z R + b, so Rᵀ recovers z from it. The output itself is alive anyway, since the next operation reads it.
 """
 
 from collections.abc import Iterator
@@ -19,9 +21,9 @@ from .half_precision import rows_at_once
 
 
 def turned(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> Tensor:
-    """output + (output - bias) @ turn, in the output's dtype, as single operations of torch.
+    """Return output + (output - bias) @ turn, in the output's dtype, as single operations of torch.
 
-    `turn` is (count, size, size), for the count · size channels of the output at `axis`, which is negative; `bias` is
+    `turn` is (count, size, size), for the count · size channels of the output at the negative `axis`. `bias` is
     (channels,).
     """
     blocks = _in_blocks(output, turn, axis)
@@ -30,13 +32,16 @@ def turned(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> Tens
 
 
 def fused_turn(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> Tensor:
-    """`turned` with a backward pass of its own. Differentiable once, in all tensors."""
+    """Return `turned` with its own backward pass.
+
+    Differentiable once, in all tensors.
+    """
     result: Tensor = _Turned.apply(output, turn, bias, axis)  # type: ignore[no-untyped-call]
     return result
 
 
 def rotated_linear(input: Tensor, weight: Tensor, bias: Tensor | None, turn: Tensor) -> Tensor:
-    """`fused_turn` of a Linear's output (tokens, out) by I + `turn`, which has to be a rotation.
+    """Return `fused_turn` of a Linear's output (tokens, out) by the rotation I + `turn`.
 
     `input` is (tokens, in), `weight` (out, in), both of one plain dtype. Differentiable once, in `input` and `turn`.
     Another layer may write over the output.
@@ -78,9 +83,10 @@ class _RotatedLinear(torch.autograd.Function):
 def _turn_gradient(
     gradient: Tensor, output: Tensor | None, input: Tensor, weight: Tensor, bias: Tensor | None, turn: Tensor
 ) -> Tensor:
-    """Σ zᵀ gradient over the tokens; z is (output - bias) Rᵀ, or computed again where the output is lost.
+    """Return Σ zᵀ gradient over the tokens.
 
-    The sum for the output is turned in place of its tokens: Σ (u Rᵀ)ᵀ gradient is R Σ uᵀ gradient.
+    z is (output - bias) Rᵀ, or computed again if the output is lost. The sum is turned instead of its tokens: Σ (u Rᵀ)ᵀ
+    gradient is R Σ uᵀ gradient.
     """
     is_turned = output is not None
     outputs = F.linear(input, weight, bias) if output is None else output
@@ -137,13 +143,13 @@ class _Turned(torch.autograd.Function):
 
 
 def _change(blocks: Tensor, turn: Tensor, offset: Tensor | None) -> Tensor:
-    """(blocks - offset) @ turn, in the dtype of `turn`."""
+    """Return (blocks - offset) @ turn, in the dtype of `turn`."""
     result: Tensor = torch.einsum("nksp,ksm->nkmp", _unbiased(blocks, turn.dtype, offset), turn)
     return result
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
-    """The sums (count, size, size) over samples and positions."""
+    """Return the sums (count, size, size) over samples and positions."""
     result: Tensor = torch.einsum("nksp,nkmp->ksm", left, right)
     return result
 
@@ -153,14 +159,14 @@ def _unbiased(blocks: Tensor, dtype: torch.dtype, offset: Tensor | None) -> Tens
 
 
 def _in_blocks(output: Tensor, turn: Tensor, axis: int) -> Tensor:
-    """The output as (samples, count, size, positions)."""
+    """Return the output as (samples, count, size, positions)."""
     count, size, _ = turn.shape
     positions = output.shape[output.dim() + axis + 1 :].numel()
     return output.reshape(-1, count, size, positions)
 
 
 def _in_blocks_of_one(bias: Tensor | None, turn: Tensor) -> Tensor | None:
-    """The bias as (count, size, 1), in the dtype of `turn`."""
+    """Return the bias as (count, size, 1), in the dtype of `turn`."""
     return None if bias is None else bias.to(turn.dtype).view(*turn.shape[:2], 1)
 
 

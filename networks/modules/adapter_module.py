@@ -1,8 +1,7 @@
-"""What the module of every algorithm shares: its base layer, its scale, its switches, and its place in the forward.
+"""The base class of all adapter modules: base layer, scale, switches, and place in the forward.
 
-What convolutions of any number of dimensions have in common.
-
-Max-norm regularisation: no module's change may be larger than a given norm.
+It also has the pointwise convolution for any number of dimensions, and max-norm regularisation, which limits the norm
+of each module's change.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +23,11 @@ from .masks import draws_skip, is_training_step
 
 
 class AdapterModule(nn.Module):
-    """The adapter of one layer. It is no child of the base, nor the base of it: neither's state dict sees the other.
+    """The adapter of one layer.
 
-    `scale` follows from `alpha`, which is a float32 scalar in the state dict whatever else is cast; an alpha of 0
-    or None gives scale 1. While `enabled` is false or `multiplier` 0, the base's forward runs alone.
+    Neither is a child of the other, so neither's state dict contains the other. `scale` follows from `alpha`, a float32
+    scalar in the state dict whatever else is cast; an alpha of 0 or None gives scale 1. While `enabled` is false or
+    `multiplier` 0, only the base's forward runs.
     """
 
     alpha: Tensor
@@ -78,11 +78,14 @@ class AdapterModule(nn.Module):
 
     @property
     def is_dropping(self) -> bool:
-        """Whether dropouts act: in training mode, in a forward of a training step."""
+        """True if dropouts act: in training mode, in a forward of a training step."""
         return self.training and is_training_step()
 
     def apply_to(self) -> None:
-        """Puts `forward` in the place of the base's forward; what stands there already is wrapped. Once only."""
+        """Replace the base's forward by `forward`, once.
+
+        An existing replacement is wrapped.
+        """
         if self.org_forward is None:
             # Only torch's own forward may be computed here; a hook, another adapter or a patch has to be called.
             self._base_is_plain = type(self.org_module) is nn.Linear and "forward" not in vars(self.org_module)
@@ -90,7 +93,7 @@ class AdapterModule(nn.Module):
             self.org_module.forward = self.forward
 
     def check_removable(self) -> None:
-        """Raises RuntimeError where the base's forward is another one than this adapter's."""
+        """Raise RuntimeError if the base's forward is not this adapter's."""
         if self.org_forward is not None and vars(self.org_module).get("forward") != self.forward:
             raise RuntimeError(
                 f"{self.lora_name}: something else has been put around the layer's forward since apply_to; remove that "
@@ -98,7 +101,7 @@ class AdapterModule(nn.Module):
             )
 
     def remove(self) -> None:
-        """Puts the forward back that stood there before `apply_to`; nothing to do where it was not called."""
+        """Restore the forward from before `apply_to`, if that was called."""
         if self.org_forward is None:
             return
         if getattr(self.org_forward, "__func__", None) is type(self.org_module).forward:
@@ -108,7 +111,7 @@ class AdapterModule(nn.Module):
         self.take_out()
 
     def take_out(self) -> None:
-        """Forgets that it is in a base's forward, for a copy, which is in none."""
+        """Forget the base's forward, for a copy that is in none."""
         self.org_forward, self._base_is_plain = None, False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AdapterModule":
@@ -116,7 +119,7 @@ class AdapterModule(nn.Module):
         return adapter
 
     def forward(self, input: Tensor) -> Tensor:
-        """The base's output with the adapter's change, in the base's output dtype."""
+        """Return the base's output with the adapter's change, in the base's output dtype."""
         if self.org_forward is None:
             raise RuntimeError(f"{self.lora_name}: call apply_to before forward")
         # The switches come before any random number is drawn.
@@ -127,7 +130,7 @@ class AdapterModule(nn.Module):
         return self.adapted(input)
 
     def _refuse_shards(self) -> None:
-        """Raises RuntimeError where this process holds a part of the factors or of the weight only."""
+        """Raise RuntimeError if this process holds only a part of the factors or of the weight."""
         if not self._base_is_coded and is_sharded(self.org_module.weight):
             raise RuntimeError(
                 f"{self.lora_name}: the base's weight is sharded while the layer runs, as tensor parallelism does; "
@@ -141,31 +144,37 @@ class AdapterModule(nn.Module):
             )
 
     def adapted(self, input: Tensor) -> Tensor:
-        """The output with the change in it."""
+        """Return the output with the change in it."""
         raise NotImplementedError
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by what the optimiser does with them: "plus" of LoRA+, "dora", and "" for the rest."""
+        """Return the trainable parameters by optimiser group: "plus" of LoRA+, "dora", or "" for the rest."""
         raise NotImplementedError
 
     def change_norm(self) -> Tensor:
-        """The Frobenius norm of the scaled delta, a 0-dim tensor without a gradient."""
+        """Return the Frobenius norm of the scaled delta, a 0-dim tensor without a gradient."""
         raise NotImplementedError
 
     def shrink(self, ratio: Tensor) -> None:
-        """Multiplies the delta by `ratio`, in place."""
+        """Multiply the delta by `ratio`, in place."""
         raise NotImplementedError
 
     def file_tensors(self) -> dict[str, Tensor]:
-        """What a file holds of the module, by key; its state dict, unless a file has to say it in another way."""
+        """Return the tensors of the module in a file, by key.
+
+        They are its state dict, unless a file needs another form.
+        """
         return self.state_dict()
 
     def from_file(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of what `file_tensors` made."""
+        """Return the state dict for the result of `file_tensors`."""
         return dict(tensors)
 
     def read_alpha(self, stored: Tensor | None) -> float:
-        """What a stored alpha says, or its absence; raises ValueError for what is no usable number."""
+        """Return the value of a stored or missing alpha.
+
+        Raises ValueError for an unusable number.
+        """
         return read_alpha(self.lora_name, stored, self.lora_dim, self.use_rslora)
 
     def _set_alpha(self, alpha: float) -> None:
@@ -190,7 +199,10 @@ class AdapterModule(nn.Module):
 
 
 def _probability(name: str, probability: float | None) -> float:
-    """The probability, 0 for None; raises ValueError outside [0, 1)."""
+    """Return the probability, 0 for None.
+
+    Raises ValueError outside [0, 1).
+    """
     return 0.0 if probability is None else read_probability(name, probability)
 
 
@@ -198,17 +210,17 @@ _OPERATIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def convolve_pointwise(input: Tensor, matrix: Tensor) -> Tensor:
-    """`matrix` (out, in) at every position of `input` (samples, in, *positions)."""
+    """Apply `matrix` (out, in) at every position of `input` (samples, in, *positions)."""
     positions = input.dim() - 2
     return _OPERATIONS[positions](input, matrix.view(*matrix.shape, *[1] * positions))
 
 
 @torch.no_grad()
 def limit_norms(modules: Sequence[AdapterModule], limit: float) -> tuple[int, float, float]:
-    """Shrinks every change whose Frobenius norm, scale included, exceeds `limit`, to exactly that.
+    """Shrink every change to the Frobenius norm `limit` if its norm, scale included, exceeds that.
 
-    Returns how many were shrunk, and the mean and the largest norm afterwards. The device is waited for once, not
-    once per module.
+    Returns the number of shrunk changes, and the mean and the largest norm afterwards. It waits for the device once,
+    not once per module.
     """
     if not modules:
         return 0, 0.0, 0.0

@@ -1,14 +1,13 @@
-"""The kinds of layers that are adapted, and whether a class of them computes as torch's own does.
+"""The layers that can be adapted, and the ways in which their forwards may differ from torch's.
 
-A library's subclass of Linear may do anything in its forward. What is added to its output is right beside any of them.
-What looks at its weight (DoRA's norm, a merge, the positions of a convolution's output) is right only beside those
-whose output changes with the weight as that of torch's own layer does.
+A library's subclass of Linear may do anything in its forward. Adding to its output is correct for any of them. Using
+its weight (DoRA's norm, a merge, the positions of a convolution's output) is correct only if the output depends on the
+weight as in torch's own layer.
 
-Blocks of torch that compute with the weights of their layers and call none of them.
+Some blocks of torch compute with the weights of their layers without calling them; `FastPaths` prevents that.
 
-Deep copies of adapters, such as the averages of a training: their own parameters, beside the same base.
-
-A copy is in no layer's forward. `apply_to` puts it there, around what stands there already.
+Deep copies of adapters, such as the averages of a training, have their own parameters and the same base. A copy is in
+no layer's forward. `apply_to` puts it there, around any existing replacement.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -31,9 +30,9 @@ _TOLERANCE = 1e-3
 
 
 def linear_sizes(layer: Any) -> tuple[int, int] | None:
-    """(in features, out features) of a Linear layer, and of transformers' Conv1D, which stores the transpose of one.
+    """Return (in features, out features) of a Linear layer, or None for any other layer.
 
-    None for any other layer.
+    transformers' Conv1D, which stores the transpose of a Linear's weight, counts as one.
     """
     if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
         return layer.in_features, layer.out_features
@@ -46,32 +45,35 @@ def is_transposed(layer: nn.Module) -> bool:
 
 
 def weight_shape(layer: Any) -> tuple[int, ...]:
-    """(out, in, *kernel) of the numbers that the layer multiplies with, in whichever form it keeps them."""
+    """Return (out, in, *kernel) of the layer's numbers, in any form of storage."""
     sizes = linear_sizes(layer)
     return tuple(layer.weight.shape) if sizes is None or is_transposed(layer) else sizes[::-1]
 
 
 def kind_of(layer: nn.Module) -> Any:
-    """The class of torch that `layer` is an instance of; None for what only has the name of one."""
+    """Return torch's class of `layer`, or None for a class that only has the name of one."""
     return next((kind for kind in KINDS if isinstance(layer, kind)), None)
 
 
 def convolve_as(base: Any, input: Tensor, weight: Tensor) -> Tensor:
-    """The convolution that `base` is, of another weight and without a bias, whatever its class makes of it."""
+    """Convolve as `base` does with another weight and no bias, whatever the class of `base` does."""
     convolved: Tensor = kind_of(base)._conv_forward(base, input, weight, None)
     return convolved
 
 
 def holds_its_weight(layer: nn.Module) -> bool:
-    """Whether what is written into `layer.weight` stays there: a parametrization or a hook makes it anew each time."""
+    """Return True if a value written into `layer.weight` stays there.
+
+    A parametrization or a hook computes it again each time.
+    """
     return isinstance(layer.weight, nn.Parameter) or "weight" in layer._buffers
 
 
 def follows_its_weight(layer: nn.Module) -> bool:
-    """Whether the layer's class computes what torch's own does, with any weight.
+    """Return True if the layer's class computes the same as torch's own, with any weight.
 
-    A forward that is the class's own is tried with a drawn weight, without a trace in any global generator. One that
-    cannot be tried counts as another: it needs another device, or codes in the place of the weight.
+    A class with its own forward is tried with a random weight, without a trace in any global generator. The result is
+    False if it cannot be tried: it may need another device, or codes instead of the weight.
     """
     kind = kind_of(layer)
     names = ("forward", "_conv_forward") if kind in CONVOLUTIONS else ("forward",)
@@ -84,7 +86,10 @@ def follows_its_weight(layer: nn.Module) -> bool:
 
 
 def check_dora(lora_name: str, base: nn.Module) -> None:
-    """Raises ValueError for a base whose rows are not what its outputs are made of, so that their norms say nothing."""
+    """Raise ValueError for a base that does not form its outputs from its rows.
+
+    The norms of its rows would mean nothing.
+    """
     if decoder_of(base) is None and not follows_its_weight(base) and not _multiplies_its_values(base):
         raise ValueError(
             f"{lora_name}: use_dora does not support a {type(base).__name__}, as its forward uses the weight "
@@ -94,7 +99,7 @@ def check_dora(lora_name: str, base: nn.Module) -> None:
 
 @torch.no_grad()
 def _multiplies_its_values(layer: Any) -> bool:
-    """Whether a Linear layer of any class multiplies with the values of its weight, a tensor of a class in codes."""
+    """Return True if a Linear layer of any class multiplies with the values of its coded weight."""
     weight = stored_weight(layer)
     if weight is None or linear_sizes(layer) is None or not decodes(weight):
         return False
@@ -141,11 +146,11 @@ def _drawn(shape: Any, like: Tensor, draws: torch.Generator) -> Tensor:
 
 
 class FastPaths:
-    """Torch's transformer blocks that hold one of `layers`, which they do not call in evaluation mode.
+    """Torch's transformer blocks with one of `layers`, which they do not call in evaluation mode.
 
-    In torch 2.13 a block that sees a hook calls its layers; in 2.4 it does so only if an attribute says that its
-    activation is neither ReLU nor GELU. An encoder packs samples of several lengths into one tensor, and a block that
-    calls its layers cannot take it, so packing is switched off as well, until no network is in the encoder.
+    In torch 2.13 a block that sees a hook calls its layers. In 2.4 it does so only if an attribute says that its
+    activation is neither ReLU nor GELU. An encoder packs samples of several lengths into one tensor, which a block that
+    calls its layers cannot take. So packing is switched off as well, until no network is in the encoder.
     """
 
     def __init__(self, root: nn.Module, layers: Collection[nn.Module]) -> None:
@@ -155,7 +160,7 @@ class FastPaths:
         self._hooks: list[tuple[Any, _Seen, RemovableHandle]] = []
 
     def close(self) -> None:
-        """Makes every block call its layers; once only."""
+        """Make every block call its layers; once only."""
         if self._hooks:
             return
         for block in self.blocks:
@@ -165,7 +170,7 @@ class FastPaths:
                 setattr(block, name, type(seen.on[name])(0))
 
     def open(self) -> None:
-        """Undoes `close`."""
+        """Undo `close`."""
         for block, seen, hook in self._hooks:
             hook.remove()
             others = [other for other in block._forward_pre_hooks.values() if isinstance(other, _Seen)]
@@ -187,7 +192,7 @@ _SWITCHES = ("use_nested_tensor", "activation_relu_or_gelu")
 
 
 class _Seen:
-    """A hook that does nothing, and the switches that were `on` in its block before."""
+    """A hook that does nothing, with the switches that were `on` in its block before."""
 
     def __init__(self, switches: Mapping[str, int]) -> None:
         self.on = {name: value for name, value in switches.items() if value}
@@ -197,10 +202,10 @@ class _Seen:
 
 
 def copied(module: Any, adapters: Iterable[Any], memo: dict[int, Any], shared: Iterable[Any] = ()) -> Any:
-    """The deep copy of `module`, which has these `adapters`, without their base layers and what is `shared`.
+    """Return the deep copy of `module`, without the base layers of its `adapters` and the `shared`.
 
-    Part of a larger copy, as `memo` tells, it is one of all: that of a model has the copies of its adapters within, and
-    these have the copies of its layers.
+    `memo` may belong to a larger copy, and then everything is copied: the copy of a model contains those of its
+    adapters, and these have the copies of its layers.
     """
     is_whole = bool(memo)
     if not is_whole:

@@ -1,4 +1,4 @@
-"""What LoHa and LoKr share: a change of the weight that is computed with, beside the base or within it, not built."""
+"""The base class of LoHa and LoKr: a change that is applied next to or within the base, but not built."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -23,14 +23,14 @@ from .dora_layer import DoRALayer, Norms
 
 
 class DeltaModule(AdapterModule):
-    """y = base(x) + layer(x, multiplier · scale · delta), for Linear layers and convolutions of any kind.
+    """y = base(x) + layer(x, multiplier · scale · delta), for Linear layers and all convolutions.
 
-    The factors are parameters called `prefix` and role; `formula` is the file of `lora_inspect.algorithms` that
-    knows what they mean. `dropout` drops inputs of the change, `rank_dropout` outputs of it, for all samples alike:
-    there are no activations of a rank.
+    The factors are parameters called `prefix` and role; `formula` is the file of `lora_inspect.algorithms` that knows
+    their meaning. `dropout` drops inputs of the change, and `rank_dropout` its outputs, the same for all samples: there
+    are no activations of a rank.
 
-    With DoRA each row of the sum is scaled by magnitude / ‖V‖, V = W + multiplier · scale · delta, and the bias is not;
-    the magnitude is `dora_layer.weight` (out,). It is for the layers that LoRA has it on, see LoRAModule.
+    With DoRA each row of the sum is scaled by magnitude / ‖V‖, V = W + multiplier · scale · delta, and the bias is not.
+    The magnitude is `dora_layer.weight` (out,). The same layers as in LoRA have it, see LoRAModule.
     """
 
     prefix: str
@@ -75,7 +75,7 @@ class DeltaModule(AdapterModule):
 
     @property
     def zero_factor(self) -> Tensor:
-        """The factor that is zero before the first step, and makes the delta so."""
+        """The factor that is zero before the first step, and with it the delta."""
         raise NotImplementedError
 
     @property
@@ -85,7 +85,7 @@ class DeltaModule(AdapterModule):
         return out_features, prod(columns)
 
     def add_factors(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Makes a parameter of each shape, by role, without a value yet."""
+        """Create a parameter of each shape, by role, without a value yet."""
         for role, shape in shapes.items():
             self.register_parameter(
                 self.prefix + role, nn.Parameter(torch.empty(shape, dtype=torch.float32, device="cpu"))
@@ -98,31 +98,36 @@ class DeltaModule(AdapterModule):
         return {name.removeprefix(self.prefix): factor for name, factor in named}
 
     def apply_to(self) -> None:
-        """Wraps the base's forward, and gives DoRA its magnitude unless one has been loaded."""
+        """Wrap the base's forward, and give DoRA its magnitude unless one was loaded."""
         if self.org_forward is None and self.use_dora and not self.dora_layer.initialised:
             self.dora_layer.start(self.org_module, self._norms)
         super().apply_to()
 
     def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:
-        """What computes the scaled change of a Linear in `dtype`, and its factors, for an input of so many tokens.
+        """Return the kernel for a Linear's scaled change in `dtype`, and its factors.
 
-        `shares_base` says that the base's products are its task too.
+        `tokens` is the number of tokens of the input. `shares_base` says that the kernel also computes the base's
+        products.
         """
         raise NotImplementedError
 
     def convolved(self, input: Tensor, positions: int) -> Tensor:
-        """The scaled change of a convolution's output (samples, out, …), which has so many positions in all.
+        """Return the scaled change of a convolution's output (samples, out, …).
 
-        Computed in the dtype of the input (samples, in, …), or in autocast's.
+        `positions` is the number of all its positions. It is computed in the dtype of the input (samples, in, …), or in
+        autocast's.
         """
         raise NotImplementedError
 
     def combined_squares(self, factors: Mapping[str, Tensor], scale: float) -> CombinedSquares:
-        """The sums of squares of rows of the base's weight with scale · delta in them, of detached factors by role."""
+        """Return the function for the sums of squares of rows of the base's weight + scale · delta.
+
+        The factors, by role, are detached.
+        """
         raise NotImplementedError
 
     def adapted(self, input: Tensor) -> Tensor:
-        """The output with the change in it: computed in the wider dtype, rounded once to the base's own."""
+        """Return the output with the change, computed in the wider dtype and rounded once to the base's."""
         base = self.org_module
         if self._may_share_base(input):
             tokens = input.reshape(-1, input.shape[-1])
@@ -146,7 +151,7 @@ class DeltaModule(AdapterModule):
 
     @torch.no_grad()
     def _norms(self) -> Norms:
-        """See DoRALayer, where the multiplier is inside the norm too."""
+        """Return the norms for DoRALayer; the multiplier is inside them too."""
         device = device_of(self.org_module)
         dtype = torch.promote_types(torch.float32, self.zero_factor.dtype)
         if dtype_of(self.org_module) == torch.float64:
@@ -160,7 +165,7 @@ class DeltaModule(AdapterModule):
         return Norms(base_squares, dora.norm_from_square(squares))
 
     def _may_share_base(self, input: Tensor) -> bool:
-        """Whether base and change may be one product, of the same input and with nothing in between."""
+        """Return True if base and change may be one product, of the same input without steps in between."""
         dropping = (self.dropout or self.rank_dropout) and self.is_dropping
         plain = self._base_is_plain and not torch.is_autocast_enabled(input.device.type) and not is_traced()
         if not plain or dropping:
@@ -169,7 +174,7 @@ class DeltaModule(AdapterModule):
         return input.dtype == weight.dtype and is_plain(weight)
 
     def _change(self, input: Tensor, output: Tensor) -> Tensor:
-        """The scaled change of the base's output for this input, with its dropouts."""
+        """Return the scaled change of the base's output for this input, with its dropouts."""
         if self.dropout and self.is_dropping:
             input = F.dropout(input, self.dropout)
         dtype = self._dtype(input)
@@ -192,9 +197,9 @@ class DeltaModule(AdapterModule):
         return change
 
     def _dtype(self, input: Tensor) -> torch.dtype:
-        """What the change is computed in: the wider of factors and base, at least float32.
+        """Return the dtype of the change: the wider of factors and base, at least float32.
 
-        Under autocast it is autocast's choice, where the device has products in it.
+        Under autocast it is autocast's dtype, if the device has products in it.
         """
         dtype = torch.promote_types(torch.float32, self.zero_factor.dtype)
         if torch.is_autocast_enabled(input.device.type) and dtype != torch.float64:
@@ -204,13 +209,13 @@ class DeltaModule(AdapterModule):
         return torch.promote_types(dtype, own) if own in PLAIN_DTYPES else dtype
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All factors alike, as LoRA+ says nothing of these products, and the magnitude as "dora"."""
+        """Return all factors in one group, as LoRA+ does not treat these products, and the magnitude as "dora"."""
         groups = {"": list(self.factors.values())}
         return groups | {"dora": list(self.dora_layer.parameters())} if self.use_dora else groups
 
     @torch.no_grad()
     def change_norm(self) -> Tensor:
-        """‖scale · delta‖, a few rows at a time; DoRA's magnitude is no part of it."""
+        """Return ‖scale · delta‖, a few rows at a time, without DoRA's magnitude."""
         device, (out_features, columns) = self.zero_factor.device, self.matrix_shape
         change = self.formula.change({role: factor.float() for role, factor in self.factors.items()}, self.scale, None)
         step = rows_at_once(columns, device)
@@ -224,7 +229,7 @@ class DeltaModule(AdapterModule):
 
     @torch.no_grad()
     def shrink(self, ratio: Tensor) -> None:
-        """Shares the ratio evenly between the factors, each of which the delta is linear in."""
+        """Share the ratio evenly between the factors, since the delta is linear in each."""
         factors = self.factors.values()
         for factor in factors:
             factor.mul_(ratio ** (1 / len(factors)))

@@ -1,8 +1,8 @@
-"""DoRA's magnitude of one Linear, and the gain that it makes of it.
+"""DoRA's magnitude of one layer, and the gain that follows from it.
 
-Source: Liu et al. 2024 (DoRA). The norm is held constant in the backward pass, as the paper's section 4.3 proposes.
+Source: Liu et al. 2024 (DoRA). The norm is constant in the backward pass, as the paper's section 4.3 proposes.
 
-Notices that a base was exchanged for another in the middle of training, which DoRA's magnitudes are not made for.
+A watch notices an exchange of the base in the middle of training: DoRA's magnitudes are made for the first base.
 """
 
 import logging
@@ -34,17 +34,17 @@ _EXCHANGED = (
 
 
 class Notice:
-    """Whether the layers of one network have said it."""
+    """A record whether the layers of one network have given the warning."""
 
     def __init__(self) -> None:
         self.given = False
 
 
 class BaseWatch:
-    """The squared row norms of the base that training began with. Says once, in a training step, that they changed.
+    """The squared row norms of the base at the start of training.
 
-    Those of a base in codes are kept as well, until one of its tensors is another or is written into: they take a
-    decoding of the weight.
+    In a training step it warns once if they changed. The norms of a base in codes are also kept until a tensor of the
+    base is replaced or written to, since they need a decoded weight.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class BaseWatch:
         self._decoded: tuple[Tensor, list[_Seen]] | None = None
 
     def decoded(self, base: nn.Module) -> Tensor | None:
-        """The squared row norms (out,) that `keep` was given, while the base is the same."""
+        """Return the squared row norms (out,) from `keep`, while the base is the same."""
         if self._decoded is None:
             return None
         squares, seen = self._decoded
@@ -63,19 +63,19 @@ class BaseWatch:
         return squares if is_same else None
 
     def keep(self, base: nn.Module, squares: Tensor) -> None:
-        """Takes the squared row norms for those of the codes that the base holds now."""
+        """Store the squared row norms for the codes that the base holds now."""
         self._decoded = (squares, [_Seen(weakref.ref(tensor), _state(tensor)) for tensor in _codes(base)])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return all but the norms of the tensors of this base."""
+        """Return the state without the norms for the tensors of this base."""
         return {**vars(self), "_decoded": None}
 
     def begin(self, base: nn.Module, squares: Tensor) -> None:
-        """Takes the base as the one that training begins with."""
+        """Take the base as that of the start of training."""
         self._squares, self._weight = squares, id(stored_weight(base))
 
     def check(self, base: nn.Module, squares: Tensor) -> None:
-        """Compares the base with the first one; a base that is itself trained may change."""
+        """Compare the base with the first one; a base that is itself trained may change."""
         weight = stored_weight(base)
         if self.notice.given or (weight is not None and weight.requires_grad):
             return
@@ -102,18 +102,18 @@ class _Seen(NamedTuple):
 
 
 def _codes(base: nn.Module) -> list[Tensor]:
-    """All tensors of a base but its bias, which the norm of a row knows nothing of."""
+    """Return all tensors of a base except its bias, which does not affect the row norms."""
     held = (*base.named_parameters(recurse=False), *base.named_buffers(recurse=False))
     return [tensor for name, tensor in held if name != "bias"]
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:
-    """Return marks that change with a cast, a move, and most writes; not with those of another library's kernel."""
+    """Return marks that change with a cast, a move, and most writes, but not with foreign kernels."""
     return tensor.dtype, tensor.device, 0 if tensor.is_inference() else tensor._version
 
 
 def share_notice(watches: Iterable[BaseWatch]) -> None:
-    """Makes these say it once between them."""
+    """Make these watches give the warning only once together."""
     notice = Notice()
     for watch in watches:
         watch.notice = notice
@@ -131,9 +131,9 @@ class Norms(NamedTuple):
 
 
 class DoRALayer(nn.Module):
-    """The magnitude, in the state dict `dora_layer.weight` of shape (out,), float32 whatever the base's dtype.
+    """The magnitude: `dora_layer.weight` (out,) in the state dict, float32 whatever the base's dtype.
 
-    `initialised` says whether it holds more than the ones that it is created with.
+    `initialised` says whether it holds more than its initial ones.
     """
 
     def __init__(self, out_features: int) -> None:
@@ -144,7 +144,7 @@ class DoRALayer(nn.Module):
         self.watch = BaseWatch()
 
     def initialise(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> None:
-        """Sets the magnitude to the norms that `gain` divides by, so that every gain is 1.
+        """Set the magnitude to the norms that `gain` divides by, so that every gain is 1.
 
         Raises ValueError while the base's weight is on the meta device.
         """
@@ -152,7 +152,10 @@ class DoRALayer(nn.Module):
 
     @torch.no_grad()
     def start(self, base: nn.Module, norms: Callable[[], Norms]) -> None:
-        """`initialise` for any change; `norms` are asked for once the base is known to have a weight."""
+        """Run `initialise` for any change.
+
+        `norms` are computed only once the base has a weight.
+        """
         if device_of(base).type == "meta":
             raise ValueError("DoRA needs the weights of the base, which are not loaded yet (device meta)")
         self.weight.copy_(norms().combined)
@@ -160,14 +163,14 @@ class DoRALayer(nn.Module):
         self.initialised = True
 
     def gain(self, base: nn.Module, up: Tensor, down: Tensor, scale: float, product: Product | None = None) -> Tensor:
-        """magnitude / norm (out,): what each output of W + scale · up @ down is multiplied by.
+        """Return magnitude / norm (out,), the factor for each output of W + scale · up @ down.
 
-        `product` spares a base in codes from being decoded each time.
+        With `product` a base in codes is not decoded each time.
         """
         return self.gain_of(base, self._norms(base, up, down, scale, product), up)
 
     def gain_of(self, base: nn.Module, norms: Norms, zero: Tensor) -> Tensor:
-        """`gain` for any change; `zero` is the factor that is zero before the first step."""
+        """Return `gain` for any change; `zero` is the factor that is zero before the first step."""
         squares, norm = norms
         if not is_traced():
             self._follow_base(norm, zero)
@@ -177,15 +180,15 @@ class DoRALayer(nn.Module):
         return gain
 
     def norm(self, base: nn.Module, up: Tensor, down: Tensor, scale: float) -> Tensor:
-        """The row norms (out,) of W + scale · up @ down, in float32 or better, without a gradient."""
+        """Return the row norms (out,) of W + scale · up @ down, in float32 or better, without a gradient."""
         return self._norms(base, up, down, scale).combined
 
     @torch.no_grad()
     def _norms(self, base: nn.Module, up: Tensor, down: Tensor, scale: float, product: Product | None = None) -> Norms:
-        """Those of W + scale · up @ down.
+        """Return the norms for W + scale · up @ down.
 
-        Both each time: trainers swap, cast and overwrite a weight in ways that leave no trace, and W has to be read
-        anyhow, for W @ downᵀ. A base in codes gives that product itself, and its squares are decoded once.
+        Both are computed each time: trainers swap, cast and overwrite a weight without a trace, and W is read anyway
+        for W @ downᵀ. A base in codes computes that product itself, and its squares are decoded once.
         """
         device = device_of(base)
         dtype = torch.promote_types(torch.float32, up.dtype)
@@ -207,7 +210,7 @@ class DoRALayer(nn.Module):
 
     @torch.no_grad()
     def _follow_base(self, norm: Tensor, zero: Tensor) -> None:
-        """Starts again from a base that was changed after `initialise` and before the first step.
+        """Start again from a base that changed after `initialise` and before the first step.
 
         Trainers cast the base to fp8 after `apply_to`. Training has to begin at the model as it then is.
         """

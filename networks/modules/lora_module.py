@@ -1,8 +1,6 @@
-"""LoRA on Linear layers and convolutions, RS-LoRA and DoRA included.
+"""LoRA on Linear layers and convolutions, including RS-LoRA and DoRA, and its initial factors.
 
 Sources: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rsLoRA), Liu et al. 2024 (DoRA).
-
-The pair of factor layers beside one base layer, and the values that they start from.
 """
 
 import math
@@ -36,7 +34,7 @@ _CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def linear_factors(in_features: int, out_features: int, rank: int) -> tuple[nn.Linear, nn.Linear]:
-    """down (rank, in) and up (out, rank)."""
+    """Return down (rank, in) and up (out, rank)."""
     down = nn.Linear(in_features, rank, bias=False, **_PLACE)
     up = nn.Linear(rank, out_features, bias=False, **_PLACE)
     start(down, up)
@@ -44,7 +42,7 @@ def linear_factors(in_features: int, out_features: int, rank: int) -> tuple[nn.L
 
 
 def conv_factors(base: Any, rank: int) -> tuple[nn.Module, nn.Module]:
-    """down (rank, in/groups, *kernel), which moves over the input as `base` does, and up (out, rank, 1…)."""
+    """Return down (rank, in/groups, *kernel), which moves over the input as `base`, and up (out, rank, 1…)."""
     convolution = _CONVOLUTIONS[len(base.kernel_size) - 1]
     down = convolution(
         base.in_channels // base.groups,
@@ -64,16 +62,20 @@ def conv_factors(base: Any, rank: int) -> tuple[nn.Module, nn.Module]:
 
 
 def start(down: Any, up: Any) -> None:
-    """Hu et al. 2021: `down` random, `up` zero, so that training begins at the base."""
+    """Set `down` to random values and `up` to zero, so that training begins at the base.
+
+    Source: Hu et al. 2021.
+    """
     nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
     nn.init.zeros_(up.weight)
 
 
 @torch.no_grad()
 def start_orthogonal(down: Any, up: Any) -> None:
-    """Both factors of a Linear random and up @ down zero: their rows and columns span halves of the rank.
+    """Set both factors of a Linear to random values with up @ down = 0.
 
-    Source: `orthogonal_init` of PEFT. Raises ValueError for an odd rank.
+    Their rows and columns span halves of the rank. Source: `orthogonal_init` of PEFT. Raises ValueError for an odd
+    rank.
     """
     rank, in_features = down.weight.shape
     if rank % 2:
@@ -93,16 +95,18 @@ class FactorPair(NamedTuple):
 
 
 class LoRAModule(AdapterModule):
-    """y = W x + b + multiplier · scale · up(down(x)); with DoRA each row scaled by magnitude / ‖V‖, the bias not.
+    """y = W x + b + multiplier · scale · up(down(x)).
+
+    With DoRA each row is scaled by magnitude / ‖V‖, but not the bias.
 
     State dict: `lora_down.weight` (rank, in, *kernel), `lora_up.weight` (out, rank, 1…), `alpha` (), and with DoRA
     `dora_layer.weight` (out,). With `split_dims` the output features fall into slices with factors of their own,
     `lora_down.{i}.weight` and `lora_up.{i}.weight`.
 
-    DoRA is for nn.Linear, and with `dora_conv` for convolutions, whose rows are their output channels; without
-    split_dims, dropout and rank_dropout. Elsewhere it stays off, and `dora_disabled_reason` says which of these it was.
+    DoRA is for nn.Linear, and with `dora_conv` for convolutions, which have output channels as rows. It excludes
+    split_dims, dropout and rank_dropout. Elsewhere it stays off, and `dora_disabled_reason` gives the reason.
 
-    With a `rank_mask` the timestep decides which ranks act: in training steps, and in evaluation mode where one is set.
+    With a `rank_mask` the timestep decides which ranks act: in training steps, and in evaluation mode if one is set.
     """
 
     options = frozenset(
@@ -175,7 +179,7 @@ class LoRAModule(AdapterModule):
         self.lora_up = nn.ModuleList(up for _, up in factors)
 
     def _start_factors(self, init_lora_weights: str) -> None:
-        """Sets the factors as the option says; they are kaiming already, and those of convolutions stay so."""
+        """Set the factors by the option; they are kaiming already, and convolutions stay so."""
         if init_lora_weights not in (KAIMING, ORTHOGONAL):
             raise ValueError(f"{self.lora_name}: init_lora_weights={init_lora_weights} is for a PissaModule")
         if init_lora_weights == ORTHOGONAL and not self._is_convolution:
@@ -216,7 +220,7 @@ class LoRAModule(AdapterModule):
         return [FactorPair(self.lora_down, self.lora_up)]
 
     def apply_to(self) -> None:
-        """Wraps the base's forward, and gives DoRA its magnitude unless one has been loaded."""
+        """Wrap the base's forward, and give DoRA its magnitude unless one was loaded."""
         if self.org_forward is not None:
             return
         base = self.org_module
@@ -226,7 +230,7 @@ class LoRAModule(AdapterModule):
         super().apply_to()
 
     def adapted(self, input: Tensor) -> Tensor:
-        """The output with the change in it: computed in the wider dtype, rounded once to the base's own."""
+        """Return the output with the change, computed in the wider dtype and rounded once to the base's."""
         base = self.org_module
         autocast = torch.is_autocast_enabled(input.device.type)
         if self._base_is_plain and not autocast:
@@ -272,21 +276,24 @@ class LoRAModule(AdapterModule):
 
     @property
     def _is_masked(self) -> bool:
-        """Whether the timestep decides which ranks act.
+        """True if the timestep decides which ranks act.
 
-        Not in the samples of a trainer, which show what other programs make of its files: all ranks act there.
+        In a trainer's samples all ranks act, since they show the result of other programs with its files.
         """
         if self.rank_mask is None:
             return False
         return is_training_step() if self.training else self.rank_mask.is_set
 
     def _change(self, input: Tensor, cast: bool) -> Tensor:
-        """The scaled change of the output, in the adapter's dtype."""
+        """Return the scaled change of the output, in the adapter's dtype."""
         changes = [up(self._hidden(input, down, cast)) for down, up in self.factors]
         return changes[0] if len(changes) == 1 else torch.cat(changes, dim=-1)
 
     def _hidden(self, input: Tensor, down: Any, cast: bool) -> Tensor:
-        """down(input) with its dropouts and the scale: the smallest tensor that the scale can be put into."""
+        """Return down(input) with its dropouts and the scale.
+
+        It is the smallest tensor that can take the scale.
+        """
         if cast and input.is_floating_point() and input.dtype != down.weight.dtype:
             input = input.to(down.weight.dtype)
         if self._groups == 1:
@@ -305,13 +312,13 @@ class LoRAModule(AdapterModule):
         return hidden * (self.scale * self.multiplier)
 
     def _gain(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The gain of this step; `dtype` is that of the input of a base that is no plain Linear."""
+        """Return the gain of this step; `dtype` is that of the input of a base that is no plain Linear."""
         down, up = self.factors[0]
         product = None if dtype is None or is_traced() else partial(self._base_product, dtype=dtype)
         return self.dora_layer.gain(self.org_module, up.weight, down.weight, self._inner_scale(), product)
 
     def _base_product(self, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """W @ rowsᵀ by the base's forward, that of other adapters around it left out."""
+        """Return W @ rowsᵀ by the base's forward, without other adapters around it."""
         forward = self.org_forward
         while isinstance(other := getattr(forward, "__self__", None), AdapterModule):
             forward = other.org_forward
@@ -323,7 +330,7 @@ class LoRAModule(AdapterModule):
         return self.scale * dora.inner_multiplier(self.multiplier, dora.INSIDE)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The up factors as "plus", the magnitude as "dora", the down factors as ""."""
+        """Return the up factors as "plus", the magnitude as "dora", and the down factors as ""."""
         groups = {"": list(self.lora_down.parameters()), "plus": list(self.lora_up.parameters())}
         if self.use_dora:
             groups["dora"] = list(self.dora_layer.parameters())
@@ -331,7 +338,7 @@ class LoRAModule(AdapterModule):
 
     @torch.no_grad()
     def change_norm(self) -> Tensor:
-        """‖scale · up @ down‖ over all slices; DoRA's magnitude is no part of it."""
+        """Return ‖scale · up @ down‖ over all slices, without DoRA's magnitude."""
         norms = [
             product_norm(*lora.matrices({"up": up.weight.float(), "down": down.weight.float()}), GRAM)
             for down, up in self.factors
@@ -341,7 +348,7 @@ class LoRAModule(AdapterModule):
 
     @torch.no_grad()
     def shrink(self, ratio: Tensor) -> None:
-        """Shares the ratio evenly between both factors."""
+        """Share the ratio evenly between both factors."""
         root = ratio.sqrt()
         for down, up in self.factors:
             down.weight.mul_(root)

@@ -1,9 +1,8 @@
-"""T-LoRA: the noisier the input, the fewer ranks act, so that the later ones learn from inputs of little noise alone.
+"""T-LoRA's rank masks, and the dropouts of an adapter other than torch's own.
 
-Source: Soboleva et al. 2025. At timestep t of T the first min_rank + ⌊((T - t) / T)^alpha · (rank - min_rank)⌋ ranks
-act. The trainer says what t is, before each forward.
-
-The dropouts of an adapter, beside torch's own on single activations.
+With T-LoRA fewer ranks act on noisier inputs, so the later ranks learn only from inputs with little noise. At timestep
+t of T the first min_rank + ⌊((T - t) / T)^alpha · (rank - min_rank)⌋ ranks act. The trainer sets t before each forward.
+Source: Soboleva et al. 2025.
 """
 
 import sys
@@ -19,7 +18,10 @@ _TOLERANCE = 1.01
 
 
 class RankMask:
-    """Which ranks act, for each sample of a batch: shared by the modules of a network, which add their `ranks`."""
+    """The mask of the active ranks for each sample of a batch.
+
+    The modules of a network share it and add their `ranks`.
+    """
 
     def __init__(self, min_rank: int, alpha: float) -> None:
         self.min_rank = min_rank
@@ -29,13 +31,13 @@ class RankMask:
 
     @property
     def is_set(self) -> bool:
-        """Whether timesteps have come."""
+        """True if timesteps are set."""
         return bool(self._masks)
 
     def set(self, timesteps: Tensor | Sequence[float] | float, max_timestep: float) -> None:
-        """Takes the timesteps of a batch, (samples,) or one for all, from 0 for no noise to `max_timestep`.
+        """Set the timesteps of a batch, (samples,) or one for all.
 
-        Raises ValueError for timesteps of another shape or beyond that.
+        They go from 0 for no noise to `max_timestep`. Raises ValueError for another shape or other numbers.
         """
         given = (
             timesteps if isinstance(timesteps, Tensor) else torch.tensor(timesteps, dtype=torch.float32, device="cpu")
@@ -53,14 +55,14 @@ class RankMask:
         self._masks = {rank: self._mask(shares, rank).to(given.device) for rank in self.ranks}
 
     def clear(self) -> None:
-        """Forgets the timesteps."""
+        """Forget the timesteps."""
         self._masks = {}
 
     def masked(self, hidden: Tensor, rank: int, rank_axis: int) -> Tensor:
-        """`hidden` with 0 for the ranks that do not act.
+        """Return `hidden` with 0 for the ranks that do not act.
 
         `rank_axis` is negative, and holds the `rank` ranks once or several times; the first axis holds the samples.
-        Raises RuntimeError where no timestep has come, and where they are those of other samples.
+        Raises RuntimeError if there are no timesteps, or those of other samples.
         """
         if not self._masks:
             raise RuntimeError(
@@ -81,7 +83,10 @@ class RankMask:
         return hidden * mask.repeat(1, hidden.shape[rank_axis] // rank).view(shape)
 
     def _mask(self, shares: Sequence[float], rank: int) -> Tensor:
-        """1 where a rank acts and 0 elsewhere, (samples, rank), or (1, rank) where that is one for all samples."""
+        """Return 1 for active ranks and 0 for the others, (samples, rank).
+
+        The shape is (1, rank) if all samples have the same mask.
+        """
         least = min(self.min_rank, rank)
         active = [int(share * (rank - least)) + least for share in shares]
         active = active[:1] if len(set(active)) == 1 else active
@@ -90,10 +95,10 @@ class RankMask:
 
 
 def is_training_step() -> bool:
-    """Whether the gradient of what is computed here is wanted, now or in a second forward.
+    """Return True if a gradient of this computation is needed, now or in a second forward.
 
-    Trainers sample without gradients while the adapter is in training mode. Reentrant checkpointing runs the first of
-    its two forwards without gradients as well, and has to draw there what it will draw in the second.
+    Trainers sample without gradients while the adapter is in training mode. Reentrant checkpointing also runs the first
+    of its two forwards without gradients, and has to draw there the same numbers as in the second.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.is_grad_enabled()
@@ -104,7 +109,10 @@ def is_training_step() -> bool:
 
 
 def _is_inside_differentiated_function(frame: FrameType | None) -> bool:
-    """Whether `frame` was called by the forward of an autograd.Function with an input that needs a gradient."""
+    """Return True if the forward of a differentiated autograd.Function called `frame`.
+
+    Such a Function has an input that needs a gradient.
+    """
     while frame is not None:
         if frame.f_code.co_varnames[:1] == ("ctx",):
             context = frame.f_locals.get("ctx")
@@ -115,15 +123,19 @@ def _is_inside_differentiated_function(frame: FrameType | None) -> bool:
 
 
 def draws_skip(probability: float) -> bool:
-    """Whether this call leaves the whole adapter out. torch's generator, so that checkpointing draws it again."""
+    """Return True if this call skips the whole adapter.
+
+    It uses torch's generator, so that checkpointing draws the same again.
+    """
     return bool(torch.rand((), dtype=torch.float32, device="cpu") < probability)
 
 
 def drop_ranks(hidden: Tensor, probability: float, rank_axis: int) -> Tensor:
-    """`hidden` with each rank of each sample zeroed with `probability`, the rest scaled by 1/(1 - probability).
+    """Return `hidden` with each rank of each sample zeroed with `probability`.
 
-    `rank_axis` is negative: -1 after a Linear, in front of the positions after a convolution. The mask is shared
-    over all positions. The first axis holds the samples, unless it is the rank axis itself.
+    The rest is scaled by 1/(1 - probability). `rank_axis` is negative: -1 after a Linear, in front of the positions
+    after a convolution. All positions share the mask. The first axis holds the samples, unless it is the rank axis
+    itself.
     """
     shape = [1] * hidden.dim()
     shape[0] = hidden.shape[0]

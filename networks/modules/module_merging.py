@@ -1,10 +1,6 @@
-"""A LoRA module that can also put its change into the base's weight, and take it out again.
+"""Modules for inference: they fold their change into the base's weight, and take it out again.
 
-LoHa and LoKr put into a weight: by modules for inference and merging, or one weight of a checkpoint at a time.
-
-What modules for inference add: the change put into the base's weight, and taken out again.
-
-One weight of a checkpoint at a time, for programs that merge while they load: `merge_weights_to_tensor`.
+For programs that merge while they load, `merge_weights_to_tensor` merges into one weight of a checkpoint at a time.
 """
 
 import logging
@@ -35,15 +31,16 @@ from .lora_module import LoRAModule
 
 
 class FoldableModule(AdapterModule):
-    """Goes in front of the class of a training module; `fold` is the algorithm's own."""
+    """The base class of modules for inference; it precedes a training class, and `fold` is the algorithm's."""
 
     _backup: Tensor | None = None
     _folded = False
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
-        """Folds `tensors`, with keys as in the state dict, into `rows` (out, in·kernel) in place, in their dtype.
+        """Fold `tensors`, with keys as in the state dict, into `rows` (out, in·kernel) in place.
 
-        Raises ValueError for tensors that are missing or change a weight of another shape.
+        It computes in the dtype of the rows. Raises ValueError for tensors that are missing or change a weight of
+        another shape.
         """
         raise NotImplementedError
 
@@ -56,13 +53,15 @@ class FoldableModule(AdapterModule):
         non_blocking: bool = False,
         safe_merge: bool = False,
     ) -> None:
-        """Folds the factors `sd` (keys as in this module's state dict) into the base's weight.
+        """Fold the factors `sd` (keys as in this module's state dict) into the base's weight.
 
-        Computed on `device` in float32 or better, rounded to `dtype` where one is given, and stored in the weight's
-        own dtype. A multiplier of 0 leaves the weight as it is. Afterwards the module is disabled, as its change is
-        in the weight. Raises ValueError for a `dtype` that is not floating, a weight that is sharded, no plain
-        float or computed from others, for a forward that does something else with it, a missing magnitude, factors of
-        another shape and, with `safe_merge`, for a result that is not finite.
+        The result is computed on `device` in float32 or better, rounded to `dtype` if given, and stored in the weight's
+        own dtype. A multiplier of 0 leaves the weight unchanged. Otherwise the module is disabled afterwards, since its
+        change is in the weight.
+
+        Raises ValueError for a `dtype` that is not floating, and for a weight that is sharded, no plain float or
+        computed from others. The same holds for a forward that uses the weight differently, a missing magnitude,
+        factors of another shape and, with `safe_merge`, a result that is not finite.
         """
         check_dtype(self.lora_name, dtype)
         if self.multiplier == 0:
@@ -109,12 +108,12 @@ class FoldableModule(AdapterModule):
 
     @property
     def is_sum(self) -> bool:
-        """Whether the merged weight is the base's and a delta that does not depend on it; not so with DoRA."""
+        """True if the merged weight is the base's plus a delta that does not depend on it; False with DoRA."""
         return not getattr(self, "use_dora", False)
 
     @torch.no_grad()
     def get_weight(self, multiplier: float | None = None) -> Tensor:
-        """Merged minus base at `multiplier` (the module's own where None), in float32 or better."""
+        """Return merged minus base at `multiplier` (None: the module's own), in float32 or better."""
         multiplier = self.multiplier if multiplier is None else multiplier
         base = self._base()
         # The delta itself, where there is one, and not a difference that has lost its digits to the base's.
@@ -129,19 +128,19 @@ class FoldableModule(AdapterModule):
         return true_weight(self.org_module, torch.promote_types(torch.float32, next(self.parameters()).dtype))
 
     def backup_weights(self) -> None:
-        """Keeps the base's weight as it is now, the first time only."""
+        """Keep the base's current weight, the first time only."""
         if self._backup is None:
             self._backup = self.org_module.weight.detach().clone()
 
     def pre_calculation(self) -> None:
-        """Folds the module's own factors into the base's weight; the forward is then the base's alone."""
+        """Fold the module's own factors into the base's weight; the forward is then only the base's."""
         if self.enabled:
             self.merge_to(self.state_dict())
             self._folded = not self.enabled
 
     @torch.no_grad()
     def restore_weights(self) -> None:
-        """Puts the kept weight back, bit for bit, and what `pre_calculation` folded back into the forward."""
+        """Restore the kept weight bit for bit, and the forward that `pre_calculation` disabled."""
         if self._backup is not None:
             self.org_module.weight.copy_(self._backup)
             self.enabled = self.enabled or self._folded
@@ -156,14 +155,14 @@ class LoRAInfModule(FoldableModule, LoRAModule):
 
     @torch.no_grad()
     def get_weight(self, multiplier: float | None = None) -> Tensor:
-        """As for every algorithm; a magnitude that was never set is a warning."""
+        """Return merged minus base; a magnitude that was never set causes a warning."""
         multiplier = self.multiplier if multiplier is None else multiplier
         if self.use_dora and multiplier != 0 and not self.dora_layer.initialised:
             logger.warning(f"{self.lora_name}: DoRA magnitude appears uninitialized; load the weights first")
         return super().get_weight(multiplier)
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
-        """Slice by slice; with DoRA the magnitude has to be among the tensors."""
+        """Fold slice by slice; with DoRA the tensors have to contain the magnitude."""
         check_magnitude(self, tensors)
         first = 0
         for factors in self._factors(tensors):
@@ -173,7 +172,7 @@ class LoRAInfModule(FoldableModule, LoRAModule):
             first = last
 
     def _factors(self, tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Those of each slice, by role."""
+        """Yield the factors of each slice, by role."""
         for part in [""] if not self.split_dims else [f".{number}" for number in range(len(self.split_dims))]:
             try:
                 yield {role: tensors[f"lora_{role}{part}.weight"] for role in ("up", "down")}
@@ -182,7 +181,7 @@ class LoRAInfModule(FoldableModule, LoRAModule):
 
 
 def check_magnitude(module: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where a module with DoRA has no magnitude among the tensors."""
+    """Raise ValueError if a module with DoRA has no magnitude among the tensors."""
     if module.use_dora and MAGNITUDE not in tensors:
         raise ValueError(f"{module.lora_name}.{MAGNITUDE} is missing: without the magnitude DoRA cannot be merged")
 
@@ -195,10 +194,10 @@ def change_of(
     rows: Tensor,
     rslora: bool = False,
 ) -> Change:
-    """The change of a weight `rows` (out, in·kernel), in their dtype, that `factors` by role make by the `formula`.
+    """Return the change of `rows` (out, in·kernel) by `factors`, in the dtype of the rows.
 
-    The `tensors` of the module called `name` have the alpha, and a magnitude that makes it DoRA's. Raises ValueError
-    where one of all these is none for the rows.
+    The `formula` takes the factors by role. The `tensors` of the module called `name` have the alpha, and possibly the
+    magnitude of DoRA. Raises ValueError if any of these does not match the rows.
     """
     shapes = {role: tuple(factor.shape) for role, factor in factors.items()}
     if wrong := formula.check(shapes):
@@ -229,12 +228,14 @@ def merge_into(
     multiplier: float,
     calc_device: torch.device | str,
 ) -> Tensor:
-    """The weight with the module called `lora_name` merged, in its own dtype; as it is where there is no such module.
+    """Return the weight with the module called `lora_name` merged, in its own dtype.
 
-    `module_class` has the reader and the prefix of its algorithm, `change(name, tensors, rows)` makes that of rows
-    (out, in·kernel). The keys that were used are removed from `lora_weight_keys`. Computed on
-    `calc_device` in float32 or better. Raises ValueError for a weight that is no plain float, for what is no factor of
-    the algorithm, and for factors that do not fit the weight.
+    Without such a module the weight stays unchanged. `module_class` has the reader and the prefix of its algorithm.
+    `change(name, tensors, rows)` returns the change of rows (out, in·kernel). The used keys are removed from
+    `lora_weight_keys`. It computes on `calc_device` in float32 or better.
+
+    Raises ValueError for a weight that is no plain float, for a tensor that is no factor of the algorithm, and for
+    factors that do not match the weight.
     """
     keys = [key for key in lora_sd if key.partition(".")[0] == lora_name and key in lora_weight_keys]
     if multiplier == 0 or not any(key.startswith(f"{lora_name}.{module_class.prefix}") for key in keys):
@@ -256,13 +257,13 @@ class FoldableDelta(FoldableModule, DeltaModule):
     """DeltaModule for inference and merging."""
 
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
-        """Adds the delta; with DoRA the magnitude has to be among the tensors."""
+        """Add the delta; with DoRA the tensors have to contain the magnitude."""
         check_magnitude(self, tensors)
         _change(self, self.lora_name, tensors, rows).fold(rows, 0, multiplier)
 
 
 def merging(module_class: type[DeltaModule]) -> Callable[..., Tensor]:
-    """The `merge_weights_to_tensor` of an algorithm."""
+    """Return the `merge_weights_to_tensor` of an algorithm."""
     return partial(merge_into, module_class, partial(_change, module_class))
 
 

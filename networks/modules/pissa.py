@@ -1,13 +1,13 @@
 """PiSSA: training starts from the largest singular components of the base, and changes them.
 
-Source: Meng et al. 2024, W = residual + scale · up₀ @ down₀, with up and down trained from up₀ and down₀ on. The
-paper puts the residual in the place of W. Here W stays as it is, and what training has changed is added to it:
+Source: Meng et al. 2024, W = residual + scale · up₀ @ down₀, with up and down trained from up₀ and down₀ on. The paper
+replaces W by the residual. Here W stays unchanged, and the trained difference is added to it:
 
     up @ down - up₀ @ down₀ = (up - up₀) @ down + up₀ @ (down - down₀)
 
-which is the same function, and a LoRA of twice the rank. So the change is exactly zero at the first step, a multiplier
-of 0 is the base and not the residual, nothing of the base is rounded, and what is saved needs no other base than W.
-Both terms are as small as the change, so that half precision rounds the change and not the components.
+This is the same function, and a LoRA of twice the rank. So the change is exactly zero at the first step, and a
+multiplier of 0 is the base and not the residual. Nothing of the base is rounded, and a saved file needs no base but W.
+Both terms are as small as the change, so half precision rounds the change and not the components.
 """
 
 import math
@@ -43,7 +43,7 @@ class PissaModule(LoRAModule):
 
     State dict: that of a LoRAModule, and the buffers `initial_down` (rank, in) and `initial_up` (out, rank). Until
     `apply_to` or a state dict has set them all, the change is zero. Dropouts act on the 2·rank activations of the
-    change, so that they add no noise to the base.
+    change, so they add no noise to the base.
     """
 
     lora_down: nn.Linear
@@ -81,7 +81,7 @@ class PissaModule(LoRAModule):
 
     @torch.no_grad()
     def apply_to(self) -> None:
-        """Wraps the base's forward, and takes the factors from its weight unless they have been loaded."""
+        """Wrap the base's forward, and take the factors from its weight unless they were loaded."""
         if self.org_forward is None and not self.initialised:
             if device_of(self.org_module).type == "meta":
                 raise ValueError(f"{self.lora_name}: {_OPTION} needs the base's weights, which are not loaded yet")
@@ -106,17 +106,17 @@ class PissaModule(LoRAModule):
         return [FactorPair(_Linear(joint_down), _Linear(joint_up))]
 
     def change_norm(self) -> Tensor:
-        """Refused: the change is a difference, which no factor of the trained product makes smaller."""
+        """Raise ValueError: shrinking the trained factors does not shrink the change, a difference."""
         raise ValueError(NO_NORM)
 
     def file_tensors(self) -> dict[str, Tensor]:
-        """A plain LoRA of twice the rank, on the untouched base."""
+        """Return a plain LoRA of twice the rank, on the untouched base."""
         down, up = self.factors[0]
         alpha = self.alpha * alpha_growth(2, self.use_rslora)
         return {"alpha": alpha, "lora_down.weight": down.weight, "lora_up.weight": up.weight}
 
     def from_file(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of what `file_tensors` made."""
+        """Return the state dict for the result of `file_tensors`."""
         down, down_change = tensors["lora_down.weight"].float().chunk(2)
         up_change, initial_up = tensors["lora_up.weight"].float().chunk(2, dim=1)
         return {

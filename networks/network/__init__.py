@@ -1,1 +1,1 @@
-"""From a trainer's arguments to a network."""
+"""The construction of a network from a trainer's arguments."""

@@ -1,7 +1,7 @@
-"""The functions of a network module, from what is known of an architecture: `lora_wan` and the others are their names.
+"""The functions of a network module for an architecture; `lora_wan` and the others publish them.
 
-An algorithm that serves every architecture, `loha`, `lokr` and `oft`, gets the architecture from the option
-`architecture`, or finds it by the classes and layers of the model.
+The algorithms `loha`, `lokr` and `oft` serve every architecture. They get it from the option `architecture`, or find it
+by the classes and layers of the model.
 """
 
 import logging
@@ -36,7 +36,7 @@ _CONV_1X1, _TRAIN_T5 = "conv_dim_1x1", "train_t5xxl"
 
 
 class TrainedAlgorithm(NamedTuple):
-    """What a network module trains with: the classes of its modules, and its own options.
+    """The algorithm of a network module: the classes of its modules, and its own options.
 
     `has_scale` says whether alpha is a scale of its change.
     """
@@ -48,7 +48,7 @@ class TrainedAlgorithm(NamedTuple):
     has_scale: bool = True
 
     def keywords(self, options: NetworkArguments) -> dict[str, Any]:
-        """The values of the algorithm's own options, which its modules are made with."""
+        """Return the values of the algorithm's own options, as arguments of its modules."""
         return {name: options.extra[name] for name in self.options}
 
 
@@ -56,7 +56,7 @@ LORA = TrainedAlgorithm("LoRA", LoRAModule, LoRAInfModule)
 
 
 class CreateNetwork(Protocol):
-    """`create_arch_network`, and `create_network`, which trainers call where there is no other."""
+    """The type of `create_arch_network` and of `create_network`, the name that other trainers call."""
 
     def __call__(
         self,
@@ -69,11 +69,11 @@ class CreateNetwork(Protocol):
         neuron_dropout: float | None = None,
         **kwargs: Any,
     ) -> LoRANetwork:
-        """A new network; `kwargs` are network_args, see `networks.network_args`."""
+        """Create a network; `kwargs` are network_args, see `networks.network_args`."""
 
 
 class CreateNetworkFromWeights(Protocol):
-    """`create_arch_network_from_weights`."""
+    """The type of `create_arch_network_from_weights`."""
 
     def __call__(
         self,
@@ -84,11 +84,11 @@ class CreateNetworkFromWeights(Protocol):
         for_inference: bool = False,
         **kwargs: Any,
     ) -> LoRANetwork:
-        """The network that `weights_sd` belongs to, which it does not load."""
+        """Create the network that `weights_sd` belongs to, without loading them."""
 
 
 class CreateNetworkFromFile(Protocol):
-    """`create_network_from_weights`, as sd-scripts and LyCORIS have it."""
+    """The type of `create_network_from_weights` in sd-scripts and LyCORIS."""
 
     def __call__(
         self,
@@ -101,11 +101,11 @@ class CreateNetworkFromFile(Protocol):
         for_inference: bool = False,
         **kwargs: Any,
     ) -> tuple[LoRANetwork, Mapping[str, Tensor]]:
-        """The network of a file, and its weights; `weights_sd` goes before `file`."""
+        """Return the network of a file, and its weights; `weights_sd` takes precedence over `file`."""
 
 
 class Functions(NamedTuple):
-    """What a trainer or a generator calls in a network module."""
+    """The functions that a trainer or a generator calls in a network module."""
 
     create_arch_network: CreateNetwork
     create_arch_network_from_weights: CreateNetworkFromWeights
@@ -114,7 +114,10 @@ class Functions(NamedTuple):
 
 
 def functions_of(module: str, architecture: Architecture | None, algorithm: TrainedAlgorithm = LORA) -> Functions:
-    """The functions of the network module called `module`; without an `architecture` they find it themselves."""
+    """Return the functions of the network module called `module`.
+
+    Without an `architecture` they find it themselves.
+    """
 
     def create_arch_network(
         multiplier: float,
@@ -126,7 +129,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
         neuron_dropout: float | None = None,
         **kwargs: Any,
     ) -> LoRANetwork:
-        """A new network; `kwargs` are network_args, see `networks.network_args`."""
+        """Create a network; `kwargs` are network_args, see `networks.network_args`."""
         unet = check_model(unet)
         family = architecture or _pop_architecture(kwargs, unet)
         training = training_of(family)
@@ -169,9 +172,9 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
         for_inference: bool = False,
         **kwargs: Any,
     ) -> LoRANetwork:
-        """The network that `weights_sd` belongs to, which it does not load.
+        """Create the network that `weights_sd` belongs to, without loading them.
 
-        See `creation.create_network_from_weights`, whose options `kwargs` are.
+        `kwargs` are the options of `creation.create_network_from_weights`.
         """
         if unet is None:
             raise ValueError("unet is None; pass the model that the weights are for")
@@ -216,9 +219,9 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
         for_inference: bool = False,
         **kwargs: Any,
     ) -> tuple[LoRANetwork, Mapping[str, Tensor]]:
-        """The network of a file, and its weights, as sd-scripts and LyCORIS call it; `weights_sd` goes before `file`.
+        """Return the network of a file, and its weights, as in sd-scripts and LyCORIS.
 
-        What the metadata of the file says counts as well.
+        `weights_sd` takes precedence over `file`. The metadata of the file count as well.
         """
         if weights_sd is None:
             if file is None:
@@ -230,7 +233,10 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
         return network, weights_sd
 
     def prepare_network(network: LoRANetwork, args: Any) -> None:
-        """The network's method of this name, which trainers call only where they find the name in a network module."""
+        """Call the network's method of this name.
+
+        Trainers call it only if a network module has it.
+        """
         network.prepare_network(args)
 
     made = (create_arch_network, create_arch_network_from_weights, create_network_from_file, prepare_network)
@@ -240,7 +246,7 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
 
 
 def _own_options(architecture: Architecture) -> dict[str, NetworkOption]:
-    """The options of an architecture: those for its layers, its switches, and that of its text encoders."""
+    """Return the options of an architecture: for its layers, its switches, and its text encoders."""
     training = training_of(architecture)
     own = layer_options.options_of(architecture)
     own |= {switch.name: NetworkOption(read_bool, switch.default) for switch in training.switches}
@@ -251,7 +257,7 @@ def _own_options(architecture: Architecture) -> dict[str, NetworkOption]:
 def _encoders(
     training: Training, text_encoders: Any, switches: Mapping[str, Any] | None = None
 ) -> list[EncoderTargets]:
-    """The text encoders that are adapted, of those that a trainer passes; without `switches` all that can be."""
+    """Return those of a trainer's text encoders to adapt; without `switches` all that can be."""
     return [
         EncoderTargets(known.prefix, model, known.classes)
         for known, model in zip(training.text_encoders, listed_encoders(text_encoders), strict=False)
@@ -260,20 +266,23 @@ def _encoders(
 
 
 def _blocks(training: Training, unet: nn.Module, options: NetworkArguments) -> tuple[str, ...] | None:
-    """The class names of the blocks that are adapted; None for the whole model."""
+    """Return the class names of the blocks to adapt, or None for the whole model."""
     blocks = blocks_of(training, getattr(unet, training.task_attribute or "", None))
     return (*blocks, *training.conv_classes) if blocks is not None and trains_convolutions(options) else blocks
 
 
 def _excluded_in_conv_blocks(training: Training, unet: nn.Module, options: NetworkArguments) -> list[str]:
-    """A pattern for each layer without a kernel in blocks of convolutions, where `conv_dim_1x1` is False."""
+    """Return a pattern for each layer without a kernel in blocks of convolutions, for conv_dim_1x1=False."""
     if not trains_convolutions(options) or options.extra.get(_CONV_1X1, True):
         return []
     return [re.escape(path) for path, leaf in named_leaves(unet, training.conv_classes) if not has_kernel(leaf)]
 
 
 def target_classes(architecture: Architecture) -> list[str] | None:
-    """The class names that other programs import as `*_TARGET_REPLACE_MODULES`; None stands for the whole model."""
+    """Return the class names of `*_TARGET_REPLACE_MODULES`, or None for the whole model.
+
+    Other programs import them.
+    """
     classes = training_of(architecture).classes
     return None if classes is None else list(classes)
 
@@ -292,9 +301,9 @@ def parse_options(
     neuron_dropout: float | None = None,
     switches: Mapping[str, NetworkOption] | None = None,
 ) -> NetworkArguments:
-    """The options of an algorithm, from network_args; `switches` are those of an architecture.
+    """Return the options of an algorithm, from network_args; `switches` are those of an architecture.
 
-    Where the algorithm has no scale, the options of one are left out, and a line in the log names those that are given.
+    If the algorithm has no scale, its options are left out, and a line in the log names the given ones.
     """
     options = parse(kwargs, neuron_dropout, extra={**(switches or {}), **algorithm.options})
     if algorithm.has_scale:
@@ -309,7 +318,7 @@ def parse_options(
 
 
 def _with_chosen_excludes(training: Training, options: NetworkArguments) -> NetworkArguments:
-    """The options with the excludes of switches that the user has set as excludes of the user's own."""
+    """Return the options with the excludes of switches that the user set as the user's excludes."""
     chosen = [pattern for switch, pattern in _excluding(training, options) if switch.name in options.given]
     return replace(options, exclude_patterns=(*options.exclude_patterns, *chosen))
 
@@ -320,7 +329,7 @@ def _excludes(training: Training, options: NetworkArguments) -> list[str]:
 
 
 def _excluding(training: Training, options: NetworkArguments) -> list[tuple[Switch, str]]:
-    """Each switch that excludes layers, with each of its patterns."""
+    """Return each switch that excludes layers, with each of its patterns."""
     return [
         (switch, pattern)
         for switch in training.switches
@@ -330,12 +339,12 @@ def _excluding(training: Training, options: NetworkArguments) -> list[tuple[Swit
 
 
 def _switches(training: Training) -> dict[str, str]:
-    """The switches as they take layers in, by the pattern that they exclude them with."""
+    """Return the values of switches that include layers, by the pattern that excludes these."""
     return {
         pattern: f"{switch.name}={not switch.excluding}" for switch in training.switches for pattern in switch.excludes
     }
 
 
 def file_names(architecture: Architecture, unet: nn.Module) -> FileNames:
-    """The names that the files of a model of this family have."""
+    """Return the names in the files of a model of this family."""
     return FileNames(architecture, [path for path, _ in named_leaves(unet)], PREFIX)

@@ -1,4 +1,4 @@
-"""From the layers that are adapted to the modules that adapt them."""
+"""The construction of adapter modules for the chosen layers."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ _SMALL_MODEL_RANK = 1024
 
 
 def refuse_options(module_class: Any, options: NetworkArguments) -> None:
-    """Raises ValueError for an option of LoRA that is not one of `module_class.options`.
+    """Raise ValueError for an option of LoRA that is not one of `module_class.options`.
 
-    A class that says nothing of them gets all of them.
+    A class without `options` gets all of them.
     """
     foreign = LoRAModule.options - getattr(module_class, "options", LoRAModule.options)
     for name in sorted(foreign):
@@ -36,7 +36,10 @@ def refuse_options(module_class: Any, options: NetworkArguments) -> None:
 
 
 def check_model(unet: nn.Module | None) -> nn.Module:
-    """The model; raises ValueError where there is none, and for any other object than a model."""
+    """Return the model.
+
+    Raises ValueError if there is none, and for an object that is no model.
+    """
     if unet is None:
         raise ValueError("unet is None; pass the model to adapt")
     if not isinstance(unet, nn.Module):
@@ -48,22 +51,23 @@ def check_model(unet: nn.Module | None) -> nn.Module:
 
 
 def listed_encoders(text_encoders: Any) -> Sequence[Any]:
-    """The text encoders that a trainer passes, one or several, as a list."""
+    """Return the text encoders of a trainer, one or several, as a list."""
     return text_encoders if isinstance(text_encoders, list | tuple) else [text_encoders]
 
 
 def check_sizes(network_dim: Any, network_alpha: Any) -> None:
-    """Raises ValueError for a rank and an alpha of the trainer that no layer can be adapted with."""
+    """Raise ValueError for a trainer's rank or alpha that no layer can have."""
     read_rank("network_dim", network_dim)
     if network_alpha is not None:
         read_alpha("network_alpha", network_alpha)
 
 
 def refuse_ranks(module_class: Any, targets: Sequence[TargetLayer]) -> None:
-    """Raises ValueError for an option whose rank is beyond what all of the layers hold that it is for.
+    """Raise ValueError for an option with a rank that none of its layers can hold.
 
-    A rank above the smaller side of a weight adds nothing but memory; it is common where a network of one rank has a
-    few small layers. A class whose rank is no size of its factors may have any: the largest is how LoKr's are whole.
+    A rank above the smaller side of a weight adds nothing but memory; it is common in networks of one rank with a few
+    small layers. A class with a rank that is no size of its factors may have any rank: the largest makes LoKr's factors
+    whole.
     """
     if not getattr(module_class, "rank_is_a_size", False):
         return
@@ -77,9 +81,9 @@ def refuse_ranks(module_class: Any, targets: Sequence[TargetLayer]) -> None:
 
 
 def choose_class(module_class: Any, init_lora_weights: str) -> Any:
-    """The class of modules that starts its factors in the asked way.
+    """Return the class of modules that starts its factors in the requested way.
 
-    Raises TypeError for what cannot be called, and ValueError where the class knows no other start than its own.
+    Raises TypeError for an object that cannot be called, and ValueError for a class that only has its own start.
     """
     if not callable(module_class):
         raise TypeError(f"module_class is {module_class!r}, but a class of adapter modules was expected")
@@ -103,11 +107,11 @@ def create_modules(
     init_lora_weights: str,
     keywords: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The modules of the layers `chosen` by name; `keywords` are what all of them are made with,
-    where a target does not have its own.
+    """Return the modules of the layers `chosen`, by name.
 
-    A layer that has fewer singular components than its rank gets as many as it has where the start needs them. Raises
-    ValueError for two layers of one name, and for a rank that the start cannot be made with.
+    `keywords` are arguments of all modules, unless a target has its own. If the start needs it, a layer with fewer
+    singular components than its rank gets that many. Raises ValueError for two layers of one name, and for a rank that
+    the start does not support.
     """
     if module_class is PissaModule:
         chosen = _with_ranks_that_fit(chosen)
@@ -138,7 +142,7 @@ def _with_ranks_that_fit(chosen: Sequence[TargetLayer]) -> list[TargetLayer]:
 
 
 def _matrix_shape(layer: Any) -> tuple[int, ...]:
-    """The sides that bound the rank."""
+    """Return the sides that bound the rank."""
     out_features, *columns = weight_shape(layer)
     return out_features, prod(columns)
 

@@ -1,4 +1,7 @@
-"""From options, or from weights, to a network: what the network modules of all architectures call."""
+"""The creation of a network from options or from weights.
+
+The network modules of all architectures call it.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -55,13 +58,13 @@ def create_network(
     encoders: Sequence[EncoderTargets] = (),
     **kwargs: Any,
 ) -> LoRANetwork:
-    """A new network over the blocks of `target_replace_modules` (None: over the whole model).
+    """Create a network over the blocks of `target_replace_modules` (None: the whole model).
 
-    `kwargs` are network_args; an architecture with options of its own parses them itself and passes `arguments`. A
-    rank of None is 4, an alpha of None or 0 gives scale 1. `module_class` makes the modules, called as LoRAModule is,
+    `kwargs` are network_args; an architecture with options of its own parses them itself and passes `arguments`. A rank
+    of None is 4, and an alpha of None or 0 gives scale 1. `module_class` makes the modules, called as LoRAModule is,
     and `module_kwargs` are further keywords for it. `target_paths` are regular expressions of further blocks, by their
-    dotted paths, and `encoders` are the text encoders that are adapted too. Raises ValueError for an option that cannot
-    be used, and RuntimeError where the model has no block.
+    dotted paths. `encoders` are the text encoders to adapt. Raises ValueError for an unusable option, and RuntimeError
+    if the model has no block.
     """
     summary.announce()
     if isinstance(arguments, str):
@@ -101,15 +104,15 @@ def create_network_from_weights(
     layers: Mapping[str, LayerValues] | None = None,
     **kwargs: Any,
 ) -> LoRANetwork:
-    """The network that `weights_sd` belongs to, which it does not load.
+    """Create the network that `weights_sd` belongs to, without loading them.
 
-    Its modules are the layers that the keys name, anywhere in the model; `target_replace_modules` is not needed.
-    Rank, alpha and slices come from the tensors, the scale rule and DoRA from the flags, the `metadata` of the file
-    or, for the scale rule of weights without either, from `use_rslora` in `kwargs` (network_args, as for a new
-    network). Weights of `save_format=standard` have alphas of alpha/rank and whole layers: `use_rslora` with the
-    metadata, and the options of slices, make the network of the same function that wrote them. Raises
-    ValueError for a key that cannot be used, for a module without a layer, and where the weights contradict themselves
-    or `kwargs`.
+    Its modules are the layers that the keys name, anywhere in the model; `target_replace_modules` is not needed. Rank,
+    alpha and slices come from the tensors. The scale rule and DoRA come from the flags or the file's `metadata`. If
+    neither has a scale rule, `use_rslora` in `kwargs` decides (network_args, as for a new network).
+
+    Weights of `save_format=standard` have alphas of alpha/rank and whole layers. Given their metadata, `use_rslora` and
+    the options of slices make a network of the same function as the one that wrote them. Raises ValueError for an
+    unusable key, for a module without a layer, and if the weights contradict themselves or `kwargs`.
     """
     summary.announce()
     if unet is None:
@@ -163,9 +166,10 @@ def create_network_from_weights(
 
 
 def _keywords(module: reading.ModuleWeights, dora_by_module: bool) -> Mapping[str, Any]:
-    """What else a module is made with: slices have no magnitude, in one pair of factors as little as apart.
+    """Return the further arguments of a module.
 
-    `dora_by_module` says that the tensors do not tell which modules are of convolutions, and so may have none.
+    Slices have no magnitude, whether their factors are one pair or several. `dora_by_module` says that the tensors do
+    not show which modules are convolutions and may lack a magnitude.
     """
     if dora_by_module:
         return {**module.keywords, "use_dora": module.has_magnitude, "dora_conv": True}

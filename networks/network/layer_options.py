@@ -1,7 +1,7 @@
 """sd-scripts' options for layers: by block, by kind, and by expressions for their names.
 
-Which option is about which layers is in `lora_inspect.reading.scale.requested_rank.NETWORKS`, as files are read by it
-too.
+The table of options by layers is `lora_inspect.reading.scale.requested_rank.NETWORKS`, since the reading of files uses
+it too.
 """
 
 import logging
@@ -70,7 +70,7 @@ CHOICES: Mapping[str, BlockChoice] = {
 
 
 def options_of(architecture: Architecture) -> dict[str, NetworkOption]:
-    """Return the options by name that the network module of the family has in addition to those of every module."""
+    """Return the options by name that only the family's network module has."""
     own = {_REG_DIMS: NetworkOption(read_reg_dims, {}), _REG_LRS: NetworkOption(read_reg_lrs, {})}
     if blocks := UNETS.get(architecture.name):
         return {**own, **unet_blocks.options_of(blocks)}
@@ -96,8 +96,8 @@ def values_of(
 ) -> dict[str, LayerValues]:
     """Return the values of each layer of the model and of the text encoders that has any, by dotted path.
 
-    `classes` are those of the blocks that are adapted; layers outside of them come last, in the order in which
-    sd-scripts makes them. A warning names options that find no layer.
+    `classes` are those of the adapted blocks. Layers outside these come last, in the order in which sd-scripts makes
+    them. A warning names options that find no layer.
     """
     inside = dict(named_leaves(model, classes))
     names = {path: module_name(PREFIX, path) for path in inside}
@@ -158,7 +158,7 @@ def _outside_of_blocks(
 
 
 def _typed(choice: BlockChoice, path: str, leaf: nn.Module, options: NetworkArguments) -> LayerValues | None:
-    """Return the rank of the first option that is given for layers of this kind; None where none is."""
+    """Return the rank of the first given option for layers of this kind, or None."""
     name = module_name(PREFIX, path)
     for option, words in choice.ranks.typed:
         rank = options.extra[option]

@@ -1,4 +1,4 @@
-"""The network: the modules of one model, and the calls that trainers and generators make."""
+"""The network: the modules of one model, and the calls of trainers and generators."""
 
 import logging
 import re
@@ -28,18 +28,18 @@ logger = logging.getLogger(__name__)
 
 
 class LoRANetwork(NetworkWeights):
-    """The adapters of one model, and of its text encoders where `encoders` has them.
+    """The adapters of one model, and of its text encoders if `encoders` has them.
 
-    The layers are those that the patterns let through inside blocks of the classes `target_replace_modules` (None:
-    of the whole model), or those that `forms` has by module name, wherever in the model they are; `modules_dim` and
-    `modules_alpha` are the same of modules that are whole. Default patterns are the architecture's own, and
-    `target_paths` are regular expressions of blocks beside those of the classes.
+    Without `forms`, the patterns select layers inside blocks of the classes `target_replace_modules` (None: the whole
+    model). Otherwise `forms` has the layers by module name, anywhere in the model. `modules_dim` and `modules_alpha`
+    are such forms for modules without slices. Default patterns are the architecture's own, and `target_paths` are
+    regular expressions of further blocks.
 
-    `options` are all that is said in `network_args.NetworkArguments`. Without them they are made of the keywords that
-    musubi-tuner has for them, of which `conv_lora_dim` is `conv_dim`, and of `network_args`.
+    `options` are all options in `network_args.NetworkArguments`. By default they are made of `network_args` and the
+    keywords of musubi-tuner; its `conv_lora_dim` is `conv_dim`.
 
-    The flags `use_rslora_flag` and `use_dora_flag` are buffers where at least one of them is true. A state dict
-    without them loads all the same.
+    The flags `use_rslora_flag` and `use_dora_flag` are buffers if at least one of them is true. A state dict without
+    them can be loaded too.
     """
 
     # sd-scripts asks this where the model has a T5 encoder.
@@ -195,10 +195,10 @@ class LoRANetwork(NetworkWeights):
         summary.log_idle(self.unet_loras, selection, options)
 
     def prepare_network(self, args: Any) -> None:
-        """Called by trainers before `apply_to`, with their own options, of which two have to fit.
+        """Check a trainer's own options before `apply_to`.
 
-        Raises ValueError for `scale_weight_norms` with PiSSA and for several rates with an optimiser that takes one,
-        which are else found out at the first step.
+        Raises ValueError for `scale_weight_norms` with PiSSA, and for several rates with an optimiser that takes one.
+        Otherwise the first step would find these errors.
         """
         if self._is_pissa and getattr(args, "scale_weight_norms", None):
             raise ValueError(NO_NORM)
@@ -211,20 +211,21 @@ class LoRANetwork(NetworkWeights):
         summary.check_optimizer(optimizer, [(part.modules, part.rates) for part in parts], self.loraplus_lr_ratio)
 
     def set_multiplier(self, multiplier: float) -> None:
-        """The multiplier of every module; at 0 the model is the base, bit for bit."""
+        """Set the multiplier of every module; at 0 the model is the base, bit for bit."""
         self.multiplier = multiplier
         for lora in self.loras:
             lora.multiplier = multiplier
 
     def set_enabled(self, is_enabled: bool) -> None:
-        """Switches every module on or off; off, the model is the base, bit for bit."""
+        """Switch every module on or off; off, the model is the base, bit for bit."""
         for lora in self.loras:
             lora.enabled = is_enabled
 
     def apply_to(self, text_encoders: Any, unet: Any, apply_text_encoder: bool = True, apply_unet: bool = True) -> None:
-        """Puts every module into its base layer's forward. Raises RuntimeError where there is none to train.
+        """Put every module into its base layer's forward.
 
-        Modules of a part that is not applied are taken out of the network.
+        Raises RuntimeError if there is none to train. Modules of a part that is not applied are taken out of the
+        network.
         """
         if not apply_unet:
             self._take_out(self.unet_loras)
@@ -251,15 +252,15 @@ class LoRANetwork(NetworkWeights):
         return {lora.lora_name for lora in loras}
 
     def check_reach(self) -> None:
-        """Raises RuntimeError, with the classes that were looked for, where the model has none of their layers."""
+        """Raise RuntimeError, with the classes that were looked for, if the model has none of their layers."""
         if not self._reaches_a_layer:
             raise RuntimeError(f"No LoRA modules found: {self._nothing}")
 
     def remove(self) -> None:
-        """Takes every module out of its base layer's forward, which is then as before `apply_to`.
+        """Take every module out of its base layer's forward, which is then as before `apply_to`.
 
-        Raises RuntimeError, and takes none out, where something has been put around a layer's forward since: another
-        network, or a hook. `apply_to` puts the modules back.
+        Raises RuntimeError, and takes none out, if another network or a hook has wrapped a layer's forward since.
+        `apply_to` puts the modules back.
         """
         for lora in self.loras:
             lora.check_removable()
@@ -268,9 +269,9 @@ class LoRANetwork(NetworkWeights):
         self.fast_paths.open()
 
     def set_loraplus_lr_ratio(self, loraplus_lr_ratio: float | None) -> None:
-        """The learning rate of the up factors as a multiple of the others'; None for the same.
+        """Set the learning rate of the up factors as a multiple of the others'; None for the same.
 
-        Raises ValueError for a ratio where the algorithm has no such factors.
+        Raises ValueError for a ratio if the algorithm has no such factors.
         """
         construction.refuse_options(self.module_class, NetworkArguments(loraplus_lr_ratio=loraplus_lr_ratio))
         self.loraplus_lr_ratio = loraplus_lr_ratio
@@ -278,10 +279,10 @@ class LoRANetwork(NetworkWeights):
     def prepare_optimizer_params(
         self, unet_lr: float | None = 1e-4, *, text_encoder_lr: Any = None, **kwargs: Any
     ) -> tuple[list[dict[str, Any]], list[str]]:
-        """(parameter groups, their descriptions), of equal length; makes every parameter trainable that has a rate.
+        """Return (parameter groups, descriptions), and make every parameter with a rate trainable.
 
-        `text_encoder_lr` is one rate for all text encoders, or a list of their rates, the last of which counts for the
-        rest; None or an empty list stands for `unet_lr`.
+        Both lists have the same length. `text_encoder_lr` is one rate for all text encoders, or a list of their rates;
+        its last one counts for the rest. None or an empty list stands for `unet_lr`.
         """
         self.is_grouped = True
         parts = self._parts(unet_lr, unet_lr if text_encoder_lr in (None, []) else text_encoder_lr)
@@ -298,14 +299,14 @@ class LoRANetwork(NetworkWeights):
     def prepare_optimizer_params_with_multiple_te_lrs(
         self, text_encoder_lr: Any, unet_lr: float | None, default_lr: float | None
     ) -> tuple[list[dict[str, Any]], list[str]]:
-        """The same, as sd-scripts calls it."""
+        """Return the same, for the call of sd-scripts."""
         rate = default_lr if unet_lr is None else unet_lr
         return self.prepare_optimizer_params(
             rate, text_encoder_lr=default_lr if text_encoder_lr in (None, []) else text_encoder_lr
         )
 
     def _parts(self, unet_lr: float | None, text_encoder_lr: Any, trains_encoders: bool = True) -> list["_Part"]:
-        """The modules of each text encoder and of the model, with their learning rates."""
+        """Return the modules of each text encoder and of the model, with their learning rates."""
         encoders = self._encoders if trains_encoders else []
         given = list(text_encoder_lr) if isinstance(text_encoder_lr, list | tuple) else [text_encoder_lr]
         rates = [given[min(at, len(given) - 1)] for at in range(len(encoders))]
@@ -320,10 +321,10 @@ class LoRANetwork(NetworkWeights):
         return Rates(trainer_s, self.lr_pattern, self._paths, self._layers)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Nothing to do: the factors keep only the small hidden activations."""
+        """Do nothing: the factors keep only the small hidden activations."""
 
     def prepare_grad_etc(self, *args: Any) -> None:
-        """Makes every parameter trainable, but for those that `prepare_optimizer_params` has left out.
+        """Make every parameter trainable, except the ones left out by `prepare_optimizer_params`.
 
         Nothing would reset their gradients, which clipping counts. The models that trainers pass are not touched.
         """
@@ -332,51 +333,51 @@ class LoRANetwork(NetworkWeights):
             lora.requires_grad_(False)
 
     def on_epoch_start(self, *args: Any) -> None:
-        """Training mode."""
+        """Switch to training mode."""
         self.train()
 
     def on_step_start(self, *args: Any) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def train(self, mode: bool = True) -> "LoRANetwork":
-        """Training or evaluation mode; the timesteps of the one say nothing of the other."""
+        """Switch to training or evaluation mode, and forget timesteps of the other mode."""
         if mode != self.training:
             self.clear_timestep_mask()
         super().train(mode)
         return self
 
     def set_timestep_mask(self, timesteps: Any, max_timestep: float = 1.0) -> None:
-        """The timesteps of the next forward, one for each sample, for `use_tlora`; without it nothing to do.
+        """Set the timesteps of the next forward, one for each sample, for `use_tlora`.
 
-        Raises ValueError for timesteps that are not from 0 to `max_timestep`.
+        Without `use_tlora` it does nothing. Raises ValueError for timesteps that are not from 0 to `max_timestep`.
         """
         if self.rank_mask is not None:
             self.rank_mask.set(timesteps, max_timestep)
 
     def clear_timestep_mask(self) -> None:
-        """Forgets the timesteps: in evaluation mode all ranks act."""
+        """Forget the timesteps: in evaluation mode all ranks act."""
         if self.rank_mask is not None:
             self.rank_mask.clear()
 
     def update_rank_mask_from_timesteps(self, timesteps: Any, max_timestep: float = 1000, device: Any = None) -> None:
-        """`set_timestep_mask`, as Takenoko calls it."""
+        """Call `set_timestep_mask`, under the name of Takenoko."""
         self.set_timestep_mask(timesteps, max_timestep)
 
     def clear_rank_mask(self) -> None:
-        """`clear_timestep_mask`, as Takenoko calls it."""
+        """Call `clear_timestep_mask`, under the name of Takenoko."""
         self.clear_timestep_mask()
 
     def get_trainable_params(self) -> list[nn.Parameter]:
-        """Every parameter that is trained."""
+        """Return every parameter that is trained."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
-        """(modules shrunk, mean norm, largest norm) of the modules that are trained; see `max_norm.limit_norms`."""
+        """Return (modules shrunk, mean norm, largest norm) of the trained modules; see `limit_norms`."""
         return adapter_module.limit_norms([lora for lora in self.loras if lora not in self._frozen], max_norm_value)
 
 
 class _Part(NamedTuple):
-    """The modules of one model, as parameter groups name them, and their learning rates."""
+    """The modules of one model, with their name in parameter groups and their learning rates."""
 
     name: str
     modules: Sequence[Any]

@@ -1,4 +1,4 @@
-"""What goes into a network and comes out of it: files, state dicts, and folds into the base."""
+"""The exchange of a network's weights: files, state dicts, and folds into the base."""
 
 import logging
 import os
@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class NetworkWeights(nn.Module):
-    """The weights of a network, whose modules are `unet_loras` and `text_encoder_loras`.
+    """The weights of a network with the modules `unet_loras` and `text_encoder_loras`.
 
-    `rslora_settled` says that the scale rule is the user's own choice, which weights that say nothing of it need not
-    confirm. `is_grouped` says that an optimiser has the parameters, so that modules can no longer be added.
+    `rslora_settled` says that the user chose the scale rule, so weights without a statement need not confirm it.
+    `is_grouped` says that an optimiser has the parameters, so that modules can no longer be added.
     """
 
     unet_loras: list[Any]
@@ -61,7 +61,7 @@ class NetworkWeights(nn.Module):
 
     @property
     def loras(self) -> list[Any]:
-        """All modules, those of text encoders first."""
+        """All modules, with those of text encoders first."""
         return [*self.text_encoder_loras, *self.unet_loras]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "NetworkWeights":
@@ -72,11 +72,11 @@ class NetworkWeights(nn.Module):
         return network
 
     def load_weights(self, file: str | os.PathLike[str]) -> Any:
-        """Loads a file; returns torch's missing and unexpected keys.
+        """Load a file, and return torch's missing and unexpected keys.
 
-        Layers of the file that the architecture leaves out by default become modules of the network, until an
-        optimiser has its parameters. Raises ValueError where the file's scale rule, DoRA, modules or shapes are not
-        the network's.
+        Layers of the file that the architecture leaves out by default become modules of the network, until an optimiser
+        has its parameters. Raises ValueError if the file's scale rule, DoRA, modules or shapes differ from the
+        network's.
         """
         try:
             return self._load(file, *self._without_untrained(*reading.open_weights(os.fspath(file))))
@@ -86,11 +86,11 @@ class NetworkWeights(nn.Module):
             raise ValueError(f"{file}: {error}") from None
 
     def state_dict_as(self, names: str) -> dict[str, Tensor]:
-        """Copies of the tensors in the names of another program: see `state_names.SPELLINGS`.
+        """Return copies of the tensors in the names of another program: see `state_names.SPELLINGS`.
 
-        alpha/rank is the scale, slices are one pair of factors, and a magnitude is spelled as there. PEFT's alphas
-        are in `peft_config`; diffusers and ai-toolkit have none, and the scale is in up. Raises ValueError for
-        other names, and for tensors that the program has no name for.
+        alpha/rank is the scale, slices are one pair of factors, and a magnitude is spelled as there. PEFT's alphas are
+        in `peft_config`; diffusers and ai-toolkit have none, and the scale is in up. Raises ValueError for other names,
+        and for tensors that the program has no name for.
         """
         return self._names(names).to_program(self._standard_tensors())
 
@@ -103,9 +103,9 @@ class NetworkWeights(nn.Module):
         return self._load(f"the state dict of {names}", found, {**metadata, SCALE_KEY: STANDARD_SCALE})
 
     def peft_config(self) -> dict[str, Any]:
-        """The `adapter_config.json` of `state_dict_as("peft")`, whose alphas it has.
+        """Return the `adapter_config.json` for `state_dict_as("peft")`, with the alphas.
 
-        Raises ValueError where PEFT has no names for the network.
+        Raises ValueError if PEFT has no names for the network.
         """
         tensors = self._standard_tensors()
         self._names("peft").to_program(tensors)
@@ -147,7 +147,10 @@ class NetworkWeights(nn.Module):
     def _without_untrained(
         self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-        """The weights without those of text encoders that are not trained, which a line in the log counts."""
+        """Return the weights without those of text encoders that are not trained.
+
+        A line in the log counts them.
+        """
         names = {key.partition(".")[0] for key in weights} & self._untrained
         if not names:
             return weights, metadata
@@ -155,7 +158,7 @@ class NetworkWeights(nn.Module):
         return {key: tensor for key, tensor in weights.items() if key.partition(".")[0] not in names}, metadata
 
     def is_mergeable(self) -> bool:
-        """Whether `merge_to` exists."""
+        """Return True: `merge_to` exists."""
         return True
 
     def merge_to(
@@ -168,10 +171,10 @@ class NetworkWeights(nn.Module):
         non_blocking: bool = False,
         safe_merge: bool = False,
     ) -> None:
-        """Folds `weights_sd` into the base's weights, and disables the modules that are merged.
+        """Fold `weights_sd` into the base's weights, and disable the merged modules.
 
-        The network is one made by `create_*_from_weights` with `for_inference=True`. See `LoRAInfModule.merge_to`
-        for dtype, device and what is refused; the same mismatches raise ValueError as in `load_weights`.
+        The network has to come from `create_*_from_weights` with `for_inference=True`. See `LoRAInfModule.merge_to` for
+        dtype, device and errors; the same mismatches raise ValueError as in `load_weights`.
         """
         fit = loading.fitted(self._read(weights_sd, {}, self.loras), self._expected(self.loras))
         for lora in self._mergeable_loras():
@@ -186,7 +189,7 @@ class NetworkWeights(nn.Module):
         dtype: torch.dtype | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Writes what `load_weights` reads; see `saving.write_weights`."""
+        """Write a file for `load_weights`; see `saving.write_weights`."""
         complete: dict[str, Any] = {**self.option_metadata, **(metadata or {})}
         if self._is_pissa:
             complete = saving.at_twice_the_rank(complete, self.use_rslora)
@@ -208,17 +211,17 @@ class NetworkWeights(nn.Module):
         saving.write_weights(os.fspath(file), tensors, dtype, complete, rslora and not named.folded)
 
     def backup_weights(self) -> None:
-        """Keeps the base's weights, for `restore_weights`."""
+        """Keep the base's weights, for `restore_weights`."""
         for lora in self._mergeable_loras():
             lora.backup_weights()
 
     def pre_calculation(self) -> None:
-        """Folds the modules' own weights into the base."""
+        """Fold the modules' own weights into the base."""
         for lora in self._mergeable_loras():
             lora.pre_calculation()
 
     def restore_weights(self) -> None:
-        """Puts the kept weights back, bit for bit."""
+        """Restore the kept weights, bit for bit."""
         for lora in self._mergeable_loras():
             lora.restore_weights()
 
@@ -228,23 +231,23 @@ class NetworkWeights(nn.Module):
         return self.loras
 
     def name_files(self, names: FileNames) -> None:
-        """Uses `names` in files and in weights to merge; inside, modules keep theirs.
+        """Use `names` in files and in weights to merge; inside, modules keep theirs.
 
-        Raises ValueError where a file would have no name for a tensor.
+        Raises ValueError if a file would have no name for a tensor.
         """
         tensors = self._file_tensors()
         names.check(standard_form.to_standard(tensors, self.use_rslora) if self.save_format == STANDARD else tensors)
         self._file_names = names
 
     def log_readers(self) -> None:
-        """Says in the log which programs will read another change in the files than the network's; see `summary`."""
+        """Log the programs that will read another change from the files than the network's; see `summary`."""
         folded = self._file_names is not None and self._file_names.folds_the_scale(self._file_tensors())
         summary.log_readers(self.loras, self.save_format, folded)
 
     def _read(
         self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], loras: Sequence[Any]
     ) -> StateDictReading:
-        """What weights say in the names and the slices of the modules `loras`."""
+        """Return the reading of weights with the names and the slices of the modules `loras`."""
         if self._file_names is not None:
             named = self._file_names.from_file(weights, metadata, self._file_tensors(loras), self.use_rslora)
             weights, metadata = named.tensors, named.metadata
@@ -254,14 +257,14 @@ class NetworkWeights(nn.Module):
         return standard_form.in_slices(found, sizes.get)
 
     def _foreign_names(self, weights: Mapping[str, Tensor]) -> set[str]:
-        """The modules of a file that are not the network's, by the names that it would give them."""
+        """Return a file's modules that the network lacks, by the names that it would give them."""
         names = self._file_names
         places = {key: names.place(key) if names else None for key in weights}
         found = {place.name if place else key.partition(".")[0] for key, place in places.items()}
         return found - {lora.lora_name for lora in self.loras}
 
     def take(self, modules: Mapping[str, Any], of_encoders: bool = False) -> None:
-        """Makes `modules` the network's, and puts them into their layers where the others are."""
+        """Add `modules` to the network, and put them into their layers if the others are there."""
         into = self.text_encoder_loras if of_encoders else self.unet_loras
         is_applied = any(getattr(lora, "org_forward", None) is not None for lora in self.loras)
         for name, lora in modules.items():
@@ -293,7 +296,7 @@ class NetworkWeights(nn.Module):
         return self.module_class is PissaModule
 
     def _file_tensors(self, loras: Sequence[Any] | None = None) -> dict[str, Tensor]:
-        """The state dict of `loras` (None: of all modules), and the flags, in the form that a file has."""
+        """Return the state dict of `loras` (None: all modules), and the flags, in the form of a file."""
         tensors = {key: tensor.bool() for key, tensor in self.state_dict().items() if "." not in key}
         for lora in self.loras if loras is None else loras:
             tensors |= {f"{lora.lora_name}.{key}": tensor for key, tensor in lora.file_tensors().items()}

@@ -1,6 +1,4 @@
-"""What a new network says of itself in the log.
-
-The parameter groups that a network hands to an optimiser.
+"""The log of a new network, and its parameter groups for an optimiser.
 
 Source of the higher rate of the up factors: Hayou et al. 2024 (LoRA+).
 """
@@ -30,14 +28,14 @@ DORA_OBSTACLES = ("non-Linear", "split_dims", "dropout", "rank_dropout")
 
 
 def announce() -> None:
-    """Which package this is: a trainer may have one of the same name."""
+    """Log the name of this package: a trainer may have one of the same name."""
     # This file's folder is one of the package's.
     package = __name__.rpartition(".")[0].rpartition(".")[0]
     logger.info(f"{package} {__version__} from {Path(__file__).resolve().parents[1]}")
 
 
 def log_dora(loras: Sequence[Any]) -> None:
-    """On how many modules DoRA is, and on how many it is not, by the reason."""
+    """Log the number of modules with DoRA, and of those without by reason."""
     reasons = Counter(getattr(lora, "dora_disabled_reason", None) for lora in loras)
     disabled = {reason: reasons[reason] for reason in DORA_OBSTACLES if reasons[reason]}
     text = f"DoRA enabled on {sum(getattr(lora, 'use_dora', False) for lora in loras)} modules"
@@ -49,7 +47,7 @@ def log_dora(loras: Sequence[Any]) -> None:
 
 
 def log_tlora(loras: Sequence[Any], min_rank: int) -> None:
-    """On how many modules the timestep decides which ranks act, and how many have too few for that."""
+    """Log the number of modules with T-LoRA, and of those with too few ranks for it."""
     whole = sum(lora.lora_dim <= min_rank for lora in loras)
     text = f"T-LoRA enabled on {len(loras) - whole} modules"
     if whole:
@@ -58,7 +56,7 @@ def log_tlora(loras: Sequence[Any], min_rank: int) -> None:
 
 
 def log_selection(loras: Sequence[Any], selection: Selection, verbose: bool) -> None:
-    """What the user's patterns did and did not do; with `verbose` every layer, adapted or not, and why."""
+    """Log the effect of the user's patterns; with `verbose` every layer and the reason if it is left out."""
     for option, patterns in selection.unmatched.items():
         logger.warning(
             f"{option}: {', '.join(map(repr, patterns))} matches no layer that could be adapted; "
@@ -88,7 +86,7 @@ def log_selection(loras: Sequence[Any], selection: Selection, verbose: bool) -> 
 
 
 def why_nothing(selection: Selection, root: nn.Module, classes: Sequence[str] | None) -> str:
-    """Why no layer of the model `root` is adapted, with the classes that it has in the place of those that are."""
+    """Return the reason why no layer of the model `root` is adapted, with the classes that it has."""
     told: list[str] = []
     if selection.skipped:
         told.append(f"every layer that could be adapted is left out: {_reasons(selection.skipped)}")
@@ -109,9 +107,9 @@ def why_nothing(selection: Selection, root: nn.Module, classes: Sequence[str] | 
 
 
 def classes_with_layers(root: nn.Module, like: Sequence[str] = ()) -> list[str]:
-    """The class names of the modules of a model that are or hold a Linear layer or a convolution.
+    """Return the class names of a model's modules that are or hold a Linear layer or a convolution.
 
-    Those that are most like one of the names `like` come first, and the rest in the order of the alphabet.
+    The most similar to one of the names `like` come first, and the rest in alphabetical order.
     """
     ends = [
         (path, (0, *(at for at, sign in enumerate(path) if sign == "."), len(path))) for path, _ in named_leaves(root)
@@ -122,14 +120,14 @@ def classes_with_layers(root: nn.Module, like: Sequence[str] = ()) -> list[str]:
 
 
 def _likeness(name: str, other: str) -> float:
-    """The share that two names have in common, from 0 to 1; 0 where they are not near each other."""
+    """Return the similarity of two names, from 0 to 1; 0 if they are too different."""
     shorter, longer = sorted((name.casefold(), other.casefold()), key=len)
     ratio = SequenceMatcher(None, shorter, longer).ratio()
     return ratio if ratio >= _NEAR or shorter in longer else 0.0
 
 
 def _unfit(selection: Selection) -> str:
-    """How many layers cannot be adapted, by the reason, which names their class."""
+    """Return the number of layers that cannot be adapted, with the reasons and their classes."""
     return f"{count(selection.unfit, 'layers')} cannot be adapted: {_reasons(selection.unfit)}"
 
 
@@ -138,7 +136,7 @@ def _reasons(by_path: Mapping[str, str]) -> str:
 
 
 def log_idle(loras: Sequence[Any], selection: Selection, options: NetworkArguments) -> None:
-    """Which options of a network have no effect, as none of its layers is of their kind."""
+    """Log the options of a network without an effect, as none of its layers is of their kind."""
     convolutions = [target.module for target in selection.targets if hasattr(target.module, "kernel_size")]
     if "dora_conv" in options.given and options.dora_conv and not convolutions:
         logger.warning("dora_conv: no effect, as no convolution is adapted")
@@ -151,9 +149,10 @@ def log_idle(loras: Sequence[Any], selection: Selection, options: NetworkArgumen
 
 
 def log_readers(loras: Sequence[Any], save_format: str, scale_is_folded: bool) -> None:
-    """One line on what programs that read alpha/rank and whole layers make of the files, where it is another change.
+    """Log the programs that would apply another change from the files, in one line.
 
-    `scale_is_folded` says that the files have the names of diffusers, where nothing but a magnitude is left to misread.
+    These read alpha/rank and whole layers. `scale_is_folded` says that the files have the names of diffusers, so that
+    only a magnitude can be misread.
     """
     plain = save_format == STANDARD or scale_is_folded
     sliced = sum(bool(getattr(lora, "split_dims", None)) for lora in loras)
@@ -181,10 +180,10 @@ _OF_ONE_RATE = ("prodigy", "dadaptation", "dadaptadam", "dadaptadampreprint", "d
 
 
 class Rates(NamedTuple):
-    """The learning rate of each module: that of the first pattern that matches its dotted path, or else the trainer's.
+    """The learning rate of each module: of the first pattern that matches its dotted path, or the trainer's.
 
-    `paths` are the dotted paths by module name. The values of `layers` by path come after the patterns: a rate in the
-    place of the trainer's, or a multiple of it for the layer's block.
+    `paths` are the dotted paths by module name. The values of `layers` by path come after the patterns: a rate instead
+    of the trainer's, or a multiple of it for the layer's block.
     """
 
     trainer_s: float | None
@@ -193,23 +192,23 @@ class Rates(NamedTuple):
     layers: Mapping[str, LayerValues] = {}
 
     def own(self, name: str) -> float | None:
-        """The rate that an option gives to the module called `name`; None where it follows the trainer's."""
+        """Return the rate that an option gives to the module called `name`, or None for the trainer's."""
         return value_at(self.by_pattern, self.paths.get(name, ""), self._of_layer(name).rate)
 
     def of(self, name: str) -> float | None:
-        """The rate of the module called `name`; 0 and None leave it as it is."""
+        """Return the rate of the module called `name`; 0 and None mean that it is not trained."""
         own, weight = self.own(name), self._of_layer(name).lr_weight
         if own is not None:
             return own
         return self.trainer_s if self.trainer_s is None or weight == 1 else self.trainer_s * weight
 
     def group(self, name: str) -> tuple[float | None, int | None]:
-        """The parameter group of the module called `name`: its own rate, or else its block."""
+        """Return the parameter group of the module called `name`: its own rate, or else its block."""
         own = self.own(name)
         return own, self._of_layer(name).block if own is None else None
 
     def is_weighted(self, name: str) -> bool:
-        """Whether the module called `name` has a multiple of the trainer's rate."""
+        """Return True if the module called `name` has a multiple of the trainer's rate."""
         return self.own(name) is None and self._of_layer(name).lr_weight != 1
 
     def _of_layer(self, name: str) -> LayerValues:
@@ -219,9 +218,9 @@ class Rates(NamedTuple):
 def check_optimizer(
     optimizer_type: str, parts: Sequence[tuple[Sequence[AdapterModule], Rates]], plus_ratio: float | None
 ) -> None:
-    """Raises ValueError, with the options, for groups of several rates with an optimiser that finds one for all.
+    """Raise ValueError for groups of several rates with an optimiser that finds one for all.
 
-    `parts` are the modules of the model and of each text encoder, with their rates.
+    The error names the options. `parts` are the modules of the model and of each text encoder, with their rates.
     """
     name = optimizer_type.rpartition(".")[2]
     if name.lower() not in _OF_ONE_RATE:
@@ -242,13 +241,15 @@ def check_optimizer(
 def build_groups(
     modules: Sequence[AdapterModule], name: str, rates: Rates, plus_ratio: float | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """(groups, descriptions) of equal length and order: `name`, `name plus` and `name dora`, where not empty.
+    """Return (groups, descriptions) of equal length and order: `name`, `name plus` and `name dora`.
 
-    The up factors have a group of their own, at the rate of the others times `plus_ratio`, only with a ratio.
-    Magnitudes always have one, at the plain rate: optimisers that estimate a rate per group would find one for two
-    scales. Where learning rates have weights, there are these three for each block, as `name_block4`. After them the
-    same ones follow for each rate of a pattern, in the order of the patterns, so that the order depends on the options
-    and the model alone; `name 5e-05` and so on describe them. A group without a rate is left out.
+    Empty groups are left out. With `plus_ratio` the up factors have a group of their own, at the rate of the others
+    times that ratio. Magnitudes always have one, at the plain rate: optimisers that estimate a rate per group would
+    find one for two scales.
+
+    If learning rates have weights, each block has these three, as `name_block4`. The same groups follow for each rate
+    of a pattern, in the order of the patterns, described as `name 5e-05` and so on. So the order depends only on the
+    options and the model. A group without a rate is left out.
     """
     places = {module.lora_name: rates.group(module.lora_name) for module in modules}
     plain = [place for place in dict.fromkeys(places.values()) if place[0] is None]

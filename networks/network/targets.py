@@ -1,13 +1,9 @@
-"""Which layers of a model are adapted, with which rank, alpha and slices, and why the others are not.
+"""The selection of a model's layers, with rank, alpha and slices, and the reasons for the others.
 
-Regular expressions over the dotted paths of layers, each of which has to match a whole path.
+Regular expressions match whole dotted paths of layers.
 
-The layers within reach of a network that it does not adapt, and how they come in after all.
-
-A file may hold layers that an architecture leaves out by default: other trainers adapt them by default, and a network
-that goes on from such a file has to have them. What the user leaves out stays out.
-
-Which layers can be adapted at all, and why each other one cannot.
+A file may hold layers that an architecture leaves out by default, since other trainers adapt them by default. A network
+that continues from such a file has to have them too. It still excludes the layers that the user leaves out.
 """
 
 import re
@@ -32,10 +28,10 @@ _UNCALLED = "MultiheadAttention computes with its weight and does not call it"
 def named_leaves(
     root: nn.Module, classes: Sequence[str] | None = None, paths: Sequence[str] = ()
 ) -> Iterator[tuple[str, nn.Module]]:
-    """(dotted path, layer) of each Linear and convolution inside a block whose class name is in `classes`, each once.
+    """Yield (dotted path, layer) of each Linear and convolution inside a block of `classes`, each once.
 
-    A block whose dotted path one of the regular expressions `paths` matches counts as well. Those that cannot be
-    adapted are among the layers.
+    A block also counts if one of the regular expressions `paths` matches its dotted path. Layers that cannot be adapted
+    are included.
     """
     seen: set[nn.Module] = set()
     for path, block in root.named_modules():
@@ -50,13 +46,13 @@ def named_leaves(
 
 
 def class_name(module: nn.Module) -> str:
-    """The name of the module's class, without what FSDP2's fully_shard puts in front of it."""
+    """Return the name of the module's class, without the prefix of FSDP2's fully_shard."""
     name = type(module).__name__
     return name.removeprefix("FSDP") if hasattr(module, "unshard") else name
 
 
 def obstacles(root: nn.Module, leaves: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Why those of the `leaves` of a model that cannot be adapted cannot, by path."""
+    """Return the reasons why some of a model's `leaves` cannot be adapted, by path."""
     uncalled = {module.out_proj for module in root.modules() if isinstance(module, nn.MultiheadAttention)}
     found = {path: _UNCALLED if leaf in uncalled else _obstacle(leaf) for path, leaf in leaves.items()}
     return {path: f"its class is {class_name(leaves[path])}, and {reason}" for path, reason in found.items() if reason}
@@ -65,7 +61,10 @@ def obstacles(root: nn.Module, leaves: Mapping[str, nn.Module]) -> dict[str, str
 def others(
     root: nn.Module, leaves: Mapping[str, nn.Module], classes: Sequence[str] | None, paths: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Why each module of the model is not adapted that has tensors of its own and is none of the `leaves`, by path."""
+    """Return the reasons why other modules with their own tensors are not adapted, by path.
+
+    Modules in `leaves` are not among them.
+    """
     known = set(leaves.values())
     outside = f"it is in no block of the classes that are adapted, {', '.join(classes or ())}"
     if paths:
@@ -82,7 +81,10 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _is_in_codes(module: nn.Module) -> bool:
-    """Whether a module is a library's own Linear layer: it has the sizes of one, and integers of its own."""
+    """Return True if a module is a library's own Linear layer.
+
+    It has the sizes of one, and its own integers.
+    """
     sizes = linear_sizes(module)
     if sizes is None or not all(isinstance(size, int) for size in sizes) or next(module.children(), None) is not None:
         return False
@@ -116,7 +118,7 @@ def _obstacle(layer: Any) -> str | None:
 
 
 def _sizes(layer: Any) -> list[int]:
-    """The shape of the weight by the layer's own settings."""
+    """Return the shape of the weight by the layer's own settings."""
     if (sizes := linear_sizes(layer)) is not None:
         return list(sizes if is_transposed(layer) else sizes[::-1])
     return [layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size]
@@ -127,23 +129,23 @@ _Default = TypeVar("_Default")
 
 
 def first_match(patterns: Iterable[str], path: str) -> str | None:
-    """The first pattern that matches `path`; None where none does."""
+    """Return the first pattern that matches `path`, or None."""
     return next((pattern for pattern in patterns if re.fullmatch(pattern, path)), None)
 
 
 def value_at(values: Mapping[str, _Value], path: str, default: _Default) -> _Value | _Default:
-    """The value of the first pattern that matches `path`; `default` where none does."""
+    """Return the value of the first pattern that matches `path`, or `default`."""
     pattern = first_match(values, path)
     return default if pattern is None else values[pattern]
 
 
 def unmatched(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
-    """The patterns that match none of the `paths`."""
+    """Return the patterns that match none of the `paths`."""
     return [pattern for pattern in patterns if not any(re.fullmatch(pattern, path) for path in paths)]
 
 
 def never_first(patterns: Collection[str], paths: Collection[str]) -> list[str]:
-    """The patterns that match some of the `paths`, but none that no pattern before them matches."""
+    """Return the patterns that match some of the `paths`, but only after earlier patterns."""
     used = {first_match(patterns, path) for path in paths}
     idle = unmatched(patterns, paths)
     return [pattern for pattern in patterns if pattern not in used and pattern not in idle]
@@ -152,8 +154,8 @@ def never_first(patterns: Collection[str], paths: Collection[str]) -> list[str]:
 class TargetLayer(NamedTuple):
     """A layer to adapt: its dotted path from the model's root, and the rank and alpha of its factors.
 
-    `split_dims` are the output features of each slice of a fused Linear that is adapted slice by slice;
-    `rank_source` is the option that the rank comes from, `keywords` are what else its module is made with.
+    `split_dims` are the output features of each slice of a fused Linear that is adapted slice by slice. `rank_source`
+    is the option of the rank, and `keywords` are further arguments of its module.
     """
 
     path: str
@@ -166,7 +168,7 @@ class TargetLayer(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What weights say of a module: rank, alpha and slices of its factors, and what else it is made with."""
+    """The form of a module in weights: rank, alpha and slices of its factors, and further arguments."""
 
     rank: int
     alpha: float | None = None
@@ -175,12 +177,12 @@ class Form(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The layers that are adapted, and by path why each other one is not.
+    """The adapted layers, and by path the reasons for each other one.
 
-    Those in reach that could be are `skipped`, those that cannot be `unfit`, and `others` is all else that has tensors.
-    `rescued` are the paths that an exclude matches and an include of the user keeps. By option, `unmatched` are the
-    user's patterns that no layer in reach matches, and `idle` those that change nothing at the layers that they match.
-    `optional` are the skipped layers that no pattern of the user's excludes, as they would be adapted.
+    `skipped` layers are in reach and could be adapted, `unfit` ones cannot, and `others` are all other modules with
+    tensors. `rescued` are the paths that an exclude matches and an include of the user keeps. By option, `unmatched`
+    are the user's patterns that match no layer in reach, and `idle` those without an effect at their layers. `optional`
+    are the skipped layers that no pattern of the user excludes, as targets.
     """
 
     targets: list[TargetLayer]
@@ -197,8 +199,8 @@ class Selection(NamedTuple):
 class Patterns:
     """Regular expressions, each matched against the whole dotted path from the model's root.
 
-    The user's includes rescue from every exclude, the architecture's own includes only from its own excludes:
-    what the user excludes stays out.
+    The user's includes rescue from every exclude. The architecture's own includes rescue only from its own excludes,
+    not from the user's.
     """
 
     excludes: Sequence[str] = ()
@@ -207,15 +209,15 @@ class Patterns:
     default_includes: Sequence[str] = ()
 
     def reason_to_skip(self, path: str) -> str | None:
-        """Why the layer at `path` is left out, or None where it is adapted."""
+        """Return the reason to leave the layer at `path` out, or None if it is adapted."""
         return None if first_match(self.includes, path) else self._exclusion(path)
 
     def is_rescued(self, path: str) -> bool:
-        """Whether only an include of the user keeps the layer at `path`."""
+        """Return True if only an include of the user keeps the layer at `path`."""
         return bool(first_match(self.includes, path) and self._exclusion(path))
 
     def are_the_user_s(self, path: str) -> bool:
-        """Whether it is an exclude of the user's that leaves the layer at `path` out."""
+        """Return True if an exclude of the user leaves the layer at `path` out."""
         return first_match(self.excludes, path) is not None
 
     def _exclusion(self, path: str) -> str | None:
@@ -229,11 +231,11 @@ class Patterns:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Rank and alpha of Linear layers and 1x1 convolutions, and those of convolutions with a larger kernel.
+    """The rank and alpha of each layer; convolutions with a kernel above 1 have their own.
 
-    The values of `layers` by dotted path go before both, and before them the first of `rank_pattern` and
-    `alpha_pattern` that matches a whole path. A `conv_dim` of 0 leaves convolutions with a kernel alone, unless one of
-    these names them; without `enable_conv2d` no convolution is adapted.
+    The values of `layers` by dotted path precede both, and the first match of `rank_pattern` and `alpha_pattern`
+    precedes these. A `conv_dim` of 0 leaves out convolutions with a kernel, unless one of these names them. Without
+    `enable_conv2d` no convolution is adapted.
     """
 
     dim: int
@@ -246,7 +248,7 @@ class Ranks:
     layers: Mapping[str, LayerValues] = field(default_factory=dict)
 
     def target(self, path: str, module: nn.Module) -> TargetLayer | None:
-        """The layer at `path` with its rank and alpha, or None where conv_dim leaves it alone."""
+        """Return the layer at `path` with its rank and alpha, or None if conv_dim leaves it out."""
         kernel = has_kernel(module)
         rank, source = (self.conv_dim, "conv_dim") if kernel else (self.dim, "network_dim")
         own = self.layers.get(path, NO_VALUES)
@@ -263,13 +265,13 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Which fused Linears are adapted slice by slice: by regular expression, and thirds where the name ends in qkv."""
+    """The slices of fused Linears: by regular expression, and thirds for names that end in qkv."""
 
     by_pattern: Mapping[str, Sequence[int]] = field(default_factory=dict)
     qkv: bool = False
 
     def sizes(self, path: str, module: Any) -> tuple[int, ...] | None:
-        """The output features of each slice of the layer at `path`, None where it is not split."""
+        """Return the output features of each slice of the layer at `path`, or None if it is not split."""
         if pattern := first_match(self.by_pattern, path):
             return tuple(self.by_pattern[pattern])
         sizes = linear_sizes(module)
@@ -293,10 +295,10 @@ def select(
     paths: Sequence[str] = (),
     wanted: Sequence[str] = (),
 ) -> Selection:
-    """The leaves of the blocks named by `classes` (None: of the whole model) that the patterns let through.
+    """Select leaves of the blocks of `classes` (None: the whole model) by the patterns.
 
     `paths` are regular expressions of further blocks. `wanted` are the dotted paths of layers that only the user's
-    excludes leave out; those in no block come last, in this order.
+    excludes leave out; layers of these in no block come last, in this order.
     """
     found = dict(named_leaves(root, classes, paths))
     found.update((path, root.get_submodule(path)) for path in wanted if path not in found)
@@ -354,7 +356,10 @@ def select(
 
 
 def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Selection:
-    """The layers whose names are in `forms`, in the order of the model; raises ValueError for names without one."""
+    """Select the layers with names in `forms`, in the order of the model.
+
+    Raises ValueError for names without a layer.
+    """
     chosen: list[TargetLayer] = []
     left = dict(forms)
     leaves = {path: leaf for path, leaf in named_leaves(root) if module_name(prefix, path) in forms}
@@ -375,7 +380,7 @@ def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Sel
 
 
 class EncoderTargets(NamedTuple):
-    """A text encoder that is adapted: the prefix of its modules' names, the model, and the classes of its blocks.
+    """A text encoder to adapt: the prefix of its modules' names, the model, and its blocks' classes.
 
     None stands for all layers of the model.
     """
@@ -388,7 +393,7 @@ class EncoderTargets(NamedTuple):
 def select_each_named(
     root: nn.Module, prefix: str, encoders: Sequence[EncoderTargets], forms: Mapping[str, Form]
 ) -> list[Selection]:
-    """`select_named` of the model and of each text encoder, whose names begin with its prefix."""
+    """Select by `select_named` in the model and in each text encoder, by the prefix of its names."""
     left = dict(forms)
     in_encoders = []
     for encoder in encoders:
@@ -398,7 +403,7 @@ def select_each_named(
 
 
 def share_findings(selections: Sequence[Selection]) -> None:
-    """Takes out of the findings on patterns in the first selection those that another one contradicts."""
+    """Remove findings on patterns from the first selection if another selection contradicts them."""
     first, *rest = selections
     for found in (first.unmatched, first.idle):
         for option, patterns in list(found.items()):
@@ -412,21 +417,21 @@ def share_findings(selections: Sequence[Selection]) -> None:
 
 
 def named_sizes(root: nn.Module, prefix: str, splits: Splits) -> dict[str, tuple[int, ...]]:
-    """The output features of the slices by the name of each layer of the model that is split."""
+    """Return the output features of the slices by name, for each split layer of the model."""
     sizes = ((path, splits.sizes(path, module)) for path, module in named_leaves(root))
     return {module_name(prefix, path): found for path, found in sizes if found}
 
 
 def has_kernel(module: nn.Module) -> bool:
-    """Whether the layer is a convolution with a kernel larger than 1."""
+    """Return True if the layer is a convolution with a kernel larger than 1."""
     return any(size != 1 for size in getattr(module, "kernel_size", ()))
 
 
 class LeftOut:
     """The skipped layers of a `selection`; `create` makes the modules of targets by name.
 
-    `switches` are the options of the architecture, as they would have to be set, by the pattern that each excludes
-    layers with.
+    `switches` are the values of the architecture's options that would include layers, by the pattern that excludes
+    these.
     """
 
     def __init__(
@@ -439,15 +444,15 @@ class LeftOut:
 
     @property
     def layers(self) -> list[Any]:
-        """The layers of the model that could come in."""
+        """The layers of the model that could be included."""
         return [target.module for target in self._optional.values()]
 
     def modules(self, names: Collection[str]) -> dict[str, Any]:
-        """New modules, by name, of those `names` that the user has not left out."""
+        """Return new modules, by name, for those `names` that the user has not left out."""
         return self._create([target for name, target in self._optional.items() if name in names])
 
     def way_in(self, name: str) -> str | None:
-        """The option that takes in the layer of the module called `name`; None where no option reaches it."""
+        """Return the option that includes the layer of the module called `name`, or None."""
         if name not in self._reasons:
             return None
         path, reason = self._reasons[name]
@@ -461,5 +466,5 @@ class LeftOut:
         )
 
     def ways_in(self, names: Collection[str]) -> list[str]:
-        """The options that take in all that can be of the modules called `names`."""
+        """Return the options that include as many as possible of the modules called `names`."""
         return sorted({option for name in names if (option := self.way_in(name))})

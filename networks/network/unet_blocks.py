@@ -1,4 +1,4 @@
-"""sd-scripts' options for the blocks of a UNet: ranks, alphas, and multiples of the learning rate.
+"""sd-scripts' options for the blocks of a UNet: ranks, alphas, and learning rate multiples.
 
 Source of the order of blocks and of the presets: `get_block_index` and `get_block_lr_weight` of networks/lora.py in
 sd-scripts.
@@ -41,9 +41,9 @@ _PRESETS: Mapping[str, Callable[[int, int], float]] = {
 
 
 class UNetBlocks(NamedTuple):
-    """How sd-scripts counts the blocks of a UNet: first those of the way down, then the middle, then the way up.
+    """sd-scripts' numbers of the blocks of a UNet: the way down, then the middle, then the way up.
 
-    `side` and `middle` are numbers of blocks; `ends` are those before and behind all of them, which hold no adapted
+    `side` and `middle` are numbers of blocks. `ends` are the blocks before and after all of them, which hold no adapted
     layer. `places` has, by expressions for dotted paths, the number of the first block and the step of each group.
     """
 
@@ -58,7 +58,7 @@ class UNetBlocks(NamedTuple):
         return 2 * (self.ends + self.side) + self.middle
 
     def number(self, path: str) -> int | None:
-        """The number of the block that the layer at `path` is in, from 0; None for layers in none."""
+        """Return the number of the block of the layer at `path`, from 0, or None for layers in none."""
         for pattern, (first, steps) in self.places.items():
             if found := re.match(pattern, path):
                 return first + sum(step * int(group) for step, group in zip(steps, found.groups(), strict=True))
@@ -100,7 +100,7 @@ UNETS: Mapping[str, UNetBlocks] = {
 
 
 def options_of(unet: UNetBlocks) -> dict[str, NetworkOption]:
-    """Return the options by name; the default of each is None, but for the threshold."""
+    """Return the options by name; the default of each is None, except for the threshold."""
     down, middle, up = _WEIGHTS
     return {
         _DIMS: NetworkOption(partial(_read_list, read_count, unet.total)),
@@ -120,9 +120,9 @@ def trains_convolutions(options: NetworkArguments) -> bool:
 
 
 def values_of(blocks: UNetBlocks, layers: Mapping[str, nn.Module], options: NetworkArguments) -> dict[str, LayerValues]:
-    """Return the values of each of the `layers` that has any, by dotted path.
+    """Return the values of those `layers` that have any, by dotted path.
 
-    A block with the weight 0 is left out. Raises ValueError for an option without the one that it says more about.
+    A block with the weight 0 is left out. Raises ValueError for an option that refines a missing one.
     """
     for name, others in _PARTS.items():
         if name in options.given and not options.given.intersection(others):
@@ -147,7 +147,7 @@ def values_of(blocks: UNetBlocks, layers: Mapping[str, nn.Module], options: Netw
 
 
 def _weights(blocks: UNetBlocks, options: NetworkArguments) -> list[float] | None:
-    """Return the multiple of the learning rate of each block; None where no option gives one."""
+    """Return the learning rate multiple of each block, or None if no option gives one."""
     given = [options.extra[name] for name in _WEIGHTS]
     if all(weights is None for weights in given):
         return None
@@ -172,7 +172,7 @@ def _read_list(read: Callable[[str, Any], Any], length: int, name: str, value: A
 
 
 def _read_weights(length: int, name: str, value: Any) -> list[float]:
-    """Read the weights of a side: numbers, or a preset with a number that is added to each, as `cosine+0.25`."""
+    """Read the weights of a side: numbers, or a preset plus a number, as `cosine+0.25`."""
     parts = _split(value)
     if len(parts) > 1:
         return _read_numbers(length, name, value)

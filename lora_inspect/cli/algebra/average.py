@@ -30,7 +30,7 @@ Example: lora-inspect average style-000006.safetensors \\
 def average(
     files: tuple[str, ...], output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any
 ) -> None:
-    """Plans, writes and prints."""
+    """Plan, write and print."""
     from lora_inspect.cli.algebra.made_account import tell
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.ops.average import average as average_planned

@@ -31,7 +31,7 @@ Example: lora-inspect combine style.safetensors:0.8 face.safetensors:0.5 \\
 def combine(
     adapters: tuple[str, ...], output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any
 ) -> None:
-    """Plans, writes and prints."""
+    """Plan, write and print."""
     from lora_inspect.cli.algebra.made_account import carried_in_words, tell
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.ops.combine import combine as combine_planned

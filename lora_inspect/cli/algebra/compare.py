@@ -1,4 +1,4 @@
-"""`lora-inspect compare`: of several adapters, or of all adapters in a folder."""
+"""`lora-inspect compare`: several adapters, or all adapters in a folder."""
 
 import sys
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ Example: lora-inspect compare style.safetensors:0.8 face.safetensors
 @declared_options(CompareRequest)
 @json_option()
 def compare(adapters: tuple[str, ...], as_json: bool, **asked: Any) -> None:
-    """Reads, compares and prints."""
+    """Read, compare and print."""
     from lora_inspect.files.discovery import is_collection
     from lora_inspect.ops.compare import compare as compare_files
     from lora_inspect.ops.compare import plan_compare
@@ -145,7 +145,7 @@ def _print_blocks(result: "CompareResult") -> None:
 
 
 def _worst(matrix: "Pairwise") -> tuple[str, str]:
-    """The largest number of two adapters, and which two they are."""
+    """Return the largest number of two adapters, and the numbers of both."""
     assert isinstance(matrix, list)  # of more than two adapters
     pairs = combinations(range(len(matrix)), 2)
     known = [(value, -one, -other) for one, other in pairs if (value := matrix[one][other]) is not None]
@@ -186,13 +186,13 @@ def _cell(value: "Pairwise") -> str:
 
 
 def _share(value: "Pairwise") -> str:
-    """A number from -1 to 1."""
+    """Return a number from -1 to 1 as text."""
     assert not isinstance(value, list)  # of two adapters
     return "-" if value is None else f"{round(value, 4) + 0.0:.4f}"
 
 
 def _number(value: float | None) -> str:
-    """Four digits; one that rounding alone makes other than 0 keeps its size."""
+    """Return four digits; a number that is not 0 only by rounding keeps its size."""
     return "-" if value is None else f"{value:.4g}"
 
 
@@ -241,6 +241,6 @@ def _print_folder(result: "FolderResult") -> None:
 
 
 def _relation(one: "GroupMember") -> str:
-    """How a file was made of the first one of its group, and how far it is from that."""
+    """Return the relation of a file to the first one of its group, and their difference."""
     done = [f"rescaled by {one.multiplier:.4g}" if name == "rescaled" else name for name in one.how]
     return f"{listed(done) or 'the same'}, difference {one.difference:.2g}"

@@ -42,7 +42,7 @@ Example: lora-inspect extract tuned.safetensors base.safetensors --rank 32 \\
 )
 @json_option()
 def extract(tuned: str, base: str, output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any) -> None:
-    """Plans, extracts and prints."""
+    """Plan, extract and print."""
     request = ExtractRequest(**asked)
     if wrong := contradiction(request, needs_rule="extract"):
         raise click.UsageError(wrong)

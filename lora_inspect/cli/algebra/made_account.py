@@ -1,4 +1,4 @@
-"""The printed account of an adapter that was made of others, or would be."""
+"""The printed account of an adapter made of others, or of a planned one."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +21,9 @@ _CLIPS = 5
 
 
 def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = (), error: str = "") -> None:
-    """Print all of it, with a text `beside` each input if there are any.
+    """Print the account, with a text of `beside` for each input if there are any.
 
-    `error` is said of an error that is not that of a trim.
+    `error` is the sentence for an error that does not come from a trim.
     """
     for note in result.notes:
         terminal.note(note)
@@ -54,7 +54,7 @@ def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = (), error: 
 
 
 def modules_in_words(result: "SumResult") -> str:
-    """The number of modules with their ranks; those without a rank are differences and whole factors."""
+    """Return the number of modules with their ranks; differences and whole factors have no rank."""
     modules = counted(result.modules, "module")
     others = max(0, result.modules - sum(result.ranks.values()))
     if others == 0:
@@ -64,7 +64,7 @@ def modules_in_words(result: "SumResult") -> str:
 
 
 def ranks_in_words(ranks: dict[int, int]) -> str:
-    """The ranks with the number of modules of each: `rank 32`, `rank 8 (2 modules), 16 (1 module)`, `rank 8 to 64`."""
+    """Return the ranks: `rank 32`, `rank 8 (2 modules), 16 (1 module)`, `rank 8 to 64`."""
     if len(ranks) == 1:
         return f"rank {next(iter(ranks))}"
     if len(ranks) <= _LISTED:
@@ -73,7 +73,7 @@ def ranks_in_words(ranks: dict[int, int]) -> str:
 
 
 def error_in_words(result: "SumResult") -> str:
-    """The error of the trims, of all modules and of the worst one; of an exact sum that of its rounding."""
+    """Return the error of the trims, in all and in the worst module; for an exact sum that of rounding."""
     if result.error is None or result.energy is None:
         return "the error cannot be told"
     if result.error < _ROUNDING:
@@ -87,13 +87,13 @@ def error_in_words(result: "SumResult") -> str:
 
 
 def method_in_words(method: Mapping[str, Any]) -> str:
-    """The method and its settings: `method ties, density 0.5, clip-sigma 2.0`."""
+    """Return the method and its settings: `method ties, density 0.5, clip-sigma 2.0`."""
     settings = (f"{name.replace('_', '-')} {value}" for name, value in method.items() if name != "name")
     return ", ".join([f"method {method['name']}", *settings])
 
 
 def carried_in_words(result: "SumResult") -> list[str]:
-    """The share of each input in the result, beside its path; none of a plain sum."""
+    """Return the share of each input in the result, or none for a plain sum."""
     return [] if result.shares is None else [f"carried {_percent(share)}" for share in result.shares]
 
 
@@ -109,19 +109,19 @@ def _clips(result: "SumResult") -> Iterator[str]:
 
 
 def energy_and_error(result: "SumResult") -> tuple[str, str]:
-    """Both as cells of a table."""
+    """Return energy and error as cells of a table."""
     lost = result.error or 0.0
     return ("all", "-") if lost < _ROUNDING else (share(1.0 - lost**2), f"{lost:.3g}")
 
 
 def share(energy: float) -> str:
-    """A share in percent, with digits until it is seen to be below all of it."""
+    """Return a share in percent, with enough digits to differ from 100."""
     digits = next((digits for digits in (1, 2, 3, 4, 5, 6) if round(100 * energy, digits) < 100), None)
     return "nearly all" if digits is None else f"{100 * energy:.{digits}f}%"
 
 
 def offer_in_words(result: "SumResult") -> str:
-    """The trim that an exact sum could have, beside its size."""
+    """Return the trim that would make an exact sum smaller, with its size."""
     offer = result.offer
     assert offer is not None
     return (
@@ -143,7 +143,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def size_in_words(count: int) -> str:
-    """Bytes one by one, or in a unit of --size where there are many."""
+    """Return a number of bytes, in MB or GB if it is large."""
     if count < 1_000_000:
         return f"{count:,} bytes"
     return f"{count / 1e6:,.1f} MB" if count < 1_000_000_000 else f"{count / 1e9:,.2f} GB"

@@ -36,7 +36,7 @@ Example: lora-inspect resize style.safetensors --energy 0.99 \\
 @click.option("--dry-run", is_flag=True, is_eager=True, help="Print ranks, bytes and errors; write nothing.")
 @json_option()
 def resize(adapter: str, output: str | None, force: bool, dry_run: bool, as_json: bool, **asked: Any) -> None:
-    """Plans, writes and prints."""
+    """Plan, write and print."""
     from lora_inspect.cli.algebra.made_account import tell
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.files.discovery import is_collection
@@ -66,9 +66,9 @@ def _resize_folder(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Resize every adapter below a folder, tell of all, and exit if one failed.
+    """Resize every adapter below a folder, print all results, and exit if one failed.
 
-    Without an output, a dry run names those of a folder beside it.
+    Without an output, a dry run names outputs in a folder next to it.
     """
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.converting.standard_fix import output_ending

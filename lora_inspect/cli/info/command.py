@@ -1,4 +1,4 @@
-"""`lora-inspect info`: its options, and whether it shows one file or lists several."""
+"""`lora-inspect info`: its options, and the choice between one file and several."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -24,7 +24,7 @@ _WARNING, _NOTE = ("!", DOUBTFUL), ("-", FAINT)
 
 
 def norms_lines(sheet: Sheet, found: "NormsResult") -> Iterator[Line]:
-    """The table, and the sentences below it."""
+    """Yield the table, and the sentences below it."""
     yield from table_lines(sheet, found)
     for findings, (mark, look) in ((found.spikes, _WARNING), (found.dead, _WARNING), (found.small_scales, _NOTE)):
         yield from _sentences(sheet, [one.says for one in findings], mark, look)
@@ -34,7 +34,7 @@ def norms_lines(sheet: Sheet, found: "NormsResult") -> Iterator[Line]:
 
 
 def table_lines(sheet: Sheet, found: "SizesByPart") -> Iterator[Line]:
-    """The table of the sizes, without rows where no module has one; on a terminal blocks have a bar."""
+    """Yield the table of the sizes, without rows if no module has one; on a terminal blocks have a bar."""
     headers = [*_HEADERS[:3], *([""] if can_draw() else []), *_HEADERS[3:], *([_RELATIVE] if found.base else [])]
     largest = max((own.norm for blocks in found.blocks.values() for own in blocks.values()), default=0.0)
     rows = []
@@ -48,7 +48,7 @@ def table_lines(sheet: Sheet, found: "SizesByPart") -> Iterator[Line]:
 
 
 def _row(title: str, size: "PartSize", headers: Sequence[str], largest: float) -> list[str]:
-    """The cells of a row; its bar is the share of the largest norm, and empty where that is 0."""
+    """Return the cells of a row; its bar is the share of the largest norm, and empty if that is 0."""
     relative = "-" if size.relative_norm is None else f"{100.0 * size.relative_norm:.3g}%"
     sigma = "-" if size.sigma_1 is None else f"{size.sigma_1:.3g}"
     drawn = [bar(size.norm / largest if largest else 0.0, _BAR)] if "" in headers else []
@@ -56,7 +56,7 @@ def _row(title: str, size: "PartSize", headers: Sequence[str], largest: float) -
 
 
 def in_part(block: str, component: str) -> str:
-    """The block without the component in front of it, which the row of the part has."""
+    """Return the block without its component, which the row of the part has."""
     return "others" if block == component else block.removeprefix(f"{component}.")
 
 
@@ -68,7 +68,7 @@ def _sentences(sheet: Sheet, says: Sequence[str], mark: str, look: str) -> Itera
 
 
 def left_out_lines(sheet: Sheet, left_out: "Iterable[UnmeasuredModule]") -> Iterator[Line]:
-    """The modules that could not be measured, by the reason."""
+    """Yield the modules that could not be measured, by reason."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for one in left_out:
         reasons[one.reason].append(one.key)
@@ -76,7 +76,7 @@ def left_out_lines(sheet: Sheet, left_out: "Iterable[UnmeasuredModule]") -> Iter
 
 
 def not_told(sheet: Sheet, found: "SizesByPart") -> Iterator[Line]:
-    """The modules without a size, and those without a weight in the base."""
+    """Yield the modules without a size, and those without a weight in the base."""
     yield from left_out_lines(sheet, found.left_out)
     if keys := found.without_weight:
         yield from sheet.sentence(f"{_named(keys)} without a weight in {found.base}.", FAINT, "-")

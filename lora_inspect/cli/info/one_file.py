@@ -1,6 +1,6 @@
 """`lora-inspect info` of one file: its record as JSON, or its screen with the table of its modules.
 
-Nothing here needs click, whose import takes as long as the rest: a command that names one file and flags alone is run
+Nothing here needs click, since its import takes as long as the rest: a command with only one file and flags runs
 without it.
 """
 
@@ -51,13 +51,13 @@ class InfoArgument(NamedTuple):
 
 
 def folder_argument(path: str, files: "FolderFiles", settings: Settings) -> InfoArgument:
-    """The argument of a folder with several files, whose settings are those of each of them."""
+    """Return the argument of a folder with several files; its settings apply to each of them."""
     own = settings._replace(of_several=True)
     return InfoArgument(files.weights, own, True, path=path, unread=files.unread, others=files.others)
 
 
 def broken(path: str, error: Exception) -> dict[str, Any]:
-    """The record of a file that cannot be read."""
+    """Return the record of a file that cannot be read."""
     show_defect(error)
     return dict(failure(path, error).record())
 
@@ -75,7 +75,7 @@ class PlainCommand(NamedTuple):
 
 
 def read_plain(words: Sequence[str]) -> PlainCommand | None:
-    """Read the words behind `info` if they name one file and flags alone; None for others, which click reads."""
+    """Return the words behind `info` if they are one file and flags; None for others, which click reads."""
     flags = {word.removeprefix("--") for word in words if word.startswith("-")}
     paths = [word for word in words if not word.startswith("-")]
     if len(paths) != 1 or not flags <= set(FLAGS):
@@ -86,7 +86,7 @@ def read_plain(words: Sequence[str]) -> PlainCommand | None:
 
 
 class Measure(NamedTuple):
-    """The base that changes are compared with, None for none, and the answers to how it stores square weights."""
+    """The base for comparisons (None for none), and the answers on its storage of square weights."""
 
     base: str | None = None
     transposed: "Answers | None" = None
@@ -122,7 +122,7 @@ def info_of_one(
 def _measured(
     found: "FileInfo", record: dict[str, Any], asked: Measure, norms: bool, spectrum: bool
 ) -> "tuple[NormsResult | None, SpectrumResult | None, dict[str, Any]]":
-    """The sizes and spectra that are asked for, and the record with them, or with the reason why there are none."""
+    """Return the requested sizes and spectra, and the record with them or with the error."""
     from lora_inspect.cli.progress_bar import percent, progress_bar
     from lora_inspect.reporting.measurement import measure
 
@@ -153,7 +153,10 @@ def _show_measured(sizes: "NormsResult | None", spectra: "SpectrumResult | None"
 def _read(
     argument: InfoArgument, modules: bool, tensors: bool
 ) -> "tuple[FileInfo | None, Sequence[Verdict] | None, dict[str, Any]]":
-    """The file, what programs make of it, and its record; where it cannot be read, the record says why."""
+    """Return the file, the verdicts of programs and its record.
+
+    If it cannot be read, the record has the reason.
+    """
     from lora_inspect.reading.file_info import inspect
     from lora_inspect.reporting.file_record import record_of, verdicts_of
 
@@ -170,7 +173,7 @@ def _read(
 def _show(
     found: "FileInfo", record: dict[str, Any], verdicts: "Sequence[Verdict] | None", metadata: bool, why: bool
 ) -> None:
-    """The screen, and below it the modules and the metadata where they are asked for."""
+    """Print the screen and, if requested, the modules and the metadata below it."""
     from lora_inspect.cli.info.screen import screen
 
     sheet = Sheet(terminal.columns())
@@ -188,7 +191,7 @@ def _show(
 
 
 def _table_of_tensors(sheet: Sheet, tensors: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-    """Return a row per tensor, with its file where there are several."""
+    """Yield a row per tensor, with its file if there are several."""
     files = {one["file"] for one in tensors}
     headers = ["tensor", "type", "shape", "bytes", "offset", *(["file"] if len(files) > 1 else [])]
     rows = [

@@ -60,7 +60,7 @@ _BASE = " --base BASE "
 def lines_of_programs(
     sheet: Sheet, outlook: Outlook, path: str, scales: Sequence[str], fix: str | None, info: FileInfo
 ) -> Iterator[Line]:
-    """Return a sentence for each error in programs, then the programs that load the file and those that do not.
+    """Yield a sentence for each error in programs, then the programs that load the file, then the others.
 
     Each program appears once. `scales` are those of the modules. `fix` is the command that fixes every wrong scale, if
     one is known. `path` is the file as the user named it.
@@ -197,7 +197,10 @@ _MARKS = {ERROR: ("!!", WRONG), WARNING: ("!", DOUBTFUL), NOTE: ("-", FAINT)}
 def screen(
     sheet: Sheet, info: FileInfo, record: Mapping[str, Any], verdicts: Sequence[Verdict] | None, why: bool
 ) -> Iterator[Line]:
-    """The lines of a file that was read, of its record and of what programs make of it; `why` shows all evidence."""
+    """Yield the lines of a readable file, its record and the verdicts of programs.
+
+    `why` shows all evidence.
+    """
     yield from sheet.sentence(headline(info, record), BOLD)
     yield from sheet.sentence(file_line(record))
     yield from _parts(sheet, record["components"])
@@ -223,7 +226,7 @@ def _settling(sheet: Sheet, settings: Sequence[str], path: str) -> Iterator[Line
 
 
 def _parts(sheet: Sheet, parts: Mapping[str, Mapping[str, Any]]) -> Iterator[Line]:
-    """A row for each part: what changes it in an adapter, what there is of it in a base."""
+    """Yield a row for each part: its changes in an adapter, its content in a base."""
     adapted = any(part["modules"] for part in parts.values())
     headers = _ADAPTED if adapted else _WHOLE
     rows = [[_CELLS[header](part) for header in headers] for part in parts.values()]
@@ -293,7 +296,7 @@ def _applied_multiplier(multiplier: float | Mapping[str, float] | None) -> str:
 
 
 def _making(sheet: Sheet, made: Mapping[str, Any]) -> str:
-    """The verb that made an adapter of others, with its rule, its inputs and its error."""
+    """Return the verb that made an adapter of others, with its rule, its inputs and its error."""
     rule = f" --method {sheet.cut(made['method'])}" if made["method"] else ""
     rule += "".join(f" --{name.replace('_', '-')} {value:.12g}" for name, value in made["rule"].items())
     named = [sheet.cut(f"{one['file']}:{one['settings']}".rstrip(":")) for one in made["inputs"]]
@@ -303,7 +306,7 @@ def _making(sheet: Sheet, made: Mapping[str, Any]) -> str:
 
 
 def _tags(sheet: Sheet, tags: Mapping[str, int], images: int | None) -> str:
-    """The commonest tags with the share of images that have them; the number where that is not known."""
+    """Return the commonest tags with their share of the images; without that, with their number."""
     first = [(sheet.cut(tag), count) for tag, count in list(tags.items())[:_MOST_TAGS]]
     if images and all(count <= images for _, count in first):
         return ", ".join(f"{tag} {count / images:.0%}" for tag, count in first)

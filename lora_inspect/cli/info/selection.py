@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _of_path(path: str) -> tuple[str, str]:
-    """A path, and the name at its end."""
+    """Return a path, and the name at its end."""
     return path, re.split(r"[\\/]", path)[-1]
 
 
@@ -60,9 +60,9 @@ KEYS, ORDERS = tuple(_WORDS), tuple(_ORDERS)
 
 
 class Condition(NamedTuple):
-    """That one of the words under a key fits a pattern, in any case of its letters.
+    """The condition that a word under a key matches a pattern; case does not matter.
 
-    A pattern without `*`, `?` and `[` fits what begins with it; of numbers it fits the same number.
+    A pattern without `*`, `?` and `[` matches words that begin with it; for numbers it matches the same number.
     """
 
     key: str
@@ -70,7 +70,7 @@ class Condition(NamedTuple):
 
     @property
     def program(self) -> str | None:
-        """The program whose verdict it is about; None for one about the file."""
+        """The program of the verdict; None for a condition on the file."""
         return None if self.key in _WORDS else self.key
 
     def holds(self, one: "ScannedFile") -> bool:
@@ -92,7 +92,10 @@ class Condition(NamedTuple):
 
 
 def condition(text: str) -> Condition:
-    """The condition that `KEY=PATTERN` states; raises LoraInspectError for any other text or key."""
+    """Return the condition of a `KEY=PATTERN`.
+
+    Raises LoraInspectError for any other text or key.
+    """
     key, equals, pattern = text.partition("=")
     if equals and key.lower() in _WORDS:
         return Condition(key.lower(), pattern)
@@ -105,7 +108,7 @@ def condition(text: str) -> Condition:
 
 
 def _names_of_programs() -> tuple[list[str], dict[str, str]]:
-    """The names of all programs, and their titles by name."""
+    """Return the names of all programs, and their titles by name."""
     from lora_inspect.converting.options import titles_of_programs
 
     titles = titles_of_programs()
@@ -113,7 +116,10 @@ def _names_of_programs() -> tuple[list[str], dict[str, str]]:
 
 
 def named_program(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
-    """The name of the program that an option means; a usage error with the nearest one if there is none."""
+    """Return the name of the program that an option means.
+
+    Raises a usage error with the nearest name if there is none.
+    """
     if given is None:
         return None
     names, titles = _names_of_programs()
@@ -130,9 +136,9 @@ def _is_glob(pattern: str) -> bool:
 
 
 def parse_argument(argument: str, family: str | None) -> InfoArgument:
-    """The files that an argument of `info` names, which are of a `family` if one is named.
+    """Return the files of an argument of `info`, with the `family` if one is given.
 
-    The settings on a folder's path are those of each file in it.
+    The settings on a folder's path apply to each file in it.
     """
     from lora_inspect.reading.model.settings import Settings
 
@@ -154,7 +160,7 @@ def parse_argument(argument: str, family: str | None) -> InfoArgument:
 class FolderOptions(NamedTuple):
     """The options for a folder; `jobs` is None for as many processes as make it faster.
 
-    `program` is the one whose verdicts the rows have, and `fail_on` says with which of them the exit status is 1.
+    The rows have the verdicts of `program`; `fail_on` has the verdicts that cause the exit status 1.
     """
 
     all_: bool = False
@@ -172,7 +178,7 @@ class FolderOptions(NamedTuple):
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """The programs whose verdicts are asked for."""
+        """The programs with requested verdicts."""
         named = [self.program, *(condition.program for condition in self.where)]
         return tuple(dict.fromkeys(name for name in named if name))
 
@@ -185,7 +191,10 @@ def _conditions(context: click.Context, parameter: click.Parameter, given: tuple
 
 
 def named_family(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
-    """The name of a model family; a usage error with the nearest one if there is none."""
+    """Return the name of a model family.
+
+    Raises a usage error with the nearest name if there is none.
+    """
     from lora_inspect.option import no_family
 
     if given is not None and (wrong := no_family(given)):
@@ -214,7 +223,7 @@ def _answers(context: click.Context, parameter: click.Parameter, given: tuple[st
 
 
 def base_options(command: Decorated) -> Decorated:
-    """Adds the options for the base that changes are compared with."""
+    """Add the options for the base of comparisons."""
     of_squares = click.option(
         "--transposed",
         multiple=True,
@@ -233,7 +242,7 @@ def base_options(command: Decorated) -> Decorated:
 
 
 def folder_options(command: Decorated) -> Decorated:
-    """Adds the options, by the names that the fields of FolderOptions have."""
+    """Add the options, by the names of the fields of FolderOptions."""
     for option in reversed(
         (
             click.option(

@@ -93,10 +93,10 @@ class _Column(NamedTuple):
 
 
 class FolderTable:
-    """Makes the lines of a table for files whose names are known before.
+    """The lines of a table for files with known names.
 
-    They are as wide as the sheet or, where it `is_endless`, as the cells need. A name that would look like another one
-    where it is cut has a line of its own. `headers` are those that the table has where they fit.
+    They are as wide as the sheet or, if it `is_endless`, as the cells need. A name that would look like another one
+    when cut has its own line. `headers` are shown if they fit.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class FolderTable:
         }
 
     def headers(self) -> Line:
-        """The line above all rows."""
+        """Return the line above all rows."""
         return self._line([column.header for column in self._columns], FAINT)
 
     def row(self, name: str, one: ScannedFile, duplicate_of: str = "", received: InProgram | None = None) -> list[Line]:
         """Return the lines of a readable file.
 
-        `duplicate_of` names the first file with its tensors. The verdict of a program is the note where it is given.
+        `duplicate_of` names the first file with its tensors. If the verdict of a program is given, it is the note.
         """
         cells = {
             "name": name,
@@ -182,13 +182,13 @@ class FolderTable:
         return self._fitting((f"duplicate of {duplicate_of}", f"= {duplicate_of}") if duplicate_of else one.notes)
 
     def _fitting(self, notes: Iterable[str]) -> str:
-        """The longest form of a note that fits."""
+        """Return the longest form of a note that fits."""
         shown = [self._sheet.shown(note) for note in notes]
         return next((note for note in shown if width(note) <= self._room("note")), shown[-1] if shown else "")
 
 
 def _error_in_words(error: Exception, path: str) -> tuple[str, ...]:
-    """The problem of a file, and shorter forms of it."""
+    """Return the problem of a file, and shorter forms of it."""
     known = of_system(error, path) if isinstance(error, OSError) else error
     problem = known.problem if isinstance(known, LoraInspectError) else str(known)
     _, is_told, state = f": {problem}".rpartition(": it is ")
@@ -216,7 +216,7 @@ def _columns(columns: int, longest: int, headers: Sequence[str]) -> list[_Column
 
 
 def _span(values: Sequence[str], room: int) -> str:
-    """One value, the first and the last of several, or that there are several where these do not fit."""
+    """Return one value, or the first and last of several, or a word for several if they do not fit."""
     if len(values) < 2:
         return values[0] if values else _NONE
     span = f"{values[0]}-{values[-1]}"
@@ -231,7 +231,7 @@ def _number(scale: float | None) -> str:
 
 
 def _size(count: int) -> str:
-    """As people say it, in six letters at most."""
+    """Return a short size, of six letters at most."""
     number, _, unit = size_in_words(count).partition(" ")
     return f"{number} {'B' if unit == 'bytes' else unit}"
 
@@ -253,7 +253,10 @@ _PLURALS = {BASE: "bases", _OTHER_MODEL: "other models", OTHER: "others", _COPIE
 
 
 class _Entry(NamedTuple):
-    """A file, its name in the table, and flags: the user named it, and it is in a format that is never read."""
+    """A file, its name in the table, and two flags.
+
+    One says that the user named it, the other that its format is never read.
+    """
 
     one: ScannedFile
     name: str
@@ -316,7 +319,7 @@ def _read(
     options: FolderOptions,
     bar: BarBelow,
 ) -> Generator[_Entry, None, None]:
-    """Every file in the order of the arguments; an argument that stands for none is one that cannot be read."""
+    """Yield every file in the order of the arguments; an argument without files counts as unreadable."""
     listing = [(file, argument.settings) for argument in arguments for file in argument.files]
     name = iter(names)
     jobs = 1 if os.environ.get(DEBUG) else options.jobs
@@ -336,9 +339,9 @@ def _read(
 def _chosen(
     entries: Iterable[_Entry], options: FolderOptions, counts: "Counter[str]", bar: BarBelow, has_rows: bool
 ) -> Iterator[_Entry]:
-    """The entries that are asked for and those that are broken; all are counted.
+    """Yield the requested entries and the broken ones, and count all.
 
-    Of a broken one that the user named an error tells, as it does where no row does.
+    The error of a broken entry is printed if the user named it or if there are no rows.
     """
     for entry in entries:
         one = entry.one
@@ -369,14 +372,14 @@ def _tell_error(path: str, error: Exception) -> None:
 
 
 def _sorted(entries: Sequence[_Entry], order: str) -> Iterator[_Entry]:
-    """The entries in an order, those that could not be read last."""
+    """Yield the entries in an order, with unreadable ones last."""
     key = sorting_key(order)
     yield from sorted((entry for entry in entries if not entry.one.error), key=lambda entry: key(entry.one))
     yield from (entry for entry in entries if entry.one.error)
 
 
 def _record(one: ScannedFile, program: str | None) -> dict[str, Any]:
-    """The record that scripts rely on."""
+    """Return the record that scripts rely on."""
     if one.error:
         return failure(one.path, one.error).record()
     record = {**(one.record or {}), **one.in_folder()}
@@ -390,9 +393,9 @@ def _record(one: ScannedFile, program: str | None) -> dict[str, Any]:
 def _print_rows(
     entries: Iterable[_Entry], arguments: Sequence[InfoArgument], options: FolderOptions, bar: BarBelow
 ) -> None:
-    """A row for each file as it comes; those of a folder that are models or hold something else where asked.
+    """Print a row for each file as it comes; models and other files of a folder only on request.
 
-    The epochs of one training that look alike have one row.
+    Similar epochs of one training share a row.
     """
     names = [_short(name) for name in _names(arguments)]
     called = dict(zip(_paths(arguments), names, strict=True))
@@ -420,7 +423,7 @@ def _print_rows(
 
 
 def _first_rows(entries: Iterator[_Entry], columns: int, options: FolderOptions) -> tuple[list[_Entry], list[str]]:
-    """Return the entries that tell of trigger words, and the headers of the table: with these if any has some."""
+    """Return entries read ahead, and the headers, with trigger words if requested or found."""
     is_asked = any(condition.key == _TRIGGER for condition in options.where)
     room, least = _ROOM_FOR_TRIGGER
     if is_asked and least <= columns < room:
@@ -436,7 +439,7 @@ def _without_row(entry: _Entry) -> ScannedFile | None:
 
 
 def _short(name: str) -> str:
-    """A name without the ending that nearly all have; a set goes without its number, PEFT's weights by their folder."""
+    """Return a name without the usual ending, a set's number or PEFT's file name."""
     parent, file = os.path.split(name)
     whole = set_of(file)
     stem = whole.stem if whole and whole.shards > 1 else file.removesuffix(_ENDING)

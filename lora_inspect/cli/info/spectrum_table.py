@@ -18,7 +18,7 @@ _INDENT = "  "
 
 
 def spectrum_lines(sheet: Sheet, found: "SpectrumResult") -> Iterator[Line]:
-    """The table, and the sentences below it."""
+    """Yield the table, and the sentences below it."""
     draws = can_draw()
     headers = [*_HEADERS, *([_CURVE] if draws else [f"s{place}/s1" for place in _PLACES])]
     rows = []
