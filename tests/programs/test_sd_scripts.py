@@ -118,10 +118,29 @@ def test_sdxl_is_found_under_diffusers_names_too(judged, has_alpha):
     assert judged("sdxl", "rslora flag", has_alpha, paths=paths).verdict == (STRENGTH if has_alpha else SAME)
 
 
-def test_text_encoders_were_read_alone(judged):
-    encoder = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
-    pair = {f"{encoder}.lora_down.weight": torch.ones(4, 768), f"{encoder}.lora_up.weight": torch.ones(768, 4)}
-    found = judged("sdxl", more={**pair, f"{encoder}.alpha": torch.tensor(2.0)})
+ENCODER = "text_model_encoder_layers_0_self_attn_q_proj"
+
+
+@pytest.mark.parametrize(("family", "prefix"), [("sdxl", "lora_te1_"), ("sdxl", "lora_te2_"), ("sd15", "lora_te_")])
+def test_text_encoders_get_lora_of_kohyas_spelling_alone(judged, family, prefix):
+    name, width = prefix + ENCODER, 1280 if prefix == "lora_te2_" else 768
+    down, up, alpha = torch.ones(4, width), torch.ones(width, 4), {f"{name}.alpha": torch.tensor(2.0)}
+    pair = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    loha = {f"{name}.hada_w{at}_{side}": own for at in (1, 2) for side, own in (("a", up.clone()), ("b", down.clone()))}
+    for more, verdict in (
+        ({**pair, **alpha}, SAME),
+        (pair, SAME),
+        ({**loha, **alpha}, PARTLY),
+        ({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, **alpha}, PARTLY),
+    ):
+        found = judged(family, more=more)
+        assert (found.verdict, found.silent, found.by) == (verdict, verdict == PARTLY, "run")
+
+
+def test_text_encoders_of_flux_were_read(judged):
+    name = f"lora_te1_{ENCODER}"
+    pair = {f"{name}.lora_down.weight": torch.ones(4, 768), f"{name}.lora_up.weight": torch.ones(768, 4)}
+    found = judged("flux", more={**pair, f"{name}.alpha": torch.tensor(2.0)})
     assert (found.verdict, found.by) == (SAME, "read")
 
 

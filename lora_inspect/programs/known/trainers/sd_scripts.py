@@ -17,6 +17,7 @@ from lora_inspect.programs.record import (
     LEAVES,
     MAGNITUDES_LEFT,
     READ,
+    RUN,
     SILENT,
     TEXT_ENCODERS,
     WARNS,
@@ -48,7 +49,7 @@ _LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "anima": ("llm_adapter_out_proj", "llm_adapter_embed"),
     "chroma": ("final_layer_",),
     "flux": ("final_layer_",),
-    "sd15": ("time_embedding_",),
+    "sd15": ("time_embedding_", "conv_in", "conv_out"),
     "sdxl": ("time_embed_", "label_emb_"),
 }
 _LAYOUTS: Mapping[str, tuple[str, ...]] = {"sd15": ("diffusers",), "sdxl": ("original", "diffusers")}
@@ -63,6 +64,8 @@ _ENCODERS: Mapping[str, tuple[str, ...]] = {
     "sd3": ("lora_te1_", "lora_te2_", "lora_te3_"),
     "sdxl": ("lora_te1_", "lora_te2_"),
 }
+# The families of which the networks of text encoders ran.
+_WITH_ENCODERS = ("sd15", "sdxl")
 _OTHER_PREFIXES = tuple(
     {
         prefix: None
@@ -117,12 +120,17 @@ def _of(family: str) -> tuple[Rule, ...]:
         magnitudes=MAGNITUDES_LEFT,
     )
     encoders = own._replace(
-        prefixes=_ENCODERS.get(family, ()), layouts=(TEXT_ENCODERS,), dialects=("kohya",), finds=None, by=READ
+        prefixes=_ENCODERS.get(family, ()),
+        layouts=(TEXT_ENCODERS,),
+        dialects=("kohya",),
+        finds=None,
+        by=RUN if family in _WITH_ENCODERS else READ,
     )
+    others = encoders._replace(dialects=("peft", "lycoris"), kinds={"": LEAVES}, exceptions=None)
     return (
         own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None),
         own,
-        *([encoders] if family in _ENCODERS else []),
+        *([encoders, others] if family in _ENCODERS else []),
     )
 
 
