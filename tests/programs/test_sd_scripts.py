@@ -20,7 +20,7 @@ LAYERS = {
     "anima": ("blocks.0.self_attn.q_proj", "blocks.1.mlp.layer1", "final_layer.linear"),
     "chroma": ("double_blocks.0.img_attn.proj", "single_blocks.1.linear2"),
     "flux": ("double_blocks.0.img_attn.proj", "single_blocks.1.linear2", "vector_in.in_layer"),
-    "lumina2": ("layers.0.attention.qkv", "context_refiner.0.feed_forward.w1"),
+    "lumina2": ("layers.0.attention.qkv", "context_refiner.0.feed_forward.w1", "final_layer.linear", "cap_embedder.1"),
     "sd15": (
         "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
         "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0",

@@ -113,9 +113,9 @@ def _replaces(adapter: Adapter) -> str | None:
     for key in adapter.unclaimed:
         path, _, parameter = key.removeprefix(prefix).rpartition(".")
         is_known = any(pattern_of(path, ".") in layout_patterns(one.named, ".") for one in by_name("llm").layouts)
-        if key.startswith(prefix + path) and parameter in ("weight", "bias") and is_known:
-            if prefix + path not in adapter.modules:
-                return f"the effect of {key}, which replaces that of the model,"
+        is_of_model = is_known and key.startswith(prefix + path) and prefix + path not in adapter.modules
+        if is_of_model and parameter in ("weight", "bias"):
+            return f"the effect of {key}, which replaces that of the model,"
     return None
 
 

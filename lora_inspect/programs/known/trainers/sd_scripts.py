@@ -40,7 +40,10 @@ _FOUND: Mapping[str, tuple[str, ...]] = {
     "anima": ("blocks_", "llm_adapter_blocks_", "t_embedder_", "x_embedder_", "final_layer_"),
     "chroma": ("double_blocks_", "single_blocks_"),
     "flux": ("double_blocks_", "single_blocks_", "img_in", "txt_in", "time_in_", "vector_in_", "guidance_in_"),
-    "lumina2": ("layers_", "noise_refiner_", "context_refiner_"),
+    "lumina2": (
+        *("layers_", "noise_refiner_", "context_refiner_", "final_layer_"),
+        *("x_embedder", "cap_embedder_", "t_embedder_"),
+    ),
     "sd15": ("down_blocks_", "mid_block_", "up_blocks_"),
     "sd3": ("joint_blocks_",),
     "sdxl": ("input_blocks_", "middle_block_", "output_blocks_", "down_blocks_", "mid_block_", "up_blocks_"),
