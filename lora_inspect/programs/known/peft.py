@@ -112,7 +112,11 @@ def _replaces(adapter: Adapter) -> str | None:
     prefix = _FILE.prefixes[0]
     for key in adapter.unclaimed:
         path, _, parameter = key.removeprefix(prefix).rpartition(".")
-        is_known = any(pattern_of(path, ".") in layout_patterns(one.named, ".") for one in by_name("llm").layouts)
+        layouts = by_name("llm").layouts
+        # The family has no list of its norms, all of which are called so.
+        is_known = "norm" in leaf_of(path) or any(
+            pattern_of(path, ".") in layout_patterns(one.named, ".") for one in layouts
+        )
         is_of_model = is_known and key.startswith(prefix + path) and prefix + path not in adapter.modules
         if is_of_model and parameter in ("weight", "bias"):
             return f"the effect of {key}, which replaces that of the model,"
