@@ -40,13 +40,16 @@ _FEW = (
 )
 _ALL_KINDS = ("kohya", "comfyui", "comfyui, down and up", "diffusers")
 _KRONECKER = {(kind, has_alpha) for kind in ("lokr whole", "lokr low-rank") for has_alpha in (True, False)}
+_PLAIN = ("lora", "dora_scale of outputs", "magnitude vector", "bias of the up layer")
 GAPS = {
     ("flux", "diffusers, down and up"): {("bias of the up layer", True), ("magnitude vector", True)},
     ("chroma", "diffusers, down and up"): {("bias of the up layer", True), ("magnitude vector", True)},
+    # So few layers, of which no metadata tell, may be LTX-2's too.
+    ("ltx_video", "comfyui"): {(kind, False) for kind in (*_PLAIN, "stranger", "uneven")},
     ("qwen_image", "kohya"): {("ia3", True)},
     ("qwen_image", "comfyui"): {("ia3", True)},
     ("qwen_image", "comfyui, down and up"): {("ia3", True)},
-    ("sdxl", "kohya"): {("ia3", True)},
+    ("sdxl", "kohya"): {("ia3", True), ("uneven", True)},
     ("z_image", "kohya"): {("ia3", True), *_KRONECKER},
     ("z_image", "comfyui"): {("ia3", True), *_KRONECKER},
     ("z_image", "comfyui, down and up"): {("ia3", True), *_KRONECKER},

@@ -164,3 +164,16 @@ def test_the_merge_of_flux_takes_every_layer_of_the_base(judged, kind, has_alpha
 def test_the_merge_of_flux_finds_no_other_names(judged, prefix, kind):
     found = judged("flux", kind, prefix=prefix, program=MERGE)
     assert (found.verdict, found.silent) == (NOTHING, False)
+
+
+def test_the_merge_of_flux_takes_text_encoders_that_it_is_given(judged):
+    names = {
+        "--clip_l": (f"lora_te1_{ENCODER}", 768),
+        "--t5xxl": ("lora_te3_encoder_block_0_layer_0_SelfAttention_k", 4096),
+    }
+    for option, (name, width) in names.items():
+        pair = {f"{name}.lora_down.weight": torch.ones(4, width), f"{name}.lora_up.weight": torch.ones(width, 4)}
+        for more in (pair, {**pair, f"{name}.alpha": torch.tensor(2.0)}):
+            found = judged("flux", more=more, program=MERGE)
+            assert (found.verdict, found.by) == (SAME, "run")
+            assert found.says == f"with {option}, as it leaves the text encoder out otherwise"

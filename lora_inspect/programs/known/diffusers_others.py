@@ -18,14 +18,17 @@ from lora_inspect.programs.known.diffusers_rules import (
 )
 from lora_inspect.programs.record import COMPUTES, FAILS, Loader, Rule, Strangers
 
-_ANIMA_BLOCKS = (
-    *(f"{attn}.{leaf}_proj" for attn in ("self_attn", "cross_attn") for leaf in ("q", "k", "v", "output")),
-    *(f"adaln_modulation_{part}.{at}" for part in ("self_attn", "cross_attn", "mlp") for at in (1, 2)),
-    *("mlp.layer1", "mlp.layer2"),
+# It hands these to another model of the pipeline, which was not tried.
+_ADAPTER = tuple(
+    f"llm_adapter.{leaf}"
+    for leaf in (
+        *(f"blocks.{{i}}.{attn}.{one}_proj" for attn in ("self_attn", "cross_attn") for one in "qkvo"),
+        *("blocks.{i}.mlp.0", "blocks.{i}.mlp.2", "embed", "out_proj"),
+    )
 )
 _ANIMA = Rule(
     prefixes=("diffusion_model.",),
-    paths=tuple(f"blocks.{{i}}.{leaf}" for leaf in _ANIMA_BLOCKS),
+    layouts=("original",),
     dialects=("peft",),
     kinds={"lora": COMPUTES, "lora_bias": COMPUTES},
     magnitudes=PEFT_DORA,
@@ -85,6 +88,7 @@ OTHER_LOADERS = (
         "anima",
         "^diffusion_model.",
         rules=lambda: (
+            _ANIMA._replace(paths=_ADAPTER, kinds={"": ""}),
             _ANIMA,
             _ANIMA._replace(dialects=("kohya",), kinds=ALL_FAIL, says="IndexError: list index out of range"),
         ),

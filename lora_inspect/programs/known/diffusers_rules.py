@@ -81,10 +81,11 @@ def alphas_by_pattern(adapter: Adapter) -> ScaleRule:
         name, rank = given.module.name, given.contribution.rank
         if len(alphas[name.component]) < 2:
             return scale(given)
-        if name.component != "model" or rank is None or common[name.component] is None:
+        alpha = common[name.component]
+        if name.component != "model" or rank is None or alpha is None:
             return None
         if name.prefix == _UNET_PREFIX and name.body.endswith(_OF_ATTENTION):
-            return common[name.component] / rank
+            return alpha / rank
         return scale(given)
 
     return OfKindInFile(by_pattern)

@@ -162,6 +162,17 @@ _IN_BASE = Rule(
     magnitudes=MAGNITUDES_LEFT,
 )
 _NOT_FOUND = Strangers(WARNS, "no module found for LoRA weight")
+_OPTIONS = {"lora_te1_": "--clip_l", "lora_te3_": "--t5xxl"}
+
+
+def _needs_encoders(adapter: Adapter) -> str | None:
+    """The options by which it gets the text encoders that the file changes."""
+    prefixes = {module.name.prefix for module in adapter.modules.values()}
+    options = [option for prefix, option in _OPTIONS.items() if prefix in prefixes]
+    return f"with {' and '.join(options)}, as it leaves the text encoder out otherwise" if options else None
+
+
+_IN_ENCODERS = _IN_BASE._replace(prefixes=tuple(_OPTIONS), layouts=(TEXT_ENCODERS,))
 _FLUX_MERGE = _NETWORKS._replace(
     name="sd-scripts-flux-merge",
     title="sd-scripts (flux_merge_lora)",
@@ -171,9 +182,12 @@ _FLUX_MERGE = _NETWORKS._replace(
             rules=(
                 _IN_BASE._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None),
                 _IN_BASE,
+                _IN_ENCODERS._replace(dialects=("peft", "lycoris"), kinds={"": LEAVES}, exceptions=None),
+                _IN_ENCODERS,
                 Rule(prefixes=_OTHER_PREFIXES),
             ),
             strangers=Strangers(WARNS, "Unused keys in LoRA model"),
+            needs=_needs_encoders,
         ),
     ),
 )
