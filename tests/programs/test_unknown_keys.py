@@ -153,3 +153,22 @@ def test_in_sd_scripts(version, path, width, place, write_safetensors):
     tensors = {**lora(module, 4, 4.0, 8, width), key: ("F32", (2,), 1.0)}
     (found,) = compat(str(write_safetensors(tensors, {"ss_base_model_version": version})), "sd-scripts").verdicts
     assert found.verdict == SAME, found.says
+
+
+# musubi-tuner merged each of these into small models; its code cannot be installed here.
+IN_MUSUBI = [
+    ("wan", "blocks_0_self_attn_q"),
+    ("flux1", "double_blocks_0_img_attn_proj"),
+    ("z_image", "layers_0_attention_to_q"),
+]
+
+
+@pytest.mark.parametrize("place", sorted(BEHIND | {"stranger", "bare", "root's weight", "other module"}))
+@pytest.mark.parametrize("program", ["musubi", "musubi-networks"])
+@pytest.mark.parametrize(("version", "path"), IN_MUSUBI)
+def test_in_musubi(version, path, program, place, write_safetensors):
+    module = f"lora_unet_{path}"
+    key = PLACES[place].format(module=module, prefix="lora_unet_", other=f"{module[:-1]}x")
+    tensors = {**lora(module, 4, 4.0, 16, 16), key: ("F32", (2,), 1.0)}
+    (found,) = compat(str(write_safetensors(tensors, {"ss_base_model_version": version})), program).verdicts
+    assert found.verdict == SAME, found.says
