@@ -29,6 +29,7 @@ _SDXL = {
 # The layers that the files of the grid change, by a part of their path: those that trainers adapt most.
 _TRAINED = {
     "wan": ("attn", "ffn"),
+    "chroma": ("transformer_blocks.0.attn.to_", "ff"),
     "flux": ("transformer_blocks.0.attn.to_", "ff", "norm1"),
     "qwen_image": ("attn", "mlp"),
     "z_image": ("layers.", "context_refiner"),
@@ -53,7 +54,7 @@ def weights(family: str) -> Mapping[str, Tensor]:
         path: layer.weight
         for path, layer in layers.items()
         if layer.weight.ndim == 2 and any(part in path for part in _TRAINED.get(family, ("",)))
-        if not (family == "flux" and path.startswith("single"))
+        if not (family in ("flux", "chroma") and path.startswith("single"))
     }
     numbered: dict[str, list[str]] = {}
     for path in found:

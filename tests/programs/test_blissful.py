@@ -186,3 +186,15 @@ def test_the_conversion_for_it_is_of_its_own_names(judged, family, tmp_path, run
         down = made[f"{flat}.lora_down.weight"]
         applied = float(made[f"{flat}.alpha"]) / len(down) * made[f"{flat}.lora_up.weight"] @ down
         torch.testing.assert_close(applied, meant)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora_scale of outputs", "loha", "bias of the up layer"])
+@pytest.mark.parametrize(
+    ("family", "path"),
+    [("flux", "transformer_blocks.0.attn.to_q"), ("hunyuan_video", "transformer_blocks.0.attn.to_q")],
+)
+def test_a_network_has_none_of_diffusers_layers(judged, monkeypatch, family, path, kind):
+    monkeypatch.setitem(LAYERS, family, (path, "single_transformer_blocks.0.proj_mlp"))
+    for prefix in DOTTED:
+        found = judged(family, kind, True, prefix)
+        assert (found.verdict, found.silent, found.by) == (NOTHING, True, "run")

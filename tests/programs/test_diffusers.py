@@ -40,11 +40,12 @@ _FEW = (
 )
 _ALL_KINDS = ("kohya", "comfyui", "comfyui, down and up", "diffusers")
 _KRONECKER = {(kind, has_alpha) for kind in ("lokr whole", "lokr low-rank") for has_alpha in (True, False)}
+_PLAIN = ("lora", "dora_scale of outputs", "magnitude vector", "bias of the up layer")
 GAPS = {
-    ("flux", "diffusers"): {("uneven", True)},
     ("flux", "diffusers, down and up"): {("bias of the up layer", True), ("magnitude vector", True)},
-    ("chroma", "diffusers"): {("uneven", True)},
     ("chroma", "diffusers, down and up"): {("bias of the up layer", True), ("magnitude vector", True)},
+    # So few layers, of which no metadata tell, may be LTX-2's too.
+    ("ltx_video", "comfyui"): {(kind, False) for kind in (*_PLAIN, "stranger", "uneven")},
     ("qwen_image", "kohya"): {("ia3", True)},
     ("qwen_image", "comfyui"): {("ia3", True)},
     ("qwen_image", "comfyui, down and up"): {("ia3", True)},
@@ -92,6 +93,13 @@ _NAMES_OF_FEW = {
 }
 CELLS += [(family, names) for family, own in _NAMES_OF_FEW.items() for names in own]
 CELLS += [(family, names) for family in OTHERS for names in ("diffusers", "diffusers, down and up")]
+# Other names of these: the conversions of some know a prefix alone, and where there is none nothing is found.
+CELLS += [
+    *(("chroma", names) for names in ("kohya", "comfyui", "onetrainer")),
+    *((family, "comfyui") for family in ("anima", "cosmos", "hidream_i1", "ltx_video")),
+    *((family, "kohya") for family in ("framepack", "lumina2")),
+    ("ltx_video", "comfyui, down and up"),
+]
 
 
 def meaning(family, names, kind, has_alpha):

@@ -323,3 +323,10 @@ def test_a_conversion_for_training_that_would_be_wrong_is_refused(tmp_path, run)
     assert "musubi-tuner (networks) 2026-06-24 would read it wrongly: wrong strength" in ended.stderr
     assert not (tmp_path / "made.safetensors").exists()
     assert run("convert", file, "--to", "musubi", "-o", tmp_path / "made.safetensors").status == 0
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "diffusion_model."])
+def test_the_script_of_framepack_renames_dotted_names_and_forgets_alpha(judged, prefix):
+    for has_alpha, verdict, factor in ((True, STRENGTH, 1.333), (False, SAME, 1.0)):
+        found = judged("framepack", "lora A/B", has_alpha, prefix)
+        assert (found.verdict, found.factor, found.by) == (verdict, factor, "run")

@@ -20,7 +20,7 @@ LAYERS = {
     "anima": ("blocks.0.self_attn.q_proj", "blocks.1.mlp.layer1", "final_layer.linear"),
     "chroma": ("double_blocks.0.img_attn.proj", "single_blocks.1.linear2"),
     "flux": ("double_blocks.0.img_attn.proj", "single_blocks.1.linear2", "vector_in.in_layer"),
-    "lumina2": ("layers.0.attention.qkv", "context_refiner.0.feed_forward.w1"),
+    "lumina2": ("layers.0.attention.qkv", "context_refiner.0.feed_forward.w1", "final_layer.linear", "cap_embedder.1"),
     "sd15": (
         "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
         "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0",
@@ -118,10 +118,29 @@ def test_sdxl_is_found_under_diffusers_names_too(judged, has_alpha):
     assert judged("sdxl", "rslora flag", has_alpha, paths=paths).verdict == (STRENGTH if has_alpha else SAME)
 
 
-def test_text_encoders_were_read_alone(judged):
-    encoder = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
-    pair = {f"{encoder}.lora_down.weight": torch.ones(4, 768), f"{encoder}.lora_up.weight": torch.ones(768, 4)}
-    found = judged("sdxl", more={**pair, f"{encoder}.alpha": torch.tensor(2.0)})
+ENCODER = "text_model_encoder_layers_0_self_attn_q_proj"
+
+
+@pytest.mark.parametrize(("family", "prefix"), [("sdxl", "lora_te1_"), ("sdxl", "lora_te2_"), ("sd15", "lora_te_")])
+def test_text_encoders_get_lora_of_kohyas_spelling_alone(judged, family, prefix):
+    name, width = prefix + ENCODER, 1280 if prefix == "lora_te2_" else 768
+    down, up, alpha = torch.ones(4, width), torch.ones(width, 4), {f"{name}.alpha": torch.tensor(2.0)}
+    pair = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    loha = {f"{name}.hada_w{at}_{side}": own for at in (1, 2) for side, own in (("a", up.clone()), ("b", down.clone()))}
+    for more, verdict in (
+        ({**pair, **alpha}, SAME),
+        (pair, SAME),
+        ({**loha, **alpha}, PARTLY),
+        ({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, **alpha}, PARTLY),
+    ):
+        found = judged(family, more=more)
+        assert (found.verdict, found.silent, found.by) == (verdict, verdict == PARTLY, "run")
+
+
+def test_text_encoders_of_flux_were_read(judged):
+    name = f"lora_te1_{ENCODER}"
+    pair = {f"{name}.lora_down.weight": torch.ones(4, 768), f"{name}.lora_up.weight": torch.ones(768, 4)}
+    found = judged("flux", more={**pair, f"{name}.alpha": torch.tensor(2.0)})
     assert (found.verdict, found.by) == (SAME, "read")
 
 
@@ -145,3 +164,16 @@ def test_the_merge_of_flux_takes_every_layer_of_the_base(judged, kind, has_alpha
 def test_the_merge_of_flux_finds_no_other_names(judged, prefix, kind):
     found = judged("flux", kind, prefix=prefix, program=MERGE)
     assert (found.verdict, found.silent) == (NOTHING, False)
+
+
+def test_the_merge_of_flux_takes_text_encoders_that_it_is_given(judged):
+    names = {
+        "--clip_l": (f"lora_te1_{ENCODER}", 768),
+        "--t5xxl": ("lora_te3_encoder_block_0_layer_0_SelfAttention_k", 4096),
+    }
+    for option, (name, width) in names.items():
+        pair = {f"{name}.lora_down.weight": torch.ones(4, width), f"{name}.lora_up.weight": torch.ones(width, 4)}
+        for more in (pair, {**pair, f"{name}.alpha": torch.tensor(2.0)}):
+            found = judged("flux", more=more, program=MERGE)
+            assert (found.verdict, found.by) == (SAME, "run")
+            assert found.says == f"with {option}, as it leaves the text encoder out otherwise"

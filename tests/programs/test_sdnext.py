@@ -228,3 +228,29 @@ def test_other_models_go_through_diffusers(write_safetensors, metadata, prefix, 
     (own,), (theirs,) = (compat(str(file), name).verdicts for name in ("sdnext", "diffusers"))
     assert (own.verdict, own.factor, own.by) == (theirs.verdict, theirs.factor, "read")
     assert own.verdict not in ("not tested", "has no such models")
+
+
+OF_SD3_KOHYA = ("joint_blocks.0.context_block.attn.proj", "joint_blocks.1.x_block.mlp.fc1")
+
+
+def test_kohyas_names_of_sd3_get_the_layers_of_the_other_stream(judged):
+    """Its conversion ran: it takes the text's queries for the picture's."""
+    assert judged(named("lora_unet_", *OF_SD3_KOHYA), SD3).verdict == SAME
+    for side in ("context", "x"):
+        found = judged(named("lora_unet_", *OF_SD3_KOHYA, f"joint_blocks.0.{side}_block.attn.qkv"), SD3)
+        assert (found.verdict, found.silent) == ("wrong change", True)
+
+
+def test_kohyas_names_of_sd3_need_alphas(judged):
+    found = judged(named("lora_unet_", *OF_SD3_KOHYA, alpha=None), SD3)
+    assert (found.verdict, found.says) == (REFUSED, "KeyError: it wants an alpha of every layer")
+
+
+def test_with_a_second_encoder_the_layers_of_sd3_are_lost(judged):
+    encoders = {
+        key: tensor
+        for number, width in ((1, 768), (2, 1280))
+        for key, tensor in lora(f"lora_te{number}_text_model_encoder_layers_0_mlp_fc1", out=width, inputs=width).items()
+    }
+    found = judged({**named("lora_unet_", *OF_SD3_KOHYA), **encoders}, SD3)
+    assert (found.verdict, found.silent, found.by) == (PARTLY, True, "read")

@@ -6,11 +6,15 @@ The code is not installed here, so what it did is written out.
 import pytest
 from adapters import lora
 
+from lora_inspect.architectures import by_name
 from lora_inspect.ops.compat import compat
 
-FLUX, SDXL, SD15, WAN, QWEN, Z_IMAGE = (
-    {"ss_base_model_version": name} for name in ("flux1", "sdxl_base_v1-0", "sd_v1", "wan", "qwen_image", "z_image")
+OTHERS = ("hunyuan_video_1_5", "anima", "ltx2")
+FLUX, SDXL, SD15, WAN, QWEN, Z_IMAGE, SD3, CHROMA = (
+    {"ss_base_model_version": name}
+    for name in ("flux1", "sdxl_base_v1-0", "sd_v1", "wan", "qwen_image", "z_image", "sd_3", "chroma")
 )
+HUNYUAN_15, ANIMA, LTX2 = ({"ss_base_model_version": by_name(name).metadata_names[0]} for name in OTHERS)
 SAME, NOTHING, PARTLY, STRENGTH, LOST = (
     "same meaning",
     "nothing loaded",
@@ -26,6 +30,11 @@ OF_WAN = ("blocks.0.self_attn.q", "blocks.0.ffn.0")
 OF_WAN_DIFFUSERS = ("blocks.0.attn1.to_q", "blocks.0.ffn.net.2")
 OF_QWEN = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mlp.net.2")
 OF_Z_IMAGE = ("layers.0.attention.qkv", "layers.0.feed_forward.w1")
+OF_Z_IMAGE_PARTS = ("layers.0.attention.to_q", "layers.0.attention.to_out.0")
+OF_SD3 = ("joint_blocks.0.context_block.attn.proj", "joint_blocks.0.x_block.mlp.fc1")
+OF_HUNYUAN_15 = ("double_blocks.0.img_attn_proj", "double_blocks.0.txt_mlp.fc2", "double_blocks.0.img_mod.linear")
+OF_ANIMA = ("blocks.0.self_attn.q_proj", "blocks.0.cross_attn.output_proj", "blocks.1.mlp.layer1")
+OF_LTX2 = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.audio_attn1.to_k")
 ENDS = {"flux": "img_in", "sdxl": "label_emb.0.0", "wan": "text_embedding.0"}
 OWN = f"diffusion_model.{OF_FLUX[0]}"
 
@@ -65,7 +74,20 @@ def named(prefix, *paths, **options):
         (WAN, (*OF_WAN, ENDS["wan"]), {"diffusion_model.": SAME, "lora_unet_": PARTLY}),
         (WAN, OF_WAN_DIFFUSERS, {"transformer.": NOTHING, "diffusion_model.": NOTHING, "lora_unet_": NOTHING}),
         (QWEN, OF_QWEN, {"transformer.": SAME, "diffusion_model.": SAME, "lora_unet_": SAME}),
-        (Z_IMAGE, OF_Z_IMAGE, {"diffusion_model.": SAME, "lora_unet_": PARTLY}),
+        (Z_IMAGE, OF_Z_IMAGE, {"diffusion_model.": SAME, "lora_unet_": PARTLY, "": NOTHING}),
+        (Z_IMAGE, OF_Z_IMAGE_PARTS, {"transformer.": SAME, "lora_unet_": SAME, "": NOTHING, "lycoris_": NOTHING}),
+        (Z_IMAGE, (*OF_Z_IMAGE_PARTS, "layers.0.feed_forward.w1"), {"transformer.": SAME, "lora_unet_": PARTLY}),
+        (FLUX, OF_FLUX, {"": NOTHING}),
+        (CHROMA, ("double_blocks.0.img_attn.qkv", "single_blocks.1.linear1"), {"": NOTHING}),
+        (WAN, OF_WAN, {"": NOTHING}),
+        (WAN, (*OF_WAN, "time_embedding.0"), {"": PARTLY}),
+        (SD3, OF_SD3, {"diffusion_model.": SAME, "lora_unet_": NOTHING, "": NOTHING}),
+        (HUNYUAN_15, OF_HUNYUAN_15, {"lora_unet_": SAME}),
+        (HUNYUAN_15, (*OF_HUNYUAN_15, "double_blocks.0.txt_attn_q", "img_in.proj"), {"lora_unet_": PARTLY}),
+        (ANIMA, OF_ANIMA, {"diffusion_model.": SAME, "lora_unet_": SAME}),
+        (ANIMA, (*OF_ANIMA, "blocks.0.adaln_modulation_mlp.1"), {"diffusion_model.": SAME, "lora_unet_": PARTLY}),
+        (LTX2, OF_LTX2, {"diffusion_model.": SAME, "transformer.": SAME, "": SAME, "lora_unet_": PARTLY}),
+        (LTX2, (*OF_LTX2, "time_embed.linear"), {"diffusion_model.": PARTLY, "transformer.": PARTLY, "": PARTLY}),
     ],
 )
 def test_names_are_found_or_not(judged, metadata, paths, verdicts, spelling):
@@ -189,3 +211,35 @@ def test_text_encoders_of_sdxl(judged, prefix, leaves, verdict):
     width = 1280 if "2" in prefix else 768
     encoder = named(prefix, *(CLIP + leaf for leaf in leaves), out=width, inputs=width)
     assert judged({**named("lora_unet_", *OF_SDXL), **encoder}, SDXL).verdict == verdict
+
+
+XLABS = "double_blocks.0.processor.proj_lora1"
+QUERY, T5 = "text_model.encoder.layers.0.self_attn.q_proj", "encoder.block.0.layer.0.SelfAttention.q"
+
+
+def test_the_names_of_xlabs_are_none_of_its(judged):
+    tensors = {f"{XLABS}.down.weight": ("F32", (4, 8), 0.5), f"{XLABS}.up.weight": ("F32", (8, 4), 0.5)}
+    assert judged(tensors).verdict == NOTHING
+
+
+def test_kohyas_rotations_are_passed_over(judged):
+    module = f"oft_unet_{OF_SDXL[0].replace('.', '_')}"
+    tensors = {f"{module}.oft_blocks": ("F32", (2, 4, 4), 0.1), f"{module}.alpha": ("F32", (), 0.001)}
+    assert judged(tensors, SDXL).verdict == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("metadata", "own", "prefix", "path", "verdict"),
+    [
+        (SD15, OF_UNET, "text_encoder.", QUERY, PARTLY),
+        (SD3, OF_SD3, "lora_te1_", QUERY, PARTLY),
+        (SD3, OF_SD3, "lora_te2_", QUERY, PARTLY),
+        (SD3, OF_SD3, "lora_te3_", T5, SAME),
+        (FLUX, OF_FLUX, "lora_te3_", T5, SAME),
+        (FLUX, OF_FLUX, "lora_te2_", T5, PARTLY),
+    ],
+)
+def test_encoders_that_it_finds(judged, metadata, own, prefix, path, verdict):
+    of_model = named("unet." if metadata is SD15 else "diffusion_model.", *own)
+    found = judged({**of_model, **named(prefix, path, out=4096, inputs=4096)}, metadata)
+    assert (found.verdict, found.silent, found.by) == (verdict, verdict == PARTLY, "run")

@@ -107,3 +107,68 @@ def test_in_the_pipeline_of_flux(names, place, tmp_path):
     (said,) = compat(str(file), "diffusers").verdicts
     assert not differs(said, observe(meant, lambda: loaded("flux", file)))
     assert said.verdict == (SAME if place == "root's weight" else REFUSED)
+
+
+# What PEFT has no module for it drops, and so it does with what is no factor.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("place", [*PLACES, "a weight of the model"])
+def test_in_peft(place, tmp_path):
+    """A weight of the model itself is loaded in its place, which is no adapter."""
+    pytest.importorskip("peft")
+    import language_models
+    import peft_kinds
+    from peft import PeftModel
+    from safetensors.torch import load_file, save_file
+
+    folder = peft_kinds.make("LlamaForCausalLM", peft_kinds.KINDS["plain"], tmp_path)
+    file = f"{folder.path}/adapter_model.safetensors"
+    tensors = load_file(file)
+    module = next(iter(tensors)).partition(".lora_")[0]
+    norm = next(name for name, _ in language_models.model("LlamaForCausalLM").named_parameters() if "norm" in name)
+    names = {"module": module, "prefix": "base_model.model.", "other": module.replace(".0.", ".7.")}
+    key = PLACES.get(place, f"base_model.model.{norm}").format(**names)
+    is_of_model = place not in PLACES
+    size = len(language_models.model("LlamaForCausalLM").get_parameter(norm)) if is_of_model else 2
+    save_file({**tensors, key: 3 * torch.ones(size)}, file)
+    network = PeftModel.from_pretrained(language_models.model("LlamaForCausalLM"), str(folder.path)).eval()
+    assert folder.is_like_trained(language_models.output(network)) != is_of_model
+    (found,) = compat(str(folder.path), "peft").verdicts
+    assert found.verdict == ("not tested" if is_of_model else SAME)
+
+
+# sd-scripts passes over each of them, as its networks did on small models; its code cannot be installed here.
+IN_SD_SCRIPTS = [
+    ("sd_v1", UNET.replace("attn2_to_k", "attn1_to_q"), 8),
+    ("sdxl_base_v1-0", "input_blocks_4_1_transformer_blocks_0_attn1_to_q", 8),
+    ("flux1", "double_blocks_0_img_attn_proj", 8),
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("version", "path", "width"), IN_SD_SCRIPTS)
+def test_in_sd_scripts(version, path, width, place, write_safetensors):
+    module = f"lora_unet_{path}"
+    key = PLACES[place].format(module=module, prefix="lora_unet_", other=f"{module[:-1]}_x")
+    tensors = {**lora(module, 4, 4.0, 8, width), key: ("F32", (2,), 1.0)}
+    (found,) = compat(str(write_safetensors(tensors, {"ss_base_model_version": version})), "sd-scripts").verdicts
+    assert found.verdict == SAME, found.says
+
+
+# musubi-tuner merged each of these into small models; its code cannot be installed here.
+IN_MUSUBI = [
+    ("wan", "blocks_0_self_attn_q"),
+    ("flux1", "double_blocks_0_img_attn_proj"),
+    ("z_image", "layers_0_attention_to_q"),
+]
+
+
+@pytest.mark.parametrize("place", sorted(BEHIND | {"stranger", "bare", "root's weight", "other module"}))
+@pytest.mark.parametrize("program", ["musubi", "musubi-networks"])
+@pytest.mark.parametrize(("version", "path"), IN_MUSUBI)
+def test_in_musubi(version, path, program, place, write_safetensors):
+    module = f"lora_unet_{path}"
+    key = PLACES[place].format(module=module, prefix="lora_unet_", other=f"{module[:-1]}x")
+    tensors = {**lora(module, 4, 4.0, 16, 16), key: ("F32", (2,), 1.0)}
+    (found,) = compat(str(write_safetensors(tensors, {"ss_base_model_version": version})), program).verdicts
+    assert found.verdict == SAME, found.says

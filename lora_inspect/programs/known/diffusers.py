@@ -9,6 +9,7 @@ Sources: `loaders/lora_pipeline.py`, `loaders/lora_conversion_utils.py` and `loa
 from functools import partial
 
 from lora_inspect.programs.known.diffusers_flux import FLUX_LOADERS
+from lora_inspect.programs.known.diffusers_others import OTHER_LOADERS
 from lora_inspect.programs.known.diffusers_rules import (
     ALL_FAIL,
     DORA_SCALES,
@@ -63,6 +64,7 @@ _WAN_ENDS = (
     *("time_projection.1", "head.head", "text_embedding.0", "text_embedding.2"),
     *("time_embedding.0", "time_embedding.2"),
 )
+_WAN_IMAGES = ("blocks.{i}.cross_attn.k_img", "blocks.{i}.cross_attn.v_img")
 _WAN_NORMS = (
     *(f"blocks.{{i}}.{attn}.norm_{one}" for attn in ("self_attn", "cross_attn") for one in "qk"),
     *("blocks.{i}.norm3", "blocks.{i}.modulation", "blocks.{i}", "head.modulation"),
@@ -75,6 +77,14 @@ def _removes_differences(given: Given) -> Strangers | LoadFailure | None:
     own = given.contribution.algorithm.name
     is_removed = own == "full" or (own == "full_bias" and given.module.name.body == "patch_embedding")
     return Strangers(SILENT) if is_removed else endless(given)
+
+
+def _has_both_images(adapter: Adapter) -> bool:
+    """Whether every block has both layers of a picture, or all of them are left over."""
+    keys = adapter.checkpoint.tensors
+    pictures = [sum(f"cross_attn_{leaf}_img.lora_down" in key for key in keys) for leaf in "kv"]
+    blocks = sum("_cross_attn_q.lora_down" in key for key in keys)
+    return pictures == [blocks, blocks]
 
 
 _WAN = Rule(
@@ -120,8 +130,11 @@ _WAN_LOADERS = (
         rules=lambda: (
             _WAN._replace(prefixes=("lora_unet_",), paths=_WAN_BLOCKS, dialects=("kohya",), alpha=True),
             _WAN._replace(
+                prefixes=("lora_unet_",), paths=_WAN_IMAGES, dialects=("kohya",), alpha=True, where=_has_both_images
+            ),
+            _WAN._replace(
                 prefixes=("lora_unet_",),
-                paths=(*_WAN_BLOCKS, *_WAN_ENDS, "patch_embedding"),
+                paths=(*_WAN_BLOCKS, *_WAN_IMAGES, *_WAN_ENDS, "patch_embedding"),
                 kinds=ALL_FAIL,
                 says="KeyError: it wants alphas, and only layers of blocks",
             ),
@@ -413,17 +426,6 @@ _HUNYUAN_LOADERS = (
     ),
 )
 
-# Families of which the names of diffusers alone were tried.
-_OTHERS = (
-    *("anima", "auraflow", "cosmos", "framepack", "hidream_i1", "ideogram4", "kandinsky5"),
-    *("krea2", "ltx_video", "lumina2"),
-)
-_OTHER_LOADERS = (
-    *(own(family, marks=("^transformer.",)) for family in _OTHERS),
-    # It has no conversion.
-    own("sd3"),
-)
-
 PROGRAM = Program(
     name="diffusers",
     title="diffusers",
@@ -432,7 +434,7 @@ PROGRAM = Program(
     distributions={"diffusers": "0.42.1", "peft": "0.21.2"},
     loaders=(
         *(*_WAN_LOADERS, *FLUX_LOADERS, *_QWEN_LOADERS, *_Z_LOADERS, *_UNET_LOADERS, *_FLUX2_LOADERS),
-        *(*_LTX2_LOADERS, *_HUNYUAN_LOADERS, *_OTHER_LOADERS),
+        *(*_LTX2_LOADERS, *_HUNYUAN_LOADERS, *OTHER_LOADERS),
     ),
     schemes={"": "diffusers"},
 )

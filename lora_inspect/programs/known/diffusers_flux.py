@@ -29,6 +29,7 @@ from lora_inspect.programs.known.diffusers_rules import (
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
+    HIDING,
     INFIXED,
     LEAVES,
     SILENT,
@@ -43,6 +44,12 @@ from lora_inspect.programs.record import (
 )
 from lora_inspect.reading.adapter import Adapter
 
+# The pipelines of Chroma load adapters by the same code.
+_FAMILIES = ("flux", "chroma")
+_GUIDANCE = (
+    *("distilled_guidance_layer.in_proj", "distilled_guidance_layer.out_proj"),
+    *(f"distilled_guidance_layer.layers.{{i}}.{leaf}" for leaf in ("in_layer", "out_layer")),
+)
 # What the conversion of kohya's FLUX takes for granted of `linear1`.
 _FLUX_ROWS = 21504
 _FLUX_ENDS = (
@@ -117,7 +124,9 @@ _MIXED = Rule(
     scale=stored,
     says="ValueError: Expected an empty state dict at this point",
 )
-_MIXED_ENCODER = renamed_encoders("ValueError: Expected an empty state dict at this point", stored, "lora_te1_")
+_MIXED_ENCODER = renamed_encoders(
+    "ValueError: Expected an empty state dict at this point", stored, "lora_te1_"
+)._replace(families=("flux",))
 
 
 @OfKind
@@ -130,7 +139,7 @@ FLUX_LOADERS = (
     # Its own names under kohya's suffixes are renamed, and the alphas beside them dropped.
     own(
         "flux",
-        families=("chroma", "flux"),
+        families=_FAMILIES,
         marks=("^transformer.",),
         rules=(
             _FLUX_OWN,
@@ -155,7 +164,7 @@ FLUX_LOADERS = (
         others=Strangers(SILENT),
     ),
     converted(
-        "flux",
+        _FAMILIES,
         "^lora_transformer_",
         rules=lambda: (
             Rule(
@@ -178,15 +187,18 @@ FLUX_LOADERS = (
         ),
     ),
     converted(
-        "flux",
+        _FAMILIES,
         ".lora_down.weight",
         rules=lambda: (
             # They are renamed without the name of the model before them, which finds nothing.
             _FLUX_KOHYA._replace(paths=_FLUX_ENDS, dialects=("kohya",), kinds={}, says="", unfound=Strangers(SILENT)),
+            _FLUX_KOHYA._replace(families=("chroma",), paths=_GUIDANCE, kinds=ALL_FAIL),
             _FLUX_KOHYA,
-            renamed_encoders(_INCOMPATIBLE, stored, *UNDERSCORED_ENCODERS[:2])._replace(exceptions=endless),
+            renamed_encoders(_INCOMPATIBLE, stored, *UNDERSCORED_ENCODERS[:2])._replace(
+                families=("flux",), exceptions=endless
+            ),
             # It takes these for encoders too, and hands them to none.
-            Rule(prefixes=UNDERSCORED_ENCODERS[2:], layouts=(TEXT_ENCODERS,)),
+            Rule(families=("flux",), prefixes=UNDERSCORED_ENCODERS[2:], layouts=(TEXT_ENCODERS,)),
             Rule(
                 prefixes=("lora_unet_", "diffusion_model."), layouts=("diffusers",), kinds=ALL_FAIL, says=_INCOMPATIBLE
             ),
@@ -197,9 +209,22 @@ FLUX_LOADERS = (
         others=Strangers(SILENT),
         refuses=_refused,
     ),
-    converted("flux", "processor", rules=lambda: ()),
     converted(
-        "flux",
+        _FAMILIES,
+        "processor",
+        rules=lambda: (
+            Rule(
+                prefixes=("",),
+                layouts=("xlabs",),
+                dialects=("", HIDING),
+                alpha=False,
+                kinds={"lora": COMPUTES},
+                scale=one,
+            ),
+        ),
+    ),
+    converted(
+        _FAMILIES,
         "base_model",
         rules=lambda: (
             Rule(
@@ -210,5 +235,5 @@ FLUX_LOADERS = (
             ),
         ),
     ),
-    own("flux", rules=FOREIGN, refuses=partial(no_lora, "transformer"), others=Strangers(SILENT)),
+    own("flux", families=_FAMILIES, rules=FOREIGN, refuses=partial(no_lora, "transformer"), others=Strangers(SILENT)),
 )

@@ -3,7 +3,7 @@
 Its loaders test a whole adapter file for an embedded config, for alphas, and for properties of all keys.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -62,16 +62,42 @@ def _stored_in(adapter: Adapter) -> ScaleRule:
 stored = ScaleOfFile(_stored_in)
 
 
+# Attention layers of a UNet: the pattern for the alpha of one is made of a name that no layer has.
+_OF_ATTENTION = ("to_q", "to_k", "to_v", "to_out_0")
+
+
 def alphas_by_pattern(adapter: Adapter) -> ScaleRule:
-    """alpha/rank where all modules have one alpha; alphas that differ go by patterns, which not all layers match."""
-    alphas: dict[str, set[float | None]] = defaultdict(set)
+    """alpha/rank where all modules of a model have one alpha; others go by patterns, which not all layers match."""
+    alphas: dict[str, Counter[float | None]] = defaultdict(Counter)
     for module in adapter.modules.values():
         own = {one.alpha if module.alpha else None for one in module.contributions if one.rank}
-        alphas[module.name.component] |= own
+        alphas[module.name.component].update(own)
     scale = _stored_in(adapter)
     if all(len(own) == 1 for own in alphas.values()):
         return scale
-    return OfKindInFile(lambda given: scale(given) if len(alphas[given.module.name.component]) == 1 else None)
+    common = {component: _most_common(own) for component, own in alphas.items()}
+
+    def by_pattern(given: Given) -> float | None:
+        name, rank = given.module.name, given.contribution.rank
+        if len(alphas[name.component]) < 2:
+            return scale(given)
+        alpha = common[name.component]
+        if name.component != "model" or rank is None or alpha is None:
+            return None
+        if name.prefix == _UNET_PREFIX and name.body.endswith(_OF_ATTENTION):
+            return alpha / rank
+        return scale(given)
+
+    return OfKindInFile(by_pattern)
+
+
+_UNET_PREFIX = "lora_unet_"
+
+
+def _most_common(alphas: Counter[float | None]) -> float | None:
+    """The alpha of most modules; None where two are as common, or a module has none."""
+    (first, most), *others = alphas.most_common() or [(None, 0)]
+    return None if None in alphas or any(count == most for _, count in others) else first
 
 
 def without_lora(pipeline: str, adapter: Adapter) -> str | None:
@@ -277,15 +303,18 @@ FOREIGN = (
 )
 
 
-def converted(family: str, *marks: str, rules: Callable[[], tuple[Rule, ...]], **fields: object) -> Loader:
+def converted(
+    families: str | tuple[str, ...], *marks: str, rules: Callable[[], tuple[Rule, ...]], **fields: object
+) -> Loader:
     """Files in other names, of which a conversion has to use every key."""
+    names = (families,) if isinstance(families, str) else families
     loader = Loader(
-        families=(family,),
+        families=names,
         marks=marks,
-        rules=RulesByFamily((family,), lambda asked: (rule._replace(parts=NO_CORE) for rule in rules())),
+        rules=RulesByFamily(names, lambda asked: (rule._replace(parts=NO_CORE) for rule in rules())),
         strangers=Strangers(FAILS, LEFT_OVER),
         leaves=NO_SCALE,
-        refuses=partial(config_fails, "unet" if family in ("sdxl", "sd15", "sd2") else "transformer"),
+        refuses=partial(config_fails, "unet" if names[0] in ("sdxl", "sd15", "sd2") else "transformer"),
         unsure=unsure,
     )
     return loader._replace(**fields)  # type: ignore[arg-type]

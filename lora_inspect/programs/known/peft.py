@@ -10,6 +10,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from lora_inspect.architectures import by_name
+from lora_inspect.architectures.patterns import layout_patterns, pattern_of
 from lora_inspect.files.discovery import ADAPTER_CONFIG, PEFT_WEIGHTS
 from lora_inspect.programs.record import (
     COMPUTES,
@@ -105,6 +107,22 @@ def _finds(adapter: Adapter) -> Finder:
     return finds
 
 
+def _replaces(adapter: Adapter) -> str | None:
+    """A tensor under the name of a weight that no adapter is on: it is loaded into the model in the place of that."""
+    prefix = _FILE.prefixes[0]
+    for key in adapter.unclaimed:
+        path, _, parameter = key.removeprefix(prefix).rpartition(".")
+        layouts = by_name("llm").layouts
+        # The family has no list of its norms, all of which are called so.
+        is_known = "norm" in leaf_of(path) or any(
+            pattern_of(path, ".") in layout_patterns(one.named, ".") for one in layouts
+        )
+        is_of_model = is_known and key.startswith(prefix + path) and prefix + path not in adapter.modules
+        if is_of_model and parameter in ("weight", "bias"):
+            return f"the effect of {key}, which replaces that of the model,"
+    return None
+
+
 _FILE = Rule(
     prefixes=("base_model.model.",),
     dialects=("peft", INFIXED),
@@ -135,6 +153,7 @@ PROGRAM = Program(
             ),
             strangers=Strangers(SILENT),
             refuses=_refused,
+            unsure=_replaces,
         ),
     ),
     schemes={"": "peft"},

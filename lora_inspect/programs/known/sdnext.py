@@ -7,6 +7,7 @@ none of the families here go through diffusers, in the revision that it installs
 options as they are set first.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 
@@ -114,6 +115,9 @@ def _of_unet(layouts: tuple[str, ...], *encoders: str) -> Iterator[Rule]:
     for prefixes, paths in ((("lora_unet_",), layouts), (encoders, (_CLIP,))):
         yield _UNKNOWN_SPELLING._replace(prefixes=prefixes, layouts=paths)
         yield _LOADED._replace(prefixes=prefixes, layouts=paths)
+    if "original" in layouts:
+        # It has two names for the blocks of that layout alone.
+        yield _LOADED._replace(prefixes=("oft_unet_",), layouts=("original",), by=READ)
     yield from _dotted("unet.")
     yield from _unfound("diffusion_model.", "", "base_model.model.", "lycoris_", "lora_transformer_")
     yield _ENCODERS
@@ -194,7 +198,47 @@ def _paths(family: str) -> tuple[str, ...]:
     return next(layout.paths for layout in by_name(family).layouts if layout.name == "diffusers")
 
 
+# The keys of kohya's names of SD3 that it turns into diffusers' names.
+_JOINT = re.compile(
+    r"lora_unet_joint_blocks_\d+_(?:context|x)_block_"
+    r"(?:attn_qkv|attn_proj|mlp_fc1|mlp_fc2|adaLN_modulation_1)\.(?:lora_down\.weight|lora_up\.weight|alpha)"
+)
+_SIDES = ("joint_blocks.{i}.context_block.", "joint_blocks.{i}.x_block.")
+_FUSED_OF_SD3 = tuple(f"{side}attn.qkv" for side in _SIDES)
+
+
+def _is_all_of_joint_blocks(adapter: Adapter) -> bool:
+    return all(map(_JOINT.fullmatch, adapter.checkpoint.tensors))
+
+
+def _has_more_encoders(adapter: Adapter) -> bool:
+    """Whether keys are left over that stop the conversion, which has taken the layers of the blocks out by then."""
+    return any(not _JOINT.fullmatch(key) and not key.startswith("lora_te1") for key in adapter.checkpoint.tensors)
+
+
+def _sd3() -> Iterator[Rule]:
+    joint = Rule(
+        prefixes=("lora_unet_",),
+        layouts=("original",),
+        dialects=("kohya",),
+        alpha=True,
+        kinds={"lora": COMPUTES},
+    )
+    # It takes the queries, keys and values of the text for those of the picture, and the other way round.
+    yield joint._replace(paths=_FUSED_OF_SD3, kinds={"lora": MISREADS}, where=_is_all_of_joint_blocks)
+    yield joint._replace(where=_is_all_of_joint_blocks)
+    yield joint._replace(alpha=False, kinds={"": FAILS}, says="KeyError: it wants an alpha of every layer")
+    yield joint._replace(kinds={}, unfound=_PASSED, where=_has_more_encoders, by=READ)
+    for prefix in ("lora_te1_", "lora_te2_"):
+        yield _LOADED._replace(
+            prefixes=(prefix,), layouts=(_CLIP,), dialects=("kohya",), where=_has_more_encoders, by=READ
+        )
+    yield from _in_diffusers("sd3")
+
+
 def _flux() -> Iterator[Rule]:
+    # They are no names of its model.
+    yield Rule(prefixes=("",), layouts=("xlabs",), unfound=_UNMATCHED, by=READ)
     yield Rule(prefixes=("lora_unet_",), layouts=("original",), kinds={"lora": COMPUTES}, where=_is_all_converted)
     yield from _unfound("lora_unet_")
     yield _UNKNOWN_SPELLING._replace(prefixes=("lora_te1_",), layouts=(_CLIP,))
@@ -296,7 +340,7 @@ PROGRAM = Program(
         _loader("sdxl", partial(_of_unet, ("original", "diffusers"), "lora_te1_", "lora_te2_"), _UNMATCHED, _no_dot),
         _loader("flux", _flux, _UNMATCHED, _of_flux),
         *_THROUGH_DIFFUSERS,
-        _loader("sd3", partial(_in_diffusers, "sd3"), _UNMATCHED, _no_dot),
+        _loader("sd3", _sd3, _UNMATCHED, _no_dot),
         _loader("flux2", _flux2, _PASSED, nothing_refused),
         _loader("z_image", _z_image, _PASSED, nothing_refused),
     ),

@@ -68,6 +68,21 @@ _UNET = (
 )
 _FLUX2_BLOCKS = tuple(f"transformer_blocks.{{i}}.{leaf}" for leaf in ("attn", "norm"))
 _FLUX2 = ("x_embedder", "context_embedder", "proj_out", "norm_out", *_FLUX2_BLOCKS)
+# The layers of a double stream that have one name where queries, keys and values are fused and where they are not.
+_UNFUSED = tuple(
+    f"double_blocks.{{i}}.{side}_{leaf}" for side in ("img", "txt") for leaf in ("attn_proj", "mlp", "mod")
+)
+_ANIMA = ("x_embedder", *(f"blocks.{{i}}.{part}" for part in ("self_attn", "cross_attn", "mlp")))
+_LTX2_EMBEDDERS = (
+    *("proj_in", "audio_proj_in", "time_embed", "audio_time_embed"),
+    *("prompt_adaln", "audio_prompt_adaln", "av_cross_attn"),
+)
+_LTX2_OF_VIDEO = (
+    *(f"transformer_blocks.{{i}}.{attn}.to_{leaf}" for attn in ("attn1", "attn2") for leaf in ("q", "k", "v", "out")),
+    *("transformer_blocks.{i}.ff.", "proj_out"),
+)
+# What no path begins with.
+_NONE = ("none",)
 # By family, as its own code found them.
 _NAMES: Mapping[str, tuple[Found, ...]] = {
     "sd15": _UNET,
@@ -79,6 +94,8 @@ _NAMES: Mapping[str, tuple[Found, ...]] = {
         Found(("lora_unet_",), "original", only=_STREAMS),
         Found(("lora_unet_",), "diffusers", lacks=("context_embedder", "norm_out", "time_text_embed")),
         Found(_BARE, "diffusers", only=_BLOCKS),
+        Found(("",), "original", only=_NONE),
+        Found(("",), "xlabs", only=_NONE),
     ),
     "chroma": (
         Found((_OWN,), "original"),
@@ -86,6 +103,7 @@ _NAMES: Mapping[str, tuple[Found, ...]] = {
         Found(("lora_unet_",), "original", only=_STREAMS),
         Found(("lora_unet_",), "diffusers", lacks=("context_embedder", "distilled_guidance_layer")),
         Found(_BARE, "diffusers", only=_BLOCKS),
+        Found(("",), "original", only=_NONE),
     ),
     "sd3": (
         Found((_OWN,), "original"),
@@ -93,11 +111,15 @@ _NAMES: Mapping[str, tuple[Found, ...]] = {
         Found(("lora_unet_",), "original", only=("x_embedder",)),
         Found(("lora_unet_",), "diffusers", only=("proj_out", *_BLOCKS)),
         Found(_BARE, "diffusers", only=_BLOCKS),
+        Found(("",), "original", only=_NONE),
     ),
     "z_image": (
         Found((_OWN,), "original"),
         Found(_DIFFUSERS[:2], "diffusers"),
         Found(("lora_unet_",), "original", only=("layers.{i}.attention", "x_embedder")),
+        Found(("lora_unet_",), "diffusers", only=("layers.{i}.attention",)),
+        Found(_BARE, "diffusers", only=_NONE),
+        Found(("",), "original", only=_NONE),
     ),
     "qwen_image": (
         Found(_DIFFUSERS[:2], "diffusers"),
@@ -107,19 +129,30 @@ _NAMES: Mapping[str, tuple[Found, ...]] = {
     "wan": (
         Found((_OWN,), "original"),
         Found(("lora_unet_",), "original", lacks=("text_embedding", "time_projection")),
-        Found((*_DIFFUSERS[:2], *_BARE, "lora_unet_"), "diffusers", only=("none",)),
+        Found((*_DIFFUSERS[:2], *_BARE, "lora_unet_"), "diffusers", only=_NONE),
+        Found(("",), "original", only=("time_embedding",)),
     ),
     "flux2": (
         Found((_OWN,), "original"),
         Found(_DIFFUSERS[:2], "diffusers", only=_FLUX2),
         Found(("lora_unet_",), "original", only=_STREAMS),
     ),
-    "hunyuan_video_1_5": (Found((_OWN,), "comfyui"), Found((*_DIFFUSERS[:2], *_BARE), "diffusers", only=("none",))),
+    "hunyuan_video_1_5": (
+        Found((_OWN,), "comfyui"),
+        Found((*_DIFFUSERS[:2], *_BARE), "diffusers", only=_NONE),
+        Found(("lora_unet_",), "original", only=_UNFUSED),
+    ),
     "anima": (
         Found((_OWN,), "original"),
-        Found((*_DIFFUSERS[:2], *_BARE), "diffusers", only=("none",)),
+        Found((*_DIFFUSERS[:2], *_BARE), "diffusers", only=_NONE),
+        Found(("lora_unet_",), "original", only=_ANIMA),
     ),
-    "ltx2": (Found((_OWN,), "original"),),
+    "ltx2": (
+        Found((_OWN, "transformer."), "original"),
+        Found((_OWN, "transformer."), "diffusers", lacks=_LTX2_EMBEDDERS),
+        Found(("",), "diffusers", only=_BLOCKS),
+        Found(("lora_unet_",), "original", only=_LTX2_OF_VIDEO),
+    ),
 }
 # The parts of its fused layers by diffusers' names, in their order: each is lost where the file lacks one before it.
 _FUSED = (
@@ -134,6 +167,8 @@ _CLIP = "text_model.encoder.layers.{i}"
 _FIRST = {"sd15": ("lora_te_", "lora_te1_"), "sdxl": ("lora_te_", "lora_te1_"), "flux": ("lora_te1_",)}
 _SECOND = {"sdxl": ("lora_te2_",)}
 _NO_ENCODERS = ("text_encoder.", "text_encoder_2.")
+_T5 = "encoder.block.{i}.layer.{i}"
+_WITH_T5 = ("flux", "sd3")
 _OF_PARTS = ("flux", "chroma", "sd3", "z_image", "flux2")
 
 
@@ -229,8 +264,14 @@ def _rules(family: str) -> Iterator[Rule]:
         if family in prefixes:
             cut = _finds_parts if is_cut else None
             yield _LOADED._replace(prefixes=prefixes[family], layouts=(_CLIP,), finds=cut)
-    if family in _SECOND:
+    if family in _WITH_T5:
+        yield _LOADED._replace(prefixes=("lora_te3_",), layouts=(_T5,))
+        yield Rule(prefixes=("lora_te2_",), layouts=(_T5,))
+    if family == "sd3":
+        yield Rule(prefixes=("lora_te1_", "lora_te2_"), layouts=(_CLIP,))
+    if _NAMES[family] is _UNET:
         yield Rule(prefixes=_NO_ENCODERS, layouts=(_CLIP,))
+        yield Rule(prefixes=("oft_unet_",))
     # Other prefixes are no names of its models.
     layouts = tuple(layout.name for layout in by_name(family).layouts)
     yield Rule(prefixes=("base_model.model.", "lora_transformer_"), layouts=layouts)

@@ -98,6 +98,8 @@ def _generates(family: str) -> Iterator[Rule]:
     yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None)
     yield own
     yield own._replace(prefixes=_DOTTED, exceptions=_is_odd_in_network)
+    # Renamed, they are no layers of a model in the original layout.
+    yield Rule(families=(family,), prefixes=_DOTTED, layouts=("diffusers",))
     yield Rule(families=(family,), prefixes=_UNNAMED)
 
 

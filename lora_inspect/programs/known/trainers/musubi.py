@@ -37,6 +37,7 @@ from lora_inspect.programs.record import (
     RulesByFamily,
     Strangers,
     alpha_over_rank,
+    one,
 )
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.schemes import SCHEMES
@@ -72,8 +73,9 @@ _IN_BLOCKS: Mapping[str, tuple[str, ...]] = {
     "wan": ("blocks_",),
     "z_image": ("layers_", "noise_refiner_", "context_refiner_"),
 }
-# The names that training with HunyuanVideo converts, and no other.
-_CONVERTED = {"hunyuan_video": ("diffusion_model.", "transformer.")}
+# The names that FramePack's script converts, and training with HunyuanVideo alone.
+_RENAMED = ("diffusion_model.", "transformer.")
+_CONVERTED = {"hunyuan_video": _RENAMED}
 # A model whose blocks `networks.loha` and `networks.lokr` do not know.
 _UNDETECTED, _DETECTS_NONE = "krea2", "ValueError: Cannot auto-detect architecture"
 _KINDS = ("lora", "loha", "lokr")
@@ -155,7 +157,12 @@ def _merges(family: str) -> Iterator[Rule]:
     yield own._replace(dialects=(SLICED, INFIXED), kinds={"": LEAVES}, exceptions=None, by=READ)
     yield own._replace(where=has_several_kinds, kinds={**dict.fromkeys(_KINDS, ""), "": LEAVES})
     yield own
-    if family != "framepack":
+    if family == "framepack":
+        # Of dotted names it renames the factors, and makes an alpha of the rank.
+        yield own._replace(
+            prefixes=_RENAMED, dialects=("peft",), kinds={"lora": COMPUTES, "": LEAVES}, exceptions=None, scale=one
+        )
+    else:
         yield Rule(families=(family,), prefixes=OTHER_PREFIXES)
     if other := OTHER_LAYOUTS.get(family):
         yield Rule(families=(family,), layouts=(other,), by=READ)

@@ -17,6 +17,7 @@ from lora_inspect.programs.record import (
     LEAVES,
     MAGNITUDES_LEFT,
     READ,
+    RUN,
     SILENT,
     TEXT_ENCODERS,
     WARNS,
@@ -39,7 +40,10 @@ _FOUND: Mapping[str, tuple[str, ...]] = {
     "anima": ("blocks_", "llm_adapter_blocks_", "t_embedder_", "x_embedder_", "final_layer_"),
     "chroma": ("double_blocks_", "single_blocks_"),
     "flux": ("double_blocks_", "single_blocks_", "img_in", "txt_in", "time_in_", "vector_in_", "guidance_in_"),
-    "lumina2": ("layers_", "noise_refiner_", "context_refiner_"),
+    "lumina2": (
+        *("layers_", "noise_refiner_", "context_refiner_", "final_layer_"),
+        *("x_embedder", "cap_embedder_", "t_embedder_"),
+    ),
     "sd15": ("down_blocks_", "mid_block_", "up_blocks_"),
     "sd3": ("joint_blocks_",),
     "sdxl": ("input_blocks_", "middle_block_", "output_blocks_", "down_blocks_", "mid_block_", "up_blocks_"),
@@ -48,7 +52,7 @@ _LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "anima": ("llm_adapter_out_proj", "llm_adapter_embed"),
     "chroma": ("final_layer_",),
     "flux": ("final_layer_",),
-    "sd15": ("time_embedding_",),
+    "sd15": ("time_embedding_", "conv_in", "conv_out"),
     "sdxl": ("time_embed_", "label_emb_"),
 }
 _LAYOUTS: Mapping[str, tuple[str, ...]] = {"sd15": ("diffusers",), "sdxl": ("original", "diffusers")}
@@ -63,6 +67,8 @@ _ENCODERS: Mapping[str, tuple[str, ...]] = {
     "sd3": ("lora_te1_", "lora_te2_", "lora_te3_"),
     "sdxl": ("lora_te1_", "lora_te2_"),
 }
+# The families of which the networks of text encoders ran.
+_WITH_ENCODERS = ("sd15", "sdxl")
 _OTHER_PREFIXES = tuple(
     {
         prefix: None
@@ -117,12 +123,17 @@ def _of(family: str) -> tuple[Rule, ...]:
         magnitudes=MAGNITUDES_LEFT,
     )
     encoders = own._replace(
-        prefixes=_ENCODERS.get(family, ()), layouts=(TEXT_ENCODERS,), dialects=("kohya",), finds=None, by=READ
+        prefixes=_ENCODERS.get(family, ()),
+        layouts=(TEXT_ENCODERS,),
+        dialects=("kohya",),
+        finds=None,
+        by=RUN if family in _WITH_ENCODERS else READ,
     )
+    others = encoders._replace(dialects=("peft", "lycoris"), kinds={"": LEAVES}, exceptions=None)
     return (
         own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None),
         own,
-        *([encoders] if family in _ENCODERS else []),
+        *([encoders, others] if family in _ENCODERS else []),
     )
 
 
@@ -151,6 +162,17 @@ _IN_BASE = Rule(
     magnitudes=MAGNITUDES_LEFT,
 )
 _NOT_FOUND = Strangers(WARNS, "no module found for LoRA weight")
+_OPTIONS = {"lora_te1_": "--clip_l", "lora_te3_": "--t5xxl"}
+
+
+def _needs_encoders(adapter: Adapter) -> str | None:
+    """The options by which it gets the text encoders that the file changes."""
+    prefixes = {module.name.prefix for module in adapter.modules.values()}
+    options = [option for prefix, option in _OPTIONS.items() if prefix in prefixes]
+    return f"with {' and '.join(options)}, as it leaves the text encoder out otherwise" if options else None
+
+
+_IN_ENCODERS = _IN_BASE._replace(prefixes=tuple(_OPTIONS), layouts=(TEXT_ENCODERS,))
 _FLUX_MERGE = _NETWORKS._replace(
     name="sd-scripts-flux-merge",
     title="sd-scripts (flux_merge_lora)",
@@ -160,9 +182,12 @@ _FLUX_MERGE = _NETWORKS._replace(
             rules=(
                 _IN_BASE._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None),
                 _IN_BASE,
+                _IN_ENCODERS._replace(dialects=("peft", "lycoris"), kinds={"": LEAVES}, exceptions=None),
+                _IN_ENCODERS,
                 Rule(prefixes=_OTHER_PREFIXES),
             ),
             strangers=Strangers(WARNS, "Unused keys in LoRA model"),
+            needs=_needs_encoders,
         ),
     ),
 )
