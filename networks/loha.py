@@ -50,12 +50,12 @@ class LoHaModule(DeltaModule):
         return self.factors["w2_a"]
 
     def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:
-        """Return the kernel for one product of rank², or for blocks of the delta's rows."""
+        """Return a kernel with one product of rank², or with blocks of the delta's rows."""
         kernel = hadamard.kernel(tokens, self.matrix_shape, self.lora_dim, self._strength, dtype, shares_base)
         return kernel, self._ordered
 
     def convolved(self, input: Tensor, positions: int) -> Tensor:
-        """Return two convolutions of rank² if these need fewer multiplications, else one with the delta.
+        """Return the change, by two convolutions of rank² if these are cheaper than one with the delta.
 
         Rows of a delta with a kernel would each need the input unfolded, which is larger than the delta.
         """

@@ -87,7 +87,7 @@ class LoKrModule(DeltaModule):
         return self.factors["w2" if "w2" in self.factors else "w2_b"]
 
     def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:
-        """Return products with the small and the large factor, in the cheaper order."""
+        """Return a kernel of products with the small and the large factor, in the cheaper order."""
         factors = self.factors
         return kronecker.chain(tokens, lokr.small(factors), lokr.large(factors), self.scale * self.multiplier, dtype)
 
@@ -97,7 +97,7 @@ class LoKrModule(DeltaModule):
         return partial(kronecker.combined_squares, lokr.small(factors) * scale, left @ right[0] if right else left)
 
     def convolved(self, input: Tensor, positions: int) -> Tensor:
-        """Return a convolution of each group of w2's inputs, with w1 over the groups."""
+        """Return the change, by a convolution of each group of w2's inputs and w1 over the groups."""
         base, dtype = self.org_module, input.dtype
         w1 = lokr.small(self.factors).to(dtype) * (self.scale * self.multiplier)
         w2 = [factor.to(dtype) for factor in lokr.large(self.factors)]
