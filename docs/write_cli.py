@@ -29,7 +29,7 @@ complete or not at all.
 ## Exit status
 
 - 0: done.
-- 1: refused. One sentence names the file, the problem and the way out; the command writes nothing.
+- 1: refused. One sentence names the file, the problem and the fix; the command writes nothing.
   1 is also the answer no. `verify` gives it if the model does not carry the adapters, `compat --for` if the file would
   be wrong in that program. `compare --max-difference` gives it if adapters are farther from each other, `check` if it
   finds problems.

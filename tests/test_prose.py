@@ -164,3 +164,22 @@ def test_a_sentence_of_41_words_is_too_long():
     prose = Prose()
     prose.add(f"A {' '.join(['word'] * 39)}. A {' '.join(['word'] * 40)}.")
     assert (len(prose.long), len(prose.too_long)) == (2, 1)
+
+
+def replaced_words() -> list[str]:
+    """The words of the glossary's table that have no other use, which the table would name behind a comma."""
+    table = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").partition("# Replaced words")[2]
+    cells = re.findall(r"^\| ([^|]+?) \| [^|]+ \|$", table, re.MULTILINE)[1:]
+    return [word for cell in cells if ", of " not in cell for word in cell.split(", ")]
+
+
+def test_the_glossary_has_words_to_replace():
+    assert {"mend", "anew", "beside", "told"} <= set(replaced_words())
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_page_has_no_replaced_word(path):
+    words = re.compile(rf"(?<!-)\b(?:{'|'.join(replaced_words())})\b(?!-)", re.IGNORECASE)
+    text = path.read_text(encoding="utf-8").partition("# Replaced words")[0]
+    found = [one for paragraph in paragraphs(text) for one in sentences_of(paragraph) if words.search(one)]
+    assert found == []
