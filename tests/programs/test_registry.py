@@ -125,5 +125,5 @@ def test_files_of_programs_wait_until_one_of_their_loaders_is_asked_for():
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     before, asked, after = map(json.loads, told.replace("'", '"').splitlines())
     assert before == []
-    assert asked == ["lycoris", "lycoris-merge", "peft", "blissful", "musubi", "musubi-networks"]
-    assert after == ["lycoris", "peft", "trainers.blissful", "trainers.musubi"]
+    assert asked == ["diffusers", "lycoris", "lycoris-merge", "peft", "blissful", "musubi", "musubi-networks"]
+    assert after == ["diffusers", "lycoris", "peft", "trainers.blissful", "trainers.musubi"]
