@@ -290,7 +290,7 @@ def test_an_absolute_path_is_refused_even_of_a_listed_file(comfy):
 def test_a_model_is_read_from_folders_of_models_only(comfy, name):
     write_lora(comfy.loras / "style.safetensors")
     inputs = {"tuned": name, "base": name, "rank": 2, "output_name": "x", "folder": "loras", "overwrite": False}
-    with pytest.raises(RefusedError, match="it is in no folder of models|it is no name of a file"):
+    with pytest.raises(RefusedError, match=r"it is in no folder of models|it is no name of a file"):
         comfy.run("LoraInspectExtract", **inputs)
 
 
