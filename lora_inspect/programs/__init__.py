@@ -1,7 +1,7 @@
 """The registry of programs that load adapters.
 
-Files in `known/` and its folders register a record `PROGRAM`, or several as `PROGRAMS`. A file in a folder is named with a dot:
-`trainers/diffsynth.py` is "trainers.diffsynth".
+Files in `known/` and its folders register a record `PROGRAM`, or several as `PROGRAMS`. A file in a folder is named
+with a dot: `trainers/diffsynth.py` is "trainers.diffsynth".
 
 `info` pays for every import, and few programs load a given file. `program_index.py`, which is written from the records,
 says which files a program loads. Its own file is imported when one of its loaders is needed, or at once if the index
