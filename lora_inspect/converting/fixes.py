@@ -1,7 +1,7 @@
 """The command that makes a file right for a program, found by planning conversions.
 
-`find_fix` tries every way for every program, which takes longer than a look at a file may. `loading_fix` plans only the
-ways that are soon tried, for one program.
+`find_fix` tries every way for every program, which takes longer than a look at a file may take. `loading_fix` plans
+only the fast ways, for one program.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -47,20 +47,20 @@ _NEAR = 0.01
 
 
 class Prediction(NamedTuple):
-    """The adapter that a conversion would write, None for one that nothing predicts, and its candidate families."""
+    """The adapter that a conversion would write, None if unpredictable, and its families."""
 
     written: Adapter | None
     families: Sequence[Detection]
 
 
 class Predictions(dict[tuple[str, ...], "Prediction | LoraInspectError"]):
-    """Predictions of conversions of one adapter by their options, where these are the same for every program.
+    """Predictions of conversions of one adapter by options, if equal for every program.
 
     A prediction costs about as much as a conversion, and every program with a wrong scale asks for the same one.
     """
 
     def predict(self, adapter: Adapter, output: str, options: ConvertOptions) -> Prediction:
-        """Return the prediction for `options`. Raises LoraInspectError where the conversion is refused."""
+        """Return the prediction for `options`. Raises LoraInspectError if the conversion is refused."""
         if options.program is not None:
             return _planned(adapter, output, options)
         words = tuple(_words(options))
@@ -83,11 +83,11 @@ def find_fix(
     ways: "Sequence[Way] | None" = None,
     predictions: Predictions | None = None,
 ) -> str | None:
-    """The command line that converts the adapter, which the user called `given`, for the program; None for none.
+    """Return the command that converts the adapter for the program, or None if there is none.
 
-    It is the first of the `ways` that can be gone, of all that there are where none are named. Where only a base tells
-    what is to be written and none was given, the command has BASE in its place, and CONFIG in that of the config of a
-    model that the names of llama.cpp depend on. `predictions` are shared by the programs of one adapter.
+    `given` is the path as the user wrote it. The first of the `ways` that works counts, from all ways by default. If a
+    base is needed and none was given, the command has BASE in its place. CONFIG is the place of a model's config that
+    llama.cpp's names depend on. The programs of one adapter share `predictions`.
     """
     predictions = Predictions() if predictions is None else predictions
     asked = ConvertOptions(program=program.name, settings=adapter.settings)
@@ -109,7 +109,7 @@ def find_fix(
 
 
 def _is_for_llama_cpp(adapter: Adapter, asked: ConvertOptions) -> bool:
-    """Whether names of another program become those of llama.cpp."""
+    """Return True if the conversion renames another scheme to llama.cpp's."""
     try:
         return adapter.scheme != GGUF.name and scheme_for(adapter, asked) == GGUF.name
     except LoraInspectError:
@@ -117,7 +117,7 @@ def _is_for_llama_cpp(adapter: Adapter, asked: ConvertOptions) -> bool:
 
 
 def _standard(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
-    """The file under its own names, for all programs that read those, where alpha/rank is all that it lacks."""
+    """Return options that keep the names and write alpha/rank, or None with DoRA."""
     return None if adapter.dora.value else replace(asked, program=None, model_config=None)
 
 
@@ -156,9 +156,9 @@ OF_ITS_FACTORS: tuple[Way, ...] = (_exact, _with_base)
 def _is_right(
     adapter: Adapter, output: str, options: ConvertOptions, program: Program, predictions: Predictions
 ) -> bool:
-    """Return True if the program will apply the meaning of the output, as far as that can be predicted.
+    """Return True if the program will apply the meaning of the output, as far as predictable.
 
-    Raises LoraInspectError where the conversion cannot be; what is told by files that are not given is taken for told.
+    Raises LoraInspectError if the conversion is impossible. Facts in files that were not given are assumed to be known.
     """
     if options.base != BASE and options.model_config != CONFIG:
         return _is_read(predictions.predict(adapter, output, options), options, program)
@@ -205,14 +205,14 @@ def _words(options: ConvertOptions) -> Iterator[str]:
 
 
 class LoadingFix(NamedTuple):
-    """A command line, and the title of the program that it is for."""
+    """A command line, and the title of its program."""
 
     title: str
     command: str
 
 
 def loading_fix(adapter: Adapter, verdict: Verdict) -> LoadingFix | None:
-    """The command for the program of a `verdict`; None where neither other names nor a base mend the file for it."""
+    """Return the command for the program of a `verdict`, or None if names and a base cannot fix the file."""
     given = spell_argument(operand(adapter.checkpoint.path), adapter.settings)
     command = find_fix(adapter, given, verdict.program, None, OF_ITS_FACTORS)
     return LoadingFix(verdict.program.title, command) if command else None

@@ -1,10 +1,11 @@
-"""The registry of programs that load adapters: every file of `known/` with a record `PROGRAM`, or `PROGRAMS`.
+"""The registry of programs that load adapters.
 
-A folder in `known/` has files of programs too: `trainers/diffsynth.py` is the file "trainers.diffsynth".
+Files in `known/` and its folders register a record `PROGRAM`, or several as `PROGRAMS`. A file in a folder is named
+with a dot: `trainers/diffsynth.py` is "trainers.diffsynth".
 
-`info` pays for every import, and few programs load a given file: what stands in `program_index.py`, which is written
-from the records, says which files those are, and a program's own file is imported where one of its loaders is asked
-for. A file that is not there yet is imported at once.
+`info` pays for every import, and few programs load a given file. `program_index.py`, which is written from the records,
+says which files a program loads. Its own file is imported when one of its loaders is needed, or at once if the index
+does not have it yet.
 """
 
 import os
@@ -20,7 +21,7 @@ PROGRAMS: dict[str, Program] = {}
 
 
 def add(program: Program) -> None:
-    """Makes a program known to `compat`, `convert --to` and `info`; raises ValueError for a name that is taken."""
+    """Add a program to `compat`, `convert --to` and `info`. Raises ValueError if its name is taken."""
     if program.name in PROGRAMS:
         raise ValueError(f"there is a program called {program.name} already")
     PROGRAMS[program.name] = program
@@ -28,7 +29,7 @@ def add(program: Program) -> None:
 
 @contextmanager
 def added(program: Program) -> Iterator[None]:
-    """Has a program known for as long as the block runs."""
+    """Register a program while the block runs."""
     add(program)
     try:
         yield
@@ -37,12 +38,12 @@ def added(program: Program) -> Iterator[None]:
 
 
 def by_name(name: str) -> Program:
-    """The program called `name`; raises KeyError."""
+    """Return the program called `name`. Raises KeyError."""
     return PROGRAMS[name]
 
 
 def in_file(name: str) -> Sequence[Program]:
-    """The programs of one file of `known/`, none of most."""
+    """Return the programs of one file of `known/`; a file of shared rules has none."""
     module = import_module(f"{__name__}.known.{name}")
     return getattr(module, "PROGRAMS", None) or [*filter(None, [getattr(module, "PROGRAM", None)])]
 
@@ -52,7 +53,7 @@ def _loaders_in(file: str, at: int) -> Sequence[Loader]:
 
 
 def _indexed(file: str) -> Iterator[Program]:
-    """The programs of a file, which is not imported for that."""
+    """Yield the programs of a file from the index, without an import of the file."""
     for at, (name, title, version, schemes, uniform, sets_multiplier, ran, distributions, reads) in enumerate(
         INDEX[file]
     ):
@@ -62,7 +63,7 @@ def _indexed(file: str) -> Iterator[Program]:
 
 
 def files() -> Iterator[str]:
-    """The files of `known/` and of its folders."""
+    """Return the files of `known/` and of its folders."""
     return _files_in(os.path.join(os.path.dirname(__file__), "known"))
 
 

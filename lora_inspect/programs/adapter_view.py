@@ -1,7 +1,7 @@
-"""A program's view of an adapter: modules in groups that are alike to all programs, and facts of the file.
+"""A program's view of an adapter: groups of equal modules, and facts of the file.
 
-A module's traits are the parts of its names and spellings that decide if and how it is loaded. The keys of a file are
-searched for the parts by which programs recognise it and choose a loader.
+A module's traits are the parts of its names and spellings that decide if and how a program loads it. Programs recognise
+a file, and choose a loader, by parts of its keys.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,11 +22,11 @@ from lora_inspect.reading.model.contribution import Contribution, Module
 
 
 class ModuleTraits(NamedTuple):
-    """What a program sees of a module's contribution, alike in most modules of a file.
+    """The traits of a module's contribution, equal in most modules of a file.
 
-    `pattern` is the body of the name up to its numbers, `separator` what its segments are joined by. `dialects` are
-    those that all factors are spelled in, `has_alpha` says that an alpha tensor stands beside them, and `magnitude` is
-    the suffix and the axis of the magnitude, empty without one.
+    `pattern` is the body of the name without its numbers, `separator` joins the segments. `dialects` are the ones that
+    spell all factors. `has_alpha` says that an alpha tensor is next to them. `magnitude` is the suffix and the axis of
+    the magnitude, empty without one.
     """
 
     prefix: str
@@ -40,7 +40,7 @@ class ModuleTraits(NamedTuple):
 
 
 def look_of(module: Module, contribution: Contribution, pattern: str) -> ModuleTraits:
-    """How a program sees a contribution of a module whose name is of the `pattern`."""
+    """Return the traits of a contribution to a module with a name of the `pattern`."""
     magnitude = contribution.magnitude
     return ModuleTraits(
         prefix=module.name.prefix,
@@ -55,12 +55,12 @@ def look_of(module: Module, contribution: Contribution, pattern: str) -> ModuleT
 
 
 def separator_of(module: Module) -> str:
-    """What joins the segments of the module's name."""
+    """Return the separator between the segments of the module's name."""
     return "_" if module.name.flat else "."
 
 
 def is_of_layout(look: ModuleTraits, family: Architecture | None, layout: str) -> bool:
-    """Whether the path is one of the family's layout called so, or of the text encoders that stand in its place."""
+    """Return True if the path is in the family's `layout`, or in text encoders named instead."""
     if layout == TEXT_ENCODERS:
         return look.pattern in layout_patterns(PATHS, look.separator)
     if layout in ROOTS:
@@ -70,7 +70,7 @@ def is_of_layout(look: ModuleTraits, family: Architecture | None, layout: str) -
 
 
 def is_at(look: ModuleTraits, paths: tuple[str, ...]) -> bool:
-    """Whether it is the module at one of the `paths`, with `{i}` for numbers."""
+    """Return True if the module is at one of the `paths`, with `{i}` for numbers."""
     return look.pattern in layout_patterns(paths, look.separator)
 
 
@@ -100,7 +100,7 @@ def _spelled_in(dialects: Mapping[str, Mapping[str, str]], suffixes: frozenset[t
 
 
 def _odd(suffixes: Iterable[str]) -> str:
-    """What is odd about suffixes of no dialect: SLICED, INFIXED or HIDING, and empty for a mixture of dialects."""
+    """Return the kind of suffixes of no dialect: SLICED, INFIXED, HIDING, or "" for others."""
     for suffix in suffixes:
         if not suffix:
             return HIDING
@@ -111,14 +111,14 @@ def _odd(suffixes: Iterable[str]) -> str:
 
 
 class FramedKeys:
-    """Keys with `^` before and `$` behind each, so that a part may say where in a key it stands."""
+    """Keys between `^` and `$`, so that a mark can say its place in a key."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._framed = [f"^{key}$" for key in keys]
         self._known: dict[tuple[bool, tuple[str, ...]], bool] = {}
 
     def hold(self, marks: tuple[str, ...], in_each: bool = False) -> bool:
-        """Return True if one of the marks is in a key, or `in_each` of them."""
+        """Return True if a key has one of the marks, or every key if `in_each`."""
         asked = in_each, marks
         if asked not in self._known:
             self._known[asked] = self._each_hold(marks) if in_each else any(mark in self._text for mark in marks)
@@ -132,18 +132,21 @@ class FramedKeys:
 
     @cached_property
     def _text(self) -> str:
-        """All of them: no mark has an end of a line in it, so that it is found in one key alone."""
+        """Join all keys by line ends; no mark has one, so a match is in a single key."""
         return "\n".join(self._framed)
 
 
 def loader_for(program: Program, family: str, keys: FramedKeys) -> Loader | None:
-    """The loader that reads a file with these keys into a model of the family, "" for an unknown one."""
+    """Return the loader that reads a file with these keys, or None.
+
+    It is for models of `family`, "" for an unknown one.
+    """
     at = _place_of_loader(program, family, keys)
     return None if at is None else program.loaders[at]
 
 
 def has_loader_for(program: Program, family: str, keys: FramedKeys) -> bool:
-    """Whether there is one."""
+    """Return True if the program has a loader as `loader_for` finds it."""
     return _place_of_loader(program, family, keys) is not None
 
 
@@ -161,7 +164,7 @@ _Answer = TypeVar("_Answer")
 
 
 class Member(NamedTuple):
-    """A module's contribution, and its place among those of the file."""
+    """A module's contribution and its place among all contributions of the file."""
 
     place: int
     module: Module
@@ -171,7 +174,7 @@ class Member(NamedTuple):
 class Kind(NamedTuple):
     """The traits of contributions; equal ones have one `number`, in all files.
 
-    `keeps` are objects whose identities tell kinds apart.
+    `keeps` holds the objects that tell kinds apart by identity.
     """
 
     number: int
@@ -180,14 +183,14 @@ class Kind(NamedTuple):
 
 
 class MemberGroup(NamedTuple):
-    """Contributions whose names are alike up to numbers, and which are the same in all else, in the file's order."""
+    """Contributions in file order that are equal up to the numbers in their names."""
 
     kind: Kind
     members: Sequence[Member]
 
     @property
     def look(self) -> ModuleTraits:
-        """The traits by which programs treat each of them."""
+        """Return the traits of every member."""
         return self.kind.look
 
 
@@ -198,7 +201,7 @@ _numbers = count()
 
 
 def _kind_of(traits: tuple[Any, ...], module: Module, contribution: Contribution) -> Kind:
-    """The kind of a contribution with these traits."""
+    """Return the kind of a contribution with these traits."""
     kind = _kinds.get(traits)
     if kind is None:
         if len(_kinds) >= _MOST_KINDS:
@@ -209,14 +212,14 @@ def _kind_of(traits: tuple[Any, ...], module: Module, contribution: Contribution
 
 
 class View:
-    """An adapter as programs see it, with what any of them asks of the whole file, which is found out once."""
+    """An adapter as programs see it; each answer about the whole file is computed once."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
         self._answers: dict[Callable[[Adapter], Any], Any] = {}
 
     def ask(self, question: Callable[[Adapter], _Answer]) -> _Answer:
-        """What the question finds of the adapter."""
+        """Return the answer of `question` for the adapter."""
         if question not in self._answers:
             self._answers[question] = question(self.adapter)
         answer: _Answer = self._answers[question]
@@ -224,7 +227,7 @@ class View:
 
     @cached_property
     def groups(self) -> tuple[MemberGroup, ...]:
-        """All contributions, each in one group, by the place of the first of a group."""
+        """Return all contributions in groups, by the place of the first of each group."""
         members: dict[tuple[Any, ...], list[Member]] = {}
         place = 0
         modules = group_equal(self.adapter.modules)
@@ -251,7 +254,7 @@ class View:
 
     @cached_property
     def others(self) -> tuple[list[str], list[str], list[str]]:
-        """The keys of what is no module's: the flags, those of embeddings, and what nobody claims."""
+        """Return the keys without a module: flags, embeddings, and unclaimed keys."""
         adapter = self.adapter
         of_modules = (module.rslora_flag.name for module in adapter.modules.values() if module.rslora_flag)
         embedded = [key for one in adapter.embeddings for key in one.keys]
@@ -259,12 +262,12 @@ class View:
 
     @cached_property
     def keys(self) -> FramedKeys:
-        """Those of all tensors."""
+        """Return the keys of all tensors."""
         return FramedKeys(self.adapter.checkpoint.tensors)
 
 
 def _traits(module: Module, contribution: Contribution) -> tuple[Any, ...]:
-    """All that is said of a contribution to a module, but names, and of its tensors all but their shapes."""
+    """Return all facts of a contribution without names, and of its tensors only the shapes."""
     magnitude = contribution.magnitude
     return (
         module.alpha is None,
@@ -288,7 +291,7 @@ def _traits(module: Module, contribution: Contribution) -> tuple[Any, ...]:
 
 
 def _spelling(contribution: Contribution, key: str) -> list[Any]:
-    """How the tensors of a contribution to the module called `key` are named and stored."""
+    """Return the names and types of a contribution's tensors in the module called `key`."""
     length, magnitude = len(key), contribution.magnitude
     spelled = [(info.name[length:], info.name.startswith(key), info.dtype) for info in contribution.factors.values()]
     return [magnitude and magnitude.info.shape, *spelled]

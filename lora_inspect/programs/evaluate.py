@@ -1,8 +1,7 @@
-"""The effect of a program's loader on an adapter: contributions that it takes, ignores and refuses.
+"""The effect of a program's loader on an adapter: taken, ignored and refused keys.
 
-Contributions that are alike are judged once; a file has many. The rules of a loader for a module's traits are cached
-for all files of a family. The file also finds modules that a program looks for in vain, of those that every block of a
-file must have.
+Equal contributions are judged once; a file has many. The rules of a loader for a module's traits are cached for all
+files of a family. `missing_of` finds the first module that a program needs in every block and that the file lacks.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,9 +37,9 @@ from lora_inspect.sentences import some
 
 
 class Taken(NamedTuple):
-    """A contribution that the program loads, at the `scale` it applies, None where that is unknown.
+    """A contribution that the program loads, with the `scale` it applies, None if unknown.
 
-    `does` is COMPUTES or MISREADS, ODD, and `magnitude` what it does with the module's magnitude, empty without one.
+    `does` is COMPUTES or MISREADS. `magnitude` is the program's treatment of the module's magnitude, empty without one.
     """
 
     module: Module
@@ -51,7 +50,7 @@ class Taken(NamedTuple):
 
 
 class TakenAlike(NamedTuple):
-    """Contributions that are alike, and loaded as `Taken` says."""
+    """Equal contributions that the program loads as `Taken` says."""
 
     members: Sequence[Member]
     scale: float | None
@@ -60,14 +59,15 @@ class TakenAlike(NamedTuple):
 
     @property
     def contribution(self) -> Contribution:
-        """The first of them."""
+        """Return the contribution of the first member."""
         return self.members[0].contribution
 
 
 class Left(NamedTuple):
-    """Tensors that the program has no use for, of `members` that are alike or of none, and what it does about them.
+    """Tensors that the program does not use: of equal `members`, or of none.
 
-    `is_change` says that with them the change is lost that the members are. `keys_of` gives those of one member.
+    `does` and `says` are its reaction to them. `is_change` says that the change of the members is lost with them.
+    `keys_of` gives the keys of one member.
     """
 
     members: Sequence[Member]
@@ -78,11 +78,12 @@ class Left(NamedTuple):
 
 
 class Reception:
-    """What a program makes of an adapter. `refusal` is what it says where it loads nothing of the file, else empty.
+    """The result of a program's loader for an adapter.
 
-    `has_models` is False where the program is known to have no models of the family. `by` is RUN where its own code ran
-    on such files for every rule that counted, else READ. `needs` is what the program
-    has to be told beside the file, empty for nothing. `others` are the keys of no module that it has no use for.
+    `refusal` is the program's message if it loads nothing of the file, else empty. `has_models` is False if the program
+    is known to have no models of the family. `by` is RUN if the program's own code ran on such files for every rule
+    that counted, else READ. `needs` is the option that the program needs for the file, empty for none. `others` are
+    unused keys without a module.
     """
 
     __slots__ = ("_at", "_open", "_taken", "by", "has_models", "left", "needs", "others", "refusal")
@@ -96,41 +97,41 @@ class Reception:
         self._open: list[tuple[float, str]] = []
 
     def take(self, taken: TakenAlike) -> None:
-        """Notes that the program loads them."""
+        """Record that the program loads them."""
         self._taken.append(taken)
 
     def wonder(self, why: str, place: float = inf) -> None:
-        """Notes that no rule speaks of what has this place in the file."""
+        """Record why the treatment at this place in the file is unknown."""
         self._open.append((place, why))
 
     def refuse(self, says: str, place: float = inf) -> None:
-        """Notes that the program refuses the file for what has this place in it: the last such has the word."""
+        """Record that the program refuses the file for this place in it; the last place supplies the message."""
         if place >= self._at:
             self.refusal, self._at = says, place
 
     @property
     def unknown(self) -> str:
-        """Why it is not known what becomes of the first of what no rule speaks of; empty where all is known."""
+        """Return the reason of the first unknown result, or "" if all results are known."""
         return min(self._open, key=lambda found: found[0])[1] if self._open else ""
 
     @property
     def taken(self) -> list[TakenAlike]:
-        """What it loads, by the place of the first of those that are alike."""
+        """Return the loaded groups, by the place of their first members."""
         return sorted(self._taken, key=lambda one: one.members[0].place)
 
     @property
     def lost(self) -> list[Left]:
-        """The changes that it does not make, in the same order."""
+        """Return the changes that the program does not make, in the same order."""
         return sorted((left for left in self.left if left.is_change), key=lambda left: left.members[0].place)
 
     def each_taken(self) -> list[Taken]:
-        """What it loads, one by one in the order of the file."""
+        """Return the loaded contributions one by one, in file order."""
         found = [(member, one) for one in self._taken for member in one.members]
         found.sort(key=lambda pair: pair[0].place)
         return [Taken(own.module, own.contribution, one.scale, one.does, one.magnitude) for own, one in found]
 
     def ignored(self) -> tuple[str, ...]:
-        """The keys that it has no use for, in the order of the file."""
+        """Return the keys that the program does not use, in file order."""
         found = [(member, left) for left in self.left for member in left.members]
         found.sort(key=lambda pair: pair[0].place)
         of_modules = (key for member, left in found for key in left.keys_of(member))
@@ -140,8 +141,8 @@ class Reception:
 class Outcome(NamedTuple):
     """The treatment of contributions of a kind by a loader, the same in every file.
 
-    `taken` is what `TakenAlike` says of them but the members, None where the program does not load them, and `left`
-    what each `Left` says of them.
+    `taken` has the fields of `TakenAlike` without the members, and is None if the program does not load them. `left`
+    has the fields of each `Left` without the members.
     """
 
     by: str
@@ -149,7 +150,7 @@ class Outcome(NamedTuple):
     left: Sequence[tuple[Callable[[Member], Iterable[str]], str, str, bool]]
 
     def note(self, reception: Reception, members: Sequence[Member]) -> None:
-        """Notes it for these members."""
+        """Record the treatment for these members."""
         if self.by == READ:
             reception.by = READ
         if self.taken:
@@ -162,7 +163,7 @@ _MOST_READERS, _MOST_LOOKS, _MOST_OUTCOMES = 1_000, 1_000, 1_000
 
 
 class Reader:
-    """The rules of a loader for models of a family, None for those of no known one."""
+    """The rules of a loader for models of a family, None for an unknown family."""
 
     def __init__(self, loader: Loader, family: Architecture | None) -> None:
         self.loader, self.family = loader, family
@@ -171,7 +172,7 @@ class Reader:
         self._outcomes: dict[tuple[Any, ...], Outcome | None] = {}
 
     def speaking_of(self, look: ModuleTraits) -> tuple[Rule, ...]:
-        """The rules that speak of such modules, up to the first that asks nothing of the file."""
+        """Return the rules that cover such modules, up to the first that holds for any file."""
         rules = self._spoken.get(look)
         if rules is None:
             if len(self._spoken) >= _MOST_LOOKS:
@@ -180,7 +181,10 @@ class Reader:
         return rules
 
     def outcome(self, view: View, group: MemberGroup, rule: Rule) -> Outcome | None:
-        """The treatment of a group by a rule; None if it depends on the file or names one of its modules."""
+        """Return the treatment of a group by a rule.
+
+        It is None if the treatment depends on the file or names one of its modules.
+        """
         asked = view.ask(rule.finds) if rule.finds else None, _scale_rule(view, rule), rule.exceptions
         if not all(one is None or type(one) is OfKind for one in asked):
             return None
@@ -214,7 +218,7 @@ _READERS: dict[tuple[int, int], Reader] = {}
 
 
 def reader_of(loader: Loader, family: Architecture | None) -> Reader:
-    """The reader of a loader for models of the family."""
+    """Return the reader of a loader for models of the family."""
     # A reader keeps both, so that no other objects can have their identities while it is remembered.
     key = (id(loader), id(family))
     reader = _READERS.get(key)
@@ -236,7 +240,7 @@ def _speaks_of(rule: Rule, look: ModuleTraits, family: Architecture | None) -> b
 
 
 def _is_spelled(rule: Rule, look: ModuleTraits) -> bool:
-    """Whether the factors are spelled in a dialect of the rule; odd ones only where it names them."""
+    """Return True if a dialect of the rule spells the factors; odd spellings only match by name."""
     is_odd = any(own in ODD for own in look.dialects)
     if not rule.dialects:
         return not (is_odd and rule.kinds)
@@ -245,9 +249,9 @@ def _is_spelled(rule: Rule, look: ModuleTraits) -> bool:
 
 @lru_cache(maxsize=64)
 def missing_of(complete: tuple[str, ...]) -> Callable[[Adapter], str | None]:
-    """The question after the first of the paths `complete`, with `{i}` for the number of a block, that is not there.
+    """Return a question for the first missing path of `complete`, with `{i}` for the block.
 
-    As many blocks are looked for as there are numbers of blocks, from 0 on.
+    The number of different block numbers in the file says how many blocks are expected, from 0 on.
     """
     spelled = {way for path in complete for way in (path, path.replace(".", "_"))}
     ends: dict[str, set[str]] = {}
@@ -273,7 +277,7 @@ def missing_of(complete: tuple[str, ...]) -> Callable[[Adapter], str | None]:
 
 
 def _numbered(text: str) -> tuple[str, str]:
-    """The digits that a text begins with, and what is behind them."""
+    """Return the digits at the beginning of a text, and the rest."""
     behind = text.lstrip("0123456789")
     return text[: len(text) - len(behind)], behind
 
@@ -282,7 +286,7 @@ _Answer = TypeVar("_Answer")
 
 
 def receive(view: View, family: Architecture | None, program: Program) -> Reception:
-    """What the program makes of an adapter of the family, None for one of no known family."""
+    """Return the effect of the program's loader on an adapter; `family` is None if unknown."""
     name = family.name if family else ""
     loader = loader_for(program, name, view.keys)
     reception = Reception()
@@ -313,7 +317,10 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
 
 
 def without_loader(program: Program, family: Architecture | None) -> tuple[bool, str]:
-    """Returns whether a program without a loader for a file may have models of its family, None if unknown, and why."""
+    """Return whether a program without a loader for a file may have models of its family, and why.
+
+    An unknown family counts as True.
+    """
     if family is None:
         return True, "lora-inspect does not know the model of the file"
     if any(not one.families or family.name in one.families for one in program.reads):
@@ -322,7 +329,7 @@ def without_loader(program: Program, family: Architecture | None) -> tuple[bool,
 
 
 class _Reading(NamedTuple):
-    """What becomes of contributions that are alike, by the first rule that speaks of them."""
+    """The treatment of equal contributions by the first rule that covers them."""
 
     reception: Reception
     view: View
@@ -331,7 +338,7 @@ class _Reading(NamedTuple):
     rule: Rule | None
 
     def place(self) -> None:
-        """Notes it."""
+        """Record the treatment of the group."""
         members, rule = self.group.members, self.rule
         if rule is None:
             first = members[0]
@@ -354,7 +361,7 @@ class _Reading(NamedTuple):
     def _answers(
         self, rule: Callable[[Given], _Answer], members: Sequence[Member]
     ) -> list[tuple[_Answer, Sequence[Member]]]:
-        """What the rule says of each member, and of which it says the same."""
+        """Return each answer of the rule with the members that get it."""
         if isinstance(rule, OfKind):
             return [(rule(self._given(members[0])), members)]
         found: dict[_Answer, list[Member]] = {}
@@ -366,7 +373,7 @@ class _Reading(NamedTuple):
         return make_record(Given, (self.view.adapter, member.module, member.contribution))
 
     def _treat(self, rule: Rule, members: Sequence[Member]) -> None:
-        """Notes what becomes of those that it finds, by their algorithm, and of exceptions."""
+        """Record the treatment of found members, by their algorithm and the exceptions."""
         look, contribution = self.group.look, members[0].contribution
         does = rule.kinds.get(look.algorithm, rule.kinds.get("", ""))
         if contribution.residual and not (contribution.on_residual or rule.residual) and does == COMPUTES:
@@ -433,7 +440,7 @@ def _scale_rule(view: View, rule: Rule) -> ScaleRule:
 
 
 def _parts(parts: Mapping[str, str], look: ModuleTraits) -> list[str]:
-    """What it does with single roles otherwise."""
+    """Return the treatments of single roles that differ from the algorithm's."""
     named = (f"{look.algorithm}.{role}" for role in look.roles) if parts else ()
     return [parts[part] for part in named if part in parts]
 
@@ -451,7 +458,7 @@ def _key_of_magnitude(member: Member) -> Sequence[str]:
 
 
 def _place_others(reception: Reception, view: View, loader: Loader) -> None:
-    """Notes what becomes of what is no module's: flags, embeddings, and what nobody claims."""
+    """Record the treatment of keys without a module: flags, embeddings, unclaimed keys."""
     others = loader.others or loader.strangers
     flags, embedded, unclaimed = view.others
     for keys, does in (
@@ -465,6 +472,6 @@ def _place_others(reception: Reception, view: View, loader: Loader) -> None:
 
 
 def _limit(reception: Reception, strangers: Strangers) -> None:
-    """Has the file refused where more tensors have no use than the program puts up with."""
+    """Record a refusal if the file has more unused tensors than the program allows."""
     if strangers.most is not None and len(reception.ignored()) > strangers.most:
         reception.refuse(strangers.beyond)

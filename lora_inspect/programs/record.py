@@ -59,11 +59,11 @@ _Answer = TypeVar("_Answer", covariant=True)
 
 
 class OfKind(Generic[_Answer]):
-    """A rule for contributions that looks at no more than what those of a kind have in common, so it is asked of one.
+    """A rule for contributions that is asked once for each kind.
 
-    They are alike in their algorithm, the shapes of their factors, their numbers, their module's name up to its numbers
-    and what stands beside them. An answer of words may name one of them. The rule does not look at the file, so the
-    answer holds for such contributions of every file, and is remembered.
+    Contributions of a kind have the same algorithm, shapes, numbers, name without numbers, and the same tensors next to
+    them. The rule does not look at the file, so its answer holds for the kind in every file and is cached. An answer in
+    words may name one of the contributions.
     """
 
     def __init__(self, rule: Callable[[Given], _Answer]) -> None:
@@ -71,26 +71,26 @@ class OfKind(Generic[_Answer]):
         self.__doc__ = rule.__doc__
 
     def __call__(self, given: Given) -> _Answer:
-        """What it says of the kind of this one."""
+        """Return the answer for the kind of this contribution."""
         return self._rule(given)
 
 
 class OfKindInFile(OfKind[_Answer]):
-    """A rule as `OfKind` that looks at the file too, or was made for one: its answers hold for that file alone."""
+    """A rule as `OfKind` that looks at one file, so its answers hold only for that file."""
 
 
 class ScaleOfFile(NamedTuple):
-    """A scale rule that is made of a whole file, where a module's scale depends on the others."""
+    """A maker of a file's scale rule, if a module's scale depends on other modules."""
 
     make: "Callable[[Adapter], ScaleRule]"
 
 
 @OfKind
 def alpha_over_rank(given: Given) -> float | None:
-    """alpha/rank of what stands in the file, 1 without an alpha: the rule of nearly all programs.
+    """Return alpha/rank from the file, 1 without an alpha: the rule of nearly all programs.
 
-    What has no rank, or no alpha that is divided by one, is applied as its tensors stand: LoKr of whole factors, too,
-    of which the program that trained it may have divided alpha by something else.
+    Contributions without a rank, or without an alpha to divide, are applied as stored. LoKr with whole factors is one
+    of them, although its trainer may have divided alpha by something else.
     """
     contribution = given.contribution
     formula = contribution.algorithm.formula
@@ -105,13 +105,13 @@ def alpha_over_rank(given: Given) -> float | None:
 
 @OfKind
 def intended_scale(given: Given) -> float | None:
-    """The scale that the file means, whatever says it: the rule of a program that reads all of that."""
+    """Return the scale that the file means, from any source: the rule of a program that reads all of them."""
     return given.contribution.scale
 
 
 @OfKind
 def one(given: Given) -> float | None:
-    """The factors as they stand, whatever alpha says."""
+    """Return 1: the factors as stored, without alpha."""
     return 1.0
 
 
@@ -120,15 +120,16 @@ FileTest = Callable[["Adapter"], bool]
 
 
 class LoadFailure(NamedTuple):
-    """FAILS, with what the program `says` of one contribution."""
+    """FAILS, with the program's message `says` about one contribution."""
 
     says: str
 
 
 class Strangers(NamedTuple):
-    """What a program does with tensors that it has no use for: `does` is SILENT, WARNS or FAILS, and it `says` so.
+    """A program's reaction to tensors that it does not use.
 
-    More than `most` of them make it refuse the file, for the reason `beyond`.
+    `does` is SILENT, WARNS or FAILS, and `says` its message. A program with `most` refuses a file with more such
+    tensors, for the reason `beyond`.
     """
 
     does: str
@@ -147,28 +148,31 @@ Finder = Callable[[Given], bool | None]
 
 
 class Rule(NamedTuple):
-    """What a program does with the modules of certain names.
+    """A program's treatment of modules with certain names.
 
-    It speaks of modules of the `families` (of any without any), whose prefix is one of `prefixes`, whose path is one of
-    the `layouts` of the family, and whose factors are spelled in one of the `dialects` of their algorithm; those of
-    ODD have to be named. What is empty is not asked for. `alpha` True or False asks for modules with or without an
-    alpha tensor, and `where` for files of which it holds, as for those with a key by which the program knows them. Of
-    several rules the first that speaks of a module counts; where none does, nothing is known.
+    A rule covers modules of the `families` with one of the `prefixes`, a path in one of the family's `layouts`, and
+    factors in one of the `dialects` of their algorithm. An empty field matches everything, but spellings in ODD must be
+    named. `alpha` requires modules with an alpha tensor (True) or without one (False). `paths` lists the covered paths,
+    with `{i}` for numbers; empty covers all. `where` requires a property of the file, such as a key by which the
+    program recognises it. The first matching rule counts; without one the treatment is unknown.
 
-    `paths` are those that it speaks of, with `{i}` for numbers, all without any.
+    `kinds` gives the treatment by algorithm: COMPUTES, LEAVES, MISREADS or FAILS. An absent algorithm or an empty word
+    is unknown, and "" covers all others. Without any kind the program does not find these modules, and their tensors
+    are strangers to it.
 
-    `kinds` says by algorithm what it does with it, one of COMPUTES, LEAVES, MISREADS and FAILS; an algorithm that is
-    not there, or has an empty word, is unknown, and "" stands for all others. Without any kind the program does not
-    find these modules: their tensors are strangers to it. `lacks` are paths, with `{i}` for numbers, that it does not
-    find of a layout. `finds` says of a file which modules it finds, where more than their names decides that, and
-    `unfound` what it does with the tensors of those that it does not find, None for what it does with all strangers.
-    `parts` says of single roles by "algorithm.role" what it does otherwise, as of a Tucker core: {"lora.mid": LEAVES},
-    and `exceptions` of single contributions that it COMPUTES as a rule, where numbers, shapes or neighbours decide.
-    `scale` is the scale that it applies. `magnitudes` says what it does with a magnitude by "suffix axis", as
-    ".dora_scale output": COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS, UNTRAINED or FAILS, and is unknown for what is not
-    there.
-    `residual` says whether it takes the first values of factors off the base where their initialisation put them in.
-    `by` says how the rule is known, RUN or READ, `says` what the program says of it, where it FAILS.
+    `lacks` are paths of a layout that the program does not find, with `{i}` for numbers. `finds` decides for a file
+    which modules it finds, if this depends on more than their names. `unfound` is its reaction to the tensors of
+    modules that it does not find, None for its reaction to all strangers.
+
+    `parts` gives other treatments of single roles by "algorithm.role", such as a Tucker core: {"lora.mid": LEAVES}.
+    `exceptions` does so for single contributions with COMPUTES, if numbers, shapes or other tensors of the module
+    decide.
+
+    `scale` is the scale that the program applies. `magnitudes` gives the treatment of a magnitude by "suffix axis",
+    such as ".dora_scale output": COMPUTES, LEAVES, BASE_NORM, OTHER_AXIS, UNTRAINED or FAILS. An absent one is unknown.
+
+    `residual` says that the program subtracts the first values of factors from the base, if their initialisation put
+    them there. `by` is the evidence of the rule, RUN or READ. `says` is the program's message if it FAILS.
     """
 
     families: tuple[str, ...] = ()
@@ -192,9 +196,9 @@ class Rule(NamedTuple):
 
 
 def treatment(rule: Rule, spelled: str, norms: str) -> str:
-    """What a program does with a magnitude of a "suffix axis" that is over the `norms`; empty where nobody knows.
+    """Return the treatment of a magnitude with a "suffix axis" and `norms`; "" if unknown.
 
-    One over the norms of the base is right where that is what divides, and wrong where it is not.
+    A magnitude over the norms of the base is right if the program divides by these, and wrong if not.
     """
     does = rule.magnitudes.get(spelled, "")
     return _OF_BASE.get(does, does) if norms == OF_BASE else does
@@ -204,9 +208,9 @@ _OF_BASE = {BASE_NORM: COMPUTES, COMPUTES: SUM_NORM}
 
 
 class RulesByFamily:
-    """Rules of several `families` that are made for one of them at a time: a file needs no others, and that saves time.
+    """Rules of several `families`, made for one family at a time to save time.
 
-    `make` makes those of a family. All of them together are what iteration gives.
+    `make` makes the rules of a family. Iteration gives the rules of all.
     """
 
     def __init__(self, families: tuple[str, ...], make: Callable[[str], Iterable[Rule]]) -> None:
@@ -217,7 +221,7 @@ class RulesByFamily:
         return (rule for family in self.families for rule in self.of(family))
 
     def of(self, family: str) -> tuple[Rule, ...]:
-        """Those of one family; none of any other."""
+        """Return the rules of one family; none for a family that is not in `families`."""
         if family not in self._made:
             self._made[family] = tuple(self._make(family)) if family in self.families else ()
         return self._made[family]
@@ -228,25 +232,25 @@ Refusal = Callable[["Adapter"], str | None]
 
 
 def nothing_refused(adapter: "Adapter") -> str | None:
-    """The refusal of a program that looks at tensors alone."""
+    """Return None: the check of a program that refuses no file as a whole."""
     return None
 
 
 class Loader(NamedTuple):
-    """One way in which a program reads files, that of the models of some `families`, of all without any.
+    """A program's loader for models of some `families`, of all if empty.
 
-    A program may have several for a family and ask which a file is for by its keys: `marks` are parts of a key, one of
-    which has to be in one of them, or in each where `all_marked`, behind `^` at its beginning and before `$` at its
-    end. No marks are every file's.
+    A program may have several loaders for a family and choose by the file's keys. `marks` are parts of keys: a key must
+    have one of them, or every key if `all_marked`. `^` before a mark means the beginning of a key, `$` behind it the
+    end. A loader without marks reads every file.
 
-    `strangers` is what it does with tensors of modules that it does not find, `leaves` with those of what rules LEAVE,
-    `others` with those that belong to no module, and `flags` with flags of RS-LoRA among them; None for the same as the
-    one before. `embeddings` says whether it takes those of tokens out of an adapter's file. `needs` says what it has to
-    be told beside the file, so that it loads it, and `never` what it does with a file that no conversion for it
-    changes.
+    `strangers` is its reaction to tensors of modules that it does not find, `leaves` to tensors that rules LEAVE,
+    `others` to tensors without a module, and `flags` to flags of RS-LoRA. None means the same as the one before.
 
-    `complete` are paths, with `{i}` for numbers, of which every block of a file from the first on has to have a module.
-    `unsure` says why nobody knows what becomes of a file as a whole, in words that "is unknown" follows.
+    `embeddings` says that it takes token embeddings out of an adapter's file. `needs` gives the option that it needs to
+    load the file. `never` gives the problem of a file that no conversion for it solves.
+
+    `complete` are paths, with `{i}` for numbers; every block of a file must have a module at each. `unsure` gives the
+    reason why the result for a whole file is unknown, in words before "is unknown".
     """
 
     rules: tuple[Rule, ...] | RulesByFamily
@@ -265,17 +269,17 @@ class Loader(NamedTuple):
     unsure: Refusal = nothing_refused
 
     def rules_for(self, family: str) -> list[Rule]:
-        """The rules that may speak of modules of a family, "" for an unknown one."""
+        """Return the rules that may cover modules of a family, "" for an unknown one."""
         rules = self.rules.of(family) if isinstance(self.rules, RulesByFamily) else self.rules
         return [rule for rule in rules if not rule.families or family in rule.families]
 
     def rules_changed(self, family: str, **fields: object) -> list[Rule]:
-        """The same with other values of some fields."""
+        """Return the same rules with other values of some fields."""
         return [rule._replace(**fields) for rule in self.rules_for(family)]  # type: ignore[arg-type]
 
 
 class Reads(NamedTuple):
-    """Which files a loader reads, as its fields of these names say."""
+    """The files that a loader reads: the loader's fields with these names."""
 
     families: tuple[str, ...]
     marks: tuple[str, ...]
@@ -283,7 +287,7 @@ class Reads(NamedTuple):
 
 
 class Loaders(Sequence[Loader]):
-    """Those of one program, made where one of them is asked for; before that `reads` says which files they read."""
+    """The loaders of a program, made when the first is needed; `reads` has their files."""
 
     def __init__(self, reads: tuple[Reads, ...], make: Callable[[], Sequence[Loader]]) -> None:
         self.reads = reads
@@ -300,15 +304,17 @@ class Loaders(Sequence[Loader]):
 
 
 class Program(NamedTuple):
-    """A program that loads adapters, in the `version` that its rules were taken from.
+    """A program that loads adapters, in the `version` that its rules describe.
 
-    `ran` is the day, as "2026-11-26", of the last run of its code on the files of its rules; of a program that was only
-    read it is the day of that. `distributions` gives the versions of Python packages that the rules are of, by name.
+    `ran` is the day, such as "2026-11-26", of the last run of its code on the files of its rules. If the program was
+    only read, it is the day of reading. `distributions` gives the versions of Python packages that the rules describe,
+    by name.
 
-    The first of the `loaders` counts that is of a file's family and finds a mark in it. `schemes` gives by family the
-    naming scheme whose files it loads best, with "" for every other family, and for files of no known one.
-    `uniform` says that it takes one rank and one scale for those of all modules, and `sets_multiplier` that its user
-    gives an adapter any multiplier.
+    The first of the `loaders` with a file's family and a mark in the file counts. `schemes` gives by family the naming
+    scheme that the program loads best; "" stands for every other family and for files of no known one.
+
+    `uniform` says that it takes one rank and one scale for all modules. `sets_multiplier` says that its user can give
+    an adapter any multiplier.
     """
 
     name: str
@@ -323,5 +329,5 @@ class Program(NamedTuple):
 
     @property
     def reads(self) -> Sequence[Reads | Loader]:
-        """Which files each of the loaders reads."""
+        """Return the files that each of the loaders reads."""
         return self.loaders.reads if isinstance(self.loaders, Loaders) else self.loaders

@@ -1,6 +1,6 @@
 """The verdict of a program on an adapter: the same meaning, or the error and its size.
 
-Files that no rule of any program distinguishes are judged once; a folder holds many: the steps of one training, and
+Files that no rule of any program distinguishes are judged once. A folder holds many: the steps of one training, and
 files of one trainer with the same settings. The summary groups programs with the same verdict, by their titles.
 """
 
@@ -56,13 +56,14 @@ _ALIKE = 2.0**-10
 
 
 class Verdict(NamedTuple):
-    """What a program will make of a file.
+    """The effect of a file in a program.
 
-    `factor` is what it applies over what is right, the commonest among the modules, None where nothing is applied or
-    known; `factors` counts the modules by it. `silent` says that the program gives no message, `says` is one sentence
-    on what happens, `by` how it is known: RUN or READ, and `fix` a command that fixes it. `error` is how far the
-    changes that it applies are from what was trained, relatively, where a base has told that. `reception` is what the
-    verdict is on, None where it depends on which model the file is of.
+    `factor` is the applied scale over the right one, the commonest of all modules, or None if nothing is applied or
+    known. `factors` counts the modules by it. `silent` says that the program prints no message. `says` is one sentence
+    about the effect, `by` its evidence (RUN or READ), and `fix` a command that fixes it.
+
+    `error` is the relative distance of the applied changes from the trained ones, if a base was there to measure it.
+    `reception` is the result behind the verdict, None if it depends on the model of the file.
     """
 
     program: Program
@@ -78,20 +79,20 @@ class Verdict(NamedTuple):
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The keys that it passes over."""
+        """Return the keys that the program ignores."""
         return self.reception.ignored() if self.reception else ()
 
     @property
     def taken(self) -> tuple[Taken, ...]:
-        """The changes that it applies."""
+        """Return the changes that the program applies."""
         return tuple(self.reception.each_taken()) if self.reception else ()
 
 
 def judge(adapter: Adapter, families: Sequence[Detection], program: Program) -> Verdict:
-    """The verdict on an adapter that may be of any of the `families`; UNTESTED where these differ in it.
+    """Return the verdict on an adapter of one of the `families`; UNTESTED if they disagree.
 
-    The sentence then names the families. One that the program knows no models of does not count beside those that it
-    does: nobody can apply the file to such a model there.
+    The sentence then names the families. A family without models in the program does not count if another has some:
+    nobody can apply the file to such a model there.
     """
     return next(judge_each(adapter, families, [program]))
 
@@ -102,7 +103,7 @@ def loads_as_is(adapter: Adapter, families: Sequence[Detection], program: Progra
 
 
 def judge_each(adapter: Adapter, families: Sequence[Detection], programs: Iterable[Program]) -> Iterator[Verdict]:
-    """The verdicts of several programs, each as `judge` has it."""
+    """Yield the verdicts of several programs, each as from `judge`."""
     view = View(adapter)
     for program in programs:
         verdict = _agreed(view, families, program)
@@ -117,7 +118,7 @@ def _agreed(view: View, families: Sequence[Detection], program: Program) -> Verd
 
 
 def _joined(program: Program, families: Sequence[Detection], found: Sequence[Verdict]) -> Verdict:
-    """The verdict on a file that may be of any of the families, each of which has the one of those `found`."""
+    """Return the verdict on a file that may be of any of the families, from `found`, one for each."""
     counting = [(one, family) for one, family in zip(found, families, strict=True) if one.verdict != NO_MODELS]
     if not counting:
         if len(found) == 1:
@@ -131,7 +132,7 @@ def _joined(program: Program, families: Sequence[Detection], found: Sequence[Ver
 
 
 def judge_unread(families: Sequence[Detection], program: Program) -> Verdict:
-    """The verdict of a program without a loader for a file that may be of any of the families, as `judge` has it."""
+    """Return the verdict of a program without a loader for the file, as from `judge`."""
     found = []
     for architecture in [family.architecture for family in families] if families else [None]:
         has_models, why = without_loader(program, architecture)
@@ -140,7 +141,7 @@ def judge_unread(families: Sequence[Detection], program: Program) -> Verdict:
 
 
 def _with_families(verdict: Verdict, families: Sequence[Detection]) -> str:
-    """The sentence on a verdict, with the families that the file may be of where there are several of them."""
+    """Return the sentence of a verdict, with the candidate families if there are several."""
     if len(families) < 2 or verdict.verdict in UNJUDGED:
         return verdict.says
     absent = [str(family) for family in families if not without_loader(verdict.program, family.architecture)[0]]
@@ -166,7 +167,7 @@ def _judged(program: Program, reception: Reception) -> Verdict:
 
 
 def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
-    """The verdict, a sentence, and what the program tells of it."""
+    """Return the verdict, a sentence, and the ignored tensors that decide if it is silent."""
     if reception.refusal:
         return REFUSED, reception.refusal, ()
     if reception.unknown:
@@ -198,7 +199,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
 
 
 def _what(contribution: Contribution) -> str:
-    """What a contribution is, as far as programs make something else of it."""
+    """Return the title of a contribution's algorithm, with the values that it leaves in the base."""
     title = contribution.algorithm.title
     return (
         f"{title}, as it leaves its first values ({contribution.residual}) in the base"
@@ -208,7 +209,7 @@ def _what(contribution: Contribution) -> str:
 
 
 def _how_noticed(lefts: Sequence[Left]) -> str:
-    """The message of the program where it passes over something."""
+    """Return the program's message about the tensors that it ignores."""
     says = next((left.says for left in lefts if left.says), "")
     if all(left.does == SILENT for left in lefts):
         return "it prints nothing"
@@ -216,7 +217,7 @@ def _how_noticed(lefts: Sequence[Left]) -> str:
 
 
 def _factors(taken: Sequence[TakenAlike]) -> dict[float, int]:
-    """What is applied over what is right, with the number of changes, the commonest first."""
+    """Return the applied over the right scales with their counts, the commonest first."""
     counts: Counter[float] = Counter()
     for one in taken:
         true = one.contribution.scale
@@ -240,7 +241,7 @@ def _strengths(factors: Mapping[float, int]) -> str:
 
 
 def _effect_of(factors: Mapping[float, int]) -> str:
-    """Describe the effect of wrong scales, without a size: that stands before it."""
+    """Describe the effect of wrong scales, without a size: the sentence already has it."""
     if not any(factors):
         return "the adapter has no effect"
     if all(0 <= factor < 1 for factor in factors):
@@ -251,7 +252,7 @@ def _effect_of(factors: Mapping[float, int]) -> str:
 
 
 def needs_fix(verdict: Verdict) -> bool:
-    """Whether the file is wrong there for certain."""
+    """Return True if the program certainly loads the file wrongly."""
     return verdict.verdict not in (SAME, *UNJUDGED)
 
 
@@ -266,9 +267,10 @@ _remembered: Remembered[Any, tuple[Verdict, ...]] = Remembered(_MOST)
 
 
 def verdicts_on(adapter: Adapter, families: Sequence[Detection], programs: Iterable[Program]) -> tuple[Verdict, ...]:
-    """What each program that knows models of the families makes of the adapter, but for single modules.
+    """Return the verdicts of all programs with models of the families.
 
-    A program that has no loader for such files is left out. The verdicts are those of `judge_each`.
+    A program without a loader for such files is left out. The verdicts are those of `judge_each`, but do not list
+    single modules, and their sentences do not name the families.
     """
     programs = tuple(programs)
     adapter = _without_descriptions(adapter)
@@ -286,7 +288,7 @@ def _judge_all(adapter: Adapter, families: Sequence[Detection], programs: Iterab
 
 
 def _without_descriptions(adapter: Adapter) -> Adapter:
-    """The adapter without what stands in the metadata for people alone: title, tags, times, hashes."""
+    """Return the adapter without metadata that only people read: title, tags, times, hashes."""
     checkpoint = adapter.checkpoint
     metadata = {key: value for key, value in checkpoint.metadata.items() if key.startswith(_SEEN_METADATA)}
     checkpoint = checkpoint._replace(metadata=metadata, file_metadata={})
@@ -294,7 +296,7 @@ def _without_descriptions(adapter: Adapter) -> Adapter:
 
 
 def _appearance(adapter: Adapter, families: Sequence[Detection]) -> tuple[Any, ...]:
-    """All that a rule can look at."""
+    """Return all facts that a rule can look at."""
     checkpoint = adapter.checkpoint
     return (
         tuple((family.architecture.name, family.layout.name, family.size) for family in families),
@@ -312,7 +314,7 @@ def _appearance(adapter: Adapter, families: Sequence[Detection]) -> tuple[Any, .
 
 
 def _of_changes(adapter: Adapter) -> tuple[Any, ...]:
-    """What modules are called, of which kind each of them is, and what each kind is."""
+    """Return the names of modules, the kind of each, and the facts of each kind."""
     modules = group_equal(adapter.modules)
     return (
         tuple([module.name for module in modules.values()]),
@@ -343,11 +345,11 @@ _MOST_MULTIPLIER = 10.0
 
 
 class VerdictGroup(NamedTuple):
-    """Programs that make the same of a file: the verdict, a sentence on it, and what they apply over what is right.
+    """Programs with the same result for a file: verdict, sentence and applied factors.
 
-    `factors` are those of the modules, the commonest first, and none where all are 1. `titles` name the programs, with
-    the version where another version does something else. `silent` says that one of them tells nothing of it.
-    `multiplier` is the one that the user sets in each of them for the right scale; None where no number gives that.
+    `factors` are those of the modules, the commonest first, and empty if all are 1. `titles` name the programs, with
+    the version if another version has another result. `silent` says that one of them prints nothing about it.
+    `multiplier` is the number that a user sets in each of them for the right scale, or None if no number gives it.
     """
 
     verdict: str
@@ -359,10 +361,10 @@ class VerdictGroup(NamedTuple):
 
 
 def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> list[Verdict]:
-    """The verdicts of the programs that such a file may be meant for: those that know a family that it may be of.
+    """Return the verdicts of programs that the file may be meant for, the most asked-for first.
 
-    A program for models of any kind counts where it loads something of the file, or where there is no other; one that
-    trains on from it does not. Those that people ask about most come first.
+    These know one of the candidate families. A program for models of any kind counts if it loads something of the file,
+    or if there is no other. One that trains on from a file does not count.
     """
     verdicts = [one for one in verdicts if one.program.name not in _TRAINING]
     names = {family.architecture.name for family in families}
@@ -380,19 +382,19 @@ def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> lis
 
 
 def _is_general(loader: Reads | Loader) -> bool:
-    """Returns True if it reads files of no known family."""
+    """Return True if the loader reads files of no known family."""
     return not loader.families or "" in loader.families
 
 
 def popularity(title: str) -> int:
-    """The place of a program among those that people ask about, all others behind them."""
+    """Return the place of a program among the ones that people ask about, all others last."""
     return next((at for at, name in enumerate(_ASKED) if title.startswith(name)), len(_ASKED))
 
 
 def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
-    """The verdict that says whether something has to be done: that of the program that people ask about most.
+    """Return the verdict that decides if a fix is needed, of the most asked-for program.
 
-    Where it is not known in that one it is the first of which it is, if the file is right in no other; else None.
+    If that one is unknown, it is the first known verdict, but None if the file is right in any other program.
     """
     known = [one for one in verdicts if one.verdict not in UNJUDGED]
     if not known or (known[0].program.title != MOST_ASKED and any(one.verdict == SAME for one in known)):
@@ -401,7 +403,7 @@ def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
 
 
 def is_lost(meant: Sequence[Verdict], families: Sequence[Detection]) -> bool:
-    """Return True if the deciding program of those that a file is `meant` for knows its model and loads nothing."""
+    """Return True if the deciding program of those a file is `meant` for knows its model and loads nothing."""
     one = decisive(meant)
     if one is None or one.verdict not in NOT_THERE:
         return False
@@ -410,9 +412,9 @@ def is_lost(meant: Sequence[Verdict], families: Sequence[Detection]) -> bool:
 
 
 def fixing_multiplier(verdict: Verdict) -> float | None:
-    """What a user sets in the program in the place of 1; None where there is no number that makes all changes right.
+    """Return the multiplier to set instead of 1, or None if no number makes all changes right.
 
-    It multiplies the scales, so every change of the file has to be in proportion to its scale, by one factor.
+    It multiplies the scales, so every change of the file must be proportional to its scale, with one factor for all.
     """
     if verdict.verdict != STRENGTH or len(verdict.factors) != 1 or not verdict.program.sets_multiplier:
         return None
@@ -426,7 +428,7 @@ def fixing_multiplier(verdict: Verdict) -> float | None:
 
 
 def group_verdicts(verdicts: Sequence[Verdict]) -> list[VerdictGroup]:
-    """The programs by what they make of the file, in the order of the verdicts given."""
+    """Group the programs by their results for the file, in the order of the verdicts."""
     groups: dict[tuple[str, str, tuple[float, ...]], list[Verdict]] = {}
     for one in verdicts:
         # What a program says where it loads nothing is its own; what becomes of what it loads is alike in many.
@@ -449,12 +451,12 @@ def group_verdicts(verdicts: Sequence[Verdict]) -> list[VerdictGroup]:
 
 
 def _of_all(multipliers: Sequence[float | None]) -> float | None:
-    """The one multiplier of all of them."""
+    """Return the multiplier if it is the same for all, else None."""
     return multipliers[0] if len(set(multipliers)) == 1 else None
 
 
 def _titles(programs: Sequence[Program], versions: Counter[str]) -> Iterable[str]:
-    """The titles, each once where all versions of the program are there, else with the version."""
+    """Return the titles, once if all versions of the program are there, else with versions."""
     counts = Counter(program.title for program in programs)
     return dict.fromkeys(
         one.title if counts[one.title] == versions[one.title] else f"{one.title} {one.version}" for one in programs

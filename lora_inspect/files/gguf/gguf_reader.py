@@ -3,8 +3,8 @@
 Tensors have the dimensions of their own program; the file counts them from the last one. A LoRA adapter of llama.cpp
 states alpha once for all modules.
 
-For models, ComfyUI-GGUF and stable-diffusion.cpp keep the names of the original. llama.cpp has names of its own and
-stores the rows of some weights in another order, so a language model from such a file is no model under its own names.
+For models, ComfyUI-GGUF and stable-diffusion.cpp keep the names of the original. llama.cpp has its own names and stores
+the rows of some weights in another order. So a language model from such a file is no model under its own names.
 """
 
 import re

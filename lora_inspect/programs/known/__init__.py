@@ -1,1 +1,1 @@
-"""One program a file: the facts that its loader was measured by."""
+"""One program a file: the facts about its loader."""

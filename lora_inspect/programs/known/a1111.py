@@ -1,11 +1,12 @@
-"""AUTOMATIC1111's web UI: kohya's names of the UNets of Stable Diffusion in both layouts, and alpha/rank.
+"""AUTOMATIC1111's web UI: kohya's names of Stable Diffusion's UNets, and alpha/rank.
 
-It ignores keys that it does not find, with a line only in its debug log. A layer that it finds but has no kind of
-network for makes it refuse the file. A layer goes to the first kind of network that finds all of its tensors; the other
-tensors of the layer are ignored. SD.Next's network modules come from these.
+It finds these names in both layouts. It ignores keys that it does not find, with a line only in its debug log. It
+refuses a file with a layer that it finds but has no kind of network for. A layer goes to the first kind of network that
+finds all of its tensors; the other tensors of the layer are ignored. SD.Next's network modules come from these.
 
-Sources: `networks.py`, `network*.py` and `lyco_helpers.py` in `extensions-builtin/Lora` of A1111, run on small UNets
-with the layers of SD 1.5, SD 2 and SDXL, and on their text encoders; `modules/lora/network*.py` of SD.Next.
+Sources: `networks.py`, `network*.py` and `lyco_helpers.py` in `extensions-builtin/Lora` of A1111;
+`modules/lora/network*.py` of SD.Next. A1111's were run on small UNets with the layers of SD 1.5, SD 2 and SDXL, and on
+their text encoders.
 """
 
 from collections.abc import Iterator
@@ -57,9 +58,10 @@ _MATRIX = 2
 
 
 def exceptions(given: Given, takes_bias: bool = False, alone: str = FAILS) -> str | None:
-    """What becomes of a contribution for what stands beside it and for its shapes.
+    """Return the treatment of a contribution by its shapes and the module's other changes.
 
-    `takes_bias` says that a difference of the bias is taken beside LoRA, `alone` what becomes of what no kind takes.
+    `takes_bias` says that a difference of the bias counts next to LoRA. `alone` is the treatment if no kind of network
+    takes the module.
     """
     name, module = given.contribution.algorithm.name, given.module
     beside = {one.algorithm.name for one in module.contributions}
@@ -81,7 +83,10 @@ def exceptions(given: Given, takes_bias: bool = False, alone: str = FAILS) -> st
 
 
 def scale(of_glora: ScaleRule, others: ScaleRule = alpha_over_rank) -> ScaleOfFile:
-    """The scale of these networks: a `.scale` tensor instead of that of `others`, and for GLoRA that of `of_glora`."""
+    """Return the scale rule of these networks: a `.scale` tensor replaces the usual scale.
+
+    The usual scale is that of `others`, and for GLoRA that of `of_glora`.
+    """
 
     @OfKind
     def without_tensors(given: Given) -> float | None:
@@ -118,7 +123,7 @@ _OF_OPENCLIP = ("lora", "loha", "lokr", "full")
 
 
 def _of_unet(given: Given) -> str | None:
-    """What becomes of a contribution to a UNet of SD 1.5 or 2."""
+    """Return the treatment of a contribution to a UNet of SD 1.5 or 2."""
     name, body = given.contribution.algorithm.name, given.module.name.body
     is_left = body in _NOT_FOUND or (name == "lycoris_ia3" and given.module.name.key.endswith(_CONVOLUTIONS))
     return LEAVES if is_left else exceptions(given)
@@ -129,7 +134,10 @@ def _of_sdxl(given: Given) -> str | None:
 
 
 def _of_openclip(given: Given) -> str | None:
-    """What becomes of a contribution to an OpenCLIP, whose attentions are one module of four parts."""
+    """Return the treatment of a contribution to an OpenCLIP with attentions of four parts.
+
+    Each attention is one module there.
+    """
     stem, attention, part = given.module.name.key.rpartition("self_attn_")
     if attention:
         if any(f"{stem}{attention}{other}" not in given.adapter.modules for other in _PARTS):
@@ -161,7 +169,7 @@ _ODD = _LOADED._replace(
 
 
 class _Names(NamedTuple):
-    """Names of which a layer is found: prefixes, the paths behind them, and what is special of the layers."""
+    """Names of layers that the program finds: prefixes, paths, and their exceptions."""
 
     prefixes: tuple[str, ...]
     paths: tuple[str, ...]
@@ -169,7 +177,7 @@ class _Names(NamedTuple):
 
 
 def _rules(*names: _Names) -> Iterator[Rule]:
-    """The rules of a family, of whose pipeline these names are found and no others."""
+    """Yield the rules of a family, if the program finds only these names in its pipeline."""
     for prefixes, paths, special in names:
         for rule in (_PAIR, _ODD, _LOADED):
             yield rule._replace(prefixes=prefixes, layouts=paths, exceptions=special)
@@ -180,7 +188,10 @@ def _rules(*names: _Names) -> Iterator[Rule]:
 
 
 def _refused(family: str) -> Refusal:
-    """The refusal of a file with a key of a layer of the family's UNet that nothing else in the file is of."""
+    """Return a check for unknown keys of a UNet's layer without any known key next to them.
+
+    The program refuses such a file.
+    """
 
     def refused(adapter: Adapter) -> str | None:
         # With nothing but keys that nobody knows a layer is of no kind of network.
@@ -198,7 +209,7 @@ _UNET_NAMES = "lora_unet_"
 
 @cache
 def _patterns(family: str) -> frozenset[str]:
-    """The names of the layers that it finds in the UNet."""
+    """Return the names of the layers that the program finds in the UNet."""
     own = (layout for layout in by_name(family).layouts if not set(UNET).isdisjoint(layout.names))
     return frozenset(pattern for layout in own for pattern in layout_patterns(layout.named, "_"))
 

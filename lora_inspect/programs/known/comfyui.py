@@ -1,17 +1,14 @@
-"""ComfyUI: its own names of the model, kohya's, and diffusers' where it has a map of them; alpha/rank everywhere.
+"""ComfyUI: its own names, kohya's, and diffusers' with a map; alpha/rank everywhere.
 
-A name counts where it is in a dictionary that the loader makes of the model, whatever the spelling of the factors: what
-is not there is passed over with a warning. Sources: `comfy/lora.py`, `comfy/lora_convert.py`, `comfy/weight_adapter/`
-and `comfy/utils.py` of ComfyUI, run on a small model of every family here.
+The loader makes the dictionary from the model. A name counts if it is in there, for any spelling of the factors; other
+names get a warning. Forge has the dictionary in an older form.
 
-The rules are those of 0.33.0. Beside it the dictionary of 0.38 has names of HiDream-O1 behind `model.`, of MiniMax H3
-without a prefix, and of Qwen-Image 2.1 for the halves of `img_mlp.gate_up`, but those not under ComfyUI's own prefixes;
-0.38 also splits Krea 2's fused `attn.to_qkv` of LoRA and LoKr, as SimpleTuner writes it.
+The rules are those of 0.33.0. The dictionary of 0.38 adds names of HiDream-O1 behind `model.`, of MiniMax H3 without a
+prefix, and of Qwen-Image 2.1 for the halves of `img_mlp.gate_up`, but those not under ComfyUI's own prefixes. 0.38 also
+splits Krea 2's fused `attn.to_qkv` of LoRA and LoKr, as SimpleTuner writes it.
 
-The dictionary of names that ComfyUI makes of a model and Forge in an older form: what is in it, and what is not.
-
-A name counts where it is in the dictionary, whatever the spelling of the factors behind it. Sources: `comfy/lora.py`
-and `comfy/utils.py` of ComfyUI, `packages_3rdparty/comfyui_lora_collection` of Forge.
+Sources: `comfy/lora.py`, `comfy/lora_convert.py`, `comfy/weight_adapter/` and `comfy/utils.py` of ComfyUI, run on a
+small model of every family here; `packages_3rdparty/comfyui_lora_collection` of Forge.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,9 +52,9 @@ BFL_CONTROL = ("img_in.lora_A.weight", "single_blocks.0.norm.key_norm.scale")
 
 
 class Names(NamedTuple):
-    """Names of the `families` that are in the dictionary: `prefixes` before the paths of a `layout`.
+    """Names in the dictionary for `families`: `prefixes` before the paths of a `layout`.
 
-    `lacks` are the paths that are not there.
+    `lacks` are the paths that are not in it.
     """
 
     families: tuple[str, ...]
@@ -92,12 +89,15 @@ SECOND = ("lora_te2_", "text_encoder_2.")
 
 
 def names_of(family: str, names: Iterable[Names]) -> list[Names]:
-    """Those of one family."""
+    """Return the names of one family."""
     return [one._replace(families=(family,)) for one in names if family in one.families]
 
 
 def rules_of(names: Iterable[Names], loaded: Rule) -> Iterator[Rule]:
-    """The rules of these names. Parameters that are no weights have one under ComfyUI's own prefix alone."""
+    """Yield the rules of these names.
+
+    Parameters that are no weights have a name only under ComfyUI's own prefix.
+    """
     for families, layout, prefixes, lacks in names:
         for family in families:
             norms = (path for one in by_name(family).layouts if layout in one.names for path in one.norms)
@@ -109,7 +109,7 @@ def rules_of(names: Iterable[Names], loaded: Rule) -> Iterator[Rule]:
 
 
 def left_of(names: Iterable[Names]) -> Iterator[Rule]:
-    """The rules of what is not in the dictionary, though it is a path of the model or of an encoder that was tried."""
+    """Yield the rules of other paths of the model or of a tried encoder, which are not in the dictionary."""
     tried = {one.layout in ROOTS for one in names}
     if False in tried:
         yield Rule(layouts=("original", "comfyui", "diffusers", "xlabs"))
@@ -118,7 +118,7 @@ def left_of(names: Iterable[Names]) -> Iterator[Rule]:
 
 
 def holds(*keys: str) -> FileTest:
-    """Whether a file holds all these keys."""
+    """Return a test for a file that has all these keys."""
 
     def test(adapter: Adapter) -> bool:
         return all(key in adapter.checkpoint.tensors for key in keys)
@@ -127,12 +127,12 @@ def holds(*keys: str) -> FileTest:
 
 
 def families_of(names: Iterable[Names]) -> tuple[str, ...]:
-    """The families of the names, once."""
+    """Return the families of the names, each once."""
     return tuple(dict.fromkeys(family for one in names for family in one.families))
 
 
 def is_replaced(given: Given, order: tuple[str, ...]) -> bool:
-    """Whether another change of the module, behind this one in `order`, takes its place."""
+    """Return True if a later change of the module in `order` replaces this one."""
     algorithm = given.contribution.algorithm.name
     beside = {one.algorithm.name for one in given.module.contributions}
     return algorithm in order and not beside.isdisjoint(order[order.index(algorithm) + 1 :])
@@ -174,7 +174,7 @@ _LOGGED = {
 
 @OfKind
 def _exceptions(given: Given) -> str | LoadFailure | Strangers | None:
-    """What becomes of a contribution for what stands beside it, its shapes and its alpha."""
+    """Return the treatment of a contribution by its shapes, its alpha and its module's other changes."""
     algorithm, factors = given.contribution.algorithm.name, given.contribution.factors
     beside = {one.algorithm.name for one in given.module.contributions}
     if is_replaced(given, _OF_WEIGHTS):
@@ -195,12 +195,15 @@ _OF_ROWS = Strangers(WARNS, "NOT LOADED ().bias")
 
 @OfKind
 def _exceptions_of_rows(given: Given) -> str | LoadFailure | Strangers | None:
-    """Of names that stand for rows of one of its own layers, or for all of them in another order, it takes no bias."""
+    """Return the same for names of a layer's rows, or of a layer with its rows in another order.
+
+    ComfyUI takes no bias under these names.
+    """
     return _OF_ROWS if given.contribution.algorithm.name == "full_bias" else _exceptions(given)
 
 
 def _paths_of_rows(family: str) -> tuple[str, ...]:
-    """The paths of such names. Modulations that it swaps in the last block alone are none of them."""
+    """Return the paths of such names, without modulations that ComfyUI only swaps in the last block."""
     arranged = [one for one in by_name(family).correspondence.relations if one.arrangement is not None]
     if not arranged:
         return ()
@@ -210,7 +213,10 @@ def _paths_of_rows(family: str) -> tuple[str, ...]:
 
 
 def _is_logged(given: Given) -> bool:
-    """Whether its change of the weight fails: of rows of a product, LoKr with a core, BOFT without alpha."""
+    """Return True if the change of the weight fails with a logged error.
+
+    It does so for rows of a product, LoKr with a core, and BOFT without alpha.
+    """
     algorithm = given.contribution.algorithm.name
     if algorithm == "lycoris_boft":
         return given.module.alpha is None
@@ -218,7 +224,10 @@ def _is_logged(given: Given) -> bool:
 
 
 def _of_rotation(given: Given) -> str | None:
-    """It takes alpha itself for the limit of a norm, not alpha times the rows: the numbers decide what that does."""
+    """Return "" for a rotation with alpha or a magnitude, as its result is unknown.
+
+    ComfyUI takes alpha itself as the limit of a norm, not alpha times the rows, so the numbers decide the effect.
+    """
     is_limited = bool(given.contribution.alpha)
     return "" if is_limited or given.contribution.magnitude else None
 

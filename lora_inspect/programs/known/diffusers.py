@@ -1,7 +1,7 @@
-"""diffusers: its pipelines' `load_lora_weights`, which ask by a file's keys whose names it has, and hand it to PEFT.
+"""diffusers: `load_lora_weights` of its pipelines, which choose by keys and hand files to PEFT.
 
-A file in its own names goes to PEFT as it stands; for others each pipeline has a conversion, which multiplies the scale
-into the factors and fails on a key that it leaves over. An embedded config decides the scale in either case.
+A file in diffusers' own names goes to PEFT unchanged. Each pipeline has a conversion for other names, which multiplies
+the scale into the factors and fails on a key that it leaves over. An embedded config decides the scale in either case.
 
 Sources: `loaders/lora_pipeline.py`, `loaders/lora_conversion_utils.py` and `loaders/peft.py` of diffusers.
 """
@@ -73,14 +73,14 @@ _WAN_NORMS = (
 
 @OfKind
 def _removes_differences(given: Given) -> Strangers | LoadFailure | None:
-    """A difference of a weight, and of a convolution's bias, is passed over where no other key is left over."""
+    """Return SILENT for a difference of a weight or of a convolution's bias, which the conversion removes."""
     own = given.contribution.algorithm.name
     is_removed = own == "full" or (own == "full_bias" and given.module.name.body == "patch_embedding")
     return Strangers(SILENT) if is_removed else endless(given)
 
 
 def _has_both_images(adapter: Adapter) -> bool:
-    """Whether every block has both layers of a picture, or all of them are left over."""
+    """Return True if every block has both image layers; if not, the conversion leaves all of them over."""
     keys = adapter.checkpoint.tensors
     pictures = [sum(f"cross_attn_{leaf}_img.lora_down" in key for key in keys) for leaf in "kv"]
     blocks = sum("_cross_attn_q.lora_down" in key for key in keys)
@@ -191,7 +191,7 @@ _Z_QKV = tuple(f"{blocks}.{{i}}.attention.qkv" for blocks in ("layers", "noise_r
 
 
 def _feeds(adapter: Adapter) -> bool:
-    """Whether one of the modules is found at least; PEFT refuses a file with none."""
+    """Return True if the program finds at least one module; PEFT refuses a file with none."""
     return any("feed_forward" in key or "adaLN" in key or "embedder.mlp" in key for key in adapter.checkpoint.tensors)
 
 
@@ -237,7 +237,7 @@ _UNET_ENCODERS = renamed_encoders(_RENAMED, ScaleOfFile(alphas_by_pattern), *UND
 
 
 def _of_unet(family: str, *rules: Rule) -> tuple[Loader, ...]:
-    """Kohya's names, where all keys have them, and diffusers' own."""
+    """Return the loaders for files with only kohya's names, and for diffusers' own names."""
     return (
         converted(
             family,
@@ -323,7 +323,7 @@ _FLUX2_LOADERS = (
 
 
 def _without_lora_in_model(adapter: Adapter) -> str | None:
-    """It keeps the keys of the model alone, and looks only at these."""
+    """Return the refusal of the model's keys; the pipeline ignores all other keys."""
     keys = (key for key in adapter.checkpoint.tensors if key.startswith("diffusion_model."))
     has_odd = any("lora" not in key and "dora_scale" not in key for key in keys)
     return NOT_LORA if has_odd else config_fails("transformer", adapter)

@@ -1,4 +1,4 @@
-"""The FLUX pipeline of diffusers: it looks first for kohya's suffixes, and for one width of layers.
+"""The FLUX pipeline of diffusers: it checks kohya's suffixes first, for one layer width.
 
 Sources: `_convert_kohya_flux_lora_to_diffusers` and `FluxLoraLoaderMixin` of diffusers.
 """
@@ -78,7 +78,7 @@ _INCOMPATIBLE = "ValueError: Incompatible keys detected"
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """The refusal of keys in names of the model that its conversion leaves over, beside that of a config."""
+    """Return the refusal of model keys that its conversion leaves over, or of a config."""
     if any(key.startswith(("lora_unet_", "diffusion_model.")) for key in adapter.unclaimed):
         return _INCOMPATIBLE
     return config_fails("transformer", adapter)

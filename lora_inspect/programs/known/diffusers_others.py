@@ -1,4 +1,4 @@
-"""Families of diffusers with conversions that know a prefix, names of one layout, or nothing but diffusers' own names.
+"""Families of diffusers with small conversions: a prefix, one layout, or only its own names.
 
 Sources: the loaders of each family in `loaders/lora_pipeline.py` of diffusers, run on a tiny model of it.
 """
@@ -42,7 +42,7 @@ _UNCONVERTED = ("auraflow", "cosmos", "sd3")
 
 
 def _prefixed(family: str, title: str, layout: str, **fields: object) -> Loader:
-    """Files in ComfyUI's names, of which the conversion knows the prefix alone."""
+    """Return the loader for ComfyUI's names, if the conversion only removes their prefix."""
     rule = Rule(
         prefixes=("diffusion_model.",),
         layouts=(layout,),
@@ -67,7 +67,7 @@ def _prefixed(family: str, title: str, layout: str, **fields: object) -> Loader:
 
 
 def _renamed_of(family: str) -> tuple[str, ...]:
-    """The paths of the original layout that diffusers' does not have, or one of no layer."""
+    """Return the paths of the original layout that diffusers' lacks, or a path of no layer."""
     layouts = {name: layout for layout in by_name(family).layouts for name in layout.names}
     own = layouts["diffusers"].named
     return tuple(path for path in layouts["original"].named if path not in own) or ("none",)

@@ -40,7 +40,10 @@ _NOT_ADAPTER = "ValueError: Invalid adapter checkpoint"
 
 @OfKind
 def endless(given: Given) -> LoadFailure | None:
-    """Conversions halve and double shares of a scale until they are alike, and those of a negative one never are."""
+    """Return the failure of a negative alpha.
+
+    Conversions halve and double shares of a scale until they are equal, which a negative one never is.
+    """
     is_negative = given.module.alpha is not None and (given.contribution.alpha or 0.0) < 0
     return LoadFailure("it never ends, because an alpha is negative") if is_negative else None
 
@@ -55,7 +58,7 @@ def _of_tensors(given: Given) -> float | None:
 
 
 def _stored_in(adapter: Adapter) -> ScaleRule:
-    """The scale that the embedded config means, else alpha/rank of the file's tensors."""
+    """Return the rule for the embedded config's scale, else for alpha/rank of the tensors."""
     return intended_scale if EMBEDDED_KEY in adapter.checkpoint.metadata else _of_tensors
 
 
@@ -67,7 +70,10 @@ _OF_ATTENTION = ("to_q", "to_k", "to_v", "to_out_0")
 
 
 def alphas_by_pattern(adapter: Adapter) -> ScaleRule:
-    """alpha/rank where all modules of a model have one alpha; others go by patterns, which not all layers match."""
+    """Return alpha/rank if all modules of a model have one alpha.
+
+    Otherwise diffusers sets other alphas by patterns, which do not match all layers.
+    """
     alphas: dict[str, Counter[float | None]] = defaultdict(Counter)
     for module in adapter.modules.values():
         own = {one.alpha if module.alpha else None for one in module.contributions if one.rank}
@@ -95,32 +101,32 @@ _UNET_PREFIX = "lora_unet_"
 
 
 def _most_common(alphas: Counter[float | None]) -> float | None:
-    """The alpha of most modules; None where two are as common, or a module has none."""
+    """Return the alpha of most modules; None if two are equally common or a module has none."""
     (first, most), *others = alphas.most_common() or [(None, 0)]
     return None if None in alphas or any(count == most for _, count in others) else first
 
 
 def without_lora(pipeline: str, adapter: Adapter) -> str | None:
-    """A file is refused for a key without "lora" in it; those of `dora_scale` are filtered out before."""
+    """Return the refusal of a key without "lora"; the pipeline removes `dora_scale` before."""
     odd = (key for key in adapter.checkpoint.tensors if "lora" not in key and "dora_scale" not in key)
     return NOT_LORA if next(odd, None) else config_fails(pipeline, adapter)
 
 
 def without_lokr(pipeline: str, adapter: Adapter) -> str | None:
-    """The same of a pipeline that loads LoKr too."""
+    """Return the same for a pipeline that loads LoKr too."""
     words = ("lora", "lokr", "dora_scale")
     odd = (key for key in adapter.checkpoint.tensors if not any(word in key for word in words))
     return _NOT_ADAPTER if next(odd, None) else config_fails(pipeline, adapter)
 
 
 def no_lora(pipeline: str, adapter: Adapter) -> str | None:
-    """FLUX asks only for one key with "lora" in it."""
+    """Return the refusal of a file without any "lora" in its keys, as FLUX needs only one."""
     has_some = any("lora" in key for key in adapter.checkpoint.tensors)
     return config_fails(pipeline, adapter) if has_some else NOT_LORA
 
 
 def config_fails(pipeline: str, adapter: Adapter) -> str | None:
-    """An embedded config without the modules that it is of is refused by PEFT, where there are factors to load."""
+    """Return PEFT's refusal of an embedded config without the modules to adapt."""
     if EMBEDDED_KEY not in adapter.checkpoint.metadata:
         return None
     config = embedded_configs(adapter.checkpoint.metadata).get(f"{pipeline}.", {})
@@ -128,7 +134,10 @@ def config_fails(pipeline: str, adapter: Adapter) -> str | None:
 
 
 def unsure(adapter: Adapter) -> str | None:
-    """What depends on more than single modules: a config beside alphas, parts that only some modules have."""
+    """Return the unknown effect of properties of the whole file.
+
+    Examples are a config next to alphas, and parts that only some modules have.
+    """
     kinds = [module for module in group_equal(adapter.modules).firsts if module.name.component == "model"]
     loras = [one for module in kinds for one in module.contributions if one.algorithm.name == "lora"]
     biases = {"lora_bias", "full_bias"}
@@ -147,7 +156,7 @@ def unsure(adapter: Adapter) -> str | None:
 
 
 def _is_removed(module: Module) -> bool:
-    """Whether it has differences alone, of a norm or a convolution, which conversions remove."""
+    """Return True if a conversion removes it: differences only, of a norm or a convolution."""
     is_plain = all(one.algorithm.name in ("full", "full_bias") for one in module.contributions)
     return is_plain and ("norm" in module.name.body or module.name.body == "patch_embedding")
 
@@ -184,7 +193,10 @@ def _unsure_of_config(adapter: Adapter) -> str | None:
 
 
 def _unsure_of_targets(config: Mapping[str, Any]) -> str | None:
-    """Whether an encoder's config names its layers so that any transformers finds them, as `q_proj`."""
+    """Return the unknown effect of an encoder's config, if not every transformers finds its layers.
+
+    Names such as `q_proj` work in each.
+    """
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not targets:
         return "its use of a config without the layers of the text encoder"
@@ -210,7 +222,10 @@ NO_CORE = {"lora.mid": ""}
 
 
 def own(family: str, pipeline: str = "transformer", **fields: object) -> Loader:
-    """Files in diffusers' own names, with every key of which PEFT has to do; other names find no layer."""
+    """Return the loader for diffusers' own names; PEFT gets every key.
+
+    Other names match no layer.
+    """
     loader = Loader(
         families=(family,),
         rules=RulesByFamily((family,), lambda asked: own_rules(pipeline, asked)),
@@ -224,7 +239,7 @@ def own(family: str, pipeline: str = "transformer", **fields: object) -> Loader:
 
 
 def own_rules(pipeline: str, family: str) -> tuple[Rule, ...]:
-    """Those of a pipeline's own names, and of others, none of which it finds."""
+    """Return the rules of a pipeline's own names, and of others that it does not find."""
     peft = Rule(
         prefixes=(f"{pipeline}.",),
         layouts=("diffusers",),
@@ -244,7 +259,10 @@ def own_rules(pipeline: str, family: str) -> tuple[Rule, ...]:
 
 
 def _has_first(adapter: Adapter) -> bool:
-    """Whether it has layers of the first expert too, so that no message tells of those of the second one."""
+    """Return True if the file changes the first expert too.
+
+    Then no message reports the layers of the second.
+    """
     return any(key.startswith("transformer.") for key in adapter.checkpoint.tensors)
 
 
@@ -257,7 +275,7 @@ _CANNOT_INFER = "ValueError: Could not automatically infer state dict type"
 
 
 def own_encoders(family: str, scale: ScaleRule | ScaleOfFile = stored, **fields: object) -> tuple[Rule, ...]:
-    """Text encoders in diffusers' own names."""
+    """Return the rules of text encoders in diffusers' own names."""
     known = Rule(
         prefixes=_NAMES[: ENCODERS.get(family, 0)],
         layouts=("text_model.encoder.layers.{i}",),
@@ -280,7 +298,7 @@ UNDERSCORED_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
 
 
 def renamed_encoders(says: str, scale: ScaleRule | ScaleOfFile, *prefixes: str) -> Rule:
-    """Text encoders under the `prefixes` of kohya's names, which a conversion hands on as those of a pipeline."""
+    """Return the rule of text encoders in kohya's names, which a conversion renames for the pipeline."""
     return Rule(
         prefixes=prefixes,
         layouts=(TEXT_ENCODERS,),
@@ -306,7 +324,7 @@ FOREIGN = (
 def converted(
     families: str | tuple[str, ...], *marks: str, rules: Callable[[], tuple[Rule, ...]], **fields: object
 ) -> Loader:
-    """Files in other names, of which a conversion has to use every key."""
+    """Return the loader for other names; a conversion must use every key."""
     names = (families,) if isinstance(families, str) else families
     loader = Loader(
         families=names,

@@ -1,9 +1,10 @@
-"""Forge (stable-diffusion-webui-forge): ComfyUI's dictionary of names in an older form, and a limit of what it lacks.
+"""Forge (stable-diffusion-webui-forge): an older dictionary of ComfyUI's names, and a limit of unused keys.
 
-A file with more than 12 tensors that neither the model nor its text encoders have a use for is left out as a whole: an
-alpha counts as one, and so do flags, magnitudes and whatever else is not looked up. Sources:
-`extensions-builtin/sd_forge_lora/networks.py`, `backend/patcher/lora.py` and `packages_3rdparty/` of Forge, run on a
-small model of every family here.
+It ignores a whole file with more than 12 tensors that neither the model nor its text encoders use. Alphas, flags,
+magnitudes and all other keys without a match count.
+
+Sources: `extensions-builtin/sd_forge_lora/networks.py`, `backend/patcher/lora.py` and `packages_3rdparty/` of Forge,
+run on a small model of every family here.
 """
 
 from collections.abc import Iterator

@@ -1,11 +1,11 @@
-"""InvokeAI: it detects the model of a file by keys and shapes, and loads no file without a detected one.
+"""InvokeAI: it detects the model of a file by keys and shapes, or does not load it.
 
 After that each family has a conversion of its own. The layers that it finds must have one of its kinds of patches, and
 keys with the right ends.
 
 Sources: `configs/lora.py` in `invokeai/backend/model_manager`, `lora_conversions/` with its `_group_by_layer` and
-`layers/` in `invokeai/backend/patches`, run with its identification of files and its loader. The models were its own
-classes, with text encoders, of SD 1.5, SD 2, SDXL, FLUX.1, FLUX.2, Wan, Qwen-Image, Z-Image, Anima and Krea 2.
+`layers/` in `invokeai/backend/patches`. They were run with its identification of files and its loader. The models were
+its own classes, with text encoders, of SD 1.5, SD 2, SDXL, FLUX.1, FLUX.2, Wan, Qwen-Image, Z-Image, Anima and Krea 2.
 """
 
 import re
@@ -68,7 +68,7 @@ _DEEP = (
 
 
 def _width(key: str, tensors: Tensors) -> int | None:
-    """What it reads as the inputs of the layer of a key."""
+    """Return the number that InvokeAI takes for the inputs of the layer of a key."""
     module, _, part = key.partition(".")
     shape = tensors[key].shape
     if part in ("lora_down.weight", "hada_w1_b", "hada_w2_b", "diff"):
@@ -273,7 +273,7 @@ def _of_anima(adapter: Adapter) -> str | None:
 
 @OfKind
 def _beside_lokr(given: Given) -> str | LoadFailure | Strangers | None:
-    """It takes the magnitude away from LoKR, which was not run."""
+    """Return "" for LoKr with a magnitude, which was not run; else the usual treatment."""
     return "" if given.contribution.algorithm.name == "lokr" and given.contribution.magnitude else exceptions(given)
 
 
@@ -325,7 +325,7 @@ _OF_KREA2 = DOTTED._replace(
 
 
 def _is_unflattened(adapter: Adapter) -> Finder:
-    """It finds a module of underscored names where it knows the ends of all its keys."""
+    """Return a finder for underscored names, which InvokeAI finds if it knows the ends of all their keys."""
     cut = (key.partition(".") for key in tensors_of(adapter))
     others = {module for module, dot, end in cut if dot + end not in _ENDS_OF_KREA2}
     return lambda given: given.module.name.key not in others

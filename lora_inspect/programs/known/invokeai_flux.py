@@ -1,4 +1,4 @@
-"""FLUX.1 and FLUX.2 in InvokeAI: it tells the formats of files apart by all their keys, and the models by shapes.
+"""FLUX.1 and FLUX.2 in InvokeAI: the file format by all keys, and the model by shapes.
 
 Sources: `flux_format_from_state_dict` with the conversions that it chooses from, and `_is_flux2_lora_state_dict`.
 """
@@ -97,7 +97,10 @@ def _has_flux2(keys: Iterable[str]) -> bool:
 
 
 def _is_of_ai_toolkit(metadata: Mapping[str, str]) -> bool:
-    """Whether it takes dotted names of the original layout for ai-toolkit's: of that, or where nothing is said."""
+    """Return True if InvokeAI takes dotted names of the original layout for ai-toolkit's.
+
+    Its metadata must name ai-toolkit, or be empty.
+    """
     if not metadata:
         return True
     try:
@@ -108,7 +111,7 @@ def _is_of_ai_toolkit(metadata: Mapping[str, str]) -> bool:
 
 
 def format_of(adapter: Adapter) -> str | None:
-    """The format of FLUX that it tells a file to be, by the way it is converted; None for a file of none."""
+    """Return the format of FLUX that InvokeAI detects, by its conversion; None for no format."""
     keys = tensors_of(adapter)
     if all(map(_is_of_kohya, keys)):
         return _KOHYA
@@ -137,7 +140,7 @@ _FACTORS = ((".lokr_w1", ".lokr_w2"), (".lokr_w1_b", ".lokr_w2_b"))
 
 
 def _size(keys: Tensors, module: str, side: int) -> int | None:
-    """The inputs (1) or the rows (0) of a module, as it reads them of LoRA or LoKR."""
+    """Return the inputs (1) or the rows (0) of a module, as InvokeAI reads them from LoRA or LoKR."""
     suffixes = (".lora_A.weight", ".lora_down.weight") if side else (".lora_B.weight", ".lora_up.weight")
     for suffix in suffixes:
         if module + suffix in keys:
@@ -156,7 +159,7 @@ def _modules(keys: Iterable[str], prefixes: tuple[str, ...]) -> dict[str, None]:
 
 
 def is_flux2(adapter: Adapter) -> bool:
-    """Whether it takes a file of one of its formats for one of FLUX.2."""
+    """Return True if InvokeAI takes a file of one of its formats for FLUX.2."""
     keys = tensors_of(adapter)
     for prefix in ("transformer.", "base_model.model.", ""):
         for layer, widths in (
@@ -198,7 +201,10 @@ _TOLD = (("txt_in", _CONTEXTS), ("vector_in", _VECTORS))
 
 
 def _is_of_4b(keys: Tensors, modules: Iterable[str], end: str, width: int | None) -> bool:
-    """Whether the first of the wide layers has other rows than those of FLUX.1, which is as wide as FLUX.2 Klein 4B."""
+    """Return True if the first wide layer has other rows than FLUX.1's.
+
+    FLUX.1 is as wide as FLUX.2 Klein 4B.
+    """
     first = next((module for module in modules if module.endswith(end)), None)
     return width == _WIDTH and first is not None and _size(keys, first, 0) not in (None, 4 * _WIDTH)
 
@@ -209,7 +215,7 @@ _BLOCK = re.compile(r"(?:^|\.|_)(single_transformer|transformer)_blocks[._](\d+)
 
 
 def _of_diffusers(adapter: Adapter) -> str | None:
-    """The layers of diffusers' names are taken one by one: none may be left, and none of an attention may lack."""
+    """Return the error for layers in diffusers' names: a block too many, or an incomplete attention."""
     parts: dict[str, set[str]] = {}
     for module in adapter.modules.values():
         found = _BLOCK.search(module.name.body)
@@ -240,7 +246,10 @@ def _of_flux(adapter: Adapter) -> str | None:
 
 
 def _without_kind(found: str, adapter: Adapter) -> str | None:
-    """Its error for a file with a layer of none of its kinds, as it takes the keys of each format apart."""
+    """Return the error for a file with a layer of no known kind.
+
+    InvokeAI splits the keys of each format in another way.
+    """
     keys = own_keys(adapter)
     if found in (_KOHYA, _ONETRAINER):
         # The conversion of diffusers' layers, OneTrainer's among them, takes both spellings.
@@ -369,7 +378,10 @@ def _flux2() -> Iterator[Rule]:
 
 
 def _for_control(adapter: Adapter) -> str | None:
-    """It has nodes of their own for adapters that widen the input, and these were not run."""
+    """Return the unknown effect of an adapter that widens the input.
+
+    InvokeAI has separate nodes for these, and they were not run.
+    """
     info = adapter.checkpoint.tensors.get("img_in.lora_A.weight")
     is_wider = info is not None and "img_in.lora_B.bias" in adapter.checkpoint.tensors and info.shape[1] == _OF_CONTROL
     return "what becomes of an adapter that widens the input" if is_wider else None

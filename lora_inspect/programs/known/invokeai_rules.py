@@ -45,7 +45,7 @@ _CUT = (".lora_magnitude_vector output", ".magnitude output")
 
 @OfKind
 def exceptions(given: Given) -> str | None:
-    """What becomes of a contribution for what stands beside it."""
+    """Return the treatment of a contribution by the module's other changes."""
     name = given.contribution.algorithm.name
     beside = {one.algorithm.name for one in given.module.contributions}
     first = next((kind for kind in _ORDER if kind in beside), None)
@@ -92,12 +92,12 @@ _NAMED = re.compile(r"\.lora_([AB])\.([^.]+)\.weight$")
 
 
 def own_keys(adapter: Adapter) -> list[str]:
-    """The keys of `tensors_of` without those of embeddings, which it takes out of a file first."""
+    """Return the keys of `tensors_of` without embeddings, which InvokeAI takes out of a file first."""
     return [key for key in tensors_of(adapter) if not key.startswith(_BUNDLE)]
 
 
 def tensors_of(adapter: Adapter) -> Mapping[str, TensorInfo]:
-    """The tensors of a file by their keys without PEFT's name of an adapter, where one is named and no other."""
+    """Return the tensors by key, without PEFT's name of the adapter if the file has only one."""
     tensors = adapter.checkpoint.tensors
     if len({match[2] for match in map(_NAMED.search, tensors) if match}) != 1:
         return tensors
@@ -109,7 +109,7 @@ CLIP, T5 = "text_model.encoder.layers.{i}", "encoder.block.{i}.layer.{i}"
 
 
 def loader_of(family: str, make: Callable[[], Iterable[Rule]], refuses: Refusal) -> Loader:
-    """The loader of one family: `make` makes its rules, and `refuses` is asked of a file as a whole."""
+    """Return the loader of one family: `make` makes its rules, `refuses` checks a whole file."""
     rules = RulesByFamily((family,), lambda asked: make())
     return Loader(rules, BESIDE, (family,), others=PASSED, refuses=refuses)
 
@@ -122,7 +122,7 @@ ENDS = (".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weigh
 
 
 def parted(keys: Iterable[str], ends: tuple[str, ...] = ENDS) -> Iterator[tuple[str, str]]:
-    """The layer of each key and the rest behind it, as it parts dotted names."""
+    """Yield the layer of each key and the rest behind it, as InvokeAI splits dotted names."""
     for key in keys:
         end = next((end for end in ends if key.endswith(end)), None)
         if end:
@@ -133,7 +133,7 @@ def parted(keys: Iterable[str], ends: tuple[str, ...] = ENDS) -> Iterator[tuple[
 
 
 def without_kind(parts: Iterable[tuple[str, str]], takes_peft: bool) -> bool:
-    """Whether there is a layer of none of its kinds among those of `parted` keys."""
+    """Return True if the `parted` keys have a layer of no known kind."""
     layers: dict[str, bool] = {}
     for layer, end in parts:
         layers[layer] = layers.get(layer, False) or end in _MARKS or (takes_peft and end == _OF_PEFT)
@@ -141,6 +141,6 @@ def without_kind(parts: Iterable[tuple[str, str]], takes_peft: bool) -> bool:
 
 
 def flat_without_kind(keys: Iterable[str]) -> bool:
-    """The same of underscored names, whose layer ends at the first dot."""
+    """Return the same for underscored names, with layers that end at the first dot."""
     cut = (key.partition(".") for key in keys)
     return without_kind(((layer, end) for layer, _, end in cut), takes_peft=False)

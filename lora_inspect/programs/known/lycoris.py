@@ -1,8 +1,8 @@
-"""LyCORIS's wrapper: flat names behind `lycoris_`, of the model that it is given; every module has to load, and alpha.
+"""LyCORIS's wrapper: flat names behind `lycoris_` of the given model; each must have alpha and load.
 
-`create_lycoris_from_weights` takes the first algorithm whose keys a layer has, and raises where it knows none of them.
-`merge_to` and `onfly_merge` scale LoHa and thin LoKr twice, where the forward of `apply_to` does not: the two are
-programs of their own here. Other names pass by without a word.
+`create_lycoris_from_weights` takes the first algorithm with keys for a layer, and raises if it knows none of them.
+`merge_to` and `onfly_merge` scale LoHa and thin LoKr twice, unlike the forward of `apply_to`. So the two are programs
+of their own here. Other names are ignored silently.
 
 Sources: `wrapper.py` and `modules/` of lycoris-lora.
 """
@@ -43,7 +43,7 @@ _NO_FACTOR = "AttributeError: the module has no such factor"
 
 @OfKind
 def _exceptions(given: Given) -> str | LoadFailure | None:
-    """What it raises of a layer, and what it does not read of it."""
+    """Return the error for a layer, or LEAVES for a change that the wrapper does not read."""
     found = [one.algorithm.name for one in given.module.contributions]
     first = next((name for name in _ORDER if name in found), None)
     name = given.contribution.algorithm.name
@@ -59,7 +59,7 @@ def _exceptions(given: Given) -> str | LoadFailure | None:
 
 
 def _exceptions_of_shapes(given: Given) -> str | LoadFailure | None:
-    """It builds a module by its own rules, and raises where the factors in the file have other shapes than that has."""
+    """Return the error if the factors have other shapes than the module that it builds."""
     contribution = given.contribution
     if contribution.magnitude and contribution.magnitude.axis == "input":
         return LoadFailure("RuntimeError: output with the shape of one number a row doesn't match the broadcast shape")
@@ -72,7 +72,10 @@ def _exceptions_of_shapes(given: Given) -> str | LoadFailure | None:
 
 
 def _exceptions_of_lokr(given: Given) -> str | LoadFailure | None:
-    """The smaller numbers are the first factor's; a factor is a product while the rank is below half of its side."""
+    """Return the error for LoKr: the first factor must have the smaller sizes.
+
+    A factor is a product if the rank is below half of its larger side.
+    """
     shapes, rank = given.contribution.shapes, given.contribution.rank or 0
     if "t2" in shapes:
         return LoadFailure(_SIZES)
@@ -90,7 +93,7 @@ def _exceptions_of_lokr(given: Given) -> str | LoadFailure | None:
 
 
 def _parts(factor: int, *sides: tuple[int, int]) -> bool:
-    """Whether the factor parts both dimensions of the weight as the file does."""
+    """Return True if the factor splits both dimensions of the weight as the file does."""
     from lora_inspect.algorithms.lokr import factorise
 
     return all(factorise(small * large, factor) == (small, large) for small, large in sides)
@@ -98,7 +101,7 @@ def _parts(factor: int, *sides: tuple[int, int]) -> bool:
 
 @OfKind
 def _merged_exceptions(given: Given) -> str | LoadFailure | None:
-    """What `merge_to` scales twice it normalises so as well."""
+    """Return MISREADS for a magnitude if `merge_to` scales twice, as it normalises with that scale."""
     found, twice = _exceptions(given), _merged_scale(given) != alpha_over_rank(given)
     return MISREADS if found is None and given.contribution.magnitude and twice else found
 

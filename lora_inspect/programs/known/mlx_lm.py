@@ -1,4 +1,4 @@
-"""mlx-lm: folders of its own, whose config says which layers it builds and the one rank and scale of all of them.
+"""mlx-lm: its own folders with a config of adapted layers, one rank and one scale.
 
 Source: `load_adapters` and `linear_to_lora_layers` of mlx-lm.
 """
@@ -14,7 +14,7 @@ _FOREIGN = "not an adapter parameter in the model"
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """What loading raises, as far as the model is not needed for it."""
+    """Return the error that loading raises, if it does not depend on the model."""
     from lora_inspect.reading.mlx_config import find_mlx_config
 
     config = find_mlx_config(adapter.checkpoint)
@@ -39,7 +39,7 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _below_block(path: str) -> str:
-    """The name of a layer below its block."""
+    """Return the name of a layer below its block."""
     return path.partition(_BLOCKS)[2].partition(".")[2]
 
 

@@ -1,9 +1,9 @@
-"""PEFT: a folder with its config, which says of every module whether it is adapted, its rank and its scale.
+"""PEFT: a folder with a config that gives each module's target, rank and scale.
 
-Modules that the config does not choose are passed over without a word, and so is whatever else is in the file.
+Modules that the config does not choose are ignored silently, and so are all other keys. The programs that serve
+language models look for the same folders.
+
 Sources: `PeftModel.from_pretrained`, `set_peft_model_state_dict` and `check_target_module_exists` of PEFT.
-
-The folders that PEFT saves, as the programs that serve language models look for them.
 """
 
 import os
@@ -37,7 +37,7 @@ _WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
 
 
 def config_of(adapter: Adapter) -> Mapping[str, Any] | str:
-    """The config beside the weights; a sentence on what such a program says where the file is no such folder."""
+    """Return the config next to the weights, or a program's message if this is no such folder."""
     checkpoint = adapter.checkpoint
     if checkpoint.config is None:
         return f"it finds no {ADAPTER_CONFIG} next to the tensors"
@@ -47,24 +47,24 @@ def config_of(adapter: Adapter) -> Mapping[str, Any] | str:
 
 
 def settings_of(adapter: Adapter) -> ModuleSettings:
-    """What the config says of single modules; nothing where there is none."""
+    """Return the config's settings of single modules, empty without a config."""
     config = config_of(adapter)
     return ModuleSettings({} if isinstance(config, str) else config, Steps())
 
 
 def names_in(config: Mapping[str, Any], field: str) -> frozenset[str]:
-    """The names that a list of the config holds; none where it is no list."""
+    """Return the names in a list of the config, none if the field is no list."""
     found = config.get(field)
     return frozenset(name for name in found if isinstance(name, str)) if isinstance(found, list) else frozenset()
 
 
 def leaf_of(path: str) -> str:
-    """The layer's own name: the end of its path."""
+    """Return the layer's own name: the end of its path."""
     return path.rpartition(".")[2]
 
 
 def is_of_blocks(path: str) -> bool:
-    """Whether the path is one of a block's dense layers, that of an expert not among them."""
+    """Return True for a dense layer of a block, but not of an expert."""
     return ".experts." not in f".{path}." and leaf_of(path) in OF_BLOCKS
 
 
@@ -76,7 +76,7 @@ _OTHERS = ("ia3", "peft_oft", "vera")
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """What `from_pretrained` raises, before it has a model to compare with."""
+    """Return the error of `from_pretrained` before it compares with a model."""
     config = config_of(adapter)
     if isinstance(config, str):
         return config
@@ -91,7 +91,7 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _finds(adapter: Adapter) -> Finder:
-    """The modules that the config chooses."""
+    """Return a finder of the modules that the config chooses."""
     config = config_of(adapter)
     if isinstance(config, str):
         return lambda given: False
@@ -108,7 +108,10 @@ def _finds(adapter: Adapter) -> Finder:
 
 
 def _replaces(adapter: Adapter) -> str | None:
-    """A tensor under the name of a weight that no adapter is on: it is loaded into the model in the place of that."""
+    """Return the effect of a tensor that replaces a weight of the model.
+
+    It has the name of a weight without an adapter, and PEFT loads it in the weight's place.
+    """
     prefix = _FILE.prefixes[0]
     for key in adapter.unclaimed:
         path, _, parameter = key.removeprefix(prefix).rpartition(".")

@@ -1,10 +1,11 @@
-"""SD.Next: native loaders of its own for some families, whose names differ with the family, and alpha/rank.
+"""SD.Next: native loaders for some families, with names by family, and alpha/rank.
 
-Names that it does not find are counted in a warning, and what else a layer has is passed over silently. Models that are
-none of the families here go through diffusers, in the revision that it installs. Sources: `lora_load.py`,
-`lora_convert.py`, `native_adapter.py` and `network*.py` in `modules/lora`, and `zimage_lora.py` and `flux2_lora.py` in
-`pipelines`, run on small models of SD 1.5, SDXL, SD3, FLUX.2 and Z-Image, and on FLUX in its own widths, with its
-options as they are set first.
+It counts names that it does not find in a warning, and ignores other tensors of a layer silently. It loads models of
+other families through diffusers, in the revision that it installs.
+
+Sources: `lora_load.py`, `lora_convert.py`, `native_adapter.py` and `network*.py` in `modules/lora`, and
+`zimage_lora.py` and `flux2_lora.py` in `pipelines`. They were run with default options on small models of SD 1.5, SDXL,
+SD3, FLUX.2 and Z-Image, and on FLUX in its own widths.
 """
 
 import re
@@ -53,7 +54,10 @@ _networks = a1111.scale(of_glora=alpha_over_rank)
 
 @cache
 def _with_rotations(other: ScaleRule) -> ScaleRule:
-    """Of OFT alpha limits the norm of a rotation, also where it is 0, which leaves none."""
+    """Return a scale rule that gives OFT with an alpha of 0 the scale 0.
+
+    Alpha limits the norm of a rotation, so 0 leaves none.
+    """
 
     def found(given: Given) -> float | None:
         contribution = given.contribution
@@ -73,7 +77,7 @@ _SCALE = ScaleOfFile(_rotations)
 
 @OfKind
 def exceptions(given: Given) -> str | None:
-    """What becomes of a contribution in the loader of UNets and of FLUX's own names in diffusers."""
+    """Return the treatment of a contribution by the loader of UNets and FLUX's own names in diffusers."""
     name = given.contribution.algorithm.name
     beside = {one.algorithm.name for one in given.module.contributions}
     if name == "full_bias":
@@ -87,7 +91,10 @@ def exceptions(given: Given) -> str | None:
 
 
 def _of_bias(beside: set[str]) -> str:
-    """A layer whose bias is to change gets its weight for a bias; alone the difference is nobody's."""
+    """Return the treatment of a bias difference by the other changes of its layer.
+
+    A layer with a changed bias gets its weight as bias; without other changes the difference is ignored.
+    """
     return MISREADS if beside.intersection(("lora", "full")) else LEAVES
 
 
@@ -144,7 +151,7 @@ _PARTS = (".lora_down.weight", ".lora_up.weight", ".alpha")
 
 
 def _name(key: str) -> str:
-    """The name of a key of kohya's, with every number of a block as 0."""
+    """Return the name in a kohya key, with every block number as 0."""
     blocks, _, rest = key.partition(".")[0].removeprefix("lora_unet_").partition("_blocks_")
     return f"{blocks}_blocks_0_{rest.partition('_')[2]}"
 
@@ -159,21 +166,21 @@ def _is_all_converted(adapter: Adapter) -> bool:
 
 
 def _no_dot(adapter: Adapter) -> str | None:
-    """A key without a dot is more than it can take apart."""
+    """Return the error for a key without a dot, which the loader cannot split."""
     has_none = any("." not in key for key in adapter.checkpoint.tensors)
     return "not enough values to unpack (expected 2, got 1)" if has_none else None
 
 
 @remembering_names
 def _asked_beside(key: str) -> str:
-    """The alpha that a down factor needs, or the up factor whose rows count; empty for every other key."""
+    """Return the key of the alpha for a down factor, or an up factor with counted rows; else ""."""
     if key.endswith(".lora_down.weight") and _is_converted(key):
         return key.partition(".")[0] + ".alpha"
     return key if key.endswith("_linear1.lora_up.weight") and _is_converted(key) else ""
 
 
 def _of_flux(adapter: Adapter) -> str | None:
-    """It asks for the alpha of every layer that it turns into others, and knows one width of single blocks."""
+    """Return the error if a renamed layer lacks alpha or a single block has another width."""
     tensors = adapter.checkpoint.tensors
     for asked in filter(None, map(_asked_beside, tensors)):
         if asked not in tensors:
@@ -184,7 +191,7 @@ def _of_flux(adapter: Adapter) -> str | None:
 
 
 def _in_diffusers(family: str) -> Iterator[Rule]:
-    """The rules of a transformer by the names that diffusers has for it."""
+    """Yield the rules of a transformer by its names in diffusers."""
     yield from _dotted("transformer.")
     yield from _unfound("diffusion_model.", "", "base_model.model.")
     for prefix in ("lora_transformer_", "lycoris_"):
@@ -212,7 +219,7 @@ def _is_all_of_joint_blocks(adapter: Adapter) -> bool:
 
 
 def _has_more_encoders(adapter: Adapter) -> bool:
-    """Whether keys are left over that stop the conversion, which has taken the layers of the blocks out by then."""
+    """Return True if other keys stop the conversion, which has removed the block layers by then."""
     return any(not _JOINT.fullmatch(key) and not key.startswith("lora_te1") for key in adapter.checkpoint.tensors)
 
 
@@ -255,7 +262,7 @@ _FUSED = ("attention.qkv", "attention_qkv")
 
 @OfKind
 def _of_z_image(given: Given) -> str | None:
-    """What becomes of a contribution: most kinds are not cut into the parts of a fused layer."""
+    """Return the treatment of a contribution; most kinds are not split into a fused layer's parts."""
     name, module, magnitude = given.contribution.algorithm.name, given.module, given.contribution.magnitude
     beside = {one.algorithm.name for one in module.contributions}
     if name == "full_bias":

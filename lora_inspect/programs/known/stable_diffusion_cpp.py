@@ -1,9 +1,11 @@
-"""stable-diffusion.cpp: names rewritten to those of its models, and alpha/rank; it says nothing of what is left over.
+"""stable-diffusion.cpp: names rewritten to those of its models; alpha/rank.
 
-It takes the parts of a fused layer in their order, up to the first that the file does not have. A file with a tensor of
-a type that it does not read is not loaded at all. Sources: `model/adapter/lora.hpp`, `name_conversion.cpp`,
-`model_loader.cpp` and `model_manager.cpp` of stable-diffusion.cpp, run on a small model of every family here, with
-LoRA added to the weights, as it does with those that are no codes.
+It prints nothing about unused tensors. It takes the parts of a fused layer in their order, up to the first that the
+file lacks. It does not load a file with a tensor of a type that it does not read.
+
+Sources: `model/adapter/lora.hpp`, `name_conversion.cpp`, `model_loader.cpp` and `model_manager.cpp` of
+stable-diffusion.cpp. They were run on a small model of every family here. LoRA was added to the weights, as it does
+with unquantised ones.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,9 +41,9 @@ _DIFFUSERS = (_OWN, "transformer.", "unet.")
 
 
 class Found(NamedTuple):
-    """The names of the layers of a `layout` that it finds behind `prefixes`: all but those that it `lacks`.
+    """The layers of a `layout` that the program finds behind `prefixes`, except `lacks`.
 
-    Both are beginnings of paths; `only` are the beginnings of what it finds, all without any.
+    `lacks` and `only` are beginnings of paths. If `only` is not empty, the program finds nothing else.
     """
 
     prefixes: tuple[str, ...]
@@ -50,7 +52,7 @@ class Found(NamedTuple):
     lacks: tuple[str, ...] = ()
 
     def paths_of(self, family: str) -> tuple[str, ...]:
-        """The paths that it does not find."""
+        """Return the paths that the program does not find."""
         known = next(layout for layout in by_name(family).layouts if self.layout in layout.names)
         return tuple(
             path
@@ -173,7 +175,7 @@ _OF_PARTS = ("flux", "chroma", "sd3", "z_image", "flux2")
 
 
 def _finds_parts(adapter: Adapter) -> Finder:
-    """The parts of fused layers that stand behind all parts before them, and every other layer."""
+    """Return a finder of all layers, but of a part of a fused layer only behind all parts before it."""
     keys = frozenset(adapter.modules)
 
     def finds(given: Given) -> bool | None:
@@ -194,12 +196,12 @@ def _flat(path: str) -> str:
 
 
 def _has_unread(adapter: Adapter) -> bool:
-    """Whether the file has a tensor of a type that it does not read, as the flag of RS-LoRA often is."""
+    """Return True if the file has a tensor type that it does not read, as RS-LoRA's flag often is."""
     return any(info.dtype in _READS_NOT for info in adapter.checkpoint.tensors.values())
 
 
 def _unsure(adapter: Adapter) -> str | None:
-    """A type that nobody tried."""
+    """Return the unknown effect of a tensor type that nobody tried."""
     types = {info.dtype for info in adapter.checkpoint.tensors.values()} - {*_READS, *_READS_NOT}
     return f"what it makes of tensors of {min(types)}" if types else None
 
@@ -211,7 +213,7 @@ _DOWNS = ("down", "w1_b", "w2_b")
 
 @OfKind
 def _alpha_over_first_side(given: Given) -> float | None:
-    """alpha/rank, but alpha over the inputs of the down factor where the rank is 1."""
+    """Return alpha/rank, but alpha over the inputs of the down factor if the rank is 1."""
     contribution = given.contribution
     scale = alpha_over_rank(given)
     if contribution.rank != 1 or given.module.alpha is None or scale is None:
@@ -227,7 +229,7 @@ _IN_TURN = ("lora", "full", "loha", "lokr")
 
 @OfKind
 def _exceptions(given: Given) -> str | None:
-    """Of several changes of a weight it makes one."""
+    """Return LEAVES for all changes of a weight except the first kind, which counts."""
     name = given.contribution.algorithm.name
     if name not in _IN_TURN:
         return None

@@ -1,12 +1,13 @@
-"""ComfyUI-WanVideoWrapper: ComfyUI's dictionary of names for Wan, after it renames those of other programs.
+"""ComfyUI-WanVideoWrapper: ComfyUI's dictionary of names for Wan, after it renames other ones.
 
-Names of the original repository count behind `diffusion_model.`, `transformer.`, `base_model.model.`, `pipe.dit.`, and
-behind nothing from `blocks.` on, and flat behind `lora_unet_`. Those behind `lora_unet__` are renamed too, but for the
-suffixes of LoRA alone. It takes both attentions of diffusers' names for the cross-attention, and knows no feed-forward
-layer of those. A file of PEFT with a layer that it looks for counts as RS-LoRA of an alpha that is the rank.
+Names of the original repository count flat behind `lora_unet_`, and dotted behind `diffusion_model.`, `transformer.`,
+`base_model.model.` and `pipe.dit.`. Without a prefix they count from `blocks.` on. It renames those behind
+`lora_unet__` too, but only with the suffixes of LoRA. It takes both attentions of diffusers' names for the
+cross-attention, and knows no feed-forward layer of these names. A file of PEFT with a layer that it looks for counts as
+RS-LoRA with its rank as alpha.
 
-Merged, which is what it does where nothing else is said, ComfyUI computes the weights. Unmerged, it multiplies the
-first two tensors of each change: DoRA is lost, and every other algorithm makes it fail or becomes something else.
+By default it merges, and ComfyUI computes the weights. Unmerged, it multiplies the first two tensors of each change:
+DoRA is lost, and every other algorithm makes it fail or becomes something else.
 
 Sources: `nodes_model_loading.py`, `utils.py` and `custom_linear.py` of ComfyUI-WanVideoWrapper, run with ComfyUI's
 `comfy/lora.py` and `comfy/model_patcher.py` on a small model.
@@ -54,26 +55,26 @@ def _is_of_peft(adapter: Adapter) -> bool:
 
 
 def _is_of_control(adapter: Adapter) -> bool:
-    """Whether it has a change of the first layer, of which it takes files for control adapters."""
+    """Return True if the file changes the first layer, as only control adapters do for it."""
     return any(module.name.body == _OF_CONTROL for module in adapter.modules.values())
 
 
 @OfKind
 def _as_root(given: Given) -> float | None:
-    """The alpha that it gives RS-LoRA, over the rank: the rank times its root, without a fraction."""
+    """Return the alpha that it gives RS-LoRA, over the rank: the integer rank times its root."""
     rank = given.contribution.rank
     return None if rank is None else rank * rank // rank**0.5 / rank
 
 
 def _of_first(given: Given) -> str | Strangers:
-    """Beside the same layer of the second attention it is lost; alone it changes that."""
+    """Return the treatment of a first attention: lost next to the second's same layer, else applied to the second."""
     twins = (info.name.replace(".attn1.", ".attn2.") for info in given.contribution.factors.values())
     return Strangers(SILENT) if any(twin in given.adapter.checkpoint.tensors for twin in twins) else MISREADS
 
 
 @OfKind
 def _is_odd(given: Given) -> str | None:
-    """Unknown for cores and kernels, and for rotations with a limit."""
+    """Return "" for cores, kernels and rotations with a limit, as their effect is unknown."""
     shapes = given.contribution.shapes
     is_limited = given.contribution.algorithm.name == "oft" and bool(given.contribution.alpha)
     odd = any(role in shapes for role in ("mid", "t1", "t2")) or any(len(shape) > 3 for shape in shapes.values())
@@ -86,7 +87,10 @@ _NOT_ONE_RANK = "RuntimeError: mat1 and mat2 shapes cannot be multiplied"
 
 @OfKind
 def _unmerged(given: Given) -> str | LoadFailure | Strangers | None:
-    """What becomes of tensors of which it multiplies the first two: biases are passed over, and most others fail."""
+    """Return the treatment if it multiplies the first two tensors.
+
+    Biases are ignored, and most other algorithms fail.
+    """
     algorithm, shapes = given.contribution.algorithm.name, given.contribution.shapes
     if algorithm == "full_bias":
         return Strangers(SILENT)
@@ -106,7 +110,7 @@ _UNMERGED = _MERGED._replace(magnitudes=dict.fromkeys(MAGNITUDES, LEAVES), excep
 
 
 def _rules(loaded: Rule) -> Iterator[Rule]:
-    """The rules of names, for weights that are computed as `loaded` says."""
+    """Yield the rules of names, with weights computed as `loaded` says."""
     yield Rule(families=("wan",), where=_is_of_control, kinds={"": ""})
     peft = loaded._replace(prefixes=("base_model.model.",), where=_is_of_peft, dialects=("peft",), scale=_as_root)
     yield peft
@@ -134,7 +138,10 @@ def _rules(loaded: Rule) -> Iterator[Rule]:
 
 
 def _of_diffusers(loaded: Rule, prefixes: tuple[str, ...]) -> Iterator[Rule]:
-    """Both attentions are taken for the second one: alone the first changes that, and beside it it is lost."""
+    """Yield the rules of diffusers' names, with both attentions taken for the second one.
+
+    The first changes the second if it is alone, and is lost next to it.
+    """
     own = loaded._replace(prefixes=prefixes, layouts=("diffusers",))
     yield own._replace(paths=_SECOND)
     yield own._replace(paths=_FIRST, exceptions=_of_first)

@@ -1,6 +1,7 @@
-"""llama.cpp: GGUF files of its own, and PEFT's folders by way of its converter, which divides one alpha by each rank.
+"""llama.cpp: its own GGUF files, and PEFT's folders through its converter.
 
-Sources: `convert_lora_to_gguf.py` and `src/llama-adapter.cpp` of llama.cpp.
+The converter divides one alpha by each rank. Sources: `convert_lora_to_gguf.py` and `src/llama-adapter.cpp` of
+llama.cpp.
 """
 
 from lora_inspect.files.strict_json import json_number
@@ -27,7 +28,7 @@ _SKIPPED = (".base_layer.weight", "_layernorm", ".norm")
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Returns the error of the converter; of a file in llama.cpp's own format nothing."""
+    """Return the error of the converter, None for a file in llama.cpp's own format."""
     from lora_inspect.reading.base.model_config import has_header  # with the tables of llama.cpp's names
 
     if has_header(adapter.checkpoint):
@@ -44,7 +45,10 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _finds(adapter: Adapter) -> Finder:
-    """The dense layers of blocks and the embedding of tokens; a head where the model does not share that."""
+    """Return a finder of the dense layers of blocks and the token embedding.
+
+    A head is found if the model does not share the embedding with it.
+    """
 
     def finds(given: Given) -> bool | None:
         path = given.module.name.body
@@ -55,7 +59,10 @@ def _finds(adapter: Adapter) -> Finder:
 
 @OfKindInFile
 def _scale_of_folder(given: Given) -> float | None:
-    """`lora_alpha` of the config over the rank of the tensor, with no rule of RS-LoRA and no pattern."""
+    """Return `lora_alpha` of the config over the rank of the tensor.
+
+    The converter knows neither RS-LoRA nor patterns.
+    """
     config = config_of(given.adapter)
     alpha = None if isinstance(config, str) else json_number(config.get("lora_alpha"))
     return None if alpha is None else _scale(alpha, given.contribution.rank)
@@ -63,13 +70,13 @@ def _scale_of_folder(given: Given) -> float | None:
 
 @OfKind
 def _scale_of_file(given: Given) -> float | None:
-    """The alpha of the header over the rank of the tensor."""
+    """Return the alpha of the header over the rank of the tensor."""
     alpha = given.contribution.alpha
     return None if alpha is None else _scale(alpha, given.contribution.rank)
 
 
 def _scale(alpha: float, rank: int | None) -> float | None:
-    """An alpha of 0 counts for none."""
+    """Return alpha/rank, but 1 for an alpha of 0."""
     if rank is None:
         return 1.0
     return alpha / rank if alpha else 1.0

@@ -1,7 +1,7 @@
-"""LMDeploy: PEFT's folders, of which one rank and one scale count, `lora_alpha` over `r` of the config.
+"""LMDeploy: PEFT's folders with one rank and one scale, `lora_alpha` over `r`.
 
-Its reader takes nothing but pairs of factors. It makes room for the factors of a target in every block, and does not
-fill the places that a file leaves out.
+Its reader only takes pairs of factors. It allocates the factors of a target in every block, and does not fill the
+places that a file lacks.
 
 Sources: `add_adapters` in `pytorch/models/patch.py`, `pytorch/adapter/adapter.py` and `pytorch/nn/linear/lora.py` of
 LMDeploy, run on a stand-in of its Llama; the product of its kernel was read.
@@ -32,7 +32,7 @@ _DEFAULT = 8
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Returns the error that loading raises."""
+    """Return the error that loading raises."""
     config = config_of(adapter)
     if isinstance(config, str):
         return config
@@ -55,7 +55,7 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _unsure(adapter: Adapter) -> str | None:
-    """The layers for whose factors it takes memory that nothing fills."""
+    """Return the unknown change of layers with factors that it allocates and does not fill."""
     config = config_of(adapter)
     if isinstance(config, str):
         return None
@@ -68,7 +68,7 @@ def _unsure(adapter: Adapter) -> str | None:
 
 
 def _never(adapter: Adapter) -> str | None:
-    """Returns the reason that no conversion takes away."""
+    """Return the problem that no conversion solves."""
     if adapter.other_keys:
         return f"refuses a file with {adapter.other_keys[0]}"
     if head := next((module.name.body for module in adapter.modules.values() if "." not in module.name.body), None):
@@ -86,7 +86,7 @@ def _never(adapter: Adapter) -> str | None:
 
 
 def _gaps(blocks: Mapping[str, set[str]], leaves: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Each of the layers that some block lacks, with the first of these, by its number's text."""
+    """Yield each layer that some block lacks, with the text of the first such block's number."""
     numbers = {number for own in blocks.values() for number in own}
     numbers.update(map(str, range(max(map(int, numbers), default=-1) + 1)))
     for leaf in leaves:
@@ -95,7 +95,7 @@ def _gaps(blocks: Mapping[str, set[str]], leaves: Iterable[str]) -> Iterator[tup
 
 
 def _blocks_of(adapter: Adapter) -> dict[str, set[str]]:
-    """The numbers of the blocks that have each layer, by its own name."""
+    """Return the numbers of the blocks that have a layer, by the layer's own name."""
     found: dict[str, set[str]] = defaultdict(set)
     for module in adapter.modules.values():
         path = module.name.body
@@ -105,7 +105,10 @@ def _blocks_of(adapter: Adapter) -> dict[str, set[str]]:
 
 
 def _finds(adapter: Adapter) -> Finder:
-    """The dense layers of blocks. A factor of rank 1 fills all rows; nobody tried that."""
+    """Return a finder of the dense layers of blocks.
+
+    A factor of rank 1 fills all rows; nobody tried that.
+    """
     config = config_of(adapter)
     rank = None if isinstance(config, str) else config.get("r", _DEFAULT)
 
@@ -118,7 +121,7 @@ def _finds(adapter: Adapter) -> Finder:
 
 @OfKindInFile
 def _scale(given: Given) -> float | None:
-    """`lora_alpha` over `r`, whatever else the config says."""
+    """Return `lora_alpha` over `r`; the rest of the config does not count."""
     config = config_of(given.adapter)
     if isinstance(config, str):
         return None

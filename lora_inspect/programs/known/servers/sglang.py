@@ -1,8 +1,9 @@
-"""SGLang: PEFT's folders, of which one rank and one scale count, `lora_alpha` over `r` of the config.
+"""SGLang: PEFT's folders with one rank and one scale, `lora_alpha` over `r`.
 
-It fuses the factors of query, key and value, and of gate and up, so that some modules need others beside them.
+It fuses the factors of query, key and value, and of gate and up, so some modules need others next to them.
+
 Sources: `srt/lora/lora_config.py`, `lora.py`, `utils.py`, `mem_pool.py` and `lora_manager.py` of SGLang. The first
-three ran; how the factors are copied into its buffers was read.
+three ran; the copy of the factors into its buffers was read.
 """
 
 from collections import defaultdict
@@ -37,7 +38,7 @@ _SHORTHANDS = ("all", "all-linear")
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Returns the error that loading or the first request raises."""
+    """Return the error that loading or the first request raises."""
     config = config_of(adapter)
     if isinstance(config, str):
         return config
@@ -62,7 +63,7 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _never(adapter: Adapter) -> str | None:
-    """Returns the treatment of parts of fused layers that lack others."""
+    """Return the treatment of parts of fused layers that lack others."""
     for parent, leaves in _siblings(adapter).items():
         if "q_proj" in leaves and "v_proj" not in leaves:
             return f"fails on {parent}.q_proj, which has no v_proj next to it"
@@ -72,7 +73,7 @@ def _never(adapter: Adapter) -> str | None:
 
 
 def _siblings(adapter: Adapter) -> dict[str, set[str]]:
-    """The layers that are adapted, by the module that holds them."""
+    """Return the adapted layers, by the module that holds them."""
     found: dict[str, set[str]] = defaultdict(set)
     for key in adapter.modules:
         parent, _, leaf = key.rpartition(".")
@@ -81,7 +82,7 @@ def _siblings(adapter: Adapter) -> dict[str, set[str]]:
 
 
 def _finds(adapter: Adapter) -> Finder:
-    """The layers that the config's targets name, whose fused layer is whole enough."""
+    """Return a finder of layers that the config targets, if their fused layer is complete enough."""
     found, siblings = config_of(adapter), _siblings(adapter)
     config = {} if isinstance(found, str) else found
     is_shorthand = isinstance(config.get("target_modules"), str)
@@ -110,7 +111,7 @@ def _fused(leaf: str) -> str:
 
 @OfKindInFile
 def _scale(given: Given) -> float | None:
-    """`lora_alpha` over `r`, whatever else the config says."""
+    """Return `lora_alpha` over `r`; the rest of the config does not count."""
     config = config_of(given.adapter)
     if isinstance(config, str):
         return None

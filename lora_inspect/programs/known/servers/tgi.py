@@ -1,10 +1,11 @@
-"""TGI: PEFT's folders, of which one `lora_alpha` counts, over a rank that changes from one kind of layer to the next.
+"""TGI: PEFT's folders with one `lora_alpha`, and a rank that changes by kind of layer.
 
-It goes through the kinds of layers in an order of its own, pads the factors of each to a rank of its kernels, and takes
-that rank for the next kind. A kind of layer counts where every block has one; all other keys are passed over. Sources:
-`get_model_with_lora_adapters` in `models/__init__.py`, `utils/adapter.py` and `adapters/lora.py` of TGI, run on a
-stand-in of its Llama as on one GPU, with the functions that pad from its backend for Gaudi; the product of its kernels
-was read.
+It goes through the kinds of layers in its own order and pads the factors of each to a rank of its kernels. It then
+takes that rank for the next kind. A kind of layer counts if every block has one; all other keys are ignored.
+
+Sources: `get_model_with_lora_adapters` in `models/__init__.py`, `utils/adapter.py` and `adapters/lora.py` of TGI. They
+were run on a stand-in of its Llama as on one GPU, with the functions that pad from its backend for Gaudi. The product
+of its kernels was read.
 """
 
 import os
@@ -50,7 +51,7 @@ _UNUSED = Strangers(WARNS, "unused adapter weights")
 
 @remembering_names
 def _block_of(path: str) -> str:
-    """The number of the block that a layer is in, empty for layers that it does not look for."""
+    """Return the number of a layer's block, empty for layers that TGI does not look for."""
     found = _OF_BLOCK.fullmatch(path)
     return found[1] if found else ""
 
@@ -60,7 +61,7 @@ def _padded(rank: int) -> int:
 
 
 def _ranks(adapter: Adapter) -> dict[str, dict[str, int]]:
-    """The ranks by block of the kinds of layers of which every block of the file has one."""
+    """Return the ranks by block of the kinds of layers that every block of the file has."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for contribution in adapter.contributions:
         path = contribution.module.body
@@ -71,7 +72,7 @@ def _ranks(adapter: Adapter) -> dict[str, dict[str, int]]:
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Returns the error that loading raises."""
+    """Return the error that loading raises."""
     config = adapter.checkpoint.config
     if config is None:
         return f"ValueError: Can't find '{ADAPTER_CONFIG}'"
@@ -87,7 +88,7 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _never(adapter: Adapter) -> str | None:
-    """Returns the reason that no conversion takes away."""
+    """Return the problem that no conversion solves."""
     ranks = _ranks(adapter)
     for module in adapter.modules.values():
         path = module.name.body
@@ -102,7 +103,10 @@ def _never(adapter: Adapter) -> str | None:
 
 
 def _finds(adapter: Adapter) -> Finder:
-    """The layers of whole kinds; it depends on the model where the config may leave blocks out at its end."""
+    """Return a finder of the layers of complete kinds.
+
+    It depends on the model if the config may exclude blocks at its end.
+    """
     config, whole = adapter.checkpoint.config or {}, _ranks(adapter)
     is_open = _chooses_blocks(config)
 
@@ -116,7 +120,7 @@ def _finds(adapter: Adapter) -> Finder:
 
 
 def _chooses_blocks(config: Mapping[str, Any]) -> bool:
-    """Returns True if a config may leave whole blocks out."""
+    """Return True if a config may exclude whole blocks."""
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     names = [*(excluded if isinstance(excluded, list) else [excluded]), targets if isinstance(targets, str) else None]
     return config.get("layers_to_transform") is not None or any(
@@ -125,7 +129,10 @@ def _chooses_blocks(config: Mapping[str, Any]) -> bool:
 
 
 def _scales(adapter: Adapter) -> ScaleRule:
-    """`lora_alpha` over the rank, or its root, that the kind of layer before left in its config."""
+    """Return the scale of each kind of layer: `lora_alpha` over the rank, or over its root.
+
+    The rank is the one that the kind before left in the config.
+    """
     config = adapter.checkpoint.config or {}
     alpha, rank = (json_number(config.get(field, _DEFAULT)) for field in ("lora_alpha", "r"))
     scales: dict[str, float] = {}

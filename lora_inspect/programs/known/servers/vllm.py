@@ -44,7 +44,7 @@ _UNSUPPORTED = {
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Returns the error that loading raises."""
+    """Return the error that loading raises."""
     config = config_of(adapter)
     if isinstance(config, str):
         return config
@@ -67,13 +67,13 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _odd(keys: Iterable[str]) -> str | None:
-    """The first key that it has no use for."""
+    """Return the first key that vLLM does not use."""
     known = (*_FACTORS, *_COPIES, *(f".{head}.weight" for head in _HEADS))
     return next((key for key in keys if not key.endswith(known)), None)
 
 
 def _never(adapter: Adapter) -> str | None:
-    """Returns the reason that no conversion takes away."""
+    """Return the problem that no conversion solves."""
     if odd := _odd(adapter.other_keys):
         return f"refuses a file with {odd}"
     return f"refuses rank {rank}" if (rank := _largest_rank(adapter)) > MAX_RANKS[-1] else None
@@ -84,7 +84,7 @@ def _largest_rank(adapter: Adapter) -> int:
 
 
 def _needs(adapter: Adapter) -> str | None:
-    """The option without which it refuses the file."""
+    """Return the option that vLLM needs to load the file."""
     rank = _largest_rank(adapter)
     if rank <= _DEFAULT_RANK or rank > MAX_RANKS[-1]:
         return None
@@ -93,7 +93,10 @@ def _needs(adapter: Adapter) -> str | None:
 
 
 def _finds(adapter: Adapter) -> Finder:
-    """The dense layers of blocks; embeddings and heads it has of some models, experts by their layout."""
+    """Return a finder of the dense layers of blocks.
+
+    vLLM finds embeddings and heads of some models, and experts by their layout.
+    """
     settings = settings_of(adapter)
 
     def finds(given: Given) -> bool | None:
@@ -105,7 +108,10 @@ def _finds(adapter: Adapter) -> Finder:
 
 
 def _finds_no_head(adapter: Adapter) -> Finder:
-    """All but the head of a classifier, which it takes where it serves the model as one."""
+    """Return a finder of all modules except heads.
+
+    vLLM takes a classifier's head if it serves the model as one.
+    """
     return lambda given: None if leaf_of(given.module.name.body) in _HEADS else True
 
 

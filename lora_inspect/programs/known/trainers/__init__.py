@@ -1,1 +1,1 @@
-"""Programs that train adapters, and load them too."""
+"""Programs that train adapters and also load them."""

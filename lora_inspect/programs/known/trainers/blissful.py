@@ -1,9 +1,9 @@
-"""blissful-tuner: as musubi-tuner, of which it is a fork, and dotted names where a script converts them.
+"""blissful-tuner: a fork of musubi-tuner that also converts dotted names in some scripts.
 
-The scripts of Wan, Qwen-Image, HunyuanVideo and FLUX.1 Kontext look for the first key with a prefix that they know, and
-rename a file of dotted names before they merge it. They split each key that they look at at its first dot, and fail on
-one without a dot, as the flag of RS-LoRA is. FramePack's script converts factors of `lora_A` alone, and forgets alpha.
-DoRA is applied as plain LoRA everywhere.
+The scripts of Wan, Qwen-Image, HunyuanVideo and FLUX.1 Kontext look for the first key with a known prefix. They rename
+a file of dotted names before they merge it. They split each key that they look at at its first dot, and fail on one
+without a dot, such as RS-LoRA's flag. FramePack's script converts only factors of `lora_A`, and forgets alpha. All
+apply DoRA as plain LoRA.
 
 Sources: `wan_generate_video.py`, the same script of each family, `convert_lora.py`, `utils/lora_utils.py` and
 `networks/` of blissful-tuner. The part of each script that loads adapters was run on the weights of a small model.
@@ -52,7 +52,10 @@ _NOT_SPLIT = "ValueError: not enough values to unpack (expected 2, got 1)"
 
 
 def _fails_on_a_key(adapter: Adapter) -> str | None:
-    """It splits keys up to the first of a known prefix, and each of a file that it converts."""
+    """Return the error for a key without a dot.
+
+    It splits keys up to the first with a known prefix, and each key of a file that it converts.
+    """
     keys = adapter.checkpoint.tensors
     for key in keys:
         prefix, dot, _ = key.partition(".")
@@ -66,13 +69,13 @@ def _fails_on_a_key(adapter: Adapter) -> str | None:
 
 
 def _renames_some(adapter: Adapter) -> bool:
-    """Whether the file has other names beside dotted ones: it drops them, if a dotted one comes first."""
+    """Return True for dotted and other names in one file: it drops the others, if a dotted one comes first."""
     prefixes = {module.name.prefix for module in adapter.modules.values()}
     return not prefixes.isdisjoint(_DOTTED) and not prefixes <= {*_DOTTED}
 
 
 def _merges(family: str) -> Iterator[Rule]:
-    """The rules of a family's model that is merged while it is loaded."""
+    """Yield the rules of a family that merges the file while its model loads."""
     own = MERGED._replace(families=(family,), layouts=(LAYOUTS[family],))
     left = own._replace(kinds={"": LEAVES}, exceptions=None)
     if family in _CONVERTING:
@@ -92,7 +95,10 @@ def _merges(family: str) -> Iterator[Rule]:
 
 
 def _generates(family: str) -> Iterator[Rule]:
-    """The rules of a network of LoRA. A file that is converted gets an alpha of the rank where it has none."""
+    """Yield the rules of a LoRA network.
+
+    A file that is converted gets its rank as alpha if it has none.
+    """
     own = NETWORK._replace(families=(family,), layouts=("original",), finds=in_blocks_of(family))
     yield Rule(families=(family,), where=_renames_some, prefixes=(PREFIX, *_DOTTED), kinds={"": ""})
     yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None)
@@ -105,12 +111,15 @@ def _generates(family: str) -> Iterator[Rule]:
 
 @OfKind
 def _is_odd_in_network(given: Given) -> str | None:
-    """Unknown for kernels, which the blocks have none of."""
+    """Return "" for kernels, as their effect is unknown: the blocks have none."""
     return "" if any(len(shape) > 2 for shape in given.contribution.shapes.values()) else None
 
 
 def _frames(family: str) -> Iterator[Rule]:
-    """The rules of FramePack's script: of dotted names it renames LoRA's factors, and makes an alpha of the rank."""
+    """Yield the rules of FramePack's script.
+
+    It renames LoRA's factors in dotted names, and sets alpha to the rank.
+    """
     yield from (rule for rule in _merges(family) if rule.prefixes != OTHER_PREFIXES)
     dotted = MERGED._replace(families=(family,), prefixes=_DOTTED, layouts=(LAYOUTS[family],), exceptions=None)
     yield dotted._replace(dialects=("peft",), kinds={"lora": COMPUTES, "": LEAVES}, scale=one)
@@ -118,7 +127,7 @@ def _frames(family: str) -> Iterator[Rule]:
 
 
 def _fails_on_a_key_of_frames(adapter: Adapter) -> str | None:
-    """It splits each key of a dotted file, where a key has `lora_A` in it."""
+    """Return the error for a key without a dot in a dotted file with `lora_A` in a key."""
     keys = adapter.checkpoint.tensors
     is_dotted = any(key.startswith(_DOTTED) for key in keys) and any("lora_A" in key for key in keys)
     return _NOT_SPLIT if is_dotted and not next(iter(keys)).startswith(PREFIX) and _has_no_dot(keys) else None
@@ -129,7 +138,7 @@ def _has_no_dot(keys: Iterable[str]) -> bool:
 
 
 def _builds_kandinsky(family: str) -> Iterator[Rule]:
-    """The rules of Kandinsky 5's network, whose script converts nothing."""
+    """Yield the rules of Kandinsky 5's network; its script converts nothing."""
     own = NETWORK._replace(families=(family,), layouts=("original",), finds=_in_blocks_of_kandinsky)
     yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None)
     yield own

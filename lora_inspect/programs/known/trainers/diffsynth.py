@@ -1,12 +1,12 @@
-"""DiffSynth-Studio: LoRA in the names of its own models, behind nothing or `diffusion_model.`, at alpha/rank.
+"""DiffSynth-Studio: LoRA in its models' names, bare or behind `diffusion_model.`; alpha/rank.
 
-It looks for the keys of up, takes the module's name from them, and adds the product to the layer that is called so.
-Everything else it passes over: DoRA is applied as plain LoRA, and other algorithms have no effect. It prints how many
-layers it found, and nothing of those that it did not find.
+It looks for the keys of up, takes the module's name from them, and adds the product to the layer of that name. It
+ignores everything else: it applies DoRA as plain LoRA, and other algorithms have no effect. It prints the number of
+layers that it found, and nothing about the others.
 
-Sources: `diffusion/base_pipeline.py` and `utils/lora/general.py` of DiffSynth-Studio, whose `load_lora` was run on
-small layers; the names are those of its models, which were built without weights. FLUX.1, SDXL, Krea 2 and MiniMax H3
-have converters of their own, which nobody has tried.
+Sources: `diffusion/base_pipeline.py` and `utils/lora/general.py` of DiffSynth-Studio. Its `load_lora` was run on small
+layers; the names are those of its models, which were built without weights. FLUX.1, SDXL, Krea 2 and MiniMax H3 have
+converters of their own, which nobody has tried.
 """
 
 from collections.abc import Iterator, Mapping
@@ -66,13 +66,13 @@ _LOADED = Rule(
 
 @OfKind
 def _is_odd(given: Given) -> str | None:
-    """Unknown for cores and kernels."""
+    """Return "" for cores and kernels, as their effect is unknown."""
     shapes = given.contribution.shapes
     return "" if "mid" in shapes or any(len(shape) > 2 for shape in shapes.values()) else None
 
 
 def _rules(family: str) -> Iterator[Rule]:
-    """Those of one family's model."""
+    """Yield the rules of one family's model."""
     own = _LOADED._replace(families=(family,), layouts=(_LAYOUTS[family],), exceptions=_is_odd)
     paths = (path for layout in by_name(family).layouts if _LAYOUTS[family] in layout.names for path in layout.paths)
     if some := tuple(path for path in paths if any(part in path for part in _SOMETIMES)):

@@ -1,14 +1,13 @@
 """musubi-tuner: its own names behind `lora_unet_`, LoRA, LoHa and LoKr by alpha/rank, and a warning of all else.
 
-Its scripts that generate merge while they load the model: a weight of the base takes the factors under its own name
-with underscores, so that a base with a prefix before its names takes none. Of FLUX.1 Kontext and HunyuanVideo they
-build a network of the file first, which holds LoRA of the layers in the blocks alone, needs an alpha, and says nothing
-of the rest.
-FramePack's script alone converts other names.
+Its generation scripts merge while they load the model. A weight of the base takes the factors under its own name with
+underscores, so a base with a prefix before its names takes none. The scripts of FLUX.1 Kontext and HunyuanVideo first
+build a network of the file. It only holds LoRA of the layers in the blocks, needs an alpha, and ignores the rest
+silently. FramePack's script also converts other names; the others do not.
 
-Its network modules are another program here, as they merge what training begins with (`--base_weights`): layers of the
-blocks alone, with an alpha, and silence of the rest. `networks.lokr` is told no factor there. It builds its own module
-with sides as even as they can be, and takes the scale from that: 1 where the second factor of it is whole.
+Its network modules are another program here, because they merge a file before training (`--base_weights`). They take
+layers of the blocks with an alpha, and ignore the rest silently. `networks.lokr` does not get a factor there. It builds
+its own module with sides as even as possible, and takes the scale from that: 1 if the second factor is whole.
 
 Sources: `utils/lora_utils.py`, `networks/` and `training/trainer_base.py` of musubi-tuner, run on a small model of each
 family.
@@ -82,13 +81,13 @@ _KINDS = ("lora", "loha", "lokr")
 
 
 def has_several_kinds(adapter: Adapter) -> bool:
-    """It takes the kind of a whole file from the first of its keys that it knows."""
+    """Return True if the file has several kinds; the first known key decides the kind of all."""
     return len({one.algorithm.name for one in adapter.contributions} & set(_KINDS)) > 1
 
 
 @OfKind
 def _exceptions(given: Given) -> str | None:
-    """It knows no first factor of LoKr that is a product."""
+    """Return LEAVES for LoKr with a product as first factor, else the usual treatment."""
     shapes = given.contribution.shapes
     if given.contribution.algorithm.name == "lokr" and "w1_a" in shapes:
         return LEAVES
@@ -96,7 +95,7 @@ def _exceptions(given: Given) -> str | None:
 
 
 def in_blocks_of(family: str) -> Callable[[Adapter], Finder]:
-    """Finds the modules in the blocks of a family that a network has."""
+    """Return a finder of the modules in the blocks that a network has for a family."""
     starts = _IN_BLOCKS[family]
     in_blocks = OfKind(lambda given: given.module.name.body.replace(".", "_").startswith(starts))
 
@@ -108,7 +107,10 @@ def in_blocks_of(family: str) -> Callable[[Adapter], Finder]:
 
 @OfKind
 def _exceptions_of_network(given: Given) -> str | LoadFailure | None:
-    """It asks for an alpha, and knows convolutions, which the blocks have none of."""
+    """Return the error for a module without alpha, or the treatment of odd shapes.
+
+    It knows convolutions, but the blocks have none.
+    """
     shapes = given.contribution.shapes
     if given.module.alpha is None:
         return LoadFailure(f"KeyError: '{given.module.name.key}'")
@@ -118,14 +120,17 @@ def _exceptions_of_network(given: Given) -> str | LoadFailure | None:
 
 
 def _is_odd(shapes: Shapes) -> str | None:
-    """Unknown for cores and kernels."""
+    """Return "" for cores and kernels, as their effect is unknown."""
     odd = any(role in shapes for role in ("mid", "t1", "t2")) or any(len(shape) > 2 for shape in shapes.values())
     return "" if odd else None
 
 
 @OfKind
 def _scale_of_network(given: Given) -> float | None:
-    """alpha/rank, an alpha of 0 being the rank; of LoKr that of the module that is built without its factor."""
+    """Return alpha/rank, but 1 for an alpha of 0.
+
+    LoKr gets the scale of the module that is built without the file's factor.
+    """
     contribution = given.contribution
     if contribution.alpha == 0:
         return 1.0
@@ -151,7 +156,7 @@ MERGED = Rule(
 
 
 def _merges(family: str) -> Iterator[Rule]:
-    """The rules of a family's model that is merged while it is loaded."""
+    """Yield the rules of a family that merges the file while its model loads."""
     own = MERGED._replace(families=(family,), layouts=(LAYOUTS[family],))
     yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None)
     yield own._replace(dialects=(SLICED, INFIXED), kinds={"": LEAVES}, exceptions=None, by=READ)
@@ -178,7 +183,7 @@ NETWORK = Rule(
 
 
 def _generates(family: str) -> Iterator[Rule]:
-    """The rules of a network of LoRA, whatever the file is of."""
+    """Yield the rules of a LoRA network; it ignores the other kinds of a file."""
     own = NETWORK._replace(families=(family,), layouts=("original",), finds=in_blocks_of(family))
     yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None)
     yield own
@@ -186,7 +191,7 @@ def _generates(family: str) -> Iterator[Rule]:
 
 
 def _trains(family: str) -> Iterator[Rule]:
-    """The rules of the network module for the algorithm of the file, which merges what training begins with."""
+    """Yield the rules of the network module for the file's algorithm, which merges it before training."""
     own = NETWORK._replace(
         families=(family,),
         layouts=(LAYOUTS.get(family, "original"),),

@@ -1,10 +1,12 @@
-"""sd-scripts: LoRA under kohya's names, of the layers that its networks adapt, by alpha/rank, and silence of the rest.
+"""sd-scripts: LoRA in kohya's names, of its networks' layers, by alpha/rank; the rest silently ignored.
 
-Its scripts that generate or go on with a training build a network of the file. Those of SD 1.5 and SDXL do without an
-alpha, those of later families fail; SDXL's takes the names of diffusers' UNet behind `lora_unet_` too. LoHa, LoKr and
-whatever else is not LoRA is passed over. `flux_merge_lora.py` goes by the names in the base instead, which makes it a
-program of its own here: it takes every layer, needs no alpha, and warns of the rest. `sdxl_merge_lora.py` goes by the
-names in its own UNet and encoders, and so finds none of diffusers' names; a file without kohya's suffixes stops it.
+Its scripts that generate or continue a training build a network of the file. The scripts of SD 1.5 and SDXL do without
+an alpha; those of later families fail. SDXL's also takes the names of diffusers' UNet behind `lora_unet_`. They ignore
+LoHa, LoKr and everything else that is not LoRA.
+
+`flux_merge_lora.py` uses the names in the base instead, so it is a program of its own here. It takes every layer, needs
+no alpha, and warns of the rest. `sdxl_merge_lora.py` uses the names in its own UNet and encoders, so it finds none of
+diffusers' names. A file without kohya's suffixes stops it.
 
 Sources: `networks/` of sd-scripts, merged into a small model of each family, and its merges of FLUX.1 and SDXL.
 """
@@ -81,7 +83,10 @@ _OTHER_PREFIXES = tuple(
 
 @OfKind
 def _without_alpha(given: Given) -> str | LoadFailure | None:
-    """What asks for the alpha of a layer by its name, and does not build a layer around a core."""
+    """Return the error for a layer without alpha, or the treatment of a core.
+
+    The network asks for alpha by the layer's name, and does not build a layer around a core.
+    """
     if given.module.alpha is None:
         return LoadFailure(f"KeyError: '{given.module.name.key}'")
     return _with_cores(given)
@@ -106,7 +111,7 @@ def _finder(family: str) -> Finder:
 
 
 def _of(family: str) -> tuple[Rule, ...]:
-    """The rules of a family: LoRA of the layers that it adapts, spelled as kohya does."""
+    """Return the rules of a family: LoRA of the layers that it adapts, spelled as kohya does."""
 
     finder = _finder(family)
 
@@ -166,7 +171,7 @@ _OPTIONS = {"lora_te1_": "--clip_l", "lora_te3_": "--t5xxl"}
 
 
 def _needs_encoders(adapter: Adapter) -> str | None:
-    """The options by which it gets the text encoders that the file changes."""
+    """Return the options by which it gets the text encoders that the file changes."""
     prefixes = {module.name.prefix for module in adapter.modules.values()}
     options = [option for prefix, option in _OPTIONS.items() if prefix in prefixes]
     return f"with {' and '.join(options)}, as it leaves the text encoder out otherwise" if options else None
@@ -194,7 +199,10 @@ _FLUX_MERGE = _NETWORKS._replace(
 
 
 def _has_no_method(adapter: Adapter) -> str | None:
-    """It looks for a key of LoRA or of OFT first, and for the names of their layers after that."""
+    """Return the error for a file without any key of LoRA or OFT.
+
+    The script looks for such a key first, and for the names of their layers after that.
+    """
     marks = ("lora_up", "lora_down", "oft_blocks")
     has_some = any(mark in key for key in adapter.checkpoint.tensors for mark in marks)
     return None if has_some else "UnboundLocalError: cannot access local variable 'target_replace_modules'"
