@@ -102,12 +102,13 @@ def load(family: str, state: dict[str, Tensor], file: Path) -> Weights:
     part = model.model_type.denoising_model_part()
     tree = module_tree(state)
     setattr(model, part, tree)
-    if own.model == "StableDiffusionXLModel":
+    if family == "sdxl":
         model.text_encoder_1 = model.text_encoder_2 = nn.Module()
-    elif own.model == "StableDiffusionModel":
+    elif hasattr(model, "text_encoder"):
         model.text_encoder = nn.Module()
-    elif own.model == "QwenModel":
-        model.text_encoder = nn.Module()
+    if family == "sd3":
+        # The number of its blocks is asked for.
+        tree.transformer_blocks.__class__ = nn.ModuleList
     loader._load(model, ModelNames(lora=str(file)))
     config = _settings(load_file(file))
     error: Exception | None = None
