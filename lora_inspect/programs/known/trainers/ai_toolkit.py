@@ -79,7 +79,8 @@ def _exceptions(given: Given) -> str | None:
 def _exceptions_of_unet(given: Given) -> str | None:
     """It also takes the scale for no part of the norms of DoRA; of LoKr nobody tried factors of a product."""
     contribution = given.contribution
-    if contribution.magnitude is not None and contribution.scale != 1.0:
+    magnitude = contribution.magnitude
+    if magnitude is not None and magnitude.spelling.suffix == ".magnitude" and contribution.scale != 1.0:
         return MISREADS
     if contribution.algorithm.name == "lokr" and not {"w1", "w2"} <= contribution.shapes.keys():
         return ""
