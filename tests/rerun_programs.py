@@ -38,12 +38,14 @@ _MUSUBI = Program("musubi", "musubi_tuner/networks/lora.py", ("src", ""))
 _SD_SCRIPTS = Program("sd_scripts", "networks/lora_flux.py")
 # By the name of the record. Nothing of a program may be imported before its path is known.
 PROGRAMS = {
+    "ai-toolkit": Program("ai_toolkit", "toolkit/lora_special.py"),
     "comfyui": _COMFYUI,
     "comfyui-0.3.64": _COMFYUI,
     "diffusers": Program("diffusers", "diffusers/loaders/lora_pipeline.py", ("src", "")),
     "lycoris": Program("lycoris", "lycoris/wrapper.py"),
     "musubi": _MUSUBI,
     "musubi-networks": _MUSUBI,
+    "onetrainer": Program("onetrainer", "modules/util/load_lora_util.py"),
     "peft": Program("peft", "peft/peft_model.py", ("src", "")),
     "sd-scripts": _SD_SCRIPTS,
     "sd-scripts-flux-merge": _SD_SCRIPTS,

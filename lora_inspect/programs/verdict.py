@@ -339,7 +339,7 @@ NOT_THERE = (NOTHING, REFUSED)
 MOST_ASKED = "ComfyUI"
 _ASKED = (MOST_ASKED, "AUTOMATIC1111", "Forge", "diffusers", "PEFT", "mlx-lm", "vLLM")
 # What reads files to train on from them, which a file is not made for.
-_TRAINING = ("musubi-networks",)
+_TRAINING = ("ai-toolkit", "musubi-networks", "onetrainer")
 # InvokeAI takes no more, and what needs more is better converted.
 _MOST_MULTIPLIER = 10.0
 

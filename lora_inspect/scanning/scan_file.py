@@ -56,11 +56,11 @@ STATES = (FINE, CONVERT, INFO_ONLY, ANSWER)
 OPEN = "open"
 
 # What is no program that people load files in for use: an older version of one, a way of its own that has to be asked
-# for, scripts that merge, training, and a server whose mistakes no conversion mends in most files.
+# for, scripts that merge, training, and servers whose mistakes no conversion mends in most files.
 _ASIDE = (
     *("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge"),
-    "wanvideo-unmerged",
-    "tgi",
+    *("ai-toolkit", "onetrainer", "nunchaku-compose", "wanvideo-unmerged"),
+    *("ollama", "ollama-gemma2", "tgi"),
 )
 # Those that most people know are named first.
 _FIRST = ("comfyui", "diffusers", "forge", "a1111", "peft", "llama-cpp", "vllm")

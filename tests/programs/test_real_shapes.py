@@ -13,6 +13,7 @@ from program_table import cells, has_family, shares
 # The most unknown verdicts on files of families that a program has: a change that lowers a number lowers it here.
 MOST_UNKNOWN = {
     "a1111": 0,
+    "ai-toolkit": 0,
     "blissful": 1,
     "comfyui": 0,
     "comfyui-0.3.64": 0,
@@ -25,6 +26,11 @@ MOST_UNKNOWN = {
     "mlx-lm": 0,
     "musubi": 1,
     "musubi-networks": 2,
+    "nunchaku": 0,
+    "nunchaku-compose": 0,
+    "ollama": 0,
+    "ollama-gemma2": 0,
+    "onetrainer": 0,
     "peft": 0,
     "sd-scripts": 0,
     "sd-scripts-flux-merge": 0,

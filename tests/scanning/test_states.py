@@ -95,8 +95,8 @@ def test_states_agree_with_compat(fixtures):
     """In what is fine no program that loads it has another verdict; in what needs converting the one named has."""
     aside = (
         *("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge"),
-        "wanvideo-unmerged",
-        "tgi",
+        *("ai-toolkit", "onetrainer", "nunchaku-compose", "wanvideo-unmerged"),
+        *("ollama", "ollama-gemma2", "tgi"),
     )
     seen = set()
     for path in find_checkpoints(str(fixtures)):
