@@ -18,7 +18,7 @@ from lora_inspect.algorithms.record import Algorithm  # noqa: E402
 
 FOLDER = ROOT / "lora_inspect" / "algorithms"
 TABLE = FOLDER / "file_index.py"
-HEAD = '''"""Which files of this folder have which algorithms, written by `python docs/write_algorithm_index.py`."""
+HEAD = '''"""The file of each algorithm in this folder, written by `python docs/write_algorithm_index.py`."""
 
 from collections.abc import Mapping
 

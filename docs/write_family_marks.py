@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from lora_inspect.architectures import every, marks_of  # noqa: E402
 
 TABLE = ROOT / "lora_inspect" / "architectures" / "family_marks.py"
-HEAD = '''"""What is known of families without their files, written by `python docs/write_family_marks.py`."""
+HEAD = '''"""Facts of families that need no import of their files, written by `python docs/write_family_marks.py`."""
 
 from collections.abc import Mapping
 

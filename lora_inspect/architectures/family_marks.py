@@ -1,4 +1,4 @@
-"""The facts of families that are known without their files, written by `python docs/write_family_marks.py`."""
+"""Facts of families that need no import of their files, written by `python docs/write_family_marks.py`."""
 
 from collections.abc import Mapping
 

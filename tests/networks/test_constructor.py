@@ -99,8 +99,8 @@ def test_an_option_has_one_effect_in_every_way_to_say_it(name, make_model):
 
 
 def test_every_option_is_in_that_test():
-    """A new one is to have an effect as well."""
-    elsewhere = {"use_dora", "dora_conv", "enable_conv2d", "split_qkv", "verbose", "given", "extra"}
+    """A new one is to have an effect as well; `layers` are those of test_layer_options.py and test_block_options.py."""
+    elsewhere = {"layers", "use_dora", "dora_conv", "enable_conv2d", "split_qkv", "verbose", "given", "extra"}
     assert set(NetworkArguments.__slots__) - elsewhere == {
         "neuron_dropout" if name == "dropout" else name for name in OPTIONS
     }

@@ -332,7 +332,7 @@ def test_dora_in_the_weights_but_not_expected_is_a_warning(hunyuan, save, caplog
     warning = next(record for record in caplog.records if record.getMessage().startswith(message))
     assert warning.levelno == logging.WARNING
     # It is standard LoRA, and use_dora_flag is not allowed to flip to True.
-    assert network.state_dict()["use_dora_flag"].item() is False
+    assert not network.state_dict()["use_dora_flag"]
     assert not any("dora_layer" in key for key in network.state_dict())
 
 
