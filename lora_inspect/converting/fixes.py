@@ -1,4 +1,4 @@
-"""The command that makes a file right for a program, found by planning conversions.
+"""The command that fixes a file for a program, found by planning conversions.
 
 `find_fix` tries every way for every program, which takes longer than a look at a file may take. `loading_fix` plans
 only the fast ways, for one program.
@@ -47,20 +47,23 @@ _NEAR = 0.01
 
 
 class Prediction(NamedTuple):
-    """The adapter that a conversion would write, None if unpredictable, and its families."""
+    """The adapter that a conversion would write, None if unknown, and its families."""
 
     written: Adapter | None
     families: Sequence[Detection]
 
 
 class Predictions(dict[tuple[str, ...], "Prediction | LoraInspectError"]):
-    """Predictions of conversions of one adapter by options, if equal for every program.
+    """Predictions of an adapter's conversions by options, if equal for all programs.
 
     A prediction costs about as much as a conversion, and every program with a wrong scale asks for the same one.
     """
 
     def predict(self, adapter: Adapter, output: str, options: ConvertOptions) -> Prediction:
-        """Return the prediction for `options`. Raises LoraInspectError if the conversion is refused."""
+        """Return the prediction for `options`.
+
+        Raises LoraInspectError if the conversion is refused.
+        """
         if options.program is not None:
             return _planned(adapter, output, options)
         words = tuple(_words(options))
@@ -83,11 +86,11 @@ def find_fix(
     ways: "Sequence[Way] | None" = None,
     predictions: Predictions | None = None,
 ) -> str | None:
-    """Return the command that converts the adapter for the program, or None if there is none.
+    """Return the command that converts the adapter for the program, or None.
 
     `given` is the path as the user wrote it. The first of the `ways` that works counts, from all ways by default. If a
-    base is needed and none was given, the command has BASE in its place. CONFIG is the place of a model's config that
-    llama.cpp's names depend on. The programs of one adapter share `predictions`.
+    base is needed and none was given, the command has BASE in its place. CONFIG is in the place of a model's config,
+    which llama.cpp's names depend on. The programs of one adapter share `predictions`.
     """
     predictions = Predictions() if predictions is None else predictions
     asked = ConvertOptions(program=program.name, settings=adapter.settings)
@@ -156,9 +159,10 @@ OF_ITS_FACTORS: tuple[Way, ...] = (_exact, _with_base)
 def _is_right(
     adapter: Adapter, output: str, options: ConvertOptions, program: Program, predictions: Predictions
 ) -> bool:
-    """Return True if the program will apply the meaning of the output, as far as predictable.
+    """Return True if the program will apply the meaning of the output.
 
-    Raises LoraInspectError if the conversion is impossible. Facts in files that were not given are assumed to be known.
+    This is only as sure as the prediction. Raises LoraInspectError if the conversion is impossible. Facts in files that
+    were not given are assumed to be known.
     """
     if options.base != BASE and options.model_config != CONFIG:
         return _is_read(predictions.predict(adapter, output, options), options, program)
@@ -212,7 +216,10 @@ class LoadingFix(NamedTuple):
 
 
 def loading_fix(adapter: Adapter, verdict: Verdict) -> LoadingFix | None:
-    """Return the command for the program of a `verdict`, or None if names and a base cannot fix the file."""
+    """Return the command for the program of a `verdict`, or None.
+
+    It is None if neither other names nor a base fix the file for it.
+    """
     given = spell_argument(operand(adapter.checkpoint.path), adapter.settings)
     command = find_fix(adapter, given, verdict.program, None, OF_ITS_FACTORS)
     return LoadingFix(verdict.program.title, command) if command else None

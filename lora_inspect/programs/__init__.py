@@ -4,8 +4,8 @@ Files in `known/` and its folders register a record `PROGRAM`, or several as `PR
 with a dot: `trainers/diffsynth.py` is "trainers.diffsynth".
 
 `info` pays for every import, and few programs load a given file. `program_index.py`, which is written from the records,
-says which files a program loads. Its own file is imported when one of its loaders is needed, or at once if the index
-does not have it yet.
+says which files a program loads. The program's own file is imported when one of its loaders is needed, or at once if
+the index lacks it.
 """
 
 import os
@@ -21,7 +21,10 @@ PROGRAMS: dict[str, Program] = {}
 
 
 def add(program: Program) -> None:
-    """Add a program to `compat`, `convert --to` and `info`. Raises ValueError if its name is taken."""
+    """Add a program to `compat`, `convert --to` and `info`.
+
+    Raises ValueError if its name is taken.
+    """
     if program.name in PROGRAMS:
         raise ValueError(f"there is a program called {program.name} already")
     PROGRAMS[program.name] = program

@@ -60,7 +60,7 @@ def separator_of(module: Module) -> str:
 
 
 def is_of_layout(look: ModuleTraits, family: Architecture | None, layout: str) -> bool:
-    """Return True if the path is in the family's `layout`, or in text encoders named instead."""
+    """Return True if the path is in the `layout` of the family or of a text encoder."""
     if layout == TEXT_ENCODERS:
         return look.pattern in layout_patterns(PATHS, look.separator)
     if layout in ROOTS:
@@ -100,7 +100,7 @@ def _spelled_in(dialects: Mapping[str, Mapping[str, str]], suffixes: frozenset[t
 
 
 def _odd(suffixes: Iterable[str]) -> str:
-    """Return the kind of suffixes of no dialect: SLICED, INFIXED, HIDING, or "" for others."""
+    """Return SLICED, INFIXED or HIDING for suffixes of no dialect, or "" for a mixture."""
     for suffix in suffixes:
         if not suffix:
             return HIDING
@@ -267,7 +267,7 @@ class View:
 
 
 def _traits(module: Module, contribution: Contribution) -> tuple[Any, ...]:
-    """Return all facts of a contribution without names, and of its tensors only the shapes."""
+    """Return all facts of a contribution but names, and the shapes of its tensors."""
     magnitude = contribution.magnitude
     return (
         module.alpha is None,
@@ -291,7 +291,7 @@ def _traits(module: Module, contribution: Contribution) -> tuple[Any, ...]:
 
 
 def _spelling(contribution: Contribution, key: str) -> list[Any]:
-    """Return the names and types of a contribution's tensors in the module called `key`."""
+    """Return the names and types of a contribution's tensors in the module `key`."""
     length, magnitude = len(key), contribution.magnitude
     spelled = [(info.name[length:], info.name.startswith(key), info.dtype) for info in contribution.factors.values()]
     return [magnitude and magnitude.info.shape, *spelled]

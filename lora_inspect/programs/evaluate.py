@@ -37,9 +37,10 @@ from lora_inspect.sentences import some
 
 
 class Taken(NamedTuple):
-    """A contribution that the program loads, with the `scale` it applies, None if unknown.
+    """A contribution that the program loads, with the `scale` it applies.
 
-    `does` is COMPUTES or MISREADS. `magnitude` is the program's treatment of the module's magnitude, empty without one.
+    `scale` is None if unknown. `does` is COMPUTES or MISREADS. `magnitude` is the program's treatment of the module's
+    magnitude, empty without one.
     """
 
     module: Module
@@ -105,7 +106,10 @@ class Reception:
         self._open.append((place, why))
 
     def refuse(self, says: str, place: float = inf) -> None:
-        """Record that the program refuses the file for this place in it; the last place supplies the message."""
+        """Record that the program refuses the file for this place in it.
+
+        The last such place supplies the message.
+        """
         if place >= self._at:
             self.refusal, self._at = says, place
 
@@ -172,7 +176,7 @@ class Reader:
         self._outcomes: dict[tuple[Any, ...], Outcome | None] = {}
 
     def speaking_of(self, look: ModuleTraits) -> tuple[Rule, ...]:
-        """Return the rules that cover such modules, up to the first that holds for any file."""
+        """Return the rules for such modules, up to the first that holds for any file."""
         rules = self._spoken.get(look)
         if rules is None:
             if len(self._spoken) >= _MOST_LOOKS:
@@ -240,7 +244,10 @@ def _speaks_of(rule: Rule, look: ModuleTraits, family: Architecture | None) -> b
 
 
 def _is_spelled(rule: Rule, look: ModuleTraits) -> bool:
-    """Return True if a dialect of the rule spells the factors; odd spellings only match by name."""
+    """Return True if a dialect of the rule spells the factors.
+
+    Odd spellings match only by name.
+    """
     is_odd = any(own in ODD for own in look.dialects)
     if not rule.dialects:
         return not (is_odd and rule.kinds)
@@ -249,9 +256,10 @@ def _is_spelled(rule: Rule, look: ModuleTraits) -> bool:
 
 @lru_cache(maxsize=64)
 def missing_of(complete: tuple[str, ...]) -> Callable[[Adapter], str | None]:
-    """Return a question for the first missing path of `complete`, with `{i}` for the block.
+    """Return a question for the first missing path of `complete`.
 
-    The number of different block numbers in the file says how many blocks are expected, from 0 on.
+    `{i}` stands for the number of a block. The number of different block numbers in the file says how many blocks are
+    expected, from 0 on.
     """
     spelled = {way for path in complete for way in (path, path.replace(".", "_"))}
     ends: dict[str, set[str]] = {}
@@ -286,7 +294,10 @@ _Answer = TypeVar("_Answer")
 
 
 def receive(view: View, family: Architecture | None, program: Program) -> Reception:
-    """Return the effect of the program's loader on an adapter; `family` is None if unknown."""
+    """Return the effect of the program's loader on an adapter.
+
+    `family` is None if it is unknown.
+    """
     name = family.name if family else ""
     loader = loader_for(program, name, view.keys)
     reception = Reception()
@@ -317,9 +328,9 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
 
 
 def without_loader(program: Program, family: Architecture | None) -> tuple[bool, str]:
-    """Return whether a program without a loader for a file may have models of its family, and why.
+    """Return whether a program without a loader for a file may have its models, and why.
 
-    An unknown family counts as True.
+    `family` is the model of the file. An unknown family counts as True.
     """
     if family is None:
         return True, "lora-inspect does not know the model of the file"
@@ -458,7 +469,7 @@ def _key_of_magnitude(member: Member) -> Sequence[str]:
 
 
 def _place_others(reception: Reception, view: View, loader: Loader) -> None:
-    """Record the treatment of keys without a module: flags, embeddings, unclaimed keys."""
+    """Record the treatment of flags, embeddings and unclaimed keys."""
     others = loader.others or loader.strangers
     flags, embedded, unclaimed = view.others
     for keys, does in (

@@ -1,4 +1,4 @@
-"""The record of a program that loads adapters: names, kinds, scale, magnitudes and limits."""
+"""The record of a program that loads adapters: names, kinds, scales and limits."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -76,7 +76,7 @@ class OfKind(Generic[_Answer]):
 
 
 class OfKindInFile(OfKind[_Answer]):
-    """A rule as `OfKind` that looks at one file, so its answers hold only for that file."""
+    """A rule as `OfKind` that looks at one file; its answers hold only for that file."""
 
 
 class ScaleOfFile(NamedTuple):
@@ -87,7 +87,7 @@ class ScaleOfFile(NamedTuple):
 
 @OfKind
 def alpha_over_rank(given: Given) -> float | None:
-    """Return alpha/rank from the file, 1 without an alpha: the rule of nearly all programs.
+    """Return alpha/rank from the file, or 1 without alpha, as nearly all programs do.
 
     Contributions without a rank, or without an alpha to divide, are applied as stored. LoKr with whole factors is one
     of them, although its trainer may have divided alpha by something else.
@@ -105,7 +105,10 @@ def alpha_over_rank(given: Given) -> float | None:
 
 @OfKind
 def intended_scale(given: Given) -> float | None:
-    """Return the scale that the file means, from any source: the rule of a program that reads all of them."""
+    """Return the scale that the file means, from any source.
+
+    It is the rule of a program that reads all of them.
+    """
     return given.contribution.scale
 
 
@@ -196,7 +199,7 @@ class Rule(NamedTuple):
 
 
 def treatment(rule: Rule, spelled: str, norms: str) -> str:
-    """Return the treatment of a magnitude with a "suffix axis" and `norms`; "" if unknown.
+    """Return the treatment of a magnitude by "suffix axis" and `norms`, "" if unknown.
 
     A magnitude over the norms of the base is right if the program divides by these, and wrong if not.
     """
@@ -287,7 +290,7 @@ class Reads(NamedTuple):
 
 
 class Loaders(Sequence[Loader]):
-    """The loaders of a program, made when the first is needed; `reads` has their files."""
+    """The loaders of a program, made on first use; `reads` has their files."""
 
     def __init__(self, reads: tuple[Reads, ...], make: Callable[[], Sequence[Loader]]) -> None:
         self.reads = reads

@@ -1,4 +1,4 @@
-"""The verdict of a program on an adapter: the same meaning, or the error and its size.
+"""The verdict of a program on an adapter: the same meaning, or the error's size.
 
 Files that no rule of any program distinguishes are judged once. A folder holds many: the steps of one training, and
 files of one trainer with the same settings. The summary groups programs with the same verdict, by their titles.
@@ -89,16 +89,19 @@ class Verdict(NamedTuple):
 
 
 def judge(adapter: Adapter, families: Sequence[Detection], program: Program) -> Verdict:
-    """Return the verdict on an adapter of one of the `families`; UNTESTED if they disagree.
+    """Return the verdict on an adapter of one of the `families`.
 
-    The sentence then names the families. A family without models in the program does not count if another has some:
-    nobody can apply the file to such a model there.
+    It is UNTESTED if the families disagree. The sentence then names the families. A family without models in the
+    program does not count if another has some: nobody can apply the file to such a model there.
     """
     return next(judge_each(adapter, families, [program]))
 
 
 def loads_as_is(adapter: Adapter, families: Sequence[Detection], program: Program) -> bool:
-    """Return True if a program is known to load an adapter of one of the `families` with the same meaning."""
+    """Return True if the program is known to apply the adapter's meaning.
+
+    The adapter is of one of the `families`.
+    """
     return judge(adapter, families, program).verdict == SAME
 
 
@@ -118,7 +121,7 @@ def _agreed(view: View, families: Sequence[Detection], program: Program) -> Verd
 
 
 def _joined(program: Program, families: Sequence[Detection], found: Sequence[Verdict]) -> Verdict:
-    """Return the verdict on a file that may be of any of the families, from `found`, one for each."""
+    """Return the verdict on a file of one of the families, from those `found` for each."""
     counting = [(one, family) for one, family in zip(found, families, strict=True) if one.verdict != NO_MODELS]
     if not counting:
         if len(found) == 1:
@@ -141,7 +144,7 @@ def judge_unread(families: Sequence[Detection], program: Program) -> Verdict:
 
 
 def _with_families(verdict: Verdict, families: Sequence[Detection]) -> str:
-    """Return the sentence of a verdict, with the candidate families if there are several."""
+    """Return the sentence of a verdict, with the candidate families if several."""
     if len(families) < 2 or verdict.verdict in UNJUDGED:
         return verdict.says
     absent = [str(family) for family in families if not without_loader(verdict.program, family.architecture)[0]]
@@ -167,7 +170,7 @@ def _judged(program: Program, reception: Reception) -> Verdict:
 
 
 def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
-    """Return the verdict, a sentence, and the ignored tensors that decide if it is silent."""
+    """Return the verdict, a sentence, and the ignored tensors that it reports."""
     if reception.refusal:
         return REFUSED, reception.refusal, ()
     if reception.unknown:
@@ -199,7 +202,7 @@ def _verdict(reception: Reception) -> tuple[str, str, Sequence[Left]]:
 
 
 def _what(contribution: Contribution) -> str:
-    """Return the title of a contribution's algorithm, with the values that it leaves in the base."""
+    """Return the title of a contribution's algorithm, with values left in the base."""
     title = contribution.algorithm.title
     return (
         f"{title}, as it leaves its first values ({contribution.residual}) in the base"
@@ -241,7 +244,7 @@ def _strengths(factors: Mapping[float, int]) -> str:
 
 
 def _effect_of(factors: Mapping[float, int]) -> str:
-    """Describe the effect of wrong scales, without a size: the sentence already has it."""
+    """Describe the effect of wrong scales, without a size: the sentence has it."""
     if not any(factors):
         return "the adapter has no effect"
     if all(0 <= factor < 1 for factor in factors):
@@ -288,7 +291,7 @@ def _judge_all(adapter: Adapter, families: Sequence[Detection], programs: Iterab
 
 
 def _without_descriptions(adapter: Adapter) -> Adapter:
-    """Return the adapter without metadata that only people read: title, tags, times, hashes."""
+    """Return the adapter without metadata for people: title, tags, times, hashes."""
     checkpoint = adapter.checkpoint
     metadata = {key: value for key, value in checkpoint.metadata.items() if key.startswith(_SEEN_METADATA)}
     checkpoint = checkpoint._replace(metadata=metadata, file_metadata={})
@@ -361,7 +364,7 @@ class VerdictGroup(NamedTuple):
 
 
 def concerned(verdicts: Sequence[Verdict], families: Sequence[Detection]) -> list[Verdict]:
-    """Return the verdicts of programs that the file may be meant for, the most asked-for first.
+    """Return the verdicts of programs that the file may be meant for, by popularity.
 
     These know one of the candidate families. A program for models of any kind counts if it loads something of the file,
     or if there is no other. One that trains on from a file does not count.
@@ -387,12 +390,12 @@ def _is_general(loader: Reads | Loader) -> bool:
 
 
 def popularity(title: str) -> int:
-    """Return the place of a program among the ones that people ask about, all others last."""
+    """Return the place of a program among the most asked-for ones, all others last."""
     return next((at for at, name in enumerate(_ASKED) if title.startswith(name)), len(_ASKED))
 
 
 def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
-    """Return the verdict that decides if a fix is needed, of the most asked-for program.
+    """Return the verdict of the most asked-for program, which decides on a fix.
 
     If that one is unknown, it is the first known verdict, but None if the file is right in any other program.
     """
@@ -403,7 +406,10 @@ def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
 
 
 def is_lost(meant: Sequence[Verdict], families: Sequence[Detection]) -> bool:
-    """Return True if the deciding program of those a file is `meant` for knows its model and loads nothing."""
+    """Return True if the decisive program knows the model and loads nothing of the file.
+
+    `meant` are the verdicts that `concerned` returns.
+    """
     one = decisive(meant)
     if one is None or one.verdict not in NOT_THERE:
         return False
@@ -412,9 +418,10 @@ def is_lost(meant: Sequence[Verdict], families: Sequence[Detection]) -> bool:
 
 
 def fixing_multiplier(verdict: Verdict) -> float | None:
-    """Return the multiplier to set instead of 1, or None if no number makes all changes right.
+    """Return the multiplier to set instead of 1.
 
-    It multiplies the scales, so every change of the file must be proportional to its scale, with one factor for all.
+    It is None if no number makes all changes right. It multiplies the scales, so every change of the file must be
+    proportional to its scale, with one factor for all.
     """
     if verdict.verdict != STRENGTH or len(verdict.factors) != 1 or not verdict.program.sets_multiplier:
         return None
@@ -456,7 +463,7 @@ def _of_all(multipliers: Sequence[float | None]) -> float | None:
 
 
 def _titles(programs: Sequence[Program], versions: Counter[str]) -> Iterable[str]:
-    """Return the titles, once if all versions of the program are there, else with versions."""
+    """Return the titles, with versions if not all versions of a program are there."""
     counts = Counter(program.title for program in programs)
     return dict.fromkeys(
         one.title if counts[one.title] == versions[one.title] else f"{one.title} {one.version}" for one in programs

@@ -58,7 +58,7 @@ _MATRIX = 2
 
 
 def exceptions(given: Given, takes_bias: bool = False, alone: str = FAILS) -> str | None:
-    """Return the treatment of a contribution by its shapes and the module's other changes.
+    """Return the treatment of a contribution by its shapes and its module's changes.
 
     `takes_bias` says that a difference of the bias counts next to LoRA. `alone` is the treatment if no kind of network
     takes the module.
@@ -83,7 +83,7 @@ def exceptions(given: Given, takes_bias: bool = False, alone: str = FAILS) -> st
 
 
 def scale(of_glora: ScaleRule, others: ScaleRule = alpha_over_rank) -> ScaleOfFile:
-    """Return the scale rule of these networks: a `.scale` tensor replaces the usual scale.
+    """Return the scale rule: a `.scale` tensor replaces the usual scale.
 
     The usual scale is that of `others`, and for GLoRA that of `of_glora`.
     """
@@ -134,7 +134,7 @@ def _of_sdxl(given: Given) -> str | None:
 
 
 def _of_openclip(given: Given) -> str | None:
-    """Return the treatment of a contribution to an OpenCLIP with attentions of four parts.
+    """Return the treatment of a contribution to an OpenCLIP.
 
     Each attention is one module there.
     """
@@ -177,7 +177,7 @@ class _Names(NamedTuple):
 
 
 def _rules(*names: _Names) -> Iterator[Rule]:
-    """Yield the rules of a family, if the program finds only these names in its pipeline."""
+    """Yield the rules of a family, with the only names that its pipeline finds."""
     for prefixes, paths, special in names:
         for rule in (_PAIR, _ODD, _LOADED):
             yield rule._replace(prefixes=prefixes, layouts=paths, exceptions=special)
@@ -188,7 +188,7 @@ def _rules(*names: _Names) -> Iterator[Rule]:
 
 
 def _refused(family: str) -> Refusal:
-    """Return a check for unknown keys of a UNet's layer without any known key next to them.
+    """Return a check for layers of the UNet with unknown keys only.
 
     The program refuses such a file.
     """

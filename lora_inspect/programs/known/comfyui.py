@@ -1,7 +1,7 @@
-"""ComfyUI: its own names, kohya's, and diffusers' with a map; alpha/rank everywhere.
+"""ComfyUI: its own names, kohya's, and mapped names of diffusers, at alpha/rank.
 
-The loader makes the dictionary from the model. A name counts if it is in there, for any spelling of the factors; other
-names get a warning. Forge has the dictionary in an older form.
+The loader makes a dictionary of names from the model. A name counts if it is there, for any spelling of the factors;
+other names get a warning. Forge has the dictionary in an older form.
 
 The rules are those of 0.33.0. The dictionary of 0.38 adds names of HiDream-O1 behind `model.`, of MiniMax H3 without a
 prefix, and of Qwen-Image 2.1 for the halves of `img_mlp.gate_up`, but those not under ComfyUI's own prefixes. 0.38 also
@@ -52,9 +52,9 @@ BFL_CONTROL = ("img_in.lora_A.weight", "single_blocks.0.norm.key_norm.scale")
 
 
 class Names(NamedTuple):
-    """Names in the dictionary for `families`: `prefixes` before the paths of a `layout`.
+    """Names in the dictionary: `prefixes` before the paths of a `layout`.
 
-    `lacks` are the paths that are not in it.
+    They count for the `families`. `lacks` are the paths that are not in it.
     """
 
     families: tuple[str, ...]
@@ -109,7 +109,10 @@ def rules_of(names: Iterable[Names], loaded: Rule) -> Iterator[Rule]:
 
 
 def left_of(names: Iterable[Names]) -> Iterator[Rule]:
-    """Yield the rules of other paths of the model or of a tried encoder, which are not in the dictionary."""
+    """Yield the rules of tried paths that are not in the dictionary.
+
+    They are paths of the model or of an encoder.
+    """
     tried = {one.layout in ROOTS for one in names}
     if False in tried:
         yield Rule(layouts=("original", "comfyui", "diffusers", "xlabs"))
@@ -174,7 +177,7 @@ _LOGGED = {
 
 @OfKind
 def _exceptions(given: Given) -> str | LoadFailure | Strangers | None:
-    """Return the treatment of a contribution by its shapes, its alpha and its module's other changes."""
+    """Return the treatment of a contribution by shapes, alpha and its module's changes."""
     algorithm, factors = given.contribution.algorithm.name, given.contribution.factors
     beside = {one.algorithm.name for one in given.module.contributions}
     if is_replaced(given, _OF_WEIGHTS):
@@ -195,7 +198,7 @@ _OF_ROWS = Strangers(WARNS, "NOT LOADED ().bias")
 
 @OfKind
 def _exceptions_of_rows(given: Given) -> str | LoadFailure | Strangers | None:
-    """Return the same for names of a layer's rows, or of a layer with its rows in another order.
+    """Return the treatment under names of rows, or of reordered rows, of a layer.
 
     ComfyUI takes no bias under these names.
     """
@@ -203,7 +206,10 @@ def _exceptions_of_rows(given: Given) -> str | LoadFailure | Strangers | None:
 
 
 def _paths_of_rows(family: str) -> tuple[str, ...]:
-    """Return the paths of such names, without modulations that ComfyUI only swaps in the last block."""
+    """Return the paths of such names.
+
+    Modulations that ComfyUI swaps only in the last block are not among them.
+    """
     arranged = [one for one in by_name(family).correspondence.relations if one.arrangement is not None]
     if not arranged:
         return ()

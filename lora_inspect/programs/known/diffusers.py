@@ -1,7 +1,8 @@
-"""diffusers: `load_lora_weights` of its pipelines, which choose by keys and hand files to PEFT.
+"""diffusers: `load_lora_weights` of its pipelines, which choose a conversion by keys.
 
-A file in diffusers' own names goes to PEFT unchanged. Each pipeline has a conversion for other names, which multiplies
-the scale into the factors and fails on a key that it leaves over. An embedded config decides the scale in either case.
+PEFT loads the result. A file in diffusers' own names goes to PEFT unchanged. Each pipeline has a conversion for other
+names, which multiplies the scale into the factors and fails on a key that it leaves over. An embedded config decides
+the scale in either case.
 
 Sources: `loaders/lora_pipeline.py`, `loaders/lora_conversion_utils.py` and `loaders/peft.py` of diffusers.
 """
@@ -73,14 +74,20 @@ _WAN_NORMS = (
 
 @OfKind
 def _removes_differences(given: Given) -> Strangers | LoadFailure | None:
-    """Return SILENT for a difference of a weight or of a convolution's bias, which the conversion removes."""
+    """Return SILENT for differences that the conversion removes.
+
+    These are of weights, and of a convolution's bias.
+    """
     own = given.contribution.algorithm.name
     is_removed = own == "full" or (own == "full_bias" and given.module.name.body == "patch_embedding")
     return Strangers(SILENT) if is_removed else endless(given)
 
 
 def _has_both_images(adapter: Adapter) -> bool:
-    """Return True if every block has both image layers; if not, the conversion leaves all of them over."""
+    """Return True if every block has both image layers.
+
+    If not, the conversion leaves all of them over.
+    """
     keys = adapter.checkpoint.tensors
     pictures = [sum(f"cross_attn_{leaf}_img.lora_down" in key for key in keys) for leaf in "kv"]
     blocks = sum("_cross_attn_q.lora_down" in key for key in keys)
@@ -191,7 +198,7 @@ _Z_QKV = tuple(f"{blocks}.{{i}}.attention.qkv" for blocks in ("layers", "noise_r
 
 
 def _feeds(adapter: Adapter) -> bool:
-    """Return True if the program finds at least one module; PEFT refuses a file with none."""
+    """Return True if the program finds a module; PEFT refuses a file with none."""
     return any("feed_forward" in key or "adaLN" in key or "embedder.mlp" in key for key in adapter.checkpoint.tensors)
 
 
@@ -237,7 +244,7 @@ _UNET_ENCODERS = renamed_encoders(_RENAMED, ScaleOfFile(alphas_by_pattern), *UND
 
 
 def _of_unet(family: str, *rules: Rule) -> tuple[Loader, ...]:
-    """Return the loaders for files with only kohya's names, and for diffusers' own names."""
+    """Return the loaders for kohya's names in all keys, and for diffusers' own."""
     return (
         converted(
             family,

@@ -1,4 +1,6 @@
-"""The FLUX pipeline of diffusers: it checks kohya's suffixes first, for one layer width.
+"""The FLUX pipeline of diffusers: it first looks for kohya's suffixes.
+
+It expects one width of layers.
 
 Sources: `_convert_kohya_flux_lora_to_diffusers` and `FluxLoraLoaderMixin` of diffusers.
 """
@@ -78,7 +80,7 @@ _INCOMPATIBLE = "ValueError: Incompatible keys detected"
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Return the refusal of model keys that its conversion leaves over, or of a config."""
+    """Return the refusal of model keys that the conversion leaves over, or of a config."""
     if any(key.startswith(("lora_unet_", "diffusion_model.")) for key in adapter.unclaimed):
         return _INCOMPATIBLE
     return config_fails("transformer", adapter)

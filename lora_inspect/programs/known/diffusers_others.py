@@ -1,4 +1,6 @@
-"""Families of diffusers with small conversions: a prefix, one layout, or only its own names.
+"""Families of diffusers with small conversions, or none.
+
+A conversion knows a prefix or the names of one layout.
 
 Sources: the loaders of each family in `loaders/lora_pipeline.py` of diffusers, run on a tiny model of it.
 """
@@ -42,7 +44,7 @@ _UNCONVERTED = ("auraflow", "cosmos", "sd3")
 
 
 def _prefixed(family: str, title: str, layout: str, **fields: object) -> Loader:
-    """Return the loader for ComfyUI's names, if the conversion only removes their prefix."""
+    """Return the loader for ComfyUI's names, if the conversion only knows their prefix."""
     rule = Rule(
         prefixes=("diffusion_model.",),
         layouts=(layout,),
@@ -67,7 +69,7 @@ def _prefixed(family: str, title: str, layout: str, **fields: object) -> Loader:
 
 
 def _renamed_of(family: str) -> tuple[str, ...]:
-    """Return the paths of the original layout that diffusers' lacks, or a path of no layer."""
+    """Return the paths that only the original layout has, or a path of no layer."""
     layouts = {name: layout for layout in by_name(family).layouts for name in layout.names}
     own = layouts["diffusers"].named
     return tuple(path for path in layouts["original"].named if path not in own) or ("none",)

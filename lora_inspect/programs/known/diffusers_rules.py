@@ -1,4 +1,4 @@
-"""The common rules of all pipelines of diffusers: its own names, and conversions from other ones.
+"""The common rules of diffusers' pipelines: its own names, and conversions.
 
 Its loaders test a whole adapter file for an embedded config, for alphas, and for properties of all keys.
 """
@@ -58,7 +58,7 @@ def _of_tensors(given: Given) -> float | None:
 
 
 def _stored_in(adapter: Adapter) -> ScaleRule:
-    """Return the rule for the embedded config's scale, else for alpha/rank of the tensors."""
+    """Return the rule for the embedded config's scale, else for alpha/rank."""
     return intended_scale if EMBEDDED_KEY in adapter.checkpoint.metadata else _of_tensors
 
 
@@ -101,13 +101,16 @@ _UNET_PREFIX = "lora_unet_"
 
 
 def _most_common(alphas: Counter[float | None]) -> float | None:
-    """Return the alpha of most modules; None if two are equally common or a module has none."""
+    """Return the alpha of most modules, or None for a tie or a module without one."""
     (first, most), *others = alphas.most_common() or [(None, 0)]
     return None if None in alphas or any(count == most for _, count in others) else first
 
 
 def without_lora(pipeline: str, adapter: Adapter) -> str | None:
-    """Return the refusal of a key without "lora"; the pipeline removes `dora_scale` before."""
+    """Return the refusal of a key without "lora".
+
+    The pipeline removes `dora_scale` before.
+    """
     odd = (key for key in adapter.checkpoint.tensors if "lora" not in key and "dora_scale" not in key)
     return NOT_LORA if next(odd, None) else config_fails(pipeline, adapter)
 
@@ -120,7 +123,7 @@ def without_lokr(pipeline: str, adapter: Adapter) -> str | None:
 
 
 def no_lora(pipeline: str, adapter: Adapter) -> str | None:
-    """Return the refusal of a file without any "lora" in its keys, as FLUX needs only one."""
+    """Return the refusal of a file without "lora" in any key: FLUX needs only one."""
     has_some = any("lora" in key for key in adapter.checkpoint.tensors)
     return config_fails(pipeline, adapter) if has_some else NOT_LORA
 
@@ -156,7 +159,7 @@ def unsure(adapter: Adapter) -> str | None:
 
 
 def _is_removed(module: Module) -> bool:
-    """Return True if a conversion removes it: differences only, of a norm or a convolution."""
+    """Return True if conversions remove it: differences only, of a norm or convolution."""
     is_plain = all(one.algorithm.name in ("full", "full_bias") for one in module.contributions)
     return is_plain and ("norm" in module.name.body or module.name.body == "patch_embedding")
 
@@ -193,7 +196,7 @@ def _unsure_of_config(adapter: Adapter) -> str | None:
 
 
 def _unsure_of_targets(config: Mapping[str, Any]) -> str | None:
-    """Return the unknown effect of an encoder's config, if not every transformers finds its layers.
+    """Return the unknown effect of an encoder's config with names of some versions.
 
     Names such as `q_proj` work in each.
     """
@@ -298,7 +301,10 @@ UNDERSCORED_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
 
 
 def renamed_encoders(says: str, scale: ScaleRule | ScaleOfFile, *prefixes: str) -> Rule:
-    """Return the rule of text encoders in kohya's names, which a conversion renames for the pipeline."""
+    """Return the rule of text encoders in kohya's names behind `prefixes`.
+
+    A conversion renames them for the pipeline.
+    """
     return Rule(
         prefixes=prefixes,
         layouts=(TEXT_ENCODERS,),

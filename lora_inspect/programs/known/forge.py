@@ -1,4 +1,4 @@
-"""Forge (stable-diffusion-webui-forge): an older dictionary of ComfyUI's names, and a limit of unused keys.
+"""Forge (stable-diffusion-webui-forge): an older dictionary of ComfyUI's names.
 
 It ignores a whole file with more than 12 tensors that neither the model nor its text encoders use. Alphas, flags,
 magnitudes and all other keys without a match count.

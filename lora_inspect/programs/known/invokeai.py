@@ -1,4 +1,4 @@
-"""InvokeAI: it detects the model of a file by keys and shapes, or does not load it.
+"""InvokeAI: it detects a file's model by keys and shapes, or does not load it.
 
 After that each family has a conversion of its own. The layers that it finds must have one of its kinds of patches, and
 keys with the right ends.
@@ -273,7 +273,7 @@ def _of_anima(adapter: Adapter) -> str | None:
 
 @OfKind
 def _beside_lokr(given: Given) -> str | LoadFailure | Strangers | None:
-    """Return "" for LoKr with a magnitude, which was not run; else the usual treatment."""
+    """Return "" for the untried magnitude of LoKr, else the usual treatment."""
     return "" if given.contribution.algorithm.name == "lokr" and given.contribution.magnitude else exceptions(given)
 
 
@@ -325,7 +325,10 @@ _OF_KREA2 = DOTTED._replace(
 
 
 def _is_unflattened(adapter: Adapter) -> Finder:
-    """Return a finder for underscored names, which InvokeAI finds if it knows the ends of all their keys."""
+    """Return a finder for underscored names.
+
+    InvokeAI finds a module if it knows the ends of all its keys.
+    """
     cut = (key.partition(".") for key in tensors_of(adapter))
     others = {module for module, dot, end in cut if dot + end not in _ENDS_OF_KREA2}
     return lambda given: given.module.name.key not in others

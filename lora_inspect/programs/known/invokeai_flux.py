@@ -1,4 +1,4 @@
-"""FLUX.1 and FLUX.2 in InvokeAI: the file format by all keys, and the model by shapes.
+"""FLUX.1 and FLUX.2 in InvokeAI: the format by all keys, the model by shapes.
 
 Sources: `flux_format_from_state_dict` with the conversions that it chooses from, and `_is_flux2_lora_state_dict`.
 """
@@ -97,7 +97,7 @@ def _has_flux2(keys: Iterable[str]) -> bool:
 
 
 def _is_of_ai_toolkit(metadata: Mapping[str, str]) -> bool:
-    """Return True if InvokeAI takes dotted names of the original layout for ai-toolkit's.
+    """Return True if InvokeAI takes dotted original names for ai-toolkit's.
 
     Its metadata must name ai-toolkit, or be empty.
     """
@@ -111,7 +111,10 @@ def _is_of_ai_toolkit(metadata: Mapping[str, str]) -> bool:
 
 
 def format_of(adapter: Adapter) -> str | None:
-    """Return the format of FLUX that InvokeAI detects, by its conversion; None for no format."""
+    """Return the format of FLUX that InvokeAI detects, or None.
+
+    A format is named by its conversion.
+    """
     keys = tensors_of(adapter)
     if all(map(_is_of_kohya, keys)):
         return _KOHYA
@@ -140,7 +143,10 @@ _FACTORS = ((".lokr_w1", ".lokr_w2"), (".lokr_w1_b", ".lokr_w2_b"))
 
 
 def _size(keys: Tensors, module: str, side: int) -> int | None:
-    """Return the inputs (1) or the rows (0) of a module, as InvokeAI reads them from LoRA or LoKR."""
+    """Return the inputs (1) or the rows (0) of a module, from LoRA or LoKR.
+
+    They are the numbers that InvokeAI reads.
+    """
     suffixes = (".lora_A.weight", ".lora_down.weight") if side else (".lora_B.weight", ".lora_up.weight")
     for suffix in suffixes:
         if module + suffix in keys:
@@ -215,7 +221,10 @@ _BLOCK = re.compile(r"(?:^|\.|_)(single_transformer|transformer)_blocks[._](\d+)
 
 
 def _of_diffusers(adapter: Adapter) -> str | None:
-    """Return the error for layers in diffusers' names: a block too many, or an incomplete attention."""
+    """Return the error for layers in diffusers' names.
+
+    A block has a number too high, or an attention is incomplete.
+    """
     parts: dict[str, set[str]] = {}
     for module in adapter.modules.values():
         found = _BLOCK.search(module.name.body)

@@ -92,12 +92,15 @@ _NAMED = re.compile(r"\.lora_([AB])\.([^.]+)\.weight$")
 
 
 def own_keys(adapter: Adapter) -> list[str]:
-    """Return the keys of `tensors_of` without embeddings, which InvokeAI takes out of a file first."""
+    """Return the keys of `tensors_of` without embeddings.
+
+    InvokeAI takes these out of a file first.
+    """
     return [key for key in tensors_of(adapter) if not key.startswith(_BUNDLE)]
 
 
 def tensors_of(adapter: Adapter) -> Mapping[str, TensorInfo]:
-    """Return the tensors by key, without PEFT's name of the adapter if the file has only one."""
+    """Return the tensors by key, without the only name of an adapter by PEFT."""
     tensors = adapter.checkpoint.tensors
     if len({match[2] for match in map(_NAMED.search, tensors) if match}) != 1:
         return tensors
@@ -109,7 +112,7 @@ CLIP, T5 = "text_model.encoder.layers.{i}", "encoder.block.{i}.layer.{i}"
 
 
 def loader_of(family: str, make: Callable[[], Iterable[Rule]], refuses: Refusal) -> Loader:
-    """Return the loader of one family: `make` makes its rules, `refuses` checks a whole file."""
+    """Return the loader of a family: `make` makes rules, `refuses` checks a file."""
     rules = RulesByFamily((family,), lambda asked: make())
     return Loader(rules, BESIDE, (family,), others=PASSED, refuses=refuses)
 
@@ -122,7 +125,7 @@ ENDS = (".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weigh
 
 
 def parted(keys: Iterable[str], ends: tuple[str, ...] = ENDS) -> Iterator[tuple[str, str]]:
-    """Yield the layer of each key and the rest behind it, as InvokeAI splits dotted names."""
+    """Yield the layer of each key and the rest, as InvokeAI splits dotted names."""
     for key in keys:
         end = next((end for end in ends if key.endswith(end)), None)
         if end:

@@ -1,8 +1,8 @@
-"""LyCORIS's wrapper: flat names behind `lycoris_` of the given model; each must have alpha and load.
+"""LyCORIS's wrapper: flat names behind `lycoris_`, of the given model.
 
-`create_lycoris_from_weights` takes the first algorithm with keys for a layer, and raises if it knows none of them.
-`merge_to` and `onfly_merge` scale LoHa and thin LoKr twice, unlike the forward of `apply_to`. So the two are programs
-of their own here. Other names are ignored silently.
+Every module must load and have alpha. `create_lycoris_from_weights` takes the first algorithm with keys for a layer,
+and raises if it knows none of them. `merge_to` and `onfly_merge` scale LoHa and thin LoKr twice, unlike the forward of
+`apply_to`. So the two are programs of their own here. Other names are ignored silently.
 
 Sources: `wrapper.py` and `modules/` of lycoris-lora.
 """
@@ -43,7 +43,7 @@ _NO_FACTOR = "AttributeError: the module has no such factor"
 
 @OfKind
 def _exceptions(given: Given) -> str | LoadFailure | None:
-    """Return the error for a layer, or LEAVES for a change that the wrapper does not read."""
+    """Return the error for a layer, or LEAVES for a change that is not read."""
     found = [one.algorithm.name for one in given.module.contributions]
     first = next((name for name in _ORDER if name in found), None)
     name = given.contribution.algorithm.name
@@ -59,7 +59,7 @@ def _exceptions(given: Given) -> str | LoadFailure | None:
 
 
 def _exceptions_of_shapes(given: Given) -> str | LoadFailure | None:
-    """Return the error if the factors have other shapes than the module that it builds."""
+    """Return the error for factors with other shapes than those of the built module."""
     contribution = given.contribution
     if contribution.magnitude and contribution.magnitude.axis == "input":
         return LoadFailure("RuntimeError: output with the shape of one number a row doesn't match the broadcast shape")
@@ -101,7 +101,10 @@ def _parts(factor: int, *sides: tuple[int, int]) -> bool:
 
 @OfKind
 def _merged_exceptions(given: Given) -> str | LoadFailure | None:
-    """Return MISREADS for a magnitude if `merge_to` scales twice, as it normalises with that scale."""
+    """Return MISREADS for a magnitude of a change that `merge_to` scales twice.
+
+    It normalises with that scale too.
+    """
     found, twice = _exceptions(given), _merged_scale(given) != alpha_over_rank(given)
     return MISREADS if found is None and given.contribution.magnitude and twice else found
 

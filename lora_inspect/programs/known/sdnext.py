@@ -77,7 +77,7 @@ _SCALE = ScaleOfFile(_rotations)
 
 @OfKind
 def exceptions(given: Given) -> str | None:
-    """Return the treatment of a contribution by the loader of UNets and FLUX's own names in diffusers."""
+    """Return the treatment by the loader of UNets and of FLUX's names in diffusers."""
     name = given.contribution.algorithm.name
     beside = {one.algorithm.name for one in given.module.contributions}
     if name == "full_bias":
@@ -173,14 +173,20 @@ def _no_dot(adapter: Adapter) -> str | None:
 
 @remembering_names
 def _asked_beside(key: str) -> str:
-    """Return the key of the alpha for a down factor, or an up factor with counted rows; else ""."""
+    """Return the key that the conversion asks for next to this key, or "".
+
+    A down factor needs its alpha, and the rows of some up factors count.
+    """
     if key.endswith(".lora_down.weight") and _is_converted(key):
         return key.partition(".")[0] + ".alpha"
     return key if key.endswith("_linear1.lora_up.weight") and _is_converted(key) else ""
 
 
 def _of_flux(adapter: Adapter) -> str | None:
-    """Return the error if a renamed layer lacks alpha or a single block has another width."""
+    """Return the error for a renamed layer without alpha or with another width.
+
+    Only single blocks have a fixed width.
+    """
     tensors = adapter.checkpoint.tensors
     for asked in filter(None, map(_asked_beside, tensors)):
         if asked not in tensors:
@@ -219,7 +225,10 @@ def _is_all_of_joint_blocks(adapter: Adapter) -> bool:
 
 
 def _has_more_encoders(adapter: Adapter) -> bool:
-    """Return True if other keys stop the conversion, which has removed the block layers by then."""
+    """Return True if other keys stop the conversion.
+
+    It has removed the layers of the blocks by then.
+    """
     return any(not _JOINT.fullmatch(key) and not key.startswith("lora_te1") for key in adapter.checkpoint.tensors)
 
 
@@ -262,7 +271,10 @@ _FUSED = ("attention.qkv", "attention_qkv")
 
 @OfKind
 def _of_z_image(given: Given) -> str | None:
-    """Return the treatment of a contribution; most kinds are not split into a fused layer's parts."""
+    """Return the treatment of a contribution in Z-Image.
+
+    Most kinds are not split into the parts of a fused layer.
+    """
     name, module, magnitude = given.contribution.algorithm.name, given.module, given.contribution.magnitude
     beside = {one.algorithm.name for one in module.contributions}
     if name == "full_bias":

@@ -41,7 +41,7 @@ _DIFFUSERS = (_OWN, "transformer.", "unet.")
 
 
 class Found(NamedTuple):
-    """The layers of a `layout` that the program finds behind `prefixes`, except `lacks`.
+    """The layers of a `layout` that the program finds: `prefixes`, without `lacks`.
 
     `lacks` and `only` are beginnings of paths. If `only` is not empty, the program finds nothing else.
     """
@@ -175,7 +175,10 @@ _OF_PARTS = ("flux", "chroma", "sd3", "z_image", "flux2")
 
 
 def _finds_parts(adapter: Adapter) -> Finder:
-    """Return a finder of all layers, but of a part of a fused layer only behind all parts before it."""
+    """Return a finder of all layers but unreached parts of fused ones.
+
+    A part is reached if the file has all parts before it.
+    """
     keys = frozenset(adapter.modules)
 
     def finds(given: Given) -> bool | None:
@@ -196,7 +199,7 @@ def _flat(path: str) -> str:
 
 
 def _has_unread(adapter: Adapter) -> bool:
-    """Return True if the file has a tensor type that it does not read, as RS-LoRA's flag often is."""
+    """Return True if the file has an unreadable tensor type, as RS-LoRA's flag often is."""
     return any(info.dtype in _READS_NOT for info in adapter.checkpoint.tensors.values())
 
 
@@ -213,7 +216,7 @@ _DOWNS = ("down", "w1_b", "w2_b")
 
 @OfKind
 def _alpha_over_first_side(given: Given) -> float | None:
-    """Return alpha/rank, but alpha over the inputs of the down factor if the rank is 1."""
+    """Return alpha/rank, but alpha over the down factor's inputs for rank 1."""
     contribution = given.contribution
     scale = alpha_over_rank(given)
     if contribution.rank != 1 or given.module.alpha is None or scale is None:
@@ -229,7 +232,7 @@ _IN_TURN = ("lora", "full", "loha", "lokr")
 
 @OfKind
 def _exceptions(given: Given) -> str | None:
-    """Return LEAVES for all changes of a weight except the first kind, which counts."""
+    """Return LEAVES if an earlier kind changes the same weight, as only the first counts."""
     name = given.contribution.algorithm.name
     if name not in _IN_TURN:
         return None

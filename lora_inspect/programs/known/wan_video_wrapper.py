@@ -1,4 +1,4 @@
-"""ComfyUI-WanVideoWrapper: ComfyUI's dictionary of names for Wan, after it renames other ones.
+"""ComfyUI-WanVideoWrapper: ComfyUI's names of Wan, and names that it renames.
 
 Names of the original repository count flat behind `lora_unet_`, and dotted behind `diffusion_model.`, `transformer.`,
 `base_model.model.` and `pipe.dit.`. Without a prefix they count from `blocks.` on. It renames those behind
@@ -55,26 +55,32 @@ def _is_of_peft(adapter: Adapter) -> bool:
 
 
 def _is_of_control(adapter: Adapter) -> bool:
-    """Return True if the file changes the first layer, as only control adapters do for it."""
+    """Return True if the file changes the first layer, as its control adapters do."""
     return any(module.name.body == _OF_CONTROL for module in adapter.modules.values())
 
 
 @OfKind
 def _as_root(given: Given) -> float | None:
-    """Return the alpha that it gives RS-LoRA, over the rank: the integer rank times its root."""
+    """Return the alpha that it gives RS-LoRA over the rank.
+
+    That alpha is the rank times its root, rounded down.
+    """
     rank = given.contribution.rank
     return None if rank is None else rank * rank // rank**0.5 / rank
 
 
 def _of_first(given: Given) -> str | Strangers:
-    """Return the treatment of a first attention: lost next to the second's same layer, else applied to the second."""
+    """Return the treatment of a first attention in diffusers' names.
+
+    Next to the second's same layer it is lost; without it, it changes the second.
+    """
     twins = (info.name.replace(".attn1.", ".attn2.") for info in given.contribution.factors.values())
     return Strangers(SILENT) if any(twin in given.adapter.checkpoint.tensors for twin in twins) else MISREADS
 
 
 @OfKind
 def _is_odd(given: Given) -> str | None:
-    """Return "" for cores, kernels and rotations with a limit, as their effect is unknown."""
+    """Return "" for cores, kernels and limited rotations, as their effect is unknown."""
     shapes = given.contribution.shapes
     is_limited = given.contribution.algorithm.name == "oft" and bool(given.contribution.alpha)
     odd = any(role in shapes for role in ("mid", "t1", "t2")) or any(len(shape) > 3 for shape in shapes.values())
@@ -138,7 +144,7 @@ def _rules(loaded: Rule) -> Iterator[Rule]:
 
 
 def _of_diffusers(loaded: Rule, prefixes: tuple[str, ...]) -> Iterator[Rule]:
-    """Yield the rules of diffusers' names, with both attentions taken for the second one.
+    """Yield the rules of diffusers' names, with the second attention for both.
 
     The first changes the second if it is alone, and is lost next to it.
     """

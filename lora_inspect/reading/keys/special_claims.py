@@ -5,8 +5,8 @@
   `uses_shared_state`, and RandLoRA.
 - Stacked factors of all experts get the algorithm of as many experts as their shapes show.
 - The alpha in the header of llama.cpp's adapters goes to each of their modules. llama.cpp multiplies by alpha/rank with
-  the rank of each tensor, and by 1 if alpha is 0 or missing. Such a file has neither RS-LoRA nor settings of single
-  modules. Source: `llama_adapter_lora_weight` there.
+  the rank of each tensor, and by 1 if alpha is 0 or missing. Such a file cannot state RS-LoRA, or settings of single
+  modules as in PEFT's config. Source: `llama_adapter_lora_weight` there.
 - musubi-tuner's `convert_lora.py --target other` guesses dots. It takes every underscore for a dot, and some words of
   Wan and HunyuanVideo back, so that the attention of FLUX is `img_attn_qkv` and Kandinsky's blocks are
   `visual.transformer.blocks`. The metadata stay, and name the family; only one layer of it has that spelling with

@@ -55,7 +55,7 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _unsure(adapter: Adapter) -> str | None:
-    """Return the unknown change of layers with factors that it allocates and does not fill."""
+    """Return the unknown change of layers with allocated but unfilled factors."""
     config = config_of(adapter)
     if isinstance(config, str):
         return None
@@ -86,7 +86,7 @@ def _never(adapter: Adapter) -> str | None:
 
 
 def _gaps(blocks: Mapping[str, set[str]], leaves: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield each layer that some block lacks, with the text of the first such block's number."""
+    """Yield each layer that some block lacks, with the first such block in text order."""
     numbers = {number for own in blocks.values() for number in own}
     numbers.update(map(str, range(max(map(int, numbers), default=-1) + 1)))
     for leaf in leaves:

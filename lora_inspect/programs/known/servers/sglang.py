@@ -82,7 +82,7 @@ def _siblings(adapter: Adapter) -> dict[str, set[str]]:
 
 
 def _finds(adapter: Adapter) -> Finder:
-    """Return a finder of layers that the config targets, if their fused layer is complete enough."""
+    """Return a finder of targeted layers with the parts that their fused layer needs."""
     found, siblings = config_of(adapter), _siblings(adapter)
     config = {} if isinstance(found, str) else found
     is_shorthand = isinstance(config.get("target_modules"), str)

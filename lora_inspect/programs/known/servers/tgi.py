@@ -1,4 +1,4 @@
-"""TGI: PEFT's folders with one `lora_alpha`, and a rank that changes by kind of layer.
+"""TGI: PEFT's folders with one `lora_alpha` and a rank for each kind of layer.
 
 It goes through the kinds of layers in its own order and pads the factors of each to a rank of its kernels. It then
 takes that rank for the next kind. A kind of layer counts if every block has one; all other keys are ignored.
@@ -51,7 +51,7 @@ _UNUSED = Strangers(WARNS, "unused adapter weights")
 
 @remembering_names
 def _block_of(path: str) -> str:
-    """Return the number of a layer's block, empty for layers that TGI does not look for."""
+    """Return the number of a layer's block, or "" if TGI does not look for it."""
     found = _OF_BLOCK.fullmatch(path)
     return found[1] if found else ""
 
@@ -61,7 +61,7 @@ def _padded(rank: int) -> int:
 
 
 def _ranks(adapter: Adapter) -> dict[str, dict[str, int]]:
-    """Return the ranks by block of the kinds of layers that every block of the file has."""
+    """Return the ranks by block, for kinds of layers that every block has."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for contribution in adapter.contributions:
         path = contribution.module.body
@@ -129,7 +129,7 @@ def _chooses_blocks(config: Mapping[str, Any]) -> bool:
 
 
 def _scales(adapter: Adapter) -> ScaleRule:
-    """Return the scale of each kind of layer: `lora_alpha` over the rank, or over its root.
+    """Return the scale of each kind of layer: `lora_alpha` over the rank or its root.
 
     The rank is the one that the kind before left in the config.
     """

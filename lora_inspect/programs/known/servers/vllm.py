@@ -1,4 +1,6 @@
-"""vLLM: PEFT's folders, with PEFT's rule for scales and patterns; it refuses all other tensors.
+"""vLLM: PEFT's folders, with PEFT's rule for scales and patterns.
+
+It refuses all other tensors.
 
 Sources: `vllm/lora/peft_helper.py`, `lora_model.py`, `utils.py` and `vllm/config/lora.py` of vLLM.
 """

@@ -1,7 +1,7 @@
-"""blissful-tuner: a fork of musubi-tuner that also converts dotted names in some scripts.
+"""blissful-tuner: a fork of musubi-tuner with scripts that convert dotted names.
 
 The scripts of Wan, Qwen-Image, HunyuanVideo and FLUX.1 Kontext look for the first key with a known prefix. They rename
-a file of dotted names before they merge it. They split each key that they look at at its first dot, and fail on one
+a file of dotted names before they merge it. They split each key that they check at its first dot, and fail on one
 without a dot, such as RS-LoRA's flag. FramePack's script converts only factors of `lora_A`, and forgets alpha. All
 apply DoRA as plain LoRA.
 
@@ -69,7 +69,10 @@ def _fails_on_a_key(adapter: Adapter) -> str | None:
 
 
 def _renames_some(adapter: Adapter) -> bool:
-    """Return True for dotted and other names in one file: it drops the others, if a dotted one comes first."""
+    """Return True for dotted and other names in one file.
+
+    A script drops the other names, if a dotted one comes first.
+    """
     prefixes = {module.name.prefix for module in adapter.modules.values()}
     return not prefixes.isdisjoint(_DOTTED) and not prefixes <= {*_DOTTED}
 
@@ -127,7 +130,7 @@ def _frames(family: str) -> Iterator[Rule]:
 
 
 def _fails_on_a_key_of_frames(adapter: Adapter) -> str | None:
-    """Return the error for a key without a dot in a dotted file with `lora_A` in a key."""
+    """Return the error for a key without a dot in a dotted file with `lora_A`."""
     keys = adapter.checkpoint.tensors
     is_dotted = any(key.startswith(_DOTTED) for key in keys) and any("lora_A" in key for key in keys)
     return _NOT_SPLIT if is_dotted and not next(iter(keys)).startswith(PREFIX) and _has_no_dot(keys) else None

@@ -1,8 +1,8 @@
-"""DiffSynth-Studio: LoRA in its models' names, bare or behind `diffusion_model.`; alpha/rank.
+"""DiffSynth-Studio: LoRA in the names of its models, at alpha/rank.
 
-It looks for the keys of up, takes the module's name from them, and adds the product to the layer of that name. It
-ignores everything else: it applies DoRA as plain LoRA, and other algorithms have no effect. It prints the number of
-layers that it found, and nothing about the others.
+The names are bare or behind `diffusion_model.`. It looks for the keys of up, takes the module's name from them, and
+adds the product to the layer of that name. It ignores everything else: it applies DoRA as plain LoRA, and other
+algorithms have no effect. It prints the number of layers that it found, and nothing about the others.
 
 Sources: `diffusion/base_pipeline.py` and `utils/lora/general.py` of DiffSynth-Studio. Its `load_lora` was run on small
 layers; the names are those of its models, which were built without weights. FLUX.1, SDXL, Krea 2 and MiniMax H3 have

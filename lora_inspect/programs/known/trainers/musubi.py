@@ -1,9 +1,10 @@
-"""musubi-tuner: its own names behind `lora_unet_`, LoRA, LoHa and LoKr by alpha/rank, and a warning of all else.
+"""musubi-tuner: LoRA, LoHa and LoKr in its own names behind `lora_unet_`.
 
-Its generation scripts merge while they load the model. A weight of the base takes the factors under its own name with
-underscores, so a base with a prefix before its names takes none. The scripts of FLUX.1 Kontext and HunyuanVideo first
-build a network of the file. It only holds LoRA of the layers in the blocks, needs an alpha, and ignores the rest
-silently. FramePack's script also converts other names; the others do not.
+The scale is alpha/rank, and all other keys get a warning. Its generation scripts merge while they load the model. A
+weight of the base takes the factors under its own name with underscores, so a base with a prefix before its names takes
+none. The scripts of FLUX.1 Kontext and HunyuanVideo first build a network of the file. It only holds LoRA of the layers
+in the blocks, needs an alpha, and ignores the rest silently. FramePack's script also converts other names; the others
+do not.
 
 Its network modules are another program here, because they merge a file before training (`--base_weights`). They take
 layers of the blocks with an alpha, and ignore the rest silently. `networks.lokr` does not get a factor there. It builds
@@ -81,7 +82,7 @@ _KINDS = ("lora", "loha", "lokr")
 
 
 def has_several_kinds(adapter: Adapter) -> bool:
-    """Return True if the file has several kinds; the first known key decides the kind of all."""
+    """Return True for a file of several kinds; the first known key decides for all."""
     return len({one.algorithm.name for one in adapter.contributions} & set(_KINDS)) > 1
 
 
@@ -183,7 +184,7 @@ NETWORK = Rule(
 
 
 def _generates(family: str) -> Iterator[Rule]:
-    """Yield the rules of a LoRA network; it ignores the other kinds of a file."""
+    """Yield the rules of a LoRA network, for a file of any algorithm."""
     own = NETWORK._replace(families=(family,), layouts=("original",), finds=in_blocks_of(family))
     yield own._replace(dialects=("peft",), kinds={"": LEAVES}, exceptions=None)
     yield own
@@ -191,7 +192,10 @@ def _generates(family: str) -> Iterator[Rule]:
 
 
 def _trains(family: str) -> Iterator[Rule]:
-    """Yield the rules of the network module for the file's algorithm, which merges it before training."""
+    """Yield the rules of the network module for the file's algorithm.
+
+    It merges the file before training.
+    """
     own = NETWORK._replace(
         families=(family,),
         layouts=(LAYOUTS.get(family, "original"),),

@@ -1,8 +1,8 @@
-"""sd-scripts: LoRA in kohya's names, of its networks' layers, by alpha/rank; the rest silently ignored.
+"""sd-scripts: LoRA in kohya's names, for the layers of its networks, at alpha/rank.
 
-Its scripts that generate or continue a training build a network of the file. The scripts of SD 1.5 and SDXL do without
-an alpha; those of later families fail. SDXL's also takes the names of diffusers' UNet behind `lora_unet_`. They ignore
-LoHa, LoKr and everything else that is not LoRA.
+The rest is silently ignored. Its scripts that generate or continue a training build a network of the file. The scripts
+of SD 1.5 and SDXL do without an alpha; those of later families fail. SDXL's also takes the names of diffusers' UNet
+behind `lora_unet_`. They ignore LoHa, LoKr and everything else that is not LoRA.
 
 `flux_merge_lora.py` uses the names in the base instead, so it is a program of its own here. It takes every layer, needs
 no alpha, and warns of the rest. `sdxl_merge_lora.py` uses the names in its own UNet and encoders, so it finds none of
@@ -111,7 +111,7 @@ def _finder(family: str) -> Finder:
 
 
 def _of(family: str) -> tuple[Rule, ...]:
-    """Return the rules of a family: LoRA of the layers that it adapts, spelled as kohya does."""
+    """Return the rules of a family: LoRA of adapted layers, spelled as kohya does."""
 
     finder = _finder(family)
 
