@@ -100,7 +100,7 @@ def _spelled_in(dialects: Mapping[str, Mapping[str, str]], suffixes: frozenset[t
 
 
 def _odd(suffixes: Iterable[str]) -> str:
-    """Return SLICED, INFIXED or HIDING for suffixes of no dialect, or "" for a mixture."""
+    """Return SLICED, INFIXED or HIDING for suffixes of no dialect, "" for a mixture."""
     for suffix in suffixes:
         if not suffix:
             return HIDING
@@ -212,7 +212,7 @@ def _kind_of(traits: tuple[Any, ...], module: Module, contribution: Contribution
 
 
 class View:
-    """An adapter as programs see it; each answer about the whole file is computed once."""
+    """An adapter as programs see it, with cached answers about the whole file."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter

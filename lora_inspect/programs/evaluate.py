@@ -328,7 +328,7 @@ def receive(view: View, family: Architecture | None, program: Program) -> Recept
 
 
 def without_loader(program: Program, family: Architecture | None) -> tuple[bool, str]:
-    """Return whether a program without a loader for a file may have its models, and why.
+    """Return if a program without a loader for a file may have its models, and why.
 
     `family` is the model of the file. An unknown family counts as True.
     """

@@ -121,7 +121,7 @@ def _agreed(view: View, families: Sequence[Detection], program: Program) -> Verd
 
 
 def _joined(program: Program, families: Sequence[Detection], found: Sequence[Verdict]) -> Verdict:
-    """Return the verdict on a file of one of the families, from those `found` for each."""
+    """Return the verdict on a file of one of the families, from one `found` for each."""
     counting = [(one, family) for one, family in zip(found, families, strict=True) if one.verdict != NO_MODELS]
     if not counting:
         if len(found) == 1:
@@ -406,7 +406,7 @@ def decisive(verdicts: Sequence[Verdict]) -> Verdict | None:
 
 
 def is_lost(meant: Sequence[Verdict], families: Sequence[Detection]) -> bool:
-    """Return True if the decisive program knows the model and loads nothing of the file.
+    """Return True if the decisive program knows the model and loads nothing.
 
     `meant` are the verdicts that `concerned` returns.
     """

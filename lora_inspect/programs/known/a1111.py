@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's web UI: kohya's names of Stable Diffusion's UNets, and alpha/rank.
+"""AUTOMATIC1111's web UI: kohya's names of Stable Diffusion, and alpha/rank.
 
 It finds these names in both layouts. It ignores keys that it does not find, with a line only in its debug log. It
 refuses a file with a layer that it finds but has no kind of network for. A layer goes to the first kind of network that

@@ -1,4 +1,4 @@
-"""diffusers: `load_lora_weights` of its pipelines, which choose a conversion by keys.
+"""diffusers: `load_lora_weights` of its pipelines, with a conversion by keys.
 
 PEFT loads the result. A file in diffusers' own names goes to PEFT unchanged. Each pipeline has a conversion for other
 names, which multiplies the scale into the factors and fails on a key that it leaves over. An embedded config decides

@@ -1,15 +1,16 @@
-"""nunchaku: LoRA of FLUX.1, which it adds to the low-rank part of its quantised layers.
+"""nunchaku: LoRA of FLUX.1, added to the low-rank part of its quantised layers.
 
-It renames a file with the converters of diffusers for FLUX, and asks for more than they do. A file with
-`lora_transformer_` may have no other key, the first layer of a feed-forward needs the second one, and the output of a
-single block needs `proj_mlp`. Of LoHa and LoKr it finds an alpha without factors. The magnitudes of DoRA are lost
-silently. In kohya's names it passes over the alpha of the last layer.
+It renames a file with the converters of diffusers for FLUX, and requires more than they do. A file with
+`lora_transformer_` may have no other key. The first layer of a feed-forward needs the second one, and the output of a
+single block needs `proj_mlp`. In LoHa and LoKr it finds an alpha without factors. It loses the magnitudes of DoRA
+silently. In kohya's names it ignores the alpha of the last layer.
 
-`compose_lora` joins several files into one, and interfaces for ComfyUI call it for one file too. It also reads PEFT's
-names of the original layers, and asks for queries, keys and values together.
+`compose_lora` joins several files into one, and interfaces for ComfyUI also call it for one file. It also reads PEFT's
+names of the original layers, and requires queries, keys and values together.
 
 Sources: `nunchaku/lora/flux/` and `update_lora_params` in `nunchaku/models/transformers/transformer_flux.py` of
-nunchaku, run with diffusers 0.42.1 at the widths of FLUX.1 up to its kernels, by the packed factors that they get.
+nunchaku. They were run with diffusers 0.42.1 at the widths of FLUX.1 up to its kernels. The packed factors that these
+get were compared.
 """
 
 from collections.abc import Callable, Iterator
@@ -60,12 +61,15 @@ def _is_legacy(adapter: Adapter) -> bool:
 
 
 def _is_dotted(adapter: Adapter) -> bool:
-    """Whether the names are diffusers' own, of which nothing is dropped on the way."""
+    """Return True if the file has diffusers' own names, which the converter never drops."""
     return any(module.name.prefix == _OWN for module in adapter.modules.values())
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """A tensor of one dimension that is no layer's, which it takes for a difference of a bias."""
+    """Return the error for an unclaimed tensor of one dimension.
+
+    It takes such a tensor for a difference of a bias.
+    """
     if not _is_dotted(adapter):
         return None
     tensors = adapter.checkpoint.tensors
@@ -73,7 +77,7 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _refused_by_compose(adapter: Adapter) -> str | None:
-    """The same of `compose_lora`, which takes no scalars either."""
+    """Return the error of `compose_lora`, which takes no scalars either."""
     tensors = adapter.checkpoint.tensors
     if _is_dotted(adapter) and any(not info.shape and not key.endswith(".alpha") for key, info in tensors.items()):
         return "AssertionError: assert v.ndim == 2"
@@ -82,7 +86,10 @@ def _refused_by_compose(adapter: Adapter) -> str | None:
 
 @OfKindInFile
 def _exceptions(given: Given) -> str | LoadFailure | None:
-    """Nobody tried cores and kernels; and it asks for layers that others need."""
+    """Return the error for a missing layer that this one needs, or "" for untried shapes.
+
+    Nobody tried cores, kernels, and LoHa or LoKr without alpha.
+    """
     name, shapes = given.contribution.algorithm.name, given.contribution.shapes
     if name in ("loha", "lokr") and given.module.alpha is None:
         return ""
@@ -94,7 +101,7 @@ def _exceptions(given: Given) -> str | LoadFailure | None:
 
 
 def _missing(given: Given) -> str | None:
-    """What it raises where a layer that this one needs is not in the file."""
+    """Return the error for a missing layer that this one needs."""
     key, modules = given.module.name.key, given.adapter.modules
     for one, other, says in _NEEDED:
         for end, needed in ((f".{one}", f".{other}"), (f"_{_flat(one)}", f"_{_flat(other)}")):
@@ -108,7 +115,10 @@ def _missing(given: Given) -> str | None:
 
 @OfKindInFile
 def _exceptions_of_compose(given: Given) -> str | LoadFailure | Strangers | None:
-    """Queries without keys or values stop it, and without queries those are passed over."""
+    """Return the error for queries without keys or values.
+
+    Keys and values without queries are ignored silently.
+    """
     key, modules = given.module.name.key, given.adapter.modules
     for parts in _PROJECTIONS:
         own = next((part for part in parts if key.endswith((f".{part}", f"_{part}"))), None)
@@ -124,7 +134,7 @@ def _exceptions_of_compose(given: Given) -> str | LoadFailure | Strangers | None
 
 @OfKind
 def _scale_of_kohya(given: Given) -> float | None:
-    """alpha/rank, but 1 of the last layer."""
+    """Return alpha/rank, but 1 for the last layer."""
     is_last = given.module.name.body.replace("_", ".").endswith(_LAST.replace("_", "."))
     return 1.0 if is_last else alpha_over_rank(given)
 

@@ -37,7 +37,7 @@ _WEIGHTS = f"{PEFT_WEIGHTS}.safetensors"
 
 
 def config_of(adapter: Adapter) -> Mapping[str, Any] | str:
-    """Return the config next to the weights, or the message if there is no such folder."""
+    """Return the config next to the weights, or a message if the folder is another."""
     checkpoint = adapter.checkpoint
     if checkpoint.config is None:
         return f"it finds no {ADAPTER_CONFIG} next to the tensors"

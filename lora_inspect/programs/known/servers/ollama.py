@@ -1,12 +1,14 @@
-"""Ollama: adapters of Llama and Gemma 2 in PEFT's folders or mlx-lm's, which it converts to GGUF for llama.cpp.
+"""Ollama: adapters of Llama and Gemma 2, which it converts to GGUF for llama.cpp.
 
-One whole `lora_alpha` counts, over the rank of each tensor: RS-LoRA, patterns and mlx-lm's own scale are passed over.
-Of Llama it reorders the rows of `lora_A` for queries and keys, where llama.cpp's order asks for those of `lora_B`, so
-that both become another change. It converts whatever else is in a folder, and llama.cpp refuses that, but a tensor of
-one dimension ends the converter for Llama. A base of any other architecture it refuses.
+It takes PEFT's folders or mlx-lm's. One integer `lora_alpha` counts, over the rank of each tensor; it ignores RS-LoRA,
+patterns and mlx-lm's own scale.
 
-Sources: `ConvertAdapter` in `convert/` of Ollama, run with its reader of GGUF on folders for a small model; the
-loading and the product of llama.cpp were read.
+In Llama's queries and keys it reorders the rows of `lora_A`, where llama.cpp's order requires those of `lora_B`. So
+both become another change. It converts everything else in a folder, and llama.cpp refuses that, but a tensor of one
+dimension stops the converter for Llama. It refuses a base of any other architecture.
+
+Sources: `ConvertAdapter` in `convert/` of Ollama, run with its reader of GGUF on folders for a small model. The loading
+and the product of llama.cpp were read.
 """
 
 from lora_inspect.files.strict_json import json_number
@@ -38,7 +40,7 @@ _OTHERS = ("llama-4", "llama4", "vision", "mllama")
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Returns the error of the converter, or of llama.cpp after it."""
+    """Return the error of the converter, or of llama.cpp after it."""
     config = adapter.checkpoint.config
     if config is None:
         return "open adapter_config.json: no such file or directory"
@@ -54,7 +56,7 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _refused_of_llama(adapter: Adapter) -> str | None:
-    """The same of Llama, of which it takes the second side of every tensor."""
+    """Return the same error for Llama; its converter reads the second side of each tensor."""
     refusal = _refused(adapter)
     has_vector = any(len(info.shape) < 2 for info in adapter.checkpoint.tensors.values())
     if refusal and refusal.startswith("LoRA tensor") and has_vector:
@@ -63,14 +65,14 @@ def _refused_of_llama(adapter: Adapter) -> str | None:
 
 
 def _base_of(adapter: Adapter) -> str:
-    """The name of the base in the config, empty without one."""
+    """Return the name of the base in the config, empty without one."""
     config = adapter.checkpoint.config or {}
     name = config.get("base_model_name_or_path") or config.get("model")
     return name if isinstance(name, str) else ""
 
 
 def _finds(adapter: Adapter) -> Finder:
-    """The dense layers of blocks."""
+    """Return a finder of the dense layers of blocks."""
     return lambda given: True if leaf_of(given.module.name.body) in _LAYERS and _is_dense(given) else None
 
 
@@ -80,27 +82,33 @@ def _is_dense(given: Given) -> bool:
 
 @OfKindInFile
 def _exceptions(given: Given) -> str | LoadFailure | None:
-    """It takes factors that are higher than wide for those of mlx-lm, and the other way round."""
+    """Return the error for factors with a rank above a side.
+
+    It takes factors that are higher than wide for mlx-lm's, and the other way round.
+    """
     if _is_turned(given.contribution):
         return LoadFailure(f"LoRA tensor '{given.module.name.key}' has incorrect shape")
     return None
 
 
 def _is_turned(contribution: Contribution) -> bool:
-    """Whether the rank is above a side of the weight."""
+    """Return True if the rank is above a side of the weight."""
     rank = contribution.rank or 0
     return any(side < rank for shape in contribution.shapes.values() for side in shape)
 
 
 @OfKindInFile
 def _exceptions_of_llama(given: Given) -> str | LoadFailure | None:
-    """It also reorders the wrong factor of queries and keys."""
+    """Return MISREADS for queries and keys too: it reorders their wrong factor."""
     return _exceptions(given) or (MISREADS if leaf_of(given.module.name.body) in _SCRAMBLED else None)
 
 
 @OfKindInFile
 def _scale(given: Given) -> float | None:
-    """The alpha of the config, of mlx-lm's parameters first, over the rank of the tensor; 1 where that is 0 or none."""
+    """Return the alpha of the config over the rank of the tensor, 1 without alpha.
+
+    The alpha of mlx-lm's parameters comes first. An alpha of 0 counts as none.
+    """
     config, rank = given.adapter.checkpoint.config or {}, given.contribution.rank
     parameters = config.get("lora_parameters")
     own = json_number(parameters.get("alpha")) if isinstance(parameters, dict) else None
@@ -109,7 +117,7 @@ def _scale(given: Given) -> float | None:
 
 
 def _never_of_llama(adapter: Adapter) -> str | None:
-    """Returns the reason that no conversion takes away."""
+    """Return the problem that no conversion solves."""
     for module in adapter.modules.values():
         if leaf_of(module.name.body) in _SCRAMBLED:
             return f"makes another change of {module.name.body}"
@@ -117,7 +125,10 @@ def _never_of_llama(adapter: Adapter) -> str | None:
 
 
 def _never(adapter: Adapter) -> str | None:
-    """The same of any model: an alpha that is no whole number, and tensors and layers that it does not take."""
+    """Return the problem that no conversion solves, for any model.
+
+    It is an alpha that is no integer above 0, or a tensor or layer that it does not take.
+    """
     alpha = (adapter.checkpoint.config or {}).get("lora_alpha")
     if alpha is not None and (alpha != int(alpha) or alpha <= 0 if isinstance(alpha, (int, float)) else True):
         return "reads no lora_alpha but whole numbers above 0"
@@ -138,13 +149,13 @@ def _loader(of_llama: bool) -> Loader:
     names, title = (_LLAMA, "Llama") if of_llama else (_GEMMA2, "Gemma 2")
 
     def unsure(adapter: Adapter) -> str | None:
-        """A base that its name does not tell to be of the architecture."""
+        """Return the unknown effect on a base without the architecture in its name."""
         base = _base_of(adapter)
         is_named = any(part in base.lower() for part in names) and not any(part in base.lower() for part in _OTHERS)
         return f"its loading on {base}, which may be no {title}," if base and not is_named else None
 
     def needs(adapter: Adapter) -> str | None:
-        """The base, where the config names none."""
+        """Return the required base if the config names none."""
         return None if _base_of(adapter) else f"on a base of {title}, as it refuses most others"
 
     rule = Rule(

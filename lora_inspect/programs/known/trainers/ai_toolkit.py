@@ -1,9 +1,9 @@
-"""ai-toolkit: files to train on from, loaded into a network of the kind, the rank and the alpha that its user sets.
+"""ai-toolkit: files to continue training, loaded into a network of its settings.
 
-It looks every key up in its network, and prints those that are not there. All newer models keep diffusers' dotted
-names, and for these alpha is dropped: the scale is 1. The UNets have kohya's prefix before diffusers' names, at the
-alpha of the settings over the rank. In dotted names it does not find the magnitudes of DoRA again that it saved itself,
-and begins at the norms of the base.
+The user sets the kind, the rank and the alpha. It looks up every key in its network, and prints the missing ones. All
+newer models keep diffusers' dotted names and drop alpha: the scale is 1. The UNets have kohya's prefix before
+diffusers' names, at the alpha of the settings over the rank. In dotted names it does not find the DoRA magnitudes that
+it saved itself, and begins with the norms of the base.
 
 Sources: `load_weights` in `toolkit/network_mixins.py`, `toolkit/lora_special.py` and the models of ai-toolkit, run with
 their renaming on a small model of each family.
@@ -57,7 +57,7 @@ _UNTRAINED: Mapping[str, str] = dict.fromkeys(_SPELLED, UNTRAINED)
 
 
 def _needs(adapter: Adapter) -> str | None:
-    """The settings that are those of the file."""
+    """Return the settings that the file needs."""
     rank = max((one.rank or 0 for one in adapter.contributions), default=0)
     alphas = {one.alpha for one in adapter.contributions if one.alpha is not None}
     is_unet = any(module.name.prefix == _FLAT for module in adapter.modules.values())
@@ -67,7 +67,10 @@ def _needs(adapter: Adapter) -> str | None:
 
 @OfKind
 def _exceptions(given: Given) -> str | None:
-    """Nobody tried kernels, cores and whole factors of LoKr that its own rule would not have made."""
+    """Return "" for shapes that nobody tried.
+
+    These are kernels, cores, and LoKr with a whole or split factor against the program's own rule.
+    """
     shapes = given.contribution.shapes
     if given.contribution.algorithm.name == "lokr" and not {"w1", "w2"} <= shapes.keys():
         is_split = "w1" in shapes and "w2_a" in shapes
@@ -77,7 +80,10 @@ def _exceptions(given: Given) -> str | None:
 
 @OfKind
 def _exceptions_of_unet(given: Given) -> str | None:
-    """It also takes the scale for no part of the norms of DoRA; of LoKr nobody tried factors of a product."""
+    """Return the treatment in a UNet: MISREADS for a magnitude with a scale.
+
+    The norms of DoRA ignore the scale there. Nobody tried LoKr with a factor that is a product.
+    """
     contribution = given.contribution
     magnitude = contribution.magnitude
     if magnitude is not None and magnitude.spelling.suffix == ".magnitude" and contribution.scale != 1.0:
@@ -88,7 +94,10 @@ def _exceptions_of_unet(given: Given) -> str | None:
 
 
 def _scales(adapter: Adapter) -> ScaleRule:
-    """The alpha of the settings, which is that of the first layer here, over their rank, which is the largest."""
+    """Return the scale rule: the alpha of the settings over their rank.
+
+    The alpha is taken from the first layer of the file, and the rank is its largest.
+    """
     ranks = [one.rank for one in adapter.contributions if one.rank]
     alphas = [one.alpha for one in adapter.contributions if one.alpha is not None and one.module is not None]
     has_alpha = any(module.alpha is not None for module in adapter.modules.values())

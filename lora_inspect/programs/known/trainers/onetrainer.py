@@ -1,10 +1,12 @@
-"""OneTrainer: files to train on from, in the names of every trainer, loaded into the modules that its user sets.
+"""OneTrainer: files to continue training, in the names of every trainer.
 
-It renames a file by the one prefix that it finds, and every key has to come out as a layer's. The kind, the rank and
-the layers are those of its settings, and modules that miss a tensor or have another size stop it: here they are set as
-the file has them, one rank for all. Fused layers ask for an output format that fuses too. A flag of RS-LoRA, like any
-other tensor of no adapter that it trains, is refused. It swaps the halves of the last modulation between the original
-names and its own in LoRA's factors, and not in those of LoHa and LoKr.
+It loads a file into the modules that its user sets. It renames a file by the one prefix that it finds, and every key
+must become a layer's. The kind, the rank and the layers are those of its settings. Modules that miss a tensor or have
+another size stop it. The rules here assume settings that match the file, with one rank for all. Fused layers require an
+output format that fuses too. It refuses a flag of RS-LoRA, like any other tensor of no adapter that it trains.
+
+It swaps the halves of the last modulation between the original names and its own. It does so in LoRA's factors, but not
+in those of LoHa and LoKr.
 
 Sources: `modules/util/load_lora_util.py`, `modules/modelLoader/mixin/LoRALoaderMixin.py` and
 `modules/module/LoRAModule.py` of OneTrainer, run with its classes of models on a small model of each family.
@@ -51,7 +53,7 @@ _FAMILIES = ("sd15", *_ORIGINAL, *_AS_DIFFUSERS)
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Returns the error of a module that has another kind or rank than the settings."""
+    """Return the error for a module with another kind or rank than the settings."""
     kinds = {one.algorithm.name for one in adapter.contributions} & {"lora", "loha", "lokr"}
     if len(kinds) > 1:
         return f"{_SIZES}, as the file has {' and '.join(sorted(kinds))}"
@@ -60,14 +62,17 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _needs(adapter: Adapter) -> str | None:
-    """The settings that are those of the file."""
+    """Return the settings that the file needs."""
     rank = max((one.rank or 0 for one in adapter.contributions), default=0)
     return f"with the file's kind, {f'its rank {rank} ' if rank else ''}and its layers in the settings"
 
 
 @OfKind
 def _exceptions(given: Given) -> str | LoadFailure | None:
-    """It asks for the alpha of LoHa and LoKr; nobody tried kernels, and a whole LoKr has the scale of its settings."""
+    """Return the error for LoHa or LoKr without alpha, or for LoKr of other shapes.
+
+    Nobody tried kernels. A whole factor of LoKr has the scale of the settings, so its effect is unknown.
+    """
     name, shapes = given.contribution.algorithm.name, given.contribution.shapes
     if name in ("loha", "lokr") and given.module.alpha is None:
         return LoadFailure(f'{_SIZES} "{given.module.name.key}."')
@@ -81,7 +86,10 @@ def _exceptions(given: Given) -> str | LoadFailure | None:
 
 @OfKind
 def _exceptions_of_original(given: Given) -> str | LoadFailure | None:
-    """It does not swap the halves of other factors than LoRA's."""
+    """Return MISREADS for LoHa or LoKr with halves that it does not swap.
+
+    It only swaps those of LoRA's factors.
+    """
     body = given.module.name.body.replace(".", "_")
     is_swapped = body.endswith("adaLN_modulation_1") and body.startswith("final_layer")
     if is_swapped and given.contribution.algorithm.name in ("loha", "lokr") and given.module.alpha is not None:
