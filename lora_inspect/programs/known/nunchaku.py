@@ -9,8 +9,8 @@ silently. In kohya's names it ignores the alpha of the last layer.
 names of the original layers, and requires queries, keys and values together.
 
 Sources: `nunchaku/lora/flux/` and `update_lora_params` in `nunchaku/models/transformers/transformer_flux.py` of
-nunchaku. They were run with diffusers 0.42.1 at the widths of FLUX.1 up to its kernels. The packed factors that these
-get were compared.
+nunchaku. They were run with diffusers 0.42.1 at the widths of FLUX.1 up to its kernels. The rules come from the packed
+factors that the kernels get.
 """
 
 from collections.abc import Callable, Iterator
