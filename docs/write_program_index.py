@@ -15,7 +15,7 @@ from lora_inspect import programs as registry  # noqa: E402
 from lora_inspect.programs.record import Program  # noqa: E402
 
 TABLE = ROOT / "lora_inspect" / "programs" / "program_index.py"
-HEAD = '''"""What programs the files of `known/` have, written by `python docs/write_program_index.py`."""
+HEAD = '''"""The programs of each file of `known/`, written by `python docs/write_program_index.py`."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What programs the files of `known/` have, written by `python docs/write_program_index.py`."""
+"""The programs of each file of `known/`, written by `python docs/write_program_index.py`."""
 
 from collections.abc import Mapping
 from typing import Any
