@@ -405,6 +405,8 @@ def test_an_open_scale_is_settled_by_an_input(comfy):
         convert(comfy)
     convert(comfy, alpha=2.0, rslora="no", architecture="")
     assert_near(comfy.loras / "new.safetensors", deltas)
+    combine(comfy, alpha=2.0, rslora="no")
+    assert_near(comfy.loras / "sum.safetensors", deltas)
     convert(comfy, alpha=2.0, rslora="yes", architecture="wan", output_name="rs")
     assert_near(comfy.loras / "rs.safetensors", {layer: 2 * delta for layer, delta in deltas.items()})
 
