@@ -39,7 +39,7 @@ read in the source. "Not tested" files are a gap of these pages, not a fault of 
 | Does it apply RS-LoRA, DoRA, LoHa, LoKr or OFT as trained? | [kinds](programs_kinds.md), \
 [in trainers](programs_kinds_trainers.md) |
 | Does it serve a PEFT folder of a language model? | [folders](#peft-folders-of-language-models) |
-| Which message does it print? | [messages](#messages) |
+| Which message does it print? | [messages](programs_messages.md) |
 | How do whole cases go, from the file to the picture? | [cases](programs_cases.md) |
 
 The next table gives the day of each program's last run, or of its reading. It counts the families with any names that
@@ -51,7 +51,7 @@ LEGEND = """
 
 | cell | `compat` says | the program |
 |---|---|---|
-| `=` | same meaning | applies the meaning of the file; `=+`: with an option of its own, named [below](#messages) |
+| `=` | same meaning | applies the meaning of the file; `=+`: with an option of its own, named [here](programs_messages.md) |
 | `x0.5` | wrong strength | applies this share of it; several shares if modules differ |
 | `lost` | DoRA lost | applies plain LoRA without the magnitudes; `lost x0.5` at that scale |
 | `norm` | DoRA wrong | divides the magnitudes by the base's norms, or by those of the other axis |
@@ -89,11 +89,11 @@ FOLDERS_HEAD = """
 The model is of the Llama line. Every dense layer in two blocks is adapted, at rank 4 if no other rank is given.
 
 """
-MESSAGES = """
-## Messages
+MESSAGES = """# Messages of programs that load adapters
 
-The list gives the treatment of unused keys in each program, and the messages that it prints for the files of these
-pages. KEY is a key of the file.
+`lora-inspect compat FILE` shows the message that a program prints for your file. `docs/write_programs.py` writes this
+page. It gives the treatment of unused keys in each program, and its messages for the files of
+[these pages](programs.md). KEY is a key of the file.
 
 """
 # Those that programs for pictures, videos and sound have models of.
@@ -264,10 +264,11 @@ def pages() -> dict[str, str]:
         names = {end: [line for one in own for line in names_of(judged, one)] for end, own in apart.items()}
         kinds = {end: list(kinds_of(judged, own)) for end, own in apart.items()}
         folders = folders_of(judged)
-    parts = ((HEAD, counts_of(judged)), (LEGEND, ()), (FOLDERS_HEAD, folders), (MESSAGES, messages_of(judged)))
+    parts = ((HEAD, counts_of(judged)), (LEGEND, ()), (FOLDERS_HEAD, folders))
     who = {"": "every program", "_trainers": "every trainer"}
     return {
         "programs.md": "".join(_lines(head, lines) for head, lines in parts),
+        "programs_messages.md": _lines(MESSAGES, messages_of(judged)),
         **{f"programs_names{end}.md": _lines(NAMES.format(who=who[end]), own) for end, own in names.items()},
         **{f"programs_kinds{end}.md": _lines(KINDS_HEAD.format(who=who[end]), own) for end, own in kinds.items()},
     }
