@@ -17,7 +17,9 @@ from lora_inspect.programs.record import (
     LEAVES,
     MISREADS,
     READ,
+    RUN,
     SLICED,
+    TEXT_ENCODERS,
     UNTRAINED,
     WARNS,
     Given,
@@ -37,6 +39,9 @@ from lora_inspect.schemes import SCHEMES
 
 _OWN, _COMFYUI, _FLAT = "transformer.", "diffusion_model.", "lora_unet_"
 _UNETS = ("sd15", "sdxl")
+# The prefixes of CLIP's layers, of which a UNet is trained with.
+_CLIP: Mapping[str, tuple[str, ...]] = {"sd15": ("lora_te_",), "sdxl": ("lora_te1_", "lora_te2_")}
+_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "text_encoder.", "text_encoder_2.", "text_encoder_3.")
 # The layouts that it finds of a family, and the prefixes before their names.
 _NAMES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **dict.fromkeys(_UNETS, (("diffusers",), (_FLAT,))),
@@ -67,12 +72,18 @@ def _needs(adapter: Adapter) -> str | None:
 
 @OfKind
 def _exceptions(given: Given) -> str | None:
-    """Nobody tried kernels, cores and whole factors of LoKr that its own rule would not have made."""
-    shapes = given.contribution.shapes
-    if given.contribution.algorithm.name == "lokr" and not {"w1", "w2"} <= shapes.keys():
-        is_split = "w1" in shapes and "w2_a" in shapes
-        return None if is_split and 2 * shapes["w2_a"][1] < max(shapes["w2_a"][0], shapes["w2_b"][1]) else ""
-    return "" if "mid" in shapes or any(len(shape) > 2 for shape in shapes.values()) else None
+    """Nobody tried kernels of LoKr, cores, and factors of LoKr that its own rule would not have made."""
+    name, shapes = given.contribution.algorithm.name, given.contribution.shapes
+    if name == "lora":
+        return "" if "mid" in shapes or any(len(shape) not in (2, 4) for shape in shapes.values()) else None
+    if name != "lokr":
+        return None
+    if any(len(shape) > 2 for shape in shapes.values()):
+        return ""
+    if {"w1", "w2"} <= shapes.keys():
+        return None
+    is_split = "w1" in shapes and "w2_a" in shapes
+    return None if is_split and 2 * shapes["w2_a"][1] < max(shapes["w2_a"][0], shapes["w2_b"][1]) else ""
 
 
 @OfKind
@@ -115,6 +126,9 @@ def _rules(family: str) -> Iterator[Rule]:
     yield Rule(prefixes=prefixes, dialects=(INFIXED, SLICED), by=READ)
     own = _IN_UNETS if family in _UNETS else _LOADED._replace(magnitudes={**_UNTRAINED, ".magnitude output": UNTRAINED})
     yield own._replace(layouts=layouts, prefixes=prefixes)
+    if family in _CLIP:
+        yield own._replace(layouts=("text_model.encoder.layers.{i}",), prefixes=_CLIP[family], kinds={"lora": COMPUTES})
+    yield Rule(prefixes=_ENCODERS, layouts=(TEXT_ENCODERS,), by=RUN if family in _CLIP else READ)
     # Its names of a UNet's original layers are in no file of its own.
     yield Rule(prefixes=prefixes, layouts=("original", "comfyui", "diffusers"))
     others = tuple(prefix for prefix in _PREFIXES if prefix not in (*prefixes, "lycoris_") and "text" not in prefix)

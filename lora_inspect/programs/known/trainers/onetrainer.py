@@ -62,21 +62,27 @@ def _refused(adapter: Adapter) -> str | None:
 def _needs(adapter: Adapter) -> str | None:
     """The settings that are those of the file."""
     rank = max((one.rank or 0 for one in adapter.contributions), default=0)
-    return f"with the file's kind, {f'its rank {rank} ' if rank else ''}and its layers in the settings"
+    whole = next((one.alpha for one in adapter.contributions if {"w1", "w2"} <= one.shapes.keys() and one.alpha), None)
+    size = f"its rank {rank} " if rank else f"a dimension of {whole:g} " if whole else ""
+    return f"with the file's kind, {size}and its layers in the settings"
 
 
 @OfKind
 def _exceptions(given: Given) -> str | LoadFailure | None:
-    """It asks for the alpha of LoHa and LoKr; nobody tried kernels, and a whole LoKr has the scale of its settings."""
+    """It asks for the alpha of LoHa and LoKr; nobody tried kernels of these, and of LoRA but those of images."""
     name, shapes = given.contribution.algorithm.name, given.contribution.shapes
     if name in ("loha", "lokr") and given.module.alpha is None:
         return LoadFailure(f'{_SIZES} "{given.module.name.key}."')
+    # The alpha of two whole factors is over a dimension of the settings.
+    if name == "lokr" and {"w1", "w2"} <= shapes.keys():
+        return None if (given.contribution.alpha or 0.5).is_integer() else ""
     if name == "lokr" and ("w1" not in shapes or "w2_a" not in shapes):
         return ""
     # It has a whole second factor where the rank is not below half of its larger side.
     if name == "lokr" and 2 * shapes["w2_a"][1] >= max(shapes["w2_a"][0], shapes["w2_b"][1]):
         return LoadFailure(f'{_SIZES} "{given.module.name.key}."')
-    return "" if "mid" in shapes or any(len(shape) > 2 for shape in shapes.values()) else None
+    sides = {len(shape) for shape in shapes.values()}
+    return "" if "mid" in shapes or not sides <= ({2, 4} if name == "lora" else {2}) else None
 
 
 @OfKind
@@ -119,6 +125,7 @@ def _rules(family: str) -> Iterator[Rule]:
         yield original._replace(prefixes=("lycoris_", *_BARE, own), by=READ)
         yield unnamed._replace(layouts=("diffusers",), prefixes=(of_comfyui,))
     elif family == "sd15":
+        yield _LOADED._replace(layouts=("original",), prefixes=(of_comfyui,))
         yield unnamed._replace(layouts=("diffusers",), prefixes=(of_comfyui,))
     else:
         yield unnamed._replace(layouts=("diffusers",), prefixes=("lora_transformer_",), says=_SIZES)
@@ -126,6 +133,10 @@ def _rules(family: str) -> Iterator[Rule]:
         yield unnamed._replace(layouts=("original",), prefixes=("lora_unet_", of_comfyui))
     if family == "hunyuan_video":
         yield unnamed._replace(layouts=("comfyui",), prefixes=(of_comfyui,))
+    if family in _ORIGINAL:
+        yield unnamed._replace(prefixes=("oft_unet_",), by=READ)
+    yield unnamed._replace(layouts=("xlabs",), says=_NO_KIND, by=READ)
+    yield unnamed._replace(prefixes=("lora_te3_",), by=READ)
     if family in _CLIP:
         yield _LOADED._replace(layouts=("text_model.encoder.layers.{i}",), prefixes=_CLIP[family])
     if family in _OTHERS:
