@@ -307,17 +307,6 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
     ),
     "servers.ollama": (
         ("ollama", "Ollama", "2026-08-21", {"": "peft"}, True, False, "2026-12-01", {}, ((("llm",), (), False),)),
-        (
-            "ollama-gemma2",
-            "Ollama (Gemma 2)",
-            "2026-08-21",
-            {"": "peft"},
-            True,
-            False,
-            "2026-12-01",
-            {},
-            ((("llm",), (), False),),
-        ),
     ),
     "servers.sglang": (
         ("sglang", "SGLang", "0.5.23", {"": "peft"}, True, False, "2026-11-26", {}, ((("llm",), (), False),)),

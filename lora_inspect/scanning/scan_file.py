@@ -60,7 +60,7 @@ OPEN = "open"
 _ASIDE = (
     *("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge"),
     *("ai-toolkit", "onetrainer", "nunchaku-compose", "wanvideo-unmerged"),
-    *("ollama", "ollama-gemma2", "tgi"),
+    *("ollama", "tgi"),
 )
 # Those that most people know are named first.
 _FIRST = ("comfyui", "diffusers", "forge", "a1111", "peft", "llama-cpp", "vllm")

@@ -80,7 +80,7 @@ def test_programs_without_models_of_the_family_are_named_in_a_line(run, fixtures
     names = line.removeprefix("not for such models: ").removesuffix(" (--all shows them)").split(", ")
     assert names == [
         "a1111", "forge", "llama-cpp", "lmdeploy", "mlx-lm", "nunchaku", "nunchaku-compose", "ollama",
-        "ollama-gemma2", "onetrainer", "sd-scripts", "sd-scripts-flux-merge", "sd-scripts-sdxl-merge", "sglang",
+        "onetrainer", "sd-scripts", "sd-scripts-flux-merge", "sd-scripts-sdxl-merge", "sglang",
         "tgi", "vllm",
     ]  # fmt: skip
     assert not any(row.startswith("vllm ") for row in shown.splitlines())

@@ -15,6 +15,7 @@ from lora_inspect.programs.verdict import OTHER, REFUSED, SAME, STRENGTH, UNTEST
 
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore")]
 
+LLAMA, GEMMA = "meta-llama/Llama-3.2-1B", "google/gemma-2-2b-it"
 # On a Gemma 2, by kind: the verdict and the factors.
 SEEN = {
     "plain": (SAME, {1.0: 14}),
@@ -32,12 +33,12 @@ VECTORS = ("dora", "unknown key")
 
 @pytest.fixture
 def judged(tmp_path):
-    def judge(kind, program, config=None):
+    def judge(kind, base, config=lambda own: own):
         folder = peft_kinds.make("LlamaForCausalLM", kind, tmp_path / "adapter")
-        if config is not None:
-            file = folder.path / peft_kinds.CONFIG
-            file.write_text(json.dumps(config(json.loads(file.read_text()))))
-        return compat(str(folder.path), program).verdicts[0]
+        file = folder.path / peft_kinds.CONFIG
+        own = {**json.loads(file.read_text()), "base_model_name_or_path": base}
+        file.write_text(json.dumps(config(own)))
+        return compat(str(folder.path), "ollama").verdicts[0]
 
     return judge
 
@@ -46,7 +47,7 @@ def judged(tmp_path):
 @pytest.mark.slow
 def test_the_verdicts_on_gemma_2_are_what_was_seen(judged, kind):
     verdict, factors = SEEN[kind]
-    found = judged(peft_kinds.KINDS[kind], "ollama-gemma2")
+    found = judged(peft_kinds.KINDS[kind], GEMMA)
     assert found.verdict == verdict
     assert factors is None or {round(factor, 3): count for factor, count in found.factors.items()} == factors
 
@@ -54,7 +55,7 @@ def test_the_verdicts_on_gemma_2_are_what_was_seen(judged, kind):
 @pytest.mark.parametrize("kind", VECTORS)
 @pytest.mark.slow
 def test_a_tensor_of_one_dimension_ends_the_converter_for_llama(judged, kind):
-    found = judged(peft_kinds.KINDS[kind], "ollama")
+    found = judged(peft_kinds.KINDS[kind], LLAMA)
     assert (found.verdict, found.says) == (REFUSED, "panic: runtime error: index out of range [1] with length 1")
 
 
@@ -63,25 +64,28 @@ def test_a_tensor_of_one_dimension_ends_the_converter_for_llama(judged, kind):
     [(("q_proj",), OTHER), (("v_proj", "k_proj"), OTHER), (("v_proj", "o_proj", "gate_proj", "up_proj"), SAME)],
 )
 def test_queries_and_keys_of_llama_become_another_change(judged, leaves, verdict):
-    found = judged(peft_kinds.Kind({"target_modules": list(leaves)}), "ollama")
+    found = judged(peft_kinds.Kind({"target_modules": list(leaves)}), LLAMA)
     assert (found.verdict, found.fix) == (verdict, None)
 
 
 def test_an_alpha_with_a_point_is_refused(judged):
-    found = judged(peft_kinds.Kind(), "ollama-gemma2", lambda config: {**config, "lora_alpha": 6.0})
+    found = judged(peft_kinds.Kind(), GEMMA, lambda config: {**config, "lora_alpha": 6.0})
     assert "cannot unmarshal number 6.0" in found.says
 
 
-def test_a_base_of_another_name_leaves_it_open(judged):
-    found = judged(
-        peft_kinds.Kind(), "ollama-gemma2", lambda config: {**config, "base_model_name_or_path": "Qwen/Qwen3-8B"}
-    )
-    assert found.verdict == UNTESTED
-    assert "Qwen/Qwen3-8B" in found.says
+def test_a_base_of_another_architecture_is_refused(judged):
+    found = judged(peft_kinds.Kind(), "Qwen/Qwen3-8B")
+    assert (found.verdict, found.says, found.fix) == (REFUSED, "unsupported architecture", None)
+
+
+def test_without_a_name_of_the_base_queries_are_open(judged):
+    assert judged(peft_kinds.Kind(), None).verdict == UNTESTED
+    found = judged(peft_kinds.Kind({"target_modules": ["v_proj"]}), None)
+    assert (found.verdict, found.says) == (SAME, "on a base of Llama or Gemma 2, as it refuses all others")
 
 
 def test_the_scale_of_mlx_is_not_read(tmp_path, judged):
-    judged(peft_kinds.Kind(), "ollama-gemma2")
+    judged(peft_kinds.Kind(), GEMMA)
     own = load_file(tmp_path / "adapter" / peft_kinds.WEIGHTS)
     folder = tmp_path / "mlx"
     folder.mkdir()
@@ -91,15 +95,15 @@ def test_the_scale_of_mlx_is_not_read(tmp_path, judged):
     }
     save_file(renamed, folder / "adapters.safetensors")
     parameters = {"rank": 4, "dropout": 0.0, "scale": 1.5}
-    config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
+    config = {"model": GEMMA, "fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
     (folder / peft_kinds.CONFIG).write_text(json.dumps(config))
-    (found,) = compat(str(folder), "ollama-gemma2").verdicts
+    (found,) = compat(str(folder), "ollama").verdicts
     assert (found.verdict, round(found.factor, 3)) == (STRENGTH, 0.667)
 
 
 def test_convert_writes_one_whole_alpha(judged, tmp_path, run):
-    judged(peft_kinds.Kind({"use_rslora": True}), "ollama-gemma2")
-    ended = run("convert", tmp_path / "adapter", "--to", "ollama-gemma2", "-o", tmp_path / "made")
+    judged(peft_kinds.Kind({"use_rslora": True}), GEMMA)
+    ended = run("convert", tmp_path / "adapter", "--to", "ollama", "-o", tmp_path / "made")
     assert ended.status == 0
     config = json.loads((tmp_path / "made" / peft_kinds.CONFIG).read_text())
     assert (config["lora_alpha"], config["r"], type(config["lora_alpha"])) == (12, 4, int)

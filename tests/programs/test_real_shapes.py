@@ -29,7 +29,6 @@ MOST_UNKNOWN = {
     "nunchaku": 0,
     "nunchaku-compose": 0,
     "ollama": 0,
-    "ollama-gemma2": 0,
     "onetrainer": 0,
     "peft": 0,
     "sd-scripts": 0,

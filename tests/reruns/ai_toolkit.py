@@ -90,8 +90,12 @@ def _settings(tensors: Weights) -> dict[str, Any]:
     if found["network_type"] == "lokr" and not ranks:
         ranks = [1_000_000]
     found["lora_dim"] = max(ranks, default=4)
+    if any(tensor.ndim == 4 for tensor in tensors.values()):
+        found["conv_lora_dim"] = found["lora_dim"]
     alphas = [float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")]
     found["alpha"] = alphas[0] if alphas else found["lora_dim"]
+    if "conv_lora_dim" in found:
+        found["conv_alpha"] = found["alpha"]
     return found
 
 

@@ -96,7 +96,7 @@ def test_states_agree_with_compat(fixtures):
     aside = (
         *("comfyui-0.3.64", "lycoris", "lycoris-merge", "musubi-networks", "sd-scripts-flux-merge"),
         *("ai-toolkit", "onetrainer", "nunchaku-compose", "wanvideo-unmerged"),
-        *("ollama", "ollama-gemma2", "tgi"),
+        *("ollama", "tgi"),
     )
     seen = set()
     for path in find_checkpoints(str(fixtures)):

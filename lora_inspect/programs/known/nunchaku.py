@@ -149,11 +149,12 @@ def _rules(exceptions: _Exceptions, composes: bool) -> Iterator[Rule]:
         magnitudes=MAGNITUDES_LEFT,
         says=_NO_FACTORS,
     )
-    yield Rule(dialects=(INFIXED, SLICED), kinds={"": ""})
+    yield Rule(dialects=(INFIXED,), kinds={"lora": LEAVES})
+    yield Rule(dialects=(SLICED,), kinds={"": ""})
     yield Rule(
         prefixes=("text_encoder.", "text_encoder_2.", "lora_te1_", "lora_te2_", "lora_te3_"),
         layouts=(TEXT_ENCODERS,),
-        kinds={"": ""} if composes else {"": FAILS},
+        kinds={"": FAILS},
         says="KeyError: 'text_encoder...'",
     )
     in_diffusers = loaded._replace(layouts=("diffusers",))
@@ -172,6 +173,7 @@ def _rules(exceptions: _Exceptions, composes: bool) -> Iterator[Rule]:
     yield in_original._replace(prefixes=("diffusion_model.",), dialects=("kohya",), kinds={"lora": COMPUTES})
     yield in_original._replace(prefixes=("diffusion_model.",), dialects=("peft",), kinds={"lora": LEAVES})
     yield in_original._replace(prefixes=("",), alpha=False, kinds={"lora": LEAVES})
+    yield loaded._replace(layouts=("xlabs",), prefixes=("", "diffusion_model."), alpha=False, kinds={"lora": COMPUTES})
     if not composes:
         yield loaded._replace(prefixes=(_PEFT,), kinds={"lora": LEAVES})
         return

@@ -1,14 +1,12 @@
-"""Ollama: adapters of Llama and Gemma 2, which it converts to GGUF for llama.cpp.
+"""Ollama: adapters of Llama and Gemma 2 in PEFT's folders or mlx-lm's, which it converts to GGUF for llama.cpp.
 
-It takes PEFT's folders or mlx-lm's. One integer `lora_alpha` counts, over the rank of each tensor; it ignores RS-LoRA,
-patterns and mlx-lm's own scale.
+One whole `lora_alpha` counts, over the rank of each tensor: RS-LoRA, patterns and mlx-lm's own scale are passed over.
+Of Llama it reorders the rows of `lora_A` for queries and keys, where llama.cpp's order asks for those of `lora_B`, so
+that both become another change. It converts whatever else is in a folder, and llama.cpp refuses that, but a tensor of
+one dimension ends the converter for Llama. A base of any other architecture it refuses.
 
-In Llama's queries and keys it reorders the rows of `lora_A`, where llama.cpp's order requires those of `lora_B`. So
-both become another change. It converts everything else in a folder, and llama.cpp refuses that, but a tensor of one
-dimension stops the converter for Llama. It refuses a base of any other architecture.
-
-Sources: `ConvertAdapter` in `convert/` of Ollama, run with its reader of GGUF on folders for a small model. The loading
-and the product of llama.cpp were read.
+Sources: `ConvertAdapter` in `convert/` of Ollama, run with its reader of GGUF on folders for a small model; the
+loading and the product of llama.cpp were read.
 """
 
 from lora_inspect.files.strict_json import json_number
@@ -34,45 +32,48 @@ _SCRAMBLED = ("q_proj", "k_proj")
 _FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_a", ".lora_b")
 _READS = ("F32", "F16", "BF16")
 _LARGEST = 2**32
-# Parts of names of bases, in small letters, of each architecture, and those of others that have them too.
-_LLAMA, _GEMMA2 = ("llama",), ("gemma-2-", "gemma2", "gemma-2b-2")
-_OTHERS = ("llama-4", "llama4", "vision", "mllama")
+# Parts of the names of bases, in small letters, of its two architectures, and of those that it refuses.
+_NAMED = {
+    "other": ("vision", "llama-4", "llama4"),
+    "llama": ("llama",),
+    "gemma2": ("gemma-2-", "gemma2", "gemma-2b-2"),
+    "others": ("qwen", "mistral", "mixtral", "phi-", "phi3", "gemma", "deepseek", "granite", "starcoder", "minicpm"),
+}
+_UNSUPPORTED = "unsupported architecture"
+
+
+def _architecture(adapter: Adapter) -> str:
+    """The architecture that the name of the base in the config tells: "llama", "gemma2", another, or empty."""
+    config = adapter.checkpoint.config or {}
+    name = config.get("base_model_name_or_path") or config.get("model")
+    name = name.lower() if isinstance(name, str) else ""
+    return next((one for one, parts in _NAMED.items() if any(part in name for part in parts)), "")
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Return the error of the converter, or of llama.cpp after it."""
+    """Returns the error of the converter, or of llama.cpp after it."""
     config = adapter.checkpoint.config
     if config is None:
         return "open adapter_config.json: no such file or directory"
     alpha = config.get("lora_alpha")
     if alpha is not None and not (type(alpha) is int and 0 <= alpha < _LARGEST):
         return f"json: cannot unmarshal number {alpha} into Go struct field AdapterParameters.lora_alpha of type uint32"
-    for key, info in adapter.checkpoint.tensors.items():
+    architecture = _architecture(adapter)
+    if architecture not in ("llama", "gemma2", ""):
+        return _UNSUPPORTED
+    tensors = adapter.checkpoint.tensors
+    for key, info in tensors.items():
         if info.dtype not in _READS:
             return f"unknown data type: {info.dtype}"
         if not key.endswith(_FACTORS):
+            if architecture == "llama" and any(len(other.shape) < 2 for other in tensors.values()):
+                return "panic: runtime error: index out of range [1] with length 1"
             return f"LoRA tensor '{key}' has unexpected suffix"
     return None
 
 
-def _refused_of_llama(adapter: Adapter) -> str | None:
-    """Return the same error for Llama; its converter reads the second side of each tensor."""
-    refusal = _refused(adapter)
-    has_vector = any(len(info.shape) < 2 for info in adapter.checkpoint.tensors.values())
-    if refusal and refusal.startswith("LoRA tensor") and has_vector:
-        return "panic: runtime error: index out of range [1] with length 1"
-    return refusal
-
-
-def _base_of(adapter: Adapter) -> str:
-    """Return the name of the base in the config, empty without one."""
-    config = adapter.checkpoint.config or {}
-    name = config.get("base_model_name_or_path") or config.get("model")
-    return name if isinstance(name, str) else ""
-
-
 def _finds(adapter: Adapter) -> Finder:
-    """Return a finder of the dense layers of blocks."""
+    """The dense layers of blocks."""
     return lambda given: True if leaf_of(given.module.name.body) in _LAYERS and _is_dense(given) else None
 
 
@@ -82,33 +83,23 @@ def _is_dense(given: Given) -> bool:
 
 @OfKindInFile
 def _exceptions(given: Given) -> str | LoadFailure | None:
-    """Return the error for factors with a rank above a side.
-
-    It takes factors that are higher than wide for mlx-lm's, and the other way round.
-    """
+    """It takes factors by their longer side, and reorders the wrong one of queries and keys of Llama."""
     if _is_turned(given.contribution):
         return LoadFailure(f"LoRA tensor '{given.module.name.key}' has incorrect shape")
-    return None
+    if leaf_of(given.module.name.body) not in _SCRAMBLED:
+        return None
+    return {"llama": MISREADS, "": ""}.get(_architecture(given.adapter))
 
 
 def _is_turned(contribution: Contribution) -> bool:
-    """Return True if the rank is above a side of the weight."""
+    """Whether the rank is above a side of the weight."""
     rank = contribution.rank or 0
     return any(side < rank for shape in contribution.shapes.values() for side in shape)
 
 
 @OfKindInFile
-def _exceptions_of_llama(given: Given) -> str | LoadFailure | None:
-    """Return MISREADS for queries and keys too: it reorders their wrong factor."""
-    return _exceptions(given) or (MISREADS if leaf_of(given.module.name.body) in _SCRAMBLED else None)
-
-
-@OfKindInFile
 def _scale(given: Given) -> float | None:
-    """Return the alpha of the config over the rank of the tensor, 1 without alpha.
-
-    The alpha of mlx-lm's parameters comes first. An alpha of 0 counts as none.
-    """
+    """The alpha of the config, of mlx-lm's parameters first, over the rank of the tensor; 1 where that is 0 or none."""
     config, rank = given.adapter.checkpoint.config or {}, given.contribution.rank
     parameters = config.get("lora_parameters")
     own = json_number(parameters.get("alpha")) if isinstance(parameters, dict) else None
@@ -116,19 +107,10 @@ def _scale(given: Given) -> float | None:
     return alpha / rank if alpha and rank else 1.0
 
 
-def _never_of_llama(adapter: Adapter) -> str | None:
-    """Return the problem that no conversion solves."""
-    for module in adapter.modules.values():
-        if leaf_of(module.name.body) in _SCRAMBLED:
-            return f"makes another change of {module.name.body}"
-    return _never(adapter)
-
-
 def _never(adapter: Adapter) -> str | None:
-    """Return the problem that no conversion solves, for any model.
-
-    It is an alpha that is no integer above 0, or a tensor or layer that it does not take.
-    """
+    """Returns the reason that no conversion takes away."""
+    if (architecture := _architecture(adapter)) not in ("llama", "gemma2", ""):
+        return "refuses a base of that architecture"
     alpha = (adapter.checkpoint.config or {}).get("lora_alpha")
     if alpha is not None and (alpha != int(alpha) or alpha <= 0 if isinstance(alpha, (int, float)) else True):
         return "reads no lora_alpha but whole numbers above 0"
@@ -140,56 +122,48 @@ def _never(adapter: Adapter) -> str | None:
         path = contribution.module.body
         if leaf_of(path) not in _LAYERS:
             return f"refuses a file with {path}"
+        if architecture != "gemma2" and leaf_of(path) in _SCRAMBLED:
+            return f"makes another change of {path} on a Llama"
         if _is_turned(contribution):
             return f"refuses a rank above a side of {path}"
     return None
 
 
-def _loader(of_llama: bool) -> Loader:
-    names, title = (_LLAMA, "Llama") if of_llama else (_GEMMA2, "Gemma 2")
-
-    def unsure(adapter: Adapter) -> str | None:
-        """Return the unknown effect on a base without the architecture in its name."""
-        base = _base_of(adapter)
-        is_named = any(part in base.lower() for part in names) and not any(part in base.lower() for part in _OTHERS)
-        return f"its loading on {base}, which may be no {title}," if base and not is_named else None
-
-    def needs(adapter: Adapter) -> str | None:
-        """Return the required base if the config names none."""
-        return None if _base_of(adapter) else f"on a base of {title}, as it refuses most others"
-
-    rule = Rule(
-        layouts=("hf",),
-        finds=_finds,
-        exceptions=_exceptions_of_llama if of_llama else _exceptions,
-        scale=_scale,
-        magnitudes=dict.fromkeys((".lora_magnitude_vector output", ".lora_magnitude_vector.weight output"), FAILS),
-        says="LoRA tensor does not exist in base model",
-    )
-    return Loader(
-        families=("llm",),
-        rules=(
-            rule._replace(prefixes=("base_model.model.", ""), dialects=("peft",), kinds={"lora": COMPUTES, "": FAILS}),
-            rule._replace(dialects=("mlx",), kinds={"mlx": COMPUTES, "": FAILS}),
-            Rule(kinds={"": FAILS}, says="LoRA tensor does not exist in base model"),
-        ),
-        strangers=Strangers(FAILS, "LoRA tensor has unexpected suffix"),
-        refuses=_refused_of_llama if of_llama else _refused,
-        never=_never_of_llama if of_llama else _never,
-        needs=needs,
-        unsure=unsure,
-    )
+_MAGNITUDES = dict.fromkeys((".lora_magnitude_vector output", ".lora_magnitude_vector.weight output"), FAILS)
 
 
-_LLAMA_BASES = Program(
+def _needs(adapter: Adapter) -> str | None:
+    """The base, where its name does not tell the architecture."""
+    return None if _architecture(adapter) else "on a base of Llama or Gemma 2, as it refuses all others"
+
+
+_NO_LAYER = "LoRA tensor does not exist in base model"
+_FILE = Rule(
+    layouts=("hf",), finds=_finds, exceptions=_exceptions, scale=_scale, magnitudes=_MAGNITUDES, says=_NO_LAYER
+)
+
+PROGRAM = Program(
     name="ollama",
     title="Ollama",
     version="2026-08-21",
     ran="2026-12-01",
     sets_multiplier=False,
-    loaders=(_loader(True),),
+    loaders=(
+        Loader(
+            families=("llm",),
+            rules=(
+                _FILE._replace(
+                    prefixes=("base_model.model.", ""), dialects=("peft",), kinds={"lora": COMPUTES, "": FAILS}
+                ),
+                _FILE._replace(dialects=("mlx",), kinds={"mlx": COMPUTES, "": FAILS}),
+                Rule(kinds={"": FAILS}, says=_NO_LAYER),
+            ),
+            strangers=Strangers(FAILS, "LoRA tensor has unexpected suffix"),
+            refuses=_refused,
+            never=_never,
+            needs=_needs,
+        ),
+    ),
     schemes={"": "peft"},
     uniform=True,
 )
-_GEMMA2_BASES = _LLAMA_BASES._replace(name="ollama-gemma2", title="Ollama (Gemma 2)", loaders=(_loader(False),))
-PROGRAMS = (_LLAMA_BASES, _GEMMA2_BASES)

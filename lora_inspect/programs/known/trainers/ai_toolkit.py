@@ -1,9 +1,9 @@
-"""ai-toolkit: files to continue training, loaded into a network of its settings.
+"""ai-toolkit: files to train on from, loaded into a network of the kind, the rank and the alpha that its user sets.
 
-The user sets the kind, the rank and the alpha. It looks up every key in its network, and prints the missing ones. All
-newer models keep diffusers' dotted names and drop alpha: the scale is 1. The UNets have kohya's prefix before
-diffusers' names, at the alpha of the settings over the rank. In dotted names it does not find the DoRA magnitudes that
-it saved itself, and begins with the norms of the base.
+It looks every key up in its network, and prints those that are not there. All newer models keep diffusers' dotted
+names, and for these alpha is dropped: the scale is 1. The UNets have kohya's prefix before diffusers' names, at the
+alpha of the settings over the rank. In dotted names it does not find the magnitudes of DoRA again that it saved itself,
+and begins at the norms of the base.
 
 Sources: `load_weights` in `toolkit/network_mixins.py`, `toolkit/lora_special.py` and the models of ai-toolkit, run with
 their renaming on a small model of each family.
@@ -17,7 +17,9 @@ from lora_inspect.programs.record import (
     LEAVES,
     MISREADS,
     READ,
+    RUN,
     SLICED,
+    TEXT_ENCODERS,
     UNTRAINED,
     WARNS,
     Given,
@@ -37,6 +39,9 @@ from lora_inspect.schemes import SCHEMES
 
 _OWN, _COMFYUI, _FLAT = "transformer.", "diffusion_model.", "lora_unet_"
 _UNETS = ("sd15", "sdxl")
+# The prefixes of CLIP's layers, of which a UNet is trained with.
+_CLIP: Mapping[str, tuple[str, ...]] = {"sd15": ("lora_te_",), "sdxl": ("lora_te1_", "lora_te2_")}
+_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "text_encoder.", "text_encoder_2.", "text_encoder_3.")
 # The layouts that it finds of a family, and the prefixes before their names.
 _NAMES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **dict.fromkeys(_UNETS, (("diffusers",), (_FLAT,))),
@@ -57,7 +62,7 @@ _UNTRAINED: Mapping[str, str] = dict.fromkeys(_SPELLED, UNTRAINED)
 
 
 def _needs(adapter: Adapter) -> str | None:
-    """Return the settings that the file needs."""
+    """The settings that are those of the file."""
     rank = max((one.rank or 0 for one in adapter.contributions), default=0)
     alphas = {one.alpha for one in adapter.contributions if one.alpha is not None}
     is_unet = any(module.name.prefix == _FLAT for module in adapter.modules.values())
@@ -67,23 +72,23 @@ def _needs(adapter: Adapter) -> str | None:
 
 @OfKind
 def _exceptions(given: Given) -> str | None:
-    """Return "" for shapes that nobody tried.
-
-    These are kernels, cores, and LoKr with a whole or split factor against the program's own rule.
-    """
-    shapes = given.contribution.shapes
-    if given.contribution.algorithm.name == "lokr" and not {"w1", "w2"} <= shapes.keys():
-        is_split = "w1" in shapes and "w2_a" in shapes
-        return None if is_split and 2 * shapes["w2_a"][1] < max(shapes["w2_a"][0], shapes["w2_b"][1]) else ""
-    return "" if "mid" in shapes or any(len(shape) > 2 for shape in shapes.values()) else None
+    """Nobody tried kernels of LoKr, cores, and factors of LoKr that its own rule would not have made."""
+    name, shapes = given.contribution.algorithm.name, given.contribution.shapes
+    if name == "lora":
+        return "" if "mid" in shapes or any(len(shape) not in (2, 4) for shape in shapes.values()) else None
+    if name != "lokr":
+        return None
+    if any(len(shape) > 2 for shape in shapes.values()):
+        return ""
+    if {"w1", "w2"} <= shapes.keys():
+        return None
+    is_split = "w1" in shapes and "w2_a" in shapes
+    return None if is_split and 2 * shapes["w2_a"][1] < max(shapes["w2_a"][0], shapes["w2_b"][1]) else ""
 
 
 @OfKind
 def _exceptions_of_unet(given: Given) -> str | None:
-    """Return the treatment in a UNet: MISREADS for a magnitude with a scale.
-
-    The norms of DoRA ignore the scale there. Nobody tried LoKr with a factor that is a product.
-    """
+    """It also takes the scale for no part of the norms of DoRA; of LoKr nobody tried factors of a product."""
     contribution = given.contribution
     magnitude = contribution.magnitude
     if magnitude is not None and magnitude.spelling.suffix == ".magnitude" and contribution.scale != 1.0:
@@ -94,10 +99,7 @@ def _exceptions_of_unet(given: Given) -> str | None:
 
 
 def _scales(adapter: Adapter) -> ScaleRule:
-    """Return the scale rule: the alpha of the settings over their rank.
-
-    The alpha is taken from the first layer of the file, and the rank is its largest.
-    """
+    """The alpha of the settings, which is that of the first layer here, over their rank, which is the largest."""
     ranks = [one.rank for one in adapter.contributions if one.rank]
     alphas = [one.alpha for one in adapter.contributions if one.alpha is not None and one.module is not None]
     has_alpha = any(module.alpha is not None for module in adapter.modules.values())
@@ -124,6 +126,9 @@ def _rules(family: str) -> Iterator[Rule]:
     yield Rule(prefixes=prefixes, dialects=(INFIXED, SLICED), by=READ)
     own = _IN_UNETS if family in _UNETS else _LOADED._replace(magnitudes={**_UNTRAINED, ".magnitude output": UNTRAINED})
     yield own._replace(layouts=layouts, prefixes=prefixes)
+    if family in _CLIP:
+        yield own._replace(layouts=("text_model.encoder.layers.{i}",), prefixes=_CLIP[family], kinds={"lora": COMPUTES})
+    yield Rule(prefixes=_ENCODERS, layouts=(TEXT_ENCODERS,), by=RUN if family in _CLIP else READ)
     # Its names of a UNet's original layers are in no file of its own.
     yield Rule(prefixes=prefixes, layouts=("original", "comfyui", "diffusers"))
     others = tuple(prefix for prefix in _PREFIXES if prefix not in (*prefixes, "lycoris_") and "text" not in prefix)

@@ -1,12 +1,10 @@
-"""OneTrainer: files to continue training, in the names of every trainer.
+"""OneTrainer: files to train on from, in the names of every trainer, loaded into the modules that its user sets.
 
-It loads a file into the modules that its user sets. It renames a file by the one prefix that it finds, and every key
-must become a layer's. The kind, the rank and the layers are those of its settings. Modules that miss a tensor or have
-another size stop it. The rules here assume settings that match the file, with one rank for all. Fused layers require an
-output format that fuses too. It refuses a flag of RS-LoRA, like any other tensor of no adapter that it trains.
-
-It swaps the halves of the last modulation between the original names and its own. It does so in LoRA's factors, but not
-in those of LoHa and LoKr.
+It renames a file by the one prefix that it finds, and every key has to come out as a layer's. The kind, the rank and
+the layers are those of its settings, and modules that miss a tensor or have another size stop it: here they are set as
+the file has them, one rank for all. Fused layers ask for an output format that fuses too. A flag of RS-LoRA, like any
+other tensor of no adapter that it trains, is refused. It swaps the halves of the last modulation between the original
+names and its own in LoRA's factors, and not in those of LoHa and LoKr.
 
 Sources: `modules/util/load_lora_util.py`, `modules/modelLoader/mixin/LoRALoaderMixin.py` and
 `modules/module/LoRAModule.py` of OneTrainer, run with its classes of models on a small model of each family.
@@ -53,7 +51,7 @@ _FAMILIES = ("sd15", *_ORIGINAL, *_AS_DIFFUSERS)
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Return the error for a module with another kind or rank than the settings."""
+    """Returns the error of a module that has another kind or rank than the settings."""
     kinds = {one.algorithm.name for one in adapter.contributions} & {"lora", "loha", "lokr"}
     if len(kinds) > 1:
         return f"{_SIZES}, as the file has {' and '.join(sorted(kinds))}"
@@ -62,34 +60,34 @@ def _refused(adapter: Adapter) -> str | None:
 
 
 def _needs(adapter: Adapter) -> str | None:
-    """Return the settings that the file needs."""
+    """The settings that are those of the file."""
     rank = max((one.rank or 0 for one in adapter.contributions), default=0)
-    return f"with the file's kind, {f'its rank {rank} ' if rank else ''}and its layers in the settings"
+    whole = next((one.alpha for one in adapter.contributions if {"w1", "w2"} <= one.shapes.keys() and one.alpha), None)
+    size = f"its rank {rank} " if rank else f"a dimension of {whole:g} " if whole else ""
+    return f"with the file's kind, {size}and its layers in the settings"
 
 
 @OfKind
 def _exceptions(given: Given) -> str | LoadFailure | None:
-    """Return the error for LoHa or LoKr without alpha, or for LoKr of other shapes.
-
-    Nobody tried kernels. A whole factor of LoKr has the scale of the settings, so its effect is unknown.
-    """
+    """It asks for the alpha of LoHa and LoKr; nobody tried kernels of these, and of LoRA but those of images."""
     name, shapes = given.contribution.algorithm.name, given.contribution.shapes
     if name in ("loha", "lokr") and given.module.alpha is None:
         return LoadFailure(f'{_SIZES} "{given.module.name.key}."')
+    # The alpha of two whole factors is over a dimension of the settings.
+    if name == "lokr" and {"w1", "w2"} <= shapes.keys():
+        return None if (given.contribution.alpha or 0.5).is_integer() else ""
     if name == "lokr" and ("w1" not in shapes or "w2_a" not in shapes):
         return ""
     # It has a whole second factor where the rank is not below half of its larger side.
     if name == "lokr" and 2 * shapes["w2_a"][1] >= max(shapes["w2_a"][0], shapes["w2_b"][1]):
         return LoadFailure(f'{_SIZES} "{given.module.name.key}."')
-    return "" if "mid" in shapes or any(len(shape) > 2 for shape in shapes.values()) else None
+    sides = {len(shape) for shape in shapes.values()}
+    return "" if "mid" in shapes or not sides <= ({2, 4} if name == "lora" else {2}) else None
 
 
 @OfKind
 def _exceptions_of_original(given: Given) -> str | LoadFailure | None:
-    """Return MISREADS for LoHa or LoKr with halves that it does not swap.
-
-    It only swaps those of LoRA's factors.
-    """
+    """It does not swap the halves of other factors than LoRA's."""
     body = given.module.name.body.replace(".", "_")
     is_swapped = body.endswith("adaLN_modulation_1") and body.startswith("final_layer")
     if is_swapped and given.contribution.algorithm.name in ("loha", "lokr") and given.module.alpha is not None:
@@ -127,6 +125,7 @@ def _rules(family: str) -> Iterator[Rule]:
         yield original._replace(prefixes=("lycoris_", *_BARE, own), by=READ)
         yield unnamed._replace(layouts=("diffusers",), prefixes=(of_comfyui,))
     elif family == "sd15":
+        yield _LOADED._replace(layouts=("original",), prefixes=(of_comfyui,))
         yield unnamed._replace(layouts=("diffusers",), prefixes=(of_comfyui,))
     else:
         yield unnamed._replace(layouts=("diffusers",), prefixes=("lora_transformer_",), says=_SIZES)
@@ -134,6 +133,10 @@ def _rules(family: str) -> Iterator[Rule]:
         yield unnamed._replace(layouts=("original",), prefixes=("lora_unet_", of_comfyui))
     if family == "hunyuan_video":
         yield unnamed._replace(layouts=("comfyui",), prefixes=(of_comfyui,))
+    if family in _ORIGINAL:
+        yield unnamed._replace(prefixes=("oft_unet_",), by=READ)
+    yield unnamed._replace(layouts=("xlabs",), says=_NO_KIND, by=READ)
+    yield unnamed._replace(prefixes=("lora_te3_",), by=READ)
     if family in _CLIP:
         yield _LOADED._replace(layouts=("text_model.encoder.layers.{i}",), prefixes=_CLIP[family])
     if family in _OTHERS:
