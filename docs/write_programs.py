@@ -51,7 +51,7 @@ LEGEND = """
 
 | cell | `compat` says | the program |
 |---|---|---|
-| `=` | same meaning | applies the meaning of the file; `=+`: with an option of its own, named [here](programs_messages.md) |
+| `=` | same meaning | applies the meaning of the file; `=+`: with an [option of its own](programs_messages.md) |
 | `x0.5` | wrong strength | applies this share of it; several shares if modules differ |
 | `lost` | DoRA lost | applies plain LoRA without the magnitudes; `lost x0.5` at that scale |
 | `norm` | DoRA wrong | divides the magnitudes by the base's norms, or by those of the other axis |
