@@ -190,7 +190,7 @@ def test_rows_that_agree_are_one():
 
 
 def test_the_page_has_a_place_for_every_program():
-    page = (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "programs_messages.md").read_text(encoding="utf-8")
     for program in PROGRAMS.values():
         assert f"**{program.title} {program.version}**" in page
 

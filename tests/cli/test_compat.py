@@ -36,7 +36,7 @@ def test_a_mistyped_program_gets_the_nearest_name(run, fixtures):
     for words in (["compat", file, "--for"], ["convert", file, "-o", "out", "--to"]):
         ended = run(*words, "comfiui")
         assert (ended.status, "'comfiui' is no known name; did you mean comfyui?" in ended.stderr) == (2, True)
-        assert "choose from a1111, blissful, comfyui, " in run(*words, "sd").stderr
+        assert "choose from a1111, ai-toolkit, blissful, comfyui, " in run(*words, "sd").stderr
     with pytest.raises(ValueError, match=r"did you mean comfyui\?$"):
         lora_inspect.convert(file, "out", to="comfiui")
     assert lora_inspect.compat(file, program="ComfyUI").verdicts[0].program.name == "comfyui"
@@ -112,7 +112,7 @@ def test_a_file_of_no_known_model_is_not_tested_and_no_program_lacks_its_model(r
     assert comfyui["says"] == "lora-inspect does not know the model of the file"
     assert not [one["name"] for one in programs if one["verdict"] == "has no such models"]
     lines = run("compat", untested).stdout
-    assert "not tested, as the file's model is not known: a1111, blissful, comfyui, " in " ".join(lines.split())
+    assert "not tested, as the file's model is not known: a1111, ai-toolkit, blissful, comfyui, " in " ".join(lines.split())
 
 
 def test_an_answer_says_between_which_families_a_file_is_open(run, write_safetensors):
