@@ -306,7 +306,17 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
         ("lmdeploy", "LMDeploy", "2026-08-21", {"": "peft"}, True, False, "2026-12-01", {}, ((("llm",), (), False),)),
     ),
     "servers.ollama": (
-        ("ollama", "Ollama", "2026-08-21", {"": "peft"}, True, False, "2026-12-01", {}, ((("llm",), (), False),)),
+        (
+            "ollama",
+            "Ollama",
+            "2026-08-21",
+            {"": "gguf"},
+            False,
+            False,
+            "2026-12-01",
+            {},
+            ((("llm",), (), False), (("", "bert", "distilbert", "gpt2", "gpt_bigcode", "gpt_neox", "t5"), (), False)),
+        ),
     ),
     "servers.sglang": (
         ("sglang", "SGLang", "0.5.23", {"": "peft"}, True, False, "2026-11-26", {}, ((("llm",), (), False),)),

@@ -65,7 +65,7 @@ def test_a_tensor_of_one_dimension_ends_the_converter_for_llama(judged, kind):
 )
 def test_queries_and_keys_of_llama_become_another_change(judged, leaves, verdict):
     found = judged(peft_kinds.Kind({"target_modules": list(leaves)}), LLAMA)
-    assert (found.verdict, found.fix) == (verdict, None)
+    assert found.verdict == verdict
 
 
 def test_an_alpha_with_a_point_is_refused(judged):
@@ -75,7 +75,7 @@ def test_an_alpha_with_a_point_is_refused(judged):
 
 def test_a_base_of_another_architecture_is_refused(judged):
     found = judged(peft_kinds.Kind(), "Qwen/Qwen3-8B")
-    assert (found.verdict, found.says, found.fix) == (REFUSED, "unsupported architecture", None)
+    assert (found.verdict, found.says) == (REFUSED, "unsupported architecture")
 
 
 def test_without_a_name_of_the_base_queries_are_open(judged):
@@ -101,9 +101,14 @@ def test_the_scale_of_mlx_is_not_read(tmp_path, judged):
     assert (found.verdict, round(found.factor, 3)) == (STRENGTH, 0.667)
 
 
-def test_convert_writes_one_whole_alpha(judged, tmp_path, run):
-    judged(peft_kinds.Kind({"use_rslora": True}), GEMMA)
-    ended = run("convert", tmp_path / "adapter", "--to", "ollama", "-o", tmp_path / "made")
-    assert ended.status == 0
-    config = json.loads((tmp_path / "made" / peft_kinds.CONFIG).read_text())
-    assert (config["lora_alpha"], config["r"], type(config["lora_alpha"])) == (12, 4, int)
+def test_convert_writes_a_file_that_needs_no_converter(judged, tmp_path, run):
+    found = judged(peft_kinds.Kind({"use_rslora": True}), LLAMA)
+    assert (found.verdict, "--to ollama --model-config" in found.fix) == (OTHER, True)
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16, "model_type": "llama"}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**sizes, "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}))
+    made = tmp_path / "made.gguf"
+    ended = run("convert", tmp_path / "adapter", "--to", "ollama", "--model-config", config, "-o", made)
+    assert ended.status == 0, ended.stderr
+    (verdict,) = compat(str(made), "ollama").verdicts
+    assert (verdict.verdict, verdict.by) == (SAME, "read")

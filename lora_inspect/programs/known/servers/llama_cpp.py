@@ -82,9 +82,11 @@ def _scale(alpha: float, rank: int | None) -> float | None:
     return alpha / rank if alpha else 1.0
 
 
-_OWN = Rule(dialects=("gguf",), kinds={"lora": COMPUTES, "lora_embedding_along_tokens": COMPUTES}, scale=_scale_of_file)
+# The rule of files in its own format.
+OWN = Rule(dialects=("gguf",), kinds={"lora": COMPUTES, "lora_embedding_along_tokens": COMPUTES}, scale=_scale_of_file)
 
-_UNTRIED = ("bert", "distilbert", "gpt2", "gpt_bigcode", "gpt_neox", "t5")
+# Families of which nobody tried other files.
+UNTRIED = ("bert", "distilbert", "gpt2", "gpt_bigcode", "gpt_neox", "t5")
 
 PROGRAM = Program(
     name="llama-cpp",
@@ -95,7 +97,7 @@ PROGRAM = Program(
         Loader(
             families=("llm",),
             rules=(
-                _OWN,
+                OWN,
                 Rule(
                     prefixes=("base_model.model.", ""),
                     layouts=("hf", "hf-backbone"),
@@ -111,7 +113,7 @@ PROGRAM = Program(
             refuses=_refused,
         ),
         # It has models of these families, and may have those of files of no known one; its converter was not tried.
-        Loader(families=("", *_UNTRIED), rules=(_OWN,), strangers=Strangers(SILENT)),
+        Loader(families=("", *UNTRIED), rules=(OWN,), strangers=Strangers(SILENT)),
     ),
     schemes={"": "gguf"},
 )

@@ -1,4 +1,4 @@
-"""Ollama: adapters of Llama and Gemma 2 in PEFT's folders or mlx-lm's, which it converts to GGUF for llama.cpp.
+"""Ollama: GGUF files for llama.cpp, and folders of PEFT and mlx-lm for Llama and Gemma 2, which it converts to those.
 
 One whole `lora_alpha` counts, over the rank of each tensor: RS-LoRA, patterns and mlx-lm's own scale are passed over.
 Of Llama it reorders the rows of `lora_A` for queries and keys, where llama.cpp's order asks for those of `lora_B`, so
@@ -6,15 +6,18 @@ that both become another change. It converts whatever else is in a folder, and l
 one dimension ends the converter for Llama. A base of any other architecture it refuses.
 
 Sources: `ConvertAdapter` in `convert/` of Ollama, run with its reader of GGUF on folders for a small model; the
-loading and the product of llama.cpp were read.
+loading of GGUF files, and the product of llama.cpp, were read.
 """
 
 from lora_inspect.files.strict_json import json_number
 from lora_inspect.programs.known.peft import leaf_of
+from lora_inspect.programs.known.servers.llama_cpp import OWN, UNTRIED
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
     MISREADS,
+    READ,
+    SILENT,
     Finder,
     Given,
     Loader,
@@ -51,7 +54,11 @@ def _architecture(adapter: Adapter) -> str:
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Returns the error of the converter, or of llama.cpp after it."""
+    """Returns the error of the converter, or of llama.cpp after it; of a GGUF file nothing."""
+    from lora_inspect.reading.base.model_config import has_header  # with the tables of llama.cpp's names
+
+    if has_header(adapter.checkpoint):
+        return None
     config = adapter.checkpoint.config
     if config is None:
         return "open adapter_config.json: no such file or directory"
@@ -107,33 +114,13 @@ def _scale(given: Given) -> float | None:
     return alpha / rank if alpha and rank else 1.0
 
 
-def _never(adapter: Adapter) -> str | None:
-    """Returns the reason that no conversion takes away."""
-    if (architecture := _architecture(adapter)) not in ("llama", "gemma2", ""):
-        return "refuses a base of that architecture"
-    alpha = (adapter.checkpoint.config or {}).get("lora_alpha")
-    if alpha is not None and (alpha != int(alpha) or alpha <= 0 if isinstance(alpha, (int, float)) else True):
-        return "reads no lora_alpha but whole numbers above 0"
-    if adapter.other_keys:
-        return f"refuses a file with {adapter.other_keys[0]}"
-    if types := {info.dtype for info in adapter.checkpoint.tensors.values()} - set(_READS):
-        return f"reads no {min(types)}"
-    for contribution in adapter.contributions:
-        path = contribution.module.body
-        if leaf_of(path) not in _LAYERS:
-            return f"refuses a file with {path}"
-        if architecture != "gemma2" and leaf_of(path) in _SCRAMBLED:
-            return f"makes another change of {path} on a Llama"
-        if _is_turned(contribution):
-            return f"refuses a rank above a side of {path}"
-    return None
-
-
 _MAGNITUDES = dict.fromkeys((".lora_magnitude_vector output", ".lora_magnitude_vector.weight output"), FAILS)
 
 
 def _needs(adapter: Adapter) -> str | None:
     """The base, where its name does not tell the architecture."""
+    if adapter.checkpoint.config is None:
+        return None
     return None if _architecture(adapter) else "on a base of Llama or Gemma 2, as it refuses all others"
 
 
@@ -152,6 +139,7 @@ PROGRAM = Program(
         Loader(
             families=("llm",),
             rules=(
+                OWN._replace(by=READ),
                 _FILE._replace(
                     prefixes=("base_model.model.", ""), dialects=("peft",), kinds={"lora": COMPUTES, "": FAILS}
                 ),
@@ -160,10 +148,9 @@ PROGRAM = Program(
             ),
             strangers=Strangers(FAILS, "LoRA tensor has unexpected suffix"),
             refuses=_refused,
-            never=_never,
             needs=_needs,
         ),
+        Loader(families=("", *UNTRIED), rules=(OWN._replace(by=READ),), strangers=Strangers(SILENT)),
     ),
-    schemes={"": "peft"},
-    uniform=True,
+    schemes={"": "gguf"},
 )
