@@ -13,7 +13,7 @@ from program_table import cells, has_family, shares
 # The most unknown verdicts on files of families that a program has: a change that lowers a number lowers it here.
 MOST_UNKNOWN = {
     "a1111": 0,
-    "ai-toolkit": 0,
+    "ai-toolkit": 7,
     "blissful": 1,
     "comfyui": 0,
     "comfyui-0.3.64": 0,

@@ -127,7 +127,7 @@ def _rules(family: str) -> Iterator[Rule]:
     own = _IN_UNETS if family in _UNETS else _LOADED._replace(magnitudes={**_UNTRAINED, ".magnitude output": UNTRAINED})
     yield own._replace(layouts=layouts, prefixes=prefixes)
     if family in _CLIP:
-        yield own._replace(layouts=("text_model.encoder.layers.{i}",), prefixes=_CLIP[family], kinds={"lora": COMPUTES})
+        yield own._replace(layouts=("text_model.encoder.layers.{i}",), prefixes=_CLIP[family])
     yield Rule(prefixes=_ENCODERS, layouts=(TEXT_ENCODERS,), by=RUN if family in _CLIP else READ)
     # Its names of a UNet's original layers are in no file of its own.
     yield Rule(prefixes=prefixes, layouts=("original", "comfyui", "diffusers"))

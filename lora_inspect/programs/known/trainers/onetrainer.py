@@ -46,7 +46,10 @@ _CLIP: Mapping[str, tuple[str, ...]] = {
     "sdxl": ("lora_te1_", "lora_te2_", "text_encoder.", "text_encoder_2."),
     "flux": ("lora_te1_", "text_encoder.", "text_encoders.clip_l.transformer."),
 }
-_OTHERS: Mapping[str, tuple[str, ...]] = {"flux": ("lora_te2_", "text_encoder_2.")}
+_OTHERS: Mapping[str, tuple[str, ...]] = {
+    "flux": ("lora_te2_", "text_encoder_2."),
+    "sd3": ("lora_te1_", "lora_te2_", "lora_te3_", "text_encoder.", "text_encoder_2.", "text_encoder_3."),
+}
 _FAMILIES = ("sd15", *_ORIGINAL, *_AS_DIFFUSERS)
 
 
@@ -136,7 +139,8 @@ def _rules(family: str) -> Iterator[Rule]:
     if family in _ORIGINAL:
         yield unnamed._replace(prefixes=("oft_unet_",), by=READ)
     yield unnamed._replace(layouts=("xlabs",), says=_NO_KIND, by=READ)
-    yield unnamed._replace(prefixes=("lora_te3_",), by=READ)
+    if family == "flux":
+        yield unnamed._replace(prefixes=("lora_te3_",), by=READ)
     if family in _CLIP:
         yield _LOADED._replace(layouts=("text_model.encoder.layers.{i}",), prefixes=_CLIP[family])
     if family in _OTHERS:
