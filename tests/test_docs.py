@@ -209,7 +209,7 @@ def test_the_page_of_architectures_is_that_of_the_registry():
 @pytest.mark.slow
 def test_the_pages_of_programs_are_those_of_their_rules():
     pages = script("write_programs").pages()
-    assert len(pages) == 5
+    assert len(pages) == 6
     for name, text in pages.items():
         written = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert written == text, f"{name}: run python docs/write_programs.py"
