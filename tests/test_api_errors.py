@@ -28,6 +28,7 @@ SAID = {
     "raise --rank 4, or lower --max-error 0.5.": "raise rank=4, or lower max_error=0.5.",
     "take them apart with --layout single-experts": 'take them apart with layout="single-experts"',
     "settle it with --transposed no or --transposed yes": "settle it with transposed=False or transposed=True",
+    "give --rslora yes|no": "give rslora=True or rslora=False",
     "settle it with --transposed q=yes|no": 'settle it with transposed={"q": True} or {"q": False}',
     "write them with --changed-dtype bf16": 'write them with changed_dtype="bf16"',
     "report this, or give --no-verify to write the output": "report this, or give verify=False to write the output",

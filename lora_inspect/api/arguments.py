@@ -218,7 +218,7 @@ def _keyword(one: Declared) -> tuple[str, str]:
     if option.kind == DTYPE:
         return name, _DTYPES
     if option.kind == YES_NO:
-        return name, "yes|no"
+        return name, r"yes\|no|yes|no"
     if option.kind == CHOICE and not callable(option.choices):
         return name, "|".join(option.choices)
     if option.kind == WHOLE:
@@ -266,6 +266,8 @@ def in_keywords(text: str) -> str:
         glob, equals, _ = value.partition("=")
         if equals:
             return f'{name}={{"{glob}": True}} or {{"{glob}": False}}'
+        if value == "yes|no":
+            return f"{name}=True or {name}=False"
         is_word = not (value.isupper() or value[0].isdigit() or value in _WORDS)
         return f'{name}="{value}"' if is_word else f"{name}={_WORDS.get(value, value)}"
 
