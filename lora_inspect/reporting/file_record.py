@@ -235,13 +235,14 @@ def _received(info: FileInfo, verdicts: "Sequence[Verdict] | None") -> dict[str,
     """Return the programs that read the file right, the verdicts, the scales, and the fixes."""
     if verdicts is None:
         return {"read_by": None, "verdicts": None, "factors": None, "fix": None}
-    from lora_inspect.programs.verdict import SAME, STRENGTH
+    from lora_inspect.programs.verdict import SAME, STRENGTH, concerned
 
     fix = None
-    if any(one.verdict == STRENGTH for one in verdicts):
+    meant = concerned(verdicts, info.candidates)
+    if any(one.verdict == STRENGTH for one in meant):
         from lora_inspect.converting.standard_fix import standard_fix
 
-        fix = standard_fix(info.adapter, verdicts)
+        fix = standard_fix(info.adapter, meant)
     return {
         "read_by": list(dict.fromkeys(one.program.title for one in verdicts if one.verdict == SAME)),
         "verdicts": {one.program.name: one.verdict for one in verdicts},

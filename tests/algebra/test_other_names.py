@@ -122,15 +122,15 @@ def attention_of_sdxl(leaves, rank):
     return tensors
 
 
-def test_a_program_that_may_misread_alphas_that_differ_is_named(tmp_path):
+def test_a_program_that_refuses_ranks_that_differ_is_named(tmp_path):
     attention = {"attn1_to_q": (640, 640), "attn1_to_k": (640, 640), "attn2_to_k": (640, 2048)}
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     save_file(attention_of_sdxl(attention, 4), paths[0])
     save_file(attention_of_sdxl({**attention, "ff_net_0_proj": (5120, 640)}, 2), paths[1])
     result = lora_inspect.combine(paths, tmp_path / "sum.safetensors")
     assert result.ranks == {2: 2, 6: 6}
-    assert any("in diffusers the inputs are right, but the output may not be" in note for note in result.notes)
+    assert any("in OneTrainer the inputs are right, but the output may not be" in note for note in result.notes)
     alike = lora_inspect.combine(paths, tmp_path / "trimmed.safetensors", rank=2)
-    assert not any("diffusers" in note for note in alike.notes)
+    assert not any("OneTrainer" in note for note in alike.notes)
     other = lora_inspect.combine(paths, tmp_path / "other.safetensors", to="diffusers")
-    assert not any("diffusers" in note for note in other.notes)
+    assert not any("in diffusers" in note for note in other.notes)

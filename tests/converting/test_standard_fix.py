@@ -9,7 +9,7 @@ from lora_inspect.converting.fixes import find_fix
 from lora_inspect.converting.standard_fix import standard_fix
 from lora_inspect.programs.record import COMPUTES, SILENT, Loader, Program, Rule, Strangers
 from lora_inspect.programs.record import one as one_for_all
-from lora_inspect.programs.verdict import STRENGTH, judge
+from lora_inspect.programs.verdict import STRENGTH, concerned, judge
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reporting.file_record import verdicts_of
@@ -51,7 +51,7 @@ NOT_FOUND = {
 
 def read(file, settings=Settings()):  # noqa: B008 (frozen)
     info = inspect(str(file), settings)
-    return info.adapter, verdicts_of(info)
+    return info.adapter, concerned(verdicts_of(info), info.candidates)
 
 
 @pytest.mark.parametrize("tensors", FOUND.values(), ids=FOUND)
@@ -62,6 +62,11 @@ def test_it_is_what_the_search_finds_for_every_program_of_another_strength(tenso
     assert wrong
     fix = standard_fix(adapter, verdicts)
     assert [find_fix(adapter, str(file), program, None) for program in wrong] == [fix] * len(wrong)
+
+
+def test_a_trainer_that_reads_no_alpha_does_not_hide_it(write_safetensors, run):
+    file = write_safetensors(FOUND["under ComfyUI's names"])
+    assert run("info", file, "--json").json["fix"].endswith("-standard.safetensors")
 
 
 @pytest.mark.parametrize("tensors", NOT_FOUND.values(), ids=NOT_FOUND)
