@@ -142,7 +142,8 @@ def test_scales_that_are_powers_of_two_change_no_bit_where_nothing_is_stacked(fa
     }
     trips, file = Trips(family, run, tmp_path, {}), tmp_path / "0.safetensors"
     save_file(kohya("lycoris_", adapter), file, says(family))
-    for scheme in [*taking(family), "lycoris"]:
+    # OneTrainer takes one rank for all layers, so the smaller ones are filled up with zeros for it.
+    for scheme in [*(scheme for scheme in taking(family) if scheme != "onetrainer"), "lycoris"]:
         file = trips.convert(file, scheme)
     found = load_file(file)
     assert len(found) == 3 * len(adapter) > 30
