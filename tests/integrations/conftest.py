@@ -1,4 +1,4 @@
-"""What tests of integrations share: a wheel of the light form, and pip without a network."""
+"""Fixtures for the tests of integrations: a wheel of the light form, and pip without a network."""
 
 import os
 import subprocess

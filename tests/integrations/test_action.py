@@ -93,7 +93,7 @@ def filled(text, known):
 
 
 def is_due(step, known):
-    """Whether the condition of a step holds: comparisons with texts, joined by &&."""
+    """Return True if the condition of a step holds: comparisons with texts, joined by &&."""
     parts = (
         [re.fullmatch(r"([\w.-]+) (==|!=) '(.*)'", part) for part in step["if"].split(" && ")] if "if" in step else []
     )

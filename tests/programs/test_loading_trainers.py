@@ -1,4 +1,4 @@
-"""What OneTrainer of 2026-08-19 and ai-toolkit of 2026-08-21 made of files that they were to train on from.
+"""Files as OneTrainer of 2026-08-19 and ai-toolkit of 2026-08-21 loaded them, to go on with their training.
 
 Their code ran as `tests/reruns/` has it; neither can be installed here, so what they did is written out: 1,865 files of
 ten families for OneTrainer, and 912 of eleven for ai-toolkit, with settings that were those of the file.

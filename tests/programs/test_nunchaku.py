@@ -1,4 +1,4 @@
-"""What nunchaku 1.2.0 made of files for FLUX.1, by its own converters at the widths of the model.
+"""Files for FLUX.1 as the converters of nunchaku 1.2.0 read them, at the widths of the model.
 
 Its package needs compiled kernels, so what it did is written out: the packed factors that the kernels get were unpacked
 and multiplied. Of 55 files, each was read as one adapter and by `compose_lora`.

@@ -1,4 +1,4 @@
-"""What Ollama of 2026-08-21 makes of folders for a Llama and a Gemma 2 of two blocks, as its own converter did.
+"""Folders for a Llama and a Gemma 2 of two blocks as the converter of Ollama of 2026-08-21 wrote them.
 
 The code is Go and cannot be installed here, so what it did is written out: the factors of the GGUF that it wrote were
 multiplied, at llama.cpp's alpha over the rank, and compared with the change of PEFT in the order of the base's rows.

@@ -99,7 +99,7 @@ def _exceptions(given: Given) -> str | LoadFailure | None:
 
 
 def _is_turned(contribution: Contribution) -> bool:
-    """Whether the rank is above a side of the weight."""
+    """Return True if the rank is above a side of the weight."""
     rank = contribution.rank or 0
     return any(side < rank for shape in contribution.shapes.values() for side in shape)
 
