@@ -46,7 +46,7 @@ pages: ## writes what is made from the source: pages, the output of commands in 
 	$(PYTHON) packaging/write_light.py
 
 quick: ## the rules, and the tests that neither compute much nor start programs: while one works
-	$(PYTHON) -m pytest -q -n auto -m "not slow and not numeric and not exhaustive" tests/test_contract.py tests/reading tests/matching tests/schemes tests/architectures tests/checking tests/maths
+	$(PYTHON) -m pytest -q -n auto -m "not slow and not numeric" tests/test_contract.py tests/reading tests/matching tests/schemes tests/architectures tests/checking tests/maths
 
 tests: ## the tests that the README runs: all but the slow ones
 	$(PYTHON) -m pytest -n auto
@@ -58,7 +58,7 @@ exhaustive: ## the cases of long grids that .ci/run leaves out: before a release
 	$(PYTHON) -m pytest -q -n auto -m exhaustive
 
 numeric: ## the tests of floating point as on another processor: make numeric SETTING=ATEN_CPU_CAPABILITY=default
-	env $(SETTING) $(PYTHON) -m pytest -q -n auto -m "numeric and not slow and not exhaustive"
+	env $(SETTING) $(PYTHON) -m pytest -q -n auto -m "numeric and not slow"
 
 all: lint types contract docs tests slow ## everything but a new environment and other processors
 

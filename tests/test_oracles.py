@@ -35,4 +35,4 @@ def test_the_extra_has_the_libraries_that_tests_ask_for():
 def test_the_checks_of_all_install_and_require_them():
     steps = (ROOT / ".ci" / "run").read_text()
     installed, required = steps.index('".[test-oracles]"'), steps.index("export ORACLES=required")
-    assert installed < required < steps.index('\nother_processor "numeric and not slow')
+    assert installed < required < steps.index('\nother_processor "numeric and not slow"')
