@@ -82,7 +82,7 @@ def options_of(architecture: Architecture) -> dict[str, NetworkOption]:
         if choice.kinds:
             own[_TRAIN_BLOCKS] = NetworkOption(partial(_read_kind, choice.kinds), _ALL)
         # The word none is a choice of blocks, and no absence.
-        own |= {option: NetworkOption(_read_numbers, _ALL) for option in choice.numbered}
+        own |= {option: NetworkOption(_read_block_numbers, _ALL) for option in choice.numbered}
     return own
 
 
@@ -217,7 +217,7 @@ def _read_kind(kinds: Mapping[str, tuple[str, ...]], name: str, value: Any) -> t
     return _ALL if value == _ALL else kinds[value]
 
 
-def _read_numbers(name: str, value: Any) -> frozenset[int] | str:
+def _read_block_numbers(name: str, value: Any) -> frozenset[int] | str:
     """Read numbers of blocks, as `0,3-5`, or `all`; `none` are no numbers."""
     text = str(value).strip()
     if text == _ALL:

@@ -7,7 +7,7 @@ functions, so that its tables can be read without it.
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -22,7 +22,7 @@ from adapters import NAMES, Weight
 from diffusers_pipelines import weights
 from program_grid import Observed, observe
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_inspect.architectures import by_name
 from lora_inspect.ops.compat import compat
@@ -153,6 +153,23 @@ def _of_diffusers(own: Arranged, base: Weights, state: Weights) -> dict[str, Ten
         for home, rows, of_layer in own.rows(layer):
             found[home][rows] = state[f"{layer}.weight"].float().reshape(own.weights[layer].shape)[of_layer]
             found[f"{home}.bias"][rows] = state[f"{layer}.bias"].float()[of_layer]
+    return found
+
+
+def effective_weights(model: nn.Module, left_out: Collection[str] = ()) -> Weights:
+    """Return the weights and biases that the layers act with, from their outputs for the basis and for zeros.
+
+    Layers with one of `left_out` in their paths are left out.
+    """
+    found = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and not any(part in path for part in left_out):
+            inputs = layer.weight[0].numel()
+            basis = torch.eye(inputs).reshape(inputs, *layer.weight.shape[1:])
+            with torch.no_grad():
+                bias = layer(torch.zeros_like(basis[:1])).flatten()
+                rows = layer(basis).reshape(inputs, -1) - bias
+            found |= {f"{path}.weight": rows.T.reshape(layer.weight.shape), f"{path}.bias": bias}
     return found
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from reruns import Asked, Case, Loading, Weights, grid, module_tree, stub
+from reruns import Asked, Case, Loading, Weights, effective_weights, grid, module_tree, stub
 
 _ABSENT = (
     "albumentations",
@@ -99,20 +98,6 @@ def _settings(tensors: Weights) -> dict[str, Any]:
     return found
 
 
-def _weights(model: nn.Module) -> Weights:
-    """What the layers do with the basis, and with nothing."""
-    found = {}
-    for path, layer in model.named_modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)) and "org_forward" not in path:
-            inputs = layer.weight[0].numel()
-            basis = torch.eye(inputs).reshape(inputs, *layer.weight.shape[1:])
-            with torch.no_grad():
-                bias = layer(torch.zeros_like(basis[:1])).flatten()
-                rows = layer(basis).reshape(inputs, -1) - bias
-            found |= {f"{path}.weight": rows.T.reshape(layer.weight.shape), f"{path}.bias": bias}
-    return found
-
-
 def _renaming(own: Model) -> type:
     """The class of a family; its package fails the first time where diffusers lacks what another model needs."""
     try:
@@ -154,7 +139,7 @@ def load(family: str, state: dict[str, Tensor], file: Path) -> Weights:
     network.is_active = True
     network.eval()
     network._update_torch_multiplier()
-    return _weights(tree)
+    return effective_weights(tree, ("org_forward",))
 
 
 def cases(record: str, asked: Asked, folder: Path) -> Iterator[Case]:

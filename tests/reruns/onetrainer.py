@@ -9,11 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from reruns import Asked, Case, Loading, Weights, grid, module_tree, stub
+from reruns import Asked, Case, Loading, Weights, effective_weights, grid, module_tree, stub
 
 _ABSENT = ("bitsandbytes", "cv2", "fabric", "mgds", "pooch", "scalene", "tensorboard", "torchvision", "triton", "yaml")
 
@@ -73,20 +72,6 @@ def _settings(tensors: Weights) -> Any:
     return config
 
 
-def _weights(model: nn.Module) -> Weights:
-    """What the layers do with the basis, and with nothing."""
-    found = {}
-    for path, layer in model.named_modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            inputs = layer.weight[0].numel()
-            basis = torch.eye(inputs).reshape(inputs, *layer.weight.shape[1:])
-            with torch.no_grad():
-                bias = layer(torch.zeros_like(basis[:1])).flatten()
-                rows = layer(basis).reshape(inputs, -1) - bias
-            found |= {f"{path}.weight": rows.T.reshape(layer.weight.shape), f"{path}.bias": bias}
-    return found
-
-
 def load(family: str, state: dict[str, Tensor], file: Path) -> Weights:
     """The model with the file loaded as one to train on."""
     from modules.module.LoRAModule import LoRAModuleWrapper
@@ -122,7 +107,7 @@ def load(family: str, state: dict[str, Tensor], file: Path) -> Weights:
             error = raised
             continue
         wrapper.hook_to_module()
-        return _weights(tree)
+        return effective_weights(tree)
     assert error is not None
     raise error
 
