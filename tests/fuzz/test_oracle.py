@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import headers, hostile, networks_target, oracle
+from fuzz import headers, hostile, networks_target, oracle, watch
 from fuzz.case import NETWORKS, Case
 from fuzz.contents import Files, Pipe
 from fuzz.oracle import LIMITS, MEGABYTE, Limits, examine
@@ -198,6 +198,14 @@ def test_without_a_defect_there_is_nothing():
     assert kinds(case("merge", "shards", "a.safetensors", "-o", "merged")) == set()
 
 
+def test_folders_of_the_checkout_are_no_part_of_the_path(monkeypatch, tmp_path):
+    monkeypatch.setattr(watch, "_CHECKOUT", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "other"), *sys.path])
+    (tmp_path / "other").mkdir()
+    # The versions of installed packages are looked up along the path.
+    assert kinds(Case(seed("peft, in its folder").contents, ("compat", "peft"))) == set()
+
+
 def native(change):
     """A defect below what the audit hook sees: the convert that does `change` in its output's folder."""
 
@@ -215,8 +223,6 @@ def native(change):
 
 
 def unwatched(monkeypatch, change):
-    from fuzz import watch
-
     watching, watch._watching = watch._watching, None
     try:
         change()

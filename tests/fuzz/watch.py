@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 # Nothing comes of these. Each is raised by a command that does as it should.
 _HARMLESS = frozenset(
@@ -45,6 +46,8 @@ _LOADED = "/proc/self/maps"
 _PACKAGES = frozenset(
     path for path in sys.path if path.startswith((f"{sys.prefix}{os.sep}", f"{sys.base_prefix}{os.sep}"))
 )
+# pytest and the tests put folders of the checkout on that path; a command that users start has none of them.
+_CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _VERSION = re.compile(r"[^/\\]+\.(dist-info|egg-info)[/\\](METADATA|PKG-INFO)")
 _BESIDE = re.compile(r"(?s)\.[0-9a-f]{16}\.partial(\.(lock|old|gone))?(/.*)?")
 
@@ -144,11 +147,13 @@ def watched(allowed: Allowed) -> Iterator[None]:
     if not _installed:  # there is no way to take an audit hook back
         sys.addaudithook(_hook)
         _installed = True
-    _watching = allowed
-    try:
-        yield
-    finally:
-        _watching = None
+    path = [folder for folder in sys.path if folder in _PACKAGES or not _is_in(folder, _CHECKOUT)]
+    with mock.patch.object(sys, "path", path):
+        _watching = allowed
+        try:
+            yield
+        finally:
+            _watching = None
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
