@@ -14,8 +14,36 @@ MOST_NAMES, LONGEST_NAME = 1 << 15, 256
 _NAMES_OF_A_TENSOR = 4
 # Of the arguments beside a name: they are the same for nearly all names of a file.
 _MOST_VALUES = 8
-# The number of tensors of each open file.
-_tensors: dict[int, int] = {}
+
+
+class _OpenFiles(dict[int, int]):
+    """The number of tensors of each open file, and their total, which is counted once after each change."""
+
+    def __init__(self) -> None:
+        # The mark changes after the numbers do, and a total is that of the mark which was read before it was counted.
+        self._mark = object()
+        self._counted: tuple[object, int] = (None, 0)
+
+    def change(self, file: int, tensors: int | None) -> None:
+        """Set the number of a file, or remove the file."""
+        if tensors is None:
+            self.pop(file, None)
+        else:
+            self[file] = tensors
+        self._mark = object()
+
+    @property
+    def total(self) -> int:
+        """The number of tensors of all open files."""
+        mark, total = self._counted
+        if mark is not self._mark:
+            mark = self._mark
+            total = sum(list(self.values()))  # a list, as other threads open files meanwhile
+            self._counted = mark, total
+        return total
+
+
+_open_files = _OpenFiles()
 
 
 class Room:
@@ -28,17 +56,16 @@ class Room:
     __slots__ = ("_open",)
 
     def __init__(self, tensors: int) -> None:
-        self._open = _tensors  # which the module may have lost when the interpreter ends
-        self._open[id(self)] = tensors
+        self._open = _open_files  # which the module may have lost when the interpreter ends
+        self._open.change(id(self), tensors)
 
     def __del__(self) -> None:
-        self._open.pop(id(self), None)
+        self._open.change(id(self), None)
 
 
 def is_full(cache: Sized) -> bool:
     """Return True if a cache of names has no room for another one."""
-    # Other threads open files meanwhile: the numbers are listed at once.
-    return len(cache) >= MOST_NAMES and len(cache) >= MOST_NAMES + _NAMES_OF_A_TENSOR * sum(list(_tensors.values()))
+    return len(cache) >= MOST_NAMES and len(cache) >= MOST_NAMES + _NAMES_OF_A_TENSOR * _open_files.total
 
 
 class _ByName(dict[str, _Found]):

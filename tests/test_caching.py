@@ -36,7 +36,7 @@ def test_long_names_are_not_kept():
 
 def test_of_names_alone_as_many_are_kept_as_the_bounds_say(monkeypatch):
     monkeypatch.setattr(module, "MOST_NAMES", 3)
-    monkeypatch.setattr(module, "_tensors", {})  # other tests may have left files open
+    monkeypatch.setattr(module, "_open_files", module._OpenFiles())  # other tests may have left files open
     asked = []
     find = remembering_names(lambda name: asked.append(name))
     longer = "a" * (module.LONGEST_NAME + 1)
@@ -95,3 +95,14 @@ def test_what_another_thread_drops_meanwhile_is_not_dropped_again():
     key.meanwhile = lambda: found.put("b", 2)
     found.put("c", 3)
     assert (found.get(key), found.get("c")) == (None, 3)
+
+
+def test_an_open_file_gives_room_until_it_is_closed(monkeypatch):
+    monkeypatch.setattr(module, "MOST_NAMES", 3)
+    monkeypatch.setattr(module, "_open_files", module._OpenFiles())
+    first, second = module.Room(2), module.Room(1)
+    assert [module.is_full(range(count)) for count in (3, 14, 15)] == [False, False, True]
+    del first
+    assert [module.is_full(range(count)) for count in (6, 7)] == [False, True]
+    del second
+    assert [module.is_full(range(count)) for count in (2, 3)] == [False, True]
