@@ -21,7 +21,7 @@ from lora_inspect.maths.change import Change
 from .files.reading import DialectTensors, ModuleWeights, read_limit
 from .kernels.base_weight import is_plain
 from .kernels.half_precision import is_traced
-from .kernels.rotated_output import fused_turn, rotated_linear, turned
+from .kernels.rotated_output import cayley_turn, fused_turn, rotated_linear, turned
 from .modules.adapter_module import AdapterModule
 from .modules.base_forward import CONVOLUTIONS, weight_shape
 from .modules.module_merging import FoldableModule, merge_into
@@ -135,7 +135,9 @@ class OFTModule(AdapterModule):
     def _turn(self, output_dtype: torch.dtype) -> Tensor:
         """Return the summand of each block: (m · (R - I) + I) · rescale - I, (count, size, size)."""
         dtype = torch.promote_types(output_dtype, torch.promote_types(self.oft_blocks.dtype, torch.float32))
-        turn: Tensor = rotation.turn(oft.skew(self.oft_blocks.to(dtype), self._alpha_value), _solved) * self.multiplier
+        turn = cayley_turn(oft.skew(self.oft_blocks.to(dtype), self._alpha_value))
+        if self.multiplier != 1:
+            turn = turn * self.multiplier
         if self._gain is None:
             return turn
         gain = self._gain.to(dtype).view(turn.shape[0], 1, -1)
@@ -180,12 +182,6 @@ class OFTInfModule(FoldableModule, OFTModule):
     def fold(self, tensors: Mapping[str, Tensor], rows: Tensor, multiplier: float) -> None:
         """Turn the rows."""
         _change(self.lora_name, tensors, rows).fold(rows, 0, multiplier)
-
-
-def _solved(matrices: Tensor, right: Tensor) -> Tensor:
-    """Return matrices^-1 right, without the check for singular ones, which would wait for the device."""
-    result: Tensor = torch.linalg.solve_ex(matrices, right)[0]
-    return result
 
 
 def _change(name: str, tensors: Mapping[str, Tensor], rows: Tensor) -> Change:

@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_inspect.maths import rotation
+
 from . import half_precision
 from .fused_lora import keep_output
-from .half_precision import rows_at_once
+from .half_precision import is_traced, rows_at_once
 
 
 def turned(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> Tensor:
@@ -50,15 +52,55 @@ def rotated_linear(input: Tensor, weight: Tensor, bias: Tensor | None, turn: Ten
     return keep_output(output) if output.requires_grad else output
 
 
+def cayley_turn(skew: Tensor) -> Tensor:
+    """Return R - I, `rotation.turn` of skew-symmetric matrices (count, size, size).
+
+    No matrix is checked, since a device would wait for that. Differentiable once where the processor computes it.
+    """
+    if is_traced() or skew.device.type != "cpu":
+        result: Tensor = rotation.turn(skew, lambda matrices, right: torch.linalg.solve_ex(matrices, right)[0])
+        return result
+    result = _Turn.apply(skew)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Turn(torch.autograd.Function):
+    """T = (I - Q)^-1 2Q, with the inverse kept: dT is (I - Q)^-1 dQ (T + 2I).
+
+    LAPACK solves for one small matrix at a time, and autograd's own backward pass would solve again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, skew: Tensor) -> Tensor:
+        def solved(matrices: Tensor, right: Tensor) -> Tensor:
+            inverses.append(torch.linalg.inv_ex(matrices)[0])
+            return inverses[0] @ right
+
+        inverses: list[Tensor] = []
+        result: Tensor = rotation.turn(skew, solved)
+        ctx.save_for_backward(inverses[0], result)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        inverse, result = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            left = inverse.mT @ gradient
+            of_skew: Tensor = left.baddbmm(left, result.mT, beta=2)
+        return of_skew
+
+
 class _RotatedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, turn: Tensor) -> Tensor:
         ctx.save_for_backward(input, weight, bias, turn)
         ctx.output = None  # keep_output puts it here, on the way back
         output = F.linear(input, weight, bias)
-        blocks, offset = _in_blocks(output, turn, -1), _in_blocks_of_one(bias, turn)
-        for part in _parts(blocks):
-            blocks[part] += _change(blocks[part], turn, offset)
+        blocks, offset = _by_block(output, turn), _offset(bias, turn)
+        for part in _token_parts(output):
+            own = blocks[:, part]
+            own += _unbiased(own, turn.dtype, offset) @ turn
         return output
 
     @staticmethod
@@ -73,9 +115,10 @@ class _RotatedLinear(torch.autograd.Function):
             of_turn = _turn_gradient(gradient, output, input, weight, bias, turn) if needs_turn else None
             if needs_input:
                 turned_back = torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device)
-                blocks, gradients = _in_blocks(turned_back, turn, -1), _in_blocks(gradient, turn, -1)
-                for part in _parts(blocks):
-                    torch.add(gradients[part], _change(gradients[part], turn.mT, None), out=blocks[part])
+                blocks, gradients = _by_block(turned_back, turn), _by_block(gradient, turn)
+                back = (turn + rotation.identity(turn)).mT
+                for part in _token_parts(gradient):
+                    blocks[:, part] = gradients[:, part].to(turn.dtype) @ back
                 of_input = half_precision.rounded(turned_back, weight, weight.dtype)
         return of_input, None, None, of_turn
 
@@ -88,14 +131,30 @@ def _turn_gradient(
     z is (output - bias) Rᵀ, or computed again if the output is lost. The sum is turned instead of its tokens: Σ (u Rᵀ)ᵀ
     gradient is R Σ uᵀ gradient.
     """
-    is_turned = output is not None
     outputs = F.linear(input, weight, bias) if output is None else output
-    blocks, gradients = _in_blocks(outputs, turn, -1), _in_blocks(gradient, turn, -1)
-    offset = _in_blocks_of_one(bias, turn)
-    total = torch.zeros_like(turn)
-    for part in _parts(blocks):
-        total += _products(_unbiased(blocks[part], turn.dtype, offset), gradients[part].to(turn.dtype))
-    return total.baddbmm(turn, total) if is_turned else total
+    blocks, gradients, offset = _by_block(outputs, turn), _by_block(gradient, turn), _offset(bias, turn)
+    total = None
+    for part in _token_parts(outputs):
+        own = _unbiased(blocks[:, part], turn.dtype, offset).mT @ gradients[:, part].to(turn.dtype)
+        total = own if total is None else total + own
+    if total is None:
+        return torch.zeros_like(turn)
+    return total if output is None else total.baddbmm(turn, total)
+
+
+def _by_block(tokens: Tensor, turn: Tensor) -> Tensor:
+    """Return a view (count, tokens, size) of (tokens, out)."""
+    return tokens.reshape(-1, *turn.shape[:2]).transpose(0, 1)
+
+
+def _offset(bias: Tensor | None, turn: Tensor) -> Tensor | None:
+    """Return the bias as (count, 1, size), in the dtype of `turn`."""
+    return None if bias is None else bias.to(turn.dtype).view(turn.shape[0], 1, -1)
+
+
+def _token_parts(tokens: Tensor) -> Iterator[slice]:
+    step = rows_at_once(tokens.shape[-1], tokens.device)
+    return (slice(first, first + step) for first in range(0, tokens.shape[0], step))
 
 
 class _Turned(torch.autograd.Function):

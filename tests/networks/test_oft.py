@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from networks import lora, oft
+from networks.kernels.rotated_output import cayley_turn
 from networks.modules.adapter_module import limit_norms
 from networks.network.network import LoRANetwork
 from networks.oft import OFTInfModule, OFTModule
@@ -615,3 +616,17 @@ def test_scaled_fp8_bases(dtype, shape, autocast):
     assert furthest(output, expected) < 2 * 2**-8
     output.float().square().sum().backward()
     assert all(torch.isfinite(tensor.grad).all() and tensor.grad.any() for tensor in (x, *module.parameters()))
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
+def test_the_gradient_of_the_transform_is_that_of_its_formula(size):
+    generator = torch.Generator().manual_seed(5)
+    free = (size * torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)).requires_grad_()
+    upstream = torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)
+    one = torch.eye(4, dtype=torch.float64)
+
+    def gradient(transform):
+        return torch.autograd.grad(transform(free - free.mT), free, upstream)[0]
+
+    expected = gradient(lambda skew: (one + skew) @ torch.linalg.inv(one - skew) - one)
+    torch.testing.assert_close(gradient(cayley_turn), expected, rtol=1e-9, atol=1e-12)
