@@ -55,39 +55,36 @@ def rotated_linear(input: Tensor, weight: Tensor, bias: Tensor | None, turn: Ten
 def cayley_turn(skew: Tensor) -> Tensor:
     """Return R - I, `rotation.turn` of skew-symmetric matrices (count, size, size).
 
-    No matrix is checked, since a device would wait for that. Differentiable once where the processor computes it.
+    No matrix is checked, since a device would wait for that. Differentiable once.
     """
-    if is_traced() or skew.device.type != "cpu":
-        result: Tensor = rotation.turn(skew, lambda matrices, right: torch.linalg.solve_ex(matrices, right)[0])
-        return result
-    result = _Turn.apply(skew)  # type: ignore[no-untyped-call]
+    if is_traced():
+        return _turn_of(skew)
+    result: Tensor = _CayleyTurn.apply(skew)  # type: ignore[no-untyped-call]
     return result
 
 
-class _Turn(torch.autograd.Function):
-    """T = (I - Q)^-1 2Q, with the inverse kept: dT is (I - Q)^-1 dQ (T + 2I).
+def _turn_of(skew: Tensor) -> Tensor:
+    turn: Tensor = rotation.turn(skew, lambda matrices, right: torch.linalg.solve_ex(matrices, right)[0])
+    return turn
 
-    LAPACK solves for one small matrix at a time, and autograd's own backward pass would solve again.
-    """
+
+class _CayleyTurn(torch.autograd.Function):
+    """T = (I - Q)^-1 2Q. Its derivative dT = (I - Q)^-1 dQ (T + 2I) solves nothing, as (I - Q)^-1 is I + T / 2."""
 
     @staticmethod
     def forward(ctx: Any, skew: Tensor) -> Tensor:
-        def solved(matrices: Tensor, right: Tensor) -> Tensor:
-            inverses.append(torch.linalg.inv_ex(matrices)[0])
-            return inverses[0] @ right
-
-        inverses: list[Tensor] = []
-        result: Tensor = rotation.turn(skew, solved)
-        ctx.save_for_backward(inverses[0], result)
-        return result
+        turn = _turn_of(skew)
+        ctx.save_for_backward(turn)
+        return turn
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        inverse, result = ctx.saved_tensors
+        (turn,) = ctx.saved_tensors
+        # A trainer may run backward inside autocast.
         with torch.autocast(gradient.device.type, enabled=False):
-            left = inverse.mT @ gradient
-            of_skew: Tensor = left.baddbmm(left, result.mT, beta=2)
+            left = gradient.baddbmm(turn.mT, gradient, alpha=0.5)
+            of_skew: Tensor = left.baddbmm(left, turn.mT, beta=2)
         return of_skew
 
 
