@@ -48,9 +48,11 @@ def seaweedfs(folder):
     parts = ("master.port", "volume.port", "filer.port", "s3.port")
     numbers = free_ports(2 * len(parts))
     ports = dict(zip((*parts, *(f"{name}.grpc" for name in parts)), numbers, strict=True))
+    # Deleted objects keep their room for a while, so a long series fills many volumes.
+    volumes = 50 + 5 * RUNS
     # Its master would report to its makers.
     words = ["weed", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
-    words += ["-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=50", "-master.volumeSizeLimitMB=64"]
+    words += ["-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-volume.max={volumes}", "-master.volumeSizeLimitMB=64"]
     return [*words, *(f"-{name}={port}" for name, port in ports.items())], ports["s3.port"]
 
 
