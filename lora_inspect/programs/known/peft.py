@@ -107,10 +107,10 @@ def _finds(adapter: Adapter) -> Finder:
     return finds
 
 
-def _replaces(adapter: Adapter) -> str | None:
-    """Return the effect of a tensor that replaces a weight of the model.
+def replaced_weight(adapter: Adapter) -> str | None:
+    """Return the effect of a tensor that replaces a weight of the model, as a reason for an unknown result.
 
-    It has the name of a weight without an adapter, and PEFT loads it in the weight's place.
+    It has the name of a weight without an adapter. PEFT loads it in the weight's place; other programs may leave it.
     """
     prefix = _FILE.prefixes[0]
     for key in adapter.unclaimed:
@@ -156,7 +156,7 @@ PROGRAM = Program(
             ),
             strangers=Strangers(SILENT),
             refuses=_refused,
-            unsure=_replaces,
+            unsure=replaced_weight,
         ),
     ),
     schemes={"": "peft"},

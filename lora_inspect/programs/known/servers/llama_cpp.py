@@ -24,24 +24,47 @@ from lora_inspect.reading.adapter import Adapter
 
 _FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 # The converter skips these, or hands them on, and llama.cpp pays no attention to them.
-_SKIPPED = (".base_layer.weight", "_layernorm", ".norm")
+_COPIES, _NORMS = ".base_layer.weight", ("_layernorm", ".norm")
+# The only tensors besides factors with which llama.cpp loads its own files.
+_OWN_NORM = "_norm.weight"
 
 
 def _refused(adapter: Adapter) -> str | None:
-    """Return the error of the converter, None for a file in llama.cpp's own format."""
+    """Return the error of the converter, or that of llama.cpp for a file in its own format."""
     from lora_inspect.reading.base.model_config import has_header  # with the tables of llama.cpp's names
 
     if has_header(adapter.checkpoint):
-        return None
+        odd = next((key for key in adapter.unclaimed if not key.endswith(_OWN_NORM)), None)
+        return f"LoRA tensor '{odd}' has unexpected suffix" if odd else None
     config = config_of(adapter)
     if isinstance(config, str):
         return config
     if "lora_alpha" not in config:
         return "KeyError: 'lora_alpha'"
-    for key in adapter.checkpoint.tensors:
-        if not any(part in key for part in (*_FACTORS, *_SKIPPED)):
-            return f"Unexpected name '{key}': Not a lora_A or lora_B tensor"
-    return None
+    return next(filter(None, map(_odd, adapter.checkpoint.tensors)), None)
+
+
+def _odd(key: str) -> str | None:
+    """Return the error of the converter or of llama.cpp for a tensor, None for one that both take."""
+    if any(part in key for part in _FACTORS):
+        return None if key.endswith(_FACTORS) else f"AssertionError, as {key} has neither of the factors' names"
+    if _COPIES in key:
+        return None
+    if not _is_called_norm(key):
+        return f"Unexpected name '{key}': Not a lora_A or lora_B tensor"
+    if key.endswith(".bias"):
+        return f"the tensor that the converter makes of {key} has unexpected suffix"
+    return None if key.endswith(".weight") else f"ValueError: Can not map tensor '{key}'"
+
+
+def _is_called_norm(key: str) -> bool:
+    return any(part in key for part in _NORMS) and not any(part in key for part in (*_FACTORS, _COPIES))
+
+
+def _unsure(adapter: Adapter) -> str | None:
+    """Return the effect of a norm's weight: llama.cpp leaves it out, and the converter takes it of known norms only."""
+    norms = (key for key in adapter.unclaimed if key.endswith(_OWN_NORM) or _is_called_norm(key))
+    return next((f"the effect of {key}" for key in norms), None)
 
 
 def _finds(adapter: Adapter) -> Finder:
@@ -111,9 +134,10 @@ PROGRAM = Program(
             ),
             strangers=Strangers(SILENT),
             refuses=_refused,
+            unsure=_unsure,
         ),
         # It has models of these families, and may have those of files of no known one; its converter was not tried.
-        Loader(families=("", *UNTRIED), rules=(OWN,), strangers=Strangers(SILENT)),
+        Loader(families=("", *UNTRIED), rules=(OWN,), strangers=Strangers(SILENT), refuses=_refused, unsure=_unsure),
     ),
     schemes={"": "gguf"},
 )

@@ -3,13 +3,15 @@
 It fuses the factors of query, key and value, and of gate and up, so some modules need others next to them.
 
 Sources: `srt/lora/lora_config.py`, `lora.py`, `utils.py`, `mem_pool.py` and `lora_manager.py` of SGLang. The first
-three ran; the copy of the factors into its buffers was read.
+four ran, up to the buffers of a Llama's layers; the manager was read.
 """
 
+import re
 from collections import defaultdict
+from collections.abc import Mapping
 
 from lora_inspect.files.strict_json import json_number
-from lora_inspect.programs.known.peft import config_of, is_of_blocks, leaf_of, names_in
+from lora_inspect.programs.known.peft import OF_BLOCKS, config_of, is_of_blocks, leaf_of, names_in, replaced_weight
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
@@ -17,7 +19,6 @@ from lora_inspect.programs.record import (
     LEAVES,
     READ,
     SILENT,
-    WARNS,
     Finder,
     Given,
     Loader,
@@ -35,6 +36,10 @@ _EMBEDDINGS = ("embed_tokens", "lm_head")
 # The part of a fused layer without which the others are not found.
 _NEEDED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 _SHORTHANDS = ("all", "all-linear")
+# Every tensor of a block is taken for a factor, and needs a place in the buffers.
+_OF_BLOCK = re.compile(r"layers\.\d+\.")
+# Tensors of added tokens, of which it serves none.
+_ADDED = ("input_embeddings", "output_embeddings")
 
 
 def _refused(adapter: Adapter) -> str | None:
@@ -59,16 +64,40 @@ def _refused(adapter: Adapter) -> str | None:
     for parent, leaves in _siblings(adapter).items():
         if "q_proj" in leaves and "v_proj" not in leaves:
             return f"KeyError: '{parent}.v_proj.lora_A.weight', as q_proj needs v_proj next to it"
+    return _homeless(adapter, config)
+
+
+def _homeless(adapter: Adapter, config: Mapping[str, object]) -> str | None:
+    """Return the error for a tensor that has no place among the buffers of a block, or of added tokens."""
+    keys = set(adapter.checkpoint.tensors)
+    # A shorthand has no names, and stands for all layers.
+    named = {_fused(leaf_of(name)) for name in names_in(config, "target_modules") or OF_BLOCKS}
+    for key in sorted(keys):
+        if _OF_BLOCK.search(key):
+            if "q_proj" in key and key.replace("q_proj", "v_proj") not in keys:
+                return f"KeyError, as {key} has none like it of v_proj"
+            if not any(name in _fused_key(key, keys) for name in named):
+                return f"ValueError: Cannot find target module name for {key}"
+        elif any(part in key for part in _ADDED) and not any(part in key for part in _EMBEDDINGS):
+            return f"AssertionError: lora_added_tokens_size is not the number of rows of {key}"
     return None
 
 
+def _fused_key(key: str, keys: set[str]) -> str:
+    """Return the name of a tensor after the fusion of its layer with others, where that has its first part."""
+    for part, whole in _FUSED.items():
+        if part in key and whole not in key and key.replace(part, _NEEDED.get(part, part)) in keys:
+            return key.replace(part, whole)
+    return key
+
+
 def _never(adapter: Adapter) -> str | None:
-    """Return the treatment of parts of fused layers that lack others."""
+    """Return the problem of parts of fused layers that lack others."""
     for parent, leaves in _siblings(adapter).items():
         if "q_proj" in leaves and "v_proj" not in leaves:
             return f"fails on {parent}.q_proj, which has no v_proj next to it"
         if lonely := next((leaf for leaf in sorted(leaves) if _NEEDED.get(leaf, leaf) not in leaves), None):
-            return f"ignores {parent}.{lonely}, which has no {_NEEDED[lonely]} next to it"
+            return f"fails on {parent}.{lonely}, which has no {_NEEDED[lonely]} next to it"
     return None
 
 
@@ -87,8 +116,7 @@ def _finds(adapter: Adapter) -> Finder:
     config = {} if isinstance(found, str) else found
     is_shorthand = isinstance(config.get("target_modules"), str)
     named = {_fused(leaf_of(name)) for name in names_in(config, "target_modules")}
-    # Every tensor below a block is taken for a factor.
-    has_odd = any(".layers." in key for key in adapter.unclaimed)
+    has_odd = any(map(_OF_BLOCK.search, adapter.unclaimed))
 
     def finds(given: Given) -> bool | None:
         path = given.module.name.body
@@ -96,7 +124,7 @@ def _finds(adapter: Adapter) -> Finder:
         if has_odd:
             return None
         if given.contribution.algorithm.name == "saved":
-            return True
+            return None if _OF_BLOCK.search(given.module.key) else True
         if not (is_of_blocks(path) or leaf in _EMBEDDINGS):
             return None
         is_named = is_shorthand or _fused(leaf) in named
@@ -126,7 +154,6 @@ _FILE = Rule(
     magnitudes={".lora_magnitude_vector output": FAILS},
     kinds={"lora": COMPUTES, "lora_embedding": COMPUTES, "lora_bias": LEAVES, "lora_tokens": LEAVES, "": FAILS},
     finds=_finds,
-    unfound=Strangers(WARNS, "weight(s) skipped because they did not match any target module"),
     scale=_scale,
     by=READ,
 )
@@ -145,6 +172,7 @@ PROGRAM = Program(
             strangers=Strangers(SILENT),
             refuses=_refused,
             never=_never,
+            unsure=replaced_weight,
         ),
     ),
     schemes={"": "peft"},

@@ -5,9 +5,9 @@ It refuses all other tensors.
 Sources: `vllm/lora/peft_helper.py`, `lora_model.py`, `utils.py` and `vllm/config/lora.py` of vLLM.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from lora_inspect.programs.known.peft import config_of, is_of_blocks, leaf_of, settings_of
+from lora_inspect.programs.known.peft import config_of, is_of_blocks, leaf_of, names_in, settings_of
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
@@ -72,6 +72,13 @@ def _odd(keys: Iterable[str]) -> str | None:
     """Return the first key that vLLM does not use."""
     known = (*_FACTORS, *_COPIES, *(f".{head}.weight" for head in _HEADS))
     return next((key for key in keys if not key.endswith(known)), None)
+
+
+def _unsure(adapter: Adapter) -> str | None:
+    """Return the effect of a head that the config does not name: a language model refuses it."""
+    saved = names_in(config, "modules_to_save") if isinstance(config := config_of(adapter), Mapping) else frozenset()
+    heads = (key for key in adapter.unclaimed for head in set(_HEADS) - saved if key.endswith(f".{head}.weight"))
+    return next((f"the effect of {key}" for key in heads), None)
 
 
 def _never(adapter: Adapter) -> str | None:
@@ -155,6 +162,7 @@ PROGRAM = Program(
             ),
             strangers=Strangers(SILENT),
             refuses=_refused,
+            unsure=_unsure,
             never=_never,
             needs=_needs,
         ),
