@@ -1,7 +1,7 @@
 """What the rules say of folders of PEFT, beside what programs that serve language models were seen to do with them.
 
 Their own code ran aside on such folders of a Llama of two blocks: vLLM 0.33.0's config, validation and loading (given
-a rank of up to 512), SGLang 0.5.23's config, loading and fusing, with its copy into buffers restated, llama.cpp's
+a rank of up to 512), SGLang 0.5.23's config, loading, fusing and copy into buffers, over stand-ins, llama.cpp's
 converter and then llama.cpp itself (October 2026), whose probabilities were compared with PEFT's, and mlx-lm 0.32.2.
 """
 
@@ -13,7 +13,7 @@ import pytest
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.ops.compat import compat
-from lora_inspect.programs.verdict import NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH, UNTESTED, VERDICTS
+from lora_inspect.programs.verdict import OTHER, PARTLY, REFUSED, SAME, STRENGTH, UNTESTED, VERDICTS
 from lora_inspect.reading.model.settings import Settings
 
 pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore")]
@@ -115,9 +115,9 @@ def test_vllm_has_a_highest_rank(verdicts):
 
 
 @pytest.mark.parametrize("leaves", [("k_proj", "v_proj"), ("up_proj",)])
-def test_sglang_finds_no_part_of_a_fused_layer_without_its_first(verdicts, leaves):
+def test_sglang_refuses_a_part_of_a_fused_layer_without_its_first(verdicts, leaves):
     found = verdicts(peft_kinds.Kind({"target_modules": list(leaves)}))["sglang"]
-    assert (found.verdict, found.silent) == (NOTHING, False)
+    assert (found.verdict, "Cannot find target module name" in found.says) == (REFUSED, True)
 
 
 @pytest.mark.parametrize("leaves", [("q_proj", "v_proj"), ("gate_proj",)])

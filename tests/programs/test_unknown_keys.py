@@ -3,13 +3,17 @@
 InvokeAI cannot be installed here, so what its conversions did with such files is written out: its code ran on each.
 """
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from adapters import lora
+from gguf_files import pair, write_adapter
 
 from lora_inspect.ops.compat import compat
 
-SAME, REFUSED = "same meaning", "refused"
+SAME, REFUSED, UNTESTED = "same meaning", "refused", "not tested"
 # Keys by where they stand: behind a module of the file, behind one that has nothing else in it, and of no module.
 PLACES = {
     "one word": "{module}.foo",
@@ -172,3 +176,110 @@ def test_in_musubi(version, path, program, place, write_safetensors):
     tensors = {**lora(module, 4, 4.0, 16, 16), key: ("F32", (2,), 1.0)}
     (found,) = compat(str(write_safetensors(tensors, {"ss_base_model_version": version})), program).verdicts
     assert found.verdict == SAME, found.says
+
+
+# Programs of language models. Their own code ran on each of these files and on the same without the key: vLLM 0.33.0's
+# config, names and loading, with the layers of a Llama as what it expects; SGLang 0.5.23's config, loading, fusing and
+# copy into buffers of two blocks, with layers that slice nothing; llama.cpp's converter, of llama-cpp-python 0.3.36, on
+# a Llama of transformers, and llama.cpp itself, of xllamacpp 2026.10.11549; and mlx-lm 0.32.2's `load_adapters` on its
+# Llama. All other modules of vLLM and SGLang were replaced.
+ROOT = "base_model.model."
+BLOCK = f"{ROOT}model.layers.0"
+# Keys that one of the programs looks at, by what they stand for.
+OTHERS = {
+    "alpha": f"{BLOCK}.self_attn.q_proj.alpha",
+    "third layer": f"{BLOCK}.self_attn.k_proj.foo",
+    "no layer": f"{BLOCK}.foo",
+    "no root": "layers.0.foo",
+    "behind a factor": f"{BLOCK}.self_attn.q_proj.lora_A.weight.foo",
+    "copy": f"{BLOCK}.self_attn.q_proj.base_layer.weight",
+    "norm's key": f"{BLOCK}.input_layernorm.foo",
+    "norm's bias": f"{BLOCK}.input_layernorm.bias",
+    "norm": f"{BLOCK}.input_layernorm.weight",
+    "last norm": f"{ROOT}model.norm.weight",
+    "stranger's norm": "stray.norm",
+    "embedding": f"{ROOT}model.embed_tokens.weight",
+    "head": f"{ROOT}lm_head.weight",
+    "classifier": f"{ROOT}score.weight",
+    "added tokens": f"{ROOT}stray.input_embeddings.weight",
+}
+KEYS = {
+    **{
+        place: key.format(
+            module=f"{BLOCK}.self_attn.q_proj", prefix=ROOT, other=f"{ROOT}model.layers.7.self_attn.q_proj"
+        )
+        for place, key in PLACES.items()
+    },
+    **OTHERS,
+}
+# The keys with which each program loads the file as without them; all others it refuses.
+LOADED = {
+    "vllm": set(),
+    "sglang": set(PLACES) - BEHIND - {"other module", "other module's weight"}
+    | {"stranger's norm", "last norm", "embedding", "head", "classifier"},
+    "llama-cpp": {"copy", "norm", "last norm"},
+}
+# Weights of the model, which PEFT loads in their place: a program that passes over them does something else.
+OF_MODEL = {"norm", "last norm", "embedding", "head", "classifier"}
+
+
+def written(key, write_safetensors, value=("F32", (2,), 1.0)):
+    tensors = {key: value} if key else {}
+    for leaf in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        tensors |= lora(f"{BLOCK}.self_attn.{leaf}", 4, None, 8, 8, "peft")
+    file = write_safetensors(tensors, name="adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+    (file.parent / "adapter_config.json").write_text(json.dumps(config))
+    return file.parent
+
+
+@pytest.mark.parametrize("program", LOADED)
+def test_the_file_itself_is_loaded(program, write_safetensors):
+    assert compat(str(written("", write_safetensors)), program).verdicts[0].verdict == SAME
+
+
+@pytest.mark.parametrize("place", KEYS)
+@pytest.mark.parametrize("program", LOADED)
+def test_in_folders_of_peft(program, place, write_safetensors):
+    value = ("F32", (), 6.0) if place == "alpha" else ("F32", (2,), 1.0)
+    (found,) = compat(str(written(KEYS[place], write_safetensors, value)), program).verdicts
+    due = SAME if place in LOADED[program] else REFUSED
+    # A classifier's head, which no language model has, may be loaded by vLLM where it serves a classifier.
+    is_open = place in OF_MODEL and (due == SAME or (program, place) == ("vllm", "classifier"))
+    assert found.verdict == (UNTESTED if is_open else due), found.says
+
+
+IN_GGUF = {
+    **{place: key.format(module="blk.0.attn_q", prefix="", other="blk.7.attn_q") for place, key in PLACES.items()},
+    "behind a weight": "blk.0.attn_q.weight.scale",
+    "norm's key": "blk.0.attn_norm.foo",
+    "norm's bias": "blk.0.attn_norm.bias",
+}
+
+
+@pytest.mark.parametrize("place", IN_GGUF)
+def test_in_files_of_llama_cpp(place, tmp_path):
+    """llama.cpp itself refuses all but factors and weights of norms, which it leaves out."""
+    tensors = {**pair("blk.0.attn_q", 8, 8, 2), IN_GGUF[place]: np.ones(2, np.float32)}
+    (found,) = compat(write_adapter(tmp_path / "a.gguf", tensors), "llama-cpp").verdicts
+    assert (found.verdict, IN_GGUF[place] in found.says) == (REFUSED, True)
+
+
+@pytest.mark.parametrize("norm", ["blk.0.attn_norm.weight", "output_norm.weight"])
+def test_norms_in_files_of_llama_cpp_are_left_out(norm, tmp_path):
+    tensors = {**pair("blk.0.attn_q", 8, 8, 2), norm: np.ones(8, np.float32)}
+    assert compat(write_adapter(tmp_path / "a.gguf", tensors), "llama-cpp").verdicts[0].verdict == UNTESTED
+
+
+@pytest.mark.parametrize("place", [*PLACES, "no magnitude", "no factor"])
+def test_in_mlx_lm(place, write_safetensors):
+    module = "model.layers.0.self_attn.q_proj"
+    more = {"no magnitude": "{module}.n", "no factor": "{module}.lora_c"}
+    key = {**PLACES, **more}[place].format(module=module, prefix="model.", other=module.replace("0", "7"))
+    factors = {f"{module}.lora_a": ("F32", (8, 2), 0.5), f"{module}.lora_b": ("F32", (2, 8), 0.25)}
+    parameters = {"rank": 2, "scale": 2.5, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
+    for tensors, due in ((factors, SAME), ({**factors, key: ("F32", (2,), 1.0)}, REFUSED)):
+        file = write_safetensors(tensors, name="adapters.safetensors")
+        (file.parent / "adapter_config.json").write_text(json.dumps(config))
+        assert compat(str(file.parent), "mlx-lm").verdicts[0].verdict == due

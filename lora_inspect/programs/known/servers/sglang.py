@@ -124,7 +124,7 @@ def _finds(adapter: Adapter) -> Finder:
         if has_odd:
             return None
         if given.contribution.algorithm.name == "saved":
-            return None if _OF_BLOCK.search(given.module.key) else True
+            return None if _OF_BLOCK.search(given.module.name.key) else True
         if not (is_of_blocks(path) or leaf in _EMBEDDINGS):
             return None
         is_named = is_shorthand or _fused(leaf) in named
