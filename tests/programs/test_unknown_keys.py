@@ -178,14 +178,16 @@ def test_in_musubi(version, path, program, place, write_safetensors):
     assert found.verdict == SAME, found.says
 
 
-# Programs of language models. Their own code ran on each of these files and on the same without the key: vLLM 0.33.0's
-# config, names and loading, with the layers of a Llama as what it expects; SGLang 0.5.23's config, loading, fusing and
-# copy into buffers of two blocks, with layers that slice nothing; llama.cpp's converter, of llama-cpp-python 0.3.36, on
-# a Llama of transformers, and llama.cpp itself, of xllamacpp 2026.10.11549; and mlx-lm 0.32.2's `load_adapters` on its
-# Llama. All other modules of vLLM and SGLang were replaced.
+# Programs of language models. Their own code ran on each of these files, and on the same without the key (2026-12-01):
+# - vLLM 0.33.0: its config, names and loading, which expects the layers of a Llama;
+# - SGLang 0.5.23: its config, loading, fusing and copy into the buffers of two blocks, with layers that slice nothing;
+# - llama.cpp: its converter, of llama-cpp-python 0.3.36, on a Llama of transformers, and itself, of xllamacpp
+#   2026.10.11549, on GGUF files;
+# - mlx-lm 0.32.2: its `load_adapters` on its own Llama.
+# All other modules of vLLM and SGLang were replaced by empty ones.
 ROOT = "base_model.model."
 BLOCK = f"{ROOT}model.layers.0"
-# Keys that one of the programs looks at, by what they stand for.
+# Keys that mean something to one of the programs.
 OTHERS = {
     "alpha": f"{BLOCK}.self_attn.q_proj.alpha",
     "third layer": f"{BLOCK}.self_attn.k_proj.foo",
@@ -263,6 +265,16 @@ def test_in_files_of_llama_cpp(place, tmp_path):
     tensors = {**pair("blk.0.attn_q", 8, 8, 2), IN_GGUF[place]: np.ones(2, np.float32)}
     (found,) = compat(write_adapter(tmp_path / "a.gguf", tensors), "llama-cpp").verdicts
     assert (found.verdict, IN_GGUF[place] in found.says) == (REFUSED, True)
+
+
+# It loads them for every architecture in the same way, and Ollama hands it GGUF files as they are.
+@pytest.mark.parametrize("program", ["llama-cpp", "ollama"])
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+def test_in_files_of_other_models(program, architecture, tmp_path):
+    tensors = pair("blk.0.ffn_up", 8, 8, 2)
+    for more, due in (({}, SAME), ({"stray.foo": np.ones(2, np.float32)}, REFUSED)):
+        file = write_adapter(tmp_path / "a.gguf", {**tensors, **more}, architecture=architecture)
+        assert compat(file, program).verdicts[0].verdict == due
 
 
 @pytest.mark.parametrize("norm", ["blk.0.attn_norm.weight", "output_norm.weight"])

@@ -115,7 +115,7 @@ PROGRAM = Program(
     name="llama-cpp",
     title="llama.cpp",
     version="October 2026",
-    ran="2026-11-26",
+    ran="2026-12-01",
     loaders=(
         Loader(
             families=("llm",),

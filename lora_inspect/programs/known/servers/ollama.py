@@ -17,7 +17,6 @@ from lora_inspect.programs.record import (
     FAILS,
     MISREADS,
     READ,
-    SILENT,
     Finder,
     Given,
     Loader,
@@ -125,6 +124,7 @@ def _needs(adapter: Adapter) -> str | None:
 
 
 _NO_LAYER = "LoRA tensor does not exist in base model"
+_NO_FACTOR = Strangers(FAILS, "LoRA tensor has unexpected suffix")
 _FILE = Rule(
     layouts=("hf",), finds=_finds, exceptions=_exceptions, scale=_scale, magnitudes=_MAGNITUDES, says=_NO_LAYER
 )
@@ -146,11 +146,11 @@ PROGRAM = Program(
                 _FILE._replace(dialects=("mlx",), kinds={"mlx": COMPUTES, "": FAILS}),
                 Rule(kinds={"": FAILS}, says=_NO_LAYER),
             ),
-            strangers=Strangers(FAILS, "LoRA tensor has unexpected suffix"),
+            strangers=_NO_FACTOR,
             refuses=_refused,
             needs=_needs,
         ),
-        Loader(families=("", *UNTRIED), rules=(OWN._replace(by=READ),), strangers=Strangers(SILENT)),
+        Loader(families=("", *UNTRIED), rules=(OWN._replace(by=READ),), strangers=_NO_FACTOR),
     ),
     schemes={"": "gguf"},
 )

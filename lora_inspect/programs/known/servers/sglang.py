@@ -70,7 +70,7 @@ def _refused(adapter: Adapter) -> str | None:
 def _homeless(adapter: Adapter, config: Mapping[str, object]) -> str | None:
     """Return the error for a tensor that has no place among the buffers of a block, or of added tokens."""
     keys = set(adapter.checkpoint.tensors)
-    # A shorthand has no names, and stands for all layers.
+    # A shorthand names no layer and means all of them.
     named = {_fused(leaf_of(name)) for name in names_in(config, "target_modules") or OF_BLOCKS}
     for key in sorted(keys):
         if _OF_BLOCK.search(key):
@@ -162,7 +162,7 @@ PROGRAM = Program(
     name="sglang",
     title="SGLang",
     version="0.5.23",
-    ran="2026-11-26",
+    ran="2026-12-01",
     sets_multiplier=False,
     loaders=(
         Loader(

@@ -135,7 +135,7 @@ PROGRAM = Program(
     name="vllm",
     title="vLLM",
     version="0.33.0",
-    ran="2026-11-26",
+    ran="2026-12-01",
     sets_multiplier=False,
     loaders=(
         Loader(
