@@ -233,7 +233,7 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             {"": "mlx"},
             False,
             False,
-            "2026-11-26",
+            "2026-12-01",
             {"mlx-lm": "0.32.2"},
             ((("llm",), (), False),),
         ),
@@ -297,7 +297,7 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             {"": "gguf"},
             False,
             True,
-            "2026-11-26",
+            "2026-12-01",
             {},
             ((("llm",), (), False), (("", "bert", "distilbert", "gpt2", "gpt_bigcode", "gpt_neox", "t5"), (), False)),
         ),
@@ -319,13 +319,13 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
         ),
     ),
     "servers.sglang": (
-        ("sglang", "SGLang", "0.5.23", {"": "peft"}, True, False, "2026-11-26", {}, ((("llm",), (), False),)),
+        ("sglang", "SGLang", "0.5.23", {"": "peft"}, True, False, "2026-12-01", {}, ((("llm",), (), False),)),
     ),
     "servers.tgi": (
         ("tgi", "TGI", "2026-01-08", {"": "peft"}, True, False, "2026-12-01", {}, ((("llm",), (), False),)),
     ),
     "servers.vllm": (
-        ("vllm", "vLLM", "0.33.0", {"": "peft"}, False, False, "2026-11-26", {}, ((("llm",), (), False),)),
+        ("vllm", "vLLM", "0.33.0", {"": "peft"}, False, False, "2026-12-01", {}, ((("llm",), (), False),)),
     ),
     "stable_diffusion_cpp": (
         (
