@@ -4,6 +4,7 @@ Each option is declared here once. The command line and the API make a `ConvertR
 see the `ConvertOptions` of that.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
@@ -106,15 +107,22 @@ class ConvertOptions(ConvertRequest):
 
     `scheme` is the naming scheme of the output, which has its own layouts. `program` is the program that the output is
     for. `norms` are those that the programs of the output divide magnitudes by. `uniform` is true if they take one rank
-    and one scale for all modules; the scheme or the program settles both. `settings` are the options and the settings
-    on the adapter's path that settle facts which its evidence leaves open.
+    and one scale for all modules; the scheme or the program settles both. `ranks` are the ranks that they take then, or
+    empty for all. `settings` are the options and the settings on the adapter's path that settle facts which its
+    evidence leaves open.
     """
 
     scheme: str | None = None
     program: str | None = None
     norms: str | None = None
     uniform: bool = False
+    ranks: tuple[int, ...] = ()
     settings: "Settings" = field(default_factory=_no_settings)
+
+    def rank_of_all(self, ranks: Iterable[int | None]) -> int:
+        """Return the one rank of a uniform output: the first that programs take and no module's rank is above."""
+        largest = max((rank or 0 for rank in ranks), default=0)
+        return next((one for one in self.ranks if one >= largest), largest)
 
 
 def convert_options(request: ConvertRequest, own: "Settings", adapter: str) -> ConvertOptions:

@@ -253,7 +253,8 @@ class Loader(NamedTuple):
     load the file. `never` gives the problem of a file that no conversion for it solves.
 
     `complete` are paths, with `{i}` for numbers; every block of a file must have a module at each. `unsure` gives the
-    reason why the result for a whole file is unknown, in words before "is unknown".
+    reason why the result for a whole file is unknown, in words before "is unknown". `ranks` are the ranks that a
+    conversion for it writes, in order: the first one that is not below the file's, which zeros fill.
     """
 
     rules: tuple[Rule, ...] | RulesByFamily
@@ -270,6 +271,7 @@ class Loader(NamedTuple):
     flags: Strangers | None = None
     complete: tuple[str, ...] = ()
     unsure: Refusal = nothing_refused
+    ranks: tuple[int, ...] = ()
 
     def rules_for(self, family: str) -> list[Rule]:
         """Return the rules that may cover modules of a family, "" for an unknown one."""

@@ -91,7 +91,7 @@ def test_convert_writes_what_it_loads(judged, tmp_path, kind):
     assert compat(str(out), "lmdeploy").verdicts[0].verdict == SAME
 
 
-@pytest.mark.parametrize("kind", ["expression", "narrow targets", "head"])
+@pytest.mark.parametrize("kind", ["expression", "narrow targets", "head", "saved embeddings"])
 @pytest.mark.slow
 def test_no_command_is_offered_for_what_no_conversion_changes(judged, kind):
     found = judged(peft_kinds.KINDS[kind])

@@ -4,6 +4,8 @@ Their code ran as `tests/reruns/` has it; neither can be installed here, so what
 ten families for OneTrainer, and 912 of eleven for ai-toolkit, with settings that were those of the file.
 """
 
+import shlex
+
 import pytest
 import torch
 from adapters import KINDS, KINDS_OF_FILES, adapter
@@ -177,3 +179,46 @@ def test_conversions_give_the_trained_change(judged, program, family, tmp_path, 
             down = tensors[f"{name}.lora_down.weight"]
             change = float(tensors[f"{name}.alpha"]) / len(down) * tensors[f"{name}.lora_up.weight"] @ down
         torch.testing.assert_close(change, meant)
+
+
+FACTORS = {
+    "lora": (("lora_up.weight", "lora_down.weight"),),
+    "loha": (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")),
+}
+
+
+def change(tensors, name, pairs):
+    """alpha/rank · the product of the products of each pair (out, rank) and (rank, in), and the rank."""
+    products = [tensors[f"{name}.{left}"].double() @ tensors[f"{name}.{right}"].double() for left, right in pairs]
+    rank = len(tensors[f"{name}.{pairs[0][1]}"])
+    return float(tensors[f"{name}.alpha"]) / rank * torch.stack(products).prod(0), rank
+
+
+@pytest.mark.parametrize(
+    ("program", "family", "prefix", "algorithm"),
+    [
+        ("onetrainer", "flux", "lora_transformer_", "lora"),
+        ("onetrainer", "flux", "lora_transformer_", "loha"),
+        ("ai-toolkit", "sdxl", "lora_unet_", "lora"),
+    ],
+)
+@pytest.mark.numeric
+def test_the_command_for_several_ranks_fills_the_smaller_ones(tmp_path, run, program, family, prefix, algorithm):
+    numbers, pairs = torch.Generator().manual_seed(2), FACTORS[algorithm]
+    names = [spelled(prefix)(path) for path in LAYERS[family]]
+    tensors = {}
+    for name, rank in zip(names, (2, 4), strict=True):
+        for left, right in pairs:
+            tensors[f"{name}.{left}"] = torch.randn(32, rank, generator=numbers)
+            tensors[f"{name}.{right}"] = torch.randn(rank, 32, generator=numbers)
+        tensors[f"{name}.alpha"] = torch.tensor(3.0)
+    file = tmp_path / "adapter.safetensors"
+    save_file(tensors, file, {"ss_base_model_version": by_name(family).metadata_names[0]})
+    words = shlex.split(compat(str(file), program).verdicts[0].fix)
+    assert run(*words[1:]).status == 0
+    assert compat(words[-1], program).verdicts[0].verdict == SAME
+    made = load_file(words[-1])
+    for name in names:
+        found, rank = change(made, name, pairs)
+        assert rank == 4
+        torch.testing.assert_close(found, change(tensors, name, pairs)[0], rtol=1e-5, atol=1e-5)

@@ -3,8 +3,14 @@
 The code cannot be installed here, so what it did is written out: on one GPU, with the padding of its kernels.
 """
 
+import json
+import shlex
+from pathlib import Path
+
 import peft_kinds
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lora_inspect.ops.compat import compat
 from lora_inspect.programs.verdict import LOST, NOTHING, OTHER, PARTLY, REFUSED, SAME, STRENGTH
@@ -99,20 +105,36 @@ def test_layers_that_may_be_missing_at_the_end_are_open(judged):
     assert found.verdict == "not tested"
 
 
-@pytest.mark.parametrize("asked", [{"rank_pattern": {"o_proj": 2}}, {"alpha_pattern": {"o_proj": 2}}])
+@pytest.mark.parametrize(
+    ("asked", "rank"),
+    [
+        ({"rank_pattern": {"o_proj": 2}}, 16),
+        ({"alpha_pattern": {"o_proj": 2}}, 16),
+        ({"r": 4}, 8),
+        ({"r": 24, "use_rslora": True}, 32),
+    ],
+)
 @pytest.mark.slow
-def test_convert_writes_what_it_loads(judged, tmp_path, asked):
-    from lora_inspect.cli import main
-
-    judged(peft_kinds.Kind({**RANK_16, **asked}))
-    out = tmp_path / "out"
-    with pytest.raises(SystemExit) as ended:
-        main(["convert", str(tmp_path / "adapter"), "--to", "tgi", "-o", str(out)])
-    assert ended.value.code == 0
-    assert compat(str(out), "tgi").verdicts[0].verdict == SAME
+def test_the_offered_command_fills_ranks_and_keeps_the_changes(judged, run, tmp_path, asked, rank):
+    words = shlex.split(judged(peft_kinds.Kind({**RANK_16, **asked})).fix)
+    assert run(*words[1:]).status == 0
+    assert compat(words[-1], "tgi").verdicts[0].verdict == SAME
+    for (path, meant), (_, change) in zip(changes(tmp_path / "adapter"), changes(Path(words[-1]), rank), strict=True):
+        torch.testing.assert_close(change, meant, msg=path)
 
 
-@pytest.mark.parametrize("kind", ["plain", "rank 24", "rslora", "head", "expression", "layers_to_transform"])
+def changes(folder, rank=None):
+    """Yield (path, alpha/rank · B A) of every layer, by the config's fields for PEFT."""
+    config = json.loads((folder / peft_kinds.CONFIG).read_text())
+    tensors = load_file(folder / peft_kinds.WEIGHTS)
+    for key in sorted(key for key in tensors if ".lora_A." in key):
+        path, down, up = key.partition(".lora_A")[0], tensors[key], tensors[key.replace("lora_A", "lora_B")]
+        assert rank in (None, len(down))
+        own = config["alpha_pattern"].get(path.rpartition(".")[2], config["lora_alpha"])
+        yield path, own / (len(down) ** 0.5 if config["use_rslora"] else len(down)) * up @ down
+
+
+@pytest.mark.parametrize("kind", ["head", "expression", "layers_to_transform"])
 @pytest.mark.slow
 def test_no_command_is_offered_for_what_no_conversion_changes(judged, kind):
     assert judged(peft_kinds.KINDS[kind]).fix is None

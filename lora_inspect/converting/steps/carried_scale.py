@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from lora_inspect.algorithms import mlx
+from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.steps.part import Context, Factor, ModuleParts, Part, as_factor, lost_share, scaled
 from lora_inspect.converting.target.key_names import ALPHA, CONFIG, FACTORS, HEADER, ONE_SCALE
 from lora_inspect.errors import RefusedError
@@ -141,20 +142,30 @@ def _as_float32(number: float) -> float:
         return math.copysign(math.inf, number)
 
 
-# The dimension of each factor that is the rank: of LoRA's, of mlx-lm's, and of its layers of all experts.
-_RANKS = {"down": 0, "up": 1}
-_RANKS_IN_MLX = {mlx.NAME: {"down": 1, "up": 0}, mlx.EXPERTS: {"down": 1, "up": 2}}
+# The dimensions of each factor that are the rank, none of whole factors.
+_RANKS: Mapping[str, tuple[int, ...]] = {
+    **{"down": (0,), "up": (1,), "mid": (0, 1)},
+    **{"w1_a": (1,), "w1_b": (0,), "w2_a": (1,), "w2_b": (0,), "t1": (0, 1), "t2": (0, 1)},
+    **{"w1": (), "w2": ()},
+}
+# Those of mlx-lm's LoRA, and of its layers of all experts.
+_RANKS_IN_MLX: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    mlx.NAME: {"down": (1,), "up": (0,)},
+    mlx.EXPERTS: {"down": (1,), "up": (2,)},
+}
+# The factors that are turned around a core.
+_TURNED = {"w1_a": "t1", "w2_a": "t2"}
 
 
-def of_one_scale(modules: Iterable[Sequence[Part]]) -> list[list[Part]]:
-    """Return the parts of all modules at one scale and, if they have a rank, at one rank.
+def of_one_scale(modules: Iterable[Sequence[Part]], options: ConvertOptions) -> list[list[Part]]:
+    """Return the parts of all modules at one scale and, if they have a rank, at the one rank of the options.
 
     Scales that differ go into the factors, and smaller ranks get zeros.
     """
     own = [list(parts) for parts in modules]
     if len({part.scale for parts in own for part in parts}) > 1:
         own = [[into_factors(part) for part in parts] for parts in own]
-    rank = max((part.rank or 0 for parts in own for part in parts), default=0)
+    rank = options.rank_of_all(part.rank for parts in own for part in parts)
     return [[_padded(part, rank) for part in parts] for parts in own]
 
 
@@ -167,8 +178,19 @@ def _padded(part: Part, rank: int) -> Part:
     if not missing:
         return own
     ranks = _RANKS_IN_MLX.get(part.algorithm.name, _RANKS)
-    read = {role: as_factor(factor) for role, factor in part.factors.items()}
-    return replace(own, factors={role: _with_zeros(factor, ranks[role], missing) for role, factor in read.items()})
+    if other := next((role for role in part.factors if role not in ranks), None):
+        raise RefusedError(
+            part.file,
+            f"{part.origin.module.key} is {part.algorithm.title} of rank {part.rank}, but the output has one rank of "
+            f"{rank}, and nothing is known to fill its {other} with",
+            "choose --algorithm lora, or another program",
+        )
+    turned = {role: (0,) for role, core in _TURNED.items() if core in part.factors}
+    factors = {role: as_factor(factor) for role, factor in part.factors.items()}
+    for role in factors:
+        for dimension in turned.get(role, ranks[role]):
+            factors[role] = _with_zeros(factors[role], dimension, missing)
+    return replace(own, factors=factors)
 
 
 def _with_zeros(factor: Factor, dimension: int, missing: int) -> Factor:

@@ -167,7 +167,7 @@ def convert_modules(
             else:
                 converted[target.module.name.key] = spell(target.module, module.parts, growth)
         progress(1)
-    for (own, _), parts in zip(of_one, of_one_scale(parts for _, parts in of_one), strict=True):
+    for (own, _), parts in zip(of_one, of_one_scale((parts for _, parts in of_one), options), strict=True):
         converted[own.name.key] = spell(own, parts, growth)
     return converted
 

@@ -1,6 +1,6 @@
 """The adapter that a conversion will write, predicted from names and numbers for programs' rules."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
@@ -27,11 +27,28 @@ def predict_output(adapter: Adapter, destinations: Sequence[Destination], option
     if not all(_is_arrangeable(one, options) for one in destinations):
         raise RefusedError(adapter.checkpoint.path, "the rows of some layer cannot be split or joined")
     modules = {one.module.name.key: _module(one, options) for one in destinations}
+    if options.uniform:
+        modules = _of_one_rank(modules, options)
     tensors = {info.name: info for module in modules.values() for info in module.tensors}
     tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.other_keys}
     metadata = {key: value for key, value in adapter.checkpoint.metadata.items() if key != EMBEDDED_KEY}
     checkpoint = adapter.checkpoint._replace(tensors=tensors, metadata=metadata, config=None, config_path=None)
     return adapter._replace(checkpoint=checkpoint, modules=modules, flags=())
+
+
+def _of_one_rank(modules: Mapping[str, Module], options: ConvertOptions) -> dict[str, Module]:
+    """Return the modules at one scale and one rank; the factors keep the shapes that they had."""
+    own = [contribution for module in modules.values() for contribution in module.contributions]
+    rank, is_mixed = options.rank_of_all(one.rank for one in own), len({one.scale for one in own}) > 1
+    found = {}
+    for key, module in modules.items():
+        scales = [(one, 1.0 if is_mixed else one.scale) for one in module.contributions]
+        ranked = [
+            one if one.rank is None or scale is None else one._replace(rank=rank, scale=scale, alpha=scale * rank)
+            for one, scale in scales
+        ]
+        found[key] = module._replace(contributions=tuple(ranked))
+    return found
 
 
 def _is_arrangeable(destination: Destination, options: ConvertOptions) -> bool:

@@ -287,7 +287,9 @@ def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> Co
     program, families = programs.by_name(options.program), adapter_candidates(whole)
     scheme = _scheme(adapter, program, families)
     norms = _norms(program, families, schemes.by_name(scheme))
-    options = replace(options, scheme=scheme, norms=norms, uniform=program.uniform)
+    loaders = [_loader(program, family.architecture.name) for family in families] or [_loader(program, "")]
+    ranks = next((one.ranks for one in loaders if one), ())
+    options = replace(options, scheme=scheme, norms=norms, uniform=program.uniform, ranks=ranks)
     is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
     if not adapter.dora.value or is_settled:
         return options

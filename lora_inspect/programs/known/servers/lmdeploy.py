@@ -27,6 +27,8 @@ from lora_inspect.reading.adapter import Adapter
 
 _PREFIX, _FACTORS = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
 _NO_FACTOR = "AssertionError: it is no factor of LoRA"
+# Layers without a place for adapters.
+_EMBEDDINGS = ("embed_tokens", "tok_embeddings", "wte")
 # PEFT's defaults for fields that a config leaves out.
 _DEFAULT = 8
 
@@ -71,8 +73,11 @@ def _never(adapter: Adapter) -> str | None:
     """Return the problem that no conversion solves."""
     if adapter.other_keys:
         return f"refuses a file with {adapter.other_keys[0]}"
-    if head := next((module.name.body for module in adapter.modules.values() if "." not in module.name.body), None):
+    paths = [module.name.body for module in adapter.modules.values()]
+    if head := next((name for name in paths if "." not in name), None):
         return f"refuses a file with {head}"
+    if table := next((name for name in paths if leaf_of(name) in _EMBEDDINGS), None):
+        return f"refuses a file with {table}"
     blocks = _blocks_of(adapter)
     # A conversion keeps an expression of a config that names more than the layers of the file.
     config = adapter.checkpoint.config

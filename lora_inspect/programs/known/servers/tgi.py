@@ -96,9 +96,6 @@ def _never(adapter: Adapter) -> str | None:
             return f"ignores {path}"
         if leaf_of(path) not in ranks:
             return f"ignores {path}, as not every block has a {leaf_of(path)}"
-    most = max((rank for own in ranks.values() for rank in own.values()), default=0)
-    if len(ranks) > 1 and most != _padded(most):
-        return f"pads rank {most} to {_padded(most)}, by which it divides alpha for all kinds of layers but the first"
     return None
 
 
@@ -170,6 +167,7 @@ PROGRAM = Program(
             strangers=Strangers(SILENT),
             refuses=_refused,
             never=_never,
+            ranks=(_LEAST, *range(_STEP, _MOST + 1, _STEP)),
         ),
     ),
     schemes={"": "peft"},
