@@ -228,7 +228,9 @@ def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> Conversion
     destinations = targets(adapter, whole, base, matching, options)
     architecture = architecture_of(adapter, options) if GGUF.name == (options.scheme or adapter.scheme) else None
     inputs = adapter.checkpoint.inputs | (base.inputs if base else {})
-    place = StandardOutput(adapter, destinations, output, inputs, options.scheme, architecture, bool(biased))
+    place = StandardOutput(
+        adapter, destinations, output, inputs, options.scheme, architecture, bool(biased), options.by_leaf
+    )
     if options.keep_dora:
         place.check_magnitudes()
     repeats = check_answers([matching.orientations], options.transposed) if matching else []

@@ -254,7 +254,8 @@ class Loader(NamedTuple):
 
     `complete` are paths, with `{i}` for numbers; every block of a file must have a module at each. `unsure` gives the
     reason why the result for a whole file is unknown, in words before "is unknown". `ranks` are the ranks that a
-    conversion for it writes, in order: the first one that is not below the file's, which zeros fill.
+    conversion for it writes, in order: the first one that is not below the file's, which zeros fill. With `by_leaf`, a
+    config for it names layers by the ends of their paths.
     """
 
     rules: tuple[Rule, ...] | RulesByFamily
@@ -272,6 +273,7 @@ class Loader(NamedTuple):
     complete: tuple[str, ...] = ()
     unsure: Refusal = nothing_refused
     ranks: tuple[int, ...] = ()
+    by_leaf: bool = False
 
     def rules_for(self, family: str) -> list[Rule]:
         """Return the rules that may cover modules of a family, "" for an unknown one."""

@@ -3,7 +3,9 @@
 The code cannot be installed here, so what it did is written out.
 """
 
+import json
 import shlex
+from pathlib import Path
 
 import peft_kinds
 import pytest
@@ -78,7 +80,10 @@ def test_rslora_is_applied_at_alpha_over_rank_silently(judged):
     assert (found.verdict, found.factor, found.silent, found.by) == (STRENGTH, 0.25, True, "run")
 
 
-@pytest.mark.parametrize("kind", ["rslora", "alpha_pattern", "rank_pattern", "patterns and rslora", "default inside"])
+@pytest.mark.parametrize(
+    "kind",
+    ["rslora", "alpha_pattern", "rank_pattern", "patterns and rslora", "default inside", "narrow targets"],
+)
 @pytest.mark.slow
 def test_convert_writes_what_it_loads(judged, tmp_path, kind):
     from lora_inspect.cli import main
@@ -91,11 +96,24 @@ def test_convert_writes_what_it_loads(judged, tmp_path, kind):
     assert compat(str(out), "lmdeploy").verdicts[0].verdict == SAME
 
 
-@pytest.mark.parametrize("kind", ["expression", "narrow targets", "head", "saved embeddings"])
+@pytest.mark.parametrize("kind", ["expression", "head", "saved embeddings"])
 @pytest.mark.slow
 def test_no_command_is_offered_for_what_no_conversion_changes(judged, kind):
     found = judged(peft_kinds.KINDS[kind])
     assert (found.verdict, found.fix) == (REFUSED, None)
+
+
+# PEFT saves "all-linear" as the paths of all layers.
+@pytest.mark.parametrize("targets", ["all-linear", r".*_proj"])
+@pytest.mark.slow
+def test_paths_and_expressions_as_targets_are_refused_until_the_command_names_ends(judged, run, targets):
+    found = judged(peft_kinds.Kind({"target_modules": targets}))
+    assert found.verdict == REFUSED
+    words = shlex.split(found.fix)
+    assert run(*words[1:]).status == 0
+    config = json.loads((Path(words[-1]) / peft_kinds.CONFIG).read_text())
+    assert config["target_modules"] == sorted(peft_kinds.LEAVES["LlamaForCausalLM"])
+    assert compat(words[-1], "lmdeploy").verdicts[0].verdict == SAME
 
 
 @pytest.mark.slow

@@ -65,7 +65,8 @@ class StandardOutput:
 
     `path` is the path of the file, or of the folder if `is_folder`. `scheme` is the scheme of most of its names, and
     `asked` the requested one. `architecture` is llama.cpp's name of the model, for a file of llama.cpp.
-    `without_biases` is True if the biases of the input were left out.
+    `without_biases` is True if the biases of the input were left out. With `by_leaf`, the config names layers by the
+    ends of their paths.
 
     Raises LoraInspectError if the adapter needs both a file and a folder, or if the name is for the other one.
     """
@@ -79,9 +80,11 @@ class StandardOutput:
         asked: str | None = None,
         architecture: str | None = None,
         without_biases: bool = False,
+        by_leaf: bool = False,
     ) -> None:
         self._adapter = adapter
         self._without_biases = without_biases
+        self._by_leaf = by_leaf
         self._architecture = architecture
         self._asked = asked
         self._modules = modules
@@ -277,7 +280,10 @@ class StandardOutput:
         has_none = config.get("bias", "none") != "none" and not any(map(_has_saved_bias, modules.values()))
         config = saved_config(config, saved_whole, not (self._without_biases or has_none))
         own, listed = lora_config(config), self._asked is not None
-        return standard_config(own, ranks, alphas, use_dora, parameters, listed) | _of_biases(modules.values())
+        made = standard_config(own, ranks, alphas, use_dora, parameters, listed) | _of_biases(modules.values())
+        if self._by_leaf:
+            made["target_modules"] = sorted({path.rpartition(".")[2] for path in ranks.keys() - parameters})
+        return made
 
 
 def _of_cores(modules: "Iterable[SpelledModule]") -> dict[str, object]:

@@ -288,8 +288,10 @@ def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> Co
     scheme = _scheme(adapter, program, families)
     norms = _norms(program, families, schemes.by_name(scheme))
     loaders = [_loader(program, family.architecture.name) for family in families] or [_loader(program, "")]
-    ranks = next((one.ranks for one in loaders if one), ())
-    options = replace(options, scheme=scheme, norms=norms, uniform=program.uniform, ranks=ranks)
+    loader = next(filter(None, loaders), None)
+    options = replace(options, scheme=scheme, norms=norms, uniform=program.uniform)
+    if loader:
+        options = replace(options, ranks=loader.ranks, by_leaf=loader.by_leaf)
     is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
     if not adapter.dora.value or is_settled:
         return options

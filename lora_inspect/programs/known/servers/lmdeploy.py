@@ -1,13 +1,13 @@
 """LMDeploy: PEFT's folders with one rank and one scale, `lora_alpha` over `r`.
 
 Its reader only takes pairs of factors. It allocates the factors of a target in every block, and does not fill the
-places that a file lacks.
+places that a file lacks. Of two targets with one end, the second also matches what it made for the first.
 
 Sources: `add_adapters` in `pytorch/models/patch.py`, `pytorch/adapter/adapter.py` and `pytorch/nn/linear/lora.py` of
 LMDeploy, run on a stand-in of its Llama; the product of its kernel was read.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from lora_inspect.files.strict_json import json_number
@@ -27,6 +27,8 @@ from lora_inspect.reading.adapter import Adapter
 
 _PREFIX, _FACTORS = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
 _NO_FACTOR = "AssertionError: it is no factor of LoRA"
+# The parts of fused layers, which it looks for under the names of these.
+_PACKED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 # Layers without a place for adapters.
 _EMBEDDINGS = ("embed_tokens", "tok_embeddings", "wte")
 # PEFT's defaults for fields that a config leaves out.
@@ -43,11 +45,13 @@ def _refused(adapter: Adapter) -> str | None:
     for key in adapter.checkpoint.tensors:
         if not key.endswith(_FACTORS):
             return f"AssertionError: {key}"
-    targets = {leaf_of(name) for name in names_in(config, "target_modules")}
+    names = Counter(leaf_of(name) for name in names_in(config, "target_modules"))
+    if twice := next((name for name in sorted(names) if names[name] > 1 and name not in _PACKED), None):
+        return f"AssertionError: it finds the layers of {twice} again, as target_modules has paths"
     for module in adapter.modules.values():
         path = module.name.body
         # Targets are found behind a dot, and a head stands at the root.
-        if "." not in path or leaf_of(path) not in targets or not module.name.key.startswith(_PREFIX):
+        if "." not in path or leaf_of(path) not in names or not module.name.key.startswith(_PREFIX):
             return f"KeyError: '{path}.lora_adapters.{leaf_of(path)}.lora_A'"
     rank = config.get("r", _DEFAULT)
     for contribution in adapter.contributions:
@@ -79,12 +83,6 @@ def _never(adapter: Adapter) -> str | None:
     if table := next((name for name in paths if leaf_of(name) in _EMBEDDINGS), None):
         return f"refuses a file with {table}"
     blocks = _blocks_of(adapter)
-    # A conversion keeps an expression of a config that names more than the layers of the file.
-    config = adapter.checkpoint.config
-    if config is not None and "target_modules" in config:
-        targets = {leaf_of(name) for name in names_in(config, "target_modules")}
-        if not targets.issuperset(blocks):
-            return "refuses target_modules that are no list of the names of all layers"
     if gap := next(_gaps(blocks, blocks), None):
         return f"fills no factors of {gap[0]} in block {gap[1]}, which the file does not have"
     return None
@@ -159,6 +157,7 @@ PROGRAM = Program(
             refuses=_refused,
             never=_never,
             unsure=_unsure,
+            by_leaf=True,
         ),
     ),
     schemes={"": "peft"},
