@@ -15,6 +15,7 @@ FLUX, SDXL, SD15, WAN, QWEN, Z_IMAGE, SD3, CHROMA = (
     for name in ("flux1", "sdxl_base_v1-0", "sd_v1", "wan", "qwen_image", "z_image", "sd_3", "chroma")
 )
 HUNYUAN_15, ANIMA, LTX2 = ({"ss_base_model_version": by_name(name).metadata_names[0]} for name in OTHERS)
+OTHER = "wrong change"
 SAME, NOTHING, PARTLY, STRENGTH, LOST = (
     "same meaning",
     "nothing loaded",
@@ -116,6 +117,23 @@ def test_the_last_part_of_a_single_block_needs_the_others(judged):
     assert judged(named(f"{block}.", *paths)).verdict == SAME
     assert judged(named(f"{block}.", *paths[3:])).verdict == NOTHING
     assert judged(named(f"{block}.", *paths[:3])).verdict == SAME
+
+
+@pytest.mark.parametrize(
+    ("metadata", "prefix", "path", "out", "verdict"),
+    [
+        (FLUX, "transformer.", "norm_out.linear", 16, OTHER),
+        (FLUX, "diffusion_model.", "norm_out.linear", 16, OTHER),
+        (FLUX, "diffusion_model.", "final_layer.adaLN_modulation.1", 16, SAME),
+        (FLUX, "transformer.", "transformer_blocks.0.norm1_context.linear", 48, SAME),
+        (SD3, "transformer.", "norm_out.linear", 16, OTHER),
+        (SD3, "transformer.", "transformer_blocks.23.norm1_context.linear", 16, OTHER),
+        (SD3, "transformer.", "transformer_blocks.0.norm1_context.linear", 48, SAME),
+    ],
+)
+def test_halves_of_the_last_modulation_are_not_swapped(judged, metadata, prefix, path, out, verdict):
+    found = judged(named(prefix, path, out=out), metadata)
+    assert (found.verdict, found.by) == (verdict, "run")
 
 
 @pytest.mark.parametrize(("dtype", "verdict"), [("BOOL", NOTHING), ("I16", NOTHING), ("I8", SAME), ("U8", SAME)])

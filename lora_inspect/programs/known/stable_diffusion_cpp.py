@@ -1,7 +1,8 @@
 """stable-diffusion.cpp: names rewritten to those of its models; alpha/rank.
 
 It prints nothing about unused tensors. It takes the parts of a fused layer in their order, up to the first that the
-file lacks. It does not load a file with a tensor of a type that it does not read.
+file lacks. It does not load a file with a tensor of a type that it does not read. In diffusers' names it does not swap
+the halves of the last modulation, which its models have in the original order.
 
 Sources: `model/adapter/lora.hpp`, `name_conversion.cpp`, `model_loader.cpp` and `model_manager.cpp` of
 stable-diffusion.cpp. They were run on a small model of every family here. LoRA was added to the weights, as it does
@@ -17,6 +18,7 @@ from lora_inspect.programs.record import (
     COMPUTES,
     INFIXED,
     LEAVES,
+    MISREADS,
     SILENT,
     WARNS,
     Finder,
@@ -172,6 +174,8 @@ _NO_ENCODERS = ("text_encoder.", "text_encoder_2.")
 _T5 = "encoder.block.{i}.layer.{i}"
 _WITH_T5 = ("flux", "sd3")
 _OF_PARTS = ("flux", "chroma", "sd3", "z_image", "flux2")
+# Families in which diffusers has the halves of the last modulation in the other order.
+_OF_SWAPPED = ("flux", "flux2", "sd3")
 
 
 def _finds_parts(adapter: Adapter) -> Finder:
@@ -240,6 +244,19 @@ def _exceptions(given: Given) -> str | None:
     return LEAVES if beside.intersection(_IN_TURN[: _IN_TURN.index(name)]) else None
 
 
+@OfKind
+def _exceptions_of_diffusers(given: Given) -> str | None:
+    """Return MISREADS for a modulation of shift and scale, which its models have in the other order."""
+    contribution, leaf = given.contribution, _flat(given.module.name.body)
+    formula = contribution.algorithm.formula
+    if formula is None or contribution.algorithm.name not in (*_IN_TURN, "full_bias"):
+        return _exceptions(given)
+    out, inputs = (*formula.shape(contribution.shapes), None)[:2]
+    # The last block of SD3 has no gates for the text.
+    is_pair = leaf.endswith("norm1_context_linear") and out is not None and inputs is not None and out == 2 * inputs
+    return MISREADS if is_pair or leaf.endswith("norm_out_linear") else _exceptions(given)
+
+
 _SCALE = a1111.scale(of_glora=alpha_over_rank, others=_alpha_over_first_side)
 _LOADED = Rule(
     dialects=("", "kohya", "peft", "lycoris", INFIXED),
@@ -259,11 +276,13 @@ def _rules(family: str) -> Iterator[Rule]:
     yield Rule(where=_has_unread, unfound=_UNREAD)
     for found in _NAMES[family]:
         is_cut = found.layout == "diffusers" and family in _OF_PARTS
+        is_swapped = found.layout == "diffusers" and family in _OF_SWAPPED
         yield _LOADED._replace(
             prefixes=found.prefixes,
             layouts=(found.layout,),
             lacks=found.paths_of(family),
             finds=_finds_parts if is_cut else None,
+            exceptions=_exceptions_of_diffusers if is_swapped else _exceptions,
         )
     for prefixes, is_cut in ((_FIRST, False), (_SECOND, True)):
         if family in prefixes:
