@@ -108,8 +108,9 @@ class ConvertOptions(ConvertRequest):
     `scheme` is the naming scheme of the output, which has its own layouts. `program` is the program that the output is
     for. `norms` are those that the programs of the output divide magnitudes by. `uniform` is true if they take one rank
     and one scale for all modules; the scheme or the program settles both. `ranks` are the ranks that they take then, or
-    empty for all, and with `by_leaf` a config names layers by the ends of their paths. `settings` are the options and
-    the settings on the adapter's path that settle facts which its evidence leaves open.
+    empty for all, and with `by_leaf` a config names layers by the ends of their paths. With `unit_scale`, scales
+    of a uniform output are in its factors. `settings` are the options and the settings on the adapter's path that
+    settle facts which its evidence leaves open.
     """
 
     scheme: str | None = None
@@ -118,6 +119,7 @@ class ConvertOptions(ConvertRequest):
     uniform: bool = False
     ranks: tuple[int, ...] = ()
     by_leaf: bool = False
+    unit_scale: bool = False
     settings: "Settings" = field(default_factory=_no_settings)
 
     def rank_of_all(self, ranks: Iterable[int | None]) -> int:

@@ -371,20 +371,9 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
             "2026-12-01",
             {},
             (
+                (("sd15", "sdxl"), (), False),
                 (
-                    (
-                        "sd15",
-                        "sdxl",
-                        "flux",
-                        "lumina2",
-                        "sd3",
-                        "hidream_i1",
-                        "qwen_image",
-                        "z_image",
-                        "chroma",
-                        "flux2",
-                        "wan",
-                    ),
+                    ("flux", "lumina2", "sd3", "hidream_i1", "qwen_image", "z_image", "chroma", "flux2", "wan"),
                     (),
                     False,
                 ),

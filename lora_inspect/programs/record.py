@@ -255,7 +255,8 @@ class Loader(NamedTuple):
     `complete` are paths, with `{i}` for numbers; every block of a file must have a module at each. `unsure` gives the
     reason why the result for a whole file is unknown, in words before "is unknown". `ranks` are the ranks that a
     conversion for it writes, in order: the first one that is not below the file's, which zeros fill. With `by_leaf`, a
-    config for it names layers by the ends of their paths.
+    config for it names layers by the ends of their paths. With `unit_scale`, it applies the factors as they are, so a
+    conversion for a uniform program puts scales into them.
     """
 
     rules: tuple[Rule, ...] | RulesByFamily
@@ -274,6 +275,7 @@ class Loader(NamedTuple):
     unsure: Refusal = nothing_refused
     ranks: tuple[int, ...] = ()
     by_leaf: bool = False
+    unit_scale: bool = False
 
     def rules_for(self, family: str) -> list[Rule]:
         """Return the rules that may cover modules of a family, "" for an unknown one."""

@@ -23,12 +23,14 @@ LAYERS = {
     "qwen_image": ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.img_mlp.net.2"),
     "z_image": ("layers.0.attention.to_q", "layers.1.feed_forward.w1"),
     "wan": ("blocks.0.attn1.to_q", "blocks.1.ffn.net.2"),
+    "chroma": ("double_blocks.0.img_attn.proj", "double_blocks.0.img_mlp.2"),
 }
 ORIGINAL = {
     "flux": ("double_blocks.0.img_attn.proj", "double_blocks.0.img_mlp.2"),
     "z_image": ("layers.0.attention.qkv", "layers.1.attention.out"),
     "wan": ("blocks.0.self_attn.q", "blocks.1.ffn.2"),
 }
+PEFT_ENDS = (".lora_B.weight", ".lora_A.weight")
 MODULATION = ("double_blocks.0.img_attn.proj", "final_layer.adaLN_modulation.1")
 
 
@@ -222,3 +224,20 @@ def test_the_command_for_several_ranks_fills_the_smaller_ones(tmp_path, run, pro
         found, rank = change(made, name, pairs)
         assert rank == 4
         torch.testing.assert_close(found, change(tensors, name, pairs)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model."])
+@pytest.mark.numeric
+def test_ai_toolkit_gets_scales_in_the_factors_where_it_drops_alpha(judged, tmp_path, run, prefix):
+    words = shlex.split(judged("ai-toolkit", "chroma", "rslora flag", True, prefix).fix)
+    assert run(*words[1:]).status == 0
+    assert compat(words[-1], "ai-toolkit").verdicts[0].verdict == SAME
+    own, made = load_file(tmp_path / "adapter.safetensors"), load_file(words[-1])
+    ends = (".lora_up.weight", ".lora_down.weight")
+    for path in LAYERS["chroma"]:
+        up, down = (own[spelled(prefix)(path) + end] for end in ends)
+        name = f"diffusion_model.{path}"
+        found = [
+            next(made[name + end] for end in pair if name + end in made) for pair in zip(ends, PEFT_ENDS, strict=True)
+        ]
+        torch.testing.assert_close(found[0] @ found[1], 3.0 / 4**0.5 * up @ down)

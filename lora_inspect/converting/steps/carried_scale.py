@@ -163,7 +163,7 @@ def of_one_scale(modules: Iterable[Sequence[Part]], options: ConvertOptions) -> 
     Scales that differ go into the factors, and smaller ranks get zeros.
     """
     own = [list(parts) for parts in modules]
-    if len({part.scale for parts in own for part in parts}) > 1:
+    if options.unit_scale or len({part.scale for parts in own for part in parts}) > 1:
         own = [[into_factors(part) for part in parts] for parts in own]
     rank = options.rank_of_all(part.rank for parts in own for part in parts)
     return [[_padded(part, rank) for part in parts] for parts in own]

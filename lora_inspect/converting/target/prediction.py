@@ -39,10 +39,11 @@ def predict_output(adapter: Adapter, destinations: Sequence[Destination], option
 def _of_one_rank(modules: Mapping[str, Module], options: ConvertOptions) -> dict[str, Module]:
     """Return the modules at one scale and one rank; the factors keep the shapes that they had."""
     own = [contribution for module in modules.values() for contribution in module.contributions]
-    rank, is_mixed = options.rank_of_all(one.rank for one in own), len({one.scale for one in own}) > 1
+    rank = options.rank_of_all(one.rank for one in own)
+    is_one = options.unit_scale or len({one.scale for one in own}) > 1
     found = {}
     for key, module in modules.items():
-        scales = [(one, 1.0 if is_mixed else one.scale) for one in module.contributions]
+        scales = [(one, 1.0 if is_one else one.scale) for one in module.contributions]
         ranked = [
             one if one.rank is None or scale is None else one._replace(rank=rank, scale=scale, alpha=scale * rank)
             for one, scale in scales

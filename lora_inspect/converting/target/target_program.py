@@ -291,7 +291,7 @@ def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> Co
     loader = next(filter(None, loaders), None)
     options = replace(options, scheme=scheme, norms=norms, uniform=program.uniform)
     if loader:
-        options = replace(options, ranks=loader.ranks, by_leaf=loader.by_leaf)
+        options = replace(options, ranks=loader.ranks, by_leaf=loader.by_leaf, unit_scale=loader.unit_scale)
     is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
     if not adapter.dora.value or is_settled:
         return options

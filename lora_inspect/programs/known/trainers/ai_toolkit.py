@@ -137,19 +137,22 @@ def _rules(family: str) -> Iterator[Rule]:
     yield Rule(prefixes=("lycoris_",), kinds={"lokr": "", "": LEAVES})
 
 
+def _loader(families: tuple[str, ...]) -> Loader:
+    return Loader(
+        families=families,
+        rules=RulesByFamily(families, _rules),
+        strangers=Strangers(WARNS, "Missing keys: [...]"),
+        needs=_needs,
+    )
+
+
+_DOTTED = tuple(family for family in _NAMES if family not in _UNETS)
 PROGRAM = Program(
     name="ai-toolkit",
     title="ai-toolkit",
     version="2026-08-21",
     ran="2026-12-01",
-    loaders=(
-        Loader(
-            families=tuple(_NAMES),
-            rules=RulesByFamily(tuple(_NAMES), _rules),
-            strangers=Strangers(WARNS, "Missing keys: [...]"),
-            needs=_needs,
-        ),
-    ),
+    loaders=(_loader(_UNETS), _loader(_DOTTED)._replace(unit_scale=True)),
     schemes={
         **dict.fromkeys(_UNETS, "onetrainer"),
         **dict.fromkeys(("chroma", "flux2"), "comfyui"),
