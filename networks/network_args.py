@@ -342,7 +342,7 @@ class LayerValues(NamedTuple):
 
     `source` is the option of its `rank`; a rank of 0 leaves it out. `rate` is a learning rate, and `lr_weight` a
     multiple of the trainer's, with a parameter group for each `block`. A `wanted` layer is adapted even if defaults
-    leave it out.
+    leave it out. Layers are made in the order of `place`, and of the model among those of one place.
     """
 
     rank: int | None = None
@@ -352,6 +352,7 @@ class LayerValues(NamedTuple):
     block: int | None = None
     lr_weight: float = 1.0
     wanted: bool = False
+    place: int = 0
 
 
 NO_VALUES = LayerValues()

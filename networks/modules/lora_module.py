@@ -33,12 +33,16 @@ _PLACE: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 _CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def linear_factors(in_features: int, out_features: int, rank: int) -> tuple[nn.Linear, nn.Linear]:
-    """Return down (rank, in) and up (out, rank)."""
-    down = nn.Linear(in_features, rank, bias=False, **_PLACE)
-    up = nn.Linear(rank, out_features, bias=False, **_PLACE)
-    start(down, up)
-    return down, up
+def linear_factors(in_features: int, sizes: Sequence[int], rank: int) -> tuple[list[nn.Linear], list[nn.Linear]]:
+    """Return down (rank, in) and up (size, rank) for each slice of the output.
+
+    They are drawn in the order of sd-scripts and musubi-tuner: all down, all up, and then all down again.
+    """
+    downs = [nn.Linear(in_features, rank, bias=False, **_PLACE) for _ in sizes]
+    ups = [nn.Linear(rank, size, bias=False, **_PLACE) for size in sizes]
+    for down, up in zip(downs, ups, strict=True):
+        start(down, up)
+    return downs, ups
 
 
 def conv_factors(base: Any, rank: int) -> tuple[nn.Module, nn.Module]:
@@ -170,13 +174,11 @@ class LoRAModule(AdapterModule):
             raise ValueError(f"{self.lora_name}: a {type(base).__name__} is neither a Linear nor a convolution")
         in_features, out_features = sizes
         if not self.split_dims:
-            self.lora_down, self.lora_up = linear_factors(in_features, out_features, self.lora_dim)
+            [self.lora_down], [self.lora_up] = linear_factors(in_features, [out_features], self.lora_dim)
             return
         if sum(self.split_dims) != out_features:
             raise ValueError(f"{self.lora_name}: split_dims {self.split_dims} do not add up to {out_features}")
-        factors = [linear_factors(in_features, size, self.lora_dim) for size in self.split_dims]
-        self.lora_down = nn.ModuleList(down for down, _ in factors)
-        self.lora_up = nn.ModuleList(up for _, up in factors)
+        self.lora_down, self.lora_up = map(nn.ModuleList, linear_factors(in_features, self.split_dims, self.lora_dim))
 
     def _start_factors(self, init_lora_weights: str) -> None:
         """Set the factors by the option; they are kaiming already, and convolutions stay so."""

@@ -123,7 +123,10 @@ def values_of(
 def _of_blocks(
     choice: BlockChoice, inside: Mapping[str, nn.Module], options: NetworkArguments
 ) -> dict[str, LayerValues]:
-    """Return the values of layers in blocks that are adapted."""
+    """Return the values of layers in blocks that are adapted.
+
+    sd-scripts makes the layers of one kind of blocks after those of the other.
+    """
     found: dict[str, LayerValues] = {}
     kinds = options.extra.get(_TRAIN_BLOCKS, _ALL)
     for path, leaf in inside.items():
@@ -131,7 +134,10 @@ def _of_blocks(
         if kinds != _ALL and blocks not in kinds:
             found[path] = LayerValues(0, _TRAIN_BLOCKS)
             continue
-        if own := _typed(choice, path, leaf, options):
+        own = _typed(choice, path, leaf, options) or NO_VALUES
+        if kinds != _ALL:
+            own = own._replace(place=kinds.index(blocks))
+        if own != NO_VALUES:
             found[path] = own
         for option, numbered in choice.numbered.items():
             chosen = options.extra[option]
@@ -153,7 +159,8 @@ def _outside_of_blocks(
                 continue
             of_conv = has_kernel(leaf) and options.conv_dim is not None
             listed = LayerValues(options.conv_dim, "conv_dim") if of_conv else LayerValues(rank, option)
-            found[path] = (_typed(choice, path, leaf, options) or listed)._replace(wanted=True)
+            own = _typed(choice, path, leaf, options) or listed
+            found[path] = own._replace(wanted=True, place=len(choice.kinds))
     return found
 
 

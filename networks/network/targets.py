@@ -303,7 +303,8 @@ def select(
     found = dict(named_leaves(root, classes, paths))
     found.update((path, root.get_submodule(path)) for path in wanted if path not in found)
     unfit = obstacles(root, found)
-    leaves = {path: leaf for path, leaf in found.items() if path not in unfit}
+    ordered = sorted(found, key=lambda path: ranks.layers.get(path, NO_VALUES).place)
+    leaves = {path: found[path] for path in ordered if path not in unfit}
     chosen: list[TargetLayer] = []
     optional: list[TargetLayer] = []
     skipped: dict[str, str] = {}

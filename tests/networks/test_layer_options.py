@@ -1,9 +1,13 @@
 """sd-scripts' options for kinds of layers and numbered blocks of FLUX.1, Stable Diffusion 3 and Lumina-Image 2.0."""
 
+import math
+
 import pytest
+import torch
 from torch import nn
 
 from networks import loha, lora_flux, lora_lumina, lora_sd3
+from networks.modules.lora_module import LoRAModule
 
 
 def block(name, *paths, convolutions=()):
@@ -29,6 +33,9 @@ def flux():
     return model
 
 
+SD3_LAYERS = ("attn.qkv", "mlp.fc1", "adaLN_modulation.1")
+
+
 def sd3():
     model = block(
         "MMDiT", "context_embedder", "t_embedder.mlp.0", "final_layer.linear", convolutions=("x_embedder.proj",)
@@ -36,13 +43,16 @@ def sd3():
     model.joint_blocks = nn.ModuleList(nn.Module() for _ in range(3))
     for joint in model.joint_blocks:
         for side in ("context_block", "x_block"):
-            joint.add_module(side, block("SingleDiTBlock", "attn.qkv", "mlp.fc1", "adaLN_modulation.1"))
+            joint.add_module(side, block("SingleDiTBlock", *SD3_LAYERS))
     return model
 
 
 def lumina():
-    model = block("NextDiT", "x_embedder", "t_embedder.mlp.0", "cap_embedder.1")
-    for name in ("noise_refiner", "context_refiner", "layers"):
+    # In the order of the real model, where the noise refiner comes after the other one.
+    model = block("NextDiT", "t_embedder.mlp.0", "cap_embedder.1")
+    for name in ("context_refiner", "noise_refiner", "layers"):
+        if name == "noise_refiner":
+            model.x_embedder = nn.Linear(4, 4)
         blocks = (block("JointTransformerBlock", "attention.qkv", "adaLN_modulation.1") for _ in range(2))
         model.add_module(name, nn.ModuleList(blocks))
     model.final_layer = block("FinalLayer", "linear")
@@ -115,9 +125,8 @@ def test_embedders_of_sd3_have_ranks_and_their_convolution_that_of_convolutions(
     found = ranks(lora_sd3, sd3(), emb_dims="[1,2,5,0,0,6]", x_attn_dim="2", train_block_indices="0,2", **conv)
     numbered = {path: rank for path, rank in found.items() if path.startswith("joint_blocks")}
     sides = [f"joint_blocks.{at}.{side}" for at in (0, 2) for side in ("context_block", "x_block")]
-    layers = ("attn.qkv", "mlp.fc1", "adaLN_modulation.1")
     expected = {
-        f"{side}.{layer}": 2 if "x_block.attn" in f"{side}.{layer}" else 4 for side in sides for layer in layers
+        f"{side}.{layer}": 2 if "x_block.attn" in f"{side}.{layer}" else 4 for side in sides for layer in SD3_LAYERS
     }
     assert numbered == expected
     rest = {path: rank for path, rank in found.items() if path not in numbered}
@@ -136,6 +145,77 @@ def test_options_of_lumina():
     layers = ("attention.qkv", "adaLN_modulation.1")
     expected = {f"{refiner}.{layer}": 6 for refiner in refiners for layer in layers}
     assert found == {**expected, "x_embedder": 1, "t_embedder.mlp.0": 5, "cap_embedder.1": 3}
+
+
+def numbered(path, *layers, count=2):
+    return [f"{path}.{at}.{layer}" for at in range(count) for layer in layers]
+
+
+OF_LUMINA = ("attention.qkv", "adaLN_modulation.1")
+NOISE, CONTEXT = (numbered(f"{name}_refiner", *OF_LUMINA) for name in ("noise", "context"))
+EMBEDDERS = ["x_embedder", "t_embedder.mlp.0", "cap_embedder.1"]
+SIDES = [f"joint_blocks.1.{side}_block.{layer}" for side in ("context", "x") for layer in SD3_LAYERS]
+# The order in which create_network of sd-scripts 48d368fa made its modules for these models.
+MADE = [
+    (lora_lumina, lumina, {}, [*CONTEXT, *NOISE, *numbered("layers", *OF_LUMINA), "final_layer.linear"]),
+    (lora_lumina, lumina, {"train_blocks": "refiners"}, [*NOISE, *CONTEXT]),
+    (lora_lumina, lumina, {"train_blocks": "refiners", "embedder_dims": "4,4,4"}, [*NOISE, *CONTEXT, *EMBEDDERS]),
+    (
+        lora_lumina,
+        lumina,
+        {"train_blocks": "transformer", "embedder_dims": "4,4,4"},
+        [*numbered("layers", *OF_LUMINA), *EMBEDDERS],
+    ),
+    (
+        lora_flux,
+        flux,
+        {"train_blocks": "single", "in_dims": "4,4,4,4,4", "single_mod_dim": "4"},
+        [
+            *numbered("single_blocks", "linear1", "modulation.lin", count=3),
+            *("img_in", "time_in.in_layer", "vector_in.in_layer", "guidance_in.in_layer", "txt_in"),
+        ],
+    ),
+    (
+        lora_sd3,
+        sd3,
+        {"train_block_indices": "1", "emb_dims": "4,4,4,4,4,4"},
+        [*SIDES, "context_embedder", "t_embedder.mlp.0", "x_embedder.proj", "final_layer.linear"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("module", "model", "options", "paths"), MADE)
+def test_a_seed_draws_the_factors_in_the_order_of_sd_scripts(module, model, options, paths):
+    adapted = model()
+    torch.manual_seed(5)
+    network = module.create_network(1.0, 4, 2.0, None, None, adapted, **options)
+    torch.manual_seed(5)
+    assert [network._paths[lora.lora_name] for lora in network.unet_loras] == paths
+    for lora in network.unet_loras:
+        assert torch.equal(lora.lora_down.weight, drawn(lora.org_module, [4], 4)[0])
+
+
+def drawn(layer, sizes, rank):
+    """Each `down` of slices of these sizes, by the calls in LoRAModule of sd-scripts and musubi-tuner."""
+    if isinstance(layer, nn.Conv2d):
+        downs = [nn.Conv2d(layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, bias=False)]
+        nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+    else:
+        downs = [nn.Linear(layer.in_features, rank, bias=False) for _ in sizes]
+        for size in sizes:
+            nn.Linear(rank, size, bias=False)
+    for down in downs:
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+    return [down.weight for down in downs]
+
+
+def test_a_seed_draws_all_slices_as_sd_scripts():
+    layer = nn.Linear(4, 6)
+    torch.manual_seed(5)
+    module = LoRAModule("x", layer, 1.0, 3, split_dims=[2, 2, 2])
+    torch.manual_seed(5)
+    due = drawn(layer, [2, 2, 2], 3)
+    assert all(torch.equal(down.weight, one) for down, one in zip(module.lora_down, due, strict=True))
 
 
 def test_an_option_without_layers_is_named(caplog):
