@@ -4,20 +4,24 @@ The option `architecture` or the model names the architecture.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora_inspect.algorithms import loha
+from lora_inspect.maths import dora
 
 from .files.reading import DialectTensors
 from .kernels import hadamard
 from .kernels.adapted_linear import Kernel
 from .kernels.base_weight import CombinedSquares
+from .kernels.coded_weight import is_cheaper_product
 from .modules.adapter_module import convolve_pointwise
 from .modules.base_forward import convolve_as
 from .modules.delta_module import DeltaModule
+from .modules.dora_layer import ThinChange
 from .modules.module_merging import FoldableDelta, merging
 from .network.architecture_module import TrainedAlgorithm, functions_of
 
@@ -72,6 +76,13 @@ class LoHaModule(DeltaModule):
     def combined_squares(self, factors: Mapping[str, Tensor], scale: float) -> CombinedSquares:
         """Return the function for the sums of squares, which builds rows of the delta."""
         return hadamard.combined_squares([factors[role] for role in loha.ROLES], scale)
+
+    def thin_change(self, factors: Mapping[str, Tensor], scale: float) -> ThinChange | None:
+        """Return the change as a product of rank², while that is small."""
+        if not is_cheaper_product(self.lora_dim**2, self.org_module):
+            return None
+        up, down = loha.low_rank(factors)
+        return ThinChange(down, partial(dora.expanded_squared_norm, up=up, down=down, scale=scale))
 
     @property
     def _strength(self) -> float:

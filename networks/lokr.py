@@ -19,9 +19,11 @@ from .files.reading import DialectTensors, ModuleWeights
 from .kernels import kronecker
 from .kernels.adapted_linear import Kernel
 from .kernels.base_weight import CombinedSquares
+from .kernels.coded_weight import is_cheaper_product
 from .modules.adapter_module import convolve_pointwise
 from .modules.base_forward import convolve_as, weight_shape
 from .modules.delta_module import DeltaModule
+from .modules.dora_layer import ThinChange
 from .modules.module_merging import FoldableDelta, merging
 from .network.architecture_module import TrainedAlgorithm, functions_of
 from .network_args import NetworkOption
@@ -95,6 +97,15 @@ class LoKrModule(DeltaModule):
         """Return the function for the sums of squares, which uses only the small factors."""
         left, *right = lokr.large(factors)
         return partial(kronecker.combined_squares, lokr.small(factors) * scale, left @ right[0] if right else left)
+
+    def thin_change(self, factors: Mapping[str, Tensor], scale: float) -> ThinChange | None:
+        """Return the change by the rows of w2_b at each group of inputs, while these are few."""
+        w1, (left, *right) = lokr.small(factors) * scale, lokr.large(factors)
+        groups = w1.shape[1]
+        if not right or not is_cheaper_product(groups * len(right[0]), self.org_module):
+            return None
+        rows = torch.kron(torch.eye(groups, dtype=w1.dtype, device=w1.device), right[0])
+        return ThinChange(rows, partial(kronecker.thin_squares, w1, left, right[0]))
 
     def convolved(self, input: Tensor, positions: int) -> Tensor:
         """Return the change, by a convolution of each group of w2's inputs and w1 over the groups."""

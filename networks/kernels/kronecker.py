@@ -93,11 +93,25 @@ def combined_squares(w1: Tensor, w2: Tensor, rows: Tensor, first: int, squares: 
     The rows of W are `rows`, and their sums of squares `squares`. A sum is ‖W_i‖² + 2⟨W_i, delta_i⟩ + ‖w1_a‖²‖w2_c‖²,
     where row i is row c of group a.
     """
+    return _combined(w1, w2, w2.square().sum(1), rows, first, squares)
+
+
+def thin_squares(w1: Tensor, w2_a: Tensor, w2_b: Tensor, squares: Tensor, products: Tensor) -> Tensor:
+    """Return `combined_squares` (out,) of all rows for w2 = w2_a @ w2_b, without W.
+
+    `products` (out, i1·rank) are those of W with the rows of I ⊗ w2_b, since w1 ⊗ w2 is (w1 ⊗ w2_a) @ (I ⊗ w2_b).
+    """
+    return _combined(w1, w2_a, (w2_a @ w2_b).square().sum(1), products, 0, squares)
+
+
+def _combined(w1: Tensor, w2: Tensor, own: Tensor, rows: Tensor, first: int, squares: Tensor) -> Tensor:
+    """Return ‖W_i‖² + 2⟨rows_i, w1_a ⊗ w2_c⟩ + ‖w1_a‖² own_c."""
     number = torch.arange(first, first + rows.shape[0], dtype=torch.long, device=rows.device)
-    left, right = w1[number // w2.shape[0]], w2[number % w2.shape[0]]
+    group, row = number // w2.shape[0], number % w2.shape[0]
+    left = w1[group]
     products = left.unsqueeze(1) @ rows.reshape(-1, w1.shape[1], w2.shape[1])
-    crossed = (products.squeeze(1) * right).sum(1)
-    return (squares + 2.0 * crossed + left.square().sum(1) * right.square().sum(1)).clamp(min=0.0)
+    crossed = (products.squeeze(1) * w2[row]).sum(1)
+    return (squares + 2.0 * crossed + left.square().sum(1) * own[row]).clamp(min=0.0)
 
 
 def _hidden(input: Tensor, w1: Tensor, first: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ of each module's change.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,9 +17,10 @@ from lora_inspect.maths.torch_threads import whole_products
 
 from ..files.reading import read_alpha
 from ..kernels.base_weight import is_sharded
-from ..kernels.coded_weight import is_coded
+from ..kernels.coded_weight import base_product, is_coded
+from ..kernels.half_precision import is_traced
 from ..network_args import read_probability
-from .base_forward import copied
+from .base_forward import CONVOLUTIONS, copied
 from .masks import draws_skip, is_training_step
 
 
@@ -146,6 +148,19 @@ class AdapterModule(nn.Module):
     def adapted(self, input: Tensor) -> Tensor:
         """Return the output with the change in it."""
         raise NotImplementedError
+
+    def base_product_in(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor | None] | None:
+        """Return the function from rows (rank, in) to W @ rowsᵀ by the base's forward, for an input of `dtype`.
+
+        It leaves out other adapters around the base. None while operations are traced, and for convolutions.
+        """
+        if is_traced() or isinstance(self.org_module, CONVOLUTIONS):
+            return None
+        forward = self.org_forward
+        while isinstance(other := getattr(forward, "__self__", None), AdapterModule):
+            forward = other.org_forward
+        assert forward is not None
+        return partial(base_product, forward, self.org_module, dtype=dtype)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the trainable parameters by optimiser group: "plus" of LoRA+, "dora", or "" for the rest."""

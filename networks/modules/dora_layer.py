@@ -123,11 +123,27 @@ def share_notice(watches: Iterable[BaseWatch]) -> None:
 Product = Callable[[Tensor], Tensor | None]
 
 
+class ThinChange(NamedTuple):
+    """A change of W by up @ down, with `down` (rank, in) of fewer rows than W.
+
+    `combined_squares` takes the squared row norms (out,) of W and W @ downᵀ (out, rank) to those of the sum.
+    """
+
+    down: Tensor
+    combined_squares: Callable[[Tensor, Tensor], Tensor]
+
+
 class Norms(NamedTuple):
     """The squared row norms (out,) of W, and the row norms (out,) of W with a change in it."""
 
     base_squares: Tensor
     combined: Tensor
+
+
+def norm_dtype(base: nn.Module, factor: Tensor) -> torch.dtype:
+    """Return the dtype of the norms: float32, or float64 if the factors or the base have it."""
+    dtype = torch.promote_types(torch.float32, factor.dtype)
+    return torch.float64 if dtype_of(base) == torch.float64 else dtype
 
 
 class DoRALayer(nn.Module):
@@ -185,28 +201,30 @@ class DoRALayer(nn.Module):
 
     @torch.no_grad()
     def _norms(self, base: nn.Module, up: Tensor, down: Tensor, scale: float, product: Product | None = None) -> Norms:
-        """Return the norms for W + scale · up @ down.
+        """Return the norms for W + scale · up @ down."""
+        device, dtype = device_of(base), norm_dtype(base, up)
+        up, down = up.to(device, dtype).flatten(1), down.to(device, dtype).flatten(1)
+        combined = partial(dora.expanded_squared_norm, up=up, down=down, scale=scale)
+        return self.norms_of(base, ThinChange(down, combined), product)
+
+    @torch.no_grad()
+    def norms_of(self, base: nn.Module, change: ThinChange, product: Product | None = None) -> Norms:
+        """Return the norms for W with a change.
 
         Both are computed each time: trainers swap, cast and overwrite a weight without a trace, and W is read anyway
         for W @ downᵀ. A base in codes computes that product itself, and its squares are decoded once.
         """
-        device = device_of(base)
-        dtype = torch.promote_types(torch.float32, up.dtype)
-        if dtype_of(base) == torch.float64:
-            dtype = torch.float64
         is_kept = product is not None and is_coded(base)
         squares = self.watch.decoded(base) if is_kept else None
-        base_down = product(down.to(device)) if product is not None and squares is not None else None
+        products = product(change.down) if product is not None and squares is not None else None
         # Autocast would compute these products in half precision, float32 operands or not.
-        with torch.autocast(device.type, enabled=False):
-            up, down = up.to(device, dtype).flatten(1), down.to(device, dtype).flatten(1)
-            if squares is None or base_down is None:
-                squares, base_down = squares_and_products(base, down)
+        with torch.autocast(change.down.device.type, enabled=False):
+            if squares is None or products is None:
+                squares, products = squares_and_products(base, change.down)
                 if is_kept:
                     self.watch.keep(base, squares)
-            base_down = base_down.to(dtype)
-            norm: Tensor = dora.norm_from_square(dora.expanded_squared_norm(squares, base_down, up, down, scale))
-        return Norms(squares, norm)
+            combined = change.combined_squares(squares, products.to(change.down.dtype))
+            return Norms(squares, dora.norm_from_square(combined))
 
     @torch.no_grad()
     def _follow_base(self, norm: Tensor, zero: Tensor) -> None:

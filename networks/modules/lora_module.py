@@ -5,7 +5,6 @@ Sources: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rsLoRA), Liu et al. 2024 (Do
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from lora_inspect.maths.low_rank import GRAM, product_norm
 
 from ..kernels import fused_lora
 from ..kernels.base_weight import is_plain
-from ..kernels.coded_weight import base_product, is_coded
+from ..kernels.coded_weight import is_coded
 from ..kernels.fused_lora import fused_gain, fused_linear
 from ..kernels.half_precision import is_traced
 from ..network_args import KAIMING, ORTHOGONAL
@@ -316,17 +315,8 @@ class LoRAModule(AdapterModule):
     def _gain(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the gain of this step; `dtype` is that of the input of a base that is no plain Linear."""
         down, up = self.factors[0]
-        product = None if dtype is None or is_traced() else partial(self._base_product, dtype=dtype)
+        product = None if dtype is None else self.base_product_in(dtype)
         return self.dora_layer.gain(self.org_module, up.weight, down.weight, self._inner_scale(), product)
-
-    def _base_product(self, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Return W @ rowsᵀ by the base's forward, without other adapters around it."""
-        forward = self.org_forward
-        while isinstance(other := getattr(forward, "__self__", None), AdapterModule):
-            forward = other.org_forward
-        assert forward is not None
-        product = base_product(forward, self.org_module, rows, dtype)
-        return None if product is None else product.t()
 
     def _inner_scale(self) -> float:
         return self.scale * dora.inner_multiplier(self.multiplier, dora.INSIDE)

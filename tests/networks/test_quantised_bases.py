@@ -249,22 +249,50 @@ def test_dora_of_the_other_algorithms(kind, module):
         network = network_on(nn.Sequential(base), module, use_dora="True")
         network.apply_to(None, None)
         trained(network)
-    assert torch.allclose(layer(input), plain(input), atol=1e-5)
+    for _ in range(2):  # decoded, and from what is kept of it
+        assert torch.allclose(layer(input), plain(input), atol=1e-5)
 
 
-def test_a_weight_is_decoded_once_for_its_norm():
+def lokr_of_thin_rows(*args, **options):
+    return lokr.LoKrModule(*args, factor=4, **options)
+
+
+CLASSES = {"lora": LoRAModule, "loha": loha.LoHaModule, "lokr": lokr_of_thin_rows}
+
+
+def decodings_in_4_steps(module_class, rank):
     layer = OwnLinear().requires_grad_(False)
-    module = LoRAModule("x", layer, 1.0, 4, ALPHA, use_dora=True)
+    module = module_class("x", layer, 1.0, rank, ALPHA, use_dora=True)
     OwnLinear.decodings = 0
     module.apply_to()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
     for _ in range(4):
         layer(torch.randn(8, IN)).square().sum().backward()
         optimizer.step()
-    # One for the start, which is before the first input, and one for all steps.
-    assert OwnLinear.decodings == 2
     copied = copy.deepcopy(module)
     assert copied.dora_layer.watch.decoded(layer) is None
+    return OwnLinear.decodings
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_weight_is_decoded_once_for_its_norm(name):
+    # One for the start, which is before the first input, and one for all steps.
+    assert decodings_in_4_steps(CLASSES[name], 4) == 2
+
+
+@pytest.mark.parametrize("name", ["loha", "lokr"])
+def test_a_weight_is_decoded_in_each_step_for_a_change_of_a_high_rank(name):
+    # 32² rows of LoHa, and a whole factor of LoKr.
+    assert decodings_in_4_steps(CLASSES[name], 32) == 5
+
+
+def delta_of(module):
+    if isinstance(module, LoRAModule):
+        return module.lora_up.weight @ module.lora_down.weight
+    of = module.factors
+    if isinstance(module, loha.LoHaModule):
+        return (of["w1_a"] @ of["w1_b"]) * (of["w2_a"] @ of["w2_b"])
+    return torch.kron(of["w1"], of["w2_a"] @ of["w2_b"])
 
 
 def replace(layer):
@@ -280,18 +308,19 @@ def rescale(layer):
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("change", [replace, write, rescale])
-def test_kept_norms_follow_the_codes(change, caplog):
+@pytest.mark.parametrize(("change", "name"), [(write, "lora"), (replace, "lora"), (rescale, "loha"), (write, "lokr")])
+def test_kept_norms_follow_the_codes(change, name, caplog):
     layer = OwnLinear().requires_grad_(False)
-    module = LoRAModule("x", layer, 1.0, 4, ALPHA, use_dora=True)
+    module = CLASSES[name]("x", layer, 1.0, 4, ALPHA, use_dora=True)
     module.apply_to()
     trained(module)
     layer(torch.randn(8, IN))
     change(layer)
-    layer(torch.randn(8, IN))
-    up, down = module.lora_up.weight, module.lora_down.weight
-    norms = (layer.values() + module.scale * up @ down).norm(dim=1)
-    assert torch.allclose(module._gain(torch.float32), module.dora_layer.weight / norms, rtol=1e-4)
+    input = torch.randn(8, IN)
+    norms = (layer.values() + module.scale * delta_of(module)).norm(dim=1)
+    due = F.linear(input, layer.values() + module.scale * delta_of(module)) * module.dora_layer.weight / norms
+    for _ in range(2):  # decoded again, and from what is kept of it
+        assert torch.allclose(layer(input), due + layer.bias, rtol=1e-4, atol=1e-4)
     assert "the weights of the base changed since training began" in caplog.text
 
 
