@@ -252,6 +252,7 @@ def _of_unet(family: str, *rules: Rule) -> tuple[Loader, ...]:
             rules=lambda: (*rules, _UNET, _UNET_ENCODERS),
             all_marked=True,
             strangers=UNEXPECTED,
+            others=Strangers(FAILS, _RENAMED),
         ),
         own(family, "unet"),
     )
