@@ -7,6 +7,11 @@ and raises if it knows none of them. `merge_to` and `onfly_merge` scale LoHa and
 Sources: `wrapper.py` and `modules/` of lycoris-lora.
 """
 
+from collections.abc import Collection
+from functools import cache
+
+from lora_inspect.architectures import every
+from lora_inspect.architectures.patterns import layout_patterns, pattern_of
 from lora_inspect.programs.record import (
     COMPUTES,
     FAILS,
@@ -25,6 +30,7 @@ from lora_inspect.programs.record import (
     Strangers,
     alpha_over_rank,
 )
+from lora_inspect.reading.adapter import Adapter
 from lora_inspect.schemes import SCHEMES
 
 PREFIX = "lycoris_"
@@ -117,6 +123,43 @@ def _merged_scale(given: Given) -> float | None:
     return scale
 
 
+def _alone(adapter: Adapter) -> dict[str, str]:
+    """Return the patterns of names with unknown keys only, with one name of each."""
+    names = {key.partition(".")[0] for key in adapter.unclaimed if "." in key and key.startswith(PREFIX)}
+    return {pattern_of(name.removeprefix(PREFIX), "_"): name for name in sorted(names - adapter.modules.keys())}
+
+
+def _refused(adapter: Adapter) -> str | None:
+    """Return the error for a layer of another block, or a group of layers, that has only unknown keys."""
+    alone = _alone(adapter)
+    of_file = {pattern_of(module.name.body, "_") for module in adapter.modules.values()} if alone else set[str]()
+    return _NO_ALGORITHM if any(_holds(of_file, pattern) for pattern in alone) else None
+
+
+def _unsure(adapter: Adapter) -> str | None:
+    """Return the question for the first such name that some model may have."""
+    alone = _alone(adapter)
+    known = _layers() if alone else frozenset[str]()
+    return next((f"whether the model has {name}" for pattern, name in alone.items() if _may_hold(known, pattern)), None)
+
+
+def _holds(patterns: Collection[str], name: str) -> bool:
+    return name in patterns or any(pattern.startswith(f"{name}_") for pattern in patterns)
+
+
+def _may_hold(patterns: Collection[str], name: str) -> bool:
+    """Return True also for a name in one of the blocks; layouts do not list all that is there."""
+    block, number, _ = name.partition("#")
+    return _holds(patterns, name) or bool(number and any(pattern.startswith(f"{block}#") for pattern in patterns))
+
+
+@cache
+def _layers() -> frozenset[str]:
+    """Return the names of all families' layers in diffusers."""
+    own = (layout for family in every() for layout in family.layouts if "diffusers" in layout.names)
+    return frozenset(name for layout in own for name in layout_patterns((*layout.named, *layout.norms), "_"))
+
+
 _FOUND = Rule(
     prefixes=(PREFIX,),
     layouts=("diffusers",),
@@ -143,16 +186,19 @@ _LYCORIS = Program(
     title="LyCORIS",
     version="4.1.3",
     ran="2026-11-26",
-    loaders=(Loader(rules=(_OTHER_KEYS, _FOUND, _OTHER_NAMES), strangers=Strangers(SILENT)),),
+    loaders=(
+        Loader(
+            rules=(_OTHER_KEYS, _FOUND, _OTHER_NAMES), strangers=Strangers(SILENT), refuses=_refused, unsure=_unsure
+        ),
+    ),
     schemes={"": "lycoris"},
 )
 _MERGE = _LYCORIS._replace(
     name="lycoris-merge",
     title="LyCORIS (merge_to)",
     loaders=(
-        Loader(
-            rules=(_OTHER_KEYS, _FOUND._replace(exceptions=_merged_exceptions, scale=_merged_scale), _OTHER_NAMES),
-            strangers=Strangers(SILENT),
+        _LYCORIS.loaders[0]._replace(
+            rules=(_OTHER_KEYS, _FOUND._replace(exceptions=_merged_exceptions, scale=_merged_scale), _OTHER_NAMES)
         ),
     ),
 )
