@@ -10,28 +10,11 @@ import pytest
 import torch
 from adapters import lora
 from gguf_files import pair, write_adapter
+from unknown_keys import BEHIND, OUTSIDE, PLACES
 
 from lora_inspect.ops.compat import compat
 
 SAME, REFUSED, UNTESTED = "same meaning", "refused", "not tested"
-# Keys by where they stand: behind a module of the file, behind one that has nothing else in it, and of no module.
-PLACES = {
-    "one word": "{module}.foo",
-    "two words": "{module}.foo.weight",
-    "three words": "{module}.foo.bar.weight",
-    "weight": "{module}.weight",
-    "bias": "{module}.bias",
-    "stranger": "{prefix}nothing.foo",
-    "stranger's weight": "{prefix}nothing.foo.weight",
-    "bare": "stray",
-    "root": "stray.foo",
-    "root's weight": "stray.foo.weight",
-    "root's part": "stray.foo.bar.weight",
-    "other module": "{other}.foo",
-    "other module's weight": "{other}.foo.weight",
-}
-BEHIND = {"one word", "two words", "three words", "weight", "bias"}
-OUTSIDE = {"stranger", "stranger's weight", "root", "root's weight", "root's part"}
 UNET = "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 # Of each family the names, and the places in which it puts up with a key.
 IN_INVOKEAI = [
@@ -69,9 +52,11 @@ def test_in_invokeai(version, prefix, path, spellings, loaded, place, write_safe
 
 
 # The web UI groups keys by the name before the first dot, and raises where a layer that it finds has none of its kinds;
-# names that it does not find it passes over. That is read in its source.
+# names that it does not find it passes over. It adds a `bias` to the change, and leaves the layer where it cannot. That
+# is read in its source.
 IN_A1111 = {
     **dict.fromkeys(sorted(BEHIND | OUTSIDE), SAME),
+    "bias": "nothing loaded",
     "other module": REFUSED,
     "other module's weight": REFUSED,
 }

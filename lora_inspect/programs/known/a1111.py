@@ -12,6 +12,7 @@ their text encoders.
 from collections.abc import Iterator
 from functools import cache
 from itertools import repeat
+from math import prod
 
 from lora_inspect.architectures import by_name
 from lora_inspect.architectures.patterns import layout_patterns, pattern_of
@@ -21,13 +22,17 @@ from lora_inspect.programs.record import (
     FAILS,
     INFIXED,
     LEAVES,
+    MISREADS,
     OTHER_AXIS,
+    READ,
     SILENT,
     SLICED,
     TEXT_ENCODERS,
+    WARNS,
     Exceptions,
     Given,
     Loader,
+    LoadFailure,
     OfKind,
     Program,
     Refusal,
@@ -107,6 +112,30 @@ def scale(of_glora: ScaleRule, others: ScaleRule = alpha_over_rank) -> ScaleOfFi
     return ScaleOfFile(of_file)
 
 
+def has_biases(adapter: Adapter) -> bool:
+    """Return True if a file has tensors of the name `bias`, which the programs add to the change of a weight."""
+    return any(map(str.endswith, adapter.unclaimed, repeat(_BIAS)))
+
+
+def with_biases(other: Exceptions, says: str, parted: tuple[str, ...] = ()) -> Exceptions:
+    """Return the exceptions of a file that `has_biases`: those of `other` for layers without one.
+
+    A bias of as many elements as the weight becomes a part of the change. A program leaves a layer with any other bias
+    as it is, and `says` so. It does the same with each bias of layers that it has in parts, with the ends `parted`.
+    """
+
+    def found(given: Given) -> str | LoadFailure | Strangers | None:
+        bias = given.adapter.checkpoint.tensors.get(given.module.name.key + _BIAS)
+        if bias is None:
+            return other(given)
+        is_added = prod(bias.shape) == prod(given.contribution.shape)
+        is_added = is_added and not given.module.name.body.endswith(parted)
+        return MISREADS if is_added else Strangers(WARNS, says)
+
+    return found
+
+
+_BIAS = ".bias"
 UNET = ("original", "diffusers")
 # In diffusers' layout. It looks for an upsampler behind attentions where the first level of SD 1.5 has it.
 _NOT_FOUND = ("conv_norm_out", "add_embedding_linear_1", "add_embedding_linear_2")
@@ -168,6 +197,9 @@ _ODD = _LOADED._replace(
 )
 
 
+_ERRORS = "Networks with errors"
+
+
 class _Names(NamedTuple):
     """Names of layers that the program finds: prefixes, paths, and their exceptions."""
 
@@ -179,8 +211,10 @@ class _Names(NamedTuple):
 def _rules(*names: _Names) -> Iterator[Rule]:
     """Yield the rules of a family, with the only names that its pipeline finds."""
     for prefixes, paths, special in names:
-        for rule in (_PAIR, _ODD, _LOADED):
-            yield rule._replace(prefixes=prefixes, layouts=paths, exceptions=special)
+        plain = _LOADED._replace(exceptions=special)
+        biased = plain._replace(where=has_biases, exceptions=with_biases(special, _ERRORS), by=READ)
+        odd = (rule._replace(exceptions=special) for rule in (_PAIR, _ODD))
+        yield from (rule._replace(prefixes=prefixes, layouts=paths) for rule in (*odd, biased, plain))
     # What stands before the first dot is the name of the whole UNet.
     yield Rule(prefixes=("diffusion_model.",), says=_LOADED.says)
     yield Rule(layouts=(*UNET, TEXT_ENCODERS))

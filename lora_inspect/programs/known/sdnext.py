@@ -26,8 +26,10 @@ from lora_inspect.programs.record import (
     SILENT,
     TEXT_ENCODERS,
     WARNS,
+    Exceptions,
     Given,
     Loader,
+    LoadFailure,
     OfKind,
     Program,
     Refusal,
@@ -106,6 +108,17 @@ _LOADED = Rule(
     scale=_SCALE,
     magnitudes=_MAGNITUDES,
 )
+# It says so of a layer with a `bias` of other sizes than the weight, and leaves it.
+_NOT_APPLIED = "Network: type=LoRA apply weight"
+_BIASED = a1111.with_biases(exceptions, _NOT_APPLIED)
+
+
+def _loaded(**fields: object) -> Iterator[Rule]:
+    rule = _LOADED._replace(**fields)  # type: ignore[arg-type]
+    yield rule._replace(where=a1111.has_biases, exceptions=_BIASED)
+    yield rule
+
+
 # It knows kohya's spelling of the factors alone behind dotted names, and no more of a layer than these and alpha.
 _PAIR = Rule(
     dialects=("kohya",),
@@ -121,10 +134,10 @@ _ENCODERS = Rule(layouts=(TEXT_ENCODERS,), unfound=_UNMATCHED)
 def _of_unet(layouts: tuple[str, ...], *encoders: str) -> Iterator[Rule]:
     for prefixes, paths in ((("lora_unet_",), layouts), (encoders, (_CLIP,))):
         yield _UNKNOWN_SPELLING._replace(prefixes=prefixes, layouts=paths)
-        yield _LOADED._replace(prefixes=prefixes, layouts=paths)
+        yield from _loaded(prefixes=prefixes, layouts=paths)
     if "original" in layouts:
         # It has two names for the blocks of that layout alone.
-        yield _LOADED._replace(prefixes=("oft_unet_",), layouts=("original",), by=READ)
+        yield from _loaded(prefixes=("oft_unet_",), layouts=("original",), by=READ)
     yield from _dotted("unet.")
     yield from _unfound("diffusion_model.", "", "base_model.model.", "lycoris_", "lora_transformer_")
     yield _ENCODERS
@@ -204,7 +217,7 @@ def _in_diffusers(family: str) -> Iterator[Rule]:
         yield _UNKNOWN_SPELLING._replace(prefixes=(prefix,), layouts=("diffusers",))
         # It tells these by a word in their names.
         lacks = tuple(path for path in _paths(family) if "transformer" not in path) if prefix == "lycoris_" else ()
-        yield _LOADED._replace(prefixes=(prefix,), layouts=("diffusers",), lacks=lacks, unfound=_UNMATCHED)
+        yield from _loaded(prefixes=(prefix,), layouts=("diffusers",), lacks=lacks, unfound=_UNMATCHED)
 
 
 def _paths(family: str) -> tuple[str, ...]:
@@ -258,7 +271,7 @@ def _flux() -> Iterator[Rule]:
     yield Rule(prefixes=("lora_unet_",), layouts=("original",), kinds={"lora": COMPUTES}, where=_is_all_converted)
     yield from _unfound("lora_unet_")
     yield _UNKNOWN_SPELLING._replace(prefixes=("lora_te1_",), layouts=(_CLIP,))
-    yield _LOADED._replace(prefixes=("lora_te1_",), layouts=(_CLIP,))
+    yield from _loaded(prefixes=("lora_te1_",), layouts=(_CLIP,))
     yield from _in_diffusers("flux")
     yield _ENCODERS
 
@@ -291,6 +304,22 @@ def _of_z_image(given: Given) -> str | None:
     return LEAVES if is_fused and (name in _WHOLE or (magnitude and magnitude.axis == "input")) else None
 
 
+# The kinds of which it reads a `bias`.
+_WITH_BIAS = ("lora", "lokr", "loha", *_ROTATIONS)
+
+
+def _with_biases(rule: Rule, other: Exceptions, fused: tuple[str, ...]) -> Iterator[Rule]:
+    """Yield a rule for files with a `bias`, which it skips in `fused` layers, and the rule for all others."""
+    with_bias = a1111.with_biases(other, _NOT_APPLIED, fused)
+
+    def found(given: Given) -> str | LoadFailure | Strangers | None:
+        has_use = given.contribution.algorithm.name in _WITH_BIAS
+        return (with_bias if has_use else other)(given)
+
+    yield rule._replace(where=a1111.has_biases, exceptions=found)
+    yield rule
+
+
 _Z_IMAGE = Rule(
     dialects=("", "kohya", "peft", "lycoris", INFIXED),
     kinds={**_LOADED.kinds, "norm": "", "norm_bias": ""},
@@ -309,13 +338,17 @@ def _z_image() -> Iterator[Rule]:
         (("transformer.", "lora_transformer_", "lycoris_"), ("diffusers",), ()),
         (("", "base_model.model."), ("diffusers",), bare),
     ):
-        yield _Z_IMAGE._replace(prefixes=prefixes, layouts=layouts, lacks=lacks)
+        rule = _Z_IMAGE._replace(prefixes=prefixes, layouts=layouts, lacks=lacks)
+        yield from _with_biases(rule, _of_z_image, _FUSED)
     yield Rule(layouts=(TEXT_ENCODERS,))
+
+
+_FUSED_OF_FLUX2 = ("attn.qkv", "attn_qkv")
 
 
 @OfKind
 def _of_flux2(given: Given) -> str | None:
-    is_fused = given.module.name.body.endswith(("attn.qkv", "attn_qkv"))
+    is_fused = given.module.name.body.endswith(_FUSED_OF_FLUX2)
     return LEAVES if is_fused and given.contribution.algorithm.name == "full" else None
 
 
@@ -330,9 +363,12 @@ _FLUX2 = _Z_IMAGE._replace(
 def _flux2() -> Iterator[Rule]:
     blocks = ("transformer_blocks.", "single_transformer_blocks.")
     bare = tuple(path for path in _paths("flux2") if not path.startswith(blocks))
-    yield _FLUX2._replace(prefixes=("lora_unet_", "diffusion_model."), layouts=("original",))
-    yield _FLUX2._replace(prefixes=("transformer.", "lora_transformer_", "lycoris_"), layouts=("diffusers",))
-    yield _FLUX2._replace(prefixes=("", "base_model.model."), layouts=("diffusers",), lacks=bare)
+    for rule in (
+        _FLUX2._replace(prefixes=("lora_unet_", "diffusion_model."), layouts=("original",)),
+        _FLUX2._replace(prefixes=("transformer.", "lora_transformer_", "lycoris_"), layouts=("diffusers",)),
+        _FLUX2._replace(prefixes=("", "base_model.model."), layouts=("diffusers",), lacks=bare),
+    ):
+        yield from _with_biases(rule, _of_flux2, _FUSED_OF_FLUX2)
     yield Rule(prefixes=("lora_unet_", "diffusion_model."), layouts=("diffusers",), unfound=_UNMATCHED)
 
 
