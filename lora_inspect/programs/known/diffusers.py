@@ -94,6 +94,12 @@ def _has_both_images(adapter: Adapter) -> bool:
     return pictures == [blocks, blocks]
 
 
+def _has_images(adapter: Adapter) -> bool:
+    """Return True if a key is of each image layer; the conversion leaves over those of one without the other."""
+    keys = adapter.checkpoint.tensors
+    return all(any(leaf in key for key in keys) for leaf in ("k_img", "v_img"))
+
+
 _WAN = Rule(
     layouts=("original",), kinds=ONLY_LORA, magnitudes=NO_DORA, exceptions=endless, scale=stored, says=LEFT_OVER
 )
@@ -108,6 +114,8 @@ _WAN_LOADERS = (
                 kinds={**ONLY_LORA, "full": COMPUTES, "full_bias": COMPUTES},
                 exceptions=_removes_differences,
             ),
+            _WAN._replace(prefixes=("diffusion_model.",), paths=_WAN_IMAGES, where=_has_images),
+            _WAN._replace(prefixes=("diffusion_model.",), paths=_WAN_IMAGES, kinds=ALL_FAIL),
             Rule(prefixes=("diffusion_model.",), paths=_WAN_NORMS, unfound=Strangers(SILENT)),
             _WAN._replace(
                 prefixes=("diffusion_model.",),

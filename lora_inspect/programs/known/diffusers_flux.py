@@ -5,6 +5,7 @@ It expects one width of layers.
 Sources: `_convert_kohya_flux_lora_to_diffusers` and `FluxLoraLoaderMixin` of diffusers.
 """
 
+import re
 from functools import partial
 
 from lora_inspect.programs.known.diffusers_rules import (
@@ -27,6 +28,7 @@ from lora_inspect.programs.known.diffusers_rules import (
     own_encoders,
     renamed_encoders,
     stored,
+    unsure,
 )
 from lora_inspect.programs.record import (
     COMPUTES,
@@ -131,6 +133,31 @@ _MIXED_ENCODER = renamed_encoders(
 )._replace(families=("flux",))
 
 
+# The names before a block's number.
+_XLABS_BLOCKS = tuple(
+    f"{root}{blocks}" for root in ("", "diffusion_model.") for blocks in ("double_blocks", "single_blocks")
+)
+_NUMBERED = re.compile(r"(?:double|single)_blocks\.\d")
+_XLABS_LEFT = "ValueError: `old_state_dict` should be at this point"
+
+
+def _refused_of_xlabs(adapter: Adapter) -> str | None:
+    """Return the error for an unknown key of a fused layer, or of a block without a number."""
+    for key in adapter.unclaimed:
+        if "qkv" in key:
+            return f"KeyError: '{key}'" if key.startswith(_XLABS_BLOCKS) else _XLABS_LEFT
+        if key.startswith(_XLABS_BLOCKS) and not _NUMBERED.search(key):
+            return "AttributeError: 'NoneType' object has no attribute 'group'"
+    return config_fails("transformer", adapter)
+
+
+def _unsure_of_xlabs(adapter: Adapter) -> str | None:
+    """Return the unknown effect of a key that it may take for a factor of the block."""
+    odd = (key for key in adapter.unclaimed if key.startswith(_XLABS_BLOCKS) and ("up" in key or "down" in key))
+    first = next(odd, None)
+    return f"its use of {first}" if first else unsure(adapter)
+
+
 @OfKind
 def _no_alpha(given: Given) -> LoadFailure:
     return LoadFailure(f"KeyError: '{given.module.name.key}.alpha'")
@@ -224,6 +251,10 @@ FLUX_LOADERS = (
                 scale=one,
             ),
         ),
+        # It hands on what it does not know, and the pipeline takes none of that.
+        others=Strangers(SILENT),
+        refuses=_refused_of_xlabs,
+        unsure=_unsure_of_xlabs,
     ),
     converted(
         _FAMILIES,
