@@ -1,6 +1,6 @@
-"""The places in a file at which tests put one key that nobody knows, by what it is next to."""
+"""The places of one unknown key in a file, for the tests of programs."""
 
-# Keys by where they stand: behind a module of the file, behind one that has nothing else in it, and of no module.
+# Keys behind a module of the file, behind a name of no module, and behind a module without other keys.
 PLACES = {
     "one word": "{module}.foo",
     "two words": "{module}.foo.weight",

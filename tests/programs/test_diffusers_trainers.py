@@ -2,6 +2,9 @@
 
 import shlex
 
+import diffusers
+import diffusers_families
+import diffusers_pipelines
 import pytest
 import torch
 from adapter_files import adapter_file
@@ -82,3 +85,27 @@ def test_hunyuan_video_by_diffusion_pipe(tmp_path, monkeypatch):
     assert "diffusion_model.double_blocks.0.img_attn_qkv.lora_A.weight" in tensors
     verdict, seen = judged("hunyuan_video", tensors, metadata, meant, tmp_path / "adapter.safetensors")
     assert (verdict.verdict, seen.verdict) == (SAME, SAME)
+
+
+@pytest.mark.parametrize(
+    ("names", "has_alpha"),
+    [("kohya", True), ("comfyui", False), ("comfyui, down and up", True)],
+    ids=lambda part: str(part),
+)
+def test_the_layers_of_wan_for_images(names, has_alpha, tmp_path, monkeypatch):
+    """A model of image to video has them; the conversion takes those of keys and values, or none of either."""
+    torch.manual_seed(3)
+    _, arguments = diffusers_families.FAMILIES["wan"]
+    model = diffusers.WanTransformer3DModel(**{**arguments, "num_layers": 1, "added_kv_proj_dim": 24, "image_dim": 16})
+    model.requires_grad_(False).eval()
+    monkeypatch.setattr(diffusers_pipelines, "network", lambda family: model)
+    layers = diffusers_families.layers(model)
+    base = {path: layer.weight for path, layer in layers.items() if path.startswith("blocks.")}
+    assert "blocks.0.attn2.add_k_proj" in base
+    made = adapter_file("wan", names, "lora", has_alpha, base, says="wan")
+    meant = {path: Weight(base[path].double(), weight) for path, weight in made.meant.items()}
+    verdict, seen = judged("wan", made.tensors, made.metadata, meant, tmp_path / "adapter.safetensors")
+    assert (verdict.verdict, seen.verdict) == (SAME, SAME)
+    one = {key: tensor for key, tensor in made.tensors.items() if "v_img" not in key}
+    verdict, seen = judged("wan", one, made.metadata, meant, tmp_path / "one.safetensors")
+    assert (verdict.verdict, seen.verdict) == ("refused", "refused")

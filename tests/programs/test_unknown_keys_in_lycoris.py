@@ -1,4 +1,4 @@
-"""One key that nobody knows in a file that is right otherwise, in the wrapper of LyCORIS 4.1.3, on a few layers."""
+"""The effect of one unknown key in a file, in the wrapper of LyCORIS 4.1.3, which runs here on a few layers."""
 
 import logging
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 SAME, REFUSED, UNTESTED = "same meaning", "refused", "not tested"
 LAYERS = ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_k")
-# It takes names before a dot for layers, and fails at one of the model that has no keys of an algorithm.
+# It fails at a layer, or a group of layers, of the model without the keys of any algorithm.
 WITH_LAYERS = {
     "block": "lycoris_transformer_blocks_0.foo",
     "blocks": "lycoris_transformer_blocks.foo",
@@ -21,7 +21,7 @@ WITH_LAYERS = {
 VERDICTS = {
     **dict.fromkeys((*BEHIND, *OUTSIDE, "bare"), SAME),
     **dict.fromkeys(("other module", "other module's weight", "block", "blocks"), REFUSED),
-    # That the model has a layer of which the file has none in another block is not known.
+    # The file has no such layer in another block.
     "other layer": UNTESTED,
 }
 

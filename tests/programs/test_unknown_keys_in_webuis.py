@@ -1,8 +1,8 @@
-"""One key that nobody knows in a file that is right otherwise, in Forge and in SD.Next, as their own code showed.
+"""The effect of one unknown key in a file, in Forge and in SD.Next, as their own code showed.
 
 Of Forge of 2025-06-26 `model_lora_keys_unet`, `load_lora` and `merge_lora_to_weight` ran on weights with the names of
 its models, and of SD.Next of 2026-07-23 `load_safetensors` and `network_calc_weights` on modules with the layers of
-the files. All around them was replaced, as neither can be installed here: settings, logs, hashes and devices. The
+the files. Neither can be installed here, so settings, logs, hashes and devices were replaced. The
 changes of the weights were compared with those of the same file without the key.
 """
 
@@ -66,8 +66,8 @@ def test_in_forge(place, write_safetensors):
         assert found.verdict == SAME, (version, key, found.says)
 
 
-# What comes of a key in one of these places, where it is not SAME: of 2 layers one is left as it is, or the loader
-# cannot split the key, or finds no other name.
+# The verdicts of a key in one of these places other than SAME. It leaves one of 2 layers, or cannot split the key, or
+# finds no other name.
 BIASED, UNSPLIT, CONVERTED = {"bias": PARTLY}, {"bare": REFUSED}, {**dict.fromkeys(PLACES, NOTHING), "bare": REFUSED}
 IN_SDNEXT = [
     ("sd_v1", "lora_unet_", (UNET, "mid_block.attentions.0.proj_in"), "kohya", BIASED | UNSPLIT),
@@ -111,7 +111,7 @@ def test_in_sdnext(place, write_safetensors):
     ],
 )
 def test_a_bias_as_large_as_the_weight_is_added_in_sdnext(version, prefix, paths, spelling, verdict, write_safetensors):
-    """LyCORIS once wrote the remainder of an extraction so; of fused layers it is left, and their change with it."""
+    """LyCORIS wrote the remainder of an extraction so. SD.Next leaves fused layers with a bias."""
     tensors, (module, *_) = named(prefix, paths, spelling)
     biased = {**tensors, f"{module}.bias": ("F32", (12, 8), 1.0)}
     assert verdict_of("sdnext", version, biased, write_safetensors).verdict == verdict

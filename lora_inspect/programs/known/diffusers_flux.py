@@ -251,7 +251,7 @@ FLUX_LOADERS = (
                 scale=one,
             ),
         ),
-        # It hands on what it does not know, and the pipeline takes none of that.
+        # It hands on unknown keys, and the pipeline ignores them.
         others=Strangers(SILENT),
         refuses=_refused_of_xlabs,
         unsure=_unsure_of_xlabs,

@@ -123,7 +123,7 @@ def _merged_scale(given: Given) -> float | None:
     return scale
 
 
-def _alone(adapter: Adapter) -> dict[str, str]:
+def _unread(adapter: Adapter) -> dict[str, str]:
     """Return the patterns of names with unknown keys only, with one name of each."""
     names = {key.partition(".")[0] for key in adapter.unclaimed if "." in key and key.startswith(PREFIX)}
     return {pattern_of(name.removeprefix(PREFIX), "_"): name for name in sorted(names - adapter.modules.keys())}
@@ -131,16 +131,18 @@ def _alone(adapter: Adapter) -> dict[str, str]:
 
 def _refused(adapter: Adapter) -> str | None:
     """Return the error for a layer of another block, or a group of layers, that has only unknown keys."""
-    alone = _alone(adapter)
-    of_file = {pattern_of(module.name.body, "_") for module in adapter.modules.values()} if alone else set[str]()
-    return _NO_ALGORITHM if any(_holds(of_file, pattern) for pattern in alone) else None
+    unread = _unread(adapter)
+    of_file = {pattern_of(module.name.body, "_") for module in adapter.modules.values()} if unread else set[str]()
+    return _NO_ALGORITHM if any(_holds(of_file, pattern) for pattern in unread) else None
 
 
 def _unsure(adapter: Adapter) -> str | None:
     """Return the question for the first such name that some model may have."""
-    alone = _alone(adapter)
-    known = _layers() if alone else frozenset[str]()
-    return next((f"whether the model has {name}" for pattern, name in alone.items() if _may_hold(known, pattern)), None)
+    unread = _unread(adapter)
+    known = _layers() if unread else frozenset[str]()
+    return next(
+        (f"whether the model has {name}" for pattern, name in unread.items() if _may_hold(known, pattern)), None
+    )
 
 
 def _holds(patterns: Collection[str], name: str) -> bool:
