@@ -43,7 +43,7 @@ CASES = [
 ]
 # The beginnings of the paths of a file's layers, if all are too many, or too wide as HunyuanVideo's single blocks.
 LAYERS = {
-    **dict.fromkeys(("hunyuan_video", "flux2"), "transformer_blocks.0.attn."),
+    **dict.fromkeys(("hunyuan_video", "flux2", "flux", "chroma"), "transformer_blocks.0.attn."),
     "ltx2": "transformer_blocks.0.attn1.",
     **dict.fromkeys(("sdxl", "sd15", "sd2"), "mid_block."),
 }
