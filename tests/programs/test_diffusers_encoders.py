@@ -95,3 +95,19 @@ def test_what_is_written_for_them_loads_as_it_was_trained(family, names, prefixe
     (written,) = compat(str(output), "diffusers").verdicts
     assert written.verdict == "same meaning"
     assert observe(made.meant, lambda: loaded(family, output)).verdict == "same meaning"
+
+
+@pytest.mark.parametrize(("names", "prefix"), [("kohya", TE1), ("kohya", TE), ("diffusers", "text_encoder.")])
+@pytest.mark.parametrize("family", ["flux", "chroma"])
+def test_the_first_encoder_has_no_names_of_t5(family, names, prefix, tmp_path, monkeypatch):
+    """It is a CLIP in FLUX, and a T5 in Chroma, whose pipeline has no other."""
+    first = {"text_encoder": ENCODERS["flux"]["text_encoder_2"]}
+    monkeypatch.setitem(ENCODERS, "chroma", first)
+    component = "text_encoder" if family == "chroma" else "text_encoder_2"
+    made = adapter_of(family, names, "lora", names == "kohya", {component: prefix})
+    file = tmp_path / "adapter.safetensors"
+    made.write(file)
+    (verdict,) = compat(str(file), "diffusers").verdicts
+    seen = observe(made.meant, lambda: loaded(family, file))
+    assert (verdict.verdict, seen.verdict) == ("refused", "refused")
+    assert verdict.says in seen.says

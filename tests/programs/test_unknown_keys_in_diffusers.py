@@ -31,10 +31,8 @@ CASES = [
     ("flux", "onetrainer", True, NOWHERE),
     *((family, "kohya", True, NOWHERE) for family in ("wan", "qwen_image", "z_image", "sdxl", "sd15", "sd2")),
     ("sdxl", "kohya, diffusers", True, NOWHERE),
-    *(
-        (family, "comfyui", False, NOWHERE)
-        for family in ("wan", "qwen_image", "z_image", "flux2", "hidream_i1", "anima")
-    ),
+    *((family, "comfyui", False, NOWHERE) for family in ("wan", "qwen_image", "flux2", "hidream_i1", "anima")),
+    ("z_image", "comfyui, diffusers", False, NOWHERE),
     ("wan", "comfyui, down and up", True, NOWHERE),
     *((family, "bare", True, NOWHERE) for family in ("qwen_image", "z_image")),
     ("flux2", "kohya", True, ANYWHERE),

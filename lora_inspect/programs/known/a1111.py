@@ -128,7 +128,7 @@ def with_biases(other: Exceptions, says: str, parted: tuple[str, ...] = ()) -> E
         bias = given.adapter.checkpoint.tensors.get(given.module.name.key + _BIAS)
         if bias is None:
             return other(given)
-        is_added = prod(bias.shape) == prod(given.contribution.shape)
+        is_added = prod(bias.shape) == prod(size or 0 for size in given.contribution.shape)
         is_added = is_added and not given.module.name.body.endswith(parted)
         return MISREADS if is_added else Strangers(WARNS, says)
 

@@ -10,6 +10,7 @@ from functools import partial
 
 from lora_inspect.programs.known.diffusers_rules import (
     ALL_FAIL,
+    CANNOT_INFER,
     DORA_SCALES,
     FOREIGN,
     LAYER_SCALE,
@@ -116,6 +117,7 @@ def _is_not_renamed(adapter: Adapter) -> bool:
     return not _is_renamed(adapter)
 
 
+_NOT_EMPTY = "ValueError: Expected an empty state dict at this point"
 _MIXED = Rule(
     prefixes=("lora_transformer_",),
     layouts=("diffusers",),
@@ -126,11 +128,9 @@ _MIXED = Rule(
     magnitudes=SCALES_LEFT,
     exceptions=endless,
     scale=stored,
-    says="ValueError: Expected an empty state dict at this point",
+    says=_NOT_EMPTY,
 )
-_MIXED_ENCODER = renamed_encoders(
-    "ValueError: Expected an empty state dict at this point", stored, "lora_te1_"
-)._replace(families=("flux",))
+_MIXED_ENCODER = renamed_encoders(_NOT_EMPTY, stored, "lora_te1_")._replace(families=("flux",))
 
 
 # The names before a block's number.
@@ -156,6 +156,16 @@ def _unsure_of_xlabs(adapter: Adapter) -> str | None:
     odd = (key for key in adapter.unclaimed if key.startswith(_XLABS_BLOCKS) and ("up" in key or "down" in key))
     first = next(odd, None)
     return f"its use of {first}" if first else unsure(adapter)
+
+
+# It knows none of T5's names as names of the first encoder, which is a CLIP in FLUX and a T5 in Chroma.
+_OF_T5 = Rule(layouts=("encoder.block.{i}.layer.{i}",), kinds=ALL_FAIL, says=CANNOT_INFER)
+_OF_CLIP = Rule(
+    families=("chroma",),
+    layouts=("text_model.encoder.layers.{i}",),
+    kinds=ALL_FAIL,
+    says="IndexError: list index out of range",
+)
 
 
 @OfKind
@@ -187,6 +197,8 @@ FLUX_LOADERS = (
             # Beside renamed ones it keeps those of the transformer alone.
             Rule(prefixes=("text_encoder.",), where=_is_renamed, unfound=Strangers(SILENT)),
             *own_encoders("flux", ScaleOfFile(alphas_by_pattern), families=("flux",)),
+            _OF_T5._replace(prefixes=("text_encoder.",), dialects=("peft",)),
+            _OF_CLIP._replace(prefixes=("text_encoder.",), dialects=("peft",)),
         ),
         leaves=Strangers(SILENT),
         refuses=partial(no_lora, "transformer"),
@@ -211,6 +223,8 @@ FLUX_LOADERS = (
             _MIXED._replace(paths=(), alpha=False, kinds={"lora": COMPUTES}, exceptions=_no_alpha),
             # They are renamed to the name of their block, which is no layer.
             _MIXED._replace(paths=(), kinds={"lora": FAILS}, says="ValueError: Target module is not supported"),
+            _OF_T5._replace(prefixes=("lora_te1_",), dialects=("kohya",), alpha=True, says=_NOT_EMPTY),
+            _OF_CLIP._replace(prefixes=("lora_te1_",), dialects=("kohya",), alpha=True),
             _MIXED_ENCODER._replace(alpha=False, exceptions=_no_alpha),
             _MIXED_ENCODER._replace(exceptions=endless),
         ),
@@ -223,11 +237,13 @@ FLUX_LOADERS = (
             _FLUX_KOHYA._replace(paths=_FLUX_ENDS, dialects=("kohya",), kinds={}, says="", unfound=Strangers(SILENT)),
             _FLUX_KOHYA._replace(families=("chroma",), paths=_GUIDANCE, kinds=ALL_FAIL),
             _FLUX_KOHYA,
+            _OF_T5._replace(prefixes=UNDERSCORED_ENCODERS[:2], dialects=("kohya",)),
+            _OF_CLIP._replace(prefixes=UNDERSCORED_ENCODERS[:2], dialects=("kohya",)),
             renamed_encoders(_INCOMPATIBLE, stored, *UNDERSCORED_ENCODERS[:2])._replace(
                 families=("flux",), exceptions=endless
             ),
             # It takes these for encoders too, and hands them to none.
-            Rule(families=("flux",), prefixes=UNDERSCORED_ENCODERS[2:], layouts=(TEXT_ENCODERS,)),
+            Rule(prefixes=UNDERSCORED_ENCODERS[2:], layouts=(TEXT_ENCODERS,)),
             Rule(
                 prefixes=("lora_unet_", "diffusion_model."), layouts=("diffusers",), kinds=ALL_FAIL, says=_INCOMPATIBLE
             ),

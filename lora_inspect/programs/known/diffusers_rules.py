@@ -274,7 +274,7 @@ ENCODERS = {"sd15": 1, "sd2": 1, "sdxl": 2, "sd3": 2, "flux": 1}
 _NAMES = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "text_encoder_4.")
 # transformers, which loads those of encoders, takes the magnitudes under the name alone that their module has.
 _ENCODER_DORA = {**PEFT_DORA, OUTPUTS[0]: UNTRAINED}
-_CANNOT_INFER = "ValueError: Could not automatically infer state dict type"
+CANNOT_INFER = "ValueError: Could not automatically infer state dict type"
 
 
 def own_encoders(family: str, scale: ScaleRule | ScaleOfFile = stored, **fields: object) -> tuple[Rule, ...]:
@@ -292,7 +292,7 @@ def own_encoders(family: str, scale: ScaleRule | ScaleOfFile = stored, **fields:
     # CLIP without a projection has no `text_model` any more, which is taken off names that have it.
     plain = known._replace(prefixes=known.prefixes[:1], layouts=("encoder.layers.{i}",))
     ways = (known, plain) if family != "sd3" else (known,)
-    fails = (way._replace(dialects=("kohya",), kinds=ALL_FAIL, says=_CANNOT_INFER) for way in ways)
+    fails = (way._replace(dialects=("kohya",), kinds=ALL_FAIL, says=CANNOT_INFER) for way in ways)
     loads = (*ways, *fails) if known.prefixes else ()
     return *loads, Rule(prefixes=_NAMES[len(known.prefixes) :], unfound=Strangers(SILENT))
 
