@@ -24,6 +24,7 @@ from lora_inspect.algebra.output.spelling import times_counted
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.options import LORA, ConvertOptions, ConvertRequest, convert_options
 from lora_inspect.converting.target.target_names import architecture_of
+from lora_inspect.converting.target.target_program import for_program
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.hashes import are_same_tensors
 from lora_inspect.files.safetensors.header import TensorInfo
@@ -151,7 +152,7 @@ def plan_sum(
         hashed,
         is_asked=request.to is not None,
         architecture=_architecture(planned, inputs.first, options),
-        is_uniform=program is not None and program.uniform,
+        target=for_program(inputs.first, inputs.first, options),
     )
     return SumPlan(
         inputs=inputs,

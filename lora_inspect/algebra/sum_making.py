@@ -85,7 +85,7 @@ def write_sum(plan: SumPlan, verb: str, force: bool = False, progress: Progress 
     if plan.is_measured:
         known = measured(plan.modules, making, progress)
         ranks = _ranks(plan, known, account)
-        making = replace(making, common=max(ranks) if output.is_uniform else None)
+        making = replace(making, common=output.one_rank(ranks))
         modules = made(known, ranks, making, progress)
         ranks = _filled(plan, ranks)
     else:
@@ -149,8 +149,8 @@ def _programs_lost(plan: SumPlan, path: str) -> Iterator[str]:
 
 def _filled(plan: SumPlan, ranks: Sequence[int]) -> list[int]:
     """Return the ranks, each filled up if the plan fills it."""
-    if plan.output.is_uniform:
-        return [max(ranks) if rank else 0 for rank in ranks]
+    if common := plan.output.one_rank(ranks):
+        return [common if rank else 0 for rank in ranks]
     if plan.making.initial is None:
         return list(ranks)
     return [most if one.shape else 0 for one, most in zip(plan.modules, plan.most, strict=True)]

@@ -134,3 +134,26 @@ def test_a_program_that_refuses_ranks_that_differ_is_named(tmp_path):
     assert not any("OneTrainer" in note for note in alike.notes)
     other = lora_inspect.combine(paths, tmp_path / "other.safetensors", to="diffusers")
     assert not any("in diffusers" in note for note in other.notes)
+
+
+def sum_of_blocks(adapter, program, folder):
+    """The tensors and the config of twice an adapter without its embeddings and head, whose changes are checked."""
+    lora_inspect.combine([adapter] * 2, folder, to=program, dtype="float32", include=["*.layers.*"])
+    before, after = deltas(adapter), deltas(folder)
+    assert after
+    for key, delta in after.items():
+        numpy.testing.assert_allclose(delta, 2 * before[key], atol=2e-6 * numpy.abs(delta).max())
+    return load_file(folder / "adapter_model.safetensors"), json.loads((folder / "adapter_config.json").read_text())
+
+
+def test_sums_for_tgi_have_a_rank_that_it_takes(fixtures, tmp_path):
+    # TGI raises at other ranks than 8, 16, 32, 48 and so on.
+    tensors, config = sum_of_blocks(fixtures / "gguf" / "llama", "tgi", tmp_path / "sum")
+    assert {tensor.shape[0] for key, tensor in tensors.items() if "lora_A" in key} == {8}
+    assert config["r"] == config["lora_alpha"] == 8
+
+
+def test_sums_for_lmdeploy_name_layers_by_the_ends_of_their_paths(fixtures, tmp_path):
+    tensors, config = sum_of_blocks(fixtures / "gguf" / "llama", "lmdeploy", tmp_path / "sum")
+    ends = {key.removesuffix(".lora_A.weight").rpartition(".")[2] for key in tensors if key.endswith(".lora_A.weight")}
+    assert set(config["target_modules"]) == ends

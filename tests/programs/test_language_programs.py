@@ -59,9 +59,10 @@ SEEN = {
     "vera": (REFUSED, REFUSED, REFUSED),
 }
 # A Llama has no biases that PEFT could train; this one has.
+# SGLang takes them for factors, with an effect that nobody tried.
 WITH_BIASES = {
-    "biases": (REFUSED, PARTLY, REFUSED),
-    "biases of its layers": (REFUSED, PARTLY, REFUSED),
+    "biases": (REFUSED, UNTESTED, REFUSED),
+    "biases of its layers": (REFUSED, UNTESTED, REFUSED),
 }
 
 

@@ -27,7 +27,7 @@ from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.target.key_names import factor_key
 from lora_inspect.converting.target.target_layout import Destination, Target, destinations
 from lora_inspect.converting.target.target_names import scheme_target
-from lora_inspect.converting.target.target_program import check_loadable, scheme_for
+from lora_inspect.converting.target.target_program import check_loadable, for_loader, scheme_for
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.matching.module_map import module_names
@@ -78,8 +78,8 @@ class Naming:
     """The place of each tensor of two models under the names of an output.
 
     `adapter` is the difference under the base's names of its modules. `left_out` are tensors without a place in the
-    output, with the reason, and `unasked` the names that the options leave out. `is_uniform` says that all modules have
-    one rank.
+    output, with the reason, and `unasked` the names that the options leave out. `target` are the options of a
+    conversion to the names.
     """
 
     adapter: Adapter
@@ -88,7 +88,7 @@ class Naming:
     vectors: tuple[Extracted, ...]
     left_out: Mapping[str, str]
     unasked: tuple[str, ...]
-    is_uniform: bool
+    target: ConvertOptions
 
 
 def named(pair: ModelPair, request: ExtractRequest) -> Naming:
@@ -101,14 +101,14 @@ def named(pair: ModelPair, request: ExtractRequest) -> Naming:
     left_out = dict(found.left_out)
     layers, unasked = _asked(as_adapter(pair, found, found.layers), found.layers, request)
     scheme = _scheme(as_adapter(pair, found, layers), found, request)
-    is_uniform = _is_uniform(pair, scheme, request)
+    target = _target(pair, scheme, found.families, request)
     if scheme != PEFT.name or found.is_image:
         for layer in (layer for layer in layers if layer.is_embedding):
             left_out[layer.tensor.name] = f"{scheme} names have no factors of an embedding"
         layers = [layer for layer in layers if not layer.is_embedding]
     adapter = as_adapter(pair, found, layers)
     matrices, vectors = _Named(adapter, found.families, scheme, request, layers, left_out).matrices_and_vectors()
-    return Naming(adapter, scheme, matrices, vectors, left_out, unasked, is_uniform)
+    return Naming(adapter, scheme, matrices, vectors, left_out, unasked, target)
 
 
 def _asked(adapter: Adapter, layers: Sequence[Layer], request: ExtractRequest) -> tuple[list[Layer], tuple[str, ...]]:
@@ -143,8 +143,8 @@ def _scheme(adapter: Adapter, found: ModelLayers, request: ExtractRequest) -> st
     return KOHYA.name if found.is_image and has_kohya else PEFT.name
 
 
-def _is_uniform(pair: ModelPair, scheme: str, request: ExtractRequest) -> bool:
-    """Return True if the requested programs accept only one rank for all modules.
+def _target(pair: ModelPair, scheme: str, families: Sequence[Detection], request: ExtractRequest) -> ConvertOptions:
+    """Return the options of a conversion to the requested names or program.
 
     Raises LoraInspectError if the rule gives each module another rank, and for llama.cpp: its files need its name of
     the model.
@@ -157,14 +157,16 @@ def _is_uniform(pair: ModelPair, scheme: str, request: ExtractRequest) -> bool:
             f"{request.to} files name the model as llama.cpp does, which no weights tell",
             f"extract with --to peft, then convert that with `lora-inspect convert --to {request.to}`",
         )
-    is_uniform = record.absent_alpha == "scale" or (program is not None and program.uniform)
-    if is_uniform and request.rank is None:
+    target = ConvertOptions(scheme=scheme)
+    if program is not None:
+        target = for_loader(target, program, families)
+    if (target.uniform or record.absent_alpha == "scale") and request.rank is None:
         raise RefusedError(
             pair.tuned.path,
             f"{request.to} takes one rank for all modules, but the rule gives each a rank of its own",
             "give --rank N",
         )
-    return is_uniform
+    return target
 
 
 class _Named:

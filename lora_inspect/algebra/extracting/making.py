@@ -78,7 +78,7 @@ def _place(plan: ExtractPlan, modules: Sequence[Extracted]) -> AdapterOutput:
         plan.pair.files,
         _UNNAMED,
         is_asked=True,
-        is_uniform=plan.naming.is_uniform,
+        target=plan.naming.target,
     )
 
 
@@ -129,8 +129,8 @@ class _Run:
         self.dtype = plan.request.dtype or widest(
             (dtype for one in self.modules for part in one.parts for dtype in part.tensor.dtypes), _OF_CODES
         )
-        self.making = Making(self.dtype, self.dtype, common=self.rule.rank if plan.naming.is_uniform else None)
         self.place = _place(plan, self.modules)
+        self.making = Making(self.dtype, self.dtype, common=self.place.one_rank([self.rule.rank or 0]))
         self.written: list[WrittenModule] = []
         self.written_vectors: list[WrittenVector] = []
         self.inputs = [input_record(one, "") for one in (plan.pair.tuned, plan.pair.base)]

@@ -17,6 +17,7 @@ from lora_inspect.algebra.output.spelling import difference_key, spelling_of, su
 from lora_inspect.algebra.output.streamed_file import alpha_plan, bytes_of, check_written, streamed_bytes, streamed_file
 from lora_inspect.algorithms import lora_bias
 from lora_inspect.algorithms.record import WEIGHT
+from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.output.configs import BARE, lora_config, mlx_config, saved_config, standard_config
 from lora_inspect.converting.target.key_names import CONFIG, HEADER, ONE_SCALE, carrier_of
 from lora_inspect.errors import RefusedError
@@ -56,7 +57,8 @@ class AdapterOutput:
     Plain LoRA keeps the suffixes of the adapter `first` in its names, unless others were asked for (`is_asked`). If it
     `stabilises` scales by rank, alpha is √rank with the adapter's flags, else it is the rank. `passed` are tensors that
     stay as they are. The metadata get hashes that programs look up if `hashed` has one of their keys. `architecture` is
-    llama.cpp's name of the model. `is_uniform` gives all modules one rank, as some programs take.
+    llama.cpp's name of the model. `target` are the options of a conversion to the output's names, which may give all
+    modules one rank and name them otherwise in the config.
 
     Raises LoraInspectError for names that no one output can have, and for a name that is meant for the other kind.
     """
@@ -73,7 +75,7 @@ class AdapterOutput:
         hashed: Collection[str] = (),
         is_asked: bool = False,
         architecture: str = "",
-        is_uniform: bool = False,
+        target: ConvertOptions | None = None,
     ) -> None:
         self._first, self._modules, self._passed, self._hashed = first, modules, passed, hashed
         self._is_asked, self._architecture = is_asked, architecture
@@ -84,7 +86,8 @@ class AdapterOutput:
         self.is_folder, self._is_gguf = bool(programs), HEADER in carriers
         # mlx-lm's config has one rank for all modules, and llama.cpp's header one alpha.
         self._is_mlx = ONE_SCALE in carriers
-        self.is_uniform = self._is_mlx or self._is_gguf or is_uniform
+        self._target = target or ConvertOptions()
+        self.is_uniform = self._is_mlx or self._is_gguf or self._target.uniform
         if (self.is_folder or self._is_gguf) and len(carriers) > 1:
             program = programs[0][0] if programs else "llama.cpp"
             raise RefusedError(
@@ -104,6 +107,10 @@ class AdapterOutput:
         self._spellings = {
             one.sum.module.name.key: spelling_of(one.sum.module, _origin(one), suffixes) for one in modules if one.shape
         }
+
+    def one_rank(self, ranks: Iterable[int]) -> int | None:
+        """Return the rank up to which zeros fill all factors, or None if each module has its own."""
+        return self._target.rank_of_all(ranks) if self.is_uniform else None
 
     def check(self, inputs: Collection[str], force: bool) -> None:
         """Raise LoraInspectError if the output cannot be written to its path."""
@@ -255,7 +262,8 @@ class AdapterOutput:
         parameters = {one.path for one in self._spellings.values() if one.is_of_parameter and one.path in ranks}
         stabilised = {"use_rslora": True} if self._stabilises else {}
         biased = {"lora_bias": True} if self._has_lora_bias() else {}
-        return {**standard_config(config, ranks, alphas, False, parameters, self._is_asked), **stabilised, **biased}
+        made = standard_config(config, ranks, alphas, False, parameters, self._is_asked, self._target.by_leaf)
+        return {**made, **stabilised, **biased}
 
     def _has_lora_bias(self) -> bool:
         """Return True if a module has a bias on LoRA's up layer, which PEFT loads only if its config says so."""

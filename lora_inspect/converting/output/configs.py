@@ -60,11 +60,13 @@ def standard_config(
     use_dora: bool,
     experts: Collection[str] = (),
     listed: bool = False,
+    by_leaf: bool = False,
 ) -> dict[str, Any]:
     """Return `config` corrected for modules with `ranks` and `alphas` by dotted path, or as it is without any.
 
     Of these, `experts` are parameters of all experts of a layer, with factors packed as PEFT packs them. `listed`
-    replaces an expression for the modules by their names, since only PEFT reads expressions.
+    replaces an expression for the modules by their names, since only PEFT reads expressions; `by_leaf` names them by
+    the ends of their paths.
     """
     if not ranks:
         return dict(config)
@@ -80,13 +82,14 @@ def standard_config(
     config = _of_experts(config) if experts else config
     if not all(map(says.is_parameter, experts)):
         config = {**config, "target_parameters": sorted(experts)}
+    targets = config["target_modules"] if covers else sorted(modules)
     return {
         **config,
         "r": rank,
         "lora_alpha": _number(alpha),
         "rank_pattern": _pattern(ranks, rank),
         "alpha_pattern": {path: _number(value) for path, value in _pattern(alphas, alpha).items()},
-        "target_modules": config["target_modules"] if covers else sorted(modules),
+        "target_modules": sorted({path.rpartition(".")[2] for path in modules}) if by_leaf else targets,
         "use_rslora": False,
         "use_dora": use_dora,
     }

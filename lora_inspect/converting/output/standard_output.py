@@ -280,10 +280,8 @@ class StandardOutput:
         has_none = config.get("bias", "none") != "none" and not any(map(_has_saved_bias, modules.values()))
         config = saved_config(config, saved_whole, not (self._without_biases or has_none))
         own, listed = lora_config(config), self._asked is not None
-        made = standard_config(own, ranks, alphas, use_dora, parameters, listed) | _of_biases(modules.values())
-        if self._by_leaf:
-            made["target_modules"] = sorted({path.rpartition(".")[2] for path in ranks.keys() - parameters})
-        return made
+        made = standard_config(own, ranks, alphas, use_dora, parameters, listed, self._by_leaf)
+        return made | _of_biases(modules.values())
 
 
 def _of_cores(modules: "Iterable[SpelledModule]") -> dict[str, object]:

@@ -276,6 +276,16 @@ _LOST = ("applies none, so the result would differ", f"{PLAIN}, or {DROPPED}")
 _FAILS = ("stops with an error at them", _LOST[1])
 
 
+def for_loader(options: ConvertOptions, program: Program, families: Sequence[Detection]) -> ConvertOptions:
+    """Return the options with the form that the program's loader for the families needs of an output."""
+    options = replace(options, uniform=program.uniform)
+    loaders = [_loader(program, family.architecture.name) for family in families] or [_loader(program, "")]
+    loader = next(filter(None, loaders), None)
+    if loader is None:
+        return options
+    return replace(options, ranks=loader.ranks, by_leaf=loader.by_leaf, unit_scale=loader.unit_scale)
+
+
 def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> ConvertOptions:
     """Return the options with the best scheme for the program, and magnitudes kept if it applies them right.
 
@@ -287,11 +297,7 @@ def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> Co
     program, families = programs.by_name(options.program), adapter_candidates(whole)
     scheme = _scheme(adapter, program, families)
     norms = _norms(program, families, schemes.by_name(scheme))
-    loaders = [_loader(program, family.architecture.name) for family in families] or [_loader(program, "")]
-    loader = next(filter(None, loaders), None)
-    options = replace(options, scheme=scheme, norms=norms, uniform=program.uniform)
-    if loader:
-        options = replace(options, ranks=loader.ranks, by_leaf=loader.by_leaf, unit_scale=loader.unit_scale)
+    options = for_loader(replace(options, scheme=scheme, norms=norms), program, families)
     is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
     if not adapter.dora.value or is_settled:
         return options

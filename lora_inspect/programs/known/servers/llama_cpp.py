@@ -29,13 +29,22 @@ _COPIES, _NORMS = ".base_layer.weight", ("_layernorm", ".norm")
 _OWN_NORM = "_norm.weight"
 
 
-def _refused(adapter: Adapter) -> str | None:
-    """Return the error of the converter, or that of llama.cpp for a file in its own format."""
+def _is_own(adapter: Adapter) -> bool:
     from lora_inspect.reading.base.model_config import has_header  # with the tables of llama.cpp's names
 
-    if has_header(adapter.checkpoint):
-        odd = next((key for key in adapter.unclaimed if not key.endswith(_OWN_NORM)), None)
-        return f"LoRA tensor '{odd}' has unexpected suffix" if odd else None
+    return has_header(adapter.checkpoint)
+
+
+def _refused_of_its_own(adapter: Adapter) -> str | None:
+    """Return the error of llama.cpp for a file in its own format."""
+    odd = next((key for key in adapter.unclaimed if not key.endswith(_OWN_NORM)), None) if _is_own(adapter) else None
+    return f"LoRA tensor '{odd}' has unexpected suffix" if odd else None
+
+
+def _refused(adapter: Adapter) -> str | None:
+    """Return the error of the converter, or that of llama.cpp for a file in its own format."""
+    if _is_own(adapter):
+        return _refused_of_its_own(adapter)
     config = config_of(adapter)
     if isinstance(config, str):
         return config
@@ -137,7 +146,13 @@ PROGRAM = Program(
             unsure=_unsure,
         ),
         # It has models of these families, and may have those of files of no known one; its converter was not tried.
-        Loader(families=("", *UNTRIED), rules=(OWN,), strangers=Strangers(SILENT), refuses=_refused, unsure=_unsure),
+        Loader(
+            families=("", *UNTRIED),
+            rules=(OWN,),
+            strangers=Strangers(SILENT),
+            refuses=_refused_of_its_own,
+            unsure=_unsure,
+        ),
     ),
     schemes={"": "gguf"},
 )
