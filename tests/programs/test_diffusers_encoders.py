@@ -3,6 +3,7 @@
 A verdict that is `unknown` where the pipeline shows what becomes of the file is a gap, listed in GAPS.
 """
 
+import diffusers_encoders
 import pytest
 from adapters import PEFT
 from diffusers_encoders import ENCODERS, adapter_of, loaded
@@ -111,3 +112,21 @@ def test_the_first_encoder_has_no_names_of_t5(family, names, prefix, tmp_path, m
     seen = observe(made.meant, lambda: loaded(family, file))
     assert (verdict.verdict, seen.verdict) == ("refused", "refused")
     assert verdict.says in seen.says
+
+
+@pytest.mark.parametrize(
+    ("leaves", "expected"),
+    [
+        (("q_proj", "k_proj", "v_proj"), "refused"),
+        (("q_proj", "out_proj"), "same meaning"),
+        (("q_proj", "k_proj", "v_proj", "fc1"), "partly loaded"),
+        (("fc1", "fc2"), "same meaning"),
+        (("v_proj", "fc2", "out_proj"), "same meaning"),
+    ],
+)
+@pytest.mark.parametrize(("family", "names", "prefixes"), [CELLS[0], CELLS[2], CELLS[7]], ids=lambda part: str(part))
+def test_some_layers_tell_whose_names_they_have(family, names, prefixes, leaves, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusers_encoders, "_LEAVES", leaves)
+    made, verdict, seen = judged(family, names, "lora", True, prefixes, tmp_path / "adapter.safetensors")
+    assert (verdict.verdict, seen.verdict) == (expected, expected)
+    assert made.meant

@@ -34,6 +34,7 @@ from lora_inspect.programs.known.diffusers_rules import (
     own_rules,
     renamed_encoders,
     stored,
+    untold_encoders,
     without_lokr,
     without_lora,
 )
@@ -248,6 +249,8 @@ _UNET = Rule(
     scale=ScaleOfFile(alphas_by_pattern),
     says=_RENAMED,
 )
+# The pipeline infers the names of each encoder by itself.
+_UNTOLD = (*untold_encoders(*UNDERSCORED_ENCODERS[:2]), *untold_encoders(UNDERSCORED_ENCODERS[2]))
 _UNET_ENCODERS = renamed_encoders(_RENAMED, ScaleOfFile(alphas_by_pattern), *UNDERSCORED_ENCODERS[:3])
 
 
@@ -257,7 +260,7 @@ def _of_unet(family: str, *rules: Rule) -> tuple[Loader, ...]:
         converted(
             family,
             *(f"^lora_{part}_" for part in ("te", "unet", "te1", "te2")),
-            rules=lambda: (*rules, _UNET, _UNET_ENCODERS),
+            rules=lambda: (*rules, _UNET, *_UNTOLD, _UNET_ENCODERS),
             all_marked=True,
             strangers=UNEXPECTED,
             others=Strangers(FAILS, _RENAMED),

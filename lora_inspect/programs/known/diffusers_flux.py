@@ -30,6 +30,7 @@ from lora_inspect.programs.known.diffusers_rules import (
     renamed_encoders,
     stored,
     unsure,
+    untold_encoders,
 )
 from lora_inspect.programs.record import (
     COMPUTES,
@@ -239,6 +240,7 @@ FLUX_LOADERS = (
             _FLUX_KOHYA,
             _OF_T5._replace(prefixes=UNDERSCORED_ENCODERS[:2], dialects=("kohya",)),
             _OF_CLIP._replace(prefixes=UNDERSCORED_ENCODERS[:2], dialects=("kohya",)),
+            *(rule._replace(families=("flux",)) for rule in untold_encoders(*UNDERSCORED_ENCODERS[:2])),
             renamed_encoders(_INCOMPATIBLE, stored, *UNDERSCORED_ENCODERS[:2])._replace(
                 families=("flux",), exceptions=endless
             ),

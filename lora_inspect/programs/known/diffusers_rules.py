@@ -316,6 +316,30 @@ def renamed_encoders(says: str, scale: ScaleRule | ScaleOfFile, *prefixes: str) 
     )
 
 
+_ATTENTION = tuple(f"text_model.encoder.layers.{{i}}.self_attn.{leaf}_proj" for leaf in "qkv")
+
+
+def untold_encoders(*prefixes: str) -> tuple[Rule, Rule]:
+    """Return the rules of an encoder in kohya's names behind `prefixes` without a layer that tells whose names it has.
+
+    A conversion gives the layers of attention and of an MLP names of two kinds. The pipeline renames those of both if
+    it finds a layer of the attention's output, only those of the MLP otherwise, and fails if it finds neither.
+    """
+
+    def lacks(*parts: str) -> Callable[[Adapter], bool]:
+        return lambda adapter: (
+            not any(part in key for key in adapter.modules if key.startswith(prefixes) for part in parts)
+        )
+
+    return (
+        Rule(
+            prefixes=prefixes, layouts=(TEXT_ENCODERS,), where=lacks("out_proj", "mlp"), kinds=ALL_FAIL,
+            says=CANNOT_INFER,
+        ),
+        Rule(prefixes=prefixes, paths=_ATTENTION, where=lacks("out_proj"), unfound=Strangers(WARNS, "UNEXPECTED")),
+    )  # fmt: skip
+
+
 # Names that PEFT is not asked for.
 FOREIGN = (
     Rule(
