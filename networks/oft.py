@@ -128,8 +128,9 @@ class OFTModule(AdapterModule):
             if base.weight.dtype != torch.get_autocast_dtype(device):
                 return None
             input = input.to(base.weight.dtype)
-        is_frozen = not any(parameter.requires_grad for parameter in base.parameters())
-        fits = all(parameter.dtype == input.dtype for parameter in base.parameters()) and is_plain(base.weight)
+        own = list(base.parameters())
+        is_frozen = not any(parameter.requires_grad for parameter in own)
+        fits = all(parameter.dtype == input.dtype for parameter in own) and is_plain(base.weight)
         return input.reshape(-1, input.shape[-1]) if is_frozen and fits else None
 
     def _turn(self, output_dtype: torch.dtype) -> Tensor:

@@ -49,7 +49,7 @@ LAYERS = {
 FEW = ("two words", "stranger", "bare", "other module")
 
 
-@pytest.mark.parametrize(("family", "names", "has_alpha", "places"), CASES, ids=lambda part: str(part)[:20])
+@pytest.mark.parametrize(("family", "names", "has_alpha", "places"), CASES, ids=[" ".join(case[:2]) for case in CASES])
 def test_in_pipelines(family, names, has_alpha, places, tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     from adapter_files import adapter_file
