@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from lora_inspect.errors import WouldOverwriteError
+from lora_inspect.errors import LoraInspectError, WouldOverwriteError
 from lora_inspect.files.input_file import Identity
 from lora_inspect.files.outputs import check_output, check_replaceable, new_file, refusing, take_place
 from lora_inspect.files.system import close_locked, create, is_at, lock, open_itself, rename_new
@@ -65,14 +65,22 @@ class PartsFolder:
         Raises LoraInspectError if the disk refuses.
         """
         with refusing(self.path):
-            os.makedirs(self.path, exist_ok=True)
-            # A claim takes its name in one step, and the first one keeps it.
-            if not os.path.lexists(self.claim):
-                with suppress(WouldOverwriteError, FileExistsError):
-                    self._write(self.claim, claim, force=False)
+            try:
+                self._make_claimed(claim)
+            except LoraInspectError:
+                if self.is_there():
+                    raise
+                self._make_claimed(claim)  # another run took the empty folder for the last of a merge that is done
             # Whoever removes the parts of a merge that is done removes its claim last.
             for name in (_SHARDS, _ENTRIES):
                 os.makedirs(os.path.join(self.path, name), exist_ok=True)
+
+    def _make_claimed(self, claim: bytes) -> None:
+        os.makedirs(self.path, exist_ok=True)
+        # A claim takes its name in one step, and the first one keeps it.
+        if not os.path.lexists(self.claim):
+            with suppress(WouldOverwriteError, FileExistsError):
+                self._write(self.claim, claim, force=False)
 
     def notes(self) -> list[str]:
         """Return a note for other commands with the same output: a sentence if there are parts."""
@@ -159,6 +167,11 @@ class PartsFolder:
     def has_shards(self, names: Collection[str]) -> bool:
         """Return True if a file of one of these names exists."""
         return any(os.path.lexists(self.file(name)) for name in names)
+
+    def remove_empty(self) -> None:
+        """Remove the folder if it is empty: a process may have died before the last step of `remove`."""
+        with suppress(OSError):
+            os.rmdir(self.path)
 
     def remove(self) -> str | None:
         """Remove the whole folder, its claim last; return a sentence if something stays."""

@@ -138,6 +138,7 @@ def _free_output(plan: MergePlan, named: str, force: bool, jobs: int = 1) -> str
             shared = SharedMerge(plan, without_slash(merge_output(plan, named)))
             if shared.is_done():
                 shared.parts.remove()
+            shared.parts.remove_empty()
         raise
 
 

@@ -358,6 +358,41 @@ class TestTheEnd:
             assert job("1/2", hash_base=True).merged
         assert content("out") == expected
 
+    @pytest.mark.slow
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+    @pytest.mark.parametrize(("hash_base", "most"), [(False, 5), (True, 14)])
+    def test_may_be_killed_at_each_call_that_removes_the_parts(self, hash_base, most, place, monkeypatch):
+        _, expected = one_process(hash_base=hash_base)
+        monkeypatch.setattr("lora_inspect.maths.torch_threads.computing_threads", lambda most: 1)
+        first, last = (partial(job, text, hash_base=hash_base) for text in ("1/2", "2/2"))
+        first()
+        calls = calls_of(last)
+        left = 0
+        for number in range(calls, calls - most, -1):
+            for folder in ("out", "out.parts"):
+                shutil.rmtree(folder, ignore_errors=True)
+            first()
+            assert killed_at(last, number)
+            left += os.path.exists("out.parts")
+            with pytest.raises(LoraInspectError, match=r"^out: it exists"):
+                last()
+            assert content("out") == expected
+            assert not os.path.exists("out.parts")
+        assert left >= most - 4  # a few calls come after the last removal
+
+    def test_claims_its_parts_where_a_run_before_it_removed_the_empty_folder(self, place, monkeypatch):
+        write, empty = parts_of_files.PartsFolder._write, []
+
+        def late(self, *arguments, **options):
+            if not empty:
+                empty.append(True)
+                self.remove_empty()
+            return write(self, *arguments, **options)
+
+        monkeypatch.setattr(parts_of_files.PartsFolder, "_write", late)
+        job("1/2")
+        assert job("2/2").merged
+
     def test_comes_once(self, place):
         job("1/2")
         job("2/2")

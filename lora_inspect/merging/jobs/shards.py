@@ -199,10 +199,8 @@ class SharedMerge:
         if claimed is None or difference(claimed, self.made_of) or self.parts.has_shards(list(self.files)):
             return False
         entries = {name: entry for name in self.files if (entry := read_entry(self.parts.entry(name)))}
-        if self._plan.options.hash_base and len(entries) < len(self.files):
-            return False
-        files, record = OutputFiles(self._plan), self._final_record(entries)
         try:
+            files, record = OutputFiles(self._plan), self._final_record(entries)
             return all(
                 _has_header(os.path.join(self.parts.output, name), files.header(file, record))
                 for name, file in self.files.items()
@@ -357,10 +355,17 @@ class SharedMerge:
         self.parts.take_place([*self.files, *side_files.copied], side_files.folders, plan.inputs, force)
 
     def _final_record(self, entries: Mapping[str, ShardEntry]) -> str:
-        """Return the record of the merge, with the hashes of the base's files where these are recorded."""
+        """Return the record of the merge, with the hashes of the base's files where these are recorded.
+
+        A file without an entry is hashed again.
+        """
         if not self._plan.options.hash_base:
             return self._record
-        hashes = {file: entries[name].base_sha256 or "" for name, file in self.files.items()}
+        inputs = self._plan.base.inputs
+        hashes = {
+            file: (entries[name].base_sha256 if name in entries else file_sha256(file, inputs[file])) or ""
+            for name, file in self.files.items()
+        }
         return with_base_hashes(self._record, self._plan.base, hashes)
 
     def _all_entries(self) -> dict[str, ShardEntry]:
