@@ -184,7 +184,9 @@ def test_jobs_of_two_merges_that_read_the_store_make_one_of_them(store):
         ended = race_with_store(
             {"lora": partial(job, store, "1/2", "lora"), "other": partial(job, store, second, "other")}
         )
-        (winner,) = (name for name, status in ended.items() if status == 0)
+        winners = [name for name, status in ended.items() if status == 0]
+        assert len(winners) == 1, ended
+        (winner,) = winners
         for text in ("1/2", "2/2"):
             if not os.path.exists("out"):
                 job(store, text, winner)
