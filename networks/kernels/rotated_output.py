@@ -95,7 +95,7 @@ class _RotatedLinear(torch.autograd.Function):
         ctx.output = None  # keep_output puts it here, on the way back
         output = F.linear(input, weight, bias)
         blocks, offset = _by_block(output, turn), _offset(bias, turn)
-        for part in _token_parts(output):
+        for part in _parts(output):
             own = blocks[:, part]
             own += _unbiased(own, turn.dtype, offset) @ turn
         return output
@@ -114,7 +114,7 @@ class _RotatedLinear(torch.autograd.Function):
                 turned_back = torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device)
                 blocks, gradients = _by_block(turned_back, turn), _by_block(gradient, turn)
                 back = (turn + rotation.identity(turn)).mT
-                for part in _token_parts(gradient):
+                for part in _parts(gradient):
                     blocks[:, part] = gradients[:, part].to(turn.dtype) @ back
                 of_input = half_precision.rounded(turned_back, weight, weight.dtype)
         return of_input, None, None, of_turn
@@ -131,7 +131,7 @@ def _turn_gradient(
     outputs = F.linear(input, weight, bias) if output is None else output
     blocks, gradients, offset = _by_block(outputs, turn), _by_block(gradient, turn), _offset(bias, turn)
     total = None
-    for part in _token_parts(outputs):
+    for part in _parts(outputs):
         own = _unbiased(blocks[:, part], turn.dtype, offset).mT @ gradients[:, part].to(turn.dtype)
         total = own if total is None else total + own
     if total is None:
@@ -147,11 +147,6 @@ def _by_block(tokens: Tensor, turn: Tensor) -> Tensor:
 def _offset(bias: Tensor | None, turn: Tensor) -> Tensor | None:
     """Return the bias as (count, 1, size), in the dtype of `turn`."""
     return None if bias is None else bias.to(turn.dtype).view(turn.shape[0], 1, -1)
-
-
-def _token_parts(tokens: Tensor) -> Iterator[slice]:
-    step = rows_at_once(tokens.shape[-1], tokens.device)
-    return (slice(first, first + step) for first in range(0, tokens.shape[0], step))
 
 
 class _Turned(torch.autograd.Function):
@@ -226,6 +221,6 @@ def _in_blocks_of_one(bias: Tensor | None, turn: Tensor) -> Tensor | None:
     return None if bias is None else bias.to(turn.dtype).view(*turn.shape[:2], 1)
 
 
-def _parts(blocks: Tensor) -> Iterator[slice]:
-    step = rows_at_once(blocks[0].numel() if len(blocks) else 1, blocks.device)
-    return (slice(first, first + step) for first in range(0, blocks.shape[0], step))
+def _parts(samples: Tensor) -> Iterator[slice]:
+    step = rows_at_once(samples[0].numel() if len(samples) else 1, samples.device)
+    return (slice(first, first + step) for first in range(0, samples.shape[0], step))
