@@ -20,7 +20,7 @@ from lora_inspect.maths.change import Change
 
 from .files.reading import DialectTensors, ModuleWeights, read_limit
 from .kernels.base_weight import is_plain
-from .kernels.half_precision import is_traced
+from .kernels.half_precision import is_traced, without_autocast
 from .kernels.rotated_output import cayley_turn, fused_turn, rotated_linear, turned
 from .modules.adapter_module import AdapterModule
 from .modules.base_forward import CONVOLUTIONS, weight_shape
@@ -100,24 +100,23 @@ class OFTModule(AdapterModule):
 
     @property
     def _gain(self) -> Tensor | None:
-        return getattr(self, "rescale", None)
+        return self._parameters.get("rescale")
 
     def adapted(self, input: Tensor) -> Tensor:
         """Return the base's output, turned in float32 or better and rounded once to its own dtype."""
         base, device = self.org_module, input.device.type
-        tokens = self._tokens(input)
-        if tokens is not None:
-            with torch.autocast(device, enabled=False):
-                output = rotated_linear(tokens, base.weight, base.bias, self._turn(tokens.dtype))
-            return output.view(*input.shape[:-1], output.shape[-1])
+        plain = self._for_kernel(input)
+        if plain is not None:
+            with without_autocast(plain):
+                return rotated_linear(plain, base.weight, base.bias, self._skew(plain.dtype))
         assert self.org_forward is not None
         output = self.org_forward(input)
         with torch.autocast(device, enabled=False):
             combine = turned if is_traced() else fused_turn
             return combine(output, self._turn(output.dtype), base.bias, self._axis)
 
-    def _tokens(self, input: Tensor) -> Tensor | None:
-        """Return the input (tokens, in) for a plain frozen Linear.
+    def _for_kernel(self, input: Tensor) -> Tensor | None:
+        """Return the input (…, in) of a plain frozen Linear, in the dtype of its weight.
 
         None for other layers, and if R is not the whole change.
         """
@@ -128,20 +127,27 @@ class OFTModule(AdapterModule):
             if base.weight.dtype != torch.get_autocast_dtype(device):
                 return None
             input = input.to(base.weight.dtype)
-        own = list(base.parameters())
-        is_frozen = not any(parameter.requires_grad for parameter in own)
-        fits = all(parameter.dtype == input.dtype for parameter in own) and is_plain(base.weight)
-        return input.reshape(-1, input.shape[-1]) if is_frozen and fits else None
+        for parameter in (base.weight, base.bias):
+            if parameter is not None and (parameter.requires_grad or parameter.dtype != input.dtype):
+                return None
+        return input if is_plain(base.weight) else None
+
+    def _skew(self, output_dtype: torch.dtype) -> Tensor:
+        """Return Q (count, size, size), in float32 or better."""
+        blocks: Tensor = self.oft_blocks
+        if blocks.dtype != torch.float32 or output_dtype == torch.float64:
+            blocks = blocks.to(torch.promote_types(output_dtype, torch.promote_types(blocks.dtype, torch.float32)))
+        generators: Tensor = oft.skew(blocks, self._alpha_value)
+        return generators
 
     def _turn(self, output_dtype: torch.dtype) -> Tensor:
         """Return the summand of each block: (m · (R - I) + I) · rescale - I, (count, size, size)."""
-        dtype = torch.promote_types(output_dtype, torch.promote_types(self.oft_blocks.dtype, torch.float32))
-        turn = cayley_turn(oft.skew(self.oft_blocks.to(dtype), self._alpha_value))
+        turn = cayley_turn(self._skew(output_dtype))
         if self.multiplier != 1:
             turn = turn * self.multiplier
         if self._gain is None:
             return turn
-        gain = self._gain.to(dtype).view(turn.shape[0], 1, -1)
+        gain = self._gain.to(turn.dtype).view(turn.shape[0], 1, -1)
         scaled: Tensor = turn * gain + rotation.identity(turn) * (gain - 1.0)
         return scaled
 

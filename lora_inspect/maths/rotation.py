@@ -19,7 +19,8 @@ from lora_inspect.maths.products import by_rows, product
 
 def identity(blocks: Any) -> Any:
     """Return the identity (size, size) for matrices (count, size, size)."""
-    return blocks.new_ones(blocks.shape[-1]).diag()
+    size = blocks.shape[-1]
+    return blocks.new_zeros(size, size).fill_diagonal_(1.0)
 
 
 def from_upper(entries: Any, size: int) -> Any:
@@ -44,7 +45,7 @@ def turn(skew: Any, solved: Callable[[Any, Any], Any] = _solved) -> Any:
 
     `solved(matrices, right)` is matrices^-1 right; no singular value of the matrices is below 1.
     """
-    return solved(identity(skew) - skew, 2.0 * skew)
+    return solved(identity(skew) - skew, skew + skew)
 
 
 def neumann(skew: Any, terms: int) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import fused_lora, half_precision
-from .half_precision import HALF, column_products
+from .half_precision import HALF, column_products, without_autocast
 
 
 class Needed(NamedTuple):
@@ -79,7 +79,7 @@ class _AdaptedLinear(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         ctx.kernel = kernel
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input):
             total = kernel.output(input, weight, bias if gain is None else None, factors, rounds=gain is None)
             dtype = total.dtype if weight is None else weight.dtype
             kept = None
@@ -95,8 +95,7 @@ class _AdaptedLinear(torch.autograd.Function):
         input, weight, bias, gain, kept, *factors = ctx.saved_tensors
         _, needs_input, needs_weight, needs_bias, needs_gain, *needs_factors = ctx.needs_input_grad
         of_bias = of_gain = None
-        # A trainer may run backward inside autocast; the forward was computed outside of it.
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient):
             gradient = gradient.contiguous()
             if needs_bias:
                 of_bias = gradient.sum(0).to(bias.dtype)

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import half_precision
-from .half_precision import HALF, column_products, rounded, split
+from .half_precision import HALF, column_products, rounded, split, without_autocast
 
 _MULTIPLE = 32  # of columns: rows that begin at a cache line
 # Below, a second product costs less than a copy of the weight.
@@ -296,8 +296,7 @@ class _FusedLinear(torch.autograd.Function):
         output, ctx.output = ctx.output, None
         of_input = of_weight = of_bias = of_down = of_up = of_gain = None
         needs_input, needs_weight, needs_bias, needs_down, needs_up, needs_gain, _ = ctx.needs_input_grad
-        # A trainer may run backward inside autocast; the forward was computed outside of it.
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient):
             if needs_bias:
                 of_bias = gradient.sum(0)
             if needs_gain:

@@ -15,7 +15,7 @@ from lora_inspect.algorithms import loha
 from . import half_precision
 from .adapted_linear import Gradients, Needed, base_gradient_upon, base_upon, weight_gradient
 from .base_weight import CombinedSquares, row_squares
-from .half_precision import is_traced, rows_at_once
+from .half_precision import is_traced, rows_at_once, without_autocast
 
 # Six operations pass over each number of a delta, or of its sides, in memory: each takes as long as 16 multiplications
 # of a product.
@@ -194,7 +194,7 @@ class _Delta(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         w1_a, w1_b, w2_a, w2_b = ctx.saved_tensors
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient):
             gradient = gradient.to(w1_a.dtype) * ctx.scale
             of_left, of_right = (w2_a @ w2_b).mul_(gradient), (w1_a @ w1_b).mul_(gradient)
             return None, of_left @ w1_b.t(), w1_a.t() @ of_left, of_right @ w2_b.t(), w2_a.t() @ of_right

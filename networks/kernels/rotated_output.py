@@ -8,7 +8,6 @@ The backward pass keeps only the output of the base at that size. For a rotated 
 an output is z R + b, so Rᵀ recovers z from it. The output itself is alive anyway, since the next operation reads it.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from lora_inspect.maths import rotation
 
 from . import half_precision
 from .fused_lora import keep_output
-from .half_precision import is_traced, rows_at_once
+from .half_precision import is_traced, rows_at_once, without_autocast
 
 
 def turned(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> Tensor:
@@ -42,13 +41,13 @@ def fused_turn(output: Tensor, turn: Tensor, bias: Tensor | None, axis: int) -> 
     return result
 
 
-def rotated_linear(input: Tensor, weight: Tensor, bias: Tensor | None, turn: Tensor) -> Tensor:
-    """Return `fused_turn` of a Linear's output (tokens, out) by the rotation I + `turn`.
+def rotated_linear(input: Tensor, weight: Tensor, bias: Tensor | None, skew: Tensor) -> Tensor:
+    """Return `fused_turn` of a Linear's output (…, out) by the `cayley_turn` of `skew`.
 
-    `input` is (tokens, in), `weight` (out, in), both of one plain dtype. Differentiable once, in `input` and `turn`.
+    `input` is (…, in), `weight` (out, in), both of one plain dtype. Differentiable once, in `input` and `skew`.
     Another layer may write over the output.
     """
-    output: Tensor = _RotatedLinear.apply(input, weight, bias, turn)  # type: ignore[no-untyped-call]
+    output: Tensor = _RotatedLinear.apply(input, weight, bias, skew)  # type: ignore[no-untyped-call]
     return keep_output(output) if output.requires_grad else output
 
 
@@ -68,9 +67,16 @@ def _turn_of(skew: Tensor) -> Tensor:
     return turn
 
 
-class _CayleyTurn(torch.autograd.Function):
-    """T = (I - Q)^-1 2Q. Its derivative dT = (I - Q)^-1 dQ (T + 2I) solves nothing, as (I - Q)^-1 is I + T / 2."""
+def _skew_gradient(turn: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient for Q from that for T = `turn`.
 
+    The derivative of T = (I - Q)^-1 2Q is dT = (I - Q)^-1 dQ (T + 2I). It solves nothing, as (I - Q)^-1 is I + T / 2.
+    """
+    left = gradient.baddbmm(turn.mT, gradient, alpha=0.5)
+    return left.baddbmm(left, turn.mT, beta=2)
+
+
+class _CayleyTurn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, skew: Tensor) -> Tensor:
         turn = _turn_of(skew)
@@ -81,72 +87,91 @@ class _CayleyTurn(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (turn,) = ctx.saved_tensors
-        # A trainer may run backward inside autocast.
-        with torch.autocast(gradient.device.type, enabled=False):
-            left = gradient.baddbmm(turn.mT, gradient, alpha=0.5)
-            of_skew: Tensor = left.baddbmm(left, turn.mT, beta=2)
-        return of_skew
+        with without_autocast(gradient):
+            return _skew_gradient(turn, gradient)
 
 
 class _RotatedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, turn: Tensor) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, skew: Tensor) -> Tensor:
+        turn = _turn_of(skew)
         ctx.save_for_backward(input, weight, bias, turn)
         ctx.output = None  # keep_output puts it here, on the way back
-        output = F.linear(input, weight, bias)
-        blocks, offset = _by_block(output, turn), _offset(bias, turn)
-        for part in _parts(output):
-            own = blocks[:, part]
-            own += _unbiased(own, turn.dtype, offset) @ turn
+        # No view, as `F.linear` has of an input with more axes: layers behind this one may write over it.
+        output = torch.empty(*input.shape[:-1], weight.shape[0], dtype=weight.dtype, device=weight.device)
+        tokens, added = _tokens(output), None
+        _linear(_tokens(input), weight, bias, out=tokens)
+        if bias is not None:
+            added = torch.bmm(bias.to(turn.dtype).view(turn.shape[0], 1, -1), turn).neg_()
+        for rows in _parts(tokens):
+            wide = rows.to(turn.dtype)
+            blocks = _by_block(wide, turn)
+            blocks += torch.bmm(blocks, turn) if added is None else torch.baddbmm(added, blocks, turn)
+            if wide is not rows:
+                rows.copy_(wide)
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the input, gradient Rᵀ W, and of Q by that of R - I, Σ zᵀ gradient over the tokens.
+
+        z is (u - b) Rᵀ, of the outputs u and the bias b. If u is lost, z + b is computed again. Sums are freed of b and
+        turned, and not the tokens: Σ ((u - b) Rᵀ)ᵀ gradient = R (Σ uᵀ gradient - bᵀ Σ gradient).
+        """
         input, weight, bias, turn = ctx.saved_tensors
         output, ctx.output = ctx.output, None
-        needs_input, _, _, needs_turn = ctx.needs_input_grad
-        of_input = None
-        # A trainer may run backward inside autocast.
-        with torch.autocast(gradient.device.type, enabled=False):
-            of_turn = _turn_gradient(gradient, output, input, weight, bias, turn) if needs_turn else None
+        needs_input, _, _, needs_skew = ctx.needs_input_grad
+        of_input = of_skew = products = columns = None
+        with without_autocast(gradient):
+            if needs_skew:
+                outputs = _parts(_tokens(F.linear(input, weight, bias) if output is None else output))
             if needs_input:
                 turned_back = torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device)
-                blocks, gradients = _by_block(turned_back, turn), _by_block(gradient, turn)
-                back = (turn + rotation.identity(turn)).mT
-                for part in _parts(gradient):
-                    blocks[:, part] = gradients[:, part].to(turn.dtype) @ back
+                results = _parts(_tokens(turned_back))
+            for number, rows in enumerate(_parts(_tokens(gradient))):
+                wide = rows.to(turn.dtype)
+                blocks = _by_block(wide, turn)
+                if needs_skew:
+                    own = _by_block(outputs[number].to(turn.dtype), turn)
+                    products = _plus(products, torch.bmm(own.mT, blocks))
+                    columns = None if bias is None else _plus(columns, wide.sum(0))
+                if needs_input:
+                    change = torch.bmm(blocks, turn.mT)
+                    if wide is rows:
+                        torch.add(blocks, change, out=_by_block(results[number], turn))
+                    else:  # rounding reads whole rows
+                        blocks += change
+                        results[number].copy_(wide)
+            if needs_input:
                 of_input = half_precision.rounded(turned_back, weight, weight.dtype)
-        return of_input, None, None, of_turn
+            if products is not None:
+                if columns is not None:
+                    offset = bias.to(turn.dtype).view(*turn.shape[:2], 1)
+                    products.addcmul_(offset, columns.view(turn.shape[0], 1, -1), value=-1)
+                of_skew = _skew_gradient(turn, products if output is None else products.baddbmm(turn, products))
+        return of_input, None, None, of_skew
 
 
-def _turn_gradient(
-    gradient: Tensor, output: Tensor | None, input: Tensor, weight: Tensor, bias: Tensor | None, turn: Tensor
-) -> Tensor:
-    """Return Σ zᵀ gradient over the tokens.
+def _linear(tokens: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Write the tokens' `F.linear` into `out`."""
+    if bias is None:
+        torch.mm(tokens, weight.t(), out=out)
+    else:
+        torch.addmm(bias, tokens, weight.t(), out=out)
 
-    z is (output - bias) Rᵀ, or computed again if the output is lost. The sum is turned instead of its tokens: Σ (u Rᵀ)ᵀ
-    gradient is R Σ uᵀ gradient.
-    """
-    outputs = F.linear(input, weight, bias) if output is None else output
-    blocks, gradients, offset = _by_block(outputs, turn), _by_block(gradient, turn), _offset(bias, turn)
-    total = None
-    for part in _parts(outputs):
-        own = _unbiased(blocks[:, part], turn.dtype, offset).mT @ gradients[:, part].to(turn.dtype)
-        total = own if total is None else total + own
-    if total is None:
-        return torch.zeros_like(turn)
-    return total if output is None else total.baddbmm(turn, total)
+
+def _plus(sum: Tensor | None, other: Tensor) -> Tensor:
+    return other if sum is None else sum.add_(other)
+
+
+def _tokens(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
 
 
 def _by_block(tokens: Tensor, turn: Tensor) -> Tensor:
     """Return a view (count, tokens, size) of (tokens, out)."""
     return tokens.reshape(-1, *turn.shape[:2]).transpose(0, 1)
-
-
-def _offset(bias: Tensor | None, turn: Tensor) -> Tensor | None:
-    """Return the bias as (count, 1, size), in the dtype of `turn`."""
-    return None if bias is None else bias.to(turn.dtype).view(turn.shape[0], 1, -1)
 
 
 class _Turned(torch.autograd.Function):
@@ -158,8 +183,8 @@ class _Turned(torch.autograd.Function):
         # No view: layers behind this one may write over it.
         result = torch.empty(output.shape, dtype=output.dtype, device=output.device)
         results = _in_blocks(result, turn, axis)
-        for part in _parts(blocks):
-            torch.add(blocks[part], _change(blocks[part], turn, offset), out=results[part])
+        for part, out in zip(_parts(blocks), _parts(results), strict=True):
+            torch.add(part, _change(part, turn, offset), out=out)
         return result
 
     @staticmethod
@@ -172,19 +197,18 @@ class _Turned(torch.autograd.Function):
         of_output = torch.empty_like(blocks) if needs_output else None
         of_turn = torch.zeros_like(turn) if needs_turn else None
         of_bias = turn.new_zeros(turn.shape[:2]) if needs_bias else None
-        # A trainer may run backward inside autocast.
-        with torch.autocast(gradient.device.type, enabled=False):
-            for part in _parts(blocks):
-                wide = gradients[part].to(turn.dtype)
+        with without_autocast(gradient):
+            for number, (part, rows) in enumerate(zip(_parts(blocks), _parts(gradients), strict=True)):
+                wide = rows.to(turn.dtype)
                 if of_turn is not None:
-                    of_turn += _products(_unbiased(blocks[part], turn.dtype, offset), wide)
+                    of_turn += _products(_unbiased(part, turn.dtype, offset), wide)
                 if of_output is None and of_bias is None:
                     continue
                 change = torch.einsum("nkmp,ksm->nksp", wide, turn)
                 if of_bias is not None:
                     of_bias -= change.sum((0, 3))
                 if of_output is not None:
-                    of_output[part] = wide + change
+                    _parts(of_output)[number].copy_(wide + change)
         return (
             None if of_output is None else of_output.view(output.shape),
             of_turn,
@@ -221,6 +245,7 @@ def _in_blocks_of_one(bias: Tensor | None, turn: Tensor) -> Tensor | None:
     return None if bias is None else bias.to(turn.dtype).view(*turn.shape[:2], 1)
 
 
-def _parts(samples: Tensor) -> Iterator[slice]:
-    step = rows_at_once(samples[0].numel() if len(samples) else 1, samples.device)
-    return (slice(first, first + step) for first in range(0, samples.shape[0], step))
+def _parts(samples: Tensor) -> tuple[Tensor, ...]:
+    """Return views of a few of the samples each, at least one."""
+    most = rows_at_once(samples.shape[1:].numel(), samples.device)
+    return (samples,) if samples.shape[0] <= most else torch.split(samples, most)

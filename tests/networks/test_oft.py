@@ -320,20 +320,51 @@ def test_nothing_of_the_output_s_size_is_kept_but_the_output_of_the_base(kind, o
     assert [tensor.dtype for tensor in large] == kept_dtypes
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3e-6), (torch.bfloat16, 2e-2)])
-def test_what_is_read_back_from_the_output_is_as_good_as_what_was_kept(dtype, bound):
-    base = nn.Linear(48, 64).to(dtype)
-    module = built(base)
-    x = torch.randn(400, 48).to(dtype)
+@pytest.mark.parametrize("rows_at_once", [3, 400])
+@pytest.mark.parametrize("bias", [None, 1.0, 30.0])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3e-6), (torch.float16, 3e-3), (torch.bfloat16, 2e-2)])
+def test_gradients_by_what_is_read_back_from_the_output(dtype, bound, bias, rows_at_once, monkeypatch):
+    monkeypatch.setattr("networks.kernels.half_precision._CACHED", 64 * rows_at_once)
+    base = nn.Linear(48, 64, bias=bias is not None)
+    if bias is not None:
+        nn.init.normal_(base.bias, std=bias)
+    module = built(base.to(dtype))
+    x = torch.randn(4, 50, 48).to(dtype).requires_grad_()
     output = base(x)
     weights = torch.randn_like(output)
     output.backward(weights)
     exact = OFTModule("layer", nn.Linear(48, 64), 1.0, RANK).double()
     exact.load_state_dict(module.state_dict())
-    reference = x.double() @ rotated(exact, base.weight.double()).T
-    (expected,) = torch.autograd.grad(reference, exact.oft_blocks, weights.double())
+    inputs = x.detach().double().requires_grad_()
+    reference = with_weight(base.double(), inputs, rotated(exact, base.weight.double()))
+    expected, of_input = torch.autograd.grad(reference, (exact.oft_blocks, inputs), weights.double())
+    # An output is rounded to a share of itself, and its bias is a part of it.
+    assert (output - reference).norm() < bound * reference.norm()
     assert module.oft_blocks.grad.dtype == torch.float32
-    assert (module.oft_blocks.grad - expected).norm() < bound * expected.norm()
+    assert (module.oft_blocks.grad - expected).norm() < bound * max(1.0, bias or 0.0) * expected.norm()
+    assert x.grad.dtype == dtype
+    assert (x.grad - of_input).norm() < bound * of_input.norm()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("conv", {}), ("conv1d", {"rescaled": True}), ("linear", {"rescaled": True})]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_other_layers_a_few_samples_at_a_time(kind, options, dtype, monkeypatch):
+    base = LAYERS[kind]().to(dtype)
+    module = built(base, **options)
+    own = [] if base.bias is None else [base.bias.requires_grad_()]
+    x = torch.cat([input_of(base), input_of(base)]).to(dtype).requires_grad_()
+    output = base(x)
+    weights = torch.randn_like(output)
+
+    def gradients():
+        return torch.autograd.grad(base(x), (x, *own, *module.parameters()), weights)
+
+    expected = gradients()
+    monkeypatch.setattr("networks.kernels.half_precision._CACHED", 1)
+    for found, one in zip((base(x), *gradients()), (output, *expected), strict=True):
+        assert furthest(found, one) < (1e-5 if one.dtype == torch.float32 else 2**-7)
 
 
 def test_the_output_may_be_written_over():
