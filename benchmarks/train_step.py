@@ -33,7 +33,7 @@ from networks.lokr import LoKrModule
 from networks.lora import LoRAModule
 from networks.oft import OFTModule
 
-SHAPES = ("1x512x3072", "8x512x2048", "1x4096x3072")
+SHAPES = ("1x256x512", "1x512x3072", "8x512x2048", "1x4096x3072")
 # The first parameters of all of them: a name, the layer, the multiplier, the rank and alpha.
 Wrap = Callable[..., nn.Module]
 
@@ -61,21 +61,21 @@ def lora_config(**options: Any) -> Callable[[int, list[str]], Any]:
 
 
 BOTH = (torch.float32, torch.bfloat16)
-LOW_RANK = {("PEFT", torch.float32): 1.05, ("PEFT", torch.bfloat16): 1.15}
-PRODUCTS = {("LyCORIS", dtype): 0.8 for dtype in BOTH}
+AS_PEFT = {("PEFT", dtype): 1 / 0.95 for dtype in BOTH}
+PRODUCTS = {**AS_PEFT, **{("LyCORIS", dtype): 0.8 for dtype in BOTH}}
 KINDS = {
-    "LoRA": Kind(wrapped(LoRAModule), lora_config(), wrapped(lycoris.LoConModule), LOW_RANK),
+    "LoRA": Kind(wrapped(LoRAModule), lora_config(), wrapped(lycoris.LoConModule), AS_PEFT),
     "RS-LoRA": Kind(
         wrapped(LoRAModule, use_rslora=True),
         lora_config(use_rslora=True),
         wrapped(lycoris.LoConModule, rs_lora=True),
-        LOW_RANK,
+        AS_PEFT,
     ),
     "DoRA": Kind(
         wrapped(LoRAModule, use_dora=True),
         lora_config(use_dora=True),
         wrapped(lycoris.LoConModule, weight_decompose=True),
-        LOW_RANK,
+        AS_PEFT,
     ),
     "LoHa": Kind(
         wrapped(LoHaModule),
@@ -95,7 +95,7 @@ KINDS = {
         wrapped(OFTModule),
         lambda rank, names: peft.OFTConfig(r=0, oft_block_size=rank, target_modules=names),
         wrapped(lycoris.DiagOFTModule),
-        {},
+        AS_PEFT,
     ),
 }
 OURS, *OTHERS = ("ours", "PEFT", "LyCORIS")
@@ -240,7 +240,7 @@ def table(found: dict[str, Measured], kinds: Sequence[str], shape: Shape, dtype:
                 (KINDS[kind].kept.get(name), ours.kept / other.kept, "bytes"),
             ):
                 if limit is not None and taken > limit:
-                    wrong.append(f"{where} {kind}: {taken:.2f} of {name}'s {what} (limit {limit})")
+                    wrong.append(f"{where} {kind}: {taken:.2f} of {name}'s {what} (limit {limit:.2f})")
         print(f"| {' | '.join(cells)} |", flush=True)
     return wrong
 
