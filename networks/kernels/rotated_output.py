@@ -101,6 +101,7 @@ class _RotatedLinear(torch.autograd.Function):
         output = torch.empty(*input.shape[:-1], weight.shape[0], dtype=weight.dtype, device=weight.device)
         tokens, added = _tokens(output), None
         _linear(_tokens(input), weight, bias, out=tokens)
+        # u + (u - b) M of the base's outputs u, as u + (u M - b M): a product adds to a row without a pass of its own.
         if bias is not None:
             added = torch.bmm(bias.to(turn.dtype).view(turn.shape[0], 1, -1), turn).neg_()
         for rows in _parts(tokens):
