@@ -99,11 +99,11 @@ class _RotatedLinear(torch.autograd.Function):
         ctx.output = None  # keep_output puts it here, on the way back
         # No view, as `F.linear` has of an input with more axes: layers behind this one may write over it.
         output = torch.empty(*input.shape[:-1], weight.shape[0], dtype=weight.dtype, device=weight.device)
-        tokens, added = _tokens(output), None
+        tokens, offset, added = _tokens(output), _in_blocks_of_one(bias, turn), None
         _linear(_tokens(input), weight, bias, out=tokens)
         # u + (u - b) M of the base's outputs u, as u + (u M - b M): a product adds to a row without a pass of its own.
-        if bias is not None:
-            added = torch.bmm(bias.to(turn.dtype).view(turn.shape[0], 1, -1), turn).neg_()
+        if offset is not None:
+            added = torch.bmm(offset.mT, turn).neg_()
         for rows in _parts(tokens):
             wide = rows.to(turn.dtype)
             blocks = _by_block(wide, turn)
@@ -147,8 +147,8 @@ class _RotatedLinear(torch.autograd.Function):
             if needs_input:
                 of_input = half_precision.rounded(turned_back, weight, weight.dtype)
             if products is not None:
-                if columns is not None:
-                    offset = bias.to(turn.dtype).view(*turn.shape[:2], 1)
+                offset = _in_blocks_of_one(bias, turn)
+                if offset is not None and columns is not None:
                     products.addcmul_(offset, columns.view(turn.shape[0], 1, -1), value=-1)
                 of_skew = _skew_gradient(turn, products if output is None else products.baddbmm(turn, products))
         return of_input, None, None, of_skew
@@ -162,8 +162,8 @@ def _linear(tokens: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) ->
         torch.addmm(bias, tokens, weight.t(), out=out)
 
 
-def _plus(sum: Tensor | None, other: Tensor) -> Tensor:
-    return other if sum is None else sum.add_(other)
+def _plus(total: Tensor | None, other: Tensor) -> Tensor:
+    return other if total is None else total.add_(other)
 
 
 def _tokens(tensor: Tensor) -> Tensor:
@@ -196,6 +196,7 @@ class _Turned(torch.autograd.Function):
         blocks, gradients = _in_blocks(output, turn, ctx.axis), _in_blocks(gradient, turn, ctx.axis)
         offset = _in_blocks_of_one(bias, turn)
         of_output = torch.empty_like(blocks) if needs_output else None
+        results = None if of_output is None else _parts(of_output)
         of_turn = torch.zeros_like(turn) if needs_turn else None
         of_bias = turn.new_zeros(turn.shape[:2]) if needs_bias else None
         with without_autocast(gradient):
@@ -203,13 +204,13 @@ class _Turned(torch.autograd.Function):
                 wide = rows.to(turn.dtype)
                 if of_turn is not None:
                     of_turn += _products(_unbiased(part, turn.dtype, offset), wide)
-                if of_output is None and of_bias is None:
+                if results is None and of_bias is None:
                     continue
                 change = torch.einsum("nkmp,ksm->nksp", wide, turn)
                 if of_bias is not None:
                     of_bias -= change.sum((0, 3))
-                if of_output is not None:
-                    _parts(of_output)[number].copy_(wide + change)
+                if results is not None:
+                    results[number].copy_(wide + change)
         return (
             None if of_output is None else of_output.view(output.shape),
             of_turn,
