@@ -4,13 +4,13 @@
 only the fast ways, for one program.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.converting.options import ConvertOptions, ConvertRequest
-from lora_inspect.converting.plan import chosen_input, plan_for
+from lora_inspect.converting.plan import SettledInput, chosen_input, plan_settled, settle
 from lora_inspect.converting.standard_fix import output_beside
 from lora_inspect.converting.target.prediction import predict_output
 from lora_inspect.converting.target.target_algorithm import becomes_lora, check_algorithm, is_kernel_open, is_thin
@@ -28,8 +28,9 @@ from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.locations import is_folder
 from lora_inspect.option import declared
+from lora_inspect.programs.adapter_view import View
 from lora_inspect.programs.record import Program
-from lora_inspect.programs.verdict import SAME, Verdict, judge
+from lora_inspect.programs.verdict import SAME, Verdict, judge_view
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.model.settings import spell_argument
@@ -46,36 +47,51 @@ _SPELLED = (
 _NEAR = 0.01
 
 
-class Prediction(NamedTuple):
-    """The adapter that a conversion would write, None if unknown, and its families."""
+# The predictions that are kept: the one that keeps the names, and the last one with other names.
+_MOST_PREDICTIONS = 2
 
-    written: Adapter | None
+
+class Prediction(NamedTuple):
+    """The adapter that a conversion would write, as programs see it, None if unknown, and its families."""
+
+    written: View | None
     families: Sequence[Detection]
 
 
-class Predictions(dict[tuple[str, ...], "Prediction | LoraInspectError"]):
-    """Predictions of an adapter's conversions by options, if equal for all programs.
+class Predictions:
+    """The last predictions of an adapter's conversions.
 
-    A prediction costs about as much as a conversion, and every program with a wrong scale asks for the same one.
+    A prediction costs about as much as a conversion, and many programs read the same names.
     """
+
+    def __init__(self) -> None:
+        self._last: list[tuple[ConvertOptions, Prediction | LoraInspectError]] = []
 
     def predict(self, adapter: Adapter, output: str, options: ConvertOptions) -> Prediction:
         """Return the prediction for `options`.
 
         Raises LoraInspectError if the conversion is refused.
         """
-        if options.program is not None:
-            return _planned(adapter, output, options)
-        words = tuple(_words(options))
-        if words not in self:
-            try:
-                self[words] = _planned(adapter, output, options)
-            except LoraInspectError as error:
-                self[words] = error
-        found = self[words]
+        settled = settle(adapter, options)
+        # What the program decides is settled.
+        asked = replace(settled.options, program=None)
+        at = next((at for at, one in enumerate(self._last) if one[0] == asked), None)
+        if at is None:
+            del self._last[: len(self._last) + 1 - _MOST_PREDICTIONS]  # before another one takes memory
+        self._last.append((asked, _planned(settled, output)) if at is None else self._last.pop(at))
+        found = self._last[-1][1]
         if isinstance(found, LoraInspectError):
             raise found
         return found
+
+
+def find_fixes(adapter: Adapter, given: str, programs: Iterable[Program], base: str | None) -> dict[str, str]:
+    """Return the command of `find_fix` for each of the programs that has one, by their names."""
+    predictions = Predictions()
+    # Programs that read the same names follow each other, so that they share a prediction.
+    by_names = sorted(programs, key=lambda one: _names_for(adapter, one) or "")
+    found = {one.name: find_fix(adapter, given, one, base, predictions=predictions) for one in by_names}
+    return {name: command for name, command in found.items() if command}
 
 
 def find_fix(
@@ -94,7 +110,7 @@ def find_fix(
     """
     predictions = Predictions() if predictions is None else predictions
     asked = ConvertOptions(program=program.name, settings=adapter.settings)
-    if _is_for_llama_cpp(adapter, asked):
+    if adapter.scheme != GGUF.name == _names_for(adapter, program):
         asked = replace(asked, model_config=base if base and is_folder(base) else CONFIG)
     for drops in (False, True) if adapter.unclaimed else (False,):
         for make in EVERY_WAY if ways is None else ways:
@@ -111,12 +127,12 @@ def find_fix(
     return None
 
 
-def _is_for_llama_cpp(adapter: Adapter, asked: ConvertOptions) -> bool:
-    """Return True if the conversion renames another scheme to llama.cpp's."""
+def _names_for(adapter: Adapter, program: Program) -> str | None:
+    """Return the scheme of the adapter's conversion for the program, or None if it has no certain one."""
     try:
-        return adapter.scheme != GGUF.name and scheme_for(adapter, asked) == GGUF.name
+        return scheme_for(adapter, ConvertOptions(program=program.name, settings=adapter.settings))
     except LoraInspectError:
-        return False
+        return None
 
 
 def _standard(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
@@ -134,7 +150,7 @@ def _with_base(adapter: Adapter, asked: ConvertOptions, base: str | None) -> Con
 
 def _as_lora(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
     made = [c for c in adapter.contributions if becomes_lora(c.algorithm, c.shapes)]
-    if any(is_kernel_open(c.algorithm, c.shapes) for c in made):
+    if not made or any(is_kernel_open(c.algorithm, c.shapes) for c in made):
         return None
     return replace(
         asked, algorithm="lora", max_error=None if all(is_thin(c.algorithm, c.shapes) for c in made) else _NEAR
@@ -180,9 +196,12 @@ def _is_right(
     return True
 
 
-def _planned(adapter: Adapter, output: str, options: ConvertOptions) -> Prediction:
-    plan = plan_for(adapter, output, options)
-    return _predicted(plan.adapter, plan.destinations, plan.options)
+def _planned(settled: SettledInput, output: str) -> Prediction | LoraInspectError:
+    try:
+        plan = plan_settled(settled, output)
+        return _predicted(plan.adapter, plan.destinations, plan.options)
+    except LoraInspectError as error:
+        return error
 
 
 def _predicted(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions) -> Prediction:
@@ -191,14 +210,14 @@ def _predicted(adapter: Adapter, destinations: Sequence[Destination], options: C
         return Prediction(None, ())
     # Under other names it may be of more families, which widths tell apart where factors tell those.
     told = written if all(None not in c.shape for c in adapter.contributions if c.algorithm.formula) else adapter
-    return Prediction(written, adapter_candidates(told))
+    return Prediction(View(written), adapter_candidates(told))
 
 
 def _is_read(prediction: Prediction, options: ConvertOptions, program: Program) -> bool:
     if prediction.written is None:
         # A folder is as its config says, but only programs that read such folders are given one.
         return options.program is not None
-    return judge(prediction.written, prediction.families, program).verdict == SAME
+    return judge_view(prediction.written, prediction.families, program).verdict == SAME
 
 
 def _words(options: ConvertOptions) -> Iterator[str]:

@@ -60,7 +60,8 @@ def chosen_input(whole: Adapter, options: ConvertOptions) -> Input:
     embeddings = () if options.only else adapter.embeddings
     left_out = [info.name for module in others for info in module.tensors]
     left_out += [key for one in adapter.embeddings if one not in embeddings for key in one.keys]
-    modules = {module.name.key: module for module in asked}
+    # Modules that all stay keep what is known of them.
+    modules = {module.name.key: module for module in asked} if others else adapter.modules
     biases = _biases(adapter, modules) if options.drop_biases else []
     left_out += [info.name for contribution in biases for info in contribution.factors.values()]
     if options.allow_unclaimed:
@@ -90,10 +91,10 @@ def _unclaimed(adapter: Adapter) -> tuple[str, ...]:
     return adapter.unclaimed
 
 
-def _without(modules: Mapping[str, Module], biases: Collection[Contribution]) -> dict[str, Module]:
+def _without(modules: dict[str, Module], biases: Collection[Contribution]) -> dict[str, Module]:
     """Return the modules without their changes of biases; a module that changes nothing else is dropped."""
     if not biases:
-        return dict(modules)
+        return modules
     left = {
         key: tuple(one for one in module.contributions if one.algorithm.parameter != BIAS)
         for key, module in modules.items()
@@ -217,11 +218,41 @@ def plan_conversion(path: str, output: str, options: ConvertOptions) -> Conversi
 
 def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> ConversionPlan:
     """Plan, as `plan_conversion` does, the conversion of an adapter that is already read."""
-    adapter, left_out, biased = chosen_input(whole, options)
+    return plan_settled(settle(whole, options), output)
+
+
+class SettledInput(NamedTuple):
+    """The requested `part` of the `whole` file, and the options with all that the file and the program decide.
+
+    Apart from these the output depends only on a base. `notes` are sentences on options without an effect.
+    """
+
+    whole: Adapter
+    part: Input
+    options: ConvertOptions
+    notes: tuple[str, ...]
+
+
+def settle(whole: Adapter, options: ConvertOptions) -> SettledInput:
+    """Settle the options of a conversion.
+
+    Raises LoraInspectError if the meaning of the file is unknown, or if the program does not compute it.
+    """
+    part = chosen_input(whole, options)
+    adapter = part.adapter
     options = with_magnitudes(adapter, with_scheme(adapter, for_program(adapter, whole, options)))
     options, told = _with_named_config(adapter, options)
     already = check_algorithm(adapter, options)
     check_kinds(adapter, [family.architecture.name for family in adapter_candidates(whole)], options)
+    return SettledInput(whole, part, options, (*already, *told))
+
+
+def plan_settled(settled: SettledInput, output: str) -> ConversionPlan:
+    """Plan the conversion of a settled input to `output`.
+
+    Raises LoraInspectError if the output could not have what the options request.
+    """
+    whole, (adapter, left_out, biased), options, notes = settled
     base = open_base(adapter, options)
     matching = match(adapter, base, transposed=options.transposed) if base else None
     check_biases(adapter, matching, options)
@@ -244,7 +275,7 @@ def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> Conversion
         matching=matching,
         destinations=destinations,
         place=place,
-        notes=(*adapter.notes, *already, *repeats, *told),
+        notes=(*adapter.notes, *notes, *repeats),
     )
 
 

@@ -1,12 +1,12 @@
 """The verdicts of all programs that load adapters on one file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_inspect import programs
 from lora_inspect.architectures.detection import Detection
-from lora_inspect.converting.fixes import Predictions, find_fix
+from lora_inspect.converting.fixes import find_fixes
 from lora_inspect.converting.steps.base_change import find_base_changes
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
@@ -140,23 +140,33 @@ def compat(
     """
     asked = _requested_programs(named)
     # Each program's view of the file has as many objects as the file, and leaves hardly any cycle behind.
+    if base is None:
+        with without_collecting():
+            return _result(*_judged(path, asked, settings))
     with without_collecting():
-        kind, adapter = kind_of(read_adapter(open_checkpoint(path), settings))
-        if kind != ADAPTER:
-            raise RefusedError(path, "it is no adapter, so no program loads it as one", "name an adapter")
-        adapter.refuse()
-        families = adapter_candidates(adapter)
-        adapter = with_paths(adapter, families)
-        given = spell_argument(operand(path), settings)
-        predictions = Predictions()
-        verdicts = [
-            one._replace(fix=find_fix(adapter, given, one.program, base, predictions=predictions))
-            if needs_fix(one)
-            else one
-            for one in judge_each(adapter, families, asked)
-        ]
-    told = _with_errors(adapter, base, verdicts, progress) if base else verdicts
-    return CompatResult(adapter.checkpoint.path, tuple(Judgement.of(one, families) for one in told))
+        adapter, families, verdicts = _judged(path, asked, settings, base)
+    return _result(adapter, families, _with_errors(adapter, base, verdicts, progress))
+
+
+def _result(adapter: Adapter, families: Sequence[Detection], verdicts: Iterable[Verdict]) -> CompatResult:
+    return CompatResult(adapter.checkpoint.path, tuple(Judgement.of(one, families) for one in verdicts))
+
+
+def _judged(
+    path: str, asked: Iterable[Program], settings: Settings, base: str | None = None
+) -> tuple[Adapter, Sequence[Detection], list[Verdict]]:
+    """Return the adapter at `path`, its families, and the verdicts of the programs with the commands that fix it."""
+    kind, adapter = kind_of(read_adapter(open_checkpoint(path), settings))
+    if kind != ADAPTER:
+        raise RefusedError(path, "it is no adapter, so no program loads it as one", "name an adapter")
+    adapter.refuse()
+    families = adapter_candidates(adapter)
+    adapter = with_paths(adapter, families)
+    given = spell_argument(operand(path), settings)
+    found = list(judge_each(adapter, families, asked))
+    fixes = find_fixes(adapter, given, [one.program for one in found if needs_fix(one)], base)
+    verdicts = [one._replace(fix=fixes.get(one.program.name)) for one in found]
+    return adapter, families, verdicts
 
 
 def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progress: Progress) -> list[Verdict]:

@@ -94,7 +94,13 @@ def judge(adapter: Adapter, families: Sequence[Detection], program: Program) -> 
     It is UNTESTED if the families disagree. The sentence then names the families. A family without models in the
     program does not count if another has some: nobody can apply the file to such a model there.
     """
-    return next(judge_each(adapter, families, [program]))
+    return judge_view(View(adapter), families, program)
+
+
+def judge_view(view: View, families: Sequence[Detection], program: Program) -> Verdict:
+    """Return the verdict, as from `judge`, on an adapter that several programs look at."""
+    verdict = _agreed(view, families, program)
+    return verdict._replace(says=_with_families(verdict, families))
 
 
 def loads_as_is(adapter: Adapter, families: Sequence[Detection], program: Program) -> bool:
@@ -109,8 +115,7 @@ def judge_each(adapter: Adapter, families: Sequence[Detection], programs: Iterab
     """Yield the verdicts of several programs, each as from `judge`."""
     view = View(adapter)
     for program in programs:
-        verdict = _agreed(view, families, program)
-        yield verdict._replace(says=_with_families(verdict, families))
+        yield judge_view(view, families, program)
 
 
 def _agreed(view: View, families: Sequence[Detection], program: Program) -> Verdict:

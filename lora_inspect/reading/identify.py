@@ -131,9 +131,12 @@ _paths: Remembered[Any, dict[ModuleName, str | None]] = Remembered(16)
 
 def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
     """Return the adapter with the path of each module; None where the `families` leave it open."""
-    names = [module.name for module in adapter.modules.values()]
     own = tuple(family.layout.named for family in families)
     others = tuple(layout.named for family in families for layout in family.architecture.layouts)
+    given = group_equal(adapter.modules)
+    if given.layouts == (own, others):
+        return adapter
+    names = [module.name for module in given.values()]
     known = _paths.of((own, others), dict)
     if len(known) + len(names) > _MOST_NAMES:  # none of those that other threads are reading is taken away
         known = {}
@@ -142,5 +145,6 @@ def with_paths(adapter: Adapter, families: Sequence[Detection]) -> Adapter:
     if new := [name for name in names if name not in known]:
         tables = [list(map(table_of, layouts)) for layouts in (own, others)]
         known.update([(name, canonical_path(name, *tables)) for name in new])
-    modules = contribution.with_paths(adapter.modules.values(), [known[name] for name in names])
-    return adapter._replace(modules=group_equal(adapter.modules).with_values(modules))
+    named = given.with_values(contribution.with_paths(given.values(), [known[name] for name in names]))
+    named.layouts = own, others
+    return adapter._replace(modules=named)

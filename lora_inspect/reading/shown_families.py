@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
-from lora_inspect.architectures.detection import BASE_KEY, CLASS_KEY, Detection, candidates
+from lora_inspect.architectures import changes
+from lora_inspect.architectures.detection import BASE_KEY, CLASS_KEY, STATING_KEYS, Detection, candidates
 from lora_inspect.architectures.record import is_parameter
 from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.files.checkpoint import Checkpoint
@@ -28,11 +29,19 @@ def shown_candidates(checkpoint: Checkpoint, scheme: str | None, modules: dict[s
         from lora_inspect.reading.base.model_config import gguf_families
 
         return gguf_families(checkpoint)
+    said = {**checkpoint.metadata, **(_said_by(checkpoint.config) if scheme == PEFT.name else {})}
+    stated = {key: said[key] for key in STATING_KEYS if key in said}
+    # Every program asks, and a large file has more modules than `candidates` remembers.
+    question = "families", tuple(stated.items()), changes()
+    return group_equal(modules).once(question, lambda: _candidates(modules, stated))
+
+
+def _candidates(modules: dict[str, Module], stated: Mapping[str, str]) -> tuple[Detection, ...]:
     layers = _layers(modules)
     of_model = [(name, features) for name, features in layers if name.component in _MODELS]
     return candidates(
         [(name.body, *features) for name, features in of_model],
-        {**checkpoint.metadata, **(_said_by(checkpoint.config) if scheme == PEFT.name else {})},
+        stated,
         encoders={encoder: None for shown in _encoders(layers).values() for encoder in shown},
         prefixes={name.prefix for name, _ in of_model},
     )

@@ -64,10 +64,10 @@ def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role:
     tail = parsed.suffix if parsed else source.removeprefix(origin.module.key)
     dialect = _spellings(module, origin.algorithm)
     is_other = module.respelled or module.name.scheme != origin.module.scheme
-    if tail not in origin.algorithm.suffixes:
+    if is_other and role in dialect:
+        tail = dialect[role]
+    elif tail not in origin.algorithm.suffixes:
         tail = next((own[role] for own in (dialect, *origin.algorithm.dialects.values()) if role in own), tail)
-    elif is_other:
-        tail = dialect.get(role, tail)
     return module.name.key + tail
 
 

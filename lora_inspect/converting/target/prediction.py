@@ -12,6 +12,7 @@ from lora_inspect.errors import RefusedError
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import OUTPUT, SPELLINGS
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.keys.groups import ModuleGroups
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
 
@@ -33,7 +34,7 @@ def predict_output(adapter: Adapter, destinations: Sequence[Destination], option
     tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.other_keys}
     metadata = {key: value for key, value in adapter.checkpoint.metadata.items() if key != EMBEDDED_KEY}
     checkpoint = adapter.checkpoint._replace(tensors=tensors, metadata=metadata, config=None, config_path=None)
-    return adapter._replace(checkpoint=checkpoint, modules=modules, flags=())
+    return adapter._replace(checkpoint=checkpoint, modules=ModuleGroups(modules), flags=())
 
 
 def _of_one_rank(modules: Mapping[str, Module], options: ConvertOptions) -> dict[str, Module]:

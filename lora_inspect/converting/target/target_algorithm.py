@@ -95,9 +95,9 @@ def is_saved_weight(algorithm: Algorithm, shapes: Shapes) -> bool:
 
 def is_made_lora(contribution: Contribution, options: ConvertOptions) -> bool:
     """Return True if `--algorithm lora` makes LoRA of it; of a saved weight only if a base is given."""
-    algorithm, shapes = contribution.algorithm, contribution.shapes
     if options.algorithm != lora.ALGORITHM.name:
         return False
+    algorithm, shapes = contribution.algorithm, contribution.shapes
     return becomes_lora(algorithm, shapes) or (options.base is not None and is_saved_weight(algorithm, shapes))
 
 

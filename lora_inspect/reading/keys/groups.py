@@ -5,9 +5,9 @@ meaning are alphas, flags, and factors that are one number. A folder has many fi
 claims are made once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_inspect.algorithms.record import Role
 from lora_inspect.caching import Remembered
@@ -19,6 +19,8 @@ from lora_inspect.reading.keys.suffixes import state_of_registries
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.model.evidence import read_flag
 from lora_inspect.schemes.record import ModuleName
+
+_Found = TypeVar("_Found")
 
 # Where a contribution has what is neither its name nor its tensors, but for the settings of its formula.
 _ROWS, _SETTINGS = Contribution._fields.index("rows"), Contribution._fields.index("settings")
@@ -34,14 +36,17 @@ class Likeness(NamedTuple):
 class ModuleGroups(dict[str, Module]):
     """Modules by name; their likeness is computed at its first use, unless it is given.
 
-    Code that changes a module has to make a new object.
+    Code that changes a module has to make a new object. `layouts` are the layouts that the modules have their paths
+    from, None if they have none yet.
     """
 
-    __slots__ = ("_likeness",)
+    __slots__ = ("_found", "_likeness", "layouts")
 
     def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]], likeness: Likeness | None = None):
         super().__init__(modules)
         self._likeness = likeness
+        self._found: dict[Hashable, Any] = {}
+        self.layouts: Hashable = None
 
     @property
     def likeness(self) -> Likeness:
@@ -55,6 +60,13 @@ class ModuleGroups(dict[str, Module]):
         """The first of each kind, in the order of the kinds' numbers."""
         modules = list(self.values())
         return [modules[place] for place in self.likeness.firsts]
+
+    def once(self, question: Hashable, find: Callable[[], _Found]) -> _Found:
+        """Return the result of `find`, which only these modules and the `question` determine, and compute it once."""
+        if question not in self._found:
+            self._found[question] = find()
+        found: _Found = self._found[question]
+        return found
 
     def with_values(self, modules: Iterable[Module]) -> "ModuleGroups":
         """Return new modules in the places of these, for changes that keep the modules of each kind alike."""
@@ -70,6 +82,11 @@ def changes_of_kinds(modules: Mapping[str, Module]) -> Iterable[Contribution]:
     """Yield the contributions of some modules; each other module differs from one of them only in names and tensors."""
     some = modules.firsts if isinstance(modules, ModuleGroups) else modules.values()
     return (contribution for module in some for contribution in module.contributions)
+
+
+def changes_by_kind(modules: Mapping[str, Module]) -> Iterable[tuple[Module, Contribution]]:
+    """Yield the contributions of the first module of each kind, in file order, each with its module."""
+    return ((module, contribution) for module in group_equal(modules).firsts for contribution in module.contributions)
 
 
 def likeness_by(traits: Iterable[Any]) -> Likeness:
