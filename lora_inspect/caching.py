@@ -12,6 +12,8 @@ _Key = TypeVar("_Key", bound=Hashable)
 MOST_NAMES, LONGEST_NAME = 1 << 15, 256
 # A module is asked for under several names: its own, its path in each layout, those that programs look for.
 _NAMES_OF_A_TENSOR = 4
+# To count the open files takes longer than to look up a name.
+_STEP = 1 << 10
 # Of the arguments beside a name: they are the same for nearly all names of a file.
 _MOST_VALUES = 8
 
@@ -64,8 +66,9 @@ class Room:
 
 
 def is_full(cache: Sized) -> bool:
-    """Return True if a cache of names has no room for another one."""
-    return len(cache) >= MOST_NAMES and len(cache) >= MOST_NAMES + _NAMES_OF_A_TENSOR * _open_files.total
+    """Return True if a cache of names has no room for more; this is found out at every `_STEP` names."""
+    size = len(cache)
+    return size >= MOST_NAMES and not size % _STEP and size >= MOST_NAMES + _NAMES_OF_A_TENSOR * _open_files.total
 
 
 class _ByName(dict[str, _Found]):

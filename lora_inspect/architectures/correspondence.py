@@ -51,6 +51,11 @@ class Link(NamedTuple):
     part: int
     is_whole: bool
 
+    @property
+    def template(self) -> str:
+        """The path with `{i}` for its indices, as the layout has it."""
+        return self.relation.whole if self.is_whole else self.relation.parts[self.part]
+
 
 def same(one: str, other: str) -> Relation:
     """Return the relation of one module under two names."""

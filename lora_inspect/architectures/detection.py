@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from sys import intern
 from typing import Any
 
 from lora_inspect.caching import Remembered, remembering_names
@@ -146,31 +147,37 @@ _DIGITS = 10
 _LONGEST_LIST = 256
 
 
-def used_indices(paths: Iterable[str], families: Iterable[Architecture]) -> dict[str, set[int]]:
+def used_indices(placed: Iterable["_Placed"], families: Iterable[Architecture]) -> dict[str, set[int]]:
     """Return the indices below each module list of the families, by the pattern of the list's path."""
     layouts = (layout for architecture in families for layout in architecture.layouts)
     lists = frozenset[str]().union(*(_lists(layout.blocks) for layout in layouts))
     used: dict[str, set[int]] = {}
-    for path in paths:
-        for above, index in _indices(path):
+    for path in placed:
+        for above, index in path.indices:
             if above in lists:
                 used.setdefault(above, set()).add(index)
     return used
 
 
+class _Placed(NamedTuple):
+    """The pattern of a path, and each number in the path with the pattern before it."""
+
+    pattern: str
+    indices: Sequence[tuple[str, int]]
+
+
 @remembering_names
-def _indices(path: str) -> tuple[tuple[str, int], ...]:
-    """Yield each number in a path, with the pattern of the path before it."""
+def _placed(path: str) -> _Placed:
     separator, above = separator_of(path), ""
     found: list[tuple[str, int]] = []
     for segment in path.split(separator):
         if segment.isdecimal() and segment.isascii():  # an `{i}` in the names of a file is no number
-            found.append((above, int(segment[:_DIGITS])))
+            found.append((intern(above), int(segment[:_DIGITS])))
             segment = "#"
         above = f"{above}{separator}{segment}" if above else segment
         if len(above) > _LONGEST_LIST:
             break
-    return tuple(found)
+    return _Placed(pattern_of(path, separator), tuple(found))
 
 
 @cache
@@ -306,9 +313,10 @@ def _candidates(
     prefixes: Collection[str],
     minimum_share: float,
 ) -> tuple[Detection, ...]:
-    fits = _fits_of_names(modules, minimum_share) if modules else _fits_of_encoders(encoders)
     paths = [path for path, _, _ in modules]
-    used = used_indices(paths, (fit.architecture for fit in fits))
+    placed = list(map(_placed, paths))
+    fits = _fits_of_names(modules, placed, minimum_share) if modules else _fits_of_encoders(encoders)
+    used = used_indices(placed, (fit.architecture for fit in fits))
     named = named_by(metadata)
     reasons: list[str] = []
     trained = trained_by(metadata)
@@ -360,18 +368,15 @@ def _matching_layouts(counts: Mapping[str, int], least: float) -> dict[str, tupl
     return found
 
 
-@remembering_names
-def _own_pattern(path: str) -> str:
-    return pattern_of(path, separator_of(path))
-
-
-def _fits_of_names(modules: Sequence[tuple[str, int | None, int | None]], minimum_share: float) -> tuple[_Fit, ...]:
+def _fits_of_names(
+    modules: Sequence[tuple[str, int | None, int | None]], placed: Sequence[_Placed], minimum_share: float
+) -> tuple[_Fit, ...]:
     """Return the families with the most of the names.
 
     If the widths match none of these, all families with enough of the names are equally likely.
     """
-    paths, outs, ins = zip(*modules, strict=True)
-    patterns = list(map(_own_pattern, paths))
+    _, outs, ins = zip(*modules, strict=True)
+    patterns = [path.pattern for path in placed]
     counts, shapes = Counter(patterns), dict[str, set[tuple[int | None, int | None]]]()
     for pattern, out_features, in_features in dict.fromkeys(zip(patterns, outs, ins, strict=True)):
         shapes.setdefault(pattern, set()).add((out_features, in_features))

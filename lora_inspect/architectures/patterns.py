@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
+from sys import intern
 
 from lora_inspect.caching import remembering_names
 
@@ -28,7 +29,8 @@ def pattern_of(path: str, separator: str) -> str:
 
 
 def _find_pattern(separator: str, path: str) -> str:
-    return INDEX[separator].sub("#", path.replace(".", separator))
+    # Paths have few patterns: one object for each takes less memory, and stays in the processor's cache.
+    return intern(INDEX[separator].sub("#", path.replace(".", separator)))
 
 
 _PATTERNS = {separator: remembering_names(partial(_find_pattern, separator)) for separator in INDEX}

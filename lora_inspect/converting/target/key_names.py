@@ -56,17 +56,18 @@ def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role:
     if role not in origin.factors or algorithm is not origin.algorithm:
         return new_factor_key(module, algorithm, role)
     source = origin.factors[role].name
-    parsed = parse_key(source)
     # Factors of a parameter stand under the layer that holds it, which no suffix tells; and so does what is in that.
     is_held = algorithm.experts or (module.name.scheme == PEFT.name and not source.startswith(module.name.key))
     if module.name == origin.module and (not module.respelled or is_held):
+        parsed = parse_key(source)
         return source if parsed is None or source.endswith(parsed.suffix) else parsed.module + parsed.suffix
-    tail = parsed.suffix if parsed else source.removeprefix(origin.module.key)
     dialect = _spellings(module, origin.algorithm)
     is_other = module.respelled or module.name.scheme != origin.module.scheme
     if is_other and role in dialect:
-        tail = dialect[role]
-    elif tail not in origin.algorithm.suffixes:
+        return module.name.key + dialect[role]
+    parsed = parse_key(source)
+    tail = parsed.suffix if parsed else source.removeprefix(origin.module.key)
+    if tail not in origin.algorithm.suffixes:
         tail = next((own[role] for own in (dialect, *origin.algorithm.dialects.values()) if role in own), tail)
     return module.name.key + tail
 

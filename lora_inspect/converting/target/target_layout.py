@@ -51,7 +51,7 @@ class NamedLayout:
 
     def links(self, path: str) -> list[Link]:
         """Return the links to the related modules that are in the layout."""
-        return [link for link in self._correspondence.links(path) if pattern_of(link.path, ".") in self._patterns]
+        return [link for link in self._correspondence.links(path) if pattern_of(link.template, ".") in self._patterns]
 
     def has(self, path: str) -> bool:
         """Return True if the name is in the layout."""

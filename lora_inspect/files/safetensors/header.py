@@ -13,6 +13,7 @@ from functools import cache
 from itertools import chain, repeat
 from math import prod
 from operator import gt, itemgetter, sub
+from sys import intern
 from typing import Any
 
 from lora_inspect.caching import Remembered
@@ -261,10 +262,13 @@ def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], d
     file, size, data_start = source.path, source.identity.bytes, LENGTH_BYTES + length
     text = HeaderText(source, LENGTH_BYTES, length)
     found: dict[str, TensorInfo] = {}
+    # Many tensors have one shape, and one object for it stays in the processor's cache.
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     for name, entry in text.entries():
         if name in found:
             raise text.repeats(name)
-        found[name] = _parse_entry(file, name, entry, data_start, source.identity)
+        info = _parse_entry(file, name, entry, data_start, source.identity)
+        found[name] = info._replace(shape=shapes.setdefault(info.shape, info.shape))
     if len(found) > TENSORS:
         raise too_many_tensors(file, len(found))
     tensors = sorted(found.values(), key=lambda info: (info.start, info.stop))
@@ -304,7 +308,7 @@ def _parse_entry(file: str, name: str, entry: Mapping[str, Any], data_start: int
         )
     if not needed and count_elements(shape[: shape.index(0)]) >= _BEYOND_UNSIGNED:
         raise DamagedError(file, f"the shape {shape} of {name} is beyond 64 bits", "fetch it again")
-    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop, identity)
+    return TensorInfo(name, intern(dtype), tuple(shape), file, data_start + start, data_start + stop, identity)
 
 
 class Span(NamedTuple):
