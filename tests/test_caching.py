@@ -36,6 +36,7 @@ def test_long_names_are_not_kept():
 
 def test_of_names_alone_as_many_are_kept_as_the_bounds_say(monkeypatch):
     monkeypatch.setattr(module, "MOST_NAMES", 3)
+    monkeypatch.setattr(module, "_STEP", 1)
     monkeypatch.setattr(module, "_open_files", module._OpenFiles())  # other tests may have left files open
     asked = []
     find = remembering_names(lambda name: asked.append(name))
@@ -99,6 +100,7 @@ def test_what_another_thread_drops_meanwhile_is_not_dropped_again():
 
 def test_an_open_file_gives_room_until_it_is_closed(monkeypatch):
     monkeypatch.setattr(module, "MOST_NAMES", 3)
+    monkeypatch.setattr(module, "_STEP", 1)
     monkeypatch.setattr(module, "_open_files", module._OpenFiles())
     first, second = module.Room(2), module.Room(1)
     assert [module.is_full(range(count)) for count in (3, 14, 15)] == [False, False, True]

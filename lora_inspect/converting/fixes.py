@@ -1,6 +1,6 @@
 """The command that fixes a file for a program, found by planning conversions.
 
-`find_fix` tries every way for every program, which takes longer than a look at a file may take. `loading_fix` plans
+`find_fixes` tries every way for every program, which takes longer than a look at a file may take. `loading_fix` plans
 only the fast ways, for one program.
 """
 
@@ -47,10 +47,6 @@ _SPELLED = (
 _NEAR = 0.01
 
 
-# The predictions that are kept: the one that keeps the names, and the last one with other names.
-_MOST_PREDICTIONS = 2
-
-
 class Prediction(NamedTuple):
     """The adapter that a conversion would write, as programs see it, None if unknown, and its families."""
 
@@ -58,14 +54,15 @@ class Prediction(NamedTuple):
     families: Sequence[Detection]
 
 
-class Predictions:
-    """The last predictions of an adapter's conversions.
+class _LastPrediction:
+    """The last prediction of an adapter's conversions, which programs that read the same names share.
 
-    A prediction costs about as much as a conversion, and many programs read the same names.
+    A prediction takes about as long as a conversion, and as much memory as the adapter.
     """
 
     def __init__(self) -> None:
-        self._last: list[tuple[ConvertOptions, Prediction | LoraInspectError]] = []
+        self._asked: ConvertOptions | None = None
+        self._found: Prediction | LoraInspectError | None = None
 
     def predict(self, adapter: Adapter, output: str, options: ConvertOptions) -> Prediction:
         """Return the prediction for `options`.
@@ -75,56 +72,63 @@ class Predictions:
         settled = settle(adapter, options)
         # What the program decides is settled.
         asked = replace(settled.options, program=None)
-        at = next((at for at, one in enumerate(self._last) if one[0] == asked), None)
-        if at is None:
-            del self._last[: len(self._last) + 1 - _MOST_PREDICTIONS]  # before another one takes memory
-        self._last.append((asked, _planned(settled, output)) if at is None else self._last.pop(at))
-        found = self._last[-1][1]
-        if isinstance(found, LoraInspectError):
-            raise found
-        return found
+        if self._found is None or asked != self._asked:
+            self._asked, self._found = asked, None  # which frees its memory before another one takes as much
+            self._found = _planned(settled, output)
+        if isinstance(self._found, LoraInspectError):
+            raise self._found
+        return self._found
 
 
-def find_fixes(adapter: Adapter, given: str, programs: Iterable[Program], base: str | None) -> dict[str, str]:
-    """Return the command of `find_fix` for each of the programs that has one, by their names."""
-    predictions = Predictions()
-    # Programs that read the same names follow each other, so that they share a prediction.
-    by_names = sorted(programs, key=lambda one: _names_for(adapter, one) or "")
-    found = {one.name: find_fix(adapter, given, one, base, predictions=predictions) for one in by_names}
-    return {name: command for name, command in found.items() if command}
-
-
-def find_fix(
+def find_fixes(
     adapter: Adapter,
     given: str,
-    program: Program,
+    programs: Iterable[Program],
     base: str | None,
     ways: "Sequence[Way] | None" = None,
-    predictions: Predictions | None = None,
-) -> str | None:
-    """Return the command that converts the adapter for the program, or None.
+) -> dict[str, str]:
+    """Return the command that converts the adapter for each program that has one, by the programs' names.
 
     `given` is the path as the user wrote it. The first of the `ways` that works counts, from all ways by default. If a
     base is needed and none was given, the command has BASE in its place. CONFIG is in the place of a model's config,
-    which llama.cpp's names depend on. The programs of one adapter share `predictions`.
+    which llama.cpp's names depend on.
     """
-    predictions = Predictions() if predictions is None else predictions
-    asked = ConvertOptions(program=program.name, settings=adapter.settings)
-    if adapter.scheme != GGUF.name == _names_for(adapter, program):
-        asked = replace(asked, model_config=base if base and is_folder(base) else CONFIG)
+    # Programs that read the same names follow each other, so that they share a prediction.
+    by_names = sorted(programs, key=lambda one: _names_for(adapter, one) or "")
+    left = [(program, _asked(adapter, program, base)) for program in by_names]
+    found: dict[str, str] = {}
+    last = _LastPrediction()
     for drops in (False, True) if adapter.unclaimed else (False,):
         for make in EVERY_WAY if ways is None else ways:
-            try:
-                options = make(adapter, replace(asked, allow_unclaimed=drops), base)
-                if options is None:
+            for program, asked in left:
+                try:
+                    options = make(adapter, replace(asked, allow_unclaimed=drops), base)
+                    if options is None:
+                        continue
+                    output = output_beside(adapter, options.program or "standard", scheme_for(adapter, options))
+                    if not _is_right(adapter, output, options, program, last):
+                        continue
+                except LoraInspectError:
                     continue
-                output = output_beside(adapter, options.program or "standard", scheme_for(adapter, options))
-                if not _is_right(adapter, output, options, program, predictions):
-                    continue
-            except LoraInspectError:
-                continue
-            return command_line(["lora-inspect", "convert", given, *_words(options), "-o", operand(output)])
-    return None
+                words = ["lora-inspect", "convert", given, *_words(options), "-o", operand(output)]
+                found[program.name] = command_line(words)
+            left = [one for one in left if one[0].name not in found]
+    return found
+
+
+def find_fix(
+    adapter: Adapter, given: str, program: Program, base: str | None, ways: "Sequence[Way] | None" = None
+) -> str | None:
+    """Return the command of `find_fixes` for one program, or None."""
+    return find_fixes(adapter, given, [program], base, ways).get(program.name)
+
+
+def _asked(adapter: Adapter, program: Program, base: str | None) -> ConvertOptions:
+    """Return what every way to a fix for the program has in common."""
+    asked = ConvertOptions(program=program.name, settings=adapter.settings)
+    if adapter.scheme != GGUF.name == _names_for(adapter, program):
+        return replace(asked, model_config=base if base and is_folder(base) else CONFIG)
+    return asked
 
 
 def _names_for(adapter: Adapter, program: Program) -> str | None:
@@ -172,16 +176,14 @@ EVERY_WAY: tuple[Way, ...] = (_standard, _exact, _with_base, _as_lora, _near, _a
 OF_ITS_FACTORS: tuple[Way, ...] = (_exact, _with_base)
 
 
-def _is_right(
-    adapter: Adapter, output: str, options: ConvertOptions, program: Program, predictions: Predictions
-) -> bool:
+def _is_right(adapter: Adapter, output: str, options: ConvertOptions, program: Program, last: _LastPrediction) -> bool:
     """Return True if the program will apply the meaning of the output.
 
     This is only as sure as the prediction. Raises LoraInspectError if the conversion is impossible. Facts in files that
     were not given are assumed to be known.
     """
     if options.base != BASE and options.model_config != CONFIG:
-        return _is_read(predictions.predict(adapter, output, options), options, program)
+        return _is_read(last.predict(adapter, output, options), options, program)
     adapter = chosen_input(adapter, options).adapter
     told = with_magnitudes(adapter, for_program(adapter, adapter, options))
     if check_algorithm(adapter, told):

@@ -4,7 +4,7 @@ A module's traits are the parts of its names and spellings that decide if and ho
 a file, and choose a loader, by parts of its keys.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import count
 from typing import Any, TypeVar
@@ -113,8 +113,8 @@ def _odd(suffixes: Iterable[str]) -> str:
 class FramedKeys:
     """Keys between `^` and `$`, so that a mark can say its place in a key."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._framed = [f"^{key}$" for key in keys]
+    def __init__(self, keys: Collection[str]) -> None:
+        self._keys = keys
         self._known: dict[tuple[bool, tuple[str, ...]], bool] = {}
 
     def hold(self, marks: tuple[str, ...], in_each: bool = False) -> bool:
@@ -125,7 +125,7 @@ class FramedKeys:
         return self._known[asked]
 
     def _each_hold(self, marks: tuple[str, ...]) -> bool:
-        left = self._framed
+        left = [f"^{key}$" for key in self._keys]
         for mark in marks:
             left = [key for key in left if mark not in key]
         return not left
@@ -133,7 +133,7 @@ class FramedKeys:
     @cached_property
     def _text(self) -> str:
         """Join all keys by line ends; no mark has one, so a match is in a single key."""
-        return "\n".join(self._framed)
+        return "^" + "$\n^".join(self._keys) + "$" if self._keys else ""
 
 
 def loader_for(program: Program, family: str, keys: FramedKeys) -> Loader | None:

@@ -49,6 +49,7 @@ def test_every_name_is_looked_into_as_often_in_a_large_file(write_safetensors, m
 
 def test_the_caches_have_room_for_the_names_of_open_files_alone(write_safetensors, monkeypatch):
     monkeypatch.setattr(caching, "MOST_NAMES", 3)
+    monkeypatch.setattr(caching, "_STEP", 1)
     monkeypatch.setattr(caching, "_open_files", caching._OpenFiles())  # other tests may have left files open
     asked = []
     find = caching.remembering_names(asked.append)

@@ -267,8 +267,7 @@ def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], d
     for name, entry in text.entries():
         if name in found:
             raise text.repeats(name)
-        info = _parse_entry(file, name, entry, data_start, source.identity)
-        found[name] = info._replace(shape=shapes.setdefault(info.shape, info.shape))
+        found[name] = _parse_entry(file, name, entry, data_start, source.identity, shapes)
     if len(found) > TENSORS:
         raise too_many_tensors(file, len(found))
     tensors = sorted(found.values(), key=lambda info: (info.start, info.stop))
@@ -286,7 +285,14 @@ def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], d
     return {info.name: info for info in tensors}, text.metadata
 
 
-def _parse_entry(file: str, name: str, entry: Mapping[str, Any], data_start: int, identity: Identity) -> TensorInfo:
+def _parse_entry(
+    file: str,
+    name: str,
+    entry: Mapping[str, Any],
+    data_start: int,
+    identity: Identity,
+    shapes: dict[tuple[int, ...], tuple[int, ...]],
+) -> TensorInfo:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if dtype is None or not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         from lora_inspect.files.safetensors.strict_header import incomplete_entry
@@ -308,7 +314,9 @@ def _parse_entry(file: str, name: str, entry: Mapping[str, Any], data_start: int
         )
     if not needed and count_elements(shape[: shape.index(0)]) >= _BEYOND_UNSIGNED:
         raise DamagedError(file, f"the shape {shape} of {name} is beyond 64 bits", "fetch it again")
-    return TensorInfo(name, intern(dtype), tuple(shape), file, data_start + start, data_start + stop, identity)
+    known = tuple(shape)
+    known = shapes.setdefault(known, known)
+    return TensorInfo(name, intern(dtype), known, file, data_start + start, data_start + stop, identity)
 
 
 class Span(NamedTuple):
