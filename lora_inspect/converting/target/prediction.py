@@ -27,10 +27,13 @@ def predict_output(adapter: Adapter, destinations: Sequence[Destination], option
         return None
     if not all(_is_arrangeable(one, options) for one in destinations):
         raise RefusedError(adapter.checkpoint.path, "the rows of some layer cannot be split or joined")
-    modules = {one.module.name.key: _module(one, options) for one in destinations}
+    modules: dict[str, Module] = {}
+    tensors: dict[str, TensorInfo] = {}
+    for one in destinations:
+        module = modules[one.module.name.key] = _module(one, options)
+        tensors.update([(info.name, info) for info in module.tensors])
     if options.uniform:
         modules = _of_one_rank(modules, options)
-    tensors = {info.name: info for module in modules.values() for info in module.tensors}
     tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.other_keys}
     metadata = {key: value for key, value in adapter.checkpoint.metadata.items() if key != EMBEDDED_KEY}
     checkpoint = adapter.checkpoint._replace(tensors=tensors, metadata=metadata, config=None, config_path=None)

@@ -10,7 +10,7 @@ name is the difference.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from lora_inspect.algorithms.full import ALGORITHMS
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Shapes
@@ -218,9 +218,13 @@ def destinations(
             error.problem,
             f"choose {described(families)}, the first of them with --architecture {families[0].architecture.name}",
         ) from None
-    found = tuple(_joined(together, target, adapter) for together in moved.values())
-    _check_names(found, adapter)
-    return found
+    found: dict[str, Destination] = {}
+    for together in moved.values():
+        made = _joined(together, target, adapter)
+        other = found.setdefault(made.module.name.key, made)
+        if other is not made:
+            _refuse_one_name(other, made, adapter)
+    return tuple(found.values())
 
 
 class _Moved(NamedTuple):
@@ -268,18 +272,14 @@ def _renamed(module: Module, path: str, target: Target) -> Module:
     return module._replace(name=target.rename(module, path), path=path, respelled=target.respells)
 
 
-def _check_names(found: Sequence[Destination], adapter: Adapter) -> None:
-    """Raise LoraInspectError if two modules of the output have one name."""
-    sources: dict[str, Module] = {}
-    for destination in found:
-        own = destination.sources[0].module
-        other = sources.setdefault(destination.module.name.key, own)
-        if other is not own:
-            raise RefusedError(
-                adapter.checkpoint.path,
-                f"{other.name.key} and {own.name.key} would both get the name {destination.module.name.key}",
-                "write one of them to a separate file first",
-            )
+def _refuse_one_name(one: Destination, other: Destination, adapter: Adapter) -> NoReturn:
+    """Raise LoraInspectError for two modules of the output with one name."""
+    names = " and ".join(destination.sources[0].module.name.key for destination in (one, other))
+    raise RefusedError(
+        adapter.checkpoint.path,
+        f"{names} would both get the name {one.module.name.key}",
+        "write one of them to a separate file first",
+    )
 
 
 def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destination:
