@@ -145,25 +145,20 @@ def _agrees(size: Size, out_features: int | None, in_features: int | None) -> bo
 _DIGITS = 10
 # The path of no module list is as long.
 _LONGEST_LIST = 256
+# The pattern of a path, and each number in it with the pattern before it.
+_Placed = tuple[str, Sequence[tuple[str, int]]]
 
 
-def used_indices(placed: Iterable["_Placed"], families: Iterable[Architecture]) -> dict[str, set[int]]:
+def used_indices(placed: Iterable[_Placed], families: Iterable[Architecture]) -> dict[str, set[int]]:
     """Return the indices below each module list of the families, by the pattern of the list's path."""
     layouts = (layout for architecture in families for layout in architecture.layouts)
     lists = frozenset[str]().union(*(_lists(layout.blocks) for layout in layouts))
     used: dict[str, set[int]] = {}
-    for path in placed:
-        for above, index in path.indices:
+    for _, indices in placed:
+        for above, index in indices:
             if above in lists:
                 used.setdefault(above, set()).add(index)
     return used
-
-
-class _Placed(NamedTuple):
-    """The pattern of a path, and each number in the path with the pattern before it."""
-
-    pattern: str
-    indices: Sequence[tuple[str, int]]
 
 
 @remembering_names
@@ -177,7 +172,7 @@ def _placed(path: str) -> _Placed:
         above = f"{above}{separator}{segment}" if above else segment
         if len(above) > _LONGEST_LIST:
             break
-    return _Placed(pattern_of(path, separator), tuple(found))
+    return pattern_of(path, separator), tuple(found)
 
 
 @cache
@@ -376,7 +371,7 @@ def _fits_of_names(
     If the widths match none of these, all families with enough of the names are equally likely.
     """
     _, outs, ins = zip(*modules, strict=True)
-    patterns = [path.pattern for path in placed]
+    patterns = [pattern for pattern, _ in placed]
     counts, shapes = Counter(patterns), dict[str, set[tuple[int | None, int | None]]]()
     for pattern, out_features, in_features in dict.fromkeys(zip(patterns, outs, ins, strict=True)):
         shapes.setdefault(pattern, set()).add((out_features, in_features))
