@@ -48,7 +48,7 @@ _NEAR = 0.01
 
 
 class Prediction(NamedTuple):
-    """The adapter that a conversion would write, as programs see it, None if unknown, and its families."""
+    """The output of a conversion as programs see it, None if unknown, and its families."""
 
     written: View | None
     families: Sequence[Detection]

@@ -4,8 +4,8 @@ import pytest
 from adapters import lora
 from screens import EVERY
 
-from lora_inspect.converting.fixes import find_fix, loading_fix
-from lora_inspect.programs import by_name
+from lora_inspect.converting.fixes import find_fix, find_fixes, loading_fix
+from lora_inspect.programs import PROGRAMS, by_name
 from lora_inspect.programs.verdict import LOST, NOTHING, REFUSED, judge
 from lora_inspect.reading.file_info import inspect
 from lora_inspect.reporting.file_record import outlook_of, verdicts_of
@@ -42,6 +42,14 @@ def test_other_factors_are_for_compat_to_find(write_safetensors):
     assert verdict.verdict == REFUSED
     assert "--algorithm lora" in find_fix(adapter, adapter.checkpoint.path, by_name("diffusers"), None)
     assert loading_fix(adapter, verdict) is None
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_programs_that_share_a_prediction_get_the_fix_of_each(name, tmp_path):
+    adapter = inspect(str(EVERY[name](tmp_path))).adapter
+    given = adapter.checkpoint.path
+    of_each = {program.name: find_fix(adapter, given, program, None) for program in PROGRAMS.values()}
+    assert find_fixes(adapter, given, PROGRAMS.values(), None) == {one: fix for one, fix in of_each.items() if fix}
 
 
 @pytest.mark.parametrize("name", ["krea2-lora-kohya", "wan-rslora-flag", "gguf-llama", "alpha-of-0"])
