@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lora_inspect.architectures import by_name
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.programs import PROGRAMS
-from lora_inspect.programs.adapter_view import View
+from lora_inspect.programs.adapter_view import FramedKeys, View
 from lora_inspect.programs.record import RulesByFamily, ScaleOfFile
 from lora_inspect.programs.verdict import judge_each
 from lora_inspect.reading.adapter import read_adapter
@@ -168,3 +168,17 @@ def test_a_question_about_the_file_is_asked_once(read):
     view = View(read(lora("lora_unet_blocks_0_self_attn_q")))
     assert [view.ask(asked.append) for _ in range(2)] == [None, None]
     assert asked == [view.adapter]
+
+
+@pytest.mark.parametrize("mark", ["^first", "^second", "first$", "second$"])
+def test_a_mark_says_where_any_key_begins_or_ends(mark):
+    assert FramedKeys(["first", "second"]).hold((mark,))
+
+
+@pytest.mark.parametrize("mark", ["^irst", "firs$", "^cond", "^$"])
+def test_no_key_begins_or_ends_within_itself(mark):
+    assert not FramedKeys(["first", "second"]).hold((mark,))
+
+
+def test_without_keys_no_mark_is_held():
+    assert not FramedKeys([]).hold(("^",))

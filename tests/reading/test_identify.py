@@ -16,7 +16,13 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.matching.match import match
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.file_info import inspect
-from lora_inspect.reading.identify import certain_correspondence, common_correspondence, may_be_one
+from lora_inspect.reading.identify import (
+    adapter_candidates,
+    certain_correspondence,
+    common_correspondence,
+    may_be_one,
+    with_paths,
+)
 from lora_inspect.reporting.file_record import as_json
 
 FLUX_OR_CHROMA = ["flux", "chroma"]
@@ -285,3 +291,21 @@ def test_a_family_speaks_of_a_relation_whose_layers_it_has(relations, paths, is_
         for of, expected in ((common_correspondence, is_common), (certain_correspondence, is_certain)):
             assert (WHOLE in of(detections).relations) is expected
             assert same("last", "end") in of(detections).relations
+
+
+def test_the_paths_of_modules_follow_the_families_that_are_asked_of_last(write_safetensors):
+    name = "lora_unet_blocks_0_self_attn_q"
+    adapter = read_adapter(open_checkpoint(str(write_safetensors(lora(name, rank=2)))))
+    unknown = with_paths(adapter, ())
+    assert unknown.modules[name].path is None
+    assert with_paths(unknown, adapter_candidates(adapter)).modules[name].path == "blocks.0.self_attn.q"
+
+
+def test_the_families_of_equal_modules_follow_the_metadata(write_safetensors):
+    adapter = read_adapter(
+        open_checkpoint(str(write_safetensors(lora("lora_unet_double_blocks_0_img_attn_qkv", rank=2))))
+    )
+    assert len(adapter_candidates(adapter)) > 1
+    told = adapter.checkpoint._replace(metadata={"modelspec.architecture": "chroma/lora"})
+    found = adapter_candidates(adapter._replace(checkpoint=told))
+    assert [one.architecture.name for one in found] == ["chroma"]
