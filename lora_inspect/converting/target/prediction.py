@@ -25,11 +25,11 @@ def predict_output(adapter: Adapter, destinations: Sequence[Destination], option
     """
     if any(carrier_of(one.module) not in (ALPHA, FACTORS) or one.experts for one in destinations):
         return None
-    if not all(_is_arrangeable(one, options) for one in destinations):
-        raise RefusedError(adapter.checkpoint.path, "the rows of some layer cannot be split or joined")
     modules: dict[str, Module] = {}
     tensors: dict[str, TensorInfo] = {}
     for one in destinations:
+        if not _is_arrangeable(one, options):
+            raise RefusedError(adapter.checkpoint.path, "the rows of some layer cannot be split or joined")
         module = modules[one.module.name.key] = _module(one, options)
         tensors.update([(info.name, info) for info in module.tensors])
     if options.uniform:

@@ -8,7 +8,6 @@ of `blocks.0` has a suffix of its own, `.diff_m`. In diffusers it is `blocks.0.s
 name is the difference.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, Protocol
 
@@ -203,12 +202,20 @@ def destinations(
     if target is None:
         return tuple(Destination(module, (Source(module),)) for module in adapter.modules.values())
     named = with_paths(adapter, families)
-    moved: dict[tuple[str, str], list[_Moved]] = defaultdict(list)
+    moved: dict[tuple[str, str], Destination | list[_Moved]] = {}
     try:
         for module in named.modules.values():
             for one in _moves(module, target, adapter):
                 name, path = one.module.name, one.module.path
-                moved[name.component, path if name.component == MODEL and path else name.key].append(one)
+                key = name.component, path if name.component == MODEL and path else name.key
+                before = moved.get(key)
+                if before is None:
+                    # Most modules only get another name, and are made while the processor still has them at hand.
+                    moved[key] = [one] if one.link else Destination(one.module, (Source(one.source),))
+                elif isinstance(before, list):
+                    before.append(one)
+                else:
+                    moved[key] = [_Moved(before.module, before.sources[0].module, None), one]
     except RefusedError as error:
         if len({one.architecture.name for one in families}) < 2:
             raise
@@ -220,7 +227,7 @@ def destinations(
         ) from None
     found: dict[str, Destination] = {}
     for together in moved.values():
-        made = _joined(together, target, adapter)
+        made = _joined(together, target, adapter) if isinstance(together, list) else together
         other = found.setdefault(made.module.name.key, made)
         if other is not made:
             _refuse_one_name(other, made, adapter)
@@ -283,7 +290,7 @@ def _refuse_one_name(one: Destination, other: Destination, adapter: Adapter) -> 
 
 
 def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destination:
-    """Return one module of the output from all its sources."""
+    """Return one module of the output from all its sources, which are several or have a link."""
     first, *others = moved
     links = [one.link for one in moved if one.link]
     parts = {link.part for link in links if link.is_whole}
@@ -295,8 +302,6 @@ def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destin
             f"{target.title}",
             "write one of them to a separate file first",
         )
-    if not links:
-        return Destination(first.module, (Source(first.source),))
     for one in moved:
         _check_agreement(one.source, adapter)
     rows, runs = _arranged(links, [covered_shape(one.source) for one in moved]) or (None, ())
