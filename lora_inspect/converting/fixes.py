@@ -33,7 +33,7 @@ from lora_inspect.programs.record import Program
 from lora_inspect.programs.verdict import SAME, Verdict, judge_view
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
-from lora_inspect.reading.keys.groups import changes_by_kind
+from lora_inspect.reading.keys.groups import changes_of_kinds
 from lora_inspect.reading.model.settings import spell_argument
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.shell import command_line, operand
@@ -154,7 +154,7 @@ def _with_base(adapter: Adapter, asked: ConvertOptions, base: str | None) -> Con
 
 
 def _as_lora(adapter: Adapter, asked: ConvertOptions, base: str | None) -> ConvertOptions | None:
-    made = [c for _, c in changes_by_kind(adapter.modules) if becomes_lora(c.algorithm, c.shapes)]
+    made = [c for c in changes_of_kinds(adapter.modules) if becomes_lora(c.algorithm, c.shapes)]
     if not made or any(is_kernel_open(c.algorithm, c.shapes) for c in made):
         return None
     return replace(
@@ -212,7 +212,7 @@ def _predicted(adapter: Adapter, destinations: Sequence[Destination], options: C
     if written is None:
         return Prediction(None, ())
     # Under other names it may be of more families, which widths tell apart where factors tell those.
-    changes = (c for _, c in changes_by_kind(adapter.modules) if c.algorithm.formula)
+    changes = (c for c in changes_of_kinds(adapter.modules) if c.algorithm.formula)
     told = written if all(None not in c.shape for c in changes) else adapter
     return Prediction(View(written), adapter_candidates(told))
 

@@ -26,7 +26,7 @@ from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.base.named_model import named_folder
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates
-from lora_inspect.reading.keys.groups import changes_by_kind
+from lora_inspect.reading.keys.groups import changes_of_kinds
 from lora_inspect.reading.model.contribution import Contribution, Module
 from lora_inspect.reading.pipeline import chosen
 from lora_inspect.schemes.gguf import GGUF
@@ -105,7 +105,7 @@ def _without(modules: dict[str, Module], biases: Collection[Contribution]) -> di
 
 def _refuse_residual(adapter: Adapter) -> None:
     """Raise LoraInspectError if the factors change a residual, which no alpha can express."""
-    if one := next((c for _, c in changes_by_kind(adapter.modules) if c.residual), None):
+    if one := next((c for c in changes_of_kinds(adapter.modules) if c.residual), None):
         raise RefusedError(
             adapter.checkpoint.path,
             f"{one.module.key} changes the residual that the {one.residual} initialisation left of the base, "

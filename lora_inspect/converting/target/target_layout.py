@@ -8,8 +8,9 @@ of `blocks.0` has a suffix of its own, `.diff_m`. In diffusers it is `blocks.0.s
 name is the difference.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from lora_inspect.algorithms.full import ALGORITHMS
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm, Shapes
@@ -202,20 +203,12 @@ def destinations(
     if target is None:
         return tuple(Destination(module, (Source(module),)) for module in adapter.modules.values())
     named = with_paths(adapter, families)
-    moved: dict[tuple[str, str], Destination | list[_Moved]] = {}
+    moved: dict[tuple[str, str], list[_Moved]] = defaultdict(list)
     try:
         for module in named.modules.values():
             for one in _moves(module, target, adapter):
                 name, path = one.module.name, one.module.path
-                key = name.component, path if name.component == MODEL and path else name.key
-                before = moved.get(key)
-                if before is None:
-                    # Most modules only get another name, and are made while the processor still has them at hand.
-                    moved[key] = [one] if one.link else Destination(one.module, (Source(one.source),))
-                elif isinstance(before, list):
-                    before.append(one)
-                else:
-                    moved[key] = [_Moved(before.module, before.sources[0].module, None), one]
+                moved[name.component, path if name.component == MODEL and path else name.key].append(one)
     except RefusedError as error:
         if len({one.architecture.name for one in families}) < 2:
             raise
@@ -225,13 +218,9 @@ def destinations(
             error.problem,
             f"choose {described(families)}, the first of them with --architecture {families[0].architecture.name}",
         ) from None
-    found: dict[str, Destination] = {}
-    for together in moved.values():
-        made = _joined(together, target, adapter) if isinstance(together, list) else together
-        other = found.setdefault(made.module.name.key, made)
-        if other is not made:
-            _refuse_one_name(other, made, adapter)
-    return tuple(found.values())
+    found = tuple(_joined(together, target, adapter) for together in moved.values())
+    _check_names(found, adapter)
+    return found
 
 
 class _Moved(NamedTuple):
@@ -279,18 +268,22 @@ def _renamed(module: Module, path: str, target: Target) -> Module:
     return module._replace(name=target.rename(module, path), path=path, respelled=target.respells)
 
 
-def _refuse_one_name(one: Destination, other: Destination, adapter: Adapter) -> NoReturn:
-    """Raise LoraInspectError for two modules of the output with one name."""
-    names = " and ".join(destination.sources[0].module.name.key for destination in (one, other))
-    raise RefusedError(
-        adapter.checkpoint.path,
-        f"{names} would both get the name {one.module.name.key}",
-        "write one of them to a separate file first",
-    )
+def _check_names(found: Sequence[Destination], adapter: Adapter) -> None:
+    """Raise LoraInspectError if two modules of the output have one name."""
+    sources: dict[str, Module] = {}
+    for destination in found:
+        own = destination.sources[0].module
+        other = sources.setdefault(destination.module.name.key, own)
+        if other is not own:
+            raise RefusedError(
+                adapter.checkpoint.path,
+                f"{other.name.key} and {own.name.key} would both get the name {destination.module.name.key}",
+                "write one of them to a separate file first",
+            )
 
 
 def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destination:
-    """Return one module of the output from all its sources, which are several or have a link."""
+    """Return one module of the output from all its sources."""
     first, *others = moved
     links = [one.link for one in moved if one.link]
     parts = {link.part for link in links if link.is_whole}
@@ -302,6 +295,8 @@ def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destin
             f"{target.title}",
             "write one of them to a separate file first",
         )
+    if not links:
+        return Destination(first.module, (Source(first.source),))
     for one in moved:
         _check_agreement(one.source, adapter)
     rows, runs = _arranged(links, [covered_shape(one.source) for one in moved]) or (None, ())

@@ -42,7 +42,7 @@ from lora_inspect.programs.record import (
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.identify import adapter_candidates, described
-from lora_inspect.reading.keys.groups import changes_by_kind, group_equal
+from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.model.contribution import Contribution, Magnitude
 from lora_inspect.schemes.record import EXACT, LOST, Scheme, Writing
 from lora_inspect.sentences import listed, some
@@ -62,7 +62,8 @@ def writing_of(scheme: Scheme) -> Writing:
 def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) -> None:
     """Raise LoraInspectError if the programs of the scheme cannot compute a change of the adapter."""
     writing, path = writing_of(scheme), adapter.checkpoint.path
-    for module, contribution in changes_by_kind(adapter.modules):
+    firsts = group_equal(adapter.modules).firsts
+    for module, contribution in ((one, own) for one in firsts for own in one.contributions):
         algorithm = written_algorithm(contribution, writing, options)
         has_core = "mid" in contribution.shapes and not options.algorithm and not _spells(algorithm, "mid", writing)
         # Who computes whatever its names can spell has it from there.
@@ -80,7 +81,7 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
                 f"{instead}{WAY_OUT}",
             )
         _check_read_alike(path, contribution, algorithm, writing)
-    for module in group_equal(adapter.modules).firsts:
+    for module in firsts:
         of_weight = [one for one in module.contributions if one.algorithm.parameter == WEIGHT]
         titles = list(dict.fromkeys(written_algorithm(one, writing, options).title for one in of_weight))
         if len(titles) > 1:
@@ -406,7 +407,8 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
                 f"{program.title} {why}, whatever its config says",
                 "merge it, or choose another program",
             )
-    for module, contribution in changes_by_kind(adapter.modules):
+    firsts = group_equal(adapter.modules).firsts
+    for module, contribution in ((one, own) for one in firsts for own in one.contributions):
         algorithm = contribution.algorithm
         # Under other names it may become something else, of which the scheme itself knows.
         becomes = is_made_lora(contribution, options) or (options.algorithm == FULL and becomes_full(algorithm))

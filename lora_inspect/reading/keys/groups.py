@@ -84,11 +84,6 @@ def changes_of_kinds(modules: Mapping[str, Module]) -> Iterable[Contribution]:
     return (contribution for module in some for contribution in module.contributions)
 
 
-def changes_by_kind(modules: Mapping[str, Module]) -> Iterable[tuple[Module, Contribution]]:
-    """Yield the contributions of the first module of each kind, in file order, each with its module."""
-    return ((module, contribution) for module in group_equal(modules).firsts for contribution in module.contributions)
-
-
 def likeness_by(traits: Iterable[Any]) -> Likeness:
     """Return the likeness of modules by their traits, given in the modules' order: equal traits make like modules."""
     kinds: dict[Any, int] = {}
