@@ -13,10 +13,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from sys import intern
 from typing import Any
 
-from lora_inspect.caching import Remembered, remembering_names
+from lora_inspect.caching import Remembered
 from lora_inspect.sentences import listed
 
 from ..fast_namedtuple import NamedTuple
@@ -145,34 +144,37 @@ def _agrees(size: Size, out_features: int | None, in_features: int | None) -> bo
 _DIGITS = 10
 # The path of no module list is as long.
 _LONGEST_LIST = 256
-# The pattern of a path, and each number in it with the pattern before it.
-_Placed = tuple[str, Sequence[tuple[str, int]]]
 
 
-def used_indices(placed: Iterable[_Placed], families: Iterable[Architecture]) -> dict[str, set[int]]:
+def used_indices(paths: Iterable[str], families: Iterable[Architecture]) -> dict[str, set[int]]:
     """Return the indices below each module list of the families, by the pattern of the list's path."""
     layouts = (layout for architecture in families for layout in architecture.layouts)
     lists = frozenset[str]().union(*(_lists(layout.blocks) for layout in layouts))
+    # Paths have few patterns, and most have few lists: only the segments that are an index of one are looked at.
+    places: dict[str, Sequence[tuple[int, str]]] = {}
     used: dict[str, set[int]] = {}
-    for _, indices in placed:
-        for above, index in indices:
-            if above in lists:
-                used.setdefault(above, set()).add(index)
+    for path in paths:
+        separator = separator_of(path)
+        pattern = pattern_of(path, separator)
+        if pattern not in places:
+            places[pattern] = _index_places(pattern, separator, lists)
+        for at, above in places[pattern]:
+            number = path.split(separator, at + 1)[at]
+            if number.isdecimal():  # an `{i}` in the names of a file is no number
+                used.setdefault(above, set()).add(int(number[:_DIGITS]))
     return used
 
 
-@remembering_names
-def _placed(path: str) -> _Placed:
-    separator, above = separator_of(path), ""
-    found: list[tuple[str, int]] = []
-    for segment in path.split(separator):
-        if segment.isdecimal() and segment.isascii():  # an `{i}` in the names of a file is no number
-            found.append((intern(above), int(segment[:_DIGITS])))
-            segment = "#"
+def _index_places(pattern: str, separator: str, lists: Collection[str]) -> list[tuple[int, str]]:
+    """Return the place of each segment that is an index of one of the `lists`, with the pattern of that list."""
+    above, found = "", []
+    for at, segment in enumerate(pattern.split(separator)):
+        if segment == "#" and above in lists:
+            found.append((at, above))
         above = f"{above}{separator}{segment}" if above else segment
         if len(above) > _LONGEST_LIST:
             break
-    return pattern_of(path, separator), tuple(found)
+    return found
 
 
 @cache
@@ -309,9 +311,8 @@ def _candidates(
     minimum_share: float,
 ) -> tuple[Detection, ...]:
     paths = [path for path, _, _ in modules]
-    placed = list(map(_placed, paths))
-    fits = _fits_of_names(modules, placed, minimum_share) if modules else _fits_of_encoders(encoders)
-    used = used_indices(placed, (fit.architecture for fit in fits))
+    fits = _fits_of_names(modules, minimum_share) if modules else _fits_of_encoders(encoders)
+    used = used_indices(paths, (fit.architecture for fit in fits))
     named = named_by(metadata)
     reasons: list[str] = []
     trained = trained_by(metadata)
@@ -363,15 +364,13 @@ def _matching_layouts(counts: Mapping[str, int], least: float) -> dict[str, tupl
     return found
 
 
-def _fits_of_names(
-    modules: Sequence[tuple[str, int | None, int | None]], placed: Sequence[_Placed], minimum_share: float
-) -> tuple[_Fit, ...]:
+def _fits_of_names(modules: Sequence[tuple[str, int | None, int | None]], minimum_share: float) -> tuple[_Fit, ...]:
     """Return the families with the most of the names.
 
     If the widths match none of these, all families with enough of the names are equally likely.
     """
-    _, outs, ins = zip(*modules, strict=True)
-    patterns = [pattern for pattern, _ in placed]
+    paths, outs, ins = zip(*modules, strict=True)
+    patterns = [pattern_of(path, separator_of(path)) for path in paths]
     counts, shapes = Counter(patterns), dict[str, set[tuple[int | None, int | None]]]()
     for pattern, out_features, in_features in dict.fromkeys(zip(patterns, outs, ins, strict=True)):
         shapes.setdefault(pattern, set()).add((out_features, in_features))
