@@ -59,17 +59,26 @@ def factor_key(module: Module, origin: Contribution, algorithm: Algorithm, role:
     # Factors of a parameter stand under the layer that holds it, which no suffix tells; and so does what is in that.
     is_held = algorithm.experts or (module.name.scheme == PEFT.name and not source.startswith(module.name.key))
     if module.name == origin.module and (not module.respelled or is_held):
-        parsed = parse_key(source)
-        return source if parsed is None or source.endswith(parsed.suffix) else parsed.module + parsed.suffix
+        owner, suffix = _parts_of(source, origin)
+        return source if source.endswith(suffix) else owner + suffix
     dialect = _spellings(module, origin.algorithm)
     is_other = module.respelled or module.name.scheme != origin.module.scheme
     if is_other and role in dialect:
         return module.name.key + dialect[role]
-    parsed = parse_key(source)
-    tail = parsed.suffix if parsed else source.removeprefix(origin.module.key)
+    _, tail = _parts_of(source, origin)
     if tail not in origin.algorithm.suffixes:
         tail = next((own[role] for own in (dialect, *origin.algorithm.dialects.values()) if role in own), tail)
     return module.name.key + tail
+
+
+def _parts_of(source: str, origin: Contribution) -> tuple[str, str]:
+    """Return the module and the suffix in a key of a factor, without an adapter name and a slice number."""
+    key = origin.module.key
+    suffix = source.removeprefix(key)
+    if suffix in origin.algorithm.suffixes:  # as in most files, so that their keys are not parsed again
+        return key, suffix
+    parsed = parse_key(source)
+    return (parsed.module, parsed.suffix) if parsed else (key, suffix)
 
 
 def new_factor_key(module: Module, algorithm: Algorithm, role: Role) -> str:
