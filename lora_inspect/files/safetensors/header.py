@@ -10,7 +10,7 @@ The file also describes bytes of tensors that go from one file into another unch
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 from math import prod
 from operator import gt, itemgetter, sub
 from sys import intern
@@ -270,9 +270,11 @@ def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], d
         found[name] = _parse_entry(file, name, entry, data_start, source.identity, shapes)
     if len(found) > TENSORS:
         raise too_many_tensors(file, len(found))
-    tensors = sorted(found.values(), key=lambda info: (info.start, info.stop))
+    if any(info.stop > behind.start for info, behind in pairwise(found.values())):
+        in_file_order = sorted(found.values(), key=lambda info: (info.start, info.stop))
+        found = {info.name: info for info in in_file_order}
     position = data_start
-    for info in tensors:
+    for info in found.values():
         if info.start != position:
             relation = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
             raise DamagedError(file, f"{info.name} {relation}, so the header is damaged", "fetch the file again")
@@ -282,7 +284,7 @@ def _read_text(source: InputFile, length: int) -> tuple[dict[str, TensorInfo], d
         raise DamagedError(
             file, f"its tensors end at byte {position} and the file at byte {size}: it is {state}", "fetch it again"
         )
-    return {info.name: info for info in tensors}, text.metadata
+    return found, text.metadata
 
 
 def _parse_entry(
