@@ -146,20 +146,20 @@ _DIGITS = 10
 _LONGEST_LIST = 256
 
 
-def used_indices(paths: Iterable[str], families: Iterable[Architecture]) -> dict[str, set[int]]:
-    """Return the indices below each module list of the families, by the pattern of the list's path."""
+def used_indices(
+    paths: Sequence[str], patterns: Sequence[str], families: Iterable[Architecture]
+) -> dict[str, set[int]]:
+    """Return the indices below each module list of the families, by the list's pattern; `patterns` are the paths'."""
     layouts = (layout for architecture in families for layout in architecture.layouts)
     lists = frozenset[str]().union(*(_lists(layout.blocks) for layout in layouts))
     # Paths have few patterns, and most have few lists: only the segments that are an index of one are looked at.
     places: dict[str, Sequence[tuple[int, str]]] = {}
     used: dict[str, set[int]] = {}
-    for path in paths:
-        separator = separator_of(path)
-        pattern = pattern_of(path, separator)
+    for path, pattern in zip(paths, patterns, strict=True):
         if pattern not in places:
-            places[pattern] = _index_places(pattern, separator, lists)
+            places[pattern] = _index_places(pattern, separator_of(pattern), lists)
         for at, above in places[pattern]:
-            number = path.split(separator, at + 1)[at]
+            number = path.split(separator_of(path), at + 1)[at]
             if number.isdecimal():  # an `{i}` in the names of a file is no number
                 used.setdefault(above, set()).add(int(number[:_DIGITS]))
     return used
@@ -311,8 +311,9 @@ def _candidates(
     minimum_share: float,
 ) -> tuple[Detection, ...]:
     paths = [path for path, _, _ in modules]
-    fits = _fits_of_names(modules, minimum_share) if modules else _fits_of_encoders(encoders)
-    used = used_indices(paths, (fit.architecture for fit in fits))
+    patterns = [pattern_of(path, separator_of(path)) for path in paths]
+    fits = _fits_of_names(modules, patterns, minimum_share) if modules else _fits_of_encoders(encoders)
+    used = used_indices(paths, patterns, (fit.architecture for fit in fits))
     named = named_by(metadata)
     reasons: list[str] = []
     trained = trained_by(metadata)
@@ -364,13 +365,14 @@ def _matching_layouts(counts: Mapping[str, int], least: float) -> dict[str, tupl
     return found
 
 
-def _fits_of_names(modules: Sequence[tuple[str, int | None, int | None]], minimum_share: float) -> tuple[_Fit, ...]:
+def _fits_of_names(
+    modules: Sequence[tuple[str, int | None, int | None]], patterns: Sequence[str], minimum_share: float
+) -> tuple[_Fit, ...]:
     """Return the families with the most of the names.
 
     If the widths match none of these, all families with enough of the names are equally likely.
     """
-    paths, outs, ins = zip(*modules, strict=True)
-    patterns = [pattern_of(path, separator_of(path)) for path in paths]
+    _, outs, ins = zip(*modules, strict=True)
     counts, shapes = Counter(patterns), dict[str, set[tuple[int | None, int | None]]]()
     for pattern, out_features, in_features in dict.fromkeys(zip(patterns, outs, ins, strict=True)):
         shapes.setdefault(pattern, set()).add((out_features, in_features))

@@ -285,6 +285,8 @@ def _check_names(found: Sequence[Destination], adapter: Adapter) -> None:
 def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destination:
     """Return one module of the output from all its sources."""
     first, *others = moved
+    if not others and first.link is None:  # it only gets another name
+        return Destination(first.module, (Source(first.source),))
     links = [one.link for one in moved if one.link]
     parts = {link.part for link in links if link.is_whole}
     names = {one.module.name.key for one in moved}
@@ -295,8 +297,6 @@ def _joined(moved: Sequence[_Moved], target: Target, adapter: Adapter) -> Destin
             f"{target.title}",
             "write one of them to a separate file first",
         )
-    if not links:
-        return Destination(first.module, (Source(first.source),))
     for one in moved:
         _check_agreement(one.source, adapter)
     rows, runs = _arranged(links, [covered_shape(one.source) for one in moved]) or (None, ())
