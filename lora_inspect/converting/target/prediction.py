@@ -31,7 +31,8 @@ def predict_output(adapter: Adapter, destinations: Sequence[Destination], option
         if not _is_arrangeable(one, options):
             raise RefusedError(adapter.checkpoint.path, "the rows of some layer cannot be split or joined")
         module = modules[one.module.name.key] = _module(one, options)
-        tensors.update([(info.name, info) for info in module.tensors])
+        for info in module.tensors:
+            tensors[info.name] = info
     if options.uniform:
         modules = _of_one_rank(modules, options)
     tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.other_keys}
