@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from lora_inspect.architectures import by_name
-from lora_inspect.architectures.detection import METADATA_KEYS, named_by
+from lora_inspect.architectures.stated_families import METADATA_KEYS, named_by
 from lora_inspect.checking.subject import Draft, Subject
 from lora_inspect.files.hashes import HASH_KEYS
 from lora_inspect.files.strict_json import parse_json

@@ -6,8 +6,9 @@ from typing import Any
 
 from lora_inspect.algorithms.record import BIAS, WEIGHT, Features
 from lora_inspect.architectures import changes
-from lora_inspect.architectures.detection import BASE_KEY, CLASS_KEY, STATING_KEYS, Detection, candidates
+from lora_inspect.architectures.detection import Detection, candidates
 from lora_inspect.architectures.record import is_parameter
+from lora_inspect.architectures.stated_families import BASE_KEY, CLASS_KEY, STATING_KEYS
 from lora_inspect.architectures.text_encoders import TextEncoder, found_in
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.reading.keys.groups import group_equal

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lora_inspect.architectures import Architecture, Layout, by_name, every
-from lora_inspect.architectures.detection import candidates, detect, trained_by
+from lora_inspect.architectures.detection import candidates, detect
+from lora_inspect.architectures.stated_families import trained_by
 
 Module = tuple[str, int | None, int | None]
 

@@ -19,8 +19,8 @@ from lora_inspect import algorithms
 from lora_inspect.algorithms.record import Algorithm
 from lora_inspect.algorithms.stacked_experts import ALGORITHM, stacked_experts
 from lora_inspect.architectures import by_name
-from lora_inspect.architectures.detection import METADATA_KEYS, named_by
 from lora_inspect.architectures.patterns import pattern_of, patterns_of
+from lora_inspect.architectures.stated_families import METADATA_KEYS, named_by
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.keys.suffixes import ROOT, Table, canonical_path, table_of
