@@ -95,8 +95,8 @@ def find_fixes(
     which llama.cpp's names depend on.
     """
     # Programs that read the same names follow each other, so that they share a prediction.
-    by_names = sorted(programs, key=lambda one: _names_for(adapter, one) or "")
-    left = [(program, _asked(adapter, program, base)) for program in by_names]
+    by_names = sorted(((_names_for(adapter, one), one) for one in programs), key=lambda found: found[0] or "")
+    left = [(program, _asked(adapter, program, names, base)) for names, program in by_names]
     found: dict[str, str] = {}
     last = _LastPrediction()
     for drops in (False, True) if adapter.unclaimed else (False,):
@@ -124,10 +124,10 @@ def find_fix(
     return find_fixes(adapter, given, [program], base, ways).get(program.name)
 
 
-def _asked(adapter: Adapter, program: Program, base: str | None) -> ConvertOptions:
-    """Return what every way to a fix for the program has in common."""
+def _asked(adapter: Adapter, program: Program, names: str | None, base: str | None) -> ConvertOptions:
+    """Return what every way to a fix for the program, which reads these `names`, has in common."""
     asked = ConvertOptions(program=program.name, settings=adapter.settings)
-    if adapter.scheme != GGUF.name == _names_for(adapter, program):
+    if adapter.scheme != GGUF.name == names:
         return replace(asked, model_config=base if base and is_folder(base) else CONFIG)
     return asked
 

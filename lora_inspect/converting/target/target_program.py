@@ -4,7 +4,7 @@ A magnitude stays if the programs that load the output apply it, or is written o
 requested program show which parts of a file it ignores or fails on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,7 @@ from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.identify import adapter_candidates, described
 from lora_inspect.reading.keys.groups import group_equal
-from lora_inspect.reading.model.contribution import Contribution, Magnitude
+from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 from lora_inspect.schemes.record import EXACT, LOST, Scheme, Writing
 from lora_inspect.sentences import listed, some
 
@@ -62,8 +62,7 @@ def writing_of(scheme: Scheme) -> Writing:
 def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) -> None:
     """Raise LoraInspectError if the programs of the scheme cannot compute a change of the adapter."""
     writing, path = writing_of(scheme), adapter.checkpoint.path
-    firsts = group_equal(adapter.modules).firsts
-    for module, contribution in ((one, own) for one in firsts for own in one.contributions):
+    for module, contribution in _changes(adapter):
         algorithm = written_algorithm(contribution, writing, options)
         has_core = "mid" in contribution.shapes and not options.algorithm and not _spells(algorithm, "mid", writing)
         # Who computes whatever its names can spell has it from there.
@@ -81,7 +80,7 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
                 f"{instead}{WAY_OUT}",
             )
         _check_read_alike(path, contribution, algorithm, writing)
-    for module in firsts:
+    for module in group_equal(adapter.modules).firsts:
         of_weight = [one for one in module.contributions if one.algorithm.parameter == WEIGHT]
         titles = list(dict.fromkeys(written_algorithm(one, writing, options).title for one in of_weight))
         if len(titles) > 1:
@@ -105,6 +104,13 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
             "file with them",
             f"leave them out with --only model, or {WAY_OUT}",
         )
+
+
+def _changes(adapter: Adapter) -> Iterator[tuple[Module, Contribution]]:
+    """Yield the changes of the first module of each kind, each with the module."""
+    for module in group_equal(adapter.modules).firsts:
+        for contribution in module.contributions:
+            yield module, contribution
 
 
 def written_algorithm(contribution: Contribution, writing: Writing, options: ConvertOptions) -> Algorithm:
@@ -407,8 +413,7 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
                 f"{program.title} {why}, whatever its config says",
                 "merge it, or choose another program",
             )
-    firsts = group_equal(adapter.modules).firsts
-    for module, contribution in ((one, own) for one in firsts for own in one.contributions):
+    for module, contribution in _changes(adapter):
         algorithm = contribution.algorithm
         # Under other names it may become something else, of which the scheme itself knows.
         becomes = is_made_lora(contribution, options) or (options.algorithm == FULL and becomes_full(algorithm))
