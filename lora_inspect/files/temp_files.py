@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from lora_inspect.files.deferred_signals import noted_signals
 from lora_inspect.files.safetensors.header_recovery import JOURNAL_ENDING
 from lora_inspect.files.store_outputs import unfinished_notes
 from lora_inspect.files.system import close_locked, create, exchange, is_at, lock, open_itself, rename_new
@@ -68,11 +69,15 @@ def claimed(output: str) -> Iterator[str]:
     Raises OSError if nothing can be written next to `output`.
     """
     output = without_slash(output)
-    partial, descriptor = _claim(output)
+    claim = None
     try:
-        yield partial
+        # A signal while the lock file is made would come before anything knows its name.
+        with noted_signals():
+            claim = _claim(output)
+        yield claim[0]
     finally:
-        _release(output, partial, descriptor)
+        if claim:
+            _release(output, *claim)
 
 
 def replace_folder(partial: str, output: str) -> None:

@@ -141,6 +141,22 @@ def test_a_run_whose_lock_another_one_has_just_taken_takes_another_name(tmp_path
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("step", ["create", "lock", "is_at"])
+def test_a_signal_while_the_lock_file_is_made_leaves_nothing(step, tmp_path, monkeypatch):
+    taken = getattr(partial_module, step)
+
+    def interrupted(*arguments):
+        found = taken(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(partial_module, step, interrupted)
+    with pytest.raises(KeyboardInterrupt), claimed(str(tmp_path / "out.safetensors")):
+        pytest.fail("the signal is answered before anything is written")
+    assert os.listdir(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_name_of_which_every_one_is_taken_is_an_error_and_not_a_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(partial_module, "lock", lambda descriptor: False)
     with pytest.raises(FileExistsError), claimed(str(tmp_path / "out")):
