@@ -55,3 +55,18 @@ def looks(adapter):
 
 
 SHAPES = {"weight": (16, 12), "bias": (16,)}
+
+
+def test_a_joined_layer_has_its_own_rows_beside_a_renamed_one_of_the_same_shapes(tmp_path):
+    # to_q, to_k and to_v become one layer, and to_out only gets another name.
+    block = "transformer.transformer_blocks.0.attn"
+    tensors = {}
+    for leaf in ("to_out.0", "to_q", "to_k", "to_v"):
+        tensors[f"{block}.{leaf}.lora_A.weight"] = torch.ones(4, 3072)
+        tensors[f"{block}.{leaf}.lora_B.weight"] = torch.ones(3072, 4)
+    source = str(tmp_path / "in.safetensors")
+    save_file(tensors, source, {"modelspec.architecture": by_name("flux").metadata_names[0]})
+    plan = plan_conversion(source, str(tmp_path / "out.safetensors"), ConvertOptions(scheme="comfyui"))
+    said = predict_output(plan.adapter, plan.destinations, plan.options)
+    rows = {name.rpartition(".0.")[2]: module.contributions[0].shapes["up"][0] for name, module in said.modules.items()}
+    assert rows == {"img_attn.proj": 3072, "img_attn.qkv": 9216}

@@ -1,6 +1,7 @@
 """The adapter that a conversion will write, predicted from names and numbers for programs' rules."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from lora_inspect import algorithms, schemes
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
@@ -9,10 +10,11 @@ from lora_inspect.converting.target.key_names import ALPHA, FACTORS, alpha_key, 
 from lora_inspect.converting.target.target_layout import Destination, are_magnitudes_movable, are_movable
 from lora_inspect.converting.target.target_program import due_norms, written_algorithm
 from lora_inspect.errors import RefusedError
+from lora_inspect.fast_namedtuple import make_record
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import OUTPUT, SPELLINGS
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.keys.groups import ModuleGroups
+from lora_inspect.reading.keys.groups import ModuleGroups, group_equal
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
 
@@ -25,35 +27,102 @@ def predict_output(adapter: Adapter, destinations: Sequence[Destination], option
     """
     if any(carrier_of(one.module) not in (ALPHA, FACTORS) or one.experts for one in destinations):
         return None
-    modules: dict[str, Module] = {}
+    kinds = _Kinds(adapter, options)
+    placed = [(one.module, kinds.place_of(one)) for one in destinations]
+    firsts = _of_one_rank(kinds.firsts, options) if options.uniform else kinds.firsts
     tensors: dict[str, TensorInfo] = {}
-    for one in destinations:
-        if not _is_arrangeable(one, options):
-            raise RefusedError(adapter.checkpoint.path, "the rows of some layer cannot be split or joined")
-        module = modules[one.module.name.key] = _module(one, options)
-        for info in module.tensors:
-            tensors[info.name] = info
-    if options.uniform:
-        modules = _of_one_rank(modules, options)
+    modules = {module.name.key: _like(firsts[place], module, tensors) for module, place in placed}
     tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.other_keys}
     metadata = {key: value for key, value in adapter.checkpoint.metadata.items() if key != EMBEDDED_KEY}
     checkpoint = adapter.checkpoint._replace(tensors=tensors, metadata=metadata, config=None, config_path=None)
     return adapter._replace(checkpoint=checkpoint, modules=ModuleGroups(modules), flags=())
 
 
-def _of_one_rank(modules: Mapping[str, Module], options: ConvertOptions) -> dict[str, Module]:
+class _Kinds:
+    """The kinds of predicted modules by their `firsts`; each other module differs from one of these only in names."""
+
+    def __init__(self, adapter: Adapter, options: ConvertOptions) -> None:
+        self._adapter, self._options = adapter, options
+        modules = group_equal(adapter.modules)
+        self._numbers = dict(zip(modules, modules.likeness.numbers, strict=True))
+        self._known: dict[tuple[Any, ...], int] = {}
+        self.firsts: list[Module] = []
+
+    def place_of(self, destination: Destination) -> int:
+        """Return the place of its kind among the firsts; raise LoraInspectError if its rows cannot be moved."""
+        traits = self._traits(destination)
+        if traits in self._known:
+            return self._known[traits]
+        if not _is_arrangeable(destination, self._options):
+            raise RefusedError(self._adapter.checkpoint.path, "the rows of some layer cannot be split or joined")
+        self.firsts.append(_module(destination, self._options))
+        place = len(self.firsts) - 1
+        if _are_plainly_named(destination):
+            self._known[traits] = place
+        return place
+
+    def _traits(self, destination: Destination) -> tuple[Any, ...]:
+        """Return all that decides a module of one plainly named source, except its name and path."""
+        module, source = destination.module, destination.sources[0].module
+        key = source.name.key
+        is_renamed, has_alpha = module.name != source.name, module.alpha is not None
+        traits: list[Any] = [self._numbers.get(key, key), destination.rows, len(destination.sources)]
+        traits += *module.name[:3], is_renamed, has_alpha, module.respelled
+        for contribution in source.contributions:
+            magnitude = contribution.magnitude
+            traits += id(contribution.algorithm), magnitude and magnitude.info[1:3]
+            for info in contribution.factors.values():
+                traits += info.name.removeprefix(key), info.dtype
+        return tuple(traits)
+
+
+def _are_plainly_named(destination: Destination) -> bool:
+    """Return True if the module has all rows of one source, whose tensors have its name and a suffix in a registry."""
+    if destination.rows is not None or len(destination.sources) > 1:
+        return False
+    source = destination.sources[0].module
+    return all(
+        info.name.removeprefix(source.name.key) in contribution.algorithm.suffixes
+        for contribution in source.contributions
+        for info in contribution.factors.values()
+    )
+
+
+def _like(first: Module, module: Module, tensors: dict[str, TensorInfo]) -> Module:
+    """Return the `first` of a kind under the name of the `module`, and add its tensors to the `tensors`."""
+    name = module.name
+    if name == first.name:
+        tensors |= {info.name: info for info in first.tensors}
+        return first
+    key, length = name.key, len(first.name.key)
+
+    def named(info: TensorInfo) -> TensorInfo:
+        own = key + info.name[length:]
+        found = tensors[own] = make_record(TensorInfo, (own, *info[1:]))
+        return found
+
+    alpha = first.alpha and named(first.alpha)
+    contributions = []
+    for _, algorithm, factors, magnitude, *others in first.contributions:
+        of_module = {role: named(info) for role, info in factors.items()}
+        norms = magnitude and magnitude._replace(info=named(magnitude.info))
+        contributions.append(make_record(Contribution, (name, algorithm, of_module, norms, *others)))
+    return make_record(Module, (name, tuple(contributions), alpha, None, module.path, module.respelled))
+
+
+def _of_one_rank(modules: Sequence[Module], options: ConvertOptions) -> list[Module]:
     """Return the modules at one scale and one rank; the factors keep the shapes that they had."""
-    own = [contribution for module in modules.values() for contribution in module.contributions]
+    own = [contribution for module in modules for contribution in module.contributions]
     rank = options.rank_of_all(one.rank for one in own)
     is_one = options.unit_scale or len({one.scale for one in own}) > 1
-    found = {}
-    for key, module in modules.items():
+    found = []
+    for module in modules:
         scales = [(one, 1.0 if is_one else one.scale) for one in module.contributions]
         ranked = [
             one if one.rank is None or scale is None else one._replace(rank=rank, scale=scale, alpha=scale * rank)
             for one, scale in scales
         ]
-        found[key] = module._replace(contributions=tuple(ranked))
+        found.append(module._replace(contributions=tuple(ranked)))
     return found
 
 
