@@ -1,5 +1,6 @@
 """A predicted output equals the output that is read, as far as programs look at it."""
 
+import pytest
 import torch
 from adapters import KINDS, adapter
 from pairs import crossed
@@ -9,7 +10,7 @@ from lora_inspect.architectures import by_name
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.plan import plan_conversion
 from lora_inspect.converting.target.prediction import predict_output
-from lora_inspect.errors import LoraInspectError
+from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.ops.convert import convert_to_standard
 from lora_inspect.programs.adapter_view import View
@@ -57,16 +58,93 @@ def looks(adapter):
 SHAPES = {"weight": (16, 12), "bias": (16,)}
 
 
+def named(key, down, up, **others):
+    return {f"{key}{down}": torch.ones(4, 12), f"{key}{up}": torch.ones(16, 4), f"{key}.alpha": torch.tensor(2.0)} | {
+        f"{key}.{suffix}": tensor for suffix, tensor in others.items()
+    }
+
+
+def plain(key, **others):
+    return named(key, ".lora_down.weight", ".lora_up.weight", **others)
+
+
+# Modules that differ from a plain one in one fact.
+OTHERS = {
+    "as the first": plain,
+    "in other numbers": lambda key: {name: tensor.half() for name, tensor in plain(key).items()},
+    "without an alpha": lambda key: {name: one for name, one in plain(key).items() if not name.endswith(".alpha")},
+    "of another alpha": lambda key: plain(key, alpha=torch.tensor(3.0)),
+    "of other names": lambda key: named(key, ".lora_A.weight", ".lora_B.weight"),
+    "in an own dialect": lambda key: named(key, ".lora.down.weight", ".lora.up.weight"),
+    "of a saved adapter": lambda key: named(key, ".lora_A.default.weight", ".lora_B.default.weight"),
+    "of another rank": lambda key: plain(
+        key, **{"lora_down.weight": torch.ones(3, 12), "lora_up.weight": torch.ones(16, 3)}
+    ),
+    "with a magnitude in other numbers": lambda key: plain(key, dora_scale=torch.ones(16, 1).half()),
+    "with a magnitude of inputs": lambda key: plain(key, dora_scale=torch.ones(1, 12)),
+}
+# Their readers take every magnitude for one of outputs.
+OF_OUTPUTS = ("lycoris", "diffusers")
+
+
+@crossed(scheme=(None, "kohya", "comfyui", "lycoris", "diffusers"), other=[*OTHERS], first=(True, False))
+def test_a_module_that_differs_in_one_fact_is_foreseen_beside_others(other, first, scheme, tmp_path):
+    tensors, has_norms = {}, other.startswith("with ")
+    for number in range(4):
+        key = f"lora_unet_blocks_{number}_self_attn_q"
+        is_other = (number % 2 == 0) == first
+        norms = {"dora_scale": torch.ones(16, 1)} if has_norms else {}
+        tensors |= OTHERS[other](key) if is_other else plain(key, **norms)
+    source, output = str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")
+    save_file(tensors, source, {"ss_base_model_version": by_name("wan").metadata_names[0]})
+    options = ConvertOptions(scheme=scheme, keep_dora=has_norms)
+    if other == "with a magnitude of inputs" and scheme in OF_OUTPUTS:
+        with pytest.raises(RefusedError):
+            convert_to_standard(source, output, options)
+        return
+    plan = plan_conversion(source, output, options)
+    convert_to_standard(source, output, options)
+    # Modules of no known groups are alike more often.
+    said = predict_output(plan.adapter._replace(modules={**plan.adapter.modules}), plan.destinations, plan.options)
+    found = read_adapter(open_checkpoint(output))
+    assert [module.path for module in said.modules.values()] == [one.module.path for one in plan.destinations]
+    assert headers(said) == headers(found)
+    assert looks(said) == looks(found)
+    assert scales(said) == scales(found)
+
+
+@pytest.mark.parametrize("other", ["as the first", "of another rank", "of another alpha", "without an alpha"])
+def test_one_rank_and_one_scale_are_foreseen_for_a_program_that_takes_no_others(other, tmp_path):
+    tensors = plain("lora_unet_blocks_0_self_attn_q") | OTHERS[other]("lora_unet_blocks_1_self_attn_q")
+    source, output = str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")
+    save_file(tensors, source, {"ss_base_model_version": by_name("wan").metadata_names[0]})
+    plan = plan_conversion(source, output, ConvertOptions(program="ai-toolkit"))
+    convert_to_standard(source, output, ConvertOptions(program="ai-toolkit"))
+    said = predict_output(plan.adapter, plan.destinations, plan.options)
+    assert scales(said) == scales(read_adapter(open_checkpoint(output)))
+
+
+def headers(adapter):
+    return {name: (info.name, info.dtype, info.shape) for name, info in adapter.checkpoint.tensors.items()}
+
+
+def scales(adapter):
+    return [(one.module, one.algorithm.name, one.rank, one.scale) for one in adapter.contributions]
+
+
 def test_a_joined_layer_has_its_own_rows_beside_a_renamed_one_of_the_same_shapes(tmp_path):
     # to_q, to_k and to_v become one layer, and to_out only gets another name.
-    block = "transformer.transformer_blocks.0.attn"
+    block = "transformer.transformer_blocks"
     tensors = {}
-    for leaf in ("to_out.0", "to_q", "to_k", "to_v"):
-        tensors[f"{block}.{leaf}.lora_A.weight"] = torch.ones(4, 3072)
-        tensors[f"{block}.{leaf}.lora_B.weight"] = torch.ones(3072, 4)
+    for number in range(2):  # those of the second block are seen when the first's to_out is known
+        for leaf in ("to_out.0", "to_q", "to_k", "to_v"):
+            tensors[f"{block}.{number}.attn.{leaf}.lora_A.weight"] = torch.ones(4, 3072)
+            tensors[f"{block}.{number}.attn.{leaf}.lora_B.weight"] = torch.ones(3072, 4)
     source = str(tmp_path / "in.safetensors")
     save_file(tensors, source, {"modelspec.architecture": by_name("flux").metadata_names[0]})
     plan = plan_conversion(source, str(tmp_path / "out.safetensors"), ConvertOptions(scheme="comfyui"))
     said = predict_output(plan.adapter, plan.destinations, plan.options)
-    rows = {name.rpartition(".0.")[2]: module.contributions[0].shapes["up"][0] for name, module in said.modules.items()}
-    assert rows == {"img_attn.proj": 3072, "img_attn.qkv": 9216}
+    rows = {name.split(".", 2)[2]: one.contributions[0].shapes["up"][0] for name, one in said.modules.items()}
+    assert rows == {
+        f"{number}.img_attn.{leaf}": size for number in range(2) for leaf, size in (("proj", 3072), ("qkv", 9216))
+    }

@@ -57,17 +57,17 @@ class _Kinds:
             raise RefusedError(self._adapter.checkpoint.path, "the rows of some layer cannot be split or joined")
         self.firsts.append(_module(destination, self._options))
         place = len(self.firsts) - 1
-        if _are_plainly_named(destination):
+        if traits and _is_plainly_named(destination.sources[0].module):
             self._known[traits] = place
         return place
 
     def _traits(self, destination: Destination) -> tuple[Any, ...]:
-        """Return all that decides a module of one plainly named source, except its name and path."""
+        """Return all that decides a module that only gets another name, but for name and path; empty for any other."""
+        if destination.rows is not None:  # as of all with several sources
+            return ()
         module, source = destination.module, destination.sources[0].module
         key = source.name.key
-        is_renamed, has_alpha = module.name != source.name, module.alpha is not None
-        traits: list[Any] = [self._numbers.get(key, key), destination.rows, len(destination.sources)]
-        traits += *module.name[:3], is_renamed, has_alpha, module.respelled
+        traits: list[Any] = [self._numbers.get(key, key), module.name == source.name, *module.name[:3]]
         for contribution in source.contributions:
             magnitude = contribution.magnitude
             traits += id(contribution.algorithm), magnitude and magnitude.info[1:3]
@@ -76,14 +76,11 @@ class _Kinds:
         return tuple(traits)
 
 
-def _are_plainly_named(destination: Destination) -> bool:
-    """Return True if the module has all rows of one source, whose tensors have its name and a suffix in a registry."""
-    if destination.rows is not None or len(destination.sources) > 1:
-        return False
-    source = destination.sources[0].module
+def _is_plainly_named(module: Module) -> bool:
+    """Return True if the key of each factor is the module's name and a suffix in a registry."""
     return all(
-        info.name.removeprefix(source.name.key) in contribution.algorithm.suffixes
-        for contribution in source.contributions
+        info.name.removeprefix(module.name.key) in contribution.algorithm.suffixes
+        for contribution in module.contributions
         for info in contribution.factors.values()
     )
 
