@@ -31,8 +31,7 @@ def test_an_output_is_foreseen(kind, scheme, keeps, has_alpha, tmp_path):
     numbers = torch.Generator().manual_seed(2)
     layers = {path: {name: torch.randn(shape, generator=numbers) for name, shape in SHAPES.items()} for path in PATHS}
     tensors, _ = adapter(KINDS[kind], layers, lambda path: "lora_unet_" + path.replace(".", "_"), has_alpha)
-    source, output = str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")
-    save_file(tensors, source, {"ss_base_model_version": by_name("wan").metadata_names[0]})
+    source, output = of_wan(tensors, tmp_path)
     options = ConvertOptions(scheme=scheme, **{keeps: "dora" in kind or "magnitude" in kind})
     try:
         plan = plan_conversion(source, output, options)
@@ -47,6 +46,13 @@ def test_an_output_is_foreseen(kind, scheme, keeps, has_alpha, tmp_path):
     for ours, theirs in zip(said.contributions, found.contributions, strict=True):
         assert (ours.rank, ours.scale, ours.rslora) == (theirs.rank, theirs.scale, theirs.rslora or False)
         assert ours.shapes == theirs.shapes
+
+
+def of_wan(tensors, folder):
+    """The path of an adapter for Wan with these tensors, and one for its output."""
+    source, output = str(folder / "in.safetensors"), str(folder / "out.safetensors")
+    save_file(tensors, source, {"ss_base_model_version": by_name("wan").metadata_names[0]})
+    return source, output
 
 
 def looks(adapter):
@@ -80,28 +86,53 @@ OTHERS = {
     "of another rank": lambda key: plain(
         key, **{"lora_down.weight": torch.ones(3, 12), "lora_up.weight": torch.ones(16, 3)}
     ),
-    "with a magnitude in other numbers": lambda key: plain(key, dora_scale=torch.ones(16, 1).half()),
-    "with a magnitude of inputs": lambda key: plain(key, dora_scale=torch.ones(1, 12)),
 }
-# Their readers take every magnitude for one of outputs.
-OF_OUTPUTS = ("lycoris", "diffusers")
+# Modules with a magnitude that differ from a plain one with a magnitude of outputs.
+NORMED = {
+    "in other numbers": lambda key: plain(key, dora_scale=torch.ones(16, 1).half()),
+    "of inputs": lambda key: plain(key, dora_scale=torch.ones(1, 12)),
+}
 
 
 @crossed(scheme=(None, "kohya", "comfyui", "lycoris", "diffusers"), other=[*OTHERS], first=(True, False))
 def test_a_module_that_differs_in_one_fact_is_foreseen_beside_others(other, first, scheme, tmp_path):
-    tensors, has_norms = {}, other.startswith("with ")
+    source, output = of_wan(in_turn(plain, OTHERS[other], first), tmp_path)
+    check_foreseen(source, output, ConvertOptions(scheme=scheme))
+
+
+@crossed(scheme=(None, "kohya", "comfyui"), other=[*NORMED], first=(True, False))
+def test_a_module_with_another_magnitude_is_foreseen_beside_others(other, first, scheme, tmp_path):
+    source, output = of_wan(in_turn(of_outputs, NORMED[other], first), tmp_path)
+    check_foreseen(source, output, ConvertOptions(scheme=scheme, keep_dora=True))
+
+
+@crossed(scheme=("lycoris", "diffusers"), first=(True, False))
+def test_magnitudes_in_other_numbers_are_foreseen_for_readers_of_outputs_only(first, scheme, tmp_path):
+    source, output = of_wan(in_turn(of_outputs, NORMED["in other numbers"], first), tmp_path)
+    check_foreseen(source, output, ConvertOptions(scheme=scheme, keep_dora=True))
+
+
+@crossed(scheme=("lycoris", "diffusers"), first=(True, False))
+def test_readers_of_outputs_only_get_no_magnitude_of_inputs(first, scheme, tmp_path):
+    source, output = of_wan(in_turn(of_outputs, NORMED["of inputs"], first), tmp_path)
+    with pytest.raises(RefusedError):
+        convert_to_standard(source, output, ConvertOptions(scheme=scheme, keep_dora=True))
+
+
+def of_outputs(key):
+    return plain(key, dora_scale=torch.ones(16, 1))
+
+
+def in_turn(usual, other, first):
+    """The tensors of four layers that take turns; `first` says that the other one begins."""
+    tensors = {}
     for number in range(4):
-        key = f"lora_unet_blocks_{number}_self_attn_q"
-        is_other = (number % 2 == 0) == first
-        norms = {"dora_scale": torch.ones(16, 1)} if has_norms else {}
-        tensors |= OTHERS[other](key) if is_other else plain(key, **norms)
-    source, output = str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")
-    save_file(tensors, source, {"ss_base_model_version": by_name("wan").metadata_names[0]})
-    options = ConvertOptions(scheme=scheme, keep_dora=has_norms)
-    if other == "with a magnitude of inputs" and scheme in OF_OUTPUTS:
-        with pytest.raises(RefusedError):
-            convert_to_standard(source, output, options)
-        return
+        make = other if (number % 2 == 0) == first else usual
+        tensors |= make(f"lora_unet_blocks_{number}_self_attn_q")
+    return tensors
+
+
+def check_foreseen(source, output, options):
     plan = plan_conversion(source, output, options)
     convert_to_standard(source, output, options)
     # Modules of no known groups are alike more often.
@@ -116,8 +147,7 @@ def test_a_module_that_differs_in_one_fact_is_foreseen_beside_others(other, firs
 @pytest.mark.parametrize("other", ["as the first", "of another rank", "of another alpha", "without an alpha"])
 def test_one_rank_and_one_scale_are_foreseen_for_a_program_that_takes_no_others(other, tmp_path):
     tensors = plain("lora_unet_blocks_0_self_attn_q") | OTHERS[other]("lora_unet_blocks_1_self_attn_q")
-    source, output = str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")
-    save_file(tensors, source, {"ss_base_model_version": by_name("wan").metadata_names[0]})
+    source, output = of_wan(tensors, tmp_path)
     plan = plan_conversion(source, output, ConvertOptions(program="ai-toolkit"))
     convert_to_standard(source, output, ConvertOptions(program="ai-toolkit"))
     said = predict_output(plan.adapter, plan.destinations, plan.options)
