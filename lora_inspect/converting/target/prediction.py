@@ -14,7 +14,7 @@ from lora_inspect.fast_namedtuple import make_record
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.maths.dora import OUTPUT, SPELLINGS
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.keys.groups import ModuleGroups, group_equal
+from lora_inspect.reading.keys.groups import ModuleGroups, group_equal, likeness_by
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
 
@@ -35,7 +35,8 @@ def predict_output(adapter: Adapter, destinations: Sequence[Destination], option
     tensors |= {key: adapter.checkpoint.tensors[key] for key in adapter.other_keys}
     metadata = {key: value for key, value in adapter.checkpoint.metadata.items() if key != EMBEDDED_KEY}
     checkpoint = adapter.checkpoint._replace(tensors=tensors, metadata=metadata, config=None, config_path=None)
-    return adapter._replace(checkpoint=checkpoint, modules=ModuleGroups(modules), flags=())
+    likeness = likeness_by(place for _, place in placed)
+    return adapter._replace(checkpoint=checkpoint, modules=ModuleGroups(modules, likeness), flags=())
 
 
 class _Kinds:
@@ -67,7 +68,7 @@ class _Kinds:
             return ()
         module, source = destination.module, destination.sources[0].module
         key = source.name.key
-        traits: list[Any] = [self._numbers.get(key, key), module.name == source.name, *module.name[:3]]
+        traits: list[Any] = [self._numbers[key], module.name == source.name, *module.name[:3]]
         for contribution in source.contributions:
             magnitude = contribution.magnitude
             traits += id(contribution.algorithm), magnitude and magnitude.info[1:3]
