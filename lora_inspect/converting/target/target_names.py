@@ -307,7 +307,7 @@ class _RequestedNames:
             return OwnLayout()
         return (llama_cpp_layout if to_gguf else transformers_layout)(self._adapter, self._options)
 
-    @property
+    @cached_property
     def _model_prefix(self) -> str:
         writing, families = self._writing, [family.architecture for family in self._families]
         prefixes = {
