@@ -47,14 +47,15 @@ problems. Only tensors with a problem change. Hashes in the metadata are recompu
 copy is re-read before it appears. It must have every module with its old rank and scale, and none of the fixed
 problems. Otherwise `--fix` writes nothing and exits with 1. If problems remain in a written copy, the status is still
 0; check OUT for these. To change the meaning of a file, use [convert](converting.md). `--fix` takes one file at a time,
-but no shards or GGUF. With nothing to fix, it exits with 1.
+but no shards or GGUF. With nothing to fix, it exits with 1. The next run with the same OUT removes the temporary files
+of a killed one.
 
 ## For programs
 
 `--format json`, or `--json`, prints {`schema` ("lora-inspect/check/1"), `path`, `problems` [{`code`, `severity`,
 `message`, `keys`, `fixable`}]}.
 
-- With `--fix` it also has `output`, `fixed` [sentences] and `left` [problems of the output].
+- With `--fix` it also has `output`, `fixed` [sentences], `left` [problems of the output] and `notes` [sentences].
 - With `--tensors` of an adapter it also has [`norms`](reading.md#info---json) (`base`, `modules`, `norm`, `sigma_1`,
   `relative_norm`, `parts`, `left_out`).
 - For several files it is a list of these, with [{`path`, `error`, `code`}](cli.md#json) for a PATH without a file.

@@ -198,6 +198,8 @@ def check(
     errors: list[CommandFailure] = []
     if output is not None:
         results = [_fixed(given, output, tensors, force)]
+        for note in results[0].notes:
+            terminal.note(note)
         if format_ == TEXT:
             print_fixed(results[0])
     else:

@@ -17,6 +17,7 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import file_of, files_of_several, is_collection, stored_bytes
 from lora_inspect.files.locations import exists
 from lora_inspect.files.outputs import check_output, file_output
+from lora_inspect.files.temp_files import remove_leftovers
 from lora_inspect.progress import PartialProgress, Progress, silent
 from lora_inspect.reading.model.evidence import ERROR, SEVERITIES, Problem, RawProblem
 from lora_inspect.reading.model.settings import Settings
@@ -30,7 +31,8 @@ class CheckResult(Result):
 
     After a fix, `output` is the path of the fixed copy, `fixed` describes each change in a sentence, and `left` are the
     problems of the output. `way_out` ends the message on a file that cannot be read; it is empty for others. `sizes`
-    are those of the changes, None if their numbers were not read.
+    are those of the changes, None if their numbers were not read. `notes` are sentences on leftovers of killed runs
+    next to the output that could not be removed.
     """
 
     path: str
@@ -41,6 +43,7 @@ class CheckResult(Result):
     left: tuple[Problem, ...] = ()
     way_out: str = ""
     sizes: SizesByPart | None = None
+    notes: tuple[str, ...] = ()
 
     def fails(self, severity: str) -> bool:
         """Return True if a problem is as serious as `severity`, or more; of the output, if the file was fixed.
@@ -65,6 +68,7 @@ class CheckResult(Result):
                 "output": self.output,
                 "fixed": list(self.fixed),
                 "left": _reported(self.left, frozenset()),
+                "notes": list(self.notes),
             }
         return record | ({"norms": self.sizes.to_dict()} if self.sizes else {})
 
@@ -123,13 +127,14 @@ def fix(
     inputs = subject.checkpoint.inputs
     fixed = _needed(fixing(subject, problems), subject, problems, tensors)
     output = file_output(output, subject.checkpoint.name, inputs)
+    leftovers = remove_leftovers(output)
     check_output(output, inputs, force)
     _keep_config(subject, output)
     prove = partial(_prove, subject, fixed, output)
     told = write_fixed(subject, fixed, output, force, prove, share.done)
     left = _problems_of(open_fixed(output, subject), tensors)
     share.finish()
-    return CheckResult(path, problems, fixed.codes, output, told, left)
+    return CheckResult(path, problems, fixed.codes, output, told, left, notes=leftovers)
 
 
 def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
