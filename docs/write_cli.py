@@ -39,6 +39,8 @@ complete or not at all.
 - 3: it could not work, and may work once the cause is fixed. A file is missing or unreadable, the disk or the network
   fails, memory or a library is missing. One sentence names the cause; the command writes nothing. With several files,
   one such file is enough.
+  If OUT is written and the standard output then refuses the result, as on a full disk, the sentence names OUT and says
+  that it is complete. If the reader of a pipe leaves, the status is 1 without a sentence, and OUT is complete as well.
 - 130: interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; nothing half-written is left.
 
 ## JSON

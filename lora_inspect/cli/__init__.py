@@ -7,6 +7,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.terminal import failure, show_defect
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.system import ENDING_SIGNALS
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     if rank and not rank.is_first:  # which speaks for all
         sys.stdout = sys.stderr = None
     terminal.serve_any_encoding()
+    set_complete_outputs([])
     try:
         status = _run(arguments)
         sys.exit(status if isinstance(status, int) else 0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.info.selection import architecture_option
 from lora_inspect.cli.progress_bar import bar_below, percent
 from lora_inspect.cli.terminal import (
@@ -198,6 +199,7 @@ def check(
     errors: list[CommandFailure] = []
     if output is not None:
         results = [_fixed(given, output, tensors, force)]
+        set_complete_outputs([results[0].output or output])
         for note in results[0].notes:
             terminal.note(note)
         if format_ == TEXT:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.terminal import CommandFailure
 from lora_inspect.cli.verb import (
@@ -80,6 +81,7 @@ def convert(
     plan = plan_conversion(adapter, output, options)
     with progress_bar("Converting", len(plan.destinations)) as progress:
         result = convert_planned(plan, force, progress)
+    set_complete_outputs([result.output])
     for note in result.notes:
         terminal.note(note)
     if as_json:
@@ -205,6 +207,7 @@ def convert_folder(
     found = find_in_folder(folder, output)
     with progress_bar("Converting", len(found)) as progress:
         outcomes = make_in_folder(found, folder, output, options.settings, ending, convert_one, progress, is_right)
+    set_complete_outputs(one.target for one in outcomes if one.result)
     failures = terminal.failures_of(outcomes)
     if as_json:
         terminal.json_text([_record(one, failures.get(one.path)) for one in outcomes])

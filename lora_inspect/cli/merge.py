@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option, writing_options
 from lora_inspect.merging.options import MergeRequest, ProcessShare, contradiction, merge_options
 
@@ -137,6 +138,7 @@ def merge(
     assert output is not None
     with progress_bar("Merging", merge_bytes(plan, output), in_bytes) as progress:
         result = merge_files(plan, output, force, progress)
+    set_complete_outputs([result.output])
     for note in () if quiet else result.notes[len(plan.notes) :]:
         terminal.note(note)
     _print(result.to_dict(), result, plan, as_json, verbosity)

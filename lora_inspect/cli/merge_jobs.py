@@ -9,8 +9,10 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.progress_bar import in_bytes, progress_bar
 from lora_inspect.cli.terminal import failure, sentence_of, show_defect
+from lora_inspect.files.shard_staging import PartsFolder
 from lora_inspect.maths.torch_threads import load_torch
 from lora_inspect.merging.jobs.processes import Elsewhere, all_ranks
 from lora_inspect.merging.plan import MergePlan
@@ -54,6 +56,7 @@ def run_shard(
     if share is None:
         with progress_bar("Finishing", finish_bytes(plan), in_bytes) as progress:
             merged = finish_merge(plan, output, force, progress)
+        set_complete_outputs([merged.output])
         note_beyond(plan.notes, merged.notes)
         tell(merged.to_dict(), merged)
         return
@@ -65,6 +68,8 @@ def run_shard(
             return progress_bar("Finishing", size, in_bytes)
 
         result = merge_shard(plan, output, share, force, progress, end)
+    parts = PartsFolder(result.output)
+    set_complete_outputs([result.output] if result.merged else map(parts.file, result.made))
     note_beyond(plan.notes, result.notes)
     if as_json:
         terminal.json_text(result.to_dict())
@@ -111,6 +116,7 @@ def run_processes(
             note_beyond([], plan.notes)
             merged = merge_by_ranks(ranks, plan, output, force, lambda size: progress_bar("Merging", size, in_bytes))
             if merged:
+                set_complete_outputs([merged.output])
                 note_beyond(plan.notes, merged.notes)
                 tell(plan, merged)
         except Elsewhere as ended:

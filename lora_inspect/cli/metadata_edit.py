@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.progress_bar import BarBelow, bar_below, percent
 from lora_inspect.cli.verb import FORCE_HELP, METADATA_VERBS, Decorated, FilePath, Verb, json_option
 from lora_inspect.errors import LoraInspectError
@@ -206,6 +207,8 @@ def _bar(path: str) -> AbstractContextManager[BarBelow]:
 
 def _tell(edited: "Edited", dry_run: bool, as_json: bool) -> None:
     """Print the changes, a line each or as a record, and notes next to them."""
+    if not dry_run:
+        set_complete_outputs([edited.output])
     for sentence in edited.notes:
         terminal.note(sentence)
     if edited.meaning:

@@ -6,6 +6,7 @@ import click
 
 from lora_inspect.algebra.options import ReportRequest
 from lora_inspect.cli import terminal
+from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.progress_bar import percent, progress_bar
 from lora_inspect.cli.verb import FORCE_HELP, VERBS, FilePath, Verb, declared_options, json_option
 from lora_inspect.sentences import size_in_words
@@ -38,6 +39,7 @@ def report(adapters: tuple[str, ...], output: str | None, force: bool, as_json: 
     plan = plan_report(parse_arguments(adapters), ReportRequest(**asked), output)
     with progress_bar("Measuring", plan.steps, percent) as progress:
         result = write_report(plan, force, progress)
+    set_complete_outputs([result.output])
     for note in result.notes:
         terminal.note(note)
     if as_json:

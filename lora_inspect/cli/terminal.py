@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from lora_inspect.cli.complete_outputs import explain_unprinted
 from lora_inspect.errors import LoraInspectError, kind_of, of_system
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import IS_WINDOWS
@@ -214,9 +215,9 @@ def _write(stream: TextIO | None, lines: Iterable[str]) -> None:
     try:
         stream.writelines(f"{text}\n" for text in lines)
         stream.flush()
-    except OSError:
+    except OSError as error:
         if stream is not sys.stderr:
-            raise
+            raise explain_unprinted(error) from None
         # Where errors cannot be told, the exit status is all that is left to say.
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option, writing_options
 from lora_inspect.merging.options import UnmergeRequest
 from lora_inspect.sentences import some
@@ -69,6 +70,7 @@ def unmerge(
     assert output is not None  # the option asks for it where there is no dry run
     with progress_bar("Undoing", plan.bytes) as progress:
         result = unmerge_files(plan, output, force, progress)
+    set_complete_outputs([result.output])
     for note in result.notes:
         terminal.note(note)
     if as_json:

@@ -6,6 +6,7 @@ import click
 
 from lora_inspect.algebra.options import ExtractRequest, contradiction
 from lora_inspect.cli import terminal
+from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option, writing_options
 from lora_inspect.sentences import counted, shortened, some
@@ -52,6 +53,8 @@ def extract(tuned: str, base: str, output: str | None, force: bool, dry_run: boo
     plan = plan_extract(tuned, base, request, output)
     with progress_bar("Extracting", plan.modules) as progress:
         result = extract_planned(plan, force, dry_run, progress)
+    if result.is_made and result.output:
+        set_complete_outputs([result.output])
     for note in result.notes:
         terminal.note(note)
     if as_json:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.cli import terminal
+from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.sentences import counted, shortened, some
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = (), error: 
 
     `error` is the sentence for an error that does not come from a trim.
     """
+    if result.is_made and result.output:
+        set_complete_outputs([result.output])
     for note in result.notes:
         terminal.note(note)
     if as_json:

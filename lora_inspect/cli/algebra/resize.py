@@ -7,6 +7,7 @@ import click
 
 from lora_inspect.algebra.options import ResizeRequest, contradiction
 from lora_inspect.cli import terminal
+from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option, writing_options
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def _resize_folder(
     found = find_in_folder(folder, output)
     with progress_bar("Resizing", len(found)) as progress:
         outcomes = make_in_folder(found, folder, output, settings, ending, resize_one, progress)
+    set_complete_outputs(one.target for one in outcomes if one.result and not dry_run)
     failures = terminal.failures_of(outcomes)
     if as_json:
         records = [
