@@ -3,21 +3,19 @@
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from lora_inspect.cli import terminal
 from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.terminal import failure, show_defect
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files.system import ENDING_SIGNALS
-from lora_inspect.interrupt import INTERRUPTED, WORDS
+from lora_inspect.files.system import ENDING_SIGNALS, wake_thread
+from lora_inspect.interrupt import INTERRUPTED, RECORD, WORDS
 from lora_inspect.torchrun import launched
 
 if TYPE_CHECKING:
     from lora_inspect.cli.info.one_file import PlainCommand
 
-_KILLED_BY = 128
 # As click has it, which sees it first in all that it runs.
 _READER_LEFT = 1
 # The verb that a file without any verb means.
@@ -26,14 +24,19 @@ _INFO = "info"
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 refused, 2 wrong usage, 3 it could not work, 130 interrupted."""
-    for number in ENDING_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on
-            signal.signal(number, _terminate)
     rank = launched()
     if rank and not rank.is_first:  # which speaks for all
         sys.stdout = sys.stderr = None
     terminal.serve_any_encoding()
     set_complete_outputs([])
+    with RECORD.command(wake_thread):
+        for number in ENDING_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on
+                signal.signal(number, RECORD.unwind)
+        _run_and_exit(arguments)
+
+
+def _run_and_exit(arguments: list[str] | None) -> None:
     try:
         status = _run(arguments)
         sys.exit(status if isinstance(status, int) else 0)
@@ -64,6 +67,17 @@ def plain_command(words: Sequence[str]) -> "PlainCommand | None":
 
 
 def _run(arguments: list[str] | None) -> object:
+    """Run the verb; a signal that came decides how it ends, even if Python or a library dropped its exception."""
+    try:
+        status = _run_verb(arguments)
+    except (Exception, SystemExit):
+        RECORD.raise_again()
+        raise
+    RECORD.raise_again()
+    return status
+
+
+def _run_verb(arguments: list[str] | None) -> object:
     """Run the verb.
 
     Parts of an address that may be secret are removed before any message.
@@ -98,7 +112,3 @@ def _path_of(error: Exception) -> str | None:
 def _fail(message: str, status: int) -> None:
     terminal.error(message)
     sys.exit(status)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(_KILLED_BY + number)  # unwinds, so that half-written outputs are removed

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lora_inspect.files.system import ENDING_SIGNALS
-from lora_inspect.interrupt import Interrupt
+from lora_inspect.interrupt import RECORD, Interrupt
 
 
 @contextmanager
@@ -37,6 +37,17 @@ def noted_signals() -> Iterator[Callable[[], bool]]:
     """
     with _held((signal.SIGINT, *ENDING_SIGNALS)) as came:
         yield lambda: bool(came)
+
+
+@contextmanager
+def committing() -> Iterator[None]:
+    """Delay signals while the block gives a complete output its name.
+
+    Raises the exception of a signal that came before, which Python or a library may have dropped.
+    """
+    with noted_signals():
+        RECORD.raise_again()
+        yield
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from lora_inspect.errors import (
     RefusedError,
     WouldOverwriteError,
 )
+from lora_inspect.files.deferred_signals import committing
 from lora_inspect.files.file_types import PICKLE_ENDINGS
 from lora_inspect.files.input_file import Identity, check_unchanged
 from lora_inspect.files.store_outputs import (
@@ -139,13 +140,14 @@ def new_file(
         if prove:
             prove(partial)
         check_unchanged(inputs or {})
-        if force:
-            if inputs:
-                check_output(output, inputs, force)
-            _check_file(output)
-            os.replace(partial, output)
-        else:
-            rename_new(partial, output)
+        with committing():
+            if force:
+                if inputs:
+                    check_output(output, inputs, force)
+                _check_file(output)
+                os.replace(partial, output)
+            else:
+                rename_new(partial, output)
         _sync_name(output)
 
 
@@ -186,12 +188,13 @@ def take_place(folder: str, output: str, inputs: Mapping[str, Identity], force: 
     """
     _sync(folder)
     check_unchanged(inputs)
-    if force and os.path.lexists(output):
-        check_output(output, inputs, force, folder=True)
-        _check_lost(output, _entries(folder))
-        replace_folder(folder, output)
-    else:
-        rename_new(folder, output)
+    with committing():
+        if force and os.path.lexists(output):
+            check_output(output, inputs, force, folder=True)
+            _check_lost(output, _entries(folder))
+            replace_folder(folder, output)
+        else:
+            rename_new(folder, output)
     _sync_name(output)
 
 

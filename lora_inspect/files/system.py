@@ -4,6 +4,7 @@ No other file of this project names these parts of `os`, `signal`, `fcntl`, `msv
 controls when Python looks for cycles among unused objects.
 """
 
+import _thread
 import errno
 import gc
 import importlib
@@ -11,7 +12,6 @@ import os
 import signal
 import stat
 import sys
-from _thread import allocate_lock
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -49,7 +49,7 @@ class _Rename(NamedTuple):
 # What sync_file_range of Linux is asked for: to begin, and not to wait.
 _BEGIN_WRITING = 2
 # Held by a thread that moves the position of a descriptor, where writing needs that.
-_SEEKING = allocate_lock()
+_SEEKING = _thread.allocate_lock()
 _RENAMES = {"linux": _Rename("renameat2", -100, 1, 2), "darwin": _Rename("renameatx_np", -2, 4, 2)}
 # What a kernel, a file system or a container's filter says of a rename or a hard link that it does not know.
 _UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EMLINK)
@@ -169,6 +169,17 @@ def copy_in_system(source: int, target: int, count: int, position: int, at: int)
     except OSError:
         return 0
     return moved
+
+
+def wake_thread(thread: int, number: int) -> None:
+    """Send a signal to the main thread, of this identifier, so that it also ends a wait of the system.
+
+    Elsewhere Python runs the handler as soon as the thread runs Python's code.
+    """
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(thread, number)
+    else:
+        _thread.interrupt_main(number)
 
 
 def usable_cores() -> int:

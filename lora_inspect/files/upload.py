@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
 
 from lora_inspect.errors import CouldNotWorkError, DiskRefused, LoraInspectError
-from lora_inspect.files.deferred_signals import noted_signals
+from lora_inspect.files.deferred_signals import committing, noted_signals
 from lora_inspect.files.input_file import Identity, check_unchanged
 from lora_inspect.files.pending_output import Borrowing, PendingOutput
 from lora_inspect.files.store_outputs import output_address
@@ -57,7 +57,7 @@ def _sent(
         yield sending
         sending.send_rest()
         check_unchanged(inputs)
-        with noted_signals():
+        with committing():
             sending.complete(force)
             sending.abort_lost()
     except BaseException as error:  # an interrupt as well: nothing half sent stays in the store

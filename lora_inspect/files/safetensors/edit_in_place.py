@@ -20,6 +20,7 @@ from lora_inspect.errors import (
     changed,
 )
 from lora_inspect.fast_namedtuple import NamedTuple
+from lora_inspect.files.deferred_signals import committing
 from lora_inspect.files.input_file import Identity, InputFile, check_unchanged
 from lora_inspect.files.outputs import NO_SPACE, new_file, refusing
 from lora_inspect.files.safetensors.header import LENGTH_BYTES, TensorInfo, identified_header
@@ -72,7 +73,8 @@ class Editing:
                 journal = Journal(_read(descriptor, len(header)), header)
                 self._keep(journal)
                 try:
-                    _write(descriptor, header)
+                    with committing():
+                        _write(descriptor, header)
                 except BaseException as error:  # an interrupt as well: the file gets its old header back
                     self._put_back(descriptor, journal, error)
                     raise
