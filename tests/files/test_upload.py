@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from lora_inspect import merge as api_merge
 from lora_inspect.errors import LoraInspectError
+from lora_inspect.files import upload
 from lora_inspect.files.outputs import is_input
+from lora_inspect.interrupt import RECORD
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.model.settings import parse_arguments
 from lora_inspect.stores import client
@@ -391,6 +394,22 @@ def test_a_signal_leaves_all_or_nothing(verb, count, seconds, number, files, mad
     assert process.returncode == (130 if number == signal.SIGINT else 128 + number), err
     assert below(store, "out") in ({}, made_by_process)
     assert SECRET.encode() not in out + err
+
+
+def test_swallowed_signal_completes_no_upload(files, store, monkeypatch):
+    def swallow(inputs):
+        with suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(upload, "check_unchanged", swallow)
+    before = signal.signal(signal.SIGTERM, RECORD.unwind)
+    try:
+        with RECORD.command(lambda *_: None), pytest.raises(SystemExit, match="143"):
+            merged(files, "shards", f"s3://{store.bucket}/out")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "part" in store.verbs()
+    assert store.objects() == {}
 
 
 @pytest.fixture
