@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 
 from lora_inspect import merge as api_merge
 from lora_inspect.errors import LoraInspectError
-from lora_inspect.files import upload
 from lora_inspect.files.outputs import is_input
 from lora_inspect.interrupt import RECORD
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
@@ -401,7 +400,7 @@ def test_swallowed_signal_completes_no_upload(files, store, monkeypatch):
         with suppress(SystemExit):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(upload, "check_unchanged", swallow)
+    monkeypatch.setattr("lora_inspect.files.upload.check_unchanged", swallow)
     before = signal.signal(signal.SIGTERM, RECORD.unwind)
     try:
         with RECORD.command(lambda *_: None), pytest.raises(SystemExit, match="143"):
