@@ -10,6 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 from lora_inspect.errors import RefusedError
 from lora_inspect.stores.address import is_remote
 
+# File systems take names of 255 bytes. Names with more bytes than this are shortened before an ending is added, to so
+# many characters and a hash.
+_LONGEST_STEM, _KEPT_OF_LONGER = 200, 40
+
 
 def looking(path: str) -> AbstractContextManager[object]:
     """Return a block in which answers about addresses are cached, if the path is one."""
@@ -121,6 +125,16 @@ def join(folder: str, *names: str) -> str:
     from lora_inspect.stores.address import join as join_address
 
     return join_address(folder, *names)
+
+
+def short_stem(name: str) -> str:
+    """Return the stem of the names next to a file: its own name, or the beginning and a hash of a long one."""
+    content = os.fsencode(name)
+    if len(content) <= _LONGEST_STEM:
+        return name
+    import hashlib
+
+    return f"{name[:_KEPT_OF_LONGER]}.{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def bytes_at(path: str) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from lora_inspect.files.deferred_signals import noted_signals
+from lora_inspect.files.locations import short_stem
 from lora_inspect.files.safetensors.header_recovery import JOURNAL_ENDING
 from lora_inspect.files.store_outputs import unfinished_notes
 from lora_inspect.files.system import close_locked, create, exchange, is_at, lock, open_itself, rename_new
@@ -25,8 +26,6 @@ from lora_inspect.stores.address import is_remote
 _LOCK, _OLD, _GONE = ".lock", ".old", ".gone"
 _NAME = re.compile(r"(?s)(?P<partial>(?P<output>.+)\.[0-9a-f]{16}\.partial)(?:\.(?:lock|old|gone))?")
 _RANDOM_BYTES, _TRIES = 8, 100
-# File systems take names of 255 bytes; longer ones than this would be too long with what is appended to them.
-_LONGEST_NAME, _KEPT_OF_LONGER = 200, 40
 
 _LOCKED = (
     b"A run of lora-inspect writes beside this file and holds its lock. When no such run is alive, this file and what "
@@ -106,7 +105,7 @@ def remove_leftovers(output: str) -> tuple[str, ...]:
     except OSError:
         return ()
     found = (_NAME.fullmatch(entry) for entry in entries)
-    partials = sorted({match["partial"] for match in found if match and match["output"] == _stem(name)})
+    partials = sorted({match["partial"] for match in found if match and match["output"] == short_stem(name)})
     return tuple(filter(None, (_clear(output, os.path.join(folder, partial)) for partial in partials)))
 
 
@@ -119,7 +118,7 @@ def _claim(output: str) -> tuple[str, int]:
     """Return a path that no other run uses, and the descriptor of its lock file."""
     folder, name = os.path.split(output)
     for _ in range(_TRIES):
-        partial = os.path.join(folder, f"{_stem(name)}.{os.urandom(_RANDOM_BYTES).hex()}.partial")
+        partial = os.path.join(folder, f"{short_stem(name)}.{os.urandom(_RANDOM_BYTES).hex()}.partial")
         try:
             # Who may not open it can neither hold its lock nor remove what it stands for.
             descriptor = create(partial + _LOCK, 0o600)
@@ -215,13 +214,3 @@ def _remove(path: str, gone: str) -> None:
 
 def _is_folder(path: str) -> bool:
     return os.path.isdir(path) and not os.path.islink(path)
-
-
-def _stem(name: str) -> str:
-    """Return the beginning of the names next to an output: its own name, or a part and a hash of a long one."""
-    content = os.fsencode(name)
-    if len(content) <= _LONGEST_NAME:
-        return name
-    import hashlib
-
-    return f"{name[:_KEPT_OF_LONGER]}.{hashlib.sha256(content).hexdigest()[:16]}"

@@ -12,6 +12,7 @@ from adapters import base, loras
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files import temp_files as partial_module
+from lora_inspect.files.locations import short_stem
 from lora_inspect.files.safetensors import writer
 from networks.files import saving
 
@@ -109,7 +110,7 @@ def contents(path):
 
 def leave(folder, name):
     """What a run that died while it wrote the output of this name has left."""
-    partial = os.path.join(folder, f"{partial_module._stem(name)}.{RANDOM}.partial")
+    partial = os.path.join(folder, f"{short_stem(name)}.{RANDOM}.partial")
     with open(f"{partial}.lock", "wb") as handle:
         handle.write(partial_module._LOCKED)
     os.mkdir(partial)

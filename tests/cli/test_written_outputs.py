@@ -127,9 +127,10 @@ def run_unprinted(monkeypatch, capsys):
     """Run a command whose standard output is full; returns its status and its standard error."""
 
     def run_command(*words):
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", FullStream())
-            main(list(words))
+            with pytest.raises(SystemExit) as ended:
+                main(list(words))
         return ended.value.code, capsys.readouterr().err
 
     return run_command

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from platforms import PLATFORMS
 
+from lora_inspect.editing.edit import setting
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.files.safetensors import edit_in_place
 from lora_inspect.files.safetensors.edit_in_place import editing, read_headed, repair, write_in_place
 from lora_inspect.files.safetensors.header import read_header
-from lora_inspect.files.safetensors.header_recovery import JOURNAL_ENDING, Journal
+from lora_inspect.files.safetensors.header_recovery import JOURNAL_ENDING, Journal, journal_of
+from lora_inspect.ops.metadata import EditOutput, edit
 
 PYTHONPATH = os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1])))
 SCRIPT = Path(__file__).with_name("every_header_moment.py")
@@ -226,6 +228,50 @@ def test_a_disk_that_refuses_to_the_end_leaves_the_journal_for_the_next_run(file
     repair(str(file))
     assert read_header(str(file))[1] == OLD
     assert names(file) == [file.name]
+
+
+# In bytes: names around the first one that is shortened, and those that the ending of a journal would make too long.
+LONG_NAMES = [200, 201, 240, 241, 242, 255]
+
+
+def long_name(size):
+    return "n" * (size - len(".safetensors")) + ".safetensors"
+
+
+@pytest.mark.parametrize("size", LONG_NAMES)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_edit_takes_every_name_of_file_system(size, in_place, file):
+    long = file.rename(file.with_name(long_name(size)))
+    edit(str(long), setting(lambda present: {"title": "a new one"}), EditOutput(in_place=in_place))
+    assert read_header(str(long))[1] == {**OLD, "title": "a new one"}
+    assert names(file) == [long.name]
+
+
+@pytest.mark.parametrize("by", ["file", "folder"])
+@pytest.mark.parametrize("size", LONG_NAMES)
+def test_torn_header_of_long_name_is_refused_and_repaired(size, by, torn, file):
+    torn(lambda old, new: new[:60] + old[60:])
+    long = file.rename(file.with_name(long_name(size)))
+    Path(str(file) + JOURNAL_ENDING).rename(journal_of(str(long)))
+    with pytest.raises(LoraInspectError, match="a run that rewrites its header is at work or was killed"):
+        read_header(str(long))
+    repair(str(long if by == "file" else long.parent))
+    assert read_header(str(long))[1] == OLD
+    assert names(file) == [long.name]
+
+
+def test_journals_of_names_with_same_beginning_differ(file):
+    first, second = (journal_of(f"{'n' * 230}{number}.safetensors") for number in (1, 2))
+    assert first != second
+    assert first.endswith(JOURNAL_ENDING)
+
+
+def test_repair_ignores_journal_without_file(torn, file):
+    torn(lambda old, new: new)
+    kept = file.rename(file.with_name("kept.safetensors"))
+    repair(str(file.parent))
+    assert read_header(str(kept))[1] == NEW
+    assert names(file) == [file.name + JOURNAL_ENDING, kept.name]
 
 
 def test_without_locks_a_journal_counts_as_left_when_it_is_old(torn, file, monkeypatch):

@@ -26,7 +26,6 @@ from lora_inspect.files.outputs import NO_SPACE, new_file, refusing
 from lora_inspect.files.safetensors.header import LENGTH_BYTES, TensorInfo, identified_header
 from lora_inspect.files.safetensors.header_recovery import (
     DIGEST_BYTES,
-    JOURNAL_ENDING,
     TORN,
     Journal,
     decoded,
@@ -153,12 +152,14 @@ def editing(file: str) -> Iterator[Editing]:
 
 def repair(path: str) -> None:
     """Repair the file, or the files in the folder, with journals of runs that died while they rewrote them."""
-    folder = os.path.isdir(path)
-    found = [os.path.join(path, name) for name in sorted(os.listdir(path))] if folder else [journal_of(path)]
-    for journal in found:
-        if journal.endswith(JOURNAL_ENDING) and os.path.lexists(journal):
-            with editing(journal.removesuffix(JOURNAL_ENDING)):
-                pass
+    if os.path.isdir(path):
+        names = set(os.listdir(path))
+        files = [os.path.join(path, name) for name in sorted(names) if journal_of(name) in names]
+    else:
+        files = [path] if os.path.lexists(journal_of(path)) else []
+    for file in files:
+        with editing(file):
+            pass
 
 
 def _claim(file: str) -> tuple[int, bool]:

@@ -2,7 +2,8 @@
 
     FILE.header-journal    the header as it was and as it will be, there before the first byte of it is written
 
-A killed run may leave a header that is a part of each, and may yet be JSON. Standard library only.
+A long name of FILE is shortened there. A killed run may leave a header that is a part of each, and may yet be JSON.
+Standard library only.
 """
 
 import os
@@ -10,6 +11,7 @@ import os
 from lora_inspect.errors import DamagedError, LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import InputFile
+from lora_inspect.files.locations import short_stem
 
 JOURNAL_ENDING = ".header-journal"
 # What a header is, beside the two that a journal holds.
@@ -43,7 +45,8 @@ class Journal(NamedTuple):
 
 def journal_of(file: str) -> str:
     """Return the path of a file's journal."""
-    return file + JOURNAL_ENDING
+    folder, name = os.path.split(file)
+    return os.path.join(folder, short_stem(name) + JOURNAL_ENDING)
 
 
 def decoded(content: bytes) -> Journal | None:
