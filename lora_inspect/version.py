@@ -27,6 +27,12 @@ def described() -> str:
     return f"{LIGHT}, version {__version__} (without torch)" if found == [LIGHT] else f"{WHOLE}, version {__version__}"
 
 
+def requirement_with(extra: str) -> str:
+    """Return the requirement for pip that adds an extra to the installed form."""
+    form = LIGHT if installed_by() == [LIGHT] else WHOLE
+    return f"{form}[{extra}]"
+
+
 def torch_advice() -> str:
     """Return the problem and the fix if torch is not installed."""
     if installed_by() == [LIGHT]:

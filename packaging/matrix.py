@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-OLDEST = ("click==8.1.0", "numpy==1.26.0", "safetensors==0.4.5", "tabulate==0.9.0", "threadpoolctl==3.1.0")
+OLDEST = ("click==8.1.0", "numpy==1.26.0", "tabulate==0.9.0", "threadpoolctl==3.1.0")
 
 
 class Row(NamedTuple):
@@ -36,7 +36,7 @@ ROWS = {
     "light-3.12": Row("light", "python3.12"),
     "whole-newest": Row("whole", "python3.11"),
     "whole-3.10": Row("whole", "python3.10"),
-    "whole-oldest": Row("whole", "python3.11", (*OLDEST, "torch==2.4.0")),
+    "whole-oldest": Row("whole", "python3.11", (*OLDEST, "safetensors==0.4.5", "torch==2.4.0")),
 }
 # What every environment has before anything is installed.
 TOOLS = ("pip", "setuptools", "wheel", "_distutils_hack", "pkg_resources")

@@ -128,12 +128,12 @@ def check_difference(whole: Path, light: Path) -> None:
 
 
 def check_requirements(whole: Message, light: Message) -> None:
-    """Stops where the light form needs other than the whole one without torch."""
+    """Stops where the light form needs other than the whole one without `write_light.LEFT_OUT`."""
     ours, theirs = (
         {one for one in found.get_all("Requires-Dist", []) if "extra ==" not in one} for found in (whole, light)
     )
-    if {one for one in ours if not one.startswith(write_light.HEAVY)} != theirs or ours == theirs:
-        stop("the forms differ in more than torch")
+    if {one for one in ours if not one.startswith(write_light.LEFT_OUT)} != theirs or ours == theirs:
+        stop(f"the forms differ in more than {' and '.join(write_light.LEFT_OUT)}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Writes packaging/light/pyproject.toml, the light form, from pyproject.toml: another name, and no torch.
+"""Writes packaging/light/pyproject.toml, the light form, from pyproject.toml: another name, and fewer libraries.
 
 python packaging/write_light.py
 """
@@ -15,7 +15,9 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "packaging" / "light" / "pyproject.toml"
-NAME, HEAVY = "lora-inspect-light", "torch"
+NAME = "lora-inspect-light"
+# Libraries that the light form does without: torch, and what only the training network imports.
+LEFT_OUT = ("safetensors", "torch")
 DESCRIPTION = "Says what a LoRA file means and on which evidence, checks it, and combines several, without torch."
 # Of the whole form's extras those that need no torch.
 EXTRAS = ("gguf", "remote", "report")
@@ -37,9 +39,9 @@ bypass-selection = true
 def light(whole: dict[str, Any]) -> str:
     """The text of the file, of what the whole form's says."""
     project = whole["project"]
-    dependencies = [one for one in project["dependencies"] if not one.startswith(HEAVY)]
-    if len(dependencies) + 1 != len(project["dependencies"]):
-        raise SystemExit(f"pyproject.toml: its dependencies have no {HEAVY}")
+    dependencies = [one for one in project["dependencies"] if not one.startswith(LEFT_OUT)]
+    if len(dependencies) + len(LEFT_OUT) != len(project["dependencies"]):
+        raise SystemExit(f"pyproject.toml: its dependencies are not {' and '.join(LEFT_OUT)} and others")
     fields = {
         "name": NAME,
         "description": DESCRIPTION,

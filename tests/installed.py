@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -20,7 +21,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy
-from safetensors.numpy import load_file, save_file
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 SYNTHETIC = FIXTURES / "synthetic"
@@ -70,6 +70,27 @@ NEEDS_TORCH = (
     *COMPUTING[3:5],
     ("compat", SYNTHETIC / "dora_without_flag.safetensors", "--base", BASE),
 )
+# Element types of the files that are read here, as numpy spells them. The light form brings no safetensors.
+DTYPES = {"F32": "<f4", "BOOL": "?"}
+
+
+def read_header(content):
+    """Return the header of a safetensors file, and where its data begins."""
+    (length,) = struct.unpack_from("<Q", content)
+    return json.loads(content[8 : 8 + length]), 8 + length
+
+
+def load_file(path):
+    """Return the tensors of a safetensors file by name."""
+    content = path.read_bytes()
+    header, start = read_header(content)
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            first, stop = entry["data_offsets"]
+            data = content[start + first : start + stop]
+            tensors[name] = numpy.frombuffer(data, DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
 
 
 def write_record(path):
@@ -79,7 +100,11 @@ def write_record(path):
     digest = hashlib.sha256(LORA.read_bytes()).hexdigest()
     how = {"multiplier": 0.5, "settings": "0.5", "scale": "alpha/sqrt(rank)", "sha256": digest}
     record = {"version": "0.1.0", "base": base, "adapters": [{"file": LORA.name, **how}], "folded_in": {"F32": "F64"}}
-    save_file(load_file(BASE), path, {"lora_inspect.merged": json.dumps(record)})
+    content = BASE.read_bytes()
+    header, start = read_header(content)
+    header["__metadata__"] = {"lora_inspect.merged": json.dumps(record)}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[start:])
 
 
 def run(words, folder):
@@ -135,7 +160,8 @@ def main():
     own = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
     listed = ", ".join(f"{name} {own[name]}" for name in LIBRARIES if name in own)
     print(f"Python {platform.python_version()}, {listed}")
-    wrong = ["torch is installed"] if is_light == ("torch" in own) else []
+    heavy = [name for name in ("safetensors", "torch") if name in own]
+    wrong = [f"{' and '.join(heavy) or 'no torch'} is installed"] if is_light == bool(heavy) else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         told, _ = run(["--version"], folder)

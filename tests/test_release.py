@@ -1,6 +1,8 @@
 """Both forms of a release: the same code but for the training network, which stays importable under two names."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -71,6 +73,18 @@ def metadata(wheel):
     return message_from_string(text.decode())
 
 
+def imported_by(package):
+    """Return the names of the libraries that the files of a package import anywhere."""
+    names = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module.partition(".")[0])
+    return names
+
+
 def test_the_page_on_installing_shows_the_sentence_of_the_light_form():
     page = (ROOT / "docs" / "installing.md").read_text()
     spec = util.spec_from_file_location("installed", ROOT / "tests" / "installed.py")
@@ -98,14 +112,25 @@ def test_the_wheels_have_no_program_of_integrations(wheels):
         assert tops <= {"lora_inspect", "networks"}
 
 
-def test_the_light_form_needs_all_but_torch(wheels):
+def test_light_form_needs_neither_torch_nor_safetensors(wheels):
     whole, light = (
         {one.partition(">")[0] for one in metadata(wheel).get_all("Requires-Dist") if "extra" not in one}
         for wheel in wheels
     )
-    assert whole - light == {"torch"}
-    assert light >= {"click", "tabulate", "safetensors", "numpy"}
+    assert whole - light == {"safetensors", "torch"}
+    assert light >= {"click", "tabulate", "numpy"}
     assert light <= whole
+
+
+def test_package_imports_every_library_of_light_form(wheels):
+    required = [one for one in metadata(wheels[1]).get_all("Requires-Dist") if "extra ==" not in one]
+    libraries = {re.match(r"[\w-]+", one)[0] for one in required}
+    assert libraries <= imported_by(ROOT / "lora_inspect")
+
+
+def test_package_imports_no_library_that_light_form_leaves_out_but_torch(release):
+    assert imported_by(ROOT / "lora_inspect").intersection(release.write_light.LEFT_OUT) == {"torch"}
+    assert imported_by(ROOT / "networks") >= {"safetensors", "torch"}
 
 
 def test_both_are_of_the_version_of_the_code(wheels):
@@ -164,6 +189,26 @@ def test_the_light_form_says_where_the_network_is(unpacked, tmp_path, strangers)
 def test_the_version_says_which_form_it_is(unpacked, tmp_path, form, line):
     found = ran("from lora_inspect.cli import main; main(['--version'])", unpacked[form], tmp_path)
     assert (found.stdout, found.stderr) == (f"{line}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("form", "requirement"), [("whole", "lora-inspect[remote]"), ("light", "lora-inspect-light[remote]")]
+)
+def test_missing_library_of_stores_names_installed_form(unpacked, tmp_path, form, requirement):
+    code = (
+        "import sys; sys.modules['fsspec'] = None; from lora_inspect.cli import main; main(['info', 'hf://o/r/a.gguf'])"
+    )
+    found = ran(code, unpacked[form], tmp_path)
+    assert (found.returncode, found.stdout) == (3, "")
+    assert found.stderr.endswith(f"; run `pip install '{requirement}'`.\n")
+
+
+@pytest.mark.parametrize(
+    ("form", "requirement"), [("whole", "lora-inspect[gguf]"), ("light", "lora-inspect-light[gguf]")]
+)
+def test_requirement_has_name_of_installed_form(unpacked, tmp_path, form, requirement):
+    code = "from lora_inspect.version import requirement_with; print(requirement_with('gguf'))"
+    assert ran(code, unpacked[form], tmp_path).stdout == f"{requirement}\n"
 
 
 def test_a_release_is_of_the_version_that_the_changelog_begins_with(release, monkeypatch, tmp_path):

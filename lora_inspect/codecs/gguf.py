@@ -9,6 +9,7 @@ from typing import Any
 from lora_inspect.codecs.record import NOWHERE, Codec, CodedTensor, CodeLayout
 from lora_inspect.errors import NeedsLibraryError
 from lora_inspect.files.gguf.gguf_format import QUANTISED, TENSOR_TYPES
+from lora_inspect.version import requirement_with
 
 _LIBRARY = "gguf"
 _TYPES = {kind.name: kind for kind in TENSOR_TYPES.values()}
@@ -28,7 +29,7 @@ def _layout(found: CodedTensor) -> CodeLayout:
             codes.file,
             f"{codes.name} is stored as {codes.dtype}, and lora-inspect decodes it with the library {_LIBRARY}, "
             "which is missing",
-            f'install it with pip install "lora-inspect[{_LIBRARY}]"',
+            f'install it with pip install "{requirement_with(_LIBRARY)}"',
         )
     return CodeLayout(codes.shape, codes.dtype, unit=_TYPES[codes.dtype].block)
 

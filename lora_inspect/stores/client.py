@@ -18,6 +18,7 @@ from lora_inspect.errors import NeedsLibraryError, changed
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.stores.address import HF, HTTP, HTTPS, S3, printable_address, scheme_of
 from lora_inspect.stores.patience import heard, timeout
+from lora_inspect.version import requirement_with
 
 _NEEDS = {
     HTTPS: ("fsspec", "aiohttp"),
@@ -25,7 +26,7 @@ _NEEDS = {
     S3: ("fsspec", "s3fs"),
     HF: ("fsspec", "aiohttp", "huggingface_hub"),
 }
-INSTALL = "pip install 'lora-inspect[remote]'"
+_EXTRA = "remote"
 # By scheme, process and timeout: a copy of a process has no thread that answers.
 _opened: dict[tuple[str, int, float], Any] = {}
 # s3fs tries a request again if nothing comes for this many seconds, or for this part of the timeout if that is longer.
@@ -58,7 +59,7 @@ def _open(address: str) -> Any:
             printable_address(address),
             f"lora-inspect reads {scheme}:// with {' and '.join(_NEEDS[scheme])}, but cannot load one of them "
             f"({missing})",
-            f"run `{INSTALL}`",
+            f"run `pip install '{requirement_with(_EXTRA)}'`",
         ) from None
     import fsspec
 
