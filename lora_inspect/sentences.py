@@ -49,6 +49,15 @@ def shortened(text: str, columns: int = VALUE) -> str:
     return "".join(head) + _left_out(len(text) - len(head) - len(tail)) + "".join(reversed(tail))
 
 
+def unlike_command(text: str) -> str:
+    """Return a line that a build log does not take for a command: `./` precedes a `::` at its start.
+
+    GitHub's runner obeys lines that begin with `::`, blanks aside (ActionCommand.TryParseV2 of actions/runner).
+    """
+    blanks = len(text) - len(text.lstrip())
+    return f"{text[:blanks]}./{text[blanks:]}" if text.startswith("::", blanks) else text
+
+
 def width(text: str) -> int:
     """Return the number of columns that printable text takes."""
     return len(text) if text.isascii() else sum(map(_columns, text))

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.strict_json import is_shallow, parse_json
-from lora_inspect.sentences import shortened, width
+from lora_inspect.sentences import shortened, unlike_command, width
 
 # A value takes at most so many lines, an object or a list shows so many of its members, and they stand so deep.
 _LINES, _MEMBERS, _DEEPEST = 3, 12, 5
@@ -28,7 +28,7 @@ class _Row(NamedTuple):
 
 def metadata_lines(metadata: Mapping[str, str], columns: int) -> Iterator[str]:
     """Yield the lines of the whole metadata in order of its keys, for a terminal of `columns`."""
-    rows = [row for key in sorted(metadata) for row in _rows(shortened(key), _parsed(metadata[key]), 0)]
+    rows = [row for key in sorted(metadata) for row in _rows(unlike_command(shortened(key)), _parsed(metadata[key]), 0)]
     column = max((width(row.label) for row in rows if row.text is not None and width(row.label) <= _LABEL), default=0)
     for row in rows:
         yield from _lines(row, column, columns)

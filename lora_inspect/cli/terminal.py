@@ -17,7 +17,7 @@ from lora_inspect.cli.complete_outputs import explain_unprinted
 from lora_inspect.errors import LoraInspectError, kind_of, of_system
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.system import IS_WINDOWS
-from lora_inspect.sentences import SENTENCE, VALUE, printable, shortened, width
+from lora_inspect.sentences import SENTENCE, VALUE, printable, shortened, unlike_command, width
 from lora_inspect.version import __version__
 
 if TYPE_CHECKING:
@@ -175,7 +175,8 @@ def table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> None:
 
 
 def _cells(rows: Iterable[Sequence[object]]) -> list[list[str]]:
-    return [["" if cell is None else shortened(str(cell)) for cell in row] for row in rows]
+    cells = [["" if cell is None else shortened(str(cell)) for cell in row] for row in rows]
+    return [[unlike_command(first), *others] for first, *others in cells]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -213,7 +214,7 @@ def _write(stream: TextIO | None, lines: Iterable[str]) -> None:
     if stream is None:  # a program without a console has none
         return
     try:
-        stream.writelines(f"{text}\n" for text in lines)
+        stream.writelines(f"{unlike_command(text)}\n" for text in lines)
         stream.flush()
     except OSError as error:
         if stream is not sys.stderr:
@@ -331,7 +332,7 @@ class Sheet:
 
         A first cell that is wider has lines of its own above its row.
         """
-        cells = [[self.shown(cell) for cell in row] for row in rows]
+        cells = [[self.shown(unlike_command(first)), *map(self.shown, others)] for first, *others in rows]
         widths = [max(map(width, column)) for column in zip(headers, *cells, strict=True)]
         least = len(_INDENT) + width(headers[0]) + sum(widths[1:])
         gap = _GAP if least + len(_GAP) * (len(widths) - 1) <= self.columns else " "

@@ -50,7 +50,7 @@ from lora_inspect.reading.file_info import ADAPTER, BASE, OTHER
 from lora_inspect.reporting.file_record import as_json
 from lora_inspect.scanning.scan_file import ANSWER, CONVERT, INFO_ONLY, OPEN, STATES, InProgram, Record, ScannedFile
 from lora_inspect.scanning.training_rows import EpochGroup, TrainingRows
-from lora_inspect.sentences import counted, size_in_words, width
+from lora_inspect.sentences import counted, size_in_words, unlike_command, width
 
 _HEADERS = ("name", "model", "type", "rank", "scale", "size", "trigger", "note")
 _AT_RIGHT = ("rank", "scale", "size")
@@ -439,11 +439,12 @@ def _without_row(entry: _Entry) -> ScannedFile | None:
 
 
 def _short(name: str) -> str:
-    """Return a name without the usual ending, a set's number or PEFT's file name."""
+    """Return a name without the usual ending, a set's number or PEFT's file name, as a row may begin with it."""
     parent, file = os.path.split(name)
     whole = set_of(file)
     stem = whole.stem if whole and whole.shards > 1 else file.removesuffix(_ENDING)
-    return os.path.join(parent, "") if parent and stem == PEFT_WEIGHTS else os.path.join(parent, stem)
+    short = os.path.join(parent, "") if parent and stem == PEFT_WEIGHTS else os.path.join(parent, stem)
+    return unlike_command(short)
 
 
 def _print_totals(text: str) -> None:
