@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from adapters import loras
 
+from lora_inspect.cli import main
 from lora_inspect.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,29 @@ def test_a_configuration_stands_for_the_weights_next_to_it(hook, tmp_path):
 
 def test_a_configuration_without_weights_stands_for_its_folder(hook, tmp_path):
     assert hook.adapters([str(tmp_path / CONFIG)]) == [str(tmp_path)]
+
+
+def test_hook_names_files_that_begin_with_dash_as_paths(hook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("-peft", "-alone"):
+        Path(folder).mkdir()
+        Path(folder, CONFIG).touch()
+    Path("-peft", WEIGHTS).touch()
+    Path("-a.safetensors").touch()
+    options = ["--fail-on", "error", "--architecture=b.safetensors"]
+    names = ["-a.safetensors", f"-peft/{CONFIG}", f"-peft/{WEIGHTS}", f"-alone/{CONFIG}", "c.safetensors"]
+    paths = ["./-a.safetensors", f"./-peft/{WEIGHTS}", "./-alone", "c.safetensors"]
+    assert hook.adapters([*options, *names]) == [*options, *paths]
+
+
+def test_hook_checks_file_that_begins_with_dash(hook, write_safetensors, tmp_path, monkeypatch, capsys):
+    write_safetensors(loras(), name="--tensors.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hook, "run", lambda: main(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", ["lora-inspect-hook", "--fail-on", "error", "--tensors.safetensors"])
+    with pytest.raises(SystemExit, match="0"):
+        hook.main()
+    assert capsys.readouterr().out.startswith("./--tensors.safetensors: ")
 
 
 def test_the_hook_is_of_this_version():
