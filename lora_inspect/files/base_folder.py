@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from lora_inspect.errors import CouldNotWorkError, LoraInspectError, RefusedError
+from lora_inspect.errors import CouldNotWorkError
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.input_file import Identity, InputFile, identify
 from lora_inspect.files.json_files import read_index
-from lora_inspect.files.locations import is_file, is_of_server, join, looking, walk
+from lora_inspect.files.locations import is_file, is_of_server, join, looking, real_path, walk
 from lora_inspect.files.safetensors.writer import copy_bytes
 from lora_inspect.files.temp_files import is_leftover
 from lora_inspect.progress import Progress
-from lora_inspect.stores.address import is_remote
 
 # Beside the merged set these would still be the unmerged weights.
 _OTHER_WEIGHTS = (
@@ -86,7 +85,7 @@ def _of_server(base: Checkpoint, root: str) -> SideFiles:
 
 
 def _find(base: Checkpoint, root: str) -> SideFiles:
-    merged = {os.path.basename(file): _target(root, os.path.basename(file)) for file in base.files}
+    merged = {os.path.basename(file): real_path(root, os.path.basename(file)) for file in base.files}
     copied: dict[str, Identity] = {}
     folders: list[str] = []
     left: list[str] = []
@@ -95,7 +94,7 @@ def _find(base: Checkpoint, root: str) -> SideFiles:
             folders.append(name)
         elif is_leftover(os.path.basename(name)) or _is_weights(name, base):
             left.extend({name} - merged.keys())
-        elif (target := _target(root, name)) in merged.values() or not is_file(target):
+        elif (target := real_path(root, name)) in merged.values() or not is_file(target):
             left.append(name)
         else:
             copied[name] = identify(target)
@@ -172,42 +171,6 @@ def _holds_no_part(name: str) -> bool:
 
 def _refuse_unreadable(error: OSError) -> None:
     raise CouldNotWorkError(error.filename, f"it cannot be read ({error.strerror})", "check the path and its rights")
-
-
-def _target(root: str, name: str) -> str:
-    """Return the file that `name` in the folder `root` leads to. Raises LoraInspectError for a forbidden link."""
-    path = join(root, name)
-    if is_remote(root):
-        return path
-    inside = os.path.realpath(root)
-    if not os.path.islink(path):
-        return os.path.join(inside, name)
-    try:
-        target = os.path.realpath(path, strict=True)
-    except OSError:
-        raise _refused_link(path, "leads nowhere") from None
-    if os.path.isdir(target):
-        raise _refused_link(path, "leads to a folder")
-    if not target.startswith(os.path.join(inside, "")) and os.path.dirname(target) != _blobs(inside):
-        raise _refused_link(path, "leads outside the folder")
-    return target
-
-
-def _blobs(snapshot: str) -> str | None:
-    """Return the folder in the Hugging Face cache with the files that a snapshot, or a folder in it, links to."""
-    folder = snapshot
-    while (parent := os.path.dirname(folder)) != folder:
-        repository = os.path.dirname(parent)
-        if os.path.basename(parent) == "snapshots" and os.path.basename(repository).startswith("models--"):
-            return os.path.join(repository, "blobs")
-        folder = parent
-    return None
-
-
-def _refused_link(path: str, how: str) -> LoraInspectError:
-    return RefusedError(
-        path, f"it is a link to {os.readlink(path)}, which {how}", "put the file itself there or remove the link"
-    )
 
 
 def _is_weights(name: str, base: Checkpoint) -> bool:

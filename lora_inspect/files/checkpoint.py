@@ -11,7 +11,14 @@ from typing import Any
 from lora_inspect.caching import Room
 from lora_inspect.errors import DamagedError, LoraInspectError, NotFoundError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.discovery import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
+from lora_inspect.files.discovery import (
+    ADAPTER_CONFIG,
+    PEFT_WEIGHTS,
+    ShardSet,
+    is_config_alone,
+    read_weights,
+    set_of,
+)
 from lora_inspect.files.file_types import PICKLE_ENDINGS, is_gguf, is_weights, likely_weights
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.json_files import read_index, read_json
@@ -25,11 +32,16 @@ from lora_inspect.files.locations import (
     looking,
     names_in,
     pinned,
+    real_path,
     shown,
 )
 from lora_inspect.files.safetensors.dtypes import decode_number
 from lora_inspect.files.safetensors.header import TensorInfo, identified_header, read_header
 from lora_inspect.files.strict_json import TENSORS, too_many_tensors
+from lora_inspect.stores.store_failures import WholeFilesOnly
+
+# The module that PEFT puts all others below.
+_PEFT_ROOT = "base_model."
 
 
 class OpenTensors(dict[str, TensorInfo]):
@@ -161,15 +173,18 @@ def _is_no_file(path: str) -> LoraInspectError:
 def _open_folder(folder: str, named: str) -> Checkpoint:
     names = sorted(names_in(folder))
     if own := read_weights(names):
+        real_path(folder, own)
         return _single_file(join(folder, own), named=named, root=folder)
     indexes = [name for name in names if name.endswith(".safetensors.index.json")]
     if len(indexes) == 1:
+        real_path(folder, indexes[0])
         return _open_index(join(folder, indexes[0]), named=named)
     weights = [name for name in names if is_weights(join(folder, name))]
     sets = {set_of(name) for name in weights}
     if len(sets) == 1 and (whole := sets.pop()):
         return _open_shards(folder, whole, named=named)
     if len(weights) == 1:
+        real_path(folder, weights[0])
         return _single_file(join(folder, weights[0]), named=named, root=folder)
     pickles = [name for name in names if name.lower().endswith(PICKLE_ENDINGS)]
     if not weights and pickles:
@@ -187,7 +202,7 @@ def _single_file(file: str, named: str, root: str | None = None) -> Checkpoint:
         return _gguf_file(file, named, root)
     tensors, metadata, identity = identified_header(file)
     inputs = {file: identity}
-    config, config_path = _config_beside(file, inputs)
+    config, config_path = _config_beside(file, inputs, tensors, root)
     return Checkpoint(
         path=named,
         files=(file,),
@@ -221,7 +236,7 @@ def _gguf_file(file: str, named: str, root: str | None) -> Checkpoint:
 def _config_alone(folder: str, named: str) -> Checkpoint:
     """Return a checkpoint without files, for an adapter folder that has a config but no weights."""
     inputs: dict[str, Identity] = {}
-    config, config_path = _config_beside(join(folder, ADAPTER_CONFIG), inputs)
+    config, config_path = _config_beside(join(folder, ADAPTER_CONFIG), inputs, (), folder)
     return Checkpoint(
         path=named,
         files=(),
@@ -235,15 +250,36 @@ def _config_alone(folder: str, named: str) -> Checkpoint:
     )
 
 
-def _config_beside(file: str, inputs: dict[str, Identity]) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the `adapter_config.json` next to `file` and its path, and add it to the `inputs`; None without one."""
+def _config_beside(
+    file: str, inputs: dict[str, Identity], names: Iterable[str], root: str | None
+) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the `adapter_config.json` next to `file` and its path, and add it to the `inputs`; None without one.
+
+    `names` are those of the tensors. Some servers answer every path, with a page: what is no configuration there counts
+    as missing, unless the names are PEFT's. Raises LoraInspectError for any other file that is no configuration, and
+    for a link out of the folder `root`.
+    """
     path = join(os.path.dirname(file), ADAPTER_CONFIG)
-    if not exists(path):
-        return None, None
-    config, inputs[path] = read_json(path)
-    if not isinstance(config, dict):
-        raise DamagedError(path, "it is JSON but not an object", "fetch the adapter's configuration again")
+    try:
+        if not exists(path):
+            return None, None
+        if root is not None:
+            real_path(root, ADAPTER_CONFIG)
+        config, identity = read_json(path)
+        if not isinstance(config, dict):
+            raise DamagedError(path, "it is JSON but not an object", "fetch the adapter's configuration again")
+    except (DamagedError, RefusedError, WholeFilesOnly):
+        if is_of_server(path) and not _has_peft_names(file, names):
+            return None, None
+        raise
+    inputs[path] = identity
     return config, path
+
+
+def _has_peft_names(file: str, names: Iterable[str]) -> bool:
+    """Return True if the name of the file or of a tensor is one that PEFT gives."""
+    is_peft_file = os.path.basename(file).startswith(PEFT_WEIGHTS)
+    return is_peft_file or any(name.startswith(_PEFT_ROOT) for name in names)
 
 
 def _open_index(index: str, named: str) -> Checkpoint:
@@ -271,7 +307,10 @@ def _open_shards(folder: str, whole: ShardSet, named: str) -> Checkpoint:
         raise NotFoundError(
             f"{join(folder, whole.stem)}: only {len(files)} of {whole.shards} shards exist; fetch the missing ones."
         )
-    found = {index: read_index(index)[1]} if exists(index) else {}
+    found: dict[str, Identity] = {}
+    if exists(index):
+        real_path(folder, os.path.basename(index))
+        found[index] = read_index(index)[1]
     return _join(files, folder, found, named)
 
 
@@ -283,6 +322,8 @@ def _join(files: list[str], folder: str, index: dict[str, Identity], named: str)
     for file in files:
         if not exists(file):
             raise NotFoundError(file, "the shard is missing", "fetch it")
+        if file != named:
+            real_path(folder, os.path.basename(file))
         shard, file_metadata[file], identities[file] = identified_header(file)
         for name, info in shard.items():
             if name in tensors:
@@ -292,7 +333,7 @@ def _join(files: list[str], folder: str, index: dict[str, Identity], named: str)
             raise too_many_tensors(named, len(tensors))
     metadata = {key: value for found in file_metadata.values() for key, value in found.items()}
     inputs = {**identities, **index}
-    config, config_path = _config_beside(files[0], inputs) if files else (None, None)
+    config, config_path = _config_beside(files[0], inputs, tensors, folder) if files else (None, None)
     return Checkpoint(
         path=named,
         files=tuple(files),

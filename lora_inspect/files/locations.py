@@ -1,4 +1,4 @@
-"""The type and content of a path, on a disk or at an address. Standard library only.
+"""The type and content of a path, on a disk or at an address, and the links of a folder. Standard library only.
 
 A disk is asked each time. A store is asked once within `looking`, as each question is a request.
 """
@@ -125,6 +125,46 @@ def join(folder: str, *names: str) -> str:
     from lora_inspect.stores.address import join as join_address
 
     return join_address(folder, *names)
+
+
+def real_path(root: str, name: str) -> str:
+    """Return the path of the file that `name` in the folder `root` leads to; a path in a store stays as it is.
+
+    Raises RefusedError for a link that leads out of the folder, to a folder or nowhere. Only the links of the Hugging
+    Face cache, from `models--x/snapshots/y` into `models--x/blobs`, may leave it.
+    """
+    path = join(root, name)
+    if is_remote(root):
+        return path
+    inside = os.path.realpath(root)
+    if not os.path.islink(path):
+        return os.path.join(inside, name)
+    try:
+        target = os.path.realpath(path, strict=True)
+    except OSError:
+        raise _refused_link(path, "leads nowhere") from None
+    if os.path.isdir(target):
+        raise _refused_link(path, "leads to a folder")
+    if not target.startswith(os.path.join(inside, "")) and os.path.dirname(target) != _blobs(inside):
+        raise _refused_link(path, "leads outside the folder")
+    return target
+
+
+def _blobs(snapshot: str) -> str | None:
+    """Return the folder in the Hugging Face cache with the files that a snapshot, or a folder in it, links to."""
+    folder = snapshot
+    while (parent := os.path.dirname(folder)) != folder:
+        repository = os.path.dirname(parent)
+        if os.path.basename(parent) == "snapshots" and os.path.basename(repository).startswith("models--"):
+            return os.path.join(repository, "blobs")
+        folder = parent
+    return None
+
+
+def _refused_link(path: str, how: str) -> RefusedError:
+    return RefusedError(
+        path, f"it is a link to {os.readlink(path)}, which {how}", "put the file itself there or remove the link"
+    )
 
 
 def short_stem(name: str) -> str:

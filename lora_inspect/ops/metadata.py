@@ -64,7 +64,7 @@ def trigger_words(path: str) -> tuple[tuple[str, ...], str | None]:
     """
     repair(path)
     checkpoint = open_checkpoint(path)
-    words, source = trigger_words_of(checkpoint.metadata, Sidecars(tuple(checkpoint.files)))
+    words, source = trigger_words_of(checkpoint.metadata, Sidecars(checkpoint.files, checkpoint.root))
     if not words:
         raise RefusedError(
             path,

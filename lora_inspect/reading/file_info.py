@@ -139,7 +139,7 @@ def inspect(path: str, settings: Settings = Settings()) -> FileInfo:  # noqa: B0
     info = inspect_adapter(checkpoint, settings)
     if info.kind != ADAPTER:
         return info
-    info = info._replace(sidecars=Sidecars(tuple(checkpoint.files)))
+    info = info._replace(sidecars=Sidecars(checkpoint.files, checkpoint.root))
     if len(info.candidates) < 2 or not (named := named_family(info.candidates, info.sidecars.found)):
         return info
     return info._replace(adapter=with_paths(info.adapter, named.candidates), candidates=named.candidates, named=named)

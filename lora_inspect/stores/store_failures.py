@@ -39,6 +39,10 @@ class Denied(CouldNotWorkError):
     """The store does not say whether there is something at an address, or does not give it."""
 
 
+class WholeFilesOnly(CouldNotWorkError):
+    """The server sends a file only from its first to its last byte."""
+
+
 def missing(address: str) -> Missing:
     """The error for an address at which there is nothing."""
     return Missing(address, "there is no such file or folder", "check the address")
@@ -55,7 +59,7 @@ def denied(address: str, status: int) -> Denied:
 
 def whole_files_only(address: str) -> LoraInspectError:
     """The error for a server that sends a file from its first to its last byte, whichever are asked for."""
-    return CouldNotWorkError(
+    return WholeFilesOnly(
         address, "the server sends only whole files, but lora-inspect reads parts of this one", DOWNLOAD
     )
 

@@ -16,6 +16,7 @@ from lora_inspect.caching import Remembered
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import read_whole
+from lora_inspect.files.locations import real_path
 from lora_inspect.files.strict_json import is_shallow, is_unicode, parse_json
 from lora_inspect.reading.metadata.provenance import Provenance, texts, trigger_words, words_of
 from lora_inspect.stores.address import is_remote
@@ -71,11 +72,12 @@ class Sidecar(NamedTuple):
 class Sidecars:
     """The sidecars of a checkpoint, which are read once somebody asks for them.
 
-    Files at addresses and sets of shards have none.
+    Files at addresses and sets of shards have none. If a folder is the checkpoint, `root` is its path, and a link out
+    of it is ignored with that problem.
     """
 
-    def __init__(self, files: Sequence[str]) -> None:
-        self._files = files
+    def __init__(self, files: Sequence[str], root: str | None = None) -> None:
+        self._files, self._root = files, root
 
     @cached_property
     def found(self) -> tuple[Sidecar, ...]:
@@ -86,7 +88,7 @@ class Sidecars:
         stem = os.path.splitext(name)[0]
         there = _names_in(folder)
         read = (
-            _read(os.path.join(folder, stem + form.ending), form)
+            _read(os.path.join(folder, stem + form.ending), form, self._root)
             for form in FORMATS
             if there is None or stem + form.ending in there
         )
@@ -120,12 +122,14 @@ def _names_in(folder: str) -> Collection[str] | None:
         return ()
 
 
-def _read(path: str, form: SidecarFormat) -> Sidecar | None:
+def _read(path: str, form: SidecarFormat, root: str | None) -> Sidecar | None:
     """Return the sidecar at a path; None if there is no file, or one of another program."""
     if not os.path.isfile(path):
         return None
     name = os.path.basename(path)
     try:
+        if root is not None:
+            real_path(root, name)
         content, _ = read_whole(path, LARGEST)
     except LoraInspectError as error:
         return Sidecar(name, problem=error.problem)
