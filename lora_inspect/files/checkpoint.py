@@ -11,14 +11,7 @@ from typing import Any
 from lora_inspect.caching import Room
 from lora_inspect.errors import DamagedError, LoraInspectError, NotFoundError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
-from lora_inspect.files.discovery import (
-    ADAPTER_CONFIG,
-    PEFT_WEIGHTS,
-    ShardSet,
-    is_config_alone,
-    read_weights,
-    set_of,
-)
+from lora_inspect.files.discovery import ADAPTER_CONFIG, ShardSet, is_config_alone, read_weights, set_of
 from lora_inspect.files.file_types import PICKLE_ENDINGS, is_gguf, is_weights, likely_weights
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.json_files import read_index, read_json
@@ -269,17 +262,11 @@ def _config_beside(
         if not isinstance(config, dict):
             raise DamagedError(path, "it is JSON but not an object", "fetch the adapter's configuration again")
     except (DamagedError, RefusedError, WholeFilesOnly):
-        if is_of_server(path) and not _has_peft_names(file, names):
+        if is_of_server(path) and not any(name.startswith(_PEFT_ROOT) for name in names):
             return None, None
         raise
     inputs[path] = identity
     return config, path
-
-
-def _has_peft_names(file: str, names: Iterable[str]) -> bool:
-    """Return True if the name of the file or of a tensor is one that PEFT gives."""
-    is_peft_file = os.path.basename(file).startswith(PEFT_WEIGHTS)
-    return is_peft_file or any(name.startswith(_PEFT_ROOT) for name in names)
 
 
 def _open_index(index: str, named: str) -> Checkpoint:

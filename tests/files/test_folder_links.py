@@ -144,6 +144,19 @@ def test_shard_beside_named_one_may_not_be_link(place, run):
     )
 
 
+def test_index_beside_named_shard_may_not_be_link(place, run):
+    put_link(place / "shards" / INDEX, f"../outside/shards/{INDEX}")
+    shown = run("info", f"shards/{SHARD}")
+    refuses(shown, f"shards/{INDEX}", f"../outside/shards/{INDEX}", "leads outside the folder")
+
+
+def test_only_weights_with_name_of_pickle_may_not_be_link(place, run):
+    (place / "peft" / WEIGHTS).unlink()
+    put_link(place / "peft" / "adapter_model.bin", f"../outside/peft/{WEIGHTS}")
+    shown = run("info", "peft")
+    refuses(shown, "peft/adapter_model.bin", f"../outside/peft/{WEIGHTS}", "leads outside the folder")
+
+
 def test_sidecar_link_out_of_folder_is_ignored(place, run):
     (place / "outside" / "peft" / "secret").write_text(json.dumps({"activation text": "secret words"}))
     sidecar = place / "peft" / "adapter_model.json"
