@@ -1,4 +1,4 @@
-"""Runs merge and convert as they run on other systems, kills some of these runs, and says what came of them.
+"""Runs merge, convert and check --fix as they run on other systems, kills some runs, and says what came of them.
 
     python every_platform.py FOLDER FIXTURES PLATFORM...
 
@@ -33,6 +33,8 @@ KINDS = {
     "converted file": (["convert", "synthetic/rslora_flag.safetensors"],
                        ["convert", "synthetic/i64_alpha.safetensors"]),
     "converted folder": (["convert", "minilm-peft-rslora-r16"], ["convert", "minilm-peft-lora-r8"]),
+    "fixed file": (["check", "synthetic/bf16_alpha_and_flags.safetensors", "--fix"],
+                   ["convert", "synthetic/split.safetensors"]),
 }  # fmt: skip
 
 

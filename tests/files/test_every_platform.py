@@ -1,4 +1,4 @@
-"""Merge and convert on other systems write the bytes that they write here, and survive a kill there, too."""
+"""Merge, convert and check --fix on other systems write the bytes that they write here, and survive a kill there."""
 
 import json
 import os
